@@ -1,0 +1,446 @@
+//! Measures the real binary on loopback, and prints one JSON line per figure.
+//!
+//! `cargo bench` on SQLite, `cargo bench -- --postgres` on a private PostgreSQL,
+//! `cargo bench -- --database-url URL` on an empty database of yours;
+//! `--seconds N` sets how long each load lasts, and a name runs one figure only.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
+
+#[path = "../tests/it/support/database/cluster.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod cluster;
+
+use std::{
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use cluster::Cluster;
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::time::sleep;
+use tonic::transport::Channel;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use watchpost::pb::{
+    self, alert_rule_service_client::AlertRuleServiceClient,
+    alert_service_client::AlertServiceClient, camera_service_client::CameraServiceClient,
+    event_service_client::EventServiceClient, monitor_service_client::MonitorServiceClient,
+    watch_response::Update,
+};
+
+const RULES: usize = 100;
+const DETECTIONS: usize = 5;
+const INGESTS_IN_FLIGHT: usize = 16;
+const GETS_IN_FLIGHT: usize = 64;
+const CONNECTIONS: usize = 4;
+const STARTS: usize = 10;
+const ALERTS: usize = 500;
+
+struct Options {
+    database_url: Option<String>,
+    postgres: bool,
+    seconds: u64,
+    only: Option<String>,
+}
+
+/// A server of the real binary.
+struct Server {
+    child: Child,
+    address: String,
+    database: &'static str,
+    folder: TempDir,
+    url: Option<String>,
+}
+
+#[tokio::main]
+async fn main() {
+    let options = options();
+    let cluster = if options.postgres {
+        Some(Cluster::start().await)
+    } else {
+        None
+    };
+    let url = cluster
+        .as_ref()
+        .map(|cluster| cluster.url("postgres"))
+        .or(options.database_url.clone());
+    let mut server = Server::start(url);
+    server.serving().await;
+    let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
+    if wanted("start") {
+        start(&mut server).await;
+    }
+    if wanted("idle_memory") {
+        idle_memory(&server).await;
+    }
+    prepare(&server).await;
+    if wanted("alert_latency") {
+        alert_latency(&server).await;
+    }
+    if wanted("ingest") {
+        ingest(&server, options.seconds).await;
+    }
+    if wanted("get_alert") {
+        get_alert(&server, options.seconds).await;
+    }
+}
+
+fn options() -> Options {
+    let mut options = Options {
+        database_url: None,
+        postgres: false,
+        seconds: 10,
+        only: None,
+    };
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            // Cargo says so by itself.
+            "--bench" => {}
+            "--postgres" => options.postgres = true,
+            "--database-url" => options.database_url = args.next(),
+            "--seconds" => options.seconds = args.next().unwrap().parse().unwrap(),
+            name => options.only = Some(name.to_string()),
+        }
+    }
+    options
+}
+
+impl Server {
+    fn start(url: Option<String>) -> Self {
+        let folder = TempDir::new().unwrap();
+        let database = match &url {
+            Some(url) if url.starts_with("postgres") => "postgres",
+            _ => "sqlite",
+        };
+        let (child, address) = spawn(&folder, url.as_ref());
+        Self {
+            child,
+            address,
+            database,
+            folder,
+            url,
+        }
+    }
+
+    async fn connect(&self) -> Channel {
+        Channel::from_shared(self.address.clone())
+            .unwrap()
+            .connect()
+            .await
+            .unwrap()
+    }
+
+    /// Waits until the server says that it serves.
+    async fn serving(&self) {
+        loop {
+            if let Ok(channel) = Channel::from_shared(self.address.clone())
+                .unwrap()
+                .connect()
+                .await
+            {
+                let request = HealthCheckRequest::default();
+                let check = HealthClient::new(channel).check(request).await;
+                if check.is_ok_and(|check| check.into_inner().status() == ServingStatus::Serving) {
+                    return;
+                }
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn report(&self, figure: &str, goal: &str, values: &serde_json::Value) {
+        let mut line = json!({ "figure": figure, "database": self.database, "goal": goal });
+        line.as_object_mut()
+            .unwrap()
+            .extend(values.as_object().unwrap().clone());
+        println!("{line}");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        stop(&mut self.child);
+    }
+}
+
+fn spawn(folder: &TempDir, url: Option<&String>) -> (Child, String) {
+    let mut command = Command::new(PathBuf::from(env!("CARGO_BIN_EXE_watchpost")));
+    command
+        .args(["--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(folder.path());
+    if let Some(url) = url {
+        command.args(["--database-url", url]);
+    }
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let listening = lines
+        .by_ref()
+        .map(Result::unwrap)
+        .find(|line| line.contains("listening on"));
+    let address = listening.unwrap().rsplit(' ').next().unwrap().to_string();
+    // The log must not fill the pipe.
+    std::thread::spawn(move || for _ in lines {});
+    (child, format!("http://{address}"))
+}
+
+fn stop(child: &mut Child) {
+    let pid = child.id().to_string();
+    Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+    child.wait().unwrap();
+}
+
+/// From the start of the process to SERVING, on a database that is there.
+async fn start(server: &mut Server) {
+    let mut times = Vec::new();
+    for _ in 0..STARTS {
+        stop(&mut server.child);
+        let begun = Instant::now();
+        (server.child, server.address) = spawn(&server.folder, server.url.as_ref());
+        server.serving().await;
+        times.push(begun.elapsed());
+    }
+    times.sort();
+    let ms = |at: usize| millis(times[at]);
+    server.report(
+        "start_to_serving",
+        "<= 150 ms",
+        &json!({ "p50_ms": ms(STARTS / 2), "max_ms": ms(STARTS - 1) }),
+    );
+}
+
+/// The resident memory of a server that nobody talks to.
+async fn idle_memory(server: &Server) {
+    sleep(Duration::from_secs(3)).await;
+    let rss = resident_mib(server);
+    server.report("idle_memory", "<= 25 MiB", &json!({ "resident_mib": rss }));
+}
+
+fn resident_mib(server: &Server) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    (kib / 102.4).round() / 10.0
+}
+
+/// A camera, and a hundred enabled rules of which one fires.
+async fn prepare(server: &Server) {
+    let channel = server.connect().await;
+    let camera = pb::Camera {
+        id: "bench".into(),
+        name: "bench".into(),
+        ..Default::default()
+    };
+    let request = pb::CreateCameraRequest {
+        camera: Some(camera),
+    };
+    CameraServiceClient::new(channel.clone())
+        .create_camera(request)
+        .await
+        .unwrap();
+    let mut rules = AlertRuleServiceClient::new(channel);
+    for number in 0..RULES {
+        let fires = number == 0;
+        let rule = pb::AlertRule {
+            name: format!("rule {number}"),
+            object_types: vec![if fires { "person" } else { "aeroplane" }.into()],
+            min_confidence: Some(0.5),
+            risk_threshold: Some(if fires { 50 } else { 40 }),
+            cooldown_seconds: Some(0),
+            ..Default::default()
+        };
+        rules
+            .create_alert_rule(pb::CreateAlertRuleRequest {
+                alert_rule: Some(rule),
+            })
+            .await
+            .unwrap();
+    }
+}
+
+fn request() -> pb::IngestEventRequest {
+    let detection = |number: usize| pb::Detection {
+        file_path: format!("/cameras/bench/{number}.jpg"),
+        object_type: Some(["car", "dog", "person", "cat", "bicycle"][number % 5].into()),
+        confidence: Some(0.9),
+        bbox_x: Some(10),
+        bbox_y: Some(20),
+        bbox_width: Some(100),
+        bbox_height: Some(200),
+        video_width: Some(1920),
+        video_height: Some(1080),
+        ..Default::default()
+    };
+    let event = pb::Event {
+        camera_id: "bench".into(),
+        risk_score: Some(70),
+        summary: Some("A person walks up to the door and looks around.".into()),
+        ..Default::default()
+    };
+    pb::IngestEventRequest {
+        event: Some(event),
+        detections: (0..DETECTIONS).map(detection).collect(),
+        request_id: uuid::Uuid::now_v7().to_string(),
+    }
+}
+
+/// Events a second from clients that each wait for their answer.
+async fn ingest(server: &Server, seconds: u64) {
+    let (stop, done) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicUsize::new(0)),
+    );
+    let mut clients = Vec::new();
+    for at in 0..INGESTS_IN_FLIGHT {
+        if at % 4 == 0 {
+            clients.push(server.connect().await);
+        }
+    }
+    let clients: Vec<_> = (0..INGESTS_IN_FLIGHT)
+        .map(|at| {
+            let mut events = EventServiceClient::new(clients[at / 4].clone());
+            let (stop, done) = (stop.clone(), done.clone());
+            tokio::spawn(async move {
+                let mut times = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let begun = Instant::now();
+                    let response = events.ingest_event(request()).await.unwrap().into_inner();
+                    assert_eq!(response.alerts.len(), 1);
+                    times.push(begun.elapsed());
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+                times
+            })
+        })
+        .collect();
+    sleep(Duration::from_secs(2)).await;
+    let (before, begun) = (done.load(Ordering::Relaxed), Instant::now());
+    sleep(Duration::from_secs(seconds)).await;
+    let rate = per_second(done.load(Ordering::Relaxed) - before, begun.elapsed());
+    stop.store(true, Ordering::Relaxed);
+    let mut times = Vec::new();
+    for client in clients {
+        times.extend(client.await.unwrap());
+    }
+    let mut values = latencies(times);
+    values["events_per_second"] = rate.into();
+    values["resident_mib"] = resident_mib(server).into();
+    server.report("ingest", ">= 2500 events/s", &values);
+}
+
+/// How long after an alert was raised, which is before its commit, a subscriber has it, on an idle system.
+async fn alert_latency(server: &Server) {
+    let channel = server.connect().await;
+    let watch = pb::WatchRequest {
+        topics: vec![pb::Topic::Alerts.into()],
+        ..Default::default()
+    };
+    let mut responses = MonitorServiceClient::new(channel)
+        .watch(watch)
+        .await
+        .unwrap()
+        .into_inner();
+    responses.message().await.unwrap();
+    let events = EventServiceClient::new(server.connect().await);
+    let mut times = Vec::new();
+    while times.len() < ALERTS {
+        let ingest = tokio::spawn({
+            let mut events = events.clone();
+            async move { events.ingest_event(request()).await.unwrap() }
+        });
+        loop {
+            let response = responses.message().await.unwrap().unwrap();
+            if let Some(Update::Alert(change)) = response.update {
+                let raised =
+                    SystemTime::try_from(change.alert.unwrap().created_at.unwrap()).unwrap();
+                times.push(SystemTime::now().duration_since(raised).unwrap());
+                break;
+            }
+        }
+        ingest.await.unwrap();
+        sleep(Duration::from_millis(10)).await;
+    }
+    server.report(
+        "raised_to_received",
+        "p50 <= 5 ms, p99 <= 20 ms",
+        &latencies(times),
+    );
+}
+
+/// Unary calls a second for one of a thousand alerts.
+async fn get_alert(server: &Server, seconds: u64) {
+    let channel = server.connect().await;
+    let request = pb::ListAlertsRequest {
+        page_size: 1000,
+        ..Default::default()
+    };
+    let alerts = AlertServiceClient::new(channel)
+        .list_alerts(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .alerts;
+    let ids: Arc<Vec<_>> = Arc::new(alerts.into_iter().map(|alert| alert.id).collect());
+    let (stop, done) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicUsize::new(0)),
+    );
+    let mut clients = Vec::new();
+    for connection in 0..CONNECTIONS {
+        let channel = server.connect().await;
+        for call in 0..GETS_IN_FLIGHT / CONNECTIONS {
+            let mut alerts = AlertServiceClient::new(channel.clone());
+            let (stop, done, ids) = (stop.clone(), done.clone(), ids.clone());
+            clients.push(tokio::spawn(async move {
+                let mut times = Vec::new();
+                let mut at = connection * 251 + call * 17;
+                while !stop.load(Ordering::Relaxed) {
+                    at += 1;
+                    let id = ids[at % ids.len()].clone();
+                    let begun = Instant::now();
+                    alerts.get_alert(pb::GetAlertRequest { id }).await.unwrap();
+                    times.push(begun.elapsed());
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+                times
+            }));
+        }
+    }
+    sleep(Duration::from_secs(1)).await;
+    let (before, begun) = (done.load(Ordering::Relaxed), Instant::now());
+    sleep(Duration::from_secs(seconds)).await;
+    let rate = per_second(done.load(Ordering::Relaxed) - before, begun.elapsed());
+    stop.store(true, Ordering::Relaxed);
+    let mut times = Vec::new();
+    for client in clients {
+        times.extend(client.await.unwrap());
+    }
+    let mut values = latencies(times);
+    values["calls_per_second"] = rate.into();
+    server.report("get_alert", ">= 40000 calls/s on SQLite", &values);
+}
+
+#[allow(clippy::cast_precision_loss)]
+fn per_second(count: usize, time: Duration) -> f64 {
+    (count as f64 / time.as_secs_f64()).round()
+}
+
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 100_000.0).round() / 100.0
+}
+
+fn latencies(mut times: Vec<Duration>) -> serde_json::Value {
+    times.sort();
+    let at = |percent: usize| millis(times[(times.len() - 1) * percent / 100]);
+    json!({ "p50_ms": at(50), "p99_ms": at(99), "max_ms": at(100), "samples": times.len() })
+}

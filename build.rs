@@ -1,0 +1,36 @@
+//! Generates the Rust of the API from `proto/`, without protoc.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+const FILES: [&str; 7] = [
+    "watchpost/v1/alerts.proto",
+    "watchpost/v1/cameras.proto",
+    "watchpost/v1/common.proto",
+    "watchpost/v1/errors.proto",
+    "watchpost/v1/events.proto",
+    "watchpost/v1/gpu.proto",
+    "watchpost/v1/monitor.proto",
+];
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "cargo tells build scripts by the environment"
+)]
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_imports(true).include_source_info(true);
+    compiler.open_files(FILES)?;
+    let descriptors = compiler.file_descriptor_set();
+    // What reflection serves needs no comments.
+    compiler.include_source_info(false);
+    fs::write(
+        out.join("watchpost_descriptor.bin"),
+        compiler.encode_file_descriptor_set(),
+    )?;
+
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,1 @@
+"""Looks at pictures and videos, and hands what it finds to Watchpost."""

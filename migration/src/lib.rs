@@ -1,0 +1,47 @@
+//! The schema of Watchpost: one migrator for SQLite and PostgreSQL, one migration for each family.
+
+pub use sea_orm_migration::MigratorTrait;
+use sea_orm_migration::prelude::*;
+
+mod dialect;
+
+mod m20261124_000001_cameras;
+mod m20261124_000002_events;
+mod m20261124_000003_gpu;
+mod m20261124_000004_audit;
+mod m20261124_000005_logs;
+mod m20261124_000006_alerts;
+mod m20261124_000007_baselines;
+mod m20261124_000008_zones;
+mod m20261124_000009_jobs;
+mod m20261124_000010_exports;
+mod m20261124_000011_backups;
+mod m20261124_000012_feedback;
+mod m20261124_000013_enrichment;
+mod m20261124_000014_feed;
+
+/// Applies and reverts the migrations, parents first. It takes no lock: callers that may
+/// start at the same time have to take one.
+#[derive(Debug)]
+pub struct Migrator;
+
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![
+            Box::new(m20261124_000001_cameras::Migration),
+            Box::new(m20261124_000002_events::Migration),
+            Box::new(m20261124_000003_gpu::Migration),
+            Box::new(m20261124_000004_audit::Migration),
+            Box::new(m20261124_000005_logs::Migration),
+            Box::new(m20261124_000006_alerts::Migration),
+            Box::new(m20261124_000007_baselines::Migration),
+            Box::new(m20261124_000008_zones::Migration),
+            Box::new(m20261124_000009_jobs::Migration),
+            Box::new(m20261124_000010_exports::Migration),
+            Box::new(m20261124_000011_backups::Migration),
+            Box::new(m20261124_000012_feedback::Migration),
+            Box::new(m20261124_000013_enrichment::Migration),
+            Box::new(m20261124_000014_feed::Migration),
+        ]
+    }
+}

@@ -1,0 +1,205 @@
+//! The enabled rules, compiled once and shared by all requests.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
+use tokio::{sync::Mutex, time::sleep};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{schedule::Schedule, template::Template};
+use crate::{
+    db::Db,
+    entity::{
+        Strings,
+        alert::AlertSeverity,
+        alert_rule::{self, Entity},
+    },
+    error::Result,
+    feed::Position,
+    monitor::Feed,
+    pb::watch_response::Update,
+};
+
+/// How long to wait before the rules are read again after a failure.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// A rule, ready to be asked.
+#[derive(Debug)]
+pub struct Rule {
+    pub id: Uuid,
+    pub name: String,
+    pub severity: AlertSeverity,
+    pub risk_threshold: Option<i32>,
+    /// Lower case. Empty: any. Few, so that looking through them is quicker than hashing.
+    pub object_types: Vec<String>,
+    /// Empty: any.
+    pub camera_ids: HashSet<String>,
+    /// Empty: any.
+    pub zone_ids: HashSet<String>,
+    pub min_confidence: Option<f64>,
+    pub schedule: Option<Schedule>,
+    pub template: Template,
+    /// In microseconds.
+    pub cooldown_us: i64,
+    pub channels: Option<Strings>,
+    /// What an alert says of the conditions that the event met.
+    pub conditions: Vec<String>,
+}
+
+/// The enabled rules of one moment, oldest first.
+pub type RuleSet = Vec<Rule>;
+
+/// The rules of this process. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Rules(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    db: Db,
+    current: RwLock<Arc<RuleSet>>,
+    /// Held while reading, so that the set that is read last replaces those read before.
+    reading: Mutex<()>,
+}
+
+impl Rules {
+    /// The rules of this database, none until they are read.
+    pub fn new(db: Db) -> Self {
+        Self(Arc::new(Shared {
+            db,
+            current: RwLock::default(),
+            reading: Mutex::default(),
+        }))
+    }
+
+    /// The rules to judge an event by.
+    pub fn current(&self) -> Arc<RuleSet> {
+        self.0
+            .current
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Reads the rules again. What was committed before the call is in force after it.
+    pub async fn reload(&self) -> Result<()> {
+        let _reading = self.0.reading.lock().await;
+        let rows = Entity::find()
+            .filter(alert_rule::Column::Enabled.eq(true))
+            .order_by_asc(alert_rule::Column::CreatedAt)
+            .order_by_asc(alert_rule::Column::Id)
+            .all(self.0.db.reader())
+            .await?;
+        let mut rules = RuleSet::with_capacity(rows.len());
+        for row in rows {
+            let id = row.id;
+            match Rule::compile(row) {
+                Ok(rule) => rules.push(rule),
+                // Written past our checks. One bad rule must not stop the others, and must not fire.
+                Err(error) => {
+                    tracing::error!(alert_rule.id = %id, %error, "an alert rule cannot be used");
+                }
+            }
+        }
+        *self
+            .0
+            .current
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+        Ok(())
+    }
+
+    /// Reads the rules again whenever the feed says that one has changed, on whatever process.
+    pub async fn follow(self, feed: Feed, from: Position, shutdown: CancellationToken) {
+        let mut position = from;
+        let following = async {
+            loop {
+                let Ok(entries) = feed.after(position).await else {
+                    // The feed is gone from under us, or the database is in trouble: the table has it all.
+                    position = position.max(feed.head());
+                    self.reload_at_last().await;
+                    sleep(RETRY).await;
+                    continue;
+                };
+                if entries
+                    .iter()
+                    .any(|entry| matches!(entry.item.update, Some(Update::AlertRule(_))))
+                {
+                    self.reload_at_last().await;
+                }
+                position = entries.last().map_or(position, |entry| entry.position);
+            }
+        };
+        shutdown.run_until_cancelled(following).await;
+    }
+
+    async fn reload_at_last(&self) {
+        while let Err(error) = self.reload().await {
+            tracing::debug!(%error, "the alert rules cannot be read; it is tried again");
+            sleep(RETRY).await;
+        }
+    }
+}
+
+impl Rule {
+    /// Compiles a row.
+    pub fn compile(row: alert_rule::Model) -> Result<Self> {
+        let set = |strings: &Option<Strings>| {
+            strings
+                .clone()
+                .unwrap_or_default()
+                .0
+                .into_iter()
+                .collect::<HashSet<_>>()
+        };
+        let conditions = conditions(&row);
+        Ok(Self {
+            id: row.id,
+            severity: row.severity,
+            risk_threshold: row.risk_threshold,
+            object_types: set(&row.object_types)
+                .iter()
+                .map(|name| name.to_lowercase())
+                .collect(),
+            camera_ids: set(&row.camera_ids),
+            zone_ids: set(&row.zone_ids),
+            min_confidence: row.min_confidence,
+            schedule: row.schedule.as_ref().map(Schedule::compile).transpose()?,
+            template: Template::parse("dedup_key_template", &row.dedup_key_template)?,
+            cooldown_us: i64::from(row.cooldown_seconds) * 1_000_000,
+            channels: row.channels,
+            name: row.name,
+            conditions,
+        })
+    }
+}
+
+/// The conditions of a rule, for people to read.
+fn conditions(row: &alert_rule::Model) -> Vec<String> {
+    let list = |name: &str, strings: &Option<Strings>| {
+        let strings = strings.as_ref().filter(|strings| !strings.0.is_empty())?;
+        Some(format!("{name} in [{}]", strings.0.join(", ")))
+    };
+    let conditions: Vec<_> = [
+        row.risk_threshold
+            .map(|score| format!("risk_score >= {score}")),
+        list("camera_id", &row.camera_ids),
+        list("object_type", &row.object_types),
+        row.min_confidence
+            .map(|confidence| format!("confidence >= {confidence}")),
+        list("zone_id", &row.zone_ids),
+        row.schedule.as_ref().map(|_| "within_schedule".to_string()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if conditions.is_empty() {
+        vec!["no_conditions (always matches)".to_string()]
+    } else {
+        conditions
+    }
+}

@@ -1,0 +1,300 @@
+//! When a rule is in force: windows of the wall clock in a time zone.
+
+use chrono::{DateTime, Datelike, Timelike, Utc};
+use chrono_tz::Tz;
+
+use crate::{
+    entity::alert_rule::{self, Weekday},
+    error::{Error, Result},
+    pb,
+};
+
+/// Windows of time, ready to be asked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schedule {
+    timezone: Tz,
+    /// Bit 0 is Monday.
+    days: u8,
+    /// First minute of the day, and the first one after. `None`: the whole day.
+    window: Option<(u32, u32)>,
+}
+
+impl Schedule {
+    /// Reads what a rule says. Fails on what no check let pass, which another program may have written.
+    pub fn compile(schedule: &alert_rule::Schedule) -> Result<Self> {
+        let timezone = timezone(&schedule.timezone)?;
+        let mut days = schedule
+            .days
+            .iter()
+            .fold(0, |days, day| days | 1 << *day as u8);
+        if days == 0 {
+            days = 0b0111_1111;
+        }
+        let window = match (&schedule.start_time, &schedule.end_time) {
+            (None, None) => None,
+            (Some(start), Some(end)) => {
+                Some((minute("start_time", start)?, minute("end_time", end)?))
+            }
+            (Some(_), None) => {
+                return Err(Error::invalid("end_time", "is required with start_time"));
+            }
+            (None, Some(_)) => {
+                return Err(Error::invalid("start_time", "is required with end_time"));
+            }
+        };
+        if window.is_some_and(|(start, end)| start == end) {
+            return Err(Error::invalid(
+                "end_time",
+                "must not equal start_time; leave out both for the whole day",
+            ));
+        }
+        Ok(Self {
+            timezone,
+            days,
+            window,
+        })
+    }
+
+    /// Whether `time` lies in a window.
+    pub fn contains(&self, time: DateTime<Utc>) -> bool {
+        let local = time.with_timezone(&self.timezone);
+        let today = local.weekday().num_days_from_monday();
+        let on = |day: u32| self.days & (1 << (day % 7)) != 0;
+        let now = local.hour() * 60 + local.minute();
+        match self.window {
+            None => on(today),
+            Some((start, end)) if start < end => on(today) && (start..end).contains(&now),
+            // Over midnight: the hours after it belong to the day before.
+            Some((start, end)) => (now >= start && on(today)) || (now < end && on(today + 6)),
+        }
+    }
+}
+
+fn timezone(name: &str) -> Result<Tz> {
+    let problem = |_| {
+        Error::invalid(
+            "timezone",
+            "must be a time zone of the IANA database, such as Europe/Berlin",
+        )
+    };
+    name.parse().map_err(problem)
+}
+
+/// Reads `HH:MM` as a minute of the day.
+fn minute(field: &str, text: &str) -> Result<u32> {
+    let number = |text: &str, most: u32| {
+        let digits = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse::<u32>()
+            .ok()
+            .filter(|number| digits && *number <= most)
+    };
+    let read = text
+        .split_once(':')
+        .and_then(|(hour, minute)| Some(number(hour, 23)? * 60 + number(minute, 59)?));
+    read.ok_or_else(|| Error::invalid(field, "must be HH:MM, from 00:00 to 23:59"))
+}
+
+/// Checks a schedule that a client sent in `field`.
+pub fn from_proto(field: &str, schedule: &pb::Schedule) -> Result<alert_rule::Schedule> {
+    let mut days = Vec::with_capacity(schedule.days.len());
+    for (at, day) in schedule.days.iter().enumerate() {
+        let field = format!("{field}.days[{at}]");
+        let day = match pb::DayOfWeek::try_from(*day) {
+            Ok(pb::DayOfWeek::Monday) => Weekday::Monday,
+            Ok(pb::DayOfWeek::Tuesday) => Weekday::Tuesday,
+            Ok(pb::DayOfWeek::Wednesday) => Weekday::Wednesday,
+            Ok(pb::DayOfWeek::Thursday) => Weekday::Thursday,
+            Ok(pb::DayOfWeek::Friday) => Weekday::Friday,
+            Ok(pb::DayOfWeek::Saturday) => Weekday::Saturday,
+            Ok(pb::DayOfWeek::Sunday) => Weekday::Sunday,
+            Ok(pb::DayOfWeek::Unspecified) => {
+                return Err(Error::invalid(field, "must not be unspecified"));
+            }
+            Err(_) => {
+                return Err(Error::invalid(
+                    field,
+                    "is not a value that this server knows",
+                ));
+            }
+        };
+        if days.contains(&day) {
+            return Err(Error::invalid(field, "is named twice"));
+        }
+        days.push(day);
+    }
+    days.sort();
+    let some = |text: &str| Some(text.to_string()).filter(|text| !text.is_empty());
+    let schedule = alert_rule::Schedule {
+        days,
+        start_time: some(&schedule.start_time),
+        end_time: some(&schedule.end_time),
+        timezone: some(&schedule.timezone).unwrap_or_else(|| "UTC".to_string()),
+    };
+    match Schedule::compile(&schedule) {
+        Ok(_) => Ok(schedule),
+        Err(Error::Invalid {
+            field: name,
+            problem,
+        }) => Err(Error::invalid(format!("{field}.{name}"), problem)),
+        Err(other) => Err(other),
+    }
+}
+
+/// A schedule for the wire.
+pub fn to_proto(schedule: alert_rule::Schedule) -> pb::Schedule {
+    let day = |day: Weekday| match day {
+        Weekday::Monday => pb::DayOfWeek::Monday,
+        Weekday::Tuesday => pb::DayOfWeek::Tuesday,
+        Weekday::Wednesday => pb::DayOfWeek::Wednesday,
+        Weekday::Thursday => pb::DayOfWeek::Thursday,
+        Weekday::Friday => pb::DayOfWeek::Friday,
+        Weekday::Saturday => pb::DayOfWeek::Saturday,
+        Weekday::Sunday => pb::DayOfWeek::Sunday,
+    };
+    pb::Schedule {
+        days: schedule
+            .days
+            .into_iter()
+            .map(|weekday| day(weekday).into())
+            .collect(),
+        start_time: schedule.start_time.unwrap_or_default(),
+        end_time: schedule.end_time.unwrap_or_default(),
+        timezone: schedule.timezone,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::{Days, NaiveTime, TimeDelta, TimeZone};
+
+    use super::*;
+
+    fn schedule(days: &[Weekday], window: Option<(&str, &str)>, timezone: &str) -> Schedule {
+        Schedule::compile(&alert_rule::Schedule {
+            days: days.to_vec(),
+            start_time: window.map(|(start, _)| start.to_string()),
+            end_time: window.map(|(_, end)| end.to_string()),
+            timezone: timezone.to_string(),
+        })
+        .unwrap()
+    }
+
+    fn at(text: &str) -> DateTime<Utc> {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_window_begins_with_its_start_and_ends_before_its_end() {
+        let night = schedule(
+            &[Weekday::Friday],
+            Some(("22:00", "06:00")),
+            "Europe/Berlin",
+        );
+        // Friday is 2026-11-27; Berlin is an hour ahead of UTC.
+        for (time, inside) in [
+            ("2026-11-27T20:59:59Z", false),
+            ("2026-11-27T21:00:00Z", true),
+            ("2026-11-28T04:59:59Z", true),
+            ("2026-11-28T05:00:00Z", false),
+            ("2026-11-27T03:00:00Z", false),
+            ("2026-11-28T22:00:00Z", false),
+        ] {
+            assert_eq!(night.contains(at(time)), inside, "{time}");
+        }
+        let sunday = schedule(&[Weekday::Sunday], None, "UTC");
+        assert!(
+            sunday.contains(at("2026-11-29T23:59:59Z"))
+                && !sunday.contains(at("2026-11-30T00:00:00Z"))
+        );
+        assert!(schedule(&[], None, "UTC").contains(at("2026-11-30T00:00:00Z")));
+        let to_midnight = schedule(&[], Some(("08:00", "00:00")), "UTC");
+        assert!(
+            to_midnight.contains(at("2026-11-30T23:59:00Z"))
+                && !to_midnight.contains(at("2026-11-30T00:00:00Z"))
+        );
+    }
+
+    /// Minute by minute around every change of the clocks of a year, against windows laid out day by day.
+    #[test]
+    fn the_wall_clock_decides_when_clocks_change() {
+        let windows = [
+            ("01:30", "02:30"),
+            ("02:00", "03:00"),
+            ("22:00", "06:00"),
+            ("00:00", "03:30"),
+        ];
+        let days = [Weekday::Sunday, Weekday::Saturday];
+        for zone in [
+            "Europe/Berlin",
+            "America/New_York",
+            "Australia/Lord_Howe",
+            "Asia/Kathmandu",
+            "Africa/Casablanca",
+        ] {
+            let timezone: Tz = zone.parse().unwrap();
+            for (start, end) in windows {
+                let schedule = schedule(&days, Some((start, end)), zone);
+                let clock = |text: &str| NaiveTime::parse_from_str(text, "%H:%M").unwrap();
+                let first = Utc.with_ymd_and_hms(2026, 1, 1, 0, 0, 0).unwrap();
+                // Every 15 minutes of the year falls on every change of these zones.
+                for quarter in 0..365 * 96 {
+                    let time = first + TimeDelta::minutes(quarter * 15);
+                    let local = time.with_timezone(&timezone).naive_local();
+                    let within =
+                        [local.date(), local.date() - Days::new(1)]
+                            .into_iter()
+                            .any(|date| {
+                                let on = [5, 6].contains(&date.weekday().num_days_from_monday());
+                                let from = date.and_time(clock(start));
+                                let until_date = if end < start {
+                                    date + Days::new(1)
+                                } else {
+                                    date
+                                };
+                                on && (from..until_date.and_time(clock(end))).contains(&local)
+                            });
+                    assert_eq!(
+                        schedule.contains(time),
+                        within,
+                        "{zone} {start}-{end} {time}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bad_schedules_are_refused_by_field() {
+        let good = pb::Schedule {
+            start_time: "08:00".into(),
+            end_time: "18:00".into(),
+            ..Default::default()
+        };
+        assert_eq!(from_proto("s", &good).unwrap().timezone, "UTC");
+        let field = |schedule: pb::Schedule| match from_proto("s", &schedule) {
+            Err(Error::Invalid { field, .. }) => field,
+            other => panic!("{other:?}"),
+        };
+        let bad = |change: fn(&mut pb::Schedule)| {
+            let mut schedule = good.clone();
+            change(&mut schedule);
+            field(schedule)
+        };
+        assert_eq!(bad(|s| s.timezone = "Mars/Olympus".into()), "s.timezone");
+        assert_eq!(bad(|s| s.end_time.clear()), "s.end_time");
+        assert_eq!(bad(|s| s.start_time.clear()), "s.start_time");
+        assert_eq!(bad(|s| s.end_time = "08:00".into()), "s.end_time");
+        for time in [
+            "8:00", "24:00", "12:60", "+1:00", "0800", "ab:cd", "08:00:00",
+        ] {
+            let schedule = pb::Schedule {
+                start_time: time.into(),
+                ..good.clone()
+            };
+            assert_eq!(field(schedule), "s.start_time", "{time}");
+        }
+        assert_eq!(bad(|s| s.days = vec![1, 0]), "s.days[1]");
+        assert_eq!(bad(|s| s.days = vec![8]), "s.days[0]");
+        assert_eq!(bad(|s| s.days = vec![1, 1]), "s.days[1]");
+    }
+}

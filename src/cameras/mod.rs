@@ -1,0 +1,5 @@
+//! Cameras: where everything that is seen comes from.
+
+mod service;
+
+pub use service::Cameras;

@@ -1,0 +1,444 @@
+//! Every setting: a flag, a `WATCHPOST_…` variable, or a line of a TOML file, in this order of precedence.
+//!
+//! Nothing else reads the environment.
+
+use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{
+    ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+    error::ErrorKind,
+};
+
+use crate::db;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "watchpost",
+    version,
+    about = "The operations backend of an AI camera system, as one gRPC service.",
+    after_help = "Every setting can also be given as a variable (named in brackets) or in the TOML file that --config \
+                  names, under the name of its flag with underscores. A flag beats a variable, a variable beats the file.",
+    disable_help_subcommand = true,
+    allow_negative_numbers = true
+)]
+pub struct Cli {
+    /// What to do; `serve` if nothing is said.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to do it.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// What the process is to do.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Serve (the default)
+    Serve,
+    /// Change the schema of the database, or tell its state
+    Migrate {
+        /// Which way
+        #[command(subcommand)]
+        direction: Migrate,
+    },
+}
+
+/// What to do with the schema.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Migrate {
+    /// Apply every migration that is missing; serving does so by itself
+    Up,
+    /// Take back the last migrations, with the data in what they made
+    Down {
+        /// How many migrations to take back
+        steps: u32,
+        /// Really do it
+        #[arg(long)]
+        yes: bool,
+    },
+    /// List the migrations, and which of them are applied
+    Status,
+}
+
+/// The settings. All have defaults.
+#[derive(Debug, Clone, Args)]
+pub struct Settings {
+    /// A TOML file with settings
+    #[arg(long, global = true, value_name = "FILE", env = "WATCHPOST_CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// Where to listen; port 0 takes a free one and says which
+    #[arg(
+        long, global = true, value_name = "HOST:PORT", env = "WATCHPOST_LISTEN",
+        default_value = "127.0.0.1:50051", value_parser = listen
+    )]
+    pub listen: String,
+
+    /// The folder for what Watchpost keeps on disk
+    #[arg(
+        long,
+        global = true,
+        value_name = "FOLDER",
+        env = "WATCHPOST_DATA_DIR",
+        default_value = "./watchpost-data"
+    )]
+    pub data_dir: PathBuf,
+
+    /// The database: `sqlite://PATH` or `postgres://USER:PASSWORD@HOST/NAME` [default: watchpost.db in the data folder]
+    #[arg(
+        long, global = true, value_name = "URL", env = "WATCHPOST_DATABASE_URL",
+        hide_env_values = true, value_parser = database_url
+    )]
+    pub database_url: Option<String>,
+
+    /// How many connections to PostgreSQL to open at most, 4 to 1000
+    #[arg(
+        long, global = true, value_name = "NUMBER", env = "WATCHPOST_DATABASE_CONNECTIONS",
+        default_value = "16", value_parser = clap::value_parser!(u32).range(4..=1000)
+    )]
+    pub database_connections: u32,
+
+    /// When a commit on SQLite is on the disk: before it is answered (full) or a moment later (normal)
+    #[arg(
+        long,
+        global = true,
+        value_name = "MODE",
+        env = "WATCHPOST_SQLITE_SYNCHRONOUS",
+        default_value = "full"
+    )]
+    pub sqlite_synchronous: Synchronous,
+
+    /// How much to log to standard error: a level (error, warn, info, debug, trace), or directives such as
+    /// `info,watchpost::feed=debug`
+    #[arg(
+        long, global = true, value_name = "FILTER", env = "WATCHPOST_LOG", default_value = "info,sea_orm_migration=warn",
+        value_parser = log_filter
+    )]
+    pub log: String,
+
+    /// How often to sample the GPUs, 100ms to 1h
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_GPU_INTERVAL", default_value = "1s",
+        value_parser = between::<100, 3_600_000>
+    )]
+    pub gpu_interval: Duration,
+
+    /// The NVML library to load [default: libnvidia-ml.so.1, wherever the system finds it]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "WATCHPOST_NVML_LIBRARY"
+    )]
+    pub nvml_library: Option<PathBuf>,
+
+    /// The name of this host in GPU stats [default: the system's]
+    #[arg(long, global = true, value_name = "NAME", env = "WATCHPOST_HOST", value_parser = host)]
+    pub host: Option<String>,
+
+    /// How long the change feed is kept for watches to resume from, 1m to 365d
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_FEED_RETENTION", default_value = "7d",
+        value_parser = between::<60_000, 31_536_000_000>
+    )]
+    pub feed_retention: Duration,
+
+    /// How many watches may be open at once, 1 to 1000000
+    #[arg(
+        long, global = true, value_name = "NUMBER", env = "WATCHPOST_MAX_WATCHES", default_value = "10000",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
+    pub max_watches: u32,
+
+    /// The largest request to accept, in bytes, 65536 to 268435456
+    #[arg(
+        long, global = true, value_name = "BYTES", env = "WATCHPOST_MAX_MESSAGE_SIZE", default_value = "4194304",
+        value_parser = clap::value_parser!(u32).range(65_536..=268_435_456)
+    )]
+    pub max_message_size: u32,
+
+    /// How often to ask silent connections whether they are alive, 1s to 1h
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_KEEPALIVE_INTERVAL", default_value = "30s",
+        value_parser = between::<1_000, 3_600_000>
+    )]
+    pub keepalive_interval: Duration,
+
+    /// How long to wait for the answer to that, 1s to 1h
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_KEEPALIVE_TIMEOUT", default_value = "10s",
+        value_parser = between::<1_000, 3_600_000>
+    )]
+    pub keepalive_timeout: Duration,
+
+    /// How long calls may take to end at shutdown, 0s to 1h
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_SHUTDOWN_GRACE", default_value = "10s",
+        value_parser = between::<0, 3_600_000>
+    )]
+    pub shutdown_grace: Duration,
+}
+
+/// See [`db::Synchronous`].
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Synchronous {
+    /// See [`db::Synchronous::Full`].
+    Full,
+    /// See [`db::Synchronous::Normal`].
+    Normal,
+}
+
+impl Settings {
+    /// Which database, and how to treat it.
+    pub fn database(&self) -> db::Settings {
+        let file = || {
+            let path = self.data_dir.join("watchpost.db").display().to_string();
+            // What would end the path in a URL, or begin an escape, is escaped.
+            let path = path
+                .replace('%', "%25")
+                .replace('?', "%3F")
+                .replace('#', "%23");
+            format!("sqlite://{path}")
+        };
+        db::Settings {
+            url: self.database_url.clone().unwrap_or_else(file),
+            connections: self.database_connections,
+            sqlite_synchronous: match self.sqlite_synchronous {
+                Synchronous::Full => db::Synchronous::Full,
+                Synchronous::Normal => db::Synchronous::Normal,
+            },
+        }
+    }
+
+    /// The name of this host.
+    pub fn host(&self) -> String {
+        let system = || {
+            gethostname::gethostname()
+                .to_string_lossy()
+                .chars()
+                .take(255)
+                .collect()
+        };
+        self.host.clone().unwrap_or_else(system)
+    }
+}
+
+/// What ends the process before it has begun.
+#[derive(Debug)]
+pub enum Stop {
+    /// Something to print on standard output: the help, the version.
+    Print(String),
+    /// A setting that is wrong, in one line.
+    Wrong(String),
+}
+
+/// Reads the command line, the environment and the file.
+pub fn read(
+    args: impl IntoIterator<Item = impl Into<OsString> + Clone> + Clone,
+) -> Result<Cli, Stop> {
+    let command = Cli::command();
+    let cli = parse(command.clone(), args.clone())?;
+    let Some(path) = &cli.settings.config else {
+        return Ok(cli);
+    };
+    let wrong =
+        |problem: String| Stop::Wrong(format!("setting `config`: {}: {problem}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let file: toml::Table = text
+        .parse()
+        .map_err(|error: toml::de::Error| wrong(format!("it is not TOML: {}", error.message())))?;
+    parse(with_defaults(command, file).map_err(wrong)?, args)
+}
+
+/// Puts the settings of the file in the place of the defaults, so that they are checked as flags are.
+fn with_defaults(mut command: clap::Command, file: toml::Table) -> Result<clap::Command, String> {
+    let known: Vec<_> = command
+        .get_arguments()
+        .map(|arg| arg.get_id().to_string())
+        .collect();
+    for (name, value) in file {
+        if name == "config" || !known.contains(&name) {
+            return Err(format!("`{name}` is not a setting"));
+        }
+        let value = match value {
+            toml::Value::String(value) => value,
+            toml::Value::Integer(value) => value.to_string(),
+            toml::Value::Boolean(value) => value.to_string(),
+            toml::Value::Float(_)
+            | toml::Value::Datetime(_)
+            | toml::Value::Array(_)
+            | toml::Value::Table(_) => {
+                return Err(format!("`{name}` must be a text or a whole number"));
+            }
+        };
+        command = command.mut_arg(name, |arg| arg.default_value(value).action(ArgAction::Set));
+    }
+    Ok(command)
+}
+
+fn parse(
+    command: clap::Command,
+    args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+) -> Result<Cli, Stop> {
+    let stop = |error: clap::Error| {
+        let kind = error.kind();
+        if matches!(kind, ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+            return Stop::Print(error.render().to_string());
+        }
+        if kind == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            return Stop::Wrong("a subcommand is missing: try --help".to_string());
+        }
+        Stop::Wrong(one_line(&error.render().to_string()))
+    };
+    let matches = command.try_get_matches_from(args).map_err(stop)?;
+    Cli::from_arg_matches(&matches).map_err(stop)
+}
+
+/// The first paragraph of an error of clap, without its line breaks.
+fn one_line(text: &str) -> String {
+    let text = text.trim_start_matches("error: ");
+    let paragraph: Vec<_> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.is_empty())
+        .collect();
+    let possible = text
+        .lines()
+        .map(str::trim)
+        .find(|line| line.starts_with("[possible values"));
+    let mut line = paragraph.join(" ");
+    if let Some(possible) = possible.filter(|possible| !line.contains(possible)) {
+        line = format!("{line} {possible}");
+    }
+    line
+}
+
+fn listen(text: &str) -> Result<String, String> {
+    let problem = || "it must be HOST:PORT, such as 127.0.0.1:50051".to_string();
+    let (host, port) = text.rsplit_once(':').ok_or_else(problem)?;
+    if host.is_empty() || port.parse::<u16>().is_err() {
+        return Err(problem());
+    }
+    Ok(text.to_string())
+}
+
+fn database_url(text: &str) -> Result<String, String> {
+    // What was given is not repeated: it may hold a password.
+    let problem = "it must be sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME".to_string();
+    let (scheme, rest) = text.split_once("://").ok_or_else(|| problem.clone())?;
+    match scheme {
+        "sqlite" if rest.starts_with(":memory:") => {
+            Err("a database in memory would not outlive the process".into())
+        }
+        "sqlite" | "postgres" | "postgresql" if !rest.is_empty() => Ok(text.to_string()),
+        _ => Err(problem),
+    }
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    match tracing_subscriber::EnvFilter::from_str(text) {
+        Ok(_) => Ok(text.to_string()),
+        Err(error) => Err(format!(
+            "it must be a level or directives such as info,watchpost=debug: {error}"
+        )),
+    }
+}
+
+fn host(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.chars().count() > 255 {
+        return Err("it must have 1 to 255 characters".to_string());
+    }
+    Ok(text.to_string())
+}
+
+/// A length of time in milliseconds between `LEAST` and `MOST`.
+fn between<const LEAST: u64, const MOST: u64>(text: &str) -> Result<Duration, String> {
+    let (least, most) = (Duration::from_millis(LEAST), Duration::from_millis(MOST));
+    match humantime::parse_duration(text) {
+        Ok(time) if (least..=most).contains(&time) => Ok(time),
+        _ => Err(format!(
+            "it must be a time such as 500ms, 10s, 5m or 7d, from {} to {}",
+            humantime::format_duration(least),
+            humantime::format_duration(most)
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong(args: &[&str]) -> String {
+        match read(["watchpost"].iter().chain(args).copied()) {
+            Err(Stop::Wrong(problem)) => problem,
+            other => panic!("{args:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_good() {
+        let cli = read(["watchpost"]).unwrap();
+        assert_eq!(
+            cli.settings.database().url,
+            "sqlite://./watchpost-data/watchpost.db"
+        );
+        assert_eq!(cli.settings.listen, "127.0.0.1:50051");
+    }
+
+    #[test]
+    fn a_bad_setting_is_named_in_one_line() {
+        for (args, name) in [
+            (&["--listen", "nowhere"][..], "--listen"),
+            (&["--listen", "host:99999"], "--listen"),
+            (&["--database-url", "mysql://x"], "--database-url"),
+            (&["--database-url", "sqlite://:memory:"], "--database-url"),
+            (&["--database-connections", "1"], "--database-connections"),
+            (&["--sqlite-synchronous", "off"], "--sqlite-synchronous"),
+            (&["--gpu-interval", "1ms"], "--gpu-interval"),
+            (&["--log", "a=b=c"], "--log"),
+            (&["--max-watches", "-1"], "--max-watches"),
+            (&["--no-such-setting", "1"], "--no-such-setting"),
+            (&["nonsense"], "nonsense"),
+            (&["migrate", "down"], "STEPS"),
+        ] {
+            let problem = wrong(args);
+            assert!(
+                problem.contains(name) && !problem.contains('\n'),
+                "{args:?}: {problem}"
+            );
+        }
+        assert!(!wrong(&["--database-url", "mysql://u:secret@h/d"]).contains("secret"));
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_the_file_is_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("watchpost.toml");
+        let config = path.to_str().unwrap();
+        std::fs::write(
+            &path,
+            "listen = \"127.0.0.1:1\"\nmax_watches = 7\ngpu_interval = \"2s\"\n",
+        )
+        .unwrap();
+        let settings = read(["watchpost", "--config", config, "--listen", "127.0.0.1:2"])
+            .unwrap()
+            .settings;
+        assert_eq!(
+            (settings.listen.as_str(), settings.max_watches),
+            ("127.0.0.1:2", 7)
+        );
+        assert_eq!(settings.gpu_interval, Duration::from_secs(2));
+        for (text, name) in [
+            ("nope = 1", "nope"),
+            ("listen = 1.5", "listen"),
+            ("listen = \"x\"", "--listen"),
+            ("config = \"x\"", "config"),
+            ("= x", "TOML"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            assert!(wrong(&["--config", config]).contains(name), "{text}");
+        }
+        assert!(wrong(&["--config", "/no/such/file"]).contains("config"));
+    }
+}

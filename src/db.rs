@@ -1,0 +1,317 @@
+//! The database: connecting, migrating, reading, and the one way to write.
+
+use std::{fs::File, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+
+use migration::{Migrator, MigratorTrait};
+use sea_orm::{
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, DbBackend,
+    DbErr, SqliteTransactionMode, TransactionOptions, TransactionTrait,
+    sqlx::{
+        self,
+        postgres::PgConnectOptions,
+        sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+    },
+};
+use tokio::{sync::Notify, time::timeout};
+
+use crate::error::{Error, Result};
+
+/// How long a call waits for a connection before the database counts as away.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a transaction may take before the database counts as away.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How many connections read a SQLite file; one more writes it.
+const SQLITE_READERS: u32 = 4;
+
+/// Many prepared statements: inserts of many rows come in several lengths.
+const STATEMENTS: usize = 512;
+
+/// Guards migrations on PostgreSQL; any number will do that nobody else uses in this database.
+const MIGRATION_LOCK: i64 = 0x7761_7463_6870;
+
+/// Which database, and how to treat it.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `sqlite://…` or `postgres://…`.
+    pub url: String,
+    /// How many connections to PostgreSQL are open at most.
+    pub connections: u32,
+    /// Whether every commit on SQLite waits until it is on the disk.
+    pub sqlite_synchronous: Synchronous,
+}
+
+/// When a commit on SQLite is on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Synchronous {
+    /// Before it is answered.
+    Full,
+    /// A moment later: a power cut may take the last commits, a crash of the process takes none.
+    Normal,
+}
+
+/// The database. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Db(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    backend: DbBackend,
+    /// On SQLite one connection, since only one can write; on PostgreSQL the same pool as `reader`.
+    writer: DatabaseConnection,
+    reader: DatabaseConnection,
+    /// The file that guards migrations of a SQLite database.
+    lock_file: Option<PathBuf>,
+    committed: Notify,
+    announce: Notify,
+}
+
+impl Db {
+    /// Prepares the connections. SQLite is opened at once; PostgreSQL when it is first needed.
+    pub async fn connect(settings: &Settings) -> Result<Self, DbErr> {
+        if settings.url.starts_with("sqlite:") {
+            Self::open_sqlite(settings).await
+        } else {
+            Self::connect_postgres(settings).await
+        }
+    }
+
+    async fn open_sqlite(settings: &Settings) -> Result<Self, DbErr> {
+        let options = SqliteConnectOptions::from_str(&settings.url)
+            .map_err(|error| DbErr::Custom(error.to_string()))?;
+        let path = options.get_filename().to_path_buf();
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(|error| {
+                DbErr::Custom(format!(
+                    "the folder {} cannot be made: {error}",
+                    folder.display()
+                ))
+            })?;
+        }
+        let synchronous = match settings.sqlite_synchronous {
+            Synchronous::Full => SqliteSynchronous::Full,
+            Synchronous::Normal => SqliteSynchronous::Normal,
+        };
+        let pool = async |connections: u32| {
+            let mut options = ConnectOptions::new(&settings.url);
+            options
+                .min_connections(1)
+                .max_connections(connections)
+                .acquire_timeout(WRITE_TIMEOUT)
+                .idle_timeout(Duration::from_hours(1))
+                .test_before_acquire(false)
+                .sqlx_logging(false)
+                .map_sqlx_sqlite_opts(move |options| {
+                    options
+                        .create_if_missing(true)
+                        .journal_mode(SqliteJournalMode::Wal)
+                        .synchronous(synchronous)
+                        .foreign_keys(true)
+                        .busy_timeout(Duration::from_secs(5))
+                        // Else every insert of many rows writes its undo log to a file.
+                        .pragma("temp_store", "MEMORY")
+                        // In KiB: the pages that a batch of ingests changes fit.
+                        .pragma("cache_size", "-8192")
+                        .statement_cache_capacity(STATEMENTS)
+                });
+            Database::connect(options).await
+        };
+        // The writer first: it makes the file.
+        let writer = pool(1).await?;
+        let reader = pool(SQLITE_READERS).await?;
+        let mut lock_file = path.into_os_string();
+        lock_file.push(".migrate.lock");
+        Ok(Self::new(
+            DbBackend::Sqlite,
+            writer,
+            reader,
+            Some(lock_file.into()),
+        ))
+    }
+
+    async fn connect_postgres(settings: &Settings) -> Result<Self, DbErr> {
+        let mut options = ConnectOptions::new(&settings.url);
+        options
+            .connect_lazy(true)
+            .min_connections(0)
+            .max_connections(settings.connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire_if_idle_for(Duration::from_millis(500))
+            .sqlx_logging(false)
+            .map_sqlx_postgres_opts(|options: PgConnectOptions| {
+                options
+                    .application_name("watchpost")
+                    // A transaction left open would hold back the change feed of everybody.
+                    .options([("idle_in_transaction_session_timeout", "30s")])
+                    .statement_cache_capacity(STATEMENTS)
+            });
+        let pool = Database::connect(options).await?;
+        Ok(Self::new(DbBackend::Postgres, pool.clone(), pool, None))
+    }
+
+    fn new(
+        backend: DbBackend,
+        writer: DatabaseConnection,
+        reader: DatabaseConnection,
+        lock_file: Option<PathBuf>,
+    ) -> Self {
+        let (committed, announce) = (Notify::new(), Notify::new());
+        Self(Arc::new(Inner {
+            backend,
+            writer,
+            reader,
+            lock_file,
+            committed,
+            announce,
+        }))
+    }
+
+    /// Which kind of database it is.
+    pub fn backend(&self) -> DbBackend {
+        self.0.backend
+    }
+
+    /// Where to read outside of a transaction.
+    pub fn reader(&self) -> &DatabaseConnection {
+        &self.0.reader
+    }
+
+    /// Runs `work` in one transaction, commits, and wakes the change feed. If `work` fails, nothing is written.
+    pub async fn write<T>(
+        &self,
+        work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
+    ) -> Result<T> {
+        let options = TransactionOptions {
+            // A deferred one that reads, then writes, fails as "locked" whatever the busy timeout.
+            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+            ..Default::default()
+        };
+        let transaction = async {
+            let tx = self.0.writer.begin_with_options(options).await?;
+            let done = work(&tx).await?;
+            tx.commit().await?;
+            Ok(done)
+        };
+        let done = timeout(WRITE_TIMEOUT, transaction)
+            .await
+            .unwrap_or(Err(Error::DatabaseAway))?;
+        self.0.committed.notify_one();
+        self.0.announce.notify_one();
+        Ok(done)
+    }
+
+    /// Wakes up after this process has committed something. For the one reader of the feed.
+    pub(crate) async fn committed(&self) {
+        self.0.committed.notified().await;
+    }
+
+    /// Has the reader of the feed look again.
+    pub(crate) fn wake_feed(&self) {
+        self.0.committed.notify_one();
+    }
+
+    /// Wakes up when other processes are to be told of a commit.
+    pub(crate) async fn to_announce(&self) {
+        self.0.announce.notified().await;
+    }
+
+    /// Brings the schema up to date. Several processes may do so at once.
+    pub async fn migrate_up(&self) -> Result<(), DbErr> {
+        self.migrating(|db| async move { Migrator::up(&db, None).await })
+            .await
+    }
+
+    /// Takes back the last `steps` migrations.
+    pub async fn migrate_down(&self, steps: u32) -> Result<(), DbErr> {
+        self.migrating(move |db| async move { Migrator::down(&db, Some(steps)).await })
+            .await
+    }
+
+    /// Every migration by name, and whether it was applied. Writes nothing.
+    pub async fn migration_status(&self) -> Result<Vec<(String, bool)>, DbErr> {
+        let pending = Migrator::get_pending_migrations_read_only(&self.0.reader).await?;
+        let pending: Vec<_> = pending
+            .iter()
+            .map(|migration| migration.name().to_string())
+            .collect();
+        let status = |name: String| {
+            let applied = !pending.contains(&name);
+            (name, applied)
+        };
+        Ok(Migrator::migrations()
+            .iter()
+            .map(|migration| status(migration.name().to_string()))
+            .collect())
+    }
+
+    /// Migrates while holding a lock that every other process waits for.
+    async fn migrating<F>(&self, migrate: impl FnOnce(DatabaseConnection) -> F) -> Result<(), DbErr>
+    where
+        F: Future<Output = Result<(), DbErr>>,
+    {
+        if let Some(path) = self.0.lock_file.clone() {
+            let locked = tokio::task::spawn_blocking(move || {
+                let file = File::options()
+                    .create(true)
+                    .truncate(false)
+                    .write(true)
+                    .open(path)?;
+                file.lock()?;
+                std::io::Result::Ok(file)
+            });
+            let locked = locked
+                .await
+                .map_err(|error| DbErr::Custom(error.to_string()))?;
+            let locked =
+                locked.map_err(|error| DbErr::Custom(format!("the lock file: {error}")))?;
+            let done = migrate(self.0.writer.clone()).await;
+            drop(locked);
+            return done;
+        }
+        // The lock has a connection of its own; it is released with it, however the migration ends.
+        let mut connection = self
+            .0
+            .writer
+            .get_postgres_connection_pool()
+            .acquire()
+            .await
+            .map_err(to_db_err)?
+            .detach();
+        let lock = sqlx::query("SELECT pg_advisory_lock($1)").bind(MIGRATION_LOCK);
+        lock.execute(&mut connection).await.map_err(to_db_err)?;
+        let done = migrate(self.0.writer.clone()).await;
+        drop(connection);
+        done
+    }
+
+    /// Asks the database for a sign of life.
+    pub async fn ping(&self) -> Result<()> {
+        let alive = self.0.reader.execute_unprepared("SELECT 1");
+        match timeout(ACQUIRE_TIMEOUT, alive).await {
+            Ok(alive) => Ok(alive.map(|_| ())?),
+            Err(_) => Err(Error::DatabaseAway),
+        }
+    }
+
+    /// Closes all connections.
+    pub async fn close(self) {
+        for pool in [&self.0.writer, &self.0.reader] {
+            if let Err(error) = pool.close_by_ref().await {
+                tracing::debug!(%error, "closing the database failed");
+            }
+        }
+    }
+}
+
+/// Whether an error at the start may pass by itself: the server is not there yet, or has no room.
+pub fn may_pass(error: &DbErr) -> bool {
+    // A wrong password or name comes with a code of its own, and stays wrong.
+    crate::error::is_away(error)
+        && crate::error::code(error).is_none_or(|code| !code.starts_with("28"))
+}
+
+fn to_db_err(error: sqlx::Error) -> DbErr {
+    DbErr::Conn(sea_orm::RuntimeErr::SqlxError(Arc::new(error)))
+}

@@ -1,0 +1,109 @@
+//! `alerts`: events that matched a rule.
+
+use sea_orm::{Set, entity::prelude::*};
+
+use super::Strings;
+
+#[sea_orm::model]
+#[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+#[sea_orm(table_name = "alerts")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: Uuid,
+    pub event_id: i64,
+    pub rule_id: Option<Uuid>,
+    pub severity: AlertSeverity,
+    pub status: AlertStatus,
+    pub created_at: DateTimeUtc,
+    pub updated_at: DateTimeUtc,
+    pub delivered_at: Option<DateTimeUtc>,
+    #[sea_orm(column_type = "Json", nullable)]
+    pub channels: Option<Strings>,
+    pub dedup_key: String,
+    pub metadata: Option<Json>,
+    /// Counts the writes; a writer that saw an older one is refused.
+    pub version_id: i32,
+    /// The camera of the event, for lists by camera.
+    pub camera_id: Option<String>,
+    #[sea_orm(belongs_to, from = "event_id", to = "id", on_delete = "Cascade")]
+    pub event: BelongsTo<super::event::Entity>,
+    #[sea_orm(belongs_to, from = "rule_id", to = "id", on_delete = "SetNull")]
+    pub rule: BelongsTo<Option<super::alert_rule::Entity>>,
+}
+
+impl ActiveModelBehavior for ActiveModel {
+    fn new() -> Self {
+        let now = super::now();
+        Self {
+            id: Set(Uuid::now_v7()),
+            created_at: Set(now),
+            updated_at: Set(now),
+            ..<Self as ActiveModelTrait>::default()
+        }
+    }
+}
+
+/// How serious an alert is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
+#[sea_orm(
+    rs_type = "String",
+    db_type = "Enum",
+    enum_name = "alert_severity",
+    rename_all = "snake_case"
+)]
+pub enum AlertSeverity {
+    Low,
+    Medium,
+    High,
+    Critical,
+}
+
+/// Where an alert is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
+#[sea_orm(
+    rs_type = "String",
+    db_type = "Enum",
+    enum_name = "alert_status",
+    rename_all = "snake_case"
+)]
+pub enum AlertStatus {
+    Pending,
+    Delivered,
+    Acknowledged,
+    Dismissed,
+}
+
+impl AlertStatus {
+    /// Whether an alert in this status may move to `next`.
+    pub fn may_become(self, next: Self) -> bool {
+        use AlertStatus::{Acknowledged, Delivered, Dismissed, Pending};
+        match self {
+            Pending => matches!(next, Delivered | Acknowledged | Dismissed),
+            Delivered => matches!(next, Acknowledged | Dismissed),
+            Acknowledged => next == Dismissed,
+            Dismissed => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::AlertStatus::{self, Acknowledged, Delivered, Dismissed, Pending};
+    use sea_orm::Iterable;
+
+    #[test]
+    fn a_status_moves_forward_only() {
+        let moves: [(AlertStatus, &[AlertStatus]); 4] = [
+            (Pending, &[Delivered, Acknowledged, Dismissed]),
+            (Delivered, &[Acknowledged, Dismissed]),
+            (Acknowledged, &[Dismissed]),
+            (Dismissed, &[]),
+        ];
+        for (status, allowed) in moves {
+            for next in AlertStatus::iter() {
+                let expected = allowed.contains(&next);
+                assert_eq!(status.may_become(next), expected, "{status:?} to {next:?}");
+            }
+        }
+    }
+}

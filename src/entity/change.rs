@@ -1,0 +1,27 @@
+//! `changes`: what happened, in an order to be read in.
+
+use sea_orm::{Set, entity::prelude::*};
+
+#[sea_orm::model]
+#[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+#[sea_orm(table_name = "changes")]
+pub struct Model {
+    #[sea_orm(primary_key)]
+    pub seq: i64,
+    /// What kind of thing changed.
+    pub topic: String,
+    /// Which one.
+    pub key: String,
+    /// The change as it is sent, already encoded.
+    pub message: Vec<u8>,
+    pub created_at: DateTimeUtc,
+}
+
+impl ActiveModelBehavior for ActiveModel {
+    fn new() -> Self {
+        Self {
+            created_at: Set(super::now()),
+            ..<Self as ActiveModelTrait>::default()
+        }
+    }
+}

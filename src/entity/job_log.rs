@@ -1,0 +1,45 @@
+//! `job_logs`: what a job says while it runs.
+
+use sea_orm::{Set, entity::prelude::*};
+
+#[sea_orm::model]
+#[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+#[sea_orm(table_name = "job_logs")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: Uuid,
+    pub job_id: Uuid,
+    /// Counts from 1.
+    pub attempt_number: i32,
+    pub timestamp: DateTimeUtc,
+    pub level: JobLogLevel,
+    pub message: String,
+    #[sea_orm(column_type = "JsonBinary", nullable)]
+    pub context: Option<Json>,
+    #[sea_orm(belongs_to, from = "job_id", to = "id", on_delete = "Cascade")]
+    pub job: BelongsTo<super::job::Entity>,
+}
+
+impl ActiveModelBehavior for ActiveModel {
+    fn new() -> Self {
+        Self {
+            id: Set(Uuid::now_v7()),
+            timestamp: Set(super::now()),
+            ..<Self as ActiveModelTrait>::default()
+        }
+    }
+}
+
+/// How serious a message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
+#[sea_orm(
+    rs_type = "String",
+    db_type = "String(StringLen::None)",
+    rename_all = "snake_case"
+)]
+pub enum JobLogLevel {
+    Debug,
+    Info,
+    Warning,
+    Error,
+}

@@ -1,0 +1,62 @@
+//! The tables: one entity for each, in the order of its columns.
+
+use chrono::{SubsecRound, Utc};
+use sea_orm::{FromJsonQueryResult, entity::prelude::*};
+use serde::{Deserialize, Serialize};
+
+pub mod action_result;
+pub mod activity_baseline;
+pub mod alert;
+pub mod alert_cooldown;
+pub mod alert_rule;
+pub mod audit_log;
+pub mod backup_job;
+pub mod camera;
+pub mod camera_zone;
+pub mod change;
+pub mod class_baseline;
+pub mod demographics_result;
+pub mod detection;
+pub mod event;
+pub mod event_audit;
+pub mod event_detection;
+pub mod event_feedback;
+pub mod event_ingest;
+pub mod export_job;
+pub mod feed_state;
+pub mod gpu;
+pub mod gpu_stats;
+pub mod job;
+pub mod job_attempt;
+pub mod job_log;
+pub mod job_transition;
+pub mod log;
+pub mod pose_result;
+pub mod reid_embedding;
+pub mod restore_job;
+pub mod threat_detection;
+
+/// The current time as both databases keep it: PostgreSQL has no nanoseconds, and a row
+/// has to equal itself when it is read back.
+pub fn now() -> DateTimeUtc {
+    Utc::now().trunc_subsecs(6)
+}
+
+/// A JSON array of strings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
+pub struct Strings(pub Vec<String>);
+
+/// How serious something is, where the column is plain text in both databases. Columns of the
+/// native type have [`alert::AlertSeverity`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
+#[sea_orm(
+    rs_type = "String",
+    db_type = "String(StringLen::None)",
+    rename_all = "snake_case"
+)]
+pub enum Severity {
+    Low,
+    Medium,
+    High,
+    Critical,
+}

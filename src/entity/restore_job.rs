@@ -1,0 +1,53 @@
+//! `restore_jobs`: the system brought back from a backup.
+
+use sea_orm::{Set, entity::prelude::*};
+
+#[sea_orm::model]
+#[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+#[sea_orm(table_name = "restore_jobs")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: Uuid,
+    pub status: RestoreJobStatus,
+    /// The backup that is restored.
+    pub backup_id: Option<String>,
+    pub backup_created_at: Option<DateTimeUtc>,
+    pub total_tables: i32,
+    pub completed_tables: i32,
+    /// 0 to 100.
+    pub progress_percent: i32,
+    pub current_step: Option<String>,
+    pub created_at: DateTimeUtc,
+    pub started_at: Option<DateTimeUtc>,
+    pub completed_at: Option<DateTimeUtc>,
+    /// How many rows came back, by table.
+    #[sea_orm(column_type = "JsonBinary", nullable)]
+    pub items_restored: Option<Json>,
+    pub error_message: Option<String>,
+}
+
+impl ActiveModelBehavior for ActiveModel {
+    fn new() -> Self {
+        Self {
+            id: Set(Uuid::now_v7()),
+            created_at: Set(super::now()),
+            ..<Self as ActiveModelTrait>::default()
+        }
+    }
+}
+
+/// Where a restore is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
+#[sea_orm(
+    rs_type = "String",
+    db_type = "Enum",
+    enum_name = "restore_job_status",
+    rename_all = "snake_case"
+)]
+pub enum RestoreJobStatus {
+    Pending,
+    Validating,
+    Restoring,
+    Completed,
+    Failed,
+}

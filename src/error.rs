@@ -1,0 +1,306 @@
+//! What can go wrong, and the gRPC status that a client sees of it.
+//!
+//! The only file that knows both.
+
+use std::{collections::HashMap, error::Error as StdError, time::Duration};
+
+use sea_orm::{DbErr, RuntimeErr, SqlErr, sqlx};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::pb::ErrorReason;
+
+/// The `domain` of every `google.rpc.ErrorInfo`.
+pub const DOMAIN: &str = "watchpost.v1";
+
+/// When a client may try again what failed because the server or its database was not there.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The result of everything that can fail with an [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failure. What a variant displays is what the client is told.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{resource} `{id}` does not exist")]
+    NotFound { resource: &'static str, id: String },
+    #[error("`{field}` {problem}")]
+    Invalid { field: String, problem: String },
+    #[error("the database refuses a value of the request: {0}")]
+    CheckViolated(String),
+    #[error("the request is not the message that this method takes")]
+    Malformed,
+    #[error("the request is larger than the {limit} bytes that this server accepts")]
+    TooLarge { limit: usize },
+    #[error("`{field}` is taken: {problem}")]
+    AlreadyExists { field: String, problem: String },
+    #[error("`{field}` was used before for a request with other content")]
+    KeyReused { field: &'static str },
+    #[error("the {resource} is {status}, from which this is not possible")]
+    WrongStatus {
+        resource: &'static str,
+        status: String,
+    },
+    #[error("`{field}` {problem}")]
+    BrokenReference { field: String, problem: String },
+    #[error("the {resource} has changed since the expected version")]
+    StaleVersion { resource: &'static str },
+    #[error("changes after the cursor are no longer kept, up to {lost_changes} are lost")]
+    CursorExpired {
+        earliest_cursor: String,
+        lost_changes: i64,
+    },
+    #[error(
+        "the cursor lies ahead of the change feed: was the database replaced by an older copy?"
+    )]
+    CursorAhead,
+    #[error("as many watches are open as the server allows: {limit}")]
+    TooManyWatches { limit: usize },
+    #[error("the database cannot be reached")]
+    DatabaseAway,
+    #[error("the database has chosen others among conflicting writes")]
+    Contended,
+    #[error("the server is starting")]
+    Starting,
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    #[error("internal error")]
+    Internal(#[source] Box<dyn StdError + Send + Sync>),
+}
+
+impl Error {
+    /// A field of the request that is missing, malformed or out of range.
+    pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid {
+            field: field.into(),
+            problem: problem.into(),
+        }
+    }
+
+    /// A failure of ours.
+    pub fn internal(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::Internal(cause.into())
+    }
+
+    /// A task of ours that should have been there had ended.
+    pub fn internal_ended<T>(_: T) -> Self {
+        Self::internal("a task has ended")
+    }
+
+    /// The same failure, for another request that shared its cause.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        if matches!(self, Self::DatabaseAway) {
+            return Self::DatabaseAway;
+        }
+        Self::internal(self.to_string())
+    }
+
+    /// The code, and the reason that programs switch on.
+    fn kind(&self) -> (Code, ErrorReason) {
+        match self {
+            Self::NotFound { .. } => (Code::NotFound, ErrorReason::NotFound),
+            Self::Invalid { .. } => (Code::InvalidArgument, ErrorReason::InvalidField),
+            Self::CheckViolated(_) => (Code::InvalidArgument, ErrorReason::CheckViolated),
+            Self::Malformed => (Code::InvalidArgument, ErrorReason::MalformedMessage),
+            Self::TooLarge { .. } => (Code::ResourceExhausted, ErrorReason::MessageTooLarge),
+            Self::AlreadyExists { .. } => (Code::AlreadyExists, ErrorReason::AlreadyExists),
+            Self::KeyReused { .. } => (Code::AlreadyExists, ErrorReason::IdempotencyKeyReused),
+            Self::WrongStatus { .. } => (Code::FailedPrecondition, ErrorReason::WrongStatus),
+            Self::BrokenReference { .. } => {
+                (Code::FailedPrecondition, ErrorReason::BrokenReference)
+            }
+            Self::StaleVersion { .. } => (Code::Aborted, ErrorReason::StaleVersion),
+            Self::CursorExpired { .. } => (Code::OutOfRange, ErrorReason::CursorExpired),
+            Self::CursorAhead => (Code::FailedPrecondition, ErrorReason::CursorAhead),
+            Self::TooManyWatches { .. } => (Code::ResourceExhausted, ErrorReason::TooManyWatches),
+            Self::DatabaseAway => (Code::Unavailable, ErrorReason::DatabaseAway),
+            Self::Contended => (Code::Aborted, ErrorReason::Contention),
+            Self::Starting => (Code::Unavailable, ErrorReason::Starting),
+            Self::ShuttingDown => (Code::Unavailable, ErrorReason::ShuttingDown),
+            Self::Internal(_) => (Code::Internal, ErrorReason::Internal),
+        }
+    }
+
+    fn details(&self, reason: ErrorReason) -> ErrorDetails {
+        let reason = reason.as_str_name().trim_start_matches("ERROR_REASON_");
+        let metadata = self.metadata().into_iter();
+        let metadata = metadata
+            .map(|(key, value)| (key.to_string(), value))
+            .collect::<HashMap<_, _>>();
+        let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+        if let Some((field, problem)) = self.violation() {
+            details.add_bad_request_violation(field, problem);
+        }
+        if self.passes() {
+            details.set_retry_info(Some(RETRY_AFTER));
+        }
+        details
+    }
+
+    /// What `ErrorInfo` says beside the reason.
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        if let Self::NotFound { resource, id } = self {
+            return vec![("resource", (*resource).to_string()), ("id", id.clone())];
+        }
+        if let Self::WrongStatus { status, .. } = self {
+            return vec![("status", status.clone())];
+        }
+        if let Self::CursorExpired {
+            earliest_cursor,
+            lost_changes,
+        } = self
+        {
+            let lost = ("lost_changes", lost_changes.to_string());
+            return vec![("earliest_cursor", earliest_cursor.clone()), lost];
+        }
+        Vec::new()
+    }
+
+    /// The field that is at fault, and what is wrong with it.
+    fn violation(&self) -> Option<(&str, &str)> {
+        if let Self::KeyReused { field } = self {
+            return Some((field, "was used before for a request with other content"));
+        }
+        if let Self::Invalid { field, problem }
+        | Self::AlreadyExists { field, problem }
+        | Self::BrokenReference { field, problem } = self
+        {
+            return Some((field, problem));
+        }
+        None
+    }
+
+    /// Whether the error passes by itself.
+    fn passes(&self) -> bool {
+        matches!(
+            self,
+            Self::DatabaseAway
+                | Self::Contended
+                | Self::Starting
+                | Self::ShuttingDown
+                | Self::TooManyWatches { .. }
+        )
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        if let Error::Internal(cause) = &error {
+            tracing::error!(error = %Chain(cause.as_ref()), "a request failed for a reason of ours");
+        }
+        let (code, reason) = error.kind();
+        Self::with_error_details(code, error.to_string(), error.details(reason))
+    }
+}
+
+impl From<DbErr> for Error {
+    fn from(error: DbErr) -> Self {
+        // Serialisation failures and deadlocks.
+        if code(&error).is_some_and(|code| code.len() == 5 && code.starts_with("40")) {
+            return Self::Contended;
+        }
+        if is_away(&error) {
+            tracing::debug!(%error, "the database is away");
+            return Self::DatabaseAway;
+        }
+        if let Some(SqlErr::UniqueConstraintViolation(message)) = error.sql_err() {
+            let field = constraint(&error).unwrap_or(message);
+            return Self::AlreadyExists {
+                field,
+                problem: "it must be unique".into(),
+            };
+        }
+        if let Some(SqlErr::ForeignKeyConstraintViolation(_)) = error.sql_err() {
+            let field = constraint(&error).unwrap_or_default();
+            return Self::BrokenReference {
+                field,
+                problem: "names something that does not exist".into(),
+            };
+        }
+        if let Some(code) = code(&error)
+            && matches!(
+                code.as_str(),
+                "23514" | "275" | "22P02" | "22001" | "22003" | "22008" | "22021" | "54000"
+            )
+        {
+            return Self::CheckViolated(constraint(&error).unwrap_or(code));
+        }
+        Self::Internal(Box::new(error))
+    }
+}
+
+/// An error and its causes, in one line.
+pub struct Chain<'a>(pub &'a (dyn StdError + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut last = self.0.to_string();
+        write!(f, "{last}")?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Wrappers often repeat what they wrap.
+            if !last.contains(&text) {
+                write!(f, ": {text}")?;
+            }
+            last = text;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// Whether the database could not be reached, went away, or was too busy: trying again helps.
+pub fn is_away(error: &DbErr) -> bool {
+    if matches!(error, DbErr::Conn(_) | DbErr::ConnectionAcquire(_)) {
+        return true;
+    }
+    match sqlx_error(error) {
+        Some(
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed,
+        ) => true,
+        Some(sqlx::Error::Database(database)) => database.code().is_some_and(|code| {
+            // PostgreSQL: connection and operator trouble, no room. SQLite: busy, locked.
+            ["08", "57", "53"]
+                .iter()
+                .any(|class| code.len() == 5 && code.starts_with(class))
+                || matches!(code.as_ref(), "5" | "6" | "261" | "517")
+        }),
+        _ => false,
+    }
+}
+
+fn sqlx_error(error: &DbErr) -> Option<&sqlx::Error> {
+    if let DbErr::Conn(RuntimeErr::SqlxError(error))
+    | DbErr::Exec(RuntimeErr::SqlxError(error))
+    | DbErr::Query(RuntimeErr::SqlxError(error)) = error
+    {
+        return Some(error.as_ref());
+    }
+    None
+}
+
+/// The database's own code of the error: a SQLSTATE on PostgreSQL, a number on SQLite.
+pub fn code(error: &DbErr) -> Option<String> {
+    let sqlx::Error::Database(database) = sqlx_error(error)? else {
+        return None;
+    };
+    database.code().map(std::borrow::Cow::into_owned)
+}
+
+/// The constraint that was violated on PostgreSQL, `table.column` on SQLite.
+fn constraint(error: &DbErr) -> Option<String> {
+    let sqlx::Error::Database(database) = sqlx_error(error)? else {
+        return None;
+    };
+    match database.constraint() {
+        Some(name) => Some(name.to_string()),
+        None => Some(database.message().rsplit(": ").next()?.to_string()),
+    }
+}

@@ -1,0 +1,14 @@
+//! Events: what cameras saw, taken in with everything that follows from it.
+
+mod batch;
+mod check;
+mod committer;
+mod convert;
+mod replay;
+pub mod retention;
+mod service;
+mod sources;
+mod store;
+
+pub use committer::Committer;
+pub use service::Events;

@@ -1,0 +1,234 @@
+//! Reading the feed, in an order in which nothing can later appear before what was returned.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    ConnectionTrait, DbBackend, DbErr, EntityTrait, QueryResult, RuntimeErr, Statement, sqlx,
+};
+
+use super::{Cursors, Position};
+use crate::{
+    db::Db,
+    entity::feed_state,
+    error::{Error, Result},
+};
+
+/// PostgreSQL hands out `seq` before the commit, so a reader of plain `seq`
+/// skips what commits late. Below the oldest running transaction nothing can
+/// still arrive, and `(xid, seq)` orders what is there.
+const AFTER_POSTGRES: &str = "\
+    SELECT xid::text::bigint, seq, topic, key, message, created_at FROM changes \
+    WHERE (xid, seq) > ($1::text::xid8, $2) AND xid < pg_snapshot_xmin(pg_current_snapshot()) \
+    ORDER BY xid, seq LIMIT $3";
+
+/// SQLite has one writer, so `seq` is the order of the commits.
+const AFTER_SQLITE: &str = "\
+    SELECT CAST($1 AS INTEGER) AS xid, seq, topic, key, message, created_at FROM changes \
+    WHERE seq > $2 ORDER BY seq LIMIT $3";
+
+/// What one statement sees: the last place that is settled, and the first one that cannot exist yet.
+const BOUNDS_POSTGRES: &str = "\
+    SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1 AS settled_xid, \
+    coalesce(pg_sequence_last_value(pg_get_serial_sequence('changes', 'seq')::regclass), 0) AS settled_seq, pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS future_xid";
+const BOUNDS_SQLITE: &str = "\
+    SELECT 0 AS settled_xid, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) AS settled_seq, \
+    1 AS future_xid";
+
+/// The transactions above what is settled that are committed all the same.
+const COMMITTED_POSTGRES: &str = "\
+    SELECT DISTINCT xid::text::bigint AS xid FROM changes WHERE xid >= $1::text::xid8";
+
+/// Whether changes are committed that cannot be read yet, because an older transaction is still running.
+const WAITING_POSTGRES: &str = "\
+    SELECT coalesce((SELECT xid FROM changes ORDER BY xid DESC, seq DESC LIMIT 1) \
+    >= pg_snapshot_xmin(pg_current_snapshot()), FALSE) AS waiting";
+
+/// How much is left after a place; counting stops at a million.
+const BEHIND_POSTGRES: &str = "\
+    SELECT count(*) AS changes, min(created_at) AS oldest FROM (SELECT created_at FROM changes \
+    WHERE (xid, seq) > ($1::text::xid8, $2) LIMIT 1000000) AS behind";
+const BEHIND_SQLITE: &str = "\
+    SELECT count(*) AS changes, min(created_at) AS oldest FROM (SELECT created_at FROM changes \
+    WHERE CAST($1 AS INTEGER) = 0 AND seq > $2 LIMIT 1000000)";
+
+/// A change that was recorded.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// Its place in the feed.
+    pub position: Position,
+    /// What kind of thing changed, see [`super::Topic::as_str`].
+    pub topic: String,
+    /// Which one.
+    pub key: String,
+    /// What subscribers are sent of it.
+    pub message: Bytes,
+    /// When it was recorded.
+    pub created_at: DateTime<Utc>,
+}
+
+/// Picks the statement for the database and binds `values`.
+fn statement<const N: usize>(
+    db: &Db,
+    postgres: &str,
+    sqlite: &str,
+    values: [sea_orm::Value; N],
+) -> Statement {
+    let sql = if db.backend() == DbBackend::Postgres {
+        postgres
+    } else {
+        sqlite
+    };
+    Statement::from_sql_and_values(db.backend(), sql, values)
+}
+
+/// The settled changes after `position`, at most `limit`.
+pub async fn after(db: &Db, position: Position, limit: i64) -> Result<Vec<Change>> {
+    if db.backend() == DbBackend::Postgres {
+        return after_on_postgres(db, position, limit).await;
+    }
+    let values = [position.xid.into(), position.seq.into(), limit.into()];
+    let rows = db
+        .reader()
+        .query_all_raw(statement(db, "", AFTER_SQLITE, values))
+        .await?;
+    rows.iter()
+        .map(|row| read(row).map_err(Error::from))
+        .collect()
+}
+
+async fn after_on_postgres(db: &Db, position: Position, limit: i64) -> Result<Vec<Change>> {
+    type Row = (i64, i64, String, String, Vec<u8>, DateTime<Utc>);
+    // Planned anew each time: a plan that was made while the table was small would read all of it
+    // when it is large.
+    let query = sqlx::query_as::<_, Row>(AFTER_POSTGRES).persistent(false);
+    let query = query
+        .bind(position.xid.to_string())
+        .bind(position.seq)
+        .bind(limit);
+    let rows = query
+        .fetch_all(db.reader().get_postgres_connection_pool())
+        .await;
+    let rows = rows.map_err(|error| DbErr::Query(RuntimeErr::SqlxError(error.into())))?;
+    let change = |(xid, seq, topic, key, message, created_at): Row| {
+        let position = Position { xid, seq };
+        Change {
+            position,
+            topic,
+            key,
+            message: message.into(),
+            created_at,
+        }
+    };
+    Ok(rows.into_iter().map(change).collect())
+}
+
+fn read(row: &QueryResult) -> Result<Change, sea_orm::DbErr> {
+    Ok(Change {
+        position: Position {
+            xid: row.try_get("", "xid")?,
+            seq: row.try_get("", "seq")?,
+        },
+        topic: row.try_get("", "topic")?,
+        key: row.try_get("", "key")?,
+        message: Bytes::from(row.try_get::<Vec<u8>>("", "message")?),
+        created_at: row.try_get("", "created_at")?,
+    })
+}
+
+/// Whether committed changes wait behind a transaction that is still running.
+pub async fn waiting(db: &Db) -> Result<bool> {
+    if db.backend() != DbBackend::Postgres {
+        return Ok(false);
+    }
+    let row = db
+        .reader()
+        .query_one_raw(statement(db, WAITING_POSTGRES, "", []))
+        .await?;
+    row.map_or(Ok(false), |row| Ok(row.try_get("", "waiting")?))
+}
+
+/// The place after everything that is settled, and the first transaction that cannot have written yet.
+async fn bounds(db: &Db) -> Result<(Position, i64)> {
+    let row = db
+        .reader()
+        .query_one_raw(statement(db, BOUNDS_POSTGRES, BOUNDS_SQLITE, []))
+        .await?;
+    let row = row.ok_or_else(|| Error::internal("the feed has no bounds"))?;
+    let settled = Position {
+        xid: row.try_get("", "settled_xid")?,
+        seq: row.try_get("", "settled_seq")?,
+    };
+    Ok((settled, row.try_get("", "future_xid")?))
+}
+
+/// The place that this moment is in the feed: after everything that is settled, and the
+/// transactions behind it that are committed already and will be settled later.
+pub async fn now(db: &Db) -> Result<(Position, HashSet<i64>)> {
+    let (settled, _) = bounds(db).await?;
+    if db.backend() != DbBackend::Postgres {
+        return Ok((settled, HashSet::new()));
+    }
+    let values = [(settled.xid + 1).to_string().into()];
+    let rows = db
+        .reader()
+        .query_all_raw(statement(db, COMMITTED_POSTGRES, "", values))
+        .await?;
+    let committed = rows
+        .iter()
+        .map(|row| row.try_get("", "xid"))
+        .collect::<Result<_, DbErr>>();
+    Ok((settled, committed?))
+}
+
+/// The place after everything that is settled.
+pub async fn settled(db: &Db) -> Result<Position> {
+    Ok(bounds(db).await?.0)
+}
+
+/// How many changes there are after `position`, and when the oldest of them was recorded.
+pub async fn behind(db: &Db, position: Position) -> Result<(i64, Option<DateTime<Utc>>)> {
+    let values = [position.xid.to_string().into(), position.seq.into()];
+    let row = db
+        .reader()
+        .query_one_raw(statement(db, BEHIND_POSTGRES, BEHIND_SQLITE, values))
+        .await?;
+    let row = row.ok_or_else(|| Error::internal("a count without a row"))?;
+    Ok((row.try_get("", "changes")?, row.try_get("", "oldest")?))
+}
+
+/// Which database this is, and what is gone of its feed.
+pub async fn state(db: &Db) -> Result<feed_state::Model> {
+    let state = feed_state::Entity::find_by_id(1).one(db.reader()).await?;
+    state.ok_or_else(|| Error::internal("table feed_state is empty"))
+}
+
+/// Refuses a place from which the feed can no longer be read without loss.
+pub async fn check_kept(db: &Db, cursors: Cursors, position: Position) -> Result<()> {
+    let state = state(db).await?;
+    let pruned = Position {
+        xid: state.pruned_xid,
+        seq: state.pruned_seq,
+    };
+    if position >= pruned {
+        return Ok(());
+    }
+    // Numbers that were given and not used count, so that it is at most this.
+    let lost_changes = pruned.seq.saturating_sub(position.seq).max(1);
+    Err(Error::CursorExpired {
+        earliest_cursor: cursors.encode(pruned),
+        lost_changes,
+    })
+}
+
+/// Refuses a place that this feed has not come to yet.
+pub async fn check_reached(db: &Db, position: Position) -> Result<()> {
+    let (settled, future_xid) = bounds(db).await?;
+    if position.xid >= future_xid
+        || (db.backend() != DbBackend::Postgres && position.seq > settled.seq)
+    {
+        return Err(Error::CursorAhead);
+    }
+    Ok(())
+}

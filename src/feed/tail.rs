@@ -1,0 +1,345 @@
+//! One reader per process follows the feed and shares what it reads; whoever is behind reads the table.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
+    time::Duration,
+};
+
+use sea_orm::{DbBackend, sqlx::postgres::PgListener};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Change, Cursors, Position, read};
+use crate::{
+    db::Db,
+    error::{Error, Result},
+};
+
+/// How many changes are read at a time.
+const PAGE: i64 = 500;
+
+/// How many changes are shared at most.
+const RING_CHANGES: usize = 8_192;
+
+/// How many bytes of messages are shared at most.
+const RING_BYTES: usize = 16 << 20;
+
+/// How long a commit of another process can go unnoticed if its signal is lost.
+const POLL: Duration = Duration::from_millis(500);
+
+/// How often to look while committed changes wait behind a running transaction, whose end wakes nobody.
+const POLL_WAITING: Duration = Duration::from_millis(2);
+
+/// How long to wait after a failure.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// How close together signals to other processes are sent at most.
+const DEBOUNCE: Duration = Duration::from_millis(5);
+
+/// The channel of PostgreSQL on which processes tell each other that they have committed.
+const CHANNEL: &str = "watchpost_changes";
+
+/// A change as subscribers share it: read once, made into a `T` once.
+#[derive(Debug)]
+pub struct Entry<T> {
+    /// Its place in the feed.
+    pub position: Position,
+    /// What subscribers need of it.
+    pub item: T,
+    bytes: usize,
+}
+
+/// The feed as this process sees it. Clones share it.
+pub struct Feed<T>(Arc<Shared<T>>);
+
+impl<T> Clone for Feed<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+struct Shared<T> {
+    db: Db,
+    /// Of this database, which is known once it is open.
+    cursors: OnceLock<Cursors>,
+    /// Makes a change and its cursor into what subscribers need.
+    make: fn(&Change, String) -> T,
+    ring: RwLock<Ring<T>>,
+    /// The place up to which this process has read.
+    head: watch::Sender<Position>,
+    /// Whether the database could be read the last time.
+    reading: watch::Sender<bool>,
+}
+
+/// The newest changes.
+struct Ring<T> {
+    /// The place before the first entry.
+    start: Position,
+    entries: VecDeque<Arc<Entry<T>>>,
+    bytes: usize,
+}
+
+impl<T: Send + Sync + 'static> Feed<T> {
+    /// The feed of this database, not open yet.
+    pub fn new(db: Db, make: fn(&Change, String) -> T) -> Self {
+        let ring = RwLock::new(Ring {
+            start: Position::default(),
+            entries: VecDeque::new(),
+            bytes: 0,
+        });
+        let (head, reading) = (
+            watch::Sender::new(Position::default()),
+            watch::Sender::new(true),
+        );
+        Self(Arc::new(Shared {
+            db,
+            cursors: OnceLock::new(),
+            make,
+            ring,
+            head,
+            reading,
+        }))
+    }
+
+    /// Opens the feed at its present end.
+    pub async fn open(&self) -> Result<()> {
+        let database = read::state(&self.0.db).await?.database_id;
+        let end = read::settled(&self.0.db).await?;
+        self.0.cursors.get_or_init(|| Cursors::new(database));
+        self.0
+            .ring
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .start = end;
+        self.0.head.send_replace(end);
+        Ok(())
+    }
+
+    /// Makes and reads the cursors of this database.
+    pub fn cursors(&self) -> Cursors {
+        self.0
+            .cursors
+            .get()
+            .copied()
+            .unwrap_or(Cursors::new(Uuid::nil()))
+    }
+
+    /// Whether the feed can be read at present.
+    pub fn reading(&self) -> watch::Receiver<bool> {
+        self.0.reading.subscribe()
+    }
+
+    /// The place up to which this process has read.
+    pub fn head(&self) -> Position {
+        *self.0.head.borrow()
+    }
+
+    /// Where to start from now: a place, and the transactions after it that do not count because
+    /// they were committed before.
+    pub async fn now(&self) -> Result<(Position, HashSet<i64>)> {
+        read::now(&self.0.db).await
+    }
+
+    /// The place that a client's cursor stands for, if the feed can be read from there without loss.
+    pub async fn resume(&self, cursor: &str) -> Result<Position> {
+        let position = self.cursors().decode(cursor)?;
+        read::check_reached(&self.0.db, position).await?;
+        read::check_kept(&self.0.db, self.cursors(), position).await?;
+        Ok(position)
+    }
+
+    /// How many changes there are after `position`, and how old the oldest is.
+    pub async fn behind(&self, position: Position) -> Result<(i64, Duration)> {
+        if position >= self.head() {
+            return Ok((0, Duration::ZERO));
+        }
+        let (changes, oldest) = read::behind(&self.0.db, position).await?;
+        let age = oldest.and_then(|oldest| (chrono::Utc::now() - oldest).to_std().ok());
+        Ok((changes, age.unwrap_or_default()))
+    }
+
+    /// Waits until there is something after `position`, and returns some of it, in order.
+    ///
+    /// At the head this shares what the tailer has read; behind it, it reads the
+    /// table. A database that is away is waited for. Safe to drop while waiting.
+    pub async fn after(&self, position: Position) -> Result<Vec<Arc<Entry<T>>>> {
+        // Subscribed before looking, so that nothing is published in between.
+        let mut head = self.0.head.subscribe();
+        let mut position = position;
+        loop {
+            let read_up_to = *head.borrow_and_update();
+            match self.shared_after(position) {
+                Some(entries) if !entries.is_empty() => return Ok(entries),
+                Some(_) => {
+                    if head.changed().await.is_err() {
+                        return Err(Error::ShuttingDown);
+                    }
+                }
+                None => match self.stored_after(position).await {
+                    Err(Error::DatabaseAway) => sleep(RETRY).await,
+                    // There is nothing after `position`, so nothing up to where the tailer was before.
+                    Ok(entries) if entries.is_empty() => position = position.max(read_up_to),
+                    done => return done,
+                },
+            }
+        }
+    }
+
+    /// What the ring holds after `position`; `None` if that reaches back before the ring.
+    fn shared_after(&self, position: Position) -> Option<Vec<Arc<Entry<T>>>> {
+        let ring = self.0.ring.read().unwrap_or_else(PoisonError::into_inner);
+        if position < ring.start {
+            return None;
+        }
+        let first = ring
+            .entries
+            .partition_point(|entry| entry.position <= position);
+        Some(ring.entries.range(first..).take(256).cloned().collect())
+    }
+
+    async fn stored_after(&self, position: Position) -> Result<Vec<Arc<Entry<T>>>> {
+        let changes = read::after(&self.0.db, position, PAGE).await?;
+        // Asked after reading: what was pruned before the read is noticed, too.
+        read::check_kept(&self.0.db, self.cursors(), position).await?;
+        Ok(changes
+            .iter()
+            .map(|change| Arc::new(self.entry(change)))
+            .collect())
+    }
+
+    fn entry(&self, change: &Change) -> Entry<T> {
+        let (position, bytes) = (change.position, change.message.len());
+        let cursor = self.cursors().encode(position);
+        Entry {
+            position,
+            item: (self.0.make)(change, cursor),
+            bytes,
+        }
+    }
+
+    /// Follows the feed until shutdown.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let listening = self.0.db.backend() == DbBackend::Postgres;
+        let background = shutdown.child_token();
+        if listening {
+            tokio::spawn(listen(self.0.db.clone(), background.clone()));
+            tokio::spawn(announce(self.0.db.clone(), background.clone()));
+        }
+        while !shutdown.is_cancelled() {
+            let pause = match self.advance().await {
+                Ok(pause) => {
+                    self.0
+                        .reading
+                        .send_if_modified(|reading| !std::mem::replace(reading, true));
+                    pause
+                }
+                Err(error) => {
+                    if self.0.reading.send_replace(false) {
+                        tracing::warn!(%error, "the change feed cannot be read; watches wait");
+                    }
+                    RETRY
+                }
+            };
+            if pause.is_zero() {
+                continue;
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = self.0.db.committed() => {}
+                () = sleep(pause) => {}
+            }
+        }
+        background.cancel();
+    }
+
+    /// Reads what is new. Returns how long to wait, unless woken, before looking again.
+    async fn advance(&self) -> Result<Duration> {
+        let head = self.head();
+        let changes = read::after(&self.0.db, head, PAGE).await?;
+        let full = i64::try_from(changes.len()) == Ok(PAGE);
+        if let Some(last) = changes.last().map(|change| change.position) {
+            let entries: Vec<_> = changes
+                .iter()
+                .map(|change| Arc::new(self.entry(change)))
+                .collect();
+            self.0
+                .ring
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(entries);
+            self.0.head.send_replace(last);
+        }
+        if full {
+            return Ok(Duration::ZERO);
+        }
+        Ok(if read::waiting(&self.0.db).await? {
+            POLL_WAITING
+        } else {
+            POLL
+        })
+    }
+}
+
+impl<T> Ring<T> {
+    fn push(&mut self, entries: Vec<Arc<Entry<T>>>) {
+        for entry in entries {
+            self.bytes += entry.bytes;
+            self.entries.push_back(entry);
+        }
+        while self.entries.len() > RING_CHANGES || self.bytes > RING_BYTES {
+            let Some(oldest) = self.entries.pop_front() else {
+                return;
+            };
+            self.bytes -= oldest.bytes;
+            self.start = oldest.position;
+        }
+    }
+}
+
+/// Wakes the tailer when another process has committed. A lost connection is made again.
+async fn listen(db: Db, shutdown: CancellationToken) {
+    let listening = async {
+        loop {
+            let connected =
+                PgListener::connect_with(db.reader().get_postgres_connection_pool()).await;
+            if let Ok(mut listener) = connected
+                && listener.listen(CHANNEL).await.is_ok()
+            {
+                // `None`: the connection was lost, and with it perhaps signals. It is made again by the next call.
+                while listener.try_recv().await.is_ok() {
+                    db.wake_feed();
+                }
+            }
+            sleep(RETRY).await;
+        }
+    };
+    shutdown.run_until_cancelled(listening).await;
+}
+
+/// Tells other processes that this one has committed: after the commit and not
+/// in it, where it would make commits wait for each other.
+async fn announce(db: Db, shutdown: CancellationToken) {
+    use sea_orm::ConnectionTrait;
+
+    let announcing = async {
+        loop {
+            db.to_announce().await;
+            let next = Instant::now() + DEBOUNCE;
+            if let Err(error) = db
+                .reader()
+                .execute_unprepared(&format!("NOTIFY {CHANNEL}"))
+                .await
+            {
+                // The others poll.
+                tracing::debug!(%error, "other processes could not be told of a commit");
+            }
+            sleep_until(next).await;
+        }
+    };
+    shutdown.run_until_cancelled(announcing).await;
+}

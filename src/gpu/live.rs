@@ -1,0 +1,125 @@
+//! The newest reading of every GPU of this host, in memory, for whoever watches.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use tokio::sync::watch;
+
+use crate::pb;
+
+/// The newest readings. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct LiveGpus(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    newest: RwLock<BTreeMap<String, Newest>>,
+    published: watch::Sender<u64>,
+}
+
+/// What is kept of a GPU. Its count goes on even if it is gone for a while.
+#[derive(Debug, Default)]
+struct Newest {
+    number: u64,
+    reading: Option<Arc<Reading>>,
+}
+
+/// One sample of one GPU.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reading {
+    /// Counts the samples of this GPU since the start, from 1.
+    pub number: u64,
+    pub stats: pb::GpuStats,
+}
+
+impl LiveGpus {
+    /// Replaces the reading of the sample's GPU, and tells whoever waits.
+    pub fn publish(&self, stats: pb::GpuStats) -> Arc<Reading> {
+        let uuid = stats.gpu_uuid.clone().unwrap_or_default();
+        let reading = {
+            let mut all = self
+                .0
+                .newest
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            let newest = all.entry(uuid).or_default();
+            newest.number += 1;
+            let reading = Arc::new(Reading {
+                number: newest.number,
+                stats,
+            });
+            newest.reading = Some(reading.clone());
+            reading
+        };
+        self.0.published.send_modify(|count| *count += 1);
+        reading
+    }
+
+    /// Drops the reading of a GPU that is no more, as a MIG instance that was taken apart.
+    pub fn forget(&self, uuid: &str) {
+        if let Some(newest) = self
+            .0
+            .newest
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_mut(uuid)
+        {
+            newest.reading = None;
+        }
+    }
+
+    /// Changes with every reading: how many were published.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.0.published.subscribe()
+    }
+
+    /// The newest reading of every GPU, by UUID.
+    pub fn readings(&self) -> Vec<Arc<Reading>> {
+        let all = self.0.newest.read().unwrap_or_else(PoisonError::into_inner);
+        all.values()
+            .filter_map(|newest| newest.reading.clone())
+            .collect()
+    }
+
+    /// The newest reading of this GPU.
+    pub fn reading(&self, uuid: &str) -> Option<Arc<Reading>> {
+        let all = self.0.newest.read().unwrap_or_else(PoisonError::into_inner);
+        all.get(uuid)?.reading.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stats(uuid: &str, temperature: f64) -> pb::GpuStats {
+        pb::GpuStats {
+            gpu_uuid: Some(uuid.into()),
+            temperature: Some(temperature),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn every_gpu_counts_for_itself_and_the_newest_reading_stays() {
+        let live = LiveGpus::default();
+        let changed = live.changed();
+        for (uuid, temperature) in [("b", 40.0), ("a", 50.0), ("b", 41.0)] {
+            live.publish(stats(uuid, temperature));
+        }
+        let readings = live.readings();
+        let readings: Vec<_> = readings
+            .iter()
+            .map(|reading| (reading.number, &reading.stats))
+            .collect();
+        assert_eq!(readings, [(1, &stats("a", 50.0)), (2, &stats("b", 41.0))]);
+        assert_eq!(*changed.borrow(), 3);
+        live.forget("b");
+        assert_eq!(live.readings().len(), 1);
+        assert_eq!(live.reading("b"), None);
+        // Whoever has seen the second must not take the next one for an older one.
+        assert_eq!(live.publish(stats("b", 42.0)).number, 3);
+    }
+}

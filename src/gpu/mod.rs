@@ -1,0 +1,113 @@
+//! GPU telemetry: samples every GPU of this host through NVML, keeps the newest samples in
+//! memory, stores all of them, and answers for both.
+//!
+//! `fleet` finds the GPUs and gives each a thread of its own, the `sampler`: calls into the
+//! driver block, and one that never returns must cost no more than its thread. A sample goes to
+//! `live` and, through a bounded queue, to the `writer`.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{db::Db, pb};
+
+mod columns;
+mod fleet;
+mod live;
+mod nvml;
+mod pcie;
+mod sampler;
+mod schedule;
+mod service;
+mod writer;
+
+pub use self::{
+    live::{LiveGpus, Reading},
+    service::GpuStats,
+};
+
+/// How long the start of the server waits to hear which GPUs there are. They are sampled all the
+/// same when they are found later.
+const FOUND_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long the last rows may take at shutdown.
+const FLUSH_WITHIN: Duration = Duration::from_secs(2);
+
+/// What to sample, and how.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The NVML library. By default the system looks for `libnvidia-ml.so.1`.
+    pub library: Option<PathBuf>,
+    /// The time from one sample of a GPU to the next.
+    pub interval: Duration,
+    /// The name of this host, kept with every sample.
+    pub host: String,
+}
+
+/// The samplers at work.
+#[derive(Debug)]
+pub struct Running {
+    /// Which GPUs there are, or why there are none: for people.
+    pub found: String,
+    writer: JoinHandle<()>,
+}
+
+/// A value of a sample, or why it is absent.
+type Value<T> = Result<T, pb::AbsentReason>;
+
+/// Starts to sample the GPUs of this host, until `shutdown`. Never fails: what cannot be reached is
+/// tried again later, and `health` hears whenever sampling begins to work or ceases to.
+pub async fn start(
+    settings: Settings,
+    db: Db,
+    live: LiveGpus,
+    health: impl Fn(bool) + Send + Sync + 'static,
+    shutdown: CancellationToken,
+) -> Running {
+    let queue = Arc::new(writer::Queue::default());
+    let host = Arc::new(sampler::Host {
+        library: nvml::Library::new(settings.library),
+        name: settings.host,
+        // A schedule needs time to pass between two ticks.
+        interval: settings.interval.max(Duration::from_millis(1)),
+        live,
+        queue: queue.clone(),
+        stop: schedule::Stop::default(),
+        taken: Mutex::default(),
+    });
+    let (report, found) = oneshot::channel();
+    fleet::spawn(host.clone(), health, report);
+    let stop = move || host.stop.set();
+    let writer = tokio::spawn(writer::run(db, queue, shutdown, stop));
+    let found = match timeout(FOUND_WITHIN, found).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(_)) => "no GPUs: the thread that looks for them could not be started".into(),
+        Err(_) => format!(
+            "NVML has not answered within {} s; GPUs are sampled when it does",
+            FOUND_WITHIN.as_secs()
+        ),
+    };
+    Running { found, writer }
+}
+
+impl Running {
+    /// Waits, after the shutdown has begun, until the last samples are stored, but not for long.
+    pub async fn finish(self) {
+        let started = Instant::now();
+        if timeout(FLUSH_WITHIN + Duration::from_millis(200), self.writer)
+            .await
+            .is_err()
+        {
+            let waited_ms = started.elapsed().as_millis();
+            tracing::warn!(
+                waited_ms,
+                "the last GPU samples could not be stored in time"
+            );
+        }
+    }
+}

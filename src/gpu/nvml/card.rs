@@ -1,0 +1,321 @@
+//! Asks a GPU, or a MIG instance, for every value of a sample.
+//!
+//! No value is made up. What the driver does not tell is absent, with the reason; a value outside
+//! of what NVML promises counts as an error of the driver.
+
+use std::{collections::HashMap, sync::Arc, time::Instant};
+
+use chrono::{SubsecRound, Utc};
+use nvml_wrapper::{
+    Device,
+    enum_wrappers::device::{
+        Clock, PcieUtilCounter, PerformanceState, TemperatureSensor, TemperatureThreshold,
+    },
+    enums::device::SampleValue,
+    error::{Bits, NvmlError},
+    struct_wrappers::device::FieldValueSample,
+    structs::device::FieldId,
+};
+
+use super::Failure;
+use crate::{
+    gpu::{
+        Value, columns,
+        pcie::{Counter, Directions, Pcie},
+    },
+    pb::{
+        self,
+        AbsentReason::{self, DriverError},
+    },
+    rpc::time::to_proto,
+};
+
+/// `NVML_FI_DEV_PCIE_COUNT_TX_BYTES` and `NVML_FI_DEV_PCIE_COUNT_RX_BYTES`.
+const PCIE_BYTES: [FieldId; 2] = [FieldId(197), FieldId(198)];
+
+/// Absolute slowdown temperatures lie below, in °C. Cards that only know a margin give it instead,
+/// as a small negative number in an unsigned one.
+const HOTTEST: u32 = 150;
+
+/// What NVML gives a handle for.
+#[derive(Debug)]
+pub(super) struct Card<'nvml> {
+    pub(super) device: Device<'nvml>,
+    pub(super) gpu: Arc<pb::Gpu>,
+    /// Whether the GPU is divided: that is why it does not support what it does not.
+    pub(super) mig: bool,
+    /// Calls that are not worth making again, by what they are for.
+    pub(super) refused: HashMap<&'static str, AbsentReason>,
+    pcie: Pcie,
+    pub(super) failure: Option<Failure>,
+}
+
+/// Puts every value into its column, or the reason why there is none beside it.
+macro_rules! fill {
+    ($stats:ident { $($column:ident = $value:expr;)+ }) => {$(
+        match $value {
+            Ok(value) => $stats.$column = Some(value),
+            Err(reason) => {
+                $stats.absent_reasons.insert(stringify!($column).into(), reason.into());
+            }
+        }
+    )+};
+}
+
+impl<'nvml> Card<'nvml> {
+    pub(super) fn new(device: Device<'nvml>, gpu: pb::Gpu, max_link: Option<(u32, u32)>) -> Self {
+        let (refused, pcie) = (HashMap::new(), Pcie::new(max_link));
+        Self {
+            device,
+            gpu: Arc::new(gpu),
+            mig: false,
+            refused,
+            pcie,
+            failure: None,
+        }
+    }
+
+    pub(super) fn sample(&mut self) -> pb::GpuStats {
+        let (started_at, started) = (Utc::now(), Instant::now());
+        let rates = self.ask("utilization", |card| {
+            card.utilization_rates()
+                .map(|rates| (rates.gpu, rates.memory))
+        });
+        let memory = self.ask("memory", |card| {
+            card.memory_info().map(|memory| (memory.used, memory.total))
+        });
+        let memory = memory.and_then(|(used, total)| {
+            if used <= total {
+                Ok((used, total))
+            } else {
+                Err(DriverError)
+            }
+        });
+        let encoder = self.ask("encoder", |card| {
+            card.encoder_utilization()
+                .map(|encoder| encoder.utilization)
+        });
+        let decoder = self.ask("decoder", |card| {
+            card.decoder_utilization()
+                .map(|decoder| decoder.utilization)
+        });
+        let bar1 = self.ask("bar1", |card| card.bar1_memory_info().map(|bar1| bar1.used));
+        let pcie = self.pcie();
+        let processes = self.number("processes", Device::running_compute_processes_count);
+        let chip = TemperatureSensor::Gpu;
+        let mut stats = columns::of(&self.gpu);
+        fill!(stats {
+            gpu_name = self.gpu.name.clone().ok_or(DriverError);
+            gpu_utilization = rates.and_then(|(gpu, _)| percent(gpu).map(f64::from));
+            memory_used = memory.and_then(|(used, _)| mib(used));
+            memory_total = memory.and_then(|(_, total)| mib(total));
+            temperature = self.number("temperature", |card| card.temperature(chip)).map(f64::from);
+            power_usage = self.number("power_usage", Device::power_usage).map(watts);
+            inference_fps = Err(AbsentReason::NotReported);
+            fan_speed = self.fan_speed();
+            sm_clock = self.number("sm_clock", |card| card.clock_info(Clock::SM));
+            memory_bandwidth_utilization = rates.and_then(|(_, busy)| percent(busy).map(f64::from));
+            pstate = self.pstate();
+            throttle_reasons = self.ask("throttle_reasons", throttle_reasons);
+            power_limit = self.number("power_limit", Device::enforced_power_limit).map(watts);
+            sm_clock_max = self.number("sm_max", |card| card.max_clock_info(Clock::SM));
+            compute_processes_count = processes;
+            pcie_replay_counter = self.ask("replays", Device::pcie_replay_counter).map(i64::from);
+            temp_slowdown_threshold = self.temp_slowdown_threshold();
+            memory_clock = self.number("memory_clock", |card| card.clock_info(Clock::Memory));
+            memory_clock_max = self.number("memory_max", |card| card.max_clock_info(Clock::Memory));
+            pcie_link_gen = self.number("link_gen", Device::current_pcie_link_gen);
+            pcie_link_width = self.number("link_width", Device::current_pcie_link_width);
+            pcie_tx_throughput = pcie.sent;
+            pcie_rx_throughput = pcie.received;
+            encoder_utilization = encoder.and_then(percent);
+            decoder_utilization = decoder.and_then(percent);
+            bar1_used = bar1.and_then(mib);
+        });
+        // The middle of the calls is nearest to all of them.
+        let recorded_at = started_at + started.elapsed() / 2;
+        stats.recorded_at = Some(to_proto(recorded_at.trunc_subsecs(6)));
+        stats
+    }
+
+    /// Makes a call, unless it is known to be in vain.
+    pub(super) fn ask<T>(
+        &mut self,
+        what: &'static str,
+        call: impl FnOnce(&Device<'nvml>) -> Result<T, NvmlError>,
+    ) -> Value<T> {
+        // A GPU that is gone may take its time to say so, every time.
+        if let Some(failure) = &self.failure {
+            return Err(failure.reason);
+        }
+        if let Some(reason) = self.refused.get(what) {
+            return Err(*reason);
+        }
+        call(&self.device).map_err(|error| {
+            let reason = self.refusal(error);
+            if is_final(reason) {
+                self.refused.insert(what, reason);
+            }
+            reason
+        })
+    }
+
+    fn number(
+        &mut self,
+        what: &'static str,
+        call: impl FnOnce(&Device<'nvml>) -> Result<u32, NvmlError>,
+    ) -> Value<i32> {
+        // What is larger is a negative number, or `NVML_VALUE_NOT_AVAILABLE`.
+        self.ask(what, call)
+            .and_then(|value| i32::try_from(value).map_err(|_| DriverError))
+    }
+
+    fn fan_speed(&mut self) -> Value<i32> {
+        let fans = self.ask("fans", Device::num_fans)?;
+        let mut fastest = None;
+        for fan in 0..fans {
+            fastest = fastest.max(Some(self.number("fan_speed", |card| card.fan_speed(fan))?));
+        }
+        fastest.ok_or_else(|| self.unsupported())
+    }
+
+    fn pstate(&mut self) -> Value<i32> {
+        let pstate = self.ask("pstate", |card| match card.performance_state() {
+            // A state that the wrapper does not know, which must not be read as a return code.
+            Err(NvmlError::UnexpectedVariant(_)) => Err(NvmlError::Unknown),
+            pstate => pstate,
+        })?;
+        if pstate == PerformanceState::Unknown {
+            return Err(self.unsupported());
+        }
+        i32::try_from(pstate.as_c()).map_err(|_| DriverError)
+    }
+
+    fn temp_slowdown_threshold(&mut self) -> Value<f64> {
+        let slowdown = TemperatureThreshold::Slowdown;
+        let threshold = self.ask("temp_slowdown_threshold", |card| {
+            card.temperature_threshold(slowdown)
+        })?;
+        if (1..=HOTTEST).contains(&threshold) {
+            Ok(threshold.into())
+        } else {
+            Err(self.unsupported())
+        }
+    }
+
+    fn pcie(&mut self) -> Directions<Value<i64>> {
+        let at = Instant::now();
+        let replies = self.ask("pcie_bytes", |card| {
+            // By position: the number of a field in a reply is the driver's own.
+            let [sent, received] = card
+                .field_values_for(&PCIE_BYTES)?
+                .try_into()
+                .map_err(|_| NvmlError::Unknown)?;
+            Ok(Directions { sent, received })
+        });
+        let counters = match replies {
+            Ok(replies) => Directions {
+                sent: self.counter(replies.sent),
+                received: self.counter(replies.received),
+            },
+            Err(reason) => Directions {
+                sent: Err(reason),
+                received: Err(reason),
+            },
+        };
+        if let (Err(reason), Err(_)) = (counters.sent, counters.received)
+            && is_final(reason)
+        {
+            self.refused.insert("pcie_bytes", reason);
+        }
+        let rates = self.pcie.rates(at, counters);
+        let blind = rates.sent.is_none() || rates.received.is_none();
+        let may_ask = blind && self.pcie.may_ask_throughput(at);
+        let mut throughput = |what, counter| match self.refused.get(what) {
+            None if !may_ask => Err(AbsentReason::NotSampled),
+            _ => self
+                .ask(what, |card| card.pcie_throughput(counter))
+                .map(i64::from),
+        };
+        Directions {
+            sent: rates
+                .sent
+                .unwrap_or_else(|| throughput("pcie_send", PcieUtilCounter::Send)),
+            received: rates
+                .received
+                .unwrap_or_else(|| throughput("pcie_receive", PcieUtilCounter::Receive)),
+        }
+    }
+
+    fn counter(&mut self, reply: Result<FieldValueSample, NvmlError>) -> Value<Counter> {
+        match reply.and_then(|reply| reply.value) {
+            Ok(SampleValue::U32(bytes)) => Ok(Counter::Narrow(bytes)),
+            Ok(SampleValue::U64(bytes)) => Ok(Counter::Wide(bytes)),
+            Ok(SampleValue::I64(bytes)) => u64::try_from(bytes)
+                .map(Counter::Wide)
+                .map_err(|_| DriverError),
+            Ok(SampleValue::F64(_)) => Err(DriverError),
+            Err(error) => Err(self.refusal(error)),
+        }
+    }
+
+    /// Why there is no value after this error, which may be the last of this sample.
+    fn refusal(&mut self, error: NvmlError) -> AbsentReason {
+        let taken_apart =
+            self.gpu.mig_parent_uuid.is_some() && matches!(error, NvmlError::InvalidArg);
+        let failure = Failure::from(error);
+        let reason = failure.reason;
+        if taken_apart || failure.everywhere || reason == AbsentReason::GpuLost {
+            self.failure = Some(failure);
+        }
+        if reason == AbsentReason::NotSupported {
+            self.unsupported()
+        } else {
+            reason
+        }
+    }
+
+    fn unsupported(&self) -> AbsentReason {
+        if self.mig {
+            AbsentReason::Mig
+        } else {
+            AbsentReason::NotSupported
+        }
+    }
+}
+
+/// Whether the answer stays the same until the GPU is found anew.
+fn is_final(reason: AbsentReason) -> bool {
+    matches!(
+        reason,
+        AbsentReason::NotSupported | AbsentReason::Mig | AbsentReason::DriverTooOld
+    )
+}
+
+/// The driver's mask as it is: the wrapper gives the bits that it does not know as an error.
+fn throttle_reasons(card: &Device<'_>) -> Result<i64, NvmlError> {
+    match card.current_throttle_reasons_strict() {
+        Ok(reasons) => Ok(reasons.bits().cast_signed()),
+        Err(NvmlError::IncorrectBits(Bits::U64(mask))) => Ok(mask.cast_signed()),
+        Err(error) => Err(error),
+    }
+}
+
+fn percent(value: u32) -> Value<i32> {
+    i32::try_from(value)
+        .ok()
+        .filter(|value| *value <= 100)
+        .ok_or(DriverError)
+}
+
+fn watts(milliwatts: i32) -> f64 {
+    f64::from(milliwatts) / 1_000.0
+}
+
+fn mib(bytes: u64) -> Value<i64> {
+    if bytes == u64::MAX {
+        Err(DriverError)
+    } else {
+        Ok((bytes >> 20).cast_signed())
+    }
+}

@@ -1,0 +1,279 @@
+//! `GpuStatsService`.
+
+use std::collections::{BTreeSet, HashMap};
+
+use sea_orm::{EntityTrait, QueryFilter, QueryOrder, QueryTrait, Select, Set};
+use serde_json::Value as Json;
+use tonic::{Request, Response};
+
+use super::{
+    columns::{self, recorded_at},
+    live::LiveGpus,
+};
+use crate::{
+    db::Db,
+    entity::{gpu, gpu_stats},
+    error::{Error, Result},
+    pb::{self, gpu_stats_service_server::GpuStatsService},
+    rpc::{Reply, page::Page, time},
+};
+
+/// How many GPUs a request may name: each costs a query or a parameter of one.
+const MAX_NAMED: usize = 1000;
+
+/// The handlers of `GpuStatsService`.
+#[derive(Debug, Clone)]
+pub struct GpuStats {
+    db: Db,
+    live: LiveGpus,
+}
+
+impl GpuStats {
+    pub fn new(db: Db, live: LiveGpus) -> Self {
+        Self { db, live }
+    }
+}
+
+#[tonic::async_trait]
+impl GpuStatsService for GpuStats {
+    async fn list_gpus(&self, _: Request<pb::ListGpusRequest>) -> Reply<pb::ListGpusResponse> {
+        let gpus = gpu::Entity::find()
+            .all(self.db.reader())
+            .await
+            .map_err(Error::from)?;
+        let mut gpus: Vec<pb::Gpu> = gpus.into_iter().map(Into::into).collect();
+        let place = |gpu: &pb::Gpu| {
+            (
+                gpu.host.clone(),
+                gpu.gpu_index,
+                gpu.mig_parent_uuid.is_some(),
+                gpu.uuid.clone(),
+            )
+        };
+        gpus.sort_by_cached_key(place);
+        Ok(Response::new(pb::ListGpusResponse { gpus }))
+    }
+
+    async fn get_latest_gpu_stats(
+        &self,
+        request: Request<pb::GetLatestGpuStatsRequest>,
+    ) -> Reply<pb::GetLatestGpuStatsResponse> {
+        let named = request.into_inner().gpu_uuids;
+        check_named("gpu_uuids", &named)?;
+        let uuids = if named.is_empty() {
+            self.known().await?
+        } else {
+            named.into_iter().collect()
+        };
+        let mut gpu_stats = Vec::with_capacity(uuids.len());
+        for uuid in uuids {
+            gpu_stats.extend(self.latest(&uuid).await?);
+        }
+        let place = |stats: &pb::GpuStats| {
+            (
+                stats.host.clone(),
+                stats.gpu_index,
+                stats.mig_parent_uuid.is_some(),
+                stats.gpu_uuid.clone(),
+            )
+        };
+        gpu_stats.sort_by_cached_key(place);
+        Ok(Response::new(pb::GetLatestGpuStatsResponse { gpu_stats }))
+    }
+
+    async fn list_gpu_stats(
+        &self,
+        request: Request<pb::ListGpuStatsRequest>,
+    ) -> Reply<pb::ListGpuStatsResponse> {
+        let request = request.into_inner();
+        let filter = request.filter.unwrap_or_default();
+        let page = Page::parse(request.page_size, &request.page_token, "gpu_stats", &filter)?;
+        let columns = (gpu_stats::Column::RecordedAt, gpu_stats::Column::Id);
+        let key = |row: &gpu_stats::Model| (row.recorded_at, row.id);
+        let (rows, next_page_token) = page
+            .newest_first(self.db.reader(), filter.select()?, columns, key)
+            .await?;
+        let gpu_stats = rows.into_iter().map(Into::into).collect();
+        Ok(Response::new(pb::ListGpuStatsResponse {
+            gpu_stats,
+            next_page_token,
+        }))
+    }
+}
+
+impl GpuStats {
+    /// The UUIDs of all GPUs, here and in the database.
+    async fn known(&self) -> Result<BTreeSet<String>> {
+        let stored = gpu::Entity::find().all(self.db.reader()).await?;
+        let live = self.live.readings();
+        let live = live
+            .iter()
+            .filter_map(|reading| reading.stats.gpu_uuid.clone());
+        Ok(stored.into_iter().map(|gpu| gpu.uuid).chain(live).collect())
+    }
+
+    /// The newest sample of a GPU: mostly the one in memory, if it is a GPU of this host.
+    async fn latest(&self, uuid: &str) -> Result<Option<pb::GpuStats>> {
+        let stored = gpu_stats::Entity::find()
+            .filter(gpu_stats::COLUMN.gpu_uuid.eq(uuid))
+            .order_by_desc(gpu_stats::Column::RecordedAt)
+            .order_by_desc(gpu_stats::Column::Id)
+            .one(self.db.reader())
+            .await?;
+        let Some(live) = self.live.reading(uuid) else {
+            return Ok(stored.map(Into::into));
+        };
+        match stored {
+            // The stored one of the two has its id.
+            Some(stored) if stored.recorded_at >= recorded_at(&live.stats) => {
+                Ok(Some(stored.into()))
+            }
+            _ => Ok(Some(live.stats.clone())),
+        }
+    }
+}
+
+impl pb::GpuStatsFilter {
+    fn select(&self) -> Result<Select<gpu_stats::Entity>> {
+        use gpu_stats::COLUMN;
+        check_named("filter.gpu_uuids", &self.gpu_uuids)?;
+        let (start, end) = time::bounds("filter.recorded_at", self.recorded_at)?;
+        let uuids = (!self.gpu_uuids.is_empty()).then_some(&self.gpu_uuids);
+        let host = (!self.host.is_empty()).then_some(&self.host);
+        Ok(gpu_stats::Entity::find()
+            .apply_if(uuids, |select, uuids| {
+                select.filter(COLUMN.gpu_uuid.is_in(uuids.clone()))
+            })
+            .apply_if(host, |select, host| {
+                select.filter(COLUMN.host.eq(host.as_str()))
+            })
+            .apply_if(start, |select, start| {
+                select.filter(COLUMN.recorded_at.gte(start))
+            })
+            .apply_if(end, |select, end| select.filter(COLUMN.recorded_at.lt(end))))
+    }
+}
+
+fn check_named(field: &'static str, uuids: &[String]) -> Result<()> {
+    if uuids.len() > MAX_NAMED {
+        return Err(Error::invalid(
+            field,
+            format!("must not name more than {MAX_NAMED} GPUs"),
+        ));
+    }
+    Ok(())
+}
+
+impl From<gpu::Model> for pb::Gpu {
+    fn from(row: gpu::Model) -> Self {
+        Self {
+            uuid: row.uuid,
+            host: row.host,
+            gpu_index: row.gpu_index,
+            name: row.name,
+            pci_bus_id: row.pci_bus_id,
+            mig_parent_uuid: row.mig_parent_uuid,
+            driver_version: row.driver_version,
+            first_seen_at: Some(time::to_proto(row.first_seen_at)),
+            last_seen_at: Some(time::to_proto(row.last_seen_at)),
+        }
+    }
+}
+
+impl From<gpu_stats::Model> for pb::GpuStats {
+    fn from(row: gpu_stats::Model) -> Self {
+        let mut stats = Self {
+            id: Some(row.id),
+            recorded_at: Some(time::to_proto(row.recorded_at)),
+            gpu_name: row.gpu_name,
+            gpu_utilization: row.gpu_utilization,
+            memory_used: row.memory_used,
+            memory_total: row.memory_total,
+            temperature: row.temperature,
+            power_usage: row.power_usage,
+            inference_fps: row.inference_fps,
+            fan_speed: row.fan_speed,
+            sm_clock: row.sm_clock,
+            memory_bandwidth_utilization: row.memory_bandwidth_utilization,
+            pstate: row.pstate,
+            throttle_reasons: row.throttle_reasons,
+            power_limit: row.power_limit,
+            sm_clock_max: row.sm_clock_max,
+            compute_processes_count: row.compute_processes_count,
+            pcie_replay_counter: row.pcie_replay_counter,
+            temp_slowdown_threshold: row.temp_slowdown_threshold,
+            memory_clock: row.memory_clock,
+            memory_clock_max: row.memory_clock_max,
+            pcie_link_gen: row.pcie_link_gen,
+            pcie_link_width: row.pcie_link_width,
+            pcie_tx_throughput: row.pcie_tx_throughput,
+            pcie_rx_throughput: row.pcie_rx_throughput,
+            encoder_utilization: row.encoder_utilization,
+            decoder_utilization: row.decoder_utilization,
+            bar1_used: row.bar1_used,
+            gpu_uuid: row.gpu_uuid,
+            gpu_index: row.gpu_index,
+            host: row.host,
+            pci_bus_id: row.pci_bus_id,
+            mig_parent_uuid: row.mig_parent_uuid,
+            absent_reasons: HashMap::new(),
+        };
+        let reason =
+            |column: &str| columns::reason(row.absent_reasons.as_ref()?.get(column)?.as_str()?);
+        let absent = columns::absent(&stats);
+        let absent = absent.map(|column| {
+            (
+                column.to_string(),
+                reason(column).unwrap_or_default().into(),
+            )
+        });
+        stats.absent_reasons = absent.collect();
+        stats
+    }
+}
+
+impl From<&pb::GpuStats> for gpu_stats::ActiveModel {
+    fn from(stats: &pb::GpuStats) -> Self {
+        let reasons = stats.absent_reasons.iter();
+        let reasons = reasons.filter_map(|(column, reason)| {
+            let reason = pb::AbsentReason::try_from(*reason).ok()?;
+            Some((column.clone(), Json::String(columns::label(reason))))
+        });
+        Self {
+            recorded_at: Set(recorded_at(stats)),
+            gpu_name: Set(stats.gpu_name.clone()),
+            gpu_utilization: Set(stats.gpu_utilization),
+            memory_used: Set(stats.memory_used),
+            memory_total: Set(stats.memory_total),
+            temperature: Set(stats.temperature),
+            power_usage: Set(stats.power_usage),
+            inference_fps: Set(stats.inference_fps),
+            fan_speed: Set(stats.fan_speed),
+            sm_clock: Set(stats.sm_clock),
+            memory_bandwidth_utilization: Set(stats.memory_bandwidth_utilization),
+            pstate: Set(stats.pstate),
+            throttle_reasons: Set(stats.throttle_reasons),
+            power_limit: Set(stats.power_limit),
+            sm_clock_max: Set(stats.sm_clock_max),
+            compute_processes_count: Set(stats.compute_processes_count),
+            pcie_replay_counter: Set(stats.pcie_replay_counter),
+            temp_slowdown_threshold: Set(stats.temp_slowdown_threshold),
+            memory_clock: Set(stats.memory_clock),
+            memory_clock_max: Set(stats.memory_clock_max),
+            pcie_link_gen: Set(stats.pcie_link_gen),
+            pcie_link_width: Set(stats.pcie_link_width),
+            pcie_tx_throughput: Set(stats.pcie_tx_throughput),
+            pcie_rx_throughput: Set(stats.pcie_rx_throughput),
+            encoder_utilization: Set(stats.encoder_utilization),
+            decoder_utilization: Set(stats.decoder_utilization),
+            bar1_used: Set(stats.bar1_used),
+            gpu_uuid: Set(stats.gpu_uuid.clone()),
+            gpu_index: Set(stats.gpu_index),
+            host: Set(stats.host.clone()),
+            pci_bus_id: Set(stats.pci_bus_id.clone()),
+            mig_parent_uuid: Set(stats.mig_parent_uuid.clone()),
+            absent_reasons: Set(Some(Json::Object(reasons.collect()))),
+            ..Default::default()
+        }
+    }
+}

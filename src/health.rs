@@ -1,0 +1,119 @@
+//! What `grpc.health.v1` says of the server and of each of its services.
+
+use tokio::sync::watch;
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::{Health as HealthService, HealthServer},
+    server::{HealthReporter, health_reporter},
+};
+
+/// The services that need the database, and nothing else.
+const SERVICES: [&str; 5] = [
+    "watchpost.v1.AlertRuleService",
+    "watchpost.v1.AlertService",
+    "watchpost.v1.CameraService",
+    "watchpost.v1.EventService",
+    "watchpost.v1.MonitorService",
+];
+
+/// The service that needs NVML as well.
+const GPU_SERVICE: &str = "watchpost.v1.GpuStatsService";
+
+/// The server as a whole.
+const OVERALL: &str = "";
+
+/// What is known of the parts that health depends on.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct State {
+    /// Whether the database is there, and migrated.
+    database: bool,
+    /// Whether GPUs are sampled.
+    gpus: bool,
+    stopping: bool,
+}
+
+/// Hears how the parts are, and tells it. Clones share what they tell.
+#[derive(Debug, Clone)]
+pub struct Health {
+    state: watch::Sender<State>,
+    told: watch::Receiver<State>,
+}
+
+impl Health {
+    /// A health in which nothing serves yet, and the service that tells it.
+    pub fn new() -> (Self, HealthServer<impl HealthService>) {
+        let (reporter, service) = health_reporter();
+        let (state, heard) = watch::channel(State::default());
+        let (told, telling) = watch::channel(State {
+            stopping: true,
+            ..State::default()
+        });
+        tokio::spawn(tell(reporter, heard, told));
+        (
+            Self {
+                state,
+                told: telling,
+            },
+            service,
+        )
+    }
+
+    /// The database has come or gone.
+    pub fn database(&self, serving: bool) {
+        self.set(|state| state.database = serving);
+    }
+
+    /// The sampling of GPUs has begun or ceased to work.
+    pub fn gpus(&self, serving: bool) {
+        self.set(|state| state.gpus = serving);
+    }
+
+    /// Nothing serves any more, from when this returns.
+    pub async fn stopping(&self) {
+        self.set(|state| state.stopping = true);
+        self.settled().await;
+    }
+
+    /// Waits until everything that was heard is told.
+    pub async fn settled(&self) {
+        let state = *self.state.borrow();
+        // The teller ends with the runtime only.
+        let _ = self.told.clone().wait_for(|told| *told == state).await;
+    }
+
+    fn set(&self, change: impl Fn(&mut State)) {
+        self.state.send_if_modified(|state| {
+            let before = *state;
+            change(state);
+            *state != before
+        });
+    }
+}
+
+async fn tell(
+    reporter: HealthReporter,
+    mut heard: watch::Receiver<State>,
+    told: watch::Sender<State>,
+) {
+    let status = |serving: bool| {
+        if serving {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        }
+    };
+    loop {
+        let state = *heard.borrow_and_update();
+        let serving = state.database && !state.stopping;
+        for service in SERVICES.into_iter().chain([OVERALL]) {
+            reporter.set_service_status(service, status(serving)).await;
+        }
+        reporter
+            .set_service_status(GPU_SERVICE, status(serving && state.gpus))
+            .await;
+        told.send_replace(state);
+        if heard.changed().await.is_err() {
+            return;
+        }
+    }
+}

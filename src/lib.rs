@@ -1,0 +1,39 @@
+//! Watchpost: the operations backend of an AI camera system, as one gRPC service.
+//!
+//! ARCHITECTURE.md has the map. The modules, in reading order:
+
+pub mod config;
+
+pub mod server;
+
+pub mod health;
+
+pub mod monitor;
+
+pub mod events;
+
+pub mod alerts;
+
+pub mod cameras;
+
+pub mod gpu;
+
+pub mod feed;
+
+pub mod rpc;
+
+pub mod db;
+
+pub mod entity;
+
+pub mod error;
+
+/// The API, generated from `proto/`: its documentation is there.
+#[allow(clippy::all, clippy::pedantic, missing_docs)]
+pub mod pb {
+    tonic::include_proto!("watchpost.v1");
+
+    /// The API as reflection serves it.
+    pub const FILE_DESCRIPTOR_SET: &[u8] =
+        tonic::include_file_descriptor_set!("watchpost_descriptor");
+}

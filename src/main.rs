@@ -1,0 +1,128 @@
+//! The command line.
+
+use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use watchpost::{
+    config::{self, Cli, Command, Migrate, Settings, Stop},
+    db::Db,
+    server::{Server, StartError},
+};
+
+/// The exit code for a bad setting, `EX_USAGE` of sysexits.h.
+const BAD_SETTING: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = match config::read(std::env::args_os().collect::<Vec<_>>()) {
+        Ok(cli) => cli,
+        Err(stop) => return end(stop),
+    };
+    start_log(&cli.settings);
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&StartError::Serve(error.to_string())),
+    };
+    runtime.block_on(run(cli))
+}
+
+async fn run(cli: Cli) -> ExitCode {
+    match cli.command.unwrap_or(Command::Serve) {
+        Command::Serve => serve(&cli.settings).await,
+        Command::Migrate { direction } => match migrate(&cli.settings, direction).await {
+            Ok(code) => code,
+            Err(error) => fail(&error),
+        },
+    }
+}
+
+/// Serves until a signal says to stop, or until it cannot go on.
+async fn serve(settings: &Settings) -> ExitCode {
+    let signals = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    );
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+        return fail(&StartError::Serve("signals cannot be heard".to_string()));
+    };
+    let mut server = match Server::start(settings).await {
+        Ok(server) => server,
+        Err(error) => return fail(&error),
+    };
+    let failure = tokio::select! {
+        error = server.failed() => Some(error),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+    };
+    if let Some(error) = failure {
+        let code = fail(&error);
+        server.stop().await;
+        return code;
+    }
+    tracing::info!("stopping");
+    server.stop().await;
+    tracing::info!("stopped");
+    ExitCode::SUCCESS
+}
+
+/// Changes the schema, or prints its state.
+#[expect(clippy::print_stdout, reason = "the state is what was asked for")]
+async fn migrate(settings: &Settings, direction: Migrate) -> Result<ExitCode, StartError> {
+    if let Migrate::Down { yes: false, steps } = direction {
+        let problem = format!(
+            "setting `--yes`: taking back {steps} migrations destroys data; say --yes to do it"
+        );
+        return Ok(end(Stop::Wrong(problem)));
+    }
+    let db = Db::connect(&settings.database()).await?;
+    match direction {
+        Migrate::Up => db.migrate_up().await?,
+        Migrate::Down { steps, .. } => db.migrate_down(steps).await?,
+        Migrate::Status => {
+            for (name, applied) in db.migration_status().await? {
+                println!("{} {name}", if applied { "applied" } else { "pending" });
+            }
+        }
+    }
+    db.close().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Sends the log to standard error.
+fn start_log(settings: &Settings) {
+    // The directives have been checked with the other settings.
+    let filter = EnvFilter::builder().parse_lossy(&settings.log);
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(ansi)
+        .init();
+}
+
+/// Ends before there is a log.
+#[expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "there is no log yet"
+)]
+fn end(stop: Stop) -> ExitCode {
+    match stop {
+        Stop::Print(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Stop::Wrong(problem) => {
+            eprintln!("watchpost: {problem}");
+            ExitCode::from(BAD_SETTING)
+        }
+    }
+}
+
+fn fail(error: &StartError) -> ExitCode {
+    tracing::error!("{error}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,122 @@
+//! What a subscriber wants to see.
+
+use std::collections::HashSet;
+
+use crate::{
+    entity::alert::{AlertSeverity, AlertStatus},
+    error::{Error, Result},
+    pb::{self, watch_response::Update},
+    rpc::{check, enums::FromProto},
+};
+
+/// How many values a list of a filter may have.
+const MOST: usize = 1_000;
+
+/// What a subscriber wants to see. An empty set means all.
+#[derive(Debug, Default)]
+pub(super) struct Filter {
+    topics: HashSet<pb::Topic>,
+    severities: HashSet<i32>,
+    statuses: HashSet<i32>,
+    rule_ids: HashSet<String>,
+    camera_ids: HashSet<String>,
+    gpu_uuids: HashSet<String>,
+}
+
+impl Filter {
+    /// Reads the filters of a request.
+    pub(super) fn parse(request: &pb::WatchRequest) -> Result<Self> {
+        let topic = |(at, number): (usize, &i32)| match pb::Topic::try_from(*number) {
+            Ok(pb::Topic::Unspecified) => Err(Error::invalid(
+                format!("topics[{at}]"),
+                "must not be unspecified",
+            )),
+            Ok(topic) => Ok(topic),
+            Err(_) => Err(Error::invalid(
+                format!("topics[{at}]"),
+                "is not a value that this server knows",
+            )),
+        };
+        let topics = request
+            .topics
+            .iter()
+            .enumerate()
+            .map(topic)
+            .collect::<Result<_>>()?;
+        let alerts = request.alert_filter.clone().unwrap_or_default();
+        AlertSeverity::all_from_proto("alert_filter.severities", &alerts.severities)?;
+        AlertStatus::all_from_proto("alert_filter.statuses", &alerts.statuses)?;
+        let rule_ids = check::uuids("alert_filter.rule_ids", &alerts.rule_ids)?;
+        let camera_ids = check::texts(
+            "alert_filter.camera_ids",
+            &alerts.camera_ids,
+            MOST,
+            &(1..=64),
+        )?;
+        let gpus = request.gpu_stats_filter.clone().unwrap_or_default();
+        let gpu_uuids = check::texts(
+            "gpu_stats_filter.gpu_uuids",
+            &gpus.gpu_uuids,
+            MOST,
+            &(1..=96),
+        )?;
+        Ok(Self {
+            topics,
+            severities: alerts.severities.into_iter().collect(),
+            statuses: alerts.statuses.into_iter().collect(),
+            // As the server writes them, whatever the client's case.
+            rule_ids: rule_ids.iter().map(ToString::to_string).collect(),
+            camera_ids: camera_ids.into_iter().collect(),
+            gpu_uuids: gpu_uuids.into_iter().collect(),
+        })
+    }
+
+    fn wants(&self, topic: pb::Topic) -> bool {
+        self.topics.is_empty() || self.topics.contains(&topic)
+    }
+
+    /// Whether any topic of the change feed is wanted.
+    pub(super) fn wants_changes(&self) -> bool {
+        use pb::Topic::{AlertRules, Alerts, Cameras, Events};
+        [Alerts, Events, Cameras, AlertRules]
+            .into_iter()
+            .any(|topic| self.wants(topic))
+    }
+
+    /// Whether GPU stats are wanted.
+    pub(super) fn wants_gpu_stats(&self) -> bool {
+        self.wants(pb::Topic::GpuStats)
+    }
+
+    /// Whether this GPU is wanted.
+    pub(super) fn wants_gpu(&self, uuid: &str) -> bool {
+        self.gpu_uuids.is_empty() || self.gpu_uuids.contains(uuid)
+    }
+
+    /// Whether this change is wanted.
+    pub(super) fn matches(&self, update: Option<&Update>) -> bool {
+        match update {
+            Some(Update::Alert(change)) => {
+                self.wants(pb::Topic::Alerts)
+                    && change
+                        .alert
+                        .as_ref()
+                        .is_some_and(|alert| self.matches_alert(alert))
+            }
+            Some(Update::Event(_)) => self.wants(pb::Topic::Events),
+            Some(Update::Camera(_)) => self.wants(pb::Topic::Cameras),
+            Some(Update::AlertRule(_)) => self.wants(pb::Topic::AlertRules),
+            Some(Update::GpuStats(_) | Update::Heartbeat(_)) | None => false,
+        }
+    }
+
+    fn matches_alert(&self, alert: &pb::Alert) -> bool {
+        fn holds(set: &HashSet<String>, value: Option<&String>) -> bool {
+            set.is_empty() || value.is_some_and(|value| set.contains(value))
+        }
+        (self.severities.is_empty() || self.severities.contains(&alert.severity))
+            && (self.statuses.is_empty() || self.statuses.contains(&alert.status))
+            && holds(&self.rule_ids, alert.rule_id.as_ref())
+            && holds(&self.camera_ids, alert.camera_id.as_ref())
+    }
+}

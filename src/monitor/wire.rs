@@ -1,0 +1,109 @@
+//! The gRPC side of `Watch`: messages go out as the bytes that subscribers share.
+//!
+//! The generated server would encode each message again for each subscriber.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::{BufMut, Bytes};
+use futures_util::Stream;
+use tonic::{
+    Request, Response, Status,
+    body::Body,
+    codec::{Codec, EncodeBuf, Encoder},
+    server::{Grpc, NamedService, ServerStreamingService},
+};
+use tonic_prost::ProstCodec;
+use tower::Service;
+
+use super::Monitor;
+use crate::pb;
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// `MonitorService` as a service of the listener.
+#[derive(Clone)]
+pub struct MonitorServer {
+    /// Does the work.
+    pub monitor: Monitor,
+    /// The largest request that is accepted, in bytes.
+    pub max_message_size: usize,
+}
+
+impl NamedService for MonitorServer {
+    const NAME: &'static str = "watchpost.v1.MonitorService";
+}
+
+impl Service<http::Request<Body>> for MonitorServer {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Boxed<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        if request.uri().path() != "/watchpost.v1.MonitorService/Watch" {
+            return Box::pin(async {
+                Ok(Status::unimplemented("there is no such method").into_http())
+            });
+        }
+        let watch = Watch(self.monitor.clone());
+        let mut grpc = Grpc::new(EncodedCodec)
+            .apply_max_message_size_config(Some(self.max_message_size), None);
+        Box::pin(async move { Ok(grpc.server_streaming(watch, request).await) })
+    }
+}
+
+/// The method `Watch`.
+struct Watch(Monitor);
+
+impl ServerStreamingService<pb::WatchRequest> for Watch {
+    type Response = Bytes;
+    type ResponseStream = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
+    type Future = Boxed<Result<Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, request: Request<pb::WatchRequest>) -> Self::Future {
+        let monitor = self.0.clone();
+        Box::pin(async move {
+            let stream = monitor.watch(request.into_inner()).await?;
+            Ok(Response::new(Box::pin(stream) as Self::ResponseStream))
+        })
+    }
+}
+
+/// Decodes requests as usual; responses are encoded already.
+struct EncodedCodec;
+
+impl Codec for EncodedCodec {
+    type Encode = Bytes;
+    type Decode = pb::WatchRequest;
+    type Encoder = EncodedEncoder;
+    type Decoder = <ProstCodec<pb::WatchResponse, pb::WatchRequest> as Codec>::Decoder;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        EncodedEncoder
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstCodec::<pb::WatchResponse, pb::WatchRequest>::default().decoder()
+    }
+}
+
+struct EncodedEncoder;
+
+impl Encoder for EncodedEncoder {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.reserve(message.len());
+        buffer.put(message);
+        Ok(())
+    }
+}

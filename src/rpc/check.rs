@@ -1,0 +1,186 @@
+//! Bounds of what clients send, refused by the name of the field before the database would.
+
+use std::{
+    fmt::{Debug, Display},
+    ops::RangeInclusive,
+};
+
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+
+/// A text whose length in characters is in `length`, without NUL, which PostgreSQL cannot hold.
+pub fn text(field: &str, value: &str, length: RangeInclusive<usize>) -> Result<String> {
+    if value.is_empty() && *length.start() > 0 {
+        return Err(Error::invalid(field, "is required"));
+    }
+    if value.contains('\0') {
+        return Err(Error::invalid(field, "must not contain a NUL character"));
+    }
+    // Counting is only needed where bytes do not already prove it.
+    if value.len() > *length.end() && value.chars().count() > *length.end() {
+        return Err(Error::invalid(
+            field,
+            format!("must have at most {} characters", length.end()),
+        ));
+    }
+    Ok(value.to_string())
+}
+
+/// A name: a text that is not only white space.
+pub fn name(field: &str, value: &str, length: RangeInclusive<usize>) -> Result<String> {
+    if !value.is_empty() && value.trim().is_empty() {
+        return Err(Error::invalid(field, "must not be blank"));
+    }
+    text(field, value, length)
+}
+
+/// A text that may be absent; see [`text`].
+pub fn optional_text(
+    field: &str,
+    value: Option<&str>,
+    length: RangeInclusive<usize>,
+) -> Result<Option<String>> {
+    value.map(|value| text(field, value, length)).transpose()
+}
+
+/// At most `most` texts; see [`name`].
+pub fn texts(
+    field: &str,
+    values: &[String],
+    most: usize,
+    length: &RangeInclusive<usize>,
+) -> Result<Vec<String>> {
+    if values.len() > most {
+        return Err(Error::invalid(
+            field,
+            format!("must have at most {most} entries"),
+        ));
+    }
+    let entry =
+        |(at, value): (usize, &String)| name(&format!("{field}[{at}]"), value, length.clone());
+    values.iter().enumerate().map(entry).collect()
+}
+
+/// A number inside of `range`.
+pub fn within<T: PartialOrd + Debug + Display>(
+    field: &str,
+    value: T,
+    range: RangeInclusive<T>,
+) -> Result<T> {
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    // Also where NaN ends, which no range contains.
+    Err(Error::invalid(
+        field,
+        format!("must be in [{}, {}]", range.start(), range.end()),
+    ))
+}
+
+/// A number that is not below `least`; not NaN, not infinite.
+pub fn at_least(field: &str, value: f64, least: f64) -> Result<f64> {
+    if value.is_finite() && (least..).contains(&value) {
+        return Ok(value);
+    }
+    Err(Error::invalid(
+        field,
+        format!("must be a finite number, at least {least}"),
+    ))
+}
+
+/// An id of characters that need no quoting anywhere: `[A-Za-z0-9_-]`, at most 64.
+pub fn id(field: &str, value: &str) -> Result<String> {
+    if value.is_empty() {
+        return Err(Error::invalid(field, "is required"));
+    }
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if value.len() > 64 || !value.chars().all(fits) {
+        return Err(Error::invalid(
+            field,
+            "must be 1 to 64 characters of A-Z, a-z, 0-9, _ and -",
+        ));
+    }
+    Ok(value.to_string())
+}
+
+/// A UUID.
+pub fn uuid(field: &str, value: &str) -> Result<Uuid> {
+    if value.is_empty() {
+        return Err(Error::invalid(field, "is required"));
+    }
+    // `Uuid` also reads braces, URNs and plain hex; the API has one form.
+    match Uuid::try_parse(value) {
+        Ok(uuid) if value.len() == 36 => Ok(uuid),
+        _ => Err(Error::invalid(
+            field,
+            "must be a UUID such as 01890a5d-ac96-774b-bcce-b302099a8057",
+        )),
+    }
+}
+
+/// A list of at most 1,000 UUIDs.
+pub fn uuids(field: &str, values: &[String]) -> Result<Vec<Uuid>> {
+    if values.len() > 1_000 {
+        return Err(Error::invalid(field, "must have at most 1000 entries"));
+    }
+    values
+        .iter()
+        .enumerate()
+        .map(|(at, value)| uuid(&format!("{field}[{at}]"), value))
+        .collect()
+}
+
+/// The id of a row that the database numbered.
+pub fn row_id(field: &str, value: i64) -> Result<i64> {
+    if (1..).contains(&value) {
+        return Ok(value);
+    }
+    Err(Error::invalid(field, "must be a positive number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_counted_in_characters_and_hold_no_nul() {
+        assert!(text("f", &"ä".repeat(255), 0..=255).is_ok());
+        for (value, problem) in [
+            ("", "`f` is required".to_string()),
+            (
+                &*"ä".repeat(256),
+                "`f` must have at most 255 characters".into(),
+            ),
+            ("a\0b", "`f` must not contain a NUL character".into()),
+        ] {
+            assert_eq!(text("f", value, 1..=255).unwrap_err().to_string(), problem);
+        }
+        assert_eq!(
+            name("f", " \t", 1..=255).unwrap_err().to_string(),
+            "`f` must not be blank"
+        );
+    }
+
+    #[test]
+    fn nan_is_in_no_range() {
+        for value in [f64::NAN, f64::INFINITY, -0.1, 1.1] {
+            assert!(within("f", value, 0.0..=1.0).is_err(), "{value}");
+        }
+        assert!(at_least("f", f64::NAN, 0.0).is_err());
+        assert!(within("f", 1.0, 0.0..=1.0).is_ok());
+    }
+
+    #[test]
+    fn uuids_have_one_form() {
+        for value in [
+            "",
+            "x",
+            "{01890a5d-ac96-774b-bcce-b302099a8057}",
+            "01890a5dac96774bbcceb302099a8057",
+        ] {
+            assert!(uuid("f", value).is_err(), "{value}");
+        }
+        assert!(uuid("f", "01890a5d-ac96-774b-bcce-b302099a8057").is_ok());
+    }
+}

@@ -1,0 +1,14 @@
+//! Ideas of the API that every family shares, with no table names inside.
+
+pub mod check;
+pub mod enums;
+pub mod json;
+pub mod layer;
+pub mod loader;
+pub mod mask;
+pub mod page;
+pub mod row;
+pub mod time;
+
+/// What a handler returns.
+pub type Reply<T> = std::result::Result<tonic::Response<T>, tonic::Status>;

@@ -1,0 +1,171 @@
+//! Pages of a list: newest first, by keyset, with the id to break ties.
+
+use std::str::FromStr;
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use chrono::{DateTime, Utc};
+use prost::Message;
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, EntityTrait, Order, QueryFilter, QueryOrder, QuerySelect, Select,
+    Value,
+    sea_query::{Expr, ExprTrait},
+};
+
+use crate::error::{Error, Result};
+
+const DEFAULT_SIZE: u64 = 50;
+const MAX_SIZE: u64 = 1000;
+
+/// Which page of which list is asked for.
+#[derive(Debug)]
+pub struct Page {
+    size: u64,
+    list: u64,
+    after: Option<Token>,
+}
+
+/// What a page token holds. It is opaque to clients, outlives upgrades, and is understood by every process.
+#[derive(Clone, PartialEq, Message)]
+struct Token {
+    /// The list and its filter, hashed: a token is good for these only.
+    #[prost(fixed64, tag = "1")]
+    list: u64,
+    /// The time of the last row, in microseconds since 1970.
+    #[prost(int64, tag = "2")]
+    micros: i64,
+    /// The id of the last row.
+    #[prost(string, tag = "3")]
+    id: String,
+}
+
+impl Page {
+    /// Reads what a List request says; `list` names the list, `filter` is what narrows it.
+    pub fn parse(size: i32, token: &str, list: &str, filter: &impl Message) -> Result<Self> {
+        let size = match u64::try_from(size) {
+            Err(_) => return Err(Error::invalid("page_size", "must not be negative")),
+            Ok(0) => DEFAULT_SIZE,
+            Ok(size) => Ord::min(size, MAX_SIZE),
+        };
+        let list = fingerprint(list, filter);
+        let after = if token.is_empty() {
+            None
+        } else {
+            Some(Token::read(token, list)?)
+        };
+        Ok(Self { size, list, after })
+    }
+
+    /// Reads the page of `select`, newest first by the two `columns`, of which `key` gives a row's values.
+    /// Returns the rows and the token of the next page, empty on the last one.
+    pub async fn newest_first<E, C, I>(
+        &self,
+        db: &impl ConnectionTrait,
+        select: Select<E>,
+        (time_column, id_column): (C, C),
+        key: impl Fn(&E::Model) -> (DateTime<Utc>, I),
+    ) -> Result<(Vec<E::Model>, String)>
+    where
+        E: EntityTrait,
+        C: ColumnTrait,
+        I: ToString + FromStr + Into<Value>,
+    {
+        let mut select = select;
+        if let Some(after) = &self.after {
+            let (time, id) = after.key::<I>()?;
+            let columns = Expr::tuple([
+                Expr::col(time_column.as_column_ref()),
+                Expr::col(id_column.as_column_ref()),
+            ]);
+            select = select.filter(columns.lt(Expr::tuple([Expr::val(time), Expr::val(id)])));
+        }
+        let mut rows = select
+            .order_by(time_column, Order::Desc)
+            .order_by(id_column, Order::Desc)
+            .limit(self.size + 1)
+            .all(db)
+            .await?;
+        let mut next = String::new();
+        if rows.len() as u64 > self.size {
+            rows.pop();
+            if let Some((time, id)) = rows.last().map(key) {
+                let token = Token {
+                    list: self.list,
+                    micros: time.timestamp_micros(),
+                    id: id.to_string(),
+                };
+                next = BASE64_URL_SAFE_NO_PAD.encode(token.encode_to_vec());
+            }
+        }
+        Ok((rows, next))
+    }
+}
+
+impl Token {
+    fn read(text: &str, list: u64) -> Result<Self> {
+        let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok();
+        let token = bytes.and_then(|bytes| Self::decode(bytes.as_slice()).ok());
+        let token =
+            token.ok_or_else(|| Error::invalid("page_token", "is not a token of this server"))?;
+        if token.list != list {
+            return Err(Error::invalid(
+                "page_token",
+                "belongs to another list or filter",
+            ));
+        }
+        Ok(token)
+    }
+
+    fn key<I: FromStr>(&self) -> Result<(DateTime<Utc>, I)> {
+        DateTime::from_timestamp_micros(self.micros)
+            .zip(self.id.parse().ok())
+            .ok_or_else(|| Error::invalid("page_token", "is not a token of this server"))
+    }
+}
+
+/// FNV-1a of the list's name and its filter: fixed for all time, unlike the standard library's hashes.
+fn fingerprint(list: &str, filter: &impl Message) -> u64 {
+    let bytes = list.bytes().chain([0]).chain(filter.encode_to_vec());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pb;
+
+    #[test]
+    fn a_token_is_good_for_its_list_and_filter_only() {
+        let filter = pb::CameraFilter {
+            show_deleted: true,
+            ..Default::default()
+        };
+        let token = Token {
+            list: fingerprint("cameras", &filter),
+            micros: 1,
+            id: "a".into(),
+        };
+        let token = BASE64_URL_SAFE_NO_PAD.encode(token.encode_to_vec());
+        assert!(Page::parse(0, &token, "cameras", &filter).is_ok());
+        assert!(Page::parse(0, &token, "alerts", &filter).is_err());
+        assert!(Page::parse(0, &token, "cameras", &pb::CameraFilter::default()).is_err());
+        for token in ["x", "%%%", "AAAA", &token[1..]] {
+            assert!(
+                Page::parse(0, token, "cameras", &filter).is_err(),
+                "{token}"
+            );
+        }
+    }
+
+    #[test]
+    fn sizes_are_bounded() {
+        let size = |size| {
+            Page::parse(size, "", "cameras", &pb::CameraFilter::default()).map(|page| page.size)
+        };
+        assert_eq!(size(0).unwrap(), 50);
+        assert_eq!(size(7).unwrap(), 7);
+        assert_eq!(size(i32::MAX).unwrap(), 1000);
+        assert!(size(-1).is_err());
+    }
+}

@@ -1,0 +1,90 @@
+//! Rows: what every family does with one.
+
+use sea_orm::{
+    DbBackend,
+    sea_query::{Expr, ExprTrait, LikeExpr, SimpleExpr},
+};
+
+use crate::error::{Error, Result};
+
+/// The row, or `NOT_FOUND` naming the resource and the id that was asked for.
+pub fn found<M>(row: Option<M>, resource: &'static str, id: impl std::fmt::Display) -> Result<M> {
+    row.ok_or_else(|| Error::NotFound {
+        resource,
+        id: id.to_string(),
+    })
+}
+
+/// How many rows each of the statements inserts that together insert `rows`: 64, 32, or any number
+/// up to 16, so that there are few different statements and each is prepared once.
+pub fn statement_sizes(rows: usize) -> impl Iterator<Item = usize> {
+    let mut left = rows;
+    std::iter::from_fn(move || {
+        let size = [64, 32, 16]
+            .into_iter()
+            .find(|size| *size <= left)
+            .unwrap_or(left);
+        left -= size;
+        (size > 0).then_some(size)
+    })
+}
+
+/// What `text` must be escaped to in a `LIKE` pattern with `ESCAPE '\'`.
+pub fn like_escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '%' | '_' | '\\') {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+    }
+    escaped
+}
+
+/// Whether a text column holds `text`; the case of A to Z does not matter.
+pub fn contains(column: SimpleExpr, backend: DbBackend, text: &str) -> SimpleExpr {
+    let pattern = format!("%{}%", like_escaped(&text.to_ascii_lowercase()));
+    lower(column, backend).like(LikeExpr::new(pattern).escape('\\'))
+}
+
+/// Whether a text column is `text`; the case of A to Z does not matter.
+pub fn equals(column: SimpleExpr, backend: DbBackend, text: &str) -> SimpleExpr {
+    lower(column, backend).eq(text.to_ascii_lowercase())
+}
+
+/// Whether a text column that lists values, parted by commas, has `value` among them, letter for letter.
+pub fn lists(column: SimpleExpr, backend: DbBackend, value: &str) -> SimpleExpr {
+    let sql = if backend == DbBackend::Postgres {
+        "',' || $1 || ','"
+    } else {
+        "',' || ? || ','"
+    };
+    let pattern = format!("%,{},%", like_escaped(value));
+    Expr::cust_with_exprs(sql, [column]).like(LikeExpr::new(pattern).escape('\\'))
+}
+
+/// Lower case as both databases have it: `lower` of PostgreSQL knows more
+/// letters than that of SQLite, unless the collation is C.
+fn lower(column: SimpleExpr, backend: DbBackend) -> SimpleExpr {
+    let sql = if backend == DbBackend::Postgres {
+        r#"lower($1 COLLATE "C")"#
+    } else {
+        "lower(?)"
+    };
+    Expr::cust_with_exprs(sql, [column])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::statement_sizes;
+
+    #[test]
+    fn rows_are_parted_into_few_different_sizes() {
+        for rows in 0..1000 {
+            let sizes: Vec<_> = statement_sizes(rows).collect();
+            assert_eq!(sizes.iter().sum::<usize>(), rows);
+            let known = |size: &usize| *size <= 16 || [32, 64].contains(size);
+            assert!(sizes.iter().all(known), "{sizes:?}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Instants: microseconds of UTC here, `google.protobuf.Timestamp` on the wire.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use prost_types::Timestamp;
+
+use crate::{
+    error::{Error, Result},
+    pb,
+};
+
+/// How far a client's clock may be ahead of ours.
+const AHEAD: TimeDelta = TimeDelta::days(1);
+
+/// The last year that a time may lie in.
+const LAST_YEAR: i64 = 253_402_300_799; // 9999-12-31T23:59:59Z
+
+/// An instant for the wire.
+pub fn to_proto(time: DateTime<Utc>) -> Timestamp {
+    // Nanoseconds are below 10^9, or 2 * 10^9 in a leap second.
+    let nanos = i32::try_from(time.timestamp_subsec_nanos())
+        .unwrap_or(0)
+        .min(999_999_999);
+    Timestamp {
+        seconds: time.timestamp(),
+        nanos,
+    }
+}
+
+/// An instant from the wire, from 1970 to 9999, cut to microseconds, which is what databases keep.
+pub fn from_proto(field: &str, time: Timestamp) -> Result<DateTime<Utc>> {
+    if !(0..=LAST_YEAR).contains(&time.seconds) {
+        return Err(Error::invalid(field, "must be a time from 1970 to 9999"));
+    }
+    let nanos = u32::try_from(time.nanos)
+        .ok()
+        .filter(|nanos| *nanos < 1_000_000_000);
+    nanos
+        .and_then(|nanos| DateTime::from_timestamp(time.seconds, nanos / 1_000 * 1_000))
+        .ok_or_else(|| Error::invalid(field, "must have nanos in [0, 999999999]"))
+}
+
+/// An instant at which something has happened: not far in the future.
+pub fn past(field: &str, time: Timestamp, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
+    let time = from_proto(field, time)?;
+    if time > now + AHEAD {
+        return Err(Error::invalid(
+            field,
+            "must not be more than a day ahead of the server's clock",
+        ));
+    }
+    Ok(time)
+}
+
+/// Start (inclusive) and end (exclusive), where there are.
+pub type Bounds = (Option<DateTime<Utc>>, Option<DateTime<Utc>>);
+
+/// Start and end of a range.
+pub fn bounds(field: &str, range: Option<pb::TimeRange>) -> Result<Bounds> {
+    let range = range.unwrap_or_default();
+    let read = |name: &str, time: Option<Timestamp>| {
+        time.map(|time| from_proto(&format!("{field}.{name}"), time))
+            .transpose()
+    };
+    let (start, end) = (read("start", range.start)?, read("end", range.end)?);
+    if let (Some(start), Some(end)) = (start, end)
+        && end < start
+    {
+        return Err(Error::invalid(
+            format!("{field}.end"),
+            "must not be before the start",
+        ));
+    }
+    Ok((start, end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_times_that_databases_keep_are_read() {
+        let at = |seconds, nanos| from_proto("t", Timestamp { seconds, nanos });
+        assert_eq!(at(1, 1_999).unwrap().timestamp_subsec_nanos(), 1_000);
+        for (seconds, nanos) in [
+            (-1, 0),
+            (LAST_YEAR + 1, 0),
+            (i64::MAX, 0),
+            (0, -1),
+            (0, 1_000_000_000),
+        ] {
+            assert!(at(seconds, nanos).is_err(), "{seconds} {nanos}");
+        }
+    }
+
+    #[test]
+    fn the_future_is_refused_where_something_has_happened() {
+        let now = Utc::now();
+        assert!(past("t", to_proto(now + TimeDelta::hours(23)), now).is_ok());
+        assert!(past("t", to_proto(now + TimeDelta::hours(25)), now).is_err());
+    }
+}

@@ -1,0 +1,385 @@
+//! Every service, loop, health and shutdown on one listener.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use sea_orm::{
+    DbBackend, DbErr,
+    sqlx::{postgres::PgConnectOptions, sqlite::SqliteConnectOptions},
+};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Server as Grpc, server::TcpIncoming};
+use tonic_reflection::server::Builder as Reflection;
+
+use crate::{
+    alerts::{rule_service::AlertRules, rules::Rules, service::Alerts},
+    cameras::Cameras,
+    config::Settings,
+    db::{self, Db},
+    error::{Chain, Error},
+    events::{self, Committer, Events},
+    feed,
+    gpu::{self, GpuStats, LiveGpus},
+    health::Health,
+    monitor::{Announcement, Feed, Monitor, MonitorServer},
+    pb::{
+        FILE_DESCRIPTOR_SET, alert_rule_service_server::AlertRuleServiceServer,
+        alert_service_server::AlertServiceServer, camera_service_server::CameraServiceServer,
+        event_service_server::EventServiceServer, gpu_stats_service_server::GpuStatsServiceServer,
+    },
+    rpc::layer::RequestLayer,
+};
+
+/// How long to wait before a database that is away is asked again at the start.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often the database is asked for a sign of life.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// What keeps the server from starting, or from going on.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        address: String,
+        source: std::io::Error,
+    },
+    /// The database cannot be used, and waiting will not help.
+    #[error("cannot use the database: {0}")]
+    Database(String),
+    /// The listener failed.
+    #[error("cannot serve: {0}")]
+    Serve(String),
+}
+
+impl From<DbErr> for StartError {
+    fn from(error: DbErr) -> Self {
+        Self::Database(Chain(&error).to_string())
+    }
+}
+
+/// A server that listens.
+#[derive(Debug)]
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    db: Db,
+    health: Health,
+    shutdown: CancellationToken,
+    grace: Duration,
+    serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    preparing: JoinHandle<Result<gpu::Running, StartError>>,
+    prepared: watch::Receiver<bool>,
+}
+
+/// What the services and loops share.
+#[derive(Clone)]
+struct Parts {
+    db: Db,
+    feed: Feed,
+    rules: Rules,
+    gpus: LiveGpus,
+    health: Health,
+    shutdown: CancellationToken,
+}
+
+impl Server {
+    /// Listens, and prepares the database meanwhile; until that is done calls are answered with `STARTING`.
+    pub async fn start(settings: &Settings) -> Result<Self, StartError> {
+        let database = settings.database();
+        tracing::info!("database: {}", describe(&database));
+        let db = Db::connect(&database).await?;
+        let listen = |source| StartError::Listen {
+            address: settings.listen.clone(),
+            source,
+        };
+        let listener = TcpListener::bind(&settings.listen).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+
+        let (health, health_service) = Health::new();
+        let parts = Parts {
+            feed: Feed::new(db.clone(), Announcement::make),
+            rules: Rules::new(db.clone()),
+            gpus: LiveGpus::default(),
+            shutdown: CancellationToken::new(),
+            health,
+            db,
+        };
+        let ready = Arc::new(AtomicBool::new(false));
+        let limit = settings.max_message_size as usize;
+        let monitor = Monitor::new(
+            parts.feed.clone(),
+            parts.gpus.clone(),
+            settings.max_watches as usize,
+            parts.shutdown.clone(),
+        );
+        let cameras = Cameras {
+            db: parts.db.clone(),
+        };
+        let committer = Arc::new(Committer::start(&parts.db, &parts.rules, &parts.shutdown));
+        let events = Events {
+            db: parts.db.clone(),
+            committer,
+        };
+        let alert_rules = AlertRules {
+            db: parts.db.clone(),
+            rules: parts.rules.clone(),
+        };
+        let alerts = Alerts::new(parts.db.clone());
+        let gpu_stats = GpuStats::new(parts.db.clone(), parts.gpus.clone());
+        let reflection = || {
+            Reflection::configure()
+                .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let broken = |error: tonic_reflection::server::Error| StartError::Serve(error.to_string());
+        let layer = RequestLayer {
+            ready: ready.clone(),
+            max_message_size: limit,
+            shutdown: parts.shutdown.clone(),
+        };
+        let routes = Grpc::builder()
+            .http2_keepalive_interval(Some(settings.keepalive_interval))
+            .http2_keepalive_timeout(Some(settings.keepalive_timeout))
+            .layer(layer)
+            .add_service(health_service)
+            .add_service(reflection().build_v1().map_err(broken)?)
+            .add_service(reflection().build_v1alpha().map_err(broken)?)
+            .add_service(MonitorServer {
+                monitor,
+                max_message_size: limit,
+            })
+            .add_service(CameraServiceServer::new(cameras).max_decoding_message_size(limit))
+            .add_service(EventServiceServer::new(events).max_decoding_message_size(limit))
+            .add_service(AlertRuleServiceServer::new(alert_rules).max_decoding_message_size(limit))
+            .add_service(AlertServiceServer::new(alerts).max_decoding_message_size(limit))
+            .add_service(GpuStatsServiceServer::new(gpu_stats).max_decoding_message_size(limit));
+        // The builder's own setting does not reach a listener that it has not made.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let stop = parts.shutdown.clone().cancelled_owned();
+        let serving = tokio::spawn(routes.serve_with_incoming_shutdown(incoming, stop));
+        tracing::info!("listening on {address}");
+
+        let (done, prepared) = watch::channel(false);
+        let (db, health, shutdown) = (
+            parts.db.clone(),
+            parts.health.clone(),
+            parts.shutdown.clone(),
+        );
+        let preparing = tokio::spawn(prepare(parts, settings.clone(), ready, done));
+        Ok(Self {
+            address,
+            db,
+            health,
+            shutdown,
+            grace: settings.shutdown_grace,
+            serving,
+            preparing,
+            prepared,
+        })
+    }
+
+    /// Waits until the server is ready to work. Returns whether it is: `false` if the start has failed.
+    pub async fn ready(&mut self) -> bool {
+        self.prepared.wait_for(|ready| *ready).await.is_ok()
+    }
+
+    /// Waits until the server cannot go on. Does not end otherwise.
+    pub async fn failed(&mut self) -> StartError {
+        // When `prepare` ends, having said that all is ready or not, it has let go of its end.
+        if self.ready().await {
+            return match (&mut self.serving).await {
+                Ok(Ok(())) => StartError::Serve("the listener has ended".to_string()),
+                Ok(Err(error)) => StartError::Serve(Chain(&error).to_string()),
+                Err(error) => StartError::Serve(error.to_string()),
+            };
+        }
+        match (&mut self.preparing).await {
+            Ok(Err(error)) => error,
+            Ok(Ok(_)) => StartError::Serve("the start has ended early".to_string()),
+            Err(error) => StartError::Serve(error.to_string()),
+        }
+    }
+
+    /// Ends every stream, waits for calls that are under way, and closes the database. Returns whether all
+    /// calls ended within the grace time.
+    pub async fn stop(mut self) -> bool {
+        self.health.stopping().await;
+        self.shutdown.cancel();
+        let ended =
+            self.serving.is_finished() || timeout(self.grace, &mut self.serving).await.is_ok();
+        if !ended {
+            tracing::warn!(grace = ?self.grace, "calls are still under way; they are cut off");
+            self.serving.abort();
+        }
+        if self.preparing.is_finished()
+            && let Ok(Ok(gpus)) = (&mut self.preparing).await
+        {
+            gpus.finish().await;
+        }
+        self.preparing.abort();
+        self.db.close().await;
+        ended
+    }
+}
+
+/// Brings the database up to date, starts every loop, and opens the gate.
+async fn prepare(
+    parts: Parts,
+    settings: Settings,
+    ready: Arc<AtomicBool>,
+    done: watch::Sender<bool>,
+) -> Result<gpu::Running, StartError> {
+    let mut told = false;
+    while let Err(error) = open(&parts).await {
+        if !error.may_pass() {
+            return Err(StartError::Database(error.to_string()));
+        }
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(%error, "the database is away; it is waited for");
+        }
+        tokio::select! {
+            () = parts.shutdown.cancelled() => return Err(StartError::Serve("stopped".to_string())),
+            () = sleep(RETRY) => {}
+        }
+    }
+    let Parts {
+        db,
+        feed,
+        rules,
+        gpus,
+        health,
+        shutdown,
+    } = parts;
+    let start = feed.head();
+    tokio::spawn(feed.clone().run(shutdown.clone()));
+    tokio::spawn(rules.follow(feed.clone(), start, shutdown.clone()));
+    tokio::spawn(feed::retention::run(
+        db.clone(),
+        settings.feed_retention,
+        shutdown.clone(),
+    ));
+    tokio::spawn(events::retention::run(db.clone(), shutdown.clone()));
+    tokio::spawn(watch_database(
+        db.clone(),
+        feed,
+        health.clone(),
+        shutdown.clone(),
+    ));
+    ready.store(true, Ordering::Release);
+    health.database(true);
+    health.settled().await;
+    tracing::info!("ready");
+    done.send_replace(true);
+
+    let gpu_settings = gpu::Settings {
+        library: settings.nvml_library.clone(),
+        interval: settings.gpu_interval,
+        host: settings.host(),
+    };
+    let gpu_health = health.clone();
+    let running = gpu::start(
+        gpu_settings,
+        db,
+        gpus,
+        move |serving| gpu_health.gpus(serving),
+        shutdown,
+    )
+    .await;
+    tracing::info!("{}", running.found);
+    Ok(running)
+}
+
+/// Why the database could not be opened.
+enum OpenError {
+    Migrating(DbErr),
+    Reading(Error),
+}
+
+impl OpenError {
+    /// Whether waiting may help.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Migrating(error) => db::may_pass(error),
+            Self::Reading(error) => matches!(error, Error::DatabaseAway),
+        }
+    }
+}
+
+impl std::fmt::Display for OpenError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Migrating(error) => Chain(error).fmt(f),
+            Self::Reading(error) => Chain(error).fmt(f),
+        }
+    }
+}
+
+async fn open(parts: &Parts) -> Result<(), OpenError> {
+    parts.db.migrate_up().await.map_err(OpenError::Migrating)?;
+    parts.feed.open().await.map_err(OpenError::Reading)?;
+    parts.rules.reload().await.map_err(OpenError::Reading)
+}
+
+/// Tells health when the database goes away and when it comes back, until shutdown.
+async fn watch_database(db: Db, feed: Feed, health: Health, shutdown: CancellationToken) {
+    let mut reading = feed.reading();
+    let watching = async {
+        let mut away = false;
+        loop {
+            let alive = db.ping().await.is_ok();
+            if away == alive {
+                away = !alive;
+                if away {
+                    tracing::warn!(
+                        "the database is away; calls that need it are answered with UNAVAILABLE"
+                    );
+                } else {
+                    tracing::info!("the database is back");
+                }
+            }
+            health.database(alive);
+            // The feed may notice first.
+            let _ = timeout(SIGN_OF_LIFE, reading.changed()).await;
+        }
+    };
+    shutdown.run_until_cancelled(watching).await;
+}
+
+/// The database for people, without passwords.
+fn describe(settings: &db::Settings) -> String {
+    if let Ok(options) = settings.url.parse::<SqliteConnectOptions>()
+        && settings.url.starts_with("sqlite:")
+    {
+        return format!(
+            "{:?} at {}",
+            DbBackend::Sqlite,
+            options.get_filename().display()
+        );
+    }
+    match settings.url.parse::<PgConnectOptions>() {
+        Ok(options) => {
+            let (host, port) = (options.get_host(), options.get_port());
+            format!(
+                "PostgreSQL {} at {host}:{port}",
+                options
+                    .get_database()
+                    .unwrap_or_else(|| options.get_username())
+            )
+        }
+        Err(_) => "an unreadable address".to_string(),
+    }
+}

@@ -1,0 +1,16 @@
+//! The integration tests: real clients, a real server, both databases.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod alert_rules;
+mod alerts;
+mod bad_input;
+mod cameras;
+mod crash;
+mod events;
+mod gpu;
+mod health;
+mod main_job;
+mod process;
+mod schema;
+mod support;
+mod watch;

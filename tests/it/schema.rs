@@ -1,0 +1,11 @@
+//! The migrated schema: what the documents say, on both databases, and what the entities think it is.
+
+mod catalogue;
+mod checks;
+mod entities;
+mod expected;
+mod keys;
+mod migrations;
+mod rows;
+mod search;
+mod tables;

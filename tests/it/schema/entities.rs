@@ -1,0 +1,126 @@
+//! The entities and the migrations are one schema.
+
+use chrono::TimeDelta;
+use migration::{Migrator, MigratorTrait};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, DatabaseConnection, EntityTrait, IdenStatic, Iterable,
+    QueryFilter, Set,
+};
+use serde_json::json;
+use watchpost::entity::{
+    Strings, action_result, activity_baseline, alert, alert_cooldown, alert_rule, audit_log,
+    backup_job, camera, camera_zone, change, class_baseline, demographics_result, detection, event,
+    event_audit, event_detection, event_feedback, event_ingest, export_job, feed_state, gpu,
+    gpu_stats, job, job_attempt, job_log, job_transition, log, now, pose_result, reid_embedding,
+    restore_job, threat_detection,
+};
+
+use super::{catalogue, expected::Schema, rows};
+use crate::support::database::{TestDatabase, on_both};
+
+/// Columns that no entity has, and why.
+const LEFT_OUT: &[(&str, &str)] = &[
+    (
+        "search_vector",
+        "the database fills it, and only a search reads it",
+    ),
+    ("xid", "the feed asks for it in SQL: SQLite has none"),
+];
+
+/// Checks the columns of one entity, and that it can read a row that it did not write.
+async fn check<E: EntityTrait>(schema: &mut Schema, db: &DatabaseConnection) {
+    let name = E::default().table_name().to_owned();
+    let table = schema
+        .tables
+        .remove(&name)
+        .unwrap_or_else(|| panic!("no table {name}"));
+    let migrated = table.columns.iter().map(|column| column.name.as_str());
+    let migrated =
+        migrated.filter(|column| LEFT_OUT.iter().all(|(left_out, _)| left_out != column));
+    let entity = E::Column::iter().map(|column| column.as_str().to_owned());
+    assert_eq!(
+        entity.collect::<Vec<_>>(),
+        migrated.collect::<Vec<_>>(),
+        "{name}"
+    );
+    let row = E::find()
+        .one(db)
+        .await
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
+    assert!(row.is_some(), "no row in {name}");
+}
+
+macro_rules! check_each {
+    ($schema:expr, $db:expr, [$($entity:ident),+ $(,)?]) => {
+        $(check::<$entity::Entity>($schema, $db).await;)+
+    };
+}
+
+on_both! {
+    async fn entities_have_the_columns_of_their_tables(backend) {
+        let database = TestDatabase::migrated(backend).await;
+        let db = database.connect().await;
+        rows::insert_everywhere(backend, &db).await;
+        let mut schema = catalogue::schema(backend, &db).await;
+        check_each!(&mut schema, &db, [
+            action_result, activity_baseline, alert, alert_cooldown, alert_rule, audit_log,
+            backup_job, camera, camera_zone, change, class_baseline, demographics_result,
+            detection, event, event_audit, event_detection, event_feedback, event_ingest,
+            export_job, feed_state, gpu, gpu_stats, job, job_attempt, job_log, job_transition,
+            log, pose_result, reid_embedding, restore_job, threat_detection,
+        ]);
+        let without: Vec<_> = schema.tables.into_keys().collect();
+        assert_eq!(without, Vec::<String>::new(), "tables without an entity");
+    }
+
+    async fn a_rule_reads_back_as_it_was_written(backend) {
+        let database = TestDatabase::migrated(backend).await;
+        let db = database.connect().await;
+        let schedule = json!({ "days": ["monday"], "start_time": "22:00", "end_time": "06:00" });
+        let rule = alert_rule::ActiveModel {
+            name: Set("At night".to_owned()),
+            severity: Set(alert::AlertSeverity::Critical),
+            object_types: Set(Some(Strings(vec!["person".to_owned()]))),
+            schedule: Set(serde_json::from_value(schedule).unwrap()),
+            conditions: Set(Some(json!({ "risk_threshold": 70 }))),
+            ..Default::default()
+        };
+        let written = rule.insert(&db).await.unwrap();
+        let read = alert_rule::Entity::find_by_id(written.id).one(&db).await.unwrap();
+        assert_eq!(read.as_ref(), Some(&written));
+        assert_eq!(written.schedule.map(|schedule| schedule.timezone), Some("UTC".to_owned()));
+        assert_eq!((written.enabled, written.cooldown_seconds), (true, 300));
+    }
+
+    async fn defaults_of_the_database_are_those_of_the_entities(backend) {
+        let database = TestDatabase::migrated(backend).await;
+        let db = database.connect().await;
+        rows::insert_everywhere(backend, &db).await;
+
+        let attempt = job_attempt::Entity::find().one(&db).await.unwrap().unwrap();
+        assert_eq!(attempt.id.get_version_num(), 7);
+        let (seconds, _) = attempt.id.get_timestamp().unwrap().to_unix();
+        assert!(now().timestamp().abs_diff(seconds.cast_signed()) < 60, "{}", attempt.id);
+        assert!((now() - attempt.started_at).abs() < TimeDelta::minutes(1));
+        // SQLite compares times as text: what it wrote has to be what the ORM would write.
+        let found = job_attempt::Column::StartedAt.eq(attempt.started_at);
+        let found = job_attempt::Entity::find().filter(found).one(&db).await.unwrap();
+        assert_eq!(found.as_ref(), Some(&attempt));
+
+        let export = export_job::Entity::find().one(&db).await.unwrap().unwrap();
+        assert_eq!(export.expires_at, Some(export.created_at + TimeDelta::days(7)));
+        assert_eq!(export.status, export_job::ExportJobStatus::Pending);
+    }
+
+    async fn databases_are_told_apart(backend) {
+        let mut ids = Vec::new();
+        for _ in 0..2 {
+            let database = TestDatabase::empty(backend).await;
+            let db = database.connect().await;
+            Migrator::up(&db, None).await.unwrap();
+            let state = feed_state::Entity::find_by_id(1).one(&db).await.unwrap().unwrap();
+            ids.push(state.database_id);
+        }
+        assert_ne!(ids[0], ids[1]);
+    }
+}

@@ -1,0 +1,33 @@
+//! The migrations can be reverted, and leave nothing behind.
+
+use migration::{Migrator, MigratorTrait};
+use sea_orm::{ConnectionTrait, Statement};
+
+use super::{catalogue, expected::Schema};
+use crate::support::database::{Backend, TestDatabase, on_both};
+
+/// Functions, which no table takes with it, and everything in an SQLite file.
+const POSTGRES_REST: &str = "SELECT proname AS name FROM pg_proc
+    WHERE pronamespace = 'public'::regnamespace";
+const SQLITE_REST: &str = "SELECT name FROM sqlite_schema
+    WHERE name NOT LIKE 'sqlite_%' AND name <> 'seaql_migrations'";
+
+on_both! {
+    async fn migrations_go_down_and_up_again(backend) {
+        let database = TestDatabase::empty(backend).await;
+        let db = database.connect().await;
+        Migrator::up(&db, None).await.unwrap();
+        let first = catalogue::schema(backend, &db).await;
+
+        Migrator::down(&db, None).await.unwrap();
+        assert_eq!(catalogue::schema(backend, &db).await, Schema::default());
+        let rest = if backend == Backend::Postgres { POSTGRES_REST } else { SQLITE_REST };
+        let rest = Statement::from_string(db.get_database_backend(), rest);
+        let rest = db.query_all_raw(rest).await.unwrap();
+        let rest: Vec<String> = rest.iter().map(|row| row.try_get("", "name").unwrap()).collect();
+        assert_eq!(rest, Vec::<String>::new());
+
+        Migrator::up(&db, None).await.unwrap();
+        assert_eq!(catalogue::schema(backend, &db).await, first);
+    }
+}

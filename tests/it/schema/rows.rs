@@ -1,0 +1,105 @@
+//! One row in every table, with no more than it needs.
+
+use sea_orm::{ConnectionTrait, DatabaseConnection};
+
+use crate::support::database::Backend;
+
+/// A job, a rule, an alert.
+const UUID: &str = "018f2f5e7a007000800000000000000a";
+
+/// In an order in which parents come first. `$uuid` and `$bytes` are spelt differently.
+const ROWS: &[(&str, &str)] = &[
+    (
+        "cameras",
+        "(id, name, folder_path) VALUES ('porch', 'Front Porch', '/porch')",
+    ),
+    (
+        "events",
+        "(batch_id, camera_id, started_at) VALUES ('b', 'porch', '2026-03-01T12:00:00+00:00')",
+    ),
+    (
+        "detections",
+        "(camera_id, file_path) VALUES ('porch', '/porch/1.jpg')",
+    ),
+    ("event_detections", "(event_id, detection_id) VALUES (1, 1)"),
+    (
+        "event_ingests",
+        "(event_id, camera_id, fingerprint) VALUES (1, 'porch', $bytes)",
+    ),
+    ("gpu_stats", "(gpu_name) VALUES ('RTX A5500')"),
+    ("gpus", "(uuid, host) VALUES ('GPU-1', 'edge')"),
+    (
+        "audit_logs",
+        "(action, resource_type, actor) VALUES ('create', 'alert_rule', 'ann')",
+    ),
+    (
+        "logs",
+        "(level, component, message, camera_id, event_id, detection_id)
+        VALUES ('INFO', 'detector', 'ready', 'porch', 1, 1)",
+    ),
+    ("alert_rules", "(id, name) VALUES ($uuid, 'Anyone')"),
+    (
+        "alerts",
+        "(id, event_id, rule_id, camera_id, dedup_key)
+        VALUES ($uuid, 1, $uuid, 'porch', 'porch:anyone')",
+    ),
+    (
+        "alert_cooldowns",
+        "(rule_id, dedup_key, alert_id, raised_at_us, cooldown_us)
+        VALUES ($uuid, 'porch:anyone', $uuid, 1, 1)",
+    ),
+    (
+        "activity_baselines",
+        "(camera_id, hour, day_of_week) VALUES ('porch', 1, 1)",
+    ),
+    (
+        "class_baselines",
+        "(camera_id, detection_class, hour) VALUES ('porch', 'person', 1)",
+    ),
+    (
+        "camera_zones",
+        "(id, camera_id, name, coordinates) VALUES ('z', 'porch', 'Steps', '[]')",
+    ),
+    ("jobs", "(id, job_type) VALUES ($uuid, 'export')"),
+    ("job_attempts", "(job_id) VALUES ($uuid)"),
+    ("job_logs", "(job_id, message) VALUES ($uuid, 'started')"),
+    (
+        "job_transitions",
+        "(job_id, from_status, to_status) VALUES ($uuid, 'queued', 'running')",
+    ),
+    ("export_jobs", "(export_type) VALUES ('events')"),
+    ("backup_jobs", "DEFAULT VALUES"),
+    ("restore_jobs", "DEFAULT VALUES"),
+    (
+        "event_feedback",
+        "(event_id, feedback_type) VALUES (1, 'accurate')",
+    ),
+    ("event_audits", "(event_id) VALUES (1)"),
+    ("pose_results", "(detection_id) VALUES (1)"),
+    (
+        "threat_detections",
+        "(detection_id, threat_type, confidence, severity)
+        VALUES (1, 'knife', 0.5, 'high')",
+    ),
+    ("demographics_results", "(detection_id) VALUES (1)"),
+    ("reid_embeddings", "(detection_id) VALUES (1)"),
+    ("action_results", "(detection_id) VALUES (1)"),
+    (
+        "changes",
+        "(topic, key, message) VALUES ('alert', '1', $bytes)",
+    ),
+];
+
+pub async fn insert_everywhere(backend: Backend, db: &DatabaseConnection) {
+    let (uuid, bytes) = match backend {
+        Backend::Sqlite => (format!("x'{UUID}'"), "x'00'"),
+        Backend::Postgres => (format!("'{UUID}'"), "'\\x00'"),
+    };
+    for (table, values) in ROWS {
+        let values = values.replace("$uuid", &uuid).replace("$bytes", bytes);
+        let inserted = db
+            .execute_unprepared(&format!("INSERT INTO {table} {values}"))
+            .await;
+        inserted.unwrap_or_else(|error| panic!("{table}: {error}"));
+    }
+}

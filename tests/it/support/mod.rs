@@ -1,0 +1,291 @@
+//! A server of its own for every test, and what the tests say over and over.
+
+pub mod calls;
+pub mod database;
+pub mod fake_nvml;
+pub mod process;
+
+use std::time::Duration;
+
+use database::{Backend, TestDatabase};
+use tokio::time::timeout;
+use tonic::{Status, Streaming, transport::Channel};
+use tonic_types::StatusExt;
+use watchpost::{
+    config::{self, Settings},
+    pb::{
+        self, alert_rule_service_client::AlertRuleServiceClient,
+        alert_service_client::AlertServiceClient, camera_service_client::CameraServiceClient,
+        event_service_client::EventServiceClient, gpu_stats_service_client::GpuStatsServiceClient,
+        monitor_service_client::MonitorServiceClient, watch_response::Update,
+    },
+    server::Server,
+};
+
+/// How long a test waits for what must come.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A real server on a real database.
+pub struct TestServer {
+    pub channel: Channel,
+    pub database: TestDatabase,
+    server: Server,
+}
+
+impl TestServer {
+    /// A server on a database of its own.
+    pub async fn start(backend: Backend) -> Self {
+        Self::start_with(TestDatabase::migrated(backend).await, |_| {}).await
+    }
+
+    /// A server on this database, with other settings than the defaults.
+    pub async fn start_with(database: TestDatabase, change: impl FnOnce(&mut Settings)) -> Self {
+        let server = start(database.url(), change).await;
+        let address = format!("http://{}", server.address);
+        let channel = connect(&address).await;
+        Self {
+            channel,
+            database,
+            server,
+        }
+    }
+
+    /// Stops the server, which must end all calls by itself, and gives back its database.
+    pub async fn stop(self) -> TestDatabase {
+        let Self {
+            database,
+            server,
+            channel,
+            ..
+        } = self;
+        let ended = timeout(PATIENCE, server.stop())
+            .await
+            .expect("the server stops");
+        drop(channel);
+        assert!(ended, "all calls ended within the grace time");
+        database
+    }
+
+    pub fn cameras(&self) -> CameraServiceClient<Channel> {
+        CameraServiceClient::new(self.channel.clone())
+    }
+
+    pub fn events(&self) -> EventServiceClient<Channel> {
+        EventServiceClient::new(self.channel.clone())
+    }
+
+    pub fn rules(&self) -> AlertRuleServiceClient<Channel> {
+        AlertRuleServiceClient::new(self.channel.clone())
+    }
+
+    pub fn alerts(&self) -> AlertServiceClient<Channel> {
+        AlertServiceClient::new(self.channel.clone())
+    }
+
+    pub fn gpu_stats(&self) -> GpuStatsServiceClient<Channel> {
+        GpuStatsServiceClient::new(self.channel.clone())
+    }
+
+    pub fn monitor(&self) -> MonitorServiceClient<Channel> {
+        MonitorServiceClient::new(self.channel.clone())
+    }
+
+    /// Creates a camera.
+    pub async fn camera(&self, id: &str) -> pb::Camera {
+        let camera = pb::Camera {
+            id: id.into(),
+            name: id.into(),
+            ..Default::default()
+        };
+        let request = pb::CreateCameraRequest {
+            camera: Some(camera),
+        };
+        self.cameras()
+            .create_camera(request)
+            .await
+            .unwrap()
+            .into_inner()
+    }
+
+    /// Creates a rule.
+    pub async fn rule(&self, alert_rule: pb::AlertRule) -> pb::AlertRule {
+        let request = pb::CreateAlertRuleRequest {
+            alert_rule: Some(alert_rule),
+        };
+        self.rules()
+            .create_alert_rule(request)
+            .await
+            .unwrap()
+            .into_inner()
+    }
+
+    /// Ingests an event of this camera with these detections.
+    pub async fn ingest(
+        &self,
+        camera_id: &str,
+        detections: Vec<pb::Detection>,
+    ) -> pb::IngestEventResponse {
+        let request = ingest(camera_id, detections);
+        self.events()
+            .ingest_event(request)
+            .await
+            .unwrap()
+            .into_inner()
+    }
+
+    /// Opens a watch, and takes its first heartbeat.
+    pub async fn watch(&self, request: pb::WatchRequest) -> Watch {
+        let responses = self.monitor().watch(request).await.unwrap().into_inner();
+        let mut watch = Watch {
+            responses,
+            cursor: String::new(),
+        };
+        let first = watch.next().await;
+        assert!(
+            matches!(first.update, Some(Update::Heartbeat(_))),
+            "{first:?}"
+        );
+        watch
+    }
+}
+
+/// Starts a server in this process, ready to work.
+pub async fn start(database_url: &str, change: impl FnOnce(&mut Settings)) -> Server {
+    let args = [
+        "watchpost",
+        "--listen",
+        "127.0.0.1:0",
+        "--database-url",
+        database_url,
+    ];
+    let mut settings = config::read(args).unwrap().settings;
+    // Tests of GPUs bring a library of their own.
+    settings.nvml_library = Some("/no/such/libnvidia-ml.so.1".into());
+    change(&mut settings);
+    let mut server = Server::start(&settings).await.unwrap();
+    let ready = timeout(PATIENCE, server.ready())
+        .await
+        .expect("the server gets ready");
+    assert!(ready, "the server starts");
+    server
+}
+
+/// Connects to a server.
+pub async fn connect(address: &str) -> Channel {
+    Channel::from_shared(address.to_string())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap()
+}
+
+/// The end of a watch where a client has it.
+pub struct Watch {
+    responses: Streaming<pb::WatchResponse>,
+    /// Of the last response.
+    pub cursor: String,
+}
+
+impl From<Streaming<pb::WatchResponse>> for Watch {
+    fn from(responses: Streaming<pb::WatchResponse>) -> Self {
+        Self {
+            responses,
+            cursor: String::new(),
+        }
+    }
+}
+
+impl Watch {
+    /// The next response, whatever it is.
+    pub async fn next(&mut self) -> pb::WatchResponse {
+        self.try_next().await.unwrap()
+    }
+
+    /// The next response, or how the stream ended.
+    pub async fn try_next(&mut self) -> Result<pb::WatchResponse, Status> {
+        let next = timeout(PATIENCE, self.responses.message()).await;
+        let response = next
+            .expect("a response comes in time")?
+            .expect("a watch ends with a status");
+        assert!(!response.cursor.is_empty(), "every response has a cursor");
+        self.cursor.clone_from(&response.cursor);
+        Ok(response)
+    }
+
+    /// The next that is not a heartbeat.
+    pub async fn update(&mut self) -> Update {
+        loop {
+            match self.next().await.update {
+                Some(Update::Heartbeat(_)) => {}
+                update => return update.expect("a response says something"),
+            }
+        }
+    }
+
+    /// The next, which must be a change of an alert.
+    pub async fn alert(&mut self) -> (pb::AlertChangeKind, pb::Alert) {
+        match self.update().await {
+            Update::Alert(change) => (change.kind(), change.alert.unwrap()),
+            other => panic!("not an alert: {other:?}"),
+        }
+    }
+}
+
+/// A request to ingest an event of this camera with these detections.
+pub fn ingest(camera_id: &str, detections: Vec<pb::Detection>) -> pb::IngestEventRequest {
+    let event = pb::Event {
+        camera_id: camera_id.into(),
+        ..Default::default()
+    };
+    pb::IngestEventRequest {
+        event: Some(event),
+        detections,
+        ..Default::default()
+    }
+}
+
+/// A detection of this type.
+pub fn detection(object_type: &str, confidence: f64) -> pb::Detection {
+    pb::Detection {
+        object_type: Some(object_type.into()),
+        confidence: Some(confidence),
+        ..Default::default()
+    }
+}
+
+/// A rule without conditions and without cooldown.
+pub fn always(name: &str) -> pb::AlertRule {
+    pb::AlertRule {
+        name: name.into(),
+        cooldown_seconds: Some(0),
+        ..Default::default()
+    }
+}
+
+/// A watch of these topics from now on.
+pub fn topics(topics: &[pb::Topic]) -> pb::WatchRequest {
+    let topics = topics.iter().map(|topic| (*topic).into()).collect();
+    pb::WatchRequest {
+        topics,
+        ..Default::default()
+    }
+}
+
+/// The reason of an error.
+pub fn reason(status: &Status) -> String {
+    let details = status.get_error_details();
+    let info = details
+        .error_info()
+        .unwrap_or_else(|| panic!("no reason: {status:?}"));
+    assert_eq!(info.domain, "watchpost.v1");
+    info.reason.clone()
+}
+
+/// The field that an error names.
+pub fn field(status: &Status) -> String {
+    let details = status.get_error_details();
+    let request = details
+        .bad_request()
+        .unwrap_or_else(|| panic!("no field: {status:?}"));
+    request.field_violations[0].field.clone()
+}

@@ -1,0 +1,130 @@
+//! The real binary, as a process of its own.
+
+use std::{
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStderr, Command},
+    time::{sleep, timeout},
+};
+use tonic::transport::Channel;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use super::PATIENCE;
+
+/// A server process. It is killed when this is dropped.
+pub struct Process {
+    child: Child,
+    log: Lines<BufReader<ChildStderr>>,
+    /// Where it listens.
+    pub address: String,
+}
+
+impl Process {
+    /// Starts the binary on this database, and waits until it listens.
+    pub async fn start(database_url: &str, listen: &str) -> Self {
+        let mut child = command(&["--database-url", database_url, "--listen", listen])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let address = loop {
+            let line = timeout(PATIENCE, log.next_line())
+                .await
+                .expect("a log")
+                .unwrap();
+            let line = line.expect("the server says where it listens");
+            if let Some((_, address)) = line.split_once("listening on ") {
+                break format!("http://{address}");
+            }
+        };
+        Self {
+            child,
+            log,
+            address,
+        }
+    }
+
+    /// Waits until the server serves.
+    pub async fn serving(&self) -> Channel {
+        let serving = async {
+            loop {
+                if let Ok(channel) = self.channel().await
+                    && overall(&channel).await == Some(ServingStatus::Serving)
+                {
+                    return channel;
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, serving).await.expect("the server serves")
+    }
+
+    async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
+        Channel::from_shared(self.address.clone())
+            .unwrap()
+            .connect()
+            .await
+    }
+
+    /// Kills the process with SIGKILL.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    /// Sends a signal by its name.
+    pub async fn signal(&self, name: &str) {
+        let pid = self.child.id().expect("a running process").to_string();
+        let sent = Command::new("kill")
+            .args([&format!("-{name}"), &pid])
+            .status()
+            .await
+            .unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits until the process ends. Returns how, the rest of its log, and what it said on standard output.
+    pub async fn ended(mut self) -> (ExitStatus, String, String) {
+        let mut log = String::new();
+        let reading = async {
+            while let Some(line) = self.log.next_line().await.unwrap() {
+                log += &line;
+                log.push('\n');
+            }
+        };
+        timeout(PATIENCE, reading).await.expect("the process ends");
+        let output = self.child.wait_with_output().await.unwrap();
+        (
+            output.status,
+            log,
+            String::from_utf8(output.stdout).unwrap(),
+        )
+    }
+}
+
+/// What the health service says of the server as a whole.
+pub async fn overall(channel: &Channel) -> Option<ServingStatus> {
+    let check = HealthClient::new(channel.clone())
+        .check(HealthCheckRequest::default())
+        .await;
+    Some(check.ok()?.into_inner().status())
+}
+
+/// The binary with these arguments, without the settings of whoever runs the tests.
+pub fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_watchpost"));
+    let folder = std::env::temp_dir();
+    command
+        .args(args)
+        .env_clear()
+        .current_dir(folder)
+        .kill_on_drop(true)
+        .stdin(Stdio::null());
+    command
+}
