@@ -87,6 +87,9 @@ async fn main() {
     if wanted("ingest") {
         ingest(&server, options.seconds).await;
     }
+    if wanted("health_check") {
+        health_check(&server, options.seconds).await;
+    }
     if wanted("get_alert") {
         get_alert(&server, options.seconds).await;
     }
@@ -377,9 +380,23 @@ async fn alert_latency(server: &Server) {
     );
 }
 
+/// Unary calls a second that ask no database: what the transport and this machine allow.
+async fn health_check(server: &Server, seconds: u64) {
+    let call = |channel: Channel, _| {
+        let mut health = HealthClient::new(channel);
+        async move { drop(health.check(HealthCheckRequest::default()).await.unwrap()) }
+    };
+    let values = unary(server, seconds, call).await;
+    server.report("health_check", "none: the floor", &values);
+}
+
 /// Unary calls a second for one of a thousand alerts.
 async fn get_alert(server: &Server, seconds: u64) {
     let channel = server.connect().await;
+    let mut events = EventServiceClient::new(channel.clone());
+    for _ in 0..ALERTS {
+        events.ingest_event(request()).await.unwrap();
+    }
     let request = pb::ListAlertsRequest {
         page_size: 1000,
         ..Default::default()
@@ -387,10 +404,32 @@ async fn get_alert(server: &Server, seconds: u64) {
     let alerts = AlertServiceClient::new(channel)
         .list_alerts(request)
         .await
-        .unwrap()
+        .unwrap();
+    let ids: Vec<_> = alerts
         .into_inner()
-        .alerts;
-    let ids: Arc<Vec<_>> = Arc::new(alerts.into_iter().map(|alert| alert.id).collect());
+        .alerts
+        .into_iter()
+        .map(|alert| alert.id)
+        .collect();
+    let ids = Arc::new(ids);
+    let call = move |channel: Channel, at: usize| {
+        let mut alerts = AlertServiceClient::new(channel);
+        let id = ids[at % ids.len()].clone();
+        async move { drop(alerts.get_alert(pb::GetAlertRequest { id }).await.unwrap()) }
+    };
+    let values = unary(server, seconds, call).await;
+    server.report("get_alert", ">= 40000 calls/s on SQLite", &values);
+}
+
+/// Calls a second with 64 in flight on 4 connections.
+async fn unary<F>(
+    server: &Server,
+    seconds: u64,
+    call: impl Fn(Channel, usize) -> F + Clone + Send + 'static,
+) -> serde_json::Value
+where
+    F: Future<Output = ()> + Send,
+{
     let (stop, done) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicUsize::new(0)),
@@ -398,17 +437,16 @@ async fn get_alert(server: &Server, seconds: u64) {
     let mut clients = Vec::new();
     for connection in 0..CONNECTIONS {
         let channel = server.connect().await;
-        for call in 0..GETS_IN_FLIGHT / CONNECTIONS {
-            let mut alerts = AlertServiceClient::new(channel.clone());
-            let (stop, done, ids) = (stop.clone(), done.clone(), ids.clone());
+        for caller in 0..GETS_IN_FLIGHT / CONNECTIONS {
+            let (stop, done, call) = (stop.clone(), done.clone(), call.clone());
+            let channel = channel.clone();
             clients.push(tokio::spawn(async move {
                 let mut times = Vec::new();
-                let mut at = connection * 251 + call * 17;
+                let mut at = connection * 251 + caller * 17;
                 while !stop.load(Ordering::Relaxed) {
                     at += 1;
-                    let id = ids[at % ids.len()].clone();
                     let begun = Instant::now();
-                    alerts.get_alert(pb::GetAlertRequest { id }).await.unwrap();
+                    call(channel.clone(), at).await;
                     times.push(begun.elapsed());
                     done.fetch_add(1, Ordering::Relaxed);
                 }
@@ -427,7 +465,7 @@ async fn get_alert(server: &Server, seconds: u64) {
     }
     let mut values = latencies(times);
     values["calls_per_second"] = rate.into();
-    server.report("get_alert", ">= 40000 calls/s on SQLite", &values);
+    values
 }
 
 #[allow(clippy::cast_precision_loss)]

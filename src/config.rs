@@ -87,8 +87,11 @@ pub struct Settings {
 
     /// The database: `sqlite://PATH` or `postgres://USER:PASSWORD@HOST/NAME` [default: watchpost.db in the data folder]
     #[arg(
-        long, global = true, value_name = "URL", env = "WATCHPOST_DATABASE_URL",
-        hide_env_values = true, value_parser = database_url
+        long,
+        global = true,
+        value_name = "URL",
+        env = "WATCHPOST_DATABASE_URL",
+        hide_env_values = true
     )]
     pub database_url: Option<String>,
 
@@ -292,7 +295,12 @@ fn parse(
         Stop::Wrong(one_line(&error.render().to_string()))
     };
     let matches = command.try_get_matches_from(args).map_err(stop)?;
-    Cli::from_arg_matches(&matches).map_err(stop)
+    let cli = Cli::from_arg_matches(&matches).map_err(stop)?;
+    if let Some(Err(problem)) = cli.settings.database_url.as_deref().map(database_url) {
+        let name = "invalid value for '--database-url <URL>'";
+        return Err(Stop::Wrong(format!("{name}: {problem}")));
+    }
+    Ok(cli)
 }
 
 /// The first paragraph of an error of clap, without its line breaks.
@@ -323,15 +331,15 @@ fn listen(text: &str) -> Result<String, String> {
     Ok(text.to_string())
 }
 
-fn database_url(text: &str) -> Result<String, String> {
-    // What was given is not repeated: it may hold a password.
+/// Not a parser of the argument: its error would repeat what was given, and that may hold a password.
+fn database_url(text: &str) -> Result<(), String> {
     let problem = "it must be sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME".to_string();
     let (scheme, rest) = text.split_once("://").ok_or_else(|| problem.clone())?;
     match scheme {
         "sqlite" if rest.starts_with(":memory:") => {
             Err("a database in memory would not outlive the process".into())
         }
-        "sqlite" | "postgres" | "postgresql" if !rest.is_empty() => Ok(text.to_string()),
+        "sqlite" | "postgres" | "postgresql" if !rest.is_empty() => Ok(()),
         _ => Err(problem),
     }
 }

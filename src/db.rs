@@ -113,6 +113,8 @@ impl Db {
                         .pragma("temp_store", "MEMORY")
                         // In KiB: the pages that a batch of ingests changes fit.
                         .pragma("cache_size", "-8192")
+                        // In pages: pages that change often are copied back less often.
+                        .pragma("wal_autocheckpoint", "4000")
                         .statement_cache_capacity(STATEMENTS)
                 });
             Database::connect(options).await

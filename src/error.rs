@@ -16,6 +16,11 @@ pub const DOMAIN: &str = "watchpost.v1";
 /// When a client may try again what failed because the server or its database was not there.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// How much of a client's own words an error repeats, in bytes. It travels in headers, for which clients
+/// have as little room as 8 KiB, and which cost them the whole connection if they are larger.
+const LONGEST_FIELD: usize = 200;
+const LONGEST_PROBLEM: usize = 300;
+
 /// The result of everything that can fail with an [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -30,6 +35,8 @@ pub enum Error {
     CheckViolated(String),
     #[error("the request is not the message that this method takes")]
     Malformed,
+    #[error("{0}")]
+    Unimplemented(String),
     #[error("the request is larger than the {limit} bytes that this server accepts")]
     TooLarge { limit: usize },
     #[error("`{field}` is taken: {problem}")]
@@ -72,8 +79,8 @@ impl Error {
     /// A field of the request that is missing, malformed or out of range.
     pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Invalid {
-            field: field.into(),
-            problem: problem.into(),
+            field: shortened(field.into(), LONGEST_FIELD),
+            problem: shortened(problem.into(), LONGEST_PROBLEM),
         }
     }
 
@@ -103,6 +110,7 @@ impl Error {
             Self::Invalid { .. } => (Code::InvalidArgument, ErrorReason::InvalidField),
             Self::CheckViolated(_) => (Code::InvalidArgument, ErrorReason::CheckViolated),
             Self::Malformed => (Code::InvalidArgument, ErrorReason::MalformedMessage),
+            Self::Unimplemented(_) => (Code::Unimplemented, ErrorReason::Unimplemented),
             Self::TooLarge { .. } => (Code::ResourceExhausted, ErrorReason::MessageTooLarge),
             Self::AlreadyExists { .. } => (Code::AlreadyExists, ErrorReason::AlreadyExists),
             Self::KeyReused { .. } => (Code::AlreadyExists, ErrorReason::IdempotencyKeyReused),
@@ -228,6 +236,14 @@ impl From<DbErr> for Error {
         }
         Self::Internal(Box::new(error))
     }
+}
+
+fn shortened(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most));
+        text.push('…');
+    }
+    text
 }
 
 /// An error and its causes, in one line.

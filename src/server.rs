@@ -20,8 +20,16 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Server as Grpc, server::TcpIncoming};
+use tonic::{
+    codec::CompressionEncoding::Gzip,
+    transport::{
+        Server as Grpc,
+        server::{Router, TcpIncoming},
+    },
+};
+use tonic_health::pb::health_server::{Health as HealthService, HealthServer};
 use tonic_reflection::server::Builder as Reflection;
+use tower::layer::util::{Identity, Stack};
 
 use crate::{
     alerts::{rule_service::AlertRules, rules::Rules, service::Alerts},
@@ -119,54 +127,7 @@ impl Server {
             db,
         };
         let ready = Arc::new(AtomicBool::new(false));
-        let limit = settings.max_message_size as usize;
-        let monitor = Monitor::new(
-            parts.feed.clone(),
-            parts.gpus.clone(),
-            settings.max_watches as usize,
-            parts.shutdown.clone(),
-        );
-        let cameras = Cameras {
-            db: parts.db.clone(),
-        };
-        let committer = Arc::new(Committer::start(&parts.db, &parts.rules, &parts.shutdown));
-        let events = Events {
-            db: parts.db.clone(),
-            committer,
-        };
-        let alert_rules = AlertRules {
-            db: parts.db.clone(),
-            rules: parts.rules.clone(),
-        };
-        let alerts = Alerts::new(parts.db.clone());
-        let gpu_stats = GpuStats::new(parts.db.clone(), parts.gpus.clone());
-        let reflection = || {
-            Reflection::configure()
-                .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        };
-        let broken = |error: tonic_reflection::server::Error| StartError::Serve(error.to_string());
-        let layer = RequestLayer {
-            ready: ready.clone(),
-            max_message_size: limit,
-            shutdown: parts.shutdown.clone(),
-        };
-        let routes = Grpc::builder()
-            .http2_keepalive_interval(Some(settings.keepalive_interval))
-            .http2_keepalive_timeout(Some(settings.keepalive_timeout))
-            .layer(layer)
-            .add_service(health_service)
-            .add_service(reflection().build_v1().map_err(broken)?)
-            .add_service(reflection().build_v1alpha().map_err(broken)?)
-            .add_service(MonitorServer {
-                monitor,
-                max_message_size: limit,
-            })
-            .add_service(CameraServiceServer::new(cameras).max_decoding_message_size(limit))
-            .add_service(EventServiceServer::new(events).max_decoding_message_size(limit))
-            .add_service(AlertRuleServiceServer::new(alert_rules).max_decoding_message_size(limit))
-            .add_service(AlertServiceServer::new(alerts).max_decoding_message_size(limit))
-            .add_service(GpuStatsServiceServer::new(gpu_stats).max_decoding_message_size(limit));
+        let routes = routes(settings, &parts, health_service, ready.clone())?;
         // The builder's own setting does not reach a listener that it has not made.
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let stop = parts.shutdown.clone().cancelled_owned();
@@ -234,6 +195,73 @@ impl Server {
         self.db.close().await;
         ended
     }
+}
+
+/// Every service.
+fn routes<H: HealthService>(
+    settings: &Settings,
+    parts: &Parts,
+    health_service: HealthServer<H>,
+    ready: Arc<AtomicBool>,
+) -> Result<Router<Stack<RequestLayer, Identity>>, StartError> {
+    let limit = settings.max_message_size as usize;
+    let Parts {
+        db,
+        feed,
+        rules,
+        gpus,
+        shutdown,
+        ..
+    } = parts.clone();
+    let committer = Arc::new(Committer::start(&db, &rules, &shutdown));
+    let max_watches = settings.max_watches as usize;
+    let monitor = Monitor::new(feed, gpus.clone(), max_watches, shutdown.clone());
+    let cameras = Cameras { db: db.clone() };
+    let events = Events {
+        db: db.clone(),
+        committer,
+    };
+    let alert_rules = AlertRules {
+        db: db.clone(),
+        rules,
+    };
+    let alerts = Alerts::new(db.clone());
+    let gpu_stats = GpuStats::new(db, gpus);
+    let reflection = || {
+        Reflection::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // What the details of errors are made of.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+    };
+    let broken = |error: tonic_reflection::server::Error| StartError::Serve(error.to_string());
+    macro_rules! accepting {
+        ($service:expr) => {
+            $service
+                .max_decoding_message_size(limit)
+                .accept_compressed(Gzip)
+        };
+    }
+    Ok(Grpc::builder()
+        .http2_keepalive_interval(Some(settings.keepalive_interval))
+        .http2_keepalive_timeout(Some(settings.keepalive_timeout))
+        .layer(RequestLayer {
+            ready,
+            max_message_size: limit,
+            shutdown,
+        })
+        .add_service(health_service)
+        .add_service(reflection().build_v1().map_err(broken)?)
+        .add_service(reflection().build_v1alpha().map_err(broken)?)
+        .add_service(MonitorServer {
+            monitor,
+            max_message_size: limit,
+        })
+        .add_service(accepting!(CameraServiceServer::new(cameras)))
+        .add_service(accepting!(EventServiceServer::new(events)))
+        .add_service(accepting!(AlertRuleServiceServer::new(alert_rules)))
+        .add_service(accepting!(AlertServiceServer::new(alerts)))
+        .add_service(accepting!(GpuStatsServiceServer::new(gpu_stats))))
 }
 
 /// Brings the database up to date, starts every loop, and opens the gate.

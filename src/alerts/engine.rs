@@ -5,6 +5,9 @@ use chrono::{DateTime, Utc};
 use super::rules::Rule;
 use crate::pb::RuleStop;
 
+/// How many of the types that were seen are told to whoever asks why a rule did not fire.
+const TOLD: usize = 10;
+
 /// What rules look at of an event.
 #[derive(Debug)]
 pub struct Facts {
@@ -103,9 +106,11 @@ pub fn judge<'a>(rule: &Rule, facts: &'a Facts) -> Verdict<'a> {
                 .collect();
             seen.sort_unstable();
             seen.dedup();
+            let more = if seen.len() > TOLD { ", …" } else { "" };
+            seen.truncate(TOLD);
             return Stopped(
                 RuleStop::ObjectTypes,
-                format!("only [{}] was seen", seen.join(", ")),
+                format!("only [{}{more}] was seen", seen.join(", ")),
             );
         }
         let least = rule.min_confidence.unwrap_or_default();

@@ -111,7 +111,7 @@ impl AlertRuleService for AlertRules {
         )?;
         let columns = (alert_rule::Column::CreatedAt, alert_rule::Column::Id);
         let key = |rule: &alert_rule::Model| (rule.created_at, rule.id);
-        let (rules, next_page_token) = page
+        let (alert_rules, next_page_token) = page
             .newest_first(
                 self.db.reader(),
                 filter.select(self.db.backend())?,
@@ -119,7 +119,6 @@ impl AlertRuleService for AlertRules {
                 key,
             )
             .await?;
-        let alert_rules = rules.into_iter().map(Into::into).collect();
         Ok(Response::new(pb::ListAlertRulesResponse {
             alert_rules,
             next_page_token,

@@ -19,7 +19,7 @@ use crate::{
         alert::AlertSeverity,
         alert_rule::{self, Entity},
     },
-    error::Result,
+    error::{Error, Result},
     feed::Position,
     monitor::Feed,
     pb::watch_response::Update,
@@ -156,6 +156,17 @@ impl Rule {
                 .into_iter()
                 .collect::<HashSet<_>>()
         };
+        // A client's are put into the other columns. Ignoring those of another writer would fire too often.
+        if row
+            .conditions
+            .as_ref()
+            .is_some_and(|conditions| !conditions.is_null())
+        {
+            return Err(Error::invalid(
+                "conditions",
+                "are of an old form, which is not evaluated",
+            ));
+        }
         let conditions = conditions(&row);
         Ok(Self {
             id: row.id,

@@ -79,7 +79,6 @@ impl AlertService for Alerts {
         let (alerts, next_page_token) = page
             .newest_first(self.db.reader(), filter.select()?, columns, key)
             .await?;
-        let alerts = alerts.into_iter().map(Into::into).collect();
         Ok(Response::new(pb::ListAlertsResponse {
             alerts,
             next_page_token,

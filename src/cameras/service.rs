@@ -65,6 +65,7 @@ impl CameraService for Cameras {
             ..Default::default()
         };
         let camera = self.db.write(async |tx| {
+            refuse_taken(tx, &row).await?;
             let camera = row.insert(tx).await.map_err(taken)?;
             announce(tx, pb::ChangeKind::Created, camera).await
         });
@@ -92,7 +93,6 @@ impl CameraService for Cameras {
         let (cameras, next_page_token) = page
             .newest_first(self.db.reader(), filter.select()?, columns, key)
             .await?;
-        let cameras = cameras.into_iter().map(Into::into).collect();
         Ok(Response::new(pb::ListCamerasResponse {
             cameras,
             next_page_token,
@@ -209,6 +209,33 @@ async fn announce(
     Ok(camera)
 }
 
+/// Refuses a new camera whose id, name or folder path another one has, by the name of the first.
+async fn refuse_taken(tx: &DatabaseTransaction, row: &camera::ActiveModel) -> Result<()> {
+    use camera::Column::{FolderPath, Id, Name};
+    for (column, field) in [(Id, "id"), (Name, "name"), (FolderPath, "folder_path")] {
+        let Some(value) = row.get(column).into_value() else {
+            continue;
+        };
+        if camera::Entity::find()
+            .filter(column.eq(value))
+            .one(tx)
+            .await?
+            .is_some()
+        {
+            return Err(exists(&format!("camera.{field}")));
+        }
+    }
+    Ok(())
+}
+
+fn exists(field: &str) -> Error {
+    let problem = "another camera, perhaps a deleted one, has it".into();
+    Error::AlreadyExists {
+        field: field.into(),
+        problem,
+    }
+}
+
 /// Which of the unique values is taken.
 fn taken(error: sea_orm::DbErr) -> Error {
     let error = Error::from(error);
@@ -222,10 +249,7 @@ fn taken(error: sea_orm::DbErr) -> Error {
     } else {
         "camera.id"
     };
-    Error::AlreadyExists {
-        field: field.into(),
-        problem: "another camera, perhaps a deleted one, has it".into(),
-    }
+    exists(field)
 }
 
 /// An id made of a name: see `Camera.id`.

@@ -1,11 +1,13 @@
 //! One transaction for several ingests: their rows, their alerts, and what is announced of them.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use prost::Message;
 use sea_orm::DatabaseTransaction;
 use uuid::Uuid;
 
-use super::{check::Ingest, replay, sources, store};
+use super::{check::Ingest, ids, replay, sources};
 use crate::{
     alerts::{
         change::announcement,
@@ -17,38 +19,44 @@ use crate::{
     entity::{
         self,
         alert::{self, AlertStatus},
-        event, event_detection, event_ingest,
+        event_detection,
     },
-    error::{Error, Result},
+    error::Result,
     feed::{self, Record, Topic},
     pb::{self, RuleStop, watch_response::Update},
+    rpc::insert::insert_all,
 };
 
 /// What became of one ingest of a batch.
 pub(super) type Answer = Result<pb::IngestEventResponse>;
 
 /// An ingest, and what the rules say of it.
-pub(super) struct Judged<'a> {
-    ingest: Ingest,
-    outcomes: Vec<pb::RuleOutcome>,
-    matches: Vec<Match<'a>>,
+#[derive(Debug)]
+pub(super) struct Judged {
+    pub ingest: Ingest,
+    pub rules: Arc<RuleSet>,
+    /// One for each of the rules.
+    pub outcomes: Vec<pb::RuleOutcome>,
+    matches: Vec<Match>,
+    /// What was raised, once it is stored.
+    alerts: Vec<pb::Alert>,
 }
 
 /// A rule that wants to raise an alert.
-struct Match<'a> {
-    /// Which of the outcomes is its.
-    outcome: usize,
-    rule: &'a Rule,
+#[derive(Debug)]
+struct Match {
+    /// Which of the rules.
+    rule: usize,
     object_type: Option<String>,
 }
 
 /// Asks every rule about an ingest. No database is needed for it, so it is done before the
 /// transaction, which others wait for.
-pub(super) fn judge<'a>(ingest: &Ingest, rules: &'a RuleSet, now: DateTime<Utc>) -> Judged<'a> {
-    let facts = ingest.facts(now);
+pub(super) fn judge(ingest: Ingest, rules: Arc<RuleSet>) -> Judged {
+    let facts = ingest.facts(entity::now());
     let mut outcomes = Vec::with_capacity(rules.len());
     let mut matches = Vec::new();
-    for rule in rules {
+    for (at, rule) in rules.iter().enumerate() {
         let mut outcome = pb::RuleOutcome {
             rule_id: rule.id.to_string(),
             rule_name: rule.name.clone(),
@@ -62,8 +70,7 @@ pub(super) fn judge<'a>(ingest: &Ingest, rules: &'a RuleSet, now: DateTime<Utc>)
             Verdict::Matches { object_type } => {
                 let object_type = object_type.map(Into::into);
                 matches.push(Match {
-                    outcome: outcomes.len(),
-                    rule,
+                    rule: at,
                     object_type,
                 });
             }
@@ -71,27 +78,41 @@ pub(super) fn judge<'a>(ingest: &Ingest, rules: &'a RuleSet, now: DateTime<Utc>)
         outcomes.push(outcome);
     }
     Judged {
-        ingest: ingest.clone(),
+        ingest,
+        rules,
         outcomes,
         matches,
+        alerts: Vec::new(),
     }
 }
 
-/// Stores the ingests that can be stored, and answers each, in order.
+impl Judged {
+    /// The answer, once it is stored.
+    pub(super) fn stored(self) -> pb::IngestEventResponse {
+        pb::IngestEventResponse {
+            event: Some(self.ingest.event.into()),
+            detections: self.ingest.detections.into_iter().map(Into::into).collect(),
+            alerts: self.alerts,
+            rule_outcomes: self.outcomes,
+            replayed: false,
+        }
+    }
+}
+
+/// Stores the ingests that can be stored, and answers the others, in order: `None` means that it
+/// is stored when the transaction is committed.
 ///
 /// An answer that is an error wrote nothing. An error of the whole means that
 /// nothing of the batch was written.
 pub(super) async fn store(
     tx: &DatabaseTransaction,
-    ingests: &[Ingest],
-    judged: Vec<Judged<'_>>,
-    rules: &RuleSet,
-) -> Result<Vec<Answer>> {
-    let mut answers: Vec<Option<Answer>> = replay::answers(tx, ingests, rules).await?;
-    let cameras = sources::check(tx, ingests, &mut answers).await?;
+    batch: &mut [Judged],
+) -> Result<Vec<Option<Answer>>> {
+    let mut answers = replay::answers(tx, batch).await?;
+    let cameras = sources::check(tx, batch, &mut answers).await?;
 
-    let unanswered = judged
-        .into_iter()
+    let unanswered = batch
+        .iter_mut()
         .zip(&answers)
         .filter(|(_, answer)| answer.is_none());
     let mut new: Vec<_> = unanswered.map(|(judged, _)| judged).collect();
@@ -99,7 +120,7 @@ pub(super) async fn store(
         .iter()
         .map(|judged| judged.ingest.detections.len())
         .sum();
-    let (event_ids, detection_ids) = store::reserve_ids(tx, new.len(), detections).await?;
+    let (event_ids, detection_ids) = ids::reserve(tx, new.len(), detections).await?;
     let mut detection_ids = detection_ids.into_iter();
     for (judged, event_id) in new.iter_mut().zip(event_ids) {
         judged.ingest.event.id = event_id;
@@ -113,22 +134,15 @@ pub(super) async fn store(
         }
     }
     sources::mark_seen(tx, new.iter().map(|judged| &judged.ingest), &cameras).await?;
-    let mut responses = commit(tx, new).await?.into_iter();
-    let forgotten = || Err(Error::internal("an ingest was forgotten"));
-    let answer = |answer: Option<Answer>| {
-        answer.unwrap_or_else(|| responses.next().map_or_else(forgotten, Ok))
-    };
-    Ok(answers.into_iter().map(answer).collect())
+    insert(tx, &mut new).await?;
+    Ok(answers)
 }
 
 /// Writes rows, alerts and changes of ingests whose ids are known.
-async fn commit(
-    tx: &DatabaseTransaction,
-    mut new: Vec<Judged<'_>>,
-) -> Result<Vec<pb::IngestEventResponse>> {
+async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()> {
     let now = entity::now();
     let (mut detections, mut links) = (Vec::new(), Vec::new());
-    for Judged { ingest, .. } in &new {
+    for Judged { ingest, .. } in new.iter() {
         for detection in &ingest.detections {
             detections.push(detection.clone());
             links.push(event_detection::Model {
@@ -138,78 +152,39 @@ async fn commit(
             });
         }
     }
-    let events = new
+    let events: Vec<_> = new
         .iter()
         .map(|judged| judged.ingest.event.clone())
         .collect();
-    store::insert::<event::Entity, _>(tx, events).await?;
-    store::insert::<entity::detection::Entity, _>(tx, detections).await?;
-    store::insert::<event_detection::Entity, _>(tx, links).await?;
+    insert_all(tx, events).await?;
+    insert_all(tx, detections).await?;
+    insert_all(tx, links).await?;
 
-    let alerts = raise(tx, &mut new, now).await?;
-    let rows = alerts.iter().map(|(_, alert)| alert.clone()).collect();
-    store::insert::<alert::Entity, _>(tx, rows).await?;
+    let alerts = raise(tx, new, now).await?;
+    insert_all(tx, alerts).await?;
 
     let has_key = |ingest: &Ingest| ingest.request_id.is_some() || ingest.batch_id.is_some();
     let keys = new.iter().filter(|judged| has_key(&judged.ingest));
-    let mut keys: Vec<_> = keys
-        .map(|judged| replay::key(&judged.ingest, &judged.outcomes, now))
-        .collect();
-    // Always in the same order, or two transactions with the same requests could wait for each other.
-    keys.sort_by_cached_key(|key| {
-        let ids = (key.request_id.clone(), key.batch_id.clone());
-        (ids, key.camera_id.clone())
-    });
-    store::insert::<event_ingest::Entity, _>(tx, keys).await?;
+    let mut keys: Vec<_> = keys.map(|judged| replay::key(judged, now)).collect();
+    // Always in the same order, or two transactions with the same keys could wait for each other.
+    keys.sort_by(|a, b| (&a.request_id, &a.batch_id).cmp(&(&b.request_id, &b.batch_id)));
+    insert_all(tx, keys).await?;
 
-    let mut responses: Vec<_> = new
-        .into_iter()
-        .map(
-            |Judged {
-                 ingest, outcomes, ..
-             }| pb::IngestEventResponse {
-                event: Some(ingest.event.into()),
-                detections: ingest.detections.into_iter().map(Into::into).collect(),
-                rule_outcomes: outcomes,
-                ..Default::default()
-            },
-        )
-        .collect();
-    for (at, alert) in alerts {
-        responses[at].alerts.push(alert.into());
-    }
-    feed::record(tx, responses.iter().flat_map(announcements)).await?;
-    Ok(responses)
+    feed::record(tx, new.iter().flat_map(|judged| announcements(judged))).await
 }
 
 /// Claims the right to raise the alerts; completes the outcomes, and returns the alerts that are
-/// to be raised, each with the number of its ingest.
+/// to be raised.
 async fn raise(
     tx: &DatabaseTransaction,
-    new: &mut [Judged<'_>],
+    new: &mut [&mut Judged],
     now: DateTime<Utc>,
-) -> Result<Vec<(usize, alert::Model)>> {
-    let claim = |ingest: &Ingest, found: &Match<'_>| {
-        let values = Values {
-            camera_id: &ingest.event.camera_id,
-            rule_id: found.rule.id,
-            object_type: found.object_type.as_deref(),
-            zone_id: None,
-            event_id: ingest.event.id,
-        };
-        Claim {
-            rule_id: found.rule.id,
-            dedup_key: found.rule.template.render(&values),
-            alert_id: Uuid::now_v7(),
-            raised_at_us: now.timestamp_micros(),
-            cooldown_us: found.rule.cooldown_us,
-        }
-    };
+) -> Result<Vec<alert::Model>> {
     let claims = new.iter().flat_map(|judged| {
         judged
             .matches
             .iter()
-            .map(|found| claim(&judged.ingest, found))
+            .map(|found| claim(judged, found, now.timestamp_micros()))
     });
     let claims: Vec<_> = claims.collect();
     // Without a cooldown there is nothing to claim.
@@ -221,73 +196,80 @@ async fn raise(
     let mut standing = cooldown::claim(tx, &contested).await?.into_iter();
 
     let mut claims = claims.into_iter();
-    let mut alerts = Vec::with_capacity(claims.len());
-    for (
-        at,
-        Judged {
-            ingest,
-            outcomes,
-            matches,
-        },
-    ) in new.iter_mut().enumerate()
-    {
-        for (found, claim) in matches.iter().zip(claims.by_ref()) {
-            let Claim {
-                alert_id,
-                dedup_key,
-                cooldown_us,
-                ..
-            } = claim;
-            let stands = if cooldown_us > 0 {
+    let mut rows = Vec::with_capacity(claims.len());
+    for judged in new.iter_mut() {
+        for (found, claim) in judged.matches.iter().zip(claims.by_ref()) {
+            let stands = if claim.cooldown_us > 0 {
                 standing.next()
             } else {
                 None
-            }
-            .unwrap_or(alert_id);
-            let outcome = &mut outcomes[found.outcome];
+            };
+            let stands = stands.unwrap_or(claim.alert_id);
+            let outcome = &mut judged.outcomes[found.rule];
             outcome.alert_id = Some(stands.to_string());
-            if stands != alert_id {
+            if stands != claim.alert_id {
+                let seconds = claim.cooldown_us / 1_000_000;
                 outcome.stopped_by = RuleStop::Cooldown.into();
-                let seconds = cooldown_us / 1_000_000;
-                outcome.detail = format!("{dedup_key} is in its cooldown of {seconds} s");
+                outcome.detail = format!("{} is in its cooldown of {seconds} s", claim.dedup_key);
                 continue;
             }
             outcome.fired = true;
-            let metadata = serde_json::json!({
-                "matched_conditions": found.rule.conditions,
-                "rule_name": found.rule.name,
-            });
-            let alert = alert::Model {
-                id: alert_id,
-                event_id: ingest.event.id,
-                rule_id: Some(found.rule.id),
-                severity: found.rule.severity,
-                status: AlertStatus::Pending,
-                created_at: now,
-                updated_at: now,
-                delivered_at: None,
-                channels: found.rule.channels.clone(),
-                dedup_key,
-                metadata: Some(metadata),
-                version_id: 1,
-                camera_id: Some(ingest.event.camera_id.clone()),
-            };
-            alerts.push((at, alert));
+            let row = alert(&judged.ingest, &judged.rules[found.rule], claim, now);
+            judged.alerts.push(row.clone().into());
+            rows.push(row);
         }
     }
-    Ok(alerts)
+    Ok(rows)
+}
+
+fn claim(judged: &Judged, found: &Match, raised_at_us: i64) -> Claim {
+    let (ingest, rule) = (&judged.ingest, &judged.rules[found.rule]);
+    let values = Values {
+        camera_id: &ingest.event.camera_id,
+        rule_id: rule.id,
+        object_type: found.object_type.as_deref(),
+        zone_id: None,
+        event_id: ingest.event.id,
+    };
+    Claim {
+        rule_id: rule.id,
+        dedup_key: rule.template.render(&values),
+        alert_id: Uuid::now_v7(),
+        raised_at_us,
+        cooldown_us: rule.cooldown_us,
+    }
+}
+
+/// The alert that a rule raises for an event.
+fn alert(ingest: &Ingest, rule: &Rule, claim: Claim, now: DateTime<Utc>) -> alert::Model {
+    let metadata = serde_json::json!({
+        "matched_conditions": rule.conditions,
+        "rule_name": rule.name,
+    });
+    alert::Model {
+        id: claim.alert_id,
+        event_id: ingest.event.id,
+        rule_id: Some(rule.id),
+        severity: rule.severity,
+        status: AlertStatus::Pending,
+        created_at: now,
+        updated_at: now,
+        delivered_at: None,
+        channels: rule.channels.clone(),
+        dedup_key: claim.dedup_key,
+        metadata: Some(metadata),
+        version_id: 1,
+        camera_id: Some(ingest.event.camera_id.clone()),
+    }
 }
 
 /// What subscribers are told of a stored ingest: the event, then its alerts.
-fn announcements(response: &pb::IngestEventResponse) -> Vec<Record> {
+fn announcements(judged: &Judged) -> Vec<Record> {
     let alert = |alert: &pb::Alert| announcement(pb::AlertChangeKind::Created, alert.clone());
-    let event = response
-        .event
-        .clone()
-        .map(|event| event_announcement(pb::ChangeKind::Created, event));
-    event
-        .into_iter()
-        .chain(response.alerts.iter().map(alert))
+    let event = pb::Event::from(judged.ingest.event.clone());
+    let event = event_announcement(pb::ChangeKind::Created, event);
+    std::iter::once(event)
+        .chain(judged.alerts.iter().map(alert))
         .collect()
 }
 

@@ -4,11 +4,11 @@ mod batch;
 mod check;
 mod committer;
 mod convert;
+mod ids;
 mod replay;
 pub mod retention;
 mod service;
 mod sources;
-mod store;
 
 pub use committer::Committer;
 pub use service::Events;

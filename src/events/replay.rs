@@ -10,7 +10,10 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::{batch::Answer, check::Ingest};
+use super::{
+    batch::{Answer, Judged},
+    check::Ingest,
+};
 use crate::{
     alerts::rules::RuleSet,
     entity::{alert, detection, event, event_detection, event_ingest},
@@ -18,49 +21,39 @@ use crate::{
     pb,
 };
 
-/// What is kept of the outcomes of an ingest.
+/// What is kept of the outcomes of an ingest: close together, as there may be many rules.
 #[derive(Clone, PartialEq, Message)]
 struct Outcomes {
-    #[prost(message, repeated, tag = "1")]
-    outcomes: Vec<Outcome>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Outcome {
+    /// The ids of the rules, 16 bytes each.
     #[prost(bytes = "vec", tag = "1")]
-    rule_id: Vec<u8>,
-    #[prost(int32, tag = "2")]
-    stopped_by: i32,
+    rule_ids: Vec<u8>,
+    /// What stopped each of them, a byte each, see `RuleStop`.
+    #[prost(bytes = "vec", tag = "2")]
+    stops: Vec<u8>,
+    /// The alerts of those that were not stopped, or by a cooldown, 16 bytes each.
     #[prost(bytes = "vec", tag = "3")]
-    alert_id: Vec<u8>,
+    alert_ids: Vec<u8>,
 }
 
 /// The row by which a repetition of this ingest will be recognised.
-pub(super) fn key(
-    ingest: &Ingest,
-    outcomes: &[pb::RuleOutcome],
-    now: DateTime<Utc>,
-) -> event_ingest::Model {
-    let bytes = |id: &str| {
-        Uuid::parse_str(id)
-            .map(|id| id.as_bytes().to_vec())
-            .unwrap_or_default()
-    };
-    let outcome = |outcome: &pb::RuleOutcome| Outcome {
-        rule_id: bytes(&outcome.rule_id),
-        stopped_by: outcome.stopped_by,
-        alert_id: outcome.alert_id.as_deref().map(bytes).unwrap_or_default(),
-    };
-    let outcomes = Outcomes {
-        outcomes: outcomes.iter().map(outcome).collect(),
-    };
+pub(super) fn key(judged: &Judged, now: DateTime<Utc>) -> event_ingest::Model {
+    let mut kept = Outcomes::default();
+    let bytes = |id: &str| Uuid::parse_str(id).unwrap_or_default().into_bytes();
+    for outcome in &judged.outcomes {
+        kept.rule_ids.extend(bytes(&outcome.rule_id));
+        kept.stops
+            .push(u8::try_from(outcome.stopped_by).unwrap_or_default());
+        kept.alert_ids
+            .extend(outcome.alert_id.as_deref().map(bytes).into_iter().flatten());
+    }
+    let ingest = &judged.ingest;
     event_ingest::Model {
         event_id: ingest.event.id,
         camera_id: ingest.event.camera_id.clone(),
         batch_id: ingest.batch_id.clone(),
         request_id: ingest.request_id.clone(),
         fingerprint: ingest.fingerprint.clone(),
-        outcomes: Some(outcomes.encode_to_vec()),
+        outcomes: Some(kept.encode_to_vec()),
         created_at: now,
     }
 }
@@ -83,11 +76,11 @@ pub(super) fn share_a_key(ingest: &Ingest, keys: &mut HashSet<(Option<String>, S
 /// Answers the ingests that were carried out before; `None` for new ones.
 pub(super) async fn answers(
     tx: &DatabaseTransaction,
-    ingests: &[Ingest],
-    rules: &RuleSet,
+    batch: &[Judged],
 ) -> Result<Vec<Option<Answer>>> {
     use event_ingest::Column::{BatchId, CameraId, RequestId};
 
+    let ingests: Vec<_> = batch.iter().map(|judged| &judged.ingest).collect();
     let request_ids: Vec<_> = ingests
         .iter()
         .filter_map(|ingest| ingest.request_id.clone())
@@ -120,7 +113,7 @@ pub(super) async fn answers(
         );
     }
     let mut answers = Vec::with_capacity(ingests.len());
-    for ingest in ingests {
+    for (ingest, judged) in ingests.iter().zip(batch) {
         let by_request = earlier
             .iter()
             .find(|row| row.request_id.is_some() && row.request_id == ingest.request_id);
@@ -132,7 +125,7 @@ pub(super) async fn answers(
         answers.push(match (by_request, by_batch) {
             (None, None) => None,
             (Some(row), _) | (None, Some(row)) if row.fingerprint == ingest.fingerprint => {
-                Some(Ok(response(tx, row, rules).await?))
+                Some(Ok(response(tx, row, &judged.rules).await?))
             }
             (Some(_), _) => Some(Err(Error::KeyReused {
                 field: "request_id",
@@ -183,27 +176,27 @@ async fn response(
 }
 
 fn outcomes(kept: &[u8], rules: &RuleSet) -> Vec<pb::RuleOutcome> {
+    let kept = Outcomes::decode(kept).unwrap_or_default();
     let names: HashMap<_, _> = rules
         .iter()
         .map(|rule| (rule.id, rule.name.as_str()))
         .collect();
-    let outcome = |outcome: Outcome| {
-        let rule_id = Uuid::from_slice(&outcome.rule_id).unwrap_or_default();
+    let (rule_ids, _) = kept.rule_ids.as_chunks::<16>();
+    let (alert_ids, _) = kept.alert_ids.as_chunks::<16>();
+    let mut alert_ids = alert_ids.iter();
+    let outcome = |(rule_id, stop): (&[u8; 16], &u8)| {
+        let rule_id = Uuid::from_bytes(*rule_id);
+        let stopped_by = i32::from(*stop);
+        let has_alert = stopped_by == 0 || stopped_by == i32::from(pb::RuleStop::Cooldown);
+        let alert_id = if has_alert { alert_ids.next() } else { None };
         pb::RuleOutcome {
             rule_id: rule_id.to_string(),
             rule_name: names.get(&rule_id).copied().unwrap_or_default().to_string(),
-            fired: outcome.stopped_by == 0,
-            stopped_by: outcome.stopped_by,
-            alert_id: Uuid::from_slice(&outcome.alert_id)
-                .ok()
-                .map(|id| id.to_string()),
+            fired: stopped_by == 0,
+            stopped_by,
+            alert_id: alert_id.map(|id| Uuid::from_bytes(*id).to_string()),
             detail: String::new(),
         }
     };
-    Outcomes::decode(kept)
-        .unwrap_or_default()
-        .outcomes
-        .into_iter()
-        .map(outcome)
-        .collect()
+    rule_ids.iter().zip(&kept.stops).map(outcome).collect()
 }

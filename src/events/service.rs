@@ -5,8 +5,8 @@ use std::sync::Arc;
 use sea_orm::{
     ActiveModelTrait,
     ActiveValue::Set,
-    ColumnTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter, QuerySelect, QueryTrait,
-    Select,
+    ColumnTrait, DatabaseTransaction, DbBackend, EntityTrait, Iterable, QueryFilter, QuerySelect,
+    QueryTrait, Select,
     sea_query::{Expr, ExprTrait},
 };
 use tonic::{Request, Response};
@@ -75,13 +75,6 @@ impl EventService for Events {
         let (events, next_page_token) = page
             .newest_first(self.db.reader(), select, columns, key)
             .await?;
-        let events = events
-            .into_iter()
-            .map(|event| pb::Event {
-                llm_prompt: None,
-                ..event.into()
-            })
-            .collect();
         Ok(Response::new(pb::ListEventsResponse {
             events,
             next_page_token,
@@ -106,7 +99,6 @@ impl EventService for Events {
         let (detections, next_page_token) = page
             .newest_first(self.db.reader(), select, columns, key)
             .await?;
-        let detections = detections.into_iter().map(Into::into).collect();
         Ok(Response::new(pb::ListDetectionsResponse {
             detections,
             next_page_token,
@@ -222,7 +214,12 @@ impl pb::EventFilter {
             let any = columns.into_iter().map(holds).reduce(ExprTrait::or);
             select = select.apply_if(any, QueryFilter::filter);
         }
-        Ok(select)
+        // Prompts are long, and not listed.
+        let listed = Column::iter().filter(|column| !matches!(column, Column::LlmPrompt));
+        Ok(select
+            .select_only()
+            .columns(listed)
+            .expr_as(Expr::cust("NULL"), Column::LlmPrompt))
     }
 }
 

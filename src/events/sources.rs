@@ -8,7 +8,10 @@ use sea_orm::{
     sea_query::{Expr, ExprTrait},
 };
 
-use super::{batch::Answer, check::Ingest};
+use super::{
+    batch::{Answer, Judged},
+    check::Ingest,
+};
 use crate::{
     entity::camera,
     error::{Error, Result},
@@ -23,13 +26,11 @@ pub(super) type Cameras = HashMap<String, camera::Model>;
 /// Answers the ingests whose camera does not exist, or not any more. Returns the cameras.
 pub(super) async fn check(
     tx: &DatabaseTransaction,
-    ingests: &[Ingest],
+    batch: &[Judged],
     answers: &mut [Option<Answer>],
 ) -> Result<Cameras> {
-    let mut ids: Vec<_> = ingests
-        .iter()
-        .map(|ingest| ingest.event.camera_id.as_str())
-        .collect();
+    let camera_id = |judged: &Judged| judged.ingest.event.camera_id.clone();
+    let mut ids: Vec<_> = batch.iter().map(camera_id).collect();
     ids.sort_unstable();
     ids.dedup();
     let cameras = camera::Entity::find()
@@ -40,8 +41,8 @@ pub(super) async fn check(
         .into_iter()
         .map(|camera| (camera.id.clone(), camera))
         .collect();
-    for (ingest, answer) in ingests.iter().zip(answers) {
-        let problem = match cameras.get(&ingest.event.camera_id) {
+    for (judged, answer) in batch.iter().zip(answers) {
+        let problem = match cameras.get(&judged.ingest.event.camera_id) {
             Some(camera) if camera.deleted_at.is_none() => continue,
             Some(_) => "names a camera that is deleted",
             None => "names a camera that does not exist",

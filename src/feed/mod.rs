@@ -2,7 +2,7 @@
 //!
 //! It knows no family: a change has a topic, a key and the bytes of a message.
 
-use sea_orm::{ActiveValue::Set, DatabaseTransaction, EntityTrait};
+use sea_orm::{ActiveValue::Set, DatabaseTransaction};
 
 pub mod position;
 pub mod read;
@@ -16,7 +16,7 @@ pub use tail::{Entry, Feed};
 use crate::{
     entity::{self, change},
     error::Result,
-    rpc::row,
+    rpc::insert::insert_all,
 };
 
 /// What kind of thing changed.
@@ -67,13 +67,5 @@ pub async fn record(
             ..Default::default()
         })
         .collect();
-    let sizes = row::statement_sizes(rows.len());
-    let mut rows = rows.into_iter();
-    for size in sizes {
-        let rows = rows.by_ref().take(size);
-        change::Entity::insert_many(rows)
-            .exec_without_returning(tx)
-            .await?;
-    }
-    Ok(())
+    insert_all(tx, rows).await
 }

@@ -2,7 +2,10 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -72,6 +75,8 @@ struct Shared<T> {
     ring: RwLock<Ring<T>>,
     /// The place up to which this process has read.
     head: watch::Sender<Position>,
+    /// Whether changes are committed that wait behind a running transaction.
+    waiting: AtomicBool,
     /// Whether the database could be read the last time.
     reading: watch::Sender<bool>,
 }
@@ -102,6 +107,7 @@ impl<T: Send + Sync + 'static> Feed<T> {
             make,
             ring,
             head,
+            waiting: AtomicBool::new(false),
             reading,
         }))
     }
@@ -155,7 +161,7 @@ impl<T: Send + Sync + 'static> Feed<T> {
 
     /// How many changes there are after `position`, and how old the oldest is.
     pub async fn behind(&self, position: Position) -> Result<(i64, Duration)> {
-        if position >= self.head() {
+        if position >= self.head() && !self.0.waiting.load(Ordering::Relaxed) {
             return Ok((0, Duration::ZERO));
         }
         let (changes, oldest) = read::behind(&self.0.db, position).await?;
@@ -277,11 +283,9 @@ impl<T: Send + Sync + 'static> Feed<T> {
         if full {
             return Ok(Duration::ZERO);
         }
-        Ok(if read::waiting(&self.0.db).await? {
-            POLL_WAITING
-        } else {
-            POLL
-        })
+        let waiting = read::waiting(&self.0.db).await?;
+        self.0.waiting.store(waiting, Ordering::Relaxed);
+        Ok(if waiting { POLL_WAITING } else { POLL })
     }
 }
 

@@ -90,10 +90,9 @@ impl GpuStatsService for GpuStats {
         let page = Page::parse(request.page_size, &request.page_token, "gpu_stats", &filter)?;
         let columns = (gpu_stats::Column::RecordedAt, gpu_stats::Column::Id);
         let key = |row: &gpu_stats::Model| (row.recorded_at, row.id);
-        let (rows, next_page_token) = page
+        let (gpu_stats, next_page_token) = page
             .newest_first(self.db.reader(), filter.select()?, columns, key)
             .await?;
-        let gpu_stats = rows.into_iter().map(Into::into).collect();
         Ok(Response::new(pb::ListGpuStatsResponse {
             gpu_stats,
             next_page_token,

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    ops::RangeInclusive,
     sync::Arc,
     time::Duration,
 };
@@ -24,11 +25,14 @@ use crate::{
     feed::{Entry, Position},
     gpu::LiveGpus,
     pb::{self, watch_response::Update},
-    rpc::{check, time},
+    rpc::time,
 };
 
 /// How often a heartbeat is sent unless the client says otherwise.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// How often a heartbeat may be asked for.
+const HEARTBEATS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(5);
 
 /// Pushes changes and live GPU stats to subscribers. Clones share what they push.
 #[derive(Clone)]
@@ -88,14 +92,14 @@ fn heartbeat_interval(interval: Option<prost_types::Duration>) -> Result<Duratio
     let Some(interval) = interval else {
         return Ok(HEARTBEAT);
     };
-    let field = "heartbeat_interval";
-    let interval =
-        Duration::try_from(interval).map_err(|_| Error::invalid(field, "must not be negative"))?;
-    Ok(Duration::from_secs_f64(check::within(
-        field,
-        interval.as_secs_f64(),
-        0.1..=300.0,
-    )?))
+    // The conversion of `prost_types` overflows where both parts are far below zero.
+    let seconds = u64::try_from(interval.seconds).ok();
+    let nanos = u32::try_from(interval.nanos).ok();
+    seconds
+        .zip(nanos.filter(|nanos| *nanos < 1_000_000_000))
+        .map(|(seconds, nanos)| Duration::new(seconds, nanos))
+        .filter(|interval| HEARTBEATS.contains(interval))
+        .ok_or_else(|| Error::invalid("heartbeat_interval", "must be in [0.1 s, 300 s]"))
 }
 
 /// What a subscriber waited for.

@@ -14,7 +14,7 @@ use futures_util::Stream;
 use tonic::{
     Request, Response, Status,
     body::Body,
-    codec::{Codec, EncodeBuf, Encoder},
+    codec::{Codec, CompressionEncoding, EnabledCompressionEncodings, EncodeBuf, Encoder},
     server::{Grpc, NamedService, ServerStreamingService},
 };
 use tonic_prost::ProstCodec;
@@ -54,7 +54,10 @@ impl Service<http::Request<Body>> for MonitorServer {
             });
         }
         let watch = Watch(self.monitor.clone());
+        let mut accepted = EnabledCompressionEncodings::default();
+        accepted.enable(CompressionEncoding::Gzip);
         let mut grpc = Grpc::new(EncodedCodec)
+            .apply_compression_config(accepted, EnabledCompressionEncodings::default())
             .apply_max_message_size_config(Some(self.max_message_size), None);
         Box::pin(async move { Ok(grpc.server_streaming(watch, request).await) })
     }

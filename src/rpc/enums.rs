@@ -27,6 +27,8 @@ macro_rules! proto_enum {
 }
 pub(crate) use proto_enum;
 
+use std::collections::BTreeSet;
+
 use crate::error::{Error, Result};
 
 /// An enum that a client can send.
@@ -34,13 +36,17 @@ pub trait FromProto: Sized {
     /// Reads the enum that a client sent in `field`. `None` for `UNSPECIFIED`.
     fn from_proto(field: &str, value: i32) -> Result<Option<Self>>;
 
-    /// Reads a list, in which `UNSPECIFIED` has no meaning.
+    /// Reads a list, in which `UNSPECIFIED` has no meaning. Each value is given once, however often it was sent.
     fn all_from_proto(field: &str, values: &[i32]) -> Result<Vec<Self>> {
-        let read = |(at, value): (usize, &i32)| {
-            let field = format!("{field}[{at}]");
-            Self::from_proto(&field, *value)?
-                .ok_or_else(|| Error::invalid(field, "must not be unspecified"))
-        };
-        values.iter().enumerate().map(read).collect()
+        let mut seen = BTreeSet::new();
+        let mut read = Vec::new();
+        for (at, value) in values.iter().enumerate() {
+            if seen.insert(value) {
+                let field = format!("{field}[{at}]");
+                let value = Self::from_proto(&field, *value)?;
+                read.push(value.ok_or_else(|| Error::invalid(field, "must not be unspecified"))?);
+            }
+        }
+        Ok(read)
     }
 }

@@ -102,7 +102,7 @@ where
         let reply = self.inner.call(request);
         let answered = async move {
             let mut response = reply.await?;
-            if let Some(error) = transport_error(&response, limit) {
+            if !foreign && let Some(error) = transport_error(&response, limit) {
                 response = Status::from(error).into_http();
             }
             if let Some(status) = response
@@ -142,14 +142,28 @@ fn transport_error(response: &Response<Body>, limit: usize) -> Option<Error> {
         return None;
     }
     let code = Code::from_bytes(headers.get(&GRPC_STATUS)?.as_bytes());
-    let message = headers.get(&GRPC_MESSAGE)?.to_str().ok()?;
+    let message = headers
+        .get(&GRPC_MESSAGE)
+        .map_or(Ok(""), HeaderValue::to_str)
+        .ok()?;
     if code == Code::OutOfRange && message.contains("message%20length%20too%20large") {
         return Some(Error::TooLarge { limit });
     }
-    if code == Code::Internal && message.contains("decode") {
-        return Some(Error::Malformed);
+    // Of a compressed message, once it is not any more.
+    if code == Code::ResourceExhausted && message.contains("decompressing") {
+        return Some(Error::TooLarge { limit });
     }
-    None
+    if code == Code::Unimplemented {
+        let message = Status::from_header_map(headers)?.message().to_string();
+        let unknown = "there is no such method on this server".to_string();
+        return Some(Error::Unimplemented(if message.is_empty() {
+            unknown
+        } else {
+            message
+        }));
+    }
+    // A frame that is broken or missing, or a message that cannot be decoded.
+    (code == Code::Internal).then_some(Error::Malformed)
 }
 
 /// A body that ends at shutdown: an open stream would hold the server up.

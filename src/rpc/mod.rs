@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod enums;
+pub mod insert;
 pub mod json;
 pub mod layer;
 pub mod loader;

@@ -11,10 +11,14 @@ use sea_orm::{
     sea_query::{Expr, ExprTrait},
 };
 
+use super::time;
 use crate::error::{Error, Result};
 
 const DEFAULT_SIZE: u64 = 50;
 const MAX_SIZE: u64 = 1000;
+
+/// How many bytes a page has at most, unless a single row has more. Most clients take messages of 4 MiB.
+const LARGEST: usize = 3 * 1024 * 1024;
 
 /// Which page of which list is asked for.
 #[derive(Debug)]
@@ -56,18 +60,19 @@ impl Page {
     }
 
     /// Reads the page of `select`, newest first by the two `columns`, of which `key` gives a row's values.
-    /// Returns the rows and the token of the next page, empty on the last one.
-    pub async fn newest_first<E, C, I>(
+    /// Returns what the rows are on the wire, and the token of the next page, empty on the last one.
+    pub async fn newest_first<E, C, I, M>(
         &self,
         db: &impl ConnectionTrait,
         select: Select<E>,
         (time_column, id_column): (C, C),
         key: impl Fn(&E::Model) -> (DateTime<Utc>, I),
-    ) -> Result<(Vec<E::Model>, String)>
+    ) -> Result<(Vec<M>, String)>
     where
         E: EntityTrait,
         C: ColumnTrait,
         I: ToString + FromStr + Into<Value>,
+        M: Message + From<E::Model>,
     {
         let mut select = select;
         if let Some(after) = &self.after {
@@ -78,25 +83,36 @@ impl Page {
             ]);
             select = select.filter(columns.lt(Expr::tuple([Expr::val(time), Expr::val(id)])));
         }
-        let mut rows = select
+        let rows = select
             .order_by(time_column, Order::Desc)
             .order_by(id_column, Order::Desc)
             .limit(self.size + 1)
             .all(db)
             .await?;
-        let mut next = String::new();
-        if rows.len() as u64 > self.size {
-            rows.pop();
-            if let Some((time, id)) = rows.last().map(key) {
-                let token = Token {
-                    list: self.list,
-                    micros: time.timestamp_micros(),
-                    id: id.to_string(),
-                };
-                next = BASE64_URL_SAFE_NO_PAD.encode(token.encode_to_vec());
+        let (mut messages, mut bytes, mut last) = (Vec::with_capacity(rows.len()), 0, None);
+        for row in rows {
+            let place = key(&row);
+            let message = M::from(row);
+            bytes += message.encoded_len();
+            if let Some(last) = last.take()
+                && (messages.len() as u64 == self.size || bytes > LARGEST)
+            {
+                return Ok((messages, self.token(last)));
             }
+            messages.push(message);
+            last = Some(place);
         }
-        Ok((rows, next))
+        Ok((messages, String::new()))
+    }
+
+    /// The token of the page after the row with this key.
+    fn token(&self, (time, id): (DateTime<Utc>, impl ToString)) -> String {
+        let token = Token {
+            list: self.list,
+            micros: time.timestamp_micros(),
+            id: id.to_string(),
+        };
+        BASE64_URL_SAFE_NO_PAD.encode(token.encode_to_vec())
     }
 }
 
@@ -116,8 +132,9 @@ impl Token {
     }
 
     fn key<I: FromStr>(&self) -> Result<(DateTime<Utc>, I)> {
-        DateTime::from_timestamp_micros(self.micros)
-            .zip(self.id.parse().ok())
+        let id = Some(&self.id).filter(|id| !id.contains('\0'));
+        time::from_micros(self.micros)
+            .zip(id.and_then(|id| id.parse().ok()))
             .ok_or_else(|| Error::invalid("page_token", "is not a token of this server"))
     }
 }

@@ -15,20 +15,6 @@ pub fn found<M>(row: Option<M>, resource: &'static str, id: impl std::fmt::Displ
     })
 }
 
-/// How many rows each of the statements inserts that together insert `rows`: 64, 32, or any number
-/// up to 16, so that there are few different statements and each is prepared once.
-pub fn statement_sizes(rows: usize) -> impl Iterator<Item = usize> {
-    let mut left = rows;
-    std::iter::from_fn(move || {
-        let size = [64, 32, 16]
-            .into_iter()
-            .find(|size| *size <= left)
-            .unwrap_or(left);
-        left -= size;
-        (size > 0).then_some(size)
-    })
-}
-
 /// What `text` must be escaped to in a `LIKE` pattern with `ESCAPE '\'`.
 pub fn like_escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
@@ -72,19 +58,4 @@ fn lower(column: SimpleExpr, backend: DbBackend) -> SimpleExpr {
         "lower(?)"
     };
     Expr::cust_with_exprs(sql, [column])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::statement_sizes;
-
-    #[test]
-    fn rows_are_parted_into_few_different_sizes() {
-        for rows in 0..1000 {
-            let sizes: Vec<_> = statement_sizes(rows).collect();
-            assert_eq!(sizes.iter().sum::<usize>(), rows);
-            let known = |size: &usize| *size <= 16 || [32, 64].contains(size);
-            assert!(sizes.iter().all(known), "{sizes:?}");
-        }
-    }
 }

@@ -39,6 +39,12 @@ pub fn from_proto(field: &str, time: Timestamp) -> Result<DateTime<Utc>> {
         .ok_or_else(|| Error::invalid(field, "must have nanos in [0, 999999999]"))
 }
 
+/// An instant from microseconds since 1970, up to 9999.
+pub fn from_micros(micros: i64) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp_micros(micros)
+        .filter(|time| (0..=LAST_YEAR).contains(&time.timestamp()))
+}
+
 /// An instant at which something has happened: not far in the future.
 pub fn past(field: &str, time: Timestamp, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
     let time = from_proto(field, time)?;

@@ -10,7 +10,7 @@ use crate::support::{
     detection,
 };
 
-use AlertStatus::{Acknowledged, Delivered, Dismissed, Pending};
+use AlertStatus::{Acknowledged, Delivered, Dismissed, Pending, Unspecified};
 
 const NONE: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
 
@@ -76,7 +76,7 @@ async fn alert(server: &TestServer, status: AlertStatus) -> pb::Alert {
             .await;
             get(server, &raised.id).await.unwrap().into_inner()
         }
-        _ => raised,
+        Unspecified | Pending => raised,
     }
 }
 
@@ -98,7 +98,12 @@ on_both! {
             let reply = advance(&server, &before.id, to, Some(before.version_id)).await;
             if may {
                 let after = reply.unwrap().into_inner();
-                let expected = pb::Alert { status: to.into(), version_id: before.version_id + 1, updated_at: after.updated_at, ..before.clone() };
+                let expected = pb::Alert {
+                    status: to.into(),
+                    version_id: before.version_id + 1,
+                    updated_at: after.updated_at,
+                    ..before.clone()
+                };
                 assert_eq!(after, expected);
                 let (then, now) = (before.updated_at.unwrap(), after.updated_at.unwrap());
                 assert!((now.seconds, now.nanos) >= (then.seconds, then.nanos));
@@ -133,11 +138,13 @@ on_both! {
         let server = ready(backend).await;
         for (expected, code) in [(Some(1), Code::Aborted), (None, Code::FailedPrecondition)] {
             let id = alert(&server, Pending).await.id;
-            let tries: Vec<_> = (0..16).map(|_| {
-                let mut alerts = server.alerts();
-                let request = pb::AcknowledgeAlertRequest { id: id.clone(), expected_version_id: expected };
-                tokio::spawn(async move { alerts.acknowledge_alert(request).await })
-            }).collect();
+            let tries: Vec<_> = (0..16)
+                .map(|_| {
+                    let mut alerts = server.alerts();
+                    let request = pb::AcknowledgeAlertRequest { id: id.clone(), expected_version_id: expected };
+                    tokio::spawn(async move { alerts.acknowledge_alert(request).await })
+                })
+                .collect();
             let mut succeeded = 0;
             for tried in tries {
                 match tried.await.unwrap() {
@@ -171,11 +178,13 @@ on_both! {
         for _ in 0..10 {
             raised.push(alert(&server, Pending).await);
         }
-        let gets: Vec<_> = (0..200).map(|n| {
-            let mut alerts = server.alerts();
-            let id = raised.get(n % 11).map_or(NONE.into(), |alert| alert.id.clone());
-            tokio::spawn(async move { alerts.get_alert(pb::GetAlertRequest { id }).await })
-        }).collect();
+        let gets: Vec<_> = (0..200)
+            .map(|n| {
+                let mut alerts = server.alerts();
+                let id = raised.get(n % 11).map_or(NONE.into(), |alert| alert.id.clone());
+                tokio::spawn(async move { alerts.get_alert(pb::GetAlertRequest { id }).await })
+            })
+            .collect();
         for (n, reply) in gets.into_iter().enumerate() {
             match raised.get(n % 11) {
                 Some(alert) => assert_eq!(&reply.await.unwrap().unwrap().into_inner(), alert),
@@ -200,8 +209,10 @@ on_both! {
             let request = pb::ListAlertsRequest { page_size, page_token, filter: None };
             let page = server.alerts().list_alerts(request).await.unwrap().into_inner();
             (page.alerts, page.next_page_token)
-        }).await;
-        let times: Vec<_> = list(&server, pb::AlertFilter::default()).await.into_iter().map(|alert| alert.created_at).collect();
+        })
+        .await;
+        let times: Vec<_> =
+            list(&server, pb::AlertFilter::default()).await.into_iter().map(|alert| alert.created_at).collect();
         assert!(times[0] != times[1] && times[1..].iter().all(|time| *time == times[1]), "{times:?}");
         server.stop().await;
     }
@@ -211,7 +222,12 @@ on_both! {
         for id in ["door", "gate"] {
             server.camera(id).await;
         }
-        let of = |name: &str, severity: Severity| pb::AlertRule { object_types: strings(&[name]), severity: severity.into(), dedup_key_template: Some("{camera_id}:{object_type}".into()), ..always(name) };
+        let of = |name: &str, severity: Severity| pb::AlertRule {
+            object_types: strings(&[name]),
+            severity: severity.into(),
+            dedup_key_template: Some("{camera_id}:{object_type}".into()),
+            ..always(name)
+        };
         let dog = server.rule(of("dog", Severity::Low)).await.id;
         let car = server.rule(of("car", Severity::Critical)).await.id;
         let mut raised = Vec::new();
@@ -221,9 +237,18 @@ on_both! {
         advance(&server, &raised[0].id, Dismissed, None).await.unwrap();
         advance(&server, &raised[1].id, Acknowledged, None).await.unwrap();
         let any = pb::AlertFilter::default;
-        let statuses = |statuses: &[AlertStatus]| pb::AlertFilter { statuses: statuses.iter().map(|status| (*status).into()).collect(), ..any() };
-        let severities = |severities: &[Severity]| pb::AlertFilter { severities: severities.iter().map(|severity| (*severity).into()).collect(), ..any() };
-        let created = |start: usize, end: usize| pb::AlertFilter { created_at: Some(pb::TimeRange { start: raised[start].created_at, end: raised[end].created_at }), ..any() };
+        let statuses = |statuses: &[AlertStatus]| pb::AlertFilter {
+            statuses: statuses.iter().map(|status| (*status).into()).collect(),
+            ..any()
+        };
+        let severities = |severities: &[Severity]| pb::AlertFilter {
+            severities: severities.iter().map(|severity| (*severity).into()).collect(),
+            ..any()
+        };
+        let created = |start: usize, end: usize| pb::AlertFilter {
+            created_at: Some(pb::TimeRange { start: raised[start].created_at, end: raised[end].created_at }),
+            ..any()
+        };
         for (filter, expected) in [
             (any(), &[3, 2, 1, 0][..]),
             (statuses(&[Pending]), &[3, 2]),
@@ -243,7 +268,14 @@ on_both! {
             (pb::AlertFilter { dedup_key: "GATE:car".into(), ..any() }, &[]),
             (created(1, 3), &[2, 1]),
             (created(0, 0), &[]),
-            (pb::AlertFilter { severities: vec![Severity::Critical.into()], camera_ids: strings(&["gate"]), ..statuses(&[Acknowledged]) }, &[1]),
+            (
+                pb::AlertFilter {
+                    severities: vec![Severity::Critical.into()],
+                    camera_ids: strings(&["gate"]),
+                    ..statuses(&[Acknowledged])
+                },
+                &[1],
+            ),
         ] {
             let ids: Vec<_> = list(&server, filter.clone()).await.into_iter().map(|alert| alert.id).collect();
             let expected: Vec<_> = expected.iter().map(|at| raised[*at].id.clone()).collect();

@@ -153,11 +153,13 @@ on_both! {
 
     async fn of_many_who_create_one_camera_one_succeeds(backend) {
         let server = TestServer::start(backend).await;
-        let tries: Vec<_> = (0..16).map(|_| {
-            let mut cameras = server.cameras();
-            let camera = Some(named("Gate"));
-            tokio::spawn(async move { cameras.create_camera(pb::CreateCameraRequest { camera }).await })
-        }).collect();
+        let tries: Vec<_> = (0..16)
+            .map(|_| {
+                let mut cameras = server.cameras();
+                let camera = Some(named("Gate"));
+                tokio::spawn(async move { cameras.create_camera(pb::CreateCameraRequest { camera }).await })
+            })
+            .collect();
         let mut created = 0;
         for tried in tries {
             match tried.await.unwrap() {
@@ -179,7 +181,12 @@ on_both! {
             status: CameraStatus::Offline.into(),
             ..named("Door")
         };
-        let full = pb::Camera { name: "Gate".into(), folder_path: "/gate".into(), status: CameraStatus::Error.into(), ..start.clone() };
+        let full = pb::Camera {
+            name: "Gate".into(),
+            folder_path: "/gate".into(),
+            status: CameraStatus::Error.into(),
+            ..start.clone()
+        };
         let empty = pb::Camera { id: "door".into(), ..Default::default() };
         let (offline, error, online) = (CameraStatus::Offline, CameraStatus::Error, CameraStatus::Online);
         for (change, paths, name, folder, status) in [
@@ -271,13 +278,19 @@ on_both! {
             let page = list(&server, pb::CameraFilter::default(), size, token).await;
             let ids: Vec<_> = page.cameras.into_iter().map(|camera| camera.id).collect();
             (ids, page.next_page_token)
-        }).await;
+        })
+        .await;
         server.stop().await;
     }
 
     async fn cameras_are_listed_newest_first_by_every_filter(backend) {
         let server = TestServer::start(backend).await;
-        for (id, status) in [("a", CameraStatus::Online), ("b", CameraStatus::Offline), ("c", CameraStatus::Unknown), ("d", CameraStatus::Offline)] {
+        for (id, status) in [
+            ("a", CameraStatus::Online),
+            ("b", CameraStatus::Offline),
+            ("c", CameraStatus::Unknown),
+            ("d", CameraStatus::Offline),
+        ] {
             create(&server, pb::Camera { id: id.into(), status: status.into(), ..named(id) }).await.unwrap();
         }
         delete(&server, "d").await.unwrap();

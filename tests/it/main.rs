@@ -1,5 +1,5 @@
 //! The integration tests: real clients, a real server, both databases.
-#![allow(clippy::unwrap_used, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, unreachable_pub)]
 
 mod alert_rules;
 mod alerts;

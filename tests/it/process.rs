@@ -31,7 +31,12 @@ async fn run(args: &[&str], variables: &[(&str, &str)]) -> (i32, String, String)
 
 #[tokio::test]
 async fn a_bad_setting_ends_the_process_with_64_and_one_line_that_names_it() {
-    let cases: [(&[&str], &[(&str, &str)], &str); 6] = [
+    type Case = (
+        &'static [&'static str],
+        &'static [(&'static str, &'static str)],
+        &'static str,
+    );
+    let cases: [Case; 6] = [
         (&["--listen", "nowhere"], &[], "--listen"),
         (&[], &[("WATCHPOST_LISTEN", "nowhere")], "--listen"),
         (

@@ -21,6 +21,7 @@ fn alerts_after(cursor: &str) -> pb::WatchRequest {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "a field of a message")]
 fn heartbeats_every(millis: i32) -> Option<prost_types::Duration> {
     Some(prost_types::Duration {
         seconds: 0,

@@ -4,12 +4,12 @@ use chrono::DateTime;
 use prost_types::Timestamp;
 use watchpost::pb::{self, DayOfWeek, RuleStop, Severity};
 
-use super::{delete, event, stop, update};
+use super::{delete, event, get, stop, update};
 use crate::support::{
     TestServer, always,
     calls::{at, strings},
     database::on_both,
-    detection,
+    detection, ingest,
 };
 
 use RuleStop::{
@@ -54,7 +54,7 @@ on_both! {
         let (person, dog) = (|sure| detection("person", sure), |sure| detection("DOG", sure));
         let hour_ahead = Timestamp::from(std::time::SystemTime::now() + std::time::Duration::from_hours(1));
         let snoozed = |until| pb::Event { snooze_until: Some(until), ..event() };
-        for (rule, event, detections, expected) in [
+        for (rule, event, detections, expected) in vec![
             (any(), event(), vec![], Unspecified),
             (risky(40), scored(40), vec![], Unspecified),
             (risky(41), scored(40), vec![], RiskThreshold),
@@ -85,7 +85,11 @@ on_both! {
             (any(), snoozed(Timestamp { seconds: 1_000, nanos: 0 }), vec![], Unspecified),
         ] {
             let id = server.rule(rule.clone()).await.id;
-            assert_eq!(stop(&server, event.clone(), detections.clone()).await, expected, "{rule:?} {event:?} {detections:?}");
+            assert_eq!(
+                stop(&server, event.clone(), detections.clone()).await,
+                expected,
+                "{rule:?} {event:?} {detections:?}"
+            );
             delete(&server, &id).await.unwrap();
         }
         server.stop().await;
@@ -94,7 +98,8 @@ on_both! {
     async fn a_schedule_is_judged_by_the_wall_clock_at_the_start_of_the_event(backend) {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
-        let weekdays = [DayOfWeek::Monday, DayOfWeek::Tuesday, DayOfWeek::Wednesday, DayOfWeek::Thursday, DayOfWeek::Friday];
+        let weekdays =
+            [DayOfWeek::Monday, DayOfWeek::Tuesday, DayOfWeek::Wednesday, DayOfWeek::Thursday, DayOfWeek::Friday];
         let on = |days: &[DayOfWeek], start: &str, end: &str, timezone: &str| pb::Schedule {
             days: days.iter().map(|day| (*day).into()).collect(),
             start_time: start.into(),
@@ -105,15 +110,27 @@ on_both! {
         for (schedule, inside, outside) in [
             (on(&[], "", "", ""), &["2026-11-20T00:00:00Z", "1970-01-01T00:00:00Z"][..], &[][..]),
             (on(&weekdays, "", "", ""), &["2026-11-20T23:59:59Z"], &["2026-11-21T00:00:00Z", "2026-11-22T12:00:00Z"]),
-            (on(&[], "08:00", "18:00", "Europe/Berlin"),
+            (
+                on(&[], "08:00", "18:00", "Europe/Berlin"),
                 &["2026-11-20T07:00:00Z", "2026-11-20T16:59:59Z", "2026-07-10T06:00:00Z"],
-                &["2026-11-20T06:59:59Z", "2026-11-20T17:00:00Z", "2026-07-10T16:00:00Z"]),
-            (on(&[DayOfWeek::Friday], "22:00", "06:00", "Europe/Berlin"),
+                &["2026-11-20T06:59:59Z", "2026-11-20T17:00:00Z", "2026-07-10T16:00:00Z"],
+            ),
+            (
+                on(&[DayOfWeek::Friday], "22:00", "06:00", "Europe/Berlin"),
                 &["2026-11-20T21:00:00Z", "2026-11-21T04:59:59Z"],
-                &["2026-11-20T04:00:00Z", "2026-11-20T20:59:59Z", "2026-11-21T05:00:00Z", "2026-11-21T21:30:00Z"]),
+                &["2026-11-20T04:00:00Z", "2026-11-20T20:59:59Z", "2026-11-21T05:00:00Z", "2026-11-21T21:30:00Z"],
+            ),
             // In Kiribati it is Saturday already.
-            (on(&[DayOfWeek::Saturday], "", "", "Pacific/Kiritimati"), &["2026-11-20T10:00:00Z"], &["2026-11-20T09:59:59Z", "2026-11-21T10:00:00Z"]),
-            (on(&[DayOfWeek::Sunday], "23:59", "00:00", "Asia/Kathmandu"), &["2026-11-22T18:14:30Z"], &["2026-11-22T18:13:59Z", "2026-11-22T18:15:00Z"]),
+            (
+                on(&[DayOfWeek::Saturday], "", "", "Pacific/Kiritimati"),
+                &["2026-11-20T10:00:00Z"],
+                &["2026-11-20T09:59:59Z", "2026-11-21T10:00:00Z"],
+            ),
+            (
+                on(&[DayOfWeek::Sunday], "23:59", "00:00", "Asia/Kathmandu"),
+                &["2026-11-22T18:14:30Z"],
+                &["2026-11-22T18:13:59Z", "2026-11-22T18:15:00Z"],
+            ),
         ] {
             let id = server.rule(pb::AlertRule { schedule: Some(schedule.clone()), ..always("r") }).await.id;
             for (times, expected) in [(inside, Unspecified), (outside, RuleStop::Schedule)] {
@@ -138,9 +155,17 @@ on_both! {
             update(&server, pb::AlertRule { min_confidence: Some(0.6), ..change.clone() }, &[]).await.unwrap();
             let stopped = outcomes().await;
             assert_eq!((stopped.alerts, stopped.rule_outcomes[0].stopped_by()), (vec![], MinConfidence));
-            update(&server, pb::AlertRule { enabled: Some(false), ..change.clone() }, &["enabled", "min_confidence"]).await.unwrap();
+            update(&server, pb::AlertRule { enabled: Some(false), ..change.clone() }, &["enabled", "min_confidence"])
+                .await
+                .unwrap();
             assert_eq!(outcomes().await.rule_outcomes, [], "a disabled rule is not asked");
-            let high = pb::AlertRule { enabled: Some(true), severity: Severity::High.into(), channels: strings(&["sms"]), name: format!("r{round}"), ..change.clone() };
+            let high = pb::AlertRule {
+                enabled: Some(true),
+                severity: Severity::High.into(),
+                channels: strings(&["sms"]),
+                name: format!("r{round}"),
+                ..change.clone()
+            };
             update(&server, high, &[]).await.unwrap();
             let raised = outcomes().await;
             assert_eq!((raised.alerts[0].severity(), &raised.alerts[0].channels), (Severity::High, &strings(&["sms"])));
@@ -155,17 +180,86 @@ on_both! {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
         let template = Some("same".into());
-        let first = server.rule(pb::AlertRule { dedup_key_template: template.clone(), cooldown_seconds: Some(60), ..always("same name") }).await;
+        let first = server
+            .rule(pb::AlertRule {
+                dedup_key_template: template.clone(),
+                cooldown_seconds: Some(60),
+                ..always("same name")
+            })
+            .await;
         server.rule(pb::AlertRule { enabled: Some(false), ..always("off") }).await;
-        let second = server.rule(pb::AlertRule { dedup_key_template: template, cooldown_seconds: Some(60), ..always("same name") }).await;
+        let second = server
+            .rule(pb::AlertRule { dedup_key_template: template, cooldown_seconds: Some(60), ..always("same name") })
+            .await;
         let third = server.rule(pb::AlertRule { risk_threshold: Some(1), ..always("risk") }).await;
         let response = server.ingest("door", vec![]).await;
         // A dedup key is one of its rule.
         let raised: Vec<_> = response.alerts.iter().filter_map(|alert| alert.rule_id.as_deref()).collect();
         assert_eq!(raised, [&first.id, &second.id]);
-        let outcomes: Vec<_> = response.rule_outcomes.iter().map(|outcome| (outcome.rule_id.as_str(), outcome.fired)).collect();
+        let outcomes: Vec<_> =
+            response.rule_outcomes.iter().map(|outcome| (outcome.rule_id.as_str(), outcome.fired)).collect();
         assert_eq!(outcomes, [(&*first.id, true), (&*second.id, true), (&*third.id, false)]);
         assert_eq!(response.rule_outcomes[2].detail, "no risk_score, 1 is asked for");
+        server.stop().await;
+    }
+
+    async fn rules_that_go_while_events_come_stop_no_event(backend) {
+        let server = TestServer::start(backend).await;
+        server.camera("door").await;
+        for round in 0..10 {
+            let cools_down = pb::AlertRule { cooldown_seconds: Some(round % 2), ..always("cools down") };
+            let rules = [server.rule(always("every")).await.id, server.rule(cools_down).await.id];
+            let sent: Vec<_> = (0..32)
+                .map(|_| {
+                    let mut events = server.events();
+                    tokio::spawn(async move { events.ingest_event(ingest("door", vec![])).await })
+                })
+                .collect();
+            for id in &rules {
+                delete(&server, id).await.unwrap();
+            }
+            for reply in sent {
+                reply.await.unwrap().unwrap();
+            }
+            assert_eq!(server.ingest("door", vec![]).await.rule_outcomes, []);
+        }
+        server.stop().await;
+    }
+
+    async fn what_is_told_of_a_rule_is_short_whatever_was_seen(backend) {
+        let server = TestServer::start(backend).await;
+        server.camera("door").await;
+        server.rule(pb::AlertRule { object_types: strings(&["cat"]), ..always("r") }).await;
+        let few = server.ingest("door", vec![detection("Dog", 1.0), detection("car", 1.0), detection("dog", 1.0)]).await;
+        assert_eq!(few.rule_outcomes[0].detail, "only [car, dog] was seen");
+        let many = (0..100).map(|n| detection(&format!("t{n:03}"), 1.0)).collect();
+        let many = server.ingest("door", many).await;
+        let detail = &many.rule_outcomes[0].detail;
+        assert!(detail.ends_with("t008, t009, …] was seen"), "{detail}");
+        server.stop().await;
+    }
+
+    async fn changes_of_different_fields_at_once_are_all_kept(backend) {
+        let server = TestServer::start(backend).await;
+        let id = server.rule(always("r")).await.id;
+        let change = pb::AlertRule { id: id.clone(), ..Default::default() };
+        let changes = [
+            pb::AlertRule { description: Some("d".into()), ..change.clone() },
+            pb::AlertRule { risk_threshold: Some(5), ..change.clone() },
+            pb::AlertRule { channels: strings(&["mail"]), ..change.clone() },
+            pb::AlertRule { cooldown_seconds: Some(7), ..change },
+        ];
+        let sent = changes.map(|rule| {
+            let mut rules = server.rules();
+            let request = pb::UpdateAlertRuleRequest { alert_rule: Some(rule), update_mask: None };
+            tokio::spawn(async move { rules.update_alert_rule(request).await })
+        });
+        for reply in sent {
+            reply.await.unwrap().unwrap();
+        }
+        let rule = get(&server, &id).await.unwrap().into_inner();
+        let kept = (rule.description.as_deref(), rule.risk_threshold, rule.channels, rule.cooldown_seconds);
+        assert_eq!(kept, (Some("d"), Some(5), strings(&["mail"]), Some(7)));
         server.stop().await;
     }
 }

@@ -64,15 +64,17 @@ on_both! {
         server.rule(once("a")).await;
         server.rule(always("every")).await;
         server.rule(once("b")).await;
-        let responses = at_once(&[server.channel.clone()], 64).await;
+        let responses = at_once(std::slice::from_ref(&server.channel), 64).await;
         raised_once(&responses, 0);
         raised_once(&responses, 2);
-        let every: HashSet<_> = responses.iter().map(|response| response.rule_outcomes[1].alert_id.clone().unwrap()).collect();
+        let every: HashSet<_> =
+            responses.iter().map(|response| response.rule_outcomes[1].alert_id.clone().unwrap()).collect();
         assert_eq!(every.len(), 64);
         let request = pb::ListAlertsRequest { page_size: 1000, ..Default::default() };
         let alerts = server.alerts().list_alerts(request).await.unwrap().into_inner().alerts;
         assert_eq!(alerts.len(), 66);
-        let told: HashSet<_> = responses.into_iter().flat_map(|response| response.alerts).map(|alert| alert.id).collect();
+        let told: HashSet<_> =
+            responses.into_iter().flat_map(|response| response.alerts).map(|alert| alert.id).collect();
         assert_eq!(alerts.into_iter().map(|alert| alert.id).collect::<HashSet<_>>(), told);
         server.stop().await;
     }
@@ -83,9 +85,12 @@ on_both! {
             server.camera(id).await;
         }
         server.rule(pb::AlertRule { dedup_key_template: Some("{camera_id}:{object_type}".into()), ..once("r") }).await;
-        let raised = async |camera: &str, object_type: &str| server.ingest(camera, vec![detection(object_type, 1.0)]).await;
+        let raised =
+            async |camera: &str, object_type: &str| server.ingest(camera, vec![detection(object_type, 1.0)]).await;
         let first = raised("door", "dog").await;
-        for (camera, object_type, expected) in [("door", "DOG", 0), ("door", "cat", 1), ("gate", "dog", 1), ("door", "dog", 0), ("gate", "cat", 1)] {
+        for (camera, object_type, expected) in
+            [("door", "DOG", 0), ("door", "cat", 1), ("gate", "dog", 1), ("door", "dog", 0), ("gate", "cat", 1)]
+        {
             assert_eq!(raised(camera, object_type).await.alerts.len(), expected, "{camera} {object_type}");
         }
         let outcome = raised("door", "dog").await.rule_outcomes.remove(0);

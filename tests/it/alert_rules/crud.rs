@@ -78,9 +78,13 @@ on_both! {
             (full(), full()),
             // What is only output is not taken from the client.
             (pb::AlertRule { id: NONE.into(), created_at: at(1), updated_at: at(1), ..full() }, full()),
-            (pb::AlertRule { schedule: Some(pb::Schedule::default()), ..plain("y") }, pb::AlertRule {
-                schedule: Some(pb::Schedule { timezone: "UTC".into(), ..Default::default() }), ..plain("y")
-            }),
+            (
+                pb::AlertRule { schedule: Some(pb::Schedule::default()), ..plain("y") },
+                pb::AlertRule {
+                    schedule: Some(pb::Schedule { timezone: "UTC".into(), ..Default::default() }),
+                    ..plain("y")
+                },
+            ),
         ] {
             let rule = create(&server, sent).await.unwrap().into_inner();
             assert!(rule.id.len() == 36 && rule.id != NONE);
@@ -95,7 +99,9 @@ on_both! {
 
     async fn a_rule_may_be_as_large_as_promised(backend) {
         let server = TestServer::start(backend).await;
-        let wide = |length: u32, seed: u32| (0..length).map(|n| char::from_u32(0x2_0000 + (n * 37 + seed * 101) % 40_000).unwrap()).collect::<String>();
+        let wide = |length: u32, seed: u32| {
+            (0..length).map(|n| char::from_u32(0x2_0000 + (n * 37 + seed * 101) % 40_000).unwrap()).collect::<String>()
+        };
         let sent = pb::AlertRule {
             name: wide(255, 0),
             description: Some(wide(65_536, 0)),
@@ -116,20 +122,59 @@ on_both! {
         let server = TestServer::start(backend).await;
         let id = server.rule(full()).await.id;
         let reset = || async { update(&server, pb::AlertRule { id: id.clone(), ..full() }, &["*"]).await.unwrap() };
-        let change = pb::AlertRule { id: id.clone(), name: "new".into(), risk_threshold: Some(7), enabled: Some(true), object_types: strings(&["dog"]), ..Default::default() };
+        let change = pb::AlertRule {
+            id: id.clone(),
+            name: "new".into(),
+            risk_threshold: Some(7),
+            enabled: Some(true),
+            object_types: strings(&["dog"]),
+            ..Default::default()
+        };
         let nothing = pb::AlertRule { id: id.clone(), ..Default::default() };
         for (sent, paths, expected) in [
-            (&change, &[][..], pb::AlertRule { name: "new".into(), risk_threshold: Some(7), enabled: Some(true), object_types: strings(&["dog"]), ..full() }),
+            (
+                &change,
+                &[][..],
+                pb::AlertRule {
+                    name: "new".into(),
+                    risk_threshold: Some(7),
+                    enabled: Some(true),
+                    object_types: strings(&["dog"]),
+                    ..full()
+                },
+            ),
             (&change, &["risk_threshold", "risk_threshold"], pb::AlertRule { risk_threshold: Some(7), ..full() }),
-            (&change, &["*"], pb::AlertRule { risk_threshold: Some(7), object_types: strings(&["dog"]), ..plain("new") }),
+            (
+                &change,
+                &["*"],
+                pb::AlertRule { risk_threshold: Some(7), object_types: strings(&["dog"]), ..plain("new") },
+            ),
             (&nothing, &[], full()),
             (&nothing, &["description"], pb::AlertRule { description: None, ..full() }),
             (&nothing, &["enabled"], pb::AlertRule { enabled: Some(true), ..full() }),
             (&nothing, &["severity"], pb::AlertRule { severity: Severity::Medium.into(), ..full() }),
-            (&nothing, &["risk_threshold", "min_confidence"], pb::AlertRule { risk_threshold: None, min_confidence: None, ..full() }),
-            (&nothing, &["object_types", "camera_ids", "zone_ids", "channels"], pb::AlertRule { object_types: vec![], camera_ids: vec![], zone_ids: vec![], channels: vec![], ..full() }),
+            (
+                &nothing,
+                &["risk_threshold", "min_confidence"],
+                pb::AlertRule { risk_threshold: None, min_confidence: None, ..full() },
+            ),
+            (
+                &nothing,
+                &["object_types", "camera_ids", "zone_ids", "channels"],
+                pb::AlertRule {
+                    object_types: vec![],
+                    camera_ids: vec![],
+                    zone_ids: vec![],
+                    channels: vec![],
+                    ..full()
+                },
+            ),
             (&nothing, &["schedule"], pb::AlertRule { schedule: None, ..full() }),
-            (&nothing, &["dedup_key_template"], pb::AlertRule { dedup_key_template: plain("").dedup_key_template, ..full() }),
+            (
+                &nothing,
+                &["dedup_key_template"],
+                pb::AlertRule { dedup_key_template: plain("").dedup_key_template, ..full() },
+            ),
             (&nothing, &["cooldown_seconds"], pb::AlertRule { cooldown_seconds: Some(300), ..full() }),
             (&nothing, &["conditions"], full()),
         ] {
@@ -155,7 +200,8 @@ on_both! {
             "risk_threshold": 70, "object_types": ["person"], "camera_ids": ["door"], "min_confidence": 0.5,
             "time_ranges": [{"start": "22:00", "end": "06:00"}]
         });
-        let schedule = pb::Schedule { start_time: "22:00".into(), end_time: "06:00".into(), timezone: "UTC".into(), days: vec![] };
+        let schedule =
+            pb::Schedule { start_time: "22:00".into(), end_time: "06:00".into(), timezone: "UTC".into(), days: vec![] };
         let new = pb::AlertRule {
             risk_threshold: Some(70),
             object_types: strings(&["person"]),
@@ -164,13 +210,18 @@ on_both! {
             schedule: Some(schedule),
             ..plain("old")
         };
-        let rule = create(&server, pb::AlertRule { conditions: object(&old), ..plain("old") }).await.unwrap().into_inner();
+        let rule =
+            create(&server, pb::AlertRule { conditions: object(&old), ..plain("old") }).await.unwrap().into_inner();
         assert_eq!(rule, kept(new.clone(), &rule));
         let empty = pb::AlertRule { id: rule.id.clone(), conditions: object(&json!({})), ..Default::default() };
         let updated = update(&server, empty, &[]).await.unwrap().into_inner();
         assert_eq!(updated, kept(new.clone(), &updated));
         // The rule has a threshold, and would have two.
-        let twice = pb::AlertRule { id: rule.id.clone(), conditions: object(&json!({"risk_threshold": 1})), ..Default::default() };
+        let twice = pb::AlertRule {
+            id: rule.id.clone(),
+            conditions: object(&json!({"risk_threshold": 1})),
+            ..Default::default()
+        };
         refused(update(&server, twice.clone(), &[]).await, "alert_rule.conditions.risk_threshold");
         let instead = update(&server, twice, &["conditions", "risk_threshold"]).await.unwrap().into_inner();
         assert_eq!(instead, kept(pb::AlertRule { risk_threshold: Some(1), ..new }, &instead));
@@ -194,22 +245,22 @@ on_both! {
         for n in 0..7 {
             server.rule(always(&n.to_string())).await;
         }
-        execute(&server, "UPDATE alert_rules SET created_at = '2026-01-02T03:04:05.678901+00:00' WHERE name <> '3'").await;
+        execute(&server, "UPDATE alert_rules SET created_at = '2026-01-02T03:04:05.678901+00:00' WHERE name <> '3'")
+            .await;
         walk(7, async |page_size, page_token| {
             let request = pb::ListAlertRulesRequest { page_size, page_token, filter: None };
             let page = server.rules().list_alert_rules(request).await.unwrap().into_inner();
             (page.alert_rules, page.next_page_token)
-        }).await;
+        })
+        .await;
         server.stop().await;
     }
 
     async fn rules_are_listed_newest_first_by_every_filter(backend) {
         let server = TestServer::start(backend).await;
-        for (name, enabled, severity) in [
-            ("Night", true, Severity::Low),
-            ("night_2", false, Severity::Medium),
-            ("100%Öl", true, Severity::Medium),
-        ] {
+        for (name, enabled, severity) in
+            [("Night", true, Severity::Low), ("night_2", false, Severity::Medium), ("100%Öl", true, Severity::Medium)]
+        {
             server.rule(pb::AlertRule { enabled: Some(enabled), severity: severity.into(), ..plain(name) }).await;
         }
         let any = pb::AlertRuleFilter::default;

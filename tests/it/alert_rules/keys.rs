@@ -31,7 +31,12 @@ on_both! {
             (sure(0.5), "{object_type}", vec![dog(0.1), cat(0.5)], "cat__"),
             (sure(0.5), "{object_type}", vec![untyped(0.5), dog(0.1)], "unknown"),
             (sure(0.5), "{object_type}", vec![dog(0.1), untyped(0.5), cat(0.6)], "cat__"),
-            (pb::AlertRule { min_confidence: Some(0.5), ..of(&["dog", "cat 🐈"]) }, "{object_type}{object_type}", vec![cat(0.1), dog(0.8)], "dogdog"),
+            (
+                pb::AlertRule { min_confidence: Some(0.5), ..of(&["dog", "cat 🐈"]) },
+                "{object_type}{object_type}",
+                vec![cat(0.1), dog(0.8)],
+                "dogdog",
+            ),
         ] {
             let rule = pb::AlertRule { dedup_key_template: Some(template.into()), ..rule };
             let id = server.rule(rule.clone()).await.id;
@@ -52,7 +57,8 @@ on_both! {
         server.camera(&camera).await;
         // 64 + 64 + 64 + 36 + 19 + 8.
         let template = "{camera_id}{object_type}{zone_id}{rule_id}{event_id}12345678";
-        let longest = pb::AlertRule { dedup_key_template: Some(template.into()), cooldown_seconds: Some(9), ..always("r") };
+        let longest =
+            pb::AlertRule { dedup_key_template: Some(template.into()), cooldown_seconds: Some(9), ..always("r") };
         server.rule(longest.clone()).await;
         let too_long = pb::AlertRule { dedup_key_template: Some(format!("{template}9")), ..longest };
         crate::support::calls::refused(create(&server, too_long).await, "alert_rule.dedup_key_template");

@@ -65,7 +65,10 @@ on_both! {
         refused(server.cameras().update_camera(pb::UpdateCameraRequest::default()).await, "camera");
         let long = "p".repeat(HUGE);
         for path in ["nope", "\0", "*.name", &long] {
-            let update = pb::UpdateCameraRequest { camera: Some(pb::Camera { id: "door".into(), ..good() }), update_mask: mask(&[path]) };
+            let update = pb::UpdateCameraRequest {
+                camera: Some(pb::Camera { id: "door".into(), ..good() }),
+                update_mask: mask(&[path]),
+            };
             refused(server.cameras().update_camera(update).await, "update_mask");
         }
         unharmed(&server, &before).await;
@@ -87,9 +90,17 @@ on_both! {
             refused(rules.get_alert_rule(pb::GetAlertRuleRequest { id: id.clone() }).await, "id");
             refused(rules.delete_alert_rule(pb::DeleteAlertRuleRequest { id: id.clone() }).await, "id");
             let alert_rule = Some(pb::AlertRule { id: id.clone(), name: "x".into(), ..Default::default() });
-            refused(rules.update_alert_rule(pb::UpdateAlertRuleRequest { alert_rule, update_mask: None }).await, "alert_rule.id");
+            refused(
+                rules.update_alert_rule(pb::UpdateAlertRuleRequest { alert_rule, update_mask: None }).await,
+                "alert_rule.id",
+            );
             refused(alerts.get_alert(pb::GetAlertRequest { id: id.clone() }).await, "id");
-            refused(alerts.acknowledge_alert(pb::AcknowledgeAlertRequest { id: id.clone(), expected_version_id: Some(1) }).await, "id");
+            refused(
+                alerts
+                    .acknowledge_alert(pb::AcknowledgeAlertRequest { id: id.clone(), expected_version_id: Some(1) })
+                    .await,
+                "id",
+            );
             refused(alerts.dismiss_alert(pb::DismissAlertRequest { id, expected_version_id: None }).await, "id");
         }
         unharmed(&server, &before).await;

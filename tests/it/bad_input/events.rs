@@ -6,12 +6,12 @@ use prost_types::Timestamp;
 use serde_json::json;
 use watchpost::pb;
 
-use super::{HUGE, ready, refused, unharmed};
+use super::{HUGE, failed_by_field, ready, refused, unharmed};
 use crate::support::{
     TestServer, always,
     calls::{Reply, at, object, rows, strings},
     database::on_both,
-    detection,
+    detection, field, ingest,
 };
 
 /// Times that nothing can have happened at.
@@ -91,17 +91,21 @@ on_both! {
         }
         for time in bad_times() {
             refused(send(&server, pb::Event { started_at: Some(time), ..any() }, vec![]).await, "event.started_at");
-            refused(send(&server, pb::Event { started_at: at(1), ended_at: Some(time), ..any() }, vec![]).await, "event.ended_at");
+            refused(
+                send(&server, pb::Event { started_at: at(1), ended_at: Some(time), ..any() }, vec![]).await,
+                "event.ended_at",
+            );
         }
         for time in never() {
             refused(send(&server, pb::Event { snooze_until: Some(time), ..any() }, vec![]).await, "event.snooze_until");
         }
-        let missing = pb::IngestEventRequest { detections: vec![detection("dog", 1.0)], request_id: "r".into(), event: None };
+        let missing =
+            pb::IngestEventRequest { detections: vec![detection("dog", 1.0)], request_id: "r".into(), event: None };
         refused(server.events().ingest_event(missing).await, "event");
         let no_camera = pb::IngestEventRequest { event: Some(any()), ..Default::default() };
         refused(server.events().ingest_event(no_camera).await, "event.camera_id");
         for request_id in ["ü".repeat(129), "a\0".into(), "x".repeat(HUGE)] {
-            let request = pb::IngestEventRequest { request_id, ..crate::support::ingest("door", vec![]) };
+            let request = pb::IngestEventRequest { request_id, ..ingest("door", vec![]) };
             refused(server.events().ingest_event(request).await, "request_id");
         }
         unharmed(&server, &before).await;
@@ -112,7 +116,13 @@ on_both! {
         let server = ready(backend).await;
         let before = rows(&server).await;
         let any = pb::Detection::default;
-        let sized = |x, y, width, height| pb::Detection { bbox_x: x, bbox_y: y, bbox_width: width, bbox_height: height, ..any() };
+        let sized = |x, y, width, height| pb::Detection {
+            bbox_x: x,
+            bbox_y: y,
+            bbox_width: width,
+            bbox_height: height,
+            ..any()
+        };
         let one = Some(1);
         for (seen, name) in [
             (pb::Detection { camera_id: "gate".into(), ..any() }, "camera_id"),
@@ -169,7 +179,8 @@ on_both! {
         use prost_types::{Struct, Value, value::Kind};
         let server = ready(backend).await;
         let before = rows(&server).await;
-        let number = |number| Struct { fields: [("n".to_string(), Value { kind: Some(Kind::NumberValue(number)) })].into() };
+        let number =
+            |number| Struct { fields: [("n".to_string(), Value { kind: Some(Kind::NumberValue(number)) })].into() };
         let long = "k".repeat(HUGE);
         for (data, path) in [
             (object(&json!({"a": "x\0"})), ".a"),
@@ -181,13 +192,16 @@ on_both! {
             (Some(number(f64::NEG_INFINITY)), ".n"),
         ] {
             let seen = pb::Detection { enrichment_data: data, ..Default::default() };
-            refused(send(&server, pb::Event::default(), vec![seen]).await, &format!("detections[0].enrichment_data{path}"));
+            refused(
+                send(&server, pb::Event::default(), vec![seen]).await,
+                &format!("detections[0].enrichment_data{path}"),
+            );
         }
         // A path that is too long for an answer is shortened.
         let seen = pb::Detection { enrichment_data: object(&json!({&long: {&long: "\0"}})), ..Default::default() };
-        let status = super::failed_by_field(send(&server, pb::Event::default(), vec![seen]).await);
-        let field = crate::support::field(&status);
-        assert!(field.starts_with("detections[0].enrichment_data.kkk") && field.len() < 600, "{}", field.len());
+        let status = failed_by_field(send(&server, pb::Event::default(), vec![seen]).await);
+        let path = field(&status);
+        assert!(path.starts_with("detections[0].enrichment_data.kkk") && path.len() < 256, "{}", path.len());
         unharmed(&server, &before).await;
         server.stop().await;
     }

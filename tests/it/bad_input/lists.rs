@@ -88,15 +88,17 @@ async fn page(
                 ..Default::default()
             }
         ),
-        Alerts => call!(
-            alerts,
-            list_alerts,
-            ListAlertsRequest,
-            pb::AlertFilter {
-                statuses: vec![1],
-                ..Default::default()
-            }
-        ),
+        Alerts => {
+            call!(
+                alerts,
+                list_alerts,
+                ListAlertsRequest,
+                pb::AlertFilter {
+                    statuses: vec![1],
+                    ..Default::default()
+                }
+            )
+        }
     }
 }
 
@@ -236,11 +238,23 @@ on_both! {
             refused(alerts(filter).await, &format!("filter.{path}"));
         }
         for (range, name) in bad_ranges() {
-            refused(events(pb::EventFilter { started_at: range, ..Default::default() }).await, &format!("filter.started_at.{name}"));
-            refused(detections(pb::DetectionFilter { detected_at: range, ..Default::default() }).await, &format!("filter.detected_at.{name}"));
-            refused(alerts(pb::AlertFilter { created_at: range, ..Default::default() }).await, &format!("filter.created_at.{name}"));
+            refused(
+                events(pb::EventFilter { started_at: range, ..Default::default() }).await,
+                &format!("filter.started_at.{name}"),
+            );
+            refused(
+                detections(pb::DetectionFilter { detected_at: range, ..Default::default() }).await,
+                &format!("filter.detected_at.{name}"),
+            );
+            refused(
+                alerts(pb::AlertFilter { created_at: range, ..Default::default() }).await,
+                &format!("filter.created_at.{name}"),
+            );
         }
-        let cameras = pb::ListCamerasRequest { filter: Some(pb::CameraFilter { status: 9, ..Default::default() }), ..Default::default() };
+        let cameras = pb::ListCamerasRequest {
+            filter: Some(pb::CameraFilter { status: 9, ..Default::default() }),
+            ..Default::default()
+        };
         refused(server.cameras().list_cameras(cameras).await, "filter.status");
         for (filter, path) in [
             (pb::AlertRuleFilter { severity: -1, ..Default::default() }, "filter.severity"),
@@ -257,7 +271,11 @@ on_both! {
     async fn a_filter_that_says_the_same_very_often_is_understood(backend) {
         let server = ready(backend).await;
         let often = vec![1; 100_000];
-        let filter = Some(pb::AlertFilter { statuses: often.clone(), severities: [&often[..], &[2]].concat(), ..Default::default() });
+        let filter = Some(pb::AlertFilter {
+            statuses: often.clone(),
+            severities: [&often[..], &[2]].concat(),
+            ..Default::default()
+        });
         let alerts = server.alerts().list_alerts(pb::ListAlertsRequest { filter, ..Default::default() }).await;
         assert_eq!(alerts.unwrap().into_inner().alerts.len(), 1);
         let filter = Some(pb::EventFilter { risk_levels: often, ..Default::default() });

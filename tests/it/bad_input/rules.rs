@@ -3,7 +3,7 @@
 use serde_json::json;
 use watchpost::pb;
 
-use super::{HUGE, ready, refused, unharmed};
+use super::{HUGE, ready, refused};
 use crate::support::{
     TestServer, always,
     calls::{mask, object, rows, strings},
@@ -68,7 +68,29 @@ on_both! {
             bad(&server, &id, rule, path).await;
         }
         let long = "x".repeat(256);
-        for template in ["", " ", "{", "}", "{}", "{camera_id", "camera_id}", "{{camera_id}}", "{camera_id}}", "{ camera_id }", "{user}", "{Camera_id}", "{object_type", "a b", "a.b", "ü", "a\0", "{\0}", "{ü}", "{camera_id}{camera_id}{camera_id}{camera_id}", &long] {
+        for template in [
+            "",
+            " ",
+            "{",
+            "}",
+            "{}",
+            "{camera_id",
+            "camera_id}",
+            "{{camera_id}}",
+            "{camera_id}}",
+            "{ camera_id }",
+            "{user}",
+            "{Camera_id}",
+            "{object_type",
+            "a b",
+            "a.b",
+            "ü",
+            "a\0",
+            "{\0}",
+            "{ü}",
+            "{camera_id}{camera_id}{camera_id}{camera_id}",
+            &long,
+        ] {
             let rule = pb::AlertRule { dedup_key_template: Some(template.into()), ..any() };
             bad(&server, &id, rule, "dedup_key_template").await;
         }
@@ -149,7 +171,11 @@ on_both! {
             let rule = pb::AlertRule { conditions: object(&conditions), ..always("new") };
             bad(&server, &id, rule, path).await;
         }
-        let both = pb::AlertRule { risk_threshold: Some(1), conditions: object(&json!({"risk_threshold": 1})), ..always("new") };
+        let both = pb::AlertRule {
+            risk_threshold: Some(1),
+            conditions: object(&json!({"risk_threshold": 1})),
+            ..always("new")
+        };
         bad(&server, &id, both, "conditions.risk_threshold").await;
         unharmed_by_rules(&server, &before).await;
         server.stop().await;

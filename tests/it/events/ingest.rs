@@ -79,10 +79,18 @@ on_both! {
         let event = stored.event.clone().unwrap();
         assert!(event.id > 0 && !stored.replayed);
         let micros = prost_types::Timestamp { seconds: 1_000_000, nanos: 123_456_000 };
-        let expected = pb::Event { id: event.id, started_at: Some(micros), object_types: strings(&["traffic light"]), ..full_event() };
+        let expected = pb::Event {
+            id: event.id,
+            started_at: Some(micros),
+            object_types: strings(&["traffic light"]),
+            ..full_event()
+        };
         assert_eq!(event, expected);
         assert_eq!(get(&server, event.id).await.unwrap().into_inner(), event);
-        assert_eq!(list_events(&server, pb::EventFilter::default()).await, [pb::Event { llm_prompt: None, ..event.clone() }]);
+        assert_eq!(
+            list_events(&server, pb::EventFilter::default()).await,
+            [pb::Event { llm_prompt: None, ..event.clone() }]
+        );
 
         let id = stored.detections[0].id;
         assert_eq!(stored.detections, [pb::Detection { id, ..full_detection() }]);
@@ -93,7 +101,9 @@ on_both! {
     async fn what_is_left_out_gets_its_default(backend) {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
-        let stored = store(&server, pb::IngestEventRequest { detections: vec![pb::Detection::default()], ..request(event()) }).await;
+        let stored =
+            store(&server, pb::IngestEventRequest { detections: vec![pb::Detection::default()], ..request(event()) })
+                .await;
         let got = stored.event.unwrap();
         let (started_at, batch_id) = (got.started_at, got.batch_id.clone());
         assert!(started_at.is_some_and(|time| time.seconds > 1_700_000_000));
@@ -110,19 +120,24 @@ on_both! {
 
         // An event begins with its first detection, and a detection without a time is as old as the event.
         let seen = |seconds| pb::Detection { detected_at: at(seconds), ..Default::default() };
-        let earliest = store(&server, pb::IngestEventRequest { detections: vec![seen(20), seen(10)], ..request(event()) }).await;
+        let earliest =
+            store(&server, pb::IngestEventRequest { detections: vec![seen(20), seen(10)], ..request(event()) }).await;
         assert_eq!(earliest.event.unwrap().started_at, at(10));
         let timed = pb::Event { started_at: at(30), ..event() };
-        let given = store(&server, pb::IngestEventRequest { detections: vec![seen(20), pb::Detection::default()], ..request(timed) }).await;
+        let given = store(
+            &server,
+            pb::IngestEventRequest { detections: vec![seen(20), pb::Detection::default()], ..request(timed) },
+        )
+        .await;
         assert_eq!(given.event.unwrap().started_at, at(30));
         assert_eq!([given.detections[0].detected_at, given.detections[1].detected_at], [at(20), at(30)]);
         server.stop().await;
     }
 
     async fn the_risk_level_follows_the_score_unless_it_is_given(backend) {
+        use Severity::{Critical, High, Low, Medium, Unspecified};
         let server = TestServer::start(backend).await;
         server.camera("door").await;
-        use Severity::{Critical, High, Low, Medium, Unspecified};
         for (score, given, level) in [
             (None, Unspecified, Unspecified),
             (None, High, High),
@@ -162,7 +177,13 @@ on_both! {
     async fn a_thousand_detections_keep_their_order(backend) {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
-        let seen = |n: i32| pb::Detection { bbox_x: Some(n), bbox_y: Some(0), bbox_width: Some(0), bbox_height: Some(0), ..detection(&format!("t{n}"), 0.5) };
+        let seen = |n: i32| pb::Detection {
+            bbox_x: Some(n),
+            bbox_y: Some(0),
+            bbox_width: Some(0),
+            bbox_height: Some(0),
+            ..detection(&format!("t{n}"), 0.5)
+        };
         let detections: Vec<_> = (0..1000).map(seen).collect();
         let sent = pb::IngestEventRequest { detections, ..request(event()) };
         let stored = store(&server, sent.clone()).await;
@@ -181,10 +202,12 @@ on_both! {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
         // Every one a different pattern of bits; few decimal digits would not be enough.
-        let numbers = (0..2_000_u64).map(|n| f64::from_bits(0x3FE0_0000_0000_0000 ^ n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 8));
+        let numbers =
+            (0..2_000_u64).map(|n| f64::from_bits(0x3FE0_0000_0000_0000 ^ n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 8));
         let numbers: Vec<_> = numbers.filter(|number| number.is_finite()).collect();
         let seen = pb::Detection { enrichment_data: object(&json!({"numbers": numbers})), ..Default::default() };
-        let stored = store(&server, pb::IngestEventRequest { detections: vec![seen.clone()], ..request(event()) }).await;
+        let stored =
+            store(&server, pb::IngestEventRequest { detections: vec![seen.clone()], ..request(event()) }).await;
         // Too many to be printed.
         assert!(stored.detections[0].enrichment_data == seen.enrichment_data, "what is answered is what was sent");
         let listed = list_detections(&server, pb::DetectionFilter::default()).await;
@@ -219,7 +242,11 @@ on_both! {
             ..Default::default()
         };
         let request_id = words(128);
-        let stored = store(&server, pb::IngestEventRequest { event: Some(sent.clone()), detections: vec![seen.clone()], request_id }).await;
+        let stored = store(
+            &server,
+            pb::IngestEventRequest { event: Some(sent.clone()), detections: vec![seen.clone()], request_id },
+        )
+        .await;
         let got = get(&server, stored.event.unwrap().id).await.unwrap().into_inner();
         assert_eq!((got.summary, got.reasoning, got.llm_prompt), (sent.summary, sent.reasoning, sent.llm_prompt));
         assert_eq!(stored.detections[0].labels, seen.labels);
@@ -236,7 +263,11 @@ on_both! {
         let before = rows(&server).await;
         for camera_id in ["door", "none", "Door"] {
             let sent = pb::Event { camera_id: camera_id.into(), batch_id: "b".into(), ..event() };
-            let sent = pb::IngestEventRequest { detections: vec![detection("dog", 1.0)], request_id: "r".into(), ..request(sent) };
+            let sent = pb::IngestEventRequest {
+                detections: vec![detection("dog", 1.0)],
+                request_id: "r".into(),
+                ..request(sent)
+            };
             for _ in 0..2 {
                 without_camera(send(&server, sent.clone()).await);
             }

@@ -1,11 +1,12 @@
 //! Lists of events and detections: pages and filters.
 
+use serde_json::json;
 use watchpost::pb::{self, Severity};
 
 use super::{event, list_detections, list_events, request, store};
 use crate::support::{
     TestServer,
-    calls::{at, between, strings, walk},
+    calls::{at, between, object, strings, walk},
     database::on_both,
     detection,
 };
@@ -76,8 +77,13 @@ on_both! {
             let request = pb::ListEventsRequest { page_size, page_token, filter: None };
             let page = server.events().list_events(request).await.unwrap().into_inner();
             (page.events, page.next_page_token)
-        }).await;
-        let order: Vec<_> = list_events(&server, pb::EventFilter::default()).await.into_iter().map(|event| event.started_at.unwrap().seconds).collect();
+        })
+        .await;
+        let order: Vec<_> = list_events(&server, pb::EventFilter::default())
+            .await
+            .into_iter()
+            .map(|event| event.started_at.unwrap().seconds)
+            .collect();
         assert_eq!(order, [9, 5, 5, 5, 5, 5, 1]);
         server.stop().await;
     }
@@ -94,7 +100,8 @@ on_both! {
             let request = pb::ListDetectionsRequest { page_size, page_token, filter: None };
             let page = server.events().list_detections(request).await.unwrap().into_inner();
             (page.detections, page.next_page_token)
-        }).await;
+        })
+        .await;
         let first = &list_detections(&server, pb::DetectionFilter::default()).await[0];
         assert_eq!(first.detected_at, at(7));
         server.stop().await;
@@ -117,13 +124,47 @@ on_both! {
         server.stop().await;
     }
 
+    async fn a_page_is_no_larger_than_clients_take(backend) {
+        let server = TestServer::start(backend).await;
+        server.camera("door").await;
+        let data = object(&json!({"text": "x".repeat(90_000)}));
+        let seen = pb::Detection { enrichment_data: data, ..Default::default() };
+        let long = Some("y".repeat(65_536));
+        for _ in 0..3 {
+            let sent = pb::Event {
+                summary: long.clone(),
+                reasoning: long.clone(),
+                llm_prompt: Some("z".repeat(900_000)),
+                ..event()
+            };
+            let sent = pb::IngestEventRequest { detections: vec![seen.clone(); 22], ..request(sent) };
+            store(&server, sent).await;
+        }
+        // Six megabytes of detections, and less than one of events without their prompts.
+        let (mut page, mut sizes) = (pb::ListDetectionsRequest::default(), Vec::new());
+        loop {
+            let response = server.events().list_detections(page.clone()).await.unwrap().into_inner();
+            sizes.push(response.detections.len());
+            page.page_token = response.next_page_token;
+            if page.page_token.is_empty() {
+                break;
+            }
+        }
+        assert_eq!((sizes.len(), sizes.iter().sum::<usize>()), (2, 66), "{sizes:?}");
+        assert_eq!(list_events(&server, pb::EventFilter::default()).await.len(), 3);
+        server.stop().await;
+    }
+
     async fn events_are_listed_by_every_filter(backend) {
         let server = TestServer::start(backend).await;
         ingest_various(&server).await;
         let any = pb::EventFilter::default;
         let text = |text: &str| pb::EventFilter { text: text.into(), ..any() };
         let object_type = |name: &str| pb::EventFilter { object_type: name.into(), ..any() };
-        let levels = |levels: &[Severity]| pb::EventFilter { risk_levels: levels.iter().map(|level| (*level).into()).collect(), ..any() };
+        let levels = |levels: &[Severity]| pb::EventFilter {
+            risk_levels: levels.iter().map(|level| (*level).into()).collect(),
+            ..any()
+        };
         for (filter, expected) in [
             (any(), "both car dog quiet"),
             (pb::EventFilter { camera_ids: strings(&["gate"]), ..any() }, "both car"),
@@ -159,7 +200,8 @@ on_both! {
             (text("'"), ""),
             (pb::EventFilter { camera_ids: strings(&["gate"]), max_risk_score: Some(99), ..object_type("car") }, "car"),
         ] {
-            let names: Vec<_> = list_events(&server, filter.clone()).await.into_iter().map(|event| event.batch_id).collect();
+            let names: Vec<_> =
+                list_events(&server, filter.clone()).await.into_iter().map(|event| event.batch_id).collect();
             assert_eq!(names.join(" "), expected, "{filter:?}");
         }
         server.stop().await;
@@ -185,7 +227,11 @@ on_both! {
             (pb::DetectionFilter { min_confidence: Some(1.0), ..any() }, "CAR"),
             (pb::DetectionFilter { event_id: Some(id), min_confidence: Some(0.5), ..object_type("car") }, "car"),
         ] {
-            let names: Vec<_> = list_detections(&server, filter.clone()).await.into_iter().filter_map(|seen| seen.object_type).collect();
+            let names: Vec<_> = list_detections(&server, filter.clone())
+                .await
+                .into_iter()
+                .filter_map(|seen| seen.object_type)
+                .collect();
             assert_eq!(names.join(" "), expected, "{filter:?}");
         }
         server.stop().await;

@@ -78,7 +78,10 @@ on_both! {
             (keyed("r3", "b3"), keyed("", "b3")),
             (keyed("r4", "b4"), keyed("other", "b4")),
             (keyed(" ", " "), keyed(" ", " ")),
-        ].into_iter().enumerate() {
+        ]
+        .into_iter()
+        .enumerate()
+        {
             let stored = store(&server, first).await;
             assert!(!stored.replayed);
             assert_eq!(stored.alerts.len(), if n == 0 { 2 } else { 1 });
@@ -114,8 +117,20 @@ on_both! {
             (change(|r| r.event.as_mut().unwrap().risk_score = Some(51)), "request_id"),
             (change(|r| r.event.as_mut().unwrap().batch_id.push('x')), "request_id"),
             (change(|r| r.event.as_mut().unwrap().camera_id = "gate".into()), "request_id"),
-            (change(|r| { r.request_id.clear(); r.detections.clear(); }), "event.batch_id"),
-            (change(|r| { r.request_id.push('x'); r.detections.clear(); }), "event.batch_id"),
+            (
+                change(|r| {
+                    r.request_id.clear();
+                    r.detections.clear();
+                }),
+                "event.batch_id",
+            ),
+            (
+                change(|r| {
+                    r.request_id.push('x');
+                    r.detections.clear();
+                }),
+                "event.batch_id",
+            ),
         ] {
             reused(send(&server, request).await, path);
         }
@@ -145,10 +160,12 @@ on_both! {
     async fn many_identical_requests_at_once_store_one_event(backend) {
         let server = ready(backend).await;
         for (round, keys) in [("r", ""), ("", "b"), ("r2", "b2")].into_iter().enumerate() {
-            let sent: Vec<_> = (0..16).map(|_| {
-                let mut events = server.events();
-                tokio::spawn(async move { events.ingest_event(keyed(keys.0, keys.1)).await.unwrap().into_inner() })
-            }).collect();
+            let sent: Vec<_> = (0..16)
+                .map(|_| {
+                    let mut events = server.events();
+                    tokio::spawn(async move { events.ingest_event(keyed(keys.0, keys.1)).await.unwrap().into_inner() })
+                })
+                .collect();
             let (mut ids, mut new) = (HashSet::new(), 0);
             let mut seen = HashSet::new();
             for reply in sent {

@@ -67,8 +67,8 @@ on_both! {
         not_found(delete(&server, id).await, "event", id);
         not_found(review(&server, id, None, None).await, "event", id);
         let kept = kept.event.unwrap();
-        assert_eq!(list_events(&server, pb::EventFilter::default()).await, [kept.clone()]);
         assert_eq!(detections_of(&server, kept.id).await.len(), 1);
+        assert_eq!(list_events(&server, pb::EventFilter::default()).await, [kept]);
         let alert = pb::GetAlertRequest { id: gone.alerts[0].id.clone() };
         assert_eq!(server.alerts().get_alert(alert).await.unwrap().into_inner(), gone.alerts[0]);
         server.stop().await;

@@ -5,6 +5,9 @@ use super::{
     *,
 };
 
+/// What a server without GPUs promises.
+const AGAIN: &str = "NVML is tried again every minute";
+
 #[tokio::test]
 async fn a_gpu_that_hangs_stops_neither_the_others_nor_the_end() {
     let cards = |answer| {
@@ -210,7 +213,7 @@ async fn without_nvml_the_reason_is_told() {
     let rig = Rig::on(database, &fake, INTERVAL).await;
     assert_eq!(
         rig.running.found,
-        format!("no GPUs: {} was not found", missing.display())
+        format!("no GPUs: {} was not found; {AGAIN}", missing.display())
     );
     assert!(!*rig.health.borrow());
     let database = rig.stop().await;
@@ -220,7 +223,7 @@ async fn without_nvml_the_reason_is_told() {
     let rig = Rig::on(database, &unloaded, INTERVAL).await;
     assert_eq!(
         rig.running.found,
-        "no GPUs: the NVIDIA driver is not loaded"
+        format!("no GPUs: the NVIDIA driver is not loaded; {AGAIN}")
     );
     let database = rig.stop().await;
 

@@ -1,6 +1,10 @@
 //! What tests of single calls say over and over: times, masks, JSON, pages, and what errors tell.
+#![expect(
+    clippy::unnecessary_wraps,
+    reason = "the fields of messages are options"
+)]
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Display};
 
 use prost_types::{FieldMask, Struct, Timestamp};
 use sea_orm::{ConnectionTrait, Statement};
@@ -53,10 +57,10 @@ pub fn strings(texts: &[&str]) -> Vec<String> {
 
 /// A JSON object as it is sent.
 pub fn object(json: &serde_json::Value) -> Option<Struct> {
-    match kind(json) {
-        prost_types::value::Kind::StructValue(object) => Some(object),
-        other => panic!("not an object: {other:?}"),
-    }
+    let prost_types::value::Kind::StructValue(object) = kind(json) else {
+        panic!("not an object: {json}");
+    };
+    Some(object)
 }
 
 fn kind(json: &serde_json::Value) -> prost_types::value::Kind {
@@ -107,7 +111,7 @@ pub fn refused<T: Debug>(reply: Reply<T>, path: &str) {
 
 /// That a call failed because there is no such resource.
 #[track_caller]
-pub fn not_found<T: Debug>(reply: Reply<T>, resource: &str, id: impl ToString) {
+pub fn not_found<T: Debug>(reply: Reply<T>, resource: &str, id: impl Display) {
     let status = failed(reply, Code::NotFound, "NOT_FOUND");
     for (key, value) in [("resource", resource), ("id", &id.to_string())] {
         assert_eq!(metadata(&status, key), value);
