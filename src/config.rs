@@ -186,9 +186,9 @@ pub struct Settings {
 /// See [`db::Synchronous`].
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Synchronous {
-    /// See [`db::Synchronous::Full`].
+    /// Before it is answered
     Full,
-    /// See [`db::Synchronous::Normal`].
+    /// A moment later: a power cut may take the last commits, a crash of the process takes none
     Normal,
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use sea_orm::{
-    DbBackend, DbErr,
+    DbErr,
     sqlx::{postgres::PgConnectOptions, sqlite::SqliteConnectOptions},
 };
 use tokio::{
@@ -392,11 +392,7 @@ fn describe(settings: &db::Settings) -> String {
     if let Ok(options) = settings.url.parse::<SqliteConnectOptions>()
         && settings.url.starts_with("sqlite:")
     {
-        return format!(
-            "{:?} at {}",
-            DbBackend::Sqlite,
-            options.get_filename().display()
-        );
+        return format!("SQLite at {}", options.get_filename().display());
     }
     match settings.url.parse::<PgConnectOptions>() {
         Ok(options) => {

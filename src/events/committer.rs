@@ -1,8 +1,14 @@
 //! Group commit: ingests that arrive together share a transaction, and with it the wait for the disk.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use sea_orm::DbBackend;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{Instant, timeout_at},
@@ -25,12 +31,9 @@ const BATCH: usize = 64;
 /// How many detections they have together at most, unless a single one has more.
 const DETECTIONS: usize = 2_000;
 
-/// How many batches PostgreSQL is given at a time. SQLite has one writer.
-const POSTGRES_TURNS: usize = 2;
-
-/// How long to wait for callers whose ingests were committed together just now, and who probably
-/// come with their next ones together, too. One who comes alone waits for nobody.
-const SIBLINGS: Duration = Duration::from_millis(1);
+/// How long to wait for callers who were just answered, and who probably come with their next
+/// ingests at once. One who comes alone waits for nobody.
+const SIBLINGS: Duration = Duration::from_millis(2);
 
 /// How often an ingest is tried whose rule was deleted under it.
 const TRIES: usize = 3;
@@ -40,6 +43,7 @@ type Waiting = (Judged, oneshot::Sender<Answer>);
 /// Stores ingests.
 #[derive(Debug)]
 pub struct Committer {
+    callers: Arc<Callers>,
     rules: Rules,
     queue: mpsc::Sender<Waiting>,
 }
@@ -48,12 +52,14 @@ impl Committer {
     /// Starts committing. What is queued at shutdown is still stored.
     pub fn start(db: &Db, rules: &Rules, shutdown: &CancellationToken) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        let work = Work {
+        let callers = Arc::new(Callers::default());
+        let work = Arc::new(Work {
             db: db.clone(),
             rules: rules.clone(),
-        };
-        tokio::spawn(gather(Arc::new(work), waiting, shutdown.clone()));
+        });
+        tokio::spawn(gather(work, waiting, callers.clone(), shutdown.clone()));
         Self {
+            callers,
             rules: rules.clone(),
             queue,
         }
@@ -61,6 +67,7 @@ impl Committer {
 
     /// Stores an ingest. Returns when it is committed.
     pub(super) async fn store(&self, ingest: Ingest) -> Answer {
+        let _caller = self.callers.enter();
         // Judged here, while others are being stored.
         let judged = batch::judge(ingest, self.rules.current());
         let (reply, answer) = oneshot::channel();
@@ -72,15 +79,45 @@ impl Committer {
     }
 }
 
+/// How many callers there are at a time.
+#[derive(Debug, Default)]
+struct Callers {
+    now: AtomicUsize,
+    /// The most since it was last asked.
+    most: AtomicUsize,
+}
+
+impl Callers {
+    /// Counts a caller until what is returned is dropped.
+    fn enter(&self) -> impl Drop {
+        struct Caller<'a>(&'a AtomicUsize);
+        impl Drop for Caller<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(now, Ordering::Relaxed);
+        Caller(&self.now)
+    }
+
+    fn most(&self) -> usize {
+        self.most
+            .swap(self.now.load(Ordering::Relaxed), Ordering::Relaxed)
+    }
+}
+
 /// Gathers ingests while others are being written, and has them written when it is their turn.
-async fn gather(work: Arc<Work>, mut queue: mpsc::Receiver<Waiting>, shutdown: CancellationToken) {
-    let turns = if work.db.backend() == DbBackend::Postgres {
-        POSTGRES_TURNS
-    } else {
-        1
-    };
-    let turns = Arc::new(Semaphore::new(turns));
-    let (mut waiting, mut size_before) = (Vec::new(), 0);
+async fn gather(
+    work: Arc<Work>,
+    mut queue: mpsc::Receiver<Waiting>,
+    callers: Arc<Callers>,
+    shutdown: CancellationToken,
+) {
+    // One batch at a time: on SQLite there is one writer, and on PostgreSQL two batches cost more
+    // than one of twice the size.
+    let turns = Arc::new(Semaphore::new(1));
+    let mut waiting = Vec::new();
     loop {
         if waiting.is_empty() {
             tokio::select! {
@@ -109,7 +146,7 @@ async fn gather(work: Arc<Work>, mut queue: mpsc::Receiver<Waiting>, shutdown: C
         {
             waiting.push(next);
         }
-        let siblings = size_before.min(BATCH);
+        let siblings = callers.most().min(BATCH);
         let until = Instant::now() + SIBLINGS;
         while waiting.len() < siblings
             && let Ok(Some(next)) = timeout_at(until, queue.recv()).await
@@ -117,7 +154,6 @@ async fn gather(work: Arc<Work>, mut queue: mpsc::Receiver<Waiting>, shutdown: C
             waiting.push(next);
         }
         let batch = next_batch(&mut waiting);
-        size_before = batch.len();
         tokio::spawn(work.clone().commit(batch, turn));
     }
 }
