@@ -167,7 +167,13 @@ async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()>
     let keys = new.iter().filter(|judged| has_key(&judged.ingest));
     let mut keys: Vec<_> = keys.map(|judged| replay::key(judged, now)).collect();
     // Always in the same order, or two transactions with the same keys could wait for each other.
-    keys.sort_by(|a, b| (&a.request_id, &a.batch_id).cmp(&(&b.request_id, &b.batch_id)));
+    keys.sort_by_cached_key(|row| {
+        (
+            row.request_id.clone(),
+            row.camera_id.clone(),
+            row.batch_id.clone(),
+        )
+    });
     insert_all(tx, keys).await?;
 
     feed::record(tx, new.iter().flat_map(|judged| announcements(judged))).await
