@@ -297,3 +297,23 @@ async fn a_change_that_commits_late_is_not_lost() {
     assert_eq!(watch.alert().await.1, raised[0]);
     server.stop().await;
 }
+
+/// What was committed before a watch from now is not shown, though it can only be read later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_from_now_does_not_see_what_is_committed_and_not_settled() {
+    use sea_orm::{ConnectionTrait, TransactionTrait};
+
+    let server = TestServer::start(support::database::Backend::Postgres).await;
+    server.camera("door").await;
+    server.rule(always("everything")).await;
+    let db = server.database.connect().await;
+    let running = db.begin().await.unwrap();
+    let change = "INSERT INTO changes (topic, key, message) VALUES ('none', '', '')";
+    running.execute_unprepared(change).await.unwrap();
+    server.ingest("door", vec![]).await;
+    let mut watch = server.watch(topics(&[Topic::Alerts])).await;
+    let raised = server.ingest("door", vec![]).await.alerts;
+    running.commit().await.unwrap();
+    assert_eq!(watch.alert().await.1, raised[0]);
+    server.stop().await;
+}
