@@ -142,12 +142,4 @@ on_both! {
         assert!(counted.contains(&("events", 2)), "{counted:?}");
         server.stop().await;
     }
-
-    async fn an_unknown_method_is_unimplemented(backend) {
-        let server = ready(backend).await;
-        for method in ["EventService/Nope", "Nope/IngestEvent"] {
-            assert_eq!(call(&server, method, &framed(&[])).await.unwrap_err().code(), Code::Unimplemented);
-        }
-        server.stop().await;
-    }
 }

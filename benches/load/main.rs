@@ -5,14 +5,13 @@
 //! `--seconds N` sets how long each load lasts, and a name runs one figure only.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
-#[path = "../tests/it/support/database/cluster.rs"]
+#[path = "../../tests/it/support/database/cluster.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod cluster;
+#[allow(unreachable_pub)]
+mod server;
 
 use std::{
-    io::{BufRead, BufReader},
-    path::PathBuf,
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -22,12 +21,10 @@ use std::{
 
 use cluster::Cluster;
 use serde_json::json;
-use tempfile::TempDir;
+use server::{Server, resident_mib, spawn, stop};
 use tokio::time::sleep;
 use tonic::transport::Channel;
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use watchpost::pb::{
     self, alert_rule_service_client::AlertRuleServiceClient,
     alert_service_client::AlertServiceClient, camera_service_client::CameraServiceClient,
@@ -48,15 +45,6 @@ struct Options {
     postgres: bool,
     seconds: u64,
     only: Option<String>,
-}
-
-/// A server of the real binary.
-struct Server {
-    child: Child,
-    address: String,
-    database: &'static str,
-    folder: TempDir,
-    url: Option<String>,
 }
 
 #[tokio::main]
@@ -116,90 +104,6 @@ fn options() -> Options {
     options
 }
 
-impl Server {
-    fn start(url: Option<String>) -> Self {
-        let folder = TempDir::new().unwrap();
-        let database = match &url {
-            Some(url) if url.starts_with("postgres") => "postgres",
-            _ => "sqlite",
-        };
-        let (child, address) = spawn(&folder, url.as_ref());
-        Self {
-            child,
-            address,
-            database,
-            folder,
-            url,
-        }
-    }
-
-    async fn connect(&self) -> Channel {
-        Channel::from_shared(self.address.clone())
-            .unwrap()
-            .connect()
-            .await
-            .unwrap()
-    }
-
-    /// Waits until the server says that it serves.
-    async fn serving(&self) {
-        loop {
-            if let Ok(channel) = Channel::from_shared(self.address.clone())
-                .unwrap()
-                .connect()
-                .await
-            {
-                let request = HealthCheckRequest::default();
-                let check = HealthClient::new(channel).check(request).await;
-                if check.is_ok_and(|check| check.into_inner().status() == ServingStatus::Serving) {
-                    return;
-                }
-            }
-            sleep(Duration::from_millis(1)).await;
-        }
-    }
-
-    fn report(&self, figure: &str, goal: &str, values: &serde_json::Value) {
-        let mut line = json!({ "figure": figure, "database": self.database, "goal": goal });
-        line.as_object_mut()
-            .unwrap()
-            .extend(values.as_object().unwrap().clone());
-        println!("{line}");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        stop(&mut self.child);
-    }
-}
-
-fn spawn(folder: &TempDir, url: Option<&String>) -> (Child, String) {
-    let mut command = Command::new(PathBuf::from(env!("CARGO_BIN_EXE_watchpost")));
-    command
-        .args(["--listen", "127.0.0.1:0", "--data-dir"])
-        .arg(folder.path());
-    if let Some(url) = url {
-        command.args(["--database-url", url]);
-    }
-    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let listening = lines
-        .by_ref()
-        .map(Result::unwrap)
-        .find(|line| line.contains("listening on"));
-    let address = listening.unwrap().rsplit(' ').next().unwrap().to_string();
-    // The log must not fill the pipe.
-    std::thread::spawn(move || for _ in lines {});
-    (child, format!("http://{address}"))
-}
-
-fn stop(child: &mut Child) {
-    let pid = child.id().to_string();
-    Command::new("kill").args(["-TERM", &pid]).status().unwrap();
-    child.wait().unwrap();
-}
-
 /// From the start of the process to SERVING, on a database that is there.
 async fn start(server: &mut Server) {
     let mut times = Vec::new();
@@ -224,16 +128,6 @@ async fn idle_memory(server: &Server) {
     sleep(Duration::from_secs(3)).await;
     let rss = resident_mib(server);
     server.report("idle_memory", "<= 25 MiB", &json!({ "resident_mib": rss }));
-}
-
-fn resident_mib(server: &Server) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .unwrap();
-    let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    (kib / 102.4).round() / 10.0
 }
 
 /// A camera, and a hundred enabled rules of which one fires.
