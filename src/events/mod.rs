@@ -4,7 +4,7 @@ mod batch;
 mod check;
 mod committer;
 mod convert;
-mod ids;
+mod lookup;
 mod replay;
 pub mod retention;
 mod service;

@@ -56,8 +56,13 @@ pub async fn record(
     tx: &DatabaseTransaction,
     changes: impl IntoIterator<Item = Record>,
 ) -> Result<()> {
+    insert_all(tx, rows(changes)).await
+}
+
+/// The rows of changes, to be inserted in the transaction that makes them, in this order.
+pub fn rows(changes: impl IntoIterator<Item = Record>) -> Vec<change::ActiveModel> {
     let created_at = entity::now();
-    let rows: Vec<_> = changes
+    changes
         .into_iter()
         .map(|change| change::ActiveModel {
             topic: Set(change.topic.as_str().to_string()),
@@ -66,6 +71,5 @@ pub async fn record(
             created_at: Set(created_at),
             ..Default::default()
         })
-        .collect();
-    insert_all(tx, rows).await
+        .collect()
 }
