@@ -41,7 +41,7 @@ use crate::{
     feed,
     gpu::{self, GpuStats, LiveGpus},
     health::Health,
-    monitor::{Announcement, Feed, Monitor, MonitorServer},
+    monitor::{self, Announcement, Feed, Monitor, MonitorServer, Snapshots},
     pb::{
         FILE_DESCRIPTOR_SET, alert_rule_service_server::AlertRuleServiceServer,
         alert_service_server::AlertServiceServer, camera_service_server::CameraServiceServer,
@@ -214,8 +214,17 @@ fn routes<H: HealthService>(
         ..
     } = parts.clone();
     let committer = Arc::new(Committer::start(&db, &rules, &shutdown));
-    let max_watches = settings.max_watches as usize;
-    let monitor = Monitor::new(feed, gpus.clone(), max_watches, shutdown.clone());
+    let gpu_stats = GpuStats::new(db.clone(), gpus.clone());
+    let monitor = Monitor::new(
+        feed,
+        gpus,
+        Snapshots::new(db.clone(), gpu_stats.clone()),
+        monitor::Settings {
+            max_watches: settings.max_watches as usize,
+            retention: settings.feed_retention(),
+        },
+        shutdown.clone(),
+    );
     let cameras = Cameras { db: db.clone() };
     let events = Events {
         db: db.clone(),
@@ -225,8 +234,7 @@ fn routes<H: HealthService>(
         db: db.clone(),
         rules,
     };
-    let alerts = Alerts::new(db.clone());
-    let gpu_stats = GpuStats::new(db, gpus);
+    let alerts = Alerts::new(db);
     let reflection = || {
         Reflection::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -297,7 +305,7 @@ async fn prepare(
     tokio::spawn(rules.follow(feed.clone(), start, shutdown.clone()));
     tokio::spawn(feed::retention::run(
         db.clone(),
-        settings.feed_retention,
+        settings.feed_retention(),
         shutdown.clone(),
     ));
     tokio::spawn(events::retention::run(db.clone(), shutdown.clone()));

@@ -175,9 +175,8 @@ async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()>
         )
     });
     inserts.add(keys)?;
-    inserts.add(feed::rows(
-        new.iter().flat_map(|judged| announcements(judged)),
-    ))?;
+    let announcements = new.iter().flat_map(|judged| announcements(judged));
+    inserts.add(feed::rows(tx, announcements).await?)?;
     inserts.run(tx).await
 }
 
