@@ -14,7 +14,9 @@ use futures_util::Stream;
 use tonic::{
     Request, Response, Status,
     body::Body,
-    codec::{Codec, CompressionEncoding, EnabledCompressionEncodings, EncodeBuf, Encoder},
+    codec::{
+        BufferSettings, Codec, CompressionEncoding, EnabledCompressionEncodings, EncodeBuf, Encoder,
+    },
     server::{Grpc, NamedService, ServerStreamingService, UnaryService},
 };
 use tonic_prost::ProstCodec;
@@ -22,6 +24,12 @@ use tower::Service;
 
 use super::Monitor;
 use crate::pb;
+
+/// How much room for messages an idle subscriber has, in bytes. It grows with what is sent.
+const BUFFER: usize = 512;
+
+/// How many bytes go to the transport at a time.
+const YIELD_AT: usize = 32 * 1024;
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -141,5 +149,9 @@ impl Encoder for EncodedEncoder {
         buffer.put(shared);
         buffer.put(own);
         Ok(())
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(BUFFER, YIELD_AT)
     }
 }
