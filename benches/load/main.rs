@@ -8,6 +8,9 @@
 #[path = "../../tests/it/support/database/cluster.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod cluster;
+
+#[allow(unreachable_pub)]
+mod aggregate;
 #[allow(unreachable_pub)]
 mod server;
 
@@ -80,6 +83,9 @@ async fn main() {
     }
     if wanted("get_alert") {
         get_alert(&server, options.seconds).await;
+    }
+    if wanted("aggregate") {
+        aggregate::aggregate(&server).await;
     }
 }
 
