@@ -53,7 +53,20 @@ fn midnight(days: i64) -> i64 {
 }
 
 async fn insert(db: &DatabaseConnection, uuid: &str, rows: &[Row]) {
-    let models = rows.iter().map(|row| gpu_stats::ActiveModel {
+    insert_all(db, rows.iter().map(|row| model(uuid, row)).collect()).await;
+}
+
+async fn insert_all(db: &DatabaseConnection, models: Vec<gpu_stats::ActiveModel>) {
+    for models in models.chunks(200) {
+        gpu_stats::Entity::insert_many(models.to_vec())
+            .exec_without_returning(db)
+            .await
+            .unwrap();
+    }
+}
+
+fn model(uuid: &str, row: &Row) -> gpu_stats::ActiveModel {
+    gpu_stats::ActiveModel {
         recorded_at: Set(time::from_millis(row.at).unwrap()),
         gpu_uuid: Set(Some(uuid.into())),
         temperature: Set(row.temperature),
@@ -63,13 +76,6 @@ async fn insert(db: &DatabaseConnection, uuid: &str, rows: &[Row]) {
         counter_epoch: Set(row.energy.map(|(epoch, _)| epoch)),
         energy_consumption: Set(row.energy.map(|(_, energy)| energy)),
         ..Default::default()
-    });
-    let models: Vec<_> = models.collect();
-    for models in models.chunks(200) {
-        gpu_stats::Entity::insert_many(models.to_vec())
-            .exec_without_returning(db)
-            .await
-            .unwrap();
     }
 }
 

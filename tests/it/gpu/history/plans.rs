@@ -9,16 +9,18 @@ on_both! {
         let database = TestDatabase::migrated(backend).await;
         let db = database.connect().await;
         let start = midnight(2);
-        // Sixteen GPUs, one of which is gone since long.
-        for gpu in 0..16 {
-            let count = if gpu == 0 { 400 } else { 600 };
-            let rows: Vec<_> = (0..count).map(|at| Row::warm(start + at * 1_000, 50.0)).collect();
-            insert(&db, &format!("GPU-{gpu:02}"), &rows).await;
+        // Eight GPUs that are sampled in turn, one of which is gone half of the time.
+        let mut rows = Vec::new();
+        for second in 0..2_000 {
+            let gpus = if second < 1_000 { 0..8 } else { 1..8 };
+            let row = Row::warm(start + second * 1_000, 50.0);
+            rows.extend(gpus.map(|gpu| model(&format!("GPU-{gpu}"), &row)));
         }
+        insert_all(&db, rows).await;
         db.execute_unprepared("ANALYZE").await.unwrap();
-        let newest = gpu_stats::Entity::newest_of("GPU-00");
+        let newest = gpu_stats::Entity::newest_of("GPU-0");
         let row = newest.clone().one(&db).await.unwrap().unwrap();
-        assert_eq!(row.recorded_at.timestamp_millis(), start + 399_000);
+        assert_eq!(row.recorded_at.timestamp_millis(), start + 999_000);
         let query = QueryTrait::build(&sea_orm::QuerySelect::limit(newest, 1), db.get_database_backend());
         let explain = match backend {
             Backend::Sqlite => "EXPLAIN QUERY PLAN",
