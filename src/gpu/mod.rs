@@ -26,6 +26,8 @@ mod schedule;
 mod service;
 mod writer;
 
+pub mod history;
+
 pub use self::{
     live::{LiveGpus, Reading},
     service::GpuStats,
