@@ -130,6 +130,13 @@ pub struct Settings {
     )]
     pub gpu_interval: Duration,
 
+    /// How long calls into the driver may take for one GPU in a second, 1ms to 1s: what is too dear is asked less often
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_GPU_BUDGET", default_value = "5ms",
+        value_parser = between::<1, 1_000>
+    )]
+    pub gpu_budget: Duration,
+
     /// The NVML library to load [default: libnvidia-ml.so.1, wherever the system finds it]
     #[arg(
         long,

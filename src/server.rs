@@ -335,6 +335,10 @@ async fn prepare(
         library: settings.nvml_library.clone(),
         interval: settings.gpu_interval,
         host: settings.host(),
+        tiers: gpu::Tiers {
+            budget: settings.gpu_budget,
+            ..Default::default()
+        },
     };
     let gpu_health = health.clone();
     let running = gpu::start(

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::sync::watch;
 
+use super::cost::Costs;
 use crate::pb::{self, watch_response::Update};
 
 /// The newest readings. Clones share them.
@@ -19,6 +20,7 @@ pub struct LiveGpus(Arc<Shared>);
 struct Shared {
     newest: RwLock<BTreeMap<String, Newest>>,
     published: watch::Sender<u64>,
+    costs: Costs,
 }
 
 /// What is kept of a GPU. Its count goes on even if it is gone for a while.
@@ -92,6 +94,11 @@ impl LiveGpus {
         {
             newest.reading = None;
         }
+    }
+
+    /// What sampling costs.
+    pub fn costs(&self) -> &Costs {
+        &self.0.costs
     }
 
     /// Changes with every reading: how many were published.

@@ -17,10 +17,12 @@ use tokio_util::sync::CancellationToken;
 use crate::{db::Db, pb};
 
 mod columns;
+mod cost;
 mod fleet;
 mod live;
 mod nvml;
 mod pcie;
+mod plan;
 mod sampler;
 mod schedule;
 mod service;
@@ -29,7 +31,9 @@ mod writer;
 pub mod history;
 
 pub use self::{
+    cost::{Cost, Costs},
     live::{LiveGpus, Reading},
+    plan::Tiers,
     service::GpuStats,
 };
 
@@ -49,6 +53,8 @@ pub struct Settings {
     pub interval: Duration,
     /// The name of this host, kept with every sample.
     pub host: String,
+    /// How often calls are made, and what they may cost.
+    pub tiers: Tiers,
 }
 
 /// The samplers at work.
@@ -77,6 +83,7 @@ pub async fn start(
         name: settings.host,
         // A schedule needs time to pass between two ticks.
         interval: settings.interval.max(Duration::from_millis(1)),
+        tiers: settings.tiers,
         live,
         queue: queue.clone(),
         stop: schedule::Stop::default(),

@@ -15,6 +15,7 @@ use crate::{
 };
 
 use self::card::Card;
+use super::{Costs, plan::Plan};
 
 mod card;
 
@@ -62,11 +63,12 @@ pub(super) enum Which {
 }
 
 /// A GPU and the MIG instances that it is divided into.
-#[derive(Debug)]
 pub(super) struct Gpu<'nvml> {
     whole: Card<'nvml>,
     instances: Vec<Card<'nvml>>,
     instances_listed: Option<Instant>,
+    /// Makes the plan of an instance.
+    plan: Box<dyn Fn() -> Plan>,
 }
 
 /// What one round of calls gave: of the GPU itself, then of its MIG instances.
@@ -120,8 +122,14 @@ impl Session {
         self.nvml.device_count().map_err(Failure::from)
     }
 
-    /// Finds a GPU. `host` is kept with what is known of it.
-    pub(super) fn gpu(&self, which: &Which, host: &str) -> Result<Gpu<'_>, Failure> {
+    /// Finds a GPU. `host` is kept with what is known of it; it and its instances are asked by a
+    /// plan each.
+    pub(super) fn gpu(
+        &self,
+        which: &Which,
+        host: &str,
+        plan: impl Fn() -> Plan + 'static,
+    ) -> Result<Gpu<'_>, Failure> {
         let device = match which {
             Which::Index(index) => self.nvml.device_by_index(*index),
             Which::Uuid(uuid) => self.nvml.device_by_uuid(uuid.clone()),
@@ -142,11 +150,12 @@ impl Session {
             .max_pcie_link_gen()
             .ok()
             .zip(device.max_pcie_link_width().ok());
-        let whole = Card::new(device, gpu, max_link);
+        let whole = Card::new(device, gpu, max_link, plan());
         Ok(Gpu {
             whole,
             instances: Vec::new(),
             instances_listed: None,
+            plan: Box::new(plan),
         })
     }
 }
@@ -157,8 +166,9 @@ impl Gpu<'_> {
         &self.whole.gpu
     }
 
-    /// Asks for everything once.
-    pub(super) fn sample(&mut self) -> Samples {
+    /// Asks for everything that is due, and notes what that has cost.
+    pub(super) fn sample(&mut self, costs: &Costs) -> Samples {
+        self.whole.begin();
         self.whole.failure = None;
         let mig = self.whole.ask("mig_mode", |device| {
             device.mig_mode().map(|mode| mode.current == 1)
@@ -168,6 +178,7 @@ impl Gpu<'_> {
         {
             self.whole.mig = mig;
             self.whole.refused.clear();
+            self.whole.facts.clear();
             self.instances_listed = None;
         }
         if self
@@ -178,12 +189,16 @@ impl Gpu<'_> {
         }
         let mut stats = vec![(self.whole.gpu.clone(), self.whole.sample())];
         for instance in &mut self.instances {
+            instance.begin();
             instance.failure.clone_from(&self.whole.failure);
             stats.push((instance.gpu.clone(), instance.sample()));
             // It may have been taken apart; the GPU is there all the same.
             if instance.failure.is_some() {
                 self.instances_listed = None;
             }
+        }
+        for card in std::iter::once(&mut self.whole).chain(&mut self.instances) {
+            costs.add(&card.gpu.uuid, card.plan.take_costs());
         }
         Samples {
             stats,
@@ -218,7 +233,7 @@ impl Gpu<'_> {
                 mig_parent_uuid: Some(whole.uuid.clone()),
                 ..pb::Gpu::clone(whole)
             };
-            let mut card = Card::new(device, gpu, None);
+            let mut card = Card::new(device, gpu, None, (self.plan)());
             card.mig = true;
             self.instances.push(card);
         }

@@ -14,6 +14,7 @@ use super::{
     columns,
     live::LiveGpus,
     nvml::{Failure, Library, Samples, Which},
+    plan::{Plan, Tiers},
     schedule::{Backoff, Stop, Ticks},
     writer::{Queue, Row},
 };
@@ -28,6 +29,7 @@ pub(super) struct Host {
     pub library: Library,
     pub name: String,
     pub interval: Duration,
+    pub tiers: Tiers,
     pub live: LiveGpus,
     pub queue: Arc<Queue>,
     pub stop: Stop,
@@ -128,7 +130,9 @@ impl Sampler {
         let which = self.known.first().map_or(Which::Index(self.index), |gpu| {
             Which::Uuid(gpu.uuid.clone())
         });
-        let mut gpu = match session.gpu(&which, &host.name) {
+        let (tiers, interval) = (host.tiers, host.interval);
+        let plan = move || Plan::new(tiers, interval);
+        let mut gpu = match session.gpu(&which, &host.name, plan) {
             Ok(gpu) => gpu,
             Err(failure) => return failed(failure),
         };
@@ -141,7 +145,7 @@ impl Sampler {
                 return End::Stopped;
             }
             self.pulse.begin();
-            let samples = gpu.sample();
+            let samples = gpu.sample(host.live.costs());
             let failure = samples.failure.clone();
             if failure.is_none() {
                 backoff.reset();

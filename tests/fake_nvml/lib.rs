@@ -13,6 +13,7 @@
 //! temperature = 41         the numbers that the call gives
 //! fans = !3                the return code of the call; 3, not supported, where nothing is said
 //! power_usage = hang       does not return until the file says something else
+//! processes = after 20 3   takes 20 ms
 //! all = !15                said of every call about this GPU
 //! [MIG-1 of GPU-1]
 //! ```

@@ -117,6 +117,12 @@ pub(crate) fn told(uuid: &str, key: &str) -> Answer<String> {
 }
 
 fn reading(text: &str) -> Answer<String> {
+    // `after 20 51` takes 20 ms.
+    if let Some(text) = text.strip_prefix("after ") {
+        let (millis, text) = text.split_once(' ').unwrap_or((text, ""));
+        thread::sleep(Duration::from_millis(millis.parse().unwrap_or(0)));
+        return reading(text);
+    }
     match text.strip_prefix('!') {
         Some(code) => Err(code.parse().unwrap_or(UNKNOWN)),
         None => Ok(text.into()),

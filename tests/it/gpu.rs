@@ -48,6 +48,21 @@ impl Rig {
     }
 
     async fn on(database: TestDatabase, fake: &FakeNvml, interval: Duration) -> Self {
+        // Every value in every sample, however fast they follow each other.
+        let tiers = gpu::Tiers {
+            warm: Duration::ZERO,
+            cold: Duration::ZERO,
+            budget: Duration::from_hours(1),
+        };
+        Self::with_tiers(database, fake, interval, tiers).await
+    }
+
+    async fn with_tiers(
+        database: TestDatabase,
+        fake: &FakeNvml,
+        interval: Duration,
+        tiers: gpu::Tiers,
+    ) -> Self {
         let url = database.url().into();
         let settings = db::Settings {
             url,
@@ -59,6 +74,7 @@ impl Rig {
             library: Some(fake.library()),
             interval,
             host: "camera-box".into(),
+            tiers,
         };
         let (live, shutdown) = (LiveGpus::default(), CancellationToken::new());
         let (healthy, health) = watch::channel(false);

@@ -3,7 +3,11 @@
 //! No value is made up. What the driver does not tell is absent, with the reason; a value outside
 //! of what NVML promises counts as an error of the driver.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chrono::{SubsecRound, Utc};
 use nvml_wrapper::{
@@ -22,6 +26,7 @@ use crate::{
     gpu::{
         Value, columns,
         pcie::{Counter, Directions, Pcie},
+        plan::Plan,
     },
     pb::{
         self,
@@ -36,6 +41,9 @@ const PCIE_BYTES: [FieldId; 2] = [FieldId(197), FieldId(198)];
 /// `NVML_FI_DEV_POWER_INSTANT` and `NVML_FI_DEV_MEMORY_TEMP`.
 const MORE: [FieldId; 2] = [FieldId(186), FieldId(82)];
 
+/// How often is asked for what stays the same.
+const FACTS_EVERY: Duration = Duration::from_secs(30);
+
 /// Absolute slowdown temperatures lie below, in °C. Cards that only know a margin give it instead,
 /// as a small negative number in an unsigned one.
 const HOTTEST: u32 = 150;
@@ -49,6 +57,9 @@ pub(super) struct Card<'nvml> {
     pub(super) mig: bool,
     /// Calls that are not worth making again, by what they are for.
     pub(super) refused: HashMap<&'static str, AbsentReason>,
+    /// What does not change as long as the card is there, and when it was asked for.
+    pub(super) facts: HashMap<&'static str, (Instant, Value<u32>)>,
+    pub(super) plan: Plan,
     pcie: Pcie,
     epoch: Epoch,
     pub(super) failure: Option<Failure>,
@@ -67,16 +78,35 @@ macro_rules! fill {
 }
 
 impl<'nvml> Card<'nvml> {
-    pub(super) fn new(device: Device<'nvml>, gpu: pb::Gpu, max_link: Option<(u32, u32)>) -> Self {
+    pub(super) fn new(
+        device: Device<'nvml>,
+        gpu: pb::Gpu,
+        max_link: Option<(u32, u32)>,
+        plan: Plan,
+    ) -> Self {
         let (refused, pcie) = (HashMap::new(), Pcie::new(max_link));
         Self {
             device,
             gpu: Arc::new(gpu),
             mig: false,
             refused,
+            facts: HashMap::new(),
+            plan,
             pcie,
             epoch: Epoch::new(Utc::now().timestamp_millis()),
             failure: None,
+        }
+    }
+
+    /// Begins a sample.
+    pub(super) fn begin(&mut self) {
+        if let Some(calls) = self.plan.begin(Instant::now()) {
+            let gpu = self.gpu.uuid.as_str();
+            tracing::info!(
+                gpu,
+                calls,
+                "calls into the driver are made as its budget allows"
+            );
         }
     }
 
@@ -129,12 +159,12 @@ impl<'nvml> Card<'nvml> {
             pstate = self.pstate();
             throttle_reasons = self.ask("throttle_reasons", throttle_reasons);
             power_limit = self.number("power_limit", Device::enforced_power_limit).map(watts);
-            sm_clock_max = self.number("sm_max", |card| card.max_clock_info(Clock::SM));
+            sm_clock_max = self.fact("sm_max", |card| card.max_clock_info(Clock::SM)).and_then(signed);
             compute_processes_count = processes;
             pcie_replay_counter = replays;
             temp_slowdown_threshold = self.temp_slowdown_threshold();
             memory_clock = self.number("memory_clock", |card| card.clock_info(Clock::Memory));
-            memory_clock_max = self.number("memory_max", |card| card.max_clock_info(Clock::Memory));
+            memory_clock_max = self.fact("memory_max", |card| card.max_clock_info(Clock::Memory)).and_then(signed);
             pcie_link_gen = self.number("link_gen", Device::current_pcie_link_gen);
             pcie_link_width = self.number("link_width", Device::current_pcie_link_width);
             pcie_tx_throughput = pcie.sent;
@@ -168,7 +198,13 @@ impl<'nvml> Card<'nvml> {
         if let Some(reason) = self.refused.get(what) {
             return Err(*reason);
         }
-        call(&self.device).map_err(|error| {
+        if !self.plan.is_due(what) {
+            return Err(AbsentReason::NotSampled);
+        }
+        let begun = Instant::now();
+        let answer = call(&self.device);
+        self.plan.took(what, begun.elapsed());
+        answer.map_err(|error| {
             let reason = self.refusal(error);
             if is_final(reason) {
                 self.refused.insert(what, reason);
@@ -183,8 +219,29 @@ impl<'nvml> Card<'nvml> {
         call: impl FnOnce(&Device<'nvml>) -> Result<u32, NvmlError>,
     ) -> Value<i32> {
         // What is larger is a negative number, or `NVML_VALUE_NOT_AVAILABLE`.
-        self.ask(what, call)
-            .and_then(|value| i32::try_from(value).map_err(|_| DriverError))
+        self.ask(what, call).and_then(signed)
+    }
+
+    /// What stays the same as long as the card is there is asked for now and then, and told again in
+    /// between.
+    fn fact(
+        &mut self,
+        what: &'static str,
+        call: impl FnOnce(&Device<'nvml>) -> Result<u32, NvmlError>,
+    ) -> Value<u32> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.reason);
+        }
+        if let Some((asked, value)) = self.facts.get(what)
+            && asked.elapsed() < FACTS_EVERY
+        {
+            return *value;
+        }
+        let value = self.ask(what, call);
+        if self.failure.is_none() {
+            self.facts.insert(what, (Instant::now(), value));
+        }
+        value
     }
 
     fn fan_speed(&mut self) -> Value<i32> {
@@ -210,7 +267,7 @@ impl<'nvml> Card<'nvml> {
 
     fn temp_slowdown_threshold(&mut self) -> Value<f64> {
         let slowdown = TemperatureThreshold::Slowdown;
-        let threshold = self.ask("temp_slowdown_threshold", |card| {
+        let threshold = self.fact("temp_slowdown_threshold", |card| {
             card.temperature_threshold(slowdown)
         })?;
         if (1..=HOTTEST).contains(&threshold) {
@@ -230,6 +287,14 @@ impl<'nvml> Card<'nvml> {
                 .map_err(|_| NvmlError::Unknown)?;
             Ok(Directions { sent, received })
         });
+        if let Err(AbsentReason::NotSampled) = replies {
+            // The counters of the sample before are kept for the next one.
+            let nothing = Err(AbsentReason::NotSampled);
+            return Directions {
+                sent: nothing,
+                received: nothing,
+            };
+        }
         let counters = match replies {
             Ok(replies) => Directions {
                 sent: self.counter(replies.sent),
@@ -383,6 +448,10 @@ fn throttle_reasons(card: &Device<'_>) -> Result<i64, NvmlError> {
         Err(NvmlError::IncorrectBits(Bits::U64(mask))) => Ok(mask.cast_signed()),
         Err(error) => Err(error),
     }
+}
+
+fn signed(value: u32) -> Value<i32> {
+    i32::try_from(value).map_err(|_| DriverError)
 }
 
 fn percent(value: u32) -> Value<i32> {

@@ -311,3 +311,64 @@ async fn a_counter_that_goes_backwards_begins_an_epoch() {
     assert!(epoch(&other) < less_energy, "each GPU has its own");
     rig.stop().await;
 }
+
+/// The same rig as a server has it.
+async fn as_a_server_does(fake: &FakeNvml, interval: Duration) -> Rig {
+    let database = TestDatabase::migrated(Backend::Sqlite).await;
+    Rig::with_tiers(database, fake, interval, gpu::Tiers::default()).await
+}
+
+#[tokio::test]
+async fn between_two_slow_samples_only_what_changes_fast_is_asked() {
+    let fake = FakeNvml::new(&[Card::geforce("GPU-1")]);
+    let rig = as_a_server_does(&fake, Duration::from_millis(50)).await;
+    let asked = rig
+        .readings(|all| all.values().any(|reading| reading.number >= 30))
+        .await;
+    let stats = rig.next("GPU-1").await;
+    assert!(stats.gpu_utilization.is_some() && stats.memory_used.is_some());
+    // What stays the same is told in every sample.
+    assert_eq!(stats.sm_clock_max, Some(3105));
+    assert_eq!(stats.temp_slowdown_threshold, Some(96.0));
+    let samples = usize::try_from(asked["GPU-1"].number).unwrap();
+    let calls = |call| fake.calls("GPU-1", call);
+    assert!(calls("memory") >= samples);
+    assert!(calls("temperature") < samples / 2 && calls("bar1") < samples / 2);
+    assert_eq!(calls("sm_clock_max"), 1);
+    // Some sample had them, the others say why they have not.
+    let without = rig
+        .readings(|all| {
+            all.values()
+                .any(|reading| reading.stats.temperature.is_none())
+        })
+        .await;
+    let without = &without["GPU-1"].stats;
+    assert_eq!(values(without)["temperature"], "NOT_SAMPLED");
+    rig.readings(|all| {
+        all.values()
+            .any(|reading| reading.stats.temperature.is_some())
+    })
+    .await;
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn calls_that_do_not_fit_the_budget_are_made_less_often() {
+    let fake = FakeNvml::new(&[Card::geforce("GPU-1").with("processes", "after 30 3")]);
+    let rig = as_a_server_does(&fake, Duration::from_millis(500)).await;
+    let is_dear = |reading: &Reading| reading.stats.compute_processes_count.is_none();
+    let dear = rig
+        .readings(|all| all.values().any(|reading| is_dear(reading)))
+        .await;
+    let stats = &dear["GPU-1"].stats;
+    assert_eq!(values(stats)["compute_processes_count"], "NOT_SAMPLED");
+    // What it costs can be seen.
+    let costs = rig.live.costs().all();
+    let (gpu, _, cost) = costs
+        .iter()
+        .find(|(_, kind, _)| *kind == "processes")
+        .unwrap();
+    assert_eq!(gpu, "GPU-1");
+    assert!(cost.calls >= 1 && cost.longest >= Duration::from_millis(30));
+    rig.stop().await;
+}
