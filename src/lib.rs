@@ -6,6 +6,8 @@ pub mod config;
 
 pub mod server;
 
+pub mod top;
+
 pub mod health;
 
 pub mod monitor;
