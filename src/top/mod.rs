@@ -15,6 +15,8 @@ use tokio::{
 use self::state::{Heard, State};
 
 mod connection;
+#[cfg(test)]
+mod examples;
 mod state;
 mod view;
 

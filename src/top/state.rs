@@ -6,7 +6,7 @@ use std::{
     ops::ControlFlow,
 };
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, TimeDelta, Utc};
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use crate::pb::{self, AlertStatus, watch_response::Update};
@@ -236,7 +236,7 @@ impl State {
 
     /// How old the newest sample of a GPU is, if that is too old.
     pub(super) fn stale(&self, gpu: &Gpu, now: DateTime<Utc>) -> Option<TimeDelta> {
-        let age = now + self.ahead - gpu.recorded_at()?;
+        let age = now.checked_add_signed(self.ahead)? - gpu.recorded_at()?;
         (age > gpu.fresh()).then_some(age)
     }
 
@@ -350,10 +350,11 @@ impl Sort {
     }
 }
 
-/// A time as the API has it.
+/// A time of the API, if it lies within the years 1 to 9999 as it must.
 pub(super) fn time(timestamp: Option<&prost_types::Timestamp>) -> Option<DateTime<Utc>> {
     let timestamp = timestamp?;
-    DateTime::from_timestamp(timestamp.seconds, timestamp.nanos.try_into().ok()?)
+    let time = DateTime::from_timestamp(timestamp.seconds, timestamp.nanos.try_into().ok()?)?;
+    (1..=9_999).contains(&time.year()).then_some(time)
 }
 
 #[expect(
