@@ -6,8 +6,6 @@ pub mod config;
 
 pub mod server;
 
-pub mod top;
-
 pub mod health;
 
 pub mod monitor;
@@ -29,6 +27,8 @@ pub mod db;
 pub mod entity;
 
 pub mod error;
+
+pub mod top;
 
 /// The API, generated from `proto/`: its documentation is there.
 #[allow(clippy::all, clippy::pedantic, missing_docs)]

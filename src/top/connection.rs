@@ -1,10 +1,10 @@
 //! The watch of the server: it goes on after its cursor when it breaks, as long as it takes.
 
-use std::time::Duration;
+use std::{convert::Infallible, error::Error, time::Duration};
 
 use tokio::{
     sync::mpsc,
-    time::{sleep, timeout},
+    time::{error::Elapsed, sleep, timeout},
 };
 use tonic::{Code, Status, transport::Endpoint};
 
@@ -16,6 +16,9 @@ const HEARTBEAT: prost_types::Duration = prost_types::Duration {
     seconds: 2,
     nanos: 0,
 };
+
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(5);
 
 /// How long a server that should have said something may be silent.
 const SILENCE: Duration = Duration::from_secs(20);
@@ -32,12 +35,12 @@ pub(super) async fn watch(server: String, heard: mpsc::Sender<Heard>) {
         pause: PAUSES.0,
     };
     loop {
-        let broken = watch.follow().await;
-        if !watch.cursor.is_empty() && refuses_cursor(broken.code()) {
+        let Err(broken) = watch.follow().await;
+        if !watch.cursor.is_empty() && broken.refuses_cursor() {
             watch.cursor.clear();
             continue;
         }
-        if !watch.tell(Heard::Broken(problem(&broken))).await {
+        if !watch.tell(Heard::Broken(broken.reason())).await {
             return;
         }
         sleep(watch.pause).await;
@@ -54,27 +57,16 @@ struct Watch {
 }
 
 impl Watch {
-    /// Follows one connection, and returns why it ended.
-    async fn follow(&mut self) -> Status {
-        let Err(status) = self.try_follow().await;
-        status
-    }
-
-    async fn try_follow(&mut self) -> Result<std::convert::Infallible, Status> {
-        let silent = |_| Status::deadline_exceeded("the server is silent");
-        let unreachable = |error| Status::from_error(Box::new(error));
-        let endpoint = Endpoint::from_shared(self.server.clone())
-            .map_err(unreachable)?
-            .connect_timeout(Duration::from_secs(5));
-        let channel = endpoint.connect().await.map_err(unreachable)?;
-        let mut monitor = MonitorServiceClient::new(channel);
+    /// Follows one connection until it breaks.
+    async fn follow(&mut self) -> Result<Infallible, Broken> {
+        let endpoint = Endpoint::from_shared(self.server.clone())?.connect_timeout(CONNECT);
+        let mut monitor = MonitorServiceClient::new(endpoint.connect().await?);
         let watch = timeout(SILENCE, monitor.watch(self.request())).await;
-        let mut responses = watch.map_err(silent)??.into_inner();
+        let mut responses = watch??.into_inner();
         let mut connected = false;
         loop {
             let next = timeout(SILENCE, responses.message()).await;
-            let ended = || Status::unavailable("the server ended the watch");
-            let response = next.map_err(silent)??.ok_or_else(ended)?;
+            let response = next??.ok_or(Broken::Ended)?;
             if !connected {
                 connected = true;
                 self.pause = PAUSES.0;
@@ -87,7 +79,7 @@ impl Watch {
                 self.cursor.clone_from(&response.cursor);
             }
             if !self.tell(Heard::Response(Box::new(response))).await {
-                return Err(Status::cancelled("nobody hears"));
+                return Err(Broken::Ended);
             }
         }
     }
@@ -113,25 +105,43 @@ impl Watch {
     }
 }
 
-/// Whether this is what a server answers that cannot go on after the cursor: too old, of another
-/// database, or ahead of what it knows.
-fn refuses_cursor(code: Code) -> bool {
-    matches!(
-        code,
-        Code::OutOfRange | Code::InvalidArgument | Code::FailedPrecondition
-    )
+/// Why a connection ended, or could not be made.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("it cannot be reached")]
+    Unreachable(#[from] tonic::transport::Error),
+    #[error("it is silent")]
+    Silent(#[from] Elapsed),
+    #[error("the watch ended")]
+    Ended,
+    #[error("{}", .0.message())]
+    Status(#[from] Status),
 }
 
-/// What went wrong at the bottom of it: what lies above only says that something did.
-fn problem(status: &Status) -> String {
-    let mut cause = std::error::Error::source(status);
-    let mut problem = status.message().to_string();
-    while let Some(error) = cause {
-        problem = error.to_string();
-        cause = error.source();
+impl Broken {
+    /// Whether this is what a server answers that cannot go on after the cursor: too old, of
+    /// another database, or ahead of what it knows.
+    fn refuses_cursor(&self) -> bool {
+        let codes = [
+            Code::OutOfRange,
+            Code::InvalidArgument,
+            Code::FailedPrecondition,
+        ];
+        matches!(self, Self::Status(status) if codes.contains(&status.code()))
     }
-    if problem.is_empty() {
-        problem = status.code().description().to_string();
+
+    /// What is at the bottom of it: what lies above only says that something went wrong.
+    fn reason(&self) -> String {
+        let mut cause: Option<&dyn Error> = match self {
+            Self::Unreachable(error) => error.source(),
+            Self::Status(status) => status.source(),
+            Self::Silent(_) | Self::Ended => None,
+        };
+        let mut reason = self.to_string();
+        while let Some(error) = cause {
+            reason = error.to_string();
+            cause = error.source();
+        }
+        reason
     }
-    problem
 }

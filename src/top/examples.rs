@@ -118,8 +118,12 @@ pub(super) fn state(gpus: Vec<pb::GpuStats>, alerts: Vec<pb::Alert>) -> State {
     hear(Heard::Connected);
     hear(Heard::Snapshot);
     hear(heartbeat(0, 0));
-    gpus.into_iter().for_each(|gpu| hear(update(gpu)));
-    alerts.into_iter().for_each(|alert| hear(update(alert)));
+    for gpu in gpus {
+        hear(update(gpu));
+    }
+    for alert in alerts {
+        hear(update(alert));
+    }
     hear(snapshot_end());
     state
 }

@@ -267,6 +267,10 @@ impl State {
     }
 
     /// Does what a key says; breaks off if that is to end.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "most keys say nothing, and there are many"
+    )]
     pub(super) fn press(&mut self, key: KeyEvent) -> ControlFlow<()> {
         if key.kind == KeyEventKind::Release {
             return ControlFlow::Continue(());

@@ -1,5 +1,7 @@
 //! How the state looks, on a terminal of any size.
 
+use std::fmt::Write;
+
 use chrono::{DateTime, FixedOffset};
 use ratatui::{
     Frame,
@@ -164,7 +166,7 @@ fn alerts_title(state: &State, rows: usize) -> Line<'static> {
     }
     if all > rows && rows > 0 {
         let last = all.min(state.scroll + rows);
-        title += &format!("  {}–{last}", state.scroll + 1);
+        let _ = write!(title, "  {}–{last}", state.scroll + 1);
     }
     Line::from(title).style(Style::new().add_modifier(Modifier::REVERSED))
 }

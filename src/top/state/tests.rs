@@ -100,21 +100,21 @@ fn a_gpu_keeps_its_history_with_holes_where_nothing_was_measured() {
 
 #[test]
 fn a_gpu_is_stale_by_the_clock_of_the_server_and_by_how_often_it_is_sampled() {
-    let stale = |state: &State| {
+    let age = |state: &State| {
         state
             .stale(state.gpus()[0], now())
             .map(|age| age.num_seconds())
     };
-    assert_eq!(stale(&state(vec![gpu(0, 5)], vec![])), None);
+    assert_eq!(age(&state(vec![gpu(0, 5)], vec![])), None);
     let mut state = state(vec![gpu(0, 6)], vec![]);
-    assert_eq!(stale(&state), Some(6));
+    assert_eq!(age(&state), Some(6));
     state.hear(heartbeat(-4, 0), now());
-    assert_eq!(stale(&state), None);
+    assert_eq!(age(&state), None);
     state.hear(heartbeat(60, 0), now());
-    assert_eq!(stale(&state), Some(66));
+    assert_eq!(age(&state), Some(66));
     let mut seldom = self::state(vec![gpu(0, 70)], vec![]);
     seldom.hear(update(gpu(0, 40)), now());
-    assert_eq!(stale(&seldom), None, "sampled every 30 s");
+    assert_eq!(age(&seldom), None, "sampled every 30 s");
 }
 
 #[test]

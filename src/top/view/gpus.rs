@@ -29,7 +29,7 @@ const GAP: u16 = 2;
 enum Panel {
     /// Everything on a line.
     Line,
-    /// The name, the gauges, this many lines of facts, and this many of history.
+    /// The name, the gauges, at most this many lines of facts, and this many of history.
     Block { facts: u16, history: u16 },
 }
 
@@ -38,13 +38,15 @@ impl Panel {
     fn of(count: usize, width: u16, room: u16) -> Self {
         let facts = fact_lines(width);
         let block = |facts, history| Self::Block { facts, history };
-        let blocks = [block(facts, 2), block(facts, 1), block(facts, 0)];
+        let blocks = [
+            block(facts, 2),
+            block(facts, 1),
+            block(facts, 0),
+            block(1, 0),
+            block(0, 0),
+        ];
         let fits = |panel: &Self| count.saturating_mul(panel.height().into()) <= room.into();
-        blocks
-            .into_iter()
-            .chain([block(0, 1), block(0, 0)])
-            .find(fits)
-            .unwrap_or(Self::Line)
+        blocks.into_iter().find(fits).unwrap_or(Self::Line)
     }
 
     fn height(self) -> u16 {
@@ -85,12 +87,12 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, now: DateTime<F
     let mut top = area.y;
     for gpu in gpus.into_iter().take(room) {
         let area = Rect::new(area.x, top, area.width, height).intersection(area);
-        let stale = state.stale(gpu, now.with_timezone(&Utc));
+        let age = state.stale(gpu, now.with_timezone(&Utc));
         match panel {
-            Panel::Line => line(frame, area, gpu, stale),
-            Panel::Block { facts, history } => block(frame, area, gpu, stale, (facts, history)),
+            Panel::Line => line(frame, area, gpu, age),
+            Panel::Block { facts, history } => block(frame, area, gpu, age, (facts, history)),
         }
-        if stale.is_some() {
+        if age.is_some() {
             frame.buffer_mut().set_style(area, Style::new().dim());
         }
         top += height;
@@ -115,6 +117,19 @@ fn block(
     name.extend(stale.map(stale_for));
     name.extend(self::name(gpu));
     frame.render_widget(Line::from(name), title);
+    if facts == 0 {
+        let most = vec![
+            Span::from("  "),
+            temperature(&gpu.stats),
+            Span::from(format!("  {}", power(&gpu.stats))),
+        ];
+        let most = Line::from(most).right_aligned();
+        let width = u16::try_from(most.width())
+            .unwrap_or(u16::MAX)
+            .min(title.width);
+        let right = Rect::new(title.right() - width, title.y, width, title.height);
+        frame.render_widget(most, right);
+    }
     let halves = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]);
     let [left, right] = halves.spacing(GAP).areas(indented(gauges));
     frame.render_widget(utilization(gpu, left.width), left);
@@ -142,7 +157,7 @@ fn line(frame: &mut Frame, area: Rect, gpu: &Gpu, stale: Option<TimeDelta>) {
     let columns = [
         Constraint::Length(2),
         Constraint::Length(gauges[0]),
-        Constraint::Length(if gauges[1] == 0 { 12 } else { gauges[1] }),
+        Constraint::Length(if gauges[1] == 0 { 13 } else { gauges[1] }),
         Constraint::Length(6),
         Constraint::Fill(1),
     ];
@@ -250,7 +265,7 @@ fn memory_text(stats: &pb::GpuStats) -> String {
     let or_absent = |mib: Option<i64>| mib.map_or_else(|| ABSENT.to_string(), gib);
     match (stats.memory_used, stats.memory_total) {
         (None, None) => ABSENT.to_string(),
-        (used, total) => format!("{}/{}G", or_absent(used), or_absent(total)),
+        (used, total) => format!("{}/{}Gi", or_absent(used), or_absent(total)),
     }
 }
 

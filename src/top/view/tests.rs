@@ -1,4 +1,4 @@
-use ratatui::{Terminal, backend::TestBackend, crossterm::event::KeyCode};
+use ratatui::{Terminal, backend::TestBackend, buffer::Cell, crossterm::event::KeyCode};
 
 use super::*;
 use crate::top::{
@@ -14,7 +14,7 @@ fn shown(state: &mut State, (width, height): (u16, u16)) -> Vec<String> {
         draw(frame, state, now().fixed_offset());
     });
     let buffer = drawn.unwrap().buffer;
-    let symbols: Vec<_> = buffer.content().iter().map(|cell| cell.symbol()).collect();
+    let symbols: Vec<_> = buffer.content().iter().map(Cell::symbol).collect();
     let lines = symbols.chunks(usize::from(width).max(1));
     lines
         .map(|line| line.concat().trim_end().to_string())
@@ -36,7 +36,7 @@ fn a_gpu_is_shown_with_all_that_is_known() {
     assert_eq!(lines[1], " 0 NVIDIA RTX 4080  camera-box");
     let gauges = &lines[2];
     assert!(
-        gauges.contains("37%]") && gauges.contains("1.5/16.0G]"),
+        gauges.contains("37%]") && gauges.contains("1.5/16.0Gi]"),
         "{gauges}"
     );
     assert_eq!(
@@ -80,7 +80,7 @@ fn what_is_absent_is_never_shown_as_0() {
     (partly.power_limit, partly.memory_used) = (None, None);
     let screen = screen(&mut state(vec![partly], vec![]), (130, 30));
     assert!(
-        screen.contains("POWER 88/– W") && screen.contains("–/16.0G"),
+        screen.contains("POWER 88/– W") && screen.contains("–/16.0Gi"),
         "{screen}"
     );
 }
@@ -156,6 +156,17 @@ fn alerts_are_shown_newest_first_with_their_status() {
 }
 
 #[test]
+fn what_matters_most_is_shown_where_there_is_little_room() {
+    for size in [(120, 30), (80, 24), (60, 16), (60, 12)] {
+        let gpus = (0..4).map(|index| gpu(index, 0)).collect();
+        let screen = screen(&mut state(gpus, vec![]), size);
+        for what in ["RTX 4080", "37%]", "1.5/16.0Gi", "51 °C", "88/320 W"] {
+            assert_eq!(screen.matches(what).count(), 4, "{what}: {screen}");
+        }
+    }
+}
+
+#[test]
 fn many_alerts_are_scrolled() {
     let alerts = (0..200).map(|ago| alert(&format!("<{ago}>"), ago)).rev();
     let mut state = state(vec![gpu(0, 0)], alerts.collect());
@@ -178,6 +189,7 @@ fn many_gpus_share_the_room_and_those_without_are_counted() {
     assert_eq!(tall.matches("DEC 64%").count(), 16, "{tall}");
     let normal = screen(&mut state, (120, 40));
     assert_eq!(normal.matches("NVIDIA RTX 4080").count(), 16, "{normal}");
+    assert_eq!(normal.matches("51 °C").count(), 16, "{normal}");
     let small = screen(&mut state, (80, 24));
     let seen = small.matches("NVIDIA RTX 4080").count();
     assert!(
@@ -231,8 +243,8 @@ fn no_size_and_no_text_is_too_much() {
     for state in [&mut full, &mut empty] {
         for help in [false, true] {
             state.help = help;
-            for width in [0, 1, 2, 3, 7, 20, 40, 59, 60, 100, 200] {
-                for height in (0..7).chain([10, 24, 100]) {
+            for width in [0, 1, 2, 3, 7, 20, 40, 60, 130] {
+                for height in (0..7).chain([10, 24, 60]) {
                     let screen = screen(state, (width, height));
                     assert!(!screen.contains('\u{1b}') && !screen.contains('\u{7}'));
                 }
