@@ -120,7 +120,10 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         let _ = self.terminal.show_cursor();
-        let _ = ratatui::try_restore();
+        // A second time would put the cursor back above what the panic has said.
+        if !std::thread::panicking() {
+            let _ = ratatui::try_restore();
+        }
     }
 }
 
