@@ -9,7 +9,7 @@ use clap::{
     error::ErrorKind,
 };
 
-use self::values::{between, database_url, host, listen, log_filter};
+use self::values::{between, database_url, host, listen, log_filter, server};
 use crate::{db, feed::retention::Retention};
 
 mod values;
@@ -44,6 +44,15 @@ pub enum Command {
         /// Which way
         #[command(subcommand)]
         direction: Migrate,
+    },
+    /// Show the GPUs and the alerts of a running server in the terminal, live
+    Top {
+        /// The server: `HOST:PORT` or `http://HOST:PORT`
+        #[arg(
+            long, value_name = "URL", env = "WATCHPOST_SERVER",
+            default_value = "http://127.0.0.1:50051", value_parser = server
+        )]
+        server: String,
     },
 }
 
@@ -404,6 +413,7 @@ mod tests {
             (&["--no-such-setting", "1"], "--no-such-setting"),
             (&["nonsense"], "nonsense"),
             (&["migrate", "down"], "STEPS"),
+            (&["top", "--server", "host"], "--server"),
         ] {
             let problem = wrong(args);
             assert!(

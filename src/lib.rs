@@ -28,6 +28,8 @@ pub mod entity;
 
 pub mod error;
 
+pub mod top;
+
 /// The API, generated from `proto/`: its documentation is there.
 #[allow(clippy::all, clippy::pedantic, missing_docs)]
 pub mod pb {

@@ -8,6 +8,7 @@ use watchpost::{
     config::{self, Cli, Command, Migrate, Settings, Stop},
     db::Db,
     server::{Server, StartError},
+    top,
 };
 
 /// A good part of an ingest is memory that is asked for and given back by several threads: this
@@ -23,7 +24,10 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(stop) => return end(stop),
     };
-    start_log(&cli.settings);
+    // A log would be drawn into the view.
+    if !matches!(cli.command, Some(Command::Top { .. })) {
+        start_log(&cli.settings);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -41,6 +45,7 @@ async fn run(cli: Cli) -> ExitCode {
             Ok(code) => code,
             Err(error) => fail(&error),
         },
+        Command::Top { server } => show_top(&server).await,
     }
 }
 
@@ -71,6 +76,19 @@ async fn serve(settings: &Settings) -> ExitCode {
     server.stop().await;
     tracing::info!("stopped");
     ExitCode::SUCCESS
+}
+
+/// Shows a server in the terminal.
+#[expect(clippy::print_stderr, reason = "there is no log")]
+async fn show_top(server: &str) -> ExitCode {
+    match top::run(server).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ top::Error::NotATerminal) => end(Stop::Wrong(error.to_string())),
+        Err(error) => {
+            eprintln!("watchpost: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Changes the schema, or prints its state.

@@ -11,6 +11,19 @@ pub(super) fn listen(text: &str) -> Result<String, String> {
     Ok(text.to_string())
 }
 
+/// The address of a server, as a URL.
+pub(super) fn server(text: &str) -> Result<String, String> {
+    let problem = || "it must be HOST:PORT or http://HOST:PORT".to_string();
+    let address = text.strip_prefix("http://").unwrap_or(text);
+    let address = address.strip_suffix('/').unwrap_or(address);
+    let authority: http::uri::Authority = address.parse().map_err(|_| problem())?;
+    let plain = !authority.host().is_empty() && !address.contains('@');
+    if !plain || authority.port_u16().is_none() {
+        return Err(problem());
+    }
+    Ok(format!("http://{authority}"))
+}
+
 /// Not a parser of the argument: its error would repeat what was given, and that may hold a password.
 pub(super) fn database_url(text: &str) -> Result<(), String> {
     let problem = "it must be sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME".to_string();
@@ -50,5 +63,33 @@ pub(super) fn between<const LEAST: u64, const MOST: u64>(text: &str) -> Result<D
             humantime::format_duration(least),
             humantime::format_duration(most)
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_an_address_with_or_without_its_scheme() {
+        for text in ["box:50051", "http://box:50051", "http://box:50051/"] {
+            assert_eq!(server(text).unwrap(), "http://box:50051");
+        }
+        assert_eq!(server("[::1]:1").unwrap(), "http://[::1]:1");
+        let wrong = [
+            "",
+            "box",
+            ":1",
+            "box:0x1",
+            "box:99999",
+            "http://box",
+            "https://box:1",
+            "box:1/path",
+            "user@box:1",
+            "http://",
+        ];
+        for text in wrong {
+            assert!(server(text).is_err(), "{text}");
+        }
     }
 }

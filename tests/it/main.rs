@@ -16,4 +16,5 @@ mod main_job;
 mod process;
 mod schema;
 mod support;
+mod top;
 mod watch;

@@ -4,6 +4,7 @@ pub mod calls;
 pub mod database;
 pub mod fake_nvml;
 pub mod process;
+pub mod terminal;
 
 use std::time::Duration;
 
@@ -64,6 +65,11 @@ impl TestServer {
         drop(channel);
         assert!(ended, "all calls ended within the grace time");
         database
+    }
+
+    /// Where it listens, as `HOST:PORT`.
+    pub fn address(&self) -> String {
+        self.server.address.to_string()
     }
 
     pub fn cameras(&self) -> CameraServiceClient<Channel> {
