@@ -10,6 +10,7 @@ use std::{
 use async_stream::try_stream;
 use bytes::Bytes;
 use futures_util::Stream;
+use prometheus::IntCounter;
 use prost::Message;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -42,6 +43,7 @@ pub struct Monitor {
     shutdown: CancellationToken,
     places: Arc<Semaphore>,
     max_watches: usize,
+    sent: IntCounter,
 }
 
 impl Monitor {
@@ -58,7 +60,18 @@ impl Monitor {
             shutdown,
             places: Arc::new(Semaphore::new(max_watches)),
             max_watches,
+            sent: IntCounter::new("sent", "sent").expect("a legal name"),
         }
+    }
+
+    /// How many watches are open.
+    pub fn watches(&self) -> usize {
+        self.max_watches - self.places.available_permits()
+    }
+
+    /// How many responses were sent, over all watches.
+    pub fn sent(&self) -> &IntCounter {
+        &self.sent
     }
 
     /// Begins a watch. What it gives are encoded `WatchResponse`s.

@@ -11,6 +11,7 @@ use std::{
 
 use bytes::{BufMut, Bytes};
 use futures_util::Stream;
+use prometheus::IntCounter;
 use tonic::{
     Request, Response, Status,
     body::Body,
@@ -56,7 +57,7 @@ impl Service<http::Request<Body>> for MonitorServer {
         let watch = Watch(self.monitor.clone());
         let mut accepted = EnabledCompressionEncodings::default();
         accepted.enable(CompressionEncoding::Gzip);
-        let mut grpc = Grpc::new(EncodedCodec)
+        let mut grpc = Grpc::new(EncodedCodec(self.monitor.sent().clone()))
             .apply_compression_config(accepted, EnabledCompressionEncodings::default())
             .apply_max_message_size_config(Some(self.max_message_size), None);
         Box::pin(async move { Ok(grpc.server_streaming(watch, request).await) })
@@ -81,7 +82,7 @@ impl ServerStreamingService<pb::WatchRequest> for Watch {
 }
 
 /// Decodes requests as usual; responses are encoded already.
-struct EncodedCodec;
+struct EncodedCodec(IntCounter);
 
 impl Codec for EncodedCodec {
     type Encode = Bytes;
@@ -90,7 +91,7 @@ impl Codec for EncodedCodec {
     type Decoder = <ProstCodec<pb::WatchResponse, pb::WatchRequest> as Codec>::Decoder;
 
     fn encoder(&mut self) -> Self::Encoder {
-        EncodedEncoder
+        EncodedEncoder(self.0.clone())
     }
 
     fn decoder(&mut self) -> Self::Decoder {
@@ -98,7 +99,7 @@ impl Codec for EncodedCodec {
     }
 }
 
-struct EncodedEncoder;
+struct EncodedEncoder(IntCounter);
 
 impl Encoder for EncodedEncoder {
     type Item = Bytes;
@@ -107,6 +108,7 @@ impl Encoder for EncodedEncoder {
     fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         buffer.reserve(message.len());
         buffer.put(message);
+        self.0.inc();
         Ok(())
     }
 }
