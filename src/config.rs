@@ -10,7 +10,7 @@ use clap::{
 };
 
 use self::values::{between, database_url, host, listen, log_filter};
-use crate::db;
+use crate::{db, feed::retention::Retention};
 
 mod values;
 
@@ -158,6 +158,13 @@ pub struct Settings {
     )]
     pub feed_retention: Duration,
 
+    /// How many changes the feed keeps at most, 1000 to 1000000000
+    #[arg(
+        long, global = true, value_name = "NUMBER", env = "WATCHPOST_FEED_MAX_CHANGES", default_value = "10000000",
+        value_parser = clap::value_parser!(u64).range(1_000..=1_000_000_000)
+    )]
+    pub feed_max_changes: u64,
+
     /// How many watches may be open at once, 1 to 1000000
     #[arg(
         long, global = true, value_name = "NUMBER", env = "WATCHPOST_MAX_WATCHES", default_value = "10000",
@@ -222,6 +229,14 @@ impl Settings {
                 Synchronous::Full => db::Synchronous::Full,
                 Synchronous::Normal => db::Synchronous::Normal,
             },
+        }
+    }
+
+    /// How long and how many changes the feed keeps.
+    pub fn feed_retention(&self) -> Retention {
+        Retention {
+            kept: self.feed_retention,
+            max_changes: self.feed_max_changes,
         }
     }
 

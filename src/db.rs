@@ -1,6 +1,6 @@
 //! The database: connecting, migrating, reading, and the one way to write.
 
-use std::{fs::File, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+use std::{cell::Cell, fs::File, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 use migration::{Migrator, MigratorTrait};
 use sea_orm::{
@@ -30,6 +30,11 @@ const STATEMENTS: usize = 512;
 
 /// Guards migrations on PostgreSQL; any number will do that nobody else uses in this database.
 const MIGRATION_LOCK: i64 = 0x7761_7463_6870;
+
+tokio::task_local! {
+    /// What the feed calls the transaction that `Db::write` runs.
+    static COMMIT_SEQ: Cell<Option<i64>>;
+}
 
 /// Which database, and how to treat it.
 #[derive(Debug, Clone)]
@@ -196,12 +201,24 @@ impl Db {
             tx.commit().await?;
             Ok(done)
         };
+        let transaction = COMMIT_SEQ.scope(Cell::new(None), transaction);
         let done = timeout(WRITE_TIMEOUT, transaction)
             .await
             .unwrap_or(Err(Error::DatabaseAway))?;
         self.0.committed.notify_one();
         self.0.announce.notify_one();
         Ok(done)
+    }
+
+    /// What the feed calls the transaction that this task runs, once `set_commit_seq` has said so.
+    pub(crate) fn commit_seq() -> Option<i64> {
+        COMMIT_SEQ.try_with(Cell::get).ok().flatten()
+    }
+
+    /// Names the transaction that this task runs, for the changes that it records later.
+    pub(crate) fn set_commit_seq(number: i64) {
+        // Outside of `write` there is nothing to remember it.
+        let _ = COMMIT_SEQ.try_with(|seq| seq.set(Some(number)));
     }
 
     /// Wakes up after this process has committed something. For the one reader of the feed.

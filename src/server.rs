@@ -43,7 +43,7 @@ use crate::{
     health::Health,
     http,
     metrics::Metrics,
-    monitor::{Announcement, Feed, Monitor, MonitorServer},
+    monitor::{self, Announcement, Feed, Monitor, MonitorServer, Snapshots},
     pb::{
         FILE_DESCRIPTOR_SET, alert_rule_service_server::AlertRuleServiceServer,
         alert_service_server::AlertServiceServer, camera_service_server::CameraServiceServer,
@@ -238,8 +238,17 @@ fn routes<H: HealthService>(
         shutdown,
     } = parts.clone();
     let committer = Arc::new(Committer::start(&db, &rules, &shutdown));
-    let max_watches = settings.max_watches as usize;
-    let monitor = Monitor::new(feed.clone(), gpus.clone(), max_watches, shutdown.clone());
+    let gpu_stats = GpuStats::new(db.clone(), gpus.clone());
+    let monitor = Monitor::new(
+        feed.clone(),
+        gpus.clone(),
+        Snapshots::new(db.clone(), gpu_stats.clone()),
+        monitor::Settings {
+            max_watches: settings.max_watches as usize,
+            retention: settings.feed_retention(),
+        },
+        shutdown.clone(),
+    );
     let calls = Calls::new(&[
         FILE_DESCRIPTOR_SET,
         tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -249,7 +258,7 @@ fn routes<H: HealthService>(
     let metrics = Metrics {
         calls: calls.clone(),
         feed,
-        gpus: gpus.clone(),
+        gpus,
         gpu_interval: settings.gpu_interval,
         health,
         ingests: committer.counts().clone(),
@@ -264,8 +273,7 @@ fn routes<H: HealthService>(
         db: db.clone(),
         rules,
     };
-    let alerts = Alerts::new(db.clone());
-    let gpu_stats = GpuStats::new(db, gpus);
+    let alerts = Alerts::new(db);
     let reflection = || {
         Reflection::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -338,7 +346,7 @@ async fn prepare(
     tokio::spawn(rules.follow(feed.clone(), start, shutdown.clone()));
     tokio::spawn(feed::retention::run(
         db.clone(),
-        settings.feed_retention,
+        settings.feed_retention(),
         shutdown.clone(),
     ));
     tokio::spawn(events::retention::run(db.clone(), shutdown.clone()));

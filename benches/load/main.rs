@@ -3,15 +3,23 @@
 //! `cargo bench` on SQLite, `cargo bench -- --postgres` on a private PostgreSQL,
 //! `cargo bench -- --database-url URL` on an empty database of yours;
 //! `--seconds N` sets how long each load lasts, and a name runs one figure only.
+//! `guarantees --cycles N --seed N` is no load: it checks what watches are promised while
+//! servers are killed N times.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
+#[path = "../../tests/checker/mod.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod checker;
 #[path = "../../tests/it/support/database/cluster.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod cluster;
 #[allow(unreachable_pub)]
+mod guarantees;
+#[allow(unreachable_pub)]
 mod server;
 
 use std::{
+    process::ExitCode,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -44,17 +52,27 @@ struct Options {
     database_url: Option<String>,
     postgres: bool,
     seconds: u64,
+    cycles: u32,
+    seed: u64,
     only: Option<String>,
 }
 
 #[tokio::main]
-async fn main() {
+async fn main() -> ExitCode {
     let options = options();
     let cluster = if options.postgres {
         Some(Cluster::start().await)
     } else {
         None
     };
+    if options.only.as_deref() == Some("guarantees") {
+        let kept = guarantees::check(cluster.as_ref(), options.cycles, options.seed).await;
+        return if kept {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        };
+    }
     let url = cluster
         .as_ref()
         .map(|cluster| cluster.url("postgres"))
@@ -81,6 +99,7 @@ async fn main() {
     if wanted("get_alert") {
         get_alert(&server, options.seconds).await;
     }
+    ExitCode::SUCCESS
 }
 
 fn options() -> Options {
@@ -88,6 +107,8 @@ fn options() -> Options {
         database_url: None,
         postgres: false,
         seconds: 10,
+        cycles: 10,
+        seed: 1,
         only: None,
     };
     let mut args = std::env::args().skip(1);
@@ -97,6 +118,8 @@ fn options() -> Options {
             "--bench" => {}
             "--postgres" => options.postgres = true,
             "--database-url" => options.database_url = args.next(),
+            "--cycles" => options.cycles = args.next().unwrap().parse().unwrap(),
+            "--seed" => options.seed = args.next().unwrap().parse().unwrap(),
             "--seconds" => options.seconds = args.next().unwrap().parse().unwrap(),
             name => options.only = Some(name.to_string()),
         }

@@ -1,5 +1,7 @@
 //! Judging an event by a rule. Pure: it reads no database and no clock.
 
+use std::cell::OnceCell;
+
 use chrono::{DateTime, Utc};
 
 use super::rules::Rule;
@@ -17,6 +19,8 @@ pub struct Facts {
     /// Whether the event raises no alerts for now.
     pub snoozed: bool,
     pub detections: Vec<Seen>,
+    /// The types of the detections for people, made when the first rule needs them.
+    pub types: OnceCell<String>,
 }
 
 /// What rules look at of a detection.
@@ -99,19 +103,8 @@ pub fn judge<'a>(rule: &Rule, facts: &'a Facts) -> Verdict<'a> {
     if found.peek().is_none() && (!rule.object_types.is_empty() || rule.min_confidence.is_some()) {
         let mut typed = facts.detections.iter().filter(of_type).peekable();
         if typed.peek().is_none() && !rule.object_types.is_empty() {
-            let mut seen: Vec<_> = facts
-                .detections
-                .iter()
-                .filter_map(|seen| seen.object_type.as_deref())
-                .collect();
-            seen.sort_unstable();
-            seen.dedup();
-            let more = if seen.len() > TOLD { ", …" } else { "" };
-            seen.truncate(TOLD);
-            return Stopped(
-                RuleStop::ObjectTypes,
-                format!("only [{}{more}] was seen", seen.join(", ")),
-            );
+            let told = facts.types.get_or_init(|| only(&facts.detections));
+            return Stopped(RuleStop::ObjectTypes, told.clone());
         }
         let least = rule.min_confidence.unwrap_or_default();
         let best = typed
@@ -134,6 +127,19 @@ pub fn judge<'a>(rule: &Rule, facts: &'a Facts) -> Verdict<'a> {
     Verdict::Matches {
         object_type: found.find_map(|seen| seen.object_type.as_deref()),
     }
+}
+
+/// Which types were seen, for people.
+fn only(detections: &[Seen]) -> String {
+    let mut seen: Vec<_> = detections
+        .iter()
+        .filter_map(|seen| seen.object_type.as_deref())
+        .collect();
+    seen.sort_unstable();
+    seen.dedup();
+    let more = if seen.len() > TOLD { ", …" } else { "" };
+    seen.truncate(TOLD);
+    format!("only [{}{more}] was seen", seen.join(", "))
 }
 
 #[cfg(test)]
@@ -196,6 +202,7 @@ mod tests {
             started_at: "2026-11-27T12:00:00Z".parse().unwrap(),
             snoozed: false,
             detections: vec![seen("person", 0.5), seen("dog", 0.95), seen("car", None)],
+            types: OnceCell::new(),
         };
         let at = |start: &str, end: &str| {
             Some(Schedule {
@@ -339,6 +346,7 @@ mod tests {
             started_at: crate::entity::now(),
             snoozed: false,
             detections: vec![],
+            types: OnceCell::new(),
         };
         let threshold = alert_rule::Model {
             risk_threshold: Some(0),

@@ -15,6 +15,8 @@ pub struct Model {
     /// The change as it is sent, already encoded.
     pub message: Vec<u8>,
     pub created_at: DateTimeUtc,
+    /// The same for all changes of one transaction, on SQLite; on PostgreSQL `xid` tells.
+    pub commit_seq: Option<i64>,
 }
 
 impl ActiveModelBehavior for ActiveModel {

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use prost::Message;
-use sea_orm::DatabaseTransaction;
+use sea_orm::{ConnectionTrait, DatabaseTransaction};
 use uuid::Uuid;
 
-use super::{check::Ingest, ids, replay, sources};
+use super::{check::Ingest, lookup, replay, sources};
 use crate::{
     alerts::{
         change::announcement,
@@ -24,7 +24,7 @@ use crate::{
     error::Result,
     feed::{self, Record, Topic},
     pb::{self, RuleStop, watch_response::Update},
-    rpc::insert::insert_all,
+    rpc::insert::Inserts,
 };
 
 /// What became of one ingest of a batch.
@@ -108,21 +108,21 @@ pub(super) async fn store(
     tx: &DatabaseTransaction,
     batch: &mut [Judged],
 ) -> Result<Vec<Option<Answer>>> {
-    let mut answers = replay::answers(tx, batch).await?;
-    let cameras = sources::check(tx, batch, &mut answers).await?;
+    let found = lookup::look_up(tx, batch).await?;
+    let mut answers = if found.repeated {
+        replay::answers(tx, batch).await?
+    } else {
+        batch.iter().map(|_| None).collect()
+    };
+    sources::check(&found.cameras, batch, &mut answers);
 
     let unanswered = batch
         .iter_mut()
         .zip(&answers)
         .filter(|(_, answer)| answer.is_none());
     let mut new: Vec<_> = unanswered.map(|(judged, _)| judged).collect();
-    let detections = new
-        .iter()
-        .map(|judged| judged.ingest.detections.len())
-        .sum();
-    let (event_ids, detection_ids) = ids::reserve(tx, new.len(), detections).await?;
-    let mut detection_ids = detection_ids.into_iter();
-    for (judged, event_id) in new.iter_mut().zip(event_ids) {
+    let mut detection_ids = found.detection_ids.into_iter();
+    for (judged, event_id) in new.iter_mut().zip(found.event_ids) {
         judged.ingest.event.id = event_id;
         for (detection, id) in judged
             .ingest
@@ -133,7 +133,8 @@ pub(super) async fn store(
             detection.id = id;
         }
     }
-    sources::mark_seen(tx, new.iter().map(|judged| &judged.ingest), &cameras).await?;
+    let ingests = new.iter().map(|judged| &judged.ingest);
+    sources::mark_seen(tx, ingests, &found.cameras).await?;
     insert(tx, &mut new).await?;
     Ok(answers)
 }
@@ -156,12 +157,11 @@ async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()>
         .iter()
         .map(|judged| judged.ingest.event.clone())
         .collect();
-    insert_all(tx, events).await?;
-    insert_all(tx, detections).await?;
-    insert_all(tx, links).await?;
-
-    let alerts = raise(tx, new, now).await?;
-    insert_all(tx, alerts).await?;
+    let mut inserts = Inserts::new(tx.get_database_backend());
+    inserts.add(events)?;
+    inserts.add(detections)?;
+    inserts.add(links)?;
+    inserts.add(raise(tx, new, now).await?)?;
 
     let has_key = |ingest: &Ingest| ingest.request_id.is_some() || ingest.batch_id.is_some();
     let keys = new.iter().filter(|judged| has_key(&judged.ingest));
@@ -174,9 +174,10 @@ async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()>
             row.batch_id.clone(),
         )
     });
-    insert_all(tx, keys).await?;
-
-    feed::record(tx, new.iter().flat_map(|judged| announcements(judged))).await
+    inserts.add(keys)?;
+    let announcements = new.iter().flat_map(|judged| announcements(judged));
+    inserts.add(feed::rows(tx, announcements).await?)?;
+    inserts.run(tx).await
 }
 
 /// Claims the right to raise the alerts; completes the outcomes, and returns the alerts that are

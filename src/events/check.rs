@@ -1,6 +1,6 @@
 //! The checks of an ingest, and the rows that it will become, before any database is asked.
 
-use std::ops::RangeInclusive;
+use std::{cell::OnceCell, ops::RangeInclusive};
 
 use chrono::{DateTime, Utc};
 use prost::Message;
@@ -111,6 +111,7 @@ impl Ingest {
             started_at: self.event.started_at,
             snoozed: self.event.snooze_until.is_some_and(|until| until > now),
             detections: self.detections.iter().map(seen).collect(),
+            types: OnceCell::new(),
         }
     }
 }

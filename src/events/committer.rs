@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use sea_orm::DbBackend;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{Instant, timeout_at},
@@ -31,6 +32,10 @@ const BATCH: usize = 64;
 
 /// How many detections they have together at most, unless a single one has more.
 const DETECTIONS: usize = 2_000;
+
+/// How many batches are written at the same time on PostgreSQL: one is being judged, encoded and
+/// answered while the other keeps the database busy. SQLite has one writer.
+const AT_ONCE_ON_POSTGRES: usize = 2;
 
 /// How long to wait for callers who were just answered, and who probably come with their next
 /// ingests at once. One who comes alone waits for nobody.
@@ -124,9 +129,12 @@ async fn gather(
     callers: Arc<Callers>,
     shutdown: CancellationToken,
 ) {
-    // One batch at a time: on SQLite there is one writer, and on PostgreSQL two batches cost more
-    // than one of twice the size.
-    let turns = Arc::new(Semaphore::new(1));
+    let at_once = if work.db.backend() == DbBackend::Postgres {
+        AT_ONCE_ON_POSTGRES
+    } else {
+        1
+    };
+    let turns = Arc::new(Semaphore::new(at_once));
     let mut waiting = Vec::new();
     loop {
         if waiting.is_empty() {
@@ -156,7 +164,7 @@ async fn gather(
         {
             waiting.push(next);
         }
-        let siblings = callers.most().min(BATCH);
+        let siblings = (callers.most() / at_once).min(BATCH);
         let until = Instant::now() + SIBLINGS;
         while waiting.len() < siblings
             && let Ok(Some(next)) = timeout_at(until, queue.recv()).await

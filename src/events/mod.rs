@@ -5,7 +5,7 @@ mod check;
 mod committer;
 mod convert;
 mod counts;
-mod ids;
+mod lookup;
 mod replay;
 pub mod retention;
 mod service;

@@ -39,8 +39,8 @@ struct Outcomes {
 pub(super) fn key(judged: &Judged, now: DateTime<Utc>) -> event_ingest::Model {
     let mut kept = Outcomes::default();
     let bytes = |id: &str| Uuid::parse_str(id).unwrap_or_default().into_bytes();
-    for outcome in &judged.outcomes {
-        kept.rule_ids.extend(bytes(&outcome.rule_id));
+    for (rule, outcome) in judged.rules.iter().zip(&judged.outcomes) {
+        kept.rule_ids.extend(rule.id.as_bytes());
         kept.stops
             .push(u8::try_from(outcome.stopped_by).unwrap_or_default());
         kept.alert_ids

@@ -20,30 +20,21 @@ use crate::{
 /// How far behind `cameras.last_seen_at` may be, so that not every ingest writes the camera's row.
 const SEEN_EVERY: TimeDelta = TimeDelta::seconds(10);
 
-/// The cameras of a batch by id.
-pub(super) type Cameras = HashMap<String, camera::Model>;
+/// What an ingest has to know of a camera.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub deleted: bool,
+    pub last_seen_at: Option<DateTime<Utc>>,
+}
 
-/// Answers the ingests whose camera does not exist, or not any more. Returns the cameras.
-pub(super) async fn check(
-    tx: &DatabaseTransaction,
-    batch: &[Judged],
-    answers: &mut [Option<Answer>],
-) -> Result<Cameras> {
-    let camera_id = |judged: &Judged| judged.ingest.event.camera_id.clone();
-    let mut ids: Vec<_> = batch.iter().map(camera_id).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    let cameras = camera::Entity::find()
-        .filter(camera::Column::Id.is_in(ids))
-        .all(tx)
-        .await?;
-    let cameras: Cameras = cameras
-        .into_iter()
-        .map(|camera| (camera.id.clone(), camera))
-        .collect();
+/// The cameras of a batch by id.
+pub(super) type Cameras = HashMap<String, Source>;
+
+/// Answers the ingests whose camera does not exist, or not any more.
+pub(super) fn check(cameras: &Cameras, batch: &[Judged], answers: &mut [Option<Answer>]) {
     for (judged, answer) in batch.iter().zip(answers) {
         let problem = match cameras.get(&judged.ingest.event.camera_id) {
-            Some(camera) if camera.deleted_at.is_none() => continue,
+            Some(camera) if !camera.deleted => continue,
             Some(_) => "names a camera that is deleted",
             None => "names a camera that does not exist",
         };
@@ -56,7 +47,6 @@ pub(super) async fn check(
         };
         answer.get_or_insert_with(refused);
     }
-    Ok(cameras)
 }
 
 /// Brings `last_seen_at` of the cameras up to date where it is behind.

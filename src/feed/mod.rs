@@ -2,20 +2,21 @@
 //!
 //! It knows no family: a change has a topic, a key and the bytes of a message.
 
-use sea_orm::{ActiveValue::Set, DatabaseTransaction};
+use sea_orm::{ActiveValue::Set, ConnectionTrait, DatabaseTransaction, DbBackend, Statement};
 
 pub mod position;
 pub mod read;
 pub mod retention;
 pub mod tail;
 
-pub use position::{Cursors, Position};
+pub use position::{Cursors, Position, Seen, Start};
 pub use read::Change;
 pub use tail::{Entry, Feed};
 
 use crate::{
+    db::Db,
     entity::{self, change},
-    error::Result,
+    error::{Error, Result},
     rpc::insert::insert_all,
 };
 
@@ -56,8 +57,17 @@ pub async fn record(
     tx: &DatabaseTransaction,
     changes: impl IntoIterator<Item = Record>,
 ) -> Result<()> {
+    let rows = rows(tx, changes).await?;
+    insert_all(tx, rows).await
+}
+
+/// The rows of changes, to be inserted in the transaction that makes them, in this order.
+pub async fn rows(
+    tx: &DatabaseTransaction,
+    changes: impl IntoIterator<Item = Record>,
+) -> Result<Vec<change::ActiveModel>> {
     let created_at = entity::now();
-    let rows: Vec<_> = changes
+    let mut rows: Vec<_> = changes
         .into_iter()
         .map(|change| change::ActiveModel {
             topic: Set(change.topic.as_str().to_string()),
@@ -67,5 +77,27 @@ pub async fn record(
             ..Default::default()
         })
         .collect();
-    insert_all(tx, rows).await
+    if tx.get_database_backend() == DbBackend::Sqlite && !rows.is_empty() {
+        let number = commit_seq(tx).await?;
+        for row in &mut rows {
+            row.commit_seq = Set(Some(number));
+        }
+    }
+    Ok(rows)
+}
+
+/// What the feed calls this transaction on SQLite: by the number of its first change.
+async fn commit_seq(tx: &DatabaseTransaction) -> Result<i64> {
+    if let Some(number) = Db::commit_seq() {
+        return Ok(number);
+    }
+    let sql =
+        "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) + 1 AS first";
+    let row = tx
+        .query_one_raw(Statement::from_string(DbBackend::Sqlite, sql))
+        .await?
+        .ok_or_else(|| Error::internal("a query without a row"))?;
+    let number = row.try_get("", "first")?;
+    Db::set_commit_seq(number);
+    Ok(number)
 }

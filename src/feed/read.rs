@@ -1,14 +1,12 @@
 //! Reading the feed, in an order in which nothing can later appear before what was returned.
 
-use std::collections::HashSet;
-
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ConnectionTrait, DbBackend, DbErr, EntityTrait, QueryResult, RuntimeErr, Statement, sqlx,
 };
 
-use super::{Cursors, Position};
+use super::{Cursors, Position, Seen, Start};
 use crate::{
     db::Db,
     entity::feed_state,
@@ -25,20 +23,19 @@ const AFTER_POSTGRES: &str = "\
 
 /// SQLite has one writer, so `seq` is the order of the commits.
 const AFTER_SQLITE: &str = "\
-    SELECT CAST($1 AS INTEGER) AS xid, seq, topic, key, message, created_at FROM changes \
+    SELECT CAST($1 AS INTEGER) AS xid, seq, topic, key, message, created_at, \
+    coalesce(commit_seq, seq) AS commit_seq FROM changes \
     WHERE seq > $2 ORDER BY seq LIMIT $3";
 
-/// What one statement sees: the last place that is settled, and the first one that cannot exist yet.
+/// What one statement sees: the last place that is settled, and which transactions have ended
+/// (see [`Seen`]).
 const BOUNDS_POSTGRES: &str = "\
     SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1 AS settled_xid, \
-    coalesce(pg_sequence_last_value(pg_get_serial_sequence('changes', 'seq')::regclass), 0) AS settled_seq, pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS future_xid";
+    coalesce(pg_sequence_last_value(pg_get_serial_sequence('changes', 'seq')::regclass), 0) AS settled_seq, \
+    pg_current_snapshot()::text AS snapshot";
 const BOUNDS_SQLITE: &str = "\
     SELECT 0 AS settled_xid, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) AS settled_seq, \
-    1 AS future_xid";
-
-/// The transactions above what is settled that are committed all the same.
-const COMMITTED_POSTGRES: &str = "\
-    SELECT DISTINCT xid::text::bigint AS xid FROM changes WHERE xid >= $1::text::xid8";
+    '0:0:' AS snapshot";
 
 /// Whether changes are committed that cannot be read yet, because an older transaction is still running.
 const WAITING_POSTGRES: &str = "\
@@ -58,6 +55,10 @@ const BEHIND_SQLITE: &str = "\
 pub struct Change {
     /// Its place in the feed.
     pub position: Position,
+    /// The transaction that made it.
+    pub commit: i64,
+    /// Whether it is the last change of its transaction.
+    pub ends_commit: bool,
     /// What kind of thing changed, see [`super::Topic::as_str`].
     pub topic: String,
     /// Which one.
@@ -85,17 +86,25 @@ fn statement<const N: usize>(
 
 /// The settled changes after `position`, at most `limit`.
 pub async fn after(db: &Db, position: Position, limit: i64) -> Result<Vec<Change>> {
-    if db.backend() == DbBackend::Postgres {
-        return after_on_postgres(db, position, limit).await;
+    // One more than asked for, to see whether it belongs to the same transaction as the last one.
+    let mut changes = if db.backend() == DbBackend::Postgres {
+        after_on_postgres(db, position, limit + 1).await?
+    } else {
+        let values = [position.xid.into(), position.seq.into(), (limit + 1).into()];
+        let rows = db
+            .reader()
+            .query_all_raw(statement(db, "", AFTER_SQLITE, values))
+            .await?;
+        rows.iter().map(read).collect::<Result<_, _>>()?
+    };
+    // A transaction is settled as a whole, so that nothing follows where nothing is seen.
+    let mut next = None;
+    for change in changes.iter_mut().rev() {
+        change.ends_commit = next != Some(change.commit);
+        next = Some(change.commit);
     }
-    let values = [position.xid.into(), position.seq.into(), limit.into()];
-    let rows = db
-        .reader()
-        .query_all_raw(statement(db, "", AFTER_SQLITE, values))
-        .await?;
-    rows.iter()
-        .map(|row| read(row).map_err(Error::from))
-        .collect()
+    changes.truncate(usize::try_from(limit).unwrap_or_default());
+    Ok(changes)
 }
 
 async fn after_on_postgres(db: &Db, position: Position, limit: i64) -> Result<Vec<Change>> {
@@ -115,6 +124,8 @@ async fn after_on_postgres(db: &Db, position: Position, limit: i64) -> Result<Ve
         let position = Position { xid, seq };
         Change {
             position,
+            commit: xid,
+            ends_commit: false,
             topic,
             key,
             message: message.into(),
@@ -130,6 +141,8 @@ fn read(row: &QueryResult) -> Result<Change, sea_orm::DbErr> {
             xid: row.try_get("", "xid")?,
             seq: row.try_get("", "seq")?,
         },
+        commit: row.try_get("", "commit_seq")?,
+        ends_commit: false,
         topic: row.try_get("", "topic")?,
         key: row.try_get("", "key")?,
         message: Bytes::from(row.try_get::<Vec<u8>>("", "message")?),
@@ -149,42 +162,44 @@ pub async fn waiting(db: &Db) -> Result<bool> {
     row.map_or(Ok(false), |row| Ok(row.try_get("", "waiting")?))
 }
 
-/// The place after everything that is settled, and the first transaction that cannot have written yet.
-async fn bounds(db: &Db) -> Result<(Position, i64)> {
+/// The place that this moment is in the feed: after everything that is settled, and the
+/// transactions behind it that are committed already and will be settled later.
+pub async fn now(db: &Db) -> Result<Start> {
+    now_in(db.reader(), db.backend()).await
+}
+
+/// As [`now`], of the moment that a transaction sees.
+pub async fn now_in(db: &impl ConnectionTrait, backend: DbBackend) -> Result<Start> {
+    let sql = if backend == DbBackend::Postgres {
+        BOUNDS_POSTGRES
+    } else {
+        BOUNDS_SQLITE
+    };
     let row = db
-        .reader()
-        .query_one_raw(statement(db, BOUNDS_POSTGRES, BOUNDS_SQLITE, []))
-        .await?;
-    let row = row.ok_or_else(|| Error::internal("the feed has no bounds"))?;
-    let settled = Position {
+        .query_one_raw(Statement::from_string(backend, sql))
+        .await?
+        .ok_or_else(|| Error::internal("the feed has no bounds"))?;
+    let position = Position {
         xid: row.try_get("", "settled_xid")?,
         seq: row.try_get("", "settled_seq")?,
     };
-    Ok((settled, row.try_get("", "future_xid")?))
+    let seen = snapshot(&row.try_get::<String>("", "snapshot")?)
+        .ok_or_else(|| Error::internal("a snapshot cannot be read"))?;
+    Ok(Start { position, seen })
 }
 
-/// The place that this moment is in the feed: after everything that is settled, and the
-/// transactions behind it that are committed already and will be settled later.
-pub async fn now(db: &Db) -> Result<(Position, HashSet<i64>)> {
-    let (settled, _) = bounds(db).await?;
-    if db.backend() != DbBackend::Postgres {
-        return Ok((settled, HashSet::new()));
-    }
-    let values = [(settled.xid + 1).to_string().into()];
-    let rows = db
-        .reader()
-        .query_all_raw(statement(db, COMMITTED_POSTGRES, "", values))
-        .await?;
-    let committed = rows
-        .iter()
-        .map(|row| row.try_get("", "xid"))
-        .collect::<Result<_, DbErr>>();
-    Ok((settled, committed?))
+/// Reads `xmin:xmax:running,running,…`.
+fn snapshot(text: &str) -> Option<Seen> {
+    let mut parts = text.splitn(3, ':').skip(1);
+    let end = parts.next()?.parse().ok()?;
+    let running = parts.next()?.split(',').filter(|xid| !xid.is_empty());
+    let running = running.map(|xid| xid.parse().ok()).collect::<Option<_>>()?;
+    Some(Seen { end, running })
 }
 
 /// The place after everything that is settled.
 pub async fn settled(db: &Db) -> Result<Position> {
-    Ok(bounds(db).await?.0)
+    Ok(now(db).await?.position)
 }
 
 /// How many changes there are after `position`, and when the oldest of them was recorded.
@@ -222,13 +237,55 @@ pub async fn check_kept(db: &Db, cursors: Cursors, position: Position) -> Result
     })
 }
 
-/// Refuses a place that this feed has not come to yet.
-pub async fn check_reached(db: &Db, position: Position) -> Result<()> {
-    let (settled, future_xid) = bounds(db).await?;
-    if position.xid >= future_xid
-        || (db.backend() != DbBackend::Postgres && position.seq > settled.seq)
-    {
+/// Refuses a start that this feed has not come to yet.
+pub async fn check_reached(db: &Db, start: &Start) -> Result<()> {
+    let now = now(db).await?;
+    let ahead = if db.backend() == DbBackend::Postgres {
+        start.position.xid >= now.seen.end || start.seen.end > now.seen.end
+    } else {
+        start.position > now.position || start.seen.end > 0
+    };
+    if ahead {
         return Err(Error::CursorAhead);
     }
     Ok(())
+}
+
+/// What the feed holds.
+#[derive(Debug)]
+pub struct Status {
+    /// The place before the oldest change.
+    pub earliest: Position,
+    /// How many changes there are.
+    pub changes: i64,
+    /// When the oldest of them was recorded.
+    pub oldest: Option<DateTime<Utc>>,
+    /// When the newest of them was recorded.
+    pub newest: Option<DateTime<Utc>>,
+    /// How many were deleted.
+    pub deleted: i64,
+}
+
+const STATUS: &str = "\
+    SELECT pruned_xid, pruned_seq, pruned_count, (SELECT count(*) FROM changes) AS changes, \
+    (SELECT min(created_at) FROM changes) AS oldest, \
+    (SELECT max(created_at) FROM changes) AS newest FROM feed_state WHERE id = 1";
+
+/// What the feed holds, all of it at one moment.
+pub async fn status(db: &Db) -> Result<Status> {
+    let row = db
+        .reader()
+        .query_one_raw(Statement::from_string(db.backend(), STATUS))
+        .await?
+        .ok_or_else(|| Error::internal("table feed_state is empty"))?;
+    Ok(Status {
+        earliest: Position {
+            xid: row.try_get("", "pruned_xid")?,
+            seq: row.try_get("", "pruned_seq")?,
+        },
+        changes: row.try_get("", "changes")?,
+        oldest: row.try_get("", "oldest")?,
+        newest: row.try_get("", "newest")?,
+        deleted: row.try_get("", "pruned_count")?,
+    })
 }

@@ -1,13 +1,19 @@
-//! Forgetting: changes older than the retention are deleted, a few at a time.
+//! Forgetting: changes that are older, or more, than is to be kept are deleted, a few at a time.
 
 use std::time::Duration;
 
-use chrono::TimeDelta;
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, Statement};
+use chrono::{DateTime, TimeDelta, Utc};
+use sea_orm::{
+    ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, PaginatorTrait, Statement,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::Position;
-use crate::{db::Db, entity, error::Result};
+use crate::{
+    db::Db,
+    entity::{self, change},
+    error::Result,
+};
 
 /// How often to look.
 const PERIOD: Duration = Duration::from_mins(1);
@@ -22,16 +28,34 @@ const DELETE_POSTGRES: &str = "\
 const DELETE_SQLITE: &str = "\
     DELETE FROM changes WHERE seq IN (SELECT seq FROM changes WHERE created_at < $1 ORDER BY seq LIMIT $2) \
     RETURNING 0 AS xid, seq";
+
+/// The oldest, whatever their age.
+const DELETE_OLDEST_POSTGRES: &str = "\
+    DELETE FROM changes WHERE (xid, seq) IN (SELECT xid, seq FROM changes \
+    WHERE xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY xid, seq LIMIT $1) \
+    RETURNING xid::text::bigint AS xid, seq";
+const DELETE_OLDEST_SQLITE: &str = "\
+    DELETE FROM changes WHERE seq IN (SELECT seq FROM changes ORDER BY seq LIMIT $1) \
+    RETURNING 0 AS xid, seq";
+
 const REMEMBER: &str = "\
     UPDATE feed_state SET pruned_count = pruned_count + $1, \
     pruned_xid = CASE WHEN (pruned_xid, pruned_seq) < ($2, $3) THEN $2 ELSE pruned_xid END, \
     pruned_seq = CASE WHEN (pruned_xid, pruned_seq) < ($2, $3) THEN $3 ELSE pruned_seq END";
 
-/// Deletes what is older than `kept`, again and again, until shutdown.
-pub async fn run(db: Db, kept: Duration, shutdown: CancellationToken) {
-    let kept = TimeDelta::from_std(kept).unwrap_or(TimeDelta::MAX);
+/// How long and how many changes are kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Retention {
+    /// How long.
+    pub kept: Duration,
+    /// How many at most.
+    pub max_changes: u64,
+}
+
+/// Deletes what is more than is kept, again and again, until shutdown.
+pub async fn run(db: Db, retention: Retention, shutdown: CancellationToken) {
     loop {
-        match prune(&db, kept).await {
+        match prune(&db, retention).await {
             Ok(0) => {}
             Ok(deleted) => tracing::debug!(deleted, "pruned the change feed"),
             Err(error) => {
@@ -45,33 +69,64 @@ pub async fn run(db: Db, kept: Duration, shutdown: CancellationToken) {
     }
 }
 
-/// Deletes the changes that are older than `kept`. Returns how many they were.
-pub async fn prune(db: &Db, kept: TimeDelta) -> Result<u64> {
-    let before = entity::now() - kept;
+/// Deletes the changes that are older, and the oldest of those that are more, than is kept.
+/// Returns how many they were.
+pub async fn prune(db: &Db, retention: Retention) -> Result<u64> {
+    let kept = TimeDelta::from_std(retention.kept).unwrap_or(TimeDelta::MAX);
+    let before = entity::now()
+        .checked_sub_signed(kept)
+        .unwrap_or(DateTime::<Utc>::MIN_UTC);
     let mut all = 0;
     loop {
-        let deleted = db.write(async |tx| chunk(tx, before).await).await?;
+        let deleted = db
+            .write(async |tx| {
+                let (sql, values) = if tx.get_database_backend() == DbBackend::Postgres {
+                    (DELETE_POSTGRES, [before.into(), CHUNK.into()])
+                } else {
+                    (DELETE_SQLITE, [before.into(), CHUNK.into()])
+                };
+                delete(tx, sql, values).await
+            })
+            .await?;
         all += deleted;
         if deleted < CHUNK {
-            return Ok(all);
+            break;
         }
         tokio::task::yield_now().await;
     }
+    let held = change::Entity::find().count(db.reader()).await?;
+    let mut surplus = held.saturating_sub(retention.max_changes);
+    while surplus > 0 {
+        let deleted = db
+            .write(async |tx| {
+                let sql = if tx.get_database_backend() == DbBackend::Postgres {
+                    DELETE_OLDEST_POSTGRES
+                } else {
+                    DELETE_OLDEST_SQLITE
+                };
+                delete(tx, sql, [surplus.min(CHUNK).into()]).await
+            })
+            .await?;
+        all += deleted;
+        // What an old transaction holds back is deleted later.
+        if deleted == 0 {
+            break;
+        }
+        surplus -= deleted.min(surplus);
+        tokio::task::yield_now().await;
+    }
+    Ok(all)
 }
 
-async fn chunk(tx: &DatabaseTransaction, before: chrono::DateTime<chrono::Utc>) -> Result<u64> {
+/// Deletes by a statement that returns what it deletes, and remembers up to where the feed is gone.
+async fn delete<const N: usize>(
+    tx: &DatabaseTransaction,
+    sql: &str,
+    values: [sea_orm::Value; N],
+) -> Result<u64> {
     let backend = tx.get_database_backend();
-    let sql = if backend == DbBackend::Postgres {
-        DELETE_POSTGRES
-    } else {
-        DELETE_SQLITE
-    };
     let rows = tx
-        .query_all_raw(Statement::from_sql_and_values(
-            backend,
-            sql,
-            [before.into(), CHUNK.into()],
-        ))
+        .query_all_raw(Statement::from_sql_and_values(backend, sql, values))
         .await?;
     let mut last = Position::default();
     for row in &rows {

@@ -1,7 +1,7 @@
 //! One reader per process follows the feed and shares what it reads; whoever is behind reads the table.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::VecDeque,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Change, Cursors, Position, read};
+use super::{Change, Cursors, Position, Start, read};
 use crate::{
     db::Db,
     error::{Error, Result},
@@ -52,6 +52,8 @@ const CHANNEL: &str = "watchpost_changes";
 pub struct Entry<T> {
     /// Its place in the feed.
     pub position: Position,
+    /// Whether it is the last change of its transaction.
+    pub ends_commit: bool,
     /// What subscribers need of it.
     pub item: T,
     bytes: usize,
@@ -148,18 +150,35 @@ impl<T: Send + Sync + 'static> Feed<T> {
         *self.0.head.borrow()
     }
 
-    /// Where to start from now: a place, and the transactions after it that do not count because
-    /// they were committed before.
-    pub async fn now(&self) -> Result<(Position, HashSet<i64>)> {
+    /// Where to start from now.
+    pub async fn now(&self) -> Result<Start> {
         read::now(&self.0.db).await
     }
 
-    /// The place that a client's cursor stands for, if the feed can be read from there without loss.
-    pub async fn resume(&self, cursor: &str) -> Result<Position> {
-        let position = self.cursors().decode(cursor)?;
-        read::check_reached(&self.0.db, position).await?;
-        read::check_kept(&self.0.db, self.cursors(), position).await?;
-        Ok(position)
+    /// Where to start with all that the feed holds.
+    pub async fn earliest(&self) -> Result<Start> {
+        let state = read::state(&self.0.db).await?;
+        let position = Position {
+            xid: state.pruned_xid,
+            seq: state.pruned_seq,
+        };
+        Ok(Start {
+            position,
+            ..Default::default()
+        })
+    }
+
+    /// Where a client's cursor says to go on, if the feed can be read from there without loss.
+    pub async fn resume(&self, cursor: &str) -> Result<Start> {
+        let start = self.cursors().decode(cursor)?;
+        read::check_reached(&self.0.db, &start).await?;
+        read::check_kept(&self.0.db, self.cursors(), start.position).await?;
+        Ok(start)
+    }
+
+    /// What the feed holds.
+    pub async fn status(&self) -> Result<read::Status> {
+        read::status(&self.0.db).await
     }
 
     /// How many changes there are after `position`, and how old the oldest is.
@@ -245,6 +264,7 @@ impl<T: Send + Sync + 'static> Feed<T> {
         let cursor = self.cursors().encode(position);
         Entry {
             position,
+            ends_commit: change.ends_commit,
             item: (self.0.make)(change, cursor),
             bytes,
         }

@@ -2,12 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
 };
 
+use bytes::Bytes;
+use prost::Message;
 use tokio::sync::watch;
 
-use crate::pb;
+use crate::pb::{self, watch_response::Update};
 
 /// The newest readings. Clones share them.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +36,31 @@ pub struct Reading {
     /// Counts the samples of this GPU since the start, from 1.
     pub number: u64,
     pub stats: pb::GpuStats,
+    /// What watches are sent of it, made for the first of them.
+    encoded: OnceLock<Bytes>,
+}
+
+impl Reading {
+    /// A sample that has this number.
+    pub fn new(number: u64, stats: pb::GpuStats) -> Self {
+        Self {
+            number,
+            stats,
+            encoded: OnceLock::new(),
+        }
+    }
+
+    /// The sample as the `update` of an encoded `WatchResponse`.
+    pub fn encoded(&self) -> Bytes {
+        let encode = || {
+            let response = pb::WatchResponse {
+                update: Some(Update::GpuStats(self.stats.clone())),
+                ..Default::default()
+            };
+            response.encode_to_vec().into()
+        };
+        self.encoded.get_or_init(encode).clone()
+    }
 }
 
 impl LiveGpus {
@@ -48,10 +75,7 @@ impl LiveGpus {
                 .unwrap_or_else(PoisonError::into_inner);
             let newest = all.entry(uuid).or_default();
             newest.number += 1;
-            let reading = Arc::new(Reading {
-                number: newest.number,
-                stats,
-            });
+            let reading = Arc::new(Reading::new(newest.number, stats));
             newest.reading = Some(reading.clone());
             reading
         };

@@ -60,24 +60,11 @@ impl GpuStatsService for GpuStats {
     ) -> Reply<pb::GetLatestGpuStatsResponse> {
         let named = request.into_inner().gpu_uuids;
         check_named("gpu_uuids", &named)?;
-        let uuids = if named.is_empty() {
-            self.known().await?
+        let gpu_stats = if named.is_empty() {
+            self.latest_of_all().await?
         } else {
-            named.into_iter().collect()
+            self.latest_of(named.into_iter().collect()).await?
         };
-        let mut gpu_stats = Vec::with_capacity(uuids.len());
-        for uuid in uuids {
-            gpu_stats.extend(self.latest(&uuid).await?);
-        }
-        let place = |stats: &pb::GpuStats| {
-            (
-                stats.host.clone(),
-                stats.gpu_index,
-                stats.mig_parent_uuid.is_some(),
-                stats.gpu_uuid.clone(),
-            )
-        };
-        gpu_stats.sort_by_cached_key(place);
         Ok(Response::new(pb::GetLatestGpuStatsResponse { gpu_stats }))
     }
 
@@ -109,6 +96,28 @@ impl GpuStats {
             .iter()
             .filter_map(|reading| reading.stats.gpu_uuid.clone());
         Ok(stored.into_iter().map(|gpu| gpu.uuid).chain(live).collect())
+    }
+
+    /// The newest sample of every GPU, by host and index.
+    pub(crate) async fn latest_of_all(&self) -> Result<Vec<pb::GpuStats>> {
+        self.latest_of(self.known().await?).await
+    }
+
+    async fn latest_of(&self, uuids: BTreeSet<String>) -> Result<Vec<pb::GpuStats>> {
+        let mut gpu_stats = Vec::with_capacity(uuids.len());
+        for uuid in uuids {
+            gpu_stats.extend(self.latest(&uuid).await?);
+        }
+        let place = |stats: &pb::GpuStats| {
+            (
+                stats.host.clone(),
+                stats.gpu_index,
+                stats.mig_parent_uuid.is_some(),
+                stats.gpu_uuid.clone(),
+            )
+        };
+        gpu_stats.sort_by_cached_key(place);
+        Ok(gpu_stats)
     }
 
     /// The newest sample of a GPU: mostly the one in memory, if it is a GPU of this host.

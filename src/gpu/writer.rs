@@ -248,7 +248,7 @@ mod tests {
         };
         Row {
             gpu: Arc::default(),
-            reading: Arc::new(Reading { number: 1, stats }),
+            reading: Arc::new(Reading::new(1, stats)),
         }
     }
 

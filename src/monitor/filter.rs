@@ -106,7 +106,9 @@ impl Filter {
             Some(Update::Event(_)) => self.wants(pb::Topic::Events),
             Some(Update::Camera(_)) => self.wants(pb::Topic::Cameras),
             Some(Update::AlertRule(_)) => self.wants(pb::Topic::AlertRules),
-            Some(Update::GpuStats(_) | Update::Heartbeat(_)) | None => false,
+            Some(Update::GpuStats(_) | Update::Heartbeat(_) | Update::SnapshotEnd(_)) | None => {
+                false
+            }
         }
     }
 

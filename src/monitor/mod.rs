@@ -2,9 +2,11 @@
 
 mod filter;
 mod service;
+mod snapshot;
 mod wire;
 
-pub use service::Monitor;
+pub use service::{Monitor, Settings};
+pub use snapshot::Snapshots;
 pub use wire::MonitorServer;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -25,17 +27,18 @@ pub struct Announcement {
 }
 
 impl Announcement {
-    /// Completes a recorded change with its cursor.
+    /// Completes a recorded change with its cursor and its transaction.
     pub fn make(change: &Change, cursor: String) -> Self {
         let response = pb::WatchResponse::decode(change.message.clone()).unwrap_or_default();
         // The fields of a message may be encoded one after the other in any order.
-        let cursor = pb::WatchResponse {
+        let place = pb::WatchResponse {
             cursor,
+            commit: Some(change.commit),
             ..Default::default()
         };
-        let mut encoded = BytesMut::with_capacity(change.message.len() + cursor.encoded_len());
+        let mut encoded = BytesMut::with_capacity(change.message.len() + place.encoded_len());
         encoded.put_slice(&change.message);
-        encoded.put_slice(&cursor.encode_to_vec());
+        encoded.put_slice(&place.encode_to_vec());
         Self {
             update: response.update,
             encoded: encoded.freeze(),
@@ -66,6 +69,8 @@ mod tests {
         };
         let change = Change {
             position: Position::default(),
+            commit: 3,
+            ends_commit: true,
             topic: "alerts".into(),
             key: "k".into(),
             message: recorded.encode_to_vec().into(),
@@ -77,6 +82,7 @@ mod tests {
             sent,
             pb::WatchResponse {
                 cursor: "here".into(),
+                commit: Some(3),
                 ..recorded
             }
         );

@@ -1,13 +1,13 @@
 //! One subscriber's stream: first a heartbeat, then what happens.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     ops::RangeInclusive,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
-use async_stream::try_stream;
+use async_stream::{stream, try_stream};
 use bytes::Bytes;
 use futures_util::Stream;
 use prometheus::IntCounter;
@@ -19,15 +19,29 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::{Announcement, Feed, filter::Filter};
+use super::{
+    Announcement, Feed,
+    filter::Filter,
+    snapshot::{Snapshot, Snapshots},
+    wire::Encoded,
+};
 use crate::{
     entity,
     error::{Error, Result},
-    feed::{Entry, Position},
+    feed::{Entry, Start, retention::Retention},
     gpu::LiveGpus,
-    pb::{self, watch_response::Update},
+    pb::{self, WatchStart, watch_response::Update},
     rpc::time,
 };
+
+/// What is added to a change that is the last one of its transaction.
+static COMMIT_END: LazyLock<Bytes> = LazyLock::new(|| {
+    let end = pb::WatchResponse {
+        commit_end: true,
+        ..Default::default()
+    };
+    end.encode_to_vec().into()
+});
 
 /// How often a heartbeat is sent unless the client says otherwise.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -35,38 +49,50 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How often a heartbeat may be asked for.
 const HEARTBEATS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(5);
 
+/// What the monitor is allowed, and what it tells of the feed.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How many watches may be open at a time.
+    pub max_watches: usize,
+    /// What the feed keeps.
+    pub retention: Retention,
+}
+
 /// Pushes changes and live GPU stats to subscribers. Clones share what they push.
 #[derive(Clone)]
 pub struct Monitor {
     feed: Feed,
     gpus: LiveGpus,
-    shutdown: CancellationToken,
+    snapshots: Arc<Snapshots>,
+    settings: Settings,
     places: Arc<Semaphore>,
-    max_watches: usize,
+    shutdown: CancellationToken,
     sent: IntCounter,
 }
 
 impl Monitor {
-    /// A monitor of the feed and the GPUs, for at most `max_watches` subscribers at a time.
+    /// A monitor of the feed and the GPUs.
     pub fn new(
         feed: Feed,
         gpus: LiveGpus,
-        max_watches: usize,
+        snapshots: Snapshots,
+        settings: Settings,
         shutdown: CancellationToken,
     ) -> Self {
         Self {
             feed,
             gpus,
+            snapshots: Arc::new(snapshots),
+            settings,
+            places: Arc::new(Semaphore::new(settings.max_watches)),
             shutdown,
-            places: Arc::new(Semaphore::new(max_watches)),
-            max_watches,
             sent: IntCounter::new("sent", "sent").expect("a legal name"),
         }
     }
 
     /// How many watches are open.
     pub fn watches(&self) -> usize {
-        self.max_watches - self.places.available_permits()
+        self.settings.max_watches - self.places.available_permits()
     }
 
     /// How many responses were sent, over all watches.
@@ -74,30 +100,69 @@ impl Monitor {
         &self.sent
     }
 
-    /// Begins a watch. What it gives are encoded `WatchResponse`s.
+    /// Begins a watch.
     pub(super) async fn watch(
         &self,
         request: pb::WatchRequest,
-    ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + use<>> {
+    ) -> Result<impl Stream<Item = Result<Encoded, Status>> + Send + use<>> {
         let place = self.places.clone().try_acquire_owned();
         let place = place.map_err(|_| Error::TooManyWatches {
-            limit: self.max_watches,
+            limit: self.settings.max_watches,
         })?;
         let filter = Filter::parse(&request)?;
         let heartbeat = heartbeat_interval(request.heartbeat_interval)?;
-        let (position, earlier) = match request.cursor.as_str() {
-            "" => self.feed.now().await?,
-            cursor => (self.feed.resume(cursor).await?, HashSet::new()),
-        };
+        let (start, snapshot) = self.start(&request).await?;
         let watch = Watch {
             monitor: self.clone(),
             filter,
-            position,
-            earlier,
+            start,
+            held: None,
             sent: HashMap::new(),
             _place: place,
         };
-        Ok(watch.stream(heartbeat))
+        Ok(watch.stream(heartbeat, snapshot))
+    }
+
+    /// Where a watch starts, and what it starts with.
+    async fn start(&self, request: &pb::WatchRequest) -> Result<(Start, Option<Arc<Snapshot>>)> {
+        let start = WatchStart::try_from(request.start)
+            .map_err(|_| Error::invalid("start", "is not a value that this server knows"))?;
+        if !request.cursor.is_empty() {
+            if start != WatchStart::Unspecified {
+                let problem = "must be left out with a cursor";
+                return Err(Error::invalid("start", problem));
+            }
+            return Ok((self.feed.resume(&request.cursor).await?, None));
+        }
+        Ok(match start {
+            WatchStart::Unspecified | WatchStart::Now => (self.feed.now().await?, None),
+            WatchStart::Earliest => (self.feed.earliest().await?, None),
+            WatchStart::Snapshot => {
+                let snapshot = self.snapshots.take().await?;
+                (snapshot.start.clone(), Some(snapshot))
+            }
+        })
+    }
+
+    /// What the feed holds.
+    pub(super) async fn feed_status(&self) -> Result<pb::GetFeedStatusResponse> {
+        let status = self.feed.status().await?;
+        let cursors = self.feed.cursors();
+        let Retention { kept, max_changes } = self.settings.retention;
+        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        Ok(pb::GetFeedStatusResponse {
+            earliest_cursor: cursors.encode(status.earliest),
+            newest_cursor: cursors.encode(self.feed.head().max(status.earliest)),
+            changes: status.changes,
+            oldest_recorded_at: status.oldest.map(time::to_proto),
+            newest_recorded_at: status.newest.map(time::to_proto),
+            deleted_changes: status.deleted,
+            retention: Some(prost_types::Duration {
+                seconds: number(kept.as_secs()),
+                nanos: i32::try_from(kept.subsec_nanos()).unwrap_or_default(),
+            }),
+            max_changes: number(max_changes),
+        })
     }
 }
 
@@ -127,10 +192,11 @@ enum Step {
 struct Watch {
     monitor: Monitor,
     filter: Filter,
-    /// The place up to which it has seen the feed.
-    position: Position,
-    /// Transactions after the start that had been committed before it.
-    earlier: HashSet<i64>,
+    /// Up to where it has seen the feed.
+    start: Start,
+    /// The last change that it is to be sent, until it is known whether another one of the same
+    /// transaction follows.
+    held: Option<Arc<Entry<Announcement>>>,
     /// The number of the last sample of each GPU that it was sent.
     sent: HashMap<String, u64>,
     _place: OwnedSemaphorePermit,
@@ -138,29 +204,44 @@ struct Watch {
 
 impl Watch {
     /// Nothing is read ahead for the subscriber: while it does not read, this is not polled, and it costs its place.
-    fn stream(mut self, heartbeat: Duration) -> impl Stream<Item = Result<Bytes, Status>> + Send {
+    fn stream(
+        mut self,
+        heartbeat: Duration,
+        snapshot: Option<Arc<Snapshot>>,
+    ) -> impl Stream<Item = Result<Encoded, Status>> + Send {
         try_stream! {
+            let mut sampled = self.monitor.gpus.changed();
+            if let Some(snapshot) = snapshot {
+                let mut heartbeat = self.heartbeat().await;
+                heartbeat.cursor.clear();
+                yield encode(&heartbeat);
+                for await message in self.existing(snapshot) {
+                    yield message;
+                }
+            } else {
+                yield encode(&self.heartbeat().await);
+                // Those that are there already are news to this subscriber.
+                sampled.mark_changed();
+            }
             let mut heartbeats = interval_at(Instant::now() + heartbeat, heartbeat);
             heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let mut sampled = self.monitor.gpus.changed();
-            // Those that are there already are news to this subscriber.
-            sampled.mark_changed();
             let (changes, gpu_stats) = (self.filter.wants_changes(), self.filter.wants_gpu_stats());
             let shutdown = self.monitor.shutdown.clone();
             let feed = self.monitor.feed.clone();
 
-            yield self.heartbeat().await;
             loop {
+                // The rest of a transaction is there: nothing else is waited for.
+                let between = self.held.is_none();
                 let step = tokio::select! {
                     // What comes seldom goes first, so that a busy feed cannot hold it up.
                     biased;
                     () = shutdown.cancelled() => Step::End,
-                    _ = heartbeats.tick() => Step::Heartbeat,
-                    Ok(()) = sampled.changed(), if gpu_stats => Step::GpuStats,
-                    entries = feed.after(self.position), if changes => Step::Changes(entries),
+                    _ = heartbeats.tick(), if between => Step::Heartbeat,
+                    Ok(()) = sampled.changed(), if between && gpu_stats => Step::GpuStats,
+                    entries = feed.after(self.start.position), if changes => Step::Changes(entries),
                 };
                 match step {
-                    Step::Heartbeat => yield self.heartbeat().await,
+                    Step::Heartbeat => yield encode(&self.heartbeat().await),
                     Step::GpuStats => {
                         for message in self.new_gpu_stats() {
                             yield message;
@@ -168,14 +249,23 @@ impl Watch {
                     }
                     Step::Changes(entries) => {
                         for entry in entries? {
-                            self.position = entry.position;
-                            if self.wants(&entry) {
-                                yield entry.item.encoded.clone();
+                            self.start.position = entry.position;
+                            let ends_commit = entry.ends_commit;
+                            if self.wants(&entry)
+                                && let Some(held) = self.held.replace(entry)
+                            {
+                                yield self.change(&held, false);
+                            }
+                            if ends_commit && let Some(held) = self.held.take() {
+                                yield self.change(&held, true);
                             }
                         }
                     }
                     Step::End => {
-                        yield self.heartbeat().await;
+                        if let Some(held) = self.held.take() {
+                            yield self.change(&held, false);
+                        }
+                        yield encode(&self.heartbeat().await);
                         Err(Error::ShuttingDown)?;
                     }
                 }
@@ -183,31 +273,89 @@ impl Watch {
         }
     }
 
+    /// What there was when the watch began, and the end of it.
+    fn existing(&mut self, snapshot: Arc<Snapshot>) -> impl Stream<Item = Encoded> + Send {
+        let own = |shared: &Bytes| Encoded {
+            shared: shared.clone(),
+            own: Bytes::new(),
+        };
+        stream! {
+            let mut end = pb::SnapshotEnd::default();
+            let live = self.monitor.gpus.readings();
+            let stored = snapshot.gpu_stats.iter().filter(|stored| {
+                live.iter().all(|live| live.stats.gpu_uuid != stored.gpu_uuid)
+            });
+            for stats in stored {
+                let uuid = stats.gpu_uuid.as_deref().unwrap_or_default();
+                if self.filter.wants_gpu_stats() && self.filter.wants_gpu(uuid) {
+                    end.gpu_stats += 1;
+                    yield encode(&response(Update::GpuStats(stats.clone())));
+                }
+            }
+            for reading in &live {
+                let uuid = reading.stats.gpu_uuid.clone().unwrap_or_default();
+                if self.filter.wants_gpu_stats() && self.filter.wants_gpu(&uuid) {
+                    end.gpu_stats += 1;
+                    self.sent.insert(uuid, reading.number);
+                    yield own(&reading.encoded());
+                }
+            }
+            for alert in &snapshot.alerts {
+                if self.filter.matches(alert.update.as_ref()) {
+                    end.alerts += 1;
+                    yield own(&alert.encoded);
+                }
+            }
+            yield encode(&pb::WatchResponse {
+                cursor: self.cursor(),
+                ..response(Update::SnapshotEnd(end))
+            });
+        }
+    }
+
     fn wants(&self, entry: &Entry<Announcement>) -> bool {
-        !self.earlier.contains(&entry.position.xid)
+        !self.start.seen.contains(entry.position.xid)
             && self.filter.matches(entry.item.update.as_ref())
     }
 
-    /// A message that is not in the feed, with the cursor of where the subscriber is in it.
-    fn encode(&mut self, update: Update, gpu_stats_skipped: i64) -> Bytes {
-        if !self.filter.wants_changes() {
-            // It has seen all that it wants to see of the feed.
-            self.position = self.position.max(self.monitor.feed.head());
+    /// A change, and what is this subscriber's own of it.
+    fn change(&self, entry: &Entry<Announcement>, commit_end: bool) -> Encoded {
+        let seen = &self.start.seen;
+        let own = if seen.matters_after(entry.position) {
+            // Of a field that comes twice the last one counts.
+            let cursors = self.monitor.feed.cursors();
+            let own = pb::WatchResponse {
+                cursor: cursors.encode_start(entry.position, Some(seen)),
+                commit_end,
+                ..Default::default()
+            };
+            own.encode_to_vec().into()
+        } else if commit_end {
+            COMMIT_END.clone()
+        } else {
+            Bytes::new()
+        };
+        Encoded {
+            shared: entry.item.encoded.clone(),
+            own,
         }
-        let cursor = self.monitor.feed.cursors().encode(self.position);
-        pb::WatchResponse {
-            cursor,
-            update: Some(update),
-            gpu_stats_skipped,
-        }
-        .encode_to_vec()
-        .into()
     }
 
-    async fn heartbeat(&mut self) -> Bytes {
+    /// The cursor for a response that is not in the feed.
+    fn cursor(&mut self) -> String {
+        let head = self.monitor.feed.head();
+        if !self.filter.wants_changes() && head > self.start.position {
+            // It has seen all that it wants to see of the feed.
+            self.start.position = head;
+        }
+        let cursors = self.monitor.feed.cursors();
+        cursors.encode_start(self.start.position, Some(&self.start.seen))
+    }
+
+    async fn heartbeat(&mut self) -> pb::WatchResponse {
         // A database that is away has nothing new to tell; the heartbeat must go out all the same.
         let behind = if self.filter.wants_changes() {
-            self.monitor.feed.behind(self.position).await.ok()
+            self.monitor.feed.behind(self.start.position).await.ok()
         } else {
             None
         };
@@ -217,23 +365,47 @@ impl Watch {
             behind_changes,
             behind_ms: i64::try_from(behind_time.as_millis()).unwrap_or(i64::MAX),
         };
-        self.encode(Update::Heartbeat(heartbeat), 0)
+        pb::WatchResponse {
+            cursor: self.cursor(),
+            ..response(Update::Heartbeat(heartbeat))
+        }
     }
 
     /// The newest sample of every GPU of which there is a newer one than was sent.
-    fn new_gpu_stats(&mut self) -> Vec<Bytes> {
+    fn new_gpu_stats(&mut self) -> Vec<Encoded> {
         let mut messages = Vec::new();
         for reading in self.monitor.gpus.readings() {
-            let uuid = reading.stats.gpu_uuid.clone().unwrap_or_default();
-            let sent = self.sent.get(&uuid).copied();
-            if !self.filter.wants_gpu(&uuid) || sent.is_some_and(|sent| sent >= reading.number) {
+            let uuid = reading.stats.gpu_uuid.as_deref().unwrap_or_default();
+            let sent = self.sent.get(uuid).copied();
+            if !self.filter.wants_gpu(uuid) || sent.is_some_and(|sent| sent >= reading.number) {
                 continue;
             }
             let skipped = sent.map_or(0, |sent| reading.number - sent - 1);
-            self.sent.insert(uuid, reading.number);
-            let skipped = i64::try_from(skipped).unwrap_or(i64::MAX);
-            messages.push(self.encode(Update::GpuStats(reading.stats.clone()), skipped));
+            self.sent.insert(uuid.to_string(), reading.number);
+            let own = pb::WatchResponse {
+                cursor: self.cursor(),
+                gpu_stats_skipped: i64::try_from(skipped).unwrap_or(i64::MAX),
+                ..Default::default()
+            };
+            messages.push(Encoded {
+                shared: reading.encoded(),
+                own: own.encode_to_vec().into(),
+            });
         }
         messages
+    }
+}
+
+fn response(update: Update) -> pb::WatchResponse {
+    pb::WatchResponse {
+        update: Some(update),
+        ..Default::default()
+    }
+}
+
+fn encode(response: &pb::WatchResponse) -> Encoded {
+    Encoded {
+        shared: response.encode_to_vec().into(),
+        own: Bytes::new(),
     }
 }

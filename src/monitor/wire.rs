@@ -16,7 +16,7 @@ use tonic::{
     Request, Response, Status,
     body::Body,
     codec::{Codec, CompressionEncoding, EnabledCompressionEncodings, EncodeBuf, Encoder},
-    server::{Grpc, NamedService, ServerStreamingService},
+    server::{Grpc, NamedService, ServerStreamingService, UnaryService},
 };
 use tonic_prost::ProstCodec;
 use tower::Service;
@@ -49,18 +49,29 @@ impl Service<http::Request<Body>> for MonitorServer {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        if request.uri().path() != "/watchpost.v1.MonitorService/Watch" {
-            return Box::pin(async {
-                Ok(Status::unimplemented("there is no such method").into_http())
-            });
-        }
-        let watch = Watch(self.monitor.clone());
         let mut accepted = EnabledCompressionEncodings::default();
         accepted.enable(CompressionEncoding::Gzip);
-        let mut grpc = Grpc::new(EncodedCodec(self.monitor.sent().clone()))
-            .apply_compression_config(accepted, EnabledCompressionEncodings::default())
-            .apply_max_message_size_config(Some(self.max_message_size), None);
-        Box::pin(async move { Ok(grpc.server_streaming(watch, request).await) })
+        let limit = Some(self.max_message_size);
+        let monitor = self.monitor.clone();
+        match request.uri().path() {
+            "/watchpost.v1.MonitorService/Watch" => {
+                let mut grpc = Grpc::new(EncodedCodec(monitor.sent().clone()))
+                    .apply_compression_config(accepted, EnabledCompressionEncodings::default())
+                    .apply_max_message_size_config(limit, None);
+                Box::pin(async move { Ok(grpc.server_streaming(Watch(monitor), request).await) })
+            }
+            "/watchpost.v1.MonitorService/GetFeedStatus" => {
+                let codec: ProstCodec<pb::GetFeedStatusResponse, pb::GetFeedStatusRequest> =
+                    ProstCodec::default();
+                let mut grpc = Grpc::new(codec)
+                    .apply_compression_config(accepted, EnabledCompressionEncodings::default())
+                    .apply_max_message_size_config(limit, None);
+                Box::pin(async move { Ok(grpc.unary(GetFeedStatus(monitor), request).await) })
+            }
+            _ => {
+                Box::pin(async { Ok(Status::unimplemented("there is no such method").into_http()) })
+            }
+        }
     }
 }
 
@@ -68,8 +79,8 @@ impl Service<http::Request<Body>> for MonitorServer {
 struct Watch(Monitor);
 
 impl ServerStreamingService<pb::WatchRequest> for Watch {
-    type Response = Bytes;
-    type ResponseStream = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
+    type Response = Encoded;
+    type ResponseStream = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
     type Future = Boxed<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<pb::WatchRequest>) -> Self::Future {
@@ -81,11 +92,31 @@ impl ServerStreamingService<pb::WatchRequest> for Watch {
     }
 }
 
+/// The method `GetFeedStatus`.
+struct GetFeedStatus(Monitor);
+
+impl UnaryService<pb::GetFeedStatusRequest> for GetFeedStatus {
+    type Response = pb::GetFeedStatusResponse;
+    type Future = Boxed<Result<Response<Self::Response>, Status>>;
+
+    fn call(&mut self, _: Request<pb::GetFeedStatusRequest>) -> Self::Future {
+        let monitor = self.0.clone();
+        Box::pin(async move { Ok(Response::new(monitor.feed_status().await?)) })
+    }
+}
+
+/// An encoded `WatchResponse`: what all subscribers share of it, then what is this one's own.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    pub shared: Bytes,
+    pub own: Bytes,
+}
+
 /// Decodes requests as usual; responses are encoded already.
 struct EncodedCodec(IntCounter);
 
 impl Codec for EncodedCodec {
-    type Encode = Bytes;
+    type Encode = Encoded;
     type Decode = pb::WatchRequest;
     type Encoder = EncodedEncoder;
     type Decoder = <ProstCodec<pb::WatchResponse, pb::WatchRequest> as Codec>::Decoder;
@@ -102,12 +133,14 @@ impl Codec for EncodedCodec {
 struct EncodedEncoder(IntCounter);
 
 impl Encoder for EncodedEncoder {
-    type Item = Bytes;
+    type Item = Encoded;
     type Error = Status;
 
-    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.reserve(message.len());
-        buffer.put(message);
+    fn encode(&mut self, message: Encoded, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        let Encoded { shared, own } = message;
+        buffer.reserve(shared.len() + own.len());
+        buffer.put(shared);
+        buffer.put(own);
         self.0.inc();
         Ok(())
     }

@@ -22,38 +22,127 @@ where
     R: IntoActiveModel<A>,
     A: ActiveModelTrait,
 {
-    let rows: Vec<A> = rows
-        .into_iter()
-        .map(IntoActiveModel::into_active_model)
-        .collect();
-    let Some(first) = rows.first() else {
-        return Ok(());
-    };
-    let is_set = |column: &<A::Entity as EntityTrait>::Column| {
-        !matches!(first.get(*column), ActiveValue::NotSet)
-    };
-    let columns: Vec<_> = <A::Entity as EntityTrait>::Column::iter()
-        .filter(is_set)
-        .collect();
-    if tx.get_database_backend() == DbBackend::Postgres {
-        return insert_arrays(tx, rows, &columns).await;
-    }
-    let sizes = statement_sizes(rows.len());
-    let mut rows = rows.into_iter();
-    for size in sizes {
-        let mut values = Vec::with_capacity(size * columns.len());
-        for mut row in rows.by_ref().take(size) {
-            values.extend(
-                columns
-                    .iter()
-                    .filter_map(|column| row.take(*column).into_value()),
-            );
+    let mut inserts = Inserts::new(tx.get_database_backend());
+    inserts.add(rows)?;
+    inserts.run(tx).await
+}
+
+/// Rows of several tables that are inserted together, each table's in the order in which they were
+/// added: on SQLite by a few statements for each table, on PostgreSQL by a single one, for every
+/// statement is a round trip.
+#[derive(Debug)]
+pub struct Inserts {
+    backend: DbBackend,
+    /// On SQLite what to run; on PostgreSQL the parts of the one statement.
+    statements: Vec<Arc<str>>,
+    /// The parameters of each of them.
+    values: Vec<Vec<Value>>,
+}
+
+impl Inserts {
+    /// Nothing yet.
+    pub fn new(backend: DbBackend) -> Self {
+        Self {
+            backend,
+            statements: Vec::new(),
+            values: Vec::new(),
         }
-        let sql = row_values::<A::Entity>(&columns, size);
-        let statement = Statement::from_sql_and_values(DbBackend::Sqlite, sql.as_ref(), values);
-        tx.execute_raw(statement).await?;
     }
-    Ok(())
+
+    /// Adds rows, all of which set the same columns. They may refer to rows that were added before.
+    pub fn add<R, A>(&mut self, rows: Vec<R>) -> Result<()>
+    where
+        R: IntoActiveModel<A>,
+        A: ActiveModelTrait,
+    {
+        let rows: Vec<A> = rows
+            .into_iter()
+            .map(IntoActiveModel::into_active_model)
+            .collect();
+        let Some(first) = rows.first() else {
+            return Ok(());
+        };
+        let is_set = |column: &<A::Entity as EntityTrait>::Column| {
+            !matches!(first.get(*column), ActiveValue::NotSet)
+        };
+        let columns: Vec<_> = <A::Entity as EntityTrait>::Column::iter()
+            .filter(is_set)
+            .collect();
+        if self.backend == DbBackend::Postgres {
+            return self.add_arrays(rows, &columns);
+        }
+        let sizes = statement_sizes(rows.len());
+        let mut rows = rows.into_iter();
+        for size in sizes {
+            let mut values = Vec::with_capacity(size * columns.len());
+            for mut row in rows.by_ref().take(size) {
+                values.extend(
+                    columns
+                        .iter()
+                        .filter_map(|column| row.take(*column).into_value()),
+                );
+            }
+            self.statements
+                .push(row_values::<A::Entity>(&columns, size));
+            self.values.push(values);
+        }
+        Ok(())
+    }
+
+    /// On PostgreSQL every column goes as one array, so that the statement is the same for any
+    /// number of rows. The arrays are in their text form, for those of the driver cannot hold NULL.
+    fn add_arrays<A: ActiveModelTrait>(
+        &mut self,
+        mut rows: Vec<A>,
+        columns: &[<A::Entity as EntityTrait>::Column],
+    ) -> Result<()> {
+        let before: usize = self.values.iter().map(Vec::len).sum();
+        let mut arrays: Vec<Value> = Vec::with_capacity(columns.len());
+        let mut parameters = Vec::with_capacity(columns.len());
+        for (at, column) in columns.iter().enumerate() {
+            let mut array = String::with_capacity(rows.len() * 16);
+            for (row, model) in rows.iter_mut().enumerate() {
+                array.push_str(if row == 0 { "{" } else { "," });
+                push_element(&mut array, model.take(*column).into_value())?;
+            }
+            array.push('}');
+            arrays.push(array.into());
+            let number = before + at + 1;
+            parameters.push(format!("${number}::text::{}[]", type_name(*column)?));
+        }
+        let (insert, parameters) = (insert_into::<A::Entity>(columns), parameters.join(", "));
+        self.statements
+            .push(format!("{insert} SELECT * FROM unnest({parameters})").into());
+        self.values.push(arrays);
+        Ok(())
+    }
+
+    /// Inserts them.
+    pub async fn run(self, tx: &DatabaseTransaction) -> Result<()> {
+        if self.backend != DbBackend::Postgres {
+            for (sql, values) in self.statements.iter().zip(self.values) {
+                let sql = sql.as_ref();
+                let statement = Statement::from_sql_and_values(self.backend, sql, values);
+                tx.execute_raw(statement).await?;
+            }
+            return Ok(());
+        }
+        let Some((last, others)) = self.statements.split_last() else {
+            return Ok(());
+        };
+        // References are checked at the end of the statement, when all rows are there.
+        let mut sql = String::new();
+        for (at, insert) in others.iter().enumerate() {
+            let comma = if at == 0 { "WITH" } else { "," };
+            sql.extend([comma, " i", &at.to_string(), " AS (", insert, ")"]);
+        }
+        sql.push(' ');
+        sql.push_str(last);
+        let values = self.values.into_iter().flatten();
+        let statement = Statement::from_sql_and_values(self.backend, sql, values);
+        tx.execute_raw(statement).await?;
+        Ok(())
+    }
 }
 
 /// How many rows each of the statements inserts that together insert `rows`: 64, 32, or any number
@@ -98,36 +187,6 @@ fn insert_into<E: EntityTrait>(columns: &[E::Column]) -> String {
         E::default().table_name(),
         names.join(", ")
     )
-}
-
-/// On PostgreSQL every column goes as one array, so that the statement is the same for any number
-/// of rows. The arrays are in their text form, for those of the driver cannot hold NULL.
-async fn insert_arrays<A: ActiveModelTrait>(
-    tx: &DatabaseTransaction,
-    mut rows: Vec<A>,
-    columns: &[<A::Entity as EntityTrait>::Column],
-) -> Result<()> {
-    let mut arrays: Vec<Value> = Vec::with_capacity(columns.len());
-    let mut parameters = Vec::with_capacity(columns.len());
-    for (at, column) in columns.iter().enumerate() {
-        let mut array = String::with_capacity(rows.len() * 16);
-        for (row, model) in rows.iter_mut().enumerate() {
-            array.push_str(if row == 0 { "{" } else { "," });
-            push_element(&mut array, model.take(*column).into_value())?;
-        }
-        array.push('}');
-        arrays.push(array.into());
-        parameters.push(format!("${}::text::{}[]", at + 1, type_name(*column)?));
-    }
-    let (insert, parameters) = (insert_into::<A::Entity>(columns), parameters.join(", "));
-    let sql = format!("{insert} SELECT * FROM unnest({parameters})");
-    tx.execute_raw(Statement::from_sql_and_values(
-        DbBackend::Postgres,
-        sql,
-        arrays,
-    ))
-    .await?;
-    Ok(())
 }
 
 /// The type of a column as PostgreSQL calls it.

@@ -5,9 +5,12 @@ mod alert_rules;
 mod alerts;
 mod bad_input;
 mod cameras;
+#[path = "../checker/mod.rs"]
+mod checker;
 mod crash;
 mod events;
 mod gpu;
+mod guarantees;
 mod health;
 mod main_job;
 mod process;

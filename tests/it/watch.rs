@@ -14,6 +14,14 @@ use crate::support::{
     topics,
 };
 
+mod commits;
+mod starts;
+
+const KEEP_NOTHING: feed::retention::Retention = feed::retention::Retention {
+    kept: Duration::ZERO,
+    max_changes: u64::MAX,
+};
+
 fn alerts_after(cursor: &str) -> pb::WatchRequest {
     pb::WatchRequest {
         cursor: cursor.into(),
@@ -237,7 +245,7 @@ on_both! {
         // What a running transaction of anybody still holds up is pruned later.
         let mut pruned = 0;
         while pruned < 8 {
-            pruned += feed::retention::prune(&db, chrono::TimeDelta::zero()).await.unwrap();
+            pruned += feed::retention::prune(&db, KEEP_NOTHING).await.unwrap();
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         db.close().await;
@@ -256,6 +264,7 @@ on_both! {
         let server = server_with_a_rule(backend).await;
         let other = TestServer::start(backend).await;
         let foreign = other.watch(pb::WatchRequest::default()).await.cursor;
+        let own = server.watch(pb::WatchRequest::default()).await.cursor;
         let alert_filter = |alert_filter| pb::WatchRequest { alert_filter: Some(alert_filter), ..Default::default() };
         let interval = |seconds, nanos| pb::WatchRequest {
             heartbeat_interval: Some(prost_types::Duration { seconds, nanos }),
@@ -266,6 +275,9 @@ on_both! {
             (alerts_after(&foreign), "cursor"),
             (pb::WatchRequest { topics: vec![1, 0], ..Default::default() }, "topics[1]"),
             (pb::WatchRequest { topics: vec![99], ..Default::default() }, "topics[0]"),
+            (pb::WatchRequest { start: 1, ..alerts_after(&own) }, "start"),
+            (pb::WatchRequest { start: 9, ..Default::default() }, "start"),
+            (pb::WatchRequest { start: -1, ..Default::default() }, "start"),
             (alert_filter(pb::AlertWatchFilter { severities: vec![9], ..Default::default() }), "alert_filter.severities[0]"),
             (alert_filter(pb::AlertWatchFilter { statuses: vec![0], ..Default::default() }), "alert_filter.statuses[0]"),
             (alert_filter(pb::AlertWatchFilter { rule_ids: vec!["x".into()], ..Default::default() }), "alert_filter.rule_ids[0]"),

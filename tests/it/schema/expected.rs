@@ -274,12 +274,15 @@ fn to_postgres(schema: &mut Schema) {
     // Identity values commit out of order, so the writing transaction comes first.
     let changes = schema.tables.get_mut("changes").unwrap();
     changes.primary_key = ["xid", "seq"].map(str::to_owned).into();
-    changes.columns.push(Column {
+    let xid = Column {
         name: "xid".to_owned(),
         kind: "xid8".to_owned(),
         nullable: false,
         default: Some("pg_current_xact_id()".to_owned()),
-    });
+    };
+    // `commit_seq` was added later.
+    let at = changes.columns.len() - 1;
+    changes.columns.insert(at, xid);
 }
 
 fn to_sqlite(schema: &mut Schema) {

@@ -135,11 +135,10 @@ impl TestServer {
 
     /// Opens a watch, and takes its first heartbeat.
     pub async fn watch(&self, request: pb::WatchRequest) -> Watch {
+        let in_snapshot = request.start() == pb::WatchStart::Snapshot;
         let responses = self.monitor().watch(request).await.unwrap().into_inner();
-        let mut watch = Watch {
-            responses,
-            cursor: String::new(),
-        };
+        let mut watch = Watch::from(responses);
+        watch.in_snapshot = in_snapshot;
         let first = watch.next().await;
         assert!(
             matches!(first.update, Some(Update::Heartbeat(_))),
@@ -184,6 +183,8 @@ pub struct Watch {
     responses: Streaming<pb::WatchResponse>,
     /// Of the last response.
     pub cursor: String,
+    /// Whether a snapshot is being sent, whose responses have no cursor.
+    in_snapshot: bool,
 }
 
 impl From<Streaming<pb::WatchResponse>> for Watch {
@@ -191,6 +192,7 @@ impl From<Streaming<pb::WatchResponse>> for Watch {
         Self {
             responses,
             cursor: String::new(),
+            in_snapshot: false,
         }
     }
 }
@@ -207,7 +209,11 @@ impl Watch {
         let response = next
             .expect("a response comes in time")?
             .expect("a watch ends with a status");
-        assert!(!response.cursor.is_empty(), "every response has a cursor");
+        if matches!(response.update, Some(Update::SnapshotEnd(_))) {
+            self.in_snapshot = false;
+        }
+        let has_cursor = !response.cursor.is_empty();
+        assert_eq!(has_cursor, !self.in_snapshot, "{response:?}");
         self.cursor.clone_from(&response.cursor);
         Ok(response)
     }

@@ -1,0 +1,138 @@
+//! What there is at one moment, for watches that start with it.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Instant,
+};
+
+use prost::Message;
+use sea_orm::{
+    ColumnTrait, Condition, DatabaseTransaction, DbBackend, EntityTrait, IsolationLevel,
+    QueryFilter, QueryOrder, QuerySelect, TransactionOptions, TransactionTrait,
+};
+use tokio::sync::Mutex;
+
+use super::Announcement;
+use crate::{
+    db::Db,
+    entity::alert::{self, AlertStatus},
+    error::Result,
+    feed::{Start, read},
+    gpu::GpuStats,
+    pb::{self, watch_response::Update},
+};
+
+/// How many alerts are read at a time.
+const PAGE: u64 = 1_000;
+
+/// What there is at one moment.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    /// Where the feed goes on after it.
+    pub start: Start,
+    /// The alerts that are pending or delivered, oldest first.
+    pub alerts: Vec<Announcement>,
+    /// The newest stored sample of every GPU.
+    pub gpu_stats: Vec<pb::GpuStats>,
+}
+
+/// Takes snapshots. Those who ask while one is being taken share the next one.
+#[derive(Debug)]
+pub struct Snapshots {
+    db: Db,
+    gpus: GpuStats,
+    /// When the last one was begun. It is kept for as long as somebody sends it.
+    last: Mutex<Option<(Instant, Weak<Snapshot>)>>,
+}
+
+impl Snapshots {
+    /// Snapshots of this database and its GPUs.
+    pub fn new(db: Db, gpus: GpuStats) -> Self {
+        Self {
+            db,
+            gpus,
+            last: Mutex::new(None),
+        }
+    }
+
+    /// A snapshot of a moment after this is called.
+    pub(super) async fn take(&self) -> Result<Arc<Snapshot>> {
+        let asked = Instant::now();
+        let mut last = self.last.lock().await;
+        if let Some((begun, snapshot)) = &*last
+            && *begun >= asked
+            && let Some(snapshot) = snapshot.upgrade()
+        {
+            return Ok(snapshot);
+        }
+        let begun = Instant::now();
+        let snapshot = Arc::new(self.read().await?);
+        *last = Some((begun, Arc::downgrade(&snapshot)));
+        Ok(snapshot)
+    }
+
+    async fn read(&self) -> Result<Snapshot> {
+        let backend = self.db.backend();
+        let options = TransactionOptions {
+            // SQLite does so by itself.
+            isolation_level: (backend == DbBackend::Postgres)
+                .then_some(IsolationLevel::RepeatableRead),
+            ..Default::default()
+        };
+        let tx = self.db.reader().begin_with_options(options).await?;
+        let start = read::now_in(&tx, backend).await?;
+        let alerts = open_alerts(&tx).await?;
+        tx.rollback().await?;
+        Ok(Snapshot {
+            start,
+            alerts,
+            gpu_stats: self.gpus.latest_of_all().await?,
+        })
+    }
+}
+
+async fn open_alerts(tx: &DatabaseTransaction) -> Result<Vec<Announcement>> {
+    use alert::Column::{CreatedAt, Id, Status};
+
+    let mut alerts = Vec::new();
+    let mut last = None;
+    loop {
+        let mut page = alert::Entity::find()
+            .filter(Status.is_in([AlertStatus::Pending, AlertStatus::Delivered]))
+            .order_by_asc(CreatedAt)
+            .order_by_asc(Id)
+            .limit(PAGE);
+        if let Some((created_at, id)) = last {
+            let same_time = Condition::all()
+                .add(CreatedAt.eq(created_at))
+                .add(Id.gt(id));
+            page = page.filter(
+                Condition::any()
+                    .add(CreatedAt.gt(created_at))
+                    .add(same_time),
+            );
+        }
+        let page = page.all(tx).await?;
+        last = page.last().map(|alert| (alert.created_at, alert.id));
+        let full = page.len() as u64 == PAGE;
+        alerts.extend(page.into_iter().map(existing));
+        if !full {
+            return Ok(alerts);
+        }
+    }
+}
+
+fn existing(alert: alert::Model) -> Announcement {
+    let change = pb::AlertChange {
+        kind: pb::AlertChangeKind::Existing.into(),
+        alert: Some(alert.into()),
+    };
+    let response = pb::WatchResponse {
+        update: Some(Update::Alert(change)),
+        ..Default::default()
+    };
+    Announcement {
+        encoded: response.encode_to_vec().into(),
+        update: response.update,
+    }
+}
