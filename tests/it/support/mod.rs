@@ -5,7 +5,7 @@ pub mod database;
 pub mod fake_nvml;
 pub mod process;
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use database::{Backend, TestDatabase};
 use tokio::time::timeout;
@@ -48,6 +48,11 @@ impl TestServer {
             database,
             server,
         }
+    }
+
+    /// Where the server serves metrics, if it does.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.server.metrics_address
     }
 
     /// Stops the server, which must end all calls by itself, and gives back its database.
