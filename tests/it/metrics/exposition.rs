@@ -91,13 +91,11 @@ impl Sample {
                 assert!(is_name(label), "{line}");
                 let (value, after) = unescape(value);
                 assert_eq!(labels.insert(label.into(), value), None, "{line}");
-                match after.strip_prefix(',') {
-                    Some(next) => rest = next,
-                    None => {
-                        rest = after.strip_prefix('}').expect("the end of the labels");
-                        break;
-                    }
-                }
+                let Some(next) = after.strip_prefix(',') else {
+                    rest = after.strip_prefix('}').expect("the end of the labels");
+                    break;
+                };
+                rest = next;
             }
         }
         assert!(is_name(name), "{line}");
