@@ -17,6 +17,8 @@ mod cluster;
 mod guarantees;
 #[allow(unreachable_pub)]
 mod server;
+#[allow(unreachable_pub)]
+mod streams;
 
 use std::{
     process::ExitCode,
@@ -99,7 +101,32 @@ async fn main() -> ExitCode {
     if wanted("get_alert") {
         get_alert(&server, options.seconds).await;
     }
+    streams(&server, &options, wanted).await;
     ExitCode::SUCCESS
+}
+
+/// The figures of streams.
+async fn streams(server: &Server, options: &Options, wanted: impl Fn(&str) -> bool) {
+    streams::prepare(server).await;
+    let seconds = options.seconds;
+    if wanted("fan_out") {
+        let goal = "p50 <= 5 ms, p99 <= 15 ms, all delivered";
+        streams::fan_out(server, "fan_out", goal, 1_000, 100.0, seconds).await;
+    }
+    if wanted("flat_out") {
+        let goal = ">= 1000000 messages/s";
+        streams::fan_out(server, "flat_out", goal, 1_000, 1e9, seconds).await;
+    }
+    if wanted("many") {
+        let goal = "p99 <= 150 ms, <= 12 KiB for each idle subscriber";
+        streams::fan_out(server, "many", goal, 10_000, 1.0, seconds).await;
+    }
+    if wanted("slow_reader") {
+        streams::slow_reader(server, seconds).await;
+    }
+    if wanted("catch_up") {
+        streams::catch_up(server, 300_000).await;
+    }
 }
 
 fn options() -> Options {

@@ -62,9 +62,19 @@ pub struct Model {
     pub pci_bus_id: Option<String>,
     /// The GPU that this MIG instance is a part of.
     pub mig_parent_uuid: Option<String>,
-    /// Why a column is NULL: an object of column and reason.
+    /// Why a column is NULL: an object of column and reason. In rows from before there was `absent_mask`.
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub absent_reasons: Option<Json>,
+    /// Millijoules since the counter began.
+    pub energy_consumption: Option<i64>,
+    /// Watts.
+    pub power_usage_instant: Option<f64>,
+    /// Degrees Celsius.
+    pub memory_temperature: Option<f64>,
+    /// Tells the stretches apart in which counters only grow.
+    pub counter_epoch: Option<i64>,
+    /// Why a column is NULL: a letter for each, in the order of the table.
+    pub absent_mask: Option<String>,
 }
 
 impl ActiveModelBehavior for ActiveModel {

@@ -15,11 +15,12 @@ use crate::{
 
 /// PostgreSQL hands out `seq` before the commit, so a reader of plain `seq`
 /// skips what commits late. Below the oldest running transaction nothing can
-/// still arrive, and `(xid, seq)` orders what is there.
+/// still arrive, and `(xid, seq)` orders what is there. (A bare `xid` would name the column of the
+/// result, by which no index is sorted.)
 const AFTER_POSTGRES: &str = "\
     SELECT xid::text::bigint, seq, topic, key, message, created_at FROM changes \
     WHERE (xid, seq) > ($1::text::xid8, $2) AND xid < pg_snapshot_xmin(pg_current_snapshot()) \
-    ORDER BY xid, seq LIMIT $3";
+    ORDER BY changes.xid, changes.seq LIMIT $3";
 
 /// SQLite has one writer, so `seq` is the order of the commits.
 const AFTER_SQLITE: &str = "\

@@ -227,7 +227,8 @@ impl<T: Send + Sync + 'static> Feed<T> {
                         return Err(Error::ShuttingDown);
                     }
                 }
-                None => match self.stored_after(position).await {
+                // Boxed, for few are behind, and everybody would have room for it.
+                None => match Box::pin(self.stored_after(position)).await {
                     Err(Error::DatabaseAway) => sleep(RETRY).await,
                     // There is nothing after `position`, so nothing up to where the tailer was before.
                     Ok(entries) if entries.is_empty() => position = position.max(read_up_to),

@@ -21,6 +21,9 @@ macro_rules! columns {
             let columns = [$((stringify!($column), stats.$column.is_none())),+];
             columns.into_iter().filter(|(_, absent)| *absent).map(|(column, _)| column)
         }
+
+        /// Their names, in the order of `absent_mask`.
+        const NAMES: [&str; COUNT] = [$(stringify!($column)),+];
     };
 }
 
@@ -51,6 +54,9 @@ columns!(
     encoder_utilization,
     decoder_utilization,
     bar1_used,
+    energy_consumption,
+    power_usage_instant,
+    memory_temperature,
 );
 
 /// A sample of this GPU, as yet without values.
@@ -95,15 +101,48 @@ pub fn recorded_at(stats: &pb::GpuStats) -> DateTime<Utc> {
     at.unwrap_or_else(entity::now)
 }
 
-/// What is kept of a reason in the database: `not_supported`.
-pub fn label(reason: AbsentReason) -> String {
-    reason
-        .as_str_name()
-        .trim_start_matches(PREFIX)
-        .to_lowercase()
+/// The letters of `absent_mask`: what is there is a dot.
+const LETTERS: [(AbsentReason, char); 11] = [
+    (AbsentReason::Unspecified, '?'),
+    (AbsentReason::NotSupported, 'N'),
+    (AbsentReason::NoPermission, 'P'),
+    (AbsentReason::DriverTooOld, 'O'),
+    (AbsentReason::Mig, 'M'),
+    (AbsentReason::GpuLost, 'L'),
+    (AbsentReason::NotSampled, 'S'),
+    (AbsentReason::NotReported, 'R'),
+    (AbsentReason::DriverError, 'E'),
+    (AbsentReason::TimedOut, 'T'),
+    (AbsentReason::Asleep, 'A'),
+];
+
+/// Why values are absent, as the database has it: a letter for each column.
+pub(super) fn mask(stats: &pb::GpuStats) -> String {
+    let absent: Vec<_> = absent(stats).collect();
+    let letter = |name: &&str| {
+        if !absent.contains(name) {
+            return '.';
+        }
+        let reason = stats.absent_reasons.get(*name).copied();
+        LETTERS
+            .iter()
+            .find(|(known, _)| Some(*known as i32) == reason)
+            .map_or('?', |(_, letter)| *letter)
+    };
+    NAMES.iter().map(letter).collect()
 }
 
-/// The reason that is kept like this.
+/// Why this column is absent, by the mask of its row.
+pub(super) fn masked(mask: &str, column: &str) -> Option<AbsentReason> {
+    let at = NAMES.iter().position(|name| *name == column)?;
+    let letter = mask.chars().nth(at)?;
+    LETTERS
+        .iter()
+        .find(|(_, known)| *known == letter)
+        .map(|(reason, _)| *reason)
+}
+
+/// The reason that rows without a mask have by its name: `not_supported`.
 pub(super) fn reason(label: &str) -> Option<AbsentReason> {
     AbsentReason::from_str_name(&format!("{PREFIX}{}", label.to_uppercase()))
 }
@@ -115,7 +154,7 @@ mod tests {
     #[test]
     fn every_column_of_a_gpu_that_cannot_be_asked_has_a_reason() {
         let stats = nothing_of(&pb::Gpu::default(), AbsentReason::GpuLost);
-        assert_eq!((stats.absent_reasons.len(), COUNT), (26, 26));
+        assert_eq!((stats.absent_reasons.len(), COUNT), (29, 29));
         assert!(!has_values(&stats));
         let name = Some("a GPU".to_string());
         assert!(!has_values(&nothing_of(
@@ -129,7 +168,7 @@ mod tests {
             fan_speed: Some(0),
             ..stats.clone()
         }));
-        assert_eq!(absent(&stats).count(), 26);
+        assert_eq!(absent(&stats).count(), 29);
         let reported = stats
             .absent_reasons
             .values()
@@ -139,12 +178,23 @@ mod tests {
     }
 
     #[test]
-    fn labels_can_be_read_again() {
-        assert_eq!(label(AbsentReason::DriverTooOld), "driver_too_old");
-        for number in 0..=8 {
-            let reason_ = AbsentReason::try_from(number).unwrap();
-            assert_eq!(reason(&label(reason_)), Some(reason_));
-        }
+    fn masks_and_labels_can_be_read_again() {
+        assert_eq!(reason("driver_too_old"), Some(AbsentReason::DriverTooOld));
         assert_eq!(reason("nonsense"), None);
+        for (at, (reason, letter)) in LETTERS.into_iter().enumerate() {
+            assert_eq!(reason as usize, at);
+            let mut stats = nothing_of(&pb::Gpu::default(), reason);
+            stats.temperature = Some(0.0);
+            stats.absent_reasons.remove("temperature");
+            let mask = mask(&stats);
+            assert_eq!(mask.len(), COUNT);
+            assert_eq!(masked(&mask, "fan_speed"), Some(reason), "{letter}");
+            assert_eq!(
+                masked(&mask, "inference_fps"),
+                Some(AbsentReason::NotReported)
+            );
+            assert_eq!(masked(&mask, "temperature"), None);
+        }
+        assert_eq!(masked("..", "bar1_used"), None);
     }
 }

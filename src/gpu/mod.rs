@@ -27,7 +27,7 @@ mod service;
 mod writer;
 
 pub use self::{
-    columns::{has_values, label as reason_label, recorded_at},
+    columns::{has_values, recorded_at},
     live::{LiveGpus, Reading},
     service::GpuStats,
 };

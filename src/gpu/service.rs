@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, HashMap};
 
 use sea_orm::{EntityTrait, QueryFilter, QueryOrder, QueryTrait, Select, Set};
-use serde_json::Value as Json;
 use tonic::{Request, Response};
 
 use super::{
@@ -225,9 +224,15 @@ impl From<gpu_stats::Model> for pb::GpuStats {
             pci_bus_id: row.pci_bus_id,
             mig_parent_uuid: row.mig_parent_uuid,
             absent_reasons: HashMap::new(),
+            energy_consumption: row.energy_consumption,
+            power_usage_instant: row.power_usage_instant,
+            memory_temperature: row.memory_temperature,
+            counter_epoch: row.counter_epoch,
         };
-        let reason =
-            |column: &str| columns::reason(row.absent_reasons.as_ref()?.get(column)?.as_str()?);
+        let reason = |column: &str| match &row.absent_mask {
+            Some(mask) => columns::masked(mask, column),
+            None => columns::reason(row.absent_reasons.as_ref()?.get(column)?.as_str()?),
+        };
         let absent = columns::absent(&stats);
         let absent = absent.map(|column| {
             (
@@ -242,11 +247,6 @@ impl From<gpu_stats::Model> for pb::GpuStats {
 
 impl From<&pb::GpuStats> for gpu_stats::ActiveModel {
     fn from(stats: &pb::GpuStats) -> Self {
-        let reasons = stats.absent_reasons.iter();
-        let reasons = reasons.filter_map(|(column, reason)| {
-            let reason = pb::AbsentReason::try_from(*reason).ok()?;
-            Some((column.clone(), Json::String(columns::label(reason))))
-        });
         Self {
             recorded_at: Set(recorded_at(stats)),
             gpu_name: Set(stats.gpu_name.clone()),
@@ -280,7 +280,12 @@ impl From<&pb::GpuStats> for gpu_stats::ActiveModel {
             host: Set(stats.host.clone()),
             pci_bus_id: Set(stats.pci_bus_id.clone()),
             mig_parent_uuid: Set(stats.mig_parent_uuid.clone()),
-            absent_reasons: Set(Some(Json::Object(reasons.collect()))),
+            absent_reasons: Set(None),
+            energy_consumption: Set(stats.energy_consumption),
+            power_usage_instant: Set(stats.power_usage_instant),
+            memory_temperature: Set(stats.memory_temperature),
+            counter_epoch: Set(stats.counter_epoch),
+            absent_mask: Set(Some(columns::mask(stats))),
             ..Default::default()
         }
     }

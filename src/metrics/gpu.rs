@@ -28,7 +28,7 @@ struct Column {
     value: fn(&GpuStats) -> Option<f64>,
 }
 
-const COLUMNS: [Column; 22] = [
+const COLUMNS: [Column; 25] = [
     column(
         "DCGM_FI_DEV_SM_CLOCK",
         "SM clock frequency (in MHz).",
@@ -63,6 +63,11 @@ const COLUMNS: [Column; 22] = [
         stats.temperature
     }),
     column(
+        "DCGM_FI_DEV_MEMORY_TEMP",
+        "Memory temperature (in C).",
+        |stats| stats.memory_temperature,
+    ),
+    column(
         "DCGM_FI_DEV_SLOWDOWN_TEMP",
         "The temperature at which clocks are slowed down (in C).",
         |stats| stats.temp_slowdown_threshold,
@@ -70,6 +75,19 @@ const COLUMNS: [Column; 22] = [
     column("DCGM_FI_DEV_POWER_USAGE", "Power draw (in W).", |stats| {
         stats.power_usage
     }),
+    column(
+        "DCGM_FI_DEV_POWER_USAGE_INSTANT",
+        "Power draw at this moment (in W).",
+        |stats| stats.power_usage_instant,
+    ),
+    Column {
+        kind: COUNTER,
+        ..column(
+            "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION",
+            "Energy drawn since the driver was loaded (in mJ).",
+            |stats| whole(stats.energy_consumption),
+        )
+    },
     column(
         "DCGM_FI_DEV_ENFORCED_POWER_LIMIT",
         "The power limit in force (in W).",
@@ -274,7 +292,8 @@ fn absent(stats: &GpuStats) -> Vec<Labels> {
         let reason = AbsentReason::try_from(*reason).unwrap_or_default();
         let mut labels = key(stats);
         labels.push(("field", field.clone()));
-        labels.push(("reason", gpu::reason_label(reason)));
+        let reason = reason.as_str_name().trim_start_matches("ABSENT_REASON_");
+        labels.push(("reason", reason.to_lowercase()));
         labels
     };
     fields.into_iter().map(labels).collect()

@@ -204,6 +204,8 @@ struct Watch {
 
 impl Watch {
     /// Nothing is read ahead for the subscriber: while it does not read, this is not polled, and it costs its place.
+    ///
+    /// Futures that run seldom are boxed: every subscriber has room for those that are not.
     fn stream(
         mut self,
         heartbeat: Duration,
@@ -212,14 +214,14 @@ impl Watch {
         try_stream! {
             let mut sampled = self.monitor.gpus.changed();
             if let Some(snapshot) = snapshot {
-                let mut heartbeat = self.heartbeat().await;
+                let mut heartbeat = Box::pin(self.heartbeat()).await;
                 heartbeat.cursor.clear();
                 yield encode(&heartbeat);
-                for await message in self.existing(snapshot) {
+                for await message in Box::pin(self.existing(snapshot)) {
                     yield message;
                 }
             } else {
-                yield encode(&self.heartbeat().await);
+                yield encode(&Box::pin(self.heartbeat()).await);
                 // Those that are there already are news to this subscriber.
                 sampled.mark_changed();
             }
@@ -241,7 +243,7 @@ impl Watch {
                     entries = feed.after(self.start.position), if changes => Step::Changes(entries),
                 };
                 match step {
-                    Step::Heartbeat => yield encode(&self.heartbeat().await),
+                    Step::Heartbeat => yield encode(&Box::pin(self.heartbeat()).await),
                     Step::GpuStats => {
                         for message in self.new_gpu_stats() {
                             yield message;
@@ -265,7 +267,7 @@ impl Watch {
                         if let Some(held) = self.held.take() {
                             yield self.change(&held, false);
                         }
-                        yield encode(&self.heartbeat().await);
+                        yield encode(&Box::pin(self.heartbeat()).await);
                         Err(Error::ShuttingDown)?;
                     }
                 }

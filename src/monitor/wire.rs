@@ -15,7 +15,9 @@ use prometheus::IntCounter;
 use tonic::{
     Request, Response, Status,
     body::Body,
-    codec::{Codec, CompressionEncoding, EnabledCompressionEncodings, EncodeBuf, Encoder},
+    codec::{
+        BufferSettings, Codec, CompressionEncoding, EnabledCompressionEncodings, EncodeBuf, Encoder,
+    },
     server::{Grpc, NamedService, ServerStreamingService, UnaryService},
 };
 use tonic_prost::ProstCodec;
@@ -23,6 +25,12 @@ use tower::Service;
 
 use super::Monitor;
 use crate::pb;
+
+/// How much room for messages an idle subscriber has, in bytes. It grows with what is sent.
+const BUFFER: usize = 512;
+
+/// How many bytes go to the transport at a time.
+const YIELD_AT: usize = 32 * 1024;
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -143,5 +151,9 @@ impl Encoder for EncodedEncoder {
         buffer.put(own);
         self.0.inc();
         Ok(())
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(BUFFER, YIELD_AT)
     }
 }

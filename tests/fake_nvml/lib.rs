@@ -305,7 +305,8 @@ pub struct FieldValue {
     value: u64,
 }
 
-/// The two PCIe byte counters: `wide` or `narrow`, and the bytes sent and received per second.
+/// The two PCIe byte counters: `wide` or `narrow`, and the bytes sent and received per second; the
+/// present power, and the temperature of the memory.
 #[cfg(not(old_driver))]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetFieldValues(
@@ -313,38 +314,63 @@ pub unsafe extern "C" fn nvmlDeviceGetFieldValues(
     count: c_int,
     values: *mut FieldValue,
 ) -> c_int {
-    let told = unsafe { text_of(device, "pcie_bytes") };
+    let values = unsafe { std::slice::from_raw_parts_mut(values, count as usize) };
+    let pcie = values.iter().any(|value| matches!(value.field, 197 | 198));
+    let bytes = if pcie {
+        unsafe { text_of(device, "pcie_bytes") }
+    } else {
+        Err(NOT_SUPPORTED)
+    };
     // The call itself goes well where single fields are not supported.
-    if let Err(code) = told
+    if let Err(code) = bytes
         && code != NOT_SUPPORTED
     {
         return code;
     }
-    for value in unsafe { std::slice::from_raw_parts_mut(values, count as usize) } {
-        let words: Vec<_> = told
-            .iter()
-            .flat_map(|text| text.split_whitespace())
-            .collect();
-        let rate = match value.field {
-            197 => words.get(1),
-            198 => words.get(2),
-            _ => None,
+    let words: Vec<_> = bytes
+        .iter()
+        .flat_map(|text| text.split_whitespace())
+        .collect();
+    for value in values {
+        let answer = match value.field {
+            197 => moved(&words, 1),
+            198 => moved(&words, 2),
+            186 => unsafe { numbers(device, "power_instant") }.map(|[power]| (1, power)),
+            82 => unsafe { numbers(device, "memory_temperature") }.map(|[degrees]| (1, degrees)),
+            _ => Err(NOT_SUPPORTED),
         };
         // Newer drivers number some fields otherwise: who looks for a number finds the wrong one.
         value.field += 1000;
-        let Some(rate) = rate.and_then(|rate| rate.parse::<f64>().ok()) else {
-            value.code = NOT_SUPPORTED;
-            continue;
-        };
-        let bytes = 1_000_000 + (rate * LOADED.elapsed().as_secs_f64()) as u64;
-        value.code = SUCCESS;
-        (value.kind, value.value) = if words[0] == "wide" {
-            (3, bytes)
-        } else {
-            (1, bytes & 0xffff_ffff)
-        };
+        match answer {
+            Ok((kind, number)) => {
+                value.code = SUCCESS;
+                (value.kind, value.value) = (kind, number);
+            }
+            Err(code) => value.code = code,
+        }
     }
     SUCCESS
+}
+
+/// A byte counter: its type, and how far it has come.
+#[cfg(not(old_driver))]
+fn moved(words: &[&str], at: usize) -> Answer<(u32, u64)> {
+    let rate = words.get(at).and_then(|rate| rate.parse::<f64>().ok());
+    let rate = rate.ok_or(NOT_SUPPORTED)?;
+    let bytes = 1_000_000 + (rate * LOADED.elapsed().as_secs_f64()) as u64;
+    Ok(if words[0] == "wide" {
+        (3, bytes)
+    } else {
+        (1, bytes & 0xffff_ffff)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetTotalEnergyConsumption(
+    device: Handle,
+    energy: *mut u64,
+) -> c_int {
+    code(unsafe { numbers(device, "energy") }.map(|[total]| unsafe { *energy = total }))
 }
 
 #[cfg(not(old_driver))]

@@ -33,6 +33,9 @@ use crate::{
 /// `NVML_FI_DEV_PCIE_COUNT_TX_BYTES` and `NVML_FI_DEV_PCIE_COUNT_RX_BYTES`.
 const PCIE_BYTES: [FieldId; 2] = [FieldId(197), FieldId(198)];
 
+/// `NVML_FI_DEV_POWER_INSTANT` and `NVML_FI_DEV_MEMORY_TEMP`.
+const MORE: [FieldId; 2] = [FieldId(186), FieldId(82)];
+
 /// Absolute slowdown temperatures lie below, in °C. Cards that only know a margin give it instead,
 /// as a small negative number in an unsigned one.
 const HOTTEST: u32 = 150;
@@ -47,6 +50,7 @@ pub(super) struct Card<'nvml> {
     /// Calls that are not worth making again, by what they are for.
     pub(super) refused: HashMap<&'static str, AbsentReason>,
     pcie: Pcie,
+    epoch: Epoch,
     pub(super) failure: Option<Failure>,
 }
 
@@ -71,6 +75,7 @@ impl<'nvml> Card<'nvml> {
             mig: false,
             refused,
             pcie,
+            epoch: Epoch::new(Utc::now().timestamp_millis()),
             failure: None,
         }
     }
@@ -103,6 +108,12 @@ impl<'nvml> Card<'nvml> {
         let pcie = self.pcie();
         let processes = self.number("processes", Device::running_compute_processes_count);
         let chip = TemperatureSensor::Gpu;
+        let (power_instant, memory_temperature) = self.more();
+        let energy = self.ask("energy", Device::total_energy_consumption);
+        let energy = energy.and_then(|energy| i64::try_from(energy).map_err(|_| DriverError));
+        let replays = self
+            .ask("replays", Device::pcie_replay_counter)
+            .map(i64::from);
         let mut stats = columns::of(&self.gpu);
         fill!(stats {
             gpu_name = self.gpu.name.clone().ok_or(DriverError);
@@ -120,7 +131,7 @@ impl<'nvml> Card<'nvml> {
             power_limit = self.number("power_limit", Device::enforced_power_limit).map(watts);
             sm_clock_max = self.number("sm_max", |card| card.max_clock_info(Clock::SM));
             compute_processes_count = processes;
-            pcie_replay_counter = self.ask("replays", Device::pcie_replay_counter).map(i64::from);
+            pcie_replay_counter = replays;
             temp_slowdown_threshold = self.temp_slowdown_threshold();
             memory_clock = self.number("memory_clock", |card| card.clock_info(Clock::Memory));
             memory_clock_max = self.number("memory_max", |card| card.max_clock_info(Clock::Memory));
@@ -131,7 +142,13 @@ impl<'nvml> Card<'nvml> {
             encoder_utilization = encoder.and_then(percent);
             decoder_utilization = decoder.and_then(percent);
             bar1_used = bar1.and_then(mib);
+            energy_consumption = energy;
+            power_usage_instant = power_instant;
+            memory_temperature = memory_temperature;
         });
+        let now = started_at.timestamp_millis();
+        let epoch = self.epoch.after(now, [energy.ok(), replays.ok()]);
+        stats.counter_epoch = Some(epoch);
         // The middle of the calls is nearest to all of them.
         let recorded_at = started_at + started.elapsed() / 2;
         stats.recorded_at = Some(to_proto(recorded_at.trunc_subsecs(6)));
@@ -247,6 +264,41 @@ impl<'nvml> Card<'nvml> {
         }
     }
 
+    /// The power of this moment, in W, and the temperature of the memory, in °C.
+    fn more(&mut self) -> (Value<f64>, Value<f64>) {
+        let replies = self.ask("fields", |card| {
+            let [power, memory] = card
+                .field_values_for(&MORE)?
+                .try_into()
+                .map_err(|_| NvmlError::Unknown)?;
+            Ok((power, memory))
+        });
+        let (power, memory) = match replies {
+            Ok((power, memory)) => (self.reading(power), self.reading(memory)),
+            Err(reason) => (Err(reason), Err(reason)),
+        };
+        if let (Err(reason), Err(_)) = (power, memory)
+            && is_final(reason)
+        {
+            self.refused.insert("fields", reason);
+        }
+        (power.map(watts), memory.map(f64::from))
+    }
+
+    /// A number that must be small, and not below zero.
+    fn reading(&mut self, reply: Result<FieldValueSample, NvmlError>) -> Value<i32> {
+        match reply.and_then(|reply| reply.value) {
+            Ok(SampleValue::U32(value)) => i32::try_from(value).map_err(|_| DriverError),
+            Ok(SampleValue::U64(value)) => i32::try_from(value).map_err(|_| DriverError),
+            Ok(SampleValue::I64(value)) => i32::try_from(value)
+                .ok()
+                .filter(|value| *value >= 0)
+                .ok_or(DriverError),
+            Ok(SampleValue::F64(_)) => Err(DriverError),
+            Err(error) => Err(self.refusal(error)),
+        }
+    }
+
     fn counter(&mut self, reply: Result<FieldValueSample, NvmlError>) -> Value<Counter> {
         match reply.and_then(|reply| reply.value) {
             Ok(SampleValue::U32(bytes)) => Ok(Counter::Narrow(bytes)),
@@ -281,6 +333,38 @@ impl<'nvml> Card<'nvml> {
         } else {
             AbsentReason::NotSupported
         }
+    }
+}
+
+/// The stretch in which counters have only grown.
+#[derive(Debug)]
+struct Epoch {
+    /// Its name: when it began, in milliseconds since 1970.
+    name: i64,
+    before: [Option<i64>; 2],
+}
+
+impl Epoch {
+    fn new(now: i64) -> Self {
+        Self {
+            name: now,
+            before: [None; 2],
+        }
+    }
+
+    /// The epoch that these counters belong to, read at this time in milliseconds since 1970.
+    fn after(&mut self, now: i64, counters: [Option<i64>; 2]) -> i64 {
+        let backwards = self.before.iter().zip(counters).any(|(before, counter)| {
+            before.is_some_and(|before| counter.is_some_and(|counter| counter < before))
+        });
+        if backwards {
+            // Clocks are set back; epochs must differ all the same.
+            *self = Self::new(now.max(self.name + 1));
+        }
+        for (before, counter) in self.before.iter_mut().zip(counters) {
+            *before = counter.or(*before);
+        }
+        self.name
     }
 }
 

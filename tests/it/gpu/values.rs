@@ -23,6 +23,7 @@ pub(super) fn values(stats: &pb::GpuStats) -> BTreeMap<&'static str, String> {
         sm_clock_max compute_processes_count pcie_replay_counter temp_slowdown_threshold
         memory_clock memory_clock_max pcie_link_gen pcie_link_width pcie_tx_throughput
         pcie_rx_throughput encoder_utilization decoder_utilization bar1_used
+        energy_consumption power_usage_instant memory_temperature
     );
     assert_eq!(
         stats.absent_reasons.len(),
@@ -38,7 +39,7 @@ fn is_reason(value: &str) -> bool {
 }
 
 /// What a desktop card shows, but for the rates.
-const GEFORCE: [(&str, &str); 24] = [
+const GEFORCE: [(&str, &str); 27] = [
     ("gpu_name", "\"NVIDIA GeForce RTX 4080 SUPER\""),
     ("gpu_utilization", "37.0"),
     ("memory_used", "1536"),
@@ -63,6 +64,9 @@ const GEFORCE: [(&str, &str); 24] = [
     ("encoder_utilization", "21"),
     ("decoder_utilization", "64"),
     ("bar1_used", "16"),
+    ("energy_consumption", "123456789012"),
+    ("power_usage_instant", "119.88"),
+    ("memory_temperature", "NOT_SUPPORTED"),
 ];
 
 /// Checks every value: those of a desktop card, and what differs. Rates depend on time; they are
@@ -93,8 +97,9 @@ pub(super) fn without_values(reason: &'static str) -> Vec<(&'static str, &'stati
 
 #[tokio::test]
 async fn every_value_is_the_drivers_or_absent_with_its_reason() {
-    const H200: [(&str, &str); 7] = [
+    const H200: [(&str, &str); 8] = [
         ("gpu_name", "\"NVIDIA H200\""),
+        ("memory_temperature", "38.0"),
         ("fan_speed", "NOT_SUPPORTED"),
         ("temp_slowdown_threshold", "NOT_SUPPORTED"),
         ("pstate", "0"),
@@ -102,7 +107,8 @@ async fn every_value_is_the_drivers_or_absent_with_its_reason() {
         ("pcie_replay_counter", "4"),
         ("encoder_utilization", "0"),
     ];
-    const DIVIDED: [(&str, &str); 10] = [
+    const DIVIDED: [(&str, &str); 11] = [
+        ("memory_temperature", "38.0"),
         ("gpu_name", "\"NVIDIA H100 80GB HBM3\""),
         ("fan_speed", "MIG"),
         ("temp_slowdown_threshold", "MIG"),
@@ -195,6 +201,8 @@ async fn an_old_driver_lacks_values_and_not_the_rest() {
         ("memory_total", old),
         ("fan_speed", old),
         ("compute_processes_count", old),
+        ("power_usage_instant", old),
+        ("memory_temperature", old),
         // Of the blocking call, which takes the place of the counters once every half minute.
         ("pcie_tx_throughput", "812"),
         ("pcie_rx_throughput", "NOT_SUPPORTED"),
@@ -203,7 +211,10 @@ async fn an_old_driver_lacks_values_and_not_the_rest() {
     if first.number == 1 {
         check(&first.stats, &different);
     }
-    different[4].1 = "NOT_SAMPLED";
+    let sent = different
+        .iter_mut()
+        .find(|(column, _)| *column == "pcie_tx_throughput");
+    sent.unwrap().1 = "NOT_SAMPLED";
     check(&rig.next("GPU-1").await, &different);
     assert_eq!(fake.calls("GPU-1", "pcie_sent"), 1);
     rig.stop().await;
@@ -266,5 +277,37 @@ async fn what_moves_over_pcie_is_counted_and_never_guessed() {
     }
     let stats = rig.next("GPU-narrow").await;
     assert_eq!(values(&stats)["pcie_tx_throughput"], "NOT_SAMPLED");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_counter_that_goes_backwards_begins_an_epoch() {
+    let fake = FakeNvml::new(&[Card::geforce("GPU-1"), Card::geforce("GPU-2")]);
+    let rig = Rig::start(&fake).await;
+    let epoch = |stats: &pb::GpuStats| stats.counter_epoch.unwrap();
+    let first = epoch(&rig.next("GPU-1").await);
+    let grown = |energy: &str, replays: &str| {
+        Card::geforce("GPU-1")
+            .with("energy", energy)
+            .with("pcie_replay_counter", replays)
+    };
+    let sampled = async |card: Card, energy: i64, replays: i64| {
+        fake.set(&[card, Card::geforce("GPU-2")]);
+        loop {
+            let stats = rig.next("GPU-1").await;
+            let counters = (stats.energy_consumption, stats.pcie_replay_counter);
+            if counters == (Some(energy), Some(replays)) {
+                return epoch(&stats);
+            }
+        }
+    };
+    let more = sampled(grown("200000000000", "7"), 200_000_000_000, 7).await;
+    assert_eq!(more, first);
+    let less_energy = sampled(grown("5", "7"), 5, 7).await;
+    assert!(less_energy > first);
+    let fewer_replays = sampled(grown("6", "0"), 6, 0).await;
+    assert!(fewer_replays > less_energy);
+    let other = rig.next("GPU-2").await;
+    assert!(epoch(&other) < less_energy, "each GPU has its own");
     rig.stop().await;
 }

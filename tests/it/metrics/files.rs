@@ -75,7 +75,7 @@ async fn every_metric_of_the_dashboard_and_the_documentation_is_told() {
     }
     assert!(expressions.len() > 30, "{}", expressions.len());
 
-    let fake = FakeNvml::new(&[Card::geforce("GPU-0")]);
+    let fake = FakeNvml::new(&[Card::geforce("GPU-0").with("memory_temperature", "38")]);
     let database = TestDatabase::migrated(Backend::Sqlite).await;
     let server = TestServer::start_with(database, with_gpus(&fake)).await;
     let address = server.metrics_address().unwrap();

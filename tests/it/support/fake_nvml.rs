@@ -120,6 +120,8 @@ impl Card {
             .with("encoder_utilization", "21")
             .with("decoder_utilization", "64")
             .with("bar1", "16777216 17179869184")
+            .with("energy", "123456789012")
+            .with("power_instant", "119880")
     }
 
     /// A card for a data centre: no fan, a slowdown temperature that is only a margin, and a
@@ -135,6 +137,7 @@ impl Card {
             .with("throttle_reasons", "1")
             .with("pcie_replay_counter", "4")
             .with("encoder_utilization", "0")
+            .with("memory_temperature", "38")
     }
 
     /// A data-centre card that is divided: it does not tell how busy it is.
