@@ -147,6 +147,20 @@ pub struct Settings {
     )]
     pub nvml_library: Option<PathBuf>,
 
+    /// How long GPU samples are kept as they were taken, 1h to 3650d
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_GPU_STATS_RETENTION", default_value = "30d",
+        value_parser = between::<3_600_000, 315_360_000_000>
+    )]
+    pub gpu_stats_retention: Duration,
+
+    /// How long they are kept minute by minute, 1h to 3650d, not shorter than as they were taken
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_GPU_ROLLUP_RETENTION", default_value = "400d",
+        value_parser = between::<3_600_000, 315_360_000_000>
+    )]
+    pub gpu_rollup_retention: Duration,
+
     /// The name of this host in GPU stats [default: the system's]
     #[arg(long, global = true, value_name = "NAME", env = "WATCHPOST_HOST", value_parser = host)]
     pub host: Option<String>,
@@ -326,6 +340,11 @@ fn parse(
         let name = "invalid value for '--database-url <URL>'";
         return Err(Stop::Wrong(format!("{name}: {problem}")));
     }
+    if cli.settings.gpu_rollup_retention < cli.settings.gpu_stats_retention {
+        let name = "invalid value for '--gpu-rollup-retention <TIME>'";
+        let problem = "it must not be shorter than --gpu-stats-retention";
+        return Err(Stop::Wrong(format!("{name}: {problem}")));
+    }
     Ok(cli)
 }
 
@@ -382,6 +401,8 @@ mod tests {
             (&["--database-connections", "1"], "--database-connections"),
             (&["--sqlite-synchronous", "off"], "--sqlite-synchronous"),
             (&["--gpu-interval", "1ms"], "--gpu-interval"),
+            (&["--gpu-stats-retention", "59m"], "--gpu-stats-retention"),
+            (&["--gpu-rollup-retention", "29d"], "--gpu-rollup-retention"),
             (&["--log", "a=b=c"], "--log"),
             (&["--max-watches", "-1"], "--max-watches"),
             (&["--no-such-setting", "1"], "--no-such-setting"),

@@ -350,6 +350,16 @@ async fn prepare(
         shutdown.clone(),
     ));
     tokio::spawn(events::retention::run(db.clone(), shutdown.clone()));
+    tokio::spawn(gpu::history::rollup::run(db.clone(), shutdown.clone()));
+    let kept = gpu::history::retention::Kept {
+        samples: settings.gpu_stats_retention,
+        rollups: settings.gpu_rollup_retention,
+    };
+    tokio::spawn(gpu::history::retention::run(
+        db.clone(),
+        kept,
+        shutdown.clone(),
+    ));
     tokio::spawn(watch_database(
         db.clone(),
         feed,

@@ -13,6 +13,9 @@ mod checker;
 #[path = "../../tests/it/support/database/cluster.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod cluster;
+
+#[allow(unreachable_pub)]
+mod aggregate;
 #[allow(unreachable_pub)]
 mod guarantees;
 #[allow(unreachable_pub)]
@@ -100,6 +103,9 @@ async fn main() -> ExitCode {
     }
     if wanted("get_alert") {
         get_alert(&server, options.seconds).await;
+    }
+    if wanted("aggregate") {
+        aggregate::aggregate(&server).await;
     }
     streams(&server, &options, wanted).await;
     ExitCode::SUCCESS

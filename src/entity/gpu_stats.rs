@@ -1,6 +1,6 @@
 //! `gpu_stats`: what was measured on a GPU at one time.
 
-use sea_orm::{Set, entity::prelude::*};
+use sea_orm::{QueryOrder, Set, entity::prelude::*};
 
 #[sea_orm::model]
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
@@ -83,5 +83,21 @@ impl ActiveModelBehavior for ActiveModel {
             recorded_at: Set(super::now()),
             ..<Self as ActiveModelTrait>::default()
         }
+    }
+}
+
+impl Entity {
+    /// The newest sample of a GPU, to be asked for as one row.
+    ///
+    /// As a range of one UUID in the order of UUIDs it can only be answered by the index of both. Asked
+    /// for by `=`, PostgreSQL may rather read the samples of all GPUs backwards until it meets one of
+    /// this GPU, and goes through all of them if the GPU is long gone.
+    pub fn newest_of(gpu_uuid: &str) -> Select<Self> {
+        Self::find()
+            .filter(COLUMN.gpu_uuid.gte(gpu_uuid))
+            .filter(COLUMN.gpu_uuid.lte(gpu_uuid))
+            .order_by_desc(Column::GpuUuid)
+            .order_by_desc(Column::RecordedAt)
+            .order_by_desc(Column::Id)
     }
 }

@@ -26,6 +26,8 @@ mod schedule;
 mod service;
 mod writer;
 
+pub mod history;
+
 pub use self::{
     columns::{has_values, recorded_at},
     live::{LiveGpus, Reading},

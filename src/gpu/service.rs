@@ -1,12 +1,17 @@
 //! `GpuStatsService`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
-use sea_orm::{EntityTrait, QueryFilter, QueryOrder, QueryTrait, Select, Set};
+use sea_orm::{EntityTrait, QueryFilter, QueryTrait, Select, Set};
+use tokio::sync::Semaphore;
 use tonic::{Request, Response};
 
 use super::{
     columns::{self, recorded_at},
+    history,
     live::LiveGpus,
 };
 use crate::{
@@ -20,16 +25,25 @@ use crate::{
 /// How many GPUs a request may name: each costs a query or a parameter of one.
 const MAX_NAMED: usize = 1000;
 
+/// How many aggregates are worked on at once: each may read a great deal.
+const AGGREGATING: usize = 2;
+
 /// The handlers of `GpuStatsService`.
 #[derive(Debug, Clone)]
 pub struct GpuStats {
     db: Db,
     live: LiveGpus,
+    aggregating: Arc<Semaphore>,
 }
 
 impl GpuStats {
     pub fn new(db: Db, live: LiveGpus) -> Self {
-        Self { db, live }
+        let aggregating = Arc::new(Semaphore::new(AGGREGATING));
+        Self {
+            db,
+            live,
+            aggregating,
+        }
     }
 }
 
@@ -84,6 +98,16 @@ impl GpuStatsService for GpuStats {
             next_page_token,
         }))
     }
+
+    async fn aggregate_gpu_stats(
+        &self,
+        request: Request<pb::AggregateGpuStatsRequest>,
+    ) -> Reply<pb::AggregateGpuStatsResponse> {
+        let turn = self.aggregating.acquire().await;
+        let _turn = turn.map_err(Error::internal)?;
+        let response = history::aggregate::aggregate(&self.db, &request.into_inner()).await?;
+        Ok(Response::new(response))
+    }
 }
 
 impl GpuStats {
@@ -121,10 +145,7 @@ impl GpuStats {
 
     /// The newest sample of a GPU: mostly the one in memory, if it is a GPU of this host.
     async fn latest(&self, uuid: &str) -> Result<Option<pb::GpuStats>> {
-        let stored = gpu_stats::Entity::find()
-            .filter(gpu_stats::COLUMN.gpu_uuid.eq(uuid))
-            .order_by_desc(gpu_stats::Column::RecordedAt)
-            .order_by_desc(gpu_stats::Column::Id)
+        let stored = gpu_stats::Entity::newest_of(uuid)
             .one(self.db.reader())
             .await?;
         let Some(live) = self.live.reading(uuid) else {

@@ -1,7 +1,7 @@
 //! Instants: microseconds of UTC here, `google.protobuf.Timestamp` on the wire.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use prost_types::Timestamp;
+use prost_types::{Duration, Timestamp};
 
 use crate::{
     error::{Error, Result},
@@ -43,6 +43,20 @@ pub fn from_proto(field: &str, time: Timestamp) -> Result<DateTime<Utc>> {
 pub fn from_micros(micros: i64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_micros(micros)
         .filter(|time| (0..=LAST_YEAR).contains(&time.timestamp()))
+}
+
+/// An instant from milliseconds since 1970, up to 9999.
+pub fn from_millis(millis: i64) -> Option<DateTime<Utc>> {
+    from_micros(millis.checked_mul(1_000)?)
+}
+
+/// A length of time for the wire, from milliseconds.
+pub fn span(millis: i64) -> Duration {
+    let nanos = i32::try_from(millis % 1_000 * 1_000_000).unwrap_or(0);
+    Duration {
+        seconds: millis / 1_000,
+        nanos,
+    }
 }
 
 /// An instant at which something has happened: not far in the future.

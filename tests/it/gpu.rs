@@ -18,6 +18,7 @@ use crate::support::{
 };
 
 mod faults;
+mod history;
 mod rpc;
 mod values;
 

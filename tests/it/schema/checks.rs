@@ -70,6 +70,7 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     ("ck_demographics_results_age_range", "demographics_results", "age_range", "'21-35'", "NULL"),
     ("ck_action_results_confidence_range", "action_results", "confidence", "-0.1 | 1.1", "0 | 1 | NULL"),
     ("ck_feed_state_one_row", "feed_state", "id", "2", "1"),
+    ("ck_gpu_history_state_one_row", "gpu_history_state", "id", "2", "1"),
 ];
 
 const EARLIER: &str = "'2020-01-01T00:00:00+00:00'";

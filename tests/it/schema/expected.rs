@@ -264,13 +264,16 @@ pub fn schema(backend: Backend) -> Schema {
     schema
 }
 
-/// Ids are 64-bit, and so is what refers to them. `feed_state.id` is always 1.
+/// Ids are 64-bit, and so is what refers to them. `feed_state.id` and
+/// `gpu_history_state.id` are always 1.
 fn names_a_row(column: &str, references: &BTreeMap<String, (String, String)>) -> bool {
     column == "id" || references.contains_key(column)
 }
 
 fn to_postgres(schema: &mut Schema) {
-    "Integer".clone_into(&mut column_of(schema, "feed_state", "id").kind);
+    for table in ["feed_state", "gpu_history_state"] {
+        "Integer".clone_into(&mut column_of(schema, table, "id").kind);
+    }
     // Identity values commit out of order, so the writing transaction comes first.
     let changes = schema.tables.get_mut("changes").unwrap();
     changes.primary_key = ["xid", "seq"].map(str::to_owned).into();
@@ -286,7 +289,9 @@ fn to_postgres(schema: &mut Schema) {
 }
 
 fn to_sqlite(schema: &mut Schema) {
-    "Integer".clone_into(&mut column_of(schema, "feed_state", "id").kind);
+    for table in ["feed_state", "gpu_history_state"] {
+        "Integer".clone_into(&mut column_of(schema, table, "id").kind);
+    }
     let enums = std::mem::take(&mut schema.enums);
     for (name, table) in &mut schema.tables {
         // No native enum types: text with a CHECK.

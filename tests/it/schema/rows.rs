@@ -29,6 +29,14 @@ const ROWS: &[(&str, &str)] = &[
     ("gpu_stats", "(gpu_name) VALUES ('RTX A5500')"),
     ("gpus", "(uuid, host) VALUES ('GPU-1', 'edge')"),
     (
+        "gpu_stats_minutes",
+        "(gpu_uuid, minute, summary, distribution) VALUES ('GPU-1', 1, $bytes, $bytes)",
+    ),
+    (
+        "gpu_stats_pending",
+        "(gpu_uuid, minute) VALUES ('GPU-1', 1)",
+    ),
+    (
         "audit_logs",
         "(action, resource_type, actor) VALUES ('create', 'alert_rule', 'ann')",
     ),

@@ -1,0 +1,148 @@
+//! That what is read is what was written.
+
+use super::*;
+use crate::{error::Result, gpu::history::series::Distribution, pb};
+
+/// A sample without values.
+fn sample(at: i64) -> Sample {
+    Sample {
+        at_us: at * 1_000,
+        throttle: None,
+        energy: None,
+        values: [None; METRICS],
+    }
+}
+
+fn read_times(digest: &Digest, start: i64) -> Vec<i64> {
+    let mut times = Vec::new();
+    let summary = Summary::parse(&digest.summary).unwrap();
+    summary.times(start, |at| times.push(at)).unwrap();
+    times
+}
+
+/// What the values of the first metric make.
+fn first_metric(distribution: &[u8]) -> Result<pb::GpuMetricBucket> {
+    let mut places = [const { None }; METRICS];
+    places[0] = Some(Distribution::default());
+    add_values(distribution, &mut places)?;
+    Ok(places[0].take().unwrap().summary())
+}
+
+/// What is told of the first metric.
+fn first_told(summary: &[u8]) -> Result<pb::GpuMetricBucket> {
+    let mut first = pb::GpuMetricBucket::default();
+    Summary::parse(summary)?.told(|metric, told| {
+        if metric == 0 {
+            first = told;
+        }
+    })?;
+    Ok(first)
+}
+
+#[test]
+fn times_come_back_whatever_their_distances() {
+    for times in [
+        vec![],
+        vec![60_000],
+        vec![60_017, 60_017],
+        vec![60_003, 61_003, 62_004, 63_000, 63_000, 119_999],
+        vec![60_000, 119_998, 119_999],
+    ] {
+        let samples: Vec<_> = times.iter().copied().map(sample).collect();
+        assert_eq!(read_times(&encode(60_000, &samples), 60_000), times);
+    }
+}
+
+#[test]
+fn values_come_back_exactly() {
+    for values in [
+        vec![37.0],
+        vec![3.0, 1.0, 2.0, 1.0],
+        vec![0.0, -0.0, -5.0],
+        vec![87.654, 87.655, 87.654, 350.001],
+        vec![1.0 / 3.0, 0.1, f64::MAX, -1e300, 0.1],
+        vec![EXACT, EXACT - 1.0, 1e16],
+        vec![12.5, 1e15 + 0.5],
+    ] {
+        let samples: Vec<_> = values
+            .iter()
+            .map(|value| {
+                let mut sample = sample(0);
+                sample.values[0] = Some(*value);
+                sample.values[1] = Some(1.0);
+                sample
+            })
+            .collect();
+        let mut sorted = values.clone();
+        sorted.sort_by(f64::total_cmp);
+        let digest = encode(0, &samples);
+        let read = first_metric(&digest.distribution).unwrap();
+        assert_eq!(first_told(&digest.summary).unwrap(), read);
+        assert_eq!(read.samples, i64::try_from(values.len()).unwrap());
+        assert_eq!(read.min, sorted.first().copied());
+        assert_eq!(
+            (read.max, read.p95),
+            (sorted.last().copied(), sorted.last().copied())
+        );
+        assert_eq!(read.last, values.last().copied());
+    }
+}
+
+#[test]
+fn masks_and_energy_come_in_runs() {
+    let with = |throttle, energy| Sample {
+        throttle,
+        energy,
+        ..sample(0)
+    };
+    let samples = [
+        with(Some(4), Some((7, 10))),
+        with(Some(4), Some((7, 10))),
+        with(None, None),
+        with(Some(u64::MAX), Some((7, 25))),
+        with(Some(u64::MAX), Some((7, 20))),
+        with(Some(0), Some((-8, 0))),
+    ];
+    let bytes = encode(0, &samples).summary;
+    let digest = Summary::parse(&bytes).unwrap();
+    let (mut masks, mut runs) = (Vec::new(), Vec::new());
+    digest
+        .throttle(|samples, mask| masks.push((samples, mask)))
+        .unwrap();
+    digest
+        .energy(|run| runs.push((run.readings, run.epoch, run.first, run.last)))
+        .unwrap();
+    let expected = [(2, Some(4)), (1, None), (2, Some(u64::MAX)), (1, Some(0))];
+    assert_eq!(masks, expected);
+    assert_eq!(runs, [(3, 7, 10, 25), (1, 7, 20, 20), (1, -8, 0, 0)]);
+}
+
+#[test]
+fn what_is_cut_off_or_from_the_future_is_an_error() {
+    let mut one = sample(60_500);
+    one.values[0] = Some(0.1 + 0.2);
+    one.throttle = Some(300);
+    one.energy = Some((1, 1 << 40));
+    let Digest {
+        summary,
+        distribution,
+    } = encode(60_000, &[one.clone(), one]);
+    let read_summary = |bytes: &[u8]| {
+        let summary = Summary::parse(bytes)?;
+        summary.times(0, |_| {})?;
+        summary.throttle(|_, _| {})?;
+        summary.energy(|_| {})?;
+        first_told(bytes)
+    };
+    assert_eq!(read_summary(&summary).unwrap().samples, 2);
+    for length in 0..summary.len() {
+        let samples = read_summary(&summary[..length]).map(|told| told.samples);
+        assert_ne!(samples.ok(), Some(2), "{length} bytes of a summary");
+    }
+    for length in 0..distribution.len() {
+        let samples = first_metric(&distribution[..length]).map(|read| read.samples);
+        assert_ne!(samples.ok(), Some(2), "{length} bytes of a distribution");
+    }
+    assert!(Summary::parse(&[2, 0, 0, 0, 0]).is_err());
+    assert!(first_metric(&[2]).is_err());
+}
