@@ -87,6 +87,14 @@ pub struct Settings {
     )]
     pub listen: String,
 
+    /// Where to serve metrics and health by HTTP, without TLS or login; port 0 takes a free one and says which
+    /// [default: nowhere]
+    #[arg(
+        long, global = true, value_name = "HOST:PORT", env = "WATCHPOST_METRICS_LISTEN",
+        value_parser = listen
+    )]
+    pub metrics_listen: Option<String>,
+
     /// The folder for what Watchpost keeps on disk
     #[arg(
         long,
@@ -394,6 +402,7 @@ mod tests {
             "sqlite://./watchpost-data/watchpost.db"
         );
         assert_eq!(cli.settings.listen, "127.0.0.1:50051");
+        assert_eq!(cli.settings.metrics_listen, None);
     }
 
     #[test]
@@ -401,6 +410,8 @@ mod tests {
         for (args, name) in [
             (&["--listen", "nowhere"][..], "--listen"),
             (&["--listen", "host:99999"], "--listen"),
+            (&["--metrics-listen", "9400"], "--metrics-listen"),
+            (&["--metrics-listen", ":9400"], "--metrics-listen"),
             (&["--database-url", "mysql://x"], "--database-url"),
             (&["--database-url", "sqlite://:memory:"], "--database-url"),
             (&["--database-connections", "1"], "--database-connections"),

@@ -74,6 +74,23 @@ impl Health {
         self.settled().await;
     }
 
+    /// Whether the server as a whole is told to be serving; if it is not, why.
+    pub fn serving(&self) -> Result<(), &'static str> {
+        let told = *self.told.borrow();
+        match told {
+            State { stopping: true, .. } => Err("the server is stopping"),
+            State {
+                database: false, ..
+            } => Err("the database is away, or not yet prepared"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the database is there, and migrated.
+    pub fn has_database(&self) -> bool {
+        self.state.borrow().database
+    }
+
     /// Waits until everything that was heard is told.
     pub async fn settled(&self) {
         let state = *self.state.borrow();

@@ -6,6 +6,10 @@ pub mod config;
 
 pub mod server;
 
+pub mod http;
+
+pub mod metrics;
+
 pub mod health;
 
 pub mod monitor;

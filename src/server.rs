@@ -41,13 +41,15 @@ use crate::{
     feed,
     gpu::{self, GpuStats, LiveGpus},
     health::Health,
+    http,
+    metrics::Metrics,
     monitor::{self, Announcement, Feed, Monitor, MonitorServer, Snapshots},
     pb::{
         FILE_DESCRIPTOR_SET, alert_rule_service_server::AlertRuleServiceServer,
         alert_service_server::AlertServiceServer, camera_service_server::CameraServiceServer,
         event_service_server::EventServiceServer, gpu_stats_service_server::GpuStatsServiceServer,
     },
-    rpc::layer::RequestLayer,
+    rpc::{calls::Calls, layer::RequestLayer},
 };
 
 /// How long to wait before a database that is away is asked again at the start.
@@ -84,11 +86,14 @@ impl From<DbErr> for StartError {
 pub struct Server {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Where it serves metrics, if it does.
+    pub metrics_address: Option<SocketAddr>,
     db: Db,
     health: Health,
     shutdown: CancellationToken,
     grace: Duration,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
+    serving_http: Option<JoinHandle<()>>,
     preparing: JoinHandle<Result<gpu::Running, StartError>>,
     prepared: watch::Receiver<bool>,
 }
@@ -110,12 +115,12 @@ impl Server {
         let database = settings.database();
         tracing::info!("database: {}", describe(&database));
         let db = Db::connect(&database).await?;
-        let listen = |source| StartError::Listen {
-            address: settings.listen.clone(),
-            source,
+        let (listener, address) = listen(&settings.listen).await?;
+        let http = match &settings.metrics_listen {
+            Some(address) => Some(listen(address).await?),
+            None => None,
         };
-        let listener = TcpListener::bind(&settings.listen).await.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
+        let metrics_address = http.as_ref().map(|(_, address)| *address);
 
         let (health, health_service) = Health::new();
         let parts = Parts {
@@ -127,12 +132,16 @@ impl Server {
             db,
         };
         let ready = Arc::new(AtomicBool::new(false));
-        let routes = routes(settings, &parts, health_service, ready.clone())?;
+        let (routes, metrics) = routes(settings, &parts, health_service, ready.clone())?;
         // The builder's own setting does not reach a listener that it has not made.
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let stop = parts.shutdown.clone().cancelled_owned();
         let serving = tokio::spawn(routes.serve_with_incoming_shutdown(incoming, stop));
         tracing::info!("listening on {address}");
+        let serving_http = http.map(|(listener, address)| {
+            tracing::info!("metrics and health at http://{address}");
+            tokio::spawn(http::serve(listener, metrics, parts.shutdown.clone()))
+        });
 
         let (done, prepared) = watch::channel(false);
         let (db, health, shutdown) = (
@@ -143,11 +152,13 @@ impl Server {
         let preparing = tokio::spawn(prepare(parts, settings.clone(), ready, done));
         Ok(Self {
             address,
+            metrics_address,
             db,
             health,
             shutdown,
             grace: settings.shutdown_grace,
             serving,
+            serving_http,
             preparing,
             prepared,
         })
@@ -186,6 +197,9 @@ impl Server {
             tracing::warn!(grace = ?self.grace, "calls are still under way; they are cut off");
             self.serving.abort();
         }
+        if let Some(http) = self.serving_http {
+            let _ = http.await;
+        }
         if self.preparing.is_finished()
             && let Ok(Ok(gpus)) = (&mut self.preparing).await
         {
@@ -197,27 +211,37 @@ impl Server {
     }
 }
 
-/// Every service.
+async fn listen(address: &str) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen {
+        address: address.to_string(),
+        source,
+    };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+/// Every service, and where their figures come from.
 fn routes<H: HealthService>(
     settings: &Settings,
     parts: &Parts,
     health_service: HealthServer<H>,
     ready: Arc<AtomicBool>,
-) -> Result<Router<Stack<RequestLayer, Identity>>, StartError> {
+) -> Result<(Router<Stack<RequestLayer, Identity>>, Metrics), StartError> {
     let limit = settings.max_message_size as usize;
     let Parts {
         db,
         feed,
         rules,
         gpus,
+        health,
         shutdown,
-        ..
     } = parts.clone();
     let committer = Arc::new(Committer::start(&db, &rules, &shutdown));
     let gpu_stats = GpuStats::new(db.clone(), gpus.clone());
     let monitor = Monitor::new(
-        feed,
-        gpus,
+        feed.clone(),
+        gpus.clone(),
         Snapshots::new(db.clone(), gpu_stats.clone()),
         monitor::Settings {
             max_watches: settings.max_watches as usize,
@@ -225,6 +249,21 @@ fn routes<H: HealthService>(
         },
         shutdown.clone(),
     );
+    let calls = Calls::new(&[
+        FILE_DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ]);
+    let metrics = Metrics {
+        calls: calls.clone(),
+        feed,
+        gpus,
+        gpu_interval: settings.gpu_interval,
+        health,
+        ingests: committer.counts().clone(),
+        monitor: monitor.clone(),
+    };
     let cameras = Cameras { db: db.clone() };
     let events = Events {
         db: db.clone(),
@@ -250,12 +289,13 @@ fn routes<H: HealthService>(
                 .accept_compressed(Gzip)
         };
     }
-    Ok(Grpc::builder()
+    let routes = Grpc::builder()
         .http2_keepalive_interval(Some(settings.keepalive_interval))
         .http2_keepalive_timeout(Some(settings.keepalive_timeout))
         .layer(RequestLayer {
             ready,
             max_message_size: limit,
+            calls,
             shutdown,
         })
         .add_service(health_service)
@@ -269,7 +309,8 @@ fn routes<H: HealthService>(
         .add_service(accepting!(EventServiceServer::new(events)))
         .add_service(accepting!(AlertRuleServiceServer::new(alert_rules)))
         .add_service(accepting!(AlertServiceServer::new(alerts)))
-        .add_service(accepting!(GpuStatsServiceServer::new(gpu_stats))))
+        .add_service(accepting!(GpuStatsServiceServer::new(gpu_stats)));
+    Ok((routes, metrics))
 }
 
 /// Brings the database up to date, starts every loop, and opens the gate.

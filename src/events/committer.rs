@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     batch::{self, Answer, Judged},
     check::Ingest,
+    counts::Counts,
     replay,
 };
 use crate::{alerts::rules::Rules, db::Db, error::Error};
@@ -50,6 +51,7 @@ type Waiting = (Judged, oneshot::Sender<Answer>);
 pub struct Committer {
     callers: Arc<Callers>,
     rules: Rules,
+    counts: Counts,
     queue: mpsc::Sender<Waiting>,
 }
 
@@ -58,16 +60,24 @@ impl Committer {
     pub fn start(db: &Db, rules: &Rules, shutdown: &CancellationToken) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let callers = Arc::new(Callers::default());
+        let counts = Counts::default();
         let work = Arc::new(Work {
             db: db.clone(),
             rules: rules.clone(),
+            counts: counts.clone(),
         });
         tokio::spawn(gather(work, waiting, callers.clone(), shutdown.clone()));
         Self {
             callers,
             rules: rules.clone(),
+            counts,
             queue,
         }
+    }
+
+    /// What was stored since the start.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// Stores an ingest. Returns when it is committed.
@@ -169,6 +179,7 @@ async fn gather(
 struct Work {
     db: Db,
     rules: Rules,
+    counts: Counts,
 }
 
 impl Work {
@@ -185,9 +196,12 @@ impl Work {
             Ok(early) => {
                 // The next batch can be written while this one is answered.
                 drop(turn);
+                self.counts.batch(batch.len());
                 for ((judged, early), reply) in batch.into_iter().zip(early).zip(replies) {
                     // Whoever asked may have gone.
-                    let _ = reply.send(early.unwrap_or_else(|| Ok(judged.stored())));
+                    let answer = early.unwrap_or_else(|| Ok(judged.stored()));
+                    self.counts.answered(&answer);
+                    let _ = reply.send(answer);
                 }
             }
             Err(Error::DatabaseAway) => {
@@ -217,11 +231,11 @@ impl Work {
             {
                 Ok(early) => {
                     let [judged] = judged;
-                    return early
-                        .into_iter()
-                        .flatten()
-                        .next()
-                        .unwrap_or_else(|| Ok(judged.stored()));
+                    let early = early.into_iter().flatten().next();
+                    let answer = early.unwrap_or_else(|| Ok(judged.stored()));
+                    self.counts.batch(1);
+                    self.counts.answered(&answer);
+                    return answer;
                 }
                 // A rule was deleted, or the same request is being stored by another process.
                 Err(

@@ -4,6 +4,7 @@ mod batch;
 mod check;
 mod committer;
 mod convert;
+mod counts;
 mod lookup;
 mod replay;
 pub mod retention;
@@ -11,4 +12,5 @@ mod service;
 mod sources;
 
 pub use committer::Committer;
+pub use counts::Counts;
 pub use service::Events;

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -81,6 +81,8 @@ struct Shared<T> {
     waiting: AtomicBool,
     /// Whether the database could be read the last time.
     reading: watch::Sender<bool>,
+    /// How many changes this process has read.
+    read: AtomicU64,
 }
 
 /// The newest changes.
@@ -111,6 +113,7 @@ impl<T: Send + Sync + 'static> Feed<T> {
             head,
             waiting: AtomicBool::new(false),
             reading,
+            read: AtomicU64::new(0),
         }))
     }
 
@@ -186,6 +189,25 @@ impl<T: Send + Sync + 'static> Feed<T> {
         let (changes, oldest) = read::behind(&self.0.db, position).await?;
         let age = oldest.and_then(|oldest| (chrono::Utc::now() - oldest).to_std().ok());
         Ok((changes, age.unwrap_or_default()))
+    }
+
+    /// How many changes this process has read since its start.
+    pub fn read(&self) -> u64 {
+        self.0.read.load(Ordering::Relaxed)
+    }
+
+    /// How far this process is behind the feed: how many committed changes it has not read yet,
+    /// and how old the oldest of them is.
+    pub async fn lag(&self) -> Result<(i64, Duration)> {
+        let (changes, oldest) = read::behind(&self.0.db, self.head()).await?;
+        let age = oldest.and_then(|oldest| (chrono::Utc::now() - oldest).to_std().ok());
+        Ok((changes, age.unwrap_or_default()))
+    }
+
+    /// How many changes the feed holds, at most: numbers that were given and not used count.
+    pub async fn kept(&self) -> Result<i64> {
+        let pruned = read::state(&self.0.db).await?.pruned_seq;
+        Ok(self.head().seq.saturating_sub(pruned).max(0))
     }
 
     /// Waits until there is something after `position`, and returns some of it, in order.
@@ -300,6 +322,8 @@ impl<T: Send + Sync + 'static> Feed<T> {
                 .unwrap_or_else(PoisonError::into_inner)
                 .push(entries);
             self.0.head.send_replace(last);
+            let read = u64::try_from(changes.len()).unwrap_or(0);
+            self.0.read.fetch_add(read, Ordering::Relaxed);
         }
         if full {
             return Ok(Duration::ZERO);

@@ -89,12 +89,12 @@ pub(super) fn nothing_of(gpu: &pb::Gpu, reason: AbsentReason) -> pb::GpuStats {
 }
 
 /// Whether the GPU has told anything. Its name is known without asking.
-pub(super) fn has_values(stats: &pb::GpuStats) -> bool {
+pub fn has_values(stats: &pb::GpuStats) -> bool {
     absent(stats).filter(|column| *column != "gpu_name").count() < COUNT - 1
 }
 
 /// When a sample was taken.
-pub(super) fn recorded_at(stats: &pb::GpuStats) -> DateTime<Utc> {
+pub fn recorded_at(stats: &pb::GpuStats) -> DateTime<Utc> {
     let at = stats
         .recorded_at
         .and_then(|at| from_proto("recorded_at", at).ok());

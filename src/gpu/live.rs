@@ -21,6 +21,8 @@ struct Shared {
     newest: RwLock<BTreeMap<String, Newest>>,
     published: watch::Sender<u64>,
     costs: Costs,
+    /// The GPUs that were sampled, by UUID.
+    gpus: RwLock<BTreeMap<String, Arc<pb::Gpu>>>,
 }
 
 /// What is kept of a GPU. Its count goes on even if it is gone for a while.
@@ -81,6 +83,21 @@ impl LiveGpus {
         };
         self.0.published.send_modify(|count| *count += 1);
         reading
+    }
+
+    /// Says what is known of a GPU beside its readings.
+    pub fn introduce(&self, gpu: &Arc<pb::Gpu>) {
+        let known = self.gpu(&gpu.uuid);
+        if known.is_none_or(|known| !Arc::ptr_eq(&known, gpu)) {
+            let mut gpus = self.0.gpus.write().unwrap_or_else(PoisonError::into_inner);
+            gpus.insert(gpu.uuid.clone(), gpu.clone());
+        }
+    }
+
+    /// What is known of this GPU beside its readings.
+    pub fn gpu(&self, uuid: &str) -> Option<Arc<pb::Gpu>> {
+        let gpus = self.0.gpus.read().unwrap_or_else(PoisonError::into_inner);
+        gpus.get(uuid).cloned()
     }
 
     /// Drops the reading of a GPU that is no more, as a MIG instance that was taken apart.

@@ -32,6 +32,7 @@ pub mod history;
 
 pub use self::{
     cost::{Cost, Costs},
+    columns::{has_values, recorded_at},
     live::{LiveGpus, Reading},
     plan::Tiers,
     service::GpuStats,

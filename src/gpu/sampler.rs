@@ -257,6 +257,7 @@ impl Host {
     fn publish<'a>(&self, samples: impl Iterator<Item = (&'a Arc<pb::Gpu>, pb::GpuStats)>) {
         self.stop.unless_set(|| {
             for (gpu, stats) in samples {
+                self.live.introduce(gpu);
                 let (gpu, reading) = (gpu.clone(), self.live.publish(stats));
                 self.queue.push(Row { gpu, reading });
             }

@@ -10,6 +10,7 @@ use std::{
 use async_stream::{stream, try_stream};
 use bytes::Bytes;
 use futures_util::Stream;
+use prometheus::IntCounter;
 use prost::Message;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -66,6 +67,7 @@ pub struct Monitor {
     settings: Settings,
     places: Arc<Semaphore>,
     shutdown: CancellationToken,
+    sent: IntCounter,
 }
 
 impl Monitor {
@@ -84,7 +86,18 @@ impl Monitor {
             settings,
             places: Arc::new(Semaphore::new(settings.max_watches)),
             shutdown,
+            sent: IntCounter::new("sent", "sent").expect("a legal name"),
         }
+    }
+
+    /// How many watches are open.
+    pub fn watches(&self) -> usize {
+        self.settings.max_watches - self.places.available_permits()
+    }
+
+    /// How many responses were sent, over all watches.
+    pub fn sent(&self) -> &IntCounter {
+        &self.sent
     }
 
     /// Begins a watch.

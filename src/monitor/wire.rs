@@ -11,6 +11,7 @@ use std::{
 
 use bytes::{BufMut, Bytes};
 use futures_util::Stream;
+use prometheus::IntCounter;
 use tonic::{
     Request, Response, Status,
     body::Body,
@@ -62,7 +63,7 @@ impl Service<http::Request<Body>> for MonitorServer {
         let monitor = self.monitor.clone();
         match request.uri().path() {
             "/watchpost.v1.MonitorService/Watch" => {
-                let mut grpc = Grpc::new(EncodedCodec)
+                let mut grpc = Grpc::new(EncodedCodec(monitor.sent().clone()))
                     .apply_compression_config(accepted, EnabledCompressionEncodings::default())
                     .apply_max_message_size_config(limit, None);
                 Box::pin(async move { Ok(grpc.server_streaming(Watch(monitor), request).await) })
@@ -120,7 +121,7 @@ pub(super) struct Encoded {
 }
 
 /// Decodes requests as usual; responses are encoded already.
-struct EncodedCodec;
+struct EncodedCodec(IntCounter);
 
 impl Codec for EncodedCodec {
     type Encode = Encoded;
@@ -129,7 +130,7 @@ impl Codec for EncodedCodec {
     type Decoder = <ProstCodec<pb::WatchResponse, pb::WatchRequest> as Codec>::Decoder;
 
     fn encoder(&mut self) -> Self::Encoder {
-        EncodedEncoder
+        EncodedEncoder(self.0.clone())
     }
 
     fn decoder(&mut self) -> Self::Decoder {
@@ -137,7 +138,7 @@ impl Codec for EncodedCodec {
     }
 }
 
-struct EncodedEncoder;
+struct EncodedEncoder(IntCounter);
 
 impl Encoder for EncodedEncoder {
     type Item = Encoded;
@@ -148,6 +149,7 @@ impl Encoder for EncodedEncoder {
         buffer.reserve(shared.len() + own.len());
         buffer.put(shared);
         buffer.put(own);
+        self.0.inc();
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use tower::{Layer, Service};
 use tracing::{Instrument, error_span, field::Empty};
 use uuid::Uuid;
 
+use super::calls::Calls;
 use crate::error::Error;
 
 /// Tells client and server the id of a request; taken from the request if it has one.
@@ -34,6 +35,8 @@ pub struct RequestLayer {
     pub ready: Arc<AtomicBool>,
     /// The largest request that is accepted, in bytes.
     pub max_message_size: usize,
+    /// Counts every call.
+    pub calls: Calls,
     /// Ends the streams of health and reflection, which know of no shutdown.
     pub shutdown: CancellationToken,
 }
@@ -89,10 +92,11 @@ where
             rpc.grpc.status_code = Empty,
         );
 
+        let call = self.layer.calls.begin(path);
         if !self.layer.ready.load(Ordering::Acquire) && path.starts_with("/watchpost.") {
             let mut response = Status::from(Error::Starting).into_http();
             response.headers_mut().insert(REQUEST_ID, id);
-            return Box::pin(std::future::ready(Ok(response)));
+            return Box::pin(std::future::ready(Ok(call.answered(response))));
         }
 
         let two_way = path.starts_with("/grpc.reflection.");
@@ -124,7 +128,7 @@ where
                     })
                 });
             }
-            Ok(response)
+            Ok(call.answered(response))
         };
         Box::pin(answered.instrument(span))
     }

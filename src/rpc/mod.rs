@@ -1,5 +1,6 @@
 //! Ideas of the API that every family shares, with no table names inside.
 
+pub mod calls;
 pub mod check;
 pub mod enums;
 pub mod insert;

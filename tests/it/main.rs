@@ -13,6 +13,7 @@ mod gpu;
 mod guarantees;
 mod health;
 mod main_job;
+mod metrics;
 mod process;
 mod schema;
 mod support;

@@ -63,6 +63,8 @@ async fn a_bad_setting_ends_the_process_with_64_and_one_line_that_names_it() {
 async fn help_explains_every_setting_with_its_default() {
     let (code, help, _) = run(&["--help"], &[]).await;
     assert_eq!(code, 0);
+    assert!(help.contains("--metrics-listen <HOST:PORT>"), "{help}");
+    assert!(help.contains("WATCHPOST_METRICS_LISTEN"), "{help}");
     for setting in [
         "listen",
         "data-dir",

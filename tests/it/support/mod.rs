@@ -6,7 +6,7 @@ pub mod fake_nvml;
 pub mod process;
 pub mod terminal;
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use database::{Backend, TestDatabase};
 use tokio::time::timeout;
@@ -49,6 +49,11 @@ impl TestServer {
             database,
             server,
         }
+    }
+
+    /// Where the server serves metrics, if it does.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.server.metrics_address
     }
 
     /// Stops the server, which must end all calls by itself, and gives back its database.

@@ -1,0 +1,89 @@
+//! Families of metrics: a name, and a value for every set of labels.
+
+use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+
+/// The labels of one value.
+pub(super) type Labels = Vec<(&'static str, String)>;
+
+/// The families that are told, in order.
+#[derive(Debug, Default)]
+pub(super) struct Families(Vec<MetricFamily>);
+
+impl Families {
+    /// Adds a family, if it has any values.
+    pub(super) fn family(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        values: impl IntoIterator<Item = (Labels, f64)>,
+    ) {
+        let metric = |(labels, value)| {
+            let mut metric = Metric::from_label(pairs(labels));
+            if kind == MetricType::COUNTER {
+                let mut counter = Counter::default();
+                counter.set_value(value);
+                metric.set_counter(counter);
+            } else {
+                let mut gauge = Gauge::default();
+                gauge.set_value(value);
+                metric.set_gauge(gauge);
+            }
+            metric
+        };
+        self.metrics(name, help, kind, values.into_iter().map(metric).collect());
+    }
+
+    /// Adds a family of one value without labels.
+    pub(super) fn one(&mut self, name: &str, help: &str, kind: MetricType, value: f64) {
+        self.family(name, help, kind, [(Labels::new(), value)]);
+    }
+
+    /// Adds a family of metrics that exist already, if there are any.
+    pub(super) fn metrics(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        metrics: Vec<Metric>,
+    ) {
+        if metrics.is_empty() {
+            return;
+        }
+        let mut family = MetricFamily::default();
+        family.set_name(name.into());
+        family.set_help(help.into());
+        family.set_field_type(kind);
+        family.set_metric(metrics);
+        self.0.push(family);
+    }
+
+    /// Adds what a counter or a histogram with a name of its own tells.
+    pub(super) fn collect(&mut self, metric: &impl prometheus::core::Collector) {
+        self.0.extend(metric.collect());
+    }
+
+    pub(super) fn into_inner(self) -> Vec<MetricFamily> {
+        self.0
+    }
+}
+
+/// The labels as the crate has them.
+pub(super) fn pairs(labels: Labels) -> Vec<LabelPair> {
+    let pair = |(name, value): (&str, String)| {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.into());
+        pair.set_value(value);
+        pair
+    };
+    labels.into_iter().map(pair).collect()
+}
+
+/// A count as the format has it. Above 2^53 it is rounded.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "all values of the format are doubles"
+)]
+pub(super) fn count(count: u64) -> f64 {
+    count as f64
+}

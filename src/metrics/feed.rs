@@ -1,0 +1,61 @@
+//! The change feed, and those who watch it.
+
+use prometheus::proto::MetricType;
+use tokio::time::timeout;
+
+use super::{
+    DATABASE_WITHIN,
+    family::{Families, count},
+};
+use crate::monitor::{Feed, Monitor};
+
+/// What only the database knows is left out while it is away.
+pub(super) async fn collect(families: &mut Families, feed: &Feed, database: bool) {
+    families.one(
+        "watchpost_feed_changes_read_total",
+        "Changes that this process has read from the feed.",
+        MetricType::COUNTER,
+        count(feed.read()),
+    );
+    if !database {
+        return;
+    }
+    let asking = async { tokio::try_join!(feed.kept(), feed.lag()) };
+    let Ok(Ok((kept, (changes, age)))) = timeout(DATABASE_WITHIN, asking).await else {
+        return;
+    };
+    let whole = |number: i64| count(u64::try_from(number).unwrap_or(0));
+    families.one(
+        "watchpost_feed_changes",
+        "Changes that the feed keeps for watches to resume from, at most.",
+        MetricType::GAUGE,
+        whole(kept),
+    );
+    families.one(
+        "watchpost_feed_lag_changes",
+        "Committed changes that this process has not read yet; counting stops at a million.",
+        MetricType::GAUGE,
+        whole(changes),
+    );
+    families.one(
+        "watchpost_feed_lag_seconds",
+        "How old the oldest of them is.",
+        MetricType::GAUGE,
+        age.as_secs_f64(),
+    );
+}
+
+pub(super) fn collect_watches(families: &mut Families, monitor: &Monitor) {
+    families.one(
+        "watchpost_watches",
+        "Watches that are open.",
+        MetricType::GAUGE,
+        count(monitor.watches() as u64),
+    );
+    families.one(
+        "watchpost_watch_messages_sent_total",
+        "Responses that were sent, over all watches, heartbeats included.",
+        MetricType::COUNTER,
+        count(monitor.sent().get()),
+    );
+}

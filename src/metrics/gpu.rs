@@ -1,0 +1,365 @@
+//! The GPUs of this host, under the names, units and labels of DCGM and its exporter.
+//!
+//! A value that was not measured has no series; `watchpost_gpu_value_unavailable` says why. A GPU of
+//! which nothing new is heard has no values at all: an old one would be taken for a new one.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use prometheus::proto::MetricType::{self, COUNTER, GAUGE};
+
+use super::family::{Families, Labels, count};
+use crate::{
+    gpu::{self, LiveGpus, Reading},
+    pb::{AbsentReason, GpuStats},
+};
+
+/// How many intervals may pass without a sample before a GPU counts as gone.
+const INTERVALS: u32 = 3;
+
+/// A round of calls into a busy driver may take this long.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A value of a sample.
+struct Column {
+    name: &'static str,
+    help: &'static str,
+    kind: MetricType,
+    value: fn(&GpuStats) -> Option<f64>,
+}
+
+const COLUMNS: [Column; 25] = [
+    column(
+        "DCGM_FI_DEV_SM_CLOCK",
+        "SM clock frequency (in MHz).",
+        |stats| stats.sm_clock.map(f64::from),
+    ),
+    column(
+        "DCGM_FI_DEV_MEM_CLOCK",
+        "Memory clock frequency (in MHz).",
+        |stats| stats.memory_clock.map(f64::from),
+    ),
+    column(
+        "DCGM_FI_DEV_MAX_SM_CLOCK",
+        "The highest SM clock frequency (in MHz).",
+        |stats| stats.sm_clock_max.map(f64::from),
+    ),
+    column(
+        "DCGM_FI_DEV_MAX_MEM_CLOCK",
+        "The highest memory clock frequency (in MHz).",
+        |stats| stats.memory_clock_max.map(f64::from),
+    ),
+    column(
+        "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",
+        "Why clocks are held down, a bit mask.",
+        |stats| whole(stats.throttle_reasons),
+    ),
+    column(
+        "DCGM_FI_DEV_PSTATE",
+        "Performance state, from 0 (fastest) to 15.",
+        |stats| stats.pstate.map(f64::from),
+    ),
+    column("DCGM_FI_DEV_GPU_TEMP", "GPU temperature (in C).", |stats| {
+        stats.temperature
+    }),
+    column(
+        "DCGM_FI_DEV_MEMORY_TEMP",
+        "Memory temperature (in C).",
+        |stats| stats.memory_temperature,
+    ),
+    column(
+        "DCGM_FI_DEV_SLOWDOWN_TEMP",
+        "The temperature at which clocks are slowed down (in C).",
+        |stats| stats.temp_slowdown_threshold,
+    ),
+    column("DCGM_FI_DEV_POWER_USAGE", "Power draw (in W).", |stats| {
+        stats.power_usage
+    }),
+    column(
+        "DCGM_FI_DEV_POWER_USAGE_INSTANT",
+        "Power draw at this moment (in W).",
+        |stats| stats.power_usage_instant,
+    ),
+    Column {
+        kind: COUNTER,
+        ..column(
+            "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION",
+            "Energy drawn since the driver was loaded (in mJ).",
+            |stats| whole(stats.energy_consumption),
+        )
+    },
+    column(
+        "DCGM_FI_DEV_ENFORCED_POWER_LIMIT",
+        "The power limit in force (in W).",
+        |stats| stats.power_limit,
+    ),
+    column(
+        "DCGM_FI_DEV_FAN_SPEED",
+        "Intended speed of the fastest fan (in %).",
+        |stats| stats.fan_speed.map(f64::from),
+    ),
+    column("DCGM_FI_DEV_GPU_UTIL", "GPU utilization (in %).", |stats| {
+        stats.gpu_utilization
+    }),
+    column(
+        "DCGM_FI_DEV_MEM_COPY_UTIL",
+        "Memory utilization: the time in which it was busy (in %).",
+        |stats| stats.memory_bandwidth_utilization,
+    ),
+    column(
+        "DCGM_FI_DEV_ENC_UTIL",
+        "Encoder utilization (in %).",
+        |stats| stats.encoder_utilization.map(f64::from),
+    ),
+    column(
+        "DCGM_FI_DEV_DEC_UTIL",
+        "Decoder utilization (in %).",
+        |stats| stats.decoder_utilization.map(f64::from),
+    ),
+    column(
+        "DCGM_FI_DEV_FB_TOTAL",
+        "Framebuffer memory (in MiB).",
+        |stats| whole(stats.memory_total),
+    ),
+    column(
+        "DCGM_FI_DEV_FB_USED",
+        "Framebuffer memory used, without what the driver reserves (in MiB).",
+        |stats| whole(stats.memory_used),
+    ),
+    column(
+        "DCGM_FI_DEV_FB_FREE",
+        "Framebuffer memory not used: the total less what is used (in MiB).",
+        |stats| {
+            whole(
+                stats
+                    .memory_total
+                    .zip(stats.memory_used)
+                    .map(|(total, used)| total - used),
+            )
+        },
+    ),
+    column(
+        "DCGM_FI_DEV_BAR1_USED",
+        "BAR1 memory used (in MiB).",
+        |stats| whole(stats.bar1_used),
+    ),
+    column(
+        "DCGM_FI_DEV_PCIE_LINK_GEN",
+        "The present PCIe generation.",
+        |stats| stats.pcie_link_gen.map(f64::from),
+    ),
+    column(
+        "DCGM_FI_DEV_PCIE_LINK_WIDTH",
+        "The present number of PCIe lanes.",
+        |stats| stats.pcie_link_width.map(f64::from),
+    ),
+    Column {
+        kind: COUNTER,
+        ..column(
+            "DCGM_FI_DEV_PCIE_REPLAY_COUNTER",
+            "How often PCIe packets were sent again.",
+            |stats| whole(stats.pcie_replay_counter),
+        )
+    },
+];
+
+/// Columns for which DCGM has a name of another meaning, or none.
+const OWN_COLUMNS: [Column; 4] = [
+    column(
+        "watchpost_gpu_pcie_sent_bytes_per_second",
+        "What the GPU sent over PCIe since the sample before.",
+        |stats| whole(stats.pcie_tx_throughput).map(|kilobytes| kilobytes * 1000.0),
+    ),
+    column(
+        "watchpost_gpu_pcie_received_bytes_per_second",
+        "What the GPU received over PCIe since the sample before.",
+        |stats| whole(stats.pcie_rx_throughput).map(|kilobytes| kilobytes * 1000.0),
+    ),
+    column(
+        "watchpost_gpu_compute_processes",
+        "Processes that have a compute context.",
+        |stats| stats.compute_processes_count.map(f64::from),
+    ),
+    column(
+        "watchpost_gpu_inferences_per_second",
+        "Inferences per second, as the pipeline reports them.",
+        |stats| stats.inference_fps,
+    ),
+];
+
+const fn column(
+    name: &'static str,
+    help: &'static str,
+    value: fn(&GpuStats) -> Option<f64>,
+) -> Column {
+    Column {
+        name,
+        help,
+        kind: GAUGE,
+        value,
+    }
+}
+
+fn whole(value: Option<i64>) -> Option<f64> {
+    value.and_then(|value| u64::try_from(value).ok()).map(count)
+}
+
+pub(super) fn collect(
+    families: &mut Families,
+    gpus: &LiveGpus,
+    interval: Duration,
+    now: DateTime<Utc>,
+) {
+    let longest = (interval * INTERVALS).max(PATIENCE);
+    let longest = TimeDelta::from_std(longest).unwrap_or(TimeDelta::MAX);
+    let all = gpus.readings();
+    let age = |reading: &Reading| now - gpu::recorded_at(&reading.stats);
+    let fresh: Vec<_> = all
+        .iter()
+        .filter(|reading| age(reading) <= longest)
+        .map(|reading| (labels(gpus, &reading.stats), reading))
+        .collect();
+    for column in COLUMNS.iter().chain(&OWN_COLUMNS) {
+        let values = fresh.iter().filter_map(|(labels, reading)| {
+            Some((labels.clone(), (column.value)(&reading.stats)?))
+        });
+        families.family(column.name, column.help, column.kind, values);
+    }
+    let unavailable = fresh.iter().flat_map(|(_, reading)| absent(&reading.stats));
+    families.family(
+        "watchpost_gpu_value_unavailable",
+        "A value of the last sample that is absent, and why; always 1.",
+        GAUGE,
+        unavailable.map(|labels| (labels, 1.0)),
+    );
+    let up = |reading: &Arc<Reading>| age(reading) <= longest && gpu::has_values(&reading.stats);
+    families.family(
+        "watchpost_gpu_up",
+        "Whether the GPU was sampled lately, and told anything.",
+        GAUGE,
+        all.iter()
+            .map(|reading| (key(&reading.stats), if up(reading) { 1.0 } else { 0.0 })),
+    );
+    families.family(
+        "watchpost_gpu_samples_total",
+        "Samples of the GPU since the server started.",
+        COUNTER,
+        all.iter()
+            .map(|reading| (key(&reading.stats), count(reading.number))),
+    );
+}
+
+/// Which GPU: enough to tell it from the others.
+fn key(stats: &GpuStats) -> Labels {
+    let index = stats.gpu_index.map(|index| index.to_string());
+    vec![
+        ("gpu", index.unwrap_or_default()),
+        ("UUID", stats.gpu_uuid.clone().unwrap_or_default()),
+    ]
+}
+
+/// The labels of the exporter of DCGM. What is not known is left out, which is the same as empty.
+fn labels(gpus: &LiveGpus, stats: &GpuStats) -> Labels {
+    let name = stats.gpu_name.as_deref().unwrap_or_default();
+    let (model, profile) = match name.split_once(" MIG ") {
+        Some((model, profile)) if stats.mig_parent_uuid.is_some() => (model, Some(profile)),
+        _ => (name, None),
+    };
+    let known = gpus.gpu(stats.gpu_uuid.as_deref().unwrap_or_default());
+    let driver = known.and_then(|gpu| gpu.driver_version.clone());
+    let device = stats.gpu_index.map(|index| format!("nvidia{index}"));
+    let more = [
+        ("pci_bus_id", stats.pci_bus_id.clone()),
+        ("device", device),
+        ("modelName", Some(model.to_string())),
+        ("GPU_I_PROFILE", profile.map(Into::into)),
+        ("Hostname", stats.host.clone()),
+        ("DCGM_FI_DRIVER_VERSION", driver),
+    ];
+    let mut labels = key(stats);
+    labels.extend(
+        more.into_iter()
+            .filter_map(|(name, value)| Some((name, value.filter(|value| !value.is_empty())?))),
+    );
+    labels
+}
+
+/// A label set for every value that is absent, by the name of the field in the API.
+fn absent(stats: &GpuStats) -> Vec<Labels> {
+    let mut fields: Vec<_> = stats.absent_reasons.iter().collect();
+    fields.sort();
+    let labels = |(field, reason): (&String, &i32)| {
+        let reason = AbsentReason::try_from(*reason).unwrap_or_default();
+        let mut labels = key(stats);
+        labels.push(("field", field.clone()));
+        let reason = reason.as_str_name().trim_start_matches("ABSENT_REASON_");
+        labels.push(("reason", reason.to_lowercase()));
+        labels
+    };
+    fields.into_iter().map(labels).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::TextEncoder;
+
+    use super::*;
+    use crate::{pb, rpc::time::to_proto};
+
+    fn text(gpus: &LiveGpus, now: DateTime<Utc>) -> String {
+        let mut families = Families::default();
+        collect(&mut families, gpus, Duration::from_secs(1), now);
+        TextEncoder::new()
+            .encode_to_string(&families.into_inner())
+            .unwrap()
+    }
+
+    #[test]
+    fn labels_are_escaped_and_an_instance_is_told_from_its_gpu() {
+        let now = Utc::now();
+        let gpus = LiveGpus::default();
+        gpus.publish(GpuStats {
+            gpu_uuid: Some("MIG-1".into()),
+            gpu_index: Some(3),
+            gpu_name: Some("a \"H100\"\\ MIG 1g.10gb".into()),
+            mig_parent_uuid: Some("GPU-1".into()),
+            host: Some("a\nb".into()),
+            recorded_at: Some(to_proto(now)),
+            temperature: Some(41.5),
+            absent_reasons: [("fan_speed".to_string(), AbsentReason::Mig.into())].into(),
+            ..Default::default()
+        });
+        gpus.introduce(&Arc::new(pb::Gpu {
+            uuid: "MIG-1".into(),
+            driver_version: Some("580.1".into()),
+            ..Default::default()
+        }));
+        let text = text(&gpus, now);
+        let expected = r#"DCGM_FI_DEV_GPU_TEMP{gpu="3",UUID="MIG-1",device="nvidia3",modelName="a \"H100\"\\",GPU_I_PROFILE="1g.10gb",Hostname="a\nb",DCGM_FI_DRIVER_VERSION="580.1"} 41.5"#;
+        assert!(text.lines().any(|line| line == expected), "{text}");
+        let expected = r#"watchpost_gpu_value_unavailable{gpu="3",UUID="MIG-1",field="fan_speed",reason="mig"} 1"#;
+        assert!(text.lines().any(|line| line == expected), "{text}");
+        assert!(!text.contains("FAN_SPEED"), "{text}");
+    }
+
+    #[test]
+    fn an_old_value_is_not_told() {
+        let taken = Utc::now();
+        let gpus = LiveGpus::default();
+        gpus.publish(GpuStats {
+            gpu_uuid: Some("GPU-1".into()),
+            recorded_at: Some(to_proto(taken)),
+            gpu_utilization: Some(99.0),
+            ..Default::default()
+        });
+        let up = |text: &str| text.contains("watchpost_gpu_up{gpu=\"\",UUID=\"GPU-1\"} 1");
+        let fresh = text(&gpus, taken + TimeDelta::seconds(9));
+        assert!(
+            up(&fresh) && fresh.contains("DCGM_FI_DEV_GPU_UTIL"),
+            "{fresh}"
+        );
+        let old = text(&gpus, taken + TimeDelta::seconds(11));
+        assert!(!up(&old) && old.contains("watchpost_gpu_up"), "{old}");
+        assert!(!old.contains("DCGM"), "{old}");
+    }
+}

@@ -1,0 +1,84 @@
+//! What is measured, in the text format of Prometheus. docs/metrics.md names everything.
+//!
+//! The families of the server count what they do in plain atomics, or in the counters and histograms
+//! of the crate `prometheus`, which are atomics too; only this module knows how they are told. What is
+//! a state, as the values of GPUs, is looked up when somebody asks. There is no registry and nothing
+//! global: several servers in one process have figures of their own.
+//!
+//! `prometheus` without its default features is one crate more, its own dependencies being in the tree
+//! already. `prometheus-client` ends the name of every counter in `_total`, which the names of DCGM do
+//! not; `metrics` and its exporter are a global recorder, a listener of their own and a dozen crates.
+
+mod family;
+mod feed;
+mod gpu;
+mod ingest;
+mod process;
+mod rpc;
+
+use std::time::Duration;
+
+use prometheus::{TextEncoder, proto::MetricType};
+
+use self::family::Families;
+use crate::{
+    events::Counts,
+    gpu::LiveGpus,
+    health::Health,
+    monitor::{Feed, Monitor},
+    rpc::calls::Calls,
+};
+
+/// What [`Metrics::text`] is.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// How long the database may take to tell how the feed is.
+const DATABASE_WITHIN: Duration = Duration::from_secs(1);
+
+/// Where all figures come from.
+#[derive(Clone)]
+pub struct Metrics {
+    pub calls: Calls,
+    pub feed: Feed,
+    pub gpus: LiveGpus,
+    pub gpu_interval: Duration,
+    pub health: Health,
+    pub ingests: Counts,
+    pub monitor: Monitor,
+}
+
+impl Metrics {
+    /// All figures, as they are now.
+    pub async fn text(&self) -> String {
+        let mut families = Families::default();
+        gpu::collect(
+            &mut families,
+            &self.gpus,
+            self.gpu_interval,
+            chrono::Utc::now(),
+        );
+        rpc::collect(&mut families, &self.calls);
+        ingest::collect(&mut families, &self.ingests);
+        feed::collect_watches(&mut families, &self.monitor);
+        let database = self.health.has_database();
+        feed::collect(&mut families, &self.feed, database).await;
+        families.one(
+            "watchpost_database_up",
+            "Whether the database answers, and has the schema of this version.",
+            MetricType::GAUGE,
+            if database { 1.0 } else { 0.0 },
+        );
+        families.family(
+            "watchpost_build_info",
+            "The version of the server; always 1.",
+            MetricType::GAUGE,
+            [(vec![("version", env!("CARGO_PKG_VERSION").into())], 1.0)],
+        );
+        process::collect(&mut families);
+        let text = TextEncoder::new().encode_to_string(&families.into_inner());
+        text.unwrap_or_else(|error| {
+            tracing::error!(%error, "the metrics cannot be written");
+            String::new()
+        })
+    }
+}

@@ -1,0 +1,74 @@
+//! Calls, under the names and labels of go-grpc-prometheus, for which dashboards exist.
+
+use prometheus::{core::Metric, proto::MetricType};
+use tonic::Code;
+
+use super::family::{Families, Labels, count, pairs};
+use crate::rpc::calls::{Calls, Method};
+
+pub(super) fn collect(families: &mut Families, calls: &Calls) {
+    let methods = calls.methods();
+    families.family(
+        "grpc_server_started_total",
+        "Calls that began.",
+        MetricType::COUNTER,
+        methods
+            .iter()
+            .map(|method| (labels(method), count(method.started()))),
+    );
+    families.family(
+        "grpc_server_handled_total",
+        "Calls that ended, by the code they ended with.",
+        MetricType::COUNTER,
+        methods.iter().flat_map(|method| {
+            method.ended().map(|(code, calls)| {
+                let mut labels = labels(method);
+                labels.push(("grpc_code", label(code).into()));
+                (labels, count(calls))
+            })
+        }),
+    );
+    let seconds = methods.iter().map(|method| {
+        let mut metric = method.seconds.metric();
+        metric.set_label(pairs(labels(method)));
+        metric
+    });
+    families.metrics(
+        "grpc_server_handling_seconds",
+        "How long calls took; of a stream, how long it was open.",
+        MetricType::HISTOGRAM,
+        seconds.collect(),
+    );
+}
+
+fn labels(method: &Method) -> Labels {
+    let name = |name: &str| if name.is_empty() { "unknown" } else { name }.to_string();
+    vec![
+        ("grpc_type", method.kind.into()),
+        ("grpc_service", name(&method.service)),
+        ("grpc_method", name(&method.name)),
+    ]
+}
+
+/// The code as gRPC's other implementations write it.
+fn label(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
+}

@@ -1,0 +1,271 @@
+//! Counts every call: how many began, how each ended, and how long it took.
+//!
+//! The methods are those of the API's description, so that a client that calls what does not exist
+//! makes no new label: all of that is counted together, as one method without a name.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, Response};
+use http_body::{Frame, SizeHint};
+use prometheus::{Histogram, HistogramOpts};
+use prost::Message;
+use prost_types::FileDescriptorSet;
+use tonic::{Code, Status, body::Body};
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// How many codes there are.
+const CODES: usize = 17;
+
+/// In seconds: from a read that the cache answers to a stream of a minute.
+const BUCKETS: [f64; 16] = [
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    10.0, 60.0,
+];
+
+/// What is counted of all methods. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Calls(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// By path.
+    methods: HashMap<String, Arc<Method>>,
+    unknown: Arc<Method>,
+}
+
+/// What is counted of one method.
+#[derive(Debug)]
+pub struct Method {
+    /// `unary`, `client_stream`, `server_stream` or `bidi_stream`.
+    pub kind: &'static str,
+    /// The full name of the service; empty for all methods that do not exist.
+    pub service: String,
+    pub name: String,
+    started: AtomicU64,
+    ended: [AtomicU64; CODES],
+    /// How long calls took, in seconds; of a stream, how long it was open.
+    pub seconds: Histogram,
+}
+
+impl Calls {
+    /// Counts the calls of the methods that these encoded descriptions name.
+    pub fn new(descriptors: &[&[u8]]) -> Self {
+        let files = descriptors
+            .iter()
+            .filter_map(|set| FileDescriptorSet::decode(*set).ok())
+            .flat_map(|set| set.file);
+        let mut methods = HashMap::new();
+        for file in files {
+            for service in &file.service {
+                let service_name = format!("{}.{}", file.package(), service.name());
+                for method in &service.method {
+                    let kind = match (method.client_streaming(), method.server_streaming()) {
+                        (false, false) => "unary",
+                        (true, false) => "client_stream",
+                        (false, true) => "server_stream",
+                        (true, true) => "bidi_stream",
+                    };
+                    let path = format!("/{service_name}/{}", method.name());
+                    let method = Method::new(kind, &service_name, method.name());
+                    methods.insert(path, Arc::new(method));
+                }
+            }
+        }
+        let unknown = Arc::new(Method::new("unary", "", ""));
+        Self(Arc::new(Shared { methods, unknown }))
+    }
+
+    /// Counts a call that begins. It ends as cancelled if nobody says otherwise.
+    pub fn begin(&self, path: &str) -> Call {
+        let method = self.0.methods.get(path).unwrap_or(&self.0.unknown).clone();
+        method.started.fetch_add(1, Ordering::Relaxed);
+        Call {
+            method,
+            begun: Instant::now(),
+            ended: false,
+        }
+    }
+
+    /// Every method that was ever called, by service and name.
+    pub fn methods(&self) -> Vec<Arc<Method>> {
+        let methods = self.0.methods.values().chain([&self.0.unknown]);
+        let called = methods.filter(|method| method.started() > 0);
+        let mut called: Vec<_> = called.cloned().collect();
+        called.sort_by(|a, b| (&a.service, &a.name).cmp(&(&b.service, &b.name)));
+        called
+    }
+}
+
+impl Method {
+    fn new(kind: &'static str, service: &str, name: &str) -> Self {
+        let seconds = HistogramOpts::new("seconds", "seconds").buckets(BUCKETS.into());
+        Self {
+            kind,
+            service: service.into(),
+            name: name.into(),
+            started: AtomicU64::new(0),
+            ended: std::array::from_fn(|_| AtomicU64::new(0)),
+            seconds: Histogram::with_opts(seconds).expect("buckets in order"),
+        }
+    }
+
+    /// How many calls began.
+    pub fn started(&self) -> u64 {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// How many calls ended with each code that any ended with. `OK` is always there.
+    pub fn ended(&self) -> impl Iterator<Item = (Code, u64)> {
+        let counts = (0i32..).zip(&self.ended);
+        let counts = counts.map(|(code, count)| (Code::from(code), count.load(Ordering::Relaxed)));
+        counts.filter(|(code, count)| *code == Code::Ok || *count > 0)
+    }
+}
+
+/// A call that is under way.
+#[derive(Debug)]
+pub struct Call {
+    method: Arc<Method>,
+    begun: Instant,
+    ended: bool,
+}
+
+impl Call {
+    /// Waits with the end of the call for the end of its response.
+    pub fn answered(mut self, response: Response<Body>) -> Response<Body> {
+        if let Some(code) = code(response.headers()) {
+            self.end(code);
+            return response;
+        }
+        response.map(|body| Body::new(Counted { body, call: self }))
+    }
+
+    fn end(&mut self, code: Code) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let count = usize::try_from(i32::from(code)).ok();
+        if let Some(count) = count.and_then(|code| self.method.ended.get(code)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        self.method
+            .seconds
+            .observe(self.begun.elapsed().as_secs_f64());
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.end(Code::Cancelled);
+    }
+}
+
+fn code(headers: &HeaderMap) -> Option<Code> {
+    Some(Code::from_bytes(headers.get(&GRPC_STATUS)?.as_bytes()))
+}
+
+/// The body of a response, whose trailers tell how the call ended.
+struct Counted {
+    body: Body,
+    call: Call,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    let code = code(trailers).unwrap_or(Code::Unknown);
+                    self.call.end(code);
+                }
+            }
+            Some(Err(status)) => self.call.end(status.code()),
+            None => self.call.end(Code::Unknown),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(method: &Method) -> Vec<(Code, u64)> {
+        method.ended().collect()
+    }
+
+    #[test]
+    fn a_call_ends_once_and_what_does_not_exist_is_one_method() {
+        let calls = Calls::new(&[crate::pb::FILE_DESCRIPTOR_SET]);
+        assert!(calls.methods().is_empty());
+        let status = |code: Code| Status::new(code, "").into_http();
+        let path = "/watchpost.v1.MonitorService/Watch";
+        calls.begin(path).answered(status(Code::NotFound));
+        // The client has gone.
+        drop(calls.begin(path));
+        drop(calls.begin(path).answered(Response::new(Body::empty())));
+        for path in ["/nope/nope", "/other", ""] {
+            calls.begin(path).answered(status(Code::Unimplemented));
+        }
+        let methods = calls.methods();
+        let [unknown, watch] = &methods[..] else {
+            panic!("{methods:?}")
+        };
+        assert_eq!((unknown.service.as_str(), unknown.started()), ("", 3));
+        assert_eq!(ended(unknown), [(Code::Ok, 0), (Code::Unimplemented, 3)]);
+        assert_eq!(
+            (watch.kind, watch.name.as_str()),
+            ("server_stream", "Watch")
+        );
+        assert_eq!(
+            ended(watch),
+            [(Code::Ok, 0), (Code::Cancelled, 2), (Code::NotFound, 1)]
+        );
+        assert_eq!(watch.seconds.get_sample_count(), 3);
+    }
+
+    #[tokio::test]
+    async fn trailers_tell_how_a_call_ended() {
+        use http_body_util::BodyExt;
+
+        let calls = Calls::new(&[crate::pb::FILE_DESCRIPTOR_SET]);
+        let mut trailers = HeaderMap::new();
+        trailers.insert(GRPC_STATUS, "0".parse().unwrap());
+        let frames = [
+            Ok::<_, Status>(Frame::data(Bytes::from_static(b"x"))),
+            Ok(Frame::trailers(trailers)),
+        ];
+        let body = http_body_util::StreamBody::new(tokio_stream::iter(frames));
+        let path = "/watchpost.v1.CameraService/GetCamera";
+        let response = calls.begin(path).answered(Response::new(Body::new(body)));
+        assert_eq!(ended(&calls.methods()[0]), [(Code::Ok, 0)]);
+        response.into_body().collect().await.unwrap();
+        assert_eq!(ended(&calls.methods()[0]), [(Code::Ok, 1)]);
+    }
+}
