@@ -31,8 +31,8 @@ mod writer;
 pub mod history;
 
 pub use self::{
-    cost::{Cost, Costs},
     columns::{has_values, recorded_at},
+    cost::{Cost, Costs},
     live::{LiveGpus, Reading},
     plan::Tiers,
     service::GpuStats,

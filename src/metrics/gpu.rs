@@ -10,7 +10,7 @@ use prometheus::proto::MetricType::{self, COUNTER, GAUGE};
 
 use super::family::{Families, Labels, count};
 use crate::{
-    gpu::{self, LiveGpus, Reading},
+    gpu::{self, Cost, Costs, LiveGpus, Reading},
     pb::{AbsentReason, GpuStats},
 };
 
@@ -246,6 +246,37 @@ pub(super) fn collect(
         COUNTER,
         all.iter()
             .map(|reading| (key(&reading.stats), count(reading.number))),
+    );
+    collect_costs(families, gpus.costs());
+}
+
+/// What sampling costs the driver.
+fn collect_costs(families: &mut Families, costs: &Costs) {
+    let all = costs.all();
+    let mut family = |name, help, kind, value: fn(&Cost) -> f64| {
+        let values = all.iter().map(|(uuid, call, cost)| {
+            let labels = vec![("UUID", uuid.clone()), ("call", (*call).to_string())];
+            (labels, value(cost))
+        });
+        families.family(name, help, kind, values);
+    };
+    family(
+        "watchpost_nvml_calls_total",
+        "Calls into NVML, by what they are for.",
+        COUNTER,
+        |cost| count(cost.calls),
+    );
+    family(
+        "watchpost_nvml_call_seconds_total",
+        "How long they took.",
+        COUNTER,
+        |cost| cost.total.as_secs_f64(),
+    );
+    family(
+        "watchpost_nvml_call_longest_seconds",
+        "How long the longest of them took, since the server started.",
+        GAUGE,
+        |cost| cost.longest.as_secs_f64(),
     );
 }
 
