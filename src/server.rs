@@ -317,6 +317,7 @@ async fn prepare(
         library: settings.nvml_library.clone(),
         interval: settings.gpu_interval,
         host: settings.host(),
+        kernel_log: Some(settings.kernel_log.clone()),
     };
     let gpu_health = health.clone();
     let running = gpu::start(

@@ -19,6 +19,7 @@ mod m20261124_000011_backups;
 mod m20261124_000012_feedback;
 mod m20261124_000013_enrichment;
 mod m20261124_000014_feed;
+mod m20261124_000016_gpu_events;
 
 /// Applies and reverts the migrations, parents first. It takes no lock: callers that may
 /// start at the same time have to take one.
@@ -42,6 +43,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000012_feedback::Migration),
             Box::new(m20261124_000013_enrichment::Migration),
             Box::new(m20261124_000014_feed::Migration),
+            Box::new(m20261124_000016_gpu_events::Migration),
         ]
     }
 }

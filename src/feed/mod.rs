@@ -26,6 +26,7 @@ pub enum Topic {
     Events,
     Cameras,
     AlertRules,
+    GpuEvents,
 }
 
 impl Topic {
@@ -36,6 +37,7 @@ impl Topic {
             Self::Events => "events",
             Self::Cameras => "cameras",
             Self::AlertRules => "alert_rules",
+            Self::GpuEvents => "gpu_events",
         }
     }
 }

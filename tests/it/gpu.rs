@@ -17,6 +17,7 @@ use crate::support::{
     fake_nvml::{Card, FakeNvml},
 };
 
+mod events;
 mod faults;
 mod rpc;
 mod values;
@@ -58,6 +59,7 @@ impl Rig {
             library: Some(fake.library()),
             interval,
             host: "camera-box".into(),
+            kernel_log: None,
         };
         let (live, shutdown) = (LiveGpus::default(), CancellationToken::new());
         let (healthy, health) = watch::channel(false);
