@@ -177,6 +177,17 @@ pub struct Settings {
     )]
     pub gpu_rollup_retention: Duration,
 
+    /// The kernel log, where XID errors of GPUs are read
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "WATCHPOST_KERNEL_LOG",
+        default_value = "/dev/kmsg",
+        hide = true
+    )]
+    pub kernel_log: PathBuf,
+
     /// The name of this host in GPU stats [default: the system's]
     #[arg(long, global = true, value_name = "NAME", env = "WATCHPOST_HOST", value_parser = host)]
     pub host: Option<String>,

@@ -380,6 +380,7 @@ async fn prepare(
             budget: settings.gpu_budget,
             ..Default::default()
         },
+        kernel_log: Some(settings.kernel_log.clone()),
     };
     let gpu_health = health.clone();
     let running = gpu::start(

@@ -20,6 +20,7 @@ mod m20261124_000012_feedback;
 mod m20261124_000013_enrichment;
 mod m20261124_000014_feed;
 mod m20261124_000015_gpu_counters;
+mod m20261124_000016_gpu_events;
 mod m20261124_000017_gpu_history;
 mod m20261124_000018_feed_commits;
 
@@ -46,6 +47,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000013_enrichment::Migration),
             Box::new(m20261124_000014_feed::Migration),
             Box::new(m20261124_000015_gpu_counters::Migration),
+            Box::new(m20261124_000016_gpu_events::Migration),
             Box::new(m20261124_000017_gpu_history::Migration),
             Box::new(m20261124_000018_feed_commits::Migration),
         ]

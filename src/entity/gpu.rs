@@ -18,6 +18,12 @@ pub struct Model {
     pub driver_version: Option<String>,
     pub first_seen_at: DateTimeUtc,
     pub last_seen_at: DateTimeUtc,
+    /// As its host last reported it.
+    pub state: Option<GpuState>,
+    /// NULL where it is not known.
+    pub memory_pressure: Option<MemoryPressure>,
+    /// When its host last reported how it is, be it well or not.
+    pub reported_at: Option<DateTimeUtc>,
 }
 
 impl ActiveModelBehavior for ActiveModel {
@@ -29,4 +35,32 @@ impl ActiveModelBehavior for ActiveModel {
             ..<Self as ActiveModelTrait>::default()
         }
     }
+}
+
+/// How a GPU is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
+#[sea_orm(
+    rs_type = "String",
+    db_type = "String(StringLen::None)",
+    rename_all = "snake_case"
+)]
+pub enum GpuState {
+    Ok,
+    Unresponsive,
+    Lost,
+    Asleep,
+    Unknown,
+}
+
+/// How full the memory of a GPU is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
+#[sea_orm(
+    rs_type = "String",
+    db_type = "String(StringLen::None)",
+    rename_all = "snake_case"
+)]
+pub enum MemoryPressure {
+    Normal,
+    Warning,
+    Critical,
 }

@@ -27,6 +27,7 @@ pub enum Topic {
     Events,
     Cameras,
     AlertRules,
+    GpuEvents,
 }
 
 impl Topic {
@@ -37,6 +38,7 @@ impl Topic {
             Self::Events => "events",
             Self::Cameras => "cameras",
             Self::AlertRules => "alert_rules",
+            Self::GpuEvents => "gpu_events",
         }
     }
 }

@@ -3,35 +3,48 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
 
-use super::sampler::{HANGS_AFTER, Host, Pulse, Sampler};
+use super::{
+    events::listener,
+    sampler::{HANGS_AFTER, Host, Pulse, Sampler},
+};
 
 /// How often to look for GPUs, and for NVML where there is none.
 const LOOK_EVERY: Duration = Duration::from_mins(1);
 
 /// How often to look after the samplers.
-const WATCH_EVERY: Duration = Duration::from_millis(200);
+const WATCH_EVERY: Duration = Duration::from_millis(100);
 
 /// How long the first report waits for GPUs that are slow to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
-/// The samplers by the index of their GPU.
-struct Fleet<H> {
+/// Finds GPUs and starts their samplers.
+struct Fleet {
     host: Arc<Host>,
-    samplers: BTreeMap<u32, Started>,
-    health: H,
-    serving: bool,
+    samplers: Arc<Samplers>,
     /// Why there are no GPUs, as last logged.
     trouble: Option<String>,
     /// Whether what was found first is known.
     looked: bool,
 }
+
+/// Watches over the samplers. It makes no call to the driver, so that nothing can hold it up.
+struct Watchdog<H> {
+    host: Arc<Host>,
+    samplers: Arc<Samplers>,
+    health: H,
+    serving: bool,
+}
+
+/// The samplers by the index of their GPU.
+#[derive(Default)]
+struct Samplers(Mutex<BTreeMap<u32, Started>>);
 
 /// A sampler at work.
 struct Started {
@@ -41,45 +54,45 @@ struct Started {
     hangs: bool,
 }
 
-/// Starts the thread. It sends `report` once it has looked for the GPUs, for people, and tells
+/// Starts the threads. They send `report` once they have looked for the GPUs, for people, and tell
 /// `health` whenever the first GPU begins, or the last one ceases, to be sampled.
 pub(super) fn spawn(
     host: Arc<Host>,
     health: impl Fn(bool) + Send + 'static,
     report: oneshot::Sender<String>,
 ) {
-    let fleet = Fleet {
-        host,
-        samplers: BTreeMap::new(),
+    let samplers = Arc::new(Samplers::default());
+    let watchdog = Watchdog {
+        host: host.clone(),
+        samplers: samplers.clone(),
         health,
         serving: false,
+    };
+    let fleet = Fleet {
+        host,
+        samplers,
         trouble: None,
         looked: false,
     };
+    let thread = |name: &str| thread::Builder::new().name(name.into());
+    let watching = thread("gpu-watchdog").spawn(move || watchdog.run());
     // Its own thread: to open NVML may take seconds, or for ever.
-    let thread = thread::Builder::new()
-        .name("gpu-fleet".into())
-        .spawn(move || fleet.run(report));
-    if let Err(error) = thread {
-        tracing::error!(%error, "the thread that looks for GPUs could not be started");
+    let looking = thread("gpu-fleet").spawn(move || fleet.run(report));
+    for thread in [watching, looking] {
+        if let Err(error) = thread {
+            tracing::error!(%error, "a thread that looks for GPUs or after them could not be started");
+        }
     }
 }
 
-impl<H: Fn(bool)> Fleet<H> {
+impl Fleet {
     fn run(mut self, report: oneshot::Sender<String>) {
         let found = self.look();
         self.looked = true;
         if let Err(found) = report.send(found) {
             tracing::info!(found, "NVML has answered");
         }
-        loop {
-            let again = Instant::now() + LOOK_EVERY;
-            while Instant::now() < again {
-                if self.host.stop.wait_until(Instant::now() + WATCH_EVERY) {
-                    return;
-                }
-                self.watch();
-            }
+        while !self.host.stop.wait_until(Instant::now() + LOOK_EVERY) {
             self.look();
         }
     }
@@ -107,23 +120,23 @@ impl<H: Fn(bool)> Fleet<H> {
                 return found;
             }
         };
-        self.samplers
-            .retain(|_, sampler| !sampler.thread.is_finished());
         let (tell, told) = mpsc::channel();
+        let mut samplers = self.samplers.lock();
+        samplers.retain(|_, sampler| !sampler.thread.is_finished());
         for index in 0..count {
-            if self.samplers.contains_key(&index) {
+            if samplers.contains_key(&index) {
                 continue;
             }
             match self.launch(index, tell.clone()) {
                 Ok(started) => {
-                    self.samplers.insert(index, started);
+                    samplers.insert(index, started);
                 }
                 Err(error) => {
                     tracing::error!(index, %error, "the sampler of a GPU could not be started");
                 }
             }
         }
-        drop(tell);
+        drop((samplers, tell));
         let found = summary(count, &told);
         if self.trouble.take().is_some() {
             tracing::info!(found, "NVML is there");
@@ -141,21 +154,37 @@ impl<H: Fn(bool)> Fleet<H> {
         let thread = thread::Builder::new()
             .name(format!("gpu-{index}"))
             .spawn(move || sampler.run())?;
+        if let Err(error) = listener::spawn(self.host.clone(), index, &pulse) {
+            tracing::error!(index, %error, "the thread that listens to a GPU could not be started");
+        }
         Ok(Started {
             thread,
             pulse,
             hangs: false,
         })
     }
+}
+
+impl<H: Fn(bool)> Watchdog<H> {
+    fn run(mut self) {
+        while !self.host.stop.wait_until(Instant::now() + WATCH_EVERY) {
+            self.watch();
+        }
+    }
 
     fn watch(&mut self) {
-        for sampler in self.samplers.values_mut() {
-            let hangs = sampler.pulse.hangs();
+        let mut samplers = self.samplers.lock();
+        for sampler in samplers.values_mut() {
+            let pulse = &sampler.pulse;
+            let hangs = pulse.hangs();
+            if let Some(uuid) = pulse.uuid() {
+                self.host.conditions.watch(uuid, || pulse.hangs());
+            }
             if hangs != sampler.hangs {
                 sampler.hangs = hangs;
                 let gpu = sampler.pulse.name();
                 if hangs {
-                    let limit_s = HANGS_AFTER.as_secs();
+                    let limit_s = HANGS_AFTER.as_secs_f64();
                     tracing::warn!(
                         gpu.name = gpu,
                         limit_s,
@@ -166,11 +195,18 @@ impl<H: Fn(bool)> Fleet<H> {
                 }
             }
         }
-        let serving = self.samplers.values().any(|sampler| sampler.pulse.works());
+        let serving = samplers.values().any(|sampler| sampler.pulse.works());
+        drop(samplers);
         if serving != self.serving {
             self.serving = serving;
             (self.health)(serving);
         }
+    }
+}
+
+impl Samplers {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Started>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

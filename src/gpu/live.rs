@@ -23,6 +23,7 @@ struct Shared {
     costs: Costs,
     /// The GPUs that were sampled, by UUID.
     gpus: RwLock<BTreeMap<String, Arc<pb::Gpu>>>,
+    conditions: RwLock<BTreeMap<String, Condition>>,
 }
 
 /// What is kept of a GPU. Its count goes on even if it is gone for a while.
@@ -30,6 +31,14 @@ struct Shared {
 struct Newest {
     number: u64,
     reading: Option<Arc<Reading>>,
+}
+
+/// How a GPU or a MIG instance is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Condition {
+    pub state: pb::GpuState,
+    /// Absent where it is not known.
+    pub memory_pressure: Option<pb::MemoryPressure>,
 }
 
 /// One sample of one GPU.
@@ -111,6 +120,24 @@ impl LiveGpus {
         {
             newest.reading = None;
         }
+        let conditions = self.0.conditions.write();
+        conditions
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(uuid);
+    }
+
+    /// Takes over how GPUs are, by UUID.
+    pub(super) fn set_conditions(&self, conditions: impl Iterator<Item = (String, Condition)>) {
+        let all = self.0.conditions.write();
+        all.unwrap_or_else(PoisonError::into_inner)
+            .extend(conditions);
+    }
+
+    /// How this GPU of this host is.
+    pub fn condition(&self, uuid: &str) -> Option<Condition> {
+        let all = self.0.conditions.read();
+        let all = all.unwrap_or_else(PoisonError::into_inner);
+        all.get(uuid).copied()
     }
 
     /// What sampling costs.

@@ -3,9 +3,11 @@
 //!
 //! `fleet` finds the GPUs and gives each a thread of its own, the `sampler`: calls into the
 //! driver block, and one that never returns must cost no more than its thread. A sample goes to
-//! `live` and, through a bounded queue, to the `writer`.
+//! `live` and, through a bounded queue, to the `writer`. What happens to a GPU, and how it is, is
+//! found out by `condition` and becomes `events`.
 
 use std::{
+    collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -14,18 +16,22 @@ use std::{
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::{db::Db, pb};
+use crate::{db::Db, error::Chain, pb};
 
 mod columns;
+mod condition;
 mod cost;
+mod events;
 mod fleet;
 mod live;
 mod nvml;
 mod pcie;
 mod plan;
+mod pressure;
 mod sampler;
 mod schedule;
 mod service;
+mod settling;
 mod writer;
 
 pub mod history;
@@ -33,7 +39,7 @@ pub mod history;
 pub use self::{
     columns::{has_values, recorded_at},
     cost::{Cost, Costs},
-    live::{LiveGpus, Reading},
+    live::{Condition, LiveGpus, Reading},
     plan::Tiers,
     service::GpuStats,
 };
@@ -56,6 +62,8 @@ pub struct Settings {
     pub host: String,
     /// How often calls are made, and what they may cost.
     pub tiers: Tiers,
+    /// The kernel log, where XIDs are. `None`: NVML only is asked for them.
+    pub kernel_log: Option<PathBuf>,
 }
 
 /// The samplers at work.
@@ -64,6 +72,7 @@ pub struct Running {
     /// Which GPUs there are, or why there are none: for people.
     pub found: String,
     writer: JoinHandle<()>,
+    events: JoinHandle<()>,
 }
 
 /// A value of a sample, or why it is absent.
@@ -79,6 +88,16 @@ pub async fn start(
     shutdown: CancellationToken,
 ) -> Running {
     let queue = Arc::new(writer::Queue::default());
+    let events = Arc::new(events::Queue::default());
+    let stored = stored(&db, &settings.host).await;
+    let conditions = condition::Conditions::new(live.clone(), events.clone(), stored);
+    let conditions = Arc::new(conditions);
+    let store = events::store::Store {
+        db: db.clone(),
+        host: settings.host.clone(),
+        queue: events.clone(),
+        conditions: conditions.clone(),
+    };
     let host = Arc::new(sampler::Host {
         library: nvml::Library::new(settings.library),
         name: settings.host,
@@ -87,12 +106,18 @@ pub async fn start(
         tiers: settings.tiers,
         live,
         queue: queue.clone(),
+        conditions,
+        events,
         stop: schedule::Stop::default(),
         taken: Mutex::default(),
     });
+    if let Some(path) = settings.kernel_log {
+        events::kernel_log::spawn(host.clone(), &path);
+    }
     let (report, found) = oneshot::channel();
     fleet::spawn(host.clone(), health, report);
     let stop = move || host.stop.set();
+    let events = tokio::spawn(store.run(shutdown.clone()));
     let writer = tokio::spawn(writer::run(db, queue, shutdown, stop));
     let found = match timeout(FOUND_WITHIN, found).await {
         Ok(Ok(found)) => found,
@@ -102,21 +127,42 @@ pub async fn start(
             FOUND_WITHIN.as_secs()
         ),
     };
-    Running { found, writer }
+    Running {
+        found,
+        writer,
+        events,
+    }
+}
+
+/// How the GPUs of this host were, as far as it can be found out.
+async fn stored(db: &Db, host: &str) -> HashMap<String, condition::Stored> {
+    match events::store::stored(db, host).await {
+        Ok(stored) => stored,
+        Err(error) => {
+            let error = Chain(&error).to_string();
+            tracing::warn!(
+                error,
+                "it cannot be read how the GPUs were; changes since are not told"
+            );
+            HashMap::new()
+        }
+    }
 }
 
 impl Running {
-    /// Waits, after the shutdown has begun, until the last samples are stored, but not for long.
+    /// Waits, after the shutdown has begun, until the last samples and events are stored, but not
+    /// for long.
     pub async fn finish(self) {
         let started = Instant::now();
-        if timeout(FLUSH_WITHIN + Duration::from_millis(200), self.writer)
+        let stored = async { tokio::join!(self.writer, self.events) };
+        if timeout(FLUSH_WITHIN + Duration::from_millis(200), stored)
             .await
             .is_err()
         {
             let waited_ms = started.elapsed().as_millis();
             tracing::warn!(
                 waited_ms,
-                "the last GPU samples could not be stored in time"
+                "the last GPU samples and events could not be stored in time"
             );
         }
     }

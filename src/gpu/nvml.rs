@@ -15,9 +15,11 @@ use crate::{
 };
 
 use self::card::Card;
+pub(super) use self::events::Event;
 use super::{Costs, plan::Plan};
 
 mod card;
+mod events;
 
 /// The name that the system's loader looks for.
 const LIBRARY: &str = "libnvidia-ml.so.1";
@@ -53,6 +55,21 @@ pub(super) struct Failure {
     pub reason: AbsentReason,
     /// Whether it concerns every GPU: NVML has to be opened anew.
     pub everywhere: bool,
+    /// What it says of the GPU.
+    pub trouble: Trouble,
+}
+
+/// What a failure says of a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// It is gone.
+    Lost,
+    /// It is there, but of no use until it is reset.
+    ResetRequired,
+    /// Nothing: the driver is gone, or is another one.
+    Driver,
+    /// Nothing.
+    Other,
 }
 
 /// Which GPU. The UUID stays, the index may change.
@@ -105,6 +122,18 @@ impl Library {
         });
         *open = Arc::downgrade(&session);
         Ok(session)
+    }
+
+    /// Joins those who have the library open.
+    pub(super) fn joined(&self) -> Option<Arc<Session>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.upgrade()
+    }
+
+    /// Whether this session is the one to join.
+    pub(super) fn is_open(&self, session: &Arc<Session>) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        std::ptr::eq(open.as_ptr(), Arc::as_ptr(session))
     }
 
     /// Has the next one open the library anew, even if somebody hangs in this session.
@@ -164,6 +193,11 @@ impl Gpu<'_> {
     /// What is known of it.
     pub(super) fn facts(&self) -> &Arc<pb::Gpu> {
         &self.whole.gpu
+    }
+
+    /// Has the MIG instances listed with the next sample.
+    pub(super) fn list_instances_anew(&mut self) {
+        self.instances_listed = None;
     }
 
     /// Asks for everything that is due, and notes what that has cost.
@@ -264,6 +298,25 @@ impl From<NvmlError> for Failure {
             text: explain(&error),
             reason,
             everywhere,
+            trouble: Trouble::from(&error),
+        }
+    }
+}
+
+impl From<&NvmlError> for Trouble {
+    fn from(error: &NvmlError) -> Self {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "NVML has many more errors")]
+        match error {
+            // A GPU that was known and is not found has fallen off the bus.
+            NvmlError::GpuLost
+            | NvmlError::NotFound
+            | NvmlError::UnexpectedVariant(GPU_NOT_FOUND) => Self::Lost,
+            NvmlError::ResetRequired => Self::ResetRequired,
+            NvmlError::Uninitialized
+            | NvmlError::DriverNotLoaded
+            | NvmlError::LibRmVersionMismatch
+            | NvmlError::LibloadingError(_) => Self::Driver,
+            _ => Self::Other,
         }
     }
 }

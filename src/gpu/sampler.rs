@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
@@ -12,16 +12,19 @@ use std::{
 
 use super::{
     columns,
+    condition::Conditions,
+    events,
     live::LiveGpus,
-    nvml::{Failure, Library, Samples, Which},
+    nvml::{Failure, Library, Samples, Trouble, Which},
     plan::{Plan, Tiers},
     schedule::{Backoff, Stop, Ticks},
     writer::{Queue, Row},
 };
 use crate::pb;
 
-/// How long a round of calls may take before the GPU counts as hanging.
-pub(super) const HANGS_AFTER: Duration = Duration::from_secs(5);
+/// How long a round of calls may take before the GPU counts as hanging: whoever watches is to know
+/// it two seconds after it began.
+pub(super) const HANGS_AFTER: Duration = Duration::from_millis(1_500);
 
 /// What the threads of this host share.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ pub(super) struct Host {
     pub tiers: Tiers,
     pub live: LiveGpus,
     pub queue: Arc<Queue>,
+    pub conditions: Arc<Conditions>,
+    pub events: Arc<events::Queue>,
     pub stop: Stop,
     /// The UUIDs of the GPUs that have a sampler.
     pub taken: Mutex<HashSet<String>>,
@@ -59,6 +64,8 @@ pub(super) struct Pulse {
     works: AtomicBool,
     /// The name of the GPU for people.
     name: Mutex<String>,
+    /// The GPU, once it is known which.
+    uuid: OnceLock<String>,
 }
 
 const IDLE: u64 = u64::MAX;
@@ -116,11 +123,12 @@ impl Sampler {
 
     fn sample_while_it_works(&mut self, ticks: &mut Ticks, backoff: &mut Backoff) -> End {
         let host = self.host.clone();
-        self.pulse.begin();
+        // It may take seconds, and is no call about this GPU.
         let session = match host.library.open() {
             Ok(session) => session,
             Err(failure) => return End::Failed(failure),
         };
+        self.pulse.begin();
         let failed = |failure: Failure| {
             if failure.everywhere {
                 host.library.discard(&session);
@@ -145,11 +153,17 @@ impl Sampler {
                 return End::Stopped;
             }
             self.pulse.begin();
+            if host.conditions.take_relist(&gpu.facts().uuid) {
+                gpu.list_instances_anew();
+            }
             let samples = gpu.sample(host.live.costs());
+            self.pulse.end();
             let failure = samples.failure.clone();
             if failure.is_none() {
                 backoff.reset();
                 self.recover();
+                let samples = samples.stats.iter().map(|(gpu, stats)| (gpu, stats));
+                host.conditions.sampled(samples);
             }
             self.publish(samples);
             if let Some(failure) = failure {
@@ -192,6 +206,7 @@ impl Sampler {
                 text,
                 reason: pb::AbsentReason::NotSampled,
                 everywhere: false,
+                trouble: Trouble::Other,
             });
         }
         let name = gpu.name.as_deref().unwrap_or("a GPU without a name");
@@ -201,6 +216,8 @@ impl Sampler {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone_from(&name);
+        let _ = self.pulse.uuid.set(gpu.uuid.clone());
+        self.host.conditions.introduce(gpu);
         if self.known.is_empty() {
             self.known = vec![gpu.clone()];
         }
@@ -215,6 +232,9 @@ impl Sampler {
     fn fail(&mut self, failure: Failure) {
         self.pulse.end();
         self.pulse.works.store(false, Ordering::Relaxed);
+        if let Some(gpu) = self.known.first() {
+            self.host.conditions.failed(&gpu.uuid, &failure);
+        }
         if let Some(found) = self.found.take() {
             let _ = found.send((self.index, Err(failure.text.clone())));
         }
@@ -277,6 +297,7 @@ impl Pulse {
             busy_since: AtomicU64::new(IDLE),
             works: AtomicBool::new(false),
             name,
+            uuid: OnceLock::new(),
         }
     }
 
@@ -297,6 +318,11 @@ impl Pulse {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// The GPU, once it is known which.
+    pub(super) fn uuid(&self) -> Option<&str> {
+        self.uuid.get().map(String::as_str)
     }
 
     fn begin(&self) {

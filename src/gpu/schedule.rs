@@ -21,6 +21,10 @@ impl Stop {
         self.bell.notify_all();
     }
 
+    pub(super) fn is_set(&self) -> bool {
+        *self.set.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Acts, unless it is set. Once [`Stop::set`] has returned, nobody acts any more.
     pub(super) fn unless_set(&self, act: impl FnOnce()) {
         let set = self.set.lock().unwrap_or_else(PoisonError::into_inner);

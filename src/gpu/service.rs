@@ -11,12 +11,13 @@ use tonic::{Request, Response};
 
 use super::{
     columns::{self, recorded_at},
+    events::list,
     history,
     live::LiveGpus,
 };
 use crate::{
     db::Db,
-    entity::{gpu, gpu_stats},
+    entity::{self, gpu, gpu_stats},
     error::{Error, Result},
     pb::{self, gpu_stats_service_server::GpuStatsService},
     rpc::{Reply, page::Page, time},
@@ -55,6 +56,13 @@ impl GpuStatsService for GpuStats {
             .await
             .map_err(Error::from)?;
         let mut gpus: Vec<pb::Gpu> = gpus.into_iter().map(Into::into).collect();
+        for gpu in &mut gpus {
+            // Of its own GPUs this process knows it better than the database.
+            if let Some(condition) = self.live.condition(&gpu.uuid) {
+                gpu.set_state(condition.state);
+                gpu.memory_pressure = condition.memory_pressure.map(Into::into);
+            }
+        }
         let place = |gpu: &pb::Gpu| {
             (
                 gpu.host.clone(),
@@ -107,6 +115,15 @@ impl GpuStatsService for GpuStats {
         let _turn = turn.map_err(Error::internal)?;
         let response = history::aggregate::aggregate(&self.db, &request.into_inner()).await?;
         Ok(Response::new(response))
+    }
+
+    async fn list_gpu_events(
+        &self,
+        request: Request<pb::ListGpuEventsRequest>,
+    ) -> Reply<pb::ListGpuEventsResponse> {
+        Ok(Response::new(
+            list::list(&self.db, request.into_inner()).await?,
+        ))
     }
 }
 
@@ -194,6 +211,7 @@ fn check_named(field: &'static str, uuids: &[String]) -> Result<()> {
 
 impl From<gpu::Model> for pb::Gpu {
     fn from(row: gpu::Model) -> Self {
+        let condition = row.condition(entity::now());
         Self {
             uuid: row.uuid,
             host: row.host,
@@ -204,6 +222,8 @@ impl From<gpu::Model> for pb::Gpu {
             driver_version: row.driver_version,
             first_seen_at: Some(time::to_proto(row.first_seen_at)),
             last_seen_at: Some(time::to_proto(row.last_seen_at)),
+            state: condition.state.into(),
+            memory_pressure: condition.memory_pressure.map(Into::into),
         }
     }
 }

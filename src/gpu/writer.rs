@@ -8,7 +8,7 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{EntityTrait, Set, sea_query::OnConflict};
+use sea_orm::{ActiveModelTrait, EntityTrait, Set, sea_query::OnConflict};
 use tokio::{
     sync::Notify,
     time::{Instant, timeout},
@@ -215,6 +215,7 @@ fn gpu_row(gpu: &pb::Gpu, seen_at: DateTime<Utc>) -> gpu::ActiveModel {
         driver_version: Set(gpu.driver_version.clone()),
         first_seen_at: Set(seen_at),
         last_seen_at: Set(seen_at),
+        ..<gpu::ActiveModel as ActiveModelTrait>::default()
     }
 }
 

@@ -77,8 +77,8 @@ impl Filter {
 
     /// Whether any topic of the change feed is wanted.
     pub(super) fn wants_changes(&self) -> bool {
-        use pb::Topic::{AlertRules, Alerts, Cameras, Events};
-        [Alerts, Events, Cameras, AlertRules]
+        use pb::Topic::{AlertRules, Alerts, Cameras, Events, GpuEvents};
+        [Alerts, Events, Cameras, AlertRules, GpuEvents]
             .into_iter()
             .any(|topic| self.wants(topic))
     }
@@ -106,6 +106,10 @@ impl Filter {
             Some(Update::Event(_)) => self.wants(pb::Topic::Events),
             Some(Update::Camera(_)) => self.wants(pb::Topic::Cameras),
             Some(Update::AlertRule(_)) => self.wants(pb::Topic::AlertRules),
+            Some(Update::GpuEvent(event)) => {
+                self.wants(pb::Topic::GpuEvents)
+                    && self.wants_gpu(event.gpu_uuid.as_deref().unwrap_or_default())
+            }
             Some(Update::GpuStats(_) | Update::Heartbeat(_) | Update::SnapshotEnd(_)) | None => {
                 false
             }

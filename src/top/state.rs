@@ -149,7 +149,10 @@ impl State {
             }
             Some(Update::SnapshotEnd(_)) => self.end_snapshot(),
             // Not asked for, or of a newer server.
-            Some(Update::Event(_) | Update::Camera(_) | Update::AlertRule(_)) | None => {}
+            Some(
+                Update::Event(_) | Update::Camera(_) | Update::AlertRule(_) | Update::GpuEvent(_),
+            )
+            | None => {}
         }
     }
 

@@ -90,7 +90,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMigDeviceHandleByIndex(
     unsafe { put_handle(instance.map(|card| card.uuid.as_str()), mig) }
 }
 
-fn handle(uuid: &str) -> Handle {
+pub(crate) fn handle(uuid: &str) -> Handle {
     let mut handles = HANDLES.lock().unwrap();
     *handles
         .entry(uuid.into())

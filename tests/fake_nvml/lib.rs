@@ -15,8 +15,11 @@
 //! power_usage = hang       does not return until the file says something else
 //! processes = after 20 3   takes 20 ms
 //! all = !15                said of every call about this GPU
+//! events = 8               the types of events that it can tell of
 //! [MIG-1 of GPU-1]
 //! ```
+//!
+//! What happens is appended to the file `events`, see there.
 #![allow(non_snake_case, clippy::missing_safety_doc)]
 
 use std::{
@@ -31,6 +34,7 @@ use std::{
 use handles::Handle;
 use scenario::{general, told};
 
+mod events;
 mod handles;
 mod scenario;
 
@@ -40,6 +44,7 @@ const INVALID_ARGUMENT: c_int = 2;
 const NOT_SUPPORTED: c_int = 3;
 const NOT_FOUND: c_int = 6;
 const INSUFFICIENT_SIZE: c_int = 7;
+const TIMEOUT: c_int = 10;
 const GPU_IS_LOST: c_int = 15;
 const LIB_RM_VERSION_MISMATCH: c_int = 18;
 #[cfg(not(old_driver))]

@@ -16,7 +16,7 @@ use crate::{
     USERS, nvmlInit_v2,
 };
 
-static FOLDER: LazyLock<PathBuf> = LazyLock::new(folder);
+pub(crate) static FOLDER: LazyLock<PathBuf> = LazyLock::new(folder);
 
 #[derive(Default)]
 pub(crate) struct Scenario {

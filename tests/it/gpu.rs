@@ -17,6 +17,7 @@ use crate::support::{
     fake_nvml::{Card, FakeNvml},
 };
 
+mod events;
 mod faults;
 mod history;
 mod rpc;
@@ -75,6 +76,7 @@ impl Rig {
             interval,
             host: "camera-box".into(),
             tiers,
+            kernel_log: None,
         };
         let (live, shutdown) = (LiveGpus::default(), CancellationToken::new());
         let (healthy, health) = watch::channel(false);

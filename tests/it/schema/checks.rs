@@ -69,6 +69,11 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     ("ck_demographics_results_gender", "demographics_results", "gender", "'Male'", "NULL"),
     ("ck_demographics_results_age_range", "demographics_results", "age_range", "'21-35'", "NULL"),
     ("ck_action_results_confidence_range", "action_results", "confidence", "-0.1 | 1.1", "0 | 1 | NULL"),
+    ("ck_gpu_events_kind", "gpu_events", "kind", "'XID' | 'found'", ""),
+    ("ck_gpu_events_source", "gpu_events", "source", "'nvml'", ""),
+    ("ck_gpu_events_occurrences_positive", "gpu_events", "occurrences", "0", "5000000000"),
+    ("ck_gpus_state", "gpus", "state", "'gone'", "NULL"),
+    ("ck_gpus_memory_pressure", "gpus", "memory_pressure", "'none'", "NULL"),
     ("ck_feed_state_one_row", "feed_state", "id", "2", "1"),
     ("ck_gpu_history_state_one_row", "gpu_history_state", "id", "2", "1"),
 ];

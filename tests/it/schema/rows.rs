@@ -37,6 +37,11 @@ const ROWS: &[(&str, &str)] = &[
         "(gpu_uuid, minute) VALUES ('GPU-1', 1)",
     ),
     (
+        "gpu_events",
+        "(occurred_at, host, kind, source)
+        VALUES ('2026-03-01T12:00:00+00:00', 'edge', 'xid', 'kernel_log')",
+    ),
+    (
         "audit_logs",
         "(action, resource_type, actor) VALUES ('create', 'alert_rule', 'ann')",
     ),

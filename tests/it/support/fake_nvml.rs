@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write,
+    fmt::Write as _,
     fs,
+    io::Write as _,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -78,6 +79,17 @@ impl FakeNvml {
         let new = self.folder.path().join("scenario.new");
         fs::write(&new, scenario).expect("a file in a directory of ours");
         fs::rename(new, self.folder.path().join("scenario"))
+            .expect("a file in a directory of ours");
+    }
+
+    /// Something happens to a GPU: an event of this type, as NVML numbers them.
+    pub fn happens(&self, uuid: &str, kind: u64, data: u64) {
+        let events = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.path().join("events"));
+        events
+            .and_then(|mut events| events.write_all(format!("{uuid} {kind} {data}\n").as_bytes()))
             .expect("a file in a directory of ours");
     }
 

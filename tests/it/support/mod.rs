@@ -171,6 +171,7 @@ pub async fn start(database_url: &str, change: impl FnOnce(&mut Settings)) -> Se
     let mut settings = config::read(args).unwrap().settings;
     // Tests of GPUs bring a library of their own.
     settings.nvml_library = Some("/no/such/libnvidia-ml.so.1".into());
+    settings.kernel_log = "/no/such/kmsg".into();
     change(&mut settings);
     let mut server = Server::start(&settings).await.unwrap();
     let ready = timeout(PATIENCE, server.ready())

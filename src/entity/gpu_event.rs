@@ -1,0 +1,73 @@
+//! `gpu_events`: what happened to the GPUs.
+
+use sea_orm::{Set, entity::prelude::*};
+
+#[sea_orm::model]
+#[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+#[sea_orm(table_name = "gpu_events")]
+pub struct Model {
+    #[sea_orm(primary_key)]
+    pub id: i64,
+    pub occurred_at: DateTimeUtc,
+    pub host: String,
+    /// Of a GPU that was never sampled nobody knows it.
+    pub gpu_uuid: Option<String>,
+    pub gpu_index: Option<i32>,
+    pub gpu_name: Option<String>,
+    pub pci_bus_id: Option<String>,
+    pub mig_parent_uuid: Option<String>,
+    pub kind: GpuEventKind,
+    /// The number of the XID.
+    pub code: Option<i64>,
+    #[sea_orm(column_type = "Text", nullable)]
+    pub detail: Option<String>,
+    pub source: GpuEventSource,
+    /// How many events the row stands for.
+    pub occurrences: i64,
+}
+
+impl ActiveModelBehavior for ActiveModel {
+    fn new() -> Self {
+        Self {
+            occurrences: Set(1),
+            ..<Self as ActiveModelTrait>::default()
+        }
+    }
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
+#[sea_orm(
+    rs_type = "String",
+    db_type = "String(StringLen::None)",
+    rename_all = "snake_case"
+)]
+pub enum GpuEventKind {
+    Xid,
+    Lost,
+    Back,
+    Unresponsive,
+    Responsive,
+    DriverChanged,
+    ResetRequired,
+    MemoryPressureChanged,
+    MigChanged,
+    EccDoubleBit,
+    EccSingleBit,
+    PowerSourceChanged,
+}
+
+/// Who told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
+#[sea_orm(
+    rs_type = "String",
+    db_type = "String(StringLen::None)",
+    rename_all = "snake_case"
+)]
+pub enum GpuEventSource {
+    NvmlEvent,
+    KernelLog,
+    Handle,
+    Watchdog,
+    Sampler,
+}
