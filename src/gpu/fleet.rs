@@ -18,6 +18,9 @@ use super::{
 /// How often to look for GPUs, and for NVML where there is none.
 const LOOK_EVERY: Duration = Duration::from_mins(1);
 
+/// How often, at most, it is told that a GPU that does not answer has no values.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
 /// How often to look after the samplers.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
 
@@ -52,6 +55,8 @@ struct Started {
     pulse: Arc<Pulse>,
     /// Whether it was logged that it hangs.
     hangs: bool,
+    /// When it was last told that there are no values because of that.
+    told: Option<Instant>,
 }
 
 /// Starts the threads. They send `report` once they have looked for the GPUs, for people, and tell
@@ -161,6 +166,7 @@ impl Fleet {
             thread,
             pulse,
             hangs: false,
+            told: None,
         })
     }
 }
@@ -193,6 +199,17 @@ impl<H: Fn(bool)> Watchdog<H> {
                 } else {
                     tracing::info!(gpu.name = gpu, "a GPU answers again");
                 }
+            }
+            if !hangs {
+                sampler.told = None;
+                continue;
+            }
+            let due = self.host.interval.max(TELL_EVERY);
+            if sampler.told.is_none_or(|told| told.elapsed() >= due)
+                && let Some(uuid) = sampler.pulse.uuid()
+            {
+                sampler.told = Some(Instant::now());
+                self.host.publish_timed_out(uuid);
             }
         }
         let serving = samplers.values().any(|sampler| sampler.pulse.works());

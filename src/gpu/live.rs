@@ -109,6 +109,15 @@ impl LiveGpus {
         gpus.get(uuid).cloned()
     }
 
+    /// This GPU and the MIG instances of it that have readings.
+    pub(super) fn whole_and_parts(&self, uuid: &str) -> Vec<Arc<pb::Gpu>> {
+        let of = |gpu: &pb::Gpu| gpu.uuid == uuid || gpu.mig_parent_uuid.as_deref() == Some(uuid);
+        let gpus = self.0.gpus.read().unwrap_or_else(PoisonError::into_inner);
+        let all = gpus.values().filter(|gpu| of(gpu)).cloned();
+        all.filter(|gpu| self.reading(&gpu.uuid).is_some())
+            .collect()
+    }
+
     /// Drops the reading of a GPU that is no more, as a MIG instance that was taken apart.
     pub fn forget(&self, uuid: &str) {
         if let Some(newest) = self

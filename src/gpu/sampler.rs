@@ -284,6 +284,15 @@ impl Host {
         });
     }
 
+    /// Publishes that a GPU and its instances have not answered in time.
+    pub(super) fn publish_timed_out(&self, uuid: &str) {
+        let silent = self.live.whole_and_parts(uuid);
+        let nothing = silent
+            .iter()
+            .map(|gpu| (gpu, columns::nothing_of(gpu, pb::AbsentReason::TimedOut)));
+        self.publish(nothing);
+    }
+
     fn taken(&self) -> MutexGuard<'_, HashSet<String>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -41,6 +41,9 @@ const PCIE_BYTES: [FieldId; 2] = [FieldId(197), FieldId(198)];
 /// `NVML_FI_DEV_POWER_INSTANT` and `NVML_FI_DEV_MEMORY_TEMP`.
 const MORE: [FieldId; 2] = [FieldId(186), FieldId(82)];
 
+/// How long a value may be told again that is asked for once a second.
+const FRESH: Duration = Duration::from_millis(1_100);
+
 /// How often is asked for what stays the same.
 const FACTS_EVERY: Duration = Duration::from_secs(30);
 
@@ -60,6 +63,9 @@ pub(super) struct Card<'nvml> {
     /// What does not change as long as the card is there, and when it was asked for.
     pub(super) facts: HashMap<&'static str, (Instant, Value<u32>)>,
     pub(super) plan: Plan,
+    /// The last values of what is not asked for in every sample, and when they were measured.
+    measured: pb::GpuStats,
+    measured_at: HashMap<&'static str, Instant>,
     pcie: Pcie,
     epoch: Epoch,
     pub(super) failure: Option<Failure>,
@@ -73,6 +79,22 @@ macro_rules! fill {
             Err(reason) => {
                 $stats.absent_reasons.insert(stringify!($column).into(), reason.into());
             }
+        }
+    )+};
+}
+
+/// Tells again what was measured a moment ago and is not asked for in this sample.
+macro_rules! restate {
+    ($card:ident, $stats:ident, $now:ident { $($column:ident)+ }) => {$(
+        let name = stringify!($column);
+        if $stats.$column.is_some() {
+            $card.measured.$column = $stats.$column;
+            $card.measured_at.insert(name, $now);
+        } else if $stats.absent_reasons.get(name) == Some(&(AbsentReason::NotSampled as i32))
+            && $card.measured_at.get(name).is_some_and(|at| $now.duration_since(*at) <= FRESH)
+        {
+            $stats.$column = $card.measured.$column;
+            $stats.absent_reasons.remove(name);
         }
     )+};
 }
@@ -92,6 +114,8 @@ impl<'nvml> Card<'nvml> {
             refused,
             facts: HashMap::new(),
             plan,
+            measured: pb::GpuStats::default(),
+            measured_at: HashMap::new(),
             pcie,
             epoch: Epoch::new(Utc::now().timestamp_millis()),
             failure: None,
@@ -175,6 +199,12 @@ impl<'nvml> Card<'nvml> {
             energy_consumption = energy;
             power_usage_instant = power_instant;
             memory_temperature = memory_temperature;
+        });
+        restate!(self, stats, started {
+            temperature power_usage fan_speed power_limit compute_processes_count
+            pcie_replay_counter pcie_link_gen pcie_link_width encoder_utilization
+            decoder_utilization bar1_used energy_consumption power_usage_instant
+            memory_temperature
         });
         let now = started_at.timestamp_millis();
         let epoch = self.epoch.after(now, [energy.ok(), replays.ok()]);
