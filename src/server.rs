@@ -39,7 +39,7 @@ use crate::{
     error::{Chain, Error},
     events::{self, Committer, Events},
     feed,
-    gpu::{self, GpuStats, LiveGpus},
+    gpu::{self, Detections, GpuStats, LiveGpus, Reports},
     health::Health,
     monitor::{self, Announcement, Feed, Monitor, MonitorServer, Snapshots},
     pb::{
@@ -100,6 +100,7 @@ struct Parts {
     feed: Feed,
     rules: Rules,
     gpus: LiveGpus,
+    detections: Detections,
     health: Health,
     shutdown: CancellationToken,
 }
@@ -122,6 +123,7 @@ impl Server {
             feed: Feed::new(db.clone(), Announcement::make),
             rules: Rules::new(db.clone()),
             gpus: LiveGpus::default(),
+            detections: Detections::default(),
             shutdown: CancellationToken::new(),
             health,
             db,
@@ -210,11 +212,17 @@ fn routes<H: HealthService>(
         feed,
         rules,
         gpus,
+        detections,
         shutdown,
         ..
     } = parts.clone();
     let committer = Arc::new(Committer::start(&db, &rules, &shutdown));
-    let gpu_stats = GpuStats::new(db.clone(), gpus.clone());
+    let gpu_stats = GpuStats::new(Reports {
+        db: db.clone(),
+        live: gpus.clone(),
+        max_message_size: limit,
+        shutdown: shutdown.clone(),
+    });
     let monitor = Monitor::new(
         feed,
         gpus,
@@ -229,6 +237,7 @@ fn routes<H: HealthService>(
     let events = Events {
         db: db.clone(),
         committer,
+        detections,
     };
     let alert_rules = AlertRules {
         db: db.clone(),
@@ -297,6 +306,7 @@ async fn prepare(
         feed,
         rules,
         gpus,
+        detections,
         health,
         shutdown,
     } = parts;
@@ -325,6 +335,7 @@ async fn prepare(
         library: settings.nvml_library.clone(),
         interval: settings.gpu_interval,
         host: settings.host(),
+        detections,
     };
     let gpu_health = health.clone();
     let running = gpu::start(

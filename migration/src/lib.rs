@@ -20,6 +20,7 @@ mod m20261124_000012_feedback;
 mod m20261124_000013_enrichment;
 mod m20261124_000014_feed;
 mod m20261124_000018_feed_commits;
+mod m20261124_000019_gpu_reporters;
 
 /// Applies and reverts the migrations, parents first. It takes no lock: callers that may
 /// start at the same time have to take one.
@@ -44,6 +45,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000013_enrichment::Migration),
             Box::new(m20261124_000014_feed::Migration),
             Box::new(m20261124_000018_feed_commits::Migration),
+            Box::new(m20261124_000019_gpu_reporters::Migration),
         ]
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{str::FromStr, time::Duration};
 
+use http::Uri;
+
 pub(super) fn listen(text: &str) -> Result<String, String> {
     let problem = || "it must be HOST:PORT, such as 127.0.0.1:50051".to_string();
     let (host, port) = text.rsplit_once(':').ok_or_else(problem)?;
@@ -9,6 +11,20 @@ pub(super) fn listen(text: &str) -> Result<String, String> {
         return Err(problem());
     }
     Ok(text.to_string())
+}
+
+pub(super) fn server(text: &str) -> Result<Uri, String> {
+    let problem = || "it must be http://HOST:PORT, such as http://10.0.0.5:50051".to_string();
+    let uri = Uri::from_str(text).map_err(|_| problem())?;
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let good = uri.scheme_str() == Some("http")
+        && uri.port_u16().is_some()
+        && !authority.contains('@')
+        && matches!(
+            uri.path_and_query().map(|path| path.as_str()),
+            None | Some("/")
+        );
+    if good { Ok(uri) } else { Err(problem()) }
 }
 
 /// Not a parser of the argument: its error would repeat what was given, and that may hold a password.

@@ -25,6 +25,7 @@ pub mod event_ingest;
 pub mod export_job;
 pub mod feed_state;
 pub mod gpu;
+pub mod gpu_reporter;
 pub mod gpu_stats;
 pub mod job;
 pub mod job_attempt;

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, mpsc},
+    sync::{Arc, atomic::Ordering, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -107,6 +107,7 @@ impl<H: Fn(bool)> Fleet<H> {
                 return found;
             }
         };
+        self.host.count.store(count, Ordering::Relaxed);
         self.samplers
             .retain(|_, sampler| !sampler.thread.is_finished());
         let (tell, told) = mpsc::channel();

@@ -3,11 +3,12 @@
 //!
 //! `fleet` finds the GPUs and gives each a thread of its own, the `sampler`: calls into the
 //! driver block, and one that never returns must cost no more than its thread. A sample goes to
-//! `live` and, through a bounded queue, to the `writer`.
+//! `live` and, through a bounded `queue`, to the `writer`, or in an `agent` to its server, where
+//! `report` takes it in.
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU32},
     time::{Duration, Instant},
 };
 
@@ -16,20 +17,30 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{db::Db, pb};
 
+pub mod agent;
+mod check;
 mod columns;
 mod fleet;
+mod inference;
 mod live;
 mod nvml;
 mod pcie;
+mod queue;
+mod report;
 mod sampler;
 mod schedule;
 mod service;
 mod writer;
 
 pub use self::{
+    inference::Detections,
     live::{LiveGpus, Reading},
+    report::Reports,
     service::GpuStats,
 };
+
+/// How many samples are kept in memory at most, while they cannot be stored or reported.
+pub const KEEP_AT_MOST: usize = 20_000;
 
 /// How long the start of the server waits to hear which GPUs there are. They are sampled all the
 /// same when they are found later.
@@ -47,6 +58,8 @@ pub struct Settings {
     pub interval: Duration,
     /// The name of this host, kept with every sample.
     pub host: String,
+    /// What this process ingests, for `inference_fps`.
+    pub detections: Detections,
 }
 
 /// The samplers at work.
@@ -69,30 +82,50 @@ pub async fn start(
     health: impl Fn(bool) + Send + Sync + 'static,
     shutdown: CancellationToken,
 ) -> Running {
-    let queue = Arc::new(writer::Queue::default());
+    let queue = Arc::new(queue::Queue::of(KEEP_AT_MOST));
+    let (host, found) = launch(settings, live, queue.clone(), health);
+    let stop = move || host.stop.set();
+    let writer = tokio::spawn(writer::run(db, queue, shutdown, stop));
+    Running {
+        found: hear(found).await,
+        writer,
+    }
+}
+
+/// Starts the threads, whose samples go to `live` and `queue`. What they have found is heard.
+fn launch(
+    settings: Settings,
+    live: LiveGpus,
+    queue: Arc<queue::Queue>,
+    health: impl Fn(bool) + Send + Sync + 'static,
+) -> (Arc<sampler::Host>, oneshot::Receiver<String>) {
     let host = Arc::new(sampler::Host {
         library: nvml::Library::new(settings.library),
         name: settings.host,
         // A schedule needs time to pass between two ticks.
         interval: settings.interval.max(Duration::from_millis(1)),
         live,
-        queue: queue.clone(),
+        queue,
+        detections: settings.detections,
+        count: AtomicU32::new(0),
         stop: schedule::Stop::default(),
         taken: Mutex::default(),
     });
     let (report, found) = oneshot::channel();
     fleet::spawn(host.clone(), health, report);
-    let stop = move || host.stop.set();
-    let writer = tokio::spawn(writer::run(db, queue, shutdown, stop));
-    let found = match timeout(FOUND_WITHIN, found).await {
+    (host, found)
+}
+
+/// Which GPUs there are, or why there are none: for people.
+async fn hear(found: oneshot::Receiver<String>) -> String {
+    match timeout(FOUND_WITHIN, found).await {
         Ok(Ok(found)) => found,
         Ok(Err(_)) => "no GPUs: the thread that looks for them could not be started".into(),
         Err(_) => format!(
             "NVML has not answered within {} s; GPUs are sampled when it does",
             FOUND_WITHIN.as_secs()
         ),
-    };
-    Running { found, writer }
+    }
 }
 
 impl Running {

@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
         mpsc,
     },
     time::{Duration, Instant},
@@ -12,10 +12,11 @@ use std::{
 
 use super::{
     columns,
+    inference::Detections,
     live::LiveGpus,
     nvml::{Failure, Library, Samples, Which},
+    queue::{Queue, Row},
     schedule::{Backoff, Stop, Ticks},
-    writer::{Queue, Row},
 };
 use crate::pb;
 
@@ -30,6 +31,10 @@ pub(super) struct Host {
     pub interval: Duration,
     pub live: LiveGpus,
     pub queue: Arc<Queue>,
+    /// What this process has ingested, for `inference_fps`.
+    pub detections: Detections,
+    /// How many GPUs there are, MIG instances not counted.
+    pub count: AtomicU32,
     pub stop: Stop,
     /// The UUIDs of the GPUs that have a sampler.
     pub taken: Mutex<HashSet<String>>,
@@ -252,7 +257,10 @@ impl Host {
     /// Hands the samples to those who watch and to the writer, unless it has stored the last ones.
     fn publish<'a>(&self, samples: impl Iterator<Item = (&'a Arc<pb::Gpu>, pb::GpuStats)>) {
         self.stop.unless_set(|| {
-            for (gpu, stats) in samples {
+            for (gpu, mut stats) in samples {
+                if self.count.load(Ordering::Relaxed) == 1 {
+                    self.detections.fill(&mut stats);
+                }
                 let (gpu, reading) = (gpu.clone(), self.live.publish(stats));
                 self.queue.push(Row { gpu, reading });
             }

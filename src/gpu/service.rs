@@ -1,14 +1,19 @@
 //! `GpuStatsService`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    pin::Pin,
+};
 
+use futures_util::Stream;
 use sea_orm::{EntityTrait, QueryFilter, QueryOrder, QueryTrait, Select, Set};
 use serde_json::Value as Json;
-use tonic::{Request, Response};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     columns::{self, recorded_at},
     live::LiveGpus,
+    report::Reports,
 };
 use crate::{
     db::Db,
@@ -26,16 +31,24 @@ const MAX_NAMED: usize = 1000;
 pub struct GpuStats {
     db: Db,
     live: LiveGpus,
+    reports: Reports,
 }
 
 impl GpuStats {
-    pub fn new(db: Db, live: LiveGpus) -> Self {
-        Self { db, live }
+    pub fn new(reports: Reports) -> Self {
+        Self {
+            db: reports.db.clone(),
+            live: reports.live.clone(),
+            reports,
+        }
     }
 }
 
 #[tonic::async_trait]
 impl GpuStatsService for GpuStats {
+    type RecordGpuStatsStream =
+        Pin<Box<dyn Stream<Item = Result<pb::RecordGpuStatsResponse, Status>> + Send>>;
+
     async fn list_gpus(&self, _: Request<pb::ListGpusRequest>) -> Reply<pb::ListGpusResponse> {
         let gpus = gpu::Entity::find()
             .all(self.db.reader())
@@ -85,6 +98,14 @@ impl GpuStatsService for GpuStats {
             next_page_token,
         }))
     }
+
+    async fn record_gpu_stats(
+        &self,
+        request: Request<Streaming<pb::RecordGpuStatsRequest>>,
+    ) -> Reply<Self::RecordGpuStatsStream> {
+        let answers = self.reports.clone().take_in(request.into_inner());
+        Ok(Response::new(Box::pin(answers)))
+    }
 }
 
 impl GpuStats {
@@ -120,7 +141,7 @@ impl GpuStats {
         Ok(gpu_stats)
     }
 
-    /// The newest sample of a GPU: mostly the one in memory, if it is a GPU of this host.
+    /// The newest sample of a GPU: mostly the one in memory.
     async fn latest(&self, uuid: &str) -> Result<Option<pb::GpuStats>> {
         let stored = gpu_stats::Entity::find()
             .filter(gpu_stats::COLUMN.gpu_uuid.eq(uuid))

@@ -8,7 +8,7 @@ use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use watchpost::{
     db::{self, Db},
-    gpu::{self, LiveGpus, Reading},
+    gpu::{self, Detections, LiveGpus, Reading},
     pb::{self, AbsentReason},
 };
 
@@ -17,7 +17,9 @@ use crate::support::{
     fake_nvml::{Card, FakeNvml},
 };
 
+mod agent;
 mod faults;
+mod report;
 mod rpc;
 mod values;
 
@@ -58,6 +60,7 @@ impl Rig {
             library: Some(fake.library()),
             interval,
             host: "camera-box".into(),
+            detections: Detections::default(),
         };
         let (live, shutdown) = (LiveGpus::default(), CancellationToken::new());
         let (healthy, health) = watch::channel(false);
