@@ -45,7 +45,7 @@ pub enum Command {
     Serve,
     /// Sample the GPUs of this host, and report them to a server elsewhere; needs no database
     Agent {
-        /// The server to report to, such as http://10.0.0.5:50051
+        /// The server to report to: `http://HOST:PORT`
         #[arg(long, value_name = "URL", env = "WATCHPOST_SERVER", value_parser = server)]
         server: Uri,
         /// How many samples to keep while the server is away, 1 to 1000000; none longer than ten minutes

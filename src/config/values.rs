@@ -21,7 +21,7 @@ pub(super) fn server(text: &str) -> Result<Uri, String> {
         && uri.port_u16().is_some()
         && !authority.contains('@')
         && matches!(
-            uri.path_and_query().map(|path| path.as_str()),
+            uri.path_and_query().map(http::uri::PathAndQuery::as_str),
             None | Some("/")
         );
     if good { Ok(uri) } else { Err(problem()) }
