@@ -238,11 +238,12 @@ impl Agent {
     fn succeed(&mut self) {
         self.batch = None;
         self.answered = true;
-        if let Some(since) = self.away.take() {
+        let away = self.away.take();
+        if self.sequence == 1 {
+            tracing::info!("the server takes in GPU samples");
+        } else if let Some(since) = away {
             let (away_s, waiting) = (since.elapsed().as_secs(), self.waiting());
             tracing::info!(away_s, waiting, "the server takes in GPU samples again");
-        } else if self.sequence == 1 {
-            tracing::info!("the server takes in GPU samples");
         }
     }
 

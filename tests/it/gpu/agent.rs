@@ -1,13 +1,20 @@
 //! `watchpost agent`, as a process, with servers that come and go.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use sea_orm::{DatabaseConnection, EntityTrait};
-use tokio::time::sleep;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy},
+    net::{TcpListener, TcpStream},
+    time::sleep,
+};
 use watchpost::entity::{gpu as gpus, gpu_reporter, gpu_stats};
 
 use super::*;
-use crate::support::process::Process;
+use crate::support::{TestServer, process::Process};
 
 /// What stands for one sample among the calls of the driver.
 const CALL: &str = "temperature";
@@ -55,7 +62,85 @@ async fn stop(agent: Process) -> String {
     log
 }
 
+/// Between an agent and its server: forwards everything, unless it is to swallow the answers.
+struct Proxy {
+    url: String,
+    swallow: Arc<AtomicBool>,
+    /// Ends the connections that there are.
+    cut: Arc<watch::Sender<()>>,
+}
+
+impl Proxy {
+    async fn start(server: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (swallow, cut) = (Arc::<AtomicBool>::default(), Arc::new(watch::channel(()).0));
+        let (swallows, cuts) = (swallow.clone(), cut.clone());
+        tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                let (server, swallow) = (server.clone(), swallows.clone());
+                let mut cut = cuts.subscribe();
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = forward(client, server, &swallow) => {}
+                        _ = cut.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { url, swallow, cut }
+    }
+}
+
+async fn forward(client: TcpStream, server: String, swallow: &AtomicBool) {
+    let server = TcpStream::connect(server).await.unwrap();
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let answers = async {
+        let mut bytes = vec![0; 4096];
+        while let Ok(count @ 1..) = from_server.read(&mut bytes).await {
+            if !swallow.load(Ordering::SeqCst)
+                && to_client.write_all(&bytes[..count]).await.is_err()
+            {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        _ = copy(&mut from_client, &mut to_server) => {}
+        () = answers => {}
+    }
+}
+
 on_both! {
+    async fn what_is_stored_is_not_stored_again_if_the_answer_is_lost(backend) {
+        let fake = FakeNvml::new(&[Card::geforce("GPU-0")]);
+        let server = TestServer::start(backend).await;
+        let db = server.database.connect().await;
+        let proxy = Proxy::start(server.address().to_string()).await;
+        let mut agent = agent(&fake, &proxy.url, &[]);
+        agent.says("the server takes in GPU samples").await;
+        for _ in 0..2 {
+            let before = rows(&db, 1).await.len();
+            proxy.swallow.store(true, Ordering::SeqCst);
+            // The batches that were answered before, and one that is not.
+            rows(&db, before + 1).await;
+            sampled(&fake, "GPU-0", 15).await;
+            proxy.cut.send_replace(());
+            proxy.swallow.store(false, Ordering::SeqCst);
+            agent.says("the server takes in GPU samples again").await;
+        }
+        stop(agent).await;
+        let times: Vec<_> = rows(&db, 1).await.into_iter().map(|row| row.recorded_at).collect();
+        let different: BTreeSet<_> = times.iter().collect();
+        assert_eq!(times.len(), different.len(), "doubled");
+        let taken = fake.calls("GPU-0", CALL);
+        assert!((taken - 1..=taken).contains(&times.len()), "{} of {taken}", times.len());
+        db.close().await.unwrap();
+        server.stop().await;
+    }
+
     async fn nothing_is_lost_or_doubled_while_the_server_is_killed(backend) {
         let fake = FakeNvml::new(&[Card::geforce("GPU-0"), Card::h200("GPU-1")]);
         let database = TestDatabase::empty(backend).await;

@@ -29,6 +29,10 @@ const ROWS: &[(&str, &str)] = &[
     ("gpu_stats", "(gpu_name) VALUES ('RTX A5500')"),
     ("gpus", "(uuid, host) VALUES ('GPU-1', 'edge')"),
     (
+        "gpu_reporters",
+        "(reporter_id, host, last_sequence) VALUES ('edge-1', 'edge', 1)",
+    ),
+    (
         "audit_logs",
         "(action, resource_type, actor) VALUES ('create', 'alert_rule', 'ann')",
     ),

@@ -5,7 +5,7 @@ pub mod database;
 pub mod fake_nvml;
 pub mod process;
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use database::{Backend, TestDatabase};
 use tokio::time::timeout;
@@ -64,6 +64,11 @@ impl TestServer {
         drop(channel);
         assert!(ended, "all calls ended within the grace time");
         database
+    }
+
+    /// Where the server listens.
+    pub fn address(&self) -> SocketAddr {
+        self.server.address
     }
 
     pub fn cameras(&self) -> CameraServiceClient<Channel> {
