@@ -8,11 +8,15 @@ use clap::{
     ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
     error::ErrorKind,
 };
+use http::Uri;
 
-use self::values::{between, database_url, host, listen, log_filter, server};
-use crate::{db, feed::retention::Retention};
+use self::values::{between, database_url, host, listen, log_filter, server, server_uri};
+use crate::{db, feed::retention::Retention, gpu::Tiers};
 
 mod values;
+
+/// The subcommand that has settings of its own.
+const AGENT: &str = "agent";
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -39,6 +43,18 @@ pub struct Cli {
 pub enum Command {
     /// Serve (the default)
     Serve,
+    /// Sample the GPUs of this host, and report them to a server elsewhere; needs no database
+    Agent {
+        /// The server to report to: `HOST:PORT` or `http://HOST:PORT`
+        #[arg(long, value_name = "URL", env = "WATCHPOST_SERVER", value_parser = server_uri)]
+        server: Uri,
+        /// How many samples to keep while the server is away, 1 to 1000000; none longer than ten minutes
+        #[arg(
+            long, value_name = "NUMBER", env = "WATCHPOST_REPORT_BUFFER", default_value = "20000",
+            value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+        )]
+        report_buffer: u32,
+    },
     /// Change the schema of the database, or tell its state
     Migrate {
         /// Which way
@@ -281,6 +297,14 @@ impl Settings {
         }
     }
 
+    /// How often calls into the driver are made, and what they may cost.
+    pub fn tiers(&self) -> Tiers {
+        Tiers {
+            budget: self.gpu_budget,
+            ..Default::default()
+        }
+    }
+
     /// The name of this host.
     pub fn host(&self) -> String {
         let system = || {
@@ -323,12 +347,18 @@ pub fn read(
 
 /// Puts the settings of the file in the place of the defaults, so that they are checked as flags are.
 fn with_defaults(mut command: clap::Command, file: toml::Table) -> Result<clap::Command, String> {
-    let known: Vec<_> = command
-        .get_arguments()
-        .map(|arg| arg.get_id().to_string())
-        .collect();
+    let names = |command: &clap::Command| -> Vec<_> {
+        let arguments = command.get_arguments();
+        arguments.map(|arg| arg.get_id().to_string()).collect()
+    };
+    let known = names(&command);
+    let of_agents = command
+        .find_subcommand(AGENT)
+        .map(names)
+        .unwrap_or_default();
     for (name, value) in file {
-        if name == "config" || !known.contains(&name) {
+        let of_all = known.contains(&name);
+        if name == "config" || !of_all && !of_agents.contains(&name) {
             return Err(format!("`{name}` is not a setting"));
         }
         let value = match value {
@@ -342,7 +372,16 @@ fn with_defaults(mut command: clap::Command, file: toml::Table) -> Result<clap::
                 return Err(format!("`{name}` must be a text or a whole number"));
             }
         };
-        command = command.mut_arg(name, |arg| arg.default_value(value).action(ArgAction::Set));
+        let set = |arg: clap::Arg| {
+            arg.required(false)
+                .default_value(value)
+                .action(ArgAction::Set)
+        };
+        command = if of_all {
+            command.mut_arg(name, set)
+        } else {
+            command.mut_subcommand(AGENT, |agent| agent.mut_arg(name, set))
+        };
     }
     Ok(command)
 }
@@ -436,6 +475,11 @@ mod tests {
             (&["nonsense"], "nonsense"),
             (&["migrate", "down"], "STEPS"),
             (&["top", "--server", "host"], "--server"),
+            (&["agent"], "--server"),
+            (&["agent", "--server", "https://host:1"], "--server"),
+            (&["agent", "--server", "http://host"], "--server"),
+            (&["agent", "--server", "http://u:p@host:1"], "--server"),
+            (&["agent", "--server", "http://host:1/path"], "--server"),
         ] {
             let problem = wrong(args);
             assert!(
@@ -464,6 +508,19 @@ mod tests {
             ("127.0.0.1:2", 7)
         );
         assert_eq!(settings.gpu_interval, Duration::from_secs(2));
+        std::fs::write(&path, "server = \"http://h:1\"\nreport_buffer = 7\n").unwrap();
+        let cli = read(["watchpost", "agent", "--config", config]).unwrap();
+        match cli.command {
+            Some(Command::Agent {
+                server,
+                report_buffer,
+            }) => assert_eq!(
+                (server.to_string().as_str(), report_buffer),
+                ("http://h:1/", 7)
+            ),
+            other => panic!("{other:?}"),
+        }
+        assert!(read(["watchpost", "--config", config]).is_ok());
         for (text, name) in [
             ("nope = 1", "nope"),
             ("listen = 1.5", "listen"),

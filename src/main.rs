@@ -3,10 +3,12 @@
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use watchpost::{
     config::{self, Cli, Command, Migrate, Settings, Stop},
     db::Db,
+    gpu::{self, agent},
     server::{Server, StartError},
     top,
 };
@@ -41,6 +43,27 @@ fn main() -> ExitCode {
 async fn run(cli: Cli) -> ExitCode {
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve(&cli.settings).await,
+        Command::Agent {
+            server,
+            report_buffer,
+        } => {
+            let settings = &cli.settings;
+            let gpus = gpu::Settings {
+                library: settings.nvml_library.clone(),
+                interval: settings.gpu_interval,
+                host: settings.host(),
+                detections: gpu::Detections::default(),
+                tiers: settings.tiers(),
+                kernel_log: None,
+            };
+            report(agent::Settings {
+                gpus,
+                server,
+                buffer: report_buffer as usize,
+                grace: settings.shutdown_grace,
+            })
+            .await
+        }
         Command::Migrate { direction } => match migrate(&cli.settings, direction).await {
             Ok(code) => code,
             Err(error) => fail(&error),
@@ -89,6 +112,27 @@ async fn show_top(server: &str) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Reports the GPUs of this host until a signal says to stop.
+async fn report(settings: agent::Settings) -> ExitCode {
+    let signals = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    );
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+        return fail(&StartError::Serve("signals cannot be heard".to_string()));
+    };
+    let shutdown = CancellationToken::new();
+    let told = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        shutdown.cancel();
+    };
+    tokio::join!(told, agent::run(settings, shutdown.clone()));
+    ExitCode::SUCCESS
 }
 
 /// Changes the schema, or prints its state.

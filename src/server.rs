@@ -39,7 +39,7 @@ use crate::{
     error::{Chain, Error},
     events::{self, Committer, Events},
     feed,
-    gpu::{self, GpuStats, LiveGpus},
+    gpu::{self, Detections, GpuStats, LiveGpus, Reports},
     health::Health,
     http,
     metrics::Metrics,
@@ -105,6 +105,7 @@ struct Parts {
     feed: Feed,
     rules: Rules,
     gpus: LiveGpus,
+    detections: Detections,
     health: Health,
     shutdown: CancellationToken,
 }
@@ -127,6 +128,7 @@ impl Server {
             feed: Feed::new(db.clone(), Announcement::make),
             rules: Rules::new(db.clone()),
             gpus: LiveGpus::default(),
+            detections: Detections::default(),
             shutdown: CancellationToken::new(),
             health,
             db,
@@ -235,10 +237,16 @@ fn routes<H: HealthService>(
         rules,
         gpus,
         health,
+        detections,
         shutdown,
     } = parts.clone();
     let committer = Arc::new(Committer::start(&db, &rules, &shutdown));
-    let gpu_stats = GpuStats::new(db.clone(), gpus.clone());
+    let gpu_stats = GpuStats::new(Reports {
+        db: db.clone(),
+        live: gpus.clone(),
+        max_message_size: limit,
+        shutdown: shutdown.clone(),
+    });
     let monitor = Monitor::new(
         feed.clone(),
         gpus.clone(),
@@ -268,6 +276,7 @@ fn routes<H: HealthService>(
     let events = Events {
         db: db.clone(),
         committer,
+        detections,
     };
     let alert_rules = AlertRules {
         db: db.clone(),
@@ -338,6 +347,7 @@ async fn prepare(
         feed,
         rules,
         gpus,
+        detections,
         health,
         shutdown,
     } = parts;
@@ -376,11 +386,9 @@ async fn prepare(
         library: settings.nvml_library.clone(),
         interval: settings.gpu_interval,
         host: settings.host(),
-        tiers: gpu::Tiers {
-            budget: settings.gpu_budget,
-            ..Default::default()
-        },
+        tiers: settings.tiers(),
         kernel_log: Some(settings.kernel_log.clone()),
+        detections,
     };
     let gpu_health = health.clone();
     let running = gpu::start(

@@ -23,6 +23,7 @@ mod m20261124_000015_gpu_counters;
 mod m20261124_000016_gpu_events;
 mod m20261124_000017_gpu_history;
 mod m20261124_000018_feed_commits;
+mod m20261124_000019_gpu_reporters;
 
 /// Applies and reverts the migrations, parents first. It takes no lock: callers that may
 /// start at the same time have to take one.
@@ -50,6 +51,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000016_gpu_events::Migration),
             Box::new(m20261124_000017_gpu_history::Migration),
             Box::new(m20261124_000018_feed_commits::Migration),
+            Box::new(m20261124_000019_gpu_reporters::Migration),
         ]
     }
 }

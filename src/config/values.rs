@@ -2,6 +2,8 @@
 
 use std::{str::FromStr, time::Duration};
 
+use http::Uri;
+
 pub(super) fn listen(text: &str) -> Result<String, String> {
     let problem = || "it must be HOST:PORT, such as 127.0.0.1:50051".to_string();
     let (host, port) = text.rsplit_once(':').ok_or_else(problem)?;
@@ -22,6 +24,12 @@ pub(super) fn server(text: &str) -> Result<String, String> {
         return Err(problem());
     }
     Ok(format!("http://{authority}"))
+}
+
+/// The same, in parts.
+pub(super) fn server_uri(text: &str) -> Result<Uri, String> {
+    let problem = |_| "it must be HOST:PORT or http://HOST:PORT".to_string();
+    server(text)?.parse().map_err(problem)
 }
 
 /// Not a parser of the argument: its error would repeat what was given, and that may hold a password.

@@ -27,6 +27,7 @@ pub mod feed_state;
 pub mod gpu;
 pub mod gpu_event;
 pub mod gpu_history_state;
+pub mod gpu_reporter;
 pub mod gpu_stats;
 pub mod gpu_stats_minute;
 pub mod gpu_stats_pending;

@@ -25,6 +25,7 @@ use crate::{
     },
     error::{Error, Result},
     feed,
+    gpu::Detections,
     pb::{self, ChangeKind, event_service_server::EventService},
     rpc::{Reply, check, enums::FromProto, page::Page, row, time},
 };
@@ -39,6 +40,8 @@ pub struct Events {
     pub db: Db,
     /// Stores new ones.
     pub committer: Arc<Committer>,
+    /// Told how many detections were ingested.
+    pub detections: Detections,
 }
 
 #[tonic::async_trait]
@@ -47,8 +50,13 @@ impl EventService for Events {
         &self,
         request: Request<pb::IngestEventRequest>,
     ) -> Reply<pb::IngestEventResponse> {
-        let ingest = Ingest::parse(request.into_inner())?;
-        Ok(Response::new(self.committer.store(ingest).await?))
+        let request = request.into_inner();
+        let detections = request.detections.len();
+        let response = self.committer.store(Ingest::parse(request)?).await?;
+        if !response.replayed {
+            self.detections.count(detections);
+        }
+        Ok(Response::new(response))
     }
 
     async fn get_event(&self, request: Request<pb::GetEventRequest>) -> Reply<pb::Event> {

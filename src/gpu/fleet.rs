@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -125,6 +125,7 @@ impl Fleet {
                 return found;
             }
         };
+        self.host.count.store(count, Ordering::Relaxed);
         let (tell, told) = mpsc::channel();
         let mut samplers = self.samplers.lock();
         samplers.retain(|_, sampler| !sampler.thread.is_finished());

@@ -1,4 +1,4 @@
-//! The newest reading of every GPU of this host, in memory, for whoever watches.
+//! The newest reading of every GPU, sampled here or reported, in memory, for whoever watches.
 
 use std::{
     collections::BTreeMap,
@@ -9,8 +9,11 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::sync::watch;
 
-use super::cost::Costs;
+use super::{columns::recorded_at, cost::Costs};
 use crate::pb::{self, watch_response::Update};
+
+/// How many GPUs may be live: whoever reports names them as they like.
+const MOST_GPUS: usize = 10_000;
 
 /// The newest readings. Clones share them.
 #[derive(Debug, Clone, Default)]
@@ -118,6 +121,34 @@ impl LiveGpus {
             .collect()
     }
 
+    /// The same for a sample from elsewhere, unless it is not newer than the reading that is there,
+    /// or is the first of a GPU for which there is no room.
+    pub(super) fn publish_newer(&self, stats: pb::GpuStats) {
+        let uuid = stats.gpu_uuid.clone().unwrap_or_default();
+        {
+            let mut all = self
+                .0
+                .newest
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            if all.len() >= MOST_GPUS && !all.contains_key(&uuid) {
+                return;
+            }
+            let newest = all.entry(uuid).or_default();
+            let at = recorded_at(&stats);
+            if newest
+                .reading
+                .as_ref()
+                .is_some_and(|reading| recorded_at(&reading.stats) >= at)
+            {
+                return;
+            }
+            newest.number += 1;
+            newest.reading = Some(Arc::new(Reading::new(newest.number, stats)));
+        }
+        self.0.published.send_modify(|count| *count += 1);
+    }
+
     /// Drops the reading of a GPU that is no more, as a MIG instance that was taken apart.
     pub fn forget(&self, uuid: &str) {
         if let Some(newest) = self
@@ -205,5 +236,23 @@ mod tests {
         assert_eq!(live.reading("b"), None);
         // Whoever has seen the second must not take the next one for an older one.
         assert_eq!(live.publish(stats("b", 42.0)).number, 3);
+    }
+
+    #[test]
+    fn a_late_sample_from_elsewhere_does_not_replace_a_newer_one() {
+        let live = LiveGpus::default();
+        let at = |seconds: i64| pb::GpuStats {
+            recorded_at: Some(prost_types::Timestamp { seconds, nanos: 0 }),
+            ..stats("a", 50.0)
+        };
+        for seconds in [10, 12, 11, 12] {
+            live.publish_newer(at(seconds));
+        }
+        let reading = live.reading("a").unwrap();
+        assert_eq!((reading.number, &reading.stats), (2, &at(12)));
+        for gpu in 0..MOST_GPUS + 5 {
+            live.publish_newer(stats(&format!("GPU-{gpu}"), 50.0));
+        }
+        assert_eq!(live.readings().len(), MOST_GPUS);
     }
 }

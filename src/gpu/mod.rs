@@ -3,13 +3,14 @@
 //!
 //! `fleet` finds the GPUs and gives each a thread of its own, the `sampler`: calls into the
 //! driver block, and one that never returns must cost no more than its thread. A sample goes to
-//! `live` and, through a bounded queue, to the `writer`. What happens to a GPU, and how it is, is
-//! found out by `condition` and becomes `events`.
+//! `live` and, through a bounded `queue`, to the `writer`, or in an `agent` to its server, where
+//! `report` takes it in. What happens to a GPU, and how it is, is found out by `condition` and becomes
+//! `events`.
 
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicU32},
     time::{Duration, Instant},
 };
 
@@ -18,16 +19,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{db::Db, error::Chain, pb};
 
+pub mod agent;
+mod check;
 mod columns;
 mod condition;
 mod cost;
 mod events;
 mod fleet;
+mod inference;
 mod live;
 mod nvml;
 mod pcie;
 mod plan;
 mod pressure;
+mod queue;
+mod report;
 mod sampler;
 mod schedule;
 mod service;
@@ -39,10 +45,15 @@ pub mod history;
 pub use self::{
     columns::{has_values, recorded_at},
     cost::{Cost, Costs},
+    inference::Detections,
     live::{Condition, LiveGpus, Reading},
     plan::Tiers,
+    report::Reports,
     service::GpuStats,
 };
+
+/// How many samples are kept in memory at most, while they cannot be stored or reported.
+pub const KEEP_AT_MOST: usize = 20_000;
 
 /// How long the start of the server waits to hear which GPUs there are. They are sampled all the
 /// same when they are found later.
@@ -64,6 +75,8 @@ pub struct Settings {
     pub tiers: Tiers,
     /// The kernel log, where XIDs are. `None`: NVML only is asked for them.
     pub kernel_log: Option<PathBuf>,
+    /// What this process ingests, for `inference_fps`.
+    pub detections: Detections,
 }
 
 /// The samplers at work.
@@ -87,7 +100,7 @@ pub async fn start(
     health: impl Fn(bool) + Send + Sync + 'static,
     shutdown: CancellationToken,
 ) -> Running {
-    let queue = Arc::new(writer::Queue::default());
+    let queue = Arc::new(queue::Queue::of(KEEP_AT_MOST));
     let events = Arc::new(events::Queue::default());
     let stored = stored(&db, &settings.host).await;
     let conditions = condition::Conditions::new(live.clone(), events.clone(), stored);
@@ -98,37 +111,12 @@ pub async fn start(
         queue: events.clone(),
         conditions: conditions.clone(),
     };
-    let host = Arc::new(sampler::Host {
-        library: nvml::Library::new(settings.library),
-        name: settings.host,
-        // A schedule needs time to pass between two ticks.
-        interval: settings.interval.max(Duration::from_millis(1)),
-        tiers: settings.tiers,
-        live,
-        queue: queue.clone(),
-        conditions,
-        events,
-        stop: schedule::Stop::default(),
-        taken: Mutex::default(),
-    });
-    if let Some(path) = settings.kernel_log {
-        events::kernel_log::spawn(host.clone(), &path);
-    }
-    let (report, found) = oneshot::channel();
-    fleet::spawn(host.clone(), health, report);
+    let (host, found) = launch(settings, live, queue.clone(), (conditions, events), health);
     let stop = move || host.stop.set();
     let events = tokio::spawn(store.run(shutdown.clone()));
     let writer = tokio::spawn(writer::run(db, queue, shutdown, stop));
-    let found = match timeout(FOUND_WITHIN, found).await {
-        Ok(Ok(found)) => found,
-        Ok(Err(_)) => "no GPUs: the thread that looks for them could not be started".into(),
-        Err(_) => format!(
-            "NVML has not answered within {} s; GPUs are sampled when it does",
-            FOUND_WITHIN.as_secs()
-        ),
-    };
     Running {
-        found,
+        found: hear(found).await,
         writer,
         events,
     }
@@ -146,6 +134,51 @@ async fn stored(db: &Db, host: &str) -> HashMap<String, condition::Stored> {
             );
             HashMap::new()
         }
+    }
+}
+
+/// Starts the threads, whose samples go to `live` and `queue`, and what happens to `happening`. What
+/// they have found is heard.
+fn launch(
+    settings: Settings,
+    live: LiveGpus,
+    queue: Arc<queue::Queue>,
+    happening: (Arc<condition::Conditions>, Arc<events::Queue>),
+    health: impl Fn(bool) + Send + Sync + 'static,
+) -> (Arc<sampler::Host>, oneshot::Receiver<String>) {
+    let (conditions, events) = happening;
+    let host = Arc::new(sampler::Host {
+        library: nvml::Library::new(settings.library),
+        name: settings.host,
+        // A schedule needs time to pass between two ticks.
+        interval: settings.interval.max(Duration::from_millis(1)),
+        tiers: settings.tiers,
+        live,
+        queue,
+        conditions,
+        events,
+        detections: settings.detections,
+        count: AtomicU32::new(0),
+        stop: schedule::Stop::default(),
+        taken: Mutex::default(),
+    });
+    if let Some(path) = settings.kernel_log {
+        events::kernel_log::spawn(host.clone(), &path);
+    }
+    let (report, found) = oneshot::channel();
+    fleet::spawn(host.clone(), health, report);
+    (host, found)
+}
+
+/// Which GPUs there are, or why there are none: for people.
+async fn hear(found: oneshot::Receiver<String>) -> String {
+    match timeout(FOUND_WITHIN, found).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(_)) => "no GPUs: the thread that looks for them could not be started".into(),
+        Err(_) => format!(
+            "NVML has not answered within {} s; GPUs are sampled when it does",
+            FOUND_WITHIN.as_secs()
+        ),
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
         mpsc,
     },
     time::{Duration, Instant},
@@ -14,11 +14,12 @@ use super::{
     columns,
     condition::Conditions,
     events,
+    inference::Detections,
     live::LiveGpus,
     nvml::{Failure, Library, Samples, Trouble, Which},
     plan::{Plan, Tiers},
+    queue::{Queue, Row},
     schedule::{Backoff, Stop, Ticks},
-    writer::{Queue, Row},
 };
 use crate::pb;
 
@@ -37,6 +38,10 @@ pub(super) struct Host {
     pub queue: Arc<Queue>,
     pub conditions: Arc<Conditions>,
     pub events: Arc<events::Queue>,
+    /// What this process has ingested, for `inference_fps`.
+    pub detections: Detections,
+    /// How many GPUs there are, MIG instances not counted.
+    pub count: AtomicU32,
     pub stop: Stop,
     /// The UUIDs of the GPUs that have a sampler.
     pub taken: Mutex<HashSet<String>>,
@@ -276,8 +281,11 @@ impl Host {
     /// Hands the samples to those who watch and to the writer, unless it has stored the last ones.
     fn publish<'a>(&self, samples: impl Iterator<Item = (&'a Arc<pb::Gpu>, pb::GpuStats)>) {
         self.stop.unless_set(|| {
-            for (gpu, stats) in samples {
+            for (gpu, mut stats) in samples {
                 self.live.introduce(gpu);
+                if self.count.load(Ordering::Relaxed) == 1 {
+                    self.detections.fill(&mut stats);
+                }
                 let (gpu, reading) = (gpu.clone(), self.live.publish(stats));
                 self.queue.push(Row { gpu, reading });
             }

@@ -2,18 +2,21 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    pin::Pin,
     sync::Arc,
 };
 
+use futures_util::Stream;
 use sea_orm::{EntityTrait, QueryFilter, QueryTrait, Select, Set};
 use tokio::sync::Semaphore;
-use tonic::{Request, Response};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     columns::{self, recorded_at},
     events::list,
     history,
     live::LiveGpus,
+    report::Reports,
 };
 use crate::{
     db::Db,
@@ -34,22 +37,26 @@ const AGGREGATING: usize = 2;
 pub struct GpuStats {
     db: Db,
     live: LiveGpus,
+    reports: Reports,
     aggregating: Arc<Semaphore>,
 }
 
 impl GpuStats {
-    pub fn new(db: Db, live: LiveGpus) -> Self {
-        let aggregating = Arc::new(Semaphore::new(AGGREGATING));
+    pub fn new(reports: Reports) -> Self {
         Self {
-            db,
-            live,
-            aggregating,
+            db: reports.db.clone(),
+            live: reports.live.clone(),
+            reports,
+            aggregating: Arc::new(Semaphore::new(AGGREGATING)),
         }
     }
 }
 
 #[tonic::async_trait]
 impl GpuStatsService for GpuStats {
+    type RecordGpuStatsStream =
+        Pin<Box<dyn Stream<Item = Result<pb::RecordGpuStatsResponse, Status>> + Send>>;
+
     async fn list_gpus(&self, _: Request<pb::ListGpusRequest>) -> Reply<pb::ListGpusResponse> {
         let gpus = gpu::Entity::find()
             .all(self.db.reader())
@@ -125,6 +132,14 @@ impl GpuStatsService for GpuStats {
             list::list(&self.db, request.into_inner()).await?,
         ))
     }
+
+    async fn record_gpu_stats(
+        &self,
+        request: Request<Streaming<pb::RecordGpuStatsRequest>>,
+    ) -> Reply<Self::RecordGpuStatsStream> {
+        let answers = self.reports.clone().take_in(request.into_inner());
+        Ok(Response::new(Box::pin(answers)))
+    }
 }
 
 impl GpuStats {
@@ -160,7 +175,7 @@ impl GpuStats {
         Ok(gpu_stats)
     }
 
-    /// The newest sample of a GPU: mostly the one in memory, if it is a GPU of this host.
+    /// The newest sample of a GPU: mostly the one in memory.
     async fn latest(&self, uuid: &str) -> Result<Option<pb::GpuStats>> {
         let stored = gpu_stats::Entity::newest_of(uuid)
             .one(self.db.reader())

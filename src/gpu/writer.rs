@@ -1,24 +1,20 @@
-//! Stores the samples, in batches and off everybody's path, and keeps them while the database is
-//! away.
+//! Stores the samples, in batches and off everybody's path.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ActiveModelTrait, EntityTrait, Set, sea_query::OnConflict};
-use tokio::{
-    sync::Notify,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     FLUSH_WITHIN,
     columns::{has_values, recorded_at},
-    live::Reading,
+    queue::{Queue, Row},
 };
 use crate::{
     db::Db,
@@ -28,7 +24,7 @@ use crate::{
 };
 
 /// How many rows go into one statement: more are slower, on both databases.
-const BATCH: usize = 500;
+pub(super) const BATCH: usize = 500;
 
 /// How long a sample may wait for others to be stored with.
 const WRITE_EVERY: Duration = Duration::from_secs(2);
@@ -36,34 +32,8 @@ const WRITE_EVERY: Duration = Duration::from_secs(2);
 /// The longest pause between two attempts while the database is away.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// How old a sample in memory may become, and how many there may be of them all.
-const KEEP_FOR: TimeDelta = TimeDelta::minutes(10);
-const KEEP_AT_MOST: usize = 20_000;
-
 /// How exact `gpus.last_seen_at` is.
-const SEEN_EVERY: TimeDelta = TimeDelta::minutes(1);
-
-/// A sample to be stored.
-#[derive(Debug, Clone)]
-pub(super) struct Row {
-    pub gpu: Arc<pb::Gpu>,
-    pub reading: Arc<Reading>,
-}
-
-/// The samples that are not yet stored. When there are too many, the oldest are dropped.
-#[derive(Debug, Default)]
-pub(super) struct Queue {
-    waiting: Mutex<Waiting>,
-    batch: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    rows: VecDeque<Row>,
-    /// How many rows have left, stored or dropped: the number of the first one that is there.
-    left: u64,
-    dropped: u64,
-}
+pub(super) const SEEN_EVERY: TimeDelta = TimeDelta::minutes(1);
 
 /// What this process has written to `gpus`.
 type Seen = HashMap<String, (Arc<pb::Gpu>, DateTime<Utc>)>;
@@ -84,7 +54,7 @@ pub(super) async fn run(
         tokio::select! {
             () = shutdown.cancelled() => break,
             () = tokio::time::sleep_until(until) => {}
-            () = queue.batch.notified(), if away.is_none() => {}
+            () = queue.filled(), if away.is_none() => {}
         }
         match store_all(&db, &queue, &mut seen).await {
             Ok(()) => {
@@ -108,7 +78,7 @@ pub(super) async fn run(
     stop_samplers();
     let stored = timeout(FLUSH_WITHIN, store_all(&db, &queue, &mut seen)).await;
     if !matches!(stored, Ok(Ok(()))) {
-        let lost = queue.waiting().rows.len();
+        let lost = queue.len();
         tracing::warn!(lost, "the last GPU samples could not be stored");
     }
 }
@@ -157,54 +127,7 @@ async fn store(db: &Db, rows: &[Row], seen: &mut Seen) -> Result<()> {
     Ok(())
 }
 
-impl Queue {
-    pub(super) fn push(&self, row: Row) {
-        let newest = recorded_at(&row.reading.stats);
-        let mut waiting = self.waiting();
-        waiting.rows.push_back(row);
-        let is_old = |row: &Row| newest - recorded_at(&row.reading.stats) > KEEP_FOR;
-        while waiting.rows.len() > KEEP_AT_MOST || waiting.rows.front().is_some_and(is_old) {
-            if waiting.dropped == 0 {
-                tracing::warn!(
-                    "the database has been away for too long: the oldest GPU samples are dropped"
-                );
-            }
-            waiting.rows.pop_front();
-            waiting.left += 1;
-            waiting.dropped += 1;
-        }
-        if waiting.rows.len() >= BATCH {
-            self.batch.notify_one();
-        }
-    }
-
-    /// The oldest rows, and the number of the first one after them. They stay.
-    fn first(&self, most: usize) -> (Vec<Row>, u64) {
-        let waiting = self.waiting();
-        let rows: Vec<_> = waiting.rows.iter().take(most).cloned().collect();
-        let end = waiting.left + rows.len() as u64;
-        (rows, end)
-    }
-
-    /// Removes the rows before that number, some of which may have been dropped meanwhile.
-    fn remove_up_to(&self, end: u64) {
-        let mut waiting = self.waiting();
-        while waiting.left < end && waiting.rows.pop_front().is_some() {
-            waiting.left += 1;
-        }
-    }
-
-    /// How many rows were dropped since this was last asked.
-    fn take_dropped(&self) -> u64 {
-        std::mem::take(&mut self.waiting().dropped)
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn gpu_row(gpu: &pb::Gpu, seen_at: DateTime<Utc>) -> gpu::ActiveModel {
+pub(super) fn gpu_row(gpu: &pb::Gpu, seen_at: DateTime<Utc>) -> gpu::ActiveModel {
     gpu::ActiveModel {
         uuid: Set(gpu.uuid.clone()),
         host: Set(gpu.host.clone()),
@@ -234,63 +157,4 @@ fn all_but_first_seen() -> OnConflict {
             LastSeenAt,
         ])
         .to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::rpc::time::to_proto;
-
-    fn row(seconds: i64) -> Row {
-        let recorded_at = DateTime::from_timestamp(1_800_000_000 + seconds, 0).map(to_proto);
-        let stats = pb::GpuStats {
-            recorded_at,
-            ..Default::default()
-        };
-        Row {
-            gpu: Arc::default(),
-            reading: Arc::new(Reading::new(1, stats)),
-        }
-    }
-
-    fn waiting(queue: &Queue) -> Vec<i64> {
-        let (rows, _) = queue.first(usize::MAX);
-        rows.iter()
-            .map(|row| recorded_at(&row.reading.stats).timestamp() - 1_800_000_000)
-            .collect()
-    }
-
-    #[test]
-    fn ten_minutes_of_samples_are_kept_and_the_oldest_dropped() {
-        let queue = Queue::default();
-        for second in [0, 1, 600, 601, 1201] {
-            queue.push(row(second));
-        }
-        assert_eq!(waiting(&queue), [601, 1201]);
-        assert_eq!((queue.take_dropped(), queue.take_dropped()), (3, 0));
-    }
-
-    #[test]
-    fn no_more_are_kept_than_there_is_room_for() {
-        let queue = Queue::default();
-        for _ in 0..KEEP_AT_MOST + 7 {
-            queue.push(row(0));
-        }
-        assert_eq!(waiting(&queue).len(), KEEP_AT_MOST);
-        assert_eq!(queue.take_dropped(), 7);
-    }
-
-    #[test]
-    fn rows_that_are_dropped_while_a_batch_is_stored_are_not_counted_twice() {
-        let queue = Queue::default();
-        for second in [0, 1, 2, 3] {
-            queue.push(row(second));
-        }
-        let (batch, end) = queue.first(3);
-        assert_eq!(batch.len(), 3);
-        queue.push(row(602));
-        assert_eq!(waiting(&queue), [2, 3, 602]);
-        queue.remove_up_to(end);
-        assert_eq!(waiting(&queue), [3, 602]);
-    }
 }

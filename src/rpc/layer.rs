@@ -25,7 +25,6 @@ use crate::error::Error;
 /// Tells client and server the id of a request; taken from the request if it has one.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
 /// Wraps every service of the listener.
@@ -142,32 +141,39 @@ fn new_id() -> HeaderValue {
 /// The errors that tonic makes before a handler is reached. Ours are told apart by their details.
 fn transport_error(response: &Response<Body>, limit: usize) -> Option<Error> {
     let headers = response.headers();
-    if headers.contains_key(&GRPC_DETAILS) {
+    if !headers.contains_key(&GRPC_STATUS) || headers.contains_key(&GRPC_DETAILS) {
         return None;
     }
-    let code = Code::from_bytes(headers.get(&GRPC_STATUS)?.as_bytes());
-    let message = headers
-        .get(&GRPC_MESSAGE)
-        .map_or(Ok(""), HeaderValue::to_str)
-        .ok()?;
-    if code == Code::OutOfRange && message.contains("message%20length%20too%20large") {
+    let status = Status::from_header_map(headers)?;
+    if status.code() == Code::Unimplemented {
+        let unknown = "there is no such method on this server";
+        return Some(Error::Unimplemented(match status.message() {
+            "" => unknown.to_string(),
+            message => message.to_string(),
+        }));
+    }
+    not_a_message(&status, limit)
+}
+
+/// The same for a stream of requests, where tonic makes them between two of them.
+pub fn of_stream(status: Status, limit: usize) -> Status {
+    if !status.details().is_empty() {
+        return status;
+    }
+    not_a_message(&status, limit).map_or(status, Into::into)
+}
+
+/// What tonic means if it cannot hand over a message.
+fn not_a_message(status: &Status, limit: usize) -> Option<Error> {
+    if status.code() == Code::OutOfRange && status.message().contains("message length too large") {
         return Some(Error::TooLarge { limit });
     }
     // Of a compressed message, once it is not any more.
-    if code == Code::ResourceExhausted && message.contains("decompressing") {
+    if status.code() == Code::ResourceExhausted && status.message().contains("decompressing") {
         return Some(Error::TooLarge { limit });
     }
-    if code == Code::Unimplemented {
-        let message = Status::from_header_map(headers)?.message().to_string();
-        let unknown = "there is no such method on this server".to_string();
-        return Some(Error::Unimplemented(if message.is_empty() {
-            unknown
-        } else {
-            message
-        }));
-    }
     // A frame that is broken or missing, or a message that cannot be decoded.
-    (code == Code::Internal).then_some(Error::Malformed)
+    (status.code() == Code::Internal).then_some(Error::Malformed)
 }
 
 /// A body that ends at shutdown: an open stream would hold the server up.

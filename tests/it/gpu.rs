@@ -8,7 +8,7 @@ use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use watchpost::{
     db::{self, Db},
-    gpu::{self, LiveGpus, Reading},
+    gpu::{self, Detections, LiveGpus, Reading},
     pb::{self, AbsentReason},
 };
 
@@ -17,9 +17,11 @@ use crate::support::{
     fake_nvml::{Card, FakeNvml},
 };
 
+mod agent;
 mod events;
 mod faults;
 mod history;
+mod report;
 mod rpc;
 mod values;
 
@@ -77,6 +79,7 @@ impl Rig {
             host: "camera-box".into(),
             tiers,
             kernel_log: None,
+            detections: Detections::default(),
         };
         let (live, shutdown) = (LiveGpus::default(), CancellationToken::new());
         let (healthy, health) = watch::channel(false);

@@ -34,7 +34,7 @@ on_both! {
     async fn gpus_and_alerts_are_shown_across_a_restart_of_the_server(backend) {
         let fake = FakeNvml::new(&[Card::geforce("GPU-a")]);
         let server = start(TestDatabase::migrated(backend).await, &fake, "127.0.0.1:0").await;
-        let address = server.address();
+        let address = server.address().to_string();
         server.camera("front_door").await;
         server.camera("garage").await;
         server.rule(always("Somebody is there")).await;
@@ -85,7 +85,7 @@ async fn it_goes_on_with_what_there_is_on_another_database() {
     let fake = FakeNvml::new(&[]);
     let migrated = || TestDatabase::migrated(Backend::Sqlite);
     let server = start(migrated().await, &fake, "127.0.0.1:0").await;
-    let address = server.address();
+    let address = server.address().to_string();
     for camera in ["front_door", "garage"] {
         server.camera(camera).await;
     }

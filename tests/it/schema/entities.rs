@@ -11,8 +11,9 @@ use watchpost::entity::{
     Strings, action_result, activity_baseline, alert, alert_cooldown, alert_rule, audit_log,
     backup_job, camera, camera_zone, change, class_baseline, demographics_result, detection, event,
     event_audit, event_detection, event_feedback, event_ingest, export_job, feed_state, gpu,
-    gpu_event, gpu_history_state, gpu_stats, gpu_stats_minute, gpu_stats_pending, job, job_attempt,
-    job_log, job_transition, log, now, pose_result, reid_embedding, restore_job, threat_detection,
+    gpu_event, gpu_history_state, gpu_reporter, gpu_stats, gpu_stats_minute, gpu_stats_pending,
+    job, job_attempt, job_log, job_transition, log, now, pose_result, reid_embedding, restore_job,
+    threat_detection,
 };
 
 use super::{catalogue, expected::Schema, rows};
@@ -66,7 +67,7 @@ on_both! {
             action_result, activity_baseline, alert, alert_cooldown, alert_rule, audit_log,
             backup_job, camera, camera_zone, change, class_baseline, demographics_result,
             detection, event, event_audit, event_detection, event_feedback, event_ingest,
-            export_job, feed_state, gpu, gpu_event, gpu_history_state, gpu_stats, gpu_stats_minute,
+            export_job, feed_state, gpu, gpu_event, gpu_history_state, gpu_reporter, gpu_stats, gpu_stats_minute,
             gpu_stats_pending, job, job_attempt, job_log, job_transition,
             log, pose_result, reid_embedding, restore_job, threat_detection,
         ]);

@@ -42,6 +42,10 @@ const ROWS: &[(&str, &str)] = &[
         VALUES ('2026-03-01T12:00:00+00:00', 'edge', 'xid', 'kernel_log')",
     ),
     (
+        "gpu_reporters",
+        "(reporter_id, host, last_sequence) VALUES ('edge-1', 'edge', 1)",
+    ),
+    (
         "audit_logs",
         "(action, resource_type, actor) VALUES ('create', 'alert_rule', 'ann')",
     ),

@@ -72,9 +72,9 @@ impl TestServer {
         database
     }
 
-    /// Where it listens, as `HOST:PORT`.
-    pub fn address(&self) -> String {
-        self.server.address.to_string()
+    /// Where the server listens.
+    pub fn address(&self) -> SocketAddr {
+        self.server.address
     }
 
     pub fn cameras(&self) -> CameraServiceClient<Channel> {

@@ -17,37 +17,50 @@ use tonic_health::pb::{
 
 use super::PATIENCE;
 
-/// A server process. It is killed when this is dropped.
+/// A server process, or that of an agent. It is killed when this is dropped.
 pub struct Process {
     child: Child,
     log: Lines<BufReader<ChildStderr>>,
-    /// Where it listens.
+    /// Where it listens, if it does.
     pub address: String,
 }
 
 impl Process {
     /// Starts the binary on this database, and waits until it listens.
     pub async fn start(database_url: &str, listen: &str) -> Self {
-        let mut child = command(&["--database-url", database_url, "--listen", listen])
+        let mut process = Self::spawn(&["--database-url", database_url, "--listen", listen]);
+        let line = process.says("listening on ").await;
+        let (_, address) = line.split_once("listening on ").expect("it was found");
+        process.address = format!("http://{address}");
+        process
+    }
+
+    /// Starts the binary with these arguments.
+    pub fn spawn(args: &[&str]) -> Self {
+        let mut child = command(args)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
-        let address = loop {
-            let line = timeout(PATIENCE, log.next_line())
-                .await
-                .expect("a log")
-                .unwrap();
-            let line = line.expect("the server says where it listens");
-            if let Some((_, address)) = line.split_once("listening on ") {
-                break format!("http://{address}");
-            }
-        };
+        let log = BufReader::new(child.stderr.take().unwrap()).lines();
         Self {
             child,
             log,
-            address,
+            address: String::new(),
+        }
+    }
+
+    /// Waits for a line of the log with this text.
+    pub async fn says(&mut self, text: &str) -> String {
+        loop {
+            let line = timeout(PATIENCE, self.log.next_line()).await;
+            let line = line
+                .unwrap_or_else(|_| panic!("the log does not say `{text}`"))
+                .unwrap();
+            let line = line.unwrap_or_else(|| panic!("the process ends before it says `{text}`"));
+            if line.contains(text) {
+                return line;
+            }
         }
     }
 

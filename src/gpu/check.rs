@@ -1,0 +1,227 @@
+//! The bounds of what is reported.
+
+use std::ops::RangeInclusive;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::columns;
+use crate::{
+    error::{Error, Result},
+    pb::{self, AbsentReason},
+    rpc::{check, time},
+};
+
+/// How many samples a batch may have.
+const MOST: usize = 1_000;
+
+/// How far the clock of a reporter may be ahead of ours.
+const AHEAD: TimeDelta = TimeDelta::minutes(5);
+
+/// How many samples one batch may say were dropped before it.
+const MOST_LOST: i64 = 1_000_000_000;
+
+/// In degrees Celsius.
+const TEMPERATURES: RangeInclusive<f64> = -273.15..=1_000.0;
+
+/// Who reports on a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Reporter {
+    pub id: String,
+    pub host: String,
+}
+
+/// A batch whose every field is within its bounds.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub sequence: i64,
+    pub lost: i64,
+    pub driver_version: Option<String>,
+    pub gpu_stats: Vec<pb::GpuStats>,
+}
+
+impl Reporter {
+    /// Who the first batch of a stream says it is from.
+    pub(super) fn parse(request: &pb::RecordGpuStatsRequest) -> Result<Self> {
+        Ok(Self {
+            id: check::id("reporter_id", &request.reporter_id)?,
+            host: check::name("host", &request.host, 1..=255)?,
+        })
+    }
+
+    /// Refuses a batch that says it is from somebody else.
+    pub(super) fn is_same(&self, request: &pb::RecordGpuStatsRequest) -> Result<()> {
+        for (field, said, known) in [
+            ("reporter_id", &request.reporter_id, &self.id),
+            ("host", &request.host, &self.host),
+        ] {
+            if !said.is_empty() && said != known {
+                let problem = "must be that of the first batch of the stream";
+                return Err(Error::invalid(field, problem));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Batch {
+    pub(super) fn parse(
+        request: pb::RecordGpuStatsRequest,
+        host: &str,
+        now: DateTime<Utc>,
+    ) -> Result<Self> {
+        let sequence = request.sequence;
+        if sequence < 1 {
+            return Err(Error::invalid("sequence", "must be a positive number"));
+        }
+        let lost = check::within("lost", request.lost, 0..=MOST_LOST)?;
+        let driver_version = request.driver_version.as_deref();
+        let driver_version = check::optional_text("driver_version", driver_version, 1..=80)?;
+        if request.gpu_stats.len() > MOST {
+            let problem = format!("must have at most {MOST} entries");
+            return Err(Error::invalid("gpu_stats", problem));
+        }
+        let sample = |(at, stats)| sample(&format!("gpu_stats[{at}]"), stats, host, now);
+        let gpu_stats = request.gpu_stats.into_iter().enumerate().map(sample);
+        Ok(Self {
+            sequence,
+            lost,
+            driver_version,
+            gpu_stats: gpu_stats.collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// A sample that can be stored, with what it has left out.
+fn sample(
+    path: &str,
+    mut stats: pb::GpuStats,
+    host: &str,
+    now: DateTime<Utc>,
+) -> Result<pb::GpuStats> {
+    check_values(path, &stats)?;
+    let field = format!("{path}.recorded_at");
+    let at = stats
+        .recorded_at
+        .ok_or_else(|| Error::invalid(&field, "is required"))?;
+    let at = time::from_proto(&field, at)?;
+    if at > now + AHEAD {
+        let problem = "must not be more than 5 minutes ahead of the server's clock";
+        return Err(Error::invalid(field, problem));
+    }
+    // As it will be read back.
+    stats.recorded_at = Some(time::to_proto(at));
+    stats.host.get_or_insert_with(|| host.to_string());
+    complete_reasons(path, &mut stats)?;
+    Ok(stats)
+}
+
+/// Every field is named, so that a new one cannot be forgotten.
+fn check_values(path: &str, stats: &pb::GpuStats) -> Result<()> {
+    let pb::GpuStats {
+        id,
+        recorded_at: _,
+        gpu_name,
+        gpu_utilization,
+        memory_used,
+        memory_total,
+        temperature,
+        power_usage,
+        inference_fps,
+        fan_speed,
+        sm_clock,
+        memory_bandwidth_utilization,
+        pstate,
+        // A bit mask of the driver, whatever it says.
+        throttle_reasons: _,
+        power_limit,
+        sm_clock_max,
+        compute_processes_count,
+        pcie_replay_counter,
+        temp_slowdown_threshold,
+        memory_clock,
+        memory_clock_max,
+        pcie_link_gen,
+        pcie_link_width,
+        pcie_tx_throughput,
+        pcie_rx_throughput,
+        encoder_utilization,
+        decoder_utilization,
+        bar1_used,
+        gpu_uuid,
+        gpu_index,
+        host,
+        pci_bus_id,
+        mig_parent_uuid,
+        absent_reasons: _,
+        energy_consumption,
+        power_usage_instant,
+        memory_temperature,
+        // Says nothing but whether it is the same.
+        counter_epoch: _,
+    } = stats;
+    let at = |field: &str| format!("{path}.{field}");
+    if id.is_some() {
+        let problem = "must be absent: the server numbers samples";
+        return Err(Error::invalid(at("id"), problem));
+    }
+    let uuid = gpu_uuid.as_deref().unwrap_or_default();
+    check::name(&at("gpu_uuid"), uuid, 1..=96)?;
+    macro_rules! each {
+        ($($field:ident),+: $check:expr) => {$(
+            if let Some(value) = $field {
+                $check(&at(stringify!($field)), value)?;
+            }
+        )+};
+    }
+    let text = |most| move |field: &str, value: &String| check::name(field, value, 1..=most);
+    each!(gpu_name, host: text(255));
+    each!(pci_bus_id: text(32));
+    each!(mig_parent_uuid: text(96));
+    each!(gpu_utilization, memory_bandwidth_utilization:
+        |field: &str, value: &f64| check::within(field, *value, 0.0..=100.0));
+    each!(encoder_utilization, decoder_utilization:
+        |field: &str, value: &i32| check::within(field, *value, 0..=100));
+    each!(temperature, temp_slowdown_threshold, memory_temperature:
+        |field: &str, value: &f64| check::within(field, *value, TEMPERATURES));
+    each!(power_usage, power_usage_instant, power_limit, inference_fps:
+        |field: &str, value: &f64| check::at_least(field, *value, 0.0));
+    each!(pstate: |field: &str, value: &i32| check::within(field, *value, 0..=15));
+    each!(
+        fan_speed, sm_clock, sm_clock_max, compute_processes_count, memory_clock,
+        memory_clock_max, pcie_link_gen, pcie_link_width, gpu_index:
+        |field: &str, value: &i32| check::within(field, *value, 0..=i32::MAX)
+    );
+    each!(
+        memory_used, memory_total, pcie_replay_counter, pcie_tx_throughput,
+        pcie_rx_throughput, bar1_used, energy_consumption:
+        |field: &str, value: &i64| check::within(field, *value, 0..=i64::MAX)
+    );
+    if let (Some(used), Some(total)) = (memory_used, memory_total)
+        && used > total
+    {
+        let problem = "must not be more than memory_total";
+        return Err(Error::invalid(at("memory_used"), problem));
+    }
+    Ok(())
+}
+
+/// Every absent value gets a reason, and no other has one.
+fn complete_reasons(path: &str, stats: &mut pb::GpuStats) -> Result<()> {
+    let absent: Vec<_> = columns::absent(stats).collect();
+    for (column, reason) in &stats.absent_reasons {
+        let wrong = |problem| Error::invalid(format!("{path}.absent_reasons[{column}]"), problem);
+        if !absent.contains(&column.as_str()) {
+            return Err(wrong("must name a value that is absent"));
+        }
+        match AbsentReason::try_from(*reason) {
+            Ok(AbsentReason::Unspecified) => return Err(wrong("must be a reason")),
+            Ok(_) => {}
+            Err(_) => return Err(wrong("is not a value that this server knows")),
+        }
+    }
+    for column in absent {
+        let reasons = stats.absent_reasons.entry(column.to_string());
+        reasons.or_insert(AbsentReason::NotReported.into());
+    }
+    Ok(())
+}
