@@ -36,7 +36,7 @@ async fn a_bad_setting_ends_the_process_with_64_and_one_line_that_names_it() {
         &'static [(&'static str, &'static str)],
         &'static str,
     );
-    let cases: [Case; 7] = [
+    let cases: [Case; 8] = [
         (&["--listen", "nowhere"], &[], "--listen"),
         (&[], &[("WATCHPOST_LISTEN", "nowhere")], "--listen"),
         (
@@ -47,6 +47,7 @@ async fn a_bad_setting_ends_the_process_with_64_and_one_line_that_names_it() {
         (&["--config", "/no/such/file.toml"], &[], "config"),
         (&["--nonsense"], &[], "--nonsense"),
         (&["migrate", "down", "1"], &[], "--yes"),
+        (&["agent"], &[], "--server"),
         (&["agent", "--server", "nowhere"], &[], "--server"),
     ];
     for (args, variables, name) in cases {
