@@ -45,9 +45,9 @@ pub enum Command {
     Serve,
     /// Sample the GPUs of this host, and report them to a server elsewhere; needs no database
     Agent {
-        /// The server to report to: `HOST:PORT` or `http://HOST:PORT`
+        /// The server to report to: `HOST:PORT` or `http://HOST:PORT`; required
         #[arg(long, value_name = "URL", env = "WATCHPOST_SERVER", value_parser = server_uri)]
-        server: Uri,
+        server: Option<Uri>,
         /// How many samples to keep while the server is away, 1 to 1000000; none longer than ten minutes
         #[arg(
             long, value_name = "NUMBER", env = "WATCHPOST_REPORT_BUFFER", default_value = "20000",
@@ -372,11 +372,7 @@ fn with_defaults(mut command: clap::Command, file: toml::Table) -> Result<clap::
                 return Err(format!("`{name}` must be a text or a whole number"));
             }
         };
-        let set = |arg: clap::Arg| {
-            arg.required(false)
-                .default_value(value)
-                .action(ArgAction::Set)
-        };
+        let set = |arg: clap::Arg| arg.default_value(value).action(ArgAction::Set);
         command = if of_all {
             command.mut_arg(name, set)
         } else {
@@ -475,7 +471,6 @@ mod tests {
             (&["nonsense"], "nonsense"),
             (&["migrate", "down"], "STEPS"),
             (&["top", "--server", "host"], "--server"),
-            (&["agent"], "--server"),
             (&["agent", "--server", "https://host:1"], "--server"),
             (&["agent", "--server", "http://host"], "--server"),
             (&["agent", "--server", "http://u:p@host:1"], "--server"),
@@ -512,7 +507,7 @@ mod tests {
         let cli = read(["watchpost", "agent", "--config", config]).unwrap();
         match cli.command {
             Some(Command::Agent {
-                server,
+                server: Some(server),
                 report_buffer,
             }) => assert_eq!(
                 (server.to_string().as_str(), report_buffer),

@@ -48,6 +48,10 @@ async fn run(cli: Cli) -> ExitCode {
             report_buffer,
         } => {
             let settings = &cli.settings;
+            let Some(server) = server else {
+                let problem = "setting `--server`: an agent needs a server to report to";
+                return end(Stop::Wrong(problem.to_string()));
+            };
             let gpus = gpu::Settings {
                 library: settings.nvml_library.clone(),
                 interval: settings.gpu_interval,

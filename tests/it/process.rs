@@ -36,7 +36,7 @@ async fn a_bad_setting_ends_the_process_with_64_and_one_line_that_names_it() {
         &'static [(&'static str, &'static str)],
         &'static str,
     );
-    let cases: [Case; 8] = [
+    let cases: [Case; 9] = [
         (&["--listen", "nowhere"], &[], "--listen"),
         (&[], &[("WATCHPOST_LISTEN", "nowhere")], "--listen"),
         (
@@ -48,6 +48,7 @@ async fn a_bad_setting_ends_the_process_with_64_and_one_line_that_names_it() {
         (&["--nonsense"], &[], "--nonsense"),
         (&["migrate", "down", "1"], &[], "--yes"),
         (&["top", "--server", "nowhere"], &[], "--server"),
+        (&["agent"], &[], "--server"),
         (&["agent", "--server", "nowhere"], &[], "--server"),
     ];
     for (args, variables, name) in cases {
