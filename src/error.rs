@@ -52,7 +52,7 @@ pub enum Error {
     BrokenReference { field: String, problem: String },
     #[error("the {resource} has changed since the expected version")]
     StaleVersion { resource: &'static str },
-    #[error("changes after the cursor are no longer kept, up to {lost_changes} are lost")]
+    #[error("changes after the cursor are no longer kept, about {lost_changes} are lost")]
     CursorExpired {
         earliest_cursor: String,
         lost_changes: i64,

@@ -189,7 +189,10 @@ impl Subscriber {
             if self.record(response) {
                 return Ok(true);
             }
-            left -= 1;
+            // A snapshot that is broken off begins anew, and would never end.
+            if !self.cursor.is_empty() {
+                left -= 1;
+            }
             if left == 0 {
                 return Ok(false);
             }

@@ -145,8 +145,21 @@ fn a_gap_excuses_what_was_pruned_and_no_more() {
     let mut fell_out = steps();
     fell_out.splice(1..4, [Step::FellOut(3)]);
     assert_eq!(violations(fell_out.clone()), Vec::<String>::new());
-    fell_out[1] = Step::FellOut(2);
-    finds(fell_out, "was told that 2 changes are lost, and misses 3");
+    // More than can have been committed at the same time.
+    let mut truth = truth();
+    truth
+        .events
+        .extend((4..100).map(|id| (id, "a".to_string())));
+    let mut all = steps();
+    all.extend((4..100).map(|id| step(What::Event(id), 100 + id, true)));
+    let mut few = all.clone();
+    few.splice(1..99, [Step::FellOut(20)]);
+    let histories = [all, few].map(|steps| history(Wants::Everything, steps));
+    let found = judge(&truth, &histories);
+    assert!(
+        found[0].contains("was told that 20 changes are lost, and misses 98"),
+        "{found:?}"
+    );
     let mut elsewhere = steps();
     elsewhere.insert(1, Step::FellOut(5));
     elsewhere.remove(4);

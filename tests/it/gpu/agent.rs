@@ -16,8 +16,8 @@ use watchpost::entity::{gpu as gpus, gpu_reporter, gpu_stats};
 use super::*;
 use crate::support::{TestServer, process::Process};
 
-/// What stands for one sample among the calls of the driver.
-const CALL: &str = "temperature";
+/// What stands for one sample among the calls of the driver: one that is made for each.
+const CALL: &str = "utilization";
 
 /// An agent on a host that is called shed.
 fn agent(fake: &FakeNvml, server: &str, more: &[&str]) -> Process {

@@ -68,7 +68,7 @@ on_both! {
         let why = |column: &str| AbsentReason::try_from(shed.absent_reasons[column]).unwrap();
         assert_eq!(why("fan_speed"), AbsentReason::NotSupported);
         assert_eq!(why("sm_clock"), AbsentReason::NotReported);
-        assert_eq!(shed.absent_reasons.len(), 23);
+        assert_eq!(shed.absent_reasons.len(), 26);
         assert_eq!(listed(&server).await, [("GPU-a", 50.0), ("GPU-b", 30.0), ("GPU-a", 49.0)]
             .map(|(uuid, temperature)| (uuid.to_string(), temperature)));
         let mut pushed = BTreeMap::new();
