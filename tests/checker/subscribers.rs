@@ -230,6 +230,7 @@ impl Subscriber {
                 let alert = change.alert.unwrap();
                 let version = i64::from(alert.version_id);
                 if existing {
+                    self.events.insert(alert.event_id);
                     let snapshot = self.history.snapshot.get_or_insert_default();
                     snapshot.push((alert.id, version));
                     return false;
@@ -237,9 +238,16 @@ impl Subscriber {
                 (What::Alert(alert.id, version), alert.event_id)
             }
             Some(Update::Heartbeat(_)) => {
-                // Everything that was sent before the last event is.
+                // Everything is there once the last event is, and all that came of it: a connection
+                // that broke off in between begins with a heartbeat, too.
                 let last = *self.run.last_event.borrow();
-                return last.is_some_and(|last| self.events.contains(&last));
+                let whole = match self.history.steps.last() {
+                    Some(Step::Sent(sent)) => sent.commit_end,
+                    Some(Step::FellOut(_)) => false,
+                    // All of it may be in the snapshot.
+                    None => !self.cursor.is_empty(),
+                };
+                return whole && last.is_some_and(|last| self.events.contains(&last));
             }
             Some(Update::SnapshotEnd(_)) => return false,
             other => {
