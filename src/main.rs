@@ -13,11 +13,6 @@ use watchpost::{
     top,
 };
 
-/// A good part of an ingest is memory that is asked for and given back by several threads: this
-/// allocator takes a sixth less of the processor for one than that of the C library.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// The exit code for a bad setting, `EX_USAGE` of sysexits.h.
 const BAD_SETTING: u8 = 64;
 
