@@ -204,6 +204,17 @@ pub struct Settings {
     )]
     pub kernel_log: PathBuf,
 
+    /// Where the kernel tells whether GPUs sleep
+    #[arg(
+        long,
+        global = true,
+        value_name = "FOLDER",
+        env = "WATCHPOST_SYSFS",
+        default_value = "/sys",
+        hide = true
+    )]
+    pub sysfs: PathBuf,
+
     /// The name of this host in GPU stats [default: the system's]
     #[arg(long, global = true, value_name = "NAME", env = "WATCHPOST_HOST", value_parser = host)]
     pub host: Option<String>,

@@ -54,6 +54,7 @@ async fn run(cli: Cli) -> ExitCode {
                 detections: gpu::Detections::default(),
                 tiers: settings.tiers(),
                 kernel_log: None,
+                sysfs: settings.sysfs.clone(),
             };
             report(agent::Settings {
                 gpus,
@@ -73,12 +74,9 @@ async fn run(cli: Cli) -> ExitCode {
 
 /// Serves until a signal says to stop, or until it cannot go on.
 async fn serve(settings: &Settings) -> ExitCode {
-    let signals = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    );
-    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
-        return fail(&StartError::Serve("signals cannot be heard".to_string()));
+    let told_to_stop = match told_to_stop() {
+        Ok(told) => told,
+        Err(error) => return fail(&error),
     };
     let mut server = match Server::start(settings).await {
         Ok(server) => server,
@@ -86,8 +84,7 @@ async fn serve(settings: &Settings) -> ExitCode {
     };
     let failure = tokio::select! {
         error = server.failed() => Some(error),
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
+        () = told_to_stop => None,
     };
     if let Some(error) = failure {
         let code = fail(&error);
@@ -98,6 +95,19 @@ async fn serve(settings: &Settings) -> ExitCode {
     server.stop().await;
     tracing::info!("stopped");
     ExitCode::SUCCESS
+}
+
+/// Hears SIGTERM and Ctrl-C from now on. What is returned ends with the first of them.
+fn told_to_stop() -> Result<impl Future<Output = ()>, StartError> {
+    let deaf = |error: std::io::Error| StartError::Serve(format!("cannot hear signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(deaf)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(deaf)?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 /// Shows a server in the terminal.
@@ -115,19 +125,13 @@ async fn show_top(server: &str) -> ExitCode {
 
 /// Reports the GPUs of this host until a signal says to stop.
 async fn report(settings: agent::Settings) -> ExitCode {
-    let signals = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    );
-    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
-        return fail(&StartError::Serve("signals cannot be heard".to_string()));
+    let told_to_stop = match told_to_stop() {
+        Ok(told) => told,
+        Err(error) => return fail(&error),
     };
     let shutdown = CancellationToken::new();
     let told = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        told_to_stop.await;
         shutdown.cancel();
     };
     tokio::join!(told, agent::run(settings, shutdown.clone()));

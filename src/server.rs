@@ -388,6 +388,7 @@ async fn prepare(
         host: settings.host(),
         tiers: settings.tiers(),
         kernel_log: Some(settings.kernel_log.clone()),
+        sysfs: settings.sysfs.clone(),
         detections,
     };
     let gpu_health = health.clone();

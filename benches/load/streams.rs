@@ -222,14 +222,7 @@ pub async fn fan_out(
     let missing = settle(&counts, expected).await;
     let time = begun.elapsed();
     let delivered = counts.delivered.load(Ordering::Relaxed);
-    // They end with the next message, and say what they have measured.
-    counts.stop.store(true, Ordering::Relaxed);
-    write(server, 1.0, Duration::from_millis(1)).await;
-    let mut times = Vec::new();
-    for task in tasks {
-        times.extend(task.await.unwrap());
-    }
-    let mut values = latencies(times);
+    let mut values = measured(server, &counts, tasks).await;
     values["subscribers"] = subscribers.into();
     values["changes"] = written.into();
     values["delivered_per_second"] = per_second(usize::try_from(delivered).unwrap(), time).into();
@@ -246,21 +239,36 @@ fn kib_each(mib: f64, subscribers: usize) -> f64 {
 /// One of a hundred subscribers stops reading, and reads again later.
 pub async fn slow_reader(server: &Server, seconds: u64) {
     const RATE: f64 = 100.0;
+    // More than the server shares in memory, so that what it shares does not grow any more.
+    const SHARED: u64 = 9_000;
     let time = Duration::from_secs(seconds);
+    let counts = Arc::new(Counts::default());
+    let tasks = subscribe(server, 99, &counts).await;
+    let mut filled = 0;
+    while filled < SHARED {
+        filled += write(server, 1e9, Duration::from_secs(1)).await;
+    }
+    settle(&counts, filled * 99).await;
+    measured(server, &counts, tasks).await;
+
     let counts = Arc::new(Counts::default());
     let tasks = subscribe(server, 99, &counts).await;
     write(server, RATE, time).await;
     let without = resident_mib(server);
-    let quiet = split(server, &counts, tasks).await;
+    let quiet = measured(server, &counts, tasks).await;
 
     let counts = Arc::new(Counts::default());
     let tasks = subscribe(server, 99, &counts).await;
-    let channel = Channel::from_shared(server.address.clone());
-    let channel = channel.unwrap().connect().await.unwrap();
+    // A client's usual window would hold all that a short run sends.
+    let endpoint = Endpoint::from_shared(server.address.clone()).unwrap();
+    let endpoint = endpoint
+        .initial_stream_window_size(65_535)
+        .initial_connection_window_size(65_535);
+    let channel = endpoint.connect().await.unwrap();
     let mut parked = watch(&channel, events(WatchStart::Now)).await;
     let written = write(server, RATE, time).await;
     let with = resident_mib(server);
-    let parked_beside = split(server, &counts, tasks).await;
+    let beside = measured(server, &counts, tasks).await;
     let begun = Instant::now();
     for _ in 0..written {
         parked.message().await.unwrap().unwrap();
@@ -269,8 +277,8 @@ pub async fn slow_reader(server: &Server, seconds: u64) {
     let values = json!({
         "seconds": seconds,
         "others_without": quiet,
-        "others_with": parked_beside,
-        "grown_mib": with - without,
+        "others_with": beside,
+        "grown_mib": ((with - without) * 10.0).round() / 10.0,
         "catch_up_per_second": rate,
         "caught_up": written,
     });
@@ -278,8 +286,8 @@ pub async fn slow_reader(server: &Server, seconds: u64) {
     server.report("slow_reader", goal, &values);
 }
 
-/// Ends the subscribers, and says how late they were.
-async fn split(
+/// Ends the subscribers with the next message. Returns how late they have measured to be.
+async fn measured(
     server: &Server,
     counts: &Arc<Counts>,
     tasks: Vec<JoinHandle<Vec<Duration>>>,

@@ -186,6 +186,16 @@ impl<T: Send + Sync + 'static> Feed<T> {
         if position >= self.head() && !self.0.waiting.load(Ordering::Relaxed) {
             return Ok((0, Duration::ZERO));
         }
+        self.left_after(position).await
+    }
+
+    /// How far this process is behind the feed: how many committed changes it has not read yet,
+    /// and how old the oldest of them is.
+    pub async fn lag(&self) -> Result<(i64, Duration)> {
+        self.left_after(self.head()).await
+    }
+
+    async fn left_after(&self, position: Position) -> Result<(i64, Duration)> {
         let (changes, oldest) = read::behind(&self.0.db, position).await?;
         let age = oldest.and_then(|oldest| (chrono::Utc::now() - oldest).to_std().ok());
         Ok((changes, age.unwrap_or_default()))
@@ -194,14 +204,6 @@ impl<T: Send + Sync + 'static> Feed<T> {
     /// How many changes this process has read since its start.
     pub fn read(&self) -> u64 {
         self.0.read.load(Ordering::Relaxed)
-    }
-
-    /// How far this process is behind the feed: how many committed changes it has not read yet,
-    /// and how old the oldest of them is.
-    pub async fn lag(&self) -> Result<(i64, Duration)> {
-        let (changes, oldest) = read::behind(&self.0.db, self.head()).await?;
-        let age = oldest.and_then(|oldest| (chrono::Utc::now() - oldest).to_std().ok());
-        Ok((changes, age.unwrap_or_default()))
     }
 
     /// How many changes the feed holds, at most: numbers that were given and not used count.

@@ -176,6 +176,11 @@ impl Conditions {
         });
     }
 
+    /// The kernel says that this GPU sleeps.
+    pub(super) fn asleep(&self, uuid: &str) {
+        self.set(uuid, |tracked| tracked.state.set(State::Asleep, ""));
+    }
+
     /// NVML has said that this GPU was divided anew.
     pub(super) fn divided(&self, uuid: &str) {
         self.set(uuid, |tracked| tracked.relist = true);

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use chrono::TimeDelta;
 use prost::Message;
 use tokio::sync::watch;
 
@@ -44,12 +45,28 @@ pub struct Condition {
     pub memory_pressure: Option<pb::MemoryPressure>,
 }
 
+impl Newest {
+    fn put(&mut self, stats: pb::GpuStats) -> Arc<Reading> {
+        self.number += 1;
+        let before = self.reading.as_ref();
+        let after = before.map(|before| recorded_at(&stats) - recorded_at(&before.stats));
+        let reading = Arc::new(Reading {
+            after,
+            ..Reading::new(self.number, stats)
+        });
+        self.reading = Some(reading.clone());
+        reading
+    }
+}
+
 /// One sample of one GPU.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reading {
     /// Counts the samples of this GPU since the start, from 1.
     pub number: u64,
     pub stats: pb::GpuStats,
+    /// How long after the one before it was taken. `None` of the first.
+    pub after: Option<TimeDelta>,
     /// What watches are sent of it, made for the first of them.
     encoded: OnceLock<Bytes>,
 }
@@ -60,6 +77,7 @@ impl Reading {
         Self {
             number,
             stats,
+            after: None,
             encoded: OnceLock::new(),
         }
     }
@@ -87,11 +105,7 @@ impl LiveGpus {
                 .newest
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
-            let newest = all.entry(uuid).or_default();
-            newest.number += 1;
-            let reading = Arc::new(Reading::new(newest.number, stats));
-            newest.reading = Some(reading.clone());
-            reading
+            all.entry(uuid).or_default().put(stats)
         };
         self.0.published.send_modify(|count| *count += 1);
         reading
@@ -143,8 +157,7 @@ impl LiveGpus {
             {
                 return;
             }
-            newest.number += 1;
-            newest.reading = Some(Arc::new(Reading::new(newest.number, stats)));
+            newest.put(stats);
         }
         self.0.published.send_modify(|count| *count += 1);
     }

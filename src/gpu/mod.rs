@@ -34,10 +34,12 @@ mod plan;
 mod pressure;
 mod queue;
 mod report;
+mod rows;
 mod sampler;
 mod schedule;
 mod service;
 mod settling;
+mod sysfs;
 mod writer;
 
 pub mod history;
@@ -75,6 +77,8 @@ pub struct Settings {
     pub tiers: Tiers,
     /// The kernel log, where XIDs are. `None`: NVML only is asked for them.
     pub kernel_log: Option<PathBuf>,
+    /// Where the kernel tells of devices, mostly `/sys`.
+    pub sysfs: PathBuf,
     /// What this process ingests, for `inference_fps`.
     pub detections: Detections,
 }
@@ -153,6 +157,7 @@ fn launch(
         // A schedule needs time to pass between two ticks.
         interval: settings.interval.max(Duration::from_millis(1)),
         tiers: settings.tiers,
+        sysfs: sysfs::Sysfs(settings.sysfs),
         live,
         queue,
         conditions,

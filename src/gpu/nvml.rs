@@ -221,9 +221,12 @@ impl Gpu<'_> {
         {
             self.list_instances();
         }
+        let parts = u32::try_from(1 + self.instances.len()).unwrap_or(u32::MAX);
+        self.whole.plan.share(parts);
         let mut stats = vec![(self.whole.gpu.clone(), self.whole.sample())];
         for instance in &mut self.instances {
             instance.begin();
+            instance.plan.share(parts);
             instance.failure.clone_from(&self.whole.failure);
             stats.push((instance.gpu.clone(), instance.sample()));
             // It may have been taken apart; the GPU is there all the same.

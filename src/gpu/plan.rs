@@ -25,7 +25,7 @@ pub struct Tiers {
     pub warm: Duration,
     /// The same for what hardly changes: fans, BAR1, replays, limits.
     pub cold: Duration,
-    /// How long all calls about one GPU may take in a second.
+    /// How long all calls about one GPU and its MIG instances may take in a second.
     pub budget: Duration,
 }
 
@@ -42,7 +42,7 @@ impl Default for Tiers {
 /// How soon a value is old.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Tier {
-    /// Has a schedule of its own.
+    /// Blocks for long, or never changes.
     Rare,
     Cold,
     Warm,
@@ -53,7 +53,9 @@ fn tier(kind: &str) -> Tier {
     match kind {
         "utilization" | "memory" | "sm_clock" | "memory_clock" | "pstate" | "throttle_reasons"
         | "pcie_bytes" | "mig_mode" => Tier::Hot,
-        "pcie_send" | "pcie_receive" => Tier::Rare,
+        "pcie_send" | "pcie_receive" | "sm_max" | "memory_max" | "temp_slowdown_threshold" => {
+            Tier::Rare
+        }
         "fans" | "fan_speed" | "bar1" | "replays" | "power_limit" => Tier::Cold,
         _ => Tier::Warm,
     }
@@ -68,6 +70,8 @@ pub(super) struct Plan {
     kinds: BTreeMap<&'static str, Kind>,
     now: Instant,
     judged: Option<Instant>,
+    /// How many share the budget: the GPU and its MIG instances.
+    parts: u32,
 }
 
 /// What is known of a kind of call.
@@ -91,7 +95,13 @@ impl Plan {
             kinds: BTreeMap::new(),
             now: Instant::now(),
             judged: None,
+            parts: 1,
         }
+    }
+
+    /// Has so many share the budget.
+    pub(super) fn share(&mut self, parts: u32) {
+        self.parts = parts;
     }
 
     /// Begins a sample. Returns the calls that are made less often from now on, and those that are
@@ -155,7 +165,7 @@ impl Plan {
         for kind in self.kinds.values_mut() {
             kind.period = base(self.tiers, kind.tier);
         }
-        let budget = self.tiers.budget.as_secs_f64();
+        let budget = self.tiers.budget.as_secs_f64() / f64::from(self.parts);
         for tier in [Tier::Cold, Tier::Warm, Tier::Hot] {
             for stretch in STRETCHES {
                 let mut dearest: Vec<_> = self
@@ -276,6 +286,27 @@ mod tests {
         let costs = [("memory", 3_000), ("temperature", 400)];
         let (asked, load) = a_minute(Tiers::default(), SECOND / 10, &costs);
         assert!(load <= 0.005 && asked["memory"] >= 29, "{asked:?} {load}");
+    }
+
+    #[test]
+    fn the_instances_of_a_gpu_share_its_budget() {
+        let costs = [("memory", 100), ("temperature", 400), ("fan_speed", 400)];
+        let spent = |parts| {
+            let mut plan = Plan::new(Tiers::default(), SECOND);
+            plan.share(parts);
+            let start = Instant::now();
+            for second in 0..60 {
+                plan.begin(start + SECOND * second);
+                for (kind, micros) in costs {
+                    if plan.is_due(kind) {
+                        plan.took(kind, Duration::from_micros(micros));
+                    }
+                }
+            }
+            plan.load()
+        };
+        assert!(spent(1) > 0.000_8);
+        assert!(spent(8) <= 0.005 / 8.0, "{}", spent(8));
     }
 
     #[test]

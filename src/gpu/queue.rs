@@ -8,7 +8,7 @@ use std::{
 use chrono::TimeDelta;
 use tokio::sync::Notify;
 
-use super::{columns::recorded_at, live::Reading, writer::BATCH};
+use super::{columns::recorded_at, live::Reading, rows::BATCH};
 use crate::pb;
 
 /// How old a sample in memory may become.

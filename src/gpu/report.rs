@@ -1,28 +1,24 @@
 //! `RecordGpuStats`: samples that other hosts report.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::sync::Arc;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use futures_util::Stream;
 use sea_orm::{
     EntityTrait, QueryFilter, Set,
-    sea_query::{Expr, ExprTrait, Func, OnConflict},
+    sea_query::{Expr, ExprTrait, OnConflict},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::{
     check::{Batch, Reporter},
-    columns::{has_values, recorded_at},
     live::LiveGpus,
-    writer::{BATCH, SEEN_EVERY, gpu_row},
+    rows::{self, Seen},
 };
 use crate::{
     db::Db,
-    entity::{self, gpu, gpu_reporter, gpu_stats},
+    entity::{self, gpu_reporter},
     error::{Error, Result},
     pb,
     rpc::layer,
@@ -30,9 +26,6 @@ use crate::{
 
 /// How long a reporter is remembered after its last batch.
 const REMEMBERED: TimeDelta = TimeDelta::days(30);
-
-/// Of how many GPUs a stream remembers what it has written to `gpus`.
-const MOST_SEEN: usize = 1_000;
 
 /// Takes in what is reported. Clones share all.
 #[derive(Debug, Clone)]
@@ -47,21 +40,13 @@ pub struct Reports {
     pub shutdown: CancellationToken,
 }
 
-/// A GPU as the reports describe it.
-#[derive(Debug)]
-struct Seen {
-    gpu: Arc<pb::Gpu>,
-    first: DateTime<Utc>,
-    last: DateTime<Utc>,
-}
-
 /// One stream.
 struct Report {
     reports: Reports,
     /// Known from the first batch on.
     reporter: Option<Reporter>,
-    /// What this stream has written to `gpus`, and when it will be worth while again.
-    seen: HashMap<String, (Arc<pb::Gpu>, DateTime<Utc>)>,
+    /// What this stream has written to `gpus`.
+    seen: Seen,
 }
 
 impl Reports {
@@ -73,7 +58,7 @@ impl Reports {
         let mut report = Report {
             reports: self,
             reporter: None,
-            seen: HashMap::new(),
+            seen: Seen::default(),
         };
         async_stream::try_stream! {
             let shutdown = report.reports.shutdown.clone();
@@ -149,7 +134,11 @@ impl Report {
             lost: Set(batch.lost),
             last_seen_at: Set(entity::now()),
         };
-        let gpus = self.new_gpus(batch);
+        let found = batch.gpu_stats.iter().map(|stats| {
+            let gpu = || Arc::new(gpu_of(stats, batch.driver_version.as_ref()));
+            (stats, gpu)
+        });
+        let gpus = self.seen.news(found);
         let stored = self
             .reports
             .db
@@ -162,67 +151,14 @@ impl Report {
                 if raised == 0 {
                     return Ok(false);
                 }
-                for some in batch.gpu_stats.chunks(BATCH) {
-                    gpu_stats::Entity::insert_many(some.iter().map(gpu_stats::ActiveModel::from))
-                        .exec_without_returning(tx)
-                        .await?;
-                }
-                if !gpus.is_empty() {
-                    gpu::Entity::insert_many(gpus.values().map(Seen::row))
-                        .on_conflict(unless_it_is_older())
-                        .exec_without_returning(tx)
-                        .await?;
-                }
+                rows::insert(tx, batch.gpu_stats.iter(), &gpus).await?;
                 Ok(true)
             })
             .await?;
         if stored {
-            if self.seen.len() > MOST_SEEN {
-                self.seen.clear();
-            }
-            let gpus = gpus.into_iter();
-            self.seen
-                .extend(gpus.map(|(uuid, seen)| (uuid, (seen.gpu, seen.last))));
+            self.seen.remember(gpus);
         }
         Ok(stored)
-    }
-
-    /// What of the batch has to go to `gpus`: by UUID, so that all lock the rows in one order.
-    fn new_gpus(&self, batch: &Batch) -> BTreeMap<String, Seen> {
-        let mut gpus = BTreeMap::<String, Seen>::new();
-        for stats in batch.gpu_stats.iter().filter(|stats| has_values(stats)) {
-            let at = recorded_at(stats);
-            let gpu = || Arc::new(gpu_of(stats, batch.driver_version.as_ref()));
-            let uuid = stats.gpu_uuid.clone().unwrap_or_default();
-            gpus.entry(uuid)
-                .and_modify(|seen| {
-                    if at < seen.first {
-                        seen.first = at;
-                    }
-                    if seen.last < at {
-                        (seen.gpu, seen.last) = (gpu(), at);
-                    }
-                })
-                .or_insert_with(|| Seen {
-                    gpu: gpu(),
-                    first: at,
-                    last: at,
-                });
-        }
-        gpus.retain(|uuid, now| {
-            let known = self.seen.get(uuid);
-            known.is_none_or(|(gpu, last)| *gpu != now.gpu || now.last - *last >= SEEN_EVERY)
-        });
-        gpus
-    }
-}
-
-impl Seen {
-    fn row(&self) -> gpu::ActiveModel {
-        gpu::ActiveModel {
-            first_seen_at: Set(self.first),
-            ..gpu_row(&self.gpu, self.last)
-        }
     }
 }
 
@@ -249,21 +185,5 @@ fn if_it_is_higher() -> OnConflict {
         .update_columns([Host, LastSequence, LastSeenAt])
         .value(Lost, column(Lost).add(new(Lost)))
         .action_and_where(column(LastSequence).lt(new(LastSequence)))
-        .to_owned()
-}
-
-/// Changes what is kept of a GPU, unless that is from a later sample.
-fn unless_it_is_older() -> OnConflict {
-    use gpu::Column::{
-        DriverVersion, GpuIndex, Host, LastSeenAt, MigParentUuid, Name, PciBusId, Uuid,
-    };
-    let column = |column| Expr::col((gpu::Entity, column));
-    let new = |column: gpu::Column| Expr::col(("excluded", column));
-    // What the reporter leaves out stays known.
-    let kept = |name: gpu::Column| (name, Func::coalesce([new(name), column(name)]).into());
-    OnConflict::column(Uuid)
-        .update_columns([Host, MigParentUuid, LastSeenAt])
-        .values([GpuIndex, Name, PciBusId, DriverVersion].map(kept))
-        .action_and_where(column(LastSeenAt).lte(new(LastSeenAt)))
         .to_owned()
 }

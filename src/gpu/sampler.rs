@@ -20,6 +20,7 @@ use super::{
     plan::{Plan, Tiers},
     queue::{Queue, Row},
     schedule::{Backoff, Stop, Ticks},
+    sysfs::Sysfs,
 };
 use crate::pb;
 
@@ -34,6 +35,7 @@ pub(super) struct Host {
     pub name: String,
     pub interval: Duration,
     pub tiers: Tiers,
+    pub sysfs: Sysfs,
     pub live: LiveGpus,
     pub queue: Arc<Queue>,
     pub conditions: Arc<Conditions>,
@@ -79,6 +81,7 @@ const IDLE: u64 = u64::MAX;
 enum End {
     Stopped,
     Failed(Failure),
+    Asleep,
 }
 
 impl Sampler {
@@ -106,8 +109,16 @@ impl Sampler {
         let mut ticks = Ticks::new(Instant::now() + turn, host.interval);
         let mut backoff = Backoff::default();
         loop {
-            let End::Failed(failure) = self.sample_while_it_works(&mut ticks, &mut backoff) else {
-                return;
+            let failure = match self.sample_while_it_works(&mut ticks, &mut backoff) {
+                End::Stopped => return,
+                End::Failed(failure) => failure,
+                // With NVML let go of: a GPU that it has open is kept awake.
+                End::Asleep => {
+                    if self.let_sleep(&mut ticks) {
+                        return;
+                    }
+                    continue;
+                }
             };
             let retry = Instant::now() + backoff.next();
             self.fail(failure);
@@ -157,6 +168,9 @@ impl Sampler {
             if host.stop.wait_until(ticks.next(Instant::now())) {
                 return End::Stopped;
             }
+            if self.is_asleep() {
+                return End::Asleep;
+            }
             self.pulse.begin();
             if host.conditions.take_relist(&gpu.facts().uuid) {
                 gpu.list_instances_anew();
@@ -177,6 +191,25 @@ impl Sampler {
         }
     }
 
+    fn is_asleep(&self) -> bool {
+        let bus_id = self.known.first().and_then(|gpu| gpu.pci_bus_id.as_deref());
+        bus_id.is_some_and(|bus_id| self.host.sysfs.is_asleep(bus_id))
+    }
+
+    /// Publishes that the GPU sleeps for as long as it does. Returns whether to stop.
+    fn let_sleep(&self, ticks: &mut Ticks) -> bool {
+        while self.is_asleep() {
+            if let Some(gpu) = self.known.first() {
+                self.host.conditions.asleep(&gpu.uuid);
+            }
+            self.publish_nothing_for(pb::AbsentReason::Asleep);
+            if self.host.stop.wait_until(ticks.next(Instant::now())) {
+                return true;
+            }
+        }
+        false
+    }
+
     fn publish(&mut self, samples: Samples) {
         let host = &self.host;
         let (now, stats): (Vec<_>, Vec<_>) = samples.stats.into_iter().unzip();
@@ -193,13 +226,16 @@ impl Sampler {
 
     /// Publishes that there is nothing to be had of the GPU.
     fn publish_nothing(&self) {
-        let Some((failure, _)) = &self.failing else {
-            return;
-        };
+        if let Some((failure, _)) = &self.failing {
+            self.publish_nothing_for(failure.reason);
+        }
+    }
+
+    fn publish_nothing_for(&self, reason: pb::AbsentReason) {
         let nothing = self
             .known
             .iter()
-            .map(|gpu| (gpu, columns::nothing_of(gpu, failure.reason)));
+            .map(|gpu| (gpu, columns::nothing_of(gpu, reason)));
         self.host.publish(nothing);
     }
 

@@ -1,42 +1,25 @@
 //! Stores the samples, in batches and off everybody's path.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{ActiveModelTrait, EntityTrait, Set, sea_query::OnConflict};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     FLUSH_WITHIN,
-    columns::{has_values, recorded_at},
     queue::{Queue, Row},
+    rows::{self, BATCH, Seen},
 };
 use crate::{
     db::Db,
-    entity::{gpu, gpu_stats},
     error::{Chain, Result},
-    pb,
 };
-
-/// How many rows go into one statement: more are slower, on both databases.
-pub(super) const BATCH: usize = 500;
 
 /// How long a sample may wait for others to be stored with.
 const WRITE_EVERY: Duration = Duration::from_secs(2);
 
 /// The longest pause between two attempts while the database is away.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// How exact `gpus.last_seen_at` is.
-pub(super) const SEEN_EVERY: TimeDelta = TimeDelta::minutes(1);
-
-/// What this process has written to `gpus`.
-type Seen = HashMap<String, (Arc<pb::Gpu>, DateTime<Utc>)>;
 
 /// Stores what comes through the queue. When `shutdown` is set, has the samplers stopped and
 /// stores the rest, if the database lets it.
@@ -46,7 +29,7 @@ pub(super) async fn run(
     shutdown: CancellationToken,
     stop_samplers: impl FnOnce(),
 ) {
-    let mut seen = Seen::new();
+    let mut seen = Seen::default();
     let mut away: Option<Duration> = None;
     loop {
         let pause = away.unwrap_or(WRITE_EVERY);
@@ -96,65 +79,15 @@ async fn store_all(db: &Db, queue: &Queue, seen: &mut Seen) -> Result<()> {
 
 /// Stores the rows, and which GPUs they are of, in one transaction.
 async fn store(db: &Db, rows: &[Row], seen: &mut Seen) -> Result<()> {
-    let stats: Vec<_> = rows
+    let found = rows
         .iter()
-        .map(|row| gpu_stats::ActiveModel::from(&row.reading.stats))
-        .collect();
-    // By UUID, so that two processes lock the rows in the same order.
-    let mut gpus = BTreeMap::new();
-    for row in rows.iter().filter(|row| has_values(&row.reading.stats)) {
-        let at = recorded_at(&row.reading.stats);
-        let known = seen.get(&row.gpu.uuid);
-        if known.is_none_or(|(gpu, last)| *gpu != row.gpu || at - *last >= SEEN_EVERY) {
-            gpus.insert(row.gpu.uuid.clone(), (row.gpu.clone(), at));
-        }
-    }
+        .map(|row| (&row.reading.stats, || row.gpu.clone()));
+    let gpus = seen.news(found);
     db.write(async |tx| {
-        gpu_stats::Entity::insert_many(stats)
-            .exec_without_returning(tx)
-            .await?;
-        if !gpus.is_empty() {
-            let rows = gpus.values().map(|(gpu, at)| gpu_row(gpu, *at));
-            gpu::Entity::insert_many(rows)
-                .on_conflict(all_but_first_seen())
-                .exec_without_returning(tx)
-                .await?;
-        }
-        Ok(())
+        let stats = rows.iter().map(|row| &row.reading.stats);
+        rows::insert(tx, stats, &gpus).await
     })
     .await?;
-    seen.extend(gpus);
+    seen.remember(gpus);
     Ok(())
-}
-
-pub(super) fn gpu_row(gpu: &pb::Gpu, seen_at: DateTime<Utc>) -> gpu::ActiveModel {
-    gpu::ActiveModel {
-        uuid: Set(gpu.uuid.clone()),
-        host: Set(gpu.host.clone()),
-        gpu_index: Set(gpu.gpu_index),
-        name: Set(gpu.name.clone()),
-        pci_bus_id: Set(gpu.pci_bus_id.clone()),
-        mig_parent_uuid: Set(gpu.mig_parent_uuid.clone()),
-        driver_version: Set(gpu.driver_version.clone()),
-        first_seen_at: Set(seen_at),
-        last_seen_at: Set(seen_at),
-        ..<gpu::ActiveModel as ActiveModelTrait>::default()
-    }
-}
-
-fn all_but_first_seen() -> OnConflict {
-    use gpu::Column::{
-        DriverVersion, GpuIndex, Host, LastSeenAt, MigParentUuid, Name, PciBusId, Uuid,
-    };
-    OnConflict::column(Uuid)
-        .update_columns([
-            Host,
-            GpuIndex,
-            Name,
-            PciBusId,
-            MigParentUuid,
-            DriverVersion,
-            LastSeenAt,
-        ])
-        .to_owned()
 }

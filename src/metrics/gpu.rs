@@ -1,4 +1,4 @@
-//! The GPUs of this host, under the names, units and labels of DCGM and its exporter.
+//! The GPUs of this host and of those that report to it, under the names, units and labels of DCGM and its exporter.
 //!
 //! A value that was not measured has no series; `watchpost_gpu_value_unavailable` says why. A GPU of
 //! which nothing new is heard has no values at all: an old one would be taken for a new one.
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How many intervals may pass without a sample before a GPU counts as gone.
-const INTERVALS: u32 = 3;
+const INTERVALS: i32 = 3;
 
 /// A round of calls into a busy driver may take this long.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -210,13 +210,17 @@ pub(super) fn collect(
     interval: Duration,
     now: DateTime<Utc>,
 ) {
-    let longest = (interval * INTERVALS).max(PATIENCE);
-    let longest = TimeDelta::from_std(longest).unwrap_or(TimeDelta::MAX);
+    let delta = |time| TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX);
     let all = gpus.readings();
-    let age = |reading: &Reading| now - gpu::recorded_at(&reading.stats);
+    let is_fresh = |reading: &Reading| {
+        // Other hosts have intervals of their own.
+        let after = reading.after.map(|after| after * INTERVALS);
+        let longest = after.unwrap_or(delta(interval) * INTERVALS);
+        now - gpu::recorded_at(&reading.stats) <= longest.max(delta(PATIENCE))
+    };
     let fresh: Vec<_> = all
         .iter()
-        .filter(|reading| age(reading) <= longest)
+        .filter(|reading| is_fresh(reading))
         .map(|reading| (labels(gpus, &reading.stats), reading))
         .collect();
     for column in COLUMNS.iter().chain(&OWN_COLUMNS) {
@@ -232,7 +236,7 @@ pub(super) fn collect(
         GAUGE,
         unavailable.map(|labels| (labels, 1.0)),
     );
-    let up = |reading: &Arc<Reading>| age(reading) <= longest && gpu::has_values(&reading.stats);
+    let up = |reading: &Arc<Reading>| is_fresh(reading) && gpu::has_values(&reading.stats);
     families.family(
         "watchpost_gpu_up",
         "Whether the GPU was sampled lately, and told anything.",

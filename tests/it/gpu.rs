@@ -79,6 +79,7 @@ impl Rig {
             host: "camera-box".into(),
             tiers,
             kernel_log: None,
+            sysfs: fake.sysfs(),
             detections: Detections::default(),
         };
         let (live, shutdown) = (LiveGpus::default(), CancellationToken::new());

@@ -44,9 +44,6 @@ const MORE: [FieldId; 2] = [FieldId(186), FieldId(82)];
 /// How long a value may be told again that is asked for once a second.
 const FRESH: Duration = Duration::from_millis(1_100);
 
-/// How often is asked for what stays the same.
-const FACTS_EVERY: Duration = Duration::from_secs(30);
-
 /// Absolute slowdown temperatures lie below, in °C. Cards that only know a margin give it instead,
 /// as a small negative number in an unsigned one.
 const HOTTEST: u32 = 150;
@@ -60,8 +57,8 @@ pub(super) struct Card<'nvml> {
     pub(super) mig: bool,
     /// Calls that are not worth making again, by what they are for.
     pub(super) refused: HashMap<&'static str, AbsentReason>,
-    /// What does not change as long as the card is there, and when it was asked for.
-    pub(super) facts: HashMap<&'static str, (Instant, Value<u32>)>,
+    /// What does not change as long as the card is there.
+    pub(super) facts: HashMap<&'static str, Value<u32>>,
     pub(super) plan: Plan,
     /// The last values of what is not asked for in every sample, and when they were measured.
     measured: pb::GpuStats,
@@ -262,14 +259,14 @@ impl<'nvml> Card<'nvml> {
         if let Some(failure) = &self.failure {
             return Err(failure.reason);
         }
-        if let Some((asked, value)) = self.facts.get(what)
-            && asked.elapsed() < FACTS_EVERY
+        if let Some(value) = self.facts.get(what)
+            && !self.plan.is_due(what)
         {
             return *value;
         }
         let value = self.ask(what, call);
         if self.failure.is_none() {
-            self.facts.insert(what, (Instant::now(), value));
+            self.facts.insert(what, value);
         }
         value
     }

@@ -241,3 +241,31 @@ async fn without_nvml_the_reason_is_told() {
     );
     rig.stop().await;
 }
+
+#[tokio::test]
+async fn a_gpu_that_sleeps_is_not_woken() {
+    let other = Card::h200("GPU-1").with("pci_bus_id", "00000000:41:00.0");
+    let fake = FakeNvml::new(&[Card::geforce("GPU-0"), other]);
+    let rig = Rig::start(&fake).await;
+    check(&rig.next("GPU-0").await, &[]);
+
+    fake.sleeps("0000:01:00.0", true);
+    let asleep = rig
+        .readings(|all| all["GPU-0"].stats.temperature.is_none())
+        .await;
+    check(&asleep["GPU-0"].stats, &without_values("ASLEEP"));
+    let condition = rig.live.condition("GPU-0").unwrap();
+    assert_eq!(condition.state, pb::GpuState::Asleep);
+    let calls = fake.calls("GPU-0", "utilization") + fake.calls("GPU-0", "handle");
+    let before = rig.live.reading("GPU-1").unwrap().number;
+    let readings = rig.readings(|all| all["GPU-1"].number >= before + 20).await;
+    assert!(readings["GPU-1"].stats.temperature.is_some());
+    let later = fake.calls("GPU-0", "utilization") + fake.calls("GPU-0", "handle");
+    assert_eq!(later, calls, "nothing was asked of it");
+
+    fake.sleeps("0000:01:00.0", false);
+    check(&rig.next("GPU-0").await, &[]);
+    let condition = rig.live.condition("GPU-0").unwrap();
+    assert_eq!(condition.state, pb::GpuState::Ok);
+    rig.stop().await;
+}

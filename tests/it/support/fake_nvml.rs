@@ -93,6 +93,20 @@ impl FakeNvml {
             .expect("a file in a directory of ours");
     }
 
+    /// What takes the place of `/sys`: there, GPUs are awake unless `sleeps` says so.
+    pub fn sysfs(&self) -> PathBuf {
+        self.folder.path().join("sys")
+    }
+
+    /// Has the kernel say that the GPU at this address sleeps, or does not.
+    pub fn sleeps(&self, address: &str, asleep: bool) {
+        let power = self.sysfs().join("bus/pci/devices").join(address);
+        let power = power.join("power");
+        fs::create_dir_all(&power).expect("a folder in a directory of ours");
+        let status = if asleep { "suspended\n" } else { "active\n" };
+        fs::write(power.join("runtime_status"), status).expect("a file in it");
+    }
+
     /// How often a call about a GPU was made.
     pub fn calls(&self, uuid: &str, call: &str) -> usize {
         let calls = fs::read_to_string(self.folder.path().join("calls")).unwrap_or_default();
