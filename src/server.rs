@@ -2,10 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -13,12 +10,7 @@ use sea_orm::{
     DbErr,
     sqlx::{postgres::PgConnectOptions, sqlite::SqliteConnectOptions},
 };
-use tokio::{
-    net::TcpListener,
-    sync::watch,
-    task::JoinHandle,
-    time::{sleep, timeout},
-};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     codec::CompressionEncoding::Gzip,
@@ -36,9 +28,8 @@ use crate::{
     cameras::Cameras,
     config::Settings,
     db::{self, Db},
-    error::{Chain, Error},
-    events::{self, Committer, Events},
-    feed,
+    error::Chain,
+    events::{Committer, Events},
     gpu::{self, Detections, GpuStats, LiveGpus, Reports},
     health::Health,
     http,
@@ -52,11 +43,7 @@ use crate::{
     rpc::{calls::Calls, layer::RequestLayer},
 };
 
-/// How long to wait before a database that is away is asked again at the start.
-const RETRY: Duration = Duration::from_secs(1);
-
-/// How often the database is asked for a sign of life.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+mod prepare;
 
 /// What keeps the server from starting, or from going on.
 #[derive(Debug, thiserror::Error)]
@@ -151,7 +138,7 @@ impl Server {
             parts.health.clone(),
             parts.shutdown.clone(),
         );
-        let preparing = tokio::spawn(prepare(parts, settings.clone(), ready, done));
+        let preparing = tokio::spawn(prepare::prepare(parts, settings.clone(), ready, done));
         Ok(Self {
             address,
             metrics_address,
@@ -320,144 +307,6 @@ fn routes<H: HealthService>(
         .add_service(accepting!(AlertServiceServer::new(alerts)))
         .add_service(accepting!(GpuStatsServiceServer::new(gpu_stats)));
     Ok((routes, metrics))
-}
-
-/// Brings the database up to date, starts every loop, and opens the gate.
-async fn prepare(
-    parts: Parts,
-    settings: Settings,
-    ready: Arc<AtomicBool>,
-    done: watch::Sender<bool>,
-) -> Result<gpu::Running, StartError> {
-    let mut told = false;
-    while let Err(error) = open(&parts).await {
-        if !error.may_pass() {
-            return Err(StartError::Database(error.to_string()));
-        }
-        if !std::mem::replace(&mut told, true) {
-            tracing::warn!(%error, "the database is away; it is waited for");
-        }
-        tokio::select! {
-            () = parts.shutdown.cancelled() => return Err(StartError::Serve("stopped".to_string())),
-            () = sleep(RETRY) => {}
-        }
-    }
-    let Parts {
-        db,
-        feed,
-        rules,
-        gpus,
-        detections,
-        health,
-        shutdown,
-    } = parts;
-    let start = feed.head();
-    tokio::spawn(feed.clone().run(shutdown.clone()));
-    tokio::spawn(rules.follow(feed.clone(), start, shutdown.clone()));
-    tokio::spawn(feed::retention::run(
-        db.clone(),
-        settings.feed_retention(),
-        shutdown.clone(),
-    ));
-    tokio::spawn(events::retention::run(db.clone(), shutdown.clone()));
-    tokio::spawn(gpu::history::rollup::run(db.clone(), shutdown.clone()));
-    let kept = gpu::history::retention::Kept {
-        samples: settings.gpu_stats_retention,
-        rollups: settings.gpu_rollup_retention,
-    };
-    tokio::spawn(gpu::history::retention::run(
-        db.clone(),
-        kept,
-        shutdown.clone(),
-    ));
-    tokio::spawn(watch_database(
-        db.clone(),
-        feed,
-        health.clone(),
-        shutdown.clone(),
-    ));
-    ready.store(true, Ordering::Release);
-    health.database(true);
-    health.settled().await;
-    tracing::info!("ready");
-    done.send_replace(true);
-
-    let gpu_settings = gpu::Settings {
-        library: settings.nvml_library.clone(),
-        interval: settings.gpu_interval,
-        host: settings.host(),
-        tiers: settings.tiers(),
-        kernel_log: Some(settings.kernel_log.clone()),
-        sysfs: settings.sysfs.clone(),
-        detections,
-    };
-    let gpu_health = health.clone();
-    let running = gpu::start(
-        gpu_settings,
-        db,
-        gpus,
-        move |serving| gpu_health.gpus(serving),
-        shutdown,
-    )
-    .await;
-    tracing::info!("{}", running.found);
-    Ok(running)
-}
-
-/// Why the database could not be opened.
-enum OpenError {
-    Migrating(DbErr),
-    Reading(Error),
-}
-
-impl OpenError {
-    /// Whether waiting may help.
-    fn may_pass(&self) -> bool {
-        match self {
-            Self::Migrating(error) => db::may_pass(error),
-            Self::Reading(error) => matches!(error, Error::DatabaseAway),
-        }
-    }
-}
-
-impl std::fmt::Display for OpenError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Migrating(error) => Chain(error).fmt(f),
-            Self::Reading(error) => Chain(error).fmt(f),
-        }
-    }
-}
-
-async fn open(parts: &Parts) -> Result<(), OpenError> {
-    parts.db.migrate_up().await.map_err(OpenError::Migrating)?;
-    parts.feed.open().await.map_err(OpenError::Reading)?;
-    parts.rules.reload().await.map_err(OpenError::Reading)
-}
-
-/// Tells health when the database goes away and when it comes back, until shutdown.
-async fn watch_database(db: Db, feed: Feed, health: Health, shutdown: CancellationToken) {
-    let mut reading = feed.reading();
-    let watching = async {
-        let mut away = false;
-        loop {
-            let alive = db.ping().await.is_ok();
-            if away == alive {
-                away = !alive;
-                if away {
-                    tracing::warn!(
-                        "the database is away; calls that need it are answered with UNAVAILABLE"
-                    );
-                } else {
-                    tracing::info!("the database is back");
-                }
-            }
-            health.database(alive);
-            // The feed may notice first.
-            let _ = timeout(SIGN_OF_LIFE, reading.changed()).await;
-        }
-    };
-    shutdown.run_until_cancelled(watching).await;
 }
 
 /// The database for people, without passwords.

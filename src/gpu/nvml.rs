@@ -20,6 +20,7 @@ use super::{Costs, plan::Plan};
 
 mod card;
 mod events;
+mod fields;
 
 /// The name that the system's loader looks for.
 const LIBRARY: &str = "libnvidia-ml.so.1";

@@ -1,0 +1,248 @@
+//! The settings of the process.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum};
+
+use super::values::{between, host, listen, log_filter};
+use crate::{db, feed::retention::Retention, gpu::Tiers};
+
+/// The settings. All have defaults.
+#[derive(Debug, Clone, Args)]
+pub struct Settings {
+    /// A TOML file with settings
+    #[arg(long, global = true, value_name = "FILE", env = "WATCHPOST_CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// Where to listen; port 0 takes a free one and says which
+    #[arg(
+        long, global = true, value_name = "HOST:PORT", env = "WATCHPOST_LISTEN",
+        default_value = "127.0.0.1:50051", value_parser = listen
+    )]
+    pub listen: String,
+
+    /// Where to serve metrics and health by HTTP, without TLS or login; port 0 takes a free one and says which
+    /// [default: nowhere]
+    #[arg(
+        long, global = true, value_name = "HOST:PORT", env = "WATCHPOST_METRICS_LISTEN",
+        value_parser = listen
+    )]
+    pub metrics_listen: Option<String>,
+
+    /// The folder for what Watchpost keeps on disk
+    #[arg(
+        long,
+        global = true,
+        value_name = "FOLDER",
+        env = "WATCHPOST_DATA_DIR",
+        default_value = "./watchpost-data"
+    )]
+    pub data_dir: PathBuf,
+
+    /// The database: `sqlite://PATH` or `postgres://USER:PASSWORD@HOST/NAME` [default: watchpost.db in the data folder]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "WATCHPOST_DATABASE_URL",
+        hide_env_values = true
+    )]
+    pub database_url: Option<String>,
+
+    /// How many connections to PostgreSQL to open at most, 4 to 1000
+    #[arg(
+        long, global = true, value_name = "NUMBER", env = "WATCHPOST_DATABASE_CONNECTIONS",
+        default_value = "16", value_parser = clap::value_parser!(u32).range(4..=1000)
+    )]
+    pub database_connections: u32,
+
+    /// When a commit on SQLite is on the disk: before it is answered (full) or a moment later (normal)
+    #[arg(
+        long,
+        global = true,
+        value_name = "MODE",
+        env = "WATCHPOST_SQLITE_SYNCHRONOUS",
+        default_value = "full"
+    )]
+    pub sqlite_synchronous: Synchronous,
+
+    /// How much to log to standard error: a level (error, warn, info, debug, trace), or directives such as
+    /// `info,watchpost::feed=debug`
+    #[arg(
+        long, global = true, value_name = "FILTER", env = "WATCHPOST_LOG", default_value = "info,sea_orm_migration=warn",
+        value_parser = log_filter
+    )]
+    pub log: String,
+
+    /// How often to sample the GPUs, 100ms to 1h
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_GPU_INTERVAL", default_value = "1s",
+        value_parser = between::<100, 3_600_000>
+    )]
+    pub gpu_interval: Duration,
+
+    /// How long calls into the driver may take for one GPU in a second, 1ms to 1s: what is too dear is asked less often
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_GPU_BUDGET", default_value = "5ms",
+        value_parser = between::<1, 1_000>
+    )]
+    pub gpu_budget: Duration,
+
+    /// The NVML library to load [default: libnvidia-ml.so.1, wherever the system finds it]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "WATCHPOST_NVML_LIBRARY"
+    )]
+    pub nvml_library: Option<PathBuf>,
+
+    /// How long GPU samples are kept as they were taken, 1h to 3650d
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_GPU_STATS_RETENTION", default_value = "30d",
+        value_parser = between::<3_600_000, 315_360_000_000>
+    )]
+    pub gpu_stats_retention: Duration,
+
+    /// How long they are kept minute by minute, 1h to 3650d, not shorter than as they were taken
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_GPU_ROLLUP_RETENTION", default_value = "400d",
+        value_parser = between::<3_600_000, 315_360_000_000>
+    )]
+    pub gpu_rollup_retention: Duration,
+
+    /// The kernel log, where XID errors of GPUs are read
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "WATCHPOST_KERNEL_LOG",
+        default_value = "/dev/kmsg",
+        hide = true
+    )]
+    pub kernel_log: PathBuf,
+
+    /// Where the kernel tells whether GPUs sleep
+    #[arg(
+        long,
+        global = true,
+        value_name = "FOLDER",
+        env = "WATCHPOST_SYSFS",
+        default_value = "/sys",
+        hide = true
+    )]
+    pub sysfs: PathBuf,
+
+    /// The name of this host in GPU stats [default: the system's]
+    #[arg(long, global = true, value_name = "NAME", env = "WATCHPOST_HOST", value_parser = host)]
+    pub host: Option<String>,
+
+    /// How long the change feed is kept for watches to resume from, 1m to 365d
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_FEED_RETENTION", default_value = "7d",
+        value_parser = between::<60_000, 31_536_000_000>
+    )]
+    pub feed_retention: Duration,
+
+    /// How many changes the feed keeps at most, 1000 to 1000000000
+    #[arg(
+        long, global = true, value_name = "NUMBER", env = "WATCHPOST_FEED_MAX_CHANGES", default_value = "10000000",
+        value_parser = clap::value_parser!(u64).range(1_000..=1_000_000_000)
+    )]
+    pub feed_max_changes: u64,
+
+    /// How many watches may be open at once, 1 to 1000000
+    #[arg(
+        long, global = true, value_name = "NUMBER", env = "WATCHPOST_MAX_WATCHES", default_value = "10000",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000)
+    )]
+    pub max_watches: u32,
+
+    /// The largest request to accept, in bytes, 65536 to 268435456
+    #[arg(
+        long, global = true, value_name = "BYTES", env = "WATCHPOST_MAX_MESSAGE_SIZE", default_value = "4194304",
+        value_parser = clap::value_parser!(u32).range(65_536..=268_435_456)
+    )]
+    pub max_message_size: u32,
+
+    /// How often to ask silent connections whether they are alive, 1s to 1h
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_KEEPALIVE_INTERVAL", default_value = "30s",
+        value_parser = between::<1_000, 3_600_000>
+    )]
+    pub keepalive_interval: Duration,
+
+    /// How long to wait for the answer to that, 1s to 1h
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_KEEPALIVE_TIMEOUT", default_value = "10s",
+        value_parser = between::<1_000, 3_600_000>
+    )]
+    pub keepalive_timeout: Duration,
+
+    /// How long calls may take to end at shutdown, 0s to 1h
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_SHUTDOWN_GRACE", default_value = "10s",
+        value_parser = between::<0, 3_600_000>
+    )]
+    pub shutdown_grace: Duration,
+}
+
+/// See [`db::Synchronous`].
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Synchronous {
+    /// Before it is answered
+    Full,
+    /// A moment later: a power cut may take the last commits, a crash of the process takes none
+    Normal,
+}
+
+impl Settings {
+    /// Which database, and how to treat it.
+    pub fn database(&self) -> db::Settings {
+        let file = || {
+            let path = self.data_dir.join("watchpost.db").display().to_string();
+            // What would end the path in a URL, or begin an escape, is escaped.
+            let path = path
+                .replace('%', "%25")
+                .replace('?', "%3F")
+                .replace('#', "%23");
+            format!("sqlite://{path}")
+        };
+        db::Settings {
+            url: self.database_url.clone().unwrap_or_else(file),
+            connections: self.database_connections,
+            sqlite_synchronous: match self.sqlite_synchronous {
+                Synchronous::Full => db::Synchronous::Full,
+                Synchronous::Normal => db::Synchronous::Normal,
+            },
+        }
+    }
+
+    /// How long and how many changes the feed keeps.
+    pub fn feed_retention(&self) -> Retention {
+        Retention {
+            kept: self.feed_retention,
+            max_changes: self.feed_max_changes,
+        }
+    }
+
+    /// How often calls into the driver are made, and what they may cost.
+    pub fn tiers(&self) -> Tiers {
+        Tiers {
+            budget: self.gpu_budget,
+            ..Default::default()
+        }
+    }
+
+    /// The name of this host.
+    pub fn host(&self) -> String {
+        let system = || {
+            gethostname::gethostname()
+                .to_string_lossy()
+                .chars()
+                .take(255)
+                .collect()
+        };
+        self.host.clone().unwrap_or_else(system)
+    }
+}

@@ -1,0 +1,170 @@
+//! The start of the work: the database is brought up to date, and every loop is started.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use sea_orm::DbErr;
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Parts, StartError};
+use crate::{
+    config::Settings,
+    db::{self, Db},
+    error::{Chain, Error},
+    events, feed, gpu,
+    health::Health,
+    monitor::Feed,
+};
+
+/// How often the database is asked for a sign of life.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// How long to wait before a database that is away is asked again at the start.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Brings the database up to date, starts every loop, and opens the gate.
+pub(super) async fn prepare(
+    parts: Parts,
+    settings: Settings,
+    ready: Arc<AtomicBool>,
+    done: watch::Sender<bool>,
+) -> Result<gpu::Running, StartError> {
+    let mut told = false;
+    while let Err(error) = open(&parts).await {
+        if !error.may_pass() {
+            return Err(StartError::Database(error.to_string()));
+        }
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(%error, "the database is away; it is waited for");
+        }
+        tokio::select! {
+            () = parts.shutdown.cancelled() => return Err(StartError::Serve("stopped".to_string())),
+            () = sleep(RETRY) => {}
+        }
+    }
+    let Parts {
+        db,
+        feed,
+        rules,
+        gpus,
+        detections,
+        health,
+        shutdown,
+    } = parts;
+    let start = feed.head();
+    tokio::spawn(feed.clone().run(shutdown.clone()));
+    tokio::spawn(rules.follow(feed.clone(), start, shutdown.clone()));
+    tokio::spawn(feed::retention::run(
+        db.clone(),
+        settings.feed_retention(),
+        shutdown.clone(),
+    ));
+    tokio::spawn(events::retention::run(db.clone(), shutdown.clone()));
+    tokio::spawn(gpu::history::rollup::run(db.clone(), shutdown.clone()));
+    let kept = gpu::history::retention::Kept {
+        samples: settings.gpu_stats_retention,
+        rollups: settings.gpu_rollup_retention,
+    };
+    tokio::spawn(gpu::history::retention::run(
+        db.clone(),
+        kept,
+        shutdown.clone(),
+    ));
+    tokio::spawn(watch_database(
+        db.clone(),
+        feed,
+        health.clone(),
+        shutdown.clone(),
+    ));
+    ready.store(true, Ordering::Release);
+    health.database(true);
+    health.settled().await;
+    tracing::info!("ready");
+    done.send_replace(true);
+
+    let gpu_settings = gpu::Settings {
+        library: settings.nvml_library.clone(),
+        interval: settings.gpu_interval,
+        host: settings.host(),
+        tiers: settings.tiers(),
+        kernel_log: Some(settings.kernel_log.clone()),
+        sysfs: settings.sysfs.clone(),
+        detections,
+    };
+    let gpu_health = health.clone();
+    let running = gpu::start(
+        gpu_settings,
+        db,
+        gpus,
+        move |serving| gpu_health.gpus(serving),
+        shutdown,
+    )
+    .await;
+    tracing::info!("{}", running.found);
+    Ok(running)
+}
+
+/// Why the database could not be opened.
+enum OpenError {
+    Migrating(DbErr),
+    Reading(Error),
+}
+
+impl OpenError {
+    /// Whether waiting may help.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Migrating(error) => db::may_pass(error),
+            Self::Reading(error) => matches!(error, Error::DatabaseAway),
+        }
+    }
+}
+
+impl std::fmt::Display for OpenError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Migrating(error) => Chain(error).fmt(f),
+            Self::Reading(error) => Chain(error).fmt(f),
+        }
+    }
+}
+
+async fn open(parts: &Parts) -> Result<(), OpenError> {
+    parts.db.migrate_up().await.map_err(OpenError::Migrating)?;
+    parts.feed.open().await.map_err(OpenError::Reading)?;
+    parts.rules.reload().await.map_err(OpenError::Reading)
+}
+
+/// Tells health when the database goes away and when it comes back, until shutdown.
+async fn watch_database(db: Db, feed: Feed, health: Health, shutdown: CancellationToken) {
+    let mut reading = feed.reading();
+    let watching = async {
+        let mut away = false;
+        loop {
+            let alive = db.ping().await.is_ok();
+            if away == alive {
+                away = !alive;
+                if away {
+                    tracing::warn!(
+                        "the database is away; calls that need it are answered with UNAVAILABLE"
+                    );
+                } else {
+                    tracing::info!("the database is back");
+                }
+            }
+            health.database(alive);
+            // The feed may notice first.
+            let _ = timeout(SIGN_OF_LIFE, reading.changed()).await;
+        }
+    };
+    shutdown.run_until_cancelled(watching).await;
+}
