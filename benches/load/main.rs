@@ -19,6 +19,8 @@ mod aggregate;
 #[allow(unreachable_pub)]
 mod guarantees;
 #[allow(unreachable_pub)]
+mod sampler;
+#[allow(unreachable_pub)]
 mod server;
 #[allow(unreachable_pub)]
 mod streams;
@@ -77,6 +79,12 @@ async fn main() -> ExitCode {
         } else {
             ExitCode::FAILURE
         };
+    }
+    if options.only.as_deref().is_none_or(|only| only == "sampler") {
+        sampler::run(options.seconds).await;
+        if options.only.is_some() {
+            return ExitCode::SUCCESS;
+        }
     }
     let url = cluster
         .as_ref()

@@ -8,12 +8,14 @@
 //! driver = 580.95.05
 //! init = !9                what opening the library gives
 //! reopen = 2               calls fail until it was opened so often, as after a driver upgrade
+//! frozen = 1               the file is not read again, nor are calls noted: for measurements
 //! [GPU-1]
 //! name = NVIDIA L40S
 //! temperature = 41         the numbers that the call gives
 //! fans = !3                the return code of the call; 3, not supported, where nothing is said
 //! power_usage = hang       does not return until the file says something else
-//! processes = after 20 3   takes 20 ms
+//! power_usage.us = 365     the call takes so many microseconds
+//! us = 5                   and every other one so many
 //! all = !15                said of every call about this GPU
 //! events = 8               the types of events that it can tell of
 //! [MIG-1 of GPU-1]

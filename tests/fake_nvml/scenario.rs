@@ -6,9 +6,9 @@ use std::{
     fs,
     io::Write,
     path::PathBuf,
-    sync::{LazyLock, atomic::Ordering},
+    sync::{Arc, LazyLock, OnceLock, atomic::Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -32,7 +32,23 @@ pub(crate) struct Card {
 }
 
 impl Scenario {
-    pub(crate) fn read() -> Self {
+    pub(crate) fn read() -> Arc<Self> {
+        static FROZEN: OnceLock<Arc<Scenario>> = OnceLock::new();
+        if let Some(frozen) = FROZEN.get() {
+            return frozen.clone();
+        }
+        let scenario = Arc::new(Self::parse());
+        if scenario.is_frozen() {
+            let _ = FROZEN.set(scenario.clone());
+        }
+        scenario
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.general.contains_key("frozen")
+    }
+
+    fn parse() -> Self {
         let text = fs::read_to_string(FOLDER.join("scenario")).unwrap_or_default();
         let mut scenario = Self::default();
         for line in text.lines() {
@@ -91,13 +107,11 @@ pub(crate) fn told(uuid: &str, key: &str) -> Answer<String> {
     if OPENED.load(Ordering::SeqCst) < reopen {
         return Err(LIB_RM_VERSION_MISMATCH);
     }
-    let calls = fs::File::options()
-        .create(true)
-        .append(true)
-        .open(FOLDER.join("calls"));
-    if let Ok(mut calls) = calls {
-        let _ = calls.write_all(format!("{uuid} {key}\n").as_bytes());
+    let scenario = Scenario::read();
+    if !scenario.is_frozen() {
+        note(uuid, key);
     }
+    take_time(&scenario, uuid, key);
     loop {
         let scenario = Scenario::read();
         let Some(card) = scenario.cards.iter().find(|card| card.uuid == uuid) else {
@@ -116,13 +130,38 @@ pub(crate) fn told(uuid: &str, key: &str) -> Answer<String> {
     }
 }
 
-fn reading(text: &str) -> Answer<String> {
-    // `after 20 51` takes 20 ms.
-    if let Some(text) = text.strip_prefix("after ") {
-        let (millis, text) = text.split_once(' ').unwrap_or((text, ""));
-        thread::sleep(Duration::from_millis(millis.parse().unwrap_or(0)));
-        return reading(text);
+fn note(uuid: &str, key: &str) {
+    let calls = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(FOLDER.join("calls"));
+    if let Ok(mut calls) = calls {
+        let _ = calls.write_all(format!("{uuid} {key}\n").as_bytes());
     }
+}
+
+/// Takes as long as is said of the call. A short one keeps the processor busy, as in the driver; a
+/// long one waits for the card.
+fn take_time(scenario: &Scenario, uuid: &str, key: &str) {
+    let began = Instant::now();
+    let Some(card) = scenario.cards.iter().find(|card| card.uuid == uuid) else {
+        return;
+    };
+    let micros = card.answers.get(&format!("{key}.us"));
+    let micros = micros.or_else(|| card.answers.get("us"));
+    let Some(micros) = micros.and_then(|micros| micros.parse().ok()) else {
+        return;
+    };
+    let time = Duration::from_micros(micros);
+    if micros >= 100 {
+        thread::sleep(time);
+    }
+    while began.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
+fn reading(text: &str) -> Answer<String> {
     match text.strip_prefix('!') {
         Some(code) => Err(code.parse().unwrap_or(UNKNOWN)),
         None => Ok(text.into()),

@@ -21,6 +21,7 @@ mod agent;
 mod events;
 mod faults;
 mod history;
+mod profiles;
 mod report;
 mod rpc;
 mod values;

@@ -269,3 +269,40 @@ async fn a_gpu_that_sleeps_is_not_woken() {
     assert_eq!(condition.state, pb::GpuState::Ok);
     rig.stop().await;
 }
+
+#[tokio::test]
+async fn of_eight_cards_one_that_hangs_costs_the_others_nothing() {
+    let fake = FakeNvml::new(&Card::server());
+    let rig = Rig::start(&fake).await;
+    rig.readings(|all| all.len() == 8).await;
+    let mut cards = Card::server();
+    cards[3] = cards[3].clone().with("temperature", "hang");
+    fake.set(&cards);
+    rig.readings(|all| all["GPU-3"].stats.temperature.is_none())
+        .await;
+    let before: BTreeMap<_, _> = rig
+        .live
+        .readings()
+        .into_iter()
+        .map(|reading| (reading.stats.gpu_uuid.clone().unwrap(), reading.number))
+        .collect();
+    let others = |all: &BTreeMap<String, Arc<Reading>>| {
+        all.iter().all(|(uuid, reading)| {
+            let sampled =
+                reading.number >= before[uuid] + 20 && reading.stats.temperature.is_some();
+            uuid == "GPU-3" || sampled
+        })
+    };
+    let all = rig.readings(others).await;
+    check(
+        &all["GPU-3"].stats,
+        &[
+            without_values("TIMED_OUT"),
+            vec![("gpu_name", "\"NVIDIA H200\"")],
+        ]
+        .concat(),
+    );
+    fake.set(&Card::server());
+    assert!(rig.next("GPU-3").await.temperature.is_some());
+    rig.stop().await;
+}

@@ -345,7 +345,7 @@ async fn between_two_slow_samples_only_what_changes_fast_is_asked() {
 
 #[tokio::test]
 async fn calls_that_do_not_fit_the_budget_are_made_less_often() {
-    let fake = FakeNvml::new(&[Card::geforce("GPU-1").with("processes", "after 30 3")]);
+    let fake = FakeNvml::new(&[Card::geforce("GPU-1").with("processes.us", "30000")]);
     let rig = as_a_server_does(&fake, Duration::from_millis(500)).await;
     let is_dear = |reading: &Reading| reading.stats.compute_processes_count.is_none();
     let dear = rig

@@ -12,6 +12,10 @@ use std::{
 
 use tempfile::TempDir;
 
+// Relative to this file, for whoever includes it from elsewhere.
+#[path = "fake_nvml/profiles.rs"]
+mod profiles;
+
 /// A library, and the GPUs that it knows of, which a test may change at any time.
 pub struct FakeNvml {
     folder: TempDir,
@@ -118,76 +122,6 @@ impl FakeNvml {
 }
 
 impl Card {
-    /// A card for a desk: a fan, a video encoder, an absolute slowdown temperature.
-    pub fn geforce(uuid: &str) -> Self {
-        Self::new(uuid, "NVIDIA GeForce RTX 4080 SUPER")
-            .with("utilization", "37 12")
-            .with("memory", "1610612736 463470592 17171480576")
-            .with("temperature", "51")
-            .with("power_usage", "87654")
-            .with("power_limit", "320000")
-            .with("fans", "2")
-            .with("fan_speed_0", "30")
-            .with("fan_speed_1", "34")
-            .with("sm_clock", "2535")
-            .with("sm_clock_max", "3105")
-            .with("memory_clock", "11501")
-            .with("memory_clock_max", "11502")
-            .with("pstate", "2")
-            .with("throttle_reasons", "4")
-            .with("processes", "3")
-            .with("pcie_replay_counter", "0")
-            .with("temp_slowdown_threshold", "96")
-            .with("pcie_link_gen", "4")
-            .with("pcie_link_width", "16")
-            .with("pcie_link_gen_max", "4")
-            .with("pcie_link_width_max", "16")
-            .with("pcie_bytes", "wide 300000000 700000000")
-            .with("encoder_utilization", "21")
-            .with("decoder_utilization", "64")
-            .with("bar1", "16777216 17179869184")
-            .with("energy", "123456789012")
-            .with("power_instant", "119880")
-    }
-
-    /// A card for a data centre: no fan, a slowdown temperature that is only a margin, and a
-    /// replay counter that does not start at 0.
-    pub fn h200(uuid: &str) -> Self {
-        Self::geforce(uuid)
-            .with("name", "NVIDIA H200")
-            .with("fans", "!3")
-            .with("fan_speed_0", "!3")
-            .with("temp_slowdown_threshold", "4294967294")
-            .with("mig_mode", "0")
-            .with("pstate", "0")
-            .with("throttle_reasons", "1")
-            .with("pcie_replay_counter", "4")
-            .with("encoder_utilization", "0")
-            .with("memory_temperature", "38")
-    }
-
-    /// A data-centre card that is divided: it does not tell how busy it is.
-    pub fn h100_divided(uuid: &str) -> Self {
-        Self::h200(uuid)
-            .with("name", "NVIDIA H100 80GB HBM3")
-            .with("mig_mode", "1")
-            .with("utilization", "!3")
-            .with("encoder_utilization", "!3")
-            .with("decoder_utilization", "!3")
-    }
-
-    /// A part of a divided card: little more than its memory is known.
-    pub fn instance(uuid: &str, parent: &str) -> Self {
-        let answers = BTreeMap::new();
-        Self {
-            uuid: uuid.into(),
-            parent: Some(parent.into()),
-            answers,
-        }
-        .with("name", "NVIDIA H100 80GB HBM3 MIG 1g.10gb")
-        .with("memory", "15728640 0 10200547328")
-    }
-
     fn new(uuid: &str, name: &str) -> Self {
         Self {
             uuid: uuid.into(),
