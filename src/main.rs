@@ -53,7 +53,7 @@ async fn run(cli: Cli) -> ExitCode {
                 host: settings.host(),
                 detections: gpu::Detections::default(),
                 tiers: settings.tiers(),
-                kernel_log: None,
+                kernel_log: Some(settings.kernel_log.clone()),
                 sysfs: settings.sysfs.clone(),
             };
             report(agent::Settings {

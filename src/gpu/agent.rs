@@ -1,6 +1,7 @@
-//! `watchpost agent`: samples the GPUs of this host, and reports them to a server elsewhere.
+//! `watchpost agent`: samples the GPUs of this host, and reports them to a server elsewhere, with what
+//! happens to them and how they are.
 //!
-//! Samples wait in the queue. What has been sent stays as it is, whatever becomes of the queue and
+//! Samples and events wait in queues. What has been sent stays as it is, whatever becomes of the queue and
 //! the connection, until the server has said that it is stored: only so can it be sent again.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -17,12 +18,15 @@ use tonic::{Code, Status, transport::Endpoint};
 use uuid::Uuid;
 
 use super::{
+    check::MOST_EVENTS,
     condition::Conditions,
-    events, hear, launch,
-    live::LiveGpus,
+    events::{self, store::Reported},
+    hear, launch,
+    live::{Condition, LiveGpus},
     queue::{Queue, Row},
 };
 use crate::{
+    entity,
     error::Chain,
     pb::{self, gpu_stats_service_client::GpuStatsServiceClient},
 };
@@ -32,6 +36,9 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// How large a batch may be, in bytes: no server accepts less than 64 KiB.
 const LARGEST_BATCH: usize = 60_000;
+
+/// How much of that events and conditions may take each.
+const LARGEST_PART: usize = 20_000;
 
 /// How many samples a server accepts at a time.
 const MOST: usize = 1_000;
@@ -66,6 +73,10 @@ pub struct Settings {
 struct Agent {
     endpoint: Endpoint,
     queue: Arc<Queue>,
+    events: Arc<events::Queue>,
+    conditions: Arc<Conditions>,
+    /// How the server was told that the GPUs are.
+    reported: Reported,
     reporter_id: String,
     host: String,
     /// The number of the last batch.
@@ -89,13 +100,13 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) {
     tracing::info!("reporting the GPUs of {host} to {server}");
     let queue = Arc::new(Queue::of(settings.buffer));
     let live = LiveGpus::default();
-    // What happens to its GPUs an agent does not report, beyond what samples say.
     let events = Arc::new(events::Queue::default());
     let conditions = Conditions::new(live.clone(), events.clone(), HashMap::new());
     let happening = (Arc::new(conditions), events);
-    let (samplers, found) = launch(settings.gpus, live, queue.clone(), happening, |_| {});
+    let gpus = settings.gpus;
+    let (samplers, found) = launch(gpus, live, queue.clone(), happening.clone(), |_| {});
     let draining = CancellationToken::new();
-    let mut agent = Agent::new(host, settings.server, queue, draining.clone());
+    let mut agent = Agent::new(host, settings.server, queue, happening, draining.clone());
     let mut reporting = Box::pin(agent.report());
     let told = async {
         tracing::info!("{}", hear(found).await);
@@ -115,13 +126,23 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) {
     if reported {
         tracing::info!("stopped; all samples are reported");
     } else {
-        let lost = agent.waiting();
-        tracing::warn!(lost, "stopped; the last GPU samples could not be reported");
+        let (lost, lost_events) = (agent.waiting(), agent.waiting_events());
+        tracing::warn!(
+            lost,
+            lost_events,
+            "stopped; the last GPU samples could not be reported"
+        );
     }
 }
 
 impl Agent {
-    fn new(host: String, server: Uri, queue: Arc<Queue>, draining: CancellationToken) -> Self {
+    fn new(
+        host: String,
+        server: Uri,
+        queue: Arc<Queue>,
+        (conditions, events): (Arc<Conditions>, Arc<events::Queue>),
+        draining: CancellationToken,
+    ) -> Self {
         let (ask_after, answer_within) = KEEPALIVE;
         let endpoint = Endpoint::from(server)
             .connect_timeout(CONNECT_WITHIN)
@@ -131,6 +152,9 @@ impl Agent {
         Self {
             endpoint,
             queue,
+            events,
+            conditions,
+            reported: Reported::default(),
             // Of its own, since the count begins anew.
             reporter_id: Uuid::now_v7().to_string(),
             host,
@@ -202,11 +226,16 @@ impl Agent {
             tokio::select! {
                 () = sleep_until(self.next_report) => {}
                 () = self.queue.filled() => {}
+                () = self.events.filled() => {}
                 () = self.draining.cancelled() => {}
             }
-            let (mut samples, mut bytes) = (0, 0);
+            let (gpu_events, gpu_conditions) = (self.take_events(), self.take_conditions());
+            let parts = gpu_events.iter().map(Message::encoded_len);
+            let parts = parts.chain(gpu_conditions.iter().map(Message::encoded_len));
+            // With the key and the length that come before each.
+            let mut bytes: usize = parts.map(|part| part + 4).sum();
+            let mut samples = 0;
             let fits = |row: &Row| {
-                // With the key and the length that come before it.
                 bytes += row.reading.stats.encoded_len() + 4;
                 samples += 1;
                 samples == 1 || bytes <= LARGEST_BATCH && samples <= MOST
@@ -218,13 +247,49 @@ impl Agent {
             if rest == 0 {
                 self.next_report += REPORT_EVERY;
             }
-            if !rows.is_empty() || self.lost > 0 {
-                return Some(self.batch_of(&rows));
+            let nothing = rows.is_empty() && gpu_events.is_empty() && gpu_conditions.is_empty();
+            if !nothing || self.lost > 0 {
+                return Some(pb::RecordGpuStatsRequest {
+                    gpu_events,
+                    gpu_conditions,
+                    ..self.batch_of(&rows)
+                });
             }
             if self.draining.is_cancelled() {
                 return None;
             }
         }
+    }
+
+    /// Takes the oldest events out.
+    fn take_events(&self) -> Vec<pb::GpuEvent> {
+        let draining = self.draining.is_cancelled();
+        self.events
+            .settle((!draining).then(|| Instant::now().into_std()));
+        let events = self.events.first(MOST_EVENTS);
+        let mut bytes = 0;
+        let messages = events
+            .iter()
+            .map(|event| pb::GpuEvent::from(event.fact(&self.host)));
+        let messages: Vec<_> = messages
+            .take_while(|event| {
+                let first = bytes == 0;
+                bytes += event.encoded_len() + 4;
+                first || bytes <= LARGEST_PART
+            })
+            .collect();
+        self.events.remove(messages.len());
+        messages
+    }
+
+    /// How those GPUs are of which the server does not know it.
+    fn take_conditions(&mut self) -> Vec<pb::GpuCondition> {
+        let now = entity::now();
+        let mut news = self.reported.news(self.conditions.told(), now);
+        news.truncate(LARGEST_PART / 128);
+        let conditions = news.iter().map(message).collect();
+        self.reported.remember(news, now);
+        conditions
     }
 
     fn batch_of(&mut self, rows: &[Row]) -> pb::RecordGpuStatsRequest {
@@ -238,6 +303,7 @@ impl Agent {
             gpu_stats,
             lost: i64::try_from(std::mem::take(&mut self.lost)).unwrap_or(i64::MAX),
             driver_version,
+            ..Default::default()
         }
     }
 
@@ -259,10 +325,11 @@ impl Agent {
         if status.code() == Code::InvalidArgument
             && let Some(batch) = self.batch.take()
         {
-            let lost = batch.gpu_stats.len();
+            let (lost, lost_events) = (batch.gpu_stats.len(), batch.gpu_events.len());
             tracing::error!(
                 reason,
                 lost,
+                lost_events,
                 "the server refuses GPU samples; they are dropped"
             );
             self.lost += lost as u64 + u64::try_from(batch.lost).unwrap_or(0);
@@ -281,5 +348,19 @@ impl Agent {
     fn waiting(&self) -> usize {
         let sent = self.batch.as_ref().map_or(0, |batch| batch.gpu_stats.len());
         sent + self.queue.len()
+    }
+    /// How many events are not known to be stored.
+    fn waiting_events(&self) -> i64 {
+        let sent = self.batch.iter().flat_map(|batch| &batch.gpu_events);
+        let sent: i64 = sent.map(|event| event.occurrences).sum();
+        sent + self.events.unstored()
+    }
+}
+
+fn message((uuid, condition): &(String, Condition)) -> pb::GpuCondition {
+    pb::GpuCondition {
+        gpu_uuid: uuid.clone(),
+        state: condition.state.into(),
+        memory_pressure: condition.memory_pressure.map(Into::into),
     }
 }

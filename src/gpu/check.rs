@@ -4,15 +4,28 @@ use std::ops::RangeInclusive;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::columns;
+use super::{columns, live::Condition};
 use crate::{
+    entity::{
+        gpu,
+        gpu_event::{self, GpuEventKind, GpuEventSource},
+    },
     error::{Error, Result},
     pb::{self, AbsentReason},
-    rpc::{check, time},
+    rpc::{check, enums::FromProto, time},
 };
 
-/// How many samples a batch may have.
+/// How many samples, or GPUs that it says the condition of, a batch may have.
 const MOST: usize = 1_000;
+
+/// How many events it may have: each costs a statement.
+pub(super) const MOST_EVENTS: usize = 100;
+
+/// How long what is said of an event may be, in characters.
+const LONGEST_DETAIL: usize = 4_000;
+
+/// How many events one may stand for.
+const MOST_OCCURRENCES: i64 = 1_000_000_000;
 
 /// How far the clock of a reporter may be ahead of ours.
 const AHEAD: TimeDelta = TimeDelta::minutes(5);
@@ -37,6 +50,10 @@ pub(super) struct Batch {
     pub lost: i64,
     pub driver_version: Option<String>,
     pub gpu_stats: Vec<pb::GpuStats>,
+    /// Without ids.
+    pub events: Vec<gpu_event::Model>,
+    /// By UUID.
+    pub conditions: Vec<(String, Condition)>,
 }
 
 impl Reporter {
@@ -76,19 +93,109 @@ impl Batch {
         let lost = check::within("lost", request.lost, 0..=MOST_LOST)?;
         let driver_version = request.driver_version.as_deref();
         let driver_version = check::optional_text("driver_version", driver_version, 1..=80)?;
-        if request.gpu_stats.len() > MOST {
-            let problem = format!("must have at most {MOST} entries");
-            return Err(Error::invalid("gpu_stats", problem));
+        for (field, length, most) in [
+            ("gpu_stats", request.gpu_stats.len(), MOST),
+            ("gpu_events", request.gpu_events.len(), MOST_EVENTS),
+            ("gpu_conditions", request.gpu_conditions.len(), MOST),
+        ] {
+            if length > most {
+                let problem = format!("must have at most {most} entries");
+                return Err(Error::invalid(field, problem));
+            }
         }
         let sample = |(at, stats)| sample(&format!("gpu_stats[{at}]"), stats, host, now);
         let gpu_stats = request.gpu_stats.into_iter().enumerate().map(sample);
+        let event = |(at, event)| self::event(&format!("gpu_events[{at}]"), event, host, now);
+        let events = request.gpu_events.into_iter().enumerate().map(event);
+        let condition = |(at, known)| condition(&format!("gpu_conditions[{at}]"), known);
+        let conditions = request.gpu_conditions.iter().enumerate().map(condition);
         Ok(Self {
             sequence,
             lost,
             driver_version,
             gpu_stats: gpu_stats.collect::<Result<_>>()?,
+            events: events.collect::<Result<_>>()?,
+            conditions: conditions.collect::<Result<_>>()?,
         })
     }
+}
+
+/// When something was, in the past or a little ahead.
+fn past(
+    field: &str,
+    at: Option<prost_types::Timestamp>,
+    now: DateTime<Utc>,
+) -> Result<DateTime<Utc>> {
+    let at = at.ok_or_else(|| Error::invalid(field, "is required"))?;
+    let at = time::from_proto(field, at)?;
+    if at > now + AHEAD {
+        let problem = "must not be more than 5 minutes ahead of the server's clock";
+        return Err(Error::invalid(field, problem));
+    }
+    Ok(at)
+}
+
+/// An event that can be stored.
+fn event(
+    path: &str,
+    event: pb::GpuEvent,
+    host: &str,
+    now: DateTime<Utc>,
+) -> Result<gpu_event::Model> {
+    let at = |field: &str| format!("{path}.{field}");
+    if event.id != 0 {
+        let problem = "must be 0: the server numbers events";
+        return Err(Error::invalid(at("id"), problem));
+    }
+    let required = |field: &str| Error::invalid(at(field), "is required");
+    let name = |field: &str, value: Option<String>, most: usize| {
+        let name = |value: String| check::name(&at(field), &value, 1..=most);
+        value.map(name).transpose()
+    };
+    let number = |field: &str, value: Option<i64>| {
+        let number = |value| check::within(&at(field), value, 0..=i64::MAX);
+        value.map(number).transpose()
+    };
+    let index = |value| check::within(&at("gpu_index"), value, 0..=i32::MAX);
+    let occurrences = check::within(&at("occurrences"), event.occurrences, 0..=MOST_OCCURRENCES)?;
+    Ok(gpu_event::Model {
+        id: 0,
+        occurred_at: past(&at("occurred_at"), event.occurred_at, now)?,
+        host: if event.host.is_empty() {
+            host.to_string()
+        } else {
+            check::name(&at("host"), &event.host, 1..=255)?
+        },
+        gpu_uuid: name("gpu_uuid", event.gpu_uuid, 96)?,
+        gpu_index: event.gpu_index.map(index).transpose()?,
+        gpu_name: name("gpu_name", event.gpu_name, 255)?,
+        pci_bus_id: name("pci_bus_id", event.pci_bus_id, 32)?,
+        mig_parent_uuid: name("mig_parent_uuid", event.mig_parent_uuid, 96)?,
+        kind: GpuEventKind::from_proto(&at("kind"), event.kind)?.ok_or_else(|| required("kind"))?,
+        code: number("code", event.code)?,
+        detail: check::optional_text(&at("detail"), event.detail.as_deref(), 1..=LONGEST_DETAIL)?,
+        source: GpuEventSource::from_proto(&at("source"), event.source)?
+            .ok_or_else(|| required("source"))?,
+        occurrences: occurrences.max(1),
+    })
+}
+
+/// How a GPU is said to be.
+fn condition(path: &str, known: &pb::GpuCondition) -> Result<(String, Condition)> {
+    let at = |field: &str| format!("{path}.{field}");
+    let uuid = check::name(&at("gpu_uuid"), &known.gpu_uuid, 1..=96)?;
+    let state = gpu::GpuState::from_proto(&at("state"), known.state)?
+        .ok_or_else(|| Error::invalid(at("state"), "is required"))?;
+    let pressure = |value| {
+        let level = gpu::MemoryPressure::from_proto(&at("memory_pressure"), value)?;
+        level.ok_or_else(|| Error::invalid(at("memory_pressure"), "must not be unspecified"))
+    };
+    let pressure = known.memory_pressure.map(pressure).transpose()?;
+    let condition = Condition {
+        state: state.into(),
+        memory_pressure: pressure.map(Into::into),
+    };
+    Ok((uuid, condition))
 }
 
 /// A sample that can be stored, with what it has left out.
@@ -99,15 +206,7 @@ fn sample(
     now: DateTime<Utc>,
 ) -> Result<pb::GpuStats> {
     check_values(path, &stats)?;
-    let field = format!("{path}.recorded_at");
-    let at = stats
-        .recorded_at
-        .ok_or_else(|| Error::invalid(&field, "is required"))?;
-    let at = time::from_proto(&field, at)?;
-    if at > now + AHEAD {
-        let problem = "must not be more than 5 minutes ahead of the server's clock";
-        return Err(Error::invalid(field, problem));
-    }
+    let at = past(&format!("{path}.recorded_at"), stats.recorded_at, now)?;
     // As it will be read back.
     stats.recorded_at = Some(time::to_proto(at));
     stats.host.get_or_insert_with(|| host.to_string());

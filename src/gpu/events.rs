@@ -33,6 +33,7 @@ pub(super) use self::queue::Queue;
 #[derive(Debug, Clone)]
 pub(super) struct Happened {
     pub at: DateTime<Utc>,
+    /// Its UUID is empty as long as that is not known.
     pub gpu: Option<Arc<pb::Gpu>>,
     /// Where the GPU is that nobody knows.
     pub address: Option<PciAddress>,
@@ -76,28 +77,37 @@ impl Happened {
 
     /// The GPU, by its UUID or at least by its place.
     fn whom(&self) -> Option<String> {
-        let uuid = self.gpu.as_ref().map(|gpu| gpu.uuid.clone());
-        uuid.or_else(|| Some(self.address?.to_string()))
+        let index = || Some(self.gpu.as_ref()?.gpu_index?.to_string());
+        let place = || self.address.map(|address| address.to_string());
+        self.uuid()
+            .map(str::to_string)
+            .or_else(place)
+            .or_else(index)
     }
 
-    fn row(&self, host: &str) -> gpu_event::ActiveModel {
-        use sea_orm::Set;
+    fn uuid(&self) -> Option<&str> {
+        let uuid = self.gpu.as_ref()?.uuid.as_str();
+        (!uuid.is_empty()).then_some(uuid)
+    }
+
+    /// What is kept of it, on this host. It has no id yet.
+    pub(super) fn fact(&self, host: &str) -> gpu_event::Model {
         let gpu = self.gpu.as_deref();
         let address = || self.address.map(|address| address.to_string());
-        gpu_event::ActiveModel {
-            occurred_at: Set(self.at),
-            host: Set(host.into()),
-            gpu_uuid: Set(gpu.map(|gpu| gpu.uuid.clone())),
-            gpu_index: Set(gpu.and_then(|gpu| gpu.gpu_index)),
-            gpu_name: Set(gpu.and_then(|gpu| gpu.name.clone())),
-            pci_bus_id: Set(gpu.and_then(|gpu| gpu.pci_bus_id.clone()).or_else(address)),
-            mig_parent_uuid: Set(gpu.and_then(|gpu| gpu.mig_parent_uuid.clone())),
-            kind: Set(self.kind),
-            code: Set(self.code),
-            detail: Set(self.detail.clone()),
-            source: Set(self.source),
-            occurrences: Set(self.occurrences),
-            ..Default::default()
+        gpu_event::Model {
+            id: 0,
+            occurred_at: self.at,
+            host: host.into(),
+            gpu_uuid: self.uuid().map(Into::into),
+            gpu_index: gpu.and_then(|gpu| gpu.gpu_index),
+            gpu_name: gpu.and_then(|gpu| gpu.name.clone()),
+            pci_bus_id: gpu.and_then(|gpu| gpu.pci_bus_id.clone()).or_else(address),
+            mig_parent_uuid: gpu.and_then(|gpu| gpu.mig_parent_uuid.clone()),
+            kind: self.kind,
+            code: self.code,
+            detail: self.detail.clone(),
+            source: self.source,
+            occurrences: self.occurrences,
         }
     }
 }

@@ -11,8 +11,12 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    events::listener,
+    events::{Happened, listener},
     sampler::{HANGS_AFTER, Host, Pulse, Sampler},
+};
+use crate::{
+    entity::gpu_event::{GpuEventKind, GpuEventSource},
+    pb,
 };
 
 /// How often to look for GPUs, and for NVML where there is none.
@@ -57,6 +61,8 @@ struct Started {
     hangs: bool,
     /// When it was last told that there are no values because of that.
     told: Option<Instant>,
+    /// Whether it was told to hang before it was known which GPU it has.
+    nameless: bool,
 }
 
 /// Starts the threads. They send `report` once they have looked for the GPUs, for people, and tell
@@ -168,6 +174,7 @@ impl Fleet {
             pulse,
             hangs: false,
             told: None,
+            nameless: false,
         })
     }
 }
@@ -181,11 +188,16 @@ impl<H: Fn(bool)> Watchdog<H> {
 
     fn watch(&mut self) {
         let mut samplers = self.samplers.lock();
-        for sampler in samplers.values_mut() {
+        for (index, sampler) in samplers.iter_mut() {
             let pulse = &sampler.pulse;
             let hangs = pulse.hangs();
             if let Some(uuid) = pulse.uuid() {
                 self.host.conditions.watch(uuid, || pulse.hangs());
+            }
+            let nameless = hangs && (pulse.uuid().is_none() || sampler.nameless);
+            if nameless != sampler.nameless {
+                sampler.nameless = nameless;
+                self.tell_nameless(*index, nameless);
             }
             if hangs != sampler.hangs {
                 sampler.hangs = hangs;
@@ -219,6 +231,26 @@ impl<H: Fn(bool)> Watchdog<H> {
             self.serving = serving;
             (self.health)(serving);
         }
+    }
+}
+
+impl<H> Watchdog<H> {
+    /// Tells that a GPU hangs, or no longer does, of which nothing but the index is known.
+    fn tell_nameless(&self, index: u32, hangs: bool) {
+        let gpu = pb::Gpu {
+            host: self.host.name.clone(),
+            gpu_index: i32::try_from(index).ok(),
+            ..Default::default()
+        };
+        let (kind, detail) = if hangs {
+            let why = "the first calls about it do not return";
+            (GpuEventKind::Unresponsive, Some(why.to_string()))
+        } else {
+            (GpuEventKind::Responsive, None)
+        };
+        let source = GpuEventSource::Watchdog;
+        let event = Happened::to(&Arc::new(gpu), kind, source, detail);
+        self.host.events.push(event);
     }
 }
 

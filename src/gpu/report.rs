@@ -1,4 +1,4 @@
-//! `RecordGpuStats`: samples that other hosts report.
+//! `RecordGpuStats`: samples and events that other hosts report.
 
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use tonic::{Status, Streaming};
 
 use super::{
     check::{Batch, Reporter},
+    events::store,
     live::LiveGpus,
     rows::{self, Seen},
 };
@@ -152,6 +153,7 @@ impl Report {
                     return Ok(false);
                 }
                 rows::insert(tx, batch.gpu_stats.iter(), &gpus).await?;
+                store::insert(tx, batch.events.clone(), &batch.conditions).await?;
                 Ok(true)
             })
             .await?;

@@ -1,18 +1,22 @@
 //! The rows of samples, and of the GPUs that they are of.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{
-    ActiveModelTrait, DatabaseTransaction, EntityTrait, Set,
+    ActiveModelTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect, Set,
     sea_query::{Expr, Func, OnConflict},
 };
 
-use super::columns::{has_values, recorded_at};
+use super::{
+    columns::{has_values, recorded_at},
+    queue::Row,
+};
 use crate::{
+    db::Db,
     entity::{gpu, gpu_stats},
     error::Result,
     pb,
@@ -99,6 +103,28 @@ pub(super) async fn insert<'a>(
             .exec_without_returning(tx)
             .await?;
     }
+    Ok(())
+}
+
+/// Leaves out the samples that are stored already.
+pub(super) async fn leave_out_stored(db: &Db, rows: &mut Vec<Row>) -> Result<()> {
+    use gpu_stats::COLUMN;
+    let times = rows.iter().map(|row| recorded_at(&row.reading.stats));
+    let (Some(first), Some(last)) = (times.clone().min(), times.max()) else {
+        return Ok(());
+    };
+    let stored = gpu_stats::Entity::find()
+        .select_only()
+        .columns([gpu_stats::Column::GpuUuid, gpu_stats::Column::RecordedAt])
+        .filter(COLUMN.recorded_at.between(first, last))
+        .into_tuple()
+        .all(db.reader())
+        .await?;
+    let stored: HashSet<(Option<String>, DateTime<Utc>)> = stored.into_iter().collect();
+    rows.retain(|row| {
+        let stats = &row.reading.stats;
+        !stored.contains(&(stats.gpu_uuid.clone(), recorded_at(stats)))
+    });
     Ok(())
 }
 

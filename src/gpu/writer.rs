@@ -39,7 +39,7 @@ pub(super) async fn run(
             () = tokio::time::sleep_until(until) => {}
             () = queue.filled(), if away.is_none() => {}
         }
-        match store_all(&db, &queue, &mut seen).await {
+        match store_all(&db, &queue, &mut seen, away.is_some()).await {
             Ok(()) => {
                 let dropped = queue.take_dropped();
                 if away.take().is_some() {
@@ -59,20 +59,28 @@ pub(super) async fn run(
         }
     }
     stop_samplers();
-    let stored = timeout(FLUSH_WITHIN, store_all(&db, &queue, &mut seen)).await;
+    let rest = store_all(&db, &queue, &mut seen, away.is_some());
+    let stored = timeout(FLUSH_WITHIN, rest).await;
     if !matches!(stored, Ok(Ok(()))) {
         let lost = queue.len();
         tracing::warn!(lost, "the last GPU samples could not be stored");
     }
 }
 
-async fn store_all(db: &Db, queue: &Queue, seen: &mut Seen) -> Result<()> {
+/// Stores what waits. After a failure nobody knows whether what was stored then is there: a commit may
+/// be made whose answer is lost.
+async fn store_all(db: &Db, queue: &Queue, seen: &mut Seen, mut after_failure: bool) -> Result<()> {
     loop {
-        let (rows, end) = queue.first(BATCH);
+        let (mut rows, end) = queue.first(BATCH);
         if rows.is_empty() {
             return Ok(());
         }
-        store(db, &rows, seen).await?;
+        if std::mem::take(&mut after_failure) {
+            rows::leave_out_stored(db, &mut rows).await?;
+        }
+        if !rows.is_empty() {
+            store(db, &rows, seen).await?;
+        }
         queue.remove_up_to(end);
     }
 }

@@ -21,6 +21,7 @@ mod agent;
 mod events;
 mod faults;
 mod history;
+mod lost_answers;
 mod profiles;
 mod report;
 mod rpc;

@@ -86,24 +86,24 @@ impl Queue {
     }
 
     /// Waits until there is something to store.
-    pub(super) async fn filled(&self) {
+    pub(in crate::gpu) async fn filled(&self) {
         self.filled.notified().await;
     }
 
     /// The oldest events, which stay.
-    pub(super) fn first(&self, most: usize) -> Vec<Happened> {
+    pub(in crate::gpu) fn first(&self, most: usize) -> Vec<Happened> {
         self.waiting().rows.iter().take(most).cloned().collect()
     }
 
     /// Removes the oldest events: they are stored.
-    pub(super) fn remove(&self, count: usize) {
+    pub(in crate::gpu) fn remove(&self, count: usize) {
         let mut waiting = self.waiting();
         let count = count.min(waiting.rows.len());
         waiting.rows.drain(..count);
     }
 
     /// Has what was counted for long enough stored; all of it if there is no time left.
-    pub(super) fn settle(&self, now: Option<Instant>) {
+    pub(in crate::gpu) fn settle(&self, now: Option<Instant>) {
         let mut waiting = self.waiting();
         let due = |counted: &Counted| {
             now.is_none_or(|now| now.saturating_duration_since(counted.since) >= COUNT_FOR)
@@ -129,7 +129,7 @@ impl Queue {
     }
 
     /// How many events are not stored.
-    pub(super) fn unstored(&self) -> i64 {
+    pub(in crate::gpu) fn unstored(&self) -> i64 {
         let waiting = self.waiting();
         let counted = waiting.counted.values().map(|counted| &counted.last);
         let all = waiting.rows.iter().chain(counted);

@@ -4,8 +4,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, Set,
-    sea_query::Expr,
+    ActiveModelTrait, ActiveValue::NotSet, ColumnTrait, DatabaseTransaction, EntityTrait,
+    QueryFilter, Set, sea_query::Expr,
 };
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Queue, announcement};
 use crate::{
     db::Db,
-    entity::{self, gpu},
+    entity::{self, gpu, gpu_event},
     error::{Chain, Result},
     feed,
     gpu::{
@@ -40,8 +40,9 @@ const SILENT_AFTER: TimeDelta = TimeDelta::minutes(3);
 /// The longest pause between two attempts while the database is away.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// What `gpus` was told of each GPU, and when.
-type Reported = HashMap<String, (Condition, DateTime<Utc>)>;
+/// What was told of how each GPU is, and when.
+#[derive(Debug, Default)]
+pub(in crate::gpu) struct Reported(HashMap<String, (Condition, DateTime<Utc>)>);
 
 /// Stores events and conditions.
 pub(in crate::gpu) struct Store {
@@ -68,10 +69,36 @@ pub(in crate::gpu) async fn stored(db: &Db, host: &str) -> Result<HashMap<String
     Ok(stored.collect())
 }
 
+impl Reported {
+    /// Those GPUs that are not as they were told to be, and now and then the others.
+    pub(in crate::gpu) fn news(
+        &self,
+        mut told: Vec<(String, Condition)>,
+        now: DateTime<Utc>,
+    ) -> Vec<(String, Condition)> {
+        told.retain(|(uuid, condition)| {
+            let before = self.0.get(uuid);
+            before.is_none_or(|(before, at)| before != condition || now - *at >= REPORT_EVERY)
+        });
+        told
+    }
+
+    /// These were told.
+    pub(in crate::gpu) fn remember(
+        &mut self,
+        told: impl IntoIterator<Item = (String, Condition)>,
+        now: DateTime<Utc>,
+    ) {
+        let told = told.into_iter();
+        self.0
+            .extend(told.map(|(uuid, condition)| (uuid, (condition, now))));
+    }
+}
+
 impl Store {
     /// Stores what comes, until shutdown, and then the rest.
     pub(in crate::gpu) async fn run(self, shutdown: CancellationToken) {
-        let mut reported = Reported::new();
+        let mut reported = Reported::default();
         let mut away: Option<Duration> = None;
         loop {
             let pause = away.unwrap_or(LOOK_EVERY);
@@ -81,7 +108,7 @@ impl Store {
                 () = self.queue.filled(), if away.is_none() => {}
             }
             self.queue.settle(Some(Instant::now().into_std()));
-            match self.store_all(&mut reported).await {
+            match self.store_all(&mut reported, away.is_some()).await {
                 Ok(()) => {
                     if away.take().is_some() {
                         tracing::info!("GPU events are stored again");
@@ -97,46 +124,71 @@ impl Store {
             }
         }
         self.queue.settle(None);
-        let stored = timeout(FLUSH_WITHIN, self.store_all(&mut reported)).await;
+        let rest = self.store_all(&mut reported, away.is_some());
+        let stored = timeout(FLUSH_WITHIN, rest).await;
         if !matches!(stored, Ok(Ok(()))) {
             let lost = self.queue.unstored();
             tracing::warn!(lost, "the last GPU events could not be stored");
         }
     }
 
-    async fn store_all(&self, reported: &mut Reported) -> Result<()> {
+    /// Stores what waits, and how the GPUs are. After a failure nobody knows whether what was stored
+    /// then is there: a commit may be made whose answer is lost.
+    async fn store_all(&self, reported: &mut Reported, mut after_failure: bool) -> Result<()> {
         loop {
             let events = self.queue.first(BATCH);
             if events.is_empty() {
                 break;
             }
-            let now = entity::now();
+            let mut after = HashMap::new();
+            for event in &events {
+                after.extend(event.after.iter().cloned());
+            }
+            let after: Vec<_> = after.into_iter().collect();
+            let facts = events.iter().map(|event| event.fact(&self.host));
+            let mut facts: Vec<_> = facts.collect();
+            if std::mem::take(&mut after_failure) {
+                self.leave_out_stored(&mut facts).await?;
+            }
             self.db
-                .write(async |tx| {
-                    let (mut changes, mut after) = (Vec::new(), HashMap::new());
-                    for event in &events {
-                        let row = event.row(&self.host).insert(tx).await?;
-                        changes.push(announcement(row.into()));
-                        after.extend(event.after.iter().cloned());
-                    }
-                    report(tx, &after.into_iter().collect::<Vec<_>>(), now).await?;
-                    feed::record(tx, changes).await
-                })
+                .write(async |tx| insert(tx, facts, &after).await)
                 .await?;
             self.queue.remove(events.len());
         }
         self.report_all(reported).await
     }
 
+    async fn leave_out_stored(&self, facts: &mut Vec<gpu_event::Model>) -> Result<()> {
+        let times = facts.iter().map(|fact| fact.occurred_at);
+        let (Some(first), Some(last)) = (times.clone().min(), times.max()) else {
+            return Ok(());
+        };
+        let mut stored = gpu_event::Entity::find()
+            .filter(gpu_event::Column::Host.eq(&self.host))
+            .filter(gpu_event::Column::OccurredAt.between(first, last))
+            .all(self.db.reader())
+            .await?;
+        facts.retain(|fact| {
+            // More may have become known of it since.
+            let is_same = |stored: &gpu_event::Model| {
+                *fact
+                    == gpu_event::Model {
+                        id: fact.id,
+                        detail: fact.detail.clone(),
+                        ..stored.clone()
+                    }
+            };
+            // One by one, for there may be two that are the same.
+            let same = stored.iter().position(is_same);
+            same.map(|at| stored.swap_remove(at)).is_none()
+        });
+        Ok(())
+    }
+
     /// Tells how those GPUs are that are not as they were, and now and then the others.
     async fn report_all(&self, reported: &mut Reported) -> Result<()> {
         let now = entity::now();
-        let mut told = self.conditions.told();
-        told.retain(|(uuid, condition)| {
-            reported
-                .get(uuid)
-                .is_none_or(|(before, at)| before != condition || now - *at >= REPORT_EVERY)
-        });
+        let told = reported.news(self.conditions.told(), now);
         if told.is_empty() {
             return Ok(());
         }
@@ -145,14 +197,26 @@ impl Store {
             .write(async |tx| report(tx, &told, now).await)
             .await?;
         // The others have no row yet: it comes with their first sample.
-        reported.extend(
-            told.into_iter()
-                .zip(there)
-                .filter(|(_, there)| *there)
-                .map(|((uuid, condition), _)| (uuid, (condition, now))),
-        );
+        let there = told.into_iter().zip(there).filter(|(_, there)| *there);
+        reported.remember(there.map(|(told, _)| told), now);
         Ok(())
     }
+}
+
+/// Inserts events that have no id yet, announces them, and writes down how GPUs are since then.
+pub(in crate::gpu) async fn insert(
+    tx: &DatabaseTransaction,
+    events: Vec<gpu_event::Model>,
+    after: &[(String, Condition)],
+) -> Result<()> {
+    let mut changes = Vec::with_capacity(events.len());
+    for event in events {
+        let mut row = gpu_event::ActiveModel::from(event).reset_all();
+        row.id = NotSet;
+        changes.push(announcement(row.insert(tx).await?.into()));
+    }
+    report(tx, after, entity::now()).await?;
+    feed::record(tx, changes).await
 }
 
 /// Writes down how GPUs are. Returns for each whether it has a row.

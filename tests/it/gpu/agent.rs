@@ -20,7 +20,7 @@ use crate::support::{TestServer, process::Process};
 const CALL: &str = "utilization";
 
 /// An agent on a host that is called shed.
-fn agent(fake: &FakeNvml, server: &str, more: &[&str]) -> Process {
+pub(super) fn agent(fake: &FakeNvml, server: &str, more: &[&str]) -> Process {
     let library = fake.library();
     let library = library.to_str().unwrap();
     let args = ["agent", "--server", server, "--host", "shed"];
@@ -55,7 +55,7 @@ async fn sampled(fake: &FakeNvml, uuid: &str, more: usize) {
 }
 
 /// Ends the agent, which must have an answer to all it has sent.
-async fn stop(agent: Process) -> String {
+pub(super) async fn stop(agent: Process) -> String {
     agent.signal("TERM").await;
     let (status, log, output) = agent.ended().await;
     assert_eq!((status.code(), output.as_str()), (Some(0), ""), "{log}");

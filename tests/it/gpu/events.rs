@@ -10,6 +10,7 @@ use super::*;
 use crate::support::{TestServer, Watch, topics};
 
 mod conditions;
+mod hosts;
 mod list;
 mod reports;
 
@@ -21,7 +22,7 @@ const XID: u64 = 8;
 const MIG: u64 = 256;
 
 /// A GPU of its own place that tells of events.
-fn card(uuid: &str) -> Card {
+pub(super) fn card(uuid: &str) -> Card {
     let number: u8 = uuid.trim_start_matches("GPU-").parse().unwrap();
     Card::geforce(uuid)
         .with("pci_bus_id", &format!("00000000:{number:02X}:00.0"))
@@ -44,7 +45,7 @@ async fn serve_with(database: TestDatabase, fake: &FakeNvml, kernel_log: PathBuf
 }
 
 /// Waits for what must come.
-async fn until(what: &str, good: impl AsyncFn() -> bool) {
+pub(super) async fn until(what: &str, good: impl AsyncFn() -> bool) {
     let waiting = async {
         while !good().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -56,7 +57,7 @@ async fn until(what: &str, good: impl AsyncFn() -> bool) {
 }
 
 /// Waits until NVML is listened to.
-async fn listened(fake: &FakeNvml, uuid: &str) {
+pub(super) async fn listened(fake: &FakeNvml, uuid: &str) {
     until("listening", async || fake.calls(uuid, "register") > 0).await;
 }
 

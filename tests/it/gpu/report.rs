@@ -15,13 +15,13 @@ use super::*;
 use crate::support::{TestServer, detection, field, reason, topics};
 
 /// One stream of `RecordGpuStats`.
-struct Reporter {
+pub(super) struct Reporter {
     send: mpsc::Sender<pb::RecordGpuStatsRequest>,
     answers: Streaming<pb::RecordGpuStatsResponse>,
 }
 
 impl Reporter {
-    async fn open(server: &TestServer) -> Self {
+    pub(super) async fn open(server: &TestServer) -> Self {
         let (send, batches) = mpsc::channel(1);
         let batches = ReceiverStream::new(batches);
         let answers = server.gpu_stats().record_gpu_stats(batches).await.unwrap();
@@ -30,7 +30,10 @@ impl Reporter {
     }
 
     /// Sends a batch. Returns the answer: its `sequence`, and whether it had been stored before.
-    async fn report(&mut self, batch: pb::RecordGpuStatsRequest) -> Result<(i64, bool), Status> {
+    pub(super) async fn report(
+        &mut self,
+        batch: pb::RecordGpuStatsRequest,
+    ) -> Result<(i64, bool), Status> {
         self.send.send(batch).await.unwrap();
         let answer = self.answer().await?;
         Ok((answer.sequence, answer.already_stored))
@@ -195,9 +198,34 @@ on_both! {
             ("gpu_stats[1].absent_reasons[nonsense]", |batch| absent(batch, "nonsense", 1)),
             ("gpu_stats[1].absent_reasons[fan_speed]", |batch| absent(batch, "fan_speed", 0)),
             ("gpu_stats[1].absent_reasons[fan_speed]", |batch| absent(batch, "fan_speed", 99)),
+            ("gpu_events", |batch| batch.gpu_events = vec![event(); 101]),
+            ("gpu_events[0].id", |batch| batch.gpu_events[0].id = 1),
+            ("gpu_events[0].occurred_at", |batch| batch.gpu_events[0].occurred_at = None),
+            ("gpu_events[0].occurred_at", |batch| {
+                batch.gpu_events[0].occurred_at = Some(proto(now() + TimeDelta::minutes(6)));
+            }),
+            ("gpu_events[0].kind", |batch| batch.gpu_events[0].kind = 0),
+            ("gpu_events[0].kind", |batch| batch.gpu_events[0].kind = 99),
+            ("gpu_events[0].source", |batch| batch.gpu_events[0].source = 0),
+            ("gpu_events[0].host", |batch| batch.gpu_events[0].host = " ".into()),
+            ("gpu_events[0].gpu_uuid", |batch| batch.gpu_events[0].gpu_uuid = Some("x".repeat(97))),
+            ("gpu_events[0].gpu_index", |batch| batch.gpu_events[0].gpu_index = Some(-1)),
+            ("gpu_events[0].code", |batch| batch.gpu_events[0].code = Some(-1)),
+            ("gpu_events[0].detail", |batch| batch.gpu_events[0].detail = Some("x".repeat(4001))),
+            ("gpu_events[0].occurrences", |batch| batch.gpu_events[0].occurrences = -1),
+            ("gpu_conditions", |batch| batch.gpu_conditions = vec![condition(); 1001]),
+            ("gpu_conditions[0].gpu_uuid", |batch| batch.gpu_conditions[0].gpu_uuid.clear()),
+            ("gpu_conditions[0].state", |batch| batch.gpu_conditions[0].state = 0),
+            ("gpu_conditions[0].memory_pressure", |batch| {
+                batch.gpu_conditions[0].memory_pressure = Some(0);
+            }),
         ];
         let server = TestServer::start(backend).await;
-        let good = batch(1, vec![sample("GPU-a", now(), 50.0), sample("GPU-b", now(), 50.0)]);
+        let good = pb::RecordGpuStatsRequest {
+            gpu_events: vec![event()],
+            gpu_conditions: vec![condition()],
+            ..batch(1, vec![sample("GPU-a", now(), 50.0), sample("GPU-b", now(), 50.0)])
+        };
         for (name, spoil) in cases {
             let mut bad = good.clone();
             spoil(&mut bad);
@@ -208,6 +236,7 @@ on_both! {
         let nothing = listed(&server).await;
         assert!(nothing.is_empty(), "{nothing:?}");
         assert!(latest(&server).await.is_empty());
+        assert!(told(&server).await.is_empty());
 
         // What comes before it stays, and what can be mended is taken.
         let mut reporter = Reporter::open(&server).await;
@@ -221,6 +250,15 @@ on_both! {
         let short = pb::RecordGpuStatsRequest { sequence: 3, ..Default::default() };
         assert_eq!(reporter.report(short).await.unwrap(), (3, false));
         assert_eq!(listed(&server).await.len(), 4);
+        // An event that is repeated by accident is stored twice: a batch that is, is not.
+        let told = told(&server).await;
+        let expected = pb::GpuEvent {
+            id: told[1].id,
+            host: "shed".into(),
+            occurrences: 1,
+            ..event()
+        };
+        assert_eq!((told.len(), &told[1]), (2, &expected));
         server.stop().await;
     }
 }
@@ -315,6 +353,35 @@ fn batch_of(
     temperature: f64,
 ) -> pb::RecordGpuStatsRequest {
     batch(sequence, vec![sample(uuid, at, temperature)])
+}
+
+/// An event that leaves out what it may.
+fn event() -> pb::GpuEvent {
+    pb::GpuEvent {
+        occurred_at: Some(Timestamp {
+            seconds: 1_800_000_000 - 86_400 * 365,
+            nanos: 0,
+        }),
+        gpu_uuid: Some("GPU-a".into()),
+        kind: pb::GpuEventKind::Xid.into(),
+        source: pb::GpuEventSource::KernelLog.into(),
+        ..Default::default()
+    }
+}
+
+fn condition() -> pb::GpuCondition {
+    pb::GpuCondition {
+        gpu_uuid: "GPU-a".into(),
+        state: pb::GpuState::Ok.into(),
+        memory_pressure: None,
+    }
+}
+
+/// All events, newest first.
+async fn told(server: &TestServer) -> Vec<pb::GpuEvent> {
+    let request = pb::ListGpuEventsRequest::default();
+    let listed = server.gpu_stats().list_gpu_events(request).await.unwrap();
+    listed.into_inner().gpu_events
 }
 
 fn absent(batch: &mut pb::RecordGpuStatsRequest, column: &str, reason: i32) {

@@ -45,6 +45,25 @@ on_both! {
         server.stop().await;
     }
 
+    async fn a_gpu_that_never_answered_is_told_by_its_index(backend) {
+        let cards = |answer| [card("GPU-1"), card("GPU-2").with("name", answer)];
+        let fake = FakeNvml::new(&cards("hang"));
+        let server = serve(TestDatabase::migrated(backend).await, &fake).await;
+        let all = pb::WatchRequest {
+            start: pb::WatchStart::Earliest.into(),
+            ..topics(&[pb::Topic::GpuEvents])
+        };
+        let mut watch = server.watch(all).await;
+        let event = next(&mut watch).await;
+        assert_eq!((event.kind(), event.source()), (GpuEventKind::Unresponsive, Source::Watchdog));
+        assert_eq!((event.gpu_uuid, event.gpu_index), (None, Some(1)));
+        fake.set(&cards("NVIDIA H200"));
+        let event = next(&mut watch).await;
+        assert_eq!((event.kind(), event.gpu_index), (GpuEventKind::Responsive, Some(1)));
+        becomes(&server, "GPU-2", GpuState::Ok).await;
+        server.stop().await;
+    }
+
     async fn a_gpu_that_is_lost_is_told_and_so_is_its_return(backend) {
         let cards = |answer: Option<&str>| {
             let second = card("GPU-2");

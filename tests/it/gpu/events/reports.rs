@@ -15,20 +15,20 @@ const PSTATE: u64 = 4;
 const POWER_SOURCE: u64 = 128;
 
 /// A file that stands for the kernel log.
-struct KernelLog(TempDir);
+pub(super) struct KernelLog(TempDir);
 
 impl KernelLog {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let log = Self(TempDir::with_prefix("watchpost-kmsg-").unwrap());
         File::create(log.path()).unwrap();
         log
     }
 
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.0.path().join("kmsg")
     }
 
-    fn write(&self, message: &str) {
+    pub(super) fn write(&self, message: &str) {
         let mut log = File::options().append(true).open(self.path()).unwrap();
         log.write_all(format!("4,1,2,-;{message}\n").as_bytes())
             .unwrap();
