@@ -16,6 +16,8 @@ use tokio::{sync::Notify, time::timeout};
 
 use crate::error::{Error, Result};
 
+pub mod signals;
+
 /// How long a call waits for a connection before the database counts as away.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use sea_orm::{DbBackend, sqlx::postgres::PgListener};
+use sea_orm::DbBackend;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
@@ -19,7 +19,10 @@ use uuid::Uuid;
 
 use super::{Change, Cursors, Position, Start, read};
 use crate::{
-    db::Db,
+    db::{
+        Db,
+        signals::{self, Ear},
+    },
     error::{Error, Result},
 };
 
@@ -273,12 +276,16 @@ impl<T: Send + Sync + 'static> Feed<T> {
         }
     }
 
+    /// What hears that another process has committed. Without it that is only noticed after a while.
+    pub fn ear(&self) -> (&'static str, Ear) {
+        let db = self.0.db.clone();
+        (CHANNEL, Box::new(move |_| db.wake_feed()))
+    }
+
     /// Follows the feed until shutdown.
     pub async fn run(self, shutdown: CancellationToken) {
-        let listening = self.0.db.backend() == DbBackend::Postgres;
         let background = shutdown.child_token();
-        if listening {
-            tokio::spawn(listen(self.0.db.clone(), background.clone()));
+        if self.0.db.backend() == DbBackend::Postgres {
             tokio::spawn(announce(self.0.db.clone(), background.clone()));
         }
         while !shutdown.is_cancelled() {
@@ -352,40 +359,14 @@ impl<T> Ring<T> {
     }
 }
 
-/// Wakes the tailer when another process has committed. A lost connection is made again.
-async fn listen(db: Db, shutdown: CancellationToken) {
-    let listening = async {
-        loop {
-            let connected =
-                PgListener::connect_with(db.reader().get_postgres_connection_pool()).await;
-            if let Ok(mut listener) = connected
-                && listener.listen(CHANNEL).await.is_ok()
-            {
-                // `None`: the connection was lost, and with it perhaps signals. It is made again by the next call.
-                while listener.try_recv().await.is_ok() {
-                    db.wake_feed();
-                }
-            }
-            sleep(RETRY).await;
-        }
-    };
-    shutdown.run_until_cancelled(listening).await;
-}
-
 /// Tells other processes that this one has committed: after the commit and not
 /// in it, where it would make commits wait for each other.
 async fn announce(db: Db, shutdown: CancellationToken) {
-    use sea_orm::ConnectionTrait;
-
     let announcing = async {
         loop {
             db.to_announce().await;
             let next = Instant::now() + DEBOUNCE;
-            if let Err(error) = db
-                .reader()
-                .execute_unprepared(&format!("NOTIFY {CHANNEL}"))
-                .await
-            {
+            if let Err(error) = signals::say(&db, CHANNEL, "").await {
                 // The others poll.
                 tracing::debug!(%error, "other processes could not be told of a commit");
             }

@@ -46,12 +46,13 @@ pub struct Condition {
 }
 
 impl Newest {
-    fn put(&mut self, stats: pb::GpuStats) -> Arc<Reading> {
+    fn put(&mut self, stats: pb::GpuStats, relayed: bool) -> Arc<Reading> {
         self.number += 1;
         let before = self.reading.as_ref();
         let after = before.map(|before| recorded_at(&stats) - recorded_at(&before.stats));
         let reading = Arc::new(Reading {
             after,
+            relayed,
             ..Reading::new(self.number, stats)
         });
         self.reading = Some(reading.clone());
@@ -67,6 +68,8 @@ pub struct Reading {
     pub stats: pb::GpuStats,
     /// How long after the one before it was taken. `None` of the first.
     pub after: Option<TimeDelta>,
+    /// Whether another process on the same database has it first hand.
+    pub relayed: bool,
     /// What watches are sent of it, made for the first of them.
     encoded: OnceLock<Bytes>,
 }
@@ -78,6 +81,7 @@ impl Reading {
             number,
             stats,
             after: None,
+            relayed: false,
             encoded: OnceLock::new(),
         }
     }
@@ -105,7 +109,7 @@ impl LiveGpus {
                 .newest
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
-            all.entry(uuid).or_default().put(stats)
+            all.entry(uuid).or_default().put(stats, false)
         };
         self.0.published.send_modify(|count| *count += 1);
         reading
@@ -137,7 +141,7 @@ impl LiveGpus {
 
     /// The same for a sample from elsewhere, unless it is not newer than the reading that is there,
     /// or is the first of a GPU for which there is no room.
-    pub(super) fn publish_newer(&self, stats: pb::GpuStats) {
+    pub(super) fn publish_newer(&self, stats: pb::GpuStats, relayed: bool) {
         let uuid = stats.gpu_uuid.clone().unwrap_or_default();
         {
             let mut all = self
@@ -157,7 +161,7 @@ impl LiveGpus {
             {
                 return;
             }
-            newest.put(stats);
+            newest.put(stats, relayed);
         }
         self.0.published.send_modify(|count| *count += 1);
     }
@@ -259,12 +263,12 @@ mod tests {
             ..stats("a", 50.0)
         };
         for seconds in [10, 12, 11, 12] {
-            live.publish_newer(at(seconds));
+            live.publish_newer(at(seconds), false);
         }
         let reading = live.reading("a").unwrap();
         assert_eq!((reading.number, &reading.stats), (2, &at(12)));
         for gpu in 0..MOST_GPUS + 5 {
-            live.publish_newer(stats(&format!("GPU-{gpu}"), 50.0));
+            live.publish_newer(stats(&format!("GPU-{gpu}"), 50.0), true);
         }
         assert_eq!(live.readings().len(), MOST_GPUS);
     }

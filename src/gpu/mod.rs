@@ -43,6 +43,7 @@ mod sysfs;
 mod writer;
 
 pub mod history;
+pub mod relay;
 
 pub use self::{
     columns::{has_values, recorded_at},

@@ -117,7 +117,7 @@ impl Report {
                 );
             }
             for stats in batch.gpu_stats {
-                self.reports.live.publish_newer(stats);
+                self.reports.live.publish_newer(stats, false);
             }
         }
         Ok(pb::RecordGpuStatsResponse {

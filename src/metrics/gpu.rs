@@ -211,7 +211,9 @@ pub(super) fn collect(
     now: DateTime<Utc>,
 ) {
     let delta = |time| TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX);
-    let all = gpus.readings();
+    // What another process has first hand, that one tells.
+    let mut all = gpus.readings();
+    all.retain(|reading| !reading.relayed);
     let is_fresh = |reading: &Reading| {
         // Other hosts have intervals of their own.
         let after = reading.after.map(|after| after * INTERVALS);

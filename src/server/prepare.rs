@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use sea_orm::DbErr;
+use sea_orm::{DbBackend, DbErr};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Parts, StartError};
 use crate::{
     config::Settings,
-    db::{self, Db},
+    db::{self, Db, signals},
     error::{Chain, Error},
     events, feed, gpu,
     health::Health,
@@ -61,6 +61,12 @@ pub(super) async fn prepare(
         shutdown,
     } = parts;
     let start = feed.head();
+    if db.backend() == DbBackend::Postgres {
+        let (relay, ear) = gpu::relay::new(db.clone(), gpus.clone());
+        let ears = vec![feed.ear(), ear];
+        tokio::spawn(signals::listen(db.clone(), ears, shutdown.clone()));
+        tokio::spawn(relay.run(shutdown.clone()));
+    }
     tokio::spawn(feed.clone().run(shutdown.clone()));
     tokio::spawn(rules.follow(feed.clone(), start, shutdown.clone()));
     tokio::spawn(feed::retention::run(

@@ -23,6 +23,7 @@ mod faults;
 mod history;
 mod lost_answers;
 mod profiles;
+mod relay;
 mod report;
 mod rpc;
 mod values;
