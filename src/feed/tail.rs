@@ -73,6 +73,8 @@ impl<T> Clone for Feed<T> {
 
 struct Shared<T> {
     db: Db,
+    /// What this process calls itself in its signals.
+    process: String,
     /// Of this database, which is known once it is open.
     cursors: OnceLock<Cursors>,
     /// Makes a change and its cursor into what subscribers need.
@@ -110,6 +112,7 @@ impl<T: Send + Sync + 'static> Feed<T> {
         );
         Self(Arc::new(Shared {
             db,
+            process: Uuid::now_v7().to_string(),
             cursors: OnceLock::new(),
             make,
             ring,
@@ -278,15 +281,22 @@ impl<T: Send + Sync + 'static> Feed<T> {
 
     /// What hears that another process has committed. Without it that is only noticed after a while.
     pub fn ear(&self) -> (&'static str, Ear) {
-        let db = self.0.db.clone();
-        (CHANNEL, Box::new(move |_| db.wake_feed()))
+        let (db, process) = (self.0.db.clone(), self.0.process.clone());
+        let ear = move |said: Option<&str>| {
+            // What this process has committed it knows before.
+            if said != Some(&process) {
+                db.wake_feed();
+            }
+        };
+        (CHANNEL, Box::new(ear))
     }
 
     /// Follows the feed until shutdown.
     pub async fn run(self, shutdown: CancellationToken) {
         let background = shutdown.child_token();
         if self.0.db.backend() == DbBackend::Postgres {
-            tokio::spawn(announce(self.0.db.clone(), background.clone()));
+            let (db, process) = (self.0.db.clone(), self.0.process.clone());
+            tokio::spawn(announce(db, process, background.clone()));
         }
         while !shutdown.is_cancelled() {
             let pause = match self.advance().await {
@@ -361,12 +371,12 @@ impl<T> Ring<T> {
 
 /// Tells other processes that this one has committed: after the commit and not
 /// in it, where it would make commits wait for each other.
-async fn announce(db: Db, shutdown: CancellationToken) {
+async fn announce(db: Db, process: String, shutdown: CancellationToken) {
     let announcing = async {
         loop {
             db.to_announce().await;
             let next = Instant::now() + DEBOUNCE;
-            if let Err(error) = signals::say(&db, CHANNEL, "").await {
+            if let Err(error) = signals::say(&db, CHANNEL, &process).await {
                 // The others poll.
                 tracing::debug!(%error, "other processes could not be told of a commit");
             }
