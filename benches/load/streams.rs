@@ -260,11 +260,10 @@ pub async fn slow_reader(server: &Server, seconds: u64) {
 
     let counts = Arc::new(Counts::default());
     let tasks = subscribe(server, 99, &counts).await;
-    // A client's usual window would hold all that a short run sends.
+    // A client's usual window would hold all that a short run sends. That of the connection stays: h2
+    // measures by it how many small frames it lets pile up before it gives the connection up.
     let endpoint = Endpoint::from_shared(server.address.clone()).unwrap();
-    let endpoint = endpoint
-        .initial_stream_window_size(65_535)
-        .initial_connection_window_size(65_535);
+    let endpoint = endpoint.initial_stream_window_size(65_535);
     let channel = endpoint.connect().await.unwrap();
     let mut parked = watch(&channel, events(WatchStart::Now)).await;
     let written = write(server, RATE, time).await;

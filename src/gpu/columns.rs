@@ -22,6 +22,17 @@ macro_rules! columns {
             columns.into_iter().filter(|(_, absent)| *absent).map(|(column, _)| column)
         }
 
+        /// Fills in what a sample did not ask for, as it was before.
+        pub(super) fn carry(stats: &mut pb::GpuStats, before: &pb::GpuStats) {
+            $(
+                let column = stringify!($column);
+                if stats.$column.is_none() && before.$column.is_some() && is_not_sampled(stats, column) {
+                    stats.$column.clone_from(&before.$column);
+                    stats.absent_reasons.remove(column);
+                }
+            )+
+        }
+
         /// Their names, in the order of `absent_mask`.
         const NAMES: [&str; COUNT] = [$(stringify!($column)),+];
     };
@@ -58,6 +69,10 @@ columns!(
     power_usage_instant,
     memory_temperature,
 );
+
+fn is_not_sampled(stats: &pb::GpuStats, column: &str) -> bool {
+    stats.absent_reasons.get(column) == Some(&AbsentReason::NotSampled.into())
+}
 
 /// A sample of this GPU, as yet without values.
 pub(super) fn of(gpu: &pb::Gpu) -> pb::GpuStats {

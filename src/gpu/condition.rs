@@ -213,7 +213,9 @@ impl Conditions {
 
     /// How every GPU and MIG instance was last told to be, by UUID.
     pub(super) fn told(&self) -> Vec<(String, Condition)> {
-        self.known().gpus.values().flat_map(Tracked::told).collect()
+        let known = self.known();
+        let told = known.gpus.values().flat_map(Tracked::told);
+        told.map(|(uuid, told)| (uuid.clone(), told)).collect()
     }
 
     fn set(&self, uuid: &str, change: impl FnOnce(&mut Tracked)) {
@@ -231,7 +233,11 @@ impl Conditions {
         let pressures: Vec<_> = pressures.collect();
         // Whoever is told of a change may ask at once.
         self.live.set_conditions(tracked.now());
-        let after: Vec<_> = tracked.told().collect();
+        if state.is_none() && pressures.iter().all(Option::is_none) {
+            return;
+        }
+        let after = tracked.told();
+        let after: Vec<_> = after.map(|(uuid, told)| (uuid.clone(), told)).collect();
         if let Some(event) = state.and_then(|change| of_state(&tracked.gpu, change)) {
             let after = after.clone();
             self.events.push(Happened { after, ..event });
@@ -279,11 +285,11 @@ impl Tracked {
         (!changes.is_empty()).then(|| changes.join(" "))
     }
 
-    fn now(&self) -> impl Iterator<Item = (String, Condition)> {
+    fn now(&self) -> impl Iterator<Item = (&String, Condition)> {
         self.conditions(self.state.now(), |part| part.pressure.now())
     }
 
-    fn told(&self) -> impl Iterator<Item = (String, Condition)> {
+    fn told(&self) -> impl Iterator<Item = (&String, Condition)> {
         self.conditions(self.state.told(), |part| part.pressure.told())
     }
 
@@ -291,14 +297,14 @@ impl Tracked {
         &self,
         state: State,
         pressure: impl Fn(&Part) -> Option<MemoryPressure>,
-    ) -> impl Iterator<Item = (String, Condition)> {
+    ) -> impl Iterator<Item = (&String, Condition)> {
         self.parts.iter().map(move |(uuid, part)| {
             let measured = part.measured && state == State::Ok;
             let condition = Condition {
                 state: state.into(),
                 memory_pressure: pressure(part).filter(|_| measured),
             };
-            (uuid.clone(), condition)
+            (uuid, condition)
         })
     }
 }

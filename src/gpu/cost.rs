@@ -36,25 +36,32 @@ impl Cost {
 
 /// The costs since the start, by the UUID of the GPU and the kind of the call. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Costs(Arc<Mutex<BTreeMap<(String, &'static str), Cost>>>);
+pub struct Costs(Arc<Mutex<BTreeMap<String, OfGpu>>>);
+
+type OfGpu = BTreeMap<&'static str, Cost>;
 
 impl Costs {
     /// Adds what one sample of a GPU has cost.
     pub fn add(&self, gpu_uuid: &str, costs: impl IntoIterator<Item = (&'static str, Cost)>) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (kind, cost) in costs {
-            all.entry((gpu_uuid.to_string(), kind))
-                .or_default()
-                .merge(cost);
+        if !all.contains_key(gpu_uuid) {
+            all.insert(gpu_uuid.to_string(), OfGpu::new());
+        }
+        if let Some(of_gpu) = all.get_mut(gpu_uuid) {
+            for (kind, cost) in costs {
+                of_gpu.entry(kind).or_default().merge(cost);
+            }
         }
     }
 
     /// All of them: the GPU, the kind of the call, and its cost.
     pub fn all(&self) -> Vec<(String, &'static str, Cost)> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter()
-            .map(|((gpu, kind), cost)| (gpu.clone(), *kind, *cost))
-            .collect()
+        let kinds = all.iter().flat_map(|(gpu, of_gpu)| {
+            let kinds = of_gpu.iter();
+            kinds.map(|(kind, cost)| (gpu.clone(), *kind, *cost))
+        });
+        kinds.collect()
     }
 }
 

@@ -20,6 +20,7 @@ use crate::{
     rpc::{enums::proto_enum, time},
 };
 
+mod counts;
 pub(super) mod kernel_log;
 pub(super) mod list;
 pub(super) mod listener;
@@ -27,6 +28,7 @@ mod queue;
 pub(super) mod store;
 mod twins;
 
+pub use self::counts::Counts;
 pub(super) use self::queue::Queue;
 
 /// Something that happened, as long as it is not stored.

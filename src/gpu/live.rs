@@ -10,7 +10,11 @@ use chrono::TimeDelta;
 use prost::Message;
 use tokio::sync::watch;
 
-use super::{columns::recorded_at, cost::Costs};
+use super::{
+    columns::{self, recorded_at},
+    cost::Costs,
+    events::Counts,
+};
 use crate::pb::{self, watch_response::Update};
 
 /// How many GPUs may be live: whoever reports names them as they like.
@@ -25,6 +29,7 @@ struct Shared {
     newest: RwLock<BTreeMap<String, Newest>>,
     published: watch::Sender<u64>,
     costs: Costs,
+    events: Counts,
     /// The GPUs that were sampled, by UUID.
     gpus: RwLock<BTreeMap<String, Arc<pb::Gpu>>>,
     conditions: RwLock<BTreeMap<String, Condition>>,
@@ -35,6 +40,8 @@ struct Shared {
 struct Newest {
     number: u64,
     reading: Option<Arc<Reading>>,
+    /// The sample with what it did not ask for as it was before, if that is anything.
+    carried: Option<pb::GpuStats>,
 }
 
 /// How a GPU or a MIG instance is.
@@ -46,18 +53,42 @@ pub struct Condition {
 }
 
 impl Newest {
-    fn put(&mut self, stats: pb::GpuStats, relayed: bool) -> Arc<Reading> {
+    fn put(&mut self, stats: pb::GpuStats, origin: Origin) -> Arc<Reading> {
         self.number += 1;
         let before = self.reading.as_ref();
+        // Of other hosts it is not known for how long they do not ask.
+        let has_gaps = stats
+            .absent_reasons
+            .values()
+            .any(|reason| *reason == i32::from(pb::AbsentReason::NotSampled));
+        self.carried = before
+            .filter(|_| has_gaps && origin == Origin::Sampled)
+            .map(|before| {
+                let before = self.carried.as_ref().unwrap_or(&before.stats);
+                let mut carried = stats.clone();
+                columns::carry(&mut carried, before);
+                carried
+            });
         let after = before.map(|before| recorded_at(&stats) - recorded_at(&before.stats));
         let reading = Arc::new(Reading {
             after,
-            relayed,
+            origin,
             ..Reading::new(self.number, stats)
         });
         self.reading = Some(reading.clone());
         reading
     }
+}
+
+/// Where a sample is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// This process has taken it.
+    Sampled,
+    /// It was reported to this process.
+    Reported,
+    /// Another process on the same database has it first hand.
+    Relayed,
 }
 
 /// One sample of one GPU.
@@ -68,8 +99,8 @@ pub struct Reading {
     pub stats: pb::GpuStats,
     /// How long after the one before it was taken. `None` of the first.
     pub after: Option<TimeDelta>,
-    /// Whether another process on the same database has it first hand.
-    pub relayed: bool,
+    /// Where it is from.
+    pub origin: Origin,
     /// What watches are sent of it, made for the first of them.
     encoded: OnceLock<Bytes>,
 }
@@ -81,7 +112,7 @@ impl Reading {
             number,
             stats,
             after: None,
-            relayed: false,
+            origin: Origin::Sampled,
             encoded: OnceLock::new(),
         }
     }
@@ -109,7 +140,7 @@ impl LiveGpus {
                 .newest
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
-            all.entry(uuid).or_default().put(stats, false)
+            all.entry(uuid).or_default().put(stats, Origin::Sampled)
         };
         self.0.published.send_modify(|count| *count += 1);
         reading
@@ -141,7 +172,7 @@ impl LiveGpus {
 
     /// The same for a sample from elsewhere, unless it is not newer than the reading that is there,
     /// or is the first of a GPU for which there is no room.
-    pub(super) fn publish_newer(&self, stats: pb::GpuStats, relayed: bool) {
+    pub(super) fn publish_newer(&self, stats: pb::GpuStats, origin: Origin) {
         let uuid = stats.gpu_uuid.clone().unwrap_or_default();
         {
             let mut all = self
@@ -161,7 +192,7 @@ impl LiveGpus {
             {
                 return;
             }
-            newest.put(stats, relayed);
+            newest.put(stats, origin);
         }
         self.0.published.send_modify(|count| *count += 1);
     }
@@ -184,10 +215,20 @@ impl LiveGpus {
     }
 
     /// Takes over how GPUs are, by UUID.
-    pub(super) fn set_conditions(&self, conditions: impl Iterator<Item = (String, Condition)>) {
+    pub(super) fn set_conditions<'a>(
+        &self,
+        conditions: impl Iterator<Item = (&'a String, Condition)>,
+    ) {
         let all = self.0.conditions.write();
-        all.unwrap_or_else(PoisonError::into_inner)
-            .extend(conditions);
+        let mut all = all.unwrap_or_else(PoisonError::into_inner);
+        for (uuid, condition) in conditions {
+            match all.get_mut(uuid) {
+                Some(known) => *known = condition,
+                None => {
+                    all.insert(uuid.clone(), condition);
+                }
+            }
+        }
     }
 
     /// How this GPU of this host is.
@@ -202,6 +243,11 @@ impl LiveGpus {
         &self.0.costs
     }
 
+    /// How many events were stored.
+    pub fn events(&self) -> &Counts {
+        &self.0.events
+    }
+
     /// Changes with every reading: how many were published.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.0.published.subscribe()
@@ -213,6 +259,18 @@ impl LiveGpus {
         all.values()
             .filter_map(|newest| newest.reading.clone())
             .collect()
+    }
+
+    /// The newest reading of this GPU, with the values that it did not ask for as they were before:
+    /// at most half a minute old.
+    pub fn carried(&self, reading: &Reading) -> pb::GpuStats {
+        let uuid = reading.stats.gpu_uuid.as_deref().unwrap_or_default();
+        let all = self.0.newest.read().unwrap_or_else(PoisonError::into_inner);
+        let newest = all
+            .get(uuid)
+            .filter(|newest| newest.number == reading.number);
+        let carried = newest.and_then(|newest| newest.carried.clone());
+        carried.unwrap_or_else(|| reading.stats.clone())
     }
 
     /// The newest reading of this GPU.
@@ -256,6 +314,27 @@ mod tests {
     }
 
     #[test]
+    fn what_a_sample_did_not_ask_for_is_as_it_was_before() {
+        let live = LiveGpus::default();
+        let without = |reason: pb::AbsentReason| pb::GpuStats {
+            temperature: None,
+            absent_reasons: [("temperature".to_string(), reason.into())].into(),
+            ..stats("a", 0.0)
+        };
+        let carried = || live.carried(&live.reading("a").unwrap()).temperature;
+        live.publish(stats("a", 50.0));
+        for _ in 0..2 {
+            live.publish(without(pb::AbsentReason::NotSampled));
+            assert_eq!(carried(), Some(50.0));
+            assert_eq!(live.reading("a").unwrap().stats.temperature, None);
+        }
+        live.publish(without(pb::AbsentReason::GpuLost));
+        assert_eq!(carried(), None);
+        live.publish(without(pb::AbsentReason::NotSampled));
+        assert_eq!(carried(), None);
+    }
+
+    #[test]
     fn a_late_sample_from_elsewhere_does_not_replace_a_newer_one() {
         let live = LiveGpus::default();
         let at = |seconds: i64| pb::GpuStats {
@@ -263,12 +342,12 @@ mod tests {
             ..stats("a", 50.0)
         };
         for seconds in [10, 12, 11, 12] {
-            live.publish_newer(at(seconds), false);
+            live.publish_newer(at(seconds), Origin::Reported);
         }
         let reading = live.reading("a").unwrap();
         assert_eq!((reading.number, &reading.stats), (2, &at(12)));
         for gpu in 0..MOST_GPUS + 5 {
-            live.publish_newer(stats(&format!("GPU-{gpu}"), 50.0), true);
+            live.publish_newer(stats(&format!("GPU-{gpu}"), 50.0), Origin::Relayed);
         }
         assert_eq!(live.readings().len(), MOST_GPUS);
     }

@@ -48,8 +48,9 @@ pub mod relay;
 pub use self::{
     columns::{has_values, recorded_at},
     cost::{Cost, Costs},
+    events::Counts,
     inference::Detections,
-    live::{Condition, LiveGpus, Reading},
+    live::{Condition, LiveGpus, Origin, Reading},
     plan::Tiers,
     report::Reports,
     service::GpuStats,
@@ -115,6 +116,7 @@ pub async fn start(
         host: settings.host.clone(),
         queue: events.clone(),
         conditions: conditions.clone(),
+        counts: live.events().clone(),
     };
     let (host, found) = launch(settings, live, queue.clone(), (conditions, events), health);
     let stop = move || host.stop.set();
@@ -158,7 +160,7 @@ fn launch(
         // A schedule needs time to pass between two ticks.
         interval: settings.interval.max(Duration::from_millis(1)),
         tiers: settings.tiers,
-        sysfs: sysfs::Sysfs(settings.sysfs),
+        sysfs: settings.sysfs,
         live,
         queue,
         conditions,

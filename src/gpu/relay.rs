@@ -20,7 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::live::{LiveGpus, Reading};
+use super::live::{LiveGpus, Origin, Reading};
 use crate::{
     db::{
         Db,
@@ -91,7 +91,7 @@ pub fn new(db: Db, live: LiveGpus) -> (Relay, (&'static str, Ear)) {
         }
         others.hear(signal.process);
         for stats in signal.gpu_stats {
-            live.publish_newer(stats, true);
+            live.publish_newer(stats, Origin::Relayed);
         }
     };
     (relay, (CHANNEL, Box::new(ear)))
@@ -125,7 +125,7 @@ impl Relay {
 
     async fn send_news(&mut self) {
         let mut news = self.live.readings();
-        news.retain(|reading| !reading.relayed && self.is_new(reading));
+        news.retain(|reading| reading.origin != Origin::Relayed && self.is_new(reading));
         let mut from = 0;
         while from < news.len() {
             let mut bytes = 0;

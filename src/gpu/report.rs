@@ -14,7 +14,7 @@ use tonic::{Status, Streaming};
 use super::{
     check::{Batch, Reporter},
     events::store,
-    live::LiveGpus,
+    live::{LiveGpus, Origin},
     rows::{self, Seen},
 };
 use crate::{
@@ -116,8 +116,9 @@ impl Report {
                     "a host had to drop GPU samples that it could not report"
                 );
             }
+            self.reports.live.events().add(&batch.events);
             for stats in batch.gpu_stats {
-                self.reports.live.publish_newer(stats, false);
+                self.reports.live.publish_newer(stats, Origin::Reported);
             }
         }
         Ok(pb::RecordGpuStatsResponse {

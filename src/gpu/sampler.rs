@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -20,7 +21,7 @@ use super::{
     plan::{Plan, Tiers},
     queue::{Queue, Row},
     schedule::{Backoff, Stop, Ticks},
-    sysfs::Sysfs,
+    sysfs::RuntimeStatus,
 };
 use crate::pb;
 
@@ -35,7 +36,8 @@ pub(super) struct Host {
     pub name: String,
     pub interval: Duration,
     pub tiers: Tiers,
-    pub sysfs: Sysfs,
+    /// Where the kernel tells of devices.
+    pub sysfs: PathBuf,
     pub live: LiveGpus,
     pub queue: Arc<Queue>,
     pub conditions: Arc<Conditions>,
@@ -58,6 +60,8 @@ pub(super) struct Sampler {
     found: Option<mpsc::Sender<(u32, Result<String, String>)>>,
     /// What was sampled last: the GPU, then its MIG instances.
     known: Vec<Arc<pb::Gpu>>,
+    /// Where the kernel tells whether it sleeps, once it is known where the GPU is.
+    runtime_status: Option<RuntimeStatus>,
     /// Set from the first failure to the next success.
     failing: Option<(Failure, Instant)>,
 }
@@ -97,6 +101,7 @@ impl Sampler {
             pulse,
             found: Some(found),
             known: Vec::new(),
+            runtime_status: None,
             failing: None,
         }
     }
@@ -191,13 +196,13 @@ impl Sampler {
         }
     }
 
-    fn is_asleep(&self) -> bool {
-        let bus_id = self.known.first().and_then(|gpu| gpu.pci_bus_id.as_deref());
-        bus_id.is_some_and(|bus_id| self.host.sysfs.is_asleep(bus_id))
+    fn is_asleep(&mut self) -> bool {
+        let status = self.runtime_status.as_mut();
+        status.is_some_and(|status| status.is_asleep(Instant::now()))
     }
 
     /// Publishes that the GPU sleeps for as long as it does. Returns whether to stop.
-    fn let_sleep(&self, ticks: &mut Ticks) -> bool {
+    fn let_sleep(&mut self, ticks: &mut Ticks) -> bool {
         while self.is_asleep() {
             if let Some(gpu) = self.known.first() {
                 self.host.conditions.asleep(&gpu.uuid);
@@ -259,6 +264,8 @@ impl Sampler {
             .clone_from(&name);
         let _ = self.pulse.uuid.set(gpu.uuid.clone());
         self.host.conditions.introduce(gpu);
+        let bus_id = gpu.pci_bus_id.as_deref();
+        self.runtime_status = bus_id.and_then(|id| RuntimeStatus::of(&self.host.sysfs, id));
         if self.known.is_empty() {
             self.known = vec![gpu.clone()];
         }

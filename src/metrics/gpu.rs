@@ -7,10 +7,12 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use prometheus::proto::MetricType::{self, COUNTER, GAUGE};
+use sea_orm::{ActiveEnum, Iterable};
 
 use super::family::{Families, Labels, count};
 use crate::{
-    gpu::{self, Cost, Costs, LiveGpus, Reading},
+    entity::gpu_event::GpuEventKind,
+    gpu::{self, Cost, Costs, LiveGpus, Origin, Reading},
     pb::{AbsentReason, GpuStats},
 };
 
@@ -213,7 +215,7 @@ pub(super) fn collect(
     let delta = |time| TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX);
     // What another process has first hand, that one tells.
     let mut all = gpus.readings();
-    all.retain(|reading| !reading.relayed);
+    all.retain(|reading| reading.origin != Origin::Relayed);
     let is_fresh = |reading: &Reading| {
         // Other hosts have intervals of their own.
         let after = reading.after.map(|after| after * INTERVALS);
@@ -223,15 +225,15 @@ pub(super) fn collect(
     let fresh: Vec<_> = all
         .iter()
         .filter(|reading| is_fresh(reading))
-        .map(|reading| (labels(gpus, &reading.stats), reading))
+        .map(|reading| (labels(gpus, &reading.stats), gpus.carried(reading)))
         .collect();
     for column in COLUMNS.iter().chain(&OWN_COLUMNS) {
-        let values = fresh.iter().filter_map(|(labels, reading)| {
-            Some((labels.clone(), (column.value)(&reading.stats)?))
-        });
+        let values = fresh
+            .iter()
+            .filter_map(|(labels, stats)| Some((labels.clone(), (column.value)(stats)?)));
         families.family(column.name, column.help, column.kind, values);
     }
-    let unavailable = fresh.iter().flat_map(|(_, reading)| absent(&reading.stats));
+    let unavailable = fresh.iter().flat_map(|(_, stats)| absent(stats));
     families.family(
         "watchpost_gpu_value_unavailable",
         "A value of the last sample that is absent, and why; always 1.",
@@ -253,7 +255,37 @@ pub(super) fn collect(
         all.iter()
             .map(|reading| (key(&reading.stats), count(reading.number))),
     );
+    collect_events(families, gpus, &all);
     collect_costs(families, gpus.costs());
+}
+
+/// What happened. Of a GPU that is sampled all kinds are told from the start, at 0: tools overlook the
+/// first of what they have not seen before.
+fn collect_events(families: &mut Families, gpus: &LiveGpus, readings: &[Arc<Reading>]) {
+    let mut counts = gpus.events().all();
+    let whole = readings
+        .iter()
+        .filter(|reading| reading.stats.mig_parent_uuid.is_none());
+    for reading in whole {
+        for kind in GpuEventKind::iter() {
+            let key = (reading.stats.gpu_uuid.clone(), kind);
+            counts.entry(key).or_default();
+        }
+    }
+    let mut counts: Vec<_> = counts
+        .into_iter()
+        .map(|((uuid, kind), stored)| (uuid.unwrap_or_default(), kind.to_value(), stored))
+        .collect();
+    counts.sort_unstable();
+    let values = counts
+        .into_iter()
+        .map(|(uuid, kind, stored)| (vec![("UUID", uuid), ("kind", kind)], count(stored)));
+    families.family(
+        "watchpost_gpu_events_total",
+        "What happened to the GPU since the server started, such as XID errors.",
+        COUNTER,
+        values,
+    );
 }
 
 /// What sampling costs the driver.

@@ -107,11 +107,17 @@ pub(crate) fn told(uuid: &str, key: &str) -> Answer<String> {
     if OPENED.load(Ordering::SeqCst) < reopen {
         return Err(LIB_RM_VERSION_MISMATCH);
     }
+    let began = Instant::now();
     let scenario = Scenario::read();
     if !scenario.is_frozen() {
         note(uuid, key);
     }
-    take_time(&scenario, uuid, key);
+    let answer = answer(uuid, key);
+    take_time(&scenario, uuid, key, began);
+    answer
+}
+
+fn answer(uuid: &str, key: &str) -> Answer<String> {
     loop {
         let scenario = Scenario::read();
         let Some(card) = scenario.cards.iter().find(|card| card.uuid == uuid) else {
@@ -140,10 +146,9 @@ fn note(uuid: &str, key: &str) {
     }
 }
 
-/// Takes as long as is said of the call. A short one keeps the processor busy, as in the driver; a
-/// long one waits for the card.
-fn take_time(scenario: &Scenario, uuid: &str, key: &str) {
-    let began = Instant::now();
+/// Has the call take as long as is said of it. A short one keeps the processor busy, as in the driver;
+/// a long one waits for the card.
+fn take_time(scenario: &Scenario, uuid: &str, key: &str, began: Instant) {
     let Some(card) = scenario.cards.iter().find(|card| card.uuid == uuid) else {
         return;
     };
@@ -154,7 +159,7 @@ fn take_time(scenario: &Scenario, uuid: &str, key: &str) {
     };
     let time = Duration::from_micros(micros);
     if micros >= 100 {
-        thread::sleep(time);
+        thread::sleep(time.saturating_sub(began.elapsed()));
     }
     while began.elapsed() < time {
         std::hint::spin_loop();

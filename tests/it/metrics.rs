@@ -316,6 +316,65 @@ async fn a_gpu_that_is_lost_has_no_values_and_one_that_hangs_none_for_long() {
     fake.set(&[Card::geforce("GPU-0"), Card::h200("GPU-1")]);
     let told = scrape_until(address, |all| up(all, 0, 1.0) && up(all, 1, 1.0)).await;
     assert!(values(&told, 0) > 20 && values(&told, 1) > 18);
+
+    // What has happened is counted from 0 on.
+    let events = |all: &Exposition, index, kind| {
+        let labels = [("UUID", gpu(index)), ("kind", kind)];
+        all.value("watchpost_gpu_events_total", &labels)
+    };
+    let all = [
+        (0, "lost"),
+        (0, "back"),
+        (1, "unresponsive"),
+        (1, "responsive"),
+    ];
+    let told = |told: &Exposition| {
+        all.iter()
+            .all(|(gpu, kind)| events(told, *gpu, kind) == 1.0)
+    };
+    let told = scrape_until(address, told).await;
+    assert_eq!(
+        [events(&told, 0, "xid"), events(&told, 1, "lost")],
+        [0.0; 2]
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_asked_for_less_often_is_told_as_it_was_then() {
+    // Too dear to be asked in every sample.
+    let fake = FakeNvml::new(&[Card::geforce("GPU-0").with("processes.us", "30000")]);
+    let database = TestDatabase::migrated(Backend::Sqlite).await;
+    let server = TestServer::start_with(database, with_gpus(&fake)).await;
+    let address = server.metrics_address().unwrap();
+    let labels = [("UUID", "GPU-0"), ("call", "processes")];
+    let calls = |all: &Exposition| all.value("watchpost_nvml_calls_total", &labels);
+    let samples = |all: &Exposition| all.value("watchpost_gpu_samples_total", &[("UUID", "GPU-0")]);
+    let absent = async || {
+        let request = pb::GetLatestGpuStatsRequest::default();
+        let latest = server.gpu_stats().get_latest_gpu_stats(request).await;
+        let latest = latest.unwrap().into_inner().gpu_stats;
+        latest
+            .first()
+            .is_some_and(|stats| stats.compute_processes_count.is_none())
+    };
+    // It is stretched after ten seconds.
+    let stretched = async {
+        while !absent().await {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), stretched)
+        .await
+        .unwrap();
+    let before = scrape_until(address, |_| true).await;
+    let more = |all: &Exposition| samples(all) >= samples(&before) + 3.0;
+    let told = scrape_until(address, more).await;
+    assert!(calls(&told) - calls(&before) < samples(&told) - samples(&before));
+    assert_eq!(
+        told.value("watchpost_gpu_compute_processes", &[("UUID", "GPU-0")]),
+        3.0
+    );
     server.stop().await;
 }
 

@@ -10,7 +10,7 @@ use sea_orm::{
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Queue, announcement};
+use super::{Counts, Queue, announcement};
 use crate::{
     db::Db,
     entity::{self, gpu, gpu_event},
@@ -50,6 +50,8 @@ pub(in crate::gpu) struct Store {
     pub host: String,
     pub queue: Arc<Queue>,
     pub conditions: Arc<Conditions>,
+    /// Counts what is stored.
+    pub counts: Counts,
 }
 
 /// How the GPUs of this host were when it was last told.
@@ -150,9 +152,11 @@ impl Store {
             if std::mem::take(&mut after_failure) {
                 self.leave_out_stored(&mut facts).await?;
             }
+            let stored = facts.clone();
             self.db
                 .write(async |tx| insert(tx, facts, &after).await)
                 .await?;
+            self.counts.add(&stored);
             self.queue.remove(events.len());
         }
         self.report_all(reported).await

@@ -53,32 +53,32 @@ pub(super) struct Card<'nvml> {
     pub(super) failure: Option<Failure>,
 }
 
-/// Puts every value into its column, or the reason why there is none beside it.
+/// Puts every value into its column, or the reason why there is none beside it. What was measured a
+/// moment ago and is not asked for in this sample is told `again`.
 macro_rules! fill {
-    ($stats:ident { $($column:ident = $value:expr;)+ }) => {$(
-        match $value {
+    ($card:ident, $stats:ident, $now:ident { $($column:ident = $value:expr $(, $again:ident)?;)+ }) => {$(
+        let value = $value;
+        $(let value = fill!(@$again $card, $column, value, $now);)?
+        match value {
             Ok(value) => $stats.$column = Some(value),
             Err(reason) => {
                 $stats.absent_reasons.insert(stringify!($column).into(), reason.into());
             }
         }
     )+};
-}
-
-/// Tells again what was measured a moment ago and is not asked for in this sample.
-macro_rules! restate {
-    ($card:ident, $stats:ident, $now:ident { $($column:ident)+ }) => {$(
-        let name = stringify!($column);
-        if $stats.$column.is_some() {
-            $card.measured.$column = $stats.$column;
-            $card.measured_at.insert(name, $now);
-        } else if $stats.absent_reasons.get(name) == Some(&(AbsentReason::NotSampled as i32))
-            && $card.measured_at.get(name).is_some_and(|at| $now.duration_since(*at) <= FRESH)
-        {
-            $stats.$column = $card.measured.$column;
-            $stats.absent_reasons.remove(name);
+    (@again $card:ident, $column:ident, $value:ident, $now:ident) => {
+        match $value {
+            Ok(value) => {
+                $card.measured.$column = Some(value);
+                $card.measured_at.insert(stringify!($column), $now);
+                Ok(value)
+            }
+            Err(AbsentReason::NotSampled) if $card.is_fresh(stringify!($column), $now) => {
+                $card.measured.$column.ok_or(AbsentReason::NotSampled)
+            }
+            Err(reason) => Err(reason),
         }
-    )+};
+    };
 }
 
 impl<'nvml> Card<'nvml> {
@@ -151,42 +151,36 @@ impl<'nvml> Card<'nvml> {
             .ask("replays", Device::pcie_replay_counter)
             .map(i64::from);
         let mut stats = columns::of(&self.gpu);
-        fill!(stats {
+        fill!(self, stats, started {
             gpu_name = self.gpu.name.clone().ok_or(DriverError);
             gpu_utilization = rates.and_then(|(gpu, _)| percent(gpu).map(f64::from));
             memory_used = memory.and_then(|(used, _)| mib(used));
             memory_total = memory.and_then(|(_, total)| mib(total));
-            temperature = self.number("temperature", |card| card.temperature(chip)).map(f64::from);
-            power_usage = self.number("power_usage", Device::power_usage).map(watts);
+            temperature = self.number("temperature", |card| card.temperature(chip)).map(f64::from), again;
+            power_usage = self.number("power_usage", Device::power_usage).map(watts), again;
             inference_fps = Err(AbsentReason::NotReported);
-            fan_speed = self.fan_speed();
+            fan_speed = self.fan_speed(), again;
             sm_clock = self.number("sm_clock", |card| card.clock_info(Clock::SM));
             memory_bandwidth_utilization = rates.and_then(|(_, busy)| percent(busy).map(f64::from));
             pstate = self.pstate();
             throttle_reasons = self.ask("throttle_reasons", throttle_reasons);
-            power_limit = self.number("power_limit", Device::enforced_power_limit).map(watts);
+            power_limit = self.number("power_limit", Device::enforced_power_limit).map(watts), again;
             sm_clock_max = self.fact("sm_max", |card| card.max_clock_info(Clock::SM)).and_then(signed);
-            compute_processes_count = processes;
-            pcie_replay_counter = replays;
+            compute_processes_count = processes, again;
+            pcie_replay_counter = replays, again;
             temp_slowdown_threshold = self.temp_slowdown_threshold();
             memory_clock = self.number("memory_clock", |card| card.clock_info(Clock::Memory));
             memory_clock_max = self.fact("memory_max", |card| card.max_clock_info(Clock::Memory)).and_then(signed);
-            pcie_link_gen = self.number("link_gen", Device::current_pcie_link_gen);
-            pcie_link_width = self.number("link_width", Device::current_pcie_link_width);
+            pcie_link_gen = self.number("link_gen", Device::current_pcie_link_gen), again;
+            pcie_link_width = self.number("link_width", Device::current_pcie_link_width), again;
             pcie_tx_throughput = pcie.sent;
             pcie_rx_throughput = pcie.received;
-            encoder_utilization = encoder.and_then(percent);
-            decoder_utilization = decoder.and_then(percent);
-            bar1_used = bar1.and_then(mib);
-            energy_consumption = energy;
-            power_usage_instant = power_instant;
-            memory_temperature = memory_temperature;
-        });
-        restate!(self, stats, started {
-            temperature power_usage fan_speed power_limit compute_processes_count
-            pcie_replay_counter pcie_link_gen pcie_link_width encoder_utilization
-            decoder_utilization bar1_used energy_consumption power_usage_instant
-            memory_temperature
+            encoder_utilization = encoder.and_then(percent), again;
+            decoder_utilization = decoder.and_then(percent), again;
+            bar1_used = bar1.and_then(mib), again;
+            energy_consumption = energy, again;
+            power_usage_instant = power_instant, again;
+            memory_temperature = memory_temperature, again;
         });
         let now = started_at.timestamp_millis();
         let epoch = self.epoch.after(now, [energy.ok(), replays.ok()]);
@@ -195,6 +189,12 @@ impl<'nvml> Card<'nvml> {
         let recorded_at = started_at + started.elapsed() / 2;
         stats.recorded_at = Some(to_proto(recorded_at.trunc_subsecs(6)));
         stats
+    }
+
+    /// Whether this column was measured a moment ago.
+    fn is_fresh(&self, column: &str, now: Instant) -> bool {
+        let at = self.measured_at.get(column);
+        at.is_some_and(|at| now.duration_since(*at) <= FRESH)
     }
 
     /// Makes a call, unless it is known to be in vain.
