@@ -18,7 +18,10 @@ use crate::{
     },
     error::{Error, Result},
     feed::{self, Record, Topic},
-    pb::{self, ChangeKind, alert_rule_service_server::AlertRuleService, watch_response::Update},
+    pb::{
+        self, ChangeKind, alert_rule_service_server::AlertRuleService,
+        preview_schedule_request::Of, watch_response::Update,
+    },
     rpc::{Reply, check, enums::FromProto, mask::UpdateMask, page::Page, row, time},
 };
 
@@ -123,6 +126,24 @@ impl AlertRuleService for AlertRules {
             alert_rules,
             next_page_token,
         }))
+    }
+
+    async fn preview_schedule(
+        &self,
+        request: Request<pb::PreviewScheduleRequest>,
+    ) -> Reply<pb::PreviewScheduleResponse> {
+        let request = request.into_inner();
+        let preview = schedule::Preview::parse(&request)?;
+        let schedule = match request.of {
+            Some(Of::Schedule(schedule)) => Some(schedule::from_proto("schedule", &schedule)?),
+            Some(Of::RuleId(id)) => {
+                let id = check::uuid("rule_id", &id)?;
+                let rule = Entity::find_by_id(id).one(self.db.reader()).await;
+                row::found(rule.map_err(Error::from)?, "alert rule", id)?.schedule
+            }
+            None => return Err(Error::invalid("rule_id", "or schedule is required").into()),
+        };
+        Ok(Response::new(preview.of(schedule.as_ref())?))
     }
 
     async fn update_alert_rule(

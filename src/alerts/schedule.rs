@@ -9,6 +9,11 @@ use crate::{
     pb,
 };
 
+mod preview;
+mod windows;
+
+pub use self::{preview::Preview, windows::Window};
+
 /// Windows of time, ready to be asked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {

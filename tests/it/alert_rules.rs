@@ -4,6 +4,7 @@ mod conditions;
 mod cooldowns;
 mod crud;
 mod keys;
+mod schedules;
 
 use watchpost::pb::{self, RuleStop};
 

@@ -14,6 +14,8 @@ mod guarantees;
 mod health;
 mod main_job;
 mod metrics;
+#[path = "../oracle/mod.rs"]
+mod oracle;
 mod process;
 mod schema;
 mod support;
