@@ -19,3 +19,4 @@ mod schema;
 mod support;
 mod top;
 mod watch;
+mod zones;
