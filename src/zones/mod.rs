@@ -1,6 +1,7 @@
 //! Camera zones: the parts of a picture that mean something.
 
 mod check;
+mod counts;
 mod list;
 mod live;
 mod locate;

@@ -41,19 +41,26 @@ impl Unplaced {
 impl Place {
     /// The place of a detection.
     pub fn of(detection: &detection::Model) -> Result<Self, Unplaced> {
-        let bbox = (
-            detection.bbox_x.zip(detection.bbox_width),
-            detection.bbox_y.zip(detection.bbox_height),
-        );
-        let (Some(across), Some(down)) = bbox else {
+        let bbox = [
+            detection.bbox_x,
+            detection.bbox_y,
+            detection.bbox_width,
+            detection.bbox_height,
+        ];
+        Self::new(bbox, [detection.video_width, detection.video_height])
+    }
+
+    /// The place of a box, given by its left and upper edge, its width and its height, in a picture of
+    /// this width and height; all in pixels.
+    pub fn new(bbox: [Option<i32>; 4], size: [Option<i32>; 2]) -> Result<Self, Unplaced> {
+        let [Some(x), Some(y), Some(across), Some(down)] = bbox else {
             return Err(Unplaced::NoBox);
         };
-        let size = detection.video_width.zip(detection.video_height);
-        let Some((width, height)) = size.filter(|(width, height)| *width > 0 && *height > 0) else {
+        let [Some(width @ 1..), Some(height @ 1..)] = size else {
             return Err(Unplaced::NoSize);
         };
-        let (left, center, right) = span(across, width)?;
-        let (top, middle, bottom) = span(down, height)?;
+        let (left, center, right) = span((x, across), width)?;
+        let (top, middle, bottom) = span((y, down), height)?;
         Ok(Self {
             bounds: Rect::new((left, top), (right, bottom)),
             center: (center, middle).into(),

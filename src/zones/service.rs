@@ -181,6 +181,14 @@ impl CameraZoneService for CameraZones {
         let locations = self.locate(request.into_inner()).await?;
         Ok(Response::new(pb::LocateDetectionsResponse { locations }))
     }
+
+    async fn count_zone_hits(
+        &self,
+        request: Request<pb::CountZoneHitsRequest>,
+    ) -> Reply<pb::CountZoneHitsResponse> {
+        let buckets = self.count(request.get_ref()).await?;
+        Ok(Response::new(pb::CountZoneHitsResponse { buckets }))
+    }
 }
 
 /// The zone; nobody else changes it before the transaction ends.

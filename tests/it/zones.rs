@@ -1,5 +1,6 @@
 //! `CameraZoneService`, and rules that ask for zones.
 
+mod counts;
 mod crud;
 mod locate;
 mod pages;
