@@ -308,9 +308,15 @@ on_both! {
             ('line', 'door', '3', '[[0, 0], [1, 1]]', 9), ('flat', 'door', '4', '[[0, 0], [1, 1], [0.5, 0.5]]', 9),
             ('bow', 'door', '5', '[[0, 0], [1, 1], [1, 0], [0, 1]]', 9)"#;
         execute(&server, zones).await;
+        let overlap = r#"INSERT INTO camera_zones (id, camera_id, name, coordinates, priority, anchor, min_overlap) VALUES
+            ('flat2', 'door', '6', '[[0, 0], [1, 1], [0.5, 0.5]]', 9, 'overlap', 0.1),
+            ('point', 'door', '7', '[[0.5, 0.4], [0.5, 0.4], [0.5, 0.4]]', 9, 'overlap', NULL),
+            ('huge', 'door', '8', '[[-1e300, -1e300], [1e300, 0], [0, 1e300]]', 9, 'overlap', 0.1),
+            ('bow2', 'door', '9', '[[0, 0], [1, 1], [1, 0], [0, 1]]', 9, 'overlap', 0.1)"#;
+        execute(&server, overlap).await;
         // Makes the server read the zones again.
         server.zone(middle("door", "good")).await;
-        let zone_ids = strings(&["empty", "object", "line", "flat", "bow", "good"]);
+        let zone_ids = strings(&["empty", "object", "line", "flat", "bow", "flat2", "point", "huge", "bow2", "good"]);
         server.rule(pb::AlertRule { zone_ids, ..always("r") }).await;
         let raised = server.ingest("door", vec![object_at("car", 500, 200)]).await.alerts;
         assert_eq!(raised.len(), 1);
