@@ -50,6 +50,14 @@ pub enum Error {
     },
     #[error("`{field}` {problem}")]
     BrokenReference { field: String, problem: String },
+    #[error("the {resource} is in use by {users}")]
+    InUse {
+        resource: &'static str,
+        /// For people.
+        users: String,
+        /// Their ids, parted by commas.
+        ids: String,
+    },
     #[error("the {resource} has changed since the expected version")]
     StaleVersion { resource: &'static str },
     #[error("changes after the cursor are no longer kept, about {lost_changes} are lost")]
@@ -81,6 +89,15 @@ impl Error {
         Self::Invalid {
             field: shortened(field.into(), LONGEST_FIELD),
             problem: shortened(problem.into(), LONGEST_PROBLEM),
+        }
+    }
+
+    /// A resource that others need: told for people, and by their ids, parted by commas.
+    pub fn in_use(resource: &'static str, users: String, ids: String) -> Self {
+        Self::InUse {
+            resource,
+            users: shortened(users, LONGEST_PROBLEM),
+            ids,
         }
     }
 
@@ -118,6 +135,7 @@ impl Error {
             Self::BrokenReference { .. } => {
                 (Code::FailedPrecondition, ErrorReason::BrokenReference)
             }
+            Self::InUse { .. } => (Code::FailedPrecondition, ErrorReason::InUse),
             Self::StaleVersion { .. } => (Code::Aborted, ErrorReason::StaleVersion),
             Self::CursorExpired { .. } => (Code::OutOfRange, ErrorReason::CursorExpired),
             Self::CursorAhead => (Code::FailedPrecondition, ErrorReason::CursorAhead),
@@ -153,6 +171,9 @@ impl Error {
         }
         if let Self::WrongStatus { status, .. } = self {
             return vec![("status", status.clone())];
+        }
+        if let Self::InUse { ids, .. } = self {
+            return vec![("used_by", ids.clone())];
         }
         if let Self::CursorExpired {
             earliest_cursor,

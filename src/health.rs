@@ -8,10 +8,11 @@ use tonic_health::{
 };
 
 /// The services that need the database, and nothing else.
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 6] = [
     "watchpost.v1.AlertRuleService",
     "watchpost.v1.AlertService",
     "watchpost.v1.CameraService",
+    "watchpost.v1.CameraZoneService",
     "watchpost.v1.EventService",
     "watchpost.v1.MonitorService",
 ];

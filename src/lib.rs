@@ -18,6 +18,8 @@ pub mod events;
 
 pub mod alerts;
 
+pub mod zones;
+
 pub mod cameras;
 
 pub mod gpu;

@@ -38,9 +38,11 @@ use crate::{
     pb::{
         FILE_DESCRIPTOR_SET, alert_rule_service_server::AlertRuleServiceServer,
         alert_service_server::AlertServiceServer, camera_service_server::CameraServiceServer,
+        camera_zone_service_server::CameraZoneServiceServer,
         event_service_server::EventServiceServer, gpu_stats_service_server::GpuStatsServiceServer,
     },
     rpc::{calls::Calls, layer::RequestLayer},
+    zones::{CameraZones, LiveZones},
 };
 
 mod prepare;
@@ -113,7 +115,7 @@ impl Server {
         let (health, health_service) = Health::new();
         let parts = Parts {
             feed: Feed::new(db.clone(), Announcement::make),
-            rules: Rules::new(db.clone()),
+            rules: Rules::new(db.clone(), LiveZones::new(db.clone())),
             gpus: LiveGpus::default(),
             detections: Detections::default(),
             shutdown: CancellationToken::new(),
@@ -260,6 +262,10 @@ fn routes<H: HealthService>(
         monitor: monitor.clone(),
     };
     let cameras = Cameras { db: db.clone() };
+    let camera_zones = CameraZones {
+        db: db.clone(),
+        zones: rules.zones().clone(),
+    };
     let events = Events {
         db: db.clone(),
         committer,
@@ -302,6 +308,7 @@ fn routes<H: HealthService>(
             max_message_size: limit,
         })
         .add_service(accepting!(CameraServiceServer::new(cameras)))
+        .add_service(accepting!(CameraZoneServiceServer::new(camera_zones)))
         .add_service(accepting!(EventServiceServer::new(events)))
         .add_service(accepting!(AlertRuleServiceServer::new(alert_rules)))
         .add_service(accepting!(AlertServiceServer::new(alerts)))

@@ -24,6 +24,7 @@ mod m20261124_000016_gpu_events;
 mod m20261124_000017_gpu_history;
 mod m20261124_000018_feed_commits;
 mod m20261124_000019_gpu_reporters;
+mod m20261124_000020_zone_anchors;
 
 /// Applies and reverts the migrations, parents first. It takes no lock: callers that may
 /// start at the same time have to take one.
@@ -52,6 +53,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000017_gpu_history::Migration),
             Box::new(m20261124_000018_feed_commits::Migration),
             Box::new(m20261124_000019_gpu_reporters::Migration),
+            Box::new(m20261124_000020_zone_anchors::Migration),
         ]
     }
 }

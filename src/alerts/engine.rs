@@ -1,11 +1,14 @@
 //! Judging an event by a rule. Pure: it reads no database and no clock.
 
-use std::cell::OnceCell;
+use std::{cell::OnceCell, sync::Arc};
 
 use chrono::{DateTime, Utc};
 
 use super::rules::Rule;
-use crate::pb::RuleStop;
+use crate::{
+    pb::RuleStop,
+    zones::{Place, Unplaced, Zone, ZoneSet},
+};
 
 /// How many of the types that were seen are told to whoever asks why a rule did not fire.
 const TOLD: usize = 10;
@@ -19,6 +22,8 @@ pub struct Facts {
     /// Whether the event raises no alerts for now.
     pub snoozed: bool,
     pub detections: Vec<Seen>,
+    /// The enabled zones of all cameras.
+    pub zones: Arc<ZoneSet>,
     /// The types of the detections for people, made when the first rule needs them.
     pub types: OnceCell<String>,
 }
@@ -29,14 +34,37 @@ pub struct Seen {
     /// Lower case.
     pub object_type: Option<String>,
     pub confidence: Option<f64>,
+    /// Where in the picture it is.
+    pub place: Result<Place, Unplaced>,
+    /// Which of the camera's zones it is in, found when the first rule asks for it.
+    pub hits: OnceCell<Vec<usize>>,
+}
+
+impl Seen {
+    /// Which of the zones it is in, in their order. It is always asked about the same ones.
+    fn hits(&self, zones: &[Zone]) -> &[usize] {
+        self.hits.get_or_init(|| {
+            let Ok(place) = &self.place else {
+                return Vec::new();
+            };
+            let zones = zones.iter().enumerate();
+            zones
+                .filter_map(|(at, zone)| zone.hit(place).map(|_| at))
+                .collect()
+        })
+    }
 }
 
 /// What a rule says of an event.
 #[derive(Debug, PartialEq)]
 pub enum Verdict<'a> {
     /// It matches. The type is that of the first matching detection that has one; without
-    /// conditions every detection matches.
-    Matches { object_type: Option<&'a str> },
+    /// conditions every detection matches. Of a rule that asks for zones, the zone is the first that
+    /// a matching detection is in, and the type is that of a detection in this zone.
+    Matches {
+        object_type: Option<&'a str>,
+        zone_id: Option<&'a str>,
+    },
     /// It does not, for this reason and with these values.
     Stopped(RuleStop, String),
 }
@@ -83,7 +111,7 @@ pub fn judge<'a>(rule: &Rule, facts: &'a Facts) -> Verdict<'a> {
         );
     }
 
-    // Type and confidence must come from one and the same detection.
+    // Type, confidence and zone must come from one and the same detection.
     let of_type = |seen: &&Seen| {
         rule.object_types.is_empty()
             || seen
@@ -119,14 +147,49 @@ pub fn judge<'a>(rule: &Rule, facts: &'a Facts) -> Verdict<'a> {
         );
     }
     if !rule.zone_ids.is_empty() {
-        return Stopped(
-            RuleStop::ZoneIds,
-            "no detection is known to be in a zone".to_string(),
-        );
+        return judge_zones(rule, facts, &found.collect::<Vec<_>>());
     }
     Verdict::Matches {
         object_type: found.find_map(|seen| seen.object_type.as_deref()),
+        zone_id: None,
     }
+}
+
+/// Judges by the zones of a rule the detections that meet its other conditions.
+fn judge_zones<'a>(rule: &Rule, facts: &'a Facts, found: &[&'a Seen]) -> Verdict<'a> {
+    let zones = facts.zones.of(&facts.camera_id);
+    let asked = |at: &usize| rule.zone_ids.contains(&zones[*at].id);
+    // The first zone that any of them is in is also the first one of those that are in it.
+    let first = |seen: &&'a Seen| seen.hits(zones).iter().copied().find(asked);
+    let Some(zone) = found.iter().filter_map(first).min() else {
+        return Verdict::Stopped(RuleStop::ZoneIds, nowhere(rule, facts, found));
+    };
+    let mut inside = found.iter().filter(|seen| first(seen) == Some(zone));
+    Verdict::Matches {
+        object_type: inside.find_map(|seen| seen.object_type.as_deref()),
+        zone_id: Some(&zones[zone].id),
+    }
+}
+
+/// Why none of the detections is in a zone of the rule, for people.
+fn nowhere(rule: &Rule, facts: &Facts, found: &[&Seen]) -> String {
+    let mut zones = facts.zones.of(&facts.camera_id).iter();
+    if !zones.any(|zone| rule.zone_ids.contains(&zone.id)) {
+        let camera_id = &facts.camera_id;
+        return format!("none of zone_ids is an enabled zone of camera {camera_id}");
+    }
+    let none = match found.len() {
+        0 => return "there is no detection".to_string(),
+        1 => "the detection is in none of zone_ids".to_string(),
+        number => format!("none of {number} detections is in one of zone_ids"),
+    };
+    let mut unplaced = found.iter().filter_map(|seen| seen.place.err()).peekable();
+    let Some(first) = unplaced.peek().copied() else {
+        return none;
+    };
+    let first = first.as_str();
+    let number = unplaced.count();
+    format!("{none}; where {number} would be is not known, the first has {first}")
 }
 
 /// Which types were seen, for people.
@@ -143,228 +206,4 @@ fn only(detections: &[Seen]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::entity::{
-        Strings,
-        alert::AlertSeverity,
-        alert_rule::{self, Schedule},
-    };
-
-    fn row() -> alert_rule::Model {
-        let now = crate::entity::now();
-        alert_rule::Model {
-            id: uuid::Uuid::nil(),
-            name: "r".into(),
-            description: None,
-            enabled: true,
-            severity: AlertSeverity::Medium,
-            risk_threshold: None,
-            object_types: None,
-            camera_ids: None,
-            zone_ids: None,
-            min_confidence: None,
-            schedule: None,
-            conditions: None,
-            dedup_key_template: "{camera_id}".into(),
-            cooldown_seconds: 0,
-            channels: None,
-            created_at: now,
-            updated_at: now,
-        }
-    }
-
-    #[expect(clippy::unnecessary_wraps, reason = "a column that may be NULL")]
-    fn strings(values: &[&str]) -> Option<Strings> {
-        Some(Strings(values.iter().map(ToString::to_string).collect()))
-    }
-
-    fn seen(object_type: &str, confidence: impl Into<Option<f64>>) -> Seen {
-        Seen {
-            object_type: Some(object_type.into()),
-            confidence: confidence.into(),
-        }
-    }
-
-    fn stop(rule: alert_rule::Model, facts: &Facts) -> Option<RuleStop> {
-        match judge(&Rule::compile(rule).unwrap(), facts) {
-            Verdict::Matches { .. } => None,
-            Verdict::Stopped(stop, _) => Some(stop),
-        }
-    }
-
-    #[test]
-    #[expect(clippy::too_many_lines, reason = "a table of cases")]
-    fn every_condition_that_is_set_must_be_met() {
-        let facts = Facts {
-            camera_id: "door".into(),
-            risk_score: Some(70),
-            started_at: "2026-11-27T12:00:00Z".parse().unwrap(),
-            snoozed: false,
-            detections: vec![seen("person", 0.5), seen("dog", 0.95), seen("car", None)],
-            types: OnceCell::new(),
-        };
-        let at = |start: &str, end: &str| {
-            Some(Schedule {
-                start_time: Some(start.into()),
-                end_time: Some(end.into()),
-                ..Schedule::default()
-            })
-        };
-        let cases = [
-            (row(), None),
-            (
-                alert_rule::Model {
-                    risk_threshold: Some(70),
-                    ..row()
-                },
-                None,
-            ),
-            (
-                alert_rule::Model {
-                    risk_threshold: Some(71),
-                    ..row()
-                },
-                Some(RuleStop::RiskThreshold),
-            ),
-            (
-                alert_rule::Model {
-                    camera_ids: strings(&["door"]),
-                    ..row()
-                },
-                None,
-            ),
-            (
-                alert_rule::Model {
-                    camera_ids: strings(&["Door"]),
-                    ..row()
-                },
-                Some(RuleStop::CameraIds),
-            ),
-            (
-                alert_rule::Model {
-                    object_types: strings(&["PERSON"]),
-                    ..row()
-                },
-                None,
-            ),
-            (
-                alert_rule::Model {
-                    object_types: strings(&["cat"]),
-                    ..row()
-                },
-                Some(RuleStop::ObjectTypes),
-            ),
-            (
-                alert_rule::Model {
-                    object_types: strings(&[]),
-                    ..row()
-                },
-                None,
-            ),
-            (
-                alert_rule::Model {
-                    min_confidence: Some(0.95),
-                    ..row()
-                },
-                None,
-            ),
-            (
-                alert_rule::Model {
-                    min_confidence: Some(0.96),
-                    ..row()
-                },
-                Some(RuleStop::MinConfidence),
-            ),
-            (
-                alert_rule::Model {
-                    object_types: strings(&["person"]),
-                    min_confidence: Some(0.9),
-                    ..row()
-                },
-                Some(RuleStop::MinConfidence),
-            ),
-            (
-                alert_rule::Model {
-                    object_types: strings(&["dog"]),
-                    min_confidence: Some(0.9),
-                    ..row()
-                },
-                None,
-            ),
-            (
-                alert_rule::Model {
-                    object_types: strings(&["car"]),
-                    min_confidence: Some(0.0),
-                    ..row()
-                },
-                Some(RuleStop::MinConfidence),
-            ),
-            (
-                alert_rule::Model {
-                    zone_ids: strings(&["z"]),
-                    ..row()
-                },
-                Some(RuleStop::ZoneIds),
-            ),
-            (
-                alert_rule::Model {
-                    schedule: at("12:00", "13:00"),
-                    ..row()
-                },
-                None,
-            ),
-            (
-                alert_rule::Model {
-                    schedule: at("11:00", "12:00"),
-                    ..row()
-                },
-                Some(RuleStop::Schedule),
-            ),
-        ];
-        for (rule, expected) in cases {
-            let conditions = conditions_of(&rule);
-            assert_eq!(stop(rule, &facts), expected, "{conditions}");
-        }
-        assert_eq!(
-            stop(
-                row(),
-                &Facts {
-                    snoozed: true,
-                    ..facts
-                }
-            ),
-            Some(RuleStop::Snoozed)
-        );
-    }
-
-    #[test]
-    fn what_is_not_known_does_not_match() {
-        let facts = Facts {
-            camera_id: "door".into(),
-            risk_score: None,
-            started_at: crate::entity::now(),
-            snoozed: false,
-            detections: vec![],
-            types: OnceCell::new(),
-        };
-        let threshold = alert_rule::Model {
-            risk_threshold: Some(0),
-            ..row()
-        };
-        assert_eq!(stop(threshold, &facts), Some(RuleStop::RiskThreshold));
-        let confidence = alert_rule::Model {
-            min_confidence: Some(0.0),
-            ..row()
-        };
-        assert_eq!(stop(confidence, &facts), Some(RuleStop::MinConfidence));
-        assert_eq!(stop(row(), &facts), None);
-    }
-
-    fn conditions_of(rule: &alert_rule::Model) -> String {
-        Rule::compile(rule.clone())
-            .unwrap()
-            .conditions
-            .join(" and ")
-    }
-}
+mod tests;

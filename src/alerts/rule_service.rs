@@ -1,9 +1,11 @@
 //! `AlertRuleService`.
 
+use std::collections::HashSet;
+
 use prost::Message;
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, DatabaseTransaction, DbBackend, EntityTrait,
-    QueryFilter, QuerySelect, Select, sea_query::Expr,
+    QueryFilter, QueryOrder, QuerySelect, Select, sea_query::Expr,
 };
 use tonic::{Request, Response};
 use uuid::Uuid;
@@ -15,6 +17,7 @@ use crate::{
         self, Strings,
         alert::AlertSeverity,
         alert_rule::{self, ActiveModel, Entity},
+        camera_zone,
     },
     error::{Error, Result},
     feed::{self, Record, Topic},
@@ -76,14 +79,16 @@ impl AlertRuleService for AlertRules {
             .into_inner()
             .alert_rule
             .ok_or_else(|| Error::invalid("alert_rule", "is required"))?;
+        let rule = legacy::translate(rule)?;
         let row = ActiveModel {
             conditions: Set(None),
-            ..legacy::translate(rule)?.checked()?
+            ..rule.checked()?
         };
-        let rule = self
-            .db
-            .write(async |tx| announce(tx, ChangeKind::Created, row.insert(tx).await?).await)
-            .await?;
+        let rule = self.db.write(async |tx| {
+            refuse_unknown_zones(tx, &rule.zone_ids, &[]).await?;
+            announce(tx, ChangeKind::Created, row.insert(tx).await?).await
+        });
+        let rule = rule.await?;
         self.apply().await;
         Ok(Response::new(rule))
     }
@@ -159,12 +164,14 @@ impl AlertRuleService for AlertRules {
         let rule = self.db.write(async |tx| {
             let before = locked(tx, id).await?;
             let updated_at = entity::now().max(before.updated_at);
+            let zone_ids = before.zone_ids.clone().unwrap_or_default().0;
             // What the rule will be is checked as a whole, as a new one is.
             let rule = legacy::translate(pb::AlertRule::from(before).with(changes, &mask))?;
             let mut row = ActiveModel {
                 conditions: Set(None),
                 ..rule.checked()?
             };
+            refuse_unknown_zones(tx, &rule.zone_ids, &zone_ids).await?;
             row.id = Set(id);
             row.created_at = sea_orm::NotSet;
             row.updated_at = Set(updated_at);
@@ -195,6 +202,40 @@ async fn locked(tx: &DatabaseTransaction, id: Uuid) -> Result<alert_rule::Model>
         "alert rule",
         id,
     )
+}
+
+/// Refuses zones that do not exist, by the path of the first, unless the rule named them before. Nobody
+/// deletes the others before the transaction ends.
+async fn refuse_unknown_zones(
+    tx: &DatabaseTransaction,
+    named: &[String],
+    before: &[String],
+) -> Result<()> {
+    use camera_zone::Column::Id;
+    let before: HashSet<_> = before.iter().collect();
+    let new: HashSet<_> = named.iter().filter(|id| !before.contains(id)).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let known: Vec<String> = camera_zone::Entity::find()
+        .select_only()
+        .column(Id)
+        .filter(Id.is_in(new.iter().copied()))
+        // Always in the same order, or two transactions could wait for each other.
+        .order_by_asc(Id)
+        .lock_shared()
+        .into_tuple()
+        .all(tx)
+        .await?;
+    let known: HashSet<_> = known.iter().collect();
+    let unknown = |id: &String| new.contains(id) && !known.contains(id);
+    match named.iter().position(unknown) {
+        Some(at) => Err(Error::BrokenReference {
+            field: format!("alert_rule.zone_ids[{at}]"),
+            problem: "names a camera zone that does not exist".into(),
+        }),
+        None => Ok(()),
+    }
 }
 
 async fn announce(

@@ -23,9 +23,10 @@ use crate::{
     feed::Position,
     monitor::Feed,
     pb::watch_response::Update,
+    zones::LiveZones,
 };
 
-/// How long to wait before the rules are read again after a failure.
+/// How long to wait before rules or zones are read again after a failure.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// A rule, ready to be asked.
@@ -54,13 +55,14 @@ pub struct Rule {
 /// The enabled rules of one moment, oldest first.
 pub type RuleSet = Vec<Rule>;
 
-/// The rules of this process. Clones share them.
+/// The rules of this process, and the zones that they ask for. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Rules(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     db: Db,
+    zones: LiveZones,
     current: RwLock<Arc<RuleSet>>,
     /// Held while reading, so that the set that is read last replaces those read before.
     reading: Mutex<()>,
@@ -68,9 +70,10 @@ struct Shared {
 
 impl Rules {
     /// The rules of this database, none until they are read.
-    pub fn new(db: Db) -> Self {
+    pub fn new(db: Db, zones: LiveZones) -> Self {
         Self(Arc::new(Shared {
             db,
+            zones,
             current: RwLock::default(),
             reading: Mutex::default(),
         }))
@@ -83,6 +86,11 @@ impl Rules {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// The zones that the rules ask for.
+    pub fn zones(&self) -> &LiveZones {
+        &self.0.zones
     }
 
     /// Reads the rules again. What was committed before the call is in force after it.
@@ -113,7 +121,8 @@ impl Rules {
         Ok(())
     }
 
-    /// Reads the rules again whenever the feed says that one has changed, on whatever process.
+    /// Reads the rules again whenever the feed says that one has changed, on whatever process, and the
+    /// zones likewise.
     pub async fn follow(self, feed: Feed, from: Position, shutdown: CancellationToken) {
         let mut position = from;
         let following = async {
@@ -121,14 +130,16 @@ impl Rules {
                 let Ok(entries) = feed.after(position).await else {
                     // The feed is gone from under us, or the database is in trouble: the table has it all.
                     position = position.max(feed.head());
+                    self.reload_zones_at_last().await;
                     self.reload_at_last().await;
                     sleep(RETRY).await;
                     continue;
                 };
-                if entries
-                    .iter()
-                    .any(|entry| matches!(entry.item.update, Some(Update::AlertRule(_))))
-                {
+                let changes = || entries.iter().map(|entry| &entry.item.update);
+                if changes().any(|update| matches!(update, Some(Update::CameraZone(_)))) {
+                    self.reload_zones_at_last().await;
+                }
+                if changes().any(|update| matches!(update, Some(Update::AlertRule(_)))) {
                     self.reload_at_last().await;
                 }
                 position = entries.last().map_or(position, |entry| entry.position);
@@ -140,6 +151,13 @@ impl Rules {
     async fn reload_at_last(&self) {
         while let Err(error) = self.reload().await {
             tracing::debug!(%error, "the alert rules cannot be read; it is tried again");
+            sleep(RETRY).await;
+        }
+    }
+
+    async fn reload_zones_at_last(&self) {
+        while let Err(error) = self.zones().reload().await {
+            tracing::debug!(%error, "the camera zones cannot be read; it is tried again");
             sleep(RETRY).await;
         }
     }

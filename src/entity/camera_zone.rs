@@ -21,6 +21,12 @@ pub struct Model {
     pub priority: i32,
     pub created_at: DateTimeUtc,
     pub updated_at: DateTimeUtc,
+    pub anchor: ZoneAnchor,
+    /// The part of a box that must lie in the zone, above 0 and up to 1. With `ZoneAnchor::Overlap`
+    /// only.
+    pub min_overlap: Option<f64>,
+    /// Raised by one with every change.
+    pub version_id: i32,
     #[sea_orm(belongs_to, from = "camera_id", to = "id", on_delete = "Cascade")]
     pub camera: BelongsTo<super::camera::Entity>,
 }
@@ -63,4 +69,17 @@ pub enum ZoneType {
 pub enum ZoneShape {
     Rectangle,
     Polygon,
+}
+
+/// What of a detection must lie in a zone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
+#[sea_orm(
+    rs_type = "String",
+    db_type = "String(StringLen::None)",
+    rename_all = "snake_case"
+)]
+pub enum ZoneAnchor {
+    Center,
+    Foot,
+    Overlap,
 }

@@ -13,7 +13,7 @@ use crate::{
         change::announcement,
         cooldown::{self, Claim},
         engine::{self, Verdict},
-        rules::{Rule, RuleSet},
+        rules::{Rule, RuleSet, Rules},
         template::Values,
     },
     entity::{
@@ -48,12 +48,14 @@ struct Match {
     /// Which of the rules.
     rule: usize,
     object_type: Option<String>,
+    zone_id: Option<String>,
 }
 
 /// Asks every rule about an ingest. No database is needed for it, so it is done before the
 /// transaction, which others wait for.
-pub(super) fn judge(ingest: Ingest, rules: Arc<RuleSet>) -> Judged {
-    let facts = ingest.facts(entity::now());
+pub(super) fn judge(ingest: Ingest, rules: &Rules) -> Judged {
+    let facts = ingest.facts(rules.zones().current(), entity::now());
+    let rules = rules.current();
     let mut outcomes = Vec::with_capacity(rules.len());
     let mut matches = Vec::new();
     for (at, rule) in rules.iter().enumerate() {
@@ -67,13 +69,14 @@ pub(super) fn judge(ingest: Ingest, rules: Arc<RuleSet>) -> Judged {
                 outcome.stopped_by = stop.into();
                 outcome.detail = detail;
             }
-            Verdict::Matches { object_type } => {
-                let object_type = object_type.map(Into::into);
-                matches.push(Match {
-                    rule: at,
-                    object_type,
-                });
-            }
+            Verdict::Matches {
+                object_type,
+                zone_id,
+            } => matches.push(Match {
+                rule: at,
+                object_type: object_type.map(Into::into),
+                zone_id: zone_id.map(Into::into),
+            }),
         }
         outcomes.push(outcome);
     }
@@ -221,7 +224,7 @@ async fn raise(
                 continue;
             }
             outcome.fired = true;
-            let row = alert(&judged.ingest, &judged.rules[found.rule], claim, now);
+            let row = alert(&judged.ingest, &judged.rules[found.rule], found, claim, now);
             judged.alerts.push(row.clone().into());
             rows.push(row);
         }
@@ -235,7 +238,7 @@ fn claim(judged: &Judged, found: &Match, raised_at_us: i64) -> Claim {
         camera_id: &ingest.event.camera_id,
         rule_id: rule.id,
         object_type: found.object_type.as_deref(),
-        zone_id: None,
+        zone_id: found.zone_id.as_deref(),
         event_id: ingest.event.id,
     };
     Claim {
@@ -248,11 +251,20 @@ fn claim(judged: &Judged, found: &Match, raised_at_us: i64) -> Claim {
 }
 
 /// The alert that a rule raises for an event.
-fn alert(ingest: &Ingest, rule: &Rule, claim: Claim, now: DateTime<Utc>) -> alert::Model {
-    let metadata = serde_json::json!({
+fn alert(
+    ingest: &Ingest,
+    rule: &Rule,
+    found: &Match,
+    claim: Claim,
+    now: DateTime<Utc>,
+) -> alert::Model {
+    let mut metadata = serde_json::json!({
         "matched_conditions": rule.conditions,
         "rule_name": rule.name,
     });
+    if let Some(zone_id) = &found.zone_id {
+        metadata["zone_id"] = zone_id.clone().into();
+    }
     alert::Model {
         id: claim.alert_id,
         event_id: ingest.event.id,

@@ -1,6 +1,6 @@
 //! The checks of an ingest, and the rows that it will become, before any database is asked.
 
-use std::{cell::OnceCell, ops::RangeInclusive};
+use std::{cell::OnceCell, ops::RangeInclusive, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use prost::Message;
@@ -17,6 +17,7 @@ use crate::{
     error::{Error, Result},
     pb,
     rpc::{check, enums::FromProto, json, time},
+    zones::{Place, ZoneSet},
 };
 
 /// How many detections an event may have.
@@ -97,13 +98,15 @@ impl Ingest {
     }
 
     /// What the rules look at.
-    pub(super) fn facts(&self, now: DateTime<Utc>) -> Facts {
+    pub(super) fn facts(&self, zones: Arc<ZoneSet>, now: DateTime<Utc>) -> Facts {
         let seen = |detection: &detection::Model| Seen {
             object_type: detection
                 .object_type
                 .as_ref()
                 .map(|name| name.to_lowercase()),
             confidence: detection.confidence,
+            place: Place::of(detection),
+            hits: OnceCell::new(),
         };
         Facts {
             camera_id: self.event.camera_id.clone(),
@@ -111,6 +114,7 @@ impl Ingest {
             started_at: self.event.started_at,
             snoozed: self.event.snooze_until.is_some_and(|until| until > now),
             detections: self.detections.iter().map(seen).collect(),
+            zones,
             types: OnceCell::new(),
         }
     }

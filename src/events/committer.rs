@@ -84,7 +84,7 @@ impl Committer {
     pub(super) async fn store(&self, ingest: Ingest) -> Answer {
         let _caller = self.callers.enter();
         // Judged here, while others are being stored.
-        let judged = batch::judge(ingest, self.rules.current());
+        let judged = batch::judge(ingest, &self.rules);
         let (reply, answer) = oneshot::channel();
         self.queue
             .send((judged, reply))
@@ -223,7 +223,7 @@ impl Work {
     async fn commit_alone(&self, ingest: Ingest) -> Answer {
         let mut tries = 1;
         loop {
-            let mut judged = [batch::judge(ingest.clone(), self.rules.current())];
+            let mut judged = [batch::judge(ingest.clone(), &self.rules)];
             match self
                 .db
                 .write(async |tx| batch::store(tx, &mut judged).await)

@@ -26,6 +26,7 @@ pub enum Topic {
     Alerts,
     Events,
     Cameras,
+    CameraZones,
     AlertRules,
     GpuEvents,
 }
@@ -37,6 +38,7 @@ impl Topic {
             Self::Alerts => "alerts",
             Self::Events => "events",
             Self::Cameras => "cameras",
+            Self::CameraZones => "camera_zones",
             Self::AlertRules => "alert_rules",
             Self::GpuEvents => "gpu_events",
         }

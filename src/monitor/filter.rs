@@ -77,8 +77,8 @@ impl Filter {
 
     /// Whether any topic of the change feed is wanted.
     pub(super) fn wants_changes(&self) -> bool {
-        use pb::Topic::{AlertRules, Alerts, Cameras, Events, GpuEvents};
-        [Alerts, Events, Cameras, AlertRules, GpuEvents]
+        use pb::Topic::{AlertRules, Alerts, CameraZones, Cameras, Events, GpuEvents};
+        [Alerts, Events, Cameras, CameraZones, AlertRules, GpuEvents]
             .into_iter()
             .any(|topic| self.wants(topic))
     }
@@ -105,6 +105,7 @@ impl Filter {
             }
             Some(Update::Event(_)) => self.wants(pb::Topic::Events),
             Some(Update::Camera(_)) => self.wants(pb::Topic::Cameras),
+            Some(Update::CameraZone(_)) => self.wants(pb::Topic::CameraZones),
             Some(Update::AlertRule(_)) => self.wants(pb::Topic::AlertRules),
             Some(Update::GpuEvent(event)) => {
                 self.wants(pb::Topic::GpuEvents)

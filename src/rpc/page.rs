@@ -1,4 +1,4 @@
-//! Pages of a list: newest first, by keyset, with the id to break ties.
+//! Pages of a list: newest or highest first, by keyset, with the id to break ties.
 
 use std::str::FromStr;
 
@@ -6,9 +6,9 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
 use prost::Message;
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, EntityTrait, Order, QueryFilter, QueryOrder, QuerySelect, Select,
-    Value,
-    sea_query::{Expr, ExprTrait},
+    ColumnTrait, Condition, ConnectionTrait, DbBackend, EntityTrait, Order, QueryFilter,
+    QueryOrder, QuerySelect, Select, Value,
+    sea_query::{Expr, ExprTrait, SimpleExpr},
 };
 
 use super::time;
@@ -34,9 +34,9 @@ struct Token {
     /// The list and its filter, hashed: a token is good for these only.
     #[prost(fixed64, tag = "1")]
     list: u64,
-    /// The time of the last row, in microseconds since 1970.
+    /// The time of the last row, in microseconds since 1970; or its rank.
     #[prost(int64, tag = "2")]
-    micros: i64,
+    place: i64,
     /// The id of the last row.
     #[prost(string, tag = "3")]
     id: String,
@@ -89,6 +89,55 @@ impl Page {
             .limit(self.size + 1)
             .all(db)
             .await?;
+        Ok(self.cut(rows, |row| {
+            let (time, id) = key(row);
+            (time.timestamp_micros(), id)
+        }))
+    }
+
+    /// Reads the page of `select`, the highest rank first, those of equal rank by their ids in the
+    /// order of the bytes, whatever the collation; else as [`Self::newest_first`].
+    pub async fn highest_first<E, C, M>(
+        &self,
+        db: &impl ConnectionTrait,
+        select: Select<E>,
+        (rank_column, id_column): (C, C),
+        key: impl Fn(&E::Model) -> (i64, String),
+    ) -> Result<(Vec<M>, String)>
+    where
+        E: EntityTrait,
+        C: ColumnTrait,
+        M: Message + From<E::Model>,
+    {
+        let mut select = select;
+        let rank = || Expr::col(rank_column.as_column_ref());
+        let id = in_bytes(
+            Expr::col(id_column.as_column_ref()),
+            db.get_database_backend(),
+        );
+        if let Some(after) = &self.after {
+            let last = after.id::<String>()?;
+            let same_rank = Condition::all()
+                .add(rank().eq(after.place))
+                .add(id.clone().gt(last));
+            let rest = Condition::any().add(rank().lt(after.place)).add(same_rank);
+            select = select.filter(rest);
+        }
+        let rows = select
+            .order_by(rank(), Order::Desc)
+            .order_by(id, Order::Asc)
+            .limit(self.size + 1)
+            .all(db)
+            .await?;
+        Ok(self.cut(rows, key))
+    }
+
+    /// The rows that fit on the page as they are on the wire, and the token of the next one.
+    fn cut<R, I: ToString, M: Message + From<R>>(
+        &self,
+        rows: Vec<R>,
+        key: impl Fn(&R) -> (i64, I),
+    ) -> (Vec<M>, String) {
         let (mut messages, mut bytes, mut last) = (Vec::with_capacity(rows.len()), 0, None);
         for row in rows {
             let place = key(&row);
@@ -97,19 +146,19 @@ impl Page {
             if let Some(last) = last.take()
                 && (messages.len() as u64 == self.size || bytes > LARGEST)
             {
-                return Ok((messages, self.token(last)));
+                return (messages, self.token(last));
             }
             messages.push(message);
             last = Some(place);
         }
-        Ok((messages, String::new()))
+        (messages, String::new())
     }
 
     /// The token of the page after the row with this key.
-    fn token(&self, (time, id): (DateTime<Utc>, impl ToString)) -> String {
+    fn token(&self, (place, id): (i64, impl ToString)) -> String {
         let token = Token {
             list: self.list,
-            micros: time.timestamp_micros(),
+            place,
             id: id.to_string(),
         };
         BASE64_URL_SAFE_NO_PAD.encode(token.encode_to_vec())
@@ -120,8 +169,7 @@ impl Token {
     fn read(text: &str, list: u64) -> Result<Self> {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok();
         let token = bytes.and_then(|bytes| Self::decode(bytes.as_slice()).ok());
-        let token =
-            token.ok_or_else(|| Error::invalid("page_token", "is not a token of this server"))?;
+        let token = token.ok_or_else(foreign)?;
         if token.list != list {
             return Err(Error::invalid(
                 "page_token",
@@ -132,10 +180,26 @@ impl Token {
     }
 
     fn key<I: FromStr>(&self) -> Result<(DateTime<Utc>, I)> {
+        let time = time::from_micros(self.place);
+        Ok((time.ok_or_else(foreign)?, self.id()?))
+    }
+
+    fn id<I: FromStr>(&self) -> Result<I> {
         let id = Some(&self.id).filter(|id| !id.contains('\0'));
-        time::from_micros(self.micros)
-            .zip(id.and_then(|id| id.parse().ok()))
-            .ok_or_else(|| Error::invalid("page_token", "is not a token of this server"))
+        id.and_then(|id| id.parse().ok()).ok_or_else(foreign)
+    }
+}
+
+fn foreign() -> Error {
+    Error::invalid("page_token", "is not a token of this server")
+}
+
+/// A text to be compared by its bytes, as SQLite does anyway.
+fn in_bytes(column: SimpleExpr, backend: DbBackend) -> SimpleExpr {
+    if backend == DbBackend::Postgres {
+        Expr::cust_with_exprs(r#"$1 COLLATE "C""#, [column])
+    } else {
+        column
     }
 }
 
@@ -160,7 +224,7 @@ mod tests {
         };
         let token = Token {
             list: fingerprint("cameras", &filter),
-            micros: 1,
+            place: 1,
             id: "a".into(),
         };
         let token = BASE64_URL_SAFE_NO_PAD.encode(token.encode_to_vec());

@@ -147,6 +147,8 @@ impl std::fmt::Display for OpenError {
 async fn open(parts: &Parts) -> Result<(), OpenError> {
     parts.db.migrate_up().await.map_err(OpenError::Migrating)?;
     parts.feed.open().await.map_err(OpenError::Reading)?;
+    let zones = parts.rules.zones();
+    zones.reload().await.map_err(OpenError::Reading)?;
     parts.rules.reload().await.map_err(OpenError::Reading)
 }
 

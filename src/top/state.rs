@@ -150,7 +150,11 @@ impl State {
             Some(Update::SnapshotEnd(_)) => self.end_snapshot(),
             // Not asked for, or of a newer server.
             Some(
-                Update::Event(_) | Update::Camera(_) | Update::AlertRule(_) | Update::GpuEvent(_),
+                Update::Event(_)
+                | Update::Camera(_)
+                | Update::CameraZone(_)
+                | Update::AlertRule(_)
+                | Update::GpuEvent(_),
             )
             | None => {}
         }

@@ -8,10 +8,11 @@ use tonic_reflection::pb::{v1, v1alpha};
 
 use crate::support::{TestServer, database::on_both};
 
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 7] = [
     "watchpost.v1.AlertRuleService",
     "watchpost.v1.AlertService",
     "watchpost.v1.CameraService",
+    "watchpost.v1.CameraZoneService",
     "watchpost.v1.EventService",
     "watchpost.v1.GpuStatsService",
     "watchpost.v1.MonitorService",

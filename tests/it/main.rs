@@ -21,3 +21,4 @@ mod schema;
 mod support;
 mod top;
 mod watch;
+mod zones;

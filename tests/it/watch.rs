@@ -10,8 +10,8 @@ use watchpost::{
 };
 
 use crate::support::{
-    self, TestServer, Watch, always, connect, database::on_both, detection, field, ingest, reason,
-    topics,
+    self, TestServer, Watch, always, connect, database::on_both, detection, field, ingest, middle,
+    reason, topics,
 };
 
 mod commits;
@@ -155,6 +155,9 @@ on_both! {
         let camera = server.camera("door").await;
         let expected = pb::CameraChange { kind: pb::ChangeKind::Created.into(), camera: Some(camera) };
         assert_eq!(watch.update().await, Update::Camera(expected));
+        let zone = server.zone(middle("door", "z")).await;
+        let expected = pb::CameraZoneChange { kind: pb::ChangeKind::Created.into(), camera_zone: Some(zone) };
+        assert_eq!(watch.update().await, Update::CameraZone(expected));
         let rule = server.rule(always("everything")).await;
         let expected = pb::AlertRuleChange { kind: pb::ChangeKind::Created.into(), alert_rule: Some(rule) };
         assert_eq!(watch.update().await, Update::AlertRule(expected));

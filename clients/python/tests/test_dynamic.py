@@ -15,6 +15,7 @@ SERVICES = {
     "watchpost.v1.AlertRuleService",
     "watchpost.v1.AlertService",
     "watchpost.v1.CameraService",
+    "watchpost.v1.CameraZoneService",
     "watchpost.v1.EventService",
     "watchpost.v1.GpuStatsService",
     "watchpost.v1.MonitorService",

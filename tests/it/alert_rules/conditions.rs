@@ -9,7 +9,7 @@ use crate::support::{
     TestServer, always,
     calls::{at, strings},
     database::on_both,
-    detection, ingest,
+    detection, ingest, middle,
 };
 
 use RuleStop::{
@@ -46,6 +46,7 @@ on_both! {
     async fn every_condition_that_is_set_must_be_met(backend) {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
+        server.zone(middle("door", "z")).await;
         let any = || always("r");
         let of = |types: &[&str]| pb::AlertRule { object_types: strings(types), ..any() };
         let sure = |least| pb::AlertRule { min_confidence: Some(least), ..any() };

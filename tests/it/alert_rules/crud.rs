@@ -7,7 +7,8 @@ use super::{create, delete, get, update};
 use crate::support::{
     TestServer, always,
     calls::{at, execute, not_found, object, refused, strings, walk},
-    database::on_both,
+    database::{Backend, on_both},
+    middle,
 };
 
 const NONE: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
@@ -22,7 +23,7 @@ fn full() -> pb::AlertRule {
         risk_threshold: Some(0),
         object_types: strings(&["Person", "car, van", "Person"]),
         camera_ids: strings(&["none", "door"]),
-        zone_ids: strings(&["zone 1"]),
+        zone_ids: strings(&["zone_1"]),
         min_confidence: Some(0.1 + 0.2),
         schedule: Some(pb::Schedule {
             days: vec![DayOfWeek::Monday.into(), DayOfWeek::Sunday.into()],
@@ -35,6 +36,14 @@ fn full() -> pb::AlertRule {
         channels: strings(&["mail", "sms 🎥", "mail"]),
         ..Default::default()
     }
+}
+
+/// A server with the zone that `full` names.
+async fn server_with_a_zone(backend: Backend) -> TestServer {
+    let server = TestServer::start(backend).await;
+    server.camera("door").await;
+    server.zone(middle("door", "zone_1")).await;
+    server
 }
 
 /// What a rule with this name only is.
@@ -72,7 +81,7 @@ async fn names(server: &TestServer, filter: pb::AlertRuleFilter) -> String {
 
 on_both! {
     async fn a_rule_is_kept_as_it_was_sent(backend) {
-        let server = TestServer::start(backend).await;
+        let server = server_with_a_zone(backend).await;
         for (sent, expected) in [
             (pb::AlertRule { name: "x".into(), ..Default::default() }, plain("x")),
             (full(), full()),
@@ -102,12 +111,18 @@ on_both! {
         let wide = |length: u32, seed: u32| {
             (0..length).map(|n| char::from_u32(0x2_0000 + (n * 37 + seed * 101) % 40_000).unwrap()).collect::<String>()
         };
+        let ids: Vec<_> = (0..1000).map(|n| format!("{n:064}")).collect();
+        server.camera("door").await;
+        let zone = |id: &String| format!("('{id}', 'door', '{id}', '[[0, 0], [1, 0], [0, 1]]')");
+        let zones = ids.iter().map(zone).collect::<Vec<_>>().join(", ");
+        let zones = format!("INSERT INTO camera_zones (id, camera_id, name, coordinates) VALUES {zones}");
+        execute(&server, &zones).await;
         let sent = pb::AlertRule {
             name: wide(255, 0),
             description: Some(wide(65_536, 0)),
             object_types: (0..100).map(|n| wide(255, n)).collect(),
             camera_ids: (0..1000).map(|n| format!("{n:064}")).collect(),
-            zone_ids: (0..1000).map(|n| format!("{n:064}")).collect(),
+            zone_ids: ids.clone(),
             channels: (0..100).map(|n| wide(100, n)).collect(),
             dedup_key_template: Some("x".repeat(255)),
             cooldown_seconds: Some(31_536_000),
@@ -119,7 +134,7 @@ on_both! {
     }
 
     async fn an_update_changes_what_its_mask_names(backend) {
-        let server = TestServer::start(backend).await;
+        let server = server_with_a_zone(backend).await;
         let id = server.rule(full()).await.id;
         let reset = || async { update(&server, pb::AlertRule { id: id.clone(), ..full() }, &["*"]).await.unwrap() };
         let change = pb::AlertRule {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use sea_orm::{ActiveEnum, ConnectionTrait, DatabaseConnection, DbErr, RuntimeErr};
 use watchpost::entity::{
-    Severity, audit_log, camera, demographics_result, detection, event, event_feedback, job,
-    job_attempt, job_log, log, pose_result, threat_detection,
+    Severity, audit_log, camera, camera_zone, demographics_result, detection, event,
+    event_feedback, job, job_attempt, job_log, log, pose_result, threat_detection,
 };
 
 use super::{catalogue, expected, rows};
@@ -31,6 +31,8 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     ("ck_class_baselines_hour_range", "class_baselines", "hour", "-1 | 24", "0 | 23"),
     ("ck_camera_zones_priority_non_negative", "camera_zones", "priority", "-1", "0 | 1000"),
     ("ck_camera_zones_color_hex", "camera_zones", "color", "'blue' | '#12345' | '#12345g' | '1234567' | ''", "'#09afAF' | '#FFFFFF'"),
+    ("ck_camera_zones_anchor", "camera_zones", "anchor", "'Center' | 'middle'", "'foot' | 'overlap'"),
+    ("ck_camera_zones_min_overlap_range", "camera_zones", "min_overlap", "0 | -0.1 | 1.1", "0.001 | 1 | NULL"),
     ("ck_jobs_status", "jobs", "status", "'aborting'", ""),
     ("ck_jobs_progress_range", "jobs", "progress_percent", "-1 | 101", "0 | 100"),
     ("ck_jobs_priority_range", "jobs", "priority", "-1 | 5", "0 | 4"),
@@ -165,6 +167,7 @@ on_both! {
         let db = database.connect().await;
         rows::insert_everywhere(backend, &db).await;
         pass::<camera::CameraStatus>(&db, "cameras", "status").await;
+        pass::<camera_zone::ZoneAnchor>(&db, "camera_zones", "anchor").await;
         pass::<event::RiskLevel>(&db, "events", "risk_level").await;
         pass::<detection::MediaType>(&db, "detections", "media_type").await;
         pass::<audit_log::AuditStatus>(&db, "audit_logs", "status").await;

@@ -85,6 +85,7 @@ on_both! {
         for insert in [
             "cameras (id, name, folder_path) VALUES ('p', 'Front Porch', '/p')",
             "cameras (id, name, folder_path) VALUES ('p', 'P', '/porch')",
+            "camera_zones (id, camera_id, name, coordinates) VALUES ('y', 'porch', 'Steps', '[]')",
             "activity_baselines (camera_id, hour, day_of_week) VALUES ('porch', 1, 1)",
             "class_baselines (camera_id, detection_class, hour) VALUES ('porch', 'person', 1)",
             "event_feedback (event_id, feedback_type) VALUES (1, 'correct')",

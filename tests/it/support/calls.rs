@@ -18,8 +18,9 @@ use super::{TestServer, field, reason};
 pub type Reply<T> = Result<Response<T>, Status>;
 
 /// The tables that the calls write to.
-const TABLES: [&str; 9] = [
+const TABLES: [&str; 10] = [
     "cameras",
+    "camera_zones",
     "events",
     "detections",
     "event_detections",

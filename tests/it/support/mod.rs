@@ -17,6 +17,7 @@ use watchpost::{
     pb::{
         self, alert_rule_service_client::AlertRuleServiceClient,
         alert_service_client::AlertServiceClient, camera_service_client::CameraServiceClient,
+        camera_zone_service_client::CameraZoneServiceClient,
         event_service_client::EventServiceClient, gpu_stats_service_client::GpuStatsServiceClient,
         monitor_service_client::MonitorServiceClient, watch_response::Update,
     },
@@ -81,6 +82,10 @@ impl TestServer {
         CameraServiceClient::new(self.channel.clone())
     }
 
+    pub fn zones(&self) -> CameraZoneServiceClient<Channel> {
+        CameraZoneServiceClient::new(self.channel.clone())
+    }
+
     pub fn events(&self) -> EventServiceClient<Channel> {
         EventServiceClient::new(self.channel.clone())
     }
@@ -113,6 +118,18 @@ impl TestServer {
         };
         self.cameras()
             .create_camera(request)
+            .await
+            .unwrap()
+            .into_inner()
+    }
+
+    /// Creates a zone.
+    pub async fn zone(&self, camera_zone: pb::CameraZone) -> pb::CameraZone {
+        let request = pb::CreateCameraZoneRequest {
+            camera_zone: Some(camera_zone),
+        };
+        self.zones()
+            .create_camera_zone(request)
             .await
             .unwrap()
             .into_inner()
@@ -276,6 +293,18 @@ pub fn always(name: &str) -> pb::AlertRule {
     pb::AlertRule {
         name: name.into(),
         cooldown_seconds: Some(0),
+        ..Default::default()
+    }
+}
+
+/// A zone of this camera: a rectangle in the middle of the picture, half as wide and half as high.
+pub fn middle(camera_id: &str, id: &str) -> pb::CameraZone {
+    let corners = [(0.25, 0.25), (0.75, 0.25), (0.75, 0.75), (0.25, 0.75)];
+    pb::CameraZone {
+        id: id.into(),
+        camera_id: camera_id.into(),
+        name: id.into(),
+        coordinates: corners.map(|(x, y)| pb::Point { x, y }).into(),
         ..Default::default()
     }
 }

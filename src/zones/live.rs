@@ -1,0 +1,83 @@
+//! The enabled zones, compiled once and shared by all requests.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
+use tokio::sync::Mutex;
+
+use super::shape::Zone;
+use crate::{db::Db, entity::camera_zone, error::Result};
+
+/// The enabled zones of one moment.
+#[derive(Debug, Default)]
+pub struct ZoneSet(HashMap<String, Vec<Zone>>);
+
+impl ZoneSet {
+    /// The zones of a camera, the highest priority first, then by id.
+    pub fn of(&self, camera_id: &str) -> &[Zone] {
+        self.0.get(camera_id).map(Vec::as_slice).unwrap_or_default()
+    }
+}
+
+/// The zones of this process. Clones share them.
+#[derive(Debug, Clone)]
+pub struct LiveZones(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    db: Db,
+    current: RwLock<Arc<ZoneSet>>,
+    /// Held while reading, so that the set that is read last replaces those read before.
+    reading: Mutex<()>,
+}
+
+impl LiveZones {
+    /// The zones of this database, none until they are read.
+    pub fn new(db: Db) -> Self {
+        Self(Arc::new(Shared {
+            db,
+            current: RwLock::default(),
+            reading: Mutex::default(),
+        }))
+    }
+
+    /// The zones to judge a detection by.
+    pub fn current(&self) -> Arc<ZoneSet> {
+        self.0
+            .current
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Reads the zones again. What was committed before the call is in force after it.
+    pub async fn reload(&self) -> Result<()> {
+        let _reading = self.0.reading.lock().await;
+        let rows = camera_zone::Entity::find()
+            .filter(camera_zone::Column::Enabled.eq(true))
+            .all(self.0.db.reader())
+            .await?;
+        let mut zones = ZoneSet::default();
+        for row in rows {
+            match Zone::compile(&row) {
+                Ok(zone) => zones.0.entry(row.camera_id).or_default().push(zone),
+                // Written past our checks. One bad zone must not stop the others, and nothing is in it.
+                Err(error) => {
+                    tracing::error!(camera_zone.id = %row.id, %error, "a camera zone cannot be used");
+                }
+            }
+        }
+        for zones in zones.0.values_mut() {
+            zones.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.id.cmp(&b.id)));
+        }
+        *self
+            .0
+            .current
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(zones);
+        Ok(())
+    }
+}

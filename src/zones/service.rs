@@ -1,0 +1,347 @@
+//! `CameraZoneService`.
+
+use prost::Message;
+use sea_orm::{
+    ActiveModelTrait,
+    ActiveValue::{NotSet, Set},
+    ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect,
+};
+use tonic::{Request, Response};
+use uuid::Uuid;
+
+use super::{check::UPDATABLE, live::LiveZones, shape::corners};
+use crate::{
+    db::Db,
+    entity::{
+        self, alert_rule, camera,
+        camera_zone::{self, Column, Entity, ZoneAnchor, ZoneShape, ZoneType},
+    },
+    error::{Error, Result},
+    feed::{self, Record, Topic},
+    pb::{self, ChangeKind, camera_zone_service_server::CameraZoneService, watch_response::Update},
+    rpc::{Reply, check, enums::proto_enum, mask::UpdateMask, page::Page, row, time},
+};
+
+/// How many of the rules that name a zone are told to whoever wants to delete it.
+const TOLD: usize = 20;
+
+/// The camera zones.
+#[derive(Debug, Clone)]
+pub struct CameraZones {
+    /// Where they are kept.
+    pub db: Db,
+    /// The compiled ones, which every change brings up to date.
+    pub zones: LiveZones,
+}
+
+impl CameraZones {
+    /// Brings the compiled zones up to date before the caller is answered, so that its next event meets the change.
+    async fn apply(&self) {
+        if let Err(error) = self.zones.reload().await {
+            // The change is committed, and the feed will have the zones read again.
+            tracing::warn!(%error, "a change of the camera zones is in force a moment later");
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl CameraZoneService for CameraZones {
+    async fn create_camera_zone(
+        &self,
+        request: Request<pb::CreateCameraZoneRequest>,
+    ) -> Reply<pb::CameraZone> {
+        let zone = request
+            .into_inner()
+            .camera_zone
+            .ok_or_else(|| Error::invalid("camera_zone", "is required"))?;
+        let id = match zone.id.as_str() {
+            "" => Uuid::now_v7().to_string(),
+            id => check::id("camera_zone.id", id)?,
+        };
+        let camera_id = check::id("camera_zone.camera_id", &zone.camera_id)?;
+        let row = camera_zone::ActiveModel {
+            id: Set(id.clone()),
+            camera_id: Set(camera_id.clone()),
+            version_id: Set(1),
+            ..zone.checked()?
+        };
+        let zone = self.db.write(async |tx| {
+            refuse_absent_camera(tx, &camera_id).await?;
+            if Entity::find_by_id(id).one(tx).await?.is_some() {
+                return Err(exists("camera_zone.id"));
+            }
+            refuse_taken_name(tx, &row, None).await?;
+            let zone = row.insert(tx).await.map_err(taken)?;
+            announce(tx, ChangeKind::Created, zone).await
+        });
+        let zone = zone.await?;
+        self.apply().await;
+        Ok(Response::new(zone))
+    }
+
+    async fn get_camera_zone(
+        &self,
+        request: Request<pb::GetCameraZoneRequest>,
+    ) -> Reply<pb::CameraZone> {
+        let id = check::id("id", &request.into_inner().id)?;
+        let zone = Entity::find_by_id(&id)
+            .one(self.db.reader())
+            .await
+            .map_err(Error::from)?;
+        Ok(Response::new(row::found(zone, "camera zone", id)?.into()))
+    }
+
+    async fn list_camera_zones(
+        &self,
+        request: Request<pb::ListCameraZonesRequest>,
+    ) -> Reply<pb::ListCameraZonesResponse> {
+        let request = request.into_inner();
+        let filter = request.filter.unwrap_or_default();
+        let page = Page::parse(
+            request.page_size,
+            &request.page_token,
+            "camera_zones",
+            &filter,
+        )?;
+        let columns = (Column::Priority, Column::Id);
+        let key = |zone: &camera_zone::Model| (zone.priority.into(), zone.id.clone());
+        let (camera_zones, next_page_token) = page
+            .highest_first(self.db.reader(), filter.select()?, columns, key)
+            .await?;
+        Ok(Response::new(pb::ListCameraZonesResponse {
+            camera_zones,
+            next_page_token,
+        }))
+    }
+
+    async fn update_camera_zone(
+        &self,
+        request: Request<pb::UpdateCameraZoneRequest>,
+    ) -> Reply<pb::CameraZone> {
+        let request = request.into_inner();
+        let changes = request
+            .camera_zone
+            .ok_or_else(|| Error::invalid("camera_zone", "is required"))?;
+        let id = check::id("camera_zone.id", &changes.id)?;
+        let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
+        let zone = self.db.write(async |tx| {
+            let before = locked(tx, &id).await?;
+            let version_id = before.version_id;
+            if request
+                .expected_version_id
+                .is_some_and(|seen| seen != version_id)
+            {
+                let resource = "camera zone";
+                return Err(Error::StaleVersion { resource });
+            }
+            let updated_at = entity::now().max(before.updated_at);
+            let camera_id = before.camera_id.clone();
+            let before = pb::CameraZone::from(before);
+            // What the zone will be is checked as a whole, as a new one is.
+            let zone = before.clone().with(changes, &mask);
+            let mut row = zone.checked()?;
+            if zone == before {
+                return Ok(before);
+            }
+            row.id = Set(id.clone());
+            row.camera_id = Set(camera_id);
+            refuse_taken_name(tx, &row, Some(&id)).await?;
+            row.created_at = NotSet;
+            row.updated_at = Set(updated_at);
+            row.version_id = Set(version_id + 1);
+            let zone = row.update(tx).await.map_err(taken)?;
+            announce(tx, ChangeKind::Updated, zone).await
+        });
+        let zone = zone.await?;
+        self.apply().await;
+        Ok(Response::new(zone))
+    }
+
+    async fn delete_camera_zone(&self, request: Request<pb::DeleteCameraZoneRequest>) -> Reply<()> {
+        let request = request.into_inner();
+        let id = check::id("id", &request.id)?;
+        let deleted = self.db.write(async |tx| {
+            // Whoever writes a rule that names the zone waits here, or has been waited for.
+            let zone = locked(tx, &id).await?;
+            if !request.force {
+                refuse_used(tx, &id).await?;
+            }
+            Entity::delete_by_id(&id).exec(tx).await?;
+            announce(tx, ChangeKind::Deleted, zone).await
+        });
+        deleted.await?;
+        self.apply().await;
+        Ok(Response::new(()))
+    }
+
+    async fn locate_detections(
+        &self,
+        request: Request<pb::LocateDetectionsRequest>,
+    ) -> Reply<pb::LocateDetectionsResponse> {
+        let locations = self.locate(request.into_inner()).await?;
+        Ok(Response::new(pb::LocateDetectionsResponse { locations }))
+    }
+
+    async fn count_zone_hits(
+        &self,
+        request: Request<pb::CountZoneHitsRequest>,
+    ) -> Reply<pb::CountZoneHitsResponse> {
+        let buckets = self.count(request.get_ref()).await?;
+        Ok(Response::new(pb::CountZoneHitsResponse { buckets }))
+    }
+}
+
+/// The zone; nobody else changes it before the transaction ends.
+async fn locked(tx: &DatabaseTransaction, id: &str) -> Result<camera_zone::Model> {
+    row::found(
+        Entity::find_by_id(id).lock_exclusive().one(tx).await?,
+        "camera zone",
+        id,
+    )
+}
+
+async fn announce(
+    tx: &DatabaseTransaction,
+    kind: ChangeKind,
+    zone: camera_zone::Model,
+) -> Result<pb::CameraZone> {
+    let zone = pb::CameraZone::from(zone);
+    let change = pb::CameraZoneChange {
+        kind: kind.into(),
+        camera_zone: Some(zone.clone()),
+    };
+    let message = pb::WatchResponse {
+        update: Some(Update::CameraZone(change)),
+        ..Default::default()
+    };
+    let record = Record {
+        topic: Topic::CameraZones,
+        key: zone.id.clone(),
+        message: message.encode_to_vec(),
+    };
+    feed::record(tx, [record]).await?;
+    Ok(zone)
+}
+
+async fn refuse_absent_camera(tx: &DatabaseTransaction, id: &str) -> Result<()> {
+    let camera = camera::Entity::find_by_id(id).one(tx).await?;
+    if camera.is_some_and(|camera| camera.deleted_at.is_none()) {
+        return Ok(());
+    }
+    Err(Error::BrokenReference {
+        field: "camera_zone.camera_id".into(),
+        problem: "names a camera that does not exist or is deleted".into(),
+    })
+}
+
+/// Refuses a name that another zone of the camera has.
+async fn refuse_taken_name(
+    tx: &DatabaseTransaction,
+    row: &camera_zone::ActiveModel,
+    own: Option<&str>,
+) -> Result<()> {
+    let values = (
+        row.get(Column::CameraId).into_value(),
+        row.get(Column::Name).into_value(),
+    );
+    let (Some(camera_id), Some(name)) = values else {
+        return Ok(());
+    };
+    let other = Entity::find()
+        .filter(Column::CameraId.eq(camera_id))
+        .filter(Column::Name.eq(name))
+        .one(tx)
+        .await?;
+    if other.is_some_and(|other| Some(&*other.id) != own) {
+        return Err(exists("camera_zone.name"));
+    }
+    Ok(())
+}
+
+/// Refuses to delete a zone that rules name.
+async fn refuse_used(tx: &DatabaseTransaction, id: &str) -> Result<()> {
+    let rules = alert_rule::Entity::find()
+        .filter(alert_rule::Column::ZoneIds.is_not_null())
+        .all(tx)
+        .await?;
+    let names = |rule: &alert_rule::Model| {
+        let zone_ids = rule.zone_ids.as_ref();
+        zone_ids.is_some_and(|zone_ids| zone_ids.0.iter().any(|zone_id| zone_id == id))
+    };
+    let rules: Vec<_> = rules.into_iter().filter(names).collect();
+    let Some(first) = rules.first() else {
+        return Ok(());
+    };
+    let mut users = format!("the alert rule `{}`", first.name);
+    if rules.len() > 1 {
+        users = format!("{users} and {} more", rules.len() - 1);
+    }
+    let ids: Vec<_> = rules
+        .iter()
+        .take(TOLD)
+        .map(|rule| rule.id.to_string())
+        .collect();
+    Err(Error::in_use("camera zone", users, ids.join(",")))
+}
+
+fn exists(field: &str) -> Error {
+    Error::AlreadyExists {
+        field: field.into(),
+        problem: "another camera zone has it".into(),
+    }
+}
+
+/// Which of the unique values is taken.
+fn taken(error: sea_orm::DbErr) -> Error {
+    let error = Error::from(error);
+    let Error::AlreadyExists { field, .. } = &error else {
+        return error;
+    };
+    exists(if field.contains("name") {
+        "camera_zone.name"
+    } else {
+        "camera_zone.id"
+    })
+}
+
+impl From<camera_zone::Model> for pb::CameraZone {
+    fn from(row: camera_zone::Model) -> Self {
+        let point = |[x, y]: [f64; 2]| pb::Point { x, y };
+        Self {
+            coordinates: corners(&row).into_iter().map(point).collect(),
+            id: row.id,
+            camera_id: row.camera_id,
+            name: row.name,
+            zone_type: pb::CameraZoneType::from(row.zone_type).into(),
+            shape: pb::CameraZoneShape::from(row.shape).into(),
+            color: Some(row.color),
+            enabled: Some(row.enabled),
+            priority: row.priority,
+            created_at: Some(time::to_proto(row.created_at)),
+            updated_at: Some(time::to_proto(row.updated_at)),
+            anchor: pb::CameraZoneAnchor::from(row.anchor).into(),
+            min_overlap: row.min_overlap,
+            version_id: row.version_id,
+        }
+    }
+}
+
+proto_enum!(
+    ZoneType,
+    pb::CameraZoneType {
+        EntryPoint,
+        Driveway,
+        Sidewalk,
+        Yard,
+        Other
+    }
+);
+proto_enum!(ZoneShape, pb::CameraZoneShape { Rectangle, Polygon });
+proto_enum!(
+    ZoneAnchor,
+    pb::CameraZoneAnchor {
+        Center,
+        Foot,
+        Overlap
+    }
+);
