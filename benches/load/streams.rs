@@ -253,8 +253,8 @@ pub async fn slow_reader(server: &Server, seconds: u64) {
 
     let counts = Arc::new(Counts::default());
     let tasks = subscribe(server, 99, &counts).await;
-    // Two minutes are enough to know how late they are without it.
-    write(server, RATE, time.min(Duration::from_mins(2))).await;
+    // As long as with it, for the database's caches grow with what is written.
+    write(server, RATE, time).await;
     let without = resident_mib(server);
     let quiet = measured(server, &counts, tasks).await;
 
