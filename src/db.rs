@@ -192,6 +192,17 @@ impl Db {
         &self,
         work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
     ) -> Result<T> {
+        let done = self.write_quietly(work).await?;
+        self.0.committed.notify_one();
+        self.0.announce.notify_one();
+        Ok(done)
+    }
+
+    /// The same for work that records no change: nobody is woken.
+    pub async fn write_quietly<T>(
+        &self,
+        work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
+    ) -> Result<T> {
         let options = TransactionOptions {
             // A deferred one that reads, then writes, fails as "locked" whatever the busy timeout.
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
@@ -204,12 +215,9 @@ impl Db {
             Ok(done)
         };
         let transaction = COMMIT_SEQ.scope(Cell::new(None), transaction);
-        let done = timeout(WRITE_TIMEOUT, transaction)
+        timeout(WRITE_TIMEOUT, transaction)
             .await
-            .unwrap_or(Err(Error::DatabaseAway))?;
-        self.0.committed.notify_one();
-        self.0.announce.notify_one();
-        Ok(done)
+            .unwrap_or(Err(Error::DatabaseAway))
     }
 
     /// What the feed calls the transaction that this task runs, once `set_commit_seq` has said so.

@@ -50,6 +50,11 @@ pub enum Error {
     },
     #[error("`{field}` {problem}")]
     BrokenReference { field: String, problem: String },
+    #[error("the {resource} is of the kind {kind}, for which this makes no sense")]
+    WrongKind {
+        resource: &'static str,
+        kind: String,
+    },
     #[error("the {resource} is in use by {users}")]
     InUse {
         resource: &'static str,
@@ -136,6 +141,7 @@ impl Error {
                 (Code::FailedPrecondition, ErrorReason::BrokenReference)
             }
             Self::InUse { .. } => (Code::FailedPrecondition, ErrorReason::InUse),
+            Self::WrongKind { .. } => (Code::FailedPrecondition, ErrorReason::WrongKind),
             Self::StaleVersion { .. } => (Code::Aborted, ErrorReason::StaleVersion),
             Self::CursorExpired { .. } => (Code::OutOfRange, ErrorReason::CursorExpired),
             Self::CursorAhead => (Code::FailedPrecondition, ErrorReason::CursorAhead),
@@ -171,6 +177,9 @@ impl Error {
         }
         if let Self::WrongStatus { status, .. } = self {
             return vec![("status", status.clone())];
+        }
+        if let Self::WrongKind { kind, .. } = self {
+            return vec![("kind", kind.clone())];
         }
         if let Self::InUse { ids, .. } = self {
             return vec![("used_by", ids.clone())];

@@ -8,13 +8,15 @@ use tonic_health::{
 };
 
 /// The services that need the database, and nothing else.
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 8] = [
     "watchpost.v1.AlertRuleService",
     "watchpost.v1.AlertService",
     "watchpost.v1.CameraService",
     "watchpost.v1.CameraZoneService",
+    "watchpost.v1.DeliveryService",
     "watchpost.v1.EventService",
     "watchpost.v1.MonitorService",
+    "watchpost.v1.NotificationChannelService",
 ];
 
 /// The service that needs NVML as well.

@@ -16,6 +16,8 @@ pub mod monitor;
 
 pub mod events;
 
+pub mod notifications;
+
 pub mod alerts;
 
 pub mod zones;

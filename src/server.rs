@@ -35,11 +35,14 @@ use crate::{
     http,
     metrics::Metrics,
     monitor::{self, Announcement, Feed, Monitor, MonitorServer, Snapshots},
+    notifications::{Backoff, Deliverer, Deliveries, NotificationChannels},
     pb::{
         FILE_DESCRIPTOR_SET, alert_rule_service_server::AlertRuleServiceServer,
         alert_service_server::AlertServiceServer, camera_service_server::CameraServiceServer,
         camera_zone_service_server::CameraZoneServiceServer,
-        event_service_server::EventServiceServer, gpu_stats_service_server::GpuStatsServiceServer,
+        delivery_service_server::DeliveryServiceServer, event_service_server::EventServiceServer,
+        gpu_stats_service_server::GpuStatsServiceServer,
+        notification_channel_service_server::NotificationChannelServiceServer,
     },
     rpc::{calls::Calls, layer::RequestLayer},
     zones::{CameraZones, LiveZones},
@@ -83,8 +86,23 @@ pub struct Server {
     grace: Duration,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
     serving_http: Option<JoinHandle<()>>,
-    preparing: JoinHandle<Result<gpu::Running, StartError>>,
+    preparing: JoinHandle<Result<Running, StartError>>,
     prepared: watch::Receiver<bool>,
+}
+
+/// The methods whose calls are counted.
+const CALLED: [&[u8]; 4] = [
+    FILE_DESCRIPTOR_SET,
+    tonic_health::pb::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+];
+
+/// What has to come to its end before the database is closed.
+#[derive(Debug)]
+struct Running {
+    gpus: gpu::Running,
+    deliverer: JoinHandle<()>,
 }
 
 /// What the services and loops share.
@@ -95,6 +113,7 @@ struct Parts {
     rules: Rules,
     gpus: LiveGpus,
     detections: Detections,
+    deliverer: Deliverer,
     health: Health,
     shutdown: CancellationToken,
 }
@@ -113,11 +132,15 @@ impl Server {
         let metrics_address = http.as_ref().map(|(_, address)| *address);
 
         let (health, health_service) = Health::new();
+        let backoff = Backoff {
+            first: settings.notification_retry,
+        };
         let parts = Parts {
             feed: Feed::new(db.clone(), Announcement::make),
             rules: Rules::new(db.clone(), LiveZones::new(db.clone())),
             gpus: LiveGpus::default(),
             detections: Detections::default(),
+            deliverer: Deliverer::new(db.clone(), settings.senders(), backoff),
             shutdown: CancellationToken::new(),
             health,
             db,
@@ -192,9 +215,10 @@ impl Server {
             let _ = http.await;
         }
         if self.preparing.is_finished()
-            && let Ok(Ok(gpus)) = (&mut self.preparing).await
+            && let Ok(Ok(running)) = (&mut self.preparing).await
         {
-            gpus.finish().await;
+            running.gpus.finish().await;
+            let _ = running.deliverer.await;
         }
         self.preparing.abort();
         self.db.close().await;
@@ -227,9 +251,11 @@ fn routes<H: HealthService>(
         gpus,
         health,
         detections,
+        deliverer,
         shutdown,
     } = parts.clone();
-    let committer = Arc::new(Committer::start(&db, &rules, &shutdown));
+    let committer = Committer::start(&db, &rules, &deliverer, &shutdown);
+    let committer = Arc::new(committer);
     let gpu_stats = GpuStats::new(Reports {
         db: db.clone(),
         live: gpus.clone(),
@@ -246,18 +272,14 @@ fn routes<H: HealthService>(
         },
         shutdown.clone(),
     );
-    let calls = Calls::new(&[
-        FILE_DESCRIPTOR_SET,
-        tonic_health::pb::FILE_DESCRIPTOR_SET,
-        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-    ]);
+    let calls = Calls::new(&CALLED);
     let metrics = Metrics {
         calls: calls.clone(),
         feed,
         gpus,
         gpu_interval: settings.gpu_interval,
         health,
+        deliveries: deliverer.counts().clone(),
         ingests: committer.counts().clone(),
         monitor: monitor.clone(),
     };
@@ -275,6 +297,8 @@ fn routes<H: HealthService>(
         db: db.clone(),
         rules,
     };
+    let channels = NotificationChannels::new(db.clone(), deliverer.clone());
+    let deliveries = Deliveries::new(db.clone(), deliverer);
     let alerts = Alerts::new(db);
     let reflection = || {
         Reflection::configure()
@@ -312,6 +336,8 @@ fn routes<H: HealthService>(
         .add_service(accepting!(EventServiceServer::new(events)))
         .add_service(accepting!(AlertRuleServiceServer::new(alert_rules)))
         .add_service(accepting!(AlertServiceServer::new(alerts)))
+        .add_service(accepting!(NotificationChannelServiceServer::new(channels)))
+        .add_service(accepting!(DeliveryServiceServer::new(deliveries)))
         .add_service(accepting!(GpuStatsServiceServer::new(gpu_stats)));
     Ok((routes, metrics))
 }

@@ -64,6 +64,9 @@ pub async fn advance(
     let Some(alert) = moved.into_iter().next() else {
         return Err(Error::StaleVersion { resource: "alert" });
     };
+    if matches!(next, AlertStatus::Acknowledged | AlertStatus::Dismissed) {
+        super::deliveries::cancel(tx, &[id], now).await?;
+    }
     let alert = pb::Alert::from(alert);
     let kind = match next {
         AlertStatus::Pending => AlertChangeKind::Created,
@@ -73,6 +76,19 @@ pub async fn advance(
     };
     feed::record(tx, [announcement(kind, alert.clone())]).await?;
     Ok(alert)
+}
+
+/// Temporary.
+pub async fn deliver(tx: &DatabaseTransaction, ids: &[Uuid], _: &str) -> Result<Vec<pb::Alert>> {
+    let mut alerts = Vec::new();
+    for id in ids {
+        match advance(tx, *id, AlertStatus::Delivered, None).await {
+            Ok(alert) => alerts.push(alert),
+            Err(Error::WrongStatus { .. } | Error::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(alerts)
 }
 
 /// What subscribers are sent of a change of an alert.

@@ -1,7 +1,9 @@
 //! Alerts: the rules that raise them, and their life afterwards.
 
 pub mod change;
+mod channels;
 pub mod cooldown;
+pub mod deliveries;
 pub mod engine;
 pub mod legacy;
 pub mod rule_service;

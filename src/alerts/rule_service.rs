@@ -10,7 +10,7 @@ use sea_orm::{
 use tonic::{Request, Response};
 use uuid::Uuid;
 
-use super::{legacy, rules::Rules, schedule, template::Template};
+use super::{channels, legacy, rules::Rules, schedule, template::Template};
 use crate::{
     db::Db,
     entity::{
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// The fields that an Update may change.
-const UPDATABLE: [&str; 14] = [
+const UPDATABLE: [&str; 15] = [
     "name",
     "description",
     "enabled",
@@ -44,6 +44,7 @@ const UPDATABLE: [&str; 14] = [
     "dedup_key_template",
     "cooldown_seconds",
     "channels",
+    "escalation",
 ];
 
 const DEFAULT_TEMPLATE: &str = "{camera_id}:{rule_id}";
@@ -86,6 +87,7 @@ impl AlertRuleService for AlertRules {
         };
         let rule = self.db.write(async |tx| {
             refuse_unknown_zones(tx, &rule.zone_ids, &[]).await?;
+            channels::refuse_unknown(tx, &rule, None).await?;
             announce(tx, ChangeKind::Created, row.insert(tx).await?).await
         });
         let rule = rule.await?;
@@ -166,12 +168,14 @@ impl AlertRuleService for AlertRules {
             let updated_at = entity::now().max(before.updated_at);
             let zone_ids = before.zone_ids.clone().unwrap_or_default().0;
             // What the rule will be is checked as a whole, as a new one is.
-            let rule = legacy::translate(pb::AlertRule::from(before).with(changes, &mask))?;
+            let before = pb::AlertRule::from(before);
+            let rule = legacy::translate(before.clone().with(changes, &mask))?;
             let mut row = ActiveModel {
                 conditions: Set(None),
                 ..rule.checked()?
             };
             refuse_unknown_zones(tx, &rule.zone_ids, &zone_ids).await?;
+            channels::refuse_unknown(tx, &rule, Some(&before)).await?;
             row.id = Set(id);
             row.created_at = sea_orm::NotSet;
             row.updated_at = Set(updated_at);
@@ -285,6 +289,7 @@ impl pb::AlertRule {
         change!(dedup_key_template, Option::is_some);
         change!(cooldown_seconds, Option::is_some);
         change!(channels, |values: &Vec<_>| !values.is_empty());
+        change!(escalation, |steps: &Vec<_>| !steps.is_empty());
         self
     }
 
@@ -336,6 +341,7 @@ impl pb::AlertRule {
                 0..=LONGEST_COOLDOWN_SECONDS,
             )?),
             channels: Set(strings("channels", &self.channels, 100, 100)?),
+            escalation: Set(self.checked_escalation()?),
             ..Default::default()
         })
     }
@@ -381,6 +387,7 @@ impl From<alert_rule::Model> for pb::AlertRule {
             dedup_key_template: Some(row.dedup_key_template),
             cooldown_seconds: Some(row.cooldown_seconds),
             channels: row.channels.unwrap_or_default().0,
+            escalation: channels::escalation(row.escalation),
             created_at: Some(time::to_proto(row.created_at)),
             updated_at: Some(time::to_proto(row.updated_at)),
         }

@@ -17,7 +17,7 @@ use crate::{
     entity::{
         Strings,
         alert::AlertSeverity,
-        alert_rule::{self, Entity},
+        alert_rule::{self, Entity, EscalationStep},
     },
     error::{Error, Result},
     feed::Position,
@@ -48,6 +48,8 @@ pub struct Rule {
     /// In microseconds.
     pub cooldown_us: i64,
     pub channels: Option<Strings>,
+    /// Who is told later.
+    pub escalation: Arc<[EscalationStep]>,
     /// What an alert says of the conditions that the event met.
     pub conditions: Vec<String>,
 }
@@ -201,6 +203,7 @@ impl Rule {
             template: Template::parse("dedup_key_template", &row.dedup_key_template)?,
             cooldown_us: i64::from(row.cooldown_seconds) * 1_000_000,
             channels: row.channels,
+            escalation: row.escalation.unwrap_or_default().0.into(),
             name: row.name,
             conditions,
         })

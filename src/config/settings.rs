@@ -3,9 +3,15 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
+use ipnet::IpNet;
 
-use super::values::{between, host, listen, log_filter};
-use crate::{db, feed::retention::Retention, gpu::Tiers};
+use super::values::{between, host, listen, log_filter, network, source};
+use crate::{
+    db,
+    feed::retention::Retention,
+    gpu::Tiers,
+    notifications::{Keyring, Senders, Targets},
+};
 
 /// The settings. All have defaults.
 #[derive(Debug, Clone, Args)]
@@ -137,6 +143,38 @@ pub struct Settings {
     #[arg(long, global = true, value_name = "NAME", env = "WATCHPOST_HOST", value_parser = host)]
     pub host: Option<String>,
 
+    /// The file with the key that encrypts the secrets of notification channels; all processes on one database need the same
+    /// [default: secret.key in the data folder, made when it is first needed]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "WATCHPOST_SECRET_KEY_FILE"
+    )]
+    pub secret_key_file: Option<PathBuf>,
+
+    /// Networks beyond the public internet that notifications may be sent to, such as 10.0.0.0/8, parted by commas
+    /// [default: none]
+    #[arg(
+        long, global = true, value_name = "NETWORKS", env = "WATCHPOST_NOTIFICATION_NETWORKS",
+        value_delimiter = ',', value_parser = network
+    )]
+    pub notification_networks: Vec<IpNet>,
+
+    /// What webhooks name as their source: a URI, or a part of one
+    #[arg(
+        long, global = true, value_name = "URI", env = "WATCHPOST_NOTIFICATION_SOURCE", default_value = "watchpost",
+        value_parser = source
+    )]
+    pub notification_source: String,
+
+    /// How long to wait before a delivery that has failed is tried again, 10ms to 1h; then four times as long each time
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_NOTIFICATION_RETRY", default_value = "5s",
+        value_parser = between::<10, 3_600_000>
+    )]
+    pub notification_retry: Duration,
+
     /// How long the change feed is kept for watches to resume from, 1m to 365d
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_FEED_RETENTION", default_value = "7d",
@@ -232,6 +270,17 @@ impl Settings {
             budget: self.gpu_budget,
             ..Default::default()
         }
+    }
+
+    /// What sends notifications.
+    pub fn senders(&self) -> Senders {
+        let key = self.secret_key_file.clone();
+        let key = key.unwrap_or_else(|| self.data_dir.join("secret.key"));
+        Senders::new(
+            self.notification_source.clone(),
+            Targets::new(&self.notification_networks),
+            Keyring::new(key),
+        )
     }
 
     /// The name of this host.

@@ -3,6 +3,7 @@
 use std::{str::FromStr, time::Duration};
 
 use http::Uri;
+use ipnet::IpNet;
 
 pub(super) fn listen(text: &str) -> Result<String, String> {
     let problem = || "it must be HOST:PORT, such as 127.0.0.1:50051".to_string();
@@ -51,6 +52,18 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
         Err(error) => Err(format!(
             "it must be a level or directives such as info,watchpost=debug: {error}"
         )),
+    }
+}
+
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
+    let problem = |_| "it must be a network such as 10.0.0.0/8 or ::1/128".to_string();
+    text.trim().parse().map_err(problem)
+}
+
+pub(super) fn source(text: &str) -> Result<String, String> {
+    match text.parse::<Uri>() {
+        Ok(_) if text.len() <= 255 => Ok(text.to_string()),
+        _ => Err("it must be a URI, or a part of one, of at most 255 characters".to_string()),
     }
 }
 

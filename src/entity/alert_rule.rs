@@ -36,6 +36,9 @@ pub struct Model {
     pub channels: Option<Strings>,
     pub created_at: DateTimeUtc,
     pub updated_at: DateTimeUtc,
+    /// Who is told later.
+    #[sea_orm(column_type = "Json", nullable)]
+    pub escalation: Option<Escalation>,
 }
 
 impl ActiveModelBehavior for ActiveModel {
@@ -48,6 +51,19 @@ impl ActiveModelBehavior for ActiveModel {
             ..<Self as ActiveModelTrait>::default()
         }
     }
+}
+
+/// Who is told of an alert that nobody has taken care of, in the order of time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
+pub struct Escalation(pub Vec<EscalationStep>);
+
+/// A step of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EscalationStep {
+    /// After the alert was raised.
+    pub after_seconds: i32,
+    /// The names of channels.
+    pub channels: Vec<String>,
 }
 
 /// When a rule applies.

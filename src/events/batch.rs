@@ -12,6 +12,7 @@ use crate::{
     alerts::{
         change::announcement,
         cooldown::{self, Claim},
+        deliveries,
         engine::{self, Verdict},
         rules::{Rule, RuleSet, Rules},
         template::Values,
@@ -19,6 +20,7 @@ use crate::{
     entity::{
         self,
         alert::{self, AlertStatus},
+        alert_rule::EscalationStep,
         event_detection,
     },
     error::Result,
@@ -90,6 +92,11 @@ pub(super) fn judge(ingest: Ingest, rules: &Rules) -> Judged {
 }
 
 impl Judged {
+    /// Whether it has raised an alert.
+    pub(super) fn has_raised(&self) -> bool {
+        !self.alerts.is_empty()
+    }
+
     /// The answer, once it is stored.
     pub(super) fn stored(self) -> pb::IngestEventResponse {
         pb::IngestEventResponse {
@@ -164,7 +171,16 @@ async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()>
     inserts.add(events)?;
     inserts.add(detections)?;
     inserts.add(links)?;
-    inserts.add(raise(tx, new, now).await?)?;
+    let raised = raise(tx, new, now).await?;
+    let to_deliver = raised.iter().map(|(alert, steps)| (alert, &steps[..]));
+    let deliveries = deliveries::of_new(tx, &to_deliver.collect::<Vec<_>>()).await?;
+    inserts.add(
+        raised
+            .into_iter()
+            .map(|(alert, _)| alert)
+            .collect::<Vec<_>>(),
+    )?;
+    inserts.add(deliveries)?;
 
     let has_key = |ingest: &Ingest| ingest.request_id.is_some() || ingest.batch_id.is_some();
     let keys = new.iter().filter(|judged| has_key(&judged.ingest));
@@ -184,12 +200,12 @@ async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()>
 }
 
 /// Claims the right to raise the alerts; completes the outcomes, and returns the alerts that are
-/// to be raised.
+/// to be raised, each with the escalation of its rule.
 async fn raise(
     tx: &DatabaseTransaction,
     new: &mut [&mut Judged],
     now: DateTime<Utc>,
-) -> Result<Vec<alert::Model>> {
+) -> Result<Vec<(alert::Model, Arc<[EscalationStep]>)>> {
     let claims = new.iter().flat_map(|judged| {
         judged
             .matches
@@ -224,9 +240,10 @@ async fn raise(
                 continue;
             }
             outcome.fired = true;
-            let row = alert(&judged.ingest, &judged.rules[found.rule], found, claim, now);
+            let rule = &judged.rules[found.rule];
+            let row = alert(&judged.ingest, rule, found, claim, now);
             judged.alerts.push(row.clone().into());
-            rows.push(row);
+            rows.push((row, rule.escalation.clone()));
         }
     }
     Ok(rows)

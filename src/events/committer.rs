@@ -22,7 +22,7 @@ use super::{
     counts::Counts,
     replay,
 };
-use crate::{alerts::rules::Rules, db::Db, error::Error};
+use crate::{alerts::rules::Rules, db::Db, error::Error, notifications::Deliverer};
 
 /// How many ingests wait at most; a caller beyond that waits for a place among them.
 const QUEUE: usize = 1_024;
@@ -57,7 +57,12 @@ pub struct Committer {
 
 impl Committer {
     /// Starts committing. What is queued at shutdown is still stored.
-    pub fn start(db: &Db, rules: &Rules, shutdown: &CancellationToken) -> Self {
+    pub fn start(
+        db: &Db,
+        rules: &Rules,
+        deliverer: &Deliverer,
+        shutdown: &CancellationToken,
+    ) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let callers = Arc::new(Callers::default());
         let counts = Counts::default();
@@ -65,6 +70,7 @@ impl Committer {
             db: db.clone(),
             rules: rules.clone(),
             counts: counts.clone(),
+            deliverer: deliverer.clone(),
         });
         tokio::spawn(gather(work, waiting, callers.clone(), shutdown.clone()));
         Self {
@@ -180,6 +186,7 @@ struct Work {
     db: Db,
     rules: Rules,
     counts: Counts,
+    deliverer: Deliverer,
 }
 
 impl Work {
@@ -196,6 +203,9 @@ impl Work {
             Ok(early) => {
                 // The next batch can be written while this one is answered.
                 drop(turn);
+                if batch.iter().any(Judged::has_raised) {
+                    self.deliverer.wake();
+                }
                 self.counts.batch(batch.len());
                 for ((judged, early), reply) in batch.into_iter().zip(early).zip(replies) {
                     // Whoever asked may have gone.
@@ -231,6 +241,9 @@ impl Work {
             {
                 Ok(early) => {
                     let [judged] = judged;
+                    if judged.has_raised() {
+                        self.deliverer.wake();
+                    }
                     let early = early.into_iter().flatten().next();
                     let answer = early.unwrap_or_else(|| Ok(judged.stored()));
                     self.counts.batch(1);

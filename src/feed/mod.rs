@@ -27,6 +27,7 @@ pub enum Topic {
     Events,
     Cameras,
     CameraZones,
+    NotificationChannels,
     AlertRules,
     GpuEvents,
 }
@@ -39,6 +40,7 @@ impl Topic {
             Self::Events => "events",
             Self::Cameras => "cameras",
             Self::CameraZones => "camera_zones",
+            Self::NotificationChannels => "notification_channels",
             Self::AlertRules => "alert_rules",
             Self::GpuEvents => "gpu_events",
         }

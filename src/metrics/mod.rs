@@ -9,6 +9,7 @@
 //! already. `prometheus-client` ends the name of every counter in `_total`, which the names of DCGM do
 //! not; `metrics` and its exporter are a global recorder, a listener of their own and a dozen crates.
 
+mod deliveries;
 mod family;
 mod feed;
 mod gpu;
@@ -26,6 +27,7 @@ use crate::{
     gpu::LiveGpus,
     health::Health,
     monitor::{Feed, Monitor},
+    notifications,
     rpc::calls::Calls,
 };
 
@@ -39,6 +41,7 @@ const DATABASE_WITHIN: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Metrics {
     pub calls: Calls,
+    pub deliveries: notifications::Counts,
     pub feed: Feed,
     pub gpus: LiveGpus,
     pub gpu_interval: Duration,
@@ -59,6 +62,7 @@ impl Metrics {
         );
         rpc::collect(&mut families, &self.calls);
         ingest::collect(&mut families, &self.ingests);
+        deliveries::collect(&mut families, &self.deliveries);
         feed::collect_watches(&mut families, &self.monitor);
         let database = self.health.has_database();
         feed::collect(&mut families, &self.feed, database).await;

@@ -20,6 +20,7 @@ pub(super) struct Filter {
     statuses: HashSet<i32>,
     rule_ids: HashSet<String>,
     camera_ids: HashSet<String>,
+    channels: HashSet<String>,
     gpu_uuids: HashSet<String>,
 }
 
@@ -53,6 +54,7 @@ impl Filter {
             MOST,
             &(1..=64),
         )?;
+        let channels = check::texts("alert_filter.channels", &alerts.channels, MOST, &(1..=100))?;
         let gpus = request.gpu_stats_filter.clone().unwrap_or_default();
         let gpu_uuids = check::texts(
             "gpu_stats_filter.gpu_uuids",
@@ -67,6 +69,7 @@ impl Filter {
             // As the server writes them, whatever the client's case.
             rule_ids: rule_ids.iter().map(ToString::to_string).collect(),
             camera_ids: camera_ids.into_iter().collect(),
+            channels: channels.into_iter().collect(),
             gpu_uuids: gpu_uuids.into_iter().collect(),
         })
     }
@@ -77,10 +80,20 @@ impl Filter {
 
     /// Whether any topic of the change feed is wanted.
     pub(super) fn wants_changes(&self) -> bool {
-        use pb::Topic::{AlertRules, Alerts, CameraZones, Cameras, Events, GpuEvents};
-        [Alerts, Events, Cameras, CameraZones, AlertRules, GpuEvents]
-            .into_iter()
-            .any(|topic| self.wants(topic))
+        use pb::Topic::{
+            AlertRules, Alerts, CameraZones, Cameras, Events, GpuEvents, NotificationChannels,
+        };
+        [
+            Alerts,
+            Events,
+            Cameras,
+            CameraZones,
+            AlertRules,
+            GpuEvents,
+            NotificationChannels,
+        ]
+        .into_iter()
+        .any(|topic| self.wants(topic))
     }
 
     /// Whether GPU stats are wanted.
@@ -107,6 +120,7 @@ impl Filter {
             Some(Update::Camera(_)) => self.wants(pb::Topic::Cameras),
             Some(Update::CameraZone(_)) => self.wants(pb::Topic::CameraZones),
             Some(Update::AlertRule(_)) => self.wants(pb::Topic::AlertRules),
+            Some(Update::NotificationChannel(_)) => self.wants(pb::Topic::NotificationChannels),
             Some(Update::GpuEvent(event)) => {
                 self.wants(pb::Topic::GpuEvents)
                     && self.wants_gpu(event.gpu_uuid.as_deref().unwrap_or_default())
@@ -125,5 +139,10 @@ impl Filter {
             && (self.statuses.is_empty() || self.statuses.contains(&alert.status))
             && holds(&self.rule_ids, alert.rule_id.as_ref())
             && holds(&self.camera_ids, alert.camera_id.as_ref())
+            && (self.channels.is_empty()
+                || alert
+                    .channels
+                    .iter()
+                    .any(|name| self.channels.contains(name)))
     }
 }

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Parts, StartError};
+use super::{Parts, Running, StartError};
 use crate::{
     config::Settings,
     db::{self, Db, signals},
@@ -28,6 +28,9 @@ use crate::{
 /// How often the database is asked for a sign of life.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
+/// How long deliveries that are under way may take at shutdown. Who is cut off is tried again.
+const DELIVERIES_END: Duration = Duration::from_secs(2);
+
 /// How long to wait before a database that is away is asked again at the start.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -37,7 +40,7 @@ pub(super) async fn prepare(
     settings: Settings,
     ready: Arc<AtomicBool>,
     done: watch::Sender<bool>,
-) -> Result<gpu::Running, StartError> {
+) -> Result<Running, StartError> {
     let mut told = false;
     while let Err(error) = open(&parts).await {
         if !error.may_pass() {
@@ -57,6 +60,7 @@ pub(super) async fn prepare(
         rules,
         gpus,
         detections,
+        deliverer,
         health,
         shutdown,
     } = parts;
@@ -85,6 +89,10 @@ pub(super) async fn prepare(
         kept,
         shutdown.clone(),
     ));
+    let deliverer = tokio::spawn(deliverer.run(
+        Ord::min(settings.shutdown_grace, DELIVERIES_END),
+        shutdown.clone(),
+    ));
     tokio::spawn(watch_database(
         db.clone(),
         feed,
@@ -107,7 +115,7 @@ pub(super) async fn prepare(
         detections,
     };
     let gpu_health = health.clone();
-    let running = gpu::start(
+    let gpus = gpu::start(
         gpu_settings,
         db,
         gpus,
@@ -115,8 +123,8 @@ pub(super) async fn prepare(
         shutdown,
     )
     .await;
-    tracing::info!("{}", running.found);
-    Ok(running)
+    tracing::info!("{}", gpus.found);
+    Ok(Running { gpus, deliverer })
 }
 
 /// Why the database could not be opened.

@@ -153,6 +153,7 @@ impl State {
                 Update::Event(_)
                 | Update::Camera(_)
                 | Update::CameraZone(_)
+                | Update::NotificationChannel(_)
                 | Update::AlertRule(_)
                 | Update::GpuEvent(_),
             )

@@ -14,6 +14,7 @@ mod guarantees;
 mod health;
 mod main_job;
 mod metrics;
+mod notifications;
 #[path = "../oracle/mod.rs"]
 mod oracle;
 mod process;

@@ -9,6 +9,7 @@ on_both! {
     async fn an_alert_arrives_on_a_watch_because_a_camera_saw_something(backend) {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
+        server.streams(["mail"]).await;
         let rule = pb::AlertRule {
             object_types: vec!["Person".into()],
             min_confidence: Some(0.8),

@@ -25,6 +25,7 @@ fn row() -> alert_rule::Model {
         dedup_key_template: "{camera_id}".into(),
         cooldown_seconds: 0,
         channels: None,
+        escalation: None,
         created_at: now,
         updated_at: now,
     }

@@ -148,6 +148,7 @@ on_both! {
     async fn a_change_of_a_rule_is_in_force_for_the_next_event(backend) {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
+        server.streams(["sms"]).await;
         let rule = server.rule(always("r")).await;
         let change = pb::AlertRule { id: rule.id.clone(), ..Default::default() };
         let outcomes = async || server.ingest("door", vec![detection("dog", 0.5)]).await;
@@ -242,6 +243,7 @@ on_both! {
 
     async fn changes_of_different_fields_at_once_are_all_kept(backend) {
         let server = TestServer::start(backend).await;
+        server.streams(["mail"]).await;
         let id = server.rule(always("r")).await.id;
         let change = pb::AlertRule { id: id.clone(), ..Default::default() };
         let changes = [

@@ -43,6 +43,7 @@ async fn server_with_a_zone(backend: Backend) -> TestServer {
     let server = TestServer::start(backend).await;
     server.camera("door").await;
     server.zone(middle("door", "zone_1")).await;
+    server.streams(["mail", "sms 🎥"]).await;
     server
 }
 
@@ -117,6 +118,7 @@ on_both! {
         let zones = ids.iter().map(zone).collect::<Vec<_>>().join(", ");
         let zones = format!("INSERT INTO camera_zones (id, camera_id, name, coordinates) VALUES {zones}");
         execute(&server, &zones).await;
+        server.streams((0..100).map(|n| wide(100, n))).await;
         let sent = pb::AlertRule {
             name: wide(255, 0),
             description: Some(wide(65_536, 0)),

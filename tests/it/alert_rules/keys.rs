@@ -77,6 +77,7 @@ on_both! {
     async fn an_alert_says_what_its_rule_asked_for(backend) {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
+        server.streams(["mail", "sms"]).await;
         let rule = pb::AlertRule {
             risk_threshold: Some(70),
             camera_ids: strings(&["door", "gate"]),

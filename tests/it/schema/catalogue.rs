@@ -269,7 +269,8 @@ fn meaning(default: &str) -> Option<String> {
     }
 }
 
-/// A condition without the quotes and parentheses that a database puts around it.
+/// A condition without the quotes, parentheses and casts that a database puts around it.
 fn plain(condition: &str) -> String {
-    condition.replace(['(', ')', '"'], "").to_lowercase()
+    let bare = condition.replace(['(', ')', '"'], "");
+    bare.replace("::text", "").to_lowercase()
 }

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use sea_orm::{ActiveEnum, ConnectionTrait, DatabaseConnection, DbErr, RuntimeErr};
 use watchpost::entity::{
-    Severity, audit_log, camera, camera_zone, demographics_result, detection, event,
-    event_feedback, job, job_attempt, job_log, log, pose_result, threat_detection,
+    Severity, audit_log, camera, camera_zone, delivery, demographics_result, detection, event,
+    event_feedback, job, job_attempt, job_log, log, notification_channel, pose_result,
+    threat_detection,
 };
 
 use super::{catalogue, expected, rows};
@@ -76,6 +77,11 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     ("ck_gpu_events_occurrences_positive", "gpu_events", "occurrences", "0", "5000000000"),
     ("ck_gpus_state", "gpus", "state", "'gone'", "NULL"),
     ("ck_gpus_memory_pressure", "gpus", "memory_pressure", "'none'", "NULL"),
+    ("ck_notification_channels_kind", "notification_channels", "kind", "'Webhook' | 'push'", ""),
+    ("ck_notification_channels_quiet_except", "notification_channels", "quiet_except", "'none'", "NULL"),
+    ("ck_deliveries_status", "deliveries", "status", "'failed'", ""),
+    ("ck_deliveries_severity", "deliveries", "severity", "'none'", ""),
+    ("ck_deliveries_queued_has_next_attempt", "deliveries", "next_attempt_at", "NULL", "$later"),
     ("ck_feed_state_one_row", "feed_state", "id", "2", "1"),
     ("ck_gpu_history_state_one_row", "gpu_history_state", "id", "2", "1"),
 ];
@@ -168,6 +174,10 @@ on_both! {
         rows::insert_everywhere(backend, &db).await;
         pass::<camera::CameraStatus>(&db, "cameras", "status").await;
         pass::<camera_zone::ZoneAnchor>(&db, "camera_zones", "anchor").await;
+        pass::<notification_channel::ChannelKind>(&db, "notification_channels", "kind").await;
+        pass::<Severity>(&db, "notification_channels", "quiet_except").await;
+        pass::<delivery::DeliveryStatus>(&db, "deliveries", "status").await;
+        pass::<Severity>(&db, "deliveries", "severity").await;
         pass::<event::RiskLevel>(&db, "events", "risk_level").await;
         pass::<detection::MediaType>(&db, "detections", "media_type").await;
         pass::<audit_log::AuditStatus>(&db, "audit_logs", "status").await;

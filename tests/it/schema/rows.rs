@@ -66,6 +66,15 @@ const ROWS: &[(&str, &str)] = &[
         VALUES ($uuid, 'porch:anyone', $uuid, 1, 1)",
     ),
     (
+        "notification_channels",
+        "(id, name, kind, config) VALUES ($uuid, 'ops', 'stream', '{\"stream\": {}}')",
+    ),
+    (
+        "deliveries",
+        "(id, alert_id, channel_id, channel_name, severity, next_attempt_at)
+        VALUES ($uuid, $uuid, $uuid, 'ops', 'high', '2026-03-01T12:00:00+00:00')",
+    ),
+    (
         "activity_baselines",
         "(camera_id, hour, day_of_week) VALUES ('porch', 1, 1)",
     ),

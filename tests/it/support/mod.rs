@@ -4,6 +4,7 @@ pub mod calls;
 pub mod database;
 pub mod fake_nvml;
 pub mod process;
+pub mod receiver;
 pub mod terminal;
 
 use std::{net::SocketAddr, time::Duration};
@@ -18,8 +19,11 @@ use watchpost::{
         self, alert_rule_service_client::AlertRuleServiceClient,
         alert_service_client::AlertServiceClient, camera_service_client::CameraServiceClient,
         camera_zone_service_client::CameraZoneServiceClient,
-        event_service_client::EventServiceClient, gpu_stats_service_client::GpuStatsServiceClient,
-        monitor_service_client::MonitorServiceClient, watch_response::Update,
+        delivery_service_client::DeliveryServiceClient, event_service_client::EventServiceClient,
+        gpu_stats_service_client::GpuStatsServiceClient,
+        monitor_service_client::MonitorServiceClient, notification_channel::Kind,
+        notification_channel_service_client::NotificationChannelServiceClient,
+        watch_response::Update,
     },
     server::Server,
 };
@@ -98,6 +102,14 @@ impl TestServer {
         AlertServiceClient::new(self.channel.clone())
     }
 
+    pub fn channels(&self) -> NotificationChannelServiceClient<Channel> {
+        NotificationChannelServiceClient::new(self.channel.clone())
+    }
+
+    pub fn deliveries(&self) -> DeliveryServiceClient<Channel> {
+        DeliveryServiceClient::new(self.channel.clone())
+    }
+
     pub fn gpu_stats(&self) -> GpuStatsServiceClient<Channel> {
         GpuStatsServiceClient::new(self.channel.clone())
     }
@@ -133,6 +145,33 @@ impl TestServer {
             .await
             .unwrap()
             .into_inner()
+    }
+
+    /// Creates a channel.
+    pub async fn notification_channel(
+        &self,
+        channel: pb::NotificationChannel,
+    ) -> pb::NotificationChannel {
+        let request = pb::CreateNotificationChannelRequest {
+            notification_channel: Some(channel),
+        };
+        self.channels()
+            .create_notification_channel(request)
+            .await
+            .unwrap()
+            .into_inner()
+    }
+
+    /// Creates channels that only stream.
+    pub async fn streams<T: Into<String>>(&self, names: impl IntoIterator<Item = T>) {
+        for name in names {
+            let channel = pb::NotificationChannel {
+                name: name.into(),
+                kind: Some(Kind::Stream(pb::StreamChannel {})),
+                ..Default::default()
+            };
+            self.notification_channel(channel).await;
+        }
     }
 
     /// Creates a rule.
@@ -189,6 +228,7 @@ pub async fn start(database_url: &str, change: impl FnOnce(&mut Settings)) -> Se
     // Tests of GPUs bring a library of their own.
     settings.nvml_library = Some("/no/such/libnvidia-ml.so.1".into());
     settings.kernel_log = "/no/such/kmsg".into();
+    settings.secret_key_file = Some(concat!(env!("CARGO_TARGET_TMPDIR"), "/secret.key").into());
     change(&mut settings);
     let mut server = Server::start(&settings).await.unwrap();
     let ready = timeout(PATIENCE, server.ready())

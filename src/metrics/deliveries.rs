@@ -1,0 +1,8 @@
+//! What was delivered.
+
+use super::family::Families;
+use crate::notifications::Counts;
+
+pub(super) fn collect(families: &mut Families, counts: &Counts) {
+    families.collect(&counts.attempts);
+}

@@ -1,0 +1,158 @@
+//! One attempt to deliver a message, by whatever kind of channel.
+
+use std::{fmt, time::Duration};
+
+use super::{
+    Keyring, Targets,
+    email::{self, Mail},
+    message::Message,
+    webhook::{self, Webhook},
+};
+use crate::entity::notification_channel::{self, Config};
+
+/// How much of an error is kept, in characters.
+const LONGEST_ERROR: usize = 500;
+
+/// What came of an attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Outcome {
+    pub(super) result: Attempted,
+    /// What the receiver has answered: the status of HTTP, or the code of SMTP.
+    pub(super) status_code: Option<i32>,
+}
+
+/// Whether the receiver has the message.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Attempted {
+    /// It has.
+    Delivered,
+    /// It has not, and may have it later.
+    Failed(String),
+    /// It has not, and wants less of everything; after how long, if it has said so.
+    Throttled(String, Option<Duration>),
+    /// It never will.
+    Refused(String),
+    /// It wants nothing any more.
+    Gone(String),
+}
+
+impl Outcome {
+    pub(super) fn new(result: Attempted, status_code: Option<i32>) -> Self {
+        Self {
+            result,
+            status_code,
+        }
+    }
+
+    /// The attempt has failed before there was an answer.
+    pub(super) fn failed(problem: impl fmt::Display) -> Self {
+        Self::new(Attempted::Failed(short(&problem.to_string())), None)
+    }
+
+    /// Why the receiver does not have the message.
+    pub(super) fn error(&self) -> Option<&str> {
+        match &self.result {
+            Attempted::Delivered => None,
+            Attempted::Failed(error)
+            | Attempted::Throttled(error, _)
+            | Attempted::Refused(error)
+            | Attempted::Gone(error) => Some(error),
+        }
+    }
+}
+
+/// Cuts what others have written.
+pub(super) fn short(text: &str) -> String {
+    let clean = |c: char| if c.is_control() { ' ' } else { c };
+    text.chars().take(LONGEST_ERROR).map(clean).collect()
+}
+
+/// Everything that is needed to send. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Senders {
+    webhooks: webhook::Sender,
+    targets: Targets,
+    keyring: Keyring,
+}
+
+impl Senders {
+    /// Sends in the name of `source`, to these targets only.
+    pub fn new(source: String, targets: Targets, keyring: Keyring) -> Self {
+        Self {
+            webhooks: webhook::Sender::new(source, targets.clone()),
+            targets,
+            keyring,
+        }
+    }
+
+    /// What encrypts the secrets of channels.
+    pub fn keyring(&self) -> &Keyring {
+        &self.keyring
+    }
+
+    /// Where messages may be sent.
+    pub fn targets(&self) -> &Targets {
+        &self.targets
+    }
+
+    /// Makes a channel ready to send by; if that cannot be done, says why.
+    pub(super) fn ready(&self, channel: &notification_channel::Model) -> Result<Ready, String> {
+        let secrets = self.keyring.open(channel.id, channel.secrets.as_deref())?;
+        let timeout = |ms: &u32| Duration::from_millis((*ms).into());
+        Ok(match &channel.config {
+            Config::Webhook {
+                url, timeout_ms, ..
+            } => Ready::Webhook(Webhook::new(url, timeout(timeout_ms), &secrets)?),
+            Config::Email {
+                host,
+                port,
+                security,
+                username,
+                from,
+                to,
+                timeout_ms,
+                ..
+            } => Ready::Email(Mail {
+                host: host.clone(),
+                port: *port,
+                security: *security,
+                login: username.clone().zip(secrets.password),
+                from: from.clone(),
+                to: to.clone(),
+                timeout: timeout(timeout_ms),
+            }),
+            Config::Stream {} => Ready::Stream,
+        })
+    }
+
+    /// Sends a message.
+    pub(super) async fn send(&self, channel: &Ready, message: &Message) -> Outcome {
+        match channel {
+            Ready::Webhook(webhook) => self.webhooks.send(webhook, message).await,
+            Ready::Email(mail) => email::send(mail, message, &self.targets).await,
+            Ready::Stream => {
+                let problem = "the channel only streams".to_string();
+                Outcome::new(Attempted::Refused(problem), None)
+            }
+        }
+    }
+}
+
+/// A channel to send by.
+#[derive(Debug)]
+pub(super) enum Ready {
+    Webhook(Webhook),
+    Email(Mail),
+    Stream,
+}
+
+impl Ready {
+    /// How long an attempt takes at most.
+    pub(super) fn timeout(&self) -> Duration {
+        match self {
+            Self::Webhook(webhook) => webhook.timeout,
+            Self::Email(mail) => mail.timeout,
+            Self::Stream => Duration::ZERO,
+        }
+    }
+}

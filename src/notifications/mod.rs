@@ -1,0 +1,20 @@
+//! Notifications: the channels by which alerts are told, and the ledger of what was and is to be told.
+
+mod attempt;
+mod check;
+mod counts;
+mod deliverer;
+mod deliveries;
+mod email;
+mod ledger;
+mod message;
+mod schedule;
+mod secrets;
+mod service;
+mod targets;
+mod webhook;
+
+pub use self::{
+    attempt::Senders, counts::Counts, deliverer::Deliverer, deliveries::Deliveries,
+    schedule::Backoff, secrets::Keyring, service::NotificationChannels, targets::Targets,
+};
