@@ -1,11 +1,16 @@
 //! Alerts: the rules that raise them, and their life afterwards.
 
+mod bulk;
 pub mod change;
 pub mod cooldown;
+mod create;
 pub mod engine;
+mod filter;
 pub mod legacy;
 pub mod rule_service;
 pub mod rules;
 pub mod schedule;
 pub mod service;
+mod stats;
 pub mod template;
+pub mod transition;

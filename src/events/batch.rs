@@ -15,11 +15,12 @@ use crate::{
         engine::{self, Verdict},
         rules::{Rule, RuleSet, Rules},
         template::Values,
+        transition::{self, Cause},
     },
     entity::{
         self,
         alert::{self, AlertStatus},
-        event_detection,
+        alert_transition, event_detection,
     },
     error::Result,
     feed::{self, Record, Topic},
@@ -164,7 +165,10 @@ async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()>
     inserts.add(events)?;
     inserts.add(detections)?;
     inserts.add(links)?;
-    inserts.add(raise(tx, new, now).await?)?;
+    let alerts = raise(tx, new, now).await?;
+    let transitions = alerts.iter().filter_map(raised_by_rule).collect();
+    inserts.add(alerts)?;
+    inserts.add(transitions)?;
 
     let has_key = |ingest: &Ingest| ingest.request_id.is_some() || ingest.batch_id.is_some();
     let keys = new.iter().filter(|judged| has_key(&judged.ingest));
@@ -203,7 +207,9 @@ async fn raise(
         .filter(|claim| claim.cooldown_us > 0)
         .cloned()
         .collect();
-    let mut standing = cooldown::claim(tx, &contested).await?.into_iter();
+    let standing = cooldown::claim(tx, &contested).await?;
+    let mut repeats = cooldown::repeats(&contested, &standing);
+    let mut standing = standing.into_iter();
 
     let mut claims = claims.into_iter();
     let mut rows = Vec::with_capacity(claims.len());
@@ -224,12 +230,20 @@ async fn raise(
                 continue;
             }
             outcome.fired = true;
-            let row = alert(&judged.ingest, &judged.rules[found.rule], found, claim, now);
+            let mut row = alert(&judged.ingest, &judged.rules[found.rule], found, claim, now);
+            // Its first repeats may have come with it.
+            row.suppressed_count = repeats.remove(&row.id).unwrap_or_default();
+            row.last_suppressed_at = (row.suppressed_count > 0).then_some(now);
             judged.alerts.push(row.clone().into());
             rows.push(row);
         }
     }
+    cooldown::count(tx, &repeats, now).await?;
     Ok(rows)
+}
+
+fn raised_by_rule(alert: &alert::Model) -> Option<alert_transition::ActiveModel> {
+    Some(transition::raised(alert, Cause::rule(alert.rule_id?)))
 }
 
 fn claim(judged: &Judged, found: &Match, raised_at_us: i64) -> Claim {
@@ -242,7 +256,7 @@ fn claim(judged: &Judged, found: &Match, raised_at_us: i64) -> Claim {
         event_id: ingest.event.id,
     };
     Claim {
-        rule_id: rule.id,
+        rule_id: Some(rule.id),
         dedup_key: rule.template.render(&values),
         alert_id: Uuid::now_v7(),
         raised_at_us,
@@ -279,6 +293,12 @@ fn alert(
         metadata: Some(metadata),
         version_id: 1,
         camera_id: Some(ingest.event.camera_id.clone()),
+        suppressed_count: 0,
+        last_suppressed_at: None,
+        acknowledged_at: None,
+        acknowledged_by: None,
+        dismissed_at: None,
+        dismissed_by: None,
     }
 }
 
