@@ -1,7 +1,8 @@
 //! Acknowledging and dismissing many alerts.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
+use sea_orm::{ConnectionTrait, DatabaseConnection, Statement, TransactionTrait};
 use uuid::Uuid;
 use watchpost::pb::{self, AlertChangeKind, AlertStatus, Topic};
 
@@ -9,9 +10,9 @@ use super::{
     Acknowledged, Delivered, Dismissed, Pending, alert, delivery, get, list, ready, transitions,
 };
 use crate::support::{
-    TestServer,
+    PATIENCE, TestServer,
     calls::{Reply, refused, strings},
-    database::on_both,
+    database::{Backend, on_both},
     topics,
 };
 
@@ -215,4 +216,96 @@ on_both! {
         }
         server.stop().await;
     }
+}
+
+/// Waits until so many connections of the server wait for a lock, or until `done` says that it is in vain.
+async fn waiting(db: &DatabaseConnection, number: i64, done: impl Fn() -> bool) {
+    let sql = "SELECT count(*) AS n FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let sql = Statement::from_string(db.get_database_backend(), sql);
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < PATIENCE);
+        let row = db.query_one_raw(sql.clone()).await.unwrap().unwrap();
+        if row.try_get::<i64>("", "n").unwrap() >= number {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_of_many_that_waits_is_not_told_before_the_moves_that_it_follows() {
+    let server = ready(Backend::Postgres).await;
+    let mut watch = server.watch(topics(&[Topic::Alerts])).await;
+    let mut ids: Vec<Uuid> = Vec::new();
+    for _ in 0..3 {
+        let raised = alert(&server, Pending).await;
+        ids.push(raised.id.parse().unwrap());
+        assert_eq!(watch.alert().await.1, raised);
+    }
+    ids.sort_unstable();
+    let db = server.database.connect().await;
+    // The move of many has the first alert, and waits for the second.
+    let second = db.begin().await.unwrap();
+    let lock = format!("SELECT 1 FROM alerts WHERE id = '{}' FOR UPDATE", ids[1]);
+    second.execute_unprepared(&lock).await.unwrap();
+    let mut alerts = server.alerts();
+    let dismiss = pb::DismissAlertsRequest {
+        all: true,
+        ..Default::default()
+    };
+    let many = tokio::spawn(async move { alerts.dismiss_alerts(dismiss).await });
+    waiting(&db, 1, || false).await;
+    // Another one wants the third.
+    let mut alerts = server.alerts();
+    let id = ids[2].to_string();
+    let acknowledge = pb::AcknowledgeAlertRequest {
+        id,
+        ..Default::default()
+    };
+    let one = tokio::spawn(async move { alerts.acknowledge_alert(acknowledge).await });
+    waiting(&db, 2, || one.is_finished()).await;
+    second.rollback().await.unwrap();
+    assert_eq!(many.await.unwrap().unwrap().into_inner(), response(3, &[]));
+    let moves = 3 + usize::from(one.await.unwrap().is_ok());
+    let mut versions: HashMap<String, i32> = HashMap::new();
+    for _ in 0..moves {
+        let (_, alert) = watch.alert().await;
+        let version = versions.entry(alert.id).or_insert(1);
+        assert_eq!(alert.version_id, *version + 1);
+        *version = alert.version_id;
+    }
+    db.close().await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alert_that_no_longer_matches_when_its_turn_comes_is_not_moved() {
+    let server = ready(Backend::Postgres).await;
+    let (first, second) = (alert(&server, Pending).await, alert(&server, Pending).await);
+    let db = server.database.connect().await;
+    let other = db.begin().await.unwrap();
+    let change = "UPDATE alerts SET status = 'acknowledged' WHERE id";
+    let change = format!("{change} = '{}'", second.id);
+    other.execute_unprepared(&change).await.unwrap();
+    let mut alerts = server.alerts();
+    let filter = Some(pb::AlertFilter {
+        statuses: vec![Pending.into()],
+        ..Default::default()
+    });
+    let dismiss = pb::DismissAlertsRequest {
+        filter,
+        ..Default::default()
+    };
+    let many = tokio::spawn(async move { alerts.dismiss_alerts(dismiss).await });
+    waiting(&db, 1, || false).await;
+    other.commit().await.unwrap();
+    let expected = response(1, &[(Acknowledged, 1)]);
+    assert_eq!(many.await.unwrap().unwrap().into_inner(), expected);
+    for (id, status) in [(first.id, Dismissed), (second.id, Acknowledged)] {
+        let alert = get(&server, &id).await.unwrap().into_inner();
+        assert_eq!(alert.status(), status);
+    }
+    db.close().await.unwrap();
+    server.stop().await;
 }
