@@ -24,7 +24,7 @@ use tonic_reflection::server::Builder as Reflection;
 use tower::layer::util::{Identity, Stack};
 
 use crate::{
-    alerts::{rule_service::AlertRules, rules::Rules, service::Alerts},
+    alerts::{deliveries::Bell, rule_service::AlertRules, rules::Rules, service::Alerts},
     cameras::Cameras,
     config::Settings,
     db::{self, Db},
@@ -140,7 +140,7 @@ impl Server {
             rules: Rules::new(db.clone(), LiveZones::new(db.clone())),
             gpus: LiveGpus::default(),
             detections: Detections::default(),
-            deliverer: Deliverer::new(db.clone(), settings.senders(), backoff),
+            deliverer: Deliverer::new(db.clone(), settings.senders(), backoff, Bell::default()),
             shutdown: CancellationToken::new(),
             health,
             db,
@@ -254,7 +254,7 @@ fn routes<H: HealthService>(
         deliverer,
         shutdown,
     } = parts.clone();
-    let committer = Committer::start(&db, &rules, &deliverer, &shutdown);
+    let committer = Committer::start(&db, &rules, deliverer.bell(), &shutdown);
     let committer = Arc::new(committer);
     let gpu_stats = GpuStats::new(Reports {
         db: db.clone(),
@@ -297,9 +297,9 @@ fn routes<H: HealthService>(
         db: db.clone(),
         rules,
     };
-    let channels = NotificationChannels::new(db.clone(), deliverer.clone());
-    let deliveries = Deliveries::new(db.clone(), deliverer);
-    let alerts = Alerts::new(db);
+    let channels = NotificationChannels::new(db.clone(), &deliverer);
+    let deliveries = Deliveries::new(db.clone(), deliverer.bell().clone());
+    let alerts = Alerts::new(db, deliverer.bell().clone());
     let reflection = || {
         Reflection::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)

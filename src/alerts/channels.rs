@@ -2,15 +2,11 @@
 
 use std::collections::HashSet;
 
-use sea_orm::{
-    ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
-};
+use sea_orm::DatabaseTransaction;
 
+use super::deliveries;
 use crate::{
-    entity::{
-        alert_rule::{Escalation, EscalationStep},
-        notification_channel,
-    },
+    entity::alert_rule::{Escalation, EscalationStep},
     error::{Error, Result},
     pb,
     rpc::check,
@@ -82,15 +78,12 @@ pub(super) fn escalation(escalation: Option<Escalation>) -> Vec<pb::EscalationSt
     steps.map(step).collect()
 }
 
-/// Refuses channels that do not exist, by the path of the first, unless the rule named them before. Nobody
-/// deletes the others before the transaction ends.
+/// Refuses channels that do not exist, by the path of the first, unless the rule named them before.
 pub(super) async fn refuse_unknown(
     tx: &DatabaseTransaction,
     rule: &pb::AlertRule,
     before: Option<&pb::AlertRule>,
 ) -> Result<()> {
-    use notification_channel::Column::Name;
-
     let old = before.into_iter().flat_map(pb::AlertRule::named_channels);
     let old: HashSet<_> = old.map(|(_, name)| name).collect();
     let new = rule
@@ -100,23 +93,10 @@ pub(super) async fn refuse_unknown(
     if new.is_empty() {
         return Ok(());
     }
-    let names: HashSet<_> = new.iter().map(|(_, name)| *name).collect();
-    let known: Vec<String> = notification_channel::Entity::find()
-        .select_only()
-        .column(Name)
-        .filter(Name.is_in(names))
-        // Always in the same order, or two transactions could wait for each other.
-        .order_by_asc(Name)
-        .lock_shared()
-        .into_tuple()
-        .all(tx)
-        .await?;
-    let known: HashSet<_> = known.iter().collect();
-    match new.into_iter().find(|(_, name)| !known.contains(name)) {
-        Some((field, _)) => Err(Error::BrokenReference {
-            field,
-            problem: "names a notification channel that does not exist".into(),
-        }),
+    let names = new.iter().map(|(_, name)| name.as_str());
+    let known = deliveries::known(tx, names).await?;
+    match new.into_iter().find(|(_, name)| !known.contains(*name)) {
+        Some((field, _)) => Err(deliveries::unknown(field)),
         None => Ok(()),
     }
 }

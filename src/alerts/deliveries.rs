@@ -1,12 +1,17 @@
 //! What is to be delivered of alerts: queued in the transaction that raises them, cancelled in the one
 //! that somebody takes care of them in.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect,
+    ActiveValue::Set, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder,
+    QuerySelect,
 };
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::{
@@ -17,8 +22,24 @@ use crate::{
         delivery::{self, DeliveryStatus},
         notification_channel::{self, ChannelKind},
     },
-    error::Result,
+    error::{Error, Result},
 };
+
+/// Tells whoever delivers that something is due. Clones are the same one.
+#[derive(Debug, Clone, Default)]
+pub struct Bell(Arc<Notify>);
+
+impl Bell {
+    /// Something is due. To be called after the commit.
+    pub fn ring(&self) {
+        self.0.notify_one();
+    }
+
+    /// Waits until something is due, for the one who delivers.
+    pub async fn rung(&self) {
+        self.0.notified().await;
+    }
+}
 
 /// The deliveries of new alerts, each with the escalation of its rule. They are to be inserted after the
 /// alerts, in the same transaction.
@@ -115,6 +136,46 @@ fn queued(
         created_at: alert.created_at,
         updated_at: alert.created_at,
         delivered_at: None,
+    }
+}
+
+/// Refuses names of channels in `field` that do not exist.
+pub async fn refuse_unknown(tx: &DatabaseTransaction, field: &str, names: &[String]) -> Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let known = known(tx, names.iter().map(String::as_str)).await?;
+    match names.iter().position(|name| !known.contains(name)) {
+        Some(at) => Err(unknown(format!("{field}[{at}]"))),
+        None => Ok(()),
+    }
+}
+
+/// Those of the names that channels have. Nobody deletes these before the transaction ends.
+pub(super) async fn known(
+    tx: &DatabaseTransaction,
+    names: impl Iterator<Item = &str>,
+) -> Result<HashSet<String>> {
+    use notification_channel::Column::Name;
+
+    let names: BTreeSet<_> = names.collect();
+    let known: Vec<String> = notification_channel::Entity::find()
+        .select_only()
+        .column(Name)
+        .filter(Name.is_in(names))
+        // Always in the same order, or two transactions could wait for each other.
+        .order_by_asc(Name)
+        .lock_shared()
+        .into_tuple()
+        .all(tx)
+        .await?;
+    Ok(known.into_iter().collect())
+}
+
+pub(super) fn unknown(field: String) -> Error {
+    Error::BrokenReference {
+        field,
+        problem: "names a notification channel that does not exist".into(),
     }
 }
 

@@ -1,13 +1,18 @@
 //! Alerts: the rules that raise them, and their life afterwards.
 
+mod bulk;
 pub mod change;
 mod channels;
 pub mod cooldown;
+mod create;
 pub mod deliveries;
 pub mod engine;
+mod filter;
 pub mod legacy;
 pub mod rule_service;
 pub mod rules;
 pub mod schedule;
 pub mod service;
+mod stats;
 pub mod template;
+pub mod transition;

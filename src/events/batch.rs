@@ -16,12 +16,13 @@ use crate::{
         engine::{self, Verdict},
         rules::{Rule, RuleSet, Rules},
         template::Values,
+        transition::{self, Cause},
     },
     entity::{
         self,
         alert::{self, AlertStatus},
         alert_rule::EscalationStep,
-        event_detection,
+        alert_transition, event_detection,
     },
     error::Result,
     feed::{self, Record, Topic},
@@ -174,12 +175,10 @@ async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()>
     let raised = raise(tx, new, now).await?;
     let to_deliver = raised.iter().map(|(alert, steps)| (alert, &steps[..]));
     let deliveries = deliveries::of_new(tx, &to_deliver.collect::<Vec<_>>()).await?;
-    inserts.add(
-        raised
-            .into_iter()
-            .map(|(alert, _)| alert)
-            .collect::<Vec<_>>(),
-    )?;
+    let alerts: Vec<_> = raised.into_iter().map(|(alert, _)| alert).collect();
+    let transitions = alerts.iter().filter_map(raised_by_rule).collect();
+    inserts.add(alerts)?;
+    inserts.add(transitions)?;
     inserts.add(deliveries)?;
 
     let has_key = |ingest: &Ingest| ingest.request_id.is_some() || ingest.batch_id.is_some();
@@ -219,7 +218,9 @@ async fn raise(
         .filter(|claim| claim.cooldown_us > 0)
         .cloned()
         .collect();
-    let mut standing = cooldown::claim(tx, &contested).await?.into_iter();
+    let standing = cooldown::claim(tx, &contested).await?;
+    let mut repeats = cooldown::repeats(&contested, &standing);
+    let mut standing = standing.into_iter();
 
     let mut claims = claims.into_iter();
     let mut rows = Vec::with_capacity(claims.len());
@@ -241,12 +242,20 @@ async fn raise(
             }
             outcome.fired = true;
             let rule = &judged.rules[found.rule];
-            let row = alert(&judged.ingest, rule, found, claim, now);
+            let mut row = alert(&judged.ingest, rule, found, claim, now);
+            // Its first repeats may have come with it.
+            row.suppressed_count = repeats.remove(&row.id).unwrap_or_default();
+            row.last_suppressed_at = (row.suppressed_count > 0).then_some(now);
             judged.alerts.push(row.clone().into());
             rows.push((row, rule.escalation.clone()));
         }
     }
+    cooldown::count(tx, &repeats, now).await?;
     Ok(rows)
+}
+
+fn raised_by_rule(alert: &alert::Model) -> Option<alert_transition::ActiveModel> {
+    Some(transition::raised(alert, Cause::rule(alert.rule_id?)))
 }
 
 fn claim(judged: &Judged, found: &Match, raised_at_us: i64) -> Claim {
@@ -259,7 +268,7 @@ fn claim(judged: &Judged, found: &Match, raised_at_us: i64) -> Claim {
         event_id: ingest.event.id,
     };
     Claim {
-        rule_id: rule.id,
+        rule_id: Some(rule.id),
         dedup_key: rule.template.render(&values),
         alert_id: Uuid::now_v7(),
         raised_at_us,
@@ -296,6 +305,12 @@ fn alert(
         metadata: Some(metadata),
         version_id: 1,
         camera_id: Some(ingest.event.camera_id.clone()),
+        suppressed_count: 0,
+        last_suppressed_at: None,
+        acknowledged_at: None,
+        acknowledged_by: None,
+        dismissed_at: None,
+        dismissed_by: None,
     }
 }
 

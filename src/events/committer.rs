@@ -22,7 +22,11 @@ use super::{
     counts::Counts,
     replay,
 };
-use crate::{alerts::rules::Rules, db::Db, error::Error, notifications::Deliverer};
+use crate::{
+    alerts::{deliveries::Bell, rules::Rules},
+    db::Db,
+    error::Error,
+};
 
 /// How many ingests wait at most; a caller beyond that waits for a place among them.
 const QUEUE: usize = 1_024;
@@ -57,12 +61,7 @@ pub struct Committer {
 
 impl Committer {
     /// Starts committing. What is queued at shutdown is still stored.
-    pub fn start(
-        db: &Db,
-        rules: &Rules,
-        deliverer: &Deliverer,
-        shutdown: &CancellationToken,
-    ) -> Self {
+    pub fn start(db: &Db, rules: &Rules, bell: &Bell, shutdown: &CancellationToken) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let callers = Arc::new(Callers::default());
         let counts = Counts::default();
@@ -70,7 +69,7 @@ impl Committer {
             db: db.clone(),
             rules: rules.clone(),
             counts: counts.clone(),
-            deliverer: deliverer.clone(),
+            bell: bell.clone(),
         });
         tokio::spawn(gather(work, waiting, callers.clone(), shutdown.clone()));
         Self {
@@ -186,7 +185,7 @@ struct Work {
     db: Db,
     rules: Rules,
     counts: Counts,
-    deliverer: Deliverer,
+    bell: Bell,
 }
 
 impl Work {
@@ -204,7 +203,7 @@ impl Work {
                 // The next batch can be written while this one is answered.
                 drop(turn);
                 if batch.iter().any(Judged::has_raised) {
-                    self.deliverer.wake();
+                    self.bell.ring();
                 }
                 self.counts.batch(batch.len());
                 for ((judged, early), reply) in batch.into_iter().zip(early).zip(replies) {
@@ -242,7 +241,7 @@ impl Work {
                 Ok(early) => {
                     let [judged] = judged;
                     if judged.has_raised() {
-                        self.deliverer.wake();
+                        self.bell.ring();
                     }
                     let early = early.into_iter().flatten().next();
                     let answer = early.unwrap_or_else(|| Ok(judged.stored()));

@@ -27,7 +27,7 @@ use super::{
     schedule::Backoff,
 };
 use crate::{
-    alerts::schedule::Schedule,
+    alerts::{deliveries::Bell, schedule::Schedule},
     db::Db,
     entity::{self, Severity, alert, delivery, event, notification_channel},
     error::{Error, Result},
@@ -67,7 +67,7 @@ struct Inner {
     counts: Counts,
     /// What this process begins is under this lease.
     lease_id: Uuid,
-    wake: Notify,
+    bell: Bell,
     /// The channels that are being worked on.
     lanes: Mutex<HashMap<Uuid, Arc<More>>>,
 }
@@ -81,21 +81,21 @@ struct More {
 
 impl Deliverer {
     /// One that does nothing until it runs.
-    pub fn new(db: Db, senders: Senders, backoff: Backoff) -> Self {
+    pub fn new(db: Db, senders: Senders, backoff: Backoff, bell: Bell) -> Self {
         Self(Arc::new(Inner {
             db,
             senders,
             backoff,
             counts: Counts::default(),
             lease_id: Uuid::now_v7(),
-            wake: Notify::new(),
+            bell,
             lanes: Mutex::default(),
         }))
     }
 
-    /// Has it look at once. To be called after the commit of what is to be delivered.
-    pub fn wake(&self) {
-        self.0.wake.notify_one();
+    /// Has it look at once.
+    pub fn bell(&self) -> &Bell {
+        &self.0.bell
     }
 
     /// What sends.
@@ -132,7 +132,7 @@ impl Deliverer {
             while lanes.try_join_next().is_some() {}
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = work.wake.notified() => {}
+                () = work.bell.rung() => {}
                 () = sleep(LOOK) => {}
             }
         }
@@ -351,7 +351,7 @@ impl Inner {
             let work = self.clone();
             tokio::spawn(async move {
                 sleep(soonest).await;
-                work.wake.notify_one();
+                work.bell.ring();
             });
         }
         Ok(())

@@ -8,8 +8,8 @@ use sea_orm::{
 use tonic::{Request, Response};
 use uuid::Uuid;
 
-use super::deliverer::Deliverer;
 use crate::{
+    alerts::deliveries::Bell,
     db::Db,
     entity::{
         self,
@@ -33,7 +33,7 @@ const CHUNK: u64 = 1_000;
 pub struct Deliveries {
     db: Db,
     /// Told when something is queued anew.
-    deliverer: Deliverer,
+    bell: Bell,
 }
 
 #[tonic::async_trait]
@@ -92,7 +92,7 @@ impl DeliveryService for Deliveries {
             row::found(queued.into_iter().next(), "delivery", id)
         });
         let delivery = delivery.await?;
-        self.deliverer.wake();
+        self.bell.ring();
         Ok(Response::new(delivery.into()))
     }
 
@@ -121,7 +121,7 @@ impl DeliveryService for Deliveries {
         loop {
             let (count, end) = self.replay_chunk(wanted.clone(), last).await?;
             queued += count;
-            self.deliverer.wake();
+            self.bell.ring();
             match end {
                 Some(end) => last = end,
                 None => break,
@@ -133,8 +133,8 @@ impl DeliveryService for Deliveries {
 
 impl Deliveries {
     /// The ledger of this database.
-    pub fn new(db: Db, deliverer: Deliverer) -> Self {
-        Self { db, deliverer }
+    pub fn new(db: Db, bell: Bell) -> Self {
+        Self { db, bell }
     }
 
     /// Queues the next of them anew, in the order of their ids, so that none that was delivered meanwhile comes twice.

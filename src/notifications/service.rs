@@ -21,7 +21,7 @@ use super::{
     message::Message,
 };
 use crate::{
-    alerts::schedule,
+    alerts::{deliveries::Bell, schedule},
     db::Db,
     entity::{
         self, Severity, alert_rule, delivery,
@@ -57,7 +57,7 @@ pub struct NotificationChannels {
     /// Sends tests, and knows what may be sent where.
     senders: Senders,
     /// Told when a channel may deliver again.
-    deliverer: Deliverer,
+    bell: Bell,
 }
 
 #[tonic::async_trait]
@@ -148,7 +148,7 @@ impl NotificationChannelService for NotificationChannels {
             announce(tx, ChangeKind::Updated, channel).await
         });
         let channel = channel.await?;
-        self.deliverer.wake();
+        self.bell.ring();
         Ok(Response::new(channel))
     }
 
@@ -246,11 +246,11 @@ impl NotificationChannelService for NotificationChannels {
 
 impl NotificationChannels {
     /// The channels of this database.
-    pub fn new(db: Db, deliverer: Deliverer) -> Self {
+    pub fn new(db: Db, deliverer: &Deliverer) -> Self {
         Self {
             db,
             senders: deliverer.senders().clone(),
-            deliverer,
+            bell: deliverer.bell().clone(),
         }
     }
 

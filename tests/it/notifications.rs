@@ -111,10 +111,10 @@ async fn until(
             sleep(Duration::from_millis(5)).await;
         }
     };
-    match timeout(PATIENCE, waiting).await {
-        Ok(delivery) => delivery,
-        Err(_) => panic!("{:?}", of_alert(server, alert_id).await),
+    if let Ok(delivery) = timeout(PATIENCE, waiting).await {
+        return delivery;
     }
+    panic!("it stays so: {:?}", of_alert(server, alert_id).await)
 }
 
 /// Waits until the only delivery of an alert has this status.

@@ -38,6 +38,7 @@ fn email(change: impl FnOnce(&mut pb::EmailChannel)) -> pb::NotificationChannel 
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "a field that may be absent")]
 fn seconds(seconds: i64) -> Option<Duration> {
     Some(Duration { seconds, nanos: 0 })
 }

@@ -26,7 +26,7 @@ const KILLS: usize = 4;
 const ALERTS: usize = 60;
 
 /// How long the last lease of a killed server may last, and what is left then.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 async fn start(database: &TestDatabase) -> Process {
     let mut process = Process::spawn(&[
@@ -123,12 +123,12 @@ on_both! {
         };
         let delivered = timeout(PATIENCE, all).await.expect("all is delivered");
         assert_eq!(delivered.len(), alerts.len());
-        let received = receiver.received();
-        let ids: HashSet<_> = received.iter().map(|one| one.header("webhook-id").to_string()).collect();
+        let posts = receiver.received();
+        let ids: HashSet<_> = posts.iter().map(|one| one.header("webhook-id").to_string()).collect();
         assert_eq!(ids, delivered.iter().map(|one| one.id.clone()).collect(), "every delivery, by its own id");
-        let told: HashSet<_> = received.iter().map(Received::alert_id).collect();
+        let told: HashSet<_> = posts.iter().map(Received::alert_id).collect();
         assert_eq!(told, alerts);
-        let pairs: HashSet<_> = received.iter().map(|one| (one.header("webhook-id").to_string(), one.alert_id())).collect();
+        let pairs: HashSet<_> = posts.iter().map(|one| (one.header("webhook-id").to_string(), one.alert_id())).collect();
         assert_eq!(pairs.len(), alerts.len(), "an alert has one id, however often it comes");
         server.kill().await;
     }

@@ -31,12 +31,12 @@ on_both! {
         let (event, alert) = (raised.event.unwrap(), &raised.alerts[0]);
         assert_eq!(alert.status(), AlertStatus::Pending);
 
-        let received = receiver.wait_for(1).await.remove(0);
-        assert_eq!(received.header("content-type"), "application/cloudevents+json; charset=utf-8");
+        let post = receiver.wait_for(1).await.remove(0);
+        assert_eq!(post.header("content-type"), "application/cloudevents+json; charset=utf-8");
         let delivery = becomes(&server, &alert.id, DeliveryStatus::Delivered).await;
-        assert_eq!(received.header("webhook-id"), delivery.id);
-        assert!(received.header("webhook-signature").starts_with("v1,"));
-        let body = received.json();
+        assert_eq!(post.header("webhook-id"), delivery.id);
+        assert!(post.header("webhook-signature").starts_with("v1,"));
+        let body = post.json();
         assert_eq!(body["specversion"], "1.0");
         assert_eq!(body["id"], delivery.id);
         assert_eq!(body["source"], "watchpost");
@@ -102,8 +102,8 @@ on_both! {
         let count = async |expected: i32| {
             let signs = receiver.received().len();
             raise(&server).await;
-            let received = receiver.wait_for(signs + 1).await.pop().unwrap();
-            let signatures: Vec<_> = received.header("webhook-signature").split(' ').map(ToString::to_string).collect();
+            let post = receiver.wait_for(signs + 1).await.pop().unwrap();
+            let signatures: Vec<_> = post.header("webhook-signature").split(' ').map(ToString::to_string).collect();
             assert_eq!(signatures.len(), usize::try_from(expected).unwrap());
             let pb::notification_channel::Kind::Webhook(webhook) =
                 get_channel(&server, &channel.id).await.kind.unwrap() else { panic!() };
@@ -143,8 +143,8 @@ on_both! {
         };
         let answer = test().await;
         assert_eq!((answer.delivered, answer.error.as_str(), answer.status_code), (true, "", Some(204)));
-        let received = receiver.received().remove(0);
-        assert_eq!(received.json()["type"], "watchpost.test");
+        let post = receiver.received().remove(0);
+        assert_eq!(post.json()["type"], "watchpost.test");
         receiver.answer(Answer::Status(500, vec![]));
         let answer = test().await;
         assert_eq!((answer.delivered, answer.status_code), (false, Some(500)));

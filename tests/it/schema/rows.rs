@@ -66,6 +66,19 @@ const ROWS: &[(&str, &str)] = &[
         VALUES ($uuid, 'porch:anyone', $uuid, 1, 1)",
     ),
     (
+        "manual_alert_cooldowns",
+        "(dedup_key, alert_id, raised_at_us, cooldown_us)
+        VALUES ('porch:anyone', $uuid, 1, 1)",
+    ),
+    (
+        "alert_transitions",
+        "(alert_id, to_status, version_id, actor) VALUES ($uuid, 'pending', 1, 'ann')",
+    ),
+    (
+        "alert_requests",
+        "(request_id, fingerprint, alert_id, created) VALUES ('r', $bytes, $uuid, TRUE)",
+    ),
+    (
         "notification_channels",
         "(id, name, kind, config) VALUES ($uuid, 'ops', 'stream', '{\"stream\": {}}')",
     ),

@@ -18,7 +18,7 @@ use super::{TestServer, field, reason};
 pub type Reply<T> = Result<Response<T>, Status>;
 
 /// The tables that the calls write to.
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 15] = [
     "cameras",
     "camera_zones",
     "events",
@@ -30,6 +30,9 @@ const TABLES: [&str; 12] = [
     "alert_cooldowns",
     "notification_channels",
     "deliveries",
+    "alert_transitions",
+    "manual_alert_cooldowns",
+    "alert_requests",
     "changes",
 ];
 
