@@ -264,6 +264,7 @@ fn request() -> pb::IngestEventRequest {
         event: Some(event),
         detections: (0..DETECTIONS).map(detection).collect(),
         request_id: uuid::Uuid::now_v7().to_string(),
+        ..Default::default()
     }
 }
 

@@ -58,7 +58,6 @@ fn every_condition_that_is_set_must_be_met() {
         camera_id: "door".into(),
         risk_score: Some(70),
         started_at: "2026-11-27T12:00:00Z".parse().unwrap(),
-        snoozed: false,
         detections: vec![seen("person", 0.5), seen("dog", 0.95), seen("car", None)],
         zones: Arc::default(),
         types: OnceCell::new(),
@@ -185,16 +184,6 @@ fn every_condition_that_is_set_must_be_met() {
         let conditions = conditions_of(&rule);
         assert_eq!(stop(rule, &facts), expected, "{conditions}");
     }
-    assert_eq!(
-        stop(
-            row(),
-            &Facts {
-                snoozed: true,
-                ..facts
-            }
-        ),
-        Some(RuleStop::Snoozed)
-    );
 }
 
 #[test]
@@ -203,7 +192,6 @@ fn what_is_not_known_does_not_match() {
         camera_id: "door".into(),
         risk_score: None,
         started_at: crate::entity::now(),
-        snoozed: false,
         detections: vec![],
         zones: Arc::default(),
         types: OnceCell::new(),
