@@ -274,6 +274,7 @@ fn routes<H: HealthService>(
     let alert_rules = AlertRules {
         db: db.clone(),
         rules,
+        shutdown: shutdown.clone(),
     };
     let alerts = Alerts::new(db);
     let reflection = || {

@@ -45,11 +45,15 @@ pub struct Seen {
 impl Facts {
     /// What rules look at of this event with these detections.
     pub fn of(event: &event::Model, detections: &[detection::Model], zones: Arc<ZoneSet>) -> Self {
+        let seen = |detection: &detection::Model| {
+            let object_type = detection.object_type.as_deref();
+            Seen::new(object_type, detection.confidence, Place::of(detection))
+        };
         Self {
             camera_id: event.camera_id.clone(),
             risk_score: event.risk_score,
             started_at: event.started_at,
-            detections: detections.iter().map(Seen::of).collect(),
+            detections: detections.iter().map(seen).collect(),
             zones,
             types: OnceCell::new(),
         }
@@ -57,13 +61,16 @@ impl Facts {
 }
 
 impl Seen {
-    /// What rules look at of this detection.
-    pub fn of(detection: &detection::Model) -> Self {
-        let object_type = detection.object_type.as_ref();
+    /// What rules look at of a detection.
+    pub fn new(
+        object_type: Option<&str>,
+        confidence: Option<f64>,
+        place: Result<Place, Unplaced>,
+    ) -> Self {
         Self {
-            object_type: object_type.map(|name| name.to_lowercase()),
-            confidence: detection.confidence,
-            place: Place::of(detection),
+            object_type: object_type.map(str::to_lowercase),
+            confidence,
+            place,
             hits: OnceCell::new(),
         }
     }
@@ -139,17 +146,8 @@ pub fn judge<'a>(rule: &Rule, facts: &'a Facts) -> Verdict<'a> {
     }
 
     // Type, confidence and zone must come from one and the same detection.
-    let of_type = |seen: &&Seen| {
-        rule.object_types.is_empty()
-            || seen
-                .object_type
-                .as_ref()
-                .is_some_and(|name| rule.object_types.contains(name))
-    };
-    let sure = |seen: &&Seen| {
-        rule.min_confidence
-            .is_none_or(|least| seen.confidence.is_some_and(|is| is >= least))
-    };
+    let of_type = |seen: &&Seen| rule.is_of_type(seen);
+    let sure = |seen: &&Seen| rule.is_sure(seen);
     let mut found = facts
         .detections
         .iter()
@@ -179,6 +177,21 @@ pub fn judge<'a>(rule: &Rule, facts: &'a Facts) -> Verdict<'a> {
     Verdict::Matches {
         object_type: found.find_map(|seen| seen.object_type.as_deref()),
         zone_id: None,
+    }
+}
+
+impl Rule {
+    /// Whether a detection is of its types.
+    pub(super) fn is_of_type(&self, seen: &Seen) -> bool {
+        let object_type = seen.object_type.as_ref();
+        self.object_types.is_empty()
+            || object_type.is_some_and(|name| self.object_types.contains(name))
+    }
+
+    /// Whether a detection is as sure as it asks for.
+    pub(super) fn is_sure(&self, seen: &Seen) -> bool {
+        self.min_confidence
+            .is_none_or(|least| seen.confidence.is_some_and(|is| is >= least))
     }
 }
 
@@ -236,4 +249,4 @@ fn only(detections: &[Seen]) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -3,9 +3,11 @@
 mod conditions;
 mod cooldowns;
 mod crud;
+mod explain;
 mod keys;
 mod outcomes;
 mod schedules;
+mod trial;
 
 use watchpost::pb::{self, RuleStop};
 

@@ -7,7 +7,7 @@ use crate::entity::{
     alert_rule::{self, Schedule},
 };
 
-fn row() -> alert_rule::Model {
+pub(in crate::alerts) fn row() -> alert_rule::Model {
     let now = crate::entity::now();
     alert_rule::Model {
         id: uuid::Uuid::nil(),
@@ -36,12 +36,7 @@ fn strings(values: &[&str]) -> Option<Strings> {
 }
 
 fn seen(object_type: &str, confidence: impl Into<Option<f64>>) -> Seen {
-    Seen {
-        object_type: Some(object_type.into()),
-        confidence: confidence.into(),
-        place: Err(Unplaced::NoBox),
-        hits: OnceCell::new(),
-    }
+    Seen::new(Some(object_type), confidence.into(), Err(Unplaced::NoBox))
 }
 
 fn stop(rule: alert_rule::Model, facts: &Facts) -> Option<RuleStop> {
