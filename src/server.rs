@@ -296,6 +296,7 @@ fn routes<H: HealthService>(
     let alert_rules = AlertRules {
         db: db.clone(),
         rules,
+        shutdown: shutdown.clone(),
     };
     let channels = NotificationChannels::new(db.clone(), &deliverer);
     let deliveries = Deliveries::new(db.clone(), deliverer.bell().clone());

@@ -1,11 +1,15 @@
 //! Judging an event by a rule. Pure: it reads no database and no clock.
 
-use std::{cell::OnceCell, sync::Arc};
+use std::{
+    cell::{Cell, OnceCell},
+    sync::Arc,
+};
 
 use chrono::{DateTime, Utc};
 
 use super::rules::Rule;
 use crate::{
+    entity::{detection, event},
     pb::RuleStop,
     zones::{Place, Unplaced, Zone, ZoneSet},
 };
@@ -19,8 +23,6 @@ pub struct Facts {
     pub camera_id: String,
     pub risk_score: Option<i32>,
     pub started_at: DateTime<Utc>,
-    /// Whether the event raises no alerts for now.
-    pub snoozed: bool,
     pub detections: Vec<Seen>,
     /// The enabled zones of all cameras.
     pub zones: Arc<ZoneSet>,
@@ -36,21 +38,53 @@ pub struct Seen {
     pub confidence: Option<f64>,
     /// Where in the picture it is.
     pub place: Result<Place, Unplaced>,
-    /// Which of the camera's zones it is in, found when the first rule asks for it.
-    pub hits: OnceCell<Vec<usize>>,
+    /// Whether it is in each of the camera's zones, found when the first rule asks for the zone.
+    pub hits: OnceCell<Vec<Cell<Option<bool>>>>,
+}
+
+impl Facts {
+    /// What rules look at of this event with these detections.
+    pub fn of(event: &event::Model, detections: &[detection::Model], zones: Arc<ZoneSet>) -> Self {
+        let seen = |detection: &detection::Model| {
+            let object_type = detection.object_type.as_deref();
+            Seen::new(object_type, detection.confidence, Place::of(detection))
+        };
+        Self {
+            camera_id: event.camera_id.clone(),
+            risk_score: event.risk_score,
+            started_at: event.started_at,
+            detections: detections.iter().map(seen).collect(),
+            zones,
+            types: OnceCell::new(),
+        }
+    }
 }
 
 impl Seen {
-    /// Which of the zones it is in, in their order. It is always asked about the same ones.
-    fn hits(&self, zones: &[Zone]) -> &[usize] {
-        self.hits.get_or_init(|| {
-            let Ok(place) = &self.place else {
-                return Vec::new();
-            };
-            let zones = zones.iter().enumerate();
-            zones
-                .filter_map(|(at, zone)| zone.hit(place).map(|_| at))
-                .collect()
+    /// What rules look at of a detection.
+    pub fn new(
+        object_type: Option<&str>,
+        confidence: Option<f64>,
+        place: Result<Place, Unplaced>,
+    ) -> Self {
+        Self {
+            object_type: object_type.map(str::to_lowercase),
+            confidence,
+            place,
+            hits: OnceCell::new(),
+        }
+    }
+
+    /// Whether it is in one of the zones. It is always asked about the same ones.
+    pub fn is_in(&self, zones: &[Zone], at: usize) -> bool {
+        let Ok(place) = &self.place else {
+            return false;
+        };
+        let hits = self.hits.get_or_init(|| vec![Cell::new(None); zones.len()]);
+        hits[at].get().unwrap_or_else(|| {
+            let hit = zones[at].hit(place).is_some();
+            hits[at].set(Some(hit));
+            hit
         })
     }
 }
@@ -69,13 +103,13 @@ pub enum Verdict<'a> {
     Stopped(RuleStop, String),
 }
 
-/// Judges an event by a rule: every condition that is set must be met. Cooldown comes later.
+/// Judges an event by a rule: every condition that is set must be met. What holds back a rule that
+/// matches, as its cooldown does, comes later.
+///
+/// This is the slow form that says why; [`Index`](super::index::Index) finds the same matches.
 pub fn judge<'a>(rule: &Rule, facts: &'a Facts) -> Verdict<'a> {
     use Verdict::Stopped;
 
-    if facts.snoozed {
-        return Stopped(RuleStop::Snoozed, "the event is snoozed".to_string());
-    }
     if !rule.camera_ids.is_empty() && !rule.camera_ids.contains(&facts.camera_id) {
         return Stopped(
             RuleStop::CameraIds,
@@ -112,17 +146,8 @@ pub fn judge<'a>(rule: &Rule, facts: &'a Facts) -> Verdict<'a> {
     }
 
     // Type, confidence and zone must come from one and the same detection.
-    let of_type = |seen: &&Seen| {
-        rule.object_types.is_empty()
-            || seen
-                .object_type
-                .as_ref()
-                .is_some_and(|name| rule.object_types.contains(name))
-    };
-    let sure = |seen: &&Seen| {
-        rule.min_confidence
-            .is_none_or(|least| seen.confidence.is_some_and(|is| is >= least))
-    };
+    let of_type = |seen: &&Seen| rule.is_of_type(seen);
+    let sure = |seen: &&Seen| rule.is_sure(seen);
     let mut found = facts
         .detections
         .iter()
@@ -155,12 +180,30 @@ pub fn judge<'a>(rule: &Rule, facts: &'a Facts) -> Verdict<'a> {
     }
 }
 
+impl Rule {
+    /// Whether a detection is of its types.
+    pub(super) fn is_of_type(&self, seen: &Seen) -> bool {
+        let object_type = seen.object_type.as_ref();
+        self.object_types.is_empty()
+            || object_type.is_some_and(|name| self.object_types.contains(name))
+    }
+
+    /// Whether a detection is as sure as it asks for.
+    pub(super) fn is_sure(&self, seen: &Seen) -> bool {
+        self.min_confidence
+            .is_none_or(|least| seen.confidence.is_some_and(|is| is >= least))
+    }
+}
+
 /// Judges by the zones of a rule the detections that meet its other conditions.
 fn judge_zones<'a>(rule: &Rule, facts: &'a Facts, found: &[&'a Seen]) -> Verdict<'a> {
     let zones = facts.zones.of(&facts.camera_id);
     let asked = |at: &usize| rule.zone_ids.contains(&zones[*at].id);
     // The first zone that any of them is in is also the first one of those that are in it.
-    let first = |seen: &&'a Seen| seen.hits(zones).iter().copied().find(asked);
+    let first = |seen: &&'a Seen| {
+        let mut asked = (0..zones.len()).filter(asked);
+        asked.find(|at| seen.is_in(zones, *at))
+    };
     let Some(zone) = found.iter().filter_map(first).min() else {
         return Verdict::Stopped(RuleStop::ZoneIds, nowhere(rule, facts, found));
     };
@@ -206,4 +249,4 @@ fn only(detections: &[Seen]) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,16 +1,18 @@
 //! `AlertRuleService`.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, pin::Pin};
 
+use futures_util::Stream;
 use prost::Message;
 use sea_orm::{
     ActiveModelTrait,
     ActiveValue::Set,
-    ColumnTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
-    Select,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter,
+    QueryOrder, QuerySelect, Select,
     sea_query::{Expr, LockType},
 };
-use tonic::{Request, Response};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{channels, cooldown, legacy, rules::Rules, schedule, template::Template};
@@ -61,6 +63,8 @@ pub struct AlertRules {
     pub db: Db,
     /// The compiled ones, which every change brings up to date.
     pub rules: Rules,
+    /// Ends streams.
+    pub shutdown: CancellationToken,
 }
 
 impl AlertRules {
@@ -75,6 +79,9 @@ impl AlertRules {
 
 #[tonic::async_trait]
 impl AlertRuleService for AlertRules {
+    type TestAlertRuleStream =
+        Pin<Box<dyn Stream<Item = Result<pb::TestAlertRuleResponse, Status>> + Send>>;
+
     async fn create_alert_rule(
         &self,
         request: Request<pb::CreateAlertRuleRequest>,
@@ -156,6 +163,21 @@ impl AlertRuleService for AlertRules {
         Ok(Response::new(preview.of(schedule.as_ref())?))
     }
 
+    async fn explain_event(
+        &self,
+        request: Request<pb::ExplainEventRequest>,
+    ) -> Reply<pb::ExplainEventResponse> {
+        Ok(Response::new(self.explain(request.into_inner()).await?))
+    }
+
+    async fn test_alert_rule(
+        &self,
+        request: Request<pb::TestAlertRuleRequest>,
+    ) -> Reply<Self::TestAlertRuleStream> {
+        let responses = self.trial(request.into_inner()).await?;
+        Ok(Response::new(Box::pin(responses)))
+    }
+
     async fn update_alert_rule(
         &self,
         request: Request<pb::UpdateAlertRuleRequest>,
@@ -209,10 +231,10 @@ async fn locked(tx: &DatabaseTransaction, id: Uuid) -> Result<alert_rule::Model>
     row::found(rule.one(tx).await?, "alert rule", id)
 }
 
-/// Refuses zones that do not exist, by the path of the first, unless the rule named them before. Nobody
-/// deletes the others before the transaction ends.
-async fn refuse_unknown_zones(
-    tx: &DatabaseTransaction,
+/// Refuses zones that do not exist, by the path of the first, unless the rule named them before. In a
+/// transaction nobody deletes the others before it ends.
+pub(super) async fn refuse_unknown_zones(
+    db: &impl ConnectionTrait,
     named: &[String],
     before: &[String],
 ) -> Result<()> {
@@ -230,7 +252,7 @@ async fn refuse_unknown_zones(
         .order_by_asc(Id)
         .lock_shared()
         .into_tuple()
-        .all(tx)
+        .all(db)
         .await?;
     let known: HashSet<_> = known.iter().collect();
     let unknown = |id: &String| new.contains(id) && !known.contains(id);
@@ -295,7 +317,7 @@ impl pb::AlertRule {
     }
 
     /// Every column that a client decides, checked; absent fields get their defaults.
-    fn checked(&self) -> Result<ActiveModel> {
+    pub(super) fn checked(&self) -> Result<ActiveModel> {
         let strings = |field: &str, values: &[String], most, longest| {
             let values =
                 check::texts(&format!("alert_rule.{field}"), values, most, &(1..=longest))?;

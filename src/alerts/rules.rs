@@ -11,7 +11,7 @@ use tokio::{sync::Mutex, time::sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{schedule::Schedule, template::Template};
+use super::{index::Index, schedule::Schedule, template::Template};
 use crate::{
     db::Db,
     entity::{
@@ -66,6 +66,8 @@ struct Shared {
     db: Db,
     zones: LiveZones,
     current: RwLock<Arc<RuleSet>>,
+    /// Of the rules and the zones that were current when it was last asked for.
+    index: RwLock<Arc<Index>>,
     /// Held while reading, so that the set that is read last replaces those read before.
     reading: Mutex<()>,
 }
@@ -77,6 +79,7 @@ impl Rules {
             db,
             zones,
             current: RwLock::default(),
+            index: RwLock::default(),
             reading: Mutex::default(),
         }))
     }
@@ -88,6 +91,24 @@ impl Rules {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// The rules to judge an event by, arranged for it, with the zones of now.
+    pub fn index(&self) -> Arc<Index> {
+        let (rules, zones) = (self.current(), self.zones().current());
+        let last = self.0.index.read();
+        let last = last.unwrap_or_else(PoisonError::into_inner).clone();
+        if last.is_of(&rules, &zones) {
+            return last;
+        }
+        // Others wait meanwhile, and need not do the same.
+        let last = self.0.index.write();
+        let mut last = last.unwrap_or_else(PoisonError::into_inner);
+        let (rules, zones) = (self.current(), self.zones().current());
+        if !last.is_of(&rules, &zones) {
+            *last = Arc::new(Index::new(rules, zones));
+        }
+        last.clone()
     }
 
     /// The zones that the rules ask for.
@@ -120,6 +141,8 @@ impl Rules {
             .current
             .write()
             .unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+        // So that no event has to wait for it.
+        self.index();
         Ok(())
     }
 
@@ -162,6 +185,7 @@ impl Rules {
             tracing::debug!(%error, "the camera zones cannot be read; it is tried again");
             sleep(RETRY).await;
         }
+        self.index();
     }
 }
 

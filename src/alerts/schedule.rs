@@ -60,17 +60,45 @@ impl Schedule {
         })
     }
 
+    /// The time zone of its windows.
+    pub fn timezone(&self) -> Tz {
+        self.timezone
+    }
+
     /// Whether `time` lies in a window.
     pub fn contains(&self, time: DateTime<Utc>) -> bool {
-        let local = time.with_timezone(&self.timezone);
-        let today = local.weekday().num_days_from_monday();
+        self.contains_clock(WallClock::at(time, self.timezone))
+    }
+
+    /// Whether what the clock in its time zone shows lies in a window.
+    pub fn contains_clock(&self, clock: WallClock) -> bool {
+        let (today, now) = (clock.day, clock.minute);
         let on = |day: u32| self.days & (1 << (day % 7)) != 0;
-        let now = local.hour() * 60 + local.minute();
         match self.window {
             None => on(today),
             Some((start, end)) if start < end => on(today) && (start..end).contains(&now),
             // Over midnight: the hours after it belong to the day before.
             Some((start, end)) => (now >= start && on(today)) || (now < end && on(today + 6)),
+        }
+    }
+}
+
+/// What the clock on the wall shows somewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WallClock {
+    /// 0 is Monday.
+    day: u32,
+    /// Of the day.
+    minute: u32,
+}
+
+impl WallClock {
+    /// What it shows at this time in this zone.
+    pub fn at(time: DateTime<Utc>, timezone: Tz) -> Self {
+        let local = time.with_timezone(&timezone);
+        Self {
+            day: local.weekday().num_days_from_monday(),
+            minute: local.hour() * 60 + local.minute(),
         }
     }
 }

@@ -102,6 +102,11 @@ impl Template {
         self.0.iter().map(length).sum()
     }
 
+    /// Whether every event has a key of its own.
+    pub fn is_per_event(&self) -> bool {
+        self.0.contains(&Part::EventId)
+    }
+
     /// The key for these values.
     pub fn render(&self, values: &Values<'_>) -> String {
         let mut key = String::with_capacity(96);

@@ -13,7 +13,8 @@ use crate::{
         change::announcement,
         cooldown::{self, Claim},
         deliveries,
-        engine::{self, Verdict},
+        engine::{self, Facts, Verdict},
+        index::Index,
         rules::{Rule, RuleSet, Rules},
         template::Values,
         transition::{self, Cause},
@@ -38,57 +39,94 @@ pub(super) type Answer = Result<pb::IngestEventResponse>;
 pub(super) struct Judged {
     pub ingest: Ingest,
     pub rules: Arc<RuleSet>,
-    /// One for each of the rules.
-    pub outcomes: Vec<pb::RuleOutcome>,
     matches: Vec<Match>,
+    /// The outcomes of the other rules, if the caller asked for them.
+    stopped: Vec<(usize, pb::RuleOutcome)>,
     /// What was raised, once it is stored.
     alerts: Vec<pb::Alert>,
 }
 
-/// A rule that wants to raise an alert.
+/// A rule that matches.
 #[derive(Debug)]
 struct Match {
     /// Which of the rules.
     rule: usize,
     object_type: Option<String>,
     zone_id: Option<String>,
+    /// What becomes of it. If something has stopped it already, it is held back, and raises nothing.
+    outcome: pb::RuleOutcome,
 }
 
-/// Asks every rule about an ingest. No database is needed for it, so it is done before the
+/// Asks the rules about an ingest. No database is needed for it, so it is done before the
 /// transaction, which others wait for.
 pub(super) fn judge(ingest: Ingest, rules: &Rules) -> Judged {
-    let facts = ingest.facts(rules.zones().current(), entity::now());
-    let rules = rules.current();
-    let mut outcomes = Vec::with_capacity(rules.len());
+    let index = rules.index();
+    let facts = Facts::of(&ingest.event, &ingest.detections, index.zones().clone());
+    let rules = index.rules();
+    let now = entity::now();
+    let snoozed = ingest.event.snooze_until.filter(|until| *until > now);
     let mut matches = Vec::new();
-    for (at, rule) in rules.iter().enumerate() {
-        let mut outcome = pb::RuleOutcome {
-            rule_id: rule.id.to_string(),
-            rule_name: rule.name.clone(),
-            ..Default::default()
-        };
-        match engine::judge(rule, &facts) {
-            Verdict::Stopped(stop, detail) => {
-                outcome.stopped_by = stop.into();
-                outcome.detail = detail;
-            }
-            Verdict::Matches {
-                object_type,
-                zone_id,
-            } => matches.push(Match {
-                rule: at,
-                object_type: object_type.map(Into::into),
-                zone_id: zone_id.map(Into::into),
-            }),
+    for found in index.matches(&facts) {
+        let mut outcome = outcome(&rules[found.rule]);
+        if let Some(until) = snoozed {
+            outcome.stopped_by = RuleStop::Snoozed.into();
+            outcome.detail = format!("the event is snoozed until {}", until.to_rfc3339());
         }
-        outcomes.push(outcome);
+        matches.push(Match {
+            rule: found.rule,
+            object_type: found.object_type.map(Into::into),
+            zone_id: found.zone_id.map(Into::into),
+            outcome,
+        });
     }
+    let stopped = if ingest.explain {
+        explain(&index, &facts)
+    } else {
+        Vec::new()
+    };
     Judged {
+        rules: rules.clone(),
         ingest,
-        rules,
-        outcomes,
         matches,
+        stopped,
         alerts: Vec::new(),
+    }
+}
+
+/// What stopped the rules that do not match.
+fn explain(index: &Index, facts: &Facts) -> Vec<(usize, pb::RuleOutcome)> {
+    let rules = index.rules().iter().enumerate();
+    let stopped = rules.filter_map(|(at, rule)| match engine::judge(rule, facts) {
+        Verdict::Matches { .. } => None,
+        Verdict::Stopped(stop, detail) => {
+            let stopped_by = stop.into();
+            let outcome = outcome(rule);
+            Some((
+                at,
+                pb::RuleOutcome {
+                    stopped_by,
+                    detail,
+                    ..outcome
+                },
+            ))
+        }
+    });
+    stopped.collect()
+}
+
+/// The outcome of a rule of which nothing is known yet.
+fn outcome(rule: &Rule) -> pb::RuleOutcome {
+    pb::RuleOutcome {
+        rule_id: rule.id.to_string(),
+        rule_name: rule.name.clone(),
+        ..Default::default()
+    }
+}
+
+impl Match {
+    /// Whether nothing holds it back.
+    fn is_free(&self) -> bool {
+        self.outcome.stopped_by() == RuleStop::Unspecified
     }
 }
 
@@ -98,13 +136,22 @@ impl Judged {
         !self.alerts.is_empty()
     }
 
+    /// The outcomes of the rules that match.
+    pub(super) fn outcomes(&self) -> impl Iterator<Item = &pb::RuleOutcome> {
+        self.matches.iter().map(|found| &found.outcome)
+    }
+
     /// The answer, once it is stored.
     pub(super) fn stored(self) -> pb::IngestEventResponse {
+        let matches = self.matches.into_iter();
+        let mut outcomes: Vec<_> = matches.map(|found| (found.rule, found.outcome)).collect();
+        outcomes.extend(self.stopped);
+        outcomes.sort_by_key(|(rule, _)| *rule);
         pb::IngestEventResponse {
             event: Some(self.ingest.event.into()),
             detections: self.ingest.detections.into_iter().map(Into::into).collect(),
             alerts: self.alerts,
-            rule_outcomes: self.outcomes,
+            rule_outcomes: outcomes.into_iter().map(|(_, outcome)| outcome).collect(),
             replayed: false,
         }
     }
@@ -206,10 +253,8 @@ async fn raise(
     now: DateTime<Utc>,
 ) -> Result<Vec<(alert::Model, Arc<[EscalationStep]>)>> {
     let claims = new.iter().flat_map(|judged| {
-        judged
-            .matches
-            .iter()
-            .map(|found| claim(judged, found, now.timestamp_micros()))
+        let free = judged.matches.iter().filter(|found| found.is_free());
+        free.map(|found| claim(judged, found, now.timestamp_micros()))
     });
     let claims: Vec<_> = claims.collect();
     // Without a cooldown there is nothing to claim.
@@ -225,14 +270,22 @@ async fn raise(
     let mut claims = claims.into_iter();
     let mut rows = Vec::with_capacity(claims.len());
     for judged in new.iter_mut() {
-        for (found, claim) in judged.matches.iter().zip(claims.by_ref()) {
+        let Judged {
+            ingest,
+            rules,
+            matches,
+            alerts,
+            ..
+        } = &mut **judged;
+        let free = matches.iter_mut().filter(|found| found.is_free());
+        for (found, claim) in free.zip(claims.by_ref()) {
             let stands = if claim.cooldown_us > 0 {
                 standing.next()
             } else {
                 None
             };
             let stands = stands.unwrap_or(claim.alert_id);
-            let outcome = &mut judged.outcomes[found.rule];
+            let outcome = &mut found.outcome;
             outcome.alert_id = Some(stands.to_string());
             if stands != claim.alert_id {
                 let seconds = claim.cooldown_us / 1_000_000;
@@ -241,12 +294,12 @@ async fn raise(
                 continue;
             }
             outcome.fired = true;
-            let rule = &judged.rules[found.rule];
-            let mut row = alert(&judged.ingest, rule, found, claim, now);
+            let rule = &rules[found.rule];
+            let mut row = alert(ingest, rule, found, claim, now);
             // Its first repeats may have come with it.
             row.suppressed_count = repeats.remove(&row.id).unwrap_or_default();
             row.last_suppressed_at = (row.suppressed_count > 0).then_some(now);
-            judged.alerts.push(row.clone().into());
+            alerts.push(row.clone().into());
             rows.push((row, rule.escalation.clone()));
         }
     }

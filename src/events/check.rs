@@ -1,6 +1,6 @@
 //! The checks of an ingest, and the rows that it will become, before any database is asked.
 
-use std::{cell::OnceCell, ops::RangeInclusive, sync::Arc};
+use std::ops::RangeInclusive;
 
 use chrono::{DateTime, Utc};
 use prost::Message;
@@ -8,7 +8,6 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::{
-    alerts::engine::{Facts, Seen},
     entity::{
         self, Strings,
         detection::{self, MediaType},
@@ -17,7 +16,6 @@ use crate::{
     error::{Error, Result},
     pb,
     rpc::{check, enums::FromProto, json, time},
-    zones::{Place, ZoneSet},
 };
 
 /// How many detections an event may have.
@@ -38,6 +36,8 @@ pub(super) struct Ingest {
     pub batch_id: Option<String>,
     /// Tells whether a repeated request is the same.
     pub fingerprint: Vec<u8>,
+    /// Whether the caller wants to know what stopped the rules that do not match.
+    pub explain: bool,
 }
 
 impl Ingest {
@@ -48,6 +48,8 @@ impl Ingest {
         let request_id = check::text("request_id", &request.request_id, 0..=128)?;
         let request_id = optional(&request_id);
         request.request_id.clear();
+        // Who asks for more is told more of the same.
+        let explain = std::mem::take(&mut request.explain);
         let fingerprint = Sha256::digest(request.encode_to_vec()).to_vec();
 
         let event = request
@@ -94,29 +96,8 @@ impl Ingest {
             request_id,
             batch_id,
             fingerprint,
+            explain,
         })
-    }
-
-    /// What the rules look at.
-    pub(super) fn facts(&self, zones: Arc<ZoneSet>, now: DateTime<Utc>) -> Facts {
-        let seen = |detection: &detection::Model| Seen {
-            object_type: detection
-                .object_type
-                .as_ref()
-                .map(|name| name.to_lowercase()),
-            confidence: detection.confidence,
-            place: Place::of(detection),
-            hits: OnceCell::new(),
-        };
-        Facts {
-            camera_id: self.event.camera_id.clone(),
-            risk_score: self.event.risk_score,
-            started_at: self.event.started_at,
-            snoozed: self.event.snooze_until.is_some_and(|until| until > now),
-            detections: self.detections.iter().map(seen).collect(),
-            zones,
-            types: OnceCell::new(),
-        }
     }
 }
 

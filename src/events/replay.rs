@@ -1,51 +1,26 @@
 //! Repeated ingests: recognised by their keys, and answered with what the first one did.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
-use prost::Message;
 use sea_orm::{
     ColumnTrait, Condition, DatabaseTransaction, EntityTrait, JoinType, QueryFilter, QueryOrder,
     QuerySelect,
 };
-use uuid::Uuid;
 
 use super::{
     batch::{Answer, Judged},
     check::Ingest,
 };
 use crate::{
-    alerts::rules::RuleSet,
+    alerts::{outcomes, rules::RuleSet},
     entity::{alert, detection, event, event_detection, event_ingest},
     error::{Error, Result},
     pb,
 };
 
-/// What is kept of the outcomes of an ingest: close together, as there may be many rules.
-#[derive(Clone, PartialEq, Message)]
-struct Outcomes {
-    /// The ids of the rules, 16 bytes each.
-    #[prost(bytes = "vec", tag = "1")]
-    rule_ids: Vec<u8>,
-    /// What stopped each of them, a byte each, see `RuleStop`.
-    #[prost(bytes = "vec", tag = "2")]
-    stops: Vec<u8>,
-    /// The alerts of those that were not stopped, or by a cooldown, 16 bytes each.
-    #[prost(bytes = "vec", tag = "3")]
-    alert_ids: Vec<u8>,
-}
-
 /// The row by which a repetition of this ingest will be recognised.
 pub(super) fn key(judged: &Judged, now: DateTime<Utc>) -> event_ingest::Model {
-    let mut kept = Outcomes::default();
-    let bytes = |id: &str| Uuid::parse_str(id).unwrap_or_default().into_bytes();
-    for (rule, outcome) in judged.rules.iter().zip(&judged.outcomes) {
-        kept.rule_ids.extend(rule.id.as_bytes());
-        kept.stops
-            .push(u8::try_from(outcome.stopped_by).unwrap_or_default());
-        kept.alert_ids
-            .extend(outcome.alert_id.as_deref().map(bytes).into_iter().flatten());
-    }
     let ingest = &judged.ingest;
     event_ingest::Model {
         event_id: ingest.event.id,
@@ -53,7 +28,7 @@ pub(super) fn key(judged: &Judged, now: DateTime<Utc>) -> event_ingest::Model {
         batch_id: ingest.batch_id.clone(),
         request_id: ingest.request_id.clone(),
         fingerprint: ingest.fingerprint.clone(),
-        outcomes: Some(kept.encode_to_vec()),
+        outcomes: Some(outcomes::encode(judged.outcomes())),
         created_at: now,
     }
 }
@@ -169,34 +144,8 @@ async fn response(
         rule_outcomes: row
             .outcomes
             .as_deref()
-            .map(|kept| outcomes(kept, rules))
+            .map(|kept| outcomes::decode(kept, rules))
             .unwrap_or_default(),
         replayed: true,
     })
-}
-
-fn outcomes(kept: &[u8], rules: &RuleSet) -> Vec<pb::RuleOutcome> {
-    let kept = Outcomes::decode(kept).unwrap_or_default();
-    let names: HashMap<_, _> = rules
-        .iter()
-        .map(|rule| (rule.id, rule.name.as_str()))
-        .collect();
-    let (rule_ids, _) = kept.rule_ids.as_chunks::<16>();
-    let (alert_ids, _) = kept.alert_ids.as_chunks::<16>();
-    let mut alert_ids = alert_ids.iter();
-    let outcome = |(rule_id, stop): (&[u8; 16], &u8)| {
-        let rule_id = Uuid::from_bytes(*rule_id);
-        let stopped_by = i32::from(*stop);
-        let has_alert = stopped_by == 0 || stopped_by == i32::from(pb::RuleStop::Cooldown);
-        let alert_id = if has_alert { alert_ids.next() } else { None };
-        pb::RuleOutcome {
-            rule_id: rule_id.to_string(),
-            rule_name: names.get(&rule_id).copied().unwrap_or_default().to_string(),
-            fired: stopped_by == 0,
-            stopped_by,
-            alert_id: alert_id.map(|id| Uuid::from_bytes(*id).to_string()),
-            detail: String::new(),
-        }
-    };
-    rule_ids.iter().zip(&kept.stops).map(outcome).collect()
 }

@@ -89,10 +89,41 @@ impl Page {
             .limit(self.size + 1)
             .all(db)
             .await?;
-        Ok(self.cut(rows, |row| {
+        let key = |row: &E::Model| {
             let (time, id) = key(row);
             (time.timestamp_micros(), id)
-        }))
+        };
+        Ok(self.cut(rows, key, M::from))
+    }
+
+    /// Reads the rows of the page of `select`, oldest first by the two `columns`, and one more if there is;
+    /// to be cut by [`Self::cut`].
+    pub async fn oldest_first<E, C, I>(
+        &self,
+        db: &impl ConnectionTrait,
+        select: Select<E>,
+        (time_column, id_column): (C, C),
+    ) -> Result<Vec<E::Model>>
+    where
+        E: EntityTrait,
+        C: ColumnTrait,
+        I: FromStr + Into<Value>,
+    {
+        let mut select = select;
+        if let Some(after) = &self.after {
+            let (time, id) = after.key::<I>()?;
+            let columns = Expr::tuple([
+                Expr::col(time_column.as_column_ref()),
+                Expr::col(id_column.as_column_ref()),
+            ]);
+            select = select.filter(columns.gt(Expr::tuple([Expr::val(time), Expr::val(id)])));
+        }
+        Ok(select
+            .order_by(time_column, Order::Asc)
+            .order_by(id_column, Order::Asc)
+            .limit(self.size + 1)
+            .all(db)
+            .await?)
     }
 
     /// Reads the page of `select`, the highest rank first, those of equal rank by their ids in the
@@ -129,7 +160,7 @@ impl Page {
             .limit(self.size + 1)
             .all(db)
             .await?;
-        Ok(self.cut(rows, key))
+        Ok(self.cut(rows, key, M::from))
     }
 
     /// Reads the page of `select`, the lowest number first, of which every row has another; else as
@@ -154,19 +185,21 @@ impl Page {
             .limit(self.size + 1)
             .all(db)
             .await?;
-        Ok(self.cut(rows, |row| (key(row), String::new())))
+        Ok(self.cut(rows, |row| (key(row), String::new()), M::from))
     }
 
-    /// The rows that fit on the page as they are on the wire, and the token of the next one.
-    fn cut<R, I: ToString, M: Message + From<R>>(
+    /// The rows that fit on the page as `make` has them on the wire, and the token of the next one. `key` gives
+    /// the place and the id of a row.
+    pub fn cut<R, I: ToString, M: Message>(
         &self,
         rows: Vec<R>,
         key: impl Fn(&R) -> (i64, I),
+        mut make: impl FnMut(R) -> M,
     ) -> (Vec<M>, String) {
         let (mut messages, mut bytes, mut last) = (Vec::with_capacity(rows.len()), 0, None);
         for row in rows {
             let place = key(&row);
-            let message = M::from(row);
+            let message = make(row);
             bytes += message.encoded_len();
             if let Some(last) = last.take()
                 && (messages.len() as u64 == self.size || bytes > LARGEST)

@@ -16,6 +16,30 @@ use crate::{db::Db, entity::camera_zone, error::Result};
 pub struct ZoneSet(HashMap<String, Vec<Zone>>);
 
 impl ZoneSet {
+    /// Compiles rows.
+    pub fn compile(rows: Vec<camera_zone::Model>) -> Self {
+        let mut zones = Self::default();
+        for row in rows {
+            match Zone::compile(&row) {
+                Ok(zone) => zones.0.entry(row.camera_id).or_default().push(zone),
+                // Written past our checks. One bad zone must not stop the others, and nothing is in it.
+                Err(error) => {
+                    tracing::error!(camera_zone.id = %row.id, %error, "a camera zone cannot be used");
+                }
+            }
+        }
+        for zones in zones.0.values_mut() {
+            zones.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.id.cmp(&b.id)));
+        }
+        zones
+    }
+
+    /// Every camera that has zones, with these.
+    pub fn cameras(&self) -> impl Iterator<Item = (&str, &[Zone])> {
+        let cameras = self.0.iter();
+        cameras.map(|(camera_id, zones)| (camera_id.as_str(), zones.as_slice()))
+    }
+
     /// The zones of a camera, the highest priority first, then by id.
     pub fn of(&self, camera_id: &str) -> &[Zone] {
         self.0.get(camera_id).map(Vec::as_slice).unwrap_or_default()
@@ -60,19 +84,7 @@ impl LiveZones {
             .filter(camera_zone::Column::Enabled.eq(true))
             .all(self.0.db.reader())
             .await?;
-        let mut zones = ZoneSet::default();
-        for row in rows {
-            match Zone::compile(&row) {
-                Ok(zone) => zones.0.entry(row.camera_id).or_default().push(zone),
-                // Written past our checks. One bad zone must not stop the others, and nothing is in it.
-                Err(error) => {
-                    tracing::error!(camera_zone.id = %row.id, %error, "a camera zone cannot be used");
-                }
-            }
-        }
-        for zones in zones.0.values_mut() {
-            zones.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.id.cmp(&b.id)));
-        }
+        let zones = ZoneSet::compile(rows);
         *self
             .0
             .current

@@ -3,8 +3,11 @@
 mod conditions;
 mod cooldowns;
 mod crud;
+mod explain;
 mod keys;
+mod outcomes;
 mod schedules;
+mod trial;
 
 use watchpost::pb::{self, RuleStop};
 
@@ -44,6 +47,7 @@ async fn stop(server: &TestServer, event: pb::Event, detections: Vec<pb::Detecti
     let request = pb::IngestEventRequest {
         event: Some(event),
         detections,
+        explain: true,
         ..Default::default()
     };
     let reply = server.events().ingest_event(request).await;

@@ -21,7 +21,7 @@ on_both! {
         let mut watch = server.watch(topics(&[Topic::Alerts])).await;
 
         let seen = vec![detection("person", 0.5), detection("dog", 0.9)];
-        let quiet = server.ingest("door", seen).await;
+        let quiet = server.explained("door", seen).await;
         assert_eq!(quiet.alerts, []);
         assert_eq!(quiet.rule_outcomes.len(), 1);
         assert_eq!(quiet.rule_outcomes[0].stopped_by(), RuleStop::MinConfidence);

@@ -151,7 +151,7 @@ on_both! {
         server.streams(["sms"]).await;
         let rule = server.rule(always("r")).await;
         let change = pb::AlertRule { id: rule.id.clone(), ..Default::default() };
-        let outcomes = async || server.ingest("door", vec![detection("dog", 0.5)]).await;
+        let outcomes = async || server.explained("door", vec![detection("dog", 0.5)]).await;
         for round in 0..10 {
             assert_eq!(outcomes().await.alerts.len(), 1, "{round}");
             update(&server, pb::AlertRule { min_confidence: Some(0.6), ..change.clone() }, &[]).await.unwrap();
@@ -194,7 +194,7 @@ on_both! {
             .rule(pb::AlertRule { dedup_key_template: template, cooldown_seconds: Some(60), ..always("same name") })
             .await;
         let third = server.rule(pb::AlertRule { risk_threshold: Some(1), ..always("risk") }).await;
-        let response = server.ingest("door", vec![]).await;
+        let response = server.explained("door", vec![]).await;
         // A dedup key is one of its rule.
         let raised: Vec<_> = response.alerts.iter().filter_map(|alert| alert.rule_id.as_deref()).collect();
         assert_eq!(raised, [&first.id, &second.id]);
@@ -223,7 +223,7 @@ on_both! {
             for reply in sent {
                 reply.await.unwrap().unwrap();
             }
-            assert_eq!(server.ingest("door", vec![]).await.rule_outcomes, []);
+            assert_eq!(server.explained("door", vec![]).await.rule_outcomes, []);
         }
         server.stop().await;
     }
@@ -232,10 +232,10 @@ on_both! {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
         server.rule(pb::AlertRule { object_types: strings(&["cat"]), ..always("r") }).await;
-        let few = server.ingest("door", vec![detection("Dog", 1.0), detection("car", 1.0), detection("dog", 1.0)]).await;
+        let few = server.explained("door", vec![detection("Dog", 1.0), detection("car", 1.0), detection("dog", 1.0)]).await;
         assert_eq!(few.rule_outcomes[0].detail, "only [car, dog] was seen");
         let many = (0..100).map(|n| detection(&format!("t{n:03}"), 1.0)).collect();
-        let many = server.ingest("door", many).await;
+        let many = server.explained("door", many).await;
         let detail = &many.rule_outcomes[0].detail;
         assert!(detail.ends_with("t008, t009, …] was seen"), "{detail}");
         server.stop().await;

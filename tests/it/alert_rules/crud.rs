@@ -315,7 +315,7 @@ on_both! {
             let got = server.alerts().get_alert(pb::GetAlertRequest { id: alert.id.clone() }).await;
             assert_eq!(got.unwrap().into_inner(), pb::Alert { rule_id: None, ..alert });
         }
-        assert_eq!(server.ingest("door", vec![]).await.rule_outcomes, []);
+        assert_eq!(server.explained("door", vec![]).await.rule_outcomes, []);
         server.stop().await;
     }
 }

@@ -56,6 +56,7 @@ async fn send(
         event,
         detections,
         request_id: "r".into(),
+        ..Default::default()
     };
     server.events().ingest_event(request).await
 }
@@ -100,7 +101,7 @@ on_both! {
             refused(send(&server, pb::Event { snooze_until: Some(time), ..any() }, vec![]).await, "event.snooze_until");
         }
         let missing =
-            pb::IngestEventRequest { detections: vec![detection("dog", 1.0)], request_id: "r".into(), event: None };
+            pb::IngestEventRequest { detections: vec![detection("dog", 1.0)], request_id: "r".into(), ..Default::default() };
         refused(server.events().ingest_event(missing).await, "event");
         let no_camera = pb::IngestEventRequest { event: Some(any()), ..Default::default() };
         refused(server.events().ingest_event(no_camera).await, "event.camera_id");

@@ -244,7 +244,7 @@ on_both! {
         let request_id = words(128);
         let stored = store(
             &server,
-            pb::IngestEventRequest { event: Some(sent.clone()), detections: vec![seen.clone()], request_id },
+            pb::IngestEventRequest { event: Some(sent.clone()), detections: vec![seen.clone()], request_id, explain: false },
         )
         .await;
         let got = get(&server, stored.event.unwrap().id).await.unwrap().into_inner();

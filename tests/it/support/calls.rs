@@ -7,7 +7,7 @@
 use std::fmt::{Debug, Display};
 
 use prost_types::{FieldMask, Struct, Timestamp};
-use sea_orm::{ConnectionTrait, Statement};
+use sea_orm::{ConnectionTrait, QueryResult, Statement};
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt;
 use watchpost::pb;
@@ -166,6 +166,15 @@ pub async fn rows(server: &TestServer) -> Vec<(&'static str, i64)> {
         let row = db.query_one_raw(sql).await.unwrap().unwrap();
         rows.push((table, row.try_get("", "n").unwrap()));
     }
+    db.close().await.unwrap();
+    rows
+}
+
+/// What a query gives, asked beside the server.
+pub async fn query(server: &TestServer, sql: &str) -> Vec<QueryResult> {
+    let db = server.database.connect().await;
+    let sql = Statement::from_string(db.get_database_backend(), sql);
+    let rows = db.query_all_raw(sql).await.unwrap();
     db.close().await.unwrap();
     rows
 }

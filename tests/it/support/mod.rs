@@ -200,6 +200,20 @@ impl TestServer {
             .into_inner()
     }
 
+    /// The same, told of every rule what stopped it.
+    pub async fn explained(
+        &self,
+        camera_id: &str,
+        detections: Vec<pb::Detection>,
+    ) -> pb::IngestEventResponse {
+        let request = pb::IngestEventRequest {
+            explain: true,
+            ..ingest(camera_id, detections)
+        };
+        let response = self.events().ingest_event(request).await;
+        response.unwrap().into_inner()
+    }
+
     /// Opens a watch, and takes its first heartbeat.
     pub async fn watch(&self, request: pb::WatchRequest) -> Watch {
         let in_snapshot = request.start() == pb::WatchStart::Snapshot;
