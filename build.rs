@@ -2,7 +2,7 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "watchpost/v1/alerts.proto",
     "watchpost/v1/cameras.proto",
     "watchpost/v1/common.proto",
@@ -10,6 +10,7 @@ const FILES: [&str; 8] = [
     "watchpost/v1/events.proto",
     "watchpost/v1/gpu.proto",
     "watchpost/v1/monitor.proto",
+    "watchpost/v1/silences.proto",
     "watchpost/v1/zones.proto",
 ];
 

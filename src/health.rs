@@ -8,13 +8,14 @@ use tonic_health::{
 };
 
 /// The services that need the database, and nothing else.
-const SERVICES: [&str; 6] = [
+const SERVICES: [&str; 7] = [
     "watchpost.v1.AlertRuleService",
     "watchpost.v1.AlertService",
     "watchpost.v1.CameraService",
     "watchpost.v1.CameraZoneService",
     "watchpost.v1.EventService",
     "watchpost.v1.MonitorService",
+    "watchpost.v1.SilenceService",
 ];
 
 /// The service that needs NVML as well.

@@ -24,7 +24,12 @@ use tonic_reflection::server::Builder as Reflection;
 use tower::layer::util::{Identity, Stack};
 
 use crate::{
-    alerts::{rule_service::AlertRules, rules::Rules, service::Alerts},
+    alerts::{
+        rule_service::AlertRules,
+        rules::Rules,
+        service::Alerts,
+        silences::{LiveSilences, Silences},
+    },
     cameras::Cameras,
     config::Settings,
     db::{self, Db},
@@ -40,6 +45,7 @@ use crate::{
         alert_service_server::AlertServiceServer, camera_service_server::CameraServiceServer,
         camera_zone_service_server::CameraZoneServiceServer,
         event_service_server::EventServiceServer, gpu_stats_service_server::GpuStatsServiceServer,
+        silence_service_server::SilenceServiceServer,
     },
     rpc::{calls::Calls, layer::RequestLayer},
     zones::{CameraZones, LiveZones},
@@ -115,7 +121,11 @@ impl Server {
         let (health, health_service) = Health::new();
         let parts = Parts {
             feed: Feed::new(db.clone(), Announcement::make),
-            rules: Rules::new(db.clone(), LiveZones::new(db.clone())),
+            rules: Rules::new(
+                db.clone(),
+                LiveZones::new(db.clone()),
+                LiveSilences::new(db.clone()),
+            ),
             gpus: LiveGpus::default(),
             detections: Detections::default(),
             shutdown: CancellationToken::new(),
@@ -266,6 +276,10 @@ fn routes<H: HealthService>(
         db: db.clone(),
         zones: rules.zones().clone(),
     };
+    let silences = Silences {
+        db: db.clone(),
+        silences: rules.silences().clone(),
+    };
     let events = Events {
         db: db.clone(),
         committer,
@@ -312,6 +326,7 @@ fn routes<H: HealthService>(
         .add_service(accepting!(EventServiceServer::new(events)))
         .add_service(accepting!(AlertRuleServiceServer::new(alert_rules)))
         .add_service(accepting!(AlertServiceServer::new(alerts)))
+        .add_service(accepting!(SilenceServiceServer::new(silences)))
         .add_service(accepting!(GpuStatsServiceServer::new(gpu_stats)));
     Ok((routes, metrics))
 }

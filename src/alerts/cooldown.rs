@@ -57,6 +57,38 @@ pub async fn claim(tx: &DatabaseTransaction, claims: &[Claim]) -> Result<Vec<Uui
     claims.iter().map(stands).collect()
 }
 
+/// Has other alerts stand for claims that were granted: the rules flap, and their own alerts are not
+/// raised. Their cooldowns run all the same.
+pub async fn hand_over(tx: &DatabaseTransaction, claims: &[(Claim, Uuid)]) -> Result<()> {
+    for claims in claims.chunks(ROWS) {
+        let mut sql = String::from(
+            "INSERT INTO alert_cooldowns (rule_id, dedup_key, alert_id, raised_at_us, cooldown_us) VALUES ",
+        );
+        let mut values: Vec<Value> = Vec::with_capacity(claims.len() * 5);
+        for (at, (claim, stands)) in claims.iter().enumerate() {
+            let comma = if at == 0 { "" } else { ", " };
+            let n = at * 5;
+            let parameters: Vec<_> = (n + 1..=n + 5).map(|number| format!("${number}")).collect();
+            sql.extend([comma, "(", &parameters.join(", "), ")"]);
+            values.extend([
+                claim.rule_id.into(),
+                claim.dedup_key.clone().into(),
+                (*stands).into(),
+                claim.raised_at_us.into(),
+                claim.cooldown_us.into(),
+            ]);
+        }
+        // The rows are there, and locked by us.
+        sql.push_str(
+            " ON CONFLICT (rule_id, dedup_key) DO UPDATE SET alert_id = excluded.alert_id",
+        );
+        let backend = tx.get_database_backend();
+        tx.execute_raw(Statement::from_sql_and_values(backend, sql, values))
+            .await?;
+    }
+    Ok(())
+}
+
 fn statement(tx: &DatabaseTransaction, rows: &[(&Claim, i64)]) -> Statement {
     let mut sql = String::from(
         "INSERT INTO alert_cooldowns AS c (rule_id, dedup_key, alert_id, raised_at_us, cooldown_us, \

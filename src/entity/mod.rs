@@ -8,7 +8,9 @@ pub mod action_result;
 pub mod activity_baseline;
 pub mod alert;
 pub mod alert_cooldown;
+pub mod alert_flap;
 pub mod alert_rule;
+pub mod alert_suppression;
 pub mod audit_log;
 pub mod backup_job;
 pub mod camera;
@@ -39,6 +41,7 @@ pub mod log;
 pub mod pose_result;
 pub mod reid_embedding;
 pub mod restore_job;
+pub mod silence;
 pub mod threat_detection;
 
 /// The current time as both databases keep it: PostgreSQL has no nanoseconds, and a row

@@ -7,12 +7,13 @@ use prost::Message;
 use sea_orm::{ConnectionTrait, DatabaseTransaction};
 use uuid::Uuid;
 
-use super::{check::Ingest, lookup, replay, sources};
+use super::{check::Ingest, lookup, replay, sources, suppressed};
 use crate::{
     alerts::{
         change::announcement,
         cooldown::{self, Claim},
         engine::{self, Facts, Verdict},
+        flapping::{self, Decision, Firing, Flap},
         index::Index,
         rules::{Rule, RuleSet, Rules},
         template::Values,
@@ -57,17 +58,26 @@ struct Match {
 /// Asks the rules about an ingest. No database is needed for it, so it is done before the
 /// transaction, which others wait for.
 pub(super) fn judge(ingest: Ingest, rules: &Rules) -> Judged {
-    let index = rules.index();
+    let (index, silences) = (rules.index(), rules.silences());
     let facts = Facts::of(&ingest.event, &ingest.detections, index.zones().clone());
     let rules = index.rules();
     let now = entity::now();
     let snoozed = ingest.event.snooze_until.filter(|until| *until > now);
+    let silences = silences.current();
     let mut matches = Vec::new();
     for found in index.matches(&facts) {
         let mut outcome = outcome(&rules[found.rule]);
         if let Some(until) = snoozed {
             outcome.stopped_by = RuleStop::Snoozed.into();
             outcome.detail = format!("the event is snoozed until {}", until.to_rfc3339());
+        } else {
+            let rule = &rules[found.rule];
+            let silence = silences.of(&ingest.event.camera_id, rule.id, rule.severity, now);
+            if let Some(id) = silence {
+                outcome.stopped_by = RuleStop::Silenced.into();
+                outcome.detail = format!("silence {id} is in force");
+                outcome.silence_id = Some(id.to_string());
+            }
         }
         matches.push(Match {
             rule: found.rule,
@@ -131,6 +141,15 @@ impl Judged {
     /// The outcomes of the rules that match.
     pub(super) fn outcomes(&self) -> impl Iterator<Item = &pb::RuleOutcome> {
         self.matches.iter().map(|found| &found.outcome)
+    }
+
+    /// The outcomes of the rules that match, each with what makes its dedup key.
+    pub(super) fn keys_and_outcomes(
+        &self,
+    ) -> impl Iterator<Item = (impl FnOnce() -> String, &pb::RuleOutcome)> {
+        self.matches
+            .iter()
+            .map(|found| (|| dedup_key(self, found), &found.outcome))
     }
 
     /// The answer, once it is stored.
@@ -212,6 +231,7 @@ async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()>
     inserts.add(detections)?;
     inserts.add(links)?;
     inserts.add(raise(tx, new, now).await?)?;
+    inserts.add(suppressed::rows(new, now))?;
 
     let has_key = |ingest: &Ingest| ingest.request_id.is_some() || ingest.batch_id.is_some();
     let keys = new.iter().filter(|judged| has_key(&judged.ingest));
@@ -248,10 +268,18 @@ async fn raise(
         .filter(|claim| claim.cooldown_us > 0)
         .cloned()
         .collect();
-    let mut standing = cooldown::claim(tx, &contested).await?.into_iter();
+    let mut contested = cooldown::claim(tx, &contested).await?.into_iter();
+    // The alert that stands for each claim.
+    let standing = claims.iter().map(|claim| {
+        let standing = (claim.cooldown_us > 0).then(|| contested.next());
+        standing.flatten().unwrap_or(claim.alert_id)
+    });
+    let standing: Vec<_> = standing.collect();
+    let decisions = flapping::decide(tx, &firings(new, &claims, &standing)).await?;
 
-    let mut claims = claims.into_iter();
+    let mut claims = claims.into_iter().zip(standing);
     let mut rows = Vec::with_capacity(claims.len());
+    let mut held = Vec::new();
     for judged in new.iter_mut() {
         let Judged {
             ingest,
@@ -261,46 +289,80 @@ async fn raise(
             ..
         } = &mut **judged;
         let free = matches.iter_mut().filter(|found| found.is_free());
-        for (found, claim) in free.zip(claims.by_ref()) {
-            let stands = if claim.cooldown_us > 0 {
-                standing.next()
-            } else {
-                None
-            };
-            let stands = stands.unwrap_or(claim.alert_id);
+        for (found, (claim, stands)) in free.zip(claims.by_ref()) {
+            let rule = &rules[found.rule];
+            let decision = decisions.get(&stands);
             let outcome = &mut found.outcome;
-            outcome.alert_id = Some(stands.to_string());
+            outcome.alert_id = Some(match decision {
+                Some(Decision::Hold(other)) => other.to_string(),
+                Some(Decision::Raise | Decision::Mark) | None => stands.to_string(),
+            });
             if stands != claim.alert_id {
                 let seconds = claim.cooldown_us / 1_000_000;
                 outcome.stopped_by = RuleStop::Cooldown.into();
                 outcome.detail = format!("{} is in its cooldown of {seconds} s", claim.dedup_key);
                 continue;
             }
+            if let (Some(Decision::Hold(other)), Some(flap)) = (decision, rule.flap) {
+                outcome.stopped_by = RuleStop::Flapping.into();
+                outcome.detail = flap.to_string();
+                held.push((claim, *other));
+                continue;
+            }
             outcome.fired = true;
-            let row = alert(ingest, &rules[found.rule], found, claim, now);
+            let mut row = alert(ingest, rule, found, claim, now);
+            if let (Some(Decision::Mark), Some(flap)) = (decision, rule.flap) {
+                flap.mark(&mut row);
+            }
             alerts.push(row.clone().into());
             rows.push(row);
         }
     }
+    held.retain(|(claim, _)| claim.cooldown_us > 0);
+    cooldown::hand_over(tx, &held).await?;
     Ok(rows)
 }
 
+/// The alerts that are to be counted: those that no cooldown holds back, of rules that may flap.
+fn firings(new: &[&mut Judged], claims: &[Claim], standing: &[Uuid]) -> Vec<Firing> {
+    let free = new.iter().flat_map(|judged| {
+        let free = judged.matches.iter().filter(|found| found.is_free());
+        free.map(|found| judged.rules[found.rule].flap)
+    });
+    let firings = free.zip(claims).zip(standing);
+    let firing = |((flap, claim), stands): ((Option<Flap>, &Claim), &Uuid)| {
+        let alert_id = (*stands == claim.alert_id).then_some(*stands)?;
+        Some(Firing {
+            rule_id: claim.rule_id,
+            flap: flap?,
+            alert_id,
+            at_us: claim.raised_at_us,
+        })
+    };
+    firings.filter_map(firing).collect()
+}
+
 fn claim(judged: &Judged, found: &Match, raised_at_us: i64) -> Claim {
+    let rule = &judged.rules[found.rule];
+    Claim {
+        rule_id: rule.id,
+        dedup_key: dedup_key(judged, found),
+        alert_id: Uuid::now_v7(),
+        raised_at_us,
+        cooldown_us: rule.cooldown_us,
+    }
+}
+
+/// What makes an alert the same as another.
+fn dedup_key(judged: &Judged, found: &Match) -> String {
     let (ingest, rule) = (&judged.ingest, &judged.rules[found.rule]);
-    let values = Values {
+    rule.template.render(&Values {
         camera_id: &ingest.event.camera_id,
         rule_id: rule.id,
         object_type: found.object_type.as_deref(),
         zone_id: found.zone_id.as_deref(),
         event_id: ingest.event.id,
-    };
-    Claim {
-        rule_id: rule.id,
-        dedup_key: rule.template.render(&values),
-        alert_id: Uuid::now_v7(),
-        raised_at_us,
-        cooldown_us: rule.cooldown_us,
-    }
+    })
 }
 
 /// The alert that a rule raises for an event.

@@ -10,6 +10,7 @@ mod replay;
 pub mod retention;
 mod service;
 mod sources;
+mod suppressed;
 
 pub use committer::Committer;
 pub use counts::Counts;

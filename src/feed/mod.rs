@@ -29,6 +29,7 @@ pub enum Topic {
     CameraZones,
     AlertRules,
     GpuEvents,
+    Silences,
 }
 
 impl Topic {
@@ -41,6 +42,7 @@ impl Topic {
             Self::CameraZones => "camera_zones",
             Self::AlertRules => "alert_rules",
             Self::GpuEvents => "gpu_events",
+            Self::Silences => "silences",
         }
     }
 }

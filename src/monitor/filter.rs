@@ -77,10 +77,18 @@ impl Filter {
 
     /// Whether any topic of the change feed is wanted.
     pub(super) fn wants_changes(&self) -> bool {
-        use pb::Topic::{AlertRules, Alerts, CameraZones, Cameras, Events, GpuEvents};
-        [Alerts, Events, Cameras, CameraZones, AlertRules, GpuEvents]
-            .into_iter()
-            .any(|topic| self.wants(topic))
+        use pb::Topic::{AlertRules, Alerts, CameraZones, Cameras, Events, GpuEvents, Silences};
+        [
+            Alerts,
+            Events,
+            Cameras,
+            CameraZones,
+            AlertRules,
+            GpuEvents,
+            Silences,
+        ]
+        .into_iter()
+        .any(|topic| self.wants(topic))
     }
 
     /// Whether GPU stats are wanted.
@@ -107,6 +115,7 @@ impl Filter {
             Some(Update::Camera(_)) => self.wants(pb::Topic::Cameras),
             Some(Update::CameraZone(_)) => self.wants(pb::Topic::CameraZones),
             Some(Update::AlertRule(_)) => self.wants(pb::Topic::AlertRules),
+            Some(Update::Silence(_)) => self.wants(pb::Topic::Silences),
             Some(Update::GpuEvent(event)) => {
                 self.wants(pb::Topic::GpuEvents)
                     && self.wants_gpu(event.gpu_uuid.as_deref().unwrap_or_default())

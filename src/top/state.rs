@@ -154,7 +154,8 @@ impl State {
                 | Update::Camera(_)
                 | Update::CameraZone(_)
                 | Update::AlertRule(_)
-                | Update::GpuEvent(_),
+                | Update::GpuEvent(_)
+                | Update::Silence(_),
             )
             | None => {}
         }

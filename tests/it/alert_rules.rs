@@ -3,9 +3,13 @@
 mod conditions;
 mod cooldowns;
 mod crud;
+mod documents;
+mod flapping;
 mod keys;
+mod manage;
 mod outcomes;
 mod schedules;
+mod stats;
 
 use watchpost::pb::{self, RuleStop};
 
@@ -31,12 +35,16 @@ async fn update(server: &TestServer, rule: pb::AlertRule, paths: &[&str]) -> Rep
     let request = pb::UpdateAlertRuleRequest {
         alert_rule: Some(rule),
         update_mask: mask(paths),
+        expected_version_id: None,
     };
     server.rules().update_alert_rule(request).await
 }
 
 async fn delete(server: &TestServer, id: &str) -> Reply<()> {
-    let request = pb::DeleteAlertRuleRequest { id: id.into() };
+    let request = pb::DeleteAlertRuleRequest {
+        id: id.into(),
+        expected_version_id: None,
+    };
     server.rules().delete_alert_rule(request).await
 }
 

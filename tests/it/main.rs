@@ -18,6 +18,7 @@ mod metrics;
 mod oracle;
 mod process;
 mod schema;
+mod silences;
 mod support;
 mod top;
 mod watch;

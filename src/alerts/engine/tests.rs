@@ -27,6 +27,9 @@ fn row() -> alert_rule::Model {
         channels: None,
         created_at: now,
         updated_at: now,
+        version_id: 1,
+        flap_threshold: None,
+        flap_window_seconds: None,
     }
 }
 

@@ -69,6 +69,9 @@ fn rule(random: &mut fastrand::Rng, types: &[String], zone_ids: &[String]) -> Ru
         channels: None,
         created_at: now,
         updated_at: now,
+        version_id: 1,
+        flap_threshold: None,
+        flap_window_seconds: None,
     };
     Rule::compile(row).unwrap()
 }

@@ -18,7 +18,7 @@ use super::{TestServer, field, reason};
 pub type Reply<T> = Result<Response<T>, Status>;
 
 /// The tables that the calls write to.
-const TABLES: [&str; 10] = [
+const TABLES: [&str; 13] = [
     "cameras",
     "camera_zones",
     "events",
@@ -28,6 +28,9 @@ const TABLES: [&str; 10] = [
     "alert_rules",
     "alerts",
     "alert_cooldowns",
+    "alert_flaps",
+    "alert_suppressions",
+    "silences",
     "changes",
 ];
 

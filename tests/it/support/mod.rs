@@ -6,9 +6,13 @@ pub mod fake_nvml;
 pub mod process;
 pub mod terminal;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
 
 use database::{Backend, TestDatabase};
+use prost_types::Timestamp;
 use tokio::time::timeout;
 use tonic::{Status, Streaming, transport::Channel};
 use tonic_types::StatusExt;
@@ -19,7 +23,8 @@ use watchpost::{
         alert_service_client::AlertServiceClient, camera_service_client::CameraServiceClient,
         camera_zone_service_client::CameraZoneServiceClient,
         event_service_client::EventServiceClient, gpu_stats_service_client::GpuStatsServiceClient,
-        monitor_service_client::MonitorServiceClient, watch_response::Update,
+        monitor_service_client::MonitorServiceClient, silence_service_client::SilenceServiceClient,
+        watch_response::Update,
     },
     server::Server,
 };
@@ -98,6 +103,10 @@ impl TestServer {
         AlertServiceClient::new(self.channel.clone())
     }
 
+    pub fn silences(&self) -> SilenceServiceClient<Channel> {
+        SilenceServiceClient::new(self.channel.clone())
+    }
+
     pub fn gpu_stats(&self) -> GpuStatsServiceClient<Channel> {
         GpuStatsServiceClient::new(self.channel.clone())
     }
@@ -145,6 +154,15 @@ impl TestServer {
             .await
             .unwrap()
             .into_inner()
+    }
+
+    /// Creates a silence.
+    pub async fn silence(&self, silence: pb::Silence) -> pb::Silence {
+        let request = pb::CreateSilenceRequest {
+            silence: Some(silence),
+        };
+        let silence = self.silences().create_silence(request).await;
+        silence.unwrap().into_inner()
     }
 
     /// Ingests an event of this camera with these detections.
@@ -309,6 +327,31 @@ pub fn always(name: &str) -> pb::AlertRule {
         cooldown_seconds: Some(0),
         ..Default::default()
     }
+}
+
+/// A silence of this camera from now on, for an hour.
+pub fn quiet(camera_id: &str) -> pb::Silence {
+    pb::Silence {
+        camera_ids: vec![camera_id.into()],
+        ends_at: in_seconds(3_600),
+        created_by: "ann".into(),
+        reason: "work on the roof".into(),
+        ..Default::default()
+    }
+}
+
+/// A time so many seconds from now.
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the fields of messages are options"
+)]
+pub fn in_seconds(seconds: i64) -> Option<Timestamp> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = i64::try_from(now.unwrap().as_secs()).unwrap();
+    Some(Timestamp {
+        seconds: now + seconds,
+        nanos: 0,
+    })
 }
 
 /// A zone of this camera: a rectangle in the middle of the picture, half as wide and half as high.
