@@ -143,6 +143,22 @@ pub async fn decide(
     Ok(decisions)
 }
 
+/// Repeats within cooldowns, counted on the alerts that stand for them: on others where these are held back.
+pub fn handed_over(
+    repeats: BTreeMap<Uuid, i64>,
+    decisions: &HashMap<Uuid, Decision>,
+) -> BTreeMap<Uuid, i64> {
+    let mut handed_over = BTreeMap::new();
+    for (id, count) in repeats {
+        let stands = match decisions.get(&id) {
+            Some(Decision::Hold(other)) => *other,
+            Some(Decision::Raise | Decision::Mark) | None => id,
+        };
+        *handed_over.entry(stands).or_default() += count;
+    }
+    handed_over
+}
+
 /// Locks the rows of these rules, makes those that are not there yet, and reads them.
 async fn lock(tx: &DatabaseTransaction, windows: &mut BTreeMap<Uuid, Window>) -> Result<()> {
     let rule_ids: Vec<_> = windows.keys().copied().collect();

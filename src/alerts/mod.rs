@@ -1,8 +1,11 @@
 //! Alerts: the rules that raise them, and their life afterwards.
 
+mod bulk;
 pub mod change;
 pub mod cooldown;
+mod create;
 pub mod engine;
+mod filter;
 pub mod flapping;
 pub mod index;
 pub mod legacy;
@@ -16,4 +19,6 @@ pub mod rules;
 pub mod schedule;
 pub mod service;
 pub mod silences;
+mod stats;
 pub mod template;
+pub mod transition;

@@ -5,13 +5,14 @@ use std::collections::{BTreeSet, HashSet};
 use prost::Message;
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter,
-    QueryOrder, QuerySelect, Select, sea_query::Expr,
+    QueryOrder, QuerySelect, Select,
+    sea_query::{Expr, LockType},
 };
 use tonic::{Request, Response};
 use uuid::Uuid;
 
 use super::{
-    legacy,
+    cooldown, legacy,
     rule_check::{UPDATABLE, replacing},
     rule_document, rule_stats,
     rules::Rules,
@@ -169,6 +170,7 @@ impl AlertRuleService for AlertRules {
         let deleted = self.db.write(async |tx| {
             let rule = locked(tx, id).await?;
             refuse_stale(request.expected_version_id, &rule)?;
+            cooldown::lock_all(tx, id).await?;
             Entity::delete_by_id(id).exec(tx).await?;
             announce(tx, ChangeKind::Deleted, rule).await
         });
@@ -221,13 +223,10 @@ impl AlertRuleService for AlertRules {
     }
 }
 
-/// The rule; nobody else changes it before the transaction ends.
+/// The rule; nobody else changes it before the transaction ends. Ingests may go on to refer to it.
 async fn locked(tx: &DatabaseTransaction, id: Uuid) -> Result<alert_rule::Model> {
-    row::found(
-        Entity::find_by_id(id).lock_exclusive().one(tx).await?,
-        "alert rule",
-        id,
-    )
+    let rule = Entity::find_by_id(id).lock(LockType::NoKeyUpdate);
+    row::found(rule.one(tx).await?, "alert rule", id)
 }
 
 fn refuse_stale(expected: Option<i32>, rule: &alert_rule::Model) -> Result<()> {

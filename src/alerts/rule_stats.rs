@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::{
     db::Db,
     entity::{
-        alert, alert_cooldown,
+        alert,
         alert_rule::{self, Column, Entity},
         alert_suppression::{self, SuppressionReason},
     },
@@ -57,7 +57,6 @@ pub(super) async fn stats(
     let mut by_id = by_id.collect::<Result<ById<'_>>>()?;
     count_alerts(db.reader(), &mut by_id, range).await?;
     count_suppressions(db.reader(), &mut by_id, range).await?;
-    count_cooldowns(db.reader(), &mut by_id, range).await?;
     Ok(pb::GetAlertRuleStatsResponse {
         alert_rule_stats: stats,
         next_page_token,
@@ -69,12 +68,18 @@ async fn count_alerts(
     stats: &mut ById<'_>,
     (start, end): time::Bounds,
 ) -> Result<()> {
-    use alert::Column::{CreatedAt, Id, RuleId};
+    use alert::Column::{CreatedAt, Id, LastSuppressedAt, RuleId, SuppressedCount};
     let mut select = alert::Entity::find()
         .select_only()
         .column(RuleId)
         .column_as(Id.count(), "fired")
         .column_as(CreatedAt.max(), "last_fired_at")
+        // PostgreSQL adds up in a wider type.
+        .column_as(
+            Expr::col(SuppressedCount).sum().cast_as("bigint"),
+            "suppressed",
+        )
+        .column_as(LastSuppressedAt.max(), "last_suppressed_at")
         .filter(RuleId.is_in(stats.keys().copied()))
         .group_by(RuleId);
     if let Some(start) = start {
@@ -83,11 +88,17 @@ async fn count_alerts(
     if let Some(end) = end {
         select = select.filter(CreatedAt.lt(end));
     }
-    let rows: Vec<(Uuid, i64, DateTimeUtc)> = select.into_tuple().all(db).await?;
-    for (id, fired, last) in rows {
-        if let Some(stats) = stats.get_mut(&id) {
-            stats.fired = fired;
-            stats.last_fired_at = Some(time::to_proto(last));
+    let rows: Vec<(Uuid, i64, DateTimeUtc, i64, Option<DateTimeUtc>)> =
+        select.into_tuple().all(db).await?;
+    for (id, fired, last, suppressed, last_suppressed) in rows {
+        let Some(stats) = stats.get_mut(&id) else {
+            continue;
+        };
+        stats.fired = fired;
+        stats.last_fired_at = Some(time::to_proto(last));
+        stats.suppressed_by_cooldown = suppressed;
+        if let Some(last) = last_suppressed {
+            held_back(stats, last);
         }
     }
     Ok(())
@@ -126,43 +137,6 @@ async fn count_suppressions(
             SuppressionReason::Flapping => stats.suppressed_by_flapping = suppressed,
         }
         held_back(stats, last);
-    }
-    Ok(())
-}
-
-/// Counts the repeats of the cooldowns that are kept: of each rule and key the last one.
-async fn count_cooldowns(
-    db: &DatabaseConnection,
-    stats: &mut ById<'_>,
-    (start, end): time::Bounds,
-) -> Result<()> {
-    use alert_cooldown::Column::{LastSuppressedAtUs, RaisedAtUs, RuleId, SuppressedCount};
-    let mut select = alert_cooldown::Entity::find()
-        .select_only()
-        .column(RuleId)
-        // PostgreSQL adds up in a wider type.
-        .column_as(
-            Expr::col(SuppressedCount).sum().cast_as("bigint"),
-            "suppressed",
-        )
-        .column_as(LastSuppressedAtUs.max(), "last_suppressed_at_us")
-        .filter(RuleId.is_in(stats.keys().copied()))
-        .group_by(RuleId);
-    if let Some(start) = start {
-        select = select.filter(RaisedAtUs.gte(start.timestamp_micros()));
-    }
-    if let Some(end) = end {
-        select = select.filter(RaisedAtUs.lt(end.timestamp_micros()));
-    }
-    let rows: Vec<(Uuid, i64, Option<i64>)> = select.into_tuple().all(db).await?;
-    for (id, suppressed, last) in rows {
-        let Some(stats) = stats.get_mut(&id) else {
-            continue;
-        };
-        stats.suppressed_by_cooldown = suppressed;
-        if let Some(last) = last.and_then(time::from_micros) {
-            held_back(stats, last);
-        }
     }
     Ok(())
 }

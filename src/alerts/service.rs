@@ -2,31 +2,24 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, Select};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use tonic::{Request, Response};
 use uuid::Uuid;
 
-use super::change;
+use super::{bulk::Bulk, change, create::Wanted, stats, transition::Cause};
 use crate::{
     db::Db,
-    entity::alert::{self, AlertSeverity, AlertStatus},
-    error::Result,
-    pb::{self, alert_service_server::AlertService},
-    rpc::{
-        Reply, check,
-        enums::{FromProto, proto_enum},
-        json,
-        loader::Loader,
-        page::Page,
-        row, time,
+    entity::{
+        alert::{self, AlertSeverity, AlertStatus},
+        alert_transition,
     },
+    error::Error,
+    pb::{self, alert_service_server::AlertService},
+    rpc::{Reply, check, enums::proto_enum, json, loader::Loader, page::Page, row, time},
 };
 
 /// How many queries look up alerts at the same time.
 const LOOKUPS: usize = 2;
-
-/// How many values a list of a filter may have.
-const MOST: usize = 1_000;
 
 /// The alerts.
 #[derive(Debug, Clone)]
@@ -76,8 +69,9 @@ impl AlertService for Alerts {
         let page = Page::parse(request.page_size, &request.page_token, "alerts", &filter)?;
         let columns = (alert::Column::CreatedAt, alert::Column::Id);
         let key = |alert: &alert::Model| (alert.created_at, alert.id);
+        let select = alert::Entity::find().filter(filter.condition(self.db.backend())?);
         let (alerts, next_page_token) = page
-            .newest_first(self.db.reader(), filter.select()?, columns, key)
+            .newest_first(self.db.reader(), select, columns, key)
             .await?;
         Ok(Response::new(pb::ListAlertsResponse {
             alerts,
@@ -85,67 +79,105 @@ impl AlertService for Alerts {
         }))
     }
 
+    async fn create_alert(
+        &self,
+        request: Request<pb::CreateAlertRequest>,
+    ) -> Reply<pb::CreateAlertResponse> {
+        let peer = request.remote_addr();
+        let wanted = Wanted::parse(request.into_inner(), peer)?;
+        let create = || self.db.write(async |tx| wanted.create(tx).await);
+        let created = match create().await {
+            // The same request was carried out at the same time, and is found now.
+            Err(Error::AlreadyExists { .. }) => create().await?,
+            created => created?,
+        };
+        Ok(Response::new(created))
+    }
+
     async fn acknowledge_alert(
         &self,
         request: Request<pb::AcknowledgeAlertRequest>,
     ) -> Reply<pb::Alert> {
+        let peer = request.remote_addr();
         let request = request.into_inner();
         let id = check::uuid("id", &request.id)?;
+        let cause = Cause::parse(peer, &request.actor, &request.reason)?;
         let (next, expected) = (AlertStatus::Acknowledged, request.expected_version_id);
         let alert = self
             .db
-            .write(async |tx| change::advance(tx, id, next, expected).await)
+            .write(async |tx| change::advance(tx, id, next, expected, &cause).await)
             .await?;
         Ok(Response::new(alert))
     }
 
     async fn dismiss_alert(&self, request: Request<pb::DismissAlertRequest>) -> Reply<pb::Alert> {
+        let peer = request.remote_addr();
         let request = request.into_inner();
         let id = check::uuid("id", &request.id)?;
+        let cause = Cause::parse(peer, &request.actor, &request.reason)?;
         let (next, expected) = (AlertStatus::Dismissed, request.expected_version_id);
         let alert = self
             .db
-            .write(async |tx| change::advance(tx, id, next, expected).await)
+            .write(async |tx| change::advance(tx, id, next, expected, &cause).await)
             .await?;
         Ok(Response::new(alert))
     }
-}
 
-impl pb::AlertFilter {
-    fn select(&self) -> Result<Select<alert::Entity>> {
-        use alert::Column;
-        let statuses = AlertStatus::all_from_proto("filter.statuses", &self.statuses)?;
-        let severities = AlertSeverity::all_from_proto("filter.severities", &self.severities)?;
-        let rule_ids = check::uuids("filter.rule_ids", &self.rule_ids)?;
-        let camera_ids = check::texts("filter.camera_ids", &self.camera_ids, MOST, &(1..=64))?;
-        let dedup_key = check::text("filter.dedup_key", &self.dedup_key, 0..=255)?;
-        let (start, end) = time::bounds("filter.created_at", self.created_at)?;
-        let mut select = alert::Entity::find();
-        if !statuses.is_empty() {
-            select = select.filter(Column::Status.is_in(statuses));
-        }
-        if !severities.is_empty() {
-            select = select.filter(Column::Severity.is_in(severities));
-        }
-        if !rule_ids.is_empty() {
-            select = select.filter(Column::RuleId.is_in(rule_ids));
-        }
-        if !camera_ids.is_empty() {
-            select = select.filter(Column::CameraId.is_in(camera_ids));
-        }
-        if let Some(event_id) = self.event_id {
-            select = select.filter(Column::EventId.eq(check::row_id("filter.event_id", event_id)?));
-        }
-        if !dedup_key.is_empty() {
-            select = select.filter(Column::DedupKey.eq(dedup_key));
-        }
-        if let Some(start) = start {
-            select = select.filter(Column::CreatedAt.gte(start));
-        }
-        if let Some(end) = end {
-            select = select.filter(Column::CreatedAt.lt(end));
-        }
-        Ok(select)
+    async fn acknowledge_alerts(
+        &self,
+        request: Request<pb::AcknowledgeAlertsRequest>,
+    ) -> Reply<pb::MoveAlertsResponse> {
+        let peer = request.remote_addr();
+        let request = request.into_inner();
+        let cause = Cause::parse(peer, &request.actor, &request.reason)?;
+        let (next, all) = (AlertStatus::Acknowledged, request.all);
+        let bulk = Bulk::parse(request.filter, all, next, cause, &self.db)?;
+        Ok(Response::new(bulk.run(&self.db, request.dry_run).await?))
+    }
+
+    async fn dismiss_alerts(
+        &self,
+        request: Request<pb::DismissAlertsRequest>,
+    ) -> Reply<pb::MoveAlertsResponse> {
+        let peer = request.remote_addr();
+        let request = request.into_inner();
+        let cause = Cause::parse(peer, &request.actor, &request.reason)?;
+        let (next, all) = (AlertStatus::Dismissed, request.all);
+        let bulk = Bulk::parse(request.filter, all, next, cause, &self.db)?;
+        Ok(Response::new(bulk.run(&self.db, request.dry_run).await?))
+    }
+
+    async fn list_alert_transitions(
+        &self,
+        request: Request<pb::ListAlertTransitionsRequest>,
+    ) -> Reply<pb::ListAlertTransitionsResponse> {
+        use alert_transition::{Column, Model};
+        let request = request.into_inner();
+        let filter = request.filter.unwrap_or_default();
+        let (size, token) = (request.page_size, &request.page_token);
+        let page = Page::parse(size, token, "alert_transitions", &filter)?;
+        let (db, select) = (self.db.reader(), filter.select()?);
+        let (alert_transitions, next_page_token) = if filter.alert_id.is_empty() {
+            let key = |row: &Model| (row.created_at, row.id);
+            page.newest_first(db, select, (Column::CreatedAt, Column::Id), key)
+                .await?
+        } else {
+            let key = |row: &Model| row.version_id.into();
+            page.lowest_first(db, select, Column::VersionId, key)
+                .await?
+        };
+        Ok(Response::new(pb::ListAlertTransitionsResponse {
+            alert_transitions,
+            next_page_token,
+        }))
+    }
+
+    async fn get_alert_stats(
+        &self,
+        request: Request<pb::GetAlertStatsRequest>,
+    ) -> Reply<pb::AlertStats> {
+        let stats = stats::stats(&self.db, request.into_inner()).await?;
+        Ok(Response::new(stats))
     }
 }
 
@@ -165,6 +197,12 @@ impl From<alert::Model> for pb::Alert {
             metadata: row.metadata.and_then(json::to_proto),
             version_id: row.version_id,
             camera_id: row.camera_id,
+            suppressed_count: row.suppressed_count,
+            last_suppressed_at: row.last_suppressed_at.map(time::to_proto),
+            acknowledged_at: row.acknowledged_at.map(time::to_proto),
+            acknowledged_by: row.acknowledged_by,
+            dismissed_at: row.dismissed_at.map(time::to_proto),
+            dismissed_by: row.dismissed_by,
         }
     }
 }

@@ -25,6 +25,13 @@ pub struct Model {
     pub version_id: i32,
     /// The camera of the event, for lists by camera.
     pub camera_id: Option<String>,
+    /// How many repeats were held back for which it stands.
+    pub suppressed_count: i64,
+    pub last_suppressed_at: Option<DateTimeUtc>,
+    pub acknowledged_at: Option<DateTimeUtc>,
+    pub acknowledged_by: Option<String>,
+    pub dismissed_at: Option<DateTimeUtc>,
+    pub dismissed_by: Option<String>,
     #[sea_orm(belongs_to, from = "event_id", to = "id", on_delete = "Cascade")]
     pub event: BelongsTo<super::event::Entity>,
     #[sea_orm(belongs_to, from = "rule_id", to = "id", on_delete = "SetNull")]

@@ -2,27 +2,24 @@
 
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
 use prost::Message;
 use sea_orm::{ConnectionTrait, DatabaseTransaction};
-use uuid::Uuid;
 
-use super::{check::Ingest, lookup, replay, sources, suppressed};
+use super::{
+    check::Ingest,
+    lookup,
+    raise::{dedup_key, raise},
+    replay, sources, suppressed,
+};
 use crate::{
     alerts::{
         change::announcement,
-        cooldown::{self, Claim},
         engine::{self, Facts, Verdict},
-        flapping::{self, Decision, Firing, Flap},
         index::Index,
         rules::{Rule, RuleSet, Rules},
-        template::Values,
+        transition::{self, Cause},
     },
-    entity::{
-        self,
-        alert::{self, AlertStatus},
-        event_detection,
-    },
+    entity::{self, alert, alert_transition, event_detection},
     error::Result,
     feed::{self, Record, Topic},
     pb::{self, RuleStop, watch_response::Update},
@@ -37,22 +34,22 @@ pub(super) type Answer = Result<pb::IngestEventResponse>;
 pub(super) struct Judged {
     pub ingest: Ingest,
     pub rules: Arc<RuleSet>,
-    matches: Vec<Match>,
+    pub matches: Vec<Match>,
     /// The outcomes of the other rules, if the caller asked for them.
     stopped: Vec<(usize, pb::RuleOutcome)>,
     /// What was raised, once it is stored.
-    alerts: Vec<pb::Alert>,
+    pub alerts: Vec<pb::Alert>,
 }
 
 /// A rule that matches.
 #[derive(Debug)]
-struct Match {
+pub(super) struct Match {
     /// Which of the rules.
-    rule: usize,
-    object_type: Option<String>,
-    zone_id: Option<String>,
+    pub rule: usize,
+    pub object_type: Option<String>,
+    pub zone_id: Option<String>,
     /// What becomes of it. If something has stopped it already, it is held back, and raises nothing.
-    outcome: pb::RuleOutcome,
+    pub outcome: pb::RuleOutcome,
 }
 
 /// Asks the rules about an ingest. No database is needed for it, so it is done before the
@@ -132,7 +129,7 @@ fn outcome(rule: &Rule) -> pb::RuleOutcome {
 
 impl Match {
     /// Whether nothing holds it back.
-    fn is_free(&self) -> bool {
+    pub(super) fn is_free(&self) -> bool {
         self.outcome.stopped_by() == RuleStop::Unspecified
     }
 }
@@ -230,7 +227,10 @@ async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()>
     inserts.add(events)?;
     inserts.add(detections)?;
     inserts.add(links)?;
-    inserts.add(raise(tx, new, now).await?)?;
+    let alerts = raise(tx, new, now).await?;
+    let transitions = alerts.iter().filter_map(raised_by_rule).collect();
+    inserts.add(alerts)?;
+    inserts.add(transitions)?;
     inserts.add(suppressed::rows(new, now))?;
 
     let has_key = |ingest: &Ingest| ingest.request_id.is_some() || ingest.batch_id.is_some();
@@ -250,151 +250,8 @@ async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()>
     inserts.run(tx).await
 }
 
-/// Claims the right to raise the alerts; completes the outcomes, and returns the alerts that are
-/// to be raised.
-async fn raise(
-    tx: &DatabaseTransaction,
-    new: &mut [&mut Judged],
-    now: DateTime<Utc>,
-) -> Result<Vec<alert::Model>> {
-    let claims = new.iter().flat_map(|judged| {
-        let free = judged.matches.iter().filter(|found| found.is_free());
-        free.map(|found| claim(judged, found, now.timestamp_micros()))
-    });
-    let claims: Vec<_> = claims.collect();
-    // Without a cooldown there is nothing to claim.
-    let contested: Vec<_> = claims
-        .iter()
-        .filter(|claim| claim.cooldown_us > 0)
-        .cloned()
-        .collect();
-    let mut contested = cooldown::claim(tx, &contested).await?.into_iter();
-    // The alert that stands for each claim.
-    let standing = claims.iter().map(|claim| {
-        let standing = (claim.cooldown_us > 0).then(|| contested.next());
-        standing.flatten().unwrap_or(claim.alert_id)
-    });
-    let standing: Vec<_> = standing.collect();
-    let decisions = flapping::decide(tx, &firings(new, &claims, &standing)).await?;
-
-    let mut claims = claims.into_iter().zip(standing);
-    let mut rows = Vec::with_capacity(claims.len());
-    let mut held = Vec::new();
-    for judged in new.iter_mut() {
-        let Judged {
-            ingest,
-            rules,
-            matches,
-            alerts,
-            ..
-        } = &mut **judged;
-        let free = matches.iter_mut().filter(|found| found.is_free());
-        for (found, (claim, stands)) in free.zip(claims.by_ref()) {
-            let rule = &rules[found.rule];
-            let decision = decisions.get(&stands);
-            let outcome = &mut found.outcome;
-            outcome.alert_id = Some(match decision {
-                Some(Decision::Hold(other)) => other.to_string(),
-                Some(Decision::Raise | Decision::Mark) | None => stands.to_string(),
-            });
-            if stands != claim.alert_id {
-                let seconds = claim.cooldown_us / 1_000_000;
-                outcome.stopped_by = RuleStop::Cooldown.into();
-                outcome.detail = format!("{} is in its cooldown of {seconds} s", claim.dedup_key);
-                continue;
-            }
-            if let (Some(Decision::Hold(other)), Some(flap)) = (decision, rule.flap) {
-                outcome.stopped_by = RuleStop::Flapping.into();
-                outcome.detail = flap.to_string();
-                held.push((claim, *other));
-                continue;
-            }
-            outcome.fired = true;
-            let mut row = alert(ingest, rule, found, claim, now);
-            if let (Some(Decision::Mark), Some(flap)) = (decision, rule.flap) {
-                flap.mark(&mut row);
-            }
-            alerts.push(row.clone().into());
-            rows.push(row);
-        }
-    }
-    held.retain(|(claim, _)| claim.cooldown_us > 0);
-    cooldown::hand_over(tx, &held).await?;
-    Ok(rows)
-}
-
-/// The alerts that are to be counted: those that no cooldown holds back, of rules that may flap.
-fn firings(new: &[&mut Judged], claims: &[Claim], standing: &[Uuid]) -> Vec<Firing> {
-    let free = new.iter().flat_map(|judged| {
-        let free = judged.matches.iter().filter(|found| found.is_free());
-        free.map(|found| judged.rules[found.rule].flap)
-    });
-    let firings = free.zip(claims).zip(standing);
-    let firing = |((flap, claim), stands): ((Option<Flap>, &Claim), &Uuid)| {
-        let alert_id = (*stands == claim.alert_id).then_some(*stands)?;
-        Some(Firing {
-            rule_id: claim.rule_id,
-            flap: flap?,
-            alert_id,
-            at_us: claim.raised_at_us,
-        })
-    };
-    firings.filter_map(firing).collect()
-}
-
-fn claim(judged: &Judged, found: &Match, raised_at_us: i64) -> Claim {
-    let rule = &judged.rules[found.rule];
-    Claim {
-        rule_id: rule.id,
-        dedup_key: dedup_key(judged, found),
-        alert_id: Uuid::now_v7(),
-        raised_at_us,
-        cooldown_us: rule.cooldown_us,
-    }
-}
-
-/// What makes an alert the same as another.
-fn dedup_key(judged: &Judged, found: &Match) -> String {
-    let (ingest, rule) = (&judged.ingest, &judged.rules[found.rule]);
-    rule.template.render(&Values {
-        camera_id: &ingest.event.camera_id,
-        rule_id: rule.id,
-        object_type: found.object_type.as_deref(),
-        zone_id: found.zone_id.as_deref(),
-        event_id: ingest.event.id,
-    })
-}
-
-/// The alert that a rule raises for an event.
-fn alert(
-    ingest: &Ingest,
-    rule: &Rule,
-    found: &Match,
-    claim: Claim,
-    now: DateTime<Utc>,
-) -> alert::Model {
-    let mut metadata = serde_json::json!({
-        "matched_conditions": rule.conditions,
-        "rule_name": rule.name,
-    });
-    if let Some(zone_id) = &found.zone_id {
-        metadata["zone_id"] = zone_id.clone().into();
-    }
-    alert::Model {
-        id: claim.alert_id,
-        event_id: ingest.event.id,
-        rule_id: Some(rule.id),
-        severity: rule.severity,
-        status: AlertStatus::Pending,
-        created_at: now,
-        updated_at: now,
-        delivered_at: None,
-        channels: rule.channels.clone(),
-        dedup_key: claim.dedup_key,
-        metadata: Some(metadata),
-        version_id: 1,
-        camera_id: Some(ingest.event.camera_id.clone()),
-    }
+fn raised_by_rule(alert: &alert::Model) -> Option<alert_transition::ActiveModel> {
+    Some(transition::raised(alert, Cause::rule(alert.rule_id?)))
 }
 
 /// What subscribers are told of a stored ingest: the event, then its alerts.

@@ -6,6 +6,7 @@ mod committer;
 mod convert;
 mod counts;
 mod lookup;
+mod raise;
 mod replay;
 pub mod retention;
 mod service;

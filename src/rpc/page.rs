@@ -1,4 +1,4 @@
-//! Pages of a list: newest or highest first, by keyset, with the id to break ties.
+//! Pages of a list: newest, highest or lowest first, by keyset, with the id to break ties.
 
 use std::str::FromStr;
 
@@ -132,6 +132,31 @@ impl Page {
         Ok(self.cut(rows, key))
     }
 
+    /// Reads the page of `select`, the lowest number first, of which every row has another; else as
+    /// [`Self::newest_first`].
+    pub async fn lowest_first<E, M>(
+        &self,
+        db: &impl ConnectionTrait,
+        select: Select<E>,
+        column: impl ColumnTrait,
+        key: impl Fn(&E::Model) -> i64,
+    ) -> Result<(Vec<M>, String)>
+    where
+        E: EntityTrait,
+        M: Message + From<E::Model>,
+    {
+        let mut select = select;
+        if let Some(after) = &self.after {
+            select = select.filter(column.gt(after.place));
+        }
+        let rows = select
+            .order_by_asc(column)
+            .limit(self.size + 1)
+            .all(db)
+            .await?;
+        Ok(self.cut(rows, |row| (key(row), String::new())))
+    }
+
     /// The rows that fit on the page as they are on the wire, and the token of the next one.
     fn cut<R, I: ToString, M: Message + From<R>>(
         &self,
@@ -195,7 +220,7 @@ fn foreign() -> Error {
 }
 
 /// A text to be compared by its bytes, as SQLite does anyway.
-fn in_bytes(column: SimpleExpr, backend: DbBackend) -> SimpleExpr {
+pub fn in_bytes(column: SimpleExpr, backend: DbBackend) -> SimpleExpr {
     if backend == DbBackend::Postgres {
         Expr::cust_with_exprs(r#"$1 COLLATE "C""#, [column])
     } else {

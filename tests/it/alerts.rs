@@ -1,5 +1,14 @@
 //! `AlertService`.
 
+mod bulk;
+mod delivery;
+mod filters;
+mod manual;
+mod repeats;
+mod stats;
+mod transitions;
+
+use prost_types::Timestamp;
 use tonic::Code;
 use watchpost::pb::{self, AlertStatus, Severity};
 
@@ -32,12 +41,14 @@ async fn advance(
         let request = pb::AcknowledgeAlertRequest {
             id,
             expected_version_id,
+            ..Default::default()
         };
         alerts.acknowledge_alert(request).await
     } else {
         let request = pb::DismissAlertRequest {
             id,
             expected_version_id,
+            ..Default::default()
         };
         alerts.dismiss_alert(request).await
     }
@@ -50,6 +61,17 @@ async fn list(server: &TestServer, filter: pb::AlertFilter) -> Vec<pb::Alert> {
     };
     let reply = server.alerts().list_alerts(request).await;
     reply.unwrap().into_inner().alerts
+}
+
+/// The alert as it is once somebody on this machine has moved it.
+fn stamped(mut alert: pb::Alert, to: AlertStatus, at: Option<Timestamp>) -> pb::Alert {
+    let by = Some("ip:127.0.0.1".to_string());
+    match to {
+        Acknowledged => (alert.acknowledged_at, alert.acknowledged_by) = (at, by),
+        Dismissed => (alert.dismissed_at, alert.dismissed_by) = (at, by),
+        Unspecified | Pending | Delivered => {}
+    }
+    alert
 }
 
 /// A server with a camera and a rule that always fires.
@@ -102,7 +124,7 @@ on_both! {
                     status: to.into(),
                     version_id: before.version_id + 1,
                     updated_at: after.updated_at,
-                    ..before.clone()
+                    ..stamped(before.clone(), to, after.updated_at)
                 };
                 assert_eq!(after, expected);
                 let (then, now) = (before.updated_at.unwrap(), after.updated_at.unwrap());
@@ -141,7 +163,7 @@ on_both! {
             let tries: Vec<_> = (0..16)
                 .map(|_| {
                     let mut alerts = server.alerts();
-                    let request = pb::AcknowledgeAlertRequest { id: id.clone(), expected_version_id: expected };
+                    let request = pb::AcknowledgeAlertRequest { id: id.clone(), expected_version_id: expected, ..Default::default() };
                     tokio::spawn(async move { alerts.acknowledge_alert(request).await })
                 })
                 .collect();

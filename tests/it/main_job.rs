@@ -43,7 +43,7 @@ on_both! {
         let got = server.alerts().get_alert(pb::GetAlertRequest { id: alert.id.clone() }).await;
         assert_eq!(got.unwrap().into_inner(), alert);
 
-        let acknowledge = pb::AcknowledgeAlertRequest { id: alert.id.clone(), expected_version_id: Some(1) };
+        let acknowledge = pb::AcknowledgeAlertRequest { id: alert.id.clone(), expected_version_id: Some(1), ..Default::default() };
         let acknowledged = server.alerts().acknowledge_alert(acknowledge.clone()).await.unwrap().into_inner();
         assert_eq!((acknowledged.status(), acknowledged.version_id), (AlertStatus::Acknowledged, 2));
         assert_eq!(watch.alert().await, (AlertChangeKind::Acknowledged, acknowledged));

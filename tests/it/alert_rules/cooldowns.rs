@@ -135,7 +135,7 @@ on_both! {
         let first = server.ingest("door", vec![]).await;
         assert_eq!(first.alerts.len(), 1);
         // A dismissed alert still stands.
-        let dismiss = pb::DismissAlertRequest { id: first.alerts[0].id.clone(), expected_version_id: None };
+        let dismiss = pb::DismissAlertRequest { id: first.alerts[0].id.clone(), ..Default::default() };
         server.alerts().dismiss_alert(dismiss).await.unwrap();
         assert_eq!(server.ingest("door", vec![]).await.alerts, []);
         server.stop().await;

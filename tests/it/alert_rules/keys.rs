@@ -114,6 +114,7 @@ on_both! {
             })),
             version_id: 1,
             camera_id: Some("door".into()),
+            ..Default::default()
         };
         assert_eq!(alert, &expected);
         assert!(alert.created_at.is_some());

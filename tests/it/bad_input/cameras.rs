@@ -97,11 +97,11 @@ on_both! {
             refused(alerts.get_alert(pb::GetAlertRequest { id: id.clone() }).await, "id");
             refused(
                 alerts
-                    .acknowledge_alert(pb::AcknowledgeAlertRequest { id: id.clone(), expected_version_id: Some(1) })
+                    .acknowledge_alert(pb::AcknowledgeAlertRequest { id: id.clone(), expected_version_id: Some(1), ..Default::default() })
                     .await,
                 "id",
             );
-            refused(alerts.dismiss_alert(pb::DismissAlertRequest { id, expected_version_id: None }).await, "id");
+            refused(alerts.dismiss_alert(pb::DismissAlertRequest { id, ..Default::default() }).await, "id");
         }
         unharmed(&server, &before).await;
         server.stop().await;

@@ -187,7 +187,7 @@ on_both! {
         let id = stored.event.unwrap().id;
         let review = pb::ReviewEventRequest { id, notes: Some("seen".into()), reviewed: None };
         let reviewed = server.events().review_event(review).await.unwrap().into_inner();
-        let dismiss = pb::DismissAlertRequest { id: stored.alerts[0].id.clone(), expected_version_id: None };
+        let dismiss = pb::DismissAlertRequest { id: stored.alerts[0].id.clone(), ..Default::default() };
         let dismissed = server.alerts().dismiss_alert(dismiss).await.unwrap().into_inner();
         let replayed = store(&server, keyed("r", "b")).await;
         assert_eq!((replayed.event.unwrap(), &replayed.alerts[0]), (reviewed, &dismissed));

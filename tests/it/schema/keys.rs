@@ -13,11 +13,14 @@ const OF_DETECTION: &[&str] = &[
     "reid_embeddings",
     "action_results",
 ];
+const OF_ALERT: &[&str] = &["alert_transitions", "alert_requests"];
 const OF_EVENT: &[&str] = &[
     "event_detections",
     "event_ingests",
     "alerts",
     "alert_suppressions",
+    "alert_transitions",
+    "alert_requests",
     "event_feedback",
     "event_audits",
 ];
@@ -53,6 +56,7 @@ on_both! {
             ("detections", vec![OF_DETECTION], vec!["events", "cameras", "logs"]),
             ("events", vec![OF_EVENT], vec!["detections", "pose_results", "alert_rules", "logs"]),
             ("cameras", vec![OF_CAMERA, OF_EVENT, OF_DETECTION], vec!["alert_rules", "logs"]),
+            ("alerts", vec![OF_ALERT], vec!["alert_cooldowns", "manual_alert_cooldowns"]),
             ("jobs", vec![OF_JOB], vec!["export_jobs"]),
             ("alert_rules", vec![OF_RULE], vec!["alerts", "alert_suppressions"]),
         ] {
@@ -93,6 +97,10 @@ on_both! {
             "class_baselines (camera_id, detection_class, hour) VALUES ('porch', 'person', 1)",
             "event_feedback (event_id, feedback_type) VALUES (1, 'correct')",
             "event_audits (event_id) VALUES (1)",
+            "manual_alert_cooldowns (dedup_key, alert_id, raised_at_us, cooldown_us)
+                SELECT 'porch:anyone', id, 1, 1 FROM alerts",
+            "alert_transitions (alert_id, to_status, version_id, actor)
+                SELECT id, 'dismissed', 1, 'bob' FROM alerts",
             "event_detections (event_id, detection_id) VALUES (1, 1)",
             "pose_results (detection_id) VALUES (1)",
             "demographics_results (detection_id) VALUES (1)",

@@ -77,6 +77,19 @@ const ROWS: &[(&str, &str)] = &[
         VALUES ($uuid, '2026-03-01T13:00:00+00:00', 'ann', 'work', '2026-03-01T12:00:00+00:00')",
     ),
     (
+        "manual_alert_cooldowns",
+        "(dedup_key, alert_id, raised_at_us, cooldown_us)
+        VALUES ('porch:anyone', $uuid, 1, 1)",
+    ),
+    (
+        "alert_transitions",
+        "(alert_id, to_status, version_id, actor) VALUES ($uuid, 'pending', 1, 'ann')",
+    ),
+    (
+        "alert_requests",
+        "(request_id, fingerprint, alert_id, created) VALUES ('r', $bytes, $uuid, TRUE)",
+    ),
+    (
         "activity_baselines",
         "(camera_id, hour, day_of_week) VALUES ('porch', 1, 1)",
     ),

@@ -18,7 +18,7 @@ use super::{TestServer, field, reason};
 pub type Reply<T> = Result<Response<T>, Status>;
 
 /// The tables that the calls write to.
-const TABLES: [&str; 13] = [
+const TABLES: [&str; 16] = [
     "cameras",
     "camera_zones",
     "events",
@@ -31,6 +31,9 @@ const TABLES: [&str; 13] = [
     "alert_flaps",
     "alert_suppressions",
     "silences",
+    "alert_transitions",
+    "manual_alert_cooldowns",
+    "alert_requests",
     "changes",
 ];
 
