@@ -2,7 +2,7 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "watchpost/v1/alerts.proto",
     "watchpost/v1/cameras.proto",
     "watchpost/v1/common.proto",
@@ -11,6 +11,7 @@ const FILES: [&str; 9] = [
     "watchpost/v1/gpu.proto",
     "watchpost/v1/monitor.proto",
     "watchpost/v1/notifications.proto",
+    "watchpost/v1/silences.proto",
     "watchpost/v1/zones.proto",
 ];
 

@@ -8,7 +8,7 @@ use tonic_health::{
 };
 
 /// The services that need the database, and nothing else.
-const SERVICES: [&str; 8] = [
+const SERVICES: [&str; 9] = [
     "watchpost.v1.AlertRuleService",
     "watchpost.v1.AlertService",
     "watchpost.v1.CameraService",
@@ -17,6 +17,7 @@ const SERVICES: [&str; 8] = [
     "watchpost.v1.EventService",
     "watchpost.v1.MonitorService",
     "watchpost.v1.NotificationChannelService",
+    "watchpost.v1.SilenceService",
 ];
 
 /// The service that needs NVML as well.

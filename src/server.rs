@@ -24,7 +24,13 @@ use tonic_reflection::server::Builder as Reflection;
 use tower::layer::util::{Identity, Stack};
 
 use crate::{
-    alerts::{deliveries::Bell, rule_service::AlertRules, rules::Rules, service::Alerts},
+    alerts::{
+        deliveries::Bell,
+        rule_service::AlertRules,
+        rules::Rules,
+        service::Alerts,
+        silences::{LiveSilences, Silences},
+    },
     cameras::Cameras,
     config::Settings,
     db::{self, Db},
@@ -43,6 +49,7 @@ use crate::{
         delivery_service_server::DeliveryServiceServer, event_service_server::EventServiceServer,
         gpu_stats_service_server::GpuStatsServiceServer,
         notification_channel_service_server::NotificationChannelServiceServer,
+        silence_service_server::SilenceServiceServer,
     },
     rpc::{calls::Calls, layer::RequestLayer},
     zones::{CameraZones, LiveZones},
@@ -137,7 +144,11 @@ impl Server {
         };
         let parts = Parts {
             feed: Feed::new(db.clone(), Announcement::make),
-            rules: Rules::new(db.clone(), LiveZones::new(db.clone())),
+            rules: Rules::new(
+                db.clone(),
+                LiveZones::new(db.clone()),
+                LiveSilences::new(db.clone()),
+            ),
             gpus: LiveGpus::default(),
             detections: Detections::default(),
             deliverer: Deliverer::new(db.clone(), settings.senders(), backoff, Bell::default()),
@@ -288,6 +299,10 @@ fn routes<H: HealthService>(
         db: db.clone(),
         zones: rules.zones().clone(),
     };
+    let silences = Silences {
+        db: db.clone(),
+        silences: rules.silences().clone(),
+    };
     let events = Events {
         db: db.clone(),
         committer,
@@ -339,6 +354,7 @@ fn routes<H: HealthService>(
         .add_service(accepting!(AlertServiceServer::new(alerts)))
         .add_service(accepting!(NotificationChannelServiceServer::new(channels)))
         .add_service(accepting!(DeliveryServiceServer::new(deliveries)))
+        .add_service(accepting!(SilenceServiceServer::new(silences)))
         .add_service(accepting!(GpuStatsServiceServer::new(gpu_stats)));
     Ok((routes, metrics))
 }

@@ -25,6 +25,7 @@ mod m20261124_000017_gpu_history;
 mod m20261124_000018_feed_commits;
 mod m20261124_000019_gpu_reporters;
 mod m20261124_000020_zone_anchors;
+mod m20261124_000021_silences;
 mod m20261124_000022_alert_life;
 mod m20261124_000023_notifications;
 
@@ -56,6 +57,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000018_feed_commits::Migration),
             Box::new(m20261124_000019_gpu_reporters::Migration),
             Box::new(m20261124_000020_zone_anchors::Migration),
+            Box::new(m20261124_000021_silences::Migration),
             Box::new(m20261124_000022_alert_life::Migration),
             Box::new(m20261124_000023_notifications::Migration),
         ]

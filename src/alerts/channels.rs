@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use sea_orm::DatabaseTransaction;
+use sea_orm::ConnectionTrait;
 
 use super::deliveries;
 use crate::{
@@ -20,21 +20,22 @@ const CHANNELS: usize = 100;
 const LONGEST: i32 = 604_800; // a week
 
 impl pb::AlertRule {
-    /// The channels that it names, each with the path of the field.
-    fn named_channels(&self) -> impl Iterator<Item = (String, &String)> {
+    /// The channels that it names, each with the path of the field below `rule`.
+    pub(super) fn named_channels(&self, rule: &str) -> Vec<(String, String)> {
         let at_once = self.channels.iter().enumerate();
-        let at_once = at_once.map(|(at, name)| (format!("alert_rule.channels[{at}]"), name));
+        let at_once = at_once.map(|(at, name)| (format!("{rule}.channels[{at}]"), name.clone()));
         let later = self
             .escalation
             .iter()
             .enumerate()
             .flat_map(|(step, named)| {
-                named.channels.iter().enumerate().map(move |(at, name)| {
-                    let field = format!("alert_rule.escalation[{step}].channels[{at}]");
-                    (field, name)
+                let names = named.channels.iter().enumerate();
+                names.map(move |(at, name)| {
+                    let field = format!("{rule}.escalation[{step}].channels[{at}]");
+                    (field, name.clone())
                 })
             });
-        at_once.chain(later)
+        at_once.chain(later).collect()
     }
 
     /// The escalation, checked.
@@ -80,22 +81,29 @@ pub(super) fn escalation(escalation: Option<Escalation>) -> Vec<pb::EscalationSt
 
 /// Refuses channels that do not exist, by the path of the first, unless the rule named them before.
 pub(super) async fn refuse_unknown(
-    tx: &DatabaseTransaction,
+    db: &impl ConnectionTrait,
     rule: &pb::AlertRule,
     before: Option<&pb::AlertRule>,
 ) -> Result<()> {
-    let old = before.into_iter().flat_map(pb::AlertRule::named_channels);
-    let old: HashSet<_> = old.map(|(_, name)| name).collect();
-    let new = rule
-        .named_channels()
-        .filter(|(_, name)| !old.contains(name));
-    let new: Vec<_> = new.collect();
-    if new.is_empty() {
+    let path = "alert_rule";
+    let old = before.map(|before| before.named_channels(path));
+    let old: HashSet<_> = old.into_iter().flatten().map(|(_, name)| name).collect();
+    let mut new = rule.named_channels(path);
+    new.retain(|(_, name)| !old.contains(name));
+    refuse_unknown_names(db, new).await
+}
+
+/// Refuses names that no channel has, by the path of the first.
+pub(super) async fn refuse_unknown_names(
+    db: &impl ConnectionTrait,
+    named: Vec<(String, String)>,
+) -> Result<()> {
+    if named.is_empty() {
         return Ok(());
     }
-    let names = new.iter().map(|(_, name)| name.as_str());
-    let known = deliveries::known(tx, names).await?;
-    match new.into_iter().find(|(_, name)| !known.contains(*name)) {
+    let names = named.iter().map(|(_, name)| name.as_str());
+    let known = deliveries::known(db, names).await?;
+    match named.into_iter().find(|(_, name)| !known.contains(name)) {
         Some((field, _)) => Err(deliveries::unknown(field)),
         None => Ok(()),
     }

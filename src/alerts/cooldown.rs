@@ -31,10 +31,12 @@ const COUNT_SQLITE: &str = "\
     FROM (SELECT column1 AS id, column2 AS repeats FROM (VALUES {rows})) AS r \
     WHERE alerts.id = r.id";
 
-/// Both count, so that the rows stay where they are.
+/// They count, so that the rows stay where they are.
 const LOCK_COOLDOWNS: &str = "\
     SELECT count(*) FROM (SELECT 1 FROM alert_cooldowns WHERE rule_id = $1 \
     ORDER BY dedup_key COLLATE \"C\" FOR UPDATE) AS locked";
+const LOCK_FLAPS: &str = "\
+    SELECT count(*) FROM (SELECT 1 FROM alert_flaps WHERE rule_id = $1 FOR UPDATE) AS locked";
 const LOCK_ALERTS: &str = "\
     SELECT count(*) FROM (SELECT 1 FROM alerts WHERE rule_id = $1 \
     ORDER BY id FOR NO KEY UPDATE) AS locked";
@@ -88,6 +90,38 @@ pub async fn claim(tx: &DatabaseTransaction, claims: &[Claim]) -> Result<Vec<Uui
             .ok_or_else(|| Error::internal("a claim was not answered"))
     };
     claims.iter().map(stands).collect()
+}
+
+/// Has other alerts stand for claims that were granted: the rules flap, and their own alerts are not
+/// raised. Their cooldowns run all the same.
+pub async fn hand_over(tx: &DatabaseTransaction, claims: &[(Claim, Uuid)]) -> Result<()> {
+    for claims in claims.chunks(ROWS) {
+        let mut sql = String::from(
+            "INSERT INTO alert_cooldowns (rule_id, dedup_key, alert_id, raised_at_us, cooldown_us) VALUES ",
+        );
+        let mut values: Vec<Value> = Vec::with_capacity(claims.len() * 5);
+        for (at, (claim, stands)) in claims.iter().enumerate() {
+            let comma = if at == 0 { "" } else { ", " };
+            let n = at * 5;
+            let parameters: Vec<_> = (n + 1..=n + 5).map(|number| format!("${number}")).collect();
+            sql.extend([comma, "(", &parameters.join(", "), ")"]);
+            values.extend([
+                claim.rule_id.into(),
+                claim.dedup_key.clone().into(),
+                (*stands).into(),
+                claim.raised_at_us.into(),
+                claim.cooldown_us.into(),
+            ]);
+        }
+        // The rows are there, and locked by us.
+        sql.push_str(
+            " ON CONFLICT (rule_id, dedup_key) DO UPDATE SET alert_id = excluded.alert_id",
+        );
+        let backend = tx.get_database_backend();
+        tx.execute_raw(Statement::from_sql_and_values(backend, sql, values))
+            .await?;
+    }
+    Ok(())
 }
 
 /// How many of the claims fell into the cooldown of each alert that stands for them.
@@ -158,7 +192,7 @@ pub(super) async fn lock_all(tx: &DatabaseTransaction, rule_id: Uuid) -> Result<
     let backend = tx.get_database_backend();
     // SQLite has one writer.
     if backend == DbBackend::Postgres {
-        for sql in [LOCK_COOLDOWNS, LOCK_ALERTS] {
+        for sql in [LOCK_COOLDOWNS, LOCK_FLAPS, LOCK_ALERTS] {
             tx.execute_raw(Statement::from_sql_and_values(
                 backend,
                 sql,

@@ -8,8 +8,8 @@ use std::{
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder,
-    QuerySelect,
+    ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, QueryFilter,
+    QueryOrder, QuerySelect,
 };
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -153,7 +153,7 @@ pub async fn refuse_unknown(tx: &DatabaseTransaction, field: &str, names: &[Stri
 
 /// Those of the names that channels have. Nobody deletes these before the transaction ends.
 pub(super) async fn known(
-    tx: &DatabaseTransaction,
+    db: &impl ConnectionTrait,
     names: impl Iterator<Item = &str>,
 ) -> Result<HashSet<String>> {
     use notification_channel::Column::Name;
@@ -167,7 +167,7 @@ pub(super) async fn known(
         .order_by_asc(Name)
         .lock_shared()
         .into_tuple()
-        .all(tx)
+        .all(db)
         .await?;
     Ok(known.into_iter().collect())
 }

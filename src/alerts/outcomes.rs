@@ -21,6 +21,9 @@ struct Outcomes {
     /// one are left out.
     #[prost(bytes = "vec", tag = "3")]
     alert_ids: Vec<u8>,
+    /// The silences of those that were silenced, 16 bytes each.
+    #[prost(bytes = "vec", tag = "4")]
+    silence_ids: Vec<u8>,
 }
 
 /// Whether a rule that this stopped had matched: what held it back is none of its conditions.
@@ -47,6 +50,9 @@ pub fn encode<'a>(outcomes: impl Iterator<Item = &'a pb::RuleOutcome>) -> Vec<u8
             .push(u8::try_from(outcome.stopped_by).unwrap_or_default());
         let alert_id = outcome.alert_id.as_deref().unwrap_or_default();
         kept.alert_ids.extend(bytes(alert_id));
+        let silence_id = outcome.silence_id.as_deref();
+        kept.silence_ids
+            .extend(silence_id.map(bytes).into_iter().flatten());
     }
     kept.encode_to_vec()
 }
@@ -62,6 +68,8 @@ pub fn decode(kept: &[u8], rules: &RuleSet) -> Vec<pb::RuleOutcome> {
     let (alert_ids, _) = kept.alert_ids.as_chunks::<16>();
     let each_has_one = alert_ids.len() == rule_ids.len();
     let mut alert_ids = alert_ids.iter();
+    let (silence_ids, _) = kept.silence_ids.as_chunks::<16>();
+    let mut silence_ids = silence_ids.iter();
     let outcome = |(rule_id, stop): (&[u8; 16], &u8)| {
         let rule_id = Uuid::from_bytes(*rule_id);
         let stopped_by = i32::from(*stop);
@@ -69,12 +77,15 @@ pub fn decode(kept: &[u8], rules: &RuleSet) -> Vec<pb::RuleOutcome> {
         let has_alert = each_has_one || stopped_by == 0 || stopped_by == cooldown;
         let alert_id = if has_alert { alert_ids.next() } else { None };
         let alert_id = alert_id.map(|id| Uuid::from_bytes(*id));
+        let silenced = stopped_by == i32::from(RuleStop::Silenced);
+        let silence_id = if silenced { silence_ids.next() } else { None };
         pb::RuleOutcome {
             rule_id: rule_id.to_string(),
             rule_name: names.get(&rule_id).copied().unwrap_or_default().to_string(),
             fired: stopped_by == 0,
             stopped_by,
             alert_id: alert_id.filter(|id| !id.is_nil()).map(|id| id.to_string()),
+            silence_id: silence_id.map(|id| Uuid::from_bytes(*id).to_string()),
             detail: String::new(),
         }
     };
@@ -102,7 +113,17 @@ mod tests {
             outcome(RuleStop::Unspecified, Some(1)),
             outcome(RuleStop::Snoozed, None),
             outcome(RuleStop::Cooldown, Some(2)),
+            pb::RuleOutcome {
+                silence_id: Some(Uuid::from_u128(3).to_string()),
+                ..outcome(RuleStop::Silenced, None)
+            },
         ];
+        let flapping = [
+            all[4].clone(),
+            outcome(RuleStop::Flapping, Some(4)),
+            all[4].clone(),
+        ];
+        assert_eq!(decode(&encode(flapping.iter()), &Vec::new()), flapping);
         let matched = &all[1..];
         assert_eq!(decode(&encode(matched.iter()), &Vec::new()), matched);
         // As an earlier version kept them: all rules, and the ids of the alerts that there are.

@@ -1,27 +1,33 @@
 //! `AlertRuleService`.
 
-use std::{collections::HashSet, pin::Pin};
+use std::{
+    collections::{BTreeSet, HashSet},
+    pin::Pin,
+};
 
 use futures_util::Stream;
 use prost::Message;
 use sea_orm::{
-    ActiveModelTrait,
-    ActiveValue::Set,
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter,
-    QueryOrder, QuerySelect, Select,
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait,
+    QueryFilter, QueryOrder, QuerySelect, Select,
     sea_query::{Expr, LockType},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{channels, cooldown, legacy, rules::Rules, schedule, template::Template};
+use super::{
+    channels, cooldown, legacy,
+    rule_check::{UPDATABLE, replacing},
+    rule_document, rule_stats,
+    rules::Rules,
+    schedule,
+};
 use crate::{
     db::Db,
     entity::{
-        self, Strings,
         alert::AlertSeverity,
-        alert_rule::{self, ActiveModel, Entity},
+        alert_rule::{self, Entity},
         camera_zone,
     },
     error::{Error, Result},
@@ -33,28 +39,8 @@ use crate::{
     rpc::{Reply, check, enums::FromProto, mask::UpdateMask, page::Page, row, time},
 };
 
-/// The fields that an Update may change.
-const UPDATABLE: [&str; 15] = [
-    "name",
-    "description",
-    "enabled",
-    "severity",
-    "risk_threshold",
-    "object_types",
-    "camera_ids",
-    "zone_ids",
-    "min_confidence",
-    "schedule",
-    "conditions",
-    "dedup_key_template",
-    "cooldown_seconds",
-    "channels",
-    "escalation",
-];
-
-const DEFAULT_TEMPLATE: &str = "{camera_id}:{rule_id}";
-const DEFAULT_COOLDOWN_SECONDS: i32 = 300;
-const LONGEST_COOLDOWN_SECONDS: i32 = 31_536_000; // a year
+/// How many zones one query asks about.
+const ZONES: usize = 1_000;
 
 /// The alert rules.
 #[derive(Debug, Clone)]
@@ -91,10 +77,7 @@ impl AlertRuleService for AlertRules {
             .alert_rule
             .ok_or_else(|| Error::invalid("alert_rule", "is required"))?;
         let rule = legacy::translate(rule)?;
-        let row = ActiveModel {
-            conditions: Set(None),
-            ..rule.checked()?
-        };
+        let row = rule.checked()?;
         let rule = self.db.write(async |tx| {
             refuse_unknown_zones(tx, &rule.zone_ids, &[]).await?;
             channels::refuse_unknown(tx, &rule, None).await?;
@@ -190,20 +173,18 @@ impl AlertRuleService for AlertRules {
         let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
         let rule = self.db.write(async |tx| {
             let before = locked(tx, id).await?;
-            let updated_at = entity::now().max(before.updated_at);
+            refuse_stale(request.expected_version_id, &before)?;
             let zone_ids = before.zone_ids.clone().unwrap_or_default().0;
             // What the rule will be is checked as a whole, as a new one is.
-            let before = pb::AlertRule::from(before);
-            let rule = legacy::translate(before.clone().with(changes, &mask))?;
-            let mut row = ActiveModel {
-                conditions: Set(None),
-                ..rule.checked()?
-            };
+            let before_it = pb::AlertRule::from(before.clone());
+            let rule = before_it.clone().with(changes, &mask);
+            let rule = legacy::translate(rule)?;
+            let row = rule.checked()?;
             refuse_unknown_zones(tx, &rule.zone_ids, &zone_ids).await?;
-            channels::refuse_unknown(tx, &rule, Some(&before)).await?;
-            row.id = Set(id);
-            row.created_at = sea_orm::NotSet;
-            row.updated_at = Set(updated_at);
+            channels::refuse_unknown(tx, &rule, Some(&before_it)).await?;
+            let Some(row) = replacing(row, &before) else {
+                return Ok(before.into());
+            };
             announce(tx, ChangeKind::Updated, row.update(tx).await?).await
         });
         let rule = rule.await?;
@@ -212,9 +193,11 @@ impl AlertRuleService for AlertRules {
     }
 
     async fn delete_alert_rule(&self, request: Request<pb::DeleteAlertRuleRequest>) -> Reply<()> {
-        let id = check::uuid("id", &request.into_inner().id)?;
+        let request = request.into_inner();
+        let id = check::uuid("id", &request.id)?;
         let deleted = self.db.write(async |tx| {
             let rule = locked(tx, id).await?;
+            refuse_stale(request.expected_version_id, &rule)?;
             cooldown::lock_all(tx, id).await?;
             Entity::delete_by_id(id).exec(tx).await?;
             announce(tx, ChangeKind::Deleted, rule).await
@@ -222,6 +205,49 @@ impl AlertRuleService for AlertRules {
         deleted.await?;
         self.apply().await;
         Ok(Response::new(()))
+    }
+
+    async fn set_alert_rules_enabled(
+        &self,
+        request: Request<pb::SetAlertRulesEnabledRequest>,
+    ) -> Reply<pb::SetAlertRulesEnabledResponse> {
+        let response = self.set_enabled(request.into_inner()).await?;
+        self.apply().await;
+        Ok(Response::new(response))
+    }
+
+    async fn clone_alert_rule(
+        &self,
+        request: Request<pb::CloneAlertRuleRequest>,
+    ) -> Reply<pb::AlertRule> {
+        let rule = self.copy(request.into_inner()).await?;
+        self.apply().await;
+        Ok(Response::new(rule))
+    }
+
+    async fn export_alert_rules(
+        &self,
+        request: Request<pb::ExportAlertRulesRequest>,
+    ) -> Reply<pb::ExportAlertRulesResponse> {
+        let response = rule_document::export(&self.db, &request.into_inner()).await?;
+        Ok(Response::new(response))
+    }
+
+    async fn import_alert_rules(
+        &self,
+        request: Request<pb::ImportAlertRulesRequest>,
+    ) -> Reply<pb::ImportAlertRulesResponse> {
+        let response = rule_document::import(&self.db, request.into_inner()).await?;
+        self.apply().await;
+        Ok(Response::new(response))
+    }
+
+    async fn get_alert_rule_stats(
+        &self,
+        request: Request<pb::GetAlertRuleStatsRequest>,
+    ) -> Reply<pb::GetAlertRuleStatsResponse> {
+        let response = rule_stats::stats(&self.db, request.into_inner()).await?;
+        Ok(Response::new(response))
     }
 }
 
@@ -231,6 +257,14 @@ async fn locked(tx: &DatabaseTransaction, id: Uuid) -> Result<alert_rule::Model>
     row::found(rule.one(tx).await?, "alert rule", id)
 }
 
+fn refuse_stale(expected: Option<i32>, rule: &alert_rule::Model) -> Result<()> {
+    if expected.is_none_or(|expected| expected == rule.version_id) {
+        return Ok(());
+    }
+    let resource = "alert rule";
+    Err(Error::StaleVersion { resource })
+}
+
 /// Refuses zones that do not exist, by the path of the first, unless the rule named them before. In a
 /// transaction nobody deletes the others before it ends.
 pub(super) async fn refuse_unknown_zones(
@@ -238,140 +272,78 @@ pub(super) async fn refuse_unknown_zones(
     named: &[String],
     before: &[String],
 ) -> Result<()> {
-    use camera_zone::Column::Id;
     let before: HashSet<_> = before.iter().collect();
-    let new: HashSet<_> = named.iter().filter(|id| !before.contains(id)).collect();
-    if new.is_empty() {
-        return Ok(());
-    }
-    let known: Vec<String> = camera_zone::Entity::find()
-        .select_only()
-        .column(Id)
-        .filter(Id.is_in(new.iter().copied()))
-        // Always in the same order, or two transactions could wait for each other.
-        .order_by_asc(Id)
-        .lock_shared()
-        .into_tuple()
-        .all(db)
-        .await?;
-    let known: HashSet<_> = known.iter().collect();
+    let new: BTreeSet<_> = named.iter().filter(|id| !before.contains(id)).collect();
+    let known = known_zones(db, &new).await?;
     let unknown = |id: &String| new.contains(id) && !known.contains(id);
     match named.iter().position(unknown) {
-        Some(at) => Err(Error::BrokenReference {
-            field: format!("alert_rule.zone_ids[{at}]"),
-            problem: "names a camera zone that does not exist".into(),
-        }),
+        Some(at) => Err(unknown_zone("alert_rule", at)),
         None => Ok(()),
     }
 }
 
-async fn announce(
+/// Which of these zones there are. Nobody deletes them before the transaction ends.
+pub(super) async fn known_zones(
+    db: &impl ConnectionTrait,
+    ids: &BTreeSet<&String>,
+) -> Result<HashSet<String>> {
+    use camera_zone::Column::Id;
+    let ids: Vec<_> = ids.iter().copied().collect();
+    let mut known = HashSet::with_capacity(ids.len());
+    for ids in ids.chunks(ZONES) {
+        let zones: Vec<String> = camera_zone::Entity::find()
+            .select_only()
+            .column(Id)
+            .filter(Id.is_in(ids.iter().copied()))
+            // Always in the same order, or two transactions could wait for each other.
+            .order_by_asc(Id)
+            .lock_shared()
+            .into_tuple()
+            .all(db)
+            .await?;
+        known.extend(zones);
+    }
+    Ok(known)
+}
+
+/// That the zone at this place of a rule does not exist.
+pub(super) fn unknown_zone(rule: &str, at: usize) -> Error {
+    Error::BrokenReference {
+        field: format!("{rule}.zone_ids[{at}]"),
+        problem: "names a camera zone that does not exist".into(),
+    }
+}
+
+pub(super) async fn announce(
     tx: &DatabaseTransaction,
     kind: ChangeKind,
     rule: alert_rule::Model,
 ) -> Result<pb::AlertRule> {
     let rule = pb::AlertRule::from(rule);
+    feed::record(tx, [announcement(kind, rule.clone())]).await?;
+    Ok(rule)
+}
+
+/// What subscribers are sent of a change of a rule.
+pub(super) fn announcement(kind: ChangeKind, rule: pb::AlertRule) -> Record {
+    let key = rule.id.clone();
     let change = pb::AlertRuleChange {
         kind: kind.into(),
-        alert_rule: Some(rule.clone()),
+        alert_rule: Some(rule),
     };
     let message = pb::WatchResponse {
         update: Some(Update::AlertRule(change)),
         ..Default::default()
     };
-    let record = Record {
+    Record {
         topic: Topic::AlertRules,
-        key: rule.id.clone(),
+        key,
         message: message.encode_to_vec(),
-    };
-    feed::record(tx, [record]).await?;
-    Ok(rule)
-}
-
-impl pb::AlertRule {
-    /// This rule with the fields of `changes` that `mask` covers.
-    fn with(mut self, changes: Self, mask: &UpdateMask) -> Self {
-        macro_rules! change {
-            ($field:ident, $is_set:expr) => {
-                if mask.covers(stringify!($field), $is_set(&changes.$field)) {
-                    self.$field = changes.$field;
-                }
-            };
-        }
-        change!(name, |name: &String| !name.is_empty());
-        change!(description, Option::is_some);
-        change!(enabled, Option::is_some);
-        change!(severity, |severity: &i32| *severity != 0);
-        change!(risk_threshold, Option::is_some);
-        change!(object_types, |values: &Vec<_>| !values.is_empty());
-        change!(camera_ids, |values: &Vec<_>| !values.is_empty());
-        change!(zone_ids, |values: &Vec<_>| !values.is_empty());
-        change!(min_confidence, Option::is_some);
-        change!(schedule, Option::is_some);
-        change!(conditions, Option::is_some);
-        change!(dedup_key_template, Option::is_some);
-        change!(cooldown_seconds, Option::is_some);
-        change!(channels, |values: &Vec<_>| !values.is_empty());
-        change!(escalation, |steps: &Vec<_>| !steps.is_empty());
-        self
-    }
-
-    /// Every column that a client decides, checked; absent fields get their defaults.
-    pub(super) fn checked(&self) -> Result<ActiveModel> {
-        let strings = |field: &str, values: &[String], most, longest| {
-            let values =
-                check::texts(&format!("alert_rule.{field}"), values, most, &(1..=longest))?;
-            Ok::<_, Error>(Some(Strings(values)).filter(|values| !values.0.is_empty()))
-        };
-        let risk_threshold = self
-            .risk_threshold
-            .map(|score| check::within("alert_rule.risk_threshold", score, 0..=100));
-        let min_confidence = self
-            .min_confidence
-            .map(|least| check::within("alert_rule.min_confidence", least, 0.0..=1.0));
-        let schedule = self
-            .schedule
-            .as_ref()
-            .map(|schedule| schedule::from_proto("alert_rule.schedule", schedule));
-        let template = self
-            .dedup_key_template
-            .as_deref()
-            .unwrap_or(DEFAULT_TEMPLATE);
-        Template::parse("alert_rule.dedup_key_template", template)?;
-        let cooldown = self.cooldown_seconds.unwrap_or(DEFAULT_COOLDOWN_SECONDS);
-        Ok(ActiveModel {
-            name: Set(check::name("alert_rule.name", &self.name, 1..=255)?),
-            description: Set(check::optional_text(
-                "alert_rule.description",
-                self.description.as_deref(),
-                0..=65_536,
-            )?),
-            enabled: Set(self.enabled.unwrap_or(true)),
-            severity: Set(
-                AlertSeverity::from_proto("alert_rule.severity", self.severity)?
-                    .unwrap_or(AlertSeverity::Medium),
-            ),
-            risk_threshold: Set(risk_threshold.transpose()?),
-            object_types: Set(strings("object_types", &self.object_types, 100, 255)?),
-            camera_ids: Set(strings("camera_ids", &self.camera_ids, 1_000, 64)?),
-            zone_ids: Set(strings("zone_ids", &self.zone_ids, 1_000, 64)?),
-            min_confidence: Set(min_confidence.transpose()?),
-            schedule: Set(schedule.transpose()?),
-            dedup_key_template: Set(template.to_string()),
-            cooldown_seconds: Set(check::within(
-                "alert_rule.cooldown_seconds",
-                cooldown,
-                0..=LONGEST_COOLDOWN_SECONDS,
-            )?),
-            channels: Set(strings("channels", &self.channels, 100, 100)?),
-            escalation: Set(self.checked_escalation()?),
-            ..Default::default()
-        })
     }
 }
 
 impl pb::AlertRuleFilter {
-    fn select(&self, backend: DbBackend) -> Result<Select<Entity>> {
+    pub(super) fn select(&self, backend: DbBackend) -> Result<Select<Entity>> {
         let severity = AlertSeverity::from_proto("filter.severity", self.severity)?;
         let name = check::text("filter.name", &self.name, 0..=255)?;
         let mut select = Entity::find();
@@ -413,6 +385,9 @@ impl From<alert_rule::Model> for pb::AlertRule {
             escalation: channels::escalation(row.escalation),
             created_at: Some(time::to_proto(row.created_at)),
             updated_at: Some(time::to_proto(row.updated_at)),
+            version_id: row.version_id,
+            flap_threshold: row.flap_threshold,
+            flap_window_seconds: row.flap_window_seconds,
         }
     }
 }

@@ -11,7 +11,9 @@ use tokio::{sync::Mutex, time::sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{index::Index, schedule::Schedule, template::Template};
+use super::{
+    flapping::Flap, index::Index, schedule::Schedule, silences::LiveSilences, template::Template,
+};
 use crate::{
     db::Db,
     entity::{
@@ -47,6 +49,8 @@ pub struct Rule {
     pub template: Template,
     /// In microseconds.
     pub cooldown_us: i64,
+    /// How often it may fire. `None`: as often as it matches.
+    pub flap: Option<Flap>,
     pub channels: Option<Strings>,
     /// Who is told later.
     pub escalation: Arc<[EscalationStep]>,
@@ -57,7 +61,8 @@ pub struct Rule {
 /// The enabled rules of one moment, oldest first.
 pub type RuleSet = Vec<Rule>;
 
-/// The rules of this process, and the zones that they ask for. Clones share them.
+/// The rules of this process, the zones that they ask for, and the silences that hold them back. Clones
+/// share them.
 #[derive(Debug, Clone)]
 pub struct Rules(Arc<Shared>);
 
@@ -65,6 +70,7 @@ pub struct Rules(Arc<Shared>);
 struct Shared {
     db: Db,
     zones: LiveZones,
+    silences: LiveSilences,
     current: RwLock<Arc<RuleSet>>,
     /// Of the rules and the zones that were current when it was last asked for.
     index: RwLock<Arc<Index>>,
@@ -74,10 +80,11 @@ struct Shared {
 
 impl Rules {
     /// The rules of this database, none until they are read.
-    pub fn new(db: Db, zones: LiveZones) -> Self {
+    pub fn new(db: Db, zones: LiveZones, silences: LiveSilences) -> Self {
         Self(Arc::new(Shared {
             db,
             zones,
+            silences,
             current: RwLock::default(),
             index: RwLock::default(),
             reading: Mutex::default(),
@@ -116,6 +123,11 @@ impl Rules {
         &self.0.zones
     }
 
+    /// The silences that hold the rules back.
+    pub fn silences(&self) -> &LiveSilences {
+        &self.0.silences
+    }
+
     /// Reads the rules again. What was committed before the call is in force after it.
     pub async fn reload(&self) -> Result<()> {
         let _reading = self.0.reading.lock().await;
@@ -147,7 +159,7 @@ impl Rules {
     }
 
     /// Reads the rules again whenever the feed says that one has changed, on whatever process, and the
-    /// zones likewise.
+    /// zones and silences likewise.
     pub async fn follow(self, feed: Feed, from: Position, shutdown: CancellationToken) {
         let mut position = from;
         let following = async {
@@ -156,6 +168,7 @@ impl Rules {
                     // The feed is gone from under us, or the database is in trouble: the table has it all.
                     position = position.max(feed.head());
                     self.reload_zones_at_last().await;
+                    self.reload_silences_at_last().await;
                     self.reload_at_last().await;
                     sleep(RETRY).await;
                     continue;
@@ -163,6 +176,9 @@ impl Rules {
                 let changes = || entries.iter().map(|entry| &entry.item.update);
                 if changes().any(|update| matches!(update, Some(Update::CameraZone(_)))) {
                     self.reload_zones_at_last().await;
+                }
+                if changes().any(|update| matches!(update, Some(Update::Silence(_)))) {
+                    self.reload_silences_at_last().await;
                 }
                 if changes().any(|update| matches!(update, Some(Update::AlertRule(_)))) {
                     self.reload_at_last().await;
@@ -176,6 +192,13 @@ impl Rules {
     async fn reload_at_last(&self) {
         while let Err(error) = self.reload().await {
             tracing::debug!(%error, "the alert rules cannot be read; it is tried again");
+            sleep(RETRY).await;
+        }
+    }
+
+    async fn reload_silences_at_last(&self) {
+        while let Err(error) = self.silences().reload().await {
+            tracing::debug!(%error, "the silences cannot be read; it is tried again");
             sleep(RETRY).await;
         }
     }
@@ -226,6 +249,7 @@ impl Rule {
             schedule: row.schedule.as_ref().map(Schedule::compile).transpose()?,
             template: Template::parse("dedup_key_template", &row.dedup_key_template)?,
             cooldown_us: i64::from(row.cooldown_seconds) * 1_000_000,
+            flap: Flap::of(&row),
             channels: row.channels,
             escalation: row.escalation.unwrap_or_default().0.into(),
             name: row.name,

@@ -15,6 +15,7 @@ use tonic::Status;
 use uuid::Uuid;
 
 use super::{
+    channels,
     engine::{self, Verdict},
     legacy,
     past::{PastEvent, Range},
@@ -91,6 +92,7 @@ impl AlertRules {
         let rule = legacy::translate(rule)?;
         let row = rule.checked()?;
         refuse_unknown_zones(self.db.reader(), &rule.zone_ids, &[]).await?;
+        channels::refuse_unknown(self.db.reader(), &rule, None).await?;
         let now = entity::now();
         let row = ActiveModel {
             id: Set(Uuid::nil()),

@@ -36,6 +36,12 @@ pub struct Model {
     pub channels: Option<Strings>,
     pub created_at: DateTimeUtc,
     pub updated_at: DateTimeUtc,
+    /// Raised by one with every change.
+    pub version_id: i32,
+    /// How many alerts a window may have before the rule flaps. With `flap_window_seconds` only.
+    pub flap_threshold: Option<i32>,
+    /// How long such a window is.
+    pub flap_window_seconds: Option<i32>,
     /// Who is told later.
     #[sea_orm(column_type = "Json", nullable)]
     pub escalation: Option<Escalation>,
@@ -48,6 +54,7 @@ impl ActiveModelBehavior for ActiveModel {
             id: Set(Uuid::now_v7()),
             created_at: Set(now),
             updated_at: Set(now),
+            version_id: Set(1),
             ..<Self as ActiveModelTrait>::default()
         }
     }

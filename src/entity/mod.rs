@@ -8,8 +8,10 @@ pub mod action_result;
 pub mod activity_baseline;
 pub mod alert;
 pub mod alert_cooldown;
+pub mod alert_flap;
 pub mod alert_request;
 pub mod alert_rule;
+pub mod alert_suppression;
 pub mod alert_transition;
 pub mod audit_log;
 pub mod backup_job;
@@ -44,6 +46,7 @@ pub mod notification_channel;
 pub mod pose_result;
 pub mod reid_embedding;
 pub mod restore_job;
+pub mod silence;
 pub mod threat_detection;
 
 /// The current time as both databases keep it: PostgreSQL has no nanoseconds, and a row

@@ -2,29 +2,25 @@
 
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
 use prost::Message;
 use sea_orm::{ConnectionTrait, DatabaseTransaction};
-use uuid::Uuid;
 
-use super::{check::Ingest, lookup, replay, sources};
+use super::{
+    check::Ingest,
+    lookup,
+    raise::{dedup_key, raise},
+    replay, sources, suppressed,
+};
 use crate::{
     alerts::{
         change::announcement,
-        cooldown::{self, Claim},
         deliveries,
         engine::{self, Facts, Verdict},
         index::Index,
         rules::{Rule, RuleSet, Rules},
-        template::Values,
         transition::{self, Cause},
     },
-    entity::{
-        self,
-        alert::{self, AlertStatus},
-        alert_rule::EscalationStep,
-        alert_transition, event_detection,
-    },
+    entity::{self, alert, alert_transition, event_detection},
     error::Result,
     feed::{self, Record, Topic},
     pb::{self, RuleStop, watch_response::Update},
@@ -39,38 +35,47 @@ pub(super) type Answer = Result<pb::IngestEventResponse>;
 pub(super) struct Judged {
     pub ingest: Ingest,
     pub rules: Arc<RuleSet>,
-    matches: Vec<Match>,
+    pub matches: Vec<Match>,
     /// The outcomes of the other rules, if the caller asked for them.
     stopped: Vec<(usize, pb::RuleOutcome)>,
     /// What was raised, once it is stored.
-    alerts: Vec<pb::Alert>,
+    pub alerts: Vec<pb::Alert>,
 }
 
 /// A rule that matches.
 #[derive(Debug)]
-struct Match {
+pub(super) struct Match {
     /// Which of the rules.
-    rule: usize,
-    object_type: Option<String>,
-    zone_id: Option<String>,
+    pub rule: usize,
+    pub object_type: Option<String>,
+    pub zone_id: Option<String>,
     /// What becomes of it. If something has stopped it already, it is held back, and raises nothing.
-    outcome: pb::RuleOutcome,
+    pub outcome: pb::RuleOutcome,
 }
 
 /// Asks the rules about an ingest. No database is needed for it, so it is done before the
 /// transaction, which others wait for.
 pub(super) fn judge(ingest: Ingest, rules: &Rules) -> Judged {
-    let index = rules.index();
+    let (index, silences) = (rules.index(), rules.silences());
     let facts = Facts::of(&ingest.event, &ingest.detections, index.zones().clone());
     let rules = index.rules();
     let now = entity::now();
     let snoozed = ingest.event.snooze_until.filter(|until| *until > now);
+    let silences = silences.current();
     let mut matches = Vec::new();
     for found in index.matches(&facts) {
         let mut outcome = outcome(&rules[found.rule]);
         if let Some(until) = snoozed {
             outcome.stopped_by = RuleStop::Snoozed.into();
             outcome.detail = format!("the event is snoozed until {}", until.to_rfc3339());
+        } else {
+            let rule = &rules[found.rule];
+            let silence = silences.of(&ingest.event.camera_id, rule.id, rule.severity, now);
+            if let Some(id) = silence {
+                outcome.stopped_by = RuleStop::Silenced.into();
+                outcome.detail = format!("silence {id} is in force");
+                outcome.silence_id = Some(id.to_string());
+            }
         }
         matches.push(Match {
             rule: found.rule,
@@ -125,7 +130,7 @@ fn outcome(rule: &Rule) -> pb::RuleOutcome {
 
 impl Match {
     /// Whether nothing holds it back.
-    fn is_free(&self) -> bool {
+    pub(super) fn is_free(&self) -> bool {
         self.outcome.stopped_by() == RuleStop::Unspecified
     }
 }
@@ -139,6 +144,15 @@ impl Judged {
     /// The outcomes of the rules that match.
     pub(super) fn outcomes(&self) -> impl Iterator<Item = &pb::RuleOutcome> {
         self.matches.iter().map(|found| &found.outcome)
+    }
+
+    /// The outcomes of the rules that match, each with what makes its dedup key.
+    pub(super) fn keys_and_outcomes(
+        &self,
+    ) -> impl Iterator<Item = (impl FnOnce() -> String, &pb::RuleOutcome)> {
+        self.matches
+            .iter()
+            .map(|found| (|| dedup_key(self, found), &found.outcome))
     }
 
     /// The answer, once it is stored.
@@ -227,6 +241,7 @@ async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()>
     inserts.add(alerts)?;
     inserts.add(transitions)?;
     inserts.add(deliveries)?;
+    inserts.add(suppressed::rows(new, now))?;
 
     let has_key = |ingest: &Ingest| ingest.request_id.is_some() || ingest.batch_id.is_some();
     let keys = new.iter().filter(|judged| has_key(&judged.ingest));
@@ -245,126 +260,8 @@ async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()>
     inserts.run(tx).await
 }
 
-/// Claims the right to raise the alerts; completes the outcomes, and returns the alerts that are
-/// to be raised, each with the escalation of its rule.
-async fn raise(
-    tx: &DatabaseTransaction,
-    new: &mut [&mut Judged],
-    now: DateTime<Utc>,
-) -> Result<Vec<(alert::Model, Arc<[EscalationStep]>)>> {
-    let claims = new.iter().flat_map(|judged| {
-        let free = judged.matches.iter().filter(|found| found.is_free());
-        free.map(|found| claim(judged, found, now.timestamp_micros()))
-    });
-    let claims: Vec<_> = claims.collect();
-    // Without a cooldown there is nothing to claim.
-    let contested: Vec<_> = claims
-        .iter()
-        .filter(|claim| claim.cooldown_us > 0)
-        .cloned()
-        .collect();
-    let standing = cooldown::claim(tx, &contested).await?;
-    let mut repeats = cooldown::repeats(&contested, &standing);
-    let mut standing = standing.into_iter();
-
-    let mut claims = claims.into_iter();
-    let mut rows = Vec::with_capacity(claims.len());
-    for judged in new.iter_mut() {
-        let Judged {
-            ingest,
-            rules,
-            matches,
-            alerts,
-            ..
-        } = &mut **judged;
-        let free = matches.iter_mut().filter(|found| found.is_free());
-        for (found, claim) in free.zip(claims.by_ref()) {
-            let stands = if claim.cooldown_us > 0 {
-                standing.next()
-            } else {
-                None
-            };
-            let stands = stands.unwrap_or(claim.alert_id);
-            let outcome = &mut found.outcome;
-            outcome.alert_id = Some(stands.to_string());
-            if stands != claim.alert_id {
-                let seconds = claim.cooldown_us / 1_000_000;
-                outcome.stopped_by = RuleStop::Cooldown.into();
-                outcome.detail = format!("{} is in its cooldown of {seconds} s", claim.dedup_key);
-                continue;
-            }
-            outcome.fired = true;
-            let rule = &rules[found.rule];
-            let mut row = alert(ingest, rule, found, claim, now);
-            // Its first repeats may have come with it.
-            row.suppressed_count = repeats.remove(&row.id).unwrap_or_default();
-            row.last_suppressed_at = (row.suppressed_count > 0).then_some(now);
-            alerts.push(row.clone().into());
-            rows.push((row, rule.escalation.clone()));
-        }
-    }
-    cooldown::count(tx, &repeats, now).await?;
-    Ok(rows)
-}
-
 fn raised_by_rule(alert: &alert::Model) -> Option<alert_transition::ActiveModel> {
     Some(transition::raised(alert, Cause::rule(alert.rule_id?)))
-}
-
-fn claim(judged: &Judged, found: &Match, raised_at_us: i64) -> Claim {
-    let (ingest, rule) = (&judged.ingest, &judged.rules[found.rule]);
-    let values = Values {
-        camera_id: &ingest.event.camera_id,
-        rule_id: rule.id,
-        object_type: found.object_type.as_deref(),
-        zone_id: found.zone_id.as_deref(),
-        event_id: ingest.event.id,
-    };
-    Claim {
-        rule_id: Some(rule.id),
-        dedup_key: rule.template.render(&values),
-        alert_id: Uuid::now_v7(),
-        raised_at_us,
-        cooldown_us: rule.cooldown_us,
-    }
-}
-
-/// The alert that a rule raises for an event.
-fn alert(
-    ingest: &Ingest,
-    rule: &Rule,
-    found: &Match,
-    claim: Claim,
-    now: DateTime<Utc>,
-) -> alert::Model {
-    let mut metadata = serde_json::json!({
-        "matched_conditions": rule.conditions,
-        "rule_name": rule.name,
-    });
-    if let Some(zone_id) = &found.zone_id {
-        metadata["zone_id"] = zone_id.clone().into();
-    }
-    alert::Model {
-        id: claim.alert_id,
-        event_id: ingest.event.id,
-        rule_id: Some(rule.id),
-        severity: rule.severity,
-        status: AlertStatus::Pending,
-        created_at: now,
-        updated_at: now,
-        delivered_at: None,
-        channels: rule.channels.clone(),
-        dedup_key: claim.dedup_key,
-        metadata: Some(metadata),
-        version_id: 1,
-        camera_id: Some(ingest.event.camera_id.clone()),
-        suppressed_count: 0,
-        last_suppressed_at: None,
-        acknowledged_at: None,
-        acknowledged_by: None,
-        dismissed_at: None,
-        dismissed_by: None,
-    }
 }
 
 /// What subscribers are told of a stored ingest: the event, then its alerts.

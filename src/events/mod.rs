@@ -6,10 +6,12 @@ mod committer;
 mod convert;
 mod counts;
 mod lookup;
+mod raise;
 mod replay;
 pub mod retention;
 mod service;
 mod sources;
+mod suppressed;
 
 pub use committer::Committer;
 pub use counts::Counts;

@@ -30,6 +30,7 @@ pub enum Topic {
     NotificationChannels,
     AlertRules,
     GpuEvents,
+    Silences,
 }
 
 impl Topic {
@@ -43,6 +44,7 @@ impl Topic {
             Self::NotificationChannels => "notification_channels",
             Self::AlertRules => "alert_rules",
             Self::GpuEvents => "gpu_events",
+            Self::Silences => "silences",
         }
     }
 }

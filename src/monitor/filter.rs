@@ -82,6 +82,7 @@ impl Filter {
     pub(super) fn wants_changes(&self) -> bool {
         use pb::Topic::{
             AlertRules, Alerts, CameraZones, Cameras, Events, GpuEvents, NotificationChannels,
+            Silences,
         };
         [
             Alerts,
@@ -91,6 +92,7 @@ impl Filter {
             AlertRules,
             GpuEvents,
             NotificationChannels,
+            Silences,
         ]
         .into_iter()
         .any(|topic| self.wants(topic))
@@ -121,6 +123,7 @@ impl Filter {
             Some(Update::CameraZone(_)) => self.wants(pb::Topic::CameraZones),
             Some(Update::AlertRule(_)) => self.wants(pb::Topic::AlertRules),
             Some(Update::NotificationChannel(_)) => self.wants(pb::Topic::NotificationChannels),
+            Some(Update::Silence(_)) => self.wants(pb::Topic::Silences),
             Some(Update::GpuEvent(event)) => {
                 self.wants(pb::Topic::GpuEvents)
                     && self.wants_gpu(event.gpu_uuid.as_deref().unwrap_or_default())

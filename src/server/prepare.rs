@@ -157,6 +157,8 @@ async fn open(parts: &Parts) -> Result<(), OpenError> {
     parts.feed.open().await.map_err(OpenError::Reading)?;
     let zones = parts.rules.zones();
     zones.reload().await.map_err(OpenError::Reading)?;
+    let silences = parts.rules.silences();
+    silences.reload().await.map_err(OpenError::Reading)?;
     parts.rules.reload().await.map_err(OpenError::Reading)
 }
 

@@ -155,7 +155,8 @@ impl State {
                 | Update::CameraZone(_)
                 | Update::NotificationChannel(_)
                 | Update::AlertRule(_)
-                | Update::GpuEvent(_),
+                | Update::GpuEvent(_)
+                | Update::Silence(_),
             )
             | None => {}
         }

@@ -3,10 +3,14 @@
 mod conditions;
 mod cooldowns;
 mod crud;
+mod documents;
 mod explain;
+mod flapping;
 mod keys;
+mod manage;
 mod outcomes;
 mod schedules;
+mod stats;
 mod trial;
 
 use watchpost::pb::{self, RuleStop};
@@ -33,12 +37,16 @@ async fn update(server: &TestServer, rule: pb::AlertRule, paths: &[&str]) -> Rep
     let request = pb::UpdateAlertRuleRequest {
         alert_rule: Some(rule),
         update_mask: mask(paths),
+        expected_version_id: None,
     };
     server.rules().update_alert_rule(request).await
 }
 
 async fn delete(server: &TestServer, id: &str) -> Reply<()> {
-    let request = pb::DeleteAlertRuleRequest { id: id.into() };
+    let request = pb::DeleteAlertRuleRequest {
+        id: id.into(),
+        expected_version_id: None,
+    };
     server.rules().delete_alert_rule(request).await
 }
 

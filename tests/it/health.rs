@@ -8,7 +8,7 @@ use tonic_reflection::pb::{v1, v1alpha};
 
 use crate::support::{TestServer, database::on_both};
 
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 8] = [
     "watchpost.v1.AlertRuleService",
     "watchpost.v1.AlertService",
     "watchpost.v1.CameraService",
@@ -16,6 +16,7 @@ const SERVICES: [&str; 7] = [
     "watchpost.v1.EventService",
     "watchpost.v1.GpuStatsService",
     "watchpost.v1.MonitorService",
+    "watchpost.v1.SilenceService",
 ];
 
 on_both! {

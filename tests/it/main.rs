@@ -19,6 +19,7 @@ mod notifications;
 mod oracle;
 mod process;
 mod schema;
+mod silences;
 mod support;
 mod top;
 mod watch;

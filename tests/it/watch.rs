@@ -11,7 +11,7 @@ use watchpost::{
 
 use crate::support::{
     self, TestServer, Watch, always, connect, database::on_both, detection, field, ingest, middle,
-    reason, topics,
+    quiet, reason, topics,
 };
 
 mod commits;
@@ -161,6 +161,13 @@ on_both! {
         let rule = server.rule(always("everything")).await;
         let expected = pb::AlertRuleChange { kind: pb::ChangeKind::Created.into(), alert_rule: Some(rule) };
         assert_eq!(watch.update().await, Update::AlertRule(expected));
+        let silence = server.silence(quiet("door")).await;
+        let expected = pb::SilenceChange { kind: pb::ChangeKind::Created.into(), silence: Some(silence.clone()) };
+        assert_eq!(watch.update().await, Update::Silence(expected));
+        let expire = pb::ExpireSilenceRequest { id: silence.id, expected_version_id: None };
+        let silence = server.silences().expire_silence(expire).await.unwrap().into_inner();
+        let expected = pb::SilenceChange { kind: pb::ChangeKind::Updated.into(), silence: Some(silence) };
+        assert_eq!(watch.update().await, Update::Silence(expected));
         let mut request = ingest("door", vec![detection("person", 0.9)]);
         request.event.as_mut().unwrap().llm_prompt = Some("a long prompt".into());
         let ingested = server.events().ingest_event(request).await.unwrap().into_inner();

@@ -19,6 +19,7 @@ SERVICES = {
     "watchpost.v1.EventService",
     "watchpost.v1.GpuStatsService",
     "watchpost.v1.MonitorService",
+    "watchpost.v1.SilenceService",
 }
 
 

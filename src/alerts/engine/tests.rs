@@ -28,6 +28,9 @@ pub(in crate::alerts) fn row() -> alert_rule::Model {
         escalation: None,
         created_at: now,
         updated_at: now,
+        version_id: 1,
+        flap_threshold: None,
+        flap_window_seconds: None,
     }
 }
 

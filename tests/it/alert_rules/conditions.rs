@@ -254,7 +254,7 @@ on_both! {
         ];
         let sent = changes.map(|rule| {
             let mut rules = server.rules();
-            let request = pb::UpdateAlertRuleRequest { alert_rule: Some(rule), update_mask: None };
+            let request = pb::UpdateAlertRuleRequest { alert_rule: Some(rule), update_mask: None, ..Default::default() };
             tokio::spawn(async move { rules.update_alert_rule(request).await })
         });
         for reply in sent {

@@ -34,6 +34,8 @@ fn full() -> pb::AlertRule {
         dedup_key_template: Some("{object_type}:x-1_{event_id}".into()),
         cooldown_seconds: Some(0),
         channels: strings(&["mail", "sms 🎥", "mail"]),
+        flap_threshold: Some(10_000),
+        flap_window_seconds: Some(1),
         ..Default::default()
     }
 }
@@ -65,6 +67,7 @@ fn kept(expected: pb::AlertRule, rule: &pb::AlertRule) -> pb::AlertRule {
         id: rule.id.clone(),
         created_at: rule.created_at,
         updated_at: rule.updated_at,
+        version_id: rule.version_id,
         ..expected
     }
 }
@@ -87,7 +90,7 @@ on_both! {
             (pb::AlertRule { name: "x".into(), ..Default::default() }, plain("x")),
             (full(), full()),
             // What is only output is not taken from the client.
-            (pb::AlertRule { id: NONE.into(), created_at: at(1), updated_at: at(1), ..full() }, full()),
+            (pb::AlertRule { id: NONE.into(), created_at: at(1), updated_at: at(1), version_id: 9, ..full() }, full()),
             (
                 pb::AlertRule { schedule: Some(pb::Schedule::default()), ..plain("y") },
                 pb::AlertRule {
@@ -99,7 +102,7 @@ on_both! {
             let rule = create(&server, sent).await.unwrap().into_inner();
             assert!(rule.id.len() == 36 && rule.id != NONE);
             assert!(rule.created_at.unwrap().seconds > 1_000_000_000);
-            assert_eq!(rule.updated_at, rule.created_at);
+            assert_eq!((rule.updated_at, rule.version_id), (rule.created_at, 1));
             assert_eq!(rule, kept(expected, &rule));
             assert_eq!(get(&server, &rule.id).await.unwrap().into_inner(), rule);
             assert_eq!(get(&server, &rule.id.to_uppercase()).await.unwrap().into_inner(), rule);
@@ -194,6 +197,11 @@ on_both! {
             ),
             (&nothing, &["cooldown_seconds"], pb::AlertRule { cooldown_seconds: Some(300), ..full() }),
             (&nothing, &["conditions"], full()),
+            (
+                &nothing,
+                &["flap_threshold", "flap_window_seconds"],
+                pb::AlertRule { flap_threshold: None, flap_window_seconds: None, ..full() },
+            ),
         ] {
             let before = reset().await.into_inner();
             let rule = update(&server, sent.clone(), paths).await.unwrap().into_inner();
@@ -202,7 +210,7 @@ on_both! {
             assert_eq!(get(&server, &id).await.unwrap().into_inner(), rule);
         }
         let before = reset().await.into_inner();
-        for path in ["id", "created_at", "updated_at", "nope", "schedule.days", "alert_rule.name", "Enabled", ""] {
+        for path in ["id", "created_at", "updated_at", "version_id", "nope", "schedule.days", "alert_rule.name", "Enabled", ""] {
             refused(update(&server, change.clone(), &["name", path]).await, "update_mask");
         }
         refused(update(&server, nothing.clone(), &["name"]).await, "alert_rule.name");

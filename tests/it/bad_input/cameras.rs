@@ -88,10 +88,10 @@ on_both! {
         }
         for id in BAD_UUIDS.map(String::from).into_iter().chain(["0".repeat(HUGE)]) {
             refused(rules.get_alert_rule(pb::GetAlertRuleRequest { id: id.clone() }).await, "id");
-            refused(rules.delete_alert_rule(pb::DeleteAlertRuleRequest { id: id.clone() }).await, "id");
+            refused(rules.delete_alert_rule(pb::DeleteAlertRuleRequest { id: id.clone(), expected_version_id: None }).await, "id");
             let alert_rule = Some(pb::AlertRule { id: id.clone(), name: "x".into(), ..Default::default() });
             refused(
-                rules.update_alert_rule(pb::UpdateAlertRuleRequest { alert_rule, update_mask: None }).await,
+                rules.update_alert_rule(pb::UpdateAlertRuleRequest { alert_rule, update_mask: None, ..Default::default() }).await,
                 "alert_rule.id",
             );
             refused(alerts.get_alert(pb::GetAlertRequest { id: id.clone() }).await, "id");

@@ -23,6 +23,7 @@ async fn bad(server: &TestServer, id: &str, rule: pb::AlertRule, path: &str) {
     let update = pb::UpdateAlertRuleRequest {
         alert_rule,
         update_mask: mask(&["*"]),
+        expected_version_id: None,
     };
     refused(server.rules().update_alert_rule(update).await, &path);
 }
@@ -53,6 +54,15 @@ on_both! {
             (pb::AlertRule { cooldown_seconds: Some(-1), ..any() }, "cooldown_seconds"),
             (pb::AlertRule { cooldown_seconds: Some(31_536_001), ..any() }, "cooldown_seconds"),
             (pb::AlertRule { cooldown_seconds: Some(i32::MAX), ..any() }, "cooldown_seconds"),
+            (pb::AlertRule { flap_threshold: Some(0), flap_window_seconds: Some(1), ..any() }, "flap_threshold"),
+            (pb::AlertRule { flap_threshold: Some(10_001), flap_window_seconds: Some(1), ..any() }, "flap_threshold"),
+            (pb::AlertRule { flap_threshold: Some(1), flap_window_seconds: Some(0), ..any() }, "flap_window_seconds"),
+            (
+                pb::AlertRule { flap_threshold: Some(1), flap_window_seconds: Some(86_401), ..any() },
+                "flap_window_seconds",
+            ),
+            (pb::AlertRule { flap_threshold: Some(1), ..any() }, "flap_window_seconds"),
+            (pb::AlertRule { flap_window_seconds: Some(1), ..any() }, "flap_threshold"),
             (pb::AlertRule { object_types: many(101), ..any() }, "object_types"),
             (pb::AlertRule { object_types: strings(&["a", ""]), ..any() }, "object_types[1]"),
             (pb::AlertRule { object_types: vec!["ü".repeat(256)], ..any() }, "object_types[0]"),

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use sea_orm::{ActiveEnum, ConnectionTrait, DatabaseConnection, DbErr, RuntimeErr};
 use watchpost::entity::{
-    Severity, audit_log, camera, camera_zone, delivery, demographics_result, detection, event,
-    event_feedback, job, job_attempt, job_log, log, notification_channel, pose_result,
-    threat_detection,
+    Severity, alert_suppression, audit_log, camera, camera_zone, delivery, demographics_result,
+    detection, event, event_feedback, job, job_attempt, job_log, log, notification_channel,
+    pose_result, threat_detection,
 };
 
 use super::{catalogue, expected, rows};
@@ -30,6 +30,10 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     ("ck_activity_baselines_hour_range", "activity_baselines", "hour", "-1 | 24", "0 | 23"),
     ("ck_activity_baselines_dow_range", "activity_baselines", "day_of_week", "-1 | 7", "0 | 6"),
     ("ck_class_baselines_hour_range", "class_baselines", "hour", "-1 | 24", "0 | 23"),
+    ("ck_alert_rules_flap_threshold_range", "alert_rules", "flap_threshold", "0, flap_window_seconds = 9 | 10001, flap_window_seconds = 9", "1, flap_window_seconds = 9 | 10000, flap_window_seconds = 9 | NULL, flap_window_seconds = NULL"),
+    ("ck_alert_rules_flap_window", "alert_rules", "flap_window_seconds", "9 | NULL, flap_threshold = 9 | 0, flap_threshold = 9 | 86401, flap_threshold = 9", "1, flap_threshold = 9 | 86400, flap_threshold = 9 | NULL, flap_threshold = NULL"),
+    ("ck_alert_suppressions_reason", "alert_suppressions", "reason", "'cooldown' | 'Silenced'", "'snoozed' | 'flapping'"),
+    ("ck_silences_time_order", "silences", "ends_at", "$earlier", "starts_at | $later"),
     ("ck_camera_zones_priority_non_negative", "camera_zones", "priority", "-1", "0 | 1000"),
     ("ck_camera_zones_color_hex", "camera_zones", "color", "'blue' | '#12345' | '#12345g' | '1234567' | ''", "'#09afAF' | '#FFFFFF'"),
     ("ck_camera_zones_anchor", "camera_zones", "anchor", "'Center' | 'middle'", "'foot' | 'overlap'"),
@@ -173,6 +177,7 @@ on_both! {
         let db = database.connect().await;
         rows::insert_everywhere(backend, &db).await;
         pass::<camera::CameraStatus>(&db, "cameras", "status").await;
+        pass::<alert_suppression::SuppressionReason>(&db, "alert_suppressions", "reason").await;
         pass::<camera_zone::ZoneAnchor>(&db, "camera_zones", "anchor").await;
         pass::<notification_channel::ChannelKind>(&db, "notification_channels", "kind").await;
         pass::<Severity>(&db, "notification_channels", "quiet_except").await;

@@ -8,13 +8,13 @@ use sea_orm::{
 };
 use serde_json::json;
 use watchpost::entity::{
-    Strings, action_result, activity_baseline, alert, alert_cooldown, alert_request, alert_rule,
-    alert_transition, audit_log, backup_job, camera, camera_zone, change, class_baseline, delivery,
-    demographics_result, detection, event, event_audit, event_detection, event_feedback,
-    event_ingest, export_job, feed_state, gpu, gpu_event, gpu_history_state, gpu_reporter,
-    gpu_stats, gpu_stats_minute, gpu_stats_pending, job, job_attempt, job_log, job_transition, log,
-    manual_alert_cooldown, notification_channel, now, pose_result, reid_embedding, restore_job,
-    threat_detection,
+    Strings, action_result, activity_baseline, alert, alert_cooldown, alert_flap, alert_request,
+    alert_rule, alert_suppression, alert_transition, audit_log, backup_job, camera, camera_zone,
+    change, class_baseline, delivery, demographics_result, detection, event, event_audit,
+    event_detection, event_feedback, event_ingest, export_job, feed_state, gpu, gpu_event,
+    gpu_history_state, gpu_reporter, gpu_stats, gpu_stats_minute, gpu_stats_pending, job,
+    job_attempt, job_log, job_transition, log, manual_alert_cooldown, notification_channel, now,
+    pose_result, reid_embedding, restore_job, silence, threat_detection,
 };
 
 use super::{catalogue, expected::Schema, rows};
@@ -65,12 +65,12 @@ on_both! {
         rows::insert_everywhere(backend, &db).await;
         let mut schema = catalogue::schema(backend, &db).await;
         check_each!(&mut schema, &db, [
-            action_result, activity_baseline, alert, alert_cooldown, alert_request, alert_rule,
-            alert_transition, audit_log, manual_alert_cooldown, backup_job, camera, camera_zone, change, class_baseline, delivery, notification_channel, demographics_result,
+            action_result, activity_baseline, alert, alert_cooldown, alert_flap, alert_rule, alert_suppression, alert_request, alert_transition, manual_alert_cooldown, audit_log,
+            backup_job, camera, camera_zone, change, class_baseline, delivery, notification_channel, demographics_result,
             detection, event, event_audit, event_detection, event_feedback, event_ingest,
             export_job, feed_state, gpu, gpu_event, gpu_history_state, gpu_reporter, gpu_stats, gpu_stats_minute,
             gpu_stats_pending, job, job_attempt, job_log, job_transition,
-            log, notification_channel, pose_result, reid_embedding, restore_job, threat_detection,
+            log, pose_result, reid_embedding, restore_job, silence, threat_detection,
         ]);
         let without: Vec<_> = schema.tables.into_keys().collect();
         assert_eq!(without, Vec::<String>::new(), "tables without an entity");

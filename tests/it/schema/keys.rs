@@ -18,6 +18,7 @@ const OF_EVENT: &[&str] = &[
     "event_detections",
     "event_ingests",
     "alerts",
+    "alert_suppressions",
     "alert_transitions",
     "alert_requests",
     "event_feedback",
@@ -30,9 +31,10 @@ const OF_CAMERA: &[&str] = &[
     "activity_baselines",
     "class_baselines",
     "alerts",
+    "alert_suppressions",
 ];
 const OF_JOB: &[&str] = &["job_attempts", "job_logs", "job_transitions"];
-const OF_RULE: &[&str] = &["alert_cooldowns"];
+const OF_RULE: &[&str] = &["alert_cooldowns", "alert_flaps"];
 
 async fn count(tx: &DatabaseTransaction, what: &str) -> i64 {
     let query = format!("SELECT count(*) AS rows FROM {what}");
@@ -56,7 +58,7 @@ on_both! {
             ("cameras", vec![OF_CAMERA, OF_EVENT, OF_DETECTION], vec!["alert_rules", "logs"]),
             ("alerts", vec![OF_ALERT], vec!["alert_cooldowns", "manual_alert_cooldowns"]),
             ("jobs", vec![OF_JOB], vec!["export_jobs"]),
-            ("alert_rules", vec![OF_RULE], vec!["alerts"]),
+            ("alert_rules", vec![OF_RULE], vec!["alerts", "alert_suppressions"]),
         ] {
             let tx = db.begin().await.unwrap();
             for child in gone.concat() {
@@ -80,6 +82,7 @@ on_both! {
         let tx = db.begin().await.unwrap();
         tx.execute_unprepared("DELETE FROM alert_rules").await.unwrap();
         assert_eq!(count(&tx, "alerts WHERE rule_id IS NULL").await, 1);
+        assert_eq!(count(&tx, "alert_suppressions WHERE rule_id IS NULL").await, 1);
     }
 
     async fn a_second_row_of_the_same_key_is_refused(backend) {

@@ -65,6 +65,17 @@ const ROWS: &[(&str, &str)] = &[
         "(rule_id, dedup_key, alert_id, raised_at_us, cooldown_us)
         VALUES ($uuid, 'porch:anyone', $uuid, 1, 1)",
     ),
+    ("alert_flaps", "(rule_id) VALUES ($uuid)"),
+    (
+        "alert_suppressions",
+        "(event_id, rule_id, camera_id, dedup_key, reason)
+        VALUES (1, $uuid, 'porch', 'porch:anyone', 'silenced')",
+    ),
+    (
+        "silences",
+        "(id, ends_at, created_by, reason, starts_at)
+        VALUES ($uuid, '2026-03-01T13:00:00+00:00', 'ann', 'work', '2026-03-01T12:00:00+00:00')",
+    ),
     (
         "manual_alert_cooldowns",
         "(dedup_key, alert_id, raised_at_us, cooldown_us)

@@ -18,7 +18,7 @@ use super::{TestServer, field, reason};
 pub type Reply<T> = Result<Response<T>, Status>;
 
 /// The tables that the calls write to.
-const TABLES: [&str; 15] = [
+const TABLES: [&str; 18] = [
     "cameras",
     "camera_zones",
     "events",
@@ -30,6 +30,9 @@ const TABLES: [&str; 15] = [
     "alert_cooldowns",
     "notification_channels",
     "deliveries",
+    "alert_flaps",
+    "alert_suppressions",
+    "silences",
     "alert_transitions",
     "manual_alert_cooldowns",
     "alert_requests",

@@ -7,9 +7,13 @@ pub mod process;
 pub mod receiver;
 pub mod terminal;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
 
 use database::{Backend, TestDatabase};
+use prost_types::Timestamp;
 use tokio::time::timeout;
 use tonic::{Status, Streaming, transport::Channel};
 use tonic_types::StatusExt;
@@ -23,7 +27,7 @@ use watchpost::{
         gpu_stats_service_client::GpuStatsServiceClient,
         monitor_service_client::MonitorServiceClient, notification_channel::Kind,
         notification_channel_service_client::NotificationChannelServiceClient,
-        watch_response::Update,
+        silence_service_client::SilenceServiceClient, watch_response::Update,
     },
     server::Server,
 };
@@ -110,6 +114,10 @@ impl TestServer {
         DeliveryServiceClient::new(self.channel.clone())
     }
 
+    pub fn silences(&self) -> SilenceServiceClient<Channel> {
+        SilenceServiceClient::new(self.channel.clone())
+    }
+
     pub fn gpu_stats(&self) -> GpuStatsServiceClient<Channel> {
         GpuStatsServiceClient::new(self.channel.clone())
     }
@@ -184,6 +192,15 @@ impl TestServer {
             .await
             .unwrap()
             .into_inner()
+    }
+
+    /// Creates a silence.
+    pub async fn silence(&self, silence: pb::Silence) -> pb::Silence {
+        let request = pb::CreateSilenceRequest {
+            silence: Some(silence),
+        };
+        let silence = self.silences().create_silence(request).await;
+        silence.unwrap().into_inner()
     }
 
     /// Ingests an event of this camera with these detections.
@@ -349,6 +366,31 @@ pub fn always(name: &str) -> pb::AlertRule {
         cooldown_seconds: Some(0),
         ..Default::default()
     }
+}
+
+/// A silence of this camera from now on, for an hour.
+pub fn quiet(camera_id: &str) -> pb::Silence {
+    pb::Silence {
+        camera_ids: vec![camera_id.into()],
+        ends_at: in_seconds(3_600),
+        created_by: "ann".into(),
+        reason: "work on the roof".into(),
+        ..Default::default()
+    }
+}
+
+/// A time so many seconds from now.
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the fields of messages are options"
+)]
+pub fn in_seconds(seconds: i64) -> Option<Timestamp> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let now = i64::try_from(now.unwrap().as_secs()).unwrap();
+    Some(Timestamp {
+        seconds: now + seconds,
+        nanos: 0,
+    })
 }
 
 /// A zone of this camera: a rectangle in the middle of the picture, half as wide and half as high.

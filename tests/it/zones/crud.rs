@@ -291,7 +291,7 @@ on_both! {
 
         // A rule that names it no longer holds nothing up.
         let without = pb::AlertRule { id: on.id.clone(), zone_ids: strings(&["used"]), ..Default::default() };
-        let request = pb::UpdateAlertRuleRequest { alert_rule: Some(without), update_mask: None };
+        let request = pb::UpdateAlertRuleRequest { alert_rule: Some(without), update_mask: None, ..Default::default() };
         server.rules().update_alert_rule(request).await.unwrap();
         delete(&server, "unused", false).await.unwrap();
 

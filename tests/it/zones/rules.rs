@@ -233,7 +233,7 @@ on_both! {
         };
         let update = async |id: &str, ids: &[&str]| {
             let alert_rule = Some(pb::AlertRule { id: id.into(), zone_ids: strings(ids), ..Default::default() });
-            server.rules().update_alert_rule(pb::UpdateAlertRuleRequest { alert_rule, update_mask: None }).await
+            server.rules().update_alert_rule(pb::UpdateAlertRuleRequest { alert_rule, update_mask: None, ..Default::default() }).await
         };
         let unknown = |reply, path: &str| {
             let status = failed(reply, Code::FailedPrecondition, "BROKEN_REFERENCE");

@@ -1,0 +1,278 @@
+//! The silences that are or will be in force, compiled once and shared by all requests.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use chrono::{DateTime, Utc};
+use sea_orm::{ActiveEnum, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use crate::{
+    db::Db,
+    entity::{self, Strings, alert::AlertSeverity, silence},
+    error::{Error, Result},
+};
+
+/// A silence, ready to be asked.
+#[derive(Debug)]
+struct Silence {
+    id: Uuid,
+    /// Empty: any.
+    camera_ids: HashSet<String>,
+    /// Empty: any.
+    rule_ids: HashSet<Uuid>,
+    /// Empty: any.
+    severities: Vec<AlertSeverity>,
+    starts_at: DateTime<Utc>,
+    ends_at: DateTime<Utc>,
+}
+
+/// The silences of one moment that had not ended, oldest first.
+#[derive(Debug, Default)]
+pub struct SilenceSet(Vec<Silence>);
+
+impl SilenceSet {
+    /// Which silence holds back an alert of this camera, rule and severity: of several the oldest.
+    pub fn of(
+        &self,
+        camera_id: &str,
+        rule_id: Uuid,
+        severity: AlertSeverity,
+        now: DateTime<Utc>,
+    ) -> Option<Uuid> {
+        let holds = |silence: &&Silence| {
+            silence.starts_at <= now
+                && now < silence.ends_at
+                && (silence.camera_ids.is_empty() || silence.camera_ids.contains(camera_id))
+                && (silence.rule_ids.is_empty() || silence.rule_ids.contains(&rule_id))
+                && (silence.severities.is_empty() || silence.severities.contains(&severity))
+        };
+        self.0.iter().find(holds).map(|silence| silence.id)
+    }
+}
+
+/// The silences of this process. Clones share them.
+#[derive(Debug, Clone)]
+pub struct LiveSilences(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    db: Db,
+    current: RwLock<Arc<SilenceSet>>,
+    /// Held while reading, so that the set that is read last replaces those read before.
+    reading: Mutex<()>,
+}
+
+impl LiveSilences {
+    /// The silences of this database, none until they are read.
+    pub fn new(db: Db) -> Self {
+        Self(Arc::new(Shared {
+            db,
+            current: RwLock::default(),
+            reading: Mutex::default(),
+        }))
+    }
+
+    /// The silences to ask about an alert.
+    pub fn current(&self) -> Arc<SilenceSet> {
+        self.0
+            .current
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Reads the silences again. What was committed before the call is in force after it.
+    pub async fn reload(&self) -> Result<()> {
+        let _reading = self.0.reading.lock().await;
+        let rows = silence::Entity::find()
+            .filter(silence::Column::EndsAt.gt(entity::now()))
+            .order_by_asc(silence::Column::CreatedAt)
+            .order_by_asc(silence::Column::Id)
+            .all(self.0.db.reader())
+            .await?;
+        let mut silences = SilenceSet::default();
+        for row in rows {
+            match Silence::compile(&row) {
+                Ok(silence) => silences.0.push(silence),
+                // Written past our checks. It must not stop the others, and must hold nothing back.
+                Err(error) => {
+                    tracing::error!(silence.id = %row.id, %error, "a silence cannot be used");
+                }
+            }
+        }
+        *self
+            .0
+            .current
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(silences);
+        Ok(())
+    }
+}
+
+impl Silence {
+    fn compile(row: &silence::Model) -> Result<Self> {
+        let rule_id = |id: &String| Uuid::try_parse(id).map_err(Error::internal);
+        let severity = |label: &String| AlertSeverity::try_from_value(label).map_err(Error::from);
+        let silence = Self {
+            id: row.id,
+            camera_ids: texts(row.camera_ids.as_ref()).cloned().collect(),
+            rule_ids: texts(row.rule_ids.as_ref())
+                .map(rule_id)
+                .collect::<Result<_>>()?,
+            severities: texts(row.severities.as_ref())
+                .map(severity)
+                .collect::<Result<_>>()?,
+            starts_at: row.starts_at,
+            ends_at: row.ends_at,
+        };
+        let matches_any = silence.camera_ids.is_empty()
+            && silence.rule_ids.is_empty()
+            && silence.severities.is_empty();
+        if matches_any && !row.match_all {
+            return Err(Error::invalid("match_all", "is required to match all"));
+        }
+        Ok(silence)
+    }
+}
+
+fn texts(strings: Option<&Strings>) -> impl Iterator<Item = &String> {
+    strings.into_iter().flat_map(|strings| &strings.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
+    }
+
+    /// One of these cameras, rules and severities, from second 10 up to, and without, second 20.
+    fn silence(cameras: &[&str], rules: &[u128], severities: &[&str]) -> silence::Model {
+        let strings = |texts: Vec<String>| Some(Strings(texts)).filter(|texts| !texts.0.is_empty());
+        let rules = rules.iter().map(|id| Uuid::from_u128(*id).to_string());
+        silence::Model {
+            id: Uuid::from_u128(7),
+            camera_ids: strings(cameras.iter().map(ToString::to_string).collect()),
+            rule_ids: strings(rules.collect()),
+            severities: strings(severities.iter().map(ToString::to_string).collect()),
+            match_all: false,
+            starts_at: at(10),
+            ends_at: at(20),
+            created_by: "ann".into(),
+            reason: "work".into(),
+            version_id: 1,
+            created_at: at(0),
+            updated_at: at(0),
+        }
+    }
+
+    fn holds(
+        row: &silence::Model,
+        camera: &str,
+        rule: u128,
+        severity: AlertSeverity,
+        now: i64,
+    ) -> bool {
+        let set = SilenceSet(vec![Silence::compile(row).unwrap()]);
+        set.of(camera, Uuid::from_u128(rule), severity, at(now))
+            .is_some()
+    }
+
+    #[test]
+    fn cameras_rules_and_severities_must_all_match() {
+        use AlertSeverity::{High, Low};
+        let everything = silence::Model {
+            match_all: true,
+            ..silence(&[], &[], &[])
+        };
+        for (row, door_one_low, gate_one_low, door_two_low, door_one_high) in [
+            (&everything, true, true, true, true),
+            (&silence(&["door"], &[], &[]), true, false, true, true),
+            (&silence(&[], &[1], &[]), true, true, false, true),
+            (&silence(&[], &[], &["low"]), true, true, true, false),
+            (
+                &silence(&["door"], &[1], &["low"]),
+                true,
+                false,
+                false,
+                false,
+            ),
+            (
+                &silence(&["door", "gate"], &[1, 2], &["low", "high"]),
+                true,
+                true,
+                true,
+                true,
+            ),
+            (
+                &silence(&["gate"], &[1], &["low"]),
+                false,
+                true,
+                false,
+                false,
+            ),
+        ] {
+            let found = [
+                holds(row, "door", 1, Low, 15),
+                holds(row, "gate", 1, Low, 15),
+                holds(row, "door", 2, Low, 15),
+                holds(row, "door", 1, High, 15),
+            ];
+            assert_eq!(
+                found,
+                [door_one_low, gate_one_low, door_two_low, door_one_high],
+                "{row:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_silence_holds_from_its_start_until_before_its_end() {
+        let row = silence(&["door"], &[], &[]);
+        for (now, expected) in [(9, false), (10, true), (19, true), (20, false)] {
+            assert_eq!(
+                holds(&row, "door", 1, AlertSeverity::Low, now),
+                expected,
+                "{now}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_oldest_of_several_is_told() {
+        let first = silence(&["door"], &[], &[]);
+        let second = silence::Model {
+            id: Uuid::from_u128(8),
+            ..first.clone()
+        };
+        let gate = silence::Model {
+            id: Uuid::from_u128(9),
+            ..silence(&["gate"], &[], &[])
+        };
+        let set = [gate, second, first].map(|row| Silence::compile(&row).unwrap());
+        let set = SilenceSet(set.into());
+        let told = set.of("door", Uuid::nil(), AlertSeverity::Low, at(10));
+        assert_eq!(told, Some(Uuid::from_u128(8)));
+    }
+
+    #[test]
+    fn what_another_writer_wrote_amiss_is_not_used() {
+        for row in [
+            silence(&[], &[], &[]),
+            silence(&[], &[], &["none"]),
+            silence::Model {
+                rule_ids: Some(Strings(vec!["x".into()])),
+                ..silence(&[], &[], &[])
+            },
+        ] {
+            assert!(Silence::compile(&row).is_err(), "{row:?}");
+        }
+    }
+}
