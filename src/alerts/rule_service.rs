@@ -4,16 +4,13 @@ use std::collections::HashSet;
 
 use prost::Message;
 use sea_orm::{
-    ActiveModelTrait,
-    ActiveValue::Set,
-    ColumnTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
-    Select,
-    sea_query::{Expr, LockType},
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, DatabaseTransaction, DbBackend, EntityTrait,
+    QueryFilter, QueryOrder, QuerySelect, Select, sea_query::Expr,
 };
 use tonic::{Request, Response};
 use uuid::Uuid;
 
-use super::{cooldown, legacy, rules::Rules, schedule, template::Template};
+use super::{legacy, rules::Rules, schedule, template::Template};
 use crate::{
     db::Db,
     entity::{
@@ -189,7 +186,6 @@ impl AlertRuleService for AlertRules {
         let id = check::uuid("id", &request.into_inner().id)?;
         let deleted = self.db.write(async |tx| {
             let rule = locked(tx, id).await?;
-            cooldown::lock_all(tx, id).await?;
             Entity::delete_by_id(id).exec(tx).await?;
             announce(tx, ChangeKind::Deleted, rule).await
         });
@@ -199,10 +195,13 @@ impl AlertRuleService for AlertRules {
     }
 }
 
-/// The rule; nobody else changes it before the transaction ends. Ingests may go on to refer to it.
+/// The rule; nobody else changes it before the transaction ends.
 async fn locked(tx: &DatabaseTransaction, id: Uuid) -> Result<alert_rule::Model> {
-    let rule = Entity::find_by_id(id).lock(LockType::NoKeyUpdate);
-    row::found(rule.one(tx).await?, "alert rule", id)
+    row::found(
+        Entity::find_by_id(id).lock_exclusive().one(tx).await?,
+        "alert rule",
+        id,
+    )
 }
 
 /// Refuses zones that do not exist, by the path of the first, unless the rule named them before. Nobody
