@@ -143,6 +143,7 @@ fn rule(random: &mut fastrand::Rng, number: usize, cameras: usize, by_camera: bo
         cooldown_us: 300_000_000,
         channels: None::<Strings>,
         escalation: Vec::new().into(),
+        flap: None,
         conditions: Vec::new(),
     }
 }

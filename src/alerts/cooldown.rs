@@ -31,15 +31,10 @@ const COUNT_SQLITE: &str = "\
     FROM (SELECT column1 AS id, column2 AS repeats FROM (VALUES {rows})) AS r \
     WHERE alerts.id = r.id";
 
-/// They count, so that the rows stay where they are.
-const LOCK_COOLDOWNS: &str = "\
-    SELECT count(*) FROM (SELECT 1 FROM alert_cooldowns WHERE rule_id = $1 \
-    ORDER BY dedup_key COLLATE \"C\" FOR UPDATE) AS locked";
-const LOCK_FLAPS: &str = "\
-    SELECT count(*) FROM (SELECT 1 FROM alert_flaps WHERE rule_id = $1 FOR UPDATE) AS locked";
-const LOCK_ALERTS: &str = "\
-    SELECT count(*) FROM (SELECT 1 FROM alerts WHERE rule_id = $1 \
-    ORDER BY id FOR NO KEY UPDATE) AS locked";
+/// The types of what is inserted for a claim of a rule, on PostgreSQL.
+const KINDS: [&str; 7] = [
+    "uuid", "text", "uuid", "bigint", "bigint", "bigint", "bigint",
+];
 
 /// A match that wants to raise an alert.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +54,7 @@ pub struct Claim {
 /// its own if it may raise one, else that of the alert whose cooldown it fell into.
 ///
 /// One statement decides, whatever other processes do. A claim that may not raise
-/// an alert is counted on the cooldown.
+/// an alert is counted on the cooldown. Fails with `BROKEN_REFERENCE` if a rule is gone.
 pub async fn claim(tx: &DatabaseTransaction, claims: &[Claim]) -> Result<Vec<Uuid>> {
     // A statement cannot touch a row twice, so that claims of one key share the first one's row.
     let mut first: HashMap<(Option<Uuid>, &str), (&Claim, i64)> =
@@ -85,9 +80,10 @@ pub async fn claim(tx: &DatabaseTransaction, claims: &[Claim]) -> Result<Vec<Uui
     }
     let stands = |claim: &Claim| {
         let alert_id = standing.get(&(claim.rule_id, claim.dedup_key.clone()));
-        alert_id
-            .copied()
-            .ok_or_else(|| Error::internal("a claim was not answered"))
+        alert_id.copied().ok_or_else(|| Error::BrokenReference {
+            field: "rule_id".into(),
+            problem: "names an alert rule that does not exist".into(),
+        })
     };
     claims.iter().map(stands).collect()
 }
@@ -186,24 +182,6 @@ pub(super) async fn end(tx: &DatabaseTransaction, claim: &Claim) -> Result<()> {
     Ok(())
 }
 
-/// Locks what goes or changes with a rule, in the order in which ingests lock it. Else an ingest that holds a cooldown
-/// and wants its alert, and the deletion that holds the alert and wants the cooldown, would wait for each other.
-pub(super) async fn lock_all(tx: &DatabaseTransaction, rule_id: Uuid) -> Result<()> {
-    let backend = tx.get_database_backend();
-    // SQLite has one writer.
-    if backend == DbBackend::Postgres {
-        for sql in [LOCK_COOLDOWNS, LOCK_FLAPS, LOCK_ALERTS] {
-            tx.execute_raw(Statement::from_sql_and_values(
-                backend,
-                sql,
-                [rule_id.into()],
-            ))
-            .await?;
-        }
-    }
-    Ok(())
-}
-
 /// Claims the right for claims that are all of rules, or all of none.
 fn statement(tx: &DatabaseTransaction, rows: &[(&Claim, i64)]) -> Statement {
     let manual = rows.iter().any(|(claim, _)| claim.rule_id.is_none());
@@ -212,10 +190,14 @@ fn statement(tx: &DatabaseTransaction, rows: &[(&Claim, i64)]) -> Statement {
     } else {
         ("alert_cooldowns", "rule_id, dedup_key", "rule_id")
     };
-    let mut sql = format!(
-        "INSERT INTO {table} AS c ({key}, alert_id, raised_at_us, cooldown_us, \
-         suppressed_count, last_suppressed_at_us) VALUES "
-    );
+    let columns = "alert_id, raised_at_us, cooldown_us, suppressed_count, last_suppressed_at_us";
+    let mut sql = format!("INSERT INTO {table} AS c ({key}, {columns}) VALUES ");
+    let locks_rules = !manual && tx.get_database_backend() == DbBackend::Postgres;
+    if locks_rules {
+        sql = locked_rules(rows);
+        let insert = format!("INSERT INTO {table} AS c ({key}, {columns}) SELECT * FROM (VALUES ");
+        sql.push_str(&insert);
+    }
     let mut values: Vec<Value> = Vec::with_capacity(rows.len() * 7);
     for (at, (claim, repeats)) in rows.iter().enumerate() {
         let before = values.len();
@@ -229,10 +211,18 @@ fn statement(tx: &DatabaseTransaction, rows: &[(&Claim, i64)]) -> Statement {
             (*repeats > 0).then_some(claim.raised_at_us).into(),
         ]);
         let parameters = before + 1..=values.len();
-        let parameters: Vec<_> = parameters.map(|number| format!("${number}")).collect();
+        let mut parameters: Vec<_> = parameters.map(|number| format!("${number}")).collect();
+        if locks_rules && at == 0 {
+            for (parameter, kind) in parameters.iter_mut().zip(KINDS) {
+                parameter.extend(["::", kind]);
+            }
+        }
         let comma = if at == 0 { "" } else { ", " };
         // Writing to a string cannot fail.
         let _ = write!(sql, "{comma}({})", parameters.join(", "));
+    }
+    if locks_rules {
+        sql.push_str(") AS v WHERE (SELECT all_there FROM locked)");
     }
     let over = "c.raised_at_us + excluded.cooldown_us <= excluded.raised_at_us";
     let conflict = format!(
@@ -246,4 +236,25 @@ fn statement(tx: &DatabaseTransaction, rows: &[(&Claim, i64)]) -> Statement {
     );
     sql.push_str(&conflict);
     Statement::from_sql_and_values(tx.get_database_backend(), sql, values)
+}
+
+/// The beginning of a statement that first locks the rules of the claims, in the order of their ids, and tells whether
+/// all of them are there. Whoever deletes a rule waits for its cooldowns and alerts, which
+/// are locked later, with the rule in hand: who has one of them must not wait for the rule then.
+fn locked_rules(rows: &[(&Claim, i64)]) -> String {
+    // The rule is the first of the seven parameters of each claim, which come in the order of the rules.
+    let mut parameters = Vec::new();
+    let mut last = None;
+    for (at, (claim, _)) in rows.iter().enumerate() {
+        if last != claim.rule_id {
+            parameters.push(format!("${}", at * KINDS.len() + 1));
+            last = claim.rule_id;
+        }
+    }
+    format!(
+        "WITH rules AS (SELECT id FROM alert_rules WHERE id IN ({}) ORDER BY id FOR KEY SHARE), \
+         locked AS MATERIALIZED (SELECT count(*) = {} AS all_there FROM rules) ",
+        parameters.join(", "),
+        parameters.len()
+    )
 }

@@ -10,14 +10,14 @@ use prost::Message;
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait,
     QueryFilter, QueryOrder, QuerySelect, Select,
-    sea_query::{Expr, LockType},
+    sea_query::Expr,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{
-    channels, cooldown, legacy,
+    channels, legacy,
     rule_check::{UPDATABLE, replacing},
     rule_document, rule_stats,
     rules::Rules,
@@ -198,7 +198,6 @@ impl AlertRuleService for AlertRules {
         let deleted = self.db.write(async |tx| {
             let rule = locked(tx, id).await?;
             refuse_stale(request.expected_version_id, &rule)?;
-            cooldown::lock_all(tx, id).await?;
             Entity::delete_by_id(id).exec(tx).await?;
             announce(tx, ChangeKind::Deleted, rule).await
         });
@@ -251,10 +250,13 @@ impl AlertRuleService for AlertRules {
     }
 }
 
-/// The rule; nobody else changes it before the transaction ends. Ingests may go on to refer to it.
+/// The rule; nobody else changes it before the transaction ends.
 async fn locked(tx: &DatabaseTransaction, id: Uuid) -> Result<alert_rule::Model> {
-    let rule = Entity::find_by_id(id).lock(LockType::NoKeyUpdate);
-    row::found(rule.one(tx).await?, "alert rule", id)
+    row::found(
+        Entity::find_by_id(id).lock_exclusive().one(tx).await?,
+        "alert rule",
+        id,
+    )
 }
 
 fn refuse_stale(expected: Option<i32>, rule: &alert_rule::Model) -> Result<()> {

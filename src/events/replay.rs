@@ -134,6 +134,8 @@ async fn response(
         .await?;
     let alerts = alert::Entity::find()
         .filter(alert::Column::EventId.eq(row.event_id))
+        // Not those that were raised by hand later.
+        .filter(alert::Column::CreatedAt.eq(row.created_at))
         .order_by_asc(alert::Column::Id)
         .all(tx)
         .await?;

@@ -197,6 +197,17 @@ on_both! {
         server.stop().await;
     }
 
+    async fn a_repeated_ingest_tells_of_its_own_alerts_only(backend) {
+        let server = ready(backend).await;
+        let ingest = pb::IngestEventRequest { request_id: "r".into(), ..crate::support::ingest("door", vec![]) };
+        let ingest = async || server.events().ingest_event(ingest.clone()).await.unwrap().into_inner();
+        let first = ingest().await;
+        assert_eq!(first.alerts.len(), 1);
+        created(&server, request(first.event.unwrap().id, "by-hand")).await;
+        assert_eq!(ingest().await.alerts, first.alerts);
+        server.stop().await;
+    }
+
     async fn an_alert_that_is_gone_stands_for_nothing(backend) {
         let server = ready(backend).await;
         let (old, event_id) = (event(&server).await, event(&server).await);

@@ -242,6 +242,10 @@ fn what_is_written_is_read() {
         version_id: 3,
         flap_threshold: Some(1),
         flap_window_seconds: Some(2),
+        escalation: Some(alert_rule::Escalation(vec![alert_rule::EscalationStep {
+            after_seconds: 60,
+            channels: vec!["ops".into()],
+        }])),
     };
     for with_output_only in [false, true] {
         let mut document = Document::new(with_output_only);
