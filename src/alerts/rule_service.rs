@@ -9,8 +9,7 @@ use futures_util::Stream;
 use prost::Message;
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait,
-    QueryFilter, QueryOrder, QuerySelect, Select,
-    sea_query::Expr,
+    QueryFilter, QueryOrder, QuerySelect, Select, sea_query::Expr,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
