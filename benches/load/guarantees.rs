@@ -21,7 +21,7 @@ pub async fn check(cluster: Option<&Cluster>, cycles: u32, seed: u64) -> bool {
         let kills = KILLS.min(cycles - done);
         let folder = TempDir::new().unwrap();
         let database_url = match cluster {
-            Some(cluster) => database(cluster, at).await,
+            Some(cluster) => database(cluster, &format!("guarantees_{at}")).await,
             None => format!("sqlite://{}/watchpost.db", folder.path().display()),
         };
         let plan = Plan {
@@ -55,12 +55,12 @@ pub async fn check(cluster: Option<&Cluster>, cycles: u32, seed: u64) -> bool {
     kept
 }
 
-async fn database(cluster: &Cluster, at: u64) -> String {
+/// A new database of this name.
+pub async fn database(cluster: &Cluster, name: &str) -> String {
     let db = Box::pin(Database::connect(cluster.url("postgres")));
     let db = db.await.unwrap();
-    let name = format!("guarantees_{at}");
     let create = format!("CREATE DATABASE {name}");
     db.execute_unprepared(&create).await.unwrap();
     db.close().await.unwrap();
-    cluster.url(&name)
+    cluster.url(name)
 }

@@ -6,6 +6,7 @@
 //! `guarantees --cycles N --seed N` is no load: it checks what watches are promised while
 //! servers are killed N times. `schedules --zones N` is none either: it compares when schedules
 //! are in force with an oracle, minute by minute over 68 years, for N time zones or all.
+//! `storm --postgres --events N` checks cooldowns while N events of one key come to two servers at once.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 #[path = "../../tests/checker/mod.rs"]
@@ -20,11 +21,15 @@ mod aggregate;
 #[allow(unreachable_pub)]
 mod guarantees;
 #[allow(unreachable_pub)]
+mod rules;
+#[allow(unreachable_pub)]
 mod sampler;
 #[allow(unreachable_pub)]
 mod schedules;
 #[allow(unreachable_pub)]
 mod server;
+#[allow(unreachable_pub)]
+mod storm;
 #[allow(unreachable_pub)]
 mod streams;
 
@@ -65,6 +70,7 @@ struct Options {
     cycles: u32,
     seed: u64,
     zones: usize,
+    events: usize,
     only: Option<String>,
 }
 
@@ -81,6 +87,10 @@ async fn main() -> ExitCode {
             Some(guarantees::check(cluster.as_ref(), options.cycles, options.seed).await)
         }
         Some("schedules") => Some(schedules::check(options.zones)),
+        Some("storm") => {
+            let cluster = cluster.as_ref().expect("--postgres");
+            Some(storm::check(cluster, options.events).await)
+        }
         _ => None,
     };
     if let Some(passed) = passed {
@@ -92,6 +102,22 @@ async fn main() -> ExitCode {
     }
     if options.only.as_deref().is_none_or(|only| only == "sampler") {
         sampler::run(options.seconds).await;
+        if options.only.is_some() {
+            return ExitCode::SUCCESS;
+        }
+    }
+    if options
+        .only
+        .as_deref()
+        .is_none_or(|only| only == "evaluate")
+    {
+        rules::evaluate(options.seconds);
+        if options.only.is_some() {
+            return ExitCode::SUCCESS;
+        }
+    }
+    if options.only.as_deref().is_none_or(|only| only == "rules") {
+        rules::ingest(cluster.as_ref(), &options).await;
         if options.only.is_some() {
             return ExitCode::SUCCESS;
         }
@@ -161,6 +187,7 @@ fn options() -> Options {
         cycles: 10,
         seed: 1,
         zones: usize::MAX,
+        events: 100_000,
         only: None,
     };
     let mut args = std::env::args().skip(1);
@@ -173,6 +200,7 @@ fn options() -> Options {
             "--cycles" => options.cycles = args.next().unwrap().parse().unwrap(),
             "--seed" => options.seed = args.next().unwrap().parse().unwrap(),
             "--zones" => options.zones = args.next().unwrap().parse().unwrap(),
+            "--events" => options.events = args.next().unwrap().parse().unwrap(),
             "--seconds" => options.seconds = args.next().unwrap().parse().unwrap(),
             name => options.only = Some(name.to_string()),
         }
@@ -209,18 +237,7 @@ async fn idle_memory(server: &Server) {
 /// A camera, and a hundred enabled rules of which one fires.
 async fn prepare(server: &Server) {
     let channel = server.connect().await;
-    let camera = pb::Camera {
-        id: "bench".into(),
-        name: "bench".into(),
-        ..Default::default()
-    };
-    let request = pb::CreateCameraRequest {
-        camera: Some(camera),
-    };
-    CameraServiceClient::new(channel.clone())
-        .create_camera(request)
-        .await
-        .unwrap();
+    create_camera(&mut CameraServiceClient::new(channel.clone())).await;
     let mut rules = AlertRuleServiceClient::new(channel);
     for number in 0..RULES {
         let fires = number == 0;
@@ -239,6 +256,18 @@ async fn prepare(server: &Server) {
             .await
             .unwrap();
     }
+}
+
+async fn create_camera(cameras: &mut CameraServiceClient<Channel>) {
+    let camera = pb::Camera {
+        id: "bench".into(),
+        name: "bench".into(),
+        ..Default::default()
+    };
+    let request = pb::CreateCameraRequest {
+        camera: Some(camera),
+    };
+    cameras.create_camera(request).await.unwrap();
 }
 
 fn request() -> pb::IngestEventRequest {

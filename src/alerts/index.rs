@@ -94,8 +94,13 @@ impl Index {
                 index.everywhere.push(candidate());
             }
             for camera_id in &rule.camera_ids {
-                let camera = index.by_camera.entry(camera_id.clone()).or_default();
-                camera.push(candidate());
+                // Most cameras are there already, and many rules may name many.
+                if let Some(camera) = index.by_camera.get_mut(camera_id) {
+                    camera.push(candidate());
+                } else {
+                    let camera = vec![candidate()];
+                    index.by_camera.insert(camera_id.clone(), camera);
+                }
             }
         }
         index.timezones = vec![Tz::UTC; timezones.len()];
