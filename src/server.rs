@@ -316,13 +316,6 @@ fn routes<H: HealthService>(
     let channels = NotificationChannels::new(db.clone(), &deliverer);
     let deliveries = Deliveries::new(db.clone(), deliverer.bell().clone());
     let alerts = Alerts::new(db, deliverer.bell().clone());
-    let reflection = || {
-        Reflection::configure()
-            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            // What the details of errors are made of.
-            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-    };
     let broken = |error: tonic_reflection::server::Error| StartError::Serve(error.to_string());
     macro_rules! accepting {
         ($service:expr) => {
@@ -357,6 +350,15 @@ fn routes<H: HealthService>(
         .add_service(accepting!(SilenceServiceServer::new(silences)))
         .add_service(accepting!(GpuStatsServiceServer::new(gpu_stats)));
     Ok((routes, metrics))
+}
+
+/// What reflection tells of.
+fn reflection<'a>() -> Reflection<'a> {
+    Reflection::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        // What the details of errors are made of.
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }
 
 /// The database for people, without passwords.

@@ -101,8 +101,8 @@ pub(super) async fn refuse_unknown_names(
     if named.is_empty() {
         return Ok(());
     }
-    let names = named.iter().map(|(_, name)| name.as_str());
-    let known = deliveries::known(db, names).await?;
+    let known = named.iter().map(|(_, name)| name.as_str());
+    let known = deliveries::known(db, known).await?;
     match named.into_iter().find(|(_, name)| !known.contains(name)) {
         Some((field, _)) => Err(deliveries::unknown(field)),
         None => Ok(()),

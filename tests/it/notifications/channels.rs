@@ -271,7 +271,7 @@ on_both! {
         let after = raise(&server).await;
         assert_eq!(of_alert(&server, &after.id).await, []);
         let rule = pb::AlertRule { id: rules[0].id.clone(), name: "new".into(), ..Default::default() };
-        let request = pb::UpdateAlertRuleRequest { alert_rule: Some(rule), update_mask: None };
+        let request = pb::UpdateAlertRuleRequest { alert_rule: Some(rule), ..Default::default() };
         server.rules().update_alert_rule(request).await.unwrap();
         server.stop().await;
     }

@@ -122,6 +122,7 @@ on_both! {
             let request = pb::UpdateAlertRuleRequest {
                 alert_rule: Some(pb::AlertRule { id: rule.id.clone(), escalation, ..Default::default() }),
                 update_mask: crate::support::calls::mask(&["escalation"]),
+                ..Default::default()
             };
             server.rules().update_alert_rule(request).await
         };
