@@ -3,6 +3,7 @@
 //! `cargo bench` on SQLite, `cargo bench -- --postgres` on a private PostgreSQL,
 //! `cargo bench -- --database-url URL` on an empty database of yours;
 //! `--seconds N` sets how long each load lasts, and a name runs one figure only.
+//! `delivery_kills --cycles N --seed N` kills the server N times while it delivers.
 //! `guarantees --cycles N --seed N` is no load: it checks what watches are promised while
 //! servers are killed N times. `schedules --zones N` is none either: it compares when schedules
 //! are in force with an oracle, minute by minute over 68 years, for N time zones or all.
@@ -18,6 +19,8 @@ mod cluster;
 
 #[allow(unreachable_pub)]
 mod aggregate;
+#[allow(unreachable_pub)]
+mod deliveries;
 #[allow(unreachable_pub)]
 mod guarantees;
 #[allow(unreachable_pub)]
@@ -87,6 +90,10 @@ async fn main() -> ExitCode {
             Some(guarantees::check(cluster.as_ref(), options.cycles, options.seed).await)
         }
         Some("schedules") => Some(schedules::check(options.zones)),
+        Some("delivery_kills") => {
+            let url = cluster.as_ref().map(|cluster| cluster.url("postgres"));
+            Some(deliveries::kills(url, options.cycles, options.seed).await)
+        }
         Some("storm") => {
             let cluster = cluster.as_ref().expect("--postgres");
             Some(storm::check(cluster, options.events).await)
@@ -121,6 +128,15 @@ async fn main() -> ExitCode {
         if options.only.is_some() {
             return ExitCode::SUCCESS;
         }
+    }
+    if let Some(name @ ("delivery_latency" | "deliveries")) = options.only.as_deref() {
+        let url = cluster.as_ref().map(|cluster| cluster.url("postgres"));
+        if name == "deliveries" {
+            deliveries::rate(url).await;
+        } else {
+            deliveries::latency(url).await;
+        }
+        return ExitCode::SUCCESS;
     }
     let url = cluster
         .as_ref()

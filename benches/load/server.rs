@@ -85,7 +85,13 @@ impl Drop for Server {
 pub fn spawn(folder: &TempDir, url: Option<&String>) -> (Child, String) {
     let mut command = Command::new(PathBuf::from(env!("CARGO_BIN_EXE_watchpost")));
     command
-        .args(["--listen", "127.0.0.1:0", "--data-dir"])
+        .args([
+            "--listen",
+            "127.0.0.1:0",
+            "--notification-networks",
+            "127.0.0.0/8",
+            "--data-dir",
+        ])
         .arg(folder.path());
     if let Some(url) = url {
         command.args(["--database-url", url]);

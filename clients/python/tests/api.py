@@ -14,6 +14,8 @@ from watchpost.v1 import (
     events_pb2_grpc,
     monitor_pb2,
     monitor_pb2_grpc,
+    notifications_pb2,
+    notifications_pb2_grpc,
 )
 
 SECONDS = 60
@@ -29,6 +31,8 @@ class Api:
         self.alerts = alerts_pb2_grpc.AlertServiceStub(channel)
         self.events = events_pb2_grpc.EventServiceStub(channel)
         self.monitor = monitor_pb2_grpc.MonitorServiceStub(channel)
+        self.channels = notifications_pb2_grpc.NotificationChannelServiceStub(channel)
+        self.deliveries = notifications_pb2_grpc.DeliveryServiceStub(channel)
 
     def create_camera(self, camera_id: str) -> cameras_pb2.Camera:
         """Registers a camera."""
@@ -39,6 +43,12 @@ class Api:
         """Creates a rule that raises an alert for every event that matches."""
         rule = alerts_pb2.AlertRule(**{"name": "rule", "cooldown_seconds": 0, **fields})
         return self.rules.CreateAlertRule(alerts_pb2.CreateAlertRuleRequest(alert_rule=rule))
+
+    def create_channel(self, name: str, **kind: object) -> notifications_pb2.NotificationChannel:
+        """Creates a notification channel."""
+        channel = notifications_pb2.NotificationChannel(name=name, **kind)
+        request = notifications_pb2.CreateNotificationChannelRequest(notification_channel=channel)
+        return self.channels.CreateNotificationChannel(request)
 
     def list_events(self) -> list[events_pb2.Event]:
         """The newest events."""

@@ -23,7 +23,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
     binary = os.environ.get("WATCHPOST_TEST_SERVER_BIN")
     if not binary:
         pytest.fail("WATCHPOST_TEST_SERVER_BIN must name the server's binary")
-    server = Server(Path(binary).resolve(), tmp_path / "data")
+    # The receivers of the tests are on loopback, where nothing is sent by default.
+    networks = ("--notification-networks", "127.0.0.0/8", "--notification-retry", "50ms")
+    server = Server(Path(binary).resolve(), tmp_path / "data", *networks)
     server.start()
     yield server
     server.kill()

@@ -35,7 +35,7 @@ on_both! {
         let before = rows(&server).await;
         let any = || always("new");
         let many = |count: usize| vec!["x".to_string(); count];
-        for (rule, path) in [
+        for (rule, path) in vec![
             (always(""), "name"),
             (always(" \u{2003}\n"), "name"),
             (always("a\0"), "name"),
