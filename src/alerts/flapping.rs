@@ -144,7 +144,7 @@ pub async fn decide(
 }
 
 /// Repeats within cooldowns, counted on the alerts that stand for them: on others where these are held back.
-pub fn handed_over(
+pub(crate) fn handed_over(
     repeats: BTreeMap<Uuid, i64>,
     decisions: &HashMap<Uuid, Decision>,
 ) -> BTreeMap<Uuid, i64> {
