@@ -157,7 +157,9 @@ on_both! {
         assert_eq!(kinds, ".c.cc");
         assert!(held.iter().all(|(_, alert)| alert == standing), "{held:?} {standing}");
         let get = pb::GetAlertRequest { id: standing.clone() };
-        assert!(says_so(&server.alerts().get_alert(get).await.unwrap().into_inner()));
+        let standing_alert = server.alerts().get_alert(get).await.unwrap().into_inner();
+        // Repeats of its own key, and of those that it stands for.
+        assert!(says_so(&standing_alert) && standing_alert.suppressed_count == 4, "{standing_alert:?}");
         later(&server, 600).await;
         assert_eq!(one(&server, "d").await, ('.', standing.clone()));
         server.stop().await;
