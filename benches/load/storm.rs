@@ -29,7 +29,7 @@ const GAPS: &str = "SELECT coalesce(min(gap), 0)::bigint AS least, coalesce(max(
     AS gap FROM alerts) AS gaps";
 
 /// What the cooldown has counted since the newest alert.
-const NEWEST: &str = "SELECT alerts.id::text AS id, suppressed_count AS n FROM alerts \
+const NEWEST: &str = "SELECT alerts.id::text AS id, alerts.suppressed_count AS n FROM alerts \
     JOIN alert_cooldowns ON alert_id = alerts.id ORDER BY created_at DESC LIMIT 1";
 
 /// What the servers answered.

@@ -139,7 +139,7 @@ impl NotificationChannelService for NotificationChannels {
                 let resource = "notification channel";
                 return Err(Error::StaleVersion { resource });
             }
-            let secrets = self.open(&before)?;
+            let secrets = self.open(&before);
             let old = before.clone();
             // What the channel will be is checked as a whole, as a new one is.
             let channel = pb::NotificationChannel::from(before).with(changes, &mask)?;
@@ -192,7 +192,7 @@ impl NotificationChannelService for NotificationChannels {
             if before.kind != ChannelKind::Webhook {
                 return Err(wrong_kind(before.kind));
             }
-            let mut secrets = self.open(&before)?;
+            let mut secrets = self.open(&before);
             let now = entity::now().timestamp();
             let end = now + overlap;
             for old in &mut secrets.signing {
@@ -259,10 +259,14 @@ impl NotificationChannels {
         row::found(channel, "notification channel", id)
     }
 
-    fn open(&self, channel: &notification_channel::Model) -> Result<super::secrets::Secrets> {
+    /// What is secret of a channel. Without the key it was encrypted with there is nothing, and new secrets are required.
+    fn open(&self, channel: &notification_channel::Model) -> super::secrets::Secrets {
         let keyring = self.senders.keyring();
         let secrets = keyring.open(channel.id, channel.secrets.as_deref());
-        secrets.map_err(Error::internal)
+        secrets.unwrap_or_else(|problem| {
+            tracing::warn!(channel = %channel.name, problem, "the secrets of a notification channel are lost");
+            super::secrets::Secrets::default()
+        })
     }
 
     /// Writes what has changed of a channel that is locked.

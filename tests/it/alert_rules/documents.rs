@@ -100,6 +100,10 @@ fn full() -> pb::AlertRule {
         channels: strings(&["mail"]),
         flap_threshold: Some(5),
         flap_window_seconds: Some(60),
+        escalation: vec![pb::EscalationStep {
+            after_seconds: 300,
+            channels: strings(&["mail"]),
+        }],
         ..Default::default()
     }
 }
@@ -108,6 +112,7 @@ async fn ready(backend: Backend) -> TestServer {
     let server = TestServer::start(backend).await;
     server.camera("door").await;
     server.zone(middle("door", "z")).await;
+    server.streams(["mail"]).await;
     server
 }
 
@@ -154,7 +159,15 @@ on_both! {
         "mail"
       ],
       "flap_threshold": 5,
-      "flap_window_seconds": 60
+      "flap_window_seconds": 60,
+      "escalation": [
+        {{
+          "after_seconds": 300,
+          "channels": [
+            "mail"
+          ]
+        }}
+      ]
     }},
     {{
       "id": "{}",

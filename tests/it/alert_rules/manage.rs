@@ -224,6 +224,7 @@ on_both! {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
         server.zone(middle("door", "z")).await;
+        server.streams(["mail"]).await;
         let original = pb::AlertRule {
             description: Some("d".into()),
             severity: Severity::High.into(),

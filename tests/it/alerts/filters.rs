@@ -67,6 +67,7 @@ on_both! {
     async fn alerts_are_found_by_what_they_hold(backend) {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
+        server.streams(["mail", "sms", "mail, sms"]).await;
         let event_id = server.ingest("door", vec![]).await.event.unwrap().id;
         let of = |key: &str, metadata: serde_json::Value, channels: &[&str]| pb::CreateAlertRequest {
             metadata: object(&metadata),

@@ -41,6 +41,7 @@ async fn event(server: &TestServer) -> i64 {
 on_both! {
     async fn an_alert_is_raised_by_hand_and_announced(backend) {
         let server = ready(backend).await;
+        server.streams(["mail", "sms"]).await;
         let event_id = event(&server).await;
         let mut watch = server.watch(topics(&[Topic::Alerts])).await;
         let metadata = object(&json!({"note": "seen by the guard", "photo": {"of": ["gate", 3]}}));
@@ -131,6 +132,7 @@ on_both! {
 
     async fn an_alert_in_the_name_of_a_rule_shares_its_keys_and_defaults(backend) {
         let server = ready(backend).await;
+        server.streams(["mail", "sms"]).await;
         let rule = pb::AlertRule {
             object_types: strings(&["dog"]),
             severity: Severity::High.into(),

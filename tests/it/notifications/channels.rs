@@ -285,6 +285,34 @@ on_both! {
         server.stop().await;
     }
 
+    async fn a_channel_whose_key_is_lost_holds_its_deliveries_until_it_has_new_secrets(backend) {
+        let (server, receiver, channel) = with_ops(backend).await;
+        let database = server.stop().await;
+        let folder = tempfile::tempdir().unwrap();
+        let server = TestServer::start_with(database, |settings| {
+            settings.notification_networks = vec!["127.0.0.0/8".parse().unwrap()];
+            settings.secret_key_file = Some(folder.path().join("new.key"));
+        })
+        .await;
+        let alert = raise(&server).await;
+        let request = pb::SendTestNotificationRequest { id: channel.id.clone() };
+        let tested = server.channels().send_test_notification(request).await.unwrap().into_inner();
+        assert!(!tested.delivered && tested.error.contains("new.key"), "{tested:?}");
+        let held = of_alert(&server, &alert.id).await.remove(0);
+        assert_eq!((held.status(), held.attempts), (DeliveryStatus::Queued, 0));
+        assert!(receiver.received().is_empty());
+        let change = |secrets: &[&str]| pb::NotificationChannel {
+            id: channel.id.clone(),
+            description: Some("new".into()),
+            kind: Some(Kind::Webhook(pb::WebhookChannel { signing_secrets: strings(secrets), ..Default::default() })),
+            ..Default::default()
+        };
+        refused(update(&server, change(&[]), &[]).await, "notification_channel.webhook.signing_secrets");
+        update(&server, change(&[SECRET]), &[]).await.unwrap();
+        receiver.wait_for(1).await;
+        server.stop().await;
+    }
+
     async fn channels_are_listed_by_page_and_filter(backend) {
         let server = ready(backend).await;
         server.streams(["a", "b", "c%"]).await;
