@@ -16,17 +16,20 @@ START_SECONDS = 60
 class Server:
     """A server process on one data folder, which can be ended and started again."""
 
-    def __init__(self, binary: Path, data: Path, *more: str) -> None:
+    def __init__(self, binary: Path, data: Path, *more: str, environment: dict[str, str] | None = None) -> None:
         self.binary = binary
         self.data = data
         self.more = more
+        self.environment = environment
         self.address = ""
 
     def start(self, listen: str = "127.0.0.1:0") -> None:
         """Starts the process, and returns once it says that it serves."""
         database = f"sqlite://{self.data / 'watchpost.db'}"
         options = ["--listen", listen, "--data-dir", self.data, "--database-url", database, *self.more]
-        self.process = subprocess.Popen([self.binary, "serve", *options], stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [self.binary, "serve", *options], stderr=subprocess.PIPE, text=True, env=self.environment
+        )
         self.log: list[str] = []
         self.told = threading.Event()
         self.reader = threading.Thread(target=self.read_log, daemon=True)

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import queue
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from email import message_from_bytes
 from email.header import decode_header, make_header
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import grpc
 import pytest
+import trustme
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from standardwebhooks import Webhook, WebhookVerificationError
 from watchpost.v1 import alerts_pb2, events_pb2, notifications_pb2
 
 from tests.api import Api
+from tests.server import Server
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of 24 bytes ...").decode()
 OTHER = "whsec_" + base64.b64encode(bytes(range(32))).decode()
@@ -38,7 +43,7 @@ def free_port() -> int:
 class Receiver:
     """An HTTP server that keeps what is posted to it, and answers with the next of its statuses, else with 204."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.posts: queue.Queue[tuple[dict[str, str], bytes]] = queue.Queue()
         self.statuses: queue.Queue[int] = queue.Queue()
         receiver = self
@@ -58,6 +63,8 @@ class Receiver:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if tls:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
         self.thread.start()
 
@@ -83,7 +90,7 @@ def receiver() -> Iterator[Receiver]:
 class Mailbox:
     """A mail server that keeps what it takes, and turns some away for now."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.mails: queue.Queue[tuple[Envelope, Message]] = queue.Queue()
         self.refusals: queue.Queue[str] = queue.Queue()
         self.logins: list[tuple[str, str]] = []
@@ -100,6 +107,8 @@ class Mailbox:
             port=free_port(),
             authenticator=authenticate,
             auth_require_tls=False,
+            tls_context=tls,
+            require_starttls=tls is not None,
         )
 
     async def handle_DATA(self, _: SMTP, __: Session, envelope: Envelope) -> str:  # noqa: N802  (the name of a hook)
@@ -219,3 +228,57 @@ def test_a_mail_server_takes_a_mail(channel: grpc.Channel, mailbox: Mailbox) -> 
     assert tested.delivered
     _, mail = mailbox.mails.get(timeout=SECONDS)
     assert "test" in mail["subject"]
+
+
+def test_certificates_are_verified(tmp_path: Path) -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    trusted = tmp_path / "authority.pem"
+    authority.cert_pem.write_to_path(str(trusted))
+
+    def context(of: trustme.CA, *names: str) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        of.issue_cert(*names).configure_cert(context)
+        return context
+
+    binary = Path(os.environ["WATCHPOST_TEST_SERVER_BIN"]).resolve()
+    environment = {"SSL_CERT_FILE": str(trusted)}
+    networks = ("--notification-networks", "127.0.0.0/8", "--notification-retry", "50ms")
+    server = Server(binary, tmp_path / "data", *networks, environment=environment)
+    server.start()
+    good = Receiver(context(authority, "localhost"))
+    unknown = Receiver(context(stranger, "localhost"))
+    misnamed = Receiver(context(authority, "example.com"))
+    mailbox = Mailbox(context(authority, "localhost"))
+    mailbox.controller.start()
+    with grpc.insecure_channel(server.address) as channel:
+        api = Api(channel)
+        api.create_camera("front_door")
+
+        def try_(name: str, **kind: object) -> notifications_pb2.SendTestNotificationResponse:
+            created = api.create_channel(name, **kind)
+            return api.channels.SendTestNotification(notifications_pb2.SendTestNotificationRequest(id=created.id))
+
+        def webhook(receiver: Receiver) -> notifications_pb2.WebhookChannel:
+            url = f"https://localhost:{receiver.server.server_port}/hook"
+            return notifications_pb2.WebhookChannel(url=url, signing_secrets=[SECRET])
+
+        tested = try_("good", webhook=webhook(good))
+        assert tested.delivered, tested.error
+        headers, body = good.posts.get(timeout=SECONDS)
+        Webhook(SECRET).verify(body, headers)
+        for name, receiver in (("unknown", unknown), ("misnamed", misnamed)):
+            tested = try_(name, webhook=webhook(receiver))
+            assert not tested.delivered
+            assert "certificate" in tested.error
+            assert receiver.posts.empty()
+
+        email = notifications_pb2.EmailChannel(
+            host="localhost", port=mailbox.controller.port, to=["ops@example.com"], **{"from": "watchpost@example.com"}
+        )
+        tested = try_("mail", email=email)
+        assert tested.delivered, tested.error
+        assert mailbox.mails.get(timeout=SECONDS)
+    server.kill()
+    mailbox.controller.stop()
+    for receiver in (good, unknown, misnamed):
+        receiver.close()
