@@ -6,7 +6,10 @@ use std::{
     fmt,
 };
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, Statement, Value};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter,
+    QueryOrder, QuerySelect, Statement, Value, sea_query::LockType,
+};
 use uuid::Uuid;
 
 use crate::{
@@ -163,6 +166,7 @@ pub(crate) fn handed_over(
 async fn lock(tx: &DatabaseTransaction, windows: &mut BTreeMap<Uuid, Window>) -> Result<()> {
     let rule_ids: Vec<_> = windows.keys().copied().collect();
     for rule_ids in rule_ids.chunks(ROWS) {
+        lock_rules(tx, rule_ids).await?;
         let rows: Vec<_> = (1..=rule_ids.len())
             .map(|number| format!("(${number})"))
             .collect();
@@ -185,6 +189,22 @@ async fn lock(tx: &DatabaseTransaction, windows: &mut BTreeMap<Uuid, Window>) ->
                 alert_id: row.try_get("", "alert_id")?,
             };
         }
+    }
+    Ok(())
+}
+
+/// Holds the rules where they are. Else whoever deletes one, and has its row, would wait for the row of its window,
+/// while who has that waits for the rule that its alerts refer to.
+async fn lock_rules(tx: &DatabaseTransaction, rule_ids: &[Uuid]) -> Result<()> {
+    let rules = alert_rule::Entity::find()
+        .select_only()
+        .column(alert_rule::Column::Id)
+        .filter(alert_rule::Column::Id.is_in(rule_ids.iter().copied()))
+        .order_by_asc(alert_rule::Column::Id)
+        .lock(LockType::KeyShare);
+    // SQLite has one writer.
+    if tx.get_database_backend() == DbBackend::Postgres {
+        rules.into_tuple::<Uuid>().all(tx).await?;
     }
     Ok(())
 }

@@ -165,6 +165,25 @@ on_both! {
         server.stop().await;
     }
 
+    async fn rules_can_be_deleted_while_they_flap(backend) {
+        let server = TestServer::start(backend).await;
+        server.camera("door").await;
+        for round in 0..10 {
+            let rule = server.rule(flaps(2, 3_600)).await;
+            let ingests = (0..16).map(|_| {
+                let mut events = EventServiceClient::new(server.channel.clone());
+                tokio::spawn(async move { events.ingest_event(ingest("door", vec![])).await })
+            });
+            let ingests: Vec<_> = ingests.collect();
+            let request = pb::DeleteAlertRuleRequest { id: rule.id, ..Default::default() };
+            server.rules().delete_alert_rule(request).await.unwrap_or_else(|error| panic!("{round}: {error}"));
+            for ingest in ingests {
+                ingest.await.unwrap().unwrap_or_else(|error| panic!("{round}: {error}"));
+            }
+        }
+        server.stop().await;
+    }
+
     async fn many_clients_at_once_raise_exactly_so_many(backend) {
         let (server, _) = ready(backend, flaps(5, 86_400)).await;
         let rule = pb::AlertRule {

@@ -1,11 +1,12 @@
 //! The ledger: listed, and queued anew.
 
-use watchpost::pb::{self, DeliveryStatus};
+use watchpost::pb::{self, DeliveryStatus, event_service_client::EventServiceClient};
 
-use super::{becomes, list, raise, until, webhook, with_ops};
+use super::{becomes, list, raise, telling, until, webhook, with_ops};
 use crate::support::{
+    self, TestServer,
     calls::{not_found, walk},
-    database::on_both,
+    database::{Backend, TestDatabase, on_both},
     receiver::{Answer, Receiver},
 };
 
@@ -87,4 +88,56 @@ on_both! {
         assert!(other.received().is_empty());
         server.stop().await;
     }
+}
+
+#[tokio::test]
+async fn two_processes_share_the_work_and_deliver_everything_once() {
+    let settings = |settings: &mut watchpost::config::Settings| {
+        settings.notification_networks = vec!["127.0.0.0/8".parse().unwrap()];
+    };
+    let database = TestDatabase::migrated(Backend::Postgres).await;
+    let one = TestServer::start_with(database, settings).await;
+    let two = support::start(one.database.url(), settings).await;
+    one.camera("door").await;
+    let receiver = Receiver::start().await;
+    one.notification_channel(webhook("ops", receiver.url()))
+        .await;
+    one.rule(telling(&["ops"])).await;
+    let channels = [
+        one.channel.clone(),
+        support::connect(&format!("http://{}", two.address)).await,
+    ];
+    // The other one has to learn of the rule first.
+    let mut other = EventServiceClient::new(channels[1].clone());
+    let mut raised = 0;
+    while raised == 0 {
+        let answer = other.ingest_event(support::ingest("door", vec![])).await;
+        raised += answer.unwrap().into_inner().alerts.len();
+    }
+    let ingests = (0..200).map(|number| {
+        let mut events = EventServiceClient::new(channels[number % 2].clone());
+        tokio::spawn(async move {
+            let request = support::ingest("door", vec![]);
+            events.ingest_event(request).await.unwrap();
+        })
+    });
+    for ingest in ingests.collect::<Vec<_>>() {
+        ingest.await.unwrap();
+    }
+    raised += 200;
+    receiver.wait_for(raised).await;
+    let is_done = |one: &pb::Delivery| one.status() == DeliveryStatus::Delivered;
+    while !list(&one, pb::DeliveryFilter::default())
+        .await
+        .iter()
+        .all(is_done)
+    {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let ids = receiver.ids();
+    assert_eq!(ids.len(), raised);
+    assert!(ids.values().all(|times| *times == 1), "{ids:?}");
+    drop((other, channels));
+    one.stop().await;
+    two.stop().await;
 }
