@@ -237,23 +237,30 @@ mod tests {
             deleted_at: None,
             snooze_until: None,
         };
-        let alert = alert::ActiveModel {
-            event_id: sea_orm::Set(7),
-            rule_id: sea_orm::Set(None),
-            severity: sea_orm::Set(AlertSeverity::High),
-            status: sea_orm::Set(AlertStatus::Pending),
-            delivered_at: sea_orm::Set(None),
-            channels: sea_orm::Set(None),
-            dedup_key: sea_orm::Set("k".into()),
-            metadata: sea_orm::Set(Some(json!({
+        let alert = alert::Model {
+            id: Uuid::now_v7(),
+            event_id: 7,
+            rule_id: None,
+            severity: AlertSeverity::High,
+            status: AlertStatus::Pending,
+            created_at: now,
+            updated_at: now,
+            delivered_at: None,
+            channels: None,
+            dedup_key: "k".into(),
+            metadata: Some(json!({
                 "rule_name": "Front\r\nBcc: x",
                 "matched_conditions": vec!["x".repeat(64); conditions],
-            }))),
-            version_id: sea_orm::Set(1),
-            camera_id: sea_orm::Set(Some("door".into())),
-            ..Default::default()
+            })),
+            version_id: 1,
+            camera_id: Some("door".into()),
+            suppressed_count: 0,
+            last_suppressed_at: None,
+            acknowledged_at: None,
+            acknowledged_by: None,
+            dismissed_at: None,
+            dismissed_by: None,
         };
-        let alert = sea_orm::TryIntoModel::try_into_model(alert).unwrap();
         let delivery = delivery::Model {
             id: Uuid::now_v7(),
             alert_id: alert.id,
