@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use sea_orm::{
     ActiveModelTrait,
     ActiveValue::Set,
@@ -233,7 +233,7 @@ async fn failed(
         .set(ActiveModel {
             status: Set(status),
             failures: Set(failures),
-            next_attempt_at: Set(delay.map(|delay| now + delay)),
+            next_attempt_at: Set(delay.map(|delay| later(now, delay))),
             lease_id: Set(None),
             last_error: Set(Some(error.to_string())),
             last_status_code: Set(outcome.status_code),
@@ -266,7 +266,7 @@ async fn slow_down(
         };
         if let Attempted::Throttled(_, after) = &outcome.result {
             let delay = after.or_else(|| backoff.after(delivery.failures + 1, jitter()));
-            let end = now + delay.unwrap_or(backoff.first);
+            let end = later(now, delay.unwrap_or(backoff.first));
             let latest = until.entry(channel_id).or_insert(end);
             *latest = Ord::max(end, *latest);
         }
@@ -304,6 +304,11 @@ async fn slow_down(
         }
     }
     Ok(())
+}
+
+/// A time as databases keep it.
+fn later(now: DateTime<Utc>, delay: Duration) -> DateTime<Utc> {
+    (now + delay).trunc_subsecs(6)
 }
 
 /// In [0, 1).

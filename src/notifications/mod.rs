@@ -2,6 +2,7 @@
 
 mod attempt;
 mod check;
+mod convert;
 mod counts;
 mod deliverer;
 mod deliveries;
