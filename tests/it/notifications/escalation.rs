@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use watchpost::pb::{self, DeliveryStatus};
 
 use super::{acknowledge, of_alert, raise, ready, telling, webhook};
 use crate::support::{
-    TestServer,
+    PATIENCE, TestServer,
     calls::{execute, strings},
     database::{Backend, on_both},
     receiver::{Answer, Receiver},
@@ -49,6 +49,21 @@ async fn statuses(server: &TestServer, alert_id: &str) -> Vec<(i32, String, Deli
         .collect()
 }
 
+/// Waits until the deliveries of an alert are as they should be.
+async fn settle(server: &TestServer, alert_id: &str, expected: &[(i32, String, DeliveryStatus)]) {
+    let waiting = async {
+        while statuses(server, alert_id).await != expected {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let settled = timeout(PATIENCE, waiting).await.is_ok();
+    assert!(
+        settled,
+        "they stay so: {:?}",
+        statuses(server, alert_id).await
+    );
+}
+
 on_both! {
     async fn an_alert_that_nobody_takes_care_of_is_told_to_others(backend) {
         use DeliveryStatus::{Delivered, Queued};
@@ -66,9 +81,7 @@ on_both! {
             (2, "first".to_string(), Queued),
             (2, "second".to_string(), Queued),
         ];
-        while statuses(&server, &alert.id).await != expected {
-            sleep(Duration::from_millis(5)).await;
-        }
+        settle(&server, &alert.id, &expected).await;
         server.stop().await;
     }
 
@@ -84,9 +97,7 @@ on_both! {
             (2, "first".to_string(), Cancelled),
             (2, "second".to_string(), Cancelled),
         ];
-        while statuses(&server, &alert.id).await != expected {
-            sleep(Duration::from_millis(5)).await;
-        }
+        settle(&server, &alert.id, &expected).await;
         sleep(Duration::from_millis(1_500)).await;
         assert!(second.received().is_empty());
         server.stop().await;
