@@ -24,7 +24,15 @@ pub(super) fn agent(fake: &FakeNvml, server: &str, more: &[&str]) -> Process {
     let library = fake.library();
     let library = library.to_str().unwrap();
     let args = ["agent", "--server", server, "--host", "shed"];
-    let gpus = ["--nvml-library", library, "--gpu-interval", "100ms"];
+    // Every sample asks everything, however slow the machine is: calls are counted.
+    let gpus = [
+        "--nvml-library",
+        library,
+        "--gpu-interval",
+        "100ms",
+        "--gpu-budget",
+        "1s",
+    ];
     Process::spawn(&[&args[..], &gpus, more].concat())
 }
 
