@@ -21,6 +21,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const LONGEST_FIELD: usize = 200;
 const LONGEST_PROBLEM: usize = 300;
 
+/// How many of those that need a resource are told.
+const USERS_TOLD: usize = 20;
+
 /// The result of everything that can fail with an [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -97,12 +100,23 @@ impl Error {
         }
     }
 
-    /// A resource that others need: told for people, and by their ids, parted by commas.
-    pub fn in_use(resource: &'static str, users: String, ids: String) -> Self {
+    /// A resource that others need, by their names and ids. There is at least one.
+    pub fn in_use<'a>(
+        resource: &'static str,
+        by: &str,
+        others: impl ExactSizeIterator<Item = (&'a str, String)>,
+    ) -> Self {
+        let more = others.len().saturating_sub(1);
+        let (names, ids): (Vec<_>, Vec<_>) = others.take(USERS_TOLD).unzip();
+        let first = names.first().copied().unwrap_or_default();
+        let mut users = format!("the {by} `{first}`");
+        if more > 0 {
+            users = format!("{users} and {more} more");
+        }
         Self::InUse {
             resource,
             users: shortened(users, LONGEST_PROBLEM),
-            ids,
+            ids: ids.join(","),
         }
     }
 

@@ -11,7 +11,10 @@ use watchpost::{
     rpc::time,
 };
 
-use crate::{latencies, resident_mib, server::Server};
+use crate::{
+    latencies,
+    server::{Server, resident_mib},
+};
 
 const GPUS: i64 = 8;
 const DAY: i64 = 86_400;

@@ -161,11 +161,7 @@ pub async fn latency(url: Option<String>) {
         times.push(came.duration_since(raised).unwrap_or_default());
         sleep(Duration::from_millis(5)).await;
     }
-    times.sort();
-    let ms = |at: usize| crate::millis(times[at]);
-    let values =
-        json!({ "p50_ms": ms(TIMED / 2), "p99_ms": ms(TIMED * 99 / 100), "max_ms": ms(TIMED - 1) });
-    server.report("delivery_latency", "p99 <= 50 ms", &values);
+    server.report("delivery_latency", "p99 <= 50 ms", &crate::latencies(times));
 }
 
 /// Deliveries a second to one receiver, once its channel is enabled.

@@ -28,7 +28,13 @@ use watchpost::{
     zones::ZoneSet,
 };
 
-use crate::{Options, closed_loop, cluster::Cluster, guarantees, per_second, server::Server};
+use crate::{
+    Options,
+    cluster::Cluster,
+    guarantees, per_second,
+    server::Server,
+    unary::{INGESTS_IN_FLIGHT, closed_loop},
+};
 
 const RULES: usize = 1_000;
 const FEW: usize = 10;
@@ -214,8 +220,7 @@ pub async fn ingest(cluster: Option<&Cluster>, options: &Options) {
             let response = events.ingest_event(request).await.unwrap().into_inner();
             assert_eq!(response.alerts.len(), 1);
         };
-        let in_flight = crate::INGESTS_IN_FLIGHT;
-        let mut values = closed_loop(&server, in_flight, options.seconds, call).await;
+        let mut values = closed_loop(&server, INGESTS_IN_FLIGHT, options.seconds, call).await;
         values["rules"] = rules.into();
         let rate = values["per_second"].as_f64().unwrap();
         rates.insert(rules, rate);

@@ -112,7 +112,7 @@ async fn create_alert_suppressions(manager: &SchemaManager<'_>) -> Result<(), Db
         .col(timestamp_now(manager, "created_at"))
         .check(check(
             "ck_alert_suppressions_reason",
-            "reason IN ('silenced', 'snoozed', 'flapping')",
+            "reason IN ('silenced', 'snoozed', 'flapping', 'cooldown')",
         ))
         .foreign_key(&mut references(on, "event_id", "events", Cascade))
         .foreign_key(&mut references(on, "rule_id", "alert_rules", SetNull))

@@ -1,12 +1,14 @@
 //! The channels that a rule names: at once, and in its escalation.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
-use sea_orm::ConnectionTrait;
+use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
-use super::deliveries;
 use crate::{
-    entity::alert_rule::{Escalation, EscalationStep},
+    entity::{
+        alert_rule::{Escalation, EscalationStep},
+        notification_channel,
+    },
     error::{Error, Result},
     pb,
     rpc::check,
@@ -101,10 +103,33 @@ pub(super) async fn refuse_unknown_names(
     if named.is_empty() {
         return Ok(());
     }
-    let known = named.iter().map(|(_, name)| name.as_str());
-    let known = deliveries::known(db, known).await?;
+    let known = known(db, named.iter().map(|(_, name)| name.as_str())).await?;
     match named.into_iter().find(|(_, name)| !known.contains(name)) {
-        Some((field, _)) => Err(deliveries::unknown(field)),
+        Some((field, _)) => Err(Error::BrokenReference {
+            field,
+            problem: "names a notification channel that does not exist".into(),
+        }),
         None => Ok(()),
     }
+}
+
+/// Those of the names that channels have. Nobody deletes these before the transaction ends.
+async fn known(
+    db: &impl ConnectionTrait,
+    names: impl Iterator<Item = &str>,
+) -> Result<HashSet<String>> {
+    use notification_channel::Column::Name;
+
+    let names: BTreeSet<_> = names.collect();
+    let known: Vec<String> = notification_channel::Entity::find()
+        .select_only()
+        .column(Name)
+        .filter(Name.is_in(names))
+        // Always in the same order, or two transactions could wait for each other.
+        .order_by_asc(Name)
+        .lock_shared()
+        .into_tuple()
+        .all(db)
+        .await?;
+    Ok(known.into_iter().collect())
 }

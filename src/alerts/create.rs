@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::{
     change::announcement,
+    channels,
     cooldown::{self, Claim},
     deliveries,
     transition::{self, Cause},
@@ -104,8 +105,9 @@ impl Wanted {
         };
         let now = entity::now();
         let alert = self.row(event.camera_id, rule.as_ref(), now);
-        let named = self.channels.as_ref().map(|names| &names.0[..]);
-        deliveries::refuse_unknown(tx, "channels", named.unwrap_or_default()).await?;
+        let named = self.channels.iter().flat_map(|names| &names.0).enumerate();
+        let named = named.map(|(at, name)| (format!("channels[{at}]"), name.clone()));
+        channels::refuse_unknown_names(tx, named.collect()).await?;
         let escalation = rule.as_ref().and_then(|rule| rule.escalation.clone());
         let escalation = escalation.unwrap_or_default().0;
         let cooldown = rule.map_or(DEFAULT_COOLDOWN_SECONDS, |rule| rule.cooldown_seconds);

@@ -2,27 +2,26 @@
 //! that somebody takes care of them in.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, QueryFilter,
-    QueryOrder, QuerySelect,
+    ActiveValue::Set, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect,
+    sea_query::SimpleExpr,
 };
 use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::{
     entity::{
-        Severity, alert,
-        alert::AlertSeverity,
+        alert,
         alert_rule::EscalationStep,
         delivery::{self, DeliveryStatus},
         notification_channel::{self, ChannelKind},
     },
-    error::{Error, Result},
+    error::Result,
 };
 
 /// Tells whoever delivers that something is due. Clones are the same one.
@@ -119,12 +118,7 @@ fn queued(
         channel_id: Some(channel_id),
         channel_name: channel_name.to_string(),
         escalation_step,
-        severity: match alert.severity {
-            AlertSeverity::Low => Severity::Low,
-            AlertSeverity::Medium => Severity::Medium,
-            AlertSeverity::High => Severity::High,
-            AlertSeverity::Critical => Severity::Critical,
-        },
+        severity: alert.severity.into(),
         status: DeliveryStatus::Queued,
         attempts: 0,
         failures: 0,
@@ -139,57 +133,22 @@ fn queued(
     }
 }
 
-/// Refuses names of channels in `field` that do not exist.
-pub async fn refuse_unknown(tx: &DatabaseTransaction, field: &str, names: &[String]) -> Result<()> {
-    if names.is_empty() {
-        return Ok(());
-    }
-    let known = known(tx, names.iter().map(String::as_str)).await?;
-    match names.iter().position(|name| !known.contains(name)) {
-        Some(at) => Err(unknown(format!("{field}[{at}]"))),
-        None => Ok(()),
-    }
-}
-
-/// Those of the names that channels have. Nobody deletes these before the transaction ends.
-pub(super) async fn known(
-    db: &impl ConnectionTrait,
-    names: impl Iterator<Item = &str>,
-) -> Result<HashSet<String>> {
-    use notification_channel::Column::Name;
-
-    let names: BTreeSet<_> = names.collect();
-    let known: Vec<String> = notification_channel::Entity::find()
-        .select_only()
-        .column(Name)
-        .filter(Name.is_in(names))
-        // Always in the same order, or two transactions could wait for each other.
-        .order_by_asc(Name)
-        .lock_shared()
-        .into_tuple()
-        .all(db)
-        .await?;
-    Ok(known.into_iter().collect())
-}
-
-pub(super) fn unknown(field: String) -> Error {
-    Error::BrokenReference {
-        field,
-        problem: "names a notification channel that does not exist".into(),
-    }
-}
-
 /// Cancels what is queued for alerts that somebody takes care of. The alerts are locked.
 pub async fn cancel(
     tx: &DatabaseTransaction,
     alert_ids: &[Uuid],
     now: DateTime<Utc>,
 ) -> Result<()> {
-    use delivery::Column::{AlertId, Status};
+    let of_alerts = delivery::Column::AlertId.is_in(alert_ids.iter().copied());
+    cancel_queued(tx, of_alerts, now).await
+}
 
-    if alert_ids.is_empty() {
-        return Ok(());
-    }
+/// Cancels what is queued of these deliveries.
+pub async fn cancel_queued(
+    tx: &DatabaseTransaction,
+    deliveries: SimpleExpr,
+    now: DateTime<Utc>,
+) -> Result<()> {
     delivery::Entity::update_many()
         .set(delivery::ActiveModel {
             status: Set(DeliveryStatus::Cancelled),
@@ -198,8 +157,8 @@ pub async fn cancel(
             updated_at: Set(now),
             ..Default::default()
         })
-        .filter(AlertId.is_in(alert_ids.iter().copied()))
-        .filter(Status.eq(DeliveryStatus::Queued))
+        .filter(deliveries)
+        .filter(delivery::Column::Status.eq(DeliveryStatus::Queued))
         .exec(tx)
         .await?;
     Ok(())

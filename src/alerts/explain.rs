@@ -8,7 +8,6 @@ use uuid::Uuid;
 
 use super::{
     engine::{self, Facts, Seen, Verdict},
-    outcomes,
     past::PastEvent,
     rule_service::AlertRules,
     rules::Rule,
@@ -17,7 +16,7 @@ use crate::{
     entity::{
         alert,
         alert_rule::{self, Column, Entity},
-        event_ingest,
+        alert_suppression,
     },
     error::Result,
     pb::{self, RuleStop},
@@ -52,25 +51,22 @@ impl AlertRules {
         let columns = (Column::CreatedAt, Column::Id);
         let rows = page.oldest_first::<_, _, Uuid>(db, select, columns).await?;
         let alerts = self.alerts_of(event_id).await?;
-        let recorded = self.recorded(event_id).await?;
-        let outcomes_kept = recorded.is_some();
-        let mut recorded = recorded.unwrap_or_default();
+        let mut suppressions = self.suppressions_of(event_id).await?;
 
         let facts = event.facts(self.rules.zones().current());
         let key = |row: &alert_rule::Model| (row.created_at.timestamp_micros(), row.id);
         let (explanations, next_page_token) = page.cut(rows, key, |row| {
             let alert_id = alerts.get(&row.id).map(ToString::to_string);
-            let recorded = recorded.remove(&row.id.to_string());
+            let suppression = suppressions.remove(&row.id);
             pb::RuleExplanation {
                 alert_id,
-                recorded,
+                suppression,
                 ..explanation(&row, &event, &facts)
             }
         });
         Ok(pb::ExplainEventResponse {
             explanations,
             next_page_token,
-            outcomes_kept,
         })
     }
 
@@ -90,14 +86,14 @@ impl AlertRules {
         Ok(alerts.into_iter().collect())
     }
 
-    /// What the ingest of an event told of each rule that matched, if it is kept.
-    async fn recorded(&self, event_id: i64) -> Result<Option<HashMap<String, pb::RuleOutcome>>> {
-        let ingest = event_ingest::Entity::find_by_id(event_id);
-        let ingest = ingest.one(self.db.reader()).await?;
-        let kept = ingest.and_then(|ingest| ingest.outcomes);
-        let outcomes = kept.map(|kept| outcomes::decode(&kept, &self.rules.current()));
-        let by_rule = |outcome: pb::RuleOutcome| (outcome.rule_id.clone(), outcome);
-        Ok(outcomes.map(|outcomes| outcomes.into_iter().map(by_rule).collect()))
+    /// What held back each rule that wanted to raise an alert for an event.
+    async fn suppressions_of(&self, event_id: i64) -> Result<HashMap<Uuid, pb::AlertSuppression>> {
+        let rows = alert_suppression::Entity::find()
+            .filter(alert_suppression::Column::EventId.eq(event_id))
+            .all(self.db.reader())
+            .await?;
+        let by_rule = |row: alert_suppression::Model| Some((row.rule_id?, row.into()));
+        Ok(rows.into_iter().filter_map(by_rule).collect())
     }
 }
 

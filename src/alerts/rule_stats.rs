@@ -135,6 +135,8 @@ async fn count_suppressions(
             SuppressionReason::Silenced => stats.suppressed_by_silence = suppressed,
             SuppressionReason::Snoozed => stats.suppressed_by_snooze = suppressed,
             SuppressionReason::Flapping => stats.suppressed_by_flapping = suppressed,
+            // Counted on the alerts, with the repeats that were raised by hand.
+            SuppressionReason::Cooldown => continue,
         }
         held_back(stats, last);
     }

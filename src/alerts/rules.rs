@@ -7,7 +7,7 @@ use std::{
 };
 
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
-use tokio::{sync::Mutex, time::sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -25,6 +25,7 @@ use crate::{
     feed::Position,
     monitor::Feed,
     pb::watch_response::Update,
+    rpc::live::Live,
     zones::LiveZones,
 };
 
@@ -71,11 +72,9 @@ struct Shared {
     db: Db,
     zones: LiveZones,
     silences: LiveSilences,
-    current: RwLock<Arc<RuleSet>>,
+    live: Live<RuleSet>,
     /// Of the rules and the zones that were current when it was last asked for.
     index: RwLock<Arc<Index>>,
-    /// Held while reading, so that the set that is read last replaces those read before.
-    reading: Mutex<()>,
 }
 
 impl Rules {
@@ -85,19 +84,14 @@ impl Rules {
             db,
             zones,
             silences,
-            current: RwLock::default(),
+            live: Live::default(),
             index: RwLock::default(),
-            reading: Mutex::default(),
         }))
     }
 
     /// The rules to judge an event by.
     pub fn current(&self) -> Arc<RuleSet> {
-        self.0
-            .current
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.live.current()
     }
 
     /// The rules to judge an event by, arranged for it, with the zones of now.
@@ -130,29 +124,13 @@ impl Rules {
 
     /// Reads the rules again. What was committed before the call is in force after it.
     pub async fn reload(&self) -> Result<()> {
-        let _reading = self.0.reading.lock().await;
-        let rows = Entity::find()
+        let enabled = Entity::find()
             .filter(alert_rule::Column::Enabled.eq(true))
             .order_by_asc(alert_rule::Column::CreatedAt)
             .order_by_asc(alert_rule::Column::Id)
-            .all(self.0.db.reader())
-            .await?;
-        let mut rules = RuleSet::with_capacity(rows.len());
-        for row in rows {
-            let id = row.id;
-            match Rule::compile(row) {
-                Ok(rule) => rules.push(rule),
-                // Written past our checks. One bad rule must not stop the others, and must not fire.
-                Err(error) => {
-                    tracing::error!(alert_rule.id = %id, %error, "an alert rule cannot be used");
-                }
-            }
-        }
-        *self
-            .0
-            .current
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+            .all(self.0.db.reader());
+        let reading = async { Ok::<_, Error>(compile(enabled.await?)) };
+        self.0.live.reload(reading).await?;
         // So that no event has to wait for it.
         self.index();
         Ok(())
@@ -210,6 +188,21 @@ impl Rules {
         }
         self.index();
     }
+}
+
+fn compile(rows: Vec<alert_rule::Model>) -> RuleSet {
+    let mut rules = RuleSet::with_capacity(rows.len());
+    for row in rows {
+        let id = row.id;
+        match Rule::compile(row) {
+            Ok(rule) => rules.push(rule),
+            // Written past our checks. One bad rule must not stop the others, and must not fire.
+            Err(error) => {
+                tracing::error!(alert_rule.id = %id, %error, "an alert rule cannot be used");
+            }
+        }
+    }
+    rules
 }
 
 impl Rule {

@@ -17,7 +17,7 @@ pub struct Model {
     /// With `SuppressionReason::Silenced`. No foreign key: nobody deletes silences, and no ingest waits
     /// for a change of one.
     pub silence_id: Option<Uuid>,
-    /// With `SuppressionReason::Flapping`: the alert that stands for it. No foreign key: it may be gone.
+    /// With `SuppressionReason::Flapping` and `SuppressionReason::Cooldown`: the alert that stands for it. No foreign key: it may be gone.
     pub alert_id: Option<Uuid>,
     pub created_at: DateTimeUtc,
     #[sea_orm(belongs_to, from = "event_id", to = "id", on_delete = "Cascade")]
@@ -39,4 +39,5 @@ pub enum SuppressionReason {
     Silenced,
     Snoozed,
     Flapping,
+    Cooldown,
 }

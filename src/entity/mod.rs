@@ -73,3 +73,15 @@ pub enum Severity {
     High,
     Critical,
 }
+
+impl From<alert::AlertSeverity> for Severity {
+    fn from(severity: alert::AlertSeverity) -> Self {
+        use alert::AlertSeverity as Native;
+        match severity {
+            Native::Low => Self::Low,
+            Native::Medium => Self::Medium,
+            Native::High => Self::High,
+            Native::Critical => Self::Critical,
+        }
+    }
+}

@@ -10,8 +10,7 @@ use crate::{
     pb::RuleStop,
 };
 
-/// The rows of what was held back of ingests whose outcomes are complete. Repeats within a cooldown are
-/// counted elsewhere.
+/// The rows of what was held back of ingests whose outcomes are complete.
 pub(super) fn rows(new: &[&mut Judged], now: DateTime<Utc>) -> Vec<ActiveModel> {
     let mut rows = Vec::new();
     for judged in new {
@@ -20,14 +19,14 @@ pub(super) fn rows(new: &[&mut Judged], now: DateTime<Utc>) -> Vec<ActiveModel> 
                 RuleStop::Silenced => SuppressionReason::Silenced,
                 RuleStop::Snoozed => SuppressionReason::Snoozed,
                 RuleStop::Flapping => SuppressionReason::Flapping,
+                RuleStop::Cooldown => SuppressionReason::Cooldown,
                 RuleStop::Unspecified
                 | RuleStop::RiskThreshold
                 | RuleStop::CameraIds
                 | RuleStop::ObjectTypes
                 | RuleStop::MinConfidence
                 | RuleStop::ZoneIds
-                | RuleStop::Schedule
-                | RuleStop::Cooldown => continue,
+                | RuleStop::Schedule => continue,
             };
             let id = |id: &Option<String>| id.as_deref().and_then(|id| Uuid::try_parse(id).ok());
             rows.push(ActiveModel {

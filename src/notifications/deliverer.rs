@@ -1,7 +1,7 @@
 //! Makes the deliveries that are due, each channel at its own pace: one that hangs holds up no other.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -10,7 +10,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
+use sea_orm::{ColumnTrait, EntityTrait, Iterable, QueryFilter};
 use tokio::{
     sync::{Notify, mpsc},
     task::JoinSet,
@@ -48,13 +48,6 @@ const LEASE: Duration = Duration::from_secs(15);
 /// How long to wait after a failure of the database.
 const RETRY: Duration = Duration::from_millis(250);
 
-const SEVERITIES: [Severity; 4] = [
-    Severity::Low,
-    Severity::Medium,
-    Severity::High,
-    Severity::Critical,
-];
-
 /// Makes deliveries. Clones are the same one.
 #[derive(Debug, Clone)]
 pub struct Deliverer(Arc<Inner>);
@@ -70,6 +63,8 @@ struct Inner {
     bell: Bell,
     /// The channels that are being worked on.
     lanes: Mutex<HashMap<Uuid, Arc<More>>>,
+    /// The channels of which it was logged that they cannot be used.
+    unusable: Mutex<HashSet<Uuid>>,
 }
 
 /// How a lane is told that there is more.
@@ -90,6 +85,7 @@ impl Deliverer {
             lease_id: Uuid::now_v7(),
             bell,
             lanes: Mutex::default(),
+            unusable: Mutex::default(),
         }))
     }
 
@@ -253,13 +249,8 @@ impl Inner {
         if severities.as_ref().is_some_and(Vec::is_empty) {
             return Ok(nothing);
         }
-        let ready = match self.senders.ready(&channel) {
-            Ok(ready) => ready,
-            // Another process may have the key; if none has, nothing is lost by waiting.
-            Err(problem) => {
-                tracing::warn!(channel = %channel.name, problem, "a notification channel cannot be used");
-                return Ok(nothing);
-            }
+        let Some(ready) = self.ready(&channel) else {
+            return Ok(nothing);
         };
         let most = u64::try_from(most).unwrap_or(u64::MAX);
         let lease = (self.lease_id, ready.timeout() + LEASE);
@@ -269,6 +260,26 @@ impl Inner {
             channel: Some(ready),
             messages,
         })
+    }
+
+    /// The channel, if it can be used. Another process may have the key of its secrets; if none has, nothing is lost by
+    /// waiting.
+    fn ready(&self, channel: &notification_channel::Model) -> Option<Ready> {
+        let ready = self.senders.ready(channel);
+        let mut unusable = self.unusable.lock().unwrap_or_else(PoisonError::into_inner);
+        match ready {
+            Ok(ready) => {
+                unusable.remove(&channel.id);
+                Some(ready)
+            }
+            Err(problem) => {
+                // It is asked again and again.
+                if unusable.insert(channel.id) {
+                    tracing::warn!(channel = %channel.name, problem, "a notification channel cannot be used");
+                }
+                None
+            }
+        }
     }
 
     /// What is to be told by deliveries that were begun.
@@ -378,10 +389,14 @@ fn in_quiet_times(
     if !schedules.any(|schedule| schedule.contains(now)) {
         return None;
     }
-    let except = channel.quiet_except;
-    let from = except.and_then(|least| SEVERITIES.iter().position(|one| *one == least));
+    // From the lowest to the highest.
+    let from = |least| Severity::iter().skip_while(move |one| *one != least);
     Some(
-        from.map(|from| SEVERITIES[from..].to_vec())
-            .unwrap_or_default(),
+        channel
+            .quiet_except
+            .map(from)
+            .into_iter()
+            .flatten()
+            .collect(),
     )
 }

@@ -165,20 +165,21 @@ pub(super) async fn finish(db: &Db, done: &[Done], backoff: Backoff) -> Result<O
 
 /// Those that the receiver has, whatever became of them meanwhile, and their alerts.
 async fn delivered(tx: &DatabaseTransaction, done: &[Done], now: DateTime<Utc>) -> Result<()> {
-    let mut by_channel: BTreeMap<&str, BTreeSet<Uuid>> = BTreeMap::new();
+    let mut by_channel: BTreeMap<Option<Uuid>, BTreeSet<Uuid>> = BTreeMap::new();
     let mut by_code: BTreeMap<Option<i32>, Vec<Uuid>> = BTreeMap::new();
     for Done { delivery, outcome } in done {
         if outcome.result == Attempted::Delivered {
-            let alerts = by_channel.entry(&delivery.channel_name).or_default();
+            let alerts = by_channel.entry(delivery.channel_id).or_default();
             alerts.insert(delivery.alert_id);
             let ids = by_code.entry(outcome.status_code).or_default();
             ids.push(delivery.id);
         }
     }
     // Alerts before deliveries, as whoever acknowledges one does.
-    for (name, alerts) in by_channel {
+    for (id, alerts) in by_channel {
         let alerts: Vec<_> = alerts.into_iter().collect();
-        change::deliver(tx, &alerts, &format!("channel:{name}")).await?;
+        let id = id.unwrap_or_default();
+        change::deliver(tx, &alerts, &format!("channel:{id}")).await?;
     }
     for (code, mut ids) in by_code {
         ids.sort_unstable();
@@ -220,9 +221,9 @@ async fn failed(
         // It is not the message that is wrong.
         Attempted::Gone(_) => Some(Duration::ZERO),
         Attempted::Throttled(_, after) => backoff
-            .after(failures, jitter())
+            .after(failures, fastrand::f64())
             .map(|delay| after.unwrap_or_default().max(delay)),
-        Attempted::Failed(_) | Attempted::Delivered => backoff.after(failures, jitter()),
+        Attempted::Failed(_) | Attempted::Delivered => backoff.after(failures, fastrand::f64()),
     };
     let status = if delay.is_some() {
         DeliveryStatus::Queued
@@ -265,7 +266,7 @@ async fn slow_down(
             continue;
         };
         if let Attempted::Throttled(_, after) = &outcome.result {
-            let delay = after.or_else(|| backoff.after(delivery.failures + 1, jitter()));
+            let delay = after.or_else(|| backoff.after(delivery.failures + 1, fastrand::f64()));
             let end = later(now, delay.unwrap_or(backoff.first));
             let latest = until.entry(channel_id).or_insert(end);
             *latest = Ord::max(end, *latest);
@@ -309,13 +310,4 @@ async fn slow_down(
 /// A time as databases keep it.
 fn later(now: DateTime<Utc>, delay: Duration) -> DateTime<Utc> {
     (now + delay).trunc_subsecs(6)
-}
-
-/// In [0, 1).
-fn jitter() -> f64 {
-    // The last 32 bits of it are random.
-    let (_, low) = Uuid::now_v7().as_u64_pair();
-    #[expect(clippy::cast_possible_truncation, reason = "the last ones are wanted")]
-    let random = low as u32;
-    f64::from(random) / 2_f64.powi(32)
 }

@@ -19,11 +19,10 @@ use super::{
     message::Message,
 };
 use crate::{
-    alerts::deliveries::Bell,
+    alerts::deliveries::{self, Bell},
     db::Db,
     entity::{
         self, alert_rule, delivery,
-        delivery::DeliveryStatus,
         notification_channel::{self, ChannelKind, Column, Config, Entity},
     },
     error::{Error, Result},
@@ -34,9 +33,6 @@ use crate::{
     },
     rpc::{Reply, check, mask::UpdateMask, page::Page, row, time},
 };
-
-/// How many of the rules that name a channel are told to whoever wants to delete it.
-const TOLD: usize = 20;
 
 /// How long old secrets are used beside a new one, in seconds: by default, and at most.
 const OVERLAP: i64 = 86_400;
@@ -156,7 +152,8 @@ impl NotificationChannelService for NotificationChannels {
             if !request.force {
                 refuse_used(tx, &channel.name).await?;
             }
-            cancel(tx, id).await?;
+            let of_channel = delivery::Column::ChannelId.eq(id);
+            deliveries::cancel_queued(tx, of_channel, entity::now()).await?;
             Entity::delete_by_id(id).exec(tx).await?;
             announce(tx, ChangeKind::Deleted, channel).await
         });
@@ -344,38 +341,13 @@ async fn refuse_used(tx: &DatabaseTransaction, name: &str) -> Result<()> {
         at_once.chain(later).any(|channel| channel == name)
     };
     let rules: Vec<_> = rules.into_iter().filter(names).collect();
-    let Some(first) = rules.first() else {
+    if rules.is_empty() {
         return Ok(());
-    };
-    let mut users = format!("the alert rule `{}`", first.name);
-    if rules.len() > 1 {
-        users = format!("{users} and {} more", rules.len() - 1);
     }
-    let ids: Vec<_> = rules
+    let rules = rules
         .iter()
-        .take(TOLD)
-        .map(|rule| rule.id.to_string())
-        .collect();
-    Err(Error::in_use("notification channel", users, ids.join(",")))
-}
-
-/// Cancels what is queued for a channel that is to be deleted.
-async fn cancel(tx: &DatabaseTransaction, id: Uuid) -> Result<()> {
-    use delivery::Column::{ChannelId, Status};
-
-    delivery::Entity::update_many()
-        .set(delivery::ActiveModel {
-            status: Set(DeliveryStatus::Cancelled),
-            next_attempt_at: Set(None),
-            lease_id: Set(None),
-            updated_at: Set(entity::now()),
-            ..Default::default()
-        })
-        .filter(ChannelId.eq(id))
-        .filter(Status.eq(DeliveryStatus::Queued))
-        .exec(tx)
-        .await?;
-    Ok(())
+        .map(|rule| (rule.name.as_str(), rule.id.to_string()));
+    Err(Error::in_use("notification channel", "alert rule", rules))
 }
 
 fn wrong_kind(kind: ChannelKind) -> Error {

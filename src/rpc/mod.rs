@@ -6,6 +6,7 @@ pub mod enums;
 pub mod insert;
 pub mod json;
 pub mod layer;
+pub mod live;
 pub mod loader;
 pub mod mask;
 pub mod page;

@@ -1,15 +1,11 @@
 //! The enabled zones, compiled once and shared by all requests.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
-use tokio::sync::Mutex;
 
 use super::shape::Zone;
-use crate::{db::Db, entity::camera_zone, error::Result};
+use crate::{db::Db, entity::camera_zone, error::Result, rpc::live::Live};
 
 /// The enabled zones of one moment.
 #[derive(Debug, Default)]
@@ -48,48 +44,29 @@ impl ZoneSet {
 
 /// The zones of this process. Clones share them.
 #[derive(Debug, Clone)]
-pub struct LiveZones(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
+pub struct LiveZones {
     db: Db,
-    current: RwLock<Arc<ZoneSet>>,
-    /// Held while reading, so that the set that is read last replaces those read before.
-    reading: Mutex<()>,
+    live: Arc<Live<ZoneSet>>,
 }
 
 impl LiveZones {
     /// The zones of this database, none until they are read.
     pub fn new(db: Db) -> Self {
-        Self(Arc::new(Shared {
-            db,
-            current: RwLock::default(),
-            reading: Mutex::default(),
-        }))
+        let live = Arc::default();
+        Self { db, live }
     }
 
     /// The zones to judge a detection by.
     pub fn current(&self) -> Arc<ZoneSet> {
-        self.0
-            .current
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.live.current()
     }
 
     /// Reads the zones again. What was committed before the call is in force after it.
     pub async fn reload(&self) -> Result<()> {
-        let _reading = self.0.reading.lock().await;
-        let rows = camera_zone::Entity::find()
+        let enabled = camera_zone::Entity::find()
             .filter(camera_zone::Column::Enabled.eq(true))
-            .all(self.0.db.reader())
-            .await?;
-        let zones = ZoneSet::compile(rows);
-        *self
-            .0
-            .current
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::new(zones);
-        Ok(())
+            .all(self.db.reader());
+        let reading = async { Ok(ZoneSet::compile(enabled.await?)) };
+        self.live.reload(reading).await
     }
 }

@@ -22,9 +22,6 @@ use crate::{
     rpc::{Reply, check, enums::proto_enum, mask::UpdateMask, page::Page, row, time},
 };
 
-/// How many of the rules that name a zone are told to whoever wants to delete it.
-const TOLD: usize = 20;
-
 /// The camera zones.
 #[derive(Debug, Clone)]
 pub struct CameraZones {
@@ -269,19 +266,13 @@ async fn refuse_used(tx: &DatabaseTransaction, id: &str) -> Result<()> {
         zone_ids.is_some_and(|zone_ids| zone_ids.0.iter().any(|zone_id| zone_id == id))
     };
     let rules: Vec<_> = rules.into_iter().filter(names).collect();
-    let Some(first) = rules.first() else {
+    if rules.is_empty() {
         return Ok(());
-    };
-    let mut users = format!("the alert rule `{}`", first.name);
-    if rules.len() > 1 {
-        users = format!("{users} and {} more", rules.len() - 1);
     }
-    let ids: Vec<_> = rules
+    let rules = rules
         .iter()
-        .take(TOLD)
-        .map(|rule| rule.id.to_string())
-        .collect();
-    Err(Error::in_use("camera zone", users, ids.join(",")))
+        .map(|rule| (rule.name.as_str(), rule.id.to_string()));
+    Err(Error::in_use("camera zone", "alert rule", rules))
 }
 
 fn exists(field: &str) -> Error {

@@ -1,19 +1,16 @@
 //! The silences that are or will be in force, compiled once and shared by all requests.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, PoisonError, RwLock},
-};
+use std::{collections::HashSet, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ActiveEnum, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
-use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use crate::{
     db::Db,
     entity::{self, Strings, alert::AlertSeverity, silence},
     error::{Error, Result},
+    rpc::live::Live,
 };
 
 /// A silence, ready to be asked.
@@ -35,6 +32,20 @@ struct Silence {
 pub struct SilenceSet(Vec<Silence>);
 
 impl SilenceSet {
+    fn compile(rows: Vec<silence::Model>) -> Self {
+        let mut silences = Self::default();
+        for row in rows {
+            match Silence::compile(&row) {
+                Ok(silence) => silences.0.push(silence),
+                // Written past our checks. It must not stop the others, and must hold nothing back.
+                Err(error) => {
+                    tracing::error!(silence.id = %row.id, %error, "a silence cannot be used");
+                }
+            }
+        }
+        silences
+    }
+
     /// Which silence holds back an alert of this camera, rule and severity: of several the oldest.
     pub fn of(
         &self,
@@ -56,60 +67,32 @@ impl SilenceSet {
 
 /// The silences of this process. Clones share them.
 #[derive(Debug, Clone)]
-pub struct LiveSilences(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
+pub struct LiveSilences {
     db: Db,
-    current: RwLock<Arc<SilenceSet>>,
-    /// Held while reading, so that the set that is read last replaces those read before.
-    reading: Mutex<()>,
+    live: Arc<Live<SilenceSet>>,
 }
 
 impl LiveSilences {
     /// The silences of this database, none until they are read.
     pub fn new(db: Db) -> Self {
-        Self(Arc::new(Shared {
-            db,
-            current: RwLock::default(),
-            reading: Mutex::default(),
-        }))
+        let live = Arc::default();
+        Self { db, live }
     }
 
     /// The silences to ask about an alert.
     pub fn current(&self) -> Arc<SilenceSet> {
-        self.0
-            .current
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.live.current()
     }
 
     /// Reads the silences again. What was committed before the call is in force after it.
     pub async fn reload(&self) -> Result<()> {
-        let _reading = self.0.reading.lock().await;
-        let rows = silence::Entity::find()
+        let not_ended = silence::Entity::find()
             .filter(silence::Column::EndsAt.gt(entity::now()))
             .order_by_asc(silence::Column::CreatedAt)
             .order_by_asc(silence::Column::Id)
-            .all(self.0.db.reader())
-            .await?;
-        let mut silences = SilenceSet::default();
-        for row in rows {
-            match Silence::compile(&row) {
-                Ok(silence) => silences.0.push(silence),
-                // Written past our checks. It must not stop the others, and must hold nothing back.
-                Err(error) => {
-                    tracing::error!(silence.id = %row.id, %error, "a silence cannot be used");
-                }
-            }
-        }
-        *self
-            .0
-            .current
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::new(silences);
-        Ok(())
+            .all(self.db.reader());
+        let reading = async { Ok(SilenceSet::compile(not_ended.await?)) };
+        self.live.reload(reading).await
     }
 }
 

@@ -91,6 +91,7 @@ proto_enum!(
     pb::SuppressionReason {
         Silenced,
         Snoozed,
-        Flapping
+        Flapping,
+        Cooldown
     }
 );

@@ -2,7 +2,10 @@
 
 use chrono::DateTime;
 use tonic::Code;
-use watchpost::pb::{self, RuleStop};
+use watchpost::pb::{
+    self, RuleStop,
+    SuppressionReason::{Cooldown, Snoozed},
+};
 
 use super::{delete, update};
 use crate::support::{
@@ -13,8 +16,7 @@ use crate::support::{
 };
 
 use RuleStop::{
-    CameraIds, Cooldown, MinConfidence, ObjectTypes, RiskThreshold, Schedule, Snoozed, Unspecified,
-    ZoneIds,
+    CameraIds, MinConfidence, ObjectTypes, RiskThreshold, Schedule, Unspecified, ZoneIds,
 };
 
 /// The start of the events, a Friday.
@@ -154,7 +156,7 @@ on_both! {
         server.stop().await;
     }
 
-    async fn what_the_rules_did_at_the_ingest_is_told_as_long_as_it_is_kept(backend) {
+    async fn what_the_rules_did_at_the_ingest_is_told(backend) {
         let server = ready(backend).await;
         let once = pb::AlertRule { cooldown_seconds: Some(3600), ..always("once") };
         let once = server.rule(once).await;
@@ -185,21 +187,20 @@ on_both! {
         };
         let standing = alert_id(&first, &once);
         for (stored, stops) in [
-            (&first, [Some(Unspecified), Some(Unspecified), None]),
-            (&second, [Some(Cooldown), Some(Unspecified), None]),
+            (&first, [None, None, None]),
+            (&second, [Some(Cooldown), None, None]),
             (&snoozed, [Some(Snoozed), Some(Snoozed), None]),
-            (&keyless, [None, None, None]),
+            (&keyless, [Some(Cooldown), None, None]),
         ] {
             let told = told(stored).await;
-            assert_eq!(told.outcomes_kept, stops[0].is_some());
-            let recorded = told.explanations.iter().map(|told| told.recorded.as_ref());
-            let recorded: Vec<_> = recorded.map(|outcome| outcome.map(pb::RuleOutcome::stopped_by)).collect();
-            assert_eq!(recorded, stops);
+            let held = told.explanations.iter().map(|told| told.suppression.as_ref());
+            let held: Vec<_> = held.map(|held| held.map(pb::AlertSuppression::reason)).collect();
+            assert_eq!(held, stops);
             for (told, rule) in told.explanations.iter().zip([&once, &dogs, &birds]) {
                 assert_eq!((&told.rule_id, &told.alert_id), (&rule.id, &alert_id(stored, rule)));
             }
             if stops[0] == Some(Cooldown) {
-                assert_eq!(told.explanations[0].recorded.as_ref().unwrap().alert_id, standing);
+                assert_eq!(told.explanations[0].suppression.as_ref().unwrap().alert_id, standing);
             }
         }
         // A zone that was made since counts as well.
@@ -212,7 +213,7 @@ on_both! {
         };
         let told = explain(&server, request).await.unwrap().into_inner();
         assert_eq!(told.explanations.len(), 1);
-        assert!(told.explanations[0].matched && told.explanations[0].recorded.is_none());
+        assert!(told.explanations[0].matched && told.explanations[0].suppression.is_none());
         server.stop().await;
     }
 

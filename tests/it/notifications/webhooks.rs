@@ -15,7 +15,7 @@ use tonic::Code;
 
 on_both! {
     async fn an_alert_is_posted_and_becomes_delivered(backend) {
-        let (server, receiver, _) = with_ops(backend).await;
+        let (server, receiver, channel) = with_ops(backend).await;
         let mut watch = server.watch(topics(&[Topic::Alerts])).await;
         let request = pb::IngestEventRequest {
             event: Some(pb::Event {
@@ -58,6 +58,10 @@ on_both! {
         assert!(after.delivered_at.is_some());
         assert_eq!(watch.alert().await.0, AlertChangeKind::Created);
         assert_eq!(watch.alert().await, (AlertChangeKind::Delivered, after));
+        let filter = pb::AlertTransitionFilter { alert_id: alert.id.clone(), ..Default::default() };
+        let request = pb::ListAlertTransitionsRequest { filter: Some(filter), ..Default::default() };
+        let moves = server.alerts().list_alert_transitions(request).await.unwrap().into_inner().alert_transitions;
+        assert_eq!((moves[1].to_status(), &moves[1].actor), (AlertStatus::Delivered, &format!("channel:{}", channel.id)));
         server.stop().await;
         assert_eq!(receiver.received().len(), 1);
     }
@@ -65,16 +69,17 @@ on_both! {
     async fn every_channel_of_a_rule_is_told_once(backend) {
         let server = ready(backend).await;
         let (one, other) = (Receiver::start().await, Receiver::start().await);
+        let longest = &*"o".repeat(100);
         server.notification_channel(webhook("one", one.url())).await;
-        server.notification_channel(webhook("other", other.url())).await;
+        server.notification_channel(webhook(longest, other.url())).await;
         server.streams(["screen"]).await;
-        server.rule(telling(&["one", "screen", "other", "one"])).await;
+        server.rule(telling(&["one", "screen", longest, "one"])).await;
         let alert = raise(&server).await;
-        assert_eq!(alert.channels, strings(&["one", "screen", "other", "one"]));
+        assert_eq!(alert.channels, strings(&["one", "screen", longest, "one"]));
         one.wait_for(1).await;
         other.wait_for(1).await;
         let names: Vec<_> = of_alert(&server, &alert.id).await.into_iter().map(|one| one.channel_name).collect();
-        assert_eq!(names, ["one", "other"], "a stream is no delivery");
+        assert_eq!(names, ["one", longest], "a stream is no delivery");
         server.stop().await;
         assert_eq!((one.received().len(), other.received().len()), (1, 1));
     }

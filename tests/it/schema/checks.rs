@@ -32,7 +32,7 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     ("ck_class_baselines_hour_range", "class_baselines", "hour", "-1 | 24", "0 | 23"),
     ("ck_alert_rules_flap_threshold_range", "alert_rules", "flap_threshold", "0, flap_window_seconds = 9 | 10001, flap_window_seconds = 9", "1, flap_window_seconds = 9 | 10000, flap_window_seconds = 9 | NULL, flap_window_seconds = NULL"),
     ("ck_alert_rules_flap_window", "alert_rules", "flap_window_seconds", "9 | NULL, flap_threshold = 9 | 0, flap_threshold = 9 | 86401, flap_threshold = 9", "1, flap_threshold = 9 | 86400, flap_threshold = 9 | NULL, flap_threshold = NULL"),
-    ("ck_alert_suppressions_reason", "alert_suppressions", "reason", "'cooldown' | 'Silenced'", "'snoozed' | 'flapping'"),
+    ("ck_alert_suppressions_reason", "alert_suppressions", "reason", "'paused' | 'Silenced'", "'snoozed' | 'flapping' | 'cooldown'"),
     ("ck_silences_time_order", "silences", "ends_at", "$earlier", "starts_at | $later"),
     ("ck_camera_zones_priority_non_negative", "camera_zones", "priority", "-1", "0 | 1000"),
     ("ck_camera_zones_color_hex", "camera_zones", "color", "'blue' | '#12345' | '#12345g' | '1234567' | ''", "'#09afAF' | '#FFFFFF'"),

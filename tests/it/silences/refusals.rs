@@ -79,7 +79,7 @@ on_both! {
             (pb::AlertSuppressionFilter { camera_ids: strings(&[""]), ..any() }, "camera_ids[0]"),
             (pb::AlertSuppressionFilter { silence_id: "x".into(), ..any() }, "silence_id"),
             (pb::AlertSuppressionFilter { reasons: vec![0], ..any() }, "reasons[0]"),
-            (pb::AlertSuppressionFilter { reasons: vec![4], ..any() }, "reasons[0]"),
+            (pb::AlertSuppressionFilter { reasons: vec![9], ..any() }, "reasons[0]"),
         ] {
             let request = pb::ListAlertSuppressionsRequest { filter: Some(filter), ..Default::default() };
             refused(server.silences().list_alert_suppressions(request).await, &format!("filter.{path}"));

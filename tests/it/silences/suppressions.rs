@@ -58,6 +58,19 @@ async fn ready(backend: Backend) -> (TestServer, [i64; 3], pb::AlertRule, pb::Si
 }
 
 on_both! {
+    async fn a_repeat_within_a_cooldown_is_recorded_with_the_alert_that_stands_for_it(backend) {
+        let server = TestServer::start(backend).await;
+        server.camera("door").await;
+        let rule = server.rule(pb::AlertRule { cooldown_seconds: Some(3_600), ..always("r") }).await;
+        let raised = server.ingest("door", vec![]).await.alerts.remove(0);
+        let repeat = server.ingest("door", vec![]).await.event.unwrap().id;
+        let found = list(&server, pb::AlertSuppressionFilter::default()).await;
+        let [found] = &found[..] else { panic!("not one: {found:?}") };
+        let told = (found.event_id, found.reason(), found.rule_id.as_ref(), found.alert_id.as_ref(), &found.dedup_key);
+        assert_eq!(told, (repeat, SuppressionReason::Cooldown, Some(&rule.id), Some(&raised.id), &raised.dedup_key));
+        server.stop().await;
+    }
+
     async fn what_is_held_back_is_recorded_and_found_by_every_filter(backend) {
         let (server, events, rule, silence) = ready(backend).await;
         let any = pb::AlertSuppressionFilter::default;
