@@ -225,7 +225,7 @@ pub async fn ingest(cluster: Option<&Cluster>, options: &Options) {
         let rate = values["per_second"].as_f64().unwrap();
         rates.insert(rules, rate);
         values["ratio"] = ((rate / rates[&FEW] * 100.0).round() / 100.0).into();
-        server.report("rules", "none", &values);
+        server.report("rules", "ratio >= 0.9", &values);
     }
 }
 
