@@ -161,18 +161,19 @@ fn statement_sizes(rows: usize) -> impl Iterator<Item = usize> {
 
 /// `INSERT … VALUES (?, …), …` for this many rows, built once.
 fn row_values<E: EntityTrait>(columns: &[E::Column], rows: usize) -> Arc<str> {
-    type Statements = HashMap<(String, usize, usize), Arc<str>>;
+    type Statements = HashMap<(String, usize), Arc<str>>;
     static STATEMENTS: LazyLock<Mutex<Statements>> = LazyLock::new(Mutex::default);
 
-    let table = E::default().table_name().to_string();
-    let key = (table, columns.len(), rows);
+    // Inserts into one table may set different columns, as many of them.
+    let insert = insert_into::<E>(columns);
+    let key = (insert.clone(), rows);
     let mut statements = STATEMENTS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(statement) = statements.get(&key) {
         return statement.clone();
     }
     let row = format!("({})", vec!["?"; columns.len()].join(", "));
     let values = vec![row; rows].join(", ");
-    let statement: Arc<str> = format!("{} VALUES {values}", insert_into::<E>(columns)).into();
+    let statement: Arc<str> = format!("{insert} VALUES {values}").into();
     statements.insert(key, statement.clone());
     statement
 }
@@ -284,6 +285,16 @@ mod tests {
             let known = |size: &usize| *size <= 16 || [32, 64].contains(size);
             assert!(sizes.iter().all(known), "{sizes:?}");
         }
+    }
+
+    #[test]
+    fn inserts_of_other_columns_are_other_statements() {
+        use crate::entity::camera::{Column, Entity};
+
+        let name = row_values::<Entity>(&[Column::Id, Column::Name], 2);
+        let status = row_values::<Entity>(&[Column::Id, Column::Status], 2);
+        assert!(name.starts_with(r#"INSERT INTO "cameras" ("id", "name") VALUES (?, ?), (?, ?)"#));
+        assert!(status.starts_with(r#"INSERT INTO "cameras" ("id", "status") VALUES"#));
     }
 
     #[test]
