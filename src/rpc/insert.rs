@@ -164,18 +164,14 @@ fn row_values<E: EntityTrait>(columns: &[E::Column], rows: usize) -> Arc<str> {
     type Statements = HashMap<(String, usize), Arc<str>>;
     static STATEMENTS: LazyLock<Mutex<Statements>> = LazyLock::new(Mutex::default);
 
-    // Inserts into one table may set different columns, as many of them.
-    let insert = insert_into::<E>(columns);
-    let key = (insert.clone(), rows);
+    // By the columns, not by how many: inserts into one table may set others, as many of them.
+    let key = (insert_into::<E>(columns), rows);
     let mut statements = STATEMENTS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(statement) = statements.get(&key) {
-        return statement.clone();
-    }
-    let row = format!("({})", vec!["?"; columns.len()].join(", "));
-    let values = vec![row; rows].join(", ");
-    let statement: Arc<str> = format!("{insert} VALUES {values}").into();
-    statements.insert(key, statement.clone());
-    statement
+    let statement = statements.entry(key).or_insert_with_key(|(insert, rows)| {
+        let row = format!("({})", vec!["?"; columns.len()].join(", "));
+        format!("{insert} VALUES {}", vec![row; *rows].join(", ")).into()
+    });
+    statement.clone()
 }
 
 fn insert_into<E: EntityTrait>(columns: &[E::Column]) -> String {
