@@ -97,10 +97,11 @@ on_both! {
         // It is not found by its UUID any more.
         fake.set(&[card("GPU-1")]);
         next_of(&mut watch, "GPU-2", GpuEventKind::Lost).await;
+        // Counted while nobody can listen: that may begin before its return is told.
+        let before = fake.calls("GPU-2", "register");
         fake.set(&cards(None));
         next_of(&mut watch, "GPU-2", GpuEventKind::Back).await;
         // It is listened to again.
-        let before = fake.calls("GPU-2", "register");
         until("listening", async || fake.calls("GPU-2", "register") > before).await;
         fake.happens("GPU-2", XID, 13);
         assert_eq!(next_of(&mut watch, "GPU-2", GpuEventKind::Xid).await.code, Some(13));
