@@ -3,6 +3,7 @@
 pub mod calls;
 pub mod check;
 pub mod enums;
+pub mod group;
 pub mod insert;
 pub mod json;
 pub mod layer;
