@@ -19,6 +19,11 @@ pub struct Model {
     pub error_traceback: Option<String>,
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub result: Option<Json>,
+    /// The lease under which it ran.
+    pub lease_id: Option<Uuid>,
+    /// Why it ended, more exactly than `status` says.
+    pub outcome: Option<AttemptOutcome>,
+    pub error_code: Option<String>,
     #[sea_orm(belongs_to, from = "job_id", to = "id", on_delete = "Cascade")]
     pub job: BelongsTo<super::job::Entity>,
 }
@@ -44,5 +49,29 @@ pub enum JobAttemptStatus {
     Started,
     Succeeded,
     Failed,
+    Cancelled,
+}
+
+/// Why a run of a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
+#[sea_orm(
+    rs_type = "String",
+    db_type = "String(StringLen::N(20))",
+    rename_all = "snake_case"
+)]
+pub enum AttemptOutcome {
+    /// The worker completed the job.
+    Succeeded,
+    /// The worker said that it failed.
+    Failed,
+    /// It took longer than it may.
+    TimedOut,
+    /// Its lease expired: the worker is gone.
+    Rescued,
+    /// The worker gave it back.
+    Released,
+    /// The worker gave it back for later.
+    Snoozed,
+    /// It was cancelled.
     Cancelled,
 }

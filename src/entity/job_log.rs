@@ -16,6 +16,8 @@ pub struct Model {
     pub message: String,
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub context: Option<Json>,
+    /// Counts the lines of the job from 1.
+    pub line: Option<i64>,
     #[sea_orm(belongs_to, from = "job_id", to = "id", on_delete = "Cascade")]
     pub job: BelongsTo<super::job::Entity>,
 }

@@ -16,6 +16,12 @@ pub struct Model {
     pub triggered_by: String,
     /// An object, as text.
     pub metadata_json: Option<String>,
+    /// The job's `version_id` after it.
+    pub version_id: Option<i32>,
+    /// The attempt that it began or ended, or the last one before it.
+    pub attempt_number: Option<i32>,
+    pub actor: Option<String>,
+    pub reason: Option<String>,
     #[sea_orm(belongs_to, from = "job_id", to = "id", on_delete = "Cascade")]
     pub job: BelongsTo<super::job::Entity>,
 }

@@ -269,8 +269,10 @@ fn meaning(default: &str) -> Option<String> {
     }
 }
 
-/// A condition without the quotes, parentheses and casts that a database puts around it.
-fn plain(condition: &str) -> String {
-    let bare = condition.replace(['(', ')', '"'], "");
-    bare.replace("::text", "").to_lowercase()
+/// A condition in lower case and on one line, without the quotes, parentheses and casts that a database
+/// puts around it.
+pub fn plain(condition: &str) -> String {
+    let bare = condition.replace(['(', ')', '"'], "").replace("::text", "");
+    let words: Vec<&str> = bare.split_whitespace().collect();
+    words.join(" ").to_lowercase()
 }

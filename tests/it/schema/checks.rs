@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use sea_orm::{ActiveEnum, ConnectionTrait, DatabaseConnection, DbErr, RuntimeErr};
 use watchpost::entity::{
     Severity, alert_suppression, audit_log, camera, camera_zone, delivery, demographics_result,
-    detection, event, event_feedback, job, job_attempt, job_log, log, notification_channel,
-    pose_result, threat_detection,
+    detection, event, event_feedback, job, job_attempt, job_log, job_schedule, log,
+    notification_channel, pose_result, threat_detection,
 };
 
 use super::{catalogue, expected, rows};
@@ -50,6 +50,14 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     ("ck_job_attempts_time_order", "job_attempts", "ended_at", "$earlier", "started_at | NULL"),
     ("ck_job_logs_level", "job_logs", "level", "'INFO'", ""),
     ("ck_job_logs_attempt_number", "job_logs", "attempt_number", "0", "1"),
+    ("ck_job_queues_max_running_min", "job_queues", "max_running", "-1 | 0", "1 | NULL"),
+    ("ck_job_queues_max_running_per_key_min", "job_queues", "max_running_per_key", "-1 | 0", "1 | NULL"),
+    ("ck_job_types_priority_range", "job_types", "priority", "-1 | 5", "0 | 4 | NULL"),
+    ("ck_job_types_max_attempts_min", "job_types", "max_attempts", "0", "1 | NULL"),
+    ("ck_job_types_max_rescues_min", "job_types", "max_rescues", "-1", "0 | NULL"),
+    ("ck_job_schedules_missed_policy", "job_schedules", "missed_policy", "'run_last' | 'Skip'", ""),
+    ("ck_job_schedules_priority_range", "job_schedules", "priority", "-1 | 5", "0 | 4 | NULL"),
+    ("ck_job_schedules_max_attempts_min", "job_schedules", "max_attempts", "0", "1 | NULL"),
     ("ck_export_jobs_progress_range", "export_jobs", "progress_percent", "-1 | 101", "100"),
     ("ck_export_jobs_processed_non_negative", "export_jobs", "processed_items", "-1", "0"),
     ("ck_export_jobs_total_non_negative", "export_jobs", "total_items", "-1", "0 | NULL"),
@@ -191,6 +199,7 @@ on_both! {
         pass::<job::JobStatus>(&db, "jobs", "status").await;
         pass::<job_attempt::JobAttemptStatus>(&db, "job_attempts", "status").await;
         pass::<job_log::JobLogLevel>(&db, "job_logs", "level").await;
+        pass::<job_schedule::MissedPolicy>(&db, "job_schedules", "missed_policy").await;
         pass::<event_feedback::FeedbackType>(&db, "event_feedback", "feedback_type").await;
         pass::<Severity>(&db, "event_feedback", "expected_severity").await;
         pass::<Severity>(&db, "threat_detections", "severity").await;

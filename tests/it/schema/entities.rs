@@ -4,7 +4,7 @@ use chrono::TimeDelta;
 use migration::{Migrator, MigratorTrait};
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, DatabaseConnection, EntityTrait, IdenStatic, Iterable,
-    QueryFilter, Set,
+    QueryFilter, Set, prelude::Uuid,
 };
 use serde_json::json;
 use watchpost::entity::{
@@ -13,8 +13,9 @@ use watchpost::entity::{
     change, class_baseline, delivery, demographics_result, detection, event, event_audit,
     event_detection, event_feedback, event_ingest, export_job, feed_state, gpu, gpu_event,
     gpu_history_state, gpu_reporter, gpu_stats, gpu_stats_minute, gpu_stats_pending, job,
-    job_attempt, job_log, job_transition, log, manual_alert_cooldown, notification_channel, now,
-    pose_result, reid_embedding, restore_job, silence, threat_detection,
+    job_attempt, job_log, job_queue, job_schedule, job_transition, job_type, log,
+    manual_alert_cooldown, notification_channel, now, pose_result, reid_embedding, restore_job,
+    silence, threat_detection,
 };
 
 use super::{catalogue, expected::Schema, rows};
@@ -69,8 +70,8 @@ on_both! {
             backup_job, camera, camera_zone, change, class_baseline, delivery, notification_channel, demographics_result,
             detection, event, event_audit, event_detection, event_feedback, event_ingest,
             export_job, feed_state, gpu, gpu_event, gpu_history_state, gpu_reporter, gpu_stats, gpu_stats_minute,
-            gpu_stats_pending, job, job_attempt, job_log, job_transition,
-            log, pose_result, reid_embedding, restore_job, silence, threat_detection,
+            gpu_stats_pending, job, job_attempt, job_log, job_queue, job_schedule,
+            job_transition, job_type, log, pose_result, reid_embedding, restore_job, silence, threat_detection,
         ]);
         let without: Vec<_> = schema.tables.into_keys().collect();
         assert_eq!(without, Vec::<String>::new(), "tables without an entity");
@@ -93,6 +94,40 @@ on_both! {
         assert_eq!(read.as_ref(), Some(&written));
         assert_eq!(written.schedule.map(|schedule| schedule.timezone), Some("UTC".to_owned()));
         assert_eq!((written.enabled, written.cooldown_seconds), (true, 300));
+    }
+
+    async fn a_job_reads_back_as_it_was_written(backend) {
+        let database = TestDatabase::migrated(backend).await;
+        let db = database.connect().await;
+        let policy = job::RetryPolicy { initial_ms: 1_000, max_ms: 60_000, multiplier: 1.5, jitter: 0.25 };
+        let job = job::ActiveModel {
+            job_type: Set("export".to_owned()),
+            status: Set(job::JobStatus::Running),
+            payload: Set(Some(json!({ "camera": "porch" }))),
+            retry_policy: Set(Some(policy)),
+            request_hash: Set(Some(vec![7; 32])),
+            lease_id: Set(Some(Uuid::now_v7())),
+            lease_expires_at: Set(Some(now())),
+            ..Default::default()
+        };
+        let written = job.insert(&db).await.unwrap();
+        let read = job::Entity::find_by_id(written.id).one(&db).await.unwrap();
+        assert_eq!(read.as_ref(), Some(&written));
+        assert_eq!((written.concurrency_key.as_str(), written.max_rescues), ("", 3));
+        assert_eq!((written.dead_letter, written.unique_states, written.version_id), (true, 0, 1));
+
+        // No CHECK knows the outcomes.
+        for (number, outcome) in (1..).zip(job_attempt::AttemptOutcome::iter()) {
+            let attempt = job_attempt::ActiveModel {
+                job_id: Set(written.id),
+                attempt_number: Set(number),
+                outcome: Set(Some(outcome)),
+                ..Default::default()
+            };
+            let written = attempt.insert(&db).await.unwrap();
+            let read = job_attempt::Entity::find_by_id(written.id).one(&db).await.unwrap();
+            assert_eq!(read, Some(written));
+        }
     }
 
     async fn defaults_of_the_database_are_those_of_the_entities(backend) {

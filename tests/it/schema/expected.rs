@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Deserializer, de};
 
+use super::catalogue;
 use crate::support::database::Backend;
 
 /// Where the type of a column differs from its document: table, column, the document's
@@ -255,6 +256,9 @@ pub fn schema(backend: Backend) -> Schema {
             if column.kind == "Integer" && names_a_row(&column.name, &table.references) {
                 "BigInteger".clone_into(&mut column.kind);
             }
+        }
+        for index in table.indexes.values_mut() {
+            index.condition = index.condition.as_deref().map(catalogue::plain);
         }
     }
     match backend {

@@ -1,9 +1,13 @@
 //! What a row takes with it when it goes, and which rows there may be once only.
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, SqlErr, Statement, TransactionTrait};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, Iterable, SqlErr, Statement,
+    TransactionTrait,
+};
+use watchpost::entity::job::JobStatus;
 
 use super::rows;
-use crate::support::database::{TestDatabase, on_both};
+use crate::support::database::{Backend, TestDatabase, on_both};
 
 const OF_DETECTION: &[&str] = &[
     "event_detections",
@@ -57,7 +61,10 @@ on_both! {
             ("events", vec![OF_EVENT], vec!["detections", "pose_results", "alert_rules", "logs"]),
             ("cameras", vec![OF_CAMERA, OF_EVENT, OF_DETECTION], vec!["alert_rules", "logs"]),
             ("alerts", vec![OF_ALERT], vec!["alert_cooldowns", "manual_alert_cooldowns"]),
-            ("jobs", vec![OF_JOB], vec!["export_jobs"]),
+            ("jobs", vec![OF_JOB], vec!["export_jobs", "job_schedules"]),
+            ("job_queues", vec![], vec!["jobs"]),
+            ("job_types", vec![], vec!["jobs"]),
+            ("job_schedules", vec![], vec!["jobs"]),
             ("alert_rules", vec![OF_RULE], vec!["alerts", "alert_suppressions"]),
         ] {
             let tx = db.begin().await.unwrap();
@@ -106,14 +113,113 @@ on_both! {
             "demographics_results (detection_id) VALUES (1)",
             "reid_embeddings (detection_id) VALUES (1)",
             "action_results (detection_id) VALUES (1)",
+            "job_attempts (job_id) SELECT id FROM jobs",
+            "job_queues (name) VALUES ('default')",
+            "job_types (name) VALUES ('export')",
         ] {
-            let insert = format!("INSERT INTO {insert}");
-            let error = db.execute_unprepared(&insert).await.expect_err(&insert);
-            let refused = matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_)));
-            assert!(refused, "{insert}: {error}");
+            refused(&db, &format!("INSERT INTO {insert}")).await;
         }
         let second = "INSERT INTO threat_detections
             (detection_id, threat_type, confidence, severity) VALUES (1, 'gun', 1, 'critical')";
         db.execute_unprepared(second).await.unwrap();
     }
+
+    async fn a_job_is_queued_once(backend) {
+        let database = TestDatabase::migrated(backend).await;
+        let db = database.connect().await;
+        rows::insert_everywhere(backend, &db).await;
+        for first in [
+            "UPDATE jobs SET request_id = 'r', schedule_id = id, tick_at = '2026-03-01T12:00:00+00:00'",
+            "UPDATE job_logs SET line = 1",
+        ] {
+            db.execute_unprepared(first).await.unwrap();
+        }
+        let id = fresh_id(backend);
+        for insert in [
+            format!("jobs (id, job_type, request_id) VALUES ({id}, 'cleanup', 'r')"),
+            format!("jobs (id, job_type, schedule_id, tick_at) SELECT {id}, 'cleanup', schedule_id, tick_at FROM jobs"),
+            "job_logs (job_id, message, line) SELECT id, 'again', 1 FROM jobs".to_owned(),
+            format!("job_schedules (id, name, cron, job_type, next_tick_at)
+                SELECT {id}, name, cron, job_type, next_tick_at FROM job_schedules"),
+        ] {
+            refused(&db, &format!("INSERT INTO {insert}")).await;
+        }
+        for insert in [
+            "job_attempts (job_id, attempt_number) SELECT id, 2 FROM jobs".to_owned(),
+            "job_logs (job_id, message, line) SELECT id, 'next', 2 FROM jobs".to_owned(),
+            "job_logs (job_id, message) SELECT id, 'not counted' FROM jobs".to_owned(),
+            "job_logs (job_id, message) SELECT id, 'not counted' FROM jobs".to_owned(),
+            format!("jobs (id, job_type, schedule_id, tick_at)
+                SELECT {id}, job_type, schedule_id, '2026-03-01T13:00:00+00:00' FROM jobs"),
+            format!("jobs (id, job_type, tick_at) VALUES ({id}, 'export', '2026-03-01T12:00:00+00:00')"),
+            format!("jobs (id, job_type, tick_at) VALUES ({id}, 'export', '2026-03-01T12:00:00+00:00')"),
+            format!("jobs (id, job_type, request_id) VALUES ({id}, 'export', 'R')"),
+        ] {
+            accepted(&db, &format!("INSERT INTO {insert}")).await;
+        }
+    }
+
+    async fn a_unique_key_holds_in_its_states_only(backend) {
+        let database = TestDatabase::migrated(backend).await;
+        let db = database.connect().await;
+        let id = fresh_id(backend);
+        let all = JobStatus::iter().map(JobStatus::bit).sum::<i32>();
+        assert_eq!(all, 31);
+        let job = |job_type: &str, status: &str, key: &str, period: i64, states: i32| format!(
+            "INSERT INTO jobs (id, job_type, status, unique_key, unique_period, unique_states)
+            VALUES ({id}, '{job_type}', '{status}', '{key}', {period}, {states})"
+        );
+        for status in JobStatus::iter() {
+            let (name, held) = (status.as_str(), status.bit());
+            let free = format!("{name} but free");
+            accepted(&db, &job("export", name, name, 1, held)).await;
+            accepted(&db, &job("export", name, &free, 1, all - held)).await;
+            for other in JobStatus::iter() {
+                refused(&db, &job("export", other.as_str(), name, 1, all)).await;
+                // What does not hold the key itself is not refused for it.
+                accepted(&db, &job("export", other.as_str(), name, 1, all - other.bit())).await;
+            }
+            accepted(&db, &job("export", "queued", &free, 1, all)).await;
+            accepted(&db, &job("export", "queued", name, 2, all)).await;
+            accepted(&db, &job("cleanup", "queued", name, 1, all)).await;
+        }
+    }
+
+    async fn a_job_that_ends_frees_its_unique_key(backend) {
+        let database = TestDatabase::migrated(backend).await;
+        let db = database.connect().await;
+        let queued = JobStatus::Queued.bit() | JobStatus::Running.bit();
+        let job = format!(
+            "INSERT INTO jobs (id, job_type, unique_key, unique_states) VALUES ({}, 'export', 'k', {queued})",
+            fresh_id(backend)
+        );
+        accepted(&db, &job).await;
+        for held in ["running", "queued"] {
+            accepted(&db, &format!("UPDATE jobs SET status = '{held}'")).await;
+            refused(&db, &job).await;
+        }
+        accepted(&db, "UPDATE jobs SET status = 'failed'").await;
+        accepted(&db, &job).await;
+        refused(&db, "UPDATE jobs SET status = 'queued' WHERE status = 'failed'").await;
+    }
+}
+
+/// An expression that is another UUID with each row.
+fn fresh_id(backend: Backend) -> &'static str {
+    match backend {
+        Backend::Sqlite => "randomblob(16)",
+        Backend::Postgres => "gen_random_uuid()",
+    }
+}
+
+async fn accepted(db: &DatabaseConnection, statement: &str) {
+    let done = db.execute_unprepared(statement).await;
+    let done = done.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    assert_eq!(done.rows_affected(), 1, "{statement}");
+}
+
+async fn refused(db: &DatabaseConnection, statement: &str) {
+    let error = db.execute_unprepared(statement).await.expect_err(statement);
+    let unique = matches!(error.sql_err(), Some(SqlErr::UniqueConstraintViolation(_)));
+    assert!(unique, "{statement}: {error}");
 }

@@ -4,7 +4,7 @@ use sea_orm::{ConnectionTrait, DatabaseConnection};
 
 use crate::support::database::Backend;
 
-/// A job, a rule, an alert.
+/// A job, a schedule, a rule, an alert.
 const UUID: &str = "018f2f5e7a007000800000000000000a";
 
 /// In an order in which parents come first. `$uuid` and `$bytes` are spelt differently.
@@ -116,6 +116,13 @@ const ROWS: &[(&str, &str)] = &[
     (
         "job_transitions",
         "(job_id, from_status, to_status) VALUES ($uuid, 'queued', 'running')",
+    ),
+    ("job_queues", "(name) VALUES ('default')"),
+    ("job_types", "(name) VALUES ('export')"),
+    (
+        "job_schedules",
+        "(id, name, cron, job_type, next_tick_at)
+        VALUES ($uuid, 'nightly', '0 3 * * *', 'export', '2026-03-02T03:00:00+00:00')",
     ),
     ("export_jobs", "(export_type) VALUES ('events')"),
     ("backup_jobs", "DEFAULT VALUES"),
