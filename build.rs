@@ -2,13 +2,18 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 15] = [
     "watchpost/v1/alerts.proto",
     "watchpost/v1/cameras.proto",
     "watchpost/v1/common.proto",
     "watchpost/v1/errors.proto",
     "watchpost/v1/events.proto",
     "watchpost/v1/gpu.proto",
+    "watchpost/v1/job_queues.proto",
+    "watchpost/v1/job_schedules.proto",
+    "watchpost/v1/job_types.proto",
+    "watchpost/v1/job_workers.proto",
+    "watchpost/v1/jobs.proto",
     "watchpost/v1/monitor.proto",
     "watchpost/v1/notifications.proto",
     "watchpost/v1/silences.proto",

@@ -4,8 +4,8 @@ use std::{cell::Cell, fs::File, path::PathBuf, str::FromStr, sync::Arc, time::Du
 
 use migration::{Migrator, MigratorTrait};
 use sea_orm::{
-    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, DbBackend,
-    DbErr, SqliteTransactionMode, TransactionOptions, TransactionTrait,
+    AccessMode, ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction,
+    DbBackend, DbErr, IsolationLevel, SqliteTransactionMode, TransactionOptions, TransactionTrait,
     sqlx::{
         self,
         postgres::PgConnectOptions,
@@ -185,6 +185,18 @@ impl Db {
     /// Where to read outside of a transaction.
     pub fn reader(&self) -> &DatabaseConnection {
         &self.0.reader
+    }
+
+    /// A transaction that reads, and sees one moment in all that it reads.
+    pub async fn snapshot(&self) -> Result<DatabaseTransaction> {
+        let postgres = self.0.backend == DbBackend::Postgres;
+        // On SQLite every transaction reads one snapshot.
+        let options = TransactionOptions {
+            isolation_level: postgres.then_some(IsolationLevel::RepeatableRead),
+            access_mode: postgres.then_some(AccessMode::ReadOnly),
+            ..Default::default()
+        };
+        Ok(self.0.reader.begin_with_options(options).await?)
     }
 
     /// Runs `work` in one transaction, commits, and wakes the change feed. If `work` fails, nothing is written.

@@ -66,6 +66,25 @@ pub enum Error {
         /// Their ids, parted by commas.
         ids: String,
     },
+    #[error("`{field}` is held by the job `{job_id}`, which is {status}")]
+    KeyHeld {
+        field: &'static str,
+        job_id: String,
+        status: String,
+    },
+    #[error("the lease of the job `{job_id}` is not the current one; the job is {status}")]
+    LeaseLost {
+        job_id: String,
+        status: String,
+        /// Which of several that a request is about.
+        index: Option<usize>,
+    },
+    #[error("the job `{job_id}` is to be cancelled; acknowledge it")]
+    JobCancelled {
+        job_id: String,
+        /// Which of several that a request is about.
+        index: Option<usize>,
+    },
     #[error("the {resource} has changed since the expected version")]
     StaleVersion { resource: &'static str },
     #[error("changes after the cursor are no longer kept, about {lost_changes} are lost")]
@@ -136,7 +155,27 @@ impl Error {
         if matches!(self, Self::DatabaseAway) {
             return Self::DatabaseAway;
         }
+        if matches!(self, Self::Contended) {
+            return Self::Contended;
+        }
         Self::internal(self.to_string())
+    }
+
+    /// The same failure, of this one of several that a request is about.
+    #[must_use]
+    pub fn at(self, at: Option<usize>) -> Self {
+        let mut error = self;
+        if let Self::LeaseLost { index, .. } | Self::JobCancelled { index, .. } = &mut error {
+            *index = at;
+        }
+        error
+    }
+
+    /// The code, its name and the reason, for answers that are no statuses.
+    pub fn code_and_reason(&self) -> (i32, &'static str) {
+        let (code, reason) = self.kind();
+        let reason = reason.as_str_name().trim_start_matches("ERROR_REASON_");
+        (code as i32, reason)
     }
 
     /// The code, and the reason that programs switch on.
@@ -148,7 +187,9 @@ impl Error {
             Self::Malformed => (Code::InvalidArgument, ErrorReason::MalformedMessage),
             Self::Unimplemented(_) => (Code::Unimplemented, ErrorReason::Unimplemented),
             Self::TooLarge { .. } => (Code::ResourceExhausted, ErrorReason::MessageTooLarge),
-            Self::AlreadyExists { .. } => (Code::AlreadyExists, ErrorReason::AlreadyExists),
+            Self::AlreadyExists { .. } | Self::KeyHeld { .. } => {
+                (Code::AlreadyExists, ErrorReason::AlreadyExists)
+            }
             Self::KeyReused { .. } => (Code::AlreadyExists, ErrorReason::IdempotencyKeyReused),
             Self::WrongStatus { .. } => (Code::FailedPrecondition, ErrorReason::WrongStatus),
             Self::BrokenReference { .. } => {
@@ -156,6 +197,8 @@ impl Error {
             }
             Self::InUse { .. } => (Code::FailedPrecondition, ErrorReason::InUse),
             Self::WrongKind { .. } => (Code::FailedPrecondition, ErrorReason::WrongKind),
+            Self::LeaseLost { .. } => (Code::Aborted, ErrorReason::LeaseLost),
+            Self::JobCancelled { .. } => (Code::Aborted, ErrorReason::JobCancelled),
             Self::StaleVersion { .. } => (Code::Aborted, ErrorReason::StaleVersion),
             Self::CursorExpired { .. } => (Code::OutOfRange, ErrorReason::CursorExpired),
             Self::CursorAhead => (Code::FailedPrecondition, ErrorReason::CursorAhead),
@@ -189,6 +232,22 @@ impl Error {
         if let Self::NotFound { resource, id } = self {
             return vec![("resource", (*resource).to_string()), ("id", id.clone())];
         }
+        if let Self::KeyHeld { job_id, status, .. } = self {
+            return vec![("job_id", job_id.clone()), ("status", status.clone())];
+        }
+        if let Self::LeaseLost {
+            job_id,
+            status,
+            index,
+        } = self
+        {
+            let about = vec![("job_id", job_id.clone()), ("status", status.clone())];
+            return about.into_iter().chain(place(*index)).collect();
+        }
+        if let Self::JobCancelled { job_id, index } = self {
+            let about = [("job_id", job_id.clone())];
+            return about.into_iter().chain(place(*index)).collect();
+        }
         if let Self::WrongStatus { status, .. } = self {
             return vec![("status", status.clone())];
         }
@@ -214,6 +273,9 @@ impl Error {
         if let Self::KeyReused { field } = self {
             return Some((field, "was used before for a request with other content"));
         }
+        if let Self::KeyHeld { field, .. } = self {
+            return Some((field, "is held by another job"));
+        }
         if let Self::Invalid { field, problem }
         | Self::AlreadyExists { field, problem }
         | Self::BrokenReference { field, problem } = self
@@ -234,6 +296,11 @@ impl Error {
                 | Self::TooManyWatches { .. }
         )
     }
+}
+
+/// Which of several that a request is about, for `ErrorInfo`.
+fn place(index: Option<usize>) -> Option<(&'static str, String)> {
+    index.map(|index| ("index", index.to_string()))
 }
 
 impl From<Error> for Status {

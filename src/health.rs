@@ -8,13 +8,18 @@ use tonic_health::{
 };
 
 /// The services that need the database, and nothing else.
-const SERVICES: [&str; 9] = [
+const SERVICES: [&str; 14] = [
     "watchpost.v1.AlertRuleService",
     "watchpost.v1.AlertService",
     "watchpost.v1.CameraService",
     "watchpost.v1.CameraZoneService",
     "watchpost.v1.DeliveryService",
     "watchpost.v1.EventService",
+    "watchpost.v1.JobQueueService",
+    "watchpost.v1.JobScheduleService",
+    "watchpost.v1.JobService",
+    "watchpost.v1.JobTypeService",
+    "watchpost.v1.JobWorkerService",
     "watchpost.v1.MonitorService",
     "watchpost.v1.NotificationChannelService",
     "watchpost.v1.SilenceService",

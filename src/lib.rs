@@ -18,6 +18,8 @@ pub mod events;
 
 pub mod notifications;
 
+pub mod jobs;
+
 pub mod alerts;
 
 pub mod zones;

@@ -39,8 +39,9 @@ use crate::{
     gpu::{self, Detections, GpuStats, LiveGpus, Reports},
     health::Health,
     http,
+    jobs::Queue,
     metrics::Metrics,
-    monitor::{self, Announcement, Feed, Monitor, MonitorServer, Snapshots},
+    monitor::{self, Announcement, Feed, Monitor, MonitorServer, Places, Snapshots},
     notifications::{Backoff, Deliverer, Deliveries, NotificationChannels},
     pb::{
         FILE_DESCRIPTOR_SET, alert_rule_service_server::AlertRuleServiceServer,
@@ -55,6 +56,7 @@ use crate::{
     zones::{CameraZones, LiveZones},
 };
 
+mod jobs;
 mod prepare;
 
 /// What keeps the server from starting, or from going on.
@@ -121,6 +123,7 @@ struct Parts {
     gpus: LiveGpus,
     detections: Detections,
     deliverer: Deliverer,
+    queue: Queue,
     health: Health,
     shutdown: CancellationToken,
 }
@@ -142,7 +145,9 @@ impl Server {
         let backoff = Backoff {
             first: settings.notification_retry,
         };
+        let shutdown = CancellationToken::new();
         let parts = Parts {
+            queue: Queue::new(db.clone(), shutdown.clone()),
             feed: Feed::new(db.clone(), Announcement::make),
             rules: Rules::new(
                 db.clone(),
@@ -152,7 +157,7 @@ impl Server {
             gpus: LiveGpus::default(),
             detections: Detections::default(),
             deliverer: Deliverer::new(db.clone(), settings.senders(), backoff, Bell::default()),
-            shutdown: CancellationToken::new(),
+            shutdown,
             health,
             db,
         };
@@ -263,6 +268,7 @@ fn routes<H: HealthService>(
         health,
         detections,
         deliverer,
+        queue: _,
         shutdown,
     } = parts.clone();
     let committer = Committer::start(&db, &rules, deliverer.bell(), &shutdown);
@@ -273,16 +279,8 @@ fn routes<H: HealthService>(
         max_message_size: limit,
         shutdown: shutdown.clone(),
     });
-    let monitor = Monitor::new(
-        feed.clone(),
-        gpus.clone(),
-        Snapshots::new(db.clone(), gpu_stats.clone()),
-        monitor::Settings {
-            max_watches: settings.max_watches as usize,
-            retention: settings.feed_retention(),
-        },
-        shutdown.clone(),
-    );
+    let places = Places::new(settings.max_watches as usize);
+    let monitor = monitor(settings, parts, &gpu_stats, &places);
     let calls = Calls::new(&CALLED);
     let metrics = Metrics {
         calls: calls.clone(),
@@ -333,6 +331,7 @@ fn routes<H: HealthService>(
             calls,
             shutdown,
         })
+        .add_routes(jobs::routes(parts, &places, limit))
         .add_service(health_service)
         .add_service(reflection().build_v1().map_err(broken)?)
         .add_service(reflection().build_v1alpha().map_err(broken)?)
@@ -350,6 +349,19 @@ fn routes<H: HealthService>(
         .add_service(accepting!(SilenceServiceServer::new(silences)))
         .add_service(accepting!(GpuStatsServiceServer::new(gpu_stats)));
     Ok((routes, metrics))
+}
+
+fn monitor(settings: &Settings, parts: &Parts, gpus: &GpuStats, places: &Places) -> Monitor {
+    Monitor::new(
+        parts.feed.clone(),
+        parts.gpus.clone(),
+        Snapshots::new(parts.db.clone(), gpus.clone()),
+        monitor::Settings {
+            places: places.clone(),
+            retention: settings.feed_retention(),
+        },
+        parts.shutdown.clone(),
+    )
 }
 
 /// What reflection tells of.

@@ -5,9 +5,8 @@ use std::ops::RangeInclusive;
 use chrono::{DateTime, Utc};
 use prost_types::Duration;
 use sea_orm::{
-    AccessMode, ColumnTrait, Condition, DatabaseTransaction, DbBackend, EntityTrait,
-    IsolationLevel, Order, QueryFilter, QueryOrder, QuerySelect, Select, TransactionOptions,
-    TransactionTrait, TryGetable,
+    ColumnTrait, Condition, DatabaseTransaction, DbBackend, EntityTrait, Order, QueryFilter,
+    QueryOrder, QuerySelect, Select, TryGetable,
     sea_query::{Expr, SimpleExpr},
 };
 use uuid::Uuid;
@@ -17,7 +16,7 @@ use crate::{
     entity::alert::{AlertSeverity, AlertStatus, Column, Entity},
     error::{Error, Result},
     pb,
-    rpc::{page::in_bytes, time},
+    rpc::{page::in_bytes, row, time},
 };
 
 /// How many rules and how many cameras are told.
@@ -29,24 +28,12 @@ const MOST_BUCKETS: usize = 10_000;
 /// How wide a bucket may be, in seconds: a minute to 366 days.
 const WIDTHS: RangeInclusive<i64> = 60..=31_622_400;
 
-/// A time as SQLite keeps it, in microseconds since 1970. Its own functions know milliseconds.
-const SQLITE_MICROS: &str = "(unixepoch(substr({t}, 1, 19)) * 1000000 \
-    + CASE WHEN substr({t}, 20, 1) = '.' \
-    THEN CAST(substr(substr({t}, 21, length({t}) - 26) || '000000', 1, 6) AS INTEGER) ELSE 0 END)";
-
 /// Counts what a request asks for.
 pub(super) async fn stats(db: &Db, request: pb::GetAlertStatsRequest) -> Result<pb::AlertStats> {
     let backend = db.backend();
     let condition = request.filter.unwrap_or_default().condition(backend)?;
     let width = request.bucket_width.map(seconds).transpose()?;
-    let postgres = backend == DbBackend::Postgres;
-    // On SQLite every transaction reads one snapshot.
-    let snapshot = TransactionOptions {
-        isolation_level: postgres.then_some(IsolationLevel::RepeatableRead),
-        access_mode: postgres.then_some(AccessMode::ReadOnly),
-        ..Default::default()
-    };
-    let tx = db.reader().begin_with_options(snapshot).await?;
+    let tx = db.snapshot().await?;
     let counting = Counting {
         tx: &tx,
         backend,
@@ -133,13 +120,9 @@ impl Counting<'_> {
 
     /// In microseconds.
     fn mean_until(&self, column: &str) -> SimpleExpr {
-        let took = if self.backend == DbBackend::Postgres {
-            format!("extract(epoch FROM alerts.{column} - alerts.created_at) * 1000000")
-        } else {
-            let micros = |column| SQLITE_MICROS.replace("{t}", &format!("alerts.{column}"));
-            format!("{} - {}", micros(column), micros("created_at"))
-        };
-        Expr::cust(format!("CAST(avg({took}) AS double precision)"))
+        let micros = |column| row::micros(&format!("alerts.{column}"), self.backend);
+        let (until, from) = (micros(column), micros("created_at"));
+        Expr::cust(format!("CAST(avg({until} - {from}) AS double precision)"))
     }
 
     async fn by_rule(&self) -> Result<Vec<pb::AlertRuleCount>> {

@@ -42,17 +42,10 @@ impl Cause {
 
     /// What a request says, which came from `peer`.
     pub(super) fn parse(peer: Option<SocketAddr>, actor: &str, reason: &str) -> Result<Self> {
-        let actor = check::name("actor", actor, 0..=100)?;
+        let actor = check::actor("actor", actor, peer)?;
         let reason = check::text("reason", reason, 0..=1_000)?;
-        let from = || {
-            peer.map_or("unknown".into(), |peer| {
-                format!("ip:{}", peer.ip().to_canonical())
-            })
-        };
         Ok(Self {
-            actor: Some(actor)
-                .filter(|actor| !actor.is_empty())
-                .unwrap_or_else(from),
+            actor,
             reason: Some(reason).filter(|reason| !reason.is_empty()),
         })
     }

@@ -31,6 +31,11 @@ pub enum Topic {
     AlertRules,
     GpuEvents,
     Silences,
+    Jobs,
+    JobLogs,
+    JobQueues,
+    JobTypes,
+    JobSchedules,
 }
 
 impl Topic {
@@ -45,6 +50,11 @@ impl Topic {
             Self::AlertRules => "alert_rules",
             Self::GpuEvents => "gpu_events",
             Self::Silences => "silences",
+            Self::Jobs => "jobs",
+            Self::JobLogs => "job_logs",
+            Self::JobQueues => "job_queues",
+            Self::JobTypes => "job_types",
+            Self::JobSchedules => "job_schedules",
         }
     }
 }

@@ -81,8 +81,8 @@ impl Filter {
     /// Whether any topic of the change feed is wanted.
     pub(super) fn wants_changes(&self) -> bool {
         use pb::Topic::{
-            AlertRules, Alerts, CameraZones, Cameras, Events, GpuEvents, NotificationChannels,
-            Silences,
+            AlertRules, Alerts, CameraZones, Cameras, Events, GpuEvents, JobLogs, JobQueues,
+            JobSchedules, JobTypes, Jobs, NotificationChannels, Silences,
         };
         [
             Alerts,
@@ -93,6 +93,11 @@ impl Filter {
             GpuEvents,
             NotificationChannels,
             Silences,
+            Jobs,
+            JobLogs,
+            JobQueues,
+            JobTypes,
+            JobSchedules,
         ]
         .into_iter()
         .any(|topic| self.wants(topic))
@@ -124,6 +129,11 @@ impl Filter {
             Some(Update::AlertRule(_)) => self.wants(pb::Topic::AlertRules),
             Some(Update::NotificationChannel(_)) => self.wants(pb::Topic::NotificationChannels),
             Some(Update::Silence(_)) => self.wants(pb::Topic::Silences),
+            Some(Update::JobChanges(_)) => self.wants(pb::Topic::Jobs),
+            Some(Update::JobLogs(_)) => self.wants(pb::Topic::JobLogs),
+            Some(Update::JobQueue(_)) => self.wants(pb::Topic::JobQueues),
+            Some(Update::JobType(_)) => self.wants(pb::Topic::JobTypes),
+            Some(Update::JobSchedule(_)) => self.wants(pb::Topic::JobSchedules),
             Some(Update::GpuEvent(event)) => {
                 self.wants(pb::Topic::GpuEvents)
                     && self.wants_gpu(event.gpu_uuid.as_deref().unwrap_or_default())

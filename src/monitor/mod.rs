@@ -1,11 +1,13 @@
 //! `MonitorService`: the change feed and the live GPU stats, joined into one stream per subscriber.
 
 mod filter;
+mod places;
 mod service;
 mod snapshot;
 mod wire;
 
-pub use service::{Monitor, Settings};
+pub use places::Places;
+pub use service::{Monitor, Settings, heartbeat_interval};
 pub use snapshot::Snapshots;
 pub use wire::MonitorServer;
 

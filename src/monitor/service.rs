@@ -13,7 +13,7 @@ use futures_util::Stream;
 use prometheus::IntCounter;
 use prost::Message;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::OwnedSemaphorePermit,
     time::{Instant, MissedTickBehavior, interval_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ use tonic::Status;
 use super::{
     Announcement, Feed,
     filter::Filter,
+    places::Places,
     snapshot::{Snapshot, Snapshots},
     wire::Encoded,
 };
@@ -50,10 +51,10 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const HEARTBEATS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(5);
 
 /// What the monitor is allowed, and what it tells of the feed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// How many watches may be open at a time.
-    pub max_watches: usize,
+    pub places: Places,
     /// What the feed keeps.
     pub retention: Retention,
 }
@@ -65,7 +66,6 @@ pub struct Monitor {
     gpus: LiveGpus,
     snapshots: Arc<Snapshots>,
     settings: Settings,
-    places: Arc<Semaphore>,
     shutdown: CancellationToken,
     sent: IntCounter,
 }
@@ -84,15 +84,14 @@ impl Monitor {
             gpus,
             snapshots: Arc::new(snapshots),
             settings,
-            places: Arc::new(Semaphore::new(settings.max_watches)),
             shutdown,
             sent: IntCounter::new("sent", "sent").expect("a legal name"),
         }
     }
 
-    /// How many watches are open.
+    /// How many watches are open, those of jobs with them.
     pub fn watches(&self) -> usize {
-        self.settings.max_watches - self.places.available_permits()
+        self.settings.places.taken()
     }
 
     /// How many responses were sent, over all watches.
@@ -105,10 +104,7 @@ impl Monitor {
         &self,
         request: pb::WatchRequest,
     ) -> Result<impl Stream<Item = Result<Encoded, Status>> + Send + use<>> {
-        let place = self.places.clone().try_acquire_owned();
-        let place = place.map_err(|_| Error::TooManyWatches {
-            limit: self.settings.max_watches,
-        })?;
+        let place = self.settings.places.take()?;
         let filter = Filter::parse(&request)?;
         let heartbeat = heartbeat_interval(request.heartbeat_interval)?;
         let (start, snapshot) = self.start(&request).await?;
@@ -166,7 +162,8 @@ impl Monitor {
     }
 }
 
-fn heartbeat_interval(interval: Option<prost_types::Duration>) -> Result<Duration> {
+/// Reads how often a heartbeat is asked for.
+pub fn heartbeat_interval(interval: Option<prost_types::Duration>) -> Result<Duration> {
     let Some(interval) = interval else {
         return Ok(HEARTBEAT);
     };

@@ -7,8 +7,7 @@ use std::{
 
 use prost::Message;
 use sea_orm::{
-    ColumnTrait, Condition, DatabaseTransaction, DbBackend, EntityTrait, IsolationLevel,
-    QueryFilter, QueryOrder, QuerySelect, TransactionOptions, TransactionTrait,
+    ColumnTrait, Condition, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
 };
 use tokio::sync::Mutex;
 
@@ -72,15 +71,8 @@ impl Snapshots {
     }
 
     async fn read(&self) -> Result<Snapshot> {
-        let backend = self.db.backend();
-        let options = TransactionOptions {
-            // SQLite does so by itself.
-            isolation_level: (backend == DbBackend::Postgres)
-                .then_some(IsolationLevel::RepeatableRead),
-            ..Default::default()
-        };
-        let tx = self.db.reader().begin_with_options(options).await?;
-        let start = read::now_in(&tx, backend).await?;
+        let tx = self.db.snapshot().await?;
+        let start = read::now_in(&tx, self.db.backend()).await?;
         let alerts = open_alerts(&tx).await?;
         tx.rollback().await?;
         Ok(Snapshot {

@@ -2,6 +2,7 @@
 
 use std::{
     fmt::{Debug, Display},
+    net::SocketAddr,
     ops::RangeInclusive,
 };
 
@@ -60,6 +61,17 @@ pub fn texts(
     let entry =
         |(at, value): (usize, &String)| name(&format!("{field}[{at}]"), value, length.clone());
     values.iter().enumerate().map(entry).collect()
+}
+
+/// Who does something: a name of at most 100 characters, else the address that the request came from.
+pub fn actor(field: &str, value: &str, peer: Option<SocketAddr>) -> Result<String> {
+    let actor = name(field, value, 0..=100)?;
+    if !actor.is_empty() {
+        return Ok(actor);
+    }
+    Ok(peer.map_or("unknown".into(), |peer| {
+        format!("ip:{}", peer.ip().to_canonical())
+    }))
 }
 
 /// A number inside of `range`.

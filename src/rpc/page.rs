@@ -11,8 +11,11 @@ use sea_orm::{
     sea_query::{Expr, ExprTrait, SimpleExpr},
 };
 
+use self::sorted::Key;
 use super::time;
 use crate::error::{Error, Result};
+
+pub mod sorted;
 
 const DEFAULT_SIZE: u64 = 50;
 const MAX_SIZE: u64 = 1000;
@@ -40,6 +43,9 @@ struct Token {
     /// The id of the last row.
     #[prost(string, tag = "3")]
     id: String,
+    /// What the last row is sorted by before that, if it has it.
+    #[prost(oneof = "Key", tags = "4, 5, 6")]
+    key: Option<Key>,
 }
 
 impl Page {
@@ -188,12 +194,57 @@ impl Page {
         Ok(self.cut(rows, |row| (key(row), String::new()), M::from))
     }
 
+    /// Reads the rows of the page of `select`, by their ids in the order of the bytes, whatever the collation, and
+    /// one more if there is; to be cut by [`Self::cut`], with any place.
+    pub async fn by_id<E: EntityTrait>(
+        &self,
+        db: &impl ConnectionTrait,
+        select: Select<E>,
+        id_column: impl ColumnTrait,
+    ) -> Result<Vec<E::Model>> {
+        let id = in_bytes(
+            Expr::col(id_column.as_column_ref()),
+            db.get_database_backend(),
+        );
+        let mut select = select;
+        if let Some(after) = &self.after {
+            select = select.filter(id.clone().gt(after.id::<String>()?));
+        }
+        Ok(select
+            .order_by(id, Order::Asc)
+            .limit(self.size + 1)
+            .all(db)
+            .await?)
+    }
+
+    /// Whether a list by ids comes to this one on the page or after it.
+    pub fn comes_to(&self, id: &str) -> bool {
+        self.after.as_ref().is_none_or(|after| *after.id < *id)
+    }
+
     /// The rows that fit on the page as `make` has them on the wire, and the token of the next one. `key` gives
     /// the place and the id of a row.
     pub fn cut<R, I: ToString, M: Message>(
         &self,
         rows: Vec<R>,
         key: impl Fn(&R) -> (i64, I),
+        make: impl FnMut(R) -> M,
+    ) -> (Vec<M>, String) {
+        let token = |(place, id): (i64, I)| Token {
+            list: self.list,
+            place,
+            id: id.to_string(),
+            key: None,
+        };
+        self.cut_at(rows, key, token, make)
+    }
+
+    /// The same, with a token that holds whatever `key` gives.
+    fn cut_at<R, K, M: Message>(
+        &self,
+        rows: Vec<R>,
+        key: impl Fn(&R) -> K,
+        token: impl Fn(K) -> Token,
         mut make: impl FnMut(R) -> M,
     ) -> (Vec<M>, String) {
         let (mut messages, mut bytes, mut last) = (Vec::with_capacity(rows.len()), 0, None);
@@ -204,22 +255,13 @@ impl Page {
             if let Some(last) = last.take()
                 && (messages.len() as u64 == self.size || bytes > LARGEST)
             {
-                return (messages, self.token(last));
+                let token = token(last).encode_to_vec();
+                return (messages, BASE64_URL_SAFE_NO_PAD.encode(token));
             }
             messages.push(message);
             last = Some(place);
         }
         (messages, String::new())
-    }
-
-    /// The token of the page after the row with this key.
-    fn token(&self, (place, id): (i64, impl ToString)) -> String {
-        let token = Token {
-            list: self.list,
-            place,
-            id: id.to_string(),
-        };
-        BASE64_URL_SAFE_NO_PAD.encode(token.encode_to_vec())
     }
 }
 
@@ -284,6 +326,7 @@ mod tests {
             list: fingerprint("cameras", &filter),
             place: 1,
             id: "a".into(),
+            key: None,
         };
         let token = BASE64_URL_SAFE_NO_PAD.encode(token.encode_to_vec());
         assert!(Page::parse(0, &token, "cameras", &filter).is_ok());

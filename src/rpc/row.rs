@@ -7,6 +7,11 @@ use sea_orm::{
 
 use crate::error::{Error, Result};
 
+/// A time as SQLite keeps it, in microseconds since 1970. Its own functions know milliseconds.
+const SQLITE_MICROS: &str = "(unixepoch(substr({t}, 1, 19)) * 1000000 \
+    + CASE WHEN substr({t}, 20, 1) = '.' \
+    THEN CAST(substr(substr({t}, 21, length({t}) - 26) || '000000', 1, 6) AS INTEGER) ELSE 0 END)";
+
 /// The row, or `NOT_FOUND` naming the resource and the id that was asked for.
 pub fn found<M>(row: Option<M>, resource: &'static str, id: impl std::fmt::Display) -> Result<M> {
     row.ok_or_else(|| Error::NotFound {
@@ -25,6 +30,20 @@ pub fn like_escaped(text: &str) -> String {
         escaped.push(c);
     }
     escaped
+}
+
+/// How many rows there are. Unlike the count of a column, for which every row must be read, an index can say so.
+pub fn count() -> SimpleExpr {
+    Expr::cust("count(*)")
+}
+
+/// A time, such as a column, in microseconds since 1970: a whole number, from which others can be taken.
+pub fn micros(time: &str, backend: DbBackend) -> String {
+    if backend == DbBackend::Postgres {
+        format!("CAST(extract(epoch FROM {time}) * 1000000 AS bigint)")
+    } else {
+        SQLITE_MICROS.replace("{t}", time)
+    }
 }
 
 /// Whether a text column holds `text`; the case of A to Z does not matter.

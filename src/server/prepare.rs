@@ -61,6 +61,7 @@ pub(super) async fn prepare(
         gpus,
         detections,
         deliverer,
+        queue,
         health,
         shutdown,
     } = parts;
@@ -73,6 +74,7 @@ pub(super) async fn prepare(
     }
     tokio::spawn(feed.clone().run(shutdown.clone()));
     tokio::spawn(rules.follow(feed.clone(), start, shutdown.clone()));
+    queue.start(feed.clone(), start);
     tokio::spawn(feed::retention::run(
         db.clone(),
         settings.feed_retention(),
@@ -155,6 +157,7 @@ impl std::fmt::Display for OpenError {
 async fn open(parts: &Parts) -> Result<(), OpenError> {
     parts.db.migrate_up().await.map_err(OpenError::Migrating)?;
     parts.feed.open().await.map_err(OpenError::Reading)?;
+    parts.queue.open().await.map_err(OpenError::Reading)?;
     let zones = parts.rules.zones();
     zones.reload().await.map_err(OpenError::Reading)?;
     let silences = parts.rules.silences();

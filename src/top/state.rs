@@ -156,7 +156,12 @@ impl State {
                 | Update::NotificationChannel(_)
                 | Update::AlertRule(_)
                 | Update::GpuEvent(_)
-                | Update::Silence(_),
+                | Update::Silence(_)
+                | Update::JobChanges(_)
+                | Update::JobLogs(_)
+                | Update::JobQueue(_)
+                | Update::JobType(_)
+                | Update::JobSchedule(_),
             )
             | None => {}
         }

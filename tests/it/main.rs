@@ -12,6 +12,7 @@ mod events;
 mod gpu;
 mod guarantees;
 mod health;
+mod jobs;
 mod main_job;
 mod metrics;
 mod notifications;

@@ -4,6 +4,7 @@ pub mod calls;
 pub mod database;
 pub mod fake_nvml;
 pub mod process;
+pub mod proxy;
 pub mod receiver;
 pub mod terminal;
 
@@ -24,7 +25,8 @@ use watchpost::{
         alert_service_client::AlertServiceClient, camera_service_client::CameraServiceClient,
         camera_zone_service_client::CameraZoneServiceClient,
         delivery_service_client::DeliveryServiceClient, event_service_client::EventServiceClient,
-        gpu_stats_service_client::GpuStatsServiceClient,
+        gpu_stats_service_client::GpuStatsServiceClient, job_service_client::JobServiceClient,
+        job_worker_service_client::JobWorkerServiceClient,
         monitor_service_client::MonitorServiceClient, notification_channel::Kind,
         notification_channel_service_client::NotificationChannelServiceClient,
         silence_service_client::SilenceServiceClient, watch_response::Update,
@@ -120,6 +122,14 @@ impl TestServer {
 
     pub fn gpu_stats(&self) -> GpuStatsServiceClient<Channel> {
         GpuStatsServiceClient::new(self.channel.clone())
+    }
+
+    pub fn jobs(&self) -> JobServiceClient<Channel> {
+        JobServiceClient::new(self.channel.clone())
+    }
+
+    pub fn job_workers(&self) -> JobWorkerServiceClient<Channel> {
+        JobWorkerServiceClient::new(self.channel.clone())
     }
 
     pub fn monitor(&self) -> MonitorServiceClient<Channel> {

@@ -1,0 +1,44 @@
+//! The job queue: jobs, their attempts, transitions and logs, and the workers that they are given to.
+
+mod announce;
+mod ask;
+mod bell;
+mod bulk;
+mod check;
+mod claim;
+mod clock;
+mod convert;
+mod counts;
+mod create;
+mod desk;
+mod dispatch;
+mod filter;
+mod flights;
+mod ledger;
+mod lines;
+mod list;
+mod moves;
+mod progress;
+mod queue;
+mod queue_service;
+mod reaper;
+mod remove;
+mod schedules;
+mod service;
+mod stats;
+mod stream;
+mod tail;
+mod timing;
+mod took;
+mod type_service;
+mod types;
+mod wanted;
+mod watch;
+mod work_service;
+
+pub use queue::Queue;
+pub use queue_service::JobQueues;
+pub use schedules::JobSchedules;
+pub use service::Jobs;
+pub use type_service::JobTypes;
+pub use work_service::JobWorkers;

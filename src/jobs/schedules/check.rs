@@ -1,0 +1,106 @@
+//! The checks of a schedule that a client sends, and what an Update makes of one.
+
+use crate::{
+    entity::job_schedule::{MissedPolicy, Model},
+    error::{Error, Result},
+    pb,
+    rpc::{
+        check,
+        enums::{FromProto, proto_enum},
+        json,
+        mask::UpdateMask,
+    },
+};
+
+/// The fields that an Update may change.
+pub(super) const UPDATABLE: [&str; 12] = [
+    "name",
+    "description",
+    "enabled",
+    "cron",
+    "time_zone",
+    "missed_policy",
+    "job_type",
+    "queue_name",
+    "priority",
+    "max_attempts",
+    "payload",
+    "skip_if_active",
+];
+
+/// How long a payload may be as JSON, in bytes.
+const LONGEST_PAYLOAD: usize = 1 << 20;
+
+impl pb::JobSchedule {
+    /// This schedule with the fields of `changes` that `mask` covers.
+    pub(super) fn with(mut self, changes: Self, mask: &UpdateMask) -> Self {
+        macro_rules! change {
+            ($field:ident, $is_set:expr) => {
+                if mask.covers(stringify!($field), $is_set(&changes.$field)) {
+                    self.$field = changes.$field;
+                }
+            };
+        }
+        let is_text = |text: &String| !text.is_empty();
+        change!(name, is_text);
+        change!(description, Option::is_some);
+        change!(enabled, Option::is_some);
+        change!(cron, is_text);
+        change!(time_zone, is_text);
+        change!(missed_policy, |policy: &i32| *policy != 0);
+        change!(job_type, is_text);
+        change!(queue_name, is_text);
+        change!(priority, Option::is_some);
+        change!(max_attempts, Option::is_some);
+        change!(payload, Option::is_some);
+        change!(skip_if_active, |skip: &bool| *skip);
+        self
+    }
+
+    /// `row` with every column that a client decides, checked, but for whether `cron` and `time_zone` make
+    /// sense; absent fields get their defaults.
+    pub(super) fn checked(self, row: &Model) -> Result<Model> {
+        let field = |name: &str| format!("job_schedule.{name}");
+        let or = |text: &str, default: &str| match text {
+            "" => default.to_string(),
+            text => text.to_string(),
+        };
+        let description = self.description.as_deref();
+        let missed_policy = MissedPolicy::from_proto(&field("missed_policy"), self.missed_policy)?;
+        let queue_name = or(&self.queue_name, "default");
+        let priority = |value| check::within(&field("priority"), value, 0..=4);
+        let attempts = |value| check::within(&field("max_attempts"), value, 1..=1_000);
+        let payload = |payload| {
+            let payload = json::from_proto(&field("payload"), payload)?;
+            if payload.to_string().len() > LONGEST_PAYLOAD {
+                let problem = "must have at most 1048576 bytes as JSON";
+                return Err(Error::invalid(field("payload"), problem));
+            }
+            Ok(payload)
+        };
+        Ok(Model {
+            name: check::name(&field("name"), &self.name, 1..=100)?,
+            description: check::optional_text(&field("description"), description, 0..=1_000)?,
+            enabled: self.enabled.unwrap_or(true),
+            cron: check::name(&field("cron"), &self.cron, 1..=200)?,
+            time_zone: check::name(&field("time_zone"), &or(&self.time_zone, "UTC"), 1..=64)?,
+            missed_policy: missed_policy.unwrap_or(MissedPolicy::RunOnce),
+            job_type: check::name(&field("job_type"), &self.job_type, 1..=50)?,
+            queue_name: check::name(&field("queue_name"), &queue_name, 1..=100)?,
+            priority: self.priority.map(priority).transpose()?,
+            max_attempts: self.max_attempts.map(attempts).transpose()?,
+            payload: self.payload.map(payload).transpose()?,
+            skip_if_active: self.skip_if_active,
+            ..*row
+        })
+    }
+}
+
+proto_enum!(
+    MissedPolicy,
+    pb::MissedPolicy {
+        Skip,
+        RunOnce,
+        RunAll
+    }
+);

@@ -1,0 +1,428 @@
+//! Makes the jobs of schedules when they tick: one for each tick, however many processes do so.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sea_orm::{
+    ActiveModelTrait,
+    ActiveValue::Set,
+    ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    sea_query::{LockBehavior, LockType},
+};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::cron::Ticks;
+use crate::{
+    db::Db,
+    entity::{
+        job,
+        job_schedule::{ActiveModel, Column, Entity, MissedPolicy, Model},
+    },
+    error::Result,
+    feed::Position,
+    jobs::{
+        Queue,
+        bell::Bell,
+        clock::Clock,
+        create::{self, Made},
+        types::{LiveTypes, Types},
+    },
+    monitor::Feed,
+    pb::watch_response::Update,
+};
+
+/// How late the job of a tick may be before the tick is missed.
+const GRACE: TimeDelta = TimeDelta::seconds(60);
+
+/// How many jobs of missed ticks are made in one transaction at most.
+const MADE_AT_ONCE: usize = 1_000;
+
+/// How many missed ticks are counted in one transaction at most.
+const COUNTED_AT_ONCE: usize = 10_000;
+
+/// How many schedules are looked up at a time.
+const SCHEDULES: u64 = 500;
+
+/// How often to look for schedules that are due, if nothing says that there are some.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// How long to wait for another process that is making the jobs of a tick.
+const ELSEWHERE: Duration = Duration::from_millis(25);
+
+/// How long to wait after a failure.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// When a schedule is looked at again that cannot be used.
+const UNUSABLE: TimeDelta = TimeDelta::minutes(1);
+
+/// Makes the jobs of schedules.
+#[derive(Clone)]
+pub(in crate::jobs) struct Ticker {
+    db: Db,
+    clock: Clock,
+    /// What their jobs are given.
+    types: LiveTypes,
+    /// Rung for jobs that are made.
+    bell: Bell,
+    /// Tells of changes of the schedules.
+    feed: Feed,
+}
+
+/// What became of the ticks of a schedule that were due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Passed {
+    /// They are dealt with.
+    All,
+    /// Some are dealt with.
+    Some,
+    /// Another process deals with them.
+    Elsewhere,
+}
+
+impl Ticker {
+    /// One that makes the jobs of this queue's schedules, once it runs.
+    pub(in crate::jobs) fn new(queue: &Queue, feed: Feed) -> Self {
+        Self {
+            db: queue.db.clone(),
+            clock: queue.clock.clone(),
+            types: queue.types.clone(),
+            bell: queue.bell.clone(),
+            feed,
+        }
+    }
+
+    /// Makes jobs until shutdown; what happens to schedules is heard from this place in the feed on.
+    pub(in crate::jobs) async fn run(self, from: Position, shutdown: CancellationToken) {
+        let mut position = from;
+        let ticking = async {
+            loop {
+                let pause = self.tick().await.unwrap_or_else(|error| {
+                    tracing::debug!(%error, "schedules cannot be read; it is tried again");
+                    RETRY
+                });
+                let _ = timeout(pause, self.changed(&mut position)).await;
+            }
+        };
+        shutdown.run_until_cancelled(ticking).await;
+    }
+
+    /// Makes the jobs that are due. Returns how long to wait, unless a schedule is changed, before looking again.
+    async fn tick(&self) -> Result<Duration> {
+        let due: Vec<Uuid> = Entity::find()
+            .select_only()
+            .column(Column::Id)
+            .filter(Column::Enabled.eq(true))
+            .filter(Column::NextTickAt.lte(self.clock.now()))
+            .order_by_asc(Column::NextTickAt)
+            .order_by_asc(Column::Id)
+            .limit(SCHEDULES)
+            .into_tuple()
+            .all(self.db.reader())
+            .await?;
+        let (mut pause, mut is_more) = (LOOK, due.len() as u64 == SCHEDULES);
+        for id in due {
+            match self.pass(id).await {
+                Ok(Passed::All) => {}
+                Ok(Passed::Some) => is_more = true,
+                Ok(Passed::Elsewhere) => pause = pause.min(ELSEWHERE),
+                // It must not keep other schedules from ticking.
+                Err(error) => {
+                    tracing::debug!(job_schedule.id = %id, %error, "a schedule does not tick; it is tried again");
+                    pause = pause.min(RETRY);
+                }
+            }
+        }
+        if pause < LOOK {
+            return Ok(pause);
+        }
+        if is_more {
+            return Ok(Duration::ZERO);
+        }
+        let next: Option<DateTime<Utc>> = Entity::find()
+            .select_only()
+            .column(Column::NextTickAt)
+            .filter(Column::Enabled.eq(true))
+            .order_by_asc(Column::NextTickAt)
+            .limit(1)
+            .into_tuple()
+            .one(self.db.reader())
+            .await?;
+        let until = |next: DateTime<Utc>| (next - self.clock.now()).to_std().unwrap_or_default();
+        Ok(next.map_or(LOOK, until).min(LOOK))
+    }
+
+    /// Makes the jobs of a schedule whose ticks are due.
+    async fn pass(&self, id: Uuid) -> Result<Passed> {
+        let types = self.types.current();
+        let passing = self
+            .db
+            .write(async |tx| pass(tx, id, &types, self.clock.now()).await);
+        let (passed, made) = passing.await?;
+        let created = made.iter().filter_map(|made| match made {
+            Made::Created(job) => Some(&**job),
+            Made::Existed(_) | Made::KeyHeld { .. } | Made::RequestReused(_) => None,
+        });
+        self.bell.queued(created);
+        Ok(passed)
+    }
+
+    /// Waits until a schedule is changed, by whatever process. Safe to drop while waiting.
+    async fn changed(&self, position: &mut Position) {
+        loop {
+            let Ok(entries) = self.feed.after(*position).await else {
+                // The feed is gone from under us, or the database is in trouble: the table has it all.
+                *position = (*position).max(self.feed.head());
+                sleep(RETRY).await;
+                return;
+            };
+            *position = entries.last().map_or(*position, |entry| entry.position);
+            let is_schedule =
+                |update: &Option<Update>| matches!(update, Some(Update::JobSchedule(_)));
+            if entries.iter().any(|entry| is_schedule(&entry.item.update)) {
+                return;
+            }
+        }
+    }
+}
+
+/// Makes the jobs of a schedule whose ticks are due. Returns what became of each.
+async fn pass(
+    tx: &DatabaseTransaction,
+    id: Uuid,
+    types: &Types,
+    now: DateTime<Utc>,
+) -> Result<(Passed, Vec<Made>)> {
+    let schedule = Entity::find_by_id(id)
+        .filter(Column::Enabled.eq(true))
+        .filter(Column::NextTickAt.lte(now))
+        .lock_with_behavior(LockType::Update, LockBehavior::SkipLocked)
+        .one(tx)
+        .await?;
+    let Some(schedule) = schedule else {
+        return Ok((Passed::Elsewhere, Vec::new()));
+    };
+    let ticks = match Ticks::parse("", &schedule.cron, &schedule.time_zone, now) {
+        Ok(ticks) => ticks,
+        // Written past our checks.
+        Err(error) => {
+            tracing::error!(job_schedule.id = %id, %error, "a job schedule cannot be used");
+            let later = ActiveModel {
+                id: Set(id),
+                next_tick_at: Set(now + UNUSABLE),
+                ..<ActiveModel as ActiveModelTrait>::default()
+            };
+            later.update(tx).await?;
+            return Ok((Passed::All, Vec::new()));
+        }
+    };
+    let mut due = Due::of(&schedule, &ticks, now);
+    let ticks = due.len();
+    let Some(next) = due.next else {
+        return Ok((Passed::All, Vec::new()));
+    };
+    if schedule.skip_if_active {
+        let is_active = !due.wanted.is_empty() && is_active(tx, id).await?;
+        due.wanted.truncate(usize::from(!is_active));
+    }
+    let last = due.wanted.last().copied();
+    let left_out = ticks - due.wanted.len();
+    let jobs = due.wanted.into_iter();
+    let jobs = jobs.map(|tick| super::job(&schedule, Some(tick), types, now));
+    let made = create::insert(tx, jobs.collect()).await?;
+    let mut changed = ActiveModel {
+        id: Set(id),
+        next_tick_at: Set(next),
+        ..<ActiveModel as ActiveModelTrait>::default()
+    };
+    if let (Some(tick), Some(made)) = (last, made.last()) {
+        changed.last_tick_at = Set(Some(tick));
+        changed.last_job_id = Set(Some(id_of(made)));
+    }
+    if left_out > 0 {
+        let left_out = i64::try_from(left_out).unwrap_or(i64::MAX);
+        changed.missed_ticks = Set(schedule.missed_ticks.saturating_add(left_out));
+    }
+    changed.update(tx).await?;
+    let passed = if next <= now {
+        Passed::Some
+    } else {
+        Passed::All
+    };
+    Ok((passed, made))
+}
+
+fn id_of(made: &Made) -> Uuid {
+    match made {
+        Made::Created(job) => job.id,
+        Made::Existed(id) | Made::KeyHeld { id, .. } | Made::RequestReused(id) => *id,
+    }
+}
+
+/// Whether a job of the schedule is queued or runs.
+async fn is_active(tx: &DatabaseTransaction, id: Uuid) -> Result<bool> {
+    let active: Option<Uuid> = job::Entity::find()
+        .select_only()
+        .column(job::Column::Id)
+        .filter(job::Column::ScheduleId.eq(id))
+        .filter(job::Column::CompletedAt.is_null())
+        .limit(1)
+        .into_tuple()
+        .one(tx)
+        .await?;
+    Ok(active.is_some())
+}
+
+/// The ticks of a schedule that are dealt with in one transaction.
+#[derive(Debug, PartialEq)]
+struct Due {
+    /// For which jobs are made, oldest first.
+    wanted: Vec<DateTime<Utc>>,
+    /// How many are left out.
+    left_out: usize,
+    /// The first one that is not dealt with.
+    next: Option<DateTime<Utc>>,
+}
+
+impl Due {
+    fn of(schedule: &Model, ticks: &Ticks, now: DateTime<Utc>) -> Self {
+        let policy = schedule.missed_policy;
+        let missed_before = now - GRACE;
+        let (mut missed, mut wanted) = (Vec::new(), Vec::new());
+        let mut left_out = 0;
+        // The first one may be no tick any more, where the rules of the time zone have changed.
+        let before = schedule.next_tick_at - TimeDelta::microseconds(1);
+        let mut next = ticks.after(before);
+        while let Some(tick) = next.filter(|tick| *tick <= now) {
+            if missed.len() + left_out >= COUNTED_AT_ONCE
+                || (policy == MissedPolicy::RunAll && missed.len() >= MADE_AT_ONCE)
+            {
+                break;
+            }
+            if tick >= missed_before {
+                wanted.push(tick);
+            } else if policy == MissedPolicy::Skip {
+                left_out += 1;
+            } else {
+                missed.push(tick);
+            }
+            next = ticks.after(tick);
+        }
+        if policy == MissedPolicy::RunOnce {
+            // Where there is more that was missed, the latest of them is yet to come.
+            let is_more = next.is_some_and(|next| next < missed_before);
+            let latest = if is_more { None } else { missed.pop() };
+            left_out += missed.len();
+            missed = latest.into_iter().collect();
+        }
+        missed.append(&mut wanted);
+        Self {
+            wanted: missed,
+            left_out,
+            next,
+        }
+    }
+
+    /// How many ticks these are.
+    fn len(&self) -> usize {
+        self.wanted.len() + self.left_out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
+    }
+
+    /// What is due at second `now` of a schedule that was to tick next at second `next`, in seconds.
+    fn due(
+        cron: &str,
+        missed_policy: MissedPolicy,
+        next: i64,
+        now: i64,
+    ) -> (Vec<i64>, usize, Option<i64>) {
+        let schedule = Model {
+            id: Uuid::nil(),
+            name: "s".into(),
+            description: None,
+            enabled: true,
+            cron: cron.into(),
+            time_zone: "UTC".into(),
+            missed_policy,
+            job_type: "t".into(),
+            queue_name: "default".into(),
+            priority: None,
+            max_attempts: None,
+            payload: None,
+            skip_if_active: false,
+            next_tick_at: at(next),
+            last_tick_at: None,
+            last_job_id: None,
+            missed_ticks: 0,
+            created_at: at(0),
+            updated_at: at(0),
+            version_id: 1,
+        };
+        let ticks = Ticks::parse("", cron, "UTC", at(now)).unwrap();
+        let due = Due::of(&schedule, &ticks, at(now));
+        let second = |time: &DateTime<Utc>| time.timestamp();
+        (
+            due.wanted.iter().map(second).collect(),
+            due.left_out,
+            due.next.as_ref().map(second),
+        )
+    }
+
+    #[test]
+    fn what_is_not_missed_is_made_by_every_policy() {
+        use MissedPolicy::{RunAll, RunOnce, Skip};
+        for policy in [Skip, RunOnce, RunAll] {
+            assert_eq!(
+                due("* * * * *", policy, 600, 600),
+                (vec![600], 0, Some(660))
+            );
+            assert_eq!(
+                due("* * * * *", policy, 600, 660),
+                (vec![600, 660], 0, Some(720))
+            );
+            let late = due("*/20 * * * * *", policy, 600, 659);
+            assert_eq!(late, (vec![600, 620, 640], 0, Some(660)));
+        }
+    }
+
+    #[test]
+    fn what_is_missed_is_made_as_the_policy_says() {
+        let missed = |policy| due("* * * * *", policy, 600, 901);
+        assert_eq!(missed(MissedPolicy::Skip), (vec![900], 5, Some(960)));
+        assert_eq!(
+            missed(MissedPolicy::RunOnce),
+            (vec![840, 900], 4, Some(960))
+        );
+        let all = vec![600, 660, 720, 780, 840, 900];
+        assert_eq!(missed(MissedPolicy::RunAll), (all, 0, Some(960)));
+    }
+
+    #[test]
+    fn many_missed_ticks_are_dealt_with_in_parts() {
+        let (wanted, left_out, next) = due("* * * * * *", MissedPolicy::RunAll, 0, 5_000);
+        assert_eq!(wanted, (0..1_000).collect::<Vec<_>>());
+        assert_eq!((left_out, next), (0, Some(1_000)));
+        let part = due("* * * * * *", MissedPolicy::Skip, 0, 25_000);
+        assert_eq!(part, (vec![], 10_000, Some(10_000)));
+        let part = due("* * * * * *", MissedPolicy::RunOnce, 0, 25_000);
+        assert_eq!(part, (vec![], 10_000, Some(10_000)));
+        let (wanted, left_out, next) = due("* * * * * *", MissedPolicy::RunOnce, 20_000, 25_000);
+        assert_eq!(wanted, (24_939..=25_000).collect::<Vec<_>>());
+        assert_eq!((left_out, next), (4_939, Some(25_001)));
+    }
+
+    #[test]
+    fn what_is_no_tick_is_left_out() {
+        let (wanted, left_out, next) = due("* * * * *", MissedPolicy::RunAll, 601, 700);
+        assert_eq!((wanted, left_out, next), (vec![660], 0, Some(720)));
+    }
+}

@@ -1,0 +1,299 @@
+//! `JobService`.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures_util::Stream;
+use sea_orm::EntityTrait;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::{
+    Queue, ask,
+    bulk::{Bulk, Wanted},
+    check as jobs_check,
+    clock::Clock,
+    create::{Creator, Made},
+    desk::Desk,
+    list,
+    moves::{Move, label},
+    remove, stats,
+    tail::Tail,
+    types::LiveTypes,
+    watch::Watch,
+};
+use crate::{
+    db::Db,
+    entity::job,
+    error::{Error, Result},
+    monitor::{Feed, Places},
+    pb::{self, job_service_server::JobService},
+    rpc::{Reply, check, group::Group, row, time},
+};
+
+/// How many jobs one call makes at most.
+const BATCH: usize = 10_000;
+
+/// A stream of responses.
+type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The jobs.
+#[derive(Clone)]
+pub struct Jobs {
+    pub(super) db: Db,
+    pub(super) feed: Feed,
+    /// How many streams may be open, watches of other things with them.
+    pub(super) places: Places,
+    pub(super) shutdown: CancellationToken,
+    clock: Clock,
+    types: LiveTypes,
+    creator: Group<Creator>,
+    desk: Desk,
+}
+
+impl Jobs {
+    /// The jobs of a queue, watched on the feed.
+    pub fn new(queue: &Queue, feed: Feed, places: Places, shutdown: CancellationToken) -> Self {
+        Self {
+            db: queue.db.clone(),
+            feed,
+            places,
+            shutdown,
+            clock: queue.clock.clone(),
+            types: queue.types.clone(),
+            creator: queue.creator.clone(),
+            desk: queue.desk.clone(),
+        }
+    }
+
+    async fn read(&self, id: Uuid) -> Result<job::Model> {
+        let job = job::Entity::find_by_id(id).one(self.db.reader()).await?;
+        row::found(job, "job", id)
+    }
+
+    /// Has something happen to a job, and gives all of it.
+    async fn carry_out(&self, id: Uuid, what: Move) -> Reply<pb::Job> {
+        self.desk.carry_out(id, what).await?;
+        Ok(Response::new(self.read(id).await?.into()))
+    }
+
+    async fn move_all(
+        &self,
+        filter: Option<pb::JobFilter>,
+        all: bool,
+        wanted: Wanted,
+        dry: bool,
+    ) -> Reply<pb::MoveJobsResponse> {
+        let filter = filter.unwrap_or_default();
+        let condition = filter.condition(self.db.backend(), self.clock.now())?;
+        let bulk = Bulk::new(condition, all, wanted)?;
+        Ok(Response::new(bulk.run(&self.db, &self.desk, dry).await?))
+    }
+}
+
+#[tonic::async_trait]
+impl JobService for Jobs {
+    type TailJobLogsStream = Responses<pb::JobLog>;
+    type WatchJobStream = Responses<pb::WatchJobsResponse>;
+    type WatchJobsStream = Responses<pb::WatchJobsResponse>;
+
+    async fn create_job(&self, request: Request<pb::CreateJobRequest>) -> Reply<pb::Job> {
+        let types = self.types.current();
+        let job = jobs_check::new_job("", request.into_inner(), &types, self.clock.now())?;
+        let made = self.creator.write(Arc::new(vec![job])).await?.pop();
+        let job = match made {
+            Some(Made::Created(job)) => *job,
+            Some(Made::Existed(id)) => self.read(id).await?,
+            Some(Made::KeyHeld { id, status }) => Err(Error::KeyHeld {
+                field: "unique.key",
+                job_id: id.to_string(),
+                status: label(status),
+            })?,
+            Some(Made::RequestReused(_)) => Err(Error::KeyReused {
+                field: "request_id",
+            })?,
+            None => Err(Error::internal("a job that was to be made is missing"))?,
+        };
+        Ok(Response::new(job.into()))
+    }
+
+    async fn batch_create_jobs(
+        &self,
+        request: Request<pb::BatchCreateJobsRequest>,
+    ) -> Reply<pb::BatchCreateJobsResponse> {
+        let requests = request.into_inner().requests;
+        check::within("requests", requests.len(), 1..=BATCH)?;
+        let (types, now) = (self.types.current(), self.clock.now());
+        let jobs = requests.into_iter().enumerate().map(|(at, request)| {
+            jobs_check::new_job(&format!("requests[{at}]."), request, &types, now)
+        });
+        let jobs = jobs.collect::<Result<Vec<_>>>()?;
+        let made = self.creator.write(Arc::new(jobs)).await?;
+        let results: Vec<_> = made.into_iter().map(result).collect();
+        let outcome = i32::from(pb::BatchCreateJobsOutcome::Created);
+        let created = results.iter().filter(|result| result.outcome == outcome);
+        let created = i32::try_from(created.count()).unwrap_or(i32::MAX);
+        Ok(Response::new(pb::BatchCreateJobsResponse {
+            results,
+            created,
+        }))
+    }
+
+    async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Reply<pb::Job> {
+        let job = ask::get(&self.db, request.into_inner()).await?;
+        Ok(Response::new(job))
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<pb::ListJobsRequest>,
+    ) -> Reply<pb::ListJobsResponse> {
+        let page = list::list(&self.db, request.into_inner()).await?;
+        Ok(Response::new(page))
+    }
+
+    async fn search_jobs(
+        &self,
+        request: Request<pb::SearchJobsRequest>,
+    ) -> Reply<pb::SearchJobsResponse> {
+        let page = list::search(&self.db, request.into_inner()).await?;
+        Ok(Response::new(page))
+    }
+
+    async fn list_job_attempts(
+        &self,
+        request: Request<pb::ListJobAttemptsRequest>,
+    ) -> Reply<pb::ListJobAttemptsResponse> {
+        let page = ask::attempts(&self.db, request.into_inner()).await?;
+        Ok(Response::new(page))
+    }
+
+    async fn list_job_transitions(
+        &self,
+        request: Request<pb::ListJobTransitionsRequest>,
+    ) -> Reply<pb::ListJobTransitionsResponse> {
+        let page = ask::transitions(&self.db, request.into_inner()).await?;
+        Ok(Response::new(page))
+    }
+
+    async fn list_job_logs(
+        &self,
+        request: Request<pb::ListJobLogsRequest>,
+    ) -> Reply<pb::ListJobLogsResponse> {
+        let page = ask::logs(&self.db, request.into_inner()).await?;
+        Ok(Response::new(page))
+    }
+
+    async fn cancel_job(&self, request: Request<pb::CancelJobRequest>) -> Reply<pb::Job> {
+        let peer = request.remote_addr();
+        let request = request.into_inner();
+        let id = check::uuid("id", &request.id)?;
+        let cause = jobs_check::cause(peer, &request.actor, &request.reason)?;
+        self.carry_out(id, Move::Cancel(cause)).await
+    }
+
+    async fn retry_job(&self, request: Request<pb::RetryJobRequest>) -> Reply<pb::Job> {
+        let peer = request.remote_addr();
+        let request = request.into_inner();
+        let id = check::uuid("id", &request.id)?;
+        let cause = jobs_check::cause(peer, &request.actor, &request.reason)?;
+        let at = request.scheduled_at;
+        let at = at.map(|at| time::from_proto("scheduled_at", at));
+        let now = self.clock.now();
+        let at = at.transpose()?.map(|at| at.max(now));
+        self.carry_out(id, Move::Retry(cause, at)).await
+    }
+
+    async fn delete_job(
+        &self,
+        request: Request<pb::DeleteJobRequest>,
+    ) -> Reply<pb::DeleteJobResponse> {
+        let id = check::uuid("id", &request.into_inner().id)?;
+        remove::delete(&self.db, id).await?;
+        Ok(Response::new(pb::DeleteJobResponse {}))
+    }
+
+    async fn cancel_jobs(
+        &self,
+        request: Request<pb::CancelJobsRequest>,
+    ) -> Reply<pb::MoveJobsResponse> {
+        let peer = request.remote_addr();
+        let request = request.into_inner();
+        let cause = jobs_check::cause(peer, &request.actor, &request.reason)?;
+        let wanted = Wanted::Cancelled(cause);
+        self.move_all(request.filter, request.all, wanted, request.dry_run)
+            .await
+    }
+
+    async fn retry_jobs(
+        &self,
+        request: Request<pb::RetryJobsRequest>,
+    ) -> Reply<pb::MoveJobsResponse> {
+        let peer = request.remote_addr();
+        let request = request.into_inner();
+        let cause = jobs_check::cause(peer, &request.actor, &request.reason)?;
+        let wanted = Wanted::Retried(cause);
+        self.move_all(request.filter, request.all, wanted, request.dry_run)
+            .await
+    }
+
+    async fn delete_jobs(
+        &self,
+        request: Request<pb::DeleteJobsRequest>,
+    ) -> Reply<pb::MoveJobsResponse> {
+        let request = request.into_inner();
+        self.move_all(
+            request.filter,
+            request.all,
+            Wanted::Deleted,
+            request.dry_run,
+        )
+        .await
+    }
+
+    async fn get_job_stats(
+        &self,
+        request: Request<pb::GetJobStatsRequest>,
+    ) -> Reply<pb::GetJobStatsResponse> {
+        let stats = stats::stats(&self.db, request.into_inner()).await?;
+        Ok(Response::new(stats))
+    }
+
+    async fn tail_job_logs(
+        &self,
+        request: Request<pb::TailJobLogsRequest>,
+    ) -> Reply<Self::TailJobLogsStream> {
+        let tail = Tail::new(self, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(tail.stream())))
+    }
+
+    async fn watch_job(
+        &self,
+        request: Request<pb::WatchJobRequest>,
+    ) -> Reply<Self::WatchJobStream> {
+        let watch = Watch::of_one(self, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(watch.stream())))
+    }
+
+    async fn watch_jobs(
+        &self,
+        request: Request<pb::WatchJobsRequest>,
+    ) -> Reply<Self::WatchJobsStream> {
+        let watch = Watch::of_many(self, request.into_inner()).await?;
+        Ok(Response::new(Box::pin(watch.stream())))
+    }
+}
+
+fn result(made: Made) -> pb::BatchCreateJobsResult {
+    use pb::BatchCreateJobsOutcome as Outcome;
+    let (id, outcome) = match made {
+        Made::Created(job) => (job.id, Outcome::Created),
+        Made::Existed(id) => (id, Outcome::Existed),
+        Made::KeyHeld { id, .. } => (id, Outcome::UniqueKeyHeld),
+        Made::RequestReused(id) => (id, Outcome::RequestIdReused),
+    };
+    pb::BatchCreateJobsResult {
+        job_id: id.to_string(),
+        outcome: outcome.into(),
+    }
+}

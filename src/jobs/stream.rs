@@ -1,0 +1,551 @@
+//! `WorkJobs`: one worker's stream.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use tokio::{
+    sync::mpsc,
+    time::{sleep_until, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use uuid::Uuid;
+
+use super::{
+    check as jobs_check,
+    claim::Claimed,
+    dispatch::Inbox,
+    flights::Told,
+    moves::{Move, Report},
+    work_service::{JobWorkers, lease_state, lost},
+};
+use crate::{
+    entity::{self, job::Model},
+    error::{Error, Result},
+    pb::{self, work_jobs_request::Message as Request, work_jobs_response::Message as Response},
+    rpc::{check, time},
+};
+
+/// How long leases are unless the worker says otherwise.
+const LEASE: Duration = Duration::from_secs(3);
+
+/// How long reports are taken after the server was told to shut down.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How long a worker may take to say hello.
+const HELLO: Duration = Duration::from_secs(10);
+
+/// How many responses wait to be sent at most.
+const OUT: usize = 256;
+
+/// How many reports of a worker are under way at most: beyond that it is not read.
+const UNDER_WAY: usize = 4_096;
+
+/// How many answers one response has at most.
+const ANSWERS: usize = 512;
+
+/// How many leases a worker may bring from an earlier stream.
+const HELD: usize = 1_000;
+
+type Out = mpsc::Sender<Result<pb::WorkJobsResponse, Status>>;
+
+/// Works one stream.
+pub(super) fn work(
+    workers: JobWorkers,
+    incoming: Streaming<pb::WorkJobsRequest>,
+) -> impl Stream<Item = Result<pb::WorkJobsResponse, Status>> + Send {
+    let (out, responses) = mpsc::channel(OUT);
+    tokio::spawn(async move {
+        let told = out.clone();
+        if let Err(error) = begin(workers, incoming, out).await {
+            let _ = told.send(Err(error.into())).await;
+        }
+    });
+    ReceiverStream::new(responses)
+}
+
+/// How a stream ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// The worker has closed its side.
+    Closed,
+    /// The worker is gone.
+    Broken,
+    /// The server shuts down.
+    Shutdown,
+}
+
+/// A job that the worker has.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    lease_id: Uuid,
+    /// Whether the worker knows that it is to be cancelled.
+    cancelled: bool,
+    /// Whether the worker has reported the end of its attempt.
+    ending: bool,
+}
+
+/// What came of a report.
+struct Answer {
+    /// `None`: the server asked by itself.
+    number: Option<i64>,
+    id: Uuid,
+    lease_id: Uuid,
+    ends: bool,
+    result: Result<Vec<Model>>,
+}
+
+struct Worker {
+    workers: JobWorkers,
+    out: Out,
+    inbox: Inbox,
+    lease: Duration,
+    capacity: usize,
+    held: HashMap<Uuid, Held>,
+    told: mpsc::UnboundedSender<Told>,
+    answers: FuturesUnordered<BoxFuture<'static, Answer>>,
+    extended: Instant,
+}
+
+async fn begin(
+    workers: JobWorkers,
+    mut incoming: Streaming<pb::WorkJobsRequest>,
+    out: Out,
+) -> Result<()> {
+    let first = timeout(HELLO, incoming.message()).await;
+    let Some(pb::WorkJobsRequest {
+        message: Some(Request::Hello(hello)),
+        ..
+    }) = first.ok().and_then(Result::ok).flatten()
+    else {
+        return Err(Error::invalid("hello", "must be the first message"));
+    };
+    let worker_id = check::name("hello.worker_id", &hello.worker_id, 1..=100)?;
+    let accepts = jobs_check::accepts(&hello.queue_names, &hello.job_types)?;
+    let capacity = jobs_check::capacity("hello.capacity", hello.capacity)?;
+    let lease = jobs_check::lease(hello.lease_duration, LEASE)?;
+    check::within("hello.held", hello.held.len(), 0..=HELD)?;
+    let named = hello.held.iter().enumerate().map(|(at, held)| {
+        jobs_check::held(&format!("hello.held[{at}]."), &held.job_id, &held.lease_id)
+    });
+    let named = named.collect::<Result<Vec<_>>>()?;
+    let (told, mut hears) = mpsc::unbounded_channel();
+    let (states, held) = resume(&workers, named, &told).await?;
+    let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
+    let welcome = pb::WorkerWelcome {
+        heartbeat_interval: Some(time::span(millis(lease / 3))),
+        lease_duration: Some(time::span(millis(lease))),
+        held: states,
+        server_time: Some(time::to_proto(entity::now())),
+    };
+    let want = capacity.saturating_sub(held.len());
+    let dispatcher = &workers.queue.dispatcher;
+    let inbox = dispatcher.enter(worker_id, accepts, lease, want);
+    let over = held.len().saturating_sub(capacity);
+    inbox.want(-isize::try_from(over).unwrap_or_default());
+    let mut worker = Worker {
+        workers,
+        out,
+        inbox,
+        lease,
+        capacity,
+        held,
+        told,
+        answers: FuturesUnordered::new(),
+        extended: Instant::now(),
+    };
+    let end = if worker.say(Response::Welcome(welcome)).await {
+        worker.work(&mut incoming, &mut hears).await
+    } else {
+        End::Broken
+    };
+    let release = hello.release_on_disconnect;
+    worker.leave(&end, release).await;
+    match end {
+        End::Closed | End::Broken => Ok(()),
+        End::Shutdown => Err(Error::ShuttingDown),
+    }
+}
+
+/// Takes over the leases that are current.
+async fn resume(
+    workers: &JobWorkers,
+    named: Vec<(Uuid, Uuid)>,
+    told: &mpsc::UnboundedSender<Told>,
+) -> Result<(Vec<pb::JobLeaseState>, HashMap<Uuid, Held>)> {
+    let (mut states, mut held) = (Vec::with_capacity(named.len()), HashMap::new());
+    for (id, lease_id) in named {
+        workers.queue.flights.add(id, told);
+        let what = Move::Report(lease_id, Report::Heartbeat);
+        match workers.queue.desk.carry_out(id, what).await {
+            Ok(job) => {
+                let cancelled = job.cancel_requested_at.is_some();
+                let taken = Held {
+                    lease_id,
+                    cancelled,
+                    ending: false,
+                };
+                held.insert(id, taken);
+                states.push(lease_state(&[job])?);
+            }
+            Err(Error::LeaseLost { .. }) => {
+                workers.queue.flights.remove(id, told);
+                states.push(lost(id));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((states, held))
+}
+
+impl Worker {
+    async fn work(
+        &mut self,
+        incoming: &mut Streaming<pb::WorkJobsRequest>,
+        hears: &mut mpsc::UnboundedReceiver<Told>,
+    ) -> End {
+        let shutdown = self.workers.shutdown.clone();
+        let (mut open, mut until) = (true, None);
+        loop {
+            if !open && self.answers.is_empty() {
+                return End::Closed;
+            }
+            let going_on = tokio::select! {
+                biased;
+                () = self.out.closed() => return End::Broken,
+                () = shutdown.cancelled(), if until.is_none() => {
+                    until = Some(Instant::now() + GRACE);
+                    self.inbox.close();
+                    let grace = i64::try_from(GRACE.as_millis()).unwrap_or_default();
+                    let draining = pb::ServerDraining {
+                        grace: Some(time::span(grace)),
+                    };
+                    self.say(Response::Draining(draining)).await
+                }
+                () = at(until), if until.is_some() => return End::Shutdown,
+                Some(answer) = self.answers.next(), if !self.answers.is_empty() => {
+                    self.answered(answer).await
+                }
+                Some(told) = hears.recv() => self.hear(told).await,
+                message = incoming.message(), if open && self.answers.len() < UNDER_WAY => {
+                    match message {
+                        Ok(Some(message)) => self.heard(message).await,
+                        Ok(None) => {
+                            open = false;
+                            self.inbox.close();
+                            true
+                        }
+                        Err(_) => return End::Broken,
+                    }
+                }
+                Some(claimed) = self.inbox.next() => self.push(claimed).await,
+            };
+            if !going_on {
+                return End::Broken;
+            }
+        }
+    }
+
+    /// Gives the worker jobs. Returns whether it is there.
+    async fn push(&mut self, claimed: Vec<Claimed>) -> bool {
+        for claimed in &claimed {
+            let held = Held {
+                lease_id: claimed.lease_id,
+                cancelled: false,
+                ending: false,
+            };
+            self.held.insert(claimed.job.id, held);
+            self.workers.queue.flights.add(claimed.job.id, &self.told);
+        }
+        for claimed in claimed {
+            if !self.say(Response::Job(claimed.into())).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The worker says something. Returns whether it is there.
+    async fn heard(&mut self, request: pb::WorkJobsRequest) -> bool {
+        if self.extended.elapsed() > self.lease / 6 {
+            self.extended = Instant::now();
+            let held: Vec<_> = self.held.iter().map(|(id, held)| (*id, *held)).collect();
+            for (id, held) in held {
+                if !held.ending {
+                    self.ask(id, held.lease_id).await;
+                }
+            }
+        }
+        let number = request.number;
+        let Some(message) = request.message else {
+            return true;
+        };
+        let (about, reported) = match message {
+            Request::Hello(_) => {
+                let error = Error::invalid("hello", "must only be the first message");
+                return self.refuse(number, String::new(), error).await;
+            }
+            Request::Capacity(capacity) => {
+                match jobs_check::capacity("capacity.capacity", capacity.capacity) {
+                    Ok(capacity) => self.resize(capacity),
+                    Err(error) => return self.refuse(number, String::new(), error).await,
+                }
+                return true;
+            }
+            Request::Heartbeat(pb::WorkerHeartbeat {}) => {
+                let now = time::to_proto(entity::now());
+                return self.say(Response::ServerTime(now)).await;
+            }
+            Request::Progress(progress) => {
+                let throttle = &self.workers.queue.throttle;
+                let reported = jobs_check::progress(&progress).map(|(id, lease_id, progress)| {
+                    let tell = throttle.may_tell(id);
+                    (id, lease_id, Report::Progress(progress, tell))
+                });
+                (progress.job_id, reported)
+            }
+            Request::Logs(logs) => (logs.job_id.clone(), jobs_check::logs(logs)),
+            Request::Complete(done) => (done.job_id.clone(), jobs_check::completion("", done)),
+            Request::Fail(failure) => {
+                let reported = jobs_check::failure(&failure);
+                (failure.job_id, reported)
+            }
+            Request::Release(release) => {
+                let reported = jobs_check::release(&release);
+                (release.job_id, reported)
+            }
+            Request::AcknowledgeCancellation(acknowledged) => {
+                let reported = jobs_check::acknowledgement(&acknowledged);
+                (acknowledged.job_id, reported)
+            }
+        };
+        match reported {
+            Ok((id, lease_id, report)) => {
+                self.report(Some(number), id, lease_id, report).await;
+                true
+            }
+            Err(error) => self.refuse(number, about, error).await,
+        }
+    }
+
+    /// Looks whether the worker still has a job, and extends its lease.
+    async fn ask(&mut self, id: Uuid, lease_id: Uuid) {
+        self.report(None, id, lease_id, Report::Heartbeat).await;
+    }
+
+    async fn report(&mut self, number: Option<i64>, id: Uuid, lease_id: Uuid, report: Report) {
+        let ends = match report {
+            Report::Complete(_)
+            | Report::Fail(_)
+            | Report::Release { .. }
+            | Report::AcknowledgeCancellation => true,
+            Report::Progress(..) | Report::Logs { .. } | Report::Heartbeat => false,
+        };
+        if ends
+            && let Some(held) = self.held.get_mut(&id)
+            && held.lease_id == lease_id
+        {
+            held.ending = true;
+        }
+        let answer = self.workers.queue.desk.report(id, lease_id, report).await;
+        self.answers.push(Box::pin(async move {
+            let result = match answer {
+                Ok(answer) => answer.await.unwrap_or(Err(Error::ShuttingDown)),
+                Err(error) => Err(error),
+            };
+            Answer {
+                number,
+                id,
+                lease_id,
+                ends,
+                result,
+            }
+        }));
+    }
+
+    /// Passes on what came of reports. Returns whether the worker is there.
+    async fn answered(&mut self, first: Answer) -> bool {
+        let (mut numbers, mut next, mut freed) = (Vec::new(), Some(first), 0);
+        let mut others = Vec::new();
+        while let Some(answer) = next {
+            let held = self.held.get_mut(&answer.id);
+            let held = held.filter(|held| held.lease_id == answer.lease_id);
+            match answer.result {
+                Ok(jobs) => {
+                    numbers.extend(answer.number);
+                    if answer.ends && held.is_some() {
+                        self.let_go(answer.id);
+                        freed += 1;
+                    } else if let (Some(held), Some(job)) = (held, jobs.first())
+                        && job.cancel_requested_at.is_some()
+                        && !std::mem::replace(&mut held.cancelled, true)
+                    {
+                        others.push(cancellation(
+                            answer.id,
+                            held.lease_id,
+                            job.cancel_reason.clone(),
+                            job.cancel_requested_by.clone(),
+                        ));
+                    }
+                }
+                Err(error) => {
+                    if let Some(held) = held {
+                        if matches!(error, Error::LeaseLost { .. }) {
+                            let told = held.ending && !answer.ends;
+                            if !told {
+                                self.let_go(answer.id);
+                                freed += 1;
+                                others.push(Response::LeaseLost(pb::JobLease {
+                                    job_id: answer.id.to_string(),
+                                    lease_id: answer.lease_id.to_string(),
+                                }));
+                            }
+                        } else if answer.ends {
+                            held.ending = false;
+                        }
+                    }
+                    if let Some(number) = answer.number {
+                        others.push(refusal(number, answer.id.to_string(), &error));
+                    }
+                }
+            }
+            next = if numbers.len() < ANSWERS && others.len() < ANSWERS {
+                self.answers.next().now_or_never().flatten()
+            } else {
+                None
+            };
+        }
+        if freed > 0 {
+            self.inbox.want(freed);
+        }
+        for other in others {
+            if !self.say(other).await {
+                return false;
+            }
+        }
+        numbers.is_empty()
+            || self
+                .say(Response::Accepted(pb::ReportAccepted { numbers }))
+                .await
+    }
+
+    /// Others have done something to the worker's jobs. Returns whether it is there.
+    async fn hear(&mut self, told: Told) -> bool {
+        match told {
+            Told::Cancel { id, reason, actor } => {
+                let Some(held) = self.held.get_mut(&id) else {
+                    return true;
+                };
+                if std::mem::replace(&mut held.cancelled, true) {
+                    return true;
+                }
+                let some = |text: String| Some(text).filter(|text| !text.is_empty());
+                let cancel = cancellation(id, held.lease_id, some(reason), some(actor));
+                return self.say(cancel).await;
+            }
+            Told::Moved(id) => {
+                if let Some(held) = self.held.get(&id).copied().filter(|held| !held.ending) {
+                    self.ask(id, held.lease_id).await;
+                }
+            }
+            Told::Missed => {
+                let held: Vec<_> = self.held.iter().map(|(id, held)| (*id, *held)).collect();
+                for (id, held) in held {
+                    if !held.ending {
+                        self.ask(id, held.lease_id).await;
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    fn resize(&mut self, capacity: usize) {
+        let signed = |number: usize| isize::try_from(number).unwrap_or(isize::MAX);
+        self.inbox.want(signed(capacity) - signed(self.capacity));
+        self.capacity = capacity;
+    }
+
+    fn let_go(&mut self, id: Uuid) {
+        self.held.remove(&id);
+        self.workers.queue.flights.remove(id, &self.told);
+    }
+
+    async fn refuse(&mut self, number: i64, job_id: String, error: Error) -> bool {
+        self.say(refusal(number, job_id, &error)).await
+    }
+
+    /// Returns whether the worker is there.
+    async fn say(&mut self, message: Response) -> bool {
+        let response = pb::WorkJobsResponse {
+            message: Some(message),
+        };
+        self.out.send(Ok(response)).await.is_ok()
+    }
+
+    /// The worker is gone, or is going.
+    async fn leave(mut self, end: &End, release_on_disconnect: bool) {
+        self.inbox.close();
+        let held: Vec<_> = self.held.iter().map(|(id, held)| (*id, *held)).collect();
+        for (id, _) in &held {
+            self.let_go(*id);
+        }
+        let what = |lease_id: Uuid| match end {
+            End::Closed => Some(Move::Report(
+                lease_id,
+                Report::Release {
+                    reason: Some("the worker has closed its stream".into()),
+                    snooze: None,
+                },
+            )),
+            End::Broken if release_on_disconnect => Some(Move::Rescue {
+                gone: Some(lease_id),
+            }),
+            End::Broken | End::Shutdown => None,
+        };
+        for (id, held) in held {
+            if let Some(what) = what(held.lease_id)
+                && let Err(error) = self.workers.queue.desk.carry_out(id, what).await
+            {
+                tracing::debug!(%error, job.id = %id, "a worker's job could not be given back");
+            }
+        }
+    }
+}
+
+async fn at(until: Option<Instant>) {
+    if let Some(until) = until {
+        sleep_until(until.into()).await;
+    }
+}
+
+fn cancellation(
+    id: Uuid,
+    lease_id: Uuid,
+    reason: Option<String>,
+    actor: Option<String>,
+) -> Response {
+    Response::Cancel(pb::JobCancellation {
+        job_id: id.to_string(),
+        lease_id: lease_id.to_string(),
+        reason,
+        actor,
+    })
+}
+
+fn refusal(number: i64, job_id: String, error: &Error) -> Response {
+    if let Error::Internal(cause) = error {
+        tracing::error!(error = %crate::error::Chain(cause.as_ref()), "a report failed for a reason of ours");
+    }
+    let (code, reason) = error.code_and_reason();
+    Response::Refused(pb::ReportRefused {
+        number,
+        job_id,
+        code,
+        reason: reason.into(),
+        message: error.to_string(),
+    })
+}

@@ -1,0 +1,188 @@
+//! Pages of a list that is sorted by any value: by keyset over that value, which rows may lack, a time
+//! and the id.
+
+use chrono::{DateTime, Utc};
+use prost::{Message, Oneof};
+use sea_orm::{
+    ColumnTrait, Condition, ConnectionTrait, EntityTrait, Order, QueryFilter, QueryOrder,
+    QuerySelect, Select, Value,
+    sea_query::{Expr, ExprTrait, SimpleExpr},
+};
+use uuid::Uuid;
+
+use super::{Page, Token, foreign};
+use crate::{error::Result, rpc::time};
+
+/// How a list is sorted.
+#[derive(Debug, Clone)]
+pub struct Sort<C> {
+    /// What counts first, if anything does before the time.
+    pub by: Option<By>,
+    /// What rows are sorted by for which that is equal: a time and an id,
+    pub then_by: (C, C),
+    /// both this way.
+    pub then_order: Order,
+}
+
+/// What counts first.
+#[derive(Debug, Clone)]
+pub struct By {
+    /// A column, or what is worked out from some.
+    pub value: SimpleExpr,
+    /// Which kind of value that is.
+    pub kind: Kind,
+    /// Whether rows may lack it. Those that do come last.
+    pub may_be_absent: bool,
+    /// Which way.
+    pub order: Order,
+}
+
+/// A kind of value by which rows are sorted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Number,
+    Text,
+    Time,
+}
+
+/// The value of a row by which it is sorted.
+#[derive(Clone, PartialEq, Oneof)]
+pub enum Key {
+    #[prost(int64, tag = "4")]
+    Number(i64),
+    #[prost(string, tag = "5")]
+    Text(String),
+    /// In microseconds since 1970.
+    #[prost(int64, tag = "6")]
+    Time(i64),
+}
+
+impl Key {
+    /// A time.
+    pub fn time(time: DateTime<Utc>) -> Self {
+        Self::Time(time.timestamp_micros())
+    }
+
+    /// What the column is compared with.
+    fn value(&self, kind: Kind) -> Result<Value> {
+        match self {
+            Self::Number(number) if kind == Kind::Number => Ok((*number).into()),
+            Self::Text(text) if kind == Kind::Text && !text.contains('\0') => Ok(text.into()),
+            Self::Time(micros) if kind == Kind::Time => {
+                Ok(time::from_micros(*micros).ok_or_else(foreign)?.into())
+            }
+            Self::Number(_) | Self::Text(_) | Self::Time(_) => Err(foreign()),
+        }
+    }
+}
+
+impl Page {
+    /// Reads the page of `select` in this order. `key` gives the value of a row, if it has one, and its time and
+    /// id. Returns what the rows are on the wire, and the token of the next page, empty on the last one.
+    ///
+    /// Rows with a value and rows without one are read one after the other, so that an index can be used
+    /// for each. Where there may be both, `db` must be a transaction that sees one moment.
+    pub async fn sorted<E, M>(
+        &self,
+        db: &impl ConnectionTrait,
+        select: Select<E>,
+        sort: &Sort<E::Column>,
+        key: impl Fn(&E::Model) -> (Option<Key>, DateTime<Utc>, Uuid),
+    ) -> Result<(Vec<M>, String)>
+    where
+        E: EntityTrait,
+        M: Message + From<E::Model>,
+    {
+        let last = self.after.as_ref();
+        let place = last.map(Token::key::<Uuid>).transpose()?;
+        let value = last.and_then(|last| last.key.as_ref());
+        let mut rows = Vec::new();
+        let mut select = select;
+        if let Some(by) = &sort.by {
+            let value = value.map(|key| key.value(by.kind)).transpose()?;
+            if place.is_some() && value.is_none() && !by.may_be_absent {
+                return Err(foreign());
+            }
+            if place.is_none() || value.is_some() {
+                let after = value.zip(place);
+                let after = after.map(|(value, place)| sort.after(by, value, place));
+                let valued = sort.valued(by, select.clone(), after);
+                rows = valued.limit(self.size + 1).all(db).await?;
+            }
+            select = select.filter(by.value.clone().is_null());
+        }
+        let room = (self.size + 1).saturating_sub(rows.len() as u64);
+        let has_others = sort.by.as_ref().is_none_or(|by| by.may_be_absent);
+        if has_others && room > 0 {
+            // Those with a value have come to their end, on this page or before it.
+            if let Some(place) = place.filter(|_| value.is_none()) {
+                select = select.filter(sort.after_place(place));
+            }
+            rows.extend(sort.then(select).limit(room).all(db).await?);
+        }
+        let token = |(key, time, id): (Option<Key>, DateTime<Utc>, Uuid)| Token {
+            list: self.list,
+            place: time.timestamp_micros(),
+            id: id.to_string(),
+            key,
+        };
+        Ok(self.cut_at(rows, key, token, M::from))
+    }
+}
+
+impl<C: ColumnTrait> Sort<C> {
+    /// The rows that have a value, after this place.
+    fn valued<E: EntityTrait>(
+        &self,
+        by: &By,
+        select: Select<E>,
+        after: Option<Condition>,
+    ) -> Select<E> {
+        let mut select = select;
+        if by.may_be_absent {
+            select = select.filter(by.value.clone().is_not_null());
+        }
+        if let Some(after) = after {
+            select = select.filter(after);
+        }
+        self.then(select.order_by(by.value.clone(), by.order.clone()))
+    }
+
+    fn then<E: EntityTrait>(&self, select: Select<E>) -> Select<E> {
+        let (time, id) = self.then_by;
+        let select = select.order_by(time, self.then_order.clone());
+        select.order_by(id, self.then_order.clone())
+    }
+
+    /// Whether a row comes after the one with this value, time and id. What follows from the rest is said as
+    /// well, for it is what an index is searched by.
+    fn after(&self, by: &By, value: Value, place: (DateTime<Utc>, Uuid)) -> Condition {
+        let (column, value) = (|| by.value.clone(), Expr::val(value));
+        let (not_before, after) = if by.order == Order::Desc {
+            (column().lte(value.clone()), column().lt(value.clone()))
+        } else {
+            (column().gte(value.clone()), column().gt(value.clone()))
+        };
+        let equal = Condition::all()
+            .add(column().eq(value))
+            .add(self.after_place(place));
+        Condition::all()
+            .add(not_before)
+            .add(Condition::any().add(after).add(equal))
+    }
+
+    /// Whether a row comes after another one with the same value.
+    fn after_place(&self, (time, id): (DateTime<Utc>, Uuid)) -> SimpleExpr {
+        let (time_column, id_column) = self.then_by;
+        let columns = Expr::tuple([
+            Expr::col(time_column.as_column_ref()),
+            Expr::col(id_column.as_column_ref()),
+        ]);
+        let place = Expr::tuple([Expr::val(time), Expr::val(id)]);
+        if self.then_order == Order::Desc {
+            columns.lt(place)
+        } else {
+            columns.gt(place)
+        }
+    }
+}

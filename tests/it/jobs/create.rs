@@ -1,0 +1,230 @@
+//! Putting jobs into their queues.
+
+use serde_json::json;
+use std::time::Duration;
+use tonic::Code;
+use watchpost::pb::{self, BatchCreateJobsOutcome as Outcome, JobStatus};
+
+use super::{cancel, claim_one, complete, create, get, span, story, try_create, wanted};
+use crate::support::{
+    TestServer,
+    calls::object,
+    database::{Backend, on_both},
+    field, in_seconds, reason,
+};
+
+/// Makes a request a bad one.
+type Change = fn(&mut pb::CreateJobRequest);
+
+fn unique(key: &str) -> pb::CreateJobRequest {
+    pb::CreateJobRequest {
+        unique: Some(pb::UniqueJob {
+            key: key.into(),
+            ..Default::default()
+        }),
+        ..wanted("export")
+    }
+}
+
+on_both! {
+    async fn a_job_is_made_as_it_was_wanted(backend) {
+        let server = TestServer::start(backend).await;
+        let request = pb::CreateJobRequest {
+            job_type: "export".into(),
+            queue_name: "exports".into(),
+            priority: Some(0),
+            payload: object(&json!({"camera": "porch"})),
+            max_attempts: Some(7),
+            timeout: span(Duration::from_secs(5)),
+            deadline: span(Duration::from_mins(1)),
+            request_id: "r".into(),
+            concurrency_key: "porch".into(),
+            max_rescues: Some(0),
+            dead_letter: Some(false),
+            ..Default::default()
+        };
+        let made = create(&server, request.clone()).await;
+        assert_eq!(made.status(), JobStatus::Queued);
+        assert_eq!((made.priority, made.max_attempts, made.max_rescues), (Some(0), Some(7), 0));
+        assert_eq!((made.timeout_ms, made.attempt_number), (Some(5_000), 1));
+        assert_eq!(made.payload, request.payload);
+        assert_eq!(made.scheduled_at, made.created_at);
+        assert!(!made.dead_letter);
+        let read = get(&server, &made.id).await;
+        assert_eq!(pb::Job { timing: None, ..read }, made);
+        // What is left out is as the type says.
+        let made = create(&server, wanted("backup")).await;
+        assert_eq!((made.priority, made.max_attempts, made.max_rescues), (Some(2), Some(3), 3));
+        assert_eq!(made.timeout_ms, Some(7_200_000));
+        assert_eq!((made.queue_name.as_deref(), made.dead_letter), (Some("default"), true));
+        story::holds(&server.database.connect().await).await;
+    }
+
+    async fn bad_jobs_are_refused_by_field_and_none_is_made(backend) {
+        let server = TestServer::start(backend).await;
+        let cases: [(&str, Change); 13] = [
+            ("job_type", |job| job.job_type.clear()),
+            ("job_type", |job| job.job_type = "x".repeat(51)),
+            ("queue_name", |job| job.queue_name = " ".into()),
+            ("priority", |job| job.priority = Some(5)),
+            ("max_attempts", |job| job.max_attempts = Some(0)),
+            ("max_rescues", |job| job.max_rescues = Some(-1)),
+            ("timeout", |job| job.timeout = span(Duration::from_millis(999))),
+            ("deadline", |job| job.deadline = span(Duration::from_hours(367 * 24))),
+            ("unique.key", |job| job.unique = Some(pb::UniqueJob::default())),
+            ("unique.states[0]", |job| job.unique = Some(pb::UniqueJob {
+                key: "k".into(),
+                states: vec![9],
+                period: None,
+            })),
+            ("retry_policy.multiplier", |job| job.retry_policy = Some(pb::RetryPolicy {
+                multiplier: Some(f64::NAN),
+                ..Default::default()
+            })),
+            ("payload", |job| job.payload = object(&json!({"x": "y".repeat(1 << 20)}))),
+            ("concurrency_key", |job| job.concurrency_key = "a\0".into()),
+        ];
+        for (name, change) in cases {
+            let mut request = wanted("export");
+            change(&mut request);
+            let error = try_create(&server, request.clone()).await.unwrap_err();
+            assert_eq!((error.code(), field(&error)), (Code::InvalidArgument, name.into()));
+            let requests = vec![wanted("export"), request];
+            let batch = pb::BatchCreateJobsRequest { requests };
+            let error = server.jobs().batch_create_jobs(batch).await.unwrap_err();
+            assert_eq!(field(&error), format!("requests[1].{name}"));
+        }
+        let empty = pb::BatchCreateJobsRequest::default();
+        let error = server.jobs().batch_create_jobs(empty).await.unwrap_err();
+        assert_eq!(field(&error), "requests");
+        assert!(crate::jobs::claim_now(&server, "w", 10).await.is_empty());
+    }
+
+    async fn a_repeated_request_makes_no_second_job(backend) {
+        let server = TestServer::start(backend).await;
+        let request = pb::CreateJobRequest {
+            request_id: "once".into(),
+            ..wanted("export")
+        };
+        let first = create(&server, request.clone()).await;
+        let claimed = claim_one(&server, "w").await;
+        complete(&server, &claimed).await.unwrap();
+        let again = create(&server, request.clone()).await;
+        assert_eq!((again.id.clone(), again.status()), (first.id.clone(), JobStatus::Completed));
+        let other = pb::CreateJobRequest {
+            priority: Some(1),
+            ..request.clone()
+        };
+        let error = try_create(&server, other.clone()).await.unwrap_err();
+        assert_eq!(error.code(), Code::AlreadyExists);
+        assert_eq!(reason(&error), "IDEMPOTENCY_KEY_REUSED");
+        let requests = vec![request, wanted("export"), other];
+        let batch = pb::BatchCreateJobsRequest { requests };
+        let response = server.jobs().batch_create_jobs(batch).await.unwrap().into_inner();
+        let outcomes: Vec<_> = response.results.iter().map(pb::BatchCreateJobsResult::outcome).collect();
+        let expected = [Outcome::Existed, Outcome::Created, Outcome::RequestIdReused];
+        assert_eq!((outcomes.as_slice(), response.created), (&expected[..], 1));
+        assert_eq!(response.results[0].job_id, first.id);
+    }
+
+    async fn the_job_that_holds_a_unique_key_is_told(backend) {
+        let server = TestServer::start(backend).await;
+        let first = create(&server, unique("porch")).await;
+        let error = try_create(&server, unique("porch")).await.unwrap_err();
+        assert_eq!((error.code(), field(&error)), (Code::AlreadyExists, "unique.key".into()));
+        let details = tonic_types::StatusExt::get_error_details(&error);
+        let metadata = &details.error_info().unwrap().metadata;
+        assert_eq!((&metadata["job_id"], &*metadata["status"]), (&first.id, "QUEUED"));
+        // Other keys and other types are free.
+        create(&server, unique("yard")).await;
+        create(&server, pb::CreateJobRequest { job_type: "backup".into(), ..unique("porch") }).await;
+        let batch = pb::BatchCreateJobsRequest {
+            requests: vec![unique("a"), unique("a"), unique("porch")],
+        };
+        let response = server.jobs().batch_create_jobs(batch).await.unwrap().into_inner();
+        let outcomes: Vec<_> = response.results.iter().map(pb::BatchCreateJobsResult::outcome).collect();
+        let held = Outcome::UniqueKeyHeld;
+        assert_eq!(outcomes, [Outcome::Created, held, held]);
+        assert_eq!(response.results[1].job_id, response.results[0].job_id);
+        assert_eq!(response.results[2].job_id, first.id);
+        // The key is free when the job is in none of its states.
+        cancel(&server, &first.id).await;
+        let second = create(&server, unique("porch")).await;
+        // And the first one cannot come back meanwhile.
+        let retry = pb::RetryJobRequest { id: first.id.clone(), ..Default::default() };
+        let error = server.jobs().retry_job(retry.clone()).await.unwrap_err();
+        assert_eq!(error.code(), Code::AlreadyExists);
+        cancel(&server, &second.id).await;
+        server.jobs().retry_job(retry).await.unwrap();
+        story::holds(&server.database.connect().await).await;
+    }
+
+    async fn a_unique_key_holds_for_its_period_or_states(backend) {
+        let server = TestServer::start(backend).await;
+        let mut hourly = unique("hourly");
+        hourly.unique.as_mut().unwrap().period = span(Duration::from_hours(24));
+        create(&server, hourly.clone()).await;
+        let claimed = claim_one(&server, "w").await;
+        complete(&server, &claimed).await.unwrap();
+        try_create(&server, hourly).await.unwrap_err();
+        let mut queued = unique("queued");
+        queued.unique.as_mut().unwrap().states = vec![JobStatus::Queued.into()];
+        create(&server, queued.clone()).await;
+        try_create(&server, queued.clone()).await.unwrap_err();
+        let running = claim_one(&server, "w").await;
+        let second = create(&server, queued.clone()).await;
+        // One that is to be tried again while another is queued goes on without its key.
+        let failed = crate::jobs::fail(&server, crate::jobs::failure(&running)).await;
+        assert_eq!(failed.status(), JobStatus::Queued);
+        assert!(failed.unique_states.is_empty());
+        assert_eq!(get(&server, &second.id).await.unique_states.len(), 1);
+        story::holds(&server.database.connect().await).await;
+    }
+
+    async fn many_who_want_one_unique_job_get_one(backend) {
+        let server = TestServer::start(backend).await;
+        let tries = (0..20).map(|_| {
+            let mut jobs = server.jobs();
+            async move { jobs.create_job(unique("one")).await.is_ok() }
+        });
+        let made = futures_util::future::join_all(tries).await;
+        assert_eq!(made.iter().filter(|made| **made).count(), 1);
+    }
+
+    async fn a_job_is_not_given_before_its_time(backend) {
+        let server = TestServer::start(backend).await;
+        let later = pb::CreateJobRequest {
+            scheduled_at: in_seconds(3_600),
+            ..wanted("export")
+        };
+        create(&server, later).await;
+        let soon = pb::CreateJobRequest {
+            scheduled_at: in_seconds(2),
+            ..wanted("export")
+        };
+        let soon = create(&server, soon).await;
+        assert!(crate::jobs::claim_now(&server, "w", 10).await.is_empty());
+        let claimed = claim_one(&server, "w").await;
+        assert_eq!(crate::jobs::id(&claimed), soon.id);
+        let job = claimed.job.unwrap();
+        assert!(job.started_at.unwrap().seconds >= soon.scheduled_at.unwrap().seconds);
+    }
+}
+
+#[tokio::test]
+async fn ten_thousand_jobs_are_made_in_one_call() {
+    let server = TestServer::start(Backend::Postgres).await;
+    let requests = vec![wanted("export"); 10_000];
+    let batch = pb::BatchCreateJobsRequest { requests };
+    let response = server
+        .jobs()
+        .batch_create_jobs(batch.clone())
+        .await
+        .unwrap();
+    assert_eq!(response.into_inner().created, 10_000);
+    let mut requests = batch.requests;
+    requests.push(wanted("export"));
+    let batch = pb::BatchCreateJobsRequest { requests };
+    let error = server.jobs().batch_create_jobs(batch).await.unwrap_err();
+    assert_eq!(field(&error), "requests");
+}
