@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,7 +26,13 @@ var listening = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
 // end with the test.
 func dial(ctx context.Context, t *testing.T) *grpc.ClientConn {
 	t.Helper()
-	conn, err := grpc.NewClient(start(ctx, t), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return connect(ctx, t, start(ctx, t))
+}
+
+// connect connects to a server, and waits until it is healthy.
+func connect(ctx context.Context, t *testing.T, address string) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,12 +56,18 @@ func dial(ctx context.Context, t *testing.T) *grpc.ClientConn {
 // start starts the server and returns the address that it says it listens on.
 func start(ctx context.Context, t *testing.T) string {
 	t.Helper()
+	address, _ := serve(ctx, t, t.TempDir(), "127.0.0.1:0")
+	return address
+}
+
+// serve starts the server on a data folder. Returns the address that it says it listens on, and what kills it.
+func serve(ctx context.Context, t *testing.T, data, listen string) (string, func()) {
+	t.Helper()
 	binary := os.Getenv("WATCHPOST_TEST_SERVER_BIN")
 	if binary == "" {
 		t.Fatal("WATCHPOST_TEST_SERVER_BIN must name the server's binary")
 	}
-	data := t.TempDir()
-	server := exec.Command(binary, "serve", "--listen", "127.0.0.1:0",
+	server := exec.Command(binary, "serve", "--listen", listen,
 		"--data-dir", data, "--database-url", "sqlite://"+filepath.Join(data, "watchpost.db"))
 	stderr, err := server.StderrPipe()
 	if err != nil {
@@ -65,7 +78,7 @@ func start(ctx context.Context, t *testing.T) string {
 	}
 	address, log := make(chan string, 1), make(chan string, 1)
 	go read(bufio.NewScanner(stderr), address, log)
-	t.Cleanup(func() {
+	kill := sync.OnceFunc(func() {
 		server.Process.Kill()
 		printed := <-log
 		server.Wait()
@@ -73,16 +86,17 @@ func start(ctx context.Context, t *testing.T) string {
 			t.Logf("the server's log:\n%s", printed)
 		}
 	})
+	t.Cleanup(kill)
 	select {
 	case found, ok := <-address:
 		if ok {
-			return found
+			return found, kill
 		}
 		t.Fatal("the server ended before it listened")
 	case <-ctx.Done():
 		t.Fatal("the server does not say where it listens")
 	}
-	return ""
+	return "", nil
 }
 
 // read sends the address that the log tells, and at its end the whole log.
