@@ -20,9 +20,13 @@ mod cluster;
 #[allow(unreachable_pub)]
 mod aggregate;
 #[allow(unreachable_pub)]
+mod bare_jobs;
+#[allow(unreachable_pub)]
 mod deliveries;
 #[allow(unreachable_pub)]
 mod guarantees;
+#[allow(unreachable_pub)]
+mod jobs;
 #[allow(unreachable_pub)]
 mod rules;
 #[allow(unreachable_pub)]
@@ -137,6 +141,10 @@ async fn by_name_only(
         "delivery_kills" => Some(deliveries::kills(url, options.cycles, options.seed).await),
         "delivery_latency" => {
             deliveries::latency(url).await;
+            Some(true)
+        }
+        "jobs" => {
+            jobs::run(url, options).await;
             Some(true)
         }
         "deliveries" => {
