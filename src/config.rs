@@ -6,6 +6,7 @@ use std::ffi::OsString;
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 use http::Uri;
+use uuid::Uuid;
 
 pub use self::settings::{Settings, Synchronous};
 use self::values::{database_url, server, server_uri};
@@ -56,6 +57,18 @@ pub enum Command {
         #[command(subcommand)]
         direction: Migrate,
     },
+    /// Look at jobs of a running server
+    Jobs {
+        /// The server: `HOST:PORT` or `http://HOST:PORT`
+        #[arg(
+            long, global = true, value_name = "URL", env = "WATCHPOST_SERVER",
+            default_value = "http://127.0.0.1:50051", value_parser = server
+        )]
+        server: String,
+        /// How
+        #[command(subcommand)]
+        look: Look,
+    },
     /// Show the GPUs and the alerts of a running server in the terminal, live
     Top {
         /// The server: `HOST:PORT` or `http://HOST:PORT`
@@ -64,6 +77,20 @@ pub enum Command {
             default_value = "http://127.0.0.1:50051", value_parser = server
         )]
         server: String,
+    },
+}
+
+/// How to look at jobs.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Look {
+    /// Tell how a job goes until it has come to its end: with a bar in a terminal, else line by line. Ends with 0 if it
+    /// completed, 1 if it has failed for good, 2 if it was cancelled or nobody knows
+    Watch {
+        /// The job
+        id: Uuid,
+        /// Tell what it logs, too
+        #[arg(long)]
+        logs: bool,
     },
 }
 
@@ -201,6 +228,8 @@ mod tests {
 
     use super::*;
 
+    const NONE: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
+
     fn wrong(args: &[&str]) -> String {
         match read(["watchpost"].iter().chain(args).copied()) {
             Err(Stop::Wrong(problem)) => problem,
@@ -217,6 +246,8 @@ mod tests {
         );
         assert_eq!(cli.settings.listen, "127.0.0.1:50051");
         assert_eq!(cli.settings.metrics_listen, None);
+        let for_ever = read(["watchpost", "--job-retention-dead", "0"]).unwrap();
+        assert_eq!(for_ever.settings.job_retention().dead, Duration::ZERO);
     }
 
     #[test]
@@ -235,6 +266,9 @@ mod tests {
             (&["--gpu-rollup-retention", "29d"], "--gpu-rollup-retention"),
             (&["--log", "a=b=c"], "--log"),
             (&["--max-watches", "-1"], "--max-watches"),
+            (&["--job-retention-dead", "3651d"], "--job-retention-dead"),
+            (&["jobs", "watch", "x"], "<ID>"),
+            (&["jobs", "watch", NONE, "--server", "host"], "--server"),
             (&["--no-such-setting", "1"], "--no-such-setting"),
             (&["nonsense"], "nonsense"),
             (&["migrate", "down"], "STEPS"),
@@ -288,6 +322,11 @@ mod tests {
             .command
         {
             Some(Command::Top { server }) => assert_eq!(server, "http://h:1"),
+            other => panic!("{other:?}"),
+        }
+        let jobs = ["watchpost", "jobs", "watch", NONE, "--config", config];
+        match read(jobs).unwrap().command {
+            Some(Command::Jobs { server, .. }) => assert_eq!(server, "http://h:1"),
             other => panic!("{other:?}"),
         }
         assert!(read(["watchpost", "--config", config]).is_ok());

@@ -40,6 +40,10 @@ pub mod error;
 
 pub mod top;
 
+pub mod jobs_watch;
+
+mod client;
+
 /// The API, generated from `proto/`: its documentation is there.
 #[allow(clippy::all, clippy::pedantic, missing_docs)]
 pub mod pb {

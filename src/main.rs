@@ -6,9 +6,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use watchpost::{
-    config::{self, Cli, Command, Migrate, Settings, Stop},
+    config::{self, Cli, Command, Look, Migrate, Settings, Stop},
     db::Db,
     gpu::{self, agent},
+    jobs_watch::{self, Outcome},
     server::{Server, StartError},
     top,
 };
@@ -16,13 +17,19 @@ use watchpost::{
 /// The exit code for a bad setting, `EX_USAGE` of sysexits.h.
 const BAD_SETTING: u8 = 64;
 
+/// The exit code for a job that was cancelled, or of which it is not known what became of it.
+const NOT_FINISHED: u8 = 2;
+
 fn main() -> ExitCode {
     let cli = match config::read(std::env::args_os().collect::<Vec<_>>()) {
         Ok(cli) => cli,
         Err(stop) => return end(stop),
     };
     // A log would be drawn into the view.
-    if !matches!(cli.command, Some(Command::Top { .. })) {
+    if !matches!(
+        cli.command,
+        Some(Command::Top { .. } | Command::Jobs { .. })
+    ) {
         start_log(&cli.settings);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -68,6 +75,10 @@ async fn run(cli: Cli) -> ExitCode {
             Ok(code) => code,
             Err(error) => fail(&error),
         },
+        Command::Jobs {
+            server,
+            look: Look::Watch { id, logs },
+        } => watch_job(jobs_watch::Options { server, id, logs }).await,
         Command::Top { server } => show_top(&server).await,
     }
 }
@@ -119,6 +130,22 @@ async fn show_top(server: &str) -> ExitCode {
         Err(error) => {
             eprintln!("watchpost: {error}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Tells how a job goes, and ends as it does.
+#[expect(clippy::print_stderr, reason = "there is no log")]
+async fn watch_job(options: jobs_watch::Options) -> ExitCode {
+    match jobs_watch::run(options).await {
+        Ok(Outcome::Completed) => ExitCode::SUCCESS,
+        Ok(Outcome::Failed) => ExitCode::FAILURE,
+        Ok(Outcome::Cancelled | Outcome::Deleted | Outcome::Stopped) => {
+            ExitCode::from(NOT_FINISHED)
+        }
+        Err(error) => {
+            eprintln!("watchpost: {error}");
+            ExitCode::from(NOT_FINISHED)
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     db,
     feed::retention::Retention,
     gpu::Tiers,
+    jobs,
     notifications::{Keyring, Senders, Targets},
 };
 
@@ -189,6 +190,34 @@ pub struct Settings {
     )]
     pub feed_max_changes: u64,
 
+    /// How long jobs are kept that have completed, 0s to 3650d; 0s keeps them for ever
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_JOB_RETENTION_COMPLETED", default_value = "7d",
+        value_parser = between::<0, 315_360_000_000>
+    )]
+    pub job_retention_completed: Duration,
+
+    /// How long jobs are kept that have failed for good and are no dead letters, 0s to 3650d; 0s keeps them for ever
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_JOB_RETENTION_FAILED", default_value = "30d",
+        value_parser = between::<0, 315_360_000_000>
+    )]
+    pub job_retention_failed: Duration,
+
+    /// How long dead letters are kept, 0s to 3650d; 0s keeps them for ever
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_JOB_RETENTION_DEAD", default_value = "90d",
+        value_parser = between::<0, 315_360_000_000>
+    )]
+    pub job_retention_dead: Duration,
+
+    /// How long jobs are kept that were cancelled, 0s to 3650d; 0s keeps them for ever
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_JOB_RETENTION_CANCELLED", default_value = "7d",
+        value_parser = between::<0, 315_360_000_000>
+    )]
+    pub job_retention_cancelled: Duration,
+
     /// How many watches may be open at once, 1 to 1000000
     #[arg(
         long, global = true, value_name = "NUMBER", env = "WATCHPOST_MAX_WATCHES", default_value = "10000",
@@ -261,6 +290,16 @@ impl Settings {
         Retention {
             kept: self.feed_retention,
             max_changes: self.feed_max_changes,
+        }
+    }
+
+    /// How long jobs are kept that have come to their end.
+    pub fn job_retention(&self) -> jobs::retention::Kept {
+        jobs::retention::Kept {
+            completed: self.job_retention_completed,
+            failed: self.job_retention_failed,
+            dead: self.job_retention_dead,
+            cancelled: self.job_retention_cancelled,
         }
     }
 

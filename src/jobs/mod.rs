@@ -23,6 +23,7 @@ mod queue;
 mod queue_service;
 mod reaper;
 mod remove;
+pub mod retention;
 mod schedules;
 mod service;
 mod stats;

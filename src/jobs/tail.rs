@@ -122,7 +122,7 @@ impl Tail {
     }
 
     /// Some of the lines that there were. Lines stay as they are, so that each page can be read on its own.
-    async fn next_page(&mut self) -> Result<Option<Vec<pb::JobLog>>> {
+    async fn next_page(&self) -> Result<Option<Vec<pb::JobLog>>> {
         let page = lines(self.job_id)
             .filter(Column::Line.gt(self.last))
             .filter(Column::Line.lte(self.moment.lines))
@@ -132,8 +132,6 @@ impl Tail {
             .all(self.jobs.db.reader())
             .await?;
         if page.is_empty() {
-            // Those that are not serious enough are passed.
-            self.last = self.last.max(self.moment.lines);
             return Ok(None);
         }
         Ok(Some(page.into_iter().map(pb::JobLog::from).collect()))

@@ -22,6 +22,7 @@ use crate::{
     error::{Chain, Error},
     events, feed, gpu,
     health::Health,
+    jobs,
     monitor::Feed,
 };
 
@@ -81,6 +82,11 @@ pub(super) async fn prepare(
         shutdown.clone(),
     ));
     tokio::spawn(events::retention::run(db.clone(), shutdown.clone()));
+    tokio::spawn(jobs::retention::run(
+        db.clone(),
+        settings.job_retention(),
+        shutdown.clone(),
+    ));
     tokio::spawn(gpu::history::rollup::run(db.clone(), shutdown.clone()));
     let kept = gpu::history::retention::Kept {
         samples: settings.gpu_stats_retention,

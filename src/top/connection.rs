@@ -1,30 +1,17 @@
 //! The watch of the server: it goes on after its cursor when it breaks, as long as it takes.
 
-use std::{convert::Infallible, error::Error, time::Duration};
+use std::{convert::Infallible, time::Duration};
 
 use tokio::{
     sync::mpsc,
-    time::{error::Elapsed, sleep, timeout},
+    time::{sleep, timeout},
 };
-use tonic::{Code, Status, transport::Endpoint};
 
 use super::state::Heard;
-use crate::pb::{self, Topic, WatchStart, monitor_service_client::MonitorServiceClient};
-
-/// How often the server shall say that it is there.
-const HEARTBEAT: prost_types::Duration = prost_types::Duration {
-    seconds: 2,
-    nanos: 0,
+use crate::{
+    client::{Broken, HEARTBEAT, PAUSES, SILENCE, connect},
+    pb::{self, Topic, WatchStart, monitor_service_client::MonitorServiceClient},
 };
-
-/// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(5);
-
-/// How long a server that should have said something may be silent.
-const SILENCE: Duration = Duration::from_secs(20);
-
-/// How long to wait before the next attempt, at first and at most.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
 /// Watches the server until nobody hears any more.
 pub(super) async fn watch(server: String, heard: mpsc::Sender<Heard>) {
@@ -59,8 +46,7 @@ struct Watch {
 impl Watch {
     /// Follows one connection until it breaks.
     async fn follow(&mut self) -> Result<Infallible, Broken> {
-        let endpoint = Endpoint::from_shared(self.server.clone())?.connect_timeout(CONNECT);
-        let mut monitor = MonitorServiceClient::new(endpoint.connect().await?);
+        let mut monitor = MonitorServiceClient::new(connect(&self.server).await?);
         let watch = timeout(SILENCE, monitor.watch(self.request())).await;
         let mut responses = watch??.into_inner();
         let mut connected = false;
@@ -102,46 +88,5 @@ impl Watch {
     /// Whether anybody hears it.
     async fn tell(&self, heard: Heard) -> bool {
         self.heard.send(heard).await.is_ok()
-    }
-}
-
-/// Why a connection ended, or could not be made.
-#[derive(Debug, thiserror::Error)]
-enum Broken {
-    #[error("it cannot be reached")]
-    Unreachable(#[from] tonic::transport::Error),
-    #[error("it is silent")]
-    Silent(#[from] Elapsed),
-    #[error("the watch ended")]
-    Ended,
-    #[error("{}", .0.message())]
-    Status(#[from] Status),
-}
-
-impl Broken {
-    /// Whether this is what a server answers that cannot go on after the cursor: too old, of
-    /// another database, or ahead of what it knows.
-    fn refuses_cursor(&self) -> bool {
-        let codes = [
-            Code::OutOfRange,
-            Code::InvalidArgument,
-            Code::FailedPrecondition,
-        ];
-        matches!(self, Self::Status(status) if codes.contains(&status.code()))
-    }
-
-    /// What is at the bottom of it: what lies above only says that something went wrong.
-    fn reason(&self) -> String {
-        let mut cause: Option<&dyn Error> = match self {
-            Self::Unreachable(error) => error.source(),
-            Self::Status(status) => status.source(),
-            Self::Silent(_) | Self::Ended => None,
-        };
-        let mut reason = self.to_string();
-        while let Some(error) = cause {
-            reason = error.to_string();
-            cause = error.source();
-        }
-        reason
     }
 }

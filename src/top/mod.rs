@@ -7,12 +7,12 @@ use std::{io, ops::ControlFlow, time::Duration};
 use chrono::{DateTime, Local, Utc};
 use ratatui::{DefaultTerminal, crossterm::event};
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
     time::{MissedTickBehavior, interval},
 };
 
 use self::state::{Heard, State};
+use crate::client::Signals;
 
 mod connection;
 #[cfg(test)]
@@ -123,28 +123,6 @@ impl Drop for Screen {
         // A second time would put the cursor back above what the panic has said.
         if !std::thread::panicking() {
             let _ = ratatui::try_restore();
-        }
-    }
-}
-
-/// The signals that end the view.
-struct Signals([Signal; 3]);
-
-impl Signals {
-    fn hear() -> io::Result<Self> {
-        Ok(Self([
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::hangup())?,
-        ]))
-    }
-
-    async fn stop(&mut self) {
-        let [terminate, interrupt, hangup] = &mut self.0;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hangup.recv() => {}
         }
     }
 }

@@ -3,17 +3,18 @@
 mod ask;
 mod bulk;
 mod cancel;
+mod command;
 mod crash;
 mod create;
 mod filters;
 mod limits;
 mod logs;
 mod queues;
+mod retention;
 mod retries;
 mod rows;
 mod schedules;
 mod stats;
-mod story;
 mod stream;
 mod tail;
 mod types;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use watchpost::pb;
 
+use crate::job_crash::story;
 use crate::support::{PATIENCE, TestServer, calls::Reply};
 
 /// A length of time on the wire.

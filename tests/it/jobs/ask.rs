@@ -167,6 +167,9 @@ on_both! {
         // What was told of an attempt before says nothing of this one, and nothing is no rate.
         assert_eq!(timing(&server, &db, quarter(25, 250, 40)).await.remaining_ms, None);
         assert_eq!(timing(&server, &db, quarter(0, 0, 10)).await.remaining_ms, None);
+        let at_once = running("a", 30);
+        let at_once = job::Model { progress_percent: 5, progress_at: at_once.started_at, ..at_once };
+        assert_eq!(timing(&server, &db, at_once).await.remaining_ms, None);
         // It should be done by now.
         let late = timing(&server, &db, quarter(99, 990, 29)).await;
         assert_eq!(late.remaining_ms, Some(0));

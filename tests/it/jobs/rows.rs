@@ -117,12 +117,13 @@ pub fn running(job_type: &str, seconds: i64) -> job::Model {
 
 /// A job that has come to this end, so many seconds ago, after a second.
 pub fn finished(job_type: &str, status: JobStatus, seconds: i64) -> job::Model {
-    let completed_at = Some(ago(seconds));
+    let at = ago(seconds);
+    let completed_at = Some(at);
     let failed = status == JobStatus::Failed;
     job::Model {
         status,
         completed_at,
-        started_at: Some(ago(seconds) - TimeDelta::seconds(1)),
+        started_at: Some(at - TimeDelta::seconds(1)),
         lease_id: None,
         lease_ms: None,
         lease_expires_at: None,

@@ -81,12 +81,15 @@ impl Watch {
 
     /// That nothing more comes, and the stream has ended well.
     async fn ended(mut self) {
-        while let Some(next) = self.next().await.unwrap() {
-            assert!(
-                matches!(next.update, Some(Update::Heartbeat(_))),
-                "{next:?}"
-            );
-        }
+        let ending = async {
+            while let Some(next) = self.next().await.unwrap() {
+                assert!(
+                    matches!(next.update, Some(Update::Heartbeat(_))),
+                    "{next:?}"
+                );
+            }
+        };
+        timeout(PATIENCE, ending).await.expect("the stream ends");
     }
 }
 

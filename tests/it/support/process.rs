@@ -6,8 +6,8 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufReadExt, BufReader, Lines},
-    process::{Child, ChildStderr, Command},
+    io::{AsyncBufReadExt, AsyncRead, BufReader, Lines},
+    process::{Child, ChildStderr, ChildStdout, Command},
     time::{sleep, timeout},
 };
 use tonic::transport::Channel;
@@ -21,6 +21,7 @@ use super::PATIENCE;
 pub struct Process {
     child: Child,
     log: Lines<BufReader<ChildStderr>>,
+    output: Lines<BufReader<ChildStdout>>,
     /// Where it listens, if it does.
     pub address: String,
 }
@@ -43,9 +44,11 @@ impl Process {
             .spawn()
             .unwrap();
         let log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let output = BufReader::new(child.stdout.take().unwrap()).lines();
         Self {
             child,
             log,
+            output,
             address: String::new(),
         }
     }
@@ -58,6 +61,20 @@ impl Process {
                 .unwrap_or_else(|_| panic!("the log does not say `{text}`"))
                 .unwrap();
             let line = line.unwrap_or_else(|| panic!("the process ends before it says `{text}`"));
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    /// Waits for a line on standard output with this text.
+    pub async fn prints(&mut self, text: &str) -> String {
+        loop {
+            let line = timeout(PATIENCE, self.output.next_line()).await;
+            let line = line
+                .unwrap_or_else(|_| panic!("it does not print `{text}`"))
+                .unwrap();
+            let line = line.unwrap_or_else(|| panic!("the process ends before it prints `{text}`"));
             if line.contains(text) {
                 return line;
             }
@@ -104,21 +121,19 @@ impl Process {
 
     /// Waits until the process ends. Returns how, the rest of its log, and what it said on standard output.
     pub async fn ended(mut self) -> (ExitStatus, String, String) {
-        let mut log = String::new();
-        let reading = async {
-            while let Some(line) = self.log.next_line().await.unwrap() {
-                log += &line;
-                log.push('\n');
-            }
-        };
-        timeout(PATIENCE, reading).await.expect("the process ends");
-        let output = self.child.wait_with_output().await.unwrap();
-        (
-            output.status,
-            log,
-            String::from_utf8(output.stdout).unwrap(),
-        )
+        let reading = async { tokio::join!(rest(&mut self.log), rest(&mut self.output)) };
+        let (log, output) = timeout(PATIENCE, reading).await.expect("the process ends");
+        (self.child.wait().await.unwrap(), log, output)
     }
+}
+
+async fn rest<R: AsyncRead + Unpin>(lines: &mut Lines<BufReader<R>>) -> String {
+    let mut rest = String::new();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        rest += &line;
+        rest.push('\n');
+    }
+    rest
 }
 
 /// What the health service says of the server as a whole.
