@@ -22,7 +22,10 @@ use watchpost::pb::{
     work_jobs_request::Message as Says, work_jobs_response::Message as Told,
 };
 
-use crate::{Options, bare_jobs, latencies, millis, per_second, server::Server};
+use crate::{
+    Options, bare_jobs, job_crash, latencies, millis, per_second,
+    server::{Server, spawn_at},
+};
 
 /// How many jobs are drained at a time.
 pub const JOBS: usize = 20_000;
@@ -413,4 +416,73 @@ async fn held_snapshot(server: &Server, db: &DatabaseConnection) {
         "held_s": millis(time) / 1_000.0,
     });
     server.report("jobs_held_snapshot", ">= 0.8 of the normal rate", &values);
+}
+
+/// The server that is killed.
+struct Killed {
+    folder: tempfile::TempDir,
+    url: Option<String>,
+    listen: String,
+    child: Option<std::process::Child>,
+}
+
+impl job_crash::Killable for Killed {
+    async fn start(&mut self) {
+        let (child, _) = spawn_at(&self.folder, self.url.as_ref(), &self.listen);
+        self.child = Some(child);
+    }
+
+    async fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+/// Kills servers and workers, and cuts connections, so many times; returns whether nothing was wrong afterwards.
+pub async fn kills(url: Option<String>, cycles: u32, seed: u64) -> bool {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let mut server = Killed {
+        folder: tempfile::TempDir::new().unwrap(),
+        url,
+        listen: listen.clone(),
+        child: None,
+    };
+    job_crash::Killable::start(&mut server).await;
+    // It has migrated the database when it answers.
+    sleep(Duration::from_secs(2)).await;
+    let url = server.url.clone().unwrap_or_else(|| {
+        let file = server.folder.path().join("watchpost.db");
+        format!("sqlite://{}", file.display())
+    });
+    let database = if url.starts_with("postgres") {
+        "postgres"
+    } else {
+        "sqlite"
+    };
+    let db = Database::connect(url).await.unwrap();
+    let begun = Instant::now();
+    let plan = job_crash::Plan {
+        seed,
+        cycles: cycles as usize,
+        // About as many as are put in while that is done to them.
+        jobs: u64::from(cycles) * 60,
+    };
+    let violations = job_crash::run(&mut server, &db, &listen, plan).await;
+    job_crash::Killable::kill(&mut server).await;
+    let line = json!({
+        "figure": "job_kills",
+        "database": database,
+        "goal": "no violation",
+        "cycles": cycles,
+        "jobs": plan.jobs,
+        "seed": seed,
+        "seconds": begun.elapsed().as_secs(),
+        "violations": violations,
+    });
+    println!("{line}");
+    violations.is_empty()
 }

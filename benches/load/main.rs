@@ -3,6 +3,7 @@
 //! `cargo bench` on SQLite, `cargo bench -- --postgres` on a private PostgreSQL,
 //! `cargo bench -- --database-url URL` on an empty database of yours;
 //! `--seconds N` sets how long each load lasts, and a name runs one figure only.
+//! `jobs` measures the job queue, and `job_kills --cycles N --seed N` kills servers and workers N times while they work jobs.
 //! `delivery_kills --cycles N --seed N` kills the server N times while it delivers.
 //! `guarantees --cycles N --seed N` is no load: it checks what watches are promised while
 //! servers are killed N times. `schedules --zones N` is none either: it compares when schedules
@@ -16,6 +17,9 @@ mod checker;
 #[path = "../../tests/it/support/database/cluster.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod cluster;
+#[path = "../../tests/job_crash/mod.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod job_crash;
 
 #[allow(unreachable_pub)]
 mod aggregate;
@@ -143,6 +147,7 @@ async fn by_name_only(
             deliveries::latency(url).await;
             Some(true)
         }
+        "job_kills" => Some(jobs::kills(url, options.cycles, options.seed).await),
         "jobs" => {
             jobs::run(url, options).await;
             Some(true)

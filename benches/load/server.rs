@@ -83,11 +83,16 @@ impl Drop for Server {
 }
 
 pub fn spawn(folder: &TempDir, url: Option<&String>) -> (Child, String) {
+    spawn_at(folder, url, "127.0.0.1:0")
+}
+
+/// Starts the binary, which listens at this address.
+pub fn spawn_at(folder: &TempDir, url: Option<&String>, listen: &str) -> (Child, String) {
     let mut command = Command::new(PathBuf::from(env!("CARGO_BIN_EXE_watchpost")));
     command
         .args([
             "--listen",
-            "127.0.0.1:0",
+            listen,
             "--notification-networks",
             "127.0.0.0/8",
             "--data-dir",

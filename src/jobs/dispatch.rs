@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     bell::Bell,
-    claim::{self, Accepts, Claimed, Haul, Wish},
+    claim::{self, Accepts, Claimed, Haul, Queues, Wish},
     clock::Clock,
     desk::Desk,
     lines::{Line, Lines, Take},
@@ -225,14 +225,15 @@ impl Dispatcher {
     }
 
     async fn work(&self) {
-        let mut lines = Lines::default();
+        let (mut lines, mut queues) = (Lines::default(), Queues::default());
         let mut next_sweep = Instant::now();
         loop {
-            self.hear(&mut lines);
+            self.hear(&mut lines, &mut queues).await;
             if self.0.sweep.swap(false, Ordering::Relaxed) || Instant::now() >= next_sweep {
                 let begun = Instant::now();
                 match claim::heads(&self.0.db).await {
                     Ok(found) => {
+                        self.read_queues(&mut queues).await;
                         lines.swept(found);
                         self.0.bell.want_ends(false);
                     }
@@ -252,7 +253,7 @@ impl Dispatcher {
             self.tell_those_without(&lines, &wishes, now);
             let takes = lines.choose(now, ROOM.min(all), wanted);
             if !takes.is_empty() {
-                self.serve(&mut lines, &takes, &wishes, now).await;
+                self.serve(&mut lines, &takes, &wishes, &queues, now).await;
                 continue;
             }
             let due = lines.next_due(|line| wanted(line) > 0);
@@ -280,20 +281,38 @@ impl Dispatcher {
         }
     }
 
-    fn hear(&self, lines: &mut Lines) {
+    async fn hear(&self, lines: &mut Lines, queues: &mut Queues) {
         let (waiting, freed) = self.0.bell.take();
         for (line, spot) in waiting {
             lines.note(line, spot);
         }
         let now = self.0.clock.now();
+        if !freed.is_empty() {
+            self.read_queues(queues).await;
+        }
         for queue in freed {
             lines.freed(&queue, now);
         }
     }
 
-    async fn serve(&self, lines: &mut Lines, takes: &[Take], wishes: &[Wish], now: DateTime<Utc>) {
+    async fn read_queues(&self, queues: &mut Queues) {
+        match claim::queues(self.0.db.reader()).await {
+            Ok(read) => *queues = read,
+            // They are read again with the next sweep.
+            Err(error) => tracing::debug!(%error, "the settings of queues cannot be read"),
+        }
+    }
+
+    async fn serve(
+        &self,
+        lines: &mut Lines,
+        takes: &[Take],
+        wishes: &[Wish],
+        queues: &Queues,
+        now: DateTime<Utc>,
+    ) {
         let types = self.0.types.current();
-        let haul = match claim::claim(&self.0.db, takes, wishes, &types, now).await {
+        let haul = match claim::claim(&self.0.db, takes, wishes, queues, &types, now).await {
             Ok(haul) => haul,
             Err(Error::Contended) => return,
             Err(error) => {

@@ -11,6 +11,7 @@ use tonic::{Request, Response};
 use uuid::Uuid;
 
 use super::{
+    bell::Bell,
     clock::Clock,
     filter::in_status,
     queue::Queue,
@@ -46,6 +47,8 @@ const NAMED: u64 = 20;
 pub struct JobQueues {
     db: Db,
     clock: Clock,
+    /// Rung when settings change, so that they are in force for what is claimed afterwards.
+    bell: Bell,
 }
 
 #[tonic::async_trait]
@@ -129,7 +132,9 @@ impl JobQueueService for JobQueues {
             queue.pause_reason = None;
             store(tx, queue, Some(before)).await
         });
-        Ok(Response::new(queue.await?))
+        let queue = queue.await?;
+        self.bell.freed(&name);
+        Ok(Response::new(queue))
     }
 
     async fn delete_job_queue(&self, request: Request<pb::DeleteJobQueueRequest>) -> Reply<()> {
@@ -143,6 +148,7 @@ impl JobQueueService for JobQueues {
             announce(tx, ChangeKind::Deleted, queue).await
         });
         deleted.await?;
+        self.bell.freed(&name);
         Ok(Response::new(()))
     }
 
@@ -171,8 +177,11 @@ impl JobQueueService for JobQueues {
 impl JobQueues {
     /// The settings of this queue's database.
     pub fn new(queue: &Queue) -> Self {
-        let (db, clock) = (queue.db.clone(), queue.clock.clone());
-        Self { db, clock }
+        Self {
+            db: queue.db.clone(),
+            clock: queue.clock.clone(),
+            bell: queue.bell.clone(),
+        }
     }
 
     /// Changes the settings of a queue; where there are none, makes some.
@@ -191,11 +200,13 @@ impl JobQueues {
                 store(tx, queue, before).await
             })
         };
-        match attempt().await {
+        let queue = match attempt().await {
             // Somebody else made settings at the same time, which are found now.
             Err(Error::AlreadyExists { .. }) => attempt().await,
             done => done,
-        }
+        }?;
+        self.bell.freed(name);
+        Ok(queue)
     }
 
     /// Whether the queues are paused that have settings, or this one.

@@ -251,17 +251,30 @@ impl Worker {
 
     /// Gives the worker jobs. Returns whether it is there.
     async fn push(&mut self, claimed: Vec<Claimed>) -> bool {
+        let mut lost = Vec::new();
         for claimed in &claimed {
-            let held = Held {
-                lease_id: claimed.lease_id,
-                cancelled: false,
-                ending: false,
-            };
-            self.held.insert(claimed.job.id, held);
-            self.workers.queue.flights.add(claimed.job.id, &self.told);
+            let (id, held) = (
+                claimed.job.id,
+                Held {
+                    lease_id: claimed.lease_id,
+                    cancelled: false,
+                    ending: false,
+                },
+            );
+            self.workers.queue.flights.add(id, &self.told);
+            // It lost the job, and gets it again before anybody told it so.
+            if let Some(before) = self.held.insert(id, held) {
+                self.inbox.want(1);
+                if !before.ending {
+                    lost.push(lease_lost(id, before.lease_id));
+                }
+            }
         }
-        for claimed in claimed {
-            if !self.say(Response::Job(claimed.into())).await {
+        let jobs = claimed
+            .into_iter()
+            .map(|claimed| Response::Job(claimed.into()));
+        for response in lost.into_iter().chain(jobs) {
+            if !self.say(response).await {
                 return false;
             }
         }
@@ -398,10 +411,7 @@ impl Worker {
                             if !told {
                                 self.let_go(answer.id);
                                 freed += 1;
-                                others.push(Response::LeaseLost(pb::JobLease {
-                                    job_id: answer.id.to_string(),
-                                    lease_id: answer.lease_id.to_string(),
-                                }));
+                                others.push(lease_lost(answer.id, answer.lease_id));
                             }
                         } else if answer.ends {
                             held.ending = false;
@@ -533,6 +543,13 @@ fn cancellation(
         lease_id: lease_id.to_string(),
         reason,
         actor,
+    })
+}
+
+fn lease_lost(id: Uuid, lease_id: Uuid) -> Response {
+    Response::LeaseLost(pb::JobLease {
+        job_id: id.to_string(),
+        lease_id: lease_id.to_string(),
     })
 }
 

@@ -12,6 +12,8 @@ mod events;
 mod gpu;
 mod guarantees;
 mod health;
+#[path = "../job_crash/mod.rs"]
+mod job_crash;
 mod jobs;
 mod main_job;
 mod metrics;

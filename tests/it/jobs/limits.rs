@@ -1,28 +1,31 @@
 //! Paused queues, and how many jobs run at a time.
 
-use sea_orm::{ActiveModelTrait, ActiveValue::Set, DatabaseConnection};
-use watchpost::{
-    entity::job_queue,
-    pb::{self, JobStatus},
-};
+use watchpost::pb::{self, JobStatus, job_queue_service_client::JobQueueServiceClient};
 
 use super::{claim_now, claim_one, complete, create, story, until, wanted};
-use crate::support::{TestServer, database::on_both};
+use crate::support::{TestServer, calls::mask, database::on_both};
 
-async fn settings(db: &DatabaseConnection, change: impl FnOnce(&mut job_queue::ActiveModel)) {
-    let mut queue = job_queue::ActiveModel {
-        name: Set("default".into()),
+/// Sets a limit of the default queue.
+async fn limit(server: &TestServer, field: &str, change: impl FnOnce(&mut pb::JobQueue)) {
+    let mut queue = pb::JobQueue {
+        name: "default".into(),
         ..Default::default()
     };
     change(&mut queue);
-    queue.insert(db).await.unwrap();
+    let request = pb::UpdateJobQueueRequest {
+        job_queue: Some(queue),
+        update_mask: mask(&[field]),
+        ..Default::default()
+    };
+    let mut queues = JobQueueServiceClient::new(server.channel.clone());
+    queues.update_job_queue(request).await.unwrap();
 }
 
 on_both! {
     async fn no_more_run_at_a_time_than_a_queue_allows(backend) {
         let server = TestServer::start(backend).await;
         let db = server.database.connect().await;
-        settings(&db, |queue| queue.max_running = Set(Some(2))).await;
+        limit(&server, "max_running", |queue| queue.max_running = Some(2)).await;
         let requests = vec![wanted("export"); 5];
         let batch = pb::BatchCreateJobsRequest { requests };
         server.jobs().batch_create_jobs(batch).await.unwrap();
@@ -41,8 +44,7 @@ on_both! {
 
     async fn no_more_of_a_key_run_at_a_time_than_a_queue_allows(backend) {
         let server = TestServer::start(backend).await;
-        let db = server.database.connect().await;
-        settings(&db, |queue| queue.max_running_per_key = Set(Some(1))).await;
+        limit(&server, "max_running_per_key", |queue| queue.max_running_per_key = Some(1)).await;
         let of = |key: &str| pb::CreateJobRequest {
             concurrency_key: key.into(),
             ..wanted("export")
@@ -59,10 +61,17 @@ on_both! {
 
     async fn nothing_of_a_paused_queue_is_given(backend) {
         let server = TestServer::start(backend).await;
-        let db = server.database.connect().await;
-        settings(&db, |queue| queue.paused = Set(true)).await;
+        let mut queues = JobQueueServiceClient::new(server.channel.clone());
+        let pause = pb::PauseJobQueueRequest { name: "default".into(), ..Default::default() };
+        queues.pause_job_queue(pause).await.unwrap();
         let job = create(&server, wanted("export")).await;
         assert!(claim_now(&server, "w", 5).await.is_empty());
         until(&server, &job.id, JobStatus::Queued).await;
+        // It is as soon as the queue goes on.
+        let waiting = claim_one(&server, "w");
+        let resume = pb::ResumeJobQueueRequest { name: "default".into() };
+        let (claimed, resumed) = tokio::join!(waiting, queues.resume_job_queue(resume));
+        resumed.unwrap();
+        assert_eq!(crate::jobs::id(&claimed), job.id);
     }
 }

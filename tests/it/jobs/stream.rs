@@ -11,10 +11,10 @@ use watchpost::pb::{
 };
 
 use super::{cancel, claim_one, complete, completion, create, get, id, span, story, until, wanted};
+use crate::job_crash::proxy::Proxy;
 use crate::support::{
     PATIENCE, TestServer, connect,
     database::{Backend, TestDatabase, on_both},
-    proxy::Proxy,
     reason,
 };
 
@@ -249,6 +249,27 @@ on_both! {
         let mut told = server.job_workers().work_jobs(requests).await.unwrap().into_inner();
         let error = told.message().await.unwrap_err();
         assert_eq!((error.code(), crate::support::field(&error)), (Code::InvalidArgument, "hello".into()));
+    }
+
+    async fn a_worker_that_gets_a_job_again_is_told_that_it_lost_it(backend) {
+        let server = TestServer::start(backend).await;
+        let mut worker = Worker::start(&server, hello("w", 1)).await;
+        create(&server, pb::CreateJobRequest {
+            timeout: span(Duration::from_secs(1)),
+            retry_policy: Some(pb::RetryPolicy { initial_ms: Some(0), ..Default::default() }),
+            ..wanted("export")
+        }).await;
+        let first = worker.job().await;
+        let Told::LeaseLost(lost) = worker.next().await else { panic!("not told") };
+        assert_eq!(lost.lease_id, first.lease_id);
+        let second = worker.job().await;
+        assert_eq!(id(&second), id(&first));
+        worker.say(1, Says::Complete(completion(&second))).await;
+        until(&server, &id(&first), JobStatus::Completed).await;
+        // Its place is free again.
+        create(&server, wanted("export")).await;
+        worker.job().await;
+        story::holds(&server.database.connect().await).await;
     }
 
     async fn a_worker_that_took_too_long_is_told_to_stop(backend) {

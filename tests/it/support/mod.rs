@@ -4,7 +4,6 @@ pub mod calls;
 pub mod database;
 pub mod fake_nvml;
 pub mod process;
-pub mod proxy;
 pub mod receiver;
 pub mod terminal;
 

@@ -10,8 +10,9 @@ use watchpost::{
         job_schedule,
     },
     pb::{
-        self, JobChangeKind, MissedPolicy, Topic, job_type_service_client::JobTypeServiceClient,
-        watch_response::Update,
+        self, JobChangeKind, MissedPolicy, Topic, job_service_client::JobServiceClient,
+        job_type_service_client::JobTypeServiceClient,
+        job_worker_service_client::JobWorkerServiceClient, watch_response::Update,
     },
 };
 
@@ -168,28 +169,50 @@ on_both! {
         let server = TestServer::start(backend).await;
         let schedule = pb::JobSchedule { skip_if_active: true, ..cron("s", "* * * * * *") };
         let id = create(&server, schedule).await.id;
-        let mut finished = 0;
-        for status in [JobStatus::Completed, JobStatus::Failed, JobStatus::Cancelled] {
-            let before = get(&server, &id).await.missed_ticks;
-            let schedule = until(&server, &id, |schedule| schedule.missed_ticks > before).await;
+        let mut workers = JobWorkerServiceClient::new(server.channel.clone());
+        let one_more = async || {
+            let missed = get(&server, &id).await.missed_ticks;
+            until(&server, &id, |schedule| schedule.missed_ticks > missed).await;
+        };
+        for number in 1..=3 {
+            one_more().await;
             let made = jobs(&server.database, &id).await;
-            assert_eq!(made.len(), finished + 1, "one is queued, and none was made beside it");
-            let db = server.database.connect().await;
-            for next in [JobStatus::Running, status] {
-                let mut job: job::ActiveModel = made[finished].clone().into();
-                job.status = Set(next);
-                // The server is to leave it as it is.
-                job.lease_expires_at = Set(Some(watchpost::entity::now() + TimeDelta::hours(1)));
-                job.completed_at = Set(next.is_finished().then(watchpost::entity::now));
-                job.update(&db).await.unwrap();
-                if next == JobStatus::Running {
-                    let missed = schedule.missed_ticks;
-                    until(&server, &id, |schedule| schedule.missed_ticks > missed).await;
+            assert_eq!(made.len(), number, "one is queued, and none was made beside it");
+            let last = made.last().unwrap();
+            assert_eq!(last.status, JobStatus::Queued);
+            let claim = pb::ClaimJobsRequest {
+                worker_id: "w".into(),
+                lease_duration: Some(prost_types::Duration { seconds: 600, nanos: 0 }),
+                ..Default::default()
+            };
+            let claimed = workers.claim_jobs(claim).await.unwrap().into_inner().jobs.remove(0);
+            one_more().await;
+            assert_eq!(jobs(&server.database, &id).await.len(), number, "nor while it runs");
+            let (job_id, lease_id) = (last.id.to_string(), claimed.lease_id);
+            match number {
+                1 => {
+                    let completions = vec![pb::JobCompletion { job_id, lease_id, result: None }];
+                    workers.complete_jobs(pb::CompleteJobsRequest { completions }).await.unwrap();
+                }
+                2 => {
+                    let fail = pb::FailJobRequest {
+                        job_id,
+                        lease_id,
+                        error_message: "no luck".into(),
+                        retryable: Some(false),
+                        ..Default::default()
+                    };
+                    workers.fail_job(fail).await.unwrap();
+                }
+                _ => {
+                    let cancel = pb::CancelJobRequest { id: job_id.clone(), ..Default::default() };
+                    let mut jobs = JobServiceClient::new(server.channel.clone());
+                    jobs.cancel_job(cancel).await.unwrap();
+                    let given_up = pb::AcknowledgeJobCancellationRequest { job_id, lease_id };
+                    workers.acknowledge_job_cancellation(given_up).await.unwrap();
                 }
             }
-            db.close().await.unwrap();
-            finished += 1;
-            let last = made[finished - 1].id.to_string();
+            let last = last.id.to_string();
             until(&server, &id, |schedule| schedule.last_job_id.as_ref() != Some(&last)).await;
         }
         server.stop().await;
