@@ -268,6 +268,11 @@ pub async fn start(database_url: &str, change: impl FnOnce(&mut Settings)) -> Se
     // Tests of GPUs bring a library of their own.
     settings.nvml_library = Some("/no/such/libnvidia-ml.so.1".into());
     settings.kernel_log = "/no/such/kmsg".into();
+    // Tests put old jobs beside the server, and want them to stay.
+    settings.job_retention_completed = Duration::ZERO;
+    settings.job_retention_failed = Duration::ZERO;
+    settings.job_retention_dead = Duration::ZERO;
+    settings.job_retention_cancelled = Duration::ZERO;
     settings.secret_key_file = Some(concat!(env!("CARGO_TARGET_TMPDIR"), "/secret.key").into());
     change(&mut settings);
     let mut server = Server::start(&settings).await.unwrap();
