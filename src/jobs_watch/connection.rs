@@ -119,10 +119,8 @@ impl Watch {
             let page = timeout(SILENCE, jobs.list_job_logs(request.clone())).await;
             let page = page??.into_inner();
             for log in page.logs {
-                // Those that have come since are in the watch.
-                if log.line.is_some_and(|line| line <= lines) {
-                    self.tell_line(log).await?;
-                }
+                // Those that have come since are in the watch, too.
+                self.tell_line(log).await?;
             }
             if page.next_page_token.is_empty() {
                 break;

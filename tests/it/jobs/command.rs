@@ -30,14 +30,18 @@ fn completed(job: &job::Model) -> job::Model {
     }
 }
 
-/// A server with this job, and its database beside it.
-async fn serving(backend: Backend, job: &job::Model) -> (TestServer, Db) {
+/// A server with a job that is made once it serves, and its database beside it.
+async fn serving(
+    backend: Backend,
+    make: impl FnOnce() -> job::Model,
+) -> (TestServer, Db, job::Model) {
     let server = TestServer::start(backend).await;
     let rows = server.database.connect().await;
+    let job = make();
     insert(&rows, [job.clone()]).await;
     rows.close().await.unwrap();
     let db = beside(&server).await;
-    (server, db)
+    (server, db, job)
 }
 
 /// What the command says of a job, without a terminal, and how it ends.
@@ -56,7 +60,7 @@ async fn watched(server: &TestServer, id: &str, more: &[&str]) -> (Option<i32>, 
 
 on_both! {
     async fn a_bar_is_drawn_until_the_job_is_done(backend) {
-        let mut job = job::Model {
+        let half = || job::Model {
             progress_percent: 45,
             current_step: Some("Encoding\x1b[2J".into()),
             items_processed: Some(450),
@@ -65,11 +69,11 @@ on_both! {
             progress_at: Some(ago(30)),
             ..running("export", 75)
         };
-        let (server, db) = serving(backend, &job).await;
+        let (server, db, mut job) = serving(backend, half).await;
         let address = server.address().to_string();
         let watch = Terminal::start(&format!("jobs watch {} --server {address}", job.id), SIZE);
         watch.shows("the bar", |text| {
-            text.contains("export  [|||||||||           ]  45%  Encoding\\u{1b}[2J  450/1000  attempt 2  1:1")
+            text.contains("export  [|||||||||           ]  45%  Encoding\\u{1b}[2J  450/1000  attempt 2  1:")
                 && text.contains(" left")
         })
         .await;
@@ -88,8 +92,7 @@ on_both! {
     }
 
     async fn lines_of_the_log_scroll_above_the_bar(backend) {
-        let mut job = job::Model { log_lines: 2, ..running("export", 5) };
-        let (server, db) = serving(backend, &job).await;
+        let (server, db, mut job) = serving(backend, || job::Model { log_lines: 2, ..running("export", 5) }).await;
         let rows = server.database.connect().await;
         insert(&rows, [1, 2].map(|number| line(job.id, Some(number), JobLogLevel::Info, &format!("line {number}")))).await;
         rows.close().await.unwrap();
@@ -108,7 +111,7 @@ on_both! {
     }
 
     async fn how_it_ends_tells_what_became_of_the_job(backend) {
-        let (server, db) = serving(backend, &queued("first")).await;
+        let (server, db, _) = serving(backend, || queued("first")).await;
         let rows = server.database.connect().await;
         let failed = job::Model { attempt_number: 3, ..finished("a", JobStatus::Failed, 5) };
         let cancelled = job::Model { started_at: None, cancel_reason: Some("too late".into()), ..finished("a", JobStatus::Cancelled, 5) };
@@ -133,8 +136,8 @@ on_both! {
     }
 
     async fn without_a_terminal_each_change_is_a_line(backend) {
-        let mut job = job::Model { scheduled_at: Some(now() + TimeDelta::hours(2)), log_lines: 1, ..queued("export") };
-        let (server, db) = serving(backend, &job).await;
+        let later = || job::Model { scheduled_at: Some(now() + TimeDelta::hours(2)), log_lines: 1, ..queued("export") };
+        let (server, db, mut job) = serving(backend, later).await;
         let rows = server.database.connect().await;
         insert(&rows, [line(job.id, Some(1), JobLogLevel::Debug, "one")]).await;
         rows.close().await.unwrap();
@@ -144,7 +147,7 @@ on_both! {
         watch.prints(" queued  attempt 1  in 1:59:").await;
         job = job::Model { log_lines: 2, id: job.id, ..running("export", 60) };
         replace(&db, Kind::Started, &job, &[line(job.id, Some(2), JobLogLevel::Info, "two")]).await;
-        watch.prints("]   0%  attempt 1  1:0").await;
+        watch.prints("]   0%  attempt 1  1:").await;
         watch.prints(" info two").await;
         // The server goes and comes back, with what has happened meanwhile.
         let database = server.stop().await;
@@ -161,22 +164,44 @@ on_both! {
 }
 
 #[tokio::test]
-async fn another_database_is_begun_with_anew() {
-    let job = running("export", 5);
-    let (server, db) = serving(Backend::Sqlite, &job).await;
+async fn a_database_that_was_put_back_is_begun_with_anew() {
+    let one = || job::Model {
+        log_lines: 1,
+        ..running("export", 5)
+    };
+    let (server, db, job) = serving(Backend::Sqlite, one).await;
+    let log = |number| {
+        let told = format!("line {number}");
+        line(job.id, Some(number), JobLogLevel::Info, &told)
+    };
+    let rows = server.database.connect().await;
+    insert(&rows, [log(1)]).await;
+    rows.close().await.unwrap();
     let (address, id) = (server.address().to_string(), job.id.to_string());
-    let mut watch = Process::spawn(&["jobs", "watch", &id, "--server", &address]);
+    let mut watch = Process::spawn(&["jobs", "watch", &id, "--logs", "--server", &address]);
+    watch.prints("line 1").await;
     watch.prints("0%").await;
     db.close().await;
     server.stop().await;
     watch.says("no connection").await;
+
     let database = TestDatabase::migrated(Backend::Sqlite).await;
     let rows = database.connect().await;
-    insert(&rows, [completed(&job)]).await;
+    let done = job::Model {
+        log_lines: 2,
+        ..completed(&job)
+    };
+    insert(&rows, [done]).await;
+    insert(&rows, [log(1), log(2)]).await;
     rows.close().await.unwrap();
     let server = TestServer::start_with(database, |settings| settings.listen = address).await;
     let (status, _, rest) = watch.ended().await;
     assert_eq!(status.code(), Some(0), "{rest}");
+    // What was told is not told again.
+    assert!(
+        rest.contains("line 2") && !rest.contains("line 1"),
+        "{rest}"
+    );
     server.stop().await;
 }
 

@@ -116,12 +116,15 @@ on_both! {
         watch.message().await.unwrap();
         let kept = Kept { completed: hours(1), failed: FOR_EVER, dead: FOR_EVER, cancelled: FOR_EVER };
         assert_eq!(prune(&db, kept).await.unwrap(), 1);
-        let change = loop {
-            let next = timeout(PATIENCE, watch.message()).await.unwrap().unwrap().unwrap();
-            if let Some(Update::Job(change)) = next.update {
-                break change;
+        let told = async {
+            loop {
+                let next = watch.message().await.unwrap().unwrap();
+                if let Some(Update::Job(change)) = next.update {
+                    return change;
+                }
             }
         };
+        let change = timeout(PATIENCE, told).await.expect("watches are told");
         let gone = pb::Job {
             id: old.id.to_string(),
             job_type: "old".into(),

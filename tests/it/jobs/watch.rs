@@ -45,13 +45,17 @@ impl Watch {
 
     /// The next that is not a heartbeat, with its cursor.
     async fn update(&mut self) -> (Update, String) {
-        loop {
-            let next = self.next().await.unwrap().expect("the stream goes on");
-            match next.update.expect("a response says something") {
-                Update::Heartbeat(_) => assert!(!next.cursor.is_empty()),
-                update => return (update, next.cursor),
+        let update = async {
+            loop {
+                let next = self.next().await.unwrap().expect("the stream goes on");
+                match next.update.expect("a response says something") {
+                    Update::Heartbeat(_) => assert!(!next.cursor.is_empty()),
+                    update => return (update, next.cursor),
+                }
             }
-        }
+        };
+        let update = timeout(PATIENCE, update).await;
+        update.expect("more than heartbeats comes in time")
     }
 
     /// The next change: what happened, to which job.
@@ -77,6 +81,25 @@ impl Watch {
             "{next:?}"
         );
         next.cursor
+    }
+
+    /// How the stream fails, after nothing but heartbeats.
+    async fn failure(mut self) -> Status {
+        let failing = async {
+            loop {
+                match self.next().await {
+                    Ok(Some(next)) => {
+                        assert!(
+                            matches!(next.update, Some(Update::Heartbeat(_))),
+                            "{next:?}"
+                        );
+                    }
+                    Ok(None) => panic!("the stream ends well"),
+                    Err(status) => return status,
+                }
+            }
+        };
+        timeout(PATIENCE, failing).await.expect("the stream fails")
     }
 
     /// That nothing more comes, and the stream has ended well.
