@@ -214,6 +214,11 @@ fn set_unique(
 ) -> Result<()> {
     let key = check::name(&format!("{field}.key"), &unique.key, 1..=255)?;
     let states = JobStatus::all_from_proto(&format!("{field}.states"), &unique.states)?;
+    if !states.is_empty() && !states.contains(&JobStatus::Queued) {
+        // It would come to hold its key when it is claimed, and could not be while another does.
+        let problem = "must include JOB_STATUS_QUEUED";
+        return Err(Error::invalid(format!("{field}.states"), problem));
+    }
     let periods = Duration::from_secs(1)..=YEAR;
     let period = optional_duration(&format!("{field}.period"), unique.period, &periods)?;
     let bits = |states: &[JobStatus]| states.iter().fold(0, |bits, state| bits | state.bit());

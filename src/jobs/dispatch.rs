@@ -26,7 +26,7 @@ use super::{
     moves::Report,
     types::LiveTypes,
 };
-use crate::{db::Db, error::Error};
+use crate::db::Db;
 
 /// How many jobs one claim takes.
 const ROOM: usize = 500;
@@ -149,19 +149,20 @@ impl Dispatcher {
         self.seat(worker_id, accepts, lease, want, None)
     }
 
-    /// A worker comes who takes what it is given first, and no more. Also gives what tells that nothing was
-    /// there for it.
+    /// A worker comes who takes what it is given first, and no more. Also gives what tells that nothing is
+    /// there for it; with `now`, the table is looked at for that.
     pub(super) fn enter_once(
         &self,
         worker_id: String,
         accepts: Accepts,
         lease: Duration,
         want: usize,
+        now: bool,
     ) -> (Inbox, oneshot::Receiver<()>) {
         let (looked, nothing) = oneshot::channel();
-        if self.0.db.backend() == DbBackend::Postgres {
-            // Another process may have queued something a moment ago.
-            self.0.sweep.store(true, Ordering::Relaxed);
+        if now && self.0.db.backend() == DbBackend::Postgres {
+            // Another process may have queued something a moment ago, of which the feed has not told yet.
+            self.0.sweep.store(true, Ordering::Release);
         }
         let inbox = self.seat(worker_id, accepts, lease, want, Some(looked));
         (inbox, nothing)
@@ -229,7 +230,7 @@ impl Dispatcher {
         let mut next_sweep = Instant::now();
         loop {
             self.hear(&mut lines, &mut queues).await;
-            if self.0.sweep.swap(false, Ordering::Relaxed) || Instant::now() >= next_sweep {
+            if self.0.sweep.swap(false, Ordering::Acquire) || Instant::now() >= next_sweep {
                 let begun = Instant::now();
                 match claim::heads(&self.0.db).await {
                     Ok(found) => {
@@ -270,6 +271,10 @@ impl Dispatcher {
     /// Tells those who do not wait that nothing is there for them.
     fn tell_those_without(&self, lines: &Lines, wishes: &[Wish], now: DateTime<Utc>) {
         let mut places = self.places();
+        if self.0.sweep.load(Ordering::Acquire) {
+            // Somebody has come meanwhile for whom the table is to be looked at first.
+            return;
+        }
         for wish in wishes {
             if let Some(place) = places.get_mut(&wish.place)
                 && place.looked.is_some()
@@ -314,7 +319,6 @@ impl Dispatcher {
         let types = self.0.types.current();
         let haul = match claim::claim(&self.0.db, takes, wishes, queues, &types, now).await {
             Ok(haul) => haul,
-            Err(Error::Contended) => return,
             Err(error) => {
                 tracing::debug!(%error, "jobs cannot be claimed");
                 sleep(RETRY).await;

@@ -81,10 +81,10 @@ impl JobWorkerService for JobWorkers {
         let wait = wait.transpose()?.unwrap_or_default();
         let lease = jobs_check::lease(request.lease_duration, LEASE)?;
         let most = usize::try_from(most).unwrap_or(1);
-        let (mut inbox, nothing) = self
-            .queue
-            .dispatcher
-            .enter_once(worker_id, accepts, lease, most);
+        let (mut inbox, nothing) =
+            self.queue
+                .dispatcher
+                .enter_once(worker_id, accepts, lease, most, wait.is_zero());
         let claimed = tokio::select! {
             biased;
             claimed = inbox.next() => claimed.unwrap_or_default(),

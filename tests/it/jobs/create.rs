@@ -62,7 +62,7 @@ on_both! {
 
     async fn bad_jobs_are_refused_by_field_and_none_is_made(backend) {
         let server = TestServer::start(backend).await;
-        let cases: [(&str, Change); 13] = [
+        let cases: [(&str, Change); 14] = [
             ("job_type", |job| job.job_type.clear()),
             ("job_type", |job| job.job_type = "x".repeat(51)),
             ("queue_name", |job| job.queue_name = " ".into()),
@@ -75,6 +75,11 @@ on_both! {
             ("unique.states[0]", |job| job.unique = Some(pb::UniqueJob {
                 key: "k".into(),
                 states: vec![9],
+                period: None,
+            })),
+            ("unique.states", |job| job.unique = Some(pb::UniqueJob {
+                key: "k".into(),
+                states: vec![JobStatus::Running.into()],
                 period: None,
             })),
             ("retry_policy.multiplier", |job| job.retry_policy = Some(pb::RetryPolicy {
