@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use sea_orm::ActiveValue::{NotSet, Set};
 use serde_json::Value as Json;
 use uuid::Uuid;
@@ -236,7 +236,6 @@ impl Job {
     fn claim(&mut self, worker_id: String, lease_id: Uuid, lease: Duration, now: DateTime<Utc>) {
         let row = &mut self.row;
         row.started_at = Some(now);
-        row.next_retry_at = None;
         row.lease_id = Some(lease_id);
         row.worker_id = Some(worker_id.clone());
         row.lease_ms = Some(millis(lease));
@@ -475,8 +474,6 @@ impl Job {
         };
         let story = Story::new(JobChangeKind::Retrying, trigger, actor).because(reason);
         self.queue_again(at, story, now);
-        self.row.next_retry_at = Some(at);
-        self.tell_again();
     }
 
     fn fail_for_good(
@@ -561,29 +558,24 @@ impl Job {
         row.cancel_requested_at = None;
         row.cancel_requested_by = None;
         row.cancel_reason = None;
-        // It has as long again as it had when it was created.
-        let allowed = row.deadline_at.map(|deadline| deadline - row.created_at);
-        row.deadline_at = allowed.map(|allowed| at.unwrap_or(now) + allowed.max(TimeDelta::zero()));
+        // It was for what the job was created for, and would be over at once.
+        row.deadline_at = None;
         // One that was cancelled before its first attempt has still to make it.
         let attempted = row.started_at.is_some();
         let story = Story::new(JobChangeKind::Retried, "user", Some(cause.actor));
-        self.requeue(
-            at.unwrap_or(now),
-            story.because(cause.reason),
-            attempted,
-            now,
-        );
+        row.attempt_number += i32::from(attempted);
+        self.queue(at.unwrap_or(now), story.because(cause.reason), now);
     }
 
     fn queue_again(&mut self, at: DateTime<Utc>, story: Story, now: DateTime<Utc>) {
-        self.requeue(at, story, true, now);
+        self.row.attempt_number += 1;
+        self.queue(at, story, now);
     }
 
-    fn requeue(&mut self, at: DateTime<Utc>, story: Story, attempted: bool, now: DateTime<Utc>) {
+    fn queue(&mut self, at: DateTime<Utc>, story: Story, now: DateTime<Utc>) {
         let row = &mut self.row;
-        row.attempt_number += i32::from(attempted);
         row.scheduled_at = Some(at);
-        row.next_retry_at = None;
+        row.next_retry_at = (story.kind == JobChangeKind::Retrying).then_some(at);
         row.progress_percent = 0;
         row.current_step = None;
         row.items_processed = None;
@@ -641,6 +633,9 @@ impl Job {
         row.status = next;
         row.version_id += 1;
         row.transitioned_at = Some(now);
+        if next != JobStatus::Queued {
+            row.next_retry_at = None;
+        }
         if next != JobStatus::Running {
             row.lease_id = None;
             row.lease_expires_at = None;
@@ -666,14 +661,6 @@ impl Job {
             reason: story.reason.unwrap_or_default(),
             ..announce::change(story.kind, self.row.clone())
         });
-    }
-
-    /// The last change is to tell of the job as it is now.
-    fn tell_again(&mut self) {
-        let job = super::convert::light(self.row.clone());
-        if let Some(change) = self.changes.last_mut() {
-            change.job = Some(job);
-        }
     }
 
     fn touch(&mut self, touched: Touched) {
