@@ -97,6 +97,64 @@ pub struct RetryPolicy {
     pub jitter: f64,
 }
 
+impl Model {
+    /// A job that is queued at this time, to run at once, with nothing said of it.
+    pub fn queued(job_type: String, now: DateTimeUtc) -> Self {
+        Self {
+            id: Uuid::now_v7(),
+            job_type,
+            status: JobStatus::Queued,
+            queue_name: Some("default".into()),
+            priority: 2,
+            created_at: now,
+            started_at: None,
+            completed_at: None,
+            progress_percent: 0,
+            current_step: None,
+            result: None,
+            error_message: None,
+            error_traceback: None,
+            attempt_number: 1,
+            max_attempts: 3,
+            next_retry_at: None,
+            payload: None,
+            scheduled_at: Some(now),
+            concurrency_key: String::new(),
+            failures: 0,
+            rescues: 0,
+            max_rescues: 3,
+            timeout_ms: None,
+            attempt_deadline_at: None,
+            deadline_at: None,
+            retry_policy: None,
+            dead_letter: true,
+            dead_at: None,
+            lease_id: None,
+            worker_id: None,
+            lease_ms: None,
+            lease_expires_at: None,
+            heartbeat_at: None,
+            cancel_requested_at: None,
+            cancel_requested_by: None,
+            cancel_reason: None,
+            unique_key: None,
+            unique_period: 0,
+            unique_states: 0,
+            request_id: None,
+            request_hash: None,
+            schedule_id: None,
+            tick_at: None,
+            error_code: None,
+            items_processed: None,
+            items_total: None,
+            progress_at: None,
+            log_lines: 0,
+            version_id: 1,
+            transitioned_at: None,
+        }
+    }
+}
+
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
         Self {

@@ -36,31 +36,14 @@ const YEAR: Duration = Duration::from_hours(366 * 24);
 /// How long leases may be.
 const LEASES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(1);
 
-/// A length of time in `range`.
-pub(super) fn duration(
-    field: &str,
-    value: prost_types::Duration,
-    range: &RangeInclusive<Duration>,
-) -> Result<Duration> {
-    // The conversion of `prost_types` overflows where both parts are far below zero.
-    let seconds = u64::try_from(value.seconds).ok();
-    let nanos = u32::try_from(value.nanos).ok();
-    let whole = seconds.zip(nanos.filter(|nanos| *nanos < 1_000_000_000));
-    let duration = whole.map(|(seconds, nanos)| Duration::new(seconds, nanos));
-    duration
-        .filter(|duration| range.contains(duration))
-        .ok_or_else(|| {
-            let (start, end) = (range.start().as_secs_f64(), range.end().as_secs_f64());
-            Error::invalid(field, format!("must be in [{start} s, {end} s]"))
-        })
-}
-
 fn optional_duration(
     field: &str,
     value: Option<prost_types::Duration>,
     range: &RangeInclusive<Duration>,
 ) -> Result<Option<Duration>> {
-    value.map(|value| duration(field, value, range)).transpose()
+    value
+        .map(|value| time::duration(field, value, range))
+        .transpose()
 }
 
 fn object(field: &str, value: Option<prost_types::Struct>, most: usize) -> Result<Option<Json>> {
@@ -71,10 +54,6 @@ fn object(field: &str, value: Option<prost_types::Struct>, most: usize) -> Resul
         return Err(Error::invalid(field, problem));
     }
     Ok(Some(value))
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// A job that is to be made. `at` names the request: empty, or `requests[3].`.
@@ -115,7 +94,7 @@ pub(super) fn new_job(
         priority: check::within(&field("priority"), priority, 0..=4)?,
         max_attempts: check::within(&field("max_attempts"), attempts, 1..=1_000)?,
         max_rescues: check::within(&field("max_rescues"), rescues, 0..=1_000)?,
-        timeout_ms: timeout.or(defaults.timeout).map(millis),
+        timeout_ms: timeout.or(defaults.timeout).map(time::millis),
         deadline_at: deadline.map(|deadline| (scheduled_at + deadline).trunc_subsecs(6)),
         retry_policy: policy.transpose()?,
         dead_letter: request.dead_letter.unwrap_or(defaults.dead_letter),
@@ -123,68 +102,13 @@ pub(super) fn new_job(
         concurrency_key: check::text(&field("concurrency_key"), &request.concurrency_key, 0..=200)?,
         request_id: Some(request_id).filter(|id| !id.is_empty()),
         request_hash,
-        ..queued(job_type, scheduled_at, now)
+        scheduled_at: Some(scheduled_at),
+        ..Model::queued(job_type, now)
     };
     if let Some(unique) = request.unique {
         set_unique(&field("unique"), &unique, now, &mut job)?;
     }
     Ok(job)
-}
-
-/// A job that is queued, with nothing said of it.
-pub(super) fn queued(job_type: String, scheduled_at: DateTime<Utc>, now: DateTime<Utc>) -> Model {
-    Model {
-        id: Uuid::now_v7(),
-        job_type,
-        status: JobStatus::Queued,
-        queue_name: Some(QUEUE.into()),
-        priority: 2,
-        created_at: now,
-        started_at: None,
-        completed_at: None,
-        progress_percent: 0,
-        current_step: None,
-        result: None,
-        error_message: None,
-        error_traceback: None,
-        attempt_number: 1,
-        max_attempts: 3,
-        next_retry_at: None,
-        payload: None,
-        scheduled_at: Some(scheduled_at),
-        concurrency_key: String::new(),
-        failures: 0,
-        rescues: 0,
-        max_rescues: 3,
-        timeout_ms: None,
-        attempt_deadline_at: None,
-        deadline_at: None,
-        retry_policy: None,
-        dead_letter: true,
-        dead_at: None,
-        lease_id: None,
-        worker_id: None,
-        lease_ms: None,
-        lease_expires_at: None,
-        heartbeat_at: None,
-        cancel_requested_at: None,
-        cancel_requested_by: None,
-        cancel_reason: None,
-        unique_key: None,
-        unique_period: 0,
-        unique_states: 0,
-        request_id: None,
-        request_hash: None,
-        schedule_id: None,
-        tick_at: None,
-        error_code: None,
-        items_processed: None,
-        items_total: None,
-        progress_at: None,
-        log_lines: 0,
-        version_id: 1,
-        transitioned_at: None,
-    }
 }
 
 fn retry_policy(field: &str, policy: pb::RetryPolicy, defaults: &Defaults) -> Result<RetryPolicy> {
@@ -229,7 +153,7 @@ fn set_unique(
         (true, Some(_)) => bits(&super::convert::STATUSES),
     };
     job.unique_period = period.map_or(0, |period| {
-        let length = millis(period);
+        let length = time::millis(period);
         now.timestamp_millis().div_euclid(length) * length
     });
     Ok(())
@@ -237,13 +161,10 @@ fn set_unique(
 
 /// Who asks for something, and why.
 pub(super) fn cause(peer: Option<SocketAddr>, actor: &str, reason: &str) -> Result<Cause> {
-    let actor = check::name("actor", actor, 0..=100)?;
+    let actor = check::actor("actor", actor, peer)?;
     let reason = check::text("reason", reason, 0..=1_000)?;
-    let address = peer.map_or("unknown".into(), |peer| {
-        format!("ip:{}", peer.ip().to_canonical())
-    });
     Ok(Cause {
-        actor: if actor.is_empty() { address } else { actor },
+        actor,
         reason: Some(reason).filter(|reason| !reason.is_empty()),
     })
 }

@@ -20,6 +20,7 @@ use crate::{
     },
     error::{Error, Result},
     pb::{self, JobChangeKind},
+    rpc::time,
 };
 
 /// How many characters of an error a transition repeats.
@@ -238,7 +239,7 @@ impl Job {
         row.started_at = Some(now);
         row.lease_id = Some(lease_id);
         row.worker_id = Some(worker_id.clone());
-        row.lease_ms = Some(millis(lease));
+        row.lease_ms = Some(time::millis(lease));
         row.lease_expires_at = Some(later(now, lease));
         row.heartbeat_at = Some(now);
         row.attempt_deadline_at = row
@@ -722,10 +723,6 @@ fn delay(policy: RetryPolicy, failures: i32, random: f64) -> Duration {
 
 fn later(now: DateTime<Utc>, wait: Duration) -> DateTime<Utc> {
     (now + wait).trunc_subsecs(6)
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn shortened(text: &str) -> String {

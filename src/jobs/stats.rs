@@ -22,9 +22,9 @@ use crate::{
         self,
         job::{Column, Entity, JobStatus},
     },
-    error::{Error, Result},
+    error::Result,
     pb,
-    rpc::row,
+    rpc::{row, time},
 };
 
 /// Over which time is told what was finished, unless the client says otherwise.
@@ -71,13 +71,7 @@ pub(super) fn window(window: Option<prost_types::Duration>) -> Result<Duration> 
     let Some(window) = window else {
         return Ok(WINDOW);
     };
-    let seconds = u64::try_from(window.seconds).ok();
-    let nanos = u32::try_from(window.nanos).ok();
-    seconds
-        .zip(nanos.filter(|nanos| *nanos < 1_000_000_000))
-        .map(|(seconds, nanos)| Duration::new(seconds, nanos))
-        .filter(|window| WINDOWS.contains(window))
-        .ok_or_else(|| Error::invalid("window", "must be in [1 s, 2678400 s]"))
+    time::duration("window", window, &WINDOWS)
 }
 
 /// What a request asks for.

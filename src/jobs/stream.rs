@@ -134,10 +134,9 @@ async fn begin(
     let named = named.collect::<Result<Vec<_>>>()?;
     let (told, mut hears) = mpsc::unbounded_channel();
     let (states, held) = resume(&workers, named, &told).await?;
-    let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
     let welcome = pb::WorkerWelcome {
-        heartbeat_interval: Some(time::span(millis(lease / 3))),
-        lease_duration: Some(time::span(millis(lease))),
+        heartbeat_interval: Some(time::length(lease / 3)),
+        lease_duration: Some(time::length(lease)),
         held: states,
         server_time: Some(time::to_proto(entity::now())),
     };
@@ -219,9 +218,8 @@ impl Worker {
                 () = shutdown.cancelled(), if until.is_none() => {
                     until = Some(Instant::now() + GRACE);
                     self.inbox.close();
-                    let grace = i64::try_from(GRACE.as_millis()).unwrap_or_default();
                     let draining = pb::ServerDraining {
-                        grace: Some(time::span(grace)),
+                        grace: Some(time::length(GRACE)),
                     };
                     self.say(Response::Draining(draining)).await
                 }

@@ -1,7 +1,5 @@
 //! `JobTypeService`.
 
-use std::time::Duration;
-
 use prost::Message;
 use sea_orm::{ActiveModelTrait, DatabaseTransaction, EntityTrait, QuerySelect};
 use tonic::{Request, Response};
@@ -270,15 +268,14 @@ fn in_force(name: &str, settings: Option<Model>) -> pb::JobType {
     let defaults = settings
         .as_ref()
         .map_or_else(|| Defaults::built_in(name), Defaults::with);
-    let millis = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
     let names = settings.as_ref().map(set).unwrap_or_default();
     let mut job_type = pb::JobType {
         name: name.to_string(),
         priority: Some(defaults.priority),
         max_attempts: Some(defaults.max_attempts),
         max_rescues: Some(defaults.max_rescues),
-        timeout_ms: Some(defaults.timeout.map_or(0, millis)),
-        deadline_ms: defaults.deadline.map(millis),
+        timeout_ms: Some(defaults.timeout.map_or(0, time::millis)),
+        deadline_ms: defaults.deadline.map(time::millis),
         retry_initial_ms: Some(defaults.retry.initial_ms),
         retry_max_ms: Some(defaults.retry.max_ms),
         retry_multiplier: Some(defaults.retry.multiplier),

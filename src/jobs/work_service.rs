@@ -77,7 +77,7 @@ impl JobWorkerService for JobWorkers {
             check::within("max_jobs", request.max_jobs, 1..=1_000)?
         };
         let wait = request.wait;
-        let wait = wait.map(|wait| jobs_check::duration("wait", wait, &(Duration::ZERO..=WAIT)));
+        let wait = wait.map(|wait| time::duration("wait", wait, &(Duration::ZERO..=WAIT)));
         let wait = wait.transpose()?.unwrap_or_default();
         let lease = jobs_check::lease(request.lease_duration, LEASE)?;
         let most = usize::try_from(most).unwrap_or(1);
@@ -223,11 +223,10 @@ pub(super) fn lost(id: uuid::Uuid) -> pb::JobLeaseState {
 
 impl From<Claimed> for pb::ClaimedJob {
     fn from(claimed: Claimed) -> Self {
-        let millis = i64::try_from(claimed.lease.as_millis()).unwrap_or(i64::MAX);
         Self {
             lease_id: claimed.lease_id.to_string(),
             lease_expires_at: claimed.job.lease_expires_at.map(time::to_proto),
-            lease_duration: Some(time::span(millis)),
+            lease_duration: Some(time::length(claimed.lease)),
             attempt_deadline_at: claimed.job.attempt_deadline_at.map(time::to_proto),
             job: Some(claimed.job.into()),
         }

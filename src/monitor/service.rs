@@ -167,14 +167,7 @@ pub fn heartbeat_interval(interval: Option<prost_types::Duration>) -> Result<Dur
     let Some(interval) = interval else {
         return Ok(HEARTBEAT);
     };
-    // The conversion of `prost_types` overflows where both parts are far below zero.
-    let seconds = u64::try_from(interval.seconds).ok();
-    let nanos = u32::try_from(interval.nanos).ok();
-    seconds
-        .zip(nanos.filter(|nanos| *nanos < 1_000_000_000))
-        .map(|(seconds, nanos)| Duration::new(seconds, nanos))
-        .filter(|interval| HEARTBEATS.contains(interval))
-        .ok_or_else(|| Error::invalid("heartbeat_interval", "must be in [0.1 s, 300 s]"))
+    time::duration("heartbeat_interval", interval, &HEARTBEATS)
 }
 
 /// What a subscriber waited for.

@@ -1,5 +1,7 @@
 //! Instants: microseconds of UTC here, `google.protobuf.Timestamp` on the wire.
 
+use std::ops::RangeInclusive;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use prost_types::{Duration, Timestamp};
 
@@ -57,6 +59,35 @@ pub fn span(millis: i64) -> Duration {
         seconds: millis / 1_000,
         nanos,
     }
+}
+
+/// A length of time for the wire.
+pub fn length(length: std::time::Duration) -> Duration {
+    span(millis(length))
+}
+
+/// A length of time in whole milliseconds.
+pub fn millis(length: std::time::Duration) -> i64 {
+    i64::try_from(length.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A length of time from the wire that is in `range`.
+pub fn duration(
+    field: &str,
+    value: Duration,
+    range: &RangeInclusive<std::time::Duration>,
+) -> Result<std::time::Duration> {
+    // The conversion of `prost_types` overflows where both parts are far below zero.
+    let seconds = u64::try_from(value.seconds).ok();
+    let nanos = u32::try_from(value.nanos).ok();
+    seconds
+        .zip(nanos.filter(|nanos| *nanos < 1_000_000_000))
+        .map(|(seconds, nanos)| std::time::Duration::new(seconds, nanos))
+        .filter(|length| range.contains(length))
+        .ok_or_else(|| {
+            let (start, end) = (range.start().as_secs_f64(), range.end().as_secs_f64());
+            Error::invalid(field, format!("must be in [{start} s, {end} s]"))
+        })
 }
 
 /// An instant at which something has happened: not far in the future.
