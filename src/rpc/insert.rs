@@ -5,18 +5,19 @@
 
 use std::{
     collections::HashMap,
-    fmt::Write,
     sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
-use chrono::{DateTime, Datelike, Timelike, Utc};
 use sea_orm::{
-    ActiveModelTrait, ActiveValue, ColumnTrait, ColumnType, ConnectionTrait, DatabaseTransaction,
-    DbBackend, EntityTrait, IdenStatic, IntoActiveModel, Iterable, Statement, Value,
+    ActiveModelTrait, ActiveValue, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait,
+    IdenStatic, IntoActiveModel, Iterable, Statement, Value,
 };
 use uuid::Uuid;
 
-use crate::error::{Error, Result};
+use self::array::{push_element, type_name};
+use crate::error::Result;
+
+mod array;
 
 /// Inserts rows, all of which set the same columns.
 pub async fn insert_all<R, A>(tx: &DatabaseTransaction, rows: Vec<R>) -> Result<()>
@@ -239,13 +240,16 @@ fn update_values<E: EntityTrait>(
     type Statements = HashMap<(String, usize), Arc<str>>;
     static STATEMENTS: LazyLock<Mutex<Statements>> = LazyLock::new(Mutex::default);
 
-    let key = (insert_into::<E>(columns), rows);
+    let (set, same) = assignments(columns, keys, |_, at| format!("column{}", at + 1));
+    let table = table::<E>();
+    let key = (
+        format!("UPDATE \"{table}\" AS t SET {set} WHERE {same}"),
+        rows,
+    );
     let mut statements = STATEMENTS.lock().unwrap_or_else(PoisonError::into_inner);
-    let statement = statements.entry(key).or_insert_with_key(|(_, rows)| {
+    let statement = statements.entry(key).or_insert_with(|| {
         let row = format!("({})", vec!["?"; columns.len()].join(", "));
-        let rows = vec![row; *rows].join(", ");
-        let table = table::<E>();
-        let (set, same) = assignments(columns, keys, |_, at| format!("column{}", at + 1));
+        let rows = vec![row; rows].join(", ");
         format!("UPDATE \"{table}\" AS t SET {set} FROM (VALUES {rows}) AS v WHERE {same}").into()
     });
     statement.clone()
@@ -311,122 +315,6 @@ fn insert_into<E: EntityTrait>(columns: &[E::Column]) -> String {
     format!("INSERT INTO \"{table}\" ({})", list(columns))
 }
 
-/// The type of a column as PostgreSQL calls it.
-fn type_name(column: impl ColumnTrait) -> Result<String> {
-    let definition = column.def();
-    let column_type = definition.get_column_type();
-    if let ColumnType::Enum { name, .. } = column_type {
-        return Ok(name.to_string());
-    }
-    let known = [
-        (matches!(column_type, ColumnType::BigInteger), "bigint"),
-        (matches!(column_type, ColumnType::Integer), "integer"),
-        (
-            matches!(column_type, ColumnType::Double),
-            "double precision",
-        ),
-        (matches!(column_type, ColumnType::Boolean), "boolean"),
-        (
-            matches!(column_type, ColumnType::String(_) | ColumnType::Text),
-            "text",
-        ),
-        (
-            matches!(column_type, ColumnType::TimestampWithTimeZone),
-            "timestamptz",
-        ),
-        (matches!(column_type, ColumnType::Uuid), "uuid"),
-        (matches!(column_type, ColumnType::Json), "json"),
-        (matches!(column_type, ColumnType::JsonBinary), "jsonb"),
-        (
-            matches!(column_type, ColumnType::VarBinary(_) | ColumnType::Blob),
-            "bytea",
-        ),
-    ];
-    let name = known
-        .into_iter()
-        .find(|(is, _)| *is)
-        .map(|(_, name)| name.to_string());
-    name.ok_or_else(|| Error::internal(format!("no array of {column_type:?} is known")))
-}
-
-/// Adds an element to the text form of an array.
-fn push_element(array: &mut String, value: Option<Value>) -> Result<()> {
-    // Writing to a string cannot fail.
-    let written = match value {
-        None => return Err(Error::internal("a row leaves out a column")),
-        Some(Value::Bool(Some(value))) => write!(array, "{value}"),
-        Some(Value::Int(Some(value))) => write!(array, "{value}"),
-        Some(Value::BigInt(Some(value))) => write!(array, "{value}"),
-        Some(Value::Double(Some(value))) => write!(array, "{value:?}"),
-        Some(Value::Uuid(Some(value))) => write!(array, "{value}"),
-        Some(Value::ChronoDateTimeUtc(Some(value))) => {
-            push_time(array, value);
-            Ok(())
-        }
-        Some(Value::String(Some(value))) => {
-            push_quoted(array, &value);
-            Ok(())
-        }
-        Some(Value::Json(Some(value))) => {
-            push_quoted(array, &value.to_string());
-            Ok(())
-        }
-        Some(Value::Bytes(Some(value))) => {
-            push_bytes(array, &value);
-            Ok(())
-        }
-        Some(value) if value == value.as_null() => write!(array, "NULL"),
-        Some(value) => return Err(Error::internal(format!("no text of {value:?} is known"))),
-    };
-    written.map_err(Error::internal)
-}
-
-/// `"\\x00ff"`.
-fn push_bytes(array: &mut String, bytes: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    array.reserve(2 * bytes.len() + 5);
-    array.push_str("\"\\\\x");
-    for byte in bytes {
-        array.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        array.push(char::from(DIGITS[usize::from(byte & 15)]));
-    }
-    array.push('"');
-}
-
-/// `"2026-03-01 12:00:00.123456+00"`. What chrono formats by a pattern takes several times as long.
-fn push_time(array: &mut String, time: DateTime<Utc>) {
-    let year = u32::try_from(time.year()).unwrap_or_default();
-    array.push('"');
-    for (number, digits, after) in [
-        (year, 4, "-"),
-        (time.month(), 2, "-"),
-        (time.day(), 2, " "),
-        (time.hour(), 2, ":"),
-        (time.minute(), 2, ":"),
-        (time.second(), 2, "."),
-        (time.timestamp_subsec_micros().min(999_999), 6, "+00\""),
-    ] {
-        let mut place = 10_u32.pow(digits - 1);
-        while place > 0 {
-            let digit = u8::try_from(number / place % 10).unwrap_or_default();
-            array.push(char::from(b'0' + digit));
-            place /= 10;
-        }
-        array.push_str(after);
-    }
-}
-
-fn push_quoted(array: &mut String, text: &str) {
-    array.push('"');
-    for c in text.chars() {
-        if matches!(c, '"' | '\\') {
-            array.push('\\');
-        }
-        array.push(c);
-    }
-    array.push('"');
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -452,30 +340,19 @@ mod tests {
     }
 
     #[test]
-    fn elements_are_written_as_postgres_reads_them() {
-        let text = |value: Value| {
-            let mut array = String::new();
-            push_element(&mut array, Some(value)).unwrap();
-            array
+    fn updates_by_other_keys_are_other_statements() {
+        use crate::entity::camera::{Column, Entity};
+
+        let columns = [Column::Id, Column::Name];
+        let by_id = update_values::<Entity>(&columns, &[Column::Id], 1);
+        let by_name = update_values::<Entity>(&columns, &[Column::Name], 1);
+        let sql = |set: &str| {
+            format!(r#"UPDATE "cameras" AS t SET {set} FROM (VALUES (?, ?)) AS v WHERE "#)
         };
-        assert_eq!(
-            text(r#"a "b" \ {c},NULL"#.into()),
-            r#""a \"b\" \\ {c},NULL""#
-        );
-        assert_eq!(text("".into()), r#""""#);
-        assert_eq!(text(Value::String(None)), "NULL");
-        assert_eq!(text(Value::BigInt(None)), "NULL");
-        assert_eq!(text(0.1_f64.into()), "0.1");
-        assert_eq!(text(1e300_f64.into()), "1e300");
-        for micros in [0, 1, 1_772_366_400_123_456, 253_402_300_799_999_999] {
-            let time = DateTime::from_timestamp_micros(micros).unwrap();
-            let expected = time.format("\"%Y-%m-%d %H:%M:%S%.6f+00\"").to_string();
-            assert_eq!(text(time.into()), expected);
-        }
-        assert_eq!(text(vec![0_u8, 255].into()), r#""\\x00ff""#);
-        assert_eq!(
-            text(serde_json::json!({"a": "\"\\"}).into()),
-            r#""{\"a\":\"\\\"\\\\\"}""#
+        assert!(by_id.starts_with(&sql(r#""name" = v.column2"#)), "{by_id}");
+        assert!(
+            by_name.starts_with(&sql(r#""id" = v.column1"#)),
+            "{by_name}"
         );
     }
 }
