@@ -23,8 +23,7 @@ use watchpost::pb::{
 };
 
 use crate::{
-    Options, bare_jobs, job_crash, latencies, millis, per_second,
-    server::{Server, spawn_at},
+    Options, bare_jobs, job_crash::proxy::Proxy, latencies, millis, per_second, server::Server,
 };
 
 /// How many jobs are drained at a time.
@@ -34,6 +33,7 @@ const WORKERS: usize = 10;
 const CAPACITY: i32 = 200;
 const PASSES: usize = 3;
 const FINISHED: usize = 1_000_000;
+const RESCUES: u64 = 10;
 
 /// All figures of jobs, one after the other.
 pub async fn run(url: Option<String>, options: &Options) {
@@ -300,44 +300,51 @@ async fn start(server: &Server) {
     server.report("jobs_start", "p50 <= 3 ms, p99 <= 10 ms", &latencies(times));
 }
 
-/// How long it takes until the job of a worker that is killed runs elsewhere.
+/// How long it takes until the job of a worker runs elsewhere: one whose connection ends as that of a killed process
+/// does, and one that goes silent as a machine without power does.
 async fn rescue(server: &Server) {
     // The server is patient for a while after its start.
     sleep(Duration::from_secs(5)).await;
-    let mut times = Vec::new();
-    for number in 0..10 {
-        let mut client = JobServiceClient::new(server.connect().await);
-        client.create_job(wanted()).await.unwrap();
-        let first = one(server, format!("killed-{number}")).await;
-        let killed = Instant::now();
-        first.2.abort();
-        // A worker that is killed does not close its side.
-        std::mem::forget(first.1);
-        let second = one(server, format!("rescuer-{number}")).await;
-        times.push(killed.elapsed());
-        let completion = pb::JobCompletion {
-            job_id: second.0.job.unwrap().id,
-            lease_id: second.0.lease_id,
-            result: None,
-        };
-        let request = pb::CompleteJobsRequest {
-            completions: vec![completion],
-        };
-        let mut workers = JobWorkerServiceClient::new(server.connect().await);
-        workers.complete_jobs(request).await.unwrap();
-        second.2.abort();
+    let listen = server.address.trim_start_matches("http://");
+    let (mut killed, mut silent) = (Vec::new(), Vec::new());
+    for number in 0..RESCUES {
+        for (times, kill) in [(&mut killed, true), (&mut silent, false)] {
+            let mut client = JobServiceClient::new(server.connect().await);
+            client.create_job(wanted()).await.unwrap();
+            let proxy = Proxy::to(listen.parse().unwrap()).await;
+            let through = Channel::from_shared(format!("http://{}", proxy.address));
+            let through = through.unwrap().connect().await.unwrap();
+            let first = one(through, format!("lost-{number}")).await;
+            // It may be anywhere between two heartbeats.
+            sleep(Duration::from_millis(number * 1_000 / RESCUES)).await;
+            let gone = Instant::now();
+            if kill {
+                proxy.cut();
+            } else {
+                proxy.forward(false);
+            }
+            let second = one(server.connect().await, format!("rescuer-{number}")).await;
+            times.push(gone.elapsed());
+            first.1.abort();
+            let completion = pb::JobCompletion {
+                job_id: second.0.job.unwrap().id,
+                lease_id: second.0.lease_id,
+                result: None,
+            };
+            let request = pb::CompleteJobsRequest {
+                completions: vec![completion],
+            };
+            let mut workers = JobWorkerServiceClient::new(server.connect().await);
+            workers.complete_jobs(request).await.unwrap();
+            second.1.abort();
+        }
     }
-    server.report("jobs_rescue", "<= 5 s", &latencies(times));
+    let values = json!({ "killed": latencies(killed), "silent": latencies(silent) });
+    server.report("jobs_rescue", "<= 5 s", &values);
 }
 
-type One = (
-    pb::ClaimedJob,
-    mpsc::Sender<pb::WorkJobsRequest>,
-    JoinHandle<()>,
-);
-
-/// A worker with one job, that is heard of until its task is aborted.
-async fn one(server: &Server, name: String) -> One {
+/// A worker with one job, that sends heartbeats until its task is aborted.
+async fn one(channel: Channel, name: String) -> (pb::ClaimedJob, JoinHandle<()>) {
     let (says, requests) = mpsc::channel(16);
     let hello = pb::WorkerHello {
         worker_id: name,
@@ -345,7 +352,7 @@ async fn one(server: &Server, name: String) -> One {
         ..Default::default()
     };
     say(&says, 0, Says::Hello(hello)).await;
-    let mut worker = JobWorkerServiceClient::new(server.connect().await);
+    let mut worker = JobWorkerServiceClient::new(channel);
     let told = worker.work_jobs(ReceiverStream::new(requests)).await;
     let mut told = told.unwrap().into_inner();
     let job = loop {
@@ -354,16 +361,20 @@ async fn one(server: &Server, name: String) -> One {
             break job;
         }
     };
-    let beats = says.clone();
     let task = tokio::spawn(async move {
-        let _worker = worker;
+        let (_worker, _told) = (worker, told);
         loop {
-            say(&beats, 0, Says::Heartbeat(pb::WorkerHeartbeat {})).await;
-            let _ = told.message().await;
-            sleep(Duration::from_millis(900)).await;
+            let heartbeat = Some(Says::Heartbeat(pb::WorkerHeartbeat {}));
+            let request = pb::WorkJobsRequest {
+                number: 0,
+                message: heartbeat,
+            };
+            // Whether it arrives is the matter that is measured.
+            let _ = says.send(request).await;
+            sleep(Duration::from_secs(1)).await;
         }
     });
-    (job, says, task)
+    (job, task)
 }
 
 /// The rate beside many jobs that are finished.
@@ -416,73 +427,4 @@ async fn held_snapshot(server: &Server, db: &DatabaseConnection) {
         "held_s": millis(time) / 1_000.0,
     });
     server.report("jobs_held_snapshot", ">= 0.8 of the normal rate", &values);
-}
-
-/// The server that is killed.
-struct Killed {
-    folder: tempfile::TempDir,
-    url: Option<String>,
-    listen: String,
-    child: Option<std::process::Child>,
-}
-
-impl job_crash::Killable for Killed {
-    async fn start(&mut self) {
-        let (child, _) = spawn_at(&self.folder, self.url.as_ref(), &self.listen);
-        self.child = Some(child);
-    }
-
-    async fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
-    }
-}
-
-/// Kills servers and workers, and cuts connections, so many times; returns whether nothing was wrong afterwards.
-pub async fn kills(url: Option<String>, cycles: u32, seed: u64) -> bool {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let listen = listener.local_addr().unwrap().to_string();
-    drop(listener);
-    let mut server = Killed {
-        folder: tempfile::TempDir::new().unwrap(),
-        url,
-        listen: listen.clone(),
-        child: None,
-    };
-    job_crash::Killable::start(&mut server).await;
-    // It has migrated the database when it answers.
-    sleep(Duration::from_secs(2)).await;
-    let url = server.url.clone().unwrap_or_else(|| {
-        let file = server.folder.path().join("watchpost.db");
-        format!("sqlite://{}", file.display())
-    });
-    let database = if url.starts_with("postgres") {
-        "postgres"
-    } else {
-        "sqlite"
-    };
-    let db = Database::connect(url).await.unwrap();
-    let begun = Instant::now();
-    let plan = job_crash::Plan {
-        seed,
-        cycles: cycles as usize,
-        // About as many as are put in while that is done to them.
-        jobs: u64::from(cycles) * 60,
-    };
-    let violations = job_crash::run(&mut server, &db, &listen, plan).await;
-    job_crash::Killable::kill(&mut server).await;
-    let line = json!({
-        "figure": "job_kills",
-        "database": database,
-        "goal": "no violation",
-        "cycles": cycles,
-        "jobs": plan.jobs,
-        "seed": seed,
-        "seconds": begun.elapsed().as_secs(),
-        "violations": violations,
-    });
-    println!("{line}");
-    violations.is_empty()
 }

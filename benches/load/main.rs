@@ -30,6 +30,8 @@ mod deliveries;
 #[allow(unreachable_pub)]
 mod guarantees;
 #[allow(unreachable_pub)]
+mod job_kills;
+#[allow(unreachable_pub)]
 mod jobs;
 #[allow(unreachable_pub)]
 mod rules;
@@ -147,7 +149,7 @@ async fn by_name_only(
             deliveries::latency(url).await;
             Some(true)
         }
-        "job_kills" => Some(jobs::kills(url, options.cycles, options.seed).await),
+        "job_kills" => Some(job_kills::check(url, options.cycles, options.seed).await),
         "jobs" => {
             jobs::run(url, options).await;
             Some(true)

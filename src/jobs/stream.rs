@@ -1,15 +1,14 @@
 //! `WorkJobs`: one worker's stream.
 
+mod hello;
+
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 
 use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use tokio::{
-    sync::mpsc,
-    time::{sleep_until, timeout},
-};
+use tokio::{sync::mpsc, time::sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
@@ -20,23 +19,17 @@ use super::{
     dispatch::Inbox,
     flights::Told,
     moves::{Move, Report},
-    work_service::{JobWorkers, lease_state, lost},
+    work_service::JobWorkers,
 };
 use crate::{
     entity::{self, job::Model},
     error::{Error, Result},
     pb::{self, work_jobs_request::Message as Request, work_jobs_response::Message as Response},
-    rpc::{check, time},
+    rpc::time,
 };
-
-/// How long leases are unless the worker says otherwise.
-const LEASE: Duration = Duration::from_secs(3);
 
 /// How long reports are taken after the server was told to shut down.
 const GRACE: Duration = Duration::from_secs(2);
-
-/// How long a worker may take to say hello.
-const HELLO: Duration = Duration::from_secs(10);
 
 /// How many responses wait to be sent at most.
 const OUT: usize = 256;
@@ -46,9 +39,6 @@ const UNDER_WAY: usize = 4_096;
 
 /// How many answers one response has at most.
 const ANSWERS: usize = 512;
-
-/// How many leases a worker may bring from an earlier stream.
-const HELD: usize = 1_000;
 
 type Out = mpsc::Sender<Result<pb::WorkJobsResponse, Status>>;
 
@@ -60,7 +50,7 @@ pub(super) fn work(
     let (out, responses) = mpsc::channel(OUT);
     tokio::spawn(async move {
         let told = out.clone();
-        if let Err(error) = begin(workers, incoming, out).await {
+        if let Err(error) = hello::begin(workers, incoming, out).await {
             let _ = told.send(Err(error.into())).await;
         }
     });
@@ -108,96 +98,6 @@ struct Worker {
     told: mpsc::UnboundedSender<Told>,
     answers: FuturesUnordered<BoxFuture<'static, Answer>>,
     extended: Instant,
-}
-
-async fn begin(
-    workers: JobWorkers,
-    mut incoming: Streaming<pb::WorkJobsRequest>,
-    out: Out,
-) -> Result<()> {
-    let first = timeout(HELLO, incoming.message()).await;
-    let Some(pb::WorkJobsRequest {
-        message: Some(Request::Hello(hello)),
-        ..
-    }) = first.ok().and_then(Result::ok).flatten()
-    else {
-        return Err(Error::invalid("hello", "must be the first message"));
-    };
-    let worker_id = check::name("hello.worker_id", &hello.worker_id, 1..=100)?;
-    let accepts = jobs_check::accepts(&hello.queue_names, &hello.job_types)?;
-    let capacity = jobs_check::capacity("hello.capacity", hello.capacity)?;
-    let lease = jobs_check::lease(hello.lease_duration, LEASE)?;
-    check::within("hello.held", hello.held.len(), 0..=HELD)?;
-    let named = hello.held.iter().enumerate().map(|(at, held)| {
-        jobs_check::held(&format!("hello.held[{at}]."), &held.job_id, &held.lease_id)
-    });
-    let named = named.collect::<Result<Vec<_>>>()?;
-    let (told, mut hears) = mpsc::unbounded_channel();
-    let (states, held) = resume(&workers, named, &told).await?;
-    let welcome = pb::WorkerWelcome {
-        heartbeat_interval: Some(time::length(lease / 3)),
-        lease_duration: Some(time::length(lease)),
-        held: states,
-        server_time: Some(time::to_proto(entity::now())),
-    };
-    let want = capacity.saturating_sub(held.len());
-    let dispatcher = &workers.queue.dispatcher;
-    let inbox = dispatcher.enter(worker_id, accepts, lease, want);
-    let over = held.len().saturating_sub(capacity);
-    inbox.want(-isize::try_from(over).unwrap_or_default());
-    let mut worker = Worker {
-        workers,
-        out,
-        inbox,
-        lease,
-        capacity,
-        held,
-        told,
-        answers: FuturesUnordered::new(),
-        extended: Instant::now(),
-    };
-    let end = if worker.say(Response::Welcome(welcome)).await {
-        worker.work(&mut incoming, &mut hears).await
-    } else {
-        End::Broken
-    };
-    let release = hello.release_on_disconnect;
-    worker.leave(&end, release).await;
-    match end {
-        End::Closed | End::Broken => Ok(()),
-        End::Shutdown => Err(Error::ShuttingDown),
-    }
-}
-
-/// Takes over the leases that are current.
-async fn resume(
-    workers: &JobWorkers,
-    named: Vec<(Uuid, Uuid)>,
-    told: &mpsc::UnboundedSender<Told>,
-) -> Result<(Vec<pb::JobLeaseState>, HashMap<Uuid, Held>)> {
-    let (mut states, mut held) = (Vec::with_capacity(named.len()), HashMap::new());
-    for (id, lease_id) in named {
-        workers.queue.flights.add(id, told);
-        let what = Move::Report(lease_id, Report::Heartbeat);
-        match workers.queue.desk.carry_out(id, what).await {
-            Ok(job) => {
-                let cancelled = job.cancel_requested_at.is_some();
-                let taken = Held {
-                    lease_id,
-                    cancelled,
-                    ending: false,
-                };
-                held.insert(id, taken);
-                states.push(lease_state(&[job])?);
-            }
-            Err(Error::LeaseLost { .. }) => {
-                workers.queue.flights.remove(id, told);
-                states.push(lost(id));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok((states, held))
 }
 
 impl Worker {

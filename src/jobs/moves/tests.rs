@@ -121,9 +121,10 @@ fn whatever_happens_the_story_holds() {
                 row.status.is_finished(),
                 "{seed}"
             );
-            let number = match row.status {
-                JobStatus::Queued => attempts + 1,
-                _ => attempts.max(1),
+            let number = if row.status == JobStatus::Queued {
+                attempts + 1
+            } else {
+                attempts.max(1)
             };
             assert_eq!(row.attempt_number, number, "{seed}");
             assert!(row.failures <= row.max_attempts, "{seed}");
