@@ -38,6 +38,9 @@ tokio::task_local! {
     static COMMIT_SEQ: Cell<Option<i64>>;
 }
 
+// Connections are kept for as long as they work: whenever the pool looks for old ones, it may misread how many are
+// idle and count through nearly 2^64 of them, which takes a thread of the runtime for good (sqlx 0.9.0, issue 3645).
+
 /// Which database, and how to treat it.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -106,7 +109,8 @@ impl Db {
                 .min_connections(1)
                 .max_connections(connections)
                 .acquire_timeout(WRITE_TIMEOUT)
-                .idle_timeout(Duration::from_hours(1))
+                .idle_timeout(None)
+                .max_lifetime(None)
                 .test_before_acquire(false)
                 .sqlx_logging(false)
                 .map_sqlx_sqlite_opts(move |options| {
@@ -147,6 +151,8 @@ impl Db {
             .max_connections(settings.connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_timeout(ACQUIRE_TIMEOUT)
+            .idle_timeout(None)
+            .max_lifetime(None)
             .test_before_acquire_if_idle_for(Duration::from_millis(500))
             .sqlx_logging(false)
             .map_sqlx_postgres_opts(|options: PgConnectOptions| {

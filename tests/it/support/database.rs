@@ -187,7 +187,12 @@ async fn connect(url: &str) -> Result<DatabaseConnection, DbErr> {
     // SQLite has one writer, and a test that waits for itself would wait for ever.
     let connections = if url.starts_with("sqlite:") { 1 } else { 4 };
     let mut options = ConnectOptions::new(url);
-    options.max_connections(connections).sqlx_logging(false);
+    options
+        .max_connections(connections)
+        .sqlx_logging(false)
+        // As in the server: a pool that looks for old connections may hang.
+        .idle_timeout(None)
+        .max_lifetime(None);
     // A large future, which every test would carry.
     Box::pin(Database::connect(options)).await
 }
