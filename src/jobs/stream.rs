@@ -1,6 +1,7 @@
 //! `WorkJobs`: one worker's stream.
 
 mod hello;
+mod messages;
 
 use std::{
     collections::HashMap,
@@ -12,6 +13,8 @@ use tokio::{sync::mpsc, time::sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
+
+use messages::{cancellation, lease_lost, refusal};
 
 use super::{
     check as jobs_check,
@@ -428,39 +431,4 @@ async fn at(until: Option<Instant>) {
     if let Some(until) = until {
         sleep_until(until.into()).await;
     }
-}
-
-fn cancellation(
-    id: Uuid,
-    lease_id: Uuid,
-    reason: Option<String>,
-    actor: Option<String>,
-) -> Response {
-    Response::Cancel(pb::JobCancellation {
-        job_id: id.to_string(),
-        lease_id: lease_id.to_string(),
-        reason,
-        actor,
-    })
-}
-
-fn lease_lost(id: Uuid, lease_id: Uuid) -> Response {
-    Response::LeaseLost(pb::JobLease {
-        job_id: id.to_string(),
-        lease_id: lease_id.to_string(),
-    })
-}
-
-fn refusal(number: i64, job_id: String, error: &Error) -> Response {
-    if let Error::Internal(cause) = error {
-        tracing::error!(error = %crate::error::Chain(cause.as_ref()), "a report failed for a reason of ours");
-    }
-    let (code, reason) = error.code_and_reason();
-    Response::Refused(pb::ReportRefused {
-        number,
-        job_id,
-        code,
-        reason: reason.into(),
-        message: error.to_string(),
-    })
 }
