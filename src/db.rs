@@ -30,6 +30,21 @@ const SQLITE_READERS: u32 = 4;
 /// Many prepared statements: inserts of many rows come in several lengths.
 const STATEMENTS: usize = 512;
 
+/// What the planner of PostgreSQL is told on connections for work by key.
+const BY_KEY: [(&str, &str); 7] = [
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("enable_material", "off"),
+    ("enable_sort", "off"),
+    // What is off is only made to look expensive, and what looks expensive would be compiled.
+    ("jit", "off"),
+];
+
+/// How many of all connections are for that at most.
+const BY_KEY_CONNECTIONS: u32 = 8;
+
 /// Guards migrations on PostgreSQL; any number will do that nobody else uses in this database.
 const MIGRATION_LOCK: i64 = 0x7761_7463_6870;
 
@@ -39,7 +54,7 @@ tokio::task_local! {
 }
 
 // Connections are kept for as long as they work: whenever the pool looks for old ones, it may misread how many are
-// idle and count through nearly 2^64 of them, which takes a thread of the runtime for good (sqlx 0.9.0, issue 3645).
+// idle and count through nearly 2^64 of them, which takes a thread of the runtime for good (a defect of sqlx 0.9.0).
 
 /// Which database, and how to treat it.
 #[derive(Debug, Clone)]
@@ -71,10 +86,31 @@ struct Inner {
     /// On SQLite one connection, since only one can write; on PostgreSQL the same pool as `reader`.
     writer: DatabaseConnection,
     reader: DatabaseConnection,
+    /// Other connections to PostgreSQL, see [`Db::by_key`].
+    by_key: Option<DatabaseConnection>,
     /// The file that guards migrations of a SQLite database.
     lock_file: Option<PathBuf>,
-    committed: Notify,
-    announce: Notify,
+    committed: Arc<Notify>,
+    announce: Arc<Notify>,
+}
+
+impl Inner {
+    fn new(
+        backend: DbBackend,
+        writer: DatabaseConnection,
+        reader: DatabaseConnection,
+        lock_file: Option<PathBuf>,
+    ) -> Self {
+        Self {
+            backend,
+            writer,
+            reader,
+            by_key: None,
+            lock_file,
+            committed: Arc::default(),
+            announce: Arc::default(),
+        }
+    }
 }
 
 impl Db {
@@ -135,57 +171,64 @@ impl Db {
         let reader = pool(SQLITE_READERS).await?;
         let mut lock_file = path.into_os_string();
         lock_file.push(".migrate.lock");
-        Ok(Self::new(
+        let lock_file = Some(lock_file.into());
+        Ok(Self(Arc::new(Inner::new(
             DbBackend::Sqlite,
             writer,
             reader,
-            Some(lock_file.into()),
-        ))
+            lock_file,
+        ))))
     }
 
     async fn connect_postgres(settings: &Settings) -> Result<Self, DbErr> {
-        let mut options = ConnectOptions::new(&settings.url);
-        options
-            .connect_lazy(true)
-            .min_connections(0)
-            .max_connections(settings.connections)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_timeout(ACQUIRE_TIMEOUT)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .test_before_acquire_if_idle_for(Duration::from_millis(500))
-            .sqlx_logging(false)
-            .map_sqlx_postgres_opts(|options: PgConnectOptions| {
-                options
-                    .application_name("watchpost")
-                    // A transaction left open would hold back the change feed of everybody.
-                    .options([("idle_in_transaction_session_timeout", "30s")])
-                    .statement_cache_capacity(STATEMENTS)
-            });
-        let pool = Database::connect(options).await?;
-        Ok(Self::new(DbBackend::Postgres, pool.clone(), pool, None))
-    }
-
-    fn new(
-        backend: DbBackend,
-        writer: DatabaseConnection,
-        reader: DatabaseConnection,
-        lock_file: Option<PathBuf>,
-    ) -> Self {
-        let (committed, announce) = (Notify::new(), Notify::new());
-        Self(Arc::new(Inner {
-            backend,
-            writer,
-            reader,
-            lock_file,
-            committed,
-            announce,
-        }))
+        let pool = async |connections: u32, planner: &[(&'static str, &'static str)]| {
+            let planner = planner.to_vec();
+            let mut options = ConnectOptions::new(&settings.url);
+            options
+                .connect_lazy(true)
+                .min_connections(0)
+                .max_connections(connections)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .connect_timeout(ACQUIRE_TIMEOUT)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .test_before_acquire_if_idle_for(Duration::from_millis(500))
+                .sqlx_logging(false)
+                .map_sqlx_postgres_opts(move |options: PgConnectOptions| {
+                    options
+                        .application_name("watchpost")
+                        // A transaction left open would hold back the change feed of everybody.
+                        .options([("idle_in_transaction_session_timeout", "30s")])
+                        .options(planner.iter().copied())
+                        .statement_cache_capacity(STATEMENTS)
+                });
+            Database::connect(options).await
+        };
+        let by_key = (settings.connections * 3 / 8).clamp(1, BY_KEY_CONNECTIONS);
+        let others = pool(settings.connections - by_key, &[]).await?;
+        let by_key = pool(by_key, &BY_KEY).await?;
+        let mut db = Inner::new(DbBackend::Postgres, others.clone(), others, None);
+        db.by_key = Some(by_key);
+        Ok(Self(Arc::new(db)))
     }
 
     /// Which kind of database it is.
     pub fn backend(&self) -> DbBackend {
         self.0.backend
+    }
+
+    /// The same database for work that finds few rows among many by their keys, thousands of times a second. On
+    /// PostgreSQL its connections are others, whose planner is kept to indexes and their order: a plan that was made
+    /// while a table was small, or had few such rows, would else read all of them when there are many.
+    #[must_use]
+    pub fn by_key(&self) -> Self {
+        let Some(by_key) = &self.0.by_key else {
+            return self.clone();
+        };
+        let mut db = Inner::new(self.0.backend, by_key.clone(), by_key.clone(), None);
+        db.committed = self.0.committed.clone();
+        db.announce = self.0.announce.clone();
+        Self(Arc::new(db))
     }
 
     /// Where to read outside of a transaction.
@@ -211,9 +254,25 @@ impl Db {
         work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
     ) -> Result<T> {
         let done = self.write_quietly(work).await?;
+        self.wake();
+        Ok(done)
+    }
+
+    /// Runs `work`, a single statement, which is a transaction of its own: that saves two round trips. For
+    /// PostgreSQL.
+    pub async fn write_at_once(
+        &self,
+        work: impl AsyncFnOnce(&DatabaseConnection) -> Result<()>,
+    ) -> Result<()> {
+        let done = timeout(WRITE_TIMEOUT, work(&self.0.writer)).await;
+        done.unwrap_or(Err(Error::DatabaseAway))?;
+        self.wake();
+        Ok(())
+    }
+
+    fn wake(&self) {
         self.0.committed.notify_one();
         self.0.announce.notify_one();
-        Ok(done)
     }
 
     /// The same for work that records no change: nobody is woken.
@@ -344,7 +403,8 @@ impl Db {
 
     /// Closes all connections.
     pub async fn close(self) {
-        for pool in [&self.0.writer, &self.0.reader] {
+        let pools = [&self.0.writer, &self.0.reader].into_iter();
+        for pool in pools.chain(&self.0.by_key) {
             if let Err(error) = pool.close_by_ref().await {
                 tracing::debug!(%error, "closing the database failed");
             }

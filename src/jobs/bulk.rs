@@ -162,7 +162,7 @@ impl Bulk {
     }
 
     async fn delete(&self, db: &Db, ids: &[Uuid], tally: &mut Tally) -> Result<()> {
-        let mut tries = 1;
+        let (db, mut tries) = (db.by_key(), 1);
         let deleted = loop {
             let deleted = db
                 .write(async |tx| {

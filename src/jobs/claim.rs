@@ -14,6 +14,7 @@ use super::{
     ledger::{self, BEGIN, NEWER},
     lines::{Line, Spot, Take},
     moves::{Job, Move},
+    rows,
     types::Types,
 };
 use crate::{
@@ -328,7 +329,7 @@ async fn take(
     types: &Types,
     now: DateTime<Utc>,
 ) -> Result<Vec<(Vec<Job>, bool)>> {
-    let columns = ledger::columns(true);
+    let columns = rows::columns(true);
     let mut heads = Vec::with_capacity(takes.len());
     for take in takes {
         let (behind, mut values) = place(tx.get_database_backend(), take);
@@ -349,7 +350,7 @@ async fn take(
         };
         let statement = Statement::from_sql_and_values(tx.get_database_backend(), sql, values);
         let rows = tx.query_all_raw(statement).await?;
-        let jobs = ledger::read(&rows, types)?;
+        let jobs = rows::read(&rows, types)?;
         let all = jobs.len() == rows.len() && jobs.len() < take.most;
         heads.push((jobs, all));
     }

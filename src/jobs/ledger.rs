@@ -3,21 +3,20 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fmt::Write,
     sync::Arc,
 };
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction,
-    DbBackend, EntityTrait, FromQueryResult, IdenStatic, Iterable, QueryFilter, QueryResult,
-    QuerySelect, Statement,
+    DbBackend, EntityTrait, QueryFilter, QuerySelect, Statement,
 };
 use uuid::Uuid;
 
 use super::{
     announce,
     moves::{Job, Move, Report, Touched, label},
+    rows::{columns, read},
     types::Types,
 };
 use crate::{
@@ -27,54 +26,21 @@ use crate::{
     },
     error::{Error, Result},
     feed,
-    rpc::insert::Inserts,
+    rpc::insert::{Inserts, few},
 };
 
 /// How many jobs one statement of SQLite locks.
 const CHUNK: usize = 64;
 
-/// Gives the transaction its number, and has it find rows by their indexes: what it is about is few among
-/// many, but before statistics are gathered the planner cannot know.
-pub(super) const BEGIN: &str = "WITH me AS MATERIALIZED (SELECT pg_current_xact_id() AS xid, \
-    set_config('enable_seqscan', 'off', true) AS seqscan)";
+/// Gives the transaction its number, if it has none yet.
+pub(super) const BEGIN: &str = "WITH me AS MATERIALIZED (SELECT pg_current_xact_id() AS xid)";
 
 /// Whether a row was written by a later transaction than this one. Then the feed, which is in the order of
 /// the transactions' numbers, would have this one's change of the row first.
 pub(super) const NEWER: &str = "age(j.xmin) < 0 AS newer";
 
-/// The columns of a job that must be known to move it, of the table `j`. Payload and result stay where they are.
-pub(super) fn columns(with_payload: bool) -> String {
-    let mut columns = String::new();
-    for column in Column::iter() {
-        let name = column.as_str();
-        let left_out = matches!(column, Column::Result)
-            || (matches!(column, Column::Payload) && !with_payload);
-        let separator = if columns.is_empty() { "" } else { ", " };
-        // Writing to a string cannot fail.
-        let _ = if left_out {
-            write!(columns, "{separator}NULL AS {name}")
-        } else {
-            write!(columns, "{separator}j.{name}")
-        };
-    }
-    columns
-}
-
-/// Reads jobs that a statement has locked, up to the first one that is `newer`.
-pub(super) fn read(rows: &[QueryResult], types: &Types) -> Result<Vec<Job>> {
-    let mut jobs = Vec::with_capacity(rows.len());
-    for row in rows {
-        if row.try_get::<Option<bool>>("", "newer")? == Some(true) {
-            break;
-        }
-        let row = Model::from_query_result(row, "")?;
-        let policy = types.of(&row.job_type).retry;
-        jobs.push(Job::new(row, policy));
-    }
-    Ok(jobs)
-}
-
-/// Locks jobs, in the order of their ids. Those that do not exist are left out.
+/// Locks jobs, in the order of their ids, in which [`Db::by_key`](crate::db::Db::by_key) finds them. Those that do not
+/// exist are left out.
 pub(super) async fn lock(
     tx: &DatabaseTransaction,
     ids: &[Uuid],
@@ -87,9 +53,10 @@ pub(super) async fn lock(
     let mut jobs = Vec::with_capacity(ids.len());
     if tx.get_database_backend() == DbBackend::Postgres {
         if !ids.is_empty() {
+            let few = few("unnest($1::text::uuid[]) AS v(id)");
             let sql = format!(
-                "{BEGIN} SELECT {columns}, {NEWER} FROM me, jobs AS j \
-                WHERE j.id = ANY($1::text::uuid[]) ORDER BY j.id FOR UPDATE OF j"
+                "{BEGIN} SELECT {columns}, {NEWER} FROM me, {few}, jobs AS j \
+                WHERE j.id = v.id FOR UPDATE OF j"
             );
             let values = [array(&ids).into()];
             let statement = Statement::from_sql_and_values(DbBackend::Postgres, sql, values);

@@ -24,6 +24,7 @@ mod queue_service;
 mod reaper;
 mod remove;
 pub mod retention;
+mod rows;
 mod schedules;
 mod service;
 mod stats;

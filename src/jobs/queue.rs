@@ -40,9 +40,10 @@ impl Queue {
             LiveTypes::new(db.clone()),
             Bell::default(),
         );
-        let desk = Desk::start(&db, &clock, &types, &bell);
+        let by_key = db.by_key();
+        let desk = Desk::start(&by_key, &clock, &types, &bell);
         let dispatcher = Dispatcher::new(
-            db.clone(),
+            by_key.clone(),
             clock.clone(),
             types.clone(),
             bell.clone(),
@@ -50,7 +51,7 @@ impl Queue {
             shutdown.clone(),
         );
         let creator = Creator {
-            db: db.clone(),
+            db: by_key,
             bell: bell.clone(),
         };
         let at_once = if db.backend() == DbBackend::Postgres {

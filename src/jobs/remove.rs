@@ -26,18 +26,19 @@ pub(super) async fn delete(db: &Db, id: Uuid) -> Result<()> {
 }
 
 async fn try_to_delete(db: &Db, id: Uuid) -> Result<()> {
-    db.write(async |tx| {
-        let mut jobs = ledger::lock(tx, &[id], &Types::default()).await?;
-        let job = crate::rpc::row::found(jobs.remove(&id), "job", id)?;
-        if job.row.status == JobStatus::Running {
-            return Err(Error::WrongStatus {
-                resource: "job",
-                status: label(job.row.status),
-            });
-        }
-        delete_locked(tx, vec![job.row]).await
-    })
-    .await
+    db.by_key()
+        .write(async |tx| {
+            let mut jobs = ledger::lock(tx, &[id], &Types::default()).await?;
+            let job = crate::rpc::row::found(jobs.remove(&id), "job", id)?;
+            if job.row.status == JobStatus::Running {
+                return Err(Error::WrongStatus {
+                    resource: "job",
+                    status: label(job.row.status),
+                });
+            }
+            delete_locked(tx, vec![job.row]).await
+        })
+        .await
 }
 
 /// Deletes jobs that are locked.

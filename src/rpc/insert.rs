@@ -114,15 +114,12 @@ impl Inserts {
         };
         let columns = set_columns(first);
         if self.backend == DbBackend::Postgres {
-            let (arrays, parameters) = self.arrays(rows, &columns)?;
-            let (set, same) = assignments(&columns, keys, |name, _| name.to_string());
-            let (table, names) = (table::<A::Entity>(), list(&columns));
-            let sql = format!(
-                "UPDATE \"{table}\" AS t SET {set} FROM unnest({parameters}) AS v({names}) \
-                WHERE {same}"
-            );
+            let given = self.arrays(rows, &columns, keys)?;
+            let (set, same) = assignments(&columns, keys, |at| given.of[at].clone());
+            let (table, from) = (table::<A::Entity>(), few(&given.from()));
+            let sql = format!("UPDATE \"{table}\" AS t SET {set} FROM {from} WHERE {same}");
             self.statements.push(sql.into());
-            self.values.push(arrays);
+            self.values.push(given.values);
             return Ok(());
         }
         let sizes = statement_sizes(rows.len());
@@ -143,39 +140,61 @@ impl Inserts {
         rows: Vec<A>,
         columns: &[<A::Entity as EntityTrait>::Column],
     ) -> Result<()> {
-        let (arrays, parameters) = self.arrays(rows, columns)?;
-        let insert = insert_into::<A::Entity>(columns);
+        let given = self.arrays(rows, columns, &[])?;
+        let (insert, from) = (insert_into::<A::Entity>(columns), given.from());
+        let of = given.of.join(", ");
         self.statements
-            .push(format!("{insert} SELECT * FROM unnest({parameters})").into());
-        self.values.push(arrays);
+            .push(format!("{insert} SELECT {of} FROM {from}").into());
+        self.values.push(given.values);
         Ok(())
     }
 
-    /// The columns of rows as arrays, and the parameters that stand for them.
+    /// The columns of rows as arrays. One in which many rows have the same value goes once: a database that parses
+    /// it for every row has a good part of its work in that. But not one of the keys, by which rows are looked up.
     fn arrays<A: ActiveModelTrait>(
         &self,
         mut rows: Vec<A>,
         columns: &[<A::Entity as EntityTrait>::Column],
-    ) -> Result<(Vec<Value>, String)> {
+        keys: &[<A::Entity as EntityTrait>::Column],
+    ) -> Result<Arrays> {
         let before: usize = self.values.iter().map(Vec::len).sum();
-        let mut arrays: Vec<Value> = Vec::with_capacity(columns.len());
-        let mut parameters = Vec::with_capacity(columns.len());
+        let mut arrays = Arrays::default();
         for (at, column) in columns.iter().enumerate() {
-            let mut array = String::with_capacity(rows.len() * 16);
-            for (row, model) in rows.iter_mut().enumerate() {
+            let mut elements = rows
+                .iter_mut()
+                .map(|row| row.take(*column).into_value())
+                .collect::<Vec<_>>();
+            let is_last = at + 1 == columns.len();
+            let is_key = keys.iter().any(|key| key.as_str() == column.as_str());
+            let once = elements.len() >= MANY
+                && !is_key
+                && !(is_last && arrays.parameters.is_empty())
+                && elements.iter().all(|element| *element == elements[0]);
+            if once {
+                elements.truncate(1);
+            }
+            let mut array = String::with_capacity(elements.len() * 16);
+            for (row, element) in elements.into_iter().enumerate() {
                 array.push_str(if row == 0 { "{" } else { "," });
-                push_element(&mut array, model.take(*column).into_value())?;
+                push_element(&mut array, element)?;
             }
             array.push('}');
-            arrays.push(array.into());
+            arrays.values.push(array.into());
             let number = before + at + 1;
-            parameters.push(format!("${number}::text::{}[]", type_name(*column)?));
+            let parameter = format!("${number}::text::{}[]", type_name(*column)?);
+            if once {
+                arrays.of.push(format!("(SELECT ({parameter})[1])"));
+            } else {
+                arrays.parameters.push(parameter);
+                arrays.names.push(format!("c{at}"));
+                arrays.of.push(format!("v.c{at}"));
+            }
         }
-        Ok((arrays, parameters.join(", ")))
+        Ok(arrays)
     }
 
-    /// Writes them.
-    pub async fn run(self, tx: &DatabaseTransaction) -> Result<()> {
+    /// Writes them. On PostgreSQL `tx` may be a connection without a transaction, for it is one statement.
+    pub async fn run(self, tx: &impl ConnectionTrait) -> Result<()> {
         if self.backend != DbBackend::Postgres {
             for (sql, values) in self.statements.iter().zip(self.values) {
                 let sql = sql.as_ref();
@@ -200,6 +219,39 @@ impl Inserts {
         tx.execute_raw(statement).await?;
         Ok(())
     }
+}
+
+/// From how many rows on those that have the same value share it. Fewer have it by chance, now and then, and
+/// every combination of columns that are shared is a statement of its own.
+const MANY: usize = 32;
+
+/// Rows as a statement of PostgreSQL is given them.
+#[derive(Debug, Default)]
+struct Arrays {
+    /// One array for each column.
+    values: Vec<Value>,
+    /// What the value of each column is, in terms of `from`.
+    of: Vec<String>,
+    /// Those of the columns in which rows differ, with their names.
+    parameters: Vec<String>,
+    names: Vec<String>,
+}
+
+impl Arrays {
+    /// The rows as a table `v`.
+    fn from(&self) -> String {
+        let (parameters, names) = (self.parameters.join(", "), self.names.join(", "));
+        format!("unnest({parameters}) AS v({names})")
+    }
+}
+
+/// A table `v` of PostgreSQL of which the planner expects a single row: each limit that it does not know makes it
+/// expect a tenth. It would expect a thousand, and while it finds the table small that is to be joined with them, make
+/// a plan that reads all of that; and keep the plan while the table grows.
+pub fn few(table: &str) -> String {
+    let limited =
+        |table: String| format!("(SELECT * FROM {table} LIMIT (SELECT NULL::bigint)) AS v");
+    limited(limited(limited(table.to_string())))
 }
 
 /// How many rows each of the statements inserts that together insert `rows`: 64, 32, or any number
@@ -240,7 +292,7 @@ fn update_values<E: EntityTrait>(
     type Statements = HashMap<(String, usize), Arc<str>>;
     static STATEMENTS: LazyLock<Mutex<Statements>> = LazyLock::new(Mutex::default);
 
-    let (set, same) = assignments(columns, keys, |_, at| format!("column{}", at + 1));
+    let (set, same) = assignments(columns, keys, |at| format!("v.column{}", at + 1));
     let table = table::<E>();
     let key = (
         format!("UPDATE \"{table}\" AS t SET {set} WHERE {same}"),
@@ -281,20 +333,20 @@ fn set_columns<A: ActiveModelTrait>(row: &A) -> Vec<<A::Entity as EntityTrait>::
         .collect()
 }
 
-/// `"a" = v.…, …` for the columns that are no keys, and `t."id" = v.… AND …` for those that are.
+/// `"a" = …, …` for the columns that are no keys, and `t."id" = … AND …` for those that are.
 fn assignments<C: IdenStatic>(
     columns: &[C],
     keys: &[C],
-    of: impl Fn(&str, usize) -> String,
+    of: impl Fn(usize) -> String,
 ) -> (String, String) {
     let (mut set, mut same) = (Vec::new(), Vec::new());
     for (at, column) in columns.iter().enumerate() {
         let name = format!("\"{}\"", column.as_str());
-        let value = of(&name, at);
+        let value = of(at);
         if keys.iter().any(|key| key.as_str() == column.as_str()) {
-            same.push(format!("t.{name} = v.{value}"));
+            same.push(format!("t.{name} = {value}"));
         } else {
-            set.push(format!("{name} = v.{value}"));
+            set.push(format!("{name} = {value}"));
         }
     }
     (set.join(", "), same.join(" AND "))
