@@ -1,13 +1,6 @@
 //! Group commit: ingests that arrive together share a transaction, and with it the wait for the disk.
 
-use std::{
-    collections::HashSet,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use sea_orm::DbBackend;
 use tokio::{
@@ -26,6 +19,7 @@ use crate::{
     alerts::{deliveries::Bell, rules::Rules},
     db::Db,
     error::Error,
+    rpc::group::{Callers, SIBLINGS},
 };
 
 /// How many ingests wait at most; a caller beyond that waits for a place among them.
@@ -40,10 +34,6 @@ const DETECTIONS: usize = 2_000;
 /// How many batches are written at the same time on PostgreSQL: one is being judged, encoded and
 /// answered while the other keeps the database busy. SQLite has one writer.
 const AT_ONCE_ON_POSTGRES: usize = 2;
-
-/// How long to wait for callers who were just answered, and who probably come with their next
-/// ingests at once. One who comes alone waits for nobody.
-const SIBLINGS: Duration = Duration::from_millis(2);
 
 /// How often an ingest is tried whose rule was deleted under it.
 const TRIES: usize = 3;
@@ -96,34 +86,6 @@ impl Committer {
             .await
             .map_err(|_| Error::ShuttingDown)?;
         answer.await.map_err(|_| Error::ShuttingDown)?
-    }
-}
-
-/// How many callers there are at a time.
-#[derive(Debug, Default)]
-struct Callers {
-    now: AtomicUsize,
-    /// The most since it was last asked.
-    most: AtomicUsize,
-}
-
-impl Callers {
-    /// Counts a caller until what is returned is dropped.
-    fn enter(&self) -> impl Drop {
-        struct Caller<'a>(&'a AtomicUsize);
-        impl Drop for Caller<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
-        self.most.fetch_max(now, Ordering::Relaxed);
-        Caller(&self.now)
-    }
-
-    fn most(&self) -> usize {
-        self.most
-            .swap(self.now.load(Ordering::Relaxed), Ordering::Relaxed)
     }
 }
 

@@ -84,17 +84,7 @@ pub async fn rows(
     tx: &DatabaseTransaction,
     changes: impl IntoIterator<Item = Record>,
 ) -> Result<Vec<change::ActiveModel>> {
-    let created_at = entity::now();
-    let mut rows: Vec<_> = changes
-        .into_iter()
-        .map(|change| change::ActiveModel {
-            topic: Set(change.topic.as_str().to_string()),
-            key: Set(change.key),
-            message: Set(change.message),
-            created_at: Set(created_at),
-            ..Default::default()
-        })
-        .collect();
+    let mut rows = rows_on_postgres(changes);
     if tx.get_database_backend() == DbBackend::Sqlite && !rows.is_empty() {
         let number = commit_seq(tx).await?;
         for row in &mut rows {
@@ -102,6 +92,19 @@ pub async fn rows(
         }
     }
     Ok(rows)
+}
+
+/// The same on PostgreSQL, where the database numbers transactions itself.
+pub fn rows_on_postgres(changes: impl IntoIterator<Item = Record>) -> Vec<change::ActiveModel> {
+    let created_at = entity::now();
+    let row = |change: Record| change::ActiveModel {
+        topic: Set(change.topic.as_str().to_string()),
+        key: Set(change.key),
+        message: Set(change.message),
+        created_at: Set(created_at),
+        ..Default::default()
+    };
+    changes.into_iter().map(row).collect()
 }
 
 /// What the feed calls this transaction on SQLite: by the number of its first change.

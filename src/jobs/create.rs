@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, Condition, ConnectionTrait,
-    DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect,
+    DatabaseTransaction, DbBackend, EntityTrait, QueryFilter, QuerySelect,
 };
 use uuid::Uuid;
 
@@ -14,7 +14,7 @@ use crate::{
     db::Db,
     entity::job::{self, ActiveModel, Column, Entity, JobStatus},
     error::{Error, Result},
-    feed,
+    feed::{self, Record},
     rpc::{
         group::Writer,
         insert::{Inserts, insert_new},
@@ -58,7 +58,7 @@ impl Writer for Creator {
         let mut tries = 1;
         let made = loop {
             let jobs: Vec<_> = jobs();
-            match self.db.write(async |tx| insert(tx, jobs).await).await {
+            match self.make(jobs).await {
                 Err(Error::Contended) if tries < TRIES => tries += 1,
                 made => break made?,
             }
@@ -78,26 +78,54 @@ impl Writer for Creator {
     }
 }
 
+impl Creator {
+    async fn make(&self, jobs: Vec<job::Model>) -> Result<Vec<Made>> {
+        let backend = self.db.backend();
+        if backend != DbBackend::Postgres || !jobs.iter().all(is_free) {
+            return self.db.write(async |tx| insert(tx, jobs).await).await;
+        }
+        let mut writes = Inserts::new(backend);
+        writes.add(rows(&jobs))?;
+        let made = created(jobs);
+        writes.add(feed::rows_on_postgres(records(&made)))?;
+        self.db
+            .write_at_once(async |db| writes.run(db).await)
+            .await?;
+        Ok(made)
+    }
+}
+
 /// Inserts jobs and announces those that were made. Gives what became of each, in their order.
 pub(super) async fn insert(tx: &DatabaseTransaction, jobs: Vec<job::Model>) -> Result<Vec<Made>> {
-    let free =
-        |job: &job::Model| job.request_id.is_none() && !holds_key(job) && job.schedule_id.is_none();
     let mut writes = Inserts::new(tx.get_database_backend());
-    let made: Vec<Made> = if jobs.iter().all(free) {
+    let made = if jobs.iter().all(is_free) {
         writes.add(rows(&jobs))?;
-        let jobs = jobs.into_iter();
-        jobs.map(|job| Made::Created(job.into())).collect()
+        created(jobs)
     } else {
         insert_keyed(tx, jobs).await?
     };
+    writes.add(feed::rows(tx, records(&made)).await?)?;
+    writes.run(tx).await?;
+    Ok(made)
+}
+
+fn created(jobs: Vec<job::Model>) -> Vec<Made> {
+    let jobs = jobs.into_iter();
+    jobs.map(|job| Made::Created(job.into())).collect()
+}
+
+/// What watchers are told of those that were made.
+fn records(made: &[Made]) -> Vec<Record> {
     let created = made.iter().filter_map(|made| match made {
         Made::Created(job) => Some(announce::created(job)),
         Made::Existed(_) | Made::KeyHeld { .. } | Made::RequestReused(_) => None,
     });
-    let records = announce::records(created.collect());
-    writes.add(feed::rows(tx, records).await?)?;
-    writes.run(tx).await?;
-    Ok(made)
+    announce::records(created.collect())
+}
+
+/// Whether nothing can keep a job from being made.
+fn is_free(job: &job::Model) -> bool {
+    job.request_id.is_none() && !holds_key(job) && job.schedule_id.is_none()
 }
 
 fn holds_key(job: &job::Model) -> bool {

@@ -1,15 +1,57 @@
 //! Group commit: what arrives while others are being written shares the next transaction, and with it the
 //! wait for the disk.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
 
 /// How much waits at most; whoever comes beyond that waits for a place.
 const QUEUE: usize = 4_096;
+
+/// How long to wait for callers who were just answered, and who probably come again at once. One who comes alone
+/// waits for nobody.
+pub const SIBLINGS: Duration = Duration::from_millis(2);
+
+/// How many callers there are at a time.
+#[derive(Debug, Default)]
+pub struct Callers {
+    now: AtomicUsize,
+    /// The most since it was last asked.
+    most: AtomicUsize,
+}
+
+impl Callers {
+    /// Counts a caller until what is returned is dropped.
+    pub fn enter(&self) -> impl Drop {
+        struct Caller<'a>(&'a AtomicUsize);
+        impl Drop for Caller<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most.fetch_max(now, Ordering::Relaxed);
+        Caller(&self.now)
+    }
+
+    /// The most at a time since it was last asked.
+    pub fn most(&self) -> usize {
+        self.most
+            .swap(self.now.load(Ordering::Relaxed), Ordering::Relaxed)
+    }
+}
 
 /// Writes groups of items.
 pub trait Writer: Send + Sync + 'static {
@@ -40,12 +82,14 @@ type Waiting<W> = (
 #[derive(Debug)]
 pub struct Group<W: Writer> {
     queue: mpsc::Sender<Waiting<W>>,
+    callers: Arc<Callers>,
 }
 
 impl<W: Writer> Clone for Group<W> {
     fn clone(&self) -> Self {
         Self {
             queue: self.queue.clone(),
+            callers: self.callers.clone(),
         }
     }
 }
@@ -55,12 +99,18 @@ impl<W: Writer> Group<W> {
     /// single one needs more. What waits at shutdown is still written.
     pub fn start(writer: Arc<W>, at_once: usize, room: usize, shutdown: CancellationToken) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        tokio::spawn(gather(writer, waiting, at_once, room, shutdown));
-        Self { queue }
+        let callers = Arc::new(Callers::default());
+        let group = Self {
+            queue,
+            callers: callers.clone(),
+        };
+        tokio::spawn(gather(writer, waiting, callers, at_once, room, shutdown));
+        group
     }
 
     /// Writes an item. Returns when it is committed, or is not going to be.
     pub async fn write(&self, item: W::Item) -> Result<W::Answer> {
+        let _caller = self.callers.enter();
         let answer = self.send(item).await?;
         answer.await.map_err(|_| Error::ShuttingDown)?
     }
@@ -77,6 +127,7 @@ impl<W: Writer> Group<W> {
 async fn gather<W: Writer>(
     writer: Arc<W>,
     mut queue: mpsc::Receiver<Waiting<W>>,
+    callers: Arc<Callers>,
     at_once: usize,
     room: usize,
     shutdown: CancellationToken,
@@ -105,7 +156,17 @@ async fn gather<W: Writer>(
         };
         let mut size = W::size(&first.0);
         let mut group = vec![first];
-        while let Ok(another) = queue.try_recv() {
+        let siblings = callers.most().div_ceil(at_once);
+        let until = Instant::now() + SIBLINGS;
+        loop {
+            let another = match queue.try_recv() {
+                Ok(another) => another,
+                Err(_) if group.len() < siblings => match timeout_at(until, queue.recv()).await {
+                    Ok(Some(another)) => another,
+                    Ok(None) | Err(_) => break,
+                },
+                Err(_) => break,
+            };
             size += W::size(&another.0);
             if size > room {
                 next = Some(another);
