@@ -35,29 +35,50 @@ const PASSES: usize = 3;
 const FINISHED: usize = 1_000_000;
 const RESCUES: u64 = 10;
 
-/// All figures of jobs, one after the other.
-pub async fn run(url: Option<String>, options: &Options) {
+/// All figures of jobs, one after the other, or the one with this name.
+pub async fn run(url: Option<String>, options: &Options, name: &str) {
     let server = Server::start(url.or(options.database_url.clone()));
     server.serving().await;
-    let db = connect(&server).await;
-    enqueue_in_batches(&server).await;
-    empty(&db).await;
-    enqueue_one_by_one(&server, options.seconds).await;
-    empty(&db).await;
-    start(&server).await;
-    empty(&db).await;
-    rescue(&server).await;
-    empty(&db).await;
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    for _ in 0..PASSES {
-        ours.push(drain(&server).await);
-        empty(&db).await;
-        bare.push(bare_jobs::drain(&server).await);
+    let db = connect(&server, &[]).await;
+    let wanted = |figure: &str| name == "jobs" || name == figure;
+    if wanted("jobs_enqueue_batch") {
+        enqueue_in_batches(&server).await;
         empty(&db).await;
     }
+    if wanted("jobs_enqueue_one_by_one") {
+        enqueue_one_by_one(&server, options.seconds).await;
+        empty(&db).await;
+    }
+    if wanted("jobs_start") {
+        start(&server).await;
+        empty(&db).await;
+    }
+    if wanted("jobs_rescue") {
+        rescue(&server).await;
+        empty(&db).await;
+    }
+    if wanted("jobs_drain") {
+        drain_beside_bare_sql(&server, &db).await;
+    }
+    if wanted("jobs_held_snapshot") && server.database == "postgres" {
+        held_snapshot(&server, &db).await;
+        empty(&db).await;
+    }
+    if wanted("jobs_finished") {
+        finished(&server, &db).await;
+    }
+}
+
+async fn drain_beside_bare_sql(server: &Server, db: &DatabaseConnection) {
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    for _ in 0..PASSES {
+        ours.push(drain(server).await);
+        empty(db).await;
+        bare.push(bare_jobs::drain(server).await);
+        empty(db).await;
+    }
     let (ours, bare) = (median(&mut ours), median(&mut bare));
-    let postgres = server.database == "postgres";
-    let goal = if postgres {
+    let goal = if server.database == "postgres" {
         ">= 10000 jobs/s, >= 0.6 of bare SQL"
     } else {
         ">= 8000 jobs/s, >= 0.6 of bare SQL"
@@ -71,11 +92,6 @@ pub async fn run(url: Option<String>, options: &Options) {
         "passes": PASSES,
     });
     server.report("jobs_drain", goal, &values);
-    finished(&server, &db).await;
-    if postgres {
-        empty(&db).await;
-        held_snapshot(&server, &db).await;
-    }
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -87,14 +103,23 @@ fn ratio(part: f64, whole: f64) -> f64 {
     (part / whole * 100.0).round() / 100.0
 }
 
-/// A connection to the database that the server serves.
-pub async fn connect(server: &Server) -> DatabaseConnection {
+/// A connection to the database that the server serves, on PostgreSQL with these settings.
+pub async fn connect(
+    server: &Server,
+    settings: &[(&'static str, &'static str)],
+) -> DatabaseConnection {
     let url = server.url.clone().unwrap_or_else(|| {
         let file = server.folder.path().join("watchpost.db");
         format!("sqlite://{}", file.display())
     });
+    let settings = settings.to_vec();
     let mut options = ConnectOptions::new(url);
-    options.max_connections(8).sqlx_logging(false);
+    options
+        .max_connections(8)
+        .sqlx_logging(false)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .map_sqlx_postgres_opts(move |options| options.options(settings.clone()));
     Database::connect(options).await.unwrap()
 }
 
@@ -384,7 +409,7 @@ async fn finished(server: &Server, db: &DatabaseConnection) {
         before.push(drain(server).await);
         empty(db).await;
     }
-    bare_jobs::fill(db, FINISHED).await;
+    bare_jobs::fill(server, FINISHED).await;
     let mut after = Vec::new();
     for _ in 0..PASSES {
         after.push(drain(server).await);

@@ -150,8 +150,8 @@ async fn by_name_only(
             Some(true)
         }
         "job_kills" => Some(job_kills::check(url, options.cycles, options.seed).await),
-        "jobs" => {
-            jobs::run(url, options).await;
+        name if name == "jobs" || name.starts_with("jobs_") => {
+            jobs::run(url, options, name).await;
             Some(true)
         }
         "deliveries" => {
