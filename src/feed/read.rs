@@ -2,9 +2,7 @@
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use sea_orm::{
-    ConnectionTrait, DbBackend, DbErr, EntityTrait, QueryResult, RuntimeErr, Statement, sqlx,
-};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, EntityTrait, RuntimeErr, Statement, sqlx};
 
 use super::{Cursors, Position, Seen, Start};
 use crate::{
@@ -15,18 +13,22 @@ use crate::{
 
 /// PostgreSQL hands out `seq` before the commit, so a reader of plain `seq`
 /// skips what commits late. Below the oldest running transaction nothing can
-/// still arrive, and `(xid, seq)` orders what is there. (A bare `xid` would name the column of the
-/// result, by which no index is sorted.)
+/// still arrive, and `(xid, seq)` orders what is there. All that a page tells is of one moment: what
+/// was pruned, what is left after the place, and whether changes are committed that cannot be read
+/// yet, because an older transaction is still running.
 const AFTER_POSTGRES: &str = "\
-    SELECT xid::text::bigint, seq, topic, key, message, created_at FROM changes \
+    SELECT s.pruned_xid, s.pruned_seq, coalesce((SELECT xid FROM changes ORDER BY xid DESC, seq DESC LIMIT 1) \
+    >= pg_snapshot_xmin(pg_current_snapshot()), FALSE), \
+    c.xid::text::bigint, c.seq, c.topic, c.key, c.message, c.created_at \
+    FROM feed_state AS s LEFT JOIN LATERAL (SELECT xid, seq, topic, key, message, created_at FROM changes \
     WHERE (xid, seq) > ($1::text::xid8, $2) AND xid < pg_snapshot_xmin(pg_current_snapshot()) \
-    ORDER BY changes.xid, changes.seq LIMIT $3";
+    ORDER BY xid, seq LIMIT $3) AS c ON TRUE WHERE s.id = 1 ORDER BY c.xid, c.seq";
 
 /// SQLite has one writer, so `seq` is the order of the commits.
 const AFTER_SQLITE: &str = "\
-    SELECT CAST($1 AS INTEGER) AS xid, seq, topic, key, message, created_at, \
-    coalesce(commit_seq, seq) AS commit_seq FROM changes \
-    WHERE seq > $2 ORDER BY seq LIMIT $3";
+    SELECT s.pruned_seq, c.seq, c.topic, c.key, c.message, c.created_at, c.commit_seq FROM feed_state AS s \
+    LEFT JOIN (SELECT seq, topic, key, message, created_at, coalesce(commit_seq, seq) AS commit_seq \
+    FROM changes WHERE seq > ? ORDER BY seq LIMIT ?) AS c ON TRUE WHERE s.id = 1 ORDER BY c.seq";
 
 /// What one statement sees: the last place that is settled, and which transactions have ended
 /// (see [`Seen`]).
@@ -37,11 +39,6 @@ const BOUNDS_POSTGRES: &str = "\
 const BOUNDS_SQLITE: &str = "\
     SELECT 0 AS settled_xid, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) AS settled_seq, \
     '0:0:' AS snapshot";
-
-/// Whether changes are committed that cannot be read yet, because an older transaction is still running.
-const WAITING_POSTGRES: &str = "\
-    SELECT coalesce((SELECT xid FROM changes ORDER BY xid DESC, seq DESC LIMIT 1) \
-    >= pg_snapshot_xmin(pg_current_snapshot()), FALSE) AS waiting";
 
 /// How much is left after a place; counting stops at a million.
 const BEHIND_POSTGRES: &str = "\
@@ -85,31 +82,56 @@ fn statement<const N: usize>(
     Statement::from_sql_and_values(db.backend(), sql, values)
 }
 
-/// The settled changes after `position`, at most `limit`.
-pub async fn after(db: &Db, position: Position, limit: i64) -> Result<Vec<Change>> {
+/// What the feed has after a place, at one moment.
+#[derive(Debug)]
+pub struct Page {
+    /// Settled changes, in order.
+    pub changes: Vec<Change>,
+    /// The place up to which changes were deleted. If the page is of one before it, some are lost.
+    pub pruned: Position,
+    /// Whether committed changes wait behind a transaction that is still running.
+    pub waiting: bool,
+}
+
+impl Page {
+    /// Refuses the place that this is of, if changes after it are lost.
+    pub fn check_kept(&self, cursors: Cursors, position: Position) -> Result<()> {
+        kept(self.pruned, cursors, position)
+    }
+}
+
+/// What the feed has after `position`, at most `limit` changes.
+pub async fn after(db: &Db, position: Position, limit: i64) -> Result<Page> {
     // One more than asked for, to see whether it belongs to the same transaction as the last one.
-    let mut changes = if db.backend() == DbBackend::Postgres {
+    let mut page = if db.backend() == DbBackend::Postgres {
         after_on_postgres(db, position, limit + 1).await?
     } else {
-        let values = [position.xid.into(), position.seq.into(), (limit + 1).into()];
-        let rows = db
-            .reader()
-            .query_all_raw(statement(db, "", AFTER_SQLITE, values))
-            .await?;
-        rows.iter().map(read).collect::<Result<_, _>>()?
+        after_on_sqlite(db, position, limit + 1).await?
     };
     // A transaction is settled as a whole, so that nothing follows where nothing is seen.
     let mut next = None;
-    for change in changes.iter_mut().rev() {
+    for change in page.changes.iter_mut().rev() {
         change.ends_commit = next != Some(change.commit);
         next = Some(change.commit);
     }
-    changes.truncate(usize::try_from(limit).unwrap_or_default());
-    Ok(changes)
+    let limit = usize::try_from(limit).unwrap_or_default();
+    page.changes.truncate(limit);
+    Ok(page)
 }
 
-async fn after_on_postgres(db: &Db, position: Position, limit: i64) -> Result<Vec<Change>> {
-    type Row = (i64, i64, String, String, Vec<u8>, DateTime<Utc>);
+async fn after_on_postgres(db: &Db, position: Position, limit: i64) -> Result<Page> {
+    // What is of a change is NULL in the single row of a page without one.
+    type Row = (
+        i64,
+        i64,
+        bool,
+        Option<i64>,
+        Option<i64>,
+        Option<String>,
+        Option<String>,
+        Option<Vec<u8>>,
+        Option<DateTime<Utc>>,
+    );
     // Planned anew each time: a plan that was made while the table was small would read all of it
     // when it is large.
     let query = sqlx::query_as::<_, Row>(AFTER_POSTGRES).persistent(false);
@@ -121,46 +143,63 @@ async fn after_on_postgres(db: &Db, position: Position, limit: i64) -> Result<Ve
         .fetch_all(db.reader().get_postgres_connection_pool())
         .await;
     let rows = rows.map_err(|error| DbErr::Query(RuntimeErr::SqlxError(error.into())))?;
-    let change = |(xid, seq, topic, key, message, created_at): Row| {
-        let position = Position { xid, seq };
-        Change {
-            position,
+    let &(xid, seq, waiting, ..) = rows.first().ok_or_else(no_state)?;
+    let pruned = Position { xid, seq };
+    let change = |(_, _, _, xid, seq, topic, key, message, created_at): Row| {
+        let (xid, seq) = (xid?, seq?);
+        Some(Change {
+            position: Position { xid, seq },
             commit: xid,
             ends_commit: false,
-            topic,
-            key,
-            message: message.into(),
-            created_at,
-        }
+            topic: topic?,
+            key: key?,
+            message: message?.into(),
+            created_at: created_at?,
+        })
     };
-    Ok(rows.into_iter().map(change).collect())
-}
-
-fn read(row: &QueryResult) -> Result<Change, sea_orm::DbErr> {
-    Ok(Change {
-        position: Position {
-            xid: row.try_get("", "xid")?,
-            seq: row.try_get("", "seq")?,
-        },
-        commit: row.try_get("", "commit_seq")?,
-        ends_commit: false,
-        topic: row.try_get("", "topic")?,
-        key: row.try_get("", "key")?,
-        message: Bytes::from(row.try_get::<Vec<u8>>("", "message")?),
-        created_at: row.try_get("", "created_at")?,
+    Ok(Page {
+        changes: rows.into_iter().filter_map(change).collect(),
+        pruned,
+        waiting,
     })
 }
 
-/// Whether committed changes wait behind a transaction that is still running.
-pub async fn waiting(db: &Db) -> Result<bool> {
-    if db.backend() != DbBackend::Postgres {
-        return Ok(false);
+async fn after_on_sqlite(db: &Db, position: Position, limit: i64) -> Result<Page> {
+    let values = [position.seq.into(), limit.into()];
+    let statement = Statement::from_sql_and_values(DbBackend::Sqlite, AFTER_SQLITE, values);
+    let rows = db.reader().query_all_raw(statement).await?;
+    let first = rows.first().ok_or_else(no_state)?;
+    let pruned = Position {
+        xid: 0,
+        seq: first.try_get("", "pruned_seq")?,
+    };
+    let mut changes = Vec::with_capacity(rows.len());
+    for row in &rows {
+        // NULL in the single row of a page without a change.
+        if let Some(seq) = row.try_get("", "seq")? {
+            changes.push(Change {
+                position: Position {
+                    xid: position.xid,
+                    seq,
+                },
+                commit: row.try_get("", "commit_seq")?,
+                ends_commit: false,
+                topic: row.try_get("", "topic")?,
+                key: row.try_get("", "key")?,
+                message: Bytes::from(row.try_get::<Vec<u8>>("", "message")?),
+                created_at: row.try_get("", "created_at")?,
+            });
+        }
     }
-    let row = db
-        .reader()
-        .query_one_raw(statement(db, WAITING_POSTGRES, "", []))
-        .await?;
-    row.map_or(Ok(false), |row| Ok(row.try_get("", "waiting")?))
+    Ok(Page {
+        changes,
+        pruned,
+        waiting: false,
+    })
+}
+
+fn no_state() -> Error {
+    Error::internal("table feed_state is empty")
 }
 
 /// The place that this moment is in the feed: after everything that is settled, and the
@@ -217,7 +256,7 @@ pub async fn behind(db: &Db, position: Position) -> Result<(i64, Option<DateTime
 /// Which database this is, and what is gone of its feed.
 pub async fn state(db: &Db) -> Result<feed_state::Model> {
     let state = feed_state::Entity::find_by_id(1).one(db.reader()).await?;
-    state.ok_or_else(|| Error::internal("table feed_state is empty"))
+    state.ok_or_else(no_state)
 }
 
 /// Refuses a place from which the feed can no longer be read without loss.
@@ -227,6 +266,10 @@ pub async fn check_kept(db: &Db, cursors: Cursors, position: Position) -> Result
         xid: state.pruned_xid,
         seq: state.pruned_seq,
     };
+    kept(pruned, cursors, position)
+}
+
+fn kept(pruned: Position, cursors: Cursors, position: Position) -> Result<()> {
     if position >= pruned {
         return Ok(());
     }
@@ -278,7 +321,7 @@ pub async fn status(db: &Db) -> Result<Status> {
         .reader()
         .query_one_raw(Statement::from_string(db.backend(), STATUS))
         .await?
-        .ok_or_else(|| Error::internal("table feed_state is empty"))?;
+        .ok_or_else(no_state)?;
     Ok(Status {
         earliest: Position {
             xid: row.try_get("", "pruned_xid")?,

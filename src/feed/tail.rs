@@ -259,10 +259,10 @@ impl<T: Send + Sync + 'static> Feed<T> {
     }
 
     async fn stored_after(&self, position: Position) -> Result<Vec<Arc<Entry<T>>>> {
-        let changes = read::after(&self.0.db, position, PAGE).await?;
-        // Asked after reading: what was pruned before the read is noticed, too.
-        read::check_kept(&self.0.db, self.cursors(), position).await?;
-        Ok(changes
+        let page = read::after(&self.0.db, position, PAGE).await?;
+        page.check_kept(self.cursors(), position)?;
+        Ok(page
+            .changes
             .iter()
             .map(|change| Arc::new(self.entry(change)))
             .collect())
@@ -327,33 +327,49 @@ impl<T: Send + Sync + 'static> Feed<T> {
 
     /// Reads what is new. Returns how long to wait, unless woken, before looking again.
     async fn advance(&self) -> Result<Duration> {
-        let head = self.head();
-        let changes = read::after(&self.0.db, head, PAGE).await?;
-        let full = i64::try_from(changes.len()) == Ok(PAGE);
-        if let Some(last) = changes.last().map(|change| change.position) {
-            let entries: Vec<_> = changes
-                .iter()
-                .map(|change| Arc::new(self.entry(change)))
-                .collect();
-            self.0
-                .ring
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(entries);
+        let mut head = self.head();
+        let page = read::after(&self.0.db, head, PAGE).await?;
+        let full = i64::try_from(page.changes.len()) == Ok(PAGE);
+        let pruned = page.pruned;
+        let is_gap = head < pruned;
+        if is_gap {
+            // Something was deleted before this process had read it. Whoever waits at the head is told so by the
+            // table, since the ring does not reach back to it any more.
+            tracing::warn!("changes were pruned before they were read; watches must begin anew");
+            head = pruned;
+        }
+        let new = page.changes.iter();
+        let new = new.filter(|change| change.position > head);
+        let entries: Vec<_> = new.map(|change| Arc::new(self.entry(change))).collect();
+        if is_gap || !entries.is_empty() {
+            let read = u64::try_from(entries.len()).unwrap_or(0);
+            let last = entries.last().map_or(head, |entry| entry.position);
+            let mut ring = self.0.ring.write().unwrap_or_else(PoisonError::into_inner);
+            if is_gap {
+                ring.restart(pruned);
+            }
+            ring.push(entries);
+            drop(ring);
             self.0.head.send_replace(last);
-            let read = u64::try_from(changes.len()).unwrap_or(0);
             self.0.read.fetch_add(read, Ordering::Relaxed);
         }
-        if full {
-            return Ok(Duration::ZERO);
-        }
-        let waiting = read::waiting(&self.0.db).await?;
-        self.0.waiting.store(waiting, Ordering::Relaxed);
-        Ok(if waiting { POLL_WAITING } else { POLL })
+        self.0.waiting.store(page.waiting, Ordering::Relaxed);
+        Ok(match (full, page.waiting) {
+            (true, _) => Duration::ZERO,
+            (false, true) => POLL_WAITING,
+            (false, false) => POLL,
+        })
     }
 }
 
 impl<T> Ring<T> {
+    /// Forgets all, and goes on after this place.
+    fn restart(&mut self, start: Position) {
+        self.entries.clear();
+        self.bytes = 0;
+        self.start = start;
+    }
+
     fn push(&mut self, entries: Vec<Arc<Entry<T>>>) {
         for entry in entries {
             self.bytes += entry.bytes;

@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
+use sea_orm::{ConnectionTrait, TransactionTrait};
 use tonic::Code;
 use watchpost::{
     db::{self, Db},
@@ -10,8 +11,9 @@ use watchpost::{
 };
 
 use crate::support::{
-    self, TestServer, Watch, always, connect, database::on_both, detection, field, ingest, middle,
-    quiet, reason, topics,
+    self, TestServer, Watch, always, connect,
+    database::{Backend, on_both},
+    detection, field, ingest, middle, quiet, reason, topics,
 };
 
 mod commits;
@@ -57,7 +59,7 @@ async fn raise(server: &TestServer, count: usize) -> Vec<String> {
     ids
 }
 
-async fn server_with_a_rule(backend: support::database::Backend) -> TestServer {
+async fn server_with_a_rule(backend: Backend) -> TestServer {
     let server = TestServer::start(backend).await;
     server.camera("door").await;
     server.rule(always("everything")).await;
@@ -239,6 +241,43 @@ on_both! {
         let end = watch.try_next().await.unwrap_err();
         assert_eq!((end.code(), reason(&end)), (Code::Unavailable, "SHUTTING_DOWN".into()));
         stopped.await.unwrap();
+    }
+
+    async fn a_live_watch_is_told_of_what_was_pruned_before_the_server_read_it(backend) {
+        let server = server_with_a_rule(backend).await;
+        let mut watch = server.watch(topics(&[Topic::Alerts])).await;
+        let raised = raise(&server, 1).await;
+        assert_eq!(new_alerts(&mut watch, 1).await, raised);
+        // Recorded and deleted in one transaction: no reader comes in between.
+        let xid = match backend {
+            Backend::Sqlite => "0",
+            Backend::Postgres => "pg_current_xact_id()::text::bigint",
+        };
+        let db = server.database.connect().await;
+        let tx = db.begin().await.unwrap();
+        for sql in [
+            "INSERT INTO changes (topic, key, message) VALUES ('alerts', 'lost', '')",
+            &format!("UPDATE feed_state SET pruned_xid = {xid}, pruned_seq = (SELECT max(seq) FROM changes)"),
+            "DELETE FROM changes",
+        ] {
+            tx.execute_unprepared(sql).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        db.close().await.unwrap();
+        let expired = loop {
+            match watch.try_next().await {
+                Ok(response) => assert!(matches!(response.update, Some(Update::Heartbeat(_)))),
+                Err(expired) => break expired,
+            }
+        };
+        assert_eq!((expired.code(), reason(&expired)), (Code::OutOfRange, "CURSOR_EXPIRED".into()));
+        // A new one goes on from there, and so do the rules.
+        let details = tonic_types::StatusExt::get_error_details(&expired);
+        let earliest = details.error_info().unwrap().metadata["earliest_cursor"].clone();
+        let mut watch = server.watch(alerts_after(&earliest)).await;
+        let raised = raise(&server, 1).await;
+        assert_eq!(new_alerts(&mut watch, 1).await, raised);
+        server.stop().await;
     }
 
     async fn a_cursor_out_of_retention_is_refused_with_the_earliest_one(backend) {
