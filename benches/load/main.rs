@@ -3,7 +3,7 @@
 //! `cargo bench` on SQLite, `cargo bench -- --postgres` on a private PostgreSQL,
 //! `cargo bench -- --database-url URL` on an empty database of yours;
 //! `--seconds N` sets how long each load lasts, and a name runs one figure only.
-//! `jobs` measures the job queue, and `job_kills --cycles N --seed N` kills servers and workers N times while they work jobs.
+//! `jobs` measures the job queue, or one of its figures by name, and `job_kills --cycles N --seed N` kills servers and workers N times while they work jobs.
 //! `delivery_kills --cycles N --seed N` kills the server N times while it delivers.
 //! `guarantees --cycles N --seed N` is no load: it checks what watches are promised while
 //! servers are killed N times. `schedules --zones N` is none either: it compares when schedules

@@ -37,6 +37,9 @@ use crate::{
 /// How many jobs of a snapshot are read, and kept encoded, together.
 const PAGE: u64 = 1_000;
 
+/// How many jobs a snapshot has at most: they are kept until the client has read them.
+const SNAPSHOT: usize = 100_000;
+
 /// A watch of jobs: where it is, and what it wants.
 pub(super) struct Watch {
     jobs: Jobs,
@@ -282,9 +285,14 @@ async fn unfinished(tx: &DatabaseTransaction, condition: Condition) -> Result<Ve
         .order_by_asc(Column::CreatedAt)
         .order_by_asc(Column::Id)
         .limit(PAGE);
-    let mut pages = Vec::new();
+    let (mut pages, mut jobs) = (Vec::new(), 0);
     let mut page = all.clone().all(tx).await?;
     while let Some(last) = page.last() {
+        jobs += page.len();
+        if jobs > SNAPSHOT {
+            let problem = format!("would have more than {SNAPSHOT} jobs; narrow the filter");
+            return Err(Error::invalid("snapshot", problem));
+        }
         let columns = Expr::tuple([Column::CreatedAt.into_expr(), Column::Id.into_expr()]);
         let place = Expr::tuple([Expr::val(last.created_at), Expr::val(last.id)]);
         let changes = page.into_iter().map(existing).collect();

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use sea_orm::ConnectionTrait;
 use tokio::time::timeout;
 use tonic::Code;
 use watchpost::{
     entity::{job, job_log::JobLogLevel},
     feed::retention::{Retention, prune},
-    pb::{self, JobChangeKind as Kind},
+    pb::{self, JobChangeKind as Kind, watch_jobs_response::Update},
 };
 
 use super::{Watch, any, completed, filtered, many, one};
@@ -16,7 +17,7 @@ use crate::{
     support::{
         PATIENCE, TestServer,
         calls::{at, failed, refused, strings},
-        database::{TestDatabase, on_both},
+        database::{Backend, TestDatabase, on_both},
         reason,
     },
 };
@@ -100,6 +101,34 @@ on_both! {
         ] {
             refused(client(&server).watch_job(request).await.map(|_| tonic::Response::new(())), path);
         }
+        server.stop().await;
+    }
+
+    async fn a_snapshot_of_too_many_jobs_is_refused(backend) {
+        let server = TestServer::start(backend).await;
+        let rows = server.database.connect().await;
+        let series = "WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n <= 100000)";
+        let id = match backend {
+            Backend::Sqlite => "randomblob(16)",
+            Backend::Postgres => "watchpost_uuid7()",
+        };
+        let many = format!("{series} INSERT INTO jobs (id, job_type) SELECT {id}, 'a' FROM s");
+        rows.execute_unprepared(&many).await.unwrap();
+        let request = pb::WatchJobsRequest { snapshot: true, ..filtered(pb::JobFilter { job_types: strings(&["a"]), ..any() }) };
+        refused(client(&server).watch_jobs(request).await.map(|_| tonic::Response::new(())), "snapshot");
+        rows.execute_unprepared("UPDATE jobs SET status = 'cancelled' WHERE id = (SELECT id FROM jobs LIMIT 1)").await.unwrap();
+        let request = pb::WatchJobsRequest { snapshot: true, ..filtered(pb::JobFilter { job_types: strings(&["a"]), ..any() }) };
+        let mut told = client(&server).watch_jobs(request).await.unwrap().into_inner();
+        let mut jobs = 0;
+        let count = loop {
+            match told.message().await.unwrap().unwrap().update.unwrap() {
+                Update::Job(_) => jobs += 1,
+                Update::SnapshotEnd(count) => break count,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!((jobs, count), (100_000, 100_000));
+        rows.close().await.unwrap();
         server.stop().await;
     }
 
