@@ -56,7 +56,7 @@ pub struct Settings {
     )]
     pub database_url: Option<String>,
 
-    /// How many connections to PostgreSQL to open at most, 4 to 1000; 3 of 8, at most 8, work the job queue
+    /// How many connections to PostgreSQL to open at most, 4 to 1000; 3 of 8, at most 8, for jobs and the feed
     #[arg(
         long, global = true, value_name = "NUMBER", env = "WATCHPOST_DATABASE_CONNECTIONS",
         default_value = "16", value_parser = clap::value_parser!(u32).range(4..=1000)

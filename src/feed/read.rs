@@ -100,11 +100,21 @@ impl Page {
     }
 }
 
+/// Whether a statement of PostgreSQL is planned for each look at the feed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Planned {
+    /// It is, which takes a millisecond: a plan that was made while the table was small would read all of
+    /// it when it is large.
+    Anew,
+    /// It is planned once for a connection. For those of [`Db::by_key`], on which that cannot happen.
+    Once,
+}
+
 /// What the feed has after `position`, at most `limit` changes.
-pub async fn after(db: &Db, position: Position, limit: i64) -> Result<Page> {
+pub async fn after(db: &Db, planned: Planned, position: Position, limit: i64) -> Result<Page> {
     // One more than asked for, to see whether it belongs to the same transaction as the last one.
     let mut page = if db.backend() == DbBackend::Postgres {
-        after_on_postgres(db, position, limit + 1).await?
+        after_on_postgres(db, planned, position, limit + 1).await?
     } else {
         after_on_sqlite(db, position, limit + 1).await?
     };
@@ -119,7 +129,12 @@ pub async fn after(db: &Db, position: Position, limit: i64) -> Result<Page> {
     Ok(page)
 }
 
-async fn after_on_postgres(db: &Db, position: Position, limit: i64) -> Result<Page> {
+async fn after_on_postgres(
+    db: &Db,
+    planned: Planned,
+    position: Position,
+    limit: i64,
+) -> Result<Page> {
     // What is of a change is NULL in the single row of a page without one.
     type Row = (
         i64,
@@ -132,9 +147,7 @@ async fn after_on_postgres(db: &Db, position: Position, limit: i64) -> Result<Pa
         Option<Vec<u8>>,
         Option<DateTime<Utc>>,
     );
-    // Planned anew each time: a plan that was made while the table was small would read all of it
-    // when it is large.
-    let query = sqlx::query_as::<_, Row>(AFTER_POSTGRES).persistent(false);
+    let query = sqlx::query_as::<_, Row>(AFTER_POSTGRES).persistent(planned == Planned::Once);
     let query = query
         .bind(position.xid.to_string())
         .bind(position.seq)

@@ -17,7 +17,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Change, Cursors, Position, Start, read};
+use super::{
+    Change, Cursors, Position, Start,
+    read::{self, Planned},
+};
 use crate::{
     db::{
         Db,
@@ -73,6 +76,8 @@ impl<T> Clone for Feed<T> {
 
 struct Shared<T> {
     db: Db,
+    /// The same, for the one who follows the feed: it looks after every commit.
+    by_key: Db,
     /// What this process calls itself in its signals.
     process: String,
     /// Of this database, which is known once it is open.
@@ -111,6 +116,7 @@ impl<T: Send + Sync + 'static> Feed<T> {
             watch::Sender::new(true),
         );
         Self(Arc::new(Shared {
+            by_key: db.by_key(),
             db,
             process: Uuid::now_v7().to_string(),
             cursors: OnceLock::new(),
@@ -259,7 +265,7 @@ impl<T: Send + Sync + 'static> Feed<T> {
     }
 
     async fn stored_after(&self, position: Position) -> Result<Vec<Arc<Entry<T>>>> {
-        let page = read::after(&self.0.db, position, PAGE).await?;
+        let page = read::after(&self.0.db, Planned::Anew, position, PAGE).await?;
         page.check_kept(self.cursors(), position)?;
         Ok(page
             .changes
@@ -328,7 +334,7 @@ impl<T: Send + Sync + 'static> Feed<T> {
     /// Reads what is new. Returns how long to wait, unless woken, before looking again.
     async fn advance(&self) -> Result<Duration> {
         let mut head = self.head();
-        let page = read::after(&self.0.db, head, PAGE).await?;
+        let page = read::after(&self.0.by_key, Planned::Once, head, PAGE).await?;
         let full = i64::try_from(page.changes.len()) == Ok(PAGE);
         let pruned = page.pruned;
         let is_gap = head < pruned;
