@@ -264,12 +264,15 @@ on_both! {
         }
         tx.commit().await.unwrap();
         db.close().await.unwrap();
-        let expired = loop {
-            match watch.try_next().await {
-                Ok(response) => assert!(matches!(response.update, Some(Update::Heartbeat(_)))),
-                Err(expired) => break expired,
+        let telling = async {
+            loop {
+                match watch.try_next().await {
+                    Ok(response) => assert!(matches!(response.update, Some(Update::Heartbeat(_)))),
+                    Err(expired) => return expired,
+                }
             }
         };
+        let expired = tokio::time::timeout(support::PATIENCE, telling).await.expect("it is told");
         assert_eq!((expired.code(), reason(&expired)), (Code::OutOfRange, "CURSOR_EXPIRED".into()));
         // A new one goes on from there, and so do the rules.
         let details = tonic_types::StatusExt::get_error_details(&expired);
