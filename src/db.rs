@@ -30,8 +30,8 @@ const SQLITE_READERS: u32 = 4;
 /// Many prepared statements: inserts of many rows come in several lengths.
 const STATEMENTS: usize = 512;
 
-/// What the planner of PostgreSQL is told on connections for work by key.
-const BY_KEY: [(&str, &str); 7] = [
+/// What the planner of PostgreSQL is told on connections for work by key, see [`Db::by_key`].
+pub const BY_KEY: [(&str, &str); 7] = [
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
     ("enable_hashjoin", "off"),
@@ -52,9 +52,6 @@ tokio::task_local! {
     /// What the feed calls the transaction that `Db::write` runs.
     static COMMIT_SEQ: Cell<Option<i64>>;
 }
-
-// Connections are kept for as long as they work: whenever the pool looks for old ones, it may misread how many are
-// idle and count through nearly 2^64 of them, which takes a thread of the runtime for good (a defect of sqlx 0.9.0).
 
 /// Which database, and how to treat it.
 #[derive(Debug, Clone)]
@@ -140,13 +137,11 @@ impl Db {
             Synchronous::Normal => SqliteSynchronous::Normal,
         };
         let pool = async |connections: u32| {
-            let mut options = ConnectOptions::new(&settings.url);
+            let mut options = lasting(&settings.url);
             options
                 .min_connections(1)
                 .max_connections(connections)
                 .acquire_timeout(WRITE_TIMEOUT)
-                .idle_timeout(None)
-                .max_lifetime(None)
                 .test_before_acquire(false)
                 .sqlx_logging(false)
                 .map_sqlx_sqlite_opts(move |options| {
@@ -183,15 +178,13 @@ impl Db {
     async fn connect_postgres(settings: &Settings) -> Result<Self, DbErr> {
         let pool = async |connections: u32, planner: &[(&'static str, &'static str)]| {
             let planner = planner.to_vec();
-            let mut options = ConnectOptions::new(&settings.url);
+            let mut options = lasting(&settings.url);
             options
                 .connect_lazy(true)
                 .min_connections(0)
                 .max_connections(connections)
                 .acquire_timeout(ACQUIRE_TIMEOUT)
                 .connect_timeout(ACQUIRE_TIMEOUT)
-                .idle_timeout(None)
-                .max_lifetime(None)
                 .test_before_acquire_if_idle_for(Duration::from_millis(500))
                 .sqlx_logging(false)
                 .map_sqlx_postgres_opts(move |options: PgConnectOptions| {
@@ -410,6 +403,14 @@ impl Db {
             }
         }
     }
+}
+
+/// Connections that are kept for as long as they work. Whenever the pool looks for old ones, it may misread how many
+/// are idle and count through nearly 2^64 of them, which takes a thread of the runtime for good (sqlx 0.9.0).
+fn lasting(url: &str) -> ConnectOptions {
+    let mut options = ConnectOptions::new(url);
+    options.idle_timeout(None).max_lifetime(None);
+    options
 }
 
 /// Whether an error at the start may pass by itself: the server is not there yet, or has no room.

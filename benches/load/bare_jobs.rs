@@ -7,6 +7,7 @@ use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbBackend, SqliteTransactionMode, Statement,
     TransactionOptions, TransactionTrait,
 };
+use watchpost::db::BY_KEY;
 
 use crate::{
     jobs::{JOBS, connect, enqueue},
@@ -68,21 +69,10 @@ const COMPLETE_SQLITE: [&str; 3] = [
         SELECT id, 'running', 'completed', 'worker', 3, 1, 'w' FROM bench_due",
 ];
 
-/// What the planner of PostgreSQL is told, as by the server: it cannot know that a batch is few among many.
-const PLANNER: [(&str, &str); 7] = [
-    ("enable_seqscan", "off"),
-    ("enable_bitmapscan", "off"),
-    ("enable_hashjoin", "off"),
-    ("enable_mergejoin", "off"),
-    ("enable_material", "off"),
-    ("enable_sort", "off"),
-    ("jit", "off"),
-];
-
-/// Jobs a second until none is left.
+/// Jobs a second until none is left. PostgreSQL's planner is kept to indexes, as by the server.
 pub async fn drain(server: &Server) -> f64 {
     enqueue(server.connect().await, JOBS).await;
-    let db = connect(server, &PLANNER).await;
+    let db = connect(server, &BY_KEY).await;
     db.execute_unprepared("ANALYZE").await.unwrap();
     // No worker is connected, so that the server leaves the jobs alone.
     let begun = Instant::now();

@@ -22,9 +22,7 @@ use watchpost::pb::{
     work_jobs_request::Message as Says, work_jobs_response::Message as Told,
 };
 
-use crate::{
-    Options, bare_jobs, job_crash::proxy::Proxy, latencies, millis, per_second, server::Server,
-};
+use crate::{Options, bare_jobs, job_rescue, latencies, millis, per_second, server::Server};
 
 /// How many jobs are drained at a time.
 pub const JOBS: usize = 20_000;
@@ -33,7 +31,6 @@ const WORKERS: usize = 10;
 const CAPACITY: i32 = 200;
 const PASSES: usize = 3;
 const FINISHED: usize = 1_000_000;
-const RESCUES: u64 = 10;
 
 /// All figures of jobs, one after the other, or the one with this name.
 pub async fn run(url: Option<String>, options: &Options, name: &str) {
@@ -54,7 +51,7 @@ pub async fn run(url: Option<String>, options: &Options, name: &str) {
         empty(&db).await;
     }
     if wanted("jobs_rescue") {
-        rescue(&server).await;
+        job_rescue::measure(&server).await;
         empty(&db).await;
     }
     if wanted("jobs_drain") {
@@ -255,7 +252,7 @@ pub async fn work(
     }
 }
 
-async fn say(says: &mpsc::Sender<pb::WorkJobsRequest>, number: i64, message: Says) {
+pub async fn say(says: &mpsc::Sender<pb::WorkJobsRequest>, number: i64, message: Says) {
     let message = Some(message);
     let request = pb::WorkJobsRequest { number, message };
     says.send(request).await.unwrap();
@@ -323,83 +320,6 @@ async fn start(server: &Server) {
         sleep(Duration::from_millis(3)).await;
     }
     server.report("jobs_start", "p50 <= 3 ms, p99 <= 10 ms", &latencies(times));
-}
-
-/// How long it takes until the job of a worker runs elsewhere: one whose connection ends as that of a killed process
-/// does, and one that goes silent as a machine without power does.
-async fn rescue(server: &Server) {
-    // The server is patient for a while after its start.
-    sleep(Duration::from_secs(5)).await;
-    let listen = server.address.trim_start_matches("http://");
-    let (mut killed, mut silent) = (Vec::new(), Vec::new());
-    for number in 0..RESCUES {
-        for (times, kill) in [(&mut killed, true), (&mut silent, false)] {
-            let mut client = JobServiceClient::new(server.connect().await);
-            client.create_job(wanted()).await.unwrap();
-            let proxy = Proxy::to(listen.parse().unwrap()).await;
-            let through = Channel::from_shared(format!("http://{}", proxy.address));
-            let through = through.unwrap().connect().await.unwrap();
-            let first = one(through, format!("lost-{number}")).await;
-            // It may be anywhere between two heartbeats.
-            sleep(Duration::from_millis(number * 1_000 / RESCUES)).await;
-            let gone = Instant::now();
-            if kill {
-                proxy.cut();
-            } else {
-                proxy.forward(false);
-            }
-            let second = one(server.connect().await, format!("rescuer-{number}")).await;
-            times.push(gone.elapsed());
-            first.1.abort();
-            let completion = pb::JobCompletion {
-                job_id: second.0.job.unwrap().id,
-                lease_id: second.0.lease_id,
-                result: None,
-            };
-            let request = pb::CompleteJobsRequest {
-                completions: vec![completion],
-            };
-            let mut workers = JobWorkerServiceClient::new(server.connect().await);
-            workers.complete_jobs(request).await.unwrap();
-            second.1.abort();
-        }
-    }
-    let values = json!({ "killed": latencies(killed), "silent": latencies(silent) });
-    server.report("jobs_rescue", "<= 5 s", &values);
-}
-
-/// A worker with one job, that sends heartbeats until its task is aborted.
-async fn one(channel: Channel, name: String) -> (pb::ClaimedJob, JoinHandle<()>) {
-    let (says, requests) = mpsc::channel(16);
-    let hello = pb::WorkerHello {
-        worker_id: name,
-        capacity: 1,
-        ..Default::default()
-    };
-    say(&says, 0, Says::Hello(hello)).await;
-    let mut worker = JobWorkerServiceClient::new(channel);
-    let told = worker.work_jobs(ReceiverStream::new(requests)).await;
-    let mut told = told.unwrap().into_inner();
-    let job = loop {
-        let response = told.message().await.unwrap().unwrap();
-        if let Some(Told::Job(job)) = response.message {
-            break job;
-        }
-    };
-    let task = tokio::spawn(async move {
-        let (_worker, _told) = (worker, told);
-        loop {
-            let heartbeat = Some(Says::Heartbeat(pb::WorkerHeartbeat {}));
-            let request = pb::WorkJobsRequest {
-                number: 0,
-                message: heartbeat,
-            };
-            // Whether it arrives is the matter that is measured.
-            let _ = says.send(request).await;
-            sleep(Duration::from_secs(1)).await;
-        }
-    });
-    (job, task)
 }
 
 /// The rate beside many jobs that are finished.

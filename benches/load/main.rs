@@ -32,6 +32,8 @@ mod guarantees;
 #[allow(unreachable_pub)]
 mod job_kills;
 #[allow(unreachable_pub)]
+mod job_rescue;
+#[allow(unreachable_pub)]
 mod jobs;
 #[allow(unreachable_pub)]
 mod rules;
