@@ -1,22 +1,36 @@
 //! The database: connecting, migrating, reading, and the one way to write.
 
-use std::{cell::Cell, fs::File, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    path::PathBuf,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use migration::{Migrator, MigratorTrait};
 use sea_orm::{
     AccessMode, ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction,
-    DbBackend, DbErr, IsolationLevel, SqliteTransactionMode, TransactionOptions, TransactionTrait,
+    DbBackend, DbErr, IsolationLevel, SqliteTransactionMode, Statement, TransactionOptions,
+    TransactionTrait,
     sqlx::{
-        self,
+        self, ConnectOptions as _, Connection,
+        pool::PoolOptions,
         postgres::PgConnectOptions,
         sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
     },
 };
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::{Mutex as AsyncMutex, MutexGuard, Notify},
+    time::timeout,
+};
 
+use self::{lock::Lock, storage::Storage};
 use crate::error::{Error, Result};
 
+mod lock;
 pub mod signals;
+pub mod storage;
 
 /// How long a call waits for a connection before the database counts as away.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -44,6 +58,9 @@ pub const BY_KEY: [(&str, &str); 7] = [
 
 /// How many of all connections are for that at most.
 const BY_KEY_CONNECTIONS: u32 = 8;
+
+/// The name of our connections in `pg_stat_activity`.
+const APPLICATION_NAME: &str = "watchpost";
 
 /// Guards migrations on PostgreSQL; any number will do that nobody else uses in this database.
 const MIGRATION_LOCK: i64 = 0x7761_7463_6870;
@@ -85,8 +102,13 @@ struct Inner {
     reader: DatabaseConnection,
     /// Other connections to PostgreSQL, see [`Db::by_key`].
     by_key: Option<DatabaseConnection>,
-    /// The file that guards migrations of a SQLite database.
-    lock_file: Option<PathBuf>,
+    /// The file of a SQLite database.
+    file: Option<PathBuf>,
+    /// Held while this process works on that file.
+    lock: Mutex<Option<Lock>>,
+    /// On SQLite, where one transaction writes at a time: whose turn it is.
+    writing: AsyncMutex<()>,
+    storage: Storage,
     committed: Arc<Notify>,
     announce: Arc<Notify>,
 }
@@ -96,14 +118,17 @@ impl Inner {
         backend: DbBackend,
         writer: DatabaseConnection,
         reader: DatabaseConnection,
-        lock_file: Option<PathBuf>,
+        storage: Storage,
     ) -> Self {
         Self {
             backend,
             writer,
             reader,
             by_key: None,
-            lock_file,
+            file: None,
+            lock: Mutex::default(),
+            writing: AsyncMutex::default(),
+            storage,
             committed: Arc::default(),
             announce: Arc::default(),
         }
@@ -136,9 +161,18 @@ impl Db {
             Synchronous::Full => SqliteSynchronous::Full,
             Synchronous::Normal => SqliteSynchronous::Normal,
         };
-        let pool = async |connections: u32| {
+        if !path.exists() {
+            // Made here and not by the pools: a connection that takes the place of a broken one must not make an empty
+            // database where the file was deleted.
+            let connection = options.clone().create_if_missing(true).connect().await;
+            let closed = connection.map_err(to_db_err)?.close().await;
+            closed.map_err(to_db_err)?;
+        }
+        let storage = Storage::of_file(&path);
+        let pool = async |connections: u32, writes: Option<Storage>| {
             let mut options = lasting(&settings.url);
             options
+                .map_sqlx_sqlite_pool_opts(move |options| guarded(options, writes.clone()))
                 .min_connections(1)
                 .max_connections(connections)
                 .acquire_timeout(WRITE_TIMEOUT)
@@ -146,7 +180,7 @@ impl Db {
                 .sqlx_logging(false)
                 .map_sqlx_sqlite_opts(move |options| {
                     options
-                        .create_if_missing(true)
+                        .create_if_missing(false)
                         .journal_mode(SqliteJournalMode::Wal)
                         .synchronous(synchronous)
                         .foreign_keys(true)
@@ -161,18 +195,11 @@ impl Db {
                 });
             Database::connect(options).await
         };
-        // The writer first: it makes the file.
-        let writer = pool(1).await?;
-        let reader = pool(SQLITE_READERS).await?;
-        let mut lock_file = path.into_os_string();
-        lock_file.push(".migrate.lock");
-        let lock_file = Some(lock_file.into());
-        Ok(Self(Arc::new(Inner::new(
-            DbBackend::Sqlite,
-            writer,
-            reader,
-            lock_file,
-        ))))
+        let writer = pool(1, Some(storage.clone())).await?;
+        let reader = pool(SQLITE_READERS, None).await?;
+        let mut db = Inner::new(DbBackend::Sqlite, writer, reader, storage);
+        db.file = Some(path);
+        Ok(Self(Arc::new(db)))
     }
 
     async fn connect_postgres(settings: &Settings) -> Result<Self, DbErr> {
@@ -180,6 +207,7 @@ impl Db {
             let planner = planner.to_vec();
             let mut options = lasting(&settings.url);
             options
+                .map_sqlx_postgres_pool_opts(|options| guarded(options, None))
                 .connect_lazy(true)
                 .min_connections(0)
                 .max_connections(connections)
@@ -189,7 +217,7 @@ impl Db {
                 .sqlx_logging(false)
                 .map_sqlx_postgres_opts(move |options: PgConnectOptions| {
                     options
-                        .application_name("watchpost")
+                        .application_name(APPLICATION_NAME)
                         // A transaction left open would hold back the change feed of everybody.
                         .options([("idle_in_transaction_session_timeout", "30s")])
                         .options(planner.iter().copied())
@@ -200,7 +228,8 @@ impl Db {
         let by_key = (settings.connections * 3 / 8).clamp(1, BY_KEY_CONNECTIONS);
         let others = pool(settings.connections - by_key, &[]).await?;
         let by_key = pool(by_key, &BY_KEY).await?;
-        let mut db = Inner::new(DbBackend::Postgres, others.clone(), others, None);
+        let storage = Storage::of_server();
+        let mut db = Inner::new(DbBackend::Postgres, others.clone(), others, storage);
         db.by_key = Some(by_key);
         Ok(Self(Arc::new(db)))
     }
@@ -218,7 +247,8 @@ impl Db {
         let Some(by_key) = &self.0.by_key else {
             return self.clone();
         };
-        let mut db = Inner::new(self.0.backend, by_key.clone(), by_key.clone(), None);
+        let storage = self.0.storage.clone();
+        let mut db = Inner::new(self.0.backend, by_key.clone(), by_key.clone(), storage);
         db.committed = self.0.committed.clone();
         db.announce = self.0.announce.clone();
         Self(Arc::new(db))
@@ -258,7 +288,7 @@ impl Db {
         work: impl AsyncFnOnce(&DatabaseConnection) -> Result<()>,
     ) -> Result<()> {
         let done = timeout(WRITE_TIMEOUT, work(&self.0.writer)).await;
-        done.unwrap_or(Err(Error::DatabaseAway))?;
+        self.noted(done.unwrap_or(Err(Error::DatabaseAway)))?;
         self.wake();
         Ok(())
     }
@@ -268,8 +298,19 @@ impl Db {
         self.0.announce.notify_one();
     }
 
-    /// The same for work that records no change: nobody is woken.
+    /// The same as [`Self::write`] for work that records no change: nobody is woken.
     pub async fn write_quietly<T>(
+        &self,
+        work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
+    ) -> Result<T> {
+        let transaction = COMMIT_SEQ.scope(Cell::new(None), self.transaction(work));
+        let done = timeout(WRITE_TIMEOUT, transaction).await;
+        self.noted(done.unwrap_or(Err(Error::DatabaseAway)))
+    }
+
+    /// Runs `work` in a transaction and commits it. What is returned as done is a fact: the transaction was a real one,
+    /// it has ended with a commit, and the files that hold it are those at their paths.
+    async fn transaction<T>(
         &self,
         work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
     ) -> Result<T> {
@@ -278,16 +319,51 @@ impl Db {
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
             ..Default::default()
         };
-        let transaction = async {
-            let tx = self.0.writer.begin_with_options(options).await?;
-            let done = work(&tx).await?;
-            tx.commit().await?;
-            Ok(done)
+        let mut turn = self.turn().await;
+        self.0.storage.check_files()?;
+        let tx = self.0.writer.begin_with_options(options).await?;
+        let done = match work(&tx).await {
+            Ok(done) => done,
+            Err(error) => {
+                // SQLite may have rolled back by itself: then this fails, and the connection is closed.
+                if tx.rollback().await.is_ok() && error.storage_fault().is_none() {
+                    turn.settle();
+                }
+                return Err(error);
+            }
         };
-        let transaction = COMMIT_SEQ.scope(Cell::new(None), transaction);
-        timeout(WRITE_TIMEOUT, transaction)
-            .await
-            .unwrap_or(Err(Error::DatabaseAway))
+        tx.commit().await?;
+        self.0.storage.check_files()?;
+        turn.settle();
+        Ok(done)
+    }
+
+    /// Waits for the turn to write. On PostgreSQL, where many write at a time, it is always there.
+    async fn turn(&self) -> Turn<'_> {
+        let guard = if self.0.backend == DbBackend::Sqlite {
+            Some(self.0.writing.lock().await)
+        } else {
+            None
+        };
+        Turn {
+            storage: &self.0.storage,
+            is_settled: guard.is_none(),
+            _guard: guard,
+        }
+    }
+
+    /// Notes what came of a write.
+    fn noted<T>(&self, done: Result<T>) -> Result<T> {
+        match &done {
+            Ok(_) => self.0.storage.committed(),
+            Err(error) => self.0.storage.failed(error),
+        }
+        done
+    }
+
+    /// Whether the database can be written.
+    pub fn storage(&self) -> &Storage {
+        &self.0.storage
     }
 
     /// What the feed calls the transaction that this task runs, once `set_commit_seq` has said so.
@@ -345,29 +421,47 @@ impl Db {
             .collect())
     }
 
+    /// Fails if servers work on this PostgreSQL database, and names the first of them: a schema must not be taken away under them.
+    pub async fn refuse_beside_servers(&self) -> Result<(), DbErr> {
+        if self.0.backend != DbBackend::Postgres {
+            return Ok(());
+        }
+        let sql = "SELECT pid, host(client_addr) AS host, backend_start::text AS since FROM pg_stat_activity \
+            WHERE datname = current_database() AND application_name = $1 AND pid <> pg_backend_pid() ORDER BY backend_start LIMIT 1";
+        let servers =
+            Statement::from_sql_and_values(DbBackend::Postgres, sql, [APPLICATION_NAME.into()]);
+        let Some(row) = self.0.reader.query_one_raw(servers).await? else {
+            return Ok(());
+        };
+        let (pid, host) = (
+            row.try_get::<i32>("", "pid")?,
+            row.try_get::<Option<String>>("", "host")?,
+        );
+        let since: String = row.try_get("", "since")?;
+        let host = host.unwrap_or_else(|| "this machine".into());
+        Err(DbErr::Custom(format!(
+            "the database is in use by a server at {host} (PostgreSQL backend {pid}, since {since})"
+        )))
+    }
+
+    /// Takes the SQLite database for this process, until it is closed. Fails if another process has it, and names that
+    /// one. `purpose` is what this process does, as a command: `serve`. On PostgreSQL several processes work on one database.
+    pub fn lock(&self, purpose: &str) -> Result<(), DbErr> {
+        if let Some(file) = &self.0.file {
+            let lock = Lock::take(file, purpose)?;
+            *self.0.lock.lock().unwrap_or_else(PoisonError::into_inner) = Some(lock);
+        }
+        Ok(())
+    }
+
     /// Migrates while holding a lock that every other process waits for.
     async fn migrating<F>(&self, migrate: impl FnOnce(DatabaseConnection) -> F) -> Result<(), DbErr>
     where
         F: Future<Output = Result<(), DbErr>>,
     {
-        if let Some(path) = self.0.lock_file.clone() {
-            let locked = tokio::task::spawn_blocking(move || {
-                let file = File::options()
-                    .create(true)
-                    .truncate(false)
-                    .write(true)
-                    .open(path)?;
-                file.lock()?;
-                std::io::Result::Ok(file)
-            });
-            let locked = locked
-                .await
-                .map_err(|error| DbErr::Custom(error.to_string()))?;
-            let locked =
-                locked.map_err(|error| DbErr::Custom(format!("the lock file: {error}")))?;
-            let done = migrate(self.0.writer.clone()).await;
-            drop(locked);
-            return done;
+        if self.0.backend == DbBackend::Sqlite {
+            // The lock of the process keeps others away.
+            return migrate(self.0.writer.clone()).await;
         }
         // The lock has a connection of its own; it is released with it, however the migration ends.
         let mut connection = self
@@ -402,7 +496,60 @@ impl Db {
                 tracing::debug!(%error, "closing the database failed");
             }
         }
+        // Another process may begin only now.
+        let lock = self.0.lock.lock();
+        drop(lock.unwrap_or_else(PoisonError::into_inner).take());
     }
+}
+
+/// The turn of one transaction to write on SQLite. Unless it is settled, the state of the connection is unknown when it
+/// ends: begin, commit or rollback have failed, or nobody waited for them.
+struct Turn<'a> {
+    storage: &'a Storage,
+    is_settled: bool,
+    _guard: Option<MutexGuard<'a, ()>>,
+}
+
+impl Turn<'_> {
+    fn settle(&mut self) {
+        self.is_settled = true;
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if !self.is_settled {
+            self.storage.doubt_writer();
+        }
+    }
+}
+
+/// Keeps connections from being used again whose transaction has not ended: sqlx would take the next one for a savepoint
+/// in it, which nobody commits. SQLite rolls back by itself when a commit fails, sqlx then fails to do so, and goes on
+/// counting. `writes` is the storage of the connection that writes SQLite, which is closed when its state is unknown.
+fn guarded<D: sqlx::Database>(options: PoolOptions<D>, writes: Option<Storage>) -> PoolOptions<D> {
+    let options = options.after_release(|connection, _| {
+        Box::pin(async move {
+            if connection.is_in_transaction() {
+                // A rollback may be under way. Whatever is sent after it waits for it.
+                connection.ping().await?;
+            }
+            Ok(!connection.is_in_transaction())
+        })
+    });
+    let Some(storage) = writes else {
+        return options;
+    };
+    let opened = storage.clone();
+    options
+        .after_connect(move |_, _| {
+            opened.writer_opened();
+            Box::pin(async { Ok(()) })
+        })
+        .before_acquire(move |connection, _| {
+            let is_sound = !storage.take_doubt() && !connection.is_in_transaction();
+            Box::pin(async move { Ok(is_sound) })
+        })
 }
 
 /// Connections that are kept for as long as they work. Whenever the pool looks for old ones, it may misread how many

@@ -100,6 +100,10 @@ pub enum Error {
     TooManyWatches { limit: usize },
     #[error("the database cannot be reached")]
     DatabaseAway,
+    #[error("the storage of the database is full")]
+    StorageFull,
+    #[error("the database cannot be written: {0}")]
+    StorageFailing(StorageFault),
     #[error("the database has chosen others among conflicting writes")]
     Contended,
     #[error("the server is starting")]
@@ -158,6 +162,12 @@ impl Error {
         if matches!(self, Self::Contended) {
             return Self::Contended;
         }
+        if matches!(self, Self::StorageFull) {
+            return Self::StorageFull;
+        }
+        if let Self::StorageFailing(fault) = self {
+            return Self::StorageFailing(*fault);
+        }
         Self::internal(self.to_string())
     }
 
@@ -204,6 +214,8 @@ impl Error {
             Self::CursorAhead => (Code::FailedPrecondition, ErrorReason::CursorAhead),
             Self::TooManyWatches { .. } => (Code::ResourceExhausted, ErrorReason::TooManyWatches),
             Self::DatabaseAway => (Code::Unavailable, ErrorReason::DatabaseAway),
+            Self::StorageFull => (Code::ResourceExhausted, ErrorReason::StorageFull),
+            Self::StorageFailing(_) => (Code::Unavailable, ErrorReason::StorageFailing),
             Self::Contended => (Code::Aborted, ErrorReason::Contention),
             Self::Starting => (Code::Unavailable, ErrorReason::Starting),
             Self::ShuttingDown => (Code::Unavailable, ErrorReason::ShuttingDown),
@@ -285,11 +297,27 @@ impl Error {
         None
     }
 
+    /// Why the database cannot be written, if the error is that it cannot.
+    pub fn storage_fault(&self) -> Option<StorageFault> {
+        if let Self::StorageFailing(fault) = self {
+            return Some(*fault);
+        }
+        matches!(self, Self::StorageFull).then_some(StorageFault::Full)
+    }
+
+    /// Whether the database cannot be reached or cannot be written: every other call that writes fails as well, and
+    /// trying again later helps.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::DatabaseAway) || self.storage_fault().is_some()
+    }
+
     /// Whether the error passes by itself.
     fn passes(&self) -> bool {
         matches!(
             self,
             Self::DatabaseAway
+                | Self::StorageFull
+                | Self::StorageFailing(_)
                 | Self::Contended
                 | Self::Starting
                 | Self::ShuttingDown
@@ -315,6 +343,13 @@ impl From<Error> for Status {
 
 impl From<DbErr> for Error {
     fn from(error: DbErr) -> Self {
+        if let Some(fault) = storage_fault(&error) {
+            tracing::debug!(%error, "the database cannot be written");
+            if fault == StorageFault::Full {
+                return Self::StorageFull;
+            }
+            return Self::StorageFailing(fault);
+        }
         // Serialisation failures and deadlocks.
         if code(&error).is_some_and(|code| code.len() == 5 && code.starts_with("40")) {
             return Self::Contended;
@@ -400,6 +435,61 @@ pub fn is_away(error: &DbErr) -> bool {
                 || matches!(code.as_ref(), "5" | "6" | "261" | "517")
         }),
         _ => false,
+    }
+}
+
+/// Why the database cannot be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum StorageFault {
+    #[error("no space is left")]
+    Full,
+    #[error("the database is read-only")]
+    ReadOnly,
+    #[error("the storage fails")]
+    Failing,
+    #[error("the database file, or its write-ahead log, is missing")]
+    Missing,
+    #[error("the database file, or its write-ahead log, was replaced by another file")]
+    Replaced,
+    #[error("the database is corrupt")]
+    Corrupt,
+    #[error("the storage does not answer")]
+    NotAnswering,
+}
+
+/// What is wrong with the storage of the database, if that is the error.
+fn storage_fault(error: &DbErr) -> Option<StorageFault> {
+    let error = sqlx_error(error)?;
+    // A connection in an impossible state is the consequence of a failed commit.
+    if matches!(
+        error,
+        sqlx::Error::BeginFailed | sqlx::Error::InvalidSavePointStatement
+    ) {
+        return Some(StorageFault::Failing);
+    }
+    let sqlx::Error::Database(database) = error else {
+        return None;
+    };
+    let code = database.code()?;
+    if code.len() == 5 {
+        // SQLSTATE, of PostgreSQL.
+        return match code.as_ref() {
+            "53100" => Some(StorageFault::Full),
+            "25006" => Some(StorageFault::ReadOnly),
+            "XX001" | "XX002" => Some(StorageFault::Corrupt),
+            code if code.starts_with("58") => Some(StorageFault::Failing),
+            _ => None,
+        };
+    }
+    // SQLite: the low byte of an extended result code is the result code.
+    match code.parse::<u32>().ok()? & 0xFF {
+        13 => Some(StorageFault::Full),
+        3 | 8 => Some(StorageFault::ReadOnly),
+        // Out of memory, I/O error, cannot open, locking protocol.
+        7 | 10 | 14 | 15 => Some(StorageFault::Failing),
+        11 | 26 => Some(StorageFault::Corrupt),
+        1 if database.message().contains("no transaction is active") => Some(StorageFault::Failing),
+        _ => None,
     }
 }
 

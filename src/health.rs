@@ -7,6 +7,8 @@ use tonic_health::{
     server::{HealthReporter, health_reporter},
 };
 
+use crate::error::StorageFault;
+
 /// The services that need the database, and nothing else.
 const SERVICES: [&str; 14] = [
     "watchpost.v1.AlertRuleService",
@@ -36,6 +38,8 @@ const OVERALL: &str = "";
 struct State {
     /// Whether the database is there, and migrated.
     database: bool,
+    /// Why the database cannot be written, if it cannot.
+    storage: Option<StorageFault>,
     /// Whether GPUs are sampled.
     gpus: bool,
     stopping: bool,
@@ -72,6 +76,11 @@ impl Health {
         self.set(|state| state.database = serving);
     }
 
+    /// The database cannot be written for this reason, or can be written.
+    pub fn storage(&self, fault: Option<StorageFault>) {
+        self.set(|state| state.storage = fault);
+    }
+
     /// The sampling of GPUs has begun or ceased to work.
     pub fn gpus(&self, serving: bool) {
         self.set(|state| state.gpus = serving);
@@ -84,15 +93,25 @@ impl Health {
     }
 
     /// Whether the server as a whole is told to be serving; if it is not, why.
-    pub fn serving(&self) -> Result<(), &'static str> {
+    pub fn serving(&self) -> Result<(), String> {
         let told = *self.told.borrow();
         match told {
-            State { stopping: true, .. } => Err("the server is stopping"),
+            State { stopping: true, .. } => Err("the server is stopping".into()),
             State {
                 database: false, ..
-            } => Err("the database is away, or not yet prepared"),
+            } => Err("the database is away, or not yet prepared".into()),
+            State {
+                storage: Some(fault),
+                ..
+            } => Err(format!("the database cannot be written: {fault}")),
             _ => Ok(()),
         }
+    }
+
+    /// Whether the database can be written, as far as is known.
+    pub fn is_writable(&self) -> bool {
+        let state = self.state.borrow();
+        state.database && state.storage.is_none()
     }
 
     /// Whether the database is there, and migrated.
@@ -130,7 +149,7 @@ async fn tell(
     };
     loop {
         let state = *heard.borrow_and_update();
-        let serving = state.database && !state.stopping;
+        let serving = state.database && state.storage.is_none() && !state.stopping;
         for service in SERVICES.into_iter().chain([OVERALL]) {
             reporter.set_service_status(service, status(serving)).await;
         }

@@ -176,6 +176,15 @@ async fn migrate(settings: &Settings, direction: Migrate) -> Result<ExitCode, St
     }
     let db = Db::connect(&settings.database()).await?;
     match direction {
+        Migrate::Up => db.lock("migrate up")?,
+        Migrate::Down { .. } => {
+            db.lock("migrate down")?;
+            db.refuse_beside_servers().await?;
+        }
+        // It writes nothing.
+        Migrate::Status => {}
+    }
+    match direction {
         Migrate::Up => db.migrate_up().await?,
         Migrate::Down { steps, .. } => db.migrate_down(steps).await?,
         Migrate::Status => {

@@ -34,7 +34,7 @@ use crate::{
     cameras::Cameras,
     config::Settings,
     db::{self, Db},
-    error::Chain,
+    error::{Chain, StorageFault},
     events::{Committer, Events},
     gpu::{self, Detections, GpuStats, LiveGpus, Reports},
     health::Health,
@@ -71,6 +71,11 @@ pub enum StartError {
     /// The database cannot be used, and waiting will not help.
     #[error("cannot use the database: {0}")]
     Database(String),
+    /// Another file lies where the database was.
+    #[error(
+        "the database file was replaced by another one while the server ran; start the server again"
+    )]
+    Replaced,
     /// The listener failed.
     #[error("cannot serve: {0}")]
     Serve(String),
@@ -134,6 +139,7 @@ impl Server {
         let database = settings.database();
         tracing::info!("database: {}", describe(&database));
         let db = Db::connect(&database).await?;
+        db.lock("serve")?;
         let (listener, address) = listen(&settings.listen).await?;
         let http = match &settings.metrics_listen {
             Some(address) => Some(listen(address).await?),
@@ -203,7 +209,13 @@ impl Server {
     pub async fn failed(&mut self) -> StartError {
         // When `prepare` ends, having said that all is ready or not, it has let go of its end.
         if self.ready().await {
-            return match (&mut self.serving).await {
+            let mut faults = self.db.storage().faults();
+            let replaced = faults.wait_for(|fault| *fault == Some(StorageFault::Replaced));
+            let ended = tokio::select! {
+                ended = &mut self.serving => ended,
+                Ok(_) = replaced => return StartError::Replaced,
+            };
+            return match ended {
                 Ok(Ok(())) => StartError::Serve("the listener has ended".to_string()),
                 Ok(Err(error)) => StartError::Serve(Chain(&error).to_string()),
                 Err(error) => StartError::Serve(error.to_string()),

@@ -5,6 +5,7 @@
 //! `--seconds N` sets how long each load lasts, and a name runs one figure only.
 //! `jobs` measures the job queue, or one of its figures by name, and `job_kills --cycles N --seed N` kills servers and workers N times while they work jobs.
 //! `delivery_kills --cycles N --seed N` kills the server N times while it delivers.
+//! `storage_faults --cycles N --seed N` has the disk fail N times while clients write, and kills the server meanwhile.
 //! `guarantees --cycles N --seed N` is no load: it checks what watches are promised while
 //! servers are killed N times. `schedules --zones N` is none either: it compares when schedules
 //! are in force with an oracle, minute by minute over 68 years, for N time zones or all.
@@ -20,6 +21,10 @@ mod cluster;
 #[path = "../../tests/job_crash/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod job_crash;
+
+#[path = "../../tests/storage_faults/mod.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod storage_faults;
 
 #[allow(unreachable_pub)]
 mod aggregate;
@@ -43,6 +48,9 @@ mod sampler;
 mod schedules;
 #[allow(unreachable_pub)]
 mod server;
+#[allow(unreachable_pub)]
+#[path = "storage_faults.rs"]
+mod storage_failing;
 #[allow(unreachable_pub)]
 mod storm;
 #[allow(unreachable_pub)]
@@ -150,6 +158,9 @@ async fn by_name_only(
         "delivery_latency" => {
             deliveries::latency(url).await;
             Some(true)
+        }
+        "storage_faults" => {
+            Some(storage_failing::check(options.postgres, options.cycles, options.seed).await)
         }
         "job_kills" => Some(job_kills::check(url, options.cycles, options.seed).await),
         name if name == "jobs" || name.starts_with("jobs_") => {

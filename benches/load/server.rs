@@ -1,6 +1,7 @@
 //! The server under measurement: the real binary, as a process of its own.
 
 use std::{
+    ffi::OsString,
     io::{BufRead, BufReader},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -51,20 +52,7 @@ impl Server {
 
     /// Waits until the server says that it serves.
     pub async fn serving(&self) {
-        loop {
-            if let Ok(channel) = Channel::from_shared(self.address.clone())
-                .unwrap()
-                .connect()
-                .await
-            {
-                let request = HealthCheckRequest::default();
-                let check = HealthClient::new(channel).check(request).await;
-                if check.is_ok_and(|check| check.into_inner().status() == ServingStatus::Serving) {
-                    return;
-                }
-            }
-            sleep(Duration::from_millis(1)).await;
-        }
+        serving_at(&self.address).await;
     }
 
     pub fn report(&self, figure: &str, goal: &str, values: &serde_json::Value) {
@@ -73,6 +61,24 @@ impl Server {
             .unwrap()
             .extend(values.as_object().unwrap().clone());
         println!("{line}");
+    }
+}
+
+/// Waits until the server at this address says that it serves.
+pub async fn serving_at(address: &str) {
+    loop {
+        if let Ok(channel) = Channel::from_shared(address.to_string())
+            .unwrap()
+            .connect()
+            .await
+        {
+            let request = HealthCheckRequest::default();
+            let check = HealthClient::new(channel).check(request).await;
+            if check.is_ok_and(|check| check.into_inner().status() == ServingStatus::Serving) {
+                return;
+            }
+        }
+        sleep(Duration::from_millis(1)).await;
     }
 }
 
@@ -88,6 +94,16 @@ pub fn spawn(folder: &TempDir, url: Option<&String>) -> (Child, String) {
 
 /// Starts the binary, which listens at this address.
 pub fn spawn_at(folder: &TempDir, url: Option<&String>, listen: &str) -> (Child, String) {
+    spawn_with(folder, url, listen, &[])
+}
+
+/// The same with environment variables.
+pub fn spawn_with(
+    folder: &TempDir,
+    url: Option<&String>,
+    listen: &str,
+    variables: &[(&'static str, OsString)],
+) -> (Child, String) {
     let mut command = Command::new(PathBuf::from(env!("CARGO_BIN_EXE_watchpost")));
     command
         .args([
@@ -101,6 +117,7 @@ pub fn spawn_at(folder: &TempDir, url: Option<&String>, listen: &str) -> (Child,
     if let Some(url) = url {
         command.args(["--database-url", url]);
     }
+    command.envs(variables.iter().map(|(name, value)| (name, value)));
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let listening = lines

@@ -175,9 +175,9 @@ impl Work {
                     let _ = reply.send(answer);
                 }
             }
-            Err(Error::DatabaseAway) => {
+            Err(error) if error.is_unavailable() => {
                 for reply in replies {
-                    let _ = reply.send(Err(Error::DatabaseAway));
+                    let _ = reply.send(Err(error.again()));
                 }
             }
             Err(error) => {

@@ -243,7 +243,7 @@ impl<T: Send + Sync + 'static> Feed<T> {
                 }
                 // Boxed, for few are behind, and everybody would have room for it.
                 None => match Box::pin(self.stored_after(position)).await {
-                    Err(Error::DatabaseAway) => sleep(RETRY).await,
+                    Err(error) if error.is_unavailable() => sleep(RETRY).await,
                     // There is nothing after `position`, so nothing up to where the tailer was before.
                     Ok(entries) if entries.is_empty() => position = position.max(read_up_to),
                     done => return done,

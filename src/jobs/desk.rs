@@ -137,7 +137,7 @@ impl Writer for Clerk {
 
     async fn write(&self, tasks: Vec<Task>) -> Result<Vec<Result<Vec<Model>>>> {
         match self.carry_out(&tasks).await {
-            Err(error) if tasks.len() > 1 && !matches!(error, Error::DatabaseAway) => {
+            Err(error) if tasks.len() > 1 && !error.is_unavailable() => {
                 tracing::debug!(%error, "tasks of jobs failed together; they are tried one by one");
                 let mut answers = Vec::with_capacity(tasks.len());
                 for task in tasks {

@@ -72,6 +72,12 @@ impl Metrics {
             MetricType::GAUGE,
             if database { 1.0 } else { 0.0 },
         );
+        families.one(
+            "watchpost_database_writable",
+            "Whether the database can be written: 0 while its storage is full, read-only or failing.",
+            MetricType::GAUGE,
+            if self.health.is_writable() { 1.0 } else { 0.0 },
+        );
         families.family(
             "watchpost_build_info",
             "The version of the server; always 1.",

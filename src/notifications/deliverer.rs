@@ -354,7 +354,9 @@ impl Inner {
         let soonest = loop {
             match ledger::finish(&self.db, done, self.backoff).await {
                 Ok(soonest) => break soonest,
-                Err(Error::DatabaseAway | Error::Contended) => sleep(RETRY).await,
+                Err(error) if error.is_unavailable() || matches!(error, Error::Contended) => {
+                    sleep(RETRY).await;
+                }
                 Err(error) => return Err(error),
             }
         };

@@ -107,6 +107,7 @@ pub(super) async fn prepare(
         health.clone(),
         shutdown.clone(),
     ));
+    tokio::spawn(watch_storage(db.clone(), health.clone(), shutdown.clone()));
     ready.store(true, Ordering::Release);
     health.database(true);
     health.settled().await;
@@ -146,7 +147,7 @@ impl OpenError {
     fn may_pass(&self) -> bool {
         match self {
             Self::Migrating(error) => db::may_pass(error),
-            Self::Reading(error) => matches!(error, Error::DatabaseAway),
+            Self::Reading(error) => error.is_unavailable(),
         }
     }
 }
@@ -169,6 +170,24 @@ async fn open(parts: &Parts) -> Result<(), OpenError> {
     let silences = parts.rules.silences();
     silences.reload().await.map_err(OpenError::Reading)?;
     parts.rules.reload().await.map_err(OpenError::Reading)
+}
+
+/// Tells health whether the database can be written, until shutdown.
+async fn watch_storage(db: Db, health: Health, shutdown: CancellationToken) {
+    let storage = db.storage().clone();
+    let telling = async {
+        let mut faults = storage.faults();
+        loop {
+            health.storage(*faults.borrow_and_update());
+            if faults.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(
+        storage.monitor(db, shutdown.clone()),
+        shutdown.run_until_cancelled(telling),
+    );
 }
 
 /// Tells health when the database goes away and when it comes back, until shutdown.

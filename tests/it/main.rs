@@ -23,6 +23,9 @@ mod oracle;
 mod process;
 mod schema;
 mod silences;
+mod storage;
+#[path = "../storage_faults/mod.rs"]
+mod storage_faults;
 mod support;
 mod top;
 mod watch;

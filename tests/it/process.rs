@@ -10,7 +10,7 @@ use watchpost::pb::{self, monitor_service_client::MonitorServiceClient};
 
 use crate::support::{
     PATIENCE, Watch,
-    database::{TestDatabase, on_both},
+    database::{Backend, TestDatabase, on_both},
     process::{Process, command},
 };
 
@@ -139,20 +139,6 @@ on_both! {
         assert_eq!(count(&migrate(&["status"]).await, "pending"), 0);
     }
 
-    async fn several_processes_can_start_on_an_empty_database_at_once(backend) {
-        let database = TestDatabase::empty(backend).await;
-        let start = || Process::start(database.url(), "127.0.0.1:0");
-        let processes = [start().await, start().await, start().await];
-        for process in &processes {
-            process.serving().await;
-        }
-        for process in processes {
-            process.signal("TERM").await;
-            let (status, log, _) = process.ended().await;
-            assert!(status.success(), "{log}");
-        }
-    }
-
     async fn signals_stop_the_server_with_its_streams_and_standard_output_stays_clean(backend) {
         for signal in ["TERM", "INT"] {
             let database = TestDatabase::migrated(backend).await;
@@ -175,5 +161,20 @@ on_both! {
             watch.try_next().await.unwrap_err();
             assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_processes_can_start_on_an_empty_database_at_once() {
+    let database = TestDatabase::empty(Backend::Postgres).await;
+    let start = || Process::start(database.url(), "127.0.0.1:0");
+    let processes = [start().await, start().await, start().await];
+    for process in &processes {
+        process.serving().await;
+    }
+    for process in processes {
+        process.signal("TERM").await;
+        let (status, log, _) = process.ended().await;
+        assert!(status.success(), "{log}");
     }
 }

@@ -370,35 +370,55 @@ on_both! {
         assert_eq!(new_alerts(&mut watch, 1).await, raised);
         server.stop().await;
     }
+}
 
-    async fn two_servers_on_one_database_are_one(backend) {
-        let one = server_with_a_rule(backend).await;
-        let two = support::start(one.database.url(), |_| {}).await;
-        let channel = connect(&format!("http://{}", two.address)).await;
-        let mut monitor = pb::monitor_service_client::MonitorServiceClient::new(channel.clone());
-        let mut watch = Watch::from(monitor.watch(topics(&[Topic::Alerts])).await.unwrap().into_inner());
-        watch.next().await;
-        let raised = raise(&one, 3).await;
-        assert_eq!(new_alerts(&mut watch, 3).await, raised);
-        // A cursor of the one is good for the other.
-        let cursor = watch.cursor.clone();
-        let raised = raise(&one, 1).await;
-        let mut resumed = one.watch(alerts_after(&cursor)).await;
-        assert_eq!(new_alerts(&mut resumed, 1).await, raised);
-        // A rule that is made here is in force there soon.
-        let rule = one.rule(pb::AlertRule { severity: pb::Severity::Critical.into(), ..always("new") }).await;
-        let mut events = pb::event_service_client::EventServiceClient::new(channel);
-        let known = tokio::time::timeout(Duration::from_secs(10), async {
-            loop {
-                let ingested = events.ingest_event(ingest("door", vec![])).await.unwrap().into_inner();
-                if ingested.rule_outcomes.iter().any(|outcome| outcome.rule_id == rule.id) {
-                    break;
-                }
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_servers_on_one_database_are_one() {
+    let one = server_with_a_rule(Backend::Postgres).await;
+    let two = support::start(one.database.url(), |_| {}).await;
+    let channel = connect(&format!("http://{}", two.address)).await;
+    let mut monitor = pb::monitor_service_client::MonitorServiceClient::new(channel.clone());
+    let mut watch = Watch::from(
+        monitor
+            .watch(topics(&[Topic::Alerts]))
+            .await
+            .unwrap()
+            .into_inner(),
+    );
+    watch.next().await;
+    let raised = raise(&one, 3).await;
+    assert_eq!(new_alerts(&mut watch, 3).await, raised);
+    // A cursor of the one is good for the other.
+    let cursor = watch.cursor.clone();
+    let raised = raise(&one, 1).await;
+    let mut resumed = one.watch(alerts_after(&cursor)).await;
+    assert_eq!(new_alerts(&mut resumed, 1).await, raised);
+    // A rule that is made here is in force there soon.
+    let rule = one
+        .rule(pb::AlertRule {
+            severity: pb::Severity::Critical.into(),
+            ..always("new")
+        })
+        .await;
+    let mut events = pb::event_service_client::EventServiceClient::new(channel);
+    let known = tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            let ingested = events
+                .ingest_event(ingest("door", vec![]))
+                .await
+                .unwrap()
+                .into_inner();
+            if ingested
+                .rule_outcomes
+                .iter()
+                .any(|outcome| outcome.rule_id == rule.id)
+            {
+                break;
             }
-        });
-        known.await.expect("the other server learns of the rule");
-        drop(watch);
-        assert!(two.stop().await);
-        one.stop().await;
-    }
+        }
+    });
+    known.await.expect("the other server learns of the rule");
+    drop(watch);
+    assert!(two.stop().await);
+    one.stop().await;
 }

@@ -19,7 +19,14 @@ log = logging.getLogger(__name__)
 LINES = 500
 """How many lines are sent at a time."""
 
-PASSING = {"DATABASE_AWAY", "CONTENTION", "STARTING", "SHUTTING_DOWN"}
+PASSING = {
+    "DATABASE_AWAY",
+    "STORAGE_FULL",
+    "STORAGE_FAILING",
+    "CONTENTION",
+    "STARTING",
+    "SHUTTING_DOWN",
+}
 """Reports that are refused for these reasons are told again."""
 
 AGAIN = 0.25

@@ -1,6 +1,7 @@
 //! The real binary, as a process of its own.
 
 use std::{
+    ffi::OsString,
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -29,7 +30,21 @@ pub struct Process {
 impl Process {
     /// Starts the binary on this database, and waits until it listens.
     pub async fn start(database_url: &str, listen: &str) -> Self {
-        let mut process = Self::spawn(&["--database-url", database_url, "--listen", listen]);
+        Self::start_with(database_url, listen, &[], &[]).await
+    }
+
+    /// The same with these environment variables and arguments.
+    pub async fn start_with(
+        database_url: &str,
+        listen: &str,
+        variables: &[(&str, OsString)],
+        arguments: &[&str],
+    ) -> Self {
+        let mut args = vec!["--database-url", database_url, "--listen", listen];
+        args.extend(arguments);
+        let mut command = command(&args);
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
+        let mut process = Self::spawn_command(command);
         let line = process.says("listening on ").await;
         let (_, address) = line.split_once("listening on ").expect("it was found");
         process.address = format!("http://{address}");
@@ -38,7 +53,11 @@ impl Process {
 
     /// Starts the binary with these arguments.
     pub fn spawn(args: &[&str]) -> Self {
-        let mut child = command(args)
+        Self::spawn_command(command(args))
+    }
+
+    fn spawn_command(mut command: Command) -> Self {
+        let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -101,6 +120,18 @@ impl Process {
             .unwrap()
             .connect()
             .await
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("a running process")
+    }
+
+    /// Waits until it says where it serves metrics. For a process that was asked to.
+    pub async fn metrics_address(&mut self) -> String {
+        let line = self.says("metrics and health at http://").await;
+        let (_, address) = line.rsplit_once("http://").expect("it was found");
+        address.to_string()
     }
 
     /// Kills the process with SIGKILL.

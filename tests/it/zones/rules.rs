@@ -11,7 +11,7 @@ use crate::support::{
     self, PATIENCE, TestServer, always,
     calls::{failed, strings},
     connect,
-    database::on_both,
+    database::{Backend, on_both},
     detection, field, ingest, middle,
 };
 
@@ -184,41 +184,14 @@ on_both! {
         server.stop().await;
     }
 
-    async fn zones_are_in_force_after_a_restart_and_on_another_process(backend) {
+    async fn zones_are_in_force_after_a_restart(backend) {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
         server.zone(middle("door", "z")).await;
         server.rule(in_zones(&["z"])).await;
-        let one = TestServer::start_with(server.stop().await, |_| {}).await;
-        assert_eq!(outcome(&one, "door", vec![object_at("dog", 500, 250)]).await, "z:dog");
-
-        let two = support::start(one.database.url(), |_| {}).await;
-        let channel = connect(&format!("http://{}", two.address)).await;
-        let mut zones = CameraZoneServiceClient::new(channel.clone());
-        let mut events = EventServiceClient::new(channel);
-        let mut becomes = async |fires: bool| {
-            let known = tokio::time::timeout(PATIENCE, async {
-                loop {
-                    let request = ingest("door", vec![object_at("dog", 500, 250)]);
-                    let response = events.ingest_event(request).await.unwrap().into_inner();
-                    if response.rule_outcomes.iter().any(|outcome| outcome.fired) == fires {
-                        break;
-                    }
-                }
-            });
-            known.await.expect("the other server learns of the zone");
-        };
-        for enabled in [false, true] {
-            let zone = pb::CameraZone { id: "z".into(), enabled: Some(enabled), ..Default::default() };
-            update(&one, zone, &[]).await.unwrap();
-            becomes(enabled).await;
-        }
-        delete(&one, "z", true).await.unwrap();
-        becomes(false).await;
-        zones.create_camera_zone(pb::CreateCameraZoneRequest { camera_zone: Some(middle("door", "z")) }).await.unwrap();
-        becomes(true).await;
-        assert!(two.stop().await);
-        one.stop().await;
+        let again = TestServer::start_with(server.stop().await, |_| {}).await;
+        assert_eq!(outcome(&again, "door", vec![object_at("dog", 500, 250)]).await, "z:dog");
+        again.stop().await;
     }
 
     async fn rules_name_zones_that_there_are(backend) {
@@ -269,4 +242,49 @@ on_both! {
         }
         server.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn zones_are_in_force_on_another_process() {
+    let one = TestServer::start(Backend::Postgres).await;
+    one.camera("door").await;
+    one.zone(middle("door", "z")).await;
+    one.rule(in_zones(&["z"])).await;
+
+    let two = support::start(one.database.url(), |_| {}).await;
+    let channel = connect(&format!("http://{}", two.address)).await;
+    let mut zones = CameraZoneServiceClient::new(channel.clone());
+    let mut events = EventServiceClient::new(channel);
+    let mut becomes = async |fires: bool| {
+        let known = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let request = ingest("door", vec![object_at("dog", 500, 250)]);
+                let response = events.ingest_event(request).await.unwrap().into_inner();
+                if response.rule_outcomes.iter().any(|outcome| outcome.fired) == fires {
+                    break;
+                }
+            }
+        });
+        known.await.expect("the other server learns of the zone");
+    };
+    for enabled in [false, true] {
+        let zone = pb::CameraZone {
+            id: "z".into(),
+            enabled: Some(enabled),
+            ..Default::default()
+        };
+        update(&one, zone, &[]).await.unwrap();
+        becomes(enabled).await;
+    }
+    delete(&one, "z", true).await.unwrap();
+    becomes(false).await;
+    zones
+        .create_camera_zone(pb::CreateCameraZoneRequest {
+            camera_zone: Some(middle("door", "z")),
+        })
+        .await
+        .unwrap();
+    becomes(true).await;
+    assert!(two.stop().await);
+    one.stop().await;
 }

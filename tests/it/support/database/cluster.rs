@@ -1,6 +1,7 @@
 //! A private PostgreSQL server, which goes when the test process goes, however that ends.
 
 use std::{
+    ffi::OsString,
     fs,
     io::{BufRead, BufReader, Write},
     net::TcpListener,
@@ -53,8 +54,13 @@ pub struct Cluster {
 impl Cluster {
     /// A running server with an empty database `postgres`.
     pub async fn start() -> Self {
+        Self::start_with([]).await
+    }
+
+    /// The same with environment variables for PostgreSQL.
+    pub async fn start_with<const N: usize>(variables: [(&'static str, OsString); N]) -> Self {
         let port = free_port();
-        let keeper = tokio::task::spawn_blocking(move || Keeper::spawn(port));
+        let keeper = tokio::task::spawn_blocking(move || Keeper::spawn(port, &variables));
         let keeper = Arc::new(Mutex::new(keeper.await.expect("a keeper")));
         let cluster = Self { port, keeper };
         cluster.order("start").await;
@@ -70,6 +76,20 @@ impl Cluster {
     pub async fn restart(&self) {
         self.order("stop").await;
         self.order("start").await;
+    }
+
+    /// Whether the server takes connections, or comes to do so by itself within ten seconds.
+    pub async fn is_ready(&self) -> bool {
+        for _ in 0..200 {
+            let mut ready = tokio::process::Command::new(binaries().join("pg_isready"));
+            ready.args(["-q", "-h", "127.0.0.1", "-U", "postgres", "-p"]);
+            ready.arg(self.port.to_string());
+            if ready.status().await.is_ok_and(|status| status.success()) {
+                return true;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        false
     }
 
     pub fn url(&self, database: &str) -> String {
@@ -95,13 +115,14 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn spawn(port: u16) -> Self {
+    fn spawn(port: u16, variables: &[(&str, OsString)]) -> Self {
         let mut shell = Command::new("sh");
         shell
             .args(["-c", KEEPER, "sh"])
             .arg(binaries())
             .arg(port.to_string())
             .current_dir("/")
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // Ctrl-C is for the tests; the keeper has to live a little longer.
