@@ -66,14 +66,9 @@ impl Wanted {
         });
         let channels = check::texts("channels", &request.channels, 100, &(1..=100))?;
         let metadata = request.metadata;
-        let metadata = metadata.map(|object| json::from_proto("metadata", object));
+        let metadata =
+            metadata.map(|object| json::from_proto("metadata", object, LONGEST_METADATA));
         let metadata = metadata.transpose()?;
-        if let Some(metadata) = &metadata
-            && metadata.to_string().len() > LONGEST_METADATA
-        {
-            let problem = format!("must have at most {LONGEST_METADATA} bytes as JSON");
-            return Err(Error::invalid("metadata", problem));
-        }
         Ok(Self {
             event_id: check::row_id("event_id", request.event_id)?,
             rule_id,

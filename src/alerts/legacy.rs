@@ -72,15 +72,15 @@ fn list(field: &str, value: Value) -> Result<Vec<Value>> {
     }
 }
 
-fn text(field: &str, value: Option<Value>) -> Result<String> {
+fn text(field: impl FnOnce() -> String, value: Option<Value>) -> Result<String> {
     match value.and_then(|value| value.kind) {
         Some(Kind::StringValue(text)) => Ok(text),
-        _ => Err(Error::invalid(field, "must be a text")),
+        _ => Err(Error::invalid(field(), "must be a text")),
     }
 }
 
 fn texts(field: &str, value: Value) -> Result<Vec<String>> {
-    let entry = |(at, value)| text(&format!("{field}[{at}]"), Some(value));
+    let entry = |(at, value)| text(|| format!("{field}[{at}]"), Some(value));
     list(field, value)?
         .into_iter()
         .enumerate()
@@ -96,8 +96,8 @@ fn time_range(field: &str, value: Value) -> Result<Option<pb::Schedule>> {
     let Some(Kind::StructValue(Struct { mut fields })) = range.kind else {
         return Err(Error::invalid(format!("{field}[0]"), "must be an object"));
     };
-    let start_time = text(&format!("{field}[0].start"), fields.remove("start"))?;
-    let end_time = text(&format!("{field}[0].end"), fields.remove("end"))?;
+    let start_time = text(|| format!("{field}[0].start"), fields.remove("start"))?;
+    let end_time = text(|| format!("{field}[0].end"), fields.remove("end"))?;
     match fields.into_keys().next() {
         Some(key) => Err(Error::invalid(format!("{field}[0].{key}"), "is not known")),
         None => Ok(Some(pb::Schedule {

@@ -22,7 +22,7 @@ use crate::{
         alert_rule::{self, Entity, EscalationStep},
     },
     error::{Error, Result},
-    feed::Position,
+    feed::{Position, Topic},
     monitor::Feed,
     pb::watch_response::Update,
     rpc::live::Live,
@@ -151,14 +151,25 @@ impl Rules {
                     sleep(RETRY).await;
                     continue;
                 };
-                let changes = || entries.iter().map(|entry| &entry.item.update);
-                if changes().any(|update| matches!(update, Some(Update::CameraZone(_)))) {
+                let is_any = |topic, is: fn(&Update) -> bool| {
+                    let mut changes = entries.iter().map(|entry| &entry.item);
+                    changes.any(|change| {
+                        change.update.as_ref().is_some_and(is) || change.is_unreadable(topic)
+                    })
+                };
+                if is_any(Topic::CameraZones, |update| {
+                    matches!(update, Update::CameraZone(_))
+                }) {
                     self.reload_zones_at_last().await;
                 }
-                if changes().any(|update| matches!(update, Some(Update::Silence(_)))) {
+                if is_any(Topic::Silences, |update| {
+                    matches!(update, Update::Silence(_))
+                }) {
                     self.reload_silences_at_last().await;
                 }
-                if changes().any(|update| matches!(update, Some(Update::AlertRule(_)))) {
+                if is_any(Topic::AlertRules, |update| {
+                    matches!(update, Update::AlertRule(_))
+                }) {
                     self.reload_at_last().await;
                 }
                 position = entries.last().map_or(position, |entry| entry.position);

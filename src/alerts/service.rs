@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use prost::Message;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use tonic::{Request, Response};
 use uuid::Uuid;
@@ -15,7 +16,7 @@ use crate::{
     },
     error::Error,
     pb::{self, alert_service_server::AlertService},
-    rpc::{Reply, check, enums::proto_enum, json, loader::Loader, page::Page, row, time},
+    rpc::{Reply, check, enums::proto_enum, json, loader::Loader, page::Page, row, time, work},
 };
 
 /// How many queries look up alerts at the same time.
@@ -87,7 +88,9 @@ impl AlertService for Alerts {
         request: Request<pb::CreateAlertRequest>,
     ) -> Reply<pb::CreateAlertResponse> {
         let peer = request.remote_addr();
-        let wanted = Wanted::parse(request.into_inner(), peer)?;
+        let request = request.into_inner();
+        let wanted = work::by_size(request.encoded_len(), move || Wanted::parse(request, peer));
+        let wanted = wanted.await?;
         let create = || self.db.write(async |tx| wanted.create(tx).await);
         let created = match create().await {
             // The same request was carried out at the same time, and is found now.

@@ -25,6 +25,9 @@ const DETECTIONS: usize = 1_000;
 const LONG_TEXT: usize = 65_536;
 const LONG_PROMPT: usize = 1_048_576;
 
+/// The largest enrichment of a detection, in bytes of JSON.
+const LARGEST_ENRICHMENT: usize = 64 << 10;
+
 /// An ingest that can be stored. The ids of its rows are still 0.
 #[derive(Debug, Clone)]
 pub(super) struct Ingest {
@@ -239,7 +242,7 @@ fn parse_detection(
     let labels = check::texts(&field("labels"), &detection.labels, 64, &(1..=255))?;
     let enrichment = detection
         .enrichment_data
-        .map(|data| json::from_proto(&field("enrichment_data"), data));
+        .map(|data| json::from_proto(&field("enrichment_data"), data, LARGEST_ENRICHMENT));
     Ok(detection::Model {
         id: 0,
         camera_id: camera_id.to_string(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use prost::Message;
 use sea_orm::{
     ActiveModelTrait,
     ActiveValue::Set,
@@ -27,7 +28,7 @@ use crate::{
     feed,
     gpu::Detections,
     pb::{self, ChangeKind, event_service_server::EventService},
-    rpc::{Reply, check, enums::FromProto, page::Page, row, time},
+    rpc::{Reply, check, enums::FromProto, page::Page, row, time, work},
 };
 
 /// How many values a list of a filter may have.
@@ -52,7 +53,8 @@ impl EventService for Events {
     ) -> Reply<pb::IngestEventResponse> {
         let request = request.into_inner();
         let detections = request.detections.len();
-        let response = self.committer.store(Ingest::parse(request)?).await?;
+        let ingest = work::by_size(request.encoded_len(), || Ingest::parse(request));
+        let response = self.committer.store(ingest.await?).await?;
         if !response.replayed {
             self.detections.count(detections);
         }

@@ -11,7 +11,7 @@ pub mod tail;
 
 pub use position::{Cursors, Position, Seen, Start};
 pub use read::Change;
-pub use tail::{Entry, Feed};
+pub use tail::{Entry, Feed, Readable};
 
 use crate::{
     db::Db,

@@ -65,6 +65,12 @@ pub struct Entry<T> {
     bytes: usize,
 }
 
+/// A change that subscribers share, which may be one that could not be decoded.
+pub trait Readable {
+    /// The reason why the change could not be decoded, if it could not.
+    fn problem(&self) -> Option<&str>;
+}
+
 /// The feed as this process sees it. Clones share it.
 pub struct Feed<T>(Arc<Shared<T>>);
 
@@ -93,6 +99,8 @@ struct Shared<T> {
     reading: watch::Sender<bool>,
     /// How many changes this process has read.
     read: AtomicU64,
+    /// Changes among them that could not be decoded.
+    unreadable: AtomicU64,
 }
 
 /// The newest changes.
@@ -103,7 +111,7 @@ struct Ring<T> {
     bytes: usize,
 }
 
-impl<T: Send + Sync + 'static> Feed<T> {
+impl<T: Readable + Send + Sync + 'static> Feed<T> {
     /// The feed of this database, not open yet.
     pub fn new(db: Db, make: fn(&Change, String) -> T) -> Self {
         let ring = RwLock::new(Ring {
@@ -126,6 +134,7 @@ impl<T: Send + Sync + 'static> Feed<T> {
             waiting: AtomicBool::new(false),
             reading,
             read: AtomicU64::new(0),
+            unreadable: AtomicU64::new(0),
         }))
     }
 
@@ -216,6 +225,11 @@ impl<T: Send + Sync + 'static> Feed<T> {
     /// How many changes this process has read since its start.
     pub fn read(&self) -> u64 {
         self.0.read.load(Ordering::Relaxed)
+    }
+
+    /// Changes that this process has read since its start and could not decode.
+    pub fn unreadable(&self) -> u64 {
+        self.0.unreadable.load(Ordering::Relaxed)
     }
 
     /// How many changes the feed holds, at most: numbers that were given and not used count.
@@ -331,6 +345,17 @@ impl<T: Send + Sync + 'static> Feed<T> {
         background.cancel();
     }
 
+    /// Logs and counts changes that could not be decoded. Subscribers get them as such.
+    fn note_unreadable(&self, entries: &[Arc<Entry<T>>]) {
+        for entry in entries {
+            if let Some(problem) = entry.item.problem() {
+                let seq = entry.position.seq;
+                tracing::error!(change.seq = seq, %problem, "a change of the feed cannot be decoded");
+                self.0.unreadable.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// Reads what is new. Returns how long to wait, unless woken, before looking again.
     async fn advance(&self) -> Result<Duration> {
         let mut head = self.head();
@@ -347,6 +372,7 @@ impl<T: Send + Sync + 'static> Feed<T> {
         let new = page.changes.iter();
         let new = new.filter(|change| change.position > head);
         let entries: Vec<_> = new.map(|change| Arc::new(self.entry(change))).collect();
+        self.note_unreadable(&entries);
         if is_gap || !entries.is_empty() {
             let read = u64::try_from(entries.len()).unwrap_or(0);
             let last = entries.last().map_or(head, |entry| entry.position);

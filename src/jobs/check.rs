@@ -25,7 +25,7 @@ use crate::{
 pub(super) const QUEUE: &str = "default";
 
 /// How many bytes a payload or a result has at most, as JSON.
-const LARGEST_JSON: usize = 1 << 20;
+const LARGEST_JSON: usize = json::LARGEST;
 
 /// How many bytes the context of a line has at most, as JSON.
 const LARGEST_CONTEXT: usize = 64 << 10;
@@ -47,13 +47,9 @@ fn optional_duration(
 }
 
 fn object(field: &str, value: Option<prost_types::Struct>, most: usize) -> Result<Option<Json>> {
-    let Some(value) = value else { return Ok(None) };
-    let value = json::from_proto(field, value)?;
-    if value.to_string().len() > most {
-        let problem = format!("must have at most {most} bytes as JSON");
-        return Err(Error::invalid(field, problem));
-    }
-    Ok(Some(value))
+    value
+        .map(|value| json::from_proto(field, value, most))
+        .transpose()
 }
 
 /// A job that is to be made. `at` names the request: empty, or `requests[3].`.

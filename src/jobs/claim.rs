@@ -21,6 +21,7 @@ use crate::{
     db::Db,
     entity::{job, job_queue},
     error::Result,
+    rpc::json,
 };
 
 /// The first job of every line in which one waits.
@@ -177,7 +178,7 @@ pub(super) async fn claim(
         }
         let heads = take(tx, &takes, types, now).await?;
         let mut wants: Vec<_> = wishes.iter().map(|wish| wish.want).collect();
-        let (mut jobs, mut payloads) = (Vec::new(), Vec::new());
+        let (mut jobs, mut payloads, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         for (take, (waiting, all)) in takes.iter().zip(heads) {
             let (mut last, mut all) = (None, all);
             for mut job in waiting {
@@ -186,9 +187,16 @@ pub(super) async fn claim(
                     all = false;
                     break;
                 };
+                let payload = job.row.payload.take();
+                last = spot;
+                if let Some(problem) = payload.as_ref().and_then(json::undeliverable) {
+                    let problem = format!("the payload cannot be sent to a worker: {problem}");
+                    job.happen(Move::Refuse(problem), now, 0.0);
+                    refused.push(job);
+                    continue;
+                }
                 wants[at] -= 1;
                 let wish = &wishes[at];
-                let payload = job.row.payload.take();
                 let lease_id = Uuid::now_v7();
                 let what = Move::Claim {
                     worker_id: wish.worker_id.clone(),
@@ -198,11 +206,11 @@ pub(super) async fn claim(
                 job.happen(what, now, 0.0);
                 payloads.push((wish, lease_id, payload));
                 jobs.push(job);
-                last = spot;
             }
             haul.lines.push((take.line.clone(), last, all));
         }
         let rows: Vec<_> = jobs.iter().map(|job| job.row.clone()).collect();
+        jobs.append(&mut refused);
         ledger::write(tx, jobs).await?;
         haul.claimed = rows.into_iter().zip(payloads).map(claimed).collect();
         Ok(haul)

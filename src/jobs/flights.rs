@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{bell::Bell, lines::Line};
 use crate::{
-    feed::Position,
+    feed::{Position, Topic},
     monitor::Feed,
     pb::{self, JobChangeKind, watch_response::Update},
     rpc::time,
@@ -76,9 +76,7 @@ impl Flights {
                 let Ok(entries) = feed.after(position).await else {
                     // The feed is gone from under us, or the database is in trouble: the tables have it all.
                     position = position.max(feed.head());
-                    for stream in self.flights().values() {
-                        let _ = stream.send(Told::Missed);
-                    }
+                    self.tell_all_missed();
                     sleep(RETRY).await;
                     continue;
                 };
@@ -94,11 +92,21 @@ impl Flights {
                     {
                         bell.freed(&queue.name);
                     }
+                    if entry.item.is_unreadable(Topic::Jobs) {
+                        // The jobs that it is about are unknown. Those that wait are found by the sweep.
+                        self.tell_all_missed();
+                    }
                     position = entry.position;
                 }
             }
         };
         shutdown.run_until_cancelled(following).await;
+    }
+
+    fn tell_all_missed(&self) {
+        for stream in self.flights().values() {
+            let _ = stream.send(Told::Missed);
+        }
     }
 
     fn hear(&self, change: &pb::JobChange, bell: &Bell) {

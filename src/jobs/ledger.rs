@@ -222,6 +222,7 @@ async fn count_lines(
             | Move::Expire
             | Move::Cancel(_)
             | Move::Retry(..)
+            | Move::Refuse(_)
             | Move::Tell => None,
         })
         .collect();

@@ -47,6 +47,8 @@ pub(super) enum Move {
     Cancel(Cause),
     /// Somebody wants it tried again.
     Retry(Cause, Option<DateTime<Utc>>),
+    /// It cannot be given to any worker, for this reason, and fails without an attempt.
+    Refuse(String),
     /// Its watchers are to be told how far it is, of which they were not told in time.
     Tell,
 }
@@ -162,7 +164,11 @@ impl Job {
     pub(super) fn may(&self, what: &Move) -> Result<()> {
         let row = &self.row;
         match what {
-            Move::Claim { .. } | Move::Rescue { .. } | Move::Expire | Move::Tell => Ok(()),
+            Move::Claim { .. }
+            | Move::Rescue { .. }
+            | Move::Expire
+            | Move::Refuse(_)
+            | Move::Tell => Ok(()),
             Move::Report(lease_id, report) => {
                 if row.status != JobStatus::Running || row.lease_id != Some(*lease_id) {
                     return Err(Error::LeaseLost {
@@ -222,6 +228,7 @@ impl Job {
             }
             Move::Rescue { gone } => self.rescue(gone, now),
             Move::Expire => self.expire(now, random),
+            Move::Refuse(problem) => self.refuse(problem, now),
             Move::Cancel(cause) => self.cancel(cause, now),
             Move::Retry(cause, at) => self.retry(cause, at, now),
             Move::Tell => self.tell_progress(),

@@ -3,6 +3,7 @@
 use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
+use prost::Message;
 use sea_orm::EntityTrait;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -28,7 +29,7 @@ use crate::{
     error::{Error, Result},
     monitor::{Feed, Places},
     pb::{self, job_service_server::JobService},
-    rpc::{Reply, check, group::Group, row, time},
+    rpc::{Reply, check, group::Group, row, time, work},
 };
 
 /// How many jobs one call makes at most.
@@ -98,8 +99,12 @@ impl JobService for Jobs {
     type WatchJobsStream = Responses<pb::WatchJobsResponse>;
 
     async fn create_job(&self, request: Request<pb::CreateJobRequest>) -> Reply<pb::Job> {
-        let types = self.types.current();
-        let job = jobs_check::new_job("", request.into_inner(), &types, self.clock.now())?;
+        let (types, now) = (self.types.current(), self.clock.now());
+        let request = request.into_inner();
+        let job = work::by_size(request.encoded_len(), move || {
+            jobs_check::new_job("", request, &types, now)
+        });
+        let job = job.await?;
         let made = self.creator.write(Arc::new(vec![job])).await?.pop();
         let job = match made {
             Some(Made::Created(job)) => *job,
@@ -121,13 +126,17 @@ impl JobService for Jobs {
         &self,
         request: Request<pb::BatchCreateJobsRequest>,
     ) -> Reply<pb::BatchCreateJobsResponse> {
-        let requests = request.into_inner().requests;
-        check::within("requests", requests.len(), 1..=BATCH)?;
+        let request = request.into_inner();
+        check::within("requests", request.requests.len(), 1..=BATCH)?;
         let (types, now) = (self.types.current(), self.clock.now());
-        let jobs = requests.into_iter().enumerate().map(|(at, request)| {
-            jobs_check::new_job(&format!("requests[{at}]."), request, &types, now)
+        let jobs = work::by_size(request.encoded_len(), move || {
+            let requests = request.requests.into_iter().enumerate();
+            let jobs = requests.map(|(at, request)| {
+                jobs_check::new_job(&format!("requests[{at}]."), request, &types, now)
+            });
+            jobs.collect::<Result<Vec<_>>>()
         });
-        let jobs = jobs.collect::<Result<Vec<_>>>()?;
+        let jobs = jobs.await?;
         let made = self.creator.write(Arc::new(jobs)).await?;
         let results: Vec<_> = made.into_iter().map(result).collect();
         let outcome = i32::from(pb::BatchCreateJobsOutcome::Created);

@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use prost::Message;
 use tokio::{sync::mpsc, time::sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -28,7 +29,7 @@ use crate::{
     entity::{self, job::Model},
     error::{Error, Result},
     pb::{self, work_jobs_request::Message as Request, work_jobs_response::Message as Response},
-    rpc::time,
+    rpc::{time, work},
 };
 
 /// How long reports are taken after the server was told to shut down.
@@ -221,8 +222,16 @@ impl Worker {
                 });
                 (progress.job_id, reported)
             }
-            Request::Logs(logs) => (logs.job_id.clone(), jobs_check::logs(logs)),
-            Request::Complete(done) => (done.job_id.clone(), jobs_check::completion("", done)),
+            Request::Logs(logs) => {
+                let id = logs.job_id.clone();
+                let logs = work::by_size(logs.encoded_len(), || jobs_check::logs(logs));
+                (id, logs.await)
+            }
+            Request::Complete(done) => {
+                let id = done.job_id.clone();
+                let done = work::by_size(done.encoded_len(), || jobs_check::completion("", done));
+                (id, done.await)
+            }
             Request::Fail(failure) => {
                 let reported = jobs_check::failure(&failure);
                 (failure.job_id, reported)

@@ -18,7 +18,7 @@ use crate::{
         job_log::{Column, JobLogLevel},
     },
     error::{Error, Result},
-    feed::{Start, read},
+    feed::{Start, Topic, read},
     pb::{self, watch_response::Update},
     rpc::{check, enums::FromProto, row},
 };
@@ -87,7 +87,7 @@ impl Tail {
                 }
                 // What has come since.
                 let mut has_ended = false;
-                loop {
+                'changes: loop {
                     let entries = tokio::select! {
                         biased;
                         () = shutdown.cancelled() => Err(Error::ShuttingDown),
@@ -101,6 +101,12 @@ impl Tail {
                         self.moment.start.position = entry.position;
                         if self.moment.start.seen.contains(entry.position.xid) {
                             continue;
+                        }
+                        if entry.item.is_unreadable(Topic::JobLogs)
+                            || entry.item.is_unreadable(Topic::Jobs)
+                        {
+                            // The rows have the lines, and the end of the job.
+                            break 'changes;
                         }
                         let update = entry.item.update.as_ref();
                         for log in self.new_lines(update) {

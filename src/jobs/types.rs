@@ -10,8 +10,8 @@ use crate::{
     db::Db,
     entity::{job::RetryPolicy, job_type},
     error::{Error, Result},
-    feed::Position,
-    monitor::Feed,
+    feed::{Position, Topic},
+    monitor::{Announcement, Feed},
     pb::watch_response::Update,
     rpc::live::Live,
 };
@@ -149,8 +149,11 @@ impl LiveTypes {
                     sleep(RETRY).await;
                     continue;
                 };
-                let is_type = |update: &Option<Update>| matches!(update, Some(Update::JobType(_)));
-                if entries.iter().any(|entry| is_type(&entry.item.update)) {
+                let is_type = |change: &Announcement| {
+                    matches!(change.update, Some(Update::JobType(_)))
+                        || change.is_unreadable(Topic::JobTypes)
+                };
+                if entries.iter().any(|entry| is_type(&entry.item)) {
                     self.reload_at_last().await;
                 }
                 position = entries.last().map_or(position, |entry| entry.position);

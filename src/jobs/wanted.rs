@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     error::{Error, Result},
+    feed::Topic,
     pb::{self, JobChangeKind, watch_jobs_response, watch_response::Update},
 };
 
@@ -36,6 +37,12 @@ impl Wanted {
             logs,
             ..Self::default()
         }
+    }
+
+    /// The job that is watched, if it is one.
+    pub(super) fn id(&self) -> Option<Uuid> {
+        let mut ids = self.ids.iter();
+        ids.next()?.parse().ok().filter(|_| ids.next().is_none())
     }
 
     /// Reads the filter of a watch.
@@ -104,12 +111,24 @@ impl Wanted {
         {
             logs = &of.logs;
         }
+        let mut unreadable = None;
+        if let Some(Update::Unreadable(change)) = update
+            && self.may_concern(&change.topic)
+        {
+            unreadable = Some(watch_jobs_response::Update::Unreadable(change.clone()));
+        }
         let changes = changes.iter().filter(|change| self.wants(change));
         let changes = changes.map(|change| watch_jobs_response::Update::Job(change.clone()));
         let logs = logs
             .iter()
             .filter(|log| holds(&self.ids, Some(&log.job_id)));
-        changes.chain(logs.map(|log| watch_jobs_response::Update::Log(log.clone())))
+        let logs = logs.map(|log| watch_jobs_response::Update::Log(log.clone()));
+        changes.chain(logs).chain(unreadable)
+    }
+
+    /// Whether a change of this topic, whose content is unknown, may be about something watched.
+    fn may_concern(&self, topic: &str) -> bool {
+        topic == Topic::Jobs.as_str() || self.logs && topic == Topic::JobLogs.as_str()
     }
 
     fn wants(&self, change: &pb::JobChange) -> bool {

@@ -54,6 +54,8 @@ pub(super) struct Watch {
     of_one: bool,
     /// When it goes on: a moment at which its job was at its end, after which nothing is waited for.
     over: Option<Start>,
+    /// Whether a change could not be decoded that may have been the end of its job.
+    look_again: bool,
     /// The job, if it was gone at that moment.
     missing: Option<Uuid>,
     heartbeat: Duration,
@@ -102,6 +104,7 @@ impl Watch {
             first,
             of_one: true,
             over,
+            look_again: false,
             missing,
             heartbeat,
             _place: place,
@@ -137,6 +140,7 @@ impl Watch {
             first,
             of_one: false,
             over: None,
+            look_again: false,
             missing: None,
             heartbeat,
             _place: place,
@@ -177,6 +181,9 @@ impl Watch {
             let mut has_ended = false;
 
             loop {
+                if std::mem::take(&mut self.look_again) && self.of_one {
+                    Box::pin(self.note_end()).await?;
+                }
                 if Box::pin(self.is_over()).await {
                     break;
                 }
@@ -199,6 +206,7 @@ impl Watch {
                             }
                             if !self.start.seen.contains(entry.position.xid) {
                                 for update in self.wanted.of(entry.item.update.as_ref()) {
+                                    self.look_again |= matches!(update, Update::Unreadable(_));
                                     has_ended |= self.of_one
                                         && matches!(&update, Update::Job(change) if ends(change));
                                     if let Some(held) = self.held.replace(update) {
@@ -228,6 +236,17 @@ impl Watch {
                 row::found(None::<()>, "job", id)?;
             }
         }
+    }
+
+    /// Reads whether the job is at its end, of which a change may have told that could not be decoded.
+    async fn note_end(&mut self) -> Result<()> {
+        if let Some(id) = self.wanted.id() {
+            let (now, job) = job_now(&self.jobs, id).await?;
+            if job.is_none_or(|job| job.status.is_finished()) {
+                self.over.get_or_insert(now);
+            }
+        }
+        Ok(())
     }
 
     /// Whether there is nothing to come.

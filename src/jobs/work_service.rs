@@ -3,6 +3,7 @@
 use std::{collections::HashSet, pin::Pin, time::Duration};
 
 use futures_util::Stream;
+use prost::Message;
 use sea_orm::EntityTrait;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,7 @@ use crate::{
     entity::job::{self, Model},
     error::{Error, Result},
     pb::{self, job_worker_service_server::JobWorkerService},
-    rpc::{Reply, check, row, time},
+    rpc::{Reply, check, row, time, work},
 };
 
 /// How long the leases of `ClaimJobs` are unless the worker says otherwise.
@@ -145,7 +146,9 @@ impl JobWorkerService for JobWorkers {
         &self,
         request: Request<pb::AppendJobLogsRequest>,
     ) -> Reply<pb::AppendJobLogsResponse> {
-        let job = self.report(jobs_check::logs(request.into_inner())?).await?;
+        let request = request.into_inner();
+        let logs = work::by_size(request.encoded_len(), || jobs_check::logs(request));
+        let job = self.report(logs.await?).await?;
         Ok(Response::new(pb::AppendJobLogsResponse {
             last_line: job.log_lines,
             lease: Some(lease_state(&[job])?),
@@ -156,19 +159,10 @@ impl JobWorkerService for JobWorkers {
         &self,
         request: Request<pb::CompleteJobsRequest>,
     ) -> Reply<pb::CompleteJobsResponse> {
-        let completions = request.into_inner().completions;
-        check::within("completions", completions.len(), 1..=JOBS)?;
-        let mut seen = HashSet::new();
-        let mut moves = Vec::with_capacity(completions.len());
-        for (at, completion) in completions.into_iter().enumerate() {
-            let at = format!("completions[{at}].");
-            let (id, lease_id, report) = jobs_check::completion(&at, completion)?;
-            if !seen.insert(id) {
-                Err(Error::invalid(format!("{at}job_id"), "comes twice"))?;
-            }
-            moves.push((id, Move::Report(lease_id, report)));
-        }
-        self.queue.desk.carry_out_all(Task(moves)).await?;
+        let request = request.into_inner();
+        check::within("completions", request.completions.len(), 1..=JOBS)?;
+        let task = work::by_size(request.encoded_len(), || completions(request.completions));
+        self.queue.desk.carry_out_all(task.await?).await?;
         Ok(Response::new(pb::CompleteJobsResponse {}))
     }
 
@@ -197,6 +191,21 @@ impl JobWorkerService for JobWorkers {
         let responses = stream::work(self.clone(), request.into_inner());
         Ok(Response::new(Box::pin(responses)))
     }
+}
+
+/// The completions of a request, which must be of different jobs.
+fn completions(completions: Vec<pb::JobCompletion>) -> Result<Task> {
+    let mut seen = HashSet::new();
+    let mut moves = Vec::with_capacity(completions.len());
+    for (at, completion) in completions.into_iter().enumerate() {
+        let at = format!("completions[{at}].");
+        let (id, lease_id, report) = jobs_check::completion(&at, completion)?;
+        if !seen.insert(id) {
+            return Err(Error::invalid(format!("{at}job_id"), "comes twice"));
+        }
+        moves.push((id, Move::Report(lease_id, report)));
+    }
+    Ok(Task(moves))
 }
 
 /// What the lease of a job is that was just extended.

@@ -95,6 +95,11 @@ impl Watch {
                     self.tell(Heard::Change(change.into())).await?;
                 }
                 Some(Update::Log(log)) => self.tell_line(log).await?,
+                Some(Update::Unreadable(_)) => {
+                    // It may have been the end of the job. A watch without a cursor begins with the job itself.
+                    self.cursor.clear();
+                    return Ok(());
+                }
                 Some(Update::SnapshotEnd(_)) | None => {}
             }
             if !response.cursor.is_empty() {

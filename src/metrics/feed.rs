@@ -17,6 +17,12 @@ pub(super) async fn collect(families: &mut Families, feed: &Feed, database: bool
         MetricType::COUNTER,
         count(feed.read()),
     );
+    families.one(
+        "watchpost_feed_unreadable_changes_total",
+        "Changes of the feed that this process could not decode.",
+        MetricType::COUNTER,
+        count(feed.unreadable()),
+    );
     if !database {
         return;
     }

@@ -138,6 +138,11 @@ impl Filter {
                 self.wants(pb::Topic::GpuEvents)
                     && self.wants_gpu(event.gpu_uuid.as_deref().unwrap_or_default())
             }
+            Some(Update::Unreadable(change)) => {
+                let name = format!("TOPIC_{}", change.topic.to_uppercase());
+                self.topics.is_empty()
+                    || pb::Topic::from_str_name(&name).is_some_and(|topic| self.wants(topic))
+            }
             Some(Update::GpuStats(_) | Update::Heartbeat(_) | Update::SnapshotEnd(_)) | None => {
                 false
             }

@@ -12,10 +12,10 @@ pub use snapshot::Snapshots;
 pub use wire::MonitorServer;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use prost::Message;
+use prost::{DecodeError, Message};
 
 use crate::{
-    feed::{self, Change},
+    feed::{self, Change, Readable, Topic},
     pb::{self, watch_response::Update},
 };
 
@@ -31,12 +31,15 @@ pub struct Announcement {
 impl Announcement {
     /// Completes a recorded change with its cursor and its transaction.
     pub fn make(change: &Change, cursor: String) -> Self {
-        let response = pb::WatchResponse::decode(change.message.clone()).unwrap_or_default();
         // The fields of a message may be encoded one after the other in any order.
         let place = pb::WatchResponse {
             cursor,
             commit: Some(change.commit),
             ..Default::default()
+        };
+        let response = match pb::WatchResponse::decode(change.message.clone()) {
+            Ok(response) => response,
+            Err(error) => return Self::unreadable(change, &error, place),
         };
         let mut encoded = BytesMut::with_capacity(change.message.len() + place.encoded_len());
         encoded.put_slice(&change.message);
@@ -45,6 +48,37 @@ impl Announcement {
             update: response.update,
             encoded: encoded.freeze(),
         }
+    }
+
+    /// Stands for a change that cannot be decoded. Subscribers could not decode it either.
+    fn unreadable(change: &Change, error: &DecodeError, place: pb::WatchResponse) -> Self {
+        let response = pb::WatchResponse {
+            update: Some(Update::Unreadable(pb::UnreadableChange {
+                topic: change.topic.clone(),
+                key: change.key.clone(),
+                sequence: change.position.seq,
+                problem: error.to_string(),
+            })),
+            ..place
+        };
+        Self {
+            encoded: response.encode_to_vec().into(),
+            update: response.update,
+        }
+    }
+
+    /// Whether this is a change of the topic that could not be decoded.
+    pub fn is_unreadable(&self, topic: Topic) -> bool {
+        matches!(&self.update, Some(Update::Unreadable(change)) if change.topic == topic.as_str())
+    }
+}
+
+impl Readable for Announcement {
+    fn problem(&self) -> Option<&str> {
+        if let Some(Update::Unreadable(change)) = &self.update {
+            return Some(&change.problem);
+        }
+        None
     }
 }
 
@@ -55,6 +89,29 @@ pub type Feed = feed::Feed<Announcement>;
 mod tests {
     use super::*;
     use crate::feed::Position;
+
+    #[test]
+    fn a_change_that_cannot_be_decoded_is_announced_as_such() {
+        let change = Change {
+            position: Position { xid: 1, seq: 9 },
+            commit: 3,
+            ends_commit: true,
+            topic: "alerts".into(),
+            key: "k".into(),
+            message: vec![0x0f].into(),
+            created_at: chrono::Utc::now(),
+        };
+        let announcement = Announcement::make(&change, "here".into());
+        assert!(announcement.problem().is_some());
+        assert!(announcement.is_unreadable(Topic::Alerts));
+        assert!(!announcement.is_unreadable(Topic::Events));
+        let sent = pb::WatchResponse::decode(announcement.encoded).unwrap();
+        assert_eq!((sent.cursor.as_str(), sent.commit), ("here", Some(3)));
+        let Some(Update::Unreadable(change)) = sent.update else {
+            panic!("not unreadable: {sent:?}");
+        };
+        assert_eq!((change.key.as_str(), change.sequence), ("k", 9));
+    }
 
     #[test]
     fn an_announcement_is_the_recorded_change_with_its_cursor() {

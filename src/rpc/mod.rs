@@ -13,6 +13,7 @@ pub mod mask;
 pub mod page;
 pub mod row;
 pub mod time;
+pub mod work;
 
 /// What a handler returns.
 pub type Reply<T> = std::result::Result<tonic::Response<T>, tonic::Status>;

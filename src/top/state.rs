@@ -161,7 +161,8 @@ impl State {
                 | Update::JobLogs(_)
                 | Update::JobQueue(_)
                 | Update::JobType(_)
-                | Update::JobSchedule(_),
+                | Update::JobSchedule(_)
+                | Update::Unreadable(_),
             )
             | None => {}
         }

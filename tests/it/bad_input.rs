@@ -1,6 +1,7 @@
 //! What is refused: each by its code, reason and field, and with nothing written.
 
 mod cameras;
+mod depth;
 mod events;
 mod lists;
 mod messages;

@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Result},
     feed,
     pb::{self, ChangeKind, ImportAction},
-    rpc::insert::insert_all,
+    rpc::{insert::insert_all, work},
 };
 
 /// How many rules one query asks about.
@@ -49,9 +49,13 @@ pub(in crate::alerts) async fn import(
     db: &Db,
     request: pb::ImportAlertRulesRequest,
 ) -> Result<pb::ImportAlertRulesResponse> {
-    let entries = read(&request.document)?.into_iter().enumerate();
-    let rules = entries.map(|(at, entry)| check(at, entry));
-    let rules = rules.collect::<Result<Vec<_>>>()?;
+    let pb::ImportAlertRulesRequest { document, dry_run } = request;
+    let rules = work::by_size(document.len(), move || {
+        let entries = read(&document)?.into_iter().enumerate();
+        let rules = entries.map(|(at, entry)| check(at, entry));
+        rules.collect::<Result<Vec<_>>>()
+    });
+    let rules = rules.await?;
     let named: Vec<_> = rules.iter().map(|rule| rule.id.is_some()).collect();
     db.write(async |tx| {
         let before = locked(tx, &rules).await?;
@@ -68,7 +72,7 @@ pub(in crate::alerts) async fn import(
             updated: count(ImportAction::Updated)?,
             unchanged: count(ImportAction::Unchanged)?,
         };
-        if !request.dry_run {
+        if !dry_run {
             carry_out(tx, plans).await?;
             return Ok(response);
         }

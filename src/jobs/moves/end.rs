@@ -87,6 +87,15 @@ impl Job {
         }
     }
 
+    pub(super) fn refuse(&mut self, problem: String, now: DateTime<Utc>) {
+        if self.row.status != JobStatus::Queued {
+            return;
+        }
+        self.give_up_next_attempt();
+        let failure = Failure::own("PAYLOAD_UNDELIVERABLE", problem);
+        self.fail_for_good(failure, "system", None, now);
+    }
+
     pub(super) fn fail(
         &mut self,
         outcome: AttemptOutcome,

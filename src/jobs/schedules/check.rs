@@ -1,14 +1,18 @@
 //! The checks of a schedule that a client sends, and what an Update makes of one.
 
+use prost::Message;
+use serde_json::Value as Json;
+
 use crate::{
     entity::job_schedule::{MissedPolicy, Model},
-    error::{Error, Result},
+    error::Result,
     pb,
     rpc::{
         check,
         enums::{FromProto, proto_enum},
         json,
         mask::UpdateMask,
+        work,
     },
 };
 
@@ -28,11 +32,8 @@ pub(super) const UPDATABLE: [&str; 12] = [
     "skip_if_active",
 ];
 
-/// How long a payload may be as JSON, in bytes.
-const LONGEST_PAYLOAD: usize = 1 << 20;
-
 impl pb::JobSchedule {
-    /// This schedule with the fields of `changes` that `mask` covers.
+    /// This schedule with the fields of `changes` that `mask` covers, but for the payload.
     pub(super) fn with(mut self, changes: Self, mask: &UpdateMask) -> Self {
         macro_rules! change {
             ($field:ident, $is_set:expr) => {
@@ -52,13 +53,23 @@ impl pb::JobSchedule {
         change!(queue_name, is_text);
         change!(priority, Option::is_some);
         change!(max_attempts, Option::is_some);
-        change!(payload, Option::is_some);
         change!(skip_if_active, |skip: &bool| *skip);
         self
     }
 
-    /// `row` with every column that a client decides, checked, but for whether `cron` and `time_zone` make
-    /// sense; absent fields get their defaults.
+    /// Takes the payload out, checked. Large ones are converted on a thread of their own.
+    pub(super) async fn take_payload(&mut self) -> Result<Option<Json>> {
+        let Some(payload) = self.payload.take() else {
+            return Ok(None);
+        };
+        let payload = work::by_size(payload.encoded_len(), || {
+            json::from_proto("job_schedule.payload", payload, json::LARGEST)
+        });
+        payload.await.map(Some)
+    }
+
+    /// `row` with every column that a client decides but the payload, checked, but for whether `cron` and `time_zone`
+    /// make sense; absent fields get their defaults.
     pub(super) fn checked(self, row: &Model) -> Result<Model> {
         let field = |name: &str| format!("job_schedule.{name}");
         let or = |text: &str, default: &str| match text {
@@ -70,14 +81,6 @@ impl pb::JobSchedule {
         let queue_name = or(&self.queue_name, "default");
         let priority = |value| check::within(&field("priority"), value, 0..=4);
         let attempts = |value| check::within(&field("max_attempts"), value, 1..=1_000);
-        let payload = |payload| {
-            let payload = json::from_proto(&field("payload"), payload)?;
-            if payload.to_string().len() > LONGEST_PAYLOAD {
-                let problem = "must have at most 1048576 bytes as JSON";
-                return Err(Error::invalid(field("payload"), problem));
-            }
-            Ok(payload)
-        };
         Ok(Model {
             name: check::name(&field("name"), &self.name, 1..=100)?,
             description: check::optional_text(&field("description"), description, 0..=1_000)?,
@@ -89,7 +92,7 @@ impl pb::JobSchedule {
             queue_name: check::name(&field("queue_name"), &queue_name, 1..=100)?,
             priority: self.priority.map(priority).transpose()?,
             max_attempts: self.max_attempts.map(attempts).transpose()?,
-            payload: self.payload.map(payload).transpose()?,
+            payload: row.payload.clone(),
             skip_if_active: self.skip_if_active,
             ..*row
         })

@@ -60,7 +60,12 @@ impl JobScheduleService for JobSchedules {
             .job_schedule
             .ok_or_else(|| Error::invalid("job_schedule", "is required"))?;
         let now = self.clock.now();
-        let mut row = schedule.checked(&blank(now))?;
+        let mut schedule = schedule;
+        let payload = schedule.take_payload().await?;
+        let mut row = schedule.checked(&Model {
+            payload,
+            ..blank(now)
+        })?;
         row.next_tick_at = first_tick(&row, now)?;
         let schedule = self.db.write(async |tx| {
             let row = ActiveModel::from(row).reset_all().insert(tx).await;
@@ -102,17 +107,22 @@ impl JobScheduleService for JobSchedules {
         request: Request<pb::UpdateJobScheduleRequest>,
     ) -> Reply<pb::JobSchedule> {
         let request = request.into_inner();
-        let changes = request
+        let mut changes = request
             .job_schedule
             .ok_or_else(|| Error::invalid("job_schedule", "is required"))?;
         let id = check::uuid("job_schedule.id", &changes.id)?;
         let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
+        let payload = changes.take_payload().await?;
+        let has_payload = mask.covers("payload", payload.is_some());
         let schedule = self.db.write(async |tx| {
             let before = locked(tx, id, request.expected_version_id).await?;
             let now = self.clock.now();
             // What the schedule will be is checked as a whole, as a new one is.
             let schedule = pb::JobSchedule::from(before.clone()).with(changes, &mask);
             let mut after = schedule.checked(&before)?;
+            if has_payload {
+                after.payload = payload;
+            }
             if after == before {
                 return Ok(before.into());
             }

@@ -21,7 +21,7 @@ use crate::{
         job_schedule::{ActiveModel, Column, Entity, MissedPolicy, Model},
     },
     error::Result,
-    feed::Position,
+    feed::{Position, Topic},
     jobs::{
         Queue,
         bell::Bell,
@@ -29,7 +29,7 @@ use crate::{
         create::{self, Made},
         types::{LiveTypes, Types},
     },
-    monitor::Feed,
+    monitor::{Announcement, Feed},
     pb::watch_response::Update,
 };
 
@@ -178,9 +178,11 @@ impl Ticker {
                 return;
             };
             *position = entries.last().map_or(*position, |entry| entry.position);
-            let is_schedule =
-                |update: &Option<Update>| matches!(update, Some(Update::JobSchedule(_)));
-            if entries.iter().any(|entry| is_schedule(&entry.item.update)) {
+            let is_schedule = |change: &Announcement| {
+                matches!(change.update, Some(Update::JobSchedule(_)))
+                    || change.is_unreadable(Topic::JobSchedules)
+            };
+            if entries.iter().any(|entry| is_schedule(&entry.item)) {
                 return;
             }
         }

@@ -238,7 +238,7 @@ on_both! {
             thumbnail_path: Some(words(1024)),
             video_codec: Some(words(64)),
             labels: (0..64).map(|n| words(253) + &format!("{n:02}")).collect(),
-            enrichment_data: object(&json!({"text": "e".repeat(1_000_000), "vehicle": {"make": words(200_000)}})),
+            enrichment_data: object(&json!({"text": "e".repeat(40_000), "vehicle": {"make": words(6_000)}})),
             ..Default::default()
         };
         let request_id = words(128);

@@ -127,7 +127,7 @@ on_both! {
     async fn a_page_is_no_larger_than_clients_take(backend) {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
-        let data = object(&json!({"text": "x".repeat(90_000)}));
+        let data = object(&json!({"text": "x".repeat(60_000)}));
         let seen = pb::Detection { enrichment_data: data, ..Default::default() };
         let long = Some("y".repeat(65_536));
         for _ in 0..3 {
@@ -140,7 +140,7 @@ on_both! {
             let sent = pb::IngestEventRequest { detections: vec![seen.clone(); 22], ..request(sent) };
             store(&server, sent).await;
         }
-        // Six megabytes of detections, and less than one of events without their prompts.
+        // Four megabytes of detections, and less than one of events without their prompts.
         let (mut page, mut sizes) = (pb::ListDetectionsRequest::default(), Vec::new());
         loop {
             let response = server.events().list_detections(page.clone()).await.unwrap().into_inner();
