@@ -10,9 +10,14 @@ use uuid::Uuid;
 
 pub use self::settings::{Settings, Synchronous};
 use self::values::{database_url, server, server_uri};
+use crate::time_zones;
 
 mod settings;
 mod values;
+
+/// The end of the help.
+const PRECEDENCE: &str = "Every setting can also be given as a variable (named in brackets) or in the TOML file that --config \
+                          names, under the name of its flag with underscores. A flag beats a variable, a variable beats the file.";
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -20,8 +25,6 @@ mod values;
     name = "watchpost",
     version,
     about = "The operations backend of an AI camera system, as one gRPC service.",
-    after_help = "Every setting can also be given as a variable (named in brackets) or in the TOML file that --config \
-                  names, under the name of its flag with underscores. A flag beats a variable, a variable beats the file.",
     disable_help_subcommand = true,
     allow_negative_numbers = true
 )]
@@ -124,7 +127,10 @@ pub enum Stop {
 pub fn read(
     args: impl IntoIterator<Item = impl Into<OsString> + Clone> + Clone,
 ) -> Result<Cli, Stop> {
-    let command = Cli::command();
+    let time_zones = time_zones::source();
+    let command = Cli::command().after_help(format!(
+        "{PRECEDENCE}\n\nTime zones, unless a folder is named: {time_zones}."
+    ));
     let cli = parse(command.clone(), args.clone())?;
     let Some(path) = &cli.settings.config else {
         return Ok(cli);

@@ -7,7 +7,7 @@ use tonic_health::{
     server::{HealthReporter, health_reporter},
 };
 
-use crate::error::StorageFault;
+use crate::{error::StorageFault, time_zones};
 
 /// The services that need the database, and nothing else.
 const SERVICES: [&str; 14] = [
@@ -106,6 +106,11 @@ impl Health {
             } => Err(format!("the database cannot be written: {fault}")),
             _ => Ok(()),
         }
+    }
+
+    /// Facts of the server that operators look at, a line each.
+    pub fn details(&self) -> Vec<String> {
+        vec![format!("time zones: {}", time_zones::source())]
     }
 
     /// Whether the database can be written, as far as is known.

@@ -104,16 +104,23 @@ async fn answer(request: &Request<Incoming>, metrics: &Metrics) -> Response<Full
             response.headers_mut().insert(CONTENT_TYPE, kind);
             response
         }
-        "/readyz" => ready(&metrics.health),
+        "/readyz" => ready(&metrics.health, request.uri().query() == Some("verbose")),
         _ => text(StatusCode::OK, "ok\n"),
     }
 }
 
-fn ready(health: &Health) -> Response<Full<Bytes>> {
-    match health.serving() {
-        Ok(()) => text(StatusCode::OK, "ok\n"),
-        Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+fn ready(health: &Health, verbose: bool) -> Response<Full<Bytes>> {
+    let (status, mut body) = match health.serving() {
+        Ok(()) => (StatusCode::OK, "ok\n".to_string()),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    };
+    if verbose {
+        for line in health.details() {
+            body.push_str(&line);
+            body.push('\n');
+        }
     }
+    text(status, body)
 }
 
 fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {

@@ -30,6 +30,8 @@ pub mod gpu;
 
 pub mod feed;
 
+pub mod time_zones;
+
 pub mod rpc;
 
 pub mod db;

@@ -85,6 +85,9 @@ async fn run(cli: Cli) -> ExitCode {
 
 /// Serves until a signal says to stop, or until it cannot go on.
 async fn serve(settings: &Settings) -> ExitCode {
+    if let Err(problem) = settings.use_time_zones() {
+        return end(Stop::Wrong(problem));
+    }
     let told_to_stop = match told_to_stop() {
         Ok(told) => told,
         Err(error) => return fail(&error),

@@ -53,6 +53,7 @@ use crate::{
         silence_service_server::SilenceServiceServer,
     },
     rpc::{calls::Calls, layer::RequestLayer},
+    time_zones,
     zones::{CameraZones, LiveZones},
 };
 
@@ -138,6 +139,7 @@ impl Server {
     pub async fn start(settings: &Settings) -> Result<Self, StartError> {
         let database = settings.database();
         tracing::info!("database: {}", describe(&database));
+        tracing::info!("time zones: {}", time_zones::source());
         let db = Db::connect(&database).await?;
         db.lock("serve")?;
         let (listener, address) = listen(&settings.listen).await?;

@@ -14,19 +14,19 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use chrono_tz::TZ_VARIANTS;
 use serde_json::json;
+use watchpost::time_zones;
 
 /// Compares as many zones of the IANA database, or all, with the oracle. Returns whether nothing differs.
 pub fn check(zones: usize) -> bool {
-    let zones = &TZ_VARIANTS[..zones.min(TZ_VARIANTS.len())];
+    let zones: Vec<_> = time_zones::names().take(zones).collect();
     let time = |text: &str| text.parse::<DateTime<Utc>>().unwrap();
     let (from, until) = (time("1970-01-03T00:00:00Z"), time("2038-01-01T00:00:00Z"));
     let (next, minutes, different) = (AtomicUsize::new(0), Mutex::new(0), Mutex::new(Vec::new()));
     let begun = Instant::now();
     let work = || {
         while let Some(zone) = zones.get(next.fetch_add(1, Ordering::Relaxed)) {
-            for said in oracle::schedules(*zone) {
+            for said in oracle::schedules(zone.parse().unwrap()) {
                 match said.check(from, until) {
                     Ok(compared) => *minutes.lock().unwrap() += compared,
                     Err(found) => different.lock().unwrap().push(found),

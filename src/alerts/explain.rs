@@ -21,6 +21,7 @@ use crate::{
     error::Result,
     pb::{self, RuleStop},
     rpc::{check, page::Page, row},
+    time_zones::Tz,
     zones::Zone,
 };
 
@@ -300,7 +301,7 @@ fn window(schedule: &alert_rule::Schedule) -> String {
 }
 
 /// What the clock showed, for people.
-fn wall_clock(local: &DateTime<chrono_tz::Tz>) -> String {
+fn wall_clock(local: &DateTime<Tz>) -> String {
     local.format("%A %Y-%m-%dT%H:%M:%S%:z").to_string()
 }
 

@@ -8,14 +8,15 @@ use std::{
     sync::Arc,
 };
 
-use chrono_tz::Tz;
-
 use super::{
     engine::{Facts, Seen},
     rules::{Rule, RuleSet},
     schedule::{Schedule, WallClock},
 };
-use crate::zones::{Zone, ZoneSet};
+use crate::{
+    time_zones::Tz,
+    zones::{Zone, ZoneSet},
+};
 
 /// The rules and zones of one moment. Both are replaced independently, and an index with them.
 #[derive(Debug, Default)]
@@ -74,7 +75,7 @@ impl Index {
             ..Self::default()
         };
         let rules = index.rules.clone();
-        let mut timezones = HashMap::new();
+        let mut timezones = Vec::new();
         // Which rules name a zone.
         let mut naming: HashMap<&str, Vec<usize>> = HashMap::new();
         for (at, rule) in rules.iter().enumerate() {
@@ -103,10 +104,7 @@ impl Index {
                 }
             }
         }
-        index.timezones = vec![Tz::UTC; timezones.len()];
-        for (timezone, number) in timezones {
-            index.timezones[number] = timezone;
-        }
+        index.timezones = timezones;
         if !naming.is_empty() {
             index.add_by_zones(&naming);
         }
@@ -170,11 +168,7 @@ impl Index {
 }
 
 impl Conditions {
-    fn of(
-        rule: &Rule,
-        types: &mut HashMap<String, usize>,
-        timezones: &mut HashMap<Tz, usize>,
-    ) -> Self {
+    fn of(rule: &Rule, types: &mut HashMap<String, usize>, timezones: &mut Vec<Tz>) -> Self {
         let object_types = rule.object_types.iter().cloned();
         let mut of_rule: Vec<_> = object_types.map(|name| number(types, name)).collect();
         of_rule.sort_unstable();
@@ -186,8 +180,13 @@ impl Conditions {
             bits: of_rule.iter().fold(0, |bits, number| bits | bit(*number)),
             types: of_rule.into(),
             schedule: schedule.map(|schedule| {
-                let timezone = number(timezones, schedule.timezone());
-                (timezone, schedule.clone())
+                let timezone = schedule.timezone();
+                let known = timezones.iter().position(|known| *known == timezone);
+                let number = known.unwrap_or_else(|| {
+                    timezones.push(timezone);
+                    timezones.len() - 1
+                });
+                (number, schedule.clone())
             }),
         }
     }

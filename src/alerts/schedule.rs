@@ -1,12 +1,12 @@
 //! When a rule is in force: windows of the wall clock in a time zone.
 
 use chrono::{DateTime, Datelike, Timelike, Utc};
-use chrono_tz::Tz;
 
 use crate::{
     entity::alert_rule::{self, Weekday},
     error::{Error, Result},
     pb,
+    time_zones::{Tz, UnknownZone},
 };
 
 mod preview;
@@ -104,12 +104,7 @@ impl WallClock {
 }
 
 fn timezone(name: &str) -> Result<Tz> {
-    let problem = |_| {
-        Error::invalid(
-            "timezone",
-            "must be a time zone of the IANA database, such as Europe/Berlin",
-        )
-    };
+    let problem = |unknown: UnknownZone| Error::invalid("timezone", unknown.to_string());
     name.parse().map_err(problem)
 }
 

@@ -12,6 +12,7 @@ use crate::{
     gpu::Tiers,
     jobs,
     notifications::{Keyring, Senders, Targets},
+    time_zones,
 };
 
 /// The settings. All have defaults.
@@ -80,6 +81,16 @@ pub struct Settings {
         value_parser = log_filter
     )]
     pub log: String,
+
+    /// The time zone database to use, a folder of `TZif` files, whatever its version [default: the folder that TZDIR names;
+    /// else the newer of the system's database and the embedded one]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FOLDER",
+        env = "WATCHPOST_TIME_ZONE_DIR"
+    )]
+    pub time_zone_dir: Option<PathBuf>,
 
     /// How often to sample the GPUs, 100ms to 1h
     #[arg(
@@ -283,6 +294,18 @@ impl Settings {
                 Synchronous::Normal => db::Synchronous::Normal,
             },
         }
+    }
+
+    /// Uses the time zone database that the settings name, if they name one.
+    pub fn use_time_zones(&self) -> Result<(), String> {
+        let named = self.time_zone_dir.clone();
+        let named = named.map(|folder| ("setting `--time-zone-dir`", folder));
+        let of_system = std::env::var_os("TZDIR").filter(|folder| !folder.is_empty());
+        let of_system = of_system.map(|folder| ("variable `TZDIR`", PathBuf::from(folder)));
+        let Some((name, folder)) = named.or(of_system) else {
+            return Ok(());
+        };
+        time_zones::use_folder(&folder).map_err(|problem| format!("{name}: {problem}"))
     }
 
     /// How long and how many changes the feed keeps.

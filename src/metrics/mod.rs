@@ -29,6 +29,7 @@ use crate::{
     monitor::{Feed, Monitor},
     notifications,
     rpc::calls::Calls,
+    time_zones,
 };
 
 /// What [`Metrics::text`] is.
@@ -83,6 +84,17 @@ impl Metrics {
             "The version of the server; always 1.",
             MetricType::GAUGE,
             [(vec![("version", env!("CARGO_PKG_VERSION").into())], 1.0)],
+        );
+        let zones = time_zones::source();
+        let labels = vec![
+            ("version", zones.version().to_string()),
+            ("source", zones.place()),
+        ];
+        families.family(
+            "watchpost_time_zones_info",
+            "The time zone database in use, by its version and folder; always 1.",
+            MetricType::GAUGE,
+            [(labels, 1.0)],
         );
         process::collect(&mut families);
         let text = TextEncoder::new().encode_to_string(&families.into_inner());

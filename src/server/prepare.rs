@@ -24,6 +24,7 @@ use crate::{
     health::Health,
     jobs,
     monitor::Feed,
+    time_zones,
 };
 
 /// How often the database is asked for a sign of life.
@@ -81,6 +82,7 @@ pub(super) async fn prepare(
         settings.feed_retention(),
         shutdown.clone(),
     ));
+    tokio::spawn(time_zones::follow(shutdown.clone()));
     tokio::spawn(events::retention::run(db.clone(), shutdown.clone()));
     tokio::spawn(jobs::retention::run(
         db.clone(),

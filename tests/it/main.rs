@@ -27,6 +27,7 @@ mod storage;
 #[path = "../storage_faults/mod.rs"]
 mod storage_faults;
 mod support;
+mod time_zones;
 mod top;
 mod watch;
 mod zones;

@@ -36,7 +36,7 @@ async fn a_bad_setting_ends_the_process_with_64_and_one_line_that_names_it() {
         &'static [(&'static str, &'static str)],
         &'static str,
     );
-    let cases: [Case; 9] = [
+    let cases: [Case; 11] = [
         (&["--listen", "nowhere"], &[], "--listen"),
         (&[], &[("WATCHPOST_LISTEN", "nowhere")], "--listen"),
         (
@@ -48,6 +48,12 @@ async fn a_bad_setting_ends_the_process_with_64_and_one_line_that_names_it() {
         (&["--nonsense"], &[], "--nonsense"),
         (&["migrate", "down", "1"], &[], "--yes"),
         (&["top", "--server", "nowhere"], &[], "--server"),
+        (
+            &["--time-zone-dir", "/no/such/folder"],
+            &[],
+            "--time-zone-dir",
+        ),
+        (&[], &[("TZDIR", "/no/such/folder")], "TZDIR"),
         (&["agent"], &[], "--server"),
         (&["agent", "--server", "nowhere"], &[], "--server"),
     ];
@@ -82,6 +88,7 @@ async fn help_explains_every_setting_with_its_default() {
         "max-message-size",
         "keepalive-interval",
         "keepalive-timeout",
+        "time-zone-dir",
         "shutdown-grace",
     ] {
         let from = help

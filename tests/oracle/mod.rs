@@ -2,10 +2,10 @@
 //! check itself, minute by minute, for tests and benchmarks.
 
 use chrono::{DateTime, Datelike, NaiveDate, NaiveTime, TimeDelta, TimeZone, Utc};
-use chrono_tz::Tz;
 use watchpost::{
     alerts::schedule::Schedule,
     entity::alert_rule::{self, Weekday},
+    time_zones::Tz,
 };
 
 /// A schedule as people say it.

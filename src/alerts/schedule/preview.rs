@@ -1,7 +1,6 @@
 //! `PreviewSchedule`.
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
-use chrono_tz::Tz;
 
 use super::{Schedule, Window};
 use crate::{
@@ -9,6 +8,7 @@ use crate::{
     error::Result,
     pb,
     rpc::{check, time},
+    time_zones::Tz,
 };
 
 /// How far ahead is looked.
@@ -47,7 +47,7 @@ impl Preview {
                 start: self.from,
                 end: None,
             };
-            return Ok(self.response(&[always], Tz::UTC));
+            return Ok(self.response(&[always], Tz::utc()));
         };
         let schedule = Schedule::compile(schedule)?;
         let until = self.from.checked_add_signed(AHEAD);

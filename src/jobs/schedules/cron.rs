@@ -1,13 +1,15 @@
 //! When a schedule ticks: a cron expression on the clocks of a time zone.
 
 use chrono::{DateTime, LocalResult, NaiveDateTime, SecondsFormat, TimeDelta, TimeZone, Utc};
-use chrono_tz::Tz;
 use croner::{
     Cron,
     parser::{CronParser, Seconds, Year},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    time_zones::{Tz, UnknownZone},
+};
 
 /// How many minutes clocks are put forward at most: a day, where the date line moved, and some.
 const LONGEST_GAP: i64 = 3 * 24 * 60;
@@ -31,9 +33,8 @@ impl Ticks {
         time_zone: &str,
         now: DateTime<Utc>,
     ) -> Result<Self> {
-        let zone: Tz = time_zone.parse().map_err(|_| {
-            let problem = "must be a time zone of the IANA database, such as Europe/Berlin";
-            Error::invalid(format!("{prefix}time_zone"), problem)
+        let zone: Tz = time_zone.parse().map_err(|unknown: UnknownZone| {
+            Error::invalid(format!("{prefix}time_zone"), unknown.to_string())
         })?;
         let field = format!("{prefix}cron");
         // They would be read as nothing, and a field that holds nothing would be looked for for a minute.

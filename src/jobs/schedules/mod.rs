@@ -2,6 +2,7 @@
 
 mod check;
 mod cron;
+mod revise;
 mod service;
 mod ticker;
 

