@@ -44,6 +44,10 @@ pub mod top;
 
 pub mod jobs_watch;
 
+pub mod log;
+
+pub mod escape;
+
 mod client;
 
 /// The API, generated from `proto/`: its documentation is there.

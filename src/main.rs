@@ -8,8 +8,10 @@ use tracing_subscriber::EnvFilter;
 use watchpost::{
     config::{self, Cli, Command, Look, Migrate, Settings, Stop},
     db::Db,
+    escape::escape,
     gpu::{self, agent},
     jobs_watch::{self, Outcome},
+    log,
     server::{Server, StartError},
     top,
 };
@@ -131,7 +133,7 @@ async fn show_top(server: &str) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error @ top::Error::NotATerminal) => end(Stop::Wrong(error.to_string())),
         Err(error) => {
-            eprintln!("watchpost: {error}");
+            eprintln!("watchpost: {}", escape(&error.to_string()));
             ExitCode::FAILURE
         }
     }
@@ -147,7 +149,7 @@ async fn watch_job(options: jobs_watch::Options) -> ExitCode {
             ExitCode::from(NOT_FINISHED)
         }
         Err(error) => {
-            eprintln!("watchpost: {error}");
+            eprintln!("watchpost: {}", escape(&error.to_string()));
             ExitCode::from(NOT_FINISHED)
         }
     }
@@ -207,6 +209,7 @@ fn start_log(settings: &Settings) {
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .fmt_fields(log::fields())
         .with_writer(std::io::stderr)
         .with_ansi(ansi)
         .init();

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use self::connection::Heard;
 use crate::{
     client::Signals,
+    escape::escape,
     pb::{self, JobChangeKind, JobStatus},
 };
 
@@ -245,7 +246,10 @@ impl Output {
     fn broken(&mut self, reason: &str) -> io::Result<()> {
         if !self.is_terminal && !std::mem::replace(&mut self.is_broken, true) {
             self.stdout.flush()?;
-            eprintln!("watchpost: no connection: {reason}; it is tried again");
+            eprintln!(
+                "watchpost: no connection: {}; it is tried again",
+                escape(reason)
+            );
         }
         Ok(())
     }

@@ -5,7 +5,10 @@ use prost_types::Timestamp;
 use ratatui::text::Span;
 
 use super::State;
-use crate::pb::{self, JobChangeKind, JobLogLevel, JobStatus};
+use crate::{
+    escape::escape,
+    pb::{self, JobChangeKind, JobLogLevel, JobStatus},
+};
 
 /// How many characters the bar has.
 const BAR: usize = 20;
@@ -185,15 +188,7 @@ pub(super) fn time(time: Timestamp) -> Option<DateTime<Utc>> {
 
 /// A text of somebody else, which may hold what a terminal would obey.
 fn shown(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
+    escape(text).into_owned()
 }
 
 /// As much of a line as this width has room for.

@@ -2,6 +2,8 @@
 
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
+use crate::escape::escape;
+
 /// The labels of one value.
 pub(super) type Labels = Vec<(&'static str, String)>;
 
@@ -73,7 +75,9 @@ pub(super) fn pairs(labels: Labels) -> Vec<LabelPair> {
     let pair = |(name, value): (&str, String)| {
         let mut pair = LabelPair::default();
         pair.set_name(name.into());
-        pair.set_value(value);
+        // The format itself escapes line breaks and quotes, and nothing else.
+        let lines: Vec<_> = value.split('\n').map(escape).collect();
+        pair.set_value(lines.join("\n"));
         pair
     };
     labels.into_iter().map(pair).collect()

@@ -6,7 +6,10 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use crate::entity::{alert, delivery, event};
+use crate::{
+    entity::{alert, delivery, event},
+    escape::escape,
+};
 
 /// The largest body of a webhook, in bytes: Standard Webhooks asks for less than 20 kB.
 const LARGEST: usize = 19_999;
@@ -124,7 +127,8 @@ impl Message {
         let alert = &self.data["alert"];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
         if self.kind == TEST {
-            return format!("Watchpost: a test of {}", text(&self.data["channel"]));
+            let subject = format!("Watchpost: a test of {}", text(&self.data["channel"]));
+            return escape(&subject).into_owned();
         }
         let severity = text(&alert["severity"]).to_uppercase();
         let rule = match text(&alert["rule_name"]) {
@@ -138,7 +142,8 @@ impl Message {
             "still open: "
         };
         let subject = format!("[{severity}] {again}{rule} at {camera}");
-        subject.split_whitespace().collect::<Vec<_>>().join(" ")
+        let subject = subject.split_whitespace().collect::<Vec<_>>().join(" ");
+        escape(&subject).into_owned()
     }
 
     /// The mail for people.
@@ -161,7 +166,7 @@ impl Message {
             };
             if !value.is_empty() {
                 // Writing to a string does not fail.
-                let _ = writeln!(text, "{name:<12}{value}");
+                let _ = writeln!(text, "{name:<12}{}", escape(&value));
             }
         };
         line("Rule", &alert["rule_name"]);
@@ -174,7 +179,10 @@ impl Message {
         line("Why", &alert["metadata"]["matched_conditions"]);
         line("Alert", &alert["id"]);
         if let Some(summary) = event["summary"].as_str() {
-            let _ = writeln!(text, "\n{summary}");
+            text.push('\n');
+            for line in summary.lines() {
+                let _ = writeln!(text, "{}", escape(line));
+            }
         }
         text
     }
@@ -210,10 +218,13 @@ mod tests {
     use sea_orm::prelude::Uuid;
 
     use super::*;
-    use crate::entity::{
-        self, Severity,
-        alert::{AlertSeverity, AlertStatus},
-        delivery::DeliveryStatus,
+    use crate::{
+        entity::{
+            self, Severity,
+            alert::{AlertSeverity, AlertStatus},
+            delivery::DeliveryStatus,
+        },
+        escape::is_unsafe,
     };
 
     fn message(conditions: usize, summary: &str) -> Message {
@@ -249,7 +260,7 @@ mod tests {
             channels: None,
             dedup_key: "k".into(),
             metadata: Some(json!({
-                "rule_name": "Front\r\nBcc: x",
+                "rule_name": "Front\r\nBcc: x\u{1b}[2J\u{202e}",
                 "matched_conditions": vec!["x".repeat(64); conditions],
             })),
             version_id: 1,
@@ -318,8 +329,12 @@ mod tests {
     #[test]
     fn a_mail_has_one_line_of_subject() {
         let message = message(1, "Somebody.");
-        assert_eq!(message.mail_subject(), "[HIGH] Front Bcc: x at door");
+        let subject = "[HIGH] Front Bcc: x\\u{1b}[2J\\u{202e} at door";
+        assert_eq!(message.mail_subject(), subject);
         let text = message.mail_text();
+        let rule = r"Rule        Front\r\nBcc: x\u{1b}[2J\u{202e}";
+        assert_eq!(text.lines().next(), Some(rule));
+        assert!(!text.replace('\n', "").chars().any(is_unsafe), "{text:?}");
         assert!(
             text.contains("Risk score  80") && text.ends_with("\nSomebody.\n"),
             "{text}"

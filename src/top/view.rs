@@ -5,6 +5,7 @@ use std::fmt::Write;
 use chrono::{DateTime, FixedOffset};
 use ratatui::{
     Frame,
+    buffer::Buffer,
     layout::{Constraint, Layout, Rect},
     style::{Color, Modifier, Style, Stylize},
     text::{Line, Span},
@@ -12,7 +13,10 @@ use ratatui::{
 };
 
 use super::state::{Link, MOST_ALERTS, State, time};
-use crate::pb::{self, AlertStatus, Severity};
+use crate::{
+    escape::{escape, is_unsafe},
+    pb::{self, AlertStatus, Severity},
+};
 
 mod gpus;
 
@@ -39,6 +43,23 @@ pub(super) fn draw(frame: &mut Frame, state: &State, now: DateTime<FixedOffset>)
     if state.help {
         help(frame);
     }
+    strip(frame.buffer_mut());
+}
+
+/// Takes what a terminal would obey out of the cells: names are escaped where they are shown, and whatever is forgotten
+/// ends here.
+fn strip(buffer: &mut Buffer) {
+    for cell in &mut buffer.content {
+        if cell.symbol().contains(is_unsafe) {
+            let safe: String = cell.symbol().chars().filter(|c| !is_unsafe(*c)).collect();
+            cell.set_symbol(if safe.is_empty() { " " } else { &safe });
+        }
+    }
+}
+
+/// A text of somebody else.
+fn shown(text: &str) -> String {
+    escape(text).into_owned()
 }
 
 /// How many alerts can be seen at once.
@@ -99,7 +120,7 @@ fn header(state: &State, now: DateTime<FixedOffset>, width: u16) -> Line<'static
         spans.splice(0..0, [server, Span::from("  ")]);
     }
     if let Some(problem) = &state.problem {
-        spans.push(Span::from(format!("  {problem}")).fg(Color::Red));
+        spans.push(Span::from(format!("  {}", shown(problem))).fg(Color::Red));
     }
     Line::from(spans)
 }
@@ -221,10 +242,8 @@ impl Columns {
             AlertStatus::Acknowledged => ("acknowledged", "ack", Style::new().green()),
             AlertStatus::Dismissed => ("dismissed", "done", Style::new().dim()),
         };
-        let camera = alert
-            .camera_id
-            .clone()
-            .unwrap_or_else(|| ABSENT.to_string());
+        let camera = alert.camera_id.as_deref().map(shown);
+        let camera = camera.unwrap_or_else(|| ABSENT.to_string());
         let (severity, status) = match self {
             Self::Wide | Self::Normal => (severity, status),
             Self::Narrow => (short_severity, short_status),
@@ -251,11 +270,12 @@ impl Columns {
 fn subject(alert: &pb::Alert) -> Line<'static> {
     let metadata = alert.metadata.as_ref();
     let name = metadata.and_then(|metadata| metadata.fields.get("rule_name"));
-    let key = alert.dedup_key.clone();
+    let key = shown(&alert.dedup_key);
     match name.and_then(|name| name.kind.clone()) {
-        Some(prost_types::value::Kind::StringValue(name)) => {
-            Line::from(vec![Span::from(name), Span::from(format!("  {key}")).dim()])
-        }
+        Some(prost_types::value::Kind::StringValue(name)) => Line::from(vec![
+            Span::from(shown(&name)),
+            Span::from(format!("  {key}")).dim(),
+        ]),
         _ => Line::from(key),
     }
 }

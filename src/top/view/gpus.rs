@@ -185,7 +185,10 @@ fn index(gpu: &Gpu) -> Span<'static> {
 }
 
 fn name(gpu: &Gpu) -> [Span<'static>; 2] {
-    let text = |text: &Option<String>| text.clone().unwrap_or_else(|| ABSENT.to_string());
+    let text = |text: &Option<String>| {
+        text.as_deref()
+            .map_or_else(|| ABSENT.to_string(), super::shown)
+    };
     [
         Span::from(text(&gpu.stats.gpu_name)).bold(),
         Span::from(format!("  {}", text(&gpu.stats.host))).dim(),
