@@ -6,6 +6,8 @@ use super::{
     Keyring, Targets,
     email::{self, Mail},
     message::Message,
+    scrub::Scrubber,
+    secrets::Secrets,
     webhook::{self, Webhook},
 };
 use crate::entity::notification_channel::{self, Config};
@@ -46,7 +48,19 @@ impl Outcome {
 
     /// The attempt has failed before there was an answer.
     pub(super) fn failed(problem: impl fmt::Display) -> Self {
-        Self::new(Attempted::Failed(short(&problem.to_string())), None)
+        Self::new(Attempted::Failed(problem.to_string()), None)
+    }
+
+    /// The same, with an error that is fit to be stored: it repeats no secret of the channel, and is short.
+    fn without(mut self, secrets: &Secrets) -> Self {
+        match &mut self.result {
+            Attempted::Delivered => {}
+            Attempted::Failed(error)
+            | Attempted::Throttled(error, _)
+            | Attempted::Refused(error)
+            | Attempted::Gone(error) => *error = short(&Scrubber::new(secrets).scrub(error)),
+        }
+        self
     }
 
     /// Why the receiver does not have the message.
@@ -62,7 +76,7 @@ impl Outcome {
 }
 
 /// Cuts what others have written.
-pub(super) fn short(text: &str) -> String {
+fn short(text: &str) -> String {
     let clean = |c: char| if c.is_control() { ' ' } else { c };
     text.chars().take(LONGEST_ERROR).map(clean).collect()
 }
@@ -97,12 +111,13 @@ impl Senders {
 
     /// Makes a channel ready to send by; if that cannot be done, says why.
     pub(super) fn ready(&self, channel: &notification_channel::Model) -> Result<Ready, String> {
-        let secrets = self.keyring.open(channel.id, channel.secrets.as_deref())?;
+        let secrets = self.keyring.open_channel(channel)?;
         let timeout = |ms: &u32| Duration::from_millis((*ms).into());
-        Ok(match &channel.config {
-            Config::Webhook {
-                url, timeout_ms, ..
-            } => Ready::Webhook(Webhook::new(url, timeout(timeout_ms), &secrets)?),
+        let route = match &channel.config {
+            Config::Webhook { timeout_ms, .. } => {
+                let url = secrets.url.as_deref().unwrap_or_default();
+                Route::Webhook(Webhook::new(url, timeout(timeout_ms), &secrets)?)
+            }
             Config::Email {
                 host,
                 port,
@@ -112,35 +127,44 @@ impl Senders {
                 to,
                 timeout_ms,
                 ..
-            } => Ready::Email(Mail {
+            } => Route::Email(Mail {
                 host: host.clone(),
                 port: *port,
                 security: *security,
-                login: username.clone().zip(secrets.password),
+                login: username.clone().zip(secrets.password.clone()),
                 from: from.clone(),
                 to: to.clone(),
                 timeout: timeout(timeout_ms),
             }),
-            Config::Stream {} => Ready::Stream,
-        })
+            Config::Stream {} => Route::Stream,
+        };
+        Ok(Ready { route, secrets })
     }
 
     /// Sends a message.
     pub(super) async fn send(&self, channel: &Ready, message: &Message) -> Outcome {
-        match channel {
-            Ready::Webhook(webhook) => self.webhooks.send(webhook, message).await,
-            Ready::Email(mail) => email::send(mail, message, &self.targets).await,
-            Ready::Stream => {
+        let outcome = match &channel.route {
+            Route::Webhook(webhook) => self.webhooks.send(webhook, message).await,
+            Route::Email(mail) => email::send(mail, message, &self.targets).await,
+            Route::Stream => {
                 let problem = "the channel only streams".to_string();
                 Outcome::new(Attempted::Refused(problem), None)
             }
-        }
+        };
+        outcome.without(&channel.secrets)
     }
 }
 
 /// A channel to send by.
 #[derive(Debug)]
-pub(super) enum Ready {
+pub(super) struct Ready {
+    route: Route,
+    secrets: Secrets,
+}
+
+/// How a channel sends.
+#[derive(Debug)]
+enum Route {
     Webhook(Webhook),
     Email(Mail),
     Stream,
@@ -149,10 +173,10 @@ pub(super) enum Ready {
 impl Ready {
     /// How long an attempt takes at most.
     pub(super) fn timeout(&self) -> Duration {
-        match self {
-            Self::Webhook(webhook) => webhook.timeout,
-            Self::Email(mail) => mail.timeout,
-            Self::Stream => Duration::ZERO,
+        match &self.route {
+            Route::Webhook(webhook) => webhook.timeout,
+            Route::Email(mail) => mail.timeout,
+            Route::Stream => Duration::ZERO,
         }
     }
 }

@@ -55,6 +55,9 @@ pub(super) const SIGNING_SECRETS: usize = 5;
 const QUIET_TIMES: usize = 20;
 const HEADERS: usize = 20;
 
+/// Why secrets that are stored are not enough.
+const ELSEWHERE: &str = "must be set again, because the destination changes: stored secrets are not sent to another one";
+
 const WEBHOOK_TIMEOUT_MS: u32 = 15_000;
 
 /// What a client may say, and is never told.
@@ -154,11 +157,12 @@ impl pb::NotificationChannel {
     }
 
     /// Every column that a client decides, checked, and what is secret of it: what `new` does not replace stays as it is
-    /// in `secrets`.
+    /// in `secrets`, unless the channel leads elsewhere than `before`. Secrets never follow to another destination.
     pub(super) fn checked(
         &self,
         new: New,
         secrets: Secrets,
+        before: Option<&Config>,
         targets: &Targets,
     ) -> Result<(ActiveModel, Secrets)> {
         let quiet_times = self.quiet_times()?;
@@ -170,7 +174,7 @@ impl pb::NotificationChannel {
                 (ChannelKind::Webhook, config, secrets)
             }
             Some(Kind::Email(email)) => {
-                let (config, secrets) = email.checked(&new, secrets, targets)?;
+                let (config, secrets) = email.checked(&new, secrets, before, targets)?;
                 (ChannelKind::Email, config, secrets)
             }
             Some(Kind::Stream(_)) => (ChannelKind::Stream, Config::Stream {}, secrets),
@@ -225,7 +229,18 @@ impl pb::WebhookChannel {
         targets: &Targets,
     ) -> Result<(Config, Secrets)> {
         let field = |name: &str| format!("notification_channel.webhook.{name}");
-        let url = url(&field("url"), &self.url, targets)?;
+        let stored = secrets.url.as_deref();
+        let is_kept = |stored: &&str| self.url == *stored || self.url == webhook::shortened(stored);
+        let whole = stored.filter(is_kept).unwrap_or(&self.url);
+        let url = url(&field("url"), whole, targets)?;
+        if stored.is_some_and(|stored| Url::parse(stored) != Url::parse(&url)) {
+            if new.signing_secrets.is_empty() {
+                return Err(Error::invalid(field("signing_secrets"), ELSEWHERE));
+            }
+            if new.headers.is_none() && !secrets.headers.is_empty() {
+                return Err(Error::invalid(field("headers"), ELSEWHERE));
+            }
+        }
         if !new.signing_secrets.is_empty() {
             if new.signing_secrets.len() > SIGNING_SECRETS {
                 let problem = format!("must have at most {SIGNING_SECRETS} entries");
@@ -250,11 +265,12 @@ impl pb::WebhookChannel {
             1_000..=30_000,
         )?;
         let config = Config::Webhook {
-            url,
+            url: webhook::shortened(&url),
             timeout_ms,
             signing_secrets: expiries(&secrets),
             header_names: secrets.headers.keys().cloned().collect(),
         };
+        secrets.url = Some(url);
         Ok((config, secrets))
     }
 }
@@ -292,6 +308,10 @@ fn url(field: &str, text: &str, targets: &Targets) -> Result<String> {
     }
     if !url.username().is_empty() || url.password().is_some() {
         let problem = "must hold no user and no password; a header can";
+        return Err(Error::invalid(field, problem));
+    }
+    if webhook::is_shortened(&text) {
+        let problem = "must be the whole URL: `***` stands for a path and query that are not shown";
         return Err(Error::invalid(field, problem));
     }
     if let Some(address) = webhook::address(&url)

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use sea_orm::{ColumnTrait, DbBackend, EntityTrait, QueryFilter, Select, sea_query::Expr};
 
+use super::webhook;
 use crate::{
     alerts::schedule,
     entity::{
@@ -76,7 +77,8 @@ fn kind(config: Config, now: i64) -> Kind {
                 .iter()
                 .filter(|at| at.is_none_or(|at| at > now));
             Kind::Webhook(pb::WebhookChannel {
-                url,
+                // Of a channel that an older server wrote it is the whole URL.
+                url: webhook::shortened(&url),
                 signing_secrets: Vec::new(),
                 signing_secret_count: i32::try_from(used.count()).unwrap_or(i32::MAX),
                 headers: HashMap::new(),

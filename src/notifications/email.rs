@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::{
     Targets,
-    attempt::{Attempted, Outcome, short},
+    attempt::{Attempted, Outcome},
     message::Message,
 };
 use crate::{entity::notification_channel::Security, error::Chain};
@@ -57,7 +57,7 @@ pub(super) async fn send(mail: &Mail, message: &Message, targets: &Targets) -> O
 async fn try_send(mail: &Mail, message: &Message, targets: &Targets) -> Outcome {
     let letter = match letter(mail, message) {
         Ok(letter) => letter,
-        Err(problem) => return Outcome::new(Attempted::Refused(short(&problem)), None),
+        Err(problem) => return Outcome::new(Attempted::Refused(problem), None),
     };
     // Connected to by the address that was looked at, so that the name cannot mean another one a moment later.
     let addresses = match targets.resolve(&mail.host, mail.port).await {
@@ -119,6 +119,5 @@ fn judge(sent: Result<(), Error>) -> Outcome {
     };
     // What a server calls permanent is often a password or a quota, which somebody mends.
     let code = error.status().map(u16::from).map(i32::from);
-    let text = short(&Chain(&error).to_string());
-    Outcome::new(Attempted::Failed(text), code)
+    Outcome::new(Attempted::Failed(Chain(&error).to_string()), code)
 }

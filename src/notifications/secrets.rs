@@ -18,7 +18,11 @@ use ring::{
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::error::{Error, Result};
+use super::webhook::is_shortened;
+use crate::{
+    entity::notification_channel::{self, Config},
+    error::{Error, Result},
+};
 
 /// How long a key is, in bytes.
 const KEY_LENGTH: usize = 32;
@@ -38,6 +42,9 @@ pub(super) struct Secrets {
     /// Of the mail server.
     #[serde(default)]
     pub password: Option<String>,
+    /// The whole URL of a webhook: its path and query often hold a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
 }
 
 /// What a webhook is signed with.
@@ -122,6 +129,20 @@ impl Keyring {
             .map_err(|_| foreign())?;
         // The error would repeat what could not be read.
         serde_json::from_slice(text).map_err(|_| "the channel's secrets are unreadable".to_string())
+    }
+
+    /// Decrypts the secrets of a channel, with the URL of one that was stored before URLs were encrypted.
+    pub(super) fn open_channel(
+        &self,
+        channel: &notification_channel::Model,
+    ) -> Result<Secrets, String> {
+        let mut secrets = self.open(channel.id, channel.secrets.as_deref())?;
+        if let Config::Webhook { url, .. } = &channel.config
+            && !is_shortened(url)
+        {
+            secrets.url.get_or_insert_with(|| url.clone());
+        }
+        Ok(secrets)
     }
 
     fn key(&self, may_make: bool) -> io::Result<Arc<LessSafeKey>> {

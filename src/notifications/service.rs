@@ -17,6 +17,7 @@ use super::{
     check::{SIGNING_SECRETS, UPDATABLE, expiries, signing_secret},
     deliverer::Deliverer,
     message::Message,
+    webhook,
 };
 use crate::{
     alerts::deliveries::{self, Bell},
@@ -63,6 +64,7 @@ impl NotificationChannelService for NotificationChannels {
         let (mut row, secrets) = channel.checked(
             new,
             super::secrets::Secrets::default(),
+            None,
             self.senders.targets(),
         )?;
         let (id, now) = (Uuid::now_v7(), entity::now());
@@ -131,7 +133,8 @@ impl NotificationChannelService for NotificationChannels {
             let old = before.clone();
             // What the channel will be is checked as a whole, as a new one is.
             let channel = pb::NotificationChannel::from(before).with(changes, &mask)?;
-            let (row, secrets) = channel.checked(new, secrets, self.senders.targets())?;
+            let (row, secrets) =
+                channel.checked(new, secrets, Some(&old.config), self.senders.targets())?;
             let channel = self.change(tx, old, row, &secrets).await?;
             announce(tx, ChangeKind::Updated, channel).await
         });
@@ -181,7 +184,9 @@ impl NotificationChannelService for NotificationChannels {
             if before.kind != ChannelKind::Webhook {
                 return Err(wrong_kind(before.kind));
             }
-            let mut secrets = self.open(&before);
+            // The URL would be lost with the others.
+            let opened = self.senders.keyring().open_channel(&before);
+            let mut secrets = opened.map_err(|problem| Error::invalid("id", problem))?;
             let now = entity::now().timestamp();
             let end = now + overlap;
             for old in &mut secrets.signing {
@@ -199,9 +204,12 @@ impl NotificationChannelService for NotificationChannels {
             }
             let mut config = before.config.clone();
             if let Config::Webhook {
-                signing_secrets, ..
+                url,
+                signing_secrets,
+                ..
             } = &mut config
             {
+                *url = webhook::shortened(url);
                 *signing_secrets = expiries(&secrets);
             }
             let changed = notification_channel::ActiveModel {
@@ -251,7 +259,7 @@ impl NotificationChannels {
     /// What is secret of a channel. Without the key it was encrypted with there is nothing, and new secrets are required.
     fn open(&self, channel: &notification_channel::Model) -> super::secrets::Secrets {
         let keyring = self.senders.keyring();
-        let secrets = keyring.open(channel.id, channel.secrets.as_deref());
+        let secrets = keyring.open_channel(channel);
         secrets.unwrap_or_else(|problem| {
             tracing::warn!(channel = %channel.name, problem, "the secrets of a notification channel are lost");
             super::secrets::Secrets::default()

@@ -179,6 +179,25 @@ impl Sender {
     }
 }
 
+/// What stands for the path and query of a URL where it is shown.
+const REST: &str = "/***";
+
+/// A URL as it is shown: without its path and query, which often hold a token.
+pub(super) fn shortened(text: &str) -> String {
+    match Url::parse(text) {
+        Ok(url) if url.path() == "/" && url.query().is_none() && url.fragment().is_none() => {
+            text.to_string()
+        }
+        Ok(url) => url.origin().ascii_serialization() + REST,
+        Err(_) => REST.to_string(),
+    }
+}
+
+/// Whether a URL is one that [`shortened`] gives in place of a longer one.
+pub(super) fn is_shortened(text: &str) -> bool {
+    text.ends_with(REST) && shortened(text) == text
+}
+
 /// The address in a URL that has no name.
 pub(super) fn address(url: &Url) -> Option<IpAddr> {
     let host = url.host_str()?;
@@ -315,6 +334,21 @@ mod tests {
                 panic!("{status}");
             };
             assert_eq!(after.map(|after| after.as_secs()), seconds, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_url_is_shown_without_what_may_be_a_token() {
+        for (url, expected) in [
+            ("https://a.example", "https://a.example"),
+            ("https://a.example:8443/", "https://a.example:8443/"),
+            ("https://a.example/hook", "https://a.example/***"),
+            ("https://A.example:443/?token=1", "https://a.example/***"),
+            ("http://[::1]:80/x#y", "http://[::1]/***"),
+            ("https://a.example/***", "https://a.example/***"),
+        ] {
+            assert_eq!(shortened(url), expected);
+            assert_eq!(is_shortened(url), url.ends_with("***"), "{url}");
         }
     }
 

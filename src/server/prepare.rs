@@ -24,6 +24,7 @@ use crate::{
     health::Health,
     jobs,
     monitor::Feed,
+    notifications::reseal,
     time_zones,
 };
 
@@ -99,6 +100,7 @@ pub(super) async fn prepare(
         kept,
         shutdown.clone(),
     ));
+    reseal::run(&db, deliverer.senders().keyring()).await;
     let deliverer = tokio::spawn(deliverer.run(
         Ord::min(settings.shutdown_grace, DELIVERIES_END),
         shutdown.clone(),

@@ -7,6 +7,7 @@ mod escalation;
 mod failures;
 mod ledger;
 mod quiet;
+mod secrets;
 mod webhooks;
 
 use std::time::Duration;

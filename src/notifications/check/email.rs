@@ -1,6 +1,6 @@
 //! What clients say of mail, checked.
 
-use super::{New, millis};
+use super::{ELSEWHERE, New, millis};
 use crate::{
     entity::notification_channel::{Config, Security},
     error::{Error, Result},
@@ -43,6 +43,7 @@ impl pb::EmailChannel {
         &self,
         new: &New,
         mut secrets: Secrets,
+        before: Option<&Config>,
         targets: &Targets,
     ) -> Result<(Config, Secrets)> {
         let field = |name: &str| format!("notification_channel.email.{name}");
@@ -62,7 +63,11 @@ impl pb::EmailChannel {
         if !new.password.is_empty() {
             secrets.password = Some(check::text(&field("password"), &new.password, 1..=1_024)?);
         }
+        let moves = before.is_some_and(|before| leads_elsewhere(before, &host, port, security));
         match (&username, &secrets.password) {
+            (Some(_), Some(_)) if moves && new.password.is_empty() => {
+                return Err(Error::invalid(field("password"), ELSEWHERE));
+            }
             (Some(_), None) => {
                 let problem = "is required with a username";
                 return Err(Error::invalid(field("password"), problem));
@@ -100,6 +105,28 @@ impl pb::EmailChannel {
             timeout_ms: millis(&field("timeout"), self.timeout, TIMEOUT_MS, 1_000..=60_000)?,
         };
         Ok((config, secrets))
+    }
+}
+
+/// Whether mail goes to another server or port than before, or is less secure on its way.
+fn leads_elsewhere(before: &Config, host: &str, port: u16, security: Security) -> bool {
+    let strength = |security: Security| match security {
+        Security::None => 0,
+        Security::Starttls => 1,
+        Security::Tls => 2,
+    };
+    match before {
+        Config::Email {
+            host: old_host,
+            port: old_port,
+            security: old_security,
+            ..
+        } => {
+            !old_host.eq_ignore_ascii_case(host)
+                || *old_port != port
+                || strength(security) < strength(*old_security)
+        }
+        Config::Webhook { .. } | Config::Stream {} => false,
     }
 }
 

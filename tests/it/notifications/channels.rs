@@ -19,7 +19,7 @@ use crate::support::{
 
 const NONE: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
 
-async fn update(
+pub(super) async fn update(
     server: &TestServer,
     channel: pb::NotificationChannel,
     paths: &[&str],
@@ -41,7 +41,7 @@ async fn delete(server: &TestServer, id: &str, force: bool) -> Reply<()> {
 }
 
 /// A webhook with everything that there is.
-fn full() -> pb::NotificationChannel {
+pub(super) fn full() -> pb::NotificationChannel {
     pb::NotificationChannel {
         name: "ops".into(),
         description: Some("Whoever is on duty.".into()),
@@ -71,7 +71,7 @@ fn full() -> pb::NotificationChannel {
     }
 }
 
-fn mail() -> pb::EmailChannel {
+pub(super) fn mail() -> pb::EmailChannel {
     pb::EmailChannel {
         host: "mail.example.com".into(),
         username: Some("watchpost".into()),
@@ -92,7 +92,9 @@ fn told(sent: pb::NotificationChannel, told: &pb::NotificationChannel) -> pb::No
                 .map(|name| name.to_lowercase())
                 .collect();
             names.sort();
+            let (host, _) = webhook.url.split_once("/hook").unwrap();
             Kind::Webhook(pb::WebhookChannel {
+                url: format!("{host}/***"),
                 signing_secret_count: i32::try_from(webhook.signing_secrets.len()).unwrap(),
                 signing_secrets: vec![],
                 header_names: names,
@@ -157,7 +159,7 @@ on_both! {
                     .map(|json| json.to_string())
                     .unwrap_or_default();
                 let text = format!("{config}{}", String::from_utf8_lossy(&bytes));
-                for secret in ["hunter2", "whsec_", "AQEBAQ"] {
+                for secret in ["hunter2", "whsec_", "AQEBAQ", "x=1"] {
                     assert!(!text.contains(secret), "{table}: {text}");
                 }
             }
@@ -188,9 +190,10 @@ on_both! {
             Some(Kind::Webhook(webhook)) => webhook,
             other => panic!("{other:?}"),
         };
-        let new_url = pb::WebhookChannel { url: "https://example.org".into(), ..Default::default() };
-        let changed = update(&server, change(new_url), &[]).await.unwrap().into_inner();
-        let expected = pb::WebhookChannel { url: "https://example.org".into(), ..hook(&channel) };
+        let slower = Some(prost_types::Duration { seconds: 9, nanos: 0 });
+        let same_url = pb::WebhookChannel { url: hook(&channel).url, timeout: slower, ..Default::default() };
+        let changed = update(&server, change(same_url), &[]).await.unwrap().into_inner();
+        let expected = pb::WebhookChannel { timeout: slower, ..hook(&channel) };
         assert_eq!((hook(&changed), changed.version_id), (expected.clone(), 2));
 
         let nothing = pb::NotificationChannel { id: channel.id.clone(), ..Default::default() };
@@ -304,10 +307,16 @@ on_both! {
         let change = |secrets: &[&str]| pb::NotificationChannel {
             id: channel.id.clone(),
             description: Some("new".into()),
-            kind: Some(Kind::Webhook(pb::WebhookChannel { signing_secrets: strings(secrets), ..Default::default() })),
+            kind: Some(Kind::Webhook(pb::WebhookChannel {
+                url: receiver.url(),
+                signing_secrets: strings(secrets),
+                ..Default::default()
+            })),
             ..Default::default()
         };
         refused(update(&server, change(&[]), &[]).await, "notification_channel.webhook.signing_secrets");
+        let described = pb::NotificationChannel { kind: None, ..change(&[]) };
+        refused(update(&server, described, &[]).await, "notification_channel.webhook.url");
         update(&server, change(&[SECRET]), &[]).await.unwrap();
         receiver.wait_for(1).await;
         server.stop().await;

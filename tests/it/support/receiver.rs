@@ -45,6 +45,8 @@ pub enum Answer {
 /// What has come.
 #[derive(Debug, Clone)]
 pub struct Received {
+    /// Path and query.
+    pub target: String,
     pub headers: http::HeaderMap,
     pub body: Bytes,
 }
@@ -168,6 +170,7 @@ async fn receive(
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(std::io::Error::other)?;
     shared.received.lock().unwrap().push(Received {
+        target: parts.uri.to_string(),
         headers: parts.headers,
         body: body.to_bytes(),
     });
