@@ -4,11 +4,13 @@
 
 use std::{collections::HashMap, error::Error as StdError, time::Duration};
 
-use sea_orm::{DbErr, RuntimeErr, SqlErr, sqlx};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+pub use self::database::{StorageFault, code, is_away};
 use crate::pb::ErrorReason;
+
+mod database;
 
 /// The `domain` of every `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "watchpost.v1";
@@ -100,10 +102,8 @@ pub enum Error {
     TooManyWatches { limit: usize },
     #[error("the database cannot be reached")]
     DatabaseAway,
-    #[error("the storage of the database is full")]
-    StorageFull,
-    #[error("the database cannot be written: {0}")]
-    StorageFailing(StorageFault),
+    #[error("the storage of the database fails: {0}")]
+    Storage(StorageFault),
     #[error("the database has chosen others among conflicting writes")]
     Contended,
     #[error("the server is starting")]
@@ -162,11 +162,8 @@ impl Error {
         if matches!(self, Self::Contended) {
             return Self::Contended;
         }
-        if matches!(self, Self::StorageFull) {
-            return Self::StorageFull;
-        }
-        if let Self::StorageFailing(fault) = self {
-            return Self::StorageFailing(*fault);
+        if let Self::Storage(fault) = self {
+            return Self::Storage(*fault);
         }
         Self::internal(self.to_string())
     }
@@ -214,8 +211,10 @@ impl Error {
             Self::CursorAhead => (Code::FailedPrecondition, ErrorReason::CursorAhead),
             Self::TooManyWatches { .. } => (Code::ResourceExhausted, ErrorReason::TooManyWatches),
             Self::DatabaseAway => (Code::Unavailable, ErrorReason::DatabaseAway),
-            Self::StorageFull => (Code::ResourceExhausted, ErrorReason::StorageFull),
-            Self::StorageFailing(_) => (Code::Unavailable, ErrorReason::StorageFailing),
+            Self::Storage(StorageFault::Full) => {
+                (Code::ResourceExhausted, ErrorReason::StorageFull)
+            }
+            Self::Storage(_) => (Code::Unavailable, ErrorReason::StorageFailing),
             Self::Contended => (Code::Aborted, ErrorReason::Contention),
             Self::Starting => (Code::Unavailable, ErrorReason::Starting),
             Self::ShuttingDown => (Code::Unavailable, ErrorReason::ShuttingDown),
@@ -299,10 +298,10 @@ impl Error {
 
     /// Why the database cannot be written, if the error is that it cannot.
     pub fn storage_fault(&self) -> Option<StorageFault> {
-        if let Self::StorageFailing(fault) = self {
+        if let Self::Storage(fault) = self {
             return Some(*fault);
         }
-        matches!(self, Self::StorageFull).then_some(StorageFault::Full)
+        None
     }
 
     /// Whether the database cannot be reached or cannot be written: every other call that writes fails as well, and
@@ -316,8 +315,7 @@ impl Error {
         matches!(
             self,
             Self::DatabaseAway
-                | Self::StorageFull
-                | Self::StorageFailing(_)
+                | Self::Storage(_)
                 | Self::Contended
                 | Self::Starting
                 | Self::ShuttingDown
@@ -338,49 +336,6 @@ impl From<Error> for Status {
         }
         let (code, reason) = error.kind();
         Self::with_error_details(code, error.to_string(), error.details(reason))
-    }
-}
-
-impl From<DbErr> for Error {
-    fn from(error: DbErr) -> Self {
-        if let Some(fault) = storage_fault(&error) {
-            tracing::debug!(%error, "the database cannot be written");
-            if fault == StorageFault::Full {
-                return Self::StorageFull;
-            }
-            return Self::StorageFailing(fault);
-        }
-        // Serialisation failures and deadlocks.
-        if code(&error).is_some_and(|code| code.len() == 5 && code.starts_with("40")) {
-            return Self::Contended;
-        }
-        if is_away(&error) {
-            tracing::debug!(%error, "the database is away");
-            return Self::DatabaseAway;
-        }
-        if let Some(SqlErr::UniqueConstraintViolation(message)) = error.sql_err() {
-            let field = constraint(&error).unwrap_or(message);
-            return Self::AlreadyExists {
-                field,
-                problem: "it must be unique".into(),
-            };
-        }
-        if let Some(SqlErr::ForeignKeyConstraintViolation(_)) = error.sql_err() {
-            let field = constraint(&error).unwrap_or_default();
-            return Self::BrokenReference {
-                field,
-                problem: "names something that does not exist".into(),
-            };
-        }
-        if let Some(code) = code(&error)
-            && matches!(
-                code.as_str(),
-                "23514" | "275" | "22P02" | "22001" | "22003" | "22008" | "22021" | "54000"
-            )
-        {
-            return Self::CheckViolated(constraint(&error).unwrap_or(code));
-        }
-        Self::Internal(Box::new(error))
     }
 }
 
@@ -410,114 +365,5 @@ impl std::fmt::Display for Chain<'_> {
             cause = error.source();
         }
         Ok(())
-    }
-}
-
-/// Whether the database could not be reached, went away, or was too busy: trying again helps.
-pub fn is_away(error: &DbErr) -> bool {
-    if matches!(error, DbErr::Conn(_) | DbErr::ConnectionAcquire(_)) {
-        return true;
-    }
-    match sqlx_error(error) {
-        Some(
-            sqlx::Error::Io(_)
-            | sqlx::Error::Tls(_)
-            | sqlx::Error::Protocol(_)
-            | sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::WorkerCrashed,
-        ) => true,
-        Some(sqlx::Error::Database(database)) => database.code().is_some_and(|code| {
-            // PostgreSQL: connection and operator trouble, no room. SQLite: busy, locked.
-            ["08", "57", "53"]
-                .iter()
-                .any(|class| code.len() == 5 && code.starts_with(class))
-                || matches!(code.as_ref(), "5" | "6" | "261" | "517")
-        }),
-        _ => false,
-    }
-}
-
-/// Why the database cannot be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum StorageFault {
-    #[error("no space is left")]
-    Full,
-    #[error("the database is read-only")]
-    ReadOnly,
-    #[error("the storage fails")]
-    Failing,
-    #[error("the database file, or its write-ahead log, is missing")]
-    Missing,
-    #[error("the database file, or its write-ahead log, was replaced by another file")]
-    Replaced,
-    #[error("the database is corrupt")]
-    Corrupt,
-    #[error("the storage does not answer")]
-    NotAnswering,
-}
-
-/// What is wrong with the storage of the database, if that is the error.
-fn storage_fault(error: &DbErr) -> Option<StorageFault> {
-    let error = sqlx_error(error)?;
-    // A connection in an impossible state is the consequence of a failed commit.
-    if matches!(
-        error,
-        sqlx::Error::BeginFailed | sqlx::Error::InvalidSavePointStatement
-    ) {
-        return Some(StorageFault::Failing);
-    }
-    let sqlx::Error::Database(database) = error else {
-        return None;
-    };
-    let code = database.code()?;
-    if code.len() == 5 {
-        // SQLSTATE, of PostgreSQL.
-        return match code.as_ref() {
-            "53100" => Some(StorageFault::Full),
-            "25006" => Some(StorageFault::ReadOnly),
-            "XX001" | "XX002" => Some(StorageFault::Corrupt),
-            code if code.starts_with("58") => Some(StorageFault::Failing),
-            _ => None,
-        };
-    }
-    // SQLite: the low byte of an extended result code is the result code.
-    match code.parse::<u32>().ok()? & 0xFF {
-        13 => Some(StorageFault::Full),
-        3 | 8 => Some(StorageFault::ReadOnly),
-        // Out of memory, I/O error, cannot open, locking protocol.
-        7 | 10 | 14 | 15 => Some(StorageFault::Failing),
-        11 | 26 => Some(StorageFault::Corrupt),
-        1 if database.message().contains("no transaction is active") => Some(StorageFault::Failing),
-        _ => None,
-    }
-}
-
-fn sqlx_error(error: &DbErr) -> Option<&sqlx::Error> {
-    if let DbErr::Conn(RuntimeErr::SqlxError(error))
-    | DbErr::Exec(RuntimeErr::SqlxError(error))
-    | DbErr::Query(RuntimeErr::SqlxError(error)) = error
-    {
-        return Some(error.as_ref());
-    }
-    None
-}
-
-/// The database's own code of the error: a SQLSTATE on PostgreSQL, a number on SQLite.
-pub fn code(error: &DbErr) -> Option<String> {
-    let sqlx::Error::Database(database) = sqlx_error(error)? else {
-        return None;
-    };
-    database.code().map(std::borrow::Cow::into_owned)
-}
-
-/// The constraint that was violated on PostgreSQL, `table.column` on SQLite.
-fn constraint(error: &DbErr) -> Option<String> {
-    let sqlx::Error::Database(database) = sqlx_error(error)? else {
-        return None;
-    };
-    match database.constraint() {
-        Some(name) => Some(name.to_string()),
-        None => Some(database.message().rsplit(": ").next()?.to_string()),
     }
 }

@@ -179,19 +179,19 @@ async fn migrate(settings: &Settings, direction: Migrate) -> Result<ExitCode, St
         );
         return Ok(end(Stop::Wrong(problem)));
     }
-    let db = Db::connect(&settings.database()).await?;
-    match direction {
-        Migrate::Up => db.lock("migrate up")?,
-        Migrate::Down { .. } => {
-            db.lock("migrate down")?;
-            db.refuse_beside_servers().await?;
-        }
+    let database = settings.database();
+    let db = match direction {
+        Migrate::Up => Db::connect_alone(&database, "migrate up").await?,
+        Migrate::Down { .. } => Db::connect_alone(&database, "migrate down").await?,
         // It writes nothing.
-        Migrate::Status => {}
-    }
+        Migrate::Status => Db::connect(&database).await?,
+    };
     match direction {
         Migrate::Up => db.migrate_up().await?,
-        Migrate::Down { steps, .. } => db.migrate_down(steps).await?,
+        Migrate::Down { steps, .. } => {
+            db.refuse_beside_servers().await?;
+            db.migrate_down(steps).await?;
+        }
         Migrate::Status => {
             for (name, applied) in db.migration_status().await? {
                 println!("{} {name}", if applied { "applied" } else { "pending" });

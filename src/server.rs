@@ -34,7 +34,7 @@ use crate::{
     cameras::Cameras,
     config::Settings,
     db::{self, Db},
-    error::{Chain, StorageFault},
+    error::Chain,
     events::{Committer, Events},
     gpu::{self, Detections, GpuStats, LiveGpus, Reports},
     health::Health,
@@ -74,7 +74,7 @@ pub enum StartError {
     Database(String),
     /// Another file lies where the database was.
     #[error(
-        "the database file was replaced by another one while the server ran; start the server again"
+        "the database file, or its log, was replaced while the server ran; start the server again"
     )]
     Replaced,
     /// The listener failed.
@@ -140,8 +140,7 @@ impl Server {
         let database = settings.database();
         tracing::info!("database: {}", describe(&database));
         tracing::info!("time zones: {}", time_zones::source());
-        let db = Db::connect(&database).await?;
-        db.lock("serve")?;
+        let db = Db::connect_alone(&database, "serve").await?;
         let (listener, address) = listen(&settings.listen).await?;
         let http = match &settings.metrics_listen {
             Some(address) => Some(listen(address).await?),
@@ -211,11 +210,9 @@ impl Server {
     pub async fn failed(&mut self) -> StartError {
         // When `prepare` ends, having said that all is ready or not, it has let go of its end.
         if self.ready().await {
-            let mut faults = self.db.storage().faults();
-            let replaced = faults.wait_for(|fault| *fault == Some(StorageFault::Replaced));
             let ended = tokio::select! {
                 ended = &mut self.serving => ended,
-                Ok(_) = replaced => return StartError::Replaced,
+                () = self.db.storage().replaced() => return StartError::Replaced,
             };
             return match ended {
                 Ok(Ok(())) => StartError::Serve("the listener has ended".to_string()),

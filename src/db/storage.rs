@@ -1,7 +1,8 @@
-//! Whether the database can be written: checked with every commit, and by a probe when nothing else writes.
+//! State of the storage under the database: whether it can be written, checked with every commit, and by a probe when
+//! nothing else writes.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -9,34 +10,30 @@ use std::{
     time::Duration,
 };
 
-use sea_orm::{ConnectionTrait, DbBackend};
+use sea_orm::{ConnectionTrait, DbBackend, Statement};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Db;
+use super::{Db, files::Files};
 use crate::error::{Error, Result, StorageFault};
 
-/// How often the files are looked at, and a failing database is probed.
+/// Pause between two looks at the files, and between two probes of a failing database.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long nothing may have been committed before a probe writes.
+/// Time without a commit after which a probe writes.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// How long a probe may take before the database counts as not answering. A long transaction of another writer is no
+/// Time that a probe may take before the database counts as not answering. A long transaction of another writer is no
 /// fault, so this is longer than any of them should be.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long to wait at most before a corrupt database is checked again: a check reads all of it.
+/// Longest pause before a corrupt database is checked again: a check reads all of it.
 const LONGEST_CHECK_PAUSE: Duration = Duration::from_mins(5);
 
-/// The least free space, in bytes, with which a volume does not count as full.
-#[cfg(target_os = "linux")]
-const LEAST_FREE: u64 = 64 * 1024;
-
-/// What is known of the storage of one database. Clones share it.
+/// Knowledge about the storage of one database. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Storage(Arc<Shared>);
 
@@ -44,28 +41,15 @@ pub struct Storage(Arc<Shared>);
 struct Shared {
     /// The files of a SQLite database; none on PostgreSQL.
     files: Option<Files>,
-    /// Why nothing can be written.
+    /// Reason why nothing can be written.
     fault: watch::Sender<Option<StorageFault>>,
-    /// The fault of the newest write that failed, for the monitor.
+    /// Fault of the newest write that failed, for the monitor.
     reported: Mutex<Option<StorageFault>>,
     has_report: Notify,
     committed_at: Mutex<Instant>,
-    /// Whether the state of the writing connection is unknown, so that it must be closed.
-    is_in_doubt: AtomicBool,
+    /// Set while the state of the writing connection is unknown, so that it must be closed.
+    writer_in_doubt: AtomicBool,
 }
-
-/// The files of a SQLite database, and which ones they were when it was opened.
-#[derive(Debug)]
-struct Files {
-    database: PathBuf,
-    log: PathBuf,
-    database_id: FileId,
-    /// The write-ahead log. It is made anew when every connection was closed.
-    log_id: Mutex<Option<FileId>>,
-}
-
-/// Device and inode.
-type FileId = (u64, u64);
 
 impl Storage {
     /// The storage of a database on a server of its own.
@@ -73,19 +57,9 @@ impl Storage {
         Self::new(None)
     }
 
-    /// The storage of the SQLite database in this file, which has been opened.
+    /// The storage of the SQLite database in this file, which is open.
     pub(super) fn of_file(database: &Path) -> Self {
-        let files = file_id(database).map(|database_id| {
-            let mut log = database.as_os_str().to_owned();
-            log.push("-wal");
-            Files {
-                database: database.to_path_buf(),
-                log: log.into(),
-                database_id,
-                log_id: Mutex::default(),
-            }
-        });
-        Self::new(files)
+        Self::new(Files::of(database))
     }
 
     fn new(files: Option<Files>) -> Self {
@@ -95,113 +69,84 @@ impl Storage {
             reported: Mutex::default(),
             has_report: Notify::new(),
             committed_at: Mutex::new(Instant::now()),
-            is_in_doubt: AtomicBool::new(false),
+            writer_in_doubt: AtomicBool::new(false),
         }))
     }
 
-    /// Why nothing can be written at present.
+    /// Reason why nothing can be written at present. `None` if the database can be written.
     pub fn fault(&self) -> Option<StorageFault> {
         *self.0.fault.borrow()
     }
 
-    /// Receives every change of [`Self::fault`].
-    pub fn faults(&self) -> watch::Receiver<Option<StorageFault>> {
-        self.0.fault.subscribe()
+    /// Waits until the monitor has found that another file lies where the database was.
+    pub async fn replaced(&self) {
+        let mut faults = self.0.fault.subscribe();
+        // The sender lives as long as `self`.
+        let _ = faults
+            .wait_for(|fault| *fault == Some(StorageFault::Replaced))
+            .await;
     }
 
-    /// Refuses if the files at the paths are not those that were opened: what is committed to an open file that was
-    /// deleted or replaced is gone with the process.
+    /// Refuses if the files at the paths are not those that were opened.
     pub(super) fn check_files(&self) -> Result<()> {
         let fault = self.0.files.as_ref().and_then(Files::fault);
-        fault.map_or(Ok(()), |fault| Err(Error::StorageFailing(fault)))
+        fault.map_or(Ok(()), |fault| Err(Error::Storage(fault)))
     }
 
     /// Notes a transaction that was committed.
     pub(super) fn committed(&self) {
-        *self
-            .0
-            .committed_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let committed_at = self.0.committed_at.lock();
+        *committed_at.unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     /// Notes a write that failed. The monitor decides what follows from it.
     pub(super) fn failed(&self, error: &Error) {
         if let Some(fault) = error.storage_fault() {
-            *self
-                .0
-                .reported
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = Some(fault);
+            let reported = self.0.reported.lock();
+            *reported.unwrap_or_else(PoisonError::into_inner) = Some(fault);
             self.0.has_report.notify_one();
         }
     }
 
     /// Has the writing connection closed before anything else is written.
     pub(super) fn doubt_writer(&self) {
-        self.0.is_in_doubt.store(true, Ordering::Release);
+        self.0.writer_in_doubt.store(true, Ordering::Release);
     }
 
-    /// Whether the writing connection has to be closed; says so once.
+    /// Whether the writing connection must be closed. Answers `true` once per doubt.
     pub(super) fn take_doubt(&self) -> bool {
-        self.0.is_in_doubt.swap(false, Ordering::AcqRel)
+        self.0.writer_in_doubt.swap(false, Ordering::AcqRel)
     }
 
     /// Notes that the writing connection is a new one.
     pub(super) fn writer_opened(&self) {
-        self.0.is_in_doubt.store(false, Ordering::Release);
-        if let Some(files) = &self.0.files {
-            *files.log_id.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        }
+        self.0.writer_in_doubt.store(false, Ordering::Release);
     }
 
-    fn set(&self, fault: Option<StorageFault>) {
-        let is_new = self
-            .0
-            .fault
-            .send_if_modified(|now| std::mem::replace(now, fault) != fault);
-        match fault {
-            Some(fault) if is_new => tracing::error!(%fault, "the database cannot be written"),
-            None if is_new => tracing::info!("the database can be written again"),
-            _ => {}
-        }
-    }
-
-    fn take_report(&self) -> Option<StorageFault> {
-        self.0
-            .reported
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-    }
-
-    fn is_idle(&self) -> bool {
-        self.0
-            .committed_at
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .elapsed()
-            >= IDLE
-    }
-
-    /// Watches whether the database can be written, until shutdown. Ends early if the database file was replaced by
-    /// another one, which only a new process can open.
-    pub async fn monitor(&self, db: Db, shutdown: CancellationToken) -> Option<StorageFault> {
+    /// Watches whether the database can be written, and calls `tell` with every change, until shutdown. Ends early if
+    /// the database file was replaced by another one, which only a new process can open.
+    pub async fn monitor(
+        &self,
+        db: &Db,
+        tell: impl Fn(Option<StorageFault>),
+        shutdown: CancellationToken,
+    ) {
         let monitoring = async {
             let mut checks = Checks::default();
             loop {
-                let reported = self.take_report();
                 // A write that has failed says more than a probe that may succeed a moment later.
-                let fault = match reported {
+                let fault = match self.take_report() {
                     Some(fault) => Some(fault),
-                    None => self.look(&db, &mut checks).await,
+                    None => self.look(db, &mut checks).await,
                 };
-                self.set(fault);
+                if fault == Some(StorageFault::Replaced)
+                    && let Some(files) = &self.0.files
+                {
+                    files.set_log_aside();
+                }
+                self.set(fault, &tell);
                 if fault == Some(StorageFault::Replaced) {
-                    if let Some(files) = &self.0.files {
-                        files.set_log_aside();
-                    }
-                    return StorageFault::Replaced;
+                    return;
                 }
                 // After a fault the next look is a second away: health must not flap with every write.
                 let report = async {
@@ -213,81 +158,60 @@ impl Storage {
                 let _ = timeout(INTERVAL, report).await;
             }
         };
-        shutdown.run_until_cancelled(monitoring).await
+        shutdown.run_until_cancelled(monitoring).await;
     }
 
-    /// Looks what keeps the database from being written.
-    async fn look(&self, db: &Db, checks: &mut Checks) -> Option<StorageFault> {
-        if let Some(fault) = self.0.files.as_ref().and_then(Files::fault) {
-            return Some(fault);
-        }
-        if self
+    fn set(&self, fault: Option<StorageFault>, tell: impl Fn(Option<StorageFault>)) {
+        let is_new = self
             .0
-            .files
-            .as_ref()
-            .is_some_and(|files| is_full(&files.database))
-        {
-            return Some(StorageFault::Full);
+            .fault
+            .send_if_modified(|now| std::mem::replace(now, fault) != fault);
+        if !is_new {
+            return;
+        }
+        tell(fault);
+        match fault {
+            Some(fault) => tracing::error!(%fault, "the database cannot be written"),
+            None => tracing::info!("the database can be written again"),
+        }
+    }
+
+    fn take_report(&self) -> Option<StorageFault> {
+        let reported = self.0.reported.lock();
+        reported.unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn is_idle(&self) -> bool {
+        let committed_at = self.0.committed_at.lock();
+        committed_at
+            .unwrap_or_else(PoisonError::into_inner)
+            .elapsed()
+            >= IDLE
+    }
+
+    /// Looks for what keeps the database from being written.
+    async fn look(&self, db: &Db, checks: &mut Checks) -> Option<StorageFault> {
+        if let Some(files) = &self.0.files {
+            if let Some(fault) = files.fault() {
+                return Some(fault);
+            }
+            if files.volume_is_full() {
+                return Some(StorageFault::Full);
+            }
         }
         let before = self.fault();
         if before.is_none() && !self.is_idle() {
             return None;
         }
-        if before == Some(StorageFault::Corrupt) && !checks.is_sound(db).await {
+        if before == Some(StorageFault::Corrupt) && !checks.find_it_sound(db).await {
             return before;
         }
-        let is_full = before == Some(StorageFault::Full);
-        match timeout(PROBE_TIMEOUT, probe(db, is_full)).await {
+        let was_full = before == Some(StorageFault::Full);
+        match timeout(PROBE_TIMEOUT, probe(db, was_full)).await {
             Ok(Ok(())) => None,
             // A database that cannot be reached is a matter of its own.
             Ok(Err(error)) => error.storage_fault().or(before),
             Err(_) => Some(StorageFault::NotAnswering),
-        }
-    }
-}
-
-impl Files {
-    fn fault(&self) -> Option<StorageFault> {
-        match file_id(&self.database) {
-            None => return Some(StorageFault::Missing),
-            Some(id) if id != self.database_id => return Some(StorageFault::Replaced),
-            Some(_) => {}
-        }
-        let mut known = self.log_id.lock().unwrap_or_else(PoisonError::into_inner);
-        match (file_id(&self.log), *known) {
-            (None, Some(_)) => Some(StorageFault::Missing),
-            (Some(id), Some(known)) if id != known => Some(StorageFault::Replaced),
-            (found, _) => {
-                *known = found;
-                None
-            }
-        }
-    }
-}
-
-impl Files {
-    /// Renames the write-ahead log of a database file that was replaced, if it still lies at its path: SQLite would take
-    /// it for that of the new file, and apply it.
-    fn set_log_aside(&self) {
-        let known = *self.log_id.lock().unwrap_or_else(PoisonError::into_inner);
-        if file_id(&self.database) == Some(self.database_id)
-            || known.is_none()
-            || file_id(&self.log) != known
-        {
-            return;
-        }
-        let mut index = self.database.as_os_str().to_owned();
-        index.push("-shm");
-        for path in [self.log.clone(), PathBuf::from(index)] {
-            let mut aside = path.as_os_str().to_owned();
-            aside.push(".replaced");
-            let renamed = std::fs::rename(&path, &aside);
-            let path = path.display();
-            if let Err(error) = renamed {
-                tracing::warn!(%path, %error, "the log of the replaced database cannot be set aside");
-            } else {
-                tracing::warn!(%path, "the log of the replaced database is set aside");
-            }
         }
     }
 }
@@ -309,7 +233,7 @@ impl Default for Checks {
 
 impl Checks {
     /// Whether a check, if one is due, finds the database sound.
-    async fn is_sound(&mut self, db: &Db) -> bool {
+    async fn find_it_sound(&mut self, db: &Db) -> bool {
         if Instant::now() < self.next {
             return false;
         }
@@ -325,13 +249,10 @@ impl Checks {
 }
 
 async fn is_intact(db: &Db) -> bool {
-    let check = sea_orm::Statement::from_string(DbBackend::Sqlite, "PRAGMA quick_check(1)");
-    let row = db.reader().query_one_raw(check).await;
-    let text = row
-        .ok()
-        .flatten()
-        .and_then(|row| row.try_get_by_index::<String>(0).ok());
-    text.is_some_and(|text| text == "ok")
+    let check = Statement::from_string(DbBackend::Sqlite, "PRAGMA quick_check(1)");
+    let row = db.reader().query_one_raw(check).await.ok().flatten();
+    row.and_then(|row| row.try_get_by_index::<String>(0).ok())
+        .is_some_and(|text| text == "ok")
 }
 
 /// Writes something that changes nothing. Where the volume was full, room is asked for as well: a small write may
@@ -360,31 +281,4 @@ async fn probe(db: &Db, was_full: bool) -> Result<()> {
         Ok(())
     })
     .await
-}
-
-#[cfg(unix)]
-fn file_id(path: &Path) -> Option<FileId> {
-    use std::os::unix::fs::MetadataExt;
-    let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.dev(), metadata.ino()))
-}
-
-/// Whether the volume of this file has no room left for us.
-#[cfg(target_os = "linux")]
-fn is_full(path: &Path) -> bool {
-    let Ok(volume) = rustix::fs::statvfs(path) else {
-        return false;
-    };
-    // What is reserved for root counts for root.
-    let blocks = if rustix::process::geteuid().is_root() {
-        volume.f_bfree
-    } else {
-        volume.f_bavail
-    };
-    blocks.saturating_mul(volume.f_frsize) < LEAST_FREE
-}
-
-#[cfg(not(target_os = "linux"))]
-fn is_full(_: &Path) -> bool {
-    false
 }

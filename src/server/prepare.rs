@@ -178,20 +178,8 @@ async fn open(parts: &Parts) -> Result<(), OpenError> {
 
 /// Tells health whether the database can be written, until shutdown.
 async fn watch_storage(db: Db, health: Health, shutdown: CancellationToken) {
-    let storage = db.storage().clone();
-    let telling = async {
-        let mut faults = storage.faults();
-        loop {
-            health.storage(*faults.borrow_and_update());
-            if faults.changed().await.is_err() {
-                return;
-            }
-        }
-    };
-    tokio::join!(
-        storage.monitor(db, shutdown.clone()),
-        shutdown.run_until_cancelled(telling),
-    );
+    let tell = |fault| health.storage(fault);
+    db.storage().monitor(&db, tell, shutdown).await;
 }
 
 /// Tells health when the database goes away and when it comes back, until shutdown.

@@ -1,0 +1,220 @@
+//! Opening the database: the pools of connections, and what is set on each connection.
+
+use std::{path::Path, str::FromStr, sync::Arc, time::Duration};
+
+use sea_orm::{
+    ConnectOptions, Database, DatabaseConnection, DbBackend, DbErr,
+    sqlx::{
+        self, ConnectOptions as _, Connection, Executor, SqliteConnection,
+        pool::PoolOptions,
+        postgres::PgConnectOptions,
+        sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+    },
+};
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::{Db, Inner, Settings, Synchronous, lock::Lock, storage::Storage, to_db_err};
+
+/// Time that a call waits for a connection before the database counts as away.
+pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Time that a call waits for a connection to a SQLite file. Longer than any transaction may take.
+const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Number of connections that read a SQLite file; one more writes it.
+const SQLITE_READERS: u32 = 4;
+
+/// Prepared statements that a connection keeps. Many: inserts of many rows come in several lengths.
+const STATEMENTS: usize = 512;
+
+/// Settings of PostgreSQL's planner on connections for work by key, see [`Db::by_key`].
+pub const BY_KEY: [(&str, &str); 7] = [
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("enable_material", "off"),
+    ("enable_sort", "off"),
+    // What is off is only made to look expensive, and what looks expensive would be compiled.
+    ("jit", "off"),
+];
+
+/// Largest number of connections for work by key.
+const BY_KEY_CONNECTIONS: u32 = 8;
+
+/// Name of our connections in `pg_stat_activity`.
+pub(super) const APPLICATION_NAME: &str = "watchpost";
+
+impl Db {
+    /// Prepares the connections. SQLite is opened at once; PostgreSQL when it is first needed.
+    pub async fn connect(settings: &Settings) -> Result<Self, DbErr> {
+        if settings.url.starts_with("sqlite:") {
+            let file = sqlite_file(&settings.url)?;
+            open_sqlite(settings, &file, None).await
+        } else {
+            connect_postgres(settings).await
+        }
+    }
+
+    /// The same for a process that works on a SQLite file alone, until it closes the database. Fails before the file is
+    /// opened if another process has it, and names that process. `purpose` is the command that this process carries
+    /// out: `serve`. On PostgreSQL several processes work on one database.
+    pub async fn connect_alone(settings: &Settings, purpose: &str) -> Result<Self, DbErr> {
+        if settings.url.starts_with("sqlite:") {
+            let file = sqlite_file(&settings.url)?;
+            let lock = Lock::take(file.get_filename(), purpose)?;
+            open_sqlite(settings, &file, Some(lock)).await
+        } else {
+            connect_postgres(settings).await
+        }
+    }
+}
+
+/// The options of a SQLite file, which is made, empty, if it is not there. The pools never make it: a connection that
+/// takes the place of a broken one must not make an empty database where the file was deleted.
+fn sqlite_file(url: &str) -> Result<SqliteConnectOptions, DbErr> {
+    let options =
+        SqliteConnectOptions::from_str(url).map_err(|error| DbErr::Custom(error.to_string()))?;
+    let path = options.get_filename();
+    let failed = |what: &str, path: &Path, error: std::io::Error| {
+        DbErr::Custom(format!(
+            "the {what} {} cannot be made: {error}",
+            path.display()
+        ))
+    };
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|error| failed("folder", folder, error))?;
+    }
+    if !path.exists() {
+        let made = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(path);
+        made.map_err(|error| failed("database file", path, error))?;
+    }
+    Ok(options.create_if_missing(false))
+}
+
+async fn open_sqlite(
+    settings: &Settings,
+    file: &SqliteConnectOptions,
+    lock: Option<Lock>,
+) -> Result<Db, DbErr> {
+    let keeper = open_keeper(file).await.map_err(to_db_err)?;
+    let storage = Storage::of_file(file.get_filename());
+    let synchronous = match settings.sqlite_synchronous {
+        Synchronous::Full => SqliteSynchronous::Full,
+        Synchronous::Normal => SqliteSynchronous::Normal,
+    };
+    let pool = async |connections: u32, writes: Option<Storage>| {
+        let mut options = lasting(&settings.url);
+        options
+            .map_sqlx_sqlite_pool_opts(move |options| guarded(options, writes.clone()))
+            .min_connections(1)
+            .max_connections(connections)
+            .acquire_timeout(SQLITE_ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .sqlx_logging(false)
+            .map_sqlx_sqlite_opts(move |options| {
+                options
+                    .create_if_missing(false)
+                    .journal_mode(SqliteJournalMode::Wal)
+                    .synchronous(synchronous)
+                    .foreign_keys(true)
+                    .busy_timeout(Duration::from_secs(5))
+                    // Else every insert of many rows writes its undo log to a file.
+                    .pragma("temp_store", "MEMORY")
+                    // In KiB: the pages that a batch of ingests changes fit.
+                    .pragma("cache_size", "-8192")
+                    // In pages: pages that change often are copied back less often.
+                    .pragma("wal_autocheckpoint", "4000")
+                    .statement_cache_capacity(STATEMENTS)
+            });
+        Database::connect(options).await
+    };
+    let writer = pool(1, Some(storage.clone())).await?;
+    let reader = pool(SQLITE_READERS, None).await?;
+    let mut db = Inner::new(DbBackend::Sqlite, writer, reader, storage);
+    db.keeper = AsyncMutex::new(Some(keeper));
+    db.lock = std::sync::Mutex::new(lock);
+    Ok(Db(Arc::new(db)))
+}
+
+/// Opens the connection that keeps the write-ahead log, which its first read makes.
+async fn open_keeper(file: &SqliteConnectOptions) -> Result<SqliteConnection, sqlx::Error> {
+    let options = file.clone().journal_mode(SqliteJournalMode::Wal);
+    let mut keeper = options
+        .busy_timeout(Duration::from_secs(5))
+        .connect()
+        .await?;
+    keeper.execute("SELECT count(*) FROM sqlite_schema").await?;
+    Ok(keeper)
+}
+
+async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
+    let pool = async |connections: u32, planner: &[(&'static str, &'static str)]| {
+        let planner = planner.to_vec();
+        let mut options = lasting(&settings.url);
+        options
+            .map_sqlx_postgres_pool_opts(|options| guarded(options, None))
+            .connect_lazy(true)
+            .min_connections(0)
+            .max_connections(connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire_if_idle_for(Duration::from_millis(500))
+            .sqlx_logging(false)
+            .map_sqlx_postgres_opts(move |options: PgConnectOptions| {
+                options
+                    .application_name(APPLICATION_NAME)
+                    // A transaction left open would hold back the change feed of everybody.
+                    .options([("idle_in_transaction_session_timeout", "30s")])
+                    .options(planner.iter().copied())
+                    .statement_cache_capacity(STATEMENTS)
+            });
+        Database::connect(options).await
+    };
+    let by_key = (settings.connections * 3 / 8).clamp(1, BY_KEY_CONNECTIONS);
+    let others: DatabaseConnection = pool(settings.connections - by_key, &[]).await?;
+    let by_key = pool(by_key, &BY_KEY).await?;
+    let storage = Storage::of_server();
+    let mut db = Inner::new(DbBackend::Postgres, others.clone(), others, storage);
+    db.by_key = Some(by_key);
+    Ok(Db(Arc::new(db)))
+}
+
+/// Keeps connections from being used again whose transaction has not ended: sqlx would take the next one for a savepoint
+/// in it, which nobody commits. SQLite rolls back by itself when a commit fails, sqlx then fails to do so, and goes on
+/// counting. `writes` is the storage of the connection that writes SQLite, which is closed when its state is unknown.
+fn guarded<D: sqlx::Database>(options: PoolOptions<D>, writes: Option<Storage>) -> PoolOptions<D> {
+    let options = options.after_release(|connection, _| {
+        Box::pin(async move {
+            if connection.is_in_transaction() {
+                // A rollback may be under way. Whatever is sent after it waits for it.
+                connection.ping().await?;
+            }
+            Ok(!connection.is_in_transaction())
+        })
+    });
+    let Some(storage) = writes else {
+        return options;
+    };
+    let opened = storage.clone();
+    options
+        .after_connect(move |_, _| {
+            opened.writer_opened();
+            Box::pin(async { Ok(()) })
+        })
+        .before_acquire(move |connection, _| {
+            let is_sound = !storage.take_doubt() && !connection.is_in_transaction();
+            Box::pin(async move { Ok(is_sound) })
+        })
+}
+
+/// Connections that are kept for as long as they work. Whenever the pool looks for old ones, it may misread how many
+/// are idle and count through nearly 2^64 of them, which takes a thread of the runtime for good (sqlx 0.9.0).
+fn lasting(url: &str) -> ConnectOptions {
+    let mut options = ConnectOptions::new(url);
+    options.idle_timeout(None).max_lifetime(None);
+    options
+}

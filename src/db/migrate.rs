@@ -1,0 +1,81 @@
+//! Migrations of the schema, one process at a time.
+
+use migration::{Migrator, MigratorTrait};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement, sqlx};
+
+use super::{Db, connect::APPLICATION_NAME, to_db_err};
+
+/// Advisory lock around migrations on PostgreSQL; any number will do that nobody else uses in this database.
+const MIGRATION_LOCK: i64 = 0x7761_7463_6870;
+
+impl Db {
+    /// Brings the schema up to date. Several processes may do so at once.
+    pub async fn migrate_up(&self) -> Result<(), DbErr> {
+        self.migrating(|db| async move { Migrator::up(&db, None).await })
+            .await
+    }
+
+    /// Takes back the last `steps` migrations. Call [`Self::refuse_beside_servers`] first.
+    pub async fn migrate_down(&self, steps: u32) -> Result<(), DbErr> {
+        self.migrating(move |db| async move { Migrator::down(&db, Some(steps)).await })
+            .await
+    }
+
+    /// Every migration by name, and whether it was applied. Writes nothing.
+    pub async fn migration_status(&self) -> Result<Vec<(String, bool)>, DbErr> {
+        let pending = Migrator::get_pending_migrations_read_only(&self.0.reader).await?;
+        let pending: Vec<_> = pending
+            .iter()
+            .map(|migration| migration.name().to_string())
+            .collect();
+        let status = |name: String| {
+            let applied = !pending.contains(&name);
+            (name, applied)
+        };
+        Ok(Migrator::migrations()
+            .iter()
+            .map(|migration| status(migration.name().to_string()))
+            .collect())
+    }
+
+    /// Fails if servers work on this PostgreSQL database, and names the first of them: a schema must not be taken away
+    /// under them. On SQLite the lock of the process keeps others away.
+    pub async fn refuse_beside_servers(&self) -> Result<(), DbErr> {
+        if self.0.backend != DbBackend::Postgres {
+            return Ok(());
+        }
+        let sql = "SELECT pid, host(client_addr) AS host, backend_start::text AS since FROM pg_stat_activity \
+            WHERE datname = current_database() AND application_name = $1 AND pid <> pg_backend_pid() \
+            ORDER BY backend_start LIMIT 1";
+        let servers =
+            Statement::from_sql_and_values(DbBackend::Postgres, sql, [APPLICATION_NAME.into()]);
+        let Some(row) = self.0.reader.query_one_raw(servers).await? else {
+            return Ok(());
+        };
+        let pid: i32 = row.try_get("", "pid")?;
+        let host: Option<String> = row.try_get("", "host")?;
+        let since: String = row.try_get("", "since")?;
+        let host = host.unwrap_or_else(|| "this machine".into());
+        Err(DbErr::Custom(format!(
+            "the database is in use by a server at {host} (PostgreSQL backend {pid}, since {since})"
+        )))
+    }
+
+    /// Migrates while holding a lock that every other process waits for.
+    async fn migrating<F>(&self, migrate: impl FnOnce(DatabaseConnection) -> F) -> Result<(), DbErr>
+    where
+        F: Future<Output = Result<(), DbErr>>,
+    {
+        if self.0.backend == DbBackend::Sqlite {
+            return migrate(self.0.writer.clone()).await;
+        }
+        // The lock has a connection of its own; it is released with it, however the migration ends.
+        let pool = self.0.writer.get_postgres_connection_pool();
+        let mut connection = pool.acquire().await.map_err(to_db_err)?.detach();
+        let lock = sqlx::query("SELECT pg_advisory_lock($1)").bind(MIGRATION_LOCK);
+        lock.execute(&mut connection).await.map_err(to_db_err)?;
+        let done = migrate(self.0.writer.clone()).await;
+        drop(connection);
+        done
+    }
+}
