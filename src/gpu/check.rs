@@ -211,7 +211,26 @@ fn sample(
     stats.recorded_at = Some(time::to_proto(at));
     stats.host.get_or_insert_with(|| host.to_string());
     complete_reasons(path, &mut stats)?;
+    drop_negative_zeros(&mut stats);
     Ok(stats)
+}
+
+/// Makes negative zero zero, since SQLite does not keep its sign and PostgreSQL does.
+fn drop_negative_zeros(stats: &mut pb::GpuStats) {
+    let values = [
+        &mut stats.gpu_utilization,
+        &mut stats.memory_bandwidth_utilization,
+        &mut stats.temperature,
+        &mut stats.temp_slowdown_threshold,
+        &mut stats.memory_temperature,
+        &mut stats.power_usage,
+        &mut stats.power_usage_instant,
+        &mut stats.power_limit,
+        &mut stats.inference_fps,
+    ];
+    for value in values.into_iter().flatten() {
+        *value += 0.0;
+    }
 }
 
 /// Every field is named, so that a new one cannot be forgotten.

@@ -3,7 +3,7 @@
 use std::{
     fmt::{Debug, Display},
     net::SocketAddr,
-    ops::RangeInclusive,
+    ops::{Add, RangeInclusive},
 };
 
 use uuid::Uuid;
@@ -74,14 +74,14 @@ pub fn actor(field: &str, value: &str, peer: Option<SocketAddr>) -> Result<Strin
     }))
 }
 
-/// A number inside of `range`.
-pub fn within<T: PartialOrd + Debug + Display>(
+/// A number inside of `range`. Negative zero becomes zero, since SQLite does not keep its sign and PostgreSQL does.
+pub fn within<T: PartialOrd + Debug + Display + Default + Add<Output = T>>(
     field: &str,
     value: T,
     range: RangeInclusive<T>,
 ) -> Result<T> {
     if range.contains(&value) {
-        return Ok(value);
+        return Ok(value + T::default());
     }
     // Also where NaN ends, which no range contains.
     Err(Error::invalid(
@@ -90,10 +90,10 @@ pub fn within<T: PartialOrd + Debug + Display>(
     ))
 }
 
-/// A number that is not below `least`; not NaN, not infinite.
+/// A number that is not below `least`; not NaN, not infinite. Negative zero becomes zero.
 pub fn at_least(field: &str, value: f64, least: f64) -> Result<f64> {
     if value.is_finite() && (least..).contains(&value) {
-        return Ok(value);
+        return Ok(value + 0.0);
     }
     Err(Error::invalid(
         field,
@@ -181,6 +181,13 @@ mod tests {
         }
         assert!(at_least("f", f64::NAN, 0.0).is_err());
         assert!(within("f", 1.0, 0.0..=1.0).is_ok());
+    }
+
+    #[test]
+    fn negative_zero_becomes_zero() {
+        for checked in [within("f", -0.0, 0.0..=1.0), at_least("f", -0.0, 0.0)] {
+            assert!(checked.unwrap().is_sign_positive());
+        }
     }
 
     #[test]

@@ -63,7 +63,8 @@ impl pb::CameraZone {
         let corners: Vec<_> = self
             .coordinates
             .iter()
-            .map(|point| [point.x, point.y])
+            // Negative zero becomes zero: SQLite keeps its sign in JSON, PostgreSQL does not.
+            .map(|point| [point.x + 0.0, point.y + 0.0])
             .collect();
         let name = check::name("camera_zone.name", &self.name, 1..=255)?;
         check_corners("camera_zone.coordinates", &corners, shape)?;
