@@ -4,20 +4,28 @@
 
 use std::ffi::OsString;
 
-use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
+use clap::{
+    ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use http::Uri;
 use uuid::Uuid;
 
 pub use self::settings::{Settings, Synchronous};
-use self::values::{database_url, server, server_uri};
+use self::{
+    source::Sources,
+    values::{database_url, server, server_uri},
+};
 use crate::time_zones;
 
 mod settings;
+mod source;
 mod values;
 
 /// The end of the help.
 const PRECEDENCE: &str = "Every setting can also be given as a variable (named in brackets) or in the TOML file that --config \
-                          names, under the name of its flag with underscores. A flag beats a variable, a variable beats the file.";
+                          names, under the name of its flag with underscores. A flag beats a variable, a variable beats the file. \
+                          An empty variable counts as unset.";
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -124,56 +132,75 @@ pub enum Stop {
 }
 
 /// Reads the command line, the environment and the file.
-pub fn read(
-    args: impl IntoIterator<Item = impl Into<OsString> + Clone> + Clone,
-) -> Result<Cli, Stop> {
+pub fn read(args: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Cli, Stop> {
     let time_zones = time_zones::source();
     let command = Cli::command().after_help(format!(
         "{PRECEDENCE}\n\nTime zones, unless a folder is named: {time_zones}."
     ));
-    let cli = parse(command.clone(), args.clone())?;
-    let Some(path) = &cli.settings.config else {
+    let command = source::without_empty_variables(command);
+    let mut sources = Sources {
+        arguments: args.into_iter().map(Into::into).collect(),
+        file: None,
+    };
+    let cli = parse(&command, &sources)?;
+    let Some(path) = cli.settings.config else {
         return Ok(cli);
     };
     let wrong =
         |problem: String| Stop::Wrong(format!("setting `config`: {}: {problem}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-    let file: toml::Table = text
-        .parse()
-        .map_err(|error: toml::de::Error| wrong(format!("it is not TOML: {}", error.message())))?;
-    parse(with_defaults(command, file).map_err(wrong)?, args)
+    let (table, file) = source::File::read(&path).map_err(wrong)?;
+    let command = with_defaults(command, table, &file).map_err(wrong)?;
+    sources.file = Some(file);
+    parse(&command, &sources)
 }
 
 /// Puts the settings of the file in the place of the defaults, so that they are checked as flags are.
 /// Settings of subcommands go to every one that has them.
-fn with_defaults(mut command: clap::Command, file: toml::Table) -> Result<clap::Command, String> {
-    for (name, value) in file {
-        let has = |command: &clap::Command| {
+fn with_defaults(
+    mut command: clap::Command,
+    table: toml::Table,
+    file: &source::File,
+) -> Result<clap::Command, String> {
+    for (name, value) in table {
+        let wrong = |problem: &str| format!("line {}: `{name}` {problem}", file.line(&name));
+        let find = |command: &clap::Command| {
             let mut arguments = command.get_arguments();
-            arguments.any(|arg| arg.get_id() == name.as_str())
+            arguments
+                .find(|arg| arg.get_id() == name.as_str())
+                .map(|arg| arg.get_value_delimiter().is_some())
         };
-        let of_all = has(&command);
-        let some = command.get_subcommands().filter(|sub| has(sub));
-        let some: Vec<_> = some.map(|sub| sub.get_name().to_string()).collect();
-        if name == "config" || !of_all && some.is_empty() {
-            return Err(format!("`{name}` is not a setting"));
+        let of_all = find(&command);
+        let some = command
+            .get_subcommands()
+            .filter_map(|sub| Some((sub.get_name().to_string(), find(sub)?)));
+        let some: Vec<_> = some.collect();
+        let Some(is_list) = of_all.or_else(|| Some(some.first()?.1)) else {
+            return Err(wrong("is not a setting"));
+        };
+        if name == "config" {
+            return Err(wrong("is not a setting of the file"));
         }
-        let value = match value {
-            toml::Value::String(value) => value,
-            toml::Value::Integer(value) => value.to_string(),
-            toml::Value::Boolean(value) => value.to_string(),
-            toml::Value::Float(_)
-            | toml::Value::Datetime(_)
-            | toml::Value::Array(_)
-            | toml::Value::Table(_) => {
-                return Err(format!("`{name}` must be a text or a whole number"));
-            }
+        let values = if let toml::Value::Array(values) = &value
+            && is_list
+        {
+            let values: Option<Vec<_>> = values.iter().map(text).collect();
+            values.ok_or_else(|| wrong("must be a list of texts"))?
+        } else {
+            let value = text(&value);
+            vec![value.ok_or_else(|| wrong("must be a text, a whole number, true or false"))?]
         };
-        let set = |arg: clap::Arg| arg.default_value(value.clone()).action(ArgAction::Set);
-        if of_all {
+        let set = |arg: clap::Arg| {
+            let action = if is_list {
+                ArgAction::Append
+            } else {
+                ArgAction::Set
+            };
+            arg.default_values(values.clone()).action(action)
+        };
+        if of_all.is_some() {
             command = command.mut_arg(&name, set);
         } else {
-            for sub in some {
+            for (sub, _) in some {
                 command = command.mut_subcommand(sub, |sub| sub.mut_arg(&name, set));
             }
         }
@@ -181,10 +208,20 @@ fn with_defaults(mut command: clap::Command, file: toml::Table) -> Result<clap::
     Ok(command)
 }
 
-fn parse(
-    command: clap::Command,
-    args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
-) -> Result<Cli, Stop> {
+/// A value of the file as it would be written on the command line.
+fn text(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(value) => Some(value.clone()),
+        toml::Value::Integer(value) => Some(value.to_string()),
+        toml::Value::Boolean(value) => Some(value.to_string()),
+        toml::Value::Float(_)
+        | toml::Value::Datetime(_)
+        | toml::Value::Array(_)
+        | toml::Value::Table(_) => None,
+    }
+}
+
+fn parse(command: &clap::Command, sources: &Sources) -> Result<Cli, Stop> {
     let stop = |error: clap::Error| {
         let kind = error.kind();
         if matches!(kind, ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
@@ -193,18 +230,28 @@ fn parse(
         if kind == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
             return Stop::Wrong("a subcommand is missing: try --help".to_string());
         }
-        Stop::Wrong(one_line(&error.render().to_string()))
+        let source = match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::String(argument)) if kind == ErrorKind::ValueValidation => {
+                sources.of(command, argument)
+            }
+            _ => String::new(),
+        };
+        Stop::Wrong(one_line(&error.render().to_string()) + &source)
     };
-    let matches = command.try_get_matches_from(args).map_err(stop)?;
+    let matches = command.clone().try_get_matches_from(&sources.arguments);
+    let matches = matches.map_err(stop)?;
     let cli = Cli::from_arg_matches(&matches).map_err(stop)?;
+    let wrong = |id: &str, argument: &str, problem: &str| {
+        let source = sources.of(command, id);
+        Stop::Wrong(format!("invalid value for '{argument}': {problem}{source}"))
+    };
     if let Some(Err(problem)) = cli.settings.database_url.as_deref().map(database_url) {
-        let name = "invalid value for '--database-url <URL>'";
-        return Err(Stop::Wrong(format!("{name}: {problem}")));
+        return Err(wrong("database_url", "--database-url <URL>", &problem));
     }
     if cli.settings.gpu_rollup_retention < cli.settings.gpu_stats_retention {
-        let name = "invalid value for '--gpu-rollup-retention <TIME>'";
         let problem = "it must not be shorter than --gpu-stats-retention";
-        return Err(Stop::Wrong(format!("{name}: {problem}")));
+        let argument = "--gpu-rollup-retention <TIME>";
+        return Err(wrong("gpu_rollup_retention", argument, problem));
     }
     Ok(cli)
 }
@@ -271,6 +318,10 @@ mod tests {
             (&["--gpu-stats-retention", "59m"], "--gpu-stats-retention"),
             (&["--gpu-rollup-retention", "29d"], "--gpu-rollup-retention"),
             (&["--log", "a=b=c"], "--log"),
+            (&["--log", "verbose"], "--log"),
+            (&["--log", "info,watchpost"], "--log"),
+            (&["--log", "info,watchpost=loud"], "--log"),
+            (&["--log", ","], "--log"),
             (&["--max-watches", "-1"], "--max-watches"),
             (&["--job-retention-dead", "3651d"], "--job-retention-dead"),
             (&["jobs", "watch", "x"], "<ID>"),
@@ -342,10 +393,25 @@ mod tests {
             ("listen = \"x\"", "--listen"),
             ("config = \"x\"", "config"),
             ("= x", "TOML"),
+            ("listen = [\"127.0.0.1:1\"]", "listen"),
+            ("notification_networks = [1.5]", "notification_networks"),
+            (
+                "notification_networks = [\"10.0.0.0\", \"x\"]",
+                "--notification-networks",
+            ),
+            ("\n\nmax_watches = -1", "line 3"),
+            ("\n\n\nnope = 1", "line 4"),
+            ("\n= x", "line 2"),
         ] {
             std::fs::write(&path, text).unwrap();
             assert!(wrong(&["--config", config]).contains(name), "{text}");
         }
         assert!(wrong(&["--config", "/no/such/file"]).contains("config"));
+        let flag = wrong(&["--listen", "x"]);
+        assert!(flag.ends_with("(from the command line)"), "{flag}");
+        let text = "notification_networks = [\"10.0.0.0/8\", \"fd00::/8\"]\n";
+        std::fs::write(&path, text).unwrap();
+        let settings = read(["watchpost", "--config", config]).unwrap().settings;
+        assert_eq!(settings.notification_networks.len(), 2);
     }
 }

@@ -257,7 +257,7 @@ pub struct Settings {
     )]
     pub keepalive_timeout: Duration,
 
-    /// How long calls may take to end at shutdown, 0s to 1h
+    /// How long calls may take to end at shutdown, 0s to 1h; closing takes at most 1s more
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_SHUTDOWN_GRACE", default_value = "10s",
         value_parser = between::<0, 3_600_000>

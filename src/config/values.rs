@@ -46,12 +46,25 @@ pub(super) fn database_url(text: &str) -> Result<(), String> {
     }
 }
 
+/// A level, or directives. A bare word that is no level is refused: the filter would take it for a target.
 pub(super) fn log_filter(text: &str) -> Result<String, String> {
+    let problem = "it must be a level (off, error, warn, info, debug, trace) or directives such as \
+                   info,watchpost::feed=debug";
+    let directives = text.split(',').map(str::trim);
+    let is_level = |text: &str| {
+        text.parse::<tracing_subscriber::filter::LevelFilter>()
+            .is_ok()
+    };
+    for directive in directives {
+        // A part of the fields of a span may stand between commas.
+        let has_level = directive.contains(['=', '[', '{', '}']);
+        if directive.is_empty() || !has_level && !is_level(directive) {
+            return Err(format!("{problem}; `{directive}` is neither"));
+        }
+    }
     match tracing_subscriber::EnvFilter::from_str(text) {
         Ok(_) => Ok(text.to_string()),
-        Err(error) => Err(format!(
-            "it must be a level or directives such as info,watchpost=debug: {error}"
-        )),
+        Err(error) => Err(format!("{problem}: {error}")),
     }
 }
 

@@ -1,0 +1,118 @@
+//! Sources of settings: the command line, variables and the file, for errors that name where a bad value came from.
+
+use std::{
+    collections::HashMap,
+    ffi::{OsStr, OsString},
+    path::{Path, PathBuf},
+};
+
+use clap::{Arg, Command, builder::Resettable};
+
+/// The arguments of the process, and the file of settings once it is read.
+#[derive(Debug, Default)]
+pub(super) struct Sources {
+    pub(super) arguments: Vec<OsString>,
+    pub(super) file: Option<File>,
+}
+
+/// A file of settings.
+#[derive(Debug)]
+pub(super) struct File {
+    path: PathBuf,
+    /// Line of each setting, by its name.
+    lines: HashMap<String, usize>,
+}
+
+impl File {
+    /// The settings of a TOML file and their places. Fails with a problem in one line.
+    pub(super) fn read(path: &Path) -> Result<(toml::Table, Self), String> {
+        let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+        let line = |at: usize| text[..at].matches('\n').count() + 1;
+        let broken = |error: toml::de::Error| {
+            let at = error.span().map_or(1, |span| line(span.start));
+            let message = error.message().replace('\n', " ");
+            format!("line {at}: it is not TOML: {message}")
+        };
+        let table: toml::Table = text.parse().map_err(broken)?;
+        let places = toml::de::DeTable::parse(&text).map_err(broken)?;
+        let lines = places.get_ref().iter();
+        let lines = lines.map(|(name, _)| (name.get_ref().to_string(), line(name.span().start)));
+        let file = Self {
+            path: path.to_path_buf(),
+            lines: lines.collect(),
+        };
+        Ok((table, file))
+    }
+
+    /// Line of a setting of the file.
+    pub(super) fn line(&self, name: &str) -> usize {
+        self.lines.get(name).copied().unwrap_or(1)
+    }
+}
+
+impl Sources {
+    /// Source of the value of an argument, for the end of an error: ` (from the variable WATCHPOST_LISTEN)`. Empty if
+    /// none was given. The argument is found by the text that clap has for it, `--listen <HOST:PORT>`, or by its id.
+    pub(super) fn of(&self, command: &Command, argument: &str) -> String {
+        // Only an argument of a built command has its text.
+        let mut command = command.clone();
+        command.build();
+        let Some(arg) = find(&command, argument) else {
+            return String::new();
+        };
+        let flag = arg.get_long().map(|long| format!("--{long}"));
+        let is_flag = |given: &OsString| {
+            let given = given.to_string_lossy();
+            let name = given.split_once('=').map_or(&*given, |(name, _)| name);
+            flag.as_deref() == Some(name)
+        };
+        if self.arguments.iter().any(is_flag) {
+            return " (from the command line)".into();
+        }
+        if let Some(name) = arg.get_env().filter(|name| is_set(name)) {
+            return format!(" (from the variable {})", name.to_string_lossy());
+        }
+        let name = arg.get_id().as_str();
+        match &self.file {
+            Some(file) if file.lines.contains_key(name) => {
+                format!(" (from {}, line {})", file.path.display(), file.line(name))
+            }
+            _ => String::new(),
+        }
+    }
+}
+
+fn find<'a>(command: &'a Command, argument: &str) -> Option<&'a Arg> {
+    let mut arguments = command.get_arguments();
+    let found =
+        arguments.find(|arg| arg.get_id().as_str() == argument || arg.to_string() == argument);
+    found.or_else(|| {
+        command
+            .get_subcommands()
+            .find_map(|sub| find(sub, argument))
+    })
+}
+
+/// Has variables that are empty count as unset, in the command and all its subcommands.
+pub(super) fn without_empty_variables(command: Command) -> Command {
+    let mut command = command.mut_args(|arg| match arg.get_env() {
+        Some(name) if is_empty(name) => arg.env(Resettable::Reset),
+        _ => arg,
+    });
+    let names: Vec<_> = command
+        .get_subcommands()
+        .map(|sub| sub.get_name().to_string())
+        .collect();
+    for name in names {
+        command = command.mut_subcommand(name, without_empty_variables);
+    }
+    command
+}
+
+fn is_set(variable: &OsStr) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
+}
+
+fn is_empty(variable: &OsStr) -> bool {
+    std::env::var_os(variable).is_some_and(|value| value.is_empty())
+}
