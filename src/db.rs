@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sea_orm::{
     AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
     IsolationLevel, TransactionOptions, TransactionTrait,
-    sqlx::{self, Connection, SqliteConnection},
+    sqlx::{self, ConnectOptions as _, Connection, SqliteConnection},
 };
 use tokio::{
     sync::{Mutex as AsyncMutex, Notify},
@@ -143,11 +143,35 @@ impl Db {
     }
 
     /// Asks the database for a sign of life.
-    pub async fn ping(&self) -> Result<()> {
+    pub async fn ping(&self) -> Result<(), DbErr> {
         let alive = self.0.reader.execute_unprepared("SELECT 1");
         match timeout(ACQUIRE_TIMEOUT, alive).await {
-            Ok(alive) => Ok(alive.map(|_| ())?),
-            Err(_) => Err(Error::DatabaseAway),
+            Ok(alive) => alive.map(|_| ()),
+            Err(_) => Err(DbErr::Custom(format!(
+                "no answer within {ACQUIRE_TIMEOUT:?}"
+            ))),
+        }
+    }
+
+    /// Reason why PostgreSQL cannot be reached, from an attempt to connect. A pool only tells that it has waited in
+    /// vain. `None` if the attempt succeeds, and on SQLite.
+    pub async fn connect_problem(&self) -> Option<String> {
+        if self.0.backend != DbBackend::Postgres {
+            return None;
+        }
+        let options = self
+            .0
+            .reader
+            .get_postgres_connection_pool()
+            .connect_options();
+        match timeout(ACQUIRE_TIMEOUT, options.connect()).await {
+            Ok(Ok(connection)) => {
+                // Nothing is lost with a connection that was only tried.
+                let _ = connection.close().await;
+                None
+            }
+            Ok(Err(error)) => Some(error::Chain(&error).to_string()),
+            Err(_) => Some(format!("no answer within {ACQUIRE_TIMEOUT:?}")),
         }
     }
 

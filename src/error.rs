@@ -2,7 +2,7 @@
 //!
 //! The only file that knows both.
 
-use std::{collections::HashMap, error::Error as StdError, time::Duration};
+use std::{collections::HashMap, error::Error as StdError, sync::Arc, time::Duration};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -111,7 +111,7 @@ pub enum Error {
     #[error("the server is shutting down")]
     ShuttingDown,
     #[error("internal error")]
-    Internal(#[source] Box<dyn StdError + Send + Sync>),
+    Internal(#[source] Arc<dyn StdError + Send + Sync>),
 }
 
 impl Error {
@@ -145,7 +145,7 @@ impl Error {
 
     /// A failure of ours.
     pub fn internal(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self::Internal(cause.into())
+        Self::Internal(Arc::from(cause.into()))
     }
 
     /// A task of ours that should have been there had ended.
@@ -164,6 +164,9 @@ impl Error {
         }
         if let Self::Storage(fault) = self {
             return Self::Storage(*fault);
+        }
+        if let Self::Internal(cause) = self {
+            return Self::Internal(cause.clone());
         }
         Self::internal(self.to_string())
     }
@@ -332,7 +335,7 @@ fn place(index: Option<usize>) -> Option<(&'static str, String)> {
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         if let Error::Internal(cause) = &error {
-            tracing::error!(error = %Chain(cause.as_ref()), "a request failed for a reason of ours");
+            tracing::error!(error = %Chain(cause), "a request failed for a reason of ours");
         }
         let (code, reason) = error.kind();
         Self::with_error_details(code, error.to_string(), error.details(reason))

@@ -7,10 +7,14 @@ use tonic_health::{
     server::{HealthReporter, health_reporter},
 };
 
-use crate::{error::StorageFault, time_zones};
+use crate::{
+    error::StorageFault,
+    feed::holders::{Holder, UNHEALTHY_FROM},
+    time_zones,
+};
 
 /// The services that need the database, and nothing else.
-const SERVICES: [&str; 14] = [
+const SERVICES: [&str; 13] = [
     "watchpost.v1.AlertRuleService",
     "watchpost.v1.AlertService",
     "watchpost.v1.CameraService",
@@ -22,10 +26,12 @@ const SERVICES: [&str; 14] = [
     "watchpost.v1.JobService",
     "watchpost.v1.JobTypeService",
     "watchpost.v1.JobWorkerService",
-    "watchpost.v1.MonitorService",
     "watchpost.v1.NotificationChannelService",
     "watchpost.v1.SilenceService",
 ];
+
+/// The service that needs the change feed to go on as well.
+const FEED_SERVICE: &str = "watchpost.v1.MonitorService";
 
 /// The service that needs NVML as well.
 const GPU_SERVICE: &str = "watchpost.v1.GpuStatsService";
@@ -35,11 +41,17 @@ const OVERALL: &str = "";
 
 /// What is known of the parts that health depends on.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "parts that fail by themselves"
+)]
 struct State {
     /// Whether the database is there, and migrated.
     database: bool,
     /// Why the database cannot be written, if it cannot.
     storage: Option<StorageFault>,
+    /// Whether an open transaction has held the change feed back for too long.
+    feed_is_held: bool,
     /// Whether GPUs are sampled.
     gpus: bool,
     stopping: bool,
@@ -50,6 +62,7 @@ struct State {
 pub struct Health {
     state: watch::Sender<State>,
     told: watch::Receiver<State>,
+    feed_holder: watch::Sender<Option<Holder>>,
 }
 
 impl Health {
@@ -66,6 +79,7 @@ impl Health {
             Self {
                 state,
                 told: telling,
+                feed_holder: watch::Sender::new(None),
             },
             service,
         )
@@ -79,6 +93,20 @@ impl Health {
     /// The database cannot be written for this reason, or can be written.
     pub fn storage(&self, fault: Option<StorageFault>) {
         self.set(|state| state.storage = fault);
+    }
+
+    /// This transaction holds the change feed back, or none does.
+    pub fn feed_holder(&self, holder: Option<Holder>) {
+        let is_held = holder
+            .as_ref()
+            .is_some_and(|holder| holder.age >= UNHEALTHY_FROM);
+        self.feed_holder.send_replace(holder);
+        self.set(|state| state.feed_is_held = is_held);
+    }
+
+    /// Transaction that holds the change feed back, once it has been open for a while.
+    pub fn feed_is_held_by(&self) -> Option<Holder> {
+        self.feed_holder.borrow().clone()
     }
 
     /// The sampling of GPUs has begun or ceased to work.
@@ -126,9 +154,9 @@ impl Health {
 
     /// Waits until everything that was heard is told.
     pub async fn settled(&self) {
-        let state = *self.state.borrow();
-        // The teller ends with the runtime only.
-        let _ = self.told.clone().wait_for(|told| *told == state).await;
+        // The state may change meanwhile, and only the newest one is told. The teller ends with the runtime only.
+        let is_newest = |told: &State| *told == *self.state.borrow();
+        let _ = self.told.clone().wait_for(is_newest).await;
     }
 
     fn set(&self, change: impl Fn(&mut State)) {
@@ -158,6 +186,9 @@ async fn tell(
         for service in SERVICES.into_iter().chain([OVERALL]) {
             reporter.set_service_status(service, status(serving)).await;
         }
+        reporter
+            .set_service_status(FEED_SERVICE, status(serving && !state.feed_is_held))
+            .await;
         reporter
             .set_service_status(GPU_SERVICE, status(serving && state.gpus))
             .await;

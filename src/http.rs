@@ -110,9 +110,13 @@ async fn answer(request: &Request<Incoming>, metrics: &Metrics) -> Response<Full
 }
 
 fn ready(health: &Health, verbose: bool) -> Response<Full<Bytes>> {
-    let (status, mut body) = match health.serving() {
-        Ok(()) => (StatusCode::OK, "ok\n".to_string()),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    let (status, mut body) = match (health.serving(), health.feed_is_held_by()) {
+        (Ok(()), None) => (StatusCode::OK, "ok\n".to_string()),
+        (Ok(()), Some(holder)) => (
+            StatusCode::OK,
+            format!("ok, but the change feed is held back by {holder}\n"),
+        ),
+        (Err(why), _) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     };
     if verbose {
         for line in health.details() {

@@ -40,6 +40,8 @@ pub mod entity;
 
 pub mod error;
 
+mod reminder;
+
 pub mod top;
 
 pub mod jobs_watch;

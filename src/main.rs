@@ -41,7 +41,10 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&StartError::Serve(error.to_string())),
     };
-    runtime.block_on(run(cli))
+    let code = runtime.block_on(run(cli));
+    // What hangs in a call of the system must not keep the process.
+    runtime.shutdown_background();
+    code
 }
 
 async fn run(cli: Cli) -> ExitCode {
@@ -113,17 +116,38 @@ async fn serve(settings: &Settings) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Hears SIGTERM and Ctrl-C from now on. What is returned ends with the first of them.
+/// Listens for SIGTERM, Ctrl-C and SIGHUP from now on. The future ends with the first of them.
 fn told_to_stop() -> Result<impl Future<Output = ()>, StartError> {
     let deaf = |error: std::io::Error| StartError::Serve(format!("cannot hear signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(deaf)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(deaf)?;
+    // A process under `nohup` outlives its terminal.
+    let mut hangup = if ignores_hangup() {
+        None
+    } else {
+        Some(signal(SignalKind::hangup()).map_err(deaf)?)
+    };
+    let hung_up = async move {
+        match &mut hangup {
+            Some(hangup) => hangup.recv().await,
+            None => std::future::pending().await,
+        }
+    };
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            _ = hung_up => {}
         }
     })
+}
+
+/// Whether this process was started with SIGHUP ignored.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // The lowest bit is signal 1, SIGHUP.
+    ignored.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask & 1 == 1))
 }
 
 /// Shows a server in the terminal.
@@ -234,7 +258,13 @@ fn end(stop: Stop) -> ExitCode {
     }
 }
 
+/// Reports what ends the process: in the log or, if the log leaves errors out, on standard error.
+#[expect(clippy::print_stderr, reason = "the log may leave errors out")]
 fn fail(error: &StartError) -> ExitCode {
-    tracing::error!("{error}");
+    if tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!("{error}");
+    } else {
+        eprintln!("watchpost: {error}");
+    }
     ExitCode::FAILURE
 }

@@ -10,7 +10,12 @@ use sea_orm::{
     DbErr,
     sqlx::{postgres::PgConnectOptions, sqlite::SqliteConnectOptions},
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     codec::CompressionEncoding::Gzip,
@@ -101,9 +106,13 @@ pub struct Server {
     grace: Duration,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
     serving_http: Option<JoinHandle<()>>,
-    preparing: JoinHandle<Result<Running, StartError>>,
+    /// The start of the work; none once its failure was returned.
+    preparing: Option<JoinHandle<Result<Running, StartError>>>,
     prepared: watch::Receiver<bool>,
 }
+
+/// Time after the grace time in which loops end and the database is closed.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// The methods whose calls are counted.
 const CALLED: [&[u8]; 4] = [
@@ -196,7 +205,7 @@ impl Server {
             grace: settings.shutdown_grace,
             serving,
             serving_http,
-            preparing,
+            preparing: Some(preparing),
             prepared,
         })
     }
@@ -220,7 +229,13 @@ impl Server {
                 Err(error) => StartError::Serve(error.to_string()),
             };
         }
-        match (&mut self.preparing).await {
+        let Some(preparing) = &mut self.preparing else {
+            return std::future::pending().await;
+        };
+        let prepared = preparing.await;
+        // A task gives its result once.
+        self.preparing = None;
+        match prepared {
             Ok(Err(error)) => error,
             Ok(Ok(_)) => StartError::Serve("the start has ended early".to_string()),
             Err(error) => StartError::Serve(error.to_string()),
@@ -228,27 +243,35 @@ impl Server {
     }
 
     /// Ends every stream, waits for calls that are under way, and closes the database. Returns whether all
-    /// calls ended within the grace time.
+    /// calls ended within the grace time. What hangs is left behind [`CLOSING`] after the grace time.
     pub async fn stop(mut self) -> bool {
+        let deadline = Instant::now() + self.grace;
         self.health.stopping().await;
         self.shutdown.cancel();
         let ended =
-            self.serving.is_finished() || timeout(self.grace, &mut self.serving).await.is_ok();
+            self.serving.is_finished() || timeout_at(deadline, &mut self.serving).await.is_ok();
         if !ended {
             tracing::warn!(grace = ?self.grace, "calls are still under way; they are cut off");
             self.serving.abort();
         }
-        if let Some(http) = self.serving_http {
-            let _ = http.await;
+        let closing = async {
+            if let Some(http) = self.serving_http {
+                let _ = http.await;
+            }
+            if let Some(mut preparing) = self.preparing {
+                if preparing.is_finished()
+                    && let Ok(Ok(running)) = (&mut preparing).await
+                {
+                    running.gpus.finish().await;
+                    let _ = running.deliverer.await;
+                }
+                preparing.abort();
+            }
+            self.db.close().await;
+        };
+        if timeout_at(deadline + CLOSING, closing).await.is_err() {
+            tracing::warn!("the database is still at work; its connections are cut off");
         }
-        if self.preparing.is_finished()
-            && let Ok(Ok(running)) = (&mut self.preparing).await
-        {
-            running.gpus.finish().await;
-            let _ = running.deliverer.await;
-        }
-        self.preparing.abort();
-        self.db.close().await;
         ended
     }
 }

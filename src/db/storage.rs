@@ -170,9 +170,10 @@ impl Storage {
             return;
         }
         tell(fault);
-        match fault {
-            Some(fault) => tracing::error!(%fault, "the database cannot be written"),
-            None => tracing::info!("the database can be written again"),
+        if let Some(fault) = fault {
+            tracing::error!(%fault, "the database cannot be written");
+        } else {
+            tracing::info!("the database can be written again");
         }
     }
 

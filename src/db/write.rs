@@ -63,9 +63,10 @@ impl Db {
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
             ..Default::default()
         };
-        let _writing = match self.0.backend {
-            DbBackend::Sqlite => Some(self.0.writing.lock().await),
-            _ => None,
+        let _writing = if self.0.backend == DbBackend::Sqlite {
+            Some(self.0.writing.lock().await)
+        } else {
+            None
         };
         let storage = self.storage();
         storage.check_files()?;

@@ -40,7 +40,7 @@ impl From<DbErr> for Error {
         {
             return Self::CheckViolated(constraint(&error).unwrap_or(code));
         }
-        Self::Internal(Box::new(error))
+        Self::internal(error)
     }
 }
 

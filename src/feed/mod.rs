@@ -4,6 +4,7 @@
 
 use sea_orm::{ActiveValue::Set, ConnectionTrait, DatabaseTransaction, DbBackend, Statement};
 
+pub mod holders;
 pub mod position;
 pub mod read;
 pub mod retention;

@@ -7,7 +7,10 @@ use super::{
     DATABASE_WITHIN,
     family::{Families, count},
 };
-use crate::monitor::{Feed, Monitor};
+use crate::{
+    feed::holders::Holder,
+    monitor::{Feed, Monitor},
+};
 
 /// What only the database knows is left out while it is away.
 pub(super) async fn collect(families: &mut Families, feed: &Feed, database: bool) {
@@ -49,6 +52,18 @@ pub(super) async fn collect(families: &mut Families, feed: &Feed, database: bool
         MetricType::GAUGE,
         age.as_secs_f64(),
     );
+}
+
+/// Left out while no transaction holds the feed back.
+pub(super) fn collect_holder(families: &mut Families, holder: Option<&Holder>) {
+    if let Some(holder) = holder {
+        families.one(
+            "watchpost_feed_holder_age_seconds",
+            "Age of the oldest open transaction of the PostgreSQL cluster that holds the feed back, from 10 s on.",
+            MetricType::GAUGE,
+            holder.age.as_secs_f64(),
+        );
+    }
 }
 
 pub(super) fn collect_watches(families: &mut Families, monitor: &Monitor) {

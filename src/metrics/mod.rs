@@ -67,6 +67,8 @@ impl Metrics {
         feed::collect_watches(&mut families, &self.monitor);
         let database = self.health.has_database();
         feed::collect(&mut families, &self.feed, database).await;
+        let holder = self.health.feed_is_held_by();
+        feed::collect_holder(&mut families, holder.as_ref());
         families.one(
             "watchpost_database_up",
             "Whether the database answers, and has the schema of this version.",

@@ -25,6 +25,7 @@ use crate::{
     jobs,
     monitor::Feed,
     notifications::reseal,
+    reminder::Reminder,
     time_zones,
 };
 
@@ -44,12 +45,14 @@ pub(super) async fn prepare(
     ready: Arc<AtomicBool>,
     done: watch::Sender<bool>,
 ) -> Result<Running, StartError> {
-    let mut told = false;
+    let mut reminder = Reminder::default();
     while let Err(error) = open(&parts).await {
         if !error.may_pass() {
             return Err(StartError::Database(error.to_string()));
         }
-        if !std::mem::replace(&mut told, true) {
+        if reminder.is_due() {
+            let problem = parts.db.connect_problem().await;
+            let error = problem.unwrap_or_else(|| error.to_string());
             tracing::warn!(%error, "the database is away; it is waited for");
         }
         tokio::select! {
@@ -112,6 +115,7 @@ pub(super) async fn prepare(
         shutdown.clone(),
     ));
     tokio::spawn(watch_storage(db.clone(), health.clone(), shutdown.clone()));
+    tokio::spawn(watch_holders(db.clone(), health.clone(), shutdown.clone()));
     ready.store(true, Ordering::Release);
     health.database(true);
     health.settled().await;
@@ -182,24 +186,31 @@ async fn watch_storage(db: Db, health: Health, shutdown: CancellationToken) {
     db.storage().monitor(&db, tell, shutdown).await;
 }
 
+/// Tells health which transaction holds the change feed back, until shutdown.
+async fn watch_holders(db: Db, health: Health, shutdown: CancellationToken) {
+    feed::holders::watch(db, |holder| health.feed_holder(holder), shutdown).await;
+}
+
 /// Tells health when the database goes away and when it comes back, until shutdown.
 async fn watch_database(db: Db, feed: Feed, health: Health, shutdown: CancellationToken) {
     let mut reading = feed.reading();
     let watching = async {
-        let mut away = false;
+        let mut reminder = Reminder::default();
         loop {
-            let alive = db.ping().await.is_ok();
-            if away == alive {
-                away = !alive;
-                if away {
+            let alive = db.ping().await;
+            health.database(alive.is_ok());
+            match alive {
+                Err(error) if reminder.is_due() => {
+                    let problem = db.connect_problem().await;
+                    let error = problem.unwrap_or_else(|| Chain(&error).to_string());
                     tracing::warn!(
+                        %error,
                         "the database is away; calls that need it are answered with UNAVAILABLE"
                     );
-                } else {
-                    tracing::info!("the database is back");
                 }
+                Ok(()) if reminder.ended() => tracing::info!("the database is back"),
+                _ => {}
             }
-            health.database(alive);
             // The feed may notice first.
             let _ = timeout(SIGN_OF_LIFE, reading.changed()).await;
         }

@@ -1,5 +1,7 @@
 //! The process: its command line, its start, and its end.
 
+mod faults;
+
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -36,9 +38,25 @@ async fn a_bad_setting_ends_the_process_with_64_and_one_line_that_names_it() {
         &'static [(&'static str, &'static str)],
         &'static str,
     );
-    let cases: [Case; 11] = [
+    let cases: [Case; 14] = [
         (&["--listen", "nowhere"], &[], "--listen"),
-        (&[], &[("WATCHPOST_LISTEN", "nowhere")], "--listen"),
+        (
+            &[],
+            &[("WATCHPOST_LISTEN", "nowhere")],
+            "(from the variable WATCHPOST_LISTEN)",
+        ),
+        (&["--log", "verbose"], &[], "--log"),
+        (
+            &["--listen", "nowhere"],
+            &[("WATCHPOST_LISTEN", "127.0.0.1:1")],
+            "(from the command line)",
+        ),
+        // An empty variable counts as unset, in front of a setting that is wrong elsewhere.
+        (
+            &["--max-watches", "-1"],
+            &[("WATCHPOST_LISTEN", ""), ("WATCHPOST_DATABASE_URL", "")],
+            "--max-watches",
+        ),
         (
             &["serve", "--database-url", "mysql://x"],
             &[],
@@ -147,7 +165,7 @@ on_both! {
     }
 
     async fn signals_stop_the_server_with_its_streams_and_standard_output_stays_clean(backend) {
-        for signal in ["TERM", "INT"] {
+        for signal in ["TERM", "INT", "HUP"] {
             let database = TestDatabase::migrated(backend).await;
             let process = Process::start(database.url(), "127.0.0.1:0").await;
             let channel = process.serving().await;

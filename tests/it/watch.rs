@@ -17,6 +17,7 @@ use crate::support::{
 };
 
 mod commits;
+mod held;
 mod starts;
 
 const KEEP_NOTHING: feed::retention::Retention = feed::retention::Retention {

@@ -1,0 +1,53 @@
+//! Spacing of warnings about a fault that lasts.
+
+use std::time::{Duration, Instant};
+
+/// Pause between two warnings of one fault.
+const PAUSE: Duration = Duration::from_mins(1);
+
+/// Decides when to warn: once at first, and then once a minute while the fault lasts.
+#[derive(Debug, Default)]
+pub(crate) struct Reminder {
+    last: Option<Instant>,
+}
+
+impl Reminder {
+    /// Notes that there is a fault. Returns whether to warn.
+    pub(crate) fn is_due(&mut self) -> bool {
+        let is_due = self.last.is_none_or(|last| last.elapsed() >= PAUSE);
+        if is_due {
+            self.last = Some(Instant::now());
+        }
+        is_due
+    }
+
+    /// Notes that there is no fault. Returns whether there was one.
+    pub(crate) fn ended(&mut self) -> bool {
+        self.last.take().is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_warned_of_at_first_and_its_end_is_told_once() {
+        let mut reminder = Reminder::default();
+        assert!(!reminder.ended());
+        assert!(reminder.is_due());
+        assert!(!reminder.is_due());
+        assert!(reminder.ended());
+        assert!(!reminder.ended());
+        assert!(reminder.is_due());
+    }
+
+    #[test]
+    fn a_fault_that_lasts_is_warned_of_again() {
+        let mut reminder = Reminder {
+            last: Instant::now().checked_sub(PAUSE),
+        };
+        assert!(reminder.is_due());
+        assert!(!reminder.is_due());
+    }
+}

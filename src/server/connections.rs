@@ -1,0 +1,279 @@
+//! Connections of the gRPC listener: how many may be open, and how soon a client has to begin with HTTP/2.
+//!
+//! A connection is handed to the server once its first byte is there, so that a silent one costs a socket and little
+//! else, and is closed if it stays silent.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::Stream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Instant, Sleep, sleep, sleep_until, timeout_at},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::{Connected, TcpConnectInfo};
+
+/// Time from the connection to the end of the client's preface: its greeting and its first settings.
+const PREFACE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Length of the shortest preface, in bytes: the greeting, and a frame of settings without any.
+const PREFACE: usize = 24 + 9;
+
+/// Pause after a failure to accept a connection, as when no file can be opened.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Connections that wait for the server to take them.
+const HANDED_OVER: usize = 64;
+
+/// File descriptors that connections leave to the database, the log and outgoing calls.
+const RESERVED_FILES: u64 = 256;
+
+/// Counts of connections. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Connections(Arc<Counts>);
+
+#[derive(Debug)]
+struct Counts {
+    free: Arc<Semaphore>,
+    limit: usize,
+    refused: AtomicU64,
+    timed_out: AtomicU64,
+}
+
+impl Connections {
+    /// Up to `most` connections, or fewer if the system lets the process open fewer files.
+    pub fn new(most: usize) -> Self {
+        let files = usize::try_from(open_files()).unwrap_or(usize::MAX);
+        let limit = most.min(files);
+        if limit < most {
+            tracing::warn!(
+                limit,
+                "the system lets this process open too few files for --max-connections; fewer connections are accepted"
+            );
+        }
+        Self(Arc::new(Counts {
+            free: Arc::new(Semaphore::new(limit)),
+            limit,
+            refused: AtomicU64::new(0),
+            timed_out: AtomicU64::new(0),
+        }))
+    }
+
+    /// Number of connections that are open.
+    pub fn open(&self) -> usize {
+        self.0.limit - self.0.free.available_permits()
+    }
+
+    /// Number of connections that may be open.
+    pub fn limit(&self) -> usize {
+        self.0.limit
+    }
+
+    /// Number of connections that were closed at once because the limit was reached.
+    pub fn refused(&self) -> u64 {
+        self.0.refused.load(Ordering::Relaxed)
+    }
+
+    /// Number of connections that were closed because the client did not begin in time.
+    pub fn timed_out(&self) -> u64 {
+        self.0.timed_out.load(Ordering::Relaxed)
+    }
+
+    /// Accepts connections until shutdown. What is returned yields those whose client has begun to speak.
+    pub(super) fn accept(
+        &self,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> impl Stream<Item = io::Result<Connection>> + use<> {
+        let (ready, incoming) = mpsc::channel(HANDED_OVER);
+        let connections = self.clone();
+        tokio::spawn(async move {
+            let accepting = connections.accept_all(&listener, &ready, &shutdown);
+            shutdown.run_until_cancelled(accepting).await;
+        });
+        ReceiverStream::new(incoming)
+    }
+
+    async fn accept_all(
+        &self,
+        listener: &TcpListener,
+        ready: &mpsc::Sender<io::Result<Connection>>,
+        shutdown: &CancellationToken,
+    ) {
+        loop {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::debug!(%error, "a connection could not be accepted");
+                    sleep(RETRY).await;
+                    continue;
+                }
+            };
+            let Ok(place) = self.0.free.clone().try_acquire_owned() else {
+                self.0.refused.fetch_add(1, Ordering::Relaxed);
+                continue;
+            };
+            let (connections, ready) = (self.clone(), ready.clone());
+            let shutdown = shutdown.clone();
+            tokio::spawn(async move {
+                let greeting = connections.hand_over(stream, place, &ready);
+                shutdown.run_until_cancelled(greeting).await;
+            });
+        }
+    }
+
+    /// Waits for the first byte, and hands the connection over.
+    async fn hand_over(
+        &self,
+        stream: TcpStream,
+        place: OwnedSemaphorePermit,
+        ready: &mpsc::Sender<io::Result<Connection>>,
+    ) {
+        let deadline = Instant::now() + PREFACE_WITHIN;
+        let begins = timeout_at(deadline, stream.readable()).await;
+        match begins {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return,
+            Err(_) => {
+                self.0.timed_out.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+        }
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection has gone");
+            return;
+        }
+        let connection = Connection {
+            stream,
+            preface: Some(Preface {
+                missing: PREFACE,
+                deadline: Box::pin(sleep_until(deadline)),
+                connections: self.clone(),
+            }),
+            _place: place,
+        };
+        // The server ends with the process.
+        let _ = ready.send(Ok(connection)).await;
+    }
+}
+
+/// A connection to a client. Reading fails if the client's preface does not come in time.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: TcpStream,
+    /// None once the preface is there.
+    preface: Option<Preface>,
+    _place: OwnedSemaphorePermit,
+}
+
+#[derive(Debug)]
+struct Preface {
+    /// Bytes that are still to come.
+    missing: usize,
+    deadline: Pin<Box<Sleep>>,
+    connections: Connections,
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let connection = self.get_mut();
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut connection.stream).poll_read(cx, buffer);
+        let Some(preface) = &mut connection.preface else {
+            return polled;
+        };
+        preface.missing = preface
+            .missing
+            .saturating_sub(buffer.filled().len() - before);
+        if preface.missing == 0 {
+            connection.preface = None;
+            return polled;
+        }
+        if polled.is_pending() && preface.deadline.as_mut().poll(cx).is_ready() {
+            let timed_out = &preface.connections.0.timed_out;
+            timed_out.fetch_add(1, Ordering::Relaxed);
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.stream.connect_info()
+    }
+}
+
+/// Number of files that connections may take. The process asks the system for as many as it may have.
+#[cfg(target_os = "linux")]
+fn open_files() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let maximum = limit.maximum;
+        let raised = Rlimit {
+            current: maximum,
+            maximum,
+        };
+        if setrlimit(Resource::Nofile, raised).is_ok() {
+            limit.current = maximum;
+        }
+    }
+    // No limit means as many as one likes.
+    let most = limit.current.unwrap_or(u64::MAX);
+    most.saturating_sub(RESERVED_FILES).max(most / 2)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_files() -> u64 {
+    u64::MAX
+}
