@@ -103,7 +103,6 @@ fn told(sent: pb::NotificationChannel, told: &pb::NotificationChannel) -> pb::No
                     seconds: 15,
                     nanos: 0,
                 })),
-                ..webhook
             })
         }
         Kind::Email(email) => Kind::Email(pb::EmailChannel {
