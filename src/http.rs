@@ -3,7 +3,7 @@
 //! It speaks HTTP/1.1 by hyper, which tonic brings. A connection answers one request and has ten
 //! seconds for it, so that a client that is slow to ask or to read costs little and not for long.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -15,8 +15,9 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time::{sleep, timeout},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore},
+    task::AbortHandle,
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -34,26 +35,37 @@ const CONNECTION_WITHIN: Duration = Duration::from_secs(10);
 /// How large the head of a request may be, in bytes: the least that hyper takes.
 const HEAD_BYTES: usize = 8192;
 
-/// How many connections are served at a time; more wait.
-const CONNECTIONS: usize = 64;
+/// Largest number of open connections. For one more the oldest is closed: a client that has been slow for the longest.
+const CONNECTIONS: usize = 1024;
+
+/// Largest number of answers with metrics that are computed or sent at a time.
+const SCRAPES: usize = 64;
 
 /// How long to wait after a failure to accept a connection, as when no file can be opened.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Answers whoever asks, until shutdown.
+/// Answers HTTP requests until shutdown.
 pub async fn serve(listener: TcpListener, metrics: Metrics, shutdown: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let scrapes = Scrapes::new(metrics);
     let accepting = async {
-        // The semaphore is never closed.
-        while let Ok(place) = places.clone().acquire_owned().await {
+        let mut open = VecDeque::<AbortHandle>::new();
+        loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let answering = answer_one(stream, metrics.clone());
+                    if open.len() >= CONNECTIONS {
+                        open.retain(|connection| !connection.is_finished());
+                    }
+                    if open.len() >= CONNECTIONS
+                        && let Some(oldest) = open.pop_front()
+                    {
+                        oldest.abort();
+                    }
+                    let answering = answer_one(stream, scrapes.clone());
                     let shutdown = shutdown.clone();
-                    tokio::spawn(async move {
+                    let connection = tokio::spawn(async move {
                         shutdown.run_until_cancelled(answering).await;
-                        drop(place);
                     });
+                    open.push_back(connection.abort_handle());
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a connection could not be accepted");
@@ -65,10 +77,69 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, shutdown: Cancellati
     shutdown.run_until_cancelled(accepting).await;
 }
 
-async fn answer_one(stream: TcpStream, metrics: Metrics) {
+/// The text of the metrics, shared by the scrapes that wait for it. Clones share all.
+#[derive(Clone)]
+struct Scrapes {
+    metrics: Metrics,
+    newest: Arc<Mutex<Option<Scrape>>>,
+    places: Arc<Semaphore>,
+}
+
+/// A text, and when its computation began.
+struct Scrape {
+    begun_at: Instant,
+    text: Bytes,
+}
+
+/// A text that is being sent, and its place.
+struct Sending {
+    text: Bytes,
+    _place: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Sending {
+    fn as_ref(&self) -> &[u8] {
+        &self.text
+    }
+}
+
+impl Scrapes {
+    fn new(metrics: Metrics) -> Self {
+        Self {
+            metrics,
+            newest: Arc::default(),
+            places: Arc::new(Semaphore::new(SCRAPES)),
+        }
+    }
+
+    /// The metrics as they were at this moment or later. `None` while too many scrapes are being answered.
+    async fn text(&self) -> Option<Bytes> {
+        let place = self.places.clone().try_acquire_owned().ok()?;
+        let asked_at = Instant::now();
+        let mut newest = self.newest.lock().await;
+        let text = match &*newest {
+            Some(scrape) if scrape.begun_at >= asked_at => scrape.text.clone(),
+            _ => {
+                let begun_at = Instant::now();
+                let text = Bytes::from(self.metrics.text().await);
+                *newest = Some(Scrape {
+                    begun_at,
+                    text: text.clone(),
+                });
+                text
+            }
+        };
+        Some(Bytes::from_owner(Sending {
+            text,
+            _place: place,
+        }))
+    }
+}
+
+async fn answer_one(stream: TcpStream, scrapes: Scrapes) {
     let answer = service_fn(move |request| {
-        let metrics = metrics.clone();
-        async move { Ok::<_, Infallible>(answer(&request, &metrics).await) }
+        let scrapes = scrapes.clone();
+        async move { Ok::<_, Infallible>(answer(&request, &scrapes).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -83,7 +154,7 @@ async fn answer_one(stream: TcpStream, metrics: Metrics) {
     }
 }
 
-async fn answer(request: &Request<Incoming>, metrics: &Metrics) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, scrapes: &Scrapes) -> Response<Full<Bytes>> {
     let known = matches!(request.uri().path(), "/metrics" | "/healthz" | "/readyz");
     if !known {
         return text(StatusCode::NOT_FOUND, "there is no such page\n");
@@ -99,12 +170,19 @@ async fn answer(request: &Request<Incoming>, metrics: &Metrics) -> Response<Full
     }
     match request.uri().path() {
         "/metrics" => {
-            let mut response = text(StatusCode::OK, metrics.text().await);
+            let Some(metrics) = scrapes.text().await else {
+                let busy = "too many scrapes are being answered; try again\n";
+                return text(StatusCode::SERVICE_UNAVAILABLE, busy);
+            };
+            let mut response = text(StatusCode::OK, metrics);
             let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
             response.headers_mut().insert(CONTENT_TYPE, kind);
             response
         }
-        "/readyz" => ready(&metrics.health, request.uri().query() == Some("verbose")),
+        "/readyz" => ready(
+            &scrapes.metrics.health,
+            request.uri().query() == Some("verbose"),
+        ),
         _ => text(StatusCode::OK, "ok\n"),
     }
 }

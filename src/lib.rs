@@ -6,6 +6,8 @@ pub mod config;
 
 pub mod server;
 
+pub mod connections;
+
 pub mod http;
 
 pub mod metrics;

@@ -19,10 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{
     codec::CompressionEncoding::Gzip,
-    transport::{
-        Server as Grpc,
-        server::{Router, TcpIncoming},
-    },
+    transport::{Server as Grpc, server::Router},
 };
 use tonic_health::pb::health_server::{Health as HealthService, HealthServer};
 use tonic_reflection::server::Builder as Reflection;
@@ -38,6 +35,7 @@ use crate::{
     },
     cameras::Cameras,
     config::Settings,
+    connections::Connections,
     db::{self, Db},
     error::Chain,
     events::{Committer, Events},
@@ -178,9 +176,15 @@ impl Server {
             db,
         };
         let ready = Arc::new(AtomicBool::new(false));
-        let (routes, metrics) = routes(settings, &parts, health_service, ready.clone())?;
-        // The builder's own setting does not reach a listener that it has not made.
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let connections = Connections::new(settings.max_connections as usize);
+        let (routes, metrics) = routes(
+            settings,
+            &parts,
+            health_service,
+            connections.clone(),
+            ready.clone(),
+        )?;
+        let incoming = connections.accept(listener, parts.shutdown.clone());
         let stop = parts.shutdown.clone().cancelled_owned();
         let serving = tokio::spawn(routes.serve_with_incoming_shutdown(incoming, stop));
         tracing::info!("listening on {address}");
@@ -291,6 +295,7 @@ fn routes<H: HealthService>(
     settings: &Settings,
     parts: &Parts,
     health_service: HealthServer<H>,
+    connections: Connections,
     ready: Arc<AtomicBool>,
 ) -> Result<(Router<Stack<RequestLayer, Identity>>, Metrics), StartError> {
     let limit = settings.max_message_size as usize;
@@ -318,6 +323,7 @@ fn routes<H: HealthService>(
     let calls = Calls::new(&CALLED);
     let metrics = Metrics {
         calls: calls.clone(),
+        connections,
         feed,
         gpus,
         gpu_interval: settings.gpu_interval,
@@ -357,6 +363,7 @@ fn routes<H: HealthService>(
         };
     }
     let routes = Grpc::builder()
+        .max_concurrent_streams(Some(settings.max_connection_streams))
         .http2_keepalive_interval(Some(settings.keepalive_interval))
         .http2_keepalive_timeout(Some(settings.keepalive_timeout))
         .layer(RequestLayer {

@@ -236,6 +236,21 @@ pub struct Settings {
     )]
     pub max_watches: u32,
 
+    /// How many connections may be open at once, 16 to 1000000; fewer if the system allows fewer open files. More are
+    /// closed at once, and so is one whose client does not begin with HTTP/2 within 10s
+    #[arg(
+        long, global = true, value_name = "NUMBER", env = "WATCHPOST_MAX_CONNECTIONS", default_value = "10000",
+        value_parser = clap::value_parser!(u32).range(16..=1_000_000)
+    )]
+    pub max_connections: u32,
+
+    /// How many calls may be open at once on one connection, 1 to 100000; clients keep more waiting
+    #[arg(
+        long, global = true, value_name = "NUMBER", env = "WATCHPOST_MAX_CONNECTION_STREAMS", default_value = "200",
+        value_parser = clap::value_parser!(u32).range(1..=100_000)
+    )]
+    pub max_connection_streams: u32,
+
     /// The largest request to accept, in bytes, 65536 to 268435456
     #[arg(
         long, global = true, value_name = "BYTES", env = "WATCHPOST_MAX_MESSAGE_SIZE", default_value = "4194304",

@@ -9,6 +9,7 @@
 //! already. `prometheus-client` ends the name of every counter in `_total`, which the names of DCGM do
 //! not; `metrics` and its exporter are a global recorder, a listener of their own and a dozen crates.
 
+mod connections;
 mod deliveries;
 mod family;
 mod feed;
@@ -23,6 +24,7 @@ use prometheus::{TextEncoder, proto::MetricType};
 
 use self::family::Families;
 use crate::{
+    connections::Connections,
     events::Counts,
     gpu::LiveGpus,
     health::Health,
@@ -42,6 +44,7 @@ const DATABASE_WITHIN: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Metrics {
     pub calls: Calls,
+    pub connections: Connections,
     pub deliveries: notifications::Counts,
     pub feed: Feed,
     pub gpus: LiveGpus,
@@ -62,6 +65,7 @@ impl Metrics {
             chrono::Utc::now(),
         );
         rpc::collect(&mut families, &self.calls);
+        connections::collect(&mut families, &self.connections);
         ingest::collect(&mut families, &self.ingests);
         deliveries::collect(&mut families, &self.deliveries);
         feed::collect_watches(&mut families, &self.monitor);

@@ -7,6 +7,7 @@ mod bad_input;
 mod cameras;
 #[path = "../checker/mod.rs"]
 mod checker;
+mod connections;
 mod crash;
 mod events;
 mod gpu;

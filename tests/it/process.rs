@@ -103,6 +103,8 @@ async fn help_explains_every_setting_with_its_default() {
         "host",
         "feed-retention",
         "max-watches",
+        "max-connections",
+        "max-connection-streams",
         "max-message-size",
         "keepalive-interval",
         "keepalive-timeout",

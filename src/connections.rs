@@ -92,7 +92,7 @@ impl Connections {
     }
 
     /// Accepts connections until shutdown. What is returned yields those whose client has begun to speak.
-    pub(super) fn accept(
+    pub(crate) fn accept(
         &self,
         listener: TcpListener,
         shutdown: CancellationToken,
@@ -171,7 +171,7 @@ impl Connections {
 
 /// A connection to a client. Reading fails if the client's preface does not come in time.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     stream: TcpStream,
     /// None once the preface is there.
     preface: Option<Preface>,
