@@ -13,16 +13,16 @@ HERE = Path(__file__).resolve().parent
 PROTOS = HERE.parent.parent / "proto"
 
 
-def generate() -> None:
-    """Writes the modules; what protoc says of an error is on stderr."""
-    shutil.rmtree(HERE / "watchpost", ignore_errors=True)
+def generate(folder: Path = HERE) -> None:
+    """Writes the modules into this folder; what protoc says of an error is on stderr."""
+    shutil.rmtree(folder / "watchpost", ignore_errors=True)
     arguments = [
         "protoc",
         f"--proto_path={PROTOS}",
         f"--proto_path={files('grpc_tools') / '_proto'}",
-        f"--python_out={HERE}",
-        f"--pyi_out={HERE}",
-        f"--grpc_python_out={HERE}",
+        f"--python_out={folder}",
+        f"--pyi_out={folder}",
+        f"--grpc_python_out={folder}",
         *(str(path) for path in sorted(PROTOS.rglob("*.proto"))),
     ]
     if protoc.main(arguments) != 0:
