@@ -68,6 +68,12 @@ pub enum Command {
         #[command(subcommand)]
         direction: Migrate,
     },
+    /// Look at the keys that encrypt the secrets of notification channels, or replace them
+    Keys {
+        /// What to do
+        #[command(subcommand)]
+        action: KeyAction,
+    },
     /// Look at jobs of a running server
     Jobs {
         /// The server: `HOST:PORT` or `http://HOST:PORT`
@@ -102,6 +108,25 @@ pub enum Look {
         /// Tell what it logs, too
         #[arg(long)]
         logs: bool,
+    },
+}
+
+/// What to do with the keys of secrets.
+#[derive(Debug, Clone, Subcommand)]
+pub enum KeyAction {
+    /// List the keys of the key file, and how many channels each is used for
+    Status,
+    /// Encrypt the secrets of all channels by a new key. A rotation that was interrupted is finished
+    Rotate {
+        /// Only add the new key to the file, to copy it to the other hosts of the database before it is used
+        #[arg(long)]
+        stage: bool,
+    },
+    /// Make a new key in the place of one that is lost: the secrets of all channels have to be set again
+    Replace {
+        /// Really do it
+        #[arg(long)]
+        yes: bool,
     },
 }
 

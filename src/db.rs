@@ -19,6 +19,7 @@ mod connect;
 mod files;
 mod lock;
 mod migrate;
+mod protect;
 pub mod signals;
 pub mod storage;
 mod write;

@@ -60,6 +60,8 @@ pub enum Error {
         resource: &'static str,
         kind: String,
     },
+    #[error("the secrets of channels cannot be decrypted or encrypted: {problem}")]
+    SecretsUnreadable { problem: String },
     #[error("the {resource} is in use by {users}")]
     InUse {
         resource: &'static str,
@@ -207,6 +209,9 @@ impl Error {
             }
             Self::InUse { .. } => (Code::FailedPrecondition, ErrorReason::InUse),
             Self::WrongKind { .. } => (Code::FailedPrecondition, ErrorReason::WrongKind),
+            Self::SecretsUnreadable { .. } => {
+                (Code::FailedPrecondition, ErrorReason::SecretsUnreadable)
+            }
             Self::LeaseLost { .. } => (Code::Aborted, ErrorReason::LeaseLost),
             Self::JobCancelled { .. } => (Code::Aborted, ErrorReason::JobCancelled),
             Self::StaleVersion { .. } => (Code::Aborted, ErrorReason::StaleVersion),

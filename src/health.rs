@@ -1,5 +1,10 @@
 //! What `grpc.health.v1` says of the server and of each of its services.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
 use tokio::sync::watch;
 use tonic_health::{
     ServingStatus,
@@ -14,12 +19,11 @@ use crate::{
 };
 
 /// The services that need the database, and nothing else.
-const SERVICES: [&str; 13] = [
+const SERVICES: [&str; 12] = [
     "watchpost.v1.AlertRuleService",
     "watchpost.v1.AlertService",
     "watchpost.v1.CameraService",
     "watchpost.v1.CameraZoneService",
-    "watchpost.v1.DeliveryService",
     "watchpost.v1.EventService",
     "watchpost.v1.JobQueueService",
     "watchpost.v1.JobScheduleService",
@@ -35,6 +39,9 @@ const FEED_SERVICE: &str = "watchpost.v1.MonitorService";
 
 /// The service that needs NVML as well.
 const GPU_SERVICE: &str = "watchpost.v1.GpuStatsService";
+
+/// The service that needs the key of secrets as well.
+const DELIVERY_SERVICE: &str = "watchpost.v1.DeliveryService";
 
 /// The server as a whole.
 const OVERALL: &str = "";
@@ -54,6 +61,8 @@ struct State {
     feed_is_held: bool,
     /// Whether GPUs are sampled.
     gpus: bool,
+    /// Whether the secrets of some channel cannot be decrypted.
+    secrets_unreadable: bool,
     stopping: bool,
 }
 
@@ -63,6 +72,8 @@ pub struct Health {
     state: watch::Sender<State>,
     told: watch::Receiver<State>,
     feed_holder: watch::Sender<Option<Holder>>,
+    /// What operators should know, by the part of the server.
+    notes: Arc<Mutex<BTreeMap<&'static str, String>>>,
 }
 
 impl Health {
@@ -80,6 +91,7 @@ impl Health {
                 state,
                 told: telling,
                 feed_holder: watch::Sender::new(None),
+                notes: Arc::default(),
             },
             service,
         )
@@ -138,7 +150,28 @@ impl Health {
 
     /// Facts of the server that operators look at, a line each.
     pub fn details(&self) -> Vec<String> {
-        vec![format!("time zones: {}", time_zones::source())]
+        let zones = format!("time zones: {}", time_zones::source());
+        let notes = self.notes();
+        [zones].into_iter().chain(notes.values().cloned()).collect()
+    }
+
+    /// The secrets of all channels can be decrypted, or not; and what there is to say of it.
+    pub fn secrets(&self, readable: bool, note: Option<String>) {
+        self.note("secrets", note);
+        self.set(|state| state.secrets_unreadable = !readable);
+    }
+
+    /// Notes what operators should know of a part, or that there is nothing any more.
+    fn note(&self, part: &'static str, note: Option<String>) {
+        let mut notes = self.notes();
+        match note {
+            Some(note) => notes.insert(part, note),
+            None => notes.remove(part),
+        };
+    }
+
+    fn notes(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the database can be written, as far as is known.
@@ -191,6 +224,12 @@ async fn tell(
             .await;
         reporter
             .set_service_status(GPU_SERVICE, status(serving && state.gpus))
+            .await;
+        reporter
+            .set_service_status(
+                DELIVERY_SERVICE,
+                status(serving && !state.secrets_unreadable),
+            )
             .await;
         told.send_replace(state);
         if heard.changed().await.is_err() {

@@ -6,8 +6,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use watchpost::{
-    config::{self, Cli, Command, Look, Migrate, Settings, Stop},
+    config::{self, Cli, Command, KeyAction, Look, Migrate, Settings, Stop},
     db::Db,
+    error::Chain,
     escape::escape,
     gpu::{self, agent},
     jobs_watch::{self, Outcome},
@@ -27,6 +28,9 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(stop) => return end(stop),
     };
+    // Whatever the process writes is for its user only: the database, its log and lock, keys.
+    #[cfg(target_os = "linux")]
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     // A log would be drawn into the view.
     if !matches!(
         cli.command,
@@ -77,6 +81,10 @@ async fn run(cli: Cli) -> ExitCode {
             .await
         }
         Command::Migrate { direction } => match migrate(&cli.settings, direction).await {
+            Ok(code) => code,
+            Err(error) => fail(&error),
+        },
+        Command::Keys { action } => match keys(&cli.settings, action).await {
             Ok(code) => code,
             Err(error) => fail(&error),
         },
@@ -222,6 +230,36 @@ async fn migrate(settings: &Settings, direction: Migrate) -> Result<ExitCode, St
             }
         }
     }
+    db.close().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Looks at the keys of secrets, or replaces them.
+#[expect(clippy::print_stdout, reason = "the state is what was asked for")]
+async fn keys(settings: &Settings, action: KeyAction) -> Result<ExitCode, StartError> {
+    if matches!(action, KeyAction::Replace { yes: false }) {
+        let problem = "setting `--yes`: the secrets of all channels would have to be set again; say --yes to do it";
+        return Ok(end(Stop::Wrong(problem.to_string())));
+    }
+    let keyring = settings.keyring();
+    let database = settings.database();
+    let db = match action {
+        KeyAction::Status | KeyAction::Rotate { stage: true } => Db::connect(&database).await?,
+        KeyAction::Rotate { stage: false } => Db::connect_alone(&database, "keys rotate").await?,
+        KeyAction::Replace { .. } => Db::connect_alone(&database, "keys replace").await?,
+    };
+    let done = match action {
+        KeyAction::Status => Ok(()),
+        KeyAction::Rotate { stage: true } => keyring.stage(),
+        KeyAction::Rotate { stage: false } => keyring.rotate(&db).await,
+        KeyAction::Replace { .. } => keyring.replace(),
+    };
+    done.map_err(StartError::Keys)?;
+    let usage = keyring.usage(&db).await;
+    print!(
+        "{}",
+        usage.map_err(|error| StartError::Keys(Chain(&error).to_string()))?
+    );
     db.close().await;
     Ok(ExitCode::SUCCESS)
 }

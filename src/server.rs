@@ -80,6 +80,9 @@ pub enum StartError {
         "the database file, or its log, was replaced while the server ran; start the server again"
     )]
     Replaced,
+    /// The keys of secrets cannot be read or replaced.
+    #[error("cannot use the keys of secrets: {0}")]
+    Keys(String),
     /// The listener failed.
     #[error("cannot serve: {0}")]
     Serve(String),

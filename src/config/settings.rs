@@ -155,8 +155,8 @@ pub struct Settings {
     #[arg(long, global = true, value_name = "NAME", env = "WATCHPOST_HOST", value_parser = host)]
     pub host: Option<String>,
 
-    /// The file with the key that encrypts the secrets of notification channels; all processes on one database need the same
-    /// [default: secret.key in the data folder, made when it is first needed]
+    /// The file with the key that encrypts the secrets of notification channels, of mode 600; all processes on one database
+    /// need the same [default: secret.key in the data folder, made when it is first needed]
     #[arg(
         long,
         global = true,
@@ -351,13 +351,17 @@ impl Settings {
 
     /// What sends notifications.
     pub fn senders(&self) -> Senders {
-        let key = self.secret_key_file.clone();
-        let key = key.unwrap_or_else(|| self.data_dir.join("secret.key"));
         Senders::new(
             self.notification_source.clone(),
             Targets::new(&self.notification_networks),
-            Keyring::new(key),
+            self.keyring(),
         )
+    }
+
+    /// The keys that encrypt the secrets of channels.
+    pub fn keyring(&self) -> Keyring {
+        let key = self.secret_key_file.clone();
+        Keyring::new(key.unwrap_or_else(|| self.data_dir.join("secret.key")))
     }
 
     /// The name of this host.

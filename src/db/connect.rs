@@ -13,7 +13,7 @@ use sea_orm::{
 };
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::{Db, Inner, Settings, Synchronous, lock::Lock, storage::Storage, to_db_err};
+use super::{Db, Inner, Settings, Synchronous, lock::Lock, protect, storage::Storage, to_db_err};
 
 /// Time that a call waits for a connection before the database counts as away.
 pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -83,7 +83,7 @@ fn sqlite_file(url: &str) -> Result<SqliteConnectOptions, DbErr> {
         ))
     };
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(|error| failed("folder", folder, error))?;
+        protect::make_folder(folder).map_err(|error| failed("folder", folder, error))?;
     }
     if !path.exists() {
         let made = std::fs::File::options()
@@ -92,6 +92,7 @@ fn sqlite_file(url: &str) -> Result<SqliteConnectOptions, DbErr> {
             .open(path);
         made.map_err(|error| failed("database file", path, error))?;
     }
+    protect::files(path);
     Ok(options.create_if_missing(false))
 }
 

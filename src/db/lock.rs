@@ -4,6 +4,7 @@ use std::{
     fmt::Display,
     fs::{File, TryLockError},
     io::{Read, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -28,6 +29,7 @@ impl Lock {
             .truncate(false)
             .read(true)
             .write(true)
+            .mode(0o600)
             .open(&path)
             .map_err(|error| failed(&error))?;
         match file.try_lock() {

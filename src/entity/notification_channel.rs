@@ -66,11 +66,15 @@ pub enum ChannelKind {
 #[serde(rename_all = "snake_case")]
 pub enum Config {
     Webhook {
+        /// As it is shown: the whole URL is among the secrets.
         url: String,
         timeout_ms: u32,
         /// How many secrets there are, and until when (in seconds since 1970) those that expire.
         signing_secrets: Vec<Option<i64>>,
         header_names: Vec<String>,
+        /// Raised by one whenever the secrets are encrypted.
+        #[serde(default)]
+        secrets_version: u32,
     },
     Email {
         host: String,
@@ -81,6 +85,9 @@ pub enum Config {
         from: String,
         to: Vec<String>,
         timeout_ms: u32,
+        /// Raised by one whenever the secrets are encrypted.
+        #[serde(default)]
+        secrets_version: u32,
     },
     Stream {},
 }

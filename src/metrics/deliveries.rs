@@ -5,4 +5,6 @@ use crate::notifications::Counts;
 
 pub(super) fn collect(families: &mut Families, counts: &Counts) {
     families.collect(&counts.attempts);
+    families.collect(&counts.unreadable_channels);
+    families.collect(&counts.key_readable);
 }

@@ -111,7 +111,7 @@ impl Senders {
 
     /// Makes a channel ready to send by; if that cannot be done, says why.
     pub(super) fn ready(&self, channel: &notification_channel::Model) -> Result<Ready, String> {
-        let secrets = self.keyring.open_channel(channel)?;
+        let secrets = self.keyring.open(channel)?;
         let timeout = |ms: &u32| Duration::from_millis((*ms).into());
         let route = match &channel.config {
             Config::Webhook { timeout_ms, .. } => {

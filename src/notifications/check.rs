@@ -269,6 +269,7 @@ impl pb::WebhookChannel {
             timeout_ms,
             signing_secrets: expiries(&secrets),
             header_names: secrets.headers.keys().cloned().collect(),
+            secrets_version: 0,
         };
         secrets.url = Some(url);
         Ok((config, secrets))

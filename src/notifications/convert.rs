@@ -61,6 +61,7 @@ impl From<notification_channel::Model> for pb::NotificationChannel {
                 .filter(|until| *until > now)
                 .map(time::to_proto),
             kind: Some(kind(row.config, now.timestamp())),
+            secrets_problem: None,
         }
     }
 }
@@ -72,6 +73,7 @@ fn kind(config: Config, now: i64) -> Kind {
             timeout_ms,
             signing_secrets,
             header_names,
+            secrets_version: _,
         } => {
             let used = signing_secrets
                 .iter()
@@ -95,6 +97,7 @@ fn kind(config: Config, now: i64) -> Kind {
             from,
             to,
             timeout_ms,
+            secrets_version: _,
         } => Kind::Email(pb::EmailChannel {
             host,
             port: port.into(),

@@ -1,6 +1,6 @@
 //! What was delivered since the start, for whoever measures.
 
-use prometheus::{IntCounterVec, Opts};
+use prometheus::{IntCounterVec, IntGauge, Opts};
 
 use super::attempt::{Attempted, Outcome};
 
@@ -9,6 +9,10 @@ use super::attempt::{Attempted, Outcome};
 pub struct Counts {
     /// By what came of them.
     pub attempts: IntCounterVec,
+    /// The channels whose secrets cannot be decrypted.
+    pub unreadable_channels: IntGauge,
+    /// 0 if the key file is needed and cannot be read, else 1.
+    pub key_readable: IntGauge,
 }
 
 impl Default for Counts {
@@ -22,7 +26,21 @@ impl Default for Counts {
             // So that the first one is seen as a rise from 0.
             attempts.with_label_values(&[outcome]);
         }
-        Self { attempts }
+        let unreadable_channels = IntGauge::new(
+            "watchpost_unreadable_channels",
+            "Notification channels whose secrets this process cannot decrypt.",
+        );
+        let key_readable = IntGauge::new(
+            "watchpost_secret_key_readable",
+            "Whether the key file of secrets can be read: 0 if it is needed and cannot.",
+        );
+        let key_readable = key_readable.expect("a legal name");
+        key_readable.set(1);
+        Self {
+            attempts,
+            unreadable_channels: unreadable_channels.expect("a legal name"),
+            key_readable,
+        }
     }
 }
 

@@ -249,8 +249,12 @@ impl Inner {
         if severities.as_ref().is_some_and(Vec::is_empty) {
             return Ok(nothing);
         }
-        let Some(ready) = self.ready(&channel) else {
-            return Ok(nothing);
+        let ready = match self.ready(&channel) {
+            Ok(ready) => ready,
+            Err(problem) => {
+                ledger::explain_wait(&self.db, channel_id, &problem).await?;
+                return Ok(nothing);
+            }
         };
         let most = u64::try_from(most).unwrap_or(u64::MAX);
         let lease = (self.lease_id, ready.timeout() + LEASE);
@@ -262,24 +266,22 @@ impl Inner {
         })
     }
 
-    /// The channel, if it can be used. Another process may have the key of its secrets; if none has, nothing is lost by
+    /// The channel, or why it cannot be used. Another process may have the key of its secrets; if none has, nothing is lost by
     /// waiting.
-    fn ready(&self, channel: &notification_channel::Model) -> Option<Ready> {
+    fn ready(&self, channel: &notification_channel::Model) -> Result<Ready, String> {
         let ready = self.senders.ready(channel);
         let mut unusable = self.unusable.lock().unwrap_or_else(PoisonError::into_inner);
-        match ready {
-            Ok(ready) => {
+        match &ready {
+            Ok(_) => {
                 unusable.remove(&channel.id);
-                Some(ready)
             }
-            Err(problem) => {
-                // It is asked again and again.
-                if unusable.insert(channel.id) {
-                    tracing::warn!(channel = %channel.name, problem, "a notification channel cannot be used");
-                }
-                None
+            // It is asked again and again.
+            Err(problem) if unusable.insert(channel.id) => {
+                tracing::warn!(channel = %channel.name, problem, "a notification channel cannot be used");
             }
+            Err(_) => {}
         }
+        ready
     }
 
     /// What is to be told by deliveries that were begun.

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, SubsecRound, Utc};
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use sea_orm::{
     ActiveModelTrait,
     ActiveValue::Set,
@@ -113,6 +113,46 @@ pub(super) async fn claim(
             .exec_with_returning(tx)
             .await?;
         Ok(begun)
+    })
+    .await
+}
+
+/// How long a delivery must be due before it is said why it waits: another process may have the key of its channel.
+const WAITS: TimeDelta = TimeDelta::seconds(3);
+
+/// Says why the deliveries of a channel that are due wait.
+pub(super) async fn explain_wait(db: &Db, channel_id: Uuid, problem: &str) -> Result<()> {
+    let now = entity::now();
+    let unexplained = Condition::all()
+        .add(Column::ChannelId.eq(channel_id))
+        .add(due(now - WAITS))
+        .add(
+            Condition::any()
+                .add(Column::LastError.is_null())
+                .add(Column::LastError.ne(problem)),
+        );
+    let any: Option<Uuid> = Entity::find()
+        .select_only()
+        .column(Column::Id)
+        .filter(unexplained.clone())
+        .limit(1)
+        .into_tuple()
+        .one(db.reader())
+        .await?;
+    if any.is_none() {
+        return Ok(());
+    }
+    db.write_quietly(async |tx| {
+        Entity::update_many()
+            .set(ActiveModel {
+                last_error: Set(Some(problem.to_string())),
+                updated_at: Set(now),
+                ..Default::default()
+            })
+            .filter(unexplained.clone())
+            .exec(tx)
+            .await?;
+        Ok(())
     })
     .await
 }

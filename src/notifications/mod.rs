@@ -7,6 +7,8 @@ mod counts;
 mod deliverer;
 mod deliveries;
 mod email;
+mod key_file;
+mod keys;
 mod ledger;
 mod message;
 pub(crate) mod reseal;
@@ -18,6 +20,6 @@ mod targets;
 mod webhook;
 
 pub use self::{
-    attempt::Senders, counts::Counts, deliverer::Deliverer, deliveries::Deliveries,
+    attempt::Senders, counts::Counts, deliverer::Deliverer, deliveries::Deliveries, keys::KeyUse,
     schedule::Backoff, secrets::Keyring, service::NotificationChannels, targets::Targets,
 };

@@ -3,43 +3,43 @@
 
 use std::{
     collections::BTreeMap,
-    fmt, fs, io,
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
+    fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use base64::{Engine, prelude::BASE64_STANDARD};
 use ring::{
-    aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
+    aead::{Aad, NONCE_LEN, Nonce},
     rand::{SecureRandom, SystemRandom},
 };
+use sea_orm::{ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::webhook::is_shortened;
+use super::{
+    key_file::{self, ID_LENGTH, KeyError, Keys, Stamp},
+    webhook::is_shortened,
+};
 use crate::{
-    entity::notification_channel::{self, Config},
+    db::Db,
+    entity::notification_channel::{self, ChannelKind, Column, Config, Entity},
     error::{Error, Result},
 };
 
-/// How long a key is, in bytes.
-const KEY_LENGTH: usize = 32;
+/// The first byte of a ciphertext: its form. Form 1 names no key, and is bound to the id of its channel only.
+const OLD_FORM: u8 = 1;
+const FORM: u8 = 2;
 
-/// What an encrypted secret begins with, so that another form can be told from it.
-const FORM: u8 = 1;
-
-/// What a channel must not tell.
+/// The secrets of a channel.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Secrets {
-    /// What webhooks are signed with, the newest first.
+    /// The keys that webhooks are signed with, the newest first.
     #[serde(default)]
     pub signing: Vec<SigningSecret>,
     /// Further headers of webhooks, by their names in lower case.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// Of the mail server.
+    /// The password of the mail server.
     #[serde(default)]
     pub password: Option<String>,
     /// The whole URL of a webhook: its path and query often hold a token.
@@ -47,12 +47,12 @@ pub(super) struct Secrets {
     pub url: Option<String>,
 }
 
-/// What a webhook is signed with.
+/// A key that webhooks are signed with.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct SigningSecret {
     /// `whsec_` and base64.
     pub secret: String,
-    /// From when on it is not used, in seconds since 1970.
+    /// The time from which on the secret is not used, in seconds since 1970.
     pub expires_at: Option<i64>,
 }
 
@@ -68,14 +68,14 @@ impl fmt::Debug for SigningSecret {
     }
 }
 
-/// Encrypts and decrypts with a key that is kept in a file, outside of the database. Clones share it.
+/// Encrypts and decrypts with the keys of a file outside of the database. Clones share them.
 #[derive(Clone)]
 pub struct Keyring(Arc<Inner>);
 
 struct Inner {
     path: PathBuf,
-    /// Read, or made, when it is first needed.
-    key: Mutex<Option<Arc<LessSafeKey>>>,
+    /// The keys as they were last read.
+    keys: Mutex<Option<(Stamp, Keys)>>,
 }
 
 impl fmt::Debug for Keyring {
@@ -85,58 +85,51 @@ impl fmt::Debug for Keyring {
 }
 
 impl Keyring {
-    /// The key in this file, which is made when something is to be encrypted and it is not there.
+    /// The keys in this file.
     pub fn new(path: PathBuf) -> Self {
-        let key = Mutex::default();
-        Self(Arc::new(Inner { path, key }))
+        let keys = Mutex::default();
+        Self(Arc::new(Inner { path, keys }))
     }
 
-    /// Encrypts the secrets of a channel. They cannot be decrypted as those of another one.
-    pub(super) fn seal(&self, channel_id: Uuid, secrets: &Secrets) -> Result<Vec<u8>> {
-        let key = self.key(true).map_err(Error::internal)?;
+    /// The file with the keys.
+    pub(super) fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Makes the key that is about to be used, if there is none and nothing is encrypted with one that is lost.
+    pub(super) async fn prepare(&self, db: &Db) -> Result<()> {
+        match self.keys() {
+            Ok(_) => return Ok(()),
+            Err(KeyError::Missing(_)) if !any_sealed(db).await? => {}
+            Err(problem) => return Err(unreadable(&problem)),
+        }
+        let made = key_file::make(self.path());
+        made.map_err(|error| unreadable(&format!("{}: {error}", self.path().display())))
+    }
+
+    /// Encrypts the secrets of a channel. They can be decrypted for the same channel, version and destination only.
+    pub(super) fn seal(&self, id: Uuid, config: &Config, secrets: &Secrets) -> Result<Vec<u8>> {
+        // By a key that is in the file now: one that is not would be lost with the process.
+        let keys = self.keys().map_err(|problem| unreadable(&problem))?;
+        let key = keys.current();
         let mut text = serde_json::to_vec(secrets).map_err(Error::internal)?;
         let mut nonce = [0; NONCE_LEN];
         let failed = |_| Error::internal("the secrets of a channel cannot be encrypted");
         SystemRandom::new().fill(&mut nonce).map_err(failed)?;
-        let aad = Aad::from(channel_id.into_bytes());
-        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut text)
+        let aad = Aad::from(context(id, config));
+        key.cipher
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut text)
             .map_err(failed)?;
-        let mut sealed = vec![FORM];
-        sealed.extend(nonce);
-        sealed.extend(text);
-        Ok(sealed)
+        Ok([&[FORM][..], &key.id, &nonce, &text].concat())
     }
 
     /// Decrypts the secrets of a channel; if that cannot be done, says why.
-    pub(super) fn open(&self, channel_id: Uuid, sealed: Option<&[u8]>) -> Result<Secrets, String> {
-        let Some(sealed) = sealed else {
-            return Ok(Secrets::default());
+    pub(super) fn open(&self, channel: &notification_channel::Model) -> Result<Secrets, String> {
+        let mut secrets = match channel.secrets.as_deref() {
+            Some(sealed) => self.decrypted(channel, sealed)?,
+            None => Secrets::default(),
         };
-        let key = self.key(false).map_err(|error| error.to_string())?;
-        let foreign = || {
-            let path = self.0.path.display();
-            format!("the channel's secrets were not encrypted with the key in {path}")
-        };
-        let (form, rest) = sealed.split_first().ok_or_else(foreign)?;
-        let (nonce, text) = rest.split_at_checked(NONCE_LEN).ok_or_else(foreign)?;
-        if *form != FORM {
-            return Err("the channel's secrets are of a newer form".to_string());
-        }
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| foreign())?;
-        let mut text = text.to_vec();
-        let text = key
-            .open_in_place(nonce, Aad::from(channel_id.into_bytes()), &mut text)
-            .map_err(|_| foreign())?;
-        // The error would repeat what could not be read.
-        serde_json::from_slice(text).map_err(|_| "the channel's secrets are unreadable".to_string())
-    }
-
-    /// Decrypts the secrets of a channel, with the URL of one that was stored before URLs were encrypted.
-    pub(super) fn open_channel(
-        &self,
-        channel: &notification_channel::Model,
-    ) -> Result<Secrets, String> {
-        let mut secrets = self.open(channel.id, channel.secrets.as_deref())?;
+        // Older servers have stored the URL in the clear.
         if let Config::Webhook { url, .. } = &channel.config
             && !is_shortened(url)
         {
@@ -145,132 +138,149 @@ impl Keyring {
         Ok(secrets)
     }
 
-    fn key(&self, may_make: bool) -> io::Result<Arc<LessSafeKey>> {
-        let mut key = self.0.key.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(key) = &*key {
-            return Ok(key.clone());
-        }
-        let path = &self.0.path;
-        let named = |error: io::Error| {
-            let message = format!("the key of secrets, {}: {error}", path.display());
-            io::Error::new(error.kind(), message)
+    fn decrypted(
+        &self,
+        channel: &notification_channel::Model,
+        sealed: &[u8],
+    ) -> Result<Secrets, String> {
+        let keys = self.known_keys().map_err(|problem| problem.to_string())?;
+        let path = self.path().display();
+        let foreign = || format!("the channel's secrets were not encrypted with a key in {path}");
+        let (form, rest) = sealed.split_first().ok_or_else(foreign)?;
+        let (candidates, context, rest): (Vec<_>, _, _) = match *form {
+            OLD_FORM => (
+                keys.iter().collect(),
+                channel.id.into_bytes().to_vec(),
+                rest,
+            ),
+            FORM => {
+                let (id, rest) = rest.split_at_checked(ID_LENGTH).ok_or_else(foreign)?;
+                let key = keys.find(id).ok_or_else(foreign)?;
+                (vec![key], context(channel.id, &channel.config), rest)
+            }
+            _ => return Err("the channel's secrets are of a newer form".to_string()),
         };
-        if may_make && !path.exists() {
-            make(path).map_err(named)?;
+        let (nonce, text) = rest.split_at_checked(NONCE_LEN).ok_or_else(foreign)?;
+        let decrypted = candidates.into_iter().find_map(|key| {
+            let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+            let mut text = text.to_vec();
+            let text = key
+                .cipher
+                .open_in_place(nonce, Aad::from(&context), &mut text);
+            text.ok().map(|text| text.to_vec())
+        });
+        let changed = || match *form {
+            FORM => {
+                "the channel's secrets belong to another channel, version or destination".into()
+            }
+            _ => foreign(),
+        };
+        // The error would repeat what could not be read.
+        serde_json::from_slice(&decrypted.ok_or_else(changed)?)
+            .map_err(|_| "the channel's secrets are unreadable".to_string())
+    }
+
+    /// Whether a channel's secrets are stored as they would be today: in the newest form, by the current key.
+    pub(super) fn is_current(&self, channel: &notification_channel::Model) -> bool {
+        let Ok(keys) = self.keys() else {
+            return true;
+        };
+        let shown = !matches!(&channel.config, Config::Webhook { url, .. } if super::webhook::shortened(url) != *url);
+        let prefix = [&[FORM][..], &keys.current().id].concat();
+        shown
+            && channel
+                .secrets
+                .as_ref()
+                .is_none_or(|sealed| sealed.starts_with(&prefix))
+    }
+
+    /// The keys that are in the file now.
+    pub(super) fn keys(&self) -> Result<Keys, KeyError> {
+        let stamp = key_file::stamp(self.path())?;
+        let mut cached = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((read_at, keys)) = &*cached
+            && *read_at == stamp
+        {
+            return Ok(keys.clone());
         }
-        let read = Arc::new(read(path).map_err(named)?);
-        *key = Some(read.clone());
-        Ok(read)
+        let keys = key_file::read(self.path())?;
+        *cached = Some((stamp, keys.clone()));
+        Ok(keys)
+    }
+
+    /// The keys in the file, or those that it held last if it cannot be read.
+    fn known_keys(&self) -> Result<Keys, KeyError> {
+        self.keys().or_else(|problem| {
+            let cached = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
+            cached.as_ref().map(|(_, keys)| keys.clone()).ok_or(problem)
+        })
     }
 }
 
-fn read(path: &Path) -> io::Result<LessSafeKey> {
-    let wrong = || {
-        let problem = format!("it must hold {KEY_LENGTH} bytes in base64");
-        io::Error::new(io::ErrorKind::InvalidData, problem)
+/// The data that a ciphertext is bound to: its column, its row, its version, and where the secrets are sent to. Whoever
+/// can write the database cannot move secrets to another channel, bring old ones back, or have them sent elsewhere.
+fn context(id: Uuid, config: &Config) -> Vec<u8> {
+    let destination = match config {
+        Config::Email {
+            host,
+            port,
+            security,
+            ..
+        } => format!("{security:?} {port} {host}"),
+        // The URL is among the secrets.
+        Config::Webhook { .. } | Config::Stream {} => String::new(),
     };
-    let text = fs::read_to_string(path)?;
-    let bytes = BASE64_STANDARD.decode(text.trim()).map_err(|_| wrong())?;
-    let key = UnboundKey::new(&CHACHA20_POLY1305, &bytes).map_err(|_| wrong())?;
-    Ok(LessSafeKey::new(key))
+    let version = version(config);
+    let column = b"notification_channels.secrets";
+    [
+        column,
+        &id.into_bytes()[..],
+        &version.to_be_bytes(),
+        destination.as_bytes(),
+    ]
+    .concat()
 }
 
-/// Makes a key. Of several processes that do so at once, one makes it for all.
-fn make(path: &Path) -> io::Result<()> {
-    let mut bytes = [0; KEY_LENGTH];
-    SystemRandom::new()
-        .fill(&mut bytes)
-        .map_err(|_| io::Error::other("the system has no random numbers"))?;
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+/// The configuration of a channel whose secrets are about to be encrypted, with the version after this one.
+pub(super) fn sealed_for(mut config: Config, before: u32) -> Config {
+    if let Config::Webhook {
+        secrets_version, ..
     }
-    // Whole or not at all, under its name.
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}", Uuid::now_v7()));
-    let mut file = fs::File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    writeln!(file, "{}", BASE64_STANDARD.encode(bytes))?;
-    file.sync_all()?;
-    let linked = fs::hard_link(&temporary, path);
-    fs::remove_file(&temporary)?;
-    match linked {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => {
-            tracing::info!("made the key of secrets, {}", path.display());
-            Ok(())
+    | Config::Email {
+        secrets_version, ..
+    } = &mut config
+    {
+        *secrets_version = before.wrapping_add(1);
+    }
+    config
+}
+
+/// The version of a channel's secrets.
+pub(super) fn version(config: &Config) -> u32 {
+    match config {
+        Config::Webhook {
+            secrets_version, ..
         }
+        | Config::Email {
+            secrets_version, ..
+        } => *secrets_version,
+        Config::Stream {} => 0,
+    }
+}
+
+/// Whether the secrets of any channel are encrypted.
+async fn any_sealed(db: &Db) -> Result<bool> {
+    let sealed = Entity::find()
+        .filter(Column::Secrets.is_not_null())
+        .filter(Column::Kind.ne(ChannelKind::Stream));
+    Ok(sealed.count(db.reader()).await? > 0)
+}
+
+fn unreadable(problem: &impl fmt::Display) -> Error {
+    Error::SecretsUnreadable {
+        problem: problem.to_string(),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    fn secrets() -> Secrets {
-        Secrets {
-            password: Some("hunter2".into()),
-            ..Default::default()
-        }
-    }
-
-    #[test]
-    fn secrets_are_read_with_the_key_and_the_channel_they_were_written_with() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("sub/secret.key");
-        let (id, keyring) = (Uuid::now_v7(), Keyring::new(path.clone()));
-        let sealed = keyring.seal(id, &secrets()).unwrap();
-        let holds = |text: &[u8]| sealed.windows(text.len()).any(|part| part == text);
-        assert!(!holds(b"hunter2"));
-        assert_ne!(
-            keyring.seal(id, &secrets()).unwrap(),
-            sealed,
-            "a nonce each"
-        );
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
-
-        let again = Keyring::new(path);
-        assert_eq!(again.open(id, Some(&sealed)).unwrap(), secrets());
-        assert_eq!(again.open(id, None).unwrap(), Secrets::default());
-        assert!(again.open(Uuid::now_v7(), Some(&sealed)).is_err());
-        let mut broken = sealed.clone();
-        *broken.last_mut().unwrap() ^= 1;
-        for broken in [&broken[..], &sealed[..5], &[]] {
-            assert!(again.open(id, Some(broken)).is_err());
-        }
-
-        let other = Keyring::new(folder.path().join("other.key"));
-        assert!(
-            other.open(id, Some(&sealed)).is_err(),
-            "no key is made to read"
-        );
-        assert!(!folder.path().join("other.key").exists());
-        other.seal(id, &secrets()).unwrap();
-        let error = other.open(id, Some(&sealed)).unwrap_err();
-        assert!(
-            error.contains("other.key") && !error.contains("hunter2"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn nothing_secret_is_told_by_accident() {
-        let all = Secrets {
-            signing: vec![SigningSecret {
-                secret: "whsec_hunter2".into(),
-                expires_at: None,
-            }],
-            headers: [("authorization".into(), "hunter2".into())].into(),
-            ..secrets()
-        };
-        assert!(!format!("{all:?} {:?}", all.signing).contains("hunter2"));
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! `NotificationChannelService`.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use prost::Message as _;
 use sea_orm::{
@@ -17,6 +17,7 @@ use super::{
     check::{SIGNING_SECRETS, UPDATABLE, expiries, signing_secret},
     deliverer::Deliverer,
     message::Message,
+    secrets::{sealed_for, version},
     webhook,
 };
 use crate::{
@@ -70,7 +71,15 @@ impl NotificationChannelService for NotificationChannels {
         let (id, now) = (Uuid::now_v7(), entity::now());
         row.id = Set(id);
         row.name = Set(name);
-        row.secrets = Set(Some(self.senders.keyring().seal(id, &secrets)?));
+        if let Some(config) = row.config.take() {
+            let config = sealed_for(config, 0);
+            if !matches!(config, Config::Stream {}) {
+                self.senders.keyring().prepare(&self.db).await?;
+                let sealed = self.senders.keyring().seal(id, &config, &secrets)?;
+                row.secrets = Set(Some(sealed));
+            }
+            row.config = Set(config);
+        }
         row.created_at = Set(now);
         row.updated_at = Set(now);
         row.version_id = Set(1);
@@ -86,7 +95,12 @@ impl NotificationChannelService for NotificationChannels {
         request: Request<pb::GetNotificationChannelRequest>,
     ) -> Reply<pb::NotificationChannel> {
         let id = check::uuid("id", &request.into_inner().id)?;
-        Ok(Response::new(self.channel(id).await?.into()))
+        let channel = self.channel(id).await?;
+        let secrets_problem = self.senders.keyring().open(&channel).err();
+        Ok(Response::new(pb::NotificationChannel {
+            secrets_problem,
+            ..channel.into()
+        }))
     }
 
     async fn list_notification_channels(
@@ -100,9 +114,10 @@ impl NotificationChannelService for NotificationChannels {
         let columns = (Column::CreatedAt, Column::Id);
         let key = |channel: &notification_channel::Model| (channel.created_at, channel.id);
         let select = filter.select(self.db.backend())?;
-        let (notification_channels, next_page_token) = page
+        let (mut notification_channels, next_page_token) = page
             .newest_first(self.db.reader(), select, columns, key)
             .await?;
+        self.tell_problems(&mut notification_channels).await?;
         Ok(Response::new(pb::ListNotificationChannelsResponse {
             notification_channels,
             next_page_token,
@@ -120,6 +135,9 @@ impl NotificationChannelService for NotificationChannels {
         let id = check::uuid("notification_channel.id", &changes.id)?;
         let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
         let new = changes.take_secrets(&mask);
+        if self.channel(id).await?.kind != ChannelKind::Stream {
+            self.senders.keyring().prepare(&self.db).await?;
+        }
         let channel = self.db.write(async |tx| {
             let before = locked(tx, id).await?;
             if request
@@ -185,8 +203,8 @@ impl NotificationChannelService for NotificationChannels {
                 return Err(wrong_kind(before.kind));
             }
             // The URL would be lost with the others.
-            let opened = self.senders.keyring().open_channel(&before);
-            let mut secrets = opened.map_err(|problem| Error::invalid("id", problem))?;
+            let opened = self.senders.keyring().open(&before);
+            let mut secrets = opened.map_err(|problem| Error::SecretsUnreadable { problem })?;
             let now = entity::now().timestamp();
             let end = now + overlap;
             for old in &mut secrets.signing {
@@ -256,10 +274,28 @@ impl NotificationChannels {
         row::found(channel, "notification channel", id)
     }
 
+    /// Fills in why the secrets of channels cannot be decrypted.
+    async fn tell_problems(&self, channels: &mut [pb::NotificationChannel]) -> Result<()> {
+        let ids = channels
+            .iter()
+            .filter_map(|channel| channel.id.parse::<Uuid>().ok());
+        let rows = Entity::find().filter(Column::Id.is_in(ids));
+        let rows = rows.all(self.db.reader()).await?;
+        let problem = |row: &notification_channel::Model| self.senders.keyring().open(row).err();
+        let problems = rows
+            .iter()
+            .filter_map(|row| Some((row.id.to_string(), problem(row)?)));
+        let mut problems: HashMap<_, _> = problems.collect();
+        for channel in channels {
+            channel.secrets_problem = problems.remove(&channel.id);
+        }
+        Ok(())
+    }
+
     /// What is secret of a channel. Without the key it was encrypted with there is nothing, and new secrets are required.
     fn open(&self, channel: &notification_channel::Model) -> super::secrets::Secrets {
         let keyring = self.senders.keyring();
-        let secrets = keyring.open_channel(channel);
+        let secrets = keyring.open(channel);
         secrets.unwrap_or_else(|problem| {
             tracing::warn!(channel = %channel.name, problem, "the secrets of a notification channel are lost");
             super::secrets::Secrets::default()
@@ -275,7 +311,13 @@ impl NotificationChannels {
         secrets: &super::secrets::Secrets,
     ) -> Result<notification_channel::Model> {
         changed.id = Set(before.id);
-        changed.secrets = Set(Some(self.senders.keyring().seal(before.id, secrets)?));
+        let config = changed.config.take().unwrap_or(before.config.clone());
+        let config = sealed_for(config, version(&before.config));
+        if !matches!(config, Config::Stream {}) {
+            let sealed = self.senders.keyring().seal(before.id, &config, secrets)?;
+            changed.secrets = Set(Some(sealed));
+        }
+        changed.config = Set(config);
         changed.updated_at = Set(entity::now().max(before.updated_at));
         changed.version_id = Set(before.version_id + 1);
         if matches!(changed.enabled, Set(true)) {

@@ -24,7 +24,7 @@ use crate::{
     health::Health,
     jobs,
     monitor::Feed,
-    notifications::reseal,
+    notifications::{Deliverer, reseal},
     reminder::Reminder,
     time_zones,
 };
@@ -103,7 +103,7 @@ pub(super) async fn prepare(
         kept,
         shutdown.clone(),
     ));
-    reseal::run(&db, deliverer.senders().keyring()).await;
+    keep_secrets_readable(&db, &deliverer, &health, &shutdown).await;
     let deliverer = tokio::spawn(deliverer.run(
         Ord::min(settings.shutdown_grace, DELIVERIES_END),
         shutdown.clone(),
@@ -142,6 +142,24 @@ pub(super) async fn prepare(
     .await;
     tracing::info!("{}", gpus.found);
     Ok(Running { gpus, deliverer })
+}
+
+/// Encrypts older forms of secrets again, and tells from then on whether they can be decrypted.
+async fn keep_secrets_readable(
+    db: &Db,
+    deliverer: &Deliverer,
+    health: &Health,
+    shutdown: &CancellationToken,
+) {
+    let keyring = deliverer.senders().keyring();
+    reseal::run(db, keyring).await;
+    tokio::spawn(reseal::watch(
+        db.clone(),
+        keyring.clone(),
+        deliverer.counts().clone(),
+        health.clone(),
+        shutdown.clone(),
+    ));
 }
 
 /// Why the database could not be opened.

@@ -5,6 +5,7 @@ mod channels;
 mod crash;
 mod escalation;
 mod failures;
+mod keys;
 mod ledger;
 mod quiet;
 mod secrets;

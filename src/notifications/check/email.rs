@@ -103,6 +103,7 @@ impl pb::EmailChannel {
             from,
             to: to.collect::<Result<_>>()?,
             timeout_ms: millis(&field("timeout"), self.timeout, TIMEOUT_MS, 1_000..=60_000)?,
+            secrets_version: 0,
         };
         Ok((config, secrets))
     }

@@ -291,9 +291,12 @@ on_both! {
         let (server, receiver, channel) = with_ops(backend).await;
         let database = server.stop().await;
         let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("new.key");
+        std::fs::write(&key, "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n").unwrap();
+        std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         let server = TestServer::start_with(database, |settings| {
             settings.notification_networks = vec!["127.0.0.0/8".parse().unwrap()];
-            settings.secret_key_file = Some(folder.path().join("new.key"));
+            settings.secret_key_file = Some(key.clone());
         })
         .await;
         let alert = raise(&server).await;
