@@ -265,11 +265,18 @@ fn parse(command: &clap::Command, sources: &Sources) -> Result<Cli, Stop> {
     };
     let matches = command.clone().try_get_matches_from(&sources.arguments);
     let matches = matches.map_err(stop)?;
-    let cli = Cli::from_arg_matches(&matches).map_err(stop)?;
+    let mut cli = Cli::from_arg_matches(&matches).map_err(stop)?;
     let wrong = |id: &str, argument: &str, problem: &str| {
         let source = sources.of(command, id);
         Stop::Wrong(format!("invalid value for '{argument}': {problem}{source}"))
     };
+    if let Err(problem) = read_database_url(&mut cli.settings) {
+        return Err(wrong(
+            "database_url_file",
+            "--database-url-file <FILE>",
+            &problem,
+        ));
+    }
     if let Some(Err(problem)) = cli.settings.database_url.as_deref().map(database_url) {
         return Err(wrong("database_url", "--database-url <URL>", &problem));
     }
@@ -279,6 +286,30 @@ fn parse(command: &clap::Command, sources: &Sources) -> Result<Cli, Stop> {
         return Err(wrong("gpu_rollup_retention", argument, problem));
     }
     Ok(cli)
+}
+
+/// Takes the URL of the database from its file, if the settings name one. No error repeats what the file holds.
+fn read_database_url(settings: &mut Settings) -> Result<(), String> {
+    let Some(path) = &settings.database_url_file else {
+        return Ok(());
+    };
+    let wrong = |problem: String| {
+        let path = path.display();
+        format!("{path}: {problem}")
+    };
+    if settings.database_url.is_some() {
+        return Err(wrong(
+            "it must not be set beside --database-url".to_string(),
+        ));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+    let url = text.trim();
+    if url.lines().count() != 1 {
+        return Err(wrong("it must hold one line with the URL".to_string()));
+    }
+    database_url(url).map_err(wrong)?;
+    settings.database_url = Some(url.to_string());
+    Ok(())
 }
 
 /// The first paragraph of an error of clap, without its line breaks.
@@ -367,6 +398,28 @@ mod tests {
             );
         }
         assert!(!wrong(&["--database-url", "mysql://u:secret@h/d"]).contains("secret"));
+    }
+
+    #[test]
+    fn the_url_of_the_database_can_be_in_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("url");
+        let file = path.to_str().unwrap();
+        let url = "postgres://u:secret@h/d";
+        std::fs::write(&path, format!("{url}\n")).unwrap();
+        let cli = read(["watchpost", "--database-url-file", file]).unwrap();
+        assert_eq!(cli.settings.database().url, url);
+        let both = ["--database-url-file", file, "--database-url", "sqlite://x"];
+        assert!(wrong(&both).contains("beside"));
+        for text in ["", "mysql://u:secret@h/d", "postgres://u:secret@h/d\nmore"] {
+            std::fs::write(&path, text).unwrap();
+            let problem = wrong(&["--database-url-file", file]);
+            assert!(
+                problem.contains("--database-url-file") && !problem.contains("secret"),
+                "{problem}"
+            );
+        }
+        assert!(wrong(&["--database-url-file", "/no/such/file"]).contains("/no/such/file"));
     }
 
     #[test]

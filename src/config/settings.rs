@@ -47,7 +47,9 @@ pub struct Settings {
     )]
     pub data_dir: PathBuf,
 
-    /// The database: `sqlite://PATH` or `postgres://USER:PASSWORD@HOST/NAME` [default: watchpost.db in the data folder]
+    /// The database: `sqlite://PATH` or `postgres://USER@HOST/NAME` [default: watchpost.db in the data folder]. A password
+    /// does not belong on the command line, which every user can read: see --database-url-file, or name a password file in
+    /// PGPASSFILE
     #[arg(
         long,
         global = true,
@@ -56,6 +58,15 @@ pub struct Settings {
         hide_env_values = true
     )]
     pub database_url: Option<String>,
+
+    /// A file with the URL of the database, which may hold a password: `postgres://USER:PASSWORD@HOST/NAME`
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "WATCHPOST_DATABASE_URL_FILE"
+    )]
+    pub database_url_file: Option<PathBuf>,
 
     /// How many connections to PostgreSQL to open at most, 4 to 1000; 3 of 8, at most 8, for jobs and the feed
     #[arg(

@@ -2,8 +2,9 @@
 
 mod faults;
 
-use std::time::Duration;
+use std::{fs::Permissions, os::unix::fs::PermissionsExt, time::Duration};
 
+use sea_orm::{ConnectionTrait, Database, DbBackend, Statement};
 use tokio::time::timeout;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -12,7 +13,7 @@ use watchpost::pb::{self, monitor_service_client::MonitorServiceClient};
 
 use crate::support::{
     PATIENCE, Watch,
-    database::{Backend, TestDatabase, on_both},
+    database::{Backend, Cluster, TestDatabase, on_both},
     process::{Process, command},
 };
 
@@ -189,6 +190,69 @@ on_both! {
             assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
         }
     }
+}
+
+/// A server that asks for a password, and the URL of a database without it.
+async fn with_password(password: &str) -> (Cluster, String) {
+    let cluster = Cluster::start().await;
+    let url = cluster.url("postgres");
+    let db = Database::connect(&url).await.unwrap();
+    let hba = Statement::from_string(DbBackend::Postgres, "SHOW hba_file");
+    let hba = db.query_one_raw(hba).await.unwrap().unwrap();
+    let hba: String = hba.try_get_by_index(0).unwrap();
+    for sql in [
+        format!("CREATE ROLE app LOGIN PASSWORD '{password}'"),
+        "CREATE DATABASE app OWNER app".into(),
+        format!(
+            "COPY (VALUES ('host all app 127.0.0.1/32 scram-sha-256'), ('host all all 127.0.0.1/32 trust')) TO '{hba}'"
+        ),
+        "SELECT pg_reload_conf()".into(),
+    ] {
+        db.execute_unprepared(&sql).await.unwrap();
+    }
+    db.close().await.unwrap();
+    let url = url
+        .replace("postgres@", "app@")
+        .replace("/postgres", "/app");
+    (cluster, url)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_can_be_kept_off_the_command_line() {
+    let password = "correct-horse";
+    let (_cluster, url) = with_password(password).await;
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let data = data.to_str().unwrap();
+    let file = folder.path().join("pgpass");
+    std::fs::write(&file, format!("127.0.0.1:*:app:app:{password}\n")).unwrap();
+    std::fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    let variables = [("PGPASSFILE", file.into_os_string())];
+    let process = Process::start_with(&url, "127.0.0.1:0", &variables, &["--data-dir", data]).await;
+    process.serving().await;
+    process.signal("TERM").await;
+    let (_, log, _) = process.ended().await;
+    assert!(!log.contains(password), "{log}");
+
+    let file = folder.path().join("url");
+    std::fs::write(&file, url.replace("app@", &format!("app:{password}@"))).unwrap();
+    let args = [
+        "--listen",
+        "127.0.0.1:0",
+        "--data-dir",
+        data,
+        "--database-url-file",
+    ];
+    let mut process = Process::spawn(&[&args[..], &[file.to_str().unwrap()]].concat());
+    let line = process.says("database: ").await;
+    assert!(
+        line.contains("PostgreSQL app") && !line.contains(password),
+        "{line}"
+    );
+    process.says("ready").await;
+    process.signal("TERM").await;
+    let (_, log, _) = process.ended().await;
+    assert!(!log.contains(password), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
