@@ -39,6 +39,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         compiler.encode_file_descriptor_set(),
     )?;
 
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .codec_path("crate::rpc::codec::BoundedCodec")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -44,6 +44,10 @@ pub enum Error {
     Unimplemented(String),
     #[error("the request is larger than the {limit} bytes that this server accepts")]
     TooLarge { limit: usize },
+    #[error("the request takes more than {limit} bytes once it is decoded; split it")]
+    TooManyElements { limit: u64 },
+    #[error("the requests under way take all the memory that this server gives them")]
+    Busy,
     #[error("`{field}` is taken: {problem}")]
     AlreadyExists { field: String, problem: String },
     #[error("`{field}` was used before for a request with other content")]
@@ -199,6 +203,8 @@ impl Error {
             Self::Malformed => (Code::InvalidArgument, ErrorReason::MalformedMessage),
             Self::Unimplemented(_) => (Code::Unimplemented, ErrorReason::Unimplemented),
             Self::TooLarge { .. } => (Code::ResourceExhausted, ErrorReason::MessageTooLarge),
+            Self::TooManyElements { .. } => (Code::ResourceExhausted, ErrorReason::TooManyElements),
+            Self::Busy => (Code::Unavailable, ErrorReason::ServerBusy),
             Self::AlreadyExists { .. } | Self::KeyHeld { .. } => {
                 (Code::AlreadyExists, ErrorReason::AlreadyExists)
             }
@@ -328,6 +334,7 @@ impl Error {
                 | Self::Starting
                 | Self::ShuttingDown
                 | Self::TooManyWatches { .. }
+                | Self::Busy
         )
     }
 }

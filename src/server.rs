@@ -55,7 +55,7 @@ use crate::{
         notification_channel_service_server::NotificationChannelServiceServer,
         silence_service_server::SilenceServiceServer,
     },
-    rpc::{calls::Calls, layer::RequestLayer},
+    rpc::{admission::Admission, calls::Calls, layer::RequestLayer},
     time_zones,
     zones::{CameraZones, LiveZones},
 };
@@ -324,7 +324,9 @@ fn routes<H: HealthService>(
     let places = Places::new(settings.max_watches as usize);
     let monitor = monitor(settings, parts, &gpu_stats, &places);
     let calls = Calls::new(&CALLED);
+    let admission = Admission::new(&[FILE_DESCRIPTOR_SET], limit, settings.request_memory);
     let metrics = Metrics {
+        admission: admission.clone(),
         calls: calls.clone(),
         connections,
         feed,
@@ -372,6 +374,7 @@ fn routes<H: HealthService>(
         .layer(RequestLayer {
             ready,
             max_message_size: limit,
+            admission,
             calls,
             shutdown,
         })

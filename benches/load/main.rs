@@ -6,6 +6,7 @@
 //! `jobs` measures the job queue, or one of its figures by name, and `job_kills --cycles N --seed N` kills servers and workers N times while they work jobs.
 //! `delivery_kills --cycles N --seed N` kills the server N times while it delivers.
 //! `storage_faults --cycles N --seed N` has the disk fail N times while clients write, and kills the server meanwhile.
+//! `hostile` sends single requests that are as large as they may be, and measures memory and how long others wait.
 //! `guarantees --cycles N --seed N` is no load: it checks what watches are promised while
 //! servers are killed N times. `schedules --zones N` is none either: it compares when schedules
 //! are in force with an oracle, minute by minute over 68 years, for N time zones or all.
@@ -34,6 +35,8 @@ mod bare_jobs;
 mod deliveries;
 #[allow(unreachable_pub)]
 mod guarantees;
+#[allow(unreachable_pub)]
+mod hostile;
 #[allow(unreachable_pub)]
 mod job_kills;
 #[allow(unreachable_pub)]
@@ -161,6 +164,10 @@ async fn by_name_only(
         }
         "storage_faults" => {
             Some(storage_failing::check(options.postgres, options.cycles, options.seed).await)
+        }
+        "hostile" => {
+            hostile::run(url).await;
+            Some(true)
         }
         "job_kills" => Some(job_kills::check(url, options.cycles, options.seed).await),
         name if name == "jobs" || name.starts_with("jobs_") => {

@@ -269,6 +269,13 @@ pub struct Settings {
     )]
     pub max_message_size: u32,
 
+    /// Memory that requests under way may take in all once they are decoded, in bytes, 67108864 to 68719476736
+    #[arg(
+        long, global = true, value_name = "BYTES", env = "WATCHPOST_REQUEST_MEMORY", default_value = "268435456",
+        value_parser = clap::value_parser!(u64).range(67_108_864..=68_719_476_736)
+    )]
+    pub request_memory: u64,
+
     /// How often to ask silent connections whether they are alive, 1s to 1h
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_KEEPALIVE_INTERVAL", default_value = "30s",

@@ -30,7 +30,7 @@ use crate::{
     health::Health,
     monitor::{Feed, Monitor},
     notifications,
-    rpc::calls::Calls,
+    rpc::{admission::Admission, calls::Calls},
     time_zones,
 };
 
@@ -43,6 +43,7 @@ const DATABASE_WITHIN: Duration = Duration::from_secs(1);
 /// Where all figures come from.
 #[derive(Clone)]
 pub struct Metrics {
+    pub admission: Admission,
     pub calls: Calls,
     pub connections: Connections,
     pub deliveries: notifications::Counts,
@@ -66,6 +67,7 @@ impl Metrics {
         );
         rpc::collect(&mut families, &self.calls);
         connections::collect(&mut families, &self.connections);
+        rpc::collect_memory(&mut families, &self.admission);
         ingest::collect(&mut families, &self.ingests);
         deliveries::collect(&mut families, &self.deliveries);
         feed::collect_watches(&mut families, &self.monitor);

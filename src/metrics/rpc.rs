@@ -4,7 +4,10 @@ use prometheus::{core::Metric, proto::MetricType};
 use tonic::Code;
 
 use super::family::{Families, Labels, count, pairs};
-use crate::rpc::calls::{Calls, Method};
+use crate::rpc::{
+    admission::Admission,
+    calls::{Calls, Method},
+};
 
 pub(super) fn collect(families: &mut Families, calls: &Calls) {
     let methods = calls.methods();
@@ -38,6 +41,22 @@ pub(super) fn collect(families: &mut Families, calls: &Calls) {
         "How long calls took; of a stream, how long it was open.",
         MetricType::HISTOGRAM,
         seconds.collect(),
+    );
+}
+
+pub(super) fn collect_memory(families: &mut Families, admission: &Admission) {
+    let (taken, most) = admission.memory();
+    families.one(
+        "watchpost_request_memory_bytes",
+        "Memory that requests under way take once they are decoded.",
+        MetricType::GAUGE,
+        count(taken),
+    );
+    families.one(
+        "watchpost_request_memory_limit_bytes",
+        "Memory that they may take; further requests are refused with SERVER_BUSY.",
+        MetricType::GAUGE,
+        count(most),
     );
 }
 

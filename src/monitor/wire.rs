@@ -20,11 +20,13 @@ use tonic::{
     },
     server::{Grpc, NamedService, ServerStreamingService, UnaryService},
 };
-use tonic_prost::ProstCodec;
 use tower::Service;
 
 use super::Monitor;
-use crate::pb;
+use crate::{
+    pb,
+    rpc::codec::{BoundedCodec, BoundedDecoder},
+};
 
 /// How much room for messages an idle subscriber has, in bytes. It grows with what is sent.
 const BUFFER: usize = 512;
@@ -69,8 +71,8 @@ impl Service<http::Request<Body>> for MonitorServer {
                 Box::pin(async move { Ok(grpc.server_streaming(Watch(monitor), request).await) })
             }
             "/watchpost.v1.MonitorService/GetFeedStatus" => {
-                let codec: ProstCodec<pb::GetFeedStatusResponse, pb::GetFeedStatusRequest> =
-                    ProstCodec::default();
+                let codec: BoundedCodec<pb::GetFeedStatusResponse, pb::GetFeedStatusRequest> =
+                    BoundedCodec::default();
                 let mut grpc = Grpc::new(codec)
                     .apply_compression_config(accepted, EnabledCompressionEncodings::default())
                     .apply_max_message_size_config(limit, None);
@@ -127,14 +129,14 @@ impl Codec for EncodedCodec {
     type Encode = Encoded;
     type Decode = pb::WatchRequest;
     type Encoder = EncodedEncoder;
-    type Decoder = <ProstCodec<pb::WatchResponse, pb::WatchRequest> as Codec>::Decoder;
+    type Decoder = BoundedDecoder<pb::WatchRequest>;
 
     fn encoder(&mut self) -> Self::Encoder {
         EncodedEncoder(self.0.clone())
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        ProstCodec::<pb::WatchResponse, pb::WatchRequest>::default().decoder()
+        BoundedDecoder::new()
     }
 }
 

@@ -19,7 +19,7 @@ use tower::{Layer, Service};
 use tracing::{Instrument, error_span, field::Empty};
 use uuid::Uuid;
 
-use super::calls::Calls;
+use super::{admission::Admission, calls::Calls};
 use crate::error::Error;
 
 /// Tells client and server the id of a request; taken from the request if it has one.
@@ -34,6 +34,8 @@ pub struct RequestLayer {
     pub ready: Arc<AtomicBool>,
     /// The largest request that is accepted, in bytes.
     pub max_message_size: usize,
+    /// Lets requests in, by the memory that they take.
+    pub admission: Admission,
     /// Counts every call.
     pub calls: Calls,
     /// Ends the streams of health and reflection, which know of no shutdown.
@@ -102,7 +104,8 @@ where
         let foreign = !path.starts_with("/watchpost.");
         let shutdown = self.layer.shutdown.clone();
         let limit = self.layer.max_message_size;
-        let reply = self.inner.call(request);
+        let admitted = self.layer.admission.call(path);
+        let reply = admitted.scope(self.inner.call(request));
         let answered = async move {
             let mut response = reply.await?;
             if !foreign && let Some(error) = transport_error(&response, limit) {

@@ -1,7 +1,9 @@
 //! Ideas of the API that every family shares, with no table names inside.
 
+pub mod admission;
 pub mod calls;
 pub mod check;
+pub mod codec;
 pub mod enums;
 pub mod group;
 pub mod insert;
@@ -12,6 +14,7 @@ pub mod loader;
 pub mod mask;
 pub mod page;
 pub mod row;
+pub mod shape;
 pub mod time;
 pub mod work;
 

@@ -3,6 +3,7 @@
 mod cameras;
 mod depth;
 mod events;
+mod floods;
 mod lists;
 mod messages;
 mod rules;

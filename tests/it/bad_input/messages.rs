@@ -37,7 +37,7 @@ impl http_body::Body for Raw {
 }
 
 /// Calls a method with these bytes as the body, and gives the status that comes of it.
-async fn call(server: &TestServer, method: &str, body: &[u8]) -> Result<(), Status> {
+pub async fn call(server: &TestServer, method: &str, body: &[u8]) -> Result<(), Status> {
     let request = http::Request::post(format!("/watchpost.v1.{method}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
@@ -50,7 +50,7 @@ async fn call(server: &TestServer, method: &str, body: &[u8]) -> Result<(), Stat
 }
 
 /// A message with the five bytes that gRPC puts before it.
-fn framed(message: &[u8]) -> Vec<u8> {
+pub fn framed(message: &[u8]) -> Vec<u8> {
     let length = u32::try_from(message.len()).unwrap();
     [&[0][..], &length.to_be_bytes(), message].concat()
 }

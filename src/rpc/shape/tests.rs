@@ -1,0 +1,103 @@
+use prost::Message;
+use prost_types::{ListValue, Struct, Value, value::Kind as ValueKind};
+
+use super::*;
+use crate::pb;
+
+const INGEST: &str = "/watchpost.v1.EventService/IngestEvent";
+const CREATE: &str = "/watchpost.v1.JobService/CreateJob";
+const BATCH: &str = "/watchpost.v1.JobService/BatchCreateJobs";
+
+fn memory(path: &str, message: &impl Message, most: u64) -> Result<u64, Unknown> {
+    let shapes = Shapes::new(&[pb::FILE_DESCRIPTOR_SET]);
+    shapes.memory(shapes.input(path).unwrap(), &message.encode_to_vec(), most)
+}
+
+#[test]
+fn a_message_takes_no_less_than_it_has() {
+    let shapes = Shapes::new(&[pb::FILE_DESCRIPTOR_SET]);
+    let size = |path| shapes.messages[shapes.input(path).unwrap()].size;
+    assert!(size(INGEST) >= size_of::<pb::IngestEventRequest>() as u64);
+    assert!(size(CREATE) >= size_of::<pb::CreateJobRequest>() as u64);
+    let text = pb::CreateJobRequest {
+        job_type: "x".repeat(1_000),
+        ..Default::default()
+    };
+    let expected = size(CREATE) + 1_000;
+    assert_eq!(memory(CREATE, &text, expected), Ok(expected));
+    assert_eq!(memory(CREATE, &text, expected - 1), Err(Unknown::TooMuch));
+}
+
+#[test]
+fn many_small_elements_take_much() {
+    let most = 40 << 20;
+    let detections = vec![pb::Detection::default(); 100_000];
+    let request = pb::IngestEventRequest {
+        detections,
+        ..Default::default()
+    };
+    assert_eq!(memory(INGEST, &request, most), Err(Unknown::TooMuch));
+    let list = |values: usize| {
+        let list = ListValue {
+            values: vec![Value::default(); values],
+        };
+        let kind = Some(ValueKind::ListValue(list));
+        let payload = Struct {
+            fields: [("a".to_string(), Value { kind })].into(),
+        };
+        pb::CreateJobRequest {
+            payload: Some(payload),
+            ..Default::default()
+        }
+    };
+    assert_eq!(
+        memory(CREATE, &list(2_000_000), most),
+        Err(Unknown::TooMuch)
+    );
+    let values = 100_000;
+    let taken = memory(CREATE, &list(values), most).unwrap();
+    assert!(taken >= (values * size_of::<Value>()) as u64, "{taken}");
+    let requests = vec![list(10); 10_000];
+    let taken = memory(BATCH, &pb::BatchCreateJobsRequest { requests }, most);
+    assert!(taken.is_ok(), "{taken:?}");
+}
+
+#[test]
+fn packed_numbers_are_counted() {
+    let filter = pb::JobFilter {
+        statuses: vec![1; 1_000],
+        ..Default::default()
+    };
+    let request = pb::ListJobsRequest {
+        filter: Some(filter),
+        ..Default::default()
+    };
+    let taken = memory("/watchpost.v1.JobService/ListJobs", &request, 1 << 20).unwrap();
+    assert!(taken >= 8_000, "{taken}");
+}
+
+#[test]
+fn the_same_bytes_are_malformed_as_for_the_decoder() {
+    let shapes = Shapes::new(&[pb::FILE_DESCRIPTOR_SET]);
+    let ingest = shapes.input(INGEST).unwrap();
+    let mut random = fastrand::Rng::with_seed(7);
+    let whole = pb::IngestEventRequest {
+        detections: vec![pb::Detection::default(); 3],
+        request_id: "r".into(),
+        ..Default::default()
+    };
+    let whole = whole.encode_to_vec();
+    for _ in 0..20_000 {
+        let mut bytes = whole.clone();
+        for _ in 0..random.usize(1..4) {
+            let at = random.usize(..bytes.len());
+            bytes[at] = random.u8(..);
+        }
+        bytes.extend((0..random.usize(..6)).map(|_| random.u8(..)));
+        // What the decoder accepts is never called malformed, or its memory would not be bounded.
+        if pb::IngestEventRequest::decode(&*bytes).is_ok() {
+            let memory = shapes.memory(ingest, &bytes, 1 << 30);
+            assert!(memory.is_ok(), "{bytes:?}");
+        }
+    }
+}
