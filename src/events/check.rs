@@ -25,6 +25,12 @@ const DETECTIONS: usize = 1_000;
 const LONG_TEXT: usize = 65_536;
 const LONG_PROMPT: usize = 1_048_576;
 
+/// The largest answer to an ingest, in bytes, without its alerts. Most clients take messages of 4 MiB.
+const LARGEST_ANSWER: usize = 7 << 19;
+
+/// What the answer has of a detection that the request need not have, at most: ids, the camera, and times.
+const ADDED: usize = 128;
+
 /// The largest enrichment of a detection, in bytes of JSON.
 const LARGEST_ENRICHMENT: usize = 64 << 10;
 
@@ -55,6 +61,7 @@ impl Ingest {
         let explain = std::mem::take(&mut request.explain);
         let fingerprint = Sha256::digest(request.encode_to_vec()).to_vec();
 
+        refuse_large_answer(&request)?;
         let event = request
             .event
             .ok_or_else(|| Error::invalid("event", "is required"))?;
@@ -102,6 +109,22 @@ impl Ingest {
             explain,
         })
     }
+}
+
+/// Refuses an ingest whose answer, which repeats the event and its detections, would be too large for clients: it would
+/// be stored, and could not be told.
+fn refuse_large_answer(request: &pb::IngestEventRequest) -> Result<()> {
+    let bytes = request.encoded_len() + request.detections.len() * ADDED;
+    if bytes <= LARGEST_ANSWER {
+        return Ok(());
+    }
+    let field = if request.detections.is_empty() {
+        "event"
+    } else {
+        "detections"
+    };
+    let problem = format!("must have at most {LARGEST_ANSWER} bytes together, got {bytes}");
+    Err(Error::invalid(field, problem))
 }
 
 fn parse_event(

@@ -1,5 +1,6 @@
 //! One job, and what is known of it: its attempts, transitions and logs.
 
+use futures_util::TryStreamExt;
 use prost::Message;
 use sea_orm::{
     ColumnTrait, Condition, EntityTrait, Order, QueryFilter, QueryOrder, QuerySelect, Select,
@@ -40,23 +41,28 @@ pub(super) async fn get(db: &Db, request: pb::GetJobRequest) -> Result<pb::Job> 
     let tx = db.snapshot().await?;
     let job = job::Entity::find_by_id(id).one(&tx).await?;
     let job = row::found(job, "job", id)?;
-    let attempts = job_attempt::Entity::find()
+    let mut newest_first = job_attempt::Entity::find()
         .filter(job_attempt::Column::JobId.eq(id))
         .order_by_desc(job_attempt::Column::AttemptNumber)
         .limit(ATTEMPTS)
-        .all(&tx)
+        .stream(&tx)
         .await?;
-    tx.commit().await?;
-    let timing = timing(&job, attempts.first(), entity::now());
+    let mut next = newest_first.try_next().await?;
+    let timing = timing(&job, next.as_ref(), entity::now());
     let mut job = pb::Job::from(job);
     job.timing = Some(timing);
     let mut bytes = job.encoded_len();
-    let attempts = attempts.into_iter().map(pb::JobAttempt::from);
-    let newest_first = attempts.take_while(|attempt| {
+    while let Some(attempt) = next {
+        let attempt = pb::JobAttempt::from(attempt);
         bytes += attempt.encoded_len();
-        bytes <= LARGEST
-    });
-    job.attempts = newest_first.collect();
+        if bytes > LARGEST {
+            break;
+        }
+        job.attempts.push(attempt);
+        next = newest_first.try_next().await?;
+    }
+    drop(newest_first);
+    tx.commit().await?;
     job.attempts.reverse();
     Ok(job)
 }

@@ -14,6 +14,7 @@ use super::{
     ledger::{self, BEGIN, NEWER},
     lines::{Line, Spot, Take},
     moves::{Job, Move},
+    payloads::Payloads,
     rows,
     types::Types,
 };
@@ -23,6 +24,10 @@ use crate::{
     error::Result,
     rpc::json,
 };
+
+/// How many bytes of payloads one claim gives a worker, unless a single one has more: they must fit in one response, of
+/// which most clients take 4 MiB.
+const LARGEST: usize = 3 << 20;
 
 /// The first job of every line in which one waits.
 const HEADS: &str = "WITH RECURSIVE heads(id) AS (\
@@ -178,16 +183,30 @@ pub(super) async fn claim(
         }
         let heads = take(tx, &takes, types, now).await?;
         let mut wants: Vec<_> = wishes.iter().map(|wish| wish.want).collect();
+        let waiting = heads.iter().flat_map(|(jobs, _)| jobs);
+        let left = waiting.filter(|(_, is_left)| *is_left);
+        let mut left = Payloads::of(left.map(|(job, _)| job.row.id));
+        let mut room: Vec<_> = wishes.iter().map(|_| LARGEST).collect();
         let (mut jobs, mut payloads, mut refused) = (Vec::new(), Vec::new(), Vec::new());
         for (take, (waiting, all)) in takes.iter().zip(heads) {
             let (mut last, mut all) = (None, all);
-            for mut job in waiting {
+            for (mut job, is_left) in waiting {
                 let spot = Line::of(&job.row).map(|(_, spot)| spot);
                 let Some(at) = whose(&take.line, wishes, &wants) else {
                     all = false;
                     break;
                 };
-                let payload = job.row.payload.take();
+                let mut payload = job.row.payload.take();
+                if is_left {
+                    payload = left.get(tx, job.row.id).await?;
+                }
+                let bytes = payload.as_ref().map_or(0, json::encoded_len);
+                let is_deliverable = payload.as_ref().and_then(json::undeliverable).is_none();
+                if is_deliverable && bytes > room[at] && room[at] < LARGEST {
+                    // The others are for the next claim.
+                    all = false;
+                    break;
+                }
                 last = spot;
                 if let Some(problem) = payload.as_ref().and_then(json::undeliverable) {
                     let problem = format!("the payload cannot be sent to a worker: {problem}");
@@ -196,6 +215,7 @@ pub(super) async fn claim(
                     continue;
                 }
                 wants[at] -= 1;
+                room[at] = room[at].saturating_sub(bytes);
                 let wish = &wishes[at];
                 let lease_id = Uuid::now_v7();
                 let what = Move::Claim {
@@ -328,16 +348,18 @@ async fn running(tx: &DatabaseTransaction, queue: &str) -> Result<HashMap<String
     Ok(running.into_iter().collect())
 }
 
-/// Locks the jobs at the heads of lines that nobody else has locked. Says of each line whether they are all that
-/// may be claimed there. On PostgreSQL one that was queued by a transaction with a higher number than this one's
+/// Locks the jobs at the heads of lines that nobody else has locked. Says of each job whether its payload was left
+/// where it is, for it is large, and of each line whether these are all that may be claimed there. On PostgreSQL one that was queued by a transaction with a higher number than this one's
 /// is left for the next claim.
 async fn take(
     tx: &DatabaseTransaction,
     takes: &[Take],
     types: &Types,
     now: DateTime<Utc>,
-) -> Result<Vec<(Vec<Job>, bool)>> {
-    let columns = rows::columns(true);
+) -> Result<Vec<(Vec<(Job, bool)>, bool)>> {
+    let backend = tx.get_database_backend();
+    let columns = rows::columns_with_small_payloads(backend);
+    let size = rows::payload_size(backend);
     let mut heads = Vec::with_capacity(takes.len());
     for take in takes {
         let (behind, mut values) = place(tx.get_database_backend(), take);
@@ -346,13 +368,13 @@ async fn take(
         values.push(i64::try_from(take.most).unwrap_or(i64::MAX).into());
         let sql = if tx.get_database_backend() == DbBackend::Postgres {
             format!(
-                "{BEGIN} SELECT {columns}, {NEWER} FROM me, jobs AS j WHERE {behind} AND {NOT_PAUSED} \
+                "{BEGIN} SELECT {columns}, {NEWER}, {size} FROM me, jobs AS j WHERE {behind} AND {NOT_PAUSED} \
                 AND j.scheduled_at <= ${at} ORDER BY j.scheduled_at, j.id LIMIT ${most} \
                 FOR UPDATE OF j SKIP LOCKED"
             )
         } else {
             format!(
-                "SELECT {columns}, FALSE AS newer FROM jobs AS j WHERE {behind} AND {NOT_PAUSED} \
+                "SELECT {columns}, FALSE AS newer, {size} FROM jobs AS j WHERE {behind} AND {NOT_PAUSED} \
                 AND j.scheduled_at <= ?{at} ORDER BY j.scheduled_at, j.id LIMIT ?{most}"
             )
         };
@@ -360,7 +382,11 @@ async fn take(
         let rows = tx.query_all_raw(statement).await?;
         let jobs = rows::read(&rows, types)?;
         let all = jobs.len() == rows.len() && jobs.len() < take.most;
-        heads.push((jobs, all));
+        let is_left = rows
+            .iter()
+            .map(|row| Ok(rows::payload_bytes(row)?.is_some()))
+            .collect::<Result<Vec<_>>>()?;
+        heads.push((jobs.into_iter().zip(is_left).collect(), all));
     }
     Ok(heads)
 }

@@ -49,7 +49,7 @@ pub(super) async fn lock(
     let mut ids = ids.to_vec();
     ids.sort_unstable();
     ids.dedup();
-    let columns = columns(false);
+    let columns = columns();
     let mut jobs = Vec::with_capacity(ids.len());
     if tx.get_database_backend() == DbBackend::Postgres {
         if !ids.is_empty() {

@@ -18,6 +18,7 @@ mod ledger;
 mod lines;
 mod list;
 mod moves;
+mod payloads;
 mod progress;
 mod queue;
 mod queue_service;

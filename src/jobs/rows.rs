@@ -1,10 +1,13 @@
 //! Reading the rows of jobs that are to be moved. By the places of their many columns, for looking each up by its
 //! name takes longer than the database needs to find the row.
 
-use sea_orm::{DbErr, QueryResult};
+use sea_orm::{DbBackend, DbErr, QueryResult};
 
 use super::{moves::Job, types::Types};
 use crate::{entity::job::Model, error::Result};
+
+/// How many bytes a payload has at most that is read with its job: PostgreSQL does not compress those.
+const SMALL: i64 = 2_000;
 
 macro_rules! fields {
     ($($field:ident),* $(,)?) => {
@@ -72,15 +75,40 @@ fields!(
     transitioned_at,
 );
 
-/// The columns of a job that must be known to move it, of the table `j`. The result stays where it is, and the
-/// payload where it is not asked for.
-pub(super) fn columns(with_payload: bool) -> String {
+/// The columns of a job that must be known to move it, of the table `j`. Payload and result stay where they are.
+pub(super) fn columns() -> String {
+    columns_with("NULL")
+}
+
+/// The same with payloads that are small. For [`payload_bytes`], `payload_size` follows the column that says which
+/// jobs are newer.
+pub(super) fn columns_with_small_payloads(backend: DbBackend) -> String {
+    let size = payload_size(backend);
+    columns_with(&format!("CASE WHEN {size} <= {SMALL} THEN j.payload END"))
+}
+
+/// The stored size of the payload of the table `j`, in bytes. On PostgreSQL large ones are compressed.
+pub(super) fn payload_size(backend: DbBackend) -> &'static str {
+    if backend == DbBackend::Postgres {
+        "pg_column_size(j.payload)::bigint"
+    } else {
+        "octet_length(j.payload)"
+    }
+}
+
+fn columns_with(payload: &str) -> String {
     let column = |name: &&str| match *name {
         "result" => "NULL AS result".to_string(),
-        "payload" if !with_payload => "NULL AS payload".to_string(),
+        "payload" => format!("{payload} AS payload"),
         name => format!("j.{name}"),
     };
     COLUMNS.iter().map(column).collect::<Vec<_>>().join(", ")
+}
+
+/// The stored size of a payload that was left where it is, if it was.
+pub(super) fn payload_bytes(row: &QueryResult) -> Result<Option<i64>> {
+    let size: Option<i64> = row.try_get_by_index(COLUMNS.len() + 1)?;
+    Ok(size.filter(|size| *size > SMALL))
 }
 
 /// Reads jobs that a statement has locked, up to the first one that is newer, which the column after those of the

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How many lines are read at a time.
-const PAGE: u64 = 500;
+const PAGE: u64 = 100;
 
 /// Who follows a job's log.
 pub(super) struct Tail {

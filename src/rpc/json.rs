@@ -231,7 +231,7 @@ fn is_deeper(json: &Json, levels: usize) -> bool {
 }
 
 /// The length of the `Value` or `Struct` that a value becomes, to within a few bytes for each value.
-fn encoded_len(json: &Json) -> usize {
+pub fn encoded_len(json: &Json) -> usize {
     /// A tag and a length of two bytes.
     const PREFIX: usize = 3;
     match json {

@@ -7,21 +7,19 @@ use chrono::{DateTime, Utc};
 use prost::Message;
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, DbBackend, EntityTrait, Order, QueryFilter,
-    QueryOrder, QuerySelect, Select, Value,
+    QueryOrder, QuerySelect, Select, StreamTrait, Value,
     sea_query::{Expr, ExprTrait, SimpleExpr},
 };
 
-use self::sorted::Key;
+use self::{filling::Filling, sorted::Key};
 use super::time;
 use crate::error::{Error, Result};
 
+mod filling;
 pub mod sorted;
 
 const DEFAULT_SIZE: u64 = 50;
 const MAX_SIZE: u64 = 1000;
-
-/// How many bytes a page has at most, unless a single row has more. Most clients take messages of 4 MiB.
-const LARGEST: usize = 3 * 1024 * 1024;
 
 /// Which page of which list is asked for.
 #[derive(Debug)]
@@ -69,7 +67,7 @@ impl Page {
     /// Returns what the rows are on the wire, and the token of the next page, empty on the last one.
     pub async fn newest_first<E, C, I, M>(
         &self,
-        db: &impl ConnectionTrait,
+        db: &(impl ConnectionTrait + StreamTrait),
         select: Select<E>,
         (time_column, id_column): (C, C),
         key: impl Fn(&E::Model) -> (DateTime<Utc>, I),
@@ -89,17 +87,14 @@ impl Page {
             ]);
             select = select.filter(columns.lt(Expr::tuple([Expr::val(time), Expr::val(id)])));
         }
-        let rows = select
+        let select = select
             .order_by(time_column, Order::Desc)
-            .order_by(id_column, Order::Desc)
-            .limit(self.size + 1)
-            .all(db)
-            .await?;
+            .order_by(id_column, Order::Desc);
         let key = |row: &E::Model| {
             let (time, id) = key(row);
-            (time.timestamp_micros(), id)
+            self.token(time.timestamp_micros(), &id)
         };
-        Ok(self.cut(rows, key, M::from))
+        self.read(db, select, key).await
     }
 
     /// Reads the rows of the page of `select`, oldest first by the two `columns`, and one more if there is;
@@ -136,7 +131,7 @@ impl Page {
     /// order of the bytes, whatever the collation; else as [`Self::newest_first`].
     pub async fn highest_first<E, C, M>(
         &self,
-        db: &impl ConnectionTrait,
+        db: &(impl ConnectionTrait + StreamTrait),
         select: Select<E>,
         (rank_column, id_column): (C, C),
         key: impl Fn(&E::Model) -> (i64, String),
@@ -150,7 +145,7 @@ impl Page {
         let rank = || Expr::col(rank_column.as_column_ref());
         let id = in_bytes(
             Expr::col(id_column.as_column_ref()),
-            db.get_database_backend(),
+            ConnectionTrait::get_database_backend(db),
         );
         if let Some(after) = &self.after {
             let last = after.id::<String>()?;
@@ -160,20 +155,21 @@ impl Page {
             let rest = Condition::any().add(rank().lt(after.place)).add(same_rank);
             select = select.filter(rest);
         }
-        let rows = select
+        let select = select
             .order_by(rank(), Order::Desc)
-            .order_by(id, Order::Asc)
-            .limit(self.size + 1)
-            .all(db)
-            .await?;
-        Ok(self.cut(rows, key, M::from))
+            .order_by(id, Order::Asc);
+        let key = |row: &E::Model| {
+            let (rank, id) = key(row);
+            self.token(rank, &id)
+        };
+        self.read(db, select, key).await
     }
 
     /// Reads the page of `select`, the lowest number first, of which every row has another; else as
     /// [`Self::newest_first`].
     pub async fn lowest_first<E, M>(
         &self,
-        db: &impl ConnectionTrait,
+        db: &(impl ConnectionTrait + StreamTrait),
         select: Select<E>,
         column: impl ColumnTrait,
         key: impl Fn(&E::Model) -> i64,
@@ -186,12 +182,8 @@ impl Page {
         if let Some(after) = &self.after {
             select = select.filter(column.gt(after.place));
         }
-        let rows = select
-            .order_by_asc(column)
-            .limit(self.size + 1)
-            .all(db)
-            .await?;
-        Ok(self.cut(rows, |row| (key(row), String::new()), M::from))
+        let key = |row: &E::Model| self.token(key(row), &"");
+        self.read(db, select.order_by_asc(column), key).await
     }
 
     /// Reads the rows of the page of `select`, by their ids in the order of the bytes, whatever the collation, and
@@ -222,46 +214,47 @@ impl Page {
         self.after.as_ref().is_none_or(|after| *after.id < *id)
     }
 
+    /// Reads rows one after the other until the page is full, so that never more than a page of them is in memory.
+    async fn read<E, M>(
+        &self,
+        db: &(impl ConnectionTrait + StreamTrait),
+        select: Select<E>,
+        key: impl Fn(&E::Model) -> Token,
+    ) -> Result<(Vec<M>, String)>
+    where
+        E: EntityTrait,
+        M: Message + From<E::Model>,
+    {
+        let mut filling = Filling::new(self);
+        filling.read(db, select, key).await?;
+        Ok(filling.done())
+    }
+
     /// The rows that fit on the page as `make` has them on the wire, and the token of the next one. `key` gives
     /// the place and the id of a row.
     pub fn cut<R, I: ToString, M: Message>(
         &self,
         rows: Vec<R>,
         key: impl Fn(&R) -> (i64, I),
-        make: impl FnMut(R) -> M,
+        mut make: impl FnMut(R) -> M,
     ) -> (Vec<M>, String) {
-        let token = |(place, id): (i64, I)| Token {
+        let mut filling = Filling::new(self);
+        for row in rows {
+            let (place, id) = key(&row);
+            if !filling.add(self.token(place, &id), make(row)) {
+                break;
+            }
+        }
+        filling.done()
+    }
+
+    fn token(&self, place: i64, id: &impl ToString) -> Token {
+        Token {
             list: self.list,
             place,
             id: id.to_string(),
             key: None,
-        };
-        self.cut_at(rows, key, token, make)
-    }
-
-    /// The same, with a token that holds whatever `key` gives.
-    fn cut_at<R, K, M: Message>(
-        &self,
-        rows: Vec<R>,
-        key: impl Fn(&R) -> K,
-        token: impl Fn(K) -> Token,
-        mut make: impl FnMut(R) -> M,
-    ) -> (Vec<M>, String) {
-        let (mut messages, mut bytes, mut last) = (Vec::with_capacity(rows.len()), 0, None);
-        for row in rows {
-            let place = key(&row);
-            let message = make(row);
-            bytes += message.encoded_len();
-            if let Some(last) = last.take()
-                && (messages.len() as u64 == self.size || bytes > LARGEST)
-            {
-                let token = token(last).encode_to_vec();
-                return (messages, BASE64_URL_SAFE_NO_PAD.encode(token));
-            }
-            messages.push(message);
-            last = Some(place);
         }
-        (messages, String::new())
     }
 }
 

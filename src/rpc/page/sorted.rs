@@ -4,13 +4,13 @@
 use chrono::{DateTime, Utc};
 use prost::{Message, Oneof};
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, EntityTrait, Order, QueryFilter, QueryOrder,
-    QuerySelect, Select, Value,
+    ColumnTrait, Condition, ConnectionTrait, EntityTrait, Order, QueryFilter, QueryOrder, Select,
+    StreamTrait, Value,
     sea_query::{Expr, ExprTrait, SimpleExpr},
 };
 use uuid::Uuid;
 
-use super::{Page, Token, foreign};
+use super::{Page, Token, filling::Filling, foreign};
 use crate::{error::Result, rpc::time};
 
 /// How a list is sorted.
@@ -84,7 +84,7 @@ impl Page {
     /// for each. Where there may be both, `db` must be a transaction that sees one moment.
     pub async fn sorted<E, M>(
         &self,
-        db: &impl ConnectionTrait,
+        db: &(impl ConnectionTrait + StreamTrait),
         select: Select<E>,
         sort: &Sort<E::Column>,
         key: impl Fn(&E::Model) -> (Option<Key>, DateTime<Utc>, Uuid),
@@ -96,7 +96,14 @@ impl Page {
         let last = self.after.as_ref();
         let place = last.map(Token::key::<Uuid>).transpose()?;
         let value = last.and_then(|last| last.key.as_ref());
-        let mut rows = Vec::new();
+        let token = |row: &E::Model| {
+            let (value, time, id) = key(row);
+            Token {
+                key: value,
+                ..self.token(time.timestamp_micros(), &id)
+            }
+        };
+        let mut filling = Filling::new(self);
         let mut select = select;
         if let Some(by) = &sort.by {
             let value = value.map(|key| key.value(by.kind)).transpose()?;
@@ -107,26 +114,19 @@ impl Page {
                 let after = value.zip(place);
                 let after = after.map(|(value, place)| sort.after(by, value, place));
                 let valued = sort.valued(by, select.clone(), after);
-                rows = valued.limit(self.size + 1).all(db).await?;
+                filling.read(db, valued, &token).await?;
             }
             select = select.filter(by.value.clone().is_null());
         }
-        let room = (self.size + 1).saturating_sub(rows.len() as u64);
         let has_others = sort.by.as_ref().is_none_or(|by| by.may_be_absent);
-        if has_others && room > 0 {
+        if has_others {
             // Those with a value have come to their end, on this page or before it.
             if let Some(place) = place.filter(|_| value.is_none()) {
                 select = select.filter(sort.after_place(place));
             }
-            rows.extend(sort.then(select).limit(room).all(db).await?);
+            filling.read(db, sort.then(select), &token).await?;
         }
-        let token = |(key, time, id): (Option<Key>, DateTime<Utc>, Uuid)| Token {
-            list: self.list,
-            place: time.timestamp_micros(),
-            id: id.to_string(),
-            key,
-        };
-        Ok(self.cut_at(rows, key, token, M::from))
+        Ok(filling.done())
     }
 }
 

@@ -272,6 +272,28 @@ on_both! {
         assert_eq!(outcomes, ["Released", "Snoozed", "Succeeded"]);
         story::holds(&db).await;
     }
+
+    async fn a_claim_gives_no_more_than_clients_take(backend) {
+        let server = TestServer::start(backend).await;
+        for number in 0..8 {
+            // Alike, so that a database may store them in little.
+            let payload = object(&json!({"n": number, "x": "x".repeat(900_000)}));
+            create(&server, pb::CreateJobRequest { payload, ..wanted("export") }).await;
+        }
+        create(&server, wanted("export")).await;
+        let mut numbers = Vec::new();
+        while numbers.len() < 9 {
+            let claimed = claim_with(&server, claim("w", 100)).await;
+            assert!((1..=4).contains(&claimed.len()), "{}", claimed.len());
+            for claimed in claimed {
+                let payload = claimed.job.unwrap().payload;
+                numbers.push(payload.map(|payload| payload.fields["n"].clone()));
+            }
+        }
+        let given = numbers.iter().flatten().count();
+        assert_eq!((given, numbers.last()), (8, Some(&None)), "in their order, each with its payload");
+        story::holds(&server.database.connect().await).await;
+    }
 }
 
 fn line(text: &str) -> pb::JobLogLine {

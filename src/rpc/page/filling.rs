@@ -1,0 +1,78 @@
+//! A page that is filled row by row, up to a number of rows and of bytes.
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use futures_util::TryStreamExt;
+use prost::Message;
+use sea_orm::{ConnectionTrait, EntityTrait, QuerySelect, Select, StreamTrait};
+
+use super::{Page, Token};
+use crate::error::Result;
+
+/// How many bytes a page has at most, unless a single row has more. Most clients take messages of 4 MiB.
+const LARGEST: usize = 3 * 1024 * 1024;
+
+/// A page that is being filled.
+pub(super) struct Filling<'a, M> {
+    page: &'a Page,
+    messages: Vec<M>,
+    bytes: usize,
+    /// The place of the last message.
+    last: Option<Token>,
+    /// Whether there is a row that does not fit.
+    is_full: bool,
+}
+
+impl<'a, M: Message> Filling<'a, M> {
+    pub(super) fn new(page: &'a Page) -> Self {
+        Self {
+            page,
+            messages: Vec::new(),
+            bytes: 0,
+            last: None,
+            is_full: false,
+        }
+    }
+
+    /// Adds a row. Returns whether there was room for it: the first one always fits.
+    pub(super) fn add(&mut self, place: Token, message: M) -> bool {
+        self.bytes += message.encoded_len();
+        let count = self.messages.len() as u64;
+        if count > 0 && (count == self.page.size || self.bytes > LARGEST) {
+            self.is_full = true;
+            return false;
+        }
+        self.messages.push(message);
+        self.last = Some(place);
+        true
+    }
+
+    /// Reads rows until the page is full, or there are no more.
+    pub(super) async fn read<E>(
+        &mut self,
+        db: &(impl ConnectionTrait + StreamTrait),
+        select: Select<E>,
+        key: impl Fn(&E::Model) -> Token,
+    ) -> Result<()>
+    where
+        E: EntityTrait,
+        M: From<E::Model>,
+    {
+        let room = (self.page.size + 1).saturating_sub(self.messages.len() as u64);
+        if self.is_full || room == 0 {
+            return Ok(());
+        }
+        let mut rows = select.limit(room).stream(db).await?;
+        while let Some(row) = rows.try_next().await? {
+            if !self.add(key(&row), row.into()) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn done(self) -> (Vec<M>, String) {
+        let last = self.last.filter(|_| self.is_full);
+        let token = last.map(|last| BASE64_URL_SAFE_NO_PAD.encode(last.encode_to_vec()));
+        (self.messages, token.unwrap_or_default())
+    }
+}
