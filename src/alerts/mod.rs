@@ -20,6 +20,7 @@ mod rule_bulk;
 mod rule_check;
 mod rule_document;
 pub mod rule_service;
+pub mod rule_set;
 mod rule_stats;
 pub mod rules;
 pub mod schedule;

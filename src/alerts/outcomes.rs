@@ -1,7 +1,5 @@
 //! What is kept of the outcomes of an ingest: those of the rules that matched.
 
-use std::collections::HashMap;
-
 use prost::Message;
 use uuid::Uuid;
 
@@ -60,10 +58,6 @@ pub fn encode<'a>(outcomes: impl Iterator<Item = &'a pb::RuleOutcome>) -> Vec<u8
 /// The outcomes that were kept, with the present names of the rules.
 pub fn decode(kept: &[u8], rules: &RuleSet) -> Vec<pb::RuleOutcome> {
     let kept = Outcomes::decode(kept).unwrap_or_default();
-    let names: HashMap<_, _> = rules
-        .iter()
-        .map(|rule| (rule.id, rule.name.as_str()))
-        .collect();
     let (rule_ids, _) = kept.rule_ids.as_chunks::<16>();
     let (alert_ids, _) = kept.alert_ids.as_chunks::<16>();
     let each_has_one = alert_ids.len() == rule_ids.len();
@@ -81,7 +75,10 @@ pub fn decode(kept: &[u8], rules: &RuleSet) -> Vec<pb::RuleOutcome> {
         let silence_id = if silenced { silence_ids.next() } else { None };
         pb::RuleOutcome {
             rule_id: rule_id.to_string(),
-            rule_name: names.get(&rule_id).copied().unwrap_or_default().to_string(),
+            rule_name: rules
+                .get(rule_id)
+                .map(|rule| rule.name.clone())
+                .unwrap_or_default(),
             fired: stopped_by == 0,
             stopped_by,
             alert_id: alert_id.filter(|id| !id.is_nil()).map(|id| id.to_string()),
@@ -123,9 +120,15 @@ mod tests {
             outcome(RuleStop::Flapping, Some(4)),
             all[4].clone(),
         ];
-        assert_eq!(decode(&encode(flapping.iter()), &Vec::new()), flapping);
+        assert_eq!(
+            decode(&encode(flapping.iter()), &RuleSet::default()),
+            flapping
+        );
         let matched = &all[1..];
-        assert_eq!(decode(&encode(matched.iter()), &Vec::new()), matched);
+        assert_eq!(
+            decode(&encode(matched.iter()), &RuleSet::default()),
+            matched
+        );
         // As an earlier version kept them: all rules, and the ids of the alerts that there are.
         let mut kept = Outcomes::decode(&*encode(all.iter())).unwrap();
         let (ids, _) = kept.alert_ids.as_chunks::<16>();
@@ -135,6 +138,6 @@ mod tests {
             .flatten()
             .copied()
             .collect();
-        assert_eq!(decode(&kept.encode_to_vec(), &Vec::new()), matched);
+        assert_eq!(decode(&kept.encode_to_vec(), &RuleSet::default()), matched);
     }
 }

@@ -34,11 +34,11 @@ const LONGEST_NAME: usize = 255;
 const COPY: &str = " (copy)";
 
 impl AlertRules {
-    /// Enables or disables rules.
+    /// Enables or disables rules. Also gives the ids of those that were changed.
     pub(super) async fn set_enabled(
         &self,
         request: pb::SetAlertRulesEnabledRequest,
-    ) -> Result<pb::SetAlertRulesEnabledResponse> {
+    ) -> Result<(pb::SetAlertRulesEnabledResponse, Vec<Uuid>)> {
         let enabled = request.enabled;
         let enabled = enabled.ok_or_else(|| Error::invalid("enabled", "is required"))?;
         let ids = check::uuids("ids", &request.ids)?;
@@ -66,15 +66,17 @@ impl AlertRules {
                 let mut others = rules;
                 others.retain(|rule| rule.enabled != enabled);
                 let changed = count(others.len())?;
+                let changed_ids = others.iter().map(|rule| rule.id).collect();
                 if !request.dry_run {
                     switch(tx, others, enabled).await?;
                 }
                 let unknown = ids.into_iter().filter(|id| !known.contains(id));
-                Ok(pb::SetAlertRulesEnabledResponse {
+                let response = pb::SetAlertRulesEnabledResponse {
                     matched,
                     changed,
                     unknown_ids: unknown.map(|id| id.to_string()).collect(),
-                })
+                };
+                Ok((response, changed_ids))
             })
             .await
     }

@@ -32,7 +32,7 @@ use crate::{
     error::{Error, Result},
     feed::{self, Record, Topic},
     pb::{
-        self, ChangeKind, alert_rule_service_server::AlertRuleService,
+        self, ChangeKind, ImportAction, alert_rule_service_server::AlertRuleService,
         preview_schedule_request::Of, watch_response::Update,
     },
     rpc::{Reply, check, enums::FromProto, mask::UpdateMask, page::Page, row, time},
@@ -54,8 +54,8 @@ pub struct AlertRules {
 
 impl AlertRules {
     /// Brings the compiled rules up to date before the caller is answered, so that its next event meets the change.
-    async fn apply(&self) {
-        if let Err(error) = self.rules.reload().await {
+    async fn apply(&self, ids: &[Uuid]) {
+        if let Err(error) = self.rules.refresh(ids).await {
             // The change is committed, and the feed will have the rules read again.
             tracing::warn!(%error, "a change of the alert rules is in force a moment later");
         }
@@ -83,7 +83,7 @@ impl AlertRuleService for AlertRules {
             announce(tx, ChangeKind::Created, row.insert(tx).await?).await
         });
         let rule = rule.await?;
-        self.apply().await;
+        self.apply(&id_of(&rule)).await;
         Ok(Response::new(rule))
     }
 
@@ -187,7 +187,7 @@ impl AlertRuleService for AlertRules {
             announce(tx, ChangeKind::Updated, row.update(tx).await?).await
         });
         let rule = rule.await?;
-        self.apply().await;
+        self.apply(&id_of(&rule)).await;
         Ok(Response::new(rule))
     }
 
@@ -201,7 +201,7 @@ impl AlertRuleService for AlertRules {
             announce(tx, ChangeKind::Deleted, rule).await
         });
         deleted.await?;
-        self.apply().await;
+        self.apply(&[id]).await;
         Ok(Response::new(()))
     }
 
@@ -209,8 +209,8 @@ impl AlertRuleService for AlertRules {
         &self,
         request: Request<pb::SetAlertRulesEnabledRequest>,
     ) -> Reply<pb::SetAlertRulesEnabledResponse> {
-        let response = self.set_enabled(request.into_inner()).await?;
-        self.apply().await;
+        let (response, ids) = self.set_enabled(request.into_inner()).await?;
+        self.apply(&ids).await;
         Ok(Response::new(response))
     }
 
@@ -219,7 +219,7 @@ impl AlertRuleService for AlertRules {
         request: Request<pb::CloneAlertRuleRequest>,
     ) -> Reply<pb::AlertRule> {
         let rule = self.copy(request.into_inner()).await?;
-        self.apply().await;
+        self.apply(&id_of(&rule)).await;
         Ok(Response::new(rule))
     }
 
@@ -236,7 +236,11 @@ impl AlertRuleService for AlertRules {
         request: Request<pb::ImportAlertRulesRequest>,
     ) -> Reply<pb::ImportAlertRulesResponse> {
         let response = rule_document::import(&self.db, request.into_inner()).await?;
-        self.apply().await;
+        let changed = response.results.iter().filter(|result| {
+            [ImportAction::Created, ImportAction::Updated].contains(&result.action())
+        });
+        let ids = changed.filter_map(|result| Uuid::try_parse(&result.id).ok());
+        self.apply(&ids.collect::<Vec<_>>()).await;
         Ok(Response::new(response))
     }
 
@@ -247,6 +251,11 @@ impl AlertRuleService for AlertRules {
         let response = rule_stats::stats(&self.db, request.into_inner()).await?;
         Ok(Response::new(response))
     }
+}
+
+/// The id of a rule on the wire.
+fn id_of(rule: &pb::AlertRule) -> Vec<Uuid> {
+    Uuid::try_parse(&rule.id).into_iter().collect()
 }
 
 /// The rule; nobody else changes it before the transaction ends.

@@ -14,6 +14,8 @@ use uuid::Uuid;
 use super::{
     flapping::Flap, index::Index, schedule::Schedule, silences::LiveSilences, template::Template,
 };
+
+pub use super::rule_set::RuleSet;
 use crate::{
     db::Db,
     entity::{
@@ -22,8 +24,8 @@ use crate::{
         alert_rule::{self, Entity, EscalationStep},
     },
     error::{Error, Result},
-    feed::{Position, Topic},
-    monitor::Feed,
+    feed::{Entry, Position, Topic},
+    monitor::{Announcement, Feed},
     pb::watch_response::Update,
     rpc::live::Live,
     zones::LiveZones,
@@ -31,6 +33,9 @@ use crate::{
 
 /// How long to wait before rules or zones are read again after a failure.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// How many rules are read again one by one. Of more than that all are.
+const REFRESHED: usize = 500;
 
 /// A rule, ready to be asked.
 #[derive(Debug)]
@@ -58,9 +63,6 @@ pub struct Rule {
     /// What an alert says of the conditions that the event met.
     pub conditions: Vec<String>,
 }
-
-/// The enabled rules of one moment, oldest first.
-pub type RuleSet = Vec<Rule>;
 
 /// The rules of this process, the zones that they ask for, and the silences that hold them back. Clones
 /// share them.
@@ -107,7 +109,7 @@ impl Rules {
         let mut last = last.unwrap_or_else(PoisonError::into_inner);
         let (rules, zones) = (self.current(), self.zones().current());
         if !last.is_of(&rules, &zones) {
-            *last = Arc::new(Index::new(rules, zones));
+            *last = Arc::new(last.next(rules, zones));
         }
         last.clone()
     }
@@ -122,16 +124,33 @@ impl Rules {
         &self.0.silences
     }
 
-    /// Reads the rules again. What was committed before the call is in force after it.
+    /// Reads all rules again. What was committed before the call is in force after it.
     pub async fn reload(&self) -> Result<()> {
-        let enabled = Entity::find()
-            .filter(alert_rule::Column::Enabled.eq(true))
+        let all = Entity::find()
             .order_by_asc(alert_rule::Column::CreatedAt)
             .order_by_asc(alert_rule::Column::Id)
             .all(self.0.db.reader());
-        let reading = async { Ok::<_, Error>(compile(enabled.await?)) };
+        let reading = async { Ok::<_, Error>(RuleSet::compile(all.await?)) };
         self.0.live.reload(reading).await?;
         // So that no event has to wait for it.
+        self.index();
+        Ok(())
+    }
+
+    /// Reads some rules again, and shares the others. What was committed before the call is in force after it.
+    pub async fn refresh(&self, ids: &[Uuid]) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        if ids.len() > REFRESHED {
+            return self.reload().await;
+        }
+        let turn = self.0.live.turn().await;
+        let rows = Entity::find()
+            .filter(alert_rule::Column::Id.is_in(ids.iter().copied()))
+            .all(self.0.db.reader())
+            .await?;
+        turn.replace(self.current().with(ids, rows));
         self.index();
         Ok(())
     }
@@ -151,31 +170,58 @@ impl Rules {
                     sleep(RETRY).await;
                     continue;
                 };
-                let is_any = |topic, is: fn(&Update) -> bool| {
-                    let mut changes = entries.iter().map(|entry| &entry.item);
-                    changes.any(|change| {
-                        change.update.as_ref().is_some_and(is) || change.is_unreadable(topic)
-                    })
-                };
-                if is_any(Topic::CameraZones, |update| {
-                    matches!(update, Update::CameraZone(_))
-                }) {
-                    self.reload_zones_at_last().await;
-                }
-                if is_any(Topic::Silences, |update| {
-                    matches!(update, Update::Silence(_))
-                }) {
-                    self.reload_silences_at_last().await;
-                }
-                if is_any(Topic::AlertRules, |update| {
-                    matches!(update, Update::AlertRule(_))
-                }) {
-                    self.reload_at_last().await;
-                }
+                self.hear(&entries).await;
                 position = entries.last().map_or(position, |entry| entry.position);
             }
         };
         shutdown.run_until_cancelled(following).await;
+    }
+
+    /// Reads again what changes are about, or all of a kind if a change cannot be decoded.
+    async fn hear(&self, entries: &[Arc<Entry<Announcement>>]) {
+        let changes = || entries.iter().map(|entry| &entry.item);
+        let is_unknown = |topic| changes().any(|change| change.is_unreadable(topic));
+        let current = self.current();
+        let (mut rules, mut cameras, mut silences) =
+            (HashSet::new(), HashSet::new(), HashSet::new());
+        for change in changes() {
+            if let Some(Update::AlertRule(change)) = &change.update {
+                rules.extend(current.outdated_by(change));
+            }
+            if let Some(Update::CameraZone(change)) = &change.update
+                && let Some(zone) = &change.camera_zone
+            {
+                cameras.insert(zone.camera_id.as_str());
+            }
+            if let Some(Update::Silence(change)) = &change.update
+                && let Some(silence) = &change.silence
+                && let Ok(id) = Uuid::try_parse(&silence.id)
+            {
+                silences.insert(id);
+            }
+        }
+        let (zones, held_back) = (self.zones(), self.silences());
+        let is_stale = is_unknown(Topic::CameraZones) || cameras.len() > REFRESHED;
+        let mut refreshed = !is_stale;
+        for camera_id in cameras.into_iter().filter(|_| !is_stale) {
+            refreshed &= zones.refresh(camera_id).await.is_ok();
+        }
+        if !refreshed {
+            self.reload_zones_at_last().await;
+        }
+        let is_stale = is_unknown(Topic::Silences) || silences.len() > REFRESHED;
+        let mut refreshed = !is_stale;
+        for id in silences.into_iter().filter(|_| !is_stale) {
+            refreshed &= held_back.refresh(id).await.is_ok();
+        }
+        if !refreshed {
+            self.reload_silences_at_last().await;
+        }
+        let ids: Vec<_> = rules.into_iter().collect();
+        if is_unknown(Topic::AlertRules) || self.refresh(&ids).await.is_err() {
+            self.reload_at_last().await;
+        }
+        self.index();
     }
 
     async fn reload_at_last(&self) {
@@ -199,21 +245,6 @@ impl Rules {
         }
         self.index();
     }
-}
-
-fn compile(rows: Vec<alert_rule::Model>) -> RuleSet {
-    let mut rules = RuleSet::with_capacity(rows.len());
-    for row in rows {
-        let id = row.id;
-        match Rule::compile(row) {
-            Ok(rule) => rules.push(rule),
-            // Written past our checks. One bad rule must not stop the others, and must not fire.
-            Err(error) => {
-                tracing::error!(alert_rule.id = %id, %error, "an alert rule cannot be used");
-            }
-        }
-    }
-    rules
 }
 
 impl Rule {

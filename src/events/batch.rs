@@ -25,6 +25,7 @@ use crate::{
     feed::{self, Record, Topic},
     pb::{self, RuleStop, watch_response::Update},
     rpc::insert::Inserts,
+    zones::Zone,
 };
 
 /// What became of one ingest of a batch.
@@ -98,9 +99,20 @@ pub(super) fn judge(ingest: Ingest, rules: &Rules) -> Judged {
     }
 }
 
+/// Upper bound of the work of judging an ingest: its detections are compared with every rule, and with every corner of
+/// the zones of the camera.
+pub(super) fn work(ingest: &Ingest, rules: &Rules) -> usize {
+    let index = rules.index();
+    let corners = index.zones().of(&ingest.event.camera_id).iter();
+    let corners: usize = corners.map(Zone::corners).sum();
+    let each = corners + index.rules().slots();
+    // A few detections are judged quickly whatever the rules are.
+    ingest.detections.len().saturating_sub(4) * each
+}
+
 /// What stopped the rules that do not match.
 fn explain(index: &Index, facts: &Facts) -> Vec<(usize, pb::RuleOutcome)> {
-    let rules = index.rules().iter().enumerate();
+    let rules = index.rules().iter();
     let stopped = rules.filter_map(|(at, rule)| match engine::judge(rule, facts) {
         Verdict::Matches { .. } => None,
         Verdict::Stopped(stop, detail) => {

@@ -18,8 +18,11 @@ use super::{
 use crate::{
     alerts::{deliveries::Bell, rules::Rules},
     db::Db,
-    error::Error,
-    rpc::group::{Callers, SIBLINGS},
+    error::{Error, Result},
+    rpc::{
+        group::{Callers, SIBLINGS},
+        work,
+    },
 };
 
 /// How many ingests wait at most; a caller beyond that waits for a place among them.
@@ -34,6 +37,10 @@ const DETECTIONS: usize = 2_000;
 /// How many batches are written at the same time on PostgreSQL: one is being judged, encoded and
 /// answered while the other keeps the database busy. SQLite has one writer.
 const AT_ONCE_ON_POSTGRES: usize = 2;
+
+/// Work from which an ingest is judged on a thread of its own: comparisons of a detection with a rule or with a corner
+/// of a zone, at a few nanoseconds each.
+const LONG: usize = 200_000;
 
 /// How often an ingest is tried whose rule was deleted under it.
 const TRIES: usize = 3;
@@ -79,7 +86,7 @@ impl Committer {
     pub(super) async fn store(&self, ingest: Ingest) -> Answer {
         let _caller = self.callers.enter();
         // Judged here, while others are being stored.
-        let judged = batch::judge(ingest, &self.rules);
+        let judged = judge(ingest, &self.rules).await?;
         let (reply, answer) = oneshot::channel();
         self.queue
             .send((judged, reply))
@@ -87,6 +94,15 @@ impl Committer {
             .map_err(|_| Error::ShuttingDown)?;
         answer.await.map_err(|_| Error::ShuttingDown)?
     }
+}
+
+/// Asks the rules about an ingest. One of much work is judged on a thread of its own.
+async fn judge(ingest: Ingest, rules: &Rules) -> Result<Judged> {
+    if batch::work(&ingest, rules) < LONG {
+        return Ok(batch::judge(ingest, rules));
+    }
+    let rules = rules.clone();
+    work::off_runtime(move || Ok(batch::judge(ingest, &rules))).await
 }
 
 /// Gathers ingests while others are being written, and has them written when it is their turn.
@@ -194,7 +210,7 @@ impl Work {
     async fn commit_alone(&self, ingest: Ingest) -> Answer {
         let mut tries = 1;
         loop {
-            let mut judged = [batch::judge(ingest.clone(), &self.rules)];
+            let mut judged = [judge(ingest.clone(), &self.rules).await?];
             match self
                 .db
                 .write(async |tx| batch::store(tx, &mut judged).await)

@@ -1,8 +1,8 @@
-//! What all requests share of the database, compiled once and replaced as a whole when it changes.
+//! What all requests share of the database, compiled once and replaced when it changes.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 /// The newest of its kind that was read.
 #[derive(Debug, Default)]
@@ -10,6 +10,13 @@ pub struct Live<T> {
     current: RwLock<Arc<T>>,
     /// Held while reading, so that the one that is read last replaces those read before.
     reading: Mutex<()>,
+}
+
+/// The right to read the next one. What was committed before it was given is in force once it is used.
+#[derive(Debug)]
+pub struct Turn<'a, T> {
+    live: &'a Live<T>,
+    _reading: MutexGuard<'a, ()>,
 }
 
 impl<T> Live<T> {
@@ -21,10 +28,29 @@ impl<T> Live<T> {
 
     /// Replaces it by what `read` gives; what was committed before the call is in force after it.
     pub async fn reload<E>(&self, read: impl Future<Output = Result<T, E>>) -> Result<(), E> {
-        let _reading = self.reading.lock().await;
-        let new = Arc::new(read.await?);
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        *current = new;
+        let turn = self.turn().await;
+        turn.replace(read.await?);
         Ok(())
+    }
+
+    /// Waits until nobody else reads. Until the turn is used or dropped, [`Self::current`] stays the same.
+    pub async fn turn(&self) -> Turn<'_, T> {
+        Turn {
+            _reading: self.reading.lock().await,
+            live: self,
+        }
+    }
+}
+
+impl<T> Turn<'_, T> {
+    /// Replaces the current one.
+    pub fn replace(self, new: T) {
+        let new = Arc::new(new);
+        let mut current = self
+            .live
+            .current
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *current = new;
     }
 }

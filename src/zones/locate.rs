@@ -17,11 +17,14 @@ use crate::{
     },
     error::{Error, Result},
     pb,
-    rpc::{check, row},
+    rpc::{check, row, work},
 };
 
 /// How many detections one request may ask for.
 const MOST: usize = 1_000;
+
+/// Detections from which locating them is done on a thread of its own: there may be many zones of many corners.
+const FEW: usize = 16;
 
 impl CameraZones {
     /// Where each of the detections of a request is.
@@ -38,6 +41,7 @@ impl CameraZones {
             let problem = format!("must have at most {MOST} entries, together with detection_ids");
             return Err(Error::invalid("detections", problem));
         }
+        let detections = ids.len() + request.detections.len();
         for (at, id) in ids.iter().enumerate() {
             check::row_id(&format!("detection_ids[{at}]"), *id)?;
         }
@@ -48,12 +52,18 @@ impl CameraZones {
         self.refuse_unknown_cameras(&sent).await?;
         let stored = self.stored(&ids).await?;
         let zones = self.zones.current();
-        let stored = ids.iter().map(|id| {
-            let detection = row::found(stored.get(id), "detection", id)?;
-            Ok(location(detection, &zones))
-        });
-        let sent = sent.iter().map(|detection| Ok(location(detection, &zones)));
-        stored.chain(sent).collect()
+        let locating = move || {
+            let stored = ids.iter().map(|id| {
+                let detection = row::found(stored.get(id), "detection", id)?;
+                Ok(location(detection, &zones))
+            });
+            let sent = sent.iter().map(|detection| Ok(location(detection, &zones)));
+            stored.chain(sent).collect()
+        };
+        if detections < FEW {
+            return locating();
+        }
+        work::off_runtime(locating).await
     }
 
     async fn stored(&self, ids: &[i64]) -> Result<HashMap<i64, detection::Model>> {

@@ -8,6 +8,7 @@ mod locate;
 mod place;
 mod service;
 mod shape;
+mod sides;
 
 pub use live::{LiveZones, ZoneSet};
 pub use place::{Place, Unplaced};

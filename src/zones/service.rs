@@ -4,7 +4,7 @@ use prost::Message;
 use sea_orm::{
     ActiveModelTrait,
     ActiveValue::{NotSet, Set},
-    ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect,
+    ColumnTrait, DatabaseTransaction, EntityTrait, PaginatorTrait, QueryFilter, QuerySelect,
 };
 use tonic::{Request, Response};
 use uuid::Uuid;
@@ -22,6 +22,9 @@ use crate::{
     rpc::{Reply, check, enums::proto_enum, mask::UpdateMask, page::Page, row, time},
 };
 
+/// How many zones a camera has at most.
+const MOST_ZONES: u64 = 250;
+
 /// The camera zones.
 #[derive(Debug, Clone)]
 pub struct CameraZones {
@@ -33,8 +36,8 @@ pub struct CameraZones {
 
 impl CameraZones {
     /// Brings the compiled zones up to date before the caller is answered, so that its next event meets the change.
-    async fn apply(&self) {
-        if let Err(error) = self.zones.reload().await {
+    async fn apply(&self, camera_id: &str) {
+        if let Err(error) = self.zones.refresh(camera_id).await {
             // The change is committed, and the feed will have the zones read again.
             tracing::warn!(%error, "a change of the camera zones is in force a moment later");
         }
@@ -68,11 +71,12 @@ impl CameraZoneService for CameraZones {
                 return Err(exists("camera_zone.id"));
             }
             refuse_taken_name(tx, &row, None).await?;
+            refuse_one_too_many(tx, &camera_id).await?;
             let zone = row.insert(tx).await.map_err(taken)?;
             announce(tx, ChangeKind::Created, zone).await
         });
         let zone = zone.await?;
-        self.apply().await;
+        self.apply(&zone.camera_id).await;
         Ok(Response::new(zone))
     }
 
@@ -150,7 +154,7 @@ impl CameraZoneService for CameraZones {
             announce(tx, ChangeKind::Updated, zone).await
         });
         let zone = zone.await?;
-        self.apply().await;
+        self.apply(&zone.camera_id).await;
         Ok(Response::new(zone))
     }
 
@@ -166,8 +170,8 @@ impl CameraZoneService for CameraZones {
             Entity::delete_by_id(&id).exec(tx).await?;
             announce(tx, ChangeKind::Deleted, zone).await
         });
-        deleted.await?;
-        self.apply().await;
+        let zone = deleted.await?;
+        self.apply(&zone.camera_id).await;
         Ok(Response::new(()))
     }
 
@@ -253,6 +257,16 @@ async fn refuse_taken_name(
         return Err(exists("camera_zone.name"));
     }
     Ok(())
+}
+
+/// Refuses another zone of a camera that has as many as it may have: every detection is compared with each.
+async fn refuse_one_too_many(tx: &DatabaseTransaction, camera_id: &str) -> Result<()> {
+    let zones = Entity::find().filter(Column::CameraId.eq(camera_id));
+    if zones.count(tx).await? < MOST_ZONES {
+        return Ok(());
+    }
+    let problem = format!("names a camera that has {MOST_ZONES} zones already, which is the most");
+    Err(Error::invalid("camera_zone.camera_id", problem))
 }
 
 /// Refuses to delete a zone that rules name.

@@ -1,11 +1,11 @@
 //! The shape of a zone: which corners make one, and which detections are in it.
 
 use geo::{
-    Area, BooleanOps, BoundingRect, ConvexHull, Coord, Intersects, LineString, Polygon, Rect,
-    Validation,
+    Area, BooleanOps, BoundingRect, Contains, ConvexHull, Coord, Intersects, LineString, Polygon,
+    Rect, Validation,
 };
 
-use super::place::Place;
+use super::{place::Place, sides::Sides};
 use crate::{
     entity::camera_zone::{self, ZoneAnchor, ZoneShape},
     error::{Error, Result},
@@ -30,8 +30,12 @@ pub struct Zone {
     pub id: String,
     pub priority: i32,
     anchor: Anchor,
-    polygon: Polygon<f64>,
     bounds: Rect<f64>,
+    /// Part of the picture that the zone covers.
+    area: f64,
+    sides: Sides,
+    /// The polygon, if it crosses itself, which another writer's may.
+    crossing: Option<Polygon<f64>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +65,7 @@ impl Zone {
         let bounds = polygon.bounding_rect();
         let bounds = bounds.filter(|_| polygon.exterior().0.len() > 3);
         let bounds = bounds.ok_or_else(|| Error::invalid("coordinates", "are no polygon"))?;
+        let sides = Sides::new(&polygon);
         Ok(Self {
             id: row.id.clone(),
             priority: row.priority,
@@ -69,8 +74,10 @@ impl Zone {
                 ZoneAnchor::Foot => Anchor::Foot,
                 ZoneAnchor::Overlap => Anchor::Overlap(row.min_overlap.unwrap_or(DEFAULT_OVERLAP)),
             },
-            polygon,
             bounds,
+            area: polygon.unsigned_area(),
+            crossing: (row.anchor == ZoneAnchor::Overlap && !sides.are_simple()).then_some(polygon),
+            sides,
         })
     }
 
@@ -89,7 +96,7 @@ impl Zone {
     }
 
     fn holds(&self, point: Coord<f64>) -> bool {
-        self.bounds.intersects(&point) && self.polygon.intersects(&point)
+        self.bounds.intersects(&point) && self.sides.hold(point)
     }
 
     /// How much of a box lies in the zone, from 0 to 1. 0 for a box without an area.
@@ -98,8 +105,19 @@ impl Zone {
         if area <= 0.0 || !self.bounds.intersects(bounds) {
             return 0.0;
         }
-        let common = self.polygon.intersection(&bounds.to_polygon());
-        (common.unsigned_area() / area).clamp(0.0, 1.0)
+        let common = if let Some(polygon) = &self.crossing {
+            polygon.intersection(&bounds.to_polygon()).unsigned_area()
+        } else if bounds.contains(&self.bounds) {
+            self.area
+        } else {
+            self.sides.common_area(bounds.min(), bounds.max())
+        };
+        (common / area).clamp(0.0, 1.0)
+    }
+
+    /// How many corners the zone has, by which its judging takes longer.
+    pub fn corners(&self) -> usize {
+        self.sides.count()
     }
 }
 

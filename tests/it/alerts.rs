@@ -219,13 +219,14 @@ on_both! {
     async fn pages_neither_skip_nor_repeat_alerts_of_equal_times(backend) {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
+        let mut rules = Vec::new();
         for n in 0..6 {
-            server.rule(always(&n.to_string())).await;
+            rules.push(server.rule(always(&n.to_string())).await.id);
         }
         // Six alerts of one event, then one of another.
         server.ingest("door", vec![]).await;
-        execute(&server, "UPDATE alert_rules SET enabled = FALSE WHERE name <> '0'").await;
-        server.rule(pb::AlertRule { enabled: Some(false), ..always("the rules are read again") }).await;
+        let request = pb::SetAlertRulesEnabledRequest { ids: rules.split_off(1), enabled: Some(false), ..Default::default() };
+        server.rules().set_alert_rules_enabled(request).await.unwrap();
         server.ingest("door", vec![]).await;
         walk(7, async |page_size, page_token| {
             let request = pb::ListAlertsRequest { page_size, page_token, filter: None };

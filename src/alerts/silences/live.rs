@@ -17,6 +17,7 @@ use crate::{
 #[derive(Debug)]
 struct Silence {
     id: Uuid,
+    created_at: DateTime<Utc>,
     /// Empty: any.
     camera_ids: HashSet<String>,
     /// Empty: any.
@@ -27,21 +28,40 @@ struct Silence {
     ends_at: DateTime<Utc>,
 }
 
-/// The silences of one moment that had not ended, oldest first.
-#[derive(Debug, Default)]
-pub struct SilenceSet(Vec<Silence>);
+/// The silences of one moment that had not ended, oldest first. Sets of two moments share those that have not changed.
+#[derive(Debug, Default, Clone)]
+pub struct SilenceSet(Vec<Arc<Silence>>);
 
 impl SilenceSet {
     fn compile(rows: Vec<silence::Model>) -> Self {
         let mut silences = Self::default();
         for row in rows {
-            match Silence::compile(&row) {
-                Ok(silence) => silences.0.push(silence),
-                // Written past our checks. It must not stop the others, and must hold nothing back.
-                Err(error) => {
-                    tracing::error!(silence.id = %row.id, %error, "a silence cannot be used");
-                }
+            silences.put(&row);
+        }
+        silences
+    }
+
+    /// Adds a silence in its place, from which it must have been taken out before.
+    fn put(&mut self, row: &silence::Model) {
+        match Silence::compile(row) {
+            Ok(silence) => {
+                let key = |silence: &Silence| (silence.created_at, silence.id);
+                let place = self.0.partition_point(|other| key(other) < key(&silence));
+                self.0.insert(place, silence.into());
             }
+            // Written past our checks. It must not stop the others, and must hold nothing back.
+            Err(error) => {
+                tracing::error!(silence.id = %row.id, %error, "a silence cannot be used");
+            }
+        }
+    }
+
+    /// This set with a silence as it is now: `None` if it is gone or has ended.
+    fn with(&self, id: Uuid, row: Option<&silence::Model>) -> Self {
+        let mut silences = self.clone();
+        silences.0.retain(|silence| silence.id != id);
+        if let Some(row) = row {
+            silences.put(row);
         }
         silences
     }
@@ -54,7 +74,7 @@ impl SilenceSet {
         severity: AlertSeverity,
         now: DateTime<Utc>,
     ) -> Option<Uuid> {
-        let holds = |silence: &&Silence| {
+        let holds = |silence: &&Arc<Silence>| {
             silence.starts_at <= now
                 && now < silence.ends_at
                 && (silence.camera_ids.is_empty() || silence.camera_ids.contains(camera_id))
@@ -94,6 +114,17 @@ impl LiveSilences {
         let reading = async { Ok(SilenceSet::compile(not_ended.await?)) };
         self.live.reload(reading).await
     }
+
+    /// Reads one silence again. What was committed before the call is in force after it.
+    pub async fn refresh(&self, id: Uuid) -> Result<()> {
+        let turn = self.live.turn().await;
+        let row = silence::Entity::find_by_id(id)
+            .filter(silence::Column::EndsAt.gt(entity::now()))
+            .one(self.db.reader())
+            .await?;
+        turn.replace(self.current().with(id, row.as_ref()));
+        Ok(())
+    }
 }
 
 impl Silence {
@@ -102,6 +133,7 @@ impl Silence {
         let severity = |label: &String| AlertSeverity::try_from_value(label).map_err(Error::from);
         let silence = Self {
             id: row.id,
+            created_at: row.created_at,
             camera_ids: texts(row.camera_ids.as_ref()).cloned().collect(),
             rule_ids: texts(row.rule_ids.as_ref())
                 .map(rule_id)
@@ -163,7 +195,7 @@ mod tests {
         severity: AlertSeverity,
         now: i64,
     ) -> bool {
-        let set = SilenceSet(vec![Silence::compile(row).unwrap()]);
+        let set = SilenceSet::compile(vec![row.clone()]);
         set.of(camera, Uuid::from_u128(rule), severity, at(now))
             .is_some()
     }
@@ -239,10 +271,16 @@ mod tests {
             id: Uuid::from_u128(9),
             ..silence(&["gate"], &[], &[])
         };
-        let set = [gate, second, first].map(|row| Silence::compile(&row).unwrap());
-        let set = SilenceSet(set.into());
-        let told = set.of("door", Uuid::nil(), AlertSeverity::Low, at(10));
-        assert_eq!(told, Some(Uuid::from_u128(8)));
+        let first = silence::Model {
+            created_at: at(1),
+            ..first
+        };
+        let set = SilenceSet::compile(vec![gate, first, second]);
+        let told = |set: &SilenceSet| set.of("door", Uuid::nil(), AlertSeverity::Low, at(10));
+        assert_eq!(told(&set), Some(Uuid::from_u128(8)));
+        // One that is gone leaves the others.
+        let set = set.with(Uuid::from_u128(8), None);
+        assert_eq!(told(&set), Some(Uuid::from_u128(7)));
     }
 
     #[test]

@@ -45,8 +45,12 @@ pub struct Silences {
 
 impl Silences {
     /// Brings the compiled silences up to date before the caller is answered, so that its next event meets the change.
-    async fn apply(&self) {
-        if let Err(error) = self.silences.reload().await {
+    async fn apply(&self, silence: &pb::Silence) {
+        let refreshed = match Uuid::try_parse(&silence.id) {
+            Ok(id) => self.silences.refresh(id).await,
+            Err(error) => Err(Error::internal(error)),
+        };
+        if let Err(error) = refreshed {
             // The change is committed, and the feed will have the silences read again.
             tracing::warn!(%error, "a change of the silences is in force a moment later");
         }
@@ -69,7 +73,7 @@ impl SilenceService for Silences {
             announce(tx, ChangeKind::Created, row.insert(tx).await?).await
         });
         let silence = silence.await?;
-        self.apply().await;
+        self.apply(&silence).await;
         Ok(Response::new(silence))
     }
 
@@ -125,7 +129,7 @@ impl SilenceService for Silences {
             replace(tx, row, before, now).await
         });
         let silence = silence.await?;
-        self.apply().await;
+        self.apply(&silence).await;
         Ok(Response::new(silence))
     }
 
@@ -146,7 +150,7 @@ impl SilenceService for Silences {
             replace(tx, row, before, now).await
         });
         let silence = silence.await?;
-        self.apply().await;
+        self.apply(&silence).await;
         Ok(Response::new(silence))
     }
 

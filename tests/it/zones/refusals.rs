@@ -79,4 +79,16 @@ on_both! {
         assert_eq!(rows(&server).await, before);
         server.stop().await;
     }
+
+    async fn a_camera_has_no_more_zones_than_it_may(backend) {
+        let server = TestServer::start(backend).await;
+        server.camera("door").await;
+        server.camera("gate").await;
+        for number in 0..250 {
+            server.zone(middle("door", &format!("z{number}"))).await;
+        }
+        refused(create(&server, middle("door", "more")).await, "camera_zone.camera_id");
+        server.zone(middle("gate", "other")).await;
+        server.stop().await;
+    }
 }
