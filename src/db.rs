@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use self::{connect::ACQUIRE_TIMEOUT, lock::Lock, storage::Storage};
+use self::{connect::ACQUIRE_TIMEOUT, lock::Lock, renewal::Renewal, storage::Storage};
 use crate::error::{self, Error, Result};
 
 mod connect;
@@ -20,6 +20,7 @@ mod files;
 mod lock;
 mod migrate;
 mod protect;
+mod renewal;
 pub mod signals;
 pub mod storage;
 mod write;
@@ -66,6 +67,7 @@ struct Inner {
     /// Held by the transaction that writes SQLite, so that a failed commit is dealt with before the next one begins.
     writing: AsyncMutex<()>,
     storage: Storage,
+    renewal: Renewal,
     committed: Arc<Notify>,
     announce: Arc<Notify>,
 }
@@ -86,6 +88,7 @@ impl Inner {
             lock: Mutex::default(),
             writing: AsyncMutex::default(),
             storage,
+            renewal: Renewal::default(),
             committed: Arc::default(),
             announce: Arc::default(),
         }
@@ -108,6 +111,7 @@ impl Db {
         };
         let storage = self.0.storage.clone();
         let mut db = Inner::new(self.0.backend, by_key.clone(), by_key.clone(), storage);
+        db.renewal = self.0.renewal.clone();
         db.committed = self.0.committed.clone();
         db.announce = self.0.announce.clone();
         Self(Arc::new(db))
@@ -128,6 +132,12 @@ impl Db {
             ..Default::default()
         };
         Ok(self.0.reader.begin_with_options(options).await?)
+    }
+
+    /// Closes the connections to PostgreSQL that are open now before they are used again. What they know of the database
+    /// may be of another one: their types, plans and server.
+    pub(crate) fn renew_connections(&self) {
+        self.0.renewal.renew();
     }
 
     /// State of the storage: the reason why the database cannot be written, if there is one.

@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 pub use self::database::{StorageFault, code, is_away};
-use crate::pb::ErrorReason;
+use crate::pb::{self, ErrorReason};
 
 mod database;
 
@@ -101,9 +101,13 @@ pub enum Error {
         lost_changes: i64,
     },
     #[error(
-        "the cursor lies ahead of the change feed: was the database replaced by an older copy?"
+        "the database has another history than the one of the cursor: it was restored from a copy, promoted or moved; begin \
+        anew with a snapshot, and forget the ids that are kept"
     )]
-    CursorAhead,
+    HistoryReplaced {
+        /// Id of the current incarnation of the history.
+        history_id: String,
+    },
     #[error("as many watches are open as the server allows: {limit}")]
     TooManyWatches { limit: usize },
     #[error("the database cannot be reached")]
@@ -222,7 +226,9 @@ impl Error {
             Self::JobCancelled { .. } => (Code::Aborted, ErrorReason::JobCancelled),
             Self::StaleVersion { .. } => (Code::Aborted, ErrorReason::StaleVersion),
             Self::CursorExpired { .. } => (Code::OutOfRange, ErrorReason::CursorExpired),
-            Self::CursorAhead => (Code::FailedPrecondition, ErrorReason::CursorAhead),
+            Self::HistoryReplaced { .. } => {
+                (Code::FailedPrecondition, ErrorReason::HistoryReplaced)
+            }
             Self::TooManyWatches { .. } => (Code::ResourceExhausted, ErrorReason::TooManyWatches),
             Self::DatabaseAway => (Code::Unavailable, ErrorReason::DatabaseAway),
             Self::Storage(StorageFault::Full) => {
@@ -281,6 +287,13 @@ impl Error {
         }
         if let Self::InUse { ids, .. } = self {
             return vec![("used_by", ids.clone())];
+        }
+        if let Self::HistoryReplaced { history_id } = self {
+            let start = pb::WatchStart::Snapshot.as_str_name();
+            return vec![
+                ("history_id", history_id.clone()),
+                ("start", start.to_string()),
+            ];
         }
         if let Self::CursorExpired {
             earliest_cursor,

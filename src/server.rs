@@ -402,7 +402,7 @@ fn monitor(settings: &Settings, parts: &Parts, gpus: &GpuStats, places: &Places)
     Monitor::new(
         parts.feed.clone(),
         parts.gpus.clone(),
-        Snapshots::new(parts.db.clone(), gpus.clone()),
+        Snapshots::new(parts.db.clone(), parts.feed.clone(), gpus.clone()),
         monitor::Settings {
             places: places.clone(),
             retention: settings.feed_retention(),

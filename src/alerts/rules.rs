@@ -24,7 +24,7 @@ use crate::{
         alert_rule::{self, Entity, EscalationStep},
     },
     error::{Error, Result},
-    feed::{Entry, Position, Topic},
+    feed::{Entry, Follower, News, Position, Topic},
     monitor::{Announcement, Feed},
     pb::watch_response::Update,
     rpc::live::Live,
@@ -158,20 +158,16 @@ impl Rules {
     /// Reads the rules again whenever the feed says that one has changed, on whatever process, and the
     /// zones and silences likewise.
     pub async fn follow(self, feed: Feed, from: Position, shutdown: CancellationToken) {
-        let mut position = from;
+        let mut follower = Follower::new(feed, from);
         let following = async {
             loop {
-                let Ok(entries) = feed.after(position).await else {
-                    // The feed is gone from under us, or the database is in trouble: the table has it all.
-                    position = position.max(feed.head());
+                let News::Changes(entries) = follower.next().await else {
                     self.reload_zones_at_last().await;
                     self.reload_silences_at_last().await;
                     self.reload_at_last().await;
-                    sleep(RETRY).await;
                     continue;
                 };
                 self.hear(&entries).await;
-                position = entries.last().map_or(position, |entry| entry.position);
             }
         };
         shutdown.run_until_cancelled(following).await;

@@ -13,7 +13,10 @@ use sea_orm::{
 };
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::{Db, Inner, Settings, Synchronous, lock::Lock, protect, storage::Storage, to_db_err};
+use super::{
+    Db, Inner, Settings, Synchronous, lock::Lock, protect, renewal::Renewal, storage::Storage,
+    to_db_err,
+};
 
 /// Time that a call waits for a connection before the database counts as away.
 pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -153,11 +156,18 @@ async fn open_keeper(file: &SqliteConnectOptions) -> Result<SqliteConnection, sq
 }
 
 async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
+    let renewal = Renewal::default();
     let pool = async |connections: u32, planner: &[(&'static str, &'static str)]| {
-        let planner = planner.to_vec();
+        let (planner, renewal) = (planner.to_vec(), renewal.clone());
         let mut options = lasting(&settings.url);
         options
-            .map_sqlx_postgres_pool_opts(|options| guarded(options, None))
+            .map_sqlx_postgres_pool_opts(move |options| {
+                let renewal = renewal.clone();
+                guarded(options, None).before_acquire(move |_, connection| {
+                    let is_new = renewal.allows(connection.age);
+                    Box::pin(async move { Ok(is_new) })
+                })
+            })
             .connect_lazy(true)
             .min_connections(0)
             .max_connections(connections)
@@ -181,6 +191,7 @@ async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
     let storage = Storage::of_server();
     let mut db = Inner::new(DbBackend::Postgres, others.clone(), others, storage);
     db.by_key = Some(by_key);
+    db.renewal = renewal;
     Ok(Db(Arc::new(db)))
 }
 

@@ -17,6 +17,11 @@ pub struct Model {
     pub pruned_seq: i64,
     /// How many changes were pruned.
     pub pruned_count: i64,
+    /// The current incarnation of the history, see [`super::feed_incarnation`].
+    pub incarnation_id: Option<Uuid>,
+    /// Added to the transaction ids of PostgreSQL to give positions: after a restore they would start below those of
+    /// the changes that were restored.
+    pub xid_offset: i64,
 }
 
 impl ActiveModelBehavior for ActiveModel {}

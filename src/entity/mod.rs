@@ -28,6 +28,7 @@ pub mod event_detection;
 pub mod event_feedback;
 pub mod event_ingest;
 pub mod export_job;
+pub mod feed_incarnation;
 pub mod feed_state;
 pub mod gpu;
 pub mod gpu_event;

@@ -4,15 +4,26 @@
 
 use sea_orm::{ActiveValue::Set, ConnectionTrait, DatabaseTransaction, DbBackend, Statement};
 
+pub mod bounds;
+pub mod cursor;
+pub mod follow;
+pub mod history;
 pub mod holders;
+pub mod incarnations;
 pub mod position;
 pub mod read;
+pub mod reader;
 pub mod retention;
 pub mod tail;
 
-pub use position::{Cursors, Position, Seen, Start};
+mod ring;
+
+pub use cursor::Cursors;
+pub use follow::{Follower, News};
+pub use position::{Position, Seen, Start};
 pub use read::Change;
-pub use tail::{Entry, Feed, Readable};
+pub use reader::Feed;
+pub use ring::{Entry, Readable};
 
 use crate::{
     db::Db,

@@ -2,51 +2,36 @@
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DbBackend, DbErr, EntityTrait, RuntimeErr, Statement, sqlx};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, RuntimeErr, Statement, sqlx};
+use uuid::Uuid;
 
-use super::{Cursors, Position, Seen, Start};
+use super::{Cursors, Position};
 use crate::{
     db::Db,
-    entity::feed_state,
     error::{Error, Result},
 };
 
 /// PostgreSQL hands out `seq` before the commit, so a reader of plain `seq`
 /// skips what commits late. Below the oldest running transaction nothing can
 /// still arrive, and `(xid, seq)` orders what is there. All that a page tells is of one moment: what
-/// was pruned, what is left after the place, and whether changes are committed that cannot be read
+/// was pruned, which history it is of, what is left after the place, and whether changes are committed that cannot be read
 /// yet, because an older transaction is still running.
 const AFTER_POSTGRES: &str = "\
-    SELECT s.pruned_xid, s.pruned_seq, coalesce((SELECT xid FROM changes ORDER BY xid DESC, seq DESC LIMIT 1) \
-    >= pg_snapshot_xmin(pg_current_snapshot()), FALSE), \
+    SELECT s.pruned_xid, s.pruned_seq, coalesce((SELECT xid FROM changes ORDER BY xid DESC, seq DESC LIMIT 1)::text::bigint \
+    >= (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint) + s.xid_offset, FALSE), \
+    s.incarnation_id, s.tableoid::bigint, (SELECT oid::bigint FROM pg_database WHERE datname = current_database()), \
+    pg_postmaster_start_time(), (SELECT created_at FROM changes WHERE xid = $1::text::xid8 AND seq = $2), \
     c.xid::text::bigint, c.seq, c.topic, c.key, c.message, c.created_at \
     FROM feed_state AS s LEFT JOIN LATERAL (SELECT xid, seq, topic, key, message, created_at FROM changes \
-    WHERE (xid, seq) > ($1::text::xid8, $2) AND xid < pg_snapshot_xmin(pg_current_snapshot()) \
-    ORDER BY xid, seq LIMIT $3) AS c ON TRUE WHERE s.id = 1 ORDER BY c.xid, c.seq";
+    WHERE (xid, seq) > ($1::text::xid8, $2) AND xid < ((SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint) \
+    + s.xid_offset)::text::xid8 ORDER BY xid, seq LIMIT $3) AS c ON TRUE WHERE s.id = 1 ORDER BY c.xid, c.seq";
 
 /// SQLite has one writer, so `seq` is the order of the commits.
 const AFTER_SQLITE: &str = "\
-    SELECT s.pruned_seq, c.seq, c.topic, c.key, c.message, c.created_at, c.commit_seq FROM feed_state AS s \
+    SELECT s.pruned_seq, s.incarnation_id, (SELECT created_at FROM changes WHERE seq = $1) AS place_at, \
+    c.seq, c.topic, c.key, c.message, c.created_at, c.commit_seq FROM feed_state AS s \
     LEFT JOIN (SELECT seq, topic, key, message, created_at, coalesce(commit_seq, seq) AS commit_seq \
-    FROM changes WHERE seq > ? ORDER BY seq LIMIT ?) AS c ON TRUE WHERE s.id = 1 ORDER BY c.seq";
-
-/// What one statement sees: the last place that is settled, and which transactions have ended
-/// (see [`Seen`]).
-const BOUNDS_POSTGRES: &str = "\
-    SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1 AS settled_xid, \
-    coalesce(pg_sequence_last_value(pg_get_serial_sequence('changes', 'seq')::regclass), 0) AS settled_seq, \
-    pg_current_snapshot()::text AS snapshot";
-const BOUNDS_SQLITE: &str = "\
-    SELECT 0 AS settled_xid, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) AS settled_seq, \
-    '0:0:' AS snapshot";
-
-/// How much is left after a place; counting stops at a million.
-const BEHIND_POSTGRES: &str = "\
-    SELECT count(*) AS changes, min(created_at) AS oldest FROM (SELECT created_at FROM changes \
-    WHERE (xid, seq) > ($1::text::xid8, $2) LIMIT 1000000) AS behind";
-const BEHIND_SQLITE: &str = "\
-    SELECT count(*) AS changes, min(created_at) AS oldest FROM (SELECT created_at FROM changes \
-    WHERE CAST($1 AS INTEGER) = 0 AND seq > $2 LIMIT 1000000)";
+    FROM changes WHERE seq > $1 ORDER BY seq LIMIT $2) AS c ON TRUE WHERE s.id = 1 ORDER BY c.seq";
 
 /// A change that was recorded.
 #[derive(Debug, Clone)]
@@ -67,21 +52,6 @@ pub struct Change {
     pub created_at: DateTime<Utc>,
 }
 
-/// Picks the statement for the database and binds `values`.
-fn statement<const N: usize>(
-    db: &Db,
-    postgres: &str,
-    sqlite: &str,
-    values: [sea_orm::Value; N],
-) -> Statement {
-    let sql = if db.backend() == DbBackend::Postgres {
-        postgres
-    } else {
-        sqlite
-    };
-    Statement::from_sql_and_values(db.backend(), sql, values)
-}
-
 /// What the feed has after a place, at one moment.
 #[derive(Debug)]
 pub struct Page {
@@ -91,12 +61,27 @@ pub struct Page {
     pub pruned: Position,
     /// Whether committed changes wait behind a transaction that is still running.
     pub waiting: bool,
+    /// The current incarnation of the history.
+    pub incarnation: Option<Uuid>,
+    /// Where the database runs.
+    pub instance: Instance,
+    /// When the change at the place was recorded; none if it is not there.
+    pub place_at: Option<DateTime<Utc>>,
+}
+
+/// What differs when a database has moved to another table, database or server. It may differ without that, as after a
+/// restart of PostgreSQL. On SQLite it is always the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Instance {
+    table: i64,
+    database: i64,
+    server_started_at: DateTime<Utc>,
 }
 
 impl Page {
     /// Refuses the place that this is of, if changes after it are lost.
-    pub fn check_kept(&self, cursors: Cursors, position: Position) -> Result<()> {
-        kept(self.pruned, cursors, position)
+    pub fn check_kept(&self, cursors: &Cursors, position: Position) -> Result<()> {
+        check_kept(self.pruned, cursors, position)
     }
 }
 
@@ -140,6 +125,11 @@ async fn after_on_postgres(
         i64,
         i64,
         bool,
+        Option<Uuid>,
+        i64,
+        i64,
+        DateTime<Utc>,
+        Option<DateTime<Utc>>,
         Option<i64>,
         Option<i64>,
         Option<String>,
@@ -156,12 +146,25 @@ async fn after_on_postgres(
         .fetch_all(db.reader().get_postgres_connection_pool())
         .await;
     let rows = rows.map_err(|error| DbErr::Query(RuntimeErr::SqlxError(error.into())))?;
-    let &(xid, seq, waiting, ..) = rows.first().ok_or_else(no_state)?;
-    let pruned = Position { xid, seq };
-    let change = |(_, _, _, xid, seq, topic, key, message, created_at): Row| {
+    let &(
+        pruned_xid,
+        pruned_seq,
+        waiting,
+        incarnation,
+        table,
+        database,
+        server_started_at,
+        place_at,
+        ..,
+    ) = rows.first().ok_or_else(no_state)?;
+    let change = |(_, _, _, _, _, _, _, _, xid, seq, topic, key, message, created_at): Row| {
         let (xid, seq) = (xid?, seq?);
         Some(Change {
-            position: Position { xid, seq },
+            position: Position {
+                xid,
+                seq,
+                ..position
+            },
             commit: xid,
             ends_commit: false,
             topic: topic?,
@@ -172,8 +175,19 @@ async fn after_on_postgres(
     };
     Ok(Page {
         changes: rows.into_iter().filter_map(change).collect(),
-        pruned,
+        pruned: Position {
+            xid: pruned_xid,
+            seq: pruned_seq,
+            ..position
+        },
         waiting,
+        incarnation,
+        instance: Instance {
+            table,
+            database,
+            server_started_at,
+        },
+        place_at,
     })
 }
 
@@ -183,18 +197,17 @@ async fn after_on_sqlite(db: &Db, position: Position, limit: i64) -> Result<Page
     let rows = db.reader().query_all_raw(statement).await?;
     let first = rows.first().ok_or_else(no_state)?;
     let pruned = Position {
-        xid: 0,
         seq: first.try_get("", "pruned_seq")?,
+        ..position
     };
+    let incarnation = first.try_get("", "incarnation_id")?;
+    let place_at = first.try_get("", "place_at")?;
     let mut changes = Vec::with_capacity(rows.len());
     for row in &rows {
         // NULL in the single row of a page without a change.
         if let Some(seq) = row.try_get("", "seq")? {
             changes.push(Change {
-                position: Position {
-                    xid: position.xid,
-                    seq,
-                },
+                position: Position { seq, ..position },
                 commit: row.try_get("", "commit_seq")?,
                 ends_commit: false,
                 topic: row.try_get("", "topic")?,
@@ -208,81 +221,14 @@ async fn after_on_sqlite(db: &Db, position: Position, limit: i64) -> Result<Page
         changes,
         pruned,
         waiting: false,
+        incarnation,
+        instance: Instance::default(),
+        place_at,
     })
 }
 
-fn no_state() -> Error {
-    Error::internal("table feed_state is empty")
-}
-
-/// The place that this moment is in the feed: after everything that is settled, and the
-/// transactions behind it that are committed already and will be settled later.
-pub async fn now(db: &Db) -> Result<Start> {
-    now_in(db.reader(), db.backend()).await
-}
-
-/// As [`now`], of the moment that a transaction sees.
-pub async fn now_in(db: &impl ConnectionTrait, backend: DbBackend) -> Result<Start> {
-    let sql = if backend == DbBackend::Postgres {
-        BOUNDS_POSTGRES
-    } else {
-        BOUNDS_SQLITE
-    };
-    let row = db
-        .query_one_raw(Statement::from_string(backend, sql))
-        .await?
-        .ok_or_else(|| Error::internal("the feed has no bounds"))?;
-    let position = Position {
-        xid: row.try_get("", "settled_xid")?,
-        seq: row.try_get("", "settled_seq")?,
-    };
-    let seen = snapshot(&row.try_get::<String>("", "snapshot")?)
-        .ok_or_else(|| Error::internal("a snapshot cannot be read"))?;
-    Ok(Start { position, seen })
-}
-
-/// Reads `xmin:xmax:running,running,…`.
-fn snapshot(text: &str) -> Option<Seen> {
-    let mut parts = text.splitn(3, ':').skip(1);
-    let end = parts.next()?.parse().ok()?;
-    let running = parts.next()?.split(',').filter(|xid| !xid.is_empty());
-    let running = running.map(|xid| xid.parse().ok()).collect::<Option<_>>()?;
-    Some(Seen { end, running })
-}
-
-/// The place after everything that is settled.
-pub async fn settled(db: &Db) -> Result<Position> {
-    Ok(now(db).await?.position)
-}
-
-/// How many changes there are after `position`, and when the oldest of them was recorded.
-pub async fn behind(db: &Db, position: Position) -> Result<(i64, Option<DateTime<Utc>>)> {
-    let values = [position.xid.to_string().into(), position.seq.into()];
-    let row = db
-        .reader()
-        .query_one_raw(statement(db, BEHIND_POSTGRES, BEHIND_SQLITE, values))
-        .await?;
-    let row = row.ok_or_else(|| Error::internal("a count without a row"))?;
-    Ok((row.try_get("", "changes")?, row.try_get("", "oldest")?))
-}
-
-/// Which database this is, and what is gone of its feed.
-pub async fn state(db: &Db) -> Result<feed_state::Model> {
-    let state = feed_state::Entity::find_by_id(1).one(db.reader()).await?;
-    state.ok_or_else(no_state)
-}
-
 /// Refuses a place from which the feed can no longer be read without loss.
-pub async fn check_kept(db: &Db, cursors: Cursors, position: Position) -> Result<()> {
-    let state = state(db).await?;
-    let pruned = Position {
-        xid: state.pruned_xid,
-        seq: state.pruned_seq,
-    };
-    kept(pruned, cursors, position)
-}
-
-fn kept(pruned: Position, cursors: Cursors, position: Position) -> Result<()> {
+pub(super) fn check_kept(pruned: Position, cursors: &Cursors, position: Position) -> Result<()> {
     if position >= pruned {
         return Ok(());
     }
@@ -294,55 +240,6 @@ fn kept(pruned: Position, cursors: Cursors, position: Position) -> Result<()> {
     })
 }
 
-/// Refuses a start that this feed has not come to yet.
-pub async fn check_reached(db: &Db, start: &Start) -> Result<()> {
-    let now = now(db).await?;
-    let ahead = if db.backend() == DbBackend::Postgres {
-        start.position.xid >= now.seen.end || start.seen.end > now.seen.end
-    } else {
-        start.position > now.position || start.seen.end > 0
-    };
-    if ahead {
-        return Err(Error::CursorAhead);
-    }
-    Ok(())
-}
-
-/// What the feed holds.
-#[derive(Debug)]
-pub struct Status {
-    /// The place before the oldest change.
-    pub earliest: Position,
-    /// How many changes there are.
-    pub changes: i64,
-    /// When the oldest of them was recorded.
-    pub oldest: Option<DateTime<Utc>>,
-    /// When the newest of them was recorded.
-    pub newest: Option<DateTime<Utc>>,
-    /// How many were deleted.
-    pub deleted: i64,
-}
-
-const STATUS: &str = "\
-    SELECT pruned_xid, pruned_seq, pruned_count, (SELECT count(*) FROM changes) AS changes, \
-    (SELECT min(created_at) FROM changes) AS oldest, \
-    (SELECT max(created_at) FROM changes) AS newest FROM feed_state WHERE id = 1";
-
-/// What the feed holds, all of it at one moment.
-pub async fn status(db: &Db) -> Result<Status> {
-    let row = db
-        .reader()
-        .query_one_raw(Statement::from_string(db.backend(), STATUS))
-        .await?
-        .ok_or_else(no_state)?;
-    Ok(Status {
-        earliest: Position {
-            xid: row.try_get("", "pruned_xid")?,
-            seq: row.try_get("", "pruned_seq")?,
-        },
-        changes: row.try_get("", "changes")?,
-        oldest: row.try_get("", "oldest")?,
-        newest: row.try_get("", "newest")?,
-        deleted: row.try_get("", "pruned_count")?,
-    })
+pub(super) fn no_state() -> Error {
+    Error::internal("table feed_state is empty")
 }

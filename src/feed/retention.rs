@@ -22,8 +22,9 @@ const PERIOD: Duration = Duration::from_mins(1);
 const CHUNK: u64 = 1_000;
 
 const DELETE_POSTGRES: &str = "\
-    DELETE FROM changes WHERE (xid, seq) IN (SELECT xid, seq FROM changes \
-    WHERE created_at < $1 AND xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY xid, seq LIMIT $2) \
+    DELETE FROM changes WHERE (xid, seq) IN (SELECT xid, seq FROM changes WHERE created_at < $1 \
+    AND xid < (SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + xid_offset)::text::xid8 FROM feed_state) \
+    ORDER BY xid, seq LIMIT $2) \
     RETURNING xid::text::bigint AS xid, seq";
 const DELETE_SQLITE: &str = "\
     DELETE FROM changes WHERE seq IN (SELECT seq FROM changes WHERE created_at < $1 ORDER BY seq LIMIT $2) \
@@ -32,7 +33,8 @@ const DELETE_SQLITE: &str = "\
 /// The oldest, whatever their age.
 const DELETE_OLDEST_POSTGRES: &str = "\
     DELETE FROM changes WHERE (xid, seq) IN (SELECT xid, seq FROM changes \
-    WHERE xid < pg_snapshot_xmin(pg_current_snapshot()) ORDER BY xid, seq LIMIT $1) \
+    WHERE xid < (SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + xid_offset)::text::xid8 FROM feed_state) \
+    ORDER BY xid, seq LIMIT $1) \
     RETURNING xid::text::bigint AS xid, seq";
 const DELETE_OLDEST_SQLITE: &str = "\
     DELETE FROM changes WHERE seq IN (SELECT seq FROM changes ORDER BY seq LIMIT $1) \
@@ -133,6 +135,7 @@ async fn delete<const N: usize>(
         last = last.max(Position {
             xid: row.try_get("", "xid")?,
             seq: row.try_get("", "seq")?,
+            ..last
         });
     }
     if !rows.is_empty() {

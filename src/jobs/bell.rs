@@ -26,6 +26,7 @@ struct Shared {
     heard: Mutex<Heard>,
     rung: Notify,
     ends: AtomicBool,
+    missed: AtomicBool,
 }
 
 /// What was heard since it was last asked.
@@ -91,6 +92,23 @@ impl Bell {
     /// Whether somebody waits for jobs to end.
     pub(super) fn want_ends(&self, want: bool) {
         self.0.ends.store(want, Ordering::Relaxed);
+    }
+
+    /// Changes of jobs were missed, perhaps because the database was replaced by an older copy: what is known of
+    /// waiting jobs may be wrong.
+    pub(super) fn missed(&self) {
+        let mut heard = self.heard();
+        // Versions of jobs may be given again.
+        heard.own.clear();
+        heard.order.clear();
+        drop(heard);
+        self.0.missed.store(true, Ordering::Release);
+        self.0.rung.notify_one();
+    }
+
+    /// Whether changes of jobs were missed since it was last asked.
+    pub(super) fn take_missed(&self) -> bool {
+        self.0.missed.swap(false, Ordering::AcqRel)
     }
 
     /// There is something to look at.

@@ -230,6 +230,10 @@ impl Dispatcher {
         let mut next_sweep = Instant::now();
         loop {
             self.hear(&mut lines, &mut queues).await;
+            if self.0.bell.take_missed() {
+                lines = Lines::default();
+                next_sweep = Instant::now();
+            }
             if self.0.sweep.swap(false, Ordering::Acquire) || Instant::now() >= next_sweep {
                 let begun = Instant::now();
                 match claim::heads(&self.0.db).await {

@@ -3,23 +3,19 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
-use tokio::{sync::mpsc, time::sleep};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{bell::Bell, lines::Line};
 use crate::{
-    feed::{Position, Topic},
+    feed::{Follower, News, Position, Topic},
     monitor::Feed,
     pb::{self, JobChangeKind, watch_response::Update},
     rpc::time,
 };
-
-/// How long to wait after a failure.
-const RETRY: Duration = Duration::from_millis(250);
 
 /// What a worker is told of a job that it has.
 #[derive(Debug, Clone)]
@@ -70,14 +66,12 @@ impl Flights {
         from: Position,
         shutdown: CancellationToken,
     ) {
-        let mut position = from;
+        let mut follower = Follower::new(feed, from);
         let following = async {
             loop {
-                let Ok(entries) = feed.after(position).await else {
-                    // The feed is gone from under us, or the database is in trouble: the tables have it all.
-                    position = position.max(feed.head());
+                let News::Changes(entries) = follower.next().await else {
                     self.tell_all_missed();
-                    sleep(RETRY).await;
+                    bell.missed();
                     continue;
                 };
                 for entry in &entries {
@@ -96,7 +90,6 @@ impl Flights {
                         // The jobs that it is about are unknown. Those that wait are found by the sweep.
                         self.tell_all_missed();
                     }
-                    position = entry.position;
                 }
             }
         };

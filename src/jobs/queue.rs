@@ -82,7 +82,7 @@ impl Queue {
 
     /// Starts the loops; they follow the feed from this position.
     pub fn start(self, feed: Feed, from: Position) {
-        let ticker = Ticker::new(&self, feed.clone());
+        let ticker = Ticker::new(&self);
         let Self {
             db,
             clock,
@@ -99,7 +99,7 @@ impl Queue {
         tokio::spawn(follow_clock);
         tokio::spawn(dispatcher.run());
         tokio::spawn(types.follow(feed.clone(), from, shutdown.clone()));
-        tokio::spawn(ticker.run(from, shutdown.clone()));
+        tokio::spawn(ticker.run(feed.clone(), from, shutdown.clone()));
         tokio::spawn(flights.follow(bell, feed, from, shutdown.clone()));
         tokio::spawn(reaper::run(db, clock, desk.clone(), shutdown.clone()));
         tokio::spawn(throttle.run(desk, shutdown));

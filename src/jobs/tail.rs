@@ -18,7 +18,7 @@ use crate::{
         job_log::{Column, JobLogLevel},
     },
     error::{Error, Result},
-    feed::{Start, Topic, read},
+    feed::{Start, Topic},
     pb::{self, watch_response::Update},
     rpc::{check, enums::FromProto, row},
 };
@@ -179,7 +179,7 @@ impl Moment {
     /// The job as it is, if there is one.
     async fn now(jobs: &Jobs, id: Uuid) -> Result<Option<Self>> {
         let tx = jobs.db.snapshot().await?;
-        let start = read::now_in(&tx, jobs.db.backend()).await?;
+        let start = jobs.feed.now_in(&tx).await?;
         let job: Option<(JobStatus, i64)> = job::Entity::find_by_id(id)
             .select_only()
             .column(job::Column::Status)

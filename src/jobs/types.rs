@@ -10,7 +10,7 @@ use crate::{
     db::Db,
     entity::{job::RetryPolicy, job_type},
     error::{Error, Result},
-    feed::{Position, Topic},
+    feed::{Follower, News, Position, Topic},
     monitor::{Announcement, Feed},
     pb::watch_response::Update,
     rpc::live::Live,
@@ -139,14 +139,11 @@ impl LiveTypes {
 
     /// Reads the settings again whenever the feed says that some have changed, on whatever process.
     pub(super) async fn follow(self, feed: Feed, from: Position, shutdown: CancellationToken) {
-        let mut position = from;
+        let mut follower = Follower::new(feed, from);
         let following = async {
             loop {
-                let Ok(entries) = feed.after(position).await else {
-                    // The feed is gone from under us, or the database is in trouble: the table has it all.
-                    position = position.max(feed.head());
+                let News::Changes(entries) = follower.next().await else {
                     self.reload_at_last().await;
-                    sleep(RETRY).await;
                     continue;
                 };
                 let is_type = |change: &Announcement| {
@@ -156,7 +153,6 @@ impl LiveTypes {
                 if entries.iter().any(|entry| is_type(&entry.item)) {
                     self.reload_at_last().await;
                 }
-                position = entries.last().map_or(position, |entry| entry.position);
             }
         };
         shutdown.run_until_cancelled(following).await;

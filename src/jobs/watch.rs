@@ -28,7 +28,7 @@ use crate::{
         job::{self, Column, JobStatus},
     },
     error::{Error, Result},
-    feed::{Start, read},
+    feed::Start,
     monitor::heartbeat_interval,
     pb::{self, JobChangeKind, WatchJobsResponse, watch_jobs_response::Update},
     rpc::{check, row, time},
@@ -123,7 +123,7 @@ impl Watch {
             }
             let condition = filter.condition(jobs.db.backend(), entity::now())?;
             let tx = jobs.db.snapshot().await?;
-            let now = read::now_in(&tx, jobs.db.backend()).await?;
+            let now = jobs.feed.now_in(&tx).await?;
             let pages = unfinished(&tx, condition).await?;
             tx.commit().await?;
             (now, First::Snapshot(pages))
@@ -196,6 +196,7 @@ impl Watch {
                     _ = heartbeats.tick(), if between => Step::Heartbeat,
                     entries = feed.after(self.start.position) => Step::Changes(entries),
                 };
+                feed.check_current(self.start.position)?;
                 match step {
                     Step::Heartbeat => yield self.heartbeat(),
                     Step::Changes(entries) => {
@@ -259,7 +260,7 @@ impl Watch {
             return false;
         }
         // A database that is away is asked again with the next heartbeat.
-        let behind = read::behind(&self.jobs.db, position).await;
+        let behind = self.jobs.feed.left_after(position).await;
         behind.is_ok_and(|(changes, _)| changes == 0)
     }
 
@@ -290,7 +291,7 @@ impl Watch {
 /// A moment, and the job as it was then.
 async fn job_now(jobs: &Jobs, id: Uuid) -> Result<(Start, Option<job::Model>)> {
     let tx = jobs.db.snapshot().await?;
-    let now = read::now_in(&tx, jobs.db.backend()).await?;
+    let now = jobs.feed.now_in(&tx).await?;
     let job = light().filter(Column::Id.eq(id)).one(&tx).await?;
     tx.commit().await?;
     Ok((now, job))

@@ -93,7 +93,11 @@ mod tests {
     #[test]
     fn a_change_that_cannot_be_decoded_is_announced_as_such() {
         let change = Change {
-            position: Position { xid: 1, seq: 9 },
+            position: Position {
+                xid: 1,
+                seq: 9,
+                ..Position::default()
+            },
             commit: 3,
             ends_commit: true,
             topic: "alerts".into(),

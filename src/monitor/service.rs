@@ -158,6 +158,7 @@ impl Monitor {
                 nanos: i32::try_from(kept.subsec_nanos()).unwrap_or_default(),
             }),
             max_changes: number(max_changes),
+            history_id: self.feed.history_id(),
         })
     }
 }
@@ -232,6 +233,7 @@ impl Watch {
                     Ok(()) = sampled.changed(), if between && gpu_stats => Step::GpuStats,
                     entries = feed.after(self.start.position), if changes => Step::Changes(entries),
                 };
+                feed.check_current(self.start.position)?;
                 match step {
                     Step::Heartbeat => yield encode(&Box::pin(self.heartbeat()).await),
                     Step::GpuStats => {
@@ -356,6 +358,7 @@ impl Watch {
             server_time: Some(time::to_proto(entity::now())),
             behind_changes,
             behind_ms: i64::try_from(behind_time.as_millis()).unwrap_or(i64::MAX),
+            history_id: self.monitor.feed.history_id(),
         };
         pb::WatchResponse {
             cursor: self.cursor(),

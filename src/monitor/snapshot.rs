@@ -11,12 +11,12 @@ use sea_orm::{
 };
 use tokio::sync::Mutex;
 
-use super::Announcement;
+use super::{Announcement, Feed};
 use crate::{
     db::Db,
     entity::alert::{self, AlertStatus},
     error::Result,
-    feed::{Start, read},
+    feed::Start,
     gpu::GpuStats,
     pb::{self, watch_response::Update},
 };
@@ -36,9 +36,9 @@ pub(super) struct Snapshot {
 }
 
 /// Takes snapshots. Those who ask while one is being taken share the next one.
-#[derive(Debug)]
 pub struct Snapshots {
     db: Db,
+    feed: Feed,
     gpus: GpuStats,
     /// When the last one was begun. It is kept for as long as somebody sends it.
     last: Mutex<Option<(Instant, Weak<Snapshot>)>>,
@@ -46,9 +46,10 @@ pub struct Snapshots {
 
 impl Snapshots {
     /// Snapshots of this database and its GPUs.
-    pub fn new(db: Db, gpus: GpuStats) -> Self {
+    pub fn new(db: Db, feed: Feed, gpus: GpuStats) -> Self {
         Self {
             db,
+            feed,
             gpus,
             last: Mutex::new(None),
         }
@@ -72,7 +73,7 @@ impl Snapshots {
 
     async fn read(&self) -> Result<Snapshot> {
         let tx = self.db.snapshot().await?;
-        let start = read::now_in(&tx, self.db.backend()).await?;
+        let start = self.feed.now_in(&tx).await?;
         let alerts = open_alerts(&tx).await?;
         tx.rollback().await?;
         Ok(Snapshot {

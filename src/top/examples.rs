@@ -108,6 +108,7 @@ pub(super) fn heartbeat(ahead: i64, behind_changes: i64) -> Heard {
         server_time: Some(timestamp(now() + TimeDelta::seconds(ahead))),
         behind_changes,
         behind_ms: behind_changes * 10,
+        history_id: String::new(),
     }))
 }
 

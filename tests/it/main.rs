@@ -13,6 +13,7 @@ mod events;
 mod gpu;
 mod guarantees;
 mod health;
+mod history;
 #[path = "../job_crash/mod.rs"]
 mod job_crash;
 mod jobs;

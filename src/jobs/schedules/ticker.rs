@@ -9,7 +9,7 @@ use sea_orm::{
     ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
     sea_query::{LockBehavior, LockType},
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -21,7 +21,7 @@ use crate::{
         job_schedule::{ActiveModel, Column, Entity, MissedPolicy, Model},
     },
     error::Result,
-    feed::{Position, Topic},
+    feed::{Follower, News, Position, Topic},
     jobs::{
         Queue,
         bell::Bell,
@@ -67,8 +67,6 @@ pub(in crate::jobs) struct Ticker {
     types: LiveTypes,
     /// Rung for jobs that are made.
     bell: Bell,
-    /// Tells of changes of the schedules.
-    feed: Feed,
 }
 
 /// What became of the ticks of a schedule that were due.
@@ -84,19 +82,23 @@ enum Passed {
 
 impl Ticker {
     /// One that makes the jobs of this queue's schedules, once it runs.
-    pub(in crate::jobs) fn new(queue: &Queue, feed: Feed) -> Self {
+    pub(in crate::jobs) fn new(queue: &Queue) -> Self {
         Self {
             db: queue.db.clone(),
             clock: queue.clock.clone(),
             types: queue.types.clone(),
             bell: queue.bell.clone(),
-            feed,
         }
     }
 
     /// Makes jobs until shutdown; what happens to schedules is heard from this place in the feed on.
-    pub(in crate::jobs) async fn run(self, from: Position, shutdown: CancellationToken) {
-        let mut position = from;
+    pub(in crate::jobs) async fn run(
+        self,
+        feed: Feed,
+        from: Position,
+        shutdown: CancellationToken,
+    ) {
+        let mut follower = Follower::new(feed, from);
         let mut rules = time_zones::changes();
         // They may have changed while no process ran.
         rules.mark_changed();
@@ -116,7 +118,7 @@ impl Ticker {
                 });
                 let waking = async {
                     tokio::select! {
-                        () = self.changed(&mut position) => {}
+                        () = changed(&mut follower) => {}
                         _ = rules.changed() => rules.mark_changed(),
                     }
                 };
@@ -185,24 +187,20 @@ impl Ticker {
         self.bell.queued(created);
         Ok(passed)
     }
+}
 
-    /// Waits until a schedule is changed, by whatever process. Safe to drop while waiting.
-    async fn changed(&self, position: &mut Position) {
-        loop {
-            let Ok(entries) = self.feed.after(*position).await else {
-                // The feed is gone from under us, or the database is in trouble: the table has it all.
-                *position = (*position).max(self.feed.head());
-                sleep(RETRY).await;
-                return;
-            };
-            *position = entries.last().map_or(*position, |entry| entry.position);
-            let is_schedule = |change: &Announcement| {
-                matches!(change.update, Some(Update::JobSchedule(_)))
-                    || change.is_unreadable(Topic::JobSchedules)
-            };
-            if entries.iter().any(|entry| is_schedule(&entry.item)) {
-                return;
-            }
+/// Waits until a schedule is changed, by whatever process, or may have been. Safe to drop while waiting.
+async fn changed(follower: &mut Follower<Announcement>) {
+    loop {
+        let News::Changes(entries) = follower.next().await else {
+            return;
+        };
+        let is_schedule = |change: &Announcement| {
+            matches!(change.update, Some(Update::JobSchedule(_)))
+                || change.is_unreadable(Topic::JobSchedules)
+        };
+        if entries.iter().any(|entry| is_schedule(&entry.item)) {
+            return;
         }
     }
 }

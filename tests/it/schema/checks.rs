@@ -94,6 +94,7 @@ const CASES: &[(&str, &str, &str, &str, &str)] = &[
     ("ck_deliveries_status", "deliveries", "status", "'failed'", ""),
     ("ck_deliveries_severity", "deliveries", "severity", "'none'", ""),
     ("ck_deliveries_queued_has_next_attempt", "deliveries", "next_attempt_at", "NULL", "$later"),
+    ("ck_feed_incarnations_kind", "feed_incarnations", "kind", "'end'", "'start'"),
     ("ck_feed_state_one_row", "feed_state", "id", "2", "1"),
     ("ck_gpu_history_state_one_row", "gpu_history_state", "id", "2", "1"),
 ];

@@ -71,7 +71,11 @@ pub struct TestDatabase {
 /// What has to be removed at the end.
 enum Home {
     Directory(TempDir),
-    Server { database: String },
+    Server {
+        database: String,
+    },
+    /// Nothing: the test takes care of it.
+    Elsewhere,
 }
 
 impl TestDatabase {
@@ -100,6 +104,14 @@ impl TestDatabase {
             .await
             .expect("a row in feed_state");
         database
+    }
+
+    /// The database at this URL, which stays.
+    pub fn at(url: &str) -> Self {
+        Self {
+            url: url.to_owned(),
+            home: Home::Elsewhere,
+        }
     }
 
     fn sqlite(content: &[u8]) -> Self {
@@ -134,7 +146,7 @@ impl TestDatabase {
     pub fn directory(&self) -> Option<&Path> {
         match &self.home {
             Home::Directory(directory) => Some(directory.path()),
-            Home::Server { .. } => None,
+            Home::Server { .. } | Home::Elsewhere => None,
         }
     }
 

@@ -17,16 +17,22 @@ use uuid::Uuid;
 /// takes the port of a server that is stopped for a moment.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
-/// Keeps the server as long as its input is open. It reads `start` and `stop`, and answers
-/// each with a line; whatever ends it, the server and its files go first.
+/// Keeps the server as long as its input is open. It reads the names of its functions, and answers
+/// each with a line; whatever ends it, the server and its files go first. With a third argument
+/// the server is a standby of the one on that port.
 const KEEPER: &str = r#"
-bin=$1 port=$2 server=
+bin=$1 port=$2 primary=$3 server=
 directory=$(mktemp -d "${TMPDIR:-/tmp}/watchpost-postgres-XXXXXX") || exit 1
 stop() {
     [ -z "$server" ] || { kill -QUIT "$server"; wait "$server"; }
     server=
 }
+halt() {
+    kill -INT "$server" && wait "$server"
+    server=
+}
 start() {
+    port=${1:-$port}
     "$bin/postgres" -D "$directory/data" -p "$port" -c listen_addresses=127.0.0.1 \
         -c unix_socket_directories= -c max_connections=200 \
         </dev/null >>"$directory/log" 2>&1 &
@@ -36,12 +42,19 @@ start() {
         sleep 0.02
     done
 }
+promote() { "$bin/pg_ctl" promote -w -D "$directory/data" >>"$directory/log" 2>&1; }
+reset() { "$bin/pg_resetwal" -f -D "$directory/data" "$@" >>"$directory/log" 2>&1; }
+save() { rm -rf "$directory/saved" && cp -a "$directory/data" "$directory/saved"; }
+put_back() { rm -rf "$directory/data" && cp -a "$directory/saved" "$directory/data"; }
 trap 'stop; rm -rf "$directory"' EXIT
 trap 'exit 1' HUP INT TERM
-"$bin/initdb" -D "$directory/data" -U postgres -A trust -E UTF8 --locale=C -N \
-    </dev/null >"$directory/log" 2>&1 || { tail -n 5 "$directory/log"; exit 1; }
-while read -r order; do
-    "$order" 2>/dev/null && echo done || { tail -n 5 "$directory/log"; exit 1; }
+if [ -n "$primary" ]; then
+    "$bin/pg_basebackup" -D "$directory/data" -R -c fast -h 127.0.0.1 -p "$primary" -U postgres
+else
+    "$bin/initdb" -D "$directory/data" -U postgres -A trust -E UTF8 --locale=C -N
+fi </dev/null >"$directory/log" 2>&1 || { tail -n 5 "$directory/log"; exit 1; }
+while read -r order arguments; do
+    "$order" $arguments 2>/dev/null && echo done || { tail -n 5 "$directory/log"; exit 1; }
 done
 "#;
 
@@ -59,12 +72,72 @@ impl Cluster {
 
     /// The same with environment variables for PostgreSQL.
     pub async fn start_with<const N: usize>(variables: [(&'static str, OsString); N]) -> Self {
-        let port = free_port();
-        let keeper = tokio::task::spawn_blocking(move || Keeper::spawn(port, &variables));
-        let keeper = Arc::new(Mutex::new(keeper.await.expect("a keeper")));
-        let cluster = Self { port, keeper };
+        let cluster = Self::keep(None, variables).await;
         cluster.order("start").await;
         cluster
+    }
+
+    /// A standby with what this server has now. It does not run, and so does not follow either.
+    pub async fn standby(&self) -> Self {
+        let standby = Self::keep(Some(self.port), []).await;
+        // Answered once the files are copied.
+        standby.order("true").await;
+        standby
+    }
+
+    async fn keep<const N: usize>(
+        primary: Option<u16>,
+        variables: [(&'static str, OsString); N],
+    ) -> Self {
+        let port = free_port();
+        let keeper = tokio::task::spawn_blocking(move || Keeper::spawn(port, primary, &variables));
+        let keeper = Arc::new(Mutex::new(keeper.await.expect("a keeper")));
+        Self { port, keeper }
+    }
+
+    /// Starts a standby in the place of a server that was stopped, on its port, and makes it the primary.
+    pub async fn take_over(&mut self, other: &Self) {
+        self.port = other.port;
+        self.order(&format!("start {}", self.port)).await;
+        self.order("promote").await;
+    }
+
+    /// Stops the server as an operator would.
+    pub async fn halt(&self) {
+        self.order("halt").await;
+    }
+
+    /// Starts a server that was stopped.
+    pub async fn resume(&self) {
+        self.order("start").await;
+    }
+
+    /// Runs `pg_resetwal` on a server that is stopped.
+    pub async fn reset_wal(&self, arguments: &str) {
+        self.order(&format!("reset {arguments}")).await;
+    }
+
+    /// Copies the files of a server that is stopped.
+    pub async fn save_files(&self) {
+        self.order("save").await;
+    }
+
+    /// Puts the copy back, with the server stopped.
+    pub async fn put_files_back(&self) {
+        self.order("put_back").await;
+    }
+
+    /// Runs a program of PostgreSQL against this server.
+    pub async fn run(&self, program: &str, arguments: &[&str]) {
+        let output = tokio::process::Command::new(binaries().join(program))
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-p"])
+            .arg(self.port.to_string())
+            .args(arguments)
+            .output()
+            .await
+            .expect("a program of PostgreSQL");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} {arguments:?}: {error}");
     }
 
     /// Stops the server as a crash would: no checkpoint, and its clients are cut off.
@@ -96,9 +169,9 @@ impl Cluster {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
     }
 
-    async fn order(&self, order: &'static str) {
-        let keeper = Arc::clone(&self.keeper);
-        let obey = move || keeper.lock().map(|mut keeper| keeper.obey(order)).is_ok();
+    async fn order(&self, order: &str) {
+        let (keeper, text) = (Arc::clone(&self.keeper), order.to_owned());
+        let obey = move || keeper.lock().map(|mut keeper| keeper.obey(&text)).is_ok();
         let obeyed = tokio::task::spawn_blocking(obey).await;
         assert!(
             obeyed.is_ok_and(|obeyed| obeyed),
@@ -115,12 +188,13 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn spawn(port: u16, variables: &[(&str, OsString)]) -> Self {
+    fn spawn(port: u16, primary: Option<u16>, variables: &[(&str, OsString)]) -> Self {
         let mut shell = Command::new("sh");
         shell
             .args(["-c", KEEPER, "sh"])
             .arg(binaries())
             .arg(port.to_string())
+            .arg(primary.map(|port| port.to_string()).unwrap_or_default())
             .current_dir("/")
             .envs(variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())

@@ -1,0 +1,254 @@
+//! The table `feed_incarnations`: reading the history, and recording starts and breaks of it.
+
+use sea_orm::{
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction,
+    DbBackend, EntityTrait, QueryFilter, QueryOrder, Statement, sea_query::Expr,
+};
+use uuid::Uuid;
+
+use super::{
+    Position,
+    history::{History, Incarnation},
+};
+use crate::{
+    db::Db,
+    entity::{
+        feed_incarnation::{ActiveModel, Column, Entity, Model},
+        feed_state, now,
+    },
+    error::{Error, Result},
+};
+
+const INITIAL: &str = "initial";
+const START: &str = "start";
+const BREAK: &str = "break";
+
+/// Number of incarnations that are kept. One is recorded by every start of a process.
+const KEPT: i64 = 10_000;
+
+/// Keeps two processes on one PostgreSQL from recording at the same time. Any number will do that nobody else uses in this
+/// database.
+const LOCK: &str = "SELECT pg_advisory_xact_lock(2087354105708545)";
+
+/// Keeps others from writing changes while their positions are given another offset.
+const LOCK_CHANGES: &str = "LOCK TABLE changes IN ACCESS EXCLUSIVE MODE";
+
+/// Identity of the database, and the numbers from which positions are made. The name of a segment of the write-ahead log
+/// begins with the timeline; the control file has it too, but only from the first checkpoint after a promotion on.
+const FACTS_POSTGRES: &str = "\
+    SELECT concat_ws('/', (SELECT system_identifier FROM pg_control_system()), \
+    (SELECT oid FROM pg_database WHERE datname = current_database()), s.tableoid, \
+    substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)) AS identity, \
+    s.xid_offset, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS oldest_xid, \
+    pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next_xid, \
+    greatest(s.pruned_xid, (SELECT xid FROM changes ORDER BY xid DESC, seq DESC LIMIT 1)::text::bigint) AS last_xid, \
+    coalesce(pg_sequence_last_value(pg_get_serial_sequence('changes', 'seq')::regclass), 0) AS last_seq \
+    FROM feed_state AS s WHERE s.id = 1";
+const FACTS_SQLITE: &str = "\
+    SELECT NULL AS identity, s.xid_offset, 0 AS oldest_xid, 0 AS next_xid, 0 AS last_xid, \
+    coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) AS last_seq \
+    FROM feed_state AS s WHERE s.id = 1";
+
+/// Why it is looked whether the history is still the same.
+#[derive(Debug, Clone, Copy)]
+pub enum Occasion<'a> {
+    /// A process starts, which begins an incarnation in any case.
+    Start,
+    /// A running process has found something other than it knew.
+    Doubt {
+        /// The history as the process knows it.
+        known: &'a History,
+        /// Whether a change is gone that the process has read.
+        is_lost: bool,
+    },
+}
+
+/// What a transaction sees of the database.
+#[derive(Debug)]
+struct Facts {
+    /// None on SQLite.
+    identity: Option<String>,
+    xid_offset: i64,
+    /// Id of the oldest transaction that has not ended.
+    oldest_xid: i64,
+    /// Id after those of all transactions that have ended.
+    next_xid: i64,
+    /// Position of the last change.
+    last_xid: i64,
+    /// The last number that was given to a change.
+    last_seq: i64,
+}
+
+/// Records a new incarnation if the occasion asks for one.
+pub async fn record(db: &Db, occasion: Occasion<'_>) -> Result<()> {
+    db.write_quietly(async |tx| record_in(tx, occasion).await)
+        .await
+}
+
+async fn record_in(tx: &DatabaseTransaction, occasion: Occasion<'_>) -> Result<()> {
+    let is_postgres = tx.get_database_backend() == DbBackend::Postgres;
+    if is_postgres {
+        tx.execute_unprepared(LOCK).await?;
+    }
+    let newest = Entity::find().order_by_desc(Column::Number).one(tx).await?;
+    let newest = newest.ok_or_else(|| Error::internal("table feed_incarnations is empty"))?;
+    let mut facts = Facts::read(tx).await?;
+    let is_ahead = facts.is_ahead();
+    let is_broken = is_ahead
+        || newest.identity.is_some() && newest.identity != facts.identity
+        || is_lost(tx, occasion, &newest).await?;
+    if is_broken {
+        if is_postgres && (is_ahead || facts.xid_offset > 0) {
+            tx.execute_unprepared(LOCK_CHANGES).await?;
+            facts = Facts::read(tx).await?;
+            set_offset(tx, &mut facts).await?;
+        }
+        let begin_xid = if is_postgres {
+            facts.last_xid.max(facts.oldest_xid + facts.xid_offset - 1)
+        } else {
+            0
+        };
+        return add(tx, BREAK, begin_xid, facts).await;
+    }
+    if matches!(occasion, Occasion::Start) {
+        let begin_xid = own_xid(tx).await? + facts.xid_offset;
+        return add(tx, START, begin_xid, facts).await;
+    }
+    Ok(())
+}
+
+/// Id of this transaction. Whoever sees a change of a later one sees what this one has written, too.
+async fn own_xid(tx: &DatabaseTransaction) -> Result<i64> {
+    if tx.get_database_backend() == DbBackend::Sqlite {
+        return Ok(0);
+    }
+    let sql = "SELECT pg_current_xact_id()::text::bigint AS xid";
+    let row = tx
+        .query_one_raw(Statement::from_string(DbBackend::Postgres, sql))
+        .await?;
+    let row = row.ok_or_else(|| Error::internal("a query without a row"))?;
+    Ok(row.try_get("", "xid")?)
+}
+
+/// Whether the history is another one than a running process knows, and no process has recorded that yet.
+async fn is_lost(tx: &DatabaseTransaction, occasion: Occasion<'_>, newest: &Model) -> Result<bool> {
+    let Occasion::Doubt { known, is_lost } = occasion else {
+        return Ok(false);
+    };
+    let is_recorded = newest.kind == BREAK && !known.contains(newest.id);
+    if is_recorded {
+        return Ok(false);
+    }
+    let current = Entity::find().filter(Column::Id.eq(known.current()));
+    Ok(is_lost || current.one(tx).await?.is_none())
+}
+
+/// Sets the offset with which every later change gets a position behind all that are there.
+async fn set_offset(tx: &DatabaseTransaction, facts: &mut Facts) -> Result<()> {
+    // A transaction that runs at present may write a change only after this.
+    let offset = (facts.last_xid + 1 - facts.oldest_xid).max(0);
+    let default = if offset == 0 {
+        "pg_current_xact_id()".to_string()
+    } else {
+        format!("(pg_current_xact_id()::text::bigint + {offset})::text::xid8")
+    };
+    tx.execute_unprepared(&format!(
+        "ALTER TABLE changes ALTER COLUMN xid SET DEFAULT {default}"
+    ))
+    .await?;
+    facts.xid_offset = offset;
+    Ok(())
+}
+
+async fn add(
+    tx: &DatabaseTransaction,
+    kind: &'static str,
+    begin_xid: i64,
+    facts: Facts,
+) -> Result<()> {
+    let id = Uuid::now_v7();
+    let row = ActiveModel {
+        id: Set(id),
+        kind: Set(kind.to_string()),
+        begin_xid: Set(begin_xid),
+        begin_seq: Set(facts.last_seq),
+        identity: Set(facts.identity),
+        created_at: Set(now()),
+        ..<ActiveModel as ActiveModelTrait>::default()
+    };
+    let row = row.insert(tx).await?;
+    feed_state::Entity::update_many()
+        .col_expr(feed_state::Column::IncarnationId, Expr::value(id))
+        .col_expr(feed_state::Column::XidOffset, Expr::value(facts.xid_offset))
+        .filter(feed_state::Column::Id.eq(1))
+        .exec(tx)
+        .await?;
+    Entity::delete_many()
+        .filter(Column::Number.lte(row.number - KEPT))
+        .exec(tx)
+        .await?;
+    if kind == BREAK {
+        tracing::warn!(
+            feed.history_id = %id,
+            "the database was restored from a copy, promoted or moved; cursors of before are refused"
+        );
+    }
+    Ok(())
+}
+
+impl Facts {
+    async fn read(tx: &DatabaseTransaction) -> Result<Self> {
+        let backend = tx.get_database_backend();
+        let sql = if backend == DbBackend::Postgres {
+            FACTS_POSTGRES
+        } else {
+            FACTS_SQLITE
+        };
+        let row = tx
+            .query_one_raw(Statement::from_string(backend, sql))
+            .await?
+            .ok_or_else(super::read::no_state)?;
+        Ok(Self {
+            identity: row.try_get("", "identity")?,
+            xid_offset: row.try_get("", "xid_offset")?,
+            oldest_xid: row.try_get("", "oldest_xid")?,
+            next_xid: row.try_get("", "next_xid")?,
+            last_xid: row.try_get("", "last_xid")?,
+            last_seq: row.try_get("", "last_seq")?,
+        })
+    }
+
+    /// Whether there are changes at positions that transactions have yet to reach: they were written elsewhere.
+    fn is_ahead(&self) -> bool {
+        self.last_xid > 0 && self.last_xid >= self.next_xid + self.xid_offset
+    }
+}
+
+/// The history that a database tells, as a process has it under this generation.
+pub async fn load(db: &impl ConnectionTrait, generation: u64) -> Result<History> {
+    let state = feed_state::Entity::find_by_id(1).one(db).await?;
+    let state = state.ok_or_else(super::read::no_state)?;
+    let mut rows = Entity::find().order_by_asc(Column::Number).all(db).await?;
+    if let Some(replaced) = rows.iter().rposition(|row| row.kind == BREAK) {
+        rows.drain(..replaced);
+    }
+    let is_initial = rows.first().is_some_and(|row| row.kind == INITIAL);
+    let incarnation = |row: Model| Incarnation {
+        id: row.id,
+        begin: Position {
+            generation,
+            xid: row.begin_xid,
+            seq: row.begin_seq,
+        },
+    };
+    let incarnations: Vec<_> = rows.into_iter().map(incarnation).collect();
+    if incarnations.is_empty() {
+        return Err(Error::internal("table feed_incarnations is empty"));
+    }
+    Ok(History {
+        generation,
+        database: state.database_id,
+        incarnations,
+        is_initial,
+    })
+}
