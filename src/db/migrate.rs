@@ -1,12 +1,21 @@
 //! Migrations of the schema, one process at a time.
 
+use std::time::Duration;
+
 use migration::{Migrator, MigratorTrait};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement, sqlx};
+use tokio::time::{Instant, sleep};
 
 use super::{Db, connect::APPLICATION_NAME, to_db_err};
 
 /// Advisory lock around migrations on PostgreSQL; any number will do that nobody else uses in this database.
 const MIGRATION_LOCK: i64 = 0x7761_7463_6870;
+
+/// Time that PostgreSQL may take to end the backends of a process that has ended.
+const BACKENDS_END: Duration = Duration::from_secs(3);
+
+/// Pause before the backends are looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Db {
     /// Brings the schema up to date. Several processes may do so at once.
@@ -44,20 +53,35 @@ impl Db {
         if self.0.backend != DbBackend::Postgres {
             return Ok(());
         }
+        let deadline = Instant::now() + BACKENDS_END;
+        loop {
+            match self.find_server().await? {
+                None => return Ok(()),
+                Some(server) if Instant::now() >= deadline => {
+                    let problem = format!("the database is in use by a server at {server}");
+                    return Err(DbErr::Custom(problem));
+                }
+                Some(_) => sleep(LOOK_AGAIN).await,
+            }
+        }
+    }
+
+    /// The first server that works on this PostgreSQL database, for people.
+    async fn find_server(&self) -> Result<Option<String>, DbErr> {
         let sql = "SELECT pid, host(client_addr) AS host, backend_start::text AS since FROM pg_stat_activity \
             WHERE datname = current_database() AND application_name = $1 AND pid <> pg_backend_pid() \
             ORDER BY backend_start LIMIT 1";
         let servers =
             Statement::from_sql_and_values(DbBackend::Postgres, sql, [APPLICATION_NAME.into()]);
         let Some(row) = self.0.reader.query_one_raw(servers).await? else {
-            return Ok(());
+            return Ok(None);
         };
         let pid: i32 = row.try_get("", "pid")?;
         let host: Option<String> = row.try_get("", "host")?;
         let since: String = row.try_get("", "since")?;
         let host = host.unwrap_or_else(|| "this machine".into());
-        Err(DbErr::Custom(format!(
-            "the database is in use by a server at {host} (PostgreSQL backend {pid}, since {since})"
+        Ok(Some(format!(
+            "{host} (PostgreSQL backend {pid}, since {since})"
         )))
     }
 
