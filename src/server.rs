@@ -250,7 +250,7 @@ impl Server {
     }
 
     /// Ends every stream, waits for calls that are under way, and closes the database. Returns whether all
-    /// calls ended within the grace time. What hangs is left behind [`CLOSING`] after the grace time.
+    /// calls ended within the grace time. What hangs is left behind a second after the grace time.
     pub async fn stop(mut self) -> bool {
         let deadline = Instant::now() + self.grace;
         self.health.stopping().await;
