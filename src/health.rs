@@ -162,7 +162,7 @@ impl Health {
     }
 
     /// Notes what operators should know of a part, or that there is nothing any more.
-    fn note(&self, part: &'static str, note: Option<String>) {
+    pub(crate) fn note(&self, part: &'static str, note: Option<String>) {
         let mut notes = self.notes();
         match note {
             Some(note) => notes.insert(part, note),

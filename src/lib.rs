@@ -32,6 +32,8 @@ pub mod gpu;
 
 pub mod feed;
 
+pub mod clock;
+
 pub mod time_zones;
 
 pub mod rpc;

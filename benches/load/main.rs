@@ -7,6 +7,7 @@
 //! `delivery_kills --cycles N --seed N` kills the server N times while it delivers.
 //! `storage_faults --cycles N --seed N` has the disk fail N times while clients write, and kills the server meanwhile.
 //! `hostile` sends single requests that are as large as they may be, and measures memory and how long others wait.
+//! `crowd` holds thousands of connections, calls and unfinished messages open, and measures memory and health beside them.
 //! `guarantees --cycles N --seed N` is no load: it checks what watches are promised while
 //! servers are killed N times. `schedules --zones N` is none either: it compares when schedules
 //! are in force with an oracle, minute by minute over 68 years, for N time zones or all.
@@ -23,6 +24,10 @@ mod cluster;
 #[allow(dead_code, unreachable_pub)]
 mod job_crash;
 
+#[path = "../../tests/preloaded/mod.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod preloaded;
+
 #[path = "../../tests/storage_faults/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod storage_faults;
@@ -31,6 +36,8 @@ mod storage_faults;
 mod aggregate;
 #[allow(unreachable_pub)]
 mod bare_jobs;
+#[allow(unreachable_pub)]
+mod crowd;
 #[allow(unreachable_pub)]
 mod deliveries;
 #[allow(unreachable_pub)]
@@ -164,6 +171,10 @@ async fn by_name_only(
         }
         "storage_faults" => {
             Some(storage_failing::check(options.postgres, options.cycles, options.seed).await)
+        }
+        "crowd" => {
+            crowd::run(url).await;
+            Some(true)
         }
         "hostile" => {
             hostile::run(url).await;

@@ -27,12 +27,17 @@ pub struct Server {
 
 impl Server {
     pub fn start(url: Option<String>) -> Self {
+        Self::start_with(url, &[])
+    }
+
+    /// The same with environment variables.
+    pub fn start_with(url: Option<String>, variables: &[(&'static str, OsString)]) -> Self {
         let folder = TempDir::new().unwrap();
         let database = match &url {
             Some(url) if url.starts_with("postgres") => "postgres",
             _ => "sqlite",
         };
-        let (child, address) = spawn(&folder, url.as_ref());
+        let (child, address) = spawn_with(&folder, url.as_ref(), "127.0.0.1:0", variables);
         Self {
             child,
             address,

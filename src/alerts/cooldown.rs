@@ -224,11 +224,13 @@ fn statement(tx: &DatabaseTransaction, rows: &[(&Claim, i64)]) -> Statement {
     if locks_rules {
         sql.push_str(") AS v WHERE (SELECT all_there FROM locked)");
     }
+    // A cooldown that a wrong clock began in the future begins now, and lasts no longer than its own length.
     let over = "c.raised_at_us + excluded.cooldown_us <= excluded.raised_at_us";
     let conflict = format!(
         " ON CONFLICT ({key}) DO UPDATE SET \
          alert_id = CASE WHEN {over} THEN excluded.alert_id ELSE c.alert_id END, \
-         raised_at_us = CASE WHEN {over} THEN excluded.raised_at_us ELSE c.raised_at_us END, \
+         raised_at_us = CASE WHEN {over} OR c.raised_at_us > excluded.raised_at_us \
+             THEN excluded.raised_at_us ELSE c.raised_at_us END, \
          cooldown_us = excluded.cooldown_us, \
          suppressed_count = excluded.suppressed_count + CASE WHEN {over} THEN 0 ELSE c.suppressed_count + 1 END, \
          last_suppressed_at_us = CASE WHEN {over} THEN excluded.last_suppressed_at_us ELSE excluded.raised_at_us END \

@@ -94,6 +94,8 @@ impl Window {
     fn count(&mut self, firing: &Firing) -> Decision {
         let threshold = i64::from(firing.flap.threshold);
         let length = i64::from(firing.flap.window_seconds) * 1_000_000;
+        // A window that a wrong clock began in the future begins now, and lasts no longer than its own length.
+        self.started_at_us = self.started_at_us.min(firing.at_us);
         let end = self.started_at_us.saturating_add(length);
         if self.matches == 0 || firing.at_us >= end {
             // One window later nothing has matched for as long as a window, which flapped in nothing.
@@ -319,8 +321,9 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_back_ends_no_window() {
-        assert_eq!(run(2, &[100, 50, 101, 30, 109]), "rrM..");
+    fn a_clock_that_is_set_back_neither_ends_nor_prolongs_a_window() {
+        assert_eq!(run(2, &[100, 95, 101, 97, 104]), "rrM..");
+        assert_eq!(run(2, &[100, 50, 55, 59, 61]), "rrM.M");
     }
 
     #[test]

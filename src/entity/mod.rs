@@ -1,6 +1,5 @@
 //! The tables: one entity for each, in the order of its columns.
 
-use chrono::{SubsecRound, Utc};
 use sea_orm::{FromJsonQueryResult, entity::prelude::*};
 use serde::{Deserialize, Serialize};
 
@@ -56,7 +55,7 @@ pub mod threat_detection;
 /// The current time as both databases keep it: PostgreSQL has no nanoseconds, and a row
 /// has to equal itself when it is read back.
 pub fn now() -> DateTimeUtc {
-    Utc::now().trunc_subsecs(6)
+    crate::clock::now()
 }
 
 /// A JSON array of strings.

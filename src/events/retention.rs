@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ConnectionTrait, Statement};
 use tokio_util::sync::CancellationToken;
 
-use crate::{db::Db, entity, error::Result};
+use crate::{clock, db::Db, error::Result};
 
 /// How long outcomes are kept.
 const KEPT: TimeDelta = TimeDelta::days(1);
@@ -26,7 +26,7 @@ pub async fn run(db: Db, shutdown: CancellationToken) {
     // What was looked at before need not be looked at again.
     let mut since = DateTime::UNIX_EPOCH;
     loop {
-        let before = entity::now() - KEPT;
+        let before = clock::for_retention() - KEPT;
         match forget(&db, since, before).await {
             Ok(()) => since = before,
             Err(error) => {

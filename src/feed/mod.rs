@@ -2,6 +2,7 @@
 //!
 //! It knows no family: a change has a topic, a key and the bytes of a message.
 
+use chrono::{DateTime, Utc};
 use sea_orm::{ActiveValue::Set, ConnectionTrait, DatabaseTransaction, DbBackend, Statement};
 
 pub mod bounds;
@@ -117,6 +118,20 @@ pub fn rows_on_postgres(changes: impl IntoIterator<Item = Record>) -> Vec<change
         ..Default::default()
     };
     changes.into_iter().map(row).collect()
+}
+
+/// The time of the newest change, if there is one.
+pub async fn newest(db: &Db) -> Result<Option<DateTime<Utc>>> {
+    let sql = if db.backend() == DbBackend::Postgres {
+        "SELECT created_at FROM changes ORDER BY xid DESC, seq DESC LIMIT 1"
+    } else {
+        "SELECT created_at FROM changes ORDER BY seq DESC LIMIT 1"
+    };
+    let statement = Statement::from_string(db.backend(), sql);
+    let newest = db.reader().query_one_raw(statement).await?;
+    Ok(newest
+        .map(|row| row.try_get("", "created_at"))
+        .transpose()?)
 }
 
 /// What the feed calls this transaction on SQLite: by the number of its first change.

@@ -9,11 +9,7 @@ use sea_orm::{
 use tokio_util::sync::CancellationToken;
 
 use super::Position;
-use crate::{
-    db::Db,
-    entity::{self, change},
-    error::Result,
-};
+use crate::{clock, db::Db, entity::change, error::Result};
 
 /// How often to look.
 const PERIOD: Duration = Duration::from_mins(1);
@@ -75,7 +71,7 @@ pub async fn run(db: Db, retention: Retention, shutdown: CancellationToken) {
 /// Returns how many they were.
 pub async fn prune(db: &Db, retention: Retention) -> Result<u64> {
     let kept = TimeDelta::from_std(retention.kept).unwrap_or(TimeDelta::MAX);
-    let before = entity::now()
+    let before = clock::for_retention()
         .checked_sub_signed(kept)
         .unwrap_or(DateTime::<Utc>::MIN_UTC);
     let mut all = 0;

@@ -80,7 +80,7 @@ impl Reports {
 
     /// Forgets reporters that are long gone.
     async fn forget(&self) {
-        let before = entity::now() - REMEMBERED;
+        let before = crate::clock::for_retention() - REMEMBERED;
         let gone = gpu_reporter::Entity::delete_many()
             .filter(gpu_reporter::COLUMN.last_seen_at.lt(before));
         if let Err(error) = self.db.write(async |tx| Ok(gone.exec(tx).await?)).await {

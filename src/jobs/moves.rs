@@ -127,6 +127,9 @@ pub(super) struct Job {
     pub attempt_lines: Option<i64>,
     /// What the job waits after failures if it does not say so itself.
     pub policy: RetryPolicy,
+    /// The time at which something happens to it. What is told is no earlier than what was told before; what decides,
+    /// as leases and retries, goes by this one.
+    clock: DateTime<Utc>,
 }
 
 /// Which columns of a job are to be written.
@@ -157,6 +160,7 @@ impl Job {
             lines: Vec::new(),
             changes: Vec::new(),
             attempt_lines: None,
+            clock: DateTime::UNIX_EPOCH,
         }
     }
 
@@ -215,6 +219,7 @@ impl Job {
 
     /// Has it happen. `may` has to have said yes. `random` is in [0, 1).
     pub(super) fn happen(&mut self, what: Move, now: DateTime<Utc>, random: f64) {
+        self.clock = now;
         let now = self.no_earlier(now);
         match what {
             Move::Claim {
@@ -223,7 +228,7 @@ impl Job {
                 lease,
             } => self.claim(worker_id, lease_id, lease, now),
             Move::Report(_, report) => {
-                self.extend(now);
+                self.extend();
                 self.report(report, now, random);
             }
             Move::Rescue { gone } => self.rescue(gone, now),
@@ -244,16 +249,16 @@ impl Job {
     }
 
     fn claim(&mut self, worker_id: String, lease_id: Uuid, lease: Duration, now: DateTime<Utc>) {
-        let row = &mut self.row;
+        let (row, clock) = (&mut self.row, self.clock);
         row.started_at = Some(now);
         row.lease_id = Some(lease_id);
         row.worker_id = Some(worker_id.clone());
         row.lease_ms = Some(time::millis(lease));
-        row.lease_expires_at = Some(later(now, lease));
-        row.heartbeat_at = Some(now);
+        row.lease_expires_at = Some(later(clock, lease));
+        row.heartbeat_at = Some(clock);
         row.attempt_deadline_at = row
             .timeout_ms
-            .map(|ms| later(now, Duration::from_millis(ms.unsigned_abs())));
+            .map(|ms| later(clock, Duration::from_millis(ms.unsigned_abs())));
         self.begun = Some(job_attempt::ActiveModel {
             id: Set(Uuid::now_v7()),
             job_id: Set(row.id),

@@ -35,11 +35,7 @@ pub struct Queue {
 impl Queue {
     /// The queue of this database, in which nothing is given to workers until it runs.
     pub fn new(db: Db, shutdown: CancellationToken) -> Self {
-        let (clock, types, bell) = (
-            Clock::default(),
-            LiveTypes::new(db.clone()),
-            Bell::default(),
-        );
+        let (clock, types, bell) = (Clock, LiveTypes::new(db.clone()), Bell::default());
         let by_key = db.by_key();
         let desk = Desk::start(&by_key, &clock, &types, &bell);
         let dispatcher = Dispatcher::new(
@@ -76,8 +72,7 @@ impl Queue {
 
     /// Reads what has to be known before the first job.
     pub async fn open(&self) -> Result<()> {
-        self.types.reload().await?;
-        self.clock.set(&self.db).await
+        self.types.reload().await
     }
 
     /// Starts the loops; they follow the feed from this position.
@@ -95,8 +90,6 @@ impl Queue {
             shutdown,
             ..
         } = self;
-        let follow_clock = clock.clone().follow(db.clone(), shutdown.clone());
-        tokio::spawn(follow_clock);
         tokio::spawn(dispatcher.run());
         tokio::spawn(types.follow(feed.clone(), from, shutdown.clone()));
         tokio::spawn(ticker.run(feed.clone(), from, shutdown.clone()));

@@ -14,10 +14,7 @@ use uuid::Uuid;
 use super::{announce, convert::STATUSES, filter::is_not, list::light};
 use crate::{
     db::Db,
-    entity::{
-        self,
-        job::{Column, Entity, JobStatus, Model},
-    },
+    entity::job::{Column, Entity, JobStatus, Model},
     error::{Chain, Result},
     feed,
 };
@@ -149,7 +146,7 @@ fn kinds(kept: Kept) -> Vec<Kind> {
 
 impl Kind {
     async fn prune(&mut self, db: &Db) -> Result<u64> {
-        let Some(before) = entity::now().checked_sub_signed(self.kept) else {
+        let Some(before) = crate::clock::for_retention().checked_sub_signed(self.kept) else {
             return Ok(0);
         };
         let mut all = 0;

@@ -24,6 +24,7 @@ use prometheus::{TextEncoder, proto::MetricType};
 
 use self::family::Families;
 use crate::{
+    clock,
     connections::Connections,
     events::Counts,
     gpu::LiveGpus,
@@ -92,6 +93,20 @@ impl Metrics {
             "The version of the server; always 1.",
             MetricType::GAUGE,
             [(vec![("version", env!("CARGO_PKG_VERSION").into())], 1.0)],
+        );
+        if let Some(skew) = clock::skew() {
+            families.one(
+                "watchpost_clock_skew_seconds",
+                "How far the clock of this host is ahead of that of the database.",
+                MetricType::GAUGE,
+                skew.as_seconds_f64(),
+            );
+        }
+        families.one(
+            "watchpost_clock_steps_total",
+            "Steps of a second or more of the clock by which the server decides.",
+            MetricType::COUNTER,
+            f64::from(u32::try_from(clock::steps()).unwrap_or(u32::MAX)),
         );
         let zones = time_zones::source();
         let labels = vec![

@@ -137,7 +137,7 @@ mod tests {
             topic: "alerts".into(),
             key: "k".into(),
             message: recorded.encode_to_vec().into(),
-            created_at: chrono::Utc::now(),
+            created_at: crate::clock::now(),
         };
         let announcement = Announcement::make(&change, "here".into());
         let sent = pb::WatchResponse::decode(announcement.encoded).unwrap();

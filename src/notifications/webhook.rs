@@ -151,7 +151,7 @@ impl Sender {
         {
             return Outcome::failed(refusal(address));
         }
-        let (id, now) = (message.id.to_string(), Utc::now());
+        let (id, now) = (message.id.to_string(), crate::clock::now());
         let body = message.cloud_event(&self.source);
         let signatures = webhook.signatures(&id, now.timestamp(), &body);
         let answer = client

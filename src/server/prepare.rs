@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::TimeDelta;
 use sea_orm::{DbBackend, DbErr};
 use tokio::{
     sync::watch,
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Parts, Running, StartError};
 use crate::{
+    clock,
     config::Settings,
     db::{self, Db, signals},
     error::{Chain, Error},
@@ -79,6 +81,12 @@ pub(super) async fn prepare(
         tokio::spawn(relay.run(shutdown.clone()));
     }
     tokio::spawn(feed.clone().run(shutdown.clone()));
+    let silences = rules.silences().clone();
+    tokio::spawn(clock::repair::follow(
+        db.clone(),
+        silences,
+        shutdown.clone(),
+    ));
     tokio::spawn(rules.follow(feed.clone(), start, shutdown.clone()));
     queue.start(feed.clone(), start);
     tokio::spawn(feed::retention::run(
@@ -188,7 +196,14 @@ impl std::fmt::Display for OpenError {
 }
 
 async fn open(parts: &Parts) -> Result<(), OpenError> {
+    // The first to connect: its error says whether waiting may help.
     parts.db.migrate_up().await.map_err(OpenError::Migrating)?;
+    clock::compare(&parts.db)
+        .await
+        .map_err(OpenError::Reading)?;
+    if let Some(newest) = feed::newest(&parts.db).await.map_err(OpenError::Reading)? {
+        clock::trust(newest);
+    }
     parts.feed.open().await.map_err(OpenError::Reading)?;
     parts.queue.open().await.map_err(OpenError::Reading)?;
     let zones = parts.rules.zones();
@@ -209,13 +224,33 @@ async fn watch_holders(db: Db, health: Health, shutdown: CancellationToken) {
     feed::holders::watch(db, |holder| health.feed_holder(holder), shutdown).await;
 }
 
+/// Tells health and the log if the clock of this process is wrong. Returns whether it is.
+fn tell_skew(health: &Health, was_skewed: bool) -> bool {
+    let skew = clock::skew().filter(|skew| skew.abs() >= clock::TOLD);
+    let note = skew.map(|skew| {
+        let (seconds, side) = (skew.abs().as_seconds_f64(), if skew > TimeDelta::zero() { "ahead of" } else { "behind" });
+        format!("clock: the clock of this host is {seconds:.1} s {side} that of the database, which decides")
+    });
+    match (&note, was_skewed) {
+        (Some(note), false) => tracing::warn!("{note}"),
+        (None, true) => {
+            tracing::info!("clock: the clock of this host is that of the database again");
+        }
+        (Some(_), true) | (None, false) => {}
+    }
+    health.note("clock", note);
+    skew.is_some()
+}
+
 /// Tells health when the database goes away and when it comes back, until shutdown.
 async fn watch_database(db: Db, feed: Feed, health: Health, shutdown: CancellationToken) {
     let mut reading = feed.reading();
     let watching = async {
         let mut reminder = Reminder::default();
+        let mut skewed = false;
         loop {
-            let alive = db.ping().await;
+            let alive = clock::compare(&db).await;
+            skewed = tell_skew(&health, skewed);
             health.database(alive.is_ok());
             match alive {
                 Err(error) if reminder.is_due() => {

@@ -18,7 +18,9 @@ use watchpost::pb::{
 };
 
 use crate::support::{
-    self, PATIENCE, TestServer, Watch, always, connect,
+    self, PATIENCE, TestServer, Watch, always,
+    calls::create_camera,
+    connect,
     database::{Cluster, TestDatabase, on_both},
     ingest,
     process::{Process, overall},
@@ -30,18 +32,7 @@ const KILLS: usize = 4;
 
 /// Adds a camera, and a rule that always fires.
 async fn prepare(channel: &Channel) {
-    let camera = pb::Camera {
-        id: "door".into(),
-        name: "door".into(),
-        ..Default::default()
-    };
-    let request = pb::CreateCameraRequest {
-        camera: Some(camera),
-    };
-    CameraServiceClient::new(channel.clone())
-        .create_camera(request)
-        .await
-        .unwrap();
+    create_camera(channel, "door").await;
     let request = pb::CreateAlertRuleRequest {
         alert_rule: Some(always("everything")),
     };

@@ -7,6 +7,9 @@ mod bad_input;
 mod cameras;
 #[path = "../checker/mod.rs"]
 mod checker;
+#[path = "../clock_shim/mod.rs"]
+mod clock_shim;
+mod clocks;
 mod connections;
 mod crash;
 mod events;
@@ -22,6 +25,8 @@ mod metrics;
 mod notifications;
 #[path = "../oracle/mod.rs"]
 mod oracle;
+#[path = "../preloaded/mod.rs"]
+mod preloaded;
 mod process;
 mod schema;
 mod silences;

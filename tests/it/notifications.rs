@@ -38,7 +38,7 @@ async fn ready(backend: Backend) -> TestServer {
 }
 
 /// A webhook that posts there.
-fn webhook(name: &str, url: String) -> pb::NotificationChannel {
+pub(crate) fn webhook(name: &str, url: String) -> pb::NotificationChannel {
     pb::NotificationChannel {
         name: name.into(),
         kind: Some(Kind::Webhook(pb::WebhookChannel {

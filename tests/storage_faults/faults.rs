@@ -1,15 +1,10 @@
 //! Makes file operations of a process fail, by a library that is preloaded into it.
 
-use std::{
-    ffi::OsString,
-    fs::{self, File},
-    os::unix::fs::FileExt,
-    path::Path,
-    process::Command,
-    sync::OnceLock,
-};
+use std::ffi::OsString;
 
-use tempfile::TempDir;
+use crate::preloaded::{Library, Preloaded};
+
+static LIBRARY: Library = Library::new("tests/storage_faults/shim.rs");
 
 /// Error numbers of Linux.
 pub const EIO: u32 = 5;
@@ -59,45 +54,24 @@ impl Fault {
 
 /// Controls the faults of processes that were started with [`Faults::variables`].
 pub struct Faults {
-    folder: TempDir,
-    control: File,
+    library: Preloaded,
     matched: String,
 }
 
 impl Faults {
     /// No fault yet. Files are affected whose path contains one of these parts.
     pub fn new(matched: &[&str]) -> Self {
-        static LIBRARY: OnceLock<Vec<u8>> = OnceLock::new();
-        let folder = TempDir::with_prefix("watchpost-faults-").expect("a temporary directory");
-        let library = LIBRARY.get_or_init(compile);
-        fs::write(folder.path().join("libfaults.so"), library).expect("a file in it");
-        let control = File::options()
-            .create_new(true)
-            .read(true)
-            .write(true)
-            .open(folder.path().join("control"))
-            .expect("a file in it");
-        control.set_len(20).expect("a file that can grow");
-        // The process may run as another user.
-        for path in [folder.path().to_path_buf(), folder.path().join("control")] {
-            use std::os::unix::fs::PermissionsExt;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o777)).expect("our own file");
-        }
         Self {
-            folder,
-            control,
+            library: Preloaded::new(&LIBRARY, 20),
             matched: matched.join(":"),
         }
     }
 
     /// The variables of a process that is to have the faults.
     pub fn variables(&self) -> [(&'static str, OsString); 3] {
-        let at = |name| self.folder.path().join(name).into_os_string();
-        [
-            ("LD_PRELOAD", at("libfaults.so")),
-            ("WATCHPOST_FAULT_CONTROL", at("control")),
-            ("WATCHPOST_FAULT_MATCH", self.matched.clone().into()),
-        ]
+        let [library, control] = self.library.variables("WATCHPOST_FAULT_CONTROL");
+        let matched = ("WATCHPOST_FAULT_MATCH", self.matched.clone().into());
+        [library, control, matched]
     }
 
     /// Has operations fail from now on.
@@ -114,36 +88,12 @@ impl Faults {
         self.write(0, 0);
     }
 
-    /// How many operations have failed.
+    /// Number of operations that have failed.
     pub fn struck(&self) -> u32 {
-        let mut number = [0; 4];
-        self.control
-            .read_exact_at(&mut number, 16)
-            .expect("the control file");
-        u32::from_ne_bytes(number)
+        u32::from_ne_bytes(self.library.read(16))
     }
 
     fn write(&self, place: u64, number: u32) {
-        let number = number.to_ne_bytes();
-        self.control
-            .write_all_at(&number, place * 4)
-            .expect("the control file");
+        self.library.write(&number.to_ne_bytes(), place * 4);
     }
-}
-
-/// Compiles the library with rustc alone: it has no dependencies, and the lints of the crate are not for it.
-fn compile() -> Vec<u8> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/storage_faults/shim.rs");
-    let folder = TempDir::with_prefix("watchpost-faults-").expect("a temporary directory");
-    let library = folder.path().join("libfaults.so");
-    let compiled = Command::new("rustc")
-        .args(["--edition", "2024", "--crate-type", "cdylib", "-O"])
-        .arg(source)
-        .arg("-o")
-        .arg(&library)
-        .output()
-        .expect("rustc, which has compiled this test");
-    let problems = String::from_utf8_lossy(&compiled.stderr);
-    assert!(compiled.status.success(), "{problems}");
-    fs::read(library).expect("the library that was compiled")
 }

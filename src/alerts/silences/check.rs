@@ -3,6 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ActiveEnum, ActiveValue::Set};
 
+use super::live::begins;
 use crate::{
     entity::{
         Strings,
@@ -130,7 +131,7 @@ impl pb::Silence {
 pub(super) fn status(row: &silence::Model, at: DateTime<Utc>) -> SilenceStatus {
     if at >= row.ends_at {
         SilenceStatus::Expired
-    } else if at < row.starts_at {
+    } else if at < begins(row) {
         SilenceStatus::Pending
     } else {
         SilenceStatus::Active

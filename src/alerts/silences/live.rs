@@ -127,6 +127,15 @@ impl LiveSilences {
     }
 }
 
+/// The time from which on a silence holds. One that was to begin when it was made holds at once, whatever clock made it.
+pub(super) fn begins(row: &silence::Model) -> DateTime<Utc> {
+    if row.starts_at <= row.created_at {
+        DateTime::<Utc>::MIN_UTC
+    } else {
+        row.starts_at
+    }
+}
+
 impl Silence {
     fn compile(row: &silence::Model) -> Result<Self> {
         let rule_id = |id: &String| Uuid::try_parse(id).map_err(Error::internal);
@@ -141,7 +150,7 @@ impl Silence {
             severities: texts(row.severities.as_ref())
                 .map(severity)
                 .collect::<Result<_>>()?,
-            starts_at: row.starts_at,
+            starts_at: begins(row),
             ends_at: row.ends_at,
         };
         let matches_any = silence.camera_ids.is_empty()

@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 use super::{MINUTE, locked, statement};
 use crate::{
     db::Db,
-    entity,
     error::{Chain, Result},
 };
 
@@ -81,7 +80,7 @@ pub async fn run(db: Db, kept: Kept, shutdown: CancellationToken) {
 
 /// Deletes what is older. Returns how many samples and how many roll-ups that were.
 pub async fn prune(db: &Db, kept: Kept) -> Result<(u64, u64)> {
-    let now = entity::now();
+    let now = crate::clock::for_retention();
     let samples = prune_samples(db, minute_before(now, kept.samples)).await?;
     let rollups = prune_rollups(db, minute_before(now, kept.rollups)).await?;
     Ok((samples, rollups))

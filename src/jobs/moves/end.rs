@@ -25,7 +25,7 @@ impl Job {
             None => self
                 .row
                 .lease_expires_at
-                .is_none_or(|expires| expires <= now),
+                .is_none_or(|expires| expires <= self.clock),
         };
         if self.row.status != JobStatus::Running || !over {
             return;
@@ -50,12 +50,13 @@ impl Job {
         }
         self.end_attempt(AttemptOutcome::Rescued, None, None, now);
         let story = Story::new(JobChangeKind::Rescued, "system", None).because(Some(reason));
-        self.queue_again(now, story, now);
+        self.queue_again(self.clock, story, now);
     }
 
     pub(super) fn expire(&mut self, now: DateTime<Utc>, random: f64) {
         let running = self.row.status == JobStatus::Running;
-        let has_passed = |time: Option<DateTime<Utc>>| time.is_some_and(|time| time <= now);
+        let clock = self.clock;
+        let has_passed = |time: Option<DateTime<Utc>>| time.is_some_and(|time| time <= clock);
         let late = has_passed(self.row.deadline_at);
         if self.row.status.is_finished()
             || !(late || running && has_passed(self.row.attempt_deadline_at))
@@ -112,7 +113,7 @@ impl Job {
             return;
         }
         let own = || delay(self.policy, self.row.failures, random);
-        let at = later(now, failure.retry_after.unwrap_or_else(own));
+        let at = later(self.clock, failure.retry_after.unwrap_or_else(own));
         let reason = Some(shortened(&failure.message));
         self.blame(failure);
         let trigger = if trigger == "worker" {
@@ -212,7 +213,7 @@ impl Job {
         let attempted = row.started_at.is_some();
         let story = Story::new(JobChangeKind::Retried, "user", Some(cause.actor));
         row.attempt_number += i32::from(attempted);
-        self.queue(at.unwrap_or(now), story.because(cause.reason), now);
+        self.queue(at.unwrap_or(self.clock), story.because(cause.reason), now);
     }
 
     pub(super) fn queue_again(&mut self, at: DateTime<Utc>, story: Story, now: DateTime<Utc>) {

@@ -57,7 +57,7 @@ impl Job {
                 };
                 self.end_attempt(outcome, None, None, now);
                 // One that was not worked keeps its place.
-                let at = snooze.map(|snooze| later(now, snooze));
+                let at = snooze.map(|snooze| later(self.clock, snooze));
                 let at = at.or(self.row.scheduled_at).unwrap_or(now);
                 let story = Story::new(kind, "worker", worker).because(reason);
                 self.queue_again(at, story, now);
@@ -123,10 +123,10 @@ impl Job {
     }
 
     /// The worker is heard of.
-    pub(super) fn extend(&mut self, now: DateTime<Utc>) {
+    pub(super) fn extend(&mut self) {
         let lease = self.row.lease_ms.unwrap_or_default().unsigned_abs();
-        self.row.lease_expires_at = Some(later(now, Duration::from_millis(lease)));
-        self.row.heartbeat_at = Some(now);
+        self.row.lease_expires_at = Some(later(self.clock, Duration::from_millis(lease)));
+        self.row.heartbeat_at = Some(self.clock);
         self.touch(Touched::Lease);
     }
 }

@@ -1,4 +1,4 @@
-//! Sets next ticks anew when the rules of time zones have changed.
+//! Sets next ticks anew when the rules of time zones or the clock have changed.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
@@ -14,13 +14,13 @@ use crate::{
 };
 
 impl Ticker {
-    /// Sets the next tick of schedules anew whose time zone may have other rules than when it was set.
+    /// Sets the next tick of schedules anew: their time zones may have other rules than when it was set, and the clock
+    /// may have been ahead.
     pub(super) async fn revise(&self) -> Result<()> {
         let mut last = Uuid::nil();
         loop {
             let schedules = Entity::find()
                 .filter(Column::Enabled.eq(true))
-                .filter(Column::TimeZone.ne("UTC"))
                 .filter(Column::Id.gt(last))
                 .order_by_asc(Column::Id)
                 .limit(SCHEDULES)
@@ -55,7 +55,7 @@ fn revised(schedule: &Model, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         return None;
     }
     let ticks = Ticks::parse("", &schedule.cron, &schedule.time_zone, now).ok()?;
-    let done = schedule.last_tick_at.map_or(now, |last| last.max(now));
-    let next = ticks.after(done)?;
+    // A clock that was ahead may have made jobs of ticks that are still to come. Those are not made again.
+    let next = ticks.after(now)?;
     (next != schedule.next_tick_at).then_some(next)
 }

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::cron::Ticks;
 use crate::{
+    clock,
     db::Db,
     entity::{
         job,
@@ -102,11 +103,15 @@ impl Ticker {
         let mut rules = time_zones::changes();
         // They may have changed while no process ran.
         rules.mark_changed();
+        let mut steps = clock::changes();
         let ticking = async {
             loop {
-                if rules.has_changed().unwrap_or(false) {
+                if rules.has_changed().unwrap_or(false) || steps.has_changed().unwrap_or(false) {
                     match self.revise().await {
-                        Ok(()) => rules.mark_unchanged(),
+                        Ok(()) => {
+                            rules.mark_unchanged();
+                            steps.mark_unchanged();
+                        }
                         Err(error) => {
                             tracing::debug!(%error, "schedules cannot be revised; it is tried again");
                         }
@@ -120,6 +125,7 @@ impl Ticker {
                     tokio::select! {
                         () = changed(&mut follower) => {}
                         _ = rules.changed() => rules.mark_changed(),
+                        _ = steps.changed() => steps.mark_changed(),
                     }
                 };
                 let _ = timeout(pause, waking).await;

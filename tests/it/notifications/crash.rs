@@ -6,13 +6,13 @@ use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 use watchpost::pb::{
     self, DeliveryStatus, alert_rule_service_client::AlertRuleServiceClient,
-    camera_service_client::CameraServiceClient, delivery_service_client::DeliveryServiceClient,
-    event_service_client::EventServiceClient,
+    delivery_service_client::DeliveryServiceClient, event_service_client::EventServiceClient,
     notification_channel_service_client::NotificationChannelServiceClient,
 };
 
 use super::{telling, webhook};
 use crate::support::{
+    calls::create_camera,
     database::{TestDatabase, on_both},
     ingest,
     process::Process,
@@ -48,18 +48,7 @@ async fn start(database: &TestDatabase) -> Process {
 }
 
 async fn prepare(channel: &Channel, url: String) {
-    let camera = pb::Camera {
-        id: "door".into(),
-        name: "door".into(),
-        ..Default::default()
-    };
-    let request = pb::CreateCameraRequest {
-        camera: Some(camera),
-    };
-    CameraServiceClient::new(channel.clone())
-        .create_camera(request)
-        .await
-        .unwrap();
+    create_camera(channel, "door").await;
     let hook = pb::WebhookChannel {
         timeout: Some(prost_types::Duration {
             seconds: 1,

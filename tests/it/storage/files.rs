@@ -7,6 +7,7 @@ use std::{
 
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
+use watchpost::pb::camera_service_client::CameraServiceClient;
 
 use super::{TOLD_WITHIN, get, health_says, ingest_again, try_ingest};
 use crate::{
@@ -15,6 +16,7 @@ use crate::{
         faults::{EIO, EROFS, SYNC, WRITE},
     },
     support::{
+        calls::new_camera,
         database::{Backend, TestDatabase},
         process::Process,
         reason,
@@ -26,18 +28,9 @@ async fn start(database: &TestDatabase, faults: &Faults) -> (Process, tonic::tra
     let process =
         Process::start_with(database.url(), "127.0.0.1:0", &faults.variables(), &[]).await;
     let channel = process.serving().await;
-    let camera = watchpost::pb::Camera {
-        id: "door".into(),
-        name: "door".into(),
-        ..Default::default()
-    };
-    let request = watchpost::pb::CreateCameraRequest {
-        camera: Some(camera),
-    };
-    let mut cameras =
-        watchpost::pb::camera_service_client::CameraServiceClient::new(channel.clone());
+    let mut cameras = CameraServiceClient::new(channel.clone());
     // A second start finds it there.
-    let _ = cameras.create_camera(request).await;
+    let _ = cameras.create_camera(new_camera("door")).await;
     (process, channel)
 }
 

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
-use watchpost::pb::{self, camera_service_client::CameraServiceClient};
+use watchpost::pb::camera_service_client::CameraServiceClient;
 
 use super::{TOLD_WITHIN, get, health_says, ingest_again, is_storage, try_ingest};
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
         faults::{ENOSPC, TRUNCATE, WRITE},
     },
     support::{
+        calls::{create_camera, new_camera},
         database::{Backend, TestDatabase},
         process::Process,
         reason,
@@ -115,18 +116,7 @@ async fn what_is_acknowledged_after_a_full_disk_is_there() {
     let mut process = disk.start("127.0.0.1:0").await;
     let metrics = process.metrics_address().await;
     let channel = process.serving().await;
-    let camera = pb::Camera {
-        id: "door".into(),
-        name: "door".into(),
-        ..Default::default()
-    };
-    let request = pb::CreateCameraRequest {
-        camera: Some(camera),
-    };
-    CameraServiceClient::new(channel.clone())
-        .create_camera(request)
-        .await
-        .unwrap();
+    create_camera(&channel, "door").await;
     let first = try_ingest(&channel).await.unwrap();
 
     disk.fill();
@@ -184,14 +174,7 @@ async fn a_disk_that_is_full_while_nobody_calls_is_told_and_costs_nothing_later(
     let channel = process.serving().await;
     faults.begin(Fault::every(WRITE | TRUNCATE, ENOSPC));
     health_says(&channel, ServingStatus::NotServing, TOLD_WITHIN).await;
-    let camera = pb::Camera {
-        id: "door".into(),
-        name: "door".into(),
-        ..Default::default()
-    };
-    let request = pb::CreateCameraRequest {
-        camera: Some(camera),
-    };
+    let request = new_camera("door");
     let mut cameras = CameraServiceClient::new(channel.clone());
     let refused = cameras.create_camera(request.clone()).await.unwrap_err();
     assert!(is_storage(&refused), "{refused:?}");

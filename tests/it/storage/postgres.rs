@@ -6,7 +6,6 @@ use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection};
 use tokio::time::timeout;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
-use watchpost::pb::{self, camera_service_client::CameraServiceClient};
 
 use super::{TOLD_WITHIN, health_says, ingest_again, try_ingest};
 use crate::{
@@ -15,7 +14,7 @@ use crate::{
         faults::{EIO, ENOSPC, SYNC, WRITE},
         run,
     },
-    support::{database::Cluster, process::Process, reason},
+    support::{calls::create_camera, database::Cluster, process::Process, reason},
 };
 
 /// A server on a PostgreSQL whose storage fails when it is told to.
@@ -120,18 +119,7 @@ async fn a_postgres_that_only_reads_is_told_and_recovers() {
     let cluster = Cluster::start().await;
     let process = Process::start(&cluster.url("postgres"), "127.0.0.1:0").await;
     let channel = process.serving().await;
-    let camera = pb::Camera {
-        id: "door".into(),
-        name: "door".into(),
-        ..Default::default()
-    };
-    let request = pb::CreateCameraRequest {
-        camera: Some(camera),
-    };
-    CameraServiceClient::new(channel.clone())
-        .create_camera(request)
-        .await
-        .unwrap();
+    create_camera(&channel, "door").await;
     let admin = Database::connect(cluster.url("postgres")).await.unwrap();
     admin
         .execute_unprepared("ALTER SYSTEM SET default_transaction_read_only = on")

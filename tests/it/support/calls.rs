@@ -8,9 +8,9 @@ use std::fmt::{Debug, Display};
 
 use prost_types::{FieldMask, Struct, Timestamp};
 use sea_orm::{ConnectionTrait, QueryResult, Statement};
-use tonic::{Code, Response, Status};
+use tonic::{Code, Response, Status, transport::Channel};
 use tonic_types::StatusExt;
-use watchpost::pb;
+use watchpost::pb::{self, camera_service_client::CameraServiceClient};
 
 use super::{TestServer, field, reason};
 
@@ -38,6 +38,25 @@ const TABLES: [&str; 18] = [
     "alert_requests",
     "changes",
 ];
+
+/// A request that creates a camera of this id and name.
+pub fn new_camera(id: &str) -> pb::CreateCameraRequest {
+    let camera = pb::Camera {
+        id: id.into(),
+        name: id.into(),
+        ..Default::default()
+    };
+    pb::CreateCameraRequest {
+        camera: Some(camera),
+    }
+}
+
+/// Creates a camera.
+pub async fn create_camera(channel: &Channel, id: &str) -> pb::Camera {
+    let mut cameras = CameraServiceClient::new(channel.clone());
+    let created = cameras.create_camera(new_camera(id)).await;
+    created.unwrap().into_inner()
+}
 
 /// A whole second since 1970.
 pub fn at(seconds: i64) -> Option<Timestamp> {

@@ -137,19 +137,7 @@ impl TestServer {
 
     /// Creates a camera.
     pub async fn camera(&self, id: &str) -> pb::Camera {
-        let camera = pb::Camera {
-            id: id.into(),
-            name: id.into(),
-            ..Default::default()
-        };
-        let request = pb::CreateCameraRequest {
-            camera: Some(camera),
-        };
-        self.cameras()
-            .create_camera(request)
-            .await
-            .unwrap()
-            .into_inner()
+        calls::create_camera(&self.channel, id).await
     }
 
     /// Creates a zone.

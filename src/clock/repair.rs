@@ -1,0 +1,237 @@
+//! Mends what a clock that was ahead has stored: nothing reaches further into the future than its own length.
+//!
+//! Rows name the time at which they were written. Where that lies in the future, the times that were counted from it are
+//! moved back by as much.
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sea_orm::{
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, Condition, EntityTrait, QueryFilter,
+    QueryOrder, QuerySelect, sea_query::Expr,
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::now;
+use crate::{
+    alerts::silences::LiveSilences,
+    db::Db,
+    entity::{delivery, job, notification_channel},
+    error::Result,
+};
+
+/// How many rows one transaction mends.
+const CHUNK: u64 = 500;
+
+/// Times that lie this far ahead are no fault of a clock.
+const SLACK: TimeDelta = TimeDelta::seconds(1);
+
+/// Mends now, and after every step of the clock, until shutdown.
+pub(crate) async fn follow(db: Db, silences: LiveSilences, shutdown: CancellationToken) {
+    let mut changes = super::changes();
+    let following = async {
+        loop {
+            match all(&db).await {
+                Ok(0) => {}
+                Ok(mended) => tracing::warn!(
+                    mended,
+                    "times that a wrong clock had set in the future were moved back"
+                ),
+                Err(error) => {
+                    tracing::warn!(%error, "times in the future could not be moved back");
+                }
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+            // Those that had ended by the other clock are in force again.
+            if let Err(error) = silences.reload().await {
+                tracing::warn!(%error, "silences could not be read again");
+            }
+        }
+    };
+    shutdown.run_until_cancelled(following).await;
+}
+
+/// Mends everything. Returns how many rows that were.
+async fn all(db: &Db) -> Result<u64> {
+    Ok(queued_jobs(db).await? + running_jobs(db).await? + deliveries(db).await?)
+}
+
+/// Jobs that were queued in the future, to be run at once or to be tried again after some time. A time that a client has
+/// named stays as it is.
+async fn queued_jobs(db: &Db) -> Result<u64> {
+    let (mut mended, mut last) = (0, Uuid::nil());
+    loop {
+        let limit = now() + SLACK;
+        let found = job::Entity::find()
+            .filter(job::Column::Id.gt(last))
+            .filter(Expr::cust("status = 'queued'"))
+            .filter(job::Column::ScheduledAt.gt(limit))
+            .filter(
+                Condition::any()
+                    .add(
+                        Condition::all()
+                            .add(job::Column::TransitionedAt.gt(limit))
+                            .add(job::Column::NextRetryAt.is_not_null()),
+                    )
+                    .add(Expr::cust(
+                        "scheduled_at <= coalesce(transitioned_at, created_at)",
+                    )),
+            )
+            .order_by_asc(job::Column::Id)
+            .limit(CHUNK)
+            .all(db.reader())
+            .await?;
+        for job in &found {
+            last = job.id;
+            let from = job.transitioned_at.unwrap_or(job.created_at);
+            let Some(scheduled_at) = job.scheduled_at else {
+                continue;
+            };
+            let moved = moved(scheduled_at, from);
+            let update = job::Entity::update_many()
+                .col_expr(job::Column::ScheduledAt, moved.into())
+                .col_expr(
+                    job::Column::TransitionedAt,
+                    job.transitioned_at.map(|at| at.min(now())).into(),
+                )
+                .col_expr(
+                    job::Column::NextRetryAt,
+                    job.next_retry_at.map(|_| moved).into(),
+                )
+                .filter(job::Column::Id.eq(job.id))
+                .filter(job::Column::ScheduledAt.eq(scheduled_at))
+                .filter(Expr::cust("status = 'queued'"));
+            mended += db
+                .write(async |tx| Ok(update.clone().exec(tx).await?.rows_affected))
+                .await?;
+        }
+        if (found.len() as u64) < CHUNK {
+            return Ok(mended);
+        }
+    }
+}
+
+/// Jobs that were given to workers in the future.
+async fn running_jobs(db: &Db) -> Result<u64> {
+    let mut mended = 0;
+    loop {
+        let limit = now() + SLACK;
+        let found = job::Entity::find()
+            .filter(Expr::cust("status = 'running'"))
+            .filter(job::Column::HeartbeatAt.gt(limit))
+            .order_by_asc(job::Column::Id)
+            .limit(CHUNK)
+            .all(db.reader())
+            .await?;
+        for job in &found {
+            let Some(heartbeat_at) = job.heartbeat_at else {
+                continue;
+            };
+            let expires_at = job.lease_expires_at.map(|at| moved(at, heartbeat_at));
+            let started_at = job.started_at.unwrap_or(heartbeat_at);
+            let deadline_at = job.attempt_deadline_at.map(|at| moved(at, started_at));
+            let update = job::Entity::update_many()
+                .col_expr(job::Column::LeaseExpiresAt, expires_at.into())
+                .col_expr(job::Column::AttemptDeadlineAt, deadline_at.into())
+                .col_expr(job::Column::HeartbeatAt, now().into())
+                .filter(job::Column::Id.eq(job.id))
+                .filter(job::Column::HeartbeatAt.eq(heartbeat_at));
+            mended += db
+                .write(async |tx| Ok(update.clone().exec(tx).await?.rows_affected))
+                .await?;
+        }
+        if (found.len() as u64) < CHUNK {
+            return Ok(mended);
+        }
+    }
+}
+
+/// Deliveries that were queued, begun or had failed in the future, and the channels that were slowed down with them.
+async fn deliveries(db: &Db) -> Result<u64> {
+    use delivery::Column;
+
+    let (mut mended, mut channels) = (0, HashSet::new());
+    loop {
+        let limit = now() + SLACK;
+        let found = delivery::Entity::find()
+            .filter(Expr::cust("status = 'queued'"))
+            .filter(
+                Condition::any().add(Column::UpdatedAt.gt(limit)).add(
+                    Condition::all()
+                        .add(Column::LastAttemptAt.gt(limit))
+                        .add(Column::LeaseId.is_not_null()),
+                ),
+            )
+            .filter(Column::NextAttemptAt.gt(limit))
+            .order_by_asc(Column::Id)
+            .limit(CHUNK)
+            .all(db.reader())
+            .await?;
+        for delivery in &found {
+            let begun = delivery
+                .last_attempt_at
+                .filter(|_| delivery.lease_id.is_some());
+            let from = begun.unwrap_or(delivery.updated_at);
+            let next = delivery.next_attempt_at.map(|at| moved(at, from));
+            // Once for each channel, whose throttle was counted from the time of the delivery that was refused.
+            let throttled = delivery.channel_id.filter(|id| channels.insert(*id));
+            mended += db
+                .write_quietly(async |tx| mend(tx, delivery, next, throttled).await)
+                .await?;
+        }
+        if (found.len() as u64) < CHUNK {
+            return Ok(mended);
+        }
+    }
+}
+
+/// Moves a delivery, and the end of its channel's throttle by as much.
+async fn mend(
+    tx: &sea_orm::DatabaseTransaction,
+    delivery: &delivery::Model,
+    next: Option<DateTime<Utc>>,
+    throttled: Option<Uuid>,
+) -> Result<u64> {
+    let present = now();
+    let written = delivery::Entity::update_many()
+        .set(delivery::ActiveModel {
+            next_attempt_at: Set(next),
+            updated_at: Set(delivery.updated_at.min(present)),
+            last_attempt_at: Set(delivery.last_attempt_at.map(|at| at.min(present))),
+            ..Default::default()
+        })
+        .filter(delivery::Column::Id.eq(delivery.id))
+        .filter(delivery::Column::NextAttemptAt.eq(delivery.next_attempt_at))
+        .exec(tx)
+        .await?
+        .rows_affected;
+    let Some(channel_id) = throttled else {
+        return Ok(written);
+    };
+    let channel = notification_channel::Entity::find_by_id(channel_id)
+        .one(tx)
+        .await?;
+    let throttled = channel.and_then(|channel| Some((channel.id, channel.throttled_until?)));
+    if let Some((id, until)) = throttled.filter(|(_, until)| *until > present) {
+        let ends = moved(until, delivery.updated_at);
+        let throttle = notification_channel::ActiveModel {
+            throttled_until: Set(Some(ends)),
+            ..<notification_channel::ActiveModel as ActiveModelTrait>::default()
+        };
+        notification_channel::Entity::update_many()
+            .set(throttle)
+            .filter(notification_channel::Column::Id.eq(id))
+            .exec(tx)
+            .await?;
+    }
+    Ok(written)
+}
+
+/// A time that was counted from another one, counted from now if that lies in the future.
+fn moved(time: DateTime<Utc>, from: DateTime<Utc>) -> DateTime<Utc> {
+    let ahead = (from - now()).max(TimeDelta::zero());
+    time - ahead
+}
