@@ -1,4 +1,4 @@
-module watchpost/clients/go
+module watchpost.example/clients/go
 
 go 1.26.0
 

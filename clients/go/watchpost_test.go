@@ -12,7 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	pb "watchpost/clients/go/gen/watchpost/v1"
+	pb "watchpost.example/clients/go/gen/watchpost/v1"
 )
 
 func TestAnAlertIsWatchedAndAcknowledged(t *testing.T) {

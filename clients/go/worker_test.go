@@ -16,8 +16,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	pb "watchpost/clients/go/gen/watchpost/v1"
-	"watchpost/clients/go/worker"
+	pb "watchpost.example/clients/go/gen/watchpost/v1"
+	"watchpost.example/clients/go/worker"
 )
 
 // jobs is the jobs of a server, as tests use them.

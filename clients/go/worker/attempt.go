@@ -13,7 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	pb "watchpost/clients/go/gen/watchpost/v1"
+	pb "watchpost.example/clients/go/gen/watchpost/v1"
 )
 
 const (

@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	pb "watchpost/clients/go/gen/watchpost/v1"
+	pb "watchpost.example/clients/go/gen/watchpost/v1"
 )
 
 // A Job is a job as its handler sees it. Its methods may be called from any goroutine.

@@ -9,7 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 
-	pb "watchpost/clients/go/gen/watchpost/v1"
+	pb "watchpost.example/clients/go/gen/watchpost/v1"
 )
 
 type stream = grpc.BidiStreamingClient[pb.WorkJobsRequest, pb.WorkJobsResponse]

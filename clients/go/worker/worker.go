@@ -9,7 +9,9 @@
 //	})
 //	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 //	defer stop()
-//	log.Fatal(w.Run(ctx))
+//	if err := w.Run(ctx); err != nil {
+//		log.Fatal(err)
+//	}
 package worker
 
 import (
@@ -28,7 +30,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	pb "watchpost/clients/go/gen/watchpost/v1"
+	pb "watchpost.example/clients/go/gen/watchpost/v1"
 )
 
 const (
