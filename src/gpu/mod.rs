@@ -44,6 +44,7 @@ mod writer;
 
 pub mod history;
 pub mod relay;
+pub mod throttle;
 
 pub use self::{
     columns::{has_values, recorded_at},

@@ -54,7 +54,7 @@ const COLUMNS: [Column; 25] = [
     column(
         "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",
         "Why clocks are held down, a bit mask.",
-        |stats| whole(stats.throttle_reasons),
+        |stats| gpu::throttle::mask(stats).map(count),
     ),
     column(
         "DCGM_FI_DEV_PSTATE",
@@ -233,6 +233,12 @@ pub(super) fn collect(
             .filter_map(|(labels, stats)| Some((labels.clone(), (column.value)(stats)?)));
         families.family(column.name, column.help, column.kind, values);
     }
+    families.family(
+        "watchpost_gpu_throttle_reason",
+        "Whether clocks are held down for this reason.",
+        GAUGE,
+        fresh.iter().flat_map(|(_, stats)| throttle(stats)),
+    );
     let unavailable = fresh.iter().flat_map(|(_, stats)| absent(stats));
     families.family(
         "watchpost_gpu_value_unavailable",
@@ -353,6 +359,26 @@ fn labels(gpus: &LiveGpus, stats: &GpuStats) -> Labels {
     labels
 }
 
+/// A value for every reason that has a name, and for every other bit that is set.
+fn throttle(stats: &GpuStats) -> Vec<(Labels, f64)> {
+    let Some(mask) = gpu::throttle::mask(stats) else {
+        return Vec::new();
+    };
+    let named = gpu::throttle::REASONS.map(|(bit, reason)| {
+        let name = reason.as_str_name().trim_start_matches("THROTTLE_REASON_");
+        (name.to_lowercase(), mask & bit != 0)
+    });
+    let unnamed = gpu::throttle::unnamed(mask);
+    let unnamed = (0..u64::BITS).filter(|bit| unnamed >> bit & 1 == 1);
+    let unnamed = unnamed.map(|bit| (format!("bit_{bit}"), true));
+    let value = |(reason, holds)| {
+        let mut labels = key(stats);
+        labels.push(("reason", reason));
+        (labels, if holds { 1.0 } else { 0.0 })
+    };
+    named.into_iter().chain(unnamed).map(value).collect()
+}
+
 /// A label set for every value that is absent, by the name of the field in the API.
 fn absent(stats: &GpuStats) -> Vec<Labels> {
     let mut fields: Vec<_> = stats.absent_reasons.iter().collect();
@@ -369,66 +395,4 @@ fn absent(stats: &GpuStats) -> Vec<Labels> {
 }
 
 #[cfg(test)]
-mod tests {
-    use prometheus::TextEncoder;
-
-    use super::*;
-    use crate::{pb, rpc::time::to_proto};
-
-    fn text(gpus: &LiveGpus, now: DateTime<Utc>) -> String {
-        let mut families = Families::default();
-        collect(&mut families, gpus, Duration::from_secs(1), now);
-        TextEncoder::new()
-            .encode_to_string(&families.into_inner())
-            .unwrap()
-    }
-
-    #[test]
-    fn labels_are_escaped_and_an_instance_is_told_from_its_gpu() {
-        let now = Utc::now();
-        let gpus = LiveGpus::default();
-        gpus.publish(GpuStats {
-            gpu_uuid: Some("MIG-1".into()),
-            gpu_index: Some(3),
-            gpu_name: Some("a \"H100\"\\ MIG 1g.10gb".into()),
-            mig_parent_uuid: Some("GPU-1".into()),
-            host: Some("a\nb".into()),
-            recorded_at: Some(to_proto(now)),
-            temperature: Some(41.5),
-            absent_reasons: [("fan_speed".to_string(), AbsentReason::Mig.into())].into(),
-            ..Default::default()
-        });
-        gpus.introduce(&Arc::new(pb::Gpu {
-            uuid: "MIG-1".into(),
-            driver_version: Some("580.1".into()),
-            ..Default::default()
-        }));
-        let text = text(&gpus, now);
-        let expected = r#"DCGM_FI_DEV_GPU_TEMP{gpu="3",UUID="MIG-1",device="nvidia3",modelName="a \"H100\"\\",GPU_I_PROFILE="1g.10gb",Hostname="a\nb",DCGM_FI_DRIVER_VERSION="580.1"} 41.5"#;
-        assert!(text.lines().any(|line| line == expected), "{text}");
-        let expected = r#"watchpost_gpu_value_unavailable{gpu="3",UUID="MIG-1",field="fan_speed",reason="mig"} 1"#;
-        assert!(text.lines().any(|line| line == expected), "{text}");
-        assert!(!text.contains("FAN_SPEED"), "{text}");
-    }
-
-    #[test]
-    fn an_old_value_is_not_told() {
-        let taken = Utc::now();
-        let gpus = LiveGpus::default();
-        gpus.publish(GpuStats {
-            gpu_uuid: Some("GPU-1".into()),
-            recorded_at: Some(to_proto(taken)),
-            gpu_utilization: Some(99.0),
-            ..Default::default()
-        });
-        let up = |text: &str| text.contains("watchpost_gpu_up{gpu=\"\",UUID=\"GPU-1\"} 1");
-        let fresh = text(&gpus, taken + TimeDelta::seconds(9));
-        assert!(
-            up(&fresh) && fresh.contains("DCGM_FI_DEV_GPU_UTIL"),
-            "{fresh}"
-        );
-        let old = text(&gpus, taken + TimeDelta::seconds(11));
-        assert!(!up(&old) && old.contains("watchpost_gpu_up"), "{old}");
-        assert!(!old.contains("DCGM"), "{old}");
-    }
-}
+mod tests;

@@ -6,22 +6,10 @@ use super::{
 };
 use crate::{
     error::Result,
+    gpu::throttle::{REASONS, unnamed},
     pb::{self, ThrottleReason},
     rpc::time,
 };
-
-/// The reasons by their bits, from the lowest.
-const REASONS: [ThrottleReason; 9] = [
-    ThrottleReason::GpuIdle,
-    ThrottleReason::ApplicationsClocksSetting,
-    ThrottleReason::SwPowerCap,
-    ThrottleReason::HwSlowdown,
-    ThrottleReason::SyncBoost,
-    ThrottleReason::SwThermalSlowdown,
-    ThrottleReason::HwThermalSlowdown,
-    ThrottleReason::HwPowerBrakeSlowdown,
-    ThrottleReason::DisplayClockSetting,
-];
 
 /// Samples in order. Times are milliseconds.
 #[derive(Debug)]
@@ -42,7 +30,10 @@ struct Tally {
     energy: Option<i64>,
     covered: i64,
     observed: i64,
-    throttled: [i64; REASONS.len() + 1],
+    /// For how long each reason held, as in `REASONS`.
+    throttled: [i64; REASONS.len()],
+    /// For how long a bit without a name was set, and which bits these were.
+    unnamed: (i64, u64),
 }
 
 impl Timeline {
@@ -160,25 +151,33 @@ impl Tally {
         self.covered += time;
         let Some(mask) = mask else { return };
         self.observed += time;
-        if mask == 0 {
+        if mask == 0 || time == 0 {
             return;
         }
-        for (bit, throttled) in self.throttled.iter_mut().enumerate() {
-            let other = bit == REASONS.len();
-            if (other && mask >> bit != 0) || (!other && mask >> bit & 1 == 1) {
+        for ((bit, _), throttled) in REASONS.iter().zip(&mut self.throttled) {
+            if mask & bit != 0 {
                 *throttled += time;
             }
+        }
+        let bits = unnamed(mask);
+        if bits != 0 {
+            self.unnamed = (self.unnamed.0 + time, self.unnamed.1 | bits);
         }
     }
 
     /// The bucket that starts at `from`.
     fn told(&self, from: i64, gap: Option<i64>, interval: Option<i64>) -> pb::GpuBucket {
-        let reasons = REASONS.into_iter().chain([ThrottleReason::Other]);
-        let throttle = reasons.zip(self.throttled).filter(|(_, time)| *time > 0);
-        let throttle = throttle.map(|(reason, time)| pb::ThrottleTime {
+        let (other, bits) = self.unnamed;
+        let named = REASONS.into_iter().zip(self.throttled);
+        let throttle = named.chain([((bits, ThrottleReason::Other), other)]);
+        let throttle = throttle.filter(|(_, time)| *time > 0);
+        let throttle = throttle.map(|((bits, reason), time)| pb::ThrottleTime {
             reason: reason.into(),
             time: Some(time::span(time)),
+            bits,
         });
+        let mut throttle: Vec<_> = throttle.collect();
+        throttle.sort_unstable_by_key(|throttle| throttle.reason);
         let missing = gap.zip(interval);
         pb::GpuBucket {
             start: time::from_millis(from).map(time::to_proto),
@@ -186,7 +185,7 @@ impl Tally {
             gap: gap.map(time::span),
             missing_samples: missing.map(|(gap, interval)| (gap + interval / 2) / interval),
             throttle_observed: interval.map(|_| time::span(self.observed)),
-            throttle: throttle.collect(),
+            throttle,
             energy: self.energy,
         }
     }

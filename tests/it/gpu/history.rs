@@ -19,6 +19,7 @@ mod naive;
 mod plans;
 mod refusals;
 mod retention;
+mod throttle;
 
 const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;

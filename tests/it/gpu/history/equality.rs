@@ -27,8 +27,17 @@ fn eventful(start: i64, minutes: i64, dice: &mut Dice) -> Vec<Row> {
             // A reset: the counter starts over, or goes on from anywhere.
             1 => (epoch, energy) = (epoch + 1, dice.below(10_000_000)),
             2 => {
-                let masks = [None, Some(0), Some(4), Some(0x24), Some(0x201)];
-                throttle = masks[usize::try_from(dice.below(5)).unwrap()];
+                let masks = [
+                    None,
+                    Some(0),
+                    Some(4),
+                    Some(0x24),
+                    Some(0x201),
+                    // The highest bit is the sign.
+                    Some(i64::MIN),
+                    Some(i64::MIN | 1 << 41 | 4),
+                ];
+                throttle = masks[usize::try_from(dice.below(7)).unwrap()];
             }
             _ => {}
         }

@@ -86,11 +86,14 @@ fn bucket(
             (0x40, ThrottleReason::HwThermalSlowdown),
             (0x80, ThrottleReason::HwPowerBrakeSlowdown),
             (0x100, ThrottleReason::DisplayClockSetting),
-            (!0x1ff, ThrottleReason::Other),
+            (i64::MAX & !0x1ff, ThrottleReason::Other),
+            (i64::MIN, ThrottleReason::Unknown),
         ];
         for (bits, reason) in reasons {
             if mask & bits != 0 && time > 0 {
-                *throttled.entry(reason).or_insert(0) += time;
+                let (sum, seen) = throttled.entry(reason).or_insert((0, 0));
+                *sum += time;
+                *seen |= mask & bits;
             }
         }
     }
@@ -113,9 +116,10 @@ fn bucket(
         throttle_observed: interval.map(|_| time::span(observed)),
         throttle: throttled
             .into_iter()
-            .map(|(reason, time)| pb::ThrottleTime {
+            .map(|(reason, (time, bits))| pb::ThrottleTime {
                 reason: reason.into(),
                 time: Some(time::span(time)),
+                bits: i64::cast_unsigned(bits),
             })
             .collect(),
         energy: (!grown.is_empty()).then(|| grown.iter().sum()),
