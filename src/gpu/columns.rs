@@ -109,7 +109,7 @@ pub fn has_values(stats: &pb::GpuStats) -> bool {
 }
 
 /// When a sample was taken.
-pub fn recorded_at(stats: &pb::GpuStats) -> DateTime<Utc> {
+pub(super) fn recorded_at(stats: &pb::GpuStats) -> DateTime<Utc> {
     let at = stats
         .recorded_at
         .and_then(|at| from_proto("recorded_at", at).ok());

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use prost::Message;
 use tokio::sync::watch;
 
@@ -15,7 +15,10 @@ use super::{
     cost::Costs,
     events::Counts,
 };
-use crate::pb::{self, watch_response::Update};
+use crate::{
+    entity,
+    pb::{self, watch_response::Update},
+};
 
 /// How many GPUs may be live: whoever reports names them as they like.
 const MOST_GPUS: usize = 10_000;
@@ -69,11 +72,12 @@ impl Newest {
                 columns::carry(&mut carried, before);
                 carried
             });
-        let after = before.map(|before| recorded_at(&stats) - recorded_at(&before.stats));
+        let reading = Reading::new(self.number, stats);
+        let after = before.map(|before| reading.at - before.at);
         let reading = Arc::new(Reading {
             after,
             origin,
-            ..Reading::new(self.number, stats)
+            ..reading
         });
         self.reading = Some(reading.clone());
         reading
@@ -97,6 +101,8 @@ pub struct Reading {
     /// Counts the samples of this GPU since the start, from 1.
     pub number: u64,
     pub stats: pb::GpuStats,
+    /// When it was taken; of a sample that says that it is from the future, when it came.
+    pub at: DateTime<Utc>,
     /// How long after the one before it was taken. `None` of the first.
     pub after: Option<TimeDelta>,
     /// Where it is from.
@@ -105,16 +111,29 @@ pub struct Reading {
     encoded: OnceLock<Bytes>,
 }
 
+/// The present by which samples are compared: by the clock that decides or by that of this host, which has
+/// sampled some of them, whichever is behind.
+pub fn present() -> DateTime<Utc> {
+    entity::now().min(Utc::now())
+}
+
 impl Reading {
     /// A sample that has this number.
     pub fn new(number: u64, stats: pb::GpuStats) -> Self {
         Self {
             number,
+            at: recorded_at(&stats).min(present()),
             stats,
             after: None,
             origin: Origin::Sampled,
             encoded: OnceLock::new(),
         }
+    }
+
+    /// What samples are ordered by. Of two that came from the future at the same time, the later one is
+    /// the newer.
+    fn age(&self) -> (DateTime<Utc>, DateTime<Utc>) {
+        (self.at, recorded_at(&self.stats))
     }
 
     /// The sample as the `update` of an encoded `WatchResponse`.
@@ -171,7 +190,8 @@ impl LiveGpus {
     }
 
     /// The same for a sample from elsewhere, unless it is not newer than the reading that is there,
-    /// or is the first of a GPU for which there is no room.
+    /// or is the first of a GPU for which there is no room. A sample from the future is as new as its
+    /// arrival: it must not hide what is measured until then.
     pub(super) fn publish_newer(&self, stats: pb::GpuStats, origin: Origin) {
         let uuid = stats.gpu_uuid.clone().unwrap_or_default();
         {
@@ -184,11 +204,12 @@ impl LiveGpus {
                 return;
             }
             let newest = all.entry(uuid).or_default();
-            let at = recorded_at(&stats);
+            let recorded_at = recorded_at(&stats);
+            let age = (recorded_at.min(present()), recorded_at);
             if newest
                 .reading
                 .as_ref()
-                .is_some_and(|reading| recorded_at(&reading.stats) >= at)
+                .is_some_and(|reading| reading.age() >= age)
             {
                 return;
             }
@@ -283,6 +304,7 @@ impl LiveGpus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rpc::time::to_proto;
 
     fn stats(uuid: &str, temperature: f64) -> pb::GpuStats {
         pb::GpuStats {
@@ -350,5 +372,28 @@ mod tests {
             live.publish_newer(stats(&format!("GPU-{gpu}"), 50.0), Origin::Relayed);
         }
         assert_eq!(live.readings().len(), MOST_GPUS);
+    }
+    #[test]
+    fn a_sample_from_the_future_does_not_hide_those_that_come_after_it() {
+        let live = LiveGpus::default();
+        let at = |time: DateTime<Utc>, temperature: f64| pb::GpuStats {
+            recorded_at: Some(to_proto(time)),
+            ..stats("a", temperature)
+        };
+        let temperature = || live.reading("a").unwrap().stats.temperature;
+        let ahead = present() + TimeDelta::minutes(4);
+        live.publish_newer(at(ahead, 90.0), Origin::Reported);
+        live.publish_newer(at(ahead + TimeDelta::seconds(1), 91.0), Origin::Relayed);
+        assert_eq!(temperature(), Some(91.0));
+        let arrived = present();
+        while present() == arrived {
+            std::hint::spin_loop();
+        }
+        live.publish_newer(at(present(), 50.0), Origin::Reported);
+        assert_eq!(temperature(), Some(50.0));
+        let late = present() - TimeDelta::minutes(1);
+        live.publish_newer(at(late, 40.0), Origin::Reported);
+        assert_eq!(temperature(), Some(50.0));
+        assert!(live.reading("a").unwrap().after.unwrap() < TimeDelta::minutes(1));
     }
 }

@@ -47,11 +47,11 @@ pub mod relay;
 pub mod throttle;
 
 pub use self::{
-    columns::{has_values, recorded_at},
+    columns::has_values,
     cost::{Cost, Costs},
     events::Counts,
     inference::Detections,
-    live::{Condition, LiveGpus, Origin, Reading},
+    live::{Condition, LiveGpus, Origin, Reading, present},
     plan::Tiers,
     report::Reports,
     service::GpuStats,

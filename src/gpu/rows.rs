@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     db::Db,
-    entity::{gpu, gpu_stats},
+    entity::{self, gpu, gpu_stats},
     error::Result,
     pb,
     rpc::insert::insert_all,
@@ -55,8 +55,10 @@ impl Seen {
         samples: impl Iterator<Item = (&'a pb::GpuStats, G)>,
     ) -> News {
         let mut news = News::new();
+        let present = entity::now();
         for (stats, gpu) in samples.filter(|(stats, _)| has_values(stats)) {
-            let at = recorded_at(stats);
+            // Else a sample from the future would keep out what later ones say of the GPU.
+            let at = recorded_at(stats).min(present);
             let uuid = stats.gpu_uuid.clone().unwrap_or_default();
             news.entry(uuid)
                 .and_modify(|seen| {

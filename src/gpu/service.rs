@@ -175,19 +175,22 @@ impl GpuStats {
         Ok(gpu_stats)
     }
 
-    /// The newest sample of a GPU: mostly the one in memory.
+    /// The newest sample of a GPU: mostly the one in memory. One that says that it is from the future is
+    /// told only if there is no other.
     async fn latest(&self, uuid: &str) -> Result<Option<pb::GpuStats>> {
-        let stored = gpu_stats::Entity::newest_of(uuid)
-            .one(self.db.reader())
-            .await?;
+        let newest = || gpu_stats::Entity::newest_of(uuid);
+        let past = newest().filter(gpu_stats::COLUMN.recorded_at.lte(entity::now()));
+        let past = past.one(self.db.reader()).await?;
         let Some(live) = self.live.reading(uuid) else {
+            let stored = match past {
+                Some(past) => Some(past),
+                None => newest().one(self.db.reader()).await?,
+            };
             return Ok(stored.map(Into::into));
         };
-        match stored {
+        match past {
             // The stored one of the two has its id.
-            Some(stored) if stored.recorded_at >= recorded_at(&live.stats) => {
-                Ok(Some(stored.into()))
-            }
+            Some(stored) if stored.recorded_at >= live.at => Ok(Some(stored.into())),
             _ => Ok(Some(live.stats.clone())),
         }
     }

@@ -220,7 +220,7 @@ pub(super) fn collect(
         // Other hosts have intervals of their own.
         let after = reading.after.map(|after| after * INTERVALS);
         let longest = after.unwrap_or(delta(interval) * INTERVALS);
-        now - gpu::recorded_at(&reading.stats) <= longest.max(delta(PATIENCE))
+        now - reading.at <= longest.max(delta(PATIENCE))
     };
     let fresh: Vec<_> = all
         .iter()

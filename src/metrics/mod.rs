@@ -64,7 +64,7 @@ impl Metrics {
             &mut families,
             &self.gpus,
             self.gpu_interval,
-            chrono::Utc::now(),
+            crate::gpu::present(),
         );
         rpc::collect(&mut families, &self.calls);
         connections::collect(&mut families, &self.connections);

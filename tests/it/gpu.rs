@@ -20,6 +20,7 @@ use crate::support::{
 mod agent;
 mod events;
 mod faults;
+mod future;
 mod history;
 mod lost_answers;
 mod profiles;
