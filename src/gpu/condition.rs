@@ -200,15 +200,16 @@ impl Conditions {
         (tracked.state.now() == State::Ok).then(|| tracked.gpu.clone())
     }
 
-    /// The GPU with this address.
+    /// The GPU with this address: not one that is lost, if another one has taken its place.
     pub(super) fn at(&self, address: PciAddress) -> Option<Arc<pb::Gpu>> {
         let known = self.known();
-        let mut gpus = known.gpus.values().map(|tracked| &tracked.gpu);
-        let is_at = |gpu: &&Arc<pb::Gpu>| {
-            let bus_id = gpu.pci_bus_id.as_deref();
+        let is_at = |tracked: &&Tracked| {
+            let bus_id = tracked.gpu.pci_bus_id.as_deref();
             bus_id.and_then(PciAddress::parse) == Some(address)
         };
-        gpus.find(is_at).cloned()
+        let there = known.gpus.values().filter(is_at);
+        let there = there.max_by_key(|tracked| tracked.state.now() != State::Lost);
+        there.map(|tracked| tracked.gpu.clone())
     }
 
     /// How every GPU and MIG instance was last told to be, by UUID.

@@ -1,7 +1,7 @@
 //! Finds the GPUs of this host, gives each a sampler, and watches over them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering, mpsc},
     thread::{self, JoinHandle},
@@ -12,15 +12,21 @@ use tokio::sync::oneshot;
 
 use super::{
     events::{Happened, listener},
-    sampler::{HANGS_AFTER, Host, Pulse, Sampler},
+    nvml::Session,
+    pulse::{HANGS_AFTER, Pulse},
+    sampler::{Host, Sampler},
 };
 use crate::{
     entity::gpu_event::{GpuEventKind, GpuEventSource},
     pb,
 };
 
-/// How often to look for GPUs, and for NVML where there is none.
-const LOOK_EVERY: Duration = Duration::from_mins(1);
+/// How often to look which GPUs there are: one that takes the place of another is found within 10 s, the
+/// wait for its first answers included.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// How often NVML is opened for that where it does not work, knows of no GPU, or would wake one.
+const OPEN_EVERY: Duration = Duration::from_mins(1);
 
 /// How often, at most, it is told that a GPU that does not answer has no values.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -39,6 +45,10 @@ struct Fleet {
     trouble: Option<String>,
     /// Whether what was found first is known.
     looked: bool,
+    /// The UUIDs by index, as NVML told them last.
+    listed: Vec<Option<String>>,
+    /// When NVML was last opened for a look.
+    opened: Instant,
 }
 
 /// Watches over the samplers. It makes no call to the driver, so that nothing can hold it up.
@@ -49,9 +59,9 @@ struct Watchdog<H> {
     serving: bool,
 }
 
-/// The samplers by the index of their GPU.
+/// The samplers, those that are about to end included.
 #[derive(Default)]
-struct Samplers(Mutex<BTreeMap<u32, Started>>);
+struct Samplers(Mutex<Vec<Started>>);
 
 /// A sampler at work.
 struct Started {
@@ -84,6 +94,8 @@ pub(super) fn spawn(
         samplers,
         trouble: None,
         looked: false,
+        listed: Vec::new(),
+        opened: Instant::now(),
     };
     let thread = |name: &str| thread::Builder::new().name(name.into());
     let watching = thread("gpu-watchdog").spawn(move || watchdog.run());
@@ -104,20 +116,36 @@ impl Fleet {
             tracing::info!(found, "NVML has answered");
         }
         while !self.host.stop.wait_until(Instant::now() + LOOK_EVERY) {
-            self.look();
+            if self.may_look() {
+                self.look();
+            }
         }
     }
 
-    /// Gives every GPU that has none a sampler. Returns what was found, for people.
+    /// Whether a look costs no more than a few calls, or is due in spite of its cost.
+    fn may_look(&mut self) -> bool {
+        if self.host.library.joined().is_some() {
+            return true;
+        }
+        let cheap = self.trouble.is_none() && self.samplers.are_awake();
+        if cheap || self.opened.elapsed() >= OPEN_EVERY {
+            self.opened = Instant::now();
+            return true;
+        }
+        false
+    }
+
+    /// Gives every GPU that has none a sampler, and ends those of GPUs that were replaced. Returns what
+    /// was found, for people.
     fn look(&mut self) -> String {
         // The samplers join this session, so that NVML is opened once.
         let session = self.host.library.open();
-        let count = session
-            .as_ref()
-            .map_err(Clone::clone)
-            .and_then(|session| session.count());
-        let count = match count {
-            Ok(count) => count,
+        let found = session.and_then(|session| {
+            let count = session.count()?;
+            Ok((session, count))
+        });
+        let (session, count) = match found {
+            Ok(found) => found,
             Err(failure) => {
                 let found = format!(
                     "no GPUs: {}; NVML is tried again every minute",
@@ -132,28 +160,108 @@ impl Fleet {
             }
         };
         self.host.count.store(count, Ordering::Relaxed);
+        let listed = self.list(&session, count);
+        self.end_replaced(&session, &listed);
         let (tell, told) = mpsc::channel();
-        let mut samplers = self.samplers.lock();
-        samplers.retain(|_, sampler| !sampler.thread.is_finished());
-        for index in 0..count {
-            if samplers.contains_key(&index) {
-                continue;
-            }
-            match self.launch(index, tell.clone()) {
-                Ok(started) => {
-                    samplers.insert(index, started);
-                }
-                Err(error) => {
-                    tracing::error!(index, %error, "the sampler of a GPU could not be started");
-                }
-            }
-        }
-        drop((samplers, tell));
+        self.launch_missing(&listed, &tell);
+        drop(tell);
+        self.listed = listed;
         let found = summary(count, &told);
         if self.trouble.take().is_some() {
             tracing::info!(found, "NVML is there");
         }
         found
+    }
+
+    /// The UUIDs by index; nothing where NVML does not tell one, and where there is no sampler: to ask a GPU
+    /// for the first time may take for ever, and is left to a thread of its own.
+    fn list(&self, session: &Session, count: u32) -> Vec<Option<String>> {
+        // Whoever asks one that hangs would hang, too, and one that sleeps would wake up.
+        let asked: HashMap<_, _> = {
+            let samplers = self.samplers.lock();
+            let pulses = samplers.iter().map(|sampler| &sampler.pulse);
+            let silent = |pulse: &Pulse| pulse.is_asleep() || pulse.hangs();
+            let place = |pulse: &Arc<Pulse>| {
+                let silent = silent(pulse);
+                let known = pulse.uuid().filter(|_| silent).map(ToString::to_string);
+                (pulse.index(), (!silent, known))
+            };
+            pulses.map(place).collect()
+        };
+        let uuid = |index| match asked.get(&index)? {
+            (true, _) => session.uuid_at(index),
+            (false, known) => known.clone(),
+        };
+        (0..count).map(uuid).collect()
+    }
+
+    /// Ends the samplers of GPUs that are gone and whose index another GPU has, and those that have found
+    /// none because another sampler has theirs. A GPU that is only gone is lost, and looked for by its
+    /// sampler; an error of NVML says nothing.
+    fn end_replaced(&self, session: &Session, listed: &[Option<String>]) {
+        let mut missing = Vec::new();
+        let samplers = self.samplers.lock();
+        let pulses = samplers.iter().map(|sampler| &sampler.pulse);
+        let at = |pulse: &Pulse| {
+            let place = usize::try_from(pulse.index()).unwrap_or(usize::MAX);
+            listed.get(place)?.as_deref()
+        };
+        for pulse in pulses.clone().filter(|pulse| !pulse.is_replaced()) {
+            let Some(uuid) = pulse.uuid() else {
+                let is_taken =
+                    |other: &str| pulses.clone().any(|pulse| pulse.uuid() == Some(other));
+                if !pulse.hangs() && at(pulse).is_some_and(is_taken) {
+                    pulse.replace();
+                }
+                continue;
+            };
+            let mut places = (0..).zip(listed);
+            if let Some((index, _)) = places.find(|(_, other)| other.as_deref() == Some(uuid)) {
+                pulse.set_index(index);
+            } else if at(pulse).is_some() {
+                missing.push(pulse.clone());
+            }
+        }
+        drop(samplers);
+        // Without the lock, which the watchdog needs.
+        for pulse in missing {
+            if pulse.uuid().is_some_and(|uuid| session.lacks(uuid)) {
+                let (gpu, index) = (pulse.name(), pulse.index());
+                tracing::warn!(
+                    gpu.name = gpu,
+                    index,
+                    "a GPU is gone, and another one has its index"
+                );
+                pulse.replace();
+            }
+        }
+    }
+
+    fn launch_missing(
+        &self,
+        listed: &[Option<String>],
+        tell: &mpsc::Sender<(u32, Result<String, String>)>,
+    ) {
+        let mut samplers = self.samplers.lock();
+        samplers.retain(|sampler| !sampler.thread.is_finished());
+        for (index, uuid) in (0..).zip(listed) {
+            let mut there = samplers.iter();
+            if let Some(sampler) = there.find(|sampler| sampler.has(index, uuid.as_deref())) {
+                let before = usize::try_from(index)
+                    .ok()
+                    .and_then(|at| self.listed.get(at));
+                if uuid.is_some() && before != Some(uuid) {
+                    sampler.pulse.nudge();
+                }
+                continue;
+            }
+            match self.launch(index, tell.clone()) {
+                Ok(started) => samplers.push(started),
+                Err(error) => {
+                    tracing::error!(index, %error, "the sampler of a GPU could not be started");
+                }
+            }
+        }
     }
 
     fn launch(
@@ -188,7 +296,7 @@ impl<H: Fn(bool)> Watchdog<H> {
 
     fn watch(&mut self) {
         let mut samplers = self.samplers.lock();
-        for (index, sampler) in samplers.iter_mut() {
+        for sampler in samplers.iter_mut() {
             let pulse = &sampler.pulse;
             let hangs = pulse.hangs();
             if let Some(uuid) = pulse.uuid() {
@@ -197,7 +305,7 @@ impl<H: Fn(bool)> Watchdog<H> {
             let nameless = hangs && (pulse.uuid().is_none() || sampler.nameless);
             if nameless != sampler.nameless {
                 sampler.nameless = nameless;
-                self.tell_nameless(*index, nameless);
+                self.tell_nameless(pulse.index(), nameless);
             }
             if hangs != sampler.hangs {
                 sampler.hangs = hangs;
@@ -225,7 +333,7 @@ impl<H: Fn(bool)> Watchdog<H> {
                 self.host.publish_timed_out(uuid);
             }
         }
-        let serving = samplers.values().any(|sampler| sampler.pulse.works());
+        let serving = samplers.iter().any(|sampler| sampler.pulse.works());
         drop(samplers);
         if serving != self.serving {
             self.serving = serving;
@@ -255,8 +363,28 @@ impl<H> Watchdog<H> {
 }
 
 impl Samplers {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Started>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Started>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there are samplers, and no GPU of theirs sleeps.
+    fn are_awake(&self) -> bool {
+        let samplers = self.lock();
+        let mut pulses = samplers.iter().map(|sampler| &sampler.pulse);
+        !samplers.is_empty() && pulses.all(|pulse| !pulse.is_asleep())
+    }
+}
+
+impl Started {
+    /// Whether this is the sampler of the GPU that has this index and, as far as NVML tells it, this UUID.
+    fn has(&self, index: u32, uuid: Option<&str>) -> bool {
+        if self.pulse.is_replaced() {
+            return false;
+        }
+        match (self.pulse.uuid(), uuid) {
+            (Some(own), Some(uuid)) => own == uuid,
+            (None, _) | (_, None) => self.pulse.index() == index,
+        }
     }
 }
 

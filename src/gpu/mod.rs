@@ -32,6 +32,7 @@ mod nvml;
 mod pcie;
 mod plan;
 mod pressure;
+mod pulse;
 mod queue;
 mod report;
 mod rows;

@@ -152,6 +152,18 @@ impl Session {
         self.nvml.device_count().map_err(Failure::from)
     }
 
+    /// The UUID of the GPU with this index, unless NVML does not tell it.
+    pub(super) fn uuid_at(&self, index: u32) -> Option<String> {
+        let device = self.nvml.device_by_index(index);
+        device.and_then(|device| device.uuid()).ok()
+    }
+
+    /// Whether NVML says that there is no such GPU. Other errors say nothing.
+    pub(super) fn lacks(&self, uuid: &str) -> bool {
+        let error = self.nvml.device_by_uuid(uuid).err();
+        error.is_some_and(|error| Trouble::from(&error) == Trouble::Lost)
+    }
+
     /// Finds a GPU. `host` is kept with what is known of it; it and its instances are asked by a
     /// plan each.
     pub(super) fn gpu(

@@ -4,8 +4,8 @@ use std::{
     collections::HashSet,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
         mpsc,
     },
     time::{Duration, Instant},
@@ -19,15 +19,15 @@ use super::{
     live::LiveGpus,
     nvml::{Failure, Library, Samples, Trouble, Which},
     plan::{Plan, Tiers},
+    pulse::Pulse,
     queue::{Queue, Row},
     schedule::{Backoff, Stop, Ticks},
     sysfs::RuntimeStatus,
 };
 use crate::pb;
 
-/// How long a round of calls may take before the GPU counts as hanging: whoever watches is to know
-/// it two seconds after it began.
-pub(super) const HANGS_AFTER: Duration = Duration::from_millis(1_500);
+/// How often a sampler that waits looks whether it is to end or to try again.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// What the threads of this host share.
 #[derive(Debug)]
@@ -66,21 +66,6 @@ pub(super) struct Sampler {
     failing: Option<(Failure, Instant)>,
 }
 
-/// What others may know of a sampler, whatever its thread is stuck in.
-#[derive(Debug)]
-pub(super) struct Pulse {
-    started: Instant,
-    /// When the present calls began, in milliseconds after `started`; `IDLE` between calls.
-    busy_since: AtomicU64,
-    works: AtomicBool,
-    /// The name of the GPU for people.
-    name: Mutex<String>,
-    /// The GPU, once it is known which.
-    uuid: OnceLock<String>,
-}
-
-const IDLE: u64 = u64::MAX;
-
 /// Why the sampling of a GPU has ended.
 enum End {
     Stopped,
@@ -106,8 +91,15 @@ impl Sampler {
         }
     }
 
-    /// Samples until the stop.
+    /// Samples until the stop, or until another GPU has taken the place of this one.
     pub(super) fn run(mut self) {
+        self.run_until_end();
+        if self.pulse.is_replaced() && !self.host.stop.is_set() {
+            self.leave();
+        }
+    }
+
+    fn run_until_end(&mut self) {
         let host = self.host.clone();
         // The driver has one lock for all GPUs: they take turns within the interval.
         let turn = host.interval.mul_f64(f64::from(self.index % 8) / 8.0);
@@ -127,14 +119,15 @@ impl Sampler {
             };
             let retry = Instant::now() + backoff.next();
             self.fail(failure);
-            while Instant::now() < retry {
+            self.pulse.take_nudge();
+            while Instant::now() < retry && !self.pulse.take_nudge() {
                 // A GPU that nobody has ever seen has no samples, not even empty ones.
                 let until = if self.known.is_empty() {
-                    retry
+                    retry.min(Instant::now() + CHECK_EVERY)
                 } else {
                     ticks.next(Instant::now())
                 };
-                if host.stop.wait_until(until) {
+                if self.wait_until(until) {
                     return;
                 }
                 self.publish_nothing();
@@ -170,7 +163,7 @@ impl Sampler {
         }
         loop {
             self.pulse.end();
-            if host.stop.wait_until(ticks.next(Instant::now())) {
+            if self.wait_until(ticks.next(Instant::now())) {
                 return End::Stopped;
             }
             if self.is_asleep() {
@@ -182,6 +175,9 @@ impl Sampler {
             }
             let samples = gpu.sample(host.live.costs());
             self.pulse.end();
+            if self.pulse.is_replaced() {
+                return End::Stopped;
+            }
             let failure = samples.failure.clone();
             if failure.is_none() {
                 backoff.reset();
@@ -203,16 +199,52 @@ impl Sampler {
 
     /// Publishes that the GPU sleeps for as long as it does. Returns whether to stop.
     fn let_sleep(&mut self, ticks: &mut Ticks) -> bool {
+        self.pulse.set_asleep(true);
+        let stops = self.sleep(ticks);
+        self.pulse.set_asleep(false);
+        stops
+    }
+
+    fn sleep(&mut self, ticks: &mut Ticks) -> bool {
         while self.is_asleep() {
             if let Some(gpu) = self.known.first() {
                 self.host.conditions.asleep(&gpu.uuid);
             }
             self.publish_nothing_for(pb::AbsentReason::Asleep);
-            if self.host.stop.wait_until(ticks.next(Instant::now())) {
+            if self.wait_until(ticks.next(Instant::now())) {
                 return true;
             }
         }
         false
+    }
+
+    /// Waits until `at`. Returns whether the sampler has to end.
+    fn wait_until(&self, at: Instant) -> bool {
+        loop {
+            let until = at.min(Instant::now() + CHECK_EVERY);
+            if self.host.stop.wait_until(until) || self.pulse.is_replaced() {
+                return true;
+            }
+            if until == at {
+                return false;
+            }
+        }
+    }
+
+    /// Tells that the GPU is gone, as of any that is lost.
+    fn leave(&self) {
+        self.pulse.set_works(false);
+        let Some(gpu) = self.known.first() else {
+            return;
+        };
+        let failure = Failure {
+            text: "another GPU has its index".into(),
+            reason: pb::AbsentReason::GpuLost,
+            everywhere: false,
+            trouble: Trouble::Lost,
+        };
+        self.host.conditions.failed(&gpu.uuid, &failure);
+        self.publish_nothing_for(failure.reason);
     }
 
     fn publish(&mut self, samples: Samples) {
@@ -257,12 +289,10 @@ impl Sampler {
         }
         let name = gpu.name.as_deref().unwrap_or("a GPU without a name");
         let name = format!("{name} ({})", gpu.uuid);
-        self.pulse
-            .name
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone_from(&name);
-        let _ = self.pulse.uuid.set(gpu.uuid.clone());
+        self.pulse.introduce(&name, &gpu.uuid);
+        if let Some(Ok(index)) = gpu.gpu_index.map(u32::try_from) {
+            self.pulse.set_index(index);
+        }
         self.host.conditions.introduce(gpu);
         let bus_id = gpu.pci_bus_id.as_deref();
         self.runtime_status = bus_id.and_then(|id| RuntimeStatus::of(&self.host.sysfs, id));
@@ -279,7 +309,7 @@ impl Sampler {
     /// Logs a failure, the first time that it is met.
     fn fail(&mut self, failure: Failure) {
         self.pulse.end();
-        self.pulse.works.store(false, Ordering::Relaxed);
+        self.pulse.set_works(false);
         if let Some(gpu) = self.known.first() {
             self.host.conditions.failed(&gpu.uuid, &failure);
         }
@@ -304,7 +334,7 @@ impl Sampler {
     }
 
     fn recover(&mut self) {
-        self.pulse.works.store(true, Ordering::Relaxed);
+        self.pulse.set_works(true);
         if let Some((_, since)) = self.failing.take() {
             let (gpu, failed_s) = (self.pulse.name(), since.elapsed().as_secs());
             tracing::info!(gpu.name = gpu, failed_s, "a GPU is sampled again");
@@ -346,51 +376,5 @@ impl Host {
 
     fn taken(&self) -> MutexGuard<'_, HashSet<String>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Pulse {
-    pub(super) fn new(index: u32) -> Self {
-        let name = Mutex::new(format!("GPU {index}"));
-        Self {
-            started: Instant::now(),
-            busy_since: AtomicU64::new(IDLE),
-            works: AtomicBool::new(false),
-            name,
-            uuid: OnceLock::new(),
-        }
-    }
-
-    /// Whether the last sample was taken, and no call hangs.
-    pub(super) fn works(&self) -> bool {
-        self.works.load(Ordering::Relaxed) && !self.hangs()
-    }
-
-    /// Whether the calls that are being made do not come back.
-    pub(super) fn hangs(&self) -> bool {
-        let since = self.busy_since.load(Ordering::Relaxed);
-        since != IDLE && self.started.elapsed() >= Duration::from_millis(since) + HANGS_AFTER
-    }
-
-    /// The name of the GPU for people.
-    pub(super) fn name(&self) -> String {
-        self.name
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    /// The GPU, once it is known which.
-    pub(super) fn uuid(&self) -> Option<&str> {
-        self.uuid.get().map(String::as_str)
-    }
-
-    fn begin(&self) {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(0);
-        self.busy_since.store(now, Ordering::Relaxed);
-    }
-
-    fn end(&self) {
-        self.busy_since.store(IDLE, Ordering::Relaxed);
     }
 }

@@ -27,6 +27,7 @@ mod profiles;
 mod relay;
 mod report;
 mod rpc;
+mod swaps;
 mod values;
 
 /// Long enough for the slowest machine.

@@ -15,7 +15,8 @@ use crate::{
     entity::gpu_event::{GpuEventKind, GpuEventSource},
     gpu::{
         nvml::{Event, Session},
-        sampler::{Host, Pulse},
+        pulse::Pulse,
+        sampler::Host,
     },
     pb,
 };

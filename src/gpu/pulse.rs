@@ -1,0 +1,140 @@
+//! What the threads of a GPU know of each other, whatever one of them is stuck in.
+
+use std::{
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// How long a round of calls may take before the GPU counts as hanging: whoever watches is to know
+/// it two seconds after it began.
+pub(super) const HANGS_AFTER: Duration = Duration::from_millis(1_500);
+
+/// What others may know of a sampler, whatever its thread is stuck in.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    started: Instant,
+    /// When the present calls began, in milliseconds after `started`; `IDLE` between calls.
+    busy_since: AtomicU64,
+    works: AtomicBool,
+    /// The index of the GPU, as it was last found.
+    index: AtomicU32,
+    /// Whether the GPU is suspended, and must not be woken.
+    asleep: AtomicBool,
+    /// Whether another GPU has taken the place of this one.
+    replaced: AtomicBool,
+    /// Whether to try again now, however long the pause would be.
+    nudged: AtomicBool,
+    /// The name of the GPU for people.
+    name: Mutex<String>,
+    /// The GPU, once it is known which.
+    uuid: OnceLock<String>,
+}
+
+const IDLE: u64 = u64::MAX;
+
+impl Pulse {
+    pub(super) fn new(index: u32) -> Self {
+        let name = Mutex::new(format!("GPU {index}"));
+        Self {
+            started: Instant::now(),
+            busy_since: AtomicU64::new(IDLE),
+            works: AtomicBool::new(false),
+            index: AtomicU32::new(index),
+            asleep: AtomicBool::new(false),
+            replaced: AtomicBool::new(false),
+            nudged: AtomicBool::new(false),
+            name,
+            uuid: OnceLock::new(),
+        }
+    }
+
+    /// Says which GPU this is.
+    pub(super) fn introduce(&self, name: &str, uuid: &str) {
+        let mut told = self.name.lock().unwrap_or_else(PoisonError::into_inner);
+        name.clone_into(&mut told);
+        let _ = self.uuid.set(uuid.into());
+    }
+
+    /// Whether the last sample was taken, and no call hangs.
+    pub(super) fn works(&self) -> bool {
+        self.works.load(Ordering::Relaxed) && !self.hangs()
+    }
+
+    /// Says whether the last sample was taken.
+    pub(super) fn set_works(&self, works: bool) {
+        self.works.store(works, Ordering::Relaxed);
+    }
+
+    /// Whether the calls that are being made do not come back.
+    pub(super) fn hangs(&self) -> bool {
+        let since = self.busy_since.load(Ordering::Relaxed);
+        since != IDLE && self.started.elapsed() >= Duration::from_millis(since) + HANGS_AFTER
+    }
+
+    /// The index of the GPU, as it was last found.
+    pub(super) fn index(&self) -> u32 {
+        self.index.load(Ordering::Relaxed)
+    }
+
+    /// Takes over where the GPU was found.
+    pub(super) fn set_index(&self, index: u32) {
+        self.index.store(index, Ordering::Relaxed);
+    }
+
+    /// Whether the GPU is suspended, and must not be woken.
+    pub(super) fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the GPU is suspended.
+    pub(super) fn set_asleep(&self, asleep: bool) {
+        self.asleep.store(asleep, Ordering::Relaxed);
+    }
+
+    /// Ends the sampler: another GPU has taken the place of this one.
+    pub(super) fn replace(&self) {
+        self.replaced.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether another GPU has taken the place of this one.
+    pub(super) fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Relaxed)
+    }
+
+    /// Has a sampler that fails try again soon.
+    pub(super) fn nudge(&self) {
+        self.nudged.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was nudged since this was last asked.
+    pub(super) fn take_nudge(&self) -> bool {
+        self.nudged.swap(false, Ordering::Relaxed)
+    }
+
+    /// The name of the GPU for people.
+    pub(super) fn name(&self) -> String {
+        self.name
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The GPU, once it is known which.
+    pub(super) fn uuid(&self) -> Option<&str> {
+        self.uuid.get().map(String::as_str)
+    }
+
+    /// A round of calls begins.
+    pub(super) fn begin(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(0);
+        self.busy_since.store(now, Ordering::Relaxed);
+    }
+
+    /// It has ended.
+    pub(super) fn end(&self) {
+        self.busy_since.store(IDLE, Ordering::Relaxed);
+    }
+}
