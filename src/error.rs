@@ -74,6 +74,15 @@ pub enum Error {
         /// Their ids, parted by commas.
         ids: String,
     },
+    #[error(
+        "`{field}` names a GPU that the host `{host}` tells of; another one may tell of it once that has said nothing of \
+        it for 3 minutes"
+    )]
+    GpuClaimed {
+        field: String,
+        gpu_uuid: String,
+        host: String,
+    },
     #[error("`{field}` is held by the job `{job_id}`, which is {status}")]
     KeyHeld {
         field: &'static str,
@@ -153,6 +162,15 @@ impl Error {
         }
     }
 
+    /// A GPU that another host, or another reporter of the same one, tells of.
+    pub fn gpu_claimed(field: String, gpu_uuid: String, host: String) -> Self {
+        Self::GpuClaimed {
+            field,
+            gpu_uuid: shortened(gpu_uuid, LONGEST_FIELD),
+            host: shortened(host, LONGEST_FIELD),
+        }
+    }
+
     /// A failure of ours.
     pub fn internal(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::Internal(Arc::from(cause.into()))
@@ -218,6 +236,7 @@ impl Error {
                 (Code::FailedPrecondition, ErrorReason::BrokenReference)
             }
             Self::InUse { .. } => (Code::FailedPrecondition, ErrorReason::InUse),
+            Self::GpuClaimed { .. } => (Code::FailedPrecondition, ErrorReason::GpuClaimed),
             Self::WrongKind { .. } => (Code::FailedPrecondition, ErrorReason::WrongKind),
             Self::SecretsUnreadable { .. } => {
                 (Code::FailedPrecondition, ErrorReason::SecretsUnreadable)
@@ -285,6 +304,9 @@ impl Error {
         if let Self::WrongKind { kind, .. } = self {
             return vec![("kind", kind.clone())];
         }
+        if let Self::GpuClaimed { gpu_uuid, host, .. } = self {
+            return vec![("gpu_uuid", gpu_uuid.clone()), ("host", host.clone())];
+        }
         if let Self::InUse { ids, .. } = self {
             return vec![("used_by", ids.clone())];
         }
@@ -313,6 +335,9 @@ impl Error {
         }
         if let Self::KeyHeld { field, .. } = self {
             return Some((field, "is held by another job"));
+        }
+        if let Self::GpuClaimed { field, .. } = self {
+            return Some((field, "names a GPU that another host tells of"));
         }
         if let Self::Invalid { field, problem }
         | Self::AlreadyExists { field, problem }

@@ -30,6 +30,7 @@ mod m20261124_000022_alert_life;
 mod m20261124_000023_notifications;
 mod m20261124_000024_job_queue;
 mod m20261124_000025_feed_incarnations;
+mod m20261124_000026_gpu_claims;
 
 /// Applies and reverts the migrations, parents first. It takes no lock: callers that may
 /// start at the same time have to take one.
@@ -64,6 +65,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000023_notifications::Migration),
             Box::new(m20261124_000024_job_queue::Migration),
             Box::new(m20261124_000025_feed_incarnations::Migration),
+            Box::new(m20261124_000026_gpu_claims::Migration),
         ]
     }
 }

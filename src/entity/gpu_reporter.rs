@@ -14,6 +14,8 @@ pub struct Model {
     /// How many samples the reporter has had to drop, in all.
     pub lost: i64,
     pub last_seen_at: DateTimeUtc,
+    /// When its first batch was stored. NULL of one that is older than the column.
+    pub first_seen_at: Option<DateTimeUtc>,
 }
 
 impl ActiveModelBehavior for ActiveModel {

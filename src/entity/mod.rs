@@ -30,6 +30,7 @@ pub mod export_job;
 pub mod feed_incarnation;
 pub mod feed_state;
 pub mod gpu;
+pub mod gpu_claim;
 pub mod gpu_event;
 pub mod gpu_history_state;
 pub mod gpu_reporter;

@@ -15,6 +15,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Endpoint};
+use tonic_types::StatusExt;
 use uuid::Uuid;
 
 use super::{
@@ -51,6 +52,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(40);
 /// When to ask a silent connection whether it is alive, and how long to wait for that.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
+/// When to report a GPU again that another host reports.
+const CLAIM_EVERY: Duration = Duration::from_secs(30);
+
 /// The pauses between attempts: the first, the longest, and the longest at the end.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
@@ -83,6 +87,8 @@ struct Agent {
     sequence: i64,
     /// What has been sent and not yet been answered.
     batch: Option<pb::RecordGpuStatsRequest>,
+    /// GPUs that another host reports, by UUID, and when to report them again.
+    claimed: HashMap<String, Instant>,
     /// How many samples were lost since that was made.
     lost: u64,
     next_report: Instant,
@@ -160,6 +166,7 @@ impl Agent {
             host,
             sequence: 0,
             batch: None,
+            claimed: HashMap::new(),
             lost: 0,
             next_report: Instant::now(),
             answered: false,
@@ -229,6 +236,8 @@ impl Agent {
                 () = self.events.filled() => {}
                 () = self.draining.cancelled() => {}
             }
+            let now = Instant::now();
+            self.claimed.retain(|_, until| *until > now);
             let (gpu_events, gpu_conditions) = (self.take_events(), self.take_conditions());
             let parts = gpu_events.iter().map(Message::encoded_len);
             let parts = parts.chain(gpu_conditions.iter().map(Message::encoded_len));
@@ -240,7 +249,8 @@ impl Agent {
                 samples += 1;
                 samples == 1 || bytes <= LARGEST_BATCH && samples <= MOST
             };
-            let (rows, dropped) = self.queue.take(fits);
+            let (mut rows, dropped) = self.queue.take(fits);
+            rows.retain(|row| !self.claimed.contains_key(&row.gpu.uuid));
             self.lost += dropped;
             let rest = self.queue.len();
             self.next_report = Instant::now();
@@ -286,6 +296,7 @@ impl Agent {
     fn take_conditions(&mut self) -> Vec<pb::GpuCondition> {
         let now = entity::now();
         let mut news = self.reported.news(self.conditions.told(), now);
+        news.retain(|(uuid, _)| !self.claimed.contains_key(uuid));
         news.truncate(LARGEST_PART / 128);
         let conditions = news.iter().map(message).collect();
         self.reported.remember(news, now);
@@ -322,6 +333,9 @@ impl Agent {
     /// Logs a failure, the first time that it is met, and drops a batch that will always fail.
     fn fail(&mut self, status: &Status) {
         let reason = status.message();
+        if self.leave_out(status) {
+            return;
+        }
         if status.code() == Code::InvalidArgument
             && let Some(batch) = self.batch.take()
         {
@@ -344,6 +358,31 @@ impl Agent {
         }
     }
 
+    /// Takes a GPU that another host reports out of the batch, and reports the others. Returns whether that
+    /// is what was wrong with it.
+    fn leave_out(&mut self, status: &Status) -> bool {
+        let Some((uuid, host)) = claimed(status) else {
+            return false;
+        };
+        let Some(batch) = &mut self.batch else {
+            return false;
+        };
+        // Nothing of the batch was stored, so that it may change.
+        let before = (batch.gpu_stats.len(), batch.gpu_conditions.len());
+        batch.gpu_stats.retain(|stats| stats.gpu_uuid() != uuid);
+        batch.gpu_conditions.retain(|known| known.gpu_uuid != uuid);
+        if before == (batch.gpu_stats.len(), batch.gpu_conditions.len()) {
+            return false;
+        }
+        tracing::warn!(
+            gpu = uuid,
+            host,
+            "another host reports this GPU; it is left out, and tried again in half a minute"
+        );
+        self.claimed.insert(uuid, Instant::now() + CLAIM_EVERY);
+        true
+    }
+
     /// How many samples are not known to be stored.
     fn waiting(&self) -> usize {
         let sent = self.batch.as_ref().map_or(0, |batch| batch.gpu_stats.len());
@@ -355,6 +394,16 @@ impl Agent {
         let sent: i64 = sent.map(|event| event.occurrences).sum();
         sent + self.events.unstored()
     }
+}
+
+/// The GPU that another host reports, and that host, if that is what the status says.
+fn claimed(status: &Status) -> Option<(String, String)> {
+    let details = status.get_error_details();
+    let info = details.error_info()?;
+    let claimed = pb::ErrorReason::GpuClaimed.as_str_name();
+    let is_claimed = claimed.trim_start_matches("ERROR_REASON_") == info.reason;
+    let told = |key| info.metadata.get(key).cloned().unwrap_or_default();
+    is_claimed.then(|| (told("gpu_uuid"), told("host")))
 }
 
 fn message((uuid, condition): &(String, Condition)) -> pb::GpuCondition {

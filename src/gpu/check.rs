@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{columns, live::Condition};
+use super::{claims::Wanted, columns, live::Condition};
 use crate::{
     entity::{
         gpu,
@@ -117,6 +117,33 @@ impl Batch {
             events: events.collect::<Result<_>>()?,
             conditions: conditions.collect::<Result<_>>()?,
         })
+    }
+}
+
+impl Batch {
+    /// The GPUs that it tells of. `host` is the one that reports.
+    pub(super) fn wanted(&self, host: &str) -> Wanted {
+        let conditions = self.conditions.iter();
+        let conditions = conditions.map(|(uuid, _)| (uuid.clone(), host.to_string()));
+        let samples = self.gpu_stats.iter().map(|stats| {
+            let host = stats.host.as_deref().unwrap_or(host);
+            (stats.gpu_uuid().to_string(), host.to_string())
+        });
+        conditions.chain(samples).collect()
+    }
+
+    /// The field that names this GPU first.
+    pub(super) fn field_of(&self, uuid: &str) -> String {
+        let sample = self
+            .gpu_stats
+            .iter()
+            .position(|stats| stats.gpu_uuid() == uuid);
+        if let Some(at) = sample {
+            return format!("gpu_stats[{at}].gpu_uuid");
+        }
+        let mut conditions = self.conditions.iter();
+        let at = conditions.position(|(known, _)| known == uuid);
+        format!("gpu_conditions[{}].gpu_uuid", at.unwrap_or_default())
     }
 }
 

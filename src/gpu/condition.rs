@@ -216,7 +216,13 @@ impl Conditions {
     pub(super) fn told(&self) -> Vec<(String, Condition)> {
         let known = self.known();
         let told = known.gpus.values().flat_map(Tracked::told);
+        let told = told.filter(|(uuid, _)| self.may_tell(uuid));
         told.map(|(uuid, told)| (uuid.clone(), told)).collect()
+    }
+
+    /// Whether it is for this host to say how this GPU is: no other one tells of it.
+    pub(super) fn may_tell(&self, uuid: &str) -> bool {
+        !self.live.is_refused(uuid)
     }
 
     fn set(&self, uuid: &str, change: impl FnOnce(&mut Tracked)) {

@@ -1,7 +1,7 @@
 //! The newest reading of every GPU, sampled here or reported, in memory, for whoever watches.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, OnceLock, PoisonError, RwLock},
 };
 
@@ -36,6 +36,8 @@ struct Shared {
     /// The GPUs that were sampled, by UUID.
     gpus: RwLock<BTreeMap<String, Arc<pb::Gpu>>>,
     conditions: RwLock<BTreeMap<String, Condition>>,
+    /// The GPUs of this host that another one tells of, by UUID.
+    refused: RwLock<BTreeSet<String>>,
 }
 
 /// What is kept of a GPU. Its count goes on even if it is gone for a while.
@@ -252,8 +254,44 @@ impl LiveGpus {
         }
     }
 
+    /// Has nothing told of a GPU that is sampled here, since another host tells of it. Returns whether that
+    /// is new.
+    pub(super) fn refuse(&self, uuid: &str) -> bool {
+        let refused = self.0.refused.write();
+        let mut refused = refused.unwrap_or_else(PoisonError::into_inner);
+        let is_new = refused.insert(uuid.into());
+        if is_new {
+            self.forget(uuid);
+        }
+        is_new
+    }
+
+    /// Has it told again.
+    pub(super) fn accept(&self, uuid: &str) {
+        let refused = self.0.refused.write();
+        refused.unwrap_or_else(PoisonError::into_inner).remove(uuid);
+    }
+
+    /// The GPUs of this host that another one tells of.
+    pub(super) fn refused(&self) -> Vec<String> {
+        let refused = self.0.refused.read();
+        let refused = refused.unwrap_or_else(PoisonError::into_inner);
+        refused.iter().cloned().collect()
+    }
+
+    /// Whether this is one of them.
+    pub(super) fn is_refused(&self, uuid: &str) -> bool {
+        let refused = self.0.refused.read();
+        refused
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(uuid)
+    }
+
     /// How this GPU of this host is.
     pub fn condition(&self, uuid: &str) -> Option<Condition> {
+        if self.is_refused(uuid) {
+            return None;
+        }
         let all = self.0.conditions.read();
         let all = all.unwrap_or_else(PoisonError::into_inner);
         all.get(uuid).copied()

@@ -5,7 +5,7 @@
 //! driver block, and one that never returns must cost no more than its thread. A sample goes to
 //! `live` and, through a bounded `queue`, to the `writer`, or in an `agent` to its server, where
 //! `report` takes it in. What happens to a GPU, and how it is, is found out by `condition` and becomes
-//! `events`.
+//! `events`. That one host at a time tells of a GPU is kept by `claims`.
 
 use std::{
     collections::HashMap,
@@ -21,6 +21,7 @@ use crate::{db::Db, error::Chain, pb};
 
 pub mod agent;
 mod check;
+mod claims;
 mod columns;
 mod condition;
 mod cost;
@@ -120,10 +121,11 @@ pub async fn start(
         conditions: conditions.clone(),
         counts: live.events().clone(),
     };
+    let claims = claims::Local::new(settings.host.clone(), live.clone());
     let (host, found) = launch(settings, live, queue.clone(), (conditions, events), health);
     let stop = move || host.stop.set();
     let events = tokio::spawn(store.run(shutdown.clone()));
-    let writer = tokio::spawn(writer::run(db, queue, shutdown, stop));
+    let writer = tokio::spawn(writer::run((db, claims), queue, shutdown, stop));
     Running {
         found: hear(found).await,
         writer,

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::Stream;
 use sea_orm::{
-    EntityTrait, QueryFilter, Set,
+    DatabaseTransaction, EntityTrait, QueryFilter, Set,
     sea_query::{Expr, ExprTrait, OnConflict},
 };
 use tokio_util::sync::CancellationToken;
@@ -13,13 +13,14 @@ use tonic::{Status, Streaming};
 
 use super::{
     check::{Batch, Reporter},
+    claims::Claimant,
     events::store,
     live::{LiveGpus, Origin},
     rows::{self, Seen},
 };
 use crate::{
     db::Db,
-    entity::{self, gpu_reporter},
+    entity::{self, gpu_claim, gpu_reporter},
     error::{Error, Result},
     pb,
     rpc::layer,
@@ -46,6 +47,8 @@ struct Report {
     reports: Reports,
     /// Known from the first batch on.
     reporter: Option<Reporter>,
+    /// When the first batch of the reporter was stored, once that is known.
+    since: Option<DateTime<Utc>>,
     /// What this stream has written to `gpus`.
     seen: Seen,
 }
@@ -59,6 +62,7 @@ impl Reports {
         let mut report = Report {
             reports: self,
             reporter: None,
+            since: None,
             seen: Seen::default(),
         };
         async_stream::try_stream! {
@@ -83,7 +87,13 @@ impl Reports {
         let before = crate::clock::for_retention() - REMEMBERED;
         let gone = gpu_reporter::Entity::delete_many()
             .filter(gpu_reporter::COLUMN.last_seen_at.lt(before));
-        if let Err(error) = self.db.write(async |tx| Ok(gone.exec(tx).await?)).await {
+        let claims =
+            gpu_claim::Entity::delete_many().filter(gpu_claim::COLUMN.claimed_at.lt(before));
+        let forgotten = self.db.write(async |tx| {
+            claims.exec(tx).await?;
+            Ok(gone.exec(tx).await?)
+        });
+        if let Err(error) = forgotten.await {
             // The next stream tries it again.
             tracing::debug!(%error, "reporters that are gone could not be forgotten");
         }
@@ -135,13 +145,16 @@ impl Report {
             last_sequence: Set(batch.sequence),
             lost: Set(batch.lost),
             last_seen_at: Set(entity::now()),
+            first_seen_at: Set(Some(entity::now())),
         };
         let found = batch.gpu_stats.iter().map(|stats| {
             let gpu = || Arc::new(gpu_of(stats, batch.driver_version.as_ref()));
             (stats, gpu)
         });
         let gpus = self.seen.news(found);
-        let stored = self
+        let wanted = batch.wanted(&reporter.host);
+        let since = self.since;
+        let stored_since = self
             .reports
             .db
             .write(async |tx| {
@@ -151,18 +164,37 @@ impl Report {
                     .exec_without_returning(tx)
                     .await?;
                 if raised == 0 {
-                    return Ok(false);
+                    return Ok(None);
+                }
+                let since = match since {
+                    Some(since) => since,
+                    None => first_seen_at(tx, &reporter.id).await?,
+                };
+                let claimant = Claimant::agent(&reporter.id, since);
+                let refused = claimant.claim(tx, &wanted).await?;
+                if let Some((uuid, claim)) = refused.into_iter().next() {
+                    return Err(Error::gpu_claimed(batch.field_of(&uuid), uuid, claim.host));
                 }
                 rows::insert(tx, batch.gpu_stats.iter(), &gpus).await?;
                 store::insert(tx, batch.events.clone(), &batch.conditions).await?;
-                Ok(true)
+                Ok(Some(since))
             })
             .await?;
-        if stored {
+        if stored_since.is_some() {
+            self.since = stored_since;
             self.seen.remember(gpus);
         }
-        Ok(stored)
+        Ok(stored_since.is_some())
     }
+}
+
+/// When the first batch of a reporter was stored; of one from before that was noted, long ago.
+async fn first_seen_at(tx: &DatabaseTransaction, reporter_id: &str) -> Result<DateTime<Utc>> {
+    let reporter = gpu_reporter::Entity::find_by_id(reporter_id)
+        .one(tx)
+        .await?;
+    let first = reporter.and_then(|reporter| reporter.first_seen_at);
+    Ok(first.unwrap_or_default())
 }
 
 /// What a sample tells of its GPU.

@@ -355,6 +355,9 @@ impl Host {
     fn publish<'a>(&self, samples: impl Iterator<Item = (&'a Arc<pb::Gpu>, pb::GpuStats)>) {
         self.stop.unless_set(|| {
             for (gpu, mut stats) in samples {
+                if self.live.is_refused(&gpu.uuid) {
+                    continue;
+                }
                 self.live.introduce(gpu);
                 if self.count.load(Ordering::Relaxed) == 1 {
                     self.detections.fill(&mut stats);

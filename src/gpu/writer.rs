@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     FLUSH_WITHIN,
+    claims::Local,
     queue::{Queue, Row},
     rows::{self, BATCH, Seen},
 };
@@ -18,19 +19,23 @@ use crate::{
 /// How long a sample may wait for others to be stored with.
 const WRITE_EVERY: Duration = Duration::from_secs(2);
 
+/// How often GPUs are claimed again that another host tells of.
+const CLAIM_EVERY: Duration = Duration::from_secs(10);
+
 /// The longest pause between two attempts while the database is away.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Stores what comes through the queue. When `shutdown` is set, has the samplers stopped and
 /// stores the rest, if the database lets it.
 pub(super) async fn run(
-    db: Db,
+    (db, claims): (Db, Local),
     queue: Arc<Queue>,
     shutdown: CancellationToken,
     stop_samplers: impl FnOnce(),
 ) {
     let mut seen = Seen::default();
     let mut away: Option<Duration> = None;
+    let mut claim_at = Instant::now() + CLAIM_EVERY;
     loop {
         let pause = away.unwrap_or(WRITE_EVERY);
         let until = Instant::now() + pause;
@@ -39,8 +44,14 @@ pub(super) async fn run(
             () = tokio::time::sleep_until(until) => {}
             () = queue.filled(), if away.is_none() => {}
         }
-        match store_all(&db, &queue, &mut seen, away.is_some()).await {
+        match store_all((&db, &claims), &queue, &mut seen, away.is_some()).await {
             Ok(()) => {
+                if Instant::now() >= claim_at {
+                    claim_at = Instant::now() + CLAIM_EVERY;
+                    if let Err(error) = claims.retry(&db).await {
+                        tracing::debug!(%error, "GPUs could not be claimed again");
+                    }
+                }
                 let dropped = queue.take_dropped();
                 if away.take().is_some() {
                     tracing::info!(dropped, "GPU samples are stored again");
@@ -59,7 +70,7 @@ pub(super) async fn run(
         }
     }
     stop_samplers();
-    let rest = store_all(&db, &queue, &mut seen, away.is_some());
+    let rest = store_all((&db, &claims), &queue, &mut seen, away.is_some());
     let stored = timeout(FLUSH_WITHIN, rest).await;
     if !matches!(stored, Ok(Ok(()))) {
         let lost = queue.len();
@@ -69,7 +80,12 @@ pub(super) async fn run(
 
 /// Stores what waits. After a failure nobody knows whether what was stored then is there: a commit may
 /// be made whose answer is lost.
-async fn store_all(db: &Db, queue: &Queue, seen: &mut Seen, mut after_failure: bool) -> Result<()> {
+async fn store_all(
+    (db, claims): (&Db, &Local),
+    queue: &Queue,
+    seen: &mut Seen,
+    mut after_failure: bool,
+) -> Result<()> {
     loop {
         let (mut rows, end) = queue.first(BATCH);
         if rows.is_empty() {
@@ -79,23 +95,37 @@ async fn store_all(db: &Db, queue: &Queue, seen: &mut Seen, mut after_failure: b
             rows::leave_out_stored(db, &mut rows).await?;
         }
         if !rows.is_empty() {
-            store(db, &rows, seen).await?;
+            store(db, claims, &rows, seen).await?;
         }
         queue.remove_up_to(end);
     }
 }
 
-/// Stores the rows, and which GPUs they are of, in one transaction.
-async fn store(db: &Db, rows: &[Row], seen: &mut Seen) -> Result<()> {
-    let found = rows
-        .iter()
-        .map(|row| (&row.reading.stats, || row.gpu.clone()));
-    let gpus = seen.news(found);
-    db.write(async |tx| {
-        let stats = rows.iter().map(|row| &row.reading.stats);
-        rows::insert(tx, stats, &gpus).await
-    })
-    .await?;
+/// Stores the rows, and which GPUs they are of, in one transaction. Rows of GPUs that another host tells of
+/// are dropped.
+async fn store(db: &Db, claims: &Local, rows: &[Row], seen: &mut Seen) -> Result<()> {
+    let known = &*seen;
+    let (gpus, refused) = db
+        .write(async |tx| {
+            let uuids = rows.iter().map(|row| row.gpu.uuid.clone());
+            let refused = claims.claim(tx, uuids).await?;
+            let rows = rows
+                .iter()
+                .filter(|row| !refused.contains_key(&row.gpu.uuid));
+            let rows: Vec<_> = rows.collect();
+            let found = rows
+                .iter()
+                .copied()
+                .map(|row| (&row.reading.stats, || row.gpu.clone()));
+            let gpus = known.news(found);
+            if !rows.is_empty() {
+                let stats = rows.iter().map(|row| &row.reading.stats);
+                rows::insert(tx, stats, &gpus).await?;
+            }
+            Ok((gpus, refused))
+        })
+        .await?;
     seen.remember(gpus);
+    claims.refuse(&refused);
     Ok(())
 }

@@ -18,6 +18,7 @@ use crate::support::{
 };
 
 mod agent;
+mod claims;
 mod events;
 mod faults;
 mod future;

@@ -18,6 +18,7 @@ use crate::{
     feed,
     gpu::{
         FLUSH_WITHIN,
+        claims::SILENT_AFTER,
         condition::{Conditions, Stored},
         live::Condition,
     },
@@ -33,9 +34,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How often to tell that a GPU is as it was.
 const REPORT_EVERY: TimeDelta = TimeDelta::minutes(1);
-
-/// After how long without a report nobody knows how a GPU is.
-const SILENT_AFTER: TimeDelta = TimeDelta::minutes(3);
 
 /// The longest pause between two attempts while the database is away.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -144,7 +142,8 @@ impl Store {
             }
             let mut after = HashMap::new();
             for event in &events {
-                after.extend(event.after.iter().cloned());
+                let after_it = event.after.iter().cloned();
+                after.extend(after_it.filter(|(uuid, _)| self.conditions.may_tell(uuid)));
             }
             let after: Vec<_> = after.into_iter().collect();
             let facts = events.iter().map(|event| event.fact(&self.host));

@@ -12,10 +12,10 @@ use watchpost::entity::{
     alert_rule, alert_suppression, alert_transition, audit_log, backup_job, camera, camera_zone,
     change, class_baseline, delivery, demographics_result, detection, event, event_audit,
     event_detection, event_feedback, event_ingest, export_job, feed_incarnation, feed_state, gpu,
-    gpu_event, gpu_history_state, gpu_reporter, gpu_stats, gpu_stats_minute, gpu_stats_pending,
-    job, job_attempt, job_log, job_queue, job_schedule, job_transition, job_type, log,
-    manual_alert_cooldown, notification_channel, now, pose_result, reid_embedding, restore_job,
-    silence, threat_detection,
+    gpu_claim, gpu_event, gpu_history_state, gpu_reporter, gpu_stats, gpu_stats_minute,
+    gpu_stats_pending, job, job_attempt, job_log, job_queue, job_schedule, job_transition,
+    job_type, log, manual_alert_cooldown, notification_channel, now, pose_result, reid_embedding,
+    restore_job, silence, threat_detection,
 };
 
 use super::{catalogue, expected::Schema, rows};
@@ -69,7 +69,7 @@ on_both! {
             action_result, activity_baseline, alert, alert_cooldown, alert_flap, alert_rule, alert_suppression, alert_request, alert_transition, manual_alert_cooldown, audit_log,
             backup_job, camera, camera_zone, change, class_baseline, delivery, notification_channel, demographics_result,
             detection, event, event_audit, event_detection, event_feedback, event_ingest,
-            export_job, feed_incarnation, feed_state, gpu, gpu_event, gpu_history_state, gpu_reporter, gpu_stats, gpu_stats_minute,
+            export_job, feed_incarnation, feed_state, gpu, gpu_claim, gpu_event, gpu_history_state, gpu_reporter, gpu_stats, gpu_stats_minute,
             gpu_stats_pending, job, job_attempt, job_log, job_queue, job_schedule,
             job_transition, job_type, log, pose_result, reid_embedding, restore_job, silence, threat_detection,
         ]);

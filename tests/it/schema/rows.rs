@@ -46,6 +46,11 @@ const ROWS: &[(&str, &str)] = &[
         "(reporter_id, host, last_sequence) VALUES ('edge-1', 'edge', 1)",
     ),
     (
+        "gpu_claims",
+        "(gpu_uuid, host, claimant, is_agent, claimant_since)
+        VALUES ('GPU-1', 'edge', 'edge-1', true, '2026-03-01T12:00:00+00:00')",
+    ),
+    (
         "audit_logs",
         "(action, resource_type, actor) VALUES ('create', 'alert_rule', 'ann')",
     ),
