@@ -134,6 +134,10 @@ const (
 	// was replaced or is corrupt. Whether the call's own write happened is unknown if the storage failed
 	// during the commit: retry with the same `request_id`. Example: the disk reports an I/O error.
 	ErrorReason_ERROR_REASON_STORAGE_FAILING ErrorReason = 37
+	// `FAILED_PRECONDITION`: another host, or another reporter of the same host, tells of the GPU; `metadata` holds
+	// `gpu_uuid` and `host`, which tells of it. It can be taken over once that has said nothing of the GPU for 3 minutes.
+	// Example: `RecordGpuStats` from two hosts with samples of one GPU.
+	ErrorReason_ERROR_REASON_GPU_CLAIMED ErrorReason = 40
 )
 
 // Enum value maps for ErrorReason.
@@ -169,6 +173,7 @@ var (
 		25: "ERROR_REASON_HISTORY_REPLACED",
 		36: "ERROR_REASON_STORAGE_FULL",
 		37: "ERROR_REASON_STORAGE_FAILING",
+		40: "ERROR_REASON_GPU_CLAIMED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":            0,
@@ -201,6 +206,7 @@ var (
 		"ERROR_REASON_HISTORY_REPLACED":       25,
 		"ERROR_REASON_STORAGE_FULL":           36,
 		"ERROR_REASON_STORAGE_FAILING":        37,
+		"ERROR_REASON_GPU_CLAIMED":            40,
 	}
 )
 
@@ -235,7 +241,7 @@ var File_watchpost_v1_errors_proto protoreflect.FileDescriptor
 
 const file_watchpost_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x19watchpost/v1/errors.proto\x12\fwatchpost.v1*\xd0\a\n" +
+	"\x19watchpost/v1/errors.proto\x12\fwatchpost.v1*\xee\a\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\x1f\n" +
@@ -267,7 +273,8 @@ const file_watchpost_v1_errors_proto_rawDesc = "" +
 	"\x18ERROR_REASON_SERVER_BUSY\x10\x1b\x12!\n" +
 	"\x1dERROR_REASON_HISTORY_REPLACED\x10\x19\x12\x1d\n" +
 	"\x19ERROR_REASON_STORAGE_FULL\x10$\x12 \n" +
-	"\x1cERROR_REASON_STORAGE_FAILING\x10%B\xab\x01\n" +
+	"\x1cERROR_REASON_STORAGE_FAILING\x10%\x12\x1c\n" +
+	"\x18ERROR_REASON_GPU_CLAIMED\x10(B\xab\x01\n" +
 	"\x10com.watchpost.v1B\vErrorsProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
 
 var (

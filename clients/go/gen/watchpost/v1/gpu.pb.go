@@ -586,8 +586,11 @@ const (
 	ThrottleReason_THROTTLE_REASON_HW_POWER_BRAKE_SLOWDOWN ThrottleReason = 8
 	// The clocks that the displays need. NVML bit 0x100.
 	ThrottleReason_THROTTLE_REASON_DISPLAY_CLOCK_SETTING ThrottleReason = 9
-	// Any bit that this server does not know.
+	// Any bit that has no name here. `ThrottleTime.bits` says which.
 	ThrottleReason_THROTTLE_REASON_OTHER ThrottleReason = 10
+	// Something that the driver does not name. NVML bit 0x8000000000000000, the
+	// highest one: `nvmlClocksThrottleReasonUnknown`.
+	ThrottleReason_THROTTLE_REASON_UNKNOWN ThrottleReason = 11
 )
 
 // Enum value maps for ThrottleReason.
@@ -604,6 +607,7 @@ var (
 		8:  "THROTTLE_REASON_HW_POWER_BRAKE_SLOWDOWN",
 		9:  "THROTTLE_REASON_DISPLAY_CLOCK_SETTING",
 		10: "THROTTLE_REASON_OTHER",
+		11: "THROTTLE_REASON_UNKNOWN",
 	}
 	ThrottleReason_value = map[string]int32{
 		"THROTTLE_REASON_UNSPECIFIED":                 0,
@@ -617,6 +621,7 @@ var (
 		"THROTTLE_REASON_HW_POWER_BRAKE_SLOWDOWN":     8,
 		"THROTTLE_REASON_DISPLAY_CLOCK_SETTING":       9,
 		"THROTTLE_REASON_OTHER":                       10,
+		"THROTTLE_REASON_UNKNOWN":                     11,
 	}
 )
 
@@ -667,7 +672,7 @@ type Gpu struct {
 	DriverVersion *string `protobuf:"bytes,7,opt,name=driver_version,json=driverVersion,proto3,oneof" json:"driver_version,omitempty"`
 	// When the first sample in this database was taken.
 	FirstSeenAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=first_seen_at,json=firstSeenAt,proto3" json:"first_seen_at,omitempty"`
-	// When it was last sampled, to the minute.
+	// When it was last sampled, to the minute. Never ahead of the server's clock.
 	LastSeenAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_seen_at,json=lastSeenAt,proto3" json:"last_seen_at,omitempty"`
 	// How it is. A MIG instance is as the GPU that it is a part of.
 	State GpuState `protobuf:"varint,10,opt,name=state,proto3,enum=watchpost.v1.GpuState" json:"state,omitempty"`
@@ -999,8 +1004,10 @@ type GpuStats struct {
 	// `nvmlDeviceGetPerformanceState`.
 	Pstate *int32 `protobuf:"varint,13,opt,name=pstate,proto3,oneof" json:"pstate,omitempty"`
 	// Why clocks are held down, the driver's bit mask as it is, bits unknown to
-	// this server included. 0 means that nothing holds them down. NVML:
-	// `nvmlDeviceGetCurrentClocksThrottleReasons`.
+	// this server included. 0 means that nothing holds them down. The mask has 64
+	// bits and no sign: bit 63 (`THROTTLE_REASON_UNKNOWN`) makes this number
+	// negative, and the same 64 bits read as an unsigned number are the mask. See
+	// `ThrottleReason` for the bits. NVML: `nvmlDeviceGetCurrentClocksThrottleReasons`.
 	ThrottleReasons *int64 `protobuf:"varint,14,opt,name=throttle_reasons,json=throttleReasons,proto3,oneof" json:"throttle_reasons,omitempty"`
 	// The power limit in force, in W. NVML: `nvmlDeviceGetEnforcedPowerLimit`.
 	PowerLimit *float64 `protobuf:"fixed64,15,opt,name=power_limit,json=powerLimit,proto3,oneof" json:"power_limit,omitempty"`
@@ -2157,7 +2164,11 @@ type ThrottleTime struct {
 	// What.
 	Reason ThrottleReason `protobuf:"varint,1,opt,name=reason,proto3,enum=watchpost.v1.ThrottleReason" json:"reason,omitempty"`
 	// For how long.
-	Time          *durationpb.Duration `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	Time *durationpb.Duration `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// The bits of `GpuStats.throttle_reasons` that stand for the reason. Of
+	// `THROTTLE_REASON_OTHER`: every bit without a name that was set at any time in
+	// the bucket.
+	Bits          uint64 `protobuf:"varint,3,opt,name=bits,proto3" json:"bits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2204,6 +2215,13 @@ func (x *ThrottleTime) GetTime() *durationpb.Duration {
 		return x.Time
 	}
 	return nil
+}
+
+func (x *ThrottleTime) GetBits() uint64 {
+	if x != nil {
+		return x.Bits
+	}
+	return 0
 }
 
 // One value of one GPU, bucket by bucket.
@@ -2926,10 +2944,11 @@ const file_watchpost_v1_gpu_proto_rawDesc = "" +
 	"\bthrottle\x18\x06 \x03(\v2\x1a.watchpost.v1.ThrottleTimeR\bthrottle\x12\x1b\n" +
 	"\x06energy\x18\a \x01(\x03H\x01R\x06energy\x88\x01\x01B\x12\n" +
 	"\x10_missing_samplesB\t\n" +
-	"\a_energy\"s\n" +
+	"\a_energy\"\x87\x01\n" +
 	"\fThrottleTime\x124\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1c.watchpost.v1.ThrottleReasonR\x06reason\x12-\n" +
-	"\x04time\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04time\"{\n" +
+	"\x04time\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04time\x12\x12\n" +
+	"\x04bits\x18\x03 \x01(\x04R\x04bits\"{\n" +
 	"\x0fGpuMetricSeries\x12/\n" +
 	"\x06metric\x18\x01 \x01(\x0e2\x17.watchpost.v1.GpuMetricR\x06metric\x127\n" +
 	"\abuckets\x18\x02 \x03(\v2\x1d.watchpost.v1.GpuMetricBucketR\abuckets\"\xc9\x01\n" +
@@ -3049,7 +3068,7 @@ const file_watchpost_v1_gpu_proto_rawDesc = "" +
 	"\x1eGPU_METRIC_DECODER_UTILIZATION\x10\x17\x12\x18\n" +
 	"\x14GPU_METRIC_BAR1_USED\x10\x18\x12\"\n" +
 	"\x1eGPU_METRIC_POWER_USAGE_INSTANT\x10\x19\x12!\n" +
-	"\x1dGPU_METRIC_MEMORY_TEMPERATURE\x10\x1a*\xa8\x03\n" +
+	"\x1dGPU_METRIC_MEMORY_TEMPERATURE\x10\x1a*\xc5\x03\n" +
 	"\x0eThrottleReason\x12\x1f\n" +
 	"\x1bTHROTTLE_REASON_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18THROTTLE_REASON_GPU_IDLE\x10\x01\x12/\n" +
@@ -3062,7 +3081,8 @@ const file_watchpost_v1_gpu_proto_rawDesc = "" +
 	"'THROTTLE_REASON_HW_POWER_BRAKE_SLOWDOWN\x10\b\x12)\n" +
 	"%THROTTLE_REASON_DISPLAY_CLOCK_SETTING\x10\t\x12\x19\n" +
 	"\x15THROTTLE_REASON_OTHER\x10\n" +
-	"2\xba\x04\n" +
+	"\x12\x1b\n" +
+	"\x17THROTTLE_REASON_UNKNOWN\x10\v2\xba\x04\n" +
 	"\x0fGpuStatsService\x12I\n" +
 	"\bListGpus\x12\x1d.watchpost.v1.ListGpusRequest\x1a\x1e.watchpost.v1.ListGpusResponse\x12d\n" +
 	"\x11GetLatestGpuStats\x12&.watchpost.v1.GetLatestGpuStatsRequest\x1a'.watchpost.v1.GetLatestGpuStatsResponse\x12U\n" +

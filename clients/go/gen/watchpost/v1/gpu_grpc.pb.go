@@ -42,7 +42,8 @@ type GpuStatsServiceClient interface {
 	// Lists the GPUs that were ever sampled into this database, by host and index.
 	ListGpus(ctx context.Context, in *ListGpusRequest, opts ...grpc.CallOption) (*ListGpusResponse, error)
 	// Gets the newest sample of every GPU, or of those asked for, by host and
-	// index. A GPU without a sample is left out.
+	// index. A GPU without a sample is left out. A stored sample whose
+	// `recorded_at` is ahead of the server's clock is returned only if there is no other.
 	GetLatestGpuStats(ctx context.Context, in *GetLatestGpuStatsRequest, opts ...grpc.CallOption) (*GetLatestGpuStatsResponse, error)
 	// Lists samples by `recorded_at`, newest first. A sample can be listed a few
 	// seconds after it was taken; `GetLatestGpuStats` and `Watch` have it at once.
@@ -86,7 +87,17 @@ type GpuStatsServiceClient interface {
 	//
 	// The newest sample of each GPU is pushed to watches, and is what
 	// `GetLatestGpuStats` gets, as soon as it is answered. A sample that is older
-	// than the newest one of its GPU goes into the history only.
+	// than the newest one of its GPU goes into the history only. A sample whose
+	// `recorded_at` is ahead of the server's clock is as new as its arrival: whatever
+	// is measured and reported after it replaces it.
+	//
+	// A GPU belongs to one claimant at a time: the reporter, or the server with a
+	// sampler of its own, that told of it first, in a sample or a condition. A batch
+	// of another one that names the GPU fails with `FAILED_PRECONDITION`
+	// (`GPU_CLAIMED`), until the claimant has said nothing of the GPU for 3 minutes.
+	// A newer reporter of the same `host`, as after a restart of the agent, takes the
+	// GPU over at once, and the older one is refused from then on. A server with a
+	// sampler neither stores nor returns samples of its own of a GPU that others have.
 	//
 	// The stream ends with the first batch that fails, of which nothing is stored:
 	// `INVALID_ARGUMENT` names the field (`gpu_stats[3].temperature`) and will come
@@ -182,7 +193,8 @@ type GpuStatsServiceServer interface {
 	// Lists the GPUs that were ever sampled into this database, by host and index.
 	ListGpus(context.Context, *ListGpusRequest) (*ListGpusResponse, error)
 	// Gets the newest sample of every GPU, or of those asked for, by host and
-	// index. A GPU without a sample is left out.
+	// index. A GPU without a sample is left out. A stored sample whose
+	// `recorded_at` is ahead of the server's clock is returned only if there is no other.
 	GetLatestGpuStats(context.Context, *GetLatestGpuStatsRequest) (*GetLatestGpuStatsResponse, error)
 	// Lists samples by `recorded_at`, newest first. A sample can be listed a few
 	// seconds after it was taken; `GetLatestGpuStats` and `Watch` have it at once.
@@ -226,7 +238,17 @@ type GpuStatsServiceServer interface {
 	//
 	// The newest sample of each GPU is pushed to watches, and is what
 	// `GetLatestGpuStats` gets, as soon as it is answered. A sample that is older
-	// than the newest one of its GPU goes into the history only.
+	// than the newest one of its GPU goes into the history only. A sample whose
+	// `recorded_at` is ahead of the server's clock is as new as its arrival: whatever
+	// is measured and reported after it replaces it.
+	//
+	// A GPU belongs to one claimant at a time: the reporter, or the server with a
+	// sampler of its own, that told of it first, in a sample or a condition. A batch
+	// of another one that names the GPU fails with `FAILED_PRECONDITION`
+	// (`GPU_CLAIMED`), until the claimant has said nothing of the GPU for 3 minutes.
+	// A newer reporter of the same `host`, as after a restart of the agent, takes the
+	// GPU over at once, and the older one is refused from then on. A server with a
+	// sampler neither stores nor returns samples of its own of a GPU that others have.
 	//
 	// The stream ends with the first batch that fails, of which nothing is stored:
 	// `INVALID_ARGUMENT` names the field (`gpu_stats[3].temperature`) and will come
