@@ -402,7 +402,7 @@ fn claimed(status: &Status) -> Option<(String, String)> {
     let info = details.error_info()?;
     let claimed = pb::ErrorReason::GpuClaimed.as_str_name();
     let is_claimed = claimed.trim_start_matches("ERROR_REASON_") == info.reason;
-    let told = |key| info.metadata.get(key).cloned().unwrap_or_default();
+    let told = |key: &str| info.metadata.get(key).cloned().unwrap_or_default();
     is_claimed.then(|| (told("gpu_uuid"), told("host")))
 }
 

@@ -175,7 +175,16 @@ impl Session {
         let device = match which {
             Which::Index(index) => self.nvml.device_by_index(*index),
             Which::Uuid(uuid) => self.nvml.device_by_uuid(uuid.clone()),
-        }?;
+        };
+        let device = device.map_err(|error| {
+            let failure = Failure::from(error);
+            // A GPU that was known and is not found is lost, whatever NVML calls it.
+            let reason = match failure.trouble {
+                Trouble::Lost => AbsentReason::GpuLost,
+                Trouble::ResetRequired | Trouble::Driver | Trouble::Other => failure.reason,
+            };
+            Failure { reason, ..failure }
+        })?;
         let gpu = pb::Gpu {
             uuid: device.uuid()?,
             host: host.into(),
