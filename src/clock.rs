@@ -134,7 +134,10 @@ pub(crate) async fn compare(db: &Db) -> Result<()> {
     let sql = Statement::from_string(DbBackend::Postgres, "SELECT clock_timestamp() AS now");
     let (wall, begun) = CLOCK.sample();
     let row = timeout(WITHIN, db.reader().query_one_raw(sql)).await;
-    let row = row.map_err(|_| Error::DatabaseAway)??;
+    let Ok(row) = row else {
+        return Err(db.unanswered().await);
+    };
+    let row = row?;
     let row = row.ok_or_else(|| Error::internal("a query without a row"))?;
     let there: DateTime<Utc> = row.try_get("", "now")?;
     // The database was asked halfway, by the monotonic clock: the other one may have been stepped meanwhile.

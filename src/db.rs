@@ -1,10 +1,10 @@
-//! The database: its settings, its connections, and reading. Writing is in `db/write.rs`.
+//! The database: its settings, its connections, and reading. Writing is in `db/write.rs`, reading that may take long in
+//! `db/scans.rs`.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sea_orm::{
-    AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
-    IsolationLevel, TransactionOptions, TransactionTrait,
+    ConnAcquireErr, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
     sqlx::{self, ConnectOptions as _, Connection, SqliteConnection},
 };
 use tokio::{
@@ -12,7 +12,14 @@ use tokio::{
     time::timeout,
 };
 
-use self::{connect::ACQUIRE_TIMEOUT, lock::Lock, renewal::Renewal, storage::Storage};
+use self::{
+    connect::ACQUIRE_TIMEOUT,
+    lock::Lock,
+    reader::{Life, Reader},
+    renewal::Renewal,
+    scans::Scans,
+    storage::Storage,
+};
 use crate::error::{self, Error, Result};
 
 mod connect;
@@ -20,7 +27,9 @@ mod files;
 mod lock;
 mod migrate;
 mod protect;
+pub mod reader;
 mod renewal;
+pub mod scans;
 pub mod signals;
 pub mod storage;
 mod write;
@@ -56,9 +65,11 @@ struct Inner {
     backend: DbBackend,
     /// On SQLite one connection, since only one can write; on PostgreSQL the same pool as `reader`.
     writer: DatabaseConnection,
-    reader: DatabaseConnection,
+    reader: Reader,
     /// Other connections to PostgreSQL, see [`Db::by_key`].
     by_key: Option<DatabaseConnection>,
+    scans: Scans,
+    life: Life,
     /// Connection to a SQLite file that stays open and idle until the end: SQLite deletes the write-ahead log with the
     /// last connection to its database, and the pools may close all of theirs after a fault.
     keeper: AsyncMutex<Option<SqliteConnection>>,
@@ -77,13 +88,17 @@ impl Inner {
         backend: DbBackend,
         writer: DatabaseConnection,
         reader: DatabaseConnection,
+        scans: Scans,
         storage: Storage,
+        life: Life,
     ) -> Self {
         Self {
             backend,
             writer,
-            reader,
+            reader: Reader::new(reader, life.clone()),
             by_key: None,
+            scans,
+            life,
             keeper: AsyncMutex::default(),
             lock: Mutex::default(),
             writing: AsyncMutex::default(),
@@ -109,29 +124,24 @@ impl Db {
         let Some(by_key) = &self.0.by_key else {
             return self.clone();
         };
-        let storage = self.0.storage.clone();
-        let mut db = Inner::new(self.0.backend, by_key.clone(), by_key.clone(), storage);
+        let (scans, storage) = (self.0.scans.clone(), self.0.storage.clone());
+        let (writer, reader, life) = (by_key.clone(), by_key.clone(), self.0.life.clone());
+        let mut db = Inner::new(self.0.backend, writer, reader, scans, storage, life);
         db.renewal = self.0.renewal.clone();
         db.committed = self.0.committed.clone();
         db.announce = self.0.announce.clone();
         Self(Arc::new(db))
     }
 
-    /// Connections for reading outside of a transaction.
-    pub fn reader(&self) -> &DatabaseConnection {
+    /// Connections for short reads outside of a transaction: by keys, or a page by an index. See [`Db::scan`] for reading
+    /// that looks at many rows.
+    pub fn reader(&self) -> &Reader {
         &self.0.reader
     }
 
     /// A transaction that reads, and sees one moment in all that it reads.
     pub async fn snapshot(&self) -> Result<DatabaseTransaction> {
-        let postgres = self.0.backend == DbBackend::Postgres;
-        // On SQLite every transaction reads one snapshot.
-        let options = TransactionOptions {
-            isolation_level: postgres.then_some(IsolationLevel::RepeatableRead),
-            access_mode: postgres.then_some(AccessMode::ReadOnly),
-            ..Default::default()
-        };
-        Ok(self.0.reader.begin_with_options(options).await?)
+        self.0.reader.snapshot().await
     }
 
     /// Closes the connections to PostgreSQL that are open now before they are used again. What they know of the database
@@ -145,12 +155,17 @@ impl Db {
         &self.0.storage
     }
 
-    /// Error for a request that the database did not answer in time: the fault of its storage, if one is known.
-    pub fn unanswered(&self) -> Error {
-        self.0
-            .storage
-            .fault()
-            .map_or(Error::DatabaseAway, Error::Storage)
+    /// Error for a request that the database did not answer in time: the fault of its storage if one is known, else that
+    /// it is busy, or that it cannot be reached.
+    pub async fn unanswered(&self) -> Error {
+        if let Some(fault) = self.0.storage.fault() {
+            return Error::Storage(fault);
+        }
+        if self.0.life.is_there().await {
+            Error::DatabaseBusy
+        } else {
+            Error::DatabaseAway
+        }
     }
 
     /// Asks the database for a sign of life.
@@ -158,9 +173,10 @@ impl Db {
         let alive = self.0.reader.execute_unprepared("SELECT 1");
         match timeout(ACQUIRE_TIMEOUT, alive).await {
             Ok(alive) => alive.map(|_| ()),
-            Err(_) => Err(DbErr::Custom(format!(
-                "no answer within {ACQUIRE_TIMEOUT:?}"
-            ))),
+            Err(_) => {
+                let error = DbErr::ConnectionAcquire(ConnAcquireErr::Timeout);
+                Err(self.0.life.explain(error).await)
+            }
         }
     }
 
@@ -188,8 +204,10 @@ impl Db {
 
     /// Closes all connections, then gives the lock of a SQLite file back.
     pub async fn close(self) {
-        let pools = [&self.0.writer, &self.0.reader].into_iter();
-        for pool in pools.chain(&self.0.by_key) {
+        // Queries of scans that go on are cancelled over the others.
+        let scans = self.0.scans.pools();
+        let others = [&self.0.writer, self.0.reader.pool()];
+        for pool in scans.chain(others).chain(&self.0.by_key) {
             if let Err(error) = pool.close_by_ref().await {
                 tracing::debug!(%error, "closing the database failed");
             }

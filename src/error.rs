@@ -7,7 +7,7 @@ use std::{collections::HashMap, error::Error as StdError, sync::Arc, time::Durat
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-pub use self::database::{StorageFault, code, is_away};
+pub use self::database::{StorageFault, busy, code, is_away};
 use crate::pb::{self, ErrorReason};
 
 mod database;
@@ -121,6 +121,21 @@ pub enum Error {
     TooManyWatches { limit: usize },
     #[error("the database cannot be reached")]
     DatabaseAway,
+    #[error(
+        "the server is busy: the database works on as many calls as it may, and did not get to this one"
+    )]
+    DatabaseBusy,
+    #[error(
+        "the server is busy: the call has waited {:.1} s for its turn to search the database",
+        .waited.as_secs_f64()
+    )]
+    NoTurn { waited: Duration },
+    #[error("the server is busy: {waiting} calls wait for their turn to search the database")]
+    LineFull { waiting: usize },
+    #[error(
+        "the call took longer than it may: its deadline has passed, or its query was cancelled"
+    )]
+    DeadlineExceeded,
     #[error("the storage of the database fails: {0}")]
     Storage(StorageFault),
     #[error("the database has chosen others among conflicting writes")]
@@ -187,6 +202,9 @@ impl Error {
         if matches!(self, Self::DatabaseAway) {
             return Self::DatabaseAway;
         }
+        if matches!(self, Self::DatabaseBusy) {
+            return Self::DatabaseBusy;
+        }
         if matches!(self, Self::Contended) {
             return Self::Contended;
         }
@@ -226,7 +244,10 @@ impl Error {
             Self::Unimplemented(_) => (Code::Unimplemented, ErrorReason::Unimplemented),
             Self::TooLarge { .. } => (Code::ResourceExhausted, ErrorReason::MessageTooLarge),
             Self::TooManyElements { .. } => (Code::ResourceExhausted, ErrorReason::TooManyElements),
-            Self::Busy => (Code::Unavailable, ErrorReason::ServerBusy),
+            Self::Busy | Self::DatabaseBusy | Self::NoTurn { .. } | Self::LineFull { .. } => {
+                (Code::Unavailable, ErrorReason::ServerBusy)
+            }
+            Self::DeadlineExceeded => (Code::DeadlineExceeded, ErrorReason::DeadlineExceeded),
             Self::AlreadyExists { .. } | Self::KeyHeld { .. } => {
                 (Code::AlreadyExists, ErrorReason::AlreadyExists)
             }
@@ -356,10 +377,10 @@ impl Error {
         None
     }
 
-    /// Whether the database cannot be reached or cannot be written: every other call that writes fails as well, and
-    /// trying again later helps.
+    /// Whether the database cannot be reached, is busy, or cannot be written: every other call that writes fails as
+    /// well, and trying again later helps.
     pub fn is_unavailable(&self) -> bool {
-        matches!(self, Self::DatabaseAway) || self.storage_fault().is_some()
+        matches!(self, Self::DatabaseAway | Self::DatabaseBusy) || self.storage_fault().is_some()
     }
 
     /// Whether the error passes by itself.
@@ -367,6 +388,9 @@ impl Error {
         matches!(
             self,
             Self::DatabaseAway
+                | Self::DatabaseBusy
+                | Self::NoTurn { .. }
+                | Self::LineFull { .. }
                 | Self::Storage(_)
                 | Self::Contended
                 | Self::Starting

@@ -36,6 +36,8 @@ pub mod clock;
 
 pub mod time_zones;
 
+pub mod deadline;
+
 pub mod rpc;
 
 pub mod db;

@@ -329,6 +329,7 @@ fn routes<H: HealthService>(
         admission: admission.clone(),
         calls: calls.clone(),
         connections,
+        db: db.clone(),
         feed,
         gpus,
         gpu_interval: settings.gpu_interval,

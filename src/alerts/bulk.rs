@@ -88,6 +88,7 @@ impl Bulk {
     }
 
     async fn count(&self, db: &Db) -> Result<pb::MoveAlertsResponse> {
+        let scan = db.scan().await?;
         let statuses: Vec<(AlertStatus, i64)> = Entity::find()
             .filter(self.filter.clone())
             .select_only()
@@ -95,7 +96,7 @@ impl Bulk {
             .column_as(Column::Id.count(), "alerts")
             .group_by(Column::Status)
             .into_tuple()
-            .all(db.reader())
+            .all(scan.reader())
             .await?;
         let mut tally = Tally::default();
         for (status, alerts) in statuses {
@@ -106,14 +107,16 @@ impl Bulk {
 
     /// The ids of those that match, all of one moment. One by one: there may be many.
     async fn matching(&self, db: &Db) -> Result<Vec<Uuid>> {
+        let scan = db.scan().await?;
         let ids = self
             .select()
             .order_by_asc(Column::CreatedAt)
             .order_by_asc(Column::Id)
             .into_tuple::<Uuid>()
-            .stream(db.reader())
+            .stream(scan.reader())
             .await?;
-        Ok(ids.try_collect().await?)
+        let ids = ids.try_collect().await?;
+        Ok(ids)
     }
 
     fn select(&self) -> Select<Entity> {

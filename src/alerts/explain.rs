@@ -13,6 +13,7 @@ use super::{
     rules::Rule,
 };
 use crate::{
+    db::reader::Reader,
     entity::{
         alert,
         alert_rule::{self, Column, Entity},
@@ -43,7 +44,8 @@ impl AlertRules {
         };
         let (size, token) = (request.page_size, &request.page_token);
         let page = Page::parse(size, token, "rule_explanations", &about)?;
-        let db = self.db.reader();
+        let scan = self.db.scan().await?;
+        let db = scan.reader();
         let event = row::found(PastEvent::find(db, event_id).await?, "event", event_id)?;
         let mut select = Entity::find();
         if !rule_ids.is_empty() {
@@ -51,8 +53,8 @@ impl AlertRules {
         }
         let columns = (Column::CreatedAt, Column::Id);
         let rows = page.oldest_first::<_, _, Uuid>(db, select, columns).await?;
-        let alerts = self.alerts_of(event_id).await?;
-        let mut suppressions = self.suppressions_of(event_id).await?;
+        let alerts = alerts_of(db, event_id).await?;
+        let mut suppressions = suppressions_of(db, event_id).await?;
 
         let facts = event.facts(self.rules.zones().current());
         let key = |row: &alert_rule::Model| (row.created_at.timestamp_micros(), row.id);
@@ -70,32 +72,35 @@ impl AlertRules {
             next_page_token,
         })
     }
+}
 
-    /// The alert that each rule raised for an event.
-    async fn alerts_of(&self, event_id: i64) -> Result<HashMap<Uuid, Uuid>> {
-        let alerts: Vec<(Uuid, Uuid)> = alert::Entity::find()
-            .select_only()
-            .columns([alert::Column::RuleId, alert::Column::Id])
-            .filter(alert::Column::EventId.eq(event_id))
-            .filter(alert::Column::RuleId.is_not_null())
-            // Of several the first one stays.
-            .order_by_desc(alert::Column::CreatedAt)
-            .order_by_desc(alert::Column::Id)
-            .into_tuple()
-            .all(self.db.reader())
-            .await?;
-        Ok(alerts.into_iter().collect())
-    }
+/// The alert that each rule raised for an event.
+async fn alerts_of(db: &Reader, event_id: i64) -> Result<HashMap<Uuid, Uuid>> {
+    let alerts: Vec<(Uuid, Uuid)> = alert::Entity::find()
+        .select_only()
+        .columns([alert::Column::RuleId, alert::Column::Id])
+        .filter(alert::Column::EventId.eq(event_id))
+        .filter(alert::Column::RuleId.is_not_null())
+        // Of several the first one stays.
+        .order_by_desc(alert::Column::CreatedAt)
+        .order_by_desc(alert::Column::Id)
+        .into_tuple()
+        .all(db)
+        .await?;
+    Ok(alerts.into_iter().collect())
+}
 
-    /// What held back each rule that wanted to raise an alert for an event.
-    async fn suppressions_of(&self, event_id: i64) -> Result<HashMap<Uuid, pb::AlertSuppression>> {
-        let rows = alert_suppression::Entity::find()
-            .filter(alert_suppression::Column::EventId.eq(event_id))
-            .all(self.db.reader())
-            .await?;
-        let by_rule = |row: alert_suppression::Model| Some((row.rule_id?, row.into()));
-        Ok(rows.into_iter().filter_map(by_rule).collect())
-    }
+/// What held back each rule that wanted to raise an alert for an event.
+async fn suppressions_of(
+    db: &Reader,
+    event_id: i64,
+) -> Result<HashMap<Uuid, pb::AlertSuppression>> {
+    let rows = alert_suppression::Entity::find()
+        .filter(alert_suppression::Column::EventId.eq(event_id))
+        .all(db)
+        .await?;
+    let by_rule = |row: alert_suppression::Model| Some((row.rule_id?, row.into()));
+    Ok(rows.into_iter().filter_map(by_rule).collect())
 }
 
 /// What a rule says of an event, without what became of it.

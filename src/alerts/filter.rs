@@ -30,6 +30,21 @@ const METADATA_SQLITE: &str = "EXISTS (SELECT 1 FROM json_tree(alerts.metadata) 
     WHERE m.type = 'text' AND lower(m.value) LIKE ? ESCAPE '\\')";
 
 impl pb::AlertFilter {
+    /// Whether an index serves the filter: those of one event; or all, those of one camera or dedup key, in their order.
+    pub(super) fn has_index(&self) -> bool {
+        if self.event_id.is_some() {
+            return true;
+        }
+        let served = Self {
+            camera_ids: self.camera_ids.clone(),
+            dedup_key: self.dedup_key.clone(),
+            created_at: self.created_at,
+            ..Self::default()
+        };
+        let keys = self.camera_ids.len() + usize::from(!self.dedup_key.is_empty());
+        *self == served && keys <= 1
+    }
+
     /// What must be true of an alert. Empty if the filter lets all of them pass.
     pub(super) fn condition(&self, backend: DbBackend) -> Result<Condition> {
         let statuses = AlertStatus::all_from_proto("filter.statuses", &self.statuses)?;

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 
 use sea_orm::{
-    ColumnTrait, DatabaseConnection, EntityTrait, QueryFilter, QuerySelect,
+    ColumnTrait, EntityTrait, QueryFilter, QuerySelect,
     prelude::DateTimeUtc,
     sea_query::{Expr, ExprTrait},
 };
 use uuid::Uuid;
 
 use crate::{
-    db::Db,
+    db::{Db, reader::Reader},
     entity::{
         alert,
         alert_rule::{self, Column, Entity},
@@ -46,28 +46,26 @@ pub(super) async fn stats(
         None if ids.is_empty() => Entity::find(),
         None => Entity::find().filter(Column::Id.is_in(ids)),
     };
+    let scan = db.scan().await?;
+    let db = scan.reader();
     let key = |rule: &alert_rule::Model| (rule.created_at, rule.id);
     let columns = (Column::CreatedAt, Column::Id);
     let (mut stats, next_page_token): (Vec<pb::AlertRuleStats>, _) =
-        page.newest_first(db.reader(), select, columns, key).await?;
+        page.newest_first(db, select, columns, key).await?;
     let by_id = stats.iter_mut().map(|stats| {
         let id = Uuid::try_parse(&stats.rule_id).map_err(Error::internal)?;
         Ok((id, stats))
     });
     let mut by_id = by_id.collect::<Result<ById<'_>>>()?;
-    count_alerts(db.reader(), &mut by_id, range).await?;
-    count_suppressions(db.reader(), &mut by_id, range).await?;
+    count_alerts(db, &mut by_id, range).await?;
+    count_suppressions(db, &mut by_id, range).await?;
     Ok(pb::GetAlertRuleStatsResponse {
         alert_rule_stats: stats,
         next_page_token,
     })
 }
 
-async fn count_alerts(
-    db: &DatabaseConnection,
-    stats: &mut ById<'_>,
-    (start, end): time::Bounds,
-) -> Result<()> {
+async fn count_alerts(db: &Reader, stats: &mut ById<'_>, (start, end): time::Bounds) -> Result<()> {
     use alert::Column::{CreatedAt, Id, LastSuppressedAt, RuleId, SuppressedCount};
     let mut select = alert::Entity::find()
         .select_only()
@@ -105,7 +103,7 @@ async fn count_alerts(
 }
 
 async fn count_suppressions(
-    db: &DatabaseConnection,
+    db: &Reader,
     stats: &mut ById<'_>,
     (start, end): time::Bounds,
 ) -> Result<()> {

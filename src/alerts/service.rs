@@ -74,8 +74,9 @@ impl AlertService for Alerts {
         let columns = (alert::Column::CreatedAt, alert::Column::Id);
         let key = |alert: &alert::Model| (alert.created_at, alert.id);
         let select = alert::Entity::find().filter(filter.condition(self.db.backend())?);
+        let scan = self.db.scan_if(!filter.has_index()).await?;
         let (alerts, next_page_token) = page
-            .newest_first(self.db.reader(), select, columns, key)
+            .newest_first(scan.reader(), select, columns, key)
             .await?;
         Ok(Response::new(pb::ListAlertsResponse {
             alerts,
@@ -165,7 +166,9 @@ impl AlertService for Alerts {
         let filter = request.filter.unwrap_or_default();
         let (size, token) = (request.page_size, &request.page_token);
         let page = Page::parse(size, token, "alert_transitions", &filter)?;
-        let (db, select) = (self.db.reader(), filter.select()?);
+        let select = filter.select()?;
+        let scan = self.db.scan_if(!filter.has_index()).await?;
+        let db = scan.reader();
         let (alert_transitions, next_page_token) = if filter.alert_id.is_empty() {
             let key = |row: &Model| (row.created_at, row.id);
             page.newest_first(db, select, (Column::CreatedAt, Column::Id), key)

@@ -33,7 +33,8 @@ pub(super) async fn stats(db: &Db, request: pb::GetAlertStatsRequest) -> Result<
     let backend = db.backend();
     let condition = request.filter.unwrap_or_default().condition(backend)?;
     let width = request.bucket_width.map(seconds).transpose()?;
-    let tx = db.snapshot().await?;
+    let scan = db.scan().await?;
+    let tx = scan.snapshot().await?;
     let counting = Counting {
         tx: &tx,
         backend,

@@ -71,6 +71,11 @@ pub(super) fn moved(alert: &alert::Model, from: Option<AlertStatus>, cause: Caus
 }
 
 impl pb::AlertTransitionFilter {
+    /// Whether an index serves the filter: those of one alert; or all, or those of one actor, in their order.
+    pub(super) fn has_index(&self) -> bool {
+        !self.alert_id.is_empty() || self.to_statuses.is_empty()
+    }
+
     pub(super) fn select(&self) -> Result<Select<Entity>> {
         let alert_id = Some(&self.alert_id).filter(|id| !id.is_empty());
         let alert_id = alert_id.map(|id| check::uuid("filter.alert_id", id));

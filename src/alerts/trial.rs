@@ -134,7 +134,7 @@ impl Trial {
                 let page = tokio::select! {
                     biased;
                     () = shutdown.cancelled() => Err(Error::ShuttingDown),
-                    page = range.page(db.reader(), last) => page,
+                    page = page(&db, &range, last) => page,
                 };
                 let (events, more) = page?;
                 for past in events {
@@ -242,6 +242,16 @@ impl Trial {
             stops: stops.collect(),
         }
     }
+}
+
+/// The next page of events. Each has a turn of its own: the client may be slow to read, and others take turns too.
+async fn page(
+    db: &Db,
+    range: &Range,
+    last: Option<(DateTime<Utc>, i64)>,
+) -> Result<(Vec<PastEvent>, bool)> {
+    let scan = db.scan().await?;
+    range.page(scan.reader(), last).await
 }
 
 fn response(update: Update) -> pb::TestAlertRuleResponse {

@@ -68,7 +68,7 @@ pub struct Settings {
     )]
     pub database_url_file: Option<PathBuf>,
 
-    /// How many connections to PostgreSQL to open at most, 4 to 1000; 3 of 8, at most 8, for jobs and the feed
+    /// How many connections to PostgreSQL to open at most, 4 to 1000: 3 of 8 for jobs and the feed, 3 of 16 for searches
     #[arg(
         long, global = true, value_name = "NUMBER", env = "WATCHPOST_DATABASE_CONNECTIONS",
         default_value = "16", value_parser = clap::value_parser!(u32).range(4..=1000)

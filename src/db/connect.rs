@@ -5,7 +5,7 @@ use std::{path::Path, str::FromStr, sync::Arc, time::Duration};
 use sea_orm::{
     ConnectOptions, Database, DatabaseConnection, DbBackend, DbErr,
     sqlx::{
-        self, ConnectOptions as _, Connection, Executor, SqliteConnection,
+        self, ConnectOptions as _, Connection, Executor, PgPool, SqliteConnection,
         pool::PoolOptions,
         postgres::PgConnectOptions,
         sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
@@ -14,18 +14,30 @@ use sea_orm::{
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::{
-    Db, Inner, Settings, Synchronous, lock::Lock, protect, renewal::Renewal, storage::Storage,
+    Db, Inner, Settings, Synchronous,
+    lock::Lock,
+    protect,
+    reader::{Life, Reader},
+    renewal::Renewal,
+    scans::{Scans, Slot, Watch},
+    storage::Storage,
     to_db_err,
 };
 
-/// Time that a call waits for a connection before the database counts as away.
+/// Time that a call waits for a connection to PostgreSQL.
 pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Time that a call waits for a connection to a SQLite file. Longer than any transaction may take.
 const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Number of connections that read a SQLite file; one more writes it.
+/// Number of connections for short reads of a SQLite file; one more writes it.
 const SQLITE_READERS: u32 = 4;
+
+/// Number of connections for scans of a SQLite file.
+const SQLITE_SCANS: u32 = 2;
+
+/// Time after which a connection to PostgreSQL that was idle is tested before it is used.
+pub(super) const TESTED_AFTER: Duration = Duration::from_millis(500);
 
 /// Prepared statements that a connection keeps. Many: inserts of many rows come in several lengths.
 const STATEMENTS: usize = 512;
@@ -42,8 +54,9 @@ pub const BY_KEY: [(&str, &str); 7] = [
     ("jit", "off"),
 ];
 
-/// Largest number of connections for work by key.
+/// Largest number of connections for work by key, and for scans.
 const BY_KEY_CONNECTIONS: u32 = 8;
+const SCAN_CONNECTIONS: u32 = 8;
 
 /// Name of our connections in `pg_stat_activity`.
 pub(super) const APPLICATION_NAME: &str = "watchpost";
@@ -110,10 +123,16 @@ async fn open_sqlite(
         Synchronous::Full => SqliteSynchronous::Full,
         Synchronous::Normal => SqliteSynchronous::Normal,
     };
-    let pool = async |connections: u32, writes: Option<Storage>| {
+    let pool = async |connections: u32, writes: Option<Storage>, watch: Option<Watch>| {
         let mut options = lasting(&settings.url);
         options
-            .map_sqlx_sqlite_pool_opts(move |options| guarded(options, writes.clone()))
+            .map_sqlx_sqlite_pool_opts(move |options| {
+                let options = guarded(options, writes.clone());
+                match &watch {
+                    Some(watch) => watch.clone().over_sqlite(options),
+                    None => options,
+                }
+            })
             .min_connections(1)
             .max_connections(connections)
             .acquire_timeout(SQLITE_ACQUIRE_TIMEOUT)
@@ -136,9 +155,18 @@ async fn open_sqlite(
             });
         Database::connect(options).await
     };
-    let writer = pool(1, Some(storage.clone())).await?;
-    let reader = pool(SQLITE_READERS, None).await?;
-    let mut db = Inner::new(DbBackend::Sqlite, writer, reader, storage);
+    let writer = pool(1, Some(storage.clone()), None).await?;
+    let reader = pool(SQLITE_READERS, None, None).await?;
+    let life = Life::of(&reader, storage.clone());
+    let mut slots = Vec::new();
+    for _ in 0..SQLITE_SCANS {
+        let watch = Watch::default();
+        let reader = pool(1, None, Some(watch.clone())).await?;
+        let reader = Reader::new(reader, life.clone());
+        slots.push(Slot { reader, watch });
+    }
+    let scans = Scans::new(slots, life.clone());
+    let mut db = Inner::new(DbBackend::Sqlite, writer, reader, scans, storage, life);
     db.keeper = AsyncMutex::new(Some(keeper));
     db.lock = std::sync::Mutex::new(lock);
     Ok(Db(Arc::new(db)))
@@ -157,15 +185,26 @@ async fn open_keeper(file: &SqliteConnectOptions) -> Result<SqliteConnection, sq
 
 async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
     let renewal = Renewal::default();
-    let pool = async |connections: u32, planner: &[(&'static str, &'static str)]| {
+    // A pool for scans comes with its watch, and with the connections over which its queries are cancelled.
+    let pool = async |connections: u32,
+                      planner: &[(&'static str, &'static str)],
+                      scan: Option<(Watch, PgPool)>| {
         let (planner, renewal) = (planner.to_vec(), renewal.clone());
         let mut options = lasting(&settings.url);
         options
             .map_sqlx_postgres_pool_opts(move |options| {
+                if let Some((watch, others)) = &scan {
+                    return watch.clone().over_postgres(options, others, &renewal);
+                }
                 let renewal = renewal.clone();
-                guarded(options, None).before_acquire(move |_, connection| {
-                    let is_new = renewal.allows(connection.age);
-                    Box::pin(async move { Ok(is_new) })
+                guarded(options, None).before_acquire(move |connection, meta| {
+                    let is_new = renewal.allows(meta.age);
+                    Box::pin(async move {
+                        if is_new && meta.idle_for >= TESTED_AFTER {
+                            connection.ping().await?;
+                        }
+                        Ok(is_new)
+                    })
                 })
             })
             .connect_lazy(true)
@@ -173,7 +212,7 @@ async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
             .max_connections(connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_timeout(ACQUIRE_TIMEOUT)
-            .test_before_acquire_if_idle_for(Duration::from_millis(500))
+            .test_before_acquire(false)
             .sqlx_logging(false)
             .map_sqlx_postgres_opts(move |options: PgConnectOptions| {
                 options
@@ -186,10 +225,22 @@ async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
         Database::connect(options).await
     };
     let by_key = (settings.connections * 3 / 8).clamp(1, BY_KEY_CONNECTIONS);
-    let others: DatabaseConnection = pool(settings.connections - by_key, &[]).await?;
-    let by_key = pool(by_key, &BY_KEY).await?;
+    let scans = (settings.connections * 3 / 16).clamp(1, SCAN_CONNECTIONS);
+    let others: DatabaseConnection = pool(settings.connections - by_key - scans, &[], None).await?;
+    let by_key = pool(by_key, &BY_KEY, None).await?;
     let storage = Storage::of_server();
-    let mut db = Inner::new(DbBackend::Postgres, others.clone(), others, storage);
+    let life = Life::of(&others, storage.clone());
+    let mut slots = Vec::new();
+    for _ in 0..scans {
+        let watch = Watch::default();
+        let cancelling = others.get_postgres_connection_pool().clone();
+        let reader = pool(1, &[], Some((watch.clone(), cancelling))).await?;
+        let reader = Reader::new(reader, life.clone());
+        slots.push(Slot { reader, watch });
+    }
+    let scans = Scans::new(slots, life.clone());
+    let (writer, backend) = (others.clone(), DbBackend::Postgres);
+    let mut db = Inner::new(backend, writer, others, scans, storage, life);
     db.by_key = Some(by_key);
     db.renewal = renewal;
     Ok(Db(Arc::new(db)))

@@ -32,7 +32,7 @@ impl Db {
 
     /// Every migration by name, and whether it was applied. Writes nothing.
     pub async fn migration_status(&self) -> Result<Vec<(String, bool)>, DbErr> {
-        let pending = Migrator::get_pending_migrations_read_only(&self.0.reader).await?;
+        let pending = Migrator::get_pending_migrations_read_only(self.0.reader.pool()).await?;
         let pending: Vec<_> = pending
             .iter()
             .map(|migration| migration.name().to_string())

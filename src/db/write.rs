@@ -1,6 +1,10 @@
 //! The one way to write: transactions whose commit is a fact once it is answered.
 
-use std::{cell::Cell, time::Duration};
+use std::{
+    cell::Cell,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use sea_orm::{
     DatabaseConnection, DatabaseTransaction, DbBackend, SqliteTransactionMode, TransactionOptions,
@@ -11,7 +15,7 @@ use tokio::time::timeout;
 use super::Db;
 use crate::error::{Error, Result};
 
-/// Time that a transaction may take before the database counts as away.
+/// Time that a transaction may take before it is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 tokio::task_local! {
@@ -37,6 +41,7 @@ impl Db {
         work: impl AsyncFnOnce(&DatabaseConnection) -> Result<()>,
     ) -> Result<()> {
         let done = timeout(WRITE_TIMEOUT, work(&self.0.writer)).await;
+        // What has become of the statement is unknown.
         self.noted(done.unwrap_or(Err(Error::DatabaseAway)))?;
         self.wake();
         Ok(())
@@ -47,16 +52,24 @@ impl Db {
         &self,
         work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
     ) -> Result<T> {
-        let transaction = COMMIT_SEQ.scope(Cell::new(None), self.transaction(work));
-        let done = timeout(WRITE_TIMEOUT, transaction).await;
-        self.noted(done.unwrap_or(Err(Error::DatabaseAway)))
+        let commits = AtomicBool::new(false);
+        let transaction = COMMIT_SEQ.scope(Cell::new(None), self.transaction(work, &commits));
+        let done = match timeout(WRITE_TIMEOUT, transaction).await {
+            Ok(done) => done,
+            // What has become of the transaction is unknown.
+            Err(_) if commits.load(Ordering::Relaxed) => Err(Error::DatabaseAway),
+            Err(_) => Err(self.unanswered().await),
+        };
+        self.noted(done)
     }
 
     /// Runs `work` in a transaction and commits it. What is returned as done is a fact: the transaction was a real one,
-    /// it has ended with a commit, and the files that hold it are those at their paths.
+    /// it has ended with a commit, and the files that hold it are those at their paths. `commits` is set before the
+    /// commit.
     async fn transaction<T>(
         &self,
         work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
+        commits: &AtomicBool,
     ) -> Result<T> {
         let options = TransactionOptions {
             // A deferred one that reads, then writes, fails as "locked" whatever the busy timeout.
@@ -71,12 +84,11 @@ impl Db {
         let storage = self.storage();
         storage.check_files()?;
         let doubt = || storage.doubt_writer();
-        let tx = self
-            .0
-            .writer
-            .begin_with_options(options)
-            .await
-            .inspect_err(|_| doubt())?;
+        let begun = self.0.writer.begin_with_options(options).await;
+        let tx = match begun.inspect_err(|_| doubt()) {
+            Ok(tx) => tx,
+            Err(error) => return Err(self.0.life.explain(error).await.into()),
+        };
         let done = match work(&tx).await {
             Ok(done) => done,
             Err(error) => {
@@ -87,6 +99,7 @@ impl Db {
                 return Err(error);
             }
         };
+        commits.store(true, Ordering::Relaxed);
         tx.commit().await.inspect_err(|_| doubt())?;
         storage.check_files()?;
         Ok(done)

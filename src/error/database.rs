@@ -4,6 +4,14 @@ use sea_orm::{DbErr, RuntimeErr, SqlErr, sqlx};
 
 use super::Error;
 
+/// Text of the error of a connection that did not become free although the database can be reached.
+const BUSY: &str = "all connections to the database are in use";
+
+/// The error of a connection that did not become free although the database can be reached.
+pub fn busy() -> DbErr {
+    DbErr::Conn(RuntimeErr::Internal(BUSY.into()))
+}
+
 impl From<DbErr> for Error {
     fn from(error: DbErr) -> Self {
         if let Some(fault) = storage_fault(&error) {
@@ -13,6 +21,13 @@ impl From<DbErr> for Error {
         // Serialisation failures and deadlocks.
         if code(&error).is_some_and(|code| code.len() == 5 && code.starts_with("40")) {
             return Self::Contended;
+        }
+        if matches!(&error, DbErr::Conn(RuntimeErr::Internal(text)) if text == BUSY) {
+            return Self::DatabaseBusy;
+        }
+        // A statement that was cancelled on PostgreSQL, or interrupted on SQLite.
+        if code(&error).is_some_and(|code| matches!(code.as_str(), "57014" | "9")) {
+            return Self::DeadlineExceeded;
         }
         if is_away(&error) {
             tracing::debug!(%error, "the database is away");

@@ -82,8 +82,9 @@ impl EventService for Events {
         let columns = (event::Column::StartedAt, event::Column::Id);
         let key = |event: &event::Model| (event.started_at, event.id);
         let select = filter.select(self.db.backend())?;
+        let scan = self.db.scan_if(!filter.has_index()).await?;
         let (events, next_page_token) = page
-            .newest_first(self.db.reader(), select, columns, key)
+            .newest_first(scan.reader(), select, columns, key)
             .await?;
         Ok(Response::new(pb::ListEventsResponse {
             events,
@@ -106,8 +107,9 @@ impl EventService for Events {
         let columns = (detection::Column::DetectedAt, detection::Column::Id);
         let key = |detection: &detection::Model| (detection.detected_at, detection.id);
         let select = filter.select(self.db.backend())?;
+        let scan = self.db.scan_if(!filter.has_index()).await?;
         let (detections, next_page_token) = page
-            .newest_first(self.db.reader(), select, columns, key)
+            .newest_first(scan.reader(), select, columns, key)
             .await?;
         Ok(Response::new(pb::ListDetectionsResponse {
             detections,
@@ -166,6 +168,16 @@ async fn announce(
 }
 
 impl pb::EventFilter {
+    /// Whether an index serves the filter: all, or those of one risk level, in their order.
+    fn has_index(&self) -> bool {
+        let served = Self {
+            started_at: self.started_at,
+            risk_levels: self.risk_levels.clone(),
+            ..Self::default()
+        };
+        *self == served && self.risk_levels.len() <= 1
+    }
+
     fn select(&self, backend: DbBackend) -> Result<Select<event::Entity>> {
         use event::Column;
         let camera_ids = check::texts("filter.camera_ids", &self.camera_ids, MOST, &(1..=64))?;
@@ -234,6 +246,16 @@ impl pb::EventFilter {
 }
 
 impl pb::DetectionFilter {
+    /// Whether an index serves the filter: those of one event; or all, or those of one camera, in their order.
+    fn has_index(&self) -> bool {
+        let served = Self {
+            camera_ids: self.camera_ids.clone(),
+            detected_at: self.detected_at,
+            ..Self::default()
+        };
+        self.event_id.is_some() || (*self == served && self.camera_ids.len() <= 1)
+    }
+
     fn select(&self, backend: DbBackend) -> Result<Select<detection::Entity>> {
         use detection::Column;
         let camera_ids = check::texts("filter.camera_ids", &self.camera_ids, MOST, &(1..=64))?;

@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::Stream;
 use sea_orm::{EntityTrait, QueryFilter, QueryTrait, Select, Set};
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
@@ -19,7 +19,7 @@ use super::{
     report::Reports,
 };
 use crate::{
-    db::Db,
+    db::{Db, scans::LONGEST_WAIT},
     entity::{self, gpu, gpu_stats},
     error::{Error, Result},
     pb::{self, gpu_stats_service_server::GpuStatsService},
@@ -105,8 +105,10 @@ impl GpuStatsService for GpuStats {
         let page = Page::parse(request.page_size, &request.page_token, "gpu_stats", &filter)?;
         let columns = (gpu_stats::Column::RecordedAt, gpu_stats::Column::Id);
         let key = |row: &gpu_stats::Model| (row.recorded_at, row.id);
+        let select = filter.select()?;
+        let scan = self.db.scan_if(!filter.has_index()).await?;
         let (gpu_stats, next_page_token) = page
-            .newest_first(self.db.reader(), filter.select()?, columns, key)
+            .newest_first(scan.reader(), select, columns, key)
             .await?;
         Ok(Response::new(pb::ListGpuStatsResponse {
             gpu_stats,
@@ -118,7 +120,10 @@ impl GpuStatsService for GpuStats {
         &self,
         request: Request<pb::AggregateGpuStatsRequest>,
     ) -> Reply<pb::AggregateGpuStatsResponse> {
-        let turn = self.aggregating.acquire().await;
+        let turn = timeout(LONGEST_WAIT, self.aggregating.acquire()).await;
+        let turn = turn.map_err(|_| Error::NoTurn {
+            waited: LONGEST_WAIT,
+        })?;
         let _turn = turn.map_err(Error::internal)?;
         let response = history::aggregate::aggregate(&self.db, &request.into_inner()).await?;
         Ok(Response::new(response))
@@ -197,6 +202,11 @@ impl GpuStats {
 }
 
 impl pb::GpuStatsFilter {
+    /// Whether an index serves the filter: all, or those of one GPU, in their order.
+    fn has_index(&self) -> bool {
+        self.host.is_empty() && self.gpu_uuids.len() <= 1
+    }
+
     fn select(&self) -> Result<Select<gpu_stats::Entity>> {
         use gpu_stats::COLUMN;
         check_named("filter.gpu_uuids", &self.gpu_uuids)?;

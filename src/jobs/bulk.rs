@@ -79,6 +79,7 @@ impl Bulk {
     /// Moves the jobs that match now, oldest first; or tells how many would be moved.
     pub(super) async fn run(self, db: &Db, desk: &Desk, dry: bool) -> Result<pb::MoveJobsResponse> {
         let mut tally = Tally::default();
+        let scan = db.scan().await?;
         if dry {
             let statuses: Vec<(JobStatus, i64)> = Entity::find()
                 .filter(self.condition)
@@ -87,7 +88,7 @@ impl Bulk {
                 .column_as(Column::Id.count(), "jobs")
                 .group_by(Column::Status)
                 .into_tuple()
-                .all(db.reader())
+                .all(scan.reader())
                 .await?;
             for (status, jobs) in statuses {
                 tally.add(status, self.wanted.from(status), jobs);
@@ -101,9 +102,10 @@ impl Bulk {
             .order_by_asc(Column::CreatedAt)
             .order_by_asc(Column::Id)
             .into_tuple::<Uuid>()
-            .stream(db.reader())
+            .stream(scan.reader())
             .await?;
         let ids: Vec<Uuid> = ids.try_collect().await?;
+        drop(scan);
         for ids in ids.chunks(CHUNK) {
             match &self.wanted {
                 Wanted::Cancelled(cause) => {

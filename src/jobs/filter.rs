@@ -42,6 +42,15 @@ pub(super) struct Lists {
 }
 
 impl pb::JobFilter {
+    /// Whether an index serves the filter, in the order in which jobs were created: some by their ids, or all.
+    pub(super) fn has_index(&self) -> bool {
+        let all = Self {
+            created_at: self.created_at,
+            ..Self::default()
+        };
+        !self.ids.is_empty() || *self == all
+    }
+
     /// What must be true of a job; what depends on the time is judged at `now`. Empty
     /// (`Condition::is_empty`) if the filter lets all of them pass.
     pub(super) fn condition(&self, backend: DbBackend, now: DateTime<Utc>) -> Result<Condition> {

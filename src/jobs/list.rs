@@ -44,12 +44,14 @@ pub(super) async fn list(db: &Db, request: pb::ListJobsRequest) -> Result<pb::Li
     let order = order(request.order)?;
     let filter = request.filter.unwrap_or_default();
     let condition = filter.condition(db.backend(), entity::now())?;
+    let has_index = filter.has_index();
     let (jobs, sort) = (light().filter(condition), sort(order, db.backend()));
     let key = |job: &Model| key(order, job);
+    let scan = db.scan_if(sort.by.is_some() || !has_index).await?;
     let (jobs, next_page_token) = if sort.by.is_none() {
-        page.sorted(db.reader(), jobs, &sort, key).await?
+        page.sorted(scan.reader(), jobs, &sort, key).await?
     } else {
-        let tx = db.snapshot().await?;
+        let tx = scan.snapshot().await?;
         let page = page.sorted(&tx, jobs, &sort, key).await?;
         tx.commit().await?;
         page
@@ -79,7 +81,8 @@ pub(super) async fn search(
         condition = condition.add(holds(&query, db.backend()));
     }
     let (jobs, sort) = (light().filter(condition.clone()), sort(order, db.backend()));
-    let tx = db.snapshot().await?;
+    let scan = db.scan().await?;
+    let tx = scan.snapshot().await?;
     let counts = Counts::of(&tx, condition).await?;
     let (jobs, next_page_token) = page.sorted(&tx, jobs, &sort, |job| key(order, job)).await?;
     tx.commit().await?;

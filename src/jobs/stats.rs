@@ -83,7 +83,8 @@ pub(super) async fn stats(
     let window = window(request.window)?;
     let filter = request.filter.unwrap_or_default();
     let condition = filter.condition(db.backend(), now)?;
-    let tx = db.snapshot().await?;
+    let scan = db.scan().await?;
+    let tx = scan.snapshot().await?;
     let counts = Counts::of(&tx, condition.clone()).await?;
     let dead = Column::DeadAt.is_not_null();
     let dead: Option<i64> = jobs(&condition)
@@ -124,7 +125,8 @@ pub(super) async fn of_queue(
     ));
     let mut queues: BTreeMap<String, QueueStats> = BTreeMap::new();
     queues.extend(queue.map(|queue| (queue.to_string(), QueueStats::default())));
-    let tx = db.snapshot().await?;
+    let scan = db.scan().await?;
+    let tx = scan.snapshot().await?;
 
     let waiting = || jobs(&condition).filter(in_status(&[JobStatus::Queued]));
     let may_run = Column::ScheduledAt.lte(now);

@@ -122,7 +122,8 @@ impl Watch {
                 return Err(Error::invalid("snapshot", "must be left out with a cursor"));
             }
             let condition = filter.condition(jobs.db.backend(), entity::now())?;
-            let tx = jobs.db.snapshot().await?;
+            let scan = jobs.db.scan().await?;
+            let tx = scan.snapshot().await?;
             let now = jobs.feed.now_in(&tx).await?;
             let pages = unfinished(&tx, condition).await?;
             tx.commit().await?;

@@ -93,7 +93,7 @@ impl JobWorkerService for JobWorkers {
             _ = nothing, if wait.is_zero() => Vec::new(),
             // The database may not answer.
             () = sleep(wait.max(Duration::from_secs(3))), if wait.is_zero() => {
-                Err(self.queue.db.unanswered())?
+                Err(self.queue.db.unanswered().await)?
             }
             () = sleep(wait), if !wait.is_zero() => Vec::new(),
         };

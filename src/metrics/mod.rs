@@ -17,6 +17,7 @@ mod gpu;
 mod ingest;
 mod process;
 mod rpc;
+mod scans;
 
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use self::family::Families;
 use crate::{
     clock,
     connections::Connections,
+    db::Db,
     events::Counts,
     gpu::LiveGpus,
     health::Health,
@@ -47,6 +49,7 @@ pub struct Metrics {
     pub admission: Admission,
     pub calls: Calls,
     pub connections: Connections,
+    pub db: Db,
     pub deliveries: notifications::Counts,
     pub feed: Feed,
     pub gpus: LiveGpus,
@@ -69,6 +72,7 @@ impl Metrics {
         rpc::collect(&mut families, &self.calls);
         connections::collect(&mut families, &self.connections);
         rpc::collect_memory(&mut families, &self.admission);
+        scans::collect(&mut families, self.db.scan_counts());
         ingest::collect(&mut families, &self.ingests);
         deliveries::collect(&mut families, &self.deliveries);
         feed::collect_watches(&mut families, &self.monitor);

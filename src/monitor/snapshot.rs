@@ -72,10 +72,12 @@ impl Snapshots {
     }
 
     async fn read(&self) -> Result<Snapshot> {
-        let tx = self.db.snapshot().await?;
+        let scan = self.db.scan().await?;
+        let tx = scan.snapshot().await?;
         let start = self.feed.now_in(&tx).await?;
         let alerts = open_alerts(&tx).await?;
         tx.rollback().await?;
+        drop(scan);
         Ok(Snapshot {
             start,
             alerts,

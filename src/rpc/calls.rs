@@ -142,6 +142,11 @@ pub struct Call {
 }
 
 impl Call {
+    /// Whether the client may send after the server has begun to answer.
+    pub fn is_two_way(&self) -> bool {
+        matches!(self.method.kind, "client_stream" | "bidi_stream")
+    }
+
     /// Waits with the end of the call for the end of its response.
     pub fn answered(mut self, response: Response<Body>) -> Response<Body> {
         if let Some(code) = code(response.headers()) {

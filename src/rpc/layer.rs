@@ -1,4 +1,4 @@
-//! What surrounds every call: a span with its id, the gate while starting, and the errors of the transport.
+//! What surrounds every call: a span with its id, the gate while starting, its deadline, and the errors of the transport.
 
 use std::{
     future::Future,
@@ -10,17 +10,15 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
-use http_body::Frame;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use http::{HeaderName, HeaderValue, Request, Response};
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument, error_span, field::Empty};
 use uuid::Uuid;
 
-use super::{admission::Admission, calls::Calls};
-use crate::error::Error;
+use super::{admission::Admission, calls::Calls, ending::Ending};
+use crate::{deadline, error::Error};
 
 /// Tells client and server the id of a request; taken from the request if it has one.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -100,14 +98,18 @@ where
             return Box::pin(std::future::ready(Ok(call.answered(response))));
         }
 
-        let two_way = path.starts_with("/grpc.reflection.");
+        let two_way = path.starts_with("/grpc.reflection.") || call.is_two_way();
         let foreign = !path.starts_with("/watchpost.");
         let shutdown = self.layer.shutdown.clone();
         let limit = self.layer.max_message_size;
         let admitted = self.layer.admission.call(path);
-        let reply = admitted.scope(self.inner.call(request));
+        let deadline = deadline::of(request.headers());
+        let reply = deadline::keep(deadline, admitted.scope(self.inner.call(request)));
         let answered = async move {
-            let mut response = reply.await?;
+            let mut response = match reply.await {
+                Some(response) => response?,
+                None => Status::from(Error::DeadlineExceeded).into_http(),
+            };
             if !foreign && let Some(error) = transport_error(&response, limit) {
                 response = Status::from(error).into_http();
             }
@@ -121,14 +123,17 @@ where
             }
             response.headers_mut().insert(REQUEST_ID, id);
             if foreign {
-                response = response.map(|body| {
-                    Body::new(Ending {
-                        body,
-                        two_way,
-                        shutdown: Box::pin(shutdown.cancelled_owned()),
-                        ended: false,
-                    })
-                });
+                // An open stream would hold the server up.
+                let end = async move {
+                    shutdown.cancelled().await;
+                    Error::ShuttingDown
+                };
+                response = response.map(|body| Body::new(Ending::new(body, two_way, end)));
+            }
+            if let Some(deadline) = deadline
+                && !response.headers().contains_key(&GRPC_STATUS)
+            {
+                response = response.map(|body| Body::new(Ending::at(body, two_way, deadline)));
             }
             Ok(call.answered(response))
         };
@@ -179,46 +184,68 @@ fn not_a_message(status: &Status, limit: usize) -> Option<Error> {
     (status.code() == Code::Internal).then_some(Error::Malformed)
 }
 
-/// A body that ends at shutdown: an open stream would hold the server up.
-struct Ending {
-    body: Body,
-    /// Whether the client may still be sending; such a stream can only be reset.
-    two_way: bool,
-    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
-    ended: bool,
-}
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
 
-impl http_body::Body for Ending {
-    type Data = Bytes;
-    type Error = Status;
+    use http_body_util::BodyExt;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-            return Poll::Ready(frame);
-        }
-        if self.shutdown.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
-        }
-        self.ended = true;
-        if self.two_way {
-            return Poll::Ready(Some(Err(Error::ShuttingDown.into())));
-        }
-        let mut trailers = HeaderMap::new();
-        let status = Status::from(Error::ShuttingDown);
-        Poll::Ready(Some(
-            status
-                .add_header(&mut trailers)
-                .map(|()| Frame::trailers(trailers)),
-        ))
+    use super::*;
+
+    /// A service that does not answer, or answers with a body that does not end.
+    struct Silent {
+        answers: bool,
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.ended || self.body.is_end_stream()
+    impl Service<Request<()>> for Silent {
+        type Response = Response<Body>;
+        type Error = Infallible;
+        type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Request<()>) -> Self::Future {
+            if !self.answers {
+                return Box::pin(std::future::pending());
+            }
+            let frames = tokio_stream::pending::<Result<http_body::Frame<bytes::Bytes>, Status>>();
+            let body = Body::new(http_body_util::StreamBody::new(frames));
+            Box::pin(std::future::ready(Ok(Response::new(body))))
+        }
+    }
+
+    /// Calls a service with a deadline that has passed.
+    async fn call_late(service: Silent) -> Response<Body> {
+        let layer = RequestLayer {
+            ready: Arc::new(AtomicBool::new(true)),
+            max_message_size: 1,
+            admission: Admission::new(&[], 1, 1),
+            calls: Calls::new(&[]),
+            shutdown: CancellationToken::new(),
+        };
+        let request = Request::builder()
+            .uri("/watchpost.v1.EventService/ListEvents")
+            .header("grpc-timeout", "0n")
+            .body(())
+            .unwrap();
+        layer.layer(service).call(request).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_call_ends_at_its_deadline() {
+        let response = call_late(Silent { answers: false }).await;
+        let status = Status::from_header_map(response.headers()).unwrap();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+    }
+
+    #[tokio::test]
+    async fn a_stream_ends_at_its_deadline() {
+        let response = call_late(Silent { answers: true }).await;
+        assert!(!response.headers().contains_key(&GRPC_STATUS));
+        let body = response.into_body().collect().await.unwrap();
+        let status = Status::from_header_map(body.trailers().unwrap()).unwrap();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
     }
 }

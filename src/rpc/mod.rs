@@ -4,6 +4,7 @@ pub mod admission;
 pub mod calls;
 pub mod check;
 pub mod codec;
+mod ending;
 pub mod enums;
 pub mod group;
 pub mod insert;

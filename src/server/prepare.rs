@@ -251,8 +251,11 @@ async fn watch_database(db: Db, feed: Feed, health: Health, shutdown: Cancellati
         loop {
             let alive = clock::compare(&db).await;
             skewed = tell_skew(&health, skewed);
-            health.database(alive.is_ok());
+            // A database that is busy is there.
+            let is_busy = matches!(alive, Err(Error::DatabaseBusy));
+            health.database(alive.is_ok() || is_busy);
             match alive {
+                Err(_) if is_busy => {}
                 Err(error) if reminder.is_due() => {
                     let problem = db.connect_problem().await;
                     let error = problem.unwrap_or_else(|| Chain(&error).to_string());

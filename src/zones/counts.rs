@@ -120,6 +120,8 @@ impl CameraZones {
     /// The detections of the range after the last one that was read.
     async fn page(&self, wanted: &Wanted, last: Option<(DateTime<Utc>, i64)>) -> Result<Vec<Seen>> {
         use detection::Column::{CameraId, DetectedAt, Id};
+        // A turn for each page: others take turns too.
+        let scan = self.db.scan().await?;
         let mut select = detection::Entity::find()
             .filter(CameraId.eq(&wanted.camera_id))
             .filter(DetectedAt.gte(wanted.start))
@@ -139,7 +141,7 @@ impl CameraZones {
             .order_by_asc(Id)
             .limit(PAGE as u64)
             .into_partial_model()
-            .all(self.db.reader())
+            .all(scan.reader())
             .await?)
     }
 }

@@ -28,6 +28,7 @@ mod oracle;
 #[path = "../preloaded/mod.rs"]
 mod preloaded;
 mod process;
+mod scans;
 mod schema;
 mod silences;
 mod storage;

@@ -62,7 +62,10 @@ async fn scrape(address: SocketAddr) -> Exposition {
 }
 
 /// Scrapes until what is told is as it should be.
-async fn scrape_until(address: SocketAddr, good: impl Fn(&Exposition) -> bool) -> Exposition {
+pub(crate) async fn scrape_until(
+    address: SocketAddr,
+    good: impl Fn(&Exposition) -> bool,
+) -> Exposition {
     let mut last = String::new();
     let scraping = async {
         loop {
@@ -80,7 +83,7 @@ async fn scrape_until(address: SocketAddr, good: impl Fn(&Exposition) -> bool) -
 }
 
 /// With metrics at a free port.
-fn measured(settings: &mut Settings) {
+pub(crate) fn measured(settings: &mut Settings) {
     settings.metrics_listen = Some("127.0.0.1:0".into());
 }
 

@@ -288,7 +288,7 @@ func (a *attempt) tell(request *pb.WorkJobsRequest) (*pb.ReportRefused, error) {
 			return refused, err
 		}
 		switch refused.Reason {
-		case "DATABASE_AWAY", "STORAGE_FULL", "STORAGE_FAILING", "CONTENTION", "STARTING", "SHUTTING_DOWN":
+		case "DATABASE_AWAY", "SERVER_BUSY", "STORAGE_FULL", "STORAGE_FAILING", "CONTENTION", "STARTING", "SHUTTING_DOWN":
 		default:
 			a.log.Warn("a report was refused", "reason", refused.Reason, "message", refused.Message)
 			return refused, nil

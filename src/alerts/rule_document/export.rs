@@ -1,9 +1,6 @@
 //! From the table into a document.
 
-use sea_orm::{
-    ColumnTrait, DbBackend, IsolationLevel, QueryFilter, QueryOrder, QuerySelect, Select,
-    TransactionOptions, TransactionTrait,
-};
+use sea_orm::{ColumnTrait, QueryFilter, QueryOrder, QuerySelect, Select};
 
 use super::{LARGEST, RULES, write::Document};
 use crate::{
@@ -23,13 +20,8 @@ pub(in crate::alerts) async fn export(
 ) -> Result<pb::ExportAlertRulesResponse> {
     let filter = request.filter.clone().unwrap_or_default();
     let select = filter.select(db.backend())?;
-    let options = TransactionOptions {
-        // SQLite does so by itself.
-        isolation_level: (db.backend() == DbBackend::Postgres)
-            .then_some(IsolationLevel::RepeatableRead),
-        ..Default::default()
-    };
-    let tx = db.reader().begin_with_options(options).await?;
+    let scan = db.scan().await?;
+    let tx = scan.snapshot().await?;
     let document = write(&tx, select, Document::new(request.with_output_only)).await;
     tx.rollback().await?;
     let document = document?;

@@ -28,8 +28,10 @@ pub(super) async fn list(
     let page = Page::parse(size, token, "alert_suppressions", &filter)?;
     let columns = (Column::CreatedAt, Column::Id);
     let key = |row: &alert_suppression::Model| (row.created_at, row.id);
+    let select = filter.select()?;
+    let scan = db.scan_if(!filter.has_index()).await?;
     let (alert_suppressions, next_page_token) = page
-        .newest_first(db.reader(), filter.select()?, columns, key)
+        .newest_first(scan.reader(), select, columns, key)
         .await?;
     Ok(pb::ListAlertSuppressionsResponse {
         alert_suppressions,
@@ -38,6 +40,24 @@ pub(super) async fn list(
 }
 
 impl pb::AlertSuppressionFilter {
+    /// Whether an index serves the filter: those of one event; or all, those of one rule, camera or silence, in their
+    /// order.
+    fn has_index(&self) -> bool {
+        if self.event_id.is_some() {
+            return true;
+        }
+        let served = Self {
+            rule_ids: self.rule_ids.clone(),
+            camera_ids: self.camera_ids.clone(),
+            silence_id: self.silence_id.clone(),
+            created_at: self.created_at,
+            ..Self::default()
+        };
+        let silences = usize::from(!self.silence_id.is_empty());
+        let keys = self.rule_ids.len() + self.camera_ids.len() + silences;
+        *self == served && keys <= 1
+    }
+
     fn select(&self) -> Result<Select<Entity>> {
         let rule_ids = check::uuids("filter.rule_ids", &self.rule_ids)?;
         let camera_ids = check::texts("filter.camera_ids", &self.camera_ids, MOST, &(1..=64))?;

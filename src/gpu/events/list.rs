@@ -27,8 +27,10 @@ pub(in crate::gpu) async fn list(
     )?;
     let columns = (gpu_event::Column::OccurredAt, gpu_event::Column::Id);
     let key = |event: &gpu_event::Model| (event.occurred_at, event.id);
+    let select = filter.select()?;
+    let scan = db.scan_if(!filter.has_index()).await?;
     let (gpu_events, next_page_token) = page
-        .newest_first(db.reader(), filter.select()?, columns, key)
+        .newest_first(scan.reader(), select, columns, key)
         .await?;
     Ok(pb::ListGpuEventsResponse {
         gpu_events,
@@ -37,6 +39,17 @@ pub(in crate::gpu) async fn list(
 }
 
 impl pb::GpuEventFilter {
+    /// Whether an index serves the filter: all, those of one GPU, or those of one kind, in their order.
+    fn has_index(&self) -> bool {
+        let served = Self {
+            gpu_uuids: self.gpu_uuids.clone(),
+            kinds: self.kinds.clone(),
+            occurred_at: self.occurred_at,
+            ..Self::default()
+        };
+        *self == served && self.gpu_uuids.len() + self.kinds.len() <= 1
+    }
+
     fn select(&self) -> Result<Select<gpu_event::Entity>> {
         use gpu_event::Column;
         let gpu_uuids = check::texts("filter.gpu_uuids", &self.gpu_uuids, MOST, &(1..=96))?;

@@ -2,10 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sea_orm::{
-    AccessMode, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, FromQueryResult,
-    IsolationLevel, QueryResult, TransactionOptions, TransactionTrait,
-};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, FromQueryResult, QueryResult};
 
 use super::{
     MINUTE, all,
@@ -76,14 +73,8 @@ pub(in crate::gpu) async fn aggregate(
 ) -> Result<pb::AggregateGpuStatsResponse> {
     let (mut plan, chosen) = request::parse(request)?;
     let now = entity::now().timestamp_millis();
-    let postgres = db.backend() == DbBackend::Postgres;
-    // On SQLite every transaction reads one snapshot.
-    let snapshot = TransactionOptions {
-        isolation_level: postgres.then_some(IsolationLevel::RepeatableRead),
-        access_mode: postgres.then_some(AccessMode::ReadOnly),
-        ..Default::default()
-    };
-    let tx = db.reader().begin_with_options(snapshot).await?;
+    let scan = db.scan().await?;
+    let tx = scan.snapshot().await?;
     let raw_from = raw_from(&tx).await?;
     plan.keep_to(raw_from)?;
     let known = gpus::known(&tx, &chosen).await?;

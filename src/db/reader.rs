@@ -1,0 +1,176 @@
+//! Reading outside of a transaction, with errors that tell a busy database from one that cannot be reached.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use sea_orm::{
+    AccessMode, ConnAcquireErr, ConnectionTrait, DatabaseConnection, DatabaseTransaction,
+    DbBackend, DbErr, ExecResult, IsolationLevel, QueryResult, QueryStream, Statement, StreamTrait,
+    TransactionOptions, TransactionTrait,
+    sqlx::{self, ConnectOptions as _, Connection, PgPool, postgres::PgConnectOptions},
+};
+use tokio::{
+    sync::Mutex as AsyncMutex,
+    time::{Instant, timeout},
+};
+
+use super::storage::Storage;
+use crate::error::{self, Result};
+
+/// Time that an attempt to connect may take before the database counts as away.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time for which the outcome of an attempt to connect is good.
+const PROBE_GOOD_FOR: Duration = Duration::from_secs(1);
+
+/// SQLSTATE of a PostgreSQL all of whose connections are in use: the database is there.
+const TOO_MANY_CONNECTIONS: &str = "53300";
+
+/// Connections for reading outside of a transaction.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    pool: DatabaseConnection,
+    life: Life,
+}
+
+/// Knowledge about whether the database can be reached, asked for when a pool has waited in vain. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Life(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    storage: Storage,
+    /// Address of PostgreSQL; `None` on SQLite.
+    server: Option<Arc<PgConnectOptions>>,
+    /// Outcome of the newest attempt to connect.
+    probed: AsyncMutex<Option<(Instant, bool)>>,
+}
+
+impl Reader {
+    pub(super) fn new(pool: DatabaseConnection, life: Life) -> Self {
+        Self { pool, life }
+    }
+
+    /// The connections, whose errors do not tell a busy database from one that is away.
+    pub(super) fn pool(&self) -> &DatabaseConnection {
+        &self.pool
+    }
+
+    /// The pool of a PostgreSQL.
+    pub(crate) fn get_postgres_connection_pool(&self) -> &PgPool {
+        self.pool.get_postgres_connection_pool()
+    }
+
+    /// A transaction that reads, and sees one moment in all that it reads.
+    pub(super) async fn snapshot(&self) -> Result<DatabaseTransaction> {
+        let postgres = self.pool.get_database_backend() == DbBackend::Postgres;
+        // On SQLite every transaction reads one snapshot.
+        let options = TransactionOptions {
+            isolation_level: postgres.then_some(IsolationLevel::RepeatableRead),
+            access_mode: postgres.then_some(AccessMode::ReadOnly),
+            ..Default::default()
+        };
+        let begun = self.pool.begin_with_options(options).await;
+        Ok(self.explained(begun).await?)
+    }
+
+    async fn explained<T>(&self, done: Result<T, DbErr>) -> Result<T, DbErr> {
+        match done {
+            Ok(done) => Ok(done),
+            Err(error) => Err(self.life.explain(error).await),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl ConnectionTrait for Reader {
+    fn get_database_backend(&self) -> DbBackend {
+        self.pool.get_database_backend()
+    }
+
+    async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        let done = self.pool.execute_raw(statement).await;
+        self.explained(done).await
+    }
+
+    async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
+        let done = self.pool.execute_unprepared(sql).await;
+        self.explained(done).await
+    }
+
+    async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+        let row = self.pool.query_one_raw(statement).await;
+        self.explained(row).await
+    }
+
+    async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        let rows = self.pool.query_all_raw(statement).await;
+        self.explained(rows).await
+    }
+}
+
+impl StreamTrait for Reader {
+    type Stream<'a> = QueryStream;
+
+    fn get_database_backend(&self) -> DbBackend {
+        self.pool.get_database_backend()
+    }
+
+    fn stream_raw<'a>(
+        &'a self,
+        statement: Statement,
+    ) -> Pin<Box<dyn Future<Output = Result<Self::Stream<'a>, DbErr>> + 'a + Send>> {
+        Box::pin(async move {
+            let rows = self.pool.stream_raw(statement).await;
+            self.explained(rows).await
+        })
+    }
+}
+
+impl Life {
+    /// Knowledge about the database of these connections.
+    pub(super) fn of(pool: &DatabaseConnection, storage: Storage) -> Self {
+        let is_postgres = pool.get_database_backend() == DbBackend::Postgres;
+        let server = is_postgres.then(|| pool.get_postgres_connection_pool().connect_options());
+        Self(Arc::new(Shared {
+            storage,
+            server,
+            probed: AsyncMutex::default(),
+        }))
+    }
+
+    /// An error of a pool, which becomes that of a busy database if the pool has waited in vain for a connection
+    /// although the database can be reached.
+    pub(super) async fn explain(&self, error: DbErr) -> DbErr {
+        let waited_in_vain = matches!(error, DbErr::ConnectionAcquire(ConnAcquireErr::Timeout));
+        if waited_in_vain && self.is_there().await {
+            return error::busy();
+        }
+        error
+    }
+
+    /// Whether the database can be reached. PostgreSQL is asked at most once a second, over a new connection.
+    pub(super) async fn is_there(&self) -> bool {
+        let Some(server) = &self.0.server else {
+            return self.0.storage.fault().is_none();
+        };
+        let mut probed = self.0.probed.lock().await;
+        if let Some((at, is_there)) = *probed
+            && at.elapsed() < PROBE_GOOD_FOR
+        {
+            return is_there;
+        }
+        let is_there = match timeout(PROBE_TIMEOUT, server.connect()).await {
+            Ok(Ok(connection)) => {
+                // Nothing is lost with a connection that was only tried.
+                let _ = connection.close().await;
+                true
+            }
+            Ok(Err(sqlx::Error::Database(error))) => {
+                error.code().as_deref() == Some(TOO_MANY_CONNECTIONS)
+            }
+            Ok(Err(_)) | Err(_) => false,
+        };
+        *probed = Some((Instant::now(), is_there));
+        is_there
+    }
+}

@@ -1,0 +1,204 @@
+//! Stopping the query of a scan that is given up, within the database.
+
+use std::{
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use sea_orm::sqlx::{
+    self, Connection, Executor, PgConnection, PgPool, Postgres, Sqlite, pool::PoolOptions,
+};
+use tokio::time::{Instant, timeout};
+
+use crate::db::{connect::TESTED_AFTER, renewal::Renewal};
+
+/// Instructions of SQLite's virtual machine between two looks at whether a query is still wanted: less than 1 ms.
+const OPERATIONS: i32 = 10_000;
+
+/// Time that a query of PostgreSQL has to end by itself after its scan has ended, before it is cancelled.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// Time that a cancelled query has to end before it is cancelled again, and number of attempts.
+const CANCELLING: Duration = Duration::from_secs(1);
+const ATTEMPTS: usize = 10;
+
+/// Time after the deadline of a call at which the database ends its query by itself.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// Watch over the one connection of a slot: knows whether its query is still wanted. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(in crate::db) struct Watch(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Set when a scan is given up, until its connection is used again: SQLite looks at it while it works.
+    is_given_up: AtomicBool,
+    /// Deadline of the scan.
+    deadline: Mutex<Option<Instant>>,
+    /// Process of PostgreSQL that serves the connection.
+    pid: AtomicI32,
+    /// Whether the connection has a `statement_timeout` of ours.
+    is_limited: AtomicBool,
+    /// Number of queries that were stopped.
+    stopped: AtomicU64,
+}
+
+impl Watch {
+    /// Begins a scan with this deadline.
+    pub(super) fn begin(&self, deadline: Option<Instant>) {
+        self.set_deadline(deadline);
+    }
+
+    /// Ends a scan: whatever its connection still works on is not wanted any more.
+    pub(super) fn give_up(&self) {
+        self.set_deadline(None);
+        self.0.is_given_up.store(true, Ordering::Release);
+    }
+
+    /// Number of queries that were stopped.
+    pub(super) fn stopped(&self) -> u64 {
+        self.0.stopped.load(Ordering::Relaxed)
+    }
+
+    /// Has this watch look after the connection of a pool of one to SQLite. SQLite asks the watch while a query runs.
+    pub(in crate::db) fn over_sqlite(self, options: PoolOptions<Sqlite>) -> PoolOptions<Sqlite> {
+        let (opened, reused) = (self.clone(), self);
+        options
+            .after_connect(move |connection, _| {
+                let watch = opened.clone();
+                Box::pin(async move {
+                    watch.renew();
+                    let mut handle = connection.lock_handle().await?;
+                    handle.set_progress_handler(OPERATIONS, move || watch.lets_go_on());
+                    Ok(())
+                })
+            })
+            .before_acquire(move |_, _| {
+                // The pool has the connection back, so the query before this one has ended.
+                reused.renew();
+                Box::pin(async { Ok(true) })
+            })
+    }
+
+    /// Has this watch look after the connection of a pool of one to PostgreSQL. A connection that comes back with a
+    /// query that goes on does not return to the pool: the query is cancelled over one of the `others`, and the
+    /// connection is closed, so that a late cancellation cannot hit another query.
+    pub(in crate::db) fn over_postgres(
+        self,
+        options: PoolOptions<Postgres>,
+        others: &PgPool,
+        renewal: &Renewal,
+    ) -> PoolOptions<Postgres> {
+        let (opened, reused, released) = (self.clone(), self.clone(), self);
+        let (others, renewal) = (others.clone(), renewal.clone());
+        options
+            .after_connect(move |connection, _| {
+                let watch = opened.clone();
+                Box::pin(async move {
+                    let pid = sqlx::query_scalar::<_, i32>("SELECT pg_backend_pid()");
+                    let pid = pid.fetch_one(&mut *connection).await?;
+                    watch.0.pid.store(pid, Ordering::Release);
+                    watch.0.is_limited.store(false, Ordering::Release);
+                    watch.limit(connection).await
+                })
+            })
+            .before_acquire(move |connection, meta| {
+                let (watch, is_new) = (reused.clone(), renewal.allows(meta.age));
+                Box::pin(async move {
+                    if is_new && meta.idle_for >= TESTED_AFTER {
+                        connection.ping().await?;
+                    }
+                    if is_new {
+                        watch.limit(connection).await?;
+                    }
+                    Ok(is_new)
+                })
+            })
+            .after_release(move |connection, _| {
+                let (watch, others) = (released.clone(), others.clone());
+                Box::pin(async move { Ok(watch.is_settled(connection, &others).await) })
+            })
+    }
+
+    fn set_deadline(&self, deadline: Option<Instant>) {
+        let held = self.0.deadline.lock();
+        *held.unwrap_or_else(PoisonError::into_inner) = deadline;
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        *self
+            .0
+            .deadline
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn renew(&self) {
+        self.0.is_given_up.store(false, Ordering::Release);
+    }
+
+    /// Whether the query that runs is still wanted.
+    fn lets_go_on(&self) -> bool {
+        let is_late = || {
+            let deadline = self.deadline();
+            deadline.is_some_and(|deadline| Instant::now() > deadline + MARGIN)
+        };
+        let goes_on = !self.0.is_given_up.load(Ordering::Acquire) && !is_late();
+        if !goes_on {
+            self.0.stopped.fetch_add(1, Ordering::Relaxed);
+        }
+        goes_on
+    }
+
+    /// Has PostgreSQL end a query by itself soon after the deadline of its scan, should it not be cancelled.
+    async fn limit(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let limit = match self.deadline() {
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now()) + MARGIN;
+                // The largest that PostgreSQL takes.
+                let left = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
+                format!("SET statement_timeout = {left}")
+            }
+            None if self.0.is_limited.load(Ordering::Acquire) => "RESET statement_timeout".into(),
+            None => return Ok(()),
+        };
+        let is_limited = self.deadline().is_some();
+        self.0.is_limited.store(is_limited, Ordering::Release);
+        connection.execute(sqlx::AssertSqlSafe(limit)).await?;
+        Ok(())
+    }
+
+    /// Whether a connection that comes back can be used again: it has ended its query and its transaction. A query that
+    /// goes on is cancelled first.
+    async fn is_settled(&self, connection: &mut PgConnection, others: &PgPool) -> bool {
+        let has_answered = {
+            // The answer comes after all that was asked before.
+            let mut answer = pin!(connection.ping());
+            if let Ok(answer) = timeout(GRACE, &mut answer).await {
+                answer.is_ok()
+            } else {
+                self.0.stopped.fetch_add(1, Ordering::Relaxed);
+                for _ in 0..ATTEMPTS {
+                    self.cancel(others).await;
+                    if timeout(CANCELLING, &mut answer).await.is_ok() {
+                        break;
+                    }
+                }
+                false
+            }
+        };
+        has_answered && !connection.is_in_transaction()
+    }
+
+    async fn cancel(&self, others: &PgPool) {
+        let cancel = sqlx::query("SELECT pg_cancel_backend($1)");
+        let cancel = cancel.bind(self.0.pid.load(Ordering::Acquire));
+        if let Err(error) = cancel.execute(others).await {
+            tracing::debug!(%error, "a query that is not wanted any more could not be cancelled");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Deadline of a call, as its client gives it in the header `grpc-timeout`.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName};
+use tokio::time::{Instant, timeout_at};
+
+/// Header with the time that a client waits for the answer of a call.
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// Largest number of digits of a timeout, as gRPC has it.
+const DIGITS: usize = 8;
+
+tokio::task_local! {
+    /// Deadline of the call that a task works on.
+    static DEADLINE: Option<Instant>;
+}
+
+/// Deadline in the headers of a request. `None` if the client set none that can be read.
+pub fn of(headers: &HeaderMap) -> Option<Instant> {
+    let text = headers.get(&GRPC_TIMEOUT)?.to_str().ok()?;
+    Instant::now().checked_add(read(text)?)
+}
+
+/// Deadline of the call that this task works on.
+pub fn current() -> Option<Instant> {
+    DEADLINE.try_with(|deadline| *deadline).ok().flatten()
+}
+
+/// Runs `work` for a call with this deadline. `None` if the deadline passes first: `work` is dropped then.
+pub async fn keep<F: Future>(deadline: Option<Instant>, work: F) -> Option<F::Output> {
+    let work = DEADLINE.scope(deadline, work);
+    match deadline {
+        Some(deadline) => timeout_at(deadline, work).await.ok(),
+        None => Some(work.await),
+    }
+}
+
+/// Runs `work`, which does not wait, for a call with this deadline.
+pub fn within<T>(deadline: Option<Instant>, work: impl FnOnce() -> T) -> T {
+    DEADLINE.sync_scope(deadline, work)
+}
+
+/// Reads a number and its unit: `1500m` is a second and a half.
+fn read(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if number.len() > DIGITS || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let number = number.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_hours(number)),
+        "M" => Some(Duration::from_mins(number)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_numbers_with_a_unit() {
+        for (text, timeout) in [
+            ("1H", Some(Duration::from_hours(1))),
+            ("2M", Some(Duration::from_mins(2))),
+            ("99999999S", Some(Duration::from_secs(99_999_999))),
+            ("1500m", Some(Duration::from_millis(1_500))),
+            ("7u", Some(Duration::from_micros(7))),
+            ("0n", Some(Duration::ZERO)),
+            ("", None),
+            ("S", None),
+            ("5", None),
+            ("5x", None),
+            ("+5S", None),
+            ("-5S", None),
+            ("123456789S", None),
+            ("5ß", None),
+        ] {
+            assert_eq!(read(text), timeout, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn work_is_dropped_at_its_deadline() {
+        let passed = Some(Instant::now());
+        assert_eq!(keep(passed, std::future::pending::<()>()).await, None);
+        let deadline = Some(Instant::now() + Duration::from_hours(1));
+        assert_eq!(keep(deadline, async { current() }).await, Some(deadline));
+        assert_eq!(keep(None, async { current() }).await, Some(None));
+        assert_eq!(within(deadline, current), deadline);
+        assert_eq!(current(), None);
+    }
+}

@@ -1,0 +1,95 @@
+//! Bodies of responses that end early: at shutdown, or at the deadline of their call.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::Frame;
+use tokio::time::Instant;
+use tonic::{Status, body::Body};
+
+use crate::{deadline, error::Error};
+
+/// A body that ends with an error when `end` says so.
+pub(super) struct Ending {
+    body: Body,
+    /// Whether the client may still be sending; such a stream can only be reset.
+    two_way: bool,
+    /// Deadline of the call, for what is done while the body is read.
+    deadline: Option<Instant>,
+    end: Pin<Box<dyn Future<Output = Error> + Send>>,
+    ended: bool,
+}
+
+impl Ending {
+    /// A body that ends with the error of `end` as soon as that is known.
+    pub(super) fn new(
+        body: Body,
+        two_way: bool,
+        end: impl Future<Output = Error> + Send + 'static,
+    ) -> Self {
+        Self {
+            body,
+            two_way,
+            deadline: None,
+            end: Box::pin(end),
+            ended: false,
+        }
+    }
+
+    /// A body that ends at the deadline of its call.
+    pub(super) fn at(body: Body, two_way: bool, deadline: Instant) -> Self {
+        let end = async move {
+            tokio::time::sleep_until(deadline).await;
+            Error::DeadlineExceeded
+        };
+        Self {
+            deadline: Some(deadline),
+            ..Self::new(body, two_way, end)
+        }
+    }
+}
+
+impl http_body::Body for Ending {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let body = &mut this.body;
+        let frame = deadline::within(this.deadline, || Pin::new(body).poll_frame(cx));
+        if frame.is_ready() {
+            return frame;
+        }
+        let Poll::Ready(error) = this.end.as_mut().poll(cx) else {
+            return Poll::Pending;
+        };
+        this.ended = true;
+        // What fills the body has nothing more to do.
+        this.body = Body::empty();
+        let status = Status::from(error);
+        if this.two_way {
+            return Poll::Ready(Some(Err(status)));
+        }
+        let mut trailers = HeaderMap::new();
+        Poll::Ready(Some(
+            status
+                .add_header(&mut trailers)
+                .map(|()| Frame::trailers(trailers)),
+        ))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || self.body.is_end_stream()
+    }
+}
