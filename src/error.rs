@@ -46,8 +46,12 @@ pub enum Error {
     TooLarge { limit: usize },
     #[error("the request takes more than {limit} bytes once it is decoded; split it")]
     TooManyElements { limit: u64 },
-    #[error("the requests under way take all the memory that this server gives them")]
-    Busy,
+    #[error("{0}")]
+    Busy(&'static str),
+    #[error("as many calls are under way as the server allows: {limit}")]
+    TooManyCalls { limit: usize },
+    #[error("the request did not arrive whole within {within:?}")]
+    MessageTimeout { within: Duration },
     #[error("`{field}` is taken: {problem}")]
     AlreadyExists { field: String, problem: String },
     #[error("`{field}` was used before for a request with other content")]
@@ -244,10 +248,12 @@ impl Error {
             Self::Unimplemented(_) => (Code::Unimplemented, ErrorReason::Unimplemented),
             Self::TooLarge { .. } => (Code::ResourceExhausted, ErrorReason::MessageTooLarge),
             Self::TooManyElements { .. } => (Code::ResourceExhausted, ErrorReason::TooManyElements),
-            Self::Busy | Self::DatabaseBusy | Self::NoTurn { .. } | Self::LineFull { .. } => {
+            Self::Busy(_) | Self::DatabaseBusy | Self::NoTurn { .. } | Self::LineFull { .. } => {
                 (Code::Unavailable, ErrorReason::ServerBusy)
             }
             Self::DeadlineExceeded => (Code::DeadlineExceeded, ErrorReason::DeadlineExceeded),
+            Self::TooManyCalls { .. } => (Code::ResourceExhausted, ErrorReason::TooManyCalls),
+            Self::MessageTimeout { .. } => (Code::DeadlineExceeded, ErrorReason::MessageTimeout),
             Self::AlreadyExists { .. } | Self::KeyHeld { .. } => {
                 (Code::AlreadyExists, ErrorReason::AlreadyExists)
             }
@@ -396,7 +402,9 @@ impl Error {
                 | Self::Starting
                 | Self::ShuttingDown
                 | Self::TooManyWatches { .. }
-                | Self::Busy
+                | Self::TooManyCalls { .. }
+                | Self::MessageTimeout { .. }
+                | Self::Busy(_)
         )
     }
 }

@@ -17,12 +17,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    codec::CompressionEncoding::Gzip,
-    transport::{Server as Grpc, server::Router},
-};
+use tonic::{codec::CompressionEncoding::Gzip, transport::server::Router};
 use tonic_health::pb::health_server::{Health as HealthService, HealthServer};
-use tonic_reflection::server::Builder as Reflection;
 use tower::layer::util::{Identity, Stack};
 
 use crate::{
@@ -55,13 +51,16 @@ use crate::{
         notification_channel_service_server::NotificationChannelServiceServer,
         silence_service_server::SilenceServiceServer,
     },
-    rpc::{admission::Admission, calls::Calls, layer::RequestLayer},
+    rpc::{admission::Admission, calls::Calls, layer::RequestLayer, snapshots::SnapshotMemory},
     time_zones,
     zones::{CameraZones, LiveZones},
 };
 
 mod jobs;
 mod prepare;
+mod transport;
+
+use transport::{CALLED, reflection};
 
 /// What keeps the server from starting, or from going on.
 #[derive(Debug, thiserror::Error)]
@@ -114,14 +113,6 @@ pub struct Server {
 
 /// Time after the grace time in which loops end and the database is closed.
 const CLOSING: Duration = Duration::from_secs(1);
-
-/// The methods whose calls are counted.
-const CALLED: [&[u8]; 4] = [
-    FILE_DESCRIPTOR_SET,
-    tonic_health::pb::FILE_DESCRIPTOR_SET,
-    tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-    tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-];
 
 /// What has to come to its end before the database is closed.
 #[derive(Debug)]
@@ -322,7 +313,8 @@ fn routes<H: HealthService>(
         shutdown: shutdown.clone(),
     });
     let places = Places::new(settings.max_watches as usize);
-    let monitor = monitor(settings, parts, &gpu_stats, &places);
+    let limits = transport::limits(settings);
+    let monitor = monitor(settings, parts, &gpu_stats, &places, &limits.snapshots);
     let calls = Calls::new(&CALLED);
     let admission = Admission::new(&[FILE_DESCRIPTOR_SET], limit, settings.request_memory);
     let metrics = Metrics {
@@ -336,6 +328,7 @@ fn routes<H: HealthService>(
         health,
         deliveries: deliverer.counts().clone(),
         ingests: committer.counts().clone(),
+        limits: limits.clone(),
         monitor: monitor.clone(),
     };
     let cameras = Cameras { db: db.clone() };
@@ -368,18 +361,18 @@ fn routes<H: HealthService>(
                 .accept_compressed(Gzip)
         };
     }
-    let routes = Grpc::builder()
-        .max_concurrent_streams(Some(settings.max_connection_streams))
-        .http2_keepalive_interval(Some(settings.keepalive_interval))
-        .http2_keepalive_timeout(Some(settings.keepalive_timeout))
-        .layer(RequestLayer {
-            ready,
-            max_message_size: limit,
-            admission,
-            calls,
-            shutdown,
-        })
-        .add_routes(jobs::routes(parts, &places, limit))
+    let layer = RequestLayer {
+        ready,
+        max_message_size: limit,
+        admission,
+        calls,
+        call_limit: limits.calls.clone(),
+        unfinished: limits.unfinished.clone(),
+        shutdown,
+    };
+    let routes = transport::builder(settings)
+        .layer(layer)
+        .add_routes(jobs::routes(parts, &places, &limits.snapshots, limit))
         .add_service(health_service)
         .add_service(reflection().build_v1().map_err(broken)?)
         .add_service(reflection().build_v1alpha().map_err(broken)?)
@@ -399,26 +392,28 @@ fn routes<H: HealthService>(
     Ok((routes, metrics))
 }
 
-fn monitor(settings: &Settings, parts: &Parts, gpus: &GpuStats, places: &Places) -> Monitor {
+fn monitor(
+    settings: &Settings,
+    parts: &Parts,
+    gpus: &GpuStats,
+    places: &Places,
+    memory: &SnapshotMemory,
+) -> Monitor {
     Monitor::new(
         parts.feed.clone(),
         parts.gpus.clone(),
-        Snapshots::new(parts.db.clone(), parts.feed.clone(), gpus.clone()),
+        Snapshots::new(
+            parts.db.clone(),
+            parts.feed.clone(),
+            gpus.clone(),
+            memory.clone(),
+        ),
         monitor::Settings {
             places: places.clone(),
             retention: settings.feed_retention(),
         },
         parts.shutdown.clone(),
     )
-}
-
-/// What reflection tells of.
-fn reflection<'a>() -> Reflection<'a> {
-    Reflection::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        // What the details of errors are made of.
-        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
 }
 
 /// The database for people, without passwords.

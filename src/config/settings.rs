@@ -240,7 +240,7 @@ pub struct Settings {
     )]
     pub job_retention_cancelled: Duration,
 
-    /// How many watches may be open at once, 1 to 1000000
+    /// How many watches and streams of workers may be open at once, 1 to 1000000
     #[arg(
         long, global = true, value_name = "NUMBER", env = "WATCHPOST_MAX_WATCHES", default_value = "10000",
         value_parser = clap::value_parser!(u32).range(1..=1_000_000)
@@ -261,6 +261,36 @@ pub struct Settings {
         value_parser = clap::value_parser!(u32).range(1..=100_000)
     )]
     pub max_connection_streams: u32,
+
+    /// How many calls may be open at once on all connections together, streams included, 1 to 10000000; health checks are
+    /// answered beyond that
+    #[arg(
+        long, global = true, value_name = "NUMBER", env = "WATCHPOST_MAX_CALLS", default_value = "20000",
+        value_parser = clap::value_parser!(u32).range(1..=10_000_000)
+    )]
+    pub max_calls: u32,
+
+    /// How long a request may take to arrive whole, 1s to 1h; in a stream of requests, each message from its first byte on
+    #[arg(
+        long, global = true, value_name = "TIME", env = "WATCHPOST_MESSAGE_TIMEOUT", default_value = "30s",
+        value_parser = between::<1_000, 3_600_000>
+    )]
+    pub message_timeout: Duration,
+
+    /// Memory for requests that have not arrived whole, in bytes, 4194304 to 68719476736; the one that began first is ended
+    /// for a newer one
+    #[arg(
+        long, global = true, value_name = "BYTES", env = "WATCHPOST_UNFINISHED_MEMORY", default_value = "33554432",
+        value_parser = clap::value_parser!(u64).range(4_194_304..=68_719_476_736)
+    )]
+    pub unfinished_memory: u64,
+
+    /// Memory for snapshots that watches begin with, until clients have read them, in bytes, 1048576 to 68719476736
+    #[arg(
+        long, global = true, value_name = "BYTES", env = "WATCHPOST_SNAPSHOT_MEMORY", default_value = "67108864",
+        value_parser = clap::value_parser!(u64).range(1_048_576..=68_719_476_736)
+    )]
+    pub snapshot_memory: u64,
 
     /// The largest request to accept, in bytes, 65536 to 268435456
     #[arg(

@@ -28,6 +28,7 @@ pub mod retention;
 mod rows;
 mod schedules;
 mod service;
+mod snapshots;
 mod stats;
 mod stream;
 mod tail;

@@ -18,7 +18,9 @@ use super::{
     desk::Desk,
     list,
     moves::{Move, label},
-    remove, stats,
+    remove,
+    snapshots::Snapshots,
+    stats,
     tail::Tail,
     types::LiveTypes,
     watch::Watch,
@@ -29,7 +31,7 @@ use crate::{
     error::{Error, Result},
     monitor::{Feed, Places},
     pb::{self, job_service_server::JobService},
-    rpc::{Reply, check, group::Group, row, time, work},
+    rpc::{Reply, check, group::Group, row, snapshots::SnapshotMemory, time, work},
 };
 
 /// How many jobs one call makes at most.
@@ -45,6 +47,7 @@ pub struct Jobs {
     pub(super) feed: Feed,
     /// How many streams may be open, watches of other things with them.
     pub(super) places: Places,
+    pub(super) snapshots: Snapshots,
     pub(super) shutdown: CancellationToken,
     clock: Clock,
     types: LiveTypes,
@@ -53,9 +56,16 @@ pub struct Jobs {
 }
 
 impl Jobs {
-    /// The jobs of a queue, watched on the feed.
-    pub fn new(queue: &Queue, feed: Feed, places: Places, shutdown: CancellationToken) -> Self {
+    /// The jobs of a queue, watched on the feed. Snapshots take the `memory`.
+    pub fn new(
+        queue: &Queue,
+        feed: Feed,
+        places: Places,
+        memory: SnapshotMemory,
+        shutdown: CancellationToken,
+    ) -> Self {
         Self {
+            snapshots: Snapshots::new(queue.db.clone(), feed.clone(), memory),
             db: queue.db.clone(),
             feed,
             places,

@@ -10,12 +10,15 @@ use std::{
 
 use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use prost::Message;
-use tokio::{sync::mpsc, time::sleep_until};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::sleep_until,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
 
-use messages::{cancellation, lease_lost, refusal};
+use messages::{broken, cancellation, lease_lost, refusal};
 
 use super::{
     check as jobs_check,
@@ -46,13 +49,15 @@ const ANSWERS: usize = 512;
 
 type Out = mpsc::Sender<Result<pb::WorkJobsResponse, Status>>;
 
-/// Works one stream.
+/// Works one stream, which keeps its place until it ends.
 pub(super) fn work(
     workers: JobWorkers,
+    place: OwnedSemaphorePermit,
     incoming: Streaming<pb::WorkJobsRequest>,
 ) -> impl Stream<Item = Result<pb::WorkJobsResponse, Status>> + Send {
     let (out, responses) = mpsc::channel(OUT);
     tokio::spawn(async move {
+        let _place = place;
         let told = out.clone();
         if let Err(error) = hello::begin(workers, incoming, out).await {
             let _ = told.send(Err(error.into())).await;
@@ -140,7 +145,7 @@ impl Worker {
                             self.inbox.close();
                             true
                         }
-                        Err(_) => return End::Broken,
+                        Err(status) => return broken(&self.out, status).await,
                     }
                 }
                 Some(claimed) = self.inbox.next() => self.push(claimed).await,

@@ -1,14 +1,11 @@
 //! Watches of jobs, on top of the feed.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_stream::try_stream;
 use futures_util::Stream;
 use prost::Message;
-use sea_orm::{
-    ColumnTrait, Condition, DatabaseTransaction, QueryFilter, QueryOrder, QuerySelect,
-    sea_query::{Expr, ExprTrait},
-};
+use sea_orm::{ColumnTrait, QueryFilter};
 use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, MissedTickBehavior, interval_at},
@@ -17,28 +14,22 @@ use tonic::Status;
 use uuid::Uuid;
 
 use super::{
-    filter::in_status,
     list::light,
     service::Jobs,
+    snapshots::{JobSnapshot, existing},
     wanted::{Wanted, ends},
 };
 use crate::{
     entity::{
         self,
-        job::{self, Column, JobStatus},
+        job::{self, Column},
     },
     error::{Error, Result},
     feed::Start,
     monitor::heartbeat_interval,
-    pb::{self, JobChangeKind, WatchJobsResponse, watch_jobs_response::Update},
+    pb::{self, WatchJobsResponse, watch_jobs_response::Update},
     rpc::{check, row, time},
 };
-
-/// How many jobs of a snapshot are read, and kept encoded, together.
-const PAGE: u64 = 1_000;
-
-/// How many jobs a snapshot has at most: they are kept until the client has read them.
-const SNAPSHOT: usize = 100_000;
 
 /// A watch of jobs: where it is, and what it wants.
 pub(super) struct Watch {
@@ -66,8 +57,7 @@ pub(super) struct Watch {
 enum First {
     Heartbeat,
     Job(Box<pb::JobChange>),
-    /// Jobs, some of them encoded together, for there may be many.
-    Snapshot(Vec<Vec<u8>>),
+    Snapshot(Arc<JobSnapshot>),
 }
 
 /// What a watch waited for.
@@ -121,13 +111,8 @@ impl Watch {
             if !request.cursor.is_empty() {
                 return Err(Error::invalid("snapshot", "must be left out with a cursor"));
             }
-            let condition = filter.condition(jobs.db.backend(), entity::now())?;
-            let scan = jobs.db.scan().await?;
-            let tx = scan.snapshot().await?;
-            let now = jobs.feed.now_in(&tx).await?;
-            let pages = unfinished(&tx, condition).await?;
-            tx.commit().await?;
-            (now, First::Snapshot(pages))
+            let snapshot = jobs.snapshots.take(&filter).await?;
+            (snapshot.start.clone(), First::Snapshot(snapshot))
         } else if request.cursor.is_empty() {
             (jobs.feed.now().await?, First::Heartbeat)
         } else {
@@ -161,11 +146,12 @@ impl Watch {
                         return;
                     }
                 }
-                First::Snapshot(pages) => {
-                    let mut sent = 0;
-                    for page in pages {
-                        let page = pb::JobChanges::decode(page.as_slice()).map_err(Error::internal)?;
-                        for change in page.changes {
+                First::Snapshot(snapshot) => {
+                    let (mut sent, mut place) = (0, 0);
+                    while let Some(piece) = snapshot.jobs.item(place)? {
+                        place += 1;
+                        let piece = pb::JobChanges::decode(piece).map_err(Error::internal)?;
+                        for change in piece.changes {
                             if shutdown.is_cancelled() {
                                 Err(Error::ShuttingDown)?;
                             }
@@ -296,37 +282,4 @@ async fn job_now(jobs: &Jobs, id: Uuid) -> Result<(Start, Option<job::Model>)> {
     let job = light().filter(Column::Id.eq(id)).one(&tx).await?;
     tx.commit().await?;
     Ok((now, job))
-}
-
-/// The jobs that are queued or run and of which this is true, oldest first.
-async fn unfinished(tx: &DatabaseTransaction, condition: Condition) -> Result<Vec<Vec<u8>>> {
-    let all = light()
-        .filter(condition)
-        .filter(in_status(&[JobStatus::Queued, JobStatus::Running]))
-        .order_by_asc(Column::CreatedAt)
-        .order_by_asc(Column::Id)
-        .limit(PAGE);
-    let (mut pages, mut jobs) = (Vec::new(), 0);
-    let mut page = all.clone().all(tx).await?;
-    while let Some(last) = page.last() {
-        jobs += page.len();
-        if jobs > SNAPSHOT {
-            let problem = format!("would have more than {SNAPSHOT} jobs; narrow the filter");
-            return Err(Error::invalid("snapshot", problem));
-        }
-        let columns = Expr::tuple([Column::CreatedAt.into_expr(), Column::Id.into_expr()]);
-        let place = Expr::tuple([Expr::val(last.created_at), Expr::val(last.id)]);
-        let changes = page.into_iter().map(existing).collect();
-        pages.push(pb::JobChanges { changes }.encode_to_vec());
-        page = all.clone().filter(columns.gt(place)).all(tx).await?;
-    }
-    Ok(pages)
-}
-
-fn existing(job: job::Model) -> pb::JobChange {
-    pb::JobChange {
-        kind: JobChangeKind::Existing.into(),
-        job: Some(job.into()),
-        ..Default::default()
-    }
 }

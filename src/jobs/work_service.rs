@@ -20,6 +20,7 @@ use super::{
 use crate::{
     entity::job::{self, Model},
     error::{Error, Result},
+    monitor::Places,
     pb::{self, job_worker_service_server::JobWorkerService},
     rpc::{Reply, check, row, time, work},
 };
@@ -37,13 +38,19 @@ const JOBS: usize = 1_000;
 #[derive(Debug, Clone)]
 pub struct JobWorkers {
     pub(super) queue: Queue,
+    /// Number of streams that may be open, watches included.
+    places: Places,
     pub(super) shutdown: CancellationToken,
 }
 
 impl JobWorkers {
-    /// The workers of this queue.
-    pub fn new(queue: Queue, shutdown: CancellationToken) -> Self {
-        Self { queue, shutdown }
+    /// The workers of this queue, whose streams take `places`.
+    pub fn new(queue: Queue, places: Places, shutdown: CancellationToken) -> Self {
+        Self {
+            queue,
+            places,
+            shutdown,
+        }
     }
 
     async fn report(&self, (id, lease_id, report): Reported) -> Result<Model> {
@@ -188,7 +195,8 @@ impl JobWorkerService for JobWorkers {
         &self,
         request: Request<Streaming<pb::WorkJobsRequest>>,
     ) -> Reply<Self::WorkJobsStream> {
-        let responses = stream::work(self.clone(), request.into_inner());
+        let place = self.places.take()?;
+        let responses = stream::work(self.clone(), place, request.into_inner());
         Ok(Response::new(Box::pin(responses)))
     }
 }

@@ -69,9 +69,15 @@ pub(super) fn collect_holder(families: &mut Families, holder: Option<&Holder>) {
 pub(super) fn collect_watches(families: &mut Families, monitor: &Monitor) {
     families.one(
         "watchpost_watches",
-        "Watches that are open.",
+        "Watches and streams of workers that are open.",
         MetricType::GAUGE,
         count(monitor.watches() as u64),
+    );
+    families.one(
+        "watchpost_watches_max",
+        "Watches and streams of workers that may be open; further ones are refused with TOO_MANY_WATCHES.",
+        MetricType::GAUGE,
+        count(monitor.most_watches() as u64),
     );
     families.one(
         "watchpost_watch_messages_sent_total",

@@ -15,6 +15,7 @@ mod family;
 mod feed;
 mod gpu;
 mod ingest;
+mod limits;
 mod process;
 mod rpc;
 mod scans;
@@ -33,7 +34,10 @@ use crate::{
     health::Health,
     monitor::{Feed, Monitor},
     notifications,
-    rpc::{admission::Admission, calls::Calls},
+    rpc::{
+        admission::Admission, call_limit::CallLimit, calls::Calls, snapshots::SnapshotMemory,
+        unfinished::Unfinished,
+    },
     time_zones,
 };
 
@@ -56,7 +60,18 @@ pub struct Metrics {
     pub gpu_interval: Duration,
     pub health: Health,
     pub ingests: Counts,
+    pub limits: Limits,
     pub monitor: Monitor,
+}
+
+/// Limits that all connections share, and the one of each connection.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub calls: CallLimit,
+    /// Number of calls that may be under way on one connection.
+    pub calls_per_connection: u32,
+    pub unfinished: Unfinished,
+    pub snapshots: SnapshotMemory,
 }
 
 impl Metrics {
@@ -73,6 +88,7 @@ impl Metrics {
         connections::collect(&mut families, &self.connections);
         rpc::collect_memory(&mut families, &self.admission);
         scans::collect(&mut families, self.db.scan_counts());
+        limits::collect(&mut families, &self.limits);
         ingest::collect(&mut families, &self.ingests);
         deliveries::collect(&mut families, &self.deliveries);
         feed::collect_watches(&mut families, &self.monitor);

@@ -1,4 +1,4 @@
-//! How many watches may be open at a time.
+//! Number of watches and streams of workers that may be open at a time.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Result};
 
-/// The places for watches, of whatever service. Clones share them.
+/// Places for watches and streams of workers, of every service. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Places {
     free: Arc<Semaphore>,
@@ -24,6 +24,11 @@ impl Places {
     pub fn take(&self) -> Result<OwnedSemaphorePermit> {
         let place = self.free.clone().try_acquire_owned();
         place.map_err(|_| Error::TooManyWatches { limit: self.limit })
+    }
+
+    /// Number of places.
+    pub fn limit(&self) -> usize {
+        self.limit
     }
 
     /// How many are taken.

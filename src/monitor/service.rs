@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use async_stream::{stream, try_stream};
+use async_stream::try_stream;
 use bytes::Bytes;
 use futures_util::Stream;
 use prometheus::IntCounter;
@@ -89,9 +89,14 @@ impl Monitor {
         }
     }
 
-    /// How many watches are open, those of jobs with them.
+    /// Number of watches and of streams of workers that are open, those of jobs included.
     pub fn watches(&self) -> usize {
         self.settings.places.taken()
+    }
+
+    /// Number of watches and of streams of workers that may be open.
+    pub fn most_watches(&self) -> usize {
+        self.settings.places.limit()
     }
 
     /// How many responses were sent, over all watches.
@@ -209,7 +214,7 @@ impl Watch {
                 heartbeat.cursor.clear();
                 yield encode(&heartbeat);
                 for await message in Box::pin(self.existing(snapshot)) {
-                    yield message;
+                    yield message?;
                 }
             } else {
                 yield encode(&Box::pin(self.heartbeat()).await);
@@ -268,12 +273,12 @@ impl Watch {
     }
 
     /// What there was when the watch began, and the end of it.
-    fn existing(&mut self, snapshot: Arc<Snapshot>) -> impl Stream<Item = Encoded> + Send {
+    fn existing(&mut self, snapshot: Arc<Snapshot>) -> impl Stream<Item = Result<Encoded>> + Send {
         let own = |shared: &Bytes| Encoded {
             shared: shared.clone(),
             own: Bytes::new(),
         };
-        stream! {
+        try_stream! {
             let mut end = pb::SnapshotEnd::default();
             let live = self.monitor.gpus.readings();
             let stored = snapshot.gpu_stats.iter().filter(|stored| {
@@ -294,7 +299,9 @@ impl Watch {
                     yield own(&reading.encoded());
                 }
             }
-            for alert in &snapshot.alerts {
+            let mut place = 0;
+            while let Some(alert) = snapshot.alerts.item(place)? {
+                place += 1;
                 if self.filter.matches(alert.update.as_ref()) {
                     end.alerts += 1;
                     yield own(&alert.encoded);

@@ -19,10 +19,14 @@ use crate::{
     feed::Start,
     gpu::GpuStats,
     pb::{self, watch_response::Update},
+    rpc::snapshots::{self, Claim, SnapshotMemory},
 };
 
 /// How many alerts are read at a time.
 const PAGE: u64 = 1_000;
+
+/// Size of an alert in a snapshot, as a multiple of its encoded size: it is kept encoded and decoded.
+const EXPANSION: u64 = 3;
 
 /// What there is at one moment.
 #[derive(Debug)]
@@ -30,7 +34,7 @@ pub(super) struct Snapshot {
     /// Where the feed goes on after it.
     pub start: Start,
     /// The alerts that are pending or delivered, oldest first.
-    pub alerts: Vec<Announcement>,
+    pub alerts: Arc<snapshots::Snapshot<Arc<Announcement>>>,
     /// The newest stored sample of every GPU.
     pub gpu_stats: Vec<pb::GpuStats>,
 }
@@ -40,17 +44,19 @@ pub struct Snapshots {
     db: Db,
     feed: Feed,
     gpus: GpuStats,
+    memory: SnapshotMemory,
     /// When the last one was begun. It is kept for as long as somebody sends it.
     last: Mutex<Option<(Instant, Weak<Snapshot>)>>,
 }
 
 impl Snapshots {
-    /// Snapshots of this database and its GPUs.
-    pub fn new(db: Db, feed: Feed, gpus: GpuStats) -> Self {
+    /// Snapshots of this database and its GPUs, which take the `memory`.
+    pub fn new(db: Db, feed: Feed, gpus: GpuStats, memory: SnapshotMemory) -> Self {
         Self {
             db,
             feed,
             gpus,
+            memory,
             last: Mutex::new(None),
         }
     }
@@ -72,12 +78,14 @@ impl Snapshots {
     }
 
     async fn read(&self) -> Result<Snapshot> {
-        let scan = self.db.scan().await?;
-        let tx = scan.snapshot().await?;
+        // All callers share what is read, so that this takes one of the connections for short reads, and no watch waits
+        // for scans.
+        let tx = self.db.snapshot().await?;
         let start = self.feed.now_in(&tx).await?;
-        let alerts = open_alerts(&tx).await?;
+        let mut claim = self.memory.claim();
+        let alerts = open_alerts(&tx, &mut claim).await?;
         tx.rollback().await?;
-        drop(scan);
+        let alerts = self.memory.keep(alerts, claim);
         Ok(Snapshot {
             start,
             alerts,
@@ -86,7 +94,10 @@ impl Snapshots {
     }
 }
 
-async fn open_alerts(tx: &DatabaseTransaction) -> Result<Vec<Announcement>> {
+async fn open_alerts(
+    tx: &DatabaseTransaction,
+    claim: &mut Claim,
+) -> Result<Vec<Arc<Announcement>>> {
     use alert::Column::{CreatedAt, Id, Status};
 
     let mut alerts = Vec::new();
@@ -110,7 +121,11 @@ async fn open_alerts(tx: &DatabaseTransaction) -> Result<Vec<Announcement>> {
         let page = page.all(tx).await?;
         last = page.last().map(|alert| (alert.created_at, alert.id));
         let full = page.len() as u64 == PAGE;
-        alerts.extend(page.into_iter().map(existing));
+        for alert in page {
+            let alert = existing(alert);
+            claim.grow(alert.encoded.len() as u64 * EXPANSION)?;
+            alerts.push(Arc::new(alert));
+        }
         if !full {
             return Ok(alerts);
         }

@@ -16,6 +16,9 @@ const UNIT: u64 = 1 << 10;
 /// Requests that take less are not counted: there cannot be enough of them to matter.
 const SMALL: u64 = 4 << 10;
 
+/// Failure of a request for which there is no memory.
+const NO_MEMORY: &str = "the requests under way take all the memory that this server gives them";
+
 tokio::task_local! {
     /// The call to which the messages belong that are decoded.
     static CURRENT: Arc<Call>;
@@ -105,7 +108,7 @@ impl Call {
         if memory > SMALL {
             let units = u32::try_from(memory.div_ceil(UNIT)).unwrap_or(u32::MAX);
             let permit = admission.pool.clone().try_acquire_many_owned(units);
-            *held = Some(permit.map_err(|_| Error::Busy)?);
+            *held = Some(permit.map_err(|_| Error::Busy(NO_MEMORY))?);
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ use http_body::{Frame, SizeHint};
 use prometheus::{Histogram, HistogramOpts};
 use prost::Message;
 use prost_types::FileDescriptorSet;
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Code, Status, body::Body};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -94,6 +95,7 @@ impl Calls {
             method,
             begun: Instant::now(),
             ended: false,
+            permit: None,
         }
     }
 
@@ -139,12 +141,18 @@ pub struct Call {
     method: Arc<Method>,
     begun: Instant,
     ended: bool,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Call {
-    /// Whether the client may send after the server has begun to answer.
-    pub fn is_two_way(&self) -> bool {
-        matches!(self.method.kind, "client_stream" | "bidi_stream")
+    /// Keeps the permit of the call until its end.
+    pub fn keep(&mut self, permit: OwnedSemaphorePermit) {
+        self.permit = Some(permit);
+    }
+
+    /// Whether the client may send any number of messages.
+    pub fn takes_stream(&self) -> bool {
+        ["client_stream", "bidi_stream"].contains(&self.method.kind)
     }
 
     /// Waits with the end of the call for the end of its response.

@@ -12,12 +12,18 @@ use tonic::{
     Status,
     codec::{BufferSettings, Codec, DecodeBuf, Decoder},
 };
-use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
+use tonic_prost::{ProstDecoder, ProstEncoder};
 
 use super::admission::Call;
 
 /// Size from which decoding a message takes long enough that others are not kept waiting for it.
 const LARGE: usize = 256 << 10;
+
+/// Room for messages that an open call has at first, in bytes. It grows with what is received and sent.
+const BUFFER: usize = 2 << 10;
+
+/// Number of bytes that go to the transport at a time.
+const YIELD_AT: usize = 32 << 10;
 
 /// Encodes `T` and decodes `U`. On a server, what a message takes is bounded before it is decoded.
 #[derive(Debug)]
@@ -40,7 +46,7 @@ where
     type Decoder = BoundedDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<T, U>::default().encoder()
+        ProstEncoder::new(BufferSettings::new(BUFFER, YIELD_AT))
     }
 
     fn decoder(&mut self) -> Self::Decoder {
@@ -60,7 +66,7 @@ impl<U: Message + Default + Send + 'static> BoundedDecoder<U> {
     /// A decoder of the messages of the call that is running.
     pub fn new() -> Self {
         Self {
-            inner: ProstCodec::<U, U>::default().decoder(),
+            inner: ProstDecoder::new(BufferSettings::new(BUFFER, YIELD_AT)),
             call: Call::current(),
         }
     }

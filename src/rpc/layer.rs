@@ -11,14 +11,21 @@ use std::{
 };
 
 use http::{HeaderName, HeaderValue, Request, Response};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument, error_span, field::Empty};
 use uuid::Uuid;
 
-use super::{admission::Admission, calls::Calls, ending::Ending};
-use crate::{deadline, error::Error};
+use super::{
+    admission::Admission, call_limit::CallLimit, calls::Calls, ending::Ending,
+    unfinished::Unfinished,
+};
+use crate::{
+    deadline,
+    error::{Error, Result},
+};
 
 /// Tells client and server the id of a request; taken from the request if it has one.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -36,8 +43,23 @@ pub struct RequestLayer {
     pub admission: Admission,
     /// Counts every call.
     pub calls: Calls,
+    /// Bounds the number of calls.
+    pub call_limit: CallLimit,
+    /// Bounds requests that have not arrived whole.
+    pub unfinished: Unfinished,
     /// Ends the streams of health and reflection, which know of no shutdown.
     pub shutdown: CancellationToken,
+}
+
+impl RequestLayer {
+    /// Permit for a call of the method at this path.
+    fn admit(&self, path: &str) -> Result<OwnedSemaphorePermit> {
+        let permit = self.call_limit.take(path)?;
+        if !self.ready.load(Ordering::Acquire) && path.starts_with("/watchpost.") {
+            return Err(Error::Starting);
+        }
+        Ok(permit)
+    }
 }
 
 impl<S> Layer<S> for RequestLayer {
@@ -58,9 +80,9 @@ pub struct Requests<S> {
     layer: RequestLayer,
 }
 
-impl<S, B> Service<Request<B>> for Requests<S>
+impl<S> Service<Request<Body>> for Requests<S>
 where
-    S: Service<Request<B>, Response = Response<Body>>,
+    S: Service<Request<Body>, Response = Response<Body>>,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
 {
@@ -72,7 +94,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
         let given = request
             .headers()
             .get(&REQUEST_ID)
@@ -91,18 +113,23 @@ where
             rpc.grpc.status_code = Empty,
         );
 
-        let call = self.layer.calls.begin(path);
-        if !self.layer.ready.load(Ordering::Acquire) && path.starts_with("/watchpost.") {
-            let mut response = Status::from(Error::Starting).into_http();
-            response.headers_mut().insert(REQUEST_ID, id);
-            return Box::pin(std::future::ready(Ok(call.answered(response))));
+        let mut call = self.layer.calls.begin(path);
+        match self.layer.admit(path) {
+            Ok(permit) => call.keep(permit),
+            Err(error) => {
+                let mut response = Status::from(error).into_http();
+                response.headers_mut().insert(REQUEST_ID, id);
+                return Box::pin(std::future::ready(Ok(call.answered(response))));
+            }
         }
 
-        let two_way = path.starts_with("/grpc.reflection.") || call.is_two_way();
+        let two_way = path.starts_with("/grpc.reflection.") || call.takes_stream();
         let foreign = !path.starts_with("/watchpost.");
         let shutdown = self.layer.shutdown.clone();
         let limit = self.layer.max_message_size;
         let admitted = self.layer.admission.call(path);
+        let unfinished = &self.layer.unfinished;
+        let request = request.map(|body| unfinished.bound(body, call.takes_stream()));
         let deadline = deadline::of(request.headers());
         let reply = deadline::keep(deadline, admitted.scope(self.inner.call(request)));
         let answered = async move {
@@ -197,7 +224,7 @@ mod tests {
         answers: bool,
     }
 
-    impl Service<Request<()>> for Silent {
+    impl Service<Request<Body>> for Silent {
         type Response = Response<Body>;
         type Error = Infallible;
         type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -206,7 +233,7 @@ mod tests {
             Poll::Ready(Ok(()))
         }
 
-        fn call(&mut self, _: Request<()>) -> Self::Future {
+        fn call(&mut self, _: Request<Body>) -> Self::Future {
             if !self.answers {
                 return Box::pin(std::future::pending());
             }
@@ -223,12 +250,14 @@ mod tests {
             max_message_size: 1,
             admission: Admission::new(&[], 1, 1),
             calls: Calls::new(&[]),
+            call_limit: CallLimit::new(1),
+            unfinished: Unfinished::new(std::time::Duration::from_secs(30), 1, 1),
             shutdown: CancellationToken::new(),
         };
         let request = Request::builder()
             .uri("/watchpost.v1.EventService/ListEvents")
             .header("grpc-timeout", "0n")
-            .body(())
+            .body(Body::empty())
             .unwrap();
         layer.layer(service).call(request).await.unwrap()
     }

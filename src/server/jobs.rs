@@ -12,13 +12,25 @@ use crate::{
         job_service_server::JobServiceServer, job_type_service_server::JobTypeServiceServer,
         job_worker_service_server::JobWorkerServiceServer,
     },
+    rpc::snapshots::SnapshotMemory,
 };
 
 /// The services, which take requests of up to `limit` bytes.
-pub(super) fn routes(parts: &Parts, places: &Places, limit: usize) -> Routes {
+pub(super) fn routes(
+    parts: &Parts,
+    places: &Places,
+    memory: &SnapshotMemory,
+    limit: usize,
+) -> Routes {
     let (queue, shutdown) = (&parts.queue, &parts.shutdown);
-    let jobs = Jobs::new(queue, parts.feed.clone(), places.clone(), shutdown.clone());
-    let workers = JobWorkers::new(queue.clone(), shutdown.clone());
+    let jobs = Jobs::new(
+        queue,
+        parts.feed.clone(),
+        places.clone(),
+        memory.clone(),
+        shutdown.clone(),
+    );
+    let workers = JobWorkers::new(queue.clone(), places.clone(), shutdown.clone());
     macro_rules! accepting {
         ($service:expr) => {
             $service

@@ -15,7 +15,7 @@ mod retries;
 mod rows;
 mod schedules;
 mod stats;
-mod stream;
+pub(crate) mod stream;
 mod tail;
 mod types;
 mod unary;

@@ -20,6 +20,7 @@ mod history;
 #[path = "../job_crash/mod.rs"]
 mod job_crash;
 mod jobs;
+mod limits;
 mod main_job;
 mod metrics;
 mod notifications;

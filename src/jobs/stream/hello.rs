@@ -10,7 +10,7 @@ use tokio::{sync::mpsc, time::timeout};
 use tonic::Streaming;
 use uuid::Uuid;
 
-use super::{End, Held, Out, Request, Response, Worker};
+use super::{End, Held, Out, Request, Response, Worker, messages::broken};
 use crate::{
     entity,
     error::{Error, Result},
@@ -39,11 +39,17 @@ pub(super) async fn begin(
     mut incoming: Streaming<pb::WorkJobsRequest>,
     out: Out,
 ) -> Result<()> {
-    let first = timeout(HELLO, incoming.message()).await;
+    let first = match timeout(HELLO, incoming.message()).await {
+        Ok(Err(status)) if !status.details().is_empty() => {
+            broken(&out, status).await;
+            return Ok(());
+        }
+        first => first.ok().and_then(Result::ok).flatten(),
+    };
     let Some(pb::WorkJobsRequest {
         message: Some(Request::Hello(hello)),
         ..
-    }) = first.ok().and_then(Result::ok).flatten()
+    }) = first
     else {
         return Err(Error::invalid("hello", "must be the first message"));
     };

@@ -1,8 +1,9 @@
 //! What a worker is told of its jobs.
 
+use tonic::Status;
 use uuid::Uuid;
 
-use super::Response;
+use super::{End, Out, Response};
 use crate::{error::Error, pb};
 
 pub(super) fn cancellation(
@@ -38,4 +39,13 @@ pub(super) fn refusal(number: i64, job_id: String, error: &Error) -> Response {
         reason: reason.into(),
         message: error.to_string(),
     })
+}
+
+/// End of a stream whose next request cannot be read. A failure of the request itself is told to the worker.
+pub(super) async fn broken(out: &Out, status: Status) -> End {
+    // A failure of the connection has no details, and nobody to be told.
+    if !status.details().is_empty() {
+        let _ = out.send(Err(status)).await;
+    }
+    End::Broken
 }

@@ -2,6 +2,7 @@
 
 mod ends;
 mod one;
+mod snapshots;
 
 use tokio::time::timeout;
 use tonic::{Status, Streaming};

@@ -14,6 +14,7 @@ use watchpost::{
 use super::{Watch, any, completed, filtered, many, one};
 use crate::{
     jobs::rows::{beside, change, changes, client, insert, line, queued, replace, running, tell},
+    jobs::stream::{Worker, hello},
     support::{
         PATIENCE, TestServer,
         calls::{at, failed, refused, strings},
@@ -153,7 +154,7 @@ on_both! {
     }
 
     async fn streams_of_jobs_take_places_of_watches(backend) {
-        let server = TestServer::start_with(TestDatabase::migrated(backend).await, |settings| settings.max_watches = 3).await;
+        let server = TestServer::start_with(TestDatabase::migrated(backend).await, |settings| settings.max_watches = 4).await;
         let rows = server.database.connect().await;
         let job = queued("a");
         insert(&rows, [job.clone()]).await;
@@ -164,18 +165,31 @@ on_both! {
         let lines = client(&server).tail_job_logs(tail.clone()).await.unwrap();
         many_jobs.heartbeat().await;
         one_job.change().await;
+        let worker = Worker::start(&server, hello("w", 1)).await;
         let full = "TOO_MANY_WATCHES";
+        let requests = || tokio_stream::pending::<pb::WorkJobsRequest>();
+        failed(server.job_workers().work_jobs(requests()).await.map(|_| tonic::Response::new(())), Code::ResourceExhausted, full);
         failed(client(&server).watch_jobs(many()).await.map(|_| tonic::Response::new(())), Code::ResourceExhausted, full);
         failed(client(&server).watch_job(one(job.id)).await.map(|_| tonic::Response::new(())), Code::ResourceExhausted, full);
         failed(client(&server).tail_job_logs(tail.clone()).await.map(|_| tonic::Response::new(())), Code::ResourceExhausted, full);
         failed(server.monitor().watch(pb::WatchRequest::default()).await.map(|_| tonic::Response::new(())), Code::ResourceExhausted, full);
         drop(lines);
         let free = async {
-            while client(&server).tail_job_logs(tail.clone()).await.is_err() {
+            loop {
+                match client(&server).tail_job_logs(tail.clone()).await {
+                    Ok(lines) => break lines,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        };
+        let _lines = timeout(PATIENCE, free).await.expect("the place is free again");
+        drop(worker);
+        let free = async {
+            while server.monitor().watch(pb::WatchRequest::default()).await.is_err() {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(PATIENCE, free).await.expect("the place is free again");
+        timeout(PATIENCE, free).await.expect("the place of the worker is free again");
         server.stop().await;
     }
 }

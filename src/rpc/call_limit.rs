@@ -1,0 +1,93 @@
+//! Limit of the calls that are under way, over all connections.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::error::{Error, Result};
+
+/// Path of the method that is answered beyond the limit.
+const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+
+/// Number of health checks that may be under way beyond the limit.
+const HEALTH_CHECKS: usize = 256;
+
+/// Counts of calls. Clones share them.
+#[derive(Debug, Clone)]
+pub struct CallLimit(Arc<Counts>);
+
+#[derive(Debug)]
+struct Counts {
+    free: Arc<Semaphore>,
+    limit: usize,
+    /// Permits for health checks while no other permit is free.
+    health_checks: Arc<Semaphore>,
+    refused: AtomicU64,
+}
+
+impl CallLimit {
+    /// A limit of so many calls.
+    pub fn new(limit: usize) -> Self {
+        Self(Arc::new(Counts {
+            free: Arc::new(Semaphore::new(limit)),
+            limit,
+            health_checks: Arc::new(Semaphore::new(HEALTH_CHECKS)),
+            refused: AtomicU64::new(0),
+        }))
+    }
+
+    /// Number of calls that are under way.
+    pub fn open(&self) -> usize {
+        let calls = self.0.limit - self.0.free.available_permits();
+        calls + HEALTH_CHECKS - self.0.health_checks.available_permits()
+    }
+
+    /// Number of calls that may be under way, without the reserve for health checks.
+    pub fn limit(&self) -> usize {
+        self.0.limit
+    }
+
+    /// Number of calls that were refused because the limit was reached.
+    pub fn refused(&self) -> u64 {
+        self.0.refused.load(Ordering::Relaxed)
+    }
+
+    /// Permit for a call of the method at this path. The call counts until the permit is dropped.
+    pub(crate) fn take(&self, path: &str) -> Result<OwnedSemaphorePermit> {
+        let counts = &self.0;
+        if let Ok(permit) = counts.free.clone().try_acquire_owned() {
+            return Ok(permit);
+        }
+        if path == HEALTH_CHECK
+            && let Ok(permit) = counts.health_checks.clone().try_acquire_owned()
+        {
+            return Ok(permit);
+        }
+        counts.refused.fetch_add(1, Ordering::Relaxed);
+        Err(Error::TooManyCalls {
+            limit: counts.limit,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_checks_have_a_reserve_and_health_watches_have_none() {
+        let limit = CallLimit::new(1);
+        let call = limit.take("/watchpost.v1.CameraService/GetCamera").unwrap();
+        assert!(limit.take("/grpc.health.v1.Health/Watch").is_err());
+        let checks: Vec<_> = (0..HEALTH_CHECKS)
+            .map(|_| limit.take(HEALTH_CHECK).unwrap())
+            .collect();
+        assert!(limit.take(HEALTH_CHECK).is_err());
+        assert_eq!((limit.open(), limit.refused()), (1 + HEALTH_CHECKS, 2));
+        drop((call, checks));
+        assert_eq!(limit.open(), 0);
+    }
+}

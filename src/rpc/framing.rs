@@ -1,0 +1,96 @@
+//! Where the messages of a request begin and end: each has a prefix with its length.
+
+/// Position in the bytes of a request. Content is not kept.
+#[derive(Debug, Default)]
+pub(super) struct Framing {
+    prefix: [u8; Self::PREFIX],
+    /// Bytes of the prefix that have been read.
+    prefixed: usize,
+    /// Length of the current message, once its prefix is read.
+    length: u64,
+    /// Bytes of the current message that are still to come, once its prefix is read.
+    missing: u64,
+    /// Messages that have begun.
+    begins: u64,
+}
+
+impl Framing {
+    /// Length of the prefix: a flag, and the length of the message as 32 bits.
+    pub(super) const PREFIX: usize = 5;
+
+    /// Reads the next bytes.
+    pub(super) fn read(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.prefixed < Self::PREFIX {
+                self.begins += u64::from(self.prefixed == 0);
+                let count = bytes.len().min(Self::PREFIX - self.prefixed);
+                let (part, rest) = bytes.split_at(count);
+                self.prefix[self.prefixed..self.prefixed + count].copy_from_slice(part);
+                self.prefixed += count;
+                bytes = rest;
+                if self.prefixed == Self::PREFIX {
+                    let [_, length @ ..] = self.prefix;
+                    self.length = u32::from_be_bytes(length).into();
+                    self.missing = self.length;
+                }
+            } else {
+                let count = self.missing.min(bytes.len() as u64);
+                self.missing -= count;
+                // Not more than there are.
+                bytes = bytes
+                    .get(usize::try_from(count).unwrap_or(usize::MAX)..)
+                    .unwrap_or_default();
+            }
+            if self.prefixed == Self::PREFIX && self.missing == 0 {
+                self.prefixed = 0;
+            }
+        }
+    }
+
+    /// Number of messages that have begun.
+    pub(super) fn begins(&self) -> u64 {
+        self.begins
+    }
+
+    /// Whether a message has begun and has not ended.
+    pub(super) fn is_within(&self) -> bool {
+        self.prefixed > 0
+    }
+
+    /// Bytes of the unfinished message that have been read.
+    pub(super) fn held(&self) -> u64 {
+        let content = if self.prefixed == Self::PREFIX {
+            self.length - self.missing
+        } else {
+            0
+        };
+        self.prefixed as u64 + content
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_told_apart_wherever_their_bytes_are_cut() {
+        // Messages of three bytes, of none, and of two, of which one is missing.
+        let bytes = [0, 0, 0, 0, 3, 7, 7, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 7];
+        for cut in 0..=bytes.len() {
+            let mut framing = Framing::default();
+            let (first, second) = bytes.split_at(cut);
+            framing.read(first);
+            framing.read(second);
+            assert_eq!((framing.begins(), framing.held()), (3, 6), "{cut}");
+            assert!(framing.is_within());
+            framing.read(&[7]);
+            assert!(!framing.is_within());
+            assert_eq!((framing.begins(), framing.held()), (3, 0));
+        }
+        let mut framing = Framing::default();
+        for (at, byte) in bytes.iter().enumerate() {
+            framing.read(&[*byte]);
+            assert_eq!(framing.is_within(), ![7, 12].contains(&at), "{at}");
+        }
+    }
+}
