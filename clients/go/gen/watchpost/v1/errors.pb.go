@@ -74,9 +74,9 @@ const (
 	// `RESOURCE_EXHAUSTED`: the request is larger than the server accepts, 4 MiB
 	// by default.
 	ErrorReason_ERROR_REASON_MESSAGE_TOO_LARGE ErrorReason = 12
-	// `RESOURCE_EXHAUSTED`: as many watches are open as the server allows.
+	// `RESOURCE_EXHAUSTED`: as many watches and `WorkJobs` streams are open as the server allows (`--max-watches`).
 	ErrorReason_ERROR_REASON_TOO_MANY_WATCHES ErrorReason = 13
-	// `UNAVAILABLE`: the database cannot be reached. Nothing was written, or, if
+	// `UNAVAILABLE`: the database cannot be reached: an attempt to connect to it failed as well. Nothing was written, or, if
 	// the connection broke during the commit, it is not known whether it was:
 	// retry with the same `request_id`.
 	ErrorReason_ERROR_REASON_DATABASE_AWAY ErrorReason = 14
@@ -117,9 +117,23 @@ const (
 	// the largest message: 40 MiB by default. Split it. Example: a list of a million empty messages, which are two bytes
 	// each on the wire.
 	ErrorReason_ERROR_REASON_TOO_MANY_ELEMENTS ErrorReason = 26
-	// `UNAVAILABLE`: the requests under way take all the memory that the server gives them together (`--request-memory`).
-	// Nothing was done: retry after the time in `RetryInfo`.
+	// `UNAVAILABLE`: the server has more to do than it can at the moment. Nothing was done: retry after the time in
+	// `RetryInfo`. The message says which of the causes it was: the requests under way take all the memory that the server
+	// gives them together (`--request-memory`); the request had not arrived whole, and newer ones needed its part of
+	// `--unfinished-memory`; the snapshots that clients are reading take all of `--snapshot-memory`; all connections to the
+	// database are in use, although the database can be reached; or calls that search the database wait in line, and this
+	// call did not get its turn within 30 seconds or found 200 calls in the line. Example: `TestAlertRule` over a year while
+	// many such calls run.
 	ErrorReason_ERROR_REASON_SERVER_BUSY ErrorReason = 27
+	// `RESOURCE_EXHAUSTED`: as many calls are under way, over all connections, as the server allows (`--max-calls`). Nothing
+	// was done: retry after the time in `RetryInfo`. `grpc.health.v1.Health/Check` is answered all the same. Example: a
+	// client that opens streams and never closes one.
+	ErrorReason_ERROR_REASON_TOO_MANY_CALLS ErrorReason = 30
+	// `DEADLINE_EXCEEDED`: the request did not arrive whole within `--message-timeout`, 30 s by default. A unary request
+	// must end within that time after the call began. In a stream of requests each message must end within that time after
+	// its first byte; the time between messages is not limited. Nothing was done with the unfinished message. Example: a
+	// client that sends half of a message and stops.
+	ErrorReason_ERROR_REASON_MESSAGE_TIMEOUT ErrorReason = 38
 	// `FAILED_PRECONDITION`: the cursor belongs to a history that the database does not continue: the database was
 	// restored from a copy, put back to an older state, promoted from a standby, or moved to another cluster. A live
 	// watch ends with it as well. What the client has seen may never have happened in the present history, and integer
@@ -138,6 +152,10 @@ const (
 	// `gpu_uuid` and `host`, which tells of it. It can be taken over once that has said nothing of the GPU for 3 minutes.
 	// Example: `RecordGpuStats` from two hosts with samples of one GPU.
 	ErrorReason_ERROR_REASON_GPU_CLAIMED ErrorReason = 40
+	// `DEADLINE_EXCEEDED`: the deadline of the call (`grpc-timeout`) has passed. Queries of the call are stopped within
+	// the database. Whether a call that writes has written is unknown: retry with the same `request_id`. Example:
+	// `ListEvents` by text over many events with a deadline of a second.
+	ErrorReason_ERROR_REASON_DEADLINE_EXCEEDED ErrorReason = 44
 )
 
 // Enum value maps for ErrorReason.
@@ -170,10 +188,13 @@ var (
 		32: "ERROR_REASON_SECRETS_UNREADABLE",
 		26: "ERROR_REASON_TOO_MANY_ELEMENTS",
 		27: "ERROR_REASON_SERVER_BUSY",
+		30: "ERROR_REASON_TOO_MANY_CALLS",
+		38: "ERROR_REASON_MESSAGE_TIMEOUT",
 		25: "ERROR_REASON_HISTORY_REPLACED",
 		36: "ERROR_REASON_STORAGE_FULL",
 		37: "ERROR_REASON_STORAGE_FAILING",
 		40: "ERROR_REASON_GPU_CLAIMED",
+		44: "ERROR_REASON_DEADLINE_EXCEEDED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":            0,
@@ -203,10 +224,13 @@ var (
 		"ERROR_REASON_SECRETS_UNREADABLE":     32,
 		"ERROR_REASON_TOO_MANY_ELEMENTS":      26,
 		"ERROR_REASON_SERVER_BUSY":            27,
+		"ERROR_REASON_TOO_MANY_CALLS":         30,
+		"ERROR_REASON_MESSAGE_TIMEOUT":        38,
 		"ERROR_REASON_HISTORY_REPLACED":       25,
 		"ERROR_REASON_STORAGE_FULL":           36,
 		"ERROR_REASON_STORAGE_FAILING":        37,
 		"ERROR_REASON_GPU_CLAIMED":            40,
+		"ERROR_REASON_DEADLINE_EXCEEDED":      44,
 	}
 )
 
@@ -241,7 +265,7 @@ var File_watchpost_v1_errors_proto protoreflect.FileDescriptor
 
 const file_watchpost_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x19watchpost/v1/errors.proto\x12\fwatchpost.v1*\xee\a\n" +
+	"\x19watchpost/v1/errors.proto\x12\fwatchpost.v1*\xd5\b\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\x1f\n" +
@@ -270,11 +294,14 @@ const file_watchpost_v1_errors_proto_rawDesc = "" +
 	"\x1aERROR_REASON_JOB_CANCELLED\x10\x18\x12#\n" +
 	"\x1fERROR_REASON_SECRETS_UNREADABLE\x10 \x12\"\n" +
 	"\x1eERROR_REASON_TOO_MANY_ELEMENTS\x10\x1a\x12\x1c\n" +
-	"\x18ERROR_REASON_SERVER_BUSY\x10\x1b\x12!\n" +
+	"\x18ERROR_REASON_SERVER_BUSY\x10\x1b\x12\x1f\n" +
+	"\x1bERROR_REASON_TOO_MANY_CALLS\x10\x1e\x12 \n" +
+	"\x1cERROR_REASON_MESSAGE_TIMEOUT\x10&\x12!\n" +
 	"\x1dERROR_REASON_HISTORY_REPLACED\x10\x19\x12\x1d\n" +
 	"\x19ERROR_REASON_STORAGE_FULL\x10$\x12 \n" +
 	"\x1cERROR_REASON_STORAGE_FAILING\x10%\x12\x1c\n" +
-	"\x18ERROR_REASON_GPU_CLAIMED\x10(B\xab\x01\n" +
+	"\x18ERROR_REASON_GPU_CLAIMED\x10(\x12\"\n" +
+	"\x1eERROR_REASON_DEADLINE_EXCEEDED\x10,B\xab\x01\n" +
 	"\x10com.watchpost.v1B\vErrorsProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
 
 var (

@@ -89,6 +89,10 @@ type JobWorkerServiceClient interface {
 	// When the server shuts down, it pushes `draining`, takes reports for up to 2 s more, and ends the
 	// stream with `UNAVAILABLE` (`SHUTTING_DOWN`). The leases stay: come back to another process, or to
 	// this one when it has started again, with `held`.
+	//
+	// A stream counts as a watch: the call fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) beyond `--max-watches`,
+	// 10,000 by default. A message that has begun must arrive whole within `--message-timeout`, 30 s by default, else the
+	// stream ends with `DEADLINE_EXCEEDED` (`MESSAGE_TIMEOUT`); the time between messages is not limited.
 	WorkJobs(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WorkJobsRequest, WorkJobsResponse], error)
 }
 
@@ -252,6 +256,10 @@ type JobWorkerServiceServer interface {
 	// When the server shuts down, it pushes `draining`, takes reports for up to 2 s more, and ends the
 	// stream with `UNAVAILABLE` (`SHUTTING_DOWN`). The leases stay: come back to another process, or to
 	// this one when it has started again, with `held`.
+	//
+	// A stream counts as a watch: the call fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) beyond `--max-watches`,
+	// 10,000 by default. A message that has begun must arrive whole within `--message-timeout`, 30 s by default, else the
+	// stream ends with `DEADLINE_EXCEEDED` (`MESSAGE_TIMEOUT`); the time between messages is not limited.
 	WorkJobs(grpc.BidiStreamingServer[WorkJobsRequest, WorkJobsResponse]) error
 	mustEmbedUnimplementedJobWorkerServiceServer()
 }

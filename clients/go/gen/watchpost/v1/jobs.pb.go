@@ -4125,6 +4125,10 @@ type WatchJobsRequest struct {
 	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// Begin with all jobs that match and are queued or running, oldest first, then go on without a gap. There
 	// may be at most 100,000 of them. Must be left out with a cursor.
+	//
+	// The server keeps the snapshot until the client has read it. Watches that begin at the same time with the same filter
+	// share one. Fails with `UNAVAILABLE` (`SERVER_BUSY`) while snapshots take all of `--snapshot-memory`. A watch whose
+	// client has not read its snapshot within 30 s may end with `SERVER_BUSY`, because newer snapshots need the memory.
 	Snapshot bool `protobuf:"varint,3,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// Whether lines of their logs are sent too. Only the ids of the filter may be set then.
 	Logs bool `protobuf:"varint,4,opt,name=logs,proto3" json:"logs,omitempty"`

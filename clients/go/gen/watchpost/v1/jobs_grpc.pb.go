@@ -133,7 +133,8 @@ type JobServiceClient interface {
 	// there is left is sent.
 	WatchJob(ctx context.Context, in *WatchJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobsResponse], error)
 	// Streams the changes, and if asked for the logs, of all jobs that match, until the client ends it
-	// or the server shuts down, with the guarantees of `MonitorService.Watch`.
+	// or the server shuts down, with the guarantees of `MonitorService.Watch`. Counts as a watch: fails with
+	// `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) beyond `--max-watches`.
 	WatchJobs(ctx context.Context, in *WatchJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobsResponse], error)
 }
 
@@ -446,7 +447,8 @@ type JobServiceServer interface {
 	// there is left is sent.
 	WatchJob(*WatchJobRequest, grpc.ServerStreamingServer[WatchJobsResponse]) error
 	// Streams the changes, and if asked for the logs, of all jobs that match, until the client ends it
-	// or the server shuts down, with the guarantees of `MonitorService.Watch`.
+	// or the server shuts down, with the guarantees of `MonitorService.Watch`. Counts as a watch: fails with
+	// `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) beyond `--max-watches`.
 	WatchJobs(*WatchJobsRequest, grpc.ServerStreamingServer[WatchJobsResponse]) error
 	mustEmbedUnimplementedJobServiceServer()
 }

@@ -139,6 +139,10 @@ const (
 	// first (`ALERT_CHANGE_KIND_EXISTING`), as far as topics and filters let them
 	// pass. Then comes `snapshot_end`. Responses before it have no cursor: a watch
 	// that breaks off before has to start anew.
+	//
+	// The server keeps the snapshot until the client has read it. Fails with `UNAVAILABLE` (`SERVER_BUSY`) while snapshots
+	// take all of `--snapshot-memory`. A watch whose client has not read its snapshot within 30 s may end with
+	// `SERVER_BUSY`, because newer snapshots need the memory.
 	WatchStart_WATCH_START_SNAPSHOT WatchStart = 2
 	// With the oldest change that the feed still holds.
 	WatchStart_WATCH_START_EARLIEST WatchStart = 3

@@ -69,7 +69,8 @@ type MonitorServiceClient interface {
 	// (`CURSOR_EXPIRED`) if changes after the cursor are no longer kept, with
 	// `FAILED_PRECONDITION` (`HISTORY_REPLACED`) if the database does not continue
 	// the history of the cursor, as after a restore, and with `RESOURCE_EXHAUSTED`
-	// (`TOO_MANY_WATCHES`) if too many watches are open. A live watch ends with
+	// (`TOO_MANY_WATCHES`) if as many watches and `WorkJobs` streams are open as
+	// `--max-watches` allows. A live watch ends with
 	// `HISTORY_REPLACED` when the database is replaced under the server.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 	// Tells what the change feed holds, and for how long. Counts all changes that
@@ -160,7 +161,8 @@ type MonitorServiceServer interface {
 	// (`CURSOR_EXPIRED`) if changes after the cursor are no longer kept, with
 	// `FAILED_PRECONDITION` (`HISTORY_REPLACED`) if the database does not continue
 	// the history of the cursor, as after a restore, and with `RESOURCE_EXHAUSTED`
-	// (`TOO_MANY_WATCHES`) if too many watches are open. A live watch ends with
+	// (`TOO_MANY_WATCHES`) if as many watches and `WorkJobs` streams are open as
+	// `--max-watches` allows. A live watch ends with
 	// `HISTORY_REPLACED` when the database is replaced under the server.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	// Tells what the change feed holds, and for how long. Counts all changes that
