@@ -142,10 +142,13 @@ impl Connections {
         ready: &mpsc::Sender<io::Result<Connection>>,
     ) {
         let deadline = Instant::now() + PREFACE_WITHIN;
-        let begins = timeout_at(deadline, stream.readable()).await;
+        // A socket may be called readable although nothing has come: only a byte that is there is a sign of the client.
+        let mut first = [0];
+        let begins = timeout_at(deadline, stream.peek(&mut first)).await;
         match begins {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return,
+            Ok(Ok(bytes)) if bytes > 0 => {}
+            // The client is gone.
+            Ok(_) => return,
             Err(_) => {
                 self.0.timed_out.fetch_add(1, Ordering::Relaxed);
                 return;

@@ -171,13 +171,11 @@ impl Db {
     /// Asks the database for a sign of life.
     pub async fn ping(&self) -> Result<(), DbErr> {
         let alive = self.0.reader.execute_unprepared("SELECT 1");
-        match timeout(ACQUIRE_TIMEOUT, alive).await {
-            Ok(alive) => alive.map(|_| ()),
-            Err(_) => {
-                let error = DbErr::ConnectionAcquire(ConnAcquireErr::Timeout);
-                Err(self.0.life.explain(error).await)
-            }
+        if let Ok(alive) = timeout(ACQUIRE_TIMEOUT, alive).await {
+            return alive.map(|_| ());
         }
+        let error = DbErr::ConnectionAcquire(ConnAcquireErr::Timeout);
+        Err(self.0.life.explain(error).await)
     }
 
     /// Reason why PostgreSQL cannot be reached, from an attempt to connect. A pool only tells that it has waited in

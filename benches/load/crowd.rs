@@ -184,9 +184,8 @@ async fn health(server: &Server, metrics: SocketAddr) -> (Duration, Duration) {
     let (mut check, mut healthz) = (Duration::ZERO, Duration::ZERO);
     for _ in 0..50 {
         let begun = Instant::now();
-        let channel = server.connect().await;
-        let checked = HealthClient::new(channel).check(HealthCheckRequest::default());
-        checked.await.unwrap();
+        let mut client = HealthClient::new(server.connect().await);
+        client.check(HealthCheckRequest::default()).await.unwrap();
         check = check.max(begun.elapsed());
         let begun = Instant::now();
         let mut stream = TcpStream::connect(metrics).await.unwrap();

@@ -265,7 +265,7 @@ pub struct Settings {
     /// How many calls may be open at once on all connections together, streams included, 1 to 10000000; health checks are
     /// answered beyond that
     #[arg(
-        long, global = true, value_name = "NUMBER", env = "WATCHPOST_MAX_CALLS", default_value = "20000",
+        long, global = true, value_name = "NUMBER", env = "WATCHPOST_MAX_CALLS", default_value = "12000",
         value_parser = clap::value_parser!(u32).range(1..=10_000_000)
     )]
     pub max_calls: u32,

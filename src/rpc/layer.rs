@@ -19,8 +19,11 @@ use tracing::{Instrument, error_span, field::Empty};
 use uuid::Uuid;
 
 use super::{
-    admission::Admission, call_limit::CallLimit, calls::Calls, ending::Ending,
-    unfinished::Unfinished,
+    admission::Admission,
+    call_limit::CallLimit,
+    calls::Calls,
+    ending::Ending,
+    unfinished::{self, Unfinished},
 };
 use crate::{
     deadline,
@@ -82,7 +85,7 @@ pub struct Requests<S> {
 
 impl<S> Service<Request<Body>> for Requests<S>
 where
-    S: Service<Request<Body>, Response = Response<Body>>,
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
 {
@@ -131,7 +134,19 @@ where
         let unfinished = &self.layer.unfinished;
         let request = request.map(|body| unfinished.bound(body, call.takes_stream()));
         let deadline = deadline::of(request.headers());
-        let reply = deadline::keep(deadline, admitted.scope(self.inner.call(request)));
+        let mut inner = self.inner.clone();
+        let reply = async move {
+            // A call takes several times as much memory once it has reached its service. A unary one waits outside until
+            // its request begins to arrive; a stream may be answered before it says anything.
+            let request = if two_way {
+                request
+            } else {
+                let (parts, body) = request.into_parts();
+                Request::from_parts(parts, unfinished::begun(body).await)
+            };
+            Box::pin(inner.call(request)).await
+        };
+        let reply = deadline::keep(deadline, admitted.scope(reply));
         let answered = async move {
             let mut response = match reply.await {
                 Some(response) => response?,
@@ -220,6 +235,7 @@ mod tests {
     use super::*;
 
     /// A service that does not answer, or answers with a body that does not end.
+    #[derive(Clone)]
     struct Silent {
         answers: bool,
     }

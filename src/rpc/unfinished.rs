@@ -13,6 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Status, body::Body};
 
@@ -172,6 +173,42 @@ impl Drop for Held {
         if let Some(account) = accounts.messages.remove(&self.number) {
             accounts.bytes -= account.bytes;
         }
+    }
+}
+
+/// Waits until a body has begun to arrive. What is returned has all of it.
+pub(super) async fn begun(mut body: Body) -> Body {
+    match body.frame().await {
+        Some(first) => Body::new(Begun {
+            first: Some(first),
+            rest: body,
+        }),
+        None => Body::empty(),
+    }
+}
+
+/// A body whose first frame has been read.
+struct Begun {
+    first: Option<Result<Frame<Bytes>, Status>>,
+    rest: Body,
+}
+
+impl http_body::Body for Begun {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(first)),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.rest.is_end_stream()
     }
 }
 

@@ -47,21 +47,7 @@ pub(super) async fn prepare(
     ready: Arc<AtomicBool>,
     done: watch::Sender<bool>,
 ) -> Result<Running, StartError> {
-    let mut reminder = Reminder::default();
-    while let Err(error) = open(&parts).await {
-        if !error.may_pass() {
-            return Err(StartError::Database(error.to_string()));
-        }
-        if reminder.is_due() {
-            let problem = parts.db.connect_problem().await;
-            let error = problem.unwrap_or_else(|| error.to_string());
-            tracing::warn!(%error, "the database is away; it is waited for");
-        }
-        tokio::select! {
-            () = parts.shutdown.cancelled() => return Err(StartError::Serve("stopped".to_string())),
-            () = sleep(RETRY) => {}
-        }
-    }
+    open_when_there(&parts).await?;
     let Parts {
         db,
         feed,
@@ -150,6 +136,26 @@ pub(super) async fn prepare(
     .await;
     tracing::info!("{}", gpus.found);
     Ok(Running { gpus, deliverer })
+}
+
+/// Opens the database, as soon as it is there. Fails if waiting does not help, and at shutdown.
+async fn open_when_there(parts: &Parts) -> Result<(), StartError> {
+    let mut reminder = Reminder::default();
+    while let Err(error) = open(parts).await {
+        if !error.may_pass() {
+            return Err(StartError::Database(error.to_string()));
+        }
+        if reminder.is_due() {
+            let problem = parts.db.connect_problem().await;
+            let error = problem.unwrap_or_else(|| error.to_string());
+            tracing::warn!(%error, "the database is away; it is waited for");
+        }
+        tokio::select! {
+            () = parts.shutdown.cancelled() => return Err(StartError::Serve("stopped".to_string())),
+            () = sleep(RETRY) => {}
+        }
+    }
+    Ok(())
 }
 
 /// Encrypts older forms of secrets again, and tells from then on whether they can be decrypted.

@@ -1,6 +1,6 @@
 //! `CountZoneHits`: how many detections were in each zone, in buckets of time.
 
-use std::ops::RangeInclusive;
+use std::{ops::RangeInclusive, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -16,7 +16,7 @@ use crate::{
     entity::{camera, detection},
     error::{Error, Result},
     pb,
-    rpc::{check, row, time},
+    rpc::{check, row, time, work},
 };
 
 /// How many buckets an answer may have.
@@ -75,12 +75,12 @@ impl CameraZones {
         &self,
         request: &pb::CountZoneHitsRequest,
     ) -> Result<Vec<pb::ZoneHitBucket>> {
-        let wanted = Wanted::parse(request)?;
+        let wanted = Arc::new(Wanted::parse(request)?);
         let id = &wanted.camera_id;
         let camera = camera::Entity::find_by_id(id).one(self.db.reader()).await?;
         row::found(camera, "camera", id)?;
-        let zones = self.zones.current();
-        let zones = zones.of(id);
+        let all = self.zones.current();
+        let zones = all.of(id);
         if wanted.buckets() * zones.len() > MOST_COUNTS {
             let problem = format!(
                 "must be larger: {} buckets of {} zones are more than {MOST_COUNTS} numbers",
@@ -103,11 +103,19 @@ impl CameraZones {
                 let problem = format!("must be nearer: {MOST_DETECTIONS} detections at most");
                 return Err(Error::invalid("range.end", problem));
             }
-            for seen in page.iter().filter(|seen| wanted.meets(seen)) {
-                buckets[wanted.bucket(seen.detected_at)].add(seen, zones);
-            }
+            let is_last = page.len() < PAGE;
             last = page.last().map(|seen| (seen.detected_at, seen.id));
-            if page.len() < PAGE {
+            let (all, wanted) = (all.clone(), wanted.clone());
+            // A page of a camera of many zones takes seconds.
+            let counting = move || {
+                let zones = all.of(&wanted.camera_id);
+                for seen in page.iter().filter(|seen| wanted.meets(seen)) {
+                    buckets[wanted.bucket(seen.detected_at)].add(seen, zones);
+                }
+                Ok(buckets)
+            };
+            buckets = work::off_runtime(counting).await?;
+            if is_last {
                 break;
             }
         }

@@ -219,7 +219,7 @@ on_both! {
         JobServiceClient::new(channel).cancel_job(request).await.unwrap();
         let args = ["--job-retention-cancelled", "2d"];
         let there = async |channel: &Channel| {
-            let request = pb::GetJobRequest { id: job.id.clone(), ..Default::default() };
+            let request = pb::GetJobRequest { id: job.id.clone() };
             JobServiceClient::new(channel.clone()).get_job(request).await.is_ok()
         };
         stop(process).await;

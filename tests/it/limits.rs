@@ -178,7 +178,7 @@ async fn the_unfinished_request_that_began_first_makes_room() {
         settings.unfinished_memory = 0;
     })
     .await;
-    let part = || message(60_000, &[0; 40_000]);
+    let part = || message(60_000, &vec![0; 40_000]);
     let first = tokio::spawn(halt(server.channel.clone(), INGEST, part()));
     scrape_until(metrics, |all| {
         all.value("watchpost_unfinished_bytes", &[]) == 40_005.0
@@ -213,7 +213,7 @@ async fn unfinished_requests_cost_little_memory() {
     process.serving().await;
     let memory = "process_resident_memory_bytes";
     let before = scrape_until(metrics, |_| true).await.value(memory, &[]);
-    let part = message(4_000_000, &[0; 512 << 10]);
+    let part = message(4_000_000, &vec![0; 512 << 10]);
     let mut calls = JoinSet::new();
     for _ in 0..3 {
         let channel = connect(&process.address).await;

@@ -34,8 +34,8 @@ async fn left(rig: &Rig, uuid: &str, other: &str) {
     timeout(PATIENCE, ending).await.expect("an end of samples");
     let last = rig.live.reading(uuid).unwrap();
     assert_eq!(last.stats.temperature, None);
-    let lost = i32::from(AbsentReason::GpuLost);
-    assert_eq!(last.stats.absent_reasons["temperature"], lost);
+    let reason = i32::from(AbsentReason::GpuLost);
+    assert_eq!(last.stats.absent_reasons["temperature"], reason);
     let condition = rig.live.condition(uuid).unwrap();
     assert_eq!(condition.state, pb::GpuState::Lost);
 }

@@ -41,12 +41,12 @@ on_both! {
         let database = TestDatabase::migrated(backend).await;
         let server = TestServer::start_with(database, |settings| settings.snapshot_memory = MEMORY).await;
         let rows = server.database.connect().await;
-        let series = "WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 40000)";
-        let id = match backend {
-            Backend::Sqlite => "randomblob(16)",
-            Backend::Postgres => "watchpost_uuid7()",
+        let series = "WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 4000)";
+        let (id, text) = match backend {
+            Backend::Sqlite => ("randomblob(16)", "printf('%.2500c', 'x')"),
+            Backend::Postgres => ("watchpost_uuid7()", "repeat('x', 2500)"),
         };
-        let insert = format!("{series} INSERT INTO jobs (id, job_type) SELECT {id}, 'a' FROM s");
+        let insert = format!("{series} INSERT INTO jobs (id, job_type, error_message) SELECT {id}, 'a', {text} FROM s");
         rows.execute_unprepared(&insert).await.unwrap();
         rows.close().await.unwrap();
         // They ask at the same time, and read nothing.
