@@ -33,10 +33,10 @@ pub(crate) const TOLD: TimeDelta = TimeDelta::seconds(1);
 /// The same, in microseconds.
 const STEP_US: i64 = 1_000_000;
 
-/// How long the database may take to tell its time.
+/// Time that the database may take to tell its time.
 const WITHIN: Duration = Duration::from_secs(5);
 
-/// How much faster than the monotonic clock the time of retention may pass after a step, and its head start.
+/// Factor by which the time of retention may pass faster than the monotonic clock after a step, and its head start.
 const CATCH_UP: i64 = 24;
 const HEAD_START: TimeDelta = TimeDelta::days(1);
 
@@ -62,9 +62,9 @@ struct Clock {
     start: Instant,
     /// The time that decided at the start, by the last comparison.
     base: AtomicI64,
-    /// How far the clock of the database is ahead of the wall clock.
+    /// Time by which the clock of the database is ahead of the wall clock.
     offset: AtomicI64,
-    /// How far the wall clock is ahead of the database, as it was last measured.
+    /// Time by which the wall clock is ahead of the database, by the last measurement.
     skew: AtomicI64,
     /// Steps of the clock that decides.
     steps: AtomicU64,
@@ -96,14 +96,14 @@ pub fn for_retention() -> DateTime<Utc> {
     now().min(bound)
 }
 
-/// How far the clock of this process is ahead of that of the database. `None` on SQLite, where they are the same, and
+/// Time by which the clock of this process is ahead of that of the database. `None` on SQLite, where they are the same, and
 /// before it was measured.
 pub fn skew() -> Option<TimeDelta> {
     let skew = CLOCK.skew.load(Ordering::Relaxed);
     (skew != NONE).then(|| TimeDelta::microseconds(skew))
 }
 
-/// How often the clock that decides was stepped by a second or more.
+/// Number of times the clock that decides was stepped by a second or more.
 pub fn steps() -> u64 {
     CLOCK.steps.load(Ordering::Relaxed)
 }

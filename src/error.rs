@@ -383,7 +383,7 @@ impl Error {
         None
     }
 
-    /// Whether the database cannot be reached, is busy, or cannot be written: every other call that writes fails as
+    /// Returns true if the database cannot be reached, is busy, or cannot be written: every other call that writes fails as
     /// well, and trying again later helps.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::DatabaseAway | Self::DatabaseBusy) || self.storage_fault().is_some()

@@ -90,7 +90,7 @@ async fn alerts_of(db: &Reader, event_id: i64) -> Result<HashMap<Uuid, Uuid>> {
     Ok(alerts.into_iter().collect())
 }
 
-/// What held back each rule that wanted to raise an alert for an event.
+/// Causes that held back each rule that wanted to raise an alert for an event.
 async fn suppressions_of(
     db: &Reader,
     event_id: i64,

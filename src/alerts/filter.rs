@@ -30,7 +30,7 @@ const METADATA_SQLITE: &str = "EXISTS (SELECT 1 FROM json_tree(alerts.metadata) 
     WHERE m.type = 'text' AND lower(m.value) LIKE ? ESCAPE '\\')";
 
 impl pb::AlertFilter {
-    /// Whether an index serves the filter: those of one event; or all, those of one camera or dedup key, in their order.
+    /// Returns true if an index serves the filter: those of one event; or all, those of one camera or dedup key, in their order.
     pub(super) fn has_index(&self) -> bool {
         if self.event_id.is_some() {
             return true;

@@ -71,7 +71,7 @@ pub(super) fn moved(alert: &alert::Model, from: Option<AlertStatus>, cause: Caus
 }
 
 impl pb::AlertTransitionFilter {
-    /// Whether an index serves the filter: those of one alert; or all, or those of one actor, in their order.
+    /// Returns true if an index serves the filter: those of one alert; or all, or those of one actor, in their order.
     pub(super) fn has_index(&self) -> bool {
         !self.alert_id.is_empty() || self.to_statuses.is_empty()
     }

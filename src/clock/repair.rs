@@ -21,7 +21,7 @@ use crate::{
     error::Result,
 };
 
-/// How many rows one transaction mends.
+/// Number of rows that are read together.
 const CHUNK: u64 = 500;
 
 /// Times that lie this far ahead are no fault of a clock.

@@ -68,7 +68,7 @@ pub struct Settings {
     )]
     pub database_url_file: Option<PathBuf>,
 
-    /// How many connections to PostgreSQL to open at most, 4 to 1000: 3 of 8 for jobs and the feed, 3 of 16 for searches
+    /// Number of connections to PostgreSQL that are open at most, 4 to 1000: 3 of 8 for jobs and the feed, 3 of 16 for searches
     #[arg(
         long, global = true, value_name = "NUMBER", env = "WATCHPOST_DATABASE_CONNECTIONS",
         default_value = "16", value_parser = clap::value_parser!(u32).range(4..=1000)
@@ -240,7 +240,7 @@ pub struct Settings {
     )]
     pub job_retention_cancelled: Duration,
 
-    /// How many watches and streams of workers may be open at once, 1 to 1000000
+    /// Number of watches and streams of workers that may be open at once, 1 to 1000000
     #[arg(
         long, global = true, value_name = "NUMBER", env = "WATCHPOST_MAX_WATCHES", default_value = "10000",
         value_parser = clap::value_parser!(u32).range(1..=1_000_000)
@@ -262,7 +262,7 @@ pub struct Settings {
     )]
     pub max_connection_streams: u32,
 
-    /// How many calls may be open at once on all connections together, streams included, 1 to 10000000; health checks are
+    /// Number of calls that may be open at once on all connections together, streams included, 1 to 10000000; health checks are
     /// answered beyond that
     #[arg(
         long, global = true, value_name = "NUMBER", env = "WATCHPOST_MAX_CALLS", default_value = "12000",
@@ -270,7 +270,7 @@ pub struct Settings {
     )]
     pub max_calls: u32,
 
-    /// How long a request may take to arrive whole, 1s to 1h; in a stream of requests, each message from its first byte on
+    /// Time within which a request must arrive whole, 1s to 1h; in a stream of requests, each message from its first byte on
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_MESSAGE_TIMEOUT", default_value = "30s",
         value_parser = between::<1_000, 3_600_000>

@@ -148,7 +148,7 @@ impl Life {
         error
     }
 
-    /// Whether the database can be reached. PostgreSQL is asked at most once a second, over a new connection.
+    /// Returns true if the database can be reached. PostgreSQL is asked at most once a second, over a new connection.
     pub(super) async fn is_there(&self) -> bool {
         let Some(server) = &self.0.server else {
             return self.0.storage.fault().is_none();

@@ -11,11 +11,11 @@ pub struct Model {
     pub host: String,
     /// The `reporter_id` of an agent, or what a server calls itself from its start to its end.
     pub claimant: String,
-    /// Whether the GPU is reported to a server, rather than sampled by one.
+    /// True if the GPU is reported to a server, rather than sampled by one.
     pub is_agent: bool,
-    /// When the claimant was first heard of: of one host the newer one has the GPU.
+    /// Time at which the claimant was first heard of: of one host the newer one has the GPU.
     pub claimant_since: DateTimeUtc,
-    /// When it last told of the GPU, to half a minute.
+    /// Time at which the claimant last told of the GPU, to half a minute.
     pub claimed_at: DateTimeUtc,
 }
 

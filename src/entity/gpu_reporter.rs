@@ -14,7 +14,7 @@ pub struct Model {
     /// How many samples the reporter has had to drop, in all.
     pub lost: i64,
     pub last_seen_at: DateTimeUtc,
-    /// When its first batch was stored. NULL of one that is older than the column.
+    /// Time at which the first batch of the reporter was stored. NULL of a reporter that is older than the column.
     pub first_seen_at: Option<DateTimeUtc>,
 }
 

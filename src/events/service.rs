@@ -168,7 +168,7 @@ async fn announce(
 }
 
 impl pb::EventFilter {
-    /// Whether an index serves the filter: all, or those of one risk level, in their order.
+    /// Returns true if an index serves the filter: all, or those of one risk level, in their order.
     fn has_index(&self) -> bool {
         let served = Self {
             started_at: self.started_at,
@@ -246,7 +246,7 @@ impl pb::EventFilter {
 }
 
 impl pb::DetectionFilter {
-    /// Whether an index serves the filter: those of one event; or all, or those of one camera, in their order.
+    /// Returns true if an index serves the filter: those of one event; or all, or those of one camera, in their order.
     fn has_index(&self) -> bool {
         let served = Self {
             camera_ids: self.camera_ids.clone(),

@@ -1,4 +1,4 @@
-//! Which host has which GPU: samples and conditions of a GPU are taken from one claimant at a time.
+//! Claims of hosts on GPUs: samples and conditions of a GPU are taken from one claimant at a time.
 //!
 //! A claim is a row of `gpu_claims`, renewed in the transaction that stores what it is for, so that it holds between
 //! processes. Another claimant gets the GPU once the one that has it has said nothing for [`SILENT_AFTER`]. Of the same
@@ -20,13 +20,13 @@ use crate::{
     error::Result,
 };
 
-/// How long a host that says nothing of a GPU keeps its claim, and its condition is believed.
+/// Time for which a host that says nothing of a GPU keeps its claim, and its condition is believed.
 pub(super) const SILENT_AFTER: TimeDelta = TimeDelta::minutes(3);
 
-/// How old a claim becomes before it is renewed.
+/// Age at which a claim is renewed.
 const RENEW_EVERY: TimeDelta = TimeDelta::seconds(30);
 
-/// Who tells of GPUs.
+/// A process that tells of GPUs.
 #[derive(Debug, Clone)]
 pub(super) struct Claimant {
     id: String,
@@ -34,10 +34,10 @@ pub(super) struct Claimant {
     since: DateTime<Utc>,
 }
 
-/// What is claimed: the hosts by the UUIDs of their GPUs, in the order in which rows are locked.
+/// GPUs that are claimed: the hosts by the UUIDs of their GPUs, in the order in which rows are locked.
 pub(super) type Wanted = BTreeMap<String, String>;
 
-/// Who has the GPUs that were refused, by UUID.
+/// Claims on the GPUs that were refused, by UUID.
 pub(super) type Refused = BTreeMap<String, gpu_claim::Model>;
 
 /// The claims of the samplers of this process.

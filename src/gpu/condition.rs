@@ -220,7 +220,7 @@ impl Conditions {
         told.map(|(uuid, told)| (uuid.clone(), told)).collect()
     }
 
-    /// Whether it is for this host to say how this GPU is: no other one tells of it.
+    /// Returns true if it is for this host to say how this GPU is: no other one tells of it.
     pub(super) fn may_tell(&self, uuid: &str) -> bool {
         !self.live.is_refused(uuid)
     }

@@ -21,11 +21,11 @@ use crate::{
     pb,
 };
 
-/// How often to look which GPUs there are: one that takes the place of another is found within 10 s, the
+/// Time between two looks at which GPUs there are: a GPU that takes the place of another is found within 10 s, the
 /// wait for its first answers included.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// How often NVML is opened for that where it does not work, knows of no GPU, or would wake one.
+/// Time between two attempts to open NVML for such a look where NVML does not work, knows of no GPU, or would wake one.
 const OPEN_EVERY: Duration = Duration::from_mins(1);
 
 /// How often, at most, it is told that a GPU that does not answer has no values.
@@ -47,7 +47,7 @@ struct Fleet {
     looked: bool,
     /// The UUIDs by index, as NVML told them last.
     listed: Vec<Option<String>>,
-    /// When NVML was last opened for a look.
+    /// Time at which NVML was last opened for a look.
     opened: Instant,
 }
 
@@ -122,7 +122,7 @@ impl Fleet {
         }
     }
 
-    /// Whether a look costs no more than a few calls, or is due in spite of its cost.
+    /// Returns true if a look costs no more than a few calls, or is due in spite of its cost.
     fn may_look(&mut self) -> bool {
         if self.host.library.joined().is_some() {
             return true;
@@ -367,7 +367,7 @@ impl Samplers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there are samplers, and no GPU of theirs sleeps.
+    /// Returns true if there are samplers, and no GPU of theirs sleeps.
     fn are_awake(&self) -> bool {
         let samplers = self.lock();
         let mut pulses = samplers.iter().map(|sampler| &sampler.pulse);
@@ -376,7 +376,7 @@ impl Samplers {
 }
 
 impl Started {
-    /// Whether this is the sampler of the GPU that has this index and, as far as NVML tells it, this UUID.
+    /// Returns true if this is the sampler of the GPU that has this index and, as far as NVML tells it, this UUID.
     fn has(&self, index: u32, uuid: Option<&str>) -> bool {
         if self.pulse.is_replaced() {
             return false;

@@ -103,7 +103,7 @@ pub struct Reading {
     /// Counts the samples of this GPU since the start, from 1.
     pub number: u64,
     pub stats: pb::GpuStats,
-    /// When it was taken; of a sample that says that it is from the future, when it came.
+    /// Time at which the sample was taken; of a sample that says that it is from the future, its arrival.
     pub at: DateTime<Utc>,
     /// How long after the one before it was taken. `None` of the first.
     pub after: Option<TimeDelta>,
@@ -132,7 +132,7 @@ impl Reading {
         }
     }
 
-    /// What samples are ordered by. Of two that came from the future at the same time, the later one is
+    /// Key by which samples are ordered. Of two that came from the future at the same time, the later one is
     /// the newer.
     fn age(&self) -> (DateTime<Utc>, DateTime<Utc>) {
         (self.at, recorded_at(&self.stats))
@@ -279,7 +279,7 @@ impl LiveGpus {
         refused.iter().cloned().collect()
     }
 
-    /// Whether this is one of them.
+    /// Returns true if this is one of them.
     pub(super) fn is_refused(&self, uuid: &str) -> bool {
         let refused = self.0.refused.read();
         refused

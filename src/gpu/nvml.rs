@@ -158,7 +158,7 @@ impl Session {
         device.and_then(|device| device.uuid()).ok()
     }
 
-    /// Whether NVML says that there is no such GPU. Other errors say nothing.
+    /// Returns true if NVML says that there is no such GPU. Other errors say nothing.
     pub(super) fn lacks(&self, uuid: &str) -> bool {
         let error = self.nvml.device_by_uuid(uuid).err();
         error.is_some_and(|error| Trouble::from(&error) == Trouble::Lost)

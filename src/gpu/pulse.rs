@@ -1,4 +1,4 @@
-//! What the threads of a GPU know of each other, whatever one of them is stuck in.
+//! State of a sampler that other threads can read while the thread of the sampler is stuck in a call.
 
 use std::{
     sync::{
@@ -8,24 +8,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a round of calls may take before the GPU counts as hanging: whoever watches is to know
+/// Time that a round of calls may take before the GPU counts as hanging: whoever watches is to know
 /// it two seconds after it began.
 pub(super) const HANGS_AFTER: Duration = Duration::from_millis(1_500);
 
-/// What others may know of a sampler, whatever its thread is stuck in.
+/// State of a sampler that other threads can read.
 #[derive(Debug)]
 pub(super) struct Pulse {
     started: Instant,
-    /// When the present calls began, in milliseconds after `started`; `IDLE` between calls.
+    /// Time at which the present calls began, in milliseconds after `started`; `IDLE` between calls.
     busy_since: AtomicU64,
     works: AtomicBool,
     /// The index of the GPU, as it was last found.
     index: AtomicU32,
-    /// Whether the GPU is suspended, and must not be woken.
+    /// True if the GPU is suspended, and must not be woken.
     asleep: AtomicBool,
-    /// Whether another GPU has taken the place of this one.
+    /// True if another GPU has taken the place of this one.
     replaced: AtomicBool,
-    /// Whether to try again now, however long the pause would be.
+    /// Set to have the sampler try again now, however long the pause would be.
     nudged: AtomicBool,
     /// The name of the GPU for people.
     name: Mutex<String>,
@@ -58,7 +58,7 @@ impl Pulse {
         let _ = self.uuid.set(uuid.into());
     }
 
-    /// Whether the last sample was taken, and no call hangs.
+    /// Returns true if the last sample was taken, and no call hangs.
     pub(super) fn works(&self) -> bool {
         self.works.load(Ordering::Relaxed) && !self.hangs()
     }
@@ -68,7 +68,7 @@ impl Pulse {
         self.works.store(works, Ordering::Relaxed);
     }
 
-    /// Whether the calls that are being made do not come back.
+    /// Returns true if the calls that are being made do not come back.
     pub(super) fn hangs(&self) -> bool {
         let since = self.busy_since.load(Ordering::Relaxed);
         since != IDLE && self.started.elapsed() >= Duration::from_millis(since) + HANGS_AFTER
@@ -84,7 +84,7 @@ impl Pulse {
         self.index.store(index, Ordering::Relaxed);
     }
 
-    /// Whether the GPU is suspended, and must not be woken.
+    /// Returns true if the GPU is suspended, and must not be woken.
     pub(super) fn is_asleep(&self) -> bool {
         self.asleep.load(Ordering::Relaxed)
     }
@@ -99,7 +99,7 @@ impl Pulse {
         self.replaced.store(true, Ordering::Relaxed);
     }
 
-    /// Whether another GPU has taken the place of this one.
+    /// Returns true if another GPU has taken the place of this one.
     pub(super) fn is_replaced(&self) -> bool {
         self.replaced.load(Ordering::Relaxed)
     }
@@ -109,7 +109,7 @@ impl Pulse {
         self.nudged.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was nudged since this was last asked.
+    /// Returns true if it was nudged since this was last asked.
     pub(super) fn take_nudge(&self) -> bool {
         self.nudged.swap(false, Ordering::Relaxed)
     }

@@ -47,7 +47,7 @@ struct Report {
     reports: Reports,
     /// Known from the first batch on.
     reporter: Option<Reporter>,
-    /// When the first batch of the reporter was stored, once that is known.
+    /// Time at which the first batch of the reporter was stored, once that is known.
     since: Option<DateTime<Utc>>,
     /// What this stream has written to `gpus`.
     seen: Seen,
@@ -188,7 +188,7 @@ impl Report {
     }
 }
 
-/// When the first batch of a reporter was stored; of one from before that was noted, long ago.
+/// Time at which the first batch of a reporter was stored; long ago for a reporter that is older than the column.
 async fn first_seen_at(tx: &DatabaseTransaction, reporter_id: &str) -> Result<DateTime<Utc>> {
     let reporter = gpu_reporter::Entity::find_by_id(reporter_id)
         .one(tx)

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::pb;
 
-/// How often a sampler that waits looks whether it is to end or to try again.
+/// Time after which a sampler that waits looks whether it is to end or to try again.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// What the threads of this host share.

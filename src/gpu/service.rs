@@ -202,7 +202,7 @@ impl GpuStats {
 }
 
 impl pb::GpuStatsFilter {
-    /// Whether an index serves the filter: all, or those of one GPU, in their order.
+    /// Returns true if an index serves the filter: all, or those of one GPU, in their order.
     fn has_index(&self) -> bool {
         self.host.is_empty() && self.gpu_uuids.len() <= 1
     }

@@ -19,7 +19,7 @@ use crate::{
 /// How long a sample may wait for others to be stored with.
 const WRITE_EVERY: Duration = Duration::from_secs(2);
 
-/// How often GPUs are claimed again that another host tells of.
+/// Time after which GPUs are claimed again that another host tells of.
 const CLAIM_EVERY: Duration = Duration::from_secs(10);
 
 /// The longest pause between two attempts while the database is away.

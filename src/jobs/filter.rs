@@ -42,7 +42,7 @@ pub(super) struct Lists {
 }
 
 impl pb::JobFilter {
-    /// Whether an index serves the filter, in the order in which jobs were created: some by their ids, or all.
+    /// Returns true if an index serves the filter, in the order in which jobs were created: some by their ids, or all.
     pub(super) fn has_index(&self) -> bool {
         let all = Self {
             created_at: self.created_at,

@@ -38,7 +38,7 @@ const JOBS: usize = 100_000;
 
 /// Jobs that were queued or ran at one moment.
 pub(super) struct JobSnapshot {
-    /// Where the feed goes on after it.
+    /// Position at which the feed goes on after the snapshot.
     pub start: Start,
     /// The jobs, oldest first: each item is an encoded `JobChanges`.
     pub jobs: Arc<Snapshot<Bytes>>,

@@ -187,7 +187,7 @@ fn queued(now: DateTime<Utc>) -> ActiveModel {
 }
 
 impl pb::DeliveryFilter {
-    /// Whether an index serves the filter: those of one alert; or all, or those in one status, in their order.
+    /// Returns true if an index serves the filter: those of one alert; or all, or those in one status, in their order.
     fn has_index(&self) -> bool {
         let served = Self {
             statuses: self.statuses.clone(),

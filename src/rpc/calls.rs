@@ -150,7 +150,7 @@ impl Call {
         self.permit = Some(permit);
     }
 
-    /// Whether the client may send any number of messages.
+    /// Returns true if the client may send any number of messages.
     pub fn takes_stream(&self) -> bool {
         ["client_stream", "bidi_stream"].contains(&self.method.kind)
     }

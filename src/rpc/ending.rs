@@ -17,7 +17,7 @@ use crate::{deadline, error::Error};
 /// A body that ends with an error when `end` says so.
 pub(super) struct Ending {
     body: Body,
-    /// Whether the client may still be sending; such a stream can only be reset.
+    /// True if the client may still be sending; such a stream can only be reset.
     two_way: bool,
     /// Deadline of the call, for what is done while the body is read.
     deadline: Option<Instant>,

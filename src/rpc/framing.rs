@@ -1,4 +1,4 @@
-//! Where the messages of a request begin and end: each has a prefix with its length.
+//! Bounds of the messages of a request: each message has a prefix with its length.
 
 /// Position in the bytes of a request. Content is not kept.
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ impl Framing {
         self.begins
     }
 
-    /// Whether a message has begun and has not ended.
+    /// Returns true if a message has begun and has not ended.
     pub(super) fn is_within(&self) -> bool {
         self.prefixed > 0
     }

@@ -1,4 +1,4 @@
-//! What surrounds every call: a span with its id, the gate while starting, its deadline, and the errors of the transport.
+//! The layer around every call: a span with its id, the gate while starting, its deadline, and the errors of the transport.
 
 use std::{
     future::Future,

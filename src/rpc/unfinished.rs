@@ -153,7 +153,7 @@ impl Held {
         is_kept
     }
 
-    /// Whether the message is still accounted for. If it is, an eviction wakes the task.
+    /// Returns true if the message is still accounted for. If it is, an eviction wakes the task.
     fn is_kept(&self, cx: &Context<'_>) -> bool {
         let mut accounts = self.unfinished.accounts();
         let Some(account) = accounts.messages.get_mut(&self.number) else {
@@ -216,7 +216,7 @@ impl http_body::Body for Begun {
 struct Bounded {
     body: Body,
     unfinished: Unfinished,
-    /// Whether the request is a stream of messages.
+    /// True if the request is a stream of messages.
     stream: bool,
     framing: Framing,
     /// Begin of the current message; of the call, unless it is a stream.

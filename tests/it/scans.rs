@@ -22,7 +22,7 @@ use crate::{
 /// More calls than there are connections.
 const MANY: usize = 20;
 
-/// What the table has in place of its rows: as many as are read, none of which matches the filter of [`search`]. It reads
+/// View in place of the table: as many rows as are read, none of which matches the filter of [`search`]. The view reads
 /// a table, of one row: SQLite never notices that the schema has changed under a prepared statement that reads none.
 const ENDLESS: &str = "\
     CREATE VIEW alert_suppressions AS \
@@ -121,7 +121,7 @@ async fn search_on_all(server: &TestServer, metrics: SocketAddr) -> Vec<JoinHand
     searches
 }
 
-/// What a call gives while searches hang.
+/// Reply of a call while searches hang.
 async fn at_once<T>(call: impl Future<Output = Reply<T>>) -> T {
     let reply = timeout(PATIENCE, call).await;
     reply

@@ -40,7 +40,7 @@ pub(super) async fn list(
 }
 
 impl pb::AlertSuppressionFilter {
-    /// Whether an index serves the filter: those of one event; or all, those of one rule, camera or silence, in their
+    /// Returns true if an index serves the filter: those of one event; or all, those of one rule, camera or silence, in their
     /// order.
     fn has_index(&self) -> bool {
         if self.event_id.is_some() {

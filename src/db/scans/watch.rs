@@ -41,7 +41,7 @@ struct Shared {
     deadline: Mutex<Option<Instant>>,
     /// Process of PostgreSQL that serves the connection.
     pid: AtomicI32,
-    /// Whether the connection has a `statement_timeout` of ours.
+    /// True if the connection has a `statement_timeout` of ours.
     is_limited: AtomicBool,
     /// Number of queries that were stopped.
     stopped: AtomicU64,
@@ -141,7 +141,7 @@ impl Watch {
         self.0.is_given_up.store(false, Ordering::Release);
     }
 
-    /// Whether the query that runs is still wanted.
+    /// Returns true if the query that runs is still wanted.
     fn lets_go_on(&self) -> bool {
         let is_late = || {
             let deadline = self.deadline();
@@ -172,7 +172,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Whether a connection that comes back can be used again: it has ended its query and its transaction. A query that
+    /// Returns true if a connection that comes back can be used again: it has ended its query and its transaction. A query that
     /// goes on is cancelled first.
     async fn is_settled(&self, connection: &mut PgConnection, others: &PgPool) -> bool {
         let has_answered = {

@@ -39,7 +39,7 @@ pub(in crate::gpu) async fn list(
 }
 
 impl pb::GpuEventFilter {
-    /// Whether an index serves the filter: all, those of one GPU, or those of one kind, in their order.
+    /// Returns true if an index serves the filter: all, those of one GPU, or those of one kind, in their order.
     fn has_index(&self) -> bool {
         let served = Self {
             gpu_uuids: self.gpu_uuids.clone(),

@@ -1,4 +1,4 @@
-//! What is told of GPUs, sample by sample.
+//! Tests of the metrics of GPUs, sample by sample.
 
 use prometheus::TextEncoder;
 
