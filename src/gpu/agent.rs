@@ -52,7 +52,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(40);
 /// When to ask a silent connection whether it is alive, and how long to wait for that.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
-/// Times from which on GPUs are reported again that another host reports.
+/// Time after which a GPU is reported again that another host reports.
 const CLAIM_EVERY: Duration = Duration::from_secs(30);
 
 /// The pauses between attempts: the first, the longest, and the longest at the end.
