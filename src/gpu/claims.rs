@@ -169,7 +169,9 @@ fn if_it_may_be_taken(now: DateTime<Utc>) -> OnConflict {
     let column = |column| Expr::col((gpu_claim::Entity, column));
     let new = |column: gpu_claim::Column| Expr::col(("excluded", column));
     let is_same = |name: gpu_claim::Column| column(name).eq(new(name));
-    let is_silent = column(ClaimedAt).lte(now - SILENT_AFTER);
+    // A claim that a clock that was ahead has made lasts no longer than any other.
+    let is_ahead = column(ClaimedAt).gt(now + RENEW_EVERY);
+    let is_silent = column(ClaimedAt).lte(now - SILENT_AFTER).or(is_ahead);
     let is_older = column(ClaimantSince).lt(new(ClaimantSince));
     let is_before = is_same(Host).and(is_same(IsAgent)).and(is_older);
     OnConflict::column(GpuUuid)

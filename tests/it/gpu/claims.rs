@@ -108,6 +108,9 @@ on_both! {
         refused(report(&server, shed, 3, &["GPU-a"]).await, "gpu_stats[0].gpu_uuid", "GPU-a", "attic");
         let gpu = gpus::Entity::find_by_id("GPU-a").one(&db).await.unwrap().unwrap();
         assert_eq!(gpu.host, "attic");
+        // A clock that was ahead does not prolong it.
+        silent(&db, "GPU-a", -3_600).await;
+        assert_eq!(report(&server, shed, 3, &["GPU-a"]).await.unwrap(), (3, false));
         db.close().await.unwrap();
         server.stop().await;
     }
