@@ -72,7 +72,8 @@ pub async fn write(number: usize, channel: Channel, shared: Arc<Shared>) {
 
 /// Whether a write may fail so while the storage fails or the server is killed.
 fn is_right(status: &Status) -> bool {
-    let cut_off = status.metadata().is_empty()
+    // The server names a reason for everything that it refuses; a status without one is of the client's transport.
+    let cut_off = status.details().is_empty()
         && matches!(
             status.code(),
             Code::Unknown | Code::Cancelled | Code::Internal
