@@ -7,9 +7,13 @@ use std::{collections::HashMap, error::Error as StdError, sync::Arc, time::Durat
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-pub use self::database::{StorageFault, busy, code, is_away};
+pub use self::{
+    chain::Chain,
+    database::{StorageFault, busy, code, is_away},
+};
 use crate::pb::{self, ErrorReason};
 
+mod chain;
 mod database;
 
 /// The `domain` of every `google.rpc.ErrorInfo`.
@@ -430,25 +434,4 @@ fn shortened(mut text: String, most: usize) -> String {
         text.push('…');
     }
     text
-}
-
-/// An error and its causes, in one line.
-pub struct Chain<'a>(pub &'a (dyn StdError + 'static));
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut last = self.0.to_string();
-        write!(f, "{last}")?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
-            // Wrappers often repeat what they wrap.
-            if !last.contains(&text) {
-                write!(f, ": {text}")?;
-            }
-            last = text;
-            cause = error.source();
-        }
-        Ok(())
-    }
 }
