@@ -3,9 +3,7 @@
 //! Cooldowns, leases, schedules, silences and retention go by [`now`]. On PostgreSQL it is the clock of the database: every
 //! second the sign of life asks for it, so that a process whose own clock is wrong decides as all others do. On SQLite it
 //! is the clock of the host. Between two signs of life, time passes by the monotonic clock, so that a step of the wall
-//! clock changes nothing before it is noticed. What a wrong clock has stored is mended by `clock/repair.rs`.
-
-pub(crate) mod repair;
+//! clock changes nothing before it is noticed. What a wrong clock has stored is mended by `server/clock_repair.rs`.
 
 use std::{
     sync::{

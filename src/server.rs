@@ -56,6 +56,7 @@ use crate::{
     zones::{CameraZones, LiveZones},
 };
 
+mod clock_repair;
 mod jobs;
 mod prepare;
 mod transport;

@@ -10,12 +10,12 @@ use uuid::Uuid;
 
 use super::{
     bell::Bell,
-    clock::Clock,
     ledger::{self, Effects, Task},
     moves::{Move, Report},
     types::LiveTypes,
 };
 use crate::{
+    clock,
     db::Db,
     entity::job::Model,
     error::{Error, Result},
@@ -39,7 +39,7 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    pub(super) fn start(db: &Db, clock: &Clock, types: &LiveTypes, bell: &Bell) -> Self {
+    pub(super) fn start(db: &Db, types: &LiveTypes, bell: &Bell) -> Self {
         let shards = if db.backend() == DbBackend::Postgres {
             SHARDS
         } else {
@@ -48,7 +48,6 @@ impl Desk {
         let shard = |_| {
             let clerk = Clerk {
                 db: db.clone(),
-                clock: clock.clone(),
                 types: types.clone(),
                 bell: bell.clone(),
             };
@@ -94,7 +93,6 @@ impl Desk {
 #[derive(Debug)]
 struct Clerk {
     db: Db,
-    clock: Clock,
     types: LiveTypes,
     bell: Bell,
 }
@@ -104,7 +102,7 @@ impl Clerk {
         let types = self.types.current();
         let mut tries = 1;
         loop {
-            let now = self.clock.now();
+            let now = clock::now();
             let tasks = tasks.to_vec();
             let done = self
                 .db

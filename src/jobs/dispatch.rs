@@ -20,13 +20,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     bell::Bell,
     claim::{self, Accepts, Claimed, Haul, Queues, Wish},
-    clock::Clock,
     desk::Desk,
     lines::{Line, Lines, Take},
     moves::Report,
     types::LiveTypes,
 };
-use crate::db::Db;
+use crate::{clock, db::Db};
 
 /// How many jobs one claim takes.
 const ROOM: usize = 500;
@@ -47,7 +46,6 @@ pub(super) struct Dispatcher(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     db: Db,
-    clock: Clock,
     types: LiveTypes,
     bell: Bell,
     desk: Desk,
@@ -119,7 +117,6 @@ impl Drop for Inbox {
 impl Dispatcher {
     pub(super) fn new(
         db: Db,
-        clock: Clock,
         types: LiveTypes,
         bell: Bell,
         desk: Desk,
@@ -127,7 +124,6 @@ impl Dispatcher {
     ) -> Self {
         Self(Arc::new(Shared {
             db,
-            clock,
             types,
             bell,
             desk,
@@ -253,7 +249,7 @@ impl Dispatcher {
                 let takers = wishes.iter().filter(|wish| wish.accepts.takes(line));
                 takers.map(|wish| wish.want).sum()
             };
-            let now = self.0.clock.now();
+            let now = clock::now();
             let all = wishes.iter().map(|wish| wish.want).sum();
             self.tell_those_without(&lines, &wishes, now);
             let takes = lines.choose(now, ROOM.min(all), wanted);
@@ -295,7 +291,7 @@ impl Dispatcher {
         for (line, spot) in waiting {
             lines.note(line, spot);
         }
-        let now = self.0.clock.now();
+        let now = clock::now();
         if !freed.is_empty() {
             self.read_queues(queues).await;
         }

@@ -6,7 +6,6 @@ mod bell;
 mod bulk;
 mod check;
 mod claim;
-mod clock;
 mod convert;
 mod counts;
 mod create;

@@ -6,7 +6,7 @@ use sea_orm::DbBackend;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    bell::Bell, clock::Clock, create::Creator, desk::Desk, dispatch::Dispatcher, flights::Flights,
+    bell::Bell, create::Creator, desk::Desk, dispatch::Dispatcher, flights::Flights,
     progress::Throttle, reaper, schedules::Ticker, types::LiveTypes,
 };
 use crate::{db::Db, error::Result, feed::Position, monitor::Feed, rpc::group::Group};
@@ -21,7 +21,6 @@ const AT_ONCE: usize = 2;
 #[derive(Debug, Clone)]
 pub struct Queue {
     pub(super) db: Db,
-    pub(super) clock: Clock,
     pub(super) types: LiveTypes,
     pub(super) bell: Bell,
     pub(super) creator: Group<Creator>,
@@ -35,12 +34,11 @@ pub struct Queue {
 impl Queue {
     /// The queue of this database, in which nothing is given to workers until it runs.
     pub fn new(db: Db, shutdown: CancellationToken) -> Self {
-        let (clock, types, bell) = (Clock, LiveTypes::new(db.clone()), Bell::default());
+        let (types, bell) = (LiveTypes::new(db.clone()), Bell::default());
         let by_key = db.by_key();
-        let desk = Desk::start(&by_key, &clock, &types, &bell);
+        let desk = Desk::start(&by_key, &types, &bell);
         let dispatcher = Dispatcher::new(
             by_key.clone(),
-            clock.clone(),
             types.clone(),
             bell.clone(),
             desk.clone(),
@@ -58,7 +56,6 @@ impl Queue {
         let creator = Group::start(Arc::new(creator), at_once, ROOM, shutdown.clone());
         Self {
             db,
-            clock,
             types,
             bell,
             creator,
@@ -80,7 +77,6 @@ impl Queue {
         let ticker = Ticker::new(&self);
         let Self {
             db,
-            clock,
             types,
             bell,
             desk,
@@ -94,7 +90,7 @@ impl Queue {
         tokio::spawn(types.follow(feed.clone(), from, shutdown.clone()));
         tokio::spawn(ticker.run(feed.clone(), from, shutdown.clone()));
         tokio::spawn(flights.follow(bell, feed, from, shutdown.clone()));
-        tokio::spawn(reaper::run(db, clock, desk.clone(), shutdown.clone()));
+        tokio::spawn(reaper::run(db, desk.clone(), shutdown.clone()));
         tokio::spawn(throttle.run(desk, shutdown));
     }
 }

@@ -12,12 +12,12 @@ use uuid::Uuid;
 
 use super::{
     bell::Bell,
-    clock::Clock,
     filter::in_status,
     queue::Queue,
     stats::{self, TypeStats},
 };
 use crate::{
+    clock,
     db::Db,
     entity::{
         self, job,
@@ -46,7 +46,6 @@ const NAMED: u64 = 20;
 #[derive(Debug, Clone)]
 pub struct JobQueues {
     db: Db,
-    clock: Clock,
     /// Rung when settings change, so that they are in force for what is claimed afterwards.
     bell: Bell,
 }
@@ -160,7 +159,7 @@ impl JobQueueService for JobQueues {
         let name = check::text("queue_name", &request.queue_name, 0..=100)?;
         let name = Some(name.as_str()).filter(|name| !name.is_empty());
         let window = stats::window(request.window)?;
-        let mut queues = stats::of_queue(&self.db, name, window, self.clock.now()).await?;
+        let mut queues = stats::of_queue(&self.db, name, window, clock::now()).await?;
         let paused = self.paused(name).await?;
         for name in paused.keys() {
             queues.entry(name.clone()).or_default();
@@ -179,7 +178,6 @@ impl JobQueues {
     pub fn new(queue: &Queue) -> Self {
         Self {
             db: queue.db.clone(),
-            clock: queue.clock.clone(),
             bell: queue.bell.clone(),
         }
     }

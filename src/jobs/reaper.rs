@@ -9,8 +9,9 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{clock::Clock, desk::Desk, ledger::Task, moves::Move};
+use super::{desk::Desk, ledger::Task, moves::Move};
 use crate::{
+    clock,
     db::Db,
     entity::job::{Column, Entity},
     error::Result,
@@ -41,14 +42,14 @@ struct Late {
 }
 
 /// Ends what has taken too long until shutdown.
-pub(super) async fn run(db: Db, clock: Clock, desk: Desk, shutdown: CancellationToken) {
+pub(super) async fn run(db: Db, desk: Desk, shutdown: CancellationToken) {
     let reaping = async {
         let mut patient_until = Instant::now() + PATIENCE;
         let mut every = EVERY;
         loop {
             sleep(every).await;
             let begun = Instant::now();
-            match look(&db, clock.now(), begun >= patient_until).await {
+            match look(&db, clock::now(), begun >= patient_until).await {
                 Ok(late) => {
                     let took = begun.elapsed();
                     every = (took * SHARE).clamp(EVERY, AT_LEAST_EVERY);

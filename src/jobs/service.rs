@@ -13,7 +13,6 @@ use super::{
     Queue, ask,
     bulk::{Bulk, Wanted},
     check as jobs_check,
-    clock::Clock,
     create::{Creator, Made},
     desk::Desk,
     list,
@@ -26,6 +25,7 @@ use super::{
     watch::Watch,
 };
 use crate::{
+    clock,
     db::Db,
     entity::job,
     error::{Error, Result},
@@ -49,7 +49,6 @@ pub struct Jobs {
     pub(super) places: Places,
     pub(super) snapshots: Snapshots,
     pub(super) shutdown: CancellationToken,
-    clock: Clock,
     types: LiveTypes,
     creator: Group<Creator>,
     desk: Desk,
@@ -70,7 +69,6 @@ impl Jobs {
             feed,
             places,
             shutdown,
-            clock: queue.clock.clone(),
             types: queue.types.clone(),
             creator: queue.creator.clone(),
             desk: queue.desk.clone(),
@@ -96,7 +94,7 @@ impl Jobs {
         dry: bool,
     ) -> Reply<pb::MoveJobsResponse> {
         let filter = filter.unwrap_or_default();
-        let condition = filter.condition(self.db.backend(), self.clock.now())?;
+        let condition = filter.condition(self.db.backend(), clock::now())?;
         let bulk = Bulk::new(condition, all, wanted)?;
         Ok(Response::new(bulk.run(&self.db, &self.desk, dry).await?))
     }
@@ -109,7 +107,7 @@ impl JobService for Jobs {
     type WatchJobsStream = Responses<pb::WatchJobsResponse>;
 
     async fn create_job(&self, request: Request<pb::CreateJobRequest>) -> Reply<pb::Job> {
-        let (types, now) = (self.types.current(), self.clock.now());
+        let (types, now) = (self.types.current(), clock::now());
         let request = request.into_inner();
         let job = work::by_size(request.encoded_len(), move || {
             jobs_check::new_job("", request, &types, now)
@@ -138,7 +136,7 @@ impl JobService for Jobs {
     ) -> Reply<pb::BatchCreateJobsResponse> {
         let request = request.into_inner();
         check::within("requests", request.requests.len(), 1..=BATCH)?;
-        let (types, now) = (self.types.current(), self.clock.now());
+        let (types, now) = (self.types.current(), clock::now());
         let jobs = work::by_size(request.encoded_len(), move || {
             let requests = request.requests.into_iter().enumerate();
             let jobs = requests.map(|(at, request)| {
@@ -218,7 +216,7 @@ impl JobService for Jobs {
         let cause = jobs_check::cause(peer, &request.actor, &request.reason)?;
         let at = request.scheduled_at;
         let at = at.map(|at| time::from_proto("scheduled_at", at));
-        let now = self.clock.now();
+        let now = clock::now();
         let at = at.transpose()?.map(|at| at.max(now));
         self.carry_out(id, Move::Retry(cause, at)).await
     }

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Parts, Running, StartError};
+use super::{Parts, Running, StartError, clock_repair};
 use crate::{
     clock,
     config::Settings,
@@ -68,11 +68,7 @@ pub(super) async fn prepare(
     }
     tokio::spawn(feed.clone().run(shutdown.clone()));
     let silences = rules.silences().clone();
-    tokio::spawn(clock::repair::follow(
-        db.clone(),
-        silences,
-        shutdown.clone(),
-    ));
+    tokio::spawn(clock_repair::follow(db.clone(), silences, shutdown.clone()));
     tokio::spawn(rules.follow(feed.clone(), start, shutdown.clone()));
     queue.start(feed.clone(), start);
     tokio::spawn(feed::retention::run(

@@ -9,6 +9,7 @@ use super::{
     ticker::{SCHEDULES, Ticker},
 };
 use crate::{
+    clock,
     entity::job_schedule::{Column, Entity, Model},
     error::Result,
 };
@@ -30,7 +31,7 @@ impl Ticker {
                 return Ok(());
             };
             last = page_end.id;
-            let now = self.clock.now();
+            let now = clock::now();
             for schedule in schedules {
                 let Some(next) = revised(&schedule, now) else {
                     continue;

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{check::UPDATABLE, cron::Ticks};
 use crate::{
+    clock,
     db::Db,
     entity::job_schedule::{ActiveModel, Column, Entity, MissedPolicy, Model},
     error::{Error, Result},
@@ -18,7 +19,6 @@ use crate::{
     jobs::{
         Queue,
         bell::Bell,
-        clock::Clock,
         create::{self, Made},
         types::LiveTypes,
     },
@@ -42,7 +42,6 @@ const LONGEST_PREVIEW: i32 = 1_000;
 #[derive(Debug, Clone)]
 pub struct JobSchedules {
     db: Db,
-    clock: Clock,
     /// What their jobs are given.
     types: LiveTypes,
     /// Rung for jobs that are made.
@@ -59,7 +58,7 @@ impl JobScheduleService for JobSchedules {
             .into_inner()
             .job_schedule
             .ok_or_else(|| Error::invalid("job_schedule", "is required"))?;
-        let now = self.clock.now();
+        let now = clock::now();
         let mut schedule = schedule;
         let payload = schedule.take_payload().await?;
         let mut row = schedule.checked(&Model {
@@ -116,7 +115,7 @@ impl JobScheduleService for JobSchedules {
         let has_payload = mask.covers("payload", payload.is_some());
         let schedule = self.db.write(async |tx| {
             let before = locked(tx, id, request.expected_version_id).await?;
-            let now = self.clock.now();
+            let now = clock::now();
             // What the schedule will be is checked as a whole, as a new one is.
             let schedule = pb::JobSchedule::from(before.clone()).with(changes, &mask);
             let mut after = schedule.checked(&before)?;
@@ -160,7 +159,7 @@ impl JobScheduleService for JobSchedules {
     ) -> Reply<pb::Job> {
         let id = check::uuid("id", &request.into_inner().id)?;
         let schedule = self.schedule(id).await?;
-        let job = super::job(&schedule, None, &self.types.current(), self.clock.now());
+        let job = super::job(&schedule, None, &self.types.current(), clock::now());
         let made = self
             .db
             .write(async |tx| create::insert(tx, vec![job]).await)
@@ -187,7 +186,7 @@ impl JobScheduleService for JobSchedules {
             count => check::within("count", count, 1..=LONGEST_PREVIEW)?,
         };
         let after = request.after.map(|after| time::from_proto("after", after));
-        let after = after.transpose()?.unwrap_or_else(|| self.clock.now());
+        let after = after.transpose()?.unwrap_or_else(clock::now);
         let ticks = self.previewed(&request, after).await?;
         let following = std::iter::successors(ticks.after(after), |tick| ticks.after(*tick));
         let count = usize::try_from(count).unwrap_or_default();
@@ -205,7 +204,6 @@ impl JobSchedules {
     pub fn new(queue: &Queue) -> Self {
         Self {
             db: queue.db.clone(),
-            clock: queue.clock.clone(),
             types: queue.types.clone(),
             bell: queue.bell.clone(),
         }

@@ -26,7 +26,6 @@ use crate::{
     jobs::{
         Queue,
         bell::Bell,
-        clock::Clock,
         create::{self, Made},
         types::{LiveTypes, Types},
     },
@@ -63,7 +62,6 @@ const UNUSABLE: TimeDelta = TimeDelta::minutes(1);
 #[derive(Clone)]
 pub(in crate::jobs) struct Ticker {
     pub(super) db: Db,
-    pub(super) clock: Clock,
     /// What their jobs are given.
     types: LiveTypes,
     /// Rung for jobs that are made.
@@ -86,7 +84,6 @@ impl Ticker {
     pub(in crate::jobs) fn new(queue: &Queue) -> Self {
         Self {
             db: queue.db.clone(),
-            clock: queue.clock.clone(),
             types: queue.types.clone(),
             bell: queue.bell.clone(),
         }
@@ -140,7 +137,7 @@ impl Ticker {
             .select_only()
             .column(Column::Id)
             .filter(Column::Enabled.eq(true))
-            .filter(Column::NextTickAt.lte(self.clock.now()))
+            .filter(Column::NextTickAt.lte(clock::now()))
             .order_by_asc(Column::NextTickAt)
             .order_by_asc(Column::Id)
             .limit(SCHEDULES)
@@ -175,7 +172,7 @@ impl Ticker {
             .into_tuple()
             .one(self.db.reader())
             .await?;
-        let until = |next: DateTime<Utc>| (next - self.clock.now()).to_std().unwrap_or_default();
+        let until = |next: DateTime<Utc>| (next - clock::now()).to_std().unwrap_or_default();
         Ok(next.map_or(LOOK, until).min(LOOK))
     }
 
@@ -184,7 +181,7 @@ impl Ticker {
         let types = self.types.current();
         let passing = self
             .db
-            .write(async |tx| pass(tx, id, &types, self.clock.now()).await);
+            .write(async |tx| pass(tx, id, &types, clock::now()).await);
         let (passed, made) = passing.await?;
         let created = made.iter().filter_map(|made| match made {
             Made::Created(job) => Some(&**job),
@@ -355,98 +352,4 @@ impl Due {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(seconds: i64) -> DateTime<Utc> {
-        DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
-    }
-
-    /// What is due at second `now` of a schedule that was to tick next at second `next`, in seconds.
-    fn due(
-        cron: &str,
-        missed_policy: MissedPolicy,
-        next: i64,
-        now: i64,
-    ) -> (Vec<i64>, usize, Option<i64>) {
-        let schedule = Model {
-            id: Uuid::nil(),
-            name: "s".into(),
-            description: None,
-            enabled: true,
-            cron: cron.into(),
-            time_zone: "UTC".into(),
-            missed_policy,
-            job_type: "t".into(),
-            queue_name: "default".into(),
-            priority: None,
-            max_attempts: None,
-            payload: None,
-            skip_if_active: false,
-            next_tick_at: at(next),
-            last_tick_at: None,
-            last_job_id: None,
-            missed_ticks: 0,
-            created_at: at(0),
-            updated_at: at(0),
-            version_id: 1,
-        };
-        let ticks = Ticks::parse("", cron, "UTC", at(now)).unwrap();
-        let due = Due::of(&schedule, &ticks, at(now));
-        let second = |time: &DateTime<Utc>| time.timestamp();
-        (
-            due.wanted.iter().map(second).collect(),
-            due.left_out,
-            due.next.as_ref().map(second),
-        )
-    }
-
-    #[test]
-    fn what_is_not_missed_is_made_by_every_policy() {
-        use MissedPolicy::{RunAll, RunOnce, Skip};
-        for policy in [Skip, RunOnce, RunAll] {
-            assert_eq!(
-                due("* * * * *", policy, 600, 600),
-                (vec![600], 0, Some(660))
-            );
-            assert_eq!(
-                due("* * * * *", policy, 600, 660),
-                (vec![600, 660], 0, Some(720))
-            );
-            let late = due("*/20 * * * * *", policy, 600, 659);
-            assert_eq!(late, (vec![600, 620, 640], 0, Some(660)));
-        }
-    }
-
-    #[test]
-    fn what_is_missed_is_made_as_the_policy_says() {
-        let missed = |policy| due("* * * * *", policy, 600, 901);
-        assert_eq!(missed(MissedPolicy::Skip), (vec![900], 5, Some(960)));
-        assert_eq!(
-            missed(MissedPolicy::RunOnce),
-            (vec![840, 900], 4, Some(960))
-        );
-        let all = vec![600, 660, 720, 780, 840, 900];
-        assert_eq!(missed(MissedPolicy::RunAll), (all, 0, Some(960)));
-    }
-
-    #[test]
-    fn many_missed_ticks_are_dealt_with_in_parts() {
-        let (wanted, left_out, next) = due("* * * * * *", MissedPolicy::RunAll, 0, 5_000);
-        assert_eq!(wanted, (0..1_000).collect::<Vec<_>>());
-        assert_eq!((left_out, next), (0, Some(1_000)));
-        let part = due("* * * * * *", MissedPolicy::Skip, 0, 25_000);
-        assert_eq!(part, (vec![], 10_000, Some(10_000)));
-        let part = due("* * * * * *", MissedPolicy::RunOnce, 0, 25_000);
-        assert_eq!(part, (vec![], 10_000, Some(10_000)));
-        let (wanted, left_out, next) = due("* * * * * *", MissedPolicy::RunOnce, 20_000, 25_000);
-        assert_eq!(wanted, (24_939..=25_000).collect::<Vec<_>>());
-        assert_eq!((left_out, next), (4_939, Some(25_001)));
-    }
-
-    #[test]
-    fn what_is_no_tick_is_left_out() {
-        let (wanted, left_out, next) = due("* * * * *", MissedPolicy::RunAll, 601, 700);
-        assert_eq!((wanted, left_out, next), (vec![660], 0, Some(720)));
-    }
-}
+mod tests;

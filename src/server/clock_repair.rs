@@ -13,9 +13,9 @@ use sea_orm::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::now;
 use crate::{
     alerts::silences::LiveSilences,
+    clock::{self, now},
     db::Db,
     entity::{delivery, job, notification_channel},
     error::Result,
@@ -28,8 +28,8 @@ const CHUNK: u64 = 500;
 const SLACK: TimeDelta = TimeDelta::seconds(1);
 
 /// Mends now, and after every step of the clock, until shutdown.
-pub(crate) async fn follow(db: Db, silences: LiveSilences, shutdown: CancellationToken) {
-    let mut changes = super::changes();
+pub(super) async fn follow(db: Db, silences: LiveSilences, shutdown: CancellationToken) {
+    let mut changes = clock::changes();
     let following = async {
         loop {
             match all(&db).await {
