@@ -26,12 +26,12 @@ const AFTER_POSTGRES: &str = "\
     WHERE (xid, seq) > ($1::text::xid8, $2) AND xid < ((SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint) \
     + s.xid_offset)::text::xid8 ORDER BY xid, seq LIMIT $3) AS c ON TRUE WHERE s.id = 1 ORDER BY c.xid, c.seq";
 
-/// SQLite has one writer, so `seq` is the order of the commits.
+/// SQLite has one writer, so `seq` is the order of the commits. The single row of `feed_state` comes with every change, or
+/// alone.
 const AFTER_SQLITE: &str = "\
     SELECT s.pruned_seq, s.incarnation_id, (SELECT created_at FROM changes WHERE seq = $1) AS place_at, \
-    c.seq, c.topic, c.key, c.message, c.created_at, c.commit_seq FROM feed_state AS s \
-    LEFT JOIN (SELECT seq, topic, key, message, created_at, coalesce(commit_seq, seq) AS commit_seq \
-    FROM changes WHERE seq > $1 ORDER BY seq LIMIT $2) AS c ON TRUE WHERE s.id = 1 ORDER BY c.seq";
+    c.seq, c.topic, c.key, c.message, c.created_at, coalesce(c.commit_seq, c.seq) AS commit_seq \
+    FROM feed_state AS s LEFT JOIN changes AS c ON c.seq > $1 WHERE s.id = 1 ORDER BY c.seq LIMIT $2";
 
 /// A change that was recorded.
 #[derive(Debug, Clone)]
