@@ -37,6 +37,9 @@ use crate::{
 /// How many jobs one call makes at most.
 const BATCH: usize = 10_000;
 
+/// Number of jobs that one transaction of a call makes. Other writers have their turns between two of them.
+const TRANSACTION: usize = 1_000;
+
 /// A stream of responses.
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -144,9 +147,13 @@ impl JobService for Jobs {
             });
             jobs.collect::<Result<Vec<_>>>()
         });
-        let jobs = jobs.await?;
-        let made = self.creator.write(Arc::new(jobs)).await?;
-        let results: Vec<_> = made.into_iter().map(result).collect();
+        let mut jobs = jobs.await?.into_iter();
+        let mut results = Vec::with_capacity(jobs.len());
+        while jobs.len() > 0 {
+            let some = jobs.by_ref().take(TRANSACTION).collect();
+            let made = self.creator.write(Arc::new(some)).await?;
+            results.extend(made.into_iter().map(result));
+        }
         let outcome = i32::from(pb::BatchCreateJobsOutcome::Created);
         let created = results.iter().filter(|result| result.outcome == outcome);
         let created = i32::try_from(created.count()).unwrap_or(i32::MAX);

@@ -1,16 +1,17 @@
 //! Putting jobs into their queues.
 
+use std::{collections::BTreeSet, time::Duration};
+
 use serde_json::json;
-use std::time::Duration;
 use tonic::Code;
-use watchpost::pb::{self, BatchCreateJobsOutcome as Outcome, JobStatus};
+use watchpost::pb::{self, BatchCreateJobsOutcome as Outcome, JobStatus, watch_response::Update};
 
 use super::{cancel, claim_one, complete, create, get, span, story, try_create, wanted};
 use crate::support::{
     TestServer,
     calls::object,
     database::{Backend, on_both},
-    field, in_seconds, reason,
+    field, in_seconds, reason, topics,
 };
 
 /// Makes a request a bad one.
@@ -130,6 +131,36 @@ on_both! {
         let expected = [Outcome::Existed, Outcome::Created, Outcome::RequestIdReused];
         assert_eq!((outcomes.as_slice(), response.created), (&expected[..], 1));
         assert_eq!(response.results[0].job_id, first.id);
+    }
+
+    async fn a_large_batch_lets_others_write_in_between(backend) {
+        let server = TestServer::start(backend).await;
+        let mut watch = server.watch(topics(&[pb::Topic::Jobs])).await;
+        let mut requests = vec![wanted("export"); 2_500];
+        requests[0] = unique("porch");
+        requests[2_400] = unique("porch");
+        requests[100].request_id = "once".into();
+        requests[2_300].request_id = "once".into();
+        let batch = pb::BatchCreateJobsRequest { requests };
+        let response = server.jobs().batch_create_jobs(batch).await.unwrap().into_inner();
+        assert_eq!((response.results.len(), response.created), (2_500, 2_498));
+        // What an earlier transaction made stands in the way of a later one.
+        for (at, first, outcome) in [(2_400, 0, Outcome::UniqueKeyHeld), (2_300, 100, Outcome::Existed)] {
+            let result = &response.results[at];
+            assert_eq!(result.outcome(), outcome);
+            assert_eq!(result.job_id, response.results[first].job_id);
+        }
+        let (mut told, mut commits) = (Vec::new(), BTreeSet::new());
+        while told.len() < 2_498 {
+            let response = watch.next().await;
+            if let Some(Update::JobChanges(changes)) = response.update {
+                told.extend(changes.changes.into_iter().filter_map(|change| change.job).map(|job| job.id));
+                commits.insert(response.commit);
+            }
+        }
+        assert_eq!(commits.len(), 3);
+        let made = response.results.into_iter().filter(|result| result.outcome() == Outcome::Created);
+        assert_eq!(told, made.map(|result| result.job_id).collect::<Vec<_>>());
     }
 
     async fn the_job_that_holds_a_unique_key_is_told(backend) {

@@ -75,11 +75,13 @@ type JobServiceClient interface {
 	// `status`. Fails with `ALREADY_EXISTS` (`IDEMPOTENCY_KEY_REUSED`) for a `request_id` with other
 	// content.
 	CreateJob(ctx context.Context, in *CreateJobRequest, opts ...grpc.CallOption) (*Job, error)
-	// Puts up to 10,000 jobs into their queues in one transaction. A job whose `unique_key` is held, by
-	// an earlier one of the call too, or whose `request_id` was used, is not made and does not keep the
-	// others from being made; its result says which job stands. A malformed one fails the call with
-	// `INVALID_ARGUMENT`, and none is made. Messages are limited to 4 MiB unless the server says
-	// otherwise.
+	// Puts up to 10,000 jobs into their queues, in their order: each 1,000 of them in a transaction, so
+	// that others can write in between. A job whose `unique_key` is held, by an earlier one of the call
+	// too, or whose `request_id` was used, is not made and does not keep the others from being made; its
+	// result says which job stands. A malformed one fails the call with `INVALID_ARGUMENT`, and none is
+	// made. If the call fails otherwise, or ends early, jobs of earlier transactions stay made: repeat it
+	// with the same `request_id` in each request, and only those that are missing are made. Messages are
+	// limited to 4 MiB unless the server says otherwise.
 	BatchCreateJobs(ctx context.Context, in *BatchCreateJobsRequest, opts ...grpc.CallOption) (*BatchCreateJobsResponse, error)
 	// Returns a job with its last 100 attempts, fewer if they are large, and its timing.
 	GetJob(ctx context.Context, in *GetJobRequest, opts ...grpc.CallOption) (*Job, error)
@@ -389,11 +391,13 @@ type JobServiceServer interface {
 	// `status`. Fails with `ALREADY_EXISTS` (`IDEMPOTENCY_KEY_REUSED`) for a `request_id` with other
 	// content.
 	CreateJob(context.Context, *CreateJobRequest) (*Job, error)
-	// Puts up to 10,000 jobs into their queues in one transaction. A job whose `unique_key` is held, by
-	// an earlier one of the call too, or whose `request_id` was used, is not made and does not keep the
-	// others from being made; its result says which job stands. A malformed one fails the call with
-	// `INVALID_ARGUMENT`, and none is made. Messages are limited to 4 MiB unless the server says
-	// otherwise.
+	// Puts up to 10,000 jobs into their queues, in their order: each 1,000 of them in a transaction, so
+	// that others can write in between. A job whose `unique_key` is held, by an earlier one of the call
+	// too, or whose `request_id` was used, is not made and does not keep the others from being made; its
+	// result says which job stands. A malformed one fails the call with `INVALID_ARGUMENT`, and none is
+	// made. If the call fails otherwise, or ends early, jobs of earlier transactions stay made: repeat it
+	// with the same `request_id` in each request, and only those that are missing are made. Messages are
+	// limited to 4 MiB unless the server says otherwise.
 	BatchCreateJobs(context.Context, *BatchCreateJobsRequest) (*BatchCreateJobsResponse, error)
 	// Returns a job with its last 100 attempts, fewer if they are large, and its timing.
 	GetJob(context.Context, *GetJobRequest) (*Job, error)
