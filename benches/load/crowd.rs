@@ -8,7 +8,7 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::{
-    Reason, SendStream,
+    SendStream,
     client::{self, SendRequest},
 };
 use http::{Method, Request};
@@ -34,8 +34,9 @@ const CONNECTIONS: usize = 9_500;
 const CALLING: usize = 150;
 /// Calls on each of them: the default of `--max-connection-streams`.
 const CALLS: usize = 200;
-/// Messages that have begun.
-const UNFINISHED: usize = 300;
+/// Connections of unfinished messages, and messages on each of them.
+const SENDING: usize = 3;
+const UNFINISHED: usize = 100;
 /// Size that an unfinished message announces, in bytes: what the server accepts.
 const ANNOUNCED: u32 = 4 * 1024 * 1024;
 
@@ -51,8 +52,58 @@ impl Drop for Held {
     }
 }
 
-/// Opens everything, and tells after each kind what the server takes.
+/// What clients hold open. Dropping it closes everything.
+#[derive(Default)]
+struct Crowd {
+    silent: Vec<TcpStream>,
+    connections: Vec<Held>,
+    calls: Vec<SendStream<Bytes>>,
+}
+
+/// Holds each kind on a server of its own, then all kinds at once on another one.
 pub async fn run(url: Option<String>) {
+    let address = |server: &Server| -> SocketAddr {
+        server
+            .address
+            .trim_start_matches("http://")
+            .parse()
+            .unwrap()
+    };
+    let mut crowd = Crowd::default();
+    let (server, metrics, idle) = start(url.clone()).await;
+    crowd.stay_silent(address(&server)).await;
+    tell(&server, metrics, idle, "crowd_silent_connections").await;
+    drop((crowd, server));
+
+    let mut crowd = Crowd::default();
+    let (server, metrics, idle) = start(url.clone()).await;
+    crowd.greet(address(&server)).await;
+    tell(&server, metrics, idle, "crowd_idle_connections").await;
+    drop((crowd, server));
+
+    let mut crowd = Crowd::default();
+    let (server, metrics, idle) = start(url.clone()).await;
+    crowd.call(address(&server)).await;
+    tell(&server, metrics, idle, "crowd_calls_without_a_message").await;
+    drop((crowd, server));
+
+    let mut crowd = Crowd::default();
+    let (server, metrics, idle) = start(url.clone()).await;
+    crowd.begin_messages(address(&server)).await;
+    tell(&server, metrics, idle, "crowd_unfinished_messages").await;
+    drop((crowd, server));
+
+    let mut crowd = Crowd::default();
+    let (server, metrics, idle) = start(url).await;
+    crowd.call(address(&server)).await;
+    crowd.begin_messages(address(&server)).await;
+    // Last, since the server closes them after ten seconds.
+    crowd.stay_silent(address(&server)).await;
+    tell(&server, metrics, idle, "crowd_all").await;
+}
+
+/// A server, the address of its metrics, and its memory while nobody uses it, in MiB.
+async fn start(url: Option<String>) -> (Server, SocketAddr, f64) {
     // Nobody else is given the port that was free a moment ago.
     let free = StdListener::bind("127.0.0.1:0").unwrap();
     let metrics = free.local_addr().unwrap();
@@ -60,101 +111,86 @@ pub async fn run(url: Option<String>) {
     let variables = [("WATCHPOST_METRICS_LISTEN", metrics.to_string().into())];
     let server = Server::start_with(url, &variables);
     server.serving().await;
-    let address: SocketAddr = server
-        .address
-        .trim_start_matches("http://")
-        .parse()
-        .unwrap();
     sleep(Duration::from_secs(3)).await;
     let idle = resident_mib(&server);
-    let tell = async |figure: &str, held: usize, refused: usize| {
-        let (check, healthz) = health(&server, metrics).await;
-        let resident = resident_mib(&server);
-        server.report(
-            figure,
-            GOAL,
-            &json!({
-                "held": held, "refused": refused, "idle_mib": idle, "above_idle_mib": ((resident - idle) * 10.0).round() / 10.0,
-                "health_check_max_ms": millis(check), "healthz_max_ms": millis(healthz),
-            }),
-        );
-    };
-
-    let mut silent = Vec::new();
-    for _ in 0..CONNECTIONS {
-        silent.push(TcpStream::connect(address).await.unwrap());
-    }
-    tell("crowd_silent_connections", silent.len(), 0).await;
-    drop(silent);
-    // The server has noticed.
-    sleep(Duration::from_secs(2)).await;
-
-    let mut connections = Vec::new();
-    for _ in 0..CONNECTIONS {
-        connections.extend(connect(address).await);
-    }
-    tell(
-        "crowd_idle_connections",
-        connections.len(),
-        CONNECTIONS - connections.len(),
-    )
-    .await;
-
-    let (mut calls, mut refused, mut calling) = (Vec::new(), 0, Vec::new());
-    for _ in 0..CALLING {
-        let Some(mut connection) = connect(address).await else {
-            refused += CALLS;
-            continue;
-        };
-        for _ in 0..CALLS {
-            match call(&mut connection.requests).await {
-                Some(stream) => calls.push(stream),
-                None => refused += 1,
-            }
-        }
-        calling.push(connection);
-    }
-    sleep(Duration::from_secs(1)).await;
-    tell("crowd_calls_without_a_message", calls.len(), refused).await;
-    drop((calls, calling));
-    sleep(Duration::from_secs(2)).await;
-
-    let (mut unfinished, mut refused, mut sending) = (Vec::new(), 0, Vec::new());
-    for number in 0..UNFINISHED {
-        if number % CALLS == 0 {
-            sending.extend(connect(address).await);
-        }
-        let connection: &mut Held = sending.last_mut().unwrap();
-        let Some(mut stream) = call(&mut connection.requests).await else {
-            refused += 1;
-            continue;
-        };
-        let mut begun = BytesMut::new();
-        begun.put_u8(0);
-        begun.put_u32(ANNOUNCED);
-        begun.resize(ANNOUNCED as usize, 1);
-        // As much goes out as the server makes room for.
-        if stream.send_data(begun.freeze(), false).is_err() {
-            refused += 1;
-        }
-        unfinished.push(stream);
-    }
-    sleep(Duration::from_secs(3)).await;
-    tell("crowd_unfinished_messages", unfinished.len(), refused).await;
+    (server, metrics, idle)
 }
 
-/// Opens a connection and greets. `None`: the server refused it.
-async fn connect(address: SocketAddr) -> Option<Held> {
-    let stream = TcpStream::connect(address).await.ok()?;
-    let (requests, connection) = client::handshake(stream).await.ok()?;
+/// Prints the memory of the server above that of an idle one, and the longest waits for its health.
+async fn tell(server: &Server, metrics: SocketAddr, idle: f64, figure: &str) {
+    let (check, healthz) = health(server, metrics).await;
+    let above = resident_mib(server) - idle;
+    server.report(
+        figure,
+        GOAL,
+        &json!({
+            "idle_mib": idle, "above_idle_mib": (above * 10.0).round() / 10.0,
+            "health_check_max_ms": millis(check), "healthz_max_ms": millis(healthz),
+        }),
+    );
+}
+
+impl Crowd {
+    /// Opens connections that say nothing.
+    async fn stay_silent(&mut self, address: SocketAddr) {
+        for _ in 0..CONNECTIONS {
+            self.silent.push(TcpStream::connect(address).await.unwrap());
+        }
+    }
+
+    /// Opens connections that greet and call nothing.
+    async fn greet(&mut self, address: SocketAddr) {
+        for _ in 0..CONNECTIONS {
+            self.connections.push(connect(address).await);
+        }
+    }
+
+    /// Begins calls that send no message. The server refuses those beyond `--max-calls`.
+    async fn call(&mut self, address: SocketAddr) {
+        for _ in 0..CALLING {
+            let mut connection = connect(address).await;
+            for _ in 0..CALLS {
+                self.calls.extend(call(&mut connection.requests).await);
+            }
+            self.connections.push(connection);
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+
+    /// Begins messages, and sends as much of each as the server makes room for.
+    async fn begin_messages(&mut self, address: SocketAddr) {
+        for _ in 0..SENDING {
+            let mut connection = connect(address).await;
+            for _ in 0..UNFINISHED {
+                let Some(mut stream) = call(&mut connection.requests).await else {
+                    continue;
+                };
+                let mut begun = BytesMut::new();
+                begun.put_u8(0);
+                begun.put_u32(ANNOUNCED);
+                begun.resize(ANNOUNCED as usize, 1);
+                // A call that was refused takes nothing.
+                let _ = stream.send_data(begun.freeze(), false);
+                self.calls.push(stream);
+            }
+            self.connections.push(connection);
+        }
+        sleep(Duration::from_secs(3)).await;
+    }
+}
+
+/// Opens a connection and greets.
+async fn connect(address: SocketAddr) -> Held {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (requests, connection) = client::handshake(stream).await.unwrap();
     let task = tokio::spawn(async move {
         // The server may end it.
         let _ = connection.await;
     });
-    Some(Held { requests, task })
+    Held { requests, task }
 }
 
-/// Begins a call without a message. `None`: the server keeps it waiting or refused it.
+/// Begins a call without a message. `None`: the connection has no room for another call.
 async fn call(requests: &mut SendRequest<Bytes>) -> Option<SendStream<Bytes>> {
     let ready = timeout(Duration::from_secs(1), requests.clone().ready()).await;
     *requests = ready.ok()?.ok()?;
@@ -165,17 +201,12 @@ async fn call(requests: &mut SendRequest<Bytes>) -> Option<SendStream<Bytes>> {
         .header("te", "trailers")
         .body(())
         .unwrap();
-    let (response, mut stream) = requests.send_request(request, false).ok()?;
+    let (response, stream) = requests.send_request(request, false).ok()?;
     // Whoever drops the response resets the stream.
     tokio::spawn(async move {
         let _ = response.await;
         sleep(Duration::from_hours(1)).await;
     });
-    let reset = std::future::poll_fn(|context| stream.poll_reset(context));
-    let refused = timeout(Duration::from_micros(100), reset).await;
-    if matches!(refused, Ok(Ok(Reason::REFUSED_STREAM))) {
-        return None;
-    }
     Some(stream)
 }
 

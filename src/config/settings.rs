@@ -280,7 +280,7 @@ pub struct Settings {
     /// Memory for requests that have not arrived whole, in bytes, 4194304 to 68719476736; the one that began first is ended
     /// for a newer one
     #[arg(
-        long, global = true, value_name = "BYTES", env = "WATCHPOST_UNFINISHED_MEMORY", default_value = "33554432",
+        long, global = true, value_name = "BYTES", env = "WATCHPOST_UNFINISHED_MEMORY", default_value = "25165824",
         value_parser = clap::value_parser!(u64).range(4_194_304..=68_719_476_736)
     )]
     pub unfinished_memory: u64,

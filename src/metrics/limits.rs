@@ -37,10 +37,10 @@ pub(super) fn collect(families: &mut Families, limits: &Limits) {
             limits.calls_per_connection.into(),
         ),
         (
-            "watchpost_unfinished_messages",
-            "Requests of which a part has arrived.",
+            "watchpost_unfinished_requests",
+            "Requests that have not arrived whole.",
             GAUGE,
-            unfinished.messages() as u64,
+            unfinished.requests() as u64,
         ),
         (
             "watchpost_unfinished_bytes",

@@ -18,32 +18,44 @@ impl Framing {
     /// Length of the prefix: a flag, and the length of the message as 32 bits.
     pub(super) const PREFIX: usize = 5;
 
-    /// Reads the next bytes.
-    pub(super) fn read(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
+    /// Reads the next bytes. Returns how many of them there are up to the end of the last message that ends in them.
+    pub(super) fn read(&mut self, bytes: &[u8]) -> usize {
+        let (mut rest, mut whole) = (bytes, 0);
+        while !rest.is_empty() {
             if self.prefixed < Self::PREFIX {
                 self.begins += u64::from(self.prefixed == 0);
-                let count = bytes.len().min(Self::PREFIX - self.prefixed);
-                let (part, rest) = bytes.split_at(count);
+                let count = rest.len().min(Self::PREFIX - self.prefixed);
+                let (part, after) = rest.split_at(count);
                 self.prefix[self.prefixed..self.prefixed + count].copy_from_slice(part);
                 self.prefixed += count;
-                bytes = rest;
+                rest = after;
                 if self.prefixed == Self::PREFIX {
                     let [_, length @ ..] = self.prefix;
                     self.length = u32::from_be_bytes(length).into();
                     self.missing = self.length;
                 }
             } else {
-                let count = self.missing.min(bytes.len() as u64);
+                let count = self.missing.min(rest.len() as u64);
                 self.missing -= count;
                 // Not more than there are.
-                bytes = bytes
+                rest = rest
                     .get(usize::try_from(count).unwrap_or(usize::MAX)..)
                     .unwrap_or_default();
             }
             if self.prefixed == Self::PREFIX && self.missing == 0 {
                 self.prefixed = 0;
+                whole = bytes.len() - rest.len();
             }
+        }
+        whole
+    }
+
+    /// Announced length of the unfinished message, in bytes. 0 before its prefix is read.
+    pub(super) fn length(&self) -> u64 {
+        if self.prefixed == Self::PREFIX {
+            self.length
+        } else {
+            0
         }
     }
 
@@ -79,11 +91,19 @@ mod tests {
         for cut in 0..=bytes.len() {
             let mut framing = Framing::default();
             let (first, second) = bytes.split_at(cut);
-            framing.read(first);
-            framing.read(second);
+            // The messages end after 8 and 13 bytes.
+            let ends = |upto: usize| {
+                [0, 8, 13]
+                    .into_iter()
+                    .rfind(|end| *end <= upto)
+                    .unwrap_or(0)
+            };
+            assert_eq!(framing.read(first), ends(cut), "{cut}");
+            assert_eq!(framing.read(second), 13_usize.saturating_sub(cut), "{cut}");
             assert_eq!((framing.begins(), framing.held()), (3, 6), "{cut}");
-            assert!(framing.is_within());
-            framing.read(&[7]);
+            assert_eq!((framing.is_within(), framing.length()), (true, 2));
+            assert_eq!(framing.read(&[7]), 1);
+            assert_eq!(framing.length(), 0);
             assert!(!framing.is_within());
             assert_eq!((framing.begins(), framing.held()), (3, 0));
         }

@@ -19,11 +19,8 @@ use tracing::{Instrument, error_span, field::Empty};
 use uuid::Uuid;
 
 use super::{
-    admission::Admission,
-    call_limit::CallLimit,
-    calls::Calls,
-    ending::Ending,
-    unfinished::{self, Unfinished},
+    admission::Admission, call_limit::CallLimit, calls::Calls, ending::Ending,
+    unfinished::Unfinished,
 };
 use crate::{
     deadline,
@@ -137,13 +134,12 @@ where
         let mut inner = self.inner.clone();
         let reply = async move {
             // A call takes several times as much memory once it has reached its service. A unary one waits outside until
-            // its request begins to arrive; a stream may be answered before it says anything.
-            let request = if two_way {
-                request
-            } else {
-                let (parts, body) = request.into_parts();
-                Request::from_parts(parts, unfinished::begun(body).await)
-            };
+            // its message has arrived; a stream may be answered before it says anything.
+            let (parts, mut body) = request.into_parts();
+            if !two_way {
+                body.begin().await;
+            }
+            let request = Request::from_parts(parts, Body::new(body));
             Box::pin(inner.call(request)).await
         };
         let reply = deadline::keep(deadline, admitted.scope(reply));

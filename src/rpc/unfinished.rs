@@ -12,22 +12,28 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::{Frame, SizeHint};
+use http_body::Frame;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Status, body::Body};
 
+use self::kept::Kept;
 use super::framing::Framing;
 use crate::error::Error;
 
-/// Largest number of unfinished messages. For each of them the decoder reserves address space of its announced length.
-const MESSAGES: usize = 4_096;
+mod kept;
+#[cfg(test)]
+mod tests;
 
-/// Failure of a message that was evicted.
+/// Largest number of unfinished requests. Each is a call, which takes some KiB.
+const REQUESTS: usize = 1_024;
+
+/// Failure of a request that was evicted.
 const EVICTED: Error =
     Error::Busy("newer requests need the memory of this one, which has not arrived whole");
 
-/// Accounts of unfinished messages. Clones share them.
+/// Accounts of unfinished requests: those of which nothing has arrived yet, or not the end. A stream of messages is
+/// unfinished before its first message and within each message. Clones share the accounts.
 #[derive(Debug, Clone)]
 pub struct Unfinished(Arc<Shared>);
 
@@ -35,6 +41,8 @@ pub struct Unfinished(Arc<Shared>);
 struct Shared {
     within: Duration,
     most_bytes: u64,
+    /// Largest message, in bytes.
+    largest: u64,
     accounts: Mutex<Accounts>,
     timed_out: AtomicU64,
     evicted: AtomicU64,
@@ -44,23 +52,24 @@ struct Shared {
 struct Accounts {
     next: u64,
     bytes: u64,
-    /// By number: the message that began first comes first.
-    messages: BTreeMap<u64, Account>,
+    /// By number: the request that began first comes first.
+    requests: BTreeMap<u64, Account>,
 }
 
 #[derive(Debug, Default)]
 struct Account {
     bytes: u64,
-    /// Task that waits for more of the message.
+    /// Task that waits for more of the request.
     waiting: Option<Waker>,
 }
 
 impl Unfinished {
-    /// Accounts of messages that must arrive within this time, and together hold up to `memory` bytes. A single message of
+    /// Accounts of requests that must arrive within this time, and together hold up to `memory` bytes. A single message of
     /// the largest size always fits.
     pub fn new(within: Duration, memory: u64, max_message_size: usize) -> Self {
         Self(Arc::new(Shared {
             within,
+            largest: max_message_size as u64,
             most_bytes: memory.max(max_message_size as u64 + Framing::PREFIX as u64),
             accounts: Mutex::default(),
             timed_out: AtomicU64::new(0),
@@ -68,12 +77,12 @@ impl Unfinished {
         }))
     }
 
-    /// Number of unfinished messages of which a part has arrived.
-    pub fn messages(&self) -> usize {
-        self.accounts().messages.len()
+    /// Number of unfinished requests.
+    pub fn requests(&self) -> usize {
+        self.accounts().requests.len()
     }
 
-    /// Bytes of unfinished messages that have arrived, and that may have arrived.
+    /// Bytes of unfinished requests that have arrived, and that may have arrived.
     pub fn memory(&self) -> (u64, u64) {
         (self.accounts().bytes, self.0.most_bytes)
     }
@@ -88,18 +97,21 @@ impl Unfinished {
         self.0.evicted.load(Ordering::Relaxed)
     }
 
-    /// The body of a request, bounded. The messages of a `stream` may be far apart: time counts only within a message.
-    pub(crate) fn bound(&self, body: Body, stream: bool) -> Body {
-        Body::new(Bounded {
+    /// The body of a request, bounded. It gives each message when all of it has arrived. The messages of a `stream` may be
+    /// far apart: time counts only within a message.
+    pub(super) fn bound(&self, body: Body, stream: bool) -> Bounded {
+        Bounded {
             body,
             unfinished: self.clone(),
             stream,
             framing: Framing::default(),
             begun: Instant::now(),
+            kept: Kept::default(),
+            next: None,
             deadline: None,
             held: None,
             over: false,
-        })
+        }
     }
 
     fn accounts(&self) -> MutexGuard<'_, Accounts> {
@@ -107,12 +119,12 @@ impl Unfinished {
         accounts.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the account of a message.
+    /// Opens the account of a request.
     fn open(&self) -> Held {
         let mut accounts = self.accounts();
         let number = accounts.next;
         accounts.next += 1;
-        accounts.messages.insert(number, Account::default());
+        accounts.requests.insert(number, Account::default());
         drop(accounts);
         Held {
             unfinished: self.clone(),
@@ -121,7 +133,7 @@ impl Unfinished {
     }
 }
 
-/// A part of an unfinished message that has arrived. Its bytes are free again when this is dropped.
+/// The account of an unfinished request. It is closed when this is dropped.
 #[derive(Debug)]
 struct Held {
     unfinished: Unfinished,
@@ -129,23 +141,23 @@ struct Held {
 }
 
 impl Held {
-    /// Counts bytes that have arrived. Messages that began first are evicted where there is no room. Returns whether this
-    /// message is still accounted for.
-    fn grow(&self, bytes: u64) -> bool {
+    /// Sets the number of bytes that have arrived. Requests that began first are evicted where there is no room. Returns
+    /// whether this request is still accounted for.
+    fn set(&self, bytes: u64) -> bool {
         let mut evicted = Vec::new();
         let mut accounts = self.unfinished.accounts();
-        if let Some(account) = accounts.messages.get_mut(&self.number) {
-            account.bytes += bytes;
-            accounts.bytes += bytes;
+        if let Some(account) = accounts.requests.get_mut(&self.number) {
+            let before = std::mem::replace(&mut account.bytes, bytes);
+            accounts.bytes = accounts.bytes - before + bytes;
         }
-        while accounts.bytes > self.unfinished.0.most_bytes || accounts.messages.len() > MESSAGES {
-            let Some((_, account)) = accounts.messages.pop_first() else {
+        while accounts.bytes > self.unfinished.0.most_bytes || accounts.requests.len() > REQUESTS {
+            let Some((_, account)) = accounts.requests.pop_first() else {
                 break;
             };
             accounts.bytes -= account.bytes;
             evicted.push(account.waiting);
         }
-        let is_kept = accounts.messages.contains_key(&self.number);
+        let is_kept = accounts.requests.contains_key(&self.number);
         drop(accounts);
         let count = &self.unfinished.0.evicted;
         count.fetch_add(evicted.len() as u64, Ordering::Relaxed);
@@ -153,10 +165,10 @@ impl Held {
         is_kept
     }
 
-    /// Returns true if the message is still accounted for. If it is, an eviction wakes the task.
+    /// Returns true if the request is still accounted for. If it is, an eviction wakes the task.
     fn is_kept(&self, cx: &Context<'_>) -> bool {
         let mut accounts = self.unfinished.accounts();
-        let Some(account) = accounts.messages.get_mut(&self.number) else {
+        let Some(account) = accounts.requests.get_mut(&self.number) else {
             return false;
         };
         match &mut account.waiting {
@@ -170,50 +182,14 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let mut accounts = self.unfinished.accounts();
-        if let Some(account) = accounts.messages.remove(&self.number) {
+        if let Some(account) = accounts.requests.remove(&self.number) {
             accounts.bytes -= account.bytes;
         }
     }
 }
 
-/// Waits until a body has begun to arrive. What is returned has all of it.
-pub(super) async fn begun(mut body: Body) -> Body {
-    match body.frame().await {
-        Some(first) => Body::new(Begun {
-            first: Some(first),
-            rest: body,
-        }),
-        None => Body::empty(),
-    }
-}
-
-/// A body whose first frame has been read.
-struct Begun {
-    first: Option<Result<Frame<Bytes>, Status>>,
-    rest: Body,
-}
-
-impl http_body::Body for Begun {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        match self.first.take() {
-            Some(first) => Poll::Ready(Some(first)),
-            None => Pin::new(&mut self.rest).poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.rest.is_end_stream()
-    }
-}
-
-/// The body of a request that must arrive in time.
-struct Bounded {
+/// The body of a request that must arrive in time. Bytes of a message are held back until all of it has arrived.
+pub(super) struct Bounded {
     body: Body,
     unfinished: Unfinished,
     /// True if the request is a stream of messages.
@@ -221,6 +197,9 @@ struct Bounded {
     framing: Framing,
     /// Begin of the current message; of the call, unless it is a stream.
     begun: Instant,
+    kept: Kept,
+    /// The frame that follows what is kept.
+    next: Option<Result<Frame<Bytes>, Status>>,
     /// Set when something was waited for since then.
     deadline: Option<Pin<Box<Sleep>>>,
     held: Option<Held>,
@@ -228,28 +207,57 @@ struct Bounded {
 }
 
 impl Bounded {
-    /// Accounts for bytes that have arrived. Returns whether more are taken.
-    fn arrived(&mut self, bytes: &[u8]) -> bool {
-        let (begins, held_before) = (self.framing.begins(), self.framing.held());
-        self.framing.read(bytes);
-        let is_another = self.framing.begins() != begins;
-        if is_another || !self.framing.is_within() {
-            self.held = None;
-            if self.stream {
-                self.begun = Instant::now();
-                self.deadline = None;
+    /// Waits until there is something to read: a whole message, or the end.
+    pub(super) async fn begin(&mut self) {
+        if let Some(frame) = self.frame().await {
+            match frame.map(Frame::into_data) {
+                Ok(Ok(bytes)) => self.kept.put_back(bytes),
+                Ok(Err(other)) => self.next = Some(Ok(other)),
+                Err(status) => self.next = Some(Err(status)),
             }
         }
-        if !self.framing.is_within() {
-            return true;
+    }
+
+    /// Takes bytes that have arrived, and accounts for them. Returns whether the request is kept.
+    fn arrived(&mut self, mut bytes: Bytes) -> bool {
+        let begins = self.framing.begins();
+        let whole = self.framing.read(&bytes);
+        let is_another = self.framing.begins() != begins;
+        if self.stream && (is_another || !self.framing.is_within()) {
+            self.held = None;
+            self.begun = Instant::now();
+            self.deadline = None;
         }
-        let counted = if self.held.is_some() { held_before } else { 0 };
+        if whole > 0 {
+            self.kept.release(bytes.split_to(whole));
+        }
+        if self.framing.length() > self.unfinished.0.largest {
+            // It is refused for its length.
+            self.kept.release(bytes);
+        } else {
+            self.kept.hold_back(&bytes);
+        }
+        // What is whole needs no account unless its end is waited for.
+        if self.held.is_some() || self.framing.is_within() {
+            return self.account();
+        }
+        true
+    }
+
+    /// Accounts for what has arrived of the request, if anything has. Returns whether the request is kept.
+    fn account(&mut self) -> bool {
         let unfinished = &self.unfinished;
         let held = self.held.get_or_insert_with(|| unfinished.open());
-        held.grow(self.framing.held() - counted)
+        held.set(self.framing.held())
+    }
+
+    /// Returns true if the request needs an account while more of it is waited for: not between the messages of a stream.
+    fn is_unfinished(&self) -> bool {
+        !self.stream || self.framing.is_within() || self.framing.begins() == 0
     }
 
     fn end(&mut self, error: Error) -> Status {
+        self.kept = Kept::default();
         self.end_quietly();
         error.into()
     }
@@ -259,8 +267,18 @@ impl Bounded {
         self.over = true;
     }
 
+    /// Ends after what has arrived, and this.
+    fn end_with(&mut self, frame: Option<Result<Frame<Bytes>, Status>>) {
+        self.kept.release(Bytes::new());
+        self.next = frame;
+        self.end_quietly();
+    }
+
     /// Ready with the reason when no more is waited for.
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        if self.held.is_none() && self.is_unfinished() {
+            self.account();
+        }
         if let Some(held) = &self.held
             && !held.is_kept(cx)
         {
@@ -289,21 +307,29 @@ impl http_body::Body for Bounded {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if self.over {
-            return Poll::Ready(None);
-        }
-        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-            match &frame {
-                Some(Ok(frame)) => {
-                    if let Some(bytes) = frame.data_ref()
-                        && !self.arrived(bytes)
-                    {
+        loop {
+            if let Some(bytes) = self.kept.next() {
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            if let Some(next) = self.next.take() {
+                return Poll::Ready(Some(next));
+            }
+            if self.over {
+                return Poll::Ready(None);
+            }
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+                break;
+            };
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(bytes))) => {
+                    if !self.arrived(bytes) {
                         return Poll::Ready(Some(Err(self.end(EVICTED))));
                     }
                 }
-                Some(Err(_)) | None => self.end_quietly(),
+                Some(Ok(Err(trailers))) => self.end_with(Some(Ok(trailers))),
+                Some(Err(status)) => self.end_with(Some(Err(status))),
+                None => self.end_with(None),
             }
-            return Poll::Ready(frame);
         }
         match self.poll_over(cx) {
             Poll::Ready(error) => Poll::Ready(Some(Err(self.end(error)))),
@@ -312,10 +338,7 @@ impl http_body::Body for Bounded {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.over || self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let is_over = self.over || self.body.is_end_stream();
+        is_over && self.next.is_none() && self.kept.is_empty()
     }
 }

@@ -161,7 +161,7 @@ async fn requests_that_do_not_arrive_whole_in_time_are_ended() {
     worker.say(1, heartbeat).await;
     assert!(matches!(worker.next().await, Told::ServerTime(_)));
     let told = scrape_until(metrics, |all| {
-        all.value("watchpost_unfinished_messages", &[]) == 0.0
+        all.value("watchpost_unfinished_requests", &[]) == 0.0
     });
     let told = told.await;
     assert_eq!(told.value("watchpost_unfinished_timed_out_total", &[]), 5.0);
@@ -203,6 +203,39 @@ async fn the_unfinished_request_that_began_first_makes_room() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_say_nothing_give_way_to_newer_ones() {
+    let (server, metrics) = server(|_| ()).await;
+    let mut calls = JoinSet::new();
+    for connection in 0..6 {
+        let channel = connect(&format!("http://{}", server.address())).await;
+        // Unary calls, streams before their first message, and messages without the end of the request.
+        let (method, bytes) = match connection % 3 {
+            0 => (INGEST, Bytes::new()),
+            1 => ("JobWorkerService/WorkJobs", Bytes::new()),
+            _ => ("MonitorService/Watch", message(0, &[])),
+        };
+        for _ in 0..200 {
+            calls.spawn(halt(channel.clone(), method, bytes.clone()));
+        }
+    }
+    // 1,024 of 1,200 may wait.
+    for _ in 0..176 {
+        let status = calls.join_next().await.unwrap().unwrap();
+        ended(&status, Code::Unavailable, "SERVER_BUSY");
+    }
+    let told = scrape_until(metrics, |all| {
+        all.value("watchpost_unfinished_requests", &[]) == 1_024.0
+    });
+    let told = told.await;
+    assert_eq!(told.value("watchpost_unfinished_evicted_total", &[]), 176.0);
+    // Who sends its request at once needs no place.
+    server.camera("door").await;
+    assert!(calls.try_join_next().is_none());
+    calls.shutdown().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unfinished_requests_cost_little_memory() {
     const MIB: f64 = 1_048_576.0;
 
@@ -221,13 +254,13 @@ async fn unfinished_requests_cost_little_memory() {
             calls.spawn(halt(channel.clone(), INGEST, part.clone()));
         }
     }
-    // At most 63 of them fit into 32 MiB.
-    for _ in 0..237 {
+    // At most 47 of them fit into 24 MiB.
+    for _ in 0..253 {
         let status = calls.join_next().await.unwrap().unwrap();
         ended(&status, Code::Unavailable, "SERVER_BUSY");
     }
     let told = scrape_until(metrics, |_| true).await;
-    assert!(told.value("watchpost_unfinished_bytes", &[]) <= 32.0 * MIB);
+    assert!(told.value("watchpost_unfinished_bytes", &[]) <= 24.0 * MIB);
     let cost = told.value(memory, &[]) - before;
     assert!(cost < 100.0 * MIB, "{} MiB", cost / MIB);
     assert_eq!(get(metrics, "/healthz").await.0, 200);
