@@ -141,7 +141,7 @@ on_both! {
             store(&server, sent).await;
         }
         // Four megabytes of detections, and less than one of events without their prompts.
-        let (mut page, mut sizes) = (pb::ListDetectionsRequest::default(), Vec::new());
+        let (mut page, mut sizes) = (pb::ListDetectionsRequest { page_size: 1_000, ..Default::default() }, Vec::new());
         loop {
             let response = server.events().list_detections(page.clone()).await.unwrap().into_inner();
             sizes.push(response.detections.len());
