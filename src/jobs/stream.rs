@@ -115,7 +115,8 @@ impl Worker {
         incoming: &mut Streaming<pb::WorkJobsRequest>,
         hears: &mut mpsc::UnboundedReceiver<Told>,
     ) -> End {
-        let shutdown = self.workers.shutdown.clone();
+        let workers = self.workers.clone();
+        let shutdown = workers.shutdown.clone();
         let (mut open, mut until) = (true, None);
         loop {
             if !open && self.answers.is_empty() {
@@ -137,7 +138,7 @@ impl Worker {
                     self.answered(answer).await
                 }
                 Some(told) = hears.recv() => self.hear(told).await,
-                message = incoming.message(), if open && self.answers.len() < UNDER_WAY => {
+                message = workers.next(incoming), if open && self.answers.len() < UNDER_WAY => {
                     match message {
                         Ok(Some(message)) => self.heard(message).await,
                         Ok(None) => {

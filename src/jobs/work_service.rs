@@ -22,7 +22,7 @@ use crate::{
     error::{Error, Result},
     monitor::Places,
     pb::{self, job_worker_service_server::JobWorkerService},
-    rpc::{Reply, check, row, time, work},
+    rpc::{Reply, check, layer, row, time, work},
 };
 
 /// How long the leases of `ClaimJobs` are unless the worker says otherwise.
@@ -40,17 +40,34 @@ pub struct JobWorkers {
     pub(super) queue: Queue,
     /// Number of streams that may be open, watches included.
     places: Places,
+    /// Largest message that is accepted, in bytes.
+    max_message_size: usize,
     pub(super) shutdown: CancellationToken,
 }
 
 impl JobWorkers {
-    /// The workers of this queue, whose streams take `places`.
-    pub fn new(queue: Queue, places: Places, shutdown: CancellationToken) -> Self {
+    /// The workers of this queue, whose streams take `places`, and whose messages have up to `max_message_size` bytes.
+    pub fn new(
+        queue: Queue,
+        places: Places,
+        max_message_size: usize,
+        shutdown: CancellationToken,
+    ) -> Self {
         Self {
             queue,
             places,
+            max_message_size,
             shutdown,
         }
+    }
+
+    /// The next message of a worker. A failure of the message itself has details.
+    pub(super) async fn next(
+        &self,
+        incoming: &mut Streaming<pb::WorkJobsRequest>,
+    ) -> Result<Option<pb::WorkJobsRequest>, Status> {
+        let next = incoming.message().await;
+        next.map_err(|status| layer::of_stream(status, self.max_message_size))
     }
 
     async fn report(&self, (id, lease_id, report): Reported) -> Result<Model> {

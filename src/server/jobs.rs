@@ -30,7 +30,7 @@ pub(super) fn routes(
         memory.clone(),
         shutdown.clone(),
     );
-    let workers = JobWorkers::new(queue.clone(), places.clone(), shutdown.clone());
+    let workers = JobWorkers::new(queue.clone(), places.clone(), limit, shutdown.clone());
     macro_rules! accepting {
         ($service:expr) => {
             $service

@@ -39,7 +39,7 @@ pub(super) async fn begin(
     mut incoming: Streaming<pb::WorkJobsRequest>,
     out: Out,
 ) -> Result<()> {
-    let first = match timeout(HELLO, incoming.message()).await {
+    let first = match timeout(HELLO, workers.next(&mut incoming)).await {
         Ok(Err(status)) if !status.details().is_empty() => {
             broken(&out, status).await;
             return Ok(());
