@@ -277,8 +277,8 @@ pub struct Settings {
     )]
     pub message_timeout: Duration,
 
-    /// Memory for requests that have not arrived whole, in bytes, 4194304 to 68719476736; the one that began first is ended
-    /// for a newer one
+    /// Memory for requests that have not arrived whole, in bytes, 4194304 to 68719476736; beyond it those that have stalled
+    /// are ended first
     #[arg(
         long, global = true, value_name = "BYTES", env = "WATCHPOST_UNFINISHED_MEMORY", default_value = "25165824",
         value_parser = clap::value_parser!(u64).range(4_194_304..=68_719_476_736)

@@ -50,7 +50,7 @@ pub(super) fn collect(families: &mut Families, limits: &Limits) {
         ),
         (
             "watchpost_unfinished_limit_bytes",
-            "Bytes of such requests that are kept; for more, those that began first are ended.",
+            "Bytes of such requests that are kept; for more, some of them are ended.",
             GAUGE,
             most_bytes,
         ),
@@ -62,7 +62,7 @@ pub(super) fn collect(families: &mut Families, limits: &Limits) {
         ),
         (
             "watchpost_unfinished_evicted_total",
-            "Requests that were ended before they had arrived whole because newer ones needed their memory.",
+            "Requests that were ended before they had arrived whole because others needed their memory.",
             COUNTER,
             unfinished.evicted(),
         ),

@@ -150,6 +150,11 @@ impl Call {
         self.permit = Some(permit);
     }
 
+    /// Returns true if there is such a method.
+    pub fn is_known(&self) -> bool {
+        !self.method.service.is_empty()
+    }
+
     /// Returns true if the client may send any number of messages.
     pub fn takes_stream(&self) -> bool {
         ["client_stream", "bidi_stream"].contains(&self.method.kind)

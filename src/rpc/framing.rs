@@ -68,16 +68,6 @@ impl Framing {
     pub(super) fn is_within(&self) -> bool {
         self.prefixed > 0
     }
-
-    /// Bytes of the unfinished message that have been read.
-    pub(super) fn held(&self) -> u64 {
-        let content = if self.prefixed == Self::PREFIX {
-            self.length - self.missing
-        } else {
-            0
-        };
-        self.prefixed as u64 + content
-    }
 }
 
 #[cfg(test)]
@@ -100,12 +90,12 @@ mod tests {
             };
             assert_eq!(framing.read(first), ends(cut), "{cut}");
             assert_eq!(framing.read(second), 13_usize.saturating_sub(cut), "{cut}");
-            assert_eq!((framing.begins(), framing.held()), (3, 6), "{cut}");
-            assert_eq!((framing.is_within(), framing.length()), (true, 2));
+            assert_eq!((framing.begins(), framing.length()), (3, 2), "{cut}");
+            assert!(framing.is_within());
             assert_eq!(framing.read(&[7]), 1);
             assert_eq!(framing.length(), 0);
             assert!(!framing.is_within());
-            assert_eq!((framing.begins(), framing.held()), (3, 0));
+            assert_eq!(framing.begins(), 3);
         }
         let mut framing = Framing::default();
         for (at, byte) in bytes.iter().enumerate() {

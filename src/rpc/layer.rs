@@ -124,19 +124,20 @@ where
         }
 
         let two_way = path.starts_with("/grpc.reflection.") || call.takes_stream();
+        let waits = !two_way && call.is_known();
         let foreign = !path.starts_with("/watchpost.");
         let shutdown = self.layer.shutdown.clone();
         let limit = self.layer.max_message_size;
         let admitted = self.layer.admission.call(path);
         let unfinished = &self.layer.unfinished;
-        let request = request.map(|body| unfinished.bound(body, call.takes_stream()));
+        let request = request.map(|body| unfinished.bound(body, two_way));
         let deadline = deadline::of(request.headers());
         let mut inner = self.inner.clone();
         let reply = async move {
             // A call takes several times as much memory once it has reached its service. A unary one waits outside until
             // its message has arrived; a stream may be answered before it says anything.
             let (parts, mut body) = request.into_parts();
-            if !two_way {
+            if waits {
                 body.begin().await;
             }
             let request = Request::from_parts(parts, Body::new(body));

@@ -19,7 +19,7 @@ use tonic::{Status, body::Body};
 
 use self::kept::Kept;
 use super::framing::Framing;
-use crate::error::Error;
+use crate::error::{Error, Result};
 
 mod kept;
 #[cfg(test)]
@@ -28,9 +28,16 @@ mod tests;
 /// Largest number of unfinished requests. Each is a call, which takes some KiB.
 const REQUESTS: usize = 1_024;
 
+/// Age of a request from which on it may give way to newer ones that are younger.
+const MATURE: Duration = Duration::from_secs(1);
+
+/// Time without progress after which a request has stalled, and the bytes that count as progress.
+const STALLED: Duration = Duration::from_secs(1);
+const PROGRESS: u64 = 16 << 10;
+
 /// Failure of a request that was evicted.
 const EVICTED: Error =
-    Error::Busy("newer requests need the memory of this one, which has not arrived whole");
+    Error::Busy("other requests need the memory of this one, which has not arrived whole");
 
 /// Accounts of unfinished requests: those of which nothing has arrived yet, or not the end. A stream of messages is
 /// unfinished before its first message and within each message. Clones share the accounts.
@@ -42,7 +49,7 @@ struct Shared {
     within: Duration,
     most_bytes: u64,
     /// Largest message, in bytes.
-    largest: u64,
+    largest: usize,
     accounts: Mutex<Accounts>,
     timed_out: AtomicU64,
     evicted: AtomicU64,
@@ -56,11 +63,53 @@ struct Accounts {
     requests: BTreeMap<u64, Account>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Account {
     bytes: u64,
+    begun: Instant,
+    /// Time of the last progress, and the bytes that had arrived by then.
+    progressed: Instant,
+    progressed_bytes: u64,
     /// Task that waits for more of the request.
     waiting: Option<Waker>,
+}
+
+impl Account {
+    fn new(now: Instant) -> Self {
+        Self {
+            bytes: 0,
+            begun: now,
+            progressed: now,
+            progressed_bytes: 0,
+            waiting: None,
+        }
+    }
+
+    fn set(&mut self, bytes: u64, now: Instant) {
+        self.bytes = bytes;
+        if bytes >= self.progressed_bytes + PROGRESS {
+            (self.progressed, self.progressed_bytes) = (now, bytes);
+        }
+    }
+}
+
+impl Accounts {
+    /// The request that gives way: the one that has stalled for the longest time, else the newest, so that those that
+    /// began before it come to their end. Requests that have just begun are spared, since most of them are whole within
+    /// milliseconds; of those alone the oldest gives way.
+    fn victim(&self, now: Instant) -> Option<u64> {
+        let mature = || {
+            let all = self.requests.iter();
+            all.filter(|(_, account)| now - account.begun >= MATURE)
+        };
+        let stalled = mature()
+            .filter(|(_, account)| now - account.progressed >= STALLED)
+            .min_by_key(|(_, account)| account.progressed);
+        let newest = || mature().next_back();
+        let oldest = || self.requests.first_key_value();
+        let victim = stalled.or_else(newest).or_else(oldest);
+        victim.map(|(number, _)| *number)
+    }
 }
 
 impl Unfinished {
@@ -69,7 +118,7 @@ impl Unfinished {
     pub fn new(within: Duration, memory: u64, max_message_size: usize) -> Self {
         Self(Arc::new(Shared {
             within,
-            largest: max_message_size as u64,
+            largest: max_message_size,
             most_bytes: memory.max(max_message_size as u64 + Framing::PREFIX as u64),
             accounts: Mutex::default(),
             timed_out: AtomicU64::new(0),
@@ -92,7 +141,7 @@ impl Unfinished {
         self.0.timed_out.load(Ordering::Relaxed)
     }
 
-    /// Number of requests that were ended because newer ones needed their memory.
+    /// Number of requests that were ended because others needed their memory.
     pub fn evicted(&self) -> u64 {
         self.0.evicted.load(Ordering::Relaxed)
     }
@@ -124,7 +173,9 @@ impl Unfinished {
         let mut accounts = self.accounts();
         let number = accounts.next;
         accounts.next += 1;
-        accounts.requests.insert(number, Account::default());
+        accounts
+            .requests
+            .insert(number, Account::new(Instant::now()));
         drop(accounts);
         Held {
             unfinished: self.clone(),
@@ -141,17 +192,19 @@ struct Held {
 }
 
 impl Held {
-    /// Sets the number of bytes that have arrived. Requests that began first are evicted where there is no room. Returns
-    /// whether this request is still accounted for.
+    /// Sets the number of bytes that have arrived. Requests are evicted where there is no room. Returns whether this
+    /// request is still accounted for.
     fn set(&self, bytes: u64) -> bool {
-        let mut evicted = Vec::new();
+        let (mut evicted, now) = (Vec::new(), Instant::now());
         let mut accounts = self.unfinished.accounts();
         if let Some(account) = accounts.requests.get_mut(&self.number) {
-            let before = std::mem::replace(&mut account.bytes, bytes);
+            let before = account.bytes;
+            account.set(bytes, now);
             accounts.bytes = accounts.bytes - before + bytes;
         }
         while accounts.bytes > self.unfinished.0.most_bytes || accounts.requests.len() > REQUESTS {
-            let Some((_, account)) = accounts.requests.pop_first() else {
+            let victim = accounts.victim(now);
+            let Some(account) = victim.and_then(|number| accounts.requests.remove(&number)) else {
                 break;
             };
             accounts.bytes -= account.bytes;
@@ -218,37 +271,45 @@ impl Bounded {
         }
     }
 
-    /// Takes bytes that have arrived, and accounts for them. Returns whether the request is kept.
-    fn arrived(&mut self, mut bytes: Bytes) -> bool {
+    /// Takes bytes that have arrived, and accounts for them.
+    fn arrived(&mut self, mut bytes: Bytes) -> Result<()> {
         let begins = self.framing.begins();
         let whole = self.framing.read(&bytes);
         let is_another = self.framing.begins() != begins;
+        if !self.stream && self.framing.begins() > 1 {
+            // A unary request is one message.
+            return Err(Error::Malformed);
+        }
+        let limit = self.unfinished.0.largest;
+        if self.framing.length() > limit as u64 {
+            return Err(Error::TooLarge { limit });
+        }
         if self.stream && (is_another || !self.framing.is_within()) {
             self.held = None;
             self.begun = Instant::now();
             self.deadline = None;
         }
-        if whole > 0 {
+        // A unary request is read when its end has arrived: its memory would be held until then.
+        if whole > 0 && (self.stream || http_body::Body::is_end_stream(&self.body)) {
             self.kept.release(bytes.split_to(whole));
         }
-        if self.framing.length() > self.unfinished.0.largest {
-            // It is refused for its length.
-            self.kept.release(bytes);
-        } else {
-            self.kept.hold_back(&bytes);
-        }
+        self.kept.hold_back(&bytes);
         // What is whole needs no account unless its end is waited for.
         if self.held.is_some() || self.framing.is_within() {
             return self.account();
         }
-        true
+        Ok(())
     }
 
-    /// Accounts for what has arrived of the request, if anything has. Returns whether the request is kept.
-    fn account(&mut self) -> bool {
+    /// Accounts for what has arrived of the request. Fails if the request gives way to others.
+    fn account(&mut self) -> Result<()> {
         let unfinished = &self.unfinished;
         let held = self.held.get_or_insert_with(|| unfinished.open());
-        held.set(self.framing.held())
+        if held.set(self.kept.held_back()) {
+            Ok(())
+        } else {
+            Err(EVICTED)
+        }
     }
 
     /// Returns true if the request needs an account while more of it is waited for: not between the messages of a stream.
@@ -276,8 +337,11 @@ impl Bounded {
 
     /// Ready with the reason when no more is waited for.
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
-        if self.held.is_none() && self.is_unfinished() {
-            self.account();
+        if self.held.is_none()
+            && self.is_unfinished()
+            && let Err(error) = self.account()
+        {
+            return Poll::Ready(error);
         }
         if let Some(held) = &self.held
             && !held.is_kept(cx)
@@ -322,8 +386,8 @@ impl http_body::Body for Bounded {
             };
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(bytes))) => {
-                    if !self.arrived(bytes) {
-                        return Poll::Ready(Some(Err(self.end(EVICTED))));
+                    if let Err(error) = self.arrived(bytes) {
+                        return Poll::Ready(Some(Err(self.end(error))));
                     }
                 }
                 Some(Ok(Err(trailers))) => self.end_with(Some(Ok(trailers))),

@@ -48,6 +48,11 @@ impl Kept {
         }
     }
 
+    /// Number of bytes that are held back.
+    pub(super) fn held_back(&self) -> u64 {
+        self.held_back as u64
+    }
+
     /// Lets these bytes be read before all others.
     pub(super) fn put_back(&mut self, bytes: Bytes) {
         self.released.push_front(bytes);

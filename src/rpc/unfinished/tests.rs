@@ -45,21 +45,65 @@ async fn a_message_is_given_when_all_of_it_has_arrived() {
 }
 
 #[tokio::test]
-async fn a_unary_request_begins_with_its_whole_message() {
-    let (_, mut body) = arriving(&[b"\0\0\0", b"\0\x03a", b"bc"], false);
-    timeout(Duration::from_secs(5), body.begin()).await.unwrap();
-    let given = read(&mut body).await.concat();
-    assert_eq!(given, b"\0\0\0\0\x03abc");
-    let (unfinished, mut body) = arriving(&[b"\0\0\0\0\x03ab"], false);
+async fn a_unary_request_is_read_when_its_end_has_arrived() {
+    let whole = Bytes::from_static(b"\0\0\0\0\x03abc");
+    let (unfinished, mut body) = arriving(&[b"\0\0\0", b"\0\x03a", b"bc"], false);
     let begin = timeout(Duration::from_millis(1), body.begin()).await;
     assert!(begin.is_err());
-    assert_eq!(unfinished.memory().0, 7);
+    assert_eq!((unfinished.requests(), unfinished.memory().0), (1, 8));
+    drop(body);
+    assert_eq!((unfinished.requests(), unfinished.memory().0), (0, 0));
+    let full = http_body_util::Full::new(whole.clone());
+    let mut body = unfinished.bound(Body::new(full), false);
+    body.begin().await;
+    assert_eq!(read(&mut body).await, [whole]);
+}
+
+/// The reason why a body of these frames ends.
+async fn refused(frames: &[&[u8]], stream: bool) -> tonic::Code {
+    let (unfinished, mut body) = arriving(frames, stream);
+    let status = body.frame().await.unwrap().unwrap_err();
+    assert!(body.frame().await.is_none());
+    assert_eq!(unfinished.memory().0, 0);
+    status.code()
 }
 
 #[tokio::test]
-async fn a_message_that_is_too_long_is_not_waited_for() {
-    let (_, mut body) = arriving(&[b"\0\0\0", b"\0\x09a"], true);
-    assert_eq!(read(&mut body).await.concat(), b"\0\0\0\0\x09a");
+async fn what_cannot_be_a_message_is_not_waited_for() {
+    use tonic::Code::{InvalidArgument, ResourceExhausted};
+
+    for stream in [false, true] {
+        let long: [&[u8]; 2] = [b"\0\0\0", b"\0\x09a"];
+        assert_eq!(refused(&long, stream).await, ResourceExhausted);
+    }
+    let two = [&b"\0\0\0\0\x01a"[..], b"\0"];
+    assert_eq!(refused(&two, false).await, InvalidArgument);
+}
+
+#[test]
+fn requests_that_stalled_give_way_first_and_those_that_just_began_last() {
+    let begin = Instant::now();
+    let at = |millis| begin + Duration::from_millis(millis);
+    let mut accounts = Accounts::default();
+    for (number, begun) in [(1, 0), (2, 100), (3, 200), (4, 2_900), (5, 2_950)] {
+        accounts.requests.insert(number, Account::new(at(begun)));
+    }
+    let set = |accounts: &mut Accounts, number, bytes, millis| {
+        let account = accounts.requests.get_mut(&number).unwrap();
+        account.set(bytes, at(millis));
+    };
+    for number in [1, 3] {
+        set(&mut accounts, number, 2 * PROGRESS, 2_500);
+    }
+    // A little is no progress.
+    set(&mut accounts, 2, 1, 2_500);
+    let victim = |accounts: &mut Accounts| {
+        let victim = accounts.victim(at(3_000)).unwrap();
+        accounts.requests.remove(&victim);
+        victim
+    };
+    let victims: Vec<_> = (0..5).map(|_| victim(&mut accounts)).collect();
+    assert_eq!(victims, [2, 3, 1, 4, 5]);
 }
 
 #[tokio::test]

@@ -119,7 +119,7 @@ const (
 	ErrorReason_ERROR_REASON_TOO_MANY_ELEMENTS ErrorReason = 26
 	// `UNAVAILABLE`: the server has more to do than it can at the moment. Nothing was done: retry after the time in
 	// `RetryInfo`. The message says which of the causes it was: the requests under way take all the memory that the server
-	// gives them together (`--request-memory`); the request had not arrived whole, and newer ones needed its part of
+	// gives them together (`--request-memory`); the request had not arrived whole, and others needed its part of
 	// `--unfinished-memory` or its place among 1,024 such requests; the snapshots that clients are reading take all of `--snapshot-memory`; all connections to the
 	// database are in use, although the database can be reached; or calls that search the database wait in line, and this
 	// call did not get its turn within 30 seconds or found 200 calls in the line. Example: `TestAlertRule` over a year while
