@@ -30,7 +30,7 @@ const (
 type DayOfWeek int32
 
 const (
-	// Refused.
+	// Never returned. Refused in a request.
 	DayOfWeek_DAY_OF_WEEK_UNSPECIFIED DayOfWeek = 0
 	// Monday.
 	DayOfWeek_DAY_OF_WEEK_MONDAY DayOfWeek = 1
@@ -99,11 +99,11 @@ func (DayOfWeek) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{0}
 }
 
-// What kept a rule from raising an alert.
+// Reason why a rule did not raise an alert.
 type RuleStop int32
 
 const (
-	// Nothing did.
+	// The rule was not stopped.
 	RuleStop_RULE_STOP_UNSPECIFIED RuleStop = 0
 	// The event's risk score is below `risk_threshold`, or absent.
 	RuleStop_RULE_STOP_RISK_THRESHOLD RuleStop = 1
@@ -121,10 +121,11 @@ const (
 	RuleStop_RULE_STOP_SCHEDULE RuleStop = 6
 	// The rule raised an alert with this dedup key less than `cooldown_seconds` ago.
 	RuleStop_RULE_STOP_COOLDOWN RuleStop = 7
-	// The event is snoozed, see `Event.snooze_until`. The rule matches it, and its
-	// cooldown does not begin.
+	// The event is snoozed, see `Event.snooze_until`. The rule matches it, but raises no alert and
+	// begins no cooldown. No alert is raised later either.
 	RuleStop_RULE_STOP_SNOOZED RuleStop = 8
-	// A silence was in force, see `SilenceService`.
+	// A silence was in force, see `SilenceService`. The rule matches, but raises no alert and begins no
+	// cooldown. No alert is raised later either.
 	RuleStop_RULE_STOP_SILENCED RuleStop = 9
 	// The rule has raised more than `flap_threshold` alerts in a window, see
 	// `AlertRule.flap_threshold`.
@@ -188,19 +189,19 @@ func (RuleStop) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{1}
 }
 
-// Where an alert is in its life.
+// Status of an alert.
 type AlertStatus int32
 
 const (
-	// In a filter "any". Never returned.
+	// Never returned. Refused in lists of statuses.
 	AlertStatus_ALERT_STATUS_UNSPECIFIED AlertStatus = 0
-	// Raised, and nobody told yet.
+	// The alert was raised, and no notification was delivered yet.
 	AlertStatus_ALERT_STATUS_PENDING AlertStatus = 1
-	// Somebody was told.
+	// A notification channel has delivered the alert.
 	AlertStatus_ALERT_STATUS_DELIVERED AlertStatus = 2
-	// Somebody takes care of it.
+	// The alert was acknowledged: somebody takes care of it. Its queued deliveries are cancelled.
 	AlertStatus_ALERT_STATUS_ACKNOWLEDGED AlertStatus = 3
-	// Done with.
+	// The alert was dismissed. This status is final. Its queued deliveries are cancelled.
 	AlertStatus_ALERT_STATUS_DISMISSED AlertStatus = 4
 )
 
@@ -249,17 +250,17 @@ func (AlertStatus) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{2}
 }
 
-// What an import did with a rule.
+// Action of an import on one rule.
 type ImportAction int32
 
 const (
 	// Never returned.
 	ImportAction_IMPORT_ACTION_UNSPECIFIED ImportAction = 0
-	// It was created.
+	// The rule was created.
 	ImportAction_IMPORT_ACTION_CREATED ImportAction = 1
-	// It was updated: it has a new version, and was announced.
+	// The rule was updated: it has a new version, and was announced.
 	ImportAction_IMPORT_ACTION_UPDATED ImportAction = 2
-	// Nothing: it was as the document says.
+	// The rule equals the document already and was left alone.
 	ImportAction_IMPORT_ACTION_UNCHANGED ImportAction = 3
 )
 
@@ -313,7 +314,7 @@ func (ImportAction) EnumDescriptor() ([]byte, []int) {
 // `zone_ids` must be met by one and the same detection.
 type AlertRule struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Output only. The id, a UUID.
+	// Output only. Id of the rule, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Required. The name, 1 to 255 characters. Need not be unique.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
@@ -356,18 +357,22 @@ type AlertRule struct {
 	// characters become `_`, and one longer than 64 is shortened. At its longest
 	// the key must fit 255 characters. Defaults to `{camera_id}:{rule_id}`.
 	DedupKeyTemplate *string `protobuf:"bytes,13,opt,name=dedup_key_template,json=dedupKeyTemplate,proto3,oneof" json:"dedup_key_template,omitempty"`
-	// How long after an alert of this rule no other is raised for the same key,
-	// in seconds, in [0, 31536000]. 0 means that every match raises one. Defaults
-	// to 300.
+	// Time after an alert of this rule in which no other is raised for the same dedup key. In seconds,
+	// in [0, 31536000]. 0 means that every match raises an alert. Defaults to 300.
+	//
+	// The cooldown begins when an alert is raised, by the server's clock. Repeats do not extend it, and
+	// acknowledging or dismissing the alert does not end it. A change of this field also holds for
+	// cooldowns that run already. Matches that a silence or a snooze suppresses neither begin nor
+	// extend it.
 	CooldownSeconds *int32 `protobuf:"varint,14,opt,name=cooldown_seconds,json=cooldownSeconds,proto3,oneof" json:"cooldown_seconds,omitempty"`
 	// Where the alerts go, by the names of `NotificationChannel`s. At most 100; one
 	// that does not exist is refused, unless the rule named it before.
 	Channels []string `protobuf:"bytes,15,rep,name=channels,proto3" json:"channels,omitempty"`
-	// Output only. When the rule was created.
+	// Output only. Time at which the rule was created.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Output only. When the rule was last changed.
+	// Output only. Time at which the rule was last changed.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// Output only. Raised by one with every change, from 1.
+	// Output only. Version of the rule, from 1, raised by one with every change.
 	VersionId int32 `protobuf:"varint,18,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
 	// How many alerts of this rule, whatever their dedup keys, are raised as ever
 	// in a window of `flap_window_seconds`, in [1, 10000]. Set together with
@@ -389,10 +394,12 @@ type AlertRule struct {
 	// stands for it stands for the repeats too. A change of either field holds for
 	// the window that is under way.
 	FlapThreshold *int32 `protobuf:"varint,19,opt,name=flap_threshold,json=flapThreshold,proto3,oneof" json:"flap_threshold,omitempty"`
-	// How long such a window is, in seconds, in [1, 86400]. See `flap_threshold`.
+	// Length of a window for `flap_threshold`, in seconds, in [1, 86400]. Set together with it or not
+	// at all.
 	FlapWindowSeconds *int32 `protobuf:"varint,20,opt,name=flap_window_seconds,json=flapWindowSeconds,proto3,oneof" json:"flap_window_seconds,omitempty"`
-	// Who is told later if nobody takes care of an alert, at most 10 steps, each
-	// later than the one before. Acknowledging or dismissing the alert ends it at once.
+	// Notifications that are sent later if nobody acknowledges or dismisses an alert. At most 10 steps,
+	// each later than the one before. They are queued when the alert is raised, and cancelled when it
+	// is acknowledged or dismissed. A change of the field holds for later alerts.
 	Escalation    []*EscalationStep `protobuf:"bytes,21,rep,name=escalation,proto3" json:"escalation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -575,13 +582,13 @@ func (x *AlertRule) GetEscalation() []*EscalationStep {
 	return nil
 }
 
-// Who is told of an alert that nobody has taken care of.
+// Notification of an alert that nobody has acknowledged or dismissed.
 type EscalationStep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. How long after the alert was raised, in seconds, in [1, 604800].
+	// Required. Time after the alert was raised, in seconds, in [1, 604800].
 	AfterSeconds int32 `protobuf:"varint,1,opt,name=after_seconds,json=afterSeconds,proto3" json:"after_seconds,omitempty"`
-	// Required. By which channels, by their names, 1 to 100. They may be the same as
-	// before.
+	// Required. Names of the notification channels to use, 1 to 100. They may be the same as in earlier
+	// steps.
 	Channels      []string `protobuf:"bytes,2,rep,name=channels,proto3" json:"channels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -710,25 +717,23 @@ func (x *Schedule) GetTimezone() string {
 	return ""
 }
 
-// Whether one rule fired for one event, and if not, why. A rule that matches can
-// still be held back.
+// Outcome of one rule for one event: whether it raised an alert, and if not, why.
 type RuleOutcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The rule.
+	// Id of the rule.
 	RuleId string `protobuf:"bytes,1,opt,name=rule_id,json=ruleId,proto3" json:"rule_id,omitempty"`
-	// The rule's name at the time.
+	// Name of the rule at the time of the event's ingest.
 	RuleName string `protobuf:"bytes,2,opt,name=rule_name,json=ruleName,proto3" json:"rule_name,omitempty"`
 	// Whether the rule raised an alert.
 	Fired bool `protobuf:"varint,3,opt,name=fired,proto3" json:"fired,omitempty"`
-	// What stopped it. `RULE_STOP_UNSPECIFIED` if it fired.
+	// Reason why no alert was raised. `RULE_STOP_UNSPECIFIED` if one was raised.
 	StoppedBy RuleStop `protobuf:"varint,4,opt,name=stopped_by,json=stoppedBy,proto3,enum=watchpost.v1.RuleStop" json:"stopped_by,omitempty"`
-	// The alert that was raised; or, stopped by `RULE_STOP_COOLDOWN` or
-	// `RULE_STOP_FLAPPING`, the alert that stands for this one.
+	// Id of the alert that was raised. With `RULE_STOP_COOLDOWN` or `RULE_STOP_FLAPPING`, id of the
+	// alert that stands for this match.
 	AlertId *string `protobuf:"bytes,5,opt,name=alert_id,json=alertId,proto3,oneof" json:"alert_id,omitempty"`
 	// The values that were compared, for people to read (`risk_score 40 < 70`).
 	Detail string `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
-	// With `RULE_STOP_SILENCED`: the silence that held it back, of several the
-	// oldest.
+	// With `RULE_STOP_SILENCED`: id of the silence, of several the oldest.
 	SilenceId     *string `protobuf:"bytes,7,opt,name=silence_id,json=silenceId,proto3,oneof" json:"silence_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -813,32 +818,33 @@ func (x *RuleOutcome) GetSilenceId() string {
 	return ""
 }
 
-// An event that matched a rule, or an alert that was raised by hand, table `alerts`.
+// An alert: an event that matched a rule, or an alert raised by hand, table `alerts`.
 type Alert struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Output only. The id, a UUID.
+	// Output only. Id of the alert, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Output only. The event that raised it.
+	// Output only. Id of the event for which the alert was raised.
 	EventId int64 `protobuf:"varint,2,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
-	// Output only. The rule that raised it. Absent once the rule is deleted, and if
-	// it was raised by hand without one.
+	// Output only. Id of the rule that raised the alert. Absent once the rule is deleted, and for an
+	// alert raised by hand without a rule.
 	RuleId *string `protobuf:"bytes,3,opt,name=rule_id,json=ruleId,proto3,oneof" json:"rule_id,omitempty"`
-	// Output only. How serious it is: the rule's severity at the time, or what
-	// whoever raised it said.
+	// Output only. Severity of the alert: that of the rule when it was raised, or that of
+	// `CreateAlert`.
 	Severity Severity `protobuf:"varint,4,opt,name=severity,proto3,enum=watchpost.v1.Severity" json:"severity,omitempty"`
-	// Output only. Where it is in its life.
+	// Output only. Status of the alert.
 	Status AlertStatus `protobuf:"varint,5,opt,name=status,proto3,enum=watchpost.v1.AlertStatus" json:"status,omitempty"`
-	// Output only. When it was raised.
+	// Output only. Time at which the alert was raised.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Output only. When it last changed; repeats that are held back do not count.
+	// Output only. Time of the last change of the alert; suppressed repeats do not count.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// Output only. When somebody was first told. Absent before.
+	// Output only. Time at which a channel first delivered the alert while it was pending. Absent
+	// before, and if the alert was acknowledged or dismissed first.
 	DeliveredAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=delivered_at,json=deliveredAt,proto3" json:"delivered_at,omitempty"`
-	// Output only. Where it goes: the rule's channels at the time, or those that
-	// whoever raised it named.
+	// Output only. Names of the notification channels: those of the rule when the alert was raised, or
+	// those of `CreateAlert`.
 	Channels []string `protobuf:"bytes,9,rep,name=channels,proto3" json:"channels,omitempty"`
-	// Output only. What makes it the same as another, see
-	// `AlertRule.dedup_key_template`.
+	// Output only. Key of the alert: within a cooldown no other alert of the rule with the same key is
+	// raised, see `AlertRule.dedup_key_template`.
 	DedupKey string `protobuf:"bytes,10,opt,name=dedup_key,json=dedupKey,proto3" json:"dedup_key,omitempty"`
 	// Output only. `rule_name`, `matched_conditions` (what the rule asked for and
 	// the event met, a list of texts), and `zone_id` if the rule asked for zones:
@@ -847,28 +853,30 @@ type Alert struct {
 	// that stands for those that are held back.
 	// Of one that was raised by hand: what the request said.
 	Metadata *structpb.Struct `protobuf:"bytes,11,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// Output only. Raised by one with every change, from 1; not by repeats that are
-	// held back.
+	// Output only. Version of the alert, from 1, raised by one with every change of status. Suppressed
+	// repeats do not raise it.
 	VersionId int32 `protobuf:"varint,12,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
-	// Output only. The camera of the event.
+	// Output only. Id of the camera of the event.
 	CameraId *string `protobuf:"bytes,13,opt,name=camera_id,json=cameraId,proto3,oneof" json:"camera_id,omitempty"`
-	// Output only. How many repeats fell into the cooldown that began with it, and
-	// raised no alert of their own. Each is counted in the transaction that stores its
-	// event. It neither raises `version_id` nor is it announced: watches tell the
-	// number that it was at when something else changed.
+	// Output only. Number of repeats that this alert's cooldown suppressed, and of calls of
+	// `CreateAlert` that it answered. If its rule flaps, repeats of suppressed alerts for which this
+	// one stands are counted too. Matches suppressed by a silence or a snooze are not counted;
+	// `ListAlertSuppressions` has them.
+	//
+	// Each repeat is counted in the transaction that stores its event. It neither raises `version_id`
+	// nor is it announced: watches show the number as of the last change of status.
 	SuppressedCount int64 `protobuf:"varint,14,opt,name=suppressed_count,json=suppressedCount,proto3" json:"suppressed_count,omitempty"`
-	// Output only. When the last of them came, by the clock of the server. Absent
-	// if there was none.
+	// Output only. Time of the last of those repeats, by the server's clock. Absent if there was none.
 	LastSuppressedAt *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=last_suppressed_at,json=lastSuppressedAt,proto3" json:"last_suppressed_at,omitempty"`
-	// Output only. When it was acknowledged. Absent if it was not, or before
-	// this was kept.
+	// Output only. Time at which the alert was acknowledged. Absent if it was not, or before this was
+	// recorded.
 	AcknowledgedAt *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=acknowledged_at,json=acknowledgedAt,proto3" json:"acknowledged_at,omitempty"`
-	// Output only. Who did that, see `AlertTransition.actor`.
+	// Output only. Actor that acknowledged the alert, see `AlertTransition.actor`.
 	AcknowledgedBy *string `protobuf:"bytes,17,opt,name=acknowledged_by,json=acknowledgedBy,proto3,oneof" json:"acknowledged_by,omitempty"`
-	// Output only. When it was dismissed. Absent if it was not, or before this
-	// was kept.
+	// Output only. Time at which the alert was dismissed. Absent if it was not, or before this was
+	// recorded.
 	DismissedAt *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=dismissed_at,json=dismissedAt,proto3" json:"dismissed_at,omitempty"`
-	// Output only. Who did that, see `AlertTransition.actor`.
+	// Output only. Actor that dismissed the alert, see `AlertTransition.actor`.
 	DismissedBy   *string `protobuf:"bytes,19,opt,name=dismissed_by,json=dismissedBy,proto3,oneof" json:"dismissed_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1037,27 +1045,29 @@ func (x *Alert) GetDismissedBy() string {
 	return ""
 }
 
-// How an alert was raised, or a change of its status, table `alert_transitions`.
+// One change of an alert's status, or its creation, table `alert_transitions`.
 type AlertTransition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Output only. The id.
+	// Output only. Id of the transition.
 	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Output only. The alert.
+	// Output only. Id of the alert.
 	AlertId string `protobuf:"bytes,2,opt,name=alert_id,json=alertId,proto3" json:"alert_id,omitempty"`
-	// Output only. The status before. Absent when it was raised.
+	// Output only. Status before the transition. Absent when the alert was raised.
 	FromStatus *AlertStatus `protobuf:"varint,3,opt,name=from_status,json=fromStatus,proto3,enum=watchpost.v1.AlertStatus,oneof" json:"from_status,omitempty"`
-	// Output only. The status after.
+	// Output only. Status after the transition.
 	ToStatus AlertStatus `protobuf:"varint,4,opt,name=to_status,json=toStatus,proto3,enum=watchpost.v1.AlertStatus" json:"to_status,omitempty"`
-	// Output only. The alert's `version_id` after it.
+	// Output only. The `version_id` of the alert after the transition.
 	VersionId int32 `protobuf:"varint,5,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
-	// Output only. Who did it, at most 100 characters: `rule:` and the id of the rule
-	// that raised it; `channel:` and the id of the notification channel by which it was
-	// first delivered; what the client said in `actor`; or without that `ip:` and the
-	// address that the call came from, `unknown` where there is none.
+	// Output only. Actor of the transition, at most 100 characters:
+	//
+	// - `rule:` and an id: the rule that raised the alert.
+	// - `channel:` and an id: the notification channel that first delivered it.
+	// - Any other text: the `actor` of the request.
+	// - `ip:` and an address: the client, if the request had no `actor`; `unknown` without an address.
 	Actor string `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Output only. Why, as the client said.
+	// Output only. Reason of the transition, as the client gave it. Absent if it gave none.
 	Reason *string `protobuf:"bytes,7,opt,name=reason,proto3,oneof" json:"reason,omitempty"`
-	// Output only. When.
+	// Output only. Time of the transition.
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1149,36 +1159,37 @@ func (x *AlertTransition) GetCreatedAt() *timestamppb.Timestamp {
 	return nil
 }
 
-// What `AlertService.GetAlertStats` has counted.
+// Result of `AlertService.GetAlertStats`.
 type AlertStats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many alerts match.
+	// Number of matching alerts.
 	Total int64 `protobuf:"varint,1,opt,name=total,proto3" json:"total,omitempty"`
-	// How many are in each status that any is in, in the order of `AlertStatus`.
+	// Numbers of alerts by status, in the order of `AlertStatus`. Statuses without alerts are left out.
 	ByStatus []*AlertStatusCount `protobuf:"bytes,2,rep,name=by_status,json=byStatus,proto3" json:"by_status,omitempty"`
-	// How many have each severity that any has, in the order of `Severity`.
+	// Numbers of alerts by severity, in the order of `Severity`. Severities without alerts are left
+	// out.
 	BySeverity []*AlertSeverityCount `protobuf:"bytes,3,rep,name=by_severity,json=bySeverity,proto3" json:"by_severity,omitempty"`
-	// How many are of each rule, most first. At most 1,000.
+	// Numbers of alerts by rule, most first. At most 1,000 rules.
 	ByRule []*AlertRuleCount `protobuf:"bytes,4,rep,name=by_rule,json=byRule,proto3" json:"by_rule,omitempty"`
-	// How many are of each camera, most first. At most 1,000.
+	// Numbers of alerts by camera, most first. At most 1,000 cameras.
 	ByCamera []*AlertCameraCount `protobuf:"bytes,5,rep,name=by_camera,json=byCamera,proto3" json:"by_camera,omitempty"`
-	// How many were raised in each bucket of time, oldest first; buckets in which
-	// none was raised are left out. Empty without `bucket_width`.
+	// Numbers of alerts by the time at which they were raised, oldest first. Buckets without alerts are
+	// left out. Empty without `bucket_width`.
 	Buckets []*AlertBucket `protobuf:"bytes,6,rep,name=buckets,proto3" json:"buckets,omitempty"`
-	// How long it took on average from when an alert was raised until it was
-	// acknowledged, over those of which that is known. Absent if there are none.
+	// Mean time from raising to acknowledging an alert, over those with a known time. Absent if there
+	// are none.
 	MeanTimeToAcknowledge *durationpb.Duration `protobuf:"bytes,7,opt,name=mean_time_to_acknowledge,json=meanTimeToAcknowledge,proto3" json:"mean_time_to_acknowledge,omitempty"`
-	// How long it took on average from when an alert was raised until it was
-	// dismissed, over those of which that is known. Absent if there are none.
+	// Mean time from raising to dismissing an alert, over those with a known time. Absent if there are
+	// none.
 	MeanTimeToDismiss *durationpb.Duration `protobuf:"bytes,8,opt,name=mean_time_to_dismiss,json=meanTimeToDismiss,proto3" json:"mean_time_to_dismiss,omitempty"`
-	// How many are open: pending or delivered.
+	// Number of alerts that are open: pending or delivered.
 	Open int64 `protobuf:"varint,9,opt,name=open,proto3" json:"open,omitempty"`
-	// When the oldest of those that are open was raised. Absent if none is.
+	// Time at which the oldest open alert was raised. Absent if none is open.
 	OldestOpenAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=oldest_open_at,json=oldestOpenAt,proto3" json:"oldest_open_at,omitempty"`
-	// How many repeats were held back for which these alerts stand.
+	// Number of suppressed repeats, summed over `Alert.suppressed_count` of the matching alerts.
 	Suppressed int64 `protobuf:"varint,11,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
-	// Which share of all that wanted to raise an alert was held back:
-	// `suppressed / (total + suppressed)`, in [0, 1). Absent if nothing did.
+	// Share of alerts that were suppressed as repeats: `suppressed / (total + suppressed)`, in [0, 1).
+	// Absent if `total` is 0.
 	DedupRatio    *float64 `protobuf:"fixed64,12,opt,name=dedup_ratio,json=dedupRatio,proto3,oneof" json:"dedup_ratio,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1298,12 +1309,12 @@ func (x *AlertStats) GetDedupRatio() float64 {
 	return 0
 }
 
-// How many alerts are in one status.
+// Number of alerts in one status.
 type AlertStatusCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The status.
+	// Status of the counted alerts.
 	Status AlertStatus `protobuf:"varint,1,opt,name=status,proto3,enum=watchpost.v1.AlertStatus" json:"status,omitempty"`
-	// How many.
+	// Number of alerts in this status.
 	Alerts        int64 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1353,12 +1364,12 @@ func (x *AlertStatusCount) GetAlerts() int64 {
 	return 0
 }
 
-// How many alerts have one severity.
+// Number of alerts of one severity.
 type AlertSeverityCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The severity.
+	// Severity of the counted alerts.
 	Severity Severity `protobuf:"varint,1,opt,name=severity,proto3,enum=watchpost.v1.Severity" json:"severity,omitempty"`
-	// How many.
+	// Number of alerts of this severity.
 	Alerts        int64 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1408,14 +1419,14 @@ func (x *AlertSeverityCount) GetAlerts() int64 {
 	return 0
 }
 
-// How many alerts are of one rule.
+// Number of alerts of one rule.
 type AlertRuleCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The rule. Absent for alerts whose rule is deleted or that have none.
+	// Id of the rule. Absent for alerts whose rule is deleted or that have none.
 	RuleId *string `protobuf:"bytes,1,opt,name=rule_id,json=ruleId,proto3,oneof" json:"rule_id,omitempty"`
-	// How many.
+	// Number of alerts of this rule.
 	Alerts int64 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`
-	// How many repeats were held back for which they stand.
+	// Number of suppressed repeats, summed over `Alert.suppressed_count` of these alerts.
 	Suppressed    int64 `protobuf:"varint,3,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1472,14 +1483,14 @@ func (x *AlertRuleCount) GetSuppressed() int64 {
 	return 0
 }
 
-// How many alerts are of one camera.
+// Number of alerts of one camera.
 type AlertCameraCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The camera. Absent for alerts of which it is not known.
+	// Id of the camera. Absent for alerts whose camera is unknown.
 	CameraId *string `protobuf:"bytes,1,opt,name=camera_id,json=cameraId,proto3,oneof" json:"camera_id,omitempty"`
-	// How many.
+	// Number of alerts of this camera.
 	Alerts int64 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`
-	// How many repeats were held back for which they stand.
+	// Number of suppressed repeats, summed over `Alert.suppressed_count` of these alerts.
 	Suppressed    int64 `protobuf:"varint,3,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1536,14 +1547,15 @@ func (x *AlertCameraCount) GetSuppressed() int64 {
 	return 0
 }
 
-// How many alerts were raised in a stretch of time.
+// Number of alerts raised in one bucket of time.
 type AlertBucket struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// When it begins. It is `bucket_width` long; its end is outside.
+	// Start of the bucket, inclusive. The bucket is `bucket_width` long; its end is exclusive.
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	// How many.
+	// Number of alerts raised in this bucket.
 	Alerts int64 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`
-	// How many repeats were held back for which they stand, whenever that was.
+	// Number of suppressed repeats, summed over `Alert.suppressed_count` of these alerts, whenever they
+	// came.
 	Suppressed    int64 `protobuf:"varint,3,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1600,7 +1612,7 @@ func (x *AlertBucket) GetSuppressed() int64 {
 	return 0
 }
 
-// Which rules to list. Set fields are ANDed.
+// Selects alert rules. Set fields are ANDed.
 type AlertRuleFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only rules that are, or are not, enabled. Absent means both.
@@ -1665,7 +1677,7 @@ func (x *AlertRuleFilter) GetName() string {
 	return ""
 }
 
-// Which alerts to list. Set fields are ANDed; a list matches any of its values.
+// Selects alerts. Set fields are ANDed; a list matches any of its values.
 type AlertFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only alerts in one of these statuses.
@@ -1834,16 +1846,16 @@ func (x *AlertFilter) GetChannels() []string {
 	return nil
 }
 
-// Which transitions to list. Set fields are ANDed; a list matches any of its values.
+// Selects transitions. Set fields are ANDed; a list matches any of its values.
 type AlertTransitionFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only those of this alert. They are listed oldest first.
+	// Only transitions of this alert. They are listed oldest first.
 	AlertId string `protobuf:"bytes,1,opt,name=alert_id,json=alertId,proto3" json:"alert_id,omitempty"`
-	// Only those by this actor, letter for letter.
+	// Only transitions by exactly this actor.
 	Actor string `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Only those into one of these statuses.
+	// Only transitions into one of these statuses.
 	ToStatuses []AlertStatus `protobuf:"varint,3,rep,packed,name=to_statuses,json=toStatuses,proto3,enum=watchpost.v1.AlertStatus" json:"to_statuses,omitempty"`
-	// Only those in this range.
+	// Only transitions in this range.
 	CreatedAt     *TimeRange `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1910,7 +1922,7 @@ func (x *AlertTransitionFilter) GetCreatedAt() *TimeRange {
 // The request of `CreateAlertRule`.
 type CreateAlertRuleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The rule.
+	// Required. The rule to create.
 	AlertRule     *AlertRule `protobuf:"bytes,1,opt,name=alert_rule,json=alertRule,proto3" json:"alert_rule,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1956,7 +1968,7 @@ func (x *CreateAlertRuleRequest) GetAlertRule() *AlertRule {
 // The request of `GetAlertRule`.
 type GetAlertRuleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The rule's id.
+	// Required. Id of the rule, a UUID.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2004,9 +2016,10 @@ type ListAlertRulesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The most rules to return, in [1, 1000]. 0 means 50; more means 1000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page.
+	// The `next_page_token` of the page before. Empty for the first page. With another filter the call
+	// fails with `INVALID_ARGUMENT`.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Which rules. Absent means all. Must be the same on every page.
+	// Selects the rules. Absent means all. Must be the same on every page.
 	Filter        *AlertRuleFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2068,7 +2081,7 @@ type ListAlertRulesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The rules of this page.
 	AlertRules []*AlertRule `protobuf:"bytes,1,rep,name=alert_rules,json=alertRules,proto3" json:"alert_rules,omitempty"`
-	// Asks for the next page. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2121,14 +2134,15 @@ func (x *ListAlertRulesResponse) GetNextPageToken() string {
 // The request of `UpdateAlertRule`.
 type UpdateAlertRuleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The rule; `id` says which, the rest are the new values.
+	// Required. The rule to change, by its `id`, with the new values.
 	AlertRule *AlertRule `protobuf:"bytes,1,opt,name=alert_rule,json=alertRule,proto3" json:"alert_rule,omitempty"`
 	// The fields to change: any of the rule but `id`, `created_at`, `updated_at` and
 	// `version_id`; `*` is all of them. A named field that is not set goes back
 	// to its default, a condition to "matches any". Absent or empty: those that
 	// are set in `alert_rule`.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// The `version_id` that the caller saw. Absent: whatever it is.
+	// The `version_id` of the rule that the caller has seen. If it is not the present one, the call
+	// fails. Absent: no such check.
 	ExpectedVersionId *int32 `protobuf:"varint,3,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -2188,9 +2202,10 @@ func (x *UpdateAlertRuleRequest) GetExpectedVersionId() int32 {
 // The request of `DeleteAlertRule`.
 type DeleteAlertRuleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The rule's id.
+	// Required. Id of the rule, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The `version_id` that the caller saw. Absent: whatever it is.
+	// The `version_id` of the rule that the caller has seen. If it is not the present one, the call
+	// fails. Absent: no such check.
 	ExpectedVersionId *int32 `protobuf:"varint,2,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -2244,13 +2259,13 @@ func (x *DeleteAlertRuleRequest) GetExpectedVersionId() int32 {
 // both.
 type SetAlertRulesEnabledRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The rules, at most 1,000.
+	// Ids of the rules, at most 1,000.
 	Ids []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
-	// The rules that match; an empty filter matches all.
+	// Selects the rules; an empty filter matches all.
 	Filter *AlertRuleFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Required. Whether the rules are to raise alerts.
+	// Required. Whether the rules shall be enabled.
 	Enabled *bool `protobuf:"varint,3,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
-	// Changes nothing, and tells what would be changed.
+	// Changes nothing, and reports what would be changed.
 	DryRun        bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2317,11 +2332,11 @@ func (x *SetAlertRulesEnabledRequest) GetDryRun() bool {
 // The response of `SetAlertRulesEnabled`.
 type SetAlertRulesEnabledResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many rules were named or matched the filter.
+	// Number of rules that were named or matched the filter.
 	Matched int32 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
-	// How many of them were changed, or would be.
+	// Number of those rules that were changed. With `dry_run`, the number that would be.
 	Changed int32 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
-	// Those of `ids` that no rule has.
+	// Ids of the request that no rule has.
 	UnknownIds    []string `protobuf:"bytes,3,rep,name=unknown_ids,json=unknownIds,proto3" json:"unknown_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2381,7 +2396,7 @@ func (x *SetAlertRulesEnabledResponse) GetUnknownIds() []string {
 // The request of `CloneAlertRule`.
 type CloneAlertRuleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The id of the original.
+	// Required. Id of the rule to copy.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The name of the copy, 1 to 255 characters. Defaults to that of the original
 	// and ` (copy)`, the former cut so that both fit.
@@ -2446,7 +2461,7 @@ func (x *CloneAlertRuleRequest) GetEnabled() bool {
 // The request of `ExportAlertRules`.
 type ExportAlertRulesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which rules. Absent means all.
+	// Selects the rules. Absent means all.
 	Filter *AlertRuleFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	// Writes `created_at`, `updated_at` and `version_id` too. They are ignored by
 	// an import, and change though nothing that matters does.
@@ -2508,7 +2523,7 @@ type ExportAlertRulesResponse struct {
 	// `monday`), times are RFC 3339, and what is not set is left out. Indented
 	// by two spaces, ended by a line feed. The same rules are always the same bytes.
 	Document string `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"`
-	// How many rules are in it.
+	// Number of rules in the document.
 	AlertRules    int32 `protobuf:"varint,2,opt,name=alert_rules,json=alertRules,proto3" json:"alert_rules,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2570,7 +2585,7 @@ type ImportAlertRulesRequest struct {
 	// is created with it, one without an id is created with a new one. No two may
 	// have the same id.
 	Document string `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"`
-	// Checks everything, changes nothing, and tells what would be done.
+	// Checks everything, changes nothing, and reports what would be done.
 	DryRun        bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2623,13 +2638,13 @@ func (x *ImportAlertRulesRequest) GetDryRun() bool {
 // The response of `ImportAlertRules`.
 type ImportAlertRulesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What was done with each rule, or would be, in the order of the document.
+	// Result for each rule of the document, in its order.
 	Results []*ImportedAlertRule `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
-	// How many were created.
+	// Number of rules that were created. With `dry_run`, the number that would be.
 	Created int32 `protobuf:"varint,2,opt,name=created,proto3" json:"created,omitempty"`
-	// How many were updated.
+	// Number of rules that were updated. With `dry_run`, the number that would be.
 	Updated int32 `protobuf:"varint,3,opt,name=updated,proto3" json:"updated,omitempty"`
-	// How many were as the document says already, and left alone.
+	// Number of rules that equal the document already and were left alone.
 	Unchanged     int32 `protobuf:"varint,4,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2693,12 +2708,12 @@ func (x *ImportAlertRulesResponse) GetUnchanged() int32 {
 	return 0
 }
 
-// What an import did with one rule.
+// Result of an import for one rule.
 type ImportedAlertRule struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The rule. Empty if `dry_run` was set and it would get a new one.
+	// Id of the rule. Empty if `dry_run` was set and the rule would get a new id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// What was done.
+	// Action that the import took, or would take with `dry_run`.
 	Action        ImportAction `protobuf:"varint,2,opt,name=action,proto3,enum=watchpost.v1.ImportAction" json:"action,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2752,11 +2767,11 @@ func (x *ImportedAlertRule) GetAction() ImportAction {
 // set; without both it is about all rules.
 type GetAlertRuleStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only these rules, at most 1,000. Those that do not exist are left out.
+	// Ids of the rules, at most 1,000. Ids that no rule has are left out.
 	Ids []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
-	// Only rules that match.
+	// Selects the rules. Must be left out if `ids` is set.
 	Filter *AlertRuleFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
-	// The time in which alerts were raised or held back. Absent ends are open.
+	// Time range in which alerts were raised or suppressed. An absent end is open.
 	Range *TimeRange `protobuf:"bytes,3,opt,name=range,proto3" json:"range,omitempty"`
 	// The most rules to return, in [1, 1000]. 0 means 50; more means 1000.
 	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
@@ -2836,7 +2851,7 @@ type GetAlertRuleStatsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The rules of this page.
 	AlertRuleStats []*AlertRuleStats `protobuf:"bytes,1,rep,name=alert_rule_stats,json=alertRuleStats,proto3" json:"alert_rule_stats,omitempty"`
-	// Asks for the next page. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2889,16 +2904,16 @@ func (x *GetAlertRuleStatsResponse) GetNextPageToken() string {
 // The request of `PreviewSchedule`.
 type PreviewScheduleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whose windows to tell; one of them is required.
+	// Schedule to preview. Exactly one is required.
 	//
 	// Types that are valid to be assigned to Of:
 	//
 	//	*PreviewScheduleRequest_RuleId
 	//	*PreviewScheduleRequest_Schedule
 	Of isPreviewScheduleRequest_Of `protobuf_oneof:"of"`
-	// From when on. Absent means now.
+	// Time from which on windows are returned. Absent means now.
 	From *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
-	// How many windows, in [1, 100]. 0 means 10.
+	// Number of windows, in [1, 100]. 0 means 10.
 	Count         int32 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2978,12 +2993,12 @@ type isPreviewScheduleRequest_Of interface {
 }
 
 type PreviewScheduleRequest_RuleId struct {
-	// Those of this rule, which has no schedule if it is always in force.
+	// Id of the rule whose schedule is previewed. A rule without a schedule is always in force.
 	RuleId string `protobuf:"bytes,1,opt,name=rule_id,json=ruleId,proto3,oneof"`
 }
 
 type PreviewScheduleRequest_Schedule struct {
-	// Those of this schedule, checked as that of a rule is.
+	// Schedule to preview, checked as that of a rule is.
 	Schedule *Schedule `protobuf:"bytes,2,opt,name=schedule,proto3,oneof"`
 }
 
@@ -3056,10 +3071,10 @@ type ScheduleWindow struct {
 	// When it ends; this instant is outside. Absent if it does not end within 400
 	// days of `from`.
 	End *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=end,proto3" json:"end,omitempty"`
-	// The same as the clock on the wall has it: RFC 3339 with the offset of the
-	// place (`2026-11-27T22:00:00+01:00`).
+	// Local time of `start` in the time zone of the schedule: RFC 3339 with the offset from UTC
+	// (`2026-11-27T22:00:00+01:00`).
 	LocalStart string `protobuf:"bytes,3,opt,name=local_start,json=localStart,proto3" json:"local_start,omitempty"`
-	// See `end`. Empty if that is absent.
+	// Local time of `end`, as `local_start`. Empty if `end` is absent.
 	LocalEnd      string `protobuf:"bytes,4,opt,name=local_end,json=localEnd,proto3" json:"local_end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3123,28 +3138,27 @@ func (x *ScheduleWindow) GetLocalEnd() string {
 	return ""
 }
 
-// How often a rule fired and was held back in a stretch of time.
+// Numbers of alerts that one rule raised, and of those that were suppressed, in a time range.
 type AlertRuleStats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The rule.
+	// Id of the rule.
 	RuleId string `protobuf:"bytes,1,opt,name=rule_id,json=ruleId,proto3" json:"rule_id,omitempty"`
-	// The rule's name.
+	// Name of the rule.
 	RuleName string `protobuf:"bytes,2,opt,name=rule_name,json=ruleName,proto3" json:"rule_name,omitempty"`
-	// How many alerts were raised for it, also by hand.
+	// Number of alerts raised for the rule, also by hand.
 	Fired int64 `protobuf:"varint,3,opt,name=fired,proto3" json:"fired,omitempty"`
-	// How many repeats a cooldown held back: those that are counted on these alerts,
-	// whenever they came, see `Alert.suppressed_count`.
+	// Number of repeats that a cooldown suppressed: the sum of `Alert.suppressed_count` of these
+	// alerts, whenever the repeats came.
 	SuppressedByCooldown int64 `protobuf:"varint,4,opt,name=suppressed_by_cooldown,json=suppressedByCooldown,proto3" json:"suppressed_by_cooldown,omitempty"`
-	// How many alerts a silence held back.
+	// Number of alerts that a silence suppressed.
 	SuppressedBySilence int64 `protobuf:"varint,5,opt,name=suppressed_by_silence,json=suppressedBySilence,proto3" json:"suppressed_by_silence,omitempty"`
-	// How many alerts were not raised because their event was snoozed.
+	// Number of alerts that were not raised because their event was snoozed.
 	SuppressedBySnooze int64 `protobuf:"varint,6,opt,name=suppressed_by_snooze,json=suppressedBySnooze,proto3" json:"suppressed_by_snooze,omitempty"`
-	// How many alerts were held back because the rule was flapping.
+	// Number of alerts that were suppressed because the rule was flapping.
 	SuppressedByFlapping int64 `protobuf:"varint,7,opt,name=suppressed_by_flapping,json=suppressedByFlapping,proto3" json:"suppressed_by_flapping,omitempty"`
-	// When an alert was last raised for it in the range. Absent if none was.
+	// Time at which an alert was last raised for the rule in the range. Absent if none was.
 	LastFiredAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last_fired_at,json=lastFiredAt,proto3" json:"last_fired_at,omitempty"`
-	// When it was last held back, of all that is counted here. Absent if it was
-	// not.
+	// Time of the last suppression that is counted here. Absent if there was none.
 	LastSuppressedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_suppressed_at,json=lastSuppressedAt,proto3" json:"last_suppressed_at,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
@@ -3246,9 +3260,10 @@ func (x *AlertRuleStats) GetLastSuppressedAt() *timestamppb.Timestamp {
 // The request of `ExplainEvent`.
 type ExplainEventRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The event's id.
+	// Required. Id of the event.
 	EventId int64 `protobuf:"varint,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
-	// Only these rules, at most 1,000. Those that do not exist are left out. Empty: all.
+	// Ids of the rules to explain, at most 1,000. Ids that no rule has are left out. Empty means all
+	// rules.
 	RuleIds []string `protobuf:"bytes,2,rep,name=rule_ids,json=ruleIds,proto3" json:"rule_ids,omitempty"`
 	// The most rules to return, in [1, 1000]. 0 means 50; more means 1000.
 	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
@@ -3321,7 +3336,7 @@ type ExplainEventResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The rules of this page, oldest first.
 	Explanations []*RuleExplanation `protobuf:"bytes,1,rep,name=explanations,proto3" json:"explanations,omitempty"`
-	// Asks for the next page. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3371,19 +3386,18 @@ func (x *ExplainEventResponse) GetNextPageToken() string {
 	return ""
 }
 
-// What a rule says of a stored event.
+// Result of one rule for a stored event.
 type RuleExplanation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The rule.
+	// Id of the rule.
 	RuleId string `protobuf:"bytes,1,opt,name=rule_id,json=ruleId,proto3" json:"rule_id,omitempty"`
-	// The rule's name.
+	// Name of the rule.
 	RuleName string `protobuf:"bytes,2,opt,name=rule_name,json=ruleName,proto3" json:"rule_name,omitempty"`
-	// Whether the rule raises alerts.
+	// Whether the rule is enabled.
 	Enabled bool `protobuf:"varint,3,opt,name=enabled,proto3" json:"enabled,omitempty"`
 	// Whether the rule, as it is now, matches the event: whether all `conditions` are met.
 	Matched bool `protobuf:"varint,4,opt,name=matched,proto3" json:"matched,omitempty"`
-	// What stops it: the first condition that is not met. `RULE_STOP_UNSPECIFIED` if it
-	// matches.
+	// First condition that the event does not meet. `RULE_STOP_UNSPECIFIED` if the rule matches.
 	StoppedBy RuleStop `protobuf:"varint,5,opt,name=stopped_by,json=stoppedBy,proto3,enum=watchpost.v1.RuleStop" json:"stopped_by,omitempty"`
 	// The values that were compared, for people to read. For a rule that another program
 	// has written and that cannot be used, why; such a rule has no `conditions`, and does
@@ -3392,7 +3406,7 @@ type RuleExplanation struct {
 	// The conditions that the rule sets, in the order in which they are judged. A rule
 	// without any matches every event.
 	Conditions []*ConditionExplanation `protobuf:"bytes,7,rep,name=conditions,proto3" json:"conditions,omitempty"`
-	// The alert that this rule raised for this event: it fired.
+	// Id of the alert that this rule raised for this event. Absent if it raised none.
 	AlertId *string `protobuf:"bytes,8,opt,name=alert_id,json=alertId,proto3,oneof" json:"alert_id,omitempty"`
 	// What held the rule back when the event was ingested, and the alert that stands for
 	// this event, if one does. Absent if it fired or did not match then.
@@ -3494,17 +3508,17 @@ func (x *RuleExplanation) GetSuppression() *AlertSuppression {
 	return nil
 }
 
-// What became of one condition of a rule.
+// Result of one condition of a rule.
 type ConditionExplanation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which condition: what stops a rule of which it is not met.
+	// The condition, named by the reason that it gives if it is not met.
 	Condition RuleStop `protobuf:"varint,1,opt,name=condition,proto3,enum=watchpost.v1.RuleStop" json:"condition,omitempty"`
-	// What the rule asks for, for people to read (`confidence >= 0.8`). Of long lists the
-	// first 20 values.
+	// Value that the rule requires, for people to read (`confidence >= 0.8`). Of long lists the first
+	// 20 entries.
 	Expected string `protobuf:"bytes,2,opt,name=expected,proto3" json:"expected,omitempty"`
-	// What the event has, for people to read (`confidence 0.5`).
+	// Value that the event has, for people to read (`confidence 0.5`).
 	Actual string `protobuf:"bytes,3,opt,name=actual,proto3" json:"actual,omitempty"`
-	// Whether it is met.
+	// Whether the event meets the condition.
 	Met bool `protobuf:"varint,4,opt,name=met,proto3" json:"met,omitempty"`
 	// The detection that was looked at, for `object_types`, `min_confidence` and
 	// `zone_ids`, which one and the same must meet: the one that does, or comes closest,
@@ -3583,7 +3597,7 @@ func (x *ConditionExplanation) GetDetectionId() int64 {
 // The request of `TestAlertRule`.
 type TestAlertRuleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which rule; one of them is required.
+	// Rule to test. Exactly one is required.
 	//
 	// Types that are valid to be assigned to Rule:
 	//
@@ -3592,9 +3606,9 @@ type TestAlertRuleRequest struct {
 	Rule isTestAlertRuleRequest_Rule `protobuf_oneof:"rule"`
 	// Required, both ends. Which events: those that started in this range.
 	StartedAt *TimeRange `protobuf:"bytes,3,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	// Only events of these cameras, at most 1,000. Empty: of all.
+	// Only events of these cameras, at most 1,000. Empty means all cameras.
 	CameraIds []string `protobuf:"bytes,4,rep,name=camera_ids,json=cameraIds,proto3" json:"camera_ids,omitempty"`
-	// The most matches to send. Those beyond are only counted. 0 means all.
+	// Largest number of matches to send. Further matches are only counted. 0 means all.
 	MaxResults    int32 `protobuf:"varint,5,opt,name=max_results,json=maxResults,proto3" json:"max_results,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3681,7 +3695,7 @@ type isTestAlertRuleRequest_Rule interface {
 }
 
 type TestAlertRuleRequest_RuleId struct {
-	// A stored rule, enabled or not.
+	// Id of a stored rule, enabled or not.
 	RuleId string `protobuf:"bytes,1,opt,name=rule_id,json=ruleId,proto3,oneof"`
 }
 
@@ -3698,7 +3712,7 @@ func (*TestAlertRuleRequest_AlertRule) isTestAlertRuleRequest_Rule() {}
 // The response of `TestAlertRule`.
 type TestAlertRuleResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What it tells.
+	// Content of the message.
 	//
 	// Types that are valid to be assigned to Update:
 	//
@@ -3790,7 +3804,7 @@ type TestAlertRuleResponse_Progress struct {
 }
 
 type TestAlertRuleResponse_Totals struct {
-	// What came out. The last message.
+	// Totals of the test. The last message.
 	Totals *AlertRuleTestTotals `protobuf:"bytes,3,opt,name=totals,proto3,oneof"`
 }
 
@@ -3800,26 +3814,27 @@ func (*TestAlertRuleResponse_Progress) isTestAlertRuleResponse_Update() {}
 
 func (*TestAlertRuleResponse_Totals) isTestAlertRuleResponse_Update() {}
 
-// An event that matches a rule that is tested.
+// An event that matches the tested rule.
 type AlertRuleTestMatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The event.
+	// Id of the event.
 	EventId int64 `protobuf:"varint,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
-	// Its camera.
+	// Id of the camera of the event.
 	CameraId string `protobuf:"bytes,2,opt,name=camera_id,json=cameraId,proto3" json:"camera_id,omitempty"`
-	// When it started.
+	// Time at which the event started.
 	StartedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	// Its risk score.
+	// Risk score of the event. Absent if it has none.
 	RiskScore *int32 `protobuf:"varint,4,opt,name=risk_score,json=riskScore,proto3,oneof" json:"risk_score,omitempty"`
-	// What makes its alert the same as another.
+	// Dedup key that the alert would have.
 	DedupKey string `protobuf:"bytes,5,opt,name=dedup_key,json=dedupKey,proto3" json:"dedup_key,omitempty"`
 	// The type of the detection that matched, as in `{object_type}` of a dedup key.
 	ObjectType *string `protobuf:"bytes,6,opt,name=object_type,json=objectType,proto3,oneof" json:"object_type,omitempty"`
 	// The zone that matched, as in `{zone_id}` of a dedup key.
 	ZoneId *string `protobuf:"bytes,7,opt,name=zone_id,json=zoneId,proto3,oneof" json:"zone_id,omitempty"`
-	// Whether it would have raised an alert.
+	// Whether the rule would have raised an alert.
 	WouldFire bool `protobuf:"varint,8,opt,name=would_fire,json=wouldFire,proto3" json:"would_fire,omitempty"`
-	// If not: the event whose alert it would have been held back by.
+	// Id of the event whose alert would have suppressed this one by its cooldown. Absent if
+	// `would_fire`.
 	CooldownEventId *int64 `protobuf:"varint,9,opt,name=cooldown_event_id,json=cooldownEventId,proto3,oneof" json:"cooldown_event_id,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -3918,16 +3933,16 @@ func (x *AlertRuleTestMatch) GetCooldownEventId() int64 {
 	return 0
 }
 
-// How far the test of a rule is.
+// Progress of the test of a rule.
 type AlertRuleTestProgress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many events were tested.
+	// Number of tested events.
 	Events int64 `protobuf:"varint,1,opt,name=events,proto3" json:"events,omitempty"`
-	// How many of them matched.
+	// Number of tested events that matched.
 	Matched int64 `protobuf:"varint,2,opt,name=matched,proto3" json:"matched,omitempty"`
-	// How many of these would have raised an alert.
+	// Number of matches that would have raised an alert.
 	WouldFire int64 `protobuf:"varint,3,opt,name=would_fire,json=wouldFire,proto3" json:"would_fire,omitempty"`
-	// When the last of them started.
+	// Time at which the last tested event started.
 	Reached       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=reached,proto3" json:"reached,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3991,19 +4006,19 @@ func (x *AlertRuleTestProgress) GetReached() *timestamppb.Timestamp {
 	return nil
 }
 
-// What came out of the test of a rule. `events` is `matched` and all of `stops`;
-// `matched` is `would_fire` and `suppressed`.
+// Totals of the test of a rule. `events` is `matched` plus all of `stops`; `matched` is `would_fire`
+// plus `suppressed`.
 type AlertRuleTestTotals struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many events were tested.
+	// Number of tested events.
 	Events int64 `protobuf:"varint,1,opt,name=events,proto3" json:"events,omitempty"`
-	// How many of them matched.
+	// Number of tested events that matched.
 	Matched int64 `protobuf:"varint,2,opt,name=matched,proto3" json:"matched,omitempty"`
-	// How many of these would have raised an alert.
+	// Number of matches that would have raised an alert.
 	WouldFire int64 `protobuf:"varint,3,opt,name=would_fire,json=wouldFire,proto3" json:"would_fire,omitempty"`
-	// How many would have been held back by the cooldown of another.
+	// Number of matches that the cooldown of another alert would have suppressed.
 	Suppressed int64 `protobuf:"varint,4,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
-	// What stopped the rule at the other events.
+	// Numbers of events that did not match, by the reason.
 	Stops         []*RuleStopCount `protobuf:"bytes,5,rep,name=stops,proto3" json:"stops,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4074,12 +4089,12 @@ func (x *AlertRuleTestTotals) GetStops() []*RuleStopCount {
 	return nil
 }
 
-// How often something stopped a rule.
+// Number of events at which one condition stopped a rule.
 type RuleStopCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What stopped it.
+	// Condition that stopped the rule.
 	StoppedBy RuleStop `protobuf:"varint,1,opt,name=stopped_by,json=stoppedBy,proto3,enum=watchpost.v1.RuleStop" json:"stopped_by,omitempty"`
-	// At how many events.
+	// Number of events.
 	Events        int64 `protobuf:"varint,2,opt,name=events,proto3" json:"events,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4132,7 +4147,7 @@ func (x *RuleStopCount) GetEvents() int64 {
 // The request of `GetAlert`.
 type GetAlertRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The alert's id.
+	// Required. Id of the alert, a UUID.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4180,9 +4195,10 @@ type ListAlertsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The most alerts to return, in [1, 1000]. 0 means 50; more means 1000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page.
+	// The `next_page_token` of the page before. Empty for the first page. With another filter the call
+	// fails with `INVALID_ARGUMENT`.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Which alerts. Absent means all. Must be the same on every page.
+	// Selects the alerts. Absent means all. Must be the same on every page.
 	Filter        *AlertFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4244,7 +4260,7 @@ type ListAlertsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The alerts of this page.
 	Alerts []*Alert `protobuf:"bytes,1,rep,name=alerts,proto3" json:"alerts,omitempty"`
-	// Asks for the next page. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4297,13 +4313,15 @@ func (x *ListAlertsResponse) GetNextPageToken() string {
 // The request of `AcknowledgeAlert`.
 type AcknowledgeAlertRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The alert's id.
+	// Required. Id of the alert, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The `version_id` that the caller saw. Absent: whatever it is.
+	// The `version_id` of the alert that the caller has seen. If it is not the present one, the call
+	// fails. Absent: no such check.
 	ExpectedVersionId *int32 `protobuf:"varint,2,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
-	// Who does it, at most 100 characters. Empty: see `AlertTransition.actor`.
+	// Actor of the call, at most 100 characters. Empty: the address of the client, see
+	// `AlertTransition.actor`.
 	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Why, at most 1,000 characters.
+	// Reason for the acknowledgement, at most 1,000 characters.
 	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4370,13 +4388,15 @@ func (x *AcknowledgeAlertRequest) GetReason() string {
 // The request of `DismissAlert`.
 type DismissAlertRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The alert's id.
+	// Required. Id of the alert, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The `version_id` that the caller saw. Absent: whatever it is.
+	// The `version_id` of the alert that the caller has seen. If it is not the present one, the call
+	// fails. Absent: no such check.
 	ExpectedVersionId *int32 `protobuf:"varint,2,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
-	// Who does it, at most 100 characters. Empty: see `AlertTransition.actor`.
+	// Actor of the call, at most 100 characters. Empty: the address of the client, see
+	// `AlertTransition.actor`.
 	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Why, at most 1,000 characters.
+	// Reason for the dismissal, at most 1,000 characters.
 	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4443,15 +4463,16 @@ func (x *DismissAlertRequest) GetReason() string {
 // The request of `AcknowledgeAlerts`.
 type AcknowledgeAlertsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required, and not empty unless `all` is set. Which alerts.
+	// Selects the alerts. Must not be empty unless `all` is set.
 	Filter *AlertFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Whether all alerts are meant. Refused together with a filter that is not empty.
+	// Selects all alerts. Must be set if the filter is empty, and only then.
 	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
-	// Who does it, at most 100 characters. Empty: see `AlertTransition.actor`.
+	// Actor of the call, at most 100 characters. Empty: the address of the client, see
+	// `AlertTransition.actor`.
 	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Why, at most 1,000 characters.
+	// Reason for the acknowledgement, at most 1,000 characters.
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Whether only to tell how many would be acknowledged, and to change nothing.
+	// Only counts the alerts, and changes nothing.
 	DryRun        bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4525,15 +4546,16 @@ func (x *AcknowledgeAlertsRequest) GetDryRun() bool {
 // The request of `DismissAlerts`.
 type DismissAlertsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required, and not empty unless `all` is set. Which alerts.
+	// Selects the alerts. Must not be empty unless `all` is set.
 	Filter *AlertFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Whether all alerts are meant. Refused together with a filter that is not empty.
+	// Selects all alerts. Must be set if the filter is empty, and only then.
 	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
-	// Who does it, at most 100 characters. Empty: see `AlertTransition.actor`.
+	// Actor of the call, at most 100 characters. Empty: the address of the client, see
+	// `AlertTransition.actor`.
 	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Why, at most 1,000 characters.
+	// Reason for the dismissal, at most 1,000 characters.
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Whether only to tell how many would be dismissed, and to change nothing.
+	// Only counts the alerts, and changes nothing.
 	DryRun        bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4604,17 +4626,16 @@ func (x *DismissAlertsRequest) GetDryRun() bool {
 	return false
 }
 
-// What became of the alerts that a filter matches.
+// Result of a call that acknowledges or dismisses many alerts.
 type MoveAlertsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many alerts matched when the call began: `moved` and all of `not_moved`.
-	// Those that were deleted before their turn came are left out.
+	// Number of alerts that matched when the call began: `moved` and all of `not_moved`. Alerts that
+	// were deleted before their turn are left out.
 	Matched int64 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
-	// How many were moved; with `dry_run`, how many would be.
+	// Number of alerts that were moved. With `dry_run`, the number that would be.
 	Moved int64 `protobuf:"varint,2,opt,name=moved,proto3" json:"moved,omitempty"`
-	// How many were not, by the status that they were in when their turn came, in the
-	// order of `AlertStatus`: from that status it is not possible, or with it they no
-	// longer match.
+	// Numbers of alerts that stayed as they were, by their status, in the order of `AlertStatus`. From
+	// that status the move is not possible, or with it they no longer match.
 	NotMoved      []*AlertStatusCount `protobuf:"bytes,3,rep,name=not_moved,json=notMoved,proto3" json:"not_moved,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4676,9 +4697,10 @@ type ListAlertTransitionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The most transitions to return, in [1, 1000]. 0 means 50; more means 1000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page.
+	// The `next_page_token` of the page before. Empty for the first page. With another filter the call
+	// fails with `INVALID_ARGUMENT`.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Which transitions. Absent means all. Must be the same on every page.
+	// Selects the transitions. Absent means all. Must be the same on every page.
 	Filter        *AlertTransitionFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4740,7 +4762,7 @@ type ListAlertTransitionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The transitions of this page.
 	AlertTransitions []*AlertTransition `protobuf:"bytes,1,rep,name=alert_transitions,json=alertTransitions,proto3" json:"alert_transitions,omitempty"`
-	// Asks for the next page. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4793,10 +4815,10 @@ func (x *ListAlertTransitionsResponse) GetNextPageToken() string {
 // The request of `GetAlertStats`.
 type GetAlertStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which alerts. Absent means all.
+	// Selects the alerts. Absent means all.
 	Filter *AlertFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// How wide the buckets are, in whole seconds, from 1 minute to 366 days. They
-	// begin at multiples of it since 1970, UTC. Absent: no buckets.
+	// Width of the buckets, in whole seconds, from 1 minute to 366 days. Buckets are aligned to
+	// 1970-01-01 00:00 UTC. Absent: no buckets.
 	BucketWidth   *durationpb.Duration `protobuf:"bytes,2,opt,name=bucket_width,json=bucketWidth,proto3" json:"bucket_width,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4849,33 +4871,33 @@ func (x *GetAlertStatsRequest) GetBucketWidth() *durationpb.Duration {
 // The request of `CreateAlert`.
 type CreateAlertRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The event that it is about.
+	// Required. Id of the event for which the alert is raised.
 	EventId int64 `protobuf:"varint,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
-	// How serious it is. Defaults to that of the rule, without one to
-	// `SEVERITY_MEDIUM`.
+	// Severity of the alert. Defaults to that of the rule, without a rule to `SEVERITY_MEDIUM`.
 	Severity Severity `protobuf:"varint,2,opt,name=severity,proto3,enum=watchpost.v1.Severity" json:"severity,omitempty"`
-	// Required. What makes two alerts the same, 1 to 255 characters of
-	// `[A-Za-z0-9_:-]`. With `rule_id` it is one of the keys of this rule; the
-	// alerts without a rule have keys of their own.
+	// Required. Key of the alert, 1 to 255 characters of `[A-Za-z0-9_:-]`. Within a cooldown, no other
+	// alert with the same key is raised. With `rule_id` it is a key of that rule; alerts without a rule
+	// have keys of their own.
 	DedupKey string `protobuf:"bytes,3,opt,name=dedup_key,json=dedupKey,proto3" json:"dedup_key,omitempty"`
-	// How long after an alert with this key no other is raised, in seconds, in
-	// [0, 31536000]. 0 means that one is raised in any case. Defaults to that of the
-	// rule, without one to 300.
+	// Time after an alert with this key in which no other is raised. In seconds, in [0, 31536000]. 0
+	// means that this call always raises an alert. Defaults to that of the rule, without a rule to 300.
 	CooldownSeconds *int32 `protobuf:"varint,4,opt,name=cooldown_seconds,json=cooldownSeconds,proto3,oneof" json:"cooldown_seconds,omitempty"`
-	// Where it goes, by the names of the channels. At most 100, each 1 to 100
-	// characters. Empty: those of the rule.
+	// Names of the notification channels of the alert. At most 100, each 1 to 100 characters. Empty:
+	// those of the rule.
 	Channels []string `protobuf:"bytes,5,rep,name=channels,proto3" json:"channels,omitempty"`
 	// Metadata of the alert, free in form. At most 65,536 bytes as JSON and 20 levels deep.
 	Metadata *structpb.Struct `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// The rule in whose name it is raised. It need not be enabled.
+	// Id of the rule in whose name the alert is raised. The rule need not be enabled. Its escalation
+	// applies.
 	RuleId *string `protobuf:"bytes,7,opt,name=rule_id,json=ruleId,proto3,oneof" json:"rule_id,omitempty"`
-	// Who does it, at most 100 characters. Empty: see `AlertTransition.actor`.
+	// Actor of the call, at most 100 characters. Empty: the address of the client, see
+	// `AlertTransition.actor`.
 	Actor string `protobuf:"bytes,8,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Why, at most 1,000 characters.
+	// Reason for the alert, at most 1,000 characters. It is stored in the transition.
 	Reason string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
-	// The client's own id of this request, at most 128 characters: a repeat raises and
-	// counts nothing, and is answered with the alert as it is by then, for as long as this
-	// exists. Empty: every call counts.
+	// Id that makes the call repeatable, at most 128 characters. A repeated call raises and counts
+	// nothing, and returns the alert in its present state, for as long as the alert exists. Empty:
+	// every call counts.
 	RequestId     string `protobuf:"bytes,10,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4984,9 +5006,9 @@ func (x *CreateAlertRequest) GetRequestId() string {
 // The response of `CreateAlert`.
 type CreateAlertResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The alert that was raised; or, if none was, the one that stands for it.
+	// The alert that was raised, or the existing one whose cooldown suppressed it.
 	Alert *Alert `protobuf:"bytes,1,opt,name=alert,proto3" json:"alert,omitempty"`
-	// Whether it was raised by this call, or by the first one with this `request_id`.
+	// Whether the alert was raised by this call, or by the first call with this `request_id`.
 	Created       bool `protobuf:"varint,2,opt,name=created,proto3" json:"created,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

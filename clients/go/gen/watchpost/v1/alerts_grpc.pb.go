@@ -39,11 +39,10 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Keeps the rules that turn events into alerts.
+// Manages the rules that raise alerts for events.
 //
-// A change of a rule is in force for every event that is ingested after the
-// call has returned; on other Watchpost processes of the same database within
-// a second.
+// A change of a rule holds for every event ingested after the call has returned. Other Watchpost
+// processes of the same database apply it within a second. Alerts raised before are not affected.
 type AlertRuleServiceClient interface {
 	// Creates a rule.
 	//
@@ -57,25 +56,23 @@ type AlertRuleServiceClient interface {
 	GetAlertRule(ctx context.Context, in *GetAlertRuleRequest, opts ...grpc.CallOption) (*AlertRule, error)
 	// Lists rules, newest first.
 	ListAlertRules(ctx context.Context, in *ListAlertRulesRequest, opts ...grpc.CallOption) (*ListAlertRulesResponse, error)
-	// Changes the fields of a rule that `update_mask` names. An update that changes
-	// nothing is not announced.
+	// Changes the fields of a rule that `update_mask` names. Alerts that were raised before keep their
+	// severity, channels and escalation. An update that changes nothing is not announced.
 	//
-	// Fails with `NOT_FOUND` if there is no such rule, with `INVALID_ARGUMENT` for
-	// a bad value or a path that cannot be changed, with `FAILED_PRECONDITION`
-	// (`BROKEN_REFERENCE`) if it names a zone or a channel that does not exist and that
-	// it did not name before, and with `ABORTED` (`STALE_VERSION`) if
-	// `expected_version_id` is set and stale.
+	// Fails with `NOT_FOUND` if there is no such rule, and with `INVALID_ARGUMENT` for a bad value or a
+	// path that cannot be changed. Fails with `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if it names a
+	// zone or a channel that does not exist and that it did not name before. Fails with `ABORTED`
+	// (`STALE_VERSION`) if `expected_version_id` is set and stale.
 	UpdateAlertRule(ctx context.Context, in *UpdateAlertRuleRequest, opts ...grpc.CallOption) (*AlertRule, error)
-	// Deletes a rule. Its alerts stay, without their `rule_id`.
+	// Deletes a rule. Its alerts stay, without their `rule_id`, and so do their deliveries.
 	//
-	// Fails with `NOT_FOUND` if there is no such rule, and with `ABORTED`
+	// Fails with `NOT_FOUND` if there is no such rule, so a repeated call fails. Fails with `ABORTED`
 	// (`STALE_VERSION`) if `expected_version_id` is set and stale.
 	DeleteAlertRule(ctx context.Context, in *DeleteAlertRuleRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	// Enables or disables many rules in one transaction. Rules that are so already
-	// are left alone; the others get a new version and are announced.
+	// Enables or disables many rules in one transaction. Rules that are in the wanted state already are
+	// left alone, so the call can be repeated. The others get a new version and are announced.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds.
 	SetAlertRulesEnabled(ctx context.Context, in *SetAlertRulesEnabledRequest, opts ...grpc.CallOption) (*SetAlertRulesEnabledResponse, error)
 	// Creates a rule with the fields of another one: disabled unless asked
 	// otherwise. It has cooldowns and alerts of its own. Zones and channels that
@@ -102,17 +99,15 @@ type AlertRuleServiceClient interface {
 	// and with `FAILED_PRECONDITION` (`BROKEN_REFERENCE`), naming the place, if a
 	// rule names a zone or a channel that does not exist and that it did not name before.
 	ImportAlertRules(ctx context.Context, in *ImportAlertRulesRequest, opts ...grpc.CallOption) (*ImportAlertRulesResponse, error)
-	// Tells how often rules fired and were held back, the newest rule first.
-	// Everything is counted from what is stored: with an event go its alerts and
-	// what is counted of them.
+	// Counts how often rules raised alerts and how often alerts were suppressed, the newest rule first.
+	// Only stored rows are counted: alerts and suppressions that were removed with their event are not.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds.
 	GetAlertRuleStats(ctx context.Context, in *GetAlertRuleStatsRequest, opts ...grpc.CallOption) (*GetAlertRuleStatsResponse, error)
-	// Tells when a schedule, of a rule or not yet of any, is in force next.
+	// Returns the next windows of a schedule, either of a rule or one that is given in the request.
 	//
-	// Fails with `INVALID_ARGUMENT` if a field is out of its bounds, and with
-	// `NOT_FOUND` if there is no such rule.
+	// Fails with `INVALID_ARGUMENT` if a field is out of its bounds, and with `NOT_FOUND` if there is
+	// no such rule.
 	PreviewSchedule(ctx context.Context, in *PreviewScheduleRequest, opts ...grpc.CallOption) (*PreviewScheduleResponse, error)
 	// Tells of a stored event, rule by rule, which conditions it meets. All rules are
 	// judged, also those that are not enabled, oldest first; rules and zones as they are
@@ -293,11 +288,10 @@ type AlertRuleService_TestAlertRuleClient = grpc.ServerStreamingClient[TestAlert
 // All implementations must embed UnimplementedAlertRuleServiceServer
 // for forward compatibility.
 //
-// Keeps the rules that turn events into alerts.
+// Manages the rules that raise alerts for events.
 //
-// A change of a rule is in force for every event that is ingested after the
-// call has returned; on other Watchpost processes of the same database within
-// a second.
+// A change of a rule holds for every event ingested after the call has returned. Other Watchpost
+// processes of the same database apply it within a second. Alerts raised before are not affected.
 type AlertRuleServiceServer interface {
 	// Creates a rule.
 	//
@@ -311,25 +305,23 @@ type AlertRuleServiceServer interface {
 	GetAlertRule(context.Context, *GetAlertRuleRequest) (*AlertRule, error)
 	// Lists rules, newest first.
 	ListAlertRules(context.Context, *ListAlertRulesRequest) (*ListAlertRulesResponse, error)
-	// Changes the fields of a rule that `update_mask` names. An update that changes
-	// nothing is not announced.
+	// Changes the fields of a rule that `update_mask` names. Alerts that were raised before keep their
+	// severity, channels and escalation. An update that changes nothing is not announced.
 	//
-	// Fails with `NOT_FOUND` if there is no such rule, with `INVALID_ARGUMENT` for
-	// a bad value or a path that cannot be changed, with `FAILED_PRECONDITION`
-	// (`BROKEN_REFERENCE`) if it names a zone or a channel that does not exist and that
-	// it did not name before, and with `ABORTED` (`STALE_VERSION`) if
-	// `expected_version_id` is set and stale.
+	// Fails with `NOT_FOUND` if there is no such rule, and with `INVALID_ARGUMENT` for a bad value or a
+	// path that cannot be changed. Fails with `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if it names a
+	// zone or a channel that does not exist and that it did not name before. Fails with `ABORTED`
+	// (`STALE_VERSION`) if `expected_version_id` is set and stale.
 	UpdateAlertRule(context.Context, *UpdateAlertRuleRequest) (*AlertRule, error)
-	// Deletes a rule. Its alerts stay, without their `rule_id`.
+	// Deletes a rule. Its alerts stay, without their `rule_id`, and so do their deliveries.
 	//
-	// Fails with `NOT_FOUND` if there is no such rule, and with `ABORTED`
+	// Fails with `NOT_FOUND` if there is no such rule, so a repeated call fails. Fails with `ABORTED`
 	// (`STALE_VERSION`) if `expected_version_id` is set and stale.
 	DeleteAlertRule(context.Context, *DeleteAlertRuleRequest) (*emptypb.Empty, error)
-	// Enables or disables many rules in one transaction. Rules that are so already
-	// are left alone; the others get a new version and are announced.
+	// Enables or disables many rules in one transaction. Rules that are in the wanted state already are
+	// left alone, so the call can be repeated. The others get a new version and are announced.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds.
 	SetAlertRulesEnabled(context.Context, *SetAlertRulesEnabledRequest) (*SetAlertRulesEnabledResponse, error)
 	// Creates a rule with the fields of another one: disabled unless asked
 	// otherwise. It has cooldowns and alerts of its own. Zones and channels that
@@ -356,17 +348,15 @@ type AlertRuleServiceServer interface {
 	// and with `FAILED_PRECONDITION` (`BROKEN_REFERENCE`), naming the place, if a
 	// rule names a zone or a channel that does not exist and that it did not name before.
 	ImportAlertRules(context.Context, *ImportAlertRulesRequest) (*ImportAlertRulesResponse, error)
-	// Tells how often rules fired and were held back, the newest rule first.
-	// Everything is counted from what is stored: with an event go its alerts and
-	// what is counted of them.
+	// Counts how often rules raised alerts and how often alerts were suppressed, the newest rule first.
+	// Only stored rows are counted: alerts and suppressions that were removed with their event are not.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds.
 	GetAlertRuleStats(context.Context, *GetAlertRuleStatsRequest) (*GetAlertRuleStatsResponse, error)
-	// Tells when a schedule, of a rule or not yet of any, is in force next.
+	// Returns the next windows of a schedule, either of a rule or one that is given in the request.
 	//
-	// Fails with `INVALID_ARGUMENT` if a field is out of its bounds, and with
-	// `NOT_FOUND` if there is no such rule.
+	// Fails with `INVALID_ARGUMENT` if a field is out of its bounds, and with `NOT_FOUND` if there is
+	// no such rule.
 	PreviewSchedule(context.Context, *PreviewScheduleRequest) (*PreviewScheduleResponse, error)
 	// Tells of a stored event, rule by rule, which conditions it meets. All rules are
 	// judged, also those that are not enabled, oldest first; rules and zones as they are
@@ -773,28 +763,33 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Keeps the alerts, and moves them through their life.
+// Manages alerts, and moves them through their statuses.
 //
-// An alert is pending when raised and delivered once somebody was told. From
-// both it can be acknowledged or dismissed, and an acknowledged one dismissed.
-// Nothing leaves the dismissed status. Every move raises `version_id` by one,
-// is announced by `MonitorService.Watch`, and is kept as an `AlertTransition`
-// with who did it and why.
+// An alert is pending when raised, and delivered once a channel has delivered a notification of it.
+// From both it can be acknowledged or dismissed, and an acknowledged one dismissed. Dismissed is
+// final. Every move raises `version_id` by one, is announced by `MonitorService.Watch`, and is kept
+// as an `AlertTransition` with actor and reason.
 //
-// Calls that move alerts take an `actor`. There is no login yet: it is what the
-// client says.
+// Acknowledging or dismissing an alert cancels its queued deliveries, those that wait for a retry,
+// and its escalation, see `DeliveryService`. Neither ends the cooldown of the alert: repeats are
+// suppressed until it is over. An alert cannot be snoozed; to suppress further alerts for a time,
+// create a `Silence`.
+//
+// Calls that move alerts take an `actor`. The server does not authenticate it: it is what the client
+// says. Of two clients that acknowledge an alert at the same time, the later one gets `WRONG_STATUS`,
+// or `STALE_VERSION` if it sent `expected_version_id`.
 type AlertServiceClient interface {
-	// Raises an alert by hand, past the conditions of the rules.
+	// Raises an alert by hand, whatever the conditions of rules say. Silences, snoozes and flapping do
+	// not suppress it, and it is not counted for flapping.
 	//
-	// It is held back as that of a rule is: within `cooldown_seconds` after an
-	// alert with the same `dedup_key` no other is raised. Then the one that stands
-	// is returned, whatever its status, and the call is counted in its
-	// `suppressed_count`. If that alert is gone with its event, a new one is raised.
+	// Cooldowns do: within `cooldown_seconds` after an alert with the same `dedup_key`, no other is
+	// raised. Then the existing alert is returned, whatever its status, and its `suppressed_count` goes
+	// up by one. If that alert was deleted with its event, a new one is raised.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, with `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if the event does not
-	// exist or is deleted, or the rule or a channel does not exist, and with `ALREADY_EXISTS`
-	// (`IDEMPOTENCY_KEY_REUSED`) if `request_id` was used for another request.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds. Fails with
+	// `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if the event, the rule or a channel does not exist, or
+	// the event is deleted. Fails with `ALREADY_EXISTS` (`IDEMPOTENCY_KEY_REUSED`) if `request_id` was
+	// used for another request.
 	CreateAlert(ctx context.Context, in *CreateAlertRequest, opts ...grpc.CallOption) (*CreateAlertResponse, error)
 	// Gets an alert.
 	//
@@ -802,49 +797,51 @@ type AlertServiceClient interface {
 	GetAlert(ctx context.Context, in *GetAlertRequest, opts ...grpc.CallOption) (*Alert, error)
 	// Lists alerts, newest first.
 	ListAlerts(ctx context.Context, in *ListAlertsRequest, opts ...grpc.CallOption) (*ListAlertsResponse, error)
-	// Acknowledges a pending or delivered alert; its status becomes
-	// `ALERT_STATUS_ACKNOWLEDGED`.
+	// Acknowledges a pending or delivered alert; its status becomes `ALERT_STATUS_ACKNOWLEDGED`.
 	//
-	// Fails with `NOT_FOUND` if there is no such alert, with
-	// `FAILED_PRECONDITION` (`WRONG_STATUS`) in any other status, and with
-	// `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and stale.
+	// In the same transaction, its queued deliveries are cancelled: retries and later steps of
+	// escalation too. A notification that is being sent at this moment may still arrive. Cooldowns are
+	// not affected.
+	//
+	// Fails with `NOT_FOUND` if there is no such alert. Fails with `FAILED_PRECONDITION`
+	// (`WRONG_STATUS`) in any other status, so a repeated call fails. Fails with `ABORTED`
+	// (`STALE_VERSION`) if `expected_version_id` is set and stale.
 	AcknowledgeAlert(ctx context.Context, in *AcknowledgeAlertRequest, opts ...grpc.CallOption) (*Alert, error)
 	// Dismisses a pending, delivered or acknowledged alert; its status becomes
-	// `ALERT_STATUS_DISMISSED`.
+	// `ALERT_STATUS_DISMISSED`. This is final.
 	//
-	// Fails with `NOT_FOUND` if there is no such alert, with
-	// `FAILED_PRECONDITION` (`WRONG_STATUS`) if it is dismissed already, and with
-	// `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and stale.
+	// In the same transaction, its queued deliveries are cancelled: retries and later steps of
+	// escalation too. A notification that is being sent at this moment may still arrive. Cooldowns are
+	// not affected: a dismissed alert still suppresses repeats.
+	//
+	// Fails with `NOT_FOUND` if there is no such alert. Fails with `FAILED_PRECONDITION`
+	// (`WRONG_STATUS`) if it is dismissed already. Fails with `ABORTED` (`STALE_VERSION`) if
+	// `expected_version_id` is set and stale.
 	DismissAlert(ctx context.Context, in *DismissAlertRequest, opts ...grpc.CallOption) (*Alert, error)
-	// Acknowledges the alerts that match a filter.
+	// Acknowledges the alerts that match a filter, and cancels their queued deliveries, as
+	// `AcknowledgeAlert` does.
 	//
-	// This is not one transaction: the alerts are moved in chunks of some hundred,
-	// oldest first, so that others are not held up, and each is announced. If the call
-	// fails on its way, or is given up by the client, some are moved and some not; the
-	// same call again moves the rest. Alerts that are raised after the call has
-	// begun are not touched, and one that no longer matches when its turn comes, for
-	// somebody else has changed it, stays as it is. Whatever else happens
-	// at the same time, no alert is moved twice.
+	// This is not one transaction: the alerts are moved oldest first, 200 in a transaction, so that
+	// other calls are not delayed. Each is announced. If the call fails or the client gives it up, some
+	// are moved; the same call again moves the rest. Alerts raised after the call has begun are not
+	// touched. An alert that another client changes meanwhile, so that it no longer matches, stays as
+	// it is. No alert is moved twice.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, or if the filter is empty and `all` is not set.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds, or if the filter
+	// is empty and `all` is not set.
 	AcknowledgeAlerts(ctx context.Context, in *AcknowledgeAlertsRequest, opts ...grpc.CallOption) (*MoveAlertsResponse, error)
-	// Dismisses the alerts that match a filter, as `AcknowledgeAlerts` does.
-	//
-	// Fails as `AcknowledgeAlerts` does.
+	// Dismisses the alerts that match a filter, and cancels their queued deliveries. It works, and
+	// fails, as `AcknowledgeAlerts` does.
 	DismissAlerts(ctx context.Context, in *DismissAlertsRequest, opts ...grpc.CallOption) (*MoveAlertsResponse, error)
-	// Lists how alerts were raised and moved: of one alert oldest first, of
-	// several newest first.
-	//
-	// Alerts from before this was kept have no transitions of that time.
+	// Lists the transitions of alerts, among them how each was raised: of one alert oldest first, of
+	// several newest first. Alerts from before transitions were kept have none of that time.
 	ListAlertTransitions(ctx context.Context, in *ListAlertTransitionsRequest, opts ...grpc.CallOption) (*ListAlertTransitionsResponse, error)
-	// Counts alerts: by status, severity, rule, camera and time, and how long it took
-	// until somebody dealt with them. All numbers are of one moment.
+	// Counts alerts by status, severity, rule, camera and time, and reports the mean time until they
+	// were acknowledged and dismissed. All numbers are of one moment.
 	//
-	// It reads all alerts that match: with many of them, set `filter.created_at`.
-	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, or if there would be more than 10,000 buckets.
+	// The call reads all matching alerts: if there are many, set `filter.created_at`. Fails with
+	// `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds, or if there would be more
+	// than 10,000 buckets.
 	GetAlertStats(ctx context.Context, in *GetAlertStatsRequest, opts ...grpc.CallOption) (*AlertStats, error)
 }
 
@@ -950,28 +947,33 @@ func (c *alertServiceClient) GetAlertStats(ctx context.Context, in *GetAlertStat
 // All implementations must embed UnimplementedAlertServiceServer
 // for forward compatibility.
 //
-// Keeps the alerts, and moves them through their life.
+// Manages alerts, and moves them through their statuses.
 //
-// An alert is pending when raised and delivered once somebody was told. From
-// both it can be acknowledged or dismissed, and an acknowledged one dismissed.
-// Nothing leaves the dismissed status. Every move raises `version_id` by one,
-// is announced by `MonitorService.Watch`, and is kept as an `AlertTransition`
-// with who did it and why.
+// An alert is pending when raised, and delivered once a channel has delivered a notification of it.
+// From both it can be acknowledged or dismissed, and an acknowledged one dismissed. Dismissed is
+// final. Every move raises `version_id` by one, is announced by `MonitorService.Watch`, and is kept
+// as an `AlertTransition` with actor and reason.
 //
-// Calls that move alerts take an `actor`. There is no login yet: it is what the
-// client says.
+// Acknowledging or dismissing an alert cancels its queued deliveries, those that wait for a retry,
+// and its escalation, see `DeliveryService`. Neither ends the cooldown of the alert: repeats are
+// suppressed until it is over. An alert cannot be snoozed; to suppress further alerts for a time,
+// create a `Silence`.
+//
+// Calls that move alerts take an `actor`. The server does not authenticate it: it is what the client
+// says. Of two clients that acknowledge an alert at the same time, the later one gets `WRONG_STATUS`,
+// or `STALE_VERSION` if it sent `expected_version_id`.
 type AlertServiceServer interface {
-	// Raises an alert by hand, past the conditions of the rules.
+	// Raises an alert by hand, whatever the conditions of rules say. Silences, snoozes and flapping do
+	// not suppress it, and it is not counted for flapping.
 	//
-	// It is held back as that of a rule is: within `cooldown_seconds` after an
-	// alert with the same `dedup_key` no other is raised. Then the one that stands
-	// is returned, whatever its status, and the call is counted in its
-	// `suppressed_count`. If that alert is gone with its event, a new one is raised.
+	// Cooldowns do: within `cooldown_seconds` after an alert with the same `dedup_key`, no other is
+	// raised. Then the existing alert is returned, whatever its status, and its `suppressed_count` goes
+	// up by one. If that alert was deleted with its event, a new one is raised.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, with `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if the event does not
-	// exist or is deleted, or the rule or a channel does not exist, and with `ALREADY_EXISTS`
-	// (`IDEMPOTENCY_KEY_REUSED`) if `request_id` was used for another request.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds. Fails with
+	// `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if the event, the rule or a channel does not exist, or
+	// the event is deleted. Fails with `ALREADY_EXISTS` (`IDEMPOTENCY_KEY_REUSED`) if `request_id` was
+	// used for another request.
 	CreateAlert(context.Context, *CreateAlertRequest) (*CreateAlertResponse, error)
 	// Gets an alert.
 	//
@@ -979,49 +981,51 @@ type AlertServiceServer interface {
 	GetAlert(context.Context, *GetAlertRequest) (*Alert, error)
 	// Lists alerts, newest first.
 	ListAlerts(context.Context, *ListAlertsRequest) (*ListAlertsResponse, error)
-	// Acknowledges a pending or delivered alert; its status becomes
-	// `ALERT_STATUS_ACKNOWLEDGED`.
+	// Acknowledges a pending or delivered alert; its status becomes `ALERT_STATUS_ACKNOWLEDGED`.
 	//
-	// Fails with `NOT_FOUND` if there is no such alert, with
-	// `FAILED_PRECONDITION` (`WRONG_STATUS`) in any other status, and with
-	// `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and stale.
+	// In the same transaction, its queued deliveries are cancelled: retries and later steps of
+	// escalation too. A notification that is being sent at this moment may still arrive. Cooldowns are
+	// not affected.
+	//
+	// Fails with `NOT_FOUND` if there is no such alert. Fails with `FAILED_PRECONDITION`
+	// (`WRONG_STATUS`) in any other status, so a repeated call fails. Fails with `ABORTED`
+	// (`STALE_VERSION`) if `expected_version_id` is set and stale.
 	AcknowledgeAlert(context.Context, *AcknowledgeAlertRequest) (*Alert, error)
 	// Dismisses a pending, delivered or acknowledged alert; its status becomes
-	// `ALERT_STATUS_DISMISSED`.
+	// `ALERT_STATUS_DISMISSED`. This is final.
 	//
-	// Fails with `NOT_FOUND` if there is no such alert, with
-	// `FAILED_PRECONDITION` (`WRONG_STATUS`) if it is dismissed already, and with
-	// `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and stale.
+	// In the same transaction, its queued deliveries are cancelled: retries and later steps of
+	// escalation too. A notification that is being sent at this moment may still arrive. Cooldowns are
+	// not affected: a dismissed alert still suppresses repeats.
+	//
+	// Fails with `NOT_FOUND` if there is no such alert. Fails with `FAILED_PRECONDITION`
+	// (`WRONG_STATUS`) if it is dismissed already. Fails with `ABORTED` (`STALE_VERSION`) if
+	// `expected_version_id` is set and stale.
 	DismissAlert(context.Context, *DismissAlertRequest) (*Alert, error)
-	// Acknowledges the alerts that match a filter.
+	// Acknowledges the alerts that match a filter, and cancels their queued deliveries, as
+	// `AcknowledgeAlert` does.
 	//
-	// This is not one transaction: the alerts are moved in chunks of some hundred,
-	// oldest first, so that others are not held up, and each is announced. If the call
-	// fails on its way, or is given up by the client, some are moved and some not; the
-	// same call again moves the rest. Alerts that are raised after the call has
-	// begun are not touched, and one that no longer matches when its turn comes, for
-	// somebody else has changed it, stays as it is. Whatever else happens
-	// at the same time, no alert is moved twice.
+	// This is not one transaction: the alerts are moved oldest first, 200 in a transaction, so that
+	// other calls are not delayed. Each is announced. If the call fails or the client gives it up, some
+	// are moved; the same call again moves the rest. Alerts raised after the call has begun are not
+	// touched. An alert that another client changes meanwhile, so that it no longer matches, stays as
+	// it is. No alert is moved twice.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, or if the filter is empty and `all` is not set.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds, or if the filter
+	// is empty and `all` is not set.
 	AcknowledgeAlerts(context.Context, *AcknowledgeAlertsRequest) (*MoveAlertsResponse, error)
-	// Dismisses the alerts that match a filter, as `AcknowledgeAlerts` does.
-	//
-	// Fails as `AcknowledgeAlerts` does.
+	// Dismisses the alerts that match a filter, and cancels their queued deliveries. It works, and
+	// fails, as `AcknowledgeAlerts` does.
 	DismissAlerts(context.Context, *DismissAlertsRequest) (*MoveAlertsResponse, error)
-	// Lists how alerts were raised and moved: of one alert oldest first, of
-	// several newest first.
-	//
-	// Alerts from before this was kept have no transitions of that time.
+	// Lists the transitions of alerts, among them how each was raised: of one alert oldest first, of
+	// several newest first. Alerts from before transitions were kept have none of that time.
 	ListAlertTransitions(context.Context, *ListAlertTransitionsRequest) (*ListAlertTransitionsResponse, error)
-	// Counts alerts: by status, severity, rule, camera and time, and how long it took
-	// until somebody dealt with them. All numbers are of one moment.
+	// Counts alerts by status, severity, rule, camera and time, and reports the mean time until they
+	// were acknowledged and dismissed. All numbers are of one moment.
 	//
-	// It reads all alerts that match: with many of them, set `filter.created_at`.
-	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, or if there would be more than 10,000 buckets.
+	// The call reads all matching alerts: if there are many, set `filter.created_at`. Fails with
+	// `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds, or if there would be more
+	// than 10,000 buckets.
 	GetAlertStats(context.Context, *GetAlertStatsRequest) (*AlertStats, error)
 	mustEmbedUnimplementedAlertServiceServer()
 }

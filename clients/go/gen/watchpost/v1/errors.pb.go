@@ -102,9 +102,9 @@ const (
 	// sense; `metadata` holds `kind`. Example: `RotateSigningSecret` of a channel that
 	// sends mail.
 	ErrorReason_ERROR_REASON_WRONG_KIND ErrorReason = 22
-	// `ABORTED`: the lease is not the one under which a worker has the job: it has expired, or was never
-	// given. `metadata` holds `job_id` and `status`. Example: a worker that was cut off for a while
-	// completes a job that another one has by now.
+	// `ABORTED`: the lease is not the one under which a worker holds the job. The attempt has ended, or the
+	// lease was never given. `metadata` holds `job_id` and `status`. Example: a worker that was cut off
+	// completes a job that was rescued and given to another worker.
 	ErrorReason_ERROR_REASON_LEASE_LOST ErrorReason = 23
 	// `ABORTED`: somebody has asked for the job to be cancelled, so that it cannot be completed; `metadata`
 	// holds `job_id`. Acknowledge the cancellation.

@@ -86,7 +86,7 @@ func (MissedPolicy) EnumDescriptor() ([]byte, []int) {
 // Makes jobs at set times, table `job_schedules`.
 type JobSchedule struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Output only. UUID version 7.
+	// Output only. Id of the schedule, a UUID version 7.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Required. What it is called, 1 to 100 characters. No other schedule has it.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
@@ -306,7 +306,7 @@ func (x *JobSchedule) GetVersionId() int32 {
 // The request of `CreateJobSchedule`.
 type CreateJobScheduleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The schedule.
+	// Required. The schedule to create.
 	JobSchedule   *JobSchedule `protobuf:"bytes,1,opt,name=job_schedule,json=jobSchedule,proto3" json:"job_schedule,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -352,7 +352,7 @@ func (x *CreateJobScheduleRequest) GetJobSchedule() *JobSchedule {
 // The request of `GetJobSchedule`.
 type GetJobScheduleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The schedule.
+	// Required. Id of the schedule, a UUID.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -655,7 +655,7 @@ func (x *UpdateJobScheduleRequest) GetExpectedVersionId() int32 {
 // The request of `DeleteJobSchedule`.
 type DeleteJobScheduleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The schedule.
+	// Required. Id of the schedule, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Fails unless the schedule is at this version. Absent: whatever it is.
 	ExpectedVersionId *int32 `protobuf:"varint,2,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
@@ -710,7 +710,7 @@ func (x *DeleteJobScheduleRequest) GetExpectedVersionId() int32 {
 // The request of `RunJobSchedule`.
 type RunJobScheduleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The schedule.
+	// Required. Id of the schedule, a UUID.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -884,7 +884,7 @@ func (x *PreviewJobScheduleResponse) GetTicks() []*JobScheduleTick {
 // A time at which a schedule ticks.
 type JobScheduleTick struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// When.
+	// Time of the tick.
 	TickAt *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=tick_at,json=tickAt,proto3" json:"tick_at,omitempty"`
 	// What the clocks of the time zone show then, in RFC 3339 with their offset from UTC, such as
 	// `2026-03-29T03:00:00+02:00`.

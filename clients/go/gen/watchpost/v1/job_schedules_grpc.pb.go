@@ -86,8 +86,9 @@ type JobScheduleServiceClient interface {
 	UpdateJobSchedule(ctx context.Context, in *UpdateJobScheduleRequest, opts ...grpc.CallOption) (*JobSchedule, error)
 	// Deletes a schedule. Jobs that it has made are left alone, and keep its id.
 	DeleteJobSchedule(ctx context.Context, in *DeleteJobScheduleRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	// Makes a job of a schedule now, outside of its ticks, whether it is enabled or not and whether others of its
-	// jobs are active or not. The job has the `schedule_id` and no `tick_at`.
+	// Creates a job of a schedule now, outside of its ticks. It does so whether or not the schedule is
+	// enabled and others of its jobs are active. The job has the `schedule_id` and no `tick_at`. Each
+	// call creates a job: a repeated call creates another one.
 	RunJobSchedule(ctx context.Context, in *RunJobScheduleRequest, opts ...grpc.CallOption) (*Job, error)
 	// Tells when a schedule ticks, or would tick.
 	PreviewJobSchedule(ctx context.Context, in *PreviewJobScheduleRequest, opts ...grpc.CallOption) (*PreviewJobScheduleResponse, error)
@@ -228,8 +229,9 @@ type JobScheduleServiceServer interface {
 	UpdateJobSchedule(context.Context, *UpdateJobScheduleRequest) (*JobSchedule, error)
 	// Deletes a schedule. Jobs that it has made are left alone, and keep its id.
 	DeleteJobSchedule(context.Context, *DeleteJobScheduleRequest) (*emptypb.Empty, error)
-	// Makes a job of a schedule now, outside of its ticks, whether it is enabled or not and whether others of its
-	// jobs are active or not. The job has the `schedule_id` and no `tick_at`.
+	// Creates a job of a schedule now, outside of its ticks. It does so whether or not the schedule is
+	// enabled and others of its jobs are active. The job has the `schedule_id` and no `tick_at`. Each
+	// call creates a job: a repeated call creates another one.
 	RunJobSchedule(context.Context, *RunJobScheduleRequest) (*Job, error)
 	// Tells when a schedule ticks, or would tick.
 	PreviewJobSchedule(context.Context, *PreviewJobScheduleRequest) (*PreviewJobScheduleResponse, error)

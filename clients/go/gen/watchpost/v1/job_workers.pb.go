@@ -24,18 +24,21 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// A job, and the lease under which a worker has it.
+// A job together with the lease under which the worker holds it.
 type ClaimedJob struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The job, with its payload.
 	Job *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
-	// What all reports on it must carry, a UUID.
+	// Id of the lease, a UUID, which every report on the job must carry. Each attempt has a new one.
 	LeaseId string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
-	// When the lease expires unless the worker is heard of, by the server's clock.
+	// Time at which the lease expires unless the worker reports before, by the server's clock.
 	LeaseExpiresAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=lease_expires_at,json=leaseExpiresAt,proto3" json:"lease_expires_at,omitempty"`
-	// How long that is, whatever clock the worker has. A heartbeat extends it by as much.
+	// Length of the lease, for workers whose clock differs. Every report extends the lease to this
+	// length from then on.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,4,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
-	// When the attempt has taken too long, by the server's clock. Absent if it may take any time.
+	// Time at which the attempt times out, by the server's clock. Reports do not extend it. Absent if
+	// the attempt has no time limit. A report that arrives later still counts until the server has
+	// ended the attempt.
 	AttemptDeadlineAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=attempt_deadline_at,json=attemptDeadlineAt,proto3" json:"attempt_deadline_at,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -109,17 +112,17 @@ func (x *ClaimedJob) GetAttemptDeadlineAt() *timestamppb.Timestamp {
 // The request of `ClaimJobs`.
 type ClaimJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Who works, 1 to 100 characters, such as host and process. It need not be unique.
+	// Required. Id of the worker, 1 to 100 characters, such as host and process. It need not be unique.
 	WorkerId string `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
-	// The queues to take jobs from, at most 100. Empty means `default`.
+	// Queues to claim jobs from, at most 100; their order does not matter. Empty means `default`.
 	QueueNames []string `protobuf:"bytes,2,rep,name=queue_names,json=queueNames,proto3" json:"queue_names,omitempty"`
-	// The types to take, at most 100. Empty means all.
+	// Job types to claim, at most 100. Empty means all.
 	JobTypes []string `protobuf:"bytes,3,rep,name=job_types,json=jobTypes,proto3" json:"job_types,omitempty"`
-	// How many jobs at most, in [1, 1000]. Defaults to 1.
+	// Largest number of jobs to claim, in [1, 1000]. Defaults to 1.
 	MaxJobs int32 `protobuf:"varint,4,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
-	// How long to wait for the first one, in [0 s, 60 s]. Defaults to 0 s.
+	// Time to wait for the first job, in [0 s, 60 s]. Defaults to 0 s: return at once.
 	Wait *durationpb.Duration `protobuf:"bytes,5,opt,name=wait,proto3" json:"wait,omitempty"`
-	// How long the leases are, in [1 s, 1 h]. Defaults to 30 s.
+	// Length of the leases, in [1 s, 1 h]. Defaults to 30 s.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,6,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -200,7 +203,7 @@ func (x *ClaimJobsRequest) GetLeaseDuration() *durationpb.Duration {
 // The response of `ClaimJobs`.
 type ClaimJobsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The jobs. None if there were none.
+	// The claimed jobs. Empty if no job was available.
 	Jobs          []*ClaimedJob `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -243,12 +246,12 @@ func (x *ClaimJobsResponse) GetJobs() []*ClaimedJob {
 	return nil
 }
 
-// A job that a worker has, by its lease.
+// Lease under which a worker holds a job.
 type JobLease struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// The lease.
+	// Id of the lease, as in `ClaimedJob.lease_id`.
 	LeaseId       string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -301,7 +304,7 @@ func (x *JobLease) GetLeaseId() string {
 // The request of `HeartbeatJobs`.
 type HeartbeatJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The jobs that the worker has, 1 to 1,000.
+	// Leases of the jobs that the worker holds, 1 to 1,000.
 	Leases        []*JobLease `protobuf:"bytes,1,rep,name=leases,proto3" json:"leases,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -347,7 +350,7 @@ func (x *HeartbeatJobsRequest) GetLeases() []*JobLease {
 // The response of `HeartbeatJobs`.
 type HeartbeatJobsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What each lease is now, in the order of the request.
+	// State of each lease, in the order of the request.
 	Leases        []*JobLeaseState `protobuf:"bytes,1,rep,name=leases,proto3" json:"leases,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -390,18 +393,19 @@ func (x *HeartbeatJobsResponse) GetLeases() []*JobLeaseState {
 	return nil
 }
 
-// What a lease is now.
+// State of a lease.
 type JobLeaseState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Id of the job.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Whether the worker has the job no more: stop working on it.
+	// Whether the worker no longer holds the job. If so, stop working on it; its reports would be
+	// refused.
 	Lost bool `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"`
-	// When it expires, by the server's clock. Absent if it is lost.
+	// Time at which the lease expires, by the server's clock. Absent if the lease is lost.
 	LeaseExpiresAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=lease_expires_at,json=leaseExpiresAt,proto3" json:"lease_expires_at,omitempty"`
-	// Whether somebody has asked for the job to be cancelled: give it up and acknowledge it.
+	// Whether cancellation of the job was requested. If so, stop working on it and acknowledge.
 	CancelRequested bool `protobuf:"varint,4,opt,name=cancel_requested,json=cancelRequested,proto3" json:"cancel_requested,omitempty"`
-	// Why.
+	// Reason for the cancellation, as given by the client that requested it.
 	CancelReason  *string `protobuf:"bytes,5,opt,name=cancel_reason,json=cancelReason,proto3,oneof" json:"cancel_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -475,18 +479,19 @@ func (x *JobLeaseState) GetCancelReason() string {
 // The request of `UpdateJobProgress`.
 type UpdateJobProgressRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// The lease.
+	// Id of the lease, as in `ClaimedJob.lease_id`.
 	LeaseId string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
-	// How much is done, in percent, in [0, 100]. Absent: as before, or by the items if both their numbers
-	// are given.
+	// Part of the job that is done, in percent, in [0, 100]. It may be lower than before. Absent:
+	// computed from the item counts, rounded down, if the request has one and both are known; otherwise
+	// unchanged.
 	ProgressPercent *int32 `protobuf:"varint,3,opt,name=progress_percent,json=progressPercent,proto3,oneof" json:"progress_percent,omitempty"`
-	// What is being done, at most 255 characters. Absent: as before.
+	// Description of the present step of work, at most 255 characters. Absent: unchanged.
 	CurrentStep *string `protobuf:"bytes,4,opt,name=current_step,json=currentStep,proto3,oneof" json:"current_step,omitempty"`
-	// How many items are done, at least 0. Absent: as before.
+	// Number of items that are done, from 0 to 92,233,720,368,547,758. Absent: unchanged.
 	ItemsProcessed *int64 `protobuf:"varint,5,opt,name=items_processed,json=itemsProcessed,proto3,oneof" json:"items_processed,omitempty"`
-	// How many items there are, at least 0. Absent: as before.
+	// Number of items of the whole job, from 0 to 92,233,720,368,547,758. Absent: unchanged.
 	ItemsTotal    *int64 `protobuf:"varint,6,opt,name=items_total,json=itemsTotal,proto3,oneof" json:"items_total,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -567,7 +572,7 @@ func (x *UpdateJobProgressRequest) GetItemsTotal() int64 {
 // The response of `UpdateJobProgress`.
 type UpdateJobProgressResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the lease is now.
+	// State of the lease after the call.
 	Lease         *JobLeaseState `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -610,14 +615,15 @@ func (x *UpdateJobProgressResponse) GetLease() *JobLeaseState {
 	return nil
 }
 
-// A line to be logged.
+// A line for the log of a job.
 type JobLogLine struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What it says, 1 to 10,000 characters.
+	// Text of the line, 1 to 10,000 characters.
 	Message string `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
-	// How serious it is. Defaults to info.
+	// Severity of the line. Defaults to info.
 	Level JobLogLevel `protobuf:"varint,2,opt,name=level,proto3,enum=watchpost.v1.JobLogLevel" json:"level,omitempty"`
-	// When it was logged. Defaults to when the server has it. The worker's clock need not be right.
+	// Time of the line by the worker's clock, which need not be right. Defaults to the time at which
+	// the server stores it.
 	Timestamp *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=timestamp,proto3" json:"timestamp,omitempty"`
 	// Context of the line, free in form. At most 65,536 bytes as JSON and 20 levels deep.
 	Context       *structpb.Struct `protobuf:"bytes,4,opt,name=context,proto3" json:"context,omitempty"`
@@ -686,14 +692,15 @@ func (x *JobLogLine) GetContext() *structpb.Struct {
 // The request of `AppendJobLogs`.
 type AppendJobLogsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// The lease.
+	// Id of the lease, as in `ClaimedJob.lease_id`.
 	LeaseId string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
 	// The lines, 1 to 1,000.
 	Lines []*JobLogLine `protobuf:"bytes,3,rep,name=lines,proto3" json:"lines,omitempty"`
-	// How many lines of this attempt were sent before. With it the call can be repeated: lines that are
-	// there already are not added again. Must not be more than there are.
+	// Number of lines of this attempt that were sent before. With it, lines that are stored already are
+	// not added again. It must not exceed the number of stored lines of the attempt. Absent: all lines
+	// are added.
 	Offset        *int64 `protobuf:"varint,4,opt,name=offset,proto3,oneof" json:"offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -760,9 +767,9 @@ func (x *AppendJobLogsRequest) GetOffset() int64 {
 // The response of `AppendJobLogs`.
 type AppendJobLogsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The number of the last line of the job's log.
+	// Number of the last line in the log of the job, over all attempts.
 	LastLine int64 `protobuf:"varint,1,opt,name=last_line,json=lastLine,proto3" json:"last_line,omitempty"`
-	// What the lease is now.
+	// State of the lease after the call.
 	Lease         *JobLeaseState `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -812,12 +819,12 @@ func (x *AppendJobLogsResponse) GetLease() *JobLeaseState {
 	return nil
 }
 
-// A job that is done.
+// Report that a job is done.
 type JobCompletion struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// The lease.
+	// Id of the lease, as in `ClaimedJob.lease_id`.
 	LeaseId string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
 	// Result of the job, free in form. At most 1,048,576 bytes as JSON and 20 levels deep.
 	Result        *structpb.Struct `protobuf:"bytes,3,opt,name=result,proto3" json:"result,omitempty"`
@@ -879,7 +886,7 @@ func (x *JobCompletion) GetResult() *structpb.Struct {
 // The request of `CompleteJobs`.
 type CompleteJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The jobs, 1 to 1,000, each once.
+	// The jobs to complete, 1 to 1,000, each at most once.
 	Completions   []*JobCompletion `protobuf:"bytes,1,rep,name=completions,proto3" json:"completions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -962,19 +969,22 @@ func (*CompleteJobsResponse) Descriptor() ([]byte, []int) {
 // The request of `FailJob`.
 type FailJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// The lease.
+	// Id of the lease, as in `ClaimedJob.lease_id`.
 	LeaseId string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
-	// What went wrong, 1 to 10,000 characters.
+	// Required. Error message, 1 to 10,000 characters.
 	ErrorMessage string `protobuf:"bytes,3,opt,name=error_message,json=errorMessage,proto3" json:"error_message,omitempty"`
-	// Where, at most 100,000 characters.
+	// Traceback of the error, at most 100,000 characters.
 	ErrorTraceback *string `protobuf:"bytes,4,opt,name=error_traceback,json=errorTraceback,proto3,oneof" json:"error_traceback,omitempty"`
-	// What kind of error it was, for programs, at most 100 characters.
+	// Code of the error, for programs, 1 to 100 characters. The codes of the server are listed at
+	// `Job.error_code`.
 	ErrorCode *string `protobuf:"bytes,5,opt,name=error_code,json=errorCode,proto3,oneof" json:"error_code,omitempty"`
-	// Whether trying again may help. Defaults to true. If not, the job has failed for good.
+	// Whether another attempt may succeed. Defaults to true. If false, the job fails for good at once,
+	// whatever `max_attempts` says.
 	Retryable *bool `protobuf:"varint,6,opt,name=retryable,proto3,oneof" json:"retryable,omitempty"`
-	// After how long to try again, in [0 s, 366 days]. Absent: as the job's retry policy says.
+	// Delay before the next attempt, in [0 s, 366 days], to which no jitter is added. Defaults to that
+	// of the retry policy. Ignored for the last failure.
 	RetryAfter    *durationpb.Duration `protobuf:"bytes,7,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1062,14 +1072,15 @@ func (x *FailJobRequest) GetRetryAfter() *durationpb.Duration {
 // The request of `ReleaseJob`.
 type ReleaseJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// The lease.
+	// Id of the lease, as in `ClaimedJob.lease_id`.
 	LeaseId string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
-	// Why, at most 1,000 characters.
+	// Reason for the release, at most 1,000 characters. It is stored in the transition.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Snoozes the job: it may run again after this time, in (0 s, 366 days]. Absent: at once, before others
-	// of its line that were created later.
+	// Time after which the job may run again, in (0 s, 366 days]. Absent: it may run at once. It then
+	// keeps its `scheduled_at`, and so its place in its partition (queue, type, priority and
+	// concurrency key).
 	Snooze        *durationpb.Duration `protobuf:"bytes,4,opt,name=snooze,proto3" json:"snooze,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1136,9 +1147,9 @@ func (x *ReleaseJobRequest) GetSnooze() *durationpb.Duration {
 // The request of `AcknowledgeJobCancellation`.
 type AcknowledgeJobCancellationRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// The lease.
+	// Id of the lease, as in `ClaimedJob.lease_id`.
 	LeaseId       string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1188,13 +1199,13 @@ func (x *AcknowledgeJobCancellationRequest) GetLeaseId() string {
 	return ""
 }
 
-// What a worker sends.
+// One message of a worker.
 type WorkJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The worker's number of a report, with which it is answered. Best counted from 1. Means nothing with
-	// `hello`, `capacity` and `heartbeat`.
+	// Number of the report, chosen by the worker, with which the server answers it. Best counted from
+	// 1. Ignored with `hello`, `capacity` and `heartbeat`, unless the server refuses them.
 	Number int64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
-	// What it says.
+	// Content of the message.
 	//
 	// Types that are valid to be assigned to Message:
 	//
@@ -1342,47 +1353,47 @@ type isWorkJobsRequest_Message interface {
 }
 
 type WorkJobsRequest_Hello struct {
-	// Who it is and what it works. The first message, and only that.
+	// Introduces the worker. It must be the first message and only that.
 	Hello *WorkerHello `protobuf:"bytes,2,opt,name=hello,proto3,oneof"`
 }
 
 type WorkJobsRequest_Capacity struct {
-	// How many jobs it works at a time from now on.
+	// Changes the number of jobs that the worker works at a time.
 	Capacity *WorkerCapacity `protobuf:"bytes,3,opt,name=capacity,proto3,oneof"`
 }
 
 type WorkJobsRequest_Heartbeat struct {
-	// That it is there.
+	// Extends the leases of all jobs of the stream.
 	Heartbeat *WorkerHeartbeat `protobuf:"bytes,4,opt,name=heartbeat,proto3,oneof"`
 }
 
 type WorkJobsRequest_Progress struct {
-	// How far a job is.
+	// Reports progress, as `UpdateJobProgress` does.
 	Progress *UpdateJobProgressRequest `protobuf:"bytes,5,opt,name=progress,proto3,oneof"`
 }
 
 type WorkJobsRequest_Logs struct {
-	// Lines of a job's log.
+	// Adds lines to the log of a job, as `AppendJobLogs` does.
 	Logs *AppendJobLogsRequest `protobuf:"bytes,6,opt,name=logs,proto3,oneof"`
 }
 
 type WorkJobsRequest_Complete struct {
-	// That a job is done.
+	// Completes a job, as `CompleteJobs` does.
 	Complete *JobCompletion `protobuf:"bytes,7,opt,name=complete,proto3,oneof"`
 }
 
 type WorkJobsRequest_Fail struct {
-	// That an attempt has failed.
+	// Reports that an attempt has failed, as `FailJob` does.
 	Fail *FailJobRequest `protobuf:"bytes,8,opt,name=fail,proto3,oneof"`
 }
 
 type WorkJobsRequest_Release struct {
-	// That a job is given back.
+	// Gives a job back, as `ReleaseJob` does.
 	Release *ReleaseJobRequest `protobuf:"bytes,9,opt,name=release,proto3,oneof"`
 }
 
 type WorkJobsRequest_AcknowledgeCancellation struct {
-	// That a job that was to be cancelled is given up.
+	// Confirms a cancellation, as `AcknowledgeJobCancellation` does.
 	AcknowledgeCancellation *AcknowledgeJobCancellationRequest `protobuf:"bytes,10,opt,name=acknowledge_cancellation,json=acknowledgeCancellation,proto3,oneof"`
 }
 
@@ -1404,24 +1415,25 @@ func (*WorkJobsRequest_Release) isWorkJobsRequest_Message() {}
 
 func (*WorkJobsRequest_AcknowledgeCancellation) isWorkJobsRequest_Message() {}
 
-// Who a worker is and what it works.
+// First message of a worker: its id and what it accepts.
 type WorkerHello struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Who works, 1 to 100 characters, such as host and process. It need not be unique.
+	// Required. Id of the worker, 1 to 100 characters, such as host and process. It need not be unique.
 	WorkerId string `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
-	// The queues to take jobs from, at most 100. Empty means `default`.
+	// Queues to claim jobs from, at most 100; their order does not matter. Empty means `default`.
 	QueueNames []string `protobuf:"bytes,2,rep,name=queue_names,json=queueNames,proto3" json:"queue_names,omitempty"`
-	// The types to take, at most 100. Empty means all.
+	// Job types to claim, at most 100. Empty means all.
 	JobTypes []string `protobuf:"bytes,3,rep,name=job_types,json=jobTypes,proto3" json:"job_types,omitempty"`
-	// How many jobs it works at a time, in [0, 1000].
+	// Number of jobs that the worker works at a time, in [0, 1000]. Jobs in `held` count.
 	Capacity int32 `protobuf:"varint,4,opt,name=capacity,proto3" json:"capacity,omitempty"`
-	// How long the leases are, in [1 s, 1 h]. Defaults to 3 s.
+	// Length of the leases of new jobs, in [1 s, 1 h]. Defaults to 3 s. Jobs in `held` keep their
+	// length.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,5,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
-	// Jobs that the worker has from an earlier stream, at most 1,000. Those whose leases are current are
-	// taken over by this stream.
+	// Leases of jobs that the worker holds from an earlier stream, at most 1,000. The stream takes over
+	// those that are still current, and extends them. `WorkerWelcome.held` reports which are lost.
 	Held []*JobLease `protobuf:"bytes,6,rep,name=held,proto3" json:"held,omitempty"`
-	// Whether jobs are rescued at once when the stream breaks, instead of when their leases expire. For
-	// workers that do not come back with `held`.
+	// Whether jobs are rescued as soon as the stream breaks, instead of when their leases expire. Such
+	// rescues count towards `max_rescues`. For workers that do not reconnect with `held`.
 	ReleaseOnDisconnect bool `protobuf:"varint,7,opt,name=release_on_disconnect,json=releaseOnDisconnect,proto3" json:"release_on_disconnect,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
@@ -1506,10 +1518,11 @@ func (x *WorkerHello) GetReleaseOnDisconnect() bool {
 	return false
 }
 
-// How many jobs a worker works at a time.
+// Number of jobs that a worker works at a time.
 type WorkerCapacity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In [0, 1000]. Jobs that it has are not taken back; with 0 it gets no more.
+	// New capacity, in [0, 1000]. Jobs that the worker holds are not taken back. With 0 it gets no more
+	// jobs.
 	Capacity      int32 `protobuf:"varint,1,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1552,7 +1565,7 @@ func (x *WorkerCapacity) GetCapacity() int32 {
 	return 0
 }
 
-// That a worker is there.
+// Sign of life of a worker.
 type WorkerHeartbeat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1589,10 +1602,10 @@ func (*WorkerHeartbeat) Descriptor() ([]byte, []int) {
 	return file_watchpost_v1_job_workers_proto_rawDescGZIP(), []int{21}
 }
 
-// What a worker is sent.
+// One message of the server to a worker.
 type WorkJobsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the server says.
+	// Content of the message.
 	//
 	// Types that are valid to be assigned to Message:
 	//
@@ -1723,33 +1736,33 @@ type isWorkJobsResponse_Message interface {
 }
 
 type WorkJobsResponse_Welcome struct {
-	// The answer to `hello`.
+	// Answer to `hello`.
 	Welcome *WorkerWelcome `protobuf:"bytes,1,opt,name=welcome,proto3,oneof"`
 }
 
 type WorkJobsResponse_Job struct {
-	// A job to work.
+	// A job to work on.
 	Job *ClaimedJob `protobuf:"bytes,2,opt,name=job,proto3,oneof"`
 }
 
 type WorkJobsResponse_Cancel struct {
-	// Somebody asked for a job to be cancelled: give it up and acknowledge it.
+	// Cancellation of a job was requested: stop working on it and acknowledge.
 	Cancel *JobCancellation `protobuf:"bytes,3,opt,name=cancel,proto3,oneof"`
 }
 
 type WorkJobsResponse_LeaseLost struct {
-	// The worker has the job no more: stop working on it. The reason is that it took too long, or that the lease
-	// expired because the server did not hear of the worker for too long.
+	// The worker no longer holds the job: stop working on it. The attempt timed out, or the lease
+	// expired because no message of the worker arrived in time.
 	LeaseLost *JobLease `protobuf:"bytes,4,opt,name=lease_lost,json=leaseLost,proto3,oneof"`
 }
 
 type WorkJobsResponse_Accepted struct {
-	// A report was carried out.
+	// Reports that were stored.
 	Accepted *ReportAccepted `protobuf:"bytes,5,opt,name=accepted,proto3,oneof"`
 }
 
 type WorkJobsResponse_Refused struct {
-	// A report was not carried out.
+	// A report that was refused and has no effect.
 	Refused *ReportRefused `protobuf:"bytes,6,opt,name=refused,proto3,oneof"`
 }
 
@@ -1759,7 +1772,7 @@ type WorkJobsResponse_Draining struct {
 }
 
 type WorkJobsResponse_ServerTime struct {
-	// The answer to a heartbeat.
+	// Answer to a heartbeat: the server's time.
 	ServerTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=server_time,json=serverTime,proto3,oneof"`
 }
 
@@ -1779,16 +1792,17 @@ func (*WorkJobsResponse_Draining) isWorkJobsResponse_Message() {}
 
 func (*WorkJobsResponse_ServerTime) isWorkJobsResponse_Message() {}
 
-// The answer to `hello`.
+// Answer of the server to `hello`.
 type WorkerWelcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How often to send something, so that leases do not expire: a third of their length.
+	// Longest time between two messages of the worker that keeps leases from expiring: a third of their
+	// length.
 	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,1,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
-	// How long the leases are.
+	// Length of the leases of new jobs.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,2,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
-	// What each of the leases in `held` is now, in their order.
+	// State of each lease of `WorkerHello.held`, in their order.
 	Held []*JobLeaseState `protobuf:"bytes,3,rep,name=held,proto3" json:"held,omitempty"`
-	// The server's clock.
+	// The server's time.
 	ServerTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1852,16 +1866,16 @@ func (x *WorkerWelcome) GetServerTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// Somebody asked for a job to be cancelled.
+// Notice that cancellation of a job was requested.
 type JobCancellation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Id of the job.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// The lease under which the worker has it.
+	// Id of the lease under which the worker holds the job.
 	LeaseId string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
-	// Why.
+	// Reason for the cancellation, as given by the client. Absent if it gave none.
 	Reason *string `protobuf:"bytes,3,opt,name=reason,proto3,oneof" json:"reason,omitempty"`
-	// Who asked for it.
+	// Actor that requested the cancellation, as given by the client, else its address.
 	Actor         *string `protobuf:"bytes,4,opt,name=actor,proto3,oneof" json:"actor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1925,10 +1939,10 @@ func (x *JobCancellation) GetActor() string {
 	return ""
 }
 
-// A report was carried out.
+// Answer to reports that were stored.
 type ReportAccepted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The numbers of the reports.
+	// Numbers of the reports.
 	Numbers       []int64 `protobuf:"varint,1,rep,packed,name=numbers,proto3" json:"numbers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1971,18 +1985,18 @@ func (x *ReportAccepted) GetNumbers() []int64 {
 	return nil
 }
 
-// A report was not carried out.
+// Answer to a report that was refused and has no effect.
 type ReportRefused struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The number of the report.
+	// Number of the report.
 	Number int64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
-	// The job that it was about.
+	// Id of the job of the report. Empty for a refused `hello` or `capacity`.
 	JobId string `protobuf:"bytes,2,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// The code that a call would fail with, a number of `google.rpc.Code`.
+	// Code with which the unary call would fail, a number of `google.rpc.Code`.
 	Code int32 `protobuf:"varint,3,opt,name=code,proto3" json:"code,omitempty"`
-	// The reason of its `ErrorInfo`, such as `LEASE_LOST`.
+	// Reason of the error, such as `LEASE_LOST`, see `ErrorReason`.
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	// What is wrong, for people.
+	// Description of the error, for people.
 	Message       string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2053,10 +2067,10 @@ func (x *ReportRefused) GetMessage() string {
 	return ""
 }
 
-// The server shuts down.
+// Notice that the server shuts down.
 type ServerDraining struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How long reports are still taken.
+	// Time for which the server still takes reports.
 	Grace         *durationpb.Duration `protobuf:"bytes,1,opt,name=grace,proto3" json:"grace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

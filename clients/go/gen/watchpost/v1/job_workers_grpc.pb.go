@@ -34,65 +34,114 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Gives jobs to workers, and hears from them how it goes.
+// Hands jobs to workers and takes their reports.
 //
-// There are two ways with one meaning: the stream `WorkJobs`, for workers that stay, and the other
-// methods, for scripts and people. Both give a job under a lease: an id that nobody else knows, and a
-// time at which it expires unless the worker is heard of. All that a worker reports must carry it. When
-// it has expired, another worker is given the job under a new lease, and what the first one reports fails
-// with `ABORTED` (`LEASE_LOST`), always; `metadata` holds `job_id` and the `status` that the job has.
-// When somebody has asked for the job to be cancelled, completing it fails with `ABORTED`
-// (`JOB_CANCELLED`): acknowledge it instead.
+// There are two ways with the same meaning: the stream `WorkJobs` for long-running workers, and the
+// unary methods for scripts and people. Both hand out a job under a lease. A lease is an id that only
+// this worker knows, and a time at which it expires unless the worker reports. Every report must
+// carry the lease id, and every report extends the lease, whatever it says.
 //
-// Within a queue, jobs of a lower priority number are given first. Within a priority, types and
-// concurrency keys take turns, and within these the job that has waited longest is first. Jobs of a
-// paused queue are not given, nor are more than its limits allow.
+// A report counts for as long as the job is running under its lease id, even after the lease has
+// expired. The server looks for expired leases about every 250 ms, under load every 2 s. It then
+// rescues the job: the attempt ends, and the job is queued for another worker. Leases go by the
+// server's clock, on PostgreSQL by that of the database. In the first 4 s after its start or a
+// failure of the database, a server rescues no job for an expired lease.
+//
+// Once the attempt has ended, by a rescue, a timeout or a report, every further report of it fails
+// with `ABORTED` (`LEASE_LOST`). `metadata` has the `job_id` and the present `status` of the job,
+// `DELETED` if it is gone. A repeated completion fails so too: `COMPLETED` means that the job is done
+// already, by this attempt or a later one.
+//
+// If cancellation of the job was requested, completing it fails with `ABORTED` (`JOB_CANCELLED`).
+// Call `AcknowledgeJobCancellation` instead.
+//
+// Jobs of one queue, type, priority and concurrency key form a partition. Claims take jobs in this
+// order:
+//
+//   - Of all queues that a worker names, the lowest priority number first. The order of the queue names
+//     does not matter.
+//   - Within a priority, partitions of all these queues take turns: the one served least recently is
+//     first.
+//   - Within a partition, the job with the earliest `scheduled_at` is first, then the lowest id.
+//
+// The order is not strict where several workers or server processes claim at the same time: each
+// process keeps its own turns. Jobs of a paused queue are not handed out. A partition whose queue has
+// reached a limit is passed over, so that others can go first.
 type JobWorkerServiceClient interface {
-	// Gives the worker up to `max_jobs` jobs, and no more than have 3 MiB of payloads together, unless a single one has
-	// more. Waits for the first one for up to `wait`; does not wait for more. No job is no error.
+	// Claims up to `max_jobs` jobs. Their payloads have at most 3 MiB together, unless a single one has
+	// more.
+	//
+	// Waits up to `wait` for the first job, and not for further ones. An empty response is no error. If
+	// the response is lost, its jobs run without a worker until their leases expire, and are rescued
+	// then. Fails with `UNAVAILABLE` (`SHUTTING_DOWN`) when the server shuts down during the wait.
 	ClaimJobs(ctx context.Context, in *ClaimJobsRequest, opts ...grpc.CallOption) (*ClaimJobsResponse, error)
-	// Extends leases: each expires as long from now as it was given for. Tells which are lost, and which
-	// jobs are to be cancelled. A lost lease does not fail the call.
+	// Extends leases: each expires a full `lease_duration` from now. Reports which leases are lost and
+	// which jobs are to be cancelled. A lost lease does not fail the call. A lease that has expired is
+	// extended all the same, unless the server has rescued the job. Heartbeats do not extend
+	// `Job.timeout_ms`.
 	HeartbeatJobs(ctx context.Context, in *HeartbeatJobsRequest, opts ...grpc.CallOption) (*HeartbeatJobsResponse, error)
-	// Tells how far a job is. The row has it at once. Watches are told of at most one change of a job's
-	// progress in 500 ms, the last one always. It extends the lease, as all reports do.
+	// Reports the progress of a job. The job has the new values at once. Watches receive at most one
+	// change of progress per job in 500 ms, and always the last one.
+	//
+	// Values may go down as well as up. The call succeeds also if cancellation was requested; `lease`
+	// says so. Fails with `ABORTED` (`LEASE_LOST`) if the worker no longer holds the job.
 	UpdateJobProgress(ctx context.Context, in *UpdateJobProgressRequest, opts ...grpc.CallOption) (*UpdateJobProgressResponse, error)
-	// Adds up to 1,000 lines to a job's log.
+	// Adds up to 1,000 lines to the log of a job. With `offset` the call can be repeated safely. Fails
+	// with `ABORTED` (`LEASE_LOST`) if the worker no longer holds the job, so that no line follows its
+	// end.
 	AppendJobLogs(ctx context.Context, in *AppendJobLogsRequest, opts ...grpc.CallOption) (*AppendJobLogsResponse, error)
-	// Completes up to 1,000 jobs in one transaction: all of them or none. If one of them cannot be
-	// completed, the call fails as that one does, and `metadata` holds its `index`.
+	// Completes up to 1,000 jobs in one transaction: all of them or none. The progress of each becomes
+	// 100 %.
+	//
+	// If one job cannot be completed, the call fails with the error of that job, and `metadata` has its
+	// `index`. A repeated call fails with `ABORTED` (`LEASE_LOST`) and the status `COMPLETED`. Other
+	// errors are `LEASE_LOST` with another status, and `JOB_CANCELLED`.
 	CompleteJobs(ctx context.Context, in *CompleteJobsRequest, opts ...grpc.CallOption) (*CompleteJobsResponse, error)
-	// Says that an attempt has failed. The job is tried again after a while, or has failed for good, as the
-	// answer tells. If it is to be cancelled, it is cancelled.
+	// Reports that the attempt has failed. The job is queued to be tried again, or has failed for good,
+	// as the returned job says. If its cancellation was requested, it is cancelled instead.
+	//
+	// Progress becomes 0 if the job is queued again. Fails with `ABORTED` (`LEASE_LOST`) if the worker
+	// no longer holds the job, as for a repeated call.
 	FailJob(ctx context.Context, in *FailJobRequest, opts ...grpc.CallOption) (*Job, error)
-	// Gives a job back, because the worker shuts down or because it is too early for it. The attempt does
-	// not count as a failure. If the job is to be cancelled, it is cancelled.
+	// Gives a job back, because the worker stops or because it is too early for the job. The attempt
+	// counts neither as a failure nor as a rescue, so a job can be released any number of times.
+	// Progress becomes 0; the log stays. If cancellation of the job was requested, it is cancelled
+	// instead.
+	//
+	// Fails with `ABORTED` (`LEASE_LOST`) if the worker no longer holds the job, as for a repeated
+	// call.
 	ReleaseJob(ctx context.Context, in *ReleaseJobRequest, opts ...grpc.CallOption) (*Job, error)
-	// Says that a job that was to be cancelled has been given up: now it is cancelled. Fails with
-	// `FAILED_PRECONDITION` (`WRONG_STATUS`) if nobody has asked for it.
+	// Confirms that the worker has stopped a job whose cancellation was requested. The job becomes
+	// cancelled.
+	//
+	// Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) if no cancellation was requested. Fails with
+	// `ABORTED` (`LEASE_LOST`) if the worker no longer holds the job, as for a repeated call.
 	AcknowledgeJobCancellation(ctx context.Context, in *AcknowledgeJobCancellationRequest, opts ...grpc.CallOption) (*Job, error)
-	// Works jobs over one stream: the worker says what it works and how many jobs at a time, the server
-	// pushes jobs the moment that they may run, and reports and heartbeats go up the same stream.
+	// Works jobs over one stream. The worker names its queues, types and capacity, the server pushes
+	// jobs as soon as they may run, and reports go up the same stream.
 	//
-	// The first request is `hello`, the first response `welcome`. Then the server keeps the worker at its
-	// capacity. Each report has a number of the worker's choice, with which the server answers it
-	// (`accepted` or `refused`) once it is on disk; a refused one does not end the stream. Reports
-	// are carried out in their order for each job.
+	// The first request is `hello`, within 10 s, and the first response is `welcome`. Then the server
+	// keeps the worker at its capacity. The worker gives each report a number. The server answers that
+	// number with `accepted` or `refused` once the report is stored. A refused report does not end the
+	// stream. Reports on one job are applied in the order in which they were sent.
 	//
-	// Leases are extended by any request of the worker, for all jobs of the stream: send a heartbeat if
-	// there is nothing else, every `heartbeat_interval` of the `welcome`. When the stream breaks, its
-	// leases run until they expire, so that the worker can come back and name them in `held`; with
-	// `release_on_disconnect` its jobs are rescued at once. When the worker closes its side, no job is
-	// pushed any more, and the server ends the stream when all reports are answered: jobs that the worker
-	// still has are then released, without counting as failures.
+	// Any request extends the leases of all jobs of the stream. Without other requests, send a
+	// heartbeat every `heartbeat_interval` of the `welcome`. When the stream breaks, its leases run
+	// until they expire, so that the worker can reconnect and name them in `held`. With
+	// `release_on_disconnect`, the jobs are rescued at once instead.
 	//
-	// When the server shuts down, it pushes `draining`, takes reports for up to 2 s more, and ends the
-	// stream with `UNAVAILABLE` (`SHUTTING_DOWN`). The leases stay: come back to another process, or to
-	// this one when it has started again, with `held`.
+	// When the worker closes its sending side, no more jobs are pushed, and the server ends the stream
+	// after the last answer. Jobs that the worker still holds are then released, which counts neither
+	// as a failure nor as a rescue.
 	//
-	// A stream counts as a watch: the call fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) beyond `--max-watches`,
-	// 10,000 by default. A message that has begun must arrive whole within `--message-timeout`, 30 s by default, else the
-	// stream ends with `DEADLINE_EXCEEDED` (`MESSAGE_TIMEOUT`); the time between messages is not limited.
+	// When the server shuts down, it sends `draining`, takes reports for up to 2 s, and ends the stream
+	// with `UNAVAILABLE` (`SHUTTING_DOWN`). The leases stay: reconnect to another process, or to this
+	// one after its restart, and name them in `held`. Repeat reports that were not answered.
+	//
+	// A stream counts as a watch: the call fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) beyond
+	// `--max-watches`, 10,000 by default. A message that has begun must arrive whole within
+	// `--message-timeout`, 30 s by default. Otherwise the stream ends with `DEADLINE_EXCEEDED`
+	// (`MESSAGE_TIMEOUT`). The time between messages is not limited.
 	WorkJobs(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WorkJobsRequest, WorkJobsResponse], error)
 }
 
@@ -201,65 +250,114 @@ type JobWorkerService_WorkJobsClient = grpc.BidiStreamingClient[WorkJobsRequest,
 // All implementations must embed UnimplementedJobWorkerServiceServer
 // for forward compatibility.
 //
-// Gives jobs to workers, and hears from them how it goes.
+// Hands jobs to workers and takes their reports.
 //
-// There are two ways with one meaning: the stream `WorkJobs`, for workers that stay, and the other
-// methods, for scripts and people. Both give a job under a lease: an id that nobody else knows, and a
-// time at which it expires unless the worker is heard of. All that a worker reports must carry it. When
-// it has expired, another worker is given the job under a new lease, and what the first one reports fails
-// with `ABORTED` (`LEASE_LOST`), always; `metadata` holds `job_id` and the `status` that the job has.
-// When somebody has asked for the job to be cancelled, completing it fails with `ABORTED`
-// (`JOB_CANCELLED`): acknowledge it instead.
+// There are two ways with the same meaning: the stream `WorkJobs` for long-running workers, and the
+// unary methods for scripts and people. Both hand out a job under a lease. A lease is an id that only
+// this worker knows, and a time at which it expires unless the worker reports. Every report must
+// carry the lease id, and every report extends the lease, whatever it says.
 //
-// Within a queue, jobs of a lower priority number are given first. Within a priority, types and
-// concurrency keys take turns, and within these the job that has waited longest is first. Jobs of a
-// paused queue are not given, nor are more than its limits allow.
+// A report counts for as long as the job is running under its lease id, even after the lease has
+// expired. The server looks for expired leases about every 250 ms, under load every 2 s. It then
+// rescues the job: the attempt ends, and the job is queued for another worker. Leases go by the
+// server's clock, on PostgreSQL by that of the database. In the first 4 s after its start or a
+// failure of the database, a server rescues no job for an expired lease.
+//
+// Once the attempt has ended, by a rescue, a timeout or a report, every further report of it fails
+// with `ABORTED` (`LEASE_LOST`). `metadata` has the `job_id` and the present `status` of the job,
+// `DELETED` if it is gone. A repeated completion fails so too: `COMPLETED` means that the job is done
+// already, by this attempt or a later one.
+//
+// If cancellation of the job was requested, completing it fails with `ABORTED` (`JOB_CANCELLED`).
+// Call `AcknowledgeJobCancellation` instead.
+//
+// Jobs of one queue, type, priority and concurrency key form a partition. Claims take jobs in this
+// order:
+//
+//   - Of all queues that a worker names, the lowest priority number first. The order of the queue names
+//     does not matter.
+//   - Within a priority, partitions of all these queues take turns: the one served least recently is
+//     first.
+//   - Within a partition, the job with the earliest `scheduled_at` is first, then the lowest id.
+//
+// The order is not strict where several workers or server processes claim at the same time: each
+// process keeps its own turns. Jobs of a paused queue are not handed out. A partition whose queue has
+// reached a limit is passed over, so that others can go first.
 type JobWorkerServiceServer interface {
-	// Gives the worker up to `max_jobs` jobs, and no more than have 3 MiB of payloads together, unless a single one has
-	// more. Waits for the first one for up to `wait`; does not wait for more. No job is no error.
+	// Claims up to `max_jobs` jobs. Their payloads have at most 3 MiB together, unless a single one has
+	// more.
+	//
+	// Waits up to `wait` for the first job, and not for further ones. An empty response is no error. If
+	// the response is lost, its jobs run without a worker until their leases expire, and are rescued
+	// then. Fails with `UNAVAILABLE` (`SHUTTING_DOWN`) when the server shuts down during the wait.
 	ClaimJobs(context.Context, *ClaimJobsRequest) (*ClaimJobsResponse, error)
-	// Extends leases: each expires as long from now as it was given for. Tells which are lost, and which
-	// jobs are to be cancelled. A lost lease does not fail the call.
+	// Extends leases: each expires a full `lease_duration` from now. Reports which leases are lost and
+	// which jobs are to be cancelled. A lost lease does not fail the call. A lease that has expired is
+	// extended all the same, unless the server has rescued the job. Heartbeats do not extend
+	// `Job.timeout_ms`.
 	HeartbeatJobs(context.Context, *HeartbeatJobsRequest) (*HeartbeatJobsResponse, error)
-	// Tells how far a job is. The row has it at once. Watches are told of at most one change of a job's
-	// progress in 500 ms, the last one always. It extends the lease, as all reports do.
+	// Reports the progress of a job. The job has the new values at once. Watches receive at most one
+	// change of progress per job in 500 ms, and always the last one.
+	//
+	// Values may go down as well as up. The call succeeds also if cancellation was requested; `lease`
+	// says so. Fails with `ABORTED` (`LEASE_LOST`) if the worker no longer holds the job.
 	UpdateJobProgress(context.Context, *UpdateJobProgressRequest) (*UpdateJobProgressResponse, error)
-	// Adds up to 1,000 lines to a job's log.
+	// Adds up to 1,000 lines to the log of a job. With `offset` the call can be repeated safely. Fails
+	// with `ABORTED` (`LEASE_LOST`) if the worker no longer holds the job, so that no line follows its
+	// end.
 	AppendJobLogs(context.Context, *AppendJobLogsRequest) (*AppendJobLogsResponse, error)
-	// Completes up to 1,000 jobs in one transaction: all of them or none. If one of them cannot be
-	// completed, the call fails as that one does, and `metadata` holds its `index`.
+	// Completes up to 1,000 jobs in one transaction: all of them or none. The progress of each becomes
+	// 100 %.
+	//
+	// If one job cannot be completed, the call fails with the error of that job, and `metadata` has its
+	// `index`. A repeated call fails with `ABORTED` (`LEASE_LOST`) and the status `COMPLETED`. Other
+	// errors are `LEASE_LOST` with another status, and `JOB_CANCELLED`.
 	CompleteJobs(context.Context, *CompleteJobsRequest) (*CompleteJobsResponse, error)
-	// Says that an attempt has failed. The job is tried again after a while, or has failed for good, as the
-	// answer tells. If it is to be cancelled, it is cancelled.
+	// Reports that the attempt has failed. The job is queued to be tried again, or has failed for good,
+	// as the returned job says. If its cancellation was requested, it is cancelled instead.
+	//
+	// Progress becomes 0 if the job is queued again. Fails with `ABORTED` (`LEASE_LOST`) if the worker
+	// no longer holds the job, as for a repeated call.
 	FailJob(context.Context, *FailJobRequest) (*Job, error)
-	// Gives a job back, because the worker shuts down or because it is too early for it. The attempt does
-	// not count as a failure. If the job is to be cancelled, it is cancelled.
+	// Gives a job back, because the worker stops or because it is too early for the job. The attempt
+	// counts neither as a failure nor as a rescue, so a job can be released any number of times.
+	// Progress becomes 0; the log stays. If cancellation of the job was requested, it is cancelled
+	// instead.
+	//
+	// Fails with `ABORTED` (`LEASE_LOST`) if the worker no longer holds the job, as for a repeated
+	// call.
 	ReleaseJob(context.Context, *ReleaseJobRequest) (*Job, error)
-	// Says that a job that was to be cancelled has been given up: now it is cancelled. Fails with
-	// `FAILED_PRECONDITION` (`WRONG_STATUS`) if nobody has asked for it.
+	// Confirms that the worker has stopped a job whose cancellation was requested. The job becomes
+	// cancelled.
+	//
+	// Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) if no cancellation was requested. Fails with
+	// `ABORTED` (`LEASE_LOST`) if the worker no longer holds the job, as for a repeated call.
 	AcknowledgeJobCancellation(context.Context, *AcknowledgeJobCancellationRequest) (*Job, error)
-	// Works jobs over one stream: the worker says what it works and how many jobs at a time, the server
-	// pushes jobs the moment that they may run, and reports and heartbeats go up the same stream.
+	// Works jobs over one stream. The worker names its queues, types and capacity, the server pushes
+	// jobs as soon as they may run, and reports go up the same stream.
 	//
-	// The first request is `hello`, the first response `welcome`. Then the server keeps the worker at its
-	// capacity. Each report has a number of the worker's choice, with which the server answers it
-	// (`accepted` or `refused`) once it is on disk; a refused one does not end the stream. Reports
-	// are carried out in their order for each job.
+	// The first request is `hello`, within 10 s, and the first response is `welcome`. Then the server
+	// keeps the worker at its capacity. The worker gives each report a number. The server answers that
+	// number with `accepted` or `refused` once the report is stored. A refused report does not end the
+	// stream. Reports on one job are applied in the order in which they were sent.
 	//
-	// Leases are extended by any request of the worker, for all jobs of the stream: send a heartbeat if
-	// there is nothing else, every `heartbeat_interval` of the `welcome`. When the stream breaks, its
-	// leases run until they expire, so that the worker can come back and name them in `held`; with
-	// `release_on_disconnect` its jobs are rescued at once. When the worker closes its side, no job is
-	// pushed any more, and the server ends the stream when all reports are answered: jobs that the worker
-	// still has are then released, without counting as failures.
+	// Any request extends the leases of all jobs of the stream. Without other requests, send a
+	// heartbeat every `heartbeat_interval` of the `welcome`. When the stream breaks, its leases run
+	// until they expire, so that the worker can reconnect and name them in `held`. With
+	// `release_on_disconnect`, the jobs are rescued at once instead.
 	//
-	// When the server shuts down, it pushes `draining`, takes reports for up to 2 s more, and ends the
-	// stream with `UNAVAILABLE` (`SHUTTING_DOWN`). The leases stay: come back to another process, or to
-	// this one when it has started again, with `held`.
+	// When the worker closes its sending side, no more jobs are pushed, and the server ends the stream
+	// after the last answer. Jobs that the worker still holds are then released, which counts neither
+	// as a failure nor as a rescue.
 	//
-	// A stream counts as a watch: the call fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) beyond `--max-watches`,
-	// 10,000 by default. A message that has begun must arrive whole within `--message-timeout`, 30 s by default, else the
-	// stream ends with `DEADLINE_EXCEEDED` (`MESSAGE_TIMEOUT`); the time between messages is not limited.
+	// When the server shuts down, it sends `draining`, takes reports for up to 2 s, and ends the stream
+	// with `UNAVAILABLE` (`SHUTTING_DOWN`). The leases stay: reconnect to another process, or to this
+	// one after its restart, and name them in `held`. Repeat reports that were not answered.
+	//
+	// A stream counts as a watch: the call fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) beyond
+	// `--max-watches`, 10,000 by default. A message that has begun must arrive whole within
+	// `--message-timeout`, 30 s by default. Otherwise the stream ends with `DEADLINE_EXCEEDED`
+	// (`MESSAGE_TIMEOUT`). The time between messages is not limited.
 	WorkJobs(grpc.BidiStreamingServer[WorkJobsRequest, WorkJobsResponse]) error
 	mustEmbedUnimplementedJobWorkerServiceServer()
 }

@@ -24,21 +24,23 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Where a job is in its life.
+// Status of a job.
 type JobStatus int32
 
 const (
-	// In a request: the default, or any.
+	// Never returned. Refused in lists of statuses.
 	JobStatus_JOB_STATUS_UNSPECIFIED JobStatus = 0
-	// It waits: for a worker, for `scheduled_at`, or to be tried again.
+	// The job waits: for a worker, for `scheduled_at`, or for its next attempt after a failure.
 	JobStatus_JOB_STATUS_QUEUED JobStatus = 1
-	// A worker has it.
+	// A worker holds the job under a lease. This lasts until the server ends the attempt, which may be
+	// shortly after the lease has expired.
 	JobStatus_JOB_STATUS_RUNNING JobStatus = 2
-	// It is done.
+	// The job succeeded. This status is final.
 	JobStatus_JOB_STATUS_COMPLETED JobStatus = 3
-	// It has failed for good.
+	// The job failed after its last attempt or rescue, at its deadline, or by an error that cannot be
+	// retried. `RetryJob` queues it again.
 	JobStatus_JOB_STATUS_FAILED JobStatus = 4
-	// It was cancelled.
+	// The job was cancelled by a client. `RetryJob` queues it again.
 	JobStatus_JOB_STATUS_CANCELLED JobStatus = 5
 )
 
@@ -89,19 +91,19 @@ func (JobStatus) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{0}
 }
 
-// What became of one request of `BatchCreateJobs`.
+// Outcome of one request of `BatchCreateJobs`.
 type BatchCreateJobsOutcome int32
 
 const (
-	// Something that a newer server knows.
+	// An outcome that only a newer server knows.
 	BatchCreateJobsOutcome_BATCH_CREATE_JOBS_OUTCOME_UNSPECIFIED BatchCreateJobsOutcome = 0
-	// The job was made.
+	// The job was created.
 	BatchCreateJobsOutcome_BATCH_CREATE_JOBS_OUTCOME_CREATED BatchCreateJobsOutcome = 1
-	// The same request made it before.
+	// An earlier request with the same `request_id` and content created the job.
 	BatchCreateJobsOutcome_BATCH_CREATE_JOBS_OUTCOME_EXISTED BatchCreateJobsOutcome = 2
-	// Another job holds the `unique_key`.
+	// Another job of the type holds the unique key.
 	BatchCreateJobsOutcome_BATCH_CREATE_JOBS_OUTCOME_UNIQUE_KEY_HELD BatchCreateJobsOutcome = 3
-	// Another request with other content had the `request_id`.
+	// The `request_id` was used by a request with other content.
 	BatchCreateJobsOutcome_BATCH_CREATE_JOBS_OUTCOME_REQUEST_ID_REUSED BatchCreateJobsOutcome = 4
 )
 
@@ -150,7 +152,8 @@ func (BatchCreateJobsOutcome) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{1}
 }
 
-// How jobs are sorted. Jobs that are equal by it come newest first; those without a value last.
+// Order of a list of jobs. Jobs that are equal by it come newest first; those without a value come
+// last.
 type JobOrder int32
 
 const (
@@ -180,7 +183,8 @@ const (
 	JobOrder_JOB_ORDER_STATUS JobOrder = 11
 	// By status: cancelled, failed, completed, running, queued.
 	JobOrder_JOB_ORDER_STATUS_DESC JobOrder = 12
-	// By priority, 0 first, and within it oldest first: as they are worked.
+	// By priority, 0 first, and within it oldest first by `created_at`. Workers get jobs in a similar
+	// order, but by `scheduled_at` and in turns, see `JobWorkerService`.
 	JobOrder_JOB_ORDER_PRIORITY JobOrder = 13
 )
 
@@ -247,19 +251,20 @@ func (JobOrder) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{2}
 }
 
-// How an attempt is going, or how it ended.
+// Status of an attempt.
 type JobAttemptStatus int32
 
 const (
-	// Something that a newer server knows.
+	// A status that only a newer server knows.
 	JobAttemptStatus_JOB_ATTEMPT_STATUS_UNSPECIFIED JobAttemptStatus = 0
-	// It runs.
+	// The attempt is running.
 	JobAttemptStatus_JOB_ATTEMPT_STATUS_STARTED JobAttemptStatus = 1
-	// It completed the job.
+	// The attempt completed the job.
 	JobAttemptStatus_JOB_ATTEMPT_STATUS_SUCCEEDED JobAttemptStatus = 2
-	// It failed, or took too long.
+	// The attempt failed or timed out.
 	JobAttemptStatus_JOB_ATTEMPT_STATUS_FAILED JobAttemptStatus = 3
-	// It ended without having failed: `outcome` says how.
+	// The attempt ended without a failure: it was rescued, released, snoozed or cancelled, see
+	// `outcome`.
 	JobAttemptStatus_JOB_ATTEMPT_STATUS_CANCELLED JobAttemptStatus = 4
 )
 
@@ -308,25 +313,26 @@ func (JobAttemptStatus) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{3}
 }
 
-// Why an attempt ended.
+// Outcome of an attempt.
 type JobAttemptOutcome int32
 
 const (
-	// It has not ended.
+	// The attempt has not ended.
 	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_UNSPECIFIED JobAttemptOutcome = 0
 	// The worker completed the job.
 	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_SUCCEEDED JobAttemptOutcome = 1
-	// The worker said that it failed.
+	// The worker reported a failure.
 	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_FAILED JobAttemptOutcome = 2
-	// It took longer than it may.
+	// The attempt exceeded `timeout_ms`, or the deadline of the job passed.
 	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_TIMED_OUT JobAttemptOutcome = 3
-	// Its lease expired, because the worker was gone.
+	// The lease expired because the worker disappeared, or its stream broke with
+	// `release_on_disconnect`.
 	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_RESCUED JobAttemptOutcome = 4
-	// The worker gave it back.
+	// The worker released the job.
 	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_RELEASED JobAttemptOutcome = 5
-	// The worker gave it back for later.
+	// The worker released the job until a later time.
 	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_SNOOZED JobAttemptOutcome = 6
-	// The job was cancelled.
+	// The job was cancelled during the attempt.
 	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_CANCELLED JobAttemptOutcome = 7
 )
 
@@ -381,17 +387,17 @@ func (JobAttemptOutcome) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{4}
 }
 
-// How serious a line of a log is.
+// Severity of a log line.
 type JobLogLevel int32
 
 const (
-	// In a request: the default, or any.
+	// In a line the default, which is info; in a filter any.
 	JobLogLevel_JOB_LOG_LEVEL_UNSPECIFIED JobLogLevel = 0
-	// For whoever looks for a fault.
+	// Details for finding faults.
 	JobLogLevel_JOB_LOG_LEVEL_DEBUG JobLogLevel = 1
-	// What happens.
+	// Normal course of the work.
 	JobLogLevel_JOB_LOG_LEVEL_INFO JobLogLevel = 2
-	// Something to look at.
+	// Something unexpected that did not stop the work.
 	JobLogLevel_JOB_LOG_LEVEL_WARNING JobLogLevel = 3
 	// Something that failed.
 	JobLogLevel_JOB_LOG_LEVEL_ERROR JobLogLevel = 4
@@ -442,39 +448,39 @@ func (JobLogLevel) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{5}
 }
 
-// What happened to a job.
+// Kind of a change of a job.
 type JobChangeKind int32
 
 const (
-	// Something that a newer server knows.
+	// A kind that only a newer server knows.
 	JobChangeKind_JOB_CHANGE_KIND_UNSPECIFIED JobChangeKind = 0
-	// It was created.
+	// The job was created.
 	JobChangeKind_JOB_CHANGE_KIND_CREATED JobChangeKind = 1
-	// A worker has begun an attempt.
+	// A worker claimed the job and began an attempt.
 	JobChangeKind_JOB_CHANGE_KIND_STARTED JobChangeKind = 2
-	// The worker told of progress. Such changes are throttled: see `UpdateJobProgress`.
+	// The worker reported progress. These changes are throttled, see `UpdateJobProgress`.
 	JobChangeKind_JOB_CHANGE_KIND_PROGRESS JobChangeKind = 3
-	// It completed.
+	// The worker completed the job.
 	JobChangeKind_JOB_CHANGE_KIND_COMPLETED JobChangeKind = 4
-	// An attempt failed, and it is queued to be tried again.
+	// An attempt failed or timed out, and the job is queued to be tried again.
 	JobChangeKind_JOB_CHANGE_KIND_RETRYING JobChangeKind = 5
-	// It failed for good.
+	// The job failed for good.
 	JobChangeKind_JOB_CHANGE_KIND_FAILED JobChangeKind = 6
-	// Its worker was gone, and it is queued again.
+	// The worker disappeared, and the job is queued again.
 	JobChangeKind_JOB_CHANGE_KIND_RESCUED JobChangeKind = 7
-	// Its worker gave it back, and it is queued again.
+	// The worker released the job, and it is queued again.
 	JobChangeKind_JOB_CHANGE_KIND_RELEASED JobChangeKind = 8
-	// Its worker gave it back for later.
+	// The worker released the job until a later time.
 	JobChangeKind_JOB_CHANGE_KIND_SNOOZED JobChangeKind = 9
-	// Somebody asked for it to be cancelled.
+	// A client requested the cancellation of a running job.
 	JobChangeKind_JOB_CHANGE_KIND_CANCEL_REQUESTED JobChangeKind = 10
-	// It was cancelled.
+	// The job was cancelled.
 	JobChangeKind_JOB_CHANGE_KIND_CANCELLED JobChangeKind = 11
-	// Somebody had it tried again.
+	// A client retried a failed or cancelled job.
 	JobChangeKind_JOB_CHANGE_KIND_RETRIED JobChangeKind = 12
-	// It was deleted, by a call or because it was old.
+	// The job was deleted, by a call or by retention.
 	JobChangeKind_JOB_CHANGE_KIND_DELETED JobChangeKind = 13
-	// Nothing: it is what a watch begins with.
+	// No change: the present state with which a watch begins.
 	JobChangeKind_JOB_CHANGE_KIND_EXISTING JobChangeKind = 14
 )
 
@@ -546,104 +552,136 @@ func (JobChangeKind) EnumDescriptor() ([]byte, []int) {
 // A job: a row of `jobs`.
 type Job struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// UUID version 7.
+	// Id of the job, a UUID version 7.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// What kind of work it is, 1 to 50 characters. Workers say which types they work.
+	// Type of the job, 1 to 50 characters. Workers may name the types that they accept.
 	JobType string `protobuf:"bytes,2,opt,name=job_type,json=jobType,proto3" json:"job_type,omitempty"`
-	// Where it is in its life.
+	// Status of the job.
 	Status JobStatus `protobuf:"varint,3,opt,name=status,proto3,enum=watchpost.v1.JobStatus" json:"status,omitempty"`
-	// The queue that it waits in, 1 to 100 characters.
+	// Queue of the job, 1 to 100 characters. Always present in jobs that this API created.
 	QueueName *string `protobuf:"bytes,4,opt,name=queue_name,json=queueName,proto3,oneof" json:"queue_name,omitempty"`
-	// 0 (first) to 4 (last).
+	// Priority within the queue, 0 (first) to 4 (last).
 	Priority *int32 `protobuf:"varint,5,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
-	// When it was created.
+	// Time at which the job was created, by the server's clock.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// When its current or last attempt began.
+	// Time at which the current or last attempt began. Absent before the first attempt.
 	StartedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	// When it completed, failed for good, or was cancelled.
+	// Time at which the job reached a final status: completed, failed after its last attempt, or
+	// cancelled. Absent before, and again after `RetryJob`.
 	CompletedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=completed_at,json=completedAt,proto3" json:"completed_at,omitempty"`
-	// How much of it is done, in percent, 0 to 100.
+	// Part of the job that is done, in percent, in [0, 100], as the worker reported it. Defaults to 0.
+	//
+	// A worker may report a lower value than before. The value becomes 100 on completion, and 0
+	// whenever the job is queued again: by a retry, a rescue, a release, a snooze or `RetryJob`. A job
+	// that failed or was cancelled keeps its last value.
 	ProgressPercent int32 `protobuf:"varint,9,opt,name=progress_percent,json=progressPercent,proto3" json:"progress_percent,omitempty"`
-	// What is being done, at most 255 characters.
+	// Description of the present step of work, at most 255 characters, as the worker reported it.
+	// Cleared when the job is queued again.
 	CurrentStep *string `protobuf:"bytes,10,opt,name=current_step,json=currentStep,proto3,oneof" json:"current_step,omitempty"`
-	// What came of it. Absent in lists and watches.
+	// Result that the worker reported on completion. Absent before completion, and in lists and
+	// watches.
 	Result *structpb.Struct `protobuf:"bytes,11,opt,name=result,proto3" json:"result,omitempty"`
-	// Why the last attempt that failed did.
+	// Message of the last error. Cleared on completion and by `RetryJob`; a release or a rescue keeps
+	// it.
 	ErrorMessage *string `protobuf:"bytes,12,opt,name=error_message,json=errorMessage,proto3,oneof" json:"error_message,omitempty"`
-	// Where it did. Absent in lists and watches.
+	// Traceback of the last failed attempt. Absent in lists and watches.
 	ErrorTraceback *string `protobuf:"bytes,13,opt,name=error_traceback,json=errorTraceback,proto3,oneof" json:"error_traceback,omitempty"`
-	// The number of the current attempt, from 1; of a queued job that of the next, of a finished one that
-	// of the last.
+	// Number of the current attempt, from 1. For a queued job it is the number of the next attempt, for
+	// a finished job that of the last. It counts every attempt, also those that did not fail.
 	AttemptNumber int32 `protobuf:"varint,14,opt,name=attempt_number,json=attemptNumber,proto3" json:"attempt_number,omitempty"`
-	// After how many failures it has failed for good.
+	// Number of failures after which the job fails for good, in [1, 1000]. Rescues, releases and
+	// snoozes do not count.
 	MaxAttempts *int32 `protobuf:"varint,15,opt,name=max_attempts,json=maxAttempts,proto3,oneof" json:"max_attempts,omitempty"`
-	// When it will be tried again. Present only between a failure and the next attempt.
+	// Earliest time of the next attempt after a failure. Present only between a failure and the next
+	// attempt.
 	NextRetryAt *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=next_retry_at,json=nextRetryAt,proto3" json:"next_retry_at,omitempty"`
-	// What is to be done. Absent in lists and watches.
+	// Input of the job, as its creator gave it. Absent in lists and watches.
 	Payload *structpb.Struct `protobuf:"bytes,17,opt,name=payload,proto3" json:"payload,omitempty"`
-	// From when on it may run. Of a job that ran, from when on the last attempt could.
+	// Earliest time at which the job may run. After a failed attempt it is the time of the retry, after
+	// a rescue the time of the rescue. Once the job runs, it is the earliest time of that attempt.
 	ScheduledAt *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=scheduled_at,json=scheduledAt,proto3" json:"scheduled_at,omitempty"`
-	// What it has in common with others among which turns are taken, such as a camera. Empty for none.
+	// Key that divides the queue into partitions, such as the id of a camera. Empty means no key.
+	//
+	// Jobs of one queue, type, priority and key form a partition. Partitions take turns, see
+	// `JobWorkerService`, so that one key with many jobs does not delay the others.
+	// `JobQueue.max_running_per_key` limits how many jobs of one key run at a time.
 	ConcurrencyKey string `protobuf:"bytes,19,opt,name=concurrency_key,json=concurrencyKey,proto3" json:"concurrency_key,omitempty"`
-	// How many attempts have failed, timeouts included. Rescued, released and snoozed ones have not.
+	// Number of failed attempts, timeouts included. Rescued, released and snoozed attempts are not
+	// counted. `RetryJob` sets it to 0.
 	Failures int32 `protobuf:"varint,20,opt,name=failures,proto3" json:"failures,omitempty"`
-	// How many attempts ended because their worker was gone.
+	// Number of attempts that ended because their worker disappeared. `RetryJob` sets it to 0.
 	Rescues int32 `protobuf:"varint,21,opt,name=rescues,proto3" json:"rescues,omitempty"`
-	// After how many rescues it has failed for good: the next one fails it.
+	// Largest number of rescues, in [0, 1000]. The next one after that fails the job with the error
+	// code `RESCUES_EXHAUSTED`.
 	MaxRescues int32 `protobuf:"varint,22,opt,name=max_rescues,json=maxRescues,proto3" json:"max_rescues,omitempty"`
-	// How long an attempt may take, in milliseconds. Absent: as long as it wants.
+	// Time limit of one attempt, in milliseconds. Heartbeats do not extend it. Absent means no limit.
 	TimeoutMs *int64 `protobuf:"varint,23,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
-	// When the whole job fails, whether it runs or not.
+	// Time at which the whole job fails, whether it is queued or running. Absent means no deadline.
+	// `RetryJob` removes it.
 	DeadlineAt *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=deadline_at,json=deadlineAt,proto3" json:"deadline_at,omitempty"`
-	// How long it waits after failures. Absent: as its type says.
+	// Delays between failed attempts. Absent means the policy of the type, as it is at the time of a
+	// failure.
 	RetryPolicy *RetryPolicy `protobuf:"bytes,25,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
-	// Whether it becomes a dead letter when it fails for good.
+	// Whether the job becomes a dead letter when it fails for good.
 	DeadLetter bool `protobuf:"varint,26,opt,name=dead_letter,json=deadLetter,proto3" json:"dead_letter,omitempty"`
-	// When it became a dead letter. Dead letters have the status failed, and are kept apart by the
-	// filter `dead`.
+	// Time at which the job became a dead letter. Dead letters have the status failed; the filter
+	// `dead` finds them. Cleared by `RetryJob`.
 	DeadAt *timestamppb.Timestamp `protobuf:"bytes,27,opt,name=dead_at,json=deadAt,proto3" json:"dead_at,omitempty"`
-	// Who runs it, or ran it last.
+	// Id of the worker that runs the job or ran it last. Kept by `RetryJob`. Absent before the first
+	// attempt.
 	WorkerId *string `protobuf:"bytes,28,opt,name=worker_id,json=workerId,proto3,oneof" json:"worker_id,omitempty"`
-	// Until when the worker has it unless it is heard of again. Present while it runs.
+	// Time at which the lease expires unless the worker reports before. Present only while the job
+	// runs. Until the server has rescued the job, a late report still counts, see `JobWorkerService`.
 	LeaseExpiresAt *timestamppb.Timestamp `protobuf:"bytes,29,opt,name=lease_expires_at,json=leaseExpiresAt,proto3" json:"lease_expires_at,omitempty"`
-	// When the worker was last heard of.
+	// Time of the last claim, heartbeat or other report of the worker. Absent before the first attempt.
 	HeartbeatAt *timestamppb.Timestamp `protobuf:"bytes,30,opt,name=heartbeat_at,json=heartbeatAt,proto3" json:"heartbeat_at,omitempty"`
-	// When somebody asked for it to be cancelled.
+	// Time at which a client requested the cancellation. Absent if none was requested, and after
+	// `RetryJob`.
 	CancelRequestedAt *timestamppb.Timestamp `protobuf:"bytes,31,opt,name=cancel_requested_at,json=cancelRequestedAt,proto3" json:"cancel_requested_at,omitempty"`
-	// Who did.
+	// Actor that requested the cancellation, as given by the client, else the address of the client.
 	CancelRequestedBy *string `protobuf:"bytes,32,opt,name=cancel_requested_by,json=cancelRequestedBy,proto3,oneof" json:"cancel_requested_by,omitempty"`
-	// And why.
+	// Reason for the cancellation, as given by the client.
 	CancelReason *string `protobuf:"bytes,33,opt,name=cancel_reason,json=cancelReason,proto3,oneof" json:"cancel_reason,omitempty"`
-	// What no other job of the type may have in one of `unique_states`.
+	// Key that no other job of the type may hold at the same time, see `UniqueJob`. Absent if none was
+	// requested.
 	UniqueKey *string `protobuf:"bytes,34,opt,name=unique_key,json=uniqueKey,proto3,oneof" json:"unique_key,omitempty"`
-	// The statuses in which it holds its `unique_key`.
+	// Statuses in which the job holds its `unique_key`. Empty if the job has no key, or has lost it. A
+	// job loses its key when it enters one of these statuses while another job holds the key.
 	UniqueStates []JobStatus `protobuf:"varint,35,rep,packed,name=unique_states,json=uniqueStates,proto3,enum=watchpost.v1.JobStatus" json:"unique_states,omitempty"`
-	// The id of the request that made it.
+	// The `request_id` of the call that created the job. Absent if that had none.
 	RequestId *string `protobuf:"bytes,36,opt,name=request_id,json=requestId,proto3,oneof" json:"request_id,omitempty"`
-	// The schedule that made it.
+	// Id of the schedule that created the job. Absent for other jobs. It stays when the schedule is
+	// deleted.
 	ScheduleId *string `protobuf:"bytes,37,opt,name=schedule_id,json=scheduleId,proto3,oneof" json:"schedule_id,omitempty"`
-	// The time that the schedule made it for.
+	// Tick of the schedule for which the job was created. Absent for other jobs and for jobs of
+	// `RunJobSchedule`.
 	TickAt *timestamppb.Timestamp `protobuf:"bytes,38,opt,name=tick_at,json=tickAt,proto3" json:"tick_at,omitempty"`
-	// What kind of error it was, for programs, at most 100 characters. Workers say so; the server's own
-	// are `TIMEOUT`, `DEADLINE_EXCEEDED`, `RESCUES_EXHAUSTED`, and `PAYLOAD_UNDELIVERABLE` for a job whose payload,
-	// stored by an older version or another program, is too deep or too large to be sent to a worker.
+	// Code of the last error, for programs, at most 100 characters. Workers choose their own codes. The
+	// server uses:
+	//
+	//   - `TIMEOUT`: the attempt exceeded `timeout_ms`.
+	//   - `DEADLINE_EXCEEDED`: `deadline_at` has passed.
+	//   - `RESCUES_EXHAUSTED`: the job was rescued more than `max_rescues` times.
+	//   - `PAYLOAD_UNDELIVERABLE`: the payload is nested too deep or too large to be sent to a worker. An
+	//     older version or another program stored it.
 	ErrorCode *string `protobuf:"bytes,39,opt,name=error_code,json=errorCode,proto3,oneof" json:"error_code,omitempty"`
-	// How many items are done.
+	// Number of items that are done, as the worker reported it. Cleared when the job is queued again.
 	ItemsProcessed *int64 `protobuf:"varint,40,opt,name=items_processed,json=itemsProcessed,proto3,oneof" json:"items_processed,omitempty"`
-	// How many items there are to do.
+	// Number of items of the whole job, as the worker reported it. Cleared when the job is queued
+	// again.
 	ItemsTotal *int64 `protobuf:"varint,41,opt,name=items_total,json=itemsTotal,proto3,oneof" json:"items_total,omitempty"`
-	// When the progress was last told.
+	// Time of the last progress report of the current attempt. Absent without one.
 	ProgressAt *timestamppb.Timestamp `protobuf:"bytes,42,opt,name=progress_at,json=progressAt,proto3" json:"progress_at,omitempty"`
-	// How many lines its log has.
+	// Number of lines in the log of the job, over all attempts.
 	LogLines int64 `protobuf:"varint,43,opt,name=log_lines,json=logLines,proto3" json:"log_lines,omitempty"`
-	// Rises by 1 with each transition, from 1.
+	// Version of the job, from 1. Each transition raises it by 1. Progress, logs and heartbeats do not.
 	VersionId int32 `protobuf:"varint,44,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
-	// When its status last changed. Absent before it did.
+	// Time of the last change of status. Absent before the first one.
 	TransitionedAt *timestamppb.Timestamp `protobuf:"bytes,45,opt,name=transitioned_at,json=transitionedAt,proto3" json:"transitioned_at,omitempty"`
-	// The last 100 attempts, oldest first; fewer where the message would have more than 3.5 MiB.
-	// `GetJob` only. `ListJobAttempts` has all.
+	// The last 100 attempts, oldest first; fewer where the message would exceed 3.5 MiB. Present in
+	// `GetJob` only. `ListJobAttempts` returns all.
 	Attempts []*JobAttempt `protobuf:"bytes,46,rep,name=attempts,proto3" json:"attempts,omitempty"`
-	// How long it waited and ran. `GetJob` only.
+	// Waiting and running time of the job. Present in `GetJob` only.
 	Timing        *JobTiming `protobuf:"bytes,47,opt,name=timing,proto3" json:"timing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1008,18 +1046,18 @@ func (x *Job) GetTiming() *JobTiming {
 	return nil
 }
 
-// How long a job took so far.
+// Waiting and running time of a job up to now.
 type JobTiming struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How long it could have run and did not, in milliseconds: before its current or last attempt, or
-	// until now if it is queued. Absent if it may not run yet.
+	// Time between `scheduled_at` and the start of the current or last attempt, in milliseconds. For a
+	// queued job, the time since `scheduled_at`. Absent if the job may not run yet.
 	WaitMs *int64 `protobuf:"varint,1,opt,name=wait_ms,json=waitMs,proto3,oneof" json:"wait_ms,omitempty"`
-	// How long its current or last attempt has run, in milliseconds. Absent before the first one.
+	// Duration of the current or last attempt, in milliseconds. Absent before the first one.
 	RunMs *int64 `protobuf:"varint,2,opt,name=run_ms,json=runMs,proto3,oneof" json:"run_ms,omitempty"`
-	// How long the current attempt is likely to go on, in milliseconds, if it does so at the rate of its
-	// progress so far. Absent without progress.
+	// Estimated time until the current attempt ends, in milliseconds, at the rate of its progress so
+	// far. Absent without progress, and if the job does not run.
 	RemainingMs *int64 `protobuf:"varint,3,opt,name=remaining_ms,json=remainingMs,proto3,oneof" json:"remaining_ms,omitempty"`
-	// When it is likely to be done, by that.
+	// Estimated time of completion, by the same rate. Absent whenever `remaining_ms` is.
 	EstimatedCompletedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=estimated_completed_at,json=estimatedCompletedAt,proto3" json:"estimated_completed_at,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
@@ -1083,18 +1121,25 @@ func (x *JobTiming) GetEstimatedCompletedAt() *timestamppb.Timestamp {
 	return nil
 }
 
-// After how long a job is tried again when it has failed: `initial_ms` after the first failure,
-// `multiplier` times as long after each further one, at most `max_ms`; and up to `jitter` times as long
-// again, at random, so that not all come at once. Absent fields are as the type says.
+// Delay before the next attempt after a failure. The first failure waits `initial_ms`, each further
+// one `multiplier` times as long, at most `max_ms`. A random part of up to `jitter` times the delay
+// is then added, so that jobs that failed together are not retried together.
+//
+// Rescues and releases do not wait. `FailJob` may set another delay with `retry_after`. An absent
+// field takes the value of the job type.
 type RetryPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In [0, 86,400,000] milliseconds. Defaults to 1,000.
+	// Delay after the first failure, in [0, 86,400,000] milliseconds. Defaults to that of the type,
+	// else to 1,000.
 	InitialMs *int64 `protobuf:"varint,1,opt,name=initial_ms,json=initialMs,proto3,oneof" json:"initial_ms,omitempty"`
-	// In [0, 604,800,000] milliseconds. Defaults to 30,000.
+	// Longest delay before jitter, in [0, 604,800,000] milliseconds. Defaults to that of the type, else
+	// to 30,000.
 	MaxMs *int64 `protobuf:"varint,2,opt,name=max_ms,json=maxMs,proto3,oneof" json:"max_ms,omitempty"`
-	// In [1, 10]. Defaults to 2.
+	// Growth of the delay with each further failure, in [1, 10]. Defaults to that of the type, else to
+	// 2.
 	Multiplier *float64 `protobuf:"fixed64,3,opt,name=multiplier,proto3,oneof" json:"multiplier,omitempty"`
-	// In [0, 1]. Defaults to 0.25.
+	// Largest random part of the delay, as a fraction, in [0, 1]. Defaults to that of the type, else to
+	// 0.25.
 	Jitter        *float64 `protobuf:"fixed64,4,opt,name=jitter,proto3,oneof" json:"jitter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1158,16 +1203,24 @@ func (x *RetryPolicy) GetJitter() float64 {
 	return 0
 }
 
-// What keeps a job from being queued twice.
+// Prevents a second job with the same key.
 type UniqueJob struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1 to 255 characters, such as the id of what the job is about. Jobs of other types may have it too.
+	// Unique key, 1 to 255 characters, such as the id of the subject of the job. Keys of different job
+	// types are independent.
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// In which statuses a job holds its key: queued, and any others. Defaults to queued and running; with
-	// `period`, to all. To let only so many of a kind run at a time, see `concurrency_key`.
+	// Statuses in which the job holds its key. The list must include queued. Defaults to queued and
+	// running; with `period`, to all statuses, so that a finished job holds the key too. To limit how
+	// many jobs run at a time, see `concurrency_key`.
 	States []JobStatus `protobuf:"varint,2,rep,packed,name=states,proto3,enum=watchpost.v1.JobStatus" json:"states,omitempty"`
-	// The key holds for a period of this length and then is free: in [1 s, 366 days]. Periods are counted
-	// from 1970, so that of 1 h begins with each full hour of UTC. Absent: for as long as `states` say.
+	// Length of the periods in each of which the key is unique, in [1 s, 366 days].
+	//
+	// Periods are aligned to 1970-01-01 00:00 UTC: those of 1 h begin on the hour, those of 1 day at
+	// midnight UTC. The period is that in which the server creates the job; `scheduled_at` does not
+	// matter. The server's clock decides, on PostgreSQL that of the database. In the next period the
+	// key is free again.
+	//
+	// Absent: there are no periods, and the key is held for as long as the job is in one of `states`.
 	Period        *durationpb.Duration `protobuf:"bytes,3,opt,name=period,proto3" json:"period,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1227,36 +1280,43 @@ func (x *UniqueJob) GetPeriod() *durationpb.Duration {
 // The request of `CreateJob`, and an entry of `BatchCreateJobs`.
 type CreateJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What kind of work it is, 1 to 50 characters.
+	// Type of the job, 1 to 50 characters. The type need not have settings.
 	JobType string `protobuf:"bytes,1,opt,name=job_type,json=jobType,proto3" json:"job_type,omitempty"`
-	// The queue, 1 to 100 characters. Defaults to `default`. It need not exist.
+	// Queue of the job, 1 to 100 characters. Defaults to `default`. The queue need not have settings.
 	QueueName string `protobuf:"bytes,2,opt,name=queue_name,json=queueName,proto3" json:"queue_name,omitempty"`
-	// 0 (first) to 4 (last). Defaults to what the type says, else to 2.
+	// Priority within the queue, 0 (first) to 4 (last). Defaults to that of the type, else to 2.
 	Priority *int32 `protobuf:"varint,3,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
 	// Input of the job, free in form. At most 1,048,576 bytes as JSON and 20 levels deep.
 	Payload *structpb.Struct `protobuf:"bytes,4,opt,name=payload,proto3" json:"payload,omitempty"`
-	// From when on it may run. Defaults to now.
+	// Earliest time at which the job may run. Defaults to now, and so does a time in the past.
 	ScheduledAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=scheduled_at,json=scheduledAt,proto3" json:"scheduled_at,omitempty"`
-	// After how many failures it has failed for good, 1 to 1,000. Defaults to what the type says, else to 3.
+	// Number of failures after which the job fails for good, in [1, 1000]. Defaults to that of the
+	// type, else to 3.
 	MaxAttempts *int32 `protobuf:"varint,6,opt,name=max_attempts,json=maxAttempts,proto3,oneof" json:"max_attempts,omitempty"`
-	// How long an attempt may take, in [1 s, 30 days]. Defaults to what the type says, else to 600 s.
+	// Time limit of one attempt, in [1 s, 30 days]. Defaults to that of the type, else to 600 s.
 	Timeout *durationpb.Duration `protobuf:"bytes,7,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	// How long the whole job may take from `scheduled_at` on, in [1 s, 366 days]. Defaults to what the type
-	// says, else to any length.
+	// Time limit of the whole job from `scheduled_at` on, in [1 s, 366 days]. Defaults to that of the
+	// type, else there is none.
 	Deadline *durationpb.Duration `protobuf:"bytes,8,opt,name=deadline,proto3" json:"deadline,omitempty"`
-	// Keeps the job from being queued twice.
+	// Prevents a second job with the same key. Absent means no such check.
 	Unique *UniqueJob `protobuf:"bytes,9,opt,name=unique,proto3" json:"unique,omitempty"`
-	// Makes the call repeatable: 1 to 100 characters, best a UUID. Holds for as long as the job is kept.
+	// Id that makes the call repeatable: 1 to 100 characters, best a UUID. Holds for as long as the job
+	// is kept. Empty means that every call creates a job.
 	RequestId string `protobuf:"bytes,10,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// What it has in common with others among which turns are taken, at most 200 characters, such as a
-	// camera. Within a queue, type and priority, keys take turns; and a queue can limit how many of a key
-	// run at a time.
+	// Key that divides the queue into partitions, such as the id of a camera, at most 200 characters.
+	//
+	// Jobs of one queue, type, priority and key form a partition. Partitions take turns, see
+	// `JobWorkerService`. `JobQueue.max_running_per_key` limits how many jobs of one key run at a time.
+	// Empty means no key and no such limit.
 	ConcurrencyKey string `protobuf:"bytes,11,opt,name=concurrency_key,json=concurrencyKey,proto3" json:"concurrency_key,omitempty"`
-	// After how many rescues it has failed for good, 0 to 1,000. Defaults to what the type says, else to 3.
+	// Largest number of rescues, in [0, 1000]; the next one fails the job. Defaults to that of the
+	// type, else to 3.
 	MaxRescues *int32 `protobuf:"varint,12,opt,name=max_rescues,json=maxRescues,proto3,oneof" json:"max_rescues,omitempty"`
-	// How long it waits after failures. Defaults to what the type says.
+	// Delays between failed attempts. Absent fields of it take the values of the type at creation.
+	// Defaults to the policy of the type at the time of a failure.
 	RetryPolicy *RetryPolicy `protobuf:"bytes,13,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
-	// Whether it becomes a dead letter when it fails for good. Defaults to what the type says, else to true.
+	// Whether the job becomes a dead letter when it fails for good. Defaults to that of the type, else
+	// to true.
 	DeadLetter    *bool `protobuf:"varint,14,opt,name=dead_letter,json=deadLetter,proto3,oneof" json:"dead_letter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1393,7 +1453,7 @@ func (x *CreateJobRequest) GetDeadLetter() bool {
 // The request of `BatchCreateJobs`.
 type BatchCreateJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The jobs, 1 to 10,000.
+	// The jobs to create, 1 to 10,000.
 	Requests      []*CreateJobRequest `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1439,9 +1499,9 @@ func (x *BatchCreateJobsRequest) GetRequests() []*CreateJobRequest {
 // The response of `BatchCreateJobs`.
 type BatchCreateJobsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What became of each request, in their order.
+	// Results of the requests, in their order.
 	Results []*BatchCreateJobsResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
-	// How many jobs were made.
+	// Number of jobs that this call created.
 	Created       int32 `protobuf:"varint,2,opt,name=created,proto3" json:"created,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1491,12 +1551,12 @@ func (x *BatchCreateJobsResponse) GetCreated() int32 {
 	return 0
 }
 
-// What became of one request of `BatchCreateJobs`.
+// Result of one request of `BatchCreateJobs`.
 type BatchCreateJobsResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job that was made, or that stands instead.
+	// Id of the job that was created, or of the existing job that prevented it.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// What it is.
+	// Whether the job was created, and if not, why.
 	Outcome       BatchCreateJobsOutcome `protobuf:"varint,2,opt,name=outcome,proto3,enum=watchpost.v1.BatchCreateJobsOutcome" json:"outcome,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1549,7 +1609,7 @@ func (x *BatchCreateJobsResult) GetOutcome() BatchCreateJobsOutcome {
 // The request of `GetJob`.
 type GetJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Required. Id of the job, a UUID.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1592,7 +1652,7 @@ func (x *GetJobRequest) GetId() string {
 	return ""
 }
 
-// Which jobs. Set fields are ANDed; a list matches any of its values.
+// Selects jobs. Set fields are ANDed; a list matches any of its values and has at most 1,000 of them.
 type JobFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only jobs in one of these statuses.
@@ -1603,31 +1663,33 @@ type JobFilter struct {
 	QueueNames []string `protobuf:"bytes,3,rep,name=queue_names,json=queueNames,proto3" json:"queue_names,omitempty"`
 	// Only jobs of these priorities.
 	Priorities []int32 `protobuf:"varint,4,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
-	// Only jobs with these ids.
+	// Only jobs with these ids, as UUIDs.
 	Ids []string `protobuf:"bytes,5,rep,name=ids,proto3" json:"ids,omitempty"`
 	// Only jobs that were created in this range.
 	CreatedAt *TimeRange `protobuf:"bytes,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// Only jobs that were finished in this range.
 	CompletedAt *TimeRange `protobuf:"bytes,7,opt,name=completed_at,json=completedAt,proto3" json:"completed_at,omitempty"`
-	// Only jobs with an error, or only those without.
+	// Only jobs with an error message (true), or only jobs without one (false).
 	HasError *bool `protobuf:"varint,8,opt,name=has_error,json=hasError,proto3,oneof" json:"has_error,omitempty"`
-	// Only jobs whose last attempt took at least this long; that of a running one until now.
+	// Only jobs whose last attempt took at least this long. A running attempt is measured up to now.
+	// Jobs without an attempt do not match.
 	MinDuration *durationpb.Duration `protobuf:"bytes,9,opt,name=min_duration,json=minDuration,proto3" json:"min_duration,omitempty"`
-	// Only jobs whose last attempt took at most this long; that of a running one until now.
+	// Only jobs whose last attempt took at most this long. A running attempt is measured up to now.
+	// Jobs without an attempt do not match.
 	MaxDuration *durationpb.Duration `protobuf:"bytes,10,opt,name=max_duration,json=maxDuration,proto3" json:"max_duration,omitempty"`
-	// Only dead letters, or only others.
+	// Only dead letters (true), or only other jobs (false).
 	Dead *bool `protobuf:"varint,11,opt,name=dead,proto3,oneof" json:"dead,omitempty"`
-	// Only jobs that this worker runs or ran last.
+	// Only jobs that this worker runs or ran last. Empty means any.
 	WorkerId string `protobuf:"bytes,12,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
-	// Only jobs with one of these keys.
+	// Only jobs with one of these concurrency keys. Jobs without a key cannot be selected by it.
 	ConcurrencyKeys []string `protobuf:"bytes,13,rep,name=concurrency_keys,json=concurrencyKeys,proto3" json:"concurrency_keys,omitempty"`
-	// Only jobs that this schedule made.
+	// Only jobs that this schedule created. Empty means any.
 	ScheduleId string `protobuf:"bytes,14,opt,name=schedule_id,json=scheduleId,proto3" json:"schedule_id,omitempty"`
 	// Only jobs with one of these error codes.
 	ErrorCodes []string `protobuf:"bytes,15,rep,name=error_codes,json=errorCodes,proto3" json:"error_codes,omitempty"`
-	// Only jobs for which a cancellation was asked for, or only others.
+	// Only jobs whose cancellation was requested (true), or only other jobs (false).
 	CancelRequested *bool `protobuf:"varint,16,opt,name=cancel_requested,json=cancelRequested,proto3,oneof" json:"cancel_requested,omitempty"`
-	// Only jobs that could have run in this range: by `scheduled_at`.
+	// Only jobs whose `scheduled_at` lies in this range.
 	ScheduledAt   *TimeRange `protobuf:"bytes,17,opt,name=scheduled_at,json=scheduledAt,proto3" json:"scheduled_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1785,13 +1847,14 @@ func (x *JobFilter) GetScheduledAt() *TimeRange {
 // The request of `ListJobs`.
 type ListJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which jobs. Absent means all.
+	// Selects the jobs. Absent means all.
 	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// How they are sorted.
+	// Order of the jobs. Defaults to newest first.
 	Order JobOrder `protobuf:"varint,2,opt,name=order,proto3,enum=watchpost.v1.JobOrder" json:"order,omitempty"`
-	// How many jobs, at most 1,000. Defaults to 50.
+	// Number of jobs per page, at most 1,000; more means 1,000. Defaults to 50.
 	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before, with the same filter and order. Empty for the first one.
+	// The `next_page_token` of the page before. Empty for the first page. With another filter or order
+	// the call fails with `INVALID_ARGUMENT`.
 	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1858,9 +1921,9 @@ func (x *ListJobsRequest) GetPageToken() string {
 // The response of `ListJobs`.
 type ListJobsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The jobs.
+	// Jobs of this page.
 	Jobs []*Job `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty"`
-	// Where the next page begins. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1913,17 +1976,19 @@ func (x *ListJobsResponse) GetNextPageToken() string {
 // The request of `SearchJobs`.
 type SearchJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A text that the type, queue, step, error message, error code, worker or key holds, or with which the
-	// id begins; at most 200 characters. The case of A to Z does not matter. Empty means any.
+	// Text to search for, at most 200 characters; the case of A to Z does not matter. Empty means any.
+	//
+	// It is searched in type, queue, step, error message, error code, worker, concurrency key and
+	// unique key. A job matches also if its id begins with the text.
 	Query string `protobuf:"bytes,1,opt,name=query,proto3" json:"query,omitempty"`
-	// Which jobs. Absent means all.
+	// Selects the jobs. Absent means all.
 	Filter *JobFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
-	// How they are sorted.
+	// Order of the jobs. Defaults to newest first.
 	Order JobOrder `protobuf:"varint,3,opt,name=order,proto3,enum=watchpost.v1.JobOrder" json:"order,omitempty"`
-	// How many jobs, at most 1,000. Defaults to 50.
+	// Number of jobs per page, at most 1,000; more means 1,000. Defaults to 50.
 	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before, with the same query, filter and order. Empty for the
-	// first one.
+	// The `next_page_token` of the page before. Empty for the first page. With another query, filter or
+	// order the call fails with `INVALID_ARGUMENT`.
 	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1997,15 +2062,15 @@ func (x *SearchJobsRequest) GetPageToken() string {
 // The response of `SearchJobs`.
 type SearchJobsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The jobs.
+	// Jobs of this page.
 	Jobs []*Job `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty"`
-	// Where the next page begins. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// How many jobs match, on all pages.
+	// Number of matching jobs, on all pages.
 	Total int64 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
-	// How many of them by status, those with none left out.
+	// Numbers of matching jobs by status. Statuses without jobs are left out.
 	ByStatus []*JobStatusCount `protobuf:"bytes,4,rep,name=by_status,json=byStatus,proto3" json:"by_status,omitempty"`
-	// How many of them by type, most first; at most 1,000 types.
+	// Numbers of matching jobs by type, most first; at most 1,000 types.
 	ByType        []*JobTypeCount `protobuf:"bytes,5,rep,name=by_type,json=byType,proto3" json:"by_type,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2076,12 +2141,12 @@ func (x *SearchJobsResponse) GetByType() []*JobTypeCount {
 	return nil
 }
 
-// How many jobs are in a status.
+// Number of jobs in one status.
 type JobStatusCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The status.
+	// Status of the counted jobs.
 	Status JobStatus `protobuf:"varint,1,opt,name=status,proto3,enum=watchpost.v1.JobStatus" json:"status,omitempty"`
-	// How many.
+	// Number of jobs in this status.
 	Jobs          int64 `protobuf:"varint,2,opt,name=jobs,proto3" json:"jobs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2131,12 +2196,12 @@ func (x *JobStatusCount) GetJobs() int64 {
 	return 0
 }
 
-// How many jobs are of a type.
+// Number of jobs of one type.
 type JobTypeCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The type.
+	// Type of the counted jobs.
 	JobType string `protobuf:"bytes,1,opt,name=job_type,json=jobType,proto3" json:"job_type,omitempty"`
-	// How many.
+	// Number of jobs of this type.
 	Jobs          int64 `protobuf:"varint,2,opt,name=jobs,proto3" json:"jobs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2186,32 +2251,32 @@ func (x *JobTypeCount) GetJobs() int64 {
 	return 0
 }
 
-// A run of a job: a row of `job_attempts`.
+// One run of a job: a row of `job_attempts`.
 type JobAttempt struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// UUID version 7.
+	// Id of the attempt, a UUID version 7.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The job.
+	// Id of the job.
 	JobId string `protobuf:"bytes,2,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Counts from 1, without a gap.
+	// Number of the attempt within its job, from 1, without a gap.
 	AttemptNumber int32 `protobuf:"varint,3,opt,name=attempt_number,json=attemptNumber,proto3" json:"attempt_number,omitempty"`
-	// When it began.
+	// Time at which a worker claimed the job.
 	StartedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	// When it ended.
+	// Time at which the attempt ended. Absent while it runs.
 	EndedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
-	// How it is going.
+	// Status of the attempt.
 	Status JobAttemptStatus `protobuf:"varint,6,opt,name=status,proto3,enum=watchpost.v1.JobAttemptStatus" json:"status,omitempty"`
-	// Who ran it.
+	// Id of the worker that ran the attempt.
 	WorkerId *string `protobuf:"bytes,7,opt,name=worker_id,json=workerId,proto3,oneof" json:"worker_id,omitempty"`
-	// Why it failed.
+	// Error message of the attempt. Absent if it ended without an error.
 	ErrorMessage *string `protobuf:"bytes,8,opt,name=error_message,json=errorMessage,proto3,oneof" json:"error_message,omitempty"`
-	// Where it did.
+	// Traceback of the error, as the worker reported it.
 	ErrorTraceback *string `protobuf:"bytes,9,opt,name=error_traceback,json=errorTraceback,proto3,oneof" json:"error_traceback,omitempty"`
-	// What came of it.
+	// Result that the worker reported. Present only if the attempt completed the job with a result.
 	Result *structpb.Struct `protobuf:"bytes,10,opt,name=result,proto3" json:"result,omitempty"`
-	// Why it ended.
+	// Reason why the attempt ended.
 	Outcome JobAttemptOutcome `protobuf:"varint,11,opt,name=outcome,proto3,enum=watchpost.v1.JobAttemptOutcome" json:"outcome,omitempty"`
-	// What kind of error it was.
+	// Code of the error, for programs, see `Job.error_code`.
 	ErrorCode     *string `protobuf:"bytes,12,opt,name=error_code,json=errorCode,proto3,oneof" json:"error_code,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2334,11 +2399,11 @@ func (x *JobAttempt) GetErrorCode() string {
 // The request of `ListJobAttempts`.
 type ListJobAttemptsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Required. Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// How many attempts, at most 1,000. Defaults to 50.
+	// Number of attempts per page, at most 1,000; more means 1,000. Defaults to 50.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first one.
+	// The `next_page_token` of the page before, for the same job. Empty for the first page.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2398,9 +2463,9 @@ func (x *ListJobAttemptsRequest) GetPageToken() string {
 // The response of `ListJobAttempts`.
 type ListJobAttemptsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The attempts.
+	// Attempts of this page, oldest first.
 	Attempts []*JobAttempt `protobuf:"bytes,1,rep,name=attempts,proto3" json:"attempts,omitempty"`
-	// Where the next page begins. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2450,31 +2515,38 @@ func (x *ListJobAttemptsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// A change of a job's status: a row of `job_transitions`.
+// One change of a job's status: a row of `job_transitions`.
 type JobTransition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// UUID version 7.
+	// Id of the transition, a UUID version 7.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The job.
+	// Id of the job.
 	JobId string `protobuf:"bytes,2,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// What it was before.
+	// Status before the transition.
 	FromStatus JobStatus `protobuf:"varint,3,opt,name=from_status,json=fromStatus,proto3,enum=watchpost.v1.JobStatus" json:"from_status,omitempty"`
-	// What it has been since.
+	// Status after the transition.
 	ToStatus JobStatus `protobuf:"varint,4,opt,name=to_status,json=toStatus,proto3,enum=watchpost.v1.JobStatus" json:"to_status,omitempty"`
-	// When.
+	// Time of the transition. It is never before that of the previous transition, even if clocks are
+	// set back.
 	TransitionedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=transitioned_at,json=transitionedAt,proto3" json:"transitioned_at,omitempty"`
-	// What did it: `worker`, `user`, `timeout`, `retry` (a failure that is to be tried again) or `system`
-	// (a rescue); others may come.
+	// Kind of the cause; others may be added:
+	//
+	// - `worker`: a claim or a report of a worker.
+	// - `retry`: a worker reported a failure, and the job is queued to be tried again.
+	// - `timeout`: the attempt timed out, or the deadline passed.
+	// - `user`: a call of `JobService`.
+	// - `system`: a rescue, or a payload that cannot be delivered.
 	TriggeredBy string `protobuf:"bytes,6,opt,name=triggered_by,json=triggeredBy,proto3" json:"triggered_by,omitempty"`
-	// More of it.
+	// Metadata that another program has stored. This server stores none.
 	Metadata *structpb.Struct `protobuf:"bytes,7,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// The job's `version_id` after it.
+	// The `version_id` of the job after the transition.
 	VersionId *int32 `protobuf:"varint,8,opt,name=version_id,json=versionId,proto3,oneof" json:"version_id,omitempty"`
-	// The attempt that it began or ended.
+	// Number of the attempt that the transition began or ended.
 	AttemptNumber *int32 `protobuf:"varint,9,opt,name=attempt_number,json=attemptNumber,proto3,oneof" json:"attempt_number,omitempty"`
-	// Who did it: a worker by its id, a user by name or address.
+	// Worker id, or the actor of a call as given by the client, else its address. Absent for timeouts
+	// and rescues.
 	Actor *string `protobuf:"bytes,10,opt,name=actor,proto3,oneof" json:"actor,omitempty"`
-	// Why.
+	// Reason of the call, message of the error, or description of the rescue; at most 1,000 characters.
 	Reason        *string `protobuf:"bytes,11,opt,name=reason,proto3,oneof" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2590,11 +2662,11 @@ func (x *JobTransition) GetReason() string {
 // The request of `ListJobTransitions`.
 type ListJobTransitionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Required. Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// How many transitions, at most 1,000. Defaults to 50.
+	// Number of transitions per page, at most 1,000; more means 1,000. Defaults to 50.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first one.
+	// The `next_page_token` of the page before, for the same job. Empty for the first page.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2654,9 +2726,9 @@ func (x *ListJobTransitionsRequest) GetPageToken() string {
 // The response of `ListJobTransitions`.
 type ListJobTransitionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The transitions.
+	// Transitions of this page, oldest first.
 	Transitions []*JobTransition `protobuf:"bytes,1,rep,name=transitions,proto3" json:"transitions,omitempty"`
-	// Where the next page begins. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2706,24 +2778,24 @@ func (x *ListJobTransitionsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// A line of a job's log: a row of `job_logs`.
+// One line of the log of a job: a row of `job_logs`.
 type JobLog struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// UUID version 7.
+	// Id of the line, a UUID version 7.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The job.
+	// Id of the job.
 	JobId string `protobuf:"bytes,2,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// The attempt that logged it.
+	// Number of the attempt that logged the line.
 	AttemptNumber int32 `protobuf:"varint,3,opt,name=attempt_number,json=attemptNumber,proto3" json:"attempt_number,omitempty"`
-	// When it was logged, by the worker's clock if it said so.
+	// Time of the line by the worker's clock. By the server's clock if the worker gave none.
 	Timestamp *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=timestamp,proto3" json:"timestamp,omitempty"`
-	// How serious it is.
+	// Severity of the line.
 	Level JobLogLevel `protobuf:"varint,5,opt,name=level,proto3,enum=watchpost.v1.JobLogLevel" json:"level,omitempty"`
-	// What it says.
+	// Text of the line, 1 to 10,000 characters.
 	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
-	// More of it.
+	// Context of the line, free in form, as the worker gave it.
 	Context *structpb.Struct `protobuf:"bytes,7,opt,name=context,proto3" json:"context,omitempty"`
-	// Counts the lines of the job from 1, without a gap.
+	// Number of the line in the log of the job, from 1, without a gap, over all attempts.
 	Line          *int64 `protobuf:"varint,8,opt,name=line,proto3,oneof" json:"line,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2815,12 +2887,12 @@ func (x *JobLog) GetLine() int64 {
 	return 0
 }
 
-// Which lines of a job's log. Set fields are ANDed.
+// Selects lines of the log of a job. Set fields are ANDed.
 type JobLogFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only lines that are at least this serious.
+	// Only lines of this severity or a higher one. Unspecified means any.
 	MinLevel JobLogLevel `protobuf:"varint,1,opt,name=min_level,json=minLevel,proto3,enum=watchpost.v1.JobLogLevel" json:"min_level,omitempty"`
-	// Only lines that were logged in this range.
+	// Only lines whose `timestamp` lies in this range.
 	Timestamp *TimeRange `protobuf:"bytes,2,opt,name=timestamp,proto3" json:"timestamp,omitempty"`
 	// Only lines of this attempt.
 	AttemptNumber *int32 `protobuf:"varint,3,opt,name=attempt_number,json=attemptNumber,proto3,oneof" json:"attempt_number,omitempty"`
@@ -2891,13 +2963,13 @@ func (x *JobLogFilter) GetText() string {
 // The request of `ListJobLogs`.
 type ListJobLogsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Required. Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Which lines. Absent means all.
+	// Selects the lines. Absent means all.
 	Filter *JobLogFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
-	// How many lines, at most 1,000. Defaults to 50.
+	// Number of lines per page, at most 1,000; more means 1,000. Defaults to 50.
 	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before, with the same filter. Empty for the first one.
+	// The `next_page_token` of the page before, for the same job and filter. Empty for the first page.
 	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2964,9 +3036,9 @@ func (x *ListJobLogsRequest) GetPageToken() string {
 // The response of `ListJobLogs`.
 type ListJobLogsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The lines.
+	// Lines of this page.
 	Logs []*JobLog `protobuf:"bytes,1,rep,name=logs,proto3" json:"logs,omitempty"`
-	// Where the next page begins. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3019,11 +3091,11 @@ func (x *ListJobLogsResponse) GetNextPageToken() string {
 // The request of `TailJobLogs`.
 type TailJobLogsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Required. Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Only lines after this one. 0 for all.
+	// Only lines with a higher number than this. 0 means all.
 	AfterLine int64 `protobuf:"varint,2,opt,name=after_line,json=afterLine,proto3" json:"after_line,omitempty"`
-	// Only lines that are at least this serious.
+	// Only lines of this severity or a higher one. Unspecified means any.
 	MinLevel      JobLogLevel `protobuf:"varint,3,opt,name=min_level,json=minLevel,proto3,enum=watchpost.v1.JobLogLevel" json:"min_level,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3083,11 +3155,12 @@ func (x *TailJobLogsRequest) GetMinLevel() JobLogLevel {
 // The request of `CancelJob`.
 type CancelJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Required. Id of the job, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Who asks for it, at most 100 characters. Defaults to the address of the client.
+	// Actor that requests the cancellation, at most 100 characters. Defaults to the address of the
+	// client.
 	Actor string `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Why, at most 1,000 characters.
+	// Reason for the cancellation, at most 1,000 characters. The worker receives it.
 	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3147,13 +3220,13 @@ func (x *CancelJobRequest) GetReason() string {
 // The request of `RetryJob`.
 type RetryJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Required. Id of the job, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Who asks for it, at most 100 characters. Defaults to the address of the client.
+	// Actor that requests the retry, at most 100 characters. Defaults to the address of the client.
 	Actor string `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Why, at most 1,000 characters.
+	// Reason for the retry, at most 1,000 characters. It is stored in the transition.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	// From when on it may run. Defaults to now.
+	// Earliest time at which the job may run. Defaults to now, and so does a time in the past.
 	ScheduledAt   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=scheduled_at,json=scheduledAt,proto3" json:"scheduled_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3220,7 +3293,7 @@ func (x *RetryJobRequest) GetScheduledAt() *timestamppb.Timestamp {
 // The request of `DeleteJob`.
 type DeleteJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Required. Id of the job, a UUID.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3303,15 +3376,16 @@ func (*DeleteJobResponse) Descriptor() ([]byte, []int) {
 // The request of `CancelJobs`.
 type CancelJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which jobs.
+	// Selects the jobs. Must not be empty unless `all` is set.
 	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// All jobs. Must be set if the filter is empty, and only then.
+	// Selects all jobs. Must be set if the filter is empty, and only then.
 	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
-	// Only tell how many it would be.
+	// Only counts the jobs, and changes nothing.
 	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	// Who asks for it, at most 100 characters. Defaults to the address of the client.
+	// Actor that requests the cancellation, at most 100 characters. Defaults to the address of the
+	// client.
 	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Why, at most 1,000 characters.
+	// Reason for the cancellation, at most 1,000 characters. The worker receives it.
 	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3385,15 +3459,15 @@ func (x *CancelJobsRequest) GetReason() string {
 // The request of `RetryJobs`.
 type RetryJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which jobs.
+	// Selects the jobs. Must not be empty unless `all` is set.
 	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// All jobs. Must be set if the filter is empty, and only then.
+	// Selects all jobs. Must be set if the filter is empty, and only then.
 	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
-	// Only tell how many it would be.
+	// Only counts the jobs, and changes nothing. Unique keys that are held are not checked.
 	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	// Who asks for it, at most 100 characters. Defaults to the address of the client.
+	// Actor that requests the retry, at most 100 characters. Defaults to the address of the client.
 	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Why, at most 1,000 characters.
+	// Reason for the retry, at most 1,000 characters. It is stored in the transition.
 	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3467,11 +3541,11 @@ func (x *RetryJobsRequest) GetReason() string {
 // The request of `DeleteJobs`.
 type DeleteJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which jobs.
+	// Selects the jobs. Must not be empty unless `all` is set.
 	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// All jobs. Must be set if the filter is empty, and only then.
+	// Selects all jobs. Must be set if the filter is empty, and only then.
 	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
-	// Only tell how many it would be.
+	// Only counts the jobs, and changes nothing.
 	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3528,18 +3602,21 @@ func (x *DeleteJobsRequest) GetDryRun() bool {
 	return false
 }
 
-// What became of jobs that matched.
+// Result of a call that cancels, retries or deletes many jobs.
 type MoveJobsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many matched.
+	// Number of matching jobs: `moved`, `unique_key_held` and all of `not_moved`. Jobs that another
+	// call changed or deleted meanwhile may be missing.
 	Matched int64 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
-	// How many were cancelled, asked to be cancelled, queued again or deleted.
+	// Number of jobs that were cancelled, queued again or deleted, or whose cancellation was requested.
+	// With `dry_run`, the number that would be.
 	Moved int64 `protobuf:"varint,2,opt,name=moved,proto3" json:"moved,omitempty"`
-	// How many of these run and were asked to be cancelled.
+	// Number of jobs of `moved` that were running, so that their cancellation was only requested.
 	Requested int64 `protobuf:"varint,3,opt,name=requested,proto3" json:"requested,omitempty"`
-	// How many were left alone, by the status that they have.
+	// Numbers of jobs that stayed as they were, by their status.
 	NotMoved []*JobStatusCount `protobuf:"bytes,4,rep,name=not_moved,json=notMoved,proto3" json:"not_moved,omitempty"`
-	// How many were left alone because another job holds their `unique_key`.
+	// Number of jobs that stayed as they were because another job holds their `unique_key`. Always 0
+	// with `dry_run`.
 	UniqueKeyHeld int64 `protobuf:"varint,5,opt,name=unique_key_held,json=uniqueKeyHeld,proto3" json:"unique_key_held,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3613,9 +3690,10 @@ func (x *MoveJobsResponse) GetUniqueKeyHeld() int64 {
 // The request of `GetJobStats`.
 type GetJobStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which jobs. Absent means all.
+	// Selects the jobs. Absent means all.
 	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Over which time up to now throughput, waits and runs are told, in [1 s, 31 days]. Defaults to 1 h.
+	// Length of the time window up to now, for throughput, waiting and running times. In [1 s, 31
+	// days]. Defaults to 1 h.
 	Window        *durationpb.Duration `protobuf:"bytes,2,opt,name=window,proto3" json:"window,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3668,19 +3746,21 @@ func (x *GetJobStatsRequest) GetWindow() *durationpb.Duration {
 // The response of `GetJobStats`.
 type GetJobStatsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many jobs there are.
+	// Number of matching jobs.
 	Total int64 `protobuf:"varint,1,opt,name=total,proto3" json:"total,omitempty"`
-	// How many of them by status, those with none left out.
+	// Numbers of matching jobs by status. Statuses without jobs are left out.
 	ByStatus []*JobStatusCount `protobuf:"bytes,2,rep,name=by_status,json=byStatus,proto3" json:"by_status,omitempty"`
-	// The same for each type, most first; at most 1,000 types.
+	// Statistics of each type, the type with most jobs first; at most 1,000 types.
 	ByType []*JobTypeStats `protobuf:"bytes,3,rep,name=by_type,json=byType,proto3" json:"by_type,omitempty"`
-	// How many are dead letters.
+	// Number of matching dead letters.
 	Dead int64 `protobuf:"varint,4,opt,name=dead,proto3" json:"dead,omitempty"`
-	// How long the job that has waited longest could have run and did not, in milliseconds. Absent if none waits.
+	// Waiting time of the queued job with the earliest `scheduled_at`, in milliseconds. Absent if no
+	// queued job may run yet.
 	OldestQueuedMs *int64 `protobuf:"varint,5,opt,name=oldest_queued_ms,json=oldestQueuedMs,proto3,oneof" json:"oldest_queued_ms,omitempty"`
-	// How long completed jobs of the window ran on average, in milliseconds. Absent without any.
+	// Average duration of the last attempts of jobs that completed in the window, in milliseconds.
+	// Absent without such jobs.
 	AverageRunMs *float64 `protobuf:"fixed64,6,opt,name=average_run_ms,json=averageRunMs,proto3,oneof" json:"average_run_ms,omitempty"`
-	// How many jobs were finished per second of the window.
+	// Number of jobs that completed, failed for good or were cancelled in the window, per second of it.
 	FinishedPerSecond float64 `protobuf:"fixed64,7,opt,name=finished_per_second,json=finishedPerSecond,proto3" json:"finished_per_second,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -3765,22 +3845,24 @@ func (x *GetJobStatsResponse) GetFinishedPerSecond() float64 {
 	return 0
 }
 
-// What `GetJobStats` tells of a type.
+// Statistics of the jobs of one type.
 type JobTypeStats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The type.
+	// Type of the jobs.
 	JobType string `protobuf:"bytes,1,opt,name=job_type,json=jobType,proto3" json:"job_type,omitempty"`
-	// How many jobs there are by status, those with none left out.
+	// Numbers of jobs by status. Statuses without jobs are left out.
 	ByStatus []*JobStatusCount `protobuf:"bytes,2,rep,name=by_status,json=byStatus,proto3" json:"by_status,omitempty"`
-	// How many were finished in the window.
+	// Number of jobs that completed, failed for good or were cancelled in the window.
 	Finished int64 `protobuf:"varint,3,opt,name=finished,proto3" json:"finished,omitempty"`
-	// How long they waited before their last attempt, in milliseconds: the median. Absent without any.
+	// Median waiting time of jobs finished in the window, from `scheduled_at` to their last attempt, in
+	// milliseconds. Absent without such jobs.
 	WaitMsP50 *float64 `protobuf:"fixed64,4,opt,name=wait_ms_p50,json=waitMsP50,proto3,oneof" json:"wait_ms_p50,omitempty"`
-	// 95 of 100 waited no longer than this.
+	// 95th percentile of the same waiting time, in milliseconds. Absent without such jobs.
 	WaitMsP95 *float64 `protobuf:"fixed64,5,opt,name=wait_ms_p95,json=waitMsP95,proto3,oneof" json:"wait_ms_p95,omitempty"`
-	// How long their last attempt took, in milliseconds: the median.
+	// Median duration of the last attempts of jobs finished in the window, in milliseconds. Absent
+	// without such jobs.
 	RunMsP50 *float64 `protobuf:"fixed64,6,opt,name=run_ms_p50,json=runMsP50,proto3,oneof" json:"run_ms_p50,omitempty"`
-	// 95 of 100 took no longer than this.
+	// 95th percentile of the same duration, in milliseconds. Absent without such jobs.
 	RunMsP95      *float64 `protobuf:"fixed64,7,opt,name=run_ms_p95,json=runMsP95,proto3,oneof" json:"run_ms_p95,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3865,19 +3947,20 @@ func (x *JobTypeStats) GetRunMsP95() float64 {
 	return 0
 }
 
-// A change of a job.
+// One change of a job.
 type JobChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What happened to it.
+	// Kind of the change.
 	Kind JobChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.JobChangeKind" json:"kind,omitempty"`
-	// The job after the change, without payload, result and traceback; if it was deleted, no more than its
-	// id, type, queue and last status.
+	// The job after the change, without payload, result and traceback. A deleted job has only its id,
+	// type, queue and last status.
 	Job *Job `protobuf:"bytes,2,opt,name=job,proto3" json:"job,omitempty"`
-	// What did it, as in `JobTransition`. Empty where its status did not change.
+	// Kind of the cause, as in `JobTransition.triggered_by`. Empty where nothing but progress was
+	// reported, in `EXISTING`, and for created and deleted jobs.
 	TriggeredBy string `protobuf:"bytes,3,opt,name=triggered_by,json=triggeredBy,proto3" json:"triggered_by,omitempty"`
-	// Who did it.
+	// Worker or client that caused the change, as in `JobTransition.actor`. Empty if unknown.
 	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Why.
+	// Reason of the change, as in `JobTransition.reason`. Empty if there is none.
 	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3948,10 +4031,11 @@ func (x *JobChange) GetReason() string {
 	return ""
 }
 
-// The changes of jobs of one transaction, or up to 500 of them, as `MonitorService.Watch` has them.
+// Changes of jobs that one transaction made, up to 500 of them in one response of
+// `MonitorService.Watch`.
 type JobChanges struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The changes, those of one job in their order.
+	// The changes. Those of one job are in the order in which they happened.
 	Changes       []*JobChange `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3994,10 +4078,10 @@ func (x *JobChanges) GetChanges() []*JobChange {
 	return nil
 }
 
-// Lines that were added to the logs of jobs in one transaction.
+// Lines that one transaction added to the logs of jobs.
 type JobLogs struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The lines, those of one job in their order.
+	// The lines. Those of one job are in the order of their numbers.
 	Logs          []*JobLog `protobuf:"bytes,1,rep,name=logs,proto3" json:"logs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4043,14 +4127,15 @@ func (x *JobLogs) GetLogs() []*JobLog {
 // The request of `WatchJob`.
 type WatchJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job.
+	// Required. Id of the job, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Where to go on: the `cursor` of a response of an earlier watch of this job. Empty to begin with the
-	// job as it is.
+	// The `cursor` of a response of an earlier watch of this job, after which to resume. Empty means to
+	// begin with the present state of the job.
 	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// Whether lines of its log are sent too: those that come from then on.
+	// Whether log lines are sent too: those that are added after the watch has begun, or after the
+	// cursor.
 	Logs bool `protobuf:"varint,3,opt,name=logs,proto3" json:"logs,omitempty"`
-	// How often to send a heartbeat, in [0.1 s, 300 s]. Defaults to 5 s.
+	// Time between heartbeats, in [0.1 s, 300 s]. Defaults to 5 s.
 	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,4,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -4117,22 +4202,25 @@ func (x *WatchJobRequest) GetHeartbeatInterval() *durationpb.Duration {
 // The request of `WatchJobs`.
 type WatchJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which jobs: of the filter only statuses, types, queues, priorities, ids, concurrency keys, schedule,
-	// error codes, worker and `dead` may be set. It looks at the job after the change; of a deleted one only
-	// at its status, type, queue and id.
+	// Selects the jobs. The filter applies to the job after the change. Only these fields may be set:
+	// `statuses`, `job_types`, `queue_names`, `priorities`, `ids`, `concurrency_keys`, `schedule_id`,
+	// `error_codes`, `worker_id` and `dead`. Of a deleted job only status, type, queue and id are
+	// compared.
 	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Where to go on: the `cursor` of a response of an earlier watch. Empty to begin now.
+	// The `cursor` of a response of an earlier watch, after which to resume. Empty means to begin now.
 	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// Begin with all jobs that match and are queued or running, oldest first, then go on without a gap. There
-	// may be at most 100,000 of them. Must be left out with a cursor.
+	// Whether the watch begins with all matching jobs that are queued or running, oldest first, and
+	// goes on without a gap. More than 100,000 jobs are refused with `INVALID_ARGUMENT`. Must be left
+	// out with a cursor.
 	//
-	// The server keeps the snapshot until the client has read it. Watches that begin at the same time with the same filter
-	// share one. Fails with `UNAVAILABLE` (`SERVER_BUSY`) while snapshots take all of `--snapshot-memory`. A watch whose
-	// client has not read its snapshot within 30 s may end with `SERVER_BUSY`, because newer snapshots need the memory.
+	// The server keeps the snapshot until the client has read it. Watches that begin at the same time
+	// with the same filter share one. Fails with `UNAVAILABLE` (`SERVER_BUSY`) while snapshots take all
+	// of `--snapshot-memory`. A watch whose client has not read its snapshot within 30 s may end with
+	// `SERVER_BUSY`, because newer snapshots need the memory.
 	Snapshot bool `protobuf:"varint,3,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
-	// Whether lines of their logs are sent too. Only the ids of the filter may be set then.
+	// Whether log lines of the jobs are sent too. The filter may then contain ids only.
 	Logs bool `protobuf:"varint,4,opt,name=logs,proto3" json:"logs,omitempty"`
-	// How often to send a heartbeat, in [0.1 s, 300 s]. Defaults to 5 s.
+	// Time between heartbeats, in [0.1 s, 300 s]. Defaults to 5 s.
 	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,5,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -4206,10 +4294,14 @@ func (x *WatchJobsRequest) GetHeartbeatInterval() *durationpb.Duration {
 // One message of a watch of jobs.
 type WatchJobsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Where to go on after this response. Opaque. Several responses may have the same: those of one
-	// transaction, of which only the last one has its cursor and the others have none.
+	// Position after this response, opaque, from which a later watch resumes. Keep the last one that is
+	// not empty.
+	//
+	// Of several responses of one transaction, only the last that this watch gets has a cursor. After a
+	// break in the middle, the whole transaction is sent again. Responses of a snapshot have none
+	// before `snapshot_end`.
 	Cursor string `protobuf:"bytes,1,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// What happened.
+	// Content of the message.
 	//
 	// Types that are valid to be assigned to Update:
 	//
@@ -4322,17 +4414,18 @@ type WatchJobsResponse_Job struct {
 }
 
 type WatchJobsResponse_Log struct {
-	// A line of a job's log.
+	// A line that was added to the log of a job.
 	Log *JobLog `protobuf:"bytes,3,opt,name=log,proto3,oneof"`
 }
 
 type WatchJobsResponse_Heartbeat struct {
-	// Nothing happened, but the server is there. It is the first response unless there is a snapshot.
+	// Sign of life with the server's time. It is the first response unless the watch begins with a
+	// job or a snapshot.
 	Heartbeat *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=heartbeat,proto3,oneof"`
 }
 
 type WatchJobsResponse_SnapshotEnd struct {
-	// How many jobs were sent of those that there were; what follows happens from then on.
+	// End of the snapshot, with the number of jobs sent. Later responses are changes after it.
 	SnapshotEnd int64 `protobuf:"varint,5,opt,name=snapshot_end,json=snapshotEnd,proto3,oneof"`
 }
 

@@ -43,8 +43,8 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Work that is done in the background: it is put into a queue here, and worked by workers in any
-// language through `JobWorkerService`.
+// Creates, finds, cancels and retries background jobs. Workers in any language run them through
+// `JobWorkerService`.
 //
 // The life of a job:
 //
@@ -59,84 +59,146 @@ const (
 // ```
 //
 // Each run is a `JobAttempt`, each change of status a `JobTransition`. Both are written in the
-// transaction of the change, so that the three tell one story at any time. Jobs are delivered at
-// least once: a worker that is cut off may go on for a while although its job was given to another
-// one, so what it does outside has to be repeatable. What it reports has no effect any more: only the
-// holder of the current lease can finish a job.
+// transaction of the change, so that they always agree with the job.
 //
-// In the terms of River, a job with `scheduled_at` ahead is "scheduled", one with `next_retry_at` ahead
-// "retryable", and a dead letter "discarded".
+// Jobs are delivered at least once. A worker that was cut off may continue a job that another worker
+// has by now. The effects of a job outside Watchpost must therefore be repeatable. The reports of the
+// first worker have no effect: only the holder of the current lease can finish a job.
+//
+// Every call that names one job fails with `NOT_FOUND` if the job does not exist or was deleted.
+// Finished jobs are deleted after their retention time (`--job-retention-completed` and others).
+// Queued and running jobs are not.
+//
+// In the terms of River, a job with `scheduled_at` ahead is "scheduled", one with `next_retry_at`
+// ahead "retryable", and a dead letter "discarded".
 type JobServiceClient interface {
-	// Puts a job into its queue.
+	// Creates a job and puts it into its queue.
 	//
-	// With a `request_id`, a call that was made before with the same one and the same content is
-	// answered with the job that it made, as it is now. With a `unique_key` that another job of the type
-	// holds, fails with `ALREADY_EXISTS` (`ALREADY_EXISTS`), and `metadata` holds its `job_id` and
-	// `status`. Fails with `ALREADY_EXISTS` (`IDEMPOTENCY_KEY_REUSED`) for a `request_id` with other
-	// content.
+	// A job cannot be changed after this call. To replace a queued job, call `CancelJob` and create
+	// another one. A cancelled job may still hold its `unique_key`, see `UniqueJob.states`; `DeleteJob`
+	// frees the key. To postpone a job, cancel it and call `RetryJob` with `scheduled_at`. Priority,
+	// limits of attempts and timeouts are copied from the job type now, so that later changes of the
+	// type do not affect the job.
+	//
+	// A repeated call with the same `request_id` and the same content creates nothing. It returns the
+	// job of the first call in its present state.
+	//
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds. Fails with
+	// `ALREADY_EXISTS` (`ALREADY_EXISTS`) if another job of the type holds the unique key; `metadata`
+	// has the `job_id` and `status` of that job. Fails with `ALREADY_EXISTS` (`IDEMPOTENCY_KEY_REUSED`)
+	// if the `request_id` was used with other content.
 	CreateJob(ctx context.Context, in *CreateJobRequest, opts ...grpc.CallOption) (*Job, error)
-	// Puts up to 10,000 jobs into their queues, in their order: each 1,000 of them in a transaction, so
-	// that others can write in between. A job whose `unique_key` is held, by an earlier one of the call
-	// too, or whose `request_id` was used, is not made and does not keep the others from being made; its
-	// result says which job stands. A malformed one fails the call with `INVALID_ARGUMENT`, and none is
-	// made. If the call fails otherwise, or ends early, jobs of earlier transactions stay made: repeat it
-	// with the same `request_id` in each request, and only those that are missing are made. Messages are
-	// limited to 4 MiB unless the server says otherwise.
+	// Creates up to 10,000 jobs in the order of the requests. Each 1,000 of them share a transaction,
+	// so that other writers get their turn in between.
+	//
+	// A request whose `unique_key` is held or whose `request_id` was used creates no job. This includes
+	// keys and ids of earlier requests of the same call. The other jobs are created all the same, and
+	// the result names the existing job. A malformed request fails the call with `INVALID_ARGUMENT`,
+	// and no job is created.
+	//
+	// If the call fails otherwise or ends early, the jobs of completed transactions stay. To repeat the
+	// call safely, set a `request_id` in each request: only the missing jobs are then created. A
+	// message may have 4 MiB unless the server is configured otherwise.
 	BatchCreateJobs(ctx context.Context, in *BatchCreateJobsRequest, opts ...grpc.CallOption) (*BatchCreateJobsResponse, error)
-	// Returns a job with its last 100 attempts, fewer if they are large, and its timing.
+	// Returns a job with its last 100 attempts and its timing. There are fewer attempts where the
+	// message would exceed 3.5 MiB.
 	GetJob(ctx context.Context, in *GetJobRequest, opts ...grpc.CallOption) (*Job, error)
-	// Lists jobs, newest first unless `order` says otherwise, without their attempts and timing.
+	// Lists jobs, newest first unless `order` says otherwise, without attempts and timing. Payload,
+	// result and traceback are left out. With an order other than by `created_at`, a job that changes
+	// between two pages may be missed or repeated.
 	ListJobs(ctx context.Context, in *ListJobsRequest, opts ...grpc.CallOption) (*ListJobsResponse, error)
-	// Lists jobs like `ListJobs`, of those that hold a text, and counts all that match by status and by
-	// type. Counting walks through all of them.
+	// Lists jobs that contain a text, and counts all matching jobs by status and by type. The counts
+	// cost a read of all matching jobs on every page.
 	SearchJobs(ctx context.Context, in *SearchJobsRequest, opts ...grpc.CallOption) (*SearchJobsResponse, error)
-	// Lists the attempts of a job, oldest first.
+	// Lists the attempts of a job, oldest first. `RetryJob` keeps the earlier attempts.
 	ListJobAttempts(ctx context.Context, in *ListJobAttemptsRequest, opts ...grpc.CallOption) (*ListJobAttemptsResponse, error)
-	// Lists the changes of a job's status, oldest first. That it was created is none: `created_at` of the
-	// job says when.
+	// Lists the status changes of a job, oldest first. Its creation is no transition, see
+	// `Job.created_at`.
 	ListJobTransitions(ctx context.Context, in *ListJobTransitionsRequest, opts ...grpc.CallOption) (*ListJobTransitionsResponse, error)
-	// Lists what the workers of a job have logged, in the order in which they did.
+	// Lists the log lines of a job, over all its attempts, in the order in which the server received
+	// them.
 	ListJobLogs(ctx context.Context, in *ListJobLogsRequest, opts ...grpc.CallOption) (*ListJobLogsResponse, error)
-	// Streams what is logged for a job: first what there is, then what comes, until the job is finished
-	// and all was sent. Ends with `UNAVAILABLE` (`SHUTTING_DOWN`) when the server shuts down: go on with
-	// `after_line`. Counts as a watch: fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) if too many are
-	// open.
+	// Streams the log of a job: first the stored lines, then new lines. Ends with OK when the job is
+	// finished and all lines were sent, or when the job is deleted. A slow client loses no line.
+	//
+	// Fails with `UNAVAILABLE` (`SHUTTING_DOWN`) when the server shuts down. Resume with `after_line`
+	// set to the last line received. Fails with `FAILED_PRECONDITION` (`HISTORY_REPLACED`) when the
+	// database is replaced under the server, as by a restore: read the log again from its first line.
+	// The stream counts as a watch: the call fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) if
+	// too many are open.
 	TailJobLogs(ctx context.Context, in *TailJobLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobLog], error)
 	// Cancels a job.
 	//
-	// A queued one is cancelled at once. Of a running one it is asked for: its worker is told, on its
-	// stream or at its next heartbeat, and the job is cancelled when the worker acknowledges it, or when
-	// its lease ends. From the request on, the job cannot be completed any more. A job that is cancelled
-	// is returned as it is. Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) for one that has completed
-	// or failed.
+	// A queued job is cancelled at once. For a running job, cancellation is requested: the worker is
+	// notified on its stream or by its next heartbeat. The job is cancelled when the worker
+	// acknowledges, fails or releases it, when its lease expires, or when it times out. After the
+	// request the job can no longer be completed.
+	//
+	// A job that is cancelled already, or whose cancellation is requested already, is returned
+	// unchanged; the first actor and reason stay. Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) if
+	// the job has completed or failed. `RetryJob` reverses a cancellation once the job is cancelled.
 	CancelJob(ctx context.Context, in *CancelJobRequest, opts ...grpc.CallOption) (*Job, error)
-	// Has a failed or cancelled job tried again: it is queued, to run at once, with all its attempts and
-	// rescues before it and its error, progress, result and deadline gone. Fails with `FAILED_PRECONDITION`
-	// (`WRONG_STATUS`) for any other, and with `ALREADY_EXISTS` if another job holds its `unique_key` by
-	// now.
+	// Queues a failed or cancelled job again, with the full number of attempts and rescues.
+	//
+	// The call clears:
+	//
+	// - `failures`, `rescues`, `deadline_at`, `completed_at`, `dead_at` and `result`
+	// - the error message, traceback and code
+	// - the progress: percentage, step, items and `progress_at`
+	// - the cancellation request
+	//
+	// It sets `scheduled_at` to the requested time, else to now. The job has no deadline from then on.
+	// `attempt_number` goes up by 1, unless the job has never run.
+	//
+	// Everything else is kept: id, payload, queue, type, priority, timeout, limits, unique key, past
+	// attempts, transitions and log.
+	//
+	// Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) in any other status, so a second call in a row
+	// fails. Fails with `ALREADY_EXISTS` if another job holds the `unique_key` by now.
 	RetryJob(ctx context.Context, in *RetryJobRequest, opts ...grpc.CallOption) (*Job, error)
-	// Deletes a job with its attempts, transitions and logs. Fails with `FAILED_PRECONDITION`
-	// (`WRONG_STATUS`) for one that runs: cancel it first.
+	// Deletes a job with its attempts, transitions and logs. This frees its `unique_key` and
+	// `request_id`. A queued job never runs then. Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) for
+	// a running job: cancel it first.
 	DeleteJob(ctx context.Context, in *DeleteJobRequest, opts ...grpc.CallOption) (*DeleteJobResponse, error)
-	// Cancels all jobs that match, as `CancelJob` does, in transactions of 200. Jobs that have completed or failed are
-	// left alone and counted.
+	// Cancels all matching jobs as `CancelJob` does, oldest first, 200 at a time. Completed and failed
+	// jobs stay as they are and are counted, and so are jobs cancelled already.
+	//
+	// This is not one transaction. If the call fails, some jobs may be cancelled; the same call again
+	// cancels the rest. Jobs created after the call began are not touched.
 	CancelJobs(ctx context.Context, in *CancelJobsRequest, opts ...grpc.CallOption) (*MoveJobsResponse, error)
-	// Has all failed and cancelled jobs that match tried again, as `RetryJob` does, in transactions of 200; with
-	// `filter.dead` the dead letters. Others are left alone and counted, and so are those whose
-	// `unique_key` another job holds.
+	// Queues all matching failed and cancelled jobs again as `RetryJob` does, oldest first, 200 at a
+	// time. Use `filter.dead` to retry the dead letters. They may all run at once: this call has no
+	// `scheduled_at`. Other jobs stay as they are and are counted, and so are jobs whose `unique_key`
+	// another job holds.
+	//
+	// This is not one transaction. If the call fails, some jobs may be queued; the same call again
+	// queues the rest. A job that has failed again by then is retried a second time.
 	RetryJobs(ctx context.Context, in *RetryJobsRequest, opts ...grpc.CallOption) (*MoveJobsResponse, error)
-	// Deletes all jobs that match and do not run, with their children, in transactions of 200.
+	// Deletes all matching jobs as `DeleteJob` does, oldest first, in transactions of 200. Running jobs
+	// stay as they are and are counted. If the call fails, some jobs may be deleted; the same call
+	// again deletes the rest.
 	DeleteJobs(ctx context.Context, in *DeleteJobsRequest, opts ...grpc.CallOption) (*MoveJobsResponse, error)
-	// Counts jobs by status and by type, and tells how long they wait and run.
+	// Counts jobs by status and by type, and reports how long they waited and ran. All numbers are of
+	// one moment. The call reads all matching jobs.
 	GetJobStats(ctx context.Context, in *GetJobStatsRequest, opts ...grpc.CallOption) (*GetJobStatsResponse, error)
-	// Streams one job: first as it is, then each change and line of its log, until it is finished and all
-	// was sent. Like `MonitorService.Watch`, a stream goes on after the `cursor` of any response without
-	// a gap, and it fails as that does. With the cursor of a job that has come to its end meanwhile, what
-	// there is left is sent.
+	// Streams one job: first its present state, then its changes and, with `logs`, its log lines. Ends
+	// with OK when the job is finished or deleted and everything was sent. A later `RetryJob` does not
+	// reopen the stream.
+	//
+	// A stream resumes after the `cursor` of any response without a gap, and fails as
+	// `MonitorService.Watch` does. A stream that resumes after the job has finished sends the rest and
+	// ends.
+	//
+	// On `CURSOR_EXPIRED` or `HISTORY_REPLACED`, call again without a cursor: the stream begins with
+	// the present state of the job. Counts as a watch: fails with `RESOURCE_EXHAUSTED`
+	// (`TOO_MANY_WATCHES`) beyond `--max-watches`.
 	WatchJob(ctx context.Context, in *WatchJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobsResponse], error)
-	// Streams the changes, and if asked for the logs, of all jobs that match, until the client ends it
-	// or the server shuts down, with the guarantees of `MonitorService.Watch`. Counts as a watch: fails with
-	// `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) beyond `--max-watches`.
+	// Streams the changes of all matching jobs and, with `logs`, their log lines, with the guarantees
+	// of `MonitorService.Watch`. It goes on until the client ends it or the server shuts down.
+	//
+	// On `CURSOR_EXPIRED` or `HISTORY_REPLACED`, call again without a cursor and with `snapshot`. The
+	// snapshot has queued and running jobs only: read jobs that finished meanwhile with `ListJobs`.
+	// Counts as a watch: fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) beyond `--max-watches`.
 	WatchJobs(ctx context.Context, in *WatchJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobsResponse], error)
 }
 
@@ -359,8 +421,8 @@ type JobService_WatchJobsClient = grpc.ServerStreamingClient[WatchJobsResponse]
 // All implementations must embed UnimplementedJobServiceServer
 // for forward compatibility.
 //
-// Work that is done in the background: it is put into a queue here, and worked by workers in any
-// language through `JobWorkerService`.
+// Creates, finds, cancels and retries background jobs. Workers in any language run them through
+// `JobWorkerService`.
 //
 // The life of a job:
 //
@@ -375,84 +437,146 @@ type JobService_WatchJobsClient = grpc.ServerStreamingClient[WatchJobsResponse]
 // ```
 //
 // Each run is a `JobAttempt`, each change of status a `JobTransition`. Both are written in the
-// transaction of the change, so that the three tell one story at any time. Jobs are delivered at
-// least once: a worker that is cut off may go on for a while although its job was given to another
-// one, so what it does outside has to be repeatable. What it reports has no effect any more: only the
-// holder of the current lease can finish a job.
+// transaction of the change, so that they always agree with the job.
 //
-// In the terms of River, a job with `scheduled_at` ahead is "scheduled", one with `next_retry_at` ahead
-// "retryable", and a dead letter "discarded".
+// Jobs are delivered at least once. A worker that was cut off may continue a job that another worker
+// has by now. The effects of a job outside Watchpost must therefore be repeatable. The reports of the
+// first worker have no effect: only the holder of the current lease can finish a job.
+//
+// Every call that names one job fails with `NOT_FOUND` if the job does not exist or was deleted.
+// Finished jobs are deleted after their retention time (`--job-retention-completed` and others).
+// Queued and running jobs are not.
+//
+// In the terms of River, a job with `scheduled_at` ahead is "scheduled", one with `next_retry_at`
+// ahead "retryable", and a dead letter "discarded".
 type JobServiceServer interface {
-	// Puts a job into its queue.
+	// Creates a job and puts it into its queue.
 	//
-	// With a `request_id`, a call that was made before with the same one and the same content is
-	// answered with the job that it made, as it is now. With a `unique_key` that another job of the type
-	// holds, fails with `ALREADY_EXISTS` (`ALREADY_EXISTS`), and `metadata` holds its `job_id` and
-	// `status`. Fails with `ALREADY_EXISTS` (`IDEMPOTENCY_KEY_REUSED`) for a `request_id` with other
-	// content.
+	// A job cannot be changed after this call. To replace a queued job, call `CancelJob` and create
+	// another one. A cancelled job may still hold its `unique_key`, see `UniqueJob.states`; `DeleteJob`
+	// frees the key. To postpone a job, cancel it and call `RetryJob` with `scheduled_at`. Priority,
+	// limits of attempts and timeouts are copied from the job type now, so that later changes of the
+	// type do not affect the job.
+	//
+	// A repeated call with the same `request_id` and the same content creates nothing. It returns the
+	// job of the first call in its present state.
+	//
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds. Fails with
+	// `ALREADY_EXISTS` (`ALREADY_EXISTS`) if another job of the type holds the unique key; `metadata`
+	// has the `job_id` and `status` of that job. Fails with `ALREADY_EXISTS` (`IDEMPOTENCY_KEY_REUSED`)
+	// if the `request_id` was used with other content.
 	CreateJob(context.Context, *CreateJobRequest) (*Job, error)
-	// Puts up to 10,000 jobs into their queues, in their order: each 1,000 of them in a transaction, so
-	// that others can write in between. A job whose `unique_key` is held, by an earlier one of the call
-	// too, or whose `request_id` was used, is not made and does not keep the others from being made; its
-	// result says which job stands. A malformed one fails the call with `INVALID_ARGUMENT`, and none is
-	// made. If the call fails otherwise, or ends early, jobs of earlier transactions stay made: repeat it
-	// with the same `request_id` in each request, and only those that are missing are made. Messages are
-	// limited to 4 MiB unless the server says otherwise.
+	// Creates up to 10,000 jobs in the order of the requests. Each 1,000 of them share a transaction,
+	// so that other writers get their turn in between.
+	//
+	// A request whose `unique_key` is held or whose `request_id` was used creates no job. This includes
+	// keys and ids of earlier requests of the same call. The other jobs are created all the same, and
+	// the result names the existing job. A malformed request fails the call with `INVALID_ARGUMENT`,
+	// and no job is created.
+	//
+	// If the call fails otherwise or ends early, the jobs of completed transactions stay. To repeat the
+	// call safely, set a `request_id` in each request: only the missing jobs are then created. A
+	// message may have 4 MiB unless the server is configured otherwise.
 	BatchCreateJobs(context.Context, *BatchCreateJobsRequest) (*BatchCreateJobsResponse, error)
-	// Returns a job with its last 100 attempts, fewer if they are large, and its timing.
+	// Returns a job with its last 100 attempts and its timing. There are fewer attempts where the
+	// message would exceed 3.5 MiB.
 	GetJob(context.Context, *GetJobRequest) (*Job, error)
-	// Lists jobs, newest first unless `order` says otherwise, without their attempts and timing.
+	// Lists jobs, newest first unless `order` says otherwise, without attempts and timing. Payload,
+	// result and traceback are left out. With an order other than by `created_at`, a job that changes
+	// between two pages may be missed or repeated.
 	ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error)
-	// Lists jobs like `ListJobs`, of those that hold a text, and counts all that match by status and by
-	// type. Counting walks through all of them.
+	// Lists jobs that contain a text, and counts all matching jobs by status and by type. The counts
+	// cost a read of all matching jobs on every page.
 	SearchJobs(context.Context, *SearchJobsRequest) (*SearchJobsResponse, error)
-	// Lists the attempts of a job, oldest first.
+	// Lists the attempts of a job, oldest first. `RetryJob` keeps the earlier attempts.
 	ListJobAttempts(context.Context, *ListJobAttemptsRequest) (*ListJobAttemptsResponse, error)
-	// Lists the changes of a job's status, oldest first. That it was created is none: `created_at` of the
-	// job says when.
+	// Lists the status changes of a job, oldest first. Its creation is no transition, see
+	// `Job.created_at`.
 	ListJobTransitions(context.Context, *ListJobTransitionsRequest) (*ListJobTransitionsResponse, error)
-	// Lists what the workers of a job have logged, in the order in which they did.
+	// Lists the log lines of a job, over all its attempts, in the order in which the server received
+	// them.
 	ListJobLogs(context.Context, *ListJobLogsRequest) (*ListJobLogsResponse, error)
-	// Streams what is logged for a job: first what there is, then what comes, until the job is finished
-	// and all was sent. Ends with `UNAVAILABLE` (`SHUTTING_DOWN`) when the server shuts down: go on with
-	// `after_line`. Counts as a watch: fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) if too many are
-	// open.
+	// Streams the log of a job: first the stored lines, then new lines. Ends with OK when the job is
+	// finished and all lines were sent, or when the job is deleted. A slow client loses no line.
+	//
+	// Fails with `UNAVAILABLE` (`SHUTTING_DOWN`) when the server shuts down. Resume with `after_line`
+	// set to the last line received. Fails with `FAILED_PRECONDITION` (`HISTORY_REPLACED`) when the
+	// database is replaced under the server, as by a restore: read the log again from its first line.
+	// The stream counts as a watch: the call fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) if
+	// too many are open.
 	TailJobLogs(*TailJobLogsRequest, grpc.ServerStreamingServer[JobLog]) error
 	// Cancels a job.
 	//
-	// A queued one is cancelled at once. Of a running one it is asked for: its worker is told, on its
-	// stream or at its next heartbeat, and the job is cancelled when the worker acknowledges it, or when
-	// its lease ends. From the request on, the job cannot be completed any more. A job that is cancelled
-	// is returned as it is. Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) for one that has completed
-	// or failed.
+	// A queued job is cancelled at once. For a running job, cancellation is requested: the worker is
+	// notified on its stream or by its next heartbeat. The job is cancelled when the worker
+	// acknowledges, fails or releases it, when its lease expires, or when it times out. After the
+	// request the job can no longer be completed.
+	//
+	// A job that is cancelled already, or whose cancellation is requested already, is returned
+	// unchanged; the first actor and reason stay. Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) if
+	// the job has completed or failed. `RetryJob` reverses a cancellation once the job is cancelled.
 	CancelJob(context.Context, *CancelJobRequest) (*Job, error)
-	// Has a failed or cancelled job tried again: it is queued, to run at once, with all its attempts and
-	// rescues before it and its error, progress, result and deadline gone. Fails with `FAILED_PRECONDITION`
-	// (`WRONG_STATUS`) for any other, and with `ALREADY_EXISTS` if another job holds its `unique_key` by
-	// now.
+	// Queues a failed or cancelled job again, with the full number of attempts and rescues.
+	//
+	// The call clears:
+	//
+	// - `failures`, `rescues`, `deadline_at`, `completed_at`, `dead_at` and `result`
+	// - the error message, traceback and code
+	// - the progress: percentage, step, items and `progress_at`
+	// - the cancellation request
+	//
+	// It sets `scheduled_at` to the requested time, else to now. The job has no deadline from then on.
+	// `attempt_number` goes up by 1, unless the job has never run.
+	//
+	// Everything else is kept: id, payload, queue, type, priority, timeout, limits, unique key, past
+	// attempts, transitions and log.
+	//
+	// Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) in any other status, so a second call in a row
+	// fails. Fails with `ALREADY_EXISTS` if another job holds the `unique_key` by now.
 	RetryJob(context.Context, *RetryJobRequest) (*Job, error)
-	// Deletes a job with its attempts, transitions and logs. Fails with `FAILED_PRECONDITION`
-	// (`WRONG_STATUS`) for one that runs: cancel it first.
+	// Deletes a job with its attempts, transitions and logs. This frees its `unique_key` and
+	// `request_id`. A queued job never runs then. Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) for
+	// a running job: cancel it first.
 	DeleteJob(context.Context, *DeleteJobRequest) (*DeleteJobResponse, error)
-	// Cancels all jobs that match, as `CancelJob` does, in transactions of 200. Jobs that have completed or failed are
-	// left alone and counted.
+	// Cancels all matching jobs as `CancelJob` does, oldest first, 200 at a time. Completed and failed
+	// jobs stay as they are and are counted, and so are jobs cancelled already.
+	//
+	// This is not one transaction. If the call fails, some jobs may be cancelled; the same call again
+	// cancels the rest. Jobs created after the call began are not touched.
 	CancelJobs(context.Context, *CancelJobsRequest) (*MoveJobsResponse, error)
-	// Has all failed and cancelled jobs that match tried again, as `RetryJob` does, in transactions of 200; with
-	// `filter.dead` the dead letters. Others are left alone and counted, and so are those whose
-	// `unique_key` another job holds.
+	// Queues all matching failed and cancelled jobs again as `RetryJob` does, oldest first, 200 at a
+	// time. Use `filter.dead` to retry the dead letters. They may all run at once: this call has no
+	// `scheduled_at`. Other jobs stay as they are and are counted, and so are jobs whose `unique_key`
+	// another job holds.
+	//
+	// This is not one transaction. If the call fails, some jobs may be queued; the same call again
+	// queues the rest. A job that has failed again by then is retried a second time.
 	RetryJobs(context.Context, *RetryJobsRequest) (*MoveJobsResponse, error)
-	// Deletes all jobs that match and do not run, with their children, in transactions of 200.
+	// Deletes all matching jobs as `DeleteJob` does, oldest first, in transactions of 200. Running jobs
+	// stay as they are and are counted. If the call fails, some jobs may be deleted; the same call
+	// again deletes the rest.
 	DeleteJobs(context.Context, *DeleteJobsRequest) (*MoveJobsResponse, error)
-	// Counts jobs by status and by type, and tells how long they wait and run.
+	// Counts jobs by status and by type, and reports how long they waited and ran. All numbers are of
+	// one moment. The call reads all matching jobs.
 	GetJobStats(context.Context, *GetJobStatsRequest) (*GetJobStatsResponse, error)
-	// Streams one job: first as it is, then each change and line of its log, until it is finished and all
-	// was sent. Like `MonitorService.Watch`, a stream goes on after the `cursor` of any response without
-	// a gap, and it fails as that does. With the cursor of a job that has come to its end meanwhile, what
-	// there is left is sent.
+	// Streams one job: first its present state, then its changes and, with `logs`, its log lines. Ends
+	// with OK when the job is finished or deleted and everything was sent. A later `RetryJob` does not
+	// reopen the stream.
+	//
+	// A stream resumes after the `cursor` of any response without a gap, and fails as
+	// `MonitorService.Watch` does. A stream that resumes after the job has finished sends the rest and
+	// ends.
+	//
+	// On `CURSOR_EXPIRED` or `HISTORY_REPLACED`, call again without a cursor: the stream begins with
+	// the present state of the job. Counts as a watch: fails with `RESOURCE_EXHAUSTED`
+	// (`TOO_MANY_WATCHES`) beyond `--max-watches`.
 	WatchJob(*WatchJobRequest, grpc.ServerStreamingServer[WatchJobsResponse]) error
-	// Streams the changes, and if asked for the logs, of all jobs that match, until the client ends it
-	// or the server shuts down, with the guarantees of `MonitorService.Watch`. Counts as a watch: fails with
-	// `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) beyond `--max-watches`.
+	// Streams the changes of all matching jobs and, with `logs`, their log lines, with the guarantees
+	// of `MonitorService.Watch`. It goes on until the client ends it or the server shuts down.
+	//
+	// On `CURSOR_EXPIRED` or `HISTORY_REPLACED`, call again without a cursor and with `snapshot`. The
+	// snapshot has queued and running jobs only: read jobs that finished meanwhile with `ListJobs`.
+	// Counts as a watch: fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) beyond `--max-watches`.
 	WatchJobs(*WatchJobsRequest, grpc.ServerStreamingServer[WatchJobsResponse]) error
 	mustEmbedUnimplementedJobServiceServer()
 }

@@ -23,11 +23,11 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// What a watch can be about.
+// Kind of resource that a watch is about.
 type Topic int32
 
 const (
-	// Refused.
+	// Never returned. Refused in a request.
 	Topic_TOPIC_UNSPECIFIED Topic = 0
 	// Live GPU stats.
 	Topic_TOPIC_GPU_STATS Topic = 1
@@ -39,18 +39,19 @@ const (
 	Topic_TOPIC_CAMERAS Topic = 4
 	// Alert rules created, updated and deleted.
 	Topic_TOPIC_ALERT_RULES Topic = 5
-	// What happened to GPUs: XIDs, GPUs lost and back, and more.
+	// Events of GPUs: XID errors, GPUs lost and back, and others.
 	Topic_TOPIC_GPU_EVENTS Topic = 6
 	// Camera zones created, updated and deleted.
 	Topic_TOPIC_CAMERA_ZONES Topic = 7
 	// Silences created, updated and expired by a call.
 	Topic_TOPIC_SILENCES Topic = 8
-	// Notification channels created, updated, disabled by the server, and deleted.
+	// Notification channels created, updated, disabled by the server, and deleted. Deliveries are not
+	// announced.
 	Topic_TOPIC_NOTIFICATION_CHANNELS Topic = 9
-	// Jobs: created, begun, their progress, what became of them. `JobService.WatchJobs` has them with
-	// filters.
+	// Changes of jobs: created, started, progress, and the outcome. `JobService.WatchJobs` has them
+	// with filters.
 	Topic_TOPIC_JOBS Topic = 10
-	// What is logged for jobs.
+	// Lines added to the logs of jobs.
 	Topic_TOPIC_JOB_LOGS Topic = 11
 	// Settings of job queues created, updated and deleted; queues paused and resumed.
 	Topic_TOPIC_JOB_QUEUES Topic = 12
@@ -125,24 +126,26 @@ func (Topic) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_monitor_proto_rawDescGZIP(), []int{0}
 }
 
-// Where a watch starts.
+// Position at which a watch without a cursor starts.
 type WatchStart int32
 
 const (
 	// After `cursor`, or now if there is none.
 	WatchStart_WATCH_START_UNSPECIFIED WatchStart = 0
-	// Now: what was committed before is left out, what is committed later is
-	// delivered.
+	// Now: changes committed before the call are left out, later changes are delivered.
 	WatchStart_WATCH_START_NOW WatchStart = 1
-	// With what there is now, then now, without a gap or a repetition: the newest
-	// sample of every GPU, and every alert that is pending or delivered, oldest
-	// first (`ALERT_CHANGE_KIND_EXISTING`), as far as topics and filters let them
-	// pass. Then comes `snapshot_end`. Responses before it have no cursor: a watch
-	// that breaks off before has to start anew.
+	// With a snapshot, then with the changes after it, without a gap or a repetition. As far as topics
+	// and filters allow, it has the newest sample of every GPU and every alert that is pending or
+	// delivered. The alerts come oldest first, as `ALERT_CHANGE_KIND_EXISTING`. Other resources are not
+	// in it: list them.
 	//
-	// The server keeps the snapshot until the client has read it. Fails with `UNAVAILABLE` (`SERVER_BUSY`) while snapshots
-	// take all of `--snapshot-memory`. A watch whose client has not read its snapshot within 30 s may end with
-	// `SERVER_BUSY`, because newer snapshots need the memory.
+	// `snapshot_end` follows the snapshot. Responses before it have no cursor: a watch that breaks off
+	// earlier must start again.
+	//
+	// The server keeps the snapshot until the client has read it. Fails with `UNAVAILABLE`
+	// (`SERVER_BUSY`) while snapshots take all of `--snapshot-memory`. A watch whose client has not
+	// read its snapshot within 30 s may end with `SERVER_BUSY`, because newer snapshots need the
+	// memory.
 	WatchStart_WATCH_START_SNAPSHOT WatchStart = 2
 	// With the oldest change that the feed still holds.
 	WatchStart_WATCH_START_EARLIEST WatchStart = 3
@@ -191,21 +194,21 @@ func (WatchStart) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_monitor_proto_rawDescGZIP(), []int{1}
 }
 
-// What happened to an alert.
+// Kind of a change of an alert.
 type AlertChangeKind int32
 
 const (
-	// Something that a newer server knows.
+	// A kind that only a newer server knows.
 	AlertChangeKind_ALERT_CHANGE_KIND_UNSPECIFIED AlertChangeKind = 0
-	// It was raised.
+	// The alert was raised.
 	AlertChangeKind_ALERT_CHANGE_KIND_CREATED AlertChangeKind = 1
-	// Somebody was told of it.
+	// The alert was delivered by a notification channel for the first time.
 	AlertChangeKind_ALERT_CHANGE_KIND_DELIVERED AlertChangeKind = 2
-	// It was acknowledged.
+	// The alert was acknowledged.
 	AlertChangeKind_ALERT_CHANGE_KIND_ACKNOWLEDGED AlertChangeKind = 3
-	// It was dismissed.
+	// The alert was dismissed.
 	AlertChangeKind_ALERT_CHANGE_KIND_DISMISSED AlertChangeKind = 4
-	// Nothing: it is part of a snapshot.
+	// No change: the alert is part of a snapshot.
 	AlertChangeKind_ALERT_CHANGE_KIND_EXISTING AlertChangeKind = 5
 )
 
@@ -256,19 +259,19 @@ func (AlertChangeKind) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_monitor_proto_rawDescGZIP(), []int{2}
 }
 
-// What happened to a resource.
+// Kind of a change of a resource.
 type ChangeKind int32
 
 const (
-	// Something that a newer server knows.
+	// A kind that only a newer server knows.
 	ChangeKind_CHANGE_KIND_UNSPECIFIED ChangeKind = 0
-	// It was created.
+	// The resource was created.
 	ChangeKind_CHANGE_KIND_CREATED ChangeKind = 1
-	// It was changed.
+	// The resource was changed.
 	ChangeKind_CHANGE_KIND_UPDATED ChangeKind = 2
-	// It was deleted.
+	// The resource was deleted.
 	ChangeKind_CHANGE_KIND_DELETED ChangeKind = 3
-	// It was brought back.
+	// The deleted resource was restored.
 	ChangeKind_CHANGE_KIND_RESTORED ChangeKind = 4
 )
 
@@ -317,7 +320,8 @@ func (ChangeKind) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_monitor_proto_rawDescGZIP(), []int{3}
 }
 
-// Which alerts to watch. Set fields are ANDed; a list matches any of its values.
+// Selects alerts to watch. Set fields are ANDed; a list matches any of its values. Empty lists match
+// all.
 type AlertWatchFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only alerts of these severities.
@@ -328,7 +332,7 @@ type AlertWatchFilter struct {
 	RuleIds []string `protobuf:"bytes,3,rep,name=rule_ids,json=ruleIds,proto3" json:"rule_ids,omitempty"`
 	// Only alerts of these cameras.
 	CameraIds []string `protobuf:"bytes,4,rep,name=camera_ids,json=cameraIds,proto3" json:"camera_ids,omitempty"`
-	// Only alerts that go to one of these channels, by name.
+	// Only alerts that go to one of these notification channels, by name.
 	Channels      []string `protobuf:"bytes,5,rep,name=channels,proto3" json:"channels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -399,7 +403,7 @@ func (x *AlertWatchFilter) GetChannels() []string {
 	return nil
 }
 
-// Which GPUs to watch: holds for GPU stats and for GPU events.
+// Selects GPUs to watch, for GPU stats and for GPU events.
 type GpuStatsWatchFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only these GPUs and MIG instances, by UUID. Empty means all, and events of
@@ -449,18 +453,18 @@ func (x *GpuStatsWatchFilter) GetGpuUuids() []string {
 // The request of `Watch`.
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What to watch. Empty means everything.
+	// Topics to watch. Empty means all.
 	Topics []Topic `protobuf:"varint,1,rep,packed,name=topics,proto3,enum=watchpost.v1.Topic" json:"topics,omitempty"`
-	// Where to go on: the `cursor` of a response of an earlier watch, with
-	// whatever topics and filters. Empty means that `start` says where.
+	// The `cursor` of a response of an earlier watch, after which to resume. The earlier watch may have
+	// had other topics and filters. Empty means that `start` decides.
 	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// Which alerts to watch. Absent means all.
+	// Selects the alerts. Absent means all.
 	AlertFilter *AlertWatchFilter `protobuf:"bytes,3,opt,name=alert_filter,json=alertFilter,proto3" json:"alert_filter,omitempty"`
-	// Which GPUs to watch. Absent means all.
+	// Selects the GPUs. Absent means all.
 	GpuStatsFilter *GpuStatsWatchFilter `protobuf:"bytes,4,opt,name=gpu_stats_filter,json=gpuStatsFilter,proto3" json:"gpu_stats_filter,omitempty"`
-	// How often to send a heartbeat, in [0.1 s, 300 s]. Defaults to 5 s.
+	// Time between heartbeats, in [0.1 s, 300 s]. Defaults to 5 s.
 	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,5,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
-	// Where to start. Must be left out with a `cursor`.
+	// Position at which to start. Must be left out with a `cursor`.
 	Start         WatchStart `protobuf:"varint,6,opt,name=start,proto3,enum=watchpost.v1.WatchStart" json:"start,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -541,11 +545,13 @@ func (x *WatchRequest) GetStart() WatchStart {
 // One message of a watch.
 type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Where to go on after this response. Opaque; some 60 characters, and at most
-	// 4,095. Empty before the end of a snapshot. Good for the history of the database
-	// in which it was issued: after a restore it is refused with `HISTORY_REPLACED`.
+	// Position after this response, from which a later watch resumes, opaque. Some 60 characters, at
+	// most 4,095. Empty before the end of a snapshot.
+	//
+	// Keep the cursor of the last response that the client has processed. It is valid for the history
+	// of the database in which it was issued: after a restore it is refused with `HISTORY_REPLACED`.
 	Cursor string `protobuf:"bytes,1,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// What happened.
+	// Content of the message.
 	//
 	// Types that are valid to be assigned to Update:
 	//
@@ -567,15 +573,14 @@ type WatchResponse struct {
 	//	*WatchResponse_JobSchedule
 	//	*WatchResponse_Unreadable
 	Update isWatchResponse_Update `protobuf_oneof:"update"`
-	// With `gpu_stats`: how many samples of this GPU were left out since the last
-	// one of it in this stream.
+	// With `gpu_stats`: number of samples of this GPU that were left out since its last one in this
+	// stream.
 	GpuStatsSkipped int64 `protobuf:"varint,8,opt,name=gpu_stats_skipped,json=gpuStatsSkipped,proto3" json:"gpu_stats_skipped,omitempty"`
-	// With a change: the transaction that made it. Changes of one transaction have
-	// the same number, those of another one have another. It says nothing else,
-	// and rises in the order of delivery. Absent in everything that is no change.
+	// With a change: number of the transaction that made it. Changes of one transaction have the same
+	// number. Numbers rise in the order of delivery and have no other meaning. Absent in responses that
+	// are no change.
 	Commit *int64 `protobuf:"varint,11,opt,name=commit,proto3,oneof" json:"commit,omitempty"`
-	// With a change: whether it is the last one of its transaction that this watch
-	// gets.
+	// With a change: whether it is the last one of its transaction that this watch gets.
 	CommitEnd     bool `protobuf:"varint,12,opt,name=commit_end,json=commitEnd,proto3" json:"commit_end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -829,17 +834,17 @@ type WatchResponse_AlertRule struct {
 }
 
 type WatchResponse_Heartbeat struct {
-	// Nothing happened, but the server is there.
+	// Sign of life, sent when the heartbeat interval is over.
 	Heartbeat *Heartbeat `protobuf:"bytes,7,opt,name=heartbeat,proto3,oneof"`
 }
 
 type WatchResponse_GpuEvent struct {
-	// Something that happened to a GPU.
+	// A new event of a GPU.
 	GpuEvent *GpuEvent `protobuf:"bytes,9,opt,name=gpu_event,json=gpuEvent,proto3,oneof"`
 }
 
 type WatchResponse_SnapshotEnd struct {
-	// All that there was has been sent; what follows happens from then on.
+	// End of the snapshot. Later responses are changes after it.
 	SnapshotEnd *SnapshotEnd `protobuf:"bytes,10,opt,name=snapshot_end,json=snapshotEnd,proto3,oneof"`
 }
 
@@ -924,10 +929,10 @@ func (*WatchResponse_JobSchedule) isWatchResponse_Update() {}
 
 func (*WatchResponse_Unreadable) isWatchResponse_Update() {}
 
-// A change of an alert.
+// One change of an alert.
 type AlertChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What happened to it.
+	// Kind of the change.
 	Kind AlertChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.AlertChangeKind" json:"kind,omitempty"`
 	// The alert after the change.
 	Alert         *Alert `protobuf:"bytes,2,opt,name=alert,proto3" json:"alert,omitempty"`
@@ -979,10 +984,10 @@ func (x *AlertChange) GetAlert() *Alert {
 	return nil
 }
 
-// A change of an event.
+// One change of an event.
 type EventChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What happened to it.
+	// Kind of the change.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
 	// The event after the change, without its `llm_prompt`.
 	Event         *Event `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`
@@ -1034,10 +1039,10 @@ func (x *EventChange) GetEvent() *Event {
 	return nil
 }
 
-// A change of a camera.
+// One change of a camera.
 type CameraChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What happened to it.
+	// Kind of the change.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
 	// The camera after the change.
 	Camera        *Camera `protobuf:"bytes,2,opt,name=camera,proto3" json:"camera,omitempty"`
@@ -1089,12 +1094,12 @@ func (x *CameraChange) GetCamera() *Camera {
 	return nil
 }
 
-// A change of an alert rule.
+// One change of an alert rule.
 type AlertRuleChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What happened to it.
+	// Kind of the change.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
-	// The rule after the change; if it was deleted, before.
+	// The rule after the change. For a deleted rule, the rule before it was deleted.
 	AlertRule     *AlertRule `protobuf:"bytes,2,opt,name=alert_rule,json=alertRule,proto3" json:"alert_rule,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1144,12 +1149,12 @@ func (x *AlertRuleChange) GetAlertRule() *AlertRule {
 	return nil
 }
 
-// A change of a camera zone.
+// One change of a camera zone.
 type CameraZoneChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What happened to it.
+	// Kind of the change.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
-	// The zone after the change; if it was deleted, before.
+	// The zone after the change. For a deleted zone, the zone before it was deleted.
 	CameraZone    *CameraZone `protobuf:"bytes,2,opt,name=camera_zone,json=cameraZone,proto3" json:"camera_zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1199,12 +1204,12 @@ func (x *CameraZoneChange) GetCameraZone() *CameraZone {
 	return nil
 }
 
-// A change of a notification channel.
+// One change of a notification channel.
 type NotificationChannelChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What happened to it.
+	// Kind of the change.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
-	// The channel after the change; if it was deleted, before.
+	// The channel after the change. For a deleted channel, the channel before it was deleted.
 	NotificationChannel *NotificationChannel `protobuf:"bytes,2,opt,name=notification_channel,json=notificationChannel,proto3" json:"notification_channel,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
@@ -1254,10 +1259,11 @@ func (x *NotificationChannelChange) GetNotificationChannel() *NotificationChanne
 	return nil
 }
 
-// A change of a silence.
+// One change of a silence.
 type SilenceChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What happened to it: created or updated, of which expiring is one.
+	// Kind of the change: created or updated. A call of `ExpireSilence` is an update. That a silence
+	// begins or ends because its time has come is not announced.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
 	// The silence after the change.
 	Silence       *Silence `protobuf:"bytes,2,opt,name=silence,proto3" json:"silence,omitempty"`
@@ -1309,12 +1315,12 @@ func (x *SilenceChange) GetSilence() *Silence {
 	return nil
 }
 
-// A change of the settings of a job queue.
+// One change of the settings of a job queue.
 type JobQueueChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What happened to them: pausing and resuming are updates, unless there were none before.
+	// Kind of the change. Pausing and resuming are updates, unless the queue had no settings before.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
-	// The settings after the change; if they were deleted, before.
+	// The settings after the change. For deleted settings, those before.
 	JobQueue      *JobQueue `protobuf:"bytes,2,opt,name=job_queue,json=jobQueue,proto3" json:"job_queue,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1364,10 +1370,10 @@ func (x *JobQueueChange) GetJobQueue() *JobQueue {
 	return nil
 }
 
-// A change of the settings of a job type.
+// One change of the settings of a job type.
 type JobTypeChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What happened to them.
+	// Kind of the change.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
 	// The type after the change, with all values that are in force, also if the settings were deleted.
 	JobType       *JobType `protobuf:"bytes,2,opt,name=job_type,json=jobType,proto3" json:"job_type,omitempty"`
@@ -1419,12 +1425,12 @@ func (x *JobTypeChange) GetJobType() *JobType {
 	return nil
 }
 
-// A change of a job schedule.
+// One change of a job schedule.
 type JobScheduleChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What happened to it. That it ticks is no change.
+	// Kind of the change. A tick is no change.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
-	// The schedule after the change; if it was deleted, before.
+	// The schedule after the change. For a deleted schedule, the schedule before it was deleted.
 	JobSchedule   *JobSchedule `protobuf:"bytes,2,opt,name=job_schedule,json=jobSchedule,proto3" json:"job_schedule,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1474,21 +1480,20 @@ func (x *JobScheduleChange) GetJobSchedule() *JobSchedule {
 	return nil
 }
 
-// Tells that the stream is alive, and how far behind it is.
+// Sign of life of a stream, with its distance from the newest change.
 type Heartbeat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The server's clock.
+	// The server's time.
 	ServerTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
-	// How many changes, of all topics, the feed holds that this stream has not
-	// looked at yet.
+	// Number of changes, of all topics, that the feed holds and this stream has not read yet.
 	BehindChanges int64 `protobuf:"varint,2,opt,name=behind_changes,json=behindChanges,proto3" json:"behind_changes,omitempty"`
-	// How old the oldest of those changes is, in milliseconds. 0 if there is none.
+	// Age of the oldest of those changes, in milliseconds. 0 if there is none.
 	BehindMs int64 `protobuf:"varint,3,opt,name=behind_ms,json=behindMs,proto3" json:"behind_ms,omitempty"`
-	// Identifies the stretch of the database's history in which the server works at
-	// present. A new one begins when a server starts on the database, and when the
-	// database is found to be restored, promoted or moved. A client that keeps
-	// integer ids without a cursor must not rely on them once this has changed; one
-	// that keeps a cursor learns from `HISTORY_REPLACED` whether they are void.
+	// Id of the present stretch of the database's history. A new stretch begins when a server starts on
+	// the database, and when the database is found to be restored, promoted or moved.
+	//
+	// Clients that keep integer ids without a cursor must not rely on them once this id has changed.
+	// Clients that keep a cursor learn from `HISTORY_REPLACED` whether their ids are void.
 	HistoryId     string `protobuf:"bytes,4,opt,name=history_id,json=historyId,proto3" json:"history_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1552,12 +1557,12 @@ func (x *Heartbeat) GetHistoryId() string {
 	return ""
 }
 
-// Ends the snapshot that a watch began with.
+// End of the snapshot with which a watch begins.
 type SnapshotEnd struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many GPU samples were sent.
+	// Number of GPU samples in the snapshot.
 	GpuStats int64 `protobuf:"varint,1,opt,name=gpu_stats,json=gpuStats,proto3" json:"gpu_stats,omitempty"`
-	// How many alerts were sent.
+	// Number of alerts in the snapshot.
 	Alerts        int64 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1647,26 +1652,25 @@ func (*GetFeedStatusRequest) Descriptor() ([]byte, []int) {
 // The response of `GetFeedStatus`.
 type GetFeedStatusResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The cursor before the oldest change that is held. A watch after an older one
-	// fails with `OUT_OF_RANGE`.
+	// Cursor before the oldest change that is held. A watch from an older cursor fails with
+	// `OUT_OF_RANGE` (`CURSOR_EXPIRED`).
 	EarliestCursor string `protobuf:"bytes,1,opt,name=earliest_cursor,json=earliestCursor,proto3" json:"earliest_cursor,omitempty"`
-	// The cursor after the newest change that watches are sent.
+	// Cursor after the newest change that watches receive.
 	NewestCursor string `protobuf:"bytes,2,opt,name=newest_cursor,json=newestCursor,proto3" json:"newest_cursor,omitempty"`
-	// How many changes are held.
+	// Number of changes that are held.
 	Changes int64 `protobuf:"varint,3,opt,name=changes,proto3" json:"changes,omitempty"`
-	// When the oldest change that is held was recorded. Absent if none is held.
+	// Time at which the oldest change that is held was recorded. Absent if none is held.
 	OldestRecordedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=oldest_recorded_at,json=oldestRecordedAt,proto3" json:"oldest_recorded_at,omitempty"`
-	// When the newest change that is held was recorded. Absent if none is held.
+	// Time at which the newest change that is held was recorded. Absent if none is held.
 	NewestRecordedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=newest_recorded_at,json=newestRecordedAt,proto3" json:"newest_recorded_at,omitempty"`
-	// How many changes have been deleted since the database was made.
+	// Number of changes that were deleted since the database was created.
 	DeletedChanges int64 `protobuf:"varint,6,opt,name=deleted_changes,json=deletedChanges,proto3" json:"deleted_changes,omitempty"`
-	// How long changes are held. They are deleted within about a minute after that.
+	// Time for which changes are held. They are deleted within about a minute after it.
 	Retention *durationpb.Duration `protobuf:"bytes,7,opt,name=retention,proto3" json:"retention,omitempty"`
-	// How many changes are held at most. The oldest are deleted within about a
-	// minute after there are more.
+	// Largest number of changes that are held. The oldest are deleted within about a minute after it is
+	// exceeded.
 	MaxChanges int64 `protobuf:"varint,8,opt,name=max_changes,json=maxChanges,proto3" json:"max_changes,omitempty"`
-	// Identifies the stretch of the database's history in which the server works at
-	// present, as `Heartbeat.history_id` does.
+	// Id of the present stretch of the database's history, as in `Heartbeat.history_id`.
 	HistoryId     string `protobuf:"bytes,9,opt,name=history_id,json=historyId,proto3" json:"history_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -27,54 +27,63 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Pushes what happens, as it happens.
+// Pushes changes of resources and live GPU stats to clients.
 type MonitorServiceClient interface {
-	// Streams live GPU stats, GPU events and every change of alerts, events, cameras,
-	// their zones, alert rules, silences, notification channels, jobs, and the settings of
-	// their queues, types and schedules, until the client ends it or the server shuts down.
+	// Streams live GPU stats, GPU events, and changes of other resources. These are alerts, events,
+	// cameras, zones, alert rules, silences, notification channels, jobs, job logs, and the settings of
+	// queues, types and schedules. The stream goes on until the client ends it or the server shuts
+	// down.
 	//
-	// What it guarantees for changes:
+	// Guarantees for changes:
 	//
-	//   - Ordered: changes are delivered in one order, the same in every watch, in
-	//     which the changes of one thing follow each other as they were made.
-	//   - Unique: a change is delivered once, and not again to a watch that goes on
-	//     after its cursor.
-	//   - Atomic: the changes of one transaction are delivered together, with
-	//     nothing in between, and with the same `commit`; `commit_end` is set in the
-	//     last one that this watch gets.
-	//   - Reliable: a change is recorded in the transaction that makes it. None is
-	//     lost, and none is announced that did not happen, as long as the cursor
-	//     lies within what the feed keeps, see `GetFeedStatus`.
-	//   - Resumable: a watch goes on after the `cursor` of any response, on a
-	//     restarted server or on another one on the same database, with whatever
-	//     topics and filters.
+	//   - Ordered: all watches deliver changes in one and the same order. Changes of one resource are in
+	//     the order in which they were made.
+	//   - Unique: a change is delivered once, and not again to a watch that resumes after its cursor.
+	//   - Atomic: the changes of one transaction are delivered together, with the same `commit` and
+	//     nothing in between. `commit_end` is set in the last one that this watch gets.
+	//   - Reliable: a change is recorded in the transaction that makes it. No change is lost and no
+	//     change is made up, as long as the feed still holds the changes after the cursor, see
+	//     `GetFeedStatus`.
+	//   - Resumable: a watch resumes after the `cursor` of any response. It may do so on another server
+	//     of the same database, and with other topics and filters.
 	//   - Bookmarkable: heartbeats move the cursor on when nothing is delivered.
-	//   - Filtered: the server sends what the watch asks for, and nothing else.
-	//   - Complete: a recorded change that cannot be decoded is announced as `unreadable`, with its topic, key and
-	//     number.
+	//   - Filtered: the server sends only what the watch asks for.
+	//   - Complete: a recorded change that cannot be decoded is announced as `unreadable`, with its
+	//     topic, key and number.
 	//
-	// GPU stats are gauges: of each GPU the newest sample is delivered, and those
-	// that a slow client was not in time for are left out and counted. They are those
-	// of every process on the same PostgreSQL; of one more often than every 100 ms,
-	// only the process that has it first hand tells all.
+	// GPU stats are gauges: the newest sample of each GPU is delivered. Samples that a slow client did
+	// not read in time are left out and counted. The samples are those of all processes on the same
+	// PostgreSQL. Of a GPU sampled more often than every 100 ms, only the process that samples it
+	// delivers every sample.
 	//
-	// The first response is a heartbeat, so that the client has a cursor at once
-	// (but see `WATCH_START_SNAPSHOT`). A client that reads slowly is neither cut
-	// off nor does it slow others down: it costs the server its place in the feed.
-	// At shutdown the stream ends with a last heartbeat and `UNAVAILABLE`
-	// (`SHUTTING_DOWN`): reconnect with its cursor.
+	// The first response is a heartbeat, so that the client has a cursor at once (but see
+	// `WATCH_START_SNAPSHOT`). A slow client is not cut off and does not slow down others. Only when
+	// the feed deletes changes that the client has not read yet, its stream ends with `CURSOR_EXPIRED`.
+	// At shutdown the stream ends with a last heartbeat and `UNAVAILABLE` (`SHUTTING_DOWN`): reconnect
+	// with the last cursor.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) for a malformed filter or
-	// cursor and for a cursor of another database, with `OUT_OF_RANGE`
-	// (`CURSOR_EXPIRED`) if changes after the cursor are no longer kept, with
-	// `FAILED_PRECONDITION` (`HISTORY_REPLACED`) if the database does not continue
-	// the history of the cursor, as after a restore, and with `RESOURCE_EXHAUSTED`
-	// (`TOO_MANY_WATCHES`) if as many watches and `WorkJobs` streams are open as
-	// `--max-watches` allows. A live watch ends with
-	// `HISTORY_REPLACED` when the database is replaced under the server.
+	// Which cursor to keep: that of the last response that the client has processed. Each response has
+	// its own cursor, also within a transaction: a watch that resumes there gets the rest of the
+	// transaction. To resume only between transactions, keep no cursor between a change without
+	// `commit_end` and the next one with it. Responses of a snapshot have no cursor before
+	// `snapshot_end`.
+	//
+	// What to do when a watch fails or ends:
+	//
+	//   - `OUT_OF_RANGE` (`CURSOR_EXPIRED`): the feed has deleted changes after the cursor. `metadata`
+	//     has `earliest_cursor` and `lost_changes`. List the resources that you follow, then watch from
+	//     `earliest_cursor`: changes may then repeat what the lists show.
+	//   - `FAILED_PRECONDITION` (`HISTORY_REPLACED`): the database does not continue the history of the
+	//     cursor, as after a restore. A live watch ends with it too. Forget the integer ids that you
+	//     keep, watch with `WATCH_START_SNAPSHOT`, and list the resources that the snapshot does not
+	//     have.
+	//   - `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`): as many watches and `WorkJobs` streams are open as
+	//     `--max-watches` allows. Try again later.
+	//   - `INVALID_ARGUMENT` (`INVALID_FIELD`): the filter or the cursor is malformed, or the cursor is
+	//     of another database.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
-	// Tells what the change feed holds, and for how long. Counts all changes that
-	// are held, so that it takes the longer the more there are.
+	// Reports what the change feed holds, and for how long. The call counts all changes that are held,
+	// so it takes longer the more there are.
 	GetFeedStatus(ctx context.Context, in *GetFeedStatusRequest, opts ...grpc.CallOption) (*GetFeedStatusResponse, error)
 }
 
@@ -119,54 +128,63 @@ func (c *monitorServiceClient) GetFeedStatus(ctx context.Context, in *GetFeedSta
 // All implementations must embed UnimplementedMonitorServiceServer
 // for forward compatibility.
 //
-// Pushes what happens, as it happens.
+// Pushes changes of resources and live GPU stats to clients.
 type MonitorServiceServer interface {
-	// Streams live GPU stats, GPU events and every change of alerts, events, cameras,
-	// their zones, alert rules, silences, notification channels, jobs, and the settings of
-	// their queues, types and schedules, until the client ends it or the server shuts down.
+	// Streams live GPU stats, GPU events, and changes of other resources. These are alerts, events,
+	// cameras, zones, alert rules, silences, notification channels, jobs, job logs, and the settings of
+	// queues, types and schedules. The stream goes on until the client ends it or the server shuts
+	// down.
 	//
-	// What it guarantees for changes:
+	// Guarantees for changes:
 	//
-	//   - Ordered: changes are delivered in one order, the same in every watch, in
-	//     which the changes of one thing follow each other as they were made.
-	//   - Unique: a change is delivered once, and not again to a watch that goes on
-	//     after its cursor.
-	//   - Atomic: the changes of one transaction are delivered together, with
-	//     nothing in between, and with the same `commit`; `commit_end` is set in the
-	//     last one that this watch gets.
-	//   - Reliable: a change is recorded in the transaction that makes it. None is
-	//     lost, and none is announced that did not happen, as long as the cursor
-	//     lies within what the feed keeps, see `GetFeedStatus`.
-	//   - Resumable: a watch goes on after the `cursor` of any response, on a
-	//     restarted server or on another one on the same database, with whatever
-	//     topics and filters.
+	//   - Ordered: all watches deliver changes in one and the same order. Changes of one resource are in
+	//     the order in which they were made.
+	//   - Unique: a change is delivered once, and not again to a watch that resumes after its cursor.
+	//   - Atomic: the changes of one transaction are delivered together, with the same `commit` and
+	//     nothing in between. `commit_end` is set in the last one that this watch gets.
+	//   - Reliable: a change is recorded in the transaction that makes it. No change is lost and no
+	//     change is made up, as long as the feed still holds the changes after the cursor, see
+	//     `GetFeedStatus`.
+	//   - Resumable: a watch resumes after the `cursor` of any response. It may do so on another server
+	//     of the same database, and with other topics and filters.
 	//   - Bookmarkable: heartbeats move the cursor on when nothing is delivered.
-	//   - Filtered: the server sends what the watch asks for, and nothing else.
-	//   - Complete: a recorded change that cannot be decoded is announced as `unreadable`, with its topic, key and
-	//     number.
+	//   - Filtered: the server sends only what the watch asks for.
+	//   - Complete: a recorded change that cannot be decoded is announced as `unreadable`, with its
+	//     topic, key and number.
 	//
-	// GPU stats are gauges: of each GPU the newest sample is delivered, and those
-	// that a slow client was not in time for are left out and counted. They are those
-	// of every process on the same PostgreSQL; of one more often than every 100 ms,
-	// only the process that has it first hand tells all.
+	// GPU stats are gauges: the newest sample of each GPU is delivered. Samples that a slow client did
+	// not read in time are left out and counted. The samples are those of all processes on the same
+	// PostgreSQL. Of a GPU sampled more often than every 100 ms, only the process that samples it
+	// delivers every sample.
 	//
-	// The first response is a heartbeat, so that the client has a cursor at once
-	// (but see `WATCH_START_SNAPSHOT`). A client that reads slowly is neither cut
-	// off nor does it slow others down: it costs the server its place in the feed.
-	// At shutdown the stream ends with a last heartbeat and `UNAVAILABLE`
-	// (`SHUTTING_DOWN`): reconnect with its cursor.
+	// The first response is a heartbeat, so that the client has a cursor at once (but see
+	// `WATCH_START_SNAPSHOT`). A slow client is not cut off and does not slow down others. Only when
+	// the feed deletes changes that the client has not read yet, its stream ends with `CURSOR_EXPIRED`.
+	// At shutdown the stream ends with a last heartbeat and `UNAVAILABLE` (`SHUTTING_DOWN`): reconnect
+	// with the last cursor.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) for a malformed filter or
-	// cursor and for a cursor of another database, with `OUT_OF_RANGE`
-	// (`CURSOR_EXPIRED`) if changes after the cursor are no longer kept, with
-	// `FAILED_PRECONDITION` (`HISTORY_REPLACED`) if the database does not continue
-	// the history of the cursor, as after a restore, and with `RESOURCE_EXHAUSTED`
-	// (`TOO_MANY_WATCHES`) if as many watches and `WorkJobs` streams are open as
-	// `--max-watches` allows. A live watch ends with
-	// `HISTORY_REPLACED` when the database is replaced under the server.
+	// Which cursor to keep: that of the last response that the client has processed. Each response has
+	// its own cursor, also within a transaction: a watch that resumes there gets the rest of the
+	// transaction. To resume only between transactions, keep no cursor between a change without
+	// `commit_end` and the next one with it. Responses of a snapshot have no cursor before
+	// `snapshot_end`.
+	//
+	// What to do when a watch fails or ends:
+	//
+	//   - `OUT_OF_RANGE` (`CURSOR_EXPIRED`): the feed has deleted changes after the cursor. `metadata`
+	//     has `earliest_cursor` and `lost_changes`. List the resources that you follow, then watch from
+	//     `earliest_cursor`: changes may then repeat what the lists show.
+	//   - `FAILED_PRECONDITION` (`HISTORY_REPLACED`): the database does not continue the history of the
+	//     cursor, as after a restore. A live watch ends with it too. Forget the integer ids that you
+	//     keep, watch with `WATCH_START_SNAPSHOT`, and list the resources that the snapshot does not
+	//     have.
+	//   - `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`): as many watches and `WorkJobs` streams are open as
+	//     `--max-watches` allows. Try again later.
+	//   - `INVALID_ARGUMENT` (`INVALID_FIELD`): the filter or the cursor is malformed, or the cursor is
+	//     of another database.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
-	// Tells what the change feed holds, and for how long. Counts all changes that
-	// are held, so that it takes the longer the more there are.
+	// Reports what the change feed holds, and for how long. The call counts all changes that are held,
+	// so it takes longer the more there are.
 	GetFeedStatus(context.Context, *GetFeedStatusRequest) (*GetFeedStatusResponse, error)
 	mustEmbedUnimplementedMonitorServiceServer()
 }

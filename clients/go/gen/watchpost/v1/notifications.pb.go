@@ -139,20 +139,21 @@ func (NotificationChannelKind) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_notifications_proto_rawDescGZIP(), []int{1}
 }
 
-// What became of a delivery.
+// Status of a delivery.
 type DeliveryStatus int32
 
 const (
 	// Never returned.
 	DeliveryStatus_DELIVERY_STATUS_UNSPECIFIED DeliveryStatus = 0
-	// It is to be made: now, or later.
+	// The delivery is to be attempted, now or later: at a retry, at a step of escalation, or after
+	// quiet times.
 	DeliveryStatus_DELIVERY_STATUS_QUEUED DeliveryStatus = 1
-	// The receiver has taken it.
+	// The receiver has accepted the message.
 	DeliveryStatus_DELIVERY_STATUS_DELIVERED DeliveryStatus = 2
-	// It has failed too often, or for good.
+	// The delivery failed ten times, or in a way that cannot be retried.
 	DeliveryStatus_DELIVERY_STATUS_DEAD DeliveryStatus = 3
-	// It is not needed any more: the alert was acknowledged or dismissed, or the
-	// channel deleted.
+	// The delivery is no longer needed: the alert was acknowledged or dismissed, or the channel was
+	// deleted. `RetryDelivery` queues it again, unless the channel was deleted.
 	DeliveryStatus_DELIVERY_STATUS_CANCELLED DeliveryStatus = 4
 )
 
@@ -204,7 +205,7 @@ func (DeliveryStatus) EnumDescriptor() ([]byte, []int) {
 // A way to tell people or programs of alerts, table `notification_channels`.
 type NotificationChannel struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Output only. The id, a UUID.
+	// Output only. Id of the channel, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Required. The name that rules use, 1 to 100 characters, unique. It cannot be
 	// changed.
@@ -228,11 +229,11 @@ type NotificationChannel struct {
 	// The lowest severity of alerts that are delivered in quiet times too.
 	// Unspecified: none is.
 	QuietExcept Severity `protobuf:"varint,9,opt,name=quiet_except,json=quietExcept,proto3,enum=watchpost.v1.Severity" json:"quiet_except,omitempty"`
-	// Output only. When the channel was created.
+	// Output only. Time at which the channel was created.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Output only. When the channel was last changed.
+	// Output only. Time at which the channel was last changed.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// Output only. Raised by one with every change, from 1.
+	// Output only. Version of the channel, from 1, raised by one with every change.
 	VersionId int32 `protobuf:"varint,12,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
 	// Output only. Why the server has disabled the channel: the receiver has said
 	// that it is gone (410). Absent if it has not, and once the channel is enabled again.
@@ -401,17 +402,17 @@ type isNotificationChannel_Kind interface {
 }
 
 type NotificationChannel_Webhook struct {
-	// Posts to a URL.
+	// Channel that posts to a URL.
 	Webhook *WebhookChannel `protobuf:"bytes,5,opt,name=webhook,proto3,oneof"`
 }
 
 type NotificationChannel_Email struct {
-	// Sends mail.
+	// Channel that sends mail.
 	Email *EmailChannel `protobuf:"bytes,6,opt,name=email,proto3,oneof"`
 }
 
 type NotificationChannel_Stream struct {
-	// Does nothing itself: see `StreamChannel`.
+	// Channel that delivers nothing itself, see `StreamChannel`.
 	Stream *StreamChannel `protobuf:"bytes,7,opt,name=stream,proto3,oneof"`
 }
 
@@ -1289,28 +1290,28 @@ func (x *SendTestNotificationResponse) GetTook() *durationpb.Duration {
 	return nil
 }
 
-// What was or is to be delivered, table `deliveries`.
+// One notification of an alert by one channel, delivered or to be delivered, table `deliveries`.
 type Delivery struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Output only. The id, a UUID: that of the webhook and of the event in it.
+	// Output only. Id of the delivery, a UUID. The webhook and the event in it have the same id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Output only. The alert.
+	// Output only. Id of the alert.
 	AlertId string `protobuf:"bytes,2,opt,name=alert_id,json=alertId,proto3" json:"alert_id,omitempty"`
-	// Output only. The channel. Absent once it is deleted.
+	// Output only. Id of the channel. Absent once the channel is deleted.
 	ChannelId *string `protobuf:"bytes,3,opt,name=channel_id,json=channelId,proto3,oneof" json:"channel_id,omitempty"`
-	// Output only. The channel's name.
+	// Output only. Name of the channel.
 	ChannelName string `protobuf:"bytes,4,opt,name=channel_name,json=channelName,proto3" json:"channel_name,omitempty"`
 	// Output only. The step of `AlertRule.escalation` that it belongs to, from 1; 0
 	// if it is for when the alert is raised.
 	EscalationStep int32 `protobuf:"varint,5,opt,name=escalation_step,json=escalationStep,proto3" json:"escalation_step,omitempty"`
-	// Output only. What became of it.
+	// Output only. Status of the delivery.
 	Status DeliveryStatus `protobuf:"varint,6,opt,name=status,proto3,enum=watchpost.v1.DeliveryStatus" json:"status,omitempty"`
-	// Output only. How often it was begun.
+	// Output only. Number of attempts that were begun. `RetryDelivery` does not reset it.
 	Attempts int32 `protobuf:"varint,7,opt,name=attempts,proto3" json:"attempts,omitempty"`
-	// Output only. When it is tried next; while an attempt is under way, when it is
-	// tried again if nothing is heard of that. Absent unless it is queued.
+	// Output only. Time of the next attempt. While an attempt is under way, the time at which another
+	// one begins if no result is recorded. Absent unless the delivery is queued.
 	NextAttemptAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=next_attempt_at,json=nextAttemptAt,proto3" json:"next_attempt_at,omitempty"`
-	// Output only. When the last attempt was begun. Absent before the first one.
+	// Output only. Time at which the last attempt began. Absent before the first one.
 	LastAttemptAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_attempt_at,json=lastAttemptAt,proto3" json:"last_attempt_at,omitempty"`
 	// Output only. Why the last attempt has failed, or why none can be made because the
 	// secrets of the channel cannot be decrypted; at most 500 characters. Where the
@@ -1320,13 +1321,13 @@ type Delivery struct {
 	// Output only. What the receiver has answered to the last attempt: the status of HTTP,
 	// or the code of SMTP. Absent without an answer.
 	LastStatusCode *int32 `protobuf:"varint,11,opt,name=last_status_code,json=lastStatusCode,proto3,oneof" json:"last_status_code,omitempty"`
-	// Output only. When the alert was raised.
+	// Output only. Time at which the alert was raised.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Output only. When it last changed.
+	// Output only. Time at which the delivery last changed.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// Output only. When the receiver has first taken it. Absent before.
+	// Output only. Time at which the receiver first accepted the message. Absent before.
 	DeliveredAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=delivered_at,json=deliveredAt,proto3" json:"delivered_at,omitempty"`
-	// Output only. The severity of the alert.
+	// Output only. Severity of the alert.
 	Severity      Severity `protobuf:"varint,15,opt,name=severity,proto3,enum=watchpost.v1.Severity" json:"severity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1563,7 +1564,7 @@ func (x *DeliveryFilter) GetError() string {
 // The request of `GetDelivery`.
 type GetDeliveryRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The delivery's id.
+	// Required. Id of the delivery, a UUID.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1728,7 +1729,7 @@ func (x *ListDeliveriesResponse) GetNextPageToken() string {
 // The request of `RetryDelivery`.
 type RetryDeliveryRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The delivery's id.
+	// Required. Id of the delivery, a UUID.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1774,11 +1775,11 @@ func (x *RetryDeliveryRequest) GetId() string {
 // The request of `ReplayDeliveries`.
 type ReplayDeliveriesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which deliveries.
+	// Selects the deliveries. Must not be empty unless `all` is set.
 	Filter *DeliveryFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Whether an empty filter means all.
+	// Allows an empty filter, which selects all deliveries.
 	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
-	// Whether only to count.
+	// Only counts the deliveries, and changes nothing.
 	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

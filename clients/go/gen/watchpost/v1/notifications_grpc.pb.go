@@ -461,14 +461,19 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Keeps the ledger of what was and is to be delivered: one row for each alert,
-// channel and step of escalation.
+// Manages the outbox of notifications: one row for each alert, channel and step of escalation.
 //
-// Every delivery is made at least once, whatever process is killed when, and
-// always with the same id, by which a receiver knows a repetition. One that fails
-// is tried again after 5 seconds, then four times as long each time, up to a day,
-// each time up to a fifth more or less; after the tenth failure it is dead. An
-// alert that is acknowledged or dismissed cancels what is queued for it.
+// Every delivery is made at least once, whatever process is killed when. It always has the same id,
+// by which a receiver recognizes a repetition. A failed delivery is tried again after 5 s, then after
+// four times as long each time, up to a day. Each delay is up to a fifth longer or shorter, at
+// random. After the tenth failure the delivery is dead.
+//
+// Acknowledging or dismissing an alert cancels its queued deliveries, in the same transaction. This
+// includes deliveries that wait for a retry, that quiet times hold back, and all later steps of
+// escalation. An attempt that is under way is not interrupted. If it succeeds, the delivery becomes
+// delivered; if it fails, the delivery stays cancelled and is not tried again.
+//
+// Silences and snoozed events do not affect deliveries: they keep alerts from being raised.
 type DeliveryServiceClient interface {
 	// Gets a delivery.
 	//
@@ -476,19 +481,22 @@ type DeliveryServiceClient interface {
 	GetDelivery(ctx context.Context, in *GetDeliveryRequest, opts ...grpc.CallOption) (*Delivery, error)
 	// Lists deliveries, newest first.
 	ListDeliveries(ctx context.Context, in *ListDeliveriesRequest, opts ...grpc.CallOption) (*ListDeliveriesResponse, error)
-	// Queues a delivery anew, whatever became of it, to be tried at once, and as
-	// often as a new one. It keeps its id and `attempts`.
+	// Queues a delivery again, whatever its status, to be tried at once and as often as a new one. It
+	// keeps its id and `attempts`. The status of the alert does not matter. The delivery of an
+	// acknowledged or dismissed alert is sent too, and the alert keeps its status.
 	//
-	// Fails with `NOT_FOUND` if there is no such delivery, and with
-	// `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if its channel was deleted.
+	// An attempt that is under way is not interrupted: the receiver may then get the message twice.
+	// Fails with `NOT_FOUND` if there is no such delivery, and with `FAILED_PRECONDITION`
+	// (`BROKEN_REFERENCE`) if its channel was deleted.
 	RetryDelivery(ctx context.Context, in *RetryDeliveryRequest, opts ...grpc.CallOption) (*Delivery, error)
-	// Queues all deliveries of a filter anew, see `RetryDelivery`, but those that
-	// are queued already, whose channel was deleted, or that were made after the
-	// call began. It is done a thousand at a time: if the call fails, some may be
-	// queued; it can be repeated.
+	// Queues all matching deliveries again, see `RetryDelivery`. Left out are deliveries that are
+	// queued already, whose channel was deleted, or that were created after the call began.
 	//
-	// Fails with `INVALID_ARGUMENT` for a bad filter, and for an empty one unless
-	// `all` is set.
+	// The deliveries are queued a thousand at a time. If the call fails, some may be queued; the call
+	// can be repeated. The status of their alerts does not matter: to leave out cancelled deliveries,
+	// set `filter.statuses`.
+	//
+	// Fails with `INVALID_ARGUMENT` for a bad filter, and for an empty one unless `all` is set.
 	ReplayDeliveries(ctx context.Context, in *ReplayDeliveriesRequest, opts ...grpc.CallOption) (*ReplayDeliveriesResponse, error)
 }
 
@@ -544,14 +552,19 @@ func (c *deliveryServiceClient) ReplayDeliveries(ctx context.Context, in *Replay
 // All implementations must embed UnimplementedDeliveryServiceServer
 // for forward compatibility.
 //
-// Keeps the ledger of what was and is to be delivered: one row for each alert,
-// channel and step of escalation.
+// Manages the outbox of notifications: one row for each alert, channel and step of escalation.
 //
-// Every delivery is made at least once, whatever process is killed when, and
-// always with the same id, by which a receiver knows a repetition. One that fails
-// is tried again after 5 seconds, then four times as long each time, up to a day,
-// each time up to a fifth more or less; after the tenth failure it is dead. An
-// alert that is acknowledged or dismissed cancels what is queued for it.
+// Every delivery is made at least once, whatever process is killed when. It always has the same id,
+// by which a receiver recognizes a repetition. A failed delivery is tried again after 5 s, then after
+// four times as long each time, up to a day. Each delay is up to a fifth longer or shorter, at
+// random. After the tenth failure the delivery is dead.
+//
+// Acknowledging or dismissing an alert cancels its queued deliveries, in the same transaction. This
+// includes deliveries that wait for a retry, that quiet times hold back, and all later steps of
+// escalation. An attempt that is under way is not interrupted. If it succeeds, the delivery becomes
+// delivered; if it fails, the delivery stays cancelled and is not tried again.
+//
+// Silences and snoozed events do not affect deliveries: they keep alerts from being raised.
 type DeliveryServiceServer interface {
 	// Gets a delivery.
 	//
@@ -559,19 +572,22 @@ type DeliveryServiceServer interface {
 	GetDelivery(context.Context, *GetDeliveryRequest) (*Delivery, error)
 	// Lists deliveries, newest first.
 	ListDeliveries(context.Context, *ListDeliveriesRequest) (*ListDeliveriesResponse, error)
-	// Queues a delivery anew, whatever became of it, to be tried at once, and as
-	// often as a new one. It keeps its id and `attempts`.
+	// Queues a delivery again, whatever its status, to be tried at once and as often as a new one. It
+	// keeps its id and `attempts`. The status of the alert does not matter. The delivery of an
+	// acknowledged or dismissed alert is sent too, and the alert keeps its status.
 	//
-	// Fails with `NOT_FOUND` if there is no such delivery, and with
-	// `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if its channel was deleted.
+	// An attempt that is under way is not interrupted: the receiver may then get the message twice.
+	// Fails with `NOT_FOUND` if there is no such delivery, and with `FAILED_PRECONDITION`
+	// (`BROKEN_REFERENCE`) if its channel was deleted.
 	RetryDelivery(context.Context, *RetryDeliveryRequest) (*Delivery, error)
-	// Queues all deliveries of a filter anew, see `RetryDelivery`, but those that
-	// are queued already, whose channel was deleted, or that were made after the
-	// call began. It is done a thousand at a time: if the call fails, some may be
-	// queued; it can be repeated.
+	// Queues all matching deliveries again, see `RetryDelivery`. Left out are deliveries that are
+	// queued already, whose channel was deleted, or that were created after the call began.
 	//
-	// Fails with `INVALID_ARGUMENT` for a bad filter, and for an empty one unless
-	// `all` is set.
+	// The deliveries are queued a thousand at a time. If the call fails, some may be queued; the call
+	// can be repeated. The status of their alerts does not matter: to leave out cancelled deliveries,
+	// set `filter.statuses`.
+	//
+	// Fails with `INVALID_ARGUMENT` for a bad filter, and for an empty one unless `all` is set.
 	ReplayDeliveries(context.Context, *ReplayDeliveriesRequest) (*ReplayDeliveriesResponse, error)
 	mustEmbedUnimplementedDeliveryServiceServer()
 }

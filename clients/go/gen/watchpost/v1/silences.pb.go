@@ -27,13 +27,13 @@ const (
 type SilenceStatus int32
 
 const (
-	// In a filter refused. Never returned.
+	// Never returned. Refused in a filter.
 	SilenceStatus_SILENCE_STATUS_UNSPECIFIED SilenceStatus = 0
-	// It has not begun.
+	// The silence has not begun.
 	SilenceStatus_SILENCE_STATUS_PENDING SilenceStatus = 1
-	// It is in force.
+	// The silence is in force.
 	SilenceStatus_SILENCE_STATUS_ACTIVE SilenceStatus = 2
-	// It has ended.
+	// The silence has ended. It cannot be changed any more.
 	SilenceStatus_SILENCE_STATUS_EXPIRED SilenceStatus = 3
 )
 
@@ -80,11 +80,11 @@ func (SilenceStatus) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_silences_proto_rawDescGZIP(), []int{0}
 }
 
-// Why an alert was not raised although a rule matched.
+// Reason why a rule that matched raised no alert.
 type SuppressionReason int32
 
 const (
-	// In a filter refused. Never returned.
+	// Never returned. Refused in a filter.
 	SuppressionReason_SUPPRESSION_REASON_UNSPECIFIED SuppressionReason = 0
 	// A silence was in force.
 	SuppressionReason_SUPPRESSION_REASON_SILENCED SuppressionReason = 1
@@ -141,13 +141,13 @@ func (SuppressionReason) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_silences_proto_rawDescGZIP(), []int{1}
 }
 
-// What holds alerts back for a time, table `silences`.
+// Suppresses alerts for a time, table `silences`.
 //
-// A silence holds for an alert that would be of one of `camera_ids`, of one of
-// `rule_ids` and of one of `severities`, all three; an empty list matches any.
+// A silence matches an alert that would have one of `camera_ids`, one of `rule_ids` and one of
+// `severities`, all three. An empty list matches any.
 type Silence struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Output only. The id, a UUID.
+	// Output only. Id of the silence, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The cameras for whose events it holds. At most 1,000, each of a camera that
 	// exists. Empty matches any.
@@ -170,11 +170,11 @@ type Silence struct {
 	CreatedBy string `protobuf:"bytes,8,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
 	// Required. What it is for, 1 to 1,000 characters.
 	Reason string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Output only. Raised by one with every change, from 1.
+	// Output only. Version of the silence, from 1, raised by one with every change.
 	VersionId int32 `protobuf:"varint,10,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
-	// Output only. When it was created.
+	// Output only. Time at which the silence was created.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Output only. When it was last changed.
+	// Output only. Time at which the silence was last changed.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	// Output only. Whether it is in force, by the server's clock when the message
 	// was made.
@@ -304,29 +304,30 @@ func (x *Silence) GetStatus() SilenceStatus {
 	return SilenceStatus_SILENCE_STATUS_UNSPECIFIED
 }
 
-// An alert that was not raised although a rule matched, table
-// `alert_suppressions`. It goes with its event.
+// A suppressed alert: a rule matched, but no alert was raised. Table `alert_suppressions`. It is
+// removed with its event.
 type AlertSuppression struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The id.
+	// Id of the suppression.
 	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The event that the rule matched.
+	// Id of the event that the rule matched.
 	EventId int64 `protobuf:"varint,2,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
-	// The rule. Absent once the rule is deleted.
+	// Id of the rule. Absent once the rule is deleted.
 	RuleId *string `protobuf:"bytes,3,opt,name=rule_id,json=ruleId,proto3,oneof" json:"rule_id,omitempty"`
-	// The camera of the event.
+	// Id of the camera of the event.
 	CameraId string `protobuf:"bytes,4,opt,name=camera_id,json=cameraId,proto3" json:"camera_id,omitempty"`
 	// The dedup key that the alert would have had, see
 	// `AlertRule.dedup_key_template`.
 	DedupKey string `protobuf:"bytes,5,opt,name=dedup_key,json=dedupKey,proto3" json:"dedup_key,omitempty"`
-	// Why it was not raised.
+	// Reason why no alert was raised.
 	Reason SuppressionReason `protobuf:"varint,6,opt,name=reason,proto3,enum=watchpost.v1.SuppressionReason" json:"reason,omitempty"`
-	// With `SUPPRESSION_REASON_SILENCED`: the silence.
+	// Id of the silence. Present with `SUPPRESSION_REASON_SILENCED` only; of several silences the
+	// oldest.
 	SilenceId *string `protobuf:"bytes,7,opt,name=silence_id,json=silenceId,proto3,oneof" json:"silence_id,omitempty"`
-	// With `SUPPRESSION_REASON_FLAPPING` and `SUPPRESSION_REASON_COOLDOWN`: the alert
-	// that stands for it.
+	// Id of the alert that stands for this match. Present with `SUPPRESSION_REASON_FLAPPING` and
+	// `SUPPRESSION_REASON_COOLDOWN` only.
 	AlertId *string `protobuf:"bytes,8,opt,name=alert_id,json=alertId,proto3,oneof" json:"alert_id,omitempty"`
-	// When the event was ingested.
+	// Time at which the event was ingested.
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -615,7 +616,7 @@ func (x *AlertSuppressionFilter) GetCreatedAt() *TimeRange {
 // The request of `CreateSilence`.
 type CreateSilenceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The silence.
+	// Required. The silence to create.
 	Silence       *Silence `protobuf:"bytes,1,opt,name=silence,proto3" json:"silence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -661,7 +662,7 @@ func (x *CreateSilenceRequest) GetSilence() *Silence {
 // The request of `GetSilence`.
 type GetSilenceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The silence's id.
+	// Required. Id of the silence, a UUID.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -774,7 +775,7 @@ type ListSilencesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The silences of this page.
 	Silences []*Silence `protobuf:"bytes,1,rep,name=silences,proto3" json:"silences,omitempty"`
-	// Asks for the next page. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -827,13 +828,14 @@ func (x *ListSilencesResponse) GetNextPageToken() string {
 // The request of `UpdateSilence`.
 type UpdateSilenceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The silence; `id` says which, the rest are the new values.
+	// Required. The silence to change, by its `id`, with the new values.
 	Silence *Silence `protobuf:"bytes,1,opt,name=silence,proto3" json:"silence,omitempty"`
 	// The fields to change, of `camera_ids`, `rule_ids`, `severities`, `match_all`,
 	// `starts_at`, `ends_at` and `reason`; `*` is all of them. A named list that is
 	// not set becomes empty. Absent or empty: those that are set in `silence`.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// The `version_id` that the caller saw. Absent: whatever it is.
+	// The `version_id` of the silence that the caller has seen. If it is not the present one, the call
+	// fails. Absent: no such check.
 	ExpectedVersionId *int32 `protobuf:"varint,3,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -893,9 +895,10 @@ func (x *UpdateSilenceRequest) GetExpectedVersionId() int32 {
 // The request of `ExpireSilence`.
 type ExpireSilenceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The silence's id.
+	// Required. Id of the silence, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The `version_id` that the caller saw. Absent: whatever it is.
+	// The `version_id` of the silence that the caller has seen. If it is not the present one, the call
+	// fails. Absent: no such check.
 	ExpectedVersionId *int32 `protobuf:"varint,2,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -1015,7 +1018,7 @@ type ListAlertSuppressionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The suppressed alerts of this page.
 	AlertSuppressions []*AlertSuppression `protobuf:"bytes,1,rep,name=alert_suppressions,json=alertSuppressions,proto3" json:"alert_suppressions,omitempty"`
-	// Asks for the next page. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -31,18 +31,23 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Keeps the silences, which hold alerts back for a time, and tells what was
-// held back.
+// Manages silences, which suppress alerts for a time, and lists suppressed alerts.
 //
-// A rule that matches an event while a silence that matches is in force, by the
-// server's clock at ingest, raises no alert and claims no cooldown; its outcome
-// is `RULE_STOP_SILENCED`. Alerts that were raised before are not touched.
+// A rule that matches an event during a matching silence raises no alert. The server's time at ingest
+// decides (on PostgreSQL the database's), not the time at which the event started. The outcome is
+// `RULE_STOP_SILENCED`, and an `AlertSuppression` is stored.
 //
-// A silence is history: it is never deleted. A change is in force for every
-// event that is ingested after the call has returned; on other Watchpost
-// processes of the same database within a second. That a silence begins or ends
-// because its time has come is not announced by `MonitorService.Watch`; what it
-// announces are changes by calls.
+// A suppressed match has no other effect. It neither begins nor extends a cooldown, it is not counted
+// in `Alert.suppressed_count`, and it is not counted for flapping (`AlertRule.flap_threshold`). A
+// cooldown that runs already goes on.
+//
+// When a silence ends, alerts that it suppressed are not raised later. The next matching event raises
+// an alert, unless a cooldown or flapping suppresses it. Alerts raised before a silence, and their
+// deliveries and escalation, are not affected. Nor are alerts raised by `AlertService.CreateAlert`.
+//
+// A silence is never deleted. A change holds for every event ingested after the call has returned; on
+// other Watchpost processes of the same database within a second. `MonitorService.Watch` announces
+// changes by calls, but not that a silence begins or ends because its time has come.
 type SilenceServiceClient interface {
 	// Creates a silence.
 	//
@@ -50,7 +55,7 @@ type SilenceServiceClient interface {
 	// bounds, and with `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if it names a
 	// rule or a camera that does not exist, or a camera that is deleted.
 	CreateSilence(ctx context.Context, in *CreateSilenceRequest, opts ...grpc.CallOption) (*Silence, error)
-	// Gets a silence.
+	// Returns a silence, expired or not.
 	//
 	// Fails with `NOT_FOUND` if there is no such silence.
 	GetSilence(ctx context.Context, in *GetSilenceRequest, opts ...grpc.CallOption) (*Silence, error)
@@ -67,16 +72,16 @@ type SilenceServiceClient interface {
 	// it has expired, and with `ABORTED` (`STALE_VERSION`) if
 	// `expected_version_id` is set and stale.
 	UpdateSilence(ctx context.Context, in *UpdateSilenceRequest, opts ...grpc.CallOption) (*Silence, error)
-	// Ends a silence now: `ends_at` becomes the server's time, and so does
-	// `starts_at` if it has not begun yet.
+	// Ends a silence now: `ends_at` becomes the server's time, and so does `starts_at` if it has not
+	// begun yet. The next matching event raises an alert again; suppressed alerts are not raised later.
 	//
-	// Fails with `NOT_FOUND` if there is no such silence, with
-	// `FAILED_PRECONDITION` (`WRONG_STATUS`) if it has expired already, and with
-	// `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and stale.
+	// Fails with `NOT_FOUND` if there is no such silence, and with `FAILED_PRECONDITION`
+	// (`WRONG_STATUS`) if it has expired already, so a repeated call fails. Fails with `ABORTED`
+	// (`STALE_VERSION`) if `expected_version_id` is set and stale.
 	ExpireSilence(ctx context.Context, in *ExpireSilenceRequest, opts ...grpc.CallOption) (*Silence, error)
-	// Lists the alerts that were not raised although a rule matched, newest first:
-	// because of a silence, because the event was snoozed, because the rule was
-	// flapping, or because another alert had its cooldown.
+	// Lists the alerts that were not raised although a rule matched, newest first. The cause is a
+	// silence, a snoozed event, flapping, or the cooldown of another alert. If several apply, only one
+	// is stored: a snooze comes before a silence, then a cooldown, then flapping.
 	ListAlertSuppressions(ctx context.Context, in *ListAlertSuppressionsRequest, opts ...grpc.CallOption) (*ListAlertSuppressionsResponse, error)
 }
 
@@ -152,18 +157,23 @@ func (c *silenceServiceClient) ListAlertSuppressions(ctx context.Context, in *Li
 // All implementations must embed UnimplementedSilenceServiceServer
 // for forward compatibility.
 //
-// Keeps the silences, which hold alerts back for a time, and tells what was
-// held back.
+// Manages silences, which suppress alerts for a time, and lists suppressed alerts.
 //
-// A rule that matches an event while a silence that matches is in force, by the
-// server's clock at ingest, raises no alert and claims no cooldown; its outcome
-// is `RULE_STOP_SILENCED`. Alerts that were raised before are not touched.
+// A rule that matches an event during a matching silence raises no alert. The server's time at ingest
+// decides (on PostgreSQL the database's), not the time at which the event started. The outcome is
+// `RULE_STOP_SILENCED`, and an `AlertSuppression` is stored.
 //
-// A silence is history: it is never deleted. A change is in force for every
-// event that is ingested after the call has returned; on other Watchpost
-// processes of the same database within a second. That a silence begins or ends
-// because its time has come is not announced by `MonitorService.Watch`; what it
-// announces are changes by calls.
+// A suppressed match has no other effect. It neither begins nor extends a cooldown, it is not counted
+// in `Alert.suppressed_count`, and it is not counted for flapping (`AlertRule.flap_threshold`). A
+// cooldown that runs already goes on.
+//
+// When a silence ends, alerts that it suppressed are not raised later. The next matching event raises
+// an alert, unless a cooldown or flapping suppresses it. Alerts raised before a silence, and their
+// deliveries and escalation, are not affected. Nor are alerts raised by `AlertService.CreateAlert`.
+//
+// A silence is never deleted. A change holds for every event ingested after the call has returned; on
+// other Watchpost processes of the same database within a second. `MonitorService.Watch` announces
+// changes by calls, but not that a silence begins or ends because its time has come.
 type SilenceServiceServer interface {
 	// Creates a silence.
 	//
@@ -171,7 +181,7 @@ type SilenceServiceServer interface {
 	// bounds, and with `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if it names a
 	// rule or a camera that does not exist, or a camera that is deleted.
 	CreateSilence(context.Context, *CreateSilenceRequest) (*Silence, error)
-	// Gets a silence.
+	// Returns a silence, expired or not.
 	//
 	// Fails with `NOT_FOUND` if there is no such silence.
 	GetSilence(context.Context, *GetSilenceRequest) (*Silence, error)
@@ -188,16 +198,16 @@ type SilenceServiceServer interface {
 	// it has expired, and with `ABORTED` (`STALE_VERSION`) if
 	// `expected_version_id` is set and stale.
 	UpdateSilence(context.Context, *UpdateSilenceRequest) (*Silence, error)
-	// Ends a silence now: `ends_at` becomes the server's time, and so does
-	// `starts_at` if it has not begun yet.
+	// Ends a silence now: `ends_at` becomes the server's time, and so does `starts_at` if it has not
+	// begun yet. The next matching event raises an alert again; suppressed alerts are not raised later.
 	//
-	// Fails with `NOT_FOUND` if there is no such silence, with
-	// `FAILED_PRECONDITION` (`WRONG_STATUS`) if it has expired already, and with
-	// `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and stale.
+	// Fails with `NOT_FOUND` if there is no such silence, and with `FAILED_PRECONDITION`
+	// (`WRONG_STATUS`) if it has expired already, so a repeated call fails. Fails with `ABORTED`
+	// (`STALE_VERSION`) if `expected_version_id` is set and stale.
 	ExpireSilence(context.Context, *ExpireSilenceRequest) (*Silence, error)
-	// Lists the alerts that were not raised although a rule matched, newest first:
-	// because of a silence, because the event was snoozed, because the rule was
-	// flapping, or because another alert had its cooldown.
+	// Lists the alerts that were not raised although a rule matched, newest first. The cause is a
+	// silence, a snoozed event, flapping, or the cooldown of another alert. If several apply, only one
+	// is stored: a snooze comes before a silence, then a cooldown, then flapping.
 	ListAlertSuppressions(context.Context, *ListAlertSuppressionsRequest) (*ListAlertSuppressionsResponse, error)
 	mustEmbedUnimplementedSilenceServiceServer()
 }
