@@ -282,7 +282,12 @@ impl Bounded {
         }
         let limit = self.unfinished.0.largest;
         if self.framing.length() > limit as u64 {
-            return Err(Error::TooLarge { limit });
+            if whole == 0 {
+                return Err(Error::TooLarge { limit });
+            }
+            self.kept.release(bytes.split_to(whole));
+            self.end_with(Some(Err(Error::TooLarge { limit }.into())));
+            return Ok(());
         }
         if self.stream && (is_another || !self.framing.is_within()) {
             self.held = None;

@@ -76,6 +76,13 @@ async fn what_cannot_be_a_message_is_not_waited_for() {
         let long: [&[u8]; 2] = [b"\0\0\0", b"\0\x09a"];
         assert_eq!(refused(&long, stream).await, ResourceExhausted);
     }
+    // What is whole before is given.
+    let (_, mut body) = arriving(&[b"\0\0\0\0\x01a\0\0\0\0\x09b"], true);
+    let first = body.frame().await.unwrap().unwrap();
+    assert_eq!(first.into_data().unwrap(), b"\0\0\0\0\x01a"[..]);
+    let status = body.frame().await.unwrap().unwrap_err();
+    assert_eq!(status.code(), ResourceExhausted);
+    assert!(body.frame().await.is_none());
     let two = [&b"\0\0\0\0\x01a"[..], b"\0"];
     assert_eq!(refused(&two, false).await, InvalidArgument);
 }
