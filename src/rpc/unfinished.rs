@@ -28,7 +28,7 @@ mod tests;
 /// Largest number of unfinished requests. Each is a call, which takes some KiB.
 const REQUESTS: usize = 1_024;
 
-/// Age of a request from which on it may give way to newer ones that are younger.
+/// Age of a request from which on it gives way before younger ones do.
 const MATURE: Duration = Duration::from_secs(1);
 
 /// Time without progress after which a request has stalled, and the bytes that count as progress.
@@ -59,7 +59,7 @@ struct Shared {
 struct Accounts {
     next: u64,
     bytes: u64,
-    /// By number: the request that began first comes first.
+    /// By number: the request whose account was opened first comes first.
     requests: BTreeMap<u64, Account>,
 }
 

@@ -1802,7 +1802,7 @@ type WorkerWelcome struct {
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,2,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
 	// State of each lease of `WorkerHello.held`, in their order.
 	Held []*JobLeaseState `protobuf:"bytes,3,rep,name=held,proto3" json:"held,omitempty"`
-	// The server's time.
+	// Time of the server at which it made this message.
 	ServerTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -1483,7 +1483,7 @@ func (x *JobScheduleChange) GetJobSchedule() *JobSchedule {
 // Sign of life of a stream, with its distance from the newest change.
 type Heartbeat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The server's time.
+	// Time of the server at which it made this message.
 	ServerTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
 	// Number of changes, of all topics, that the feed holds and this stream has not read yet.
 	BehindChanges int64 `protobuf:"varint,2,opt,name=behind_changes,json=behindChanges,proto3" json:"behind_changes,omitempty"`
