@@ -67,14 +67,14 @@ impl Reports {
         };
         async_stream::try_stream! {
             let shutdown = report.reports.shutdown.clone();
+            let limit = report.reports.max_message_size;
             loop {
                 let batch = tokio::select! {
                     biased;
                     () = shutdown.cancelled() => Err(Error::ShuttingDown.into()),
-                    batch = batches.message() => batch,
+                    batch = layer::next(&mut batches, limit) => batch,
                 };
-                let limit = report.reports.max_message_size;
-                let Some(batch) = batch.map_err(|status| layer::of_stream(status, limit))? else {
+                let Some(batch) = batch? else {
                     break;
                 };
                 yield report.take_in(batch).await?;

@@ -66,8 +66,7 @@ impl JobWorkers {
         &self,
         incoming: &mut Streaming<pb::WorkJobsRequest>,
     ) -> Result<Option<pb::WorkJobsRequest>, Status> {
-        let next = incoming.message().await;
-        next.map_err(|status| layer::of_stream(status, self.max_message_size))
+        layer::next(incoming, self.max_message_size).await
     }
 
     async fn report(&self, (id, lease_id, report): Reported) -> Result<Model> {

@@ -13,7 +13,7 @@ use std::{
 use http::{HeaderName, HeaderValue, Request, Response};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, body::Body};
+use tonic::{Code, Status, Streaming, body::Body};
 use tower::{Layer, Service};
 use tracing::{Instrument, error_span, field::Empty};
 use uuid::Uuid;
@@ -202,12 +202,16 @@ fn transport_error(response: &Response<Body>, limit: usize) -> Option<Error> {
     not_a_message(&status, limit)
 }
 
-/// The same for a stream of requests, where tonic makes them between two of them.
-pub fn of_stream(status: Status, limit: usize) -> Status {
-    if !status.details().is_empty() {
-        return status;
-    }
-    not_a_message(&status, limit).map_or(status, Into::into)
+/// The next message of a stream of requests of up to `limit` bytes. A failure of the message itself has details: tonic
+/// makes it between two messages, where the layer does not see it.
+pub async fn next<T>(requests: &mut Streaming<T>, limit: usize) -> Result<Option<T>, Status> {
+    requests.message().await.map_err(|status| {
+        if status.details().is_empty() {
+            not_a_message(&status, limit).map_or(status, Into::into)
+        } else {
+            status
+        }
+    })
 }
 
 /// What tonic means if it cannot hand over a message.
