@@ -22,6 +22,7 @@ use self::{
 };
 use crate::error::{self, Error, Result};
 
+pub mod bulk;
 mod connect;
 mod files;
 mod lock;
@@ -29,6 +30,7 @@ mod migrate;
 mod protect;
 pub mod reader;
 mod renewal;
+pub mod row;
 pub mod scans;
 pub mod signals;
 pub mod storage;

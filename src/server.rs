@@ -21,17 +21,16 @@ use tonic::{codec::CompressionEncoding::Gzip, transport::server::Router};
 use tonic_health::pb::health_server::{Health as HealthService, HealthServer};
 use tower::layer::util::{Identity, Stack};
 
+use self::connections::Connections;
 use crate::{
     alerts::{
-        deliveries::Bell,
-        rule_service::AlertRules,
-        rules::Rules,
-        service::Alerts,
+        engine::live::Rules,
+        lifecycle::{deliveries::Bell, service::Alerts},
+        rules::service::AlertRules,
         silences::{LiveSilences, Silences},
     },
     cameras::Cameras,
     config::Settings,
-    connections::Connections,
     db::{self, Db},
     error::Chain,
     events::{Committer, Events},
@@ -51,12 +50,17 @@ use crate::{
         notification_channel_service_server::NotificationChannelServiceServer,
         silence_service_server::SilenceServiceServer,
     },
-    rpc::{admission::Admission, calls::Calls, layer::RequestLayer, snapshots::SnapshotMemory},
+    rpc::{
+        calls::Calls,
+        layer::RequestLayer,
+        limits::{admission::Admission, snapshots::SnapshotMemory},
+    },
     time_zones,
     zones::{CameraZones, LiveZones},
 };
 
 mod clock_repair;
+pub mod connections;
 mod jobs;
 mod prepare;
 mod transport;

@@ -16,13 +16,11 @@ use super::{
     replay,
 };
 use crate::{
-    alerts::{deliveries::Bell, rules::Rules},
+    alerts::{engine::live::Rules, lifecycle::deliveries::Bell},
+    batch::group_commit::{Callers, SIBLINGS},
     db::Db,
     error::{Error, Result},
-    rpc::{
-        group::{Callers, SIBLINGS},
-        work,
-    },
+    rpc::work,
 };
 
 /// How many ingests wait at most; a caller beyond that waits for a place among them.

@@ -6,10 +6,14 @@ use sea_orm::DbBackend;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    bell::Bell, create::Creator, desk::Desk, dispatch::Dispatcher, flights::Flights,
-    progress::Throttle, reaper, schedules::Ticker, types::LiveTypes,
+    dispatch::{Dispatcher, reaper},
+    schedules::Ticker,
+    store::{create::Creator, writer::Desk},
+    types::LiveTypes,
+    wakeups::Bell,
+    worker::{assignments::Flights, progress::Throttle},
 };
-use crate::{db::Db, error::Result, feed::Position, monitor::Feed, rpc::group::Group};
+use crate::{batch::group_commit::Group, db::Db, error::Result, feed::Position, monitor::Feed};
 
 /// How many jobs one transaction makes, unless a single call makes more.
 const ROOM: usize = 2_000;

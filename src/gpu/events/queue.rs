@@ -9,7 +9,7 @@ use std::{
 use chrono::{DateTime, SecondsFormat, Utc};
 use tokio::sync::Notify;
 
-use super::{Happened, twins::Twins};
+use super::{Happened, pairing::Twins};
 use crate::entity::gpu_event::GpuEventKind;
 
 /// How many events wait to be stored.
