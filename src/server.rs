@@ -25,7 +25,7 @@ use self::connections::Connections;
 use crate::{
     alerts::{
         engine::live::Rules,
-        lifecycle::{deliveries::Bell, service::Alerts},
+        lifecycle::{deliveries::DeliveryWakeup, service::Alerts},
         rules::service::AlertRules,
         silences::{LiveSilences, Silences},
     },
@@ -169,7 +169,12 @@ impl Server {
             ),
             gpus: LiveGpus::default(),
             detections: Detections::default(),
-            deliverer: Deliverer::new(db.clone(), settings.senders(), backoff, Bell::default()),
+            deliverer: Deliverer::new(
+                db.clone(),
+                settings.senders(),
+                backoff,
+                DeliveryWakeup::default(),
+            ),
             shutdown,
             health,
             db,
@@ -309,7 +314,7 @@ fn routes<H: HealthService>(
         queue: _,
         shutdown,
     } = parts.clone();
-    let committer = Committer::start(&db, &rules, deliverer.bell(), &shutdown);
+    let committer = Committer::start(&db, &rules, deliverer.wakeup(), &shutdown);
     let committer = Arc::new(committer);
     let gpu_stats = GpuStats::new(Reports {
         db: db.clone(),
@@ -356,8 +361,8 @@ fn routes<H: HealthService>(
         shutdown: shutdown.clone(),
     };
     let channels = NotificationChannels::new(db.clone(), &deliverer);
-    let deliveries = Deliveries::new(db.clone(), deliverer.bell().clone());
-    let alerts = Alerts::new(db, deliverer.bell().clone());
+    let deliveries = Deliveries::new(db.clone(), deliverer.wakeup().clone());
+    let alerts = Alerts::new(db, deliverer.wakeup().clone());
     let broken = |error: tonic_reflection::server::Error| StartError::Serve(error.to_string());
     macro_rules! accepting {
         ($service:expr) => {

@@ -67,7 +67,7 @@ pub trait Writer: Send + Sync + 'static {
         items: Vec<Self::Item>,
     ) -> impl Future<Output = Result<Vec<Result<Self::Answer>>>> + Send;
 
-    /// How much of a group an item takes up. The room is [`Group::start`]'s.
+    /// How much of a group an item takes up. The room is [`GroupCommit::start`]'s.
     fn size(_item: &Self::Item) -> usize {
         1
     }
@@ -80,12 +80,12 @@ type Waiting<W> = (
 
 /// Items that wait to be written. Clones share them.
 #[derive(Debug)]
-pub struct Group<W: Writer> {
+pub struct GroupCommit<W: Writer> {
     queue: mpsc::Sender<Waiting<W>>,
     callers: Arc<Callers>,
 }
 
-impl<W: Writer> Clone for Group<W> {
+impl<W: Writer> Clone for GroupCommit<W> {
     fn clone(&self) -> Self {
         Self {
             queue: self.queue.clone(),
@@ -94,7 +94,7 @@ impl<W: Writer> Clone for Group<W> {
     }
 }
 
-impl<W: Writer> Group<W> {
+impl<W: Writer> GroupCommit<W> {
     /// Starts writing: up to `at_once` groups at the same time, each with no more than `room` for items unless a
     /// single one needs more. What waits at shutdown is still written.
     pub fn start(writer: Arc<W>, at_once: usize, room: usize, shutdown: CancellationToken) -> Self {

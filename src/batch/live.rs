@@ -1,7 +1,8 @@
 //! What all requests share of the database, compiled once and replaced when it changes.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use tokio::sync::{Mutex, MutexGuard};
 
 /// The newest of its kind that was read.
@@ -23,7 +24,7 @@ impl<T> Live<T> {
     /// The newest one.
     pub fn current(&self) -> Arc<T> {
         let current = self.current.read();
-        current.unwrap_or_else(PoisonError::into_inner).clone()
+        current.clone()
     }
 
     /// Replaces it by what `read` gives; what was committed before the call is in force after it.
@@ -46,11 +47,7 @@ impl<T> Turn<'_, T> {
     /// Replaces the current one.
     pub fn replace(self, new: T) {
         let new = Arc::new(new);
-        let mut current = self
-            .live
-            .current
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.live.current.write();
         *current = new;
     }
 }

@@ -5,9 +5,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock},
 };
 
+use parking_lot::Mutex;
 use sea_orm::{
     ActiveModelTrait, ActiveValue, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait,
     IdenStatic, IntoActiveModel, Iterable, Statement, Value,
@@ -275,7 +276,7 @@ fn row_values<E: EntityTrait>(columns: &[E::Column], rows: usize) -> Arc<str> {
 
     // By the columns, not by how many: inserts into one table may set others, as many of them.
     let key = (insert_into::<E>(columns), rows);
-    let mut statements = STATEMENTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut statements = STATEMENTS.lock();
     let statement = statements.entry(key).or_insert_with_key(|(insert, rows)| {
         let row = format!("({})", vec!["?"; columns.len()].join(", "));
         format!("{insert} VALUES {}", vec![row; *rows].join(", ")).into()
@@ -298,7 +299,7 @@ fn update_values<E: EntityTrait>(
         format!("UPDATE \"{table}\" AS t SET {set} WHERE {same}"),
         rows,
     );
-    let mut statements = STATEMENTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut statements = STATEMENTS.lock();
     let statement = statements.entry(key).or_insert_with(|| {
         let row = format!("({})", vec!["?"; columns.len()].join(", "));
         let rows = vec![row; rows].join(", ");

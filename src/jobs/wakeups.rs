@@ -3,11 +3,12 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -132,7 +133,7 @@ impl Bell {
 
     fn heard(&self) -> MutexGuard<'_, Heard> {
         let heard = self.0.heard.lock();
-        heard.unwrap_or_else(PoisonError::into_inner)
+        heard
     }
 }
 

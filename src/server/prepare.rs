@@ -61,9 +61,9 @@ pub(super) async fn prepare(
     } = parts;
     let start = feed.head();
     if db.backend() == DbBackend::Postgres {
-        let (relay, ear) = gpu::live::relay::new(db.clone(), gpus.clone());
-        let ears = vec![feed.ear(), ear];
-        tokio::spawn(signals::listen(db.clone(), ears, shutdown.clone()));
+        let (relay, handler) = gpu::live::relay::new(db.clone(), gpus.clone());
+        let handlers = vec![feed.signal_handler(), handler];
+        tokio::spawn(signals::listen(db.clone(), handlers, shutdown.clone()));
         tokio::spawn(relay.run(shutdown.clone()));
     }
     tokio::spawn(feed.clone().run(shutdown.clone()));

@@ -1,11 +1,8 @@
 //! The enabled rules, compiled once and shared by all requests.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
+use parking_lot::RwLock;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -99,13 +96,13 @@ impl Rules {
     pub fn index(&self) -> Arc<Index> {
         let (rules, zones) = (self.current(), self.zones().current());
         let last = self.0.index.read();
-        let last = last.unwrap_or_else(PoisonError::into_inner).clone();
+        let last = last.clone();
         if last.is_of(&rules, &zones) {
             return last;
         }
         // Others wait meanwhile, and need not do the same.
         let last = self.0.index.write();
-        let mut last = last.unwrap_or_else(PoisonError::into_inner);
+        let mut last = last;
         let (rules, zones) = (self.current(), self.zones().current());
         if !last.is_of(&rules, &zones) {
             *last = Arc::new(last.next(rules, zones));

@@ -7,7 +7,7 @@ use sea_orm::{ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, Quer
 use uuid::Uuid;
 
 use super::{
-    change::{alone, lock, move_to},
+    change::{lock, lock_exclusive, move_to},
     transition::Cause,
 };
 use crate::{
@@ -128,7 +128,7 @@ impl Bulk {
 
     async fn chunk(&self, db: &Db, ids: &[Uuid]) -> Result<Tally> {
         db.write(async |tx| {
-            alone(tx).await?;
+            lock_exclusive(tx).await?;
             let alerts = lock(tx, ids).await?;
             // Others may have changed them since they matched.
             let matching = self.select().filter(Column::Id.is_in(ids.iter().copied()));

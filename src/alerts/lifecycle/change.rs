@@ -47,7 +47,7 @@ pub async fn advance(
     expected: Option<i32>,
     cause: &Cause,
 ) -> Result<pb::Alert> {
-    beside_others(tx).await?;
+    lock_shared(tx).await?;
     let alert = row::found(lock(tx, &[id]).await?.pop(), "alert", id)?;
     if expected.is_some_and(|expected| expected != alert.version_id) {
         return Err(Error::StaleVersion { resource: "alert" });
@@ -78,7 +78,7 @@ pub async fn deliver(
     ids: &[Uuid],
     actor: &str,
 ) -> Result<Vec<pb::Alert>> {
-    beside_others(tx).await?;
+    lock_shared(tx).await?;
     let (next, cause) = (AlertStatus::Delivered, Cause::new(actor));
     let mut ids = ids.to_vec();
     ids.sort_unstable();
@@ -98,12 +98,12 @@ pub async fn deliver(
 /// gets the number of its transaction with that lock. A transaction that waits for the second
 /// alert has its number from the first one already, while a later one moves the second. So whoever makes
 /// moves that come after others' and locks several has to be [`alone`]. This lock gives no number.
-async fn beside_others(tx: &DatabaseTransaction) -> Result<()> {
+async fn lock_shared(tx: &DatabaseTransaction) -> Result<()> {
     take_lock(tx, "SELECT pg_advisory_xact_lock_shared($1)").await
 }
 
-/// Lets the transaction move many alerts. See [`beside_others`].
-pub(crate) async fn alone(tx: &DatabaseTransaction) -> Result<()> {
+/// Lets the transaction move many alerts. See [`lock_shared`].
+pub(crate) async fn lock_exclusive(tx: &DatabaseTransaction) -> Result<()> {
     take_lock(tx, "SELECT pg_advisory_xact_lock($1)").await
 }
 

@@ -24,18 +24,18 @@ use crate::{
     error::Result,
 };
 
-/// Tells whoever delivers that something is due. Clones are the same one.
+/// Wakes the delivery loop when a delivery may be due. Clones share one wakeup.
 #[derive(Debug, Clone, Default)]
-pub struct Bell(Arc<Notify>);
+pub struct DeliveryWakeup(Arc<Notify>);
 
-impl Bell {
-    /// Something is due. To be called after the commit.
-    pub fn ring(&self) {
+impl DeliveryWakeup {
+    /// Wakes the delivery loop. Call after the commit that queued deliveries.
+    pub fn notify(&self) {
         self.0.notify_one();
     }
 
-    /// Waits until something is due, for the one who delivers.
-    pub async fn rung(&self) {
+    /// Waits until [`DeliveryWakeup::notify`] is called, for the delivery loop.
+    pub async fn notified(&self) {
         self.0.notified().await;
     }
 }

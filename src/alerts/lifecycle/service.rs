@@ -7,7 +7,9 @@ use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use tonic::{Request, Response};
 use uuid::Uuid;
 
-use super::{bulk::Bulk, change, create::Wanted, deliveries::Bell, stats, transition::Cause};
+use super::{
+    bulk::Bulk, change, create::Wanted, deliveries::DeliveryWakeup, stats, transition::Cause,
+};
 use crate::{
     batch::loader::Loader,
     db::{Db, row},
@@ -29,12 +31,12 @@ pub struct Alerts {
     db: Db,
     by_id: Arc<Loader<Uuid, alert::Model>>,
     /// Rung when an alert was raised by hand.
-    bell: Bell,
+    wakeup: DeliveryWakeup,
 }
 
 impl Alerts {
     /// The alerts of this database.
-    pub fn new(db: Db, bell: Bell) -> Self {
+    pub fn new(db: Db, wakeup: DeliveryWakeup) -> Self {
         let reader = db.clone();
         let by_id = Loader::start(LOOKUPS, move |ids: Vec<Uuid>| {
             let db = reader.clone();
@@ -52,7 +54,7 @@ impl Alerts {
         Self {
             db,
             by_id: Arc::new(by_id),
-            bell,
+            wakeup,
         }
     }
 }
@@ -100,7 +102,7 @@ impl AlertService for Alerts {
             created => created?,
         };
         if created.created {
-            self.bell.ring();
+            self.wakeup.notify();
         }
         Ok(Response::new(created))
     }

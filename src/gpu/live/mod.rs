@@ -2,11 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    sync::{Arc, OnceLock},
 };
 
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
+use parking_lot::RwLock;
 use prost::Message;
 use tokio::sync::watch;
 
@@ -158,11 +159,7 @@ impl LiveGpus {
     pub fn publish(&self, stats: pb::GpuStats) -> Arc<Reading> {
         let uuid = stats.gpu_uuid.clone().unwrap_or_default();
         let reading = {
-            let mut all = self
-                .0
-                .newest
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut all = self.0.newest.write();
             all.entry(uuid).or_default().put(stats, Origin::Sampled)
         };
         self.0.published.send_modify(|count| *count += 1);
@@ -173,21 +170,21 @@ impl LiveGpus {
     pub fn introduce(&self, gpu: &Arc<pb::Gpu>) {
         let known = self.gpu(&gpu.uuid);
         if known.is_none_or(|known| !Arc::ptr_eq(&known, gpu)) {
-            let mut gpus = self.0.gpus.write().unwrap_or_else(PoisonError::into_inner);
+            let mut gpus = self.0.gpus.write();
             gpus.insert(gpu.uuid.clone(), gpu.clone());
         }
     }
 
     /// What is known of this GPU beside its readings.
     pub fn gpu(&self, uuid: &str) -> Option<Arc<pb::Gpu>> {
-        let gpus = self.0.gpus.read().unwrap_or_else(PoisonError::into_inner);
+        let gpus = self.0.gpus.read();
         gpus.get(uuid).cloned()
     }
 
     /// This GPU and the MIG instances of it that have readings.
     pub(super) fn whole_and_parts(&self, uuid: &str) -> Vec<Arc<pb::Gpu>> {
         let of = |gpu: &pb::Gpu| gpu.uuid == uuid || gpu.mig_parent_uuid.as_deref() == Some(uuid);
-        let gpus = self.0.gpus.read().unwrap_or_else(PoisonError::into_inner);
+        let gpus = self.0.gpus.read();
         let all = gpus.values().filter(|gpu| of(gpu)).cloned();
         all.filter(|gpu| self.reading(&gpu.uuid).is_some())
             .collect()
@@ -199,11 +196,7 @@ impl LiveGpus {
     pub(super) fn publish_newer(&self, stats: pb::GpuStats, origin: Origin) {
         let uuid = stats.gpu_uuid.clone().unwrap_or_default();
         {
-            let mut all = self
-                .0
-                .newest
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut all = self.0.newest.write();
             if all.len() >= MOST_GPUS && !all.contains_key(&uuid) {
                 return;
             }
@@ -224,19 +217,10 @@ impl LiveGpus {
 
     /// Drops the reading of a GPU that is no more, as a MIG instance that was taken apart.
     pub fn forget(&self, uuid: &str) {
-        if let Some(newest) = self
-            .0
-            .newest
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_mut(uuid)
-        {
+        if let Some(newest) = self.0.newest.write().get_mut(uuid) {
             newest.reading = None;
         }
-        let conditions = self.0.conditions.write();
-        conditions
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(uuid);
+        self.0.conditions.write().remove(uuid);
     }
 
     /// Takes over how GPUs are, by UUID.
@@ -245,7 +229,7 @@ impl LiveGpus {
         conditions: impl Iterator<Item = (&'a String, Condition)>,
     ) {
         let all = self.0.conditions.write();
-        let mut all = all.unwrap_or_else(PoisonError::into_inner);
+        let mut all = all;
         for (uuid, condition) in conditions {
             match all.get_mut(uuid) {
                 Some(known) => *known = condition,
@@ -260,7 +244,7 @@ impl LiveGpus {
     /// is new.
     pub(super) fn refuse(&self, uuid: &str) -> bool {
         let refused = self.0.refused.write();
-        let mut refused = refused.unwrap_or_else(PoisonError::into_inner);
+        let mut refused = refused;
         let is_new = refused.insert(uuid.into());
         if is_new {
             self.forget(uuid);
@@ -270,23 +254,20 @@ impl LiveGpus {
 
     /// Has it told again.
     pub(super) fn accept(&self, uuid: &str) {
-        let refused = self.0.refused.write();
-        refused.unwrap_or_else(PoisonError::into_inner).remove(uuid);
+        self.0.refused.write().remove(uuid);
     }
 
     /// The GPUs of this host that another one tells of.
     pub(super) fn refused(&self) -> Vec<String> {
         let refused = self.0.refused.read();
-        let refused = refused.unwrap_or_else(PoisonError::into_inner);
+        let refused = refused;
         refused.iter().cloned().collect()
     }
 
     /// Returns true if this is one of them.
     pub(super) fn is_refused(&self, uuid: &str) -> bool {
         let refused = self.0.refused.read();
-        refused
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(uuid)
+        refused.contains(uuid)
     }
 
     /// How this GPU of this host is.
@@ -295,7 +276,7 @@ impl LiveGpus {
             return None;
         }
         let all = self.0.conditions.read();
-        let all = all.unwrap_or_else(PoisonError::into_inner);
+        let all = all;
         all.get(uuid).copied()
     }
 
@@ -316,7 +297,7 @@ impl LiveGpus {
 
     /// The newest reading of every GPU, by UUID.
     pub fn readings(&self) -> Vec<Arc<Reading>> {
-        let all = self.0.newest.read().unwrap_or_else(PoisonError::into_inner);
+        let all = self.0.newest.read();
         all.values()
             .filter_map(|newest| newest.reading.clone())
             .collect()
@@ -326,7 +307,7 @@ impl LiveGpus {
     /// at most half a minute old.
     pub fn carried(&self, reading: &Reading) -> pb::GpuStats {
         let uuid = reading.stats.gpu_uuid.as_deref().unwrap_or_default();
-        let all = self.0.newest.read().unwrap_or_else(PoisonError::into_inner);
+        let all = self.0.newest.read();
         let newest = all
             .get(uuid)
             .filter(|newest| newest.number == reading.number);
@@ -336,7 +317,7 @@ impl LiveGpus {
 
     /// The newest reading of this GPU.
     pub fn reading(&self, uuid: &str) -> Option<Arc<Reading>> {
-        let all = self.0.newest.read().unwrap_or_else(PoisonError::into_inner);
+        let all = self.0.newest.read();
         all.get(uuid)?.reading.clone()
     }
 }

@@ -5,13 +5,10 @@
 //! signals of the database: the newest of each GPU, and only if another process is there to hear them.
 //! One that is lost is made up for by the next.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::{
     sync::Notify,
@@ -24,7 +21,7 @@ use super::{LiveGpus, Origin, Reading};
 use crate::{
     db::{
         Db,
-        signals::{self, Ear},
+        signals::{self, SignalHandler},
     },
     pb,
 };
@@ -73,7 +70,7 @@ struct Others {
 }
 
 /// The relay between these readings and those of other processes, and what hears them.
-pub fn new(db: Db, live: LiveGpus) -> (Relay, (&'static str, Ear)) {
+pub fn new(db: Db, live: LiveGpus) -> (Relay, (&'static str, SignalHandler)) {
     let relay = Relay {
         db,
         live: live.clone(),
@@ -82,7 +79,7 @@ pub fn new(db: Db, live: LiveGpus) -> (Relay, (&'static str, Ear)) {
         sent: HashMap::new(),
     };
     let (process, others) = (relay.process.clone(), relay.others.clone());
-    let ear = move |said: Option<&str>| {
+    let handler = move |said: Option<&str>| {
         let Some(signal) = said.and_then(Signal::read) else {
             return;
         };
@@ -94,7 +91,7 @@ pub fn new(db: Db, live: LiveGpus) -> (Relay, (&'static str, Ear)) {
             live.publish_newer(stats, Origin::Relayed);
         }
     };
-    (relay, (CHANNEL, Box::new(ear)))
+    (relay, (CHANNEL, Box::new(handler)))
 }
 
 impl Relay {
@@ -154,7 +151,7 @@ impl Relay {
                 .collect(),
         };
         let payload = BASE64_STANDARD_NO_PAD.encode(signal.encode_to_vec());
-        if let Err(error) = signals::say(&self.db, CHANNEL, &payload).await {
+        if let Err(error) = signals::notify(&self.db, CHANNEL, &payload).await {
             tracing::debug!(%error, "other processes could not be sent GPU samples");
             return;
         }
@@ -167,14 +164,14 @@ impl Relay {
 
 impl Others {
     fn hear(&self, process: Vec<u8>) {
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut heard = self.heard.lock();
         if heard.insert(process, Instant::now()).is_none() {
             self.met.notify_one();
         }
     }
 
     fn are_there(&self) -> bool {
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut heard = self.heard.lock();
         heard.retain(|_, at| at.elapsed() < BELIEVED_FOR);
         !heard.is_empty()
     }

@@ -1,10 +1,8 @@
 //! What the calls into the driver cost, for whoever watches the watcher.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
 
 /// What calls of one kind have cost so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,7 +41,7 @@ type OfGpu = BTreeMap<&'static str, Cost>;
 impl Costs {
     /// Adds what one sample of a GPU has cost.
     pub fn add(&self, gpu_uuid: &str, costs: impl IntoIterator<Item = (&'static str, Cost)>) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         if !all.contains_key(gpu_uuid) {
             all.insert(gpu_uuid.to_string(), OfGpu::new());
         }
@@ -56,7 +54,7 @@ impl Costs {
 
     /// All of them: the GPU, the kind of the call, and its cost.
     pub fn all(&self) -> Vec<(String, &'static str, Cost)> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.0.lock();
         let kinds = all.iter().flat_map(|(gpu, of_gpu)| {
             let kinds = of_gpu.iter();
             kinds.map(|(kind, cost)| (gpu.clone(), *kind, *cost))

@@ -3,11 +3,12 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
 use nvml_wrapper::{Nvml, error::NvmlError};
+use parking_lot::Mutex;
 
 use crate::{
     error::Chain,
@@ -111,7 +112,7 @@ impl Library {
 
     /// Opens the library, or joins those who have it open.
     pub(super) fn open(&self) -> Result<Arc<Session>, Failure> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         if let Some(session) = open.upgrade() {
             return Ok(session);
         }
@@ -131,19 +132,19 @@ impl Library {
 
     /// Joins those who have the library open.
     pub(super) fn joined(&self) -> Option<Arc<Session>> {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open.lock();
         open.upgrade()
     }
 
     /// Whether this session is the one to join.
     pub(super) fn is_open(&self, session: &Arc<Session>) -> bool {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open.lock();
         std::ptr::eq(open.as_ptr(), Arc::as_ptr(session))
     }
 
     /// Has the next one open the library anew, even if somebody hangs in this session.
     pub(super) fn discard(&self, session: &Arc<Session>) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock();
         if std::ptr::eq(open.as_ptr(), Arc::as_ptr(session)) {
             *open = Weak::new();
         }

@@ -2,9 +2,11 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use parking_lot::Mutex;
 
 use crate::{gpu::columns::has_values, pb};
 
@@ -43,7 +45,7 @@ impl Detections {
             return;
         }
         let detections = detections as u64;
-        let mut steps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut steps = self.0.lock();
         match steps.back_mut() {
             Some((began, count)) if now.saturating_duration_since(*began) < STEP => {
                 *count += detections;
@@ -55,7 +57,7 @@ impl Detections {
 
     /// Nothing if nothing was ingested: then nobody knows.
     fn per_second(&self, now: Instant) -> Option<f64> {
-        let mut steps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut steps = self.0.lock();
         forget(&mut steps, now);
         let count: u64 = steps.iter().map(|(_, count)| count).sum();
         #[expect(clippy::cast_precision_loss, reason = "nobody ingests 2^53 a minute")]

@@ -2,11 +2,13 @@
 
 use std::{
     sync::{
-        Mutex, OnceLock, PoisonError,
+        OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
+
+use parking_lot::Mutex;
 
 /// Time that a round of calls may take before the GPU counts as hanging: whoever watches is to know
 /// it two seconds after it began.
@@ -53,7 +55,7 @@ impl Pulse {
 
     /// Says which GPU this is.
     pub(crate) fn introduce(&self, name: &str, uuid: &str) {
-        let mut told = self.name.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.name.lock();
         name.clone_into(&mut told);
         let _ = self.uuid.set(uuid.into());
     }
@@ -116,10 +118,7 @@ impl Pulse {
 
     /// The name of the GPU for people.
     pub(crate) fn name(&self) -> String {
-        self.name
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.name.lock().clone()
     }
 
     /// The GPU, once it is known which.

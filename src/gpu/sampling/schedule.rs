@@ -1,9 +1,8 @@
 //! When the threads of this family run: steady ticks, pauses that grow, and the end.
 
-use std::{
-    sync::{Condvar, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 /// The first pause after a failure, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
@@ -12,22 +11,22 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_min
 #[derive(Debug, Default)]
 pub(crate) struct Stop {
     set: Mutex<bool>,
-    bell: Condvar,
+    changed: Condvar,
 }
 
 impl Stop {
     pub(crate) fn set(&self) {
-        *self.set.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.bell.notify_all();
+        *self.set.lock() = true;
+        self.changed.notify_all();
     }
 
     pub(crate) fn is_set(&self) -> bool {
-        *self.set.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.set.lock()
     }
 
     /// Acts, unless it is set. Once [`Stop::set`] has returned, nobody acts any more.
     pub(crate) fn unless_set(&self, act: impl FnOnce()) {
-        let set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        let set = self.set.lock();
         if !*set {
             act();
         }
@@ -35,10 +34,9 @@ impl Stop {
 
     /// Waits until `at`, or until it is set: whether it is.
     pub(crate) fn wait_until(&self, at: Instant) -> bool {
-        let set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = at.saturating_duration_since(Instant::now());
-        let waited = self.bell.wait_timeout_while(set, left, |set| !*set);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
+        let mut set = self.set.lock();
+        self.changed.wait_while_until(&mut set, |set| !*set, at);
+        *set
     }
 }
 

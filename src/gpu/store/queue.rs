@@ -1,11 +1,9 @@
 //! The samples that wait, in memory: for the writer, or in an agent for its server.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use chrono::TimeDelta;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::rows::BATCH;
@@ -111,7 +109,7 @@ impl Queue {
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 }
 

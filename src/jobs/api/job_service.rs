@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use crate::{
-    batch::group_commit::Group,
+    batch::group_commit::GroupCommit,
     clock,
     db::{Db, row},
     entity::job,
@@ -52,7 +52,7 @@ pub struct Jobs {
     pub(crate) snapshots: Snapshots,
     pub(crate) shutdown: CancellationToken,
     types: LiveTypes,
-    creator: Group<Creator>,
+    creator: GroupCommit<Creator>,
     desk: Desk,
 }
 

@@ -3,13 +3,14 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use chrono::{DateTime, Utc};
+use parking_lot::{Mutex, MutexGuard};
 use sea_orm::DbBackend;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -201,7 +202,7 @@ impl Dispatcher {
 
     fn places(&self) -> MutexGuard<'_, HashMap<u64, Place>> {
         let places = self.0.places.lock();
-        places.unwrap_or_else(PoisonError::into_inner)
+        places
     }
 
     /// Those who want jobs.

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::apply::{self, Effects, Task};
 use crate::{
-    batch::group_commit::{Group, Writer},
+    batch::group_commit::{GroupCommit, Writer},
     clock,
     db::Db,
     entity::job::Model,
@@ -35,7 +35,7 @@ const TRIES: usize = 10;
 /// Where tasks are handed in. Clones are the same desk.
 #[derive(Debug, Clone)]
 pub(crate) struct Desk {
-    shards: Arc<[Group<Clerk>]>,
+    shards: Arc<[GroupCommit<Clerk>]>,
 }
 
 impl Desk {
@@ -52,7 +52,7 @@ impl Desk {
                 bell: bell.clone(),
             };
             // Workers may report for a while after the server was told to shut down.
-            Group::start(Arc::new(clerk), 1, ROOM, CancellationToken::new())
+            GroupCommit::start(Arc::new(clerk), 1, ROOM, CancellationToken::new())
         };
         Self {
             shards: (0..shards).map(shard).collect(),
@@ -81,7 +81,7 @@ impl Desk {
         self.shard(&task).send(task).await
     }
 
-    fn shard(&self, task: &Task) -> &Group<Clerk> {
+    fn shard(&self, task: &Task) -> &GroupCommit<Clerk> {
         let id = task.0.first().map_or(0, |(id, _)| id.as_u128());
         // The last bits of a UUID version 7 are random.
         let shard = usize::try_from(id % self.shards.len() as u128).unwrap_or_default();

@@ -2,11 +2,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Instant,
 };
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use prost::Message;
 use sea_orm::{
     ColumnTrait, Condition, DatabaseTransaction, QueryFilter, QueryOrder, QuerySelect,
@@ -100,7 +101,7 @@ impl Snapshots {
 
     fn by_filter(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Last>> {
         let by_filter = self.by_filter.lock();
-        by_filter.unwrap_or_else(PoisonError::into_inner)
+        by_filter
     }
 }
 

@@ -1,10 +1,8 @@
 //! The jobs that workers have on streams of this process, so that they can be told what others do to them.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -55,7 +53,7 @@ impl Flights {
     }
 
     fn flights(&self) -> MutexGuard<'_, HashMap<Uuid, mpsc::UnboundedSender<Told>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Hears what the feed tells of jobs, until shutdown, and rings the bell for those that others have queued.

@@ -2,10 +2,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -33,7 +34,7 @@ impl Throttle {
     /// Whether watchers are to be told of a job's progress now; else they will be later.
     pub(crate) fn may_tell(&self, id: Uuid) -> bool {
         let now = Instant::now();
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.0.lock();
         match told.get_mut(&id) {
             Some(told) if now < told.at + EVERY => {
                 told.more = true;
@@ -70,7 +71,7 @@ impl Throttle {
     /// Jobs of whose progress watchers are to be told now.
     fn due(&self) -> Vec<Uuid> {
         let now = Instant::now();
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.0.lock();
         let mut due = Vec::new();
         told.retain(|id, told| {
             let passed = now >= told.at + EVERY;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::check::{SIGNING_SECRETS, UPDATABLE, expiries, signing_secret};
 use crate::{
-    alerts::lifecycle::deliveries::{self, Bell},
+    alerts::lifecycle::deliveries::{self, DeliveryWakeup},
     db::{Db, row},
     entity::{
         self, alert_rule, delivery,
@@ -49,7 +49,7 @@ pub struct NotificationChannels {
     /// Sends tests, and knows what may be sent where.
     senders: Senders,
     /// Told when a channel may deliver again.
-    bell: Bell,
+    wakeup: DeliveryWakeup,
 }
 
 #[tonic::async_trait]
@@ -159,7 +159,7 @@ impl NotificationChannelService for NotificationChannels {
             announce(tx, ChangeKind::Updated, channel).await
         });
         let channel = channel.await?;
-        self.bell.ring();
+        self.wakeup.notify();
         Ok(Response::new(channel))
     }
 
@@ -267,7 +267,7 @@ impl NotificationChannels {
         Self {
             db,
             senders: deliverer.senders().clone(),
-            bell: deliverer.bell().clone(),
+            wakeup: deliverer.wakeup().clone(),
         }
     }
 

@@ -3,13 +3,14 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use chrono::{DateTime, Utc};
+use parking_lot::{Mutex, MutexGuard};
 use sea_orm::{ColumnTrait, EntityTrait, Iterable, QueryFilter};
 use tokio::{
     sync::{Notify, mpsc},
@@ -27,7 +28,7 @@ use super::{
     outbox::{self, Done},
 };
 use crate::{
-    alerts::{engine::schedule::Schedule, lifecycle::deliveries::Bell},
+    alerts::{engine::schedule::Schedule, lifecycle::deliveries::DeliveryWakeup},
     db::Db,
     entity::{self, Severity, alert, delivery, event, notification_channel},
     error::{Error, Result},
@@ -60,7 +61,7 @@ struct Inner {
     counts: Counts,
     /// What this process begins is under this lease.
     lease_id: Uuid,
-    bell: Bell,
+    wakeup: DeliveryWakeup,
     /// The channels that are being worked on.
     lanes: Mutex<HashMap<Uuid, Arc<More>>>,
     /// The channels of which it was logged that they cannot be used.
@@ -76,22 +77,22 @@ struct More {
 
 impl Deliverer {
     /// One that does nothing until it runs.
-    pub fn new(db: Db, senders: Senders, backoff: Backoff, bell: Bell) -> Self {
+    pub fn new(db: Db, senders: Senders, backoff: Backoff, wakeup: DeliveryWakeup) -> Self {
         Self(Arc::new(Inner {
             db,
             senders,
             backoff,
             counts: Counts::default(),
             lease_id: Uuid::now_v7(),
-            bell,
+            wakeup,
             lanes: Mutex::default(),
             unusable: Mutex::default(),
         }))
     }
 
     /// Has it look at once.
-    pub fn bell(&self) -> &Bell {
-        &self.0.bell
+    pub fn wakeup(&self) -> &DeliveryWakeup {
+        &self.0.wakeup
     }
 
     /// What sends.
@@ -128,7 +129,7 @@ impl Deliverer {
             while lanes.try_join_next().is_some() {}
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = work.bell.rung() => {}
+                () = work.wakeup.notified() => {}
                 () = sleep(LOOK) => {}
             }
         }
@@ -160,7 +161,7 @@ impl Inner {
     }
 
     fn lanes(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<More>>> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lanes.lock()
     }
 
     /// Opens the lane of a channel; if it is open, tells it that there is more.
@@ -270,7 +271,7 @@ impl Inner {
     /// waiting.
     fn ready(&self, channel: &notification_channel::Model) -> Result<Ready, String> {
         let ready = self.senders.ready(channel);
-        let mut unusable = self.unusable.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unusable = self.unusable.lock();
         match &ready {
             Ok(_) => {
                 unusable.remove(&channel.id);
@@ -366,7 +367,7 @@ impl Inner {
             let work = self.clone();
             tokio::spawn(async move {
                 sleep(soonest).await;
-                work.bell.ring();
+                work.wakeup.notify();
             });
         }
         Ok(())

@@ -9,7 +9,7 @@ use tonic::{Request, Response};
 use uuid::Uuid;
 
 use crate::{
-    alerts::lifecycle::deliveries::Bell,
+    alerts::lifecycle::deliveries::DeliveryWakeup,
     db::{Db, row},
     entity::{
         self,
@@ -33,7 +33,7 @@ const CHUNK: u64 = 1_000;
 pub struct Deliveries {
     db: Db,
     /// Told when something is queued anew.
-    bell: Bell,
+    wakeup: DeliveryWakeup,
 }
 
 #[tonic::async_trait]
@@ -93,7 +93,7 @@ impl DeliveryService for Deliveries {
             row::found(queued.into_iter().next(), "delivery", id)
         });
         let delivery = delivery.await?;
-        self.bell.ring();
+        self.wakeup.notify();
         Ok(Response::new(delivery.into()))
     }
 
@@ -123,7 +123,7 @@ impl DeliveryService for Deliveries {
         loop {
             let (count, end) = self.replay_chunk(wanted.clone(), last).await?;
             queued += count;
-            self.bell.ring();
+            self.wakeup.notify();
             match end {
                 Some(end) => last = end,
                 None => break,
@@ -135,8 +135,8 @@ impl DeliveryService for Deliveries {
 
 impl Deliveries {
     /// The ledger of this database.
-    pub fn new(db: Db, bell: Bell) -> Self {
-        Self { db, bell }
+    pub fn new(db: Db, wakeup: DeliveryWakeup) -> Self {
+        Self { db, wakeup }
     }
 
     /// Queues the next of them anew, in the order of their ids, so that none that was delivered meanwhile comes twice.

@@ -5,9 +5,10 @@ use std::{
     collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::Mutex;
 use ring::{
     aead::{Aad, NONCE_LEN, Nonce},
     rand::{SecureRandom, SystemRandom},
@@ -195,7 +196,7 @@ impl Keyring {
     /// The keys that are in the file now.
     pub(super) fn keys(&self) -> Result<Keys, KeyError> {
         let stamp = key_file::stamp(self.path())?;
-        let mut cached = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = self.0.keys.lock();
         if let Some((read_at, keys)) = &*cached
             && *read_at == stamp
         {
@@ -209,7 +210,7 @@ impl Keyring {
     /// The keys in the file, or those that it held last if it cannot be read.
     fn known_keys(&self) -> Result<Keys, KeyError> {
         self.keys().or_else(|problem| {
-            let cached = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
+            let cached = self.0.keys.lock();
             cached.as_ref().map(|(_, keys)| keys.clone()).ok_or(problem)
         })
     }

@@ -1,7 +1,8 @@
 //! Which requests are let in: by the memory that each takes once it is decoded, and that all under way take together.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::shape::{Shapes, Unknown};
@@ -93,7 +94,7 @@ impl Call {
         let Some(input) = self.input else {
             return Ok(());
         };
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.lock();
         *held = None;
         let admission = &self.admission;
         let memory = match admission.shapes.memory(input, message, admission.most) {

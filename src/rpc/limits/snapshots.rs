@@ -6,9 +6,11 @@
 use std::{
     collections::VecDeque,
     fmt::Debug,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 
@@ -84,7 +86,7 @@ impl SnapshotMemory {
 
     fn accounts(&self) -> MutexGuard<'_, Accounts> {
         let accounts = self.0.accounts.lock();
-        accounts.unwrap_or_else(PoisonError::into_inner)
+        accounts
     }
 }
 
@@ -134,7 +136,7 @@ pub struct Snapshot<T>(Mutex<Option<(Vec<T>, Claim)>>);
 impl<T: Clone> Snapshot<T> {
     /// The item at this place, if there is one. Fails if others needed the memory.
     pub fn item(&self, at: usize) -> Result<Option<T>> {
-        let content = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let content = self.0.lock();
         let (items, _) = content.as_ref().ok_or(Error::Busy(TAKEN))?;
         Ok(items.get(at).cloned())
     }
@@ -142,7 +144,7 @@ impl<T: Clone> Snapshot<T> {
 
 impl<T: Debug + Send + Sync> Reclaim for Snapshot<T> {
     fn reclaim(&self) {
-        let content = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let content = self.0.lock().take();
         drop(content);
     }
 }

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -14,6 +14,7 @@ use std::{
 use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::BodyExt;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Status, body::Body};
 
@@ -165,7 +166,7 @@ impl Unfinished {
 
     fn accounts(&self) -> MutexGuard<'_, Accounts> {
         let accounts = self.0.accounts.lock();
-        accounts.unwrap_or_else(PoisonError::into_inner)
+        accounts
     }
 
     /// Opens the account of a request.
