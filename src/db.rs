@@ -1,8 +1,9 @@
 //! The database: its settings, its connections, and reading. Writing is in `db/write.rs`, reading that may take long in
 //! `db/scans.rs`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use sea_orm::{
     ConnAcquireErr, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr,
     sqlx::{self, ConnectOptions as _, Connection, SqliteConnection},
@@ -22,6 +23,7 @@ use self::{
 };
 use crate::error::{self, Error, Result};
 
+pub mod bulk;
 mod connect;
 mod files;
 mod lock;
@@ -29,6 +31,7 @@ mod migrate;
 mod protect;
 pub mod reader;
 mod renewal;
+pub mod row;
 pub mod scans;
 pub mod signals;
 pub mod storage;
@@ -215,8 +218,7 @@ impl Db {
         {
             tracing::debug!(%error, "closing the database failed");
         }
-        let lock = self.0.lock.lock();
-        drop(lock.unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.0.lock.lock().take());
     }
 }
 

@@ -1,10 +1,8 @@
 //! What `grpc.health.v1` says of the server and of each of its services.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tonic_health::{
     ServingStatus,
@@ -171,7 +169,7 @@ impl Health {
     }
 
     fn notes(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.notes.lock()
     }
 
     /// Whether the database can be written, as far as is known.

@@ -2,11 +2,10 @@
 //!
 //! ARCHITECTURE.md has the map. The modules, in reading order:
 
+pub mod batch;
 pub mod config;
 
 pub mod server;
-
-pub mod connections;
 
 pub mod http;
 

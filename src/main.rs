@@ -10,7 +10,7 @@ use watchpost::{
     db::Db,
     error::Chain,
     escape::escape,
-    gpu::{self, agent},
+    gpu::{self, reporting::agent},
     jobs_watch::{self, Outcome},
     log,
     server::{Server, StartError},

@@ -21,17 +21,16 @@ use tonic::{codec::CompressionEncoding::Gzip, transport::server::Router};
 use tonic_health::pb::health_server::{Health as HealthService, HealthServer};
 use tower::layer::util::{Identity, Stack};
 
+use self::connections::Connections;
 use crate::{
     alerts::{
-        deliveries::Bell,
-        rule_service::AlertRules,
-        rules::Rules,
-        service::Alerts,
+        engine::live::Rules,
+        lifecycle::{deliveries::DeliveryWakeup, service::Alerts},
+        rules::service::AlertRules,
         silences::{LiveSilences, Silences},
     },
     cameras::Cameras,
     config::Settings,
-    connections::Connections,
     db::{self, Db},
     error::Chain,
     events::{Committer, Events},
@@ -51,12 +50,17 @@ use crate::{
         notification_channel_service_server::NotificationChannelServiceServer,
         silence_service_server::SilenceServiceServer,
     },
-    rpc::{admission::Admission, calls::Calls, layer::RequestLayer, snapshots::SnapshotMemory},
+    rpc::{
+        calls::Calls,
+        layer::RequestLayer,
+        limits::{admission::Admission, snapshots::SnapshotMemory},
+    },
     time_zones,
     zones::{CameraZones, LiveZones},
 };
 
 mod clock_repair;
+pub mod connections;
 mod jobs;
 mod prepare;
 mod transport;
@@ -165,7 +169,12 @@ impl Server {
             ),
             gpus: LiveGpus::default(),
             detections: Detections::default(),
-            deliverer: Deliverer::new(db.clone(), settings.senders(), backoff, Bell::default()),
+            deliverer: Deliverer::new(
+                db.clone(),
+                settings.senders(),
+                backoff,
+                DeliveryWakeup::default(),
+            ),
             shutdown,
             health,
             db,
@@ -305,7 +314,7 @@ fn routes<H: HealthService>(
         queue: _,
         shutdown,
     } = parts.clone();
-    let committer = Committer::start(&db, &rules, deliverer.bell(), &shutdown);
+    let committer = Committer::start(&db, &rules, deliverer.wakeup(), &shutdown);
     let committer = Arc::new(committer);
     let gpu_stats = GpuStats::new(Reports {
         db: db.clone(),
@@ -352,8 +361,8 @@ fn routes<H: HealthService>(
         shutdown: shutdown.clone(),
     };
     let channels = NotificationChannels::new(db.clone(), &deliverer);
-    let deliveries = Deliveries::new(db.clone(), deliverer.bell().clone());
-    let alerts = Alerts::new(db, deliverer.bell().clone());
+    let deliveries = Deliveries::new(db.clone(), deliverer.wakeup().clone());
+    let alerts = Alerts::new(db, deliverer.wakeup().clone());
     let broken = |error: tonic_reflection::server::Error| StartError::Serve(error.to_string());
     macro_rules! accepting {
         ($service:expr) => {

@@ -11,10 +11,11 @@ mod tz;
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::LazyLock,
     time::Duration,
 };
 
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -138,11 +139,11 @@ impl std::str::FromStr for Tz {
 }
 
 fn read() -> RwLockReadGuard<'static, Database> {
-    DATABASE.read().unwrap_or_else(PoisonError::into_inner)
+    DATABASE.read()
 }
 
 fn write() -> RwLockWriteGuard<'static, Database> {
-    DATABASE.write().unwrap_or_else(PoisonError::into_inner)
+    DATABASE.write()
 }
 
 #[cfg(test)]

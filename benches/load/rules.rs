@@ -12,7 +12,7 @@ use serde_json::json;
 use tonic::transport::Channel;
 use uuid::Uuid;
 use watchpost::{
-    alerts::{engine::Facts, index::Index, rules::Rule},
+    alerts::engine::{index::Index, judge::Facts, live::Rule},
     entity::{
         Strings,
         alert::AlertSeverity,
@@ -142,10 +142,10 @@ fn rule(random: &mut fastrand::Rng, number: usize, cameras: usize, by_camera: bo
             .collect(),
         zone_ids: zone_ids.into_iter().collect(),
         min_confidence: Some(0.8),
-        schedule: serde_json::from_value(schedule)
-            .ok()
-            .map(|schedule| watchpost::alerts::schedule::Schedule::compile(&schedule).unwrap()),
-        template: watchpost::alerts::template::Template::parse("t", "{camera_id}").unwrap(),
+        schedule: serde_json::from_value(schedule).ok().map(|schedule| {
+            watchpost::alerts::engine::schedule::Schedule::compile(&schedule).unwrap()
+        }),
+        template: watchpost::alerts::engine::template::Template::parse("t", "{camera_id}").unwrap(),
         cooldown_us: 300_000_000,
         channels: None::<Strings>,
         escalation: Vec::new().into(),

@@ -8,7 +8,7 @@ use sea_orm::{
 use tonic::{Request, Response};
 
 use crate::{
-    db::Db,
+    db::{Db, row},
     entity::{
         self,
         camera::{self, CameraStatus},
@@ -21,7 +21,7 @@ use crate::{
         enums::{FromProto, proto_enum},
         mask::UpdateMask,
         page::Page,
-        row, time,
+        time,
     },
 };
 

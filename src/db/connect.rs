@@ -168,7 +168,7 @@ async fn open_sqlite(
     let scans = Scans::new(slots, life.clone());
     let mut db = Inner::new(DbBackend::Sqlite, writer, reader, scans, storage, life);
     db.keeper = AsyncMutex::new(Some(keeper));
-    db.lock = std::sync::Mutex::new(lock);
+    *db.lock.get_mut() = lock;
     Ok(Db(Arc::new(db)))
 }
 

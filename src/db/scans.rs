@@ -3,12 +3,13 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use sea_orm::{DatabaseConnection, DatabaseTransaction};
 use tokio::{
     runtime::Handle,
@@ -154,10 +155,7 @@ impl Scans {
             }
         };
         drop(line);
-        let slot = {
-            let free = self.0.free.lock();
-            free.unwrap_or_else(PoisonError::into_inner).pop()
-        };
+        let slot = self.0.free.lock().pop();
         // There are as many permits as slots.
         let slot = slot.ok_or_else(|| Error::internal("no slot for a scan is free"))?;
         slot.watch.begin(deadline);
@@ -255,7 +253,7 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         let free = self.scans.0.free.lock();
-        let mut free = free.unwrap_or_else(PoisonError::into_inner);
+        let mut free = free;
         free.push(self.slot.clone());
     }
 }

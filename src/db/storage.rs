@@ -4,12 +4,13 @@
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use sea_orm::{ConnectionTrait, DbBackend, Statement};
 use tokio::{
     sync::{Notify, watch},
@@ -95,15 +96,13 @@ impl Storage {
 
     /// Notes a transaction that was committed.
     pub(super) fn committed(&self) {
-        let committed_at = self.0.committed_at.lock();
-        *committed_at.unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.0.committed_at.lock() = Instant::now();
     }
 
     /// Notes a write that failed. The monitor decides what follows from it.
     pub(super) fn failed(&self, error: &Error) {
         if let Some(fault) = error.storage_fault() {
-            let reported = self.0.reported.lock();
-            *reported.unwrap_or_else(PoisonError::into_inner) = Some(fault);
+            *self.0.reported.lock() = Some(fault);
             self.0.has_report.notify_one();
         }
     }
@@ -178,16 +177,12 @@ impl Storage {
     }
 
     fn take_report(&self) -> Option<StorageFault> {
-        let reported = self.0.reported.lock();
-        reported.unwrap_or_else(PoisonError::into_inner).take()
+        self.0.reported.lock().take()
     }
 
     fn is_idle(&self) -> bool {
         let committed_at = self.0.committed_at.lock();
-        committed_at
-            .unwrap_or_else(PoisonError::into_inner)
-            .elapsed()
-            >= IDLE
+        committed_at.elapsed() >= IDLE
     }
 
     /// Looks for what keeps the database from being written.

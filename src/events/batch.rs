@@ -13,18 +13,22 @@ use super::{
 };
 use crate::{
     alerts::{
-        change::announcement,
-        deliveries,
-        engine::{self, Facts, Verdict},
-        index::Index,
-        rules::{Rule, RuleSet, Rules},
-        transition::{self, Cause},
+        engine::{
+            index::Index,
+            judge::{self, Facts, Verdict},
+            live::{Rule, RuleSet, Rules},
+        },
+        lifecycle::{
+            change::announcement,
+            deliveries,
+            transition::{self, Cause},
+        },
     },
+    db::bulk::Inserts,
     entity::{self, alert, alert_transition, event_detection},
     error::Result,
     feed::{self, Record, Topic},
     pb::{self, RuleStop, watch_response::Update},
-    rpc::insert::Inserts,
     zones::Zone,
 };
 
@@ -113,7 +117,7 @@ pub(super) fn work(ingest: &Ingest, rules: &Rules) -> usize {
 /// What stopped the rules that do not match.
 fn explain(index: &Index, facts: &Facts) -> Vec<(usize, pb::RuleOutcome)> {
     let rules = index.rules().iter();
-    let stopped = rules.filter_map(|(at, rule)| match engine::judge(rule, facts) {
+    let stopped = rules.filter_map(|(at, rule)| match judge::judge(rule, facts) {
         Verdict::Matches { .. } => None,
         Verdict::Stopped(stop, detail) => {
             let stopped_by = stop.into();

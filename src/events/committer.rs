@@ -16,13 +16,11 @@ use super::{
     replay,
 };
 use crate::{
-    alerts::{deliveries::Bell, rules::Rules},
+    alerts::{engine::live::Rules, lifecycle::deliveries::DeliveryWakeup},
+    batch::group_commit::{Callers, SIBLINGS},
     db::Db,
     error::{Error, Result},
-    rpc::{
-        group::{Callers, SIBLINGS},
-        work,
-    },
+    rpc::work,
 };
 
 /// How many ingests wait at most; a caller beyond that waits for a place among them.
@@ -58,7 +56,12 @@ pub struct Committer {
 
 impl Committer {
     /// Starts committing. What is queued at shutdown is still stored.
-    pub fn start(db: &Db, rules: &Rules, bell: &Bell, shutdown: &CancellationToken) -> Self {
+    pub fn start(
+        db: &Db,
+        rules: &Rules,
+        wakeup: &DeliveryWakeup,
+        shutdown: &CancellationToken,
+    ) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let callers = Arc::new(Callers::default());
         let counts = Counts::default();
@@ -66,7 +69,7 @@ impl Committer {
             db: db.clone(),
             rules: rules.clone(),
             counts: counts.clone(),
-            bell: bell.clone(),
+            wakeup: wakeup.clone(),
         });
         tokio::spawn(gather(work, waiting, callers.clone(), shutdown.clone()));
         Self {
@@ -163,7 +166,7 @@ struct Work {
     db: Db,
     rules: Rules,
     counts: Counts,
-    bell: Bell,
+    wakeup: DeliveryWakeup,
 }
 
 impl Work {
@@ -181,7 +184,7 @@ impl Work {
                 // The next batch can be written while this one is answered.
                 drop(turn);
                 if batch.iter().any(Judged::has_raised) {
-                    self.bell.ring();
+                    self.wakeup.notify();
                 }
                 self.counts.batch(batch.len());
                 for ((judged, early), reply) in batch.into_iter().zip(early).zip(replies) {
@@ -219,7 +222,7 @@ impl Work {
                 Ok(early) => {
                     let [judged] = judged;
                     if judged.has_raised() {
-                        self.bell.ring();
+                        self.wakeup.notify();
                     }
                     let early = early.into_iter().flatten().next();
                     let answer = early.unwrap_or_else(|| Ok(judged.stored()));

@@ -12,10 +12,11 @@ use super::{
 };
 use crate::{
     alerts::{
-        cooldown::{self, Claim},
-        flapping::{self, Decision, Firing, Flap},
-        rules::Rule,
-        template::Values,
+        engine::{live::Rule, template::Values},
+        suppression::{
+            cooldown::{self, Claim},
+            flapping::{self, Decision, Firing, Flap},
+        },
     },
     entity::{
         alert::{self, AlertStatus},

@@ -13,7 +13,7 @@ use super::{
     check::Ingest,
 };
 use crate::{
-    alerts::{outcomes, rules::RuleSet},
+    alerts::engine::{live::RuleSet, outcomes},
     entity::{alert, detection, event, event_detection, event_ingest},
     error::{Error, Result},
     pb,

@@ -18,7 +18,7 @@ use super::{
     committer::Committer,
 };
 use crate::{
-    db::Db,
+    db::{Db, row},
     entity::{
         self, detection,
         event::{self, RiskLevel},
@@ -28,7 +28,7 @@ use crate::{
     feed,
     gpu::Detections,
     pb::{self, ChangeKind, event_service_server::EventService},
-    rpc::{Reply, check, enums::FromProto, page::Page, row, time, work},
+    rpc::{Reply, check, enums::FromProto, page::Page, time, work},
 };
 
 /// How many values a list of a filter may have.

@@ -27,10 +27,9 @@ pub use reader::Feed;
 pub use ring::{Entry, Readable};
 
 use crate::{
-    db::Db,
+    db::{Db, bulk::insert_all},
     entity::{self, change},
     error::{Error, Result},
-    rpc::insert::insert_all,
 };
 
 /// What kind of thing changed.

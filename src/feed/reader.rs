@@ -3,12 +3,13 @@
 
 use std::{
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::RwLock;
 use sea_orm::ConnectionTrait;
 use tokio::{sync::watch, time::sleep};
 use uuid::Uuid;
@@ -116,7 +117,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
     }
 
     pub(super) fn restart(&self, end: Position) {
-        let mut ring = self.0.ring.write().unwrap_or_else(PoisonError::into_inner);
+        let mut ring = self.0.ring.write();
         ring.restart(end);
         drop(ring);
         self.0.head.send_replace(end);
@@ -124,16 +125,12 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
 
     pub(super) fn history(&self) -> Arc<History> {
         let history = self.0.history.read();
-        history.unwrap_or_else(PoisonError::into_inner).clone()
+        history.clone()
     }
 
     pub(super) fn install(&self, history: History) -> Arc<History> {
         let history = Arc::new(history);
-        let mut current = self
-            .0
-            .history
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.0.history.write();
         *current = history.clone();
         self.0
             .generation
@@ -188,11 +185,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
 
     /// Takes over a history that continues the present one. Gives none if it does not.
     pub(super) fn extend(&self, newer: History) -> Option<Arc<History>> {
-        let mut current = self
-            .0
-            .history
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.0.history.write();
         if newer.generation != current.generation || !newer.continues(&current) {
             // Another reader may have taken over more of it meanwhile.
             return current.continues(&newer).then(|| current.clone());
@@ -333,7 +326,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
 
     /// What the ring holds after `position`; `None` if that reaches back before the ring.
     fn shared_after(&self, position: Position) -> Option<Vec<Arc<Entry<T>>>> {
-        let ring = self.0.ring.read().unwrap_or_else(PoisonError::into_inner);
+        let ring = self.0.ring.read();
         ring.after(position)
     }
 

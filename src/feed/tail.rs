@@ -1,7 +1,7 @@
 //! One reader per process follows the feed, and shares what it reads.
 
 use std::{
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     db::{
         Db,
-        signals::{self, Ear},
+        signals::{self, SignalHandler},
     },
     error::Result,
 };
@@ -48,15 +48,15 @@ struct Memory {
 
 impl<T: Readable + Send + Sync + 'static> Feed<T> {
     /// What hears that another process has committed. Without it that is only noticed after a while.
-    pub fn ear(&self) -> (&'static str, Ear) {
+    pub fn signal_handler(&self) -> (&'static str, SignalHandler) {
         let (db, process) = (self.0.db.clone(), self.0.process.clone());
-        let ear = move |said: Option<&str>| {
+        let handler = move |said: Option<&str>| {
             // What this process has committed it knows before.
             if said != Some(&process) {
                 db.wake_feed();
             }
         };
-        (CHANNEL, Box::new(ear))
+        (CHANNEL, Box::new(handler))
     }
 
     /// Follows the feed until shutdown.
@@ -135,7 +135,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
             if !entries.is_empty() {
                 memory.head_at = page.changes.last().map(|change| change.created_at);
             }
-            let mut ring = self.0.ring.write().unwrap_or_else(PoisonError::into_inner);
+            let mut ring = self.0.ring.write();
             if is_gap {
                 ring.restart(pruned);
             }
@@ -210,7 +210,7 @@ async fn announce(db: Db, process: String, shutdown: CancellationToken) {
         loop {
             db.to_announce().await;
             let next = Instant::now() + DEBOUNCE;
-            if let Err(error) = signals::say(&db, CHANNEL, &process).await {
+            if let Err(error) = signals::notify(&db, CHANNEL, &process).await {
                 // The others poll.
                 tracing::debug!(%error, "other processes could not be told of a commit");
             }

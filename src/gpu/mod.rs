@@ -10,52 +10,39 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, atomic::AtomicU32},
+    sync::{Arc, atomic::AtomicU32},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{db::Db, error::Chain, pb};
 
-pub mod agent;
-mod check;
-mod claims;
 mod columns;
-mod condition;
-mod cost;
 mod events;
-mod fleet;
-mod inference;
-mod live;
+mod health;
+pub mod live;
 mod nvml;
-mod pcie;
-mod plan;
-mod pressure;
-mod pulse;
-mod queue;
-mod report;
-mod rows;
-mod sampler;
-mod schedule;
+pub mod reporting;
+mod sampling;
 mod service;
-mod settling;
-mod sysfs;
-mod writer;
+mod store;
 
 pub mod history;
-pub mod relay;
 pub mod throttle;
 
 pub use self::{
     columns::has_values,
-    cost::{Cost, Costs},
     events::Counts,
-    inference::Detections,
     live::{Condition, LiveGpus, Origin, Reading, present},
-    plan::Tiers,
-    report::Reports,
+    nvml::{
+        cost::{Cost, Costs},
+        plan::Tiers,
+    },
+    reporting::report::Reports,
+    sampling::inference::Detections,
     service::GpuStats,
 };
 
@@ -109,23 +96,23 @@ pub async fn start(
     health: impl Fn(bool) + Send + Sync + 'static,
     shutdown: CancellationToken,
 ) -> Running {
-    let queue = Arc::new(queue::Queue::of(KEEP_AT_MOST));
+    let queue = Arc::new(store::queue::Queue::of(KEEP_AT_MOST));
     let events = Arc::new(events::Queue::default());
     let stored = stored(&db, &settings.host).await;
-    let conditions = condition::Conditions::new(live.clone(), events.clone(), stored);
+    let conditions = health::condition::Conditions::new(live.clone(), events.clone(), stored);
     let conditions = Arc::new(conditions);
-    let store = events::store::Store {
+    let store = store::events::Store {
         db: db.clone(),
         host: settings.host.clone(),
         queue: events.clone(),
         conditions: conditions.clone(),
         counts: live.events().clone(),
     };
-    let claims = claims::Local::new(settings.host.clone(), live.clone());
+    let claims = store::claims::Local::new(settings.host.clone(), live.clone());
     let (host, found) = launch(settings, live, queue.clone(), (conditions, events), health);
     let stop = move || host.stop.set();
     let events = tokio::spawn(store.run(shutdown.clone()));
-    let writer = tokio::spawn(writer::run((db, claims), queue, shutdown, stop));
+    let writer = tokio::spawn(store::writer::run((db, claims), queue, shutdown, stop));
     Running {
         found: hear(found).await,
         writer,
@@ -134,8 +121,8 @@ pub async fn start(
 }
 
 /// How the GPUs of this host were, as far as it can be found out.
-async fn stored(db: &Db, host: &str) -> HashMap<String, condition::Stored> {
-    match events::store::stored(db, host).await {
+async fn stored(db: &Db, host: &str) -> HashMap<String, health::condition::Stored> {
+    match store::events::stored(db, host).await {
         Ok(stored) => stored,
         Err(error) => {
             let error = Chain(&error).to_string();
@@ -153,12 +140,12 @@ async fn stored(db: &Db, host: &str) -> HashMap<String, condition::Stored> {
 fn launch(
     settings: Settings,
     live: LiveGpus,
-    queue: Arc<queue::Queue>,
-    happening: (Arc<condition::Conditions>, Arc<events::Queue>),
+    queue: Arc<store::queue::Queue>,
+    happening: (Arc<health::condition::Conditions>, Arc<events::Queue>),
     health: impl Fn(bool) + Send + Sync + 'static,
-) -> (Arc<sampler::Host>, oneshot::Receiver<String>) {
+) -> (Arc<sampling::sampler::Host>, oneshot::Receiver<String>) {
     let (conditions, events) = happening;
-    let host = Arc::new(sampler::Host {
+    let host = Arc::new(sampling::sampler::Host {
         library: nvml::Library::new(settings.library),
         name: settings.host,
         // A schedule needs time to pass between two ticks.
@@ -171,14 +158,14 @@ fn launch(
         events,
         detections: settings.detections,
         count: AtomicU32::new(0),
-        stop: schedule::Stop::default(),
+        stop: sampling::schedule::Stop::default(),
         taken: Mutex::default(),
     });
     if let Some(path) = settings.kernel_log {
-        events::kernel_log::spawn(host.clone(), &path);
+        sampling::kernel_log::spawn(host.clone(), &path);
     }
     let (report, found) = oneshot::channel();
-    fleet::spawn(host.clone(), health, report);
+    sampling::fleet::spawn(host.clone(), health, report);
     (host, found)
 }
 

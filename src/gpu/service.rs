@@ -16,7 +16,7 @@ use super::{
     events::list,
     history,
     live::LiveGpus,
-    report::Reports,
+    reporting::report::Reports,
 };
 use crate::{
     db::{Db, scans::LONGEST_WAIT},

@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::{
-    claim::Accepts,
-    moves::{Cause, Failure, Line, Progress, Report},
+    dispatch::claim::Accepts,
+    state::{Cause, Failure, Line, Progress, Report},
     types::{Defaults, Types},
 };
 use crate::{

@@ -6,10 +6,16 @@ use sea_orm::DbBackend;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    bell::Bell, create::Creator, desk::Desk, dispatch::Dispatcher, flights::Flights,
-    progress::Throttle, reaper, schedules::Ticker, types::LiveTypes,
+    dispatch::{Dispatcher, reaper},
+    schedules::Ticker,
+    store::{create::Creator, writer::Desk},
+    types::LiveTypes,
+    wakeups::Bell,
+    worker::{assignments::Flights, progress::Throttle},
 };
-use crate::{db::Db, error::Result, feed::Position, monitor::Feed, rpc::group::Group};
+use crate::{
+    batch::group_commit::GroupCommit, db::Db, error::Result, feed::Position, monitor::Feed,
+};
 
 /// How many jobs one transaction makes, unless a single call makes more.
 const ROOM: usize = 2_000;
@@ -23,7 +29,7 @@ pub struct Queue {
     pub(super) db: Db,
     pub(super) types: LiveTypes,
     pub(super) bell: Bell,
-    pub(super) creator: Group<Creator>,
+    pub(super) creator: GroupCommit<Creator>,
     pub(super) desk: Desk,
     pub(super) dispatcher: Dispatcher,
     pub(super) flights: Flights,
@@ -53,7 +59,7 @@ impl Queue {
         } else {
             1
         };
-        let creator = Group::start(Arc::new(creator), at_once, ROOM, shutdown.clone());
+        let creator = GroupCommit::start(Arc::new(creator), at_once, ROOM, shutdown.clone());
         Self {
             db,
             types,

@@ -7,13 +7,13 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    batch::live::Live,
     db::Db,
     entity::{job::RetryPolicy, job_type},
     error::{Error, Result},
     feed::{Follower, News, Position, Topic},
     monitor::{Announcement, Feed},
     pb::watch_response::Update,
-    rpc::live::Live,
 };
 
 /// The types that are known without settings, and how long an attempt of theirs may take.

@@ -3,7 +3,7 @@
 use prometheus::proto::MetricType;
 
 use super::family::{Families, count};
-use crate::connections::Connections;
+use crate::server::connections::Connections;
 
 pub(super) fn collect(families: &mut Families, connections: &Connections) {
     families.one(

@@ -27,7 +27,6 @@ use prometheus::{TextEncoder, proto::MetricType};
 use self::family::Families;
 use crate::{
     clock,
-    connections::Connections,
     db::Db,
     events::Counts,
     gpu::LiveGpus,
@@ -35,9 +34,13 @@ use crate::{
     monitor::{Feed, Monitor},
     notifications,
     rpc::{
-        admission::Admission, call_limit::CallLimit, calls::Calls, snapshots::SnapshotMemory,
-        unfinished::Unfinished,
+        calls::Calls,
+        limits::{
+            admission::Admission, call_limit::CallLimit, snapshots::SnapshotMemory,
+            unfinished::Unfinished,
+        },
     },
+    server::connections::Connections,
     time_zones,
 };
 

@@ -5,8 +5,8 @@ use tonic::Code;
 
 use super::family::{Families, Labels, count, pairs};
 use crate::rpc::{
-    admission::Admission,
     calls::{Calls, Method},
+    limits::admission::Admission,
 };
 
 pub(super) fn collect(families: &mut Families, calls: &Calls) {

@@ -19,7 +19,7 @@ use crate::{
     feed::Start,
     gpu::GpuStats,
     pb::{self, watch_response::Update},
-    rpc::snapshots::{self, Claim, SnapshotMemory},
+    rpc::limits::snapshots::{self, Claim, SnapshotMemory},
 };
 
 /// How many alerts are read at a time.

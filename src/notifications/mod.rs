@@ -1,25 +1,16 @@
 //! Notifications: the channels by which alerts are told, and the ledger of what was and is to be told.
 
-mod attempt;
-mod check;
-mod convert;
-mod counts;
-mod deliverer;
-mod deliveries;
-mod email;
-mod key_file;
-mod keys;
-mod ledger;
-mod message;
-pub(crate) mod reseal;
-mod schedule;
-mod scrub;
-mod secrets;
-mod service;
-mod targets;
-mod webhook;
+mod channels;
+mod delivery;
+pub mod secrets;
+mod senders;
 
 pub use self::{
-    attempt::Senders, counts::Counts, deliverer::Deliverer, deliveries::Deliveries, keys::KeyUse,
-    schedule::Backoff, secrets::Keyring, service::NotificationChannels, targets::Targets,
+    channels::service::NotificationChannels,
+    delivery::{
+        attempt::Senders, backoff::Backoff, counts::Counts, deliverer::Deliverer,
+        service::Deliveries,
+    },
+    secrets::{Keyring, keys::KeyUse},
+    senders::targets::Targets,
 };

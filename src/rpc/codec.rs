@@ -14,7 +14,7 @@ use tonic::{
 };
 use tonic_prost::{ProstDecoder, ProstEncoder};
 
-use super::admission::Call;
+use super::limits::admission::Call;
 
 /// Size from which decoding a message takes long enough that others are not kept waiting for it.
 const LARGE: usize = 256 << 10;

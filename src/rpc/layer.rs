@@ -19,8 +19,9 @@ use tracing::{Instrument, error_span, field::Empty};
 use uuid::Uuid;
 
 use super::{
-    admission::Admission, call_limit::CallLimit, calls::Calls, ending::Ending,
-    unfinished::Unfinished,
+    calls::Calls,
+    ending::Ending,
+    limits::{admission::Admission, call_limit::CallLimit, unfinished::Unfinished},
 };
 use crate::{
     deadline,

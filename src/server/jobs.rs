@@ -12,7 +12,7 @@ use crate::{
         job_service_server::JobServiceServer, job_type_service_server::JobTypeServiceServer,
         job_worker_service_server::JobWorkerServiceServer,
     },
-    rpc::snapshots::SnapshotMemory,
+    rpc::limits::snapshots::SnapshotMemory,
 };
 
 /// The services, which take requests of up to `limit` bytes.

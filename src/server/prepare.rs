@@ -26,7 +26,7 @@ use crate::{
     health::Health,
     jobs,
     monitor::Feed,
-    notifications::{Deliverer, reseal},
+    notifications::{Deliverer, secrets::reseal},
     reminder::Reminder,
     time_zones,
 };
@@ -61,9 +61,9 @@ pub(super) async fn prepare(
     } = parts;
     let start = feed.head();
     if db.backend() == DbBackend::Postgres {
-        let (relay, ear) = gpu::relay::new(db.clone(), gpus.clone());
-        let ears = vec![feed.ear(), ear];
-        tokio::spawn(signals::listen(db.clone(), ears, shutdown.clone()));
+        let (relay, handler) = gpu::live::relay::new(db.clone(), gpus.clone());
+        let handlers = vec![feed.signal_handler(), handler];
+        tokio::spawn(signals::listen(db.clone(), handlers, shutdown.clone()));
         tokio::spawn(relay.run(shutdown.clone()));
     }
     tokio::spawn(feed.clone().run(shutdown.clone()));
@@ -78,7 +78,7 @@ pub(super) async fn prepare(
     ));
     tokio::spawn(time_zones::follow(shutdown.clone()));
     tokio::spawn(events::retention::run(db.clone(), shutdown.clone()));
-    tokio::spawn(jobs::retention::run(
+    tokio::spawn(jobs::store::retention::run(
         db.clone(),
         settings.job_retention(),
         shutdown.clone(),

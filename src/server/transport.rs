@@ -7,7 +7,7 @@ use crate::{
     config::Settings,
     metrics::Limits,
     pb::FILE_DESCRIPTOR_SET,
-    rpc::{call_limit::CallLimit, snapshots::SnapshotMemory, unfinished::Unfinished},
+    rpc::limits::{call_limit::CallLimit, snapshots::SnapshotMemory, unfinished::Unfinished},
 };
 
 /// The methods whose calls are counted.

@@ -1,9 +1,6 @@
 //! A time zone, for chrono.
 
-use std::{
-    fmt,
-    sync::{PoisonError, RwLock},
-};
+use std::fmt;
 
 use chrono::{
     Datelike, FixedOffset, MappedLocalTime, NaiveDate, NaiveDateTime, NaiveTime, Offset, TimeZone,
@@ -13,6 +10,7 @@ use jiff::{
     Timestamp, civil,
     tz::{self, AmbiguousOffset},
 };
+use parking_lot::RwLock;
 
 use super::source::{Source, Stamp};
 
@@ -65,7 +63,7 @@ impl Tz {
         let Some((zone, stamp)) = source.rules(self.name()) else {
             return false;
         };
-        let mut rules = self.0.rules.write().unwrap_or_else(PoisonError::into_inner);
+        let mut rules = self.0.rules.write();
         let changed = rules.zone != zone;
         *rules = Rules { zone, stamp };
         changed
@@ -73,12 +71,12 @@ impl Tz {
 
     /// Whether the file with the rules was changed since they were read.
     pub(super) fn is_stale(self, source: &Source) -> bool {
-        let rules = self.0.rules.read().unwrap_or_else(PoisonError::into_inner);
+        let rules = self.0.rules.read();
         rules.stamp != source.stamp(self.name())
     }
 
     fn with<T>(self, ask: impl FnOnce(&tz::TimeZone) -> T) -> T {
-        let rules = self.0.rules.read().unwrap_or_else(PoisonError::into_inner);
+        let rules = self.0.rules.read();
         ask(&rules.zone)
     }
 

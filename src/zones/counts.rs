@@ -13,10 +13,11 @@ use super::{
     shape::Zone,
 };
 use crate::{
+    db::row,
     entity::{camera, detection},
     error::{Error, Result},
     pb,
-    rpc::{check, row, time, work},
+    rpc::{check, time, work},
 };
 
 /// How many buckets an answer may have.

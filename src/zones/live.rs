@@ -8,7 +8,7 @@ use std::{
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 
 use super::shape::Zone;
-use crate::{db::Db, entity::camera_zone, error::Result, rpc::live::Live};
+use crate::{batch::live::Live, db::Db, entity::camera_zone, error::Result};
 
 /// The enabled zones of one moment, by camera. Sets of two moments share the cameras that have not changed.
 #[derive(Debug, Default, Clone)]

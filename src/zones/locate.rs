@@ -11,13 +11,14 @@ use super::{
     shape::{Hit, Zone},
 };
 use crate::{
+    db::row,
     entity::{
         self, camera,
         detection::{self, MediaType},
     },
     error::{Error, Result},
     pb,
-    rpc::{check, row, work},
+    rpc::{check, work},
 };
 
 /// How many detections one request may ask for.

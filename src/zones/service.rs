@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{check::UPDATABLE, live::LiveZones, shape::corners};
 use crate::{
-    db::Db,
+    db::{Db, row},
     entity::{
         self, alert_rule, camera,
         camera_zone::{self, Column, Entity, ZoneAnchor, ZoneShape, ZoneType},
@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     feed::{self, Record, Topic},
     pb::{self, ChangeKind, camera_zone_service_server::CameraZoneService, watch_response::Update},
-    rpc::{Reply, check, enums::proto_enum, mask::UpdateMask, page::Page, row, time},
+    rpc::{Reply, check, enums::proto_enum, mask::UpdateMask, page::Page, time},
 };
 
 /// How many zones a camera has at most.

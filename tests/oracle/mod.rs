@@ -3,7 +3,7 @@
 
 use chrono::{DateTime, Datelike, NaiveDate, NaiveTime, TimeDelta, TimeZone, Utc};
 use watchpost::{
-    alerts::schedule::Schedule,
+    alerts::engine::schedule::Schedule,
     entity::alert_rule::{self, Weekday},
     time_zones::Tz,
 };

@@ -7,13 +7,14 @@ use sea_orm::{
 };
 
 use crate::{
+    db::row,
     entity::{
         alert::AlertSeverity,
         silence::{Column, Entity},
     },
     error::{Error, Result},
     pb::{self, SilenceStatus},
-    rpc::{check, enums::FromProto, row, time},
+    rpc::{check, enums::FromProto, time},
 };
 
 impl pb::SilenceFilter {

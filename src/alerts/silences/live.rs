@@ -7,10 +7,10 @@ use sea_orm::{ActiveEnum, ColumnTrait, EntityTrait, QueryFilter, QueryOrder};
 use uuid::Uuid;
 
 use crate::{
+    batch::live::Live,
     db::Db,
     entity::{self, Strings, alert::AlertSeverity, silence},
     error::{Error, Result},
-    rpc::live::Live,
 };
 
 /// A silence, ready to be asked.

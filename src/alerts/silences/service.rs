@@ -18,7 +18,7 @@ use super::{
     suppressions,
 };
 use crate::{
-    db::Db,
+    db::{Db, row},
     entity::{
         self, Strings,
         alert::AlertSeverity,
@@ -31,7 +31,7 @@ use crate::{
         self, ChangeKind, SilenceStatus, silence_service_server::SilenceService,
         watch_response::Update,
     },
-    rpc::{Reply, check, mask::UpdateMask, page::Page, row, time},
+    rpc::{Reply, check, mask::UpdateMask, page::Page, time},
 };
 
 /// The silences.

@@ -3,12 +3,13 @@
 use std::{
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use sea_orm::sqlx::{
     self, Connection, Executor, PgConnection, PgPool, Postgres, Sqlite, pool::PoolOptions,
 };
@@ -125,16 +126,11 @@ impl Watch {
     }
 
     fn set_deadline(&self, deadline: Option<Instant>) {
-        let held = self.0.deadline.lock();
-        *held.unwrap_or_else(PoisonError::into_inner) = deadline;
+        *self.0.deadline.lock() = deadline;
     }
 
     fn deadline(&self) -> Option<Instant> {
-        *self
-            .0
-            .deadline
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        *self.0.deadline.lock()
     }
 
     fn renew(&self) {

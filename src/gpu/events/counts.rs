@@ -1,9 +1,8 @@
 //! How many events were stored since the start, for tools that raise alarms.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::entity::gpu_event::{self, GpuEventKind};
 
@@ -37,6 +36,6 @@ impl Counts {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, u64>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }

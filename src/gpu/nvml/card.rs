@@ -17,8 +17,9 @@ use nvml_wrapper::{
 };
 
 use super::{Failure, fields::Epoch};
+use super::{pcie::Pcie, plan::Plan};
 use crate::{
-    gpu::{Value, columns, pcie::Pcie, plan::Plan},
+    gpu::{Value, columns},
     pb::{
         self,
         AbsentReason::{self, DriverError},

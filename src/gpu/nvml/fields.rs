@@ -8,11 +8,9 @@ use nvml_wrapper::{
 };
 
 use super::card::{Card, is_final, watts};
+use super::pcie::{Counter, Directions};
 use crate::{
-    gpu::{
-        Value,
-        pcie::{Counter, Directions},
-    },
+    gpu::Value,
     pb::AbsentReason::{self, DriverError},
 };
 

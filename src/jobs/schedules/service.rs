@@ -12,20 +12,20 @@ use uuid::Uuid;
 use super::{check::UPDATABLE, cron::Ticks};
 use crate::{
     clock,
-    db::Db,
+    db::{Db, row},
     entity::job_schedule::{ActiveModel, Column, Entity, MissedPolicy, Model},
     error::{Error, Result},
     feed::{self, Record, Topic},
     jobs::{
         Queue,
-        bell::Bell,
-        create::{self, Made},
+        store::create::{self, Made},
         types::LiveTypes,
+        wakeups::Bell,
     },
     pb::{
         self, ChangeKind, job_schedule_service_server::JobScheduleService, watch_response::Update,
     },
-    rpc::{Reply, check, json, mask::UpdateMask, page::Page, row, time},
+    rpc::{Reply, check, json, mask::UpdateMask, page::Page, time},
 };
 
 /// What fields of a schedule begin with.

@@ -25,9 +25,9 @@ use crate::{
     feed::{Follower, News, Position, Topic},
     jobs::{
         Queue,
-        bell::Bell,
-        create::{self, Made},
+        store::create::{self, Made},
         types::{LiveTypes, Types},
+        wakeups::Bell,
     },
     monitor::{Announcement, Feed},
     pb::watch_response::Update,

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 use watchpost::{
-    alerts::change,
+    alerts::lifecycle::change,
     db::{Db, Settings, Synchronous},
     pb::{self, AlertChangeKind, Topic},
 };

@@ -12,7 +12,7 @@ use watchpost::{
         job_log::{self, JobLogLevel},
         job_transition,
     },
-    jobs::retention::{Kept, prune},
+    jobs::store::retention::{Kept, prune},
     pb::{self, JobChangeKind, watch_jobs_response::Update},
 };
 

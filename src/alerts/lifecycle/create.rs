@@ -1,0 +1,240 @@
+//! Alerts that are raised by hand.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use chrono::{DateTime, Utc};
+use prost::Message;
+use sea_orm::{ConnectionTrait, DatabaseTransaction, EntityTrait};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::{
+    change::announcement,
+    deliveries,
+    transition::{self, Cause},
+};
+use crate::{
+    alerts::{
+        rules::channels,
+        suppression::cooldown::{self, Claim},
+    },
+    db::bulk::Inserts,
+    entity::{
+        self, Strings,
+        alert::{self, AlertSeverity, AlertStatus},
+        alert_request, alert_rule, event,
+    },
+    error::{Error, Result},
+    feed,
+    pb::{self, AlertChangeKind},
+    rpc::{check, enums::FromProto, json},
+};
+
+/// How long the metadata may be as JSON, in bytes.
+const LONGEST_METADATA: usize = 65_536;
+
+/// The longest cooldown, as that of a rule, and the one that nobody chose.
+const LONGEST_COOLDOWN_SECONDS: i32 = 31_536_000; // a year
+const DEFAULT_COOLDOWN_SECONDS: i32 = 300;
+
+/// An alert that somebody wants to raise.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    event_id: i64,
+    rule_id: Option<Uuid>,
+    severity: Option<AlertSeverity>,
+    dedup_key: String,
+    cooldown_seconds: Option<i32>,
+    channels: Option<Strings>,
+    metadata: Option<serde_json::Value>,
+    cause: Cause,
+    /// Empty: the request has no id.
+    request_id: String,
+    fingerprint: Vec<u8>,
+}
+
+impl Wanted {
+    /// Checks what a request says, which came from `peer`.
+    pub(crate) fn parse(
+        mut request: pb::CreateAlertRequest,
+        peer: Option<SocketAddr>,
+    ) -> Result<Self> {
+        let request_id = check::text("request_id", &request.request_id, 0..=128)?;
+        request.request_id.clear();
+        let fingerprint = Sha256::digest(request.encode_to_vec()).to_vec();
+        let rule_id = request.rule_id.as_deref();
+        let rule_id = rule_id.map(|id| check::uuid("rule_id", id)).transpose()?;
+        let cooldown = request.cooldown_seconds.map(|seconds| {
+            check::within("cooldown_seconds", seconds, 0..=LONGEST_COOLDOWN_SECONDS)
+        });
+        let channels = check::texts("channels", &request.channels, 100, &(1..=100))?;
+        let metadata = request.metadata;
+        let metadata =
+            metadata.map(|object| json::from_proto("metadata", object, LONGEST_METADATA));
+        let metadata = metadata.transpose()?;
+        Ok(Self {
+            event_id: check::row_id("event_id", request.event_id)?,
+            rule_id,
+            severity: AlertSeverity::from_proto("severity", request.severity)?,
+            dedup_key: dedup_key(&request.dedup_key)?,
+            cooldown_seconds: cooldown.transpose()?,
+            channels: (!channels.is_empty()).then_some(Strings(channels)),
+            metadata,
+            cause: Cause::parse(peer, &request.actor, &request.reason)?,
+            request_id,
+            fingerprint,
+        })
+    }
+
+    /// Raises the alert, or counts it on the one that stands for it.
+    pub(crate) async fn create(&self, tx: &DatabaseTransaction) -> Result<pb::CreateAlertResponse> {
+        if let Some(answer) = self.earlier(tx).await? {
+            return Ok(answer);
+        }
+        let event = event::Entity::find_by_id(self.event_id).one(tx).await?;
+        let event = event.filter(|event| event.deleted_at.is_none());
+        let event = event.ok_or_else(|| absent("event_id", "an event", " or is deleted"))?;
+        let rule = match self.rule_id {
+            Some(id) => {
+                let rule = alert_rule::Entity::find_by_id(id).one(tx).await?;
+                Some(rule.ok_or_else(|| absent("rule_id", "an alert rule", ""))?)
+            }
+            None => None,
+        };
+        let now = entity::now();
+        let alert = self.row(event.camera_id, rule.as_ref(), now);
+        let named = self.channels.iter().flat_map(|names| &names.0).enumerate();
+        let named = named.map(|(at, name)| (format!("channels[{at}]"), name.clone()));
+        channels::refuse_unknown_names(tx, named.collect()).await?;
+        let escalation = rule.as_ref().and_then(|rule| rule.escalation.clone());
+        let escalation = escalation.unwrap_or_default().0;
+        let cooldown = rule.map_or(DEFAULT_COOLDOWN_SECONDS, |rule| rule.cooldown_seconds);
+        let cooldown = self.cooldown_seconds.unwrap_or(cooldown);
+        let claim = Claim {
+            rule_id: self.rule_id,
+            dedup_key: self.dedup_key.clone(),
+            alert_id: alert.id,
+            raised_at_us: now.timestamp_micros(),
+            cooldown_us: i64::from(cooldown) * 1_000_000,
+        };
+        let standing = standing(tx, &claim, now).await?;
+        let created = standing.is_none();
+        let mut inserts = Inserts::new(tx.get_database_backend());
+        if created {
+            inserts.add(vec![alert.clone()])?;
+            inserts.add(vec![transition::raised(&alert, self.cause.clone())])?;
+            inserts.add(deliveries::of_new(tx, &[(&alert, &escalation)]).await?)?;
+            let announced = announcement(AlertChangeKind::Created, alert.clone().into());
+            inserts.add(feed::rows(tx, [announced]).await?)?;
+        }
+        let alert = standing.unwrap_or(alert);
+        if !self.request_id.is_empty() {
+            inserts.add(vec![alert_request::Model {
+                request_id: self.request_id.clone(),
+                fingerprint: self.fingerprint.clone(),
+                alert_id: alert.id,
+                created,
+                created_at: now,
+            }])?;
+        }
+        inserts.run(tx).await?;
+        Ok(pb::CreateAlertResponse {
+            alert: Some(alert.into()),
+            created,
+        })
+    }
+
+    /// What the same request was answered before, if it was.
+    async fn earlier(&self, tx: &DatabaseTransaction) -> Result<Option<pb::CreateAlertResponse>> {
+        if self.request_id.is_empty() {
+            return Ok(None);
+        }
+        let found = alert_request::Entity::find_by_id(&self.request_id)
+            .find_also_related(alert::Entity)
+            .one(tx)
+            .await?;
+        let Some((request, alert)) = found else {
+            return Ok(None);
+        };
+        if request.fingerprint != self.fingerprint {
+            let field = "request_id";
+            return Err(Error::KeyReused { field });
+        }
+        Ok(Some(pb::CreateAlertResponse {
+            alert: alert.map(Into::into),
+            created: request.created,
+        }))
+    }
+
+    fn row(
+        &self,
+        camera_id: String,
+        rule: Option<&alert_rule::Model>,
+        now: DateTime<Utc>,
+    ) -> alert::Model {
+        let severity = rule.map_or(AlertSeverity::Medium, |rule| rule.severity);
+        let channels = self.channels.clone();
+        alert::Model {
+            id: Uuid::now_v7(),
+            event_id: self.event_id,
+            rule_id: self.rule_id,
+            severity: self.severity.unwrap_or(severity),
+            status: AlertStatus::Pending,
+            created_at: now,
+            updated_at: now,
+            delivered_at: None,
+            channels: channels.or_else(|| rule.and_then(|rule| rule.channels.clone())),
+            dedup_key: self.dedup_key.clone(),
+            metadata: self.metadata.clone(),
+            version_id: 1,
+            camera_id: Some(camera_id),
+            suppressed_count: 0,
+            last_suppressed_at: None,
+            acknowledged_at: None,
+            acknowledged_by: None,
+            dismissed_at: None,
+            dismissed_by: None,
+        }
+    }
+}
+
+/// The alert into whose cooldown a claim falls, on which it is counted then. `None`: it may raise one.
+async fn standing(
+    tx: &DatabaseTransaction,
+    claim: &Claim,
+    now: DateTime<Utc>,
+) -> Result<Option<alert::Model>> {
+    if claim.cooldown_us == 0 {
+        return Ok(None);
+    }
+    let claims = std::slice::from_ref(claim);
+    let stands = cooldown::claim(tx, claims).await?.into_iter().next();
+    let Some(stands) = stands.filter(|stands| *stands != claim.alert_id) else {
+        return Ok(None);
+    };
+    cooldown::count(tx, &BTreeMap::from([(stands, 1)]), now).await?;
+    let alert = alert::Entity::find_by_id(stands).one(tx).await?;
+    if alert.is_none() {
+        // It is gone with its event, and cannot stand for anything. The cooldown begins anew.
+        cooldown::end(tx, claim).await?;
+        cooldown::claim(tx, claims).await?;
+    }
+    Ok(alert)
+}
+
+fn dedup_key(key: &str) -> Result<String> {
+    let key = check::text("dedup_key", key, 1..=255)?;
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '-');
+    if !key.chars().all(fits) {
+        let problem = "must be of the characters A-Z, a-z, 0-9, _, : and -";
+        return Err(Error::invalid("dedup_key", problem));
+    }
+    Ok(key)
+}
+
+fn absent(field: &str, what: &str, or: &str) -> Error {
+    Error::BrokenReference {
+        field: field.into(),
+        problem: format!("names {what} that does not exist{or}"),
+    }
+}

@@ -1,0 +1,133 @@
+//! Which alerts a filter lets pass.
+
+use sea_orm::{
+    ColumnTrait, Condition, DbBackend, Value,
+    sea_query::{Expr, ExprTrait, SimpleExpr},
+};
+
+use crate::{
+    db::row,
+    entity::alert::{AlertSeverity, AlertStatus, Column},
+    error::Result,
+    pb,
+    rpc::{check, enums::FromProto, time},
+};
+
+/// How many values a list of a filter may have.
+const MOST: usize = 1_000;
+
+/// Whether one of the values of a JSON array is in the list, itself a JSON array.
+const CHANNELS_POSTGRES: &str = "EXISTS (SELECT FROM json_array_elements_text( \
+    CASE json_typeof(alerts.channels) WHEN 'array' THEN alerts.channels ELSE '[]' END) AS c (name) \
+    WHERE c.name = ANY(ARRAY(SELECT json_array_elements_text($1::text::json))))";
+const CHANNELS_SQLITE: &str = "EXISTS (SELECT 1 FROM json_each(alerts.channels) AS c \
+    WHERE c.value IN (SELECT value FROM json_each(?)))";
+
+/// Whether a text at any depth of the metadata is like the pattern.
+const METADATA_POSTGRES: &str = "EXISTS (SELECT FROM jsonb_path_query( \
+    alerts.metadata::jsonb, 'strict $.**') AS m (value) WHERE jsonb_typeof(m.value) = 'string' \
+    AND lower((m.value #>> '{}') COLLATE \"C\") LIKE $1 ESCAPE '\\')";
+const METADATA_SQLITE: &str = "EXISTS (SELECT 1 FROM json_tree(alerts.metadata) AS m \
+    WHERE m.type = 'text' AND lower(m.value) LIKE ? ESCAPE '\\')";
+
+impl pb::AlertFilter {
+    /// Returns true if an index serves the filter: those of one event; or all, those of one camera or dedup key, in their order.
+    pub(crate) fn has_index(&self) -> bool {
+        if self.event_id.is_some() {
+            return true;
+        }
+        let served = Self {
+            camera_ids: self.camera_ids.clone(),
+            dedup_key: self.dedup_key.clone(),
+            created_at: self.created_at,
+            ..Self::default()
+        };
+        let keys = self.camera_ids.len() + usize::from(!self.dedup_key.is_empty());
+        *self == served && keys <= 1
+    }
+
+    /// What must be true of an alert. Empty if the filter lets all of them pass.
+    pub(crate) fn condition(&self, backend: DbBackend) -> Result<Condition> {
+        let statuses = AlertStatus::all_from_proto("filter.statuses", &self.statuses)?;
+        let severities = AlertSeverity::all_from_proto("filter.severities", &self.severities)?;
+        let rule_ids = check::uuids("filter.rule_ids", &self.rule_ids)?;
+        let camera_ids = check::texts("filter.camera_ids", &self.camera_ids, MOST, &(1..=64))?;
+        let event_id = self.event_id;
+        let event_id = event_id.map(|id| check::row_id("filter.event_id", id));
+        let dedup_key = check::text("filter.dedup_key", &self.dedup_key, 0..=255)?;
+        let text = check::text("filter.text", &self.text, 0..=255)?;
+        let zone_ids = check::texts("filter.zone_ids", &self.zone_ids, MOST, &(1..=64))?;
+        let channels = check::texts("filter.channels", &self.channels, MOST, &(1..=100))?;
+
+        let mut condition = Condition::all()
+            .add_option(one_of(Column::Status, statuses))
+            .add_option(one_of(Column::Severity, severities))
+            .add_option(one_of(Column::RuleId, rule_ids))
+            .add_option(one_of(Column::CameraId, camera_ids))
+            .add_option(event_id.transpose()?.map(|id| Column::EventId.eq(id)));
+        if !dedup_key.is_empty() {
+            condition = condition.add(Column::DedupKey.eq(dedup_key));
+        }
+        for (field, column, range) in [
+            ("filter.created_at", Column::CreatedAt, self.created_at),
+            ("filter.updated_at", Column::UpdatedAt, self.updated_at),
+            (
+                "filter.delivered_at",
+                Column::DeliveredAt,
+                self.delivered_at,
+            ),
+        ] {
+            let (start, end) = time::bounds(field, range)?;
+            condition = condition
+                .add_option(start.map(|start| column.gte(start)))
+                .add_option(end.map(|end| column.lt(end)));
+        }
+        if !text.is_empty() {
+            condition = condition.add(holds(&text, backend));
+        }
+        let open = [AlertStatus::Pending, AlertStatus::Delivered];
+        Ok(condition
+            .add_option(self.open.map(|is_open| {
+                if is_open {
+                    Column::Status.is_in(open)
+                } else {
+                    Column::Status.is_not_in(open)
+                }
+            }))
+            .add_option(self.suppressed.map(|any| {
+                if any {
+                    Column::SuppressedCount.gt(0)
+                } else {
+                    Column::SuppressedCount.eq(0)
+                }
+            }))
+            .add_option((!zone_ids.is_empty()).then(|| {
+                // The same in both databases.
+                Expr::cust("alerts.metadata ->> 'zone_id'").is_in(zone_ids)
+            }))
+            .add_option((!channels.is_empty()).then(|| {
+                let list = serde_json::json!(channels).to_string();
+                per_backend(backend, CHANNELS_POSTGRES, CHANNELS_SQLITE, list)
+            })))
+    }
+}
+
+fn one_of<V: Into<Value>>(column: Column, values: Vec<V>) -> Option<SimpleExpr> {
+    (!values.is_empty()).then(|| column.is_in(values))
+}
+
+/// Whether the dedup key or a text of the metadata holds `text`.
+fn holds(text: &str, backend: DbBackend) -> SimpleExpr {
+    let pattern = format!("%{}%", row::like_escaped(&text.to_ascii_lowercase()));
+    let metadata = per_backend(backend, METADATA_POSTGRES, METADATA_SQLITE, pattern);
+    row::contains(Expr::col(Column::DedupKey), backend, text).or(metadata)
+}
+
+fn per_backend(backend: DbBackend, postgres: &str, sqlite: &str, value: String) -> SimpleExpr {
+    let sql = if backend == DbBackend::Postgres {
+        postgres
+    } else {
+        sqlite
+    };
+    Expr::cust_with_values(sql.to_string(), [value])
+}

@@ -1,0 +1,179 @@
+//! The checks of a rule that a client sends, and what an Update makes of one.
+
+use sea_orm::{
+    ActiveModelTrait,
+    ActiveValue::{self, NotSet, Set},
+    Iterable, ModelTrait,
+};
+
+use crate::{
+    alerts::engine::{schedule, template::Template},
+    entity::{
+        self, Strings,
+        alert::AlertSeverity,
+        alert_rule::{self, ActiveModel, Column},
+    },
+    error::{Error, Result},
+    pb,
+    rpc::{check, enums::FromProto, mask::UpdateMask},
+};
+
+/// The fields that an Update may change.
+pub(crate) const UPDATABLE: [&str; 17] = [
+    "name",
+    "description",
+    "enabled",
+    "severity",
+    "risk_threshold",
+    "object_types",
+    "camera_ids",
+    "zone_ids",
+    "min_confidence",
+    "schedule",
+    "conditions",
+    "dedup_key_template",
+    "cooldown_seconds",
+    "channels",
+    "flap_threshold",
+    "flap_window_seconds",
+    "escalation",
+];
+
+const DEFAULT_TEMPLATE: &str = "{camera_id}:{rule_id}";
+const DEFAULT_COOLDOWN_SECONDS: i32 = 300;
+const LONGEST_COOLDOWN_SECONDS: i32 = 31_536_000; // a year
+
+/// How many alerts a window may have, and how long it may be, before a rule is said to flap.
+const MOST_OF_A_WINDOW: i32 = 10_000;
+const LONGEST_WINDOW_SECONDS: i32 = 86_400; // a day
+
+impl pb::AlertRule {
+    /// This rule with the fields of `changes` that `mask` covers.
+    pub(crate) fn with(mut self, changes: Self, mask: &UpdateMask) -> Self {
+        macro_rules! change {
+            ($field:ident, $is_set:expr) => {
+                if mask.covers(stringify!($field), $is_set(&changes.$field)) {
+                    self.$field = changes.$field;
+                }
+            };
+        }
+        change!(name, |name: &String| !name.is_empty());
+        change!(description, Option::is_some);
+        change!(enabled, Option::is_some);
+        change!(severity, |severity: &i32| *severity != 0);
+        change!(risk_threshold, Option::is_some);
+        change!(object_types, |values: &Vec<_>| !values.is_empty());
+        change!(camera_ids, |values: &Vec<_>| !values.is_empty());
+        change!(zone_ids, |values: &Vec<_>| !values.is_empty());
+        change!(min_confidence, Option::is_some);
+        change!(schedule, Option::is_some);
+        change!(conditions, Option::is_some);
+        change!(dedup_key_template, Option::is_some);
+        change!(cooldown_seconds, Option::is_some);
+        change!(channels, |values: &Vec<_>| !values.is_empty());
+        change!(flap_threshold, Option::is_some);
+        change!(flap_window_seconds, Option::is_some);
+        change!(escalation, |steps: &Vec<_>| !steps.is_empty());
+        self
+    }
+
+    /// Every column that a client decides, checked; absent fields get their defaults.
+    pub(crate) fn checked(&self) -> Result<ActiveModel> {
+        let strings = |field: &str, values: &[String], most, longest| {
+            let values =
+                check::texts(&format!("alert_rule.{field}"), values, most, &(1..=longest))?;
+            Ok::<_, Error>(Some(Strings(values)).filter(|values| !values.0.is_empty()))
+        };
+        let risk_threshold = self
+            .risk_threshold
+            .map(|score| check::within("alert_rule.risk_threshold", score, 0..=100));
+        let min_confidence = self
+            .min_confidence
+            .map(|least| check::within("alert_rule.min_confidence", least, 0.0..=1.0));
+        let schedule = self
+            .schedule
+            .as_ref()
+            .map(|schedule| schedule::from_proto("alert_rule.schedule", schedule));
+        let template = self
+            .dedup_key_template
+            .as_deref()
+            .unwrap_or(DEFAULT_TEMPLATE);
+        Template::parse("alert_rule.dedup_key_template", template)?;
+        let (flap_threshold, flap_window_seconds) = self.flapping()?;
+        let cooldown = self.cooldown_seconds.unwrap_or(DEFAULT_COOLDOWN_SECONDS);
+        Ok(ActiveModel {
+            name: Set(check::name("alert_rule.name", &self.name, 1..=255)?),
+            description: Set(check::optional_text(
+                "alert_rule.description",
+                self.description.as_deref(),
+                0..=65_536,
+            )?),
+            enabled: Set(self.enabled.unwrap_or(true)),
+            severity: Set(
+                AlertSeverity::from_proto("alert_rule.severity", self.severity)?
+                    .unwrap_or(AlertSeverity::Medium),
+            ),
+            risk_threshold: Set(risk_threshold.transpose()?),
+            object_types: Set(strings("object_types", &self.object_types, 100, 255)?),
+            camera_ids: Set(strings("camera_ids", &self.camera_ids, 1_000, 64)?),
+            zone_ids: Set(strings("zone_ids", &self.zone_ids, 1_000, 64)?),
+            min_confidence: Set(min_confidence.transpose()?),
+            schedule: Set(schedule.transpose()?),
+            dedup_key_template: Set(template.to_string()),
+            cooldown_seconds: Set(check::within(
+                "alert_rule.cooldown_seconds",
+                cooldown,
+                0..=LONGEST_COOLDOWN_SECONDS,
+            )?),
+            conditions: Set(None),
+            channels: Set(strings("channels", &self.channels, 100, 100)?),
+            flap_threshold: Set(flap_threshold),
+            flap_window_seconds: Set(flap_window_seconds),
+            escalation: Set(self.checked_escalation()?),
+            ..Default::default()
+        })
+    }
+
+    /// How often the rule may fire in how long, set together or not at all.
+    fn flapping(&self) -> Result<(Option<i32>, Option<i32>)> {
+        let threshold = self.flap_threshold.map(|threshold| {
+            check::within("alert_rule.flap_threshold", threshold, 1..=MOST_OF_A_WINDOW)
+        });
+        let window = self.flap_window_seconds.map(|seconds| {
+            check::within(
+                "alert_rule.flap_window_seconds",
+                seconds,
+                1..=LONGEST_WINDOW_SECONDS,
+            )
+        });
+        let (threshold, window) = (threshold.transpose()?, window.transpose()?);
+        let missing = match (threshold, window) {
+            (Some(_), None) => ("flap_window_seconds", "flap_threshold"),
+            (None, Some(_)) => ("flap_threshold", "flap_window_seconds"),
+            (Some(_), Some(_)) | (None, None) => return Ok((threshold, window)),
+        };
+        Err(Error::invalid(
+            format!("alert_rule.{}", missing.0),
+            format!("is required with {}", missing.1),
+        ))
+    }
+}
+
+/// The row that takes the place of `before`, with the next version. `None` if it says the same.
+pub(crate) fn replacing(mut row: ActiveModel, before: &alert_rule::Model) -> Option<ActiveModel> {
+    row.id = Set(before.id);
+    row.created_at = NotSet;
+    row.updated_at = NotSet;
+    row.version_id = NotSet;
+    let says_else = |column: Column| match row.get(column) {
+        ActiveValue::Set(value) => value != before.get(column),
+        ActiveValue::Unchanged(_) | ActiveValue::NotSet => false,
+    };
+    if !Column::iter().any(says_else) {
+        return None;
+    }
+    // Clocks are set back; the order of the versions is not.
+    row.updated_at = Set(entity::now().max(before.updated_at));
+    row.version_id = Set(before.version_id + 1);
+    Some(row)
+}

@@ -1,0 +1,282 @@
+//! Documents that can be read, and what is said of those that cannot.
+
+use serde_json::json;
+
+use super::*;
+
+fn document(rules: &Value) -> String {
+    json!({"format": FORMAT, "version": VERSION, "alert_rules": rules}).to_string()
+}
+
+/// What is said of a document with this rule, in the third place.
+fn problem(rule: &Value) -> String {
+    let rules = json!([{"name": "a"}, {"name": "b"}, rule]);
+    read(&document(&rules)).unwrap_err().to_string()
+}
+
+#[test]
+fn a_rule_is_read_field_by_field() {
+    let entries = read(&document(&json!([
+        {"name": "short"},
+        {
+            "id": "01890A5D-AC96-774B-BCCE-B302099A8057",
+            "name": "long", "description": "d", "enabled": false, "severity": "critical",
+            "risk_threshold": 70, "object_types": ["person"], "camera_ids": ["door"], "zone_ids": ["z"],
+            "min_confidence": 0.5,
+            "schedule": {"days": ["monday", "sunday"], "start_time": "22:00", "end_time": "06:00"},
+            "dedup_key_template": "x", "cooldown_seconds": 0, "channels": ["mail"],
+            "created_at": "2026-01-01T00:00:00Z", "updated_at": 1, "version_id": "x",
+            "flap_threshold": 5, "flap_window_seconds": 60
+        },
+        {"id": null, "name": "nulls", "risk_threshold": null, "object_types": null, "schedule": null},
+    ])))
+    .unwrap();
+    let [short, long, nulls] = &entries[..] else {
+        panic!("not three: {entries:?}");
+    };
+    let named = |name: &str| pb::AlertRule {
+        name: name.into(),
+        ..Default::default()
+    };
+    assert_eq!((short.id, &short.rule), (None, &named("short")));
+    assert_eq!((nulls.id, &nulls.rule), (None, &named("nulls")));
+    let id = long.id.unwrap().to_string();
+    assert_eq!(id, "01890a5d-ac96-774b-bcce-b302099a8057");
+    let expected = pb::AlertRule {
+        description: Some("d".into()),
+        enabled: Some(false),
+        severity: pb::Severity::Critical.into(),
+        risk_threshold: Some(70),
+        object_types: vec!["person".into()],
+        camera_ids: vec!["door".into()],
+        zone_ids: vec!["z".into()],
+        min_confidence: Some(0.5),
+        schedule: Some(pb::Schedule {
+            days: vec![pb::DayOfWeek::Monday.into(), pb::DayOfWeek::Sunday.into()],
+            start_time: "22:00".into(),
+            end_time: "06:00".into(),
+            timezone: String::new(),
+        }),
+        dedup_key_template: Some("x".into()),
+        cooldown_seconds: Some(0),
+        channels: vec!["mail".into()],
+        flap_threshold: Some(5),
+        flap_window_seconds: Some(60),
+        ..named("long")
+    };
+    assert_eq!(long.rule, expected);
+}
+
+#[test]
+fn what_is_wrong_is_named_by_its_place() {
+    let at = "alert_rules[2]";
+    for (rule, expected) in [
+        (json!(1), format!("`{at}` must be an object")),
+        (json!({"nope": 1}), format!("`{at}.nope` is not known")),
+        (json!({"Name": "x"}), format!("`{at}.Name` is not known")),
+        (json!({"name": 1}), format!("`{at}.name` must be a text")),
+        (json!({"id": ""}), format!("`{at}.id` is required")),
+        (
+            json!({"id": "x"}),
+            format!("`{at}.id` must be a UUID such as 01890a5d-ac96-774b-bcce-b302099a8057"),
+        ),
+        (
+            json!({"enabled": "yes"}),
+            format!("`{at}.enabled` must be true or false"),
+        ),
+        (
+            json!({"severity": "HIGH"}),
+            format!("`{at}.severity` must be low, medium, high or critical"),
+        ),
+        (
+            json!({"severity": 3}),
+            format!("`{at}.severity` must be a text"),
+        ),
+        (
+            json!({"risk_threshold": 70.5}),
+            format!("`{at}.risk_threshold` must be a whole number"),
+        ),
+        (
+            json!({"risk_threshold": "70"}),
+            format!("`{at}.risk_threshold` must be a whole number"),
+        ),
+        (
+            json!({"cooldown_seconds": 3_000_000_000_u64}),
+            format!("`{at}.cooldown_seconds` must be a whole number"),
+        ),
+        (
+            json!({"min_confidence": "0.5"}),
+            format!("`{at}.min_confidence` must be a number"),
+        ),
+        (
+            json!({"object_types": "person"}),
+            format!("`{at}.object_types` must be a list"),
+        ),
+        (
+            json!({"object_types": ["person", 1]}),
+            format!("`{at}.object_types[1]` must be a text"),
+        ),
+        (
+            json!({"channels": [null]}),
+            format!("`{at}.channels[0]` must be a text"),
+        ),
+        (
+            json!({"schedule": []}),
+            format!("`{at}.schedule` must be an object"),
+        ),
+        (
+            json!({"schedule": {"day": []}}),
+            format!("`{at}.schedule.day` is not known"),
+        ),
+        (
+            json!({"schedule": {"days": ["monday", "Tuesday"]}}),
+            format!("`{at}.schedule.days[1]` must be a day, monday to sunday"),
+        ),
+        (
+            json!({"schedule": {"start_time": 22}}),
+            format!("`{at}.schedule.start_time` must be a text"),
+        ),
+        (
+            json!({"conditions": []}),
+            format!("`{at}.conditions` must be an object"),
+        ),
+    ] {
+        assert_eq!(problem(&rule), expected, "{rule}");
+    }
+}
+
+#[test]
+fn what_is_no_document_is_refused() {
+    let id = "01890a5d-ac96-774b-bcce-b302099a8057";
+    let twice =
+        json!([{"id": id, "name": "a"}, {"name": "b"}, {"id": id.to_uppercase(), "name": "c"}]);
+    let many = vec![json!({"name": "a"}); RULES + 1];
+    for (text, expected) in [
+        (String::new(), "`document` is required"),
+        ("[]".into(), "`document` must be an object"),
+        ("{}".into(), "`format` must be `watchpost.alert_rules`"),
+        (
+            json!({"format": FORMAT}).to_string(),
+            "`version` must be 1, which is what this server knows",
+        ),
+        (
+            json!({"format": FORMAT, "version": 2}).to_string(),
+            "`version` must be 1, which is what this server knows",
+        ),
+        (
+            json!({"format": FORMAT, "version": 1}).to_string(),
+            "`alert_rules` is required",
+        ),
+        (
+            json!({"format": FORMAT, "version": 1, "alert_rules": {}}).to_string(),
+            "`alert_rules` must be a list",
+        ),
+        (
+            json!({"format": FORMAT, "version": 1, "alert_rules": [], "x": 1}).to_string(),
+            "`x` is not known",
+        ),
+        (
+            document(&twice),
+            "`alert_rules[2].id` is that of alert_rules[0] as well",
+        ),
+        (
+            document(&many.into()),
+            "`alert_rules` must have at most 10000 entries",
+        ),
+        (
+            " ".repeat(LARGEST + 1),
+            "`document` must have at most 16777216 bytes",
+        ),
+        (
+            "{\n  \"format\": 1,,\n}".into(),
+            "`document` cannot be read: key must be a string at line 2 column 15",
+        ),
+        (
+            r#"{"format": "x", "version": 1, "format": "y"}"#.into(),
+            "`document` cannot be read: `format` is there twice at line 1 column 38",
+        ),
+        (
+            r#"{"alert_rules": [{"name": "x", "name": "x"}]}"#.into(),
+            "`document` cannot be read: `name` is there twice at line 1 column 37",
+        ),
+        (
+            "[".repeat(1_000),
+            "`document` cannot be read: recursion limit exceeded at line 1 column 128",
+        ),
+    ] {
+        let told = read(&text).unwrap_err().to_string();
+        assert_eq!(told, expected, "{}", text.get(..100).unwrap_or(&text));
+    }
+}
+
+#[test]
+fn what_is_written_is_read() {
+    use crate::alerts::rules::document::write::Document;
+
+    let row = alert_rule::Model {
+        id: Uuid::from_u128(7),
+        name: "Nachts 🌙 \"\\\n".into(),
+        description: Some(String::new()),
+        enabled: false,
+        severity: AlertSeverity::Critical,
+        risk_threshold: Some(0),
+        object_types: Some(crate::entity::Strings(vec![
+            "person".into(),
+            "a, \"b\"".into(),
+        ])),
+        camera_ids: Some(crate::entity::Strings(vec![])),
+        zone_ids: None,
+        min_confidence: Some(0.1 + 0.2),
+        schedule: Some(alert_rule::Schedule {
+            days: vec![Weekday::Friday],
+            start_time: Some("22:00".into()),
+            end_time: Some("06:00".into()),
+            timezone: "Europe/Berlin".into(),
+        }),
+        conditions: None,
+        dedup_key_template: "x".into(),
+        cooldown_seconds: 0,
+        channels: None,
+        created_at: chrono::DateTime::UNIX_EPOCH,
+        updated_at: chrono::DateTime::UNIX_EPOCH,
+        version_id: 3,
+        flap_threshold: Some(1),
+        flap_window_seconds: Some(2),
+        escalation: Some(alert_rule::Escalation(vec![alert_rule::EscalationStep {
+            after_seconds: 60,
+            channels: vec!["ops".into()],
+        }])),
+    };
+    for with_output_only in [false, true] {
+        let mut document = Document::new(with_output_only);
+        for id in 1..=2 {
+            let row = alert_rule::Model {
+                id: Uuid::from_u128(id),
+                ..row.clone()
+            };
+            document.add(&row).unwrap();
+        }
+        let text = document.end();
+        assert_eq!(text.contains("\"version_id\": 3"), with_output_only);
+        assert_eq!(text.contains("1970-01-01T00:00:00+00:00"), with_output_only);
+        let entries = read(&text).unwrap();
+        assert_eq!(entries.len(), 2);
+        for (id, entry) in (1..).zip(entries) {
+            assert_eq!(entry.id, Some(Uuid::from_u128(id)));
+            let rule = pb::AlertRule {
+                id: String::new(),
+                created_at: None,
+                updated_at: None,
+                version_id: 0,
+                ..row.clone().into()
+            };
+            assert_eq!(entry.rule, rule);
+        }
+    }
+    let empty = Document::new(false).end();
+    assert_eq!(
+        empty,
+        "{\n  \"format\": \"watchpost.alert_rules\",\n  \"version\": 1,\n  \"alert_rules\": []\n}\n"
+    );
+    assert_eq!(read(&empty).unwrap().len(), 0);
+}

@@ -1,0 +1,317 @@
+//! `JobTypeService`.
+
+use prost::Message;
+use sea_orm::{ActiveModelTrait, DatabaseTransaction, EntityTrait, QuerySelect};
+use tonic::{Request, Response};
+
+use crate::{
+    db::{Db, row},
+    entity::{
+        self,
+        job_type::{ActiveModel, Column, Entity, Model},
+    },
+    error::{Error, Result},
+    feed::{self, Record, Topic},
+    jobs::{
+        queue::Queue,
+        types::{BUILT_IN, Defaults, LiveTypes},
+    },
+    pb::{self, ChangeKind, job_type_service_server::JobTypeService, watch_response::Update},
+    rpc::{Reply, check, mask::UpdateMask, page::Page, time},
+};
+
+/// The fields that an Update may change.
+const UPDATABLE: [&str; 11] = [
+    "description",
+    "priority",
+    "max_attempts",
+    "max_rescues",
+    "timeout_ms",
+    "deadline_ms",
+    "retry_initial_ms",
+    "retry_max_ms",
+    "retry_multiplier",
+    "retry_jitter",
+    "dead_letter",
+];
+
+/// The settings of job types.
+#[derive(Debug, Clone)]
+pub struct JobTypes {
+    db: Db,
+    /// Those that jobs are made by, which every change brings up to date.
+    types: LiveTypes,
+}
+
+#[tonic::async_trait]
+impl JobTypeService for JobTypes {
+    async fn get_job_type(&self, request: Request<pb::GetJobTypeRequest>) -> Reply<pb::JobType> {
+        let name = type_name("name", &request.into_inner().name)?;
+        let settings = Entity::find_by_id(&name).one(self.db.reader()).await;
+        let settings = settings.map_err(Error::from)?;
+        Ok(Response::new(in_force(&name, settings)))
+    }
+
+    async fn list_job_types(
+        &self,
+        request: Request<pb::ListJobTypesRequest>,
+    ) -> Reply<pb::ListJobTypesResponse> {
+        let request = request.into_inner();
+        let (size, token) = (request.page_size, &request.page_token);
+        let page = Page::parse(size, token, "job_types", &())?;
+        let rows = page.by_id(self.db.reader(), Entity::find(), Column::Name);
+        let mut types: Vec<_> = rows.await?.into_iter().map(with_settings).collect();
+        for (name, _) in BUILT_IN {
+            if page.comes_to(name) && types.iter().all(|known| known.name != name) {
+                types.push(in_force(name, None));
+            }
+        }
+        types.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let key = |of: &pb::JobType| (0, of.name.clone());
+        let (job_types, next_page_token) = page.cut(types, key, |of| of);
+        Ok(Response::new(pb::ListJobTypesResponse {
+            job_types,
+            next_page_token,
+        }))
+    }
+
+    async fn update_job_type(
+        &self,
+        request: Request<pb::UpdateJobTypeRequest>,
+    ) -> Reply<pb::JobType> {
+        let request = request.into_inner();
+        let changes = request
+            .job_type
+            .ok_or_else(|| Error::invalid("job_type", "is required"))?;
+        let name = type_name("job_type.name", &changes.name)?;
+        let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
+        let attempt = || {
+            self.db.write(async |tx| {
+                let before = locked(tx, &name).await?;
+                refuse_stale(before.as_ref(), request.expected_version_id)?;
+                let mut settings = before.clone().unwrap_or_else(|| without_settings(&name));
+                changes.apply(&mask, &mut settings)?;
+                store(tx, settings, before).await
+            })
+        };
+        let stored = match attempt().await {
+            // Somebody else made settings at the same time, which are found now.
+            Err(Error::AlreadyExists { .. }) => attempt().await?,
+            stored => stored?,
+        };
+        self.apply().await;
+        Ok(Response::new(stored))
+    }
+
+    async fn delete_job_type(&self, request: Request<pb::DeleteJobTypeRequest>) -> Reply<()> {
+        let request = request.into_inner();
+        let name = type_name("name", &request.name)?;
+        let deleted = self.db.write(async |tx| {
+            let settings = row::found(locked(tx, &name).await?, "job type", &name)?;
+            refuse_stale(Some(&settings), request.expected_version_id)?;
+            Entity::delete_by_id(&name).exec(tx).await?;
+            announce(tx, ChangeKind::Deleted, in_force(&name, None)).await
+        });
+        deleted.await?;
+        self.apply().await;
+        Ok(Response::new(()))
+    }
+}
+
+impl JobTypes {
+    /// The settings of this queue's database.
+    pub fn new(queue: &Queue) -> Self {
+        let (db, types) = (queue.db.clone(), queue.types.clone());
+        Self { db, types }
+    }
+
+    /// Brings the settings up to date before the caller is answered, so that its next job is made by them.
+    async fn apply(&self) {
+        if let Err(error) = self.types.reload().await {
+            // The change is committed, and the feed will have the settings read again.
+            tracing::warn!(%error, "a change of a job type is in force a moment later");
+        }
+    }
+}
+
+/// The settings of a type; nobody else changes them before the transaction ends.
+async fn locked(tx: &DatabaseTransaction, name: &str) -> Result<Option<Model>> {
+    Ok(Entity::find_by_id(name).lock_exclusive().one(tx).await?)
+}
+
+fn refuse_stale(settings: Option<&Model>, expected: Option<i32>) -> Result<()> {
+    let version = settings.map_or(0, |settings| settings.version_id);
+    if expected.is_some_and(|expected| expected != version) {
+        let resource = "job type";
+        return Err(Error::StaleVersion { resource });
+    }
+    Ok(())
+}
+
+/// Writes the settings of a type and announces them, if they are new.
+async fn store(
+    tx: &DatabaseTransaction,
+    mut settings: Model,
+    before: Option<Model>,
+) -> Result<pb::JobType> {
+    let Some(before) = before else {
+        let settings = ActiveModel::from(settings).reset_all().insert(tx).await?;
+        return announce(tx, ChangeKind::Created, with_settings(settings)).await;
+    };
+    if settings == before {
+        return Ok(with_settings(settings));
+    }
+    settings.updated_at = entity::now().max(before.updated_at);
+    settings.version_id = before.version_id + 1;
+    let settings = ActiveModel::from(settings).reset_all().update(tx).await?;
+    announce(tx, ChangeKind::Updated, with_settings(settings)).await
+}
+
+async fn announce(
+    tx: &DatabaseTransaction,
+    kind: ChangeKind,
+    job_type: pb::JobType,
+) -> Result<pb::JobType> {
+    let change = pb::JobTypeChange {
+        kind: kind.into(),
+        job_type: Some(job_type.clone()),
+    };
+    let message = pb::WatchResponse {
+        update: Some(Update::JobType(change)),
+        ..Default::default()
+    };
+    let record = Record {
+        topic: Topic::JobTypes,
+        key: job_type.name.clone(),
+        message: message.encode_to_vec(),
+    };
+    feed::record(tx, [record]).await?;
+    Ok(job_type)
+}
+
+fn type_name(field: &str, name: &str) -> Result<String> {
+    check::name(field, name, 1..=50)
+}
+
+fn without_settings(name: &str) -> Model {
+    let now = entity::now();
+    Model {
+        name: name.to_string(),
+        description: None,
+        priority: None,
+        max_attempts: None,
+        max_rescues: None,
+        timeout_ms: None,
+        deadline_ms: None,
+        retry_initial_ms: None,
+        retry_max_ms: None,
+        retry_multiplier: None,
+        retry_jitter: None,
+        dead_letter: true,
+        created_at: now,
+        updated_at: now,
+        version_id: 1,
+    }
+}
+
+impl pb::JobType {
+    /// Changes the settings that the mask covers to what this says, checked.
+    fn apply(&self, mask: &UpdateMask, settings: &mut Model) -> Result<()> {
+        if mask.covers("description", self.description.is_some()) {
+            let text = self.description.as_deref();
+            settings.description = check::optional_text("job_type.description", text, 0..=1_000)?;
+        }
+        macro_rules! within {
+            ($($field:ident in $range:expr;)+) => {$(
+                if mask.covers(stringify!($field), self.$field.is_some()) {
+                    let field = concat!("job_type.", stringify!($field));
+                    let checked = |value| check::within(field, value, $range);
+                    settings.$field = self.$field.map(checked).transpose()?;
+                }
+            )+};
+        }
+        within! {
+            priority in 0..=4;
+            max_attempts in 1..=1_000;
+            max_rescues in 0..=1_000;
+            deadline_ms in 1_000..=31_622_400_000;
+            retry_initial_ms in 0..=86_400_000;
+            retry_max_ms in 0..=604_800_000;
+            retry_multiplier in 1.0..=10.0;
+            retry_jitter in 0.0..=1.0;
+        }
+        if mask.covers("timeout_ms", self.timeout_ms.is_some()) {
+            if self.timeout_ms.is_some_and(|millis| !is_timeout(millis)) {
+                let problem = "must be 0 or in [1000, 2592000000]";
+                return Err(Error::invalid("job_type.timeout_ms", problem));
+            }
+            settings.timeout_ms = self.timeout_ms;
+        }
+        if mask.covers("dead_letter", self.dead_letter.is_some()) {
+            settings.dead_letter = self.dead_letter.unwrap_or(true);
+        }
+        Ok(())
+    }
+}
+
+fn is_timeout(millis: i64) -> bool {
+    millis == 0 || (1_000..=2_592_000_000).contains(&millis)
+}
+
+fn with_settings(settings: Model) -> pb::JobType {
+    let name = settings.name.clone();
+    in_force(&name, Some(settings))
+}
+
+/// All that is in force for a type.
+fn in_force(name: &str, settings: Option<Model>) -> pb::JobType {
+    let defaults = settings
+        .as_ref()
+        .map_or_else(|| Defaults::built_in(name), Defaults::with);
+    let names = settings.as_ref().map(set).unwrap_or_default();
+    let mut job_type = pb::JobType {
+        name: name.to_string(),
+        priority: Some(defaults.priority),
+        max_attempts: Some(defaults.max_attempts),
+        max_rescues: Some(defaults.max_rescues),
+        timeout_ms: Some(defaults.timeout.map_or(0, time::millis)),
+        deadline_ms: defaults.deadline.map(time::millis),
+        retry_initial_ms: Some(defaults.retry.initial_ms),
+        retry_max_ms: Some(defaults.retry.max_ms),
+        retry_multiplier: Some(defaults.retry.multiplier),
+        retry_jitter: Some(defaults.retry.jitter),
+        dead_letter: Some(defaults.dead_letter),
+        built_in: settings.is_none(),
+        settings: names.iter().map(ToString::to_string).collect(),
+        ..Default::default()
+    };
+    if let Some(settings) = settings {
+        job_type.description = settings.description;
+        job_type.created_at = Some(time::to_proto(settings.created_at));
+        job_type.updated_at = Some(time::to_proto(settings.updated_at));
+        job_type.version_id = settings.version_id;
+    }
+    job_type
+}
+
+/// The settings that say something, by name.
+fn set(settings: &Model) -> Vec<&'static str> {
+    let is_set = [
+        settings.description.is_some(),
+        settings.priority.is_some(),
+        settings.max_attempts.is_some(),
+        settings.max_rescues.is_some(),
+        settings.timeout_ms.is_some(),
+        settings.deadline_ms.is_some(),
+        settings.retry_initial_ms.is_some(),
+        settings.retry_max_ms.is_some(),
+        settings.retry_multiplier.is_some(),
+        settings.retry_jitter.is_some(),
+        !settings.dead_letter,
+    ];
+    let names = UPDATABLE.into_iter().zip(is_set);
+    names
+        .filter(|(_, is_set)| *is_set)
+        .map(|(name, _)| name)
+        .collect()
+}

@@ -1,0 +1,10 @@
+//! Delivery of alerts: the outbox of queued deliveries, the loop that makes attempts, back-off, and
+//! `DeliveryService`.
+
+pub(super) mod attempt;
+pub(super) mod backoff;
+pub(super) mod counts;
+pub(super) mod deliverer;
+pub(super) mod message;
+pub(super) mod outbox;
+pub(super) mod service;

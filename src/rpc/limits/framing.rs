@@ -1,0 +1,106 @@
+//! Bounds of the messages of a request: each message has a prefix with its length.
+
+/// Position in the bytes of a request. Content is not kept.
+#[derive(Debug, Default)]
+pub(crate) struct Framing {
+    prefix: [u8; Self::PREFIX],
+    /// Bytes of the prefix that have been read.
+    prefixed: usize,
+    /// Length of the current message, once its prefix is read.
+    length: u64,
+    /// Bytes of the current message that are still to come, once its prefix is read.
+    missing: u64,
+    /// Messages that have begun.
+    begins: u64,
+}
+
+impl Framing {
+    /// Length of the prefix: a flag, and the length of the message as 32 bits.
+    pub(crate) const PREFIX: usize = 5;
+
+    /// Reads the next bytes. Returns how many of them there are up to the end of the last message that ends in them.
+    pub(crate) fn read(&mut self, bytes: &[u8]) -> usize {
+        let (mut rest, mut whole) = (bytes, 0);
+        while !rest.is_empty() {
+            if self.prefixed < Self::PREFIX {
+                self.begins += u64::from(self.prefixed == 0);
+                let count = rest.len().min(Self::PREFIX - self.prefixed);
+                let (part, after) = rest.split_at(count);
+                self.prefix[self.prefixed..self.prefixed + count].copy_from_slice(part);
+                self.prefixed += count;
+                rest = after;
+                if self.prefixed == Self::PREFIX {
+                    let [_, length @ ..] = self.prefix;
+                    self.length = u32::from_be_bytes(length).into();
+                    self.missing = self.length;
+                }
+            } else {
+                let count = self.missing.min(rest.len() as u64);
+                self.missing -= count;
+                // Not more than there are.
+                rest = rest
+                    .get(usize::try_from(count).unwrap_or(usize::MAX)..)
+                    .unwrap_or_default();
+            }
+            if self.prefixed == Self::PREFIX && self.missing == 0 {
+                self.prefixed = 0;
+                whole = bytes.len() - rest.len();
+            }
+        }
+        whole
+    }
+
+    /// Announced length of the unfinished message, in bytes. 0 before its prefix is read.
+    pub(crate) fn length(&self) -> u64 {
+        if self.prefixed == Self::PREFIX {
+            self.length
+        } else {
+            0
+        }
+    }
+
+    /// Number of messages that have begun.
+    pub(crate) fn begins(&self) -> u64 {
+        self.begins
+    }
+
+    /// Returns true if a message has begun and has not ended.
+    pub(crate) fn is_within(&self) -> bool {
+        self.prefixed > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_told_apart_wherever_their_bytes_are_cut() {
+        // Messages of three bytes, of none, and of two, of which one is missing.
+        let bytes = [0, 0, 0, 0, 3, 7, 7, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 7];
+        for cut in 0..=bytes.len() {
+            let mut framing = Framing::default();
+            let (first, second) = bytes.split_at(cut);
+            // The messages end after 8 and 13 bytes.
+            let ends = |upto: usize| {
+                [0, 8, 13]
+                    .into_iter()
+                    .rfind(|end| *end <= upto)
+                    .unwrap_or(0)
+            };
+            assert_eq!(framing.read(first), ends(cut), "{cut}");
+            assert_eq!(framing.read(second), 13_usize.saturating_sub(cut), "{cut}");
+            assert_eq!((framing.begins(), framing.length()), (3, 2), "{cut}");
+            assert!(framing.is_within());
+            assert_eq!(framing.read(&[7]), 1);
+            assert_eq!(framing.length(), 0);
+            assert!(!framing.is_within());
+            assert_eq!(framing.begins(), 3);
+        }
+        let mut framing = Framing::default();
+        for (at, byte) in bytes.iter().enumerate() {
+            framing.read(&[*byte]);
+            assert_eq!(framing.is_within(), ![7, 12].contains(&at), "{at}");
+        }
+    }
+}

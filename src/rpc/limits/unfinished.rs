@@ -1,0 +1,414 @@
+//! Requests that have not arrived whole: their time, their number and their bytes are bounded.
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::BodyExt;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::{Status, body::Body};
+
+use self::kept::Kept;
+use super::framing::Framing;
+use crate::error::{Error, Result};
+
+mod kept;
+#[cfg(test)]
+mod tests;
+
+/// Largest number of unfinished requests. Each is a call, which takes some KiB.
+const REQUESTS: usize = 1_024;
+
+/// Age of a request from which on it gives way before younger ones do.
+const MATURE: Duration = Duration::from_secs(1);
+
+/// Time without progress after which a request has stalled, and the bytes that count as progress.
+const STALLED: Duration = Duration::from_secs(1);
+const PROGRESS: u64 = 16 << 10;
+
+/// Failure of a request that was evicted.
+const EVICTED: Error =
+    Error::Busy("other requests need the memory of this one, which has not arrived whole");
+
+/// Accounts of unfinished requests: those of which nothing has arrived yet, or not the end. A stream of messages is
+/// unfinished before its first message and within each message. Clones share the accounts.
+#[derive(Debug, Clone)]
+pub struct Unfinished(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    within: Duration,
+    most_bytes: u64,
+    /// Largest message, in bytes.
+    largest: usize,
+    accounts: Mutex<Accounts>,
+    timed_out: AtomicU64,
+    evicted: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Accounts {
+    next: u64,
+    bytes: u64,
+    /// By number: the request whose account was opened first comes first.
+    requests: BTreeMap<u64, Account>,
+}
+
+#[derive(Debug)]
+struct Account {
+    bytes: u64,
+    begun: Instant,
+    /// Time of the last progress, and the bytes that had arrived by then.
+    progressed: Instant,
+    progressed_bytes: u64,
+    /// Task that waits for more of the request.
+    waiting: Option<Waker>,
+}
+
+impl Account {
+    fn new(now: Instant) -> Self {
+        Self {
+            bytes: 0,
+            begun: now,
+            progressed: now,
+            progressed_bytes: 0,
+            waiting: None,
+        }
+    }
+
+    fn set(&mut self, bytes: u64, now: Instant) {
+        self.bytes = bytes;
+        if bytes >= self.progressed_bytes + PROGRESS {
+            (self.progressed, self.progressed_bytes) = (now, bytes);
+        }
+    }
+}
+
+impl Accounts {
+    /// The request that gives way: the one that has stalled for the longest time, else the newest, so that those that
+    /// began before it come to their end. Requests that have just begun are spared, since most of them are whole within
+    /// milliseconds; of those alone the oldest gives way.
+    fn victim(&self, now: Instant) -> Option<u64> {
+        let mature = || {
+            let all = self.requests.iter();
+            all.filter(|(_, account)| now - account.begun >= MATURE)
+        };
+        let stalled = mature()
+            .filter(|(_, account)| now - account.progressed >= STALLED)
+            .min_by_key(|(_, account)| account.progressed);
+        let newest = || mature().next_back();
+        let oldest = || self.requests.first_key_value();
+        let victim = stalled.or_else(newest).or_else(oldest);
+        victim.map(|(number, _)| *number)
+    }
+}
+
+impl Unfinished {
+    /// Accounts of requests that must arrive within this time, and together hold up to `memory` bytes. A single message of
+    /// the largest size always fits.
+    pub fn new(within: Duration, memory: u64, max_message_size: usize) -> Self {
+        Self(Arc::new(Shared {
+            within,
+            largest: max_message_size,
+            most_bytes: memory.max(max_message_size as u64 + Framing::PREFIX as u64),
+            accounts: Mutex::default(),
+            timed_out: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
+        }))
+    }
+
+    /// Number of unfinished requests.
+    pub fn requests(&self) -> usize {
+        self.accounts().requests.len()
+    }
+
+    /// Bytes of unfinished requests that have arrived, and that may have arrived.
+    pub fn memory(&self) -> (u64, u64) {
+        (self.accounts().bytes, self.0.most_bytes)
+    }
+
+    /// Number of requests that did not arrive whole in time.
+    pub fn timed_out(&self) -> u64 {
+        self.0.timed_out.load(Ordering::Relaxed)
+    }
+
+    /// Number of requests that were ended because others needed their memory.
+    pub fn evicted(&self) -> u64 {
+        self.0.evicted.load(Ordering::Relaxed)
+    }
+
+    /// The body of a request, bounded. It gives each message when all of it has arrived. The messages of a `stream` may be
+    /// far apart: time counts only within a message.
+    pub(crate) fn bound(&self, body: Body, stream: bool) -> Bounded {
+        Bounded {
+            body,
+            unfinished: self.clone(),
+            stream,
+            framing: Framing::default(),
+            begun: Instant::now(),
+            kept: Kept::default(),
+            next: None,
+            deadline: None,
+            held: None,
+            over: false,
+        }
+    }
+
+    fn accounts(&self) -> MutexGuard<'_, Accounts> {
+        let accounts = self.0.accounts.lock();
+        accounts
+    }
+
+    /// Opens the account of a request.
+    fn open(&self) -> Held {
+        let mut accounts = self.accounts();
+        let number = accounts.next;
+        accounts.next += 1;
+        accounts
+            .requests
+            .insert(number, Account::new(Instant::now()));
+        drop(accounts);
+        Held {
+            unfinished: self.clone(),
+            number,
+        }
+    }
+}
+
+/// The account of an unfinished request. It is closed when this is dropped.
+#[derive(Debug)]
+struct Held {
+    unfinished: Unfinished,
+    number: u64,
+}
+
+impl Held {
+    /// Sets the number of bytes that have arrived. Requests are evicted where there is no room. Returns whether this
+    /// request is still accounted for.
+    fn set(&self, bytes: u64) -> bool {
+        let (mut evicted, now) = (Vec::new(), Instant::now());
+        let mut accounts = self.unfinished.accounts();
+        if let Some(account) = accounts.requests.get_mut(&self.number) {
+            let before = account.bytes;
+            account.set(bytes, now);
+            accounts.bytes = accounts.bytes - before + bytes;
+        }
+        while accounts.bytes > self.unfinished.0.most_bytes || accounts.requests.len() > REQUESTS {
+            let victim = accounts.victim(now);
+            let Some(account) = victim.and_then(|number| accounts.requests.remove(&number)) else {
+                break;
+            };
+            accounts.bytes -= account.bytes;
+            evicted.push(account.waiting);
+        }
+        let is_kept = accounts.requests.contains_key(&self.number);
+        drop(accounts);
+        let count = &self.unfinished.0.evicted;
+        count.fetch_add(evicted.len() as u64, Ordering::Relaxed);
+        evicted.into_iter().flatten().for_each(Waker::wake);
+        is_kept
+    }
+
+    /// Returns true if the request is still accounted for. If it is, an eviction wakes the task.
+    fn is_kept(&self, cx: &Context<'_>) -> bool {
+        let mut accounts = self.unfinished.accounts();
+        let Some(account) = accounts.requests.get_mut(&self.number) else {
+            return false;
+        };
+        match &mut account.waiting {
+            Some(waiting) => waiting.clone_from(cx.waker()),
+            waiting @ None => *waiting = Some(cx.waker().clone()),
+        }
+        true
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut accounts = self.unfinished.accounts();
+        if let Some(account) = accounts.requests.remove(&self.number) {
+            accounts.bytes -= account.bytes;
+        }
+    }
+}
+
+/// The body of a request that must arrive in time. Bytes of a message are held back until all of it has arrived.
+pub(crate) struct Bounded {
+    body: Body,
+    unfinished: Unfinished,
+    /// True if the request is a stream of messages.
+    stream: bool,
+    framing: Framing,
+    /// Begin of the current message; of the call, unless it is a stream.
+    begun: Instant,
+    kept: Kept,
+    /// The frame that follows what is kept.
+    next: Option<Result<Frame<Bytes>, Status>>,
+    /// Set when something was waited for since then.
+    deadline: Option<Pin<Box<Sleep>>>,
+    held: Option<Held>,
+    over: bool,
+}
+
+impl Bounded {
+    /// Waits until there is something to read: a whole message, or the end.
+    pub(crate) async fn begin(&mut self) {
+        if let Some(frame) = self.frame().await {
+            match frame.map(Frame::into_data) {
+                Ok(Ok(bytes)) => self.kept.put_back(bytes),
+                Ok(Err(other)) => self.next = Some(Ok(other)),
+                Err(status) => self.next = Some(Err(status)),
+            }
+        }
+    }
+
+    /// Takes bytes that have arrived, and accounts for them.
+    fn arrived(&mut self, mut bytes: Bytes) -> Result<()> {
+        let begins = self.framing.begins();
+        let whole = self.framing.read(&bytes);
+        let is_another = self.framing.begins() != begins;
+        if !self.stream && self.framing.begins() > 1 {
+            // A unary request is one message.
+            return Err(Error::Malformed);
+        }
+        let limit = self.unfinished.0.largest;
+        if self.framing.length() > limit as u64 {
+            if whole == 0 {
+                return Err(Error::TooLarge { limit });
+            }
+            self.kept.release(bytes.split_to(whole));
+            self.end_with(Some(Err(Error::TooLarge { limit }.into())));
+            return Ok(());
+        }
+        if self.stream && (is_another || !self.framing.is_within()) {
+            self.held = None;
+            self.begun = Instant::now();
+            self.deadline = None;
+        }
+        // A unary request is read when its end has arrived: its memory would be held until then.
+        if whole > 0 && (self.stream || http_body::Body::is_end_stream(&self.body)) {
+            self.kept.release(bytes.split_to(whole));
+        }
+        self.kept.hold_back(&bytes);
+        // What is whole needs no account unless its end is waited for.
+        if self.held.is_some() || self.framing.is_within() {
+            return self.account();
+        }
+        Ok(())
+    }
+
+    /// Accounts for what has arrived of the request. Fails if the request gives way to others.
+    fn account(&mut self) -> Result<()> {
+        let unfinished = &self.unfinished;
+        let held = self.held.get_or_insert_with(|| unfinished.open());
+        if held.set(self.kept.held_back()) {
+            Ok(())
+        } else {
+            Err(EVICTED)
+        }
+    }
+
+    /// Returns true if the request needs an account while more of it is waited for: not between the messages of a stream.
+    fn is_unfinished(&self) -> bool {
+        !self.stream || self.framing.is_within() || self.framing.begins() == 0
+    }
+
+    fn end(&mut self, error: Error) -> Status {
+        self.kept = Kept::default();
+        self.end_quietly();
+        error.into()
+    }
+
+    fn end_quietly(&mut self) {
+        self.held = None;
+        self.over = true;
+    }
+
+    /// Ends after what has arrived, and this.
+    fn end_with(&mut self, frame: Option<Result<Frame<Bytes>, Status>>) {
+        self.kept.release(Bytes::new());
+        self.next = frame;
+        self.end_quietly();
+    }
+
+    /// Ready with the reason when no more is waited for.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        if self.held.is_none()
+            && self.is_unfinished()
+            && let Err(error) = self.account()
+        {
+            return Poll::Ready(error);
+        }
+        if let Some(held) = &self.held
+            && !held.is_kept(cx)
+        {
+            return Poll::Ready(EVICTED);
+        }
+        if self.stream && !self.framing.is_within() {
+            return Poll::Pending;
+        }
+        let within = self.unfinished.0.within;
+        let until = self.begun + within;
+        let deadline = self
+            .deadline
+            .get_or_insert_with(|| Box::pin(sleep_until(until)));
+        deadline.as_mut().poll(cx).map(|()| {
+            self.unfinished.0.timed_out.fetch_add(1, Ordering::Relaxed);
+            Error::MessageTimeout { within }
+        })
+    }
+}
+
+impl http_body::Body for Bounded {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        loop {
+            if let Some(bytes) = self.kept.next() {
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            }
+            if let Some(next) = self.next.take() {
+                return Poll::Ready(Some(next));
+            }
+            if self.over {
+                return Poll::Ready(None);
+            }
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+                break;
+            };
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(bytes))) => {
+                    if let Err(error) = self.arrived(bytes) {
+                        return Poll::Ready(Some(Err(self.end(error))));
+                    }
+                }
+                Some(Ok(Err(trailers))) => self.end_with(Some(Ok(trailers))),
+                Some(Err(status)) => self.end_with(Some(Err(status))),
+                None => self.end_with(None),
+            }
+        }
+        match self.poll_over(cx) {
+            Poll::Ready(error) => Poll::Ready(Some(Err(self.end(error)))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let is_over = self.over || self.body.is_end_stream();
+        is_over && self.next.is_none() && self.kept.is_empty()
+    }
+}
