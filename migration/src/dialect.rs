@@ -1,17 +1,16 @@
-//! What the two databases say differently, and the phrases that the migrations share.
+//! SQL that differs between SQLite and PostgreSQL, and building blocks that migrations share.
 
 use sea_orm_migration::{
     prelude::*,
-    schema::{big_integer, big_integer_null, enumeration, timestamp_with_time_zone, uuid},
+    schema::{big_integer, enumeration, timestamp_with_time_zone, uuid},
     sea_orm::DbBackend,
 };
 
-/// The current time in the text that the ORM writes: RFC 3339 with `+00:00` and no zero
-/// fraction. SQLite compares times as text, so another spelling would sort elsewhere.
-pub(crate) const SQLITE_NOW: &str =
-    "replace(strftime('%Y-%m-%dT%H:%M:%f', 'now'), '.000', '') || '+00:00'";
+/// Current time on SQLite in the text format of the ORM: RFC 3339 with `+00:00`, without a fraction
+/// that is zero. SQLite compares times as text, so any other format would sort wrongly.
+const SQLITE_NOW: &str = "replace(strftime('%Y-%m-%dT%H:%M:%f', 'now'), '.000', '') || '+00:00'";
 
-/// A UUID version 7 as the 16 bytes that the ORM writes: 48 bits of milliseconds, the
+/// New UUID version 7 on SQLite, as the 16 bytes that the ORM writes: 48 bits of milliseconds, the
 /// version, 12 random bits, the variant, 62 random bits.
 const SQLITE_UUID7: &str = "unhex(\
     printf('%012x', CAST(round(unixepoch('now', 'subsec') * 1000) AS INTEGER)) \
@@ -22,7 +21,18 @@ pub(crate) fn is_postgres(manager: &SchemaManager<'_>) -> bool {
     manager.get_database_backend() == DbBackend::Postgres
 }
 
-/// Runs the statements of the database at hand, one after the other.
+/// Runs statements in order.
+pub(crate) async fn execute(manager: &SchemaManager<'_>, statements: &[&str]) -> Result<(), DbErr> {
+    for statement in statements {
+        manager
+            .get_connection()
+            .execute_unprepared(statement)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Runs the statements of the connected database in order.
 pub(crate) async fn per_backend(
     manager: &SchemaManager<'_>,
     postgres: &[&str],
@@ -33,18 +43,12 @@ pub(crate) async fn per_backend(
     } else {
         sqlite
     };
-    for statement in statements {
-        manager
-            .get_connection()
-            .execute_unprepared(statement)
-            .await?;
-    }
-    Ok(())
+    execute(manager, statements).await
 }
 
-/// A closed set of labels: a native type on PostgreSQL, a CHECK on SQLite.
+/// Closed set of labels: a native enum type on PostgreSQL, a text with a CHECK on SQLite.
 pub(crate) struct Vocabulary {
-    /// The name of the type on PostgreSQL.
+    /// Name of the enum type on PostgreSQL.
     pub(crate) name: &'static str,
     pub(crate) labels: &'static [&'static str],
 }
@@ -60,7 +64,7 @@ impl Vocabulary {
         per_backend(manager, &[&format!("DROP TYPE {}", self.name)], &[]).await
     }
 
-    /// A column that holds one of the labels, and never NULL.
+    /// NOT NULL column that holds one of the labels.
     pub(crate) fn column(
         &self,
         manager: &SchemaManager<'_>,
@@ -76,7 +80,7 @@ impl Vocabulary {
     }
 }
 
-/// A point in time that is the current one unless the writer says otherwise.
+/// NOT NULL time whose default is the current time.
 pub(crate) fn timestamp_now(manager: &SchemaManager<'_>, column: &'static str) -> ColumnDef {
     let now = if is_postgres(manager) {
         "now()"
@@ -88,8 +92,8 @@ pub(crate) fn timestamp_now(manager: &SchemaManager<'_>, column: &'static str) -
         .take()
 }
 
-/// A primary key that is a new UUID version 7 unless the writer brings one. On PostgreSQL
-/// it calls `watchpost_uuid7()`, which the migration of the jobs makes.
+/// Primary key whose default is a new UUID version 7. PostgreSQL calls `watchpost_uuid7()`, so tables
+/// with such a key must come after the migration of jobs, which creates the function.
 pub(crate) fn uuid7_key(manager: &SchemaManager<'_>, column: &'static str) -> ColumnDef {
     let uuid7 = if is_postgres(manager) {
         "watchpost_uuid7()"
@@ -99,22 +103,17 @@ pub(crate) fn uuid7_key(manager: &SchemaManager<'_>, column: &'static str) -> Co
     uuid(column).default(Expr::cust(uuid7)).primary_key().take()
 }
 
-/// A numbered primary key. It never gives a number twice, not even after a delete.
+/// Numbered 64-bit primary key. A number is never reused, not even after a delete.
 pub(crate) fn number_key(column: &'static str) -> ColumnDef {
     big_integer(column).auto_increment().primary_key().take()
 }
 
-/// A count or size that a 32-bit number may be too small for.
-pub(crate) fn wide_null(column: &'static str) -> ColumnDef {
-    big_integer_null(column)
-}
-
-/// A CHECK under a name, so that its violation can be told from others.
+/// Named CHECK. The name identifies the CHECK in errors of the database.
 pub(crate) fn check(name: &'static str, condition: &'static str) -> Check {
     Check::named(name, Expr::cust(condition))
 }
 
-/// A UNIQUE constraint under a name, to be put into `CREATE TABLE`.
+/// Named UNIQUE constraint, for `CREATE TABLE`.
 pub(crate) fn unique(name: &'static str, columns: &[&'static str]) -> IndexCreateStatement {
     let mut unique = Index::create();
     unique.name(name).unique();
@@ -124,7 +123,7 @@ pub(crate) fn unique(name: &'static str, columns: &[&'static str]) -> IndexCreat
     unique
 }
 
-/// A foreign key to the `id` of the parent, to be put into `CREATE TABLE`.
+/// Foreign key to the `id` of the parent, for `CREATE TABLE`.
 pub(crate) fn references(
     table: &'static str,
     column: &'static str,
@@ -139,7 +138,7 @@ pub(crate) fn references(
         .take()
 }
 
-/// The B-tree indexes of a table: their names and columns.
+/// Creates B-tree indexes of a table, each given by its name and columns.
 pub(crate) async fn indexes(
     manager: &SchemaManager<'_>,
     table: &'static str,
@@ -156,7 +155,7 @@ pub(crate) async fn indexes(
     Ok(())
 }
 
-/// A block-range index on PostgreSQL, an ordinary one on SQLite, which has no such thing.
+/// Creates a block-range index on PostgreSQL, and a B-tree on SQLite, which has no block ranges.
 pub(crate) async fn brin_index(
     manager: &SchemaManager<'_>,
     table: &str,
@@ -168,7 +167,7 @@ pub(crate) async fn brin_index(
     per_backend(manager, &[&brin], &[&plain]).await
 }
 
-/// An inverted index, with an operator class if `column` names one. On PostgreSQL only.
+/// Creates an inverted index on PostgreSQL only. `column` may be followed by an operator class.
 pub(crate) async fn gin_index(
     manager: &SchemaManager<'_>,
     table: &str,
@@ -179,7 +178,7 @@ pub(crate) async fn gin_index(
     per_backend(manager, &[&gin], &[]).await
 }
 
-/// The full text of a row: filled by a trigger on PostgreSQL, unused on SQLite.
+/// Full-text vector of a row: filled by a trigger on PostgreSQL, always NULL on SQLite.
 pub(crate) fn search_vector(manager: &SchemaManager<'_>) -> ColumnDef {
     let mut column = ColumnDef::new("search_vector");
     if is_postgres(manager) {
@@ -190,7 +189,7 @@ pub(crate) fn search_vector(manager: &SchemaManager<'_>) -> ColumnDef {
     column.null().take()
 }
 
-/// Drops tables in the given order, children first.
+/// Drops tables in the given order, which must name children before parents.
 pub(crate) async fn drop_tables(
     manager: &SchemaManager<'_>,
     tables: &[&'static str],

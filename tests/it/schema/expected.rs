@@ -287,7 +287,7 @@ fn to_postgres(schema: &mut Schema) {
         nullable: false,
         default: Some("pg_current_xact_id()".to_owned()),
     };
-    // `commit_seq` was added later.
+    // `commit_seq`, the last column on SQLite, comes after `xid`.
     let at = changes.columns.len() - 1;
     changes.columns.insert(at, xid);
 }
