@@ -11,6 +11,9 @@ use super::{Db, connect::APPLICATION_NAME, to_db_err};
 /// Advisory lock around migrations on PostgreSQL; any number will do that nobody else uses in this database.
 const MIGRATION_LOCK: i64 = 0x7761_7463_6870;
 
+/// Prefix of the names of migrations from before version 0.1, with the quote that SeaORM puts before a name.
+const BEFORE_0_1: &str = "'m20261124_";
+
 /// Time that PostgreSQL may take to end the backends of a process that has ended.
 const BACKENDS_END: Duration = Duration::from_secs(3);
 
@@ -32,7 +35,9 @@ impl Db {
 
     /// Every migration by name, and whether it was applied. Writes nothing.
     pub async fn migration_status(&self) -> Result<Vec<(String, bool)>, DbErr> {
-        let pending = Migrator::get_pending_migrations_read_only(self.0.reader.pool()).await?;
+        let pending = Migrator::get_pending_migrations_read_only(self.0.reader.pool())
+            .await
+            .map_err(explain)?;
         let pending: Vec<_> = pending
             .iter()
             .map(|migration| migration.name().to_string())
@@ -91,7 +96,7 @@ impl Db {
         F: Future<Output = Result<(), DbErr>>,
     {
         if self.0.backend == DbBackend::Sqlite {
-            return migrate(self.0.writer.clone()).await;
+            return migrate(self.0.writer.clone()).await.map_err(explain);
         }
         // The lock has a connection of its own; it is released with it, however the migration ends.
         let pool = self.0.writer.get_postgres_connection_pool();
@@ -100,6 +105,17 @@ impl Db {
         lock.execute(&mut connection).await.map_err(to_db_err)?;
         let done = migrate(self.0.writer.clone()).await;
         drop(connection);
-        done
+        done.map_err(explain)
     }
+}
+
+/// Replaces the list of missing migrations that SeaORM gives for a database from before version 0.1.
+fn explain(error: DbErr) -> DbErr {
+    if let DbErr::Custom(missing) = &error
+        && missing.contains(BEFORE_0_1)
+    {
+        let problem = "the database was made by a version before 0.1 and can't be upgraded; use a new database";
+        return DbErr::Custom(problem.to_string());
+    }
+    error
 }

@@ -60,6 +60,16 @@ on_both! {
         fails_with(database.url(), "m29990101_000001_newer").await;
     }
 
+    async fn a_schema_from_before_the_first_release_is_refused(backend) {
+        let database = TestDatabase::empty(backend).await;
+        execute(&database, &[
+            "CREATE TABLE seaql_migrations (version varchar NOT NULL PRIMARY KEY, applied_at bigint NOT NULL)",
+            "INSERT INTO seaql_migrations (version, applied_at) VALUES
+                ('m20261124_000001_cameras', 1), ('m20261124_000002_events', 1)",
+        ]).await;
+        fails_with(database.url(), "the database was made by a version before 0.1 and can't be upgraded").await;
+    }
+
     async fn tables_of_another_application_are_refused(backend) {
         let database = TestDatabase::empty(backend).await;
         execute(&database, &["CREATE TABLE cameras (number integer)"]).await;
