@@ -44,8 +44,8 @@ pub(super) const UPDATABLE: [&str; 16] = [
     "email.security",
     "email.username",
     "email.password",
-    "email.from",
-    "email.to",
+    "email.from_address",
+    "email.to_addresses",
     "email.timeout",
 ];
 
