@@ -129,7 +129,7 @@ async fn prepare(channel: Channel, url: String, enabled: bool) -> pb::Notificati
     let created = channels.create_notification_channel(request).await;
     let rule = pb::AlertRule {
         name: "everything".into(),
-        cooldown_seconds: Some(0),
+        cooldown: Some(prost_types::Duration::default()),
         channels: vec!["ops".into()],
         ..Default::default()
     };

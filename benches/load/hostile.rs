@@ -74,9 +74,13 @@ fn payload(key: &str, values: usize) -> Struct {
 }
 
 fn job(payload: Struct) -> pb::CreateJobRequest {
-    pb::CreateJobRequest {
+    let job = pb::Job {
         job_type: "bench".into(),
         payload: Some(payload),
+        ..Default::default()
+    };
+    pb::CreateJobRequest {
+        job: Some(job),
         ..Default::default()
     }
 }

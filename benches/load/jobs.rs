@@ -142,7 +142,10 @@ async fn empty(db: &DatabaseConnection) {
 
 pub fn wanted() -> pb::CreateJobRequest {
     pb::CreateJobRequest {
-        job_type: "no_op".into(),
+        job: Some(pb::Job {
+            job_type: "no_op".into(),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }

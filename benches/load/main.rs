@@ -258,7 +258,7 @@ async fn prepare(server: &Server) {
             object_types: vec![if fires { "person" } else { "aeroplane" }.into()],
             min_confidence: Some(0.5),
             risk_threshold: Some(if fires { 50 } else { 40 }),
-            cooldown_seconds: Some(0),
+            cooldown: Some(prost_types::Duration::default()),
             ..Default::default()
         };
         rules

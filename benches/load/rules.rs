@@ -258,11 +258,11 @@ async fn prepare(server: &Server, rules: usize) {
             min_confidence: Some(0.5),
             risk_threshold: Some(50),
             schedule: Some(pb::Schedule {
-                timezone: TIMEZONES[number % TIMEZONES.len()].into(),
+                time_zone: TIMEZONES[number % TIMEZONES.len()].into(),
                 ..Default::default()
             }),
             zone_ids: if fires { vec![] } else { vec!["corner".into()] },
-            cooldown_seconds: Some(0),
+            cooldown: Some(prost_types::Duration::default()),
             ..Default::default()
         };
         let request = pb::CreateAlertRuleRequest {

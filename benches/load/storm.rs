@@ -51,7 +51,10 @@ pub async fn check(cluster: &Cluster, events: usize) -> bool {
     crate::create_camera(&mut CameraServiceClient::new(channel.clone())).await;
     let rule = pb::AlertRule {
         name: "storm".into(),
-        cooldown_seconds: Some(COOLDOWN_SECONDS),
+        cooldown: Some(prost_types::Duration {
+            seconds: COOLDOWN_SECONDS.into(),
+            nanos: 0,
+        }),
         ..Default::default()
     };
     let request = pb::CreateAlertRuleRequest {

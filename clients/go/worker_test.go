@@ -31,13 +31,13 @@ func newJobs(ctx context.Context, t *testing.T, conn *grpc.ClientConn) jobs {
 	return jobs{t, ctx, pb.NewJobServiceClient(conn)}
 }
 
-func (j jobs) create(request *pb.CreateJobRequest) string {
+func (j jobs) create(job *pb.Job) string {
 	j.t.Helper()
-	job, err := j.client.CreateJob(j.ctx, request)
+	created, err := j.client.CreateJob(j.ctx, &pb.CreateJobRequest{Job: job})
 	if err != nil {
 		j.t.Fatal(err)
 	}
-	return job.Id
+	return created.Id
 }
 
 func (j jobs) get(id string) *pb.Job {
@@ -134,7 +134,7 @@ func TestAWorkerCompletesJobs(t *testing.T) {
 	var ids []string
 	for number := range 20 {
 		payload, _ := structpb.NewStruct(map[string]any{"number": number})
-		ids = append(ids, jobs.create(&pb.CreateJobRequest{JobType: "double", Payload: payload}))
+		ids = append(ids, jobs.create(&pb.Job{JobType: "double", Payload: payload}))
 	}
 	for number, id := range ids {
 		job := jobs.ended(id)
@@ -171,8 +171,8 @@ func TestAWorkerTriesAgainWhatHasFailed(t *testing.T) {
 	})
 	work(t, w)
 
-	soon := &pb.RetryPolicy{InitialMs: proto.Int64(1), Jitter: proto.Float64(0)}
-	job := jobs.ended(jobs.create(&pb.CreateJobRequest{JobType: "shaky", RetryPolicy: soon}))
+	soon := &pb.RetryPolicy{InitialDelay: durationpb.New(time.Millisecond), Jitter: proto.Float64(0)}
+	job := jobs.ended(jobs.create(&pb.Job{JobType: "shaky", RetryPolicy: soon}))
 	expect(t, job, pb.JobStatus_JOB_STATUS_COMPLETED, "failed", "failed", "snoozed", "succeeded")
 	if first := job.Attempts[0]; first.GetErrorMessage() != "no luck" || first.GetErrorCode() != "*errors.errorString" {
 		t.Fatalf("want the error of the handler, got %v", first)
@@ -183,7 +183,7 @@ func TestAWorkerTriesAgainWhatHasFailed(t *testing.T) {
 	for jobType, code := range map[string]string{
 		"hopeless": "HOPELESS", "unfit": "BAD_RESULT", "large": "INVALID_FIELD",
 	} {
-		job := jobs.ended(jobs.create(&pb.CreateJobRequest{JobType: jobType}))
+		job := jobs.ended(jobs.create(&pb.Job{JobType: jobType}))
 		expect(t, job, pb.JobStatus_JOB_STATUS_FAILED, "failed")
 		if job.GetErrorCode() != code {
 			t.Fatalf("want %s, got %v", code, job)
@@ -212,7 +212,7 @@ func TestAWorkerTellsProgressAndLogs(t *testing.T) {
 	})
 	work(t, w)
 
-	id := jobs.create(&pb.CreateJobRequest{JobType: "told"})
+	id := jobs.create(&pb.Job{JobType: "told"})
 	job := jobs.until(id, func(job *pb.Job) bool { return job.GetItemsProcessed() == 2 })
 	if job.ProgressPercent != 10 || job.GetCurrentStep() != "reading" || job.GetItemsTotal() != 10 {
 		t.Fatalf("want the progress, got %v", job)
@@ -249,7 +249,7 @@ func TestAWorkerGivesUpWhatIsCancelledOrTooLong(t *testing.T) {
 	work(t, w)
 
 	for _, jobType := range []string{"waits", "ignores"} {
-		id := jobs.create(&pb.CreateJobRequest{JobType: jobType})
+		id := jobs.create(&pb.Job{JobType: jobType})
 		<-begun
 		if _, err := jobs.client.CancelJob(ctx, &pb.CancelJobRequest{Id: id}); err != nil {
 			t.Fatal(err)
@@ -260,8 +260,8 @@ func TestAWorkerGivesUpWhatIsCancelledOrTooLong(t *testing.T) {
 		t.Fatalf("want ErrCancelled, got %v", cause)
 	}
 	second := durationpb.New(time.Second)
-	soon := &pb.RetryPolicy{InitialMs: proto.Int64(1), Jitter: proto.Float64(0)}
-	id := jobs.create(&pb.CreateJobRequest{JobType: "waits", Timeout: second, RetryPolicy: soon})
+	soon := &pb.RetryPolicy{InitialDelay: durationpb.New(time.Millisecond), Jitter: proto.Float64(0)}
+	id := jobs.create(&pb.Job{JobType: "waits", Timeout: second, RetryPolicy: soon})
 	<-begun
 	expect(t, jobs.ended(id), pb.JobStatus_JOB_STATUS_COMPLETED, "timed_out", "succeeded")
 	if cause := <-causes; cause != worker.ErrLeaseLost {
@@ -292,8 +292,8 @@ func TestAWorkerThatStopsGivesBackWhatItHasNotFinished(t *testing.T) {
 	})
 	stop := work(t, w)
 
-	short := jobs.create(&pb.CreateJobRequest{JobType: "short"})
-	left := []string{jobs.create(&pb.CreateJobRequest{JobType: "long"}), jobs.create(&pb.CreateJobRequest{JobType: "forever"})}
+	short := jobs.create(&pb.Job{JobType: "short"})
+	left := []string{jobs.create(&pb.Job{JobType: "long"}), jobs.create(&pb.Job{JobType: "forever"})}
 	for range 3 {
 		<-begun
 	}
@@ -327,7 +327,7 @@ func TestAWorkerKeepsItsJobsWhenTheServerIsKilled(t *testing.T) {
 
 	var ids []string
 	for range 3 {
-		ids = append(ids, jobs.create(&pb.CreateJobRequest{JobType: "long"}))
+		ids = append(ids, jobs.create(&pb.Job{JobType: "long"}))
 	}
 	for _, id := range ids {
 		<-begun
@@ -344,7 +344,7 @@ func TestAWorkerKeepsItsJobsWhenTheServerIsKilled(t *testing.T) {
 			t.Fatalf("want both lines once, got %v", messages)
 		}
 	}
-	more := again.create(&pb.CreateJobRequest{JobType: "long"})
+	more := again.create(&pb.Job{JobType: "long"})
 	<-begun
 	expect(t, again.ended(more), pb.JobStatus_JOB_STATUS_COMPLETED, "succeeded")
 }

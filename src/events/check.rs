@@ -1,6 +1,6 @@
 //! The checks of an ingest, and the rows that it will become, before any database is asked.
 
-use std::ops::RangeInclusive;
+use std::{ops::RangeInclusive, time::Duration};
 
 use chrono::{DateTime, Utc};
 use prost::Message;
@@ -256,9 +256,13 @@ fn parse_detection(
     let confidence = detection
         .confidence
         .map(|sure| check::within(&field("confidence"), sure, 0.0..=1.0));
-    let duration = detection
-        .duration
-        .map(|seconds| check::at_least(&field("duration"), seconds, 0.0));
+    let duration = detection.duration.map(|length| {
+        time::duration(
+            &field("duration"),
+            length,
+            &(Duration::ZERO..=time::LONGEST),
+        )
+    });
     let detected_at = detection
         .detected_at
         .map(|seen_at| time::past(&field("detected_at"), seen_at, now));
@@ -281,7 +285,7 @@ fn parse_detection(
         thumbnail_path: text("thumbnail_path", detection.thumbnail_path, 1024)?,
         media_type: MediaType::from_proto(&field("media_type"), detection.media_type)?
             .or(Some(MediaType::Image)),
-        duration: duration.transpose()?,
+        duration: duration.transpose()?.map(|length| length.as_secs_f64()),
         video_codec: text("video_codec", detection.video_codec, 64)?,
         video_width: size("video_width", detection.video_width, 1)?,
         video_height: size("video_height", detection.video_height, 1)?,

@@ -52,6 +52,28 @@ fn object(field: &str, value: Option<prost_types::Struct>, most: usize) -> Resul
         .transpose()
 }
 
+impl pb::Job {
+    /// This job without the fields that are ignored in a request.
+    fn only_settable(self) -> Self {
+        Self {
+            job_type: self.job_type,
+            queue_name: self.queue_name,
+            priority: self.priority,
+            max_attempts: self.max_attempts,
+            payload: self.payload,
+            scheduled_at: self.scheduled_at,
+            concurrency_key: self.concurrency_key,
+            max_rescues: self.max_rescues,
+            timeout: self.timeout,
+            retry_policy: self.retry_policy,
+            dead_letter: self.dead_letter,
+            deadline: self.deadline,
+            unique: self.unique,
+            ..Self::default()
+        }
+    }
+}
+
 /// A job that is to be made. `at` names the request: empty, or `requests[3].`.
 pub(super) fn new_job(
     at: &str,
@@ -59,15 +81,20 @@ pub(super) fn new_job(
     types: &Types,
     now: DateTime<Utc>,
 ) -> Result<Model> {
-    let field = |name: &str| format!("{at}{name}");
-    let request_id = check::name(&field("request_id"), &request.request_id, 0..=100)?;
+    let request_id = check::name(&format!("{at}request_id"), &request.request_id, 0..=100)?;
+    let request = request
+        .job
+        .ok_or_else(|| Error::invalid(format!("{at}job"), "is required"))?
+        .only_settable();
+    let field = |name: &str| format!("{at}job.{name}");
     let request_hash = (!request_id.is_empty()).then(|| {
         let hash = Sha256::digest(request.encode_to_vec());
         hash.to_vec()
     });
     let job_type = check::name(&field("job_type"), &request.job_type, 1..=50)?;
     let defaults = types.of(&job_type);
-    let queue = check::name(&field("queue_name"), &request.queue_name, 0..=100)?;
+    let queue = request.queue_name.unwrap_or_default();
+    let queue = check::name(&field("queue_name"), &queue, 0..=100)?;
     let priority = request.priority.unwrap_or(defaults.priority);
     let attempts = request.max_attempts.unwrap_or(defaults.max_attempts);
     let rescues = request.max_rescues.unwrap_or(defaults.max_rescues);
@@ -75,7 +102,10 @@ pub(super) fn new_job(
     let scheduled_at = scheduled_at.map(|at| time::from_proto(&field("scheduled_at"), at));
     let scheduled_at = scheduled_at.transpose()?.map_or(now, |at| at.max(now));
     let timeouts = Duration::from_secs(1)..=DAY * 30;
-    let timeout = optional_duration(&field("timeout"), request.timeout, &timeouts)?;
+    let timeout = request
+        .timeout
+        .map(|timeout| time::whole_millis(&field("timeout"), timeout, &timeouts));
+    let timeout = timeout.transpose()?;
     let deadlines = Duration::from_secs(1)..=YEAR;
     let deadline = optional_duration(&field("deadline"), request.deadline, &deadlines)?;
     let deadline = deadline.or(defaults.deadline);
@@ -90,7 +120,7 @@ pub(super) fn new_job(
         priority: check::within(&field("priority"), priority, 0..=4)?,
         max_attempts: check::within(&field("max_attempts"), attempts, 1..=1_000)?,
         max_rescues: check::within(&field("max_rescues"), rescues, 0..=1_000)?,
-        timeout_ms: timeout.or(defaults.timeout).map(time::millis),
+        timeout_ms: timeout.or(defaults.timeout.map(time::millis)),
         deadline_at: deadline.map(|deadline| (scheduled_at + deadline).trunc_subsecs(6)),
         retry_policy: policy.transpose()?,
         dead_letter: request.dead_letter.unwrap_or(defaults.dead_letter),
@@ -110,17 +140,23 @@ pub(super) fn new_job(
 fn retry_policy(field: &str, policy: pb::RetryPolicy, defaults: &Defaults) -> Result<RetryPolicy> {
     let name = |name: &str| format!("{field}.{name}");
     let of_type = defaults.retry;
-    let (initial, most) = (
-        policy.initial_ms.unwrap_or(of_type.initial_ms),
-        policy.max_ms.unwrap_or(of_type.max_ms),
-    );
+    let delay = |field: &str, delay: Option<prost_types::Duration>, of_type, most| {
+        let delays = Duration::ZERO..=most;
+        let delay = delay.map(|delay| time::whole_millis(&name(field), delay, &delays));
+        Ok::<_, Error>(delay.transpose()?.unwrap_or(of_type))
+    };
     let (multiplier, jitter) = (
         policy.multiplier.unwrap_or(of_type.multiplier),
         policy.jitter.unwrap_or(of_type.jitter),
     );
     Ok(RetryPolicy {
-        initial_ms: check::within(&name("initial_ms"), initial, 0..=86_400_000)?,
-        max_ms: check::within(&name("max_ms"), most, 0..=604_800_000)?,
+        initial_ms: delay(
+            "initial_delay",
+            policy.initial_delay,
+            of_type.initial_ms,
+            DAY,
+        )?,
+        max_ms: delay("max_delay", policy.max_delay, of_type.max_ms, DAY * 7)?,
         multiplier: check::within(&name("multiplier"), multiplier, 1.0..=10.0)?,
         jitter: check::within(&name("jitter"), jitter, 0.0..=1.0)?,
     })

@@ -93,11 +93,11 @@ impl From<job::Model> for pb::Job {
             concurrency_key: row.concurrency_key,
             failures: row.failures,
             rescues: row.rescues,
-            max_rescues: row.max_rescues,
-            timeout_ms: row.timeout_ms,
+            max_rescues: Some(row.max_rescues),
+            timeout: row.timeout_ms.map(time::span),
             deadline_at: row.deadline_at.map(time::to_proto),
             retry_policy: row.retry_policy.map(Into::into),
-            dead_letter: row.dead_letter,
+            dead_letter: Some(row.dead_letter),
             dead_at: row.dead_at.map(time::to_proto),
             worker_id: row.worker_id,
             lease_expires_at: row.lease_expires_at.map(time::to_proto),
@@ -121,6 +121,8 @@ impl From<job::Model> for pb::Job {
             transitioned_at: row.transitioned_at.map(time::to_proto),
             attempts: Vec::new(),
             timing: None,
+            deadline: None,
+            unique: None,
         }
     }
 }
@@ -136,8 +138,8 @@ pub(super) fn light(mut row: job::Model) -> pb::Job {
 impl From<RetryPolicy> for pb::RetryPolicy {
     fn from(policy: RetryPolicy) -> Self {
         Self {
-            initial_ms: Some(policy.initial_ms),
-            max_ms: Some(policy.max_ms),
+            initial_delay: Some(time::span(policy.initial_ms)),
+            max_delay: Some(time::span(policy.max_ms)),
             multiplier: Some(policy.multiplier),
             jitter: Some(policy.jitter),
         }

@@ -364,7 +364,7 @@ impl Watch {
         let heartbeat = pb::Heartbeat {
             server_time: Some(time::to_proto(entity::now())),
             behind_changes,
-            behind_ms: i64::try_from(behind_time.as_millis()).unwrap_or(i64::MAX),
+            behind: Some(time::length(behind_time)),
             history_id: self.monitor.feed.history_id(),
         };
         pb::WatchResponse {

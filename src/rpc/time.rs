@@ -16,6 +16,9 @@ const AHEAD: TimeDelta = TimeDelta::days(1);
 /// The last year that a time may lie in.
 const LAST_YEAR: i64 = 253_402_300_799; // 9999-12-31T23:59:59Z
 
+/// The longest length of time that the wire has.
+pub const LONGEST: std::time::Duration = std::time::Duration::from_hours(87_660_000);
+
 /// An instant for the wire.
 pub fn to_proto(time: DateTime<Utc>) -> Timestamp {
     // Nanoseconds are below 10^9, or 2 * 10^9 in a leap second.
@@ -61,6 +64,30 @@ pub fn span(millis: i64) -> Duration {
     }
 }
 
+/// A length of time for the wire, from microseconds.
+pub fn span_of_micros(micros: i64) -> Duration {
+    let nanos = i32::try_from(micros % 1_000_000 * 1_000).unwrap_or(0);
+    Duration {
+        seconds: micros / 1_000_000,
+        nanos,
+    }
+}
+
+/// A length of time for the wire, from seconds.
+pub fn span_of_seconds(seconds: i32) -> Duration {
+    Duration {
+        seconds: seconds.into(),
+        nanos: 0,
+    }
+}
+
+/// A length of time for the wire, from seconds. `None` for one that the wire does not have.
+pub fn span_of_seconds_f64(seconds: f64) -> Option<Duration> {
+    let length = std::time::Duration::try_from_secs_f64(seconds).ok()?;
+    let length = Some(length).filter(|length| *length <= LONGEST)?;
+    length.try_into().ok()
+}
+
 /// A length of time for the wire.
 pub fn length(length: std::time::Duration) -> Duration {
     span(millis(length))
@@ -87,6 +114,31 @@ pub fn duration(
         .ok_or_else(|| {
             let (start, end) = (range.start().as_secs_f64(), range.end().as_secs_f64());
             Error::invalid(field, format!("must be in [{start} s, {end} s]"))
+        })
+}
+
+/// A length of time from the wire that is in `range`, in whole milliseconds.
+pub fn whole_millis(
+    field: &str,
+    value: Duration,
+    range: &RangeInclusive<std::time::Duration>,
+) -> Result<i64> {
+    let length = duration(field, value, range)?;
+    if length.subsec_nanos() % 1_000_000 != 0 {
+        return Err(Error::invalid(field, "must be whole milliseconds"));
+    }
+    Ok(millis(length))
+}
+
+/// A length of time from the wire in whole seconds, of which `range` tells the bounds.
+pub fn whole_seconds(field: &str, value: Duration, range: &RangeInclusive<i32>) -> Result<i32> {
+    let seconds = i32::try_from(value.seconds).ok();
+    seconds
+        .filter(|seconds| value.nanos == 0 && range.contains(seconds))
+        .ok_or_else(|| {
+            let (start, end) = (range.start(), range.end());
+            let problem = format!("must be whole seconds in [{start} s, {end} s]");
+            Error::invalid(field, problem)
         })
 }
 

@@ -4,8 +4,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use prost_types::Timestamp;
 
 use super::state::{Heard, State};
-use crate::pb::{
-    self, AlertChangeKind, AlertStatus, Severity, WatchResponse, watch_response::Update,
+use crate::{
+    pb::{self, AlertChangeKind, AlertStatus, Severity, WatchResponse, watch_response::Update},
+    rpc::time,
 };
 
 /// When it is now.
@@ -107,7 +108,7 @@ pub(super) fn heartbeat(ahead: i64, behind_changes: i64) -> Heard {
     update(Update::Heartbeat(pb::Heartbeat {
         server_time: Some(timestamp(now() + TimeDelta::seconds(ahead))),
         behind_changes,
-        behind_ms: behind_changes * 10,
+        behind: Some(time::span(behind_changes * 10)),
         history_id: String::new(),
     }))
 }

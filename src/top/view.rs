@@ -127,9 +127,13 @@ fn header(state: &State, now: DateTime<FixedOffset>, width: u16) -> Line<'static
 
 /// How much there is that this watch has not been sent yet.
 fn behind(heartbeat: &pb::Heartbeat) -> Span<'static> {
-    match (heartbeat.behind_changes, heartbeat.behind_ms) {
-        (0, _) => Span::from("behind 0"),
-        (changes, ms) => Span::from(format!("behind {changes} ({ms} ms)")).fg(Color::Yellow),
+    let behind = heartbeat.behind.unwrap_or_default();
+    match heartbeat.behind_changes {
+        0 => Span::from("behind 0"),
+        changes => {
+            let ms = behind.seconds * 1_000 + i64::from(behind.nanos / 1_000_000);
+            Span::from(format!("behind {changes} ({ms} ms)")).fg(Color::Yellow)
+        }
     }
 }
 

@@ -32,7 +32,7 @@ pub async fn prepare(run: &Run) {
         let rule = pb::AlertRule {
             name: severity.as_str_name().into(),
             severity: severity.into(),
-            cooldown_seconds: Some(0),
+            cooldown: Some(prost_types::Duration::default()),
             ..Default::default()
         };
         let request = pb::CreateAlertRuleRequest {

@@ -21,7 +21,7 @@ use crate::{
     notifications::webhook,
     support::{
         PATIENCE, always,
-        calls::{at, create_camera},
+        calls::{at, create_camera, seconds},
         database::{Backend, Cluster, on_both},
         ingest,
         process::Process,
@@ -145,7 +145,10 @@ async fn claims(channel: &Channel) -> bool {
 
 async fn create_job(channel: &Channel) -> pb::Job {
     let request = pb::CreateJobRequest {
-        job_type: "report".into(),
+        job: Some(pb::Job {
+            job_type: "report".into(),
+            ..Default::default()
+        }),
         ..Default::default()
     };
     let created = JobServiceClient::new(channel.clone())
@@ -163,9 +166,9 @@ on_both! {
         let request = pb::CreateNotificationChannelRequest { notification_channel: Some(webhook("ops", receiver.url())) };
         NotificationChannelServiceClient::new(channel.clone()).create_notification_channel(request).await.unwrap();
         let rule = pb::AlertRule {
-            cooldown_seconds: Some(2),
+            cooldown: seconds(2),
             flap_threshold: Some(100),
-            flap_window_seconds: Some(60),
+            flap_window: seconds(60),
             channels: vec!["ops".into()],
             ..always("everything")
         };
@@ -260,7 +263,7 @@ async fn a_process_whose_clock_is_wrong_goes_by_the_database_and_says_so() {
     assert!((3_599.0..3_601.0).contains(&skew), "{skew}");
 
     let rule = pb::AlertRule {
-        cooldown_seconds: Some(2),
+        cooldown: seconds(2),
         ..always("everything")
     };
     camera_and_rule(&wrong_channel, rule).await;

@@ -37,20 +37,28 @@ fn span(duration: Duration) -> Option<prost_types::Duration> {
     Some(duration.try_into().unwrap())
 }
 
-/// A request for a job of this type.
-fn wanted(job_type: &str) -> pb::CreateJobRequest {
-    pb::CreateJobRequest {
+/// A job of this type, to be made.
+fn wanted(job_type: &str) -> pb::Job {
+    pb::Job {
         job_type: job_type.into(),
         ..Default::default()
     }
 }
 
-async fn create(server: &TestServer, request: pb::CreateJobRequest) -> pb::Job {
-    try_create(server, request).await.unwrap().into_inner()
+/// A request for a job.
+fn request(job: pb::Job) -> pb::CreateJobRequest {
+    pb::CreateJobRequest {
+        job: Some(job),
+        ..Default::default()
+    }
 }
 
-async fn try_create(server: &TestServer, request: pb::CreateJobRequest) -> Reply<pb::Job> {
-    server.jobs().create_job(request).await
+async fn create(server: &TestServer, job: pb::Job) -> pb::Job {
+    try_create(server, job).await.unwrap().into_inner()
+}
+
+async fn try_create(server: &TestServer, job: pb::Job) -> Reply<pb::Job> {
+    server.jobs().create_job(request(job)).await
 }
 
 async fn get(server: &TestServer, id: &str) -> pb::Job {

@@ -26,12 +26,12 @@ async fn evenings(channel: &tonic::transport::Channel, zone: &str) -> [i64; 2] {
     let schedule = pb::Schedule {
         start_time: "22:00".into(),
         end_time: "23:00".into(),
-        timezone: zone.into(),
+        time_zone: zone.into(),
         ..Default::default()
     };
     let request = pb::PreviewScheduleRequest {
         of: Some(Of::Schedule(schedule)),
-        from: at(NOVEMBER),
+        start_time: at(NOVEMBER),
         count: 1,
     };
     let mut rules = AlertRuleServiceClient::new(channel.clone());

@@ -198,7 +198,7 @@ on_both! {
         let mut beat = watch.next().await;
         while let Some(Update::Heartbeat(heartbeat)) = &beat.update {
             if heartbeat.behind_changes == 0 {
-                assert!(heartbeat.server_time.is_some() && heartbeat.behind_ms == 0);
+                assert!(heartbeat.server_time.is_some() && heartbeat.behind == Some(prost_types::Duration::default()));
                 break;
             }
             beat = watch.next().await;

@@ -148,14 +148,17 @@ async fn say(says: &mpsc::Sender<pb::WorkJobsRequest>, message: Says) -> Option<
 pub async fn produce(address: String, jobs: u64, seed: u64, made: Arc<AtomicU64>) {
     let mut random = Rng::with_seed(seed);
     for number in 0..jobs {
-        let request = pb::CreateJobRequest {
-            request_id: format!("{seed}-{number}"),
+        let job = pb::Job {
             max_attempts: Some(5),
             max_rescues: Some(1_000),
             priority: Some(random.i32(0..5)),
             concurrency_key: ["", "a", "b"][random.usize(..3)].into(),
             job_type: ["export", "backup"][random.usize(..2)].into(),
             ..Default::default()
+        };
+        let request = pb::CreateJobRequest {
+            job: Some(job),
+            request_id: format!("{seed}-{number}"),
         };
         let job = loop {
             if let Ok(channel) = connect(&address).await

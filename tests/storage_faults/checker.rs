@@ -163,7 +163,7 @@ async fn prepare(channel: Channel) {
         .unwrap();
     let rule = pb::AlertRule {
         name: "everything".into(),
-        cooldown_seconds: Some(0),
+        cooldown: Some(prost_types::Duration::default()),
         ..Default::default()
     };
     let request = pb::CreateAlertRuleRequest {

@@ -118,7 +118,10 @@ async fn ingest(channel: Channel, marker: String) -> Result<Acknowledged, Status
 
 async fn create_job(channel: Channel, marker: String) -> Result<Acknowledged, Status> {
     let request = pb::CreateJobRequest {
-        job_type: marker.clone(),
+        job: Some(pb::Job {
+            job_type: marker.clone(),
+            ..Default::default()
+        }),
         ..Default::default()
     };
     let job = JobServiceClient::new(channel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import grpc
 from watchpost.v1 import (
@@ -41,7 +42,7 @@ class Api:
 
     def create_rule(self, **fields: object) -> alerts_pb2.AlertRule:
         """Creates a rule that raises an alert for every event that matches."""
-        rule = alerts_pb2.AlertRule(**{"name": "rule", "cooldown_seconds": 0, **fields})
+        rule = alerts_pb2.AlertRule(**{"name": "rule", "cooldown": timedelta(0), **fields})
         return self.rules.CreateAlertRule(alerts_pb2.CreateAlertRuleRequest(alert_rule=rule))
 
     def create_channel(self, name: str, **kind: object) -> notifications_pb2.NotificationChannel:

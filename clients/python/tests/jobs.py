@@ -34,8 +34,8 @@ class Jobs:
         """Puts a job into its queue, and returns its id."""
         struct = Struct()
         struct.update(payload or {})
-        request = jobs_pb2.CreateJobRequest(job_type=job_type, payload=struct, **fields)
-        return self.stub.CreateJob(request).id
+        job = jobs_pb2.Job(job_type=job_type, payload=struct, **fields)
+        return self.stub.CreateJob(jobs_pb2.CreateJobRequest(job=job)).id
 
     def get(self, job_id: str) -> jobs_pb2.Job:
         """The job as it is."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct
@@ -23,7 +25,7 @@ def ingest(api: Api, camera_id: str) -> events_pb2.IngestEventResponse:
 def test_an_alert_is_raised_repeated_acknowledged_and_dismissed(channel: grpc.Channel) -> None:
     api = Api(channel)
     api.create_camera("front_door")
-    rule = api.create_rule(cooldown_seconds=3600)
+    rule = api.create_rule(cooldown=timedelta(hours=1))
     watch = api.watch()
     [raised] = ingest(api, "front_door").alerts
     for _ in range(2):
@@ -67,7 +69,8 @@ def test_an_alert_that_is_raised_by_hand_counts_its_repeats(channel: grpc.Channe
     event = ingest(api, "front_door").event
     metadata = Struct()
     metadata.update({"note": "a stranger at the gate"})
-    request = alerts_pb2.CreateAlertRequest(event_id=event.id, dedup_key="guard:gate", metadata=metadata, actor="guard")
+    alert = alerts_pb2.Alert(event_id=event.id, dedup_key="guard:gate", metadata=metadata)
+    request = alerts_pb2.CreateAlertRequest(alert=alert, actor="guard")
     first, second = (api.alerts.CreateAlert(request) for _ in range(2))
     assert (first.created, second.created) == (True, False)
     assert second.alert.id == first.alert.id

@@ -72,7 +72,7 @@ def test_a_handler_that_fails_is_tried_again(server: Server, jobs: Jobs) -> None
         raise JobFailedError(f"never: {job.id}", code="HOPELESS", retryable=False)
 
     with working(worker):
-        shaken = jobs.create("shaky", retry_policy={"initial_ms": 1, "jitter": 0})
+        shaken = jobs.create("shaky", retry_policy={"initial_delay": timedelta(milliseconds=1), "jitter": 0})
         failed = jobs.ended(jobs.create("hopeless"))
         job = jobs.ended(shaken)
     assert (job.status, tries, jobs.outcomes(shaken)) == (COMPLETED, [1, 2, 3], ["failed", "failed", "succeeded"])
@@ -183,7 +183,7 @@ def test_a_job_that_takes_too_long_is_taken_back(server: Server, jobs: Jobs) -> 
             ended.set()
 
     with working(worker):
-        job_id = jobs.create("slow", timeout=timedelta(seconds=1), retry_policy={"initial_ms": 1, "jitter": 0})
+        job_id = jobs.create("slow", timeout=timedelta(seconds=1), retry_policy={"initial_delay": timedelta(milliseconds=1), "jitter": 0})
         job = jobs.ended(job_id)
         assert ended.wait(SECONDS), "the handler is told"
     assert (job.status, jobs.outcomes(job_id)) == (COMPLETED, ["timed_out", "succeeded"])

@@ -7,7 +7,7 @@ import logging
 import mimetypes
 import uuid
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -156,7 +156,7 @@ def detection(seen: Seen, medium: Medium) -> events_pb2.Detection:
         bbox_width=seen.found.width,
         bbox_height=seen.found.height,
         media_type=events_pb2.MEDIA_TYPE_VIDEO if medium.is_video else events_pb2.MEDIA_TYPE_IMAGE,
-        duration=medium.duration,
+        duration=None if medium.duration is None else timedelta(seconds=medium.duration),
         video_width=seen.width,
         video_height=seen.height,
     )

@@ -27,7 +27,7 @@ use crate::{
     error::{Error, Result},
     feed,
     pb::{self, AlertChangeKind},
-    rpc::{check, enums::FromProto, json},
+    rpc::{check, enums::FromProto, json, time},
 };
 
 /// How long the metadata may be as JSON, in bytes.
@@ -53,6 +53,21 @@ pub(crate) struct Wanted {
     fingerprint: Vec<u8>,
 }
 
+impl pb::Alert {
+    /// This alert without the fields that are ignored in a request.
+    fn only_settable(self) -> Self {
+        Self {
+            event_id: self.event_id,
+            rule_id: self.rule_id,
+            severity: self.severity,
+            channels: self.channels,
+            dedup_key: self.dedup_key,
+            metadata: self.metadata,
+            ..Self::default()
+        }
+    }
+}
+
 impl Wanted {
     /// Checks what a request says, which came from `peer`.
     pub(crate) fn parse(
@@ -61,22 +76,27 @@ impl Wanted {
     ) -> Result<Self> {
         let request_id = check::text("request_id", &request.request_id, 0..=128)?;
         request.request_id.clear();
+        request.alert = request.alert.map(pb::Alert::only_settable);
         let fingerprint = Sha256::digest(request.encode_to_vec()).to_vec();
-        let rule_id = request.rule_id.as_deref();
-        let rule_id = rule_id.map(|id| check::uuid("rule_id", id)).transpose()?;
-        let cooldown = request.cooldown_seconds.map(|seconds| {
-            check::within("cooldown_seconds", seconds, 0..=LONGEST_COOLDOWN_SECONDS)
+        let alert = request
+            .alert
+            .ok_or_else(|| Error::invalid("alert", "is required"))?;
+        let rule_id = alert.rule_id.as_deref();
+        let rule_id = rule_id.map(|id| check::uuid("alert.rule_id", id));
+        let rule_id = rule_id.transpose()?;
+        let cooldown = request.cooldown.map(|cooldown| {
+            time::whole_seconds("cooldown", cooldown, &(0..=LONGEST_COOLDOWN_SECONDS))
         });
-        let channels = check::texts("channels", &request.channels, 100, &(1..=100))?;
-        let metadata = request.metadata;
+        let channels = check::texts("alert.channels", &alert.channels, 100, &(1..=100))?;
+        let metadata = alert.metadata;
         let metadata =
-            metadata.map(|object| json::from_proto("metadata", object, LONGEST_METADATA));
+            metadata.map(|object| json::from_proto("alert.metadata", object, LONGEST_METADATA));
         let metadata = metadata.transpose()?;
         Ok(Self {
-            event_id: check::row_id("event_id", request.event_id)?,
+            event_id: check::row_id("alert.event_id", alert.event_id)?,
             rule_id,
-            severity: AlertSeverity::from_proto("severity", request.severity)?,
-            dedup_key: dedup_key(&request.dedup_key)?,
+            severity: AlertSeverity::from_proto("alert.severity", alert.severity)?,
+            dedup_key: dedup_key(&alert.dedup_key)?,
             cooldown_seconds: cooldown.transpose()?,
             channels: (!channels.is_empty()).then_some(Strings(channels)),
             metadata,
@@ -93,18 +113,18 @@ impl Wanted {
         }
         let event = event::Entity::find_by_id(self.event_id).one(tx).await?;
         let event = event.filter(|event| event.deleted_at.is_none());
-        let event = event.ok_or_else(|| absent("event_id", "an event", " or is deleted"))?;
+        let event = event.ok_or_else(|| absent("alert.event_id", "an event", " or is deleted"))?;
         let rule = match self.rule_id {
             Some(id) => {
                 let rule = alert_rule::Entity::find_by_id(id).one(tx).await?;
-                Some(rule.ok_or_else(|| absent("rule_id", "an alert rule", ""))?)
+                Some(rule.ok_or_else(|| absent("alert.rule_id", "an alert rule", ""))?)
             }
             None => None,
         };
         let now = entity::now();
         let alert = self.row(event.camera_id, rule.as_ref(), now);
         let named = self.channels.iter().flat_map(|names| &names.0).enumerate();
-        let named = named.map(|(at, name)| (format!("channels[{at}]"), name.clone()));
+        let named = named.map(|(at, name)| (format!("alert.channels[{at}]"), name.clone()));
         channels::refuse_unknown_names(tx, named.collect()).await?;
         let escalation = rule.as_ref().and_then(|rule| rule.escalation.clone());
         let escalation = escalation.unwrap_or_default().0;
@@ -223,11 +243,12 @@ async fn standing(
 }
 
 fn dedup_key(key: &str) -> Result<String> {
-    let key = check::text("dedup_key", key, 1..=255)?;
+    let field = "alert.dedup_key";
+    let key = check::text(field, key, 1..=255)?;
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '-');
     if !key.chars().all(fits) {
         let problem = "must be of the characters A-Z, a-z, 0-9, _, : and -";
-        return Err(Error::invalid("dedup_key", problem));
+        return Err(Error::invalid(field, problem));
     }
     Ok(key)
 }

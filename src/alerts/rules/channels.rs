@@ -11,7 +11,7 @@ use crate::{
     },
     error::{Error, Result},
     pb,
-    rpc::check,
+    rpc::{check, time},
 };
 
 /// How many steps an escalation may have, and how many channels each.
@@ -51,8 +51,9 @@ impl pb::AlertRule {
         let mut before = 0;
         for (at, step) in self.escalation.iter().enumerate() {
             let field = format!("{field}[{at}]");
-            let after = format!("{field}.after_seconds");
-            let after_seconds = check::within(&after, step.after_seconds, 1..=LONGEST)?;
+            let after = format!("{field}.after");
+            let after_seconds = step.after.unwrap_or_default();
+            let after_seconds = time::whole_seconds(&after, after_seconds, &(1..=LONGEST))?;
             if after_seconds <= before {
                 return Err(Error::invalid(after, "must be later than the step before"));
             }
@@ -74,7 +75,7 @@ impl pb::AlertRule {
 /// An escalation for the wire.
 pub(crate) fn escalation(escalation: Option<Escalation>) -> Vec<pb::EscalationStep> {
     let step = |step: EscalationStep| pb::EscalationStep {
-        after_seconds: step.after_seconds,
+        after: Some(time::span_of_seconds(step.after_seconds)),
         channels: step.channels,
     };
     let steps = escalation.unwrap_or_default().0.into_iter();

@@ -15,7 +15,7 @@ use crate::{
     },
     error::{Error, Result},
     pb,
-    rpc::{check, enums::FromProto, mask::UpdateMask},
+    rpc::{check, enums::FromProto, mask::UpdateMask, time},
 };
 
 /// The fields that an Update may change.
@@ -32,10 +32,10 @@ pub(crate) const UPDATABLE: [&str; 17] = [
     "schedule",
     "conditions",
     "dedup_key_template",
-    "cooldown_seconds",
+    "cooldown",
     "channels",
     "flap_threshold",
-    "flap_window_seconds",
+    "flap_window",
     "escalation",
 ];
 
@@ -69,10 +69,10 @@ impl pb::AlertRule {
         change!(schedule, Option::is_some);
         change!(conditions, Option::is_some);
         change!(dedup_key_template, Option::is_some);
-        change!(cooldown_seconds, Option::is_some);
+        change!(cooldown, Option::is_some);
         change!(channels, |values: &Vec<_>| !values.is_empty());
         change!(flap_threshold, Option::is_some);
-        change!(flap_window_seconds, Option::is_some);
+        change!(flap_window, Option::is_some);
         change!(escalation, |steps: &Vec<_>| !steps.is_empty());
         self
     }
@@ -100,7 +100,10 @@ impl pb::AlertRule {
             .unwrap_or(DEFAULT_TEMPLATE);
         Template::parse("alert_rule.dedup_key_template", template)?;
         let (flap_threshold, flap_window_seconds) = self.flapping()?;
-        let cooldown = self.cooldown_seconds.unwrap_or(DEFAULT_COOLDOWN_SECONDS);
+        let cooldowns = 0..=LONGEST_COOLDOWN_SECONDS;
+        let cooldown = self
+            .cooldown
+            .map(|cooldown| time::whole_seconds("alert_rule.cooldown", cooldown, &cooldowns));
         Ok(ActiveModel {
             name: Set(check::name("alert_rule.name", &self.name, 1..=255)?),
             description: Set(check::optional_text(
@@ -120,11 +123,7 @@ impl pb::AlertRule {
             min_confidence: Set(min_confidence.transpose()?),
             schedule: Set(schedule.transpose()?),
             dedup_key_template: Set(template.to_string()),
-            cooldown_seconds: Set(check::within(
-                "alert_rule.cooldown_seconds",
-                cooldown,
-                0..=LONGEST_COOLDOWN_SECONDS,
-            )?),
+            cooldown_seconds: Set(cooldown.transpose()?.unwrap_or(DEFAULT_COOLDOWN_SECONDS)),
             conditions: Set(None),
             channels: Set(strings("channels", &self.channels, 100, 100)?),
             flap_threshold: Set(flap_threshold),
@@ -139,17 +138,14 @@ impl pb::AlertRule {
         let threshold = self.flap_threshold.map(|threshold| {
             check::within("alert_rule.flap_threshold", threshold, 1..=MOST_OF_A_WINDOW)
         });
-        let window = self.flap_window_seconds.map(|seconds| {
-            check::within(
-                "alert_rule.flap_window_seconds",
-                seconds,
-                1..=LONGEST_WINDOW_SECONDS,
-            )
-        });
+        let windows = 1..=LONGEST_WINDOW_SECONDS;
+        let window = self
+            .flap_window
+            .map(|window| time::whole_seconds("alert_rule.flap_window", window, &windows));
         let (threshold, window) = (threshold.transpose()?, window.transpose()?);
         let missing = match (threshold, window) {
-            (Some(_), None) => ("flap_window_seconds", "flap_threshold"),
-            (None, Some(_)) => ("flap_threshold", "flap_window_seconds"),
+            (Some(_), None) => ("flap_window", "flap_threshold"),
+            (None, Some(_)) => ("flap_threshold", "flap_window"),
             (Some(_), Some(_)) | (None, None) => return Ok((threshold, window)),
         };
         Err(Error::invalid(

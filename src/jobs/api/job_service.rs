@@ -120,7 +120,7 @@ impl JobService for Jobs {
             Some(Made::Created(job)) => *job,
             Some(Made::Existed(id)) => self.read(id).await?,
             Some(Made::KeyHeld { id, status }) => Err(Error::KeyHeld {
-                field: "unique.key",
+                field: "job.unique.key",
                 job_id: id.to_string(),
                 status: label(status),
             })?,
@@ -227,13 +227,10 @@ impl JobService for Jobs {
         self.carry_out(id, Move::Retry(cause, at)).await
     }
 
-    async fn delete_job(
-        &self,
-        request: Request<pb::DeleteJobRequest>,
-    ) -> Reply<pb::DeleteJobResponse> {
+    async fn delete_job(&self, request: Request<pb::DeleteJobRequest>) -> Reply<()> {
         let id = check::uuid("id", &request.into_inner().id)?;
         delete::delete(&self.db, id).await?;
-        Ok(Response::new(pb::DeleteJobResponse {}))
+        Ok(Response::new(()))
     }
 
     async fn cancel_jobs(

@@ -386,10 +386,10 @@ fn queue_stats(queue_name: String, paused: bool, of: stats::QueueStats) -> pb::Q
     let by_type = |of: TypeStats| pb::QueueTypeStats {
         job_type: of.job_type,
         finished: of.jobs,
-        wait_ms_p50: of.wait_ms_p50,
-        wait_ms_p95: of.wait_ms_p95,
-        run_ms_p50: of.run_ms_p50,
-        run_ms_p95: of.run_ms_p95,
+        wait_p50: of.wait_p50,
+        wait_p95: of.wait_p95,
+        run_p50: of.run_p50,
+        run_p95: of.run_p95,
     };
     pb::QueueStats {
         queue_name,
@@ -397,7 +397,7 @@ fn queue_stats(queue_name: String, paused: bool, of: stats::QueueStats) -> pb::Q
         depth: of.depth,
         scheduled: of.scheduled,
         running: of.running,
-        oldest_queued_ms: of.oldest_age_ms,
+        oldest_queued_age: of.oldest_age,
         finished: of.types.iter().map(|of| of.jobs).sum(),
         finished_per_second: of.finished_per_second,
         by_type: of.types.into_iter().map(by_type).collect(),

@@ -1,5 +1,7 @@
 //! `JobTypeService`.
 
+use std::time::Duration;
+
 use prost::Message;
 use sea_orm::{ActiveModelTrait, DatabaseTransaction, EntityTrait, QuerySelect};
 use tonic::{Request, Response};
@@ -26,14 +28,17 @@ const UPDATABLE: [&str; 11] = [
     "priority",
     "max_attempts",
     "max_rescues",
-    "timeout_ms",
-    "deadline_ms",
-    "retry_initial_ms",
-    "retry_max_ms",
+    "timeout",
+    "deadline",
+    "retry_initial_delay",
+    "retry_max_delay",
     "retry_multiplier",
     "retry_jitter",
     "dead_letter",
 ];
+
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_hours(24);
 
 /// The settings of job types.
 #[derive(Debug, Clone)]
@@ -234,18 +239,25 @@ impl pb::JobType {
             priority in 0..=4;
             max_attempts in 1..=1_000;
             max_rescues in 0..=1_000;
-            deadline_ms in 1_000..=31_622_400_000;
-            retry_initial_ms in 0..=86_400_000;
-            retry_max_ms in 0..=604_800_000;
             retry_multiplier in 1.0..=10.0;
             retry_jitter in 0.0..=1.0;
         }
-        if mask.covers("timeout_ms", self.timeout_ms.is_some()) {
-            if self.timeout_ms.is_some_and(|millis| !is_timeout(millis)) {
-                let problem = "must be 0 or in [1000, 2592000000]";
-                return Err(Error::invalid("job_type.timeout_ms", problem));
-            }
-            settings.timeout_ms = self.timeout_ms;
+        macro_rules! lengths {
+            ($($field:ident to $column:ident in $range:expr;)+) => {$(
+                if mask.covers(stringify!($field), self.$field.is_some()) {
+                    let field = concat!("job_type.", stringify!($field));
+                    let checked = |value| time::whole_millis(field, value, &$range);
+                    settings.$column = self.$field.map(checked).transpose()?;
+                }
+            )+};
+        }
+        lengths! {
+            deadline to deadline_ms in SECOND..=DAY * 366;
+            retry_initial_delay to retry_initial_ms in Duration::ZERO..=DAY;
+            retry_max_delay to retry_max_ms in Duration::ZERO..=DAY * 7;
+        }
+        if mask.covers("timeout", self.timeout.is_some()) {
+            settings.timeout_ms = self.timeout.map(timeout_ms).transpose()?;
         }
         if mask.covers("dead_letter", self.dead_letter.is_some()) {
             settings.dead_letter = self.dead_letter.unwrap_or(true);
@@ -254,8 +266,15 @@ impl pb::JobType {
     }
 }
 
-fn is_timeout(millis: i64) -> bool {
-    millis == 0 || (1_000..=2_592_000_000).contains(&millis)
+fn timeout_ms(timeout: prost_types::Duration) -> Result<i64> {
+    const FIELD: &str = "job_type.timeout";
+    if timeout == prost_types::Duration::default() {
+        return Ok(0);
+    }
+    time::whole_millis(FIELD, timeout, &(SECOND..=DAY * 30)).map_err(|_| {
+        let problem = "must be 0 s, or whole milliseconds in [1 s, 2592000 s]";
+        Error::invalid(FIELD, problem)
+    })
 }
 
 fn with_settings(settings: Model) -> pb::JobType {
@@ -274,10 +293,10 @@ fn in_force(name: &str, settings: Option<Model>) -> pb::JobType {
         priority: Some(defaults.priority),
         max_attempts: Some(defaults.max_attempts),
         max_rescues: Some(defaults.max_rescues),
-        timeout_ms: Some(defaults.timeout.map_or(0, time::millis)),
-        deadline_ms: defaults.deadline.map(time::millis),
-        retry_initial_ms: Some(defaults.retry.initial_ms),
-        retry_max_ms: Some(defaults.retry.max_ms),
+        timeout: Some(time::length(defaults.timeout.unwrap_or_default())),
+        deadline: defaults.deadline.map(time::length),
+        retry_initial_delay: Some(time::span(defaults.retry.initial_ms)),
+        retry_max_delay: Some(time::span(defaults.retry.max_ms)),
         retry_multiplier: Some(defaults.retry.multiplier),
         retry_jitter: Some(defaults.retry.jitter),
         dead_letter: Some(defaults.dead_letter),

@@ -33,20 +33,20 @@ const WINDOW: Duration = Duration::from_hours(1);
 /// Over which time it may be told.
 const WINDOWS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(31 * 24);
 
-/// What jobs of a type took that were finished in the window, in milliseconds. What no job has is absent.
+/// What jobs of a type took that were finished in the window. What no job has is absent.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TypeStats {
     pub job_type: String,
     /// How many were finished.
     pub jobs: i64,
     /// How long they could have run and did not before their last attempt: half of them no longer than this,
-    pub wait_ms_p50: Option<f64>,
+    pub wait_p50: Option<prost_types::Duration>,
     /// and 95 of 100 no longer than this.
-    pub wait_ms_p95: Option<f64>,
+    pub wait_p95: Option<prost_types::Duration>,
     /// How long their last attempt took: half of them no longer than this,
-    pub run_ms_p50: Option<f64>,
+    pub run_p50: Option<prost_types::Duration>,
     /// and 95 of 100 no longer than this.
-    pub run_ms_p95: Option<f64>,
+    pub run_p95: Option<prost_types::Duration>,
 }
 
 /// What is told of a queue.
@@ -59,7 +59,7 @@ pub(crate) struct QueueStats {
     /// How many run.
     pub running: i64,
     /// How long the job that has waited longest could have run and did not. `None` if none waits.
-    pub oldest_age_ms: Option<i64>,
+    pub oldest_age: Option<prost_types::Duration>,
     /// How many were finished per second of the window.
     pub finished_per_second: f64,
     /// What jobs took that were finished in the window, by type.
@@ -105,8 +105,8 @@ pub(crate) async fn stats(
         total: counts.total(),
         by_status: counts.by_status(),
         dead: dead.unwrap_or_default(),
-        oldest_queued_ms: oldest.flatten().and_then(|oldest| age_ms(oldest, now)),
-        average_run_ms: average_run_ms(&took),
+        oldest_queued_age: oldest.flatten().and_then(|oldest| age(oldest, now)),
+        average_run: average_run(&took),
         finished_per_second: per_second(took.iter().map(|took| took.finished).sum(), window),
         by_type: by_type(&counts, took),
     })
@@ -141,7 +141,7 @@ pub(crate) async fn of_queue(
         .await?;
     for (queue, jobs, oldest) in due {
         let queue = queues.entry(queue).or_default();
-        (queue.depth, queue.oldest_age_ms) = (jobs, age_ms(oldest, now));
+        (queue.depth, queue.oldest_age) = (jobs, age(oldest, now));
     }
     let later = Condition::any()
         .add(Column::ScheduledAt.gt(now))
@@ -189,8 +189,8 @@ fn start(now: DateTime<Utc>, window: Duration) -> DateTime<Utc> {
 }
 
 /// How long a job could have run by now. `None` if it may not run yet.
-fn age_ms(scheduled_at: DateTime<Utc>, now: DateTime<Utc>) -> Option<i64> {
-    (scheduled_at <= now).then(|| (now - scheduled_at).num_milliseconds())
+fn age(scheduled_at: DateTime<Utc>, now: DateTime<Utc>) -> Option<prost_types::Duration> {
+    (scheduled_at <= now).then(|| time::span((now - scheduled_at).num_milliseconds()))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a rate has no more digits")]
@@ -199,14 +199,18 @@ fn per_second(finished: i64, window: Duration) -> f64 {
 }
 
 /// How long completed jobs ran on average.
-#[expect(clippy::cast_precision_loss, reason = "a mean has no more digits")]
-fn average_run_ms(took: &[Took]) -> Option<f64> {
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "a mean has no more digits"
+)]
+fn average_run(took: &[Took]) -> Option<prost_types::Duration> {
     let completed: i64 = took.iter().map(|took| took.completed).sum();
     let all = took
         .iter()
         .filter_map(|took| Some(took.completed_mean? * took.completed as f64));
     let all: f64 = all.sum();
-    (completed > 0).then(|| all / completed as f64 / 1_000.0)
+    (completed > 0).then(|| time::span_of_micros((all / completed as f64).round() as i64))
 }
 
 fn by_type(counts: &Counts, took: Vec<Took>) -> Vec<pb::JobTypeStats> {
@@ -216,14 +220,14 @@ fn by_type(counts: &Counts, took: Vec<Took>) -> Vec<pb::JobTypeStats> {
     let mut took: HashMap<String, TypeStats> = took.collect();
     let stats = |(job_type, by_status): (&str, Vec<pb::JobStatusCount>)| {
         let finished = took.remove(job_type);
-        let of = |ms: fn(&TypeStats) -> Option<f64>| finished.as_ref().and_then(ms);
+        let of = |length: fn(&TypeStats) -> Option<_>| finished.as_ref().and_then(length);
         pb::JobTypeStats {
             job_type: job_type.to_string(),
             by_status,
-            wait_ms_p50: of(|of| of.wait_ms_p50),
-            wait_ms_p95: of(|of| of.wait_ms_p95),
-            run_ms_p50: of(|of| of.run_ms_p50),
-            run_ms_p95: of(|of| of.run_ms_p95),
+            wait_p50: of(|of| of.wait_p50),
+            wait_p95: of(|of| of.wait_p95),
+            run_p50: of(|of| of.run_p50),
+            run_p95: of(|of| of.run_p95),
             finished: finished.map_or(0, |of| of.jobs),
         }
     };
@@ -232,15 +236,14 @@ fn by_type(counts: &Counts, took: Vec<Took>) -> Vec<pb::JobTypeStats> {
 
 impl From<Took> for TypeStats {
     fn from(took: Took) -> Self {
-        #[expect(clippy::cast_precision_loss, reason = "hundreds of years are exact")]
-        let ms = |micros: Option<i64>| micros.map(|micros| micros.max(0) as f64 / 1_000.0);
+        let length = |micros: Option<i64>| micros.map(|micros| time::span_of_micros(micros.max(0)));
         Self {
             job_type: took.job_type,
             jobs: took.finished,
-            wait_ms_p50: ms(took.wait_p50),
-            wait_ms_p95: ms(took.wait_p95),
-            run_ms_p50: ms(took.run_p50),
-            run_ms_p95: ms(took.run_p95),
+            wait_p50: length(took.wait_p50),
+            wait_p95: length(took.wait_p95),
+            run_p50: length(took.run_p50),
+            run_p95: length(took.run_p95),
         }
     }
 }

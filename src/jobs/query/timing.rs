@@ -22,9 +22,9 @@ pub(crate) fn timing(
     // Beyond that the wire has no times.
     let until = until.and_then(|until| time::from_micros(until.timestamp_micros()));
     pb::JobTiming {
-        wait_ms: wait(job, now).map(millis),
-        run_ms: run(job, last, now).map(millis),
-        remaining_ms: until.and(estimate).map(millis),
+        wait: wait(job, now).map(length),
+        run: run(job, last, now).map(length),
+        remaining: until.and(estimate).map(length),
         estimated_completed_at: until.map(time::to_proto),
     }
 }
@@ -79,7 +79,7 @@ fn done(job: &job::Model) -> f64 {
     exact.unwrap_or(percents) / 100.0
 }
 
-fn millis(length: TimeDelta) -> i64 {
+fn length(length: TimeDelta) -> prost_types::Duration {
     // Clocks are set back, and those of processes differ.
-    length.num_milliseconds().max(0)
+    time::span(length.num_milliseconds().max(0))
 }

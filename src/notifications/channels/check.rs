@@ -43,8 +43,8 @@ pub(crate) const UPDATABLE: [&str; 16] = [
     "email.security",
     "email.username",
     "email.password",
-    "email.from",
-    "email.to",
+    "email.from_address",
+    "email.to_addresses",
     "email.timeout",
 ];
 

@@ -7,7 +7,7 @@ use watchpost::pb::{self, DayOfWeek, RuleStop, Severity};
 use super::{delete, event, get, stop, update};
 use crate::support::{
     TestServer, always,
-    calls::{at, strings},
+    calls::{at, seconds, strings},
     database::on_both,
     detection, ingest, middle,
 };
@@ -105,7 +105,7 @@ on_both! {
             days: days.iter().map(|day| (*day).into()).collect(),
             start_time: start.into(),
             end_time: end.into(),
-            timezone: timezone.into(),
+            time_zone: timezone.into(),
         };
         // 2026-11-20 is a Friday. Berlin is an hour ahead of UTC then, and two hours in summer.
         for (schedule, inside, outside) in [
@@ -185,13 +185,13 @@ on_both! {
         let first = server
             .rule(pb::AlertRule {
                 dedup_key_template: template.clone(),
-                cooldown_seconds: Some(60),
+                cooldown: seconds(60),
                 ..always("same name")
             })
             .await;
         server.rule(pb::AlertRule { enabled: Some(false), ..always("off") }).await;
         let second = server
-            .rule(pb::AlertRule { dedup_key_template: template, cooldown_seconds: Some(60), ..always("same name") })
+            .rule(pb::AlertRule { dedup_key_template: template, cooldown: seconds(60), ..always("same name") })
             .await;
         let third = server.rule(pb::AlertRule { risk_threshold: Some(1), ..always("risk") }).await;
         let response = server.explained("door", vec![]).await;
@@ -209,7 +209,7 @@ on_both! {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
         for round in 0..10 {
-            let cools_down = pb::AlertRule { cooldown_seconds: Some(round % 2), ..always("cools down") };
+            let cools_down = pb::AlertRule { cooldown: seconds(round % 2), ..always("cools down") };
             let rules = [server.rule(always("every")).await.id, server.rule(cools_down).await.id];
             let sent: Vec<_> = (0..32)
                 .map(|_| {
@@ -250,7 +250,7 @@ on_both! {
             pb::AlertRule { description: Some("d".into()), ..change.clone() },
             pb::AlertRule { risk_threshold: Some(5), ..change.clone() },
             pb::AlertRule { channels: strings(&["mail"]), ..change.clone() },
-            pb::AlertRule { cooldown_seconds: Some(7), ..change },
+            pb::AlertRule { cooldown: seconds(7), ..change },
         ];
         let sent = changes.map(|rule| {
             let mut rules = server.rules();
@@ -261,8 +261,8 @@ on_both! {
             reply.await.unwrap().unwrap();
         }
         let rule = get(&server, &id).await.unwrap().into_inner();
-        let kept = (rule.description.as_deref(), rule.risk_threshold, rule.channels, rule.cooldown_seconds);
-        assert_eq!(kept, (Some("d"), Some(5), strings(&["mail"]), Some(7)));
+        let kept = (rule.description.as_deref(), rule.risk_threshold, rule.channels, rule.cooldown);
+        assert_eq!(kept, (Some("d"), Some(5), strings(&["mail"]), seconds(7)));
         server.stop().await;
     }
 }

@@ -8,7 +8,7 @@ use watchpost::pb::{self, RuleStop, event_service_client::EventServiceClient};
 use super::update;
 use crate::support::{
     TestServer, always,
-    calls::{at, execute},
+    calls::{at, execute, seconds},
     connect,
     database::{Backend, on_both},
     detection, ingest, start,
@@ -16,7 +16,7 @@ use crate::support::{
 
 fn once(name: &str) -> pb::AlertRule {
     pb::AlertRule {
-        cooldown_seconds: Some(3600),
+        cooldown: seconds(3600),
         ..always(name)
     }
 }
@@ -117,7 +117,7 @@ on_both! {
         assert_eq!((third.alerts.len(), &third.rule_outcomes[0].alert_id), (0, &second.rule_outcomes[0].alert_id));
 
         // The rule's cooldown is the one of now, not of then.
-        let change = pb::AlertRule { id: rule.id, cooldown_seconds: Some(0), ..Default::default() };
+        let change = pb::AlertRule { id: rule.id, cooldown: seconds(0), ..Default::default() };
         update(&server, change.clone(), &[]).await.unwrap();
         assert_eq!((ingest().await.alerts.len(), ingest().await.alerts.len()), (1, 1));
         server.stop().await;

@@ -6,7 +6,7 @@ use watchpost::pb::{self, DayOfWeek, Severity};
 use super::{create, delete, get, update};
 use crate::support::{
     TestServer, always,
-    calls::{at, execute, not_found, object, refused, strings, walk},
+    calls::{at, execute, not_found, object, refused, seconds, strings, walk},
     database::{Backend, on_both},
     middle,
 };
@@ -29,13 +29,13 @@ fn full() -> pb::AlertRule {
             days: vec![DayOfWeek::Monday.into(), DayOfWeek::Sunday.into()],
             start_time: "22:00".into(),
             end_time: "05:59".into(),
-            timezone: "America/Argentina/Buenos_Aires".into(),
+            time_zone: "America/Argentina/Buenos_Aires".into(),
         }),
         dedup_key_template: Some("{object_type}:x-1_{event_id}".into()),
-        cooldown_seconds: Some(0),
+        cooldown: seconds(0),
         channels: strings(&["mail", "sms 🎥", "mail"]),
         flap_threshold: Some(10_000),
-        flap_window_seconds: Some(1),
+        flap_window: seconds(1),
         ..Default::default()
     }
 }
@@ -56,7 +56,7 @@ fn plain(name: &str) -> pb::AlertRule {
         enabled: Some(true),
         severity: Severity::Medium.into(),
         dedup_key_template: Some("{camera_id}:{rule_id}".into()),
-        cooldown_seconds: Some(300),
+        cooldown: seconds(300),
         ..Default::default()
     }
 }
@@ -94,7 +94,7 @@ on_both! {
             (
                 pb::AlertRule { schedule: Some(pb::Schedule::default()), ..plain("y") },
                 pb::AlertRule {
-                    schedule: Some(pb::Schedule { timezone: "UTC".into(), ..Default::default() }),
+                    schedule: Some(pb::Schedule { time_zone: "UTC".into(), ..Default::default() }),
                     ..plain("y")
                 },
             ),
@@ -130,7 +130,7 @@ on_both! {
             zone_ids: ids.clone(),
             channels: (0..100).map(|n| wide(100, n)).collect(),
             dedup_key_template: Some("x".repeat(255)),
-            cooldown_seconds: Some(31_536_000),
+            cooldown: seconds(31_536_000),
             ..plain("")
         };
         let rule = create(&server, sent.clone()).await.unwrap().into_inner();
@@ -195,12 +195,12 @@ on_both! {
                 &["dedup_key_template"],
                 pb::AlertRule { dedup_key_template: plain("").dedup_key_template, ..full() },
             ),
-            (&nothing, &["cooldown_seconds"], pb::AlertRule { cooldown_seconds: Some(300), ..full() }),
+            (&nothing, &["cooldown"], pb::AlertRule { cooldown: seconds(300), ..full() }),
             (&nothing, &["conditions"], full()),
             (
                 &nothing,
-                &["flap_threshold", "flap_window_seconds"],
-                pb::AlertRule { flap_threshold: None, flap_window_seconds: None, ..full() },
+                &["flap_threshold", "flap_window"],
+                pb::AlertRule { flap_threshold: None, flap_window: None, ..full() },
             ),
         ] {
             let before = reset().await.into_inner();
@@ -226,7 +226,7 @@ on_both! {
             "time_ranges": [{"start": "22:00", "end": "06:00"}]
         });
         let schedule =
-            pb::Schedule { start_time: "22:00".into(), end_time: "06:00".into(), timezone: "UTC".into(), days: vec![] };
+            pb::Schedule { start_time: "22:00".into(), end_time: "06:00".into(), time_zone: "UTC".into(), days: vec![] };
         let new = pb::AlertRule {
             risk_threshold: Some(70),
             object_types: strings(&["person"]),
@@ -312,7 +312,7 @@ on_both! {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
         let rule = server.rule(always("everything")).await;
-        let cools_down = server.rule(pb::AlertRule { cooldown_seconds: Some(60), ..always("once") }).await;
+        let cools_down = server.rule(pb::AlertRule { cooldown: seconds(60), ..always("once") }).await;
         let raised = server.ingest("door", vec![]).await.alerts;
         assert_eq!(raised.len(), 2);
         for id in [&rule.id, &cools_down.id] {

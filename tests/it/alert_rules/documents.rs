@@ -7,7 +7,7 @@ use watchpost::pb::{self, ChangeKind, DayOfWeek, ImportAction, Severity, watch_r
 use super::{delete, get, update};
 use crate::support::{
     TestServer, always,
-    calls::{Reply, failed, refused, rows, strings},
+    calls::{Reply, failed, refused, rows, seconds, strings},
     database::{Backend, on_both},
     field, middle, topics,
 };
@@ -93,15 +93,15 @@ fn full() -> pb::AlertRule {
             days: vec![DayOfWeek::Friday.into()],
             start_time: "22:00".into(),
             end_time: "06:00".into(),
-            timezone: "Europe/Berlin".into(),
+            time_zone: "Europe/Berlin".into(),
         }),
         dedup_key_template: Some("{zone_id}".into()),
-        cooldown_seconds: Some(0),
+        cooldown: seconds(0),
         channels: strings(&["mail"]),
         flap_threshold: Some(5),
-        flap_window_seconds: Some(60),
+        flap_window: seconds(60),
         escalation: vec![pb::EscalationStep {
-            after_seconds: 300,
+            after: seconds(300),
             channels: strings(&["mail"]),
         }],
         ..Default::default()
@@ -151,18 +151,18 @@ on_both! {
         ],
         "start_time": "22:00",
         "end_time": "06:00",
-        "timezone": "Europe/Berlin"
+        "time_zone": "Europe/Berlin"
       }},
       "dedup_key_template": "{{zone_id}}",
-      "cooldown_seconds": 0,
+      "cooldown": "0s",
       "channels": [
         "mail"
       ],
       "flap_threshold": 5,
-      "flap_window_seconds": 60,
+      "flap_window": "60s",
       "escalation": [
         {{
-          "after_seconds": 300,
+          "after": "300s",
           "channels": [
             "mail"
           ]
@@ -175,7 +175,7 @@ on_both! {
       "enabled": true,
       "severity": "medium",
       "dedup_key_template": "{{camera_id}}:{{rule_id}}",
-      "cooldown_seconds": 300
+      "cooldown": "300s"
     }}
   ]
 }}
@@ -277,7 +277,7 @@ on_both! {
         assert_eq!(counts(&response), (2, 1, 0));
         assert_eq!(response.results[2].id, NEW);
         let new = get(&server, &response.results[0].id).await.unwrap().into_inner();
-        assert_eq!((new.name.as_str(), new.object_types, new.cooldown_seconds), ("new", strings(&["dog"]), Some(300)));
+        assert_eq!((new.name.as_str(), new.object_types, new.cooldown), ("new", strings(&["dog"]), seconds(300)));
         // All of it: what is left out goes back to its default.
         let changed = get(&server, &old.id).await.unwrap().into_inner();
         let expected = pb::AlertRule {
@@ -286,7 +286,7 @@ on_both! {
             enabled: Some(true),
             severity: Severity::Medium.into(),
             dedup_key_template: Some("{camera_id}:{rule_id}".into()),
-            cooldown_seconds: Some(300),
+            cooldown: seconds(300),
             created_at: old.created_at,
             updated_at: changed.updated_at,
             version_id: 2,
@@ -312,11 +312,14 @@ on_both! {
             (json!({"name": "c", "risk_threshold": 101}), "risk_threshold"),
             (json!({"name": "c", "min_confidence": 1.5}), "min_confidence"),
             (json!({"name": "c", "object_types": ["a", ""]}), "object_types[1]"),
-            (json!({"name": "c", "schedule": {"timezone": "Mars"}}), "schedule.timezone"),
+            (json!({"name": "c", "schedule": {"time_zone": "Mars"}}), "schedule.time_zone"),
             (json!({"name": "c", "schedule": {"days": ["monday", "monday"]}}), "schedule.days[1]"),
             (json!({"name": "c", "schedule": {"start_time": "22:00"}}), "schedule.end_time"),
             (json!({"name": "c", "dedup_key_template": "{nope}"}), "dedup_key_template"),
-            (json!({"name": "c", "flap_threshold": 1}), "flap_window_seconds"),
+            (json!({"name": "c", "flap_threshold": 1}), "flap_window"),
+            (json!({"name": "c", "cooldown": "0.5s"}), "cooldown"),
+            (json!({"name": "c", "cooldown": 300}), "cooldown"),
+            (json!({"name": "c", "escalation": [{"after": "604801s", "channels": ["mail"]}]}), "escalation[0].after"),
             (json!({"name": "c", "conditions": {"nope": 1}}), "conditions.nope"),
             (json!({"id": old.id, "name": "c"}), "id"),
         ] {

@@ -10,7 +10,7 @@ use watchpost::pb::{
 use super::{delete, update};
 use crate::support::{
     TestServer, always,
-    calls::{Reply, at, failed, refused, strings},
+    calls::{Reply, at, failed, refused, seconds, strings},
     database::{Backend, on_both},
     detection, ingest, middle,
 };
@@ -94,7 +94,7 @@ on_both! {
             days: vec![pb::DayOfWeek::Friday.into(), pb::DayOfWeek::Monday.into()],
             start_time: "22:00".into(),
             end_time: "06:00".into(),
-            timezone: "Europe/Berlin".into(),
+            time_zone: "Europe/Berlin".into(),
         };
         let everything = |types: &[&str]| pb::AlertRule {
             camera_ids: strings(&["gate", "door"]),
@@ -158,7 +158,7 @@ on_both! {
 
     async fn what_the_rules_did_at_the_ingest_is_told(backend) {
         let server = ready(backend).await;
-        let once = pb::AlertRule { cooldown_seconds: Some(3600), ..always("once") };
+        let once = pb::AlertRule { cooldown: seconds(3600), ..always("once") };
         let once = server.rule(once).await;
         let dogs = server.rule(pb::AlertRule { object_types: strings(&["dog"]), ..always("dogs") }).await;
         let birds = server.rule(pb::AlertRule { object_types: strings(&["bird"]), ..always("birds") }).await;

@@ -9,16 +9,16 @@ use watchpost::pb::{self, RuleStop, event_service_client::EventServiceClient};
 use super::update;
 use crate::support::{
     TestServer, always,
-    calls::execute,
+    calls::{execute, seconds},
     connect,
     database::{Backend, on_both},
     detection, ingest, start,
 };
 
-fn flaps(threshold: i32, seconds: i32) -> pb::AlertRule {
+fn flaps(threshold: i32, window: i64) -> pb::AlertRule {
     pb::AlertRule {
         flap_threshold: Some(threshold),
-        flap_window_seconds: Some(seconds),
+        flap_window: seconds(window),
         ..always("flaps")
     }
 }
@@ -115,7 +115,7 @@ on_both! {
         assert_eq!(many(&server, 4).await, "rrM.");
         // The limits are those of now, and a rule without any has none.
         let change = pb::AlertRule { id: rule.id, ..Default::default() };
-        update(&server, change.clone(), &["flap_threshold", "flap_window_seconds"]).await.unwrap();
+        update(&server, change.clone(), &["flap_threshold", "flap_window"]).await.unwrap();
         assert_eq!(many(&server, 3).await, "rrr");
         server.stop().await;
     }
@@ -134,7 +134,7 @@ on_both! {
 
     async fn the_cooldown_is_asked_first_and_runs_for_what_is_held_back(backend) {
         let rule = pb::AlertRule {
-            cooldown_seconds: Some(600),
+            cooldown: seconds(600),
             dedup_key_template: Some("{object_type}".into()),
             ..flaps(2, 3_600)
         };
@@ -187,7 +187,7 @@ on_both! {
     async fn many_clients_at_once_raise_exactly_so_many(backend) {
         let (server, _) = ready(backend, flaps(5, 86_400)).await;
         let rule = pb::AlertRule {
-            cooldown_seconds: Some(3_600),
+            cooldown: seconds(3_600),
             dedup_key_template: Some("{event_id}".into()),
             ..flaps(7, 86_400)
         };
@@ -247,7 +247,7 @@ fn counted(responses: &[pb::IngestEventResponse], thresholds: &[usize]) {
 async fn two_servers_on_one_database_count_together() {
     let (server, _) = ready(Backend::Postgres, flaps(5, 86_400)).await;
     let rule = pb::AlertRule {
-        cooldown_seconds: Some(3_600),
+        cooldown: seconds(3_600),
         dedup_key_template: Some("{event_id}".into()),
         ..flaps(11, 86_400)
     };

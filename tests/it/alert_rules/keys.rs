@@ -6,7 +6,7 @@ use watchpost::pb;
 use super::{create, delete, event};
 use crate::support::{
     TestServer, always,
-    calls::{object, strings},
+    calls::{object, seconds, strings},
     database::on_both,
     detection,
 };
@@ -58,7 +58,7 @@ on_both! {
         // 64 + 64 + 64 + 36 + 19 + 8.
         let template = "{camera_id}{object_type}{zone_id}{rule_id}{event_id}12345678";
         let longest =
-            pb::AlertRule { dedup_key_template: Some(template.into()), cooldown_seconds: Some(9), ..always("r") };
+            pb::AlertRule { dedup_key_template: Some(template.into()), cooldown: seconds(9), ..always("r") };
         server.rule(longest.clone()).await;
         let too_long = pb::AlertRule { dedup_key_template: Some(format!("{template}9")), ..longest };
         crate::support::calls::refused(create(&server, too_long).await, "alert_rule.dedup_key_template");

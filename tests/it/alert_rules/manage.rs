@@ -6,7 +6,7 @@ use watchpost::pb::{self, ChangeKind, Severity, watch_response::Update};
 use super::{create, delete, get, update};
 use crate::support::{
     TestServer, always,
-    calls::{Reply, failed, mask, not_found, refused, strings},
+    calls::{Reply, failed, mask, not_found, refused, seconds, strings},
     database::on_both,
     ingest, middle, topics,
 };
@@ -200,7 +200,7 @@ on_both! {
         server.camera("door").await;
         for n in 0..20 {
             let name = n.to_string();
-            server.rule(pb::AlertRule { cooldown_seconds: Some(i32::from(n % 2 == 0)), ..always(&name) }).await;
+            server.rule(pb::AlertRule { cooldown: seconds(i64::from(n % 2 == 0)), ..always(&name) }).await;
         }
         let switching: Vec<_> = (0..20).map(|n| {
             let mut rules = server.rules();
@@ -232,7 +232,7 @@ on_both! {
             zone_ids: strings(&["z"]),
             channels: strings(&["mail"]),
             flap_threshold: Some(1),
-            flap_window_seconds: Some(2),
+            flap_window: seconds(2),
             ..always(&"ü".repeat(255))
         };
         let original = server.rule(original).await;

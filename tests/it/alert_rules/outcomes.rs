@@ -4,7 +4,7 @@ use watchpost::pb::{self, RuleStop};
 
 use crate::support::{
     TestServer, always,
-    calls::{at, strings},
+    calls::{at, seconds, strings},
     database::{Backend, on_both},
     detection, ingest,
 };
@@ -21,7 +21,7 @@ async fn ready(backend: Backend) -> TestServer {
         ..always("elsewhere")
     };
     let cools_down = pb::AlertRule {
-        cooldown_seconds: Some(3600),
+        cooldown: seconds(3600),
         camera_ids: strings(&["gate", "door"]),
         ..always("cools down")
     };

@@ -70,15 +70,15 @@ on_both! {
     async fn the_next_windows_are_told(backend) {
         let server = TestServer::start(backend).await;
         let preview = async |of: Of, from: &str, count| {
-            let from = at(time(from).timestamp());
-            let request = pb::PreviewScheduleRequest { of: Some(of), from, count };
+            let start_time = at(time(from).timestamp());
+            let request = pb::PreviewScheduleRequest { of: Some(of), start_time, count };
             server.rules().preview_schedule(request).await.map(tonic::Response::into_inner)
         };
         let night = pb::Schedule {
             days: vec![pb::DayOfWeek::Saturday.into(), pb::DayOfWeek::Sunday.into()],
             start_time: "22:00".into(),
             end_time: "02:30".into(),
-            timezone: "Europe/Berlin".into(),
+            time_zone: "Europe/Berlin".into(),
         };
         // On the night to Sunday the clock is set back from three to two.
         let told = preview(Of::Schedule(night.clone()), "2026-10-24T12:00:00Z", 3).await.unwrap();
@@ -105,15 +105,15 @@ on_both! {
         let told = preview(Of::Schedule(days), "2026-11-25T00:00:00Z", 1).await.unwrap();
         assert_eq!(local(&told), [("2026-11-27T00:00:00+00:00", "2026-11-30T00:00:00+00:00")]);
 
-        let wrong = pb::Schedule { timezone: "Mars/Olympus".into(), ..Default::default() };
+        let wrong = pb::Schedule { time_zone: "Mars/Olympus".into(), ..Default::default() };
         for (of, count, name) in [
-            (Some(Of::Schedule(wrong)), 1, "schedule.timezone"),
+            (Some(Of::Schedule(wrong)), 1, "schedule.time_zone"),
             (Some(Of::Schedule(pb::Schedule::default())), 101, "count"),
             (Some(Of::Schedule(pb::Schedule::default())), -1, "count"),
             (Some(Of::RuleId("x".into())), 1, "rule_id"),
             (None, 1, "rule_id"),
         ] {
-            let request = pb::PreviewScheduleRequest { of, from: None, count };
+            let request = pb::PreviewScheduleRequest { of, start_time: None, count };
             let status = server.rules().preview_schedule(request).await.unwrap_err();
             assert_eq!((status.code(), &*field(&status)), (Code::InvalidArgument, name));
         }

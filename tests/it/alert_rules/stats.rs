@@ -5,7 +5,7 @@ use watchpost::pb::{self, Severity};
 use super::delete;
 use crate::support::{
     TestServer, always,
-    calls::{at, execute, refused, walk},
+    calls::{at, execute, refused, seconds, walk},
     database::on_both,
     in_seconds, ingest, quiet,
 };
@@ -44,8 +44,8 @@ on_both! {
         server.camera("door").await;
         let any = pb::GetAlertRuleStatsRequest::default;
         assert_eq!(stats(&server, any()).await, []);
-        let cools = server.rule(pb::AlertRule { cooldown_seconds: Some(3_600), ..always("cools") }).await;
-        let flaps = pb::AlertRule { flap_threshold: Some(1), flap_window_seconds: Some(86_400), ..always("flaps") };
+        let cools = server.rule(pb::AlertRule { cooldown: seconds(3_600), ..always("cools") }).await;
+        let flaps = pb::AlertRule { flap_threshold: Some(1), flap_window: seconds(86_400), ..always("flaps") };
         let flaps = server.rule(pb::AlertRule { severity: Severity::High.into(), ..flaps }).await;
         server.rule(pb::AlertRule { risk_threshold: Some(100), ..always("never") }).await;
         let nothing = stats(&server, any()).await;

@@ -13,7 +13,7 @@ use watchpost::pb::{
 use super::{create, update};
 use crate::support::{
     TestServer, always,
-    calls::{at, between, object, strings},
+    calls::{at, between, object, seconds, strings},
     database::{Backend, on_both},
     detection, field, ingest, middle, reason,
 };
@@ -240,7 +240,7 @@ on_both! {
         let rule = pb::AlertRule {
             zone_ids: strings(&["mid"]),
             dedup_key_template: Some("{zone_id}:{rule_id}".into()),
-            cooldown_seconds: Some(2),
+            cooldown: seconds(2),
             conditions: object(&json!({ "object_types": ["DOG"] })),
             ..always("r")
         };

@@ -5,7 +5,7 @@ use watchpost::pb;
 
 use super::{
     Acknowledged, Dismissed, advance, delivery, list,
-    manual::{created, request},
+    manual::{alert, created, raise, request},
 };
 use crate::support::{
     TestServer, always,
@@ -69,11 +69,11 @@ on_both! {
         server.camera("door").await;
         server.streams(["mail", "sms", "mail, sms"]).await;
         let event_id = server.ingest("door", vec![]).await.event.unwrap().id;
-        let of = |key: &str, metadata: serde_json::Value, channels: &[&str]| pb::CreateAlertRequest {
+        let of = |key: &str, metadata: serde_json::Value, channels: &[&str]| raise(pb::Alert {
             metadata: object(&metadata),
             channels: strings(channels),
-            ..request(event_id, key)
-        };
+            ..alert(event_id, key)
+        });
         let mut alerts = Vec::new();
         for wanted in [
             of("Fox:1", json!({"rule_name": "100% \"Äther\"", "zone_id": "yard", "number": 42}), &["mail"]),

@@ -7,7 +7,7 @@ use watchpost::pb::{self, AlertChangeKind, Severity, Topic};
 use super::{Dismissed, NONE, Pending, advance, get, list, ready, transitions};
 use crate::support::{
     TestServer, always,
-    calls::{Reply, execute, failed, object, refused, rows, strings},
+    calls::{Reply, execute, failed, nanos, object, refused, rows, seconds, strings},
     database::on_both,
     field, topics,
 };
@@ -26,9 +26,20 @@ pub async fn created(server: &TestServer, request: pb::CreateAlertRequest) -> (p
 }
 
 pub fn request(event_id: i64, dedup_key: &str) -> pb::CreateAlertRequest {
-    pb::CreateAlertRequest {
+    raise(alert(event_id, dedup_key))
+}
+
+pub fn alert(event_id: i64, dedup_key: &str) -> pb::Alert {
+    pb::Alert {
         event_id,
         dedup_key: dedup_key.into(),
+        ..Default::default()
+    }
+}
+
+pub fn raise(alert: pb::Alert) -> pb::CreateAlertRequest {
+    pb::CreateAlertRequest {
+        alert: Some(alert),
         ..Default::default()
     }
 }
@@ -45,13 +56,27 @@ on_both! {
         let event_id = event(&server).await;
         let mut watch = server.watch(topics(&[Topic::Alerts])).await;
         let metadata = object(&json!({"note": "seen by the guard", "photo": {"of": ["gate", 3]}}));
+        let output_only = pb::Alert {
+            id: NONE.into(),
+            status: Dismissed.into(),
+            version_id: 9,
+            camera_id: Some("yard".into()),
+            suppressed_count: 9,
+            dismissed_by: Some("bob".into()),
+            ..Default::default()
+        };
         let wanted = pb::CreateAlertRequest {
-            severity: Severity::Critical.into(),
-            channels: strings(&["mail", "sms"]),
-            metadata: metadata.clone(),
+            alert: Some(pb::Alert {
+                event_id,
+                dedup_key: "guard:Gate_1-a".into(),
+                severity: Severity::Critical.into(),
+                channels: strings(&["mail", "sms"]),
+                metadata: metadata.clone(),
+                ..output_only
+            }),
             actor: "ann".into(),
             reason: "a stranger".into(),
-            ..request(event_id, "guard:Gate_1-a")
+            ..Default::default()
         };
         let (alert, is_new) = created(&server, wanted).await;
         let expected = pb::Alert {
@@ -97,13 +122,13 @@ on_both! {
         execute(&server, &back(290)).await;
         let (third, is_new) = created(&server, request(event_id, "key")).await;
         assert_eq!((&third.id, third.status(), third.suppressed_count, is_new), (&first.id, Dismissed, 2, false));
-        let longer = pb::CreateAlertRequest { cooldown_seconds: Some(3_600), ..request(event_id, "key") };
+        let longer = pb::CreateAlertRequest { cooldown: seconds(3_600), ..request(event_id, "key") };
         execute(&server, &back(11)).await;
         assert!(!created(&server, longer).await.1);
         let (fourth, is_new) = created(&server, request(event_id, "key")).await;
         assert_eq!((fourth.suppressed_count, is_new), (0, true));
         // Without a cooldown it is raised in any case; another key is another alert.
-        let any = pb::CreateAlertRequest { cooldown_seconds: Some(0), ..request(event_id, "key") };
+        let any = pb::CreateAlertRequest { cooldown: seconds(0), ..request(event_id, "key") };
         assert!(created(&server, any).await.1);
         assert!(created(&server, request(event_id, "KEY")).await.1);
         server.stop().await;
@@ -138,29 +163,29 @@ on_both! {
             severity: Severity::High.into(),
             channels: strings(&["mail"]),
             dedup_key_template: Some("{camera_id}".into()),
-            cooldown_seconds: Some(3_600),
+            cooldown: seconds(3_600),
             ..always("dogs")
         };
         let rule = server.rule(rule).await;
-        let of_rule = |event_id| pb::CreateAlertRequest { rule_id: Some(rule.id.clone()), ..request(event_id, "door") };
+        let of_rule = |event_id| pb::Alert { rule_id: Some(rule.id.clone()), ..alert(event_id, "door") };
         let event_id = event(&server).await;
-        let (alert, is_new) = created(&server, of_rule(event_id)).await;
+        let (first, is_new) = created(&server, raise(of_rule(event_id))).await;
         assert!(is_new);
-        assert_eq!((alert.rule_id.as_ref(), alert.severity()), (Some(&rule.id), Severity::High));
-        assert_eq!(alert.channels, ["mail"]);
+        assert_eq!((first.rule_id.as_ref(), first.severity()), (Some(&rule.id), Severity::High));
+        assert_eq!(first.channels, ["mail"]);
         // The rule itself is held back by it, but not an alert without the rule.
         let response = server.ingest("door", vec![crate::support::detection("dog", 1.0)]).await;
         let outcome = &response.rule_outcomes[1];
-        assert_eq!((outcome.stopped_by(), outcome.alert_id.as_ref()), (pb::RuleStop::Cooldown, Some(&alert.id)));
+        assert_eq!((outcome.stopped_by(), outcome.alert_id.as_ref()), (pb::RuleStop::Cooldown, Some(&first.id)));
         assert!(created(&server, request(event_id, "door")).await.1);
-        let (again, is_new) = created(&server, of_rule(event_id)).await;
-        assert_eq!((again.id, again.suppressed_count, is_new), (alert.id, 2, false));
-        let own = pb::CreateAlertRequest {
+        let (again, is_new) = created(&server, raise(of_rule(event_id))).await;
+        assert_eq!((again.id, again.suppressed_count, is_new), (first.id, 2, false));
+        let own = pb::Alert {
             severity: Severity::Low.into(),
             channels: strings(&["sms"]),
-            cooldown_seconds: Some(0),
             ..of_rule(event_id)
         };
+        let own = pb::CreateAlertRequest { cooldown: seconds(0), ..raise(own) };
         let (own, is_new) = created(&server, own).await;
         assert_eq!((own.severity(), own.channels, is_new), (Severity::Low, strings(&["sms"]), true));
         server.stop().await;
@@ -171,7 +196,7 @@ on_both! {
         let event_id = event(&server).await;
         let same = |id: &str, cooldown| pb::CreateAlertRequest {
             request_id: id.into(),
-            cooldown_seconds: Some(cooldown),
+            cooldown: seconds(cooldown),
             ..request(event_id, "key")
         };
         let tries: Vec<_> = (0..16)
@@ -215,9 +240,8 @@ on_both! {
         let (old, event_id) = (event(&server).await, event(&server).await);
         for rule_id in [None, list(&server, pb::AlertFilter::default()).await[0].rule_id.clone()] {
             let of = |event_id| pb::CreateAlertRequest {
-                rule_id: rule_id.clone(),
-                cooldown_seconds: Some(300),
-                ..request(event_id, "key")
+                cooldown: seconds(300),
+                ..raise(pb::Alert { rule_id: rule_id.clone(), ..alert(event_id, "key") })
             };
             assert!(created(&server, of(old)).await.1);
             execute(&server, "DELETE FROM alerts WHERE dedup_key = 'key'").await;
@@ -235,33 +259,35 @@ on_both! {
         let gone = event(&server).await;
         server.events().delete_event(pb::DeleteEventRequest { id: gone }).await.unwrap();
         let before = rows(&server).await;
-        let good = || request(event_id, "key");
+        let good = || alert(event_id, "key");
         let huge = object(&json!({"text": "x".repeat(65_536)}));
         for (request, path) in [
-            (request(0, "key"), "event_id"),
-            (request(event_id, ""), "dedup_key"),
-            (request(event_id, "a b"), "dedup_key"),
-            (request(event_id, "{camera_id}"), "dedup_key"),
-            (request(event_id, "ä"), "dedup_key"),
-            (request(event_id, &"k".repeat(256)), "dedup_key"),
-            (pb::CreateAlertRequest { severity: 5, ..good() }, "severity"),
-            (pb::CreateAlertRequest { cooldown_seconds: Some(-1), ..good() }, "cooldown_seconds"),
-            (pb::CreateAlertRequest { cooldown_seconds: Some(31_536_001), ..good() }, "cooldown_seconds"),
-            (pb::CreateAlertRequest { channels: vec!["c".into(); 101], ..good() }, "channels"),
-            (pb::CreateAlertRequest { channels: strings(&["a", ""]), ..good() }, "channels[1]"),
-            (pb::CreateAlertRequest { metadata: huge, ..good() }, "metadata"),
-            (pb::CreateAlertRequest { metadata: object(&json!({"a": ["\0"]})), ..good() }, "metadata.a[0]"),
-            (pb::CreateAlertRequest { rule_id: Some("1".into()), ..good() }, "rule_id"),
-            (pb::CreateAlertRequest { actor: "a".repeat(101), ..good() }, "actor"),
-            (pb::CreateAlertRequest { reason: "a".repeat(1_001), ..good() }, "reason"),
-            (pb::CreateAlertRequest { request_id: "a".repeat(129), ..good() }, "request_id"),
+            (pb::CreateAlertRequest::default(), "alert"),
+            (request(0, "key"), "alert.event_id"),
+            (request(event_id, ""), "alert.dedup_key"),
+            (request(event_id, "a b"), "alert.dedup_key"),
+            (request(event_id, "{camera_id}"), "alert.dedup_key"),
+            (request(event_id, "ä"), "alert.dedup_key"),
+            (request(event_id, &"k".repeat(256)), "alert.dedup_key"),
+            (raise(pb::Alert { severity: 5, ..good() }), "alert.severity"),
+            (pb::CreateAlertRequest { cooldown: seconds(-1), ..raise(good()) }, "cooldown"),
+            (pb::CreateAlertRequest { cooldown: seconds(31_536_001), ..raise(good()) }, "cooldown"),
+            (pb::CreateAlertRequest { cooldown: nanos(1), ..raise(good()) }, "cooldown"),
+            (raise(pb::Alert { channels: vec!["c".into(); 101], ..good() }), "alert.channels"),
+            (raise(pb::Alert { channels: strings(&["a", ""]), ..good() }), "alert.channels[1]"),
+            (raise(pb::Alert { metadata: huge, ..good() }), "alert.metadata"),
+            (raise(pb::Alert { metadata: object(&json!({"a": ["\0"]})), ..good() }), "alert.metadata.a[0]"),
+            (raise(pb::Alert { rule_id: Some("1".into()), ..good() }), "alert.rule_id"),
+            (pb::CreateAlertRequest { actor: "a".repeat(101), ..raise(good()) }, "actor"),
+            (pb::CreateAlertRequest { reason: "a".repeat(1_001), ..raise(good()) }, "reason"),
+            (pb::CreateAlertRequest { request_id: "a".repeat(129), ..raise(good()) }, "request_id"),
         ] {
             refused(create(&server, request).await, path);
         }
         for (request, path) in [
-            (request(i64::MAX, "key"), "event_id"),
-            (request(gone, "key"), "event_id"),
-            (pb::CreateAlertRequest { rule_id: Some(NONE.into()), ..good() }, "rule_id"),
+            (request(i64::MAX, "key"), "alert.event_id"),
+            (request(gone, "key"), "alert.event_id"),
+            (raise(pb::Alert { rule_id: Some(NONE.into()), ..good() }), "alert.rule_id"),
         ] {
             let status = failed(create(&server, request).await, Code::FailedPrecondition, "BROKEN_REFERENCE");
             assert_eq!(field(&status), path);

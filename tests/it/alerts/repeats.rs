@@ -8,7 +8,7 @@ use watchpost::pb::{
 use super::{Acknowledged, Dismissed, advance, get, list};
 use crate::support::{
     TestServer, always,
-    calls::execute,
+    calls::{execute, seconds},
     connect,
     database::{Backend, on_both},
     detection, ingest, start, topics,
@@ -16,7 +16,7 @@ use crate::support::{
 
 fn once(name: &str) -> pb::AlertRule {
     pb::AlertRule {
-        cooldown_seconds: Some(3600),
+        cooldown: seconds(3600),
         ..always(name)
     }
 }
@@ -67,7 +67,7 @@ on_both! {
     async fn every_event_is_counted_across_ends_of_a_cooldown(backend) {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
-        server.rule(pb::AlertRule { cooldown_seconds: Some(1), ..always("r") }).await;
+        server.rule(pb::AlertRule { cooldown: seconds(1), ..always("r") }).await;
         let mut sent = 0;
         let raised = loop {
             at_once(std::slice::from_ref(&server.channel), 20).await;

@@ -30,9 +30,13 @@ fn nested(levels: usize) -> Json {
 }
 
 fn job(payload: &Json) -> pb::CreateJobRequest {
-    pb::CreateJobRequest {
+    let job = pb::Job {
         job_type: "export".into(),
         payload: object(payload),
+        ..Default::default()
+    };
+    pb::CreateJobRequest {
+        job: Some(job),
         ..Default::default()
     }
 }
@@ -56,10 +60,14 @@ fn enriched(data: &Json) -> pb::IngestEventRequest {
 }
 
 fn raised(event_id: i64, metadata: &Json) -> pb::CreateAlertRequest {
-    pb::CreateAlertRequest {
+    let alert = pb::Alert {
         event_id,
         dedup_key: "k".into(),
         metadata: object(metadata),
+        ..Default::default()
+    };
+    pb::CreateAlertRequest {
+        alert: Some(alert),
         ..Default::default()
     }
 }
@@ -104,10 +112,10 @@ on_both! {
         for levels in [21, 30] {
             let deep = nested(levels);
             let path = |field: &str| format!("{field}{}", ".a".repeat(20));
-            refused(server.jobs().create_job(job(&deep)).await, &path("payload"));
+            refused(server.jobs().create_job(job(&deep)).await, &path("job.payload"));
             let requests = vec![job(&json!({})), job(&deep)];
             let batch = pb::BatchCreateJobsRequest { requests };
-            refused(server.jobs().batch_create_jobs(batch).await, &path("requests[1].payload"));
+            refused(server.jobs().batch_create_jobs(batch).await, &path("requests[1].job.payload"));
             let create = pb::CreateJobScheduleRequest {
                 job_schedule: Some(pb::JobSchedule { name: "other".into(), ..schedule(&deep) }),
             };
@@ -118,7 +126,7 @@ on_both! {
             };
             refused(schedules.update_job_schedule(update).await, &path("job_schedule.payload"));
             refused(server.events().ingest_event(enriched(&deep)).await, &path("detections[0].enrichment_data"));
-            refused(server.alerts().create_alert(raised(event_id, &deep)).await, &path("metadata"));
+            refused(server.alerts().create_alert(raised(event_id, &deep)).await, &path("alert.metadata"));
             let done = pb::JobCompletion {
                 job_id: claimed.job.as_ref().unwrap().id.clone(),
                 lease_id: claimed.lease_id.clone(),
@@ -145,7 +153,7 @@ on_both! {
         let many = json!({ "k".repeat(1_000_000): vec![Json::Null; 100_000] });
         let mut jobs = server.jobs().send_compressed(CompressionEncoding::Gzip);
         let refusing = timeout(PATIENCE, jobs.create_job(job(&many)));
-        refused(refusing.await.expect("an answer in time"), "payload");
+        refused(refusing.await.expect("an answer in time"), "job.payload");
         let small = json!({ "k".repeat(40_000): vec![Json::Null; 100] });
         let mut events = server.events().send_compressed(CompressionEncoding::Gzip);
         let storing = timeout(PATIENCE, events.ingest_event(enriched(&small)));

@@ -9,7 +9,7 @@ use watchpost::pb;
 use super::{HUGE, failed_by_field, ready, refused, unharmed};
 use crate::support::{
     TestServer, always,
-    calls::{Reply, at, object, rows, strings},
+    calls::{Reply, at, nanos, object, rows, seconds, strings},
     database::on_both,
     detection, field, ingest,
 };
@@ -152,9 +152,9 @@ on_both! {
             (pb::Detection { thumbnail_path: Some("\0".into()), ..any() }, "thumbnail_path"),
             (pb::Detection { media_type: 3, ..any() }, "media_type"),
             (pb::Detection { media_type: -1, ..any() }, "media_type"),
-            (pb::Detection { duration: Some(-0.1), ..any() }, "duration"),
-            (pb::Detection { duration: Some(f64::NAN), ..any() }, "duration"),
-            (pb::Detection { duration: Some(f64::INFINITY), ..any() }, "duration"),
+            (pb::Detection { duration: nanos(-1), ..any() }, "duration"),
+            (pb::Detection { duration: nanos(1_000_000_000), ..any() }, "duration"),
+            (pb::Detection { duration: seconds(315_576_000_001), ..any() }, "duration"),
             (pb::Detection { video_codec: Some("c".repeat(65)), ..any() }, "video_codec"),
             (pb::Detection { video_codec: Some("\0".into()), ..any() }, "video_codec"),
             (pb::Detection { video_width: Some(0), ..any() }, "video_width"),
@@ -209,7 +209,7 @@ on_both! {
 
     async fn a_refused_event_raises_nothing_and_frees_its_keys(backend) {
         let server = ready(backend).await;
-        server.rule(pb::AlertRule { cooldown_seconds: Some(60), ..always("once") }).await;
+        server.rule(pb::AlertRule { cooldown: seconds(60), ..always("once") }).await;
         let event = pb::Event { batch_id: "b".into(), ..Default::default() };
         refused(send(&server, event.clone(), vec![detection("dog", 2.0)]).await, "detections[0].confidence");
         let stored = send(&server, event, vec![detection("dog", 1.0)]).await.unwrap().into_inner();

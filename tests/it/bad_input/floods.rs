@@ -79,7 +79,7 @@ on_both! {
         let server = TestServer::start_with(database, |settings| settings.request_memory = 64 << 20).await;
         server.camera("door").await;
         let job = |at: usize| pb::CreateJobRequest {
-            job_type: format!("t{at}"),
+            job: Some(pb::Job { job_type: format!("t{at}"), ..Default::default() }),
             ..Default::default()
         };
         let request = pb::BatchCreateJobsRequest { requests: (0..10_000).map(job).collect() };

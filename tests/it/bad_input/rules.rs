@@ -6,7 +6,7 @@ use watchpost::pb;
 use super::{HUGE, ready, refused};
 use crate::support::{
     TestServer, always,
-    calls::{mask, object, rows, strings},
+    calls::{mask, nanos, object, rows, seconds, strings},
     database::on_both,
 };
 
@@ -51,18 +51,22 @@ on_both! {
             (pb::AlertRule { min_confidence: Some(1.1), ..any() }, "min_confidence"),
             (pb::AlertRule { min_confidence: Some(f64::NAN), ..any() }, "min_confidence"),
             (pb::AlertRule { min_confidence: Some(f64::INFINITY), ..any() }, "min_confidence"),
-            (pb::AlertRule { cooldown_seconds: Some(-1), ..any() }, "cooldown_seconds"),
-            (pb::AlertRule { cooldown_seconds: Some(31_536_001), ..any() }, "cooldown_seconds"),
-            (pb::AlertRule { cooldown_seconds: Some(i32::MAX), ..any() }, "cooldown_seconds"),
-            (pb::AlertRule { flap_threshold: Some(0), flap_window_seconds: Some(1), ..any() }, "flap_threshold"),
-            (pb::AlertRule { flap_threshold: Some(10_001), flap_window_seconds: Some(1), ..any() }, "flap_threshold"),
-            (pb::AlertRule { flap_threshold: Some(1), flap_window_seconds: Some(0), ..any() }, "flap_window_seconds"),
+            (pb::AlertRule { cooldown: seconds(-1), ..any() }, "cooldown"),
+            (pb::AlertRule { cooldown: seconds(31_536_001), ..any() }, "cooldown"),
+            (pb::AlertRule { cooldown: seconds(i64::MAX), ..any() }, "cooldown"),
+            (pb::AlertRule { cooldown: nanos(1), ..any() }, "cooldown"),
+            (pb::AlertRule { cooldown: nanos(-1), ..any() }, "cooldown"),
+            (pb::AlertRule { cooldown: nanos(1_000_000_000), ..any() }, "cooldown"),
+            (pb::AlertRule { flap_threshold: Some(1), flap_window: nanos(999_999_999), ..any() }, "flap_window"),
+            (pb::AlertRule { flap_threshold: Some(0), flap_window: seconds(1), ..any() }, "flap_threshold"),
+            (pb::AlertRule { flap_threshold: Some(10_001), flap_window: seconds(1), ..any() }, "flap_threshold"),
+            (pb::AlertRule { flap_threshold: Some(1), flap_window: seconds(0), ..any() }, "flap_window"),
             (
-                pb::AlertRule { flap_threshold: Some(1), flap_window_seconds: Some(86_401), ..any() },
-                "flap_window_seconds",
+                pb::AlertRule { flap_threshold: Some(1), flap_window: seconds(86_401), ..any() },
+                "flap_window",
             ),
-            (pb::AlertRule { flap_threshold: Some(1), ..any() }, "flap_window_seconds"),
-            (pb::AlertRule { flap_window_seconds: Some(1), ..any() }, "flap_threshold"),
+            (pb::AlertRule { flap_threshold: Some(1), ..any() }, "flap_window"),
+            (pb::AlertRule { flap_window: seconds(1), ..any() }, "flap_threshold"),
             (pb::AlertRule { object_types: many(101), ..any() }, "object_types"),
             (pb::AlertRule { object_types: strings(&["a", ""]), ..any() }, "object_types[1]"),
             (pb::AlertRule { object_types: vec!["ü".repeat(256)], ..any() }, "object_types[0]"),
@@ -118,7 +122,7 @@ on_both! {
         let days = |days: &[i32]| pb::Schedule { days: days.into(), ..day.clone() };
         let start = |start: &str| pb::Schedule { start_time: start.into(), ..day.clone() };
         let end = |end: &str| pb::Schedule { end_time: end.into(), ..day.clone() };
-        let zone = |timezone: &str| pb::Schedule { timezone: timezone.into(), ..day.clone() };
+        let zone = |timezone: &str| pb::Schedule { time_zone: timezone.into(), ..day.clone() };
         let long = "Europe/".to_string() + &"x".repeat(HUGE);
         for (schedule, path) in [
             (days(&[0]), "days[0]"),
@@ -137,12 +141,12 @@ on_both! {
             (start(" 8:00"), "start_time"),
             (start("０８:００"), "start_time"),
             (start("08:0\0"), "start_time"),
-            (zone("Mars/Olympus"), "timezone"),
-            (zone(" "), "timezone"),
-            (zone("Europe/Berlin\0"), "timezone"),
-            (zone("../etc/passwd"), "timezone"),
-            (zone("+01:00"), "timezone"),
-            (zone(&long), "timezone"),
+            (zone("Mars/Olympus"), "time_zone"),
+            (zone(" "), "time_zone"),
+            (zone("Europe/Berlin\0"), "time_zone"),
+            (zone("../etc/passwd"), "time_zone"),
+            (zone("+01:00"), "time_zone"),
+            (zone(&long), "time_zone"),
         ] {
             let rule = pb::AlertRule { schedule: Some(schedule), ..always("new") };
             bad(&server, &id, rule, &format!("schedule.{path}")).await;

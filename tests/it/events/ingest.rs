@@ -49,7 +49,10 @@ fn full_detection() -> pb::Detection {
         bbox_height: Some(i32::MAX),
         thumbnail_path: Some(String::new()),
         media_type: MediaType::Video.into(),
-        duration: Some(f64::MAX),
+        duration: Some(prost_types::Duration {
+            seconds: 86_400,
+            nanos: 123_456_789,
+        }),
         video_codec: Some("hevc".into()),
         video_width: Some(1),
         video_height: Some(i32::MAX),

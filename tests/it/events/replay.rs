@@ -8,7 +8,7 @@ use watchpost::pb;
 use super::{event, request, send, store};
 use crate::support::{
     TestServer, always,
-    calls::{Reply, at, failed, rows},
+    calls::{Reply, at, failed, rows, seconds},
     connect,
     database::{Backend, on_both},
     detection, field, start,
@@ -56,7 +56,7 @@ async fn ready(backend: Backend) -> TestServer {
     server.camera("gate").await;
     server.rule(always("fires")).await;
     let cools_down = pb::AlertRule {
-        cooldown_seconds: Some(3600),
+        cooldown: seconds(3600),
         ..always("cools down")
     };
     server.rule(cools_down).await;

@@ -15,7 +15,7 @@ use watchpost::{
 use super::rows::{NONE, ago, attempt, client, finished, insert, now, queued, running, transition};
 use crate::support::{
     TestServer,
-    calls::{Reply, not_found, object, refused, walk},
+    calls::{Reply, in_millis, millis, not_found, object, refused, walk},
     database::on_both,
 };
 
@@ -33,9 +33,11 @@ async fn timing(server: &TestServer, db: &DatabaseConnection, job: job::Model) -
     job.timing.expect("the timing of a job")
 }
 
-fn is_about(found: Option<i64>, expected: i64) -> bool {
+fn is_about(found: Option<prost_types::Duration>, expected: i64) -> bool {
     // The test takes a moment itself.
-    found.is_some_and(|found| (expected..expected + 10_000).contains(&found))
+    found
+        .map(in_millis)
+        .is_some_and(|found| (expected..expected + 10_000).contains(&found))
 }
 
 fn micros(time: Option<prost_types::Timestamp>) -> i64 {
@@ -102,7 +104,7 @@ on_both! {
         let last = &told.attempts[1];
         assert_eq!((last.error_message.as_deref(), last.error_code.as_deref()), (Some("failure 2"), Some("E")));
         let timing = told.timing.unwrap();
-        assert_eq!((timing.run_ms, timing.remaining_ms), (Some((ended_at - started_at).num_milliseconds()), None));
+        assert_eq!((timing.run, timing.remaining), (millis((ended_at - started_at).num_milliseconds()), None));
         db.close().await.unwrap();
         server.stop().await;
     }
@@ -135,15 +137,15 @@ on_both! {
         let db = server.database.connect().await;
 
         let due = timing(&server, &db, queued("a")).await;
-        assert!(is_about(due.wait_ms, 60_000) && due.run_ms.is_none() && due.remaining_ms.is_none(), "{due:?}");
+        assert!(is_about(due.wait, 60_000) && due.run.is_none() && due.remaining.is_none(), "{due:?}");
         let later = job::Model { scheduled_at: Some(now() + TimeDelta::hours(1)), ..queued("a") };
         assert_eq!(timing(&server, &db, later).await, pb::JobTiming::default());
 
         let job = running("a", 30);
         let waited = (job.started_at.unwrap() - job.scheduled_at.unwrap()).num_milliseconds();
         let told = timing(&server, &db, job).await;
-        assert!(told.wait_ms == Some(waited) && is_about(told.run_ms, 30_000), "{told:?}");
-        assert_eq!((told.remaining_ms, told.estimated_completed_at), (None, None));
+        assert!(told.wait == millis(waited) && is_about(told.run, 30_000), "{told:?}");
+        assert_eq!((told.remaining, told.estimated_completed_at), (None, None));
 
         // A quarter in 20 of 30 s: 80 s in all, 50 s of which are left.
         let quarter = |percent, items, told_ago| job::Model {
@@ -155,24 +157,24 @@ on_both! {
         };
         let before = now();
         let told = timing(&server, &db, quarter(25, 250, 10)).await;
-        let left = told.remaining_ms.unwrap();
+        let left = told.remaining.map(in_millis).unwrap();
         assert!((39_000..=50_000).contains(&left), "{told:?}");
         let done_in = micros(told.estimated_completed_at) - before.timestamp_micros();
         assert!((49_000_000..=52_000_000).contains(&done_in), "{told:?}");
         // By the items, if they say more exactly what the percents say.
-        let exact = timing(&server, &db, quarter(25, 259, 10)).await.remaining_ms.unwrap();
+        let exact = timing(&server, &db, quarter(25, 259, 10)).await.remaining.map(in_millis).unwrap();
         assert!(exact < left - 1_000, "{exact} {left}");
-        let stale = timing(&server, &db, quarter(25, 10, 10)).await.remaining_ms.unwrap();
+        let stale = timing(&server, &db, quarter(25, 10, 10)).await.remaining.map(in_millis).unwrap();
         assert!((39_000..=50_000).contains(&stale), "{stale}");
         // What was told of an attempt before says nothing of this one, and nothing is no rate.
-        assert_eq!(timing(&server, &db, quarter(25, 250, 40)).await.remaining_ms, None);
-        assert_eq!(timing(&server, &db, quarter(0, 0, 10)).await.remaining_ms, None);
+        assert_eq!(timing(&server, &db, quarter(25, 250, 40)).await.remaining, None);
+        assert_eq!(timing(&server, &db, quarter(0, 0, 10)).await.remaining, None);
         let at_once = running("a", 30);
         let at_once = job::Model { progress_percent: 5, progress_at: at_once.started_at, ..at_once };
-        assert_eq!(timing(&server, &db, at_once).await.remaining_ms, None);
+        assert_eq!(timing(&server, &db, at_once).await.remaining, None);
         // It should be done by now.
         let late = timing(&server, &db, quarter(99, 990, 29)).await;
-        assert_eq!(late.remaining_ms, Some(0));
+        assert_eq!(late.remaining, millis(0));
         // In the year 10000 and later there are no times.
         let never = job::Model {
             progress_percent: 0,
@@ -181,7 +183,7 @@ on_both! {
             ..quarter(0, 0, 10)
         };
         let never = timing(&server, &db, never).await;
-        assert_eq!((never.remaining_ms, never.estimated_completed_at), (None, None));
+        assert_eq!((never.remaining, never.estimated_completed_at), (None, None));
         db.close().await.unwrap();
         server.stop().await;
     }
@@ -204,7 +206,7 @@ on_both! {
         insert(&db, [job]).await;
         insert(&db, [one]).await;
         let told = get(&server, &id.to_string()).await.unwrap().into_inner().timing.unwrap();
-        assert_eq!((told.wait_ms, told.run_ms), (None, Some(1_500)));
+        assert_eq!((told.wait, told.run), (None, millis(1_500)));
         let never = job::Model { status: JobStatus::Cancelled, completed_at: Some(ago(1)), ..queued("a") };
         assert_eq!(timing(&server, &db, never).await, pb::JobTiming::default());
         db.close().await.unwrap();

@@ -3,7 +3,7 @@
 use tonic::Code;
 use watchpost::pb::{self, JobStatus};
 
-use super::{claim_one, complete, create, fail, failure, get, id, story, wanted};
+use super::{claim_one, complete, create, fail, failure, get, id, request, story, wanted};
 use crate::support::{TestServer, database::on_both, field};
 
 fn of_type(job_type: &str) -> pb::JobFilter {
@@ -26,7 +26,7 @@ on_both! {
         complete(&server, &done).await.unwrap();
         create(&server, wanted("export")).await;
         let running = claim_one(&server, "w").await;
-        let requests = vec![wanted("export"); 500];
+        let requests = vec![request(wanted("export")); 500];
         let batch = pb::BatchCreateJobsRequest { requests };
         server.jobs().batch_create_jobs(batch).await.unwrap();
         let other = create(&server, wanted("backup")).await;
@@ -51,7 +51,7 @@ on_both! {
         let server = TestServer::start(backend).await;
         for key in ["a", "b"] {
             let unique = pb::UniqueJob { key: key.into(), ..Default::default() };
-            create(&server, pb::CreateJobRequest { unique: Some(unique), ..wanted("export") }).await;
+            create(&server, pb::Job { unique: Some(unique), ..wanted("export") }).await;
             let claimed = claim_one(&server, "w").await;
             let failed = fail(&server, pb::FailJobRequest {
                 retryable: Some(false),
@@ -61,7 +61,7 @@ on_both! {
         }
         // Another one has the key of the second.
         let unique = pb::UniqueJob { key: "b".into(), ..Default::default() };
-        create(&server, pb::CreateJobRequest { unique: Some(unique), ..wanted("export") }).await;
+        create(&server, pb::Job { unique: Some(unique), ..wanted("export") }).await;
         let request = pb::RetryJobsRequest {
             filter: Some(pb::JobFilter { dead: Some(true), ..Default::default() }),
             ..Default::default()

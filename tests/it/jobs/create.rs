@@ -6,7 +6,7 @@ use serde_json::json;
 use tonic::Code;
 use watchpost::pb::{self, BatchCreateJobsOutcome as Outcome, JobStatus, watch_response::Update};
 
-use super::{cancel, claim_one, complete, create, get, span, story, try_create, wanted};
+use super::{cancel, claim_one, complete, create, get, request, span, story, try_create, wanted};
 use crate::support::{
     TestServer,
     calls::object,
@@ -15,10 +15,10 @@ use crate::support::{
 };
 
 /// Makes a request a bad one.
-type Change = fn(&mut pb::CreateJobRequest);
+type Change = fn(&mut pb::Job);
 
-fn unique(key: &str) -> pb::CreateJobRequest {
-    pb::CreateJobRequest {
+fn unique(key: &str) -> pb::Job {
+    pb::Job {
         unique: Some(pb::UniqueJob {
             key: key.into(),
             ..Default::default()
@@ -30,47 +30,69 @@ fn unique(key: &str) -> pb::CreateJobRequest {
 on_both! {
     async fn a_job_is_made_as_it_was_wanted(backend) {
         let server = TestServer::start(backend).await;
-        let request = pb::CreateJobRequest {
+        let output_only = pb::Job {
+            id: "x".into(),
+            status: JobStatus::Completed.into(),
+            progress_percent: 50,
+            result: object(&json!({"a": 1})),
+            attempt_number: 9,
+            failures: 9,
+            worker_id: Some("w".into()),
+            unique_key: Some("k".into()),
+            request_id: Some("other".into()),
+            version_id: 9,
+            ..Default::default()
+        };
+        let wanted_job = pb::Job {
             job_type: "export".into(),
-            queue_name: "exports".into(),
+            queue_name: Some("exports".into()),
             priority: Some(0),
             payload: object(&json!({"camera": "porch"})),
             max_attempts: Some(7),
             timeout: span(Duration::from_secs(5)),
             deadline: span(Duration::from_mins(1)),
-            request_id: "r".into(),
             concurrency_key: "porch".into(),
             max_rescues: Some(0),
             dead_letter: Some(false),
-            ..Default::default()
+            ..output_only
         };
-        let made = create(&server, request.clone()).await;
+        let request = pb::CreateJobRequest { job: Some(wanted_job.clone()), request_id: "r".into() };
+        let made = server.jobs().create_job(request.clone()).await.unwrap().into_inner();
+        // What is ignored makes no other request.
+        let again = pb::Job { version_id: 1, ..wanted_job.clone() };
+        let again = pb::CreateJobRequest { job: Some(again), ..request };
+        assert_eq!(server.jobs().create_job(again).await.unwrap().into_inner(), made);
+        assert_eq!((made.progress_percent, made.failures, made.version_id), (0, 0, 1));
+        assert_eq!((&made.result, &made.worker_id, &made.unique_key), (&None, &None, &None));
+        assert_eq!(made.request_id.as_deref(), Some("r"));
         assert_eq!(made.status(), JobStatus::Queued);
-        assert_eq!((made.priority, made.max_attempts, made.max_rescues), (Some(0), Some(7), 0));
-        assert_eq!((made.timeout_ms, made.attempt_number), (Some(5_000), 1));
-        assert_eq!(made.payload, request.payload);
+        assert_eq!((made.priority, made.max_attempts, made.max_rescues), (Some(0), Some(7), Some(0)));
+        assert_eq!((made.timeout, made.attempt_number), (span(Duration::from_secs(5)), 1));
+        assert_eq!(made.payload, wanted_job.payload);
         assert_eq!(made.scheduled_at, made.created_at);
-        assert!(!made.dead_letter);
+        assert_eq!(made.dead_letter, Some(false));
         let read = get(&server, &made.id).await;
         assert_eq!(pb::Job { timing: None, ..read }, made);
         // What is left out is as the type says.
         let made = create(&server, wanted("backup")).await;
-        assert_eq!((made.priority, made.max_attempts, made.max_rescues), (Some(2), Some(3), 3));
-        assert_eq!(made.timeout_ms, Some(7_200_000));
-        assert_eq!((made.queue_name.as_deref(), made.dead_letter), (Some("default"), true));
+        assert_eq!((made.priority, made.max_attempts, made.max_rescues), (Some(2), Some(3), Some(3)));
+        assert_eq!(made.timeout, span(Duration::from_hours(2)));
+        assert_eq!((made.queue_name.as_deref(), made.dead_letter), (Some("default"), Some(true)));
         story::holds(&server.database.connect().await).await;
     }
 
     async fn bad_jobs_are_refused_by_field_and_none_is_made(backend) {
         let server = TestServer::start(backend).await;
-        let cases: [(&str, Change); 14] = [
+        let cases: [(&str, Change); 18] = [
             ("job_type", |job| job.job_type.clear()),
             ("job_type", |job| job.job_type = "x".repeat(51)),
-            ("queue_name", |job| job.queue_name = " ".into()),
+            ("queue_name", |job| job.queue_name = Some(" ".into())),
             ("priority", |job| job.priority = Some(5)),
             ("max_attempts", |job| job.max_attempts = Some(0)),
             ("max_rescues", |job| job.max_rescues = Some(-1)),
             ("timeout", |job| job.timeout = span(Duration::from_millis(999))),
+            ("timeout", |job| job.timeout = span(Duration::from_nanos(1_000_999_999))),
+            ("timeout", |job| job.timeout = Some(prost_types::Duration { seconds: 2, nanos: -1 })),
             ("deadline", |job| job.deadline = span(Duration::from_hours(367 * 24))),
             ("unique.key", |job| job.unique = Some(pb::UniqueJob::default())),
             ("unique.states[0]", |job| job.unique = Some(pb::UniqueJob {
@@ -87,19 +109,29 @@ on_both! {
                 multiplier: Some(f64::NAN),
                 ..Default::default()
             })),
+            ("retry_policy.initial_delay", |job| job.retry_policy = Some(pb::RetryPolicy {
+                initial_delay: span(Duration::from_millis(86_400_001)),
+                ..Default::default()
+            })),
+            ("retry_policy.max_delay", |job| job.retry_policy = Some(pb::RetryPolicy {
+                max_delay: span(Duration::from_micros(1)),
+                ..Default::default()
+            })),
             ("payload", |job| job.payload = object(&json!({"x": "y".repeat(1 << 20)}))),
             ("concurrency_key", |job| job.concurrency_key = "a\0".into()),
         ];
         for (name, change) in cases {
-            let mut request = wanted("export");
-            change(&mut request);
-            let error = try_create(&server, request.clone()).await.unwrap_err();
-            assert_eq!((error.code(), field(&error)), (Code::InvalidArgument, name.into()));
-            let requests = vec![wanted("export"), request];
+            let mut job = wanted("export");
+            change(&mut job);
+            let error = try_create(&server, job.clone()).await.unwrap_err();
+            assert_eq!((error.code(), field(&error)), (Code::InvalidArgument, format!("job.{name}")));
+            let requests = vec![request(wanted("export")), request(job)];
             let batch = pb::BatchCreateJobsRequest { requests };
             let error = server.jobs().batch_create_jobs(batch).await.unwrap_err();
-            assert_eq!(field(&error), format!("requests[1].{name}"));
+            assert_eq!(field(&error), format!("requests[1].job.{name}"));
         }
+        let error = server.jobs().create_job(pb::CreateJobRequest::default()).await.unwrap_err();
+        assert_eq!((error.code(), field(&error)), (Code::InvalidArgument, "job".into()));
         let empty = pb::BatchCreateJobsRequest::default();
         let error = server.jobs().batch_create_jobs(empty).await.unwrap_err();
         assert_eq!(field(&error), "requests");
@@ -108,23 +140,17 @@ on_both! {
 
     async fn a_repeated_request_makes_no_second_job(backend) {
         let server = TestServer::start(backend).await;
-        let request = pb::CreateJobRequest {
-            request_id: "once".into(),
-            ..wanted("export")
-        };
-        let first = create(&server, request.clone()).await;
+        let once = |job| pb::CreateJobRequest { job: Some(job), request_id: "once".into() };
+        let first = server.jobs().create_job(once(wanted("export"))).await.unwrap().into_inner();
         let claimed = claim_one(&server, "w").await;
         complete(&server, &claimed).await.unwrap();
-        let again = create(&server, request.clone()).await;
+        let again = server.jobs().create_job(once(wanted("export"))).await.unwrap().into_inner();
         assert_eq!((again.id.clone(), again.status()), (first.id.clone(), JobStatus::Completed));
-        let other = pb::CreateJobRequest {
-            priority: Some(1),
-            ..request.clone()
-        };
-        let error = try_create(&server, other.clone()).await.unwrap_err();
+        let other = once(pb::Job { priority: Some(1), ..wanted("export") });
+        let error = server.jobs().create_job(other.clone()).await.unwrap_err();
         assert_eq!(error.code(), Code::AlreadyExists);
         assert_eq!(reason(&error), "IDEMPOTENCY_KEY_REUSED");
-        let requests = vec![request, wanted("export"), other];
+        let requests = vec![once(wanted("export")), request(wanted("export")), other];
         let batch = pb::BatchCreateJobsRequest { requests };
         let response = server.jobs().batch_create_jobs(batch).await.unwrap().into_inner();
         let outcomes: Vec<_> = response.results.iter().map(pb::BatchCreateJobsResult::outcome).collect();
@@ -136,9 +162,9 @@ on_both! {
     async fn a_large_batch_lets_others_write_in_between(backend) {
         let server = TestServer::start(backend).await;
         let mut watch = server.watch(topics(&[pb::Topic::Jobs])).await;
-        let mut requests = vec![wanted("export"); 2_500];
-        requests[0] = unique("porch");
-        requests[2_400] = unique("porch");
+        let mut requests = vec![request(wanted("export")); 2_500];
+        requests[0] = request(unique("porch"));
+        requests[2_400] = request(unique("porch"));
         requests[100].request_id = "once".into();
         requests[2_300].request_id = "once".into();
         let batch = pb::BatchCreateJobsRequest { requests };
@@ -167,15 +193,15 @@ on_both! {
         let server = TestServer::start(backend).await;
         let first = create(&server, unique("porch")).await;
         let error = try_create(&server, unique("porch")).await.unwrap_err();
-        assert_eq!((error.code(), field(&error)), (Code::AlreadyExists, "unique.key".into()));
+        assert_eq!((error.code(), field(&error)), (Code::AlreadyExists, "job.unique.key".into()));
         let details = tonic_types::StatusExt::get_error_details(&error);
         let metadata = &details.error_info().unwrap().metadata;
         assert_eq!((&metadata["job_id"], &*metadata["status"]), (&first.id, "QUEUED"));
         // Other keys and other types are free.
         create(&server, unique("yard")).await;
-        create(&server, pb::CreateJobRequest { job_type: "backup".into(), ..unique("porch") }).await;
+        create(&server, pb::Job { job_type: "backup".into(), ..unique("porch") }).await;
         let batch = pb::BatchCreateJobsRequest {
-            requests: vec![unique("a"), unique("a"), unique("porch")],
+            requests: [unique("a"), unique("a"), unique("porch")].map(request).to_vec(),
         };
         let response = server.jobs().batch_create_jobs(batch).await.unwrap().into_inner();
         let outcomes: Vec<_> = response.results.iter().map(pb::BatchCreateJobsResult::outcome).collect();
@@ -221,7 +247,7 @@ on_both! {
         let server = TestServer::start(backend).await;
         let tries = (0..20).map(|_| {
             let mut jobs = server.jobs();
-            async move { jobs.create_job(unique("one")).await.is_ok() }
+            async move { jobs.create_job(request(unique("one"))).await.is_ok() }
         });
         let made = futures_util::future::join_all(tries).await;
         assert_eq!(made.iter().filter(|made| **made).count(), 1);
@@ -229,12 +255,12 @@ on_both! {
 
     async fn a_job_is_not_given_before_its_time(backend) {
         let server = TestServer::start(backend).await;
-        let later = pb::CreateJobRequest {
+        let later = pb::Job {
             scheduled_at: in_seconds(3_600),
             ..wanted("export")
         };
         create(&server, later).await;
-        let soon = pb::CreateJobRequest {
+        let soon = pb::Job {
             scheduled_at: in_seconds(2),
             ..wanted("export")
         };
@@ -250,7 +276,7 @@ on_both! {
 #[tokio::test]
 async fn ten_thousand_jobs_are_made_in_one_call() {
     let server = TestServer::start(Backend::Postgres).await;
-    let requests = vec![wanted("export"); 10_000];
+    let requests = vec![request(wanted("export")); 10_000];
     let batch = pb::BatchCreateJobsRequest { requests };
     let response = server
         .jobs()
@@ -259,7 +285,7 @@ async fn ten_thousand_jobs_are_made_in_one_call() {
         .unwrap();
     assert_eq!(response.into_inner().created, 10_000);
     let mut requests = batch.requests;
-    requests.push(wanted("export"));
+    requests.push(request(wanted("export")));
     let batch = pb::BatchCreateJobsRequest { requests };
     let error = server.jobs().batch_create_jobs(batch).await.unwrap_err();
     assert_eq!(field(&error), "requests");

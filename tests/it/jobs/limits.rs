@@ -2,7 +2,7 @@
 
 use watchpost::pb::{self, JobStatus, job_queue_service_client::JobQueueServiceClient};
 
-use super::{claim_now, claim_one, complete, create, story, until, wanted};
+use super::{claim_now, claim_one, complete, create, request, story, until, wanted};
 use crate::support::{TestServer, calls::mask, database::on_both};
 
 /// Sets a limit of the default queue.
@@ -26,7 +26,7 @@ on_both! {
         let server = TestServer::start(backend).await;
         let db = server.database.connect().await;
         limit(&server, "max_running", |queue| queue.max_running = Some(2)).await;
-        let requests = vec![wanted("export"); 5];
+        let requests = vec![request(wanted("export")); 5];
         let batch = pb::BatchCreateJobsRequest { requests };
         server.jobs().batch_create_jobs(batch).await.unwrap();
         let claimed = claim_now(&server, "w", 5).await;
@@ -45,11 +45,11 @@ on_both! {
     async fn no_more_of_a_key_run_at_a_time_than_a_queue_allows(backend) {
         let server = TestServer::start(backend).await;
         limit(&server, "max_running_per_key", |queue| queue.max_running_per_key = Some(1)).await;
-        let of = |key: &str| pb::CreateJobRequest {
+        let of = |key: &str| request(pb::Job {
             concurrency_key: key.into(),
             ..wanted("export")
-        };
-        let requests = vec![of("a"), of("a"), of("b"), of("b"), of("")  , of("")];
+        });
+        let requests = vec![of("a"), of("a"), of("b"), of("b"), of(""), of("")];
         let batch = pb::BatchCreateJobsRequest { requests };
         server.jobs().batch_create_jobs(batch).await.unwrap();
         let mut claimed = claim_now(&server, "w", 10).await;

@@ -13,7 +13,7 @@ use watchpost::{
 
 use crate::support::{
     TestServer,
-    calls::{Reply, failed, mask, metadata, not_found, refused, strings, walk},
+    calls::{Reply, failed, mask, metadata, not_found, refused, seconds, strings, walk},
     database::on_both,
     topics,
 };
@@ -323,15 +323,15 @@ on_both! {
         let names: Vec<_> = all.iter().map(|of| (of.queue_name.as_str(), of.paused)).collect();
         assert_eq!(names, [("busy", false), ("idle", true)]);
         let busy = &all[0];
-        let oldest = busy.oldest_queued_ms.unwrap();
-        assert!((100_000..160_000).contains(&oldest), "{oldest}");
+        let oldest = busy.oldest_queued_age.unwrap();
+        assert!((100..160).contains(&oldest.seconds), "{oldest:?}");
         let of = pb::QueueTypeStats {
             job_type: "t".into(),
             finished: 3,
-            wait_ms_p50: Some(2_000.0),
-            wait_ms_p95: Some(3_000.0),
-            run_ms_p50: Some(20_000.0),
-            run_ms_p95: Some(30_000.0),
+            wait_p50: seconds(2),
+            wait_p95: seconds(3),
+            run_p50: seconds(20),
+            run_p95: seconds(30),
         };
         let expected = pb::QueueStats {
             queue_name: "busy".into(),
@@ -339,15 +339,15 @@ on_both! {
             depth: 2,
             scheduled: 1,
             running: 1,
-            oldest_queued_ms: Some(oldest),
+            oldest_queued_age: Some(oldest),
             finished: 3,
             finished_per_second: 3.0 / 3_600.0,
             by_type: vec![of],
         };
         assert_eq!(*busy, expected);
         let one = stats(&server, "busy").await;
-        let oldest_queued_ms = one[0].oldest_queued_ms;
-        assert_eq!(one, [pb::QueueStats { oldest_queued_ms, ..expected }]);
+        let oldest_queued_age = one[0].oldest_queued_age;
+        assert_eq!(one, [pb::QueueStats { oldest_queued_age, ..expected }]);
         assert!(stats(&server, "idle").await[0].paused);
         server.stop().await;
     }

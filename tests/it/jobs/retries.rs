@@ -19,7 +19,7 @@ fn millis(time: Option<prost_types::Timestamp>) -> i64 {
 on_both! {
     async fn a_failure_is_tried_again_until_attempts_are_exhausted(backend) {
         let server = TestServer::start(backend).await;
-        let job = create(&server, pb::CreateJobRequest {
+        let job = create(&server, pb::Job {
             max_attempts: Some(2),
             ..wanted("export")
         }).await;
@@ -56,7 +56,7 @@ on_both! {
 
     async fn a_failure_that_cannot_be_helped_is_final(backend) {
         let server = TestServer::start(backend).await;
-        create(&server, pb::CreateJobRequest {
+        create(&server, pb::Job {
             dead_letter: Some(false),
             ..wanted("export")
         }).await;
@@ -71,11 +71,11 @@ on_both! {
 
     async fn waits_grow_up_to_their_most(backend) {
         let server = TestServer::start(backend).await;
-        create(&server, pb::CreateJobRequest {
+        create(&server, pb::Job {
             max_attempts: Some(10),
             retry_policy: Some(pb::RetryPolicy {
-                initial_ms: Some(100),
-                max_ms: Some(250),
+                initial_delay: span(Duration::from_millis(100)),
+                max_delay: span(Duration::from_millis(250)),
                 multiplier: Some(2.0),
                 jitter: Some(0.1),
             }),
@@ -113,7 +113,7 @@ on_both! {
 
     async fn a_poison_job_stops_after_its_rescues(backend) {
         let server = TestServer::start(backend).await;
-        let job = create(&server, pb::CreateJobRequest {
+        let job = create(&server, pb::Job {
             max_rescues: Some(1),
             ..wanted("export")
         }).await;
@@ -135,7 +135,7 @@ on_both! {
 
     async fn an_attempt_that_takes_too_long_fails(backend) {
         let server = TestServer::start(backend).await;
-        let job = create(&server, pb::CreateJobRequest {
+        let job = create(&server, pb::Job {
             timeout: span(Duration::from_secs(1)),
             max_attempts: Some(1),
             ..wanted("export")
@@ -151,7 +151,7 @@ on_both! {
 
     async fn a_job_fails_at_its_deadline_whether_it_runs_or_not(backend) {
         let server = TestServer::start(backend).await;
-        let soon = pb::CreateJobRequest {
+        let soon = pb::Job {
             deadline: span(Duration::from_secs(1)),
             ..wanted("export")
         };

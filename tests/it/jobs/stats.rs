@@ -16,7 +16,7 @@ use watchpost::{
 use super::rows::{ago, attempt, client, insert, now, queued, running};
 use crate::support::{
     TestServer,
-    calls::{refused, strings},
+    calls::{in_millis, millis, refused, seconds, strings},
     database::on_both,
 };
 
@@ -43,12 +43,16 @@ async fn stats(
 type Row = (job::Model, Option<DateTime<Utc>>);
 
 /// The value that so many of 100 are no larger than.
-fn percentile(mut values: Vec<i64>, percent: usize) -> Option<f64> {
+fn percentile(mut values: Vec<i64>, percent: usize) -> Option<prost_types::Duration> {
     values.sort_unstable();
     let rank = (values.len() * percent).div_ceil(100);
-    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-    let ms = |micros: i64| micros as f64 / 1_000.0;
-    values.get(rank.checked_sub(1)?).copied().map(ms)
+    let micros = values.get(rank.checked_sub(1)?).copied()?;
+    let length = std::time::Duration::from_micros(micros.try_into().unwrap());
+    Some(length.try_into().unwrap())
+}
+
+fn as_seconds(length: prost_types::Duration) -> f64 {
+    std::time::Duration::try_from(length).unwrap().as_secs_f64()
 }
 
 fn waited(job: &job::Model) -> Option<i64> {
@@ -124,7 +128,7 @@ fn agree(stats: &pb::GetJobStatsResponse, rows: &[&Row], seconds: i64) {
         ]
         .map(|(values, percent)| percentile(values, percent));
         assert_eq!(
-            [of.wait_ms_p50, of.wait_ms_p95, of.run_ms_p50, of.run_ms_p95],
+            [of.wait_p50, of.wait_p95, of.run_p50, of.run_p95],
             expected,
             "{}",
             of.job_type
@@ -145,10 +149,10 @@ fn agree(stats: &pb::GetJobStatsResponse, rows: &[&Row], seconds: i64) {
         })
         .collect();
     #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-    let mean =
-        (!ran.is_empty()).then(|| ran.iter().sum::<i64>() as f64 / ran.len() as f64 / 1_000.0);
-    assert_eq!(stats.average_run_ms.is_some(), mean.is_some());
-    assert!((stats.average_run_ms.unwrap_or_default() - mean.unwrap_or_default()).abs() < 1e-3);
+    let mean = (!ran.is_empty()).then(|| ran.iter().sum::<i64>() as f64 / ran.len() as f64 / 1e6);
+    let told = stats.average_run.map(as_seconds);
+    assert_eq!(told.is_some(), mean.is_some());
+    assert!((told.unwrap_or_default() - mean.unwrap_or_default()).abs() < 1e-6);
 
     let queued = rows
         .iter()
@@ -158,8 +162,8 @@ fn agree(stats: &pb::GetJobStatsResponse, rows: &[&Row], seconds: i64) {
         .filter(|at| *at <= now)
         .min();
     let age = oldest.map(|at| (now - at).num_milliseconds());
-    assert_eq!(stats.oldest_queued_ms.is_some(), age.is_some());
-    let ahead = age.unwrap_or_default() - stats.oldest_queued_ms.unwrap_or_default();
+    assert_eq!(stats.oldest_queued_age.is_some(), age.is_some());
+    let ahead = age.unwrap_or_default() - stats.oldest_queued_age.map_or(0, in_millis);
     assert!((0..10_000).contains(&ahead), "{ahead}");
 }
 
@@ -242,7 +246,7 @@ on_both! {
         let some: Vec<_> = rows.iter().filter(|(job, _)| !job.status.is_finished()).collect();
         let active = stats(&server, Some(filter), 3_600).await;
         agree(&active, &some, 3_600);
-        assert_eq!((active.average_run_ms, active.by_type[0].run_ms_p50), (None, None));
+        assert_eq!((active.average_run, active.by_type[0].run_p50), (None, None));
         server.stop().await;
     }
 
@@ -265,11 +269,11 @@ on_both! {
         insert(&db, (1..=20).map(took)).await;
         insert(&db, [running("a", 5)]).await;
         let of = stats(&server, None, 3_600).await.by_type.remove(0);
-        assert_eq!((of.wait_ms_p50, of.wait_ms_p95), (Some(10_000.0), Some(19_000.0)));
-        assert_eq!((of.run_ms_p50, of.run_ms_p95, of.finished), (Some(10.0), Some(19.0), 20));
+        assert_eq!((of.wait_p50, of.wait_p95), (seconds(10), seconds(19)));
+        assert_eq!((of.run_p50, of.run_p95, of.finished), (millis(10), millis(19), 20));
         insert(&db, [took(21)]).await;
         let of = stats(&server, None, 3_600).await.by_type.remove(0);
-        assert_eq!((of.wait_ms_p50, of.wait_ms_p95), (Some(11_000.0), Some(20_000.0)));
+        assert_eq!((of.wait_p50, of.wait_p95), (seconds(11), seconds(20)));
         db.close().await.unwrap();
         server.stop().await;
     }

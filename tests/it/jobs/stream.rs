@@ -10,7 +10,9 @@ use watchpost::pb::{
     work_jobs_request::Message as Says, work_jobs_response::Message as Told,
 };
 
-use super::{cancel, claim_one, complete, completion, create, get, id, span, story, until, wanted};
+use super::{
+    cancel, claim_one, complete, completion, create, get, id, request, span, story, until, wanted,
+};
 use crate::job_crash::proxy::Proxy;
 use crate::support::{
     PATIENCE, TestServer, connect,
@@ -97,7 +99,7 @@ on_both! {
         let mut worker = Worker::start(&server, hello("w", 2)).await;
         assert_eq!(worker.welcome.lease_duration, span(Duration::from_secs(3)));
         assert_eq!(worker.welcome.heartbeat_interval, span(Duration::from_secs(1)));
-        let requests = vec![wanted("export"); 3];
+        let requests = vec![request(wanted("export")); 3];
         let batch = pb::BatchCreateJobsRequest { requests };
         server.jobs().batch_create_jobs(batch).await.unwrap();
         let (first, second) = (worker.job().await, worker.job().await);
@@ -181,7 +183,7 @@ on_both! {
         // One that does not come back is rescued as soon as it is gone.
         let channel = connect(&format!("http://{}", proxy.address)).await;
         let mut brief = Worker::start_on(channel, at_once).await;
-        let job = create(&server, pb::CreateJobRequest { queue_name: "brief".into(), ..wanted("export") }).await;
+        let job = create(&server, pb::Job { queue_name: Some("brief".into()), ..wanted("export") }).await;
         brief.job().await;
         let cut = std::time::Instant::now();
         proxy.cut();
@@ -254,9 +256,9 @@ on_both! {
     async fn a_worker_that_gets_a_job_again_is_told_that_it_lost_it(backend) {
         let server = TestServer::start(backend).await;
         let mut worker = Worker::start(&server, hello("w", 1)).await;
-        create(&server, pb::CreateJobRequest {
+        create(&server, pb::Job {
             timeout: span(Duration::from_secs(1)),
-            retry_policy: Some(pb::RetryPolicy { initial_ms: Some(0), ..Default::default() }),
+            retry_policy: Some(pb::RetryPolicy { initial_delay: span(Duration::ZERO), ..Default::default() }),
             ..wanted("export")
         }).await;
         let first = worker.job().await;
@@ -275,7 +277,7 @@ on_both! {
     async fn a_worker_that_took_too_long_is_told_to_stop(backend) {
         let server = TestServer::start(backend).await;
         let mut worker = Worker::start(&server, hello("w", 1)).await;
-        let job = create(&server, pb::CreateJobRequest {
+        let job = create(&server, pb::Job {
             timeout: span(Duration::from_secs(1)),
             max_attempts: Some(1),
             ..wanted("export")

@@ -11,7 +11,7 @@ use watchpost::pb::{
 
 use crate::support::{
     PATIENCE, TestServer,
-    calls::{Reply, failed, mask, not_found, refused, strings, walk},
+    calls::{Reply, failed, mask, millis, nanos, not_found, refused, seconds, strings, walk},
     connect,
     database::{Backend, on_both},
     start, topics,
@@ -70,14 +70,14 @@ fn named(name: &str) -> pb::JobType {
 }
 
 /// What is built in, with this timeout.
-fn built_in(name: &str, timeout_ms: i64) -> pb::JobType {
+fn built_in(name: &str, timeout: i64) -> pb::JobType {
     pb::JobType {
         priority: Some(2),
         max_attempts: Some(3),
         max_rescues: Some(3),
-        timeout_ms: Some(timeout_ms),
-        retry_initial_ms: Some(1_000),
-        retry_max_ms: Some(30_000),
+        timeout: seconds(timeout),
+        retry_initial_delay: seconds(1),
+        retry_max_delay: seconds(30),
         retry_multiplier: Some(2.0),
         retry_jitter: Some(0.25),
         dead_letter: Some(true),
@@ -89,22 +89,22 @@ fn built_in(name: &str, timeout_ms: i64) -> pb::JobType {
 on_both! {
     async fn a_type_without_settings_has_what_is_built_in(backend) {
         let server = TestServer::start(backend).await;
-        for (name, timeout_ms) in [
-            ("ai_analysis", 300_000),
-            ("export", 1_800_000),
-            ("cleanup", 600_000),
-            ("retention", 3_600_000),
-            ("backup", 7_200_000),
-            ("whatever", 600_000),
+        for (name, timeout) in [
+            ("ai_analysis", 300),
+            ("export", 1_800),
+            ("cleanup", 600),
+            ("retention", 3_600),
+            ("backup", 7_200),
+            ("whatever", 600),
         ] {
-            assert_eq!(get(&server, name).await, built_in(name, timeout_ms));
+            assert_eq!(get(&server, name).await, built_in(name, timeout));
         }
         server.stop().await;
     }
 
     async fn settings_are_changed_one_by_one_and_taken_away(backend) {
         let server = TestServer::start(backend).await;
-        let mut expected = built_in("export", 1_800_000);
+        let mut expected = built_in("export", 1_800);
         expected.built_in = false;
         for (sent, paths, settings, change) in [
             (
@@ -114,15 +114,15 @@ on_both! {
                 &(|it: &mut pb::JobType| it.priority = Some(0)) as &dyn Fn(&mut pb::JobType),
             ),
             (
-                pb::JobType { timeout_ms: Some(0), deadline_ms: Some(1_000), priority: Some(4), ..named("export") },
-                &["timeout_ms", "deadline_ms"],
-                &["priority", "timeout_ms", "deadline_ms"],
-                &|it| (it.timeout_ms, it.deadline_ms) = (Some(0), Some(1_000)),
+                pb::JobType { timeout: seconds(0), deadline: seconds(1), priority: Some(4), ..named("export") },
+                &["timeout", "deadline"],
+                &["priority", "timeout", "deadline"],
+                &|it| (it.timeout, it.deadline) = (seconds(0), seconds(1)),
             ),
             (
                 pb::JobType {
-                    retry_initial_ms: Some(0),
-                    retry_max_ms: Some(604_800_000),
+                    retry_initial_delay: seconds(0),
+                    retry_max_delay: seconds(604_800),
                     retry_multiplier: Some(10.0),
                     retry_jitter: Some(0.0),
                     dead_letter: Some(false),
@@ -131,12 +131,12 @@ on_both! {
                 },
                 &[],
                 &[
-                    "description", "priority", "timeout_ms", "deadline_ms", "retry_initial_ms", "retry_max_ms",
+                    "description", "priority", "timeout", "deadline", "retry_initial_delay", "retry_max_delay",
                     "retry_multiplier", "retry_jitter", "dead_letter",
                 ],
                 &|it| {
-                    it.retry_initial_ms = Some(0);
-                    it.retry_max_ms = Some(604_800_000);
+                    it.retry_initial_delay = seconds(0);
+                    it.retry_max_delay = seconds(604_800);
                     it.retry_multiplier = Some(10.0);
                     it.retry_jitter = Some(0.0);
                     it.dead_letter = Some(false);
@@ -153,7 +153,7 @@ on_both! {
                     built_in: false,
                     created_at: it.created_at,
                     version_id: it.version_id,
-                    ..built_in("export", 1_800_000)
+                    ..built_in("export", 1_800)
                 },
             ),
         ] {
@@ -169,7 +169,7 @@ on_both! {
         let same = update(&server, pb::JobType { max_rescues: Some(0), ..named("export") }, &[]).await;
         assert_eq!(same.unwrap().into_inner(), expected, "nothing has changed");
         delete(&server, "export", None).await.unwrap();
-        assert_eq!(get(&server, "export").await, built_in("export", 1_800_000));
+        assert_eq!(get(&server, "export").await, built_in("export", 1_800));
         not_found(delete(&server, "export", None).await, "job type", "export");
         server.stop().await;
     }
@@ -185,12 +185,15 @@ on_both! {
             (pb::JobType { priority: Some(-1), ..named("t") }, "job_type.priority"),
             (pb::JobType { max_attempts: Some(0), ..named("t") }, "job_type.max_attempts"),
             (pb::JobType { max_rescues: Some(1_001), ..named("t") }, "job_type.max_rescues"),
-            (pb::JobType { timeout_ms: Some(999), ..named("t") }, "job_type.timeout_ms"),
-            (pb::JobType { timeout_ms: Some(-1), ..named("t") }, "job_type.timeout_ms"),
-            (pb::JobType { timeout_ms: Some(2_592_000_001), ..named("t") }, "job_type.timeout_ms"),
-            (pb::JobType { deadline_ms: Some(0), ..named("t") }, "job_type.deadline_ms"),
-            (pb::JobType { retry_initial_ms: Some(-1), ..named("t") }, "job_type.retry_initial_ms"),
-            (pb::JobType { retry_max_ms: Some(604_800_001), ..named("t") }, "job_type.retry_max_ms"),
+            (pb::JobType { timeout: millis(999), ..named("t") }, "job_type.timeout"),
+            (pb::JobType { timeout: seconds(-1), ..named("t") }, "job_type.timeout"),
+            (pb::JobType { timeout: nanos(1), ..named("t") }, "job_type.timeout"),
+            (pb::JobType { timeout: nanos(1_000_000_000), ..named("t") }, "job_type.timeout"),
+            (pb::JobType { timeout: millis(2_592_000_001), ..named("t") }, "job_type.timeout"),
+            (pb::JobType { deadline: seconds(0), ..named("t") }, "job_type.deadline"),
+            (pb::JobType { retry_initial_delay: nanos(-1), ..named("t") }, "job_type.retry_initial_delay"),
+            (pb::JobType { retry_initial_delay: nanos(999_999), ..named("t") }, "job_type.retry_initial_delay"),
+            (pb::JobType { retry_max_delay: millis(604_800_001), ..named("t") }, "job_type.retry_max_delay"),
             (pb::JobType { retry_multiplier: Some(0.5), ..named("t") }, "job_type.retry_multiplier"),
             (pb::JobType { retry_multiplier: Some(f64::NAN), ..named("t") }, "job_type.retry_multiplier"),
             (pb::JobType { retry_jitter: Some(1.5), ..named("t") }, "job_type.retry_jitter"),
@@ -248,7 +251,7 @@ on_both! {
         for (kind, expected) in [
             (ChangeKind::Created, first.into_inner()),
             (ChangeKind::Updated, second.into_inner()),
-            (ChangeKind::Deleted, built_in("t", 600_000)),
+            (ChangeKind::Deleted, built_in("t", 600)),
         ] {
             let Update::JobType(change) = watch.update().await else { panic!("not a job type") };
             assert_eq!((change.kind(), change.job_type), (kind, Some(expected)));

@@ -8,15 +8,15 @@ use tonic::Code;
 use watchpost::pb::{self, JobStatus};
 
 use super::{
-    claim, claim_now, claim_one, claim_with, complete, completion, create, get, id, span, story,
-    until, wanted,
+    claim, claim_now, claim_one, claim_with, complete, completion, create, get, id, request, span,
+    story, until, wanted,
 };
 use crate::support::{TestServer, calls::object, database::on_both, field, reason};
 
 on_both! {
     async fn a_job_is_worked_from_the_queue_to_its_result(backend) {
         let server = TestServer::start(backend).await;
-        let job = create(&server, pb::CreateJobRequest {
+        let job = create(&server, pb::Job {
             payload: object(&json!({"n": 1})),
             ..wanted("export")
         }).await;
@@ -167,8 +167,8 @@ on_both! {
 
     async fn priorities_types_and_queues_are_kept_apart(backend) {
         let server = TestServer::start(backend).await;
-        let of = |job_type: &str, queue: &str, priority| pb::CreateJobRequest {
-            queue_name: queue.into(),
+        let of = |job_type: &str, queue: &str, priority| pb::Job {
+            queue_name: Some(queue.into()),
             priority: Some(priority),
             ..wanted(job_type)
         };
@@ -190,10 +190,10 @@ on_both! {
 
     async fn keys_take_turns(backend) {
         let server = TestServer::start(backend).await;
-        let of = |key: &str| pb::CreateJobRequest {
+        let of = |key: &str| request(pb::Job {
             concurrency_key: key.into(),
             ..wanted("export")
-        };
+        });
         let mut requests = vec![of("busy"); 50];
         requests.extend([of("quiet"), of("quiet")]);
         let batch = pb::BatchCreateJobsRequest { requests };
@@ -244,7 +244,7 @@ on_both! {
 
     async fn a_release_and_a_snooze_are_no_failures(backend) {
         let server = TestServer::start(backend).await;
-        let job = create(&server, pb::CreateJobRequest {
+        let job = create(&server, pb::Job {
             max_attempts: Some(1),
             ..wanted("export")
         }).await;
@@ -278,7 +278,7 @@ on_both! {
         for number in 0..8 {
             // Alike, so that a database may store them in little.
             let payload = object(&json!({"n": number, "x": "x".repeat(900_000)}));
-            create(&server, pb::CreateJobRequest { payload, ..wanted("export") }).await;
+            create(&server, pb::Job { payload, ..wanted("export") }).await;
         }
         create(&server, wanted("export")).await;
         let mut numbers = Vec::new();

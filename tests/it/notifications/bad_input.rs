@@ -26,8 +26,8 @@ fn webhook(change: impl FnOnce(&mut pb::WebhookChannel)) -> pb::NotificationChan
 fn email(change: impl FnOnce(&mut pb::EmailChannel)) -> pb::NotificationChannel {
     let mut email = pb::EmailChannel {
         host: "mail.example.com".into(),
-        from: "a@example.com".into(),
-        to: strings(&["b@example.com"]),
+        from_address: "a@example.com".into(),
+        to_addresses: strings(&["b@example.com"]),
         ..Default::default()
     };
     change(&mut email);
@@ -60,10 +60,10 @@ on_both! {
             ),
             (
                 pb::NotificationChannel {
-                    quiet_times: vec![pb::Schedule { timezone: "Mars/North".into(), ..Default::default() }],
+                    quiet_times: vec![pb::Schedule { time_zone: "Mars/North".into(), ..Default::default() }],
                     ..webhook(|_| {})
                 },
-                "quiet_times[0].timezone",
+                "quiet_times[0].time_zone",
             ),
             (webhook(|hook| hook.signing_secrets = vec![]), "webhook.signing_secrets"),
             (webhook(|hook| hook.signing_secrets = many(6, SECRET)), "webhook.signing_secrets"),
@@ -90,12 +90,12 @@ on_both! {
             (email(|mail| mail.security = 9), "email.security"),
             (email(|mail| mail.username = Some("u".into())), "email.password"),
             (email(|mail| mail.password = "p".into()), "email.username"),
-            (email(|mail| mail.from = String::new()), "email.from"),
-            (email(|mail| mail.from = "nobody".into()), "email.from"),
-            (email(|mail| mail.from = "a@example.com\r\nBcc: c@example.com".into()), "email.from"),
-            (email(|mail| mail.to = vec![]), "email.to"),
-            (email(|mail| mail.to = many(51, "b@example.com")), "email.to"),
-            (email(|mail| mail.to.push("@".into())), "email.to[1]"),
+            (email(|mail| mail.from_address = String::new()), "email.from_address"),
+            (email(|mail| mail.from_address = "nobody".into()), "email.from_address"),
+            (email(|mail| mail.from_address = "a@example.com\r\nBcc: c@example.com".into()), "email.from_address"),
+            (email(|mail| mail.to_addresses = vec![]), "email.to_addresses"),
+            (email(|mail| mail.to_addresses = many(51, "b@example.com")), "email.to_addresses"),
+            (email(|mail| mail.to_addresses.push("@".into())), "email.to_addresses[1]"),
             (email(|mail| mail.timeout = seconds(61)), "email.timeout"),
         ];
         for url in [

@@ -50,7 +50,7 @@ pub(super) fn full() -> pb::NotificationChannel {
             days: vec![pb::DayOfWeek::Sunday.into()],
             start_time: "22:00".into(),
             end_time: "06:00".into(),
-            timezone: "Europe/Berlin".into(),
+            time_zone: "Europe/Berlin".into(),
         }],
         quiet_except: Severity::Critical.into(),
         kind: Some(Kind::Webhook(pb::WebhookChannel {
@@ -76,8 +76,8 @@ pub(super) fn mail() -> pb::EmailChannel {
         host: "mail.example.com".into(),
         username: Some("watchpost".into()),
         password: "hunter2".into(),
-        from: "Watchpost <watchpost@example.com>".into(),
-        to: strings(&["ops@example.com", "Ann <ann@example.com>"]),
+        from_address: "Watchpost <watchpost@example.com>".into(),
+        to_addresses: strings(&["ops@example.com", "Ann <ann@example.com>"]),
         ..Default::default()
     }
 }

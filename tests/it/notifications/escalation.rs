@@ -8,13 +8,13 @@ use watchpost::pb::{self, DeliveryStatus};
 use super::{acknowledge, of_alert, raise, ready, telling, webhook};
 use crate::support::{
     PATIENCE, TestServer,
-    calls::{execute, strings},
+    calls::{execute, seconds, strings},
     database::{Backend, on_both},
     receiver::{Answer, Receiver},
 };
 
-/// A server with the channels `first` and `second`, and a rule that tells the second one after `seconds`.
-async fn escalating(backend: Backend, seconds: i32) -> (TestServer, Receiver, Receiver) {
+/// A server with the channels `first` and `second`, and a rule that tells the second one after so many seconds.
+async fn escalating(backend: Backend, after: i64) -> (TestServer, Receiver, Receiver) {
     let server = ready(backend).await;
     let (first, second) = (Receiver::start().await, Receiver::start().await);
     server
@@ -26,11 +26,11 @@ async fn escalating(backend: Backend, seconds: i32) -> (TestServer, Receiver, Re
     let rule = pb::AlertRule {
         escalation: vec![
             pb::EscalationStep {
-                after_seconds: seconds,
+                after: seconds(after),
                 channels: strings(&["second"]),
             },
             pb::EscalationStep {
-                after_seconds: 7_200,
+                after: seconds(7_200),
                 channels: strings(&["first", "second"]),
             },
         ],
@@ -137,14 +137,14 @@ on_both! {
             };
             server.rules().update_alert_rule(request).await
         };
-        let step = |after_seconds: i32, channels: &[&str]| pb::EscalationStep {
-            after_seconds,
+        let step = |after: i64, channels: &[&str]| pb::EscalationStep {
+            after: seconds(after),
             channels: strings(channels),
         };
         for (steps, field) in [
-            (vec![step(0, &["first"])], "alert_rule.escalation[0].after_seconds"),
-            (vec![step(604_801, &["first"])], "alert_rule.escalation[0].after_seconds"),
-            (vec![step(5, &["first"]), step(5, &["first"])], "alert_rule.escalation[1].after_seconds"),
+            (vec![step(0, &["first"])], "alert_rule.escalation[0].after"),
+            (vec![step(604_801, &["first"])], "alert_rule.escalation[0].after"),
+            (vec![step(5, &["first"]), step(5, &["first"])], "alert_rule.escalation[1].after"),
             (vec![step(5, &[])], "alert_rule.escalation[0].channels"),
             (vec![step(5, &["first", " "])], "alert_rule.escalation[0].channels[1]"),
             ((1..=11).map(|n| step(n, &["first"])).collect(), "alert_rule.escalation"),

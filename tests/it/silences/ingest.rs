@@ -5,7 +5,7 @@ use watchpost::pb::{self, RuleStop, Severity, event_service_client::EventService
 use super::{expire, update};
 use crate::support::{
     self, PATIENCE, TestServer, always,
-    calls::{at, execute},
+    calls::{at, execute, seconds},
     connect,
     database::{Backend, on_both},
     in_seconds, ingest, quiet,
@@ -88,7 +88,7 @@ on_both! {
 
     async fn what_is_silenced_claims_no_cooldown_and_a_retry_is_told_the_same(backend) {
         let server = ready(backend).await;
-        server.rule(pb::AlertRule { cooldown_seconds: Some(3_600), ..always("r") }).await;
+        server.rule(pb::AlertRule { cooldown: seconds(3_600), ..always("r") }).await;
         let silence = server.silence(quiet("door")).await;
         let request = pb::IngestEventRequest { request_id: "one".into(), ..ingest("door", vec![]) };
         let first = server.events().ingest_event(request.clone()).await.unwrap().into_inner();

@@ -4,7 +4,7 @@ use watchpost::pb::{self, SuppressionReason};
 
 use crate::support::{
     TestServer, always,
-    calls::{Reply, at, execute, not_found, walk},
+    calls::{Reply, at, execute, not_found, seconds, walk},
     database::{Backend, on_both},
     in_seconds, ingest, quiet,
 };
@@ -41,7 +41,7 @@ async fn ready(backend: Backend) -> (TestServer, [i64; 3], pb::AlertRule, pb::Si
     let rule = server
         .rule(pb::AlertRule {
             flap_threshold: Some(1),
-            flap_window_seconds: Some(86_400),
+            flap_window: seconds(86_400),
             dedup_key_template: Some("{camera_id}:x".into()),
             ..always("r")
         })
@@ -61,7 +61,7 @@ on_both! {
     async fn a_repeat_within_a_cooldown_is_recorded_with_the_alert_that_stands_for_it(backend) {
         let server = TestServer::start(backend).await;
         server.camera("door").await;
-        let rule = server.rule(pb::AlertRule { cooldown_seconds: Some(3_600), ..always("r") }).await;
+        let rule = server.rule(pb::AlertRule { cooldown: seconds(3_600), ..always("r") }).await;
         let raised = server.ingest("door", vec![]).await.alerts.remove(0);
         let repeat = server.ingest("door", vec![]).await.event.unwrap().id;
         let found = list(&server, pb::AlertSuppressionFilter::default()).await;

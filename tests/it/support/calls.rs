@@ -6,7 +6,7 @@
 
 use std::fmt::{Debug, Display};
 
-use prost_types::{FieldMask, Struct, Timestamp};
+use prost_types::{Duration, FieldMask, Struct, Timestamp};
 use sea_orm::{ConnectionTrait, QueryResult, Statement};
 use tonic::{Code, Response, Status, transport::Channel};
 use tonic_types::StatusExt;
@@ -56,6 +56,30 @@ pub async fn create_camera(channel: &Channel, id: &str) -> pb::Camera {
     let mut cameras = CameraServiceClient::new(channel.clone());
     let created = cameras.create_camera(new_camera(id)).await;
     created.unwrap().into_inner()
+}
+
+/// A length of time in seconds.
+pub fn seconds(seconds: i64) -> Option<Duration> {
+    Some(Duration { seconds, nanos: 0 })
+}
+
+/// A length of time in milliseconds that is not below zero.
+pub fn millis(millis: i64) -> Option<Duration> {
+    let nanos = i32::try_from(millis % 1_000 * 1_000_000).unwrap();
+    Some(Duration {
+        seconds: millis / 1_000,
+        nanos,
+    })
+}
+
+/// A length of time that has no whole seconds.
+pub fn nanos(nanos: i32) -> Option<Duration> {
+    Some(Duration { seconds: 0, nanos })
+}
+
+/// How many milliseconds a length of time has.
+pub fn in_millis(length: Duration) -> i64 {
+    length.seconds * 1_000 + i64::from(length.nanos / 1_000_000)
 }
 
 /// A whole second since 1970.

@@ -365,7 +365,7 @@ pub fn detection(object_type: &str, confidence: f64) -> pb::Detection {
 pub fn always(name: &str) -> pb::AlertRule {
     pb::AlertRule {
         name: name.into(),
-        cooldown_seconds: Some(0),
+        cooldown: calls::seconds(0),
         ..Default::default()
     }
 }

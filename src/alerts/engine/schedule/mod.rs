@@ -104,7 +104,7 @@ impl WallClock {
 }
 
 fn timezone(name: &str) -> Result<Tz> {
-    let problem = |unknown: UnknownZone| Error::invalid("timezone", unknown.to_string());
+    let problem = |unknown: UnknownZone| Error::invalid("time_zone", unknown.to_string());
     name.parse().map_err(problem)
 }
 
@@ -156,7 +156,7 @@ pub fn from_proto(field: &str, schedule: &pb::Schedule) -> Result<alert_rule::Sc
         days,
         start_time: some(&schedule.start_time),
         end_time: some(&schedule.end_time),
-        timezone: some(&schedule.timezone).unwrap_or_else(|| "UTC".to_string()),
+        timezone: some(&schedule.time_zone).unwrap_or_else(|| "UTC".to_string()),
     };
     match Schedule::compile(&schedule) {
         Ok(_) => Ok(schedule),
@@ -187,7 +187,7 @@ pub fn to_proto(schedule: alert_rule::Schedule) -> pb::Schedule {
             .collect(),
         start_time: schedule.start_time.unwrap_or_default(),
         end_time: schedule.end_time.unwrap_or_default(),
-        timezone: schedule.timezone,
+        time_zone: schedule.timezone,
     }
 }
 
@@ -308,7 +308,7 @@ mod tests {
             change(&mut schedule);
             field(schedule)
         };
-        assert_eq!(bad(|s| s.timezone = "Mars/Olympus".into()), "s.timezone");
+        assert_eq!(bad(|s| s.time_zone = "Mars/Olympus".into()), "s.time_zone");
         assert_eq!(bad(|s| s.end_time.clear()), "s.end_time");
         assert_eq!(bad(|s| s.start_time.clear()), "s.start_time");
         assert_eq!(bad(|s| s.end_time = "08:00".into()), "s.end_time");

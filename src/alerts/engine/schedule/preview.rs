@@ -28,7 +28,8 @@ pub struct Preview {
 impl Preview {
     /// Reads all of the request but whose windows are meant.
     pub fn parse(request: &pb::PreviewScheduleRequest) -> Result<Self> {
-        let from = request.from.map(|from| time::from_proto("from", from));
+        let from = request.start_time;
+        let from = from.map(|from| time::from_proto("start_time", from));
         let count = check::within("count", request.count, 0..=MOST)?;
         let count = if count == 0 { COUNT } else { count };
         Ok(Self {

@@ -100,10 +100,10 @@ fn entry(path: &str, rule: Value) -> Result<Entry> {
             None => None,
         },
         dedup_key_template: fields.text("dedup_key_template")?,
-        cooldown_seconds: fields.whole("cooldown_seconds")?,
+        cooldown: fields.duration("cooldown")?,
         channels: fields.texts("channels")?,
         flap_threshold: fields.whole("flap_threshold")?,
-        flap_window_seconds: fields.whole("flap_window_seconds")?,
+        flap_window: fields.duration("flap_window")?,
         escalation: read_escalation(path, &mut fields)?,
         ..Default::default()
     };
@@ -132,7 +132,7 @@ fn read_escalation(rule: &str, fields: &mut Fields) -> Result<Vec<pb::Escalation
         let path = format!("{rule}.escalation[{at}]");
         let mut fields = Fields::of(format!("{path}."), &path, step)?;
         let step = pb::EscalationStep {
-            after_seconds: fields.whole("after_seconds")?.unwrap_or_default(),
+            after: fields.duration("after")?,
             channels: fields.texts("channels")?,
         };
         fields.end()?;
@@ -158,7 +158,7 @@ fn read_schedule(rule: &str, schedule: Value) -> Result<pb::Schedule> {
         days,
         start_time: fields.text("start_time")?,
         end_time: fields.text("end_time")?,
-        timezone: fields.text("timezone")?.unwrap_or_default(),
+        timezone: fields.text("time_zone")?.unwrap_or_default(),
     };
     fields.end()?;
     Ok(schedule::to_proto(read))
@@ -215,6 +215,17 @@ impl Fields {
         match whole {
             Some(number) => Ok(Some(number)),
             None => Err(self.invalid(key, "must be a whole number")),
+        }
+    }
+
+    fn duration(&mut self, key: &str) -> Result<Option<prost_types::Duration>> {
+        let Some(value) = self.take(key) else {
+            return Ok(None);
+        };
+        let duration = value.as_str().and_then(|text| text.parse().ok());
+        match duration {
+            Some(duration) => Ok(Some(duration)),
+            None => Err(self.invalid(key, "must be a duration such as `300s`")),
         }
     }
 

@@ -11,6 +11,7 @@ use crate::{
         alert_rule::{self, Escalation, Weekday},
     },
     error::{Error, Result},
+    rpc::time,
 };
 
 /// A document that is being written.
@@ -44,7 +45,7 @@ struct Rule<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     schedule: Option<Schedule<'a>>,
     dedup_key_template: &'a str,
-    cooldown_seconds: i32,
+    cooldown: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     channels: Option<&'a Strings>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,9 +57,15 @@ struct Rule<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     flap_threshold: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    flap_window_seconds: Option<i32>,
+    flap_window: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    escalation: Option<&'a Escalation>,
+    escalation: Option<Vec<Step<'a>>>,
+}
+
+#[derive(Serialize)]
+struct Step<'a> {
+    after: String,
+    channels: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -69,7 +76,7 @@ struct Schedule<'a> {
     start_time: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     end_time: Option<&'a str>,
-    timezone: &'a str,
+    time_zone: &'a str,
 }
 
 impl Document {
@@ -118,11 +125,21 @@ impl Document {
         fn strings(values: Option<&Strings>) -> Option<&Strings> {
             values.filter(|values| !values.0.is_empty())
         }
+        fn seconds(seconds: i32) -> String {
+            time::span_of_seconds(seconds).to_string()
+        }
+        fn steps(escalation: &Escalation) -> Option<Vec<Step<'_>>> {
+            let steps = escalation.0.iter().map(|step| Step {
+                after: seconds(step.after_seconds),
+                channels: &step.channels,
+            });
+            Some(steps.collect()).filter(|steps: &Vec<_>| !steps.is_empty())
+        }
         let schedule = |schedule: &'a alert_rule::Schedule| Schedule {
             days: &schedule.days,
             start_time: schedule.start_time.as_deref(),
             end_time: schedule.end_time.as_deref(),
-            timezone: &schedule.timezone,
+            time_zone: &schedule.timezone,
         };
         let only = self.with_output_only;
         Rule {
@@ -138,14 +155,14 @@ impl Document {
             min_confidence: rule.min_confidence,
             schedule: rule.schedule.as_ref().map(schedule),
             dedup_key_template: &rule.dedup_key_template,
-            cooldown_seconds: rule.cooldown_seconds,
+            cooldown: seconds(rule.cooldown_seconds),
             channels: strings(rule.channels.as_ref()),
             created_at: only.then(|| rule.created_at.to_rfc3339()),
             updated_at: only.then(|| rule.updated_at.to_rfc3339()),
             version_id: only.then_some(rule.version_id),
             flap_threshold: rule.flap_threshold,
-            flap_window_seconds: rule.flap_window_seconds,
-            escalation: rule.escalation.as_ref().filter(|steps| !steps.0.is_empty()),
+            flap_window: rule.flap_window_seconds.map(seconds),
+            escalation: rule.escalation.as_ref().and_then(steps),
         }
     }
 }

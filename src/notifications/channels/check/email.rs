@@ -32,11 +32,11 @@ impl pb::EmailChannel {
         if mask.covers("email.username", changes.username.is_some()) {
             self.username = changes.username;
         }
-        if mask.covers("email.from", !changes.from.is_empty()) {
-            self.from = changes.from;
+        if mask.covers("email.from_address", !changes.from_address.is_empty()) {
+            self.from_address = changes.from_address;
         }
-        if mask.covers("email.to", !changes.to.is_empty()) {
-            self.to = changes.to;
+        if mask.covers("email.to_addresses", !changes.to_addresses.is_empty()) {
+            self.to_addresses = changes.to_addresses;
         }
         if mask.covers("email.timeout", changes.timeout.is_some()) {
             self.timeout = changes.timeout;
@@ -88,16 +88,17 @@ impl pb::EmailChannel {
             mailbox(&text).map_err(|problem| Error::invalid(field, problem))?;
             Ok::<_, Error>(text)
         };
-        let from = address(&field("from"), &self.from)?;
-        if self.to.is_empty() {
-            return Err(Error::invalid(field("to"), "is required"));
+        let from = address(&field("from_address"), &self.from_address)?;
+        if self.to_addresses.is_empty() {
+            return Err(Error::invalid(field("to_addresses"), "is required"));
         }
-        if self.to.len() > RECIPIENTS {
+        if self.to_addresses.len() > RECIPIENTS {
             let problem = format!("must have at most {RECIPIENTS} entries");
-            return Err(Error::invalid(field("to"), problem));
+            return Err(Error::invalid(field("to_addresses"), problem));
         }
-        let recipient = |(at, text): (usize, &String)| address(&field(&format!("to[{at}]")), text);
-        let to = self.to.iter().enumerate().map(recipient);
+        let recipient =
+            |(at, text): (usize, &String)| address(&field(&format!("to_addresses[{at}]")), text);
+        let to = self.to_addresses.iter().enumerate().map(recipient);
         let config = Config::Email {
             host,
             port,

@@ -20,7 +20,7 @@ fn a_message_takes_no_less_than_it_has() {
     assert!(size(INGEST) >= size_of::<pb::IngestEventRequest>() as u64);
     assert!(size(CREATE) >= size_of::<pb::CreateJobRequest>() as u64);
     let text = pb::CreateJobRequest {
-        job_type: "x".repeat(1_000),
+        request_id: "x".repeat(1_000),
         ..Default::default()
     };
     let expected = size(CREATE) + 1_000;
@@ -45,8 +45,12 @@ fn many_small_elements_take_much() {
         let payload = Struct {
             fields: [("a".to_string(), Value { kind })].into(),
         };
-        pb::CreateJobRequest {
+        let job = pb::Job {
             payload: Some(payload),
+            ..Default::default()
+        };
+        pb::CreateJobRequest {
+            job: Some(job),
             ..Default::default()
         }
     };

@@ -7,7 +7,7 @@ use watchpost::pb::{self, RuleStop};
 use super::FIRST;
 use crate::support::{
     always,
-    calls::{at, strings},
+    calls::{at, seconds, strings},
 };
 
 /// An event as the oracle knows it.
@@ -56,7 +56,7 @@ impl Asked {
             min_confidence: self.sure,
             camera_ids: self.camera.into_iter().map(Into::into).collect(),
             schedule: hours,
-            cooldown_seconds: Some(self.cooldown.try_into().unwrap()),
+            cooldown: seconds(self.cooldown.try_into().unwrap()),
             dedup_key_template: Some(self.template.into()),
             ..always("asked")
         }

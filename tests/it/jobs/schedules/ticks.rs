@@ -19,7 +19,7 @@ use watchpost::{
 use super::{NONE, client, create, cron, get, jobs, ticks, until, update, yearly};
 use crate::support::{
     TestServer, Watch,
-    calls::{not_found, object, refused},
+    calls::{not_found, object, refused, seconds},
     database::{TestDatabase, on_both},
     topics,
 };
@@ -289,8 +289,8 @@ on_both! {
             priority: Some(3),
             max_attempts: Some(9),
             max_rescues: Some(1),
-            timeout_ms: Some(0),
-            deadline_ms: Some(60_000),
+            timeout: seconds(0),
+            deadline: seconds(60),
             dead_letter: Some(false),
             ..Default::default()
         };
@@ -308,8 +308,8 @@ on_both! {
             let request = pb::RunJobScheduleRequest { id: schedule.id.clone() };
             let job = client(&server).run_job_schedule(request).await.unwrap().into_inner();
             assert_eq!((job.schedule_id.as_ref(), job.tick_at), (Some(&schedule.id), None));
-            assert_eq!((job.priority, job.max_attempts, job.max_rescues), (Some(3), Some(9), 1));
-            assert_eq!((job.timeout_ms, job.dead_letter), (None, false));
+            assert_eq!((job.priority, job.max_attempts, job.max_rescues), (Some(3), Some(9), Some(1)));
+            assert_eq!((job.timeout, job.dead_letter), (None, Some(false)));
             assert_eq!(job.payload, object(&json!({"a": [1, null]})));
             assert_eq!(job.scheduled_at, job.created_at);
             let (deadline, created_at) = (job.deadline_at.unwrap(), job.created_at.unwrap());

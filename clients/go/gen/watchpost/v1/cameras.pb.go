@@ -658,8 +658,8 @@ const file_watchpost_v1_cameras_proto_rawDesc = "" +
 	"\vListCameras\x12 .watchpost.v1.ListCamerasRequest\x1a!.watchpost.v1.ListCamerasResponse\x12G\n" +
 	"\fUpdateCamera\x12!.watchpost.v1.UpdateCameraRequest\x1a\x14.watchpost.v1.Camera\x12I\n" +
 	"\fDeleteCamera\x12!.watchpost.v1.DeleteCameraRequest\x1a\x16.google.protobuf.Empty\x12I\n" +
-	"\rRestoreCamera\x12\".watchpost.v1.RestoreCameraRequest\x1a\x14.watchpost.v1.CameraB\xac\x01\n" +
-	"\x10com.watchpost.v1B\fCamerasProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
+	"\rRestoreCamera\x12\".watchpost.v1.RestoreCameraRequest\x1a\x14.watchpost.v1.CameraBZ\n" +
+	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
 	file_watchpost_v1_cameras_proto_rawDescOnce sync.Once

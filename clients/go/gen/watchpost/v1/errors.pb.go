@@ -301,8 +301,8 @@ const file_watchpost_v1_errors_proto_rawDesc = "" +
 	"\x19ERROR_REASON_STORAGE_FULL\x10$\x12 \n" +
 	"\x1cERROR_REASON_STORAGE_FAILING\x10%\x12\x1c\n" +
 	"\x18ERROR_REASON_GPU_CLAIMED\x10(\x12\"\n" +
-	"\x1eERROR_REASON_DEADLINE_EXCEEDED\x10,B\xab\x01\n" +
-	"\x10com.watchpost.v1B\vErrorsProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
+	"\x1eERROR_REASON_DEADLINE_EXCEEDED\x10,BZ\n" +
+	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
 	file_watchpost_v1_errors_proto_rawDescOnce sync.Once

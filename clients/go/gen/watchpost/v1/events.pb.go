@@ -9,6 +9,7 @@ package watchpostv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	emptypb "google.golang.org/protobuf/types/known/emptypb"
 	structpb "google.golang.org/protobuf/types/known/structpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
@@ -309,8 +310,8 @@ type Detection struct {
 	ThumbnailPath *string `protobuf:"bytes,12,opt,name=thumbnail_path,json=thumbnailPath,proto3,oneof" json:"thumbnail_path,omitempty"`
 	// Whether the file is an image or a video. Defaults to `MEDIA_TYPE_IMAGE`.
 	MediaType MediaType `protobuf:"varint,13,opt,name=media_type,json=mediaType,proto3,enum=watchpost.v1.MediaType" json:"media_type,omitempty"`
-	// The length of the video, in seconds, at least 0.
-	Duration *float64 `protobuf:"fixed64,14,opt,name=duration,proto3,oneof" json:"duration,omitempty"`
+	// Length of the video, in [0 s, 315,576,000,000 s].
+	Duration *durationpb.Duration `protobuf:"bytes,14,opt,name=duration,proto3" json:"duration,omitempty"`
 	// The codec of the video (`h264`, `hevc`, …), at most 64 characters.
 	VideoCodec *string `protobuf:"bytes,15,opt,name=video_codec,json=videoCodec,proto3,oneof" json:"video_codec,omitempty"`
 	// The width of the whole image or video, in pixels, at least 1.
@@ -447,11 +448,11 @@ func (x *Detection) GetMediaType() MediaType {
 	return MediaType_MEDIA_TYPE_UNSPECIFIED
 }
 
-func (x *Detection) GetDuration() float64 {
-	if x != nil && x.Duration != nil {
-		return *x.Duration
+func (x *Detection) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
 	}
-	return 0
+	return nil
 }
 
 func (x *Detection) GetVideoCodec() string {
@@ -1246,7 +1247,7 @@ var File_watchpost_v1_events_proto protoreflect.FileDescriptor
 
 const file_watchpost_v1_events_proto_rawDesc = "" +
 	"\n" +
-	"\x19watchpost/v1/events.proto\x12\fwatchpost.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchpost/v1/alerts.proto\x1a\x19watchpost/v1/common.proto\"\xea\x05\n" +
+	"\x19watchpost/v1/events.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchpost/v1/alerts.proto\x1a\x19watchpost/v1/common.proto\"\xea\x05\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x19\n" +
 	"\bbatch_id\x18\x02 \x01(\tR\abatchId\x12\x1b\n" +
@@ -1280,7 +1281,7 @@ const file_watchpost_v1_events_proto_rawDesc = "" +
 	"\v_llm_promptB\b\n" +
 	"\x06_notesB\f\n" +
 	"\n" +
-	"_clip_path\"\x87\a\n" +
+	"_clip_path\"\x90\a\n" +
 	"\tDetection\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x1b\n" +
 	"\tcamera_id\x18\x02 \x01(\tR\bcameraId\x12\x1b\n" +
@@ -1302,14 +1303,14 @@ const file_watchpost_v1_events_proto_rawDesc = "" +
 	"bboxHeight\x88\x01\x01\x12*\n" +
 	"\x0ethumbnail_path\x18\f \x01(\tH\aR\rthumbnailPath\x88\x01\x01\x126\n" +
 	"\n" +
-	"media_type\x18\r \x01(\x0e2\x17.watchpost.v1.MediaTypeR\tmediaType\x12\x1f\n" +
-	"\bduration\x18\x0e \x01(\x01H\bR\bduration\x88\x01\x01\x12$\n" +
-	"\vvideo_codec\x18\x0f \x01(\tH\tR\n" +
+	"media_type\x18\r \x01(\x0e2\x17.watchpost.v1.MediaTypeR\tmediaType\x125\n" +
+	"\bduration\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\bduration\x12$\n" +
+	"\vvideo_codec\x18\x0f \x01(\tH\bR\n" +
 	"videoCodec\x88\x01\x01\x12$\n" +
-	"\vvideo_width\x18\x10 \x01(\x05H\n" +
-	"R\n" +
+	"\vvideo_width\x18\x10 \x01(\x05H\tR\n" +
 	"videoWidth\x88\x01\x01\x12&\n" +
-	"\fvideo_height\x18\x11 \x01(\x05H\vR\vvideoHeight\x88\x01\x01\x12@\n" +
+	"\fvideo_height\x18\x11 \x01(\x05H\n" +
+	"R\vvideoHeight\x88\x01\x01\x12@\n" +
 	"\x0fenrichment_data\x18\x12 \x01(\v2\x17.google.protobuf.StructR\x0eenrichmentData\x12\x16\n" +
 	"\x06labels\x18\x13 \x03(\tR\x06labelsB\f\n" +
 	"\n" +
@@ -1320,8 +1321,7 @@ const file_watchpost_v1_events_proto_rawDesc = "" +
 	"\a_bbox_yB\r\n" +
 	"\v_bbox_widthB\x0e\n" +
 	"\f_bbox_heightB\x11\n" +
-	"\x0f_thumbnail_pathB\v\n" +
-	"\t_durationB\x0e\n" +
+	"\x0f_thumbnail_pathB\x0e\n" +
 	"\f_video_codecB\x0e\n" +
 	"\f_video_widthB\x0f\n" +
 	"\r_video_height\"\xfc\x02\n" +
@@ -1407,8 +1407,8 @@ const file_watchpost_v1_events_proto_rawDesc = "" +
 	"ListEvents\x12\x1f.watchpost.v1.ListEventsRequest\x1a .watchpost.v1.ListEventsResponse\x12[\n" +
 	"\x0eListDetections\x12#.watchpost.v1.ListDetectionsRequest\x1a$.watchpost.v1.ListDetectionsResponse\x12D\n" +
 	"\vReviewEvent\x12 .watchpost.v1.ReviewEventRequest\x1a\x13.watchpost.v1.Event\x12G\n" +
-	"\vDeleteEvent\x12 .watchpost.v1.DeleteEventRequest\x1a\x16.google.protobuf.EmptyB\xab\x01\n" +
-	"\x10com.watchpost.v1B\vEventsProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
+	"\vDeleteEvent\x12 .watchpost.v1.DeleteEventRequest\x1a\x16.google.protobuf.EmptyBZ\n" +
+	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
 	file_watchpost_v1_events_proto_rawDescOnce sync.Once
@@ -1441,11 +1441,12 @@ var file_watchpost_v1_events_proto_goTypes = []any{
 	(*DeleteEventRequest)(nil),     // 13: watchpost.v1.DeleteEventRequest
 	(*timestamppb.Timestamp)(nil),  // 14: google.protobuf.Timestamp
 	(Severity)(0),                  // 15: watchpost.v1.Severity
-	(*structpb.Struct)(nil),        // 16: google.protobuf.Struct
-	(*TimeRange)(nil),              // 17: watchpost.v1.TimeRange
-	(*Alert)(nil),                  // 18: watchpost.v1.Alert
-	(*RuleOutcome)(nil),            // 19: watchpost.v1.RuleOutcome
-	(*emptypb.Empty)(nil),          // 20: google.protobuf.Empty
+	(*durationpb.Duration)(nil),    // 16: google.protobuf.Duration
+	(*structpb.Struct)(nil),        // 17: google.protobuf.Struct
+	(*TimeRange)(nil),              // 18: watchpost.v1.TimeRange
+	(*Alert)(nil),                  // 19: watchpost.v1.Alert
+	(*RuleOutcome)(nil),            // 20: watchpost.v1.RuleOutcome
+	(*emptypb.Empty)(nil),          // 21: google.protobuf.Empty
 }
 var file_watchpost_v1_events_proto_depIdxs = []int32{
 	14, // 0: watchpost.v1.Event.started_at:type_name -> google.protobuf.Timestamp
@@ -1455,37 +1456,38 @@ var file_watchpost_v1_events_proto_depIdxs = []int32{
 	14, // 4: watchpost.v1.Event.snooze_until:type_name -> google.protobuf.Timestamp
 	14, // 5: watchpost.v1.Detection.detected_at:type_name -> google.protobuf.Timestamp
 	0,  // 6: watchpost.v1.Detection.media_type:type_name -> watchpost.v1.MediaType
-	16, // 7: watchpost.v1.Detection.enrichment_data:type_name -> google.protobuf.Struct
-	17, // 8: watchpost.v1.EventFilter.started_at:type_name -> watchpost.v1.TimeRange
-	15, // 9: watchpost.v1.EventFilter.risk_levels:type_name -> watchpost.v1.Severity
-	17, // 10: watchpost.v1.DetectionFilter.detected_at:type_name -> watchpost.v1.TimeRange
-	1,  // 11: watchpost.v1.IngestEventRequest.event:type_name -> watchpost.v1.Event
-	2,  // 12: watchpost.v1.IngestEventRequest.detections:type_name -> watchpost.v1.Detection
-	1,  // 13: watchpost.v1.IngestEventResponse.event:type_name -> watchpost.v1.Event
-	2,  // 14: watchpost.v1.IngestEventResponse.detections:type_name -> watchpost.v1.Detection
-	18, // 15: watchpost.v1.IngestEventResponse.alerts:type_name -> watchpost.v1.Alert
-	19, // 16: watchpost.v1.IngestEventResponse.rule_outcomes:type_name -> watchpost.v1.RuleOutcome
-	3,  // 17: watchpost.v1.ListEventsRequest.filter:type_name -> watchpost.v1.EventFilter
-	1,  // 18: watchpost.v1.ListEventsResponse.events:type_name -> watchpost.v1.Event
-	4,  // 19: watchpost.v1.ListDetectionsRequest.filter:type_name -> watchpost.v1.DetectionFilter
-	2,  // 20: watchpost.v1.ListDetectionsResponse.detections:type_name -> watchpost.v1.Detection
-	5,  // 21: watchpost.v1.EventService.IngestEvent:input_type -> watchpost.v1.IngestEventRequest
-	7,  // 22: watchpost.v1.EventService.GetEvent:input_type -> watchpost.v1.GetEventRequest
-	8,  // 23: watchpost.v1.EventService.ListEvents:input_type -> watchpost.v1.ListEventsRequest
-	10, // 24: watchpost.v1.EventService.ListDetections:input_type -> watchpost.v1.ListDetectionsRequest
-	12, // 25: watchpost.v1.EventService.ReviewEvent:input_type -> watchpost.v1.ReviewEventRequest
-	13, // 26: watchpost.v1.EventService.DeleteEvent:input_type -> watchpost.v1.DeleteEventRequest
-	6,  // 27: watchpost.v1.EventService.IngestEvent:output_type -> watchpost.v1.IngestEventResponse
-	1,  // 28: watchpost.v1.EventService.GetEvent:output_type -> watchpost.v1.Event
-	9,  // 29: watchpost.v1.EventService.ListEvents:output_type -> watchpost.v1.ListEventsResponse
-	11, // 30: watchpost.v1.EventService.ListDetections:output_type -> watchpost.v1.ListDetectionsResponse
-	1,  // 31: watchpost.v1.EventService.ReviewEvent:output_type -> watchpost.v1.Event
-	20, // 32: watchpost.v1.EventService.DeleteEvent:output_type -> google.protobuf.Empty
-	27, // [27:33] is the sub-list for method output_type
-	21, // [21:27] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	16, // 7: watchpost.v1.Detection.duration:type_name -> google.protobuf.Duration
+	17, // 8: watchpost.v1.Detection.enrichment_data:type_name -> google.protobuf.Struct
+	18, // 9: watchpost.v1.EventFilter.started_at:type_name -> watchpost.v1.TimeRange
+	15, // 10: watchpost.v1.EventFilter.risk_levels:type_name -> watchpost.v1.Severity
+	18, // 11: watchpost.v1.DetectionFilter.detected_at:type_name -> watchpost.v1.TimeRange
+	1,  // 12: watchpost.v1.IngestEventRequest.event:type_name -> watchpost.v1.Event
+	2,  // 13: watchpost.v1.IngestEventRequest.detections:type_name -> watchpost.v1.Detection
+	1,  // 14: watchpost.v1.IngestEventResponse.event:type_name -> watchpost.v1.Event
+	2,  // 15: watchpost.v1.IngestEventResponse.detections:type_name -> watchpost.v1.Detection
+	19, // 16: watchpost.v1.IngestEventResponse.alerts:type_name -> watchpost.v1.Alert
+	20, // 17: watchpost.v1.IngestEventResponse.rule_outcomes:type_name -> watchpost.v1.RuleOutcome
+	3,  // 18: watchpost.v1.ListEventsRequest.filter:type_name -> watchpost.v1.EventFilter
+	1,  // 19: watchpost.v1.ListEventsResponse.events:type_name -> watchpost.v1.Event
+	4,  // 20: watchpost.v1.ListDetectionsRequest.filter:type_name -> watchpost.v1.DetectionFilter
+	2,  // 21: watchpost.v1.ListDetectionsResponse.detections:type_name -> watchpost.v1.Detection
+	5,  // 22: watchpost.v1.EventService.IngestEvent:input_type -> watchpost.v1.IngestEventRequest
+	7,  // 23: watchpost.v1.EventService.GetEvent:input_type -> watchpost.v1.GetEventRequest
+	8,  // 24: watchpost.v1.EventService.ListEvents:input_type -> watchpost.v1.ListEventsRequest
+	10, // 25: watchpost.v1.EventService.ListDetections:input_type -> watchpost.v1.ListDetectionsRequest
+	12, // 26: watchpost.v1.EventService.ReviewEvent:input_type -> watchpost.v1.ReviewEventRequest
+	13, // 27: watchpost.v1.EventService.DeleteEvent:input_type -> watchpost.v1.DeleteEventRequest
+	6,  // 28: watchpost.v1.EventService.IngestEvent:output_type -> watchpost.v1.IngestEventResponse
+	1,  // 29: watchpost.v1.EventService.GetEvent:output_type -> watchpost.v1.Event
+	9,  // 30: watchpost.v1.EventService.ListEvents:output_type -> watchpost.v1.ListEventsResponse
+	11, // 31: watchpost.v1.EventService.ListDetections:output_type -> watchpost.v1.ListDetectionsResponse
+	1,  // 32: watchpost.v1.EventService.ReviewEvent:output_type -> watchpost.v1.Event
+	21, // 33: watchpost.v1.EventService.DeleteEvent:output_type -> google.protobuf.Empty
+	28, // [28:34] is the sub-list for method output_type
+	22, // [22:28] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_watchpost_v1_events_proto_init() }

@@ -3089,8 +3089,8 @@ const file_watchpost_v1_gpu_proto_rawDesc = "" +
 	"\fListGpuStats\x12!.watchpost.v1.ListGpuStatsRequest\x1a\".watchpost.v1.ListGpuStatsResponse\x12d\n" +
 	"\x11AggregateGpuStats\x12&.watchpost.v1.AggregateGpuStatsRequest\x1a'.watchpost.v1.AggregateGpuStatsResponse\x12X\n" +
 	"\rListGpuEvents\x12\".watchpost.v1.ListGpuEventsRequest\x1a#.watchpost.v1.ListGpuEventsResponse\x12_\n" +
-	"\x0eRecordGpuStats\x12#.watchpost.v1.RecordGpuStatsRequest\x1a$.watchpost.v1.RecordGpuStatsResponse(\x010\x01B\xa8\x01\n" +
-	"\x10com.watchpost.v1B\bGpuProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
+	"\x0eRecordGpuStats\x12#.watchpost.v1.RecordGpuStatsRequest\x1a$.watchpost.v1.RecordGpuStatsResponse(\x010\x01BZ\n" +
+	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
 	file_watchpost_v1_gpu_proto_rawDescOnce sync.Once

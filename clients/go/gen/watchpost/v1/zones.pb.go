@@ -1550,9 +1550,8 @@ const file_watchpost_v1_zones_proto_rawDesc = "" +
 	"\x10UpdateCameraZone\x12%.watchpost.v1.UpdateCameraZoneRequest\x1a\x18.watchpost.v1.CameraZone\x12Q\n" +
 	"\x10DeleteCameraZone\x12%.watchpost.v1.DeleteCameraZoneRequest\x1a\x16.google.protobuf.Empty\x12a\n" +
 	"\x10LocateDetections\x12%.watchpost.v1.LocateDetectionsRequest\x1a&.watchpost.v1.LocateDetectionsResponse\x12X\n" +
-	"\rCountZoneHits\x12\".watchpost.v1.CountZoneHitsRequest\x1a#.watchpost.v1.CountZoneHitsResponseB\xaa\x01\n" +
-	"\x10com.watchpost.v1B\n" +
-	"ZonesProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
+	"\rCountZoneHits\x12\".watchpost.v1.CountZoneHitsRequest\x1a#.watchpost.v1.CountZoneHitsResponseBZ\n" +
+	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
 	file_watchpost_v1_zones_proto_rawDescOnce sync.Once

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::rpc::time;
 
 fn document(rules: &Value) -> String {
     json!({"format": FORMAT, "version": VERSION, "alert_rules": rules}).to_string()
@@ -24,9 +25,9 @@ fn a_rule_is_read_field_by_field() {
             "risk_threshold": 70, "object_types": ["person"], "camera_ids": ["door"], "zone_ids": ["z"],
             "min_confidence": 0.5,
             "schedule": {"days": ["monday", "sunday"], "start_time": "22:00", "end_time": "06:00"},
-            "dedup_key_template": "x", "cooldown_seconds": 0, "channels": ["mail"],
+            "dedup_key_template": "x", "cooldown": "0s", "channels": ["mail"],
             "created_at": "2026-01-01T00:00:00Z", "updated_at": 1, "version_id": "x",
-            "flap_threshold": 5, "flap_window_seconds": 60
+            "flap_threshold": 5, "flap_window": "60s"
         },
         {"id": null, "name": "nulls", "risk_threshold": null, "object_types": null, "schedule": null},
     ])))
@@ -55,13 +56,13 @@ fn a_rule_is_read_field_by_field() {
             days: vec![pb::DayOfWeek::Monday.into(), pb::DayOfWeek::Sunday.into()],
             start_time: "22:00".into(),
             end_time: "06:00".into(),
-            timezone: String::new(),
+            time_zone: String::new(),
         }),
         dedup_key_template: Some("x".into()),
-        cooldown_seconds: Some(0),
+        cooldown: Some(time::span_of_seconds(0)),
         channels: vec!["mail".into()],
         flap_threshold: Some(5),
-        flap_window_seconds: Some(60),
+        flap_window: Some(time::span_of_seconds(60)),
         ..named("long")
     };
     assert_eq!(long.rule, expected);
@@ -101,8 +102,16 @@ fn what_is_wrong_is_named_by_its_place() {
             format!("`{at}.risk_threshold` must be a whole number"),
         ),
         (
-            json!({"cooldown_seconds": 3_000_000_000_u64}),
-            format!("`{at}.cooldown_seconds` must be a whole number"),
+            json!({"cooldown": 300}),
+            format!("`{at}.cooldown` must be a duration such as `300s`"),
+        ),
+        (
+            json!({"flap_window": "1h"}),
+            format!("`{at}.flap_window` must be a duration such as `300s`"),
+        ),
+        (
+            json!({"escalation": [{"after": "99999999999999999999s"}]}),
+            format!("`{at}.escalation[0].after` must be a duration such as `300s`"),
         ),
         (
             json!({"min_confidence": "0.5"}),
