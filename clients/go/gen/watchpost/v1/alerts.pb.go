@@ -119,7 +119,7 @@ const (
 	RuleStop_RULE_STOP_ZONE_IDS RuleStop = 5
 	// The event started outside of the `schedule`.
 	RuleStop_RULE_STOP_SCHEDULE RuleStop = 6
-	// The rule raised an alert with this dedup key less than `cooldown_seconds` ago.
+	// The rule raised an alert with this dedup key less than `cooldown` ago.
 	RuleStop_RULE_STOP_COOLDOWN RuleStop = 7
 	// The event is snoozed, see `Event.snooze_until`. The rule matches it, but raises no alert and
 	// begins no cooldown. No alert is raised later either.
@@ -357,14 +357,15 @@ type AlertRule struct {
 	// characters become `_`, and one longer than 64 is shortened. At its longest
 	// the key must fit 255 characters. Defaults to `{camera_id}:{rule_id}`.
 	DedupKeyTemplate *string `protobuf:"bytes,13,opt,name=dedup_key_template,json=dedupKeyTemplate,proto3,oneof" json:"dedup_key_template,omitempty"`
-	// Time after an alert of this rule in which no other is raised for the same dedup key. In seconds,
-	// in [0, 31536000]. 0 means that every match raises an alert. Defaults to 300.
+	// Time after an alert of this rule in which no other is raised for the same dedup key. Whole
+	// seconds, in [0 s, 31,536,000 s] (a year). 0 s means that every match raises an alert. Defaults to
+	// 300 s.
 	//
 	// The cooldown begins when an alert is raised, by the server's clock. Repeats do not extend it, and
 	// acknowledging or dismissing the alert does not end it. A change of this field also holds for
 	// cooldowns that run already. Matches that a silence or a snooze suppresses neither begin nor
 	// extend it.
-	CooldownSeconds *int32 `protobuf:"varint,14,opt,name=cooldown_seconds,json=cooldownSeconds,proto3,oneof" json:"cooldown_seconds,omitempty"`
+	Cooldown *durationpb.Duration `protobuf:"bytes,14,opt,name=cooldown,proto3" json:"cooldown,omitempty"`
 	// Where the alerts go, by the names of `NotificationChannel`s. At most 100; one
 	// that does not exist is refused, unless the rule named it before.
 	Channels []string `protobuf:"bytes,15,rep,name=channels,proto3" json:"channels,omitempty"`
@@ -375,8 +376,8 @@ type AlertRule struct {
 	// Output only. Version of the rule, from 1, raised by one with every change.
 	VersionId int32 `protobuf:"varint,18,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
 	// How many alerts of this rule, whatever their dedup keys, are raised as ever
-	// in a window of `flap_window_seconds`, in [1, 10000]. Set together with
-	// `flap_window_seconds` or not at all. Absent means any number.
+	// in a window of `flap_window`, in [1, 10000]. Set together with
+	// `flap_window` or not at all. Absent means any number.
 	//
 	// A window begins with the first alert after the last window. In it the rule
 	// raises its first `flap_threshold` alerts as ever. The next one is raised and
@@ -394,9 +395,9 @@ type AlertRule struct {
 	// stands for it stands for the repeats too. A change of either field holds for
 	// the window that is under way.
 	FlapThreshold *int32 `protobuf:"varint,19,opt,name=flap_threshold,json=flapThreshold,proto3,oneof" json:"flap_threshold,omitempty"`
-	// Length of a window for `flap_threshold`, in seconds, in [1, 86400]. Set together with it or not
-	// at all.
-	FlapWindowSeconds *int32 `protobuf:"varint,20,opt,name=flap_window_seconds,json=flapWindowSeconds,proto3,oneof" json:"flap_window_seconds,omitempty"`
+	// Length of a window for `flap_threshold`. Whole seconds, in [1 s, 86,400 s] (a day). Set together
+	// with it or not at all.
+	FlapWindow *durationpb.Duration `protobuf:"bytes,20,opt,name=flap_window,json=flapWindow,proto3" json:"flap_window,omitempty"`
 	// Notifications that are sent later if nobody acknowledges or dismisses an alert. At most 10 steps,
 	// each later than the one before. They are queued when the alert is raised, and cancelled when it
 	// is acknowledged or dismissed. A change of the field holds for later alerts.
@@ -526,11 +527,11 @@ func (x *AlertRule) GetDedupKeyTemplate() string {
 	return ""
 }
 
-func (x *AlertRule) GetCooldownSeconds() int32 {
-	if x != nil && x.CooldownSeconds != nil {
-		return *x.CooldownSeconds
+func (x *AlertRule) GetCooldown() *durationpb.Duration {
+	if x != nil {
+		return x.Cooldown
 	}
-	return 0
+	return nil
 }
 
 func (x *AlertRule) GetChannels() []string {
@@ -568,11 +569,11 @@ func (x *AlertRule) GetFlapThreshold() int32 {
 	return 0
 }
 
-func (x *AlertRule) GetFlapWindowSeconds() int32 {
-	if x != nil && x.FlapWindowSeconds != nil {
-		return *x.FlapWindowSeconds
+func (x *AlertRule) GetFlapWindow() *durationpb.Duration {
+	if x != nil {
+		return x.FlapWindow
 	}
-	return 0
+	return nil
 }
 
 func (x *AlertRule) GetEscalation() []*EscalationStep {
@@ -585,8 +586,8 @@ func (x *AlertRule) GetEscalation() []*EscalationStep {
 // Notification of an alert that nobody has acknowledged or dismissed.
 type EscalationStep struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Time after the alert was raised, in seconds, in [1, 604800].
-	AfterSeconds int32 `protobuf:"varint,1,opt,name=after_seconds,json=afterSeconds,proto3" json:"after_seconds,omitempty"`
+	// Required. Time after the alert was raised. Whole seconds, in [1 s, 604,800 s] (7 days).
+	After *durationpb.Duration `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
 	// Required. Names of the notification channels to use, 1 to 100. They may be the same as in earlier
 	// steps.
 	Channels      []string `protobuf:"bytes,2,rep,name=channels,proto3" json:"channels,omitempty"`
@@ -624,11 +625,11 @@ func (*EscalationStep) Descriptor() ([]byte, []int) {
 	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *EscalationStep) GetAfterSeconds() int32 {
+func (x *EscalationStep) GetAfter() *durationpb.Duration {
 	if x != nil {
-		return x.AfterSeconds
+		return x.After
 	}
-	return 0
+	return nil
 }
 
 func (x *EscalationStep) GetChannels() []string {
@@ -654,7 +655,7 @@ type Schedule struct {
 	// Defaults to `UTC`. The wall clock decides: where it is set forward a window
 	// is shorter, where it is set back it is longer. The rules are those of the
 	// server's time zone database, whose version the log names at the start.
-	Timezone      string `protobuf:"bytes,4,opt,name=timezone,proto3" json:"timezone,omitempty"`
+	TimeZone      string `protobuf:"bytes,4,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -710,9 +711,9 @@ func (x *Schedule) GetEndTime() string {
 	return ""
 }
 
-func (x *Schedule) GetTimezone() string {
+func (x *Schedule) GetTimeZone() string {
 	if x != nil {
-		return x.Timezone
+		return x.TimeZone
 	}
 	return ""
 }
@@ -819,17 +820,23 @@ func (x *RuleOutcome) GetSilenceId() string {
 }
 
 // An alert: an event that matched a rule, or an alert raised by hand, table `alerts`.
+//
+// `CreateAlert` takes the fields that are not marked as output only, and ignores the others. No call
+// changes them afterwards.
 type Alert struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Output only. Id of the alert, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Output only. Id of the event for which the alert was raised.
+	// Required. Id of the event for which the alert is raised.
 	EventId int64 `protobuf:"varint,2,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
-	// Output only. Id of the rule that raised the alert. Absent once the rule is deleted, and for an
-	// alert raised by hand without a rule.
+	// Id of the rule that raised the alert. Absent once the rule is deleted, and for an alert raised by
+	// hand without a rule.
+	//
+	// In `CreateAlert`: the rule in whose name the alert is raised. The rule need not be enabled. Its
+	// escalation applies.
 	RuleId *string `protobuf:"bytes,3,opt,name=rule_id,json=ruleId,proto3,oneof" json:"rule_id,omitempty"`
-	// Output only. Severity of the alert: that of the rule when it was raised, or that of
-	// `CreateAlert`.
+	// Severity of the alert: that of the rule when the alert was raised, or that of `CreateAlert`.
+	// Defaults to that of the rule, without a rule to `SEVERITY_MEDIUM`.
 	Severity Severity `protobuf:"varint,4,opt,name=severity,proto3,enum=watchpost.v1.Severity" json:"severity,omitempty"`
 	// Output only. Status of the alert.
 	Status AlertStatus `protobuf:"varint,5,opt,name=status,proto3,enum=watchpost.v1.AlertStatus" json:"status,omitempty"`
@@ -840,18 +847,20 @@ type Alert struct {
 	// Output only. Time at which a channel first delivered the alert while it was pending. Absent
 	// before, and if the alert was acknowledged or dismissed first.
 	DeliveredAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=delivered_at,json=deliveredAt,proto3" json:"delivered_at,omitempty"`
-	// Output only. Names of the notification channels: those of the rule when the alert was raised, or
-	// those of `CreateAlert`.
+	// Names of the notification channels: those of the rule when the alert was raised, or those of
+	// `CreateAlert`. At most 100, each 1 to 100 characters. Defaults to those of the rule.
 	Channels []string `protobuf:"bytes,9,rep,name=channels,proto3" json:"channels,omitempty"`
-	// Output only. Key of the alert: within a cooldown no other alert of the rule with the same key is
-	// raised, see `AlertRule.dedup_key_template`.
+	// Required. Key of the alert: within a cooldown no other alert of the rule with the same key is
+	// raised, see `AlertRule.dedup_key_template`. 1 to 255 characters of `[A-Za-z0-9_:-]`. Alerts
+	// without a rule have keys of their own.
 	DedupKey string `protobuf:"bytes,10,opt,name=dedup_key,json=dedupKey,proto3" json:"dedup_key,omitempty"`
-	// Output only. `rule_name`, `matched_conditions` (what the rule asked for and
+	// Of an alert that a rule raised: `rule_name`, `matched_conditions` (what the rule asked for and
 	// the event met, a list of texts), and `zone_id` if the rule asked for zones:
 	// the one that matched. Of a rule that flaps, `flapping`: true, and
-	// `flap_threshold` and `flap_window_seconds` as the rule had them, in the alert
+	// `flap_threshold` and `flap_window_seconds` (its `flap_window`) as the rule had them, in the alert
 	// that stands for those that are held back.
-	// Of one that was raised by hand: what the request said.
+	// Of one that was raised by hand: what the request said, free in form, at most 65,536 bytes as JSON
+	// and 20 levels deep.
 	Metadata *structpb.Struct `protobuf:"bytes,11,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	// Output only. Version of the alert, from 1, raised by one with every change of status. Suppressed
 	// repeats do not raise it.
@@ -2520,8 +2529,9 @@ type ExportAlertRulesResponse struct {
 	// The document: an object with `format` (`watchpost.alert_rules`), `version` (1)
 	// and `alert_rules`, a list ordered by id. The keys of a rule are the fields of
 	// `AlertRule` in their order; enums are labels in lower case (`high`,
-	// `monday`), times are RFC 3339, and what is not set is left out. Indented
-	// by two spaces, ended by a line feed. The same rules are always the same bytes.
+	// `monday`), times are RFC 3339, durations are seconds with an `s` (`300s`),
+	// and what is not set is left out. Indented by two spaces, ended by a line
+	// feed. The same rules are always the same bytes.
 	Document string `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"`
 	// Number of rules in the document.
 	AlertRules    int32 `protobuf:"varint,2,opt,name=alert_rules,json=alertRules,proto3" json:"alert_rules,omitempty"`
@@ -2767,16 +2777,16 @@ func (x *ImportedAlertRule) GetAction() ImportAction {
 // set; without both it is about all rules.
 type GetAlertRuleStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Ids of the rules, at most 1,000. Ids that no rule has are left out.
-	Ids []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
-	// Selects the rules. Must be left out if `ids` is set.
-	Filter *AlertRuleFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Time range in which alerts were raised or suppressed. An absent end is open.
-	Range *TimeRange `protobuf:"bytes,3,opt,name=range,proto3" json:"range,omitempty"`
 	// The most rules to return, in [1, 1000]. 0 means 50; more means 1000.
-	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The `next_page_token` of the page before. Empty for the first page.
-	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Ids of the rules, at most 1,000. Ids that no rule has are left out.
+	Ids []string `protobuf:"bytes,3,rep,name=ids,proto3" json:"ids,omitempty"`
+	// Selects the rules. Must be left out if `ids` is set.
+	Filter *AlertRuleFilter `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Time range in which alerts were raised or suppressed. An absent end is open.
+	Range         *TimeRange `protobuf:"bytes,5,opt,name=range,proto3" json:"range,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2811,6 +2821,20 @@ func (*GetAlertRuleStatsRequest) Descriptor() ([]byte, []int) {
 	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{29}
 }
 
+func (x *GetAlertRuleStatsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *GetAlertRuleStatsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 func (x *GetAlertRuleStatsRequest) GetIds() []string {
 	if x != nil {
 		return x.Ids
@@ -2830,20 +2854,6 @@ func (x *GetAlertRuleStatsRequest) GetRange() *TimeRange {
 		return x.Range
 	}
 	return nil
-}
-
-func (x *GetAlertRuleStatsRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-func (x *GetAlertRuleStatsRequest) GetPageToken() string {
-	if x != nil {
-		return x.PageToken
-	}
-	return ""
 }
 
 // The response of `GetAlertRuleStats`.
@@ -2912,7 +2922,7 @@ type PreviewScheduleRequest struct {
 	//	*PreviewScheduleRequest_Schedule
 	Of isPreviewScheduleRequest_Of `protobuf_oneof:"of"`
 	// Time from which on windows are returned. Absent means now.
-	From *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	// Number of windows, in [1, 100]. 0 means 10.
 	Count         int32 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2974,9 +2984,9 @@ func (x *PreviewScheduleRequest) GetSchedule() *Schedule {
 	return nil
 }
 
-func (x *PreviewScheduleRequest) GetFrom() *timestamppb.Timestamp {
+func (x *PreviewScheduleRequest) GetStartTime() *timestamppb.Timestamp {
 	if x != nil {
-		return x.From
+		return x.StartTime
 	}
 	return nil
 }
@@ -3009,7 +3019,7 @@ func (*PreviewScheduleRequest_Schedule) isPreviewScheduleRequest_Of() {}
 // The response of `PreviewSchedule`.
 type PreviewScheduleResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whether the schedule is in force at `from`.
+	// Whether the schedule is in force at `start_time`.
 	InForce bool `protobuf:"varint,1,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
 	// The next windows that begin within 400 days, in order. Those that touch, as
 	// whole days that follow each other, are one. Where the clock is set back within a
@@ -3066,10 +3076,10 @@ func (x *PreviewScheduleResponse) GetWindows() []*ScheduleWindow {
 // A time during which a schedule is in force.
 type ScheduleWindow struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// When it begins; `from` if it has begun before that.
+	// When it begins; `start_time` of the request if it has begun before that.
 	Start *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=start,proto3" json:"start,omitempty"`
 	// When it ends; this instant is outside. Absent if it does not end within 400
-	// days of `from`.
+	// days of `start_time`.
 	End *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=end,proto3" json:"end,omitempty"`
 	// Local time of `start` in the time zone of the schedule: RFC 3339 with the offset from UTC
 	// (`2026-11-27T22:00:00+01:00`).
@@ -3262,13 +3272,13 @@ type ExplainEventRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. Id of the event.
 	EventId int64 `protobuf:"varint,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
+	// The most rules to return, in [1, 1000]. 0 means 50; more means 1000.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The `next_page_token` of the page before. Empty for the first page.
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Ids of the rules to explain, at most 1,000. Ids that no rule has are left out. Empty means all
 	// rules.
-	RuleIds []string `protobuf:"bytes,2,rep,name=rule_ids,json=ruleIds,proto3" json:"rule_ids,omitempty"`
-	// The most rules to return, in [1, 1000]. 0 means 50; more means 1000.
-	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page.
-	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	RuleIds       []string `protobuf:"bytes,4,rep,name=rule_ids,json=ruleIds,proto3" json:"rule_ids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3310,13 +3320,6 @@ func (x *ExplainEventRequest) GetEventId() int64 {
 	return 0
 }
 
-func (x *ExplainEventRequest) GetRuleIds() []string {
-	if x != nil {
-		return x.RuleIds
-	}
-	return nil
-}
-
 func (x *ExplainEventRequest) GetPageSize() int32 {
 	if x != nil {
 		return x.PageSize
@@ -3329,6 +3332,13 @@ func (x *ExplainEventRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *ExplainEventRequest) GetRuleIds() []string {
+	if x != nil {
+		return x.RuleIds
+	}
+	return nil
 }
 
 // The response of `ExplainEvent`.
@@ -4467,13 +4477,13 @@ type AcknowledgeAlertsRequest struct {
 	Filter *AlertFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	// Selects all alerts. Must be set if the filter is empty, and only then.
 	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
+	// Only counts the alerts, and changes nothing.
+	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// Actor of the call, at most 100 characters. Empty: the address of the client, see
 	// `AlertTransition.actor`.
-	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
 	// Reason for the acknowledgement, at most 1,000 characters.
-	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Only counts the alerts, and changes nothing.
-	DryRun        bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4522,6 +4532,13 @@ func (x *AcknowledgeAlertsRequest) GetAll() bool {
 	return false
 }
 
+func (x *AcknowledgeAlertsRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
 func (x *AcknowledgeAlertsRequest) GetActor() string {
 	if x != nil {
 		return x.Actor
@@ -4536,13 +4553,6 @@ func (x *AcknowledgeAlertsRequest) GetReason() string {
 	return ""
 }
 
-func (x *AcknowledgeAlertsRequest) GetDryRun() bool {
-	if x != nil {
-		return x.DryRun
-	}
-	return false
-}
-
 // The request of `DismissAlerts`.
 type DismissAlertsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4550,13 +4560,13 @@ type DismissAlertsRequest struct {
 	Filter *AlertFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	// Selects all alerts. Must be set if the filter is empty, and only then.
 	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
+	// Only counts the alerts, and changes nothing.
+	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// Actor of the call, at most 100 characters. Empty: the address of the client, see
 	// `AlertTransition.actor`.
-	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
 	// Reason for the dismissal, at most 1,000 characters.
-	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Only counts the alerts, and changes nothing.
-	DryRun        bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4605,6 +4615,13 @@ func (x *DismissAlertsRequest) GetAll() bool {
 	return false
 }
 
+func (x *DismissAlertsRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
 func (x *DismissAlertsRequest) GetActor() string {
 	if x != nil {
 		return x.Actor
@@ -4617,13 +4634,6 @@ func (x *DismissAlertsRequest) GetReason() string {
 		return x.Reason
 	}
 	return ""
-}
-
-func (x *DismissAlertsRequest) GetDryRun() bool {
-	if x != nil {
-		return x.DryRun
-	}
-	return false
 }
 
 // Result of a call that acknowledges or dismisses many alerts.
@@ -4871,34 +4881,21 @@ func (x *GetAlertStatsRequest) GetBucketWidth() *durationpb.Duration {
 // The request of `CreateAlert`.
 type CreateAlertRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the event for which the alert is raised.
-	EventId int64 `protobuf:"varint,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
-	// Severity of the alert. Defaults to that of the rule, without a rule to `SEVERITY_MEDIUM`.
-	Severity Severity `protobuf:"varint,2,opt,name=severity,proto3,enum=watchpost.v1.Severity" json:"severity,omitempty"`
-	// Required. Key of the alert, 1 to 255 characters of `[A-Za-z0-9_:-]`. Within a cooldown, no other
-	// alert with the same key is raised. With `rule_id` it is a key of that rule; alerts without a rule
-	// have keys of their own.
-	DedupKey string `protobuf:"bytes,3,opt,name=dedup_key,json=dedupKey,proto3" json:"dedup_key,omitempty"`
-	// Time after an alert with this key in which no other is raised. In seconds, in [0, 31536000]. 0
-	// means that this call always raises an alert. Defaults to that of the rule, without a rule to 300.
-	CooldownSeconds *int32 `protobuf:"varint,4,opt,name=cooldown_seconds,json=cooldownSeconds,proto3,oneof" json:"cooldown_seconds,omitempty"`
-	// Names of the notification channels of the alert. At most 100, each 1 to 100 characters. Empty:
-	// those of the rule.
-	Channels []string `protobuf:"bytes,5,rep,name=channels,proto3" json:"channels,omitempty"`
-	// Metadata of the alert, free in form. At most 65,536 bytes as JSON and 20 levels deep.
-	Metadata *structpb.Struct `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// Id of the rule in whose name the alert is raised. The rule need not be enabled. Its escalation
-	// applies.
-	RuleId *string `protobuf:"bytes,7,opt,name=rule_id,json=ruleId,proto3,oneof" json:"rule_id,omitempty"`
-	// Actor of the call, at most 100 characters. Empty: the address of the client, see
-	// `AlertTransition.actor`.
-	Actor string `protobuf:"bytes,8,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Reason for the alert, at most 1,000 characters. It is stored in the transition.
-	Reason string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Required. The alert to raise. `event_id` and `dedup_key` are required.
+	Alert *Alert `protobuf:"bytes,1,opt,name=alert,proto3" json:"alert,omitempty"`
+	// Time after an alert with this key in which no other is raised. Whole seconds, in [0 s,
+	// 31,536,000 s] (a year). 0 s means that this call always raises an alert. Defaults to that of the
+	// rule, without a rule to 300 s.
+	Cooldown *durationpb.Duration `protobuf:"bytes,2,opt,name=cooldown,proto3" json:"cooldown,omitempty"`
 	// Id that makes the call repeatable, at most 128 characters. A repeated call raises and counts
 	// nothing, and returns the alert in its present state, for as long as the alert exists. Empty:
 	// every call counts.
-	RequestId     string `protobuf:"bytes,10,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Actor of the call, at most 100 characters. Empty: the address of the client, see
+	// `AlertTransition.actor`.
+	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
+	// Reason for the alert, at most 1,000 characters. It is stored in the transition.
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4933,51 +4930,23 @@ func (*CreateAlertRequest) Descriptor() ([]byte, []int) {
 	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{56}
 }
 
-func (x *CreateAlertRequest) GetEventId() int64 {
+func (x *CreateAlertRequest) GetAlert() *Alert {
 	if x != nil {
-		return x.EventId
-	}
-	return 0
-}
-
-func (x *CreateAlertRequest) GetSeverity() Severity {
-	if x != nil {
-		return x.Severity
-	}
-	return Severity_SEVERITY_UNSPECIFIED
-}
-
-func (x *CreateAlertRequest) GetDedupKey() string {
-	if x != nil {
-		return x.DedupKey
-	}
-	return ""
-}
-
-func (x *CreateAlertRequest) GetCooldownSeconds() int32 {
-	if x != nil && x.CooldownSeconds != nil {
-		return *x.CooldownSeconds
-	}
-	return 0
-}
-
-func (x *CreateAlertRequest) GetChannels() []string {
-	if x != nil {
-		return x.Channels
+		return x.Alert
 	}
 	return nil
 }
 
-func (x *CreateAlertRequest) GetMetadata() *structpb.Struct {
+func (x *CreateAlertRequest) GetCooldown() *durationpb.Duration {
 	if x != nil {
-		return x.Metadata
+		return x.Cooldown
 	}
 	return nil
 }
 
-func (x *CreateAlertRequest) GetRuleId() string {
-	if x != nil && x.RuleId != nil {
-		return *x.RuleId
+func (x *CreateAlertRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
 	}
 	return ""
 }
@@ -4992,13 +4961,6 @@ func (x *CreateAlertRequest) GetActor() string {
 func (x *CreateAlertRequest) GetReason() string {
 	if x != nil {
 		return x.Reason
-	}
-	return ""
-}
-
-func (x *CreateAlertRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
 	}
 	return ""
 }
@@ -5062,7 +5024,7 @@ var File_watchpost_v1_alerts_proto protoreflect.FileDescriptor
 
 const file_watchpost_v1_alerts_proto_rawDesc = "" +
 	"\n" +
-	"\x19watchpost/v1/alerts.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchpost/v1/common.proto\x1a\x1bwatchpost/v1/silences.proto\"\x97\b\n" +
+	"\x19watchpost/v1/alerts.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchpost/v1/common.proto\x1a\x1bwatchpost/v1/silences.proto\"\xf8\a\n" +
 	"\tAlertRule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12%\n" +
@@ -5080,8 +5042,8 @@ const file_watchpost_v1_alerts_proto_rawDesc = "" +
 	"\n" +
 	"conditions\x18\f \x01(\v2\x17.google.protobuf.StructR\n" +
 	"conditions\x121\n" +
-	"\x12dedup_key_template\x18\r \x01(\tH\x04R\x10dedupKeyTemplate\x88\x01\x01\x12.\n" +
-	"\x10cooldown_seconds\x18\x0e \x01(\x05H\x05R\x0fcooldownSeconds\x88\x01\x01\x12\x1a\n" +
+	"\x12dedup_key_template\x18\r \x01(\tH\x04R\x10dedupKeyTemplate\x88\x01\x01\x125\n" +
+	"\bcooldown\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\bcooldown\x12\x1a\n" +
 	"\bchannels\x18\x0f \x03(\tR\bchannels\x129\n" +
 	"\n" +
 	"created_at\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
@@ -5089,8 +5051,9 @@ const file_watchpost_v1_alerts_proto_rawDesc = "" +
 	"updated_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12\x1d\n" +
 	"\n" +
 	"version_id\x18\x12 \x01(\x05R\tversionId\x12*\n" +
-	"\x0eflap_threshold\x18\x13 \x01(\x05H\x06R\rflapThreshold\x88\x01\x01\x123\n" +
-	"\x13flap_window_seconds\x18\x14 \x01(\x05H\aR\x11flapWindowSeconds\x88\x01\x01\x12<\n" +
+	"\x0eflap_threshold\x18\x13 \x01(\x05H\x05R\rflapThreshold\x88\x01\x01\x12:\n" +
+	"\vflap_window\x18\x14 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"flapWindow\x12<\n" +
 	"\n" +
 	"escalation\x18\x15 \x03(\v2\x1c.watchpost.v1.EscalationStepR\n" +
 	"escalationB\x0e\n" +
@@ -5099,19 +5062,17 @@ const file_watchpost_v1_alerts_proto_rawDesc = "" +
 	"\b_enabledB\x11\n" +
 	"\x0f_risk_thresholdB\x11\n" +
 	"\x0f_min_confidenceB\x15\n" +
-	"\x13_dedup_key_templateB\x13\n" +
-	"\x11_cooldown_secondsB\x11\n" +
-	"\x0f_flap_thresholdB\x16\n" +
-	"\x14_flap_window_seconds\"Q\n" +
-	"\x0eEscalationStep\x12#\n" +
-	"\rafter_seconds\x18\x01 \x01(\x05R\fafterSeconds\x12\x1a\n" +
-	"\bchannels\x18\x02 \x03(\tR\bchannels\"\x8d\x01\n" +
+	"\x13_dedup_key_templateB\x11\n" +
+	"\x0f_flap_threshold\"]\n" +
+	"\x0eEscalationStep\x12/\n" +
+	"\x05after\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05after\x12\x1a\n" +
+	"\bchannels\x18\x02 \x03(\tR\bchannels\"\x8e\x01\n" +
 	"\bSchedule\x12+\n" +
 	"\x04days\x18\x01 \x03(\x0e2\x17.watchpost.v1.DayOfWeekR\x04days\x12\x1d\n" +
 	"\n" +
 	"start_time\x18\x02 \x01(\tR\tstartTime\x12\x19\n" +
-	"\bend_time\x18\x03 \x01(\tR\aendTime\x12\x1a\n" +
-	"\btimezone\x18\x04 \x01(\tR\btimezone\"\x88\x02\n" +
+	"\bend_time\x18\x03 \x01(\tR\aendTime\x12\x1b\n" +
+	"\ttime_zone\x18\x04 \x01(\tR\btimeZone\"\x88\x02\n" +
 	"\vRuleOutcome\x12\x17\n" +
 	"\arule_id\x18\x01 \x01(\tR\x06ruleId\x12\x1b\n" +
 	"\trule_name\x18\x02 \x01(\tR\bruleName\x12\x14\n" +
@@ -5318,20 +5279,21 @@ const file_watchpost_v1_alerts_proto_rawDesc = "" +
 	"\x11ImportedAlertRule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x122\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x1a.watchpost.v1.ImportActionR\x06action\"\xce\x01\n" +
-	"\x18GetAlertRuleStatsRequest\x12\x10\n" +
-	"\x03ids\x18\x01 \x03(\tR\x03ids\x125\n" +
-	"\x06filter\x18\x02 \x01(\v2\x1d.watchpost.v1.AlertRuleFilterR\x06filter\x12-\n" +
-	"\x05range\x18\x03 \x01(\v2\x17.watchpost.v1.TimeRangeR\x05range\x12\x1b\n" +
-	"\tpage_size\x18\x04 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\x18GetAlertRuleStatsRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x05 \x01(\tR\tpageToken\"\x8b\x01\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\x12\x10\n" +
+	"\x03ids\x18\x03 \x03(\tR\x03ids\x125\n" +
+	"\x06filter\x18\x04 \x01(\v2\x1d.watchpost.v1.AlertRuleFilterR\x06filter\x12-\n" +
+	"\x05range\x18\x05 \x01(\v2\x17.watchpost.v1.TimeRangeR\x05range\"\x8b\x01\n" +
 	"\x19GetAlertRuleStatsResponse\x12F\n" +
 	"\x10alert_rule_stats\x18\x01 \x03(\v2\x1c.watchpost.v1.AlertRuleStatsR\x0ealertRuleStats\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xb5\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc0\x01\n" +
 	"\x16PreviewScheduleRequest\x12\x19\n" +
 	"\arule_id\x18\x01 \x01(\tH\x00R\x06ruleId\x124\n" +
-	"\bschedule\x18\x02 \x01(\v2\x16.watchpost.v1.ScheduleH\x00R\bschedule\x12.\n" +
-	"\x04from\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12\x14\n" +
+	"\bschedule\x18\x02 \x01(\v2\x16.watchpost.v1.ScheduleH\x00R\bschedule\x129\n" +
+	"\n" +
+	"start_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12\x14\n" +
 	"\x05count\x18\x04 \x01(\x05R\x05countB\x04\n" +
 	"\x02of\"l\n" +
 	"\x17PreviewScheduleResponse\x12\x19\n" +
@@ -5354,11 +5316,11 @@ const file_watchpost_v1_alerts_proto_rawDesc = "" +
 	"\rlast_fired_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\vlastFiredAt\x12H\n" +
 	"\x12last_suppressed_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x10lastSuppressedAt\"\x87\x01\n" +
 	"\x13ExplainEventRequest\x12\x19\n" +
-	"\bevent_id\x18\x01 \x01(\x03R\aeventId\x12\x19\n" +
-	"\brule_ids\x18\x02 \x03(\tR\aruleIds\x12\x1b\n" +
-	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\bevent_id\x18\x01 \x01(\x03R\aeventId\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x04 \x01(\tR\tpageToken\"\x81\x01\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\x12\x19\n" +
+	"\brule_ids\x18\x04 \x03(\tR\aruleIds\"\x81\x01\n" +
 	"\x14ExplainEventResponse\x12A\n" +
 	"\fexplanations\x18\x01 \x03(\v2\x1d.watchpost.v1.RuleExplanationR\fexplanations\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xfd\x02\n" +
@@ -5461,16 +5423,16 @@ const file_watchpost_v1_alerts_proto_rawDesc = "" +
 	"\x14_expected_version_id\"\xa6\x01\n" +
 	"\x18AcknowledgeAlertsRequest\x121\n" +
 	"\x06filter\x18\x01 \x01(\v2\x19.watchpost.v1.AlertFilterR\x06filter\x12\x10\n" +
-	"\x03all\x18\x02 \x01(\bR\x03all\x12\x14\n" +
-	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x17\n" +
-	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"\xa2\x01\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xa2\x01\n" +
 	"\x14DismissAlertsRequest\x121\n" +
 	"\x06filter\x18\x01 \x01(\v2\x19.watchpost.v1.AlertFilterR\x06filter\x12\x10\n" +
-	"\x03all\x18\x02 \x01(\bR\x03all\x12\x14\n" +
-	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x17\n" +
-	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"\x81\x01\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x81\x01\n" +
 	"\x12MoveAlertsResponse\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\x03R\amatched\x12\x14\n" +
 	"\x05moved\x18\x02 \x01(\x03R\x05moved\x12;\n" +
@@ -5485,23 +5447,14 @@ const file_watchpost_v1_alerts_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x87\x01\n" +
 	"\x14GetAlertStatsRequest\x121\n" +
 	"\x06filter\x18\x01 \x01(\v2\x19.watchpost.v1.AlertFilterR\x06filter\x12<\n" +
-	"\fbucket_width\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\vbucketWidth\"\x8d\x03\n" +
-	"\x12CreateAlertRequest\x12\x19\n" +
-	"\bevent_id\x18\x01 \x01(\x03R\aeventId\x122\n" +
-	"\bseverity\x18\x02 \x01(\x0e2\x16.watchpost.v1.SeverityR\bseverity\x12\x1b\n" +
-	"\tdedup_key\x18\x03 \x01(\tR\bdedupKey\x12.\n" +
-	"\x10cooldown_seconds\x18\x04 \x01(\x05H\x00R\x0fcooldownSeconds\x88\x01\x01\x12\x1a\n" +
-	"\bchannels\x18\x05 \x03(\tR\bchannels\x123\n" +
-	"\bmetadata\x18\x06 \x01(\v2\x17.google.protobuf.StructR\bmetadata\x12\x1c\n" +
-	"\arule_id\x18\a \x01(\tH\x01R\x06ruleId\x88\x01\x01\x12\x14\n" +
-	"\x05actor\x18\b \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\t \x01(\tR\x06reason\x12\x1d\n" +
+	"\fbucket_width\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\vbucketWidth\"\xc3\x01\n" +
+	"\x12CreateAlertRequest\x12)\n" +
+	"\x05alert\x18\x01 \x01(\v2\x13.watchpost.v1.AlertR\x05alert\x125\n" +
+	"\bcooldown\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bcooldown\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\n" +
-	" \x01(\tR\trequestIdB\x13\n" +
-	"\x11_cooldown_secondsB\n" +
-	"\n" +
-	"\b_rule_id\"Z\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\x12\x14\n" +
+	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"Z\n" +
 	"\x13CreateAlertResponse\x12)\n" +
 	"\x05alert\x18\x01 \x01(\v2\x13.watchpost.v1.AlertR\x05alert\x12\x18\n" +
 	"\acreated\x18\x02 \x01(\bR\acreated*\xd8\x01\n" +
@@ -5562,8 +5515,8 @@ const file_watchpost_v1_alerts_proto_rawDesc = "" +
 	"\x11AcknowledgeAlerts\x12&.watchpost.v1.AcknowledgeAlertsRequest\x1a .watchpost.v1.MoveAlertsResponse\x12U\n" +
 	"\rDismissAlerts\x12\".watchpost.v1.DismissAlertsRequest\x1a .watchpost.v1.MoveAlertsResponse\x12m\n" +
 	"\x14ListAlertTransitions\x12).watchpost.v1.ListAlertTransitionsRequest\x1a*.watchpost.v1.ListAlertTransitionsResponse\x12M\n" +
-	"\rGetAlertStats\x12\".watchpost.v1.GetAlertStatsRequest\x1a\x18.watchpost.v1.AlertStatsB\xab\x01\n" +
-	"\x10com.watchpost.v1B\vAlertsProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
+	"\rGetAlertStats\x12\".watchpost.v1.GetAlertStatsRequest\x1a\x18.watchpost.v1.AlertStatsBZ\n" +
+	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
 	file_watchpost_v1_alerts_proto_rawDescOnce sync.Once
@@ -5644,8 +5597,8 @@ var file_watchpost_v1_alerts_proto_goTypes = []any{
 	(*CreateAlertResponse)(nil),          // 61: watchpost.v1.CreateAlertResponse
 	(Severity)(0),                        // 62: watchpost.v1.Severity
 	(*structpb.Struct)(nil),              // 63: google.protobuf.Struct
-	(*timestamppb.Timestamp)(nil),        // 64: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),          // 65: google.protobuf.Duration
+	(*durationpb.Duration)(nil),          // 64: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),        // 65: google.protobuf.Timestamp
 	(*TimeRange)(nil),                    // 66: watchpost.v1.TimeRange
 	(*fieldmaskpb.FieldMask)(nil),        // 67: google.protobuf.FieldMask
 	(*AlertSuppression)(nil),             // 68: watchpost.v1.AlertSuppression
@@ -5655,136 +5608,139 @@ var file_watchpost_v1_alerts_proto_depIdxs = []int32{
 	62,  // 0: watchpost.v1.AlertRule.severity:type_name -> watchpost.v1.Severity
 	6,   // 1: watchpost.v1.AlertRule.schedule:type_name -> watchpost.v1.Schedule
 	63,  // 2: watchpost.v1.AlertRule.conditions:type_name -> google.protobuf.Struct
-	64,  // 3: watchpost.v1.AlertRule.created_at:type_name -> google.protobuf.Timestamp
-	64,  // 4: watchpost.v1.AlertRule.updated_at:type_name -> google.protobuf.Timestamp
-	5,   // 5: watchpost.v1.AlertRule.escalation:type_name -> watchpost.v1.EscalationStep
-	0,   // 6: watchpost.v1.Schedule.days:type_name -> watchpost.v1.DayOfWeek
-	1,   // 7: watchpost.v1.RuleOutcome.stopped_by:type_name -> watchpost.v1.RuleStop
-	62,  // 8: watchpost.v1.Alert.severity:type_name -> watchpost.v1.Severity
-	2,   // 9: watchpost.v1.Alert.status:type_name -> watchpost.v1.AlertStatus
-	64,  // 10: watchpost.v1.Alert.created_at:type_name -> google.protobuf.Timestamp
-	64,  // 11: watchpost.v1.Alert.updated_at:type_name -> google.protobuf.Timestamp
-	64,  // 12: watchpost.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
-	63,  // 13: watchpost.v1.Alert.metadata:type_name -> google.protobuf.Struct
-	64,  // 14: watchpost.v1.Alert.last_suppressed_at:type_name -> google.protobuf.Timestamp
-	64,  // 15: watchpost.v1.Alert.acknowledged_at:type_name -> google.protobuf.Timestamp
-	64,  // 16: watchpost.v1.Alert.dismissed_at:type_name -> google.protobuf.Timestamp
-	2,   // 17: watchpost.v1.AlertTransition.from_status:type_name -> watchpost.v1.AlertStatus
-	2,   // 18: watchpost.v1.AlertTransition.to_status:type_name -> watchpost.v1.AlertStatus
-	64,  // 19: watchpost.v1.AlertTransition.created_at:type_name -> google.protobuf.Timestamp
-	11,  // 20: watchpost.v1.AlertStats.by_status:type_name -> watchpost.v1.AlertStatusCount
-	12,  // 21: watchpost.v1.AlertStats.by_severity:type_name -> watchpost.v1.AlertSeverityCount
-	13,  // 22: watchpost.v1.AlertStats.by_rule:type_name -> watchpost.v1.AlertRuleCount
-	14,  // 23: watchpost.v1.AlertStats.by_camera:type_name -> watchpost.v1.AlertCameraCount
-	15,  // 24: watchpost.v1.AlertStats.buckets:type_name -> watchpost.v1.AlertBucket
-	65,  // 25: watchpost.v1.AlertStats.mean_time_to_acknowledge:type_name -> google.protobuf.Duration
-	65,  // 26: watchpost.v1.AlertStats.mean_time_to_dismiss:type_name -> google.protobuf.Duration
-	64,  // 27: watchpost.v1.AlertStats.oldest_open_at:type_name -> google.protobuf.Timestamp
-	2,   // 28: watchpost.v1.AlertStatusCount.status:type_name -> watchpost.v1.AlertStatus
-	62,  // 29: watchpost.v1.AlertSeverityCount.severity:type_name -> watchpost.v1.Severity
-	64,  // 30: watchpost.v1.AlertBucket.start_time:type_name -> google.protobuf.Timestamp
-	62,  // 31: watchpost.v1.AlertRuleFilter.severity:type_name -> watchpost.v1.Severity
-	2,   // 32: watchpost.v1.AlertFilter.statuses:type_name -> watchpost.v1.AlertStatus
-	62,  // 33: watchpost.v1.AlertFilter.severities:type_name -> watchpost.v1.Severity
-	66,  // 34: watchpost.v1.AlertFilter.created_at:type_name -> watchpost.v1.TimeRange
-	66,  // 35: watchpost.v1.AlertFilter.updated_at:type_name -> watchpost.v1.TimeRange
-	66,  // 36: watchpost.v1.AlertFilter.delivered_at:type_name -> watchpost.v1.TimeRange
-	2,   // 37: watchpost.v1.AlertTransitionFilter.to_statuses:type_name -> watchpost.v1.AlertStatus
-	66,  // 38: watchpost.v1.AlertTransitionFilter.created_at:type_name -> watchpost.v1.TimeRange
-	4,   // 39: watchpost.v1.CreateAlertRuleRequest.alert_rule:type_name -> watchpost.v1.AlertRule
-	16,  // 40: watchpost.v1.ListAlertRulesRequest.filter:type_name -> watchpost.v1.AlertRuleFilter
-	4,   // 41: watchpost.v1.ListAlertRulesResponse.alert_rules:type_name -> watchpost.v1.AlertRule
-	4,   // 42: watchpost.v1.UpdateAlertRuleRequest.alert_rule:type_name -> watchpost.v1.AlertRule
-	67,  // 43: watchpost.v1.UpdateAlertRuleRequest.update_mask:type_name -> google.protobuf.FieldMask
-	16,  // 44: watchpost.v1.SetAlertRulesEnabledRequest.filter:type_name -> watchpost.v1.AlertRuleFilter
-	16,  // 45: watchpost.v1.ExportAlertRulesRequest.filter:type_name -> watchpost.v1.AlertRuleFilter
-	32,  // 46: watchpost.v1.ImportAlertRulesResponse.results:type_name -> watchpost.v1.ImportedAlertRule
-	3,   // 47: watchpost.v1.ImportedAlertRule.action:type_name -> watchpost.v1.ImportAction
-	16,  // 48: watchpost.v1.GetAlertRuleStatsRequest.filter:type_name -> watchpost.v1.AlertRuleFilter
-	66,  // 49: watchpost.v1.GetAlertRuleStatsRequest.range:type_name -> watchpost.v1.TimeRange
-	38,  // 50: watchpost.v1.GetAlertRuleStatsResponse.alert_rule_stats:type_name -> watchpost.v1.AlertRuleStats
-	6,   // 51: watchpost.v1.PreviewScheduleRequest.schedule:type_name -> watchpost.v1.Schedule
-	64,  // 52: watchpost.v1.PreviewScheduleRequest.from:type_name -> google.protobuf.Timestamp
-	37,  // 53: watchpost.v1.PreviewScheduleResponse.windows:type_name -> watchpost.v1.ScheduleWindow
-	64,  // 54: watchpost.v1.ScheduleWindow.start:type_name -> google.protobuf.Timestamp
-	64,  // 55: watchpost.v1.ScheduleWindow.end:type_name -> google.protobuf.Timestamp
-	64,  // 56: watchpost.v1.AlertRuleStats.last_fired_at:type_name -> google.protobuf.Timestamp
-	64,  // 57: watchpost.v1.AlertRuleStats.last_suppressed_at:type_name -> google.protobuf.Timestamp
-	41,  // 58: watchpost.v1.ExplainEventResponse.explanations:type_name -> watchpost.v1.RuleExplanation
-	1,   // 59: watchpost.v1.RuleExplanation.stopped_by:type_name -> watchpost.v1.RuleStop
-	42,  // 60: watchpost.v1.RuleExplanation.conditions:type_name -> watchpost.v1.ConditionExplanation
-	68,  // 61: watchpost.v1.RuleExplanation.suppression:type_name -> watchpost.v1.AlertSuppression
-	1,   // 62: watchpost.v1.ConditionExplanation.condition:type_name -> watchpost.v1.RuleStop
-	4,   // 63: watchpost.v1.TestAlertRuleRequest.alert_rule:type_name -> watchpost.v1.AlertRule
-	66,  // 64: watchpost.v1.TestAlertRuleRequest.started_at:type_name -> watchpost.v1.TimeRange
-	45,  // 65: watchpost.v1.TestAlertRuleResponse.match:type_name -> watchpost.v1.AlertRuleTestMatch
-	46,  // 66: watchpost.v1.TestAlertRuleResponse.progress:type_name -> watchpost.v1.AlertRuleTestProgress
-	47,  // 67: watchpost.v1.TestAlertRuleResponse.totals:type_name -> watchpost.v1.AlertRuleTestTotals
-	64,  // 68: watchpost.v1.AlertRuleTestMatch.started_at:type_name -> google.protobuf.Timestamp
-	64,  // 69: watchpost.v1.AlertRuleTestProgress.reached:type_name -> google.protobuf.Timestamp
-	48,  // 70: watchpost.v1.AlertRuleTestTotals.stops:type_name -> watchpost.v1.RuleStopCount
-	1,   // 71: watchpost.v1.RuleStopCount.stopped_by:type_name -> watchpost.v1.RuleStop
-	17,  // 72: watchpost.v1.ListAlertsRequest.filter:type_name -> watchpost.v1.AlertFilter
-	8,   // 73: watchpost.v1.ListAlertsResponse.alerts:type_name -> watchpost.v1.Alert
-	17,  // 74: watchpost.v1.AcknowledgeAlertsRequest.filter:type_name -> watchpost.v1.AlertFilter
-	17,  // 75: watchpost.v1.DismissAlertsRequest.filter:type_name -> watchpost.v1.AlertFilter
-	11,  // 76: watchpost.v1.MoveAlertsResponse.not_moved:type_name -> watchpost.v1.AlertStatusCount
-	18,  // 77: watchpost.v1.ListAlertTransitionsRequest.filter:type_name -> watchpost.v1.AlertTransitionFilter
-	9,   // 78: watchpost.v1.ListAlertTransitionsResponse.alert_transitions:type_name -> watchpost.v1.AlertTransition
-	17,  // 79: watchpost.v1.GetAlertStatsRequest.filter:type_name -> watchpost.v1.AlertFilter
-	65,  // 80: watchpost.v1.GetAlertStatsRequest.bucket_width:type_name -> google.protobuf.Duration
-	62,  // 81: watchpost.v1.CreateAlertRequest.severity:type_name -> watchpost.v1.Severity
-	63,  // 82: watchpost.v1.CreateAlertRequest.metadata:type_name -> google.protobuf.Struct
-	8,   // 83: watchpost.v1.CreateAlertResponse.alert:type_name -> watchpost.v1.Alert
-	19,  // 84: watchpost.v1.AlertRuleService.CreateAlertRule:input_type -> watchpost.v1.CreateAlertRuleRequest
-	20,  // 85: watchpost.v1.AlertRuleService.GetAlertRule:input_type -> watchpost.v1.GetAlertRuleRequest
-	21,  // 86: watchpost.v1.AlertRuleService.ListAlertRules:input_type -> watchpost.v1.ListAlertRulesRequest
-	23,  // 87: watchpost.v1.AlertRuleService.UpdateAlertRule:input_type -> watchpost.v1.UpdateAlertRuleRequest
-	24,  // 88: watchpost.v1.AlertRuleService.DeleteAlertRule:input_type -> watchpost.v1.DeleteAlertRuleRequest
-	25,  // 89: watchpost.v1.AlertRuleService.SetAlertRulesEnabled:input_type -> watchpost.v1.SetAlertRulesEnabledRequest
-	27,  // 90: watchpost.v1.AlertRuleService.CloneAlertRule:input_type -> watchpost.v1.CloneAlertRuleRequest
-	28,  // 91: watchpost.v1.AlertRuleService.ExportAlertRules:input_type -> watchpost.v1.ExportAlertRulesRequest
-	30,  // 92: watchpost.v1.AlertRuleService.ImportAlertRules:input_type -> watchpost.v1.ImportAlertRulesRequest
-	33,  // 93: watchpost.v1.AlertRuleService.GetAlertRuleStats:input_type -> watchpost.v1.GetAlertRuleStatsRequest
-	35,  // 94: watchpost.v1.AlertRuleService.PreviewSchedule:input_type -> watchpost.v1.PreviewScheduleRequest
-	39,  // 95: watchpost.v1.AlertRuleService.ExplainEvent:input_type -> watchpost.v1.ExplainEventRequest
-	43,  // 96: watchpost.v1.AlertRuleService.TestAlertRule:input_type -> watchpost.v1.TestAlertRuleRequest
-	60,  // 97: watchpost.v1.AlertService.CreateAlert:input_type -> watchpost.v1.CreateAlertRequest
-	49,  // 98: watchpost.v1.AlertService.GetAlert:input_type -> watchpost.v1.GetAlertRequest
-	50,  // 99: watchpost.v1.AlertService.ListAlerts:input_type -> watchpost.v1.ListAlertsRequest
-	52,  // 100: watchpost.v1.AlertService.AcknowledgeAlert:input_type -> watchpost.v1.AcknowledgeAlertRequest
-	53,  // 101: watchpost.v1.AlertService.DismissAlert:input_type -> watchpost.v1.DismissAlertRequest
-	54,  // 102: watchpost.v1.AlertService.AcknowledgeAlerts:input_type -> watchpost.v1.AcknowledgeAlertsRequest
-	55,  // 103: watchpost.v1.AlertService.DismissAlerts:input_type -> watchpost.v1.DismissAlertsRequest
-	57,  // 104: watchpost.v1.AlertService.ListAlertTransitions:input_type -> watchpost.v1.ListAlertTransitionsRequest
-	59,  // 105: watchpost.v1.AlertService.GetAlertStats:input_type -> watchpost.v1.GetAlertStatsRequest
-	4,   // 106: watchpost.v1.AlertRuleService.CreateAlertRule:output_type -> watchpost.v1.AlertRule
-	4,   // 107: watchpost.v1.AlertRuleService.GetAlertRule:output_type -> watchpost.v1.AlertRule
-	22,  // 108: watchpost.v1.AlertRuleService.ListAlertRules:output_type -> watchpost.v1.ListAlertRulesResponse
-	4,   // 109: watchpost.v1.AlertRuleService.UpdateAlertRule:output_type -> watchpost.v1.AlertRule
-	69,  // 110: watchpost.v1.AlertRuleService.DeleteAlertRule:output_type -> google.protobuf.Empty
-	26,  // 111: watchpost.v1.AlertRuleService.SetAlertRulesEnabled:output_type -> watchpost.v1.SetAlertRulesEnabledResponse
-	4,   // 112: watchpost.v1.AlertRuleService.CloneAlertRule:output_type -> watchpost.v1.AlertRule
-	29,  // 113: watchpost.v1.AlertRuleService.ExportAlertRules:output_type -> watchpost.v1.ExportAlertRulesResponse
-	31,  // 114: watchpost.v1.AlertRuleService.ImportAlertRules:output_type -> watchpost.v1.ImportAlertRulesResponse
-	34,  // 115: watchpost.v1.AlertRuleService.GetAlertRuleStats:output_type -> watchpost.v1.GetAlertRuleStatsResponse
-	36,  // 116: watchpost.v1.AlertRuleService.PreviewSchedule:output_type -> watchpost.v1.PreviewScheduleResponse
-	40,  // 117: watchpost.v1.AlertRuleService.ExplainEvent:output_type -> watchpost.v1.ExplainEventResponse
-	44,  // 118: watchpost.v1.AlertRuleService.TestAlertRule:output_type -> watchpost.v1.TestAlertRuleResponse
-	61,  // 119: watchpost.v1.AlertService.CreateAlert:output_type -> watchpost.v1.CreateAlertResponse
-	8,   // 120: watchpost.v1.AlertService.GetAlert:output_type -> watchpost.v1.Alert
-	51,  // 121: watchpost.v1.AlertService.ListAlerts:output_type -> watchpost.v1.ListAlertsResponse
-	8,   // 122: watchpost.v1.AlertService.AcknowledgeAlert:output_type -> watchpost.v1.Alert
-	8,   // 123: watchpost.v1.AlertService.DismissAlert:output_type -> watchpost.v1.Alert
-	56,  // 124: watchpost.v1.AlertService.AcknowledgeAlerts:output_type -> watchpost.v1.MoveAlertsResponse
-	56,  // 125: watchpost.v1.AlertService.DismissAlerts:output_type -> watchpost.v1.MoveAlertsResponse
-	58,  // 126: watchpost.v1.AlertService.ListAlertTransitions:output_type -> watchpost.v1.ListAlertTransitionsResponse
-	10,  // 127: watchpost.v1.AlertService.GetAlertStats:output_type -> watchpost.v1.AlertStats
-	106, // [106:128] is the sub-list for method output_type
-	84,  // [84:106] is the sub-list for method input_type
-	84,  // [84:84] is the sub-list for extension type_name
-	84,  // [84:84] is the sub-list for extension extendee
-	0,   // [0:84] is the sub-list for field type_name
+	64,  // 3: watchpost.v1.AlertRule.cooldown:type_name -> google.protobuf.Duration
+	65,  // 4: watchpost.v1.AlertRule.created_at:type_name -> google.protobuf.Timestamp
+	65,  // 5: watchpost.v1.AlertRule.updated_at:type_name -> google.protobuf.Timestamp
+	64,  // 6: watchpost.v1.AlertRule.flap_window:type_name -> google.protobuf.Duration
+	5,   // 7: watchpost.v1.AlertRule.escalation:type_name -> watchpost.v1.EscalationStep
+	64,  // 8: watchpost.v1.EscalationStep.after:type_name -> google.protobuf.Duration
+	0,   // 9: watchpost.v1.Schedule.days:type_name -> watchpost.v1.DayOfWeek
+	1,   // 10: watchpost.v1.RuleOutcome.stopped_by:type_name -> watchpost.v1.RuleStop
+	62,  // 11: watchpost.v1.Alert.severity:type_name -> watchpost.v1.Severity
+	2,   // 12: watchpost.v1.Alert.status:type_name -> watchpost.v1.AlertStatus
+	65,  // 13: watchpost.v1.Alert.created_at:type_name -> google.protobuf.Timestamp
+	65,  // 14: watchpost.v1.Alert.updated_at:type_name -> google.protobuf.Timestamp
+	65,  // 15: watchpost.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
+	63,  // 16: watchpost.v1.Alert.metadata:type_name -> google.protobuf.Struct
+	65,  // 17: watchpost.v1.Alert.last_suppressed_at:type_name -> google.protobuf.Timestamp
+	65,  // 18: watchpost.v1.Alert.acknowledged_at:type_name -> google.protobuf.Timestamp
+	65,  // 19: watchpost.v1.Alert.dismissed_at:type_name -> google.protobuf.Timestamp
+	2,   // 20: watchpost.v1.AlertTransition.from_status:type_name -> watchpost.v1.AlertStatus
+	2,   // 21: watchpost.v1.AlertTransition.to_status:type_name -> watchpost.v1.AlertStatus
+	65,  // 22: watchpost.v1.AlertTransition.created_at:type_name -> google.protobuf.Timestamp
+	11,  // 23: watchpost.v1.AlertStats.by_status:type_name -> watchpost.v1.AlertStatusCount
+	12,  // 24: watchpost.v1.AlertStats.by_severity:type_name -> watchpost.v1.AlertSeverityCount
+	13,  // 25: watchpost.v1.AlertStats.by_rule:type_name -> watchpost.v1.AlertRuleCount
+	14,  // 26: watchpost.v1.AlertStats.by_camera:type_name -> watchpost.v1.AlertCameraCount
+	15,  // 27: watchpost.v1.AlertStats.buckets:type_name -> watchpost.v1.AlertBucket
+	64,  // 28: watchpost.v1.AlertStats.mean_time_to_acknowledge:type_name -> google.protobuf.Duration
+	64,  // 29: watchpost.v1.AlertStats.mean_time_to_dismiss:type_name -> google.protobuf.Duration
+	65,  // 30: watchpost.v1.AlertStats.oldest_open_at:type_name -> google.protobuf.Timestamp
+	2,   // 31: watchpost.v1.AlertStatusCount.status:type_name -> watchpost.v1.AlertStatus
+	62,  // 32: watchpost.v1.AlertSeverityCount.severity:type_name -> watchpost.v1.Severity
+	65,  // 33: watchpost.v1.AlertBucket.start_time:type_name -> google.protobuf.Timestamp
+	62,  // 34: watchpost.v1.AlertRuleFilter.severity:type_name -> watchpost.v1.Severity
+	2,   // 35: watchpost.v1.AlertFilter.statuses:type_name -> watchpost.v1.AlertStatus
+	62,  // 36: watchpost.v1.AlertFilter.severities:type_name -> watchpost.v1.Severity
+	66,  // 37: watchpost.v1.AlertFilter.created_at:type_name -> watchpost.v1.TimeRange
+	66,  // 38: watchpost.v1.AlertFilter.updated_at:type_name -> watchpost.v1.TimeRange
+	66,  // 39: watchpost.v1.AlertFilter.delivered_at:type_name -> watchpost.v1.TimeRange
+	2,   // 40: watchpost.v1.AlertTransitionFilter.to_statuses:type_name -> watchpost.v1.AlertStatus
+	66,  // 41: watchpost.v1.AlertTransitionFilter.created_at:type_name -> watchpost.v1.TimeRange
+	4,   // 42: watchpost.v1.CreateAlertRuleRequest.alert_rule:type_name -> watchpost.v1.AlertRule
+	16,  // 43: watchpost.v1.ListAlertRulesRequest.filter:type_name -> watchpost.v1.AlertRuleFilter
+	4,   // 44: watchpost.v1.ListAlertRulesResponse.alert_rules:type_name -> watchpost.v1.AlertRule
+	4,   // 45: watchpost.v1.UpdateAlertRuleRequest.alert_rule:type_name -> watchpost.v1.AlertRule
+	67,  // 46: watchpost.v1.UpdateAlertRuleRequest.update_mask:type_name -> google.protobuf.FieldMask
+	16,  // 47: watchpost.v1.SetAlertRulesEnabledRequest.filter:type_name -> watchpost.v1.AlertRuleFilter
+	16,  // 48: watchpost.v1.ExportAlertRulesRequest.filter:type_name -> watchpost.v1.AlertRuleFilter
+	32,  // 49: watchpost.v1.ImportAlertRulesResponse.results:type_name -> watchpost.v1.ImportedAlertRule
+	3,   // 50: watchpost.v1.ImportedAlertRule.action:type_name -> watchpost.v1.ImportAction
+	16,  // 51: watchpost.v1.GetAlertRuleStatsRequest.filter:type_name -> watchpost.v1.AlertRuleFilter
+	66,  // 52: watchpost.v1.GetAlertRuleStatsRequest.range:type_name -> watchpost.v1.TimeRange
+	38,  // 53: watchpost.v1.GetAlertRuleStatsResponse.alert_rule_stats:type_name -> watchpost.v1.AlertRuleStats
+	6,   // 54: watchpost.v1.PreviewScheduleRequest.schedule:type_name -> watchpost.v1.Schedule
+	65,  // 55: watchpost.v1.PreviewScheduleRequest.start_time:type_name -> google.protobuf.Timestamp
+	37,  // 56: watchpost.v1.PreviewScheduleResponse.windows:type_name -> watchpost.v1.ScheduleWindow
+	65,  // 57: watchpost.v1.ScheduleWindow.start:type_name -> google.protobuf.Timestamp
+	65,  // 58: watchpost.v1.ScheduleWindow.end:type_name -> google.protobuf.Timestamp
+	65,  // 59: watchpost.v1.AlertRuleStats.last_fired_at:type_name -> google.protobuf.Timestamp
+	65,  // 60: watchpost.v1.AlertRuleStats.last_suppressed_at:type_name -> google.protobuf.Timestamp
+	41,  // 61: watchpost.v1.ExplainEventResponse.explanations:type_name -> watchpost.v1.RuleExplanation
+	1,   // 62: watchpost.v1.RuleExplanation.stopped_by:type_name -> watchpost.v1.RuleStop
+	42,  // 63: watchpost.v1.RuleExplanation.conditions:type_name -> watchpost.v1.ConditionExplanation
+	68,  // 64: watchpost.v1.RuleExplanation.suppression:type_name -> watchpost.v1.AlertSuppression
+	1,   // 65: watchpost.v1.ConditionExplanation.condition:type_name -> watchpost.v1.RuleStop
+	4,   // 66: watchpost.v1.TestAlertRuleRequest.alert_rule:type_name -> watchpost.v1.AlertRule
+	66,  // 67: watchpost.v1.TestAlertRuleRequest.started_at:type_name -> watchpost.v1.TimeRange
+	45,  // 68: watchpost.v1.TestAlertRuleResponse.match:type_name -> watchpost.v1.AlertRuleTestMatch
+	46,  // 69: watchpost.v1.TestAlertRuleResponse.progress:type_name -> watchpost.v1.AlertRuleTestProgress
+	47,  // 70: watchpost.v1.TestAlertRuleResponse.totals:type_name -> watchpost.v1.AlertRuleTestTotals
+	65,  // 71: watchpost.v1.AlertRuleTestMatch.started_at:type_name -> google.protobuf.Timestamp
+	65,  // 72: watchpost.v1.AlertRuleTestProgress.reached:type_name -> google.protobuf.Timestamp
+	48,  // 73: watchpost.v1.AlertRuleTestTotals.stops:type_name -> watchpost.v1.RuleStopCount
+	1,   // 74: watchpost.v1.RuleStopCount.stopped_by:type_name -> watchpost.v1.RuleStop
+	17,  // 75: watchpost.v1.ListAlertsRequest.filter:type_name -> watchpost.v1.AlertFilter
+	8,   // 76: watchpost.v1.ListAlertsResponse.alerts:type_name -> watchpost.v1.Alert
+	17,  // 77: watchpost.v1.AcknowledgeAlertsRequest.filter:type_name -> watchpost.v1.AlertFilter
+	17,  // 78: watchpost.v1.DismissAlertsRequest.filter:type_name -> watchpost.v1.AlertFilter
+	11,  // 79: watchpost.v1.MoveAlertsResponse.not_moved:type_name -> watchpost.v1.AlertStatusCount
+	18,  // 80: watchpost.v1.ListAlertTransitionsRequest.filter:type_name -> watchpost.v1.AlertTransitionFilter
+	9,   // 81: watchpost.v1.ListAlertTransitionsResponse.alert_transitions:type_name -> watchpost.v1.AlertTransition
+	17,  // 82: watchpost.v1.GetAlertStatsRequest.filter:type_name -> watchpost.v1.AlertFilter
+	64,  // 83: watchpost.v1.GetAlertStatsRequest.bucket_width:type_name -> google.protobuf.Duration
+	8,   // 84: watchpost.v1.CreateAlertRequest.alert:type_name -> watchpost.v1.Alert
+	64,  // 85: watchpost.v1.CreateAlertRequest.cooldown:type_name -> google.protobuf.Duration
+	8,   // 86: watchpost.v1.CreateAlertResponse.alert:type_name -> watchpost.v1.Alert
+	19,  // 87: watchpost.v1.AlertRuleService.CreateAlertRule:input_type -> watchpost.v1.CreateAlertRuleRequest
+	20,  // 88: watchpost.v1.AlertRuleService.GetAlertRule:input_type -> watchpost.v1.GetAlertRuleRequest
+	21,  // 89: watchpost.v1.AlertRuleService.ListAlertRules:input_type -> watchpost.v1.ListAlertRulesRequest
+	23,  // 90: watchpost.v1.AlertRuleService.UpdateAlertRule:input_type -> watchpost.v1.UpdateAlertRuleRequest
+	24,  // 91: watchpost.v1.AlertRuleService.DeleteAlertRule:input_type -> watchpost.v1.DeleteAlertRuleRequest
+	25,  // 92: watchpost.v1.AlertRuleService.SetAlertRulesEnabled:input_type -> watchpost.v1.SetAlertRulesEnabledRequest
+	27,  // 93: watchpost.v1.AlertRuleService.CloneAlertRule:input_type -> watchpost.v1.CloneAlertRuleRequest
+	28,  // 94: watchpost.v1.AlertRuleService.ExportAlertRules:input_type -> watchpost.v1.ExportAlertRulesRequest
+	30,  // 95: watchpost.v1.AlertRuleService.ImportAlertRules:input_type -> watchpost.v1.ImportAlertRulesRequest
+	33,  // 96: watchpost.v1.AlertRuleService.GetAlertRuleStats:input_type -> watchpost.v1.GetAlertRuleStatsRequest
+	35,  // 97: watchpost.v1.AlertRuleService.PreviewSchedule:input_type -> watchpost.v1.PreviewScheduleRequest
+	39,  // 98: watchpost.v1.AlertRuleService.ExplainEvent:input_type -> watchpost.v1.ExplainEventRequest
+	43,  // 99: watchpost.v1.AlertRuleService.TestAlertRule:input_type -> watchpost.v1.TestAlertRuleRequest
+	60,  // 100: watchpost.v1.AlertService.CreateAlert:input_type -> watchpost.v1.CreateAlertRequest
+	49,  // 101: watchpost.v1.AlertService.GetAlert:input_type -> watchpost.v1.GetAlertRequest
+	50,  // 102: watchpost.v1.AlertService.ListAlerts:input_type -> watchpost.v1.ListAlertsRequest
+	52,  // 103: watchpost.v1.AlertService.AcknowledgeAlert:input_type -> watchpost.v1.AcknowledgeAlertRequest
+	53,  // 104: watchpost.v1.AlertService.DismissAlert:input_type -> watchpost.v1.DismissAlertRequest
+	54,  // 105: watchpost.v1.AlertService.AcknowledgeAlerts:input_type -> watchpost.v1.AcknowledgeAlertsRequest
+	55,  // 106: watchpost.v1.AlertService.DismissAlerts:input_type -> watchpost.v1.DismissAlertsRequest
+	57,  // 107: watchpost.v1.AlertService.ListAlertTransitions:input_type -> watchpost.v1.ListAlertTransitionsRequest
+	59,  // 108: watchpost.v1.AlertService.GetAlertStats:input_type -> watchpost.v1.GetAlertStatsRequest
+	4,   // 109: watchpost.v1.AlertRuleService.CreateAlertRule:output_type -> watchpost.v1.AlertRule
+	4,   // 110: watchpost.v1.AlertRuleService.GetAlertRule:output_type -> watchpost.v1.AlertRule
+	22,  // 111: watchpost.v1.AlertRuleService.ListAlertRules:output_type -> watchpost.v1.ListAlertRulesResponse
+	4,   // 112: watchpost.v1.AlertRuleService.UpdateAlertRule:output_type -> watchpost.v1.AlertRule
+	69,  // 113: watchpost.v1.AlertRuleService.DeleteAlertRule:output_type -> google.protobuf.Empty
+	26,  // 114: watchpost.v1.AlertRuleService.SetAlertRulesEnabled:output_type -> watchpost.v1.SetAlertRulesEnabledResponse
+	4,   // 115: watchpost.v1.AlertRuleService.CloneAlertRule:output_type -> watchpost.v1.AlertRule
+	29,  // 116: watchpost.v1.AlertRuleService.ExportAlertRules:output_type -> watchpost.v1.ExportAlertRulesResponse
+	31,  // 117: watchpost.v1.AlertRuleService.ImportAlertRules:output_type -> watchpost.v1.ImportAlertRulesResponse
+	34,  // 118: watchpost.v1.AlertRuleService.GetAlertRuleStats:output_type -> watchpost.v1.GetAlertRuleStatsResponse
+	36,  // 119: watchpost.v1.AlertRuleService.PreviewSchedule:output_type -> watchpost.v1.PreviewScheduleResponse
+	40,  // 120: watchpost.v1.AlertRuleService.ExplainEvent:output_type -> watchpost.v1.ExplainEventResponse
+	44,  // 121: watchpost.v1.AlertRuleService.TestAlertRule:output_type -> watchpost.v1.TestAlertRuleResponse
+	61,  // 122: watchpost.v1.AlertService.CreateAlert:output_type -> watchpost.v1.CreateAlertResponse
+	8,   // 123: watchpost.v1.AlertService.GetAlert:output_type -> watchpost.v1.Alert
+	51,  // 124: watchpost.v1.AlertService.ListAlerts:output_type -> watchpost.v1.ListAlertsResponse
+	8,   // 125: watchpost.v1.AlertService.AcknowledgeAlert:output_type -> watchpost.v1.Alert
+	8,   // 126: watchpost.v1.AlertService.DismissAlert:output_type -> watchpost.v1.Alert
+	56,  // 127: watchpost.v1.AlertService.AcknowledgeAlerts:output_type -> watchpost.v1.MoveAlertsResponse
+	56,  // 128: watchpost.v1.AlertService.DismissAlerts:output_type -> watchpost.v1.MoveAlertsResponse
+	58,  // 129: watchpost.v1.AlertService.ListAlertTransitions:output_type -> watchpost.v1.ListAlertTransitionsResponse
+	10,  // 130: watchpost.v1.AlertService.GetAlertStats:output_type -> watchpost.v1.AlertStats
+	109, // [109:131] is the sub-list for method output_type
+	87,  // [87:109] is the sub-list for method input_type
+	87,  // [87:87] is the sub-list for extension type_name
+	87,  // [87:87] is the sub-list for extension extendee
+	0,   // [0:87] is the sub-list for field type_name
 }
 
 func init() { file_watchpost_v1_alerts_proto_init() }
@@ -5825,7 +5781,6 @@ func file_watchpost_v1_alerts_proto_init() {
 	file_watchpost_v1_alerts_proto_msgTypes[41].OneofWrappers = []any{}
 	file_watchpost_v1_alerts_proto_msgTypes[48].OneofWrappers = []any{}
 	file_watchpost_v1_alerts_proto_msgTypes[49].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[56].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -782,7 +782,7 @@ type AlertServiceClient interface {
 	// Raises an alert by hand, whatever the conditions of rules say. Silences, snoozes and flapping do
 	// not suppress it, and it is not counted for flapping.
 	//
-	// Cooldowns do: within `cooldown_seconds` after an alert with the same `dedup_key`, no other is
+	// Cooldowns do: within `cooldown` after an alert with the same `dedup_key`, no other is
 	// raised. Then the existing alert is returned, whatever its status, and its `suppressed_count` goes
 	// up by one. If that alert was deleted with its event, a new one is raised.
 	//
@@ -966,7 +966,7 @@ type AlertServiceServer interface {
 	// Raises an alert by hand, whatever the conditions of rules say. Silences, snoozes and flapping do
 	// not suppress it, and it is not counted for flapping.
 	//
-	// Cooldowns do: within `cooldown_seconds` after an alert with the same `dedup_key`, no other is
+	// Cooldowns do: within `cooldown` after an alert with the same `dedup_key`, no other is
 	// raised. Then the existing alert is returned, whatever its status, and its `suppressed_count` goes
 	// up by one. If that alert was deleted with its event, a new one is raised.
 	//

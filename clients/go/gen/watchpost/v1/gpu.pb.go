@@ -23,24 +23,23 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// How a GPU is.
+// State of a GPU.
 type GpuState int32
 
 const (
-	// Not returned.
+	// Absent value. Never returned. Refused in `GpuCondition`.
 	GpuState_GPU_STATE_UNSPECIFIED GpuState = 0
-	// It is sampled.
+	// The GPU is sampled successfully.
 	GpuState_GPU_STATE_OK GpuState = 1
-	// A round of calls to the driver about it has not returned for 1.5 s. It is
-	// waited for, and the other GPUs are sampled meanwhile.
+	// A round of driver calls for the GPU has not returned for 1.5 s. The server waits for the calls
+	// and continues to sample other GPUs.
 	GpuState_GPU_STATE_UNRESPONSIVE GpuState = 2
-	// It is gone: fallen off the bus, or in need of a reset. It is looked for
-	// again and again.
+	// The GPU has fallen off the bus or needs a reset. The server keeps trying to find the GPU again.
 	GpuState_GPU_STATE_LOST GpuState = 3
-	// It is suspended, and not asked for anything that would wake it up.
+	// The GPU is suspended to save power. The server makes no calls that would wake the GPU.
 	GpuState_GPU_STATE_ASLEEP GpuState = 4
-	// Nothing is known: it was not sampled yet, the driver cannot be used, or its
-	// host has not reported for 3 minutes.
+	// The state is not known. The GPU was not sampled yet, the driver cannot be used, or the host has
+	// not reported for 3 minutes.
 	GpuState_GPU_STATE_UNKNOWN GpuState = 5
 )
 
@@ -91,20 +90,19 @@ func (GpuState) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_gpu_proto_rawDescGZIP(), []int{0}
 }
 
-// How full the memory of a GPU or a MIG instance is: `memory_used` in percent of
-// `memory_total`, judged at each sample. A level is left only 5 percentage points
-// below the threshold at which it is reached, so that a value that swings about
-// a threshold is one change and not many.
+// Memory pressure of a GPU or MIG instance: `memory_used` in percent of `memory_total`, evaluated
+// at each sample. A level ends 5 percentage points below the threshold at which it begins, so that
+// a value near a threshold does not cause many changes.
 type MemoryPressure int32
 
 const (
-	// Not returned.
+	// Absent value. Never returned. Refused in `GpuCondition`.
 	MemoryPressure_MEMORY_PRESSURE_UNSPECIFIED MemoryPressure = 0
-	// Below both of the others.
+	// Memory use below the levels warning and critical.
 	MemoryPressure_MEMORY_PRESSURE_NORMAL MemoryPressure = 1
-	// Reached at 85 %, left below 80 %.
+	// High memory use. The level begins at 85 % and ends below 80 %.
 	MemoryPressure_MEMORY_PRESSURE_WARNING MemoryPressure = 2
-	// Reached at 95 %, left below 90 %.
+	// Very high memory use. The level begins at 95 % and ends below 90 %.
 	MemoryPressure_MEMORY_PRESSURE_CRITICAL MemoryPressure = 3
 )
 
@@ -151,50 +149,49 @@ func (MemoryPressure) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_gpu_proto_rawDescGZIP(), []int{1}
 }
 
-// What happened to a GPU.
+// Kind of a GPU event.
 //
-// Left out are changes of clocks and performance states, which are everyday and
-// many a second, and pages retired, which the NVML library of this server cannot
-// tell from each other. That a GPU is first seen is `Gpu.first_seen_at`.
+// Changes of clocks and performance states are not events, because they occur many times a second.
+// Retired pages are not events either, because the NVML library of the server cannot distinguish
+// their kinds. `Gpu.first_seen_at` has the time at which a GPU was first seen.
 //
-// Of one GPU at most one change of its state is told in a second, and one of its
-// memory pressure; what changes back meanwhile is counted in `detail`.
+// For each GPU, at most one change of state and one change of memory pressure are stored per
+// second. The `detail` of the next event has the number of changes in between.
 type GpuEventKind int32
 
 const (
-	// Refused in a filter, and not returned.
+	// Absent value. Never returned. Refused in a filter and in `RecordGpuStats`.
 	GpuEventKind_GPU_EVENT_KIND_UNSPECIFIED GpuEventKind = 0
-	// The driver reported an XID error: `code` is its number, `detail` what the
-	// kernel log says of it, if that was read before the event was stored. What
-	// NVML and the kernel log both tell within 2 s is one event.
+	// The driver reported an XID error. `code` is the XID number. `detail` is the text of the kernel
+	// log, if it was read before the event was stored. Reports of NVML and the kernel log about the
+	// same XID within 2 s are one event.
 	GpuEventKind_GPU_EVENT_KIND_XID GpuEventKind = 1
-	// It has fallen off the bus, or its handle was lost. `detail`: the error.
+	// The GPU has fallen off the bus, or its NVML handle became invalid. `detail` is the error.
 	GpuEventKind_GPU_EVENT_KIND_LOST GpuEventKind = 2
-	// It is sampled again after `LOST`, `RESET_REQUIRED` or a driver that could not be
-	// used.
+	// The GPU is sampled again after `LOST`, `RESET_REQUIRED` or a driver that could not be used.
 	GpuEventKind_GPU_EVENT_KIND_BACK GpuEventKind = 3
-	// A round of calls to the driver has not returned for 1.5 s.
+	// A round of driver calls for the GPU has not returned for 1.5 s.
 	GpuEventKind_GPU_EVENT_KIND_UNRESPONSIVE GpuEventKind = 4
-	// It answers again after `UNRESPONSIVE`.
+	// The driver calls for the GPU return again after `UNRESPONSIVE`.
 	GpuEventKind_GPU_EVENT_KIND_RESPONSIVE GpuEventKind = 5
-	// Its driver changed. `detail`: both versions (`580.95.05 -> 581.10`), a change while
-	// the server was down included; or why the driver can no longer be used, as
-	// when it was unloaded, or upgraded while in use. NVML is then opened anew.
+	// The driver of the GPU changed, also while the server was stopped. `detail` has both versions
+	// (`580.95.05 -> 581.10`). If the driver cannot be used any more, because it was unloaded or
+	// upgraded while in use, `detail` is the error. The server then reopens NVML.
 	GpuEventKind_GPU_EVENT_KIND_DRIVER_CHANGED GpuEventKind = 6
-	// It cannot be used until it is reset. `detail`: the error.
+	// The GPU cannot be used until it is reset. `detail` is the error.
 	GpuEventKind_GPU_EVENT_KIND_RESET_REQUIRED GpuEventKind = 7
-	// Its memory became fuller or emptier, see `MemoryPressure`. `detail`: from, to,
-	// and how full (`normal -> warning: 14000 of 16384 MiB`). `unknown` is what
-	// was before the first sample, from which a change to `normal` is not told.
+	// The memory pressure of the GPU changed, see `MemoryPressure`. `detail` has the old and the new
+	// level and the memory use (`normal -> warning: 14000 of 16384 MiB`). The level before the first
+	// sample is `unknown`. A change from `unknown` to `normal` is not an event.
 	GpuEventKind_GPU_EVENT_KIND_MEMORY_PRESSURE_CHANGED GpuEventKind = 8
-	// It was divided into other MIG instances. `detail`: the UUIDs that came (`+MIG-…`)
-	// and went (`-MIG-…`).
+	// The GPU was partitioned into other MIG instances. `detail` has the UUIDs of added (`+MIG-…`)
+	// and removed (`-MIG-…`) instances.
 	GpuEventKind_GPU_EVENT_KIND_MIG_CHANGED GpuEventKind = 9
-	// Two bits of a word in its memory were wrong, which cannot be corrected.
+	// Double-bit ECC error in the memory of the GPU, which cannot be corrected.
 	GpuEventKind_GPU_EVENT_KIND_ECC_DOUBLE_BIT GpuEventKind = 10
-	// One bit of a word in its memory was wrong, and was corrected.
+	// Single-bit ECC error in the memory of the GPU, which was corrected.
 	GpuEventKind_GPU_EVENT_KIND_ECC_SINGLE_BIT GpuEventKind = 11
-	// It now draws power from the battery, or from the mains again.
+	// The power source of the GPU changed between battery and mains.
 	GpuEventKind_GPU_EVENT_KIND_POWER_SOURCE_CHANGED GpuEventKind = 12
 )
 
@@ -259,21 +256,21 @@ func (GpuEventKind) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_gpu_proto_rawDescGZIP(), []int{2}
 }
 
-// Who told of an event.
+// Source of a GPU event.
 type GpuEventSource int32
 
 const (
-	// Not returned.
+	// Absent value. Never returned. Refused in `RecordGpuStats`.
 	GpuEventSource_GPU_EVENT_SOURCE_UNSPECIFIED GpuEventSource = 0
-	// NVML, as an event.
+	// Event that NVML delivered.
 	GpuEventSource_GPU_EVENT_SOURCE_NVML_EVENT GpuEventSource = 1
-	// The kernel log, a line that begins with `NVRM: Xid`.
+	// Line of the kernel log that begins with `NVRM: Xid`.
 	GpuEventSource_GPU_EVENT_SOURCE_KERNEL_LOG GpuEventSource = 2
-	// NVML, as the error of a call about the GPU, or that a call went well again.
+	// Error of an NVML call about the GPU, or the first success after an error.
 	GpuEventSource_GPU_EVENT_SOURCE_HANDLE GpuEventSource = 3
-	// The server or the agent, which watches over calls that do not return.
+	// Watchdog of the server or the agent, which detects NVML calls that do not return.
 	GpuEventSource_GPU_EVENT_SOURCE_WATCHDOG GpuEventSource = 4
-	// The values of a sample.
+	// Values of a sample.
 	GpuEventSource_GPU_EVENT_SOURCE_SAMPLER GpuEventSource = 5
 )
 
@@ -324,32 +321,31 @@ func (GpuEventSource) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_gpu_proto_rawDescGZIP(), []int{3}
 }
 
-// Why a value of a sample is absent.
+// Reason for an absent value of a sample.
 type AbsentReason int32
 
 const (
-	// Not known, as in rows that other programs wrote.
+	// Unknown reason, as in rows that other programs wrote. Refused in `RecordGpuStats`.
 	AbsentReason_ABSENT_REASON_UNSPECIFIED AbsentReason = 0
-	// This GPU cannot tell it.
+	// The GPU does not support the value.
 	AbsentReason_ABSENT_REASON_NOT_SUPPORTED AbsentReason = 1
-	// The server may not ask for it.
+	// The server does not have permission to read the value.
 	AbsentReason_ABSENT_REASON_NO_PERMISSION AbsentReason = 2
-	// The driver is too old to be asked for it.
+	// The driver is too old for the value.
 	AbsentReason_ABSENT_REASON_DRIVER_TOO_OLD AbsentReason = 3
-	// Not told while the GPU is divided into MIG instances.
+	// The driver does not report the value while the GPU is partitioned into MIG instances.
 	AbsentReason_ABSENT_REASON_MIG AbsentReason = 4
-	// The GPU is gone: fallen off the bus, or in need of a reset.
+	// The GPU has fallen off the bus or needs a reset.
 	AbsentReason_ABSENT_REASON_GPU_LOST AbsentReason = 5
-	// Not asked for in this sample: it is asked for less often, or needs a sample
-	// before it.
+	// The value was not read in this sample. It is read less often, or requires an earlier sample.
 	AbsentReason_ABSENT_REASON_NOT_SAMPLED AbsentReason = 6
-	// Nobody has reported it.
+	// The reporter gave no value.
 	AbsentReason_ABSENT_REASON_NOT_REPORTED AbsentReason = 7
-	// NVML answered with another error, or with a value outside of what it promises.
+	// NVML failed with another error, or returned a value outside of the documented range.
 	AbsentReason_ABSENT_REASON_DRIVER_ERROR AbsentReason = 8
-	// NVML has not answered in time.
+	// NVML did not return in time.
 	AbsentReason_ABSENT_REASON_TIMED_OUT AbsentReason = 9
-	// The GPU is asleep to save power, and was not woken up.
+	// The GPU is suspended to save power and was not woken.
 	AbsentReason_ABSENT_REASON_ASLEEP AbsentReason = 10
 )
 
@@ -410,65 +406,65 @@ func (AbsentReason) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_gpu_proto_rawDescGZIP(), []int{4}
 }
 
-// A value of `GpuStats` that can be summed up: all that are numbers, but for
-// `throttle_reasons` and `energy_consumption`, of which every bucket tells.
+// Numeric value of `GpuStats` that can be aggregated. `GpuBucket` has the aggregates of
+// `throttle_reasons` and `energy_consumption`.
 type GpuMetric int32
 
 const (
-	// Refused.
+	// Absent value. Refused in requests.
 	GpuMetric_GPU_METRIC_UNSPECIFIED GpuMetric = 0
-	// `GpuStats.gpu_utilization`, percent.
+	// `GpuStats.gpu_utilization`, in percent.
 	GpuMetric_GPU_METRIC_GPU_UTILIZATION GpuMetric = 1
-	// `GpuStats.memory_used`, MiB.
+	// `GpuStats.memory_used`, in MiB.
 	GpuMetric_GPU_METRIC_MEMORY_USED GpuMetric = 2
-	// `GpuStats.memory_total`, MiB.
+	// `GpuStats.memory_total`, in MiB.
 	GpuMetric_GPU_METRIC_MEMORY_TOTAL GpuMetric = 3
-	// `GpuStats.temperature`, °C.
+	// `GpuStats.temperature`, in °C.
 	GpuMetric_GPU_METRIC_TEMPERATURE GpuMetric = 4
-	// `GpuStats.power_usage`, W.
+	// `GpuStats.power_usage`, in W.
 	GpuMetric_GPU_METRIC_POWER_USAGE GpuMetric = 5
-	// `GpuStats.inference_fps`, inferences per second.
+	// `GpuStats.inference_fps`, in inferences per second.
 	GpuMetric_GPU_METRIC_INFERENCE_FPS GpuMetric = 6
-	// `GpuStats.fan_speed`, percent.
+	// `GpuStats.fan_speed`, in percent.
 	GpuMetric_GPU_METRIC_FAN_SPEED GpuMetric = 7
-	// `GpuStats.sm_clock`, MHz.
+	// `GpuStats.sm_clock`, in MHz.
 	GpuMetric_GPU_METRIC_SM_CLOCK GpuMetric = 8
-	// `GpuStats.memory_bandwidth_utilization`, percent.
+	// `GpuStats.memory_bandwidth_utilization`, in percent.
 	GpuMetric_GPU_METRIC_MEMORY_BANDWIDTH_UTILIZATION GpuMetric = 9
-	// `GpuStats.pstate`, from 0, the fastest, to 15.
+	// `GpuStats.pstate`, from 0 (fastest) to 15.
 	GpuMetric_GPU_METRIC_PSTATE GpuMetric = 10
-	// `GpuStats.power_limit`, W.
+	// `GpuStats.power_limit`, in W.
 	GpuMetric_GPU_METRIC_POWER_LIMIT GpuMetric = 11
-	// `GpuStats.sm_clock_max`, MHz.
+	// `GpuStats.sm_clock_max`, in MHz.
 	GpuMetric_GPU_METRIC_SM_CLOCK_MAX GpuMetric = 12
-	// `GpuStats.compute_processes_count`, processes.
+	// `GpuStats.compute_processes_count`, a number of processes.
 	GpuMetric_GPU_METRIC_COMPUTE_PROCESSES_COUNT GpuMetric = 13
-	// `GpuStats.pcie_replay_counter`, a counter: `max` − `min` is what it grew
-	// by, unless it was reset.
+	// `GpuStats.pcie_replay_counter`, a counter. `max` − `min` is the growth, unless the counter was
+	// reset.
 	GpuMetric_GPU_METRIC_PCIE_REPLAY_COUNTER GpuMetric = 14
-	// `GpuStats.temp_slowdown_threshold`, °C.
+	// `GpuStats.temp_slowdown_threshold`, in °C.
 	GpuMetric_GPU_METRIC_TEMP_SLOWDOWN_THRESHOLD GpuMetric = 15
-	// `GpuStats.memory_clock`, MHz.
+	// `GpuStats.memory_clock`, in MHz.
 	GpuMetric_GPU_METRIC_MEMORY_CLOCK GpuMetric = 16
-	// `GpuStats.memory_clock_max`, MHz.
+	// `GpuStats.memory_clock_max`, in MHz.
 	GpuMetric_GPU_METRIC_MEMORY_CLOCK_MAX GpuMetric = 17
-	// `GpuStats.pcie_link_gen`, a generation.
+	// `GpuStats.pcie_link_gen`, a PCIe generation.
 	GpuMetric_GPU_METRIC_PCIE_LINK_GEN GpuMetric = 18
-	// `GpuStats.pcie_link_width`, lanes.
+	// `GpuStats.pcie_link_width`, a number of lanes.
 	GpuMetric_GPU_METRIC_PCIE_LINK_WIDTH GpuMetric = 19
-	// `GpuStats.pcie_tx_throughput`, KB/s.
+	// `GpuStats.pcie_tx_throughput`, in KB/s.
 	GpuMetric_GPU_METRIC_PCIE_TX_THROUGHPUT GpuMetric = 20
-	// `GpuStats.pcie_rx_throughput`, KB/s.
+	// `GpuStats.pcie_rx_throughput`, in KB/s.
 	GpuMetric_GPU_METRIC_PCIE_RX_THROUGHPUT GpuMetric = 21
-	// `GpuStats.encoder_utilization`, percent.
+	// `GpuStats.encoder_utilization`, in percent.
 	GpuMetric_GPU_METRIC_ENCODER_UTILIZATION GpuMetric = 22
-	// `GpuStats.decoder_utilization`, percent.
+	// `GpuStats.decoder_utilization`, in percent.
 	GpuMetric_GPU_METRIC_DECODER_UTILIZATION GpuMetric = 23
-	// `GpuStats.bar1_used`, MiB.
+	// `GpuStats.bar1_used`, in MiB.
 	GpuMetric_GPU_METRIC_BAR1_USED GpuMetric = 24
-	// `GpuStats.power_usage_instant`, W.
+	// `GpuStats.power_usage_instant`, in W.
 	GpuMetric_GPU_METRIC_POWER_USAGE_INSTANT GpuMetric = 25
-	// `GpuStats.memory_temperature`, °C.
+	// `GpuStats.memory_temperature`, in °C.
 	GpuMetric_GPU_METRIC_MEMORY_TEMPERATURE GpuMetric = 26
 )
 
@@ -561,35 +557,35 @@ func (GpuMetric) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_gpu_proto_rawDescGZIP(), []int{5}
 }
 
-// What holds the clocks of a GPU down, see `GpuStats.throttle_reasons`.
+// Reason for reduced clocks of a GPU, see `GpuStats.throttle_reasons`.
 type ThrottleReason int32
 
 const (
-	// Never returned.
+	// Absent value. Never returned.
 	ThrottleReason_THROTTLE_REASON_UNSPECIFIED ThrottleReason = 0
-	// Nothing runs, and the clocks are at rest. NVML bit 0x1.
+	// The GPU is idle, and clocks are at rest. NVML bit 0x1.
 	ThrottleReason_THROTTLE_REASON_GPU_IDLE ThrottleReason = 1
-	// The clocks that were set for applications. NVML bit 0x2.
+	// Application clocks limit the clocks. NVML bit 0x2.
 	ThrottleReason_THROTTLE_REASON_APPLICATIONS_CLOCKS_SETTING ThrottleReason = 2
-	// The power limit, kept by the driver. NVML bit 0x4.
+	// The driver enforces the power limit. NVML bit 0x4.
 	ThrottleReason_THROTTLE_REASON_SW_POWER_CAP ThrottleReason = 3
-	// The hardware halves the clocks or worse: heat, a power brake, or power drawn
-	// too fast. NVML bit 0x8.
+	// The hardware halves the clocks or more, because of heat, a power brake or a too fast rise of
+	// power draw. NVML bit 0x8.
 	ThrottleReason_THROTTLE_REASON_HW_SLOWDOWN ThrottleReason = 4
-	// The GPUs of a sync boost group run as fast as the slowest. NVML bit 0x10.
+	// The GPUs of a sync boost group run at the clock of the slowest. NVML bit 0x10.
 	ThrottleReason_THROTTLE_REASON_SYNC_BOOST ThrottleReason = 5
-	// The driver keeps the chip or its memory from becoming too hot. NVML bit 0x20.
+	// The driver reduces clocks to limit the temperature of chip or memory. NVML bit 0x20.
 	ThrottleReason_THROTTLE_REASON_SW_THERMAL_SLOWDOWN ThrottleReason = 6
-	// The hardware does so. NVML bit 0x40.
+	// The hardware reduces clocks to limit the temperature of chip or memory. NVML bit 0x40.
 	ThrottleReason_THROTTLE_REASON_HW_THERMAL_SLOWDOWN ThrottleReason = 7
-	// An external power brake, from the power supply for example. NVML bit 0x80.
+	// An external power brake, for example of the power supply, reduces clocks. NVML bit 0x80.
 	ThrottleReason_THROTTLE_REASON_HW_POWER_BRAKE_SLOWDOWN ThrottleReason = 8
-	// The clocks that the displays need. NVML bit 0x100.
+	// The display configuration limits the clocks. NVML bit 0x100.
 	ThrottleReason_THROTTLE_REASON_DISPLAY_CLOCK_SETTING ThrottleReason = 9
-	// Any bit that has no name here. `ThrottleTime.bits` says which.
+	// Bits without a name in this enum. `ThrottleTime.bits` has the bits.
 	ThrottleReason_THROTTLE_REASON_OTHER ThrottleReason = 10
-	// Something that the driver does not name. NVML bit 0x8000000000000000, the
-	// highest one: `nvmlClocksThrottleReasonUnknown`.
+	// Reason that the driver does not name. NVML bit 0x8000000000000000, the highest bit:
+	// `nvmlClocksThrottleReasonUnknown`.
 	ThrottleReason_THROTTLE_REASON_UNKNOWN ThrottleReason = 11
 )
 
@@ -652,32 +648,32 @@ func (ThrottleReason) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_gpu_proto_rawDescGZIP(), []int{6}
 }
 
-// A GPU, table `gpus`.
+// GPU or MIG instance, table `gpus`.
 type Gpu struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The UUID that NVML gives it (`GPU-…`). The only name that stays: the index
-	// changes with a reboot.
+	// UUID of the GPU or MIG instance as NVML assigns it (`GPU-…`, `MIG-…`). The only stable name,
+	// because a reboot may change the index.
 	Uuid string `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	// The name of the host that it is in.
+	// Name of the host of the GPU.
 	Host string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
-	// Its index on that host, from 0, at the last start of the sampler.
+	// Index of the GPU on the host, from 0, as last sampled.
 	GpuIndex *int32 `protobuf:"varint,3,opt,name=gpu_index,json=gpuIndex,proto3,oneof" json:"gpu_index,omitempty"`
-	// The name of the model.
+	// Model name of the GPU. Absent if unknown.
 	Name *string `protobuf:"bytes,4,opt,name=name,proto3,oneof" json:"name,omitempty"`
-	// Its PCI bus id (`00000000:01:00.0`).
+	// PCI bus id of the GPU (`00000000:01:00.0`). Absent if unknown.
 	PciBusId *string `protobuf:"bytes,5,opt,name=pci_bus_id,json=pciBusId,proto3,oneof" json:"pci_bus_id,omitempty"`
-	// The UUID of the GPU that it is a MIG instance of. Absent for a whole GPU.
+	// UUID of the GPU that the MIG instance is part of. Absent for a whole GPU.
 	MigParentUuid *string `protobuf:"bytes,6,opt,name=mig_parent_uuid,json=migParentUuid,proto3,oneof" json:"mig_parent_uuid,omitempty"`
-	// The version of the driver at the last start of the sampler.
+	// Version of the NVIDIA driver as last reported. Absent if unknown.
 	DriverVersion *string `protobuf:"bytes,7,opt,name=driver_version,json=driverVersion,proto3,oneof" json:"driver_version,omitempty"`
-	// When the first sample in this database was taken.
+	// Time of the first stored sample. An older sample that is stored later does not change the
+	// value.
 	FirstSeenAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=first_seen_at,json=firstSeenAt,proto3" json:"first_seen_at,omitempty"`
-	// When it was last sampled, to the minute. Never ahead of the server's clock.
+	// Time of the latest sample. May lag by up to a minute. Never ahead of the server's clock.
 	LastSeenAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_seen_at,json=lastSeenAt,proto3" json:"last_seen_at,omitempty"`
-	// How it is. A MIG instance is as the GPU that it is a part of.
+	// State of the GPU. A MIG instance has the state of its GPU.
 	State GpuState `protobuf:"varint,10,opt,name=state,proto3,enum=watchpost.v1.GpuState" json:"state,omitempty"`
-	// How full its memory is. Absent where that is not known, as while `state` is
-	// not `GPU_STATE_OK`.
+	// Memory pressure of the GPU. Absent if unknown, for example while `state` is not `GPU_STATE_OK`.
 	MemoryPressure *MemoryPressure `protobuf:"varint,11,opt,name=memory_pressure,json=memoryPressure,proto3,enum=watchpost.v1.MemoryPressure,oneof" json:"memory_pressure,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -790,43 +786,45 @@ func (x *Gpu) GetMemoryPressure() MemoryPressure {
 	return MemoryPressure_MEMORY_PRESSURE_UNSPECIFIED
 }
 
-// Something that happened to a GPU, table `gpu_events`. A fact: it is stored
-// once, never changed and never taken back.
+// Event of a GPU, table `gpu_events`. A stored event is never changed.
 type GpuEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The id.
+	// Output only. Id of the event. Must be 0 in `RecordGpuStats`.
 	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// When it happened, by the clock of the host. From the kernel log and from NVML:
-	// when it was read there, which is at most half a second later.
+	// Required. Time of the event by the clock of the host. For events of the kernel log and NVML,
+	// the time at which the sampler read the event, at most half a second later. From 1970 to 5
+	// minutes ahead of the server's clock.
 	OccurredAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=occurred_at,json=occurredAt,proto3" json:"occurred_at,omitempty"`
-	// The name of the host that the GPU is in.
+	// Name of the host of the GPU, 1 to 255 characters. Defaults to the host of the reporter.
 	Host string `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
-	// The GPU or the MIG instance, see `Gpu.uuid`. Absent where it is not known: of a
-	// line in the kernel log about a GPU that was never sampled, and of a GPU that
-	// has not answered since the start, of which only `gpu_index` is known.
+	// UUID of the GPU or MIG instance, 1 to 96 characters. Absent if unknown: for a kernel log line
+	// about a GPU that was never sampled, and for a GPU that has not answered since the start.
 	GpuUuid *string `protobuf:"bytes,4,opt,name=gpu_uuid,json=gpuUuid,proto3,oneof" json:"gpu_uuid,omitempty"`
-	// See `Gpu.gpu_index`.
+	// Index of the GPU on the host, at least 0. Absent if unknown.
 	GpuIndex *int32 `protobuf:"varint,5,opt,name=gpu_index,json=gpuIndex,proto3,oneof" json:"gpu_index,omitempty"`
-	// See `Gpu.name`.
+	// Model name of the GPU, 1 to 255 characters. Absent if unknown.
 	GpuName *string `protobuf:"bytes,6,opt,name=gpu_name,json=gpuName,proto3,oneof" json:"gpu_name,omitempty"`
-	// See `Gpu.pci_bus_id`; of an unknown GPU as the kernel log has it (`0000:01:00`).
+	// PCI bus id of the GPU (`00000000:01:00.0`), 1 to 32 characters. For an unknown GPU, the short
+	// form of the kernel log (`0000:01:00`).
 	PciBusId *string `protobuf:"bytes,7,opt,name=pci_bus_id,json=pciBusId,proto3,oneof" json:"pci_bus_id,omitempty"`
-	// See `Gpu.mig_parent_uuid`.
+	// UUID of the GPU that the MIG instance is part of, 1 to 96 characters. Absent for a whole GPU.
 	MigParentUuid *string `protobuf:"bytes,8,opt,name=mig_parent_uuid,json=migParentUuid,proto3,oneof" json:"mig_parent_uuid,omitempty"`
-	// What happened.
+	// Required. Kind of the event.
 	Kind GpuEventKind `protobuf:"varint,9,opt,name=kind,proto3,enum=watchpost.v1.GpuEventKind" json:"kind,omitempty"`
-	// The number of the XID. Absent for other kinds, and for an XID that NVML
-	// cannot name.
+	// Number of the XID error, at least 0. Absent for other kinds, and for an XID that NVML reports
+	// without a number.
 	Code *int64 `protobuf:"varint,10,opt,name=code,proto3,oneof" json:"code,omitempty"`
-	// More of it, in words; what is in it is said with each kind.
+	// Details of the event as text, 1 to 4,000 characters. Each `GpuEventKind` describes the content.
+	// Absent without details.
 	Detail *string `protobuf:"bytes,11,opt,name=detail,proto3,oneof" json:"detail,omitempty"`
-	// Who told of it.
+	// Required. Source of the event.
 	Source GpuEventSource `protobuf:"varint,12,opt,name=source,proto3,enum=watchpost.v1.GpuEventSource" json:"source,omitempty"`
-	// How many events this one stands for: 1, or more where there were too many to
-	// store each. Of one kind, code and GPU 20 are stored one by one, and one more
-	// every 10 s; the others are counted, and stored as one event every 10 s, with
-	// the time of the last. So are those for which no room is left (1,000 wait in
-	// memory) while the database is away.
+	// Number of events that this event represents, in [1, 1000000000]. 0 in `RecordGpuStats` means 1.
+	//
+	// XID, ECC, MIG and power source events are rate limited by the sampler. For each kind, code and
+	// GPU, a token bucket admits 20 events and one more every 10 s. Further events are counted and
+	// stored as one event every 10 s, with the time of the last event. Events of all kinds are
+	// counted in this way while 1,000 events wait in memory, for example while the database is away.
 	Occurrences   int64 `protobuf:"varint,13,opt,name=occurrences,proto3" json:"occurrences,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -953,129 +951,131 @@ func (x *GpuEvent) GetOccurrences() int64 {
 	return 0
 }
 
-// One sample of one GPU, table `gpu_stats`.
+// Sample of one GPU or MIG instance, table `gpu_stats`.
 //
-// A value that NVML did not give is absent, and `absent_reasons` says why. Where
-// samples follow each other within less than a second, values that change slowly
-// (temperature, power, energy, fans, video engines, link, processes, BAR1, replays,
-// limits) may be up to a second older than the sample.
+// `absent_reasons` has the reason for each absent value. With a sampling interval below one second,
+// slowly changing values may be up to 1.1 s older than the sample: temperatures, power, energy,
+// fan, video engines, PCIe link, processes, BAR1, replays and limits.
 type GpuStats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The id. Absent in a sample that is not yet stored.
+	// Output only. Id of the sample. Absent until the sample is stored. Must be absent in
+	// `RecordGpuStats`.
 	Id *int64 `protobuf:"varint,1,opt,name=id,proto3,oneof" json:"id,omitempty"`
-	// When the sample was taken.
+	// Required. Time of the sample, kept to the microsecond. From 1970 to 5 minutes ahead of the
+	// server's clock.
 	RecordedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=recorded_at,json=recordedAt,proto3" json:"recorded_at,omitempty"`
-	// The name of the model.
+	// Model name of the GPU, 1 to 255 characters.
 	GpuName *string `protobuf:"bytes,3,opt,name=gpu_name,json=gpuName,proto3,oneof" json:"gpu_name,omitempty"`
-	// The part of the last sampling window of the driver (1/6 to 1 s) in which a
-	// kernel ran, in percent, in [0, 100]. NVML: `nvmlDeviceGetUtilizationRates`.
+	// Share of the last sampling window of the driver (1/6 to 1 s) in which a kernel ran. In percent,
+	// [0, 100]. NVML: `nvmlDeviceGetUtilizationRates`.
 	GpuUtilization *float64 `protobuf:"fixed64,4,opt,name=gpu_utilization,json=gpuUtilization,proto3,oneof" json:"gpu_utilization,omitempty"`
-	// Memory in use, without what the driver reserves, in MiB (2^20 bytes).
-	// NVML: `nvmlDeviceGetMemoryInfo_v2`.
+	// Memory in use without the memory that the driver reserves, in MiB (2^20 bytes). At most
+	// `memory_total`. NVML: `nvmlDeviceGetMemoryInfo_v2`.
 	MemoryUsed *int64 `protobuf:"varint,5,opt,name=memory_used,json=memoryUsed,proto3,oneof" json:"memory_used,omitempty"`
-	// All memory, in MiB (2^20 bytes). NVML: `nvmlDeviceGetMemoryInfo_v2`.
+	// Total memory of the GPU, in MiB (2^20 bytes). NVML: `nvmlDeviceGetMemoryInfo_v2`.
 	MemoryTotal *int64 `protobuf:"varint,6,opt,name=memory_total,json=memoryTotal,proto3,oneof" json:"memory_total,omitempty"`
-	// The temperature of the chip, in °C. NVML: `nvmlDeviceGetTemperature`.
+	// Temperature of the chip, in °C, [-273.15, 1000]. NVML: `nvmlDeviceGetTemperature`.
 	Temperature *float64 `protobuf:"fixed64,7,opt,name=temperature,proto3,oneof" json:"temperature,omitempty"`
-	// The power drawn, in W: the average of the last second on Ampere and newer
-	// (but for GA100), else the present value. NVML: `nvmlDeviceGetPowerUsage`.
+	// Power draw, in W. On Ampere and newer GPUs except GA100 the average of the last second, else
+	// the present value. NVML: `nvmlDeviceGetPowerUsage`.
 	PowerUsage *float64 `protobuf:"fixed64,8,opt,name=power_usage,json=powerUsage,proto3,oneof" json:"power_usage,omitempty"`
-	// Inferences per second. NVML does not know them, the pipeline does: whoever
-	// reports the sample may set it, and then it is kept as it is.
+	// Inferences per second. NVML has no such value; a reporter may set it, and it is then stored as
+	// given.
 	//
-	// Of the GPU of its own host the server says what it knows: the detections that
-	// this process ingested in the last 60 s, divided by 60, if there were any, and
-	// if the host has exactly one GPU. Where there are more nobody can tell which of
-	// them found what, and the value is absent (`ABSENT_REASON_NOT_REPORTED`); so it
-	// is in samples of MIG instances, and in those of other hosts that come without
-	// it. Pictures in which nothing was detected are not counted.
+	// For the GPU of its own host, the server computes the detections ingested by this process in the
+	// last 60 s, divided by 60. Images without detections are not counted. The value is absent
+	// (`ABSENT_REASON_NOT_REPORTED`) in these cases:
+	//
+	// - No detection was ingested in the last 60 s.
+	// - The host has several GPUs, so that detections cannot be attributed to a GPU.
+	// - The sample is of a MIG instance.
+	// - The sample is of another host, and the reporter gave no value.
 	InferenceFps *float64 `protobuf:"fixed64,9,opt,name=inference_fps,json=inferenceFps,proto3,oneof" json:"inference_fps,omitempty"`
-	// The intended speed of the fastest fan, in percent of its maximum; may
-	// exceed 100. NVML: `nvmlDeviceGetFanSpeed_v2`.
+	// Target speed of the fastest fan, in percent of the maximum speed. May exceed 100. NVML:
+	// `nvmlDeviceGetFanSpeed_v2`.
 	FanSpeed *int32 `protobuf:"varint,10,opt,name=fan_speed,json=fanSpeed,proto3,oneof" json:"fan_speed,omitempty"`
-	// The clock of the streaming multiprocessors, in MHz. NVML:
-	// `nvmlDeviceGetClockInfo`.
+	// Clock of the streaming multiprocessors, in MHz. NVML: `nvmlDeviceGetClockInfo`.
 	SmClock *int32 `protobuf:"varint,11,opt,name=sm_clock,json=smClock,proto3,oneof" json:"sm_clock,omitempty"`
-	// The part of the last sampling window in which memory was read or written,
-	// in percent, in [0, 100]: busy time at the present memory clock, not a share
-	// of the bandwidth. NVML: `nvmlDeviceGetUtilizationRates`.
+	// Share of the last sampling window of the driver in which memory was read or written. In
+	// percent, [0, 100]. Busy time at the present memory clock, not a share of the bandwidth. NVML:
+	// `nvmlDeviceGetUtilizationRates`.
 	MemoryBandwidthUtilization *float64 `protobuf:"fixed64,12,opt,name=memory_bandwidth_utilization,json=memoryBandwidthUtilization,proto3,oneof" json:"memory_bandwidth_utilization,omitempty"`
-	// The performance state, from 0 (fastest) to 15. NVML:
-	// `nvmlDeviceGetPerformanceState`.
+	// Performance state, from 0 (fastest) to 15. NVML: `nvmlDeviceGetPerformanceState`.
 	Pstate *int32 `protobuf:"varint,13,opt,name=pstate,proto3,oneof" json:"pstate,omitempty"`
-	// Why clocks are held down, the driver's bit mask as it is, bits unknown to
-	// this server included. 0 means that nothing holds them down. The mask has 64
-	// bits and no sign: bit 63 (`THROTTLE_REASON_UNKNOWN`) makes this number
-	// negative, and the same 64 bits read as an unsigned number are the mask. See
-	// `ThrottleReason` for the bits. NVML: `nvmlDeviceGetCurrentClocksThrottleReasons`.
+	// Reasons for reduced clocks, as the unmodified bit mask of the driver. 0 means no reason. May
+	// contain bits that this server does not know; see `ThrottleReason` for the known bits.
+	//
+	// The mask is an unsigned number of 64 bits. With bit 63 (`THROTTLE_REASON_UNKNOWN`) the field is
+	// negative: reinterpret the 64 bits as unsigned. NVML:
+	// `nvmlDeviceGetCurrentClocksThrottleReasons`.
 	ThrottleReasons *int64 `protobuf:"varint,14,opt,name=throttle_reasons,json=throttleReasons,proto3,oneof" json:"throttle_reasons,omitempty"`
-	// The power limit in force, in W. NVML: `nvmlDeviceGetEnforcedPowerLimit`.
+	// Enforced power limit, in W. NVML: `nvmlDeviceGetEnforcedPowerLimit`.
 	PowerLimit *float64 `protobuf:"fixed64,15,opt,name=power_limit,json=powerLimit,proto3,oneof" json:"power_limit,omitempty"`
-	// The highest clock of the streaming multiprocessors, in MHz. NVML:
-	// `nvmlDeviceGetMaxClockInfo`.
+	// Highest clock of the streaming multiprocessors, in MHz. NVML: `nvmlDeviceGetMaxClockInfo`.
 	SmClockMax *int32 `protobuf:"varint,16,opt,name=sm_clock_max,json=smClockMax,proto3,oneof" json:"sm_clock_max,omitempty"`
-	// How many processes have a compute context. NVML:
-	// `nvmlDeviceGetComputeRunningProcesses`.
+	// Number of processes with a compute context. NVML: `nvmlDeviceGetComputeRunningProcesses`.
 	ComputeProcessesCount *int32 `protobuf:"varint,17,opt,name=compute_processes_count,json=computeProcessesCount,proto3,oneof" json:"compute_processes_count,omitempty"`
-	// How often PCIe packets were sent again since the driver was loaded; does
-	// not start at 0. NVML: `nvmlDeviceGetPcieReplayCounter`.
+	// Number of PCIe packets that were resent since the driver was loaded. The counter need not start
+	// at 0. NVML: `nvmlDeviceGetPcieReplayCounter`.
 	PcieReplayCounter *int64 `protobuf:"varint,18,opt,name=pcie_replay_counter,json=pcieReplayCounter,proto3,oneof" json:"pcie_replay_counter,omitempty"`
-	// The temperature at which clocks are slowed down, in °C. Absent on cards that
-	// only know a margin. NVML: `nvmlDeviceGetTemperatureThreshold`.
+	// Temperature at which the GPU reduces clocks, in °C, [-273.15, 1000]. Absent on cards that
+	// report only a margin. NVML: `nvmlDeviceGetTemperatureThreshold`.
 	TempSlowdownThreshold *float64 `protobuf:"fixed64,19,opt,name=temp_slowdown_threshold,json=tempSlowdownThreshold,proto3,oneof" json:"temp_slowdown_threshold,omitempty"`
-	// The clock of the memory, in MHz. NVML: `nvmlDeviceGetClockInfo`.
+	// Clock of the memory, in MHz. NVML: `nvmlDeviceGetClockInfo`.
 	MemoryClock *int32 `protobuf:"varint,20,opt,name=memory_clock,json=memoryClock,proto3,oneof" json:"memory_clock,omitempty"`
-	// The highest clock of the memory, in MHz. NVML: `nvmlDeviceGetMaxClockInfo`.
+	// Highest clock of the memory, in MHz. NVML: `nvmlDeviceGetMaxClockInfo`.
 	MemoryClockMax *int32 `protobuf:"varint,21,opt,name=memory_clock_max,json=memoryClockMax,proto3,oneof" json:"memory_clock_max,omitempty"`
-	// The present PCIe generation; falls when idle. NVML:
+	// Present PCIe generation of the link. Lower while the GPU is idle. NVML:
 	// `nvmlDeviceGetCurrPcieLinkGeneration`.
 	PcieLinkGen *int32 `protobuf:"varint,22,opt,name=pcie_link_gen,json=pcieLinkGen,proto3,oneof" json:"pcie_link_gen,omitempty"`
-	// The present number of PCIe lanes. NVML: `nvmlDeviceGetCurrPcieLinkWidth`.
+	// Present number of PCIe lanes of the link. NVML: `nvmlDeviceGetCurrPcieLinkWidth`.
 	PcieLinkWidth *int32 `protobuf:"varint,23,opt,name=pcie_link_width,json=pcieLinkWidth,proto3,oneof" json:"pcie_link_width,omitempty"`
-	// What the GPU sent over PCIe since the sample before, in KB/s (1,000 bytes
-	// per second), from the byte counter of NVML field 197. Absent in the first
-	// sample. Where the counter cannot be trusted not to wrap between two
-	// samples, or is not there, `nvmlDeviceGetPcieThroughput` is asked instead,
-	// which takes 20 ms: at most every 30 s, and absent in between.
+	// Data that the GPU sent over PCIe since the previous sample, in KB/s (1,000 bytes per second).
+	// Computed from the byte counter of NVML field 197, so absent in the first sample.
+	//
+	// Where the counter is missing, or may wrap between two samples, the value comes from
+	// `nvmlDeviceGetPcieThroughput`. This call takes 20 ms, so it is made at most every 30 s, and the
+	// value is absent in between.
 	PcieTxThroughput *int64 `protobuf:"varint,24,opt,name=pcie_tx_throughput,json=pcieTxThroughput,proto3,oneof" json:"pcie_tx_throughput,omitempty"`
-	// What the GPU received over PCIe since the sample before, in KB/s (1,000
-	// bytes per second), from the byte counter of NVML field 198; see
+	// Data that the GPU received over PCIe since the previous sample, in KB/s (1,000 bytes per
+	// second). Computed from the byte counter of NVML field 198, with the limits of
 	// `pcie_tx_throughput`.
 	PcieRxThroughput *int64 `protobuf:"varint,25,opt,name=pcie_rx_throughput,json=pcieRxThroughput,proto3,oneof" json:"pcie_rx_throughput,omitempty"`
-	// How busy the video encoder is, in percent. NVML:
+	// Utilization of the video encoder, in percent, [0, 100]. NVML:
 	// `nvmlDeviceGetEncoderUtilization`.
 	EncoderUtilization *int32 `protobuf:"varint,26,opt,name=encoder_utilization,json=encoderUtilization,proto3,oneof" json:"encoder_utilization,omitempty"`
-	// How busy the video decoder is, in percent. NVML:
+	// Utilization of the video decoder, in percent, [0, 100]. NVML:
 	// `nvmlDeviceGetDecoderUtilization`.
 	DecoderUtilization *int32 `protobuf:"varint,27,opt,name=decoder_utilization,json=decoderUtilization,proto3,oneof" json:"decoder_utilization,omitempty"`
 	// BAR1 memory in use, in MiB (2^20 bytes). NVML: `nvmlDeviceGetBAR1MemoryInfo`.
 	Bar1Used *int64 `protobuf:"varint,28,opt,name=bar1_used,json=bar1Used,proto3,oneof" json:"bar1_used,omitempty"`
-	// The GPU, see `Gpu.uuid`. Absent in rows that other programs wrote.
+	// Required. UUID of the GPU or MIG instance, 1 to 96 characters, see `Gpu.uuid`. Absent in rows
+	// that other programs wrote.
 	GpuUuid *string `protobuf:"bytes,29,opt,name=gpu_uuid,json=gpuUuid,proto3,oneof" json:"gpu_uuid,omitempty"`
-	// See `Gpu.gpu_index`.
+	// Index of the GPU on the host, from 0, see `Gpu.gpu_index`.
 	GpuIndex *int32 `protobuf:"varint,30,opt,name=gpu_index,json=gpuIndex,proto3,oneof" json:"gpu_index,omitempty"`
-	// See `Gpu.host`.
+	// Name of the host of the GPU, 1 to 255 characters. Defaults to the host of the reporter.
 	Host *string `protobuf:"bytes,31,opt,name=host,proto3,oneof" json:"host,omitempty"`
-	// See `Gpu.pci_bus_id`.
+	// PCI bus id of the GPU, 1 to 32 characters, see `Gpu.pci_bus_id`.
 	PciBusId *string `protobuf:"bytes,32,opt,name=pci_bus_id,json=pciBusId,proto3,oneof" json:"pci_bus_id,omitempty"`
-	// See `Gpu.mig_parent_uuid`.
+	// UUID of the GPU that the MIG instance is part of, 1 to 96 characters. Absent for a whole GPU.
 	MigParentUuid *string `protobuf:"bytes,33,opt,name=mig_parent_uuid,json=migParentUuid,proto3,oneof" json:"mig_parent_uuid,omitempty"`
-	// For every absent value why it is absent, by the name of its field.
+	// Reasons for absent values, by field name. A reporter may name absent values only. Absent values
+	// without a reported reason get `ABSENT_REASON_NOT_REPORTED`.
 	AbsentReasons map[string]AbsentReason `protobuf:"bytes,34,rep,name=absent_reasons,json=absentReasons,proto3" json:"absent_reasons,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value,enum=watchpost.v1.AbsentReason"`
-	// The energy drawn since the counter began, in mJ: at the latest when the driver
-	// was loaded. Only differences within one `counter_epoch` mean anything. NVML:
+	// Energy drawn since the start of the counter, in mJ. The counter starts at the latest when the
+	// driver is loaded. Only differences within one `counter_epoch` are meaningful. NVML:
 	// `nvmlDeviceGetTotalEnergyConsumption`.
 	EnergyConsumption *int64 `protobuf:"varint,35,opt,name=energy_consumption,json=energyConsumption,proto3,oneof" json:"energy_consumption,omitempty"`
-	// The power drawn at present, in W, where `power_usage` is an average. NVML field
-	// 186.
+	// Present power draw, in W, where `power_usage` is an average. NVML field 186.
 	PowerUsageInstant *float64 `protobuf:"fixed64,36,opt,name=power_usage_instant,json=powerUsageInstant,proto3,oneof" json:"power_usage_instant,omitempty"`
-	// The temperature of the memory, in °C: of cards with HBM. NVML field 82.
+	// Temperature of the memory, in °C, [-273.15, 1000]. Cards with HBM report it. NVML field 82.
 	MemoryTemperature *float64 `protobuf:"fixed64,37,opt,name=memory_temperature,json=memoryTemperature,proto3,oneof" json:"memory_temperature,omitempty"`
-	// Counters (`energy_consumption`, `pcie_replay_counter`) only grow while this
-	// stays the same. It changes when NVML was opened anew, as after an upgrade of the
-	// driver or a restart of the sampler, when the GPU was lost and is back, and when a
-	// counter has gone backwards. Says nothing else. Absent in a sample of a GPU that
-	// cannot be asked.
+	// Identifier of a period in which the counters `energy_consumption` and `pcie_replay_counter`
+	// only grow. The value has no other meaning.
+	//
+	// A new epoch begins when NVML is reopened (driver upgrade, restart of the sampler), when a lost
+	// GPU returns, and when a counter decreases. Absent in a sample of a GPU that does not answer.
 	CounterEpoch  *int64 `protobuf:"varint,38,opt,name=counter_epoch,json=counterEpoch,proto3,oneof" json:"counter_epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1377,14 +1377,14 @@ func (x *GpuStats) GetCounterEpoch() int64 {
 	return 0
 }
 
-// Which samples to list. Set fields are ANDed.
+// Filter of `ListGpuStats`. Set fields are ANDed. A list matches any of its values.
 type GpuStatsFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only samples of these GPUs, at most 1,000.
+	// UUIDs of the GPUs, at most 1,000. Empty means any.
 	GpuUuids []string `protobuf:"bytes,1,rep,name=gpu_uuids,json=gpuUuids,proto3" json:"gpu_uuids,omitempty"`
-	// Only samples of GPUs of this host.
+	// Host of the GPUs. Empty means any.
 	Host string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
-	// Only samples taken in this range.
+	// Range of `recorded_at` of the samples. Absent means any.
 	RecordedAt    *TimeRange `protobuf:"bytes,3,opt,name=recorded_at,json=recordedAt,proto3" json:"recorded_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1441,18 +1441,19 @@ func (x *GpuStatsFilter) GetRecordedAt() *TimeRange {
 	return nil
 }
 
-// Which GPU events to list. Set fields are ANDed; a list matches any of its values.
+// Filter of `ListGpuEvents`. Set fields are ANDed. A list matches any of its values.
 type GpuEventFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only events of these GPUs and MIG instances, by UUID, at most 1,000.
+	// UUIDs of the GPUs and MIG instances, at most 1,000. Empty means any.
 	GpuUuids []string `protobuf:"bytes,1,rep,name=gpu_uuids,json=gpuUuids,proto3" json:"gpu_uuids,omitempty"`
-	// Only events of GPUs of this host.
+	// Host of the GPUs, at most 255 characters. Empty means any.
 	Host string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
-	// Only events of these kinds.
+	// Kinds of the events. Empty means any.
 	Kinds []GpuEventKind `protobuf:"varint,3,rep,packed,name=kinds,proto3,enum=watchpost.v1.GpuEventKind" json:"kinds,omitempty"`
-	// Only XIDs with these numbers, at most 1,000, none below 0.
+	// XID numbers of the events, at most 1,000, each at least 0. Events without a code do not match.
+	// Empty means any.
 	Codes []int64 `protobuf:"varint,4,rep,packed,name=codes,proto3" json:"codes,omitempty"`
-	// Only events that occurred in this range.
+	// Range of `occurred_at` of the events. Absent means any.
 	OccurredAt    *TimeRange `protobuf:"bytes,5,opt,name=occurred_at,json=occurredAt,proto3" json:"occurred_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1563,7 +1564,7 @@ func (*ListGpusRequest) Descriptor() ([]byte, []int) {
 // The response of `ListGpus`.
 type ListGpusResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The GPUs.
+	// GPUs and MIG instances, ordered by host and index.
 	Gpus          []*Gpu `protobuf:"bytes,1,rep,name=gpus,proto3" json:"gpus,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1609,7 +1610,7 @@ func (x *ListGpusResponse) GetGpus() []*Gpu {
 // The request of `GetLatestGpuStats`.
 type GetLatestGpuStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only these GPUs, by UUID, at most 1,000. Empty means all.
+	// UUIDs of the GPUs, at most 1,000. Unknown UUIDs are ignored. Empty means all GPUs.
 	GpuUuids      []string `protobuf:"bytes,1,rep,name=gpu_uuids,json=gpuUuids,proto3" json:"gpu_uuids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1655,7 +1656,7 @@ func (x *GetLatestGpuStatsRequest) GetGpuUuids() []string {
 // The response of `GetLatestGpuStats`.
 type GetLatestGpuStatsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// One sample per GPU.
+	// Newest sample of each GPU, ordered by host and index.
 	GpuStats      []*GpuStats `protobuf:"bytes,1,rep,name=gpu_stats,json=gpuStats,proto3" json:"gpu_stats,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1701,11 +1702,12 @@ func (x *GetLatestGpuStatsResponse) GetGpuStats() []*GpuStats {
 // The request of `ListGpuStats`.
 type ListGpuStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The most samples to return, in [1, 1000]. 0 means 50; more means 1000.
+	// Largest number of samples to return, in [1, 1000]. 0 means 50. Larger values mean 1000. A page
+	// ends early at 3 MiB.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page.
+	// `next_page_token` of the previous page. Empty for the first page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Which samples. Absent means all. Must be the same on every page.
+	// Selects the samples. Absent means all. Must be equal on every page.
 	Filter        *GpuStatsFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1765,9 +1767,9 @@ func (x *ListGpuStatsRequest) GetFilter() *GpuStatsFilter {
 // The response of `ListGpuStats`.
 type ListGpuStatsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The samples of this page.
+	// Samples of this page, newest first.
 	GpuStats []*GpuStats `protobuf:"bytes,1,rep,name=gpu_stats,json=gpuStats,proto3" json:"gpu_stats,omitempty"`
-	// Asks for the next page. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1820,20 +1822,20 @@ func (x *ListGpuStatsResponse) GetNextPageToken() string {
 // The request of `AggregateGpuStats`.
 type AggregateGpuStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required, both ends. Samples outside of it do not count, so that the first
-	// and the last bucket may be filled in part. Where samples are no longer kept
-	// as such, it is widened to whole minutes.
+	// Required, with both ends. Range of `recorded_at` of the samples. Must not be empty. The first
+	// and the last bucket may be covered in part. The range is widened to whole minutes where only
+	// roll-ups are kept.
 	Range *TimeRange `protobuf:"bytes,1,opt,name=range,proto3" json:"range,omitempty"`
-	// Required. How wide a bucket is, in [1 s, 1 day], in whole milliseconds.
-	// Buckets start at multiples of it since 1970, in UTC: those of an hour at the
-	// full hour, those of a day at midnight.
+	// Required. Width of a bucket, whole milliseconds in [1 s, 86400 s]. Buckets start at multiples
+	// of the width since 1970, in UTC. Hourly buckets start on the hour, daily buckets at midnight.
 	BucketWidth *durationpb.Duration `protobuf:"bytes,2,opt,name=bucket_width,json=bucketWidth,proto3" json:"bucket_width,omitempty"`
-	// Only these GPUs, by UUID, at most 1,000. Empty means all that were ever
-	// sampled.
+	// UUIDs of the GPUs, at most 1,000. Unknown UUIDs are ignored. Empty means all GPUs that were
+	// ever sampled.
 	GpuUuids []string `protobuf:"bytes,3,rep,name=gpu_uuids,json=gpuUuids,proto3" json:"gpu_uuids,omitempty"`
-	// Only GPUs that are, or were last, in this host; see `Gpu.host`.
+	// Present or last host of the GPUs, at most 255 characters, see `Gpu.host`. Empty means any.
 	Host string `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
-	// Which values. Empty means all. Each is told once, in the order of the enum.
+	// Metrics to return. Duplicates are ignored, and the order is the order of the enum. Empty means
+	// all.
 	Metrics       []GpuMetric `protobuf:"varint,5,rep,packed,name=metrics,proto3,enum=watchpost.v1.GpuMetric" json:"metrics,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1907,8 +1909,8 @@ func (x *AggregateGpuStatsRequest) GetMetrics() []GpuMetric {
 // The response of `AggregateGpuStats`.
 type AggregateGpuStatsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The GPUs, by host and index. One without a sample in the range is there, with
-	// empty buckets; one that was never sampled is not.
+	// Aggregates of the GPUs, ordered by host and index. A GPU without a sample in the range has
+	// empty buckets. A GPU that was never sampled is left out.
 	Gpus          []*GpuAggregate `protobuf:"bytes,1,rep,name=gpus,proto3" json:"gpus,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1951,22 +1953,22 @@ func (x *AggregateGpuStatsResponse) GetGpus() []*GpuAggregate {
 	return nil
 }
 
-// What was measured on one GPU, bucket by bucket.
+// Aggregates of one GPU.
 type GpuAggregate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// See `Gpu.uuid`.
+	// UUID of the GPU or MIG instance, see `Gpu.uuid`.
 	GpuUuid string `protobuf:"bytes,1,opt,name=gpu_uuid,json=gpuUuid,proto3" json:"gpu_uuid,omitempty"`
-	// See `Gpu.host`. Absent if only other programs wrote samples of this GPU.
+	// Name of the host of the GPU. Absent if only other programs wrote samples of the GPU.
 	Host *string `protobuf:"bytes,2,opt,name=host,proto3,oneof" json:"host,omitempty"`
-	// See `Gpu.gpu_index`.
+	// Index of the GPU on the host, from 0. Absent if unknown.
 	GpuIndex *int32 `protobuf:"varint,3,opt,name=gpu_index,json=gpuIndex,proto3,oneof" json:"gpu_index,omitempty"`
-	// How often this GPU was sampled: the median of the times from one sample to
-	// the next in the range, to the millisecond. Absent if there is none. This is
-	// what gaps and times in throttle are told by.
+	// Sampling interval of the GPU: the median time between adjacent samples in the range, to the
+	// millisecond. Gaps and throttling times are derived from the interval. Absent with fewer than
+	// two samples.
 	SampleInterval *durationpb.Duration `protobuf:"bytes,4,opt,name=sample_interval,json=sampleInterval,proto3" json:"sample_interval,omitempty"`
-	// Every bucket of the range in order, those without samples too.
+	// All buckets of the range in order, including buckets without samples.
 	Buckets []*GpuBucket `protobuf:"bytes,5,rep,name=buckets,proto3" json:"buckets,omitempty"`
-	// One entry for every metric.
+	// One series for each metric.
 	Series        []*GpuMetricSeries `protobuf:"bytes,6,rep,name=series,proto3" json:"series,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2044,36 +2046,33 @@ func (x *GpuAggregate) GetSeries() []*GpuMetricSeries {
 	return nil
 }
 
-// A bucket of time.
+// Coverage, throttling and energy of one GPU in one bucket of time.
 //
-// A sample covers the time until the next one if that comes within one and a half
-// sample intervals, else it covers one interval. After the last one of the range it
-// is one and a half.
+// A sample covers the time until the next sample if that is at most 1.5 sampling intervals.
+// Otherwise the sample covers one interval. The last sample of the range covers 1.5 intervals.
 type GpuBucket struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// When it starts.
+	// Start of the bucket. The start of the first bucket may be before the start of the range.
 	Start *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=start,proto3" json:"start,omitempty"`
-	// How many samples it has. One in which the GPU told nothing, such as that of
-	// a lost one, is none.
+	// Number of samples in the bucket. Samples without any value, such as those of a lost GPU, are
+	// not counted.
 	Samples int64 `protobuf:"varint,2,opt,name=samples,proto3" json:"samples,omitempty"`
-	// How much of the bucket, as far as it lies in the range and in the past, no
-	// sample covers. Absent if the interval is not known.
+	// Time in the bucket that no sample covers. Only time inside the range and in the past counts.
+	// Absent if there are samples and the sampling interval is unknown.
 	Gap *durationpb.Duration `protobuf:"bytes,3,opt,name=gap,proto3" json:"gap,omitempty"`
-	// How many samples are missing: `gap` divided by the interval, rounded. Absent
-	// if the interval is not known.
+	// Number of missing samples: `gap` divided by the sampling interval, rounded. Absent if the
+	// interval is unknown.
 	MissingSamples *int64 `protobuf:"varint,4,opt,name=missing_samples,json=missingSamples,proto3,oneof" json:"missing_samples,omitempty"`
-	// How much of the bucket is covered by samples that tell `throttle_reasons`.
-	// What held the clocks down in the rest is not known. Absent if the interval is
-	// not known.
+	// Time in the bucket that is covered by samples with `throttle_reasons`. The throttling in the
+	// rest of the bucket is unknown. Absent if the sampling interval is unknown.
 	ThrottleObserved *durationpb.Duration `protobuf:"bytes,5,opt,name=throttle_observed,json=throttleObserved,proto3" json:"throttle_observed,omitempty"`
-	// For how long clocks were held down, and by what: the time covered by samples
-	// that have the reason. Several reasons may hold at once. Reasons that did not
-	// hold are left out.
+	// Times of throttling by reason: the time covered by samples with that reason. Several reasons
+	// may apply at once. Reasons without time are left out.
 	Throttle []*ThrottleTime `protobuf:"bytes,6,rep,name=throttle,proto3" json:"throttle,omitempty"`
-	// The energy used, in mJ: by how much `energy_consumption` grew, from the last
-	// reading before the bucket to the last one in it, without what lies between two
-	// counter epochs. What was used in a gap is told in the bucket in which it ends.
-	// Absent if no reading of the bucket can be compared with one before it.
+	// Energy used in the bucket, in mJ: growth of `energy_consumption` from the last reading before
+	// the bucket to the last reading in the bucket. Growth between two counter epochs is not
+	// included. Energy of a gap counts in the bucket in which the gap ends. Absent without two
+	// comparable readings.
 	Energy        *int64 `protobuf:"varint,7,opt,name=energy,proto3,oneof" json:"energy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2158,16 +2157,15 @@ func (x *GpuBucket) GetEnergy() int64 {
 	return 0
 }
 
-// For how long something held the clocks down.
+// Time for which one reason reduced the clocks.
 type ThrottleTime struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What.
+	// Reason for the reduced clocks.
 	Reason ThrottleReason `protobuf:"varint,1,opt,name=reason,proto3,enum=watchpost.v1.ThrottleReason" json:"reason,omitempty"`
-	// For how long.
+	// Time in the bucket for which the reason applied.
 	Time *durationpb.Duration `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// The bits of `GpuStats.throttle_reasons` that stand for the reason. Of
-	// `THROTTLE_REASON_OTHER`: every bit without a name that was set at any time in
-	// the bucket.
+	// Bits of the reason in `GpuStats.throttle_reasons`. For `THROTTLE_REASON_OTHER`, all unnamed
+	// bits that were set at any time in the bucket.
 	Bits          uint64 `protobuf:"varint,3,opt,name=bits,proto3" json:"bits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2224,12 +2222,12 @@ func (x *ThrottleTime) GetBits() uint64 {
 	return 0
 }
 
-// One value of one GPU, bucket by bucket.
+// Series of one metric of one GPU.
 type GpuMetricSeries struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which value.
+	// Metric of the series.
 	Metric GpuMetric `protobuf:"varint,1,opt,name=metric,proto3,enum=watchpost.v1.GpuMetric" json:"metric,omitempty"`
-	// As many as `GpuAggregate.buckets`, in the same order.
+	// Statistics of the metric for each bucket of `GpuAggregate.buckets`, in the same order.
 	Buckets       []*GpuMetricBucket `protobuf:"bytes,2,rep,name=buckets,proto3" json:"buckets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2279,22 +2277,21 @@ func (x *GpuMetricSeries) GetBuckets() []*GpuMetricBucket {
 	return nil
 }
 
-// One value of one GPU in one bucket. Where no sample has the value, `samples` is 0
-// and all else is absent.
+// Statistics of one metric of one GPU in one bucket. Without a sample of the metric, `samples` is 0
+// and all other fields are absent.
 type GpuMetricBucket struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many samples have the value.
+	// Number of samples with a value of the metric.
 	Samples int64 `protobuf:"varint,1,opt,name=samples,proto3" json:"samples,omitempty"`
-	// Their mean.
+	// Arithmetic mean of the values.
 	Avg *float64 `protobuf:"fixed64,2,opt,name=avg,proto3,oneof" json:"avg,omitempty"`
-	// The least.
+	// Smallest of the values.
 	Min *float64 `protobuf:"fixed64,3,opt,name=min,proto3,oneof" json:"min,omitempty"`
-	// The greatest.
+	// Largest of the values.
 	Max *float64 `protobuf:"fixed64,4,opt,name=max,proto3,oneof" json:"max,omitempty"`
-	// The 95th percentile: the least of the values that at least 95 % of the samples
-	// do not exceed. Always a value that was measured.
+	// 95th percentile: the smallest measured value that at least 95 % of the values do not exceed.
 	P95 *float64 `protobuf:"fixed64,5,opt,name=p95,proto3,oneof" json:"p95,omitempty"`
-	// The one measured last.
+	// Value of the last sample.
 	Last          *float64 `protobuf:"fixed64,6,opt,name=last,proto3,oneof" json:"last,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2375,11 +2372,12 @@ func (x *GpuMetricBucket) GetLast() float64 {
 // The request of `ListGpuEvents`.
 type ListGpuEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The most events to return, in [1, 1000]. 0 means 50; more means 1000.
+	// Largest number of events to return, in [1, 1000]. 0 means 50. Larger values mean 1000. A page
+	// ends early at 3 MiB.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page.
+	// `next_page_token` of the previous page. Empty for the first page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Which events. Absent means all. Must be the same on every page.
+	// Selects the events. Absent means all. Must be equal on every page.
 	Filter        *GpuEventFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2439,9 +2437,9 @@ func (x *ListGpuEventsRequest) GetFilter() *GpuEventFilter {
 // The response of `ListGpuEvents`.
 type ListGpuEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The events of this page.
+	// Events of this page, newest first.
 	GpuEvents []*GpuEvent `protobuf:"bytes,1,rep,name=gpu_events,json=gpuEvents,proto3" json:"gpu_events,omitempty"`
-	// Asks for the next page. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2491,52 +2489,41 @@ func (x *ListGpuEventsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// A batch of `RecordGpuStats`.
+// Batch of reports in the stream of `RecordGpuStats`.
 type RecordGpuStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Who reports: 1 to 64 characters of A-Z, a-z, 0-9, _ and -, such as a UUID that
-	// the reporter makes at its start. Required in the first batch of a stream; later
-	// ones may leave it out, and must not change it.
+	// Id of the reporter, 1 to 64 characters of `[A-Za-z0-9_-]`, for example a UUID generated at
+	// start. Required in the first batch of a stream. Later batches may omit the id and must not
+	// change it.
 	//
-	// The server remembers it, with the highest `sequence` that was stored, for 30
-	// days after the last batch.
+	// The server keeps the id and the highest stored `sequence` for 30 days after the last batch.
 	ReporterId string `protobuf:"bytes,1,opt,name=reporter_id,json=reporterId,proto3" json:"reporter_id,omitempty"`
-	// The host that reports, 1 to 255 characters: the `host` of samples that have
-	// none. Required in the first batch of a stream; later ones may leave it out, and
-	// must not change it.
+	// Name of the reporting host, 1 to 255 characters. Default `host` of samples and events. Required
+	// in the first batch of a stream. Later batches may omit the host and must not change it.
 	Host string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
-	// The number of this batch, at least 1. Every new batch of a reporter must have a
-	// higher number than those before it, on whatever stream; gaps are fine. A batch
-	// whose number is not higher than the highest stored one is taken for a
-	// repetition: it is answered, and not stored again. Whoever starts to count anew
-	// must take a new `reporter_id`.
-	Sequence int64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	// The samples, at most 1,000, in any order; none is fine. `gpu_uuid` (1 to 96
-	// characters) and `recorded_at` (from 1970 to 5 minutes ahead of the server's
-	// clock) are required; `id` must be absent. Numbers must be finite and in the
-	// ranges that `GpuStats` gives, 0 or more where it gives none; temperatures in
-	// [-273.15, 1000]. Texts have the lengths of their columns: `gpu_name` and
-	// `host` 1 to 255 characters, `pci_bus_id` 1 to 32, `mig_parent_uuid` 1 to 96.
+	// Required. Number of the batch, at least 1. Each new batch of a reporter must have a higher
+	// number than all earlier batches, on any stream. Gaps are allowed.
 	//
-	// `absent_reasons` may name values that are absent, and only those. An absent
-	// value without a reason gets `ABSENT_REASON_NOT_REPORTED`.
+	// A batch with a number up to the highest stored number is treated as a repetition: it is
+	// answered and not stored. A reporter that restarts the numbers must use a new `reporter_id`.
+	Sequence int64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// Samples of GPUs, at most 1,000, in any order. May be empty. `gpu_uuid` and `recorded_at` are
+	// required in each sample. Numbers must be finite, and at least 0 unless `GpuStats` gives another
+	// range.
 	GpuStats []*GpuStats `protobuf:"bytes,4,rep,name=gpu_stats,json=gpuStats,proto3" json:"gpu_stats,omitempty"`
-	// How many samples the reporter has had to drop since its last batch, because it
-	// could not send them in time; in [0, 1000000000]. They are counted per reporter
-	// (table `gpu_reporters`) and logged.
+	// Number of samples that the reporter dropped since the last batch, because they could not be
+	// sent in time. In [0, 1000000000]. The server logs the number and adds it to the total of the
+	// reporter (table `gpu_reporters`).
 	Lost int64 `protobuf:"varint,5,opt,name=lost,proto3" json:"lost,omitempty"`
-	// The version of the driver of the GPUs in this batch, 1 to 80 characters, for
-	// `Gpu.driver_version`. Absent leaves what is known.
+	// Driver version of the GPUs in this batch, 1 to 80 characters, stored as `Gpu.driver_version`.
+	// Absent keeps the stored version.
 	DriverVersion *string `protobuf:"bytes,6,opt,name=driver_version,json=driverVersion,proto3,oneof" json:"driver_version,omitempty"`
-	// What has happened to GPUs of this host, at most 100, in the order in which it is
-	// to be told; it is stored and pushed to watches in one transaction with the
-	// samples. `occurred_at` (as `GpuStats.recorded_at`), `kind` and `source` are
-	// required, `id` must be 0, and `host` may be left out. `code` must be 0 or more,
-	// `detail` have 1 to 4,000 characters, `occurrences` be in [0, 1000000000], where
-	// 0 means 1; the fields that name the GPU are bounded as those of `GpuStats`.
+	// Events of GPUs, at most 100, in the order of announcement. Events are stored and announced in
+	// the transaction of the samples. `occurred_at`, `kind` and `source` are required in each event.
+	// Events need no claim on the GPU.
 	GpuEvents []*GpuEvent `protobuf:"bytes,7,rep,name=gpu_events,json=gpuEvents,proto3" json:"gpu_events,omitempty"`
-	// How GPUs and MIG instances are, at most 1,000. What is not reported again for 3
-	// minutes counts as unknown.
+	// Conditions of GPUs and MIG instances, at most 1,000. A condition that is not reported again for
+	// 3 minutes becomes unknown.
 	GpuConditions []*GpuCondition `protobuf:"bytes,8,rep,name=gpu_conditions,json=gpuConditions,proto3" json:"gpu_conditions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2628,15 +2615,15 @@ func (x *RecordGpuStatsRequest) GetGpuConditions() []*GpuCondition {
 	return nil
 }
 
-// How a GPU or a MIG instance is.
+// Condition of a GPU or MIG instance.
 type GpuCondition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which one, see `Gpu.uuid`; 1 to 96 characters, required. One of which no sample
-	// was ever stored is left out of account.
+	// Required. UUID of the GPU or MIG instance, 1 to 96 characters, see `Gpu.uuid`. The condition of
+	// a GPU without any stored sample is ignored.
 	GpuUuid string `protobuf:"bytes,1,opt,name=gpu_uuid,json=gpuUuid,proto3" json:"gpu_uuid,omitempty"`
-	// See `Gpu.state`. Required.
+	// Required. State of the GPU.
 	State GpuState `protobuf:"varint,2,opt,name=state,proto3,enum=watchpost.v1.GpuState" json:"state,omitempty"`
-	// See `Gpu.memory_pressure`. Absent where it is not known.
+	// Memory pressure of the GPU. Absent if unknown.
 	MemoryPressure *MemoryPressure `protobuf:"varint,3,opt,name=memory_pressure,json=memoryPressure,proto3,enum=watchpost.v1.MemoryPressure,oneof" json:"memory_pressure,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -2693,13 +2680,13 @@ func (x *GpuCondition) GetMemoryPressure() MemoryPressure {
 	return MemoryPressure_MEMORY_PRESSURE_UNSPECIFIED
 }
 
-// The answer to one batch of `RecordGpuStats`, after its commit.
+// Response to one batch of `RecordGpuStats`, sent after the commit.
 type RecordGpuStatsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The `sequence` of the batch. Answers come in the order of the batches.
+	// `sequence` of the batch. Responses have the order of the batches.
 	Sequence int64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	// Whether the batch was a repetition, and nothing was stored: this `sequence` or
-	// a higher one of this reporter had been stored before.
+	// Indicates a repetition: this `sequence` or a higher one of the reporter was stored before, and
+	// nothing was stored now.
 	AlreadyStored bool `protobuf:"varint,2,opt,name=already_stored,json=alreadyStored,proto3" json:"already_stored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3089,8 +3076,8 @@ const file_watchpost_v1_gpu_proto_rawDesc = "" +
 	"\fListGpuStats\x12!.watchpost.v1.ListGpuStatsRequest\x1a\".watchpost.v1.ListGpuStatsResponse\x12d\n" +
 	"\x11AggregateGpuStats\x12&.watchpost.v1.AggregateGpuStatsRequest\x1a'.watchpost.v1.AggregateGpuStatsResponse\x12X\n" +
 	"\rListGpuEvents\x12\".watchpost.v1.ListGpuEventsRequest\x1a#.watchpost.v1.ListGpuEventsResponse\x12_\n" +
-	"\x0eRecordGpuStats\x12#.watchpost.v1.RecordGpuStatsRequest\x1a$.watchpost.v1.RecordGpuStatsResponse(\x010\x01B\xa8\x01\n" +
-	"\x10com.watchpost.v1B\bGpuProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
+	"\x0eRecordGpuStats\x12#.watchpost.v1.RecordGpuStatsRequest\x1a$.watchpost.v1.RecordGpuStatsResponse(\x010\x01BZ\n" +
+	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
 	file_watchpost_v1_gpu_proto_rawDescOnce sync.Once

@@ -266,12 +266,12 @@ func (x *JobQueueFilter) GetName() string {
 // The request of `ListJobQueues`.
 type ListJobQueuesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which queues. Absent means all.
-	Filter *JobQueueFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	// How many queues, at most 1,000. Defaults to 50.
-	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The `next_page_token` of the page before, with the same filter. Empty for the first one.
-	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Which queues. Absent means all.
+	Filter        *JobQueueFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -306,13 +306,6 @@ func (*ListJobQueuesRequest) Descriptor() ([]byte, []int) {
 	return file_watchpost_v1_job_queues_proto_rawDescGZIP(), []int{3}
 }
 
-func (x *ListJobQueuesRequest) GetFilter() *JobQueueFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
 func (x *ListJobQueuesRequest) GetPageSize() int32 {
 	if x != nil {
 		return x.PageSize
@@ -325,6 +318,13 @@ func (x *ListJobQueuesRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *ListJobQueuesRequest) GetFilter() *JobQueueFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
 }
 
 // The response of `ListJobQueues`.
@@ -726,9 +726,9 @@ type QueueStats struct {
 	Scheduled int64 `protobuf:"varint,4,opt,name=scheduled,proto3" json:"scheduled,omitempty"`
 	// How many jobs run.
 	Running int64 `protobuf:"varint,5,opt,name=running,proto3" json:"running,omitempty"`
-	// How long the job of `depth` that has waited longest could have run and did not, in milliseconds. Absent
-	// if none waits.
-	OldestQueuedMs *int64 `protobuf:"varint,6,opt,name=oldest_queued_ms,json=oldestQueuedMs,proto3,oneof" json:"oldest_queued_ms,omitempty"`
+	// How long the job of `depth` that has waited longest could have run and did not. Absent if none
+	// waits.
+	OldestQueuedAge *durationpb.Duration `protobuf:"bytes,6,opt,name=oldest_queued_age,json=oldestQueuedAge,proto3" json:"oldest_queued_age,omitempty"`
 	// How many jobs were completed, failed for good or cancelled in the window.
 	Finished int64 `protobuf:"varint,7,opt,name=finished,proto3" json:"finished,omitempty"`
 	// The same per second of the window.
@@ -805,11 +805,11 @@ func (x *QueueStats) GetRunning() int64 {
 	return 0
 }
 
-func (x *QueueStats) GetOldestQueuedMs() int64 {
-	if x != nil && x.OldestQueuedMs != nil {
-		return *x.OldestQueuedMs
+func (x *QueueStats) GetOldestQueuedAge() *durationpb.Duration {
+	if x != nil {
+		return x.OldestQueuedAge
 	}
-	return 0
+	return nil
 }
 
 func (x *QueueStats) GetFinished() int64 {
@@ -834,7 +834,7 @@ func (x *QueueStats) GetByType() []*QueueTypeStats {
 }
 
 // What `GetQueueStats` tells of the jobs of a type in a queue that were finished in the window. How long they
-// waited and ran is told by their last attempts, in milliseconds; absent if none of them has run.
+// waited and ran is told by their last attempts; absent if none of them has run.
 type QueueTypeStats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The type.
@@ -842,13 +842,13 @@ type QueueTypeStats struct {
 	// How many were finished.
 	Finished int64 `protobuf:"varint,2,opt,name=finished,proto3" json:"finished,omitempty"`
 	// How long they could have run and did not: half of them no longer than this.
-	WaitMsP50 *float64 `protobuf:"fixed64,3,opt,name=wait_ms_p50,json=waitMsP50,proto3,oneof" json:"wait_ms_p50,omitempty"`
+	WaitP50 *durationpb.Duration `protobuf:"bytes,3,opt,name=wait_p50,json=waitP50,proto3" json:"wait_p50,omitempty"`
 	// 95 of 100 waited no longer than this.
-	WaitMsP95 *float64 `protobuf:"fixed64,4,opt,name=wait_ms_p95,json=waitMsP95,proto3,oneof" json:"wait_ms_p95,omitempty"`
+	WaitP95 *durationpb.Duration `protobuf:"bytes,4,opt,name=wait_p95,json=waitP95,proto3" json:"wait_p95,omitempty"`
 	// How long they ran: half of them no longer than this.
-	RunMsP50 *float64 `protobuf:"fixed64,5,opt,name=run_ms_p50,json=runMsP50,proto3,oneof" json:"run_ms_p50,omitempty"`
+	RunP50 *durationpb.Duration `protobuf:"bytes,5,opt,name=run_p50,json=runP50,proto3" json:"run_p50,omitempty"`
 	// 95 of 100 ran no longer than this.
-	RunMsP95      *float64 `protobuf:"fixed64,6,opt,name=run_ms_p95,json=runMsP95,proto3,oneof" json:"run_ms_p95,omitempty"`
+	RunP95        *durationpb.Duration `protobuf:"bytes,6,opt,name=run_p95,json=runP95,proto3" json:"run_p95,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -897,32 +897,32 @@ func (x *QueueTypeStats) GetFinished() int64 {
 	return 0
 }
 
-func (x *QueueTypeStats) GetWaitMsP50() float64 {
-	if x != nil && x.WaitMsP50 != nil {
-		return *x.WaitMsP50
+func (x *QueueTypeStats) GetWaitP50() *durationpb.Duration {
+	if x != nil {
+		return x.WaitP50
 	}
-	return 0
+	return nil
 }
 
-func (x *QueueTypeStats) GetWaitMsP95() float64 {
-	if x != nil && x.WaitMsP95 != nil {
-		return *x.WaitMsP95
+func (x *QueueTypeStats) GetWaitP95() *durationpb.Duration {
+	if x != nil {
+		return x.WaitP95
 	}
-	return 0
+	return nil
 }
 
-func (x *QueueTypeStats) GetRunMsP50() float64 {
-	if x != nil && x.RunMsP50 != nil {
-		return *x.RunMsP50
+func (x *QueueTypeStats) GetRunP50() *durationpb.Duration {
+	if x != nil {
+		return x.RunP50
 	}
-	return 0
+	return nil
 }
 
-func (x *QueueTypeStats) GetRunMsP95() float64 {
-	if x != nil && x.RunMsP95 != nil {
-		return *x.RunMsP95
+func (x *QueueTypeStats) GetRunP95() *durationpb.Duration {
+	if x != nil {
+		return x.RunP95
 	}
-	return 0
+	return nil
 }
 
 var File_watchpost_v1_job_queues_proto protoreflect.FileDescriptor
@@ -959,11 +959,11 @@ const file_watchpost_v1_job_queues_proto_rawDesc = "" +
 	"\x06paused\x18\x01 \x01(\bH\x00R\x06paused\x88\x01\x01\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04nameB\t\n" +
 	"\a_paused\"\x88\x01\n" +
-	"\x14ListJobQueuesRequest\x124\n" +
-	"\x06filter\x18\x01 \x01(\v2\x1c.watchpost.v1.JobQueueFilterR\x06filter\x12\x1b\n" +
-	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\x14ListJobQueuesRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\"v\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\x124\n" +
+	"\x06filter\x18\x03 \x01(\v2\x1c.watchpost.v1.JobQueueFilterR\x06filter\"v\n" +
 	"\x15ListJobQueuesResponse\x125\n" +
 	"\n" +
 	"job_queues\x18\x01 \x03(\v2\x16.watchpost.v1.JobQueueR\tjobQueues\x12&\n" +
@@ -989,7 +989,7 @@ const file_watchpost_v1_job_queues_proto_rawDesc = "" +
 	"queue_name\x18\x01 \x01(\tR\tqueueName\x121\n" +
 	"\x06window\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06window\"I\n" +
 	"\x15GetQueueStatsResponse\x120\n" +
-	"\x06queues\x18\x01 \x03(\v2\x18.watchpost.v1.QueueStatsR\x06queues\"\xd8\x02\n" +
+	"\x06queues\x18\x01 \x03(\v2\x18.watchpost.v1.QueueStatsR\x06queues\"\xdb\x02\n" +
 	"\n" +
 	"QueueStats\x12\x1d\n" +
 	"\n" +
@@ -997,25 +997,18 @@ const file_watchpost_v1_job_queues_proto_rawDesc = "" +
 	"\x06paused\x18\x02 \x01(\bR\x06paused\x12\x14\n" +
 	"\x05depth\x18\x03 \x01(\x03R\x05depth\x12\x1c\n" +
 	"\tscheduled\x18\x04 \x01(\x03R\tscheduled\x12\x18\n" +
-	"\arunning\x18\x05 \x01(\x03R\arunning\x12-\n" +
-	"\x10oldest_queued_ms\x18\x06 \x01(\x03H\x00R\x0eoldestQueuedMs\x88\x01\x01\x12\x1a\n" +
+	"\arunning\x18\x05 \x01(\x03R\arunning\x12E\n" +
+	"\x11oldest_queued_age\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x0foldestQueuedAge\x12\x1a\n" +
 	"\bfinished\x18\a \x01(\x03R\bfinished\x12.\n" +
 	"\x13finished_per_second\x18\b \x01(\x01R\x11finishedPerSecond\x125\n" +
-	"\aby_type\x18\t \x03(\v2\x1c.watchpost.v1.QueueTypeStatsR\x06byTypeB\x13\n" +
-	"\x11_oldest_queued_ms\"\x95\x02\n" +
+	"\aby_type\x18\t \x03(\v2\x1c.watchpost.v1.QueueTypeStatsR\x06byType\"\x9b\x02\n" +
 	"\x0eQueueTypeStats\x12\x19\n" +
 	"\bjob_type\x18\x01 \x01(\tR\ajobType\x12\x1a\n" +
-	"\bfinished\x18\x02 \x01(\x03R\bfinished\x12#\n" +
-	"\vwait_ms_p50\x18\x03 \x01(\x01H\x00R\twaitMsP50\x88\x01\x01\x12#\n" +
-	"\vwait_ms_p95\x18\x04 \x01(\x01H\x01R\twaitMsP95\x88\x01\x01\x12!\n" +
-	"\n" +
-	"run_ms_p50\x18\x05 \x01(\x01H\x02R\brunMsP50\x88\x01\x01\x12!\n" +
-	"\n" +
-	"run_ms_p95\x18\x06 \x01(\x01H\x03R\brunMsP95\x88\x01\x01B\x0e\n" +
-	"\f_wait_ms_p50B\x0e\n" +
-	"\f_wait_ms_p95B\r\n" +
-	"\v_run_ms_p50B\r\n" +
-	"\v_run_ms_p952\xc8\x04\n" +
+	"\bfinished\x18\x02 \x01(\x03R\bfinished\x124\n" +
+	"\bwait_p50\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\awaitP50\x124\n" +
+	"\bwait_p95\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\awaitP95\x122\n" +
+	"\arun_p50\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x06runP50\x122\n" +
+	"\arun_p95\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x06runP952\xc8\x04\n" +
 	"\x0fJobQueueService\x12G\n" +
 	"\vGetJobQueue\x12 .watchpost.v1.GetJobQueueRequest\x1a\x16.watchpost.v1.JobQueue\x12X\n" +
 	"\rListJobQueues\x12\".watchpost.v1.ListJobQueuesRequest\x1a#.watchpost.v1.ListJobQueuesResponse\x12M\n" +
@@ -1023,8 +1016,8 @@ const file_watchpost_v1_job_queues_proto_rawDesc = "" +
 	"\rPauseJobQueue\x12\".watchpost.v1.PauseJobQueueRequest\x1a\x16.watchpost.v1.JobQueue\x12M\n" +
 	"\x0eResumeJobQueue\x12#.watchpost.v1.ResumeJobQueueRequest\x1a\x16.watchpost.v1.JobQueue\x12M\n" +
 	"\x0eDeleteJobQueue\x12#.watchpost.v1.DeleteJobQueueRequest\x1a\x16.google.protobuf.Empty\x12X\n" +
-	"\rGetQueueStats\x12\".watchpost.v1.GetQueueStatsRequest\x1a#.watchpost.v1.GetQueueStatsResponseB\xae\x01\n" +
-	"\x10com.watchpost.v1B\x0eJobQueuesProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
+	"\rGetQueueStats\x12\".watchpost.v1.GetQueueStatsRequest\x1a#.watchpost.v1.GetQueueStatsResponseBZ\n" +
+	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
 	file_watchpost_v1_job_queues_proto_rawDescOnce sync.Once
@@ -1068,26 +1061,31 @@ var file_watchpost_v1_job_queues_proto_depIdxs = []int32{
 	14, // 6: watchpost.v1.UpdateJobQueueRequest.update_mask:type_name -> google.protobuf.FieldMask
 	15, // 7: watchpost.v1.GetQueueStatsRequest.window:type_name -> google.protobuf.Duration
 	11, // 8: watchpost.v1.GetQueueStatsResponse.queues:type_name -> watchpost.v1.QueueStats
-	12, // 9: watchpost.v1.QueueStats.by_type:type_name -> watchpost.v1.QueueTypeStats
-	1,  // 10: watchpost.v1.JobQueueService.GetJobQueue:input_type -> watchpost.v1.GetJobQueueRequest
-	3,  // 11: watchpost.v1.JobQueueService.ListJobQueues:input_type -> watchpost.v1.ListJobQueuesRequest
-	5,  // 12: watchpost.v1.JobQueueService.UpdateJobQueue:input_type -> watchpost.v1.UpdateJobQueueRequest
-	6,  // 13: watchpost.v1.JobQueueService.PauseJobQueue:input_type -> watchpost.v1.PauseJobQueueRequest
-	7,  // 14: watchpost.v1.JobQueueService.ResumeJobQueue:input_type -> watchpost.v1.ResumeJobQueueRequest
-	8,  // 15: watchpost.v1.JobQueueService.DeleteJobQueue:input_type -> watchpost.v1.DeleteJobQueueRequest
-	9,  // 16: watchpost.v1.JobQueueService.GetQueueStats:input_type -> watchpost.v1.GetQueueStatsRequest
-	0,  // 17: watchpost.v1.JobQueueService.GetJobQueue:output_type -> watchpost.v1.JobQueue
-	4,  // 18: watchpost.v1.JobQueueService.ListJobQueues:output_type -> watchpost.v1.ListJobQueuesResponse
-	0,  // 19: watchpost.v1.JobQueueService.UpdateJobQueue:output_type -> watchpost.v1.JobQueue
-	0,  // 20: watchpost.v1.JobQueueService.PauseJobQueue:output_type -> watchpost.v1.JobQueue
-	0,  // 21: watchpost.v1.JobQueueService.ResumeJobQueue:output_type -> watchpost.v1.JobQueue
-	16, // 22: watchpost.v1.JobQueueService.DeleteJobQueue:output_type -> google.protobuf.Empty
-	10, // 23: watchpost.v1.JobQueueService.GetQueueStats:output_type -> watchpost.v1.GetQueueStatsResponse
-	17, // [17:24] is the sub-list for method output_type
-	10, // [10:17] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	15, // 9: watchpost.v1.QueueStats.oldest_queued_age:type_name -> google.protobuf.Duration
+	12, // 10: watchpost.v1.QueueStats.by_type:type_name -> watchpost.v1.QueueTypeStats
+	15, // 11: watchpost.v1.QueueTypeStats.wait_p50:type_name -> google.protobuf.Duration
+	15, // 12: watchpost.v1.QueueTypeStats.wait_p95:type_name -> google.protobuf.Duration
+	15, // 13: watchpost.v1.QueueTypeStats.run_p50:type_name -> google.protobuf.Duration
+	15, // 14: watchpost.v1.QueueTypeStats.run_p95:type_name -> google.protobuf.Duration
+	1,  // 15: watchpost.v1.JobQueueService.GetJobQueue:input_type -> watchpost.v1.GetJobQueueRequest
+	3,  // 16: watchpost.v1.JobQueueService.ListJobQueues:input_type -> watchpost.v1.ListJobQueuesRequest
+	5,  // 17: watchpost.v1.JobQueueService.UpdateJobQueue:input_type -> watchpost.v1.UpdateJobQueueRequest
+	6,  // 18: watchpost.v1.JobQueueService.PauseJobQueue:input_type -> watchpost.v1.PauseJobQueueRequest
+	7,  // 19: watchpost.v1.JobQueueService.ResumeJobQueue:input_type -> watchpost.v1.ResumeJobQueueRequest
+	8,  // 20: watchpost.v1.JobQueueService.DeleteJobQueue:input_type -> watchpost.v1.DeleteJobQueueRequest
+	9,  // 21: watchpost.v1.JobQueueService.GetQueueStats:input_type -> watchpost.v1.GetQueueStatsRequest
+	0,  // 22: watchpost.v1.JobQueueService.GetJobQueue:output_type -> watchpost.v1.JobQueue
+	4,  // 23: watchpost.v1.JobQueueService.ListJobQueues:output_type -> watchpost.v1.ListJobQueuesResponse
+	0,  // 24: watchpost.v1.JobQueueService.UpdateJobQueue:output_type -> watchpost.v1.JobQueue
+	0,  // 25: watchpost.v1.JobQueueService.PauseJobQueue:output_type -> watchpost.v1.JobQueue
+	0,  // 26: watchpost.v1.JobQueueService.ResumeJobQueue:output_type -> watchpost.v1.JobQueue
+	16, // 27: watchpost.v1.JobQueueService.DeleteJobQueue:output_type -> google.protobuf.Empty
+	10, // 28: watchpost.v1.JobQueueService.GetQueueStats:output_type -> watchpost.v1.GetQueueStatsResponse
+	22, // [22:29] is the sub-list for method output_type
+	15, // [15:22] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_watchpost_v1_job_queues_proto_init() }
@@ -1099,8 +1097,6 @@ func file_watchpost_v1_job_queues_proto_init() {
 	file_watchpost_v1_job_queues_proto_msgTypes[2].OneofWrappers = []any{}
 	file_watchpost_v1_job_queues_proto_msgTypes[5].OneofWrappers = []any{}
 	file_watchpost_v1_job_queues_proto_msgTypes[8].OneofWrappers = []any{}
-	file_watchpost_v1_job_queues_proto_msgTypes[11].OneofWrappers = []any{}
-	file_watchpost_v1_job_queues_proto_msgTypes[12].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

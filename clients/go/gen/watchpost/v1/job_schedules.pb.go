@@ -471,12 +471,12 @@ func (x *JobScheduleFilter) GetName() string {
 // The request of `ListJobSchedules`.
 type ListJobSchedulesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which schedules. Absent means all.
-	Filter *JobScheduleFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	// How many schedules, at most 1,000. Defaults to 50.
-	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The `next_page_token` of the page before, with the same filter. Empty for the first one.
-	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Which schedules. Absent means all.
+	Filter        *JobScheduleFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -511,13 +511,6 @@ func (*ListJobSchedulesRequest) Descriptor() ([]byte, []int) {
 	return file_watchpost_v1_job_schedules_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *ListJobSchedulesRequest) GetFilter() *JobScheduleFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
 func (x *ListJobSchedulesRequest) GetPageSize() int32 {
 	if x != nil {
 		return x.PageSize
@@ -530,6 +523,13 @@ func (x *ListJobSchedulesRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *ListJobSchedulesRequest) GetFilter() *JobScheduleFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
 }
 
 // The response of `ListJobSchedules`.
@@ -988,11 +988,11 @@ const file_watchpost_v1_job_schedules_proto_rawDesc = "" +
 	"\x04name\x18\x04 \x01(\tR\x04nameB\n" +
 	"\n" +
 	"\b_enabled\"\x8e\x01\n" +
-	"\x17ListJobSchedulesRequest\x127\n" +
-	"\x06filter\x18\x01 \x01(\v2\x1f.watchpost.v1.JobScheduleFilterR\x06filter\x12\x1b\n" +
-	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\x17ListJobSchedulesRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\"\x82\x01\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\x127\n" +
+	"\x06filter\x18\x03 \x01(\v2\x1f.watchpost.v1.JobScheduleFilterR\x06filter\"\x82\x01\n" +
 	"\x18ListJobSchedulesResponse\x12>\n" +
 	"\rjob_schedules\x18\x01 \x03(\v2\x19.watchpost.v1.JobScheduleR\fjobSchedules\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe2\x01\n" +
@@ -1032,8 +1032,8 @@ const file_watchpost_v1_job_schedules_proto_rawDesc = "" +
 	"\x11UpdateJobSchedule\x12&.watchpost.v1.UpdateJobScheduleRequest\x1a\x19.watchpost.v1.JobSchedule\x12S\n" +
 	"\x11DeleteJobSchedule\x12&.watchpost.v1.DeleteJobScheduleRequest\x1a\x16.google.protobuf.Empty\x12H\n" +
 	"\x0eRunJobSchedule\x12#.watchpost.v1.RunJobScheduleRequest\x1a\x11.watchpost.v1.Job\x12g\n" +
-	"\x12PreviewJobSchedule\x12'.watchpost.v1.PreviewJobScheduleRequest\x1a(.watchpost.v1.PreviewJobScheduleResponseB\xb1\x01\n" +
-	"\x10com.watchpost.v1B\x11JobSchedulesProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
+	"\x12PreviewJobSchedule\x12'.watchpost.v1.PreviewJobScheduleRequest\x1a(.watchpost.v1.PreviewJobScheduleResponseBZ\n" +
+	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
 	file_watchpost_v1_job_schedules_proto_rawDescOnce sync.Once

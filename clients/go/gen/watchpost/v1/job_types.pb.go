@@ -9,6 +9,7 @@ package watchpostv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	emptypb "google.golang.org/protobuf/types/known/emptypb"
 	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
@@ -39,18 +40,18 @@ type JobType struct {
 	MaxAttempts *int32 `protobuf:"varint,4,opt,name=max_attempts,json=maxAttempts,proto3,oneof" json:"max_attempts,omitempty"`
 	// After how many rescues it has, 0 to 1,000: the next one fails it. Built in: 3.
 	MaxRescues *int32 `protobuf:"varint,5,opt,name=max_rescues,json=maxRescues,proto3,oneof" json:"max_rescues,omitempty"`
-	// How long an attempt may take, in [1,000, 2,592,000,000] milliseconds (30 days), or 0 for as long as it
-	// wants. Built in: 300,000 for `ai_analysis`, 1,800,000 for `export`, 3,600,000 for `retention`, 7,200,000
-	// for `backup`, and 600,000 for `cleanup` and all others.
-	TimeoutMs *int64 `protobuf:"varint,6,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
-	// How long the whole job may take from `scheduled_at` on, in [1,000, 31,622,400,000] milliseconds (366 days).
-	// Built in: absent, which is any length.
-	DeadlineMs *int64 `protobuf:"varint,7,opt,name=deadline_ms,json=deadlineMs,proto3,oneof" json:"deadline_ms,omitempty"`
-	// How long a job waits after its first failure, in [0, 86,400,000] milliseconds, but no longer than
-	// `retry_max_ms`. Built in: 1,000.
-	RetryInitialMs *int64 `protobuf:"varint,8,opt,name=retry_initial_ms,json=retryInitialMs,proto3,oneof" json:"retry_initial_ms,omitempty"`
-	// How long it waits at most, in [0, 604,800,000] milliseconds. Built in: 30,000.
-	RetryMaxMs *int64 `protobuf:"varint,9,opt,name=retry_max_ms,json=retryMaxMs,proto3,oneof" json:"retry_max_ms,omitempty"`
+	// Time limit of one attempt. Whole milliseconds, in [1 s, 30 days], or 0 s for no limit. Built in: 300 s for
+	// `ai_analysis`, 1,800 s for `export`, 3,600 s for `retention`, 7,200 s for `backup`, and 600 s for `cleanup`
+	// and all others.
+	Timeout *durationpb.Duration `protobuf:"bytes,6,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// Time limit of the whole job from `scheduled_at` on. Whole milliseconds, in [1 s, 366 days]. Built in: absent,
+	// which means no limit.
+	Deadline *durationpb.Duration `protobuf:"bytes,7,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// Delay after the first failure of a job. Whole milliseconds, in [0 s, 86,400 s] (a day), at most
+	// `retry_max_delay`. Built in: 1 s.
+	RetryInitialDelay *durationpb.Duration `protobuf:"bytes,8,opt,name=retry_initial_delay,json=retryInitialDelay,proto3" json:"retry_initial_delay,omitempty"`
+	// Longest delay before jitter. Whole milliseconds, in [0 s, 604,800 s] (7 days). Built in: 30 s.
+	RetryMaxDelay *durationpb.Duration `protobuf:"bytes,9,opt,name=retry_max_delay,json=retryMaxDelay,proto3" json:"retry_max_delay,omitempty"`
 	// How many times as long it waits after each further failure, in [1, 10]. Built in: 2.
 	RetryMultiplier *float64 `protobuf:"fixed64,10,opt,name=retry_multiplier,json=retryMultiplier,proto3,oneof" json:"retry_multiplier,omitempty"`
 	// Up to how many times as long again it waits, at random, in [0, 1]. Built in: 0.25.
@@ -136,32 +137,32 @@ func (x *JobType) GetMaxRescues() int32 {
 	return 0
 }
 
-func (x *JobType) GetTimeoutMs() int64 {
-	if x != nil && x.TimeoutMs != nil {
-		return *x.TimeoutMs
+func (x *JobType) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
 	}
-	return 0
+	return nil
 }
 
-func (x *JobType) GetDeadlineMs() int64 {
-	if x != nil && x.DeadlineMs != nil {
-		return *x.DeadlineMs
+func (x *JobType) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
 	}
-	return 0
+	return nil
 }
 
-func (x *JobType) GetRetryInitialMs() int64 {
-	if x != nil && x.RetryInitialMs != nil {
-		return *x.RetryInitialMs
+func (x *JobType) GetRetryInitialDelay() *durationpb.Duration {
+	if x != nil {
+		return x.RetryInitialDelay
 	}
-	return 0
+	return nil
 }
 
-func (x *JobType) GetRetryMaxMs() int64 {
-	if x != nil && x.RetryMaxMs != nil {
-		return *x.RetryMaxMs
+func (x *JobType) GetRetryMaxDelay() *durationpb.Duration {
+	if x != nil {
+		return x.RetryMaxDelay
 	}
-	return 0
+	return nil
 }
 
 func (x *JobType) GetRetryMultiplier() float64 {
@@ -500,26 +501,22 @@ var File_watchpost_v1_job_types_proto protoreflect.FileDescriptor
 
 const file_watchpost_v1_job_types_proto_rawDesc = "" +
 	"\n" +
-	"\x1cwatchpost/v1/job_types.proto\x12\fwatchpost.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x06\n" +
+	"\x1cwatchpost/v1/job_types.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xeb\x06\n" +
 	"\aJobType\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12%\n" +
 	"\vdescription\x18\x02 \x01(\tH\x00R\vdescription\x88\x01\x01\x12\x1f\n" +
 	"\bpriority\x18\x03 \x01(\x05H\x01R\bpriority\x88\x01\x01\x12&\n" +
 	"\fmax_attempts\x18\x04 \x01(\x05H\x02R\vmaxAttempts\x88\x01\x01\x12$\n" +
 	"\vmax_rescues\x18\x05 \x01(\x05H\x03R\n" +
-	"maxRescues\x88\x01\x01\x12\"\n" +
-	"\n" +
-	"timeout_ms\x18\x06 \x01(\x03H\x04R\ttimeoutMs\x88\x01\x01\x12$\n" +
-	"\vdeadline_ms\x18\a \x01(\x03H\x05R\n" +
-	"deadlineMs\x88\x01\x01\x12-\n" +
-	"\x10retry_initial_ms\x18\b \x01(\x03H\x06R\x0eretryInitialMs\x88\x01\x01\x12%\n" +
-	"\fretry_max_ms\x18\t \x01(\x03H\aR\n" +
-	"retryMaxMs\x88\x01\x01\x12.\n" +
+	"maxRescues\x88\x01\x01\x123\n" +
+	"\atimeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x125\n" +
+	"\bdeadline\x18\a \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12I\n" +
+	"\x13retry_initial_delay\x18\b \x01(\v2\x19.google.protobuf.DurationR\x11retryInitialDelay\x12A\n" +
+	"\x0fretry_max_delay\x18\t \x01(\v2\x19.google.protobuf.DurationR\rretryMaxDelay\x12.\n" +
 	"\x10retry_multiplier\x18\n" +
-	" \x01(\x01H\bR\x0fretryMultiplier\x88\x01\x01\x12&\n" +
-	"\fretry_jitter\x18\v \x01(\x01H\tR\vretryJitter\x88\x01\x01\x12$\n" +
-	"\vdead_letter\x18\f \x01(\bH\n" +
-	"R\n" +
+	" \x01(\x01H\x04R\x0fretryMultiplier\x88\x01\x01\x12&\n" +
+	"\fretry_jitter\x18\v \x01(\x01H\x05R\vretryJitter\x88\x01\x01\x12$\n" +
+	"\vdead_letter\x18\f \x01(\bH\x06R\n" +
 	"deadLetter\x88\x01\x01\x129\n" +
 	"\n" +
 	"created_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
@@ -532,11 +529,7 @@ const file_watchpost_v1_job_types_proto_rawDesc = "" +
 	"\f_descriptionB\v\n" +
 	"\t_priorityB\x0f\n" +
 	"\r_max_attemptsB\x0e\n" +
-	"\f_max_rescuesB\r\n" +
-	"\v_timeout_msB\x0e\n" +
-	"\f_deadline_msB\x13\n" +
-	"\x11_retry_initial_msB\x0f\n" +
-	"\r_retry_max_msB\x13\n" +
+	"\f_max_rescuesB\x13\n" +
 	"\x11_retry_multiplierB\x0f\n" +
 	"\r_retry_jitterB\x0e\n" +
 	"\f_dead_letter\"'\n" +
@@ -564,8 +557,8 @@ const file_watchpost_v1_job_types_proto_rawDesc = "" +
 	"GetJobType\x12\x1f.watchpost.v1.GetJobTypeRequest\x1a\x15.watchpost.v1.JobType\x12U\n" +
 	"\fListJobTypes\x12!.watchpost.v1.ListJobTypesRequest\x1a\".watchpost.v1.ListJobTypesResponse\x12J\n" +
 	"\rUpdateJobType\x12\".watchpost.v1.UpdateJobTypeRequest\x1a\x15.watchpost.v1.JobType\x12K\n" +
-	"\rDeleteJobType\x12\".watchpost.v1.DeleteJobTypeRequest\x1a\x16.google.protobuf.EmptyB\xad\x01\n" +
-	"\x10com.watchpost.v1B\rJobTypesProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
+	"\rDeleteJobType\x12\".watchpost.v1.DeleteJobTypeRequest\x1a\x16.google.protobuf.EmptyBZ\n" +
+	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
 	file_watchpost_v1_job_types_proto_rawDescOnce sync.Once
@@ -587,29 +580,34 @@ var file_watchpost_v1_job_types_proto_goTypes = []any{
 	(*ListJobTypesResponse)(nil),  // 3: watchpost.v1.ListJobTypesResponse
 	(*UpdateJobTypeRequest)(nil),  // 4: watchpost.v1.UpdateJobTypeRequest
 	(*DeleteJobTypeRequest)(nil),  // 5: watchpost.v1.DeleteJobTypeRequest
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil), // 7: google.protobuf.FieldMask
-	(*emptypb.Empty)(nil),         // 8: google.protobuf.Empty
+	(*durationpb.Duration)(nil),   // 6: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil), // 8: google.protobuf.FieldMask
+	(*emptypb.Empty)(nil),         // 9: google.protobuf.Empty
 }
 var file_watchpost_v1_job_types_proto_depIdxs = []int32{
-	6, // 0: watchpost.v1.JobType.created_at:type_name -> google.protobuf.Timestamp
-	6, // 1: watchpost.v1.JobType.updated_at:type_name -> google.protobuf.Timestamp
-	0, // 2: watchpost.v1.ListJobTypesResponse.job_types:type_name -> watchpost.v1.JobType
-	0, // 3: watchpost.v1.UpdateJobTypeRequest.job_type:type_name -> watchpost.v1.JobType
-	7, // 4: watchpost.v1.UpdateJobTypeRequest.update_mask:type_name -> google.protobuf.FieldMask
-	1, // 5: watchpost.v1.JobTypeService.GetJobType:input_type -> watchpost.v1.GetJobTypeRequest
-	2, // 6: watchpost.v1.JobTypeService.ListJobTypes:input_type -> watchpost.v1.ListJobTypesRequest
-	4, // 7: watchpost.v1.JobTypeService.UpdateJobType:input_type -> watchpost.v1.UpdateJobTypeRequest
-	5, // 8: watchpost.v1.JobTypeService.DeleteJobType:input_type -> watchpost.v1.DeleteJobTypeRequest
-	0, // 9: watchpost.v1.JobTypeService.GetJobType:output_type -> watchpost.v1.JobType
-	3, // 10: watchpost.v1.JobTypeService.ListJobTypes:output_type -> watchpost.v1.ListJobTypesResponse
-	0, // 11: watchpost.v1.JobTypeService.UpdateJobType:output_type -> watchpost.v1.JobType
-	8, // 12: watchpost.v1.JobTypeService.DeleteJobType:output_type -> google.protobuf.Empty
-	9, // [9:13] is the sub-list for method output_type
-	5, // [5:9] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	6,  // 0: watchpost.v1.JobType.timeout:type_name -> google.protobuf.Duration
+	6,  // 1: watchpost.v1.JobType.deadline:type_name -> google.protobuf.Duration
+	6,  // 2: watchpost.v1.JobType.retry_initial_delay:type_name -> google.protobuf.Duration
+	6,  // 3: watchpost.v1.JobType.retry_max_delay:type_name -> google.protobuf.Duration
+	7,  // 4: watchpost.v1.JobType.created_at:type_name -> google.protobuf.Timestamp
+	7,  // 5: watchpost.v1.JobType.updated_at:type_name -> google.protobuf.Timestamp
+	0,  // 6: watchpost.v1.ListJobTypesResponse.job_types:type_name -> watchpost.v1.JobType
+	0,  // 7: watchpost.v1.UpdateJobTypeRequest.job_type:type_name -> watchpost.v1.JobType
+	8,  // 8: watchpost.v1.UpdateJobTypeRequest.update_mask:type_name -> google.protobuf.FieldMask
+	1,  // 9: watchpost.v1.JobTypeService.GetJobType:input_type -> watchpost.v1.GetJobTypeRequest
+	2,  // 10: watchpost.v1.JobTypeService.ListJobTypes:input_type -> watchpost.v1.ListJobTypesRequest
+	4,  // 11: watchpost.v1.JobTypeService.UpdateJobType:input_type -> watchpost.v1.UpdateJobTypeRequest
+	5,  // 12: watchpost.v1.JobTypeService.DeleteJobType:input_type -> watchpost.v1.DeleteJobTypeRequest
+	0,  // 13: watchpost.v1.JobTypeService.GetJobType:output_type -> watchpost.v1.JobType
+	3,  // 14: watchpost.v1.JobTypeService.ListJobTypes:output_type -> watchpost.v1.ListJobTypesResponse
+	0,  // 15: watchpost.v1.JobTypeService.UpdateJobType:output_type -> watchpost.v1.JobType
+	9,  // 16: watchpost.v1.JobTypeService.DeleteJobType:output_type -> google.protobuf.Empty
+	13, // [13:17] is the sub-list for method output_type
+	9,  // [9:13] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_watchpost_v1_job_types_proto_init() }

@@ -2277,8 +2277,8 @@ const file_watchpost_v1_job_workers_proto_rawDesc = "" +
 	"\n" +
 	"ReleaseJob\x12\x1f.watchpost.v1.ReleaseJobRequest\x1a\x11.watchpost.v1.Job\x12`\n" +
 	"\x1aAcknowledgeJobCancellation\x12/.watchpost.v1.AcknowledgeJobCancellationRequest\x1a\x11.watchpost.v1.Job\x12M\n" +
-	"\bWorkJobs\x12\x1d.watchpost.v1.WorkJobsRequest\x1a\x1e.watchpost.v1.WorkJobsResponse(\x010\x01B\xaf\x01\n" +
-	"\x10com.watchpost.v1B\x0fJobWorkersProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
+	"\bWorkJobs\x12\x1d.watchpost.v1.WorkJobsRequest\x1a\x1e.watchpost.v1.WorkJobsResponse(\x010\x01BZ\n" +
+	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
 	file_watchpost_v1_job_workers_proto_rawDescOnce sync.Once

@@ -78,7 +78,7 @@ type JobWorkerServiceClient interface {
 	// Extends leases: each expires a full `lease_duration` from now. Reports which leases are lost and
 	// which jobs are to be cancelled. A lost lease does not fail the call. A lease that has expired is
 	// extended all the same, unless the server has rescued the job. Heartbeats do not extend
-	// `Job.timeout_ms`.
+	// `Job.timeout`.
 	HeartbeatJobs(ctx context.Context, in *HeartbeatJobsRequest, opts ...grpc.CallOption) (*HeartbeatJobsResponse, error)
 	// Reports the progress of a job. The job has the new values at once. Watches receive at most one
 	// change of progress per job in 500 ms, and always the last one.
@@ -294,7 +294,7 @@ type JobWorkerServiceServer interface {
 	// Extends leases: each expires a full `lease_duration` from now. Reports which leases are lost and
 	// which jobs are to be cancelled. A lost lease does not fail the call. A lease that has expired is
 	// extended all the same, unless the server has rescued the job. Heartbeats do not extend
-	// `Job.timeout_ms`.
+	// `Job.timeout`.
 	HeartbeatJobs(context.Context, *HeartbeatJobsRequest) (*HeartbeatJobsResponse, error)
 	// Reports the progress of a job. The job has the new values at once. Watches receive at most one
 	// change of progress per job in 500 ms, and always the last one.

@@ -10,6 +10,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	emptypb "google.golang.org/protobuf/types/known/emptypb"
 	structpb "google.golang.org/protobuf/types/known/structpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
@@ -323,7 +324,7 @@ const (
 	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_SUCCEEDED JobAttemptOutcome = 1
 	// The worker reported a failure.
 	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_FAILED JobAttemptOutcome = 2
-	// The attempt exceeded `timeout_ms`, or the deadline of the job passed.
+	// The attempt exceeded `timeout`, or the deadline of the job passed.
 	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_TIMED_OUT JobAttemptOutcome = 3
 	// The lease expired because the worker disappeared, or its stream broke with
 	// `release_on_disconnect`.
@@ -550,139 +551,162 @@ func (JobChangeKind) EnumDescriptor() ([]byte, []int) {
 }
 
 // A job: a row of `jobs`.
+//
+// `CreateJob` takes the fields that are not marked as output only, and ignores the others. No call
+// changes them afterwards, apart from `scheduled_at`.
 type Job struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the job, a UUID version 7.
+	// Output only. Id of the job, a UUID version 7.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Type of the job, 1 to 50 characters. Workers may name the types that they accept.
+	// Required. Type of the job, 1 to 50 characters. The type need not have settings. Workers may name
+	// the types that they accept.
 	JobType string `protobuf:"bytes,2,opt,name=job_type,json=jobType,proto3" json:"job_type,omitempty"`
-	// Status of the job.
+	// Output only. Status of the job.
 	Status JobStatus `protobuf:"varint,3,opt,name=status,proto3,enum=watchpost.v1.JobStatus" json:"status,omitempty"`
-	// Queue of the job, 1 to 100 characters. Always present in jobs that this API created.
+	// Queue of the job, 1 to 100 characters. Defaults to `default`. The queue need not have settings.
+	// Always present in jobs that this API created.
 	QueueName *string `protobuf:"bytes,4,opt,name=queue_name,json=queueName,proto3,oneof" json:"queue_name,omitempty"`
-	// Priority within the queue, 0 (first) to 4 (last).
+	// Priority within the queue, 0 (first) to 4 (last). Defaults to that of the type, else to 2.
 	Priority *int32 `protobuf:"varint,5,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
-	// Time at which the job was created, by the server's clock.
+	// Output only. Time at which the job was created, by the server's clock.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Time at which the current or last attempt began. Absent before the first attempt.
+	// Output only. Time at which the current or last attempt began. Absent before the first attempt.
 	StartedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	// Time at which the job reached a final status: completed, failed after its last attempt, or
-	// cancelled. Absent before, and again after `RetryJob`.
+	// Output only. Time at which the job reached a final status: completed, failed after its last
+	// attempt, or cancelled. Absent before, and again after `RetryJob`.
 	CompletedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=completed_at,json=completedAt,proto3" json:"completed_at,omitempty"`
-	// Part of the job that is done, in percent, in [0, 100], as the worker reported it. Defaults to 0.
+	// Output only. Part of the job that is done, in percent, in [0, 100], as the worker reported it. 0
+	// before the first report.
 	//
 	// A worker may report a lower value than before. The value becomes 100 on completion, and 0
 	// whenever the job is queued again: by a retry, a rescue, a release, a snooze or `RetryJob`. A job
 	// that failed or was cancelled keeps its last value.
 	ProgressPercent int32 `protobuf:"varint,9,opt,name=progress_percent,json=progressPercent,proto3" json:"progress_percent,omitempty"`
-	// Description of the present step of work, at most 255 characters, as the worker reported it.
-	// Cleared when the job is queued again.
+	// Output only. Description of the present step of work, at most 255 characters, as the worker
+	// reported it. Cleared when the job is queued again.
 	CurrentStep *string `protobuf:"bytes,10,opt,name=current_step,json=currentStep,proto3,oneof" json:"current_step,omitempty"`
-	// Result that the worker reported on completion. Absent before completion, and in lists and
-	// watches.
+	// Output only. Result that the worker reported on completion. Absent before completion, and in
+	// lists and watches.
 	Result *structpb.Struct `protobuf:"bytes,11,opt,name=result,proto3" json:"result,omitempty"`
-	// Message of the last error. Cleared on completion and by `RetryJob`; a release or a rescue keeps
-	// it.
+	// Output only. Message of the last error. Cleared on completion and by `RetryJob`; a release or a
+	// rescue keeps it.
 	ErrorMessage *string `protobuf:"bytes,12,opt,name=error_message,json=errorMessage,proto3,oneof" json:"error_message,omitempty"`
-	// Traceback of the last failed attempt. Absent in lists and watches.
+	// Output only. Traceback of the last failed attempt. Absent in lists and watches.
 	ErrorTraceback *string `protobuf:"bytes,13,opt,name=error_traceback,json=errorTraceback,proto3,oneof" json:"error_traceback,omitempty"`
-	// Number of the current attempt, from 1. For a queued job it is the number of the next attempt, for
-	// a finished job that of the last. It counts every attempt, also those that did not fail.
+	// Output only. Number of the current attempt, from 1. For a queued job it is the number of the next
+	// attempt, for a finished job that of the last. It counts every attempt, also those that did not fail.
 	AttemptNumber int32 `protobuf:"varint,14,opt,name=attempt_number,json=attemptNumber,proto3" json:"attempt_number,omitempty"`
 	// Number of failures after which the job fails for good, in [1, 1000]. Rescues, releases and
-	// snoozes do not count.
+	// snoozes do not count. Defaults to that of the type, else to 3.
 	MaxAttempts *int32 `protobuf:"varint,15,opt,name=max_attempts,json=maxAttempts,proto3,oneof" json:"max_attempts,omitempty"`
-	// Earliest time of the next attempt after a failure. Present only between a failure and the next
-	// attempt.
+	// Output only. Earliest time of the next attempt after a failure. Present only between a failure and
+	// the next attempt.
 	NextRetryAt *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=next_retry_at,json=nextRetryAt,proto3" json:"next_retry_at,omitempty"`
-	// Input of the job, as its creator gave it. Absent in lists and watches.
+	// Input of the job, free in form, as its creator gave it. At most 1,048,576 bytes as JSON and 20
+	// levels deep. Absent in lists and watches.
 	Payload *structpb.Struct `protobuf:"bytes,17,opt,name=payload,proto3" json:"payload,omitempty"`
-	// Earliest time at which the job may run. After a failed attempt it is the time of the retry, after
+	// Earliest time at which the job may run. Defaults to now, and so does a time in the past.
+	//
+	// After a failed attempt it is the time of the retry, after
 	// a rescue the time of the rescue. Once the job runs, it is the earliest time of that attempt.
 	ScheduledAt *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=scheduled_at,json=scheduledAt,proto3" json:"scheduled_at,omitempty"`
-	// Key that divides the queue into partitions, such as the id of a camera. Empty means no key.
+	// Key that divides the queue into partitions, such as the id of a camera, at most 200 characters.
+	// Empty means no key.
 	//
 	// Jobs of one queue, type, priority and key form a partition. Partitions take turns, see
 	// `JobWorkerService`, so that one key with many jobs does not delay the others.
 	// `JobQueue.max_running_per_key` limits how many jobs of one key run at a time.
 	ConcurrencyKey string `protobuf:"bytes,19,opt,name=concurrency_key,json=concurrencyKey,proto3" json:"concurrency_key,omitempty"`
-	// Number of failed attempts, timeouts included. Rescued, released and snoozed attempts are not
+	// Output only. Number of failed attempts, timeouts included. Rescued, released and snoozed attempts are not
 	// counted. `RetryJob` sets it to 0.
 	Failures int32 `protobuf:"varint,20,opt,name=failures,proto3" json:"failures,omitempty"`
-	// Number of attempts that ended because their worker disappeared. `RetryJob` sets it to 0.
+	// Output only. Number of attempts that ended because their worker disappeared. `RetryJob` sets it to
+	// 0.
 	Rescues int32 `protobuf:"varint,21,opt,name=rescues,proto3" json:"rescues,omitempty"`
 	// Largest number of rescues, in [0, 1000]. The next one after that fails the job with the error
-	// code `RESCUES_EXHAUSTED`.
-	MaxRescues int32 `protobuf:"varint,22,opt,name=max_rescues,json=maxRescues,proto3" json:"max_rescues,omitempty"`
-	// Time limit of one attempt, in milliseconds. Heartbeats do not extend it. Absent means no limit.
-	TimeoutMs *int64 `protobuf:"varint,23,opt,name=timeout_ms,json=timeoutMs,proto3,oneof" json:"timeout_ms,omitempty"`
-	// Time at which the whole job fails, whether it is queued or running. Absent means no deadline.
-	// `RetryJob` removes it.
+	// code `RESCUES_EXHAUSTED`. Defaults to that of the type, else to 3.
+	MaxRescues *int32 `protobuf:"varint,22,opt,name=max_rescues,json=maxRescues,proto3,oneof" json:"max_rescues,omitempty"`
+	// Time limit of one attempt. Whole milliseconds, in [1 s, 30 days]. Heartbeats do not extend it.
+	// Defaults to that of the type, else to 600 s. Absent in a returned job: no limit, because the type
+	// sets none.
+	Timeout *durationpb.Duration `protobuf:"bytes,23,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// Output only. Time at which the whole job fails, whether it is queued or running. Absent means no
+	// deadline. `RetryJob` removes it. `deadline` sets it.
 	DeadlineAt *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=deadline_at,json=deadlineAt,proto3" json:"deadline_at,omitempty"`
-	// Delays between failed attempts. Absent means the policy of the type, as it is at the time of a
-	// failure.
+	// Delays between failed attempts. Absent fields of it take the values of the type at creation. If it
+	// is absent as a whole, the policy of the type holds, as it is at the time of a failure.
 	RetryPolicy *RetryPolicy `protobuf:"bytes,25,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
-	// Whether the job becomes a dead letter when it fails for good.
-	DeadLetter bool `protobuf:"varint,26,opt,name=dead_letter,json=deadLetter,proto3" json:"dead_letter,omitempty"`
-	// Time at which the job became a dead letter. Dead letters have the status failed; the filter
+	// Whether the job becomes a dead letter when it fails for good. Defaults to that of the type, else
+	// to true.
+	DeadLetter *bool `protobuf:"varint,26,opt,name=dead_letter,json=deadLetter,proto3,oneof" json:"dead_letter,omitempty"`
+	// Output only. Time at which the job became a dead letter. Dead letters have the status failed; the filter
 	// `dead` finds them. Cleared by `RetryJob`.
 	DeadAt *timestamppb.Timestamp `protobuf:"bytes,27,opt,name=dead_at,json=deadAt,proto3" json:"dead_at,omitempty"`
-	// Id of the worker that runs the job or ran it last. Kept by `RetryJob`. Absent before the first
+	// Output only. Id of the worker that runs the job or ran it last. Kept by `RetryJob`. Absent before the first
 	// attempt.
 	WorkerId *string `protobuf:"bytes,28,opt,name=worker_id,json=workerId,proto3,oneof" json:"worker_id,omitempty"`
-	// Time at which the lease expires unless the worker reports before. Present only while the job
-	// runs. Until the server has rescued the job, a late report still counts, see `JobWorkerService`.
+	// Output only. Time at which the lease expires unless the worker reports before. Present only while
+	// the job runs. Until the server has rescued the job, a late report still counts, see `JobWorkerService`.
 	LeaseExpiresAt *timestamppb.Timestamp `protobuf:"bytes,29,opt,name=lease_expires_at,json=leaseExpiresAt,proto3" json:"lease_expires_at,omitempty"`
-	// Time of the last claim, heartbeat or other report of the worker. Absent before the first attempt.
+	// Output only. Time of the last claim, heartbeat or other report of the worker. Absent before the
+	// first attempt.
 	HeartbeatAt *timestamppb.Timestamp `protobuf:"bytes,30,opt,name=heartbeat_at,json=heartbeatAt,proto3" json:"heartbeat_at,omitempty"`
-	// Time at which a client requested the cancellation. Absent if none was requested, and after
-	// `RetryJob`.
+	// Output only. Time at which a client requested the cancellation. Absent if none was requested, and
+	// after `RetryJob`.
 	CancelRequestedAt *timestamppb.Timestamp `protobuf:"bytes,31,opt,name=cancel_requested_at,json=cancelRequestedAt,proto3" json:"cancel_requested_at,omitempty"`
-	// Actor that requested the cancellation, as given by the client, else the address of the client.
+	// Output only. Actor that requested the cancellation, as given by the client, else the address of
+	// the client.
 	CancelRequestedBy *string `protobuf:"bytes,32,opt,name=cancel_requested_by,json=cancelRequestedBy,proto3,oneof" json:"cancel_requested_by,omitempty"`
-	// Reason for the cancellation, as given by the client.
+	// Output only. Reason for the cancellation, as given by the client.
 	CancelReason *string `protobuf:"bytes,33,opt,name=cancel_reason,json=cancelReason,proto3,oneof" json:"cancel_reason,omitempty"`
-	// Key that no other job of the type may hold at the same time, see `UniqueJob`. Absent if none was
-	// requested.
+	// Output only. Key that no other job of the type may hold at the same time. Absent if none was
+	// requested with `unique`.
 	UniqueKey *string `protobuf:"bytes,34,opt,name=unique_key,json=uniqueKey,proto3,oneof" json:"unique_key,omitempty"`
-	// Statuses in which the job holds its `unique_key`. Empty if the job has no key, or has lost it. A
+	// Output only. Statuses in which the job holds its `unique_key`. Empty if the job has no key, or has lost it. A
 	// job loses its key when it enters one of these statuses while another job holds the key.
 	UniqueStates []JobStatus `protobuf:"varint,35,rep,packed,name=unique_states,json=uniqueStates,proto3,enum=watchpost.v1.JobStatus" json:"unique_states,omitempty"`
-	// The `request_id` of the call that created the job. Absent if that had none.
+	// Output only. The `request_id` of the call that created the job. Absent if that had none.
 	RequestId *string `protobuf:"bytes,36,opt,name=request_id,json=requestId,proto3,oneof" json:"request_id,omitempty"`
-	// Id of the schedule that created the job. Absent for other jobs. It stays when the schedule is
-	// deleted.
+	// Output only. Id of the schedule that created the job. Absent for other jobs. It stays when the
+	// schedule is deleted.
 	ScheduleId *string `protobuf:"bytes,37,opt,name=schedule_id,json=scheduleId,proto3,oneof" json:"schedule_id,omitempty"`
-	// Tick of the schedule for which the job was created. Absent for other jobs and for jobs of
+	// Output only. Tick of the schedule for which the job was created. Absent for other jobs and for jobs of
 	// `RunJobSchedule`.
 	TickAt *timestamppb.Timestamp `protobuf:"bytes,38,opt,name=tick_at,json=tickAt,proto3" json:"tick_at,omitempty"`
-	// Code of the last error, for programs, at most 100 characters. Workers choose their own codes. The
-	// server uses:
+	// Output only. Code of the last error, for programs, at most 100 characters. Workers choose their own
+	// codes. The server uses:
 	//
-	//   - `TIMEOUT`: the attempt exceeded `timeout_ms`.
+	//   - `TIMEOUT`: the attempt exceeded `timeout`.
 	//   - `DEADLINE_EXCEEDED`: `deadline_at` has passed.
 	//   - `RESCUES_EXHAUSTED`: the job was rescued more than `max_rescues` times.
 	//   - `PAYLOAD_UNDELIVERABLE`: the payload is nested too deep or too large to be sent to a worker. An
 	//     older version or another program stored it.
 	ErrorCode *string `protobuf:"bytes,39,opt,name=error_code,json=errorCode,proto3,oneof" json:"error_code,omitempty"`
-	// Number of items that are done, as the worker reported it. Cleared when the job is queued again.
+	// Output only. Number of items that are done, as the worker reported it. Cleared when the job is
+	// queued again.
 	ItemsProcessed *int64 `protobuf:"varint,40,opt,name=items_processed,json=itemsProcessed,proto3,oneof" json:"items_processed,omitempty"`
-	// Number of items of the whole job, as the worker reported it. Cleared when the job is queued
-	// again.
+	// Output only. Number of items of the whole job, as the worker reported it. Cleared when the job is
+	// queued again.
 	ItemsTotal *int64 `protobuf:"varint,41,opt,name=items_total,json=itemsTotal,proto3,oneof" json:"items_total,omitempty"`
-	// Time of the last progress report of the current attempt. Absent without one.
+	// Output only. Time of the last progress report of the current attempt. Absent without one.
 	ProgressAt *timestamppb.Timestamp `protobuf:"bytes,42,opt,name=progress_at,json=progressAt,proto3" json:"progress_at,omitempty"`
-	// Number of lines in the log of the job, over all attempts.
+	// Output only. Number of lines in the log of the job, over all attempts.
 	LogLines int64 `protobuf:"varint,43,opt,name=log_lines,json=logLines,proto3" json:"log_lines,omitempty"`
-	// Version of the job, from 1. Each transition raises it by 1. Progress, logs and heartbeats do not.
+	// Output only. Version of the job, from 1. Each transition raises it by 1. Progress, logs and heartbeats do not.
 	VersionId int32 `protobuf:"varint,44,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
-	// Time of the last change of status. Absent before the first one.
+	// Output only. Time of the last change of status. Absent before the first one.
 	TransitionedAt *timestamppb.Timestamp `protobuf:"bytes,45,opt,name=transitioned_at,json=transitionedAt,proto3" json:"transitioned_at,omitempty"`
-	// The last 100 attempts, oldest first; fewer where the message would exceed 3.5 MiB. Present in
-	// `GetJob` only. `ListJobAttempts` returns all.
+	// Output only. The last 100 attempts, oldest first; fewer where the message would exceed 3.5 MiB.
+	// Present in `GetJob` only. `ListJobAttempts` returns all.
 	Attempts []*JobAttempt `protobuf:"bytes,46,rep,name=attempts,proto3" json:"attempts,omitempty"`
-	// Waiting and running time of the job. Present in `GetJob` only.
-	Timing        *JobTiming `protobuf:"bytes,47,opt,name=timing,proto3" json:"timing,omitempty"`
+	// Output only. Waiting and running time of the job. Present in `GetJob` only.
+	Timing *JobTiming `protobuf:"bytes,47,opt,name=timing,proto3" json:"timing,omitempty"`
+	// Input only. Time limit of the whole job from `scheduled_at` on, in [1 s, 366 days]. Defaults to
+	// that of the type, else there is none. `deadline_at` is the end of it.
+	Deadline *durationpb.Duration `protobuf:"bytes,48,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// Input only. Prevents a second job with the same key. Absent means no such check. `unique_key` and
+	// `unique_states` are what the job holds.
+	Unique        *UniqueJob `protobuf:"bytes,49,opt,name=unique,proto3" json:"unique,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -865,17 +889,17 @@ func (x *Job) GetRescues() int32 {
 }
 
 func (x *Job) GetMaxRescues() int32 {
-	if x != nil {
-		return x.MaxRescues
+	if x != nil && x.MaxRescues != nil {
+		return *x.MaxRescues
 	}
 	return 0
 }
 
-func (x *Job) GetTimeoutMs() int64 {
-	if x != nil && x.TimeoutMs != nil {
-		return *x.TimeoutMs
+func (x *Job) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
 	}
-	return 0
+	return nil
 }
 
 func (x *Job) GetDeadlineAt() *timestamppb.Timestamp {
@@ -893,8 +917,8 @@ func (x *Job) GetRetryPolicy() *RetryPolicy {
 }
 
 func (x *Job) GetDeadLetter() bool {
-	if x != nil {
-		return x.DeadLetter
+	if x != nil && x.DeadLetter != nil {
+		return *x.DeadLetter
 	}
 	return false
 }
@@ -1046,18 +1070,32 @@ func (x *Job) GetTiming() *JobTiming {
 	return nil
 }
 
+func (x *Job) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *Job) GetUnique() *UniqueJob {
+	if x != nil {
+		return x.Unique
+	}
+	return nil
+}
+
 // Waiting and running time of a job up to now.
 type JobTiming struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Time between `scheduled_at` and the start of the current or last attempt, in milliseconds. For a
-	// queued job, the time since `scheduled_at`. Absent if the job may not run yet.
-	WaitMs *int64 `protobuf:"varint,1,opt,name=wait_ms,json=waitMs,proto3,oneof" json:"wait_ms,omitempty"`
-	// Duration of the current or last attempt, in milliseconds. Absent before the first one.
-	RunMs *int64 `protobuf:"varint,2,opt,name=run_ms,json=runMs,proto3,oneof" json:"run_ms,omitempty"`
-	// Estimated time until the current attempt ends, in milliseconds, at the rate of its progress so
-	// far. Absent without progress, and if the job does not run.
-	RemainingMs *int64 `protobuf:"varint,3,opt,name=remaining_ms,json=remainingMs,proto3,oneof" json:"remaining_ms,omitempty"`
-	// Estimated time of completion, by the same rate. Absent whenever `remaining_ms` is.
+	// Time between `scheduled_at` and the start of the current or last attempt. For a queued job, the
+	// time since `scheduled_at`. Absent if the job may not run yet.
+	Wait *durationpb.Duration `protobuf:"bytes,1,opt,name=wait,proto3" json:"wait,omitempty"`
+	// Duration of the current or last attempt. Absent before the first one.
+	Run *durationpb.Duration `protobuf:"bytes,2,opt,name=run,proto3" json:"run,omitempty"`
+	// Estimated time until the current attempt ends, at the rate of its progress so far. Absent without
+	// progress, and if the job does not run.
+	Remaining *durationpb.Duration `protobuf:"bytes,3,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	// Estimated time of completion, by the same rate. Absent whenever `remaining` is.
 	EstimatedCompletedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=estimated_completed_at,json=estimatedCompletedAt,proto3" json:"estimated_completed_at,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
@@ -1093,25 +1131,25 @@ func (*JobTiming) Descriptor() ([]byte, []int) {
 	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *JobTiming) GetWaitMs() int64 {
-	if x != nil && x.WaitMs != nil {
-		return *x.WaitMs
+func (x *JobTiming) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
 	}
-	return 0
+	return nil
 }
 
-func (x *JobTiming) GetRunMs() int64 {
-	if x != nil && x.RunMs != nil {
-		return *x.RunMs
+func (x *JobTiming) GetRun() *durationpb.Duration {
+	if x != nil {
+		return x.Run
 	}
-	return 0
+	return nil
 }
 
-func (x *JobTiming) GetRemainingMs() int64 {
-	if x != nil && x.RemainingMs != nil {
-		return *x.RemainingMs
+func (x *JobTiming) GetRemaining() *durationpb.Duration {
+	if x != nil {
+		return x.Remaining
 	}
-	return 0
+	return nil
 }
 
 func (x *JobTiming) GetEstimatedCompletedAt() *timestamppb.Timestamp {
@@ -1121,20 +1159,20 @@ func (x *JobTiming) GetEstimatedCompletedAt() *timestamppb.Timestamp {
 	return nil
 }
 
-// Delay before the next attempt after a failure. The first failure waits `initial_ms`, each further
-// one `multiplier` times as long, at most `max_ms`. A random part of up to `jitter` times the delay
+// Delay before the next attempt after a failure. The first failure waits `initial_delay`, each
+// further one `multiplier` times as long, at most `max_delay`. A random part of up to `jitter` times the delay
 // is then added, so that jobs that failed together are not retried together.
 //
 // Rescues and releases do not wait. `FailJob` may set another delay with `retry_after`. An absent
 // field takes the value of the job type.
 type RetryPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Delay after the first failure, in [0, 86,400,000] milliseconds. Defaults to that of the type,
-	// else to 1,000.
-	InitialMs *int64 `protobuf:"varint,1,opt,name=initial_ms,json=initialMs,proto3,oneof" json:"initial_ms,omitempty"`
-	// Longest delay before jitter, in [0, 604,800,000] milliseconds. Defaults to that of the type, else
-	// to 30,000.
-	MaxMs *int64 `protobuf:"varint,2,opt,name=max_ms,json=maxMs,proto3,oneof" json:"max_ms,omitempty"`
+	// Delay after the first failure. Whole milliseconds, in [0 s, 86,400 s] (a day). Defaults to that of
+	// the type, else to 1 s.
+	InitialDelay *durationpb.Duration `protobuf:"bytes,1,opt,name=initial_delay,json=initialDelay,proto3" json:"initial_delay,omitempty"`
+	// Longest delay before jitter. Whole milliseconds, in [0 s, 604,800 s] (7 days). Defaults to that of
+	// the type, else to 30 s.
+	MaxDelay *durationpb.Duration `protobuf:"bytes,2,opt,name=max_delay,json=maxDelay,proto3" json:"max_delay,omitempty"`
 	// Growth of the delay with each further failure, in [1, 10]. Defaults to that of the type, else to
 	// 2.
 	Multiplier *float64 `protobuf:"fixed64,3,opt,name=multiplier,proto3,oneof" json:"multiplier,omitempty"`
@@ -1175,18 +1213,18 @@ func (*RetryPolicy) Descriptor() ([]byte, []int) {
 	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{2}
 }
 
-func (x *RetryPolicy) GetInitialMs() int64 {
-	if x != nil && x.InitialMs != nil {
-		return *x.InitialMs
+func (x *RetryPolicy) GetInitialDelay() *durationpb.Duration {
+	if x != nil {
+		return x.InitialDelay
 	}
-	return 0
+	return nil
 }
 
-func (x *RetryPolicy) GetMaxMs() int64 {
-	if x != nil && x.MaxMs != nil {
-		return *x.MaxMs
+func (x *RetryPolicy) GetMaxDelay() *durationpb.Duration {
+	if x != nil {
+		return x.MaxDelay
 	}
-	return 0
+	return nil
 }
 
 func (x *RetryPolicy) GetMultiplier() float64 {
@@ -1280,44 +1318,11 @@ func (x *UniqueJob) GetPeriod() *durationpb.Duration {
 // The request of `CreateJob`, and an entry of `BatchCreateJobs`.
 type CreateJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Type of the job, 1 to 50 characters. The type need not have settings.
-	JobType string `protobuf:"bytes,1,opt,name=job_type,json=jobType,proto3" json:"job_type,omitempty"`
-	// Queue of the job, 1 to 100 characters. Defaults to `default`. The queue need not have settings.
-	QueueName string `protobuf:"bytes,2,opt,name=queue_name,json=queueName,proto3" json:"queue_name,omitempty"`
-	// Priority within the queue, 0 (first) to 4 (last). Defaults to that of the type, else to 2.
-	Priority *int32 `protobuf:"varint,3,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
-	// Input of the job, free in form. At most 1,048,576 bytes as JSON and 20 levels deep.
-	Payload *structpb.Struct `protobuf:"bytes,4,opt,name=payload,proto3" json:"payload,omitempty"`
-	// Earliest time at which the job may run. Defaults to now, and so does a time in the past.
-	ScheduledAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=scheduled_at,json=scheduledAt,proto3" json:"scheduled_at,omitempty"`
-	// Number of failures after which the job fails for good, in [1, 1000]. Defaults to that of the
-	// type, else to 3.
-	MaxAttempts *int32 `protobuf:"varint,6,opt,name=max_attempts,json=maxAttempts,proto3,oneof" json:"max_attempts,omitempty"`
-	// Time limit of one attempt, in [1 s, 30 days]. Defaults to that of the type, else to 600 s.
-	Timeout *durationpb.Duration `protobuf:"bytes,7,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	// Time limit of the whole job from `scheduled_at` on, in [1 s, 366 days]. Defaults to that of the
-	// type, else there is none.
-	Deadline *durationpb.Duration `protobuf:"bytes,8,opt,name=deadline,proto3" json:"deadline,omitempty"`
-	// Prevents a second job with the same key. Absent means no such check.
-	Unique *UniqueJob `protobuf:"bytes,9,opt,name=unique,proto3" json:"unique,omitempty"`
+	// Required. The job to create. `job_type` is required.
+	Job *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
 	// Id that makes the call repeatable: 1 to 100 characters, best a UUID. Holds for as long as the job
 	// is kept. Empty means that every call creates a job.
-	RequestId string `protobuf:"bytes,10,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Key that divides the queue into partitions, such as the id of a camera, at most 200 characters.
-	//
-	// Jobs of one queue, type, priority and key form a partition. Partitions take turns, see
-	// `JobWorkerService`. `JobQueue.max_running_per_key` limits how many jobs of one key run at a time.
-	// Empty means no key and no such limit.
-	ConcurrencyKey string `protobuf:"bytes,11,opt,name=concurrency_key,json=concurrencyKey,proto3" json:"concurrency_key,omitempty"`
-	// Largest number of rescues, in [0, 1000]; the next one fails the job. Defaults to that of the
-	// type, else to 3.
-	MaxRescues *int32 `protobuf:"varint,12,opt,name=max_rescues,json=maxRescues,proto3,oneof" json:"max_rescues,omitempty"`
-	// Delays between failed attempts. Absent fields of it take the values of the type at creation.
-	// Defaults to the policy of the type at the time of a failure.
-	RetryPolicy *RetryPolicy `protobuf:"bytes,13,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
-	// Whether the job becomes a dead letter when it fails for good. Defaults to that of the type, else
-	// to true.
-	DeadLetter    *bool `protobuf:"varint,14,opt,name=dead_letter,json=deadLetter,proto3,oneof" json:"dead_letter,omitempty"`
+	RequestId     string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1352,65 +1357,9 @@ func (*CreateJobRequest) Descriptor() ([]byte, []int) {
 	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *CreateJobRequest) GetJobType() string {
+func (x *CreateJobRequest) GetJob() *Job {
 	if x != nil {
-		return x.JobType
-	}
-	return ""
-}
-
-func (x *CreateJobRequest) GetQueueName() string {
-	if x != nil {
-		return x.QueueName
-	}
-	return ""
-}
-
-func (x *CreateJobRequest) GetPriority() int32 {
-	if x != nil && x.Priority != nil {
-		return *x.Priority
-	}
-	return 0
-}
-
-func (x *CreateJobRequest) GetPayload() *structpb.Struct {
-	if x != nil {
-		return x.Payload
-	}
-	return nil
-}
-
-func (x *CreateJobRequest) GetScheduledAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ScheduledAt
-	}
-	return nil
-}
-
-func (x *CreateJobRequest) GetMaxAttempts() int32 {
-	if x != nil && x.MaxAttempts != nil {
-		return *x.MaxAttempts
-	}
-	return 0
-}
-
-func (x *CreateJobRequest) GetTimeout() *durationpb.Duration {
-	if x != nil {
-		return x.Timeout
-	}
-	return nil
-}
-
-func (x *CreateJobRequest) GetDeadline() *durationpb.Duration {
-	if x != nil {
-		return x.Deadline
-	}
-	return nil
-}
-
-func (x *CreateJobRequest) GetUnique() *UniqueJob {
-	if x != nil {
-		return x.Unique
+		return x.Job
 	}
 	return nil
 }
@@ -1420,34 +1369,6 @@ func (x *CreateJobRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
-}
-
-func (x *CreateJobRequest) GetConcurrencyKey() string {
-	if x != nil {
-		return x.ConcurrencyKey
-	}
-	return ""
-}
-
-func (x *CreateJobRequest) GetMaxRescues() int32 {
-	if x != nil && x.MaxRescues != nil {
-		return *x.MaxRescues
-	}
-	return 0
-}
-
-func (x *CreateJobRequest) GetRetryPolicy() *RetryPolicy {
-	if x != nil {
-		return x.RetryPolicy
-	}
-	return nil
-}
-
-func (x *CreateJobRequest) GetDeadLetter() bool {
-	if x != nil && x.DeadLetter != nil {
-		return *x.DeadLetter
-	}
-	return false
 }
 
 // The request of `BatchCreateJobs`.
@@ -1847,15 +1768,15 @@ func (x *JobFilter) GetScheduledAt() *TimeRange {
 // The request of `ListJobs`.
 type ListJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Selects the jobs. Absent means all.
-	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Order of the jobs. Defaults to newest first.
-	Order JobOrder `protobuf:"varint,2,opt,name=order,proto3,enum=watchpost.v1.JobOrder" json:"order,omitempty"`
 	// Number of jobs per page, at most 1,000; more means 1,000. Defaults to 50.
-	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The `next_page_token` of the page before. Empty for the first page. With another filter or order
 	// the call fails with `INVALID_ARGUMENT`.
-	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Selects the jobs. Absent means all.
+	Filter *JobFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Order of the jobs. Defaults to newest first.
+	Order         JobOrder `protobuf:"varint,4,opt,name=order,proto3,enum=watchpost.v1.JobOrder" json:"order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1890,20 +1811,6 @@ func (*ListJobsRequest) Descriptor() ([]byte, []int) {
 	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{10}
 }
 
-func (x *ListJobsRequest) GetFilter() *JobFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-func (x *ListJobsRequest) GetOrder() JobOrder {
-	if x != nil {
-		return x.Order
-	}
-	return JobOrder_JOB_ORDER_UNSPECIFIED
-}
-
 func (x *ListJobsRequest) GetPageSize() int32 {
 	if x != nil {
 		return x.PageSize
@@ -1916,6 +1823,20 @@ func (x *ListJobsRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *ListJobsRequest) GetFilter() *JobFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *ListJobsRequest) GetOrder() JobOrder {
+	if x != nil {
+		return x.Order
+	}
+	return JobOrder_JOB_ORDER_UNSPECIFIED
 }
 
 // The response of `ListJobs`.
@@ -1981,15 +1902,15 @@ type SearchJobsRequest struct {
 	// It is searched in type, queue, step, error message, error code, worker, concurrency key and
 	// unique key. A job matches also if its id begins with the text.
 	Query string `protobuf:"bytes,1,opt,name=query,proto3" json:"query,omitempty"`
-	// Selects the jobs. Absent means all.
-	Filter *JobFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Order of the jobs. Defaults to newest first.
-	Order JobOrder `protobuf:"varint,3,opt,name=order,proto3,enum=watchpost.v1.JobOrder" json:"order,omitempty"`
 	// Number of jobs per page, at most 1,000; more means 1,000. Defaults to 50.
-	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The `next_page_token` of the page before. Empty for the first page. With another query, filter or
 	// order the call fails with `INVALID_ARGUMENT`.
-	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Selects the jobs. Absent means all.
+	Filter *JobFilter `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Order of the jobs. Defaults to newest first.
+	Order         JobOrder `protobuf:"varint,5,opt,name=order,proto3,enum=watchpost.v1.JobOrder" json:"order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2031,20 +1952,6 @@ func (x *SearchJobsRequest) GetQuery() string {
 	return ""
 }
 
-func (x *SearchJobsRequest) GetFilter() *JobFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-func (x *SearchJobsRequest) GetOrder() JobOrder {
-	if x != nil {
-		return x.Order
-	}
-	return JobOrder_JOB_ORDER_UNSPECIFIED
-}
-
 func (x *SearchJobsRequest) GetPageSize() int32 {
 	if x != nil {
 		return x.PageSize
@@ -2057,6 +1964,20 @@ func (x *SearchJobsRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *SearchJobsRequest) GetFilter() *JobFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *SearchJobsRequest) GetOrder() JobOrder {
+	if x != nil {
+		return x.Order
+	}
+	return JobOrder_JOB_ORDER_UNSPECIFIED
 }
 
 // The response of `SearchJobs`.
@@ -2965,12 +2886,12 @@ type ListJobLogsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Selects the lines. Absent means all.
-	Filter *JobLogFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
 	// Number of lines per page, at most 1,000; more means 1,000. Defaults to 50.
-	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The `next_page_token` of the page before, for the same job and filter. Empty for the first page.
-	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Selects the lines. Absent means all.
+	Filter        *JobLogFilter `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3012,13 +2933,6 @@ func (x *ListJobLogsRequest) GetJobId() string {
 	return ""
 }
 
-func (x *ListJobLogsRequest) GetFilter() *JobLogFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
 func (x *ListJobLogsRequest) GetPageSize() int32 {
 	if x != nil {
 		return x.PageSize
@@ -3031,6 +2945,13 @@ func (x *ListJobLogsRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *ListJobLogsRequest) GetFilter() *JobLogFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
 }
 
 // The response of `ListJobLogs`.
@@ -3336,43 +3257,6 @@ func (x *DeleteJobRequest) GetId() string {
 	return ""
 }
 
-// The response of `DeleteJob`.
-type DeleteJobResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DeleteJobResponse) Reset() {
-	*x = DeleteJobResponse{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[30]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeleteJobResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeleteJobResponse) ProtoMessage() {}
-
-func (x *DeleteJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[30]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeleteJobResponse.ProtoReflect.Descriptor instead.
-func (*DeleteJobResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{30}
-}
-
 // The request of `CancelJobs`.
 type CancelJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3393,7 +3277,7 @@ type CancelJobsRequest struct {
 
 func (x *CancelJobsRequest) Reset() {
 	*x = CancelJobsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[31]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3405,7 +3289,7 @@ func (x *CancelJobsRequest) String() string {
 func (*CancelJobsRequest) ProtoMessage() {}
 
 func (x *CancelJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[31]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3418,7 +3302,7 @@ func (x *CancelJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelJobsRequest.ProtoReflect.Descriptor instead.
 func (*CancelJobsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{31}
+	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CancelJobsRequest) GetFilter() *JobFilter {
@@ -3475,7 +3359,7 @@ type RetryJobsRequest struct {
 
 func (x *RetryJobsRequest) Reset() {
 	*x = RetryJobsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[32]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3487,7 +3371,7 @@ func (x *RetryJobsRequest) String() string {
 func (*RetryJobsRequest) ProtoMessage() {}
 
 func (x *RetryJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[32]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3500,7 +3384,7 @@ func (x *RetryJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobsRequest.ProtoReflect.Descriptor instead.
 func (*RetryJobsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{32}
+	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RetryJobsRequest) GetFilter() *JobFilter {
@@ -3553,7 +3437,7 @@ type DeleteJobsRequest struct {
 
 func (x *DeleteJobsRequest) Reset() {
 	*x = DeleteJobsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[33]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3565,7 +3449,7 @@ func (x *DeleteJobsRequest) String() string {
 func (*DeleteJobsRequest) ProtoMessage() {}
 
 func (x *DeleteJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[33]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3578,7 +3462,7 @@ func (x *DeleteJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteJobsRequest.ProtoReflect.Descriptor instead.
 func (*DeleteJobsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{33}
+	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DeleteJobsRequest) GetFilter() *JobFilter {
@@ -3624,7 +3508,7 @@ type MoveJobsResponse struct {
 
 func (x *MoveJobsResponse) Reset() {
 	*x = MoveJobsResponse{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[34]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3636,7 +3520,7 @@ func (x *MoveJobsResponse) String() string {
 func (*MoveJobsResponse) ProtoMessage() {}
 
 func (x *MoveJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[34]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3649,7 +3533,7 @@ func (x *MoveJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveJobsResponse.ProtoReflect.Descriptor instead.
 func (*MoveJobsResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{34}
+	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MoveJobsResponse) GetMatched() int64 {
@@ -3701,7 +3585,7 @@ type GetJobStatsRequest struct {
 
 func (x *GetJobStatsRequest) Reset() {
 	*x = GetJobStatsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[35]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3713,7 +3597,7 @@ func (x *GetJobStatsRequest) String() string {
 func (*GetJobStatsRequest) ProtoMessage() {}
 
 func (x *GetJobStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[35]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3726,7 +3610,7 @@ func (x *GetJobStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobStatsRequest.ProtoReflect.Descriptor instead.
 func (*GetJobStatsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{35}
+	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetJobStatsRequest) GetFilter() *JobFilter {
@@ -3754,12 +3638,12 @@ type GetJobStatsResponse struct {
 	ByType []*JobTypeStats `protobuf:"bytes,3,rep,name=by_type,json=byType,proto3" json:"by_type,omitempty"`
 	// Number of matching dead letters.
 	Dead int64 `protobuf:"varint,4,opt,name=dead,proto3" json:"dead,omitempty"`
-	// Waiting time of the queued job with the earliest `scheduled_at`, in milliseconds. Absent if no
-	// queued job may run yet.
-	OldestQueuedMs *int64 `protobuf:"varint,5,opt,name=oldest_queued_ms,json=oldestQueuedMs,proto3,oneof" json:"oldest_queued_ms,omitempty"`
-	// Average duration of the last attempts of jobs that completed in the window, in milliseconds.
-	// Absent without such jobs.
-	AverageRunMs *float64 `protobuf:"fixed64,6,opt,name=average_run_ms,json=averageRunMs,proto3,oneof" json:"average_run_ms,omitempty"`
+	// Waiting time of the queued job with the earliest `scheduled_at`. Absent if no queued job may run
+	// yet.
+	OldestQueuedAge *durationpb.Duration `protobuf:"bytes,5,opt,name=oldest_queued_age,json=oldestQueuedAge,proto3" json:"oldest_queued_age,omitempty"`
+	// Average duration of the last attempts of jobs that completed in the window. Absent without such
+	// jobs.
+	AverageRun *durationpb.Duration `protobuf:"bytes,6,opt,name=average_run,json=averageRun,proto3" json:"average_run,omitempty"`
 	// Number of jobs that completed, failed for good or were cancelled in the window, per second of it.
 	FinishedPerSecond float64 `protobuf:"fixed64,7,opt,name=finished_per_second,json=finishedPerSecond,proto3" json:"finished_per_second,omitempty"`
 	unknownFields     protoimpl.UnknownFields
@@ -3768,7 +3652,7 @@ type GetJobStatsResponse struct {
 
 func (x *GetJobStatsResponse) Reset() {
 	*x = GetJobStatsResponse{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[36]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3780,7 +3664,7 @@ func (x *GetJobStatsResponse) String() string {
 func (*GetJobStatsResponse) ProtoMessage() {}
 
 func (x *GetJobStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[36]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3793,7 +3677,7 @@ func (x *GetJobStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobStatsResponse.ProtoReflect.Descriptor instead.
 func (*GetJobStatsResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{36}
+	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetJobStatsResponse) GetTotal() int64 {
@@ -3824,18 +3708,18 @@ func (x *GetJobStatsResponse) GetDead() int64 {
 	return 0
 }
 
-func (x *GetJobStatsResponse) GetOldestQueuedMs() int64 {
-	if x != nil && x.OldestQueuedMs != nil {
-		return *x.OldestQueuedMs
+func (x *GetJobStatsResponse) GetOldestQueuedAge() *durationpb.Duration {
+	if x != nil {
+		return x.OldestQueuedAge
 	}
-	return 0
+	return nil
 }
 
-func (x *GetJobStatsResponse) GetAverageRunMs() float64 {
-	if x != nil && x.AverageRunMs != nil {
-		return *x.AverageRunMs
+func (x *GetJobStatsResponse) GetAverageRun() *durationpb.Duration {
+	if x != nil {
+		return x.AverageRun
 	}
-	return 0
+	return nil
 }
 
 func (x *GetJobStatsResponse) GetFinishedPerSecond() float64 {
@@ -3854,23 +3738,22 @@ type JobTypeStats struct {
 	ByStatus []*JobStatusCount `protobuf:"bytes,2,rep,name=by_status,json=byStatus,proto3" json:"by_status,omitempty"`
 	// Number of jobs that completed, failed for good or were cancelled in the window.
 	Finished int64 `protobuf:"varint,3,opt,name=finished,proto3" json:"finished,omitempty"`
-	// Median waiting time of jobs finished in the window, from `scheduled_at` to their last attempt, in
-	// milliseconds. Absent without such jobs.
-	WaitMsP50 *float64 `protobuf:"fixed64,4,opt,name=wait_ms_p50,json=waitMsP50,proto3,oneof" json:"wait_ms_p50,omitempty"`
-	// 95th percentile of the same waiting time, in milliseconds. Absent without such jobs.
-	WaitMsP95 *float64 `protobuf:"fixed64,5,opt,name=wait_ms_p95,json=waitMsP95,proto3,oneof" json:"wait_ms_p95,omitempty"`
-	// Median duration of the last attempts of jobs finished in the window, in milliseconds. Absent
-	// without such jobs.
-	RunMsP50 *float64 `protobuf:"fixed64,6,opt,name=run_ms_p50,json=runMsP50,proto3,oneof" json:"run_ms_p50,omitempty"`
-	// 95th percentile of the same duration, in milliseconds. Absent without such jobs.
-	RunMsP95      *float64 `protobuf:"fixed64,7,opt,name=run_ms_p95,json=runMsP95,proto3,oneof" json:"run_ms_p95,omitempty"`
+	// Median waiting time of jobs finished in the window, from `scheduled_at` to their last attempt.
+	// Absent without such jobs.
+	WaitP50 *durationpb.Duration `protobuf:"bytes,4,opt,name=wait_p50,json=waitP50,proto3" json:"wait_p50,omitempty"`
+	// 95th percentile of the same waiting time. Absent without such jobs.
+	WaitP95 *durationpb.Duration `protobuf:"bytes,5,opt,name=wait_p95,json=waitP95,proto3" json:"wait_p95,omitempty"`
+	// Median duration of the last attempts of jobs finished in the window. Absent without such jobs.
+	RunP50 *durationpb.Duration `protobuf:"bytes,6,opt,name=run_p50,json=runP50,proto3" json:"run_p50,omitempty"`
+	// 95th percentile of the same duration. Absent without such jobs.
+	RunP95        *durationpb.Duration `protobuf:"bytes,7,opt,name=run_p95,json=runP95,proto3" json:"run_p95,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JobTypeStats) Reset() {
 	*x = JobTypeStats{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[37]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3882,7 +3765,7 @@ func (x *JobTypeStats) String() string {
 func (*JobTypeStats) ProtoMessage() {}
 
 func (x *JobTypeStats) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[37]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3895,7 +3778,7 @@ func (x *JobTypeStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobTypeStats.ProtoReflect.Descriptor instead.
 func (*JobTypeStats) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{37}
+	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *JobTypeStats) GetJobType() string {
@@ -3919,32 +3802,32 @@ func (x *JobTypeStats) GetFinished() int64 {
 	return 0
 }
 
-func (x *JobTypeStats) GetWaitMsP50() float64 {
-	if x != nil && x.WaitMsP50 != nil {
-		return *x.WaitMsP50
+func (x *JobTypeStats) GetWaitP50() *durationpb.Duration {
+	if x != nil {
+		return x.WaitP50
 	}
-	return 0
+	return nil
 }
 
-func (x *JobTypeStats) GetWaitMsP95() float64 {
-	if x != nil && x.WaitMsP95 != nil {
-		return *x.WaitMsP95
+func (x *JobTypeStats) GetWaitP95() *durationpb.Duration {
+	if x != nil {
+		return x.WaitP95
 	}
-	return 0
+	return nil
 }
 
-func (x *JobTypeStats) GetRunMsP50() float64 {
-	if x != nil && x.RunMsP50 != nil {
-		return *x.RunMsP50
+func (x *JobTypeStats) GetRunP50() *durationpb.Duration {
+	if x != nil {
+		return x.RunP50
 	}
-	return 0
+	return nil
 }
 
-func (x *JobTypeStats) GetRunMsP95() float64 {
-	if x != nil && x.RunMsP95 != nil {
-		return *x.RunMsP95
+func (x *JobTypeStats) GetRunP95() *durationpb.Duration {
+	if x != nil {
+		return x.RunP95
 	}
-	return 0
+	return nil
 }
 
 // One change of a job.
@@ -3968,7 +3851,7 @@ type JobChange struct {
 
 func (x *JobChange) Reset() {
 	*x = JobChange{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[38]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3980,7 +3863,7 @@ func (x *JobChange) String() string {
 func (*JobChange) ProtoMessage() {}
 
 func (x *JobChange) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[38]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3993,7 +3876,7 @@ func (x *JobChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobChange.ProtoReflect.Descriptor instead.
 func (*JobChange) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{38}
+	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *JobChange) GetKind() JobChangeKind {
@@ -4043,7 +3926,7 @@ type JobChanges struct {
 
 func (x *JobChanges) Reset() {
 	*x = JobChanges{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[39]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4055,7 +3938,7 @@ func (x *JobChanges) String() string {
 func (*JobChanges) ProtoMessage() {}
 
 func (x *JobChanges) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[39]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4068,7 +3951,7 @@ func (x *JobChanges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobChanges.ProtoReflect.Descriptor instead.
 func (*JobChanges) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{39}
+	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *JobChanges) GetChanges() []*JobChange {
@@ -4089,7 +3972,7 @@ type JobLogs struct {
 
 func (x *JobLogs) Reset() {
 	*x = JobLogs{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[40]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4101,7 +3984,7 @@ func (x *JobLogs) String() string {
 func (*JobLogs) ProtoMessage() {}
 
 func (x *JobLogs) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[40]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4114,7 +3997,7 @@ func (x *JobLogs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobLogs.ProtoReflect.Descriptor instead.
 func (*JobLogs) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{40}
+	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *JobLogs) GetLogs() []*JobLog {
@@ -4143,7 +4026,7 @@ type WatchJobRequest struct {
 
 func (x *WatchJobRequest) Reset() {
 	*x = WatchJobRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[41]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4155,7 +4038,7 @@ func (x *WatchJobRequest) String() string {
 func (*WatchJobRequest) ProtoMessage() {}
 
 func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[41]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4168,7 +4051,7 @@ func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{41}
+	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *WatchJobRequest) GetId() string {
@@ -4228,7 +4111,7 @@ type WatchJobsRequest struct {
 
 func (x *WatchJobsRequest) Reset() {
 	*x = WatchJobsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[42]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4240,7 +4123,7 @@ func (x *WatchJobsRequest) String() string {
 func (*WatchJobsRequest) ProtoMessage() {}
 
 func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[42]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4253,7 +4136,7 @@ func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{42}
+	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WatchJobsRequest) GetFilter() *JobFilter {
@@ -4317,7 +4200,7 @@ type WatchJobsResponse struct {
 
 func (x *WatchJobsResponse) Reset() {
 	*x = WatchJobsResponse{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[43]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4329,7 +4212,7 @@ func (x *WatchJobsResponse) String() string {
 func (*WatchJobsResponse) ProtoMessage() {}
 
 func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[43]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4342,7 +4225,7 @@ func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsResponse.ProtoReflect.Descriptor instead.
 func (*WatchJobsResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{43}
+	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *WatchJobsResponse) GetCursor() string {
@@ -4449,7 +4332,7 @@ var File_watchpost_v1_jobs_proto protoreflect.FileDescriptor
 
 const file_watchpost_v1_jobs_proto_rawDesc = "" +
 	"\n" +
-	"\x17watchpost/v1/jobs.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchpost/v1/common.proto\"\x89\x13\n" +
+	"\x17watchpost/v1/jobs.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchpost/v1/common.proto\"\x9d\x14\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x19\n" +
 	"\bjob_type\x18\x02 \x01(\tR\ajobType\x12/\n" +
@@ -4475,36 +4358,35 @@ const file_watchpost_v1_jobs_proto_rawDesc = "" +
 	"\fscheduled_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\vscheduledAt\x12'\n" +
 	"\x0fconcurrency_key\x18\x13 \x01(\tR\x0econcurrencyKey\x12\x1a\n" +
 	"\bfailures\x18\x14 \x01(\x05R\bfailures\x12\x18\n" +
-	"\arescues\x18\x15 \x01(\x05R\arescues\x12\x1f\n" +
-	"\vmax_rescues\x18\x16 \x01(\x05R\n" +
-	"maxRescues\x12\"\n" +
-	"\n" +
-	"timeout_ms\x18\x17 \x01(\x03H\x06R\ttimeoutMs\x88\x01\x01\x12;\n" +
+	"\arescues\x18\x15 \x01(\x05R\arescues\x12$\n" +
+	"\vmax_rescues\x18\x16 \x01(\x05H\x06R\n" +
+	"maxRescues\x88\x01\x01\x123\n" +
+	"\atimeout\x18\x17 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12;\n" +
 	"\vdeadline_at\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"deadlineAt\x12<\n" +
-	"\fretry_policy\x18\x19 \x01(\v2\x19.watchpost.v1.RetryPolicyR\vretryPolicy\x12\x1f\n" +
-	"\vdead_letter\x18\x1a \x01(\bR\n" +
-	"deadLetter\x123\n" +
+	"\fretry_policy\x18\x19 \x01(\v2\x19.watchpost.v1.RetryPolicyR\vretryPolicy\x12$\n" +
+	"\vdead_letter\x18\x1a \x01(\bH\aR\n" +
+	"deadLetter\x88\x01\x01\x123\n" +
 	"\adead_at\x18\x1b \x01(\v2\x1a.google.protobuf.TimestampR\x06deadAt\x12 \n" +
-	"\tworker_id\x18\x1c \x01(\tH\aR\bworkerId\x88\x01\x01\x12D\n" +
+	"\tworker_id\x18\x1c \x01(\tH\bR\bworkerId\x88\x01\x01\x12D\n" +
 	"\x10lease_expires_at\x18\x1d \x01(\v2\x1a.google.protobuf.TimestampR\x0eleaseExpiresAt\x12=\n" +
 	"\fheartbeat_at\x18\x1e \x01(\v2\x1a.google.protobuf.TimestampR\vheartbeatAt\x12J\n" +
 	"\x13cancel_requested_at\x18\x1f \x01(\v2\x1a.google.protobuf.TimestampR\x11cancelRequestedAt\x123\n" +
-	"\x13cancel_requested_by\x18  \x01(\tH\bR\x11cancelRequestedBy\x88\x01\x01\x12(\n" +
-	"\rcancel_reason\x18! \x01(\tH\tR\fcancelReason\x88\x01\x01\x12\"\n" +
+	"\x13cancel_requested_by\x18  \x01(\tH\tR\x11cancelRequestedBy\x88\x01\x01\x12(\n" +
+	"\rcancel_reason\x18! \x01(\tH\n" +
+	"R\fcancelReason\x88\x01\x01\x12\"\n" +
 	"\n" +
-	"unique_key\x18\" \x01(\tH\n" +
-	"R\tuniqueKey\x88\x01\x01\x12<\n" +
+	"unique_key\x18\" \x01(\tH\vR\tuniqueKey\x88\x01\x01\x12<\n" +
 	"\runique_states\x18# \x03(\x0e2\x17.watchpost.v1.JobStatusR\funiqueStates\x12\"\n" +
 	"\n" +
-	"request_id\x18$ \x01(\tH\vR\trequestId\x88\x01\x01\x12$\n" +
-	"\vschedule_id\x18% \x01(\tH\fR\n" +
+	"request_id\x18$ \x01(\tH\fR\trequestId\x88\x01\x01\x12$\n" +
+	"\vschedule_id\x18% \x01(\tH\rR\n" +
 	"scheduleId\x88\x01\x01\x123\n" +
 	"\atick_at\x18& \x01(\v2\x1a.google.protobuf.TimestampR\x06tickAt\x12\"\n" +
 	"\n" +
-	"error_code\x18' \x01(\tH\rR\terrorCode\x88\x01\x01\x12,\n" +
-	"\x0fitems_processed\x18( \x01(\x03H\x0eR\x0eitemsProcessed\x88\x01\x01\x12$\n" +
-	"\vitems_total\x18) \x01(\x03H\x0fR\n" +
+	"error_code\x18' \x01(\tH\x0eR\terrorCode\x88\x01\x01\x12,\n" +
+	"\x0fitems_processed\x18( \x01(\x03H\x0fR\x0eitemsProcessed\x88\x01\x01\x12$\n" +
+	"\vitems_total\x18) \x01(\x03H\x10R\n" +
 	"itemsTotal\x88\x01\x01\x12;\n" +
 	"\vprogress_at\x18* \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"progressAt\x12\x1b\n" +
@@ -4513,14 +4395,17 @@ const file_watchpost_v1_jobs_proto_rawDesc = "" +
 	"version_id\x18, \x01(\x05R\tversionId\x12C\n" +
 	"\x0ftransitioned_at\x18- \x01(\v2\x1a.google.protobuf.TimestampR\x0etransitionedAt\x124\n" +
 	"\battempts\x18. \x03(\v2\x18.watchpost.v1.JobAttemptR\battempts\x12/\n" +
-	"\x06timing\x18/ \x01(\v2\x17.watchpost.v1.JobTimingR\x06timingB\r\n" +
+	"\x06timing\x18/ \x01(\v2\x17.watchpost.v1.JobTimingR\x06timing\x125\n" +
+	"\bdeadline\x180 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12/\n" +
+	"\x06unique\x181 \x01(\v2\x17.watchpost.v1.UniqueJobR\x06uniqueB\r\n" +
 	"\v_queue_nameB\v\n" +
 	"\t_priorityB\x0f\n" +
 	"\r_current_stepB\x10\n" +
 	"\x0e_error_messageB\x12\n" +
 	"\x10_error_tracebackB\x0f\n" +
-	"\r_max_attemptsB\r\n" +
-	"\v_timeout_msB\f\n" +
+	"\r_max_attemptsB\x0e\n" +
+	"\f_max_rescuesB\x0e\n" +
+	"\f_dead_letterB\f\n" +
 	"\n" +
 	"_worker_idB\x16\n" +
 	"\x14_cancel_requested_byB\x10\n" +
@@ -4530,56 +4415,29 @@ const file_watchpost_v1_jobs_proto_rawDesc = "" +
 	"\f_schedule_idB\r\n" +
 	"\v_error_codeB\x12\n" +
 	"\x10_items_processedB\x0e\n" +
-	"\f_items_total\"\xe7\x01\n" +
-	"\tJobTiming\x12\x1c\n" +
-	"\await_ms\x18\x01 \x01(\x03H\x00R\x06waitMs\x88\x01\x01\x12\x1a\n" +
-	"\x06run_ms\x18\x02 \x01(\x03H\x01R\x05runMs\x88\x01\x01\x12&\n" +
-	"\fremaining_ms\x18\x03 \x01(\x03H\x02R\vremainingMs\x88\x01\x01\x12P\n" +
-	"\x16estimated_completed_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x14estimatedCompletedAtB\n" +
+	"\f_items_total\"\xf2\x01\n" +
+	"\tJobTiming\x12-\n" +
+	"\x04wait\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x12+\n" +
+	"\x03run\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03run\x127\n" +
+	"\tremaining\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\tremaining\x12P\n" +
+	"\x16estimated_completed_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x14estimatedCompletedAt\"\xe1\x01\n" +
+	"\vRetryPolicy\x12>\n" +
+	"\rinitial_delay\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\finitialDelay\x126\n" +
+	"\tmax_delay\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bmaxDelay\x12#\n" +
 	"\n" +
-	"\b_wait_msB\t\n" +
-	"\a_run_msB\x0f\n" +
-	"\r_remaining_ms\"\xc3\x01\n" +
-	"\vRetryPolicy\x12\"\n" +
-	"\n" +
-	"initial_ms\x18\x01 \x01(\x03H\x00R\tinitialMs\x88\x01\x01\x12\x1a\n" +
-	"\x06max_ms\x18\x02 \x01(\x03H\x01R\x05maxMs\x88\x01\x01\x12#\n" +
-	"\n" +
-	"multiplier\x18\x03 \x01(\x01H\x02R\n" +
+	"multiplier\x18\x03 \x01(\x01H\x00R\n" +
 	"multiplier\x88\x01\x01\x12\x1b\n" +
-	"\x06jitter\x18\x04 \x01(\x01H\x03R\x06jitter\x88\x01\x01B\r\n" +
-	"\v_initial_msB\t\n" +
-	"\a_max_msB\r\n" +
+	"\x06jitter\x18\x04 \x01(\x01H\x01R\x06jitter\x88\x01\x01B\r\n" +
 	"\v_multiplierB\t\n" +
 	"\a_jitter\"\x81\x01\n" +
 	"\tUniqueJob\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
 	"\x06states\x18\x02 \x03(\x0e2\x17.watchpost.v1.JobStatusR\x06states\x121\n" +
-	"\x06period\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x06period\"\xb4\x05\n" +
-	"\x10CreateJobRequest\x12\x19\n" +
-	"\bjob_type\x18\x01 \x01(\tR\ajobType\x12\x1d\n" +
+	"\x06period\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x06period\"V\n" +
+	"\x10CreateJobRequest\x12#\n" +
+	"\x03job\x18\x01 \x01(\v2\x11.watchpost.v1.JobR\x03job\x12\x1d\n" +
 	"\n" +
-	"queue_name\x18\x02 \x01(\tR\tqueueName\x12\x1f\n" +
-	"\bpriority\x18\x03 \x01(\x05H\x00R\bpriority\x88\x01\x01\x121\n" +
-	"\apayload\x18\x04 \x01(\v2\x17.google.protobuf.StructR\apayload\x12=\n" +
-	"\fscheduled_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vscheduledAt\x12&\n" +
-	"\fmax_attempts\x18\x06 \x01(\x05H\x01R\vmaxAttempts\x88\x01\x01\x123\n" +
-	"\atimeout\x18\a \x01(\v2\x19.google.protobuf.DurationR\atimeout\x125\n" +
-	"\bdeadline\x18\b \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x12/\n" +
-	"\x06unique\x18\t \x01(\v2\x17.watchpost.v1.UniqueJobR\x06unique\x12\x1d\n" +
-	"\n" +
-	"request_id\x18\n" +
-	" \x01(\tR\trequestId\x12'\n" +
-	"\x0fconcurrency_key\x18\v \x01(\tR\x0econcurrencyKey\x12$\n" +
-	"\vmax_rescues\x18\f \x01(\x05H\x02R\n" +
-	"maxRescues\x88\x01\x01\x12<\n" +
-	"\fretry_policy\x18\r \x01(\v2\x19.watchpost.v1.RetryPolicyR\vretryPolicy\x12$\n" +
-	"\vdead_letter\x18\x0e \x01(\bH\x03R\n" +
-	"deadLetter\x88\x01\x01B\v\n" +
-	"\t_priorityB\x0f\n" +
-	"\r_max_attemptsB\x0e\n" +
-	"\f_max_rescuesB\x0e\n" +
-	"\f_dead_letter\"T\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\"T\n" +
 	"\x16BatchCreateJobsRequest\x12:\n" +
 	"\brequests\x18\x01 \x03(\v2\x1e.watchpost.v1.CreateJobRequestR\brequests\"r\n" +
 	"\x17BatchCreateJobsResponse\x12=\n" +
@@ -4619,22 +4477,22 @@ const file_watchpost_v1_jobs_proto_rawDesc = "" +
 	"_has_errorB\a\n" +
 	"\x05_deadB\x13\n" +
 	"\x11_cancel_requested\"\xac\x01\n" +
-	"\x0fListJobsRequest\x12/\n" +
-	"\x06filter\x18\x01 \x01(\v2\x17.watchpost.v1.JobFilterR\x06filter\x12,\n" +
-	"\x05order\x18\x02 \x01(\x0e2\x16.watchpost.v1.JobOrderR\x05order\x12\x1b\n" +
-	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\x0fListJobsRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x04 \x01(\tR\tpageToken\"a\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\x12/\n" +
+	"\x06filter\x18\x03 \x01(\v2\x17.watchpost.v1.JobFilterR\x06filter\x12,\n" +
+	"\x05order\x18\x04 \x01(\x0e2\x16.watchpost.v1.JobOrderR\x05order\"a\n" +
 	"\x10ListJobsResponse\x12%\n" +
 	"\x04jobs\x18\x01 \x03(\v2\x11.watchpost.v1.JobR\x04jobs\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc4\x01\n" +
 	"\x11SearchJobsRequest\x12\x14\n" +
-	"\x05query\x18\x01 \x01(\tR\x05query\x12/\n" +
-	"\x06filter\x18\x02 \x01(\v2\x17.watchpost.v1.JobFilterR\x06filter\x12,\n" +
-	"\x05order\x18\x03 \x01(\x0e2\x16.watchpost.v1.JobOrderR\x05order\x12\x1b\n" +
-	"\tpage_size\x18\x04 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\x05query\x18\x01 \x01(\tR\x05query\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x05 \x01(\tR\tpageToken\"\xe9\x01\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\x12/\n" +
+	"\x06filter\x18\x04 \x01(\v2\x17.watchpost.v1.JobFilterR\x06filter\x12,\n" +
+	"\x05order\x18\x05 \x01(\x0e2\x16.watchpost.v1.JobOrderR\x05order\"\xe9\x01\n" +
 	"\x12SearchJobsResponse\x12%\n" +
 	"\x04jobs\x18\x01 \x03(\v2\x11.watchpost.v1.JobR\x04jobs\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x14\n" +
@@ -4721,11 +4579,11 @@ const file_watchpost_v1_jobs_proto_rawDesc = "" +
 	"\x04text\x18\x04 \x01(\tR\x04textB\x11\n" +
 	"\x0f_attempt_number\"\x9b\x01\n" +
 	"\x12ListJobLogsRequest\x12\x15\n" +
-	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x122\n" +
-	"\x06filter\x18\x02 \x01(\v2\x1a.watchpost.v1.JobLogFilterR\x06filter\x12\x1b\n" +
-	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x04 \x01(\tR\tpageToken\"g\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\x122\n" +
+	"\x06filter\x18\x04 \x01(\v2\x1a.watchpost.v1.JobLogFilterR\x06filter\"g\n" +
 	"\x13ListJobLogsResponse\x12(\n" +
 	"\x04logs\x18\x01 \x03(\v2\x14.watchpost.v1.JobLogR\x04logs\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x82\x01\n" +
@@ -4744,8 +4602,7 @@ const file_watchpost_v1_jobs_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12=\n" +
 	"\fscheduled_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vscheduledAt\"\"\n" +
 	"\x10DeleteJobRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x13\n" +
-	"\x11DeleteJobResponse\"\x9d\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x9d\x01\n" +
 	"\x11CancelJobsRequest\x12/\n" +
 	"\x06filter\x18\x01 \x01(\v2\x17.watchpost.v1.JobFilterR\x06filter\x12\x10\n" +
 	"\x03all\x18\x02 \x01(\bR\x03all\x12\x17\n" +
@@ -4770,31 +4627,24 @@ const file_watchpost_v1_jobs_proto_rawDesc = "" +
 	"\x0funique_key_held\x18\x05 \x01(\x03R\runiqueKeyHeld\"x\n" +
 	"\x12GetJobStatsRequest\x12/\n" +
 	"\x06filter\x18\x01 \x01(\v2\x17.watchpost.v1.JobFilterR\x06filter\x121\n" +
-	"\x06window\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06window\"\xe1\x02\n" +
+	"\x06window\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06window\"\xe2\x02\n" +
 	"\x13GetJobStatsResponse\x12\x14\n" +
 	"\x05total\x18\x01 \x01(\x03R\x05total\x129\n" +
 	"\tby_status\x18\x02 \x03(\v2\x1c.watchpost.v1.JobStatusCountR\bbyStatus\x123\n" +
 	"\aby_type\x18\x03 \x03(\v2\x1a.watchpost.v1.JobTypeStatsR\x06byType\x12\x12\n" +
-	"\x04dead\x18\x04 \x01(\x03R\x04dead\x12-\n" +
-	"\x10oldest_queued_ms\x18\x05 \x01(\x03H\x00R\x0eoldestQueuedMs\x88\x01\x01\x12)\n" +
-	"\x0eaverage_run_ms\x18\x06 \x01(\x01H\x01R\faverageRunMs\x88\x01\x01\x12.\n" +
-	"\x13finished_per_second\x18\a \x01(\x01R\x11finishedPerSecondB\x13\n" +
-	"\x11_oldest_queued_msB\x11\n" +
-	"\x0f_average_run_ms\"\xce\x02\n" +
+	"\x04dead\x18\x04 \x01(\x03R\x04dead\x12E\n" +
+	"\x11oldest_queued_age\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x0foldestQueuedAge\x12:\n" +
+	"\vaverage_run\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"averageRun\x12.\n" +
+	"\x13finished_per_second\x18\a \x01(\x01R\x11finishedPerSecond\"\xd4\x02\n" +
 	"\fJobTypeStats\x12\x19\n" +
 	"\bjob_type\x18\x01 \x01(\tR\ajobType\x129\n" +
 	"\tby_status\x18\x02 \x03(\v2\x1c.watchpost.v1.JobStatusCountR\bbyStatus\x12\x1a\n" +
-	"\bfinished\x18\x03 \x01(\x03R\bfinished\x12#\n" +
-	"\vwait_ms_p50\x18\x04 \x01(\x01H\x00R\twaitMsP50\x88\x01\x01\x12#\n" +
-	"\vwait_ms_p95\x18\x05 \x01(\x01H\x01R\twaitMsP95\x88\x01\x01\x12!\n" +
-	"\n" +
-	"run_ms_p50\x18\x06 \x01(\x01H\x02R\brunMsP50\x88\x01\x01\x12!\n" +
-	"\n" +
-	"run_ms_p95\x18\a \x01(\x01H\x03R\brunMsP95\x88\x01\x01B\x0e\n" +
-	"\f_wait_ms_p50B\x0e\n" +
-	"\f_wait_ms_p95B\r\n" +
-	"\v_run_ms_p50B\r\n" +
-	"\v_run_ms_p95\"\xb2\x01\n" +
+	"\bfinished\x18\x03 \x01(\x03R\bfinished\x124\n" +
+	"\bwait_p50\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\awaitP50\x124\n" +
+	"\bwait_p95\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\awaitP95\x122\n" +
+	"\arun_p50\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x06runP50\x122\n" +
+	"\arun_p95\x18\a \x01(\v2\x19.google.protobuf.DurationR\x06runP95\"\xb2\x01\n" +
 	"\tJobChange\x12/\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1b.watchpost.v1.JobChangeKindR\x04kind\x12#\n" +
 	"\x03job\x18\x02 \x01(\v2\x11.watchpost.v1.JobR\x03job\x12!\n" +
@@ -4893,7 +4743,7 @@ const file_watchpost_v1_jobs_proto_rawDesc = "" +
 	"\x19JOB_CHANGE_KIND_CANCELLED\x10\v\x12\x1b\n" +
 	"\x17JOB_CHANGE_KIND_RETRIED\x10\f\x12\x1b\n" +
 	"\x17JOB_CHANGE_KIND_DELETED\x10\r\x12\x1c\n" +
-	"\x18JOB_CHANGE_KIND_EXISTING\x10\x0e2\x91\v\n" +
+	"\x18JOB_CHANGE_KIND_EXISTING\x10\x0e2\x88\v\n" +
 	"\n" +
 	"JobService\x12>\n" +
 	"\tCreateJob\x12\x1e.watchpost.v1.CreateJobRequest\x1a\x11.watchpost.v1.Job\x12^\n" +
@@ -4907,8 +4757,8 @@ const file_watchpost_v1_jobs_proto_rawDesc = "" +
 	"\vListJobLogs\x12 .watchpost.v1.ListJobLogsRequest\x1a!.watchpost.v1.ListJobLogsResponse\x12G\n" +
 	"\vTailJobLogs\x12 .watchpost.v1.TailJobLogsRequest\x1a\x14.watchpost.v1.JobLog0\x01\x12>\n" +
 	"\tCancelJob\x12\x1e.watchpost.v1.CancelJobRequest\x1a\x11.watchpost.v1.Job\x12<\n" +
-	"\bRetryJob\x12\x1d.watchpost.v1.RetryJobRequest\x1a\x11.watchpost.v1.Job\x12L\n" +
-	"\tDeleteJob\x12\x1e.watchpost.v1.DeleteJobRequest\x1a\x1f.watchpost.v1.DeleteJobResponse\x12M\n" +
+	"\bRetryJob\x12\x1d.watchpost.v1.RetryJobRequest\x1a\x11.watchpost.v1.Job\x12C\n" +
+	"\tDeleteJob\x12\x1e.watchpost.v1.DeleteJobRequest\x1a\x16.google.protobuf.Empty\x12M\n" +
 	"\n" +
 	"CancelJobs\x12\x1f.watchpost.v1.CancelJobsRequest\x1a\x1e.watchpost.v1.MoveJobsResponse\x12K\n" +
 	"\tRetryJobs\x12\x1e.watchpost.v1.RetryJobsRequest\x1a\x1e.watchpost.v1.MoveJobsResponse\x12M\n" +
@@ -4916,8 +4766,8 @@ const file_watchpost_v1_jobs_proto_rawDesc = "" +
 	"DeleteJobs\x12\x1f.watchpost.v1.DeleteJobsRequest\x1a\x1e.watchpost.v1.MoveJobsResponse\x12R\n" +
 	"\vGetJobStats\x12 .watchpost.v1.GetJobStatsRequest\x1a!.watchpost.v1.GetJobStatsResponse\x12L\n" +
 	"\bWatchJob\x12\x1d.watchpost.v1.WatchJobRequest\x1a\x1f.watchpost.v1.WatchJobsResponse0\x01\x12N\n" +
-	"\tWatchJobs\x12\x1e.watchpost.v1.WatchJobsRequest\x1a\x1f.watchpost.v1.WatchJobsResponse0\x01B\xa9\x01\n" +
-	"\x10com.watchpost.v1B\tJobsProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
+	"\tWatchJobs\x12\x1e.watchpost.v1.WatchJobsRequest\x1a\x1f.watchpost.v1.WatchJobsResponse0\x01BZ\n" +
+	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
 	file_watchpost_v1_jobs_proto_rawDescOnce sync.Once
@@ -4932,7 +4782,7 @@ func file_watchpost_v1_jobs_proto_rawDescGZIP() []byte {
 }
 
 var file_watchpost_v1_jobs_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_watchpost_v1_jobs_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_watchpost_v1_jobs_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_watchpost_v1_jobs_proto_goTypes = []any{
 	(JobStatus)(0),                     // 0: watchpost.v1.JobStatus
 	(BatchCreateJobsOutcome)(0),        // 1: watchpost.v1.BatchCreateJobsOutcome
@@ -4971,155 +4821,164 @@ var file_watchpost_v1_jobs_proto_goTypes = []any{
 	(*CancelJobRequest)(nil),           // 34: watchpost.v1.CancelJobRequest
 	(*RetryJobRequest)(nil),            // 35: watchpost.v1.RetryJobRequest
 	(*DeleteJobRequest)(nil),           // 36: watchpost.v1.DeleteJobRequest
-	(*DeleteJobResponse)(nil),          // 37: watchpost.v1.DeleteJobResponse
-	(*CancelJobsRequest)(nil),          // 38: watchpost.v1.CancelJobsRequest
-	(*RetryJobsRequest)(nil),           // 39: watchpost.v1.RetryJobsRequest
-	(*DeleteJobsRequest)(nil),          // 40: watchpost.v1.DeleteJobsRequest
-	(*MoveJobsResponse)(nil),           // 41: watchpost.v1.MoveJobsResponse
-	(*GetJobStatsRequest)(nil),         // 42: watchpost.v1.GetJobStatsRequest
-	(*GetJobStatsResponse)(nil),        // 43: watchpost.v1.GetJobStatsResponse
-	(*JobTypeStats)(nil),               // 44: watchpost.v1.JobTypeStats
-	(*JobChange)(nil),                  // 45: watchpost.v1.JobChange
-	(*JobChanges)(nil),                 // 46: watchpost.v1.JobChanges
-	(*JobLogs)(nil),                    // 47: watchpost.v1.JobLogs
-	(*WatchJobRequest)(nil),            // 48: watchpost.v1.WatchJobRequest
-	(*WatchJobsRequest)(nil),           // 49: watchpost.v1.WatchJobsRequest
-	(*WatchJobsResponse)(nil),          // 50: watchpost.v1.WatchJobsResponse
-	(*timestamppb.Timestamp)(nil),      // 51: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),            // 52: google.protobuf.Struct
-	(*durationpb.Duration)(nil),        // 53: google.protobuf.Duration
-	(*TimeRange)(nil),                  // 54: watchpost.v1.TimeRange
-	(*UnreadableChange)(nil),           // 55: watchpost.v1.UnreadableChange
+	(*CancelJobsRequest)(nil),          // 37: watchpost.v1.CancelJobsRequest
+	(*RetryJobsRequest)(nil),           // 38: watchpost.v1.RetryJobsRequest
+	(*DeleteJobsRequest)(nil),          // 39: watchpost.v1.DeleteJobsRequest
+	(*MoveJobsResponse)(nil),           // 40: watchpost.v1.MoveJobsResponse
+	(*GetJobStatsRequest)(nil),         // 41: watchpost.v1.GetJobStatsRequest
+	(*GetJobStatsResponse)(nil),        // 42: watchpost.v1.GetJobStatsResponse
+	(*JobTypeStats)(nil),               // 43: watchpost.v1.JobTypeStats
+	(*JobChange)(nil),                  // 44: watchpost.v1.JobChange
+	(*JobChanges)(nil),                 // 45: watchpost.v1.JobChanges
+	(*JobLogs)(nil),                    // 46: watchpost.v1.JobLogs
+	(*WatchJobRequest)(nil),            // 47: watchpost.v1.WatchJobRequest
+	(*WatchJobsRequest)(nil),           // 48: watchpost.v1.WatchJobsRequest
+	(*WatchJobsResponse)(nil),          // 49: watchpost.v1.WatchJobsResponse
+	(*timestamppb.Timestamp)(nil),      // 50: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),            // 51: google.protobuf.Struct
+	(*durationpb.Duration)(nil),        // 52: google.protobuf.Duration
+	(*TimeRange)(nil),                  // 53: watchpost.v1.TimeRange
+	(*UnreadableChange)(nil),           // 54: watchpost.v1.UnreadableChange
+	(*emptypb.Empty)(nil),              // 55: google.protobuf.Empty
 }
 var file_watchpost_v1_jobs_proto_depIdxs = []int32{
 	0,   // 0: watchpost.v1.Job.status:type_name -> watchpost.v1.JobStatus
-	51,  // 1: watchpost.v1.Job.created_at:type_name -> google.protobuf.Timestamp
-	51,  // 2: watchpost.v1.Job.started_at:type_name -> google.protobuf.Timestamp
-	51,  // 3: watchpost.v1.Job.completed_at:type_name -> google.protobuf.Timestamp
-	52,  // 4: watchpost.v1.Job.result:type_name -> google.protobuf.Struct
-	51,  // 5: watchpost.v1.Job.next_retry_at:type_name -> google.protobuf.Timestamp
-	52,  // 6: watchpost.v1.Job.payload:type_name -> google.protobuf.Struct
-	51,  // 7: watchpost.v1.Job.scheduled_at:type_name -> google.protobuf.Timestamp
-	51,  // 8: watchpost.v1.Job.deadline_at:type_name -> google.protobuf.Timestamp
-	9,   // 9: watchpost.v1.Job.retry_policy:type_name -> watchpost.v1.RetryPolicy
-	51,  // 10: watchpost.v1.Job.dead_at:type_name -> google.protobuf.Timestamp
-	51,  // 11: watchpost.v1.Job.lease_expires_at:type_name -> google.protobuf.Timestamp
-	51,  // 12: watchpost.v1.Job.heartbeat_at:type_name -> google.protobuf.Timestamp
-	51,  // 13: watchpost.v1.Job.cancel_requested_at:type_name -> google.protobuf.Timestamp
-	0,   // 14: watchpost.v1.Job.unique_states:type_name -> watchpost.v1.JobStatus
-	51,  // 15: watchpost.v1.Job.tick_at:type_name -> google.protobuf.Timestamp
-	51,  // 16: watchpost.v1.Job.progress_at:type_name -> google.protobuf.Timestamp
-	51,  // 17: watchpost.v1.Job.transitioned_at:type_name -> google.protobuf.Timestamp
-	23,  // 18: watchpost.v1.Job.attempts:type_name -> watchpost.v1.JobAttempt
-	8,   // 19: watchpost.v1.Job.timing:type_name -> watchpost.v1.JobTiming
-	51,  // 20: watchpost.v1.JobTiming.estimated_completed_at:type_name -> google.protobuf.Timestamp
-	0,   // 21: watchpost.v1.UniqueJob.states:type_name -> watchpost.v1.JobStatus
-	53,  // 22: watchpost.v1.UniqueJob.period:type_name -> google.protobuf.Duration
-	52,  // 23: watchpost.v1.CreateJobRequest.payload:type_name -> google.protobuf.Struct
-	51,  // 24: watchpost.v1.CreateJobRequest.scheduled_at:type_name -> google.protobuf.Timestamp
-	53,  // 25: watchpost.v1.CreateJobRequest.timeout:type_name -> google.protobuf.Duration
-	53,  // 26: watchpost.v1.CreateJobRequest.deadline:type_name -> google.protobuf.Duration
-	10,  // 27: watchpost.v1.CreateJobRequest.unique:type_name -> watchpost.v1.UniqueJob
-	9,   // 28: watchpost.v1.CreateJobRequest.retry_policy:type_name -> watchpost.v1.RetryPolicy
-	11,  // 29: watchpost.v1.BatchCreateJobsRequest.requests:type_name -> watchpost.v1.CreateJobRequest
-	14,  // 30: watchpost.v1.BatchCreateJobsResponse.results:type_name -> watchpost.v1.BatchCreateJobsResult
-	1,   // 31: watchpost.v1.BatchCreateJobsResult.outcome:type_name -> watchpost.v1.BatchCreateJobsOutcome
-	0,   // 32: watchpost.v1.JobFilter.statuses:type_name -> watchpost.v1.JobStatus
-	54,  // 33: watchpost.v1.JobFilter.created_at:type_name -> watchpost.v1.TimeRange
-	54,  // 34: watchpost.v1.JobFilter.completed_at:type_name -> watchpost.v1.TimeRange
-	53,  // 35: watchpost.v1.JobFilter.min_duration:type_name -> google.protobuf.Duration
-	53,  // 36: watchpost.v1.JobFilter.max_duration:type_name -> google.protobuf.Duration
-	54,  // 37: watchpost.v1.JobFilter.scheduled_at:type_name -> watchpost.v1.TimeRange
-	16,  // 38: watchpost.v1.ListJobsRequest.filter:type_name -> watchpost.v1.JobFilter
-	2,   // 39: watchpost.v1.ListJobsRequest.order:type_name -> watchpost.v1.JobOrder
-	7,   // 40: watchpost.v1.ListJobsResponse.jobs:type_name -> watchpost.v1.Job
-	16,  // 41: watchpost.v1.SearchJobsRequest.filter:type_name -> watchpost.v1.JobFilter
-	2,   // 42: watchpost.v1.SearchJobsRequest.order:type_name -> watchpost.v1.JobOrder
-	7,   // 43: watchpost.v1.SearchJobsResponse.jobs:type_name -> watchpost.v1.Job
-	21,  // 44: watchpost.v1.SearchJobsResponse.by_status:type_name -> watchpost.v1.JobStatusCount
-	22,  // 45: watchpost.v1.SearchJobsResponse.by_type:type_name -> watchpost.v1.JobTypeCount
-	0,   // 46: watchpost.v1.JobStatusCount.status:type_name -> watchpost.v1.JobStatus
-	51,  // 47: watchpost.v1.JobAttempt.started_at:type_name -> google.protobuf.Timestamp
-	51,  // 48: watchpost.v1.JobAttempt.ended_at:type_name -> google.protobuf.Timestamp
-	3,   // 49: watchpost.v1.JobAttempt.status:type_name -> watchpost.v1.JobAttemptStatus
-	52,  // 50: watchpost.v1.JobAttempt.result:type_name -> google.protobuf.Struct
-	4,   // 51: watchpost.v1.JobAttempt.outcome:type_name -> watchpost.v1.JobAttemptOutcome
-	23,  // 52: watchpost.v1.ListJobAttemptsResponse.attempts:type_name -> watchpost.v1.JobAttempt
-	0,   // 53: watchpost.v1.JobTransition.from_status:type_name -> watchpost.v1.JobStatus
-	0,   // 54: watchpost.v1.JobTransition.to_status:type_name -> watchpost.v1.JobStatus
-	51,  // 55: watchpost.v1.JobTransition.transitioned_at:type_name -> google.protobuf.Timestamp
-	52,  // 56: watchpost.v1.JobTransition.metadata:type_name -> google.protobuf.Struct
-	26,  // 57: watchpost.v1.ListJobTransitionsResponse.transitions:type_name -> watchpost.v1.JobTransition
-	51,  // 58: watchpost.v1.JobLog.timestamp:type_name -> google.protobuf.Timestamp
-	5,   // 59: watchpost.v1.JobLog.level:type_name -> watchpost.v1.JobLogLevel
-	52,  // 60: watchpost.v1.JobLog.context:type_name -> google.protobuf.Struct
-	5,   // 61: watchpost.v1.JobLogFilter.min_level:type_name -> watchpost.v1.JobLogLevel
-	54,  // 62: watchpost.v1.JobLogFilter.timestamp:type_name -> watchpost.v1.TimeRange
-	30,  // 63: watchpost.v1.ListJobLogsRequest.filter:type_name -> watchpost.v1.JobLogFilter
-	29,  // 64: watchpost.v1.ListJobLogsResponse.logs:type_name -> watchpost.v1.JobLog
-	5,   // 65: watchpost.v1.TailJobLogsRequest.min_level:type_name -> watchpost.v1.JobLogLevel
-	51,  // 66: watchpost.v1.RetryJobRequest.scheduled_at:type_name -> google.protobuf.Timestamp
-	16,  // 67: watchpost.v1.CancelJobsRequest.filter:type_name -> watchpost.v1.JobFilter
-	16,  // 68: watchpost.v1.RetryJobsRequest.filter:type_name -> watchpost.v1.JobFilter
-	16,  // 69: watchpost.v1.DeleteJobsRequest.filter:type_name -> watchpost.v1.JobFilter
-	21,  // 70: watchpost.v1.MoveJobsResponse.not_moved:type_name -> watchpost.v1.JobStatusCount
-	16,  // 71: watchpost.v1.GetJobStatsRequest.filter:type_name -> watchpost.v1.JobFilter
-	53,  // 72: watchpost.v1.GetJobStatsRequest.window:type_name -> google.protobuf.Duration
-	21,  // 73: watchpost.v1.GetJobStatsResponse.by_status:type_name -> watchpost.v1.JobStatusCount
-	44,  // 74: watchpost.v1.GetJobStatsResponse.by_type:type_name -> watchpost.v1.JobTypeStats
-	21,  // 75: watchpost.v1.JobTypeStats.by_status:type_name -> watchpost.v1.JobStatusCount
-	6,   // 76: watchpost.v1.JobChange.kind:type_name -> watchpost.v1.JobChangeKind
-	7,   // 77: watchpost.v1.JobChange.job:type_name -> watchpost.v1.Job
-	45,  // 78: watchpost.v1.JobChanges.changes:type_name -> watchpost.v1.JobChange
-	29,  // 79: watchpost.v1.JobLogs.logs:type_name -> watchpost.v1.JobLog
-	53,  // 80: watchpost.v1.WatchJobRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	16,  // 81: watchpost.v1.WatchJobsRequest.filter:type_name -> watchpost.v1.JobFilter
-	53,  // 82: watchpost.v1.WatchJobsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	45,  // 83: watchpost.v1.WatchJobsResponse.job:type_name -> watchpost.v1.JobChange
-	29,  // 84: watchpost.v1.WatchJobsResponse.log:type_name -> watchpost.v1.JobLog
-	51,  // 85: watchpost.v1.WatchJobsResponse.heartbeat:type_name -> google.protobuf.Timestamp
-	55,  // 86: watchpost.v1.WatchJobsResponse.unreadable:type_name -> watchpost.v1.UnreadableChange
-	11,  // 87: watchpost.v1.JobService.CreateJob:input_type -> watchpost.v1.CreateJobRequest
-	12,  // 88: watchpost.v1.JobService.BatchCreateJobs:input_type -> watchpost.v1.BatchCreateJobsRequest
-	15,  // 89: watchpost.v1.JobService.GetJob:input_type -> watchpost.v1.GetJobRequest
-	17,  // 90: watchpost.v1.JobService.ListJobs:input_type -> watchpost.v1.ListJobsRequest
-	19,  // 91: watchpost.v1.JobService.SearchJobs:input_type -> watchpost.v1.SearchJobsRequest
-	24,  // 92: watchpost.v1.JobService.ListJobAttempts:input_type -> watchpost.v1.ListJobAttemptsRequest
-	27,  // 93: watchpost.v1.JobService.ListJobTransitions:input_type -> watchpost.v1.ListJobTransitionsRequest
-	31,  // 94: watchpost.v1.JobService.ListJobLogs:input_type -> watchpost.v1.ListJobLogsRequest
-	33,  // 95: watchpost.v1.JobService.TailJobLogs:input_type -> watchpost.v1.TailJobLogsRequest
-	34,  // 96: watchpost.v1.JobService.CancelJob:input_type -> watchpost.v1.CancelJobRequest
-	35,  // 97: watchpost.v1.JobService.RetryJob:input_type -> watchpost.v1.RetryJobRequest
-	36,  // 98: watchpost.v1.JobService.DeleteJob:input_type -> watchpost.v1.DeleteJobRequest
-	38,  // 99: watchpost.v1.JobService.CancelJobs:input_type -> watchpost.v1.CancelJobsRequest
-	39,  // 100: watchpost.v1.JobService.RetryJobs:input_type -> watchpost.v1.RetryJobsRequest
-	40,  // 101: watchpost.v1.JobService.DeleteJobs:input_type -> watchpost.v1.DeleteJobsRequest
-	42,  // 102: watchpost.v1.JobService.GetJobStats:input_type -> watchpost.v1.GetJobStatsRequest
-	48,  // 103: watchpost.v1.JobService.WatchJob:input_type -> watchpost.v1.WatchJobRequest
-	49,  // 104: watchpost.v1.JobService.WatchJobs:input_type -> watchpost.v1.WatchJobsRequest
-	7,   // 105: watchpost.v1.JobService.CreateJob:output_type -> watchpost.v1.Job
-	13,  // 106: watchpost.v1.JobService.BatchCreateJobs:output_type -> watchpost.v1.BatchCreateJobsResponse
-	7,   // 107: watchpost.v1.JobService.GetJob:output_type -> watchpost.v1.Job
-	18,  // 108: watchpost.v1.JobService.ListJobs:output_type -> watchpost.v1.ListJobsResponse
-	20,  // 109: watchpost.v1.JobService.SearchJobs:output_type -> watchpost.v1.SearchJobsResponse
-	25,  // 110: watchpost.v1.JobService.ListJobAttempts:output_type -> watchpost.v1.ListJobAttemptsResponse
-	28,  // 111: watchpost.v1.JobService.ListJobTransitions:output_type -> watchpost.v1.ListJobTransitionsResponse
-	32,  // 112: watchpost.v1.JobService.ListJobLogs:output_type -> watchpost.v1.ListJobLogsResponse
-	29,  // 113: watchpost.v1.JobService.TailJobLogs:output_type -> watchpost.v1.JobLog
-	7,   // 114: watchpost.v1.JobService.CancelJob:output_type -> watchpost.v1.Job
-	7,   // 115: watchpost.v1.JobService.RetryJob:output_type -> watchpost.v1.Job
-	37,  // 116: watchpost.v1.JobService.DeleteJob:output_type -> watchpost.v1.DeleteJobResponse
-	41,  // 117: watchpost.v1.JobService.CancelJobs:output_type -> watchpost.v1.MoveJobsResponse
-	41,  // 118: watchpost.v1.JobService.RetryJobs:output_type -> watchpost.v1.MoveJobsResponse
-	41,  // 119: watchpost.v1.JobService.DeleteJobs:output_type -> watchpost.v1.MoveJobsResponse
-	43,  // 120: watchpost.v1.JobService.GetJobStats:output_type -> watchpost.v1.GetJobStatsResponse
-	50,  // 121: watchpost.v1.JobService.WatchJob:output_type -> watchpost.v1.WatchJobsResponse
-	50,  // 122: watchpost.v1.JobService.WatchJobs:output_type -> watchpost.v1.WatchJobsResponse
-	105, // [105:123] is the sub-list for method output_type
-	87,  // [87:105] is the sub-list for method input_type
-	87,  // [87:87] is the sub-list for extension type_name
-	87,  // [87:87] is the sub-list for extension extendee
-	0,   // [0:87] is the sub-list for field type_name
+	50,  // 1: watchpost.v1.Job.created_at:type_name -> google.protobuf.Timestamp
+	50,  // 2: watchpost.v1.Job.started_at:type_name -> google.protobuf.Timestamp
+	50,  // 3: watchpost.v1.Job.completed_at:type_name -> google.protobuf.Timestamp
+	51,  // 4: watchpost.v1.Job.result:type_name -> google.protobuf.Struct
+	50,  // 5: watchpost.v1.Job.next_retry_at:type_name -> google.protobuf.Timestamp
+	51,  // 6: watchpost.v1.Job.payload:type_name -> google.protobuf.Struct
+	50,  // 7: watchpost.v1.Job.scheduled_at:type_name -> google.protobuf.Timestamp
+	52,  // 8: watchpost.v1.Job.timeout:type_name -> google.protobuf.Duration
+	50,  // 9: watchpost.v1.Job.deadline_at:type_name -> google.protobuf.Timestamp
+	9,   // 10: watchpost.v1.Job.retry_policy:type_name -> watchpost.v1.RetryPolicy
+	50,  // 11: watchpost.v1.Job.dead_at:type_name -> google.protobuf.Timestamp
+	50,  // 12: watchpost.v1.Job.lease_expires_at:type_name -> google.protobuf.Timestamp
+	50,  // 13: watchpost.v1.Job.heartbeat_at:type_name -> google.protobuf.Timestamp
+	50,  // 14: watchpost.v1.Job.cancel_requested_at:type_name -> google.protobuf.Timestamp
+	0,   // 15: watchpost.v1.Job.unique_states:type_name -> watchpost.v1.JobStatus
+	50,  // 16: watchpost.v1.Job.tick_at:type_name -> google.protobuf.Timestamp
+	50,  // 17: watchpost.v1.Job.progress_at:type_name -> google.protobuf.Timestamp
+	50,  // 18: watchpost.v1.Job.transitioned_at:type_name -> google.protobuf.Timestamp
+	23,  // 19: watchpost.v1.Job.attempts:type_name -> watchpost.v1.JobAttempt
+	8,   // 20: watchpost.v1.Job.timing:type_name -> watchpost.v1.JobTiming
+	52,  // 21: watchpost.v1.Job.deadline:type_name -> google.protobuf.Duration
+	10,  // 22: watchpost.v1.Job.unique:type_name -> watchpost.v1.UniqueJob
+	52,  // 23: watchpost.v1.JobTiming.wait:type_name -> google.protobuf.Duration
+	52,  // 24: watchpost.v1.JobTiming.run:type_name -> google.protobuf.Duration
+	52,  // 25: watchpost.v1.JobTiming.remaining:type_name -> google.protobuf.Duration
+	50,  // 26: watchpost.v1.JobTiming.estimated_completed_at:type_name -> google.protobuf.Timestamp
+	52,  // 27: watchpost.v1.RetryPolicy.initial_delay:type_name -> google.protobuf.Duration
+	52,  // 28: watchpost.v1.RetryPolicy.max_delay:type_name -> google.protobuf.Duration
+	0,   // 29: watchpost.v1.UniqueJob.states:type_name -> watchpost.v1.JobStatus
+	52,  // 30: watchpost.v1.UniqueJob.period:type_name -> google.protobuf.Duration
+	7,   // 31: watchpost.v1.CreateJobRequest.job:type_name -> watchpost.v1.Job
+	11,  // 32: watchpost.v1.BatchCreateJobsRequest.requests:type_name -> watchpost.v1.CreateJobRequest
+	14,  // 33: watchpost.v1.BatchCreateJobsResponse.results:type_name -> watchpost.v1.BatchCreateJobsResult
+	1,   // 34: watchpost.v1.BatchCreateJobsResult.outcome:type_name -> watchpost.v1.BatchCreateJobsOutcome
+	0,   // 35: watchpost.v1.JobFilter.statuses:type_name -> watchpost.v1.JobStatus
+	53,  // 36: watchpost.v1.JobFilter.created_at:type_name -> watchpost.v1.TimeRange
+	53,  // 37: watchpost.v1.JobFilter.completed_at:type_name -> watchpost.v1.TimeRange
+	52,  // 38: watchpost.v1.JobFilter.min_duration:type_name -> google.protobuf.Duration
+	52,  // 39: watchpost.v1.JobFilter.max_duration:type_name -> google.protobuf.Duration
+	53,  // 40: watchpost.v1.JobFilter.scheduled_at:type_name -> watchpost.v1.TimeRange
+	16,  // 41: watchpost.v1.ListJobsRequest.filter:type_name -> watchpost.v1.JobFilter
+	2,   // 42: watchpost.v1.ListJobsRequest.order:type_name -> watchpost.v1.JobOrder
+	7,   // 43: watchpost.v1.ListJobsResponse.jobs:type_name -> watchpost.v1.Job
+	16,  // 44: watchpost.v1.SearchJobsRequest.filter:type_name -> watchpost.v1.JobFilter
+	2,   // 45: watchpost.v1.SearchJobsRequest.order:type_name -> watchpost.v1.JobOrder
+	7,   // 46: watchpost.v1.SearchJobsResponse.jobs:type_name -> watchpost.v1.Job
+	21,  // 47: watchpost.v1.SearchJobsResponse.by_status:type_name -> watchpost.v1.JobStatusCount
+	22,  // 48: watchpost.v1.SearchJobsResponse.by_type:type_name -> watchpost.v1.JobTypeCount
+	0,   // 49: watchpost.v1.JobStatusCount.status:type_name -> watchpost.v1.JobStatus
+	50,  // 50: watchpost.v1.JobAttempt.started_at:type_name -> google.protobuf.Timestamp
+	50,  // 51: watchpost.v1.JobAttempt.ended_at:type_name -> google.protobuf.Timestamp
+	3,   // 52: watchpost.v1.JobAttempt.status:type_name -> watchpost.v1.JobAttemptStatus
+	51,  // 53: watchpost.v1.JobAttempt.result:type_name -> google.protobuf.Struct
+	4,   // 54: watchpost.v1.JobAttempt.outcome:type_name -> watchpost.v1.JobAttemptOutcome
+	23,  // 55: watchpost.v1.ListJobAttemptsResponse.attempts:type_name -> watchpost.v1.JobAttempt
+	0,   // 56: watchpost.v1.JobTransition.from_status:type_name -> watchpost.v1.JobStatus
+	0,   // 57: watchpost.v1.JobTransition.to_status:type_name -> watchpost.v1.JobStatus
+	50,  // 58: watchpost.v1.JobTransition.transitioned_at:type_name -> google.protobuf.Timestamp
+	51,  // 59: watchpost.v1.JobTransition.metadata:type_name -> google.protobuf.Struct
+	26,  // 60: watchpost.v1.ListJobTransitionsResponse.transitions:type_name -> watchpost.v1.JobTransition
+	50,  // 61: watchpost.v1.JobLog.timestamp:type_name -> google.protobuf.Timestamp
+	5,   // 62: watchpost.v1.JobLog.level:type_name -> watchpost.v1.JobLogLevel
+	51,  // 63: watchpost.v1.JobLog.context:type_name -> google.protobuf.Struct
+	5,   // 64: watchpost.v1.JobLogFilter.min_level:type_name -> watchpost.v1.JobLogLevel
+	53,  // 65: watchpost.v1.JobLogFilter.timestamp:type_name -> watchpost.v1.TimeRange
+	30,  // 66: watchpost.v1.ListJobLogsRequest.filter:type_name -> watchpost.v1.JobLogFilter
+	29,  // 67: watchpost.v1.ListJobLogsResponse.logs:type_name -> watchpost.v1.JobLog
+	5,   // 68: watchpost.v1.TailJobLogsRequest.min_level:type_name -> watchpost.v1.JobLogLevel
+	50,  // 69: watchpost.v1.RetryJobRequest.scheduled_at:type_name -> google.protobuf.Timestamp
+	16,  // 70: watchpost.v1.CancelJobsRequest.filter:type_name -> watchpost.v1.JobFilter
+	16,  // 71: watchpost.v1.RetryJobsRequest.filter:type_name -> watchpost.v1.JobFilter
+	16,  // 72: watchpost.v1.DeleteJobsRequest.filter:type_name -> watchpost.v1.JobFilter
+	21,  // 73: watchpost.v1.MoveJobsResponse.not_moved:type_name -> watchpost.v1.JobStatusCount
+	16,  // 74: watchpost.v1.GetJobStatsRequest.filter:type_name -> watchpost.v1.JobFilter
+	52,  // 75: watchpost.v1.GetJobStatsRequest.window:type_name -> google.protobuf.Duration
+	21,  // 76: watchpost.v1.GetJobStatsResponse.by_status:type_name -> watchpost.v1.JobStatusCount
+	43,  // 77: watchpost.v1.GetJobStatsResponse.by_type:type_name -> watchpost.v1.JobTypeStats
+	52,  // 78: watchpost.v1.GetJobStatsResponse.oldest_queued_age:type_name -> google.protobuf.Duration
+	52,  // 79: watchpost.v1.GetJobStatsResponse.average_run:type_name -> google.protobuf.Duration
+	21,  // 80: watchpost.v1.JobTypeStats.by_status:type_name -> watchpost.v1.JobStatusCount
+	52,  // 81: watchpost.v1.JobTypeStats.wait_p50:type_name -> google.protobuf.Duration
+	52,  // 82: watchpost.v1.JobTypeStats.wait_p95:type_name -> google.protobuf.Duration
+	52,  // 83: watchpost.v1.JobTypeStats.run_p50:type_name -> google.protobuf.Duration
+	52,  // 84: watchpost.v1.JobTypeStats.run_p95:type_name -> google.protobuf.Duration
+	6,   // 85: watchpost.v1.JobChange.kind:type_name -> watchpost.v1.JobChangeKind
+	7,   // 86: watchpost.v1.JobChange.job:type_name -> watchpost.v1.Job
+	44,  // 87: watchpost.v1.JobChanges.changes:type_name -> watchpost.v1.JobChange
+	29,  // 88: watchpost.v1.JobLogs.logs:type_name -> watchpost.v1.JobLog
+	52,  // 89: watchpost.v1.WatchJobRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	16,  // 90: watchpost.v1.WatchJobsRequest.filter:type_name -> watchpost.v1.JobFilter
+	52,  // 91: watchpost.v1.WatchJobsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	44,  // 92: watchpost.v1.WatchJobsResponse.job:type_name -> watchpost.v1.JobChange
+	29,  // 93: watchpost.v1.WatchJobsResponse.log:type_name -> watchpost.v1.JobLog
+	50,  // 94: watchpost.v1.WatchJobsResponse.heartbeat:type_name -> google.protobuf.Timestamp
+	54,  // 95: watchpost.v1.WatchJobsResponse.unreadable:type_name -> watchpost.v1.UnreadableChange
+	11,  // 96: watchpost.v1.JobService.CreateJob:input_type -> watchpost.v1.CreateJobRequest
+	12,  // 97: watchpost.v1.JobService.BatchCreateJobs:input_type -> watchpost.v1.BatchCreateJobsRequest
+	15,  // 98: watchpost.v1.JobService.GetJob:input_type -> watchpost.v1.GetJobRequest
+	17,  // 99: watchpost.v1.JobService.ListJobs:input_type -> watchpost.v1.ListJobsRequest
+	19,  // 100: watchpost.v1.JobService.SearchJobs:input_type -> watchpost.v1.SearchJobsRequest
+	24,  // 101: watchpost.v1.JobService.ListJobAttempts:input_type -> watchpost.v1.ListJobAttemptsRequest
+	27,  // 102: watchpost.v1.JobService.ListJobTransitions:input_type -> watchpost.v1.ListJobTransitionsRequest
+	31,  // 103: watchpost.v1.JobService.ListJobLogs:input_type -> watchpost.v1.ListJobLogsRequest
+	33,  // 104: watchpost.v1.JobService.TailJobLogs:input_type -> watchpost.v1.TailJobLogsRequest
+	34,  // 105: watchpost.v1.JobService.CancelJob:input_type -> watchpost.v1.CancelJobRequest
+	35,  // 106: watchpost.v1.JobService.RetryJob:input_type -> watchpost.v1.RetryJobRequest
+	36,  // 107: watchpost.v1.JobService.DeleteJob:input_type -> watchpost.v1.DeleteJobRequest
+	37,  // 108: watchpost.v1.JobService.CancelJobs:input_type -> watchpost.v1.CancelJobsRequest
+	38,  // 109: watchpost.v1.JobService.RetryJobs:input_type -> watchpost.v1.RetryJobsRequest
+	39,  // 110: watchpost.v1.JobService.DeleteJobs:input_type -> watchpost.v1.DeleteJobsRequest
+	41,  // 111: watchpost.v1.JobService.GetJobStats:input_type -> watchpost.v1.GetJobStatsRequest
+	47,  // 112: watchpost.v1.JobService.WatchJob:input_type -> watchpost.v1.WatchJobRequest
+	48,  // 113: watchpost.v1.JobService.WatchJobs:input_type -> watchpost.v1.WatchJobsRequest
+	7,   // 114: watchpost.v1.JobService.CreateJob:output_type -> watchpost.v1.Job
+	13,  // 115: watchpost.v1.JobService.BatchCreateJobs:output_type -> watchpost.v1.BatchCreateJobsResponse
+	7,   // 116: watchpost.v1.JobService.GetJob:output_type -> watchpost.v1.Job
+	18,  // 117: watchpost.v1.JobService.ListJobs:output_type -> watchpost.v1.ListJobsResponse
+	20,  // 118: watchpost.v1.JobService.SearchJobs:output_type -> watchpost.v1.SearchJobsResponse
+	25,  // 119: watchpost.v1.JobService.ListJobAttempts:output_type -> watchpost.v1.ListJobAttemptsResponse
+	28,  // 120: watchpost.v1.JobService.ListJobTransitions:output_type -> watchpost.v1.ListJobTransitionsResponse
+	32,  // 121: watchpost.v1.JobService.ListJobLogs:output_type -> watchpost.v1.ListJobLogsResponse
+	29,  // 122: watchpost.v1.JobService.TailJobLogs:output_type -> watchpost.v1.JobLog
+	7,   // 123: watchpost.v1.JobService.CancelJob:output_type -> watchpost.v1.Job
+	7,   // 124: watchpost.v1.JobService.RetryJob:output_type -> watchpost.v1.Job
+	55,  // 125: watchpost.v1.JobService.DeleteJob:output_type -> google.protobuf.Empty
+	40,  // 126: watchpost.v1.JobService.CancelJobs:output_type -> watchpost.v1.MoveJobsResponse
+	40,  // 127: watchpost.v1.JobService.RetryJobs:output_type -> watchpost.v1.MoveJobsResponse
+	40,  // 128: watchpost.v1.JobService.DeleteJobs:output_type -> watchpost.v1.MoveJobsResponse
+	42,  // 129: watchpost.v1.JobService.GetJobStats:output_type -> watchpost.v1.GetJobStatsResponse
+	49,  // 130: watchpost.v1.JobService.WatchJob:output_type -> watchpost.v1.WatchJobsResponse
+	49,  // 131: watchpost.v1.JobService.WatchJobs:output_type -> watchpost.v1.WatchJobsResponse
+	114, // [114:132] is the sub-list for method output_type
+	96,  // [96:114] is the sub-list for method input_type
+	96,  // [96:96] is the sub-list for extension type_name
+	96,  // [96:96] is the sub-list for extension extendee
+	0,   // [0:96] is the sub-list for field type_name
 }
 
 func init() { file_watchpost_v1_jobs_proto_init() }
@@ -5129,17 +4988,13 @@ func file_watchpost_v1_jobs_proto_init() {
 	}
 	file_watchpost_v1_common_proto_init()
 	file_watchpost_v1_jobs_proto_msgTypes[0].OneofWrappers = []any{}
-	file_watchpost_v1_jobs_proto_msgTypes[1].OneofWrappers = []any{}
 	file_watchpost_v1_jobs_proto_msgTypes[2].OneofWrappers = []any{}
-	file_watchpost_v1_jobs_proto_msgTypes[4].OneofWrappers = []any{}
 	file_watchpost_v1_jobs_proto_msgTypes[9].OneofWrappers = []any{}
 	file_watchpost_v1_jobs_proto_msgTypes[16].OneofWrappers = []any{}
 	file_watchpost_v1_jobs_proto_msgTypes[19].OneofWrappers = []any{}
 	file_watchpost_v1_jobs_proto_msgTypes[22].OneofWrappers = []any{}
 	file_watchpost_v1_jobs_proto_msgTypes[23].OneofWrappers = []any{}
-	file_watchpost_v1_jobs_proto_msgTypes[36].OneofWrappers = []any{}
-	file_watchpost_v1_jobs_proto_msgTypes[37].OneofWrappers = []any{}
-	file_watchpost_v1_jobs_proto_msgTypes[43].OneofWrappers = []any{
+	file_watchpost_v1_jobs_proto_msgTypes[42].OneofWrappers = []any{
 		(*WatchJobsResponse_Job)(nil),
 		(*WatchJobsResponse_Log)(nil),
 		(*WatchJobsResponse_Heartbeat)(nil),
@@ -5152,7 +5007,7 @@ func file_watchpost_v1_jobs_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_watchpost_v1_jobs_proto_rawDesc), len(file_watchpost_v1_jobs_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   44,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -11,6 +11,7 @@ import (
 	grpc "google.golang.org/grpc"
 	codes "google.golang.org/grpc/codes"
 	status "google.golang.org/grpc/status"
+	emptypb "google.golang.org/protobuf/types/known/emptypb"
 )
 
 // This is a compile-time assertion to ensure that this generated file
@@ -159,7 +160,7 @@ type JobServiceClient interface {
 	// Deletes a job with its attempts, transitions and logs. This frees its `unique_key` and
 	// `request_id`. A queued job never runs then. Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) for
 	// a running job: cancel it first.
-	DeleteJob(ctx context.Context, in *DeleteJobRequest, opts ...grpc.CallOption) (*DeleteJobResponse, error)
+	DeleteJob(ctx context.Context, in *DeleteJobRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 	// Cancels all matching jobs as `CancelJob` does, oldest first, 200 at a time. Completed and failed
 	// jobs stay as they are and are counted, and so are jobs cancelled already.
 	//
@@ -329,9 +330,9 @@ func (c *jobServiceClient) RetryJob(ctx context.Context, in *RetryJobRequest, op
 	return out, nil
 }
 
-func (c *jobServiceClient) DeleteJob(ctx context.Context, in *DeleteJobRequest, opts ...grpc.CallOption) (*DeleteJobResponse, error) {
+func (c *jobServiceClient) DeleteJob(ctx context.Context, in *DeleteJobRequest, opts ...grpc.CallOption) (*emptypb.Empty, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(DeleteJobResponse)
+	out := new(emptypb.Empty)
 	err := c.cc.Invoke(ctx, JobService_DeleteJob_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
@@ -537,7 +538,7 @@ type JobServiceServer interface {
 	// Deletes a job with its attempts, transitions and logs. This frees its `unique_key` and
 	// `request_id`. A queued job never runs then. Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) for
 	// a running job: cancel it first.
-	DeleteJob(context.Context, *DeleteJobRequest) (*DeleteJobResponse, error)
+	DeleteJob(context.Context, *DeleteJobRequest) (*emptypb.Empty, error)
 	// Cancels all matching jobs as `CancelJob` does, oldest first, 200 at a time. Completed and failed
 	// jobs stay as they are and are counted, and so are jobs cancelled already.
 	//
@@ -621,7 +622,7 @@ func (UnimplementedJobServiceServer) CancelJob(context.Context, *CancelJobReques
 func (UnimplementedJobServiceServer) RetryJob(context.Context, *RetryJobRequest) (*Job, error) {
 	return nil, status.Error(codes.Unimplemented, "method RetryJob not implemented")
 }
-func (UnimplementedJobServiceServer) DeleteJob(context.Context, *DeleteJobRequest) (*DeleteJobResponse, error) {
+func (UnimplementedJobServiceServer) DeleteJob(context.Context, *DeleteJobRequest) (*emptypb.Empty, error) {
 	return nil, status.Error(codes.Unimplemented, "method DeleteJob not implemented")
 }
 func (UnimplementedJobServiceServer) CancelJobs(context.Context, *CancelJobsRequest) (*MoveJobsResponse, error) {

@@ -1487,8 +1487,8 @@ type Heartbeat struct {
 	ServerTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
 	// Number of changes, of all topics, that the feed holds and this stream has not read yet.
 	BehindChanges int64 `protobuf:"varint,2,opt,name=behind_changes,json=behindChanges,proto3" json:"behind_changes,omitempty"`
-	// Age of the oldest of those changes, in milliseconds. 0 if there is none.
-	BehindMs int64 `protobuf:"varint,3,opt,name=behind_ms,json=behindMs,proto3" json:"behind_ms,omitempty"`
+	// Age of the oldest of those changes. 0 s if there is none.
+	Behind *durationpb.Duration `protobuf:"bytes,3,opt,name=behind,proto3" json:"behind,omitempty"`
 	// Id of the present stretch of the database's history. A new stretch begins when a server starts on
 	// the database, and when the database is found to be restored, promoted or moved.
 	//
@@ -1543,11 +1543,11 @@ func (x *Heartbeat) GetBehindChanges() int64 {
 	return 0
 }
 
-func (x *Heartbeat) GetBehindMs() int64 {
+func (x *Heartbeat) GetBehind() *durationpb.Duration {
 	if x != nil {
-		return x.BehindMs
+		return x.Behind
 	}
-	return 0
+	return nil
 }
 
 func (x *Heartbeat) GetHistoryId() string {
@@ -1854,12 +1854,12 @@ const file_watchpost_v1_monitor_proto_rawDesc = "" +
 	"\bjob_type\x18\x02 \x01(\v2\x15.watchpost.v1.JobTypeR\ajobType\"\x7f\n" +
 	"\x11JobScheduleChange\x12,\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x18.watchpost.v1.ChangeKindR\x04kind\x12<\n" +
-	"\fjob_schedule\x18\x02 \x01(\v2\x19.watchpost.v1.JobScheduleR\vjobSchedule\"\xab\x01\n" +
+	"\fjob_schedule\x18\x02 \x01(\v2\x19.watchpost.v1.JobScheduleR\vjobSchedule\"\xc1\x01\n" +
 	"\tHeartbeat\x12;\n" +
 	"\vserver_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"serverTime\x12%\n" +
-	"\x0ebehind_changes\x18\x02 \x01(\x03R\rbehindChanges\x12\x1b\n" +
-	"\tbehind_ms\x18\x03 \x01(\x03R\bbehindMs\x12\x1d\n" +
+	"\x0ebehind_changes\x18\x02 \x01(\x03R\rbehindChanges\x121\n" +
+	"\x06behind\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x06behind\x12\x1d\n" +
 	"\n" +
 	"history_id\x18\x04 \x01(\tR\thistoryId\"B\n" +
 	"\vSnapshotEnd\x12\x1b\n" +
@@ -1918,8 +1918,8 @@ const file_watchpost_v1_monitor_proto_rawDesc = "" +
 	"\x14CHANGE_KIND_RESTORED\x10\x042\xae\x01\n" +
 	"\x0eMonitorService\x12B\n" +
 	"\x05Watch\x12\x1a.watchpost.v1.WatchRequest\x1a\x1b.watchpost.v1.WatchResponse0\x01\x12X\n" +
-	"\rGetFeedStatus\x12\".watchpost.v1.GetFeedStatusRequest\x1a#.watchpost.v1.GetFeedStatusResponseB\xac\x01\n" +
-	"\x10com.watchpost.v1B\fMonitorProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
+	"\rGetFeedStatus\x12\".watchpost.v1.GetFeedStatusRequest\x1a#.watchpost.v1.GetFeedStatusResponseBZ\n" +
+	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
 	file_watchpost_v1_monitor_proto_rawDescOnce sync.Once
@@ -2024,18 +2024,19 @@ var file_watchpost_v1_monitor_proto_depIdxs = []int32{
 	3,  // 42: watchpost.v1.JobScheduleChange.kind:type_name -> watchpost.v1.ChangeKind
 	39, // 43: watchpost.v1.JobScheduleChange.job_schedule:type_name -> watchpost.v1.JobSchedule
 	40, // 44: watchpost.v1.Heartbeat.server_time:type_name -> google.protobuf.Timestamp
-	40, // 45: watchpost.v1.GetFeedStatusResponse.oldest_recorded_at:type_name -> google.protobuf.Timestamp
-	40, // 46: watchpost.v1.GetFeedStatusResponse.newest_recorded_at:type_name -> google.protobuf.Timestamp
-	24, // 47: watchpost.v1.GetFeedStatusResponse.retention:type_name -> google.protobuf.Duration
-	6,  // 48: watchpost.v1.MonitorService.Watch:input_type -> watchpost.v1.WatchRequest
-	20, // 49: watchpost.v1.MonitorService.GetFeedStatus:input_type -> watchpost.v1.GetFeedStatusRequest
-	7,  // 50: watchpost.v1.MonitorService.Watch:output_type -> watchpost.v1.WatchResponse
-	21, // 51: watchpost.v1.MonitorService.GetFeedStatus:output_type -> watchpost.v1.GetFeedStatusResponse
-	50, // [50:52] is the sub-list for method output_type
-	48, // [48:50] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	24, // 45: watchpost.v1.Heartbeat.behind:type_name -> google.protobuf.Duration
+	40, // 46: watchpost.v1.GetFeedStatusResponse.oldest_recorded_at:type_name -> google.protobuf.Timestamp
+	40, // 47: watchpost.v1.GetFeedStatusResponse.newest_recorded_at:type_name -> google.protobuf.Timestamp
+	24, // 48: watchpost.v1.GetFeedStatusResponse.retention:type_name -> google.protobuf.Duration
+	6,  // 49: watchpost.v1.MonitorService.Watch:input_type -> watchpost.v1.WatchRequest
+	20, // 50: watchpost.v1.MonitorService.GetFeedStatus:input_type -> watchpost.v1.GetFeedStatusRequest
+	7,  // 51: watchpost.v1.MonitorService.Watch:output_type -> watchpost.v1.WatchResponse
+	21, // 52: watchpost.v1.MonitorService.GetFeedStatus:output_type -> watchpost.v1.GetFeedStatusResponse
+	51, // [51:53] is the sub-list for method output_type
+	49, // [49:51] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_watchpost_v1_monitor_proto_init() }

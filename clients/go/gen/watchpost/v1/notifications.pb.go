@@ -561,9 +561,9 @@ type EmailChannel struct {
 	// Output only. Whether there is a password.
 	HasPassword bool `protobuf:"varint,6,opt,name=has_password,json=hasPassword,proto3" json:"has_password,omitempty"`
 	// Required. The sender, as `watchpost@example.com` or `Watchpost <watchpost@example.com>`.
-	From string `protobuf:"bytes,7,opt,name=from,proto3" json:"from,omitempty"`
+	FromAddress string `protobuf:"bytes,7,opt,name=from_address,json=fromAddress,proto3" json:"from_address,omitempty"`
 	// Required. Who gets it, 1 to 50 addresses.
-	To []string `protobuf:"bytes,8,rep,name=to,proto3" json:"to,omitempty"`
+	ToAddresses []string `protobuf:"bytes,8,rep,name=to_addresses,json=toAddresses,proto3" json:"to_addresses,omitempty"`
 	// How long an attempt may take, in [1 s, 60 s]. Defaults to 30 s.
 	Timeout       *durationpb.Duration `protobuf:"bytes,9,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -642,16 +642,16 @@ func (x *EmailChannel) GetHasPassword() bool {
 	return false
 }
 
-func (x *EmailChannel) GetFrom() string {
+func (x *EmailChannel) GetFromAddress() string {
 	if x != nil {
-		return x.From
+		return x.FromAddress
 	}
 	return ""
 }
 
-func (x *EmailChannel) GetTo() []string {
+func (x *EmailChannel) GetToAddresses() []string {
 	if x != nil {
-		return x.To
+		return x.ToAddresses
 	}
 	return nil
 }
@@ -1923,16 +1923,16 @@ const file_watchpost_v1_notifications_proto_rawDesc = "" +
 	"\atimeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb4\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd6\x02\n" +
 	"\fEmailChannel\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\x05R\x04port\x126\n" +
 	"\bsecurity\x18\x03 \x01(\x0e2\x1a.watchpost.v1.SmtpSecurityR\bsecurity\x12\x1f\n" +
 	"\busername\x18\x04 \x01(\tH\x00R\busername\x88\x01\x01\x12\x1a\n" +
 	"\bpassword\x18\x05 \x01(\tR\bpassword\x12!\n" +
-	"\fhas_password\x18\x06 \x01(\bR\vhasPassword\x12\x12\n" +
-	"\x04from\x18\a \x01(\tR\x04from\x12\x0e\n" +
-	"\x02to\x18\b \x03(\tR\x02to\x123\n" +
+	"\fhas_password\x18\x06 \x01(\bR\vhasPassword\x12!\n" +
+	"\ffrom_address\x18\a \x01(\tR\vfromAddress\x12!\n" +
+	"\fto_addresses\x18\b \x03(\tR\vtoAddresses\x123\n" +
 	"\atimeout\x18\t \x01(\v2\x19.google.protobuf.DurationR\atimeoutB\v\n" +
 	"\t_username\"\x0f\n" +
 	"\rStreamChannel\"\x97\x01\n" +
@@ -2060,8 +2060,8 @@ const file_watchpost_v1_notifications_proto_rawDesc = "" +
 	"\vGetDelivery\x12 .watchpost.v1.GetDeliveryRequest\x1a\x16.watchpost.v1.Delivery\x12[\n" +
 	"\x0eListDeliveries\x12#.watchpost.v1.ListDeliveriesRequest\x1a$.watchpost.v1.ListDeliveriesResponse\x12K\n" +
 	"\rRetryDelivery\x12\".watchpost.v1.RetryDeliveryRequest\x1a\x16.watchpost.v1.Delivery\x12a\n" +
-	"\x10ReplayDeliveries\x12%.watchpost.v1.ReplayDeliveriesRequest\x1a&.watchpost.v1.ReplayDeliveriesResponseB\xb2\x01\n" +
-	"\x10com.watchpost.v1B\x12NotificationsProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
+	"\x10ReplayDeliveries\x12%.watchpost.v1.ReplayDeliveriesRequest\x1a&.watchpost.v1.ReplayDeliveriesResponseBZ\n" +
+	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
 	file_watchpost_v1_notifications_proto_rawDescOnce sync.Once

@@ -1177,8 +1177,8 @@ const file_watchpost_v1_silences_proto_rawDesc = "" +
 	"\fListSilences\x12!.watchpost.v1.ListSilencesRequest\x1a\".watchpost.v1.ListSilencesResponse\x12J\n" +
 	"\rUpdateSilence\x12\".watchpost.v1.UpdateSilenceRequest\x1a\x15.watchpost.v1.Silence\x12J\n" +
 	"\rExpireSilence\x12\".watchpost.v1.ExpireSilenceRequest\x1a\x15.watchpost.v1.Silence\x12p\n" +
-	"\x15ListAlertSuppressions\x12*.watchpost.v1.ListAlertSuppressionsRequest\x1a+.watchpost.v1.ListAlertSuppressionsResponseB\xad\x01\n" +
-	"\x10com.watchpost.v1B\rSilencesProtoP\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xa2\x02\x03WXX\xaa\x02\fWatchpost.V1\xca\x02\fWatchpost\\V1\xe2\x02\x18Watchpost\\V1\\GPBMetadata\xea\x02\rWatchpost::V1b\x06proto3"
+	"\x15ListAlertSuppressions\x12*.watchpost.v1.ListAlertSuppressionsRequest\x1a+.watchpost.v1.ListAlertSuppressionsResponseBZ\n" +
+	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
 	file_watchpost_v1_silences_proto_rawDescOnce sync.Once
