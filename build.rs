@@ -2,16 +2,30 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 15] = [
+const FILES: [&str; 29] = [
+    "watchpost/v1/alert_rule_service.proto",
+    "watchpost/v1/alert_rule_tests.proto",
+    "watchpost/v1/alert_rules.proto",
+    "watchpost/v1/alert_service.proto",
     "watchpost/v1/alerts.proto",
     "watchpost/v1/cameras.proto",
     "watchpost/v1/common.proto",
     "watchpost/v1/errors.proto",
     "watchpost/v1/events.proto",
     "watchpost/v1/gpu.proto",
+    "watchpost/v1/gpu_events.proto",
+    "watchpost/v1/gpu_history.proto",
+    "watchpost/v1/gpu_reports.proto",
+    "watchpost/v1/gpu_service.proto",
+    "watchpost/v1/gpu_stats.proto",
+    "watchpost/v1/job_attempts.proto",
+    "watchpost/v1/job_logs.proto",
+    "watchpost/v1/job_queries.proto",
     "watchpost/v1/job_queues.proto",
     "watchpost/v1/job_schedules.proto",
+    "watchpost/v1/job_service.proto",
     "watchpost/v1/job_types.proto",
+    "watchpost/v1/job_watch.proto",
     "watchpost/v1/job_workers.proto",
     "watchpost/v1/jobs.proto",
     "watchpost/v1/monitor.proto",

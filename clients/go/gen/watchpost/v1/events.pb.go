@@ -1259,7 +1259,7 @@ var File_watchpost_v1_events_proto protoreflect.FileDescriptor
 
 const file_watchpost_v1_events_proto_rawDesc = "" +
 	"\n" +
-	"\x19watchpost/v1/events.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchpost/v1/alerts.proto\x1a\x19watchpost/v1/common.proto\"\xea\x05\n" +
+	"\x19watchpost/v1/events.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ewatchpost/v1/alert_rules.proto\x1a\x19watchpost/v1/alerts.proto\x1a\x19watchpost/v1/common.proto\"\xea\x05\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x19\n" +
 	"\bbatch_id\x18\x02 \x01(\tR\abatchId\x12\x1b\n" +
@@ -1507,6 +1507,7 @@ func file_watchpost_v1_events_proto_init() {
 	if File_watchpost_v1_events_proto != nil {
 		return
 	}
+	file_watchpost_v1_alert_rules_proto_init()
 	file_watchpost_v1_alerts_proto_init()
 	file_watchpost_v1_common_proto_init()
 	file_watchpost_v1_events_proto_msgTypes[0].OneofWrappers = []any{}

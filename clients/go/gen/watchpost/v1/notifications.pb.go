@@ -1898,7 +1898,7 @@ var File_watchpost_v1_notifications_proto protoreflect.FileDescriptor
 
 const file_watchpost_v1_notifications_proto_rawDesc = "" +
 	"\n" +
-	" watchpost/v1/notifications.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchpost/v1/alerts.proto\x1a\x19watchpost/v1/common.proto\"\x9a\x06\n" +
+	" watchpost/v1/notifications.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ewatchpost/v1/alert_rules.proto\x1a\x19watchpost/v1/common.proto\"\x9a\x06\n" +
 	"\x13NotificationChannel\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12%\n" +
@@ -2191,7 +2191,7 @@ func file_watchpost_v1_notifications_proto_init() {
 	if File_watchpost_v1_notifications_proto != nil {
 		return
 	}
-	file_watchpost_v1_alerts_proto_init()
+	file_watchpost_v1_alert_rules_proto_init()
 	file_watchpost_v1_common_proto_init()
 	file_watchpost_v1_notifications_proto_msgTypes[0].OneofWrappers = []any{
 		(*NotificationChannel_Webhook)(nil),

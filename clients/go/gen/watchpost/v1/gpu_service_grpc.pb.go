@@ -2,7 +2,7 @@
 // versions:
 // - protoc-gen-go-grpc v1.6.2
 // - protoc             (unknown)
-// source: watchpost/v1/gpu.proto
+// source: watchpost/v1/gpu_service.proto
 
 package watchpostv1
 
@@ -430,5 +430,5 @@ var GpuStatsService_ServiceDesc = grpc.ServiceDesc{
 			ClientStreams: true,
 		},
 	},
-	Metadata: "watchpost/v1/gpu.proto",
+	Metadata: "watchpost/v1/gpu_service.proto",
 }
