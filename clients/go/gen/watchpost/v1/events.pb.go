@@ -31,9 +31,9 @@ type MediaType int32
 const (
 	// Absent value, never returned. It selects `MEDIA_TYPE_IMAGE`.
 	MediaType_MEDIA_TYPE_UNSPECIFIED MediaType = 0
-	// Still image, also a single frame of a stream.
+	// File with a still image.
 	MediaType_MEDIA_TYPE_IMAGE MediaType = 1
-	// Video file or stream.
+	// Video file or live stream.
 	MediaType_MEDIA_TYPE_VIDEO MediaType = 2
 )
 
@@ -316,9 +316,9 @@ type Detection struct {
 	ThumbnailPath *string `protobuf:"bytes,12,opt,name=thumbnail_path,json=thumbnailPath,proto3,oneof" json:"thumbnail_path,omitempty"`
 	// Kind of the file. Defaults to `MEDIA_TYPE_IMAGE`.
 	MediaType MediaType `protobuf:"varint,13,opt,name=media_type,json=mediaType,proto3,enum=watchpost.v1.MediaType" json:"media_type,omitempty"`
-	// Length of the video, in [0 s, 315,576,000,000 s]. Absent for an image.
+	// Length of the video, in [0 s, 315,576,000,000 s]. Absent if unknown.
 	Duration *durationpb.Duration `protobuf:"bytes,14,opt,name=duration,proto3" json:"duration,omitempty"`
-	// Codec of the video (`h264`, `hevc`, …), at most 64 characters. Absent for an image.
+	// Codec of the video (`h264`, `hevc`, …), at most 64 characters. Absent if unknown.
 	VideoCodec *string `protobuf:"bytes,15,opt,name=video_codec,json=videoCodec,proto3,oneof" json:"video_codec,omitempty"`
 	// Width of the image or video, in pixels, at least 1. Required to locate the detection in a zone.
 	VideoWidth *int32 `protobuf:"varint,16,opt,name=video_width,json=videoWidth,proto3,oneof" json:"video_width,omitempty"`
@@ -772,7 +772,7 @@ func (x *IngestEventRequest) GetExplain() bool {
 // The response of `IngestEvent`.
 type IngestEventResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Event as stored.
+	// Event with the values that were stored.
 	Event *Event `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
 	// Detections as stored, in the order of the request.
 	Detections []*Detection `protobuf:"bytes,2,rep,name=detections,proto3" json:"detections,omitempty"`

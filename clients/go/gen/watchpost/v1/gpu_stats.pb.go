@@ -110,8 +110,8 @@ func (AbsentReason) EnumDescriptor() ([]byte, []int) {
 // Sample of one GPU or MIG instance, table `gpu_stats`.
 //
 // `absent_reasons` has the reason for each absent value. With a sampling interval below one second,
-// slowly changing values may be up to 1.1 s older than the sample: temperatures, power, energy,
-// fan, video engines, PCIe link, processes, BAR1, replays and limits.
+// slowly changing values may be up to 1.1 s older than the sample. These are temperatures, power,
+// energy, fan, video engines, PCIe link, processes, BAR1, replays and limits.
 type GpuStats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Output only. Id of the sample. Absent until the sample is stored. Must be absent in

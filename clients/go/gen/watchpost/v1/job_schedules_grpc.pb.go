@@ -43,8 +43,8 @@ const (
 // Cron expressions:
 //
 //   - Five fields: minute (0 to 59), hour (0 to 23), day of month (1 to 31), month (1 to 12 or JAN to
-//     DEC) and day of week (0 to 7 or SUN to SAT). Days 0 and 7 are Sunday. Six fields begin with the
-//     second (0 to 59).
+//     DEC), day of week (0 to 7 or SUN to SAT). Days 0 and 7 are Sunday.
+//   - Six fields begin with the second (0 to 59).
 //   - A field is `*`, or values and ranges (`1-5`) separated by commas, with optional steps (`*/15`,
 //     `0-30/10`). `?` means `*`.
 //   - If day of month and day of week are both restricted, a day that matches either has ticks. With
@@ -61,9 +61,9 @@ const (
 //     exactly once: at the first occurrence if it occurs twice, at the moment of the change if it is
 //     skipped. Several skipped times at one moment are one tick.
 //
-// Example: clocks in Europe/Berlin changed on 29 March 2026 from 02:00 to 03:00, and on 25 October
-// 2026 from 03:00 to 02:00. `30 2 * * *` ticks on 29 March at 03:00 of summer time, and on 25
-// October at 02:30 of summer time only. `30 * * * *` ticks every 60 minutes on both days.
+// Example: clocks in Europe/Berlin change from 02:00 to 03:00 on 29 March 2026, and back on 25
+// October 2026 at 03:00. `30 2 * * *` ticks on 29 March at 03:00 of summer time, and on 25 October
+// at 02:30 of summer time only. `30 * * * *` ticks every 60 minutes on both days.
 //
 // `MonitorService.Watch` announces changes by calls. A tick does not change the schedule or raise
 // `version_id`; only the job of the tick is announced.
@@ -201,8 +201,8 @@ func (c *jobScheduleServiceClient) PreviewJobSchedule(ctx context.Context, in *P
 // Cron expressions:
 //
 //   - Five fields: minute (0 to 59), hour (0 to 23), day of month (1 to 31), month (1 to 12 or JAN to
-//     DEC) and day of week (0 to 7 or SUN to SAT). Days 0 and 7 are Sunday. Six fields begin with the
-//     second (0 to 59).
+//     DEC), day of week (0 to 7 or SUN to SAT). Days 0 and 7 are Sunday.
+//   - Six fields begin with the second (0 to 59).
 //   - A field is `*`, or values and ranges (`1-5`) separated by commas, with optional steps (`*/15`,
 //     `0-30/10`). `?` means `*`.
 //   - If day of month and day of week are both restricted, a day that matches either has ticks. With
@@ -219,9 +219,9 @@ func (c *jobScheduleServiceClient) PreviewJobSchedule(ctx context.Context, in *P
 //     exactly once: at the first occurrence if it occurs twice, at the moment of the change if it is
 //     skipped. Several skipped times at one moment are one tick.
 //
-// Example: clocks in Europe/Berlin changed on 29 March 2026 from 02:00 to 03:00, and on 25 October
-// 2026 from 03:00 to 02:00. `30 2 * * *` ticks on 29 March at 03:00 of summer time, and on 25
-// October at 02:30 of summer time only. `30 * * * *` ticks every 60 minutes on both days.
+// Example: clocks in Europe/Berlin change from 02:00 to 03:00 on 29 March 2026, and back on 25
+// October 2026 at 03:00. `30 2 * * *` ticks on 29 March at 03:00 of summer time, and on 25 October
+// at 02:30 of summer time only. `30 * * * *` ticks every 60 minutes on both days.
 //
 // `MonitorService.Watch` announces changes by calls. A tick does not change the schedule or raise
 // `version_id`; only the job of the tick is announced.

@@ -445,7 +445,7 @@ func (*NotificationChannel_Stream) isNotificationChannel_Kind() {}
 // status is a failure. Redirects are failures too and are not followed.
 //
 // Addresses outside of the public internet (loopback, link-local, private and others) are refused,
-// in the URL and in the result of name resolution, unless the settings of the server allow them.
+// in the URL and after name resolution. The settings of the server can allow them.
 type WebhookChannel struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. URL to post to, `http` or `https`, at most 2,048 characters, without user and

@@ -41,7 +41,7 @@ const (
 	CameraZoneType_CAMERA_ZONE_TYPE_SIDEWALK CameraZoneType = 3
 	// Ground around the building.
 	CameraZoneType_CAMERA_ZONE_TYPE_YARD CameraZoneType = 4
-	// Any other place.
+	// Any other kind of place.
 	CameraZoneType_CAMERA_ZONE_TYPE_OTHER CameraZoneType = 5
 )
 
@@ -149,8 +149,8 @@ func (CameraZoneShape) EnumDescriptor() ([]byte, []int) {
 // Part of a detection that must lie in a zone for the zone to contain the detection.
 //
 // The bounding box is first clipped at the edges of the picture. A detection without a known
-// location is in no zone: one without a bounding box, without `video_width` and `video_height`, or
-// with a box wholly outside of the picture.
+// location is in no zone. The location is unknown without a bounding box, without `video_width` and
+// `video_height`, and with a box wholly outside of the picture.
 type CameraZoneAnchor int32
 
 const (
