@@ -327,26 +327,26 @@ func (x *Alert) GetDismissedBy() string {
 // Change of the status of an alert, or its creation, table `alert_transitions`.
 type AlertTransition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Output only. Id of the transition.
+	// Id of the transition.
 	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Output only. Id of the alert.
+	// Id of the alert.
 	AlertId string `protobuf:"bytes,2,opt,name=alert_id,json=alertId,proto3" json:"alert_id,omitempty"`
-	// Output only. Status before the transition. Absent for the creation of the alert.
+	// Status before the transition. Absent for the creation of the alert.
 	FromStatus *AlertStatus `protobuf:"varint,3,opt,name=from_status,json=fromStatus,proto3,enum=watchpost.v1.AlertStatus,oneof" json:"from_status,omitempty"`
-	// Output only. Status after the transition.
+	// Status after the transition.
 	ToStatus AlertStatus `protobuf:"varint,4,opt,name=to_status,json=toStatus,proto3,enum=watchpost.v1.AlertStatus" json:"to_status,omitempty"`
-	// Output only. `version_id` of the alert after the transition.
+	// `version_id` of the alert after the transition.
 	VersionId int32 `protobuf:"varint,5,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
-	// Output only. Actor of the transition, at most 100 characters:
+	// Actor of the transition, at most 100 characters:
 	//
 	// - `rule:` and an id: rule that raised the alert.
 	// - `channel:` and an id: notification channel that first delivered the alert.
 	// - `ip:` and an address: client whose request had no `actor`. `unknown` without an address.
 	// - Any other text: `actor` of the request.
 	Actor string `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Output only. Reason for the transition, as given by the client. Absent without a reason.
+	// Reason for the transition, as given by the client. Absent without a reason.
 	Reason *string `protobuf:"bytes,7,opt,name=reason,proto3,oneof" json:"reason,omitempty"`
-	// Output only. Time of the transition.
+	// Time of the transition.
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

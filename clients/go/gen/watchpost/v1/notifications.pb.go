@@ -1305,40 +1305,40 @@ func (x *SendTestNotificationResponse) GetTook() *durationpb.Duration {
 // One notification of an alert by one channel, delivered or to be delivered, table `deliveries`.
 type Delivery struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Output only. Id of the delivery, a UUID. The webhook and the event in it have the same id.
+	// Id of the delivery, a UUID. The webhook and the event in it have the same id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Output only. Id of the alert.
+	// Id of the alert.
 	AlertId string `protobuf:"bytes,2,opt,name=alert_id,json=alertId,proto3" json:"alert_id,omitempty"`
-	// Output only. Id of the channel. Absent once the channel is deleted.
+	// Id of the channel. Absent once the channel is deleted.
 	ChannelId *string `protobuf:"bytes,3,opt,name=channel_id,json=channelId,proto3,oneof" json:"channel_id,omitempty"`
-	// Output only. Name of the channel.
+	// Name of the channel.
 	ChannelName string `protobuf:"bytes,4,opt,name=channel_name,json=channelName,proto3" json:"channel_name,omitempty"`
-	// Output only. Step of `AlertRule.escalation` that the delivery belongs to, from 1. 0 for a
-	// delivery of the raised alert.
+	// Step of `AlertRule.escalation` that the delivery belongs to, from 1. 0 for a delivery of the
+	// raised alert.
 	EscalationStep int32 `protobuf:"varint,5,opt,name=escalation_step,json=escalationStep,proto3" json:"escalation_step,omitempty"`
-	// Output only. Status of the delivery.
+	// Status of the delivery.
 	Status DeliveryStatus `protobuf:"varint,6,opt,name=status,proto3,enum=watchpost.v1.DeliveryStatus" json:"status,omitempty"`
-	// Output only. Number of attempts that were begun. `RetryDelivery` does not reset it.
+	// Number of attempts that were begun. `RetryDelivery` does not reset it.
 	Attempts int32 `protobuf:"varint,7,opt,name=attempts,proto3" json:"attempts,omitempty"`
-	// Output only. Time of the next attempt. While an attempt is in progress, the time of another
-	// attempt if no result is recorded. Absent unless the delivery is queued.
+	// Time of the next attempt. While an attempt is in progress, the time of another attempt if no
+	// result is recorded. Absent unless the delivery is queued.
 	NextAttemptAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=next_attempt_at,json=nextAttemptAt,proto3" json:"next_attempt_at,omitempty"`
-	// Output only. Start of the last attempt. Absent before the first attempt.
+	// Start of the last attempt. Absent before the first attempt.
 	LastAttemptAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_attempt_at,json=lastAttemptAt,proto3" json:"last_attempt_at,omitempty"`
-	// Output only. Error of the last attempt, or of decrypting the secrets of the channel, at most
-	// 500 characters. `***` replaces secrets of the channel that the receiver repeated. Absent if the
-	// last attempt did not fail.
+	// Error of the last attempt, or of decrypting the secrets of the channel, at most 500 characters.
+	// `***` replaces secrets of the channel that the receiver repeated. Absent if the last attempt
+	// did not fail.
 	LastError *string `protobuf:"bytes,10,opt,name=last_error,json=lastError,proto3,oneof" json:"last_error,omitempty"`
-	// Output only. Answer of the receiver to the last attempt: the HTTP status or the SMTP reply
-	// code. Absent without an answer.
+	// Answer of the receiver to the last attempt: the HTTP status or the SMTP reply code. Absent
+	// without an answer.
 	LastStatusCode *int32 `protobuf:"varint,11,opt,name=last_status_code,json=lastStatusCode,proto3,oneof" json:"last_status_code,omitempty"`
-	// Output only. Time at which the alert was raised.
+	// Time at which the alert was raised.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Output only. Time at which the delivery last changed.
+	// Time at which the delivery last changed.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// Output only. Time at which the receiver first accepted the message. Absent if never accepted.
+	// Time at which the receiver first accepted the message. Absent if never accepted.
 	DeliveredAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=delivered_at,json=deliveredAt,proto3" json:"delivered_at,omitempty"`
-	// Output only. Severity of the alert.
+	// Severity of the alert.
 	Severity      Severity `protobuf:"varint,15,opt,name=severity,proto3,enum=watchpost.v1.Severity" json:"severity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
