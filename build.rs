@@ -4,23 +4,8 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use protox::prost::Message;
 
-const FILES: [&str; 15] = [
-    "watchpost/v1/alerts.proto",
-    "watchpost/v1/cameras.proto",
-    "watchpost/v1/common.proto",
-    "watchpost/v1/errors.proto",
-    "watchpost/v1/events.proto",
-    "watchpost/v1/gpu.proto",
-    "watchpost/v1/job_queues.proto",
-    "watchpost/v1/job_schedules.proto",
-    "watchpost/v1/job_types.proto",
-    "watchpost/v1/job_workers.proto",
-    "watchpost/v1/jobs.proto",
-    "watchpost/v1/monitor.proto",
-    "watchpost/v1/notifications.proto",
-    "watchpost/v1/silences.proto",
-    "watchpost/v1/zones.proto",
-];
+/// Folder of the protos, below `proto/`.
+const PACKAGE: &str = "watchpost/v1";
 
 #[expect(
     clippy::disallowed_methods,
@@ -32,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_imports(true).include_source_info(true);
-    compiler.open_files(FILES)?;
+    compiler.open_files(files()?)?;
     let descriptors = compiler.file_descriptor_set();
     let mut served = descriptors.clone();
     for file in &mut served.file {
@@ -49,4 +34,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         .codec_path("crate::rpc::codec::BoundedCodec")
         .compile_fds(descriptors)?;
     Ok(())
+}
+
+/// Names of all protos, as `import` has them.
+fn files() -> Result<Vec<String>, Box<dyn Error>> {
+    let entries = fs::read_dir(PathBuf::from("proto").join(PACKAGE))?;
+    let names = entries.map(|entry| Ok(format!("{PACKAGE}/{}", entry?.file_name().display())));
+    let mut names = names.collect::<Result<Vec<_>, Box<dyn Error>>>()?;
+    // The order of the descriptors is that of the names on every machine.
+    names.sort();
+    Ok(names)
 }

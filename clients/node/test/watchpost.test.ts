@@ -16,12 +16,8 @@ import {
 
 import { BadRequest, ErrorInfo } from "../gen/google/rpc/error_details.js";
 import { Status } from "../gen/google/rpc/status.js";
-import {
-  AcknowledgeAlertRequest,
-  AlertRuleServiceClient,
-  AlertServiceClient,
-  CreateAlertRuleRequest,
-} from "../gen/watchpost/v1/alerts.js";
+import { AlertRuleServiceClient, CreateAlertRuleRequest } from "../gen/watchpost/v1/alert_rule_service.js";
+import { AcknowledgeAlertRequest, AlertServiceClient } from "../gen/watchpost/v1/alert_service.js";
 import { CameraServiceClient, CreateCameraRequest } from "../gen/watchpost/v1/cameras.js";
 import { Severity } from "../gen/watchpost/v1/common.js";
 import { EventServiceClient, IngestEventRequest } from "../gen/watchpost/v1/events.js";

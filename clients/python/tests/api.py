@@ -7,8 +7,12 @@ from datetime import timedelta
 
 import grpc
 from watchpost.v1 import (
+    alert_rule_service_pb2,
+    alert_rule_service_pb2_grpc,
+    alert_rules_pb2,
+    alert_service_pb2,
+    alert_service_pb2_grpc,
     alerts_pb2,
-    alerts_pb2_grpc,
     cameras_pb2,
     cameras_pb2_grpc,
     events_pb2,
@@ -28,8 +32,8 @@ class Api:
 
     def __init__(self, channel: grpc.Channel) -> None:
         self.cameras = cameras_pb2_grpc.CameraServiceStub(channel)
-        self.rules = alerts_pb2_grpc.AlertRuleServiceStub(channel)
-        self.alerts = alerts_pb2_grpc.AlertServiceStub(channel)
+        self.rules = alert_rule_service_pb2_grpc.AlertRuleServiceStub(channel)
+        self.alerts = alert_service_pb2_grpc.AlertServiceStub(channel)
         self.events = events_pb2_grpc.EventServiceStub(channel)
         self.monitor = monitor_pb2_grpc.MonitorServiceStub(channel)
         self.channels = notifications_pb2_grpc.NotificationChannelServiceStub(channel)
@@ -40,10 +44,10 @@ class Api:
         camera = cameras_pb2.Camera(id=camera_id, name=camera_id)
         return self.cameras.CreateCamera(cameras_pb2.CreateCameraRequest(camera=camera))
 
-    def create_rule(self, **fields: object) -> alerts_pb2.AlertRule:
+    def create_rule(self, **fields: object) -> alert_rules_pb2.AlertRule:
         """Creates a rule that raises an alert for every event that matches."""
-        rule = alerts_pb2.AlertRule(**{"name": "rule", "cooldown": timedelta(0), **fields})
-        return self.rules.CreateAlertRule(alerts_pb2.CreateAlertRuleRequest(alert_rule=rule))
+        rule = alert_rules_pb2.AlertRule(**{"name": "rule", "cooldown": timedelta(0), **fields})
+        return self.rules.CreateAlertRule(alert_rule_service_pb2.CreateAlertRuleRequest(alert_rule=rule))
 
     def create_channel(self, name: str, **kind: object) -> notifications_pb2.NotificationChannel:
         """Creates a notification channel."""
@@ -63,7 +67,7 @@ class Api:
         """All alerts, newest first."""
         token, more = "", True
         while more:
-            page = self.alerts.ListAlerts(alerts_pb2.ListAlertsRequest(page_token=token))
+            page = self.alerts.ListAlerts(alert_service_pb2.ListAlertsRequest(page_token=token))
             yield from page.alerts
             token, more = page.next_page_token, bool(page.next_page_token)
 

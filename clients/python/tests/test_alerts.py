@@ -7,7 +7,7 @@ from datetime import timedelta
 import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct
-from watchpost.v1 import alerts_pb2, events_pb2, monitor_pb2
+from watchpost.v1 import alert_service_pb2, alerts_pb2, events_pb2, monitor_pb2
 
 from tests.api import Api
 
@@ -30,13 +30,13 @@ def test_an_alert_is_raised_repeated_acknowledged_and_dismissed(channel: grpc.Ch
     [raised] = ingest(api, "front_door").alerts
     for _ in range(2):
         assert not ingest(api, "front_door").alerts
-    alert = api.alerts.GetAlert(alerts_pb2.GetAlertRequest(id=raised.id))
+    alert = api.alerts.GetAlert(alert_service_pb2.GetAlertRequest(id=raised.id))
     assert (alert.suppressed_count, alert.version_id) == (2, 1)
     assert alert.HasField("last_suppressed_at")
 
-    acknowledge = alerts_pb2.AcknowledgeAlertRequest(id=raised.id, expected_version_id=1, actor="ann")
+    acknowledge = alert_service_pb2.AcknowledgeAlertRequest(id=raised.id, expected_version_id=1, actor="ann")
     assert api.alerts.AcknowledgeAlert(acknowledge).acknowledged_by == "ann"
-    dismiss = alerts_pb2.DismissAlertsRequest(
+    dismiss = alert_service_pb2.DismissAlertsRequest(
         filter=alerts_pb2.AlertFilter(camera_ids=["front_door"]), actor="bob", reason="the postman"
     )
     moved = api.alerts.DismissAlerts(dismiss)
@@ -52,7 +52,7 @@ def test_an_alert_is_raised_repeated_acknowledged_and_dismissed(channel: grpc.Ch
         monitor_pb2.ALERT_CHANGE_KIND_ACKNOWLEDGED,
         monitor_pb2.ALERT_CHANGE_KIND_DISMISSED,
     ]
-    listed = alerts_pb2.ListAlertTransitionsRequest(filter=alerts_pb2.AlertTransitionFilter(alert_id=raised.id))
+    listed = alert_service_pb2.ListAlertTransitionsRequest(filter=alerts_pb2.AlertTransitionFilter(alert_id=raised.id))
     transitions = api.alerts.ListAlertTransitions(listed).alert_transitions
     assert not transitions[0].HasField("from_status")
     assert [(row.to_status, row.actor) for row in transitions] == [
@@ -70,15 +70,15 @@ def test_an_alert_that_is_raised_by_hand_counts_its_repeats(channel: grpc.Channe
     metadata = Struct()
     metadata.update({"note": "a stranger at the gate"})
     alert = alerts_pb2.Alert(event_id=event.id, dedup_key="guard:gate", metadata=metadata)
-    request = alerts_pb2.CreateAlertRequest(alert=alert, actor="guard")
+    request = alert_service_pb2.CreateAlertRequest(alert=alert, actor="guard")
     first, second = (api.alerts.CreateAlert(request) for _ in range(2))
     assert (first.created, second.created) == (True, False)
     assert second.alert.id == first.alert.id
     text = alerts_pb2.AlertFilter(text="STRANGER", suppressed=True, open=True)
-    found = api.alerts.ListAlerts(alerts_pb2.ListAlertsRequest(filter=text))
+    found = api.alerts.ListAlerts(alert_service_pb2.ListAlertsRequest(filter=text))
     assert list(found.alerts) == [second.alert]
 
-    stats = api.alerts.GetAlertStats(alerts_pb2.GetAlertStatsRequest())
+    stats = api.alerts.GetAlertStats(alert_service_pb2.GetAlertStatsRequest())
     assert (stats.total, stats.suppressed, stats.open, stats.dedup_ratio) == (1, 1, 1, 0.5)
     assert stats.oldest_open_at == first.alert.created_at
     assert not stats.HasField("mean_time_to_acknowledge")

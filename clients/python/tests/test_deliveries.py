@@ -22,7 +22,7 @@ import trustme
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from standardwebhooks import Webhook, WebhookVerificationError
-from watchpost.v1 import alerts_pb2, events_pb2, notifications_pb2
+from watchpost.v1 import alert_service_pb2, alerts_pb2, events_pb2, notifications_pb2
 
 from tests.api import Api
 from tests.server import Server
@@ -174,7 +174,7 @@ def test_the_published_package_verifies_what_is_posted(channel: grpc.Channel, re
     assert event["data"]["alert"]["id"] == alert.id
     delivery = wait_for(api, alert)
     assert event["id"] == headers["webhook-id"] == delivery.id
-    delivered = api.alerts.GetAlert(alerts_pb2.GetAlertRequest(id=alert.id))
+    delivered = api.alerts.GetAlert(alert_service_pb2.GetAlertRequest(id=alert.id))
     assert delivered.status == alerts_pb2.ALERT_STATUS_DELIVERED
 
 

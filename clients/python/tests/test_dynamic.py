@@ -9,7 +9,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
-from watchpost.v1 import alerts_pb2, alerts_pb2_grpc
+from watchpost.v1 import alert_rule_service_pb2, alert_rule_service_pb2_grpc, alert_rules_pb2
 
 SERVICES = {
     "watchpost.v1.AlertRuleService",
@@ -54,10 +54,10 @@ def test_the_health_of_the_server_and_of_each_service_is_told(channel: grpc.Chan
 
 
 def test_an_error_names_the_field_and_the_reason(channel: grpc.Channel) -> None:
-    rule = alerts_pb2.AlertRule(name="rule", risk_threshold=101)
+    rule = alert_rules_pb2.AlertRule(name="rule", risk_threshold=101)
     with pytest.raises(grpc.RpcError) as refused:
-        alerts_pb2_grpc.AlertRuleServiceStub(channel).CreateAlertRule(
-            alerts_pb2.CreateAlertRuleRequest(alert_rule=rule)
+        alert_rule_service_pb2_grpc.AlertRuleServiceStub(channel).CreateAlertRule(
+            alert_rule_service_pb2.CreateAlertRuleRequest(alert_rule=rule)
         )
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()

@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import grpc
 import pytest
-from watchpost.v1 import alerts_pb2, cameras_pb2, common_pb2, events_pb2, monitor_pb2
+from watchpost.v1 import alert_service_pb2, alerts_pb2, cameras_pb2, common_pb2, events_pb2, monitor_pb2
 
 from tests.api import Api
 from tests.server import Server
@@ -92,7 +92,7 @@ def test_a_face_in_a_picture_raises_an_alert_that_is_watched_and_acknowledged(
     assert 0 < face.bbox_y < face.bbox_y + face.bbox_height < 512
 
     answer = api.alerts.AcknowledgeAlert(
-        alerts_pb2.AcknowledgeAlertRequest(id=raised.alert.id, expected_version_id=raised.alert.version_id)
+        alert_service_pb2.AcknowledgeAlertRequest(id=raised.alert.id, expected_version_id=raised.alert.version_id)
     )
     assert answer.status == alerts_pb2.ALERT_STATUS_ACKNOWLEDGED
     acknowledged = watch.next_change()

@@ -10,13 +10,13 @@ from datetime import timedelta
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct, Value
 from watchpost.v1 import job_workers_pb2 as pb
-from watchpost.v1 import jobs_pb2
+from watchpost.v1 import job_logs_pb2
 
 LEVELS = {
-    "debug": jobs_pb2.JOB_LOG_LEVEL_DEBUG,
-    "info": jobs_pb2.JOB_LOG_LEVEL_INFO,
-    "warning": jobs_pb2.JOB_LOG_LEVEL_WARNING,
-    "error": jobs_pb2.JOB_LOG_LEVEL_ERROR,
+    "debug": job_logs_pb2.JOB_LOG_LEVEL_DEBUG,
+    "info": job_logs_pb2.JOB_LOG_LEVEL_INFO,
+    "warning": job_logs_pb2.JOB_LOG_LEVEL_WARNING,
+    "error": job_logs_pb2.JOB_LOG_LEVEL_ERROR,
 }
 """The levels of log lines."""
 

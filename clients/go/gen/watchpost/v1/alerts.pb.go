@@ -10,8 +10,6 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
-	emptypb "google.golang.org/protobuf/types/known/emptypb"
-	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	structpb "google.golang.org/protobuf/types/known/structpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
@@ -26,182 +24,20 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// A day of the week.
-type DayOfWeek int32
-
-const (
-	// Never returned. Refused in a request.
-	DayOfWeek_DAY_OF_WEEK_UNSPECIFIED DayOfWeek = 0
-	// Monday.
-	DayOfWeek_DAY_OF_WEEK_MONDAY DayOfWeek = 1
-	// Tuesday.
-	DayOfWeek_DAY_OF_WEEK_TUESDAY DayOfWeek = 2
-	// Wednesday.
-	DayOfWeek_DAY_OF_WEEK_WEDNESDAY DayOfWeek = 3
-	// Thursday.
-	DayOfWeek_DAY_OF_WEEK_THURSDAY DayOfWeek = 4
-	// Friday.
-	DayOfWeek_DAY_OF_WEEK_FRIDAY DayOfWeek = 5
-	// Saturday.
-	DayOfWeek_DAY_OF_WEEK_SATURDAY DayOfWeek = 6
-	// Sunday.
-	DayOfWeek_DAY_OF_WEEK_SUNDAY DayOfWeek = 7
-)
-
-// Enum value maps for DayOfWeek.
-var (
-	DayOfWeek_name = map[int32]string{
-		0: "DAY_OF_WEEK_UNSPECIFIED",
-		1: "DAY_OF_WEEK_MONDAY",
-		2: "DAY_OF_WEEK_TUESDAY",
-		3: "DAY_OF_WEEK_WEDNESDAY",
-		4: "DAY_OF_WEEK_THURSDAY",
-		5: "DAY_OF_WEEK_FRIDAY",
-		6: "DAY_OF_WEEK_SATURDAY",
-		7: "DAY_OF_WEEK_SUNDAY",
-	}
-	DayOfWeek_value = map[string]int32{
-		"DAY_OF_WEEK_UNSPECIFIED": 0,
-		"DAY_OF_WEEK_MONDAY":      1,
-		"DAY_OF_WEEK_TUESDAY":     2,
-		"DAY_OF_WEEK_WEDNESDAY":   3,
-		"DAY_OF_WEEK_THURSDAY":    4,
-		"DAY_OF_WEEK_FRIDAY":      5,
-		"DAY_OF_WEEK_SATURDAY":    6,
-		"DAY_OF_WEEK_SUNDAY":      7,
-	}
-)
-
-func (x DayOfWeek) Enum() *DayOfWeek {
-	p := new(DayOfWeek)
-	*p = x
-	return p
-}
-
-func (x DayOfWeek) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (DayOfWeek) Descriptor() protoreflect.EnumDescriptor {
-	return file_watchpost_v1_alerts_proto_enumTypes[0].Descriptor()
-}
-
-func (DayOfWeek) Type() protoreflect.EnumType {
-	return &file_watchpost_v1_alerts_proto_enumTypes[0]
-}
-
-func (x DayOfWeek) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use DayOfWeek.Descriptor instead.
-func (DayOfWeek) EnumDescriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{0}
-}
-
-// Reason why a rule did not raise an alert.
-type RuleStop int32
-
-const (
-	// The rule was not stopped.
-	RuleStop_RULE_STOP_UNSPECIFIED RuleStop = 0
-	// The event's risk score is below `risk_threshold`, or absent.
-	RuleStop_RULE_STOP_RISK_THRESHOLD RuleStop = 1
-	// The event's camera is not in `camera_ids`.
-	RuleStop_RULE_STOP_CAMERA_IDS RuleStop = 2
-	// No detection is of the `object_types`.
-	RuleStop_RULE_STOP_OBJECT_TYPES RuleStop = 3
-	// No detection, of the `object_types` if any are named, is as sure as
-	// `min_confidence`.
-	RuleStop_RULE_STOP_MIN_CONFIDENCE RuleStop = 4
-	// No detection that meets `object_types` and `min_confidence` is in a zone of
-	// `zone_ids`. `RuleOutcome.detail` says so if it is not known where they are.
-	RuleStop_RULE_STOP_ZONE_IDS RuleStop = 5
-	// The event started outside of the `schedule`.
-	RuleStop_RULE_STOP_SCHEDULE RuleStop = 6
-	// The rule raised an alert with this dedup key less than `cooldown` ago.
-	RuleStop_RULE_STOP_COOLDOWN RuleStop = 7
-	// The event is snoozed, see `Event.snooze_until`. The rule matches it, but raises no alert and
-	// begins no cooldown. No alert is raised later either.
-	RuleStop_RULE_STOP_SNOOZED RuleStop = 8
-	// A silence was in force, see `SilenceService`. The rule matches, but raises no alert and begins no
-	// cooldown. No alert is raised later either.
-	RuleStop_RULE_STOP_SILENCED RuleStop = 9
-	// The rule has raised more than `flap_threshold` alerts in a window, see
-	// `AlertRule.flap_threshold`.
-	RuleStop_RULE_STOP_FLAPPING RuleStop = 10
-)
-
-// Enum value maps for RuleStop.
-var (
-	RuleStop_name = map[int32]string{
-		0:  "RULE_STOP_UNSPECIFIED",
-		1:  "RULE_STOP_RISK_THRESHOLD",
-		2:  "RULE_STOP_CAMERA_IDS",
-		3:  "RULE_STOP_OBJECT_TYPES",
-		4:  "RULE_STOP_MIN_CONFIDENCE",
-		5:  "RULE_STOP_ZONE_IDS",
-		6:  "RULE_STOP_SCHEDULE",
-		7:  "RULE_STOP_COOLDOWN",
-		8:  "RULE_STOP_SNOOZED",
-		9:  "RULE_STOP_SILENCED",
-		10: "RULE_STOP_FLAPPING",
-	}
-	RuleStop_value = map[string]int32{
-		"RULE_STOP_UNSPECIFIED":    0,
-		"RULE_STOP_RISK_THRESHOLD": 1,
-		"RULE_STOP_CAMERA_IDS":     2,
-		"RULE_STOP_OBJECT_TYPES":   3,
-		"RULE_STOP_MIN_CONFIDENCE": 4,
-		"RULE_STOP_ZONE_IDS":       5,
-		"RULE_STOP_SCHEDULE":       6,
-		"RULE_STOP_COOLDOWN":       7,
-		"RULE_STOP_SNOOZED":        8,
-		"RULE_STOP_SILENCED":       9,
-		"RULE_STOP_FLAPPING":       10,
-	}
-)
-
-func (x RuleStop) Enum() *RuleStop {
-	p := new(RuleStop)
-	*p = x
-	return p
-}
-
-func (x RuleStop) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (RuleStop) Descriptor() protoreflect.EnumDescriptor {
-	return file_watchpost_v1_alerts_proto_enumTypes[1].Descriptor()
-}
-
-func (RuleStop) Type() protoreflect.EnumType {
-	return &file_watchpost_v1_alerts_proto_enumTypes[1]
-}
-
-func (x RuleStop) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use RuleStop.Descriptor instead.
-func (RuleStop) EnumDescriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{1}
-}
-
 // Status of an alert.
 type AlertStatus int32
 
 const (
-	// Never returned. Refused in lists of statuses.
+	// Absent value. Never returned. Refused in a list of statuses.
 	AlertStatus_ALERT_STATUS_UNSPECIFIED AlertStatus = 0
-	// The alert was raised, and no notification was delivered yet.
+	// The alert was raised, and no notification has been delivered yet.
 	AlertStatus_ALERT_STATUS_PENDING AlertStatus = 1
-	// A notification channel has delivered the alert.
+	// A notification channel has delivered a notification of the alert.
 	AlertStatus_ALERT_STATUS_DELIVERED AlertStatus = 2
-	// The alert was acknowledged: somebody takes care of it. Its queued deliveries are cancelled.
+	// The alert was acknowledged: somebody takes care of it. Queued deliveries of the alert are
+	// cancelled.
 	AlertStatus_ALERT_STATUS_ACKNOWLEDGED AlertStatus = 3
-	// The alert was dismissed. This status is final. Its queued deliveries are cancelled.
+	// The alert was dismissed. The status is final. Queued deliveries of the alert are cancelled.
 	AlertStatus_ALERT_STATUS_DISMISSED AlertStatus = 4
 )
 
@@ -234,11 +70,11 @@ func (x AlertStatus) String() string {
 }
 
 func (AlertStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_watchpost_v1_alerts_proto_enumTypes[2].Descriptor()
+	return file_watchpost_v1_alerts_proto_enumTypes[0].Descriptor()
 }
 
 func (AlertStatus) Type() protoreflect.EnumType {
-	return &file_watchpost_v1_alerts_proto_enumTypes[2]
+	return &file_watchpost_v1_alerts_proto_enumTypes[0]
 }
 
 func (x AlertStatus) Number() protoreflect.EnumNumber {
@@ -247,645 +83,79 @@ func (x AlertStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AlertStatus.Descriptor instead.
 func (AlertStatus) EnumDescriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{2}
-}
-
-// Action of an import on one rule.
-type ImportAction int32
-
-const (
-	// Never returned.
-	ImportAction_IMPORT_ACTION_UNSPECIFIED ImportAction = 0
-	// The rule was created.
-	ImportAction_IMPORT_ACTION_CREATED ImportAction = 1
-	// The rule was updated: it has a new version, and was announced.
-	ImportAction_IMPORT_ACTION_UPDATED ImportAction = 2
-	// The rule equals the document already and was left alone.
-	ImportAction_IMPORT_ACTION_UNCHANGED ImportAction = 3
-)
-
-// Enum value maps for ImportAction.
-var (
-	ImportAction_name = map[int32]string{
-		0: "IMPORT_ACTION_UNSPECIFIED",
-		1: "IMPORT_ACTION_CREATED",
-		2: "IMPORT_ACTION_UPDATED",
-		3: "IMPORT_ACTION_UNCHANGED",
-	}
-	ImportAction_value = map[string]int32{
-		"IMPORT_ACTION_UNSPECIFIED": 0,
-		"IMPORT_ACTION_CREATED":     1,
-		"IMPORT_ACTION_UPDATED":     2,
-		"IMPORT_ACTION_UNCHANGED":   3,
-	}
-)
-
-func (x ImportAction) Enum() *ImportAction {
-	p := new(ImportAction)
-	*p = x
-	return p
-}
-
-func (x ImportAction) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (ImportAction) Descriptor() protoreflect.EnumDescriptor {
-	return file_watchpost_v1_alerts_proto_enumTypes[3].Descriptor()
-}
-
-func (ImportAction) Type() protoreflect.EnumType {
-	return &file_watchpost_v1_alerts_proto_enumTypes[3]
-}
-
-func (x ImportAction) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use ImportAction.Descriptor instead.
-func (ImportAction) EnumDescriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{3}
-}
-
-// A rule that raises alerts, table `alert_rules`.
-//
-// A rule matches an event if every condition that it sets is met; a rule
-// without conditions matches every event. `object_types`, `min_confidence` and
-// `zone_ids` must be met by one and the same detection.
-type AlertRule struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Output only. Id of the rule, a UUID.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Required. The name, 1 to 255 characters. Need not be unique.
-	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// What the rule is for, at most 65,536 characters.
-	Description *string `protobuf:"bytes,3,opt,name=description,proto3,oneof" json:"description,omitempty"`
-	// Whether the rule raises alerts. Defaults to `true`.
-	Enabled *bool `protobuf:"varint,4,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
-	// The severity of the alerts. Defaults to `SEVERITY_MEDIUM`.
-	Severity Severity `protobuf:"varint,5,opt,name=severity,proto3,enum=watchpost.v1.Severity" json:"severity,omitempty"`
-	// Condition: the lowest risk score that matches, in [0, 100]. An event
-	// without a score does not match. Absent matches any.
-	RiskThreshold *int32 `protobuf:"varint,6,opt,name=risk_threshold,json=riskThreshold,proto3,oneof" json:"risk_threshold,omitempty"`
-	// Condition: a detection of one of these types; case does not matter. At most
-	// 100, each 1 to 255 characters. Empty matches any.
-	ObjectTypes []string `protobuf:"bytes,7,rep,name=object_types,json=objectTypes,proto3" json:"object_types,omitempty"`
-	// Condition: one of these cameras. At most 1,000. Empty matches any.
-	CameraIds []string `protobuf:"bytes,8,rep,name=camera_ids,json=cameraIds,proto3" json:"camera_ids,omitempty"`
-	// Condition: a detection in one of these zones, see `CameraZone`. At most
-	// 1,000, each the id of a zone that exists. Empty matches any. A zone that is
-	// not enabled, that is of another camera than the event, or that was deleted
-	// since, matches nothing; nor does a detection without a bounding box or without
-	// `video_width` and `video_height`, of which it is not known where it is.
-	ZoneIds []string `protobuf:"bytes,9,rep,name=zone_ids,json=zoneIds,proto3" json:"zone_ids,omitempty"`
-	// Condition: a detection at least this sure, in [0, 1]. A detection without a
-	// confidence does not match. Absent matches any.
-	MinConfidence *float64 `protobuf:"fixed64,10,opt,name=min_confidence,json=minConfidence,proto3,oneof" json:"min_confidence,omitempty"`
-	// Condition: the event started in one of these windows. Absent matches any time.
-	Schedule *Schedule `protobuf:"bytes,11,opt,name=schedule,proto3" json:"schedule,omitempty"`
-	// Input only. Conditions in their old form: an object with the keys
-	// `risk_threshold`, `object_types`, `camera_ids`, `min_confidence` and
-	// `time_ranges` (a list of one `{start, end}` in UTC). They are put into the
-	// fields above, where a field that is set already, an unknown key or more
-	// than one time range is refused.
-	Conditions *structpb.Struct `protobuf:"bytes,12,opt,name=conditions,proto3" json:"conditions,omitempty"`
-	// What makes two alerts of this rule the same, at most 255 characters of
-	// `[A-Za-z0-9_:-]` and the variables `{camera_id}`, `{rule_id}`,
-	// `{object_type}` (of the detection that matched, `unknown` without one),
-	// `{zone_id}` (of the zone of `zone_ids` that the detection is in, of several
-	// the first, see `CameraZone.priority`; `none` without one) and `{event_id}`. In a value other
-	// characters become `_`, and one longer than 64 is shortened. At its longest
-	// the key must fit 255 characters. Defaults to `{camera_id}:{rule_id}`.
-	DedupKeyTemplate *string `protobuf:"bytes,13,opt,name=dedup_key_template,json=dedupKeyTemplate,proto3,oneof" json:"dedup_key_template,omitempty"`
-	// Time after an alert of this rule in which no other is raised for the same dedup key. Whole
-	// seconds, in [0 s, 31,536,000 s] (a year). 0 s means that every match raises an alert. Defaults to
-	// 300 s.
-	//
-	// The cooldown begins when an alert is raised, by the server's clock. Repeats do not extend it, and
-	// acknowledging or dismissing the alert does not end it. A change of this field also holds for
-	// cooldowns that run already. Matches that a silence or a snooze suppresses neither begin nor
-	// extend it.
-	Cooldown *durationpb.Duration `protobuf:"bytes,14,opt,name=cooldown,proto3" json:"cooldown,omitempty"`
-	// Where the alerts go, by the names of `NotificationChannel`s. At most 100; one
-	// that does not exist is refused, unless the rule named it before.
-	Channels []string `protobuf:"bytes,15,rep,name=channels,proto3" json:"channels,omitempty"`
-	// Output only. Time at which the rule was created.
-	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Output only. Time at which the rule was last changed.
-	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// Output only. Version of the rule, from 1, raised by one with every change.
-	VersionId int32 `protobuf:"varint,18,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
-	// How many alerts of this rule, whatever their dedup keys, are raised as ever
-	// in a window of `flap_window`, in [1, 10000]. Set together with
-	// `flap_window` or not at all. Absent means any number.
-	//
-	// A window begins with the first alert after the last window. In it the rule
-	// raises its first `flap_threshold` alerts as ever. The next one is raised and
-	// says so in its `metadata` (`flapping`, `flap_threshold`,
-	// `flap_window_seconds`): the rule flaps, this alert stands for all later ones
-	// of the window, and these are held back (`RULE_STOP_FLAPPING`). If the rule has
-	// flapped in a window, and matches again within the time of the window that
-	// would follow at once, then this one begins damped: its first match raises one
-	// alert that says so, the rest are held back. It is over with a window in which
-	// the rule matched at most `flap_threshold` times. All processes of a database
-	// count together.
-	//
-	// The cooldown is asked first: repeats within it are not counted here. An alert
-	// that is held back here has begun its cooldown all the same, and the alert that
-	// stands for it stands for the repeats too. A change of either field holds for
-	// the window that is under way.
-	FlapThreshold *int32 `protobuf:"varint,19,opt,name=flap_threshold,json=flapThreshold,proto3,oneof" json:"flap_threshold,omitempty"`
-	// Length of a window for `flap_threshold`. Whole seconds, in [1 s, 86,400 s] (a day). Set together
-	// with it or not at all.
-	FlapWindow *durationpb.Duration `protobuf:"bytes,20,opt,name=flap_window,json=flapWindow,proto3" json:"flap_window,omitempty"`
-	// Notifications that are sent later if nobody acknowledges or dismisses an alert. At most 10 steps,
-	// each later than the one before. They are queued when the alert is raised, and cancelled when it
-	// is acknowledged or dismissed. A change of the field holds for later alerts.
-	Escalation    []*EscalationStep `protobuf:"bytes,21,rep,name=escalation,proto3" json:"escalation,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AlertRule) Reset() {
-	*x = AlertRule{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[0]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AlertRule) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AlertRule) ProtoMessage() {}
-
-func (x *AlertRule) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[0]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AlertRule.ProtoReflect.Descriptor instead.
-func (*AlertRule) Descriptor() ([]byte, []int) {
 	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *AlertRule) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *AlertRule) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *AlertRule) GetDescription() string {
-	if x != nil && x.Description != nil {
-		return *x.Description
-	}
-	return ""
-}
-
-func (x *AlertRule) GetEnabled() bool {
-	if x != nil && x.Enabled != nil {
-		return *x.Enabled
-	}
-	return false
-}
-
-func (x *AlertRule) GetSeverity() Severity {
-	if x != nil {
-		return x.Severity
-	}
-	return Severity_SEVERITY_UNSPECIFIED
-}
-
-func (x *AlertRule) GetRiskThreshold() int32 {
-	if x != nil && x.RiskThreshold != nil {
-		return *x.RiskThreshold
-	}
-	return 0
-}
-
-func (x *AlertRule) GetObjectTypes() []string {
-	if x != nil {
-		return x.ObjectTypes
-	}
-	return nil
-}
-
-func (x *AlertRule) GetCameraIds() []string {
-	if x != nil {
-		return x.CameraIds
-	}
-	return nil
-}
-
-func (x *AlertRule) GetZoneIds() []string {
-	if x != nil {
-		return x.ZoneIds
-	}
-	return nil
-}
-
-func (x *AlertRule) GetMinConfidence() float64 {
-	if x != nil && x.MinConfidence != nil {
-		return *x.MinConfidence
-	}
-	return 0
-}
-
-func (x *AlertRule) GetSchedule() *Schedule {
-	if x != nil {
-		return x.Schedule
-	}
-	return nil
-}
-
-func (x *AlertRule) GetConditions() *structpb.Struct {
-	if x != nil {
-		return x.Conditions
-	}
-	return nil
-}
-
-func (x *AlertRule) GetDedupKeyTemplate() string {
-	if x != nil && x.DedupKeyTemplate != nil {
-		return *x.DedupKeyTemplate
-	}
-	return ""
-}
-
-func (x *AlertRule) GetCooldown() *durationpb.Duration {
-	if x != nil {
-		return x.Cooldown
-	}
-	return nil
-}
-
-func (x *AlertRule) GetChannels() []string {
-	if x != nil {
-		return x.Channels
-	}
-	return nil
-}
-
-func (x *AlertRule) GetCreatedAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.CreatedAt
-	}
-	return nil
-}
-
-func (x *AlertRule) GetUpdatedAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.UpdatedAt
-	}
-	return nil
-}
-
-func (x *AlertRule) GetVersionId() int32 {
-	if x != nil {
-		return x.VersionId
-	}
-	return 0
-}
-
-func (x *AlertRule) GetFlapThreshold() int32 {
-	if x != nil && x.FlapThreshold != nil {
-		return *x.FlapThreshold
-	}
-	return 0
-}
-
-func (x *AlertRule) GetFlapWindow() *durationpb.Duration {
-	if x != nil {
-		return x.FlapWindow
-	}
-	return nil
-}
-
-func (x *AlertRule) GetEscalation() []*EscalationStep {
-	if x != nil {
-		return x.Escalation
-	}
-	return nil
-}
-
-// Notification of an alert that nobody has acknowledged or dismissed.
-type EscalationStep struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Time after the alert was raised. Whole seconds, in [1 s, 604,800 s] (7 days).
-	After *durationpb.Duration `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
-	// Required. Names of the notification channels to use, 1 to 100. They may be the same as in earlier
-	// steps.
-	Channels      []string `protobuf:"bytes,2,rep,name=channels,proto3" json:"channels,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *EscalationStep) Reset() {
-	*x = EscalationStep{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[1]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *EscalationStep) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*EscalationStep) ProtoMessage() {}
-
-func (x *EscalationStep) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[1]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use EscalationStep.ProtoReflect.Descriptor instead.
-func (*EscalationStep) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{1}
-}
-
-func (x *EscalationStep) GetAfter() *durationpb.Duration {
-	if x != nil {
-		return x.After
-	}
-	return nil
-}
-
-func (x *EscalationStep) GetChannels() []string {
-	if x != nil {
-		return x.Channels
-	}
-	return nil
-}
-
-// When a rule is in force, judged by the time at which the event started.
-type Schedule struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The days on which windows begin, each at most once. Empty means every day.
-	Days []DayOfWeek `protobuf:"varint,1,rep,packed,name=days,proto3,enum=watchpost.v1.DayOfWeek" json:"days,omitempty"`
-	// When a window begins, as `HH:MM` in [00:00, 23:59]. Set together with
-	// `end_time` or not at all; without both a window is the whole day.
-	StartTime string `protobuf:"bytes,2,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	// When a window ends, as `HH:MM` in [00:00, 23:59]; this minute is outside.
-	// If it is before `start_time` the window reaches into the next day, and
-	// belongs to the day on which it began. It must not equal `start_time`.
-	EndTime string `protobuf:"bytes,3,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	// The time zone of days and times, by its IANA name (`Europe/Berlin`).
-	// Defaults to `UTC`. The wall clock decides: where it is set forward a window
-	// is shorter, where it is set back it is longer. The rules are those of the
-	// server's time zone database, whose version the log names at the start.
-	TimeZone      string `protobuf:"bytes,4,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *Schedule) Reset() {
-	*x = Schedule{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[2]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *Schedule) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*Schedule) ProtoMessage() {}
-
-func (x *Schedule) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[2]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use Schedule.ProtoReflect.Descriptor instead.
-func (*Schedule) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{2}
-}
-
-func (x *Schedule) GetDays() []DayOfWeek {
-	if x != nil {
-		return x.Days
-	}
-	return nil
-}
-
-func (x *Schedule) GetStartTime() string {
-	if x != nil {
-		return x.StartTime
-	}
-	return ""
-}
-
-func (x *Schedule) GetEndTime() string {
-	if x != nil {
-		return x.EndTime
-	}
-	return ""
-}
-
-func (x *Schedule) GetTimeZone() string {
-	if x != nil {
-		return x.TimeZone
-	}
-	return ""
-}
-
-// Outcome of one rule for one event: whether it raised an alert, and if not, why.
-type RuleOutcome struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the rule.
-	RuleId string `protobuf:"bytes,1,opt,name=rule_id,json=ruleId,proto3" json:"rule_id,omitempty"`
-	// Name of the rule at the time of the event's ingest.
-	RuleName string `protobuf:"bytes,2,opt,name=rule_name,json=ruleName,proto3" json:"rule_name,omitempty"`
-	// Whether the rule raised an alert.
-	Fired bool `protobuf:"varint,3,opt,name=fired,proto3" json:"fired,omitempty"`
-	// Reason why no alert was raised. `RULE_STOP_UNSPECIFIED` if one was raised.
-	StoppedBy RuleStop `protobuf:"varint,4,opt,name=stopped_by,json=stoppedBy,proto3,enum=watchpost.v1.RuleStop" json:"stopped_by,omitempty"`
-	// Id of the alert that was raised. With `RULE_STOP_COOLDOWN` or `RULE_STOP_FLAPPING`, id of the
-	// alert that stands for this match.
-	AlertId *string `protobuf:"bytes,5,opt,name=alert_id,json=alertId,proto3,oneof" json:"alert_id,omitempty"`
-	// The values that were compared, for people to read (`risk_score 40 < 70`).
-	Detail string `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
-	// With `RULE_STOP_SILENCED`: id of the silence, of several the oldest.
-	SilenceId     *string `protobuf:"bytes,7,opt,name=silence_id,json=silenceId,proto3,oneof" json:"silence_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RuleOutcome) Reset() {
-	*x = RuleOutcome{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[3]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RuleOutcome) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RuleOutcome) ProtoMessage() {}
-
-func (x *RuleOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[3]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RuleOutcome.ProtoReflect.Descriptor instead.
-func (*RuleOutcome) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{3}
-}
-
-func (x *RuleOutcome) GetRuleId() string {
-	if x != nil {
-		return x.RuleId
-	}
-	return ""
-}
-
-func (x *RuleOutcome) GetRuleName() string {
-	if x != nil {
-		return x.RuleName
-	}
-	return ""
-}
-
-func (x *RuleOutcome) GetFired() bool {
-	if x != nil {
-		return x.Fired
-	}
-	return false
-}
-
-func (x *RuleOutcome) GetStoppedBy() RuleStop {
-	if x != nil {
-		return x.StoppedBy
-	}
-	return RuleStop_RULE_STOP_UNSPECIFIED
-}
-
-func (x *RuleOutcome) GetAlertId() string {
-	if x != nil && x.AlertId != nil {
-		return *x.AlertId
-	}
-	return ""
-}
-
-func (x *RuleOutcome) GetDetail() string {
-	if x != nil {
-		return x.Detail
-	}
-	return ""
-}
-
-func (x *RuleOutcome) GetSilenceId() string {
-	if x != nil && x.SilenceId != nil {
-		return *x.SilenceId
-	}
-	return ""
-}
-
-// An alert: an event that matched a rule, or an alert raised by hand, table `alerts`.
+// Alert, raised by a rule for an event or by hand, table `alerts`.
 //
-// `CreateAlert` takes the fields that are not marked as output only, and ignores the others. No call
-// changes them afterwards.
+// `CreateAlert` takes the fields that are not output only, and ignores output-only fields. No call
+// changes them later.
 type Alert struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Output only. Id of the alert, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Required. Id of the event for which the alert is raised.
 	EventId int64 `protobuf:"varint,2,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
-	// Id of the rule that raised the alert. Absent once the rule is deleted, and for an alert raised by
-	// hand without a rule.
+	// Id of the rule that raised the alert. Absent once the rule is deleted, and for an alert raised
+	// by hand without a rule.
 	//
-	// In `CreateAlert`: the rule in whose name the alert is raised. The rule need not be enabled. Its
-	// escalation applies.
+	// In `CreateAlert`, id of the rule on whose behalf the alert is raised. The rule may be disabled.
+	// Its escalation applies.
 	RuleId *string `protobuf:"bytes,3,opt,name=rule_id,json=ruleId,proto3,oneof" json:"rule_id,omitempty"`
-	// Severity of the alert: that of the rule when the alert was raised, or that of `CreateAlert`.
-	// Defaults to that of the rule, without a rule to `SEVERITY_MEDIUM`.
+	// Severity of the alert. Defaults to the severity of the rule, without a rule to
+	// `SEVERITY_MEDIUM`. Later changes of the rule do not affect the alert.
 	Severity Severity `protobuf:"varint,4,opt,name=severity,proto3,enum=watchpost.v1.Severity" json:"severity,omitempty"`
 	// Output only. Status of the alert.
 	Status AlertStatus `protobuf:"varint,5,opt,name=status,proto3,enum=watchpost.v1.AlertStatus" json:"status,omitempty"`
 	// Output only. Time at which the alert was raised.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Output only. Time of the last change of the alert; suppressed repeats do not count.
+	// Output only. Time of the last change of the alert. Suppressed repeats do not count.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	// Output only. Time at which a channel first delivered the alert while it was pending. Absent
 	// before, and if the alert was acknowledged or dismissed first.
 	DeliveredAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=delivered_at,json=deliveredAt,proto3" json:"delivered_at,omitempty"`
-	// Names of the notification channels: those of the rule when the alert was raised, or those of
-	// `CreateAlert`. At most 100, each 1 to 100 characters. Defaults to those of the rule.
+	// Names of the notification channels, at most 100, each of 1 to 100 characters. Defaults to the
+	// channels of the rule. Later changes of the rule do not affect the alert.
 	Channels []string `protobuf:"bytes,9,rep,name=channels,proto3" json:"channels,omitempty"`
-	// Required. Key of the alert: within a cooldown no other alert of the rule with the same key is
-	// raised, see `AlertRule.dedup_key_template`. 1 to 255 characters of `[A-Za-z0-9_:-]`. Alerts
-	// without a rule have keys of their own.
+	// Required. Dedup key of the alert, 1 to 255 characters of `[A-Za-z0-9_:-]`. Within a cooldown,
+	// no other alert of the rule with the same key is raised, see `AlertRule.dedup_key_template`.
+	// Alerts without a rule have a separate key space.
 	DedupKey string `protobuf:"bytes,10,opt,name=dedup_key,json=dedupKey,proto3" json:"dedup_key,omitempty"`
-	// Of an alert that a rule raised: `rule_name`, `matched_conditions` (what the rule asked for and
-	// the event met, a list of texts), and `zone_id` if the rule asked for zones:
-	// the one that matched. Of a rule that flaps, `flapping`: true, and
-	// `flap_threshold` and `flap_window_seconds` (its `flap_window`) as the rule had them, in the alert
-	// that stands for those that are held back.
-	// Of one that was raised by hand: what the request said, free in form, at most 65,536 bytes as JSON
-	// and 20 levels deep.
+	// Metadata of the alert. For an alert raised by hand, a free-form object, at most 65,536 bytes as
+	// JSON and 20 levels deep. For an alert raised by a rule:
+	//
+	//   - `rule_name`: name of the rule.
+	//   - `matched_conditions`: list of the met conditions as text.
+	//   - `zone_id`: zone that matched, if the rule has `zone_ids`.
+	//   - `flapping`: true for the alert that represents suppressed alerts of a flapping rule, with
+	//     `flap_threshold` and `flap_window_seconds` of the rule.
 	Metadata *structpb.Struct `protobuf:"bytes,11,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// Output only. Version of the alert, from 1, raised by one with every change of status. Suppressed
-	// repeats do not raise it.
+	// Output only. Version of the alert, from 1, raised by one with every change of status.
+	// Suppressed repeats do not raise the version.
 	VersionId int32 `protobuf:"varint,12,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
 	// Output only. Id of the camera of the event.
 	CameraId *string `protobuf:"bytes,13,opt,name=camera_id,json=cameraId,proto3,oneof" json:"camera_id,omitempty"`
-	// Output only. Number of repeats that this alert's cooldown suppressed, and of calls of
-	// `CreateAlert` that it answered. If its rule flaps, repeats of suppressed alerts for which this
-	// one stands are counted too. Matches suppressed by a silence or a snooze are not counted;
-	// `ListAlertSuppressions` has them.
+	// Output only. Number of repeats that the cooldown of the alert suppressed, including calls of
+	// `CreateAlert`. For a flapping rule, repeats of the represented alerts count as well. Matches
+	// suppressed by a silence or a snooze do not count; `ListAlertSuppressions` has them.
 	//
-	// Each repeat is counted in the transaction that stores its event. It neither raises `version_id`
-	// nor is it announced: watches show the number as of the last change of status.
+	// Each repeat is counted in the transaction of its event. A repeat neither raises `version_id`
+	// nor is announced: watches show the number at the last change of status.
 	SuppressedCount int64 `protobuf:"varint,14,opt,name=suppressed_count,json=suppressedCount,proto3" json:"suppressed_count,omitempty"`
-	// Output only. Time of the last of those repeats, by the server's clock. Absent if there was none.
+	// Output only. Time of the last repeat in `suppressed_count`, by the server's clock. Absent
+	// without repeats.
 	LastSuppressedAt *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=last_suppressed_at,json=lastSuppressedAt,proto3" json:"last_suppressed_at,omitempty"`
-	// Output only. Time at which the alert was acknowledged. Absent if it was not, or before this was
-	// recorded.
+	// Output only. Time at which the alert was acknowledged. Absent if not acknowledged, or if
+	// acknowledged before such times were stored.
 	AcknowledgedAt *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=acknowledged_at,json=acknowledgedAt,proto3" json:"acknowledged_at,omitempty"`
-	// Output only. Actor that acknowledged the alert, see `AlertTransition.actor`.
+	// Output only. Actor that acknowledged the alert, see `AlertTransition.actor`. Absent without
+	// `acknowledged_at`.
 	AcknowledgedBy *string `protobuf:"bytes,17,opt,name=acknowledged_by,json=acknowledgedBy,proto3,oneof" json:"acknowledged_by,omitempty"`
-	// Output only. Time at which the alert was dismissed. Absent if it was not, or before this was
-	// recorded.
+	// Output only. Time at which the alert was dismissed. Absent if not dismissed, or if dismissed
+	// before such times were stored.
 	DismissedAt *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=dismissed_at,json=dismissedAt,proto3" json:"dismissed_at,omitempty"`
-	// Output only. Actor that dismissed the alert, see `AlertTransition.actor`.
+	// Output only. Actor that dismissed the alert, see `AlertTransition.actor`. Absent without
+	// `dismissed_at`.
 	DismissedBy   *string `protobuf:"bytes,19,opt,name=dismissed_by,json=dismissedBy,proto3,oneof" json:"dismissed_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -893,7 +163,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[4]
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[0]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +175,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[4]
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[0]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +188,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{4}
+	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{0}
 }
 
 func (x *Alert) GetId() string {
@@ -1054,29 +324,29 @@ func (x *Alert) GetDismissedBy() string {
 	return ""
 }
 
-// One change of an alert's status, or its creation, table `alert_transitions`.
+// Change of the status of an alert, or its creation, table `alert_transitions`.
 type AlertTransition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Output only. Id of the transition.
+	// Id of the transition.
 	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Output only. Id of the alert.
+	// Id of the alert.
 	AlertId string `protobuf:"bytes,2,opt,name=alert_id,json=alertId,proto3" json:"alert_id,omitempty"`
-	// Output only. Status before the transition. Absent when the alert was raised.
+	// Status before the transition. Absent for the creation of the alert.
 	FromStatus *AlertStatus `protobuf:"varint,3,opt,name=from_status,json=fromStatus,proto3,enum=watchpost.v1.AlertStatus,oneof" json:"from_status,omitempty"`
-	// Output only. Status after the transition.
+	// Status after the transition.
 	ToStatus AlertStatus `protobuf:"varint,4,opt,name=to_status,json=toStatus,proto3,enum=watchpost.v1.AlertStatus" json:"to_status,omitempty"`
-	// Output only. The `version_id` of the alert after the transition.
+	// `version_id` of the alert after the transition.
 	VersionId int32 `protobuf:"varint,5,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
-	// Output only. Actor of the transition, at most 100 characters:
+	// Actor of the transition, at most 100 characters:
 	//
-	// - `rule:` and an id: the rule that raised the alert.
-	// - `channel:` and an id: the notification channel that first delivered it.
-	// - Any other text: the `actor` of the request.
-	// - `ip:` and an address: the client, if the request had no `actor`; `unknown` without an address.
+	// - `rule:` and an id: rule that raised the alert.
+	// - `channel:` and an id: notification channel that first delivered the alert.
+	// - `ip:` and an address: client whose request had no `actor`. `unknown` without an address.
+	// - Any other text: `actor` of the request.
 	Actor string `protobuf:"bytes,6,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Output only. Reason of the transition, as the client gave it. Absent if it gave none.
+	// Reason for the transition, as given by the client. Absent without a reason.
 	Reason *string `protobuf:"bytes,7,opt,name=reason,proto3,oneof" json:"reason,omitempty"`
-	// Output only. Time of the transition.
+	// Time of the transition.
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1084,7 +354,7 @@ type AlertTransition struct {
 
 func (x *AlertTransition) Reset() {
 	*x = AlertTransition{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[5]
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1096,7 +366,7 @@ func (x *AlertTransition) String() string {
 func (*AlertTransition) ProtoMessage() {}
 
 func (x *AlertTransition) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[5]
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1109,7 +379,7 @@ func (x *AlertTransition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertTransition.ProtoReflect.Descriptor instead.
 func (*AlertTransition) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{5}
+	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *AlertTransition) GetId() int64 {
@@ -1168,560 +438,41 @@ func (x *AlertTransition) GetCreatedAt() *timestamppb.Timestamp {
 	return nil
 }
 
-// Result of `AlertService.GetAlertStats`.
-type AlertStats struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Number of matching alerts.
-	Total int64 `protobuf:"varint,1,opt,name=total,proto3" json:"total,omitempty"`
-	// Numbers of alerts by status, in the order of `AlertStatus`. Statuses without alerts are left out.
-	ByStatus []*AlertStatusCount `protobuf:"bytes,2,rep,name=by_status,json=byStatus,proto3" json:"by_status,omitempty"`
-	// Numbers of alerts by severity, in the order of `Severity`. Severities without alerts are left
-	// out.
-	BySeverity []*AlertSeverityCount `protobuf:"bytes,3,rep,name=by_severity,json=bySeverity,proto3" json:"by_severity,omitempty"`
-	// Numbers of alerts by rule, most first. At most 1,000 rules.
-	ByRule []*AlertRuleCount `protobuf:"bytes,4,rep,name=by_rule,json=byRule,proto3" json:"by_rule,omitempty"`
-	// Numbers of alerts by camera, most first. At most 1,000 cameras.
-	ByCamera []*AlertCameraCount `protobuf:"bytes,5,rep,name=by_camera,json=byCamera,proto3" json:"by_camera,omitempty"`
-	// Numbers of alerts by the time at which they were raised, oldest first. Buckets without alerts are
-	// left out. Empty without `bucket_width`.
-	Buckets []*AlertBucket `protobuf:"bytes,6,rep,name=buckets,proto3" json:"buckets,omitempty"`
-	// Mean time from raising to acknowledging an alert, over those with a known time. Absent if there
-	// are none.
-	MeanTimeToAcknowledge *durationpb.Duration `protobuf:"bytes,7,opt,name=mean_time_to_acknowledge,json=meanTimeToAcknowledge,proto3" json:"mean_time_to_acknowledge,omitempty"`
-	// Mean time from raising to dismissing an alert, over those with a known time. Absent if there are
-	// none.
-	MeanTimeToDismiss *durationpb.Duration `protobuf:"bytes,8,opt,name=mean_time_to_dismiss,json=meanTimeToDismiss,proto3" json:"mean_time_to_dismiss,omitempty"`
-	// Number of alerts that are open: pending or delivered.
-	Open int64 `protobuf:"varint,9,opt,name=open,proto3" json:"open,omitempty"`
-	// Time at which the oldest open alert was raised. Absent if none is open.
-	OldestOpenAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=oldest_open_at,json=oldestOpenAt,proto3" json:"oldest_open_at,omitempty"`
-	// Number of suppressed repeats, summed over `Alert.suppressed_count` of the matching alerts.
-	Suppressed int64 `protobuf:"varint,11,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
-	// Share of alerts that were suppressed as repeats: `suppressed / (total + suppressed)`, in [0, 1).
-	// Absent if `total` is 0.
-	DedupRatio    *float64 `protobuf:"fixed64,12,opt,name=dedup_ratio,json=dedupRatio,proto3,oneof" json:"dedup_ratio,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AlertStats) Reset() {
-	*x = AlertStats{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[6]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AlertStats) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AlertStats) ProtoMessage() {}
-
-func (x *AlertStats) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[6]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AlertStats.ProtoReflect.Descriptor instead.
-func (*AlertStats) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{6}
-}
-
-func (x *AlertStats) GetTotal() int64 {
-	if x != nil {
-		return x.Total
-	}
-	return 0
-}
-
-func (x *AlertStats) GetByStatus() []*AlertStatusCount {
-	if x != nil {
-		return x.ByStatus
-	}
-	return nil
-}
-
-func (x *AlertStats) GetBySeverity() []*AlertSeverityCount {
-	if x != nil {
-		return x.BySeverity
-	}
-	return nil
-}
-
-func (x *AlertStats) GetByRule() []*AlertRuleCount {
-	if x != nil {
-		return x.ByRule
-	}
-	return nil
-}
-
-func (x *AlertStats) GetByCamera() []*AlertCameraCount {
-	if x != nil {
-		return x.ByCamera
-	}
-	return nil
-}
-
-func (x *AlertStats) GetBuckets() []*AlertBucket {
-	if x != nil {
-		return x.Buckets
-	}
-	return nil
-}
-
-func (x *AlertStats) GetMeanTimeToAcknowledge() *durationpb.Duration {
-	if x != nil {
-		return x.MeanTimeToAcknowledge
-	}
-	return nil
-}
-
-func (x *AlertStats) GetMeanTimeToDismiss() *durationpb.Duration {
-	if x != nil {
-		return x.MeanTimeToDismiss
-	}
-	return nil
-}
-
-func (x *AlertStats) GetOpen() int64 {
-	if x != nil {
-		return x.Open
-	}
-	return 0
-}
-
-func (x *AlertStats) GetOldestOpenAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.OldestOpenAt
-	}
-	return nil
-}
-
-func (x *AlertStats) GetSuppressed() int64 {
-	if x != nil {
-		return x.Suppressed
-	}
-	return 0
-}
-
-func (x *AlertStats) GetDedupRatio() float64 {
-	if x != nil && x.DedupRatio != nil {
-		return *x.DedupRatio
-	}
-	return 0
-}
-
-// Number of alerts in one status.
-type AlertStatusCount struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Status of the counted alerts.
-	Status AlertStatus `protobuf:"varint,1,opt,name=status,proto3,enum=watchpost.v1.AlertStatus" json:"status,omitempty"`
-	// Number of alerts in this status.
-	Alerts        int64 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AlertStatusCount) Reset() {
-	*x = AlertStatusCount{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[7]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AlertStatusCount) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AlertStatusCount) ProtoMessage() {}
-
-func (x *AlertStatusCount) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[7]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AlertStatusCount.ProtoReflect.Descriptor instead.
-func (*AlertStatusCount) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{7}
-}
-
-func (x *AlertStatusCount) GetStatus() AlertStatus {
-	if x != nil {
-		return x.Status
-	}
-	return AlertStatus_ALERT_STATUS_UNSPECIFIED
-}
-
-func (x *AlertStatusCount) GetAlerts() int64 {
-	if x != nil {
-		return x.Alerts
-	}
-	return 0
-}
-
-// Number of alerts of one severity.
-type AlertSeverityCount struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Severity of the counted alerts.
-	Severity Severity `protobuf:"varint,1,opt,name=severity,proto3,enum=watchpost.v1.Severity" json:"severity,omitempty"`
-	// Number of alerts of this severity.
-	Alerts        int64 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AlertSeverityCount) Reset() {
-	*x = AlertSeverityCount{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[8]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AlertSeverityCount) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AlertSeverityCount) ProtoMessage() {}
-
-func (x *AlertSeverityCount) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[8]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AlertSeverityCount.ProtoReflect.Descriptor instead.
-func (*AlertSeverityCount) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{8}
-}
-
-func (x *AlertSeverityCount) GetSeverity() Severity {
-	if x != nil {
-		return x.Severity
-	}
-	return Severity_SEVERITY_UNSPECIFIED
-}
-
-func (x *AlertSeverityCount) GetAlerts() int64 {
-	if x != nil {
-		return x.Alerts
-	}
-	return 0
-}
-
-// Number of alerts of one rule.
-type AlertRuleCount struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the rule. Absent for alerts whose rule is deleted or that have none.
-	RuleId *string `protobuf:"bytes,1,opt,name=rule_id,json=ruleId,proto3,oneof" json:"rule_id,omitempty"`
-	// Number of alerts of this rule.
-	Alerts int64 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`
-	// Number of suppressed repeats, summed over `Alert.suppressed_count` of these alerts.
-	Suppressed    int64 `protobuf:"varint,3,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AlertRuleCount) Reset() {
-	*x = AlertRuleCount{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[9]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AlertRuleCount) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AlertRuleCount) ProtoMessage() {}
-
-func (x *AlertRuleCount) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[9]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AlertRuleCount.ProtoReflect.Descriptor instead.
-func (*AlertRuleCount) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{9}
-}
-
-func (x *AlertRuleCount) GetRuleId() string {
-	if x != nil && x.RuleId != nil {
-		return *x.RuleId
-	}
-	return ""
-}
-
-func (x *AlertRuleCount) GetAlerts() int64 {
-	if x != nil {
-		return x.Alerts
-	}
-	return 0
-}
-
-func (x *AlertRuleCount) GetSuppressed() int64 {
-	if x != nil {
-		return x.Suppressed
-	}
-	return 0
-}
-
-// Number of alerts of one camera.
-type AlertCameraCount struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the camera. Absent for alerts whose camera is unknown.
-	CameraId *string `protobuf:"bytes,1,opt,name=camera_id,json=cameraId,proto3,oneof" json:"camera_id,omitempty"`
-	// Number of alerts of this camera.
-	Alerts int64 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`
-	// Number of suppressed repeats, summed over `Alert.suppressed_count` of these alerts.
-	Suppressed    int64 `protobuf:"varint,3,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AlertCameraCount) Reset() {
-	*x = AlertCameraCount{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[10]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AlertCameraCount) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AlertCameraCount) ProtoMessage() {}
-
-func (x *AlertCameraCount) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[10]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AlertCameraCount.ProtoReflect.Descriptor instead.
-func (*AlertCameraCount) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{10}
-}
-
-func (x *AlertCameraCount) GetCameraId() string {
-	if x != nil && x.CameraId != nil {
-		return *x.CameraId
-	}
-	return ""
-}
-
-func (x *AlertCameraCount) GetAlerts() int64 {
-	if x != nil {
-		return x.Alerts
-	}
-	return 0
-}
-
-func (x *AlertCameraCount) GetSuppressed() int64 {
-	if x != nil {
-		return x.Suppressed
-	}
-	return 0
-}
-
-// Number of alerts raised in one bucket of time.
-type AlertBucket struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Start of the bucket, inclusive. The bucket is `bucket_width` long; its end is exclusive.
-	StartTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	// Number of alerts raised in this bucket.
-	Alerts int64 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`
-	// Number of suppressed repeats, summed over `Alert.suppressed_count` of these alerts, whenever they
-	// came.
-	Suppressed    int64 `protobuf:"varint,3,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AlertBucket) Reset() {
-	*x = AlertBucket{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[11]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AlertBucket) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AlertBucket) ProtoMessage() {}
-
-func (x *AlertBucket) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[11]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AlertBucket.ProtoReflect.Descriptor instead.
-func (*AlertBucket) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{11}
-}
-
-func (x *AlertBucket) GetStartTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.StartTime
-	}
-	return nil
-}
-
-func (x *AlertBucket) GetAlerts() int64 {
-	if x != nil {
-		return x.Alerts
-	}
-	return 0
-}
-
-func (x *AlertBucket) GetSuppressed() int64 {
-	if x != nil {
-		return x.Suppressed
-	}
-	return 0
-}
-
-// Selects alert rules. Set fields are ANDed.
-type AlertRuleFilter struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only rules that are, or are not, enabled. Absent means both.
-	Enabled *bool `protobuf:"varint,1,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
-	// Only rules of this severity.
-	Severity Severity `protobuf:"varint,2,opt,name=severity,proto3,enum=watchpost.v1.Severity" json:"severity,omitempty"`
-	// Only rules whose name holds this text; the case of the letters A to Z does
-	// not matter. At most 255 characters.
-	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AlertRuleFilter) Reset() {
-	*x = AlertRuleFilter{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[12]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AlertRuleFilter) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AlertRuleFilter) ProtoMessage() {}
-
-func (x *AlertRuleFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[12]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AlertRuleFilter.ProtoReflect.Descriptor instead.
-func (*AlertRuleFilter) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{12}
-}
-
-func (x *AlertRuleFilter) GetEnabled() bool {
-	if x != nil && x.Enabled != nil {
-		return *x.Enabled
-	}
-	return false
-}
-
-func (x *AlertRuleFilter) GetSeverity() Severity {
-	if x != nil {
-		return x.Severity
-	}
-	return Severity_SEVERITY_UNSPECIFIED
-}
-
-func (x *AlertRuleFilter) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-// Selects alerts. Set fields are ANDed; a list matches any of its values.
+// Filter of alerts. Set fields are ANDed. A list matches any of its values.
 type AlertFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only alerts in one of these statuses.
+	// Statuses of the alerts. Empty means any.
 	Statuses []AlertStatus `protobuf:"varint,1,rep,packed,name=statuses,proto3,enum=watchpost.v1.AlertStatus" json:"statuses,omitempty"`
-	// Only alerts of these severities.
+	// Severities of the alerts. Empty means any.
 	Severities []Severity `protobuf:"varint,2,rep,packed,name=severities,proto3,enum=watchpost.v1.Severity" json:"severities,omitempty"`
-	// Only alerts of these rules.
+	// Ids of the rules that raised the alerts, at most 1,000 UUIDs. Empty means any.
 	RuleIds []string `protobuf:"bytes,3,rep,name=rule_ids,json=ruleIds,proto3" json:"rule_ids,omitempty"`
-	// Only alerts of these cameras.
+	// Ids of the cameras of the alerts, at most 1,000. Empty means any.
 	CameraIds []string `protobuf:"bytes,4,rep,name=camera_ids,json=cameraIds,proto3" json:"camera_ids,omitempty"`
-	// Only alerts of this event.
+	// Id of the event of the alerts. Absent means any.
 	EventId *int64 `protobuf:"varint,5,opt,name=event_id,json=eventId,proto3,oneof" json:"event_id,omitempty"`
-	// Only alerts with this dedup key.
+	// Dedup key of the alerts, at most 255 characters. Empty means any.
 	DedupKey string `protobuf:"bytes,6,opt,name=dedup_key,json=dedupKey,proto3" json:"dedup_key,omitempty"`
-	// Only alerts raised in this range.
+	// Range of `created_at` of the alerts. Absent means any.
 	CreatedAt *TimeRange `protobuf:"bytes,7,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Only alerts that last changed in this range.
+	// Range of `updated_at` of the alerts. Absent means any.
 	UpdatedAt *TimeRange `protobuf:"bytes,8,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// Only alerts that were delivered in this range.
+	// Range of `delivered_at` of the alerts. Absent means any.
 	DeliveredAt *TimeRange `protobuf:"bytes,9,opt,name=delivered_at,json=deliveredAt,proto3" json:"delivered_at,omitempty"`
-	// Only alerts with this text in their dedup key or in a text of their metadata,
-	// at whatever depth; the case of the letters A to Z does not matter. At most
-	// 255 characters. It is looked for in every alert that the rest of the filter lets
-	// pass: with many alerts set `created_at`, too.
+	// Text that the dedup key or a text of the metadata at any depth must contain, at most 255
+	// characters. Only the letters A to Z are case-insensitive. Empty means any.
+	//
+	// The server scans all alerts that match the other fields: with many alerts, also set
+	// `created_at`.
 	Text string `protobuf:"bytes,10,opt,name=text,proto3" json:"text,omitempty"`
-	// Only alerts that are open (pending or delivered), or that are not.
-	// Absent means both.
+	// Selects open alerts (`true`: pending or delivered) or all others (`false`). Absent means both.
 	Open *bool `protobuf:"varint,11,opt,name=open,proto3,oneof" json:"open,omitempty"`
-	// Only alerts for which repeats were held back, or for which none were.
-	// Absent means both.
+	// Selects alerts with suppressed repeats (`true`) or without (`false`). Absent means both.
 	Suppressed *bool `protobuf:"varint,12,opt,name=suppressed,proto3,oneof" json:"suppressed,omitempty"`
-	// Only alerts that a rule raised for one of these zones, see `Alert.metadata`.
-	// At most 1,000.
+	// Ids of the zones for which a rule raised the alerts, at most 1,000, see `Alert.metadata`. Empty
+	// means any.
 	ZoneIds []string `protobuf:"bytes,13,rep,name=zone_ids,json=zoneIds,proto3" json:"zone_ids,omitempty"`
-	// Only alerts that go to one of these channels. At most 1,000.
+	// Names of the notification channels of the alerts, at most 1,000. Empty means any.
 	Channels      []string `protobuf:"bytes,14,rep,name=channels,proto3" json:"channels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1729,7 +480,7 @@ type AlertFilter struct {
 
 func (x *AlertFilter) Reset() {
 	*x = AlertFilter{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[13]
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1741,7 +492,7 @@ func (x *AlertFilter) String() string {
 func (*AlertFilter) ProtoMessage() {}
 
 func (x *AlertFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[13]
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1754,7 +505,7 @@ func (x *AlertFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertFilter.ProtoReflect.Descriptor instead.
 func (*AlertFilter) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{13}
+	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *AlertFilter) GetStatuses() []AlertStatus {
@@ -1855,16 +606,16 @@ func (x *AlertFilter) GetChannels() []string {
 	return nil
 }
 
-// Selects transitions. Set fields are ANDed; a list matches any of its values.
+// Filter of `ListAlertTransitions`. Set fields are ANDed. A list matches any of its values.
 type AlertTransitionFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only transitions of this alert. They are listed oldest first.
+	// Id of the alert, a UUID. Its transitions are listed oldest first. Empty means any.
 	AlertId string `protobuf:"bytes,1,opt,name=alert_id,json=alertId,proto3" json:"alert_id,omitempty"`
-	// Only transitions by exactly this actor.
+	// Actor of the transitions, compared exactly. Empty means any.
 	Actor string `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Only transitions into one of these statuses.
+	// Statuses after the transition. Empty means any.
 	ToStatuses []AlertStatus `protobuf:"varint,3,rep,packed,name=to_statuses,json=toStatuses,proto3,enum=watchpost.v1.AlertStatus" json:"to_statuses,omitempty"`
-	// Only transitions in this range.
+	// Range of `created_at` of the transitions. Absent means any.
 	CreatedAt     *TimeRange `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1872,7 +623,7 @@ type AlertTransitionFilter struct {
 
 func (x *AlertTransitionFilter) Reset() {
 	*x = AlertTransitionFilter{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[14]
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1884,7 +635,7 @@ func (x *AlertTransitionFilter) String() string {
 func (*AlertTransitionFilter) ProtoMessage() {}
 
 func (x *AlertTransitionFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[14]
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1897,7 +648,7 @@ func (x *AlertTransitionFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AlertTransitionFilter.ProtoReflect.Descriptor instead.
 func (*AlertTransitionFilter) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{14}
+	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *AlertTransitionFilter) GetAlertId() string {
@@ -1928,30 +679,58 @@ func (x *AlertTransitionFilter) GetCreatedAt() *TimeRange {
 	return nil
 }
 
-// The request of `CreateAlertRule`.
-type CreateAlertRuleRequest struct {
+// Result of `AlertService.GetAlertStats`.
+type AlertStats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The rule to create.
-	AlertRule     *AlertRule `protobuf:"bytes,1,opt,name=alert_rule,json=alertRule,proto3" json:"alert_rule,omitempty"`
+	// Number of matching alerts.
+	Total int64 `protobuf:"varint,1,opt,name=total,proto3" json:"total,omitempty"`
+	// Numbers of alerts by status, in the order of `AlertStatus`. Statuses without alerts are left
+	// out.
+	ByStatus []*AlertStatusCount `protobuf:"bytes,2,rep,name=by_status,json=byStatus,proto3" json:"by_status,omitempty"`
+	// Numbers of alerts by severity, in the order of `Severity`. Severities without alerts are left
+	// out.
+	BySeverity []*AlertSeverityCount `protobuf:"bytes,3,rep,name=by_severity,json=bySeverity,proto3" json:"by_severity,omitempty"`
+	// Numbers of alerts by rule, most first. At most 1,000 rules.
+	ByRule []*AlertRuleCount `protobuf:"bytes,4,rep,name=by_rule,json=byRule,proto3" json:"by_rule,omitempty"`
+	// Numbers of alerts by camera, most first. At most 1,000 cameras.
+	ByCamera []*AlertCameraCount `protobuf:"bytes,5,rep,name=by_camera,json=byCamera,proto3" json:"by_camera,omitempty"`
+	// Numbers of alerts by the time at which they were raised, oldest first. Buckets without alerts
+	// are left out. Empty without `bucket_width`.
+	Buckets []*AlertBucket `protobuf:"bytes,6,rep,name=buckets,proto3" json:"buckets,omitempty"`
+	// Mean time between raising and acknowledging, over alerts with a known time. Absent without such
+	// alerts.
+	MeanTimeToAcknowledge *durationpb.Duration `protobuf:"bytes,7,opt,name=mean_time_to_acknowledge,json=meanTimeToAcknowledge,proto3" json:"mean_time_to_acknowledge,omitempty"`
+	// Mean time between raising and dismissing, over alerts with a known time. Absent without such
+	// alerts.
+	MeanTimeToDismiss *durationpb.Duration `protobuf:"bytes,8,opt,name=mean_time_to_dismiss,json=meanTimeToDismiss,proto3" json:"mean_time_to_dismiss,omitempty"`
+	// Number of open alerts: pending or delivered.
+	Open int64 `protobuf:"varint,9,opt,name=open,proto3" json:"open,omitempty"`
+	// Time at which the oldest open alert was raised. Absent without open alerts.
+	OldestOpenAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=oldest_open_at,json=oldestOpenAt,proto3" json:"oldest_open_at,omitempty"`
+	// Number of suppressed repeats, summed over `Alert.suppressed_count` of the matching alerts.
+	Suppressed int64 `protobuf:"varint,11,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
+	// Share of alerts that were suppressed as repeats: `suppressed / (total + suppressed)`, in [0,
+	// 1). Absent if `total` is 0.
+	DedupRatio    *float64 `protobuf:"fixed64,12,opt,name=dedup_ratio,json=dedupRatio,proto3,oneof" json:"dedup_ratio,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *CreateAlertRuleRequest) Reset() {
-	*x = CreateAlertRuleRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[15]
+func (x *AlertStats) Reset() {
+	*x = AlertStats{}
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *CreateAlertRuleRequest) String() string {
+func (x *AlertStats) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*CreateAlertRuleRequest) ProtoMessage() {}
+func (*AlertStats) ProtoMessage() {}
 
-func (x *CreateAlertRuleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[15]
+func (x *AlertStats) ProtoReflect() protoreflect.Message {
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,2222 +741,121 @@ func (x *CreateAlertRuleRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use CreateAlertRuleRequest.ProtoReflect.Descriptor instead.
-func (*CreateAlertRuleRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{15}
+// Deprecated: Use AlertStats.ProtoReflect.Descriptor instead.
+func (*AlertStats) Descriptor() ([]byte, []int) {
+	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *CreateAlertRuleRequest) GetAlertRule() *AlertRule {
+func (x *AlertStats) GetTotal() int64 {
 	if x != nil {
-		return x.AlertRule
-	}
-	return nil
-}
-
-// The request of `GetAlertRule`.
-type GetAlertRuleRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the rule, a UUID.
-	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetAlertRuleRequest) Reset() {
-	*x = GetAlertRuleRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetAlertRuleRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetAlertRuleRequest) ProtoMessage() {}
-
-func (x *GetAlertRuleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetAlertRuleRequest.ProtoReflect.Descriptor instead.
-func (*GetAlertRuleRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *GetAlertRuleRequest) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-// The request of `ListAlertRules`.
-type ListAlertRulesRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The most rules to return, in [1, 1000]. 0 means 50; more means 1000.
-	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page. With another filter the call
-	// fails with `INVALID_ARGUMENT`.
-	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Selects the rules. Absent means all. Must be the same on every page.
-	Filter        *AlertRuleFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListAlertRulesRequest) Reset() {
-	*x = ListAlertRulesRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[17]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListAlertRulesRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListAlertRulesRequest) ProtoMessage() {}
-
-func (x *ListAlertRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[17]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListAlertRulesRequest.ProtoReflect.Descriptor instead.
-func (*ListAlertRulesRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{17}
-}
-
-func (x *ListAlertRulesRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
+		return x.Total
 	}
 	return 0
 }
 
-func (x *ListAlertRulesRequest) GetPageToken() string {
+func (x *AlertStats) GetByStatus() []*AlertStatusCount {
 	if x != nil {
-		return x.PageToken
-	}
-	return ""
-}
-
-func (x *ListAlertRulesRequest) GetFilter() *AlertRuleFilter {
-	if x != nil {
-		return x.Filter
+		return x.ByStatus
 	}
 	return nil
 }
 
-// The response of `ListAlertRules`.
-type ListAlertRulesResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The rules of this page.
-	AlertRules []*AlertRule `protobuf:"bytes,1,rep,name=alert_rules,json=alertRules,proto3" json:"alert_rules,omitempty"`
-	// Token of the next page. Empty on the last page.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListAlertRulesResponse) Reset() {
-	*x = ListAlertRulesResponse{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListAlertRulesResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListAlertRulesResponse) ProtoMessage() {}
-
-func (x *ListAlertRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[18]
+func (x *AlertStats) GetBySeverity() []*AlertSeverityCount {
 	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListAlertRulesResponse.ProtoReflect.Descriptor instead.
-func (*ListAlertRulesResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *ListAlertRulesResponse) GetAlertRules() []*AlertRule {
-	if x != nil {
-		return x.AlertRules
+		return x.BySeverity
 	}
 	return nil
 }
 
-func (x *ListAlertRulesResponse) GetNextPageToken() string {
+func (x *AlertStats) GetByRule() []*AlertRuleCount {
 	if x != nil {
-		return x.NextPageToken
-	}
-	return ""
-}
-
-// The request of `UpdateAlertRule`.
-type UpdateAlertRuleRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The rule to change, by its `id`, with the new values.
-	AlertRule *AlertRule `protobuf:"bytes,1,opt,name=alert_rule,json=alertRule,proto3" json:"alert_rule,omitempty"`
-	// The fields to change: any of the rule but `id`, `created_at`, `updated_at` and
-	// `version_id`; `*` is all of them. A named field that is not set goes back
-	// to its default, a condition to "matches any". Absent or empty: those that
-	// are set in `alert_rule`.
-	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// The `version_id` of the rule that the caller has seen. If it is not the present one, the call
-	// fails. Absent: no such check.
-	ExpectedVersionId *int32 `protobuf:"varint,3,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
-}
-
-func (x *UpdateAlertRuleRequest) Reset() {
-	*x = UpdateAlertRuleRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[19]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *UpdateAlertRuleRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*UpdateAlertRuleRequest) ProtoMessage() {}
-
-func (x *UpdateAlertRuleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[19]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use UpdateAlertRuleRequest.ProtoReflect.Descriptor instead.
-func (*UpdateAlertRuleRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{19}
-}
-
-func (x *UpdateAlertRuleRequest) GetAlertRule() *AlertRule {
-	if x != nil {
-		return x.AlertRule
+		return x.ByRule
 	}
 	return nil
 }
 
-func (x *UpdateAlertRuleRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+func (x *AlertStats) GetByCamera() []*AlertCameraCount {
 	if x != nil {
-		return x.UpdateMask
+		return x.ByCamera
 	}
 	return nil
 }
 
-func (x *UpdateAlertRuleRequest) GetExpectedVersionId() int32 {
-	if x != nil && x.ExpectedVersionId != nil {
-		return *x.ExpectedVersionId
+func (x *AlertStats) GetBuckets() []*AlertBucket {
+	if x != nil {
+		return x.Buckets
+	}
+	return nil
+}
+
+func (x *AlertStats) GetMeanTimeToAcknowledge() *durationpb.Duration {
+	if x != nil {
+		return x.MeanTimeToAcknowledge
+	}
+	return nil
+}
+
+func (x *AlertStats) GetMeanTimeToDismiss() *durationpb.Duration {
+	if x != nil {
+		return x.MeanTimeToDismiss
+	}
+	return nil
+}
+
+func (x *AlertStats) GetOpen() int64 {
+	if x != nil {
+		return x.Open
 	}
 	return 0
 }
 
-// The request of `DeleteAlertRule`.
-type DeleteAlertRuleRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the rule, a UUID.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The `version_id` of the rule that the caller has seen. If it is not the present one, the call
-	// fails. Absent: no such check.
-	ExpectedVersionId *int32 `protobuf:"varint,2,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
-}
-
-func (x *DeleteAlertRuleRequest) Reset() {
-	*x = DeleteAlertRuleRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[20]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeleteAlertRuleRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeleteAlertRuleRequest) ProtoMessage() {}
-
-func (x *DeleteAlertRuleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[20]
+func (x *AlertStats) GetOldestOpenAt() *timestamppb.Timestamp {
 	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeleteAlertRuleRequest.ProtoReflect.Descriptor instead.
-func (*DeleteAlertRuleRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{20}
-}
-
-func (x *DeleteAlertRuleRequest) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *DeleteAlertRuleRequest) GetExpectedVersionId() int32 {
-	if x != nil && x.ExpectedVersionId != nil {
-		return *x.ExpectedVersionId
-	}
-	return 0
-}
-
-// The request of `SetAlertRulesEnabled`. Either `ids` or `filter` is required, not
-// both.
-type SetAlertRulesEnabledRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Ids of the rules, at most 1,000.
-	Ids []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
-	// Selects the rules; an empty filter matches all.
-	Filter *AlertRuleFilter `protobuf:"bytes,2,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Required. Whether the rules shall be enabled.
-	Enabled *bool `protobuf:"varint,3,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
-	// Changes nothing, and reports what would be changed.
-	DryRun        bool `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SetAlertRulesEnabledRequest) Reset() {
-	*x = SetAlertRulesEnabledRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[21]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SetAlertRulesEnabledRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SetAlertRulesEnabledRequest) ProtoMessage() {}
-
-func (x *SetAlertRulesEnabledRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[21]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SetAlertRulesEnabledRequest.ProtoReflect.Descriptor instead.
-func (*SetAlertRulesEnabledRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{21}
-}
-
-func (x *SetAlertRulesEnabledRequest) GetIds() []string {
-	if x != nil {
-		return x.Ids
+		return x.OldestOpenAt
 	}
 	return nil
 }
 
-func (x *SetAlertRulesEnabledRequest) GetFilter() *AlertRuleFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-func (x *SetAlertRulesEnabledRequest) GetEnabled() bool {
-	if x != nil && x.Enabled != nil {
-		return *x.Enabled
-	}
-	return false
-}
-
-func (x *SetAlertRulesEnabledRequest) GetDryRun() bool {
-	if x != nil {
-		return x.DryRun
-	}
-	return false
-}
-
-// The response of `SetAlertRulesEnabled`.
-type SetAlertRulesEnabledResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Number of rules that were named or matched the filter.
-	Matched int32 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
-	// Number of those rules that were changed. With `dry_run`, the number that would be.
-	Changed int32 `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
-	// Ids of the request that no rule has.
-	UnknownIds    []string `protobuf:"bytes,3,rep,name=unknown_ids,json=unknownIds,proto3" json:"unknown_ids,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SetAlertRulesEnabledResponse) Reset() {
-	*x = SetAlertRulesEnabledResponse{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[22]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SetAlertRulesEnabledResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SetAlertRulesEnabledResponse) ProtoMessage() {}
-
-func (x *SetAlertRulesEnabledResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[22]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SetAlertRulesEnabledResponse.ProtoReflect.Descriptor instead.
-func (*SetAlertRulesEnabledResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{22}
-}
-
-func (x *SetAlertRulesEnabledResponse) GetMatched() int32 {
-	if x != nil {
-		return x.Matched
-	}
-	return 0
-}
-
-func (x *SetAlertRulesEnabledResponse) GetChanged() int32 {
-	if x != nil {
-		return x.Changed
-	}
-	return 0
-}
-
-func (x *SetAlertRulesEnabledResponse) GetUnknownIds() []string {
-	if x != nil {
-		return x.UnknownIds
-	}
-	return nil
-}
-
-// The request of `CloneAlertRule`.
-type CloneAlertRuleRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the rule to copy.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The name of the copy, 1 to 255 characters. Defaults to that of the original
-	// and ` (copy)`, the former cut so that both fit.
-	Name *string `protobuf:"bytes,2,opt,name=name,proto3,oneof" json:"name,omitempty"`
-	// Whether the copy raises alerts. Defaults to `false`.
-	Enabled       *bool `protobuf:"varint,3,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CloneAlertRuleRequest) Reset() {
-	*x = CloneAlertRuleRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[23]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CloneAlertRuleRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CloneAlertRuleRequest) ProtoMessage() {}
-
-func (x *CloneAlertRuleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[23]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CloneAlertRuleRequest.ProtoReflect.Descriptor instead.
-func (*CloneAlertRuleRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{23}
-}
-
-func (x *CloneAlertRuleRequest) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *CloneAlertRuleRequest) GetName() string {
-	if x != nil && x.Name != nil {
-		return *x.Name
-	}
-	return ""
-}
-
-func (x *CloneAlertRuleRequest) GetEnabled() bool {
-	if x != nil && x.Enabled != nil {
-		return *x.Enabled
-	}
-	return false
-}
-
-// The request of `ExportAlertRules`.
-type ExportAlertRulesRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Selects the rules. Absent means all.
-	Filter *AlertRuleFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Writes `created_at`, `updated_at` and `version_id` too. They are ignored by
-	// an import, and change though nothing that matters does.
-	WithOutputOnly bool `protobuf:"varint,2,opt,name=with_output_only,json=withOutputOnly,proto3" json:"with_output_only,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
-}
-
-func (x *ExportAlertRulesRequest) Reset() {
-	*x = ExportAlertRulesRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[24]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ExportAlertRulesRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ExportAlertRulesRequest) ProtoMessage() {}
-
-func (x *ExportAlertRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[24]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ExportAlertRulesRequest.ProtoReflect.Descriptor instead.
-func (*ExportAlertRulesRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{24}
-}
-
-func (x *ExportAlertRulesRequest) GetFilter() *AlertRuleFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-func (x *ExportAlertRulesRequest) GetWithOutputOnly() bool {
-	if x != nil {
-		return x.WithOutputOnly
-	}
-	return false
-}
-
-// The response of `ExportAlertRules`.
-type ExportAlertRulesResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The document: an object with `format` (`watchpost.alert_rules`), `version` (1)
-	// and `alert_rules`, a list ordered by id. The keys of a rule are the fields of
-	// `AlertRule` in their order; enums are labels in lower case (`high`,
-	// `monday`), times are RFC 3339, durations are seconds with an `s` (`300s`),
-	// and what is not set is left out. Indented by two spaces, ended by a line
-	// feed. The same rules are always the same bytes.
-	Document string `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"`
-	// Number of rules in the document.
-	AlertRules    int32 `protobuf:"varint,2,opt,name=alert_rules,json=alertRules,proto3" json:"alert_rules,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ExportAlertRulesResponse) Reset() {
-	*x = ExportAlertRulesResponse{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[25]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ExportAlertRulesResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ExportAlertRulesResponse) ProtoMessage() {}
-
-func (x *ExportAlertRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[25]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ExportAlertRulesResponse.ProtoReflect.Descriptor instead.
-func (*ExportAlertRulesResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{25}
-}
-
-func (x *ExportAlertRulesResponse) GetDocument() string {
-	if x != nil {
-		return x.Document
-	}
-	return ""
-}
-
-func (x *ExportAlertRulesResponse) GetAlertRules() int32 {
-	if x != nil {
-		return x.AlertRules
-	}
-	return 0
-}
-
-// The request of `ImportAlertRules`.
-type ImportAlertRulesRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The document, see `ExportAlertRulesResponse.document`: at most 16 MiB
-	// (and what the server takes as a message, 4 MiB by default) and 10,000
-	// rules.
-	//
-	// A rule with an `id` that exists is updated: all of it, so that what is left
-	// out or null goes back to its default. A rule with an id that does not exist
-	// is created with it, one without an id is created with a new one. No two may
-	// have the same id.
-	Document string `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"`
-	// Checks everything, changes nothing, and reports what would be done.
-	DryRun        bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ImportAlertRulesRequest) Reset() {
-	*x = ImportAlertRulesRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[26]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ImportAlertRulesRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ImportAlertRulesRequest) ProtoMessage() {}
-
-func (x *ImportAlertRulesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[26]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ImportAlertRulesRequest.ProtoReflect.Descriptor instead.
-func (*ImportAlertRulesRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{26}
-}
-
-func (x *ImportAlertRulesRequest) GetDocument() string {
-	if x != nil {
-		return x.Document
-	}
-	return ""
-}
-
-func (x *ImportAlertRulesRequest) GetDryRun() bool {
-	if x != nil {
-		return x.DryRun
-	}
-	return false
-}
-
-// The response of `ImportAlertRules`.
-type ImportAlertRulesResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Result for each rule of the document, in its order.
-	Results []*ImportedAlertRule `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
-	// Number of rules that were created. With `dry_run`, the number that would be.
-	Created int32 `protobuf:"varint,2,opt,name=created,proto3" json:"created,omitempty"`
-	// Number of rules that were updated. With `dry_run`, the number that would be.
-	Updated int32 `protobuf:"varint,3,opt,name=updated,proto3" json:"updated,omitempty"`
-	// Number of rules that equal the document already and were left alone.
-	Unchanged     int32 `protobuf:"varint,4,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ImportAlertRulesResponse) Reset() {
-	*x = ImportAlertRulesResponse{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[27]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ImportAlertRulesResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ImportAlertRulesResponse) ProtoMessage() {}
-
-func (x *ImportAlertRulesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[27]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ImportAlertRulesResponse.ProtoReflect.Descriptor instead.
-func (*ImportAlertRulesResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{27}
-}
-
-func (x *ImportAlertRulesResponse) GetResults() []*ImportedAlertRule {
-	if x != nil {
-		return x.Results
-	}
-	return nil
-}
-
-func (x *ImportAlertRulesResponse) GetCreated() int32 {
-	if x != nil {
-		return x.Created
-	}
-	return 0
-}
-
-func (x *ImportAlertRulesResponse) GetUpdated() int32 {
-	if x != nil {
-		return x.Updated
-	}
-	return 0
-}
-
-func (x *ImportAlertRulesResponse) GetUnchanged() int32 {
-	if x != nil {
-		return x.Unchanged
-	}
-	return 0
-}
-
-// Result of an import for one rule.
-type ImportedAlertRule struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the rule. Empty if `dry_run` was set and the rule would get a new id.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Action that the import took, or would take with `dry_run`.
-	Action        ImportAction `protobuf:"varint,2,opt,name=action,proto3,enum=watchpost.v1.ImportAction" json:"action,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ImportedAlertRule) Reset() {
-	*x = ImportedAlertRule{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[28]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ImportedAlertRule) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ImportedAlertRule) ProtoMessage() {}
-
-func (x *ImportedAlertRule) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[28]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ImportedAlertRule.ProtoReflect.Descriptor instead.
-func (*ImportedAlertRule) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{28}
-}
-
-func (x *ImportedAlertRule) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *ImportedAlertRule) GetAction() ImportAction {
-	if x != nil {
-		return x.Action
-	}
-	return ImportAction_IMPORT_ACTION_UNSPECIFIED
-}
-
-// The request of `GetAlertRuleStats`. At most one of `ids` and `filter` may be
-// set; without both it is about all rules.
-type GetAlertRuleStatsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The most rules to return, in [1, 1000]. 0 means 50; more means 1000.
-	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page.
-	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Ids of the rules, at most 1,000. Ids that no rule has are left out.
-	Ids []string `protobuf:"bytes,3,rep,name=ids,proto3" json:"ids,omitempty"`
-	// Selects the rules. Must be left out if `ids` is set.
-	Filter *AlertRuleFilter `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Time range in which alerts were raised or suppressed. An absent end is open.
-	Range         *TimeRange `protobuf:"bytes,5,opt,name=range,proto3" json:"range,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetAlertRuleStatsRequest) Reset() {
-	*x = GetAlertRuleStatsRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[29]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetAlertRuleStatsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetAlertRuleStatsRequest) ProtoMessage() {}
-
-func (x *GetAlertRuleStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[29]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetAlertRuleStatsRequest.ProtoReflect.Descriptor instead.
-func (*GetAlertRuleStatsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{29}
-}
-
-func (x *GetAlertRuleStatsRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-func (x *GetAlertRuleStatsRequest) GetPageToken() string {
-	if x != nil {
-		return x.PageToken
-	}
-	return ""
-}
-
-func (x *GetAlertRuleStatsRequest) GetIds() []string {
-	if x != nil {
-		return x.Ids
-	}
-	return nil
-}
-
-func (x *GetAlertRuleStatsRequest) GetFilter() *AlertRuleFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-func (x *GetAlertRuleStatsRequest) GetRange() *TimeRange {
-	if x != nil {
-		return x.Range
-	}
-	return nil
-}
-
-// The response of `GetAlertRuleStats`.
-type GetAlertRuleStatsResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The rules of this page.
-	AlertRuleStats []*AlertRuleStats `protobuf:"bytes,1,rep,name=alert_rule_stats,json=alertRuleStats,proto3" json:"alert_rule_stats,omitempty"`
-	// Token of the next page. Empty on the last page.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetAlertRuleStatsResponse) Reset() {
-	*x = GetAlertRuleStatsResponse{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[30]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetAlertRuleStatsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetAlertRuleStatsResponse) ProtoMessage() {}
-
-func (x *GetAlertRuleStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[30]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetAlertRuleStatsResponse.ProtoReflect.Descriptor instead.
-func (*GetAlertRuleStatsResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{30}
-}
-
-func (x *GetAlertRuleStatsResponse) GetAlertRuleStats() []*AlertRuleStats {
-	if x != nil {
-		return x.AlertRuleStats
-	}
-	return nil
-}
-
-func (x *GetAlertRuleStatsResponse) GetNextPageToken() string {
-	if x != nil {
-		return x.NextPageToken
-	}
-	return ""
-}
-
-// The request of `PreviewSchedule`.
-type PreviewScheduleRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Schedule to preview. Exactly one is required.
-	//
-	// Types that are valid to be assigned to Of:
-	//
-	//	*PreviewScheduleRequest_RuleId
-	//	*PreviewScheduleRequest_Schedule
-	Of isPreviewScheduleRequest_Of `protobuf_oneof:"of"`
-	// Time from which on windows are returned. Absent means now.
-	StartTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	// Number of windows, in [1, 100]. 0 means 10.
-	Count         int32 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PreviewScheduleRequest) Reset() {
-	*x = PreviewScheduleRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[31]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PreviewScheduleRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PreviewScheduleRequest) ProtoMessage() {}
-
-func (x *PreviewScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[31]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PreviewScheduleRequest.ProtoReflect.Descriptor instead.
-func (*PreviewScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{31}
-}
-
-func (x *PreviewScheduleRequest) GetOf() isPreviewScheduleRequest_Of {
-	if x != nil {
-		return x.Of
-	}
-	return nil
-}
-
-func (x *PreviewScheduleRequest) GetRuleId() string {
-	if x != nil {
-		if x, ok := x.Of.(*PreviewScheduleRequest_RuleId); ok {
-			return x.RuleId
-		}
-	}
-	return ""
-}
-
-func (x *PreviewScheduleRequest) GetSchedule() *Schedule {
-	if x != nil {
-		if x, ok := x.Of.(*PreviewScheduleRequest_Schedule); ok {
-			return x.Schedule
-		}
-	}
-	return nil
-}
-
-func (x *PreviewScheduleRequest) GetStartTime() *timestamppb.Timestamp {
-	if x != nil {
-		return x.StartTime
-	}
-	return nil
-}
-
-func (x *PreviewScheduleRequest) GetCount() int32 {
-	if x != nil {
-		return x.Count
-	}
-	return 0
-}
-
-type isPreviewScheduleRequest_Of interface {
-	isPreviewScheduleRequest_Of()
-}
-
-type PreviewScheduleRequest_RuleId struct {
-	// Id of the rule whose schedule is previewed. A rule without a schedule is always in force.
-	RuleId string `protobuf:"bytes,1,opt,name=rule_id,json=ruleId,proto3,oneof"`
-}
-
-type PreviewScheduleRequest_Schedule struct {
-	// Schedule to preview, checked as that of a rule is.
-	Schedule *Schedule `protobuf:"bytes,2,opt,name=schedule,proto3,oneof"`
-}
-
-func (*PreviewScheduleRequest_RuleId) isPreviewScheduleRequest_Of() {}
-
-func (*PreviewScheduleRequest_Schedule) isPreviewScheduleRequest_Of() {}
-
-// The response of `PreviewSchedule`.
-type PreviewScheduleResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whether the schedule is in force at `start_time`.
-	InForce bool `protobuf:"varint,1,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`
-	// The next windows that begin within 400 days, in order. Those that touch, as
-	// whole days that follow each other, are one. Where the clock is set back within a
-	// window, what is passed twice may lie in it once and again.
-	Windows       []*ScheduleWindow `protobuf:"bytes,2,rep,name=windows,proto3" json:"windows,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PreviewScheduleResponse) Reset() {
-	*x = PreviewScheduleResponse{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[32]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PreviewScheduleResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PreviewScheduleResponse) ProtoMessage() {}
-
-func (x *PreviewScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[32]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PreviewScheduleResponse.ProtoReflect.Descriptor instead.
-func (*PreviewScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{32}
-}
-
-func (x *PreviewScheduleResponse) GetInForce() bool {
-	if x != nil {
-		return x.InForce
-	}
-	return false
-}
-
-func (x *PreviewScheduleResponse) GetWindows() []*ScheduleWindow {
-	if x != nil {
-		return x.Windows
-	}
-	return nil
-}
-
-// A time during which a schedule is in force.
-type ScheduleWindow struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// When it begins; `start_time` of the request if it has begun before that.
-	Start *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=start,proto3" json:"start,omitempty"`
-	// When it ends; this instant is outside. Absent if it does not end within 400
-	// days of `start_time`.
-	End *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=end,proto3" json:"end,omitempty"`
-	// Local time of `start` in the time zone of the schedule: RFC 3339 with the offset from UTC
-	// (`2026-11-27T22:00:00+01:00`).
-	LocalStart string `protobuf:"bytes,3,opt,name=local_start,json=localStart,proto3" json:"local_start,omitempty"`
-	// Local time of `end`, as `local_start`. Empty if `end` is absent.
-	LocalEnd      string `protobuf:"bytes,4,opt,name=local_end,json=localEnd,proto3" json:"local_end,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ScheduleWindow) Reset() {
-	*x = ScheduleWindow{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[33]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ScheduleWindow) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ScheduleWindow) ProtoMessage() {}
-
-func (x *ScheduleWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[33]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ScheduleWindow.ProtoReflect.Descriptor instead.
-func (*ScheduleWindow) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{33}
-}
-
-func (x *ScheduleWindow) GetStart() *timestamppb.Timestamp {
-	if x != nil {
-		return x.Start
-	}
-	return nil
-}
-
-func (x *ScheduleWindow) GetEnd() *timestamppb.Timestamp {
-	if x != nil {
-		return x.End
-	}
-	return nil
-}
-
-func (x *ScheduleWindow) GetLocalStart() string {
-	if x != nil {
-		return x.LocalStart
-	}
-	return ""
-}
-
-func (x *ScheduleWindow) GetLocalEnd() string {
-	if x != nil {
-		return x.LocalEnd
-	}
-	return ""
-}
-
-// Numbers of alerts that one rule raised, and of those that were suppressed, in a time range.
-type AlertRuleStats struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the rule.
-	RuleId string `protobuf:"bytes,1,opt,name=rule_id,json=ruleId,proto3" json:"rule_id,omitempty"`
-	// Name of the rule.
-	RuleName string `protobuf:"bytes,2,opt,name=rule_name,json=ruleName,proto3" json:"rule_name,omitempty"`
-	// Number of alerts raised for the rule, also by hand.
-	Fired int64 `protobuf:"varint,3,opt,name=fired,proto3" json:"fired,omitempty"`
-	// Number of repeats that a cooldown suppressed: the sum of `Alert.suppressed_count` of these
-	// alerts, whenever the repeats came.
-	SuppressedByCooldown int64 `protobuf:"varint,4,opt,name=suppressed_by_cooldown,json=suppressedByCooldown,proto3" json:"suppressed_by_cooldown,omitempty"`
-	// Number of alerts that a silence suppressed.
-	SuppressedBySilence int64 `protobuf:"varint,5,opt,name=suppressed_by_silence,json=suppressedBySilence,proto3" json:"suppressed_by_silence,omitempty"`
-	// Number of alerts that were not raised because their event was snoozed.
-	SuppressedBySnooze int64 `protobuf:"varint,6,opt,name=suppressed_by_snooze,json=suppressedBySnooze,proto3" json:"suppressed_by_snooze,omitempty"`
-	// Number of alerts that were suppressed because the rule was flapping.
-	SuppressedByFlapping int64 `protobuf:"varint,7,opt,name=suppressed_by_flapping,json=suppressedByFlapping,proto3" json:"suppressed_by_flapping,omitempty"`
-	// Time at which an alert was last raised for the rule in the range. Absent if none was.
-	LastFiredAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last_fired_at,json=lastFiredAt,proto3" json:"last_fired_at,omitempty"`
-	// Time of the last suppression that is counted here. Absent if there was none.
-	LastSuppressedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_suppressed_at,json=lastSuppressedAt,proto3" json:"last_suppressed_at,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
-}
-
-func (x *AlertRuleStats) Reset() {
-	*x = AlertRuleStats{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[34]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AlertRuleStats) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AlertRuleStats) ProtoMessage() {}
-
-func (x *AlertRuleStats) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[34]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AlertRuleStats.ProtoReflect.Descriptor instead.
-func (*AlertRuleStats) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{34}
-}
-
-func (x *AlertRuleStats) GetRuleId() string {
-	if x != nil {
-		return x.RuleId
-	}
-	return ""
-}
-
-func (x *AlertRuleStats) GetRuleName() string {
-	if x != nil {
-		return x.RuleName
-	}
-	return ""
-}
-
-func (x *AlertRuleStats) GetFired() int64 {
-	if x != nil {
-		return x.Fired
-	}
-	return 0
-}
-
-func (x *AlertRuleStats) GetSuppressedByCooldown() int64 {
-	if x != nil {
-		return x.SuppressedByCooldown
-	}
-	return 0
-}
-
-func (x *AlertRuleStats) GetSuppressedBySilence() int64 {
-	if x != nil {
-		return x.SuppressedBySilence
-	}
-	return 0
-}
-
-func (x *AlertRuleStats) GetSuppressedBySnooze() int64 {
-	if x != nil {
-		return x.SuppressedBySnooze
-	}
-	return 0
-}
-
-func (x *AlertRuleStats) GetSuppressedByFlapping() int64 {
-	if x != nil {
-		return x.SuppressedByFlapping
-	}
-	return 0
-}
-
-func (x *AlertRuleStats) GetLastFiredAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.LastFiredAt
-	}
-	return nil
-}
-
-func (x *AlertRuleStats) GetLastSuppressedAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.LastSuppressedAt
-	}
-	return nil
-}
-
-// The request of `ExplainEvent`.
-type ExplainEventRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the event.
-	EventId int64 `protobuf:"varint,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
-	// The most rules to return, in [1, 1000]. 0 means 50; more means 1000.
-	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page.
-	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Ids of the rules to explain, at most 1,000. Ids that no rule has are left out. Empty means all
-	// rules.
-	RuleIds       []string `protobuf:"bytes,4,rep,name=rule_ids,json=ruleIds,proto3" json:"rule_ids,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ExplainEventRequest) Reset() {
-	*x = ExplainEventRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[35]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ExplainEventRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ExplainEventRequest) ProtoMessage() {}
-
-func (x *ExplainEventRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[35]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ExplainEventRequest.ProtoReflect.Descriptor instead.
-func (*ExplainEventRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{35}
-}
-
-func (x *ExplainEventRequest) GetEventId() int64 {
-	if x != nil {
-		return x.EventId
-	}
-	return 0
-}
-
-func (x *ExplainEventRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-func (x *ExplainEventRequest) GetPageToken() string {
-	if x != nil {
-		return x.PageToken
-	}
-	return ""
-}
-
-func (x *ExplainEventRequest) GetRuleIds() []string {
-	if x != nil {
-		return x.RuleIds
-	}
-	return nil
-}
-
-// The response of `ExplainEvent`.
-type ExplainEventResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The rules of this page, oldest first.
-	Explanations []*RuleExplanation `protobuf:"bytes,1,rep,name=explanations,proto3" json:"explanations,omitempty"`
-	// Token of the next page. Empty on the last page.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ExplainEventResponse) Reset() {
-	*x = ExplainEventResponse{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[36]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ExplainEventResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ExplainEventResponse) ProtoMessage() {}
-
-func (x *ExplainEventResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[36]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ExplainEventResponse.ProtoReflect.Descriptor instead.
-func (*ExplainEventResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{36}
-}
-
-func (x *ExplainEventResponse) GetExplanations() []*RuleExplanation {
-	if x != nil {
-		return x.Explanations
-	}
-	return nil
-}
-
-func (x *ExplainEventResponse) GetNextPageToken() string {
-	if x != nil {
-		return x.NextPageToken
-	}
-	return ""
-}
-
-// Result of one rule for a stored event.
-type RuleExplanation struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the rule.
-	RuleId string `protobuf:"bytes,1,opt,name=rule_id,json=ruleId,proto3" json:"rule_id,omitempty"`
-	// Name of the rule.
-	RuleName string `protobuf:"bytes,2,opt,name=rule_name,json=ruleName,proto3" json:"rule_name,omitempty"`
-	// Whether the rule is enabled.
-	Enabled bool `protobuf:"varint,3,opt,name=enabled,proto3" json:"enabled,omitempty"`
-	// Whether the rule, as it is now, matches the event: whether all `conditions` are met.
-	Matched bool `protobuf:"varint,4,opt,name=matched,proto3" json:"matched,omitempty"`
-	// First condition that the event does not meet. `RULE_STOP_UNSPECIFIED` if the rule matches.
-	StoppedBy RuleStop `protobuf:"varint,5,opt,name=stopped_by,json=stoppedBy,proto3,enum=watchpost.v1.RuleStop" json:"stopped_by,omitempty"`
-	// The values that were compared, for people to read. For a rule that another program
-	// has written and that cannot be used, why; such a rule has no `conditions`, and does
-	// not match.
-	Detail string `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
-	// The conditions that the rule sets, in the order in which they are judged. A rule
-	// without any matches every event.
-	Conditions []*ConditionExplanation `protobuf:"bytes,7,rep,name=conditions,proto3" json:"conditions,omitempty"`
-	// Id of the alert that this rule raised for this event. Absent if it raised none.
-	AlertId *string `protobuf:"bytes,8,opt,name=alert_id,json=alertId,proto3,oneof" json:"alert_id,omitempty"`
-	// What held the rule back when the event was ingested, and the alert that stands for
-	// this event, if one does. Absent if it fired or did not match then.
-	Suppression   *AlertSuppression `protobuf:"bytes,9,opt,name=suppression,proto3" json:"suppression,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RuleExplanation) Reset() {
-	*x = RuleExplanation{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[37]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RuleExplanation) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RuleExplanation) ProtoMessage() {}
-
-func (x *RuleExplanation) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[37]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RuleExplanation.ProtoReflect.Descriptor instead.
-func (*RuleExplanation) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{37}
-}
-
-func (x *RuleExplanation) GetRuleId() string {
-	if x != nil {
-		return x.RuleId
-	}
-	return ""
-}
-
-func (x *RuleExplanation) GetRuleName() string {
-	if x != nil {
-		return x.RuleName
-	}
-	return ""
-}
-
-func (x *RuleExplanation) GetEnabled() bool {
-	if x != nil {
-		return x.Enabled
-	}
-	return false
-}
-
-func (x *RuleExplanation) GetMatched() bool {
-	if x != nil {
-		return x.Matched
-	}
-	return false
-}
-
-func (x *RuleExplanation) GetStoppedBy() RuleStop {
-	if x != nil {
-		return x.StoppedBy
-	}
-	return RuleStop_RULE_STOP_UNSPECIFIED
-}
-
-func (x *RuleExplanation) GetDetail() string {
-	if x != nil {
-		return x.Detail
-	}
-	return ""
-}
-
-func (x *RuleExplanation) GetConditions() []*ConditionExplanation {
-	if x != nil {
-		return x.Conditions
-	}
-	return nil
-}
-
-func (x *RuleExplanation) GetAlertId() string {
-	if x != nil && x.AlertId != nil {
-		return *x.AlertId
-	}
-	return ""
-}
-
-func (x *RuleExplanation) GetSuppression() *AlertSuppression {
-	if x != nil {
-		return x.Suppression
-	}
-	return nil
-}
-
-// Result of one condition of a rule.
-type ConditionExplanation struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The condition, named by the reason that it gives if it is not met.
-	Condition RuleStop `protobuf:"varint,1,opt,name=condition,proto3,enum=watchpost.v1.RuleStop" json:"condition,omitempty"`
-	// Value that the rule requires, for people to read (`confidence >= 0.8`). Of long lists the first
-	// 20 entries.
-	Expected string `protobuf:"bytes,2,opt,name=expected,proto3" json:"expected,omitempty"`
-	// Value that the event has, for people to read (`confidence 0.5`).
-	Actual string `protobuf:"bytes,3,opt,name=actual,proto3" json:"actual,omitempty"`
-	// Whether the event meets the condition.
-	Met bool `protobuf:"varint,4,opt,name=met,proto3" json:"met,omitempty"`
-	// The detection that was looked at, for `object_types`, `min_confidence` and
-	// `zone_ids`, which one and the same must meet: the one that does, or comes closest,
-	// which is one that fails the last of them. Absent for other conditions, and for an
-	// event without detections.
-	DetectionId   *int64 `protobuf:"varint,5,opt,name=detection_id,json=detectionId,proto3,oneof" json:"detection_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ConditionExplanation) Reset() {
-	*x = ConditionExplanation{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[38]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ConditionExplanation) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ConditionExplanation) ProtoMessage() {}
-
-func (x *ConditionExplanation) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[38]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ConditionExplanation.ProtoReflect.Descriptor instead.
-func (*ConditionExplanation) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{38}
-}
-
-func (x *ConditionExplanation) GetCondition() RuleStop {
-	if x != nil {
-		return x.Condition
-	}
-	return RuleStop_RULE_STOP_UNSPECIFIED
-}
-
-func (x *ConditionExplanation) GetExpected() string {
-	if x != nil {
-		return x.Expected
-	}
-	return ""
-}
-
-func (x *ConditionExplanation) GetActual() string {
-	if x != nil {
-		return x.Actual
-	}
-	return ""
-}
-
-func (x *ConditionExplanation) GetMet() bool {
-	if x != nil {
-		return x.Met
-	}
-	return false
-}
-
-func (x *ConditionExplanation) GetDetectionId() int64 {
-	if x != nil && x.DetectionId != nil {
-		return *x.DetectionId
-	}
-	return 0
-}
-
-// The request of `TestAlertRule`.
-type TestAlertRuleRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Rule to test. Exactly one is required.
-	//
-	// Types that are valid to be assigned to Rule:
-	//
-	//	*TestAlertRuleRequest_RuleId
-	//	*TestAlertRuleRequest_AlertRule
-	Rule isTestAlertRuleRequest_Rule `protobuf_oneof:"rule"`
-	// Required, both ends. Which events: those that started in this range.
-	StartedAt *TimeRange `protobuf:"bytes,3,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	// Only events of these cameras, at most 1,000. Empty means all cameras.
-	CameraIds []string `protobuf:"bytes,4,rep,name=camera_ids,json=cameraIds,proto3" json:"camera_ids,omitempty"`
-	// Largest number of matches to send. Further matches are only counted. 0 means all.
-	MaxResults    int32 `protobuf:"varint,5,opt,name=max_results,json=maxResults,proto3" json:"max_results,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *TestAlertRuleRequest) Reset() {
-	*x = TestAlertRuleRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[39]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *TestAlertRuleRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*TestAlertRuleRequest) ProtoMessage() {}
-
-func (x *TestAlertRuleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[39]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use TestAlertRuleRequest.ProtoReflect.Descriptor instead.
-func (*TestAlertRuleRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{39}
-}
-
-func (x *TestAlertRuleRequest) GetRule() isTestAlertRuleRequest_Rule {
-	if x != nil {
-		return x.Rule
-	}
-	return nil
-}
-
-func (x *TestAlertRuleRequest) GetRuleId() string {
-	if x != nil {
-		if x, ok := x.Rule.(*TestAlertRuleRequest_RuleId); ok {
-			return x.RuleId
-		}
-	}
-	return ""
-}
-
-func (x *TestAlertRuleRequest) GetAlertRule() *AlertRule {
-	if x != nil {
-		if x, ok := x.Rule.(*TestAlertRuleRequest_AlertRule); ok {
-			return x.AlertRule
-		}
-	}
-	return nil
-}
-
-func (x *TestAlertRuleRequest) GetStartedAt() *TimeRange {
-	if x != nil {
-		return x.StartedAt
-	}
-	return nil
-}
-
-func (x *TestAlertRuleRequest) GetCameraIds() []string {
-	if x != nil {
-		return x.CameraIds
-	}
-	return nil
-}
-
-func (x *TestAlertRuleRequest) GetMaxResults() int32 {
-	if x != nil {
-		return x.MaxResults
-	}
-	return 0
-}
-
-type isTestAlertRuleRequest_Rule interface {
-	isTestAlertRuleRequest_Rule()
-}
-
-type TestAlertRuleRequest_RuleId struct {
-	// Id of a stored rule, enabled or not.
-	RuleId string `protobuf:"bytes,1,opt,name=rule_id,json=ruleId,proto3,oneof"`
-}
-
-type TestAlertRuleRequest_AlertRule struct {
-	// A rule that is not stored, checked as a new one is. In its dedup keys `{rule_id}` is
-	// all zeros.
-	AlertRule *AlertRule `protobuf:"bytes,2,opt,name=alert_rule,json=alertRule,proto3,oneof"`
-}
-
-func (*TestAlertRuleRequest_RuleId) isTestAlertRuleRequest_Rule() {}
-
-func (*TestAlertRuleRequest_AlertRule) isTestAlertRuleRequest_Rule() {}
-
-// The response of `TestAlertRule`.
-type TestAlertRuleResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Content of the message.
-	//
-	// Types that are valid to be assigned to Update:
-	//
-	//	*TestAlertRuleResponse_Match
-	//	*TestAlertRuleResponse_Progress
-	//	*TestAlertRuleResponse_Totals
-	Update        isTestAlertRuleResponse_Update `protobuf_oneof:"update"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *TestAlertRuleResponse) Reset() {
-	*x = TestAlertRuleResponse{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[40]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *TestAlertRuleResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*TestAlertRuleResponse) ProtoMessage() {}
-
-func (x *TestAlertRuleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[40]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use TestAlertRuleResponse.ProtoReflect.Descriptor instead.
-func (*TestAlertRuleResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{40}
-}
-
-func (x *TestAlertRuleResponse) GetUpdate() isTestAlertRuleResponse_Update {
-	if x != nil {
-		return x.Update
-	}
-	return nil
-}
-
-func (x *TestAlertRuleResponse) GetMatch() *AlertRuleTestMatch {
-	if x != nil {
-		if x, ok := x.Update.(*TestAlertRuleResponse_Match); ok {
-			return x.Match
-		}
-	}
-	return nil
-}
-
-func (x *TestAlertRuleResponse) GetProgress() *AlertRuleTestProgress {
-	if x != nil {
-		if x, ok := x.Update.(*TestAlertRuleResponse_Progress); ok {
-			return x.Progress
-		}
-	}
-	return nil
-}
-
-func (x *TestAlertRuleResponse) GetTotals() *AlertRuleTestTotals {
-	if x != nil {
-		if x, ok := x.Update.(*TestAlertRuleResponse_Totals); ok {
-			return x.Totals
-		}
-	}
-	return nil
-}
-
-type isTestAlertRuleResponse_Update interface {
-	isTestAlertRuleResponse_Update()
-}
-
-type TestAlertRuleResponse_Match struct {
-	// An event that matches.
-	Match *AlertRuleTestMatch `protobuf:"bytes,1,opt,name=match,proto3,oneof"`
-}
-
-type TestAlertRuleResponse_Progress struct {
-	// How far the test is; sent after 2,000 events or a second at most, as long as it
-	// goes on.
-	Progress *AlertRuleTestProgress `protobuf:"bytes,2,opt,name=progress,proto3,oneof"`
-}
-
-type TestAlertRuleResponse_Totals struct {
-	// Totals of the test. The last message.
-	Totals *AlertRuleTestTotals `protobuf:"bytes,3,opt,name=totals,proto3,oneof"`
-}
-
-func (*TestAlertRuleResponse_Match) isTestAlertRuleResponse_Update() {}
-
-func (*TestAlertRuleResponse_Progress) isTestAlertRuleResponse_Update() {}
-
-func (*TestAlertRuleResponse_Totals) isTestAlertRuleResponse_Update() {}
-
-// An event that matches the tested rule.
-type AlertRuleTestMatch struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the event.
-	EventId int64 `protobuf:"varint,1,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
-	// Id of the camera of the event.
-	CameraId string `protobuf:"bytes,2,opt,name=camera_id,json=cameraId,proto3" json:"camera_id,omitempty"`
-	// Time at which the event started.
-	StartedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	// Risk score of the event. Absent if it has none.
-	RiskScore *int32 `protobuf:"varint,4,opt,name=risk_score,json=riskScore,proto3,oneof" json:"risk_score,omitempty"`
-	// Dedup key that the alert would have.
-	DedupKey string `protobuf:"bytes,5,opt,name=dedup_key,json=dedupKey,proto3" json:"dedup_key,omitempty"`
-	// The type of the detection that matched, as in `{object_type}` of a dedup key.
-	ObjectType *string `protobuf:"bytes,6,opt,name=object_type,json=objectType,proto3,oneof" json:"object_type,omitempty"`
-	// The zone that matched, as in `{zone_id}` of a dedup key.
-	ZoneId *string `protobuf:"bytes,7,opt,name=zone_id,json=zoneId,proto3,oneof" json:"zone_id,omitempty"`
-	// Whether the rule would have raised an alert.
-	WouldFire bool `protobuf:"varint,8,opt,name=would_fire,json=wouldFire,proto3" json:"would_fire,omitempty"`
-	// Id of the event whose alert would have suppressed this one by its cooldown. Absent if
-	// `would_fire`.
-	CooldownEventId *int64 `protobuf:"varint,9,opt,name=cooldown_event_id,json=cooldownEventId,proto3,oneof" json:"cooldown_event_id,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
-}
-
-func (x *AlertRuleTestMatch) Reset() {
-	*x = AlertRuleTestMatch{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[41]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AlertRuleTestMatch) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AlertRuleTestMatch) ProtoMessage() {}
-
-func (x *AlertRuleTestMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[41]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AlertRuleTestMatch.ProtoReflect.Descriptor instead.
-func (*AlertRuleTestMatch) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{41}
-}
-
-func (x *AlertRuleTestMatch) GetEventId() int64 {
-	if x != nil {
-		return x.EventId
-	}
-	return 0
-}
-
-func (x *AlertRuleTestMatch) GetCameraId() string {
-	if x != nil {
-		return x.CameraId
-	}
-	return ""
-}
-
-func (x *AlertRuleTestMatch) GetStartedAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.StartedAt
-	}
-	return nil
-}
-
-func (x *AlertRuleTestMatch) GetRiskScore() int32 {
-	if x != nil && x.RiskScore != nil {
-		return *x.RiskScore
-	}
-	return 0
-}
-
-func (x *AlertRuleTestMatch) GetDedupKey() string {
-	if x != nil {
-		return x.DedupKey
-	}
-	return ""
-}
-
-func (x *AlertRuleTestMatch) GetObjectType() string {
-	if x != nil && x.ObjectType != nil {
-		return *x.ObjectType
-	}
-	return ""
-}
-
-func (x *AlertRuleTestMatch) GetZoneId() string {
-	if x != nil && x.ZoneId != nil {
-		return *x.ZoneId
-	}
-	return ""
-}
-
-func (x *AlertRuleTestMatch) GetWouldFire() bool {
-	if x != nil {
-		return x.WouldFire
-	}
-	return false
-}
-
-func (x *AlertRuleTestMatch) GetCooldownEventId() int64 {
-	if x != nil && x.CooldownEventId != nil {
-		return *x.CooldownEventId
-	}
-	return 0
-}
-
-// Progress of the test of a rule.
-type AlertRuleTestProgress struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Number of tested events.
-	Events int64 `protobuf:"varint,1,opt,name=events,proto3" json:"events,omitempty"`
-	// Number of tested events that matched.
-	Matched int64 `protobuf:"varint,2,opt,name=matched,proto3" json:"matched,omitempty"`
-	// Number of matches that would have raised an alert.
-	WouldFire int64 `protobuf:"varint,3,opt,name=would_fire,json=wouldFire,proto3" json:"would_fire,omitempty"`
-	// Time at which the last tested event started.
-	Reached       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=reached,proto3" json:"reached,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AlertRuleTestProgress) Reset() {
-	*x = AlertRuleTestProgress{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[42]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AlertRuleTestProgress) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AlertRuleTestProgress) ProtoMessage() {}
-
-func (x *AlertRuleTestProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[42]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AlertRuleTestProgress.ProtoReflect.Descriptor instead.
-func (*AlertRuleTestProgress) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{42}
-}
-
-func (x *AlertRuleTestProgress) GetEvents() int64 {
-	if x != nil {
-		return x.Events
-	}
-	return 0
-}
-
-func (x *AlertRuleTestProgress) GetMatched() int64 {
-	if x != nil {
-		return x.Matched
-	}
-	return 0
-}
-
-func (x *AlertRuleTestProgress) GetWouldFire() int64 {
-	if x != nil {
-		return x.WouldFire
-	}
-	return 0
-}
-
-func (x *AlertRuleTestProgress) GetReached() *timestamppb.Timestamp {
-	if x != nil {
-		return x.Reached
-	}
-	return nil
-}
-
-// Totals of the test of a rule. `events` is `matched` plus all of `stops`; `matched` is `would_fire`
-// plus `suppressed`.
-type AlertRuleTestTotals struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Number of tested events.
-	Events int64 `protobuf:"varint,1,opt,name=events,proto3" json:"events,omitempty"`
-	// Number of tested events that matched.
-	Matched int64 `protobuf:"varint,2,opt,name=matched,proto3" json:"matched,omitempty"`
-	// Number of matches that would have raised an alert.
-	WouldFire int64 `protobuf:"varint,3,opt,name=would_fire,json=wouldFire,proto3" json:"would_fire,omitempty"`
-	// Number of matches that the cooldown of another alert would have suppressed.
-	Suppressed int64 `protobuf:"varint,4,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
-	// Numbers of events that did not match, by the reason.
-	Stops         []*RuleStopCount `protobuf:"bytes,5,rep,name=stops,proto3" json:"stops,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AlertRuleTestTotals) Reset() {
-	*x = AlertRuleTestTotals{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[43]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AlertRuleTestTotals) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AlertRuleTestTotals) ProtoMessage() {}
-
-func (x *AlertRuleTestTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[43]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AlertRuleTestTotals.ProtoReflect.Descriptor instead.
-func (*AlertRuleTestTotals) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{43}
-}
-
-func (x *AlertRuleTestTotals) GetEvents() int64 {
-	if x != nil {
-		return x.Events
-	}
-	return 0
-}
-
-func (x *AlertRuleTestTotals) GetMatched() int64 {
-	if x != nil {
-		return x.Matched
-	}
-	return 0
-}
-
-func (x *AlertRuleTestTotals) GetWouldFire() int64 {
-	if x != nil {
-		return x.WouldFire
-	}
-	return 0
-}
-
-func (x *AlertRuleTestTotals) GetSuppressed() int64 {
+func (x *AlertStats) GetSuppressed() int64 {
 	if x != nil {
 		return x.Suppressed
 	}
 	return 0
 }
 
-func (x *AlertRuleTestTotals) GetStops() []*RuleStopCount {
-	if x != nil {
-		return x.Stops
-	}
-	return nil
-}
-
-// Number of events at which one condition stopped a rule.
-type RuleStopCount struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Condition that stopped the rule.
-	StoppedBy RuleStop `protobuf:"varint,1,opt,name=stopped_by,json=stoppedBy,proto3,enum=watchpost.v1.RuleStop" json:"stopped_by,omitempty"`
-	// Number of events.
-	Events        int64 `protobuf:"varint,2,opt,name=events,proto3" json:"events,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RuleStopCount) Reset() {
-	*x = RuleStopCount{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[44]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RuleStopCount) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RuleStopCount) ProtoMessage() {}
-
-func (x *RuleStopCount) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[44]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RuleStopCount.ProtoReflect.Descriptor instead.
-func (*RuleStopCount) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{44}
-}
-
-func (x *RuleStopCount) GetStoppedBy() RuleStop {
-	if x != nil {
-		return x.StoppedBy
-	}
-	return RuleStop_RULE_STOP_UNSPECIFIED
-}
-
-func (x *RuleStopCount) GetEvents() int64 {
-	if x != nil {
-		return x.Events
+func (x *AlertStats) GetDedupRatio() float64 {
+	if x != nil && x.DedupRatio != nil {
+		return *x.DedupRatio
 	}
 	return 0
 }
 
-// The request of `GetAlert`.
-type GetAlertRequest struct {
+// Number of alerts in one status.
+type AlertStatusCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the alert, a UUID.
-	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Status of the counted alerts.
+	Status AlertStatus `protobuf:"varint,1,opt,name=status,proto3,enum=watchpost.v1.AlertStatus" json:"status,omitempty"`
+	// Number of alerts in this status.
+	Alerts        int64 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *GetAlertRequest) Reset() {
-	*x = GetAlertRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[45]
+func (x *AlertStatusCount) Reset() {
+	*x = AlertStatusCount{}
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *GetAlertRequest) String() string {
+func (x *AlertStatusCount) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*GetAlertRequest) ProtoMessage() {}
+func (*AlertStatusCount) ProtoMessage() {}
 
-func (x *GetAlertRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[45]
+func (x *AlertStatusCount) ProtoReflect() protoreflect.Message {
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4188,170 +866,51 @@ func (x *GetAlertRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use GetAlertRequest.ProtoReflect.Descriptor instead.
-func (*GetAlertRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{45}
+// Deprecated: Use AlertStatusCount.ProtoReflect.Descriptor instead.
+func (*AlertStatusCount) Descriptor() ([]byte, []int) {
+	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *GetAlertRequest) GetId() string {
+func (x *AlertStatusCount) GetStatus() AlertStatus {
 	if x != nil {
-		return x.Id
+		return x.Status
 	}
-	return ""
+	return AlertStatus_ALERT_STATUS_UNSPECIFIED
 }
 
-// The request of `ListAlerts`.
-type ListAlertsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The most alerts to return, in [1, 1000]. 0 means 50; more means 1000.
-	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page. With another filter the call
-	// fails with `INVALID_ARGUMENT`.
-	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Selects the alerts. Absent means all. Must be the same on every page.
-	Filter        *AlertFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListAlertsRequest) Reset() {
-	*x = ListAlertsRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[46]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListAlertsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListAlertsRequest) ProtoMessage() {}
-
-func (x *ListAlertsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[46]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListAlertsRequest.ProtoReflect.Descriptor instead.
-func (*ListAlertsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{46}
-}
-
-func (x *ListAlertsRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-func (x *ListAlertsRequest) GetPageToken() string {
-	if x != nil {
-		return x.PageToken
-	}
-	return ""
-}
-
-func (x *ListAlertsRequest) GetFilter() *AlertFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-// The response of `ListAlerts`.
-type ListAlertsResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The alerts of this page.
-	Alerts []*Alert `protobuf:"bytes,1,rep,name=alerts,proto3" json:"alerts,omitempty"`
-	// Token of the next page. Empty on the last page.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListAlertsResponse) Reset() {
-	*x = ListAlertsResponse{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[47]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListAlertsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListAlertsResponse) ProtoMessage() {}
-
-func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[47]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListAlertsResponse.ProtoReflect.Descriptor instead.
-func (*ListAlertsResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{47}
-}
-
-func (x *ListAlertsResponse) GetAlerts() []*Alert {
+func (x *AlertStatusCount) GetAlerts() int64 {
 	if x != nil {
 		return x.Alerts
 	}
-	return nil
+	return 0
 }
 
-func (x *ListAlertsResponse) GetNextPageToken() string {
-	if x != nil {
-		return x.NextPageToken
-	}
-	return ""
-}
-
-// The request of `AcknowledgeAlert`.
-type AcknowledgeAlertRequest struct {
+// Number of alerts of one severity.
+type AlertSeverityCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the alert, a UUID.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The `version_id` of the alert that the caller has seen. If it is not the present one, the call
-	// fails. Absent: no such check.
-	ExpectedVersionId *int32 `protobuf:"varint,2,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
-	// Actor of the call, at most 100 characters. Empty: the address of the client, see
-	// `AlertTransition.actor`.
-	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Reason for the acknowledgement, at most 1,000 characters.
-	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Severity of the counted alerts.
+	Severity Severity `protobuf:"varint,1,opt,name=severity,proto3,enum=watchpost.v1.Severity" json:"severity,omitempty"`
+	// Number of alerts of this severity.
+	Alerts        int64 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *AcknowledgeAlertRequest) Reset() {
-	*x = AcknowledgeAlertRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[48]
+func (x *AlertSeverityCount) Reset() {
+	*x = AlertSeverityCount{}
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *AcknowledgeAlertRequest) String() string {
+func (x *AlertSeverityCount) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*AcknowledgeAlertRequest) ProtoMessage() {}
+func (*AlertSeverityCount) ProtoMessage() {}
 
-func (x *AcknowledgeAlertRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[48]
+func (x *AlertSeverityCount) ProtoReflect() protoreflect.Message {
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4362,71 +921,53 @@ func (x *AcknowledgeAlertRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use AcknowledgeAlertRequest.ProtoReflect.Descriptor instead.
-func (*AcknowledgeAlertRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{48}
+// Deprecated: Use AlertSeverityCount.ProtoReflect.Descriptor instead.
+func (*AlertSeverityCount) Descriptor() ([]byte, []int) {
+	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{6}
 }
 
-func (x *AcknowledgeAlertRequest) GetId() string {
+func (x *AlertSeverityCount) GetSeverity() Severity {
 	if x != nil {
-		return x.Id
+		return x.Severity
 	}
-	return ""
+	return Severity_SEVERITY_UNSPECIFIED
 }
 
-func (x *AcknowledgeAlertRequest) GetExpectedVersionId() int32 {
-	if x != nil && x.ExpectedVersionId != nil {
-		return *x.ExpectedVersionId
+func (x *AlertSeverityCount) GetAlerts() int64 {
+	if x != nil {
+		return x.Alerts
 	}
 	return 0
 }
 
-func (x *AcknowledgeAlertRequest) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-func (x *AcknowledgeAlertRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-// The request of `DismissAlert`.
-type DismissAlertRequest struct {
+// Number of alerts of one rule.
+type AlertRuleCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the alert, a UUID.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The `version_id` of the alert that the caller has seen. If it is not the present one, the call
-	// fails. Absent: no such check.
-	ExpectedVersionId *int32 `protobuf:"varint,2,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
-	// Actor of the call, at most 100 characters. Empty: the address of the client, see
-	// `AlertTransition.actor`.
-	Actor string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Reason for the dismissal, at most 1,000 characters.
-	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Id of the rule. Absent for alerts without a rule or with a deleted rule.
+	RuleId *string `protobuf:"bytes,1,opt,name=rule_id,json=ruleId,proto3,oneof" json:"rule_id,omitempty"`
+	// Number of alerts of this rule.
+	Alerts int64 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`
+	// Number of suppressed repeats, summed over `Alert.suppressed_count` of these alerts.
+	Suppressed    int64 `protobuf:"varint,3,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *DismissAlertRequest) Reset() {
-	*x = DismissAlertRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[49]
+func (x *AlertRuleCount) Reset() {
+	*x = AlertRuleCount{}
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *DismissAlertRequest) String() string {
+func (x *AlertRuleCount) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*DismissAlertRequest) ProtoMessage() {}
+func (*AlertRuleCount) ProtoMessage() {}
 
-func (x *DismissAlertRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[49]
+func (x *AlertRuleCount) ProtoReflect() protoreflect.Message {
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4437,362 +978,125 @@ func (x *DismissAlertRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use DismissAlertRequest.ProtoReflect.Descriptor instead.
-func (*DismissAlertRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{49}
+// Deprecated: Use AlertRuleCount.ProtoReflect.Descriptor instead.
+func (*AlertRuleCount) Descriptor() ([]byte, []int) {
+	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *DismissAlertRequest) GetId() string {
-	if x != nil {
-		return x.Id
+func (x *AlertRuleCount) GetRuleId() string {
+	if x != nil && x.RuleId != nil {
+		return *x.RuleId
 	}
 	return ""
 }
 
-func (x *DismissAlertRequest) GetExpectedVersionId() int32 {
-	if x != nil && x.ExpectedVersionId != nil {
-		return *x.ExpectedVersionId
+func (x *AlertRuleCount) GetAlerts() int64 {
+	if x != nil {
+		return x.Alerts
 	}
 	return 0
 }
 
-func (x *DismissAlertRequest) GetActor() string {
+func (x *AlertRuleCount) GetSuppressed() int64 {
 	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-func (x *DismissAlertRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-// The request of `AcknowledgeAlerts`.
-type AcknowledgeAlertsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Selects the alerts. Must not be empty unless `all` is set.
-	Filter *AlertFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Selects all alerts. Must be set if the filter is empty, and only then.
-	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
-	// Only counts the alerts, and changes nothing.
-	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	// Actor of the call, at most 100 characters. Empty: the address of the client, see
-	// `AlertTransition.actor`.
-	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Reason for the acknowledgement, at most 1,000 characters.
-	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AcknowledgeAlertsRequest) Reset() {
-	*x = AcknowledgeAlertsRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[50]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AcknowledgeAlertsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AcknowledgeAlertsRequest) ProtoMessage() {}
-
-func (x *AcknowledgeAlertsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[50]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AcknowledgeAlertsRequest.ProtoReflect.Descriptor instead.
-func (*AcknowledgeAlertsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{50}
-}
-
-func (x *AcknowledgeAlertsRequest) GetFilter() *AlertFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-func (x *AcknowledgeAlertsRequest) GetAll() bool {
-	if x != nil {
-		return x.All
-	}
-	return false
-}
-
-func (x *AcknowledgeAlertsRequest) GetDryRun() bool {
-	if x != nil {
-		return x.DryRun
-	}
-	return false
-}
-
-func (x *AcknowledgeAlertsRequest) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-func (x *AcknowledgeAlertsRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-// The request of `DismissAlerts`.
-type DismissAlertsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Selects the alerts. Must not be empty unless `all` is set.
-	Filter *AlertFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Selects all alerts. Must be set if the filter is empty, and only then.
-	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
-	// Only counts the alerts, and changes nothing.
-	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	// Actor of the call, at most 100 characters. Empty: the address of the client, see
-	// `AlertTransition.actor`.
-	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Reason for the dismissal, at most 1,000 characters.
-	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DismissAlertsRequest) Reset() {
-	*x = DismissAlertsRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[51]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DismissAlertsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DismissAlertsRequest) ProtoMessage() {}
-
-func (x *DismissAlertsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[51]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DismissAlertsRequest.ProtoReflect.Descriptor instead.
-func (*DismissAlertsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{51}
-}
-
-func (x *DismissAlertsRequest) GetFilter() *AlertFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-func (x *DismissAlertsRequest) GetAll() bool {
-	if x != nil {
-		return x.All
-	}
-	return false
-}
-
-func (x *DismissAlertsRequest) GetDryRun() bool {
-	if x != nil {
-		return x.DryRun
-	}
-	return false
-}
-
-func (x *DismissAlertsRequest) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-func (x *DismissAlertsRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-// Result of a call that acknowledges or dismisses many alerts.
-type MoveAlertsResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Number of alerts that matched when the call began: `moved` and all of `not_moved`. Alerts that
-	// were deleted before their turn are left out.
-	Matched int64 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
-	// Number of alerts that were moved. With `dry_run`, the number that would be.
-	Moved int64 `protobuf:"varint,2,opt,name=moved,proto3" json:"moved,omitempty"`
-	// Numbers of alerts that stayed as they were, by their status, in the order of `AlertStatus`. From
-	// that status the move is not possible, or with it they no longer match.
-	NotMoved      []*AlertStatusCount `protobuf:"bytes,3,rep,name=not_moved,json=notMoved,proto3" json:"not_moved,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *MoveAlertsResponse) Reset() {
-	*x = MoveAlertsResponse{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[52]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *MoveAlertsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*MoveAlertsResponse) ProtoMessage() {}
-
-func (x *MoveAlertsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[52]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use MoveAlertsResponse.ProtoReflect.Descriptor instead.
-func (*MoveAlertsResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{52}
-}
-
-func (x *MoveAlertsResponse) GetMatched() int64 {
-	if x != nil {
-		return x.Matched
+		return x.Suppressed
 	}
 	return 0
 }
 
-func (x *MoveAlertsResponse) GetMoved() int64 {
+// Number of alerts of one camera.
+type AlertCameraCount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the camera. Absent for alerts without a known camera.
+	CameraId *string `protobuf:"bytes,1,opt,name=camera_id,json=cameraId,proto3,oneof" json:"camera_id,omitempty"`
+	// Number of alerts of this camera.
+	Alerts int64 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`
+	// Number of suppressed repeats, summed over `Alert.suppressed_count` of these alerts.
+	Suppressed    int64 `protobuf:"varint,3,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AlertCameraCount) Reset() {
+	*x = AlertCameraCount{}
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AlertCameraCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AlertCameraCount) ProtoMessage() {}
+
+func (x *AlertCameraCount) ProtoReflect() protoreflect.Message {
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[8]
 	if x != nil {
-		return x.Moved
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AlertCameraCount.ProtoReflect.Descriptor instead.
+func (*AlertCameraCount) Descriptor() ([]byte, []int) {
+	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AlertCameraCount) GetCameraId() string {
+	if x != nil && x.CameraId != nil {
+		return *x.CameraId
+	}
+	return ""
+}
+
+func (x *AlertCameraCount) GetAlerts() int64 {
+	if x != nil {
+		return x.Alerts
 	}
 	return 0
 }
 
-func (x *MoveAlertsResponse) GetNotMoved() []*AlertStatusCount {
+func (x *AlertCameraCount) GetSuppressed() int64 {
 	if x != nil {
-		return x.NotMoved
-	}
-	return nil
-}
-
-// The request of `ListAlertTransitions`.
-type ListAlertTransitionsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The most transitions to return, in [1, 1000]. 0 means 50; more means 1000.
-	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page. With another filter the call
-	// fails with `INVALID_ARGUMENT`.
-	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Selects the transitions. Absent means all. Must be the same on every page.
-	Filter        *AlertTransitionFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListAlertTransitionsRequest) Reset() {
-	*x = ListAlertTransitionsRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[53]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListAlertTransitionsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListAlertTransitionsRequest) ProtoMessage() {}
-
-func (x *ListAlertTransitionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[53]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListAlertTransitionsRequest.ProtoReflect.Descriptor instead.
-func (*ListAlertTransitionsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{53}
-}
-
-func (x *ListAlertTransitionsRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
+		return x.Suppressed
 	}
 	return 0
 }
 
-func (x *ListAlertTransitionsRequest) GetPageToken() string {
-	if x != nil {
-		return x.PageToken
-	}
-	return ""
-}
-
-func (x *ListAlertTransitionsRequest) GetFilter() *AlertTransitionFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-// The response of `ListAlertTransitions`.
-type ListAlertTransitionsResponse struct {
+// Number of alerts raised in one bucket of time.
+type AlertBucket struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The transitions of this page.
-	AlertTransitions []*AlertTransition `protobuf:"bytes,1,rep,name=alert_transitions,json=alertTransitions,proto3" json:"alert_transitions,omitempty"`
-	// Token of the next page. Empty on the last page.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Start of the bucket, inclusive. The bucket has the length `bucket_width`.
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// Number of alerts raised in the bucket.
+	Alerts int64 `protobuf:"varint,2,opt,name=alerts,proto3" json:"alerts,omitempty"`
+	// Number of suppressed repeats, summed over `Alert.suppressed_count` of these alerts. Repeats may
+	// lie outside of the bucket.
+	Suppressed    int64 `protobuf:"varint,3,opt,name=suppressed,proto3" json:"suppressed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *ListAlertTransitionsResponse) Reset() {
-	*x = ListAlertTransitionsResponse{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[54]
+func (x *AlertBucket) Reset() {
+	*x = AlertBucket{}
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *ListAlertTransitionsResponse) String() string {
+func (x *AlertBucket) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*ListAlertTransitionsResponse) ProtoMessage() {}
+func (*AlertBucket) ProtoMessage() {}
 
-func (x *ListAlertTransitionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[54]
+func (x *AlertBucket) ProtoReflect() protoreflect.Message {
+	mi := &file_watchpost_v1_alerts_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4803,288 +1107,37 @@ func (x *ListAlertTransitionsResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use ListAlertTransitionsResponse.ProtoReflect.Descriptor instead.
-func (*ListAlertTransitionsResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{54}
+// Deprecated: Use AlertBucket.ProtoReflect.Descriptor instead.
+func (*AlertBucket) Descriptor() ([]byte, []int) {
+	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{9}
 }
 
-func (x *ListAlertTransitionsResponse) GetAlertTransitions() []*AlertTransition {
+func (x *AlertBucket) GetStartTime() *timestamppb.Timestamp {
 	if x != nil {
-		return x.AlertTransitions
+		return x.StartTime
 	}
 	return nil
 }
 
-func (x *ListAlertTransitionsResponse) GetNextPageToken() string {
+func (x *AlertBucket) GetAlerts() int64 {
 	if x != nil {
-		return x.NextPageToken
+		return x.Alerts
 	}
-	return ""
+	return 0
 }
 
-// The request of `GetAlertStats`.
-type GetAlertStatsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Selects the alerts. Absent means all.
-	Filter *AlertFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Width of the buckets, in whole seconds, from 1 minute to 366 days. Buckets are aligned to
-	// 1970-01-01 00:00 UTC. Absent: no buckets.
-	BucketWidth   *durationpb.Duration `protobuf:"bytes,2,opt,name=bucket_width,json=bucketWidth,proto3" json:"bucket_width,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetAlertStatsRequest) Reset() {
-	*x = GetAlertStatsRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[55]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetAlertStatsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetAlertStatsRequest) ProtoMessage() {}
-
-func (x *GetAlertStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[55]
+func (x *AlertBucket) GetSuppressed() int64 {
 	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
+		return x.Suppressed
 	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetAlertStatsRequest.ProtoReflect.Descriptor instead.
-func (*GetAlertStatsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{55}
-}
-
-func (x *GetAlertStatsRequest) GetFilter() *AlertFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-func (x *GetAlertStatsRequest) GetBucketWidth() *durationpb.Duration {
-	if x != nil {
-		return x.BucketWidth
-	}
-	return nil
-}
-
-// The request of `CreateAlert`.
-type CreateAlertRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The alert to raise. `event_id` and `dedup_key` are required.
-	Alert *Alert `protobuf:"bytes,1,opt,name=alert,proto3" json:"alert,omitempty"`
-	// Time after an alert with this key in which no other is raised. Whole seconds, in [0 s,
-	// 31,536,000 s] (a year). 0 s means that this call always raises an alert. Defaults to that of the
-	// rule, without a rule to 300 s.
-	Cooldown *durationpb.Duration `protobuf:"bytes,2,opt,name=cooldown,proto3" json:"cooldown,omitempty"`
-	// Id that makes the call repeatable, at most 128 characters. A repeated call raises and counts
-	// nothing, and returns the alert in its present state, for as long as the alert exists. Empty:
-	// every call counts.
-	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Actor of the call, at most 100 characters. Empty: the address of the client, see
-	// `AlertTransition.actor`.
-	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Reason for the alert, at most 1,000 characters. It is stored in the transition.
-	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CreateAlertRequest) Reset() {
-	*x = CreateAlertRequest{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[56]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CreateAlertRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CreateAlertRequest) ProtoMessage() {}
-
-func (x *CreateAlertRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[56]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CreateAlertRequest.ProtoReflect.Descriptor instead.
-func (*CreateAlertRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{56}
-}
-
-func (x *CreateAlertRequest) GetAlert() *Alert {
-	if x != nil {
-		return x.Alert
-	}
-	return nil
-}
-
-func (x *CreateAlertRequest) GetCooldown() *durationpb.Duration {
-	if x != nil {
-		return x.Cooldown
-	}
-	return nil
-}
-
-func (x *CreateAlertRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-func (x *CreateAlertRequest) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-func (x *CreateAlertRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-// The response of `CreateAlert`.
-type CreateAlertResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The alert that was raised, or the existing one whose cooldown suppressed it.
-	Alert *Alert `protobuf:"bytes,1,opt,name=alert,proto3" json:"alert,omitempty"`
-	// Whether the alert was raised by this call, or by the first call with this `request_id`.
-	Created       bool `protobuf:"varint,2,opt,name=created,proto3" json:"created,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CreateAlertResponse) Reset() {
-	*x = CreateAlertResponse{}
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[57]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CreateAlertResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CreateAlertResponse) ProtoMessage() {}
-
-func (x *CreateAlertResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_alerts_proto_msgTypes[57]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CreateAlertResponse.ProtoReflect.Descriptor instead.
-func (*CreateAlertResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_alerts_proto_rawDescGZIP(), []int{57}
-}
-
-func (x *CreateAlertResponse) GetAlert() *Alert {
-	if x != nil {
-		return x.Alert
-	}
-	return nil
-}
-
-func (x *CreateAlertResponse) GetCreated() bool {
-	if x != nil {
-		return x.Created
-	}
-	return false
+	return 0
 }
 
 var File_watchpost_v1_alerts_proto protoreflect.FileDescriptor
 
 const file_watchpost_v1_alerts_proto_rawDesc = "" +
 	"\n" +
-	"\x19watchpost/v1/alerts.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchpost/v1/common.proto\x1a\x1bwatchpost/v1/silences.proto\"\xf8\a\n" +
-	"\tAlertRule\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\x12%\n" +
-	"\vdescription\x18\x03 \x01(\tH\x00R\vdescription\x88\x01\x01\x12\x1d\n" +
-	"\aenabled\x18\x04 \x01(\bH\x01R\aenabled\x88\x01\x01\x122\n" +
-	"\bseverity\x18\x05 \x01(\x0e2\x16.watchpost.v1.SeverityR\bseverity\x12*\n" +
-	"\x0erisk_threshold\x18\x06 \x01(\x05H\x02R\rriskThreshold\x88\x01\x01\x12!\n" +
-	"\fobject_types\x18\a \x03(\tR\vobjectTypes\x12\x1d\n" +
-	"\n" +
-	"camera_ids\x18\b \x03(\tR\tcameraIds\x12\x19\n" +
-	"\bzone_ids\x18\t \x03(\tR\azoneIds\x12*\n" +
-	"\x0emin_confidence\x18\n" +
-	" \x01(\x01H\x03R\rminConfidence\x88\x01\x01\x122\n" +
-	"\bschedule\x18\v \x01(\v2\x16.watchpost.v1.ScheduleR\bschedule\x127\n" +
-	"\n" +
-	"conditions\x18\f \x01(\v2\x17.google.protobuf.StructR\n" +
-	"conditions\x121\n" +
-	"\x12dedup_key_template\x18\r \x01(\tH\x04R\x10dedupKeyTemplate\x88\x01\x01\x125\n" +
-	"\bcooldown\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\bcooldown\x12\x1a\n" +
-	"\bchannels\x18\x0f \x03(\tR\bchannels\x129\n" +
-	"\n" +
-	"created_at\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
-	"\n" +
-	"updated_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12\x1d\n" +
-	"\n" +
-	"version_id\x18\x12 \x01(\x05R\tversionId\x12*\n" +
-	"\x0eflap_threshold\x18\x13 \x01(\x05H\x05R\rflapThreshold\x88\x01\x01\x12:\n" +
-	"\vflap_window\x18\x14 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"flapWindow\x12<\n" +
-	"\n" +
-	"escalation\x18\x15 \x03(\v2\x1c.watchpost.v1.EscalationStepR\n" +
-	"escalationB\x0e\n" +
-	"\f_descriptionB\n" +
-	"\n" +
-	"\b_enabledB\x11\n" +
-	"\x0f_risk_thresholdB\x11\n" +
-	"\x0f_min_confidenceB\x15\n" +
-	"\x13_dedup_key_templateB\x11\n" +
-	"\x0f_flap_threshold\"]\n" +
-	"\x0eEscalationStep\x12/\n" +
-	"\x05after\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05after\x12\x1a\n" +
-	"\bchannels\x18\x02 \x03(\tR\bchannels\"\x8e\x01\n" +
-	"\bSchedule\x12+\n" +
-	"\x04days\x18\x01 \x03(\x0e2\x17.watchpost.v1.DayOfWeekR\x04days\x12\x1d\n" +
-	"\n" +
-	"start_time\x18\x02 \x01(\tR\tstartTime\x12\x19\n" +
-	"\bend_time\x18\x03 \x01(\tR\aendTime\x12\x1b\n" +
-	"\ttime_zone\x18\x04 \x01(\tR\btimeZone\"\x88\x02\n" +
-	"\vRuleOutcome\x12\x17\n" +
-	"\arule_id\x18\x01 \x01(\tR\x06ruleId\x12\x1b\n" +
-	"\trule_name\x18\x02 \x01(\tR\bruleName\x12\x14\n" +
-	"\x05fired\x18\x03 \x01(\bR\x05fired\x125\n" +
-	"\n" +
-	"stopped_by\x18\x04 \x01(\x0e2\x16.watchpost.v1.RuleStopR\tstoppedBy\x12\x1e\n" +
-	"\balert_id\x18\x05 \x01(\tH\x00R\aalertId\x88\x01\x01\x12\x16\n" +
-	"\x06detail\x18\x06 \x01(\tR\x06detail\x12\"\n" +
-	"\n" +
-	"silence_id\x18\a \x01(\tH\x01R\tsilenceId\x88\x01\x01B\v\n" +
-	"\t_alert_idB\r\n" +
-	"\v_silence_id\"\xa9\a\n" +
+	"\x19watchpost/v1/alerts.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchpost/v1/common.proto\"\xa9\a\n" +
 	"\x05Alert\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x19\n" +
 	"\bevent_id\x18\x02 \x01(\x03R\aeventId\x12\x1c\n" +
@@ -5128,7 +1181,40 @@ const file_watchpost_v1_alerts_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAtB\x0e\n" +
 	"\f_from_statusB\t\n" +
-	"\a_reason\"\x97\x05\n" +
+	"\a_reason\"\xcd\x04\n" +
+	"\vAlertFilter\x125\n" +
+	"\bstatuses\x18\x01 \x03(\x0e2\x19.watchpost.v1.AlertStatusR\bstatuses\x126\n" +
+	"\n" +
+	"severities\x18\x02 \x03(\x0e2\x16.watchpost.v1.SeverityR\n" +
+	"severities\x12\x19\n" +
+	"\brule_ids\x18\x03 \x03(\tR\aruleIds\x12\x1d\n" +
+	"\n" +
+	"camera_ids\x18\x04 \x03(\tR\tcameraIds\x12\x1e\n" +
+	"\bevent_id\x18\x05 \x01(\x03H\x00R\aeventId\x88\x01\x01\x12\x1b\n" +
+	"\tdedup_key\x18\x06 \x01(\tR\bdedupKey\x126\n" +
+	"\n" +
+	"created_at\x18\a \x01(\v2\x17.watchpost.v1.TimeRangeR\tcreatedAt\x126\n" +
+	"\n" +
+	"updated_at\x18\b \x01(\v2\x17.watchpost.v1.TimeRangeR\tupdatedAt\x12:\n" +
+	"\fdelivered_at\x18\t \x01(\v2\x17.watchpost.v1.TimeRangeR\vdeliveredAt\x12\x12\n" +
+	"\x04text\x18\n" +
+	" \x01(\tR\x04text\x12\x17\n" +
+	"\x04open\x18\v \x01(\bH\x01R\x04open\x88\x01\x01\x12#\n" +
+	"\n" +
+	"suppressed\x18\f \x01(\bH\x02R\n" +
+	"suppressed\x88\x01\x01\x12\x19\n" +
+	"\bzone_ids\x18\r \x03(\tR\azoneIds\x12\x1a\n" +
+	"\bchannels\x18\x0e \x03(\tR\bchannelsB\v\n" +
+	"\t_event_idB\a\n" +
+	"\x05_openB\r\n" +
+	"\v_suppressed\"\xbc\x01\n" +
+	"\x15AlertTransitionFilter\x12\x19\n" +
+	"\balert_id\x18\x01 \x01(\tR\aalertId\x12\x14\n" +
+	"\x05actor\x18\x02 \x01(\tR\x05actor\x12:\n" +
+	"\vto_statuses\x18\x03 \x03(\x0e2\x19.watchpost.v1.AlertStatusR\n" +
+	"toStatuses\x126\n" +
+	"\n" +
+	"created_at\x18\x04 \x01(\v2\x17.watchpost.v1.TimeRangeR\tcreatedAt\"\x97\x05\n" +
 	"\n" +
 	"AlertStats\x12\x14\n" +
 	"\x05total\x18\x01 \x01(\x03R\x05total\x12;\n" +
@@ -5177,345 +1263,13 @@ const file_watchpost_v1_alerts_proto_rawDesc = "" +
 	"\x06alerts\x18\x02 \x01(\x03R\x06alerts\x12\x1e\n" +
 	"\n" +
 	"suppressed\x18\x03 \x01(\x03R\n" +
-	"suppressed\"\x84\x01\n" +
-	"\x0fAlertRuleFilter\x12\x1d\n" +
-	"\aenabled\x18\x01 \x01(\bH\x00R\aenabled\x88\x01\x01\x122\n" +
-	"\bseverity\x18\x02 \x01(\x0e2\x16.watchpost.v1.SeverityR\bseverity\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\tR\x04nameB\n" +
-	"\n" +
-	"\b_enabled\"\xcd\x04\n" +
-	"\vAlertFilter\x125\n" +
-	"\bstatuses\x18\x01 \x03(\x0e2\x19.watchpost.v1.AlertStatusR\bstatuses\x126\n" +
-	"\n" +
-	"severities\x18\x02 \x03(\x0e2\x16.watchpost.v1.SeverityR\n" +
-	"severities\x12\x19\n" +
-	"\brule_ids\x18\x03 \x03(\tR\aruleIds\x12\x1d\n" +
-	"\n" +
-	"camera_ids\x18\x04 \x03(\tR\tcameraIds\x12\x1e\n" +
-	"\bevent_id\x18\x05 \x01(\x03H\x00R\aeventId\x88\x01\x01\x12\x1b\n" +
-	"\tdedup_key\x18\x06 \x01(\tR\bdedupKey\x126\n" +
-	"\n" +
-	"created_at\x18\a \x01(\v2\x17.watchpost.v1.TimeRangeR\tcreatedAt\x126\n" +
-	"\n" +
-	"updated_at\x18\b \x01(\v2\x17.watchpost.v1.TimeRangeR\tupdatedAt\x12:\n" +
-	"\fdelivered_at\x18\t \x01(\v2\x17.watchpost.v1.TimeRangeR\vdeliveredAt\x12\x12\n" +
-	"\x04text\x18\n" +
-	" \x01(\tR\x04text\x12\x17\n" +
-	"\x04open\x18\v \x01(\bH\x01R\x04open\x88\x01\x01\x12#\n" +
-	"\n" +
-	"suppressed\x18\f \x01(\bH\x02R\n" +
-	"suppressed\x88\x01\x01\x12\x19\n" +
-	"\bzone_ids\x18\r \x03(\tR\azoneIds\x12\x1a\n" +
-	"\bchannels\x18\x0e \x03(\tR\bchannelsB\v\n" +
-	"\t_event_idB\a\n" +
-	"\x05_openB\r\n" +
-	"\v_suppressed\"\xbc\x01\n" +
-	"\x15AlertTransitionFilter\x12\x19\n" +
-	"\balert_id\x18\x01 \x01(\tR\aalertId\x12\x14\n" +
-	"\x05actor\x18\x02 \x01(\tR\x05actor\x12:\n" +
-	"\vto_statuses\x18\x03 \x03(\x0e2\x19.watchpost.v1.AlertStatusR\n" +
-	"toStatuses\x126\n" +
-	"\n" +
-	"created_at\x18\x04 \x01(\v2\x17.watchpost.v1.TimeRangeR\tcreatedAt\"P\n" +
-	"\x16CreateAlertRuleRequest\x126\n" +
-	"\n" +
-	"alert_rule\x18\x01 \x01(\v2\x17.watchpost.v1.AlertRuleR\talertRule\"%\n" +
-	"\x13GetAlertRuleRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x8a\x01\n" +
-	"\x15ListAlertRulesRequest\x12\x1b\n" +
-	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
-	"\n" +
-	"page_token\x18\x02 \x01(\tR\tpageToken\x125\n" +
-	"\x06filter\x18\x03 \x01(\v2\x1d.watchpost.v1.AlertRuleFilterR\x06filter\"z\n" +
-	"\x16ListAlertRulesResponse\x128\n" +
-	"\valert_rules\x18\x01 \x03(\v2\x17.watchpost.v1.AlertRuleR\n" +
-	"alertRules\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xda\x01\n" +
-	"\x16UpdateAlertRuleRequest\x126\n" +
-	"\n" +
-	"alert_rule\x18\x01 \x01(\v2\x17.watchpost.v1.AlertRuleR\talertRule\x12;\n" +
-	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
-	"updateMask\x123\n" +
-	"\x13expected_version_id\x18\x03 \x01(\x05H\x00R\x11expectedVersionId\x88\x01\x01B\x16\n" +
-	"\x14_expected_version_id\"u\n" +
-	"\x16DeleteAlertRuleRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x123\n" +
-	"\x13expected_version_id\x18\x02 \x01(\x05H\x00R\x11expectedVersionId\x88\x01\x01B\x16\n" +
-	"\x14_expected_version_id\"\xaa\x01\n" +
-	"\x1bSetAlertRulesEnabledRequest\x12\x10\n" +
-	"\x03ids\x18\x01 \x03(\tR\x03ids\x125\n" +
-	"\x06filter\x18\x02 \x01(\v2\x1d.watchpost.v1.AlertRuleFilterR\x06filter\x12\x1d\n" +
-	"\aenabled\x18\x03 \x01(\bH\x00R\aenabled\x88\x01\x01\x12\x17\n" +
-	"\adry_run\x18\x04 \x01(\bR\x06dryRunB\n" +
-	"\n" +
-	"\b_enabled\"s\n" +
-	"\x1cSetAlertRulesEnabledResponse\x12\x18\n" +
-	"\amatched\x18\x01 \x01(\x05R\amatched\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\x05R\achanged\x12\x1f\n" +
-	"\vunknown_ids\x18\x03 \x03(\tR\n" +
-	"unknownIds\"t\n" +
-	"\x15CloneAlertRuleRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
-	"\x04name\x18\x02 \x01(\tH\x00R\x04name\x88\x01\x01\x12\x1d\n" +
-	"\aenabled\x18\x03 \x01(\bH\x01R\aenabled\x88\x01\x01B\a\n" +
-	"\x05_nameB\n" +
-	"\n" +
-	"\b_enabled\"z\n" +
-	"\x17ExportAlertRulesRequest\x125\n" +
-	"\x06filter\x18\x01 \x01(\v2\x1d.watchpost.v1.AlertRuleFilterR\x06filter\x12(\n" +
-	"\x10with_output_only\x18\x02 \x01(\bR\x0ewithOutputOnly\"W\n" +
-	"\x18ExportAlertRulesResponse\x12\x1a\n" +
-	"\bdocument\x18\x01 \x01(\tR\bdocument\x12\x1f\n" +
-	"\valert_rules\x18\x02 \x01(\x05R\n" +
-	"alertRules\"N\n" +
-	"\x17ImportAlertRulesRequest\x12\x1a\n" +
-	"\bdocument\x18\x01 \x01(\tR\bdocument\x12\x17\n" +
-	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\xa7\x01\n" +
-	"\x18ImportAlertRulesResponse\x129\n" +
-	"\aresults\x18\x01 \x03(\v2\x1f.watchpost.v1.ImportedAlertRuleR\aresults\x12\x18\n" +
-	"\acreated\x18\x02 \x01(\x05R\acreated\x12\x18\n" +
-	"\aupdated\x18\x03 \x01(\x05R\aupdated\x12\x1c\n" +
-	"\tunchanged\x18\x04 \x01(\x05R\tunchanged\"W\n" +
-	"\x11ImportedAlertRule\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x122\n" +
-	"\x06action\x18\x02 \x01(\x0e2\x1a.watchpost.v1.ImportActionR\x06action\"\xce\x01\n" +
-	"\x18GetAlertRuleStatsRequest\x12\x1b\n" +
-	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
-	"\n" +
-	"page_token\x18\x02 \x01(\tR\tpageToken\x12\x10\n" +
-	"\x03ids\x18\x03 \x03(\tR\x03ids\x125\n" +
-	"\x06filter\x18\x04 \x01(\v2\x1d.watchpost.v1.AlertRuleFilterR\x06filter\x12-\n" +
-	"\x05range\x18\x05 \x01(\v2\x17.watchpost.v1.TimeRangeR\x05range\"\x8b\x01\n" +
-	"\x19GetAlertRuleStatsResponse\x12F\n" +
-	"\x10alert_rule_stats\x18\x01 \x03(\v2\x1c.watchpost.v1.AlertRuleStatsR\x0ealertRuleStats\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc0\x01\n" +
-	"\x16PreviewScheduleRequest\x12\x19\n" +
-	"\arule_id\x18\x01 \x01(\tH\x00R\x06ruleId\x124\n" +
-	"\bschedule\x18\x02 \x01(\v2\x16.watchpost.v1.ScheduleH\x00R\bschedule\x129\n" +
-	"\n" +
-	"start_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12\x14\n" +
-	"\x05count\x18\x04 \x01(\x05R\x05countB\x04\n" +
-	"\x02of\"l\n" +
-	"\x17PreviewScheduleResponse\x12\x19\n" +
-	"\bin_force\x18\x01 \x01(\bR\ainForce\x126\n" +
-	"\awindows\x18\x02 \x03(\v2\x1c.watchpost.v1.ScheduleWindowR\awindows\"\xae\x01\n" +
-	"\x0eScheduleWindow\x120\n" +
-	"\x05start\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05start\x12,\n" +
-	"\x03end\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x03end\x12\x1f\n" +
-	"\vlocal_start\x18\x03 \x01(\tR\n" +
-	"localStart\x12\x1b\n" +
-	"\tlocal_end\x18\x04 \x01(\tR\blocalEnd\"\xb8\x03\n" +
-	"\x0eAlertRuleStats\x12\x17\n" +
-	"\arule_id\x18\x01 \x01(\tR\x06ruleId\x12\x1b\n" +
-	"\trule_name\x18\x02 \x01(\tR\bruleName\x12\x14\n" +
-	"\x05fired\x18\x03 \x01(\x03R\x05fired\x124\n" +
-	"\x16suppressed_by_cooldown\x18\x04 \x01(\x03R\x14suppressedByCooldown\x122\n" +
-	"\x15suppressed_by_silence\x18\x05 \x01(\x03R\x13suppressedBySilence\x120\n" +
-	"\x14suppressed_by_snooze\x18\x06 \x01(\x03R\x12suppressedBySnooze\x124\n" +
-	"\x16suppressed_by_flapping\x18\a \x01(\x03R\x14suppressedByFlapping\x12>\n" +
-	"\rlast_fired_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\vlastFiredAt\x12H\n" +
-	"\x12last_suppressed_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x10lastSuppressedAt\"\x87\x01\n" +
-	"\x13ExplainEventRequest\x12\x19\n" +
-	"\bevent_id\x18\x01 \x01(\x03R\aeventId\x12\x1b\n" +
-	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
-	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\x12\x19\n" +
-	"\brule_ids\x18\x04 \x03(\tR\aruleIds\"\x81\x01\n" +
-	"\x14ExplainEventResponse\x12A\n" +
-	"\fexplanations\x18\x01 \x03(\v2\x1d.watchpost.v1.RuleExplanationR\fexplanations\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xfd\x02\n" +
-	"\x0fRuleExplanation\x12\x17\n" +
-	"\arule_id\x18\x01 \x01(\tR\x06ruleId\x12\x1b\n" +
-	"\trule_name\x18\x02 \x01(\tR\bruleName\x12\x18\n" +
-	"\aenabled\x18\x03 \x01(\bR\aenabled\x12\x18\n" +
-	"\amatched\x18\x04 \x01(\bR\amatched\x125\n" +
-	"\n" +
-	"stopped_by\x18\x05 \x01(\x0e2\x16.watchpost.v1.RuleStopR\tstoppedBy\x12\x16\n" +
-	"\x06detail\x18\x06 \x01(\tR\x06detail\x12B\n" +
-	"\n" +
-	"conditions\x18\a \x03(\v2\".watchpost.v1.ConditionExplanationR\n" +
-	"conditions\x12\x1e\n" +
-	"\balert_id\x18\b \x01(\tH\x00R\aalertId\x88\x01\x01\x12@\n" +
-	"\vsuppression\x18\t \x01(\v2\x1e.watchpost.v1.AlertSuppressionR\vsuppressionB\v\n" +
-	"\t_alert_id\"\xcb\x01\n" +
-	"\x14ConditionExplanation\x124\n" +
-	"\tcondition\x18\x01 \x01(\x0e2\x16.watchpost.v1.RuleStopR\tcondition\x12\x1a\n" +
-	"\bexpected\x18\x02 \x01(\tR\bexpected\x12\x16\n" +
-	"\x06actual\x18\x03 \x01(\tR\x06actual\x12\x10\n" +
-	"\x03met\x18\x04 \x01(\bR\x03met\x12&\n" +
-	"\fdetection_id\x18\x05 \x01(\x03H\x00R\vdetectionId\x88\x01\x01B\x0f\n" +
-	"\r_detection_id\"\xeb\x01\n" +
-	"\x14TestAlertRuleRequest\x12\x19\n" +
-	"\arule_id\x18\x01 \x01(\tH\x00R\x06ruleId\x128\n" +
-	"\n" +
-	"alert_rule\x18\x02 \x01(\v2\x17.watchpost.v1.AlertRuleH\x00R\talertRule\x126\n" +
-	"\n" +
-	"started_at\x18\x03 \x01(\v2\x17.watchpost.v1.TimeRangeR\tstartedAt\x12\x1d\n" +
-	"\n" +
-	"camera_ids\x18\x04 \x03(\tR\tcameraIds\x12\x1f\n" +
-	"\vmax_results\x18\x05 \x01(\x05R\n" +
-	"maxResultsB\x06\n" +
-	"\x04rule\"\xdb\x01\n" +
-	"\x15TestAlertRuleResponse\x128\n" +
-	"\x05match\x18\x01 \x01(\v2 .watchpost.v1.AlertRuleTestMatchH\x00R\x05match\x12A\n" +
-	"\bprogress\x18\x02 \x01(\v2#.watchpost.v1.AlertRuleTestProgressH\x00R\bprogress\x12;\n" +
-	"\x06totals\x18\x03 \x01(\v2!.watchpost.v1.AlertRuleTestTotalsH\x00R\x06totalsB\b\n" +
-	"\x06update\"\x9d\x03\n" +
-	"\x12AlertRuleTestMatch\x12\x19\n" +
-	"\bevent_id\x18\x01 \x01(\x03R\aeventId\x12\x1b\n" +
-	"\tcamera_id\x18\x02 \x01(\tR\bcameraId\x129\n" +
-	"\n" +
-	"started_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\"\n" +
-	"\n" +
-	"risk_score\x18\x04 \x01(\x05H\x00R\triskScore\x88\x01\x01\x12\x1b\n" +
-	"\tdedup_key\x18\x05 \x01(\tR\bdedupKey\x12$\n" +
-	"\vobject_type\x18\x06 \x01(\tH\x01R\n" +
-	"objectType\x88\x01\x01\x12\x1c\n" +
-	"\azone_id\x18\a \x01(\tH\x02R\x06zoneId\x88\x01\x01\x12\x1d\n" +
-	"\n" +
-	"would_fire\x18\b \x01(\bR\twouldFire\x12/\n" +
-	"\x11cooldown_event_id\x18\t \x01(\x03H\x03R\x0fcooldownEventId\x88\x01\x01B\r\n" +
-	"\v_risk_scoreB\x0e\n" +
-	"\f_object_typeB\n" +
-	"\n" +
-	"\b_zone_idB\x14\n" +
-	"\x12_cooldown_event_id\"\x9e\x01\n" +
-	"\x15AlertRuleTestProgress\x12\x16\n" +
-	"\x06events\x18\x01 \x01(\x03R\x06events\x12\x18\n" +
-	"\amatched\x18\x02 \x01(\x03R\amatched\x12\x1d\n" +
-	"\n" +
-	"would_fire\x18\x03 \x01(\x03R\twouldFire\x124\n" +
-	"\areached\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\areached\"\xb9\x01\n" +
-	"\x13AlertRuleTestTotals\x12\x16\n" +
-	"\x06events\x18\x01 \x01(\x03R\x06events\x12\x18\n" +
-	"\amatched\x18\x02 \x01(\x03R\amatched\x12\x1d\n" +
-	"\n" +
-	"would_fire\x18\x03 \x01(\x03R\twouldFire\x12\x1e\n" +
-	"\n" +
-	"suppressed\x18\x04 \x01(\x03R\n" +
-	"suppressed\x121\n" +
-	"\x05stops\x18\x05 \x03(\v2\x1b.watchpost.v1.RuleStopCountR\x05stops\"^\n" +
-	"\rRuleStopCount\x125\n" +
-	"\n" +
-	"stopped_by\x18\x01 \x01(\x0e2\x16.watchpost.v1.RuleStopR\tstoppedBy\x12\x16\n" +
-	"\x06events\x18\x02 \x01(\x03R\x06events\"!\n" +
-	"\x0fGetAlertRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x82\x01\n" +
-	"\x11ListAlertsRequest\x12\x1b\n" +
-	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
-	"\n" +
-	"page_token\x18\x02 \x01(\tR\tpageToken\x121\n" +
-	"\x06filter\x18\x03 \x01(\v2\x19.watchpost.v1.AlertFilterR\x06filter\"i\n" +
-	"\x12ListAlertsResponse\x12+\n" +
-	"\x06alerts\x18\x01 \x03(\v2\x13.watchpost.v1.AlertR\x06alerts\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa4\x01\n" +
-	"\x17AcknowledgeAlertRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x123\n" +
-	"\x13expected_version_id\x18\x02 \x01(\x05H\x00R\x11expectedVersionId\x88\x01\x01\x12\x14\n" +
-	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reasonB\x16\n" +
-	"\x14_expected_version_id\"\xa0\x01\n" +
-	"\x13DismissAlertRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x123\n" +
-	"\x13expected_version_id\x18\x02 \x01(\x05H\x00R\x11expectedVersionId\x88\x01\x01\x12\x14\n" +
-	"\x05actor\x18\x03 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reasonB\x16\n" +
-	"\x14_expected_version_id\"\xa6\x01\n" +
-	"\x18AcknowledgeAlertsRequest\x121\n" +
-	"\x06filter\x18\x01 \x01(\v2\x19.watchpost.v1.AlertFilterR\x06filter\x12\x10\n" +
-	"\x03all\x18\x02 \x01(\bR\x03all\x12\x17\n" +
-	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x14\n" +
-	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xa2\x01\n" +
-	"\x14DismissAlertsRequest\x121\n" +
-	"\x06filter\x18\x01 \x01(\v2\x19.watchpost.v1.AlertFilterR\x06filter\x12\x10\n" +
-	"\x03all\x18\x02 \x01(\bR\x03all\x12\x17\n" +
-	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x14\n" +
-	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x81\x01\n" +
-	"\x12MoveAlertsResponse\x12\x18\n" +
-	"\amatched\x18\x01 \x01(\x03R\amatched\x12\x14\n" +
-	"\x05moved\x18\x02 \x01(\x03R\x05moved\x12;\n" +
-	"\tnot_moved\x18\x03 \x03(\v2\x1e.watchpost.v1.AlertStatusCountR\bnotMoved\"\x96\x01\n" +
-	"\x1bListAlertTransitionsRequest\x12\x1b\n" +
-	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
-	"\n" +
-	"page_token\x18\x02 \x01(\tR\tpageToken\x12;\n" +
-	"\x06filter\x18\x03 \x01(\v2#.watchpost.v1.AlertTransitionFilterR\x06filter\"\x92\x01\n" +
-	"\x1cListAlertTransitionsResponse\x12J\n" +
-	"\x11alert_transitions\x18\x01 \x03(\v2\x1d.watchpost.v1.AlertTransitionR\x10alertTransitions\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x87\x01\n" +
-	"\x14GetAlertStatsRequest\x121\n" +
-	"\x06filter\x18\x01 \x01(\v2\x19.watchpost.v1.AlertFilterR\x06filter\x12<\n" +
-	"\fbucket_width\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\vbucketWidth\"\xc3\x01\n" +
-	"\x12CreateAlertRequest\x12)\n" +
-	"\x05alert\x18\x01 \x01(\v2\x13.watchpost.v1.AlertR\x05alert\x125\n" +
-	"\bcooldown\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bcooldown\x12\x1d\n" +
-	"\n" +
-	"request_id\x18\x03 \x01(\tR\trequestId\x12\x14\n" +
-	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"Z\n" +
-	"\x13CreateAlertResponse\x12)\n" +
-	"\x05alert\x18\x01 \x01(\v2\x13.watchpost.v1.AlertR\x05alert\x12\x18\n" +
-	"\acreated\x18\x02 \x01(\bR\acreated*\xd8\x01\n" +
-	"\tDayOfWeek\x12\x1b\n" +
-	"\x17DAY_OF_WEEK_UNSPECIFIED\x10\x00\x12\x16\n" +
-	"\x12DAY_OF_WEEK_MONDAY\x10\x01\x12\x17\n" +
-	"\x13DAY_OF_WEEK_TUESDAY\x10\x02\x12\x19\n" +
-	"\x15DAY_OF_WEEK_WEDNESDAY\x10\x03\x12\x18\n" +
-	"\x14DAY_OF_WEEK_THURSDAY\x10\x04\x12\x16\n" +
-	"\x12DAY_OF_WEEK_FRIDAY\x10\x05\x12\x18\n" +
-	"\x14DAY_OF_WEEK_SATURDAY\x10\x06\x12\x16\n" +
-	"\x12DAY_OF_WEEK_SUNDAY\x10\a*\xa6\x02\n" +
-	"\bRuleStop\x12\x19\n" +
-	"\x15RULE_STOP_UNSPECIFIED\x10\x00\x12\x1c\n" +
-	"\x18RULE_STOP_RISK_THRESHOLD\x10\x01\x12\x18\n" +
-	"\x14RULE_STOP_CAMERA_IDS\x10\x02\x12\x1a\n" +
-	"\x16RULE_STOP_OBJECT_TYPES\x10\x03\x12\x1c\n" +
-	"\x18RULE_STOP_MIN_CONFIDENCE\x10\x04\x12\x16\n" +
-	"\x12RULE_STOP_ZONE_IDS\x10\x05\x12\x16\n" +
-	"\x12RULE_STOP_SCHEDULE\x10\x06\x12\x16\n" +
-	"\x12RULE_STOP_COOLDOWN\x10\a\x12\x15\n" +
-	"\x11RULE_STOP_SNOOZED\x10\b\x12\x16\n" +
-	"\x12RULE_STOP_SILENCED\x10\t\x12\x16\n" +
-	"\x12RULE_STOP_FLAPPING\x10\n" +
-	"*\x9c\x01\n" +
+	"suppressed*\x9c\x01\n" +
 	"\vAlertStatus\x12\x1c\n" +
 	"\x18ALERT_STATUS_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14ALERT_STATUS_PENDING\x10\x01\x12\x1a\n" +
 	"\x16ALERT_STATUS_DELIVERED\x10\x02\x12\x1d\n" +
 	"\x19ALERT_STATUS_ACKNOWLEDGED\x10\x03\x12\x1a\n" +
-	"\x16ALERT_STATUS_DISMISSED\x10\x04*\x80\x01\n" +
-	"\fImportAction\x12\x1d\n" +
-	"\x19IMPORT_ACTION_UNSPECIFIED\x10\x00\x12\x19\n" +
-	"\x15IMPORT_ACTION_CREATED\x10\x01\x12\x19\n" +
-	"\x15IMPORT_ACTION_UPDATED\x10\x02\x12\x1b\n" +
-	"\x17IMPORT_ACTION_UNCHANGED\x10\x032\xae\t\n" +
-	"\x10AlertRuleService\x12P\n" +
-	"\x0fCreateAlertRule\x12$.watchpost.v1.CreateAlertRuleRequest\x1a\x17.watchpost.v1.AlertRule\x12J\n" +
-	"\fGetAlertRule\x12!.watchpost.v1.GetAlertRuleRequest\x1a\x17.watchpost.v1.AlertRule\x12[\n" +
-	"\x0eListAlertRules\x12#.watchpost.v1.ListAlertRulesRequest\x1a$.watchpost.v1.ListAlertRulesResponse\x12P\n" +
-	"\x0fUpdateAlertRule\x12$.watchpost.v1.UpdateAlertRuleRequest\x1a\x17.watchpost.v1.AlertRule\x12O\n" +
-	"\x0fDeleteAlertRule\x12$.watchpost.v1.DeleteAlertRuleRequest\x1a\x16.google.protobuf.Empty\x12m\n" +
-	"\x14SetAlertRulesEnabled\x12).watchpost.v1.SetAlertRulesEnabledRequest\x1a*.watchpost.v1.SetAlertRulesEnabledResponse\x12N\n" +
-	"\x0eCloneAlertRule\x12#.watchpost.v1.CloneAlertRuleRequest\x1a\x17.watchpost.v1.AlertRule\x12a\n" +
-	"\x10ExportAlertRules\x12%.watchpost.v1.ExportAlertRulesRequest\x1a&.watchpost.v1.ExportAlertRulesResponse\x12a\n" +
-	"\x10ImportAlertRules\x12%.watchpost.v1.ImportAlertRulesRequest\x1a&.watchpost.v1.ImportAlertRulesResponse\x12d\n" +
-	"\x11GetAlertRuleStats\x12&.watchpost.v1.GetAlertRuleStatsRequest\x1a'.watchpost.v1.GetAlertRuleStatsResponse\x12^\n" +
-	"\x0fPreviewSchedule\x12$.watchpost.v1.PreviewScheduleRequest\x1a%.watchpost.v1.PreviewScheduleResponse\x12U\n" +
-	"\fExplainEvent\x12!.watchpost.v1.ExplainEventRequest\x1a\".watchpost.v1.ExplainEventResponse\x12Z\n" +
-	"\rTestAlertRule\x12\".watchpost.v1.TestAlertRuleRequest\x1a#.watchpost.v1.TestAlertRuleResponse0\x012\xff\x05\n" +
-	"\fAlertService\x12R\n" +
-	"\vCreateAlert\x12 .watchpost.v1.CreateAlertRequest\x1a!.watchpost.v1.CreateAlertResponse\x12>\n" +
-	"\bGetAlert\x12\x1d.watchpost.v1.GetAlertRequest\x1a\x13.watchpost.v1.Alert\x12O\n" +
-	"\n" +
-	"ListAlerts\x12\x1f.watchpost.v1.ListAlertsRequest\x1a .watchpost.v1.ListAlertsResponse\x12N\n" +
-	"\x10AcknowledgeAlert\x12%.watchpost.v1.AcknowledgeAlertRequest\x1a\x13.watchpost.v1.Alert\x12F\n" +
-	"\fDismissAlert\x12!.watchpost.v1.DismissAlertRequest\x1a\x13.watchpost.v1.Alert\x12]\n" +
-	"\x11AcknowledgeAlerts\x12&.watchpost.v1.AcknowledgeAlertsRequest\x1a .watchpost.v1.MoveAlertsResponse\x12U\n" +
-	"\rDismissAlerts\x12\".watchpost.v1.DismissAlertsRequest\x1a .watchpost.v1.MoveAlertsResponse\x12m\n" +
-	"\x14ListAlertTransitions\x12).watchpost.v1.ListAlertTransitionsRequest\x1a*.watchpost.v1.ListAlertTransitionsResponse\x12M\n" +
-	"\rGetAlertStats\x12\".watchpost.v1.GetAlertStatsRequest\x1a\x18.watchpost.v1.AlertStatsBZ\n" +
+	"\x16ALERT_STATUS_DISMISSED\x10\x04BZ\n" +
 	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
@@ -5530,217 +1284,62 @@ func file_watchpost_v1_alerts_proto_rawDescGZIP() []byte {
 	return file_watchpost_v1_alerts_proto_rawDescData
 }
 
-var file_watchpost_v1_alerts_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_watchpost_v1_alerts_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_watchpost_v1_alerts_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_watchpost_v1_alerts_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_watchpost_v1_alerts_proto_goTypes = []any{
-	(DayOfWeek)(0),                       // 0: watchpost.v1.DayOfWeek
-	(RuleStop)(0),                        // 1: watchpost.v1.RuleStop
-	(AlertStatus)(0),                     // 2: watchpost.v1.AlertStatus
-	(ImportAction)(0),                    // 3: watchpost.v1.ImportAction
-	(*AlertRule)(nil),                    // 4: watchpost.v1.AlertRule
-	(*EscalationStep)(nil),               // 5: watchpost.v1.EscalationStep
-	(*Schedule)(nil),                     // 6: watchpost.v1.Schedule
-	(*RuleOutcome)(nil),                  // 7: watchpost.v1.RuleOutcome
-	(*Alert)(nil),                        // 8: watchpost.v1.Alert
-	(*AlertTransition)(nil),              // 9: watchpost.v1.AlertTransition
-	(*AlertStats)(nil),                   // 10: watchpost.v1.AlertStats
-	(*AlertStatusCount)(nil),             // 11: watchpost.v1.AlertStatusCount
-	(*AlertSeverityCount)(nil),           // 12: watchpost.v1.AlertSeverityCount
-	(*AlertRuleCount)(nil),               // 13: watchpost.v1.AlertRuleCount
-	(*AlertCameraCount)(nil),             // 14: watchpost.v1.AlertCameraCount
-	(*AlertBucket)(nil),                  // 15: watchpost.v1.AlertBucket
-	(*AlertRuleFilter)(nil),              // 16: watchpost.v1.AlertRuleFilter
-	(*AlertFilter)(nil),                  // 17: watchpost.v1.AlertFilter
-	(*AlertTransitionFilter)(nil),        // 18: watchpost.v1.AlertTransitionFilter
-	(*CreateAlertRuleRequest)(nil),       // 19: watchpost.v1.CreateAlertRuleRequest
-	(*GetAlertRuleRequest)(nil),          // 20: watchpost.v1.GetAlertRuleRequest
-	(*ListAlertRulesRequest)(nil),        // 21: watchpost.v1.ListAlertRulesRequest
-	(*ListAlertRulesResponse)(nil),       // 22: watchpost.v1.ListAlertRulesResponse
-	(*UpdateAlertRuleRequest)(nil),       // 23: watchpost.v1.UpdateAlertRuleRequest
-	(*DeleteAlertRuleRequest)(nil),       // 24: watchpost.v1.DeleteAlertRuleRequest
-	(*SetAlertRulesEnabledRequest)(nil),  // 25: watchpost.v1.SetAlertRulesEnabledRequest
-	(*SetAlertRulesEnabledResponse)(nil), // 26: watchpost.v1.SetAlertRulesEnabledResponse
-	(*CloneAlertRuleRequest)(nil),        // 27: watchpost.v1.CloneAlertRuleRequest
-	(*ExportAlertRulesRequest)(nil),      // 28: watchpost.v1.ExportAlertRulesRequest
-	(*ExportAlertRulesResponse)(nil),     // 29: watchpost.v1.ExportAlertRulesResponse
-	(*ImportAlertRulesRequest)(nil),      // 30: watchpost.v1.ImportAlertRulesRequest
-	(*ImportAlertRulesResponse)(nil),     // 31: watchpost.v1.ImportAlertRulesResponse
-	(*ImportedAlertRule)(nil),            // 32: watchpost.v1.ImportedAlertRule
-	(*GetAlertRuleStatsRequest)(nil),     // 33: watchpost.v1.GetAlertRuleStatsRequest
-	(*GetAlertRuleStatsResponse)(nil),    // 34: watchpost.v1.GetAlertRuleStatsResponse
-	(*PreviewScheduleRequest)(nil),       // 35: watchpost.v1.PreviewScheduleRequest
-	(*PreviewScheduleResponse)(nil),      // 36: watchpost.v1.PreviewScheduleResponse
-	(*ScheduleWindow)(nil),               // 37: watchpost.v1.ScheduleWindow
-	(*AlertRuleStats)(nil),               // 38: watchpost.v1.AlertRuleStats
-	(*ExplainEventRequest)(nil),          // 39: watchpost.v1.ExplainEventRequest
-	(*ExplainEventResponse)(nil),         // 40: watchpost.v1.ExplainEventResponse
-	(*RuleExplanation)(nil),              // 41: watchpost.v1.RuleExplanation
-	(*ConditionExplanation)(nil),         // 42: watchpost.v1.ConditionExplanation
-	(*TestAlertRuleRequest)(nil),         // 43: watchpost.v1.TestAlertRuleRequest
-	(*TestAlertRuleResponse)(nil),        // 44: watchpost.v1.TestAlertRuleResponse
-	(*AlertRuleTestMatch)(nil),           // 45: watchpost.v1.AlertRuleTestMatch
-	(*AlertRuleTestProgress)(nil),        // 46: watchpost.v1.AlertRuleTestProgress
-	(*AlertRuleTestTotals)(nil),          // 47: watchpost.v1.AlertRuleTestTotals
-	(*RuleStopCount)(nil),                // 48: watchpost.v1.RuleStopCount
-	(*GetAlertRequest)(nil),              // 49: watchpost.v1.GetAlertRequest
-	(*ListAlertsRequest)(nil),            // 50: watchpost.v1.ListAlertsRequest
-	(*ListAlertsResponse)(nil),           // 51: watchpost.v1.ListAlertsResponse
-	(*AcknowledgeAlertRequest)(nil),      // 52: watchpost.v1.AcknowledgeAlertRequest
-	(*DismissAlertRequest)(nil),          // 53: watchpost.v1.DismissAlertRequest
-	(*AcknowledgeAlertsRequest)(nil),     // 54: watchpost.v1.AcknowledgeAlertsRequest
-	(*DismissAlertsRequest)(nil),         // 55: watchpost.v1.DismissAlertsRequest
-	(*MoveAlertsResponse)(nil),           // 56: watchpost.v1.MoveAlertsResponse
-	(*ListAlertTransitionsRequest)(nil),  // 57: watchpost.v1.ListAlertTransitionsRequest
-	(*ListAlertTransitionsResponse)(nil), // 58: watchpost.v1.ListAlertTransitionsResponse
-	(*GetAlertStatsRequest)(nil),         // 59: watchpost.v1.GetAlertStatsRequest
-	(*CreateAlertRequest)(nil),           // 60: watchpost.v1.CreateAlertRequest
-	(*CreateAlertResponse)(nil),          // 61: watchpost.v1.CreateAlertResponse
-	(Severity)(0),                        // 62: watchpost.v1.Severity
-	(*structpb.Struct)(nil),              // 63: google.protobuf.Struct
-	(*durationpb.Duration)(nil),          // 64: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),        // 65: google.protobuf.Timestamp
-	(*TimeRange)(nil),                    // 66: watchpost.v1.TimeRange
-	(*fieldmaskpb.FieldMask)(nil),        // 67: google.protobuf.FieldMask
-	(*AlertSuppression)(nil),             // 68: watchpost.v1.AlertSuppression
-	(*emptypb.Empty)(nil),                // 69: google.protobuf.Empty
+	(AlertStatus)(0),              // 0: watchpost.v1.AlertStatus
+	(*Alert)(nil),                 // 1: watchpost.v1.Alert
+	(*AlertTransition)(nil),       // 2: watchpost.v1.AlertTransition
+	(*AlertFilter)(nil),           // 3: watchpost.v1.AlertFilter
+	(*AlertTransitionFilter)(nil), // 4: watchpost.v1.AlertTransitionFilter
+	(*AlertStats)(nil),            // 5: watchpost.v1.AlertStats
+	(*AlertStatusCount)(nil),      // 6: watchpost.v1.AlertStatusCount
+	(*AlertSeverityCount)(nil),    // 7: watchpost.v1.AlertSeverityCount
+	(*AlertRuleCount)(nil),        // 8: watchpost.v1.AlertRuleCount
+	(*AlertCameraCount)(nil),      // 9: watchpost.v1.AlertCameraCount
+	(*AlertBucket)(nil),           // 10: watchpost.v1.AlertBucket
+	(Severity)(0),                 // 11: watchpost.v1.Severity
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 13: google.protobuf.Struct
+	(*TimeRange)(nil),             // 14: watchpost.v1.TimeRange
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
 }
 var file_watchpost_v1_alerts_proto_depIdxs = []int32{
-	62,  // 0: watchpost.v1.AlertRule.severity:type_name -> watchpost.v1.Severity
-	6,   // 1: watchpost.v1.AlertRule.schedule:type_name -> watchpost.v1.Schedule
-	63,  // 2: watchpost.v1.AlertRule.conditions:type_name -> google.protobuf.Struct
-	64,  // 3: watchpost.v1.AlertRule.cooldown:type_name -> google.protobuf.Duration
-	65,  // 4: watchpost.v1.AlertRule.created_at:type_name -> google.protobuf.Timestamp
-	65,  // 5: watchpost.v1.AlertRule.updated_at:type_name -> google.protobuf.Timestamp
-	64,  // 6: watchpost.v1.AlertRule.flap_window:type_name -> google.protobuf.Duration
-	5,   // 7: watchpost.v1.AlertRule.escalation:type_name -> watchpost.v1.EscalationStep
-	64,  // 8: watchpost.v1.EscalationStep.after:type_name -> google.protobuf.Duration
-	0,   // 9: watchpost.v1.Schedule.days:type_name -> watchpost.v1.DayOfWeek
-	1,   // 10: watchpost.v1.RuleOutcome.stopped_by:type_name -> watchpost.v1.RuleStop
-	62,  // 11: watchpost.v1.Alert.severity:type_name -> watchpost.v1.Severity
-	2,   // 12: watchpost.v1.Alert.status:type_name -> watchpost.v1.AlertStatus
-	65,  // 13: watchpost.v1.Alert.created_at:type_name -> google.protobuf.Timestamp
-	65,  // 14: watchpost.v1.Alert.updated_at:type_name -> google.protobuf.Timestamp
-	65,  // 15: watchpost.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
-	63,  // 16: watchpost.v1.Alert.metadata:type_name -> google.protobuf.Struct
-	65,  // 17: watchpost.v1.Alert.last_suppressed_at:type_name -> google.protobuf.Timestamp
-	65,  // 18: watchpost.v1.Alert.acknowledged_at:type_name -> google.protobuf.Timestamp
-	65,  // 19: watchpost.v1.Alert.dismissed_at:type_name -> google.protobuf.Timestamp
-	2,   // 20: watchpost.v1.AlertTransition.from_status:type_name -> watchpost.v1.AlertStatus
-	2,   // 21: watchpost.v1.AlertTransition.to_status:type_name -> watchpost.v1.AlertStatus
-	65,  // 22: watchpost.v1.AlertTransition.created_at:type_name -> google.protobuf.Timestamp
-	11,  // 23: watchpost.v1.AlertStats.by_status:type_name -> watchpost.v1.AlertStatusCount
-	12,  // 24: watchpost.v1.AlertStats.by_severity:type_name -> watchpost.v1.AlertSeverityCount
-	13,  // 25: watchpost.v1.AlertStats.by_rule:type_name -> watchpost.v1.AlertRuleCount
-	14,  // 26: watchpost.v1.AlertStats.by_camera:type_name -> watchpost.v1.AlertCameraCount
-	15,  // 27: watchpost.v1.AlertStats.buckets:type_name -> watchpost.v1.AlertBucket
-	64,  // 28: watchpost.v1.AlertStats.mean_time_to_acknowledge:type_name -> google.protobuf.Duration
-	64,  // 29: watchpost.v1.AlertStats.mean_time_to_dismiss:type_name -> google.protobuf.Duration
-	65,  // 30: watchpost.v1.AlertStats.oldest_open_at:type_name -> google.protobuf.Timestamp
-	2,   // 31: watchpost.v1.AlertStatusCount.status:type_name -> watchpost.v1.AlertStatus
-	62,  // 32: watchpost.v1.AlertSeverityCount.severity:type_name -> watchpost.v1.Severity
-	65,  // 33: watchpost.v1.AlertBucket.start_time:type_name -> google.protobuf.Timestamp
-	62,  // 34: watchpost.v1.AlertRuleFilter.severity:type_name -> watchpost.v1.Severity
-	2,   // 35: watchpost.v1.AlertFilter.statuses:type_name -> watchpost.v1.AlertStatus
-	62,  // 36: watchpost.v1.AlertFilter.severities:type_name -> watchpost.v1.Severity
-	66,  // 37: watchpost.v1.AlertFilter.created_at:type_name -> watchpost.v1.TimeRange
-	66,  // 38: watchpost.v1.AlertFilter.updated_at:type_name -> watchpost.v1.TimeRange
-	66,  // 39: watchpost.v1.AlertFilter.delivered_at:type_name -> watchpost.v1.TimeRange
-	2,   // 40: watchpost.v1.AlertTransitionFilter.to_statuses:type_name -> watchpost.v1.AlertStatus
-	66,  // 41: watchpost.v1.AlertTransitionFilter.created_at:type_name -> watchpost.v1.TimeRange
-	4,   // 42: watchpost.v1.CreateAlertRuleRequest.alert_rule:type_name -> watchpost.v1.AlertRule
-	16,  // 43: watchpost.v1.ListAlertRulesRequest.filter:type_name -> watchpost.v1.AlertRuleFilter
-	4,   // 44: watchpost.v1.ListAlertRulesResponse.alert_rules:type_name -> watchpost.v1.AlertRule
-	4,   // 45: watchpost.v1.UpdateAlertRuleRequest.alert_rule:type_name -> watchpost.v1.AlertRule
-	67,  // 46: watchpost.v1.UpdateAlertRuleRequest.update_mask:type_name -> google.protobuf.FieldMask
-	16,  // 47: watchpost.v1.SetAlertRulesEnabledRequest.filter:type_name -> watchpost.v1.AlertRuleFilter
-	16,  // 48: watchpost.v1.ExportAlertRulesRequest.filter:type_name -> watchpost.v1.AlertRuleFilter
-	32,  // 49: watchpost.v1.ImportAlertRulesResponse.results:type_name -> watchpost.v1.ImportedAlertRule
-	3,   // 50: watchpost.v1.ImportedAlertRule.action:type_name -> watchpost.v1.ImportAction
-	16,  // 51: watchpost.v1.GetAlertRuleStatsRequest.filter:type_name -> watchpost.v1.AlertRuleFilter
-	66,  // 52: watchpost.v1.GetAlertRuleStatsRequest.range:type_name -> watchpost.v1.TimeRange
-	38,  // 53: watchpost.v1.GetAlertRuleStatsResponse.alert_rule_stats:type_name -> watchpost.v1.AlertRuleStats
-	6,   // 54: watchpost.v1.PreviewScheduleRequest.schedule:type_name -> watchpost.v1.Schedule
-	65,  // 55: watchpost.v1.PreviewScheduleRequest.start_time:type_name -> google.protobuf.Timestamp
-	37,  // 56: watchpost.v1.PreviewScheduleResponse.windows:type_name -> watchpost.v1.ScheduleWindow
-	65,  // 57: watchpost.v1.ScheduleWindow.start:type_name -> google.protobuf.Timestamp
-	65,  // 58: watchpost.v1.ScheduleWindow.end:type_name -> google.protobuf.Timestamp
-	65,  // 59: watchpost.v1.AlertRuleStats.last_fired_at:type_name -> google.protobuf.Timestamp
-	65,  // 60: watchpost.v1.AlertRuleStats.last_suppressed_at:type_name -> google.protobuf.Timestamp
-	41,  // 61: watchpost.v1.ExplainEventResponse.explanations:type_name -> watchpost.v1.RuleExplanation
-	1,   // 62: watchpost.v1.RuleExplanation.stopped_by:type_name -> watchpost.v1.RuleStop
-	42,  // 63: watchpost.v1.RuleExplanation.conditions:type_name -> watchpost.v1.ConditionExplanation
-	68,  // 64: watchpost.v1.RuleExplanation.suppression:type_name -> watchpost.v1.AlertSuppression
-	1,   // 65: watchpost.v1.ConditionExplanation.condition:type_name -> watchpost.v1.RuleStop
-	4,   // 66: watchpost.v1.TestAlertRuleRequest.alert_rule:type_name -> watchpost.v1.AlertRule
-	66,  // 67: watchpost.v1.TestAlertRuleRequest.started_at:type_name -> watchpost.v1.TimeRange
-	45,  // 68: watchpost.v1.TestAlertRuleResponse.match:type_name -> watchpost.v1.AlertRuleTestMatch
-	46,  // 69: watchpost.v1.TestAlertRuleResponse.progress:type_name -> watchpost.v1.AlertRuleTestProgress
-	47,  // 70: watchpost.v1.TestAlertRuleResponse.totals:type_name -> watchpost.v1.AlertRuleTestTotals
-	65,  // 71: watchpost.v1.AlertRuleTestMatch.started_at:type_name -> google.protobuf.Timestamp
-	65,  // 72: watchpost.v1.AlertRuleTestProgress.reached:type_name -> google.protobuf.Timestamp
-	48,  // 73: watchpost.v1.AlertRuleTestTotals.stops:type_name -> watchpost.v1.RuleStopCount
-	1,   // 74: watchpost.v1.RuleStopCount.stopped_by:type_name -> watchpost.v1.RuleStop
-	17,  // 75: watchpost.v1.ListAlertsRequest.filter:type_name -> watchpost.v1.AlertFilter
-	8,   // 76: watchpost.v1.ListAlertsResponse.alerts:type_name -> watchpost.v1.Alert
-	17,  // 77: watchpost.v1.AcknowledgeAlertsRequest.filter:type_name -> watchpost.v1.AlertFilter
-	17,  // 78: watchpost.v1.DismissAlertsRequest.filter:type_name -> watchpost.v1.AlertFilter
-	11,  // 79: watchpost.v1.MoveAlertsResponse.not_moved:type_name -> watchpost.v1.AlertStatusCount
-	18,  // 80: watchpost.v1.ListAlertTransitionsRequest.filter:type_name -> watchpost.v1.AlertTransitionFilter
-	9,   // 81: watchpost.v1.ListAlertTransitionsResponse.alert_transitions:type_name -> watchpost.v1.AlertTransition
-	17,  // 82: watchpost.v1.GetAlertStatsRequest.filter:type_name -> watchpost.v1.AlertFilter
-	64,  // 83: watchpost.v1.GetAlertStatsRequest.bucket_width:type_name -> google.protobuf.Duration
-	8,   // 84: watchpost.v1.CreateAlertRequest.alert:type_name -> watchpost.v1.Alert
-	64,  // 85: watchpost.v1.CreateAlertRequest.cooldown:type_name -> google.protobuf.Duration
-	8,   // 86: watchpost.v1.CreateAlertResponse.alert:type_name -> watchpost.v1.Alert
-	19,  // 87: watchpost.v1.AlertRuleService.CreateAlertRule:input_type -> watchpost.v1.CreateAlertRuleRequest
-	20,  // 88: watchpost.v1.AlertRuleService.GetAlertRule:input_type -> watchpost.v1.GetAlertRuleRequest
-	21,  // 89: watchpost.v1.AlertRuleService.ListAlertRules:input_type -> watchpost.v1.ListAlertRulesRequest
-	23,  // 90: watchpost.v1.AlertRuleService.UpdateAlertRule:input_type -> watchpost.v1.UpdateAlertRuleRequest
-	24,  // 91: watchpost.v1.AlertRuleService.DeleteAlertRule:input_type -> watchpost.v1.DeleteAlertRuleRequest
-	25,  // 92: watchpost.v1.AlertRuleService.SetAlertRulesEnabled:input_type -> watchpost.v1.SetAlertRulesEnabledRequest
-	27,  // 93: watchpost.v1.AlertRuleService.CloneAlertRule:input_type -> watchpost.v1.CloneAlertRuleRequest
-	28,  // 94: watchpost.v1.AlertRuleService.ExportAlertRules:input_type -> watchpost.v1.ExportAlertRulesRequest
-	30,  // 95: watchpost.v1.AlertRuleService.ImportAlertRules:input_type -> watchpost.v1.ImportAlertRulesRequest
-	33,  // 96: watchpost.v1.AlertRuleService.GetAlertRuleStats:input_type -> watchpost.v1.GetAlertRuleStatsRequest
-	35,  // 97: watchpost.v1.AlertRuleService.PreviewSchedule:input_type -> watchpost.v1.PreviewScheduleRequest
-	39,  // 98: watchpost.v1.AlertRuleService.ExplainEvent:input_type -> watchpost.v1.ExplainEventRequest
-	43,  // 99: watchpost.v1.AlertRuleService.TestAlertRule:input_type -> watchpost.v1.TestAlertRuleRequest
-	60,  // 100: watchpost.v1.AlertService.CreateAlert:input_type -> watchpost.v1.CreateAlertRequest
-	49,  // 101: watchpost.v1.AlertService.GetAlert:input_type -> watchpost.v1.GetAlertRequest
-	50,  // 102: watchpost.v1.AlertService.ListAlerts:input_type -> watchpost.v1.ListAlertsRequest
-	52,  // 103: watchpost.v1.AlertService.AcknowledgeAlert:input_type -> watchpost.v1.AcknowledgeAlertRequest
-	53,  // 104: watchpost.v1.AlertService.DismissAlert:input_type -> watchpost.v1.DismissAlertRequest
-	54,  // 105: watchpost.v1.AlertService.AcknowledgeAlerts:input_type -> watchpost.v1.AcknowledgeAlertsRequest
-	55,  // 106: watchpost.v1.AlertService.DismissAlerts:input_type -> watchpost.v1.DismissAlertsRequest
-	57,  // 107: watchpost.v1.AlertService.ListAlertTransitions:input_type -> watchpost.v1.ListAlertTransitionsRequest
-	59,  // 108: watchpost.v1.AlertService.GetAlertStats:input_type -> watchpost.v1.GetAlertStatsRequest
-	4,   // 109: watchpost.v1.AlertRuleService.CreateAlertRule:output_type -> watchpost.v1.AlertRule
-	4,   // 110: watchpost.v1.AlertRuleService.GetAlertRule:output_type -> watchpost.v1.AlertRule
-	22,  // 111: watchpost.v1.AlertRuleService.ListAlertRules:output_type -> watchpost.v1.ListAlertRulesResponse
-	4,   // 112: watchpost.v1.AlertRuleService.UpdateAlertRule:output_type -> watchpost.v1.AlertRule
-	69,  // 113: watchpost.v1.AlertRuleService.DeleteAlertRule:output_type -> google.protobuf.Empty
-	26,  // 114: watchpost.v1.AlertRuleService.SetAlertRulesEnabled:output_type -> watchpost.v1.SetAlertRulesEnabledResponse
-	4,   // 115: watchpost.v1.AlertRuleService.CloneAlertRule:output_type -> watchpost.v1.AlertRule
-	29,  // 116: watchpost.v1.AlertRuleService.ExportAlertRules:output_type -> watchpost.v1.ExportAlertRulesResponse
-	31,  // 117: watchpost.v1.AlertRuleService.ImportAlertRules:output_type -> watchpost.v1.ImportAlertRulesResponse
-	34,  // 118: watchpost.v1.AlertRuleService.GetAlertRuleStats:output_type -> watchpost.v1.GetAlertRuleStatsResponse
-	36,  // 119: watchpost.v1.AlertRuleService.PreviewSchedule:output_type -> watchpost.v1.PreviewScheduleResponse
-	40,  // 120: watchpost.v1.AlertRuleService.ExplainEvent:output_type -> watchpost.v1.ExplainEventResponse
-	44,  // 121: watchpost.v1.AlertRuleService.TestAlertRule:output_type -> watchpost.v1.TestAlertRuleResponse
-	61,  // 122: watchpost.v1.AlertService.CreateAlert:output_type -> watchpost.v1.CreateAlertResponse
-	8,   // 123: watchpost.v1.AlertService.GetAlert:output_type -> watchpost.v1.Alert
-	51,  // 124: watchpost.v1.AlertService.ListAlerts:output_type -> watchpost.v1.ListAlertsResponse
-	8,   // 125: watchpost.v1.AlertService.AcknowledgeAlert:output_type -> watchpost.v1.Alert
-	8,   // 126: watchpost.v1.AlertService.DismissAlert:output_type -> watchpost.v1.Alert
-	56,  // 127: watchpost.v1.AlertService.AcknowledgeAlerts:output_type -> watchpost.v1.MoveAlertsResponse
-	56,  // 128: watchpost.v1.AlertService.DismissAlerts:output_type -> watchpost.v1.MoveAlertsResponse
-	58,  // 129: watchpost.v1.AlertService.ListAlertTransitions:output_type -> watchpost.v1.ListAlertTransitionsResponse
-	10,  // 130: watchpost.v1.AlertService.GetAlertStats:output_type -> watchpost.v1.AlertStats
-	109, // [109:131] is the sub-list for method output_type
-	87,  // [87:109] is the sub-list for method input_type
-	87,  // [87:87] is the sub-list for extension type_name
-	87,  // [87:87] is the sub-list for extension extendee
-	0,   // [0:87] is the sub-list for field type_name
+	11, // 0: watchpost.v1.Alert.severity:type_name -> watchpost.v1.Severity
+	0,  // 1: watchpost.v1.Alert.status:type_name -> watchpost.v1.AlertStatus
+	12, // 2: watchpost.v1.Alert.created_at:type_name -> google.protobuf.Timestamp
+	12, // 3: watchpost.v1.Alert.updated_at:type_name -> google.protobuf.Timestamp
+	12, // 4: watchpost.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
+	13, // 5: watchpost.v1.Alert.metadata:type_name -> google.protobuf.Struct
+	12, // 6: watchpost.v1.Alert.last_suppressed_at:type_name -> google.protobuf.Timestamp
+	12, // 7: watchpost.v1.Alert.acknowledged_at:type_name -> google.protobuf.Timestamp
+	12, // 8: watchpost.v1.Alert.dismissed_at:type_name -> google.protobuf.Timestamp
+	0,  // 9: watchpost.v1.AlertTransition.from_status:type_name -> watchpost.v1.AlertStatus
+	0,  // 10: watchpost.v1.AlertTransition.to_status:type_name -> watchpost.v1.AlertStatus
+	12, // 11: watchpost.v1.AlertTransition.created_at:type_name -> google.protobuf.Timestamp
+	0,  // 12: watchpost.v1.AlertFilter.statuses:type_name -> watchpost.v1.AlertStatus
+	11, // 13: watchpost.v1.AlertFilter.severities:type_name -> watchpost.v1.Severity
+	14, // 14: watchpost.v1.AlertFilter.created_at:type_name -> watchpost.v1.TimeRange
+	14, // 15: watchpost.v1.AlertFilter.updated_at:type_name -> watchpost.v1.TimeRange
+	14, // 16: watchpost.v1.AlertFilter.delivered_at:type_name -> watchpost.v1.TimeRange
+	0,  // 17: watchpost.v1.AlertTransitionFilter.to_statuses:type_name -> watchpost.v1.AlertStatus
+	14, // 18: watchpost.v1.AlertTransitionFilter.created_at:type_name -> watchpost.v1.TimeRange
+	6,  // 19: watchpost.v1.AlertStats.by_status:type_name -> watchpost.v1.AlertStatusCount
+	7,  // 20: watchpost.v1.AlertStats.by_severity:type_name -> watchpost.v1.AlertSeverityCount
+	8,  // 21: watchpost.v1.AlertStats.by_rule:type_name -> watchpost.v1.AlertRuleCount
+	9,  // 22: watchpost.v1.AlertStats.by_camera:type_name -> watchpost.v1.AlertCameraCount
+	10, // 23: watchpost.v1.AlertStats.buckets:type_name -> watchpost.v1.AlertBucket
+	15, // 24: watchpost.v1.AlertStats.mean_time_to_acknowledge:type_name -> google.protobuf.Duration
+	15, // 25: watchpost.v1.AlertStats.mean_time_to_dismiss:type_name -> google.protobuf.Duration
+	12, // 26: watchpost.v1.AlertStats.oldest_open_at:type_name -> google.protobuf.Timestamp
+	0,  // 27: watchpost.v1.AlertStatusCount.status:type_name -> watchpost.v1.AlertStatus
+	11, // 28: watchpost.v1.AlertSeverityCount.severity:type_name -> watchpost.v1.Severity
+	12, // 29: watchpost.v1.AlertBucket.start_time:type_name -> google.protobuf.Timestamp
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_watchpost_v1_alerts_proto_init() }
@@ -5749,47 +1348,21 @@ func file_watchpost_v1_alerts_proto_init() {
 		return
 	}
 	file_watchpost_v1_common_proto_init()
-	file_watchpost_v1_silences_proto_init()
 	file_watchpost_v1_alerts_proto_msgTypes[0].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[3].OneofWrappers = []any{}
+	file_watchpost_v1_alerts_proto_msgTypes[1].OneofWrappers = []any{}
+	file_watchpost_v1_alerts_proto_msgTypes[2].OneofWrappers = []any{}
 	file_watchpost_v1_alerts_proto_msgTypes[4].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[5].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[6].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[9].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[10].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[12].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[13].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[19].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[20].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[21].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[23].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[31].OneofWrappers = []any{
-		(*PreviewScheduleRequest_RuleId)(nil),
-		(*PreviewScheduleRequest_Schedule)(nil),
-	}
-	file_watchpost_v1_alerts_proto_msgTypes[37].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[38].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[39].OneofWrappers = []any{
-		(*TestAlertRuleRequest_RuleId)(nil),
-		(*TestAlertRuleRequest_AlertRule)(nil),
-	}
-	file_watchpost_v1_alerts_proto_msgTypes[40].OneofWrappers = []any{
-		(*TestAlertRuleResponse_Match)(nil),
-		(*TestAlertRuleResponse_Progress)(nil),
-		(*TestAlertRuleResponse_Totals)(nil),
-	}
-	file_watchpost_v1_alerts_proto_msgTypes[41].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[48].OneofWrappers = []any{}
-	file_watchpost_v1_alerts_proto_msgTypes[49].OneofWrappers = []any{}
+	file_watchpost_v1_alerts_proto_msgTypes[7].OneofWrappers = []any{}
+	file_watchpost_v1_alerts_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_watchpost_v1_alerts_proto_rawDesc), len(file_watchpost_v1_alerts_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   58,
+			NumEnums:      1,
+			NumMessages:   10,
 			NumExtensions: 0,
-			NumServices:   2,
+			NumServices:   0,
 		},
 		GoTypes:           file_watchpost_v1_alerts_proto_goTypes,
 		DependencyIndexes: file_watchpost_v1_alerts_proto_depIdxs,

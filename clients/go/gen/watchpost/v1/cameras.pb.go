@@ -24,19 +24,20 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// The reported state of a camera.
+// Reported state of a camera.
 type CameraStatus int32
 
 const (
-	// On input "online" at creation, in a filter "any". Never returned.
+	// Absent value, never returned. It selects `CAMERA_STATUS_ONLINE` at creation and any state in a
+	// filter.
 	CameraStatus_CAMERA_STATUS_UNSPECIFIED CameraStatus = 0
-	// Delivers images.
+	// The camera delivers images.
 	CameraStatus_CAMERA_STATUS_ONLINE CameraStatus = 1
-	// Does not answer.
+	// The camera does not answer.
 	CameraStatus_CAMERA_STATUS_OFFLINE CameraStatus = 2
-	// Answers with errors.
+	// The camera answers with errors.
 	CameraStatus_CAMERA_STATUS_ERROR CameraStatus = 3
-	// Nobody knows.
+	// The state of the camera is not known.
 	CameraStatus_CAMERA_STATUS_UNKNOWN CameraStatus = 4
 )
 
@@ -85,29 +86,31 @@ func (CameraStatus) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_cameras_proto_rawDescGZIP(), []int{0}
 }
 
-// A camera, table `cameras`.
+// Camera that events come from, table `cameras`.
 type Camera struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Immutable. The id, 1 to 64 characters of `[A-Za-z0-9_-]`. If empty at
-	// creation, it is made of the name: lower case, each run of spaces or hyphens an
-	// underscore, other characters dropped ("Front Door" becomes `front_door`); a
-	// name that leaves nothing is refused.
+	// Immutable. Id of the camera, 1 to 64 characters of `[A-Za-z0-9_-]`, unique among all cameras.
+	//
+	// If empty at creation, the id is derived from the name. Letters become lower case, each run of
+	// spaces, hyphens and underscores becomes one underscore, and other characters are dropped. The
+	// result is cut to 64 characters: "Front Door" becomes `front_door`. A name that leaves nothing
+	// is refused.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Required. The display name, 1 to 255 characters, unique among all cameras.
+	// Required. Display name, 1 to 255 characters, not only white space. Unique among all cameras,
+	// deleted cameras included.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// The folder that the camera uploads to, at most 512 characters, unique
-	// among all cameras. Defaults to the id.
+	// Folder that the camera uploads to, at most 512 characters. Unique among all cameras, deleted
+	// cameras included. Defaults to the id.
 	FolderPath string `protobuf:"bytes,3,opt,name=folder_path,json=folderPath,proto3" json:"folder_path,omitempty"`
-	// The state that the camera was last reported in. Defaults to
-	// `CAMERA_STATUS_ONLINE`.
+	// State in which the camera was last reported. Only calls change the state, not arriving events.
+	// Defaults to `CAMERA_STATUS_ONLINE`.
 	Status CameraStatus `protobuf:"varint,4,opt,name=status,proto3,enum=watchpost.v1.CameraStatus" json:"status,omitempty"`
-	// Output only. When the camera was registered.
+	// Output only. Time at which the camera was registered. Ignored in requests.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Output only. When the newest detection ingested from the camera was made;
-	// brought up to date at most every ten seconds and not announced by `Watch`.
-	// Absent before the first.
+	// Output only. Latest `detected_at` among the ingested detections of the camera. May lag by less
+	// than 10 s. `Watch` does not announce updates. Absent before the first detection.
 	LastSeenAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=last_seen_at,json=lastSeenAt,proto3" json:"last_seen_at,omitempty"`
-	// Output only. When the camera was deleted. Absent if it is not.
+	// Output only. Time at which the camera was deleted. Absent if the camera is not deleted.
 	DeletedAt     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=deleted_at,json=deletedAt,proto3" json:"deleted_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -192,12 +195,12 @@ func (x *Camera) GetDeletedAt() *timestamppb.Timestamp {
 	return nil
 }
 
-// Which cameras to list. Set fields are ANDed.
+// Filter of `ListCameras`. Set fields are ANDed.
 type CameraFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only cameras in this state.
+	// State of the cameras to list. Unspecified means any.
 	Status CameraStatus `protobuf:"varint,1,opt,name=status,proto3,enum=watchpost.v1.CameraStatus" json:"status,omitempty"`
-	// Deleted cameras too.
+	// Includes deleted cameras in the list. Defaults to `false`.
 	ShowDeleted   bool `protobuf:"varint,2,opt,name=show_deleted,json=showDeleted,proto3" json:"show_deleted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -250,7 +253,7 @@ func (x *CameraFilter) GetShowDeleted() bool {
 // The request of `CreateCamera`.
 type CreateCameraRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The camera.
+	// Required. Camera to register.
 	Camera        *Camera `protobuf:"bytes,1,opt,name=camera,proto3" json:"camera,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -296,7 +299,7 @@ func (x *CreateCameraRequest) GetCamera() *Camera {
 // The request of `GetCamera`.
 type GetCameraRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The camera's id.
+	// Required. Id of the camera.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -342,11 +345,11 @@ func (x *GetCameraRequest) GetId() string {
 // The request of `ListCameras`.
 type ListCamerasRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The most cameras to return, in [1, 1000]. 0 means 50; more means 1000.
+	// Largest number of cameras to return, in [1, 1000]. 0 means 50. Larger values mean 1000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page.
+	// `next_page_token` of the previous page. Empty for the first page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Which cameras. Absent means all that are not deleted. Must be the same on every page.
+	// Selects the cameras. Absent means all that are not deleted. Must be equal on every page.
 	Filter        *CameraFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -406,9 +409,9 @@ func (x *ListCamerasRequest) GetFilter() *CameraFilter {
 // The response of `ListCameras`.
 type ListCamerasResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The cameras of this page.
+	// Cameras of this page, newest first.
 	Cameras []*Camera `protobuf:"bytes,1,rep,name=cameras,proto3" json:"cameras,omitempty"`
-	// Asks for the next page. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -461,10 +464,11 @@ func (x *ListCamerasResponse) GetNextPageToken() string {
 // The request of `UpdateCamera`.
 type UpdateCameraRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The camera; `id` says which, the rest are the new values.
+	// Required. New values of the camera. `camera.id` selects the camera to change.
 	Camera *Camera `protobuf:"bytes,1,opt,name=camera,proto3" json:"camera,omitempty"`
-	// The fields to change, of `name`, `folder_path` and `status`; `*` is all of
-	// them. Absent or empty: those that are set in `camera`.
+	// Fields to change, of `name`, `folder_path` and `status`. `*` means all three. If the mask is
+	// absent or empty, the fields that are set in `camera` are changed. A named field that is not set
+	// returns to its default, except that an empty name is refused.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -517,7 +521,7 @@ func (x *UpdateCameraRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 // The request of `DeleteCamera`.
 type DeleteCameraRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The camera's id.
+	// Required. Id of the camera.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -563,7 +567,7 @@ func (x *DeleteCameraRequest) GetId() string {
 // The request of `RestoreCamera`.
 type RestoreCameraRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The camera's id.
+	// Required. Id of the camera.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -32,35 +32,41 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Keeps the cameras that events come from.
+// Manages the cameras that events come from.
+//
+// Deletion is soft: the camera keeps its id, name and folder path, and its events and alerts stay.
+// `MonitorService.Watch` announces every change made by a call.
 type CameraServiceClient interface {
 	// Registers a camera.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, and with `ALREADY_EXISTS` if the id, name or folder path is taken,
-	// be it by a deleted camera.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds. Fails with
+	// `ALREADY_EXISTS` if another camera, deleted or not, has the id, the name or the folder path.
 	CreateCamera(ctx context.Context, in *CreateCameraRequest, opts ...grpc.CallOption) (*Camera, error)
-	// Gets a camera, also a deleted one; `deleted_at` tells.
+	// Returns a camera, deleted or not.
 	//
-	// Fails with `NOT_FOUND` if there never was such a camera.
+	// Fails with `NOT_FOUND` if the camera never existed.
 	GetCamera(ctx context.Context, in *GetCameraRequest, opts ...grpc.CallOption) (*Camera, error)
-	// Lists cameras, newest first. Deleted ones are left out unless asked for.
+	// Lists cameras by `created_at`, newest first. Deleted cameras are left out unless
+	// `filter.show_deleted` is set.
 	ListCameras(ctx context.Context, in *ListCamerasRequest, opts ...grpc.CallOption) (*ListCamerasResponse, error)
 	// Changes the fields of a camera that `update_mask` names.
 	//
-	// Fails with `NOT_FOUND` if there is no such camera or it is deleted, with
-	// `INVALID_ARGUMENT` for a bad value or a path that cannot be changed, and
-	// with `ALREADY_EXISTS` if the new name or folder path is taken.
+	// A call without any field to change returns the camera and is not announced. A call that sets a
+	// field to its present value is announced.
+	//
+	// Fails with `NOT_FOUND` if the camera does not exist or is deleted. Fails with
+	// `INVALID_ARGUMENT` for a value out of its bounds or a path that cannot be changed. Fails with
+	// `ALREADY_EXISTS` if another camera has the new name or folder path.
 	UpdateCamera(ctx context.Context, in *UpdateCameraRequest, opts ...grpc.CallOption) (*Camera, error)
-	// Deletes a camera softly: it leaves lists and takes no more events, while
-	// its events and alerts stay. `RestoreCamera` brings it back.
+	// Deletes a camera softly: it leaves lists, and its events are refused from then on. Earlier
+	// events and alerts stay. `RestoreCamera` undoes the deletion.
 	//
-	// Fails with `NOT_FOUND` if there is no such camera or it is deleted already.
+	// Fails with `NOT_FOUND` if the camera does not exist or is already deleted.
 	DeleteCamera(ctx context.Context, in *DeleteCameraRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	// Brings a deleted camera back.
+	// Restores a deleted camera with its old values.
 	//
-	// Fails with `NOT_FOUND` if there is no such camera, and with
-	// `FAILED_PRECONDITION` (`WRONG_STATUS`) if it is not deleted.
+	// Fails with `NOT_FOUND` if the camera does not exist. Fails with `FAILED_PRECONDITION`
+	// (`WRONG_STATUS`) if the camera is not deleted.
 	RestoreCamera(ctx context.Context, in *RestoreCameraRequest, opts ...grpc.CallOption) (*Camera, error)
 }
 
@@ -136,35 +142,41 @@ func (c *cameraServiceClient) RestoreCamera(ctx context.Context, in *RestoreCame
 // All implementations must embed UnimplementedCameraServiceServer
 // for forward compatibility.
 //
-// Keeps the cameras that events come from.
+// Manages the cameras that events come from.
+//
+// Deletion is soft: the camera keeps its id, name and folder path, and its events and alerts stay.
+// `MonitorService.Watch` announces every change made by a call.
 type CameraServiceServer interface {
 	// Registers a camera.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, and with `ALREADY_EXISTS` if the id, name or folder path is taken,
-	// be it by a deleted camera.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds. Fails with
+	// `ALREADY_EXISTS` if another camera, deleted or not, has the id, the name or the folder path.
 	CreateCamera(context.Context, *CreateCameraRequest) (*Camera, error)
-	// Gets a camera, also a deleted one; `deleted_at` tells.
+	// Returns a camera, deleted or not.
 	//
-	// Fails with `NOT_FOUND` if there never was such a camera.
+	// Fails with `NOT_FOUND` if the camera never existed.
 	GetCamera(context.Context, *GetCameraRequest) (*Camera, error)
-	// Lists cameras, newest first. Deleted ones are left out unless asked for.
+	// Lists cameras by `created_at`, newest first. Deleted cameras are left out unless
+	// `filter.show_deleted` is set.
 	ListCameras(context.Context, *ListCamerasRequest) (*ListCamerasResponse, error)
 	// Changes the fields of a camera that `update_mask` names.
 	//
-	// Fails with `NOT_FOUND` if there is no such camera or it is deleted, with
-	// `INVALID_ARGUMENT` for a bad value or a path that cannot be changed, and
-	// with `ALREADY_EXISTS` if the new name or folder path is taken.
+	// A call without any field to change returns the camera and is not announced. A call that sets a
+	// field to its present value is announced.
+	//
+	// Fails with `NOT_FOUND` if the camera does not exist or is deleted. Fails with
+	// `INVALID_ARGUMENT` for a value out of its bounds or a path that cannot be changed. Fails with
+	// `ALREADY_EXISTS` if another camera has the new name or folder path.
 	UpdateCamera(context.Context, *UpdateCameraRequest) (*Camera, error)
-	// Deletes a camera softly: it leaves lists and takes no more events, while
-	// its events and alerts stay. `RestoreCamera` brings it back.
+	// Deletes a camera softly: it leaves lists, and its events are refused from then on. Earlier
+	// events and alerts stay. `RestoreCamera` undoes the deletion.
 	//
-	// Fails with `NOT_FOUND` if there is no such camera or it is deleted already.
+	// Fails with `NOT_FOUND` if the camera does not exist or is already deleted.
 	DeleteCamera(context.Context, *DeleteCameraRequest) (*emptypb.Empty, error)
-	// Brings a deleted camera back.
+	// Restores a deleted camera with its old values.
 	//
-	// Fails with `NOT_FOUND` if there is no such camera, and with
-	// `FAILED_PRECONDITION` (`WRONG_STATUS`) if it is not deleted.
+	// Fails with `NOT_FOUND` if the camera does not exist. Fails with `FAILED_PRECONDITION`
+	// (`WRONG_STATUS`) if the camera is not deleted.
 	RestoreCamera(context.Context, *RestoreCameraRequest) (*Camera, error)
 	mustEmbedUnimplementedCameraServiceServer()
 }

@@ -22,19 +22,19 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// How serious something is: an alert, a rule's alerts, or the risk of an event.
+// Severity of an alert, of the alerts of a rule, or of the risk of an event.
 type Severity int32
 
 const (
-	// On input "the default", in a filter "any". Never returned.
+	// Absent value. On input it selects the default, in a single-valued filter any severity.
 	Severity_SEVERITY_UNSPECIFIED Severity = 0
-	// Low. As a risk level: scores in [0, 29].
+	// Low severity. As a risk level: scores in [0, 29].
 	Severity_SEVERITY_LOW Severity = 1
-	// Medium. As a risk level: scores in [30, 59].
+	// Medium severity. As a risk level: scores in [30, 59].
 	Severity_SEVERITY_MEDIUM Severity = 2
-	// High. As a risk level: scores in [60, 84].
+	// High severity. As a risk level: scores in [60, 84].
 	Severity_SEVERITY_HIGH Severity = 3
-	// Critical. As a risk level: scores in [85, 100].
+	// Critical severity. As a risk level: scores in [85, 100].
 	Severity_SEVERITY_CRITICAL Severity = 4
 )
 
@@ -83,13 +83,14 @@ func (Severity) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_common_proto_rawDescGZIP(), []int{0}
 }
 
-// A range of time, closed at its start and open at its end.
+// Range of time, closed at its start and open at its end. A bound before 1970 or after 9999 fails
+// with `INVALID_ARGUMENT`.
 type TimeRange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The first instant of the range. Absent: no lower bound.
+	// First instant inside the range. Absent: no lower bound.
 	Start *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=start,proto3" json:"start,omitempty"`
-	// The first instant after the range. Absent: no upper bound. A range whose
-	// end lies before its start is refused with `INVALID_ARGUMENT`.
+	// First instant after the range. Absent: no upper bound. An end before the start fails with
+	// `INVALID_ARGUMENT`. If start and end are equal, the range is empty.
 	End           *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=end,proto3" json:"end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -139,18 +140,19 @@ func (x *TimeRange) GetEnd() *timestamppb.Timestamp {
 	return nil
 }
 
-// A recorded change whose content this server cannot decode. It takes the place of the change in a watch, so that
-// no change is missing without notice. Read the resource again to learn its present state.
+// Recorded change with content that this server cannot decode. A watch sends the notice in place of
+// the change, so that no change is lost silently. Read the resource again to learn the present
+// state.
 type UnreadableChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Topic of the change, as the feed names it. Examples: `alerts`, `camera_zones`, `job_logs`.
+	// Topic of the change in the change feed. Examples: `alerts`, `camera_zones`, `job_logs`.
 	Topic string `protobuf:"bytes,1,opt,name=topic,proto3" json:"topic,omitempty"`
-	// Id of the resource that changed. A record of several jobs has the id of the first one.
+	// Id of the changed resource. A record of several jobs has the id of the first job.
 	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
-	// Number of the change in the feed.
+	// Number of the change in the change feed.
 	Sequence int64 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	// Reason why the content cannot be decoded, for people to read. Example: JSON that is nested deeper than
-	// messages may be.
+	// Reason why the content cannot be decoded, as text for people. Example: JSON that is nested
+	// deeper than messages may be.
 	Problem       string `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

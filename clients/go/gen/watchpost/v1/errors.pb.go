@@ -21,140 +21,148 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Why a call failed, for programs to switch on.
+// Reason for the failure of a call, for programs to switch on.
 //
-// Every error of this API carries a `google.rpc.ErrorInfo` whose `domain` is
-// `watchpost.v1` and whose `reason` is the name of one of these values without
-// the prefix `ERROR_REASON_`. Errors about one field carry a
-// `google.rpc.BadRequest` that names the field by its path from the request
-// (`event.risk_score`, `detections[2].confidence`). Errors that pass by
-// themselves carry a `google.rpc.RetryInfo`.
+// Every error of this API carries a `google.rpc.ErrorInfo`. Its `domain` is `watchpost.v1`. Its
+// `reason` is the name of a value of this enum without the prefix `ERROR_REASON_`.
+//
+// An error about one field also carries a `google.rpc.BadRequest`. It names the field by the path
+// from the request (`event.risk_score`, `detections[2].confidence`). An error that passes without
+// action of the client also carries a `google.rpc.RetryInfo` with a delay of 1 s.
 type ErrorReason int32
 
 const (
-	// Never sent.
+	// Absent value. Never sent.
 	ErrorReason_ERROR_REASON_UNSPECIFIED ErrorReason = 0
-	// `INVALID_ARGUMENT`: a field of the request is missing, malformed or out of
-	// range. Example: `alert_rule.risk_threshold` is 101.
+	// `INVALID_ARGUMENT`: a field of the request is missing, malformed or out of range. Example:
+	// `alert_rule.risk_threshold` is 101.
 	ErrorReason_ERROR_REASON_INVALID_FIELD ErrorReason = 1
-	// `INVALID_ARGUMENT`: the database refused a value that the checks before it
-	// let pass. Example: a label that a newer server knows.
+	// `INVALID_ARGUMENT`: a constraint of the database refused a value that the server had accepted.
+	// Example: an enum label that only a newer server knows.
 	ErrorReason_ERROR_REASON_CHECK_VIOLATED ErrorReason = 2
-	// `INVALID_ARGUMENT`: the bytes of the request are not the protobuf message
-	// that the method takes. Example: a string that is not UTF-8.
+	// `INVALID_ARGUMENT`: the bytes of the request do not decode as the request message of the
+	// method. Example: a string that is not UTF-8.
 	ErrorReason_ERROR_REASON_MALFORMED_MESSAGE ErrorReason = 3
-	// `NOT_FOUND`: there is no such resource; `metadata` holds `resource` and
-	// `id`. Example: `GetAlert` with an id that no alert has.
+	// `NOT_FOUND`: the resource does not exist. `metadata` has `resource` and `id`. Example:
+	// `GetAlert` with the id of no alert.
 	ErrorReason_ERROR_REASON_NOT_FOUND ErrorReason = 4
-	// `ALREADY_EXISTS`: a value that must be unique is taken. Example:
-	// `CreateCamera` with the name of another camera, deleted or not.
+	// `ALREADY_EXISTS`: another resource has a value that must be unique. If a job holds a unique
+	// key, `metadata` has `job_id` and `status` of the job. Example: `CreateCamera` with the name of
+	// another camera, deleted or not.
 	ErrorReason_ERROR_REASON_ALREADY_EXISTS ErrorReason = 5
-	// `ALREADY_EXISTS`: `request_id`, or `event.batch_id` of that camera, was
-	// used before for a request with other content.
+	// `ALREADY_EXISTS`: an earlier request with other content used the `request_id`, or the
+	// `event.batch_id` of the same camera. Example: an ingest whose retry changes the summary.
 	ErrorReason_ERROR_REASON_IDEMPOTENCY_KEY_REUSED ErrorReason = 6
-	// `FAILED_PRECONDITION`: the resource is in a status from which the call is
-	// not possible; `metadata` holds `status`. Example: acknowledging a dismissed
-	// alert.
+	// `FAILED_PRECONDITION`: the status of the resource does not allow the call. `metadata` has
+	// `status`. Example: `AcknowledgeAlert` of a dismissed alert.
 	ErrorReason_ERROR_REASON_WRONG_STATUS ErrorReason = 7
-	// `FAILED_PRECONDITION`: the request names a resource that does not exist or
-	// is deleted. Examples: an event of an unknown camera, a rule that names an
-	// unknown zone.
+	// `FAILED_PRECONDITION`: the request names a resource that does not exist or is deleted.
+	// Examples: an event of an unknown camera, a rule with an unknown zone.
 	ErrorReason_ERROR_REASON_BROKEN_REFERENCE ErrorReason = 8
-	// `ABORTED`: the expected version is not the current one: read again and
+	// `ABORTED`: the resource has changed since the expected version. Read the resource again and
 	// decide anew. Example: two people acknowledge one alert.
 	ErrorReason_ERROR_REASON_STALE_VERSION ErrorReason = 9
-	// `OUT_OF_RANGE`: the changes after the cursor are no longer kept; `metadata`
-	// holds `earliest_cursor` and `lost_changes`. Example: a watch resumed after a
-	// fortnight.
+	// `OUT_OF_RANGE`: retention has removed changes after the cursor. `metadata` has
+	// `earliest_cursor` and `lost_changes`, an estimate. Example: a watch resumed after two weeks.
 	ErrorReason_ERROR_REASON_CURSOR_EXPIRED ErrorReason = 10
-	// Never sent by this server. Older servers send it, with `FAILED_PRECONDITION`,
-	// for a cursor that lies ahead of the change feed. This server sends
-	// `HISTORY_REPLACED` for such a cursor.
+	// `FAILED_PRECONDITION`: the cursor lies ahead of the change feed. Only older servers send this
+	// reason. This server sends `HISTORY_REPLACED` in the same case.
 	ErrorReason_ERROR_REASON_CURSOR_AHEAD ErrorReason = 11
-	// `RESOURCE_EXHAUSTED`: the request is larger than the server accepts, 4 MiB
-	// by default.
+	// `RESOURCE_EXHAUSTED`: the request exceeds `--max-message-size`, 4 MiB by default. Example: a
+	// batch of jobs with large payloads.
 	ErrorReason_ERROR_REASON_MESSAGE_TOO_LARGE ErrorReason = 12
-	// `RESOURCE_EXHAUSTED`: as many watches and `WorkJobs` streams are open as the server allows (`--max-watches`).
+	// `RESOURCE_EXHAUSTED`: the number of open watches and `WorkJobs` streams has reached
+	// `--max-watches`. Example: a client that opens watches and never closes any.
 	ErrorReason_ERROR_REASON_TOO_MANY_WATCHES ErrorReason = 13
-	// `UNAVAILABLE`: the database cannot be reached: an attempt to connect to it failed as well. Nothing was written, or, if
-	// the connection broke during the commit, it is not known whether it was:
-	// retry with the same `request_id`.
+	// `UNAVAILABLE`: the database cannot be reached, and a new connection failed as well. Nothing was
+	// written, unless the connection broke during the commit. The result is then unknown: retry with
+	// the same `request_id`.
 	ErrorReason_ERROR_REASON_DATABASE_AWAY ErrorReason = 14
-	// `UNAVAILABLE`: the server is starting or migrating its database.
+	// `UNAVAILABLE`: the server is starting or migrating the database. Retry after the delay.
 	ErrorReason_ERROR_REASON_STARTING ErrorReason = 15
-	// `UNAVAILABLE`: the server is shutting down; open watches end with it after
-	// a last heartbeat, and their cursors stay good.
+	// `UNAVAILABLE`: the server is shutting down. Open watches end after a last heartbeat. Cursors
+	// stay valid.
 	ErrorReason_ERROR_REASON_SHUTTING_DOWN ErrorReason = 16
-	// `INTERNAL`: a failure of the server's own, in its log under the value of
-	// the response header `x-request-id`.
+	// `INTERNAL`: the server failed. The log of the server has the cause under the value of the
+	// response header `x-request-id`.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 17
-	// `ABORTED`: the database has chosen others among conflicting writes, and
-	// nothing was written: try again.
+	// `ABORTED`: write conflict with another transaction. Nothing was written: retry.
 	ErrorReason_ERROR_REASON_CONTENTION ErrorReason = 18
-	// `UNIMPLEMENTED`: this server has no such method, or does not know the
-	// compression of the request. Example: a client that is newer than the server.
+	// `UNIMPLEMENTED`: the server does not have the method, or does not support the compression of
+	// the request. Example: a client that is newer than the server.
 	ErrorReason_ERROR_REASON_UNIMPLEMENTED ErrorReason = 19
-	// `FAILED_PRECONDITION`: others need the resource; `metadata` holds `used_by`,
-	// their ids, at most 20, parted by commas. Example: `DeleteCameraZone` of a
-	// zone that an alert rule names.
+	// `FAILED_PRECONDITION`: other resources use the resource. `metadata` has `used_by`, at most 20
+	// of the ids, separated by commas. Example: `DeleteCameraZone` of a zone that an alert rule
+	// names.
 	ErrorReason_ERROR_REASON_IN_USE ErrorReason = 20
-	// `FAILED_PRECONDITION`: the resource is of a kind for which the call makes no
-	// sense; `metadata` holds `kind`. Example: `RotateSigningSecret` of a channel that
-	// sends mail.
+	// `FAILED_PRECONDITION`: the call does not apply to the kind of the resource. `metadata` has
+	// `kind`. Example: `RotateSigningSecret` of an email channel.
 	ErrorReason_ERROR_REASON_WRONG_KIND ErrorReason = 22
-	// `ABORTED`: the lease is not the one under which a worker holds the job. The attempt has ended, or the
-	// lease was never given. `metadata` holds `job_id` and `status`. Example: a worker that was cut off
-	// completes a job that was rescued and given to another worker.
+	// `ABORTED`: the worker does not hold the current lease of the job. The attempt has ended, or the
+	// lease was never granted. `metadata` has `job_id` and `status`, and `index` in a batch. Example:
+	// a disconnected worker completes a job that was rescued and dispatched to another worker.
 	ErrorReason_ERROR_REASON_LEASE_LOST ErrorReason = 23
-	// `ABORTED`: somebody has asked for the job to be cancelled, so that it cannot be completed; `metadata`
-	// holds `job_id`. Acknowledge the cancellation.
+	// `ABORTED`: cancellation of the job was requested, so the job cannot be completed. Acknowledge
+	// the cancellation. `metadata` has `job_id`, and `index` in a batch.
 	ErrorReason_ERROR_REASON_JOB_CANCELLED ErrorReason = 24
-	// `FAILED_PRECONDITION`: the secrets of a notification channel cannot be encrypted or decrypted, because the key file
-	// is missing, can be read by every user of the host, or holds another key. Example: `CreateNotificationChannel` after
-	// the key file was lost. Restore the file, or run `watchpost keys replace` and set the secrets of every channel again.
+	// `FAILED_PRECONDITION`: the secrets of a notification channel cannot be encrypted or decrypted.
+	// The key file is missing, is readable by every user of the host, or holds another key. Restore
+	// the file, or run `watchpost keys replace` and set the secrets of every channel again. Example:
+	// `CreateNotificationChannel` after the key file was lost.
 	ErrorReason_ERROR_REASON_SECRETS_UNREADABLE ErrorReason = 32
-	// `RESOURCE_EXHAUSTED`: the request would take more memory once it is decoded than the server gives a request, ten times
-	// the largest message: 40 MiB by default. Split it. Example: a list of a million empty messages, which are two bytes
-	// each on the wire.
+	// `RESOURCE_EXHAUSTED`: the decoded request would exceed the memory limit of one request. The
+	// limit is ten times the largest message, 40 MiB by default. Split the request. Example: a list
+	// of a million empty messages, each of two bytes on the wire.
 	ErrorReason_ERROR_REASON_TOO_MANY_ELEMENTS ErrorReason = 26
-	// `UNAVAILABLE`: the server has more to do than it can at the moment. Nothing was done: retry after the time in
-	// `RetryInfo`. The message says which of the causes it was: the requests under way take all the memory that the server
-	// gives them together (`--request-memory`); the request had not arrived whole, and others needed its part of
-	// `--unfinished-memory` or its place among 1,024 such requests; the snapshots that clients are reading take all of `--snapshot-memory`; all connections to the
-	// database are in use, although the database can be reached; or calls that search the database wait in line, and this
-	// call did not get its turn within 30 seconds or found 200 calls in the line. Example: `TestAlertRule` over a year while
-	// many such calls run.
+	// `UNAVAILABLE`: the server is overloaded. Nothing was done: retry after the time in `RetryInfo`.
+	// The error message names one of these causes:
+	//
+	//   - Requests in progress use all of `--request-memory`.
+	//   - The request had not arrived completely, and other requests needed its share of
+	//     `--unfinished-memory` or its place among 1,024 unfinished requests.
+	//   - Snapshots that clients are reading use all of `--snapshot-memory`.
+	//   - All connections to the database are in use, although the database can be reached.
+	//   - The call searches the database and has waited 30 s for a turn, or 200 calls were waiting.
+	//
+	// Example: `TestAlertRule` over a year while many similar calls run.
 	ErrorReason_ERROR_REASON_SERVER_BUSY ErrorReason = 27
-	// `RESOURCE_EXHAUSTED`: as many calls are under way, over all connections, as the server allows (`--max-calls`). Nothing
-	// was done: retry after the time in `RetryInfo`. `grpc.health.v1.Health/Check` is answered all the same. Example: a
-	// client that opens streams and never closes one.
+	// `RESOURCE_EXHAUSTED`: the number of calls in progress, over all connections, has reached
+	// `--max-calls`. Nothing was done: retry after the time in `RetryInfo`.
+	// `grpc.health.v1.Health/Check` is exempt. Example: a client that opens streams and never closes
+	// any.
 	ErrorReason_ERROR_REASON_TOO_MANY_CALLS ErrorReason = 30
-	// `DEADLINE_EXCEEDED`: the request did not arrive whole within `--message-timeout`, 30 s by default. A unary request
-	// must end within that time after the call began. In a stream of requests each message must end within that time after
-	// its first byte; the time between messages is not limited. Nothing was done with the unfinished message. Example: a
-	// client that sends half of a message and stops.
+	// `DEADLINE_EXCEEDED`: the request did not arrive completely within `--message-timeout`, 30 s by
+	// default. For a unary request the time starts with the call. In a stream of requests it starts
+	// with the first byte of each message; the time between messages is not limited. Nothing was done
+	// with the unfinished message. Example: a client that sends half of a message and stops.
 	ErrorReason_ERROR_REASON_MESSAGE_TIMEOUT ErrorReason = 38
-	// `FAILED_PRECONDITION`: the cursor belongs to a history that the database does not continue: the database was
-	// restored from a copy, put back to an older state, promoted from a standby, or moved to another cluster. A live
-	// watch ends with it as well. What the client has seen may never have happened in the present history, and integer
-	// ids may be given again. `metadata` holds `start`, the value of `WatchRequest.start` with which to begin anew
-	// (`WATCH_START_SNAPSHOT`), and `history_id`, the present one, as in `Heartbeat`. Example: a watch resumed after
-	// an older copy of the database file was put back.
+	// `FAILED_PRECONDITION`: the cursor belongs to a history that the database does not continue.
+	//
+	// The database was restored from a copy, reset to an older state, promoted from a standby, or
+	// moved to another cluster. Live watches end with this reason as well. Changes that the client
+	// has seen may be absent from the present history, and integer ids may be assigned again.
+	//
+	// `metadata` has `start` and `history_id`. `start` is the value of `WatchRequest.start` for a new
+	// watch (`WATCH_START_SNAPSHOT`). `history_id` is the id of the present history, as in
+	// `Heartbeat`. Example: a watch resumed after an older copy of the database file was restored.
 	ErrorReason_ERROR_REASON_HISTORY_REPLACED ErrorReason = 25
-	// `RESOURCE_EXHAUSTED`: the storage of the database is full. Nothing was written. Retry after space was freed;
-	// the server notices by itself. Example: the volume of the data folder has no space left.
+	// `RESOURCE_EXHAUSTED`: the storage of the database is full. Nothing was written. The server
+	// recovers without a restart once space is free: retry then. Example: the volume of the data
+	// folder has no space left.
 	ErrorReason_ERROR_REASON_STORAGE_FULL ErrorReason = 36
-	// `UNAVAILABLE`: the database can be read but not written: its storage fails or is read-only, or its file is missing,
-	// was replaced or is corrupt. Whether the call's own write happened is unknown if the storage failed
-	// during the commit: retry with the same `request_id`. Example: the disk reports an I/O error.
+	// `UNAVAILABLE`: the database can be read but not written. The storage fails or is read-only, or
+	// the database file is missing, replaced or corrupt. If the storage failed during the commit, the
+	// result is unknown: retry with the same `request_id`. Example: the disk reports an I/O error.
 	ErrorReason_ERROR_REASON_STORAGE_FAILING ErrorReason = 37
-	// `FAILED_PRECONDITION`: another host, or another reporter of the same host, tells of the GPU; `metadata` holds
-	// `gpu_uuid` and `host`, which tells of it. It can be taken over once that has said nothing of the GPU for 3 minutes.
-	// Example: `RecordGpuStats` from two hosts with samples of one GPU.
+	// `FAILED_PRECONDITION`: another host, or another reporter of the same host, holds the claim on
+	// the GPU. A claim ends after 3 minutes without a report about the GPU. `metadata` has `gpu_uuid`
+	// and `host`, the host that holds the claim. Example: `RecordGpuStats` from two hosts with
+	// samples of one GPU.
 	ErrorReason_ERROR_REASON_GPU_CLAIMED ErrorReason = 40
-	// `DEADLINE_EXCEEDED`: the deadline of the call (`grpc-timeout`) has passed. Queries of the call are stopped within
-	// the database. Whether a call that writes has written is unknown: retry with the same `request_id`. Example:
-	// `ListEvents` by text over many events with a deadline of a second.
+	// `DEADLINE_EXCEEDED`: the deadline of the call (`grpc-timeout`) has passed, or the query was
+	// cancelled. The server stops the queries of the call inside the database. The result of a call
+	// that writes is unknown: retry with the same `request_id`. Example: `ListEvents` by text over
+	// many events with a deadline of a second.
 	ErrorReason_ERROR_REASON_DEADLINE_EXCEEDED ErrorReason = 44
 )
 

@@ -25,15 +25,15 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// What kind of file a detection was made in.
+// Kind of the file in which a detection was made.
 type MediaType int32
 
 const (
-	// On input "image". Never returned.
+	// Absent value, never returned. It selects `MEDIA_TYPE_IMAGE`.
 	MediaType_MEDIA_TYPE_UNSPECIFIED MediaType = 0
-	// A still image.
+	// File with a still image.
 	MediaType_MEDIA_TYPE_IMAGE MediaType = 1
-	// A video.
+	// Video file or live stream.
 	MediaType_MEDIA_TYPE_VIDEO MediaType = 2
 )
 
@@ -78,51 +78,54 @@ func (MediaType) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_events_proto_rawDescGZIP(), []int{0}
 }
 
-// Something that a camera saw, table `events`.
+// Incident that a camera observed, table `events`.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Output only. The id.
+	// Output only. Id of the event. Ignored in requests.
 	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The pipeline's own id of this event, at most 255 characters. A second event
-	// of the same camera with the same `batch_id` is taken for a retry of the
-	// first. Defaults to a new UUID.
+	// Id of the event as given by the pipeline, at most 255 characters. A second event of the same
+	// camera with the same `batch_id` is treated as a retry of the first. Defaults to a new UUID.
 	BatchId string `protobuf:"bytes,2,opt,name=batch_id,json=batchId,proto3" json:"batch_id,omitempty"`
-	// Required. The camera that saw it.
+	// Required. Id of the camera that observed the event.
 	CameraId string `protobuf:"bytes,3,opt,name=camera_id,json=cameraId,proto3" json:"camera_id,omitempty"`
-	// When it began. Defaults to the earliest `detected_at` of the detections,
-	// without any to the time of the call. From 1970 to a day ahead of the
-	// server's clock. Times are kept to the microsecond.
+	// Start of the event, from 1970 to one day ahead of the server's clock, kept to the microsecond.
+	// Defaults to the earliest `detected_at` of the detections, without detections to the time of the
+	// call.
 	StartedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	// When it ended, not before `started_at`. Absent while it lasts or if unknown.
+	// End of the event, not before `started_at`, at most one day ahead of the server's clock. Absent
+	// while the event continues or if the end is unknown.
 	EndedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
-	// The risk that the pipeline saw in it, in [0, 100]. Absent if it was not
-	// judged; rules with a `risk_threshold` do not match then.
+	// Risk score that the pipeline assigned, in [0, 100]. If absent, rules with a `risk_threshold` do
+	// not match the event.
 	RiskScore *int32 `protobuf:"varint,6,opt,name=risk_score,json=riskScore,proto3,oneof" json:"risk_score,omitempty"`
-	// The risk as a level. Defaults to the level of `risk_score` (see `Severity`);
-	// absent (`SEVERITY_UNSPECIFIED`) if there is neither.
+	// Risk level of the event. Defaults to the level of `risk_score`, see `Severity`.
+	// `SEVERITY_UNSPECIFIED` if both are absent.
 	RiskLevel Severity `protobuf:"varint,7,opt,name=risk_level,json=riskLevel,proto3,enum=watchpost.v1.Severity" json:"risk_level,omitempty"`
-	// What happened, in a sentence or two, at most 65,536 characters.
+	// Summary of the event for people, at most 65,536 characters.
 	Summary *string `protobuf:"bytes,8,opt,name=summary,proto3,oneof" json:"summary,omitempty"`
-	// Why the pipeline thinks so, at most 65,536 characters.
+	// Reasoning of the pipeline for its assessment, at most 65,536 characters.
 	Reasoning *string `protobuf:"bytes,9,opt,name=reasoning,proto3,oneof" json:"reasoning,omitempty"`
-	// The prompt that the language model was given, at most 1,048,576 characters.
-	// Left out of lists and of what `Watch` sends; `GetEvent` returns it.
+	// Prompt that the pipeline gave to the language model, at most 1,048,576 characters. Returned by
+	// `IngestEvent`, `GetEvent` and `ReviewEvent`. Left out of lists and of changes that `Watch`
+	// sends.
 	LlmPrompt *string `protobuf:"bytes,10,opt,name=llm_prompt,json=llmPrompt,proto3,oneof" json:"llm_prompt,omitempty"`
-	// Output only. Whether somebody has looked at it; see `ReviewEvent`.
+	// Output only. Indicates that a person has reviewed the event, see `ReviewEvent`. `false` for a
+	// new event.
 	Reviewed bool `protobuf:"varint,11,opt,name=reviewed,proto3" json:"reviewed,omitempty"`
-	// Output only. What the reviewer noted; see `ReviewEvent`.
+	// Output only. Notes of the reviewer, see `ReviewEvent`. Absent without notes.
 	Notes *string `protobuf:"bytes,12,opt,name=notes,proto3,oneof" json:"notes,omitempty"`
-	// Whether the pipeline sent it on at once instead of gathering detections first.
+	// Indicates that the pipeline sent the event at once, without collecting detections first.
 	IsFastPath bool `protobuf:"varint,13,opt,name=is_fast_path,json=isFastPath,proto3" json:"is_fast_path,omitempty"`
-	// Output only. The object types of the detections, lower case, each once, in
-	// the order of the detections.
+	// Output only. Object types of the detections in lower case, without duplicates, in the order of
+	// the detections.
 	ObjectTypes []string `protobuf:"bytes,14,rep,name=object_types,json=objectTypes,proto3" json:"object_types,omitempty"`
-	// Where the video of it lies, at most 1,024 characters.
+	// Path of the video of the event, at most 1,024 characters. The server does not open the file.
 	ClipPath *string `protobuf:"bytes,15,opt,name=clip_path,json=clipPath,proto3,oneof" json:"clip_path,omitempty"`
-	// Output only. When it was deleted.
+	// Output only. Time at which the event was deleted. Present only in the announcement of the
+	// deletion and in replayed responses.
 	DeletedAt *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=deleted_at,json=deletedAt,proto3" json:"deleted_at,omitempty"`
-	// Until when it raises no alerts, judged by the server's clock at ingest. Rules
-	// that match are held back, see `RULE_STOP_SNOOZED`.
+	// Time until which the event raises no alerts, compared with the server's clock at ingest.
+	// Matching rules are then stopped with `RULE_STOP_SNOOZED`. Cannot be changed after ingest.
 	SnoozeUntil   *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=snooze_until,json=snoozeUntil,proto3" json:"snooze_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -277,51 +280,55 @@ func (x *Event) GetSnoozeUntil() *timestamppb.Timestamp {
 	return nil
 }
 
-// One object found in one image or video, table `detections`.
+// Object that the pipeline found in an image or a video, table `detections`.
 type Detection struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Output only. The id.
+	// Output only. Id of the detection. Ignored in requests.
 	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The camera. Defaults to the event's, and must equal it.
+	// Id of the camera. Defaults to the camera of the event. Another camera is refused.
 	CameraId string `protobuf:"bytes,2,opt,name=camera_id,json=cameraId,proto3" json:"camera_id,omitempty"`
-	// The image or video that was looked at, at most 1,024 characters. Empty if
-	// there is no file, as with a live stream.
+	// Path of the analysed image or video, at most 1,024 characters. Empty if there is no file, for
+	// example for a live stream.
 	FilePath string `protobuf:"bytes,3,opt,name=file_path,json=filePath,proto3" json:"file_path,omitempty"`
-	// The MIME type of the file, at most 255 characters.
+	// MIME type of the file, at most 255 characters.
 	FileType *string `protobuf:"bytes,4,opt,name=file_type,json=fileType,proto3,oneof" json:"file_type,omitempty"`
-	// When the object was seen. Defaults to the event's `started_at`, without it
-	// to the time of the call. Bounds as `Event.started_at`.
+	// Time at which the object was seen, from 1970 to one day ahead of the server's clock. Defaults
+	// to the `started_at` of the event, else to the time of the call.
 	DetectedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=detected_at,json=detectedAt,proto3" json:"detected_at,omitempty"`
-	// What was found (`person`, `car`, …), 1 to 255 characters, no comma.
+	// Type of the object (`person`, `car`, …), 1 to 255 characters, without commas. Absent if the
+	// detector gave no type.
 	ObjectType *string `protobuf:"bytes,6,opt,name=object_type,json=objectType,proto3,oneof" json:"object_type,omitempty"`
-	// How sure the detector is, in [0, 1]. Absent if it does not say; rules with a
-	// `min_confidence` do not match then.
+	// Confidence of the detector, in [0, 1]. If absent, rules with a `min_confidence` do not match
+	// the detection.
 	Confidence *float64 `protobuf:"fixed64,7,opt,name=confidence,proto3,oneof" json:"confidence,omitempty"`
-	// The left edge of the bounding box, in pixels from the left. The four box
-	// fields are set all or none.
+	// Left edge of the bounding box, in pixels from the left edge of the picture. Set all four
+	// `bbox_` fields or none.
 	BboxX *int32 `protobuf:"varint,8,opt,name=bbox_x,json=bboxX,proto3,oneof" json:"bbox_x,omitempty"`
-	// The upper edge of the bounding box, in pixels from the top.
+	// Upper edge of the bounding box, in pixels from the upper edge of the picture. Set all four
+	// `bbox_` fields or none.
 	BboxY *int32 `protobuf:"varint,9,opt,name=bbox_y,json=bboxY,proto3,oneof" json:"bbox_y,omitempty"`
-	// The width of the bounding box, in pixels, at least 0.
+	// Width of the bounding box, in pixels, at least 0. Set all four `bbox_` fields or none.
 	BboxWidth *int32 `protobuf:"varint,10,opt,name=bbox_width,json=bboxWidth,proto3,oneof" json:"bbox_width,omitempty"`
-	// The height of the bounding box, in pixels, at least 0.
+	// Height of the bounding box, in pixels, at least 0. Set all four `bbox_` fields or none.
 	BboxHeight *int32 `protobuf:"varint,11,opt,name=bbox_height,json=bboxHeight,proto3,oneof" json:"bbox_height,omitempty"`
-	// Where a small image of it lies, at most 1,024 characters.
+	// Path of a thumbnail of the detection, at most 1,024 characters. The server does not open the
+	// file.
 	ThumbnailPath *string `protobuf:"bytes,12,opt,name=thumbnail_path,json=thumbnailPath,proto3,oneof" json:"thumbnail_path,omitempty"`
-	// Whether the file is an image or a video. Defaults to `MEDIA_TYPE_IMAGE`.
+	// Kind of the file. Defaults to `MEDIA_TYPE_IMAGE`.
 	MediaType MediaType `protobuf:"varint,13,opt,name=media_type,json=mediaType,proto3,enum=watchpost.v1.MediaType" json:"media_type,omitempty"`
-	// Length of the video, in [0 s, 315,576,000,000 s].
+	// Length of the video, in [0 s, 315,576,000,000 s]. Absent if unknown.
 	Duration *durationpb.Duration `protobuf:"bytes,14,opt,name=duration,proto3" json:"duration,omitempty"`
-	// The codec of the video (`h264`, `hevc`, …), at most 64 characters.
+	// Codec of the video (`h264`, `hevc`, …), at most 64 characters. Absent if unknown.
 	VideoCodec *string `protobuf:"bytes,15,opt,name=video_codec,json=videoCodec,proto3,oneof" json:"video_codec,omitempty"`
-	// The width of the whole image or video, in pixels, at least 1.
+	// Width of the image or video, in pixels, at least 1. Required to locate the detection in a zone.
 	VideoWidth *int32 `protobuf:"varint,16,opt,name=video_width,json=videoWidth,proto3,oneof" json:"video_width,omitempty"`
-	// The height of the whole image or video, in pixels, at least 1.
+	// Height of the image or video, in pixels, at least 1. Required to locate the detection in a
+	// zone.
 	VideoHeight *int32 `protobuf:"varint,17,opt,name=video_height,json=videoHeight,proto3,oneof" json:"video_height,omitempty"`
-	// Results of the other models, free in form. At most 65,536 bytes as JSON and 20 levels deep, see
-	// docs/api.md, "JSON objects".
+	// Results of other models as a free-form object. At most 65,536 bytes as JSON and 20 levels deep,
+	// see docs/api.md, "JSON objects".
 	EnrichmentData *structpb.Struct `protobuf:"bytes,18,opt,name=enrichment_data,json=enrichmentData,proto3" json:"enrichment_data,omitempty"`
-	// Words to find it by, at most 64 of at most 255 characters each.
+	// Labels of the detection, at most 64, each of 1 to 255 characters.
 	Labels        []string `protobuf:"bytes,19,rep,name=labels,proto3" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -490,26 +497,28 @@ func (x *Detection) GetLabels() []string {
 	return nil
 }
 
-// Which events to list. Set fields are ANDed.
+// Filter of `ListEvents`. Set fields are ANDed. A list matches any of its values.
 type EventFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only events of these cameras.
+	// Ids of the cameras, at most 1,000. Empty means any.
 	CameraIds []string `protobuf:"bytes,1,rep,name=camera_ids,json=cameraIds,proto3" json:"camera_ids,omitempty"`
-	// Only events that started in this range.
+	// Range of `started_at` of the events. Absent means any.
 	StartedAt *TimeRange `protobuf:"bytes,2,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	// Only events with at least this risk score, in [0, 100].
+	// Smallest risk score, in [0, 100]. Events without a score do not match. Absent means any.
 	MinRiskScore *int32 `protobuf:"varint,3,opt,name=min_risk_score,json=minRiskScore,proto3,oneof" json:"min_risk_score,omitempty"`
-	// Only events with at most this risk score, in [0, 100].
+	// Largest risk score, in [0, 100], not below `min_risk_score`. Events without a score do not
+	// match. Absent means any.
 	MaxRiskScore *int32 `protobuf:"varint,4,opt,name=max_risk_score,json=maxRiskScore,proto3,oneof" json:"max_risk_score,omitempty"`
-	// Only events of these risk levels.
+	// Risk levels of the events. Empty means any.
 	RiskLevels []Severity `protobuf:"varint,5,rep,packed,name=risk_levels,json=riskLevels,proto3,enum=watchpost.v1.Severity" json:"risk_levels,omitempty"`
-	// Only events with a detection of this type; case does not matter.
+	// Object type of at least one detection of the event, case-insensitive, at most 255 characters.
+	// Empty means any.
 	ObjectType string `protobuf:"bytes,6,opt,name=object_type,json=objectType,proto3" json:"object_type,omitempty"`
-	// Only events that are, or are not, reviewed. Absent means both.
+	// Selects reviewed (`true`) or not reviewed (`false`) events. Absent means both.
 	Reviewed *bool `protobuf:"varint,7,opt,name=reviewed,proto3,oneof" json:"reviewed,omitempty"`
-	// Only events that hold every one of these words, parted by spaces, in their
-	// summary, reasoning, notes or object types. Parts of words match; the case
-	// of the letters A to Z does not matter. At most 255 characters.
+	// Words to search for, separated by spaces, at most 255 characters. Every word must occur in
+	// summary, reasoning, notes or object types. Parts of words match. Only the letters A to Z are
+	// case-insensitive.
 	Text          string `protobuf:"bytes,8,opt,name=text,proto3" json:"text,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -601,18 +610,19 @@ func (x *EventFilter) GetText() string {
 	return ""
 }
 
-// Which detections to list. Set fields are ANDed.
+// Filter of `ListDetections`. Set fields are ANDed. A list matches any of its values.
 type DetectionFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only detections of this event.
+	// Id of the event of the detections. Absent means any.
 	EventId *int64 `protobuf:"varint,1,opt,name=event_id,json=eventId,proto3,oneof" json:"event_id,omitempty"`
-	// Only detections of these cameras.
+	// Ids of the cameras, at most 1,000. Empty means any.
 	CameraIds []string `protobuf:"bytes,2,rep,name=camera_ids,json=cameraIds,proto3" json:"camera_ids,omitempty"`
-	// Only detections made in this range.
+	// Range of `detected_at` of the detections. Absent means any.
 	DetectedAt *TimeRange `protobuf:"bytes,3,opt,name=detected_at,json=detectedAt,proto3" json:"detected_at,omitempty"`
-	// Only detections of this type; the case of the letters A to Z does not matter.
+	// Object type of the detections, at most 255 characters. Only the letters A to Z are
+	// case-insensitive. Empty means any.
 	ObjectType string `protobuf:"bytes,4,opt,name=object_type,json=objectType,proto3" json:"object_type,omitempty"`
-	// Only detections with at least this confidence, in [0, 1].
+	// Smallest confidence, in [0, 1]. Detections without a confidence do not match. Absent means any.
 	MinConfidence *float64 `protobuf:"fixed64,5,opt,name=min_confidence,json=minConfidence,proto3,oneof" json:"min_confidence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -686,17 +696,16 @@ func (x *DetectionFilter) GetMinConfidence() float64 {
 // The request of `IngestEvent`.
 type IngestEventRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The event.
+	// Required. Event to store.
 	Event *Event `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
-	// What was found, at most 1,000.
+	// Detections of the event, at most 1,000.
 	Detections []*Detection `protobuf:"bytes,2,rep,name=detections,proto3" json:"detections,omitempty"`
-	// The caller's own id of this request, at most 128 characters, the same on
-	// every retry; a UUID is a good choice. Empty: retries are recognised by
-	// `event.batch_id` alone.
+	// Idempotency key of the request, at most 128 characters, the same on every retry. A UUID is
+	// recommended. If empty, retries are recognised by `event.batch_id` alone.
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Whether the answer tells of every enabled rule, with what stopped it, and not
-	// only of those that matched. It costs time with every rule. A retry may ask for
-	// more or less than the first request did.
+	// Returns the outcome of every enabled rule, with the condition that stopped the rule, instead of
+	// matching rules only. The evaluation then takes longer with every rule. A retry may use another
+	// value.
 	Explain       bool `protobuf:"varint,4,opt,name=explain,proto3" json:"explain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -763,21 +772,22 @@ func (x *IngestEventRequest) GetExplain() bool {
 // The response of `IngestEvent`.
 type IngestEventResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The event as stored.
+	// Event with the values that were stored.
 	Event *Event `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
-	// The detections as stored, in the order of the request.
+	// Detections as stored, in the order of the request.
 	Detections []*Detection `protobuf:"bytes,2,rep,name=detections,proto3" json:"detections,omitempty"`
-	// The alerts that the event raised.
+	// Alerts that the event raised.
 	Alerts []*Alert `protobuf:"bytes,3,rep,name=alerts,proto3" json:"alerts,omitempty"`
-	// The rules that matched, oldest first: each fired, or says what held it back
-	// (`RULE_STOP_COOLDOWN`, `RULE_STOP_SNOOZED`, `RULE_STOP_SILENCED`,
-	// `RULE_STOP_FLAPPING`). With `explain` all that are enabled,
-	// also those that a condition stopped. For a replayed request they are those that
-	// matched the first one, with `explain`, too; they are kept for a day, and told with
-	// the present names of the rules and without `detail`. Later they are empty.
+	// Outcomes of the rules that matched, oldest rule first. A matching rule either fired or was
+	// stopped by `RULE_STOP_COOLDOWN`, `RULE_STOP_SNOOZED`, `RULE_STOP_SILENCED` or
+	// `RULE_STOP_FLAPPING`. With `explain`, outcomes of all enabled rules.
+	//
+	// A replayed response has the outcomes of the rules that matched the first request, even with
+	// `explain`. They have the present names of the rules and no `detail`. The server keeps the
+	// outcomes for one day; later the list is empty.
 	RuleOutcomes []*RuleOutcome `protobuf:"bytes,4,rep,name=rule_outcomes,json=ruleOutcomes,proto3" json:"rule_outcomes,omitempty"`
-	// Whether this request had been carried out before, and stored nothing now.
-	// The event, its detections and its alerts are given as they are now.
+	// Indicates a repeated request: nothing was stored now. Event, detections and alerts are returned
+	// in their present state.
 	Replayed      bool `protobuf:"varint,5,opt,name=replayed,proto3" json:"replayed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -851,7 +861,7 @@ func (x *IngestEventResponse) GetReplayed() bool {
 // The request of `GetEvent`.
 type GetEventRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The event's id.
+	// Required. Id of the event.
 	Id            int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -897,11 +907,12 @@ func (x *GetEventRequest) GetId() int64 {
 // The request of `ListEvents`.
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The most events to return, in [1, 1000]. 0 means 50; more means 1000.
+	// Largest number of events to return, in [1, 1000]. 0 means 50. Larger values mean 1000. A page
+	// ends early at 3 MiB.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page.
+	// `next_page_token` of the previous page. Empty for the first page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Which events. Absent means all. Must be the same on every page.
+	// Selects the events. Absent means all. Must be equal on every page.
 	Filter        *EventFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -961,9 +972,9 @@ func (x *ListEventsRequest) GetFilter() *EventFilter {
 // The response of `ListEvents`.
 type ListEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The events of this page, without their `llm_prompt`.
+	// Events of this page, newest first, without `llm_prompt`.
 	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
-	// Asks for the next page. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1016,11 +1027,12 @@ func (x *ListEventsResponse) GetNextPageToken() string {
 // The request of `ListDetections`.
 type ListDetectionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The most detections to return, in [1, 1000]. 0 means 50; more means 1000.
+	// Largest number of detections to return, in [1, 1000]. 0 means 50. Larger values mean 1000. A
+	// page ends early at 3 MiB.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page.
+	// `next_page_token` of the previous page. Empty for the first page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Which detections. Absent means all. Must be the same on every page.
+	// Selects the detections. Absent means all. Must be equal on every page.
 	Filter        *DetectionFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1080,9 +1092,9 @@ func (x *ListDetectionsRequest) GetFilter() *DetectionFilter {
 // The response of `ListDetections`.
 type ListDetectionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The detections of this page.
+	// Detections of this page, newest first.
 	Detections []*Detection `protobuf:"bytes,1,rep,name=detections,proto3" json:"detections,omitempty"`
-	// Asks for the next page. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1135,12 +1147,12 @@ func (x *ListDetectionsResponse) GetNextPageToken() string {
 // The request of `ReviewEvent`.
 type ReviewEventRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The event's id.
+	// Required. Id of the event.
 	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Whether it counts as reviewed. Defaults to `true`.
+	// Review state to set. Defaults to `true`.
 	Reviewed *bool `protobuf:"varint,2,opt,name=reviewed,proto3,oneof" json:"reviewed,omitempty"`
-	// The reviewer's notes, at most 65,536 characters. Absent leaves them as they
-	// are; the empty string removes them.
+	// Notes of the reviewer, at most 65,536 characters. Absent keeps the present notes. An empty
+	// string removes them.
 	Notes         *string `protobuf:"bytes,3,opt,name=notes,proto3,oneof" json:"notes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1200,7 +1212,7 @@ func (x *ReviewEventRequest) GetNotes() string {
 // The request of `DeleteEvent`.
 type DeleteEventRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The event's id.
+	// Required. Id of the event.
 	Id            int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1247,7 +1259,7 @@ var File_watchpost_v1_events_proto protoreflect.FileDescriptor
 
 const file_watchpost_v1_events_proto_rawDesc = "" +
 	"\n" +
-	"\x19watchpost/v1/events.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchpost/v1/alerts.proto\x1a\x19watchpost/v1/common.proto\"\xea\x05\n" +
+	"\x19watchpost/v1/events.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ewatchpost/v1/alert_rules.proto\x1a\x19watchpost/v1/alerts.proto\x1a\x19watchpost/v1/common.proto\"\xea\x05\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x19\n" +
 	"\bbatch_id\x18\x02 \x01(\tR\abatchId\x12\x1b\n" +
@@ -1495,6 +1507,7 @@ func file_watchpost_v1_events_proto_init() {
 	if File_watchpost_v1_events_proto != nil {
 		return
 	}
+	file_watchpost_v1_alert_rules_proto_init()
 	file_watchpost_v1_alerts_proto_init()
 	file_watchpost_v1_common_proto_init()
 	file_watchpost_v1_events_proto_msgTypes[0].OneofWrappers = []any{}

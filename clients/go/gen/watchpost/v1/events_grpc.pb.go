@@ -32,39 +32,40 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Takes in what the AI pipeline finds, and keeps it.
+// Ingests, lists and reviews the events and detections of the AI pipeline.
 type EventServiceClient interface {
-	// Stores an event with its detections, judges it by every enabled alert rule
-	// and raises the alerts that follow, all in one transaction.
+	// Stores an event with its detections, evaluates every enabled alert rule, and raises the
+	// resulting alerts. All of it is one transaction; a failed request stores nothing.
 	//
-	// Idempotent: a request with the `request_id` of an earlier one, or with the
-	// `event.batch_id` of an earlier event of the same camera, stores nothing and
-	// returns what the earlier one did, with `replayed` set.
+	// A repeated request stores nothing and returns the result of the first request, with `replayed`
+	// set. A request is repeated if its `request_id` was used before, or its `event.batch_id` by an
+	// event of the same camera. Fields that the server ignores are part of the compared content.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, with `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if the camera does
-	// not exist or is deleted, and with `ALREADY_EXISTS`
-	// (`IDEMPOTENCY_KEY_REUSED`) if the id of an earlier request comes with other
-	// content. The event and its detections may have 3,670,016 bytes together, with 128
-	// added for each detection, so that clients can take the answer. A request that fails
-	// leaves nothing behind.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds. Fails with
+	// `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if the camera does not exist or is deleted. Fails
+	// with `ALREADY_EXISTS` (`IDEMPOTENCY_KEY_REUSED`) if an earlier request with other content used
+	// the `request_id` or the `event.batch_id`.
+	//
+	// Event and detections together may have 3,670,016 bytes, counting 128 more for each detection,
+	// so that clients can receive the response.
 	IngestEvent(ctx context.Context, in *IngestEventRequest, opts ...grpc.CallOption) (*IngestEventResponse, error)
-	// Gets an event.
+	// Returns an event.
 	//
-	// Fails with `NOT_FOUND` if there is no such event or it is deleted.
+	// Fails with `NOT_FOUND` if the event does not exist or is deleted.
 	GetEvent(ctx context.Context, in *GetEventRequest, opts ...grpc.CallOption) (*Event, error)
-	// Lists events by `started_at`, newest first. Deleted ones are left out.
+	// Lists events by `started_at`, newest first. Deleted events are left out.
 	ListEvents(ctx context.Context, in *ListEventsRequest, opts ...grpc.CallOption) (*ListEventsResponse, error)
-	// Lists detections by `detected_at`, newest first.
+	// Lists detections by `detected_at`, newest first. Detections of deleted events are included.
 	ListDetections(ctx context.Context, in *ListDetectionsRequest, opts ...grpc.CallOption) (*ListDetectionsResponse, error)
-	// Marks an event as reviewed or not, and takes the reviewer's notes.
+	// Marks an event as reviewed or not reviewed, and stores the notes of the reviewer. Every
+	// successful call is announced by `MonitorService.Watch`, even if nothing has changed.
 	//
-	// Fails with `NOT_FOUND` if there is no such event or it is deleted.
+	// Fails with `NOT_FOUND` if the event does not exist or is deleted.
 	ReviewEvent(ctx context.Context, in *ReviewEventRequest, opts ...grpc.CallOption) (*Event, error)
-	// Deletes an event softly: it leaves lists and cannot be got any more. Its
-	// detections and alerts stay.
+	// Deletes an event softly: the event leaves lists and can no longer be read. Its detections and
+	// alerts stay. The deletion cannot be undone.
 	//
-	// Fails with `NOT_FOUND` if there is no such event or it is deleted already.
+	// Fails with `NOT_FOUND` if the event does not exist or is already deleted.
 	DeleteEvent(ctx context.Context, in *DeleteEventRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 }
 
@@ -140,39 +141,40 @@ func (c *eventServiceClient) DeleteEvent(ctx context.Context, in *DeleteEventReq
 // All implementations must embed UnimplementedEventServiceServer
 // for forward compatibility.
 //
-// Takes in what the AI pipeline finds, and keeps it.
+// Ingests, lists and reviews the events and detections of the AI pipeline.
 type EventServiceServer interface {
-	// Stores an event with its detections, judges it by every enabled alert rule
-	// and raises the alerts that follow, all in one transaction.
+	// Stores an event with its detections, evaluates every enabled alert rule, and raises the
+	// resulting alerts. All of it is one transaction; a failed request stores nothing.
 	//
-	// Idempotent: a request with the `request_id` of an earlier one, or with the
-	// `event.batch_id` of an earlier event of the same camera, stores nothing and
-	// returns what the earlier one did, with `replayed` set.
+	// A repeated request stores nothing and returns the result of the first request, with `replayed`
+	// set. A request is repeated if its `request_id` was used before, or its `event.batch_id` by an
+	// event of the same camera. Fields that the server ignores are part of the compared content.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, with `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if the camera does
-	// not exist or is deleted, and with `ALREADY_EXISTS`
-	// (`IDEMPOTENCY_KEY_REUSED`) if the id of an earlier request comes with other
-	// content. The event and its detections may have 3,670,016 bytes together, with 128
-	// added for each detection, so that clients can take the answer. A request that fails
-	// leaves nothing behind.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds. Fails with
+	// `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if the camera does not exist or is deleted. Fails
+	// with `ALREADY_EXISTS` (`IDEMPOTENCY_KEY_REUSED`) if an earlier request with other content used
+	// the `request_id` or the `event.batch_id`.
+	//
+	// Event and detections together may have 3,670,016 bytes, counting 128 more for each detection,
+	// so that clients can receive the response.
 	IngestEvent(context.Context, *IngestEventRequest) (*IngestEventResponse, error)
-	// Gets an event.
+	// Returns an event.
 	//
-	// Fails with `NOT_FOUND` if there is no such event or it is deleted.
+	// Fails with `NOT_FOUND` if the event does not exist or is deleted.
 	GetEvent(context.Context, *GetEventRequest) (*Event, error)
-	// Lists events by `started_at`, newest first. Deleted ones are left out.
+	// Lists events by `started_at`, newest first. Deleted events are left out.
 	ListEvents(context.Context, *ListEventsRequest) (*ListEventsResponse, error)
-	// Lists detections by `detected_at`, newest first.
+	// Lists detections by `detected_at`, newest first. Detections of deleted events are included.
 	ListDetections(context.Context, *ListDetectionsRequest) (*ListDetectionsResponse, error)
-	// Marks an event as reviewed or not, and takes the reviewer's notes.
+	// Marks an event as reviewed or not reviewed, and stores the notes of the reviewer. Every
+	// successful call is announced by `MonitorService.Watch`, even if nothing has changed.
 	//
-	// Fails with `NOT_FOUND` if there is no such event or it is deleted.
+	// Fails with `NOT_FOUND` if the event does not exist or is deleted.
 	ReviewEvent(context.Context, *ReviewEventRequest) (*Event, error)
-	// Deletes an event softly: it leaves lists and cannot be got any more. Its
-	// detections and alerts stay.
+	// Deletes an event softly: the event leaves lists and can no longer be read. Its detections and
+	// alerts stay. The deletion cannot be undone.
 	//
-	// Fails with `NOT_FOUND` if there is no such event or it is deleted already.
+	// Fails with `NOT_FOUND` if the event does not exist or is already deleted.
 	DeleteEvent(context.Context, *DeleteEventRequest) (*emptypb.Empty, error)
 	mustEmbedUnimplementedEventServiceServer()
 }

@@ -25,31 +25,33 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// The settings of a queue, table `job_queues`.
+// Settings of a job queue, table `job_queues`.
 type JobQueue struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The queue, 1 to 100 characters.
+	// Required. Name of the queue, 1 to 100 characters, not only white space.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// What it is for, at most 1,000 characters.
+	// Purpose of the queue, at most 1,000 characters. Absent without a setting.
 	Description *string `protobuf:"bytes,2,opt,name=description,proto3,oneof" json:"description,omitempty"`
-	// Output only. Whether none of its jobs is claimed.
+	// Output only. Indicates a paused queue: none of its jobs is claimed.
 	Paused bool `protobuf:"varint,3,opt,name=paused,proto3" json:"paused,omitempty"`
-	// Output only. Since when. Absent if it is not paused.
+	// Output only. Time at which the queue was paused. Absent if the queue is not paused.
 	PausedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=paused_at,json=pausedAt,proto3" json:"paused_at,omitempty"`
-	// Output only. Who paused it. Absent if it is not paused.
+	// Output only. Actor that paused the queue, see `PauseJobQueueRequest.actor`. Absent if the queue
+	// is not paused.
 	PausedBy *string `protobuf:"bytes,5,opt,name=paused_by,json=pausedBy,proto3,oneof" json:"paused_by,omitempty"`
-	// Output only. Why. Absent if it is not paused.
+	// Output only. Reason for the pause. Absent without a reason, and if the queue is not paused.
 	PauseReason *string `protobuf:"bytes,6,opt,name=pause_reason,json=pauseReason,proto3,oneof" json:"pause_reason,omitempty"`
-	// How many of its jobs run at a time, in [1, 1,000,000]. Absent: as many as there are workers for.
+	// Largest number of running jobs of the queue, in [1, 1000000]. Absent means no limit.
 	MaxRunning *int32 `protobuf:"varint,7,opt,name=max_running,json=maxRunning,proto3,oneof" json:"max_running,omitempty"`
-	// How many of its jobs with the same `concurrency_key` run at a time, in [1, 1,000,000]. Jobs without a
-	// key are not limited by it. Absent: as many as there are workers for.
+	// Largest number of running jobs of the queue with the same `concurrency_key`, in [1, 1000000].
+	// Does not limit jobs without a key. Absent means no limit.
 	MaxRunningPerKey *int32 `protobuf:"varint,8,opt,name=max_running_per_key,json=maxRunningPerKey,proto3,oneof" json:"max_running_per_key,omitempty"`
-	// Output only. When it was given settings.
+	// Output only. Time at which the settings were created.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Output only. When they were last changed.
+	// Output only. Time at which the settings were last changed.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// Output only. Raised by one with every change, from 1.
+	// Output only. Version of the settings, from 1, raised by one with every change, including pause
+	// and resume.
 	VersionId     int32 `protobuf:"varint,11,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -165,7 +167,7 @@ func (x *JobQueue) GetVersionId() int32 {
 // The request of `GetJobQueue`.
 type GetJobQueueRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The queue.
+	// Required. Name of the queue, 1 to 100 characters.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -208,12 +210,13 @@ func (x *GetJobQueueRequest) GetName() string {
 	return ""
 }
 
-// Which queues. Set fields are ANDed.
+// Filter of `ListJobQueues`. Set fields are ANDed.
 type JobQueueFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only queues that are paused, or only others.
+	// Selects paused (`true`) or running (`false`) queues. Absent means both.
 	Paused *bool `protobuf:"varint,1,opt,name=paused,proto3,oneof" json:"paused,omitempty"`
-	// Only queues whose name holds this text, at most 100 characters. The case of A to Z does not matter.
+	// Text that the name must contain, at most 100 characters. Only the letters A to Z are
+	// case-insensitive. Empty means any.
 	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -266,11 +269,11 @@ func (x *JobQueueFilter) GetName() string {
 // The request of `ListJobQueues`.
 type ListJobQueuesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many queues, at most 1,000. Defaults to 50.
+	// Largest number of queues to return, in [1, 1000]. 0 means 50. Larger values mean 1000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before, with the same filter. Empty for the first one.
+	// `next_page_token` of the previous page. Empty for the first page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Which queues. Absent means all.
+	// Selects the queues. Absent means all. Must be equal on every page.
 	Filter        *JobQueueFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -330,9 +333,9 @@ func (x *ListJobQueuesRequest) GetFilter() *JobQueueFilter {
 // The response of `ListJobQueues`.
 type ListJobQueuesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The queues.
+	// Queues of this page, by name.
 	JobQueues []*JobQueue `protobuf:"bytes,1,rep,name=job_queues,json=jobQueues,proto3" json:"job_queues,omitempty"`
-	// Where the next page begins. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -385,12 +388,14 @@ func (x *ListJobQueuesResponse) GetNextPageToken() string {
 // The request of `UpdateJobQueue`.
 type UpdateJobQueueRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The queue by its `name`, with its new settings.
+	// Required. New settings of the queue. `job_queue.name` selects the queue to change.
 	JobQueue *JobQueue `protobuf:"bytes,1,opt,name=job_queue,json=jobQueue,proto3" json:"job_queue,omitempty"`
-	// Which settings to change: `description`, `max_running`, `max_running_per_key`. Without a mask, those
-	// that are set. One that is named and absent is taken away.
+	// Settings to change, of `description`, `max_running` and `max_running_per_key`. `*` means all
+	// three. If the mask is absent or empty, the fields that are set in `job_queue` are changed. A
+	// named field that is absent loses its setting.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// Fails unless the settings are at this version; 0 stands for none. Absent: whatever they are.
+	// Expected `version_id` of the settings, 0 for a queue without settings. The call fails if the
+	// present version differs. Absent: no check.
 	ExpectedVersionId *int32 `protobuf:"varint,3,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -450,11 +455,11 @@ func (x *UpdateJobQueueRequest) GetExpectedVersionId() int32 {
 // The request of `PauseJobQueue`.
 type PauseJobQueueRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The queue.
+	// Required. Name of the queue, 1 to 100 characters.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Who pauses it, at most 100 characters. Defaults to the address of the client.
+	// Actor that pauses the queue, at most 100 characters. Defaults to the address of the client.
 	Actor string `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Why, at most 1,000 characters.
+	// Reason for the pause, at most 1,000 characters.
 	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -514,7 +519,7 @@ func (x *PauseJobQueueRequest) GetReason() string {
 // The request of `ResumeJobQueue`.
 type ResumeJobQueueRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The queue.
+	// Required. Name of the queue, 1 to 100 characters.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -560,9 +565,10 @@ func (x *ResumeJobQueueRequest) GetName() string {
 // The request of `DeleteJobQueue`.
 type DeleteJobQueueRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The queue.
+	// Required. Name of the queue, 1 to 100 characters.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Fails unless the settings are at this version. Absent: whatever they are.
+	// Expected `version_id` of the settings. The call fails if the present version differs. Absent:
+	// no check.
 	ExpectedVersionId *int32 `protobuf:"varint,2,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -615,9 +621,10 @@ func (x *DeleteJobQueueRequest) GetExpectedVersionId() int32 {
 // The request of `GetQueueStats`.
 type GetQueueStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The queue. Empty means all that have settings or jobs.
+	// Name of the queue, at most 100 characters. Empty means all queues with settings or jobs.
 	QueueName string `protobuf:"bytes,1,opt,name=queue_name,json=queueName,proto3" json:"queue_name,omitempty"`
-	// Over which time up to now throughput, waits and runs are told, in [1 s, 31 days]. Defaults to 1 h.
+	// Length of the time window up to now for throughput, waiting and running times. In [1 s, 31
+	// days]. Defaults to 1 h.
 	Window        *durationpb.Duration `protobuf:"bytes,2,opt,name=window,proto3" json:"window,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -670,7 +677,7 @@ func (x *GetQueueStatsRequest) GetWindow() *durationpb.Duration {
 // The response of `GetQueueStats`.
 type GetQueueStatsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The queues by their names, in the order of the bytes, at most 1,000.
+	// Statistics of the queues by name, in byte order, at most 1,000. Further queues are left out.
 	Queues        []*QueueStats `protobuf:"bytes,1,rep,name=queues,proto3" json:"queues,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -713,28 +720,27 @@ func (x *GetQueueStatsResponse) GetQueues() []*QueueStats {
 	return nil
 }
 
-// How a queue is doing.
+// Statistics of one queue.
 type QueueStats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The queue.
+	// Name of the queue.
 	QueueName string `protobuf:"bytes,1,opt,name=queue_name,json=queueName,proto3" json:"queue_name,omitempty"`
-	// Whether none of its jobs is claimed.
+	// Indicates a paused queue: none of its jobs is claimed.
 	Paused bool `protobuf:"varint,2,opt,name=paused,proto3" json:"paused,omitempty"`
-	// How many jobs wait for a worker: are queued and could run now.
+	// Number of queued jobs that may run now and wait for a worker.
 	Depth int64 `protobuf:"varint,3,opt,name=depth,proto3" json:"depth,omitempty"`
-	// How many jobs are queued and may not run yet, because of `scheduled_at` or because they have failed.
+	// Number of queued jobs that may not run yet, because of `scheduled_at` or a retry delay.
 	Scheduled int64 `protobuf:"varint,4,opt,name=scheduled,proto3" json:"scheduled,omitempty"`
-	// How many jobs run.
+	// Number of running jobs.
 	Running int64 `protobuf:"varint,5,opt,name=running,proto3" json:"running,omitempty"`
-	// How long the job of `depth` that has waited longest could have run and did not. Absent if none
-	// waits.
+	// Waiting time of the job in `depth` that has waited longest, counted from the earliest time at
+	// which it may run. Absent if `depth` is 0.
 	OldestQueuedAge *durationpb.Duration `protobuf:"bytes,6,opt,name=oldest_queued_age,json=oldestQueuedAge,proto3" json:"oldest_queued_age,omitempty"`
-	// How many jobs were completed, failed for good or cancelled in the window.
+	// Number of jobs that completed, failed permanently or were cancelled in the window.
 	Finished int64 `protobuf:"varint,7,opt,name=finished,proto3" json:"finished,omitempty"`
-	// The same per second of the window.
+	// Average of `finished` per second of the window.
 	FinishedPerSecond float64 `protobuf:"fixed64,8,opt,name=finished_per_second,json=finishedPerSecond,proto3" json:"finished_per_second,omitempty"`
-	// What is told of each type of which jobs were finished in the window, by their names, in the order of the
-	// bytes.
+	// Statistics of each job type with jobs that finished in the window, by type in byte order.
 	ByType        []*QueueTypeStats `protobuf:"bytes,9,rep,name=by_type,json=byType,proto3" json:"by_type,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -833,21 +839,23 @@ func (x *QueueStats) GetByType() []*QueueTypeStats {
 	return nil
 }
 
-// What `GetQueueStats` tells of the jobs of a type in a queue that were finished in the window. How long they
-// waited and ran is told by their last attempts; absent if none of them has run.
+// Statistics of the jobs of one type in one queue that finished in the window. Times are those of
+// the last attempts.
 type QueueTypeStats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The type.
+	// Type of the jobs.
 	JobType string `protobuf:"bytes,1,opt,name=job_type,json=jobType,proto3" json:"job_type,omitempty"`
-	// How many were finished.
+	// Number of jobs that finished in the window.
 	Finished int64 `protobuf:"varint,2,opt,name=finished,proto3" json:"finished,omitempty"`
-	// How long they could have run and did not: half of them no longer than this.
+	// Median waiting time before the last attempt, counted from the earliest time at which the job
+	// may run. Absent if none of the jobs has run.
 	WaitP50 *durationpb.Duration `protobuf:"bytes,3,opt,name=wait_p50,json=waitP50,proto3" json:"wait_p50,omitempty"`
-	// 95 of 100 waited no longer than this.
+	// 95th percentile of the waiting time before the last attempt, counted from the earliest time at
+	// which the job may run. Absent if none of the jobs has run.
 	WaitP95 *durationpb.Duration `protobuf:"bytes,4,opt,name=wait_p95,json=waitP95,proto3" json:"wait_p95,omitempty"`
-	// How long they ran: half of them no longer than this.
+	// Median duration of the last attempt. Absent if none of the jobs has run.
 	RunP50 *durationpb.Duration `protobuf:"bytes,5,opt,name=run_p50,json=runP50,proto3" json:"run_p50,omitempty"`
-	// 95 of 100 ran no longer than this.
+	// 95th percentile of the duration of the last attempt. Absent if none of the jobs has run.
 	RunP95        *durationpb.Duration `protobuf:"bytes,6,opt,name=run_p95,json=runP95,proto3" json:"run_p95,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

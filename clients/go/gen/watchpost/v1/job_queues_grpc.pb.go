@@ -33,38 +33,42 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Keeps the settings of queues, pauses them, and tells how they are doing.
+// Manages the settings of job queues, pauses queues, and reports their depth, latency and
+// throughput.
 //
-// A queue need not be created: it is there when a job names it. One without settings is not paused and
-// has no limits. Changes hold for jobs that are claimed after the call has returned; jobs that run are
-// left alone. They are announced by `MonitorService.Watch`.
+// A queue need not be created: it exists when a job names it. A queue without settings is not
+// paused and has no limits. Changes apply to jobs that are claimed after the call has returned.
+// Running jobs are not affected. `MonitorService.Watch` announces changes.
 type JobQueueServiceClient interface {
-	// Gets the settings of a queue.
+	// Returns the settings of a queue.
 	//
-	// Fails with `NOT_FOUND` if it has none, whether it has jobs or not.
+	// Fails with `NOT_FOUND` if the queue has no settings, even if it has jobs.
 	GetJobQueue(ctx context.Context, in *GetJobQueueRequest, opts ...grpc.CallOption) (*JobQueue, error)
-	// Lists the settings of queues by their names, in the order of the bytes. Queues without settings are
-	// not listed; `GetQueueStats` has these too.
+	// Lists the settings of queues by name, in byte order. Queues without settings are left out;
+	// `GetQueueStats` includes them.
 	ListJobQueues(ctx context.Context, in *ListJobQueuesRequest, opts ...grpc.CallOption) (*ListJobQueuesResponse, error)
-	// Changes the settings of a queue that `update_mask` names, and makes settings where there are none. An
-	// update that changes nothing is not announced.
+	// Changes the settings of a queue that `update_mask` names. Creates settings if the queue has
+	// none. A call that changes nothing is not announced.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) for a bad value or a path that cannot be changed, and
-	// with `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and stale.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) for a value out of its bounds or a path that
+	// cannot be changed. Fails with `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and
+	// stale.
 	UpdateJobQueue(ctx context.Context, in *UpdateJobQueueRequest, opts ...grpc.CallOption) (*JobQueue, error)
-	// Pauses a queue: none of its jobs is claimed until it is resumed. Jobs that run go on, and may be
-	// completed or fail; jobs can be put into it. A queue that is paused is returned as it is.
+	// Pauses a queue: none of its jobs is claimed until the queue is resumed. Running jobs continue,
+	// and jobs can still be created. Creates settings if the queue has none. A paused queue is
+	// returned unchanged, with the actor and reason of the first call.
 	PauseJobQueue(ctx context.Context, in *PauseJobQueueRequest, opts ...grpc.CallOption) (*JobQueue, error)
-	// Ends the pause of a queue. A queue that is not paused is returned as it is.
+	// Ends the pause of a queue. A queue that is not paused is returned unchanged.
 	//
 	// Fails with `NOT_FOUND` if the queue has no settings.
 	ResumeJobQueue(ctx context.Context, in *ResumeJobQueueRequest, opts ...grpc.CallOption) (*JobQueue, error)
 	// Deletes the settings of a queue.
 	//
-	// Fails with `NOT_FOUND` if it has none, and with `FAILED_PRECONDITION` (`IN_USE`) if jobs of it are
-	// queued or running, for a pause or a limit would end unnoticed.
+	// Fails with `NOT_FOUND` if the queue has no settings. Fails with `FAILED_PRECONDITION`
+	// (`IN_USE`) if the queue has queued or running jobs, because a pause or a limit would end
+	// unnoticed. Fails with `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and stale.
 	DeleteJobQueue(ctx context.Context, in *DeleteJobQueueRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	// Tells how deep queues are, how long their jobs wait and run, and how many are finished.
+	// Returns depth, waiting times, running times and throughput of queues.
 	GetQueueStats(ctx context.Context, in *GetQueueStatsRequest, opts ...grpc.CallOption) (*GetQueueStatsResponse, error)
 }
 
@@ -150,38 +154,42 @@ func (c *jobQueueServiceClient) GetQueueStats(ctx context.Context, in *GetQueueS
 // All implementations must embed UnimplementedJobQueueServiceServer
 // for forward compatibility.
 //
-// Keeps the settings of queues, pauses them, and tells how they are doing.
+// Manages the settings of job queues, pauses queues, and reports their depth, latency and
+// throughput.
 //
-// A queue need not be created: it is there when a job names it. One without settings is not paused and
-// has no limits. Changes hold for jobs that are claimed after the call has returned; jobs that run are
-// left alone. They are announced by `MonitorService.Watch`.
+// A queue need not be created: it exists when a job names it. A queue without settings is not
+// paused and has no limits. Changes apply to jobs that are claimed after the call has returned.
+// Running jobs are not affected. `MonitorService.Watch` announces changes.
 type JobQueueServiceServer interface {
-	// Gets the settings of a queue.
+	// Returns the settings of a queue.
 	//
-	// Fails with `NOT_FOUND` if it has none, whether it has jobs or not.
+	// Fails with `NOT_FOUND` if the queue has no settings, even if it has jobs.
 	GetJobQueue(context.Context, *GetJobQueueRequest) (*JobQueue, error)
-	// Lists the settings of queues by their names, in the order of the bytes. Queues without settings are
-	// not listed; `GetQueueStats` has these too.
+	// Lists the settings of queues by name, in byte order. Queues without settings are left out;
+	// `GetQueueStats` includes them.
 	ListJobQueues(context.Context, *ListJobQueuesRequest) (*ListJobQueuesResponse, error)
-	// Changes the settings of a queue that `update_mask` names, and makes settings where there are none. An
-	// update that changes nothing is not announced.
+	// Changes the settings of a queue that `update_mask` names. Creates settings if the queue has
+	// none. A call that changes nothing is not announced.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) for a bad value or a path that cannot be changed, and
-	// with `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and stale.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) for a value out of its bounds or a path that
+	// cannot be changed. Fails with `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and
+	// stale.
 	UpdateJobQueue(context.Context, *UpdateJobQueueRequest) (*JobQueue, error)
-	// Pauses a queue: none of its jobs is claimed until it is resumed. Jobs that run go on, and may be
-	// completed or fail; jobs can be put into it. A queue that is paused is returned as it is.
+	// Pauses a queue: none of its jobs is claimed until the queue is resumed. Running jobs continue,
+	// and jobs can still be created. Creates settings if the queue has none. A paused queue is
+	// returned unchanged, with the actor and reason of the first call.
 	PauseJobQueue(context.Context, *PauseJobQueueRequest) (*JobQueue, error)
-	// Ends the pause of a queue. A queue that is not paused is returned as it is.
+	// Ends the pause of a queue. A queue that is not paused is returned unchanged.
 	//
 	// Fails with `NOT_FOUND` if the queue has no settings.
 	ResumeJobQueue(context.Context, *ResumeJobQueueRequest) (*JobQueue, error)
 	// Deletes the settings of a queue.
 	//
-	// Fails with `NOT_FOUND` if it has none, and with `FAILED_PRECONDITION` (`IN_USE`) if jobs of it are
-	// queued or running, for a pause or a limit would end unnoticed.
+	// Fails with `NOT_FOUND` if the queue has no settings. Fails with `FAILED_PRECONDITION`
+	// (`IN_USE`) if the queue has queued or running jobs, because a pause or a limit would end
+	// unnoticed. Fails with `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and stale.
 	DeleteJobQueue(context.Context, *DeleteJobQueueRequest) (*emptypb.Empty, error)
-	// Tells how deep queues are, how long their jobs wait and run, and how many are finished.
+	// Returns depth, waiting times, running times and throughput of queues.
 	GetQueueStats(context.Context, *GetQueueStatsRequest) (*GetQueueStatsResponse, error)
 	mustEmbedUnimplementedJobQueueServiceServer()
 }

@@ -25,18 +25,19 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// What becomes of ticks that are missed: that are more than 60 s old when a server comes to them, because none ran
-// or the database was away. Ticks that are less late are not missed, and their jobs are made.
+// Policy for missed ticks of a schedule. A tick is missed if it is more than 60 s old when a server
+// processes it, because no server ran or the database was away. A tick that is less late is not
+// missed, and its job is created.
 type MissedPolicy int32
 
 const (
-	// In a request: the default, which is to run once.
+	// Absent value, never returned. It selects `MISSED_POLICY_RUN_ONCE`.
 	MissedPolicy_MISSED_POLICY_UNSPECIFIED MissedPolicy = 0
-	// They are left out.
+	// Missed ticks are left out.
 	MissedPolicy_MISSED_POLICY_SKIP MissedPolicy = 1
-	// A job is made for the latest of them; the others are left out.
+	// A job is created for the latest missed tick. Other missed ticks are left out.
 	MissedPolicy_MISSED_POLICY_RUN_ONCE MissedPolicy = 2
-	// A job is made for each of them, oldest first, up to 1,000 in one transaction.
+	// A job is created for each missed tick, oldest first, up to 1,000 in one transaction.
 	MissedPolicy_MISSED_POLICY_RUN_ALL MissedPolicy = 3
 )
 
@@ -83,51 +84,55 @@ func (MissedPolicy) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_job_schedules_proto_rawDescGZIP(), []int{0}
 }
 
-// Makes jobs at set times, table `job_schedules`.
+// Schedule that creates jobs at the times of a cron expression, table `job_schedules`.
 type JobSchedule struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Output only. Id of the schedule, a UUID version 7.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Required. What it is called, 1 to 100 characters. No other schedule has it.
+	// Required. Name of the schedule, 1 to 100 characters, unique among all schedules.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// What it is for, at most 1,000 characters.
+	// Purpose of the schedule, at most 1,000 characters.
 	Description *string `protobuf:"bytes,3,opt,name=description,proto3,oneof" json:"description,omitempty"`
-	// Whether it ticks. Defaults to true.
+	// Enables the ticks of the schedule. Defaults to `true`.
 	Enabled *bool `protobuf:"varint,4,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
-	// Required. When it ticks: a cron expression of five fields, or six with the second first; at most 200
-	// characters.
+	// Required. Cron expression of five fields, or six fields with the second first. At most 200
+	// characters. The syntax is described at `JobScheduleService`.
 	Cron string `protobuf:"bytes,5,opt,name=cron,proto3" json:"cron,omitempty"`
-	// The time zone whose clocks `cron` is read on, by its name in the tz database, such as `Europe/Berlin`. Defaults
-	// to `UTC`. The rules are those of the server's time zone database, whose version the log names at the start. When an
-	// update of it comes into force, `next_tick_at` is set anew.
+	// Time zone of `cron` by its name in the tz database, such as `Europe/Berlin`. At most 64
+	// characters. Defaults to `UTC`.
+	//
+	// The rules come from the time zone database of the server; the log has its version. After an
+	// update of the database, the server computes `next_tick_at` again.
 	TimeZone string `protobuf:"bytes,6,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
-	// What becomes of ticks that are missed. Defaults to running once.
+	// Policy for missed ticks. Defaults to `MISSED_POLICY_RUN_ONCE`.
 	MissedPolicy MissedPolicy `protobuf:"varint,7,opt,name=missed_policy,json=missedPolicy,proto3,enum=watchpost.v1.MissedPolicy" json:"missed_policy,omitempty"`
-	// Required. The type of its jobs, 1 to 50 characters.
+	// Required. Type of the jobs, 1 to 50 characters.
 	JobType string `protobuf:"bytes,8,opt,name=job_type,json=jobType,proto3" json:"job_type,omitempty"`
-	// The queue of its jobs, 1 to 100 characters. Defaults to `default`.
+	// Queue of the jobs, 1 to 100 characters. Defaults to `default`.
 	QueueName string `protobuf:"bytes,9,opt,name=queue_name,json=queueName,proto3" json:"queue_name,omitempty"`
-	// The priority of its jobs, 0 (first) to 4 (last). Absent: what the type says.
+	// Priority of the jobs, from 0 (first) to 4 (last). Absent: the priority of the job type.
 	Priority *int32 `protobuf:"varint,10,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
-	// After how many failures its jobs have failed for good, 1 to 1,000. Absent: what the type says.
+	// Number of failures after which a job fails permanently, in [1, 1000]. Absent: the number of the
+	// job type.
 	MaxAttempts *int32 `protobuf:"varint,11,opt,name=max_attempts,json=maxAttempts,proto3,oneof" json:"max_attempts,omitempty"`
-	// Input of its jobs, free in form. At most 1,048,576 bytes as JSON and 20 levels deep.
+	// Input of the jobs as a free-form object. At most 1,048,576 bytes as JSON and 20 levels deep.
 	Payload *structpb.Struct `protobuf:"bytes,12,opt,name=payload,proto3" json:"payload,omitempty"`
-	// Whether a tick is left out while a job of the schedule is queued or runs.
+	// Leaves out a tick while a job of the schedule is queued or running. Of several missed ticks,
+	// only one job is then created at a time, also with `MISSED_POLICY_RUN_ALL`.
 	SkipIfActive bool `protobuf:"varint,13,opt,name=skip_if_active,json=skipIfActive,proto3" json:"skip_if_active,omitempty"`
-	// Output only. When it ticks next. Absent if it is not enabled.
+	// Output only. Time of the next tick. Absent if the schedule is disabled.
 	NextTickAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=next_tick_at,json=nextTickAt,proto3" json:"next_tick_at,omitempty"`
-	// Output only. The last tick for which a job was made. Absent before the first one.
+	// Output only. Latest tick for which a job was created. Absent before the first tick.
 	LastTickAt *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=last_tick_at,json=lastTickAt,proto3" json:"last_tick_at,omitempty"`
-	// Output only. The job that was made for it, which may be deleted by now.
+	// Output only. Id of the job of `last_tick_at`. The job may have been deleted since.
 	LastJobId *string `protobuf:"bytes,16,opt,name=last_job_id,json=lastJobId,proto3,oneof" json:"last_job_id,omitempty"`
-	// Output only. How many ticks were left out: by `missed_policy`, or by `skip_if_active`.
+	// Output only. Number of ticks that `missed_policy` or `skip_if_active` left out.
 	MissedTicks int64 `protobuf:"varint,17,opt,name=missed_ticks,json=missedTicks,proto3" json:"missed_ticks,omitempty"`
-	// Output only. When it was created.
+	// Output only. Time at which the schedule was created.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Output only. When it was last changed.
+	// Output only. Time at which the schedule was last changed by a call.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// Output only. Raised by one with every change by a call, from 1.
+	// Output only. Version of the schedule, from 1, raised by one with every change by a call.
 	VersionId     int32 `protobuf:"varint,20,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -306,7 +311,7 @@ func (x *JobSchedule) GetVersionId() int32 {
 // The request of `CreateJobSchedule`.
 type CreateJobScheduleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The schedule to create.
+	// Required. Schedule to create.
 	JobSchedule   *JobSchedule `protobuf:"bytes,1,opt,name=job_schedule,json=jobSchedule,proto3" json:"job_schedule,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -395,16 +400,17 @@ func (x *GetJobScheduleRequest) GetId() string {
 	return ""
 }
 
-// Which schedules. Set fields are ANDed; a list matches any of its values.
+// Filter of `ListJobSchedules`. Set fields are ANDed. A list matches any of its values.
 type JobScheduleFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only schedules that are enabled, or only others.
+	// Selects enabled (`true`) or disabled (`false`) schedules. Absent means both.
 	Enabled *bool `protobuf:"varint,1,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
-	// Only schedules that make jobs of these types, at most 1,000.
+	// Types of the jobs, at most 1,000. Empty means any.
 	JobTypes []string `protobuf:"bytes,2,rep,name=job_types,json=jobTypes,proto3" json:"job_types,omitempty"`
-	// Only schedules that make jobs for these queues, at most 1,000.
+	// Queues of the jobs, at most 1,000. Empty means any.
 	QueueNames []string `protobuf:"bytes,3,rep,name=queue_names,json=queueNames,proto3" json:"queue_names,omitempty"`
-	// Only schedules whose name holds this text, at most 100 characters. The case of A to Z does not matter.
+	// Text that the name must contain, at most 100 characters. Only the letters A to Z are
+	// case-insensitive. Empty means any.
 	Name          string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -471,11 +477,12 @@ func (x *JobScheduleFilter) GetName() string {
 // The request of `ListJobSchedules`.
 type ListJobSchedulesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many schedules, at most 1,000. Defaults to 50.
+	// Largest number of schedules to return, in [1, 1000]. 0 means 50. Larger values mean 1000. A
+	// page ends early at 3 MiB.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before, with the same filter. Empty for the first one.
+	// `next_page_token` of the previous page. Empty for the first page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Which schedules. Absent means all.
+	// Selects the schedules. Absent means all. Must be equal on every page.
 	Filter        *JobScheduleFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -535,9 +542,9 @@ func (x *ListJobSchedulesRequest) GetFilter() *JobScheduleFilter {
 // The response of `ListJobSchedules`.
 type ListJobSchedulesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The schedules.
+	// Schedules of this page, newest first.
 	JobSchedules []*JobSchedule `protobuf:"bytes,1,rep,name=job_schedules,json=jobSchedules,proto3" json:"job_schedules,omitempty"`
-	// Where the next page begins. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -590,12 +597,14 @@ func (x *ListJobSchedulesResponse) GetNextPageToken() string {
 // The request of `UpdateJobSchedule`.
 type UpdateJobScheduleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The schedule by its `id`, with its new values.
+	// Required. New values of the schedule. `job_schedule.id` selects the schedule to change.
 	JobSchedule *JobSchedule `protobuf:"bytes,1,opt,name=job_schedule,json=jobSchedule,proto3" json:"job_schedule,omitempty"`
-	// Which fields to change. Without a mask, those that are set. One that is named and not set goes back to its
-	// default.
+	// Fields to change: all fields that are not output only. `*` means all of them. If the mask is
+	// absent or empty, the fields that are set in `job_schedule` are changed; `skip_if_active` can
+	// then only be turned on. A named field that is not set returns to its default.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// Fails unless the schedule is at this version. Absent: whatever it is.
+	// Expected `version_id` of the schedule. The call fails if the present version differs. Absent:
+	// no check.
 	ExpectedVersionId *int32 `protobuf:"varint,3,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -657,7 +666,8 @@ type DeleteJobScheduleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. Id of the schedule, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Fails unless the schedule is at this version. Absent: whatever it is.
+	// Expected `version_id` of the schedule. The call fails if the present version differs. Absent:
+	// no check.
 	ExpectedVersionId *int32 `protobuf:"varint,2,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -756,15 +766,15 @@ func (x *RunJobScheduleRequest) GetId() string {
 // The request of `PreviewJobSchedule`.
 type PreviewJobScheduleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// An existing schedule, whether it is enabled or not. `cron` and `time_zone` must be left out with it.
+	// Id of an existing schedule, enabled or not, a UUID. `cron` and `time_zone` must then be empty.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// A cron expression, as in `JobSchedule`. Required without an `id`.
+	// Cron expression as in `JobSchedule.cron`. Required without `id`.
 	Cron string `protobuf:"bytes,2,opt,name=cron,proto3" json:"cron,omitempty"`
-	// The time zone, as in `JobSchedule`. Defaults to `UTC`.
+	// Time zone as in `JobSchedule.time_zone`. Defaults to `UTC`.
 	TimeZone string `protobuf:"bytes,3,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
-	// Only ticks after this time. Defaults to now.
+	// Time after which ticks are returned, exclusive. Defaults to the present time.
 	After *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=after,proto3" json:"after,omitempty"`
-	// How many ticks, in [1, 1000]. Defaults to 10.
+	// Number of ticks to return, in [1, 1000]. 0 means 10.
 	Count         int32 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -838,7 +848,7 @@ func (x *PreviewJobScheduleRequest) GetCount() int32 {
 // The response of `PreviewJobSchedule`.
 type PreviewJobScheduleResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The ticks, in their order.
+	// Ticks in chronological order.
 	Ticks         []*JobScheduleTick `protobuf:"bytes,1,rep,name=ticks,proto3" json:"ticks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -881,12 +891,12 @@ func (x *PreviewJobScheduleResponse) GetTicks() []*JobScheduleTick {
 	return nil
 }
 
-// A time at which a schedule ticks.
+// Tick of a schedule.
 type JobScheduleTick struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Time of the tick.
 	TickAt *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=tick_at,json=tickAt,proto3" json:"tick_at,omitempty"`
-	// What the clocks of the time zone show then, in RFC 3339 with their offset from UTC, such as
+	// Local time of the tick in the time zone, in RFC 3339 with the offset from UTC. Example:
 	// `2026-03-29T03:00:00+02:00`.
 	LocalTime     string `protobuf:"bytes,2,opt,name=local_time,json=localTime,proto3" json:"local_time,omitempty"`
 	unknownFields protoimpl.UnknownFields

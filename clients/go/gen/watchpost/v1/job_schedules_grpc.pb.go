@@ -33,64 +33,79 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Keeps schedules, which make jobs at set times.
+// Manages schedules, which create jobs at the times of a cron expression in a time zone.
 //
-// A tick is a time at which a schedule makes a job. For each tick exactly one job is made, however many
-// Watchpost processes share the database and whenever they are killed. It is made within some 50 ms of the tick,
-// by the clock of the server that makes it, whose host must keep the time.
+// A tick is a time at which a schedule creates a job. The server creates exactly one job for each
+// tick, also with several Watchpost processes on one database, and across crashes. The job is
+// created within about 50 ms after the tick, by the clock of the server. The host of the server
+// must keep the time.
 //
-// The times are those of a cron expression on the clocks of a time zone:
+// Cron expressions:
 //
-//   - The fields are minute (0 to 59), hour (0 to 23), day of the month (1 to 31), month (1 to 12 or JAN to DEC) and
-//     day of the week (0 to 7 or SUN to SAT; both 0 and 7 are Sunday); six fields have the second (0 to 59) first.
-//     A field holds `*`, values and ranges (`1-5`) parted by commas, and steps (`*/15`, `0-30/10`). `?` is `*`.
-//   - If day of the month and day of the week are both restricted, a day that is one of either ticks; with `+`
-//     before the day of the week (`0 9 1-7 * +MON`), a day that is both.
-//   - Of the days of the month, `L` is the last, and `15W` the weekday next to the 15th. Of the days of the week,
-//     `FRI#2` is the second Friday of the month, and `FRI#L` the last.
-//   - `@hourly`, `@daily`, `@weekly`, `@monthly` and `@yearly` stand for what they say.
+//   - Five fields: minute (0 to 59), hour (0 to 23), day of month (1 to 31), month (1 to 12 or JAN to
+//     DEC), day of week (0 to 7 or SUN to SAT). Days 0 and 7 are Sunday.
+//   - Six fields begin with the second (0 to 59).
+//   - A field is `*`, or values and ranges (`1-5`) separated by commas, with optional steps (`*/15`,
+//     `0-30/10`). `?` means `*`.
+//   - If day of month and day of week are both restricted, a day that matches either has ticks. With
+//     `+` before the day of week (`0 9 1-7 * +MON`), a day must match both.
+//   - Day of month `L` is the last day, and `15W` the weekday nearest to the 15th. Day of week
+//     `FRI#2` is the second Friday of the month, and `FRI#L` the last Friday.
+//   - `@hourly`, `@daily`, `@weekly`, `@monthly` and `@yearly` are shorthands.
 //
-// What becomes of ticks when clocks are put forward or back is decided by the field of the hour:
+// The hour field decides about ticks when clocks change:
 //
-//   - If it is `*`, or names all hours, the schedule goes by the time that passes. While clocks show times twice
-//     it ticks at both of them, and times that they never show are no ticks.
-//   - If it names some hours, the schedule goes by the clock. Every time that it names happens exactly once: one
-//     that clocks show twice at the first of them, and one that they never show at the moment at which they are
-//     put forward. Several of these that fall on one moment are one tick.
+//   - If the field is `*` or names all hours, the schedule follows elapsed time. Local times that
+//     occur twice tick twice. Local times that are skipped do not tick.
+//   - If the field names some hours, the schedule follows the wall clock. Each local time ticks
+//     exactly once: at the first occurrence if it occurs twice, at the moment of the change if it is
+//     skipped. Several skipped times at one moment are one tick.
 //
-// So `30 2 * * *` in Europe/Berlin ticks on 29 March 2026, when 02:00 becomes 03:00, at 03:00 of summer time, and on
-// 25 October 2026, when 03:00 becomes 02:00, at 02:30 of summer time only. `30 * * * *` ticks once an hour on both
-// days, every 60 minutes.
+// Example: clocks in Europe/Berlin change from 02:00 to 03:00 on 29 March 2026, and back on 25
+// October 2026 at 03:00. `30 2 * * *` ticks on 29 March at 03:00 of summer time, and on 25 October
+// at 02:30 of summer time only. `30 * * * *` ticks every 60 minutes on both days.
 //
-// Changes are announced by `MonitorService.Watch`. A tick is no change of the schedule: it raises no `version_id`,
-// and what is announced of it is its job.
+// `MonitorService.Watch` announces changes by calls. A tick does not change the schedule or raise
+// `version_id`; only the job of the tick is announced.
 type JobScheduleServiceClient interface {
-	// Creates a schedule. Its first tick is the first one after now.
+	// Creates a schedule. The first tick is the first one after the present time.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds or the schedule would never
-	// tick, and with `ALREADY_EXISTS` if another schedule has the name.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds, or if the
+	// schedule would never tick. Fails with `ALREADY_EXISTS` if another schedule has the name.
 	CreateJobSchedule(ctx context.Context, in *CreateJobScheduleRequest, opts ...grpc.CallOption) (*JobSchedule, error)
-	// Gets a schedule.
+	// Returns a schedule.
+	//
+	// Fails with `NOT_FOUND` if the schedule does not exist.
 	GetJobSchedule(ctx context.Context, in *GetJobScheduleRequest, opts ...grpc.CallOption) (*JobSchedule, error)
-	// Lists schedules, newest first.
+	// Lists schedules by `created_at`, newest first.
 	ListJobSchedules(ctx context.Context, in *ListJobSchedulesRequest, opts ...grpc.CallOption) (*ListJobSchedulesResponse, error)
-	// Changes the fields of a schedule that `update_mask` names. The schedule is checked as a whole, as a new one
-	// is. An update that changes nothing is not announced.
+	// Changes the fields of a schedule that `update_mask` names. The resulting schedule is validated
+	// as a whole, like a new schedule. A call that changes nothing is not announced.
 	//
-	// When `cron` or `time_zone` change, or it is enabled, its next tick is the first one after now: ticks that were
-	// due before are left out. Jobs that it has made are left alone.
+	// If `cron` or `time_zone` changes, or the schedule becomes enabled, the next tick is the first
+	// one after the present time. Earlier ticks that are due are left out. Existing jobs are not
+	// affected.
 	//
-	// Fails with `NOT_FOUND` if there is no such schedule, with `INVALID_ARGUMENT` for a bad value or a path that
-	// cannot be changed, with `ALREADY_EXISTS` if another schedule has the name, and with `ABORTED`
-	// (`STALE_VERSION`) if `expected_version_id` is set and stale.
+	// Fails with `NOT_FOUND` if the schedule does not exist. Fails with `INVALID_ARGUMENT` for a
+	// value out of its bounds or a path that cannot be changed. Fails with `ALREADY_EXISTS` if
+	// another schedule has the name. Fails with `ABORTED` (`STALE_VERSION`) if `expected_version_id`
+	// is set and stale.
 	UpdateJobSchedule(ctx context.Context, in *UpdateJobScheduleRequest, opts ...grpc.CallOption) (*JobSchedule, error)
-	// Deletes a schedule. Jobs that it has made are left alone, and keep its id.
+	// Deletes a schedule. Jobs of the schedule stay and keep its id.
+	//
+	// Fails with `NOT_FOUND` if the schedule does not exist. Fails with `ABORTED` (`STALE_VERSION`)
+	// if `expected_version_id` is set and stale.
 	DeleteJobSchedule(ctx context.Context, in *DeleteJobScheduleRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	// Creates a job of a schedule now, outside of its ticks. It does so whether or not the schedule is
-	// enabled and others of its jobs are active. The job has the `schedule_id` and no `tick_at`. Each
-	// call creates a job: a repeated call creates another one.
+	// Creates a job of a schedule at once, independent of ticks. A disabled schedule and active jobs
+	// of the schedule do not prevent the job. The job has the `schedule_id` and no `tick_at`. Each
+	// call creates a job, also a repeated call.
+	//
+	// Fails with `NOT_FOUND` if the schedule does not exist.
 	RunJobSchedule(ctx context.Context, in *RunJobScheduleRequest, opts ...grpc.CallOption) (*Job, error)
-	// Tells when a schedule ticks, or would tick.
+	// Returns the next ticks of a schedule, or of a cron expression that is not stored.
+	//
+	// Fails with `NOT_FOUND` if the schedule does not exist. Fails with `INVALID_ARGUMENT` for a
+	// malformed expression, an unknown time zone, or an expression that never ticks.
 	PreviewJobSchedule(ctx context.Context, in *PreviewJobScheduleRequest, opts ...grpc.CallOption) (*PreviewJobScheduleResponse, error)
 }
 
@@ -176,64 +191,79 @@ func (c *jobScheduleServiceClient) PreviewJobSchedule(ctx context.Context, in *P
 // All implementations must embed UnimplementedJobScheduleServiceServer
 // for forward compatibility.
 //
-// Keeps schedules, which make jobs at set times.
+// Manages schedules, which create jobs at the times of a cron expression in a time zone.
 //
-// A tick is a time at which a schedule makes a job. For each tick exactly one job is made, however many
-// Watchpost processes share the database and whenever they are killed. It is made within some 50 ms of the tick,
-// by the clock of the server that makes it, whose host must keep the time.
+// A tick is a time at which a schedule creates a job. The server creates exactly one job for each
+// tick, also with several Watchpost processes on one database, and across crashes. The job is
+// created within about 50 ms after the tick, by the clock of the server. The host of the server
+// must keep the time.
 //
-// The times are those of a cron expression on the clocks of a time zone:
+// Cron expressions:
 //
-//   - The fields are minute (0 to 59), hour (0 to 23), day of the month (1 to 31), month (1 to 12 or JAN to DEC) and
-//     day of the week (0 to 7 or SUN to SAT; both 0 and 7 are Sunday); six fields have the second (0 to 59) first.
-//     A field holds `*`, values and ranges (`1-5`) parted by commas, and steps (`*/15`, `0-30/10`). `?` is `*`.
-//   - If day of the month and day of the week are both restricted, a day that is one of either ticks; with `+`
-//     before the day of the week (`0 9 1-7 * +MON`), a day that is both.
-//   - Of the days of the month, `L` is the last, and `15W` the weekday next to the 15th. Of the days of the week,
-//     `FRI#2` is the second Friday of the month, and `FRI#L` the last.
-//   - `@hourly`, `@daily`, `@weekly`, `@monthly` and `@yearly` stand for what they say.
+//   - Five fields: minute (0 to 59), hour (0 to 23), day of month (1 to 31), month (1 to 12 or JAN to
+//     DEC), day of week (0 to 7 or SUN to SAT). Days 0 and 7 are Sunday.
+//   - Six fields begin with the second (0 to 59).
+//   - A field is `*`, or values and ranges (`1-5`) separated by commas, with optional steps (`*/15`,
+//     `0-30/10`). `?` means `*`.
+//   - If day of month and day of week are both restricted, a day that matches either has ticks. With
+//     `+` before the day of week (`0 9 1-7 * +MON`), a day must match both.
+//   - Day of month `L` is the last day, and `15W` the weekday nearest to the 15th. Day of week
+//     `FRI#2` is the second Friday of the month, and `FRI#L` the last Friday.
+//   - `@hourly`, `@daily`, `@weekly`, `@monthly` and `@yearly` are shorthands.
 //
-// What becomes of ticks when clocks are put forward or back is decided by the field of the hour:
+// The hour field decides about ticks when clocks change:
 //
-//   - If it is `*`, or names all hours, the schedule goes by the time that passes. While clocks show times twice
-//     it ticks at both of them, and times that they never show are no ticks.
-//   - If it names some hours, the schedule goes by the clock. Every time that it names happens exactly once: one
-//     that clocks show twice at the first of them, and one that they never show at the moment at which they are
-//     put forward. Several of these that fall on one moment are one tick.
+//   - If the field is `*` or names all hours, the schedule follows elapsed time. Local times that
+//     occur twice tick twice. Local times that are skipped do not tick.
+//   - If the field names some hours, the schedule follows the wall clock. Each local time ticks
+//     exactly once: at the first occurrence if it occurs twice, at the moment of the change if it is
+//     skipped. Several skipped times at one moment are one tick.
 //
-// So `30 2 * * *` in Europe/Berlin ticks on 29 March 2026, when 02:00 becomes 03:00, at 03:00 of summer time, and on
-// 25 October 2026, when 03:00 becomes 02:00, at 02:30 of summer time only. `30 * * * *` ticks once an hour on both
-// days, every 60 minutes.
+// Example: clocks in Europe/Berlin change from 02:00 to 03:00 on 29 March 2026, and back on 25
+// October 2026 at 03:00. `30 2 * * *` ticks on 29 March at 03:00 of summer time, and on 25 October
+// at 02:30 of summer time only. `30 * * * *` ticks every 60 minutes on both days.
 //
-// Changes are announced by `MonitorService.Watch`. A tick is no change of the schedule: it raises no `version_id`,
-// and what is announced of it is its job.
+// `MonitorService.Watch` announces changes by calls. A tick does not change the schedule or raise
+// `version_id`; only the job of the tick is announced.
 type JobScheduleServiceServer interface {
-	// Creates a schedule. Its first tick is the first one after now.
+	// Creates a schedule. The first tick is the first one after the present time.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds or the schedule would never
-	// tick, and with `ALREADY_EXISTS` if another schedule has the name.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds, or if the
+	// schedule would never tick. Fails with `ALREADY_EXISTS` if another schedule has the name.
 	CreateJobSchedule(context.Context, *CreateJobScheduleRequest) (*JobSchedule, error)
-	// Gets a schedule.
+	// Returns a schedule.
+	//
+	// Fails with `NOT_FOUND` if the schedule does not exist.
 	GetJobSchedule(context.Context, *GetJobScheduleRequest) (*JobSchedule, error)
-	// Lists schedules, newest first.
+	// Lists schedules by `created_at`, newest first.
 	ListJobSchedules(context.Context, *ListJobSchedulesRequest) (*ListJobSchedulesResponse, error)
-	// Changes the fields of a schedule that `update_mask` names. The schedule is checked as a whole, as a new one
-	// is. An update that changes nothing is not announced.
+	// Changes the fields of a schedule that `update_mask` names. The resulting schedule is validated
+	// as a whole, like a new schedule. A call that changes nothing is not announced.
 	//
-	// When `cron` or `time_zone` change, or it is enabled, its next tick is the first one after now: ticks that were
-	// due before are left out. Jobs that it has made are left alone.
+	// If `cron` or `time_zone` changes, or the schedule becomes enabled, the next tick is the first
+	// one after the present time. Earlier ticks that are due are left out. Existing jobs are not
+	// affected.
 	//
-	// Fails with `NOT_FOUND` if there is no such schedule, with `INVALID_ARGUMENT` for a bad value or a path that
-	// cannot be changed, with `ALREADY_EXISTS` if another schedule has the name, and with `ABORTED`
-	// (`STALE_VERSION`) if `expected_version_id` is set and stale.
+	// Fails with `NOT_FOUND` if the schedule does not exist. Fails with `INVALID_ARGUMENT` for a
+	// value out of its bounds or a path that cannot be changed. Fails with `ALREADY_EXISTS` if
+	// another schedule has the name. Fails with `ABORTED` (`STALE_VERSION`) if `expected_version_id`
+	// is set and stale.
 	UpdateJobSchedule(context.Context, *UpdateJobScheduleRequest) (*JobSchedule, error)
-	// Deletes a schedule. Jobs that it has made are left alone, and keep its id.
+	// Deletes a schedule. Jobs of the schedule stay and keep its id.
+	//
+	// Fails with `NOT_FOUND` if the schedule does not exist. Fails with `ABORTED` (`STALE_VERSION`)
+	// if `expected_version_id` is set and stale.
 	DeleteJobSchedule(context.Context, *DeleteJobScheduleRequest) (*emptypb.Empty, error)
-	// Creates a job of a schedule now, outside of its ticks. It does so whether or not the schedule is
-	// enabled and others of its jobs are active. The job has the `schedule_id` and no `tick_at`. Each
-	// call creates a job: a repeated call creates another one.
+	// Creates a job of a schedule at once, independent of ticks. A disabled schedule and active jobs
+	// of the schedule do not prevent the job. The job has the `schedule_id` and no `tick_at`. Each
+	// call creates a job, also a repeated call.
+	//
+	// Fails with `NOT_FOUND` if the schedule does not exist.
 	RunJobSchedule(context.Context, *RunJobScheduleRequest) (*Job, error)
-	// Tells when a schedule ticks, or would tick.
+	// Returns the next ticks of a schedule, or of a cron expression that is not stored.
+	//
+	// Fails with `NOT_FOUND` if the schedule does not exist. Fails with `INVALID_ARGUMENT` for a
+	// malformed expression, an unknown time zone, or an expression that never ticks.
 	PreviewJobSchedule(context.Context, *PreviewJobScheduleRequest) (*PreviewJobScheduleResponse, error)
 	mustEmbedUnimplementedJobScheduleServiceServer()
 }

@@ -25,48 +25,52 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// What jobs of a type are given that do not say otherwise: the settings of table `job_types`, and for those
-// that are not set what is built in. Output has every value that is in force; `settings` names those that
-// are set.
+// Defaults of a job type: settings of table `job_types`, and built-in defaults for fields without a
+// setting. Responses contain all effective values; `settings` names the fields with a setting.
 type JobType struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The type, 1 to 50 characters.
+	// Required. Name of the job type, 1 to 50 characters, not only white space.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// What it is for, at most 1,000 characters.
+	// Purpose of the type, at most 1,000 characters. Absent without a setting.
 	Description *string `protobuf:"bytes,2,opt,name=description,proto3,oneof" json:"description,omitempty"`
-	// 0 (first) to 4 (last). Built in: 2.
+	// Priority of the jobs, from 0 (first) to 4 (last). Built-in default: 2.
 	Priority *int32 `protobuf:"varint,3,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
-	// After how many failures a job has failed for good, 1 to 1,000. Built in: 3.
+	// Number of failures after which a job fails permanently, in [1, 1000]. Built-in default: 3.
 	MaxAttempts *int32 `protobuf:"varint,4,opt,name=max_attempts,json=maxAttempts,proto3,oneof" json:"max_attempts,omitempty"`
-	// After how many rescues it has, 0 to 1,000: the next one fails it. Built in: 3.
+	// Largest number of rescues, in [0, 1000]. The next rescue fails the job. Built-in default: 3.
 	MaxRescues *int32 `protobuf:"varint,5,opt,name=max_rescues,json=maxRescues,proto3,oneof" json:"max_rescues,omitempty"`
-	// Time limit of one attempt. Whole milliseconds, in [1 s, 30 days], or 0 s for no limit. Built in: 300 s for
-	// `ai_analysis`, 1,800 s for `export`, 3,600 s for `retention`, 7,200 s for `backup`, and 600 s for `cleanup`
-	// and all others.
+	// Time limit of one attempt. Whole milliseconds, in [1 s, 30 days], or 0 s for no limit. Built-in
+	// default: 300 s for `ai_analysis`, 1,800 s for `export`, 3,600 s for `retention`, 7,200 s for
+	// `backup`, 600 s for all others.
 	Timeout *durationpb.Duration `protobuf:"bytes,6,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	// Time limit of the whole job from `scheduled_at` on. Whole milliseconds, in [1 s, 366 days]. Built in: absent,
-	// which means no limit.
+	// Time limit of the whole job, counted from `scheduled_at`. Whole milliseconds, in [1 s, 366
+	// days]. Absent means no limit. Built-in default: absent.
 	Deadline *durationpb.Duration `protobuf:"bytes,7,opt,name=deadline,proto3" json:"deadline,omitempty"`
-	// Delay after the first failure of a job. Whole milliseconds, in [0 s, 86,400 s] (a day), at most
-	// `retry_max_delay`. Built in: 1 s.
+	// Retry delay after the first failure. Whole milliseconds, in [0 s, 86,400 s] (a day). The
+	// effective delay never exceeds `retry_max_delay` before jitter. Built-in default: 1 s.
 	RetryInitialDelay *durationpb.Duration `protobuf:"bytes,8,opt,name=retry_initial_delay,json=retryInitialDelay,proto3" json:"retry_initial_delay,omitempty"`
-	// Longest delay before jitter. Whole milliseconds, in [0 s, 604,800 s] (7 days). Built in: 30 s.
+	// Longest retry delay before jitter. Whole milliseconds, in [0 s, 604,800 s] (7 days). Built-in
+	// default: 30 s.
 	RetryMaxDelay *durationpb.Duration `protobuf:"bytes,9,opt,name=retry_max_delay,json=retryMaxDelay,proto3" json:"retry_max_delay,omitempty"`
-	// How many times as long it waits after each further failure, in [1, 10]. Built in: 2.
+	// Growth factor of the retry delay with each further failure, in [1, 10]. Built-in default: 2.
 	RetryMultiplier *float64 `protobuf:"fixed64,10,opt,name=retry_multiplier,json=retryMultiplier,proto3,oneof" json:"retry_multiplier,omitempty"`
-	// Up to how many times as long again it waits, at random, in [0, 1]. Built in: 0.25.
+	// Largest random addition to the retry delay, as a fraction of the delay, in [0, 1]. Built-in
+	// default: 0.25.
 	RetryJitter *float64 `protobuf:"fixed64,11,opt,name=retry_jitter,json=retryJitter,proto3,oneof" json:"retry_jitter,omitempty"`
-	// Whether a job that has failed for good becomes a dead letter. Built in: true.
+	// Makes a job that fails permanently a dead letter. Built-in default: `true`. Only `false` counts
+	// as a setting.
 	DeadLetter *bool `protobuf:"varint,12,opt,name=dead_letter,json=deadLetter,proto3,oneof" json:"dead_letter,omitempty"`
-	// Output only. When the type was given settings. Absent if it has none.
+	// Output only. Time at which the settings were created. Absent without settings.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Output only. When they were last changed. Absent if it has none.
+	// Output only. Time at which the settings were last changed. Absent without settings.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// Output only. Raised by one with every change, from 1. 0 if it has no settings.
+	// Output only. Version of the settings, from 1, raised by one with every change. 0 without
+	// settings.
 	VersionId int32 `protobuf:"varint,15,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
-	// Output only. Whether it has no settings, so that everything is built in.
+	// Output only. Indicates a type without settings: all values are built-in defaults.
 	BuiltIn bool `protobuf:"varint,16,opt,name=built_in,json=builtIn,proto3" json:"built_in,omitempty"`
-	// Output only. The fields that are set, by their names, in their order; what other fields say is built in.
+	// Output only. Names of the fields with a setting, in field order. All other fields are built-in
+	// defaults.
 	Settings      []string `protobuf:"bytes,17,rep,name=settings,proto3" json:"settings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -224,7 +228,7 @@ func (x *JobType) GetSettings() []string {
 // The request of `GetJobType`.
 type GetJobTypeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The type.
+	// Required. Name of the job type, 1 to 50 characters.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -270,9 +274,9 @@ func (x *GetJobTypeRequest) GetName() string {
 // The request of `ListJobTypes`.
 type ListJobTypesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many types, at most 1,000. Defaults to 50.
+	// Largest number of types to return, in [1, 1000]. 0 means 50. Larger values mean 1000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first one.
+	// `next_page_token` of the previous page. Empty for the first page.
 	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -325,9 +329,9 @@ func (x *ListJobTypesRequest) GetPageToken() string {
 // The response of `ListJobTypes`.
 type ListJobTypesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The types.
+	// Job types of this page, by name.
 	JobTypes []*JobType `protobuf:"bytes,1,rep,name=job_types,json=jobTypes,proto3" json:"job_types,omitempty"`
-	// Where the next page begins. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -380,12 +384,14 @@ func (x *ListJobTypesResponse) GetNextPageToken() string {
 // The request of `UpdateJobType`.
 type UpdateJobTypeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The type by its `name`, with its new settings.
+	// Required. New settings of the type. `job_type.name` selects the type to change.
 	JobType *JobType `protobuf:"bytes,1,opt,name=job_type,json=jobType,proto3" json:"job_type,omitempty"`
-	// Which settings to change. Without a mask, those that are set. One that is named and absent is taken away,
-	// so that what is built in holds.
+	// Settings to change: all fields but `name` and output-only fields. `*` means all of them. If the
+	// mask is absent or empty, the fields that are set in `job_type` are changed. A named field that
+	// is absent loses its setting, and the built-in default applies.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// Fails unless the settings are at this version; 0 stands for none. Absent: whatever they are.
+	// Expected `version_id` of the settings, 0 for a type without settings. The call fails if the
+	// present version differs. Absent: no check.
 	ExpectedVersionId *int32 `protobuf:"varint,3,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -445,9 +451,10 @@ func (x *UpdateJobTypeRequest) GetExpectedVersionId() int32 {
 // The request of `DeleteJobType`.
 type DeleteJobTypeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The type.
+	// Required. Name of the job type, 1 to 50 characters.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Fails unless the settings are at this version. Absent: whatever they are.
+	// Expected `version_id` of the settings. The call fails if the present version differs. Absent:
+	// no check.
 	ExpectedVersionId *int32 `protobuf:"varint,2,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache

@@ -30,30 +30,36 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Keeps what jobs of a type are given that do not say otherwise.
+// Manages the defaults of job types, applied to jobs that do not override them.
 //
-// A type need not be created: every type has what is built in until it is given settings. Settings hold for
-// jobs that are created from then on, for these values are written into the job; but how long a job waits
-// after a failure is decided when it fails, unless the job brought a policy of its own. A change is
-// in force for every job that is created after the call has returned; on other Watchpost processes of the
-// same database within a second. It is announced by `MonitorService.Watch`.
+// A job type need not be created: a type without settings has the built-in defaults. Defaults are
+// copied into a job at creation, so that a change applies to later jobs only. The retry delay is
+// the exception: it is read when an attempt fails, unless the job has a `retry_policy` of its own.
+//
+// A change applies to every job that is created after the call has returned. Other Watchpost
+// processes of the same database apply the change within a second. `MonitorService.Watch` announces
+// changes.
 type JobTypeServiceClient interface {
-	// Gets what jobs of a type are given. For a type without settings that is what is built in, whatever it is
-	// called.
+	// Returns the defaults of a job type. For a type without settings, the built-in defaults of any
+	// name.
 	GetJobType(ctx context.Context, in *GetJobTypeRequest, opts ...grpc.CallOption) (*JobType, error)
-	// Lists the types that have settings or a built-in timeout, by name, in byte order. The names with a
-	// built-in timeout are `ai_analysis`, `backup`, `cleanup`, `export` and `retention`. The server runs no job
-	// itself: jobs of these types, too, wait until a worker that serves their type claims them.
+	// Lists the types with settings or with a built-in timeout, by name in byte order.
+	//
+	// The types with a built-in timeout are `ai_analysis`, `backup`, `cleanup`, `export` and
+	// `retention`. The server itself runs no jobs: jobs of these types also wait for a worker.
 	ListJobTypes(ctx context.Context, in *ListJobTypesRequest, opts ...grpc.CallOption) (*ListJobTypesResponse, error)
-	// Changes the settings of a type that `update_mask` names, and makes settings where there are none. An
-	// update that changes nothing is not announced.
+	// Changes the settings of a type that `update_mask` names. Creates settings if the type has none.
+	// A call that changes nothing is not announced.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) for a bad value or a path that cannot be changed, and
-	// with `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and stale.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) for a value out of its bounds or a path that
+	// cannot be changed. Fails with `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and
+	// stale.
 	UpdateJobType(ctx context.Context, in *UpdateJobTypeRequest, opts ...grpc.CallOption) (*JobType, error)
-	// Deletes the settings of a type, so that it has again what is built in.
+	// Deletes the settings of a type, so that the built-in defaults apply again. Existing jobs do not
+	// change.
 	//
-	// Fails with `NOT_FOUND` if it has none.
+	// Fails with `NOT_FOUND` if the type has no settings. Fails with `ABORTED` (`STALE_VERSION`) if
+	// `expected_version_id` is set and stale.
 	DeleteJobType(ctx context.Context, in *DeleteJobTypeRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
 }
 
@@ -109,30 +115,36 @@ func (c *jobTypeServiceClient) DeleteJobType(ctx context.Context, in *DeleteJobT
 // All implementations must embed UnimplementedJobTypeServiceServer
 // for forward compatibility.
 //
-// Keeps what jobs of a type are given that do not say otherwise.
+// Manages the defaults of job types, applied to jobs that do not override them.
 //
-// A type need not be created: every type has what is built in until it is given settings. Settings hold for
-// jobs that are created from then on, for these values are written into the job; but how long a job waits
-// after a failure is decided when it fails, unless the job brought a policy of its own. A change is
-// in force for every job that is created after the call has returned; on other Watchpost processes of the
-// same database within a second. It is announced by `MonitorService.Watch`.
+// A job type need not be created: a type without settings has the built-in defaults. Defaults are
+// copied into a job at creation, so that a change applies to later jobs only. The retry delay is
+// the exception: it is read when an attempt fails, unless the job has a `retry_policy` of its own.
+//
+// A change applies to every job that is created after the call has returned. Other Watchpost
+// processes of the same database apply the change within a second. `MonitorService.Watch` announces
+// changes.
 type JobTypeServiceServer interface {
-	// Gets what jobs of a type are given. For a type without settings that is what is built in, whatever it is
-	// called.
+	// Returns the defaults of a job type. For a type without settings, the built-in defaults of any
+	// name.
 	GetJobType(context.Context, *GetJobTypeRequest) (*JobType, error)
-	// Lists the types that have settings or a built-in timeout, by name, in byte order. The names with a
-	// built-in timeout are `ai_analysis`, `backup`, `cleanup`, `export` and `retention`. The server runs no job
-	// itself: jobs of these types, too, wait until a worker that serves their type claims them.
+	// Lists the types with settings or with a built-in timeout, by name in byte order.
+	//
+	// The types with a built-in timeout are `ai_analysis`, `backup`, `cleanup`, `export` and
+	// `retention`. The server itself runs no jobs: jobs of these types also wait for a worker.
 	ListJobTypes(context.Context, *ListJobTypesRequest) (*ListJobTypesResponse, error)
-	// Changes the settings of a type that `update_mask` names, and makes settings where there are none. An
-	// update that changes nothing is not announced.
+	// Changes the settings of a type that `update_mask` names. Creates settings if the type has none.
+	// A call that changes nothing is not announced.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) for a bad value or a path that cannot be changed, and
-	// with `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and stale.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) for a value out of its bounds or a path that
+	// cannot be changed. Fails with `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and
+	// stale.
 	UpdateJobType(context.Context, *UpdateJobTypeRequest) (*JobType, error)
-	// Deletes the settings of a type, so that it has again what is built in.
+	// Deletes the settings of a type, so that the built-in defaults apply again. Existing jobs do not
+	// change.
 	//
-	// Fails with `NOT_FOUND` if it has none.
+	// Fails with `NOT_FOUND` if the type has no settings. Fails with `ABORTED` (`STALE_VERSION`) if
+	// `expected_version_id` is set and stale.
 	DeleteJobType(context.Context, *DeleteJobTypeRequest) (*emptypb.Empty, error)
 	mustEmbedUnimplementedJobTypeServiceServer()
 }

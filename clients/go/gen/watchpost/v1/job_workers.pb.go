@@ -24,17 +24,18 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// A job together with the lease under which the worker holds it.
+// Job with the lease under which the worker holds it.
 type ClaimedJob struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The job, with its payload.
+	// Job to run, with its payload.
 	Job *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
-	// Id of the lease, a UUID, which every report on the job must carry. Each attempt has a new one.
+	// Id of the lease, a UUID, required in every report about the job. Each attempt has a new lease
+	// id.
 	LeaseId string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
 	// Time at which the lease expires unless the worker reports before, by the server's clock.
 	LeaseExpiresAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=lease_expires_at,json=leaseExpiresAt,proto3" json:"lease_expires_at,omitempty"`
-	// Length of the lease, for workers whose clock differs. Every report extends the lease to this
-	// length from then on.
+	// Length of the lease, for workers with another clock. Every report extends the lease to this
+	// length from the time of the report.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,4,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
 	// Time at which the attempt times out, by the server's clock. Reports do not extend it. Absent if
 	// the attempt has no time limit. A report that arrives later still counts until the server has
@@ -112,7 +113,7 @@ func (x *ClaimedJob) GetAttemptDeadlineAt() *timestamppb.Timestamp {
 // The request of `ClaimJobs`.
 type ClaimJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the worker, 1 to 100 characters, such as host and process. It need not be unique.
+	// Required. Id of the worker, 1 to 100 characters, such as host and process. Need not be unique.
 	WorkerId string `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
 	// Queues to claim jobs from, at most 100; their order does not matter. Empty means `default`.
 	QueueNames []string `protobuf:"bytes,2,rep,name=queue_names,json=queueNames,proto3" json:"queue_names,omitempty"`
@@ -203,7 +204,7 @@ func (x *ClaimJobsRequest) GetLeaseDuration() *durationpb.Duration {
 // The response of `ClaimJobs`.
 type ClaimJobsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The claimed jobs. Empty if no job was available.
+	// Claimed jobs. Empty if no job was available.
 	Jobs          []*ClaimedJob `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -249,9 +250,9 @@ func (x *ClaimJobsResponse) GetJobs() []*ClaimedJob {
 // Lease under which a worker holds a job.
 type JobLease struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the job, a UUID.
+	// Required. Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Id of the lease, as in `ClaimedJob.lease_id`.
+	// Required. Id of the lease, as in `ClaimedJob.lease_id`.
 	LeaseId       string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -304,7 +305,7 @@ func (x *JobLease) GetLeaseId() string {
 // The request of `HeartbeatJobs`.
 type HeartbeatJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Leases of the jobs that the worker holds, 1 to 1,000.
+	// Required. Leases of jobs of the worker, 1 to 1,000.
 	Leases        []*JobLease `protobuf:"bytes,1,rep,name=leases,proto3" json:"leases,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -398,14 +399,14 @@ type JobLeaseState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id of the job.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Whether the worker no longer holds the job. If so, stop working on it; its reports would be
-	// refused.
+	// Indicates that the worker no longer holds the job. Stop the work: further reports are refused.
 	Lost bool `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"`
 	// Time at which the lease expires, by the server's clock. Absent if the lease is lost.
 	LeaseExpiresAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=lease_expires_at,json=leaseExpiresAt,proto3" json:"lease_expires_at,omitempty"`
-	// Whether cancellation of the job was requested. If so, stop working on it and acknowledge.
+	// Indicates that cancellation of the job was requested. Stop the work and acknowledge the
+	// cancellation.
 	CancelRequested bool `protobuf:"varint,4,opt,name=cancel_requested,json=cancelRequested,proto3" json:"cancel_requested,omitempty"`
-	// Reason for the cancellation, as given by the client that requested it.
+	// Reason for the cancellation, as given by the client. Absent without a reason.
 	CancelReason  *string `protobuf:"bytes,5,opt,name=cancel_reason,json=cancelReason,proto3,oneof" json:"cancel_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -479,17 +480,17 @@ func (x *JobLeaseState) GetCancelReason() string {
 // The request of `UpdateJobProgress`.
 type UpdateJobProgressRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the job, a UUID.
+	// Required. Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Id of the lease, as in `ClaimedJob.lease_id`.
+	// Required. Id of the lease, as in `ClaimedJob.lease_id`.
 	LeaseId string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
-	// Part of the job that is done, in percent, in [0, 100]. It may be lower than before. Absent:
-	// computed from the item counts, rounded down, if the request has one and both are known; otherwise
-	// unchanged.
+	// Finished part of the job, in percent, in [0, 100]. May be lower than before. Absent: computed
+	// from the item counts and rounded down, if the request has a count and both counts are known.
+	// Otherwise unchanged.
 	ProgressPercent *int32 `protobuf:"varint,3,opt,name=progress_percent,json=progressPercent,proto3,oneof" json:"progress_percent,omitempty"`
 	// Description of the present step of work, at most 255 characters. Absent: unchanged.
 	CurrentStep *string `protobuf:"bytes,4,opt,name=current_step,json=currentStep,proto3,oneof" json:"current_step,omitempty"`
-	// Number of items that are done, from 0 to 92,233,720,368,547,758. Absent: unchanged.
+	// Number of finished items, from 0 to 92,233,720,368,547,758. Absent: unchanged.
 	ItemsProcessed *int64 `protobuf:"varint,5,opt,name=items_processed,json=itemsProcessed,proto3,oneof" json:"items_processed,omitempty"`
 	// Number of items of the whole job, from 0 to 92,233,720,368,547,758. Absent: unchanged.
 	ItemsTotal    *int64 `protobuf:"varint,6,opt,name=items_total,json=itemsTotal,proto3,oneof" json:"items_total,omitempty"`
@@ -618,12 +619,12 @@ func (x *UpdateJobProgressResponse) GetLease() *JobLeaseState {
 // A line for the log of a job.
 type JobLogLine struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Text of the line, 1 to 10,000 characters.
+	// Required. Text of the line, 1 to 10,000 characters.
 	Message string `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
-	// Severity of the line. Defaults to info.
+	// Severity of the line. Defaults to `JOB_LOG_LEVEL_INFO`.
 	Level JobLogLevel `protobuf:"varint,2,opt,name=level,proto3,enum=watchpost.v1.JobLogLevel" json:"level,omitempty"`
-	// Time of the line by the worker's clock, which need not be right. Defaults to the time at which
-	// the server stores it.
+	// Time of the line by the clock of the worker, not checked against the clock of the server.
+	// Defaults to the time at which the server stores the line.
 	Timestamp *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=timestamp,proto3" json:"timestamp,omitempty"`
 	// Context of the line, free in form. At most 65,536 bytes as JSON and 20 levels deep.
 	Context       *structpb.Struct `protobuf:"bytes,4,opt,name=context,proto3" json:"context,omitempty"`
@@ -692,15 +693,15 @@ func (x *JobLogLine) GetContext() *structpb.Struct {
 // The request of `AppendJobLogs`.
 type AppendJobLogsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the job, a UUID.
+	// Required. Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Id of the lease, as in `ClaimedJob.lease_id`.
+	// Required. Id of the lease, as in `ClaimedJob.lease_id`.
 	LeaseId string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
-	// The lines, 1 to 1,000.
+	// Required. Lines to append, 1 to 1,000.
 	Lines []*JobLogLine `protobuf:"bytes,3,rep,name=lines,proto3" json:"lines,omitempty"`
-	// Number of lines of this attempt that were sent before. With it, lines that are stored already are
-	// not added again. It must not exceed the number of stored lines of the attempt. Absent: all lines
-	// are added.
+	// Number of earlier lines of this attempt. Lines that are already stored are then not appended
+	// again. Must not exceed the number of stored lines of the attempt. Absent: all lines are
+	// appended.
 	Offset        *int64 `protobuf:"varint,4,opt,name=offset,proto3,oneof" json:"offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -819,12 +820,12 @@ func (x *AppendJobLogsResponse) GetLease() *JobLeaseState {
 	return nil
 }
 
-// Report that a job is done.
+// Report of a completed job.
 type JobCompletion struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the job, a UUID.
+	// Required. Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Id of the lease, as in `ClaimedJob.lease_id`.
+	// Required. Id of the lease, as in `ClaimedJob.lease_id`.
 	LeaseId string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
 	// Result of the job, free in form. At most 1,048,576 bytes as JSON and 20 levels deep.
 	Result        *structpb.Struct `protobuf:"bytes,3,opt,name=result,proto3" json:"result,omitempty"`
@@ -886,7 +887,7 @@ func (x *JobCompletion) GetResult() *structpb.Struct {
 // The request of `CompleteJobs`.
 type CompleteJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The jobs to complete, 1 to 1,000, each at most once.
+	// Required. Jobs to complete, 1 to 1,000, each at most once.
 	Completions   []*JobCompletion `protobuf:"bytes,1,rep,name=completions,proto3" json:"completions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -969,9 +970,9 @@ func (*CompleteJobsResponse) Descriptor() ([]byte, []int) {
 // The request of `FailJob`.
 type FailJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the job, a UUID.
+	// Required. Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Id of the lease, as in `ClaimedJob.lease_id`.
+	// Required. Id of the lease, as in `ClaimedJob.lease_id`.
 	LeaseId string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
 	// Required. Error message, 1 to 10,000 characters.
 	ErrorMessage string `protobuf:"bytes,3,opt,name=error_message,json=errorMessage,proto3" json:"error_message,omitempty"`
@@ -980,11 +981,11 @@ type FailJobRequest struct {
 	// Code of the error, for programs, 1 to 100 characters. The codes of the server are listed at
 	// `Job.error_code`.
 	ErrorCode *string `protobuf:"bytes,5,opt,name=error_code,json=errorCode,proto3,oneof" json:"error_code,omitempty"`
-	// Whether another attempt may succeed. Defaults to true. If false, the job fails for good at once,
-	// whatever `max_attempts` says.
+	// Allows another attempt. Defaults to `true`. With `false`, the job fails permanently at once,
+	// regardless of `max_attempts`.
 	Retryable *bool `protobuf:"varint,6,opt,name=retryable,proto3,oneof" json:"retryable,omitempty"`
-	// Delay before the next attempt, in [0 s, 366 days], to which no jitter is added. Defaults to that
-	// of the retry policy. Ignored for the last failure.
+	// Delay before the next attempt, in [0 s, 366 days], to which no jitter is added. Defaults to
+	// that of the retry policy. Ignored for the last failure.
 	RetryAfter    *durationpb.Duration `protobuf:"bytes,7,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1072,15 +1073,14 @@ func (x *FailJobRequest) GetRetryAfter() *durationpb.Duration {
 // The request of `ReleaseJob`.
 type ReleaseJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the job, a UUID.
+	// Required. Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Id of the lease, as in `ClaimedJob.lease_id`.
+	// Required. Id of the lease, as in `ClaimedJob.lease_id`.
 	LeaseId string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
-	// Reason for the release, at most 1,000 characters. It is stored in the transition.
+	// Reason for the release, at most 1,000 characters, stored in the transition.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Time after which the job may run again, in (0 s, 366 days]. Absent: it may run at once. It then
-	// keeps its `scheduled_at`, and so its place in its partition (queue, type, priority and
-	// concurrency key).
+	// Time after which the job may run again, in (0 s, 366 days]. Absent: the job may run at once,
+	// and keeps `scheduled_at` and with it the position in its partition.
 	Snooze        *durationpb.Duration `protobuf:"bytes,4,opt,name=snooze,proto3" json:"snooze,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1147,9 +1147,9 @@ func (x *ReleaseJobRequest) GetSnooze() *durationpb.Duration {
 // The request of `AcknowledgeJobCancellation`.
 type AcknowledgeJobCancellationRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the job, a UUID.
+	// Required. Id of the job, a UUID.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Id of the lease, as in `ClaimedJob.lease_id`.
+	// Required. Id of the lease, as in `ClaimedJob.lease_id`.
 	LeaseId       string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1199,11 +1199,12 @@ func (x *AcknowledgeJobCancellationRequest) GetLeaseId() string {
 	return ""
 }
 
-// One message of a worker.
+// Message of a worker to the server.
 type WorkJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Number of the report, chosen by the worker, with which the server answers it. Best counted from
-	// 1. Ignored with `hello`, `capacity` and `heartbeat`, unless the server refuses them.
+	// Number of the report, chosen by the worker, best counted from 1. The server repeats the number
+	// in its answer. Ignored with `hello`, `capacity` and `heartbeat`, unless the server refuses
+	// them.
 	Number int64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
 	// Content of the message.
 	//
@@ -1353,47 +1354,47 @@ type isWorkJobsRequest_Message interface {
 }
 
 type WorkJobsRequest_Hello struct {
-	// Introduces the worker. It must be the first message and only that.
+	// Introduction of the worker. Must be the first message, and only the first.
 	Hello *WorkerHello `protobuf:"bytes,2,opt,name=hello,proto3,oneof"`
 }
 
 type WorkJobsRequest_Capacity struct {
-	// Changes the number of jobs that the worker works at a time.
+	// Change of the number of jobs that the worker runs at the same time.
 	Capacity *WorkerCapacity `protobuf:"bytes,3,opt,name=capacity,proto3,oneof"`
 }
 
 type WorkJobsRequest_Heartbeat struct {
-	// Extends the leases of all jobs of the stream.
+	// Heartbeat, which extends the leases of all jobs of the stream.
 	Heartbeat *WorkerHeartbeat `protobuf:"bytes,4,opt,name=heartbeat,proto3,oneof"`
 }
 
 type WorkJobsRequest_Progress struct {
-	// Reports progress, as `UpdateJobProgress` does.
+	// Report of progress, as in `UpdateJobProgress`.
 	Progress *UpdateJobProgressRequest `protobuf:"bytes,5,opt,name=progress,proto3,oneof"`
 }
 
 type WorkJobsRequest_Logs struct {
-	// Adds lines to the log of a job, as `AppendJobLogs` does.
+	// Lines for the log of a job, as in `AppendJobLogs`.
 	Logs *AppendJobLogsRequest `protobuf:"bytes,6,opt,name=logs,proto3,oneof"`
 }
 
 type WorkJobsRequest_Complete struct {
-	// Completes a job, as `CompleteJobs` does.
+	// Completion of a job, as in `CompleteJobs`.
 	Complete *JobCompletion `protobuf:"bytes,7,opt,name=complete,proto3,oneof"`
 }
 
 type WorkJobsRequest_Fail struct {
-	// Reports that an attempt has failed, as `FailJob` does.
+	// Report of a failed attempt, as in `FailJob`.
 	Fail *FailJobRequest `protobuf:"bytes,8,opt,name=fail,proto3,oneof"`
 }
 
 type WorkJobsRequest_Release struct {
-	// Gives a job back, as `ReleaseJob` does.
+	// Release of a job, as in `ReleaseJob`.
 	Release *ReleaseJobRequest `protobuf:"bytes,9,opt,name=release,proto3,oneof"`
 }
 
 type WorkJobsRequest_AcknowledgeCancellation struct {
-	// Confirms a cancellation, as `AcknowledgeJobCancellation` does.
+	// Acknowledgement of a cancellation, as in `AcknowledgeJobCancellation`.
 	AcknowledgeCancellation *AcknowledgeJobCancellationRequest `protobuf:"bytes,10,opt,name=acknowledge_cancellation,json=acknowledgeCancellation,proto3,oneof"`
 }
 
@@ -1415,25 +1416,26 @@ func (*WorkJobsRequest_Release) isWorkJobsRequest_Message() {}
 
 func (*WorkJobsRequest_AcknowledgeCancellation) isWorkJobsRequest_Message() {}
 
-// First message of a worker: its id and what it accepts.
+// First message of a worker, with its id and the jobs that it accepts.
 type WorkerHello struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the worker, 1 to 100 characters, such as host and process. It need not be unique.
+	// Required. Id of the worker, 1 to 100 characters, such as host and process. Need not be unique.
 	WorkerId string `protobuf:"bytes,1,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
 	// Queues to claim jobs from, at most 100; their order does not matter. Empty means `default`.
 	QueueNames []string `protobuf:"bytes,2,rep,name=queue_names,json=queueNames,proto3" json:"queue_names,omitempty"`
 	// Job types to claim, at most 100. Empty means all.
 	JobTypes []string `protobuf:"bytes,3,rep,name=job_types,json=jobTypes,proto3" json:"job_types,omitempty"`
-	// Number of jobs that the worker works at a time, in [0, 1000]. Jobs in `held` count.
+	// Number of jobs that the worker runs at the same time, in [0, 1000]. Jobs in `held` count.
 	Capacity int32 `protobuf:"varint,4,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	// Length of the leases of new jobs, in [1 s, 1 h]. Defaults to 3 s. Jobs in `held` keep their
 	// length.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,5,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
-	// Leases of jobs that the worker holds from an earlier stream, at most 1,000. The stream takes over
-	// those that are still current, and extends them. `WorkerWelcome.held` reports which are lost.
+	// Leases of jobs of an earlier stream, at most 1,000. The stream takes over and extends current
+	// leases. `WorkerWelcome.held` reports lost leases.
 	Held []*JobLease `protobuf:"bytes,6,rep,name=held,proto3" json:"held,omitempty"`
-	// Whether jobs are rescued as soon as the stream breaks, instead of when their leases expire. Such
-	// rescues count towards `max_rescues`. For workers that do not reconnect with `held`.
+	// Rescues jobs as soon as the stream breaks, instead of when their leases expire. Such rescues
+	// count towards `max_rescues`. For workers that do not reconnect with `held`. Defaults to
+	// `false`.
 	ReleaseOnDisconnect bool `protobuf:"varint,7,opt,name=release_on_disconnect,json=releaseOnDisconnect,proto3" json:"release_on_disconnect,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
@@ -1518,11 +1520,11 @@ func (x *WorkerHello) GetReleaseOnDisconnect() bool {
 	return false
 }
 
-// Number of jobs that a worker works at a time.
+// Number of jobs that a worker runs at the same time.
 type WorkerCapacity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// New capacity, in [0, 1000]. Jobs that the worker holds are not taken back. With 0 it gets no more
-	// jobs.
+	// New capacity, in [0, 1000]. The worker keeps its jobs. With 0, no more jobs are dispatched to
+	// the worker.
 	Capacity      int32 `protobuf:"varint,1,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1565,7 +1567,7 @@ func (x *WorkerCapacity) GetCapacity() int32 {
 	return 0
 }
 
-// Sign of life of a worker.
+// Heartbeat of a worker, without content.
 type WorkerHeartbeat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1602,7 +1604,7 @@ func (*WorkerHeartbeat) Descriptor() ([]byte, []int) {
 	return file_watchpost_v1_job_workers_proto_rawDescGZIP(), []int{21}
 }
 
-// One message of the server to a worker.
+// Message of the server to a worker.
 type WorkJobsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Content of the message.
@@ -1736,38 +1738,38 @@ type isWorkJobsResponse_Message interface {
 }
 
 type WorkJobsResponse_Welcome struct {
-	// Answer to `hello`.
+	// Answer to `hello`, the first response of the stream.
 	Welcome *WorkerWelcome `protobuf:"bytes,1,opt,name=welcome,proto3,oneof"`
 }
 
 type WorkJobsResponse_Job struct {
-	// A job to work on.
+	// Job to run, dispatched to the worker.
 	Job *ClaimedJob `protobuf:"bytes,2,opt,name=job,proto3,oneof"`
 }
 
 type WorkJobsResponse_Cancel struct {
-	// Cancellation of a job was requested: stop working on it and acknowledge.
+	// Requested cancellation of a job. Stop the work and acknowledge the cancellation.
 	Cancel *JobCancellation `protobuf:"bytes,3,opt,name=cancel,proto3,oneof"`
 }
 
 type WorkJobsResponse_LeaseLost struct {
-	// The worker no longer holds the job: stop working on it. The attempt timed out, or the lease
-	// expired because no message of the worker arrived in time.
+	// Lost lease of a job. Stop the work: the attempt timed out, or the lease expired because no
+	// message of the worker arrived in time.
 	LeaseLost *JobLease `protobuf:"bytes,4,opt,name=lease_lost,json=leaseLost,proto3,oneof"`
 }
 
 type WorkJobsResponse_Accepted struct {
-	// Reports that were stored.
+	// Numbers of stored reports.
 	Accepted *ReportAccepted `protobuf:"bytes,5,opt,name=accepted,proto3,oneof"`
 }
 
 type WorkJobsResponse_Refused struct {
-	// A report that was refused and has no effect.
+	// Refused report, which has no effect.
 	Refused *ReportRefused `protobuf:"bytes,6,opt,name=refused,proto3,oneof"`
 }
 
 type WorkJobsResponse_Draining struct {
-	// The server shuts down: no more jobs come, and the stream will end.
+	// Shutdown of the server: no more jobs are dispatched, and the stream will end.
 	Draining *ServerDraining `protobuf:"bytes,7,opt,name=draining,proto3,oneof"`
 }
 
@@ -1795,14 +1797,15 @@ func (*WorkJobsResponse_ServerTime) isWorkJobsResponse_Message() {}
 // Answer of the server to `hello`.
 type WorkerWelcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Longest time between two messages of the worker that keeps leases from expiring: a third of their
-	// length.
+	// Longest time between two messages of the worker that keeps new leases valid: a third of
+	// `lease_duration`. Leases in `WorkerHello.held` may be shorter and then need more frequent
+	// messages.
 	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,1,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
 	// Length of the leases of new jobs.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,2,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
-	// State of each lease of `WorkerHello.held`, in their order.
+	// States of the leases in `WorkerHello.held`, in the same order.
 	Held []*JobLeaseState `protobuf:"bytes,3,rep,name=held,proto3" json:"held,omitempty"`
-	// Time of the server at which it made this message.
+	// Server time of this message.
 	ServerTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1866,16 +1869,16 @@ func (x *WorkerWelcome) GetServerTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// Notice that cancellation of a job was requested.
+// Notice of a requested cancellation.
 type JobCancellation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id of the job.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// Id of the lease under which the worker holds the job.
 	LeaseId string `protobuf:"bytes,2,opt,name=lease_id,json=leaseId,proto3" json:"lease_id,omitempty"`
-	// Reason for the cancellation, as given by the client. Absent if it gave none.
+	// Reason for the cancellation, as given by the client. Absent without a reason.
 	Reason *string `protobuf:"bytes,3,opt,name=reason,proto3,oneof" json:"reason,omitempty"`
-	// Actor that requested the cancellation, as given by the client, else its address.
+	// Actor that requested the cancellation, as given by the client, else the address of the client.
 	Actor         *string `protobuf:"bytes,4,opt,name=actor,proto3,oneof" json:"actor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1939,10 +1942,10 @@ func (x *JobCancellation) GetActor() string {
 	return ""
 }
 
-// Answer to reports that were stored.
+// Answer to stored reports.
 type ReportAccepted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Numbers of the reports.
+	// Numbers of the stored reports, as in `WorkJobsRequest.number`.
 	Numbers       []int64 `protobuf:"varint,1,rep,packed,name=numbers,proto3" json:"numbers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1985,18 +1988,18 @@ func (x *ReportAccepted) GetNumbers() []int64 {
 	return nil
 }
 
-// Answer to a report that was refused and has no effect.
+// Answer to a refused report, which has no effect.
 type ReportRefused struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Number of the report.
+	// Number of the refused report, as in `WorkJobsRequest.number`.
 	Number int64 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
 	// Id of the job of the report. Empty for a refused `hello` or `capacity`.
 	JobId string `protobuf:"bytes,2,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Code with which the unary call would fail, a number of `google.rpc.Code`.
+	// Status code of the equivalent unary call, a number of `google.rpc.Code`.
 	Code int32 `protobuf:"varint,3,opt,name=code,proto3" json:"code,omitempty"`
 	// Reason of the error, such as `LEASE_LOST`, see `ErrorReason`.
 	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Description of the error, for people.
+	// Description of the error as text for people.
 	Message       string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2067,10 +2070,10 @@ func (x *ReportRefused) GetMessage() string {
 	return ""
 }
 
-// Notice that the server shuts down.
+// Notice of the shutdown of the server.
 type ServerDraining struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Time for which the server still takes reports.
+	// Time for which the server still accepts reports.
 	Grace         *durationpb.Duration `protobuf:"bytes,1,opt,name=grace,proto3" json:"grace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2117,7 +2120,7 @@ var File_watchpost_v1_job_workers_proto protoreflect.FileDescriptor
 
 const file_watchpost_v1_job_workers_proto_rawDesc = "" +
 	"\n" +
-	"\x1ewatchpost/v1/job_workers.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17watchpost/v1/jobs.proto\"\xa0\x02\n" +
+	"\x1ewatchpost/v1/job_workers.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bwatchpost/v1/job_logs.proto\x1a\x17watchpost/v1/jobs.proto\"\xa0\x02\n" +
 	"\n" +
 	"ClaimedJob\x12#\n" +
 	"\x03job\x18\x01 \x01(\v2\x11.watchpost.v1.JobR\x03job\x12\x19\n" +
@@ -2403,6 +2406,7 @@ func file_watchpost_v1_job_workers_proto_init() {
 	if File_watchpost_v1_job_workers_proto != nil {
 		return
 	}
+	file_watchpost_v1_job_logs_proto_init()
 	file_watchpost_v1_jobs_proto_init()
 	file_watchpost_v1_job_workers_proto_msgTypes[6].OneofWrappers = []any{}
 	file_watchpost_v1_job_workers_proto_msgTypes[7].OneofWrappers = []any{}

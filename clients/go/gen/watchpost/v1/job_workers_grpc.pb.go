@@ -34,74 +34,74 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Hands jobs to workers and takes their reports.
+// Dispatches jobs to workers under leases, and receives reports of workers.
 //
-// There are two ways with the same meaning: the stream `WorkJobs` for long-running workers, and the
-// unary methods for scripts and people. Both hand out a job under a lease. A lease is an id that only
-// this worker knows, and a time at which it expires unless the worker reports. Every report must
-// carry the lease id, and every report extends the lease, whatever it says.
+// The stream `WorkJobs` is for long-running workers, and the unary methods are for scripts and
+// people. Both have the same semantics. A job is dispatched under a lease. A lease is an id that
+// only this worker knows, and a time at which the lease expires without a report. Every report must
+// have the lease id and extends the lease.
 //
-// A report counts for as long as the job is running under its lease id, even after the lease has
-// expired. The server looks for expired leases about every 250 ms, under load every 2 s. It then
-// rescues the job: the attempt ends, and the job is queued for another worker. Leases go by the
-// server's clock, on PostgreSQL by that of the database. In the first 4 s after its start or a
-// failure of the database, a server rescues no job for an expired lease.
+// A report is valid while the job is running under its lease id, even after the lease has expired.
+// The server checks for expired leases about every 250 ms, under load every 2 s. It then rescues
+// the job: the attempt ends, and the job is queued for another worker. Leases follow the server's
+// clock, on PostgreSQL the clock of the database. In the first 4 s after a start or a failure of
+// the database, a server rescues no job for an expired lease.
 //
-// Once the attempt has ended, by a rescue, a timeout or a report, every further report of it fails
-// with `ABORTED` (`LEASE_LOST`). `metadata` has the `job_id` and the present `status` of the job,
-// `DELETED` if it is gone. A repeated completion fails so too: `COMPLETED` means that the job is done
-// already, by this attempt or a later one.
+// Once the attempt has ended, by a rescue, a timeout or a report, every further report fails with
+// `ABORTED` (`LEASE_LOST`). `metadata` has the `job_id` and the present `status` of the job,
+// `DELETED` for a deleted job. The same applies to a repeated completion. `COMPLETED` then means
+// that this or a later attempt has completed the job.
 //
-// If cancellation of the job was requested, completing it fails with `ABORTED` (`JOB_CANCELLED`).
+// If cancellation of the job was requested, its completion fails with `ABORTED` (`JOB_CANCELLED`).
 // Call `AcknowledgeJobCancellation` instead.
 //
 // Jobs of one queue, type, priority and concurrency key form a partition. Claims take jobs in this
 // order:
 //
-//   - Of all queues that a worker names, the lowest priority number first. The order of the queue names
+//   - Over all queues of the worker, the lowest priority number first. The order of the queue names
 //     does not matter.
-//   - Within a priority, partitions of all these queues take turns: the one served least recently is
-//     first.
+//   - Within a priority, partitions of all these queues take turns: the least recently served
+//     partition is first.
 //   - Within a partition, the job with the earliest `scheduled_at` is first, then the lowest id.
 //
-// The order is not strict where several workers or server processes claim at the same time: each
-// process keeps its own turns. Jobs of a paused queue are not handed out. A partition whose queue has
-// reached a limit is passed over, so that others can go first.
+// The order is not strict if several workers or server processes claim at the same time, because
+// each process keeps its own turns. Jobs of a paused queue are not dispatched. A partition of a
+// queue that has reached a limit is skipped, so that other partitions can continue.
 type JobWorkerServiceClient interface {
-	// Claims up to `max_jobs` jobs. Their payloads have at most 3 MiB together, unless a single one has
-	// more.
+	// Claims up to `max_jobs` jobs. Their payloads have at most 3 MiB together, unless a single
+	// payload is larger.
 	//
-	// Waits up to `wait` for the first job, and not for further ones. An empty response is no error. If
-	// the response is lost, its jobs run without a worker until their leases expire, and are rescued
-	// then. Fails with `UNAVAILABLE` (`SHUTTING_DOWN`) when the server shuts down during the wait.
+	// Waits up to `wait` for the first job, and not for further jobs. An empty response is not an
+	// error. If the response is lost, its jobs run without a worker until their leases expire, and
+	// are then rescued. Fails with `UNAVAILABLE` (`SHUTTING_DOWN`) when the server shuts down during
+	// the wait.
 	ClaimJobs(ctx context.Context, in *ClaimJobsRequest, opts ...grpc.CallOption) (*ClaimJobsResponse, error)
-	// Extends leases: each expires a full `lease_duration` from now. Reports which leases are lost and
-	// which jobs are to be cancelled. A lost lease does not fail the call. A lease that has expired is
-	// extended all the same, unless the server has rescued the job. Heartbeats do not extend
-	// `Job.timeout`.
+	// Extends leases to a full `lease_duration` from now. Reports lost leases and requested
+	// cancellations. A lost lease does not fail the call. An expired lease is extended unless the
+	// server has rescued the job. Heartbeats do not extend `Job.timeout`.
 	HeartbeatJobs(ctx context.Context, in *HeartbeatJobsRequest, opts ...grpc.CallOption) (*HeartbeatJobsResponse, error)
 	// Reports the progress of a job. The job has the new values at once. Watches receive at most one
-	// change of progress per job in 500 ms, and always the last one.
+	// progress change per job in 500 ms, and always the last change.
 	//
-	// Values may go down as well as up. The call succeeds also if cancellation was requested; `lease`
-	// says so. Fails with `ABORTED` (`LEASE_LOST`) if the worker no longer holds the job.
+	// Values may decrease. The call also succeeds if cancellation was requested; `lease` has this
+	// information. Fails with `ABORTED` (`LEASE_LOST`) if the worker no longer holds the job.
 	UpdateJobProgress(ctx context.Context, in *UpdateJobProgressRequest, opts ...grpc.CallOption) (*UpdateJobProgressResponse, error)
-	// Adds up to 1,000 lines to the log of a job. With `offset` the call can be repeated safely. Fails
-	// with `ABORTED` (`LEASE_LOST`) if the worker no longer holds the job, so that no line follows its
-	// end.
+	// Adds up to 1,000 lines to the log of a job. With `offset` the call can be repeated safely.
+	// Fails with `ABORTED` (`LEASE_LOST`) if the worker no longer holds the job, so that no line
+	// follows its end.
 	AppendJobLogs(ctx context.Context, in *AppendJobLogsRequest, opts ...grpc.CallOption) (*AppendJobLogsResponse, error)
-	// Completes up to 1,000 jobs in one transaction: all of them or none. The progress of each becomes
-	// 100 %.
+	// Completes up to 1,000 jobs in one transaction: all of them or none. The progress of each
+	// becomes 100 %.
 	//
-	// If one job cannot be completed, the call fails with the error of that job, and `metadata` has its
-	// `index`. A repeated call fails with `ABORTED` (`LEASE_LOST`) and the status `COMPLETED`. Other
-	// errors are `LEASE_LOST` with another status, and `JOB_CANCELLED`.
+	// If one job cannot be completed, the call fails with the error of that job, and `metadata` has
+	// its `index`. A repeated call fails with `ABORTED` (`LEASE_LOST`) and the status `COMPLETED`.
+	// Other errors are `LEASE_LOST` with another status, and `JOB_CANCELLED`.
 	CompleteJobs(ctx context.Context, in *CompleteJobsRequest, opts ...grpc.CallOption) (*CompleteJobsResponse, error)
-	// Reports that the attempt has failed. The job is queued to be tried again, or has failed for good,
-	// as the returned job says. If its cancellation was requested, it is cancelled instead.
+	// Reports that the attempt has failed. The job is queued to be tried again, or has failed for
+	// good, as the returned job says. If its cancellation was requested, it is cancelled instead.
 	//
-	// Progress becomes 0 if the job is queued again. Fails with `ABORTED` (`LEASE_LOST`) if the worker
-	// no longer holds the job, as for a repeated call.
+	// Progress becomes 0 if the job is queued again. Fails with `ABORTED` (`LEASE_LOST`) if the
+	// worker no longer holds the job, as for a repeated call.
 	FailJob(ctx context.Context, in *FailJobRequest, opts ...grpc.CallOption) (*Job, error)
 	// Gives a job back, because the worker stops or because it is too early for the job. The attempt
 	// counts neither as a failure nor as a rescue, so a job can be released any number of times.
@@ -121,25 +121,25 @@ type JobWorkerServiceClient interface {
 	// jobs as soon as they may run, and reports go up the same stream.
 	//
 	// The first request is `hello`, within 10 s, and the first response is `welcome`. Then the server
-	// keeps the worker at its capacity. The worker gives each report a number. The server answers that
-	// number with `accepted` or `refused` once the report is stored. A refused report does not end the
-	// stream. Reports on one job are applied in the order in which they were sent.
+	// keeps the worker at its capacity. The worker gives each report a number. The server answers
+	// that number with `accepted` or `refused` once the report is stored. A refused report does not
+	// end the stream. Reports on one job are applied in the order in which they were sent.
 	//
 	// Any request extends the leases of all jobs of the stream. Without other requests, send a
 	// heartbeat every `heartbeat_interval` of the `welcome`. When the stream breaks, its leases run
 	// until they expire, so that the worker can reconnect and name them in `held`. With
 	// `release_on_disconnect`, the jobs are rescued at once instead.
 	//
-	// When the worker closes its sending side, no more jobs are pushed, and the server ends the stream
-	// after the last answer. Jobs that the worker still holds are then released, which counts neither
-	// as a failure nor as a rescue.
+	// When the worker closes its sending side, no more jobs are pushed, and the server ends the
+	// stream after the last answer. Jobs that the worker still holds are then released, which counts
+	// neither as a failure nor as a rescue.
 	//
-	// When the server shuts down, it sends `draining`, takes reports for up to 2 s, and ends the stream
-	// with `UNAVAILABLE` (`SHUTTING_DOWN`). The leases stay: reconnect to another process, or to this
-	// one after its restart, and name them in `held`. Repeat reports that were not answered.
+	// When the server shuts down, it sends `draining`, takes reports for up to 2 s, and ends the
+	// stream with `UNAVAILABLE` (`SHUTTING_DOWN`). The leases stay: reconnect to another process, or
+	// to this one after its restart, and name them in `held`. Repeat reports that were not answered.
 	//
-	// A stream counts as a watch: the call fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) beyond
-	// `--max-watches`, 10,000 by default. A message that has begun must arrive whole within
+	// A stream counts as a watch: the call fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`)
+	// beyond `--max-watches`, 10,000 by default. A message that has begun must arrive whole within
 	// `--message-timeout`, 30 s by default. Otherwise the stream ends with `DEADLINE_EXCEEDED`
 	// (`MESSAGE_TIMEOUT`). The time between messages is not limited.
 	WorkJobs(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WorkJobsRequest, WorkJobsResponse], error)
@@ -250,74 +250,74 @@ type JobWorkerService_WorkJobsClient = grpc.BidiStreamingClient[WorkJobsRequest,
 // All implementations must embed UnimplementedJobWorkerServiceServer
 // for forward compatibility.
 //
-// Hands jobs to workers and takes their reports.
+// Dispatches jobs to workers under leases, and receives reports of workers.
 //
-// There are two ways with the same meaning: the stream `WorkJobs` for long-running workers, and the
-// unary methods for scripts and people. Both hand out a job under a lease. A lease is an id that only
-// this worker knows, and a time at which it expires unless the worker reports. Every report must
-// carry the lease id, and every report extends the lease, whatever it says.
+// The stream `WorkJobs` is for long-running workers, and the unary methods are for scripts and
+// people. Both have the same semantics. A job is dispatched under a lease. A lease is an id that
+// only this worker knows, and a time at which the lease expires without a report. Every report must
+// have the lease id and extends the lease.
 //
-// A report counts for as long as the job is running under its lease id, even after the lease has
-// expired. The server looks for expired leases about every 250 ms, under load every 2 s. It then
-// rescues the job: the attempt ends, and the job is queued for another worker. Leases go by the
-// server's clock, on PostgreSQL by that of the database. In the first 4 s after its start or a
-// failure of the database, a server rescues no job for an expired lease.
+// A report is valid while the job is running under its lease id, even after the lease has expired.
+// The server checks for expired leases about every 250 ms, under load every 2 s. It then rescues
+// the job: the attempt ends, and the job is queued for another worker. Leases follow the server's
+// clock, on PostgreSQL the clock of the database. In the first 4 s after a start or a failure of
+// the database, a server rescues no job for an expired lease.
 //
-// Once the attempt has ended, by a rescue, a timeout or a report, every further report of it fails
-// with `ABORTED` (`LEASE_LOST`). `metadata` has the `job_id` and the present `status` of the job,
-// `DELETED` if it is gone. A repeated completion fails so too: `COMPLETED` means that the job is done
-// already, by this attempt or a later one.
+// Once the attempt has ended, by a rescue, a timeout or a report, every further report fails with
+// `ABORTED` (`LEASE_LOST`). `metadata` has the `job_id` and the present `status` of the job,
+// `DELETED` for a deleted job. The same applies to a repeated completion. `COMPLETED` then means
+// that this or a later attempt has completed the job.
 //
-// If cancellation of the job was requested, completing it fails with `ABORTED` (`JOB_CANCELLED`).
+// If cancellation of the job was requested, its completion fails with `ABORTED` (`JOB_CANCELLED`).
 // Call `AcknowledgeJobCancellation` instead.
 //
 // Jobs of one queue, type, priority and concurrency key form a partition. Claims take jobs in this
 // order:
 //
-//   - Of all queues that a worker names, the lowest priority number first. The order of the queue names
+//   - Over all queues of the worker, the lowest priority number first. The order of the queue names
 //     does not matter.
-//   - Within a priority, partitions of all these queues take turns: the one served least recently is
-//     first.
+//   - Within a priority, partitions of all these queues take turns: the least recently served
+//     partition is first.
 //   - Within a partition, the job with the earliest `scheduled_at` is first, then the lowest id.
 //
-// The order is not strict where several workers or server processes claim at the same time: each
-// process keeps its own turns. Jobs of a paused queue are not handed out. A partition whose queue has
-// reached a limit is passed over, so that others can go first.
+// The order is not strict if several workers or server processes claim at the same time, because
+// each process keeps its own turns. Jobs of a paused queue are not dispatched. A partition of a
+// queue that has reached a limit is skipped, so that other partitions can continue.
 type JobWorkerServiceServer interface {
-	// Claims up to `max_jobs` jobs. Their payloads have at most 3 MiB together, unless a single one has
-	// more.
+	// Claims up to `max_jobs` jobs. Their payloads have at most 3 MiB together, unless a single
+	// payload is larger.
 	//
-	// Waits up to `wait` for the first job, and not for further ones. An empty response is no error. If
-	// the response is lost, its jobs run without a worker until their leases expire, and are rescued
-	// then. Fails with `UNAVAILABLE` (`SHUTTING_DOWN`) when the server shuts down during the wait.
+	// Waits up to `wait` for the first job, and not for further jobs. An empty response is not an
+	// error. If the response is lost, its jobs run without a worker until their leases expire, and
+	// are then rescued. Fails with `UNAVAILABLE` (`SHUTTING_DOWN`) when the server shuts down during
+	// the wait.
 	ClaimJobs(context.Context, *ClaimJobsRequest) (*ClaimJobsResponse, error)
-	// Extends leases: each expires a full `lease_duration` from now. Reports which leases are lost and
-	// which jobs are to be cancelled. A lost lease does not fail the call. A lease that has expired is
-	// extended all the same, unless the server has rescued the job. Heartbeats do not extend
-	// `Job.timeout`.
+	// Extends leases to a full `lease_duration` from now. Reports lost leases and requested
+	// cancellations. A lost lease does not fail the call. An expired lease is extended unless the
+	// server has rescued the job. Heartbeats do not extend `Job.timeout`.
 	HeartbeatJobs(context.Context, *HeartbeatJobsRequest) (*HeartbeatJobsResponse, error)
 	// Reports the progress of a job. The job has the new values at once. Watches receive at most one
-	// change of progress per job in 500 ms, and always the last one.
+	// progress change per job in 500 ms, and always the last change.
 	//
-	// Values may go down as well as up. The call succeeds also if cancellation was requested; `lease`
-	// says so. Fails with `ABORTED` (`LEASE_LOST`) if the worker no longer holds the job.
+	// Values may decrease. The call also succeeds if cancellation was requested; `lease` has this
+	// information. Fails with `ABORTED` (`LEASE_LOST`) if the worker no longer holds the job.
 	UpdateJobProgress(context.Context, *UpdateJobProgressRequest) (*UpdateJobProgressResponse, error)
-	// Adds up to 1,000 lines to the log of a job. With `offset` the call can be repeated safely. Fails
-	// with `ABORTED` (`LEASE_LOST`) if the worker no longer holds the job, so that no line follows its
-	// end.
+	// Adds up to 1,000 lines to the log of a job. With `offset` the call can be repeated safely.
+	// Fails with `ABORTED` (`LEASE_LOST`) if the worker no longer holds the job, so that no line
+	// follows its end.
 	AppendJobLogs(context.Context, *AppendJobLogsRequest) (*AppendJobLogsResponse, error)
-	// Completes up to 1,000 jobs in one transaction: all of them or none. The progress of each becomes
-	// 100 %.
+	// Completes up to 1,000 jobs in one transaction: all of them or none. The progress of each
+	// becomes 100 %.
 	//
-	// If one job cannot be completed, the call fails with the error of that job, and `metadata` has its
-	// `index`. A repeated call fails with `ABORTED` (`LEASE_LOST`) and the status `COMPLETED`. Other
-	// errors are `LEASE_LOST` with another status, and `JOB_CANCELLED`.
+	// If one job cannot be completed, the call fails with the error of that job, and `metadata` has
+	// its `index`. A repeated call fails with `ABORTED` (`LEASE_LOST`) and the status `COMPLETED`.
+	// Other errors are `LEASE_LOST` with another status, and `JOB_CANCELLED`.
 	CompleteJobs(context.Context, *CompleteJobsRequest) (*CompleteJobsResponse, error)
-	// Reports that the attempt has failed. The job is queued to be tried again, or has failed for good,
-	// as the returned job says. If its cancellation was requested, it is cancelled instead.
+	// Reports that the attempt has failed. The job is queued to be tried again, or has failed for
+	// good, as the returned job says. If its cancellation was requested, it is cancelled instead.
 	//
-	// Progress becomes 0 if the job is queued again. Fails with `ABORTED` (`LEASE_LOST`) if the worker
-	// no longer holds the job, as for a repeated call.
+	// Progress becomes 0 if the job is queued again. Fails with `ABORTED` (`LEASE_LOST`) if the
+	// worker no longer holds the job, as for a repeated call.
 	FailJob(context.Context, *FailJobRequest) (*Job, error)
 	// Gives a job back, because the worker stops or because it is too early for the job. The attempt
 	// counts neither as a failure nor as a rescue, so a job can be released any number of times.
@@ -337,25 +337,25 @@ type JobWorkerServiceServer interface {
 	// jobs as soon as they may run, and reports go up the same stream.
 	//
 	// The first request is `hello`, within 10 s, and the first response is `welcome`. Then the server
-	// keeps the worker at its capacity. The worker gives each report a number. The server answers that
-	// number with `accepted` or `refused` once the report is stored. A refused report does not end the
-	// stream. Reports on one job are applied in the order in which they were sent.
+	// keeps the worker at its capacity. The worker gives each report a number. The server answers
+	// that number with `accepted` or `refused` once the report is stored. A refused report does not
+	// end the stream. Reports on one job are applied in the order in which they were sent.
 	//
 	// Any request extends the leases of all jobs of the stream. Without other requests, send a
 	// heartbeat every `heartbeat_interval` of the `welcome`. When the stream breaks, its leases run
 	// until they expire, so that the worker can reconnect and name them in `held`. With
 	// `release_on_disconnect`, the jobs are rescued at once instead.
 	//
-	// When the worker closes its sending side, no more jobs are pushed, and the server ends the stream
-	// after the last answer. Jobs that the worker still holds are then released, which counts neither
-	// as a failure nor as a rescue.
+	// When the worker closes its sending side, no more jobs are pushed, and the server ends the
+	// stream after the last answer. Jobs that the worker still holds are then released, which counts
+	// neither as a failure nor as a rescue.
 	//
-	// When the server shuts down, it sends `draining`, takes reports for up to 2 s, and ends the stream
-	// with `UNAVAILABLE` (`SHUTTING_DOWN`). The leases stay: reconnect to another process, or to this
-	// one after its restart, and name them in `held`. Repeat reports that were not answered.
+	// When the server shuts down, it sends `draining`, takes reports for up to 2 s, and ends the
+	// stream with `UNAVAILABLE` (`SHUTTING_DOWN`). The leases stay: reconnect to another process, or
+	// to this one after its restart, and name them in `held`. Repeat reports that were not answered.
 	//
-	// A stream counts as a watch: the call fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) beyond
-	// `--max-watches`, 10,000 by default. A message that has begun must arrive whole within
+	// A stream counts as a watch: the call fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`)
+	// beyond `--max-watches`, 10,000 by default. A message that has begun must arrive whole within
 	// `--message-timeout`, 30 s by default. Otherwise the stream ends with `DEADLINE_EXCEEDED`
 	// (`MESSAGE_TIMEOUT`). The time between messages is not limited.
 	WorkJobs(grpc.BidiStreamingServer[WorkJobsRequest, WorkJobsResponse]) error

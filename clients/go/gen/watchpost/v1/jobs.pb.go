@@ -10,7 +10,6 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
-	emptypb "google.golang.org/protobuf/types/known/emptypb"
 	structpb "google.golang.org/protobuf/types/known/structpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
@@ -29,12 +28,12 @@ const (
 type JobStatus int32
 
 const (
-	// Never returned. Refused in lists of statuses.
+	// Absent value. Never returned. Refused in a list of statuses.
 	JobStatus_JOB_STATUS_UNSPECIFIED JobStatus = 0
-	// The job waits: for a worker, for `scheduled_at`, or for its next attempt after a failure.
+	// The job waits for a worker, for `scheduled_at`, or for the next attempt after a failure.
 	JobStatus_JOB_STATUS_QUEUED JobStatus = 1
-	// A worker holds the job under a lease. This lasts until the server ends the attempt, which may be
-	// shortly after the lease has expired.
+	// A worker holds the job under a lease. The status lasts until the server ends the attempt, at
+	// the latest shortly after the lease has expired.
 	JobStatus_JOB_STATUS_RUNNING JobStatus = 2
 	// The job succeeded. This status is final.
 	JobStatus_JOB_STATUS_COMPLETED JobStatus = 3
@@ -92,481 +91,24 @@ func (JobStatus) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{0}
 }
 
-// Outcome of one request of `BatchCreateJobs`.
-type BatchCreateJobsOutcome int32
-
-const (
-	// An outcome that only a newer server knows.
-	BatchCreateJobsOutcome_BATCH_CREATE_JOBS_OUTCOME_UNSPECIFIED BatchCreateJobsOutcome = 0
-	// The job was created.
-	BatchCreateJobsOutcome_BATCH_CREATE_JOBS_OUTCOME_CREATED BatchCreateJobsOutcome = 1
-	// An earlier request with the same `request_id` and content created the job.
-	BatchCreateJobsOutcome_BATCH_CREATE_JOBS_OUTCOME_EXISTED BatchCreateJobsOutcome = 2
-	// Another job of the type holds the unique key.
-	BatchCreateJobsOutcome_BATCH_CREATE_JOBS_OUTCOME_UNIQUE_KEY_HELD BatchCreateJobsOutcome = 3
-	// The `request_id` was used by a request with other content.
-	BatchCreateJobsOutcome_BATCH_CREATE_JOBS_OUTCOME_REQUEST_ID_REUSED BatchCreateJobsOutcome = 4
-)
-
-// Enum value maps for BatchCreateJobsOutcome.
-var (
-	BatchCreateJobsOutcome_name = map[int32]string{
-		0: "BATCH_CREATE_JOBS_OUTCOME_UNSPECIFIED",
-		1: "BATCH_CREATE_JOBS_OUTCOME_CREATED",
-		2: "BATCH_CREATE_JOBS_OUTCOME_EXISTED",
-		3: "BATCH_CREATE_JOBS_OUTCOME_UNIQUE_KEY_HELD",
-		4: "BATCH_CREATE_JOBS_OUTCOME_REQUEST_ID_REUSED",
-	}
-	BatchCreateJobsOutcome_value = map[string]int32{
-		"BATCH_CREATE_JOBS_OUTCOME_UNSPECIFIED":       0,
-		"BATCH_CREATE_JOBS_OUTCOME_CREATED":           1,
-		"BATCH_CREATE_JOBS_OUTCOME_EXISTED":           2,
-		"BATCH_CREATE_JOBS_OUTCOME_UNIQUE_KEY_HELD":   3,
-		"BATCH_CREATE_JOBS_OUTCOME_REQUEST_ID_REUSED": 4,
-	}
-)
-
-func (x BatchCreateJobsOutcome) Enum() *BatchCreateJobsOutcome {
-	p := new(BatchCreateJobsOutcome)
-	*p = x
-	return p
-}
-
-func (x BatchCreateJobsOutcome) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (BatchCreateJobsOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_watchpost_v1_jobs_proto_enumTypes[1].Descriptor()
-}
-
-func (BatchCreateJobsOutcome) Type() protoreflect.EnumType {
-	return &file_watchpost_v1_jobs_proto_enumTypes[1]
-}
-
-func (x BatchCreateJobsOutcome) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use BatchCreateJobsOutcome.Descriptor instead.
-func (BatchCreateJobsOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{1}
-}
-
-// Order of a list of jobs. Jobs that are equal by it come newest first; those without a value come
-// last.
-type JobOrder int32
-
-const (
-	// By `created_at`, newest first.
-	JobOrder_JOB_ORDER_UNSPECIFIED JobOrder = 0
-	// By `created_at`, oldest first.
-	JobOrder_JOB_ORDER_CREATED_AT JobOrder = 1
-	// By `created_at`, newest first.
-	JobOrder_JOB_ORDER_CREATED_AT_DESC JobOrder = 2
-	// By `started_at`, oldest first.
-	JobOrder_JOB_ORDER_STARTED_AT JobOrder = 3
-	// By `started_at`, newest first.
-	JobOrder_JOB_ORDER_STARTED_AT_DESC JobOrder = 4
-	// By `completed_at`, oldest first.
-	JobOrder_JOB_ORDER_COMPLETED_AT JobOrder = 5
-	// By `completed_at`, newest first.
-	JobOrder_JOB_ORDER_COMPLETED_AT_DESC JobOrder = 6
-	// By `progress_percent`, lowest first.
-	JobOrder_JOB_ORDER_PROGRESS JobOrder = 7
-	// By `progress_percent`, highest first.
-	JobOrder_JOB_ORDER_PROGRESS_DESC JobOrder = 8
-	// By `job_type`, from A to Z by its bytes.
-	JobOrder_JOB_ORDER_JOB_TYPE JobOrder = 9
-	// By `job_type`, from Z to A by its bytes.
-	JobOrder_JOB_ORDER_JOB_TYPE_DESC JobOrder = 10
-	// By status: queued, running, completed, failed, cancelled.
-	JobOrder_JOB_ORDER_STATUS JobOrder = 11
-	// By status: cancelled, failed, completed, running, queued.
-	JobOrder_JOB_ORDER_STATUS_DESC JobOrder = 12
-	// By priority, 0 first, and within it oldest first by `created_at`. Workers get jobs in a similar
-	// order, but by `scheduled_at` and in turns, see `JobWorkerService`.
-	JobOrder_JOB_ORDER_PRIORITY JobOrder = 13
-)
-
-// Enum value maps for JobOrder.
-var (
-	JobOrder_name = map[int32]string{
-		0:  "JOB_ORDER_UNSPECIFIED",
-		1:  "JOB_ORDER_CREATED_AT",
-		2:  "JOB_ORDER_CREATED_AT_DESC",
-		3:  "JOB_ORDER_STARTED_AT",
-		4:  "JOB_ORDER_STARTED_AT_DESC",
-		5:  "JOB_ORDER_COMPLETED_AT",
-		6:  "JOB_ORDER_COMPLETED_AT_DESC",
-		7:  "JOB_ORDER_PROGRESS",
-		8:  "JOB_ORDER_PROGRESS_DESC",
-		9:  "JOB_ORDER_JOB_TYPE",
-		10: "JOB_ORDER_JOB_TYPE_DESC",
-		11: "JOB_ORDER_STATUS",
-		12: "JOB_ORDER_STATUS_DESC",
-		13: "JOB_ORDER_PRIORITY",
-	}
-	JobOrder_value = map[string]int32{
-		"JOB_ORDER_UNSPECIFIED":       0,
-		"JOB_ORDER_CREATED_AT":        1,
-		"JOB_ORDER_CREATED_AT_DESC":   2,
-		"JOB_ORDER_STARTED_AT":        3,
-		"JOB_ORDER_STARTED_AT_DESC":   4,
-		"JOB_ORDER_COMPLETED_AT":      5,
-		"JOB_ORDER_COMPLETED_AT_DESC": 6,
-		"JOB_ORDER_PROGRESS":          7,
-		"JOB_ORDER_PROGRESS_DESC":     8,
-		"JOB_ORDER_JOB_TYPE":          9,
-		"JOB_ORDER_JOB_TYPE_DESC":     10,
-		"JOB_ORDER_STATUS":            11,
-		"JOB_ORDER_STATUS_DESC":       12,
-		"JOB_ORDER_PRIORITY":          13,
-	}
-)
-
-func (x JobOrder) Enum() *JobOrder {
-	p := new(JobOrder)
-	*p = x
-	return p
-}
-
-func (x JobOrder) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (JobOrder) Descriptor() protoreflect.EnumDescriptor {
-	return file_watchpost_v1_jobs_proto_enumTypes[2].Descriptor()
-}
-
-func (JobOrder) Type() protoreflect.EnumType {
-	return &file_watchpost_v1_jobs_proto_enumTypes[2]
-}
-
-func (x JobOrder) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use JobOrder.Descriptor instead.
-func (JobOrder) EnumDescriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{2}
-}
-
-// Status of an attempt.
-type JobAttemptStatus int32
-
-const (
-	// A status that only a newer server knows.
-	JobAttemptStatus_JOB_ATTEMPT_STATUS_UNSPECIFIED JobAttemptStatus = 0
-	// The attempt is running.
-	JobAttemptStatus_JOB_ATTEMPT_STATUS_STARTED JobAttemptStatus = 1
-	// The attempt completed the job.
-	JobAttemptStatus_JOB_ATTEMPT_STATUS_SUCCEEDED JobAttemptStatus = 2
-	// The attempt failed or timed out.
-	JobAttemptStatus_JOB_ATTEMPT_STATUS_FAILED JobAttemptStatus = 3
-	// The attempt ended without a failure: it was rescued, released, snoozed or cancelled, see
-	// `outcome`.
-	JobAttemptStatus_JOB_ATTEMPT_STATUS_CANCELLED JobAttemptStatus = 4
-)
-
-// Enum value maps for JobAttemptStatus.
-var (
-	JobAttemptStatus_name = map[int32]string{
-		0: "JOB_ATTEMPT_STATUS_UNSPECIFIED",
-		1: "JOB_ATTEMPT_STATUS_STARTED",
-		2: "JOB_ATTEMPT_STATUS_SUCCEEDED",
-		3: "JOB_ATTEMPT_STATUS_FAILED",
-		4: "JOB_ATTEMPT_STATUS_CANCELLED",
-	}
-	JobAttemptStatus_value = map[string]int32{
-		"JOB_ATTEMPT_STATUS_UNSPECIFIED": 0,
-		"JOB_ATTEMPT_STATUS_STARTED":     1,
-		"JOB_ATTEMPT_STATUS_SUCCEEDED":   2,
-		"JOB_ATTEMPT_STATUS_FAILED":      3,
-		"JOB_ATTEMPT_STATUS_CANCELLED":   4,
-	}
-)
-
-func (x JobAttemptStatus) Enum() *JobAttemptStatus {
-	p := new(JobAttemptStatus)
-	*p = x
-	return p
-}
-
-func (x JobAttemptStatus) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (JobAttemptStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_watchpost_v1_jobs_proto_enumTypes[3].Descriptor()
-}
-
-func (JobAttemptStatus) Type() protoreflect.EnumType {
-	return &file_watchpost_v1_jobs_proto_enumTypes[3]
-}
-
-func (x JobAttemptStatus) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use JobAttemptStatus.Descriptor instead.
-func (JobAttemptStatus) EnumDescriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{3}
-}
-
-// Outcome of an attempt.
-type JobAttemptOutcome int32
-
-const (
-	// The attempt has not ended.
-	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_UNSPECIFIED JobAttemptOutcome = 0
-	// The worker completed the job.
-	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_SUCCEEDED JobAttemptOutcome = 1
-	// The worker reported a failure.
-	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_FAILED JobAttemptOutcome = 2
-	// The attempt exceeded `timeout`, or the deadline of the job passed.
-	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_TIMED_OUT JobAttemptOutcome = 3
-	// The lease expired because the worker disappeared, or its stream broke with
-	// `release_on_disconnect`.
-	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_RESCUED JobAttemptOutcome = 4
-	// The worker released the job.
-	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_RELEASED JobAttemptOutcome = 5
-	// The worker released the job until a later time.
-	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_SNOOZED JobAttemptOutcome = 6
-	// The job was cancelled during the attempt.
-	JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_CANCELLED JobAttemptOutcome = 7
-)
-
-// Enum value maps for JobAttemptOutcome.
-var (
-	JobAttemptOutcome_name = map[int32]string{
-		0: "JOB_ATTEMPT_OUTCOME_UNSPECIFIED",
-		1: "JOB_ATTEMPT_OUTCOME_SUCCEEDED",
-		2: "JOB_ATTEMPT_OUTCOME_FAILED",
-		3: "JOB_ATTEMPT_OUTCOME_TIMED_OUT",
-		4: "JOB_ATTEMPT_OUTCOME_RESCUED",
-		5: "JOB_ATTEMPT_OUTCOME_RELEASED",
-		6: "JOB_ATTEMPT_OUTCOME_SNOOZED",
-		7: "JOB_ATTEMPT_OUTCOME_CANCELLED",
-	}
-	JobAttemptOutcome_value = map[string]int32{
-		"JOB_ATTEMPT_OUTCOME_UNSPECIFIED": 0,
-		"JOB_ATTEMPT_OUTCOME_SUCCEEDED":   1,
-		"JOB_ATTEMPT_OUTCOME_FAILED":      2,
-		"JOB_ATTEMPT_OUTCOME_TIMED_OUT":   3,
-		"JOB_ATTEMPT_OUTCOME_RESCUED":     4,
-		"JOB_ATTEMPT_OUTCOME_RELEASED":    5,
-		"JOB_ATTEMPT_OUTCOME_SNOOZED":     6,
-		"JOB_ATTEMPT_OUTCOME_CANCELLED":   7,
-	}
-)
-
-func (x JobAttemptOutcome) Enum() *JobAttemptOutcome {
-	p := new(JobAttemptOutcome)
-	*p = x
-	return p
-}
-
-func (x JobAttemptOutcome) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (JobAttemptOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_watchpost_v1_jobs_proto_enumTypes[4].Descriptor()
-}
-
-func (JobAttemptOutcome) Type() protoreflect.EnumType {
-	return &file_watchpost_v1_jobs_proto_enumTypes[4]
-}
-
-func (x JobAttemptOutcome) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use JobAttemptOutcome.Descriptor instead.
-func (JobAttemptOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{4}
-}
-
-// Severity of a log line.
-type JobLogLevel int32
-
-const (
-	// In a line the default, which is info; in a filter any.
-	JobLogLevel_JOB_LOG_LEVEL_UNSPECIFIED JobLogLevel = 0
-	// Details for finding faults.
-	JobLogLevel_JOB_LOG_LEVEL_DEBUG JobLogLevel = 1
-	// Normal course of the work.
-	JobLogLevel_JOB_LOG_LEVEL_INFO JobLogLevel = 2
-	// Something unexpected that did not stop the work.
-	JobLogLevel_JOB_LOG_LEVEL_WARNING JobLogLevel = 3
-	// Something that failed.
-	JobLogLevel_JOB_LOG_LEVEL_ERROR JobLogLevel = 4
-)
-
-// Enum value maps for JobLogLevel.
-var (
-	JobLogLevel_name = map[int32]string{
-		0: "JOB_LOG_LEVEL_UNSPECIFIED",
-		1: "JOB_LOG_LEVEL_DEBUG",
-		2: "JOB_LOG_LEVEL_INFO",
-		3: "JOB_LOG_LEVEL_WARNING",
-		4: "JOB_LOG_LEVEL_ERROR",
-	}
-	JobLogLevel_value = map[string]int32{
-		"JOB_LOG_LEVEL_UNSPECIFIED": 0,
-		"JOB_LOG_LEVEL_DEBUG":       1,
-		"JOB_LOG_LEVEL_INFO":        2,
-		"JOB_LOG_LEVEL_WARNING":     3,
-		"JOB_LOG_LEVEL_ERROR":       4,
-	}
-)
-
-func (x JobLogLevel) Enum() *JobLogLevel {
-	p := new(JobLogLevel)
-	*p = x
-	return p
-}
-
-func (x JobLogLevel) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (JobLogLevel) Descriptor() protoreflect.EnumDescriptor {
-	return file_watchpost_v1_jobs_proto_enumTypes[5].Descriptor()
-}
-
-func (JobLogLevel) Type() protoreflect.EnumType {
-	return &file_watchpost_v1_jobs_proto_enumTypes[5]
-}
-
-func (x JobLogLevel) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use JobLogLevel.Descriptor instead.
-func (JobLogLevel) EnumDescriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{5}
-}
-
-// Kind of a change of a job.
-type JobChangeKind int32
-
-const (
-	// A kind that only a newer server knows.
-	JobChangeKind_JOB_CHANGE_KIND_UNSPECIFIED JobChangeKind = 0
-	// The job was created.
-	JobChangeKind_JOB_CHANGE_KIND_CREATED JobChangeKind = 1
-	// A worker claimed the job and began an attempt.
-	JobChangeKind_JOB_CHANGE_KIND_STARTED JobChangeKind = 2
-	// The worker reported progress. These changes are throttled, see `UpdateJobProgress`.
-	JobChangeKind_JOB_CHANGE_KIND_PROGRESS JobChangeKind = 3
-	// The worker completed the job.
-	JobChangeKind_JOB_CHANGE_KIND_COMPLETED JobChangeKind = 4
-	// An attempt failed or timed out, and the job is queued to be tried again.
-	JobChangeKind_JOB_CHANGE_KIND_RETRYING JobChangeKind = 5
-	// The job failed for good.
-	JobChangeKind_JOB_CHANGE_KIND_FAILED JobChangeKind = 6
-	// The worker disappeared, and the job is queued again.
-	JobChangeKind_JOB_CHANGE_KIND_RESCUED JobChangeKind = 7
-	// The worker released the job, and it is queued again.
-	JobChangeKind_JOB_CHANGE_KIND_RELEASED JobChangeKind = 8
-	// The worker released the job until a later time.
-	JobChangeKind_JOB_CHANGE_KIND_SNOOZED JobChangeKind = 9
-	// A client requested the cancellation of a running job.
-	JobChangeKind_JOB_CHANGE_KIND_CANCEL_REQUESTED JobChangeKind = 10
-	// The job was cancelled.
-	JobChangeKind_JOB_CHANGE_KIND_CANCELLED JobChangeKind = 11
-	// A client retried a failed or cancelled job.
-	JobChangeKind_JOB_CHANGE_KIND_RETRIED JobChangeKind = 12
-	// The job was deleted, by a call or by retention.
-	JobChangeKind_JOB_CHANGE_KIND_DELETED JobChangeKind = 13
-	// No change: the present state with which a watch begins.
-	JobChangeKind_JOB_CHANGE_KIND_EXISTING JobChangeKind = 14
-)
-
-// Enum value maps for JobChangeKind.
-var (
-	JobChangeKind_name = map[int32]string{
-		0:  "JOB_CHANGE_KIND_UNSPECIFIED",
-		1:  "JOB_CHANGE_KIND_CREATED",
-		2:  "JOB_CHANGE_KIND_STARTED",
-		3:  "JOB_CHANGE_KIND_PROGRESS",
-		4:  "JOB_CHANGE_KIND_COMPLETED",
-		5:  "JOB_CHANGE_KIND_RETRYING",
-		6:  "JOB_CHANGE_KIND_FAILED",
-		7:  "JOB_CHANGE_KIND_RESCUED",
-		8:  "JOB_CHANGE_KIND_RELEASED",
-		9:  "JOB_CHANGE_KIND_SNOOZED",
-		10: "JOB_CHANGE_KIND_CANCEL_REQUESTED",
-		11: "JOB_CHANGE_KIND_CANCELLED",
-		12: "JOB_CHANGE_KIND_RETRIED",
-		13: "JOB_CHANGE_KIND_DELETED",
-		14: "JOB_CHANGE_KIND_EXISTING",
-	}
-	JobChangeKind_value = map[string]int32{
-		"JOB_CHANGE_KIND_UNSPECIFIED":      0,
-		"JOB_CHANGE_KIND_CREATED":          1,
-		"JOB_CHANGE_KIND_STARTED":          2,
-		"JOB_CHANGE_KIND_PROGRESS":         3,
-		"JOB_CHANGE_KIND_COMPLETED":        4,
-		"JOB_CHANGE_KIND_RETRYING":         5,
-		"JOB_CHANGE_KIND_FAILED":           6,
-		"JOB_CHANGE_KIND_RESCUED":          7,
-		"JOB_CHANGE_KIND_RELEASED":         8,
-		"JOB_CHANGE_KIND_SNOOZED":          9,
-		"JOB_CHANGE_KIND_CANCEL_REQUESTED": 10,
-		"JOB_CHANGE_KIND_CANCELLED":        11,
-		"JOB_CHANGE_KIND_RETRIED":          12,
-		"JOB_CHANGE_KIND_DELETED":          13,
-		"JOB_CHANGE_KIND_EXISTING":         14,
-	}
-)
-
-func (x JobChangeKind) Enum() *JobChangeKind {
-	p := new(JobChangeKind)
-	*p = x
-	return p
-}
-
-func (x JobChangeKind) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (JobChangeKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_watchpost_v1_jobs_proto_enumTypes[6].Descriptor()
-}
-
-func (JobChangeKind) Type() protoreflect.EnumType {
-	return &file_watchpost_v1_jobs_proto_enumTypes[6]
-}
-
-func (x JobChangeKind) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use JobChangeKind.Descriptor instead.
-func (JobChangeKind) EnumDescriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{6}
-}
-
-// A job: a row of `jobs`.
+// Background job, a row of `jobs`.
 //
-// `CreateJob` takes the fields that are not marked as output only, and ignores the others. No call
-// changes them afterwards, apart from `scheduled_at`.
+// `CreateJob` takes the fields that are not output only, and ignores output-only fields. No call
+// changes them later, except `scheduled_at`.
 type Job struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Output only. Id of the job, a UUID version 7.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Required. Type of the job, 1 to 50 characters. The type need not have settings. Workers may name
-	// the types that they accept.
+	// Required. Type of the job, 1 to 50 characters. The type need not have settings. Workers may
+	// restrict the types that they claim.
 	JobType string `protobuf:"bytes,2,opt,name=job_type,json=jobType,proto3" json:"job_type,omitempty"`
 	// Output only. Status of the job.
 	Status JobStatus `protobuf:"varint,3,opt,name=status,proto3,enum=watchpost.v1.JobStatus" json:"status,omitempty"`
 	// Queue of the job, 1 to 100 characters. Defaults to `default`. The queue need not have settings.
 	// Always present in jobs that this API created.
 	QueueName *string `protobuf:"bytes,4,opt,name=queue_name,json=queueName,proto3,oneof" json:"queue_name,omitempty"`
-	// Priority within the queue, 0 (first) to 4 (last). Defaults to that of the type, else to 2.
+	// Priority within the queue, from 0 (first) to 4 (last). Defaults to the priority of the type,
+	// else to 2.
 	Priority *int32 `protobuf:"varint,5,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
 	// Output only. Time at which the job was created, by the server's clock.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
@@ -575,12 +117,12 @@ type Job struct {
 	// Output only. Time at which the job reached a final status: completed, failed after its last
 	// attempt, or cancelled. Absent before, and again after `RetryJob`.
 	CompletedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=completed_at,json=completedAt,proto3" json:"completed_at,omitempty"`
-	// Output only. Part of the job that is done, in percent, in [0, 100], as the worker reported it. 0
-	// before the first report.
+	// Output only. Part of the job that is done, in percent, in [0, 100], as the worker reported it.
+	// 0 before the first report.
 	//
 	// A worker may report a lower value than before. The value becomes 100 on completion, and 0
-	// whenever the job is queued again: by a retry, a rescue, a release, a snooze or `RetryJob`. A job
-	// that failed or was cancelled keeps its last value.
+	// whenever the job is queued again: by a retry, a rescue, a release, a snooze or `RetryJob`. A
+	// job that failed or was cancelled keeps its last value.
 	ProgressPercent int32 `protobuf:"varint,9,opt,name=progress_percent,json=progressPercent,proto3" json:"progress_percent,omitempty"`
 	// Output only. Description of the present step of work, at most 255 characters, as the worker
 	// reported it. Cleared when the job is queued again.
@@ -593,66 +135,67 @@ type Job struct {
 	ErrorMessage *string `protobuf:"bytes,12,opt,name=error_message,json=errorMessage,proto3,oneof" json:"error_message,omitempty"`
 	// Output only. Traceback of the last failed attempt. Absent in lists and watches.
 	ErrorTraceback *string `protobuf:"bytes,13,opt,name=error_traceback,json=errorTraceback,proto3,oneof" json:"error_traceback,omitempty"`
-	// Output only. Number of the current attempt, from 1. For a queued job it is the number of the next
-	// attempt, for a finished job that of the last. It counts every attempt, also those that did not fail.
+	// Output only. Number of the current attempt, from 1. For a queued job the number of the next
+	// attempt, for a finished job the number of the last. Attempts without a failure count as well.
 	AttemptNumber int32 `protobuf:"varint,14,opt,name=attempt_number,json=attemptNumber,proto3" json:"attempt_number,omitempty"`
-	// Number of failures after which the job fails for good, in [1, 1000]. Rescues, releases and
-	// snoozes do not count. Defaults to that of the type, else to 3.
+	// Number of failures after which the job fails permanently, in [1, 1000]. Rescues, releases and
+	// snoozes do not count. Defaults to the number of the type, else to 3.
 	MaxAttempts *int32 `protobuf:"varint,15,opt,name=max_attempts,json=maxAttempts,proto3,oneof" json:"max_attempts,omitempty"`
-	// Output only. Earliest time of the next attempt after a failure. Present only between a failure and
-	// the next attempt.
+	// Output only. Earliest time of the next attempt after a failure. Present only between a failure
+	// and the next attempt.
 	NextRetryAt *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=next_retry_at,json=nextRetryAt,proto3" json:"next_retry_at,omitempty"`
-	// Input of the job, free in form, as its creator gave it. At most 1,048,576 bytes as JSON and 20
-	// levels deep. Absent in lists and watches.
+	// Input of the job as a free-form object. At most 1,048,576 bytes as JSON and 20 levels deep.
+	// Absent in lists and watches.
 	Payload *structpb.Struct `protobuf:"bytes,17,opt,name=payload,proto3" json:"payload,omitempty"`
-	// Earliest time at which the job may run. Defaults to now, and so does a time in the past.
+	// Earliest time at which the job may run. Defaults to the present time, and so does a past time.
 	//
-	// After a failed attempt it is the time of the retry, after
-	// a rescue the time of the rescue. Once the job runs, it is the earliest time of that attempt.
+	// The server sets the time of the retry after a failed attempt, and the time of the rescue after
+	// a rescue. For a running job, the value is the earliest time of the current attempt.
 	ScheduledAt *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=scheduled_at,json=scheduledAt,proto3" json:"scheduled_at,omitempty"`
 	// Key that divides the queue into partitions, such as the id of a camera, at most 200 characters.
 	// Empty means no key.
 	//
 	// Jobs of one queue, type, priority and key form a partition. Partitions take turns, see
 	// `JobWorkerService`, so that one key with many jobs does not delay the others.
-	// `JobQueue.max_running_per_key` limits how many jobs of one key run at a time.
+	// `JobQueue.max_running_per_key` limits the running jobs of one key.
 	ConcurrencyKey string `protobuf:"bytes,19,opt,name=concurrency_key,json=concurrencyKey,proto3" json:"concurrency_key,omitempty"`
-	// Output only. Number of failed attempts, timeouts included. Rescued, released and snoozed attempts are not
-	// counted. `RetryJob` sets it to 0.
+	// Output only. Number of failed attempts, including timeouts. Rescued, released and snoozed
+	// attempts do not count. `RetryJob` resets the number to 0.
 	Failures int32 `protobuf:"varint,20,opt,name=failures,proto3" json:"failures,omitempty"`
-	// Output only. Number of attempts that ended because their worker disappeared. `RetryJob` sets it to
-	// 0.
+	// Output only. Number of attempts that ended because the worker disappeared. `RetryJob` resets
+	// the number to 0.
 	Rescues int32 `protobuf:"varint,21,opt,name=rescues,proto3" json:"rescues,omitempty"`
-	// Largest number of rescues, in [0, 1000]. The next one after that fails the job with the error
-	// code `RESCUES_EXHAUSTED`. Defaults to that of the type, else to 3.
+	// Largest number of rescues, in [0, 1000]. The next rescue fails the job with the error code
+	// `RESCUES_EXHAUSTED`. Defaults to the number of the type, else to 3.
 	MaxRescues *int32 `protobuf:"varint,22,opt,name=max_rescues,json=maxRescues,proto3,oneof" json:"max_rescues,omitempty"`
-	// Time limit of one attempt. Whole milliseconds, in [1 s, 30 days]. Heartbeats do not extend it.
-	// Defaults to that of the type, else to 600 s. Absent in a returned job: no limit, because the type
-	// sets none.
+	// Time limit of one attempt. Whole milliseconds, in [1 s, 30 days]. Heartbeats do not extend the
+	// limit. Defaults to the limit of the type, else to 600 s. Absent in a returned job: no limit,
+	// because the type has none.
 	Timeout *durationpb.Duration `protobuf:"bytes,23,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	// Output only. Time at which the whole job fails, whether it is queued or running. Absent means no
-	// deadline. `RetryJob` removes it. `deadline` sets it.
+	// Output only. Time at which the whole job fails, queued or running, computed from `deadline`.
+	// Absent means no deadline. `RetryJob` removes the deadline.
 	DeadlineAt *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=deadline_at,json=deadlineAt,proto3" json:"deadline_at,omitempty"`
-	// Delays between failed attempts. Absent fields of it take the values of the type at creation. If it
-	// is absent as a whole, the policy of the type holds, as it is at the time of a failure.
+	// Delays between failed attempts. Absent fields take the values of the type at creation. Without
+	// a policy, the policy of the type at the time of a failure applies.
 	RetryPolicy *RetryPolicy `protobuf:"bytes,25,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
-	// Whether the job becomes a dead letter when it fails for good. Defaults to that of the type, else
-	// to true.
+	// Makes the job a dead letter when it fails permanently. Defaults to the value of the type, else
+	// to `true`.
 	DeadLetter *bool `protobuf:"varint,26,opt,name=dead_letter,json=deadLetter,proto3,oneof" json:"dead_letter,omitempty"`
-	// Output only. Time at which the job became a dead letter. Dead letters have the status failed; the filter
-	// `dead` finds them. Cleared by `RetryJob`.
+	// Output only. Time at which the job became a dead letter. Dead letters have the status failed,
+	// and `JobFilter.dead` selects them. Cleared by `RetryJob`.
 	DeadAt *timestamppb.Timestamp `protobuf:"bytes,27,opt,name=dead_at,json=deadAt,proto3" json:"dead_at,omitempty"`
-	// Output only. Id of the worker that runs the job or ran it last. Kept by `RetryJob`. Absent before the first
-	// attempt.
+	// Output only. Id of the worker of the current or last attempt. Kept by `RetryJob`. Absent before
+	// the first attempt.
 	WorkerId *string `protobuf:"bytes,28,opt,name=worker_id,json=workerId,proto3,oneof" json:"worker_id,omitempty"`
-	// Output only. Time at which the lease expires unless the worker reports before. Present only while
-	// the job runs. Until the server has rescued the job, a late report still counts, see `JobWorkerService`.
+	// Output only. Time at which the lease expires unless the worker reports before. Present only
+	// while the job runs. Until the server has rescued the job, a late report still counts, see
+	// `JobWorkerService`.
 	LeaseExpiresAt *timestamppb.Timestamp `protobuf:"bytes,29,opt,name=lease_expires_at,json=leaseExpiresAt,proto3" json:"lease_expires_at,omitempty"`
 	// Output only. Time of the last claim, heartbeat or other report of the worker. Absent before the
 	// first attempt.
 	HeartbeatAt *timestamppb.Timestamp `protobuf:"bytes,30,opt,name=heartbeat_at,json=heartbeatAt,proto3" json:"heartbeat_at,omitempty"`
-	// Output only. Time at which a client requested the cancellation. Absent if none was requested, and
-	// after `RetryJob`.
+	// Output only. Time at which a client requested the cancellation. Absent if none was requested,
+	// and after `RetryJob`.
 	CancelRequestedAt *timestamppb.Timestamp `protobuf:"bytes,31,opt,name=cancel_requested_at,json=cancelRequestedAt,proto3" json:"cancel_requested_at,omitempty"`
 	// Output only. Actor that requested the cancellation, as given by the client, else the address of
 	// the client.
@@ -662,50 +205,52 @@ type Job struct {
 	// Output only. Key that no other job of the type may hold at the same time. Absent if none was
 	// requested with `unique`.
 	UniqueKey *string `protobuf:"bytes,34,opt,name=unique_key,json=uniqueKey,proto3,oneof" json:"unique_key,omitempty"`
-	// Output only. Statuses in which the job holds its `unique_key`. Empty if the job has no key, or has lost it. A
-	// job loses its key when it enters one of these statuses while another job holds the key.
+	// Output only. Statuses in which the job holds its `unique_key`. Empty if the job has no key or
+	// has lost the key. A job loses its key when it enters one of these statuses while another job
+	// holds the key.
 	UniqueStates []JobStatus `protobuf:"varint,35,rep,packed,name=unique_states,json=uniqueStates,proto3,enum=watchpost.v1.JobStatus" json:"unique_states,omitempty"`
-	// Output only. The `request_id` of the call that created the job. Absent if that had none.
+	// Output only. `request_id` of the call that created the job. Absent without an id.
 	RequestId *string `protobuf:"bytes,36,opt,name=request_id,json=requestId,proto3,oneof" json:"request_id,omitempty"`
-	// Output only. Id of the schedule that created the job. Absent for other jobs. It stays when the
-	// schedule is deleted.
+	// Output only. Id of the schedule that created the job, kept when the schedule is deleted. Absent
+	// for other jobs.
 	ScheduleId *string `protobuf:"bytes,37,opt,name=schedule_id,json=scheduleId,proto3,oneof" json:"schedule_id,omitempty"`
-	// Output only. Tick of the schedule for which the job was created. Absent for other jobs and for jobs of
-	// `RunJobSchedule`.
+	// Output only. Tick of the schedule for which the job was created. Absent for other jobs and for
+	// jobs of `RunJobSchedule`.
 	TickAt *timestamppb.Timestamp `protobuf:"bytes,38,opt,name=tick_at,json=tickAt,proto3" json:"tick_at,omitempty"`
-	// Output only. Code of the last error, for programs, at most 100 characters. Workers choose their own
-	// codes. The server uses:
+	// Output only. Code of the last error, for programs, at most 100 characters. Workers choose their
+	// own codes. The server uses:
 	//
 	//   - `TIMEOUT`: the attempt exceeded `timeout`.
 	//   - `DEADLINE_EXCEEDED`: `deadline_at` has passed.
 	//   - `RESCUES_EXHAUSTED`: the job was rescued more than `max_rescues` times.
-	//   - `PAYLOAD_UNDELIVERABLE`: the payload is nested too deep or too large to be sent to a worker. An
-	//     older version or another program stored it.
+	//   - `PAYLOAD_UNDELIVERABLE`: the payload is nested too deep or too large to be sent to a worker.
+	//     An older version or another program stored it.
 	ErrorCode *string `protobuf:"bytes,39,opt,name=error_code,json=errorCode,proto3,oneof" json:"error_code,omitempty"`
-	// Output only. Number of items that are done, as the worker reported it. Cleared when the job is
-	// queued again.
+	// Output only. Number of finished items, as the worker reported. Cleared when the job is queued
+	// again.
 	ItemsProcessed *int64 `protobuf:"varint,40,opt,name=items_processed,json=itemsProcessed,proto3,oneof" json:"items_processed,omitempty"`
-	// Output only. Number of items of the whole job, as the worker reported it. Cleared when the job is
+	// Output only. Number of all items of the job, as the worker reported. Cleared when the job is
 	// queued again.
 	ItemsTotal *int64 `protobuf:"varint,41,opt,name=items_total,json=itemsTotal,proto3,oneof" json:"items_total,omitempty"`
 	// Output only. Time of the last progress report of the current attempt. Absent without one.
 	ProgressAt *timestamppb.Timestamp `protobuf:"bytes,42,opt,name=progress_at,json=progressAt,proto3" json:"progress_at,omitempty"`
 	// Output only. Number of lines in the log of the job, over all attempts.
 	LogLines int64 `protobuf:"varint,43,opt,name=log_lines,json=logLines,proto3" json:"log_lines,omitempty"`
-	// Output only. Version of the job, from 1. Each transition raises it by 1. Progress, logs and heartbeats do not.
+	// Output only. Version of the job, from 1. Each transition raises it by 1. Progress, logs and
+	// heartbeats do not.
 	VersionId int32 `protobuf:"varint,44,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
 	// Output only. Time of the last change of status. Absent before the first one.
 	TransitionedAt *timestamppb.Timestamp `protobuf:"bytes,45,opt,name=transitioned_at,json=transitionedAt,proto3" json:"transitioned_at,omitempty"`
-	// Output only. The last 100 attempts, oldest first; fewer where the message would exceed 3.5 MiB.
-	// Present in `GetJob` only. `ListJobAttempts` returns all.
+	// Output only. Last 100 attempts, oldest first. Fewer if the message would exceed 3.5 MiB.
+	// Present in `GetJob` only; `ListJobAttempts` returns all.
 	Attempts []*JobAttempt `protobuf:"bytes,46,rep,name=attempts,proto3" json:"attempts,omitempty"`
 	// Output only. Waiting and running time of the job. Present in `GetJob` only.
 	Timing *JobTiming `protobuf:"bytes,47,opt,name=timing,proto3" json:"timing,omitempty"`
-	// Input only. Time limit of the whole job from `scheduled_at` on, in [1 s, 366 days]. Defaults to
-	// that of the type, else there is none. `deadline_at` is the end of it.
+	// Input only. Time limit of the whole job, counted from `scheduled_at`, in [1 s, 366 days].
+	// Defaults to the deadline of the type, else to no limit. `deadline_at` has the resulting time.
 	Deadline *durationpb.Duration `protobuf:"bytes,48,opt,name=deadline,proto3" json:"deadline,omitempty"`
-	// Input only. Prevents a second job with the same key. Absent means no such check. `unique_key` and
-	// `unique_states` are what the job holds.
+	// Input only. Uniqueness of the job: prevents a second job with the same key. Absent: no check.
+	// `unique_key` and `unique_states` have the result.
 	Unique        *UniqueJob `protobuf:"bytes,49,opt,name=unique,proto3" json:"unique,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1092,8 +637,8 @@ type JobTiming struct {
 	Wait *durationpb.Duration `protobuf:"bytes,1,opt,name=wait,proto3" json:"wait,omitempty"`
 	// Duration of the current or last attempt. Absent before the first one.
 	Run *durationpb.Duration `protobuf:"bytes,2,opt,name=run,proto3" json:"run,omitempty"`
-	// Estimated time until the current attempt ends, at the rate of its progress so far. Absent without
-	// progress, and if the job does not run.
+	// Estimated time until the current attempt ends, at the rate of its progress so far. Absent
+	// without progress, and if the job does not run.
 	Remaining *durationpb.Duration `protobuf:"bytes,3,opt,name=remaining,proto3" json:"remaining,omitempty"`
 	// Estimated time of completion, by the same rate. Absent whenever `remaining` is.
 	EstimatedCompletedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=estimated_completed_at,json=estimatedCompletedAt,proto3" json:"estimated_completed_at,omitempty"`
@@ -1160,24 +705,24 @@ func (x *JobTiming) GetEstimatedCompletedAt() *timestamppb.Timestamp {
 }
 
 // Delay before the next attempt after a failure. The first failure waits `initial_delay`, each
-// further one `multiplier` times as long, at most `max_delay`. A random part of up to `jitter` times the delay
-// is then added, so that jobs that failed together are not retried together.
+// further one `multiplier` times as long, at most `max_delay`. A random part of up to `jitter`
+// times the delay is then added, so that jobs that failed together are not retried together.
 //
 // Rescues and releases do not wait. `FailJob` may set another delay with `retry_after`. An absent
 // field takes the value of the job type.
 type RetryPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Delay after the first failure. Whole milliseconds, in [0 s, 86,400 s] (a day). Defaults to that of
-	// the type, else to 1 s.
+	// Delay after the first failure. Whole milliseconds, in [0 s, 86,400 s] (a day). Defaults to that
+	// of the type, else to 1 s.
 	InitialDelay *durationpb.Duration `protobuf:"bytes,1,opt,name=initial_delay,json=initialDelay,proto3" json:"initial_delay,omitempty"`
-	// Longest delay before jitter. Whole milliseconds, in [0 s, 604,800 s] (7 days). Defaults to that of
-	// the type, else to 30 s.
+	// Longest delay before jitter. Whole milliseconds, in [0 s, 604,800 s] (7 days). Defaults to that
+	// of the type, else to 30 s.
 	MaxDelay *durationpb.Duration `protobuf:"bytes,2,opt,name=max_delay,json=maxDelay,proto3" json:"max_delay,omitempty"`
-	// Growth of the delay with each further failure, in [1, 10]. Defaults to that of the type, else to
-	// 2.
+	// Growth of the delay with each further failure, in [1, 10]. Defaults to that of the type, else
+	// to 2.
 	Multiplier *float64 `protobuf:"fixed64,3,opt,name=multiplier,proto3,oneof" json:"multiplier,omitempty"`
-	// Largest random part of the delay, as a fraction, in [0, 1]. Defaults to that of the type, else to
-	// 0.25.
+	// Largest random part of the delay, as a fraction, in [0, 1]. Defaults to that of the type, else
+	// to 0.25.
 	Jitter        *float64 `protobuf:"fixed64,4,opt,name=jitter,proto3,oneof" json:"jitter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1244,21 +789,20 @@ func (x *RetryPolicy) GetJitter() float64 {
 // Prevents a second job with the same key.
 type UniqueJob struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Unique key, 1 to 255 characters, such as the id of the subject of the job. Keys of different job
-	// types are independent.
+	// Unique key, 1 to 255 characters, such as the id of the subject of the job. Keys of different
+	// job types are independent.
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// Statuses in which the job holds its key. The list must include queued. Defaults to queued and
 	// running; with `period`, to all statuses, so that a finished job holds the key too. To limit how
 	// many jobs run at a time, see `concurrency_key`.
 	States []JobStatus `protobuf:"varint,2,rep,packed,name=states,proto3,enum=watchpost.v1.JobStatus" json:"states,omitempty"`
-	// Length of the periods in each of which the key is unique, in [1 s, 366 days].
+	// Length of the periods in which the key is unique, in [1 s, 366 days]. Absent: no periods, and
+	// the key is held while the job is in one of `states`.
 	//
-	// Periods are aligned to 1970-01-01 00:00 UTC: those of 1 h begin on the hour, those of 1 day at
-	// midnight UTC. The period is that in which the server creates the job; `scheduled_at` does not
-	// matter. The server's clock decides, on PostgreSQL that of the database. In the next period the
-	// key is free again.
-	//
-	// Absent: there are no periods, and the key is held for as long as the job is in one of `states`.
+	// Periods are aligned to 1970-01-01 00:00 UTC: periods of 1 h begin on the hour, periods of 1 day
+	// at midnight UTC. The creation time of the job selects the period, by the server's clock (on
+	// PostgreSQL of the database). `scheduled_at` does not matter. In the next period, the key is
+	// free again.
 	Period        *durationpb.Duration `protobuf:"bytes,3,opt,name=period,proto3" json:"period,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1315,1128 +859,7 @@ func (x *UniqueJob) GetPeriod() *durationpb.Duration {
 	return nil
 }
 
-// The request of `CreateJob`, and an entry of `BatchCreateJobs`.
-type CreateJobRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The job to create. `job_type` is required.
-	Job *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
-	// Id that makes the call repeatable: 1 to 100 characters, best a UUID. Holds for as long as the job
-	// is kept. Empty means that every call creates a job.
-	RequestId     string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CreateJobRequest) Reset() {
-	*x = CreateJobRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[4]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CreateJobRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CreateJobRequest) ProtoMessage() {}
-
-func (x *CreateJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[4]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CreateJobRequest.ProtoReflect.Descriptor instead.
-func (*CreateJobRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{4}
-}
-
-func (x *CreateJobRequest) GetJob() *Job {
-	if x != nil {
-		return x.Job
-	}
-	return nil
-}
-
-func (x *CreateJobRequest) GetRequestId() string {
-	if x != nil {
-		return x.RequestId
-	}
-	return ""
-}
-
-// The request of `BatchCreateJobs`.
-type BatchCreateJobsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The jobs to create, 1 to 10,000.
-	Requests      []*CreateJobRequest `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *BatchCreateJobsRequest) Reset() {
-	*x = BatchCreateJobsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[5]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *BatchCreateJobsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*BatchCreateJobsRequest) ProtoMessage() {}
-
-func (x *BatchCreateJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[5]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use BatchCreateJobsRequest.ProtoReflect.Descriptor instead.
-func (*BatchCreateJobsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{5}
-}
-
-func (x *BatchCreateJobsRequest) GetRequests() []*CreateJobRequest {
-	if x != nil {
-		return x.Requests
-	}
-	return nil
-}
-
-// The response of `BatchCreateJobs`.
-type BatchCreateJobsResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Results of the requests, in their order.
-	Results []*BatchCreateJobsResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
-	// Number of jobs that this call created.
-	Created       int32 `protobuf:"varint,2,opt,name=created,proto3" json:"created,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *BatchCreateJobsResponse) Reset() {
-	*x = BatchCreateJobsResponse{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[6]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *BatchCreateJobsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*BatchCreateJobsResponse) ProtoMessage() {}
-
-func (x *BatchCreateJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[6]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use BatchCreateJobsResponse.ProtoReflect.Descriptor instead.
-func (*BatchCreateJobsResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{6}
-}
-
-func (x *BatchCreateJobsResponse) GetResults() []*BatchCreateJobsResult {
-	if x != nil {
-		return x.Results
-	}
-	return nil
-}
-
-func (x *BatchCreateJobsResponse) GetCreated() int32 {
-	if x != nil {
-		return x.Created
-	}
-	return 0
-}
-
-// Result of one request of `BatchCreateJobs`.
-type BatchCreateJobsResult struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the job that was created, or of the existing job that prevented it.
-	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Whether the job was created, and if not, why.
-	Outcome       BatchCreateJobsOutcome `protobuf:"varint,2,opt,name=outcome,proto3,enum=watchpost.v1.BatchCreateJobsOutcome" json:"outcome,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *BatchCreateJobsResult) Reset() {
-	*x = BatchCreateJobsResult{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[7]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *BatchCreateJobsResult) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*BatchCreateJobsResult) ProtoMessage() {}
-
-func (x *BatchCreateJobsResult) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[7]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use BatchCreateJobsResult.ProtoReflect.Descriptor instead.
-func (*BatchCreateJobsResult) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{7}
-}
-
-func (x *BatchCreateJobsResult) GetJobId() string {
-	if x != nil {
-		return x.JobId
-	}
-	return ""
-}
-
-func (x *BatchCreateJobsResult) GetOutcome() BatchCreateJobsOutcome {
-	if x != nil {
-		return x.Outcome
-	}
-	return BatchCreateJobsOutcome_BATCH_CREATE_JOBS_OUTCOME_UNSPECIFIED
-}
-
-// The request of `GetJob`.
-type GetJobRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the job, a UUID.
-	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetJobRequest) Reset() {
-	*x = GetJobRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[8]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetJobRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetJobRequest) ProtoMessage() {}
-
-func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[8]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetJobRequest.ProtoReflect.Descriptor instead.
-func (*GetJobRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{8}
-}
-
-func (x *GetJobRequest) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-// Selects jobs. Set fields are ANDed; a list matches any of its values and has at most 1,000 of them.
-type JobFilter struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only jobs in one of these statuses.
-	Statuses []JobStatus `protobuf:"varint,1,rep,packed,name=statuses,proto3,enum=watchpost.v1.JobStatus" json:"statuses,omitempty"`
-	// Only jobs of these types.
-	JobTypes []string `protobuf:"bytes,2,rep,name=job_types,json=jobTypes,proto3" json:"job_types,omitempty"`
-	// Only jobs of these queues.
-	QueueNames []string `protobuf:"bytes,3,rep,name=queue_names,json=queueNames,proto3" json:"queue_names,omitempty"`
-	// Only jobs of these priorities.
-	Priorities []int32 `protobuf:"varint,4,rep,packed,name=priorities,proto3" json:"priorities,omitempty"`
-	// Only jobs with these ids, as UUIDs.
-	Ids []string `protobuf:"bytes,5,rep,name=ids,proto3" json:"ids,omitempty"`
-	// Only jobs that were created in this range.
-	CreatedAt *TimeRange `protobuf:"bytes,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Only jobs that were finished in this range.
-	CompletedAt *TimeRange `protobuf:"bytes,7,opt,name=completed_at,json=completedAt,proto3" json:"completed_at,omitempty"`
-	// Only jobs with an error message (true), or only jobs without one (false).
-	HasError *bool `protobuf:"varint,8,opt,name=has_error,json=hasError,proto3,oneof" json:"has_error,omitempty"`
-	// Only jobs whose last attempt took at least this long. A running attempt is measured up to now.
-	// Jobs without an attempt do not match.
-	MinDuration *durationpb.Duration `protobuf:"bytes,9,opt,name=min_duration,json=minDuration,proto3" json:"min_duration,omitempty"`
-	// Only jobs whose last attempt took at most this long. A running attempt is measured up to now.
-	// Jobs without an attempt do not match.
-	MaxDuration *durationpb.Duration `protobuf:"bytes,10,opt,name=max_duration,json=maxDuration,proto3" json:"max_duration,omitempty"`
-	// Only dead letters (true), or only other jobs (false).
-	Dead *bool `protobuf:"varint,11,opt,name=dead,proto3,oneof" json:"dead,omitempty"`
-	// Only jobs that this worker runs or ran last. Empty means any.
-	WorkerId string `protobuf:"bytes,12,opt,name=worker_id,json=workerId,proto3" json:"worker_id,omitempty"`
-	// Only jobs with one of these concurrency keys. Jobs without a key cannot be selected by it.
-	ConcurrencyKeys []string `protobuf:"bytes,13,rep,name=concurrency_keys,json=concurrencyKeys,proto3" json:"concurrency_keys,omitempty"`
-	// Only jobs that this schedule created. Empty means any.
-	ScheduleId string `protobuf:"bytes,14,opt,name=schedule_id,json=scheduleId,proto3" json:"schedule_id,omitempty"`
-	// Only jobs with one of these error codes.
-	ErrorCodes []string `protobuf:"bytes,15,rep,name=error_codes,json=errorCodes,proto3" json:"error_codes,omitempty"`
-	// Only jobs whose cancellation was requested (true), or only other jobs (false).
-	CancelRequested *bool `protobuf:"varint,16,opt,name=cancel_requested,json=cancelRequested,proto3,oneof" json:"cancel_requested,omitempty"`
-	// Only jobs whose `scheduled_at` lies in this range.
-	ScheduledAt   *TimeRange `protobuf:"bytes,17,opt,name=scheduled_at,json=scheduledAt,proto3" json:"scheduled_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *JobFilter) Reset() {
-	*x = JobFilter{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[9]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *JobFilter) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*JobFilter) ProtoMessage() {}
-
-func (x *JobFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[9]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use JobFilter.ProtoReflect.Descriptor instead.
-func (*JobFilter) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{9}
-}
-
-func (x *JobFilter) GetStatuses() []JobStatus {
-	if x != nil {
-		return x.Statuses
-	}
-	return nil
-}
-
-func (x *JobFilter) GetJobTypes() []string {
-	if x != nil {
-		return x.JobTypes
-	}
-	return nil
-}
-
-func (x *JobFilter) GetQueueNames() []string {
-	if x != nil {
-		return x.QueueNames
-	}
-	return nil
-}
-
-func (x *JobFilter) GetPriorities() []int32 {
-	if x != nil {
-		return x.Priorities
-	}
-	return nil
-}
-
-func (x *JobFilter) GetIds() []string {
-	if x != nil {
-		return x.Ids
-	}
-	return nil
-}
-
-func (x *JobFilter) GetCreatedAt() *TimeRange {
-	if x != nil {
-		return x.CreatedAt
-	}
-	return nil
-}
-
-func (x *JobFilter) GetCompletedAt() *TimeRange {
-	if x != nil {
-		return x.CompletedAt
-	}
-	return nil
-}
-
-func (x *JobFilter) GetHasError() bool {
-	if x != nil && x.HasError != nil {
-		return *x.HasError
-	}
-	return false
-}
-
-func (x *JobFilter) GetMinDuration() *durationpb.Duration {
-	if x != nil {
-		return x.MinDuration
-	}
-	return nil
-}
-
-func (x *JobFilter) GetMaxDuration() *durationpb.Duration {
-	if x != nil {
-		return x.MaxDuration
-	}
-	return nil
-}
-
-func (x *JobFilter) GetDead() bool {
-	if x != nil && x.Dead != nil {
-		return *x.Dead
-	}
-	return false
-}
-
-func (x *JobFilter) GetWorkerId() string {
-	if x != nil {
-		return x.WorkerId
-	}
-	return ""
-}
-
-func (x *JobFilter) GetConcurrencyKeys() []string {
-	if x != nil {
-		return x.ConcurrencyKeys
-	}
-	return nil
-}
-
-func (x *JobFilter) GetScheduleId() string {
-	if x != nil {
-		return x.ScheduleId
-	}
-	return ""
-}
-
-func (x *JobFilter) GetErrorCodes() []string {
-	if x != nil {
-		return x.ErrorCodes
-	}
-	return nil
-}
-
-func (x *JobFilter) GetCancelRequested() bool {
-	if x != nil && x.CancelRequested != nil {
-		return *x.CancelRequested
-	}
-	return false
-}
-
-func (x *JobFilter) GetScheduledAt() *TimeRange {
-	if x != nil {
-		return x.ScheduledAt
-	}
-	return nil
-}
-
-// The request of `ListJobs`.
-type ListJobsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Number of jobs per page, at most 1,000; more means 1,000. Defaults to 50.
-	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page. With another filter or order
-	// the call fails with `INVALID_ARGUMENT`.
-	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Selects the jobs. Absent means all.
-	Filter *JobFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Order of the jobs. Defaults to newest first.
-	Order         JobOrder `protobuf:"varint,4,opt,name=order,proto3,enum=watchpost.v1.JobOrder" json:"order,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListJobsRequest) Reset() {
-	*x = ListJobsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[10]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListJobsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListJobsRequest) ProtoMessage() {}
-
-func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[10]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
-func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{10}
-}
-
-func (x *ListJobsRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-func (x *ListJobsRequest) GetPageToken() string {
-	if x != nil {
-		return x.PageToken
-	}
-	return ""
-}
-
-func (x *ListJobsRequest) GetFilter() *JobFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-func (x *ListJobsRequest) GetOrder() JobOrder {
-	if x != nil {
-		return x.Order
-	}
-	return JobOrder_JOB_ORDER_UNSPECIFIED
-}
-
-// The response of `ListJobs`.
-type ListJobsResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Jobs of this page.
-	Jobs []*Job `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty"`
-	// Token of the next page. Empty on the last page.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListJobsResponse) Reset() {
-	*x = ListJobsResponse{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[11]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListJobsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListJobsResponse) ProtoMessage() {}
-
-func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[11]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
-func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{11}
-}
-
-func (x *ListJobsResponse) GetJobs() []*Job {
-	if x != nil {
-		return x.Jobs
-	}
-	return nil
-}
-
-func (x *ListJobsResponse) GetNextPageToken() string {
-	if x != nil {
-		return x.NextPageToken
-	}
-	return ""
-}
-
-// The request of `SearchJobs`.
-type SearchJobsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Text to search for, at most 200 characters; the case of A to Z does not matter. Empty means any.
-	//
-	// It is searched in type, queue, step, error message, error code, worker, concurrency key and
-	// unique key. A job matches also if its id begins with the text.
-	Query string `protobuf:"bytes,1,opt,name=query,proto3" json:"query,omitempty"`
-	// Number of jobs per page, at most 1,000; more means 1,000. Defaults to 50.
-	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page. With another query, filter or
-	// order the call fails with `INVALID_ARGUMENT`.
-	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Selects the jobs. Absent means all.
-	Filter *JobFilter `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Order of the jobs. Defaults to newest first.
-	Order         JobOrder `protobuf:"varint,5,opt,name=order,proto3,enum=watchpost.v1.JobOrder" json:"order,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SearchJobsRequest) Reset() {
-	*x = SearchJobsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[12]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SearchJobsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SearchJobsRequest) ProtoMessage() {}
-
-func (x *SearchJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[12]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SearchJobsRequest.ProtoReflect.Descriptor instead.
-func (*SearchJobsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{12}
-}
-
-func (x *SearchJobsRequest) GetQuery() string {
-	if x != nil {
-		return x.Query
-	}
-	return ""
-}
-
-func (x *SearchJobsRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-func (x *SearchJobsRequest) GetPageToken() string {
-	if x != nil {
-		return x.PageToken
-	}
-	return ""
-}
-
-func (x *SearchJobsRequest) GetFilter() *JobFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-func (x *SearchJobsRequest) GetOrder() JobOrder {
-	if x != nil {
-		return x.Order
-	}
-	return JobOrder_JOB_ORDER_UNSPECIFIED
-}
-
-// The response of `SearchJobs`.
-type SearchJobsResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Jobs of this page.
-	Jobs []*Job `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty"`
-	// Token of the next page. Empty on the last page.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// Number of matching jobs, on all pages.
-	Total int64 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
-	// Numbers of matching jobs by status. Statuses without jobs are left out.
-	ByStatus []*JobStatusCount `protobuf:"bytes,4,rep,name=by_status,json=byStatus,proto3" json:"by_status,omitempty"`
-	// Numbers of matching jobs by type, most first; at most 1,000 types.
-	ByType        []*JobTypeCount `protobuf:"bytes,5,rep,name=by_type,json=byType,proto3" json:"by_type,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SearchJobsResponse) Reset() {
-	*x = SearchJobsResponse{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[13]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SearchJobsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SearchJobsResponse) ProtoMessage() {}
-
-func (x *SearchJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[13]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SearchJobsResponse.ProtoReflect.Descriptor instead.
-func (*SearchJobsResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{13}
-}
-
-func (x *SearchJobsResponse) GetJobs() []*Job {
-	if x != nil {
-		return x.Jobs
-	}
-	return nil
-}
-
-func (x *SearchJobsResponse) GetNextPageToken() string {
-	if x != nil {
-		return x.NextPageToken
-	}
-	return ""
-}
-
-func (x *SearchJobsResponse) GetTotal() int64 {
-	if x != nil {
-		return x.Total
-	}
-	return 0
-}
-
-func (x *SearchJobsResponse) GetByStatus() []*JobStatusCount {
-	if x != nil {
-		return x.ByStatus
-	}
-	return nil
-}
-
-func (x *SearchJobsResponse) GetByType() []*JobTypeCount {
-	if x != nil {
-		return x.ByType
-	}
-	return nil
-}
-
-// Number of jobs in one status.
-type JobStatusCount struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Status of the counted jobs.
-	Status JobStatus `protobuf:"varint,1,opt,name=status,proto3,enum=watchpost.v1.JobStatus" json:"status,omitempty"`
-	// Number of jobs in this status.
-	Jobs          int64 `protobuf:"varint,2,opt,name=jobs,proto3" json:"jobs,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *JobStatusCount) Reset() {
-	*x = JobStatusCount{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[14]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *JobStatusCount) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*JobStatusCount) ProtoMessage() {}
-
-func (x *JobStatusCount) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[14]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use JobStatusCount.ProtoReflect.Descriptor instead.
-func (*JobStatusCount) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{14}
-}
-
-func (x *JobStatusCount) GetStatus() JobStatus {
-	if x != nil {
-		return x.Status
-	}
-	return JobStatus_JOB_STATUS_UNSPECIFIED
-}
-
-func (x *JobStatusCount) GetJobs() int64 {
-	if x != nil {
-		return x.Jobs
-	}
-	return 0
-}
-
-// Number of jobs of one type.
-type JobTypeCount struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Type of the counted jobs.
-	JobType string `protobuf:"bytes,1,opt,name=job_type,json=jobType,proto3" json:"job_type,omitempty"`
-	// Number of jobs of this type.
-	Jobs          int64 `protobuf:"varint,2,opt,name=jobs,proto3" json:"jobs,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *JobTypeCount) Reset() {
-	*x = JobTypeCount{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[15]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *JobTypeCount) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*JobTypeCount) ProtoMessage() {}
-
-func (x *JobTypeCount) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[15]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use JobTypeCount.ProtoReflect.Descriptor instead.
-func (*JobTypeCount) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{15}
-}
-
-func (x *JobTypeCount) GetJobType() string {
-	if x != nil {
-		return x.JobType
-	}
-	return ""
-}
-
-func (x *JobTypeCount) GetJobs() int64 {
-	if x != nil {
-		return x.Jobs
-	}
-	return 0
-}
-
-// One run of a job: a row of `job_attempts`.
-type JobAttempt struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the attempt, a UUID version 7.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Id of the job.
-	JobId string `protobuf:"bytes,2,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Number of the attempt within its job, from 1, without a gap.
-	AttemptNumber int32 `protobuf:"varint,3,opt,name=attempt_number,json=attemptNumber,proto3" json:"attempt_number,omitempty"`
-	// Time at which a worker claimed the job.
-	StartedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	// Time at which the attempt ended. Absent while it runs.
-	EndedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
-	// Status of the attempt.
-	Status JobAttemptStatus `protobuf:"varint,6,opt,name=status,proto3,enum=watchpost.v1.JobAttemptStatus" json:"status,omitempty"`
-	// Id of the worker that ran the attempt.
-	WorkerId *string `protobuf:"bytes,7,opt,name=worker_id,json=workerId,proto3,oneof" json:"worker_id,omitempty"`
-	// Error message of the attempt. Absent if it ended without an error.
-	ErrorMessage *string `protobuf:"bytes,8,opt,name=error_message,json=errorMessage,proto3,oneof" json:"error_message,omitempty"`
-	// Traceback of the error, as the worker reported it.
-	ErrorTraceback *string `protobuf:"bytes,9,opt,name=error_traceback,json=errorTraceback,proto3,oneof" json:"error_traceback,omitempty"`
-	// Result that the worker reported. Present only if the attempt completed the job with a result.
-	Result *structpb.Struct `protobuf:"bytes,10,opt,name=result,proto3" json:"result,omitempty"`
-	// Reason why the attempt ended.
-	Outcome JobAttemptOutcome `protobuf:"varint,11,opt,name=outcome,proto3,enum=watchpost.v1.JobAttemptOutcome" json:"outcome,omitempty"`
-	// Code of the error, for programs, see `Job.error_code`.
-	ErrorCode     *string `protobuf:"bytes,12,opt,name=error_code,json=errorCode,proto3,oneof" json:"error_code,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *JobAttempt) Reset() {
-	*x = JobAttempt{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *JobAttempt) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*JobAttempt) ProtoMessage() {}
-
-func (x *JobAttempt) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use JobAttempt.ProtoReflect.Descriptor instead.
-func (*JobAttempt) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *JobAttempt) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *JobAttempt) GetJobId() string {
-	if x != nil {
-		return x.JobId
-	}
-	return ""
-}
-
-func (x *JobAttempt) GetAttemptNumber() int32 {
-	if x != nil {
-		return x.AttemptNumber
-	}
-	return 0
-}
-
-func (x *JobAttempt) GetStartedAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.StartedAt
-	}
-	return nil
-}
-
-func (x *JobAttempt) GetEndedAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.EndedAt
-	}
-	return nil
-}
-
-func (x *JobAttempt) GetStatus() JobAttemptStatus {
-	if x != nil {
-		return x.Status
-	}
-	return JobAttemptStatus_JOB_ATTEMPT_STATUS_UNSPECIFIED
-}
-
-func (x *JobAttempt) GetWorkerId() string {
-	if x != nil && x.WorkerId != nil {
-		return *x.WorkerId
-	}
-	return ""
-}
-
-func (x *JobAttempt) GetErrorMessage() string {
-	if x != nil && x.ErrorMessage != nil {
-		return *x.ErrorMessage
-	}
-	return ""
-}
-
-func (x *JobAttempt) GetErrorTraceback() string {
-	if x != nil && x.ErrorTraceback != nil {
-		return *x.ErrorTraceback
-	}
-	return ""
-}
-
-func (x *JobAttempt) GetResult() *structpb.Struct {
-	if x != nil {
-		return x.Result
-	}
-	return nil
-}
-
-func (x *JobAttempt) GetOutcome() JobAttemptOutcome {
-	if x != nil {
-		return x.Outcome
-	}
-	return JobAttemptOutcome_JOB_ATTEMPT_OUTCOME_UNSPECIFIED
-}
-
-func (x *JobAttempt) GetErrorCode() string {
-	if x != nil && x.ErrorCode != nil {
-		return *x.ErrorCode
-	}
-	return ""
-}
-
-// The request of `ListJobAttempts`.
-type ListJobAttemptsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the job, a UUID.
-	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Number of attempts per page, at most 1,000; more means 1,000. Defaults to 50.
-	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before, for the same job. Empty for the first page.
-	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListJobAttemptsRequest) Reset() {
-	*x = ListJobAttemptsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[17]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListJobAttemptsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListJobAttemptsRequest) ProtoMessage() {}
-
-func (x *ListJobAttemptsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[17]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListJobAttemptsRequest.ProtoReflect.Descriptor instead.
-func (*ListJobAttemptsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{17}
-}
-
-func (x *ListJobAttemptsRequest) GetJobId() string {
-	if x != nil {
-		return x.JobId
-	}
-	return ""
-}
-
-func (x *ListJobAttemptsRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-func (x *ListJobAttemptsRequest) GetPageToken() string {
-	if x != nil {
-		return x.PageToken
-	}
-	return ""
-}
-
-// The response of `ListJobAttempts`.
-type ListJobAttemptsResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Attempts of this page, oldest first.
-	Attempts []*JobAttempt `protobuf:"bytes,1,rep,name=attempts,proto3" json:"attempts,omitempty"`
-	// Token of the next page. Empty on the last page.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListJobAttemptsResponse) Reset() {
-	*x = ListJobAttemptsResponse{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListJobAttemptsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListJobAttemptsResponse) ProtoMessage() {}
-
-func (x *ListJobAttemptsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[18]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListJobAttemptsResponse.ProtoReflect.Descriptor instead.
-func (*ListJobAttemptsResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *ListJobAttemptsResponse) GetAttempts() []*JobAttempt {
-	if x != nil {
-		return x.Attempts
-	}
-	return nil
-}
-
-func (x *ListJobAttemptsResponse) GetNextPageToken() string {
-	if x != nil {
-		return x.NextPageToken
-	}
-	return ""
-}
-
-// One change of a job's status: a row of `job_transitions`.
+// Change of the status of a job, a row of `job_transitions`.
 type JobTransition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id of the transition, a UUID version 7.
@@ -2447,8 +870,7 @@ type JobTransition struct {
 	FromStatus JobStatus `protobuf:"varint,3,opt,name=from_status,json=fromStatus,proto3,enum=watchpost.v1.JobStatus" json:"from_status,omitempty"`
 	// Status after the transition.
 	ToStatus JobStatus `protobuf:"varint,4,opt,name=to_status,json=toStatus,proto3,enum=watchpost.v1.JobStatus" json:"to_status,omitempty"`
-	// Time of the transition. It is never before that of the previous transition, even if clocks are
-	// set back.
+	// Time of the transition. Never before the previous transition, even if clocks are set back.
 	TransitionedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=transitioned_at,json=transitionedAt,proto3" json:"transitioned_at,omitempty"`
 	// Kind of the cause; others may be added:
 	//
@@ -2458,16 +880,17 @@ type JobTransition struct {
 	// - `user`: a call of `JobService`.
 	// - `system`: a rescue, or a payload that cannot be delivered.
 	TriggeredBy string `protobuf:"bytes,6,opt,name=triggered_by,json=triggeredBy,proto3" json:"triggered_by,omitempty"`
-	// Metadata that another program has stored. This server stores none.
+	// Metadata that another program has stored. Watchpost itself stores no metadata.
 	Metadata *structpb.Struct `protobuf:"bytes,7,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// The `version_id` of the job after the transition.
+	// `version_id` of the job after the transition.
 	VersionId *int32 `protobuf:"varint,8,opt,name=version_id,json=versionId,proto3,oneof" json:"version_id,omitempty"`
 	// Number of the attempt that the transition began or ended.
 	AttemptNumber *int32 `protobuf:"varint,9,opt,name=attempt_number,json=attemptNumber,proto3,oneof" json:"attempt_number,omitempty"`
 	// Worker id, or the actor of a call as given by the client, else its address. Absent for timeouts
 	// and rescues.
 	Actor *string `protobuf:"bytes,10,opt,name=actor,proto3,oneof" json:"actor,omitempty"`
-	// Reason of the call, message of the error, or description of the rescue; at most 1,000 characters.
+	// Reason of the call, message of the error, or description of the rescue; at most 1,000
+	// characters.
 	Reason        *string `protobuf:"bytes,11,opt,name=reason,proto3,oneof" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2475,7 +898,7 @@ type JobTransition struct {
 
 func (x *JobTransition) Reset() {
 	*x = JobTransition{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[19]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2487,7 +910,7 @@ func (x *JobTransition) String() string {
 func (*JobTransition) ProtoMessage() {}
 
 func (x *JobTransition) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[19]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2500,7 +923,7 @@ func (x *JobTransition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobTransition.ProtoReflect.Descriptor instead.
 func (*JobTransition) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{19}
+	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *JobTransition) GetId() string {
@@ -2587,7 +1010,7 @@ type ListJobTransitionsRequest struct {
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// Number of transitions per page, at most 1,000; more means 1,000. Defaults to 50.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before, for the same job. Empty for the first page.
+	// `next_page_token` of the previous page of the same job. Empty for the first page.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2595,7 +1018,7 @@ type ListJobTransitionsRequest struct {
 
 func (x *ListJobTransitionsRequest) Reset() {
 	*x = ListJobTransitionsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[20]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2607,7 +1030,7 @@ func (x *ListJobTransitionsRequest) String() string {
 func (*ListJobTransitionsRequest) ProtoMessage() {}
 
 func (x *ListJobTransitionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[20]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2620,7 +1043,7 @@ func (x *ListJobTransitionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobTransitionsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobTransitionsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{20}
+	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListJobTransitionsRequest) GetJobId() string {
@@ -2657,7 +1080,7 @@ type ListJobTransitionsResponse struct {
 
 func (x *ListJobTransitionsResponse) Reset() {
 	*x = ListJobTransitionsResponse{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[21]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2669,7 +1092,7 @@ func (x *ListJobTransitionsResponse) String() string {
 func (*ListJobTransitionsResponse) ProtoMessage() {}
 
 func (x *ListJobTransitionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[21]
+	mi := &file_watchpost_v1_jobs_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2682,7 +1105,7 @@ func (x *ListJobTransitionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobTransitionsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobTransitionsResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{21}
+	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListJobTransitionsResponse) GetTransitions() []*JobTransition {
@@ -2699,1640 +1122,11 @@ func (x *ListJobTransitionsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// One line of the log of a job: a row of `job_logs`.
-type JobLog struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the line, a UUID version 7.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Id of the job.
-	JobId string `protobuf:"bytes,2,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Number of the attempt that logged the line.
-	AttemptNumber int32 `protobuf:"varint,3,opt,name=attempt_number,json=attemptNumber,proto3" json:"attempt_number,omitempty"`
-	// Time of the line by the worker's clock. By the server's clock if the worker gave none.
-	Timestamp *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=timestamp,proto3" json:"timestamp,omitempty"`
-	// Severity of the line.
-	Level JobLogLevel `protobuf:"varint,5,opt,name=level,proto3,enum=watchpost.v1.JobLogLevel" json:"level,omitempty"`
-	// Text of the line, 1 to 10,000 characters.
-	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
-	// Context of the line, free in form, as the worker gave it.
-	Context *structpb.Struct `protobuf:"bytes,7,opt,name=context,proto3" json:"context,omitempty"`
-	// Number of the line in the log of the job, from 1, without a gap, over all attempts.
-	Line          *int64 `protobuf:"varint,8,opt,name=line,proto3,oneof" json:"line,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *JobLog) Reset() {
-	*x = JobLog{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[22]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *JobLog) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*JobLog) ProtoMessage() {}
-
-func (x *JobLog) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[22]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use JobLog.ProtoReflect.Descriptor instead.
-func (*JobLog) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{22}
-}
-
-func (x *JobLog) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *JobLog) GetJobId() string {
-	if x != nil {
-		return x.JobId
-	}
-	return ""
-}
-
-func (x *JobLog) GetAttemptNumber() int32 {
-	if x != nil {
-		return x.AttemptNumber
-	}
-	return 0
-}
-
-func (x *JobLog) GetTimestamp() *timestamppb.Timestamp {
-	if x != nil {
-		return x.Timestamp
-	}
-	return nil
-}
-
-func (x *JobLog) GetLevel() JobLogLevel {
-	if x != nil {
-		return x.Level
-	}
-	return JobLogLevel_JOB_LOG_LEVEL_UNSPECIFIED
-}
-
-func (x *JobLog) GetMessage() string {
-	if x != nil {
-		return x.Message
-	}
-	return ""
-}
-
-func (x *JobLog) GetContext() *structpb.Struct {
-	if x != nil {
-		return x.Context
-	}
-	return nil
-}
-
-func (x *JobLog) GetLine() int64 {
-	if x != nil && x.Line != nil {
-		return *x.Line
-	}
-	return 0
-}
-
-// Selects lines of the log of a job. Set fields are ANDed.
-type JobLogFilter struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only lines of this severity or a higher one. Unspecified means any.
-	MinLevel JobLogLevel `protobuf:"varint,1,opt,name=min_level,json=minLevel,proto3,enum=watchpost.v1.JobLogLevel" json:"min_level,omitempty"`
-	// Only lines whose `timestamp` lies in this range.
-	Timestamp *TimeRange `protobuf:"bytes,2,opt,name=timestamp,proto3" json:"timestamp,omitempty"`
-	// Only lines of this attempt.
-	AttemptNumber *int32 `protobuf:"varint,3,opt,name=attempt_number,json=attemptNumber,proto3,oneof" json:"attempt_number,omitempty"`
-	// Only lines whose message holds this text, at most 200 characters. The case of A to Z does not matter.
-	Text          string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *JobLogFilter) Reset() {
-	*x = JobLogFilter{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[23]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *JobLogFilter) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*JobLogFilter) ProtoMessage() {}
-
-func (x *JobLogFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[23]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use JobLogFilter.ProtoReflect.Descriptor instead.
-func (*JobLogFilter) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{23}
-}
-
-func (x *JobLogFilter) GetMinLevel() JobLogLevel {
-	if x != nil {
-		return x.MinLevel
-	}
-	return JobLogLevel_JOB_LOG_LEVEL_UNSPECIFIED
-}
-
-func (x *JobLogFilter) GetTimestamp() *TimeRange {
-	if x != nil {
-		return x.Timestamp
-	}
-	return nil
-}
-
-func (x *JobLogFilter) GetAttemptNumber() int32 {
-	if x != nil && x.AttemptNumber != nil {
-		return *x.AttemptNumber
-	}
-	return 0
-}
-
-func (x *JobLogFilter) GetText() string {
-	if x != nil {
-		return x.Text
-	}
-	return ""
-}
-
-// The request of `ListJobLogs`.
-type ListJobLogsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the job, a UUID.
-	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Number of lines per page, at most 1,000; more means 1,000. Defaults to 50.
-	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before, for the same job and filter. Empty for the first page.
-	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Selects the lines. Absent means all.
-	Filter        *JobLogFilter `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListJobLogsRequest) Reset() {
-	*x = ListJobLogsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[24]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListJobLogsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListJobLogsRequest) ProtoMessage() {}
-
-func (x *ListJobLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[24]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListJobLogsRequest.ProtoReflect.Descriptor instead.
-func (*ListJobLogsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{24}
-}
-
-func (x *ListJobLogsRequest) GetJobId() string {
-	if x != nil {
-		return x.JobId
-	}
-	return ""
-}
-
-func (x *ListJobLogsRequest) GetPageSize() int32 {
-	if x != nil {
-		return x.PageSize
-	}
-	return 0
-}
-
-func (x *ListJobLogsRequest) GetPageToken() string {
-	if x != nil {
-		return x.PageToken
-	}
-	return ""
-}
-
-func (x *ListJobLogsRequest) GetFilter() *JobLogFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-// The response of `ListJobLogs`.
-type ListJobLogsResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Lines of this page.
-	Logs []*JobLog `protobuf:"bytes,1,rep,name=logs,proto3" json:"logs,omitempty"`
-	// Token of the next page. Empty on the last page.
-	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ListJobLogsResponse) Reset() {
-	*x = ListJobLogsResponse{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[25]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ListJobLogsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ListJobLogsResponse) ProtoMessage() {}
-
-func (x *ListJobLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[25]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ListJobLogsResponse.ProtoReflect.Descriptor instead.
-func (*ListJobLogsResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{25}
-}
-
-func (x *ListJobLogsResponse) GetLogs() []*JobLog {
-	if x != nil {
-		return x.Logs
-	}
-	return nil
-}
-
-func (x *ListJobLogsResponse) GetNextPageToken() string {
-	if x != nil {
-		return x.NextPageToken
-	}
-	return ""
-}
-
-// The request of `TailJobLogs`.
-type TailJobLogsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the job, a UUID.
-	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Only lines with a higher number than this. 0 means all.
-	AfterLine int64 `protobuf:"varint,2,opt,name=after_line,json=afterLine,proto3" json:"after_line,omitempty"`
-	// Only lines of this severity or a higher one. Unspecified means any.
-	MinLevel      JobLogLevel `protobuf:"varint,3,opt,name=min_level,json=minLevel,proto3,enum=watchpost.v1.JobLogLevel" json:"min_level,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *TailJobLogsRequest) Reset() {
-	*x = TailJobLogsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[26]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *TailJobLogsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*TailJobLogsRequest) ProtoMessage() {}
-
-func (x *TailJobLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[26]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use TailJobLogsRequest.ProtoReflect.Descriptor instead.
-func (*TailJobLogsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{26}
-}
-
-func (x *TailJobLogsRequest) GetJobId() string {
-	if x != nil {
-		return x.JobId
-	}
-	return ""
-}
-
-func (x *TailJobLogsRequest) GetAfterLine() int64 {
-	if x != nil {
-		return x.AfterLine
-	}
-	return 0
-}
-
-func (x *TailJobLogsRequest) GetMinLevel() JobLogLevel {
-	if x != nil {
-		return x.MinLevel
-	}
-	return JobLogLevel_JOB_LOG_LEVEL_UNSPECIFIED
-}
-
-// The request of `CancelJob`.
-type CancelJobRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the job, a UUID.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Actor that requests the cancellation, at most 100 characters. Defaults to the address of the
-	// client.
-	Actor string `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Reason for the cancellation, at most 1,000 characters. The worker receives it.
-	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CancelJobRequest) Reset() {
-	*x = CancelJobRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[27]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CancelJobRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CancelJobRequest) ProtoMessage() {}
-
-func (x *CancelJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[27]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CancelJobRequest.ProtoReflect.Descriptor instead.
-func (*CancelJobRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{27}
-}
-
-func (x *CancelJobRequest) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *CancelJobRequest) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-func (x *CancelJobRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-// The request of `RetryJob`.
-type RetryJobRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the job, a UUID.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Actor that requests the retry, at most 100 characters. Defaults to the address of the client.
-	Actor string `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Reason for the retry, at most 1,000 characters. It is stored in the transition.
-	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Earliest time at which the job may run. Defaults to now, and so does a time in the past.
-	ScheduledAt   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=scheduled_at,json=scheduledAt,proto3" json:"scheduled_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RetryJobRequest) Reset() {
-	*x = RetryJobRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[28]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RetryJobRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RetryJobRequest) ProtoMessage() {}
-
-func (x *RetryJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[28]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RetryJobRequest.ProtoReflect.Descriptor instead.
-func (*RetryJobRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{28}
-}
-
-func (x *RetryJobRequest) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *RetryJobRequest) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-func (x *RetryJobRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-func (x *RetryJobRequest) GetScheduledAt() *timestamppb.Timestamp {
-	if x != nil {
-		return x.ScheduledAt
-	}
-	return nil
-}
-
-// The request of `DeleteJob`.
-type DeleteJobRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the job, a UUID.
-	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DeleteJobRequest) Reset() {
-	*x = DeleteJobRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[29]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeleteJobRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeleteJobRequest) ProtoMessage() {}
-
-func (x *DeleteJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[29]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeleteJobRequest.ProtoReflect.Descriptor instead.
-func (*DeleteJobRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{29}
-}
-
-func (x *DeleteJobRequest) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-// The request of `CancelJobs`.
-type CancelJobsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Selects the jobs. Must not be empty unless `all` is set.
-	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Selects all jobs. Must be set if the filter is empty, and only then.
-	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
-	// Only counts the jobs, and changes nothing.
-	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	// Actor that requests the cancellation, at most 100 characters. Defaults to the address of the
-	// client.
-	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Reason for the cancellation, at most 1,000 characters. The worker receives it.
-	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CancelJobsRequest) Reset() {
-	*x = CancelJobsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[30]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CancelJobsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CancelJobsRequest) ProtoMessage() {}
-
-func (x *CancelJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[30]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CancelJobsRequest.ProtoReflect.Descriptor instead.
-func (*CancelJobsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{30}
-}
-
-func (x *CancelJobsRequest) GetFilter() *JobFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-func (x *CancelJobsRequest) GetAll() bool {
-	if x != nil {
-		return x.All
-	}
-	return false
-}
-
-func (x *CancelJobsRequest) GetDryRun() bool {
-	if x != nil {
-		return x.DryRun
-	}
-	return false
-}
-
-func (x *CancelJobsRequest) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-func (x *CancelJobsRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-// The request of `RetryJobs`.
-type RetryJobsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Selects the jobs. Must not be empty unless `all` is set.
-	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Selects all jobs. Must be set if the filter is empty, and only then.
-	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
-	// Only counts the jobs, and changes nothing. Unique keys that are held are not checked.
-	DryRun bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	// Actor that requests the retry, at most 100 characters. Defaults to the address of the client.
-	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Reason for the retry, at most 1,000 characters. It is stored in the transition.
-	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *RetryJobsRequest) Reset() {
-	*x = RetryJobsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[31]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *RetryJobsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*RetryJobsRequest) ProtoMessage() {}
-
-func (x *RetryJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[31]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use RetryJobsRequest.ProtoReflect.Descriptor instead.
-func (*RetryJobsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{31}
-}
-
-func (x *RetryJobsRequest) GetFilter() *JobFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-func (x *RetryJobsRequest) GetAll() bool {
-	if x != nil {
-		return x.All
-	}
-	return false
-}
-
-func (x *RetryJobsRequest) GetDryRun() bool {
-	if x != nil {
-		return x.DryRun
-	}
-	return false
-}
-
-func (x *RetryJobsRequest) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-func (x *RetryJobsRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-// The request of `DeleteJobs`.
-type DeleteJobsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Selects the jobs. Must not be empty unless `all` is set.
-	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Selects all jobs. Must be set if the filter is empty, and only then.
-	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
-	// Only counts the jobs, and changes nothing.
-	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DeleteJobsRequest) Reset() {
-	*x = DeleteJobsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[32]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeleteJobsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeleteJobsRequest) ProtoMessage() {}
-
-func (x *DeleteJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[32]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeleteJobsRequest.ProtoReflect.Descriptor instead.
-func (*DeleteJobsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{32}
-}
-
-func (x *DeleteJobsRequest) GetFilter() *JobFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-func (x *DeleteJobsRequest) GetAll() bool {
-	if x != nil {
-		return x.All
-	}
-	return false
-}
-
-func (x *DeleteJobsRequest) GetDryRun() bool {
-	if x != nil {
-		return x.DryRun
-	}
-	return false
-}
-
-// Result of a call that cancels, retries or deletes many jobs.
-type MoveJobsResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Number of matching jobs: `moved`, `unique_key_held` and all of `not_moved`. Jobs that another
-	// call changed or deleted meanwhile may be missing.
-	Matched int64 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
-	// Number of jobs that were cancelled, queued again or deleted, or whose cancellation was requested.
-	// With `dry_run`, the number that would be.
-	Moved int64 `protobuf:"varint,2,opt,name=moved,proto3" json:"moved,omitempty"`
-	// Number of jobs of `moved` that were running, so that their cancellation was only requested.
-	Requested int64 `protobuf:"varint,3,opt,name=requested,proto3" json:"requested,omitempty"`
-	// Numbers of jobs that stayed as they were, by their status.
-	NotMoved []*JobStatusCount `protobuf:"bytes,4,rep,name=not_moved,json=notMoved,proto3" json:"not_moved,omitempty"`
-	// Number of jobs that stayed as they were because another job holds their `unique_key`. Always 0
-	// with `dry_run`.
-	UniqueKeyHeld int64 `protobuf:"varint,5,opt,name=unique_key_held,json=uniqueKeyHeld,proto3" json:"unique_key_held,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *MoveJobsResponse) Reset() {
-	*x = MoveJobsResponse{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[33]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *MoveJobsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*MoveJobsResponse) ProtoMessage() {}
-
-func (x *MoveJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[33]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use MoveJobsResponse.ProtoReflect.Descriptor instead.
-func (*MoveJobsResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{33}
-}
-
-func (x *MoveJobsResponse) GetMatched() int64 {
-	if x != nil {
-		return x.Matched
-	}
-	return 0
-}
-
-func (x *MoveJobsResponse) GetMoved() int64 {
-	if x != nil {
-		return x.Moved
-	}
-	return 0
-}
-
-func (x *MoveJobsResponse) GetRequested() int64 {
-	if x != nil {
-		return x.Requested
-	}
-	return 0
-}
-
-func (x *MoveJobsResponse) GetNotMoved() []*JobStatusCount {
-	if x != nil {
-		return x.NotMoved
-	}
-	return nil
-}
-
-func (x *MoveJobsResponse) GetUniqueKeyHeld() int64 {
-	if x != nil {
-		return x.UniqueKeyHeld
-	}
-	return 0
-}
-
-// The request of `GetJobStats`.
-type GetJobStatsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Selects the jobs. Absent means all.
-	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Length of the time window up to now, for throughput, waiting and running times. In [1 s, 31
-	// days]. Defaults to 1 h.
-	Window        *durationpb.Duration `protobuf:"bytes,2,opt,name=window,proto3" json:"window,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *GetJobStatsRequest) Reset() {
-	*x = GetJobStatsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[34]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetJobStatsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetJobStatsRequest) ProtoMessage() {}
-
-func (x *GetJobStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[34]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetJobStatsRequest.ProtoReflect.Descriptor instead.
-func (*GetJobStatsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{34}
-}
-
-func (x *GetJobStatsRequest) GetFilter() *JobFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-func (x *GetJobStatsRequest) GetWindow() *durationpb.Duration {
-	if x != nil {
-		return x.Window
-	}
-	return nil
-}
-
-// The response of `GetJobStats`.
-type GetJobStatsResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Number of matching jobs.
-	Total int64 `protobuf:"varint,1,opt,name=total,proto3" json:"total,omitempty"`
-	// Numbers of matching jobs by status. Statuses without jobs are left out.
-	ByStatus []*JobStatusCount `protobuf:"bytes,2,rep,name=by_status,json=byStatus,proto3" json:"by_status,omitempty"`
-	// Statistics of each type, the type with most jobs first; at most 1,000 types.
-	ByType []*JobTypeStats `protobuf:"bytes,3,rep,name=by_type,json=byType,proto3" json:"by_type,omitempty"`
-	// Number of matching dead letters.
-	Dead int64 `protobuf:"varint,4,opt,name=dead,proto3" json:"dead,omitempty"`
-	// Waiting time of the queued job with the earliest `scheduled_at`. Absent if no queued job may run
-	// yet.
-	OldestQueuedAge *durationpb.Duration `protobuf:"bytes,5,opt,name=oldest_queued_age,json=oldestQueuedAge,proto3" json:"oldest_queued_age,omitempty"`
-	// Average duration of the last attempts of jobs that completed in the window. Absent without such
-	// jobs.
-	AverageRun *durationpb.Duration `protobuf:"bytes,6,opt,name=average_run,json=averageRun,proto3" json:"average_run,omitempty"`
-	// Number of jobs that completed, failed for good or were cancelled in the window, per second of it.
-	FinishedPerSecond float64 `protobuf:"fixed64,7,opt,name=finished_per_second,json=finishedPerSecond,proto3" json:"finished_per_second,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
-}
-
-func (x *GetJobStatsResponse) Reset() {
-	*x = GetJobStatsResponse{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[35]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *GetJobStatsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*GetJobStatsResponse) ProtoMessage() {}
-
-func (x *GetJobStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[35]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use GetJobStatsResponse.ProtoReflect.Descriptor instead.
-func (*GetJobStatsResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{35}
-}
-
-func (x *GetJobStatsResponse) GetTotal() int64 {
-	if x != nil {
-		return x.Total
-	}
-	return 0
-}
-
-func (x *GetJobStatsResponse) GetByStatus() []*JobStatusCount {
-	if x != nil {
-		return x.ByStatus
-	}
-	return nil
-}
-
-func (x *GetJobStatsResponse) GetByType() []*JobTypeStats {
-	if x != nil {
-		return x.ByType
-	}
-	return nil
-}
-
-func (x *GetJobStatsResponse) GetDead() int64 {
-	if x != nil {
-		return x.Dead
-	}
-	return 0
-}
-
-func (x *GetJobStatsResponse) GetOldestQueuedAge() *durationpb.Duration {
-	if x != nil {
-		return x.OldestQueuedAge
-	}
-	return nil
-}
-
-func (x *GetJobStatsResponse) GetAverageRun() *durationpb.Duration {
-	if x != nil {
-		return x.AverageRun
-	}
-	return nil
-}
-
-func (x *GetJobStatsResponse) GetFinishedPerSecond() float64 {
-	if x != nil {
-		return x.FinishedPerSecond
-	}
-	return 0
-}
-
-// Statistics of the jobs of one type.
-type JobTypeStats struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Type of the jobs.
-	JobType string `protobuf:"bytes,1,opt,name=job_type,json=jobType,proto3" json:"job_type,omitempty"`
-	// Numbers of jobs by status. Statuses without jobs are left out.
-	ByStatus []*JobStatusCount `protobuf:"bytes,2,rep,name=by_status,json=byStatus,proto3" json:"by_status,omitempty"`
-	// Number of jobs that completed, failed for good or were cancelled in the window.
-	Finished int64 `protobuf:"varint,3,opt,name=finished,proto3" json:"finished,omitempty"`
-	// Median waiting time of jobs finished in the window, from `scheduled_at` to their last attempt.
-	// Absent without such jobs.
-	WaitP50 *durationpb.Duration `protobuf:"bytes,4,opt,name=wait_p50,json=waitP50,proto3" json:"wait_p50,omitempty"`
-	// 95th percentile of the same waiting time. Absent without such jobs.
-	WaitP95 *durationpb.Duration `protobuf:"bytes,5,opt,name=wait_p95,json=waitP95,proto3" json:"wait_p95,omitempty"`
-	// Median duration of the last attempts of jobs finished in the window. Absent without such jobs.
-	RunP50 *durationpb.Duration `protobuf:"bytes,6,opt,name=run_p50,json=runP50,proto3" json:"run_p50,omitempty"`
-	// 95th percentile of the same duration. Absent without such jobs.
-	RunP95        *durationpb.Duration `protobuf:"bytes,7,opt,name=run_p95,json=runP95,proto3" json:"run_p95,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *JobTypeStats) Reset() {
-	*x = JobTypeStats{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[36]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *JobTypeStats) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*JobTypeStats) ProtoMessage() {}
-
-func (x *JobTypeStats) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[36]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use JobTypeStats.ProtoReflect.Descriptor instead.
-func (*JobTypeStats) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{36}
-}
-
-func (x *JobTypeStats) GetJobType() string {
-	if x != nil {
-		return x.JobType
-	}
-	return ""
-}
-
-func (x *JobTypeStats) GetByStatus() []*JobStatusCount {
-	if x != nil {
-		return x.ByStatus
-	}
-	return nil
-}
-
-func (x *JobTypeStats) GetFinished() int64 {
-	if x != nil {
-		return x.Finished
-	}
-	return 0
-}
-
-func (x *JobTypeStats) GetWaitP50() *durationpb.Duration {
-	if x != nil {
-		return x.WaitP50
-	}
-	return nil
-}
-
-func (x *JobTypeStats) GetWaitP95() *durationpb.Duration {
-	if x != nil {
-		return x.WaitP95
-	}
-	return nil
-}
-
-func (x *JobTypeStats) GetRunP50() *durationpb.Duration {
-	if x != nil {
-		return x.RunP50
-	}
-	return nil
-}
-
-func (x *JobTypeStats) GetRunP95() *durationpb.Duration {
-	if x != nil {
-		return x.RunP95
-	}
-	return nil
-}
-
-// One change of a job.
-type JobChange struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Kind of the change.
-	Kind JobChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.JobChangeKind" json:"kind,omitempty"`
-	// The job after the change, without payload, result and traceback. A deleted job has only its id,
-	// type, queue and last status.
-	Job *Job `protobuf:"bytes,2,opt,name=job,proto3" json:"job,omitempty"`
-	// Kind of the cause, as in `JobTransition.triggered_by`. Empty where nothing but progress was
-	// reported, in `EXISTING`, and for created and deleted jobs.
-	TriggeredBy string `protobuf:"bytes,3,opt,name=triggered_by,json=triggeredBy,proto3" json:"triggered_by,omitempty"`
-	// Worker or client that caused the change, as in `JobTransition.actor`. Empty if unknown.
-	Actor string `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
-	// Reason of the change, as in `JobTransition.reason`. Empty if there is none.
-	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *JobChange) Reset() {
-	*x = JobChange{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[37]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *JobChange) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*JobChange) ProtoMessage() {}
-
-func (x *JobChange) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[37]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use JobChange.ProtoReflect.Descriptor instead.
-func (*JobChange) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{37}
-}
-
-func (x *JobChange) GetKind() JobChangeKind {
-	if x != nil {
-		return x.Kind
-	}
-	return JobChangeKind_JOB_CHANGE_KIND_UNSPECIFIED
-}
-
-func (x *JobChange) GetJob() *Job {
-	if x != nil {
-		return x.Job
-	}
-	return nil
-}
-
-func (x *JobChange) GetTriggeredBy() string {
-	if x != nil {
-		return x.TriggeredBy
-	}
-	return ""
-}
-
-func (x *JobChange) GetActor() string {
-	if x != nil {
-		return x.Actor
-	}
-	return ""
-}
-
-func (x *JobChange) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-// Changes of jobs that one transaction made, up to 500 of them in one response of
-// `MonitorService.Watch`.
-type JobChanges struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The changes. Those of one job are in the order in which they happened.
-	Changes       []*JobChange `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *JobChanges) Reset() {
-	*x = JobChanges{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[38]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *JobChanges) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*JobChanges) ProtoMessage() {}
-
-func (x *JobChanges) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[38]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use JobChanges.ProtoReflect.Descriptor instead.
-func (*JobChanges) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{38}
-}
-
-func (x *JobChanges) GetChanges() []*JobChange {
-	if x != nil {
-		return x.Changes
-	}
-	return nil
-}
-
-// Lines that one transaction added to the logs of jobs.
-type JobLogs struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// The lines. Those of one job are in the order of their numbers.
-	Logs          []*JobLog `protobuf:"bytes,1,rep,name=logs,proto3" json:"logs,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *JobLogs) Reset() {
-	*x = JobLogs{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[39]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *JobLogs) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*JobLogs) ProtoMessage() {}
-
-func (x *JobLogs) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[39]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use JobLogs.ProtoReflect.Descriptor instead.
-func (*JobLogs) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{39}
-}
-
-func (x *JobLogs) GetLogs() []*JobLog {
-	if x != nil {
-		return x.Logs
-	}
-	return nil
-}
-
-// The request of `WatchJob`.
-type WatchJobRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Id of the job, a UUID.
-	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The `cursor` of a response of an earlier watch of this job, after which to resume. Empty means to
-	// begin with the present state of the job.
-	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// Whether log lines are sent too: those that are added after the watch has begun, or after the
-	// cursor.
-	Logs bool `protobuf:"varint,3,opt,name=logs,proto3" json:"logs,omitempty"`
-	// Time between heartbeats, in [0.1 s, 300 s]. Defaults to 5 s.
-	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,4,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
-}
-
-func (x *WatchJobRequest) Reset() {
-	*x = WatchJobRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[40]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WatchJobRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WatchJobRequest) ProtoMessage() {}
-
-func (x *WatchJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[40]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WatchJobRequest.ProtoReflect.Descriptor instead.
-func (*WatchJobRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{40}
-}
-
-func (x *WatchJobRequest) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *WatchJobRequest) GetCursor() string {
-	if x != nil {
-		return x.Cursor
-	}
-	return ""
-}
-
-func (x *WatchJobRequest) GetLogs() bool {
-	if x != nil {
-		return x.Logs
-	}
-	return false
-}
-
-func (x *WatchJobRequest) GetHeartbeatInterval() *durationpb.Duration {
-	if x != nil {
-		return x.HeartbeatInterval
-	}
-	return nil
-}
-
-// The request of `WatchJobs`.
-type WatchJobsRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Selects the jobs. The filter applies to the job after the change. Only these fields may be set:
-	// `statuses`, `job_types`, `queue_names`, `priorities`, `ids`, `concurrency_keys`, `schedule_id`,
-	// `error_codes`, `worker_id` and `dead`. Of a deleted job only status, type, queue and id are
-	// compared.
-	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// The `cursor` of a response of an earlier watch, after which to resume. Empty means to begin now.
-	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// Whether the watch begins with all matching jobs that are queued or running, oldest first, and
-	// goes on without a gap. More than 100,000 jobs are refused with `INVALID_ARGUMENT`. Must be left
-	// out with a cursor.
-	//
-	// The server keeps the snapshot until the client has read it. Watches that begin at the same time
-	// with the same filter share one. Fails with `UNAVAILABLE` (`SERVER_BUSY`) while snapshots take all
-	// of `--snapshot-memory`. A watch whose client has not read its snapshot within 30 s may end with
-	// `SERVER_BUSY`, because newer snapshots need the memory.
-	Snapshot bool `protobuf:"varint,3,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
-	// Whether log lines of the jobs are sent too. The filter may then contain ids only.
-	Logs bool `protobuf:"varint,4,opt,name=logs,proto3" json:"logs,omitempty"`
-	// Time between heartbeats, in [0.1 s, 300 s]. Defaults to 5 s.
-	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,5,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
-}
-
-func (x *WatchJobsRequest) Reset() {
-	*x = WatchJobsRequest{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[41]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WatchJobsRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WatchJobsRequest) ProtoMessage() {}
-
-func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[41]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WatchJobsRequest.ProtoReflect.Descriptor instead.
-func (*WatchJobsRequest) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{41}
-}
-
-func (x *WatchJobsRequest) GetFilter() *JobFilter {
-	if x != nil {
-		return x.Filter
-	}
-	return nil
-}
-
-func (x *WatchJobsRequest) GetCursor() string {
-	if x != nil {
-		return x.Cursor
-	}
-	return ""
-}
-
-func (x *WatchJobsRequest) GetSnapshot() bool {
-	if x != nil {
-		return x.Snapshot
-	}
-	return false
-}
-
-func (x *WatchJobsRequest) GetLogs() bool {
-	if x != nil {
-		return x.Logs
-	}
-	return false
-}
-
-func (x *WatchJobsRequest) GetHeartbeatInterval() *durationpb.Duration {
-	if x != nil {
-		return x.HeartbeatInterval
-	}
-	return nil
-}
-
-// One message of a watch of jobs.
-type WatchJobsResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Position after this response, opaque, from which a later watch resumes. Keep the last one that is
-	// not empty.
-	//
-	// Of several responses of one transaction, only the last that this watch gets has a cursor. After a
-	// break in the middle, the whole transaction is sent again. Responses of a snapshot have none
-	// before `snapshot_end`.
-	Cursor string `protobuf:"bytes,1,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// Content of the message.
-	//
-	// Types that are valid to be assigned to Update:
-	//
-	//	*WatchJobsResponse_Job
-	//	*WatchJobsResponse_Log
-	//	*WatchJobsResponse_Heartbeat
-	//	*WatchJobsResponse_SnapshotEnd
-	//	*WatchJobsResponse_Unreadable
-	Update        isWatchJobsResponse_Update `protobuf_oneof:"update"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *WatchJobsResponse) Reset() {
-	*x = WatchJobsResponse{}
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[42]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *WatchJobsResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*WatchJobsResponse) ProtoMessage() {}
-
-func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchpost_v1_jobs_proto_msgTypes[42]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use WatchJobsResponse.ProtoReflect.Descriptor instead.
-func (*WatchJobsResponse) Descriptor() ([]byte, []int) {
-	return file_watchpost_v1_jobs_proto_rawDescGZIP(), []int{42}
-}
-
-func (x *WatchJobsResponse) GetCursor() string {
-	if x != nil {
-		return x.Cursor
-	}
-	return ""
-}
-
-func (x *WatchJobsResponse) GetUpdate() isWatchJobsResponse_Update {
-	if x != nil {
-		return x.Update
-	}
-	return nil
-}
-
-func (x *WatchJobsResponse) GetJob() *JobChange {
-	if x != nil {
-		if x, ok := x.Update.(*WatchJobsResponse_Job); ok {
-			return x.Job
-		}
-	}
-	return nil
-}
-
-func (x *WatchJobsResponse) GetLog() *JobLog {
-	if x != nil {
-		if x, ok := x.Update.(*WatchJobsResponse_Log); ok {
-			return x.Log
-		}
-	}
-	return nil
-}
-
-func (x *WatchJobsResponse) GetHeartbeat() *timestamppb.Timestamp {
-	if x != nil {
-		if x, ok := x.Update.(*WatchJobsResponse_Heartbeat); ok {
-			return x.Heartbeat
-		}
-	}
-	return nil
-}
-
-func (x *WatchJobsResponse) GetSnapshotEnd() int64 {
-	if x != nil {
-		if x, ok := x.Update.(*WatchJobsResponse_SnapshotEnd); ok {
-			return x.SnapshotEnd
-		}
-	}
-	return 0
-}
-
-func (x *WatchJobsResponse) GetUnreadable() *UnreadableChange {
-	if x != nil {
-		if x, ok := x.Update.(*WatchJobsResponse_Unreadable); ok {
-			return x.Unreadable
-		}
-	}
-	return nil
-}
-
-type isWatchJobsResponse_Update interface {
-	isWatchJobsResponse_Update()
-}
-
-type WatchJobsResponse_Job struct {
-	// A change of a job.
-	Job *JobChange `protobuf:"bytes,2,opt,name=job,proto3,oneof"`
-}
-
-type WatchJobsResponse_Log struct {
-	// A line that was added to the log of a job.
-	Log *JobLog `protobuf:"bytes,3,opt,name=log,proto3,oneof"`
-}
-
-type WatchJobsResponse_Heartbeat struct {
-	// Sign of life with the server's time. It is the first response unless the watch begins with a
-	// job or a snapshot.
-	Heartbeat *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=heartbeat,proto3,oneof"`
-}
-
-type WatchJobsResponse_SnapshotEnd struct {
-	// End of the snapshot, with the number of jobs sent. Later responses are changes after it.
-	SnapshotEnd int64 `protobuf:"varint,5,opt,name=snapshot_end,json=snapshotEnd,proto3,oneof"`
-}
-
-type WatchJobsResponse_Unreadable struct {
-	// A change of jobs, or of the watched logs, that the server cannot decode. It is sent whatever the filter
-	// says, because the jobs that it is about are unknown: read the watched jobs again.
-	Unreadable *UnreadableChange `protobuf:"bytes,6,opt,name=unreadable,proto3,oneof"`
-}
-
-func (*WatchJobsResponse_Job) isWatchJobsResponse_Update() {}
-
-func (*WatchJobsResponse_Log) isWatchJobsResponse_Update() {}
-
-func (*WatchJobsResponse_Heartbeat) isWatchJobsResponse_Update() {}
-
-func (*WatchJobsResponse_SnapshotEnd) isWatchJobsResponse_Update() {}
-
-func (*WatchJobsResponse_Unreadable) isWatchJobsResponse_Update() {}
-
 var File_watchpost_v1_jobs_proto protoreflect.FileDescriptor
 
 const file_watchpost_v1_jobs_proto_rawDesc = "" +
 	"\n" +
-	"\x17watchpost/v1/jobs.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchpost/v1/common.proto\"\x9d\x14\n" +
+	"\x17watchpost/v1/jobs.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1fwatchpost/v1/job_attempts.proto\"\x9d\x14\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x19\n" +
 	"\bjob_type\x18\x02 \x01(\tR\ajobType\x12/\n" +
@@ -4433,108 +1227,7 @@ const file_watchpost_v1_jobs_proto_rawDesc = "" +
 	"\tUniqueJob\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
 	"\x06states\x18\x02 \x03(\x0e2\x17.watchpost.v1.JobStatusR\x06states\x121\n" +
-	"\x06period\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x06period\"V\n" +
-	"\x10CreateJobRequest\x12#\n" +
-	"\x03job\x18\x01 \x01(\v2\x11.watchpost.v1.JobR\x03job\x12\x1d\n" +
-	"\n" +
-	"request_id\x18\x02 \x01(\tR\trequestId\"T\n" +
-	"\x16BatchCreateJobsRequest\x12:\n" +
-	"\brequests\x18\x01 \x03(\v2\x1e.watchpost.v1.CreateJobRequestR\brequests\"r\n" +
-	"\x17BatchCreateJobsResponse\x12=\n" +
-	"\aresults\x18\x01 \x03(\v2#.watchpost.v1.BatchCreateJobsResultR\aresults\x12\x18\n" +
-	"\acreated\x18\x02 \x01(\x05R\acreated\"n\n" +
-	"\x15BatchCreateJobsResult\x12\x15\n" +
-	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12>\n" +
-	"\aoutcome\x18\x02 \x01(\x0e2$.watchpost.v1.BatchCreateJobsOutcomeR\aoutcome\"\x1f\n" +
-	"\rGetJobRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xfd\x05\n" +
-	"\tJobFilter\x123\n" +
-	"\bstatuses\x18\x01 \x03(\x0e2\x17.watchpost.v1.JobStatusR\bstatuses\x12\x1b\n" +
-	"\tjob_types\x18\x02 \x03(\tR\bjobTypes\x12\x1f\n" +
-	"\vqueue_names\x18\x03 \x03(\tR\n" +
-	"queueNames\x12\x1e\n" +
-	"\n" +
-	"priorities\x18\x04 \x03(\x05R\n" +
-	"priorities\x12\x10\n" +
-	"\x03ids\x18\x05 \x03(\tR\x03ids\x126\n" +
-	"\n" +
-	"created_at\x18\x06 \x01(\v2\x17.watchpost.v1.TimeRangeR\tcreatedAt\x12:\n" +
-	"\fcompleted_at\x18\a \x01(\v2\x17.watchpost.v1.TimeRangeR\vcompletedAt\x12 \n" +
-	"\thas_error\x18\b \x01(\bH\x00R\bhasError\x88\x01\x01\x12<\n" +
-	"\fmin_duration\x18\t \x01(\v2\x19.google.protobuf.DurationR\vminDuration\x12<\n" +
-	"\fmax_duration\x18\n" +
-	" \x01(\v2\x19.google.protobuf.DurationR\vmaxDuration\x12\x17\n" +
-	"\x04dead\x18\v \x01(\bH\x01R\x04dead\x88\x01\x01\x12\x1b\n" +
-	"\tworker_id\x18\f \x01(\tR\bworkerId\x12)\n" +
-	"\x10concurrency_keys\x18\r \x03(\tR\x0fconcurrencyKeys\x12\x1f\n" +
-	"\vschedule_id\x18\x0e \x01(\tR\n" +
-	"scheduleId\x12\x1f\n" +
-	"\verror_codes\x18\x0f \x03(\tR\n" +
-	"errorCodes\x12.\n" +
-	"\x10cancel_requested\x18\x10 \x01(\bH\x02R\x0fcancelRequested\x88\x01\x01\x12:\n" +
-	"\fscheduled_at\x18\x11 \x01(\v2\x17.watchpost.v1.TimeRangeR\vscheduledAtB\f\n" +
-	"\n" +
-	"_has_errorB\a\n" +
-	"\x05_deadB\x13\n" +
-	"\x11_cancel_requested\"\xac\x01\n" +
-	"\x0fListJobsRequest\x12\x1b\n" +
-	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
-	"\n" +
-	"page_token\x18\x02 \x01(\tR\tpageToken\x12/\n" +
-	"\x06filter\x18\x03 \x01(\v2\x17.watchpost.v1.JobFilterR\x06filter\x12,\n" +
-	"\x05order\x18\x04 \x01(\x0e2\x16.watchpost.v1.JobOrderR\x05order\"a\n" +
-	"\x10ListJobsResponse\x12%\n" +
-	"\x04jobs\x18\x01 \x03(\v2\x11.watchpost.v1.JobR\x04jobs\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc4\x01\n" +
-	"\x11SearchJobsRequest\x12\x14\n" +
-	"\x05query\x18\x01 \x01(\tR\x05query\x12\x1b\n" +
-	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
-	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\x12/\n" +
-	"\x06filter\x18\x04 \x01(\v2\x17.watchpost.v1.JobFilterR\x06filter\x12,\n" +
-	"\x05order\x18\x05 \x01(\x0e2\x16.watchpost.v1.JobOrderR\x05order\"\xe9\x01\n" +
-	"\x12SearchJobsResponse\x12%\n" +
-	"\x04jobs\x18\x01 \x03(\v2\x11.watchpost.v1.JobR\x04jobs\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x14\n" +
-	"\x05total\x18\x03 \x01(\x03R\x05total\x129\n" +
-	"\tby_status\x18\x04 \x03(\v2\x1c.watchpost.v1.JobStatusCountR\bbyStatus\x123\n" +
-	"\aby_type\x18\x05 \x03(\v2\x1a.watchpost.v1.JobTypeCountR\x06byType\"U\n" +
-	"\x0eJobStatusCount\x12/\n" +
-	"\x06status\x18\x01 \x01(\x0e2\x17.watchpost.v1.JobStatusR\x06status\x12\x12\n" +
-	"\x04jobs\x18\x02 \x01(\x03R\x04jobs\"=\n" +
-	"\fJobTypeCount\x12\x19\n" +
-	"\bjob_type\x18\x01 \x01(\tR\ajobType\x12\x12\n" +
-	"\x04jobs\x18\x02 \x01(\x03R\x04jobs\"\xd1\x04\n" +
-	"\n" +
-	"JobAttempt\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
-	"\x06job_id\x18\x02 \x01(\tR\x05jobId\x12%\n" +
-	"\x0eattempt_number\x18\x03 \x01(\x05R\rattemptNumber\x129\n" +
-	"\n" +
-	"started_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x125\n" +
-	"\bended_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt\x126\n" +
-	"\x06status\x18\x06 \x01(\x0e2\x1e.watchpost.v1.JobAttemptStatusR\x06status\x12 \n" +
-	"\tworker_id\x18\a \x01(\tH\x00R\bworkerId\x88\x01\x01\x12(\n" +
-	"\rerror_message\x18\b \x01(\tH\x01R\ferrorMessage\x88\x01\x01\x12,\n" +
-	"\x0ferror_traceback\x18\t \x01(\tH\x02R\x0eerrorTraceback\x88\x01\x01\x12/\n" +
-	"\x06result\x18\n" +
-	" \x01(\v2\x17.google.protobuf.StructR\x06result\x129\n" +
-	"\aoutcome\x18\v \x01(\x0e2\x1f.watchpost.v1.JobAttemptOutcomeR\aoutcome\x12\"\n" +
-	"\n" +
-	"error_code\x18\f \x01(\tH\x03R\terrorCode\x88\x01\x01B\f\n" +
-	"\n" +
-	"_worker_idB\x10\n" +
-	"\x0e_error_messageB\x12\n" +
-	"\x10_error_tracebackB\r\n" +
-	"\v_error_code\"k\n" +
-	"\x16ListJobAttemptsRequest\x12\x15\n" +
-	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1b\n" +
-	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
-	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\"w\n" +
-	"\x17ListJobAttemptsResponse\x124\n" +
-	"\battempts\x18\x01 \x03(\v2\x18.watchpost.v1.JobAttemptR\battempts\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x82\x04\n" +
+	"\x06period\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x06period\"\x82\x04\n" +
 	"\rJobTransition\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06job_id\x18\x02 \x01(\tR\x05jobId\x128\n" +
@@ -4561,212 +1254,14 @@ const file_watchpost_v1_jobs_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\"\x83\x01\n" +
 	"\x1aListJobTransitionsResponse\x12=\n" +
 	"\vtransitions\x18\x01 \x03(\v2\x1b.watchpost.v1.JobTransitionR\vtransitions\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xb0\x02\n" +
-	"\x06JobLog\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
-	"\x06job_id\x18\x02 \x01(\tR\x05jobId\x12%\n" +
-	"\x0eattempt_number\x18\x03 \x01(\x05R\rattemptNumber\x128\n" +
-	"\ttimestamp\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\ttimestamp\x12/\n" +
-	"\x05level\x18\x05 \x01(\x0e2\x19.watchpost.v1.JobLogLevelR\x05level\x12\x18\n" +
-	"\amessage\x18\x06 \x01(\tR\amessage\x121\n" +
-	"\acontext\x18\a \x01(\v2\x17.google.protobuf.StructR\acontext\x12\x17\n" +
-	"\x04line\x18\b \x01(\x03H\x00R\x04line\x88\x01\x01B\a\n" +
-	"\x05_line\"\xd0\x01\n" +
-	"\fJobLogFilter\x126\n" +
-	"\tmin_level\x18\x01 \x01(\x0e2\x19.watchpost.v1.JobLogLevelR\bminLevel\x125\n" +
-	"\ttimestamp\x18\x02 \x01(\v2\x17.watchpost.v1.TimeRangeR\ttimestamp\x12*\n" +
-	"\x0eattempt_number\x18\x03 \x01(\x05H\x00R\rattemptNumber\x88\x01\x01\x12\x12\n" +
-	"\x04text\x18\x04 \x01(\tR\x04textB\x11\n" +
-	"\x0f_attempt_number\"\x9b\x01\n" +
-	"\x12ListJobLogsRequest\x12\x15\n" +
-	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1b\n" +
-	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
-	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\x122\n" +
-	"\x06filter\x18\x04 \x01(\v2\x1a.watchpost.v1.JobLogFilterR\x06filter\"g\n" +
-	"\x13ListJobLogsResponse\x12(\n" +
-	"\x04logs\x18\x01 \x03(\v2\x14.watchpost.v1.JobLogR\x04logs\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x82\x01\n" +
-	"\x12TailJobLogsRequest\x12\x15\n" +
-	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1d\n" +
-	"\n" +
-	"after_line\x18\x02 \x01(\x03R\tafterLine\x126\n" +
-	"\tmin_level\x18\x03 \x01(\x0e2\x19.watchpost.v1.JobLogLevelR\bminLevel\"P\n" +
-	"\x10CancelJobRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
-	"\x05actor\x18\x02 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x8e\x01\n" +
-	"\x0fRetryJobRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
-	"\x05actor\x18\x02 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\x12=\n" +
-	"\fscheduled_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vscheduledAt\"\"\n" +
-	"\x10DeleteJobRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x9d\x01\n" +
-	"\x11CancelJobsRequest\x12/\n" +
-	"\x06filter\x18\x01 \x01(\v2\x17.watchpost.v1.JobFilterR\x06filter\x12\x10\n" +
-	"\x03all\x18\x02 \x01(\bR\x03all\x12\x17\n" +
-	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x14\n" +
-	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x9c\x01\n" +
-	"\x10RetryJobsRequest\x12/\n" +
-	"\x06filter\x18\x01 \x01(\v2\x17.watchpost.v1.JobFilterR\x06filter\x12\x10\n" +
-	"\x03all\x18\x02 \x01(\bR\x03all\x12\x17\n" +
-	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12\x14\n" +
-	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"o\n" +
-	"\x11DeleteJobsRequest\x12/\n" +
-	"\x06filter\x18\x01 \x01(\v2\x17.watchpost.v1.JobFilterR\x06filter\x12\x10\n" +
-	"\x03all\x18\x02 \x01(\bR\x03all\x12\x17\n" +
-	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"\xc3\x01\n" +
-	"\x10MoveJobsResponse\x12\x18\n" +
-	"\amatched\x18\x01 \x01(\x03R\amatched\x12\x14\n" +
-	"\x05moved\x18\x02 \x01(\x03R\x05moved\x12\x1c\n" +
-	"\trequested\x18\x03 \x01(\x03R\trequested\x129\n" +
-	"\tnot_moved\x18\x04 \x03(\v2\x1c.watchpost.v1.JobStatusCountR\bnotMoved\x12&\n" +
-	"\x0funique_key_held\x18\x05 \x01(\x03R\runiqueKeyHeld\"x\n" +
-	"\x12GetJobStatsRequest\x12/\n" +
-	"\x06filter\x18\x01 \x01(\v2\x17.watchpost.v1.JobFilterR\x06filter\x121\n" +
-	"\x06window\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06window\"\xe2\x02\n" +
-	"\x13GetJobStatsResponse\x12\x14\n" +
-	"\x05total\x18\x01 \x01(\x03R\x05total\x129\n" +
-	"\tby_status\x18\x02 \x03(\v2\x1c.watchpost.v1.JobStatusCountR\bbyStatus\x123\n" +
-	"\aby_type\x18\x03 \x03(\v2\x1a.watchpost.v1.JobTypeStatsR\x06byType\x12\x12\n" +
-	"\x04dead\x18\x04 \x01(\x03R\x04dead\x12E\n" +
-	"\x11oldest_queued_age\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x0foldestQueuedAge\x12:\n" +
-	"\vaverage_run\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"averageRun\x12.\n" +
-	"\x13finished_per_second\x18\a \x01(\x01R\x11finishedPerSecond\"\xd4\x02\n" +
-	"\fJobTypeStats\x12\x19\n" +
-	"\bjob_type\x18\x01 \x01(\tR\ajobType\x129\n" +
-	"\tby_status\x18\x02 \x03(\v2\x1c.watchpost.v1.JobStatusCountR\bbyStatus\x12\x1a\n" +
-	"\bfinished\x18\x03 \x01(\x03R\bfinished\x124\n" +
-	"\bwait_p50\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\awaitP50\x124\n" +
-	"\bwait_p95\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\awaitP95\x122\n" +
-	"\arun_p50\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x06runP50\x122\n" +
-	"\arun_p95\x18\a \x01(\v2\x19.google.protobuf.DurationR\x06runP95\"\xb2\x01\n" +
-	"\tJobChange\x12/\n" +
-	"\x04kind\x18\x01 \x01(\x0e2\x1b.watchpost.v1.JobChangeKindR\x04kind\x12#\n" +
-	"\x03job\x18\x02 \x01(\v2\x11.watchpost.v1.JobR\x03job\x12!\n" +
-	"\ftriggered_by\x18\x03 \x01(\tR\vtriggeredBy\x12\x14\n" +
-	"\x05actor\x18\x04 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"?\n" +
-	"\n" +
-	"JobChanges\x121\n" +
-	"\achanges\x18\x01 \x03(\v2\x17.watchpost.v1.JobChangeR\achanges\"3\n" +
-	"\aJobLogs\x12(\n" +
-	"\x04logs\x18\x01 \x03(\v2\x14.watchpost.v1.JobLogR\x04logs\"\x97\x01\n" +
-	"\x0fWatchJobRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
-	"\x06cursor\x18\x02 \x01(\tR\x06cursor\x12\x12\n" +
-	"\x04logs\x18\x03 \x01(\bR\x04logs\x12H\n" +
-	"\x12heartbeat_interval\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatInterval\"\xd5\x01\n" +
-	"\x10WatchJobsRequest\x12/\n" +
-	"\x06filter\x18\x01 \x01(\v2\x17.watchpost.v1.JobFilterR\x06filter\x12\x16\n" +
-	"\x06cursor\x18\x02 \x01(\tR\x06cursor\x12\x1a\n" +
-	"\bsnapshot\x18\x03 \x01(\bR\bsnapshot\x12\x12\n" +
-	"\x04logs\x18\x04 \x01(\bR\x04logs\x12H\n" +
-	"\x12heartbeat_interval\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatInterval\"\xaf\x02\n" +
-	"\x11WatchJobsResponse\x12\x16\n" +
-	"\x06cursor\x18\x01 \x01(\tR\x06cursor\x12+\n" +
-	"\x03job\x18\x02 \x01(\v2\x17.watchpost.v1.JobChangeH\x00R\x03job\x12(\n" +
-	"\x03log\x18\x03 \x01(\v2\x14.watchpost.v1.JobLogH\x00R\x03log\x12:\n" +
-	"\theartbeat\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampH\x00R\theartbeat\x12#\n" +
-	"\fsnapshot_end\x18\x05 \x01(\x03H\x00R\vsnapshotEnd\x12@\n" +
-	"\n" +
-	"unreadable\x18\x06 \x01(\v2\x1e.watchpost.v1.UnreadableChangeH\x00R\n" +
-	"unreadableB\b\n" +
-	"\x06update*\xa1\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*\xa1\x01\n" +
 	"\tJobStatus\x12\x1a\n" +
 	"\x16JOB_STATUS_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11JOB_STATUS_QUEUED\x10\x01\x12\x16\n" +
 	"\x12JOB_STATUS_RUNNING\x10\x02\x12\x18\n" +
 	"\x14JOB_STATUS_COMPLETED\x10\x03\x12\x15\n" +
 	"\x11JOB_STATUS_FAILED\x10\x04\x12\x18\n" +
-	"\x14JOB_STATUS_CANCELLED\x10\x05*\xf1\x01\n" +
-	"\x16BatchCreateJobsOutcome\x12)\n" +
-	"%BATCH_CREATE_JOBS_OUTCOME_UNSPECIFIED\x10\x00\x12%\n" +
-	"!BATCH_CREATE_JOBS_OUTCOME_CREATED\x10\x01\x12%\n" +
-	"!BATCH_CREATE_JOBS_OUTCOME_EXISTED\x10\x02\x12-\n" +
-	")BATCH_CREATE_JOBS_OUTCOME_UNIQUE_KEY_HELD\x10\x03\x12/\n" +
-	"+BATCH_CREATE_JOBS_OUTCOME_REQUEST_ID_REUSED\x10\x04*\x87\x03\n" +
-	"\bJobOrder\x12\x19\n" +
-	"\x15JOB_ORDER_UNSPECIFIED\x10\x00\x12\x18\n" +
-	"\x14JOB_ORDER_CREATED_AT\x10\x01\x12\x1d\n" +
-	"\x19JOB_ORDER_CREATED_AT_DESC\x10\x02\x12\x18\n" +
-	"\x14JOB_ORDER_STARTED_AT\x10\x03\x12\x1d\n" +
-	"\x19JOB_ORDER_STARTED_AT_DESC\x10\x04\x12\x1a\n" +
-	"\x16JOB_ORDER_COMPLETED_AT\x10\x05\x12\x1f\n" +
-	"\x1bJOB_ORDER_COMPLETED_AT_DESC\x10\x06\x12\x16\n" +
-	"\x12JOB_ORDER_PROGRESS\x10\a\x12\x1b\n" +
-	"\x17JOB_ORDER_PROGRESS_DESC\x10\b\x12\x16\n" +
-	"\x12JOB_ORDER_JOB_TYPE\x10\t\x12\x1b\n" +
-	"\x17JOB_ORDER_JOB_TYPE_DESC\x10\n" +
-	"\x12\x14\n" +
-	"\x10JOB_ORDER_STATUS\x10\v\x12\x19\n" +
-	"\x15JOB_ORDER_STATUS_DESC\x10\f\x12\x16\n" +
-	"\x12JOB_ORDER_PRIORITY\x10\r*\xb9\x01\n" +
-	"\x10JobAttemptStatus\x12\"\n" +
-	"\x1eJOB_ATTEMPT_STATUS_UNSPECIFIED\x10\x00\x12\x1e\n" +
-	"\x1aJOB_ATTEMPT_STATUS_STARTED\x10\x01\x12 \n" +
-	"\x1cJOB_ATTEMPT_STATUS_SUCCEEDED\x10\x02\x12\x1d\n" +
-	"\x19JOB_ATTEMPT_STATUS_FAILED\x10\x03\x12 \n" +
-	"\x1cJOB_ATTEMPT_STATUS_CANCELLED\x10\x04*\xa5\x02\n" +
-	"\x11JobAttemptOutcome\x12#\n" +
-	"\x1fJOB_ATTEMPT_OUTCOME_UNSPECIFIED\x10\x00\x12!\n" +
-	"\x1dJOB_ATTEMPT_OUTCOME_SUCCEEDED\x10\x01\x12\x1e\n" +
-	"\x1aJOB_ATTEMPT_OUTCOME_FAILED\x10\x02\x12!\n" +
-	"\x1dJOB_ATTEMPT_OUTCOME_TIMED_OUT\x10\x03\x12\x1f\n" +
-	"\x1bJOB_ATTEMPT_OUTCOME_RESCUED\x10\x04\x12 \n" +
-	"\x1cJOB_ATTEMPT_OUTCOME_RELEASED\x10\x05\x12\x1f\n" +
-	"\x1bJOB_ATTEMPT_OUTCOME_SNOOZED\x10\x06\x12!\n" +
-	"\x1dJOB_ATTEMPT_OUTCOME_CANCELLED\x10\a*\x91\x01\n" +
-	"\vJobLogLevel\x12\x1d\n" +
-	"\x19JOB_LOG_LEVEL_UNSPECIFIED\x10\x00\x12\x17\n" +
-	"\x13JOB_LOG_LEVEL_DEBUG\x10\x01\x12\x16\n" +
-	"\x12JOB_LOG_LEVEL_INFO\x10\x02\x12\x19\n" +
-	"\x15JOB_LOG_LEVEL_WARNING\x10\x03\x12\x17\n" +
-	"\x13JOB_LOG_LEVEL_ERROR\x10\x04*\xd6\x03\n" +
-	"\rJobChangeKind\x12\x1f\n" +
-	"\x1bJOB_CHANGE_KIND_UNSPECIFIED\x10\x00\x12\x1b\n" +
-	"\x17JOB_CHANGE_KIND_CREATED\x10\x01\x12\x1b\n" +
-	"\x17JOB_CHANGE_KIND_STARTED\x10\x02\x12\x1c\n" +
-	"\x18JOB_CHANGE_KIND_PROGRESS\x10\x03\x12\x1d\n" +
-	"\x19JOB_CHANGE_KIND_COMPLETED\x10\x04\x12\x1c\n" +
-	"\x18JOB_CHANGE_KIND_RETRYING\x10\x05\x12\x1a\n" +
-	"\x16JOB_CHANGE_KIND_FAILED\x10\x06\x12\x1b\n" +
-	"\x17JOB_CHANGE_KIND_RESCUED\x10\a\x12\x1c\n" +
-	"\x18JOB_CHANGE_KIND_RELEASED\x10\b\x12\x1b\n" +
-	"\x17JOB_CHANGE_KIND_SNOOZED\x10\t\x12$\n" +
-	" JOB_CHANGE_KIND_CANCEL_REQUESTED\x10\n" +
-	"\x12\x1d\n" +
-	"\x19JOB_CHANGE_KIND_CANCELLED\x10\v\x12\x1b\n" +
-	"\x17JOB_CHANGE_KIND_RETRIED\x10\f\x12\x1b\n" +
-	"\x17JOB_CHANGE_KIND_DELETED\x10\r\x12\x1c\n" +
-	"\x18JOB_CHANGE_KIND_EXISTING\x10\x0e2\x88\v\n" +
-	"\n" +
-	"JobService\x12>\n" +
-	"\tCreateJob\x12\x1e.watchpost.v1.CreateJobRequest\x1a\x11.watchpost.v1.Job\x12^\n" +
-	"\x0fBatchCreateJobs\x12$.watchpost.v1.BatchCreateJobsRequest\x1a%.watchpost.v1.BatchCreateJobsResponse\x128\n" +
-	"\x06GetJob\x12\x1b.watchpost.v1.GetJobRequest\x1a\x11.watchpost.v1.Job\x12I\n" +
-	"\bListJobs\x12\x1d.watchpost.v1.ListJobsRequest\x1a\x1e.watchpost.v1.ListJobsResponse\x12O\n" +
-	"\n" +
-	"SearchJobs\x12\x1f.watchpost.v1.SearchJobsRequest\x1a .watchpost.v1.SearchJobsResponse\x12^\n" +
-	"\x0fListJobAttempts\x12$.watchpost.v1.ListJobAttemptsRequest\x1a%.watchpost.v1.ListJobAttemptsResponse\x12g\n" +
-	"\x12ListJobTransitions\x12'.watchpost.v1.ListJobTransitionsRequest\x1a(.watchpost.v1.ListJobTransitionsResponse\x12R\n" +
-	"\vListJobLogs\x12 .watchpost.v1.ListJobLogsRequest\x1a!.watchpost.v1.ListJobLogsResponse\x12G\n" +
-	"\vTailJobLogs\x12 .watchpost.v1.TailJobLogsRequest\x1a\x14.watchpost.v1.JobLog0\x01\x12>\n" +
-	"\tCancelJob\x12\x1e.watchpost.v1.CancelJobRequest\x1a\x11.watchpost.v1.Job\x12<\n" +
-	"\bRetryJob\x12\x1d.watchpost.v1.RetryJobRequest\x1a\x11.watchpost.v1.Job\x12C\n" +
-	"\tDeleteJob\x12\x1e.watchpost.v1.DeleteJobRequest\x1a\x16.google.protobuf.Empty\x12M\n" +
-	"\n" +
-	"CancelJobs\x12\x1f.watchpost.v1.CancelJobsRequest\x1a\x1e.watchpost.v1.MoveJobsResponse\x12K\n" +
-	"\tRetryJobs\x12\x1e.watchpost.v1.RetryJobsRequest\x1a\x1e.watchpost.v1.MoveJobsResponse\x12M\n" +
-	"\n" +
-	"DeleteJobs\x12\x1f.watchpost.v1.DeleteJobsRequest\x1a\x1e.watchpost.v1.MoveJobsResponse\x12R\n" +
-	"\vGetJobStats\x12 .watchpost.v1.GetJobStatsRequest\x1a!.watchpost.v1.GetJobStatsResponse\x12L\n" +
-	"\bWatchJob\x12\x1d.watchpost.v1.WatchJobRequest\x1a\x1f.watchpost.v1.WatchJobsResponse0\x01\x12N\n" +
-	"\tWatchJobs\x12\x1e.watchpost.v1.WatchJobsRequest\x1a\x1f.watchpost.v1.WatchJobsResponse0\x01BZ\n" +
+	"\x14JOB_STATUS_CANCELLED\x10\x05BZ\n" +
 	"\fwatchpost.v1P\x01Z9watchpost.example/clients/go/gen/watchpost/v1;watchpostv1\xaa\x02\fWatchpost.V1b\x06proto3"
 
 var (
@@ -4781,204 +1276,64 @@ func file_watchpost_v1_jobs_proto_rawDescGZIP() []byte {
 	return file_watchpost_v1_jobs_proto_rawDescData
 }
 
-var file_watchpost_v1_jobs_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_watchpost_v1_jobs_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_watchpost_v1_jobs_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_watchpost_v1_jobs_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_watchpost_v1_jobs_proto_goTypes = []any{
 	(JobStatus)(0),                     // 0: watchpost.v1.JobStatus
-	(BatchCreateJobsOutcome)(0),        // 1: watchpost.v1.BatchCreateJobsOutcome
-	(JobOrder)(0),                      // 2: watchpost.v1.JobOrder
-	(JobAttemptStatus)(0),              // 3: watchpost.v1.JobAttemptStatus
-	(JobAttemptOutcome)(0),             // 4: watchpost.v1.JobAttemptOutcome
-	(JobLogLevel)(0),                   // 5: watchpost.v1.JobLogLevel
-	(JobChangeKind)(0),                 // 6: watchpost.v1.JobChangeKind
-	(*Job)(nil),                        // 7: watchpost.v1.Job
-	(*JobTiming)(nil),                  // 8: watchpost.v1.JobTiming
-	(*RetryPolicy)(nil),                // 9: watchpost.v1.RetryPolicy
-	(*UniqueJob)(nil),                  // 10: watchpost.v1.UniqueJob
-	(*CreateJobRequest)(nil),           // 11: watchpost.v1.CreateJobRequest
-	(*BatchCreateJobsRequest)(nil),     // 12: watchpost.v1.BatchCreateJobsRequest
-	(*BatchCreateJobsResponse)(nil),    // 13: watchpost.v1.BatchCreateJobsResponse
-	(*BatchCreateJobsResult)(nil),      // 14: watchpost.v1.BatchCreateJobsResult
-	(*GetJobRequest)(nil),              // 15: watchpost.v1.GetJobRequest
-	(*JobFilter)(nil),                  // 16: watchpost.v1.JobFilter
-	(*ListJobsRequest)(nil),            // 17: watchpost.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),           // 18: watchpost.v1.ListJobsResponse
-	(*SearchJobsRequest)(nil),          // 19: watchpost.v1.SearchJobsRequest
-	(*SearchJobsResponse)(nil),         // 20: watchpost.v1.SearchJobsResponse
-	(*JobStatusCount)(nil),             // 21: watchpost.v1.JobStatusCount
-	(*JobTypeCount)(nil),               // 22: watchpost.v1.JobTypeCount
-	(*JobAttempt)(nil),                 // 23: watchpost.v1.JobAttempt
-	(*ListJobAttemptsRequest)(nil),     // 24: watchpost.v1.ListJobAttemptsRequest
-	(*ListJobAttemptsResponse)(nil),    // 25: watchpost.v1.ListJobAttemptsResponse
-	(*JobTransition)(nil),              // 26: watchpost.v1.JobTransition
-	(*ListJobTransitionsRequest)(nil),  // 27: watchpost.v1.ListJobTransitionsRequest
-	(*ListJobTransitionsResponse)(nil), // 28: watchpost.v1.ListJobTransitionsResponse
-	(*JobLog)(nil),                     // 29: watchpost.v1.JobLog
-	(*JobLogFilter)(nil),               // 30: watchpost.v1.JobLogFilter
-	(*ListJobLogsRequest)(nil),         // 31: watchpost.v1.ListJobLogsRequest
-	(*ListJobLogsResponse)(nil),        // 32: watchpost.v1.ListJobLogsResponse
-	(*TailJobLogsRequest)(nil),         // 33: watchpost.v1.TailJobLogsRequest
-	(*CancelJobRequest)(nil),           // 34: watchpost.v1.CancelJobRequest
-	(*RetryJobRequest)(nil),            // 35: watchpost.v1.RetryJobRequest
-	(*DeleteJobRequest)(nil),           // 36: watchpost.v1.DeleteJobRequest
-	(*CancelJobsRequest)(nil),          // 37: watchpost.v1.CancelJobsRequest
-	(*RetryJobsRequest)(nil),           // 38: watchpost.v1.RetryJobsRequest
-	(*DeleteJobsRequest)(nil),          // 39: watchpost.v1.DeleteJobsRequest
-	(*MoveJobsResponse)(nil),           // 40: watchpost.v1.MoveJobsResponse
-	(*GetJobStatsRequest)(nil),         // 41: watchpost.v1.GetJobStatsRequest
-	(*GetJobStatsResponse)(nil),        // 42: watchpost.v1.GetJobStatsResponse
-	(*JobTypeStats)(nil),               // 43: watchpost.v1.JobTypeStats
-	(*JobChange)(nil),                  // 44: watchpost.v1.JobChange
-	(*JobChanges)(nil),                 // 45: watchpost.v1.JobChanges
-	(*JobLogs)(nil),                    // 46: watchpost.v1.JobLogs
-	(*WatchJobRequest)(nil),            // 47: watchpost.v1.WatchJobRequest
-	(*WatchJobsRequest)(nil),           // 48: watchpost.v1.WatchJobsRequest
-	(*WatchJobsResponse)(nil),          // 49: watchpost.v1.WatchJobsResponse
-	(*timestamppb.Timestamp)(nil),      // 50: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),            // 51: google.protobuf.Struct
-	(*durationpb.Duration)(nil),        // 52: google.protobuf.Duration
-	(*TimeRange)(nil),                  // 53: watchpost.v1.TimeRange
-	(*UnreadableChange)(nil),           // 54: watchpost.v1.UnreadableChange
-	(*emptypb.Empty)(nil),              // 55: google.protobuf.Empty
+	(*Job)(nil),                        // 1: watchpost.v1.Job
+	(*JobTiming)(nil),                  // 2: watchpost.v1.JobTiming
+	(*RetryPolicy)(nil),                // 3: watchpost.v1.RetryPolicy
+	(*UniqueJob)(nil),                  // 4: watchpost.v1.UniqueJob
+	(*JobTransition)(nil),              // 5: watchpost.v1.JobTransition
+	(*ListJobTransitionsRequest)(nil),  // 6: watchpost.v1.ListJobTransitionsRequest
+	(*ListJobTransitionsResponse)(nil), // 7: watchpost.v1.ListJobTransitionsResponse
+	(*timestamppb.Timestamp)(nil),      // 8: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),            // 9: google.protobuf.Struct
+	(*durationpb.Duration)(nil),        // 10: google.protobuf.Duration
+	(*JobAttempt)(nil),                 // 11: watchpost.v1.JobAttempt
 }
 var file_watchpost_v1_jobs_proto_depIdxs = []int32{
-	0,   // 0: watchpost.v1.Job.status:type_name -> watchpost.v1.JobStatus
-	50,  // 1: watchpost.v1.Job.created_at:type_name -> google.protobuf.Timestamp
-	50,  // 2: watchpost.v1.Job.started_at:type_name -> google.protobuf.Timestamp
-	50,  // 3: watchpost.v1.Job.completed_at:type_name -> google.protobuf.Timestamp
-	51,  // 4: watchpost.v1.Job.result:type_name -> google.protobuf.Struct
-	50,  // 5: watchpost.v1.Job.next_retry_at:type_name -> google.protobuf.Timestamp
-	51,  // 6: watchpost.v1.Job.payload:type_name -> google.protobuf.Struct
-	50,  // 7: watchpost.v1.Job.scheduled_at:type_name -> google.protobuf.Timestamp
-	52,  // 8: watchpost.v1.Job.timeout:type_name -> google.protobuf.Duration
-	50,  // 9: watchpost.v1.Job.deadline_at:type_name -> google.protobuf.Timestamp
-	9,   // 10: watchpost.v1.Job.retry_policy:type_name -> watchpost.v1.RetryPolicy
-	50,  // 11: watchpost.v1.Job.dead_at:type_name -> google.protobuf.Timestamp
-	50,  // 12: watchpost.v1.Job.lease_expires_at:type_name -> google.protobuf.Timestamp
-	50,  // 13: watchpost.v1.Job.heartbeat_at:type_name -> google.protobuf.Timestamp
-	50,  // 14: watchpost.v1.Job.cancel_requested_at:type_name -> google.protobuf.Timestamp
-	0,   // 15: watchpost.v1.Job.unique_states:type_name -> watchpost.v1.JobStatus
-	50,  // 16: watchpost.v1.Job.tick_at:type_name -> google.protobuf.Timestamp
-	50,  // 17: watchpost.v1.Job.progress_at:type_name -> google.protobuf.Timestamp
-	50,  // 18: watchpost.v1.Job.transitioned_at:type_name -> google.protobuf.Timestamp
-	23,  // 19: watchpost.v1.Job.attempts:type_name -> watchpost.v1.JobAttempt
-	8,   // 20: watchpost.v1.Job.timing:type_name -> watchpost.v1.JobTiming
-	52,  // 21: watchpost.v1.Job.deadline:type_name -> google.protobuf.Duration
-	10,  // 22: watchpost.v1.Job.unique:type_name -> watchpost.v1.UniqueJob
-	52,  // 23: watchpost.v1.JobTiming.wait:type_name -> google.protobuf.Duration
-	52,  // 24: watchpost.v1.JobTiming.run:type_name -> google.protobuf.Duration
-	52,  // 25: watchpost.v1.JobTiming.remaining:type_name -> google.protobuf.Duration
-	50,  // 26: watchpost.v1.JobTiming.estimated_completed_at:type_name -> google.protobuf.Timestamp
-	52,  // 27: watchpost.v1.RetryPolicy.initial_delay:type_name -> google.protobuf.Duration
-	52,  // 28: watchpost.v1.RetryPolicy.max_delay:type_name -> google.protobuf.Duration
-	0,   // 29: watchpost.v1.UniqueJob.states:type_name -> watchpost.v1.JobStatus
-	52,  // 30: watchpost.v1.UniqueJob.period:type_name -> google.protobuf.Duration
-	7,   // 31: watchpost.v1.CreateJobRequest.job:type_name -> watchpost.v1.Job
-	11,  // 32: watchpost.v1.BatchCreateJobsRequest.requests:type_name -> watchpost.v1.CreateJobRequest
-	14,  // 33: watchpost.v1.BatchCreateJobsResponse.results:type_name -> watchpost.v1.BatchCreateJobsResult
-	1,   // 34: watchpost.v1.BatchCreateJobsResult.outcome:type_name -> watchpost.v1.BatchCreateJobsOutcome
-	0,   // 35: watchpost.v1.JobFilter.statuses:type_name -> watchpost.v1.JobStatus
-	53,  // 36: watchpost.v1.JobFilter.created_at:type_name -> watchpost.v1.TimeRange
-	53,  // 37: watchpost.v1.JobFilter.completed_at:type_name -> watchpost.v1.TimeRange
-	52,  // 38: watchpost.v1.JobFilter.min_duration:type_name -> google.protobuf.Duration
-	52,  // 39: watchpost.v1.JobFilter.max_duration:type_name -> google.protobuf.Duration
-	53,  // 40: watchpost.v1.JobFilter.scheduled_at:type_name -> watchpost.v1.TimeRange
-	16,  // 41: watchpost.v1.ListJobsRequest.filter:type_name -> watchpost.v1.JobFilter
-	2,   // 42: watchpost.v1.ListJobsRequest.order:type_name -> watchpost.v1.JobOrder
-	7,   // 43: watchpost.v1.ListJobsResponse.jobs:type_name -> watchpost.v1.Job
-	16,  // 44: watchpost.v1.SearchJobsRequest.filter:type_name -> watchpost.v1.JobFilter
-	2,   // 45: watchpost.v1.SearchJobsRequest.order:type_name -> watchpost.v1.JobOrder
-	7,   // 46: watchpost.v1.SearchJobsResponse.jobs:type_name -> watchpost.v1.Job
-	21,  // 47: watchpost.v1.SearchJobsResponse.by_status:type_name -> watchpost.v1.JobStatusCount
-	22,  // 48: watchpost.v1.SearchJobsResponse.by_type:type_name -> watchpost.v1.JobTypeCount
-	0,   // 49: watchpost.v1.JobStatusCount.status:type_name -> watchpost.v1.JobStatus
-	50,  // 50: watchpost.v1.JobAttempt.started_at:type_name -> google.protobuf.Timestamp
-	50,  // 51: watchpost.v1.JobAttempt.ended_at:type_name -> google.protobuf.Timestamp
-	3,   // 52: watchpost.v1.JobAttempt.status:type_name -> watchpost.v1.JobAttemptStatus
-	51,  // 53: watchpost.v1.JobAttempt.result:type_name -> google.protobuf.Struct
-	4,   // 54: watchpost.v1.JobAttempt.outcome:type_name -> watchpost.v1.JobAttemptOutcome
-	23,  // 55: watchpost.v1.ListJobAttemptsResponse.attempts:type_name -> watchpost.v1.JobAttempt
-	0,   // 56: watchpost.v1.JobTransition.from_status:type_name -> watchpost.v1.JobStatus
-	0,   // 57: watchpost.v1.JobTransition.to_status:type_name -> watchpost.v1.JobStatus
-	50,  // 58: watchpost.v1.JobTransition.transitioned_at:type_name -> google.protobuf.Timestamp
-	51,  // 59: watchpost.v1.JobTransition.metadata:type_name -> google.protobuf.Struct
-	26,  // 60: watchpost.v1.ListJobTransitionsResponse.transitions:type_name -> watchpost.v1.JobTransition
-	50,  // 61: watchpost.v1.JobLog.timestamp:type_name -> google.protobuf.Timestamp
-	5,   // 62: watchpost.v1.JobLog.level:type_name -> watchpost.v1.JobLogLevel
-	51,  // 63: watchpost.v1.JobLog.context:type_name -> google.protobuf.Struct
-	5,   // 64: watchpost.v1.JobLogFilter.min_level:type_name -> watchpost.v1.JobLogLevel
-	53,  // 65: watchpost.v1.JobLogFilter.timestamp:type_name -> watchpost.v1.TimeRange
-	30,  // 66: watchpost.v1.ListJobLogsRequest.filter:type_name -> watchpost.v1.JobLogFilter
-	29,  // 67: watchpost.v1.ListJobLogsResponse.logs:type_name -> watchpost.v1.JobLog
-	5,   // 68: watchpost.v1.TailJobLogsRequest.min_level:type_name -> watchpost.v1.JobLogLevel
-	50,  // 69: watchpost.v1.RetryJobRequest.scheduled_at:type_name -> google.protobuf.Timestamp
-	16,  // 70: watchpost.v1.CancelJobsRequest.filter:type_name -> watchpost.v1.JobFilter
-	16,  // 71: watchpost.v1.RetryJobsRequest.filter:type_name -> watchpost.v1.JobFilter
-	16,  // 72: watchpost.v1.DeleteJobsRequest.filter:type_name -> watchpost.v1.JobFilter
-	21,  // 73: watchpost.v1.MoveJobsResponse.not_moved:type_name -> watchpost.v1.JobStatusCount
-	16,  // 74: watchpost.v1.GetJobStatsRequest.filter:type_name -> watchpost.v1.JobFilter
-	52,  // 75: watchpost.v1.GetJobStatsRequest.window:type_name -> google.protobuf.Duration
-	21,  // 76: watchpost.v1.GetJobStatsResponse.by_status:type_name -> watchpost.v1.JobStatusCount
-	43,  // 77: watchpost.v1.GetJobStatsResponse.by_type:type_name -> watchpost.v1.JobTypeStats
-	52,  // 78: watchpost.v1.GetJobStatsResponse.oldest_queued_age:type_name -> google.protobuf.Duration
-	52,  // 79: watchpost.v1.GetJobStatsResponse.average_run:type_name -> google.protobuf.Duration
-	21,  // 80: watchpost.v1.JobTypeStats.by_status:type_name -> watchpost.v1.JobStatusCount
-	52,  // 81: watchpost.v1.JobTypeStats.wait_p50:type_name -> google.protobuf.Duration
-	52,  // 82: watchpost.v1.JobTypeStats.wait_p95:type_name -> google.protobuf.Duration
-	52,  // 83: watchpost.v1.JobTypeStats.run_p50:type_name -> google.protobuf.Duration
-	52,  // 84: watchpost.v1.JobTypeStats.run_p95:type_name -> google.protobuf.Duration
-	6,   // 85: watchpost.v1.JobChange.kind:type_name -> watchpost.v1.JobChangeKind
-	7,   // 86: watchpost.v1.JobChange.job:type_name -> watchpost.v1.Job
-	44,  // 87: watchpost.v1.JobChanges.changes:type_name -> watchpost.v1.JobChange
-	29,  // 88: watchpost.v1.JobLogs.logs:type_name -> watchpost.v1.JobLog
-	52,  // 89: watchpost.v1.WatchJobRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	16,  // 90: watchpost.v1.WatchJobsRequest.filter:type_name -> watchpost.v1.JobFilter
-	52,  // 91: watchpost.v1.WatchJobsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	44,  // 92: watchpost.v1.WatchJobsResponse.job:type_name -> watchpost.v1.JobChange
-	29,  // 93: watchpost.v1.WatchJobsResponse.log:type_name -> watchpost.v1.JobLog
-	50,  // 94: watchpost.v1.WatchJobsResponse.heartbeat:type_name -> google.protobuf.Timestamp
-	54,  // 95: watchpost.v1.WatchJobsResponse.unreadable:type_name -> watchpost.v1.UnreadableChange
-	11,  // 96: watchpost.v1.JobService.CreateJob:input_type -> watchpost.v1.CreateJobRequest
-	12,  // 97: watchpost.v1.JobService.BatchCreateJobs:input_type -> watchpost.v1.BatchCreateJobsRequest
-	15,  // 98: watchpost.v1.JobService.GetJob:input_type -> watchpost.v1.GetJobRequest
-	17,  // 99: watchpost.v1.JobService.ListJobs:input_type -> watchpost.v1.ListJobsRequest
-	19,  // 100: watchpost.v1.JobService.SearchJobs:input_type -> watchpost.v1.SearchJobsRequest
-	24,  // 101: watchpost.v1.JobService.ListJobAttempts:input_type -> watchpost.v1.ListJobAttemptsRequest
-	27,  // 102: watchpost.v1.JobService.ListJobTransitions:input_type -> watchpost.v1.ListJobTransitionsRequest
-	31,  // 103: watchpost.v1.JobService.ListJobLogs:input_type -> watchpost.v1.ListJobLogsRequest
-	33,  // 104: watchpost.v1.JobService.TailJobLogs:input_type -> watchpost.v1.TailJobLogsRequest
-	34,  // 105: watchpost.v1.JobService.CancelJob:input_type -> watchpost.v1.CancelJobRequest
-	35,  // 106: watchpost.v1.JobService.RetryJob:input_type -> watchpost.v1.RetryJobRequest
-	36,  // 107: watchpost.v1.JobService.DeleteJob:input_type -> watchpost.v1.DeleteJobRequest
-	37,  // 108: watchpost.v1.JobService.CancelJobs:input_type -> watchpost.v1.CancelJobsRequest
-	38,  // 109: watchpost.v1.JobService.RetryJobs:input_type -> watchpost.v1.RetryJobsRequest
-	39,  // 110: watchpost.v1.JobService.DeleteJobs:input_type -> watchpost.v1.DeleteJobsRequest
-	41,  // 111: watchpost.v1.JobService.GetJobStats:input_type -> watchpost.v1.GetJobStatsRequest
-	47,  // 112: watchpost.v1.JobService.WatchJob:input_type -> watchpost.v1.WatchJobRequest
-	48,  // 113: watchpost.v1.JobService.WatchJobs:input_type -> watchpost.v1.WatchJobsRequest
-	7,   // 114: watchpost.v1.JobService.CreateJob:output_type -> watchpost.v1.Job
-	13,  // 115: watchpost.v1.JobService.BatchCreateJobs:output_type -> watchpost.v1.BatchCreateJobsResponse
-	7,   // 116: watchpost.v1.JobService.GetJob:output_type -> watchpost.v1.Job
-	18,  // 117: watchpost.v1.JobService.ListJobs:output_type -> watchpost.v1.ListJobsResponse
-	20,  // 118: watchpost.v1.JobService.SearchJobs:output_type -> watchpost.v1.SearchJobsResponse
-	25,  // 119: watchpost.v1.JobService.ListJobAttempts:output_type -> watchpost.v1.ListJobAttemptsResponse
-	28,  // 120: watchpost.v1.JobService.ListJobTransitions:output_type -> watchpost.v1.ListJobTransitionsResponse
-	32,  // 121: watchpost.v1.JobService.ListJobLogs:output_type -> watchpost.v1.ListJobLogsResponse
-	29,  // 122: watchpost.v1.JobService.TailJobLogs:output_type -> watchpost.v1.JobLog
-	7,   // 123: watchpost.v1.JobService.CancelJob:output_type -> watchpost.v1.Job
-	7,   // 124: watchpost.v1.JobService.RetryJob:output_type -> watchpost.v1.Job
-	55,  // 125: watchpost.v1.JobService.DeleteJob:output_type -> google.protobuf.Empty
-	40,  // 126: watchpost.v1.JobService.CancelJobs:output_type -> watchpost.v1.MoveJobsResponse
-	40,  // 127: watchpost.v1.JobService.RetryJobs:output_type -> watchpost.v1.MoveJobsResponse
-	40,  // 128: watchpost.v1.JobService.DeleteJobs:output_type -> watchpost.v1.MoveJobsResponse
-	42,  // 129: watchpost.v1.JobService.GetJobStats:output_type -> watchpost.v1.GetJobStatsResponse
-	49,  // 130: watchpost.v1.JobService.WatchJob:output_type -> watchpost.v1.WatchJobsResponse
-	49,  // 131: watchpost.v1.JobService.WatchJobs:output_type -> watchpost.v1.WatchJobsResponse
-	114, // [114:132] is the sub-list for method output_type
-	96,  // [96:114] is the sub-list for method input_type
-	96,  // [96:96] is the sub-list for extension type_name
-	96,  // [96:96] is the sub-list for extension extendee
-	0,   // [0:96] is the sub-list for field type_name
+	0,  // 0: watchpost.v1.Job.status:type_name -> watchpost.v1.JobStatus
+	8,  // 1: watchpost.v1.Job.created_at:type_name -> google.protobuf.Timestamp
+	8,  // 2: watchpost.v1.Job.started_at:type_name -> google.protobuf.Timestamp
+	8,  // 3: watchpost.v1.Job.completed_at:type_name -> google.protobuf.Timestamp
+	9,  // 4: watchpost.v1.Job.result:type_name -> google.protobuf.Struct
+	8,  // 5: watchpost.v1.Job.next_retry_at:type_name -> google.protobuf.Timestamp
+	9,  // 6: watchpost.v1.Job.payload:type_name -> google.protobuf.Struct
+	8,  // 7: watchpost.v1.Job.scheduled_at:type_name -> google.protobuf.Timestamp
+	10, // 8: watchpost.v1.Job.timeout:type_name -> google.protobuf.Duration
+	8,  // 9: watchpost.v1.Job.deadline_at:type_name -> google.protobuf.Timestamp
+	3,  // 10: watchpost.v1.Job.retry_policy:type_name -> watchpost.v1.RetryPolicy
+	8,  // 11: watchpost.v1.Job.dead_at:type_name -> google.protobuf.Timestamp
+	8,  // 12: watchpost.v1.Job.lease_expires_at:type_name -> google.protobuf.Timestamp
+	8,  // 13: watchpost.v1.Job.heartbeat_at:type_name -> google.protobuf.Timestamp
+	8,  // 14: watchpost.v1.Job.cancel_requested_at:type_name -> google.protobuf.Timestamp
+	0,  // 15: watchpost.v1.Job.unique_states:type_name -> watchpost.v1.JobStatus
+	8,  // 16: watchpost.v1.Job.tick_at:type_name -> google.protobuf.Timestamp
+	8,  // 17: watchpost.v1.Job.progress_at:type_name -> google.protobuf.Timestamp
+	8,  // 18: watchpost.v1.Job.transitioned_at:type_name -> google.protobuf.Timestamp
+	11, // 19: watchpost.v1.Job.attempts:type_name -> watchpost.v1.JobAttempt
+	2,  // 20: watchpost.v1.Job.timing:type_name -> watchpost.v1.JobTiming
+	10, // 21: watchpost.v1.Job.deadline:type_name -> google.protobuf.Duration
+	4,  // 22: watchpost.v1.Job.unique:type_name -> watchpost.v1.UniqueJob
+	10, // 23: watchpost.v1.JobTiming.wait:type_name -> google.protobuf.Duration
+	10, // 24: watchpost.v1.JobTiming.run:type_name -> google.protobuf.Duration
+	10, // 25: watchpost.v1.JobTiming.remaining:type_name -> google.protobuf.Duration
+	8,  // 26: watchpost.v1.JobTiming.estimated_completed_at:type_name -> google.protobuf.Timestamp
+	10, // 27: watchpost.v1.RetryPolicy.initial_delay:type_name -> google.protobuf.Duration
+	10, // 28: watchpost.v1.RetryPolicy.max_delay:type_name -> google.protobuf.Duration
+	0,  // 29: watchpost.v1.UniqueJob.states:type_name -> watchpost.v1.JobStatus
+	10, // 30: watchpost.v1.UniqueJob.period:type_name -> google.protobuf.Duration
+	0,  // 31: watchpost.v1.JobTransition.from_status:type_name -> watchpost.v1.JobStatus
+	0,  // 32: watchpost.v1.JobTransition.to_status:type_name -> watchpost.v1.JobStatus
+	8,  // 33: watchpost.v1.JobTransition.transitioned_at:type_name -> google.protobuf.Timestamp
+	9,  // 34: watchpost.v1.JobTransition.metadata:type_name -> google.protobuf.Struct
+	5,  // 35: watchpost.v1.ListJobTransitionsResponse.transitions:type_name -> watchpost.v1.JobTransition
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_watchpost_v1_jobs_proto_init() }
@@ -4986,30 +1341,19 @@ func file_watchpost_v1_jobs_proto_init() {
 	if File_watchpost_v1_jobs_proto != nil {
 		return
 	}
-	file_watchpost_v1_common_proto_init()
+	file_watchpost_v1_job_attempts_proto_init()
 	file_watchpost_v1_jobs_proto_msgTypes[0].OneofWrappers = []any{}
 	file_watchpost_v1_jobs_proto_msgTypes[2].OneofWrappers = []any{}
-	file_watchpost_v1_jobs_proto_msgTypes[9].OneofWrappers = []any{}
-	file_watchpost_v1_jobs_proto_msgTypes[16].OneofWrappers = []any{}
-	file_watchpost_v1_jobs_proto_msgTypes[19].OneofWrappers = []any{}
-	file_watchpost_v1_jobs_proto_msgTypes[22].OneofWrappers = []any{}
-	file_watchpost_v1_jobs_proto_msgTypes[23].OneofWrappers = []any{}
-	file_watchpost_v1_jobs_proto_msgTypes[42].OneofWrappers = []any{
-		(*WatchJobsResponse_Job)(nil),
-		(*WatchJobsResponse_Log)(nil),
-		(*WatchJobsResponse_Heartbeat)(nil),
-		(*WatchJobsResponse_SnapshotEnd)(nil),
-		(*WatchJobsResponse_Unreadable)(nil),
-	}
+	file_watchpost_v1_jobs_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_watchpost_v1_jobs_proto_rawDesc), len(file_watchpost_v1_jobs_proto_rawDesc)),
-			NumEnums:      7,
-			NumMessages:   43,
+			NumEnums:      1,
+			NumMessages:   7,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   0,
 		},
 		GoTypes:           file_watchpost_v1_jobs_proto_goTypes,
 		DependencyIndexes: file_watchpost_v1_jobs_proto_depIdxs,

@@ -23,23 +23,23 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Kind of resource that a watch is about.
+// Kind of resource or sample that a watch delivers.
 type Topic int32
 
 const (
-	// Never returned. Refused in a request.
+	// Absent value. Never returned. Refused in a request.
 	Topic_TOPIC_UNSPECIFIED Topic = 0
-	// Live GPU stats.
+	// Live samples of GPUs.
 	Topic_TOPIC_GPU_STATS Topic = 1
-	// New alerts, and every later change of their status.
+	// Alerts raised, and later changes of their status.
 	Topic_TOPIC_ALERTS Topic = 2
-	// New events, reviews and deletions.
+	// Events ingested, reviewed and deleted.
 	Topic_TOPIC_EVENTS Topic = 3
 	// Cameras created, updated, deleted and restored.
 	Topic_TOPIC_CAMERAS Topic = 4
 	// Alert rules created, updated and deleted.
 	Topic_TOPIC_ALERT_RULES Topic = 5
-	// Events of GPUs: XID errors, GPUs lost and back, and others.
+	// GPU events: XID errors, GPUs lost and back, and others.
 	Topic_TOPIC_GPU_EVENTS Topic = 6
 	// Camera zones created, updated and deleted.
 	Topic_TOPIC_CAMERA_ZONES Topic = 7
@@ -48,12 +48,12 @@ const (
 	// Notification channels created, updated, disabled by the server, and deleted. Deliveries are not
 	// announced.
 	Topic_TOPIC_NOTIFICATION_CHANNELS Topic = 9
-	// Changes of jobs: created, started, progress, and the outcome. `JobService.WatchJobs` has them
-	// with filters.
+	// Jobs created, started, in progress, finished, and with any other change. `JobService.WatchJobs`
+	// has them with filters.
 	Topic_TOPIC_JOBS Topic = 10
-	// Lines added to the logs of jobs.
+	// Lines appended to the logs of jobs.
 	Topic_TOPIC_JOB_LOGS Topic = 11
-	// Settings of job queues created, updated and deleted; queues paused and resumed.
+	// Settings of job queues created, updated and deleted, and queues paused and resumed.
 	Topic_TOPIC_JOB_QUEUES Topic = 12
 	// Settings of job types created, updated and deleted.
 	Topic_TOPIC_JOB_TYPES Topic = 13
@@ -130,24 +130,26 @@ func (Topic) EnumDescriptor() ([]byte, []int) {
 type WatchStart int32
 
 const (
-	// After `cursor`, or now if there is none.
+	// The watch starts after `cursor`, without a cursor at the present time.
 	WatchStart_WATCH_START_UNSPECIFIED WatchStart = 0
-	// Now: changes committed before the call are left out, later changes are delivered.
+	// The watch starts at the present time. Changes committed before the call are left out, and later
+	// changes are delivered.
 	WatchStart_WATCH_START_NOW WatchStart = 1
-	// With a snapshot, then with the changes after it, without a gap or a repetition. As far as topics
-	// and filters allow, it has the newest sample of every GPU and every alert that is pending or
-	// delivered. The alerts come oldest first, as `ALERT_CHANGE_KIND_EXISTING`. Other resources are not
-	// in it: list them.
+	// The watch starts with a snapshot, followed by all changes after the snapshot, without a gap or
+	// a repetition.
 	//
-	// `snapshot_end` follows the snapshot. Responses before it have no cursor: a watch that breaks off
+	// Subject to topics and filters, the snapshot has the newest sample of every GPU, and all pending
+	// and delivered alerts. Alerts are sent oldest first, as `ALERT_CHANGE_KIND_EXISTING`. Other
+	// resources are not part of the snapshot: list them.
+	//
+	// `snapshot_end` follows the snapshot. Responses before it have no cursor: a watch that breaks
 	// earlier must start again.
 	//
-	// The server keeps the snapshot until the client has read it. Fails with `UNAVAILABLE`
-	// (`SERVER_BUSY`) while snapshots take all of `--snapshot-memory`. A watch whose client has not
-	// read its snapshot within 30 s may end with `SERVER_BUSY`, because newer snapshots need the
-	// memory.
+	// The server keeps the snapshot until the client has read it. The call fails with `UNAVAILABLE`
+	// (`SERVER_BUSY`) while snapshots use all of `--snapshot-memory`. A watch may end with
+	// `SERVER_BUSY` if its snapshot was not read within 30 s and newer snapshots need the memory.
 	WatchStart_WATCH_START_SNAPSHOT WatchStart = 2
-	// With the oldest change that the feed still holds.
+	// The watch starts with the oldest change in the feed.
 	WatchStart_WATCH_START_EARLIEST WatchStart = 3
 )
 
@@ -198,17 +200,17 @@ func (WatchStart) EnumDescriptor() ([]byte, []int) {
 type AlertChangeKind int32
 
 const (
-	// A kind that only a newer server knows.
+	// Kind that only a newer server knows.
 	AlertChangeKind_ALERT_CHANGE_KIND_UNSPECIFIED AlertChangeKind = 0
 	// The alert was raised.
 	AlertChangeKind_ALERT_CHANGE_KIND_CREATED AlertChangeKind = 1
-	// The alert was delivered by a notification channel for the first time.
+	// A notification channel delivered the alert for the first time.
 	AlertChangeKind_ALERT_CHANGE_KIND_DELIVERED AlertChangeKind = 2
 	// The alert was acknowledged.
 	AlertChangeKind_ALERT_CHANGE_KIND_ACKNOWLEDGED AlertChangeKind = 3
 	// The alert was dismissed.
 	AlertChangeKind_ALERT_CHANGE_KIND_DISMISSED AlertChangeKind = 4
-	// No change: the alert is part of a snapshot.
+	// The alert is part of a snapshot, without a change.
 	AlertChangeKind_ALERT_CHANGE_KIND_EXISTING AlertChangeKind = 5
 )
 
@@ -263,7 +265,7 @@ func (AlertChangeKind) EnumDescriptor() ([]byte, []int) {
 type ChangeKind int32
 
 const (
-	// A kind that only a newer server knows.
+	// Kind that only a newer server knows.
 	ChangeKind_CHANGE_KIND_UNSPECIFIED ChangeKind = 0
 	// The resource was created.
 	ChangeKind_CHANGE_KIND_CREATED ChangeKind = 1
@@ -320,19 +322,19 @@ func (ChangeKind) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_monitor_proto_rawDescGZIP(), []int{3}
 }
 
-// Selects alerts to watch. Set fields are ANDed; a list matches any of its values. Empty lists match
-// all.
+// Filter of alerts in a watch. Set fields are ANDed. A list matches any of its values, an empty
+// list all.
 type AlertWatchFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only alerts of these severities.
+	// Severities of the alerts. Empty means any.
 	Severities []Severity `protobuf:"varint,1,rep,packed,name=severities,proto3,enum=watchpost.v1.Severity" json:"severities,omitempty"`
-	// Only changes that leave the alert in one of these statuses.
+	// Statuses of the alerts after the change. Empty means any.
 	Statuses []AlertStatus `protobuf:"varint,2,rep,packed,name=statuses,proto3,enum=watchpost.v1.AlertStatus" json:"statuses,omitempty"`
-	// Only alerts of these rules.
+	// Ids of the rules of the alerts, at most 1,000 UUIDs. Empty means any.
 	RuleIds []string `protobuf:"bytes,3,rep,name=rule_ids,json=ruleIds,proto3" json:"rule_ids,omitempty"`
-	// Only alerts of these cameras.
+	// Ids of the cameras of the alerts, at most 1,000. Empty means any.
 	CameraIds []string `protobuf:"bytes,4,rep,name=camera_ids,json=cameraIds,proto3" json:"camera_ids,omitempty"`
-	// Only alerts that go to one of these notification channels, by name.
+	// Names of the notification channels of the alerts, at most 1,000. Empty means any.
 	Channels      []string `protobuf:"bytes,5,rep,name=channels,proto3" json:"channels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -403,10 +405,10 @@ func (x *AlertWatchFilter) GetChannels() []string {
 	return nil
 }
 
-// Selects GPUs to watch, for GPU stats and for GPU events.
+// Filter of GPU samples and GPU events in a watch.
 type GpuStatsWatchFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only these GPUs and MIG instances, by UUID. Empty means all, and events of
+	// UUIDs of the GPUs and MIG instances, at most 1,000. Empty means all, including events of
 	// unknown GPUs.
 	GpuUuids      []string `protobuf:"bytes,1,rep,name=gpu_uuids,json=gpuUuids,proto3" json:"gpu_uuids,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -455,8 +457,8 @@ type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Topics to watch. Empty means all.
 	Topics []Topic `protobuf:"varint,1,rep,packed,name=topics,proto3,enum=watchpost.v1.Topic" json:"topics,omitempty"`
-	// The `cursor` of a response of an earlier watch, after which to resume. The earlier watch may have
-	// had other topics and filters. Empty means that `start` decides.
+	// `cursor` of a response of an earlier watch, after which the watch resumes. The earlier watch
+	// may have had other topics and filters. Empty: `start` decides.
 	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// Selects the alerts. Absent means all.
 	AlertFilter *AlertWatchFilter `protobuf:"bytes,3,opt,name=alert_filter,json=alertFilter,proto3" json:"alert_filter,omitempty"`
@@ -464,7 +466,7 @@ type WatchRequest struct {
 	GpuStatsFilter *GpuStatsWatchFilter `protobuf:"bytes,4,opt,name=gpu_stats_filter,json=gpuStatsFilter,proto3" json:"gpu_stats_filter,omitempty"`
 	// Time between heartbeats, in [0.1 s, 300 s]. Defaults to 5 s.
 	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,5,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
-	// Position at which to start. Must be left out with a `cursor`.
+	// Start of the watch. Refused with a `cursor`.
 	Start         WatchStart `protobuf:"varint,6,opt,name=start,proto3,enum=watchpost.v1.WatchStart" json:"start,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -542,14 +544,14 @@ func (x *WatchRequest) GetStart() WatchStart {
 	return WatchStart_WATCH_START_UNSPECIFIED
 }
 
-// One message of a watch.
+// Message of a watch.
 type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Position after this response, from which a later watch resumes, opaque. Some 60 characters, at
+	// Opaque position after this response, from which a later watch resumes. About 60 characters, at
 	// most 4,095. Empty before the end of a snapshot.
 	//
-	// Keep the cursor of the last response that the client has processed. It is valid for the history
-	// of the database in which it was issued: after a restore it is refused with `HISTORY_REPLACED`.
+	// Keep the cursor of the last response that the client has processed. A cursor is valid for one
+	// history of the database: after a restore, it fails with `HISTORY_REPLACED`.
 	Cursor string `protobuf:"bytes,1,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// Content of the message.
 	//
@@ -573,14 +575,13 @@ type WatchResponse struct {
 	//	*WatchResponse_JobSchedule
 	//	*WatchResponse_Unreadable
 	Update isWatchResponse_Update `protobuf_oneof:"update"`
-	// With `gpu_stats`: number of samples of this GPU that were left out since its last one in this
-	// stream.
+	// Number of samples of the GPU that were skipped since its last sample in this stream. Set with
+	// `gpu_stats` only.
 	GpuStatsSkipped int64 `protobuf:"varint,8,opt,name=gpu_stats_skipped,json=gpuStatsSkipped,proto3" json:"gpu_stats_skipped,omitempty"`
-	// With a change: number of the transaction that made it. Changes of one transaction have the same
-	// number. Numbers rise in the order of delivery and have no other meaning. Absent in responses that
-	// are no change.
+	// Number of the transaction of the change, equal for all changes of one transaction. Numbers rise
+	// in the order of delivery and have no other meaning. Absent in responses without a change.
 	Commit *int64 `protobuf:"varint,11,opt,name=commit,proto3,oneof" json:"commit,omitempty"`
-	// With a change: whether it is the last one of its transaction that this watch gets.
+	// Indicates the last change of its transaction for this watch. Set with changes only.
 	CommitEnd     bool `protobuf:"varint,12,opt,name=commit_end,json=commitEnd,proto3" json:"commit_end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -809,57 +810,57 @@ type isWatchResponse_Update interface {
 }
 
 type WatchResponse_GpuStats struct {
-	// A new sample of a GPU. Its `id` is absent.
+	// New sample of a GPU, without `id`.
 	GpuStats *GpuStats `protobuf:"bytes,2,opt,name=gpu_stats,json=gpuStats,proto3,oneof"`
 }
 
 type WatchResponse_Alert struct {
-	// A change of an alert.
+	// Change of an alert.
 	Alert *AlertChange `protobuf:"bytes,3,opt,name=alert,proto3,oneof"`
 }
 
 type WatchResponse_Event struct {
-	// A change of an event.
+	// Change of an event.
 	Event *EventChange `protobuf:"bytes,4,opt,name=event,proto3,oneof"`
 }
 
 type WatchResponse_Camera struct {
-	// A change of a camera.
+	// Change of a camera.
 	Camera *CameraChange `protobuf:"bytes,5,opt,name=camera,proto3,oneof"`
 }
 
 type WatchResponse_AlertRule struct {
-	// A change of an alert rule.
+	// Change of an alert rule.
 	AlertRule *AlertRuleChange `protobuf:"bytes,6,opt,name=alert_rule,json=alertRule,proto3,oneof"`
 }
 
 type WatchResponse_Heartbeat struct {
-	// Sign of life, sent when the heartbeat interval is over.
+	// Heartbeat, sent at the end of each heartbeat interval.
 	Heartbeat *Heartbeat `protobuf:"bytes,7,opt,name=heartbeat,proto3,oneof"`
 }
 
 type WatchResponse_GpuEvent struct {
-	// A new event of a GPU.
+	// New event of a GPU.
 	GpuEvent *GpuEvent `protobuf:"bytes,9,opt,name=gpu_event,json=gpuEvent,proto3,oneof"`
 }
 
 type WatchResponse_SnapshotEnd struct {
-	// End of the snapshot. Later responses are changes after it.
+	// End of the snapshot. Later responses are changes after the snapshot.
 	SnapshotEnd *SnapshotEnd `protobuf:"bytes,10,opt,name=snapshot_end,json=snapshotEnd,proto3,oneof"`
 }
 
 type WatchResponse_CameraZone struct {
-	// A change of a camera zone.
+	// Change of a camera zone.
 	CameraZone *CameraZoneChange `protobuf:"bytes,13,opt,name=camera_zone,json=cameraZone,proto3,oneof"`
 }
 
 type WatchResponse_Silence struct {
-	// A change of a silence.
+	// Change of a silence.
 	Silence *SilenceChange `protobuf:"bytes,14,opt,name=silence,proto3,oneof"`
 }
 
 type WatchResponse_NotificationChannel struct {
-	// A change of a notification channel.
+	// Change of a notification channel.
 	NotificationChannel *NotificationChannelChange `protobuf:"bytes,15,opt,name=notification_channel,json=notificationChannel,proto3,oneof"`
 }
 
@@ -869,28 +870,28 @@ type WatchResponse_JobChanges struct {
 }
 
 type WatchResponse_JobLogs struct {
-	// Lines that were added to the logs of jobs.
+	// Lines appended to the logs of jobs.
 	JobLogs *JobLogs `protobuf:"bytes,17,opt,name=job_logs,json=jobLogs,proto3,oneof"`
 }
 
 type WatchResponse_JobQueue struct {
-	// A change of the settings of a job queue.
+	// Change of the settings of a job queue.
 	JobQueue *JobQueueChange `protobuf:"bytes,18,opt,name=job_queue,json=jobQueue,proto3,oneof"`
 }
 
 type WatchResponse_JobType struct {
-	// A change of the settings of a job type.
+	// Change of the settings of a job type.
 	JobType *JobTypeChange `protobuf:"bytes,19,opt,name=job_type,json=jobType,proto3,oneof"`
 }
 
 type WatchResponse_JobSchedule struct {
-	// A change of a job schedule.
+	// Change of a job schedule.
 	JobSchedule *JobScheduleChange `protobuf:"bytes,20,opt,name=job_schedule,json=jobSchedule,proto3,oneof"`
 }
 
 type WatchResponse_Unreadable struct {
-	// A change of a watched topic that the server cannot decode. It is sent whatever the filter says about the
-	// content, which is unknown. Servers log such changes and count them in the metric
+	// Change of a watched topic that the server cannot decode. Filters on the content do not apply,
+	// because the content is unknown. Servers log the change and count it in the metric
 	// `watchpost_feed_unreadable_changes_total`.
 	Unreadable *UnreadableChange `protobuf:"bytes,21,opt,name=unreadable,proto3,oneof"`
 }
@@ -929,12 +930,12 @@ func (*WatchResponse_JobSchedule) isWatchResponse_Update() {}
 
 func (*WatchResponse_Unreadable) isWatchResponse_Update() {}
 
-// One change of an alert.
+// Change of an alert.
 type AlertChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Kind of the change.
 	Kind AlertChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.AlertChangeKind" json:"kind,omitempty"`
-	// The alert after the change.
+	// Alert after the change.
 	Alert         *Alert `protobuf:"bytes,2,opt,name=alert,proto3" json:"alert,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -984,12 +985,12 @@ func (x *AlertChange) GetAlert() *Alert {
 	return nil
 }
 
-// One change of an event.
+// Change of an event.
 type EventChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Kind of the change.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
-	// The event after the change, without its `llm_prompt`.
+	// Event after the change, without `llm_prompt`.
 	Event         *Event `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1039,12 +1040,12 @@ func (x *EventChange) GetEvent() *Event {
 	return nil
 }
 
-// One change of a camera.
+// Change of a camera.
 type CameraChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Kind of the change.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
-	// The camera after the change.
+	// Camera after the change.
 	Camera        *Camera `protobuf:"bytes,2,opt,name=camera,proto3" json:"camera,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1094,12 +1095,12 @@ func (x *CameraChange) GetCamera() *Camera {
 	return nil
 }
 
-// One change of an alert rule.
+// Change of an alert rule.
 type AlertRuleChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Kind of the change.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
-	// The rule after the change. For a deleted rule, the rule before it was deleted.
+	// Rule after the change. For a deleted rule, its last state.
 	AlertRule     *AlertRule `protobuf:"bytes,2,opt,name=alert_rule,json=alertRule,proto3" json:"alert_rule,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1149,12 +1150,12 @@ func (x *AlertRuleChange) GetAlertRule() *AlertRule {
 	return nil
 }
 
-// One change of a camera zone.
+// Change of a camera zone.
 type CameraZoneChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Kind of the change.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
-	// The zone after the change. For a deleted zone, the zone before it was deleted.
+	// Zone after the change. For a deleted zone, its last state.
 	CameraZone    *CameraZone `protobuf:"bytes,2,opt,name=camera_zone,json=cameraZone,proto3" json:"camera_zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1204,12 +1205,12 @@ func (x *CameraZoneChange) GetCameraZone() *CameraZone {
 	return nil
 }
 
-// One change of a notification channel.
+// Change of a notification channel.
 type NotificationChannelChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Kind of the change.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
-	// The channel after the change. For a deleted channel, the channel before it was deleted.
+	// Channel after the change, without secrets. For a deleted channel, its last state.
 	NotificationChannel *NotificationChannel `protobuf:"bytes,2,opt,name=notification_channel,json=notificationChannel,proto3" json:"notification_channel,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
@@ -1259,13 +1260,13 @@ func (x *NotificationChannelChange) GetNotificationChannel() *NotificationChanne
 	return nil
 }
 
-// One change of a silence.
+// Change of a silence.
 type SilenceChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Kind of the change: created or updated. A call of `ExpireSilence` is an update. That a silence
-	// begins or ends because its time has come is not announced.
+	// Kind of the change: created or updated. A call of `ExpireSilence` is an update. The scheduled
+	// begin or end of a silence is not announced.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
-	// The silence after the change.
+	// Silence after the change.
 	Silence       *Silence `protobuf:"bytes,2,opt,name=silence,proto3" json:"silence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1315,12 +1316,12 @@ func (x *SilenceChange) GetSilence() *Silence {
 	return nil
 }
 
-// One change of the settings of a job queue.
+// Change of the settings of a job queue.
 type JobQueueChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Kind of the change. Pausing and resuming are updates, unless the queue had no settings before.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
-	// The settings after the change. For deleted settings, those before.
+	// Settings after the change. For deleted settings, their last state.
 	JobQueue      *JobQueue `protobuf:"bytes,2,opt,name=job_queue,json=jobQueue,proto3" json:"job_queue,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1370,12 +1371,12 @@ func (x *JobQueueChange) GetJobQueue() *JobQueue {
 	return nil
 }
 
-// One change of the settings of a job type.
+// Change of the settings of a job type.
 type JobTypeChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Kind of the change.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
-	// The type after the change, with all values that are in force, also if the settings were deleted.
+	// Job type after the change with all effective values, also after the deletion of settings.
 	JobType       *JobType `protobuf:"bytes,2,opt,name=job_type,json=jobType,proto3" json:"job_type,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1425,12 +1426,12 @@ func (x *JobTypeChange) GetJobType() *JobType {
 	return nil
 }
 
-// One change of a job schedule.
+// Change of a job schedule.
 type JobScheduleChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Kind of the change. A tick is no change.
+	// Kind of the change. A tick is not a change.
 	Kind ChangeKind `protobuf:"varint,1,opt,name=kind,proto3,enum=watchpost.v1.ChangeKind" json:"kind,omitempty"`
-	// The schedule after the change. For a deleted schedule, the schedule before it was deleted.
+	// Schedule after the change. For a deleted schedule, its last state.
 	JobSchedule   *JobSchedule `protobuf:"bytes,2,opt,name=job_schedule,json=jobSchedule,proto3" json:"job_schedule,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1480,20 +1481,20 @@ func (x *JobScheduleChange) GetJobSchedule() *JobSchedule {
 	return nil
 }
 
-// Sign of life of a stream, with its distance from the newest change.
+// Heartbeat of a stream, with the distance from the newest change.
 type Heartbeat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Time of the server at which it made this message.
+	// Server time of this message.
 	ServerTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
-	// Number of changes, of all topics, that the feed holds and this stream has not read yet.
+	// Number of changes in the feed, of all topics, that this stream has not read yet.
 	BehindChanges int64 `protobuf:"varint,2,opt,name=behind_changes,json=behindChanges,proto3" json:"behind_changes,omitempty"`
-	// Age of the oldest of those changes. 0 s if there is none.
+	// Age of the oldest change in `behind_changes`. 0 s without unread changes.
 	Behind *durationpb.Duration `protobuf:"bytes,3,opt,name=behind,proto3" json:"behind,omitempty"`
-	// Id of the present stretch of the database's history. A new stretch begins when a server starts on
-	// the database, and when the database is found to be restored, promoted or moved.
+	// Id of the present period of the history of the database. A new period begins when a server
+	// starts on the database, and when the database is found to be restored, promoted or moved.
 	//
-	// Clients that keep integer ids without a cursor must not rely on them once this id has changed.
-	// Clients that keep a cursor learn from `HISTORY_REPLACED` whether their ids are void.
+	// Clients that store integer ids without a cursor must not rely on stored ids once this id has
+	// changed. Clients that store a cursor learn from `HISTORY_REPLACED` that stored ids are void.
 	HistoryId     string `protobuf:"bytes,4,opt,name=history_id,json=historyId,proto3" json:"history_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1557,7 +1558,7 @@ func (x *Heartbeat) GetHistoryId() string {
 	return ""
 }
 
-// End of the snapshot with which a watch begins.
+// End of the snapshot at the start of a watch.
 type SnapshotEnd struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Number of GPU samples in the snapshot.
@@ -1652,25 +1653,25 @@ func (*GetFeedStatusRequest) Descriptor() ([]byte, []int) {
 // The response of `GetFeedStatus`.
 type GetFeedStatusResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Cursor before the oldest change that is held. A watch from an older cursor fails with
+	// Cursor before the oldest change in the feed. A watch from an older cursor fails with
 	// `OUT_OF_RANGE` (`CURSOR_EXPIRED`).
 	EarliestCursor string `protobuf:"bytes,1,opt,name=earliest_cursor,json=earliestCursor,proto3" json:"earliest_cursor,omitempty"`
-	// Cursor after the newest change that watches receive.
+	// Cursor after the newest change that watches can receive.
 	NewestCursor string `protobuf:"bytes,2,opt,name=newest_cursor,json=newestCursor,proto3" json:"newest_cursor,omitempty"`
-	// Number of changes that are held.
+	// Number of changes in the feed.
 	Changes int64 `protobuf:"varint,3,opt,name=changes,proto3" json:"changes,omitempty"`
-	// Time at which the oldest change that is held was recorded. Absent if none is held.
+	// Time of the oldest change in the feed. Absent if the feed is empty.
 	OldestRecordedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=oldest_recorded_at,json=oldestRecordedAt,proto3" json:"oldest_recorded_at,omitempty"`
-	// Time at which the newest change that is held was recorded. Absent if none is held.
+	// Time of the newest change in the feed. Absent if the feed is empty.
 	NewestRecordedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=newest_recorded_at,json=newestRecordedAt,proto3" json:"newest_recorded_at,omitempty"`
-	// Number of changes that were deleted since the database was created.
+	// Number of changes deleted from the feed since the database was created.
 	DeletedChanges int64 `protobuf:"varint,6,opt,name=deleted_changes,json=deletedChanges,proto3" json:"deleted_changes,omitempty"`
-	// Time for which changes are held. They are deleted within about a minute after it.
+	// Retention time of changes. Older changes are deleted within about a minute.
 	Retention *durationpb.Duration `protobuf:"bytes,7,opt,name=retention,proto3" json:"retention,omitempty"`
-	// Largest number of changes that are held. The oldest are deleted within about a minute after it is
-	// exceeded.
+	// Largest number of changes in the feed. Beyond this number, the oldest changes are deleted
+	// within about a minute.
 	MaxChanges int64 `protobuf:"varint,8,opt,name=max_changes,json=maxChanges,proto3" json:"max_changes,omitempty"`
-	// Id of the present stretch of the database's history, as in `Heartbeat.history_id`.
+	// Id of the present period of the history of the database, as in `Heartbeat.history_id`.
 	HistoryId     string `protobuf:"bytes,9,opt,name=history_id,json=historyId,proto3" json:"history_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1773,7 +1774,7 @@ var File_watchpost_v1_monitor_proto protoreflect.FileDescriptor
 
 const file_watchpost_v1_monitor_proto_rawDesc = "" +
 	"\n" +
-	"\x1awatchpost/v1/monitor.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchpost/v1/alerts.proto\x1a\x1awatchpost/v1/cameras.proto\x1a\x19watchpost/v1/common.proto\x1a\x19watchpost/v1/events.proto\x1a\x16watchpost/v1/gpu.proto\x1a\x1dwatchpost/v1/job_queues.proto\x1a watchpost/v1/job_schedules.proto\x1a\x1cwatchpost/v1/job_types.proto\x1a\x17watchpost/v1/jobs.proto\x1a watchpost/v1/notifications.proto\x1a\x1bwatchpost/v1/silences.proto\x1a\x18watchpost/v1/zones.proto\"\xd7\x01\n" +
+	"\x1awatchpost/v1/monitor.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ewatchpost/v1/alert_rules.proto\x1a\x19watchpost/v1/alerts.proto\x1a\x1awatchpost/v1/cameras.proto\x1a\x19watchpost/v1/common.proto\x1a\x19watchpost/v1/events.proto\x1a\x1dwatchpost/v1/gpu_events.proto\x1a\x1cwatchpost/v1/gpu_stats.proto\x1a\x1bwatchpost/v1/job_logs.proto\x1a\x1dwatchpost/v1/job_queues.proto\x1a watchpost/v1/job_schedules.proto\x1a\x1cwatchpost/v1/job_types.proto\x1a\x1cwatchpost/v1/job_watch.proto\x1a watchpost/v1/notifications.proto\x1a\x1bwatchpost/v1/silences.proto\x1a\x18watchpost/v1/zones.proto\"\xd7\x01\n" +
 	"\x10AlertWatchFilter\x126\n" +
 	"\n" +
 	"severities\x18\x01 \x03(\x0e2\x16.watchpost.v1.SeverityR\n" +
@@ -2044,15 +2045,18 @@ func file_watchpost_v1_monitor_proto_init() {
 	if File_watchpost_v1_monitor_proto != nil {
 		return
 	}
+	file_watchpost_v1_alert_rules_proto_init()
 	file_watchpost_v1_alerts_proto_init()
 	file_watchpost_v1_cameras_proto_init()
 	file_watchpost_v1_common_proto_init()
 	file_watchpost_v1_events_proto_init()
-	file_watchpost_v1_gpu_proto_init()
+	file_watchpost_v1_gpu_events_proto_init()
+	file_watchpost_v1_gpu_stats_proto_init()
+	file_watchpost_v1_job_logs_proto_init()
 	file_watchpost_v1_job_queues_proto_init()
 	file_watchpost_v1_job_schedules_proto_init()
 	file_watchpost_v1_job_types_proto_init()
-	file_watchpost_v1_jobs_proto_init()
+	file_watchpost_v1_job_watch_proto_init()
 	file_watchpost_v1_notifications_proto_init()
 	file_watchpost_v1_silences_proto_init()
 	file_watchpost_v1_zones_proto_init()

@@ -27,63 +27,60 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Pushes changes of resources and live GPU stats to clients.
+// Streams changes of resources and live GPU samples to clients.
 type MonitorServiceClient interface {
-	// Streams live GPU stats, GPU events, and changes of other resources. These are alerts, events,
-	// cameras, zones, alert rules, silences, notification channels, jobs, job logs, and the settings of
-	// queues, types and schedules. The stream goes on until the client ends it or the server shuts
-	// down.
+	// Streams live GPU samples, GPU events, and changes of other resources. These are alerts, events,
+	// cameras, zones, alert rules, silences, notification channels, jobs, job logs, and the settings
+	// of queues, types and schedules. The stream ends when the client cancels the call or the server
+	// shuts down.
 	//
 	// Guarantees for changes:
 	//
-	//   - Ordered: all watches deliver changes in one and the same order. Changes of one resource are in
-	//     the order in which they were made.
+	//   - Ordered: all watches deliver changes in the same order. Changes of one resource are in commit
+	//     order.
 	//   - Unique: a change is delivered once, and not again to a watch that resumes after its cursor.
-	//   - Atomic: the changes of one transaction are delivered together, with the same `commit` and
-	//     nothing in between. `commit_end` is set in the last one that this watch gets.
-	//   - Reliable: a change is recorded in the transaction that makes it. No change is lost and no
-	//     change is made up, as long as the feed still holds the changes after the cursor, see
-	//     `GetFeedStatus`.
-	//   - Resumable: a watch resumes after the `cursor` of any response. It may do so on another server
-	//     of the same database, and with other topics and filters.
-	//   - Bookmarkable: heartbeats move the cursor on when nothing is delivered.
-	//   - Filtered: the server sends only what the watch asks for.
-	//   - Complete: a recorded change that cannot be decoded is announced as `unreadable`, with its
-	//     topic, key and number.
+	//   - Atomic: the changes of one transaction are delivered together, with the same `commit`.
+	//     `commit_end` is set in the last change for this watch.
+	//   - Reliable: a change is recorded in its own transaction. No change is lost or invented, as long
+	//     as the feed still holds the changes after the cursor, see `GetFeedStatus`.
+	//   - Resumable: a watch resumes after the `cursor` of any response, also on another server of the
+	//     same database, and with other topics and filters.
+	//   - Bookmarkable: heartbeats advance the cursor when nothing is delivered.
+	//   - Filtered: the server sends only changes that match topics and filters.
+	//   - Complete: a recorded change that cannot be decoded is announced as `unreadable`, with topic,
+	//     key and number.
 	//
-	// GPU stats are gauges: the newest sample of each GPU is delivered. Samples that a slow client did
-	// not read in time are left out and counted. The samples are those of all processes on the same
-	// PostgreSQL. Of a GPU sampled more often than every 100 ms, only the process that samples it
-	// delivers every sample.
+	// GPU samples are gauges: the newest sample of each GPU is delivered. Samples that a slow client
+	// did not read in time are skipped and counted. On PostgreSQL, a watch has the samples of all
+	// processes of the database. For a GPU with a sampling interval below 100 ms, only the sampling
+	// process delivers every sample.
 	//
-	// The first response is a heartbeat, so that the client has a cursor at once (but see
-	// `WATCH_START_SNAPSHOT`). A slow client is not cut off and does not slow down others. Only when
-	// the feed deletes changes that the client has not read yet, its stream ends with `CURSOR_EXPIRED`.
-	// At shutdown the stream ends with a last heartbeat and `UNAVAILABLE` (`SHUTTING_DOWN`): reconnect
-	// with the last cursor.
+	// The first response is a heartbeat with a cursor, except with `WATCH_START_SNAPSHOT`. A slow
+	// client is not disconnected and does not delay others. Its stream ends with `CURSOR_EXPIRED`
+	// only if the feed deletes changes that the client has not read. At shutdown, the stream ends
+	// with a last heartbeat and `UNAVAILABLE` (`SHUTTING_DOWN`): reconnect with the last cursor.
 	//
-	// Which cursor to keep: that of the last response that the client has processed. Each response has
-	// its own cursor, also within a transaction: a watch that resumes there gets the rest of the
-	// transaction. To resume only between transactions, keep no cursor between a change without
-	// `commit_end` and the next one with it. Responses of a snapshot have no cursor before
-	// `snapshot_end`.
+	// Keep the cursor of the last response that the client has processed. Each response has a cursor,
+	// also within a transaction: a watch that resumes there gets the rest of the transaction. To
+	// resume between transactions only, ignore cursors between a change without `commit_end` and the
+	// next change with `commit_end`. Responses of a snapshot have no cursor before `snapshot_end`.
 	//
-	// What to do when a watch fails or ends:
+	// Errors of a watch:
 	//
 	//   - `OUT_OF_RANGE` (`CURSOR_EXPIRED`): the feed has deleted changes after the cursor. `metadata`
-	//     has `earliest_cursor` and `lost_changes`. List the resources that you follow, then watch from
-	//     `earliest_cursor`: changes may then repeat what the lists show.
+	//     has `earliest_cursor` and `lost_changes`. List the resources of interest, then watch from
+	//     `earliest_cursor`. Changes may then repeat the state of the lists.
 	//   - `FAILED_PRECONDITION` (`HISTORY_REPLACED`): the database does not continue the history of the
-	//     cursor, as after a restore. A live watch ends with it too. Forget the integer ids that you
-	//     keep, watch with `WATCH_START_SNAPSHOT`, and list the resources that the snapshot does not
-	//     have.
-	//   - `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`): as many watches and `WorkJobs` streams are open as
-	//     `--max-watches` allows. Try again later.
+	//     cursor, for example after a restore. A live watch ends with this error too. Discard stored
+	//     integer ids, watch with `WATCH_START_SNAPSHOT`, and list resources that the snapshot does not
+	//     contain.
+	//   - `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`): the number of open watches and `WorkJobs` streams
+	//     has reached `--max-watches`. Retry later.
 	//   - `INVALID_ARGUMENT` (`INVALID_FIELD`): the filter or the cursor is malformed, or the cursor is
 	//     of another database.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
-	// Reports what the change feed holds, and for how long. The call counts all changes that are held,
-	// so it takes longer the more there are.
+	// Returns extent and retention of the change feed. The call counts all stored changes, so that
+	// its duration grows with their number.
 	GetFeedStatus(ctx context.Context, in *GetFeedStatusRequest, opts ...grpc.CallOption) (*GetFeedStatusResponse, error)
 }
 
@@ -128,63 +125,60 @@ func (c *monitorServiceClient) GetFeedStatus(ctx context.Context, in *GetFeedSta
 // All implementations must embed UnimplementedMonitorServiceServer
 // for forward compatibility.
 //
-// Pushes changes of resources and live GPU stats to clients.
+// Streams changes of resources and live GPU samples to clients.
 type MonitorServiceServer interface {
-	// Streams live GPU stats, GPU events, and changes of other resources. These are alerts, events,
-	// cameras, zones, alert rules, silences, notification channels, jobs, job logs, and the settings of
-	// queues, types and schedules. The stream goes on until the client ends it or the server shuts
-	// down.
+	// Streams live GPU samples, GPU events, and changes of other resources. These are alerts, events,
+	// cameras, zones, alert rules, silences, notification channels, jobs, job logs, and the settings
+	// of queues, types and schedules. The stream ends when the client cancels the call or the server
+	// shuts down.
 	//
 	// Guarantees for changes:
 	//
-	//   - Ordered: all watches deliver changes in one and the same order. Changes of one resource are in
-	//     the order in which they were made.
+	//   - Ordered: all watches deliver changes in the same order. Changes of one resource are in commit
+	//     order.
 	//   - Unique: a change is delivered once, and not again to a watch that resumes after its cursor.
-	//   - Atomic: the changes of one transaction are delivered together, with the same `commit` and
-	//     nothing in between. `commit_end` is set in the last one that this watch gets.
-	//   - Reliable: a change is recorded in the transaction that makes it. No change is lost and no
-	//     change is made up, as long as the feed still holds the changes after the cursor, see
-	//     `GetFeedStatus`.
-	//   - Resumable: a watch resumes after the `cursor` of any response. It may do so on another server
-	//     of the same database, and with other topics and filters.
-	//   - Bookmarkable: heartbeats move the cursor on when nothing is delivered.
-	//   - Filtered: the server sends only what the watch asks for.
-	//   - Complete: a recorded change that cannot be decoded is announced as `unreadable`, with its
-	//     topic, key and number.
+	//   - Atomic: the changes of one transaction are delivered together, with the same `commit`.
+	//     `commit_end` is set in the last change for this watch.
+	//   - Reliable: a change is recorded in its own transaction. No change is lost or invented, as long
+	//     as the feed still holds the changes after the cursor, see `GetFeedStatus`.
+	//   - Resumable: a watch resumes after the `cursor` of any response, also on another server of the
+	//     same database, and with other topics and filters.
+	//   - Bookmarkable: heartbeats advance the cursor when nothing is delivered.
+	//   - Filtered: the server sends only changes that match topics and filters.
+	//   - Complete: a recorded change that cannot be decoded is announced as `unreadable`, with topic,
+	//     key and number.
 	//
-	// GPU stats are gauges: the newest sample of each GPU is delivered. Samples that a slow client did
-	// not read in time are left out and counted. The samples are those of all processes on the same
-	// PostgreSQL. Of a GPU sampled more often than every 100 ms, only the process that samples it
-	// delivers every sample.
+	// GPU samples are gauges: the newest sample of each GPU is delivered. Samples that a slow client
+	// did not read in time are skipped and counted. On PostgreSQL, a watch has the samples of all
+	// processes of the database. For a GPU with a sampling interval below 100 ms, only the sampling
+	// process delivers every sample.
 	//
-	// The first response is a heartbeat, so that the client has a cursor at once (but see
-	// `WATCH_START_SNAPSHOT`). A slow client is not cut off and does not slow down others. Only when
-	// the feed deletes changes that the client has not read yet, its stream ends with `CURSOR_EXPIRED`.
-	// At shutdown the stream ends with a last heartbeat and `UNAVAILABLE` (`SHUTTING_DOWN`): reconnect
-	// with the last cursor.
+	// The first response is a heartbeat with a cursor, except with `WATCH_START_SNAPSHOT`. A slow
+	// client is not disconnected and does not delay others. Its stream ends with `CURSOR_EXPIRED`
+	// only if the feed deletes changes that the client has not read. At shutdown, the stream ends
+	// with a last heartbeat and `UNAVAILABLE` (`SHUTTING_DOWN`): reconnect with the last cursor.
 	//
-	// Which cursor to keep: that of the last response that the client has processed. Each response has
-	// its own cursor, also within a transaction: a watch that resumes there gets the rest of the
-	// transaction. To resume only between transactions, keep no cursor between a change without
-	// `commit_end` and the next one with it. Responses of a snapshot have no cursor before
-	// `snapshot_end`.
+	// Keep the cursor of the last response that the client has processed. Each response has a cursor,
+	// also within a transaction: a watch that resumes there gets the rest of the transaction. To
+	// resume between transactions only, ignore cursors between a change without `commit_end` and the
+	// next change with `commit_end`. Responses of a snapshot have no cursor before `snapshot_end`.
 	//
-	// What to do when a watch fails or ends:
+	// Errors of a watch:
 	//
 	//   - `OUT_OF_RANGE` (`CURSOR_EXPIRED`): the feed has deleted changes after the cursor. `metadata`
-	//     has `earliest_cursor` and `lost_changes`. List the resources that you follow, then watch from
-	//     `earliest_cursor`: changes may then repeat what the lists show.
+	//     has `earliest_cursor` and `lost_changes`. List the resources of interest, then watch from
+	//     `earliest_cursor`. Changes may then repeat the state of the lists.
 	//   - `FAILED_PRECONDITION` (`HISTORY_REPLACED`): the database does not continue the history of the
-	//     cursor, as after a restore. A live watch ends with it too. Forget the integer ids that you
-	//     keep, watch with `WATCH_START_SNAPSHOT`, and list the resources that the snapshot does not
-	//     have.
-	//   - `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`): as many watches and `WorkJobs` streams are open as
-	//     `--max-watches` allows. Try again later.
+	//     cursor, for example after a restore. A live watch ends with this error too. Discard stored
+	//     integer ids, watch with `WATCH_START_SNAPSHOT`, and list resources that the snapshot does not
+	//     contain.
+	//   - `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`): the number of open watches and `WorkJobs` streams
+	//     has reached `--max-watches`. Retry later.
 	//   - `INVALID_ARGUMENT` (`INVALID_FIELD`): the filter or the cursor is malformed, or the cursor is
 	//     of another database.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
-	// Reports what the change feed holds, and for how long. The call counts all changes that are held,
-	// so it takes longer the more there are.
+	// Returns extent and retention of the change feed. The call counts all stored changes, so that
+	// its duration grows with their number.
 	GetFeedStatus(context.Context, *GetFeedStatusRequest) (*GetFeedStatusResponse, error)
 	mustEmbedUnimplementedMonitorServiceServer()
 }

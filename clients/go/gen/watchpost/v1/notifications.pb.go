@@ -25,17 +25,18 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// How a connection to a mail server is encrypted.
+// Encryption of the connection to a mail server.
 type SmtpSecurity int32
 
 const (
-	// On input the default. Never returned.
+	// Absent value, never returned. It selects `SMTP_SECURITY_STARTTLS`.
 	SmtpSecurity_SMTP_SECURITY_UNSPECIFIED SmtpSecurity = 0
-	// Begun in the clear, then encrypted; it fails if the server cannot.
+	// The connection begins unencrypted and is upgraded with STARTTLS. The attempt fails if the
+	// server does not support STARTTLS.
 	SmtpSecurity_SMTP_SECURITY_STARTTLS SmtpSecurity = 1
-	// Encrypted from the beginning.
+	// The connection uses TLS from the start.
 	SmtpSecurity_SMTP_SECURITY_TLS SmtpSecurity = 2
-	// Not at all.
+	// The connection is not encrypted.
 	SmtpSecurity_SMTP_SECURITY_NONE SmtpSecurity = 3
 )
 
@@ -82,17 +83,17 @@ func (SmtpSecurity) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_notifications_proto_rawDescGZIP(), []int{0}
 }
 
-// What kind a channel is of.
+// Kind of a notification channel.
 type NotificationChannelKind int32
 
 const (
-	// Refused.
+	// Absent value. Refused in a filter.
 	NotificationChannelKind_NOTIFICATION_CHANNEL_KIND_UNSPECIFIED NotificationChannelKind = 0
-	// See `WebhookChannel`.
+	// Channel that posts to a URL, see `WebhookChannel`.
 	NotificationChannelKind_NOTIFICATION_CHANNEL_KIND_WEBHOOK NotificationChannelKind = 1
-	// See `EmailChannel`.
+	// Channel that sends email, see `EmailChannel`.
 	NotificationChannelKind_NOTIFICATION_CHANNEL_KIND_EMAIL NotificationChannelKind = 2
-	// See `StreamChannel`.
+	// Channel without deliveries, see `StreamChannel`.
 	NotificationChannelKind_NOTIFICATION_CHANNEL_KIND_STREAM NotificationChannelKind = 3
 )
 
@@ -143,10 +144,10 @@ func (NotificationChannelKind) EnumDescriptor() ([]byte, []int) {
 type DeliveryStatus int32
 
 const (
-	// Never returned.
+	// Absent value. Never returned. Refused in a filter.
 	DeliveryStatus_DELIVERY_STATUS_UNSPECIFIED DeliveryStatus = 0
-	// The delivery is to be attempted, now or later: at a retry, at a step of escalation, or after
-	// quiet times.
+	// The delivery waits for an attempt: now, at a retry, at a step of escalation, or after quiet
+	// times.
 	DeliveryStatus_DELIVERY_STATUS_QUEUED DeliveryStatus = 1
 	// The receiver has accepted the message.
 	DeliveryStatus_DELIVERY_STATUS_DELIVERED DeliveryStatus = 2
@@ -202,20 +203,20 @@ func (DeliveryStatus) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_notifications_proto_rawDescGZIP(), []int{2}
 }
 
-// A way to tell people or programs of alerts, table `notification_channels`.
+// Channel that notifies people or programs of alerts, table `notification_channels`.
 type NotificationChannel struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Output only. Id of the channel, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Required. The name that rules use, 1 to 100 characters, unique. It cannot be
-	// changed.
+	// Required. Immutable. Name by which rules refer to the channel, 1 to 100 characters, unique
+	// among all channels.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// What the channel is for, at most 65,536 characters.
+	// Purpose of the channel, at most 65,536 characters.
 	Description *string `protobuf:"bytes,3,opt,name=description,proto3,oneof" json:"description,omitempty"`
-	// Whether the channel delivers. While it does not, what is to be delivered is
-	// held back, and goes out when it is enabled again. Defaults to `true`.
+	// Enables deliveries. While the channel is disabled, deliveries wait in the outbox, and are sent
+	// once the channel is enabled. Defaults to `true`.
 	Enabled *bool `protobuf:"varint,4,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
-	// Required. What kind of channel it is, which cannot be changed.
+	// Required. Immutable. Kind of the channel.
 	//
 	// Types that are valid to be assigned to Kind:
 	//
@@ -223,11 +224,11 @@ type NotificationChannel struct {
 	//	*NotificationChannel_Email
 	//	*NotificationChannel_Stream
 	Kind isNotificationChannel_Kind `protobuf_oneof:"kind"`
-	// When deliveries are held back, at most 20. They go out when the time is over.
-	// Alerts are raised all the same.
+	// Quiet times of the channel, at most 20. Deliveries wait in the outbox during a quiet time.
+	// Alerts are raised as usual.
 	QuietTimes []*Schedule `protobuf:"bytes,8,rep,name=quiet_times,json=quietTimes,proto3" json:"quiet_times,omitempty"`
-	// The lowest severity of alerts that are delivered in quiet times too.
-	// Unspecified: none is.
+	// Lowest severity of alerts that are delivered in quiet times as well. Unspecified: no alerts
+	// are.
 	QuietExcept Severity `protobuf:"varint,9,opt,name=quiet_except,json=quietExcept,proto3,enum=watchpost.v1.Severity" json:"quiet_except,omitempty"`
 	// Output only. Time at which the channel was created.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
@@ -235,15 +236,15 @@ type NotificationChannel struct {
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	// Output only. Version of the channel, from 1, raised by one with every change.
 	VersionId int32 `protobuf:"varint,12,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
-	// Output only. Why the server has disabled the channel: the receiver has said
-	// that it is gone (410). Absent if it has not, and once the channel is enabled again.
+	// Output only. Reason why the server has disabled the channel: the receiver answered with status
+	// 410 (Gone). Absent otherwise, and once the channel is enabled again.
 	DisabledReason *string `protobuf:"bytes,13,opt,name=disabled_reason,json=disabledReason,proto3,oneof" json:"disabled_reason,omitempty"`
-	// Output only. Until when nothing is delivered because the receiver has asked to slow
-	// down. Absent if it has not.
+	// Output only. Time until which deliveries of the channel wait because the receiver asked for a
+	// lower rate. Absent without such a request.
 	ThrottledUntil *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=throttled_until,json=throttledUntil,proto3" json:"throttled_until,omitempty"`
-	// Output only. The reason why this server cannot decrypt the secrets of the channel, so that its deliveries wait: the
-	// key file is missing, unusable or holds another key. Absent if the secrets can be decrypted. Never set in the change
-	// feed, because other processes may have the key.
+	// Output only. Reason why this server cannot decrypt the secrets of the channel: the key file is
+	// missing, unusable or holds another key. Deliveries of the channel wait. Absent if the secrets
+	// can be decrypted. Never set in the change feed, because other processes may have the key.
 	SecretsProblem *string `protobuf:"bytes,15,opt,name=secrets_problem,json=secretsProblem,proto3,oneof" json:"secrets_problem,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -407,12 +408,12 @@ type NotificationChannel_Webhook struct {
 }
 
 type NotificationChannel_Email struct {
-	// Channel that sends mail.
+	// Channel that sends email.
 	Email *EmailChannel `protobuf:"bytes,6,opt,name=email,proto3,oneof"`
 }
 
 type NotificationChannel_Stream struct {
-	// Channel that delivers nothing itself, see `StreamChannel`.
+	// Channel without deliveries, see `StreamChannel`.
 	Stream *StreamChannel `protobuf:"bytes,7,opt,name=stream,proto3,oneof"`
 }
 
@@ -422,49 +423,53 @@ func (*NotificationChannel_Email) isNotificationChannel_Kind() {}
 
 func (*NotificationChannel_Stream) isNotificationChannel_Kind() {}
 
-// Posts to a URL, by the rules of Standard Webhooks 1.0.0.
+// Channel that posts to a URL according to Standard Webhooks 1.0.0.
 //
-// The body is a CloudEvents 1.0 event in JSON (`application/cloudevents+json`) of
-// less than 20,000 bytes. Its `type` is `watchpost.alert.raised`,
-// `watchpost.alert.escalated` or `watchpost.test`, its `id` that of the delivery,
-// its `subject` the camera, its `time` when the alert was raised, and its `data`
-// holds `alert` (`id`, `severity`, `rule_id`, `rule_name`, `camera_id`,
-// `dedup_key`, `created_at`, `metadata`), `event` (`id`, `started_at`,
-// `risk_score`, `risk_level`, `summary`, `object_types`) and `escalation_step`.
+// The body is a CloudEvents 1.0 event in JSON (`application/cloudevents+json`) of less than 20,000
+// bytes:
 //
-// The headers are `webhook-id` (the id of the delivery, the same on every
-// attempt), `webhook-timestamp` and `webhook-signature` (one `v1` signature for
-// each secret).
+//   - `type`: `watchpost.alert.raised`, `watchpost.alert.escalated` or `watchpost.test`.
+//   - `id`: id of the delivery.
+//   - `subject`: id of the camera.
+//   - `time`: time at which the alert was raised.
+//   - `data.alert`: `id`, `severity`, `rule_id`, `rule_name`, `camera_id`, `dedup_key`, `created_at`,
+//     `metadata`.
+//   - `data.event`: `id`, `started_at`, `risk_score`, `risk_level`, `summary`, `object_types`.
+//   - `data.escalation_step`: step of escalation.
 //
-// A status of 200 to 299 is success. 410 disables the channel. 429, 502, 503 and
-// 504 hold back all of the channel for the time that `Retry-After` says, or for
-// that of the next attempt. Everything else is a failure, redirects too, which
-// are not followed.
+// The headers are `webhook-id` (id of the delivery, equal on every attempt), `webhook-timestamp`
+// and `webhook-signature` (one `v1` signature for each secret).
 //
-// Addresses that are not of the public internet (loopback, link-local, private
-// and others) are refused, whether they are in the URL or what its name resolves
-// to, unless the server's settings allow them.
+// A status of 200 to 299 is success. 410 disables the channel. 429, 502, 503 and 504 delay all
+// deliveries of the channel for the time in `Retry-After`, else until the next retry. Any other
+// status is a failure. Redirects are failures too and are not followed.
+//
+// Addresses outside of the public internet (loopback, link-local, private and others) are refused,
+// in the URL and after name resolution. The settings of the server can allow them.
 type WebhookChannel struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. Where to post, `http` or `https`, at most 2,048 characters, without
-	// a user or password. The URL is a secret, because paths and queries hold tokens:
-	// it is stored encrypted, and shown as `https://example.com/***`. In an Update
-	// the shown form leaves the URL as it is; another URL needs the secrets again.
+	// Required. URL to post to, `http` or `https`, at most 2,048 characters, without user and
+	// password.
+	//
+	// The URL is a secret, because paths and queries may hold tokens. It is stored encrypted and
+	// returned as `https://example.com/***`. In an update, the returned form keeps the stored URL.
+	// Another URL requires the secrets again.
 	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
-	// Input only. The secrets to sign with, 1 to 5: `whsec_` and then 24 to 64
-	// bytes in base64. In an Update they replace all others; none leaves them as
-	// they are.
+	// Required. Input only. Secrets for signatures, 1 to 5. Each is `whsec_` followed by 24 to 64
+	// bytes in base64. In an update, the given secrets replace all stored secrets, and an empty list
+	// keeps them.
 	SigningSecrets []string `protobuf:"bytes,2,rep,name=signing_secrets,json=signingSecrets,proto3" json:"signing_secrets,omitempty"`
-	// Output only. How many secrets are in use.
+	// Output only. Number of secrets in use.
 	SigningSecretCount int32 `protobuf:"varint,3,opt,name=signing_secret_count,json=signingSecretCount,proto3" json:"signing_secret_count,omitempty"`
-	// Input only. Further headers, as `Authorization`, at most 20; a name at most
-	// 100 characters, a value at most 4,096. Not those that the server sets itself.
-	// In an Update they replace all others. Naming `webhook.headers` in the mask
-	// without any removes them.
+	// Input only. Additional request headers such as `Authorization`, at most 20. Names have at most
+	// 100 characters, values at most 4,096 bytes. Headers that the server sets are refused.
+	//
+	// In an update, the given headers replace all stored headers. `webhook.headers` in the mask
+	// without any headers removes them.
 	Headers map[string]string `protobuf:"bytes,4,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Output only. The names of those headers, in order.
+	// Output only. Names of the additional request headers in alphabetical order, in lower case.
 	HeaderNames []string `protobuf:"bytes,5,rep,name=header_names,json=headerNames,proto3" json:"header_names,omitempty"`
-	// How long an attempt may take, in [1 s, 30 s]. Defaults to 15 s.
+	// Time limit of one attempt, in [1 s, 30 s]. Defaults to 15 s.
 	Timeout       *durationpb.Duration `protobuf:"bytes,6,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -542,29 +547,32 @@ func (x *WebhookChannel) GetTimeout() *durationpb.Duration {
 	return nil
 }
 
-// Sends mail by SMTP. A mail has the `Message-ID` of the delivery, the same on
-// every attempt. What is said of addresses at `WebhookChannel` holds here too.
+// Channel that sends email by SMTP. The `Message-ID` has the id of the delivery and is equal on
+// every attempt. Addresses outside of the public internet are refused as for `WebhookChannel`.
 type EmailChannel struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The mail server, a name or an address, at most 253 characters.
+	// Required. Name or address of the mail server, at most 253 characters, without a port.
 	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
-	// The port, in [1, 65535]. 0 means 587 with STARTTLS, 465 with TLS, else 25.
+	// Port of the mail server, in [1, 65535]. 0 selects 587 with STARTTLS, 465 with TLS, and 25
+	// without encryption.
 	Port int32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
-	// How the connection is encrypted. Defaults to `SMTP_SECURITY_STARTTLS`.
+	// Encryption of the connection. Defaults to `SMTP_SECURITY_STARTTLS`.
 	Security SmtpSecurity `protobuf:"varint,3,opt,name=security,proto3,enum=watchpost.v1.SmtpSecurity" json:"security,omitempty"`
-	// Who logs in, at most 255 characters. Absent: nobody does.
+	// User name for the login, at most 255 characters. Requires a password. Absent or empty: no
+	// login.
 	Username *string `protobuf:"bytes,4,opt,name=username,proto3,oneof" json:"username,omitempty"`
-	// Input only. The password, at most 1,024 characters; required with a `username`.
-	// In an Update an empty one leaves it as it is, unless `host`, `port` or a lower
-	// `security` lead elsewhere: then it is required again.
+	// Input only. Password for the login, at most 1,024 characters. Required with `username`, refused
+	// without. In an update, an empty password keeps the stored one. A new `host` or `port`, or a
+	// weaker `security`, requires the password again.
 	Password string `protobuf:"bytes,5,opt,name=password,proto3" json:"password,omitempty"`
-	// Output only. Whether there is a password.
+	// Output only. Indicates that a password is stored.
 	HasPassword bool `protobuf:"varint,6,opt,name=has_password,json=hasPassword,proto3" json:"has_password,omitempty"`
-	// Required. The sender, as `watchpost@example.com` or `Watchpost <watchpost@example.com>`.
+	// Required. Sender of the mail, at most 320 characters, such as `watchpost@example.com` or
+	// `Watchpost <watchpost@example.com>`.
 	FromAddress string `protobuf:"bytes,7,opt,name=from_address,json=fromAddress,proto3" json:"from_address,omitempty"`
-	// Required. Who gets it, 1 to 50 addresses.
+	// Required. Recipients of the mail, 1 to 50 addresses of at most 320 characters.
 	ToAddresses []string `protobuf:"bytes,8,rep,name=to_addresses,json=toAddresses,proto3" json:"to_addresses,omitempty"`
-	// How long an attempt may take, in [1 s, 60 s]. Defaults to 30 s.
+	// Time limit of one attempt, in [1 s, 60 s]. Defaults to 30 s.
 	Timeout       *durationpb.Duration `protobuf:"bytes,9,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -663,10 +671,9 @@ func (x *EmailChannel) GetTimeout() *durationpb.Duration {
 	return nil
 }
 
-// Only streams: who wants its alerts watches them with
-// `AlertWatchFilter.channels`. Nothing is put into the ledger, and an alert does
-// not become delivered by it, for nobody says that they have it: acknowledge it
-// instead.
+// Channel without deliveries: clients watch its alerts with `AlertWatchFilter.channels`. The outbox
+// has no rows for the channel, and an alert does not become delivered, because no receiver confirms
+// it. Acknowledge the alert instead.
 type StreamChannel struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -703,15 +710,15 @@ func (*StreamChannel) Descriptor() ([]byte, []int) {
 	return file_watchpost_v1_notifications_proto_rawDescGZIP(), []int{3}
 }
 
-// Which channels to list. Set fields are ANDed.
+// Filter of `ListNotificationChannels`. Set fields are ANDed. A list matches any of its values.
 type NotificationChannelFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only channels that are, or are not, enabled. Absent means both.
+	// Selects enabled (`true`) or disabled (`false`) channels. Absent means both.
 	Enabled *bool `protobuf:"varint,1,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
-	// Only channels of these kinds.
+	// Kinds of the channels. Empty means any.
 	Kinds []NotificationChannelKind `protobuf:"varint,2,rep,packed,name=kinds,proto3,enum=watchpost.v1.NotificationChannelKind" json:"kinds,omitempty"`
-	// Only channels whose name holds this text; the case of the letters A to Z does
-	// not matter. At most 100 characters.
+	// Text that the name must contain, at most 100 characters. Only the letters A to Z are
+	// case-insensitive. Empty means any.
 	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -771,7 +778,7 @@ func (x *NotificationChannelFilter) GetName() string {
 // The request of `CreateNotificationChannel`.
 type CreateNotificationChannelRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The channel.
+	// Required. Channel to create.
 	NotificationChannel *NotificationChannel `protobuf:"bytes,1,opt,name=notification_channel,json=notificationChannel,proto3" json:"notification_channel,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
@@ -817,7 +824,7 @@ func (x *CreateNotificationChannelRequest) GetNotificationChannel() *Notificatio
 // The request of `GetNotificationChannel`.
 type GetNotificationChannelRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The channel's id.
+	// Required. Id of the channel, a UUID.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -863,11 +870,12 @@ func (x *GetNotificationChannelRequest) GetId() string {
 // The request of `ListNotificationChannels`.
 type ListNotificationChannelsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The most channels to return, in [1, 1000]. 0 means 50; more means 1000.
+	// Largest number of channels to return, in [1, 1000]. 0 means 50. Larger values mean 1000. A page
+	// ends early at 3 MiB.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page.
+	// `next_page_token` of the previous page. Empty for the first page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Which channels. Absent means all. Must be the same on every page.
+	// Selects the channels. Absent means all. Must be equal on every page.
 	Filter        *NotificationChannelFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -927,9 +935,9 @@ func (x *ListNotificationChannelsRequest) GetFilter() *NotificationChannelFilter
 // The response of `ListNotificationChannels`.
 type ListNotificationChannelsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The channels of this page.
+	// Channels of this page, newest first.
 	NotificationChannels []*NotificationChannel `protobuf:"bytes,1,rep,name=notification_channels,json=notificationChannels,proto3" json:"notification_channels,omitempty"`
-	// Asks for the next page. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -982,17 +990,22 @@ func (x *ListNotificationChannelsResponse) GetNextPageToken() string {
 // The request of `UpdateNotificationChannel`.
 type UpdateNotificationChannelRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The channel; `id` says which, the rest are the new values.
+	// Required. New values of the channel. `notification_channel.id` selects the channel to change. A
+	// `name` other than the present one is refused.
 	NotificationChannel *NotificationChannel `protobuf:"bytes,1,opt,name=notification_channel,json=notificationChannel,proto3" json:"notification_channel,omitempty"`
-	// The fields to change: `description`, `enabled`, `quiet_times`, `quiet_except`;
-	// of a webhook `webhook.url`, `webhook.signing_secrets`, `webhook.headers`,
-	// `webhook.timeout`; of mail `email.host`, `email.port`, `email.security`,
-	// `email.username`, `email.password`, `email.from`, `email.to`,
-	// `email.timeout`; `*` is all of them. A named field that is not set goes back
-	// to its default; secrets and the password stay as they are. Absent or empty:
-	// those that are set.
+	// Fields to change. `*` means all of them. If the mask is absent or empty, the fields that are
+	// set in `notification_channel` are changed.
+	//
+	//   - Any channel: `description`, `enabled`, `quiet_times`, `quiet_except`.
+	//   - Webhook: `webhook.url`, `webhook.signing_secrets`, `webhook.headers`, `webhook.timeout`.
+	//   - Email: `email.host`, `email.port`, `email.security`, `email.username`, `email.password`,
+	//     `email.from_address`, `email.to_addresses`, `email.timeout`.
+	//
+	// A named field that is not set returns to its default. Signing secrets and the password keep
+	// their stored values instead.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// The version that the change is based on. Absent: whatever it is.
+	// Expected `version_id` of the channel. The call fails if the present version differs. Absent: no
+	// check.
 	ExpectedVersionId *int32 `protobuf:"varint,3,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -1052,9 +1065,9 @@ func (x *UpdateNotificationChannelRequest) GetExpectedVersionId() int32 {
 // The request of `DeleteNotificationChannel`.
 type DeleteNotificationChannelRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The channel's id.
+	// Required. Id of the channel, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Whether to delete a channel that alert rules name.
+	// Deletes the channel even if alert rules name it. The rules keep the name, without effect.
 	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1107,13 +1120,13 @@ func (x *DeleteNotificationChannelRequest) GetForce() bool {
 // The request of `RotateSigningSecret`.
 type RotateSigningSecretRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The channel's id.
+	// Required. Id of the channel, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Required. The new secret, see `WebhookChannel.signing_secrets`. There may be
-	// 5 at a time.
+	// Required. New secret, `whsec_` followed by 24 to 64 bytes in base64. A channel has at most 5
+	// secrets in use.
 	SigningSecret string `protobuf:"bytes,2,opt,name=signing_secret,json=signingSecret,proto3" json:"signing_secret,omitempty"`
-	// How long the others are still used, in [0 s, 30 days]. Those that expire
-	// earlier still do. Absent means a day.
+	// Time for which the present secrets stay valid. Whole seconds, in [0 s, 30 days]; fractions are
+	// ignored. An earlier expiry of a secret is kept. Defaults to one day.
 	Overlap       *durationpb.Duration `protobuf:"bytes,3,opt,name=overlap,proto3" json:"overlap,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1173,7 +1186,7 @@ func (x *RotateSigningSecretRequest) GetOverlap() *durationpb.Duration {
 // The request of `SendTestNotification`.
 type SendTestNotificationRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The channel's id.
+	// Required. Id of the channel, a UUID.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1219,14 +1232,13 @@ func (x *SendTestNotificationRequest) GetId() string {
 // The response of `SendTestNotification`.
 type SendTestNotificationResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whether the receiver has taken it.
+	// Indicates that the receiver accepted the message.
 	Delivered bool `protobuf:"varint,1,opt,name=delivered,proto3" json:"delivered,omitempty"`
-	// Why not. Empty if it has.
+	// Reason why the message was not delivered, at most 500 characters. Empty if it was delivered.
 	Error string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
-	// What the receiver has answered: the status of HTTP, or the code of SMTP. Absent
-	// without an answer.
+	// Answer of the receiver: the HTTP status or the SMTP reply code. Absent without an answer.
 	StatusCode *int32 `protobuf:"varint,3,opt,name=status_code,json=statusCode,proto3,oneof" json:"status_code,omitempty"`
-	// How long it took.
+	// Duration of the attempt.
 	Took          *durationpb.Duration `protobuf:"bytes,4,opt,name=took,proto3" json:"took,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1293,41 +1305,40 @@ func (x *SendTestNotificationResponse) GetTook() *durationpb.Duration {
 // One notification of an alert by one channel, delivered or to be delivered, table `deliveries`.
 type Delivery struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Output only. Id of the delivery, a UUID. The webhook and the event in it have the same id.
+	// Id of the delivery, a UUID. The webhook and the event in it have the same id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Output only. Id of the alert.
+	// Id of the alert.
 	AlertId string `protobuf:"bytes,2,opt,name=alert_id,json=alertId,proto3" json:"alert_id,omitempty"`
-	// Output only. Id of the channel. Absent once the channel is deleted.
+	// Id of the channel. Absent once the channel is deleted.
 	ChannelId *string `protobuf:"bytes,3,opt,name=channel_id,json=channelId,proto3,oneof" json:"channel_id,omitempty"`
-	// Output only. Name of the channel.
+	// Name of the channel.
 	ChannelName string `protobuf:"bytes,4,opt,name=channel_name,json=channelName,proto3" json:"channel_name,omitempty"`
-	// Output only. The step of `AlertRule.escalation` that it belongs to, from 1; 0
-	// if it is for when the alert is raised.
+	// Step of `AlertRule.escalation` that the delivery belongs to, from 1. 0 for a delivery of the
+	// raised alert.
 	EscalationStep int32 `protobuf:"varint,5,opt,name=escalation_step,json=escalationStep,proto3" json:"escalation_step,omitempty"`
-	// Output only. Status of the delivery.
+	// Status of the delivery.
 	Status DeliveryStatus `protobuf:"varint,6,opt,name=status,proto3,enum=watchpost.v1.DeliveryStatus" json:"status,omitempty"`
-	// Output only. Number of attempts that were begun. `RetryDelivery` does not reset it.
+	// Number of attempts that were begun. `RetryDelivery` does not reset it.
 	Attempts int32 `protobuf:"varint,7,opt,name=attempts,proto3" json:"attempts,omitempty"`
-	// Output only. Time of the next attempt. While an attempt is under way, the time at which another
-	// one begins if no result is recorded. Absent unless the delivery is queued.
+	// Time of the next attempt. While an attempt is in progress, the time of another attempt if no
+	// result is recorded. Absent unless the delivery is queued.
 	NextAttemptAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=next_attempt_at,json=nextAttemptAt,proto3" json:"next_attempt_at,omitempty"`
-	// Output only. Time at which the last attempt began. Absent before the first one.
+	// Start of the last attempt. Absent before the first attempt.
 	LastAttemptAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_attempt_at,json=lastAttemptAt,proto3" json:"last_attempt_at,omitempty"`
-	// Output only. Why the last attempt has failed, or why none can be made because the
-	// secrets of the channel cannot be decrypted; at most 500 characters. Where the
-	// receiver has repeated a secret of the channel, `***` stands for it. Absent if
-	// the attempt has not failed.
+	// Error of the last attempt, or of decrypting the secrets of the channel, at most 500 characters.
+	// `***` replaces secrets of the channel that the receiver repeated. Absent if the last attempt
+	// did not fail.
 	LastError *string `protobuf:"bytes,10,opt,name=last_error,json=lastError,proto3,oneof" json:"last_error,omitempty"`
-	// Output only. What the receiver has answered to the last attempt: the status of HTTP,
-	// or the code of SMTP. Absent without an answer.
+	// Answer of the receiver to the last attempt: the HTTP status or the SMTP reply code. Absent
+	// without an answer.
 	LastStatusCode *int32 `protobuf:"varint,11,opt,name=last_status_code,json=lastStatusCode,proto3,oneof" json:"last_status_code,omitempty"`
-	// Output only. Time at which the alert was raised.
+	// Time at which the alert was raised.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Output only. Time at which the delivery last changed.
+	// Time at which the delivery last changed.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// Output only. Time at which the receiver first accepted the message. Absent before.
+	// Time at which the receiver first accepted the message. Absent if never accepted.
 	DeliveredAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=delivered_at,json=deliveredAt,proto3" json:"delivered_at,omitempty"`
-	// Output only. Severity of the alert.
+	// Severity of the alert.
 	Severity      Severity `protobuf:"varint,15,opt,name=severity,proto3,enum=watchpost.v1.Severity" json:"severity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1468,22 +1479,23 @@ func (x *Delivery) GetSeverity() Severity {
 	return Severity_SEVERITY_UNSPECIFIED
 }
 
-// Which deliveries. Set fields are ANDed; a list matches any of its values.
+// Filter of `ListDeliveries` and `ReplayDeliveries`. Set fields are ANDed. A list matches any of
+// its values.
 type DeliveryFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only deliveries of these alerts.
+	// Ids of the alerts, at most 1,000 UUIDs. Empty means any.
 	AlertIds []string `protobuf:"bytes,1,rep,name=alert_ids,json=alertIds,proto3" json:"alert_ids,omitempty"`
-	// Only deliveries by these channels.
+	// Ids of the channels, at most 1,000 UUIDs. Empty means any.
 	ChannelIds []string `protobuf:"bytes,2,rep,name=channel_ids,json=channelIds,proto3" json:"channel_ids,omitempty"`
-	// Only deliveries in one of these statuses.
+	// Statuses of the deliveries. Empty means any.
 	Statuses []DeliveryStatus `protobuf:"varint,3,rep,packed,name=statuses,proto3,enum=watchpost.v1.DeliveryStatus" json:"statuses,omitempty"`
-	// Only deliveries of alerts that were raised in this range.
+	// Range of `created_at` of the deliveries. Absent means any.
 	CreatedAt *TimeRange `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Only deliveries that are, or are not, of an escalation. Absent means both.
+	// Selects deliveries of escalation steps (`true`) or of raised alerts (`false`). Absent means
+	// both.
 	Escalation *bool `protobuf:"varint,5,opt,name=escalation,proto3,oneof" json:"escalation,omitempty"`
-	// Only deliveries whose last attempt has failed with this text in
-	// `last_error`; the case of the letters A to Z does not matter. At most 255
-	// characters.
+	// Text that `last_error` must contain, at most 255 characters. Only the letters A to Z are
+	// case-insensitive. Empty means any.
 	Error         string `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1610,11 +1622,11 @@ func (x *GetDeliveryRequest) GetId() string {
 // The request of `ListDeliveries`.
 type ListDeliveriesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The most deliveries to return, in [1, 1000]. 0 means 50; more means 1000.
+	// Largest number of deliveries to return, in [1, 1000]. 0 means 50. Larger values mean 1000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page.
+	// `next_page_token` of the previous page. Empty for the first page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Which deliveries. Absent means all. Must be the same on every page.
+	// Selects the deliveries. Absent means all. Must be equal on every page.
 	Filter        *DeliveryFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1674,9 +1686,9 @@ func (x *ListDeliveriesRequest) GetFilter() *DeliveryFilter {
 // The response of `ListDeliveries`.
 type ListDeliveriesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The deliveries of this page.
+	// Deliveries of this page, newest first.
 	Deliveries []*Delivery `protobuf:"bytes,1,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
-	// Asks for the next page. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1777,9 +1789,9 @@ type ReplayDeliveriesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Selects the deliveries. Must not be empty unless `all` is set.
 	Filter *DeliveryFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
-	// Allows an empty filter, which selects all deliveries.
+	// Allows an empty filter, which selects all deliveries. Defaults to `false`.
 	All bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
-	// Only counts the deliveries, and changes nothing.
+	// Counts the deliveries without any change. Defaults to `false`.
 	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1839,7 +1851,7 @@ func (x *ReplayDeliveriesRequest) GetDryRun() bool {
 // The response of `ReplayDeliveries`.
 type ReplayDeliveriesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many deliveries were queued; in a dry run, how many would be.
+	// Number of queued deliveries. In a dry run, number of deliveries that would be queued.
 	Queued        int64 `protobuf:"varint,1,opt,name=queued,proto3" json:"queued,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1886,7 +1898,7 @@ var File_watchpost_v1_notifications_proto protoreflect.FileDescriptor
 
 const file_watchpost_v1_notifications_proto_rawDesc = "" +
 	"\n" +
-	" watchpost/v1/notifications.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchpost/v1/alerts.proto\x1a\x19watchpost/v1/common.proto\"\x9a\x06\n" +
+	" watchpost/v1/notifications.proto\x12\fwatchpost.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ewatchpost/v1/alert_rules.proto\x1a\x19watchpost/v1/common.proto\"\x9a\x06\n" +
 	"\x13NotificationChannel\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12%\n" +
@@ -2179,7 +2191,7 @@ func file_watchpost_v1_notifications_proto_init() {
 	if File_watchpost_v1_notifications_proto != nil {
 		return
 	}
-	file_watchpost_v1_alerts_proto_init()
+	file_watchpost_v1_alert_rules_proto_init()
 	file_watchpost_v1_common_proto_init()
 	file_watchpost_v1_notifications_proto_msgTypes[0].OneofWrappers = []any{
 		(*NotificationChannel_Webhook)(nil),

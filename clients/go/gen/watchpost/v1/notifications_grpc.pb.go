@@ -33,62 +33,59 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Keeps the channels by which people and programs are told of alerts.
+// Manages the channels that notify people and programs of alerts.
 //
-// Rules name channels (`AlertRule.channels`, `EscalationStep.channels`). What is
-// to be delivered by them is in the ledger of `DeliveryService`.
+// Rules name channels in `AlertRule.channels` and `EscalationStep.channels`. `DeliveryService`
+// manages the outbox of deliveries.
 type NotificationChannelServiceClient interface {
 	// Creates a channel.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, with `ALREADY_EXISTS` if another channel has its name, and with
-	// `FAILED_PRECONDITION` (`SECRETS_UNREADABLE`) if the key file is missing or
-	// unusable.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds. Fails with
+	// `ALREADY_EXISTS` if another channel has the name. Fails with `FAILED_PRECONDITION`
+	// (`SECRETS_UNREADABLE`) if the key file is missing or unusable.
 	CreateNotificationChannel(ctx context.Context, in *CreateNotificationChannelRequest, opts ...grpc.CallOption) (*NotificationChannel, error)
-	// Gets a channel.
+	// Returns a channel, without its secrets.
 	//
-	// Fails with `NOT_FOUND` if there is no such channel.
+	// Fails with `NOT_FOUND` if the channel does not exist.
 	GetNotificationChannel(ctx context.Context, in *GetNotificationChannelRequest, opts ...grpc.CallOption) (*NotificationChannel, error)
-	// Lists channels, newest first.
+	// Lists channels by `created_at`, newest first, without secrets.
 	ListNotificationChannels(ctx context.Context, in *ListNotificationChannelsRequest, opts ...grpc.CallOption) (*ListNotificationChannelsResponse, error)
-	// Changes the fields of a channel that `update_mask` names. What is queued for
-	// it is delivered as the channel is then.
+	// Changes the fields of a channel that `update_mask` names. The resulting channel is validated as
+	// a whole. Queued deliveries use the channel in the state at the time of the attempt. Every
+	// successful call raises `version_id` and is announced, even if nothing has changed.
 	//
-	// Stored secrets belong to their destination. Another URL of a webhook needs
-	// `signing_secrets` again, and `headers` if the channel has any. Another host or
-	// port of mail, or less security, needs the `password` again if the channel has
-	// one. Without them the call fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) for
-	// the secret that is missing.
+	// Stored secrets are bound to their destination. A new URL of a webhook requires
+	// `signing_secrets` again, and `headers` if the channel has any. A new host or port of an email
+	// channel, or a weaker `security`, requires the `password` again if the channel has a password.
+	// Without these secrets, the call fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) for the missing
+	// field.
 	//
-	// Fails with `NOT_FOUND` if there is no such channel, with `INVALID_ARGUMENT`
-	// for a bad value or a path that cannot be changed, with `ABORTED`
-	// (`STALE_VERSION`) if `expected_version_id` is set and stale, and with
-	// `FAILED_PRECONDITION` (`SECRETS_UNREADABLE`) if the key file is missing or
-	// unusable. If the file holds another key, every secret of the channel is
-	// required again.
+	// Fails with `NOT_FOUND` if the channel does not exist. Fails with `INVALID_ARGUMENT` for a value
+	// out of its bounds or a path that cannot be changed. Fails with `ABORTED` (`STALE_VERSION`) if
+	// `expected_version_id` is set and stale. Fails with `FAILED_PRECONDITION` (`SECRETS_UNREADABLE`)
+	// if the key file is missing or unusable. If the file holds another key, all secrets of the
+	// channel are required again.
 	UpdateNotificationChannel(ctx context.Context, in *UpdateNotificationChannelRequest, opts ...grpc.CallOption) (*NotificationChannel, error)
-	// Deletes a channel. Its deliveries stay, without their `channel_id`; those that
-	// are queued are cancelled.
+	// Deletes a channel and cancels its queued deliveries. Deliveries of the channel stay, without
+	// `channel_id`.
 	//
-	// Fails with `NOT_FOUND` if there is no such channel, and with
-	// `FAILED_PRECONDITION` (`IN_USE`) if alert rules name it, unless `force` is set:
-	// then they go on without it.
+	// Fails with `NOT_FOUND` if the channel does not exist. Fails with `FAILED_PRECONDITION`
+	// (`IN_USE`) if alert rules name the channel and `force` is not set.
 	DeleteNotificationChannel(ctx context.Context, in *DeleteNotificationChannelRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	// Adds a secret that webhooks are signed with, and lets the others expire. Until
-	// then they are signed with all of them, so that a receiver can change from one
-	// to the other at any time.
+	// Adds a secret for signing webhooks, and sets an expiry for the present secrets. Until then,
+	// each webhook has a signature of every secret, so that the receiver can switch at any time.
 	//
-	// Fails with `NOT_FOUND` if there is no such channel, with `INVALID_ARGUMENT`
-	// for a bad value, and with `FAILED_PRECONDITION` if the channel is not a webhook
-	// (`WRONG_KIND`) or its secrets cannot be decrypted (`SECRETS_UNREADABLE`).
+	// Fails with `NOT_FOUND` if the channel does not exist. Fails with `INVALID_ARGUMENT` for a
+	// malformed value, or if five other secrets are in use. Fails with `FAILED_PRECONDITION`
+	// (`WRONG_KIND`) if the channel is not a webhook. Fails with `FAILED_PRECONDITION`
+	// (`SECRETS_UNREADABLE`) if its secrets cannot be decrypted.
 	RotateSigningSecret(ctx context.Context, in *RotateSigningSecretRequest, opts ...grpc.CallOption) (*NotificationChannel, error)
-	// Sends a message that says that it is a test, at once, whether the channel is
-	// enabled or not, and waits for what comes of it. The ledger knows nothing of
-	// it, and it is not tried again.
+	// Sends a test message at once and waits for the result. The channel need not be enabled. The
+	// outbox has no record of the message, and a failure is not retried.
 	//
-	// Fails with `NOT_FOUND` if there is no such channel, and with
-	// `FAILED_PRECONDITION` (`WRONG_KIND`) if the channel only streams. That the
-	// message could not be delivered is no failure of the call.
+	// Fails with `NOT_FOUND` if the channel does not exist. Fails with `FAILED_PRECONDITION`
+	// (`WRONG_KIND`) for a `StreamChannel`. A failed delivery does not fail the call: the response
+	// has the error.
 	SendTestNotification(ctx context.Context, in *SendTestNotificationRequest, opts ...grpc.CallOption) (*SendTestNotificationResponse, error)
 }
 
@@ -174,62 +171,59 @@ func (c *notificationChannelServiceClient) SendTestNotification(ctx context.Cont
 // All implementations must embed UnimplementedNotificationChannelServiceServer
 // for forward compatibility.
 //
-// Keeps the channels by which people and programs are told of alerts.
+// Manages the channels that notify people and programs of alerts.
 //
-// Rules name channels (`AlertRule.channels`, `EscalationStep.channels`). What is
-// to be delivered by them is in the ledger of `DeliveryService`.
+// Rules name channels in `AlertRule.channels` and `EscalationStep.channels`. `DeliveryService`
+// manages the outbox of deliveries.
 type NotificationChannelServiceServer interface {
 	// Creates a channel.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, with `ALREADY_EXISTS` if another channel has its name, and with
-	// `FAILED_PRECONDITION` (`SECRETS_UNREADABLE`) if the key file is missing or
-	// unusable.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds. Fails with
+	// `ALREADY_EXISTS` if another channel has the name. Fails with `FAILED_PRECONDITION`
+	// (`SECRETS_UNREADABLE`) if the key file is missing or unusable.
 	CreateNotificationChannel(context.Context, *CreateNotificationChannelRequest) (*NotificationChannel, error)
-	// Gets a channel.
+	// Returns a channel, without its secrets.
 	//
-	// Fails with `NOT_FOUND` if there is no such channel.
+	// Fails with `NOT_FOUND` if the channel does not exist.
 	GetNotificationChannel(context.Context, *GetNotificationChannelRequest) (*NotificationChannel, error)
-	// Lists channels, newest first.
+	// Lists channels by `created_at`, newest first, without secrets.
 	ListNotificationChannels(context.Context, *ListNotificationChannelsRequest) (*ListNotificationChannelsResponse, error)
-	// Changes the fields of a channel that `update_mask` names. What is queued for
-	// it is delivered as the channel is then.
+	// Changes the fields of a channel that `update_mask` names. The resulting channel is validated as
+	// a whole. Queued deliveries use the channel in the state at the time of the attempt. Every
+	// successful call raises `version_id` and is announced, even if nothing has changed.
 	//
-	// Stored secrets belong to their destination. Another URL of a webhook needs
-	// `signing_secrets` again, and `headers` if the channel has any. Another host or
-	// port of mail, or less security, needs the `password` again if the channel has
-	// one. Without them the call fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) for
-	// the secret that is missing.
+	// Stored secrets are bound to their destination. A new URL of a webhook requires
+	// `signing_secrets` again, and `headers` if the channel has any. A new host or port of an email
+	// channel, or a weaker `security`, requires the `password` again if the channel has a password.
+	// Without these secrets, the call fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) for the missing
+	// field.
 	//
-	// Fails with `NOT_FOUND` if there is no such channel, with `INVALID_ARGUMENT`
-	// for a bad value or a path that cannot be changed, with `ABORTED`
-	// (`STALE_VERSION`) if `expected_version_id` is set and stale, and with
-	// `FAILED_PRECONDITION` (`SECRETS_UNREADABLE`) if the key file is missing or
-	// unusable. If the file holds another key, every secret of the channel is
-	// required again.
+	// Fails with `NOT_FOUND` if the channel does not exist. Fails with `INVALID_ARGUMENT` for a value
+	// out of its bounds or a path that cannot be changed. Fails with `ABORTED` (`STALE_VERSION`) if
+	// `expected_version_id` is set and stale. Fails with `FAILED_PRECONDITION` (`SECRETS_UNREADABLE`)
+	// if the key file is missing or unusable. If the file holds another key, all secrets of the
+	// channel are required again.
 	UpdateNotificationChannel(context.Context, *UpdateNotificationChannelRequest) (*NotificationChannel, error)
-	// Deletes a channel. Its deliveries stay, without their `channel_id`; those that
-	// are queued are cancelled.
+	// Deletes a channel and cancels its queued deliveries. Deliveries of the channel stay, without
+	// `channel_id`.
 	//
-	// Fails with `NOT_FOUND` if there is no such channel, and with
-	// `FAILED_PRECONDITION` (`IN_USE`) if alert rules name it, unless `force` is set:
-	// then they go on without it.
+	// Fails with `NOT_FOUND` if the channel does not exist. Fails with `FAILED_PRECONDITION`
+	// (`IN_USE`) if alert rules name the channel and `force` is not set.
 	DeleteNotificationChannel(context.Context, *DeleteNotificationChannelRequest) (*emptypb.Empty, error)
-	// Adds a secret that webhooks are signed with, and lets the others expire. Until
-	// then they are signed with all of them, so that a receiver can change from one
-	// to the other at any time.
+	// Adds a secret for signing webhooks, and sets an expiry for the present secrets. Until then,
+	// each webhook has a signature of every secret, so that the receiver can switch at any time.
 	//
-	// Fails with `NOT_FOUND` if there is no such channel, with `INVALID_ARGUMENT`
-	// for a bad value, and with `FAILED_PRECONDITION` if the channel is not a webhook
-	// (`WRONG_KIND`) or its secrets cannot be decrypted (`SECRETS_UNREADABLE`).
+	// Fails with `NOT_FOUND` if the channel does not exist. Fails with `INVALID_ARGUMENT` for a
+	// malformed value, or if five other secrets are in use. Fails with `FAILED_PRECONDITION`
+	// (`WRONG_KIND`) if the channel is not a webhook. Fails with `FAILED_PRECONDITION`
+	// (`SECRETS_UNREADABLE`) if its secrets cannot be decrypted.
 	RotateSigningSecret(context.Context, *RotateSigningSecretRequest) (*NotificationChannel, error)
-	// Sends a message that says that it is a test, at once, whether the channel is
-	// enabled or not, and waits for what comes of it. The ledger knows nothing of
-	// it, and it is not tried again.
+	// Sends a test message at once and waits for the result. The channel need not be enabled. The
+	// outbox has no record of the message, and a failure is not retried.
 	//
-	// Fails with `NOT_FOUND` if there is no such channel, and with
-	// `FAILED_PRECONDITION` (`WRONG_KIND`) if the channel only streams. That the
-	// message could not be delivered is no failure of the call.
+	// Fails with `NOT_FOUND` if the channel does not exist. Fails with `FAILED_PRECONDITION`
+	// (`WRONG_KIND`) for a `StreamChannel`. A failed delivery does not fail the call: the response
+	// has the error.
 	SendTestNotification(context.Context, *SendTestNotificationRequest) (*SendTestNotificationResponse, error)
 	mustEmbedUnimplementedNotificationChannelServiceServer()
 }
@@ -463,10 +457,10 @@ const (
 //
 // Manages the outbox of notifications: one row for each alert, channel and step of escalation.
 //
-// Every delivery is made at least once, whatever process is killed when. It always has the same id,
-// by which a receiver recognizes a repetition. A failed delivery is tried again after 5 s, then after
-// four times as long each time, up to a day. Each delay is up to a fifth longer or shorter, at
-// random. After the tenth failure the delivery is dead.
+// Delivery is at least once, also across crashes. Every attempt has the same id, so that a receiver
+// can detect a repetition. A failed delivery is retried after 5 s, then after four times the last
+// delay, at most one day. Each delay varies at random by up to 20 %. After the tenth failure, the
+// delivery is dead.
 //
 // Acknowledging or dismissing an alert cancels its queued deliveries, in the same transaction. This
 // includes deliveries that wait for a retry, that quiet times hold back, and all later steps of
@@ -475,28 +469,30 @@ const (
 //
 // Silences and snoozed events do not affect deliveries: they keep alerts from being raised.
 type DeliveryServiceClient interface {
-	// Gets a delivery.
+	// Returns a delivery.
 	//
-	// Fails with `NOT_FOUND` if there is no such delivery.
+	// Fails with `NOT_FOUND` if the delivery does not exist.
 	GetDelivery(ctx context.Context, in *GetDeliveryRequest, opts ...grpc.CallOption) (*Delivery, error)
-	// Lists deliveries, newest first.
+	// Lists deliveries by `created_at`, newest first.
 	ListDeliveries(ctx context.Context, in *ListDeliveriesRequest, opts ...grpc.CallOption) (*ListDeliveriesResponse, error)
-	// Queues a delivery again, whatever its status, to be tried at once and as often as a new one. It
-	// keeps its id and `attempts`. The status of the alert does not matter. The delivery of an
-	// acknowledged or dismissed alert is sent too, and the alert keeps its status.
+	// Queues a delivery of any status for an immediate attempt, with as many attempts as a new
+	// delivery. The delivery keeps its id and `attempts`. The status of the alert does not matter:
+	// deliveries of an acknowledged or dismissed alert are sent too, and the alert keeps its status.
 	//
-	// An attempt that is under way is not interrupted: the receiver may then get the message twice.
-	// Fails with `NOT_FOUND` if there is no such delivery, and with `FAILED_PRECONDITION`
-	// (`BROKEN_REFERENCE`) if its channel was deleted.
+	// An attempt in progress is not interrupted, so that the receiver may get the message twice.
+	//
+	// Fails with `NOT_FOUND` if the delivery does not exist. Fails with `FAILED_PRECONDITION`
+	// (`BROKEN_REFERENCE`) if the channel was deleted.
 	RetryDelivery(ctx context.Context, in *RetryDeliveryRequest, opts ...grpc.CallOption) (*Delivery, error)
-	// Queues all matching deliveries again, see `RetryDelivery`. Left out are deliveries that are
-	// queued already, whose channel was deleted, or that were created after the call began.
+	// Queues all matching deliveries for an immediate attempt, see `RetryDelivery`. Queued
+	// deliveries, deliveries of deleted channels, and deliveries created after the start of the call
+	// are left out.
 	//
-	// The deliveries are queued a thousand at a time. If the call fails, some may be queued; the call
-	// can be repeated. The status of their alerts does not matter: to leave out cancelled deliveries,
+	// Each 1,000 deliveries share a transaction. If the call fails, some may be queued, and the call
+	// can be repeated. The status of the alerts does not matter: to leave out cancelled deliveries,
 	// set `filter.statuses`.
 	//
-	// Fails with `INVALID_ARGUMENT` for a bad filter, and for an empty one unless `all` is set.
+	// Fails with `INVALID_ARGUMENT` for a malformed filter, or for an empty filter without `all`.
 	ReplayDeliveries(ctx context.Context, in *ReplayDeliveriesRequest, opts ...grpc.CallOption) (*ReplayDeliveriesResponse, error)
 }
 
@@ -554,10 +550,10 @@ func (c *deliveryServiceClient) ReplayDeliveries(ctx context.Context, in *Replay
 //
 // Manages the outbox of notifications: one row for each alert, channel and step of escalation.
 //
-// Every delivery is made at least once, whatever process is killed when. It always has the same id,
-// by which a receiver recognizes a repetition. A failed delivery is tried again after 5 s, then after
-// four times as long each time, up to a day. Each delay is up to a fifth longer or shorter, at
-// random. After the tenth failure the delivery is dead.
+// Delivery is at least once, also across crashes. Every attempt has the same id, so that a receiver
+// can detect a repetition. A failed delivery is retried after 5 s, then after four times the last
+// delay, at most one day. Each delay varies at random by up to 20 %. After the tenth failure, the
+// delivery is dead.
 //
 // Acknowledging or dismissing an alert cancels its queued deliveries, in the same transaction. This
 // includes deliveries that wait for a retry, that quiet times hold back, and all later steps of
@@ -566,28 +562,30 @@ func (c *deliveryServiceClient) ReplayDeliveries(ctx context.Context, in *Replay
 //
 // Silences and snoozed events do not affect deliveries: they keep alerts from being raised.
 type DeliveryServiceServer interface {
-	// Gets a delivery.
+	// Returns a delivery.
 	//
-	// Fails with `NOT_FOUND` if there is no such delivery.
+	// Fails with `NOT_FOUND` if the delivery does not exist.
 	GetDelivery(context.Context, *GetDeliveryRequest) (*Delivery, error)
-	// Lists deliveries, newest first.
+	// Lists deliveries by `created_at`, newest first.
 	ListDeliveries(context.Context, *ListDeliveriesRequest) (*ListDeliveriesResponse, error)
-	// Queues a delivery again, whatever its status, to be tried at once and as often as a new one. It
-	// keeps its id and `attempts`. The status of the alert does not matter. The delivery of an
-	// acknowledged or dismissed alert is sent too, and the alert keeps its status.
+	// Queues a delivery of any status for an immediate attempt, with as many attempts as a new
+	// delivery. The delivery keeps its id and `attempts`. The status of the alert does not matter:
+	// deliveries of an acknowledged or dismissed alert are sent too, and the alert keeps its status.
 	//
-	// An attempt that is under way is not interrupted: the receiver may then get the message twice.
-	// Fails with `NOT_FOUND` if there is no such delivery, and with `FAILED_PRECONDITION`
-	// (`BROKEN_REFERENCE`) if its channel was deleted.
+	// An attempt in progress is not interrupted, so that the receiver may get the message twice.
+	//
+	// Fails with `NOT_FOUND` if the delivery does not exist. Fails with `FAILED_PRECONDITION`
+	// (`BROKEN_REFERENCE`) if the channel was deleted.
 	RetryDelivery(context.Context, *RetryDeliveryRequest) (*Delivery, error)
-	// Queues all matching deliveries again, see `RetryDelivery`. Left out are deliveries that are
-	// queued already, whose channel was deleted, or that were created after the call began.
+	// Queues all matching deliveries for an immediate attempt, see `RetryDelivery`. Queued
+	// deliveries, deliveries of deleted channels, and deliveries created after the start of the call
+	// are left out.
 	//
-	// The deliveries are queued a thousand at a time. If the call fails, some may be queued; the call
-	// can be repeated. The status of their alerts does not matter: to leave out cancelled deliveries,
+	// Each 1,000 deliveries share a transaction. If the call fails, some may be queued, and the call
+	// can be repeated. The status of the alerts does not matter: to leave out cancelled deliveries,
 	// set `filter.statuses`.
 	//
-	// Fails with `INVALID_ARGUMENT` for a bad filter, and for an empty one unless `all` is set.
+	// Fails with `INVALID_ARGUMENT` for a malformed filter, or for an empty filter without `all`.
 	ReplayDeliveries(context.Context, *ReplayDeliveriesRequest) (*ReplayDeliveriesResponse, error)
 	mustEmbedUnimplementedDeliveryServiceServer()
 }

@@ -23,17 +23,17 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Whether a silence is in force.
+// Status of a silence.
 type SilenceStatus int32
 
 const (
-	// Never returned. Refused in a filter.
+	// Absent value. Never returned. Refused in a filter.
 	SilenceStatus_SILENCE_STATUS_UNSPECIFIED SilenceStatus = 0
 	// The silence has not begun.
 	SilenceStatus_SILENCE_STATUS_PENDING SilenceStatus = 1
 	// The silence is in force.
 	SilenceStatus_SILENCE_STATUS_ACTIVE SilenceStatus = 2
-	// The silence has ended. It cannot be changed any more.
+	// The silence has ended and can no longer be changed.
 	SilenceStatus_SILENCE_STATUS_EXPIRED SilenceStatus = 3
 )
 
@@ -80,11 +80,11 @@ func (SilenceStatus) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_silences_proto_rawDescGZIP(), []int{0}
 }
 
-// Reason why a rule that matched raised no alert.
+// Reason for the suppression of an alert.
 type SuppressionReason int32
 
 const (
-	// Never returned. Refused in a filter.
+	// Absent value. Never returned. Refused in a filter.
 	SuppressionReason_SUPPRESSION_REASON_UNSPECIFIED SuppressionReason = 0
 	// A silence was in force.
 	SuppressionReason_SUPPRESSION_REASON_SILENCED SuppressionReason = 1
@@ -92,7 +92,7 @@ const (
 	SuppressionReason_SUPPRESSION_REASON_SNOOZED SuppressionReason = 2
 	// The rule was flapping, see `AlertRule.flap_threshold`.
 	SuppressionReason_SUPPRESSION_REASON_FLAPPING SuppressionReason = 3
-	// An alert of the rule with the same dedup key had its cooldown.
+	// An alert of the rule with the same dedup key was in its cooldown.
 	SuppressionReason_SUPPRESSION_REASON_COOLDOWN SuppressionReason = 4
 )
 
@@ -141,34 +141,32 @@ func (SuppressionReason) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_silences_proto_rawDescGZIP(), []int{1}
 }
 
-// Suppresses alerts for a time, table `silences`.
+// Suppression of alerts for a time, table `silences`.
 //
-// A silence matches an alert that would have one of `camera_ids`, one of `rule_ids` and one of
-// `severities`, all three. An empty list matches any.
+// A silence matches an alert if camera, rule and severity match `camera_ids`, `rule_ids` and
+// `severities`. An empty list matches any value.
 type Silence struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Output only. Id of the silence, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The cameras for whose events it holds. At most 1,000, each of a camera that
-	// exists. Empty matches any.
+	// Ids of the cameras, at most 1,000. Each must exist when it is added. Empty matches any.
 	CameraIds []string `protobuf:"bytes,2,rep,name=camera_ids,json=cameraIds,proto3" json:"camera_ids,omitempty"`
-	// The rules for which it holds. At most 1,000, each of a rule that exists.
-	// Empty matches any.
+	// Ids of the rules, at most 1,000 UUIDs. Each must exist when it is added. Empty matches any.
 	RuleIds []string `protobuf:"bytes,3,rep,name=rule_ids,json=ruleIds,proto3" json:"rule_ids,omitempty"`
-	// The severities of the rules for which it holds. Empty matches any.
+	// Severities of the rules. Empty matches any.
 	Severities []Severity `protobuf:"varint,4,rep,packed,name=severities,proto3,enum=watchpost.v1.Severity" json:"severities,omitempty"`
-	// Whether everything is to be held back. Required if the three lists are empty,
-	// so that nobody does so by oversight; refused otherwise.
+	// Suppresses all alerts. Required if the three lists are empty, to prevent such a silence by
+	// mistake. Refused otherwise.
 	MatchAll bool `protobuf:"varint,5,opt,name=match_all,json=matchAll,proto3" json:"match_all,omitempty"`
-	// When it begins. Defaults to the server's time, and so does a time before it.
-	// Cannot be changed once it has begun.
+	// Begin of the silence. Defaults to the server's time, and so does an earlier time. Cannot be
+	// changed once the silence has begun.
 	StartsAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=starts_at,json=startsAt,proto3" json:"starts_at,omitempty"`
-	// Required. When it ends; this instant is outside. After `starts_at`, at most
-	// 365 days after it, and not in the past.
+	// Required. End of the silence, exclusive. Must be after `starts_at`, by at most 365 days, and
+	// after the server's time.
 	EndsAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=ends_at,json=endsAt,proto3" json:"ends_at,omitempty"`
-	// Required. Immutable. Who made it, 1 to 100 characters.
+	// Required. Immutable. Person or program that created the silence, 1 to 100 characters.
 	CreatedBy string `protobuf:"bytes,8,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
-	// Required. What it is for, 1 to 1,000 characters.
+	// Required. Reason for the silence, 1 to 1,000 characters.
 	Reason string `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Output only. Version of the silence, from 1, raised by one with every change.
 	VersionId int32 `protobuf:"varint,10,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
@@ -176,8 +174,7 @@ type Silence struct {
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// Output only. Time at which the silence was last changed.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// Output only. Whether it is in force, by the server's clock when the message
-	// was made.
+	// Output only. Status of the silence at the time of the response, by the server's clock.
 	Status        SilenceStatus `protobuf:"varint,13,opt,name=status,proto3,enum=watchpost.v1.SilenceStatus" json:"status,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -304,27 +301,26 @@ func (x *Silence) GetStatus() SilenceStatus {
 	return SilenceStatus_SILENCE_STATUS_UNSPECIFIED
 }
 
-// A suppressed alert: a rule matched, but no alert was raised. Table `alert_suppressions`. It is
-// removed with its event.
+// Suppressed alert: a rule matched an event, but no alert was raised. Table `alert_suppressions`.
+// Removed together with the event.
 type AlertSuppression struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id of the suppression.
 	Id int64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Id of the event that the rule matched.
+	// Id of the event that matched the rule.
 	EventId int64 `protobuf:"varint,2,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"`
 	// Id of the rule. Absent once the rule is deleted.
 	RuleId *string `protobuf:"bytes,3,opt,name=rule_id,json=ruleId,proto3,oneof" json:"rule_id,omitempty"`
 	// Id of the camera of the event.
 	CameraId string `protobuf:"bytes,4,opt,name=camera_id,json=cameraId,proto3" json:"camera_id,omitempty"`
-	// The dedup key that the alert would have had, see
-	// `AlertRule.dedup_key_template`.
+	// Dedup key of the suppressed alert, see `AlertRule.dedup_key_template`.
 	DedupKey string `protobuf:"bytes,5,opt,name=dedup_key,json=dedupKey,proto3" json:"dedup_key,omitempty"`
-	// Reason why no alert was raised.
+	// Reason for the suppression.
 	Reason SuppressionReason `protobuf:"varint,6,opt,name=reason,proto3,enum=watchpost.v1.SuppressionReason" json:"reason,omitempty"`
-	// Id of the silence. Present with `SUPPRESSION_REASON_SILENCED` only; of several silences the
-	// oldest.
+	// Id of the silence. Of several silences the oldest. Present with `SUPPRESSION_REASON_SILENCED`
+	// only.
 	SilenceId *string `protobuf:"bytes,7,opt,name=silence_id,json=silenceId,proto3,oneof" json:"silence_id,omitempty"`
-	// Id of the alert that stands for this match. Present with `SUPPRESSION_REASON_FLAPPING` and
+	// Id of the alert that represents the match. Present with `SUPPRESSION_REASON_FLAPPING` and
 	// `SUPPRESSION_REASON_COOLDOWN` only.
 	AlertId *string `protobuf:"bytes,8,opt,name=alert_id,json=alertId,proto3,oneof" json:"alert_id,omitempty"`
 	// Time at which the event was ingested.
@@ -426,24 +422,24 @@ func (x *AlertSuppression) GetCreatedAt() *timestamppb.Timestamp {
 	return nil
 }
 
-// Which silences to list. Set fields are ANDed.
+// Filter of `ListSilences`. Set fields are ANDed.
 type SilenceFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only silences in one of these statuses.
+	// Statuses of the silences at the time `at`. Empty means any.
 	Statuses []SilenceStatus `protobuf:"varint,1,rep,packed,name=statuses,proto3,enum=watchpost.v1.SilenceStatus" json:"statuses,omitempty"`
-	// The time for which `statuses` is judged. Absent means now.
+	// Time at which `statuses` is evaluated. Defaults to the present time.
 	At *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
-	// Only silences that hold for events of this camera, also those that hold for
-	// every camera. At most 64 characters.
+	// Id of a camera, at most 64 characters. Selects silences that apply to the camera, including
+	// silences of all cameras. Empty means any.
 	CameraId string `protobuf:"bytes,3,opt,name=camera_id,json=cameraId,proto3" json:"camera_id,omitempty"`
-	// Only silences that hold for this rule by its id, also those that hold for
-	// every rule. Empty means any.
+	// Id of a rule, a UUID. Selects silences that apply to the rule by id, including silences of all
+	// rules. Empty means any.
 	RuleId string `protobuf:"bytes,4,opt,name=rule_id,json=ruleId,proto3" json:"rule_id,omitempty"`
-	// Only silences that hold for rules of this severity, also those that hold for
-	// every severity.
+	// Severity of a rule. Selects silences that apply to the severity, including silences of all
+	// severities. Unspecified means any.
 	Severity Severity `protobuf:"varint,5,opt,name=severity,proto3,enum=watchpost.v1.Severity" json:"severity,omitempty"`
-	// Only silences whose reason holds this text; the case of the letters A to Z
-	// does not matter. At most 1,000 characters.
+	// Text that the reason must contain, at most 1,000 characters. Only the letters A to Z are
+	// case-insensitive. Empty means any.
 	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -521,21 +517,20 @@ func (x *SilenceFilter) GetReason() string {
 	return ""
 }
 
-// Which suppressed alerts to list. Set fields are ANDed; a list matches any of
-// its values.
+// Filter of `ListAlertSuppressions`. Set fields are ANDed. A list matches any of its values.
 type AlertSuppressionFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only those of these rules. At most 1,000.
+	// Ids of the rules, at most 1,000 UUIDs. Empty means any.
 	RuleIds []string `protobuf:"bytes,1,rep,name=rule_ids,json=ruleIds,proto3" json:"rule_ids,omitempty"`
-	// Only those of this event.
+	// Id of the event. Absent means any.
 	EventId *int64 `protobuf:"varint,2,opt,name=event_id,json=eventId,proto3,oneof" json:"event_id,omitempty"`
-	// Only those of these cameras. At most 1,000.
+	// Ids of the cameras, at most 1,000. Empty means any.
 	CameraIds []string `protobuf:"bytes,3,rep,name=camera_ids,json=cameraIds,proto3" json:"camera_ids,omitempty"`
-	// Only those that this silence held back. Empty means any.
+	// Id of the silence, a UUID. Empty means any.
 	SilenceId string `protobuf:"bytes,4,opt,name=silence_id,json=silenceId,proto3" json:"silence_id,omitempty"`
-	// Only those that were not raised for one of these reasons.
+	// Reasons for the suppression. Empty means any.
 	Reasons []SuppressionReason `protobuf:"varint,5,rep,packed,name=reasons,proto3,enum=watchpost.v1.SuppressionReason" json:"reasons,omitempty"`
-	// Only those of events that were ingested in this range.
+	// Range of `created_at` of the suppressions. Absent means any.
 	CreatedAt     *TimeRange `protobuf:"bytes,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -616,7 +611,7 @@ func (x *AlertSuppressionFilter) GetCreatedAt() *TimeRange {
 // The request of `CreateSilence`.
 type CreateSilenceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The silence to create.
+	// Required. Silence to create.
 	Silence       *Silence `protobuf:"bytes,1,opt,name=silence,proto3" json:"silence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -708,12 +703,12 @@ func (x *GetSilenceRequest) GetId() string {
 // The request of `ListSilences`.
 type ListSilencesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The most silences to return, in [1, 1000]. 0 means 50; more means 1000.
+	// Largest number of silences to return, in [1, 1000]. 0 means 50. Larger values mean 1000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page.
+	// `next_page_token` of the previous page. Empty for the first page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Which silences. Absent means all. Must be the same on every page. Without
-	// `at`, each page is judged by the time at which it is read.
+	// Selects the silences. Absent means all. Must be equal on every page. Without `at`, each page is
+	// evaluated at the time of its call.
 	Filter        *SilenceFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -773,7 +768,7 @@ func (x *ListSilencesRequest) GetFilter() *SilenceFilter {
 // The response of `ListSilences`.
 type ListSilencesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The silences of this page.
+	// Silences of this page, newest first.
 	Silences []*Silence `protobuf:"bytes,1,rep,name=silences,proto3" json:"silences,omitempty"`
 	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
@@ -828,14 +823,14 @@ func (x *ListSilencesResponse) GetNextPageToken() string {
 // The request of `UpdateSilence`.
 type UpdateSilenceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The silence to change, by its `id`, with the new values.
+	// Required. New values of the silence. `silence.id` selects the silence to change.
 	Silence *Silence `protobuf:"bytes,1,opt,name=silence,proto3" json:"silence,omitempty"`
-	// The fields to change, of `camera_ids`, `rule_ids`, `severities`, `match_all`,
-	// `starts_at`, `ends_at` and `reason`; `*` is all of them. A named list that is
-	// not set becomes empty. Absent or empty: those that are set in `silence`.
+	// Fields to change, of `camera_ids`, `rule_ids`, `severities`, `match_all`, `starts_at`,
+	// `ends_at` and `reason`. `*` means all of them. If the mask is absent or empty, the fields that
+	// are set in `silence` are changed. A named list that is not set becomes empty.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// The `version_id` of the silence that the caller has seen. If it is not the present one, the call
-	// fails. Absent: no such check.
+	// Expected `version_id` of the silence. The call fails if the present version differs. Absent: no
+	// check.
 	ExpectedVersionId *int32 `protobuf:"varint,3,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -897,8 +892,8 @@ type ExpireSilenceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. Id of the silence, a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The `version_id` of the silence that the caller has seen. If it is not the present one, the call
-	// fails. Absent: no such check.
+	// Expected `version_id` of the silence. The call fails if the present version differs. Absent: no
+	// check.
 	ExpectedVersionId *int32 `protobuf:"varint,2,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -951,12 +946,11 @@ func (x *ExpireSilenceRequest) GetExpectedVersionId() int32 {
 // The request of `ListAlertSuppressions`.
 type ListAlertSuppressionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The most suppressed alerts to return, in [1, 1000]. 0 means 50; more means
-	// 1000.
+	// Largest number of suppressions to return, in [1, 1000]. 0 means 50. Larger values mean 1000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page.
+	// `next_page_token` of the previous page. Empty for the first page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Which of them. Absent means all. Must be the same on every page.
+	// Selects the suppressions. Absent means all. Must be equal on every page.
 	Filter        *AlertSuppressionFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1016,7 +1010,7 @@ func (x *ListAlertSuppressionsRequest) GetFilter() *AlertSuppressionFilter {
 // The response of `ListAlertSuppressions`.
 type ListAlertSuppressionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The suppressed alerts of this page.
+	// Suppressions of this page, newest first.
 	AlertSuppressions []*AlertSuppression `protobuf:"bytes,1,rep,name=alert_suppressions,json=alertSuppressions,proto3" json:"alert_suppressions,omitempty"`
 	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`

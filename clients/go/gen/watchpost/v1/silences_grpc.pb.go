@@ -33,55 +33,55 @@ const (
 //
 // Manages silences, which suppress alerts for a time, and lists suppressed alerts.
 //
-// A rule that matches an event during a matching silence raises no alert. The server's time at ingest
-// decides (on PostgreSQL the database's), not the time at which the event started. The outcome is
-// `RULE_STOP_SILENCED`, and an `AlertSuppression` is stored.
+// A rule that matches an event during a matching silence raises no alert. The server's time at
+// ingest decides (on PostgreSQL the time of the database), not the start of the event. The outcome
+// is `RULE_STOP_SILENCED`, and an `AlertSuppression` is stored.
 //
-// A suppressed match has no other effect. It neither begins nor extends a cooldown, it is not counted
-// in `Alert.suppressed_count`, and it is not counted for flapping (`AlertRule.flap_threshold`). A
-// cooldown that runs already goes on.
+// A suppressed match has no other effect. It neither begins nor extends a cooldown, and it does not
+// count in `Alert.suppressed_count` or for flapping (`AlertRule.flap_threshold`). Running cooldowns
+// continue.
 //
-// When a silence ends, alerts that it suppressed are not raised later. The next matching event raises
-// an alert, unless a cooldown or flapping suppresses it. Alerts raised before a silence, and their
-// deliveries and escalation, are not affected. Nor are alerts raised by `AlertService.CreateAlert`.
+// When a silence ends, suppressed alerts are not raised later. The next matching event raises an
+// alert, unless a cooldown or flapping suppresses the alert. Existing alerts, their deliveries and
+// escalation are not affected. Alerts of `AlertService.CreateAlert` are not affected either.
 //
-// A silence is never deleted. A change holds for every event ingested after the call has returned; on
-// other Watchpost processes of the same database within a second. `MonitorService.Watch` announces
-// changes by calls, but not that a silence begins or ends because its time has come.
+// A silence cannot be deleted. A change applies to every event that is ingested after the call has
+// returned. Other Watchpost processes of the same database apply the change within a second.
+// `MonitorService.Watch` announces changes by calls, but not the scheduled begin or end of a
+// silence.
 type SilenceServiceClient interface {
 	// Creates a silence.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, and with `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if it names a
-	// rule or a camera that does not exist, or a camera that is deleted.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds. Fails with
+	// `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if a rule or a camera does not exist, or a camera is
+	// deleted.
 	CreateSilence(ctx context.Context, in *CreateSilenceRequest, opts ...grpc.CallOption) (*Silence, error)
 	// Returns a silence, expired or not.
 	//
-	// Fails with `NOT_FOUND` if there is no such silence.
+	// Fails with `NOT_FOUND` if the silence does not exist.
 	GetSilence(ctx context.Context, in *GetSilenceRequest, opts ...grpc.CallOption) (*Silence, error)
-	// Lists silences, newest first.
+	// Lists silences by `created_at`, newest first.
 	ListSilences(ctx context.Context, in *ListSilencesRequest, opts ...grpc.CallOption) (*ListSilencesResponse, error)
-	// Changes the fields of a silence that `update_mask` names. The silence is
-	// checked as a whole, as a new one is. An update that changes nothing is not
-	// announced.
+	// Changes the fields of a silence that `update_mask` names. The resulting silence is validated as
+	// a whole, like a new silence. A call that changes nothing is not announced.
 	//
-	// Fails with `NOT_FOUND` if there is no such silence, with `INVALID_ARGUMENT`
-	// for a bad value or a path that cannot be changed, with `FAILED_PRECONDITION`
-	// (`BROKEN_REFERENCE`) if it names a rule or a camera that does not exist and
-	// that it did not name before, with `FAILED_PRECONDITION` (`WRONG_STATUS`) if
-	// it has expired, and with `ABORTED` (`STALE_VERSION`) if
-	// `expected_version_id` is set and stale.
+	// Fails with `NOT_FOUND` if the silence does not exist. Fails with `INVALID_ARGUMENT` for a value
+	// out of its bounds or a path that cannot be changed. Fails with `FAILED_PRECONDITION`
+	// (`BROKEN_REFERENCE`) if a rule or a camera does not exist and the silence did not name it
+	// before. Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) if the silence has expired. Fails
+	// with `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and stale.
 	UpdateSilence(ctx context.Context, in *UpdateSilenceRequest, opts ...grpc.CallOption) (*Silence, error)
-	// Ends a silence now: `ends_at` becomes the server's time, and so does `starts_at` if it has not
-	// begun yet. The next matching event raises an alert again; suppressed alerts are not raised later.
+	// Ends a silence at once: `ends_at` becomes the server's time. For a pending silence, `starts_at`
+	// becomes the same time. The next matching event raises an alert again; suppressed alerts are not
+	// raised later.
 	//
-	// Fails with `NOT_FOUND` if there is no such silence, and with `FAILED_PRECONDITION`
-	// (`WRONG_STATUS`) if it has expired already, so a repeated call fails. Fails with `ABORTED`
-	// (`STALE_VERSION`) if `expected_version_id` is set and stale.
+	// Fails with `NOT_FOUND` if the silence does not exist. Fails with `FAILED_PRECONDITION`
+	// (`WRONG_STATUS`) if the silence has already expired, so a repeated call fails. Fails with
+	// `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and stale.
 	ExpireSilence(ctx context.Context, in *ExpireSilenceRequest, opts ...grpc.CallOption) (*Silence, error)
-	// Lists the alerts that were not raised although a rule matched, newest first. The cause is a
-	// silence, a snoozed event, flapping, or the cooldown of another alert. If several apply, only one
-	// is stored: a snooze comes before a silence, then a cooldown, then flapping.
+	// Lists suppressed alerts by `created_at`, newest first. A rule matched in each case, but a
+	// snooze, a silence, a cooldown or flapping suppressed the alert. If several apply, the first in
+	// this order is stored.
 	ListAlertSuppressions(ctx context.Context, in *ListAlertSuppressionsRequest, opts ...grpc.CallOption) (*ListAlertSuppressionsResponse, error)
 }
 
@@ -159,55 +159,55 @@ func (c *silenceServiceClient) ListAlertSuppressions(ctx context.Context, in *Li
 //
 // Manages silences, which suppress alerts for a time, and lists suppressed alerts.
 //
-// A rule that matches an event during a matching silence raises no alert. The server's time at ingest
-// decides (on PostgreSQL the database's), not the time at which the event started. The outcome is
-// `RULE_STOP_SILENCED`, and an `AlertSuppression` is stored.
+// A rule that matches an event during a matching silence raises no alert. The server's time at
+// ingest decides (on PostgreSQL the time of the database), not the start of the event. The outcome
+// is `RULE_STOP_SILENCED`, and an `AlertSuppression` is stored.
 //
-// A suppressed match has no other effect. It neither begins nor extends a cooldown, it is not counted
-// in `Alert.suppressed_count`, and it is not counted for flapping (`AlertRule.flap_threshold`). A
-// cooldown that runs already goes on.
+// A suppressed match has no other effect. It neither begins nor extends a cooldown, and it does not
+// count in `Alert.suppressed_count` or for flapping (`AlertRule.flap_threshold`). Running cooldowns
+// continue.
 //
-// When a silence ends, alerts that it suppressed are not raised later. The next matching event raises
-// an alert, unless a cooldown or flapping suppresses it. Alerts raised before a silence, and their
-// deliveries and escalation, are not affected. Nor are alerts raised by `AlertService.CreateAlert`.
+// When a silence ends, suppressed alerts are not raised later. The next matching event raises an
+// alert, unless a cooldown or flapping suppresses the alert. Existing alerts, their deliveries and
+// escalation are not affected. Alerts of `AlertService.CreateAlert` are not affected either.
 //
-// A silence is never deleted. A change holds for every event ingested after the call has returned; on
-// other Watchpost processes of the same database within a second. `MonitorService.Watch` announces
-// changes by calls, but not that a silence begins or ends because its time has come.
+// A silence cannot be deleted. A change applies to every event that is ingested after the call has
+// returned. Other Watchpost processes of the same database apply the change within a second.
+// `MonitorService.Watch` announces changes by calls, but not the scheduled begin or end of a
+// silence.
 type SilenceServiceServer interface {
 	// Creates a silence.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, and with `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if it names a
-	// rule or a camera that does not exist, or a camera that is deleted.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds. Fails with
+	// `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if a rule or a camera does not exist, or a camera is
+	// deleted.
 	CreateSilence(context.Context, *CreateSilenceRequest) (*Silence, error)
 	// Returns a silence, expired or not.
 	//
-	// Fails with `NOT_FOUND` if there is no such silence.
+	// Fails with `NOT_FOUND` if the silence does not exist.
 	GetSilence(context.Context, *GetSilenceRequest) (*Silence, error)
-	// Lists silences, newest first.
+	// Lists silences by `created_at`, newest first.
 	ListSilences(context.Context, *ListSilencesRequest) (*ListSilencesResponse, error)
-	// Changes the fields of a silence that `update_mask` names. The silence is
-	// checked as a whole, as a new one is. An update that changes nothing is not
-	// announced.
+	// Changes the fields of a silence that `update_mask` names. The resulting silence is validated as
+	// a whole, like a new silence. A call that changes nothing is not announced.
 	//
-	// Fails with `NOT_FOUND` if there is no such silence, with `INVALID_ARGUMENT`
-	// for a bad value or a path that cannot be changed, with `FAILED_PRECONDITION`
-	// (`BROKEN_REFERENCE`) if it names a rule or a camera that does not exist and
-	// that it did not name before, with `FAILED_PRECONDITION` (`WRONG_STATUS`) if
-	// it has expired, and with `ABORTED` (`STALE_VERSION`) if
-	// `expected_version_id` is set and stale.
+	// Fails with `NOT_FOUND` if the silence does not exist. Fails with `INVALID_ARGUMENT` for a value
+	// out of its bounds or a path that cannot be changed. Fails with `FAILED_PRECONDITION`
+	// (`BROKEN_REFERENCE`) if a rule or a camera does not exist and the silence did not name it
+	// before. Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) if the silence has expired. Fails
+	// with `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and stale.
 	UpdateSilence(context.Context, *UpdateSilenceRequest) (*Silence, error)
-	// Ends a silence now: `ends_at` becomes the server's time, and so does `starts_at` if it has not
-	// begun yet. The next matching event raises an alert again; suppressed alerts are not raised later.
+	// Ends a silence at once: `ends_at` becomes the server's time. For a pending silence, `starts_at`
+	// becomes the same time. The next matching event raises an alert again; suppressed alerts are not
+	// raised later.
 	//
-	// Fails with `NOT_FOUND` if there is no such silence, and with `FAILED_PRECONDITION`
-	// (`WRONG_STATUS`) if it has expired already, so a repeated call fails. Fails with `ABORTED`
-	// (`STALE_VERSION`) if `expected_version_id` is set and stale.
+	// Fails with `NOT_FOUND` if the silence does not exist. Fails with `FAILED_PRECONDITION`
+	// (`WRONG_STATUS`) if the silence has already expired, so a repeated call fails. Fails with
+	// `ABORTED` (`STALE_VERSION`) if `expected_version_id` is set and stale.
 	ExpireSilence(context.Context, *ExpireSilenceRequest) (*Silence, error)
-	// Lists the alerts that were not raised although a rule matched, newest first. The cause is a
-	// silence, a snoozed event, flapping, or the cooldown of another alert. If several apply, only one
-	// is stored: a snooze comes before a silence, then a cooldown, then flapping.
+	// Lists suppressed alerts by `created_at`, newest first. A rule matched in each case, but a
+	// snooze, a silence, a cooldown or flapping suppressed the alert. If several apply, the first in
+	// this order is stored.
 	ListAlertSuppressions(context.Context, *ListAlertSuppressionsRequest) (*ListAlertSuppressionsResponse, error)
 	mustEmbedUnimplementedSilenceServiceServer()
 }

@@ -25,21 +25,23 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// What a zone is a picture of.
+// Kind of place that a zone covers. The kind is a label for clients and does not affect alert
+// rules.
 type CameraZoneType int32
 
 const (
-	// On input "other", in a filter refused. Never returned.
+	// Absent value, never returned. It selects `CAMERA_ZONE_TYPE_OTHER` in a zone. Refused in a
+	// filter.
 	CameraZoneType_CAMERA_ZONE_TYPE_UNSPECIFIED CameraZoneType = 0
-	// A door, a gate, a window.
+	// Door, gate or window.
 	CameraZoneType_CAMERA_ZONE_TYPE_ENTRY_POINT CameraZoneType = 1
-	// Where cars come in.
+	// Way for cars to the building.
 	CameraZoneType_CAMERA_ZONE_TYPE_DRIVEWAY CameraZoneType = 2
-	// Where people pass by.
+	// Way for people who pass by.
 	CameraZoneType_CAMERA_ZONE_TYPE_SIDEWALK CameraZoneType = 3
-	// The ground around the house.
+	// Ground around the building.
 	CameraZoneType_CAMERA_ZONE_TYPE_YARD CameraZoneType = 4
-	// Anything else.
+	// Any other kind of place.
 	CameraZoneType_CAMERA_ZONE_TYPE_OTHER CameraZoneType = 5
 )
 
@@ -90,17 +92,16 @@ func (CameraZoneType) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_zones_proto_rawDescGZIP(), []int{0}
 }
 
-// How the corners of a zone are to be read.
+// Shape that the corners of a zone must form.
 type CameraZoneShape int32
 
 const (
-	// On input "rectangle". Never returned.
+	// Absent value, never returned. It selects `CAMERA_ZONE_SHAPE_RECTANGLE`.
 	CameraZoneShape_CAMERA_ZONE_SHAPE_UNSPECIFIED CameraZoneShape = 0
-	// Four corners whose sides are parallel to the edges of the picture, with
-	// exactly equal numbers where they share one. A rectangle that is turned is a
-	// polygon: which one it is depends on the shape of the picture.
+	// Rectangle of four corners with sides parallel to the edges of the picture. Corners on a common
+	// side must have exactly equal coordinates. A rotated rectangle must be sent as a polygon.
 	CameraZoneShape_CAMERA_ZONE_SHAPE_RECTANGLE CameraZoneShape = 1
-	// Any polygon, convex or not, without holes.
+	// Polygon of any form, convex or not, without holes.
 	CameraZoneShape_CAMERA_ZONE_SHAPE_POLYGON CameraZoneShape = 2
 )
 
@@ -145,24 +146,23 @@ func (CameraZoneShape) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_zones_proto_rawDescGZIP(), []int{1}
 }
 
-// What of a detection must lie in a zone for the detection to be in it.
+// Part of a detection that must lie in a zone for the zone to contain the detection.
 //
-// The bounding box is first cut off at the edges of the picture. A detection
-// whose box lies wholly outside of the picture is in no zone, and so is one
-// without a bounding box or without `video_width` and `video_height`: where it
-// is, is not known, and is not guessed.
+// The bounding box is first clipped at the edges of the picture. A detection without a known
+// location is in no zone. The location is unknown without a bounding box, without `video_width` and
+// `video_height`, and with a box wholly outside of the picture.
 type CameraZoneAnchor int32
 
 const (
-	// On input "center". Never returned.
+	// Absent value, never returned. It selects `CAMERA_ZONE_ANCHOR_CENTER`.
 	CameraZoneAnchor_CAMERA_ZONE_ANCHOR_UNSPECIFIED CameraZoneAnchor = 0
-	// The centre of the box. On the boundary counts.
+	// Centre of the bounding box. A point on the boundary of the zone counts as inside.
 	CameraZoneAnchor_CAMERA_ZONE_ANCHOR_CENTER CameraZoneAnchor = 1
-	// The middle of the lower side of the box: where a person or a car stands on the
-	// ground. On the boundary counts.
+	// Middle of the lower side of the bounding box, where a person or a car stands on the ground. A
+	// point on the boundary of the zone counts as inside.
 	CameraZoneAnchor_CAMERA_ZONE_ANCHOR_FOOT CameraZoneAnchor = 2
-	// The part `min_overlap` of the box's area, or more, with a tolerance of a
-	// ten-thousandth. A box without an area is in no such zone.
+	// At least the fraction `min_overlap` of the area of the bounding box, with a tolerance of
+	// 0.0001. A box without an area is in no zone with this anchor.
 	CameraZoneAnchor_CAMERA_ZONE_ANCHOR_OVERLAP CameraZoneAnchor = 3
 )
 
@@ -209,16 +209,15 @@ func (CameraZoneAnchor) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_zones_proto_rawDescGZIP(), []int{2}
 }
 
-// Why it is not known which part of the picture a detection is in.
+// Reason why the location of a detection in the picture is not known.
 type LocationProblem int32
 
 const (
-	// It is known.
+	// No problem: the location is known.
 	LocationProblem_LOCATION_PROBLEM_UNSPECIFIED LocationProblem = 0
-	// The detection has no bounding box, or one of a negative size.
+	// The detection has no bounding box, or a box of negative size.
 	LocationProblem_LOCATION_PROBLEM_NO_BOX LocationProblem = 1
-	// The detection does not say how large the picture is: `video_width` or
-	// `video_height` is absent.
+	// The detection has no `video_width` or no `video_height`.
 	LocationProblem_LOCATION_PROBLEM_NO_SIZE LocationProblem = 2
 	// The bounding box lies wholly outside of the picture.
 	LocationProblem_LOCATION_PROBLEM_OUTSIDE LocationProblem = 3
@@ -267,51 +266,47 @@ func (LocationProblem) EnumDescriptor() ([]byte, []int) {
 	return file_watchpost_v1_zones_proto_rawDescGZIP(), []int{3}
 }
 
-// A part of a camera's picture, table `camera_zones`.
-//
-// A zone includes its boundary.
+// Area of the picture of a camera, table `camera_zones`. The boundary belongs to the zone.
 type CameraZone struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Immutable. The id, 1 to 64 characters of `[A-Za-z0-9_-]`, unique among the
-	// zones of all cameras. If empty at creation, it is a new UUID.
+	// Immutable. Id of the zone, 1 to 64 characters of `[A-Za-z0-9_-]`, unique among the zones of all
+	// cameras. If empty at creation, the server assigns a UUID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Required. Immutable. The camera whose picture it is a part of. A camera has at most 250 zones.
+	// Required. Immutable. Id of the camera that the zone belongs to. A camera has at most 250 zones.
+	// Ignored by `UpdateCameraZone`.
 	CameraId string `protobuf:"bytes,2,opt,name=camera_id,json=cameraId,proto3" json:"camera_id,omitempty"`
-	// Required. The name, 1 to 255 characters, unique among the zones of the
-	// camera.
+	// Required. Name of the zone, 1 to 255 characters, not only white space. Unique among the zones
+	// of the camera.
 	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	// What is there. Defaults to `CAMERA_ZONE_TYPE_OTHER`.
+	// Kind of place that the zone covers. Defaults to `CAMERA_ZONE_TYPE_OTHER`.
 	ZoneType CameraZoneType `protobuf:"varint,4,opt,name=zone_type,json=zoneType,proto3,enum=watchpost.v1.CameraZoneType" json:"zone_type,omitempty"`
-	// Required. The corners in their order along the boundary, in either
-	// direction: 3 to 1,000. The last one is joined to the first and must not
-	// repeat it. Two corners in a row must not be equal, the boundary must neither
-	// cross nor touch itself, and the area must be at least a billionth of the
+	// Required. Corners of the zone in order along the boundary, in either direction. 3 to 1,000
+	// corners.
+	//
+	// The last corner is joined to the first and must not repeat it. Adjacent corners must not be
+	// equal. The boundary must neither cross nor touch itself. The area must be at least 1e-9 of the
 	// picture.
 	Coordinates []*Point `protobuf:"bytes,5,rep,name=coordinates,proto3" json:"coordinates,omitempty"`
-	// How the corners are to be read. Defaults to `CAMERA_ZONE_SHAPE_RECTANGLE`.
+	// Shape that the corners must form. Defaults to `CAMERA_ZONE_SHAPE_RECTANGLE`.
 	Shape CameraZoneShape `protobuf:"varint,6,opt,name=shape,proto3,enum=watchpost.v1.CameraZoneShape" json:"shape,omitempty"`
-	// The colour to show it in: `#` and six hexadecimal digits (`#RRGGBB`).
-	// Defaults to `#3B82F6`.
+	// Display colour of the zone: `#` and six hexadecimal digits (`#RRGGBB`). Defaults to `#3B82F6`.
 	Color *string `protobuf:"bytes,7,opt,name=color,proto3,oneof" json:"color,omitempty"`
-	// Whether the zone counts. Nothing is in a zone that does not. Defaults to
-	// `true`.
+	// Enables the zone. A disabled zone contains no detection. Defaults to `true`.
 	Enabled *bool `protobuf:"varint,8,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
-	// Which zone comes first where a detection is in several: the one with the
-	// highest priority, of equal ones the one with the lowest id, in the order of
-	// the bytes. In [0, 2147483647]; defaults to 0.
+	// Rank of the zone among several zones that contain a detection, highest first. Zones of equal
+	// priority are ordered by id, bytewise ascending. In [0, 2147483647]. Defaults to 0.
 	Priority int32 `protobuf:"varint,9,opt,name=priority,proto3" json:"priority,omitempty"`
-	// Output only. When the zone was created.
+	// Output only. Time at which the zone was created. Ignored in requests.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Output only. When the zone was last changed.
+	// Output only. Time at which the zone was last changed. Ignored in requests.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// What of a detection must lie in the zone. Defaults to
-	// `CAMERA_ZONE_ANCHOR_CENTER`.
+	// Part of a detection that must lie in the zone. Defaults to `CAMERA_ZONE_ANCHOR_CENTER`.
 	Anchor CameraZoneAnchor `protobuf:"varint,12,opt,name=anchor,proto3,enum=watchpost.v1.CameraZoneAnchor" json:"anchor,omitempty"`
-	// With `CAMERA_ZONE_ANCHOR_OVERLAP`: which part of the bounding box must lie
-	// in the zone at least, in (0, 1] of the box's area. Defaults to 0.5. Must be
-	// absent with other anchors; an Update that changes the anchor removes it.
+	// Smallest fraction of the area of the bounding box that must lie in the zone, in (0, 1]. Only
+	// with `CAMERA_ZONE_ANCHOR_OVERLAP`, refused with other anchors. Defaults to 0.5. An update that
+	// changes the anchor resets the value.
 	MinOverlap *float64 `protobuf:"fixed64,13,opt,name=min_overlap,json=minOverlap,proto3,oneof" json:"min_overlap,omitempty"`
-	// Output only. Raised by one with every change, from 1.
+	// Output only. Version of the zone, from 1, raised by one with every change.
 	VersionId     int32 `protobuf:"varint,14,opt,name=version_id,json=versionId,proto3" json:"version_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -445,12 +440,12 @@ func (x *CameraZone) GetVersionId() int32 {
 	return 0
 }
 
-// A point of a picture, in parts of its width and height.
+// Point of a picture, as fractions of the width and the height.
 type Point struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// From the left edge, in [0, 1].
+	// Distance from the left edge as a fraction of the width, in [0, 1].
 	X float64 `protobuf:"fixed64,1,opt,name=x,proto3" json:"x,omitempty"`
-	// From the upper edge, in [0, 1].
+	// Distance from the upper edge as a fraction of the height, in [0, 1].
 	Y             float64 `protobuf:"fixed64,2,opt,name=y,proto3" json:"y,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -500,14 +495,14 @@ func (x *Point) GetY() float64 {
 	return 0
 }
 
-// Which zones to list. Set fields are ANDed; a list matches any of its values.
+// Filter of `ListCameraZones`. Set fields are ANDed. A list matches any of its values.
 type CameraZoneFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only zones of these cameras, at most 1,000.
+	// Ids of the cameras, at most 1,000. Empty means any.
 	CameraIds []string `protobuf:"bytes,1,rep,name=camera_ids,json=cameraIds,proto3" json:"camera_ids,omitempty"`
-	// Only zones that are, or are not, enabled. Absent means both.
+	// Selects enabled (`true`) or disabled (`false`) zones. Absent means both.
 	Enabled *bool `protobuf:"varint,2,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
-	// Only zones of these types.
+	// Types of the zones. Empty means any.
 	ZoneTypes     []CameraZoneType `protobuf:"varint,3,rep,packed,name=zone_types,json=zoneTypes,proto3,enum=watchpost.v1.CameraZoneType" json:"zone_types,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -564,18 +559,17 @@ func (x *CameraZoneFilter) GetZoneTypes() []CameraZoneType {
 	return nil
 }
 
-// Where one detection is.
+// Location of one detection.
 type DetectionLocation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The stored detection. 0 for one of the request.
+	// Id of the stored detection. 0 for a detection that the request contained.
 	DetectionId int64 `protobuf:"varint,1,opt,name=detection_id,json=detectionId,proto3" json:"detection_id,omitempty"`
-	// The camera that saw it.
+	// Id of the camera of the detection.
 	CameraId string `protobuf:"bytes,2,opt,name=camera_id,json=cameraId,proto3" json:"camera_id,omitempty"`
-	// The zones that it is in, in the order of their priority, see
-	// `CameraZone.priority`.
+	// Zones that contain the detection, ordered as in `CameraZone.priority`.
 	Hits []*ZoneHit `protobuf:"bytes,3,rep,name=hits,proto3" json:"hits,omitempty"`
-	// Why it is in no zone whatever zones there are.
-	// `LOCATION_PROBLEM_UNSPECIFIED` if nothing is wrong with it.
+	// Reason why no zone can contain the detection. `LOCATION_PROBLEM_UNSPECIFIED` if the location is
+	// known.
 	Problem       LocationProblem `protobuf:"varint,4,opt,name=problem,proto3,enum=watchpost.v1.LocationProblem" json:"problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -639,18 +633,17 @@ func (x *DetectionLocation) GetProblem() LocationProblem {
 	return LocationProblem_LOCATION_PROBLEM_UNSPECIFIED
 }
 
-// A zone that a detection is in, and how.
+// Zone that contains a detection.
 type ZoneHit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The zone.
+	// Id of the zone.
 	ZoneId string `protobuf:"bytes,1,opt,name=zone_id,json=zoneId,proto3" json:"zone_id,omitempty"`
-	// The zone's anchor, by which it was judged.
+	// Anchor of the zone that matched.
 	Anchor CameraZoneAnchor `protobuf:"varint,2,opt,name=anchor,proto3,enum=watchpost.v1.CameraZoneAnchor" json:"anchor,omitempty"`
-	// The point of the detection that lies in the zone. Absent with
-	// `CAMERA_ZONE_ANCHOR_OVERLAP`.
+	// Point of the detection that lies in the zone. Absent with `CAMERA_ZONE_ANCHOR_OVERLAP`.
 	Point *Point `protobuf:"bytes,3,opt,name=point,proto3" json:"point,omitempty"`
-	// With `CAMERA_ZONE_ANCHOR_OVERLAP`: which part of the bounding box lies in the
-	// zone, in (0, 1]. Absent with other anchors.
+	// Fraction of the area of the clipped bounding box that lies in the zone, in (0, 1]. Present with
+	// `CAMERA_ZONE_ANCHOR_OVERLAP` only.
 	Overlap       *float64 `protobuf:"fixed64,4,opt,name=overlap,proto3,oneof" json:"overlap,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -714,20 +707,19 @@ func (x *ZoneHit) GetOverlap() float64 {
 	return 0
 }
 
-// What was counted in one stretch of time.
+// Counts of one bucket of time.
 type ZoneHitBucket struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// When the bucket starts; also where the range starts within it.
+	// Start of the bucket. The start of the first bucket may be before the start of the range.
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	// How many detections of the range were made in it and met the other
-	// conditions of the request.
+	// Number of detections in the bucket and the range that match the other conditions of the
+	// request.
 	Detections int64 `protobuf:"varint,2,opt,name=detections,proto3" json:"detections,omitempty"`
-	// How many of them are in no zone because it is not known where they are: without
-	// a bounding box, or without `video_width` and `video_height`.
+	// Number of counted detections without a bounding box, or without `video_width` and
+	// `video_height`. Detections with a box wholly outside of the picture are not included.
 	Unplaced int64 `protobuf:"varint,3,opt,name=unplaced,proto3" json:"unplaced,omitempty"`
-	// How many of them are in each zone, the first zone first, see
-	// `CameraZone.priority`. Zones with none are left out; a detection in two zones
-	// counts in both.
+	// Numbers of counted detections by zone, ordered as in `CameraZone.priority`. Zones without a
+	// detection are left out. A detection in two zones counts in both.
 	ZoneHits      []*ZoneHitCount `protobuf:"bytes,4,rep,name=zone_hits,json=zoneHits,proto3" json:"zone_hits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -791,12 +783,12 @@ func (x *ZoneHitBucket) GetZoneHits() []*ZoneHitCount {
 	return nil
 }
 
-// How many detections are in one zone.
+// Number of detections in one zone.
 type ZoneHitCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The zone.
+	// Id of the zone.
 	ZoneId string `protobuf:"bytes,1,opt,name=zone_id,json=zoneId,proto3" json:"zone_id,omitempty"`
-	// How many there are, at least 1.
+	// Number of detections in the zone, at least 1.
 	Detections    int64 `protobuf:"varint,2,opt,name=detections,proto3" json:"detections,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -849,7 +841,7 @@ func (x *ZoneHitCount) GetDetections() int64 {
 // The request of `CreateCameraZone`.
 type CreateCameraZoneRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The zone.
+	// Required. Zone to create.
 	CameraZone    *CameraZone `protobuf:"bytes,1,opt,name=camera_zone,json=cameraZone,proto3" json:"camera_zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -895,7 +887,7 @@ func (x *CreateCameraZoneRequest) GetCameraZone() *CameraZone {
 // The request of `GetCameraZone`.
 type GetCameraZoneRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The zone's id.
+	// Required. Id of the zone.
 	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -941,11 +933,11 @@ func (x *GetCameraZoneRequest) GetId() string {
 // The request of `ListCameraZones`.
 type ListCameraZonesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The most zones to return, in [1, 1000]. 0 means 50; more means 1000.
+	// Largest number of zones to return, in [1, 1000]. 0 means 50. Larger values mean 1000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty for the first page.
+	// `next_page_token` of the previous page. Empty for the first page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Which zones. Absent means all. Must be the same on every page.
+	// Selects the zones. Absent means all. Must be equal on every page.
 	Filter        *CameraZoneFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1005,9 +997,9 @@ func (x *ListCameraZonesRequest) GetFilter() *CameraZoneFilter {
 // The response of `ListCameraZones`.
 type ListCameraZonesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The zones of this page.
+	// Zones of this page, highest priority first.
 	CameraZones []*CameraZone `protobuf:"bytes,1,rep,name=camera_zones,json=cameraZones,proto3" json:"camera_zones,omitempty"`
-	// Asks for the next page. Empty on the last one.
+	// Token of the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1060,14 +1052,15 @@ func (x *ListCameraZonesResponse) GetNextPageToken() string {
 // The request of `UpdateCameraZone`.
 type UpdateCameraZoneRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The zone; `id` says which, the rest are the new values.
+	// Required. New values of the zone. `camera_zone.id` selects the zone to change.
 	CameraZone *CameraZone `protobuf:"bytes,1,opt,name=camera_zone,json=cameraZone,proto3" json:"camera_zone,omitempty"`
-	// The fields to change, of `name`, `zone_type`, `coordinates`, `shape`,
-	// `color`, `enabled`, `priority`, `anchor` and `min_overlap`; `*` is all of
-	// them. A named field that is not set goes back to its default. Absent or
-	// empty: those that are set in `camera_zone`.
+	// Fields to change, of `name`, `zone_type`, `coordinates`, `shape`, `color`, `enabled`,
+	// `priority`, `anchor` and `min_overlap`. `*` means all of them. If the mask is absent or empty,
+	// the fields that are set in `camera_zone` are changed. A named field that is not set returns to
+	// its default.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// The `version_id` that the caller saw. Absent: whatever it is.
+	// Expected `version_id` of the zone. The call fails if the present version differs. Absent: no
+	// check.
 	ExpectedVersionId *int32 `protobuf:"varint,3,opt,name=expected_version_id,json=expectedVersionId,proto3,oneof" json:"expected_version_id,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -1127,11 +1120,10 @@ func (x *UpdateCameraZoneRequest) GetExpectedVersionId() int32 {
 // The request of `DeleteCameraZone`.
 type DeleteCameraZoneRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The zone's id.
+	// Required. Id of the zone.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Deletes the zone even if alert rules name it. The rules keep the id, and
-	// nothing is ever in a zone that is not there: a rule that names no other zone
-	// never fires.
+	// Deletes the zone even if alert rules name it. The rules keep the id of the deleted zone. A rule
+	// without any other zone then never fires.
 	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1181,14 +1173,14 @@ func (x *DeleteCameraZoneRequest) GetForce() bool {
 	return false
 }
 
-// The request of `LocateDetections`. At most 1,000 detections in all.
+// The request of `LocateDetections`. Both lists together have at most 1,000 entries.
 type LocateDetectionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Stored detections, by their ids.
+	// Ids of stored detections.
 	DetectionIds []int64 `protobuf:"varint,1,rep,packed,name=detection_ids,json=detectionIds,proto3" json:"detection_ids,omitempty"`
-	// Detections that need not be stored. Of each, `camera_id`, `bbox_x`,
-	// `bbox_y`, `bbox_width`, `bbox_height`, `video_width` and `video_height` are
-	// required, with the bounds that `Detection` says; the rest is not looked at.
+	// Detections that need not be stored. Required in each: `camera_id`, `bbox_x`, `bbox_y`,
+	// `bbox_width`, `bbox_height`, `video_width` and `video_height`, with the bounds of `Detection`.
+	// Other fields are ignored.
 	Detections    []*Detection `protobuf:"bytes,2,rep,name=detections,proto3" json:"detections,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1241,8 +1233,8 @@ func (x *LocateDetectionsRequest) GetDetections() []*Detection {
 // The response of `LocateDetections`.
 type LocateDetectionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Where each of the detections is: first those of `detection_ids`, then those
-	// of `detections`, in the order of the request.
+	// Locations in the order of the request: first those of `detection_ids`, then those of
+	// `detections`.
 	Locations     []*DetectionLocation `protobuf:"bytes,1,rep,name=locations,proto3" json:"locations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1288,18 +1280,19 @@ func (x *LocateDetectionsResponse) GetLocations() []*DetectionLocation {
 // The request of `CountZoneHits`.
 type CountZoneHitsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The camera, which may be deleted.
+	// Required. Id of the camera. A deleted camera is accepted.
 	CameraId string `protobuf:"bytes,1,opt,name=camera_id,json=cameraId,proto3" json:"camera_id,omitempty"`
-	// Required, with both ends. When the detections were made (`detected_at`).
+	// Required, with both ends. Range of `detected_at` of the detections to count. Must not be empty.
 	Range *TimeRange `protobuf:"bytes,2,opt,name=range,proto3" json:"range,omitempty"`
-	// Required. The width of the buckets, whole seconds in [1 s, 86400 s]. They
-	// start at multiples of it since 1970, in UTC. At most 10,000 buckets, and
-	// 400,000 numbers: buckets × enabled zones of the camera.
+	// Required. Width of the buckets, whole seconds in [1 s, 86400 s]. Buckets start at multiples of
+	// the width since 1970, in UTC. At most 10,000 buckets, and at most 400,000 counts (buckets ×
+	// enabled zones of the camera).
 	BucketWidth *durationpb.Duration `protobuf:"bytes,3,opt,name=bucket_width,json=bucketWidth,proto3" json:"bucket_width,omitempty"`
-	// Only detections of one of these types; case does not matter. At most 100,
-	// each 1 to 255 characters. Empty means any.
+	// Object types of the detections, case-insensitive. At most 100, each of 1 to 255 characters.
+	// Empty means any.
 	ObjectTypes []string `protobuf:"bytes,4,rep,name=object_types,json=objectTypes,proto3" json:"object_types,omitempty"`
-	// Only detections at least this sure, in [0, 1]. Absent means any.
+	// Smallest confidence of the detections, in [0, 1]. Detections without a confidence do not match.
+	// Absent means any.
 	MinConfidence *float64 `protobuf:"fixed64,5,opt,name=min_confidence,json=minConfidence,proto3,oneof" json:"min_confidence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1373,8 +1366,7 @@ func (x *CountZoneHitsRequest) GetMinConfidence() float64 {
 // The response of `CountZoneHits`.
 type CountZoneHitsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Every bucket that the range touches, oldest first, also those without a
-	// detection.
+	// All buckets that the range touches, oldest first, including buckets without a detection.
 	Buckets       []*ZoneHitBucket `protobuf:"bytes,1,rep,name=buckets,proto3" json:"buckets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -33,60 +33,55 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Keeps the zones: the parts of a camera's picture that mean something.
+// Manages camera zones: named areas of the picture of a camera.
 //
-// Alert rules can ask for a detection in a zone, see `AlertRule.zone_ids`. A
-// change of a zone is in force for every event that is ingested after the call
-// has returned; on other Watchpost processes of the same database within a
-// second.
+// Alert rules can require a detection in a zone, see `AlertRule.zone_ids`. A change of a zone
+// applies to every event that is ingested after the call has returned. Other Watchpost processes of
+// the same database apply the change within a second.
 //
-// Points are given in parts of the picture: (0, 0) is its upper left corner, (1, 1)
-// its lower right one, whatever its size in pixels.
+// Coordinates are fractions of the picture. (0, 0) is the upper left corner and (1, 1) the lower
+// right corner, independent of the size in pixels.
 type CameraZoneServiceClient interface {
 	// Creates a zone.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, the coordinates are no area, or the camera has 250 zones already, with `FAILED_PRECONDITION`
-	// (`BROKEN_REFERENCE`) if the camera does not exist or is deleted, and with
-	// `ALREADY_EXISTS` if the id is taken, or the name by another zone of the
-	// camera.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds, if the corners
+	// enclose no area, or if the camera already has 250 zones. Fails with `FAILED_PRECONDITION`
+	// (`BROKEN_REFERENCE`) if the camera does not exist or is deleted. Fails with `ALREADY_EXISTS` if
+	// a zone has the id, or another zone of the camera has the name.
 	CreateCameraZone(ctx context.Context, in *CreateCameraZoneRequest, opts ...grpc.CallOption) (*CameraZone, error)
-	// Gets a zone, also one of a deleted camera.
+	// Returns a zone. Zones of deleted cameras are returned as well.
 	//
-	// Fails with `NOT_FOUND` if there is no such zone.
+	// Fails with `NOT_FOUND` if the zone does not exist.
 	GetCameraZone(ctx context.Context, in *GetCameraZoneRequest, opts ...grpc.CallOption) (*CameraZone, error)
-	// Lists zones, the highest priority first, those of equal priority by their
-	// id. Zones of deleted cameras are listed too.
+	// Lists zones by priority, highest first. Zones of equal priority are ordered by id. Zones of
+	// deleted cameras are included.
 	ListCameraZones(ctx context.Context, in *ListCameraZonesRequest, opts ...grpc.CallOption) (*ListCameraZonesResponse, error)
-	// Changes the fields of a zone that `update_mask` names. The zone is checked
-	// as a whole, as a new one is. An update that changes nothing is not announced.
+	// Changes the fields of a zone that `update_mask` names. The resulting zone is validated as a
+	// whole, like a new zone. A call that changes nothing is not announced.
 	//
-	// Fails with `NOT_FOUND` if there is no such zone, with `INVALID_ARGUMENT`
-	// for a bad value or a path that cannot be changed, with `ALREADY_EXISTS` if
-	// the new name is taken, and with `ABORTED` (`STALE_VERSION`) if
-	// `expected_version_id` is set and stale.
+	// Fails with `NOT_FOUND` if the zone does not exist. Fails with `INVALID_ARGUMENT` for a value
+	// out of its bounds or a path that cannot be changed. Fails with `ALREADY_EXISTS` if another zone
+	// of the camera has the new name. Fails with `ABORTED` (`STALE_VERSION`) if `expected_version_id`
+	// is set and stale.
 	UpdateCameraZone(ctx context.Context, in *UpdateCameraZoneRequest, opts ...grpc.CallOption) (*CameraZone, error)
-	// Deletes a zone.
+	// Deletes a zone permanently.
 	//
-	// Fails with `NOT_FOUND` if there is no such zone, and with
-	// `FAILED_PRECONDITION` (`IN_USE`) if alert rules, enabled or not, name it,
-	// unless `force` is set.
+	// Fails with `NOT_FOUND` if the zone does not exist. Fails with `FAILED_PRECONDITION` (`IN_USE`)
+	// if alert rules, enabled or not, name the zone and `force` is not set.
 	DeleteCameraZone(ctx context.Context, in *DeleteCameraZoneRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	// Tells which enabled zones detections are in, as alert rules see it. Stores
-	// nothing.
+	// Returns the enabled zones that contain each of the given detections, as alert rules see them.
+	// Stores nothing.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, with `NOT_FOUND` if one of the stored detections does not exist, and
-	// with `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if a detection of the
-	// request names a camera that does not exist.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds. Fails with
+	// `NOT_FOUND` if a stored detection does not exist. Fails with `FAILED_PRECONDITION`
+	// (`BROKEN_REFERENCE`) if a detection of the request names a camera that does not exist.
 	LocateDetections(ctx context.Context, in *LocateDetectionsRequest, opts ...grpc.CallOption) (*LocateDetectionsResponse, error)
-	// Counts the stored detections of a camera by the enabled zones that they are
-	// in, in buckets of time. Every detection is judged by the zones as they are now,
-	// whatever they were when it was made: so a zone can be tried on the past.
+	// Counts the stored detections of a camera by enabled zone, in buckets of time. The present zones
+	// apply to all detections, so that a new zone can be tried on past detections.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds or more than 1,000,000 detections would have to be read, and with
-	// `NOT_FOUND` if there is no such camera.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds, or if the
+	// range has more than 1,000,000 detections of the camera. Fails with `NOT_FOUND` if the camera
+	// does not exist.
 	CountZoneHits(ctx context.Context, in *CountZoneHitsRequest, opts ...grpc.CallOption) (*CountZoneHitsResponse, error)
 }
 
@@ -172,60 +167,55 @@ func (c *cameraZoneServiceClient) CountZoneHits(ctx context.Context, in *CountZo
 // All implementations must embed UnimplementedCameraZoneServiceServer
 // for forward compatibility.
 //
-// Keeps the zones: the parts of a camera's picture that mean something.
+// Manages camera zones: named areas of the picture of a camera.
 //
-// Alert rules can ask for a detection in a zone, see `AlertRule.zone_ids`. A
-// change of a zone is in force for every event that is ingested after the call
-// has returned; on other Watchpost processes of the same database within a
-// second.
+// Alert rules can require a detection in a zone, see `AlertRule.zone_ids`. A change of a zone
+// applies to every event that is ingested after the call has returned. Other Watchpost processes of
+// the same database apply the change within a second.
 //
-// Points are given in parts of the picture: (0, 0) is its upper left corner, (1, 1)
-// its lower right one, whatever its size in pixels.
+// Coordinates are fractions of the picture. (0, 0) is the upper left corner and (1, 1) the lower
+// right corner, independent of the size in pixels.
 type CameraZoneServiceServer interface {
 	// Creates a zone.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, the coordinates are no area, or the camera has 250 zones already, with `FAILED_PRECONDITION`
-	// (`BROKEN_REFERENCE`) if the camera does not exist or is deleted, and with
-	// `ALREADY_EXISTS` if the id is taken, or the name by another zone of the
-	// camera.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds, if the corners
+	// enclose no area, or if the camera already has 250 zones. Fails with `FAILED_PRECONDITION`
+	// (`BROKEN_REFERENCE`) if the camera does not exist or is deleted. Fails with `ALREADY_EXISTS` if
+	// a zone has the id, or another zone of the camera has the name.
 	CreateCameraZone(context.Context, *CreateCameraZoneRequest) (*CameraZone, error)
-	// Gets a zone, also one of a deleted camera.
+	// Returns a zone. Zones of deleted cameras are returned as well.
 	//
-	// Fails with `NOT_FOUND` if there is no such zone.
+	// Fails with `NOT_FOUND` if the zone does not exist.
 	GetCameraZone(context.Context, *GetCameraZoneRequest) (*CameraZone, error)
-	// Lists zones, the highest priority first, those of equal priority by their
-	// id. Zones of deleted cameras are listed too.
+	// Lists zones by priority, highest first. Zones of equal priority are ordered by id. Zones of
+	// deleted cameras are included.
 	ListCameraZones(context.Context, *ListCameraZonesRequest) (*ListCameraZonesResponse, error)
-	// Changes the fields of a zone that `update_mask` names. The zone is checked
-	// as a whole, as a new one is. An update that changes nothing is not announced.
+	// Changes the fields of a zone that `update_mask` names. The resulting zone is validated as a
+	// whole, like a new zone. A call that changes nothing is not announced.
 	//
-	// Fails with `NOT_FOUND` if there is no such zone, with `INVALID_ARGUMENT`
-	// for a bad value or a path that cannot be changed, with `ALREADY_EXISTS` if
-	// the new name is taken, and with `ABORTED` (`STALE_VERSION`) if
-	// `expected_version_id` is set and stale.
+	// Fails with `NOT_FOUND` if the zone does not exist. Fails with `INVALID_ARGUMENT` for a value
+	// out of its bounds or a path that cannot be changed. Fails with `ALREADY_EXISTS` if another zone
+	// of the camera has the new name. Fails with `ABORTED` (`STALE_VERSION`) if `expected_version_id`
+	// is set and stale.
 	UpdateCameraZone(context.Context, *UpdateCameraZoneRequest) (*CameraZone, error)
-	// Deletes a zone.
+	// Deletes a zone permanently.
 	//
-	// Fails with `NOT_FOUND` if there is no such zone, and with
-	// `FAILED_PRECONDITION` (`IN_USE`) if alert rules, enabled or not, name it,
-	// unless `force` is set.
+	// Fails with `NOT_FOUND` if the zone does not exist. Fails with `FAILED_PRECONDITION` (`IN_USE`)
+	// if alert rules, enabled or not, name the zone and `force` is not set.
 	DeleteCameraZone(context.Context, *DeleteCameraZoneRequest) (*emptypb.Empty, error)
-	// Tells which enabled zones detections are in, as alert rules see it. Stores
-	// nothing.
+	// Returns the enabled zones that contain each of the given detections, as alert rules see them.
+	// Stores nothing.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds, with `NOT_FOUND` if one of the stored detections does not exist, and
-	// with `FAILED_PRECONDITION` (`BROKEN_REFERENCE`) if a detection of the
-	// request names a camera that does not exist.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds. Fails with
+	// `NOT_FOUND` if a stored detection does not exist. Fails with `FAILED_PRECONDITION`
+	// (`BROKEN_REFERENCE`) if a detection of the request names a camera that does not exist.
 	LocateDetections(context.Context, *LocateDetectionsRequest) (*LocateDetectionsResponse, error)
-	// Counts the stored detections of a camera by the enabled zones that they are
-	// in, in buckets of time. Every detection is judged by the zones as they are now,
-	// whatever they were when it was made: so a zone can be tried on the past.
+	// Counts the stored detections of a camera by enabled zone, in buckets of time. The present zones
+	// apply to all detections, so that a new zone can be tried on past detections.
 	//
-	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its
-	// bounds or more than 1,000,000 detections would have to be read, and with
-	// `NOT_FOUND` if there is no such camera.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds, or if the
+	// range has more than 1,000,000 detections of the camera. Fails with `NOT_FOUND` if the camera
+	// does not exist.
 	CountZoneHits(context.Context, *CountZoneHitsRequest) (*CountZoneHitsResponse, error)
 	mustEmbedUnimplementedCameraZoneServiceServer()
 }

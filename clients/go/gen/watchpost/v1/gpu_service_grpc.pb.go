@@ -2,7 +2,7 @@
 // versions:
 // - protoc-gen-go-grpc v1.6.2
 // - protoc             (unknown)
-// source: watchpost/v1/gpu.proto
+// source: watchpost/v1/gpu_service.proto
 
 package watchpostv1
 
@@ -31,79 +31,75 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Tells how the GPUs are doing that run the models.
+// Lists, aggregates and ingests samples and events of the GPUs that run the models.
 //
-// The server samples the GPUs of its own host through NVML, once a second by
-// default. Other hosts report theirs with `RecordGpuStats`, which is what
-// `watchpost agent` does. On a host without NVML the history can still be read,
-// samples of other hosts are taken in, and the health of this service is
+// The server samples the GPUs of its own host through NVML, once a second by default. Other hosts
+// report samples with `RecordGpuStats`; `watchpost agent` is such a reporter. A server on a host
+// without NVML still serves history and accepts reports, and the health of this service is
 // `NOT_SERVING`.
 type GpuStatsServiceClient interface {
-	// Lists the GPUs that were ever sampled into this database, by host and index.
+	// Lists all GPUs with samples in this database, ordered by host and index. MIG instances come
+	// after the whole GPU of the same index.
 	ListGpus(ctx context.Context, in *ListGpusRequest, opts ...grpc.CallOption) (*ListGpusResponse, error)
-	// Gets the newest sample of every GPU, or of those asked for, by host and
-	// index. A GPU without a sample is left out. A stored sample whose
-	// `recorded_at` is ahead of the server's clock is returned only if there is no other.
+	// Returns the newest sample of every GPU, or of the given GPUs, ordered by host and index. GPUs
+	// without a sample are left out. A stored sample with `recorded_at` ahead of the server's clock
+	// is returned only if the GPU has no other sample.
 	GetLatestGpuStats(ctx context.Context, in *GetLatestGpuStatsRequest, opts ...grpc.CallOption) (*GetLatestGpuStatsResponse, error)
-	// Lists samples by `recorded_at`, newest first. A sample can be listed a few
-	// seconds after it was taken; `GetLatestGpuStats` and `Watch` have it at once.
+	// Lists stored samples by `recorded_at`, newest first. A sample appears a few seconds after its
+	// measurement. `GetLatestGpuStats` and `Watch` have new samples without delay.
 	ListGpuStats(ctx context.Context, in *ListGpuStatsRequest, opts ...grpc.CallOption) (*ListGpuStatsResponse, error)
-	// Sums up the samples in buckets of equal width, such as minutes: for every
-	// value its average, least, greatest, 95th percentile and last one, and for
-	// every bucket what was missing, what held the clocks down and for how long,
-	// and the energy used. All are exact, 95th percentiles too, whatever the width.
+	// Aggregates samples in buckets of equal width. Each bucket has, for every metric, average,
+	// minimum, maximum, 95th percentile and last value, and also gaps, throttling and energy. All
+	// values are exact, including percentiles, for every width.
 	//
-	// Samples are kept as such for `--gpu-stats-retention` (30 days by default),
-	// and minute by minute for `--gpu-rollup-retention` (400 days by default).
-	// Answers are the same from either; a sample counts as soon as it is stored,
-	// however late it comes, as long as samples of its time are kept.
+	// Samples are kept for `--gpu-stats-retention`, 30 days by default. Roll-ups of each minute are
+	// kept for `--gpu-rollup-retention`, 400 days by default. Both give the same result. A late
+	// sample counts from the time it is stored, if samples of its time are still kept.
 	//
-	// Fails with `INVALID_ARGUMENT` if a field is missing or out of its bounds, if
-	// the answer would have more than 400,000 values (buckets × GPUs × metrics),
-	// or if more than 400,000 minutes of GPUs would have to be read (8 GPUs for 34
-	// days). A width that is not whole minutes needs the samples themselves: at
-	// most 11,520 minutes of GPUs (8 GPUs for a day), none of them older than the
-	// samples that are kept. Two such calls are worked on at a time, more wait. An
-	// answer takes about 60 bytes for each value; beyond 4 MiB most clients have
-	// to be told to accept it.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) in these cases:
+	//
+	//   - A field is missing or out of its bounds.
+	//   - The response would have more than 400,000 values (buckets × GPUs × metrics).
+	//   - More than 400,000 GPU minutes would have to be read (8 GPUs for 34 days).
+	//   - The width is not whole minutes, and more than 11,520 GPU minutes would have to be read (8
+	//     GPUs for one day).
+	//   - The width is not whole minutes, and the range begins before the oldest kept samples.
+	//
+	// Two calls are processed at a time. Further calls wait for at most 30 s and then fail with
+	// `UNAVAILABLE` (`SERVER_BUSY`). A response takes about 60 bytes per value. For more than 4 MiB,
+	// most clients need a larger limit.
 	AggregateGpuStats(ctx context.Context, in *AggregateGpuStatsRequest, opts ...grpc.CallOption) (*AggregateGpuStatsResponse, error)
-	// Lists what happened to the GPUs by `occurred_at`, newest first. `Watch` tells
-	// of the same events as they are stored.
+	// Lists GPU events by `occurred_at`, newest first. `Watch` announces the same events when they
+	// are stored.
 	//
 	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) for a malformed filter.
 	ListGpuEvents(ctx context.Context, in *ListGpuEventsRequest, opts ...grpc.CallOption) (*ListGpuEventsResponse, error)
-	// Takes in samples from a host that has no Watchpost of its own, in batches, with
-	// what has happened to its GPUs and how they are.
-	// Each request is a batch; it is stored as a whole, and answered once it is
-	// committed. What has been answered is stored; what has not may be, and is
-	// sent again with the same `reporter_id` and `sequence`, on a new stream: it is
-	// stored once.
+	// Ingests samples, events and conditions of the GPUs of another host.
 	//
-	// The stream is two-way so that a reporter which runs for months knows at any
-	// time what it need not keep any longer. A client that would rather send all of
-	// its batches and read the answers at the end may do so, if there are not more
-	// than about a thousand: the server does not take in further batches while
-	// their answers find no room.
+	// Each request of the stream is a batch, stored in one transaction and answered after the commit.
+	// A batch without a response may or may not be stored. Send it again on a new stream with the
+	// same `reporter_id` and `sequence`: each batch is stored once.
 	//
-	// The newest sample of each GPU is pushed to watches, and is what
-	// `GetLatestGpuStats` gets, as soon as it is answered. A sample that is older
-	// than the newest one of its GPU goes into the history only. A sample whose
-	// `recorded_at` is ahead of the server's clock is as new as its arrival: whatever
-	// is measured and reported after it replaces it.
+	// A client may send batches without reading the responses at the same time, up to about a
+	// thousand. The server applies backpressure while responses are not read.
 	//
-	// A GPU belongs to one claimant at a time: the reporter, or the server with a
-	// sampler of its own, that told of it first, in a sample or a condition. A batch
-	// of another one that names the GPU fails with `FAILED_PRECONDITION`
-	// (`GPU_CLAIMED`), until the claimant has said nothing of the GPU for 3 minutes.
-	// A newer reporter of the same `host`, as after a restart of the agent, takes the
-	// GPU over at once, and the older one is refused from then on. A server with a
-	// sampler neither stores nor returns samples of its own of a GPU that others have.
+	// Before the response, the newest sample of each GPU is sent to watches and becomes the result of
+	// `GetLatestGpuStats`. An older sample is only stored. A sample with `recorded_at` ahead of the
+	// server's clock counts as taken on arrival, and any later sample replaces it.
 	//
-	// The stream ends with the first batch that fails, of which nothing is stored:
-	// `INVALID_ARGUMENT` names the field (`gpu_stats[3].temperature`) and will come
-	// again if the batch does; `RESOURCE_EXHAUSTED` says that it is larger than
-	// `--max-message-size`; `UNAVAILABLE` and `ABORTED` pass by themselves. The
-	// batches that were answered before it stay stored.
+	// One claimant at a time reports a GPU: the reporter, or the sampling server, that first sent a
+	// sample or a condition of the GPU. A batch of another claimant with samples or conditions of the
+	// GPU fails with `FAILED_PRECONDITION` (`GPU_CLAIMED`). A claim ends after 3 minutes without
+	// samples and conditions of the GPU. A newer reporter of the same `host`, for example a restarted
+	// agent, takes over at once, and the older reporter is refused. A sampling server neither stores
+	// nor returns samples of its own GPUs that another host has claimed.
+	//
+	// The stream ends with the first batch that fails, and nothing of that batch is stored. Answered
+	// batches stay stored.
+	//
+	// - `INVALID_ARGUMENT` names the field (`gpu_stats[3].temperature`). The same batch fails again.
+	// - `RESOURCE_EXHAUSTED`: the batch exceeds `--max-message-size`.
+	// - `UNAVAILABLE` and `ABORTED`: the failure is temporary. Send the batch again.
 	RecordGpuStats(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RecordGpuStatsRequest, RecordGpuStatsResponse], error)
 }
 
@@ -182,79 +178,75 @@ type GpuStatsService_RecordGpuStatsClient = grpc.BidiStreamingClient[RecordGpuSt
 // All implementations must embed UnimplementedGpuStatsServiceServer
 // for forward compatibility.
 //
-// Tells how the GPUs are doing that run the models.
+// Lists, aggregates and ingests samples and events of the GPUs that run the models.
 //
-// The server samples the GPUs of its own host through NVML, once a second by
-// default. Other hosts report theirs with `RecordGpuStats`, which is what
-// `watchpost agent` does. On a host without NVML the history can still be read,
-// samples of other hosts are taken in, and the health of this service is
+// The server samples the GPUs of its own host through NVML, once a second by default. Other hosts
+// report samples with `RecordGpuStats`; `watchpost agent` is such a reporter. A server on a host
+// without NVML still serves history and accepts reports, and the health of this service is
 // `NOT_SERVING`.
 type GpuStatsServiceServer interface {
-	// Lists the GPUs that were ever sampled into this database, by host and index.
+	// Lists all GPUs with samples in this database, ordered by host and index. MIG instances come
+	// after the whole GPU of the same index.
 	ListGpus(context.Context, *ListGpusRequest) (*ListGpusResponse, error)
-	// Gets the newest sample of every GPU, or of those asked for, by host and
-	// index. A GPU without a sample is left out. A stored sample whose
-	// `recorded_at` is ahead of the server's clock is returned only if there is no other.
+	// Returns the newest sample of every GPU, or of the given GPUs, ordered by host and index. GPUs
+	// without a sample are left out. A stored sample with `recorded_at` ahead of the server's clock
+	// is returned only if the GPU has no other sample.
 	GetLatestGpuStats(context.Context, *GetLatestGpuStatsRequest) (*GetLatestGpuStatsResponse, error)
-	// Lists samples by `recorded_at`, newest first. A sample can be listed a few
-	// seconds after it was taken; `GetLatestGpuStats` and `Watch` have it at once.
+	// Lists stored samples by `recorded_at`, newest first. A sample appears a few seconds after its
+	// measurement. `GetLatestGpuStats` and `Watch` have new samples without delay.
 	ListGpuStats(context.Context, *ListGpuStatsRequest) (*ListGpuStatsResponse, error)
-	// Sums up the samples in buckets of equal width, such as minutes: for every
-	// value its average, least, greatest, 95th percentile and last one, and for
-	// every bucket what was missing, what held the clocks down and for how long,
-	// and the energy used. All are exact, 95th percentiles too, whatever the width.
+	// Aggregates samples in buckets of equal width. Each bucket has, for every metric, average,
+	// minimum, maximum, 95th percentile and last value, and also gaps, throttling and energy. All
+	// values are exact, including percentiles, for every width.
 	//
-	// Samples are kept as such for `--gpu-stats-retention` (30 days by default),
-	// and minute by minute for `--gpu-rollup-retention` (400 days by default).
-	// Answers are the same from either; a sample counts as soon as it is stored,
-	// however late it comes, as long as samples of its time are kept.
+	// Samples are kept for `--gpu-stats-retention`, 30 days by default. Roll-ups of each minute are
+	// kept for `--gpu-rollup-retention`, 400 days by default. Both give the same result. A late
+	// sample counts from the time it is stored, if samples of its time are still kept.
 	//
-	// Fails with `INVALID_ARGUMENT` if a field is missing or out of its bounds, if
-	// the answer would have more than 400,000 values (buckets × GPUs × metrics),
-	// or if more than 400,000 minutes of GPUs would have to be read (8 GPUs for 34
-	// days). A width that is not whole minutes needs the samples themselves: at
-	// most 11,520 minutes of GPUs (8 GPUs for a day), none of them older than the
-	// samples that are kept. Two such calls are worked on at a time, more wait. An
-	// answer takes about 60 bytes for each value; beyond 4 MiB most clients have
-	// to be told to accept it.
+	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) in these cases:
+	//
+	//   - A field is missing or out of its bounds.
+	//   - The response would have more than 400,000 values (buckets × GPUs × metrics).
+	//   - More than 400,000 GPU minutes would have to be read (8 GPUs for 34 days).
+	//   - The width is not whole minutes, and more than 11,520 GPU minutes would have to be read (8
+	//     GPUs for one day).
+	//   - The width is not whole minutes, and the range begins before the oldest kept samples.
+	//
+	// Two calls are processed at a time. Further calls wait for at most 30 s and then fail with
+	// `UNAVAILABLE` (`SERVER_BUSY`). A response takes about 60 bytes per value. For more than 4 MiB,
+	// most clients need a larger limit.
 	AggregateGpuStats(context.Context, *AggregateGpuStatsRequest) (*AggregateGpuStatsResponse, error)
-	// Lists what happened to the GPUs by `occurred_at`, newest first. `Watch` tells
-	// of the same events as they are stored.
+	// Lists GPU events by `occurred_at`, newest first. `Watch` announces the same events when they
+	// are stored.
 	//
 	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) for a malformed filter.
 	ListGpuEvents(context.Context, *ListGpuEventsRequest) (*ListGpuEventsResponse, error)
-	// Takes in samples from a host that has no Watchpost of its own, in batches, with
-	// what has happened to its GPUs and how they are.
-	// Each request is a batch; it is stored as a whole, and answered once it is
-	// committed. What has been answered is stored; what has not may be, and is
-	// sent again with the same `reporter_id` and `sequence`, on a new stream: it is
-	// stored once.
+	// Ingests samples, events and conditions of the GPUs of another host.
 	//
-	// The stream is two-way so that a reporter which runs for months knows at any
-	// time what it need not keep any longer. A client that would rather send all of
-	// its batches and read the answers at the end may do so, if there are not more
-	// than about a thousand: the server does not take in further batches while
-	// their answers find no room.
+	// Each request of the stream is a batch, stored in one transaction and answered after the commit.
+	// A batch without a response may or may not be stored. Send it again on a new stream with the
+	// same `reporter_id` and `sequence`: each batch is stored once.
 	//
-	// The newest sample of each GPU is pushed to watches, and is what
-	// `GetLatestGpuStats` gets, as soon as it is answered. A sample that is older
-	// than the newest one of its GPU goes into the history only. A sample whose
-	// `recorded_at` is ahead of the server's clock is as new as its arrival: whatever
-	// is measured and reported after it replaces it.
+	// A client may send batches without reading the responses at the same time, up to about a
+	// thousand. The server applies backpressure while responses are not read.
 	//
-	// A GPU belongs to one claimant at a time: the reporter, or the server with a
-	// sampler of its own, that told of it first, in a sample or a condition. A batch
-	// of another one that names the GPU fails with `FAILED_PRECONDITION`
-	// (`GPU_CLAIMED`), until the claimant has said nothing of the GPU for 3 minutes.
-	// A newer reporter of the same `host`, as after a restart of the agent, takes the
-	// GPU over at once, and the older one is refused from then on. A server with a
-	// sampler neither stores nor returns samples of its own of a GPU that others have.
+	// Before the response, the newest sample of each GPU is sent to watches and becomes the result of
+	// `GetLatestGpuStats`. An older sample is only stored. A sample with `recorded_at` ahead of the
+	// server's clock counts as taken on arrival, and any later sample replaces it.
 	//
-	// The stream ends with the first batch that fails, of which nothing is stored:
-	// `INVALID_ARGUMENT` names the field (`gpu_stats[3].temperature`) and will come
-	// again if the batch does; `RESOURCE_EXHAUSTED` says that it is larger than
-	// `--max-message-size`; `UNAVAILABLE` and `ABORTED` pass by themselves. The
-	// batches that were answered before it stay stored.
+	// One claimant at a time reports a GPU: the reporter, or the sampling server, that first sent a
+	// sample or a condition of the GPU. A batch of another claimant with samples or conditions of the
+	// GPU fails with `FAILED_PRECONDITION` (`GPU_CLAIMED`). A claim ends after 3 minutes without
+	// samples and conditions of the GPU. A newer reporter of the same `host`, for example a restarted
+	// agent, takes over at once, and the older reporter is refused. A sampling server neither stores
+	// nor returns samples of its own GPUs that another host has claimed.
+	//
+	// The stream ends with the first batch that fails, and nothing of that batch is stored. Answered
+	// batches stay stored.
+	//
+	// - `INVALID_ARGUMENT` names the field (`gpu_stats[3].temperature`). The same batch fails again.
+	// - `RESOURCE_EXHAUSTED`: the batch exceeds `--max-message-size`.
+	// - `UNAVAILABLE` and `ABORTED`: the failure is temporary. Send the batch again.
 	RecordGpuStats(grpc.BidiStreamingServer[RecordGpuStatsRequest, RecordGpuStatsResponse]) error
 	mustEmbedUnimplementedGpuStatsServiceServer()
 }
@@ -438,5 +430,5 @@ var GpuStatsService_ServiceDesc = grpc.ServiceDesc{
 			ClientStreams: true,
 		},
 	},
-	Metadata: "watchpost/v1/gpu.proto",
+	Metadata: "watchpost/v1/gpu_service.proto",
 }

@@ -2,7 +2,7 @@
 // versions:
 // - protoc-gen-go-grpc v1.6.2
 // - protoc             (unknown)
-// source: watchpost/v1/jobs.proto
+// source: watchpost/v1/job_service.proto
 
 package watchpostv1
 
@@ -44,10 +44,10 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Creates, finds, cancels and retries background jobs. Workers in any language run them through
+// Creates, lists, cancels and retries background jobs. Workers in any language run jobs through
 // `JobWorkerService`.
 //
-// The life of a job:
+// Life of a job:
 //
 // ```text
 // queued ──claim──> running ──completed──> completed
@@ -60,49 +60,48 @@ const (
 // ```
 //
 // Each run is a `JobAttempt`, each change of status a `JobTransition`. Both are written in the
-// transaction of the change, so that they always agree with the job.
+// transaction of the change and always agree with the job.
 //
-// Jobs are delivered at least once. A worker that was cut off may continue a job that another worker
-// has by now. The effects of a job outside Watchpost must therefore be repeatable. The reports of the
-// first worker have no effect: only the holder of the current lease can finish a job.
+// Delivery is at least once. A disconnected worker may continue a job that was already dispatched
+// to another worker, so effects outside of Watchpost must be idempotent. Reports of the first
+// worker have no effect: only the holder of the current lease can finish a job.
 //
 // Every call that names one job fails with `NOT_FOUND` if the job does not exist or was deleted.
 // Finished jobs are deleted after their retention time (`--job-retention-completed` and others).
-// Queued and running jobs are not.
+// Queued and running jobs are not deleted.
 //
-// In the terms of River, a job with `scheduled_at` ahead is "scheduled", one with `next_retry_at`
-// ahead "retryable", and a dead letter "discarded".
+// Mapping to River's job states: a job with a future `scheduled_at` is "scheduled", with a future
+// `next_retry_at` "retryable", and a dead letter "discarded".
 type JobServiceClient interface {
-	// Creates a job and puts it into its queue.
+	// Creates a job in a queue.
 	//
 	// A job cannot be changed after this call. To replace a queued job, call `CancelJob` and create
-	// another one. A cancelled job may still hold its `unique_key`, see `UniqueJob.states`; `DeleteJob`
-	// frees the key. To postpone a job, cancel it and call `RetryJob` with `scheduled_at`. Priority,
-	// limits of attempts and timeouts are copied from the job type now, so that later changes of the
-	// type do not affect the job.
+	// another job. A cancelled job may still hold its `unique_key`, see `UniqueJob.states`;
+	// `DeleteJob` frees the key. To postpone a job, cancel the job and call `RetryJob` with
+	// `scheduled_at`. Priority, limits of attempts and timeouts are copied from the job type at
+	// creation. Later changes of the type do not affect the job.
 	//
-	// A repeated call with the same `request_id` and the same content creates nothing. It returns the
+	// A repeated call with the same `request_id` and the same content creates nothing and returns the
 	// job of the first call in its present state.
 	//
 	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds. Fails with
 	// `ALREADY_EXISTS` (`ALREADY_EXISTS`) if another job of the type holds the unique key; `metadata`
-	// has the `job_id` and `status` of that job. Fails with `ALREADY_EXISTS` (`IDEMPOTENCY_KEY_REUSED`)
-	// if the `request_id` was used with other content.
+	// has the `job_id` and `status` of that job. Fails with `ALREADY_EXISTS`
+	// (`IDEMPOTENCY_KEY_REUSED`) if the `request_id` was used with other content.
 	CreateJob(ctx context.Context, in *CreateJobRequest, opts ...grpc.CallOption) (*Job, error)
-	// Creates up to 10,000 jobs in the order of the requests. Each 1,000 of them share a transaction,
-	// so that other writers get their turn in between.
+	// Creates up to 10,000 jobs in the order of the requests. Each 1,000 jobs share a transaction, so
+	// that other writers are not blocked.
 	//
-	// A request whose `unique_key` is held or whose `request_id` was used creates no job. This includes
-	// keys and ids of earlier requests of the same call. The other jobs are created all the same, and
-	// the result names the existing job. A malformed request fails the call with `INVALID_ARGUMENT`,
-	// and no job is created.
+	// A request with a held `unique_key` or a used `request_id` creates no job, and its result names
+	// the existing job. Keys and ids of earlier requests of the call count as well. Other jobs are
+	// created. A malformed request fails the call with `INVALID_ARGUMENT`, and no job is created.
 	//
-	// If the call fails otherwise or ends early, the jobs of completed transactions stay. To repeat the
-	// call safely, set a `request_id` in each request: only the missing jobs are then created. A
-	// message may have 4 MiB unless the server is configured otherwise.
+	// If the call fails for another reason or ends early, the jobs of committed transactions stay. To
+	// repeat the call safely, set a `request_id` in each request: only missing jobs are then created.
+	// A message may have 4 MiB unless the server is configured otherwise.
 	BatchCreateJobs(ctx context.Context, in *BatchCreateJobsRequest, opts ...grpc.CallOption) (*BatchCreateJobsResponse, error)
-	// Returns a job with its last 100 attempts and its timing. There are fewer attempts where the
-	// message would exceed 3.5 MiB.
+	// Returns a job with timing and its last 100 attempts. Fewer attempts are returned if the message
+	// would exceed 3.5 MiB.
 	GetJob(ctx context.Context, in *GetJobRequest, opts ...grpc.CallOption) (*Job, error)
 	// Lists jobs, newest first unless `order` says otherwise, without attempts and timing. Payload,
 	// result and traceback are left out. With an order other than by `created_at`, a job that changes
@@ -113,31 +112,30 @@ type JobServiceClient interface {
 	SearchJobs(ctx context.Context, in *SearchJobsRequest, opts ...grpc.CallOption) (*SearchJobsResponse, error)
 	// Lists the attempts of a job, oldest first. `RetryJob` keeps the earlier attempts.
 	ListJobAttempts(ctx context.Context, in *ListJobAttemptsRequest, opts ...grpc.CallOption) (*ListJobAttemptsResponse, error)
-	// Lists the status changes of a job, oldest first. Its creation is no transition, see
-	// `Job.created_at`.
+	// Lists the status changes of a job, oldest first. The creation of the job is not a transition,
+	// see `Job.created_at`.
 	ListJobTransitions(ctx context.Context, in *ListJobTransitionsRequest, opts ...grpc.CallOption) (*ListJobTransitionsResponse, error)
-	// Lists the log lines of a job, over all its attempts, in the order in which the server received
-	// them.
+	// Lists the log lines of a job over all attempts, in the order of their arrival at the server.
 	ListJobLogs(ctx context.Context, in *ListJobLogsRequest, opts ...grpc.CallOption) (*ListJobLogsResponse, error)
-	// Streams the log of a job: first the stored lines, then new lines. Ends with OK when the job is
+	// Streams the log of a job: first stored lines, then new lines. Ends with OK when the job is
 	// finished and all lines were sent, or when the job is deleted. A slow client loses no line.
 	//
 	// Fails with `UNAVAILABLE` (`SHUTTING_DOWN`) when the server shuts down. Resume with `after_line`
-	// set to the last line received. Fails with `FAILED_PRECONDITION` (`HISTORY_REPLACED`) when the
-	// database is replaced under the server, as by a restore: read the log again from its first line.
-	// The stream counts as a watch: the call fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) if
-	// too many are open.
+	// set to the last received line. Fails with `FAILED_PRECONDITION` (`HISTORY_REPLACED`) when the
+	// database is replaced under the server, for example by a restore: read the log again from its
+	// first line. The stream counts as a watch: the call fails with `RESOURCE_EXHAUSTED`
+	// (`TOO_MANY_WATCHES`) beyond `--max-watches`.
 	TailJobLogs(ctx context.Context, in *TailJobLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobLog], error)
 	// Cancels a job.
 	//
 	// A queued job is cancelled at once. For a running job, cancellation is requested: the worker is
 	// notified on its stream or by its next heartbeat. The job is cancelled when the worker
 	// acknowledges, fails or releases it, when its lease expires, or when it times out. After the
-	// request the job can no longer be completed.
+	// request, the job can no longer be completed.
 	//
-	// A job that is cancelled already, or whose cancellation is requested already, is returned
-	// unchanged; the first actor and reason stay. Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) if
-	// the job has completed or failed. `RetryJob` reverses a cancellation once the job is cancelled.
+	// A job with a requested or finished cancellation is returned unchanged, with the first actor and
+	// reason. Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) if the job has completed or failed.
+	// `RetryJob` reverses a finished cancellation.
 	CancelJob(ctx context.Context, in *CancelJobRequest, opts ...grpc.CallOption) (*Job, error)
 	// Queues a failed or cancelled job again, with the full number of attempts and rescues.
 	//
@@ -148,47 +146,47 @@ type JobServiceClient interface {
 	// - the progress: percentage, step, items and `progress_at`
 	// - the cancellation request
 	//
-	// It sets `scheduled_at` to the requested time, else to now. The job has no deadline from then on.
-	// `attempt_number` goes up by 1, unless the job has never run.
+	// It sets `scheduled_at` to the requested time, else to now. The job has no deadline from then
+	// on. `attempt_number` goes up by 1, unless the job has never run.
 	//
 	// Everything else is kept: id, payload, queue, type, priority, timeout, limits, unique key, past
 	// attempts, transitions and log.
 	//
-	// Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) in any other status, so a second call in a row
-	// fails. Fails with `ALREADY_EXISTS` if another job holds the `unique_key` by now.
+	// Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) in any other status, so a second call in a
+	// row fails. Fails with `ALREADY_EXISTS` if another job holds the `unique_key` by now.
 	RetryJob(ctx context.Context, in *RetryJobRequest, opts ...grpc.CallOption) (*Job, error)
-	// Deletes a job with its attempts, transitions and logs. This frees its `unique_key` and
-	// `request_id`. A queued job never runs then. Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) for
-	// a running job: cancel it first.
+	// Deletes a job with its attempts, transitions and logs, and frees its `unique_key` and
+	// `request_id`. A deleted queued job never runs. Fails with `FAILED_PRECONDITION`
+	// (`WRONG_STATUS`) for a running job: cancel the job first.
 	DeleteJob(ctx context.Context, in *DeleteJobRequest, opts ...grpc.CallOption) (*emptypb.Empty, error)
-	// Cancels all matching jobs as `CancelJob` does, oldest first, 200 at a time. Completed and failed
-	// jobs stay as they are and are counted, and so are jobs cancelled already.
+	// Cancels all matching jobs as `CancelJob` does, oldest first, 200 in a transaction. Completed,
+	// failed and cancelled jobs stay unchanged and are counted.
 	//
-	// This is not one transaction. If the call fails, some jobs may be cancelled; the same call again
-	// cancels the rest. Jobs created after the call began are not touched.
+	// If the call fails, some jobs may be cancelled, and a repeated call cancels the rest. Jobs
+	// created after the start of the call are not changed.
 	CancelJobs(ctx context.Context, in *CancelJobsRequest, opts ...grpc.CallOption) (*MoveJobsResponse, error)
-	// Queues all matching failed and cancelled jobs again as `RetryJob` does, oldest first, 200 at a
-	// time. Use `filter.dead` to retry the dead letters. They may all run at once: this call has no
-	// `scheduled_at`. Other jobs stay as they are and are counted, and so are jobs whose `unique_key`
-	// another job holds.
+	// Queues all matching failed and cancelled jobs again as `RetryJob` does, oldest first, 200 in a
+	// transaction. Use `filter.dead` to retry dead letters. All jobs may run at once: the call has no
+	// `scheduled_at`. Jobs in another status, and jobs with a `unique_key` that another job holds,
+	// stay unchanged and are counted.
 	//
-	// This is not one transaction. If the call fails, some jobs may be queued; the same call again
-	// queues the rest. A job that has failed again by then is retried a second time.
+	// If the call fails, some jobs may be queued, and a repeated call queues the rest. A job that has
+	// failed again by then is retried a second time.
 	RetryJobs(ctx context.Context, in *RetryJobsRequest, opts ...grpc.CallOption) (*MoveJobsResponse, error)
-	// Deletes all matching jobs as `DeleteJob` does, oldest first, in transactions of 200. Running jobs
-	// stay as they are and are counted. If the call fails, some jobs may be deleted; the same call
-	// again deletes the rest.
+	// Deletes all matching jobs as `DeleteJob` does, oldest first, 200 in a transaction. Running jobs
+	// stay unchanged and are counted. If the call fails, some jobs may be deleted, and a repeated
+	// call deletes the rest.
 	DeleteJobs(ctx context.Context, in *DeleteJobsRequest, opts ...grpc.CallOption) (*MoveJobsResponse, error)
-	// Counts jobs by status and by type, and reports how long they waited and ran. All numbers are of
+	// Counts jobs by status and by type, and returns waiting and running times. All numbers are of
 	// one moment. The call reads all matching jobs.
 	GetJobStats(ctx context.Context, in *GetJobStatsRequest, opts ...grpc.CallOption) (*GetJobStatsResponse, error)
-	// Streams one job: first its present state, then its changes and, with `logs`, its log lines. Ends
-	// with OK when the job is finished or deleted and everything was sent. A later `RetryJob` does not
-	// reopen the stream.
+	// Streams one job: first its present state, then its changes and, with `logs`, its log lines.
+	// Ends with OK when the job is finished or deleted and everything was sent. A later `RetryJob`
+	// does not reopen the stream.
 	//
 	// A stream resumes after the `cursor` of any response without a gap, and fails as
-	// `MonitorService.Watch` does. A stream that resumes after the job has finished sends the rest and
-	// ends.
+	// `MonitorService.Watch` does. A stream that resumes after the job has finished sends the rest
+	// and ends.
 	//
 	// On `CURSOR_EXPIRED` or `HISTORY_REPLACED`, call again without a cursor: the stream begins with
 	// the present state of the job. Counts as a watch: fails with `RESOURCE_EXHAUSTED`
@@ -422,10 +420,10 @@ type JobService_WatchJobsClient = grpc.ServerStreamingClient[WatchJobsResponse]
 // All implementations must embed UnimplementedJobServiceServer
 // for forward compatibility.
 //
-// Creates, finds, cancels and retries background jobs. Workers in any language run them through
+// Creates, lists, cancels and retries background jobs. Workers in any language run jobs through
 // `JobWorkerService`.
 //
-// The life of a job:
+// Life of a job:
 //
 // ```text
 // queued ──claim──> running ──completed──> completed
@@ -438,49 +436,48 @@ type JobService_WatchJobsClient = grpc.ServerStreamingClient[WatchJobsResponse]
 // ```
 //
 // Each run is a `JobAttempt`, each change of status a `JobTransition`. Both are written in the
-// transaction of the change, so that they always agree with the job.
+// transaction of the change and always agree with the job.
 //
-// Jobs are delivered at least once. A worker that was cut off may continue a job that another worker
-// has by now. The effects of a job outside Watchpost must therefore be repeatable. The reports of the
-// first worker have no effect: only the holder of the current lease can finish a job.
+// Delivery is at least once. A disconnected worker may continue a job that was already dispatched
+// to another worker, so effects outside of Watchpost must be idempotent. Reports of the first
+// worker have no effect: only the holder of the current lease can finish a job.
 //
 // Every call that names one job fails with `NOT_FOUND` if the job does not exist or was deleted.
 // Finished jobs are deleted after their retention time (`--job-retention-completed` and others).
-// Queued and running jobs are not.
+// Queued and running jobs are not deleted.
 //
-// In the terms of River, a job with `scheduled_at` ahead is "scheduled", one with `next_retry_at`
-// ahead "retryable", and a dead letter "discarded".
+// Mapping to River's job states: a job with a future `scheduled_at` is "scheduled", with a future
+// `next_retry_at` "retryable", and a dead letter "discarded".
 type JobServiceServer interface {
-	// Creates a job and puts it into its queue.
+	// Creates a job in a queue.
 	//
 	// A job cannot be changed after this call. To replace a queued job, call `CancelJob` and create
-	// another one. A cancelled job may still hold its `unique_key`, see `UniqueJob.states`; `DeleteJob`
-	// frees the key. To postpone a job, cancel it and call `RetryJob` with `scheduled_at`. Priority,
-	// limits of attempts and timeouts are copied from the job type now, so that later changes of the
-	// type do not affect the job.
+	// another job. A cancelled job may still hold its `unique_key`, see `UniqueJob.states`;
+	// `DeleteJob` frees the key. To postpone a job, cancel the job and call `RetryJob` with
+	// `scheduled_at`. Priority, limits of attempts and timeouts are copied from the job type at
+	// creation. Later changes of the type do not affect the job.
 	//
-	// A repeated call with the same `request_id` and the same content creates nothing. It returns the
+	// A repeated call with the same `request_id` and the same content creates nothing and returns the
 	// job of the first call in its present state.
 	//
 	// Fails with `INVALID_ARGUMENT` (`INVALID_FIELD`) if a field is out of its bounds. Fails with
 	// `ALREADY_EXISTS` (`ALREADY_EXISTS`) if another job of the type holds the unique key; `metadata`
-	// has the `job_id` and `status` of that job. Fails with `ALREADY_EXISTS` (`IDEMPOTENCY_KEY_REUSED`)
-	// if the `request_id` was used with other content.
+	// has the `job_id` and `status` of that job. Fails with `ALREADY_EXISTS`
+	// (`IDEMPOTENCY_KEY_REUSED`) if the `request_id` was used with other content.
 	CreateJob(context.Context, *CreateJobRequest) (*Job, error)
-	// Creates up to 10,000 jobs in the order of the requests. Each 1,000 of them share a transaction,
-	// so that other writers get their turn in between.
+	// Creates up to 10,000 jobs in the order of the requests. Each 1,000 jobs share a transaction, so
+	// that other writers are not blocked.
 	//
-	// A request whose `unique_key` is held or whose `request_id` was used creates no job. This includes
-	// keys and ids of earlier requests of the same call. The other jobs are created all the same, and
-	// the result names the existing job. A malformed request fails the call with `INVALID_ARGUMENT`,
-	// and no job is created.
+	// A request with a held `unique_key` or a used `request_id` creates no job, and its result names
+	// the existing job. Keys and ids of earlier requests of the call count as well. Other jobs are
+	// created. A malformed request fails the call with `INVALID_ARGUMENT`, and no job is created.
 	//
-	// If the call fails otherwise or ends early, the jobs of completed transactions stay. To repeat the
-	// call safely, set a `request_id` in each request: only the missing jobs are then created. A
-	// message may have 4 MiB unless the server is configured otherwise.
+	// If the call fails for another reason or ends early, the jobs of committed transactions stay. To
+	// repeat the call safely, set a `request_id` in each request: only missing jobs are then created.
+	// A message may have 4 MiB unless the server is configured otherwise.
 	BatchCreateJobs(context.Context, *BatchCreateJobsRequest) (*BatchCreateJobsResponse, error)
-	// Returns a job with its last 100 attempts and its timing. There are fewer attempts where the
-	// message would exceed 3.5 MiB.
+	// Returns a job with timing and its last 100 attempts. Fewer attempts are returned if the message
+	// would exceed 3.5 MiB.
 	GetJob(context.Context, *GetJobRequest) (*Job, error)
 	// Lists jobs, newest first unless `order` says otherwise, without attempts and timing. Payload,
 	// result and traceback are left out. With an order other than by `created_at`, a job that changes
@@ -491,31 +488,30 @@ type JobServiceServer interface {
 	SearchJobs(context.Context, *SearchJobsRequest) (*SearchJobsResponse, error)
 	// Lists the attempts of a job, oldest first. `RetryJob` keeps the earlier attempts.
 	ListJobAttempts(context.Context, *ListJobAttemptsRequest) (*ListJobAttemptsResponse, error)
-	// Lists the status changes of a job, oldest first. Its creation is no transition, see
-	// `Job.created_at`.
+	// Lists the status changes of a job, oldest first. The creation of the job is not a transition,
+	// see `Job.created_at`.
 	ListJobTransitions(context.Context, *ListJobTransitionsRequest) (*ListJobTransitionsResponse, error)
-	// Lists the log lines of a job, over all its attempts, in the order in which the server received
-	// them.
+	// Lists the log lines of a job over all attempts, in the order of their arrival at the server.
 	ListJobLogs(context.Context, *ListJobLogsRequest) (*ListJobLogsResponse, error)
-	// Streams the log of a job: first the stored lines, then new lines. Ends with OK when the job is
+	// Streams the log of a job: first stored lines, then new lines. Ends with OK when the job is
 	// finished and all lines were sent, or when the job is deleted. A slow client loses no line.
 	//
 	// Fails with `UNAVAILABLE` (`SHUTTING_DOWN`) when the server shuts down. Resume with `after_line`
-	// set to the last line received. Fails with `FAILED_PRECONDITION` (`HISTORY_REPLACED`) when the
-	// database is replaced under the server, as by a restore: read the log again from its first line.
-	// The stream counts as a watch: the call fails with `RESOURCE_EXHAUSTED` (`TOO_MANY_WATCHES`) if
-	// too many are open.
+	// set to the last received line. Fails with `FAILED_PRECONDITION` (`HISTORY_REPLACED`) when the
+	// database is replaced under the server, for example by a restore: read the log again from its
+	// first line. The stream counts as a watch: the call fails with `RESOURCE_EXHAUSTED`
+	// (`TOO_MANY_WATCHES`) beyond `--max-watches`.
 	TailJobLogs(*TailJobLogsRequest, grpc.ServerStreamingServer[JobLog]) error
 	// Cancels a job.
 	//
 	// A queued job is cancelled at once. For a running job, cancellation is requested: the worker is
 	// notified on its stream or by its next heartbeat. The job is cancelled when the worker
 	// acknowledges, fails or releases it, when its lease expires, or when it times out. After the
-	// request the job can no longer be completed.
+	// request, the job can no longer be completed.
 	//
-	// A job that is cancelled already, or whose cancellation is requested already, is returned
-	// unchanged; the first actor and reason stay. Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) if
-	// the job has completed or failed. `RetryJob` reverses a cancellation once the job is cancelled.
+	// A job with a requested or finished cancellation is returned unchanged, with the first actor and
+	// reason. Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) if the job has completed or failed.
+	// `RetryJob` reverses a finished cancellation.
 	CancelJob(context.Context, *CancelJobRequest) (*Job, error)
 	// Queues a failed or cancelled job again, with the full number of attempts and rescues.
 	//
@@ -526,47 +522,47 @@ type JobServiceServer interface {
 	// - the progress: percentage, step, items and `progress_at`
 	// - the cancellation request
 	//
-	// It sets `scheduled_at` to the requested time, else to now. The job has no deadline from then on.
-	// `attempt_number` goes up by 1, unless the job has never run.
+	// It sets `scheduled_at` to the requested time, else to now. The job has no deadline from then
+	// on. `attempt_number` goes up by 1, unless the job has never run.
 	//
 	// Everything else is kept: id, payload, queue, type, priority, timeout, limits, unique key, past
 	// attempts, transitions and log.
 	//
-	// Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) in any other status, so a second call in a row
-	// fails. Fails with `ALREADY_EXISTS` if another job holds the `unique_key` by now.
+	// Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) in any other status, so a second call in a
+	// row fails. Fails with `ALREADY_EXISTS` if another job holds the `unique_key` by now.
 	RetryJob(context.Context, *RetryJobRequest) (*Job, error)
-	// Deletes a job with its attempts, transitions and logs. This frees its `unique_key` and
-	// `request_id`. A queued job never runs then. Fails with `FAILED_PRECONDITION` (`WRONG_STATUS`) for
-	// a running job: cancel it first.
+	// Deletes a job with its attempts, transitions and logs, and frees its `unique_key` and
+	// `request_id`. A deleted queued job never runs. Fails with `FAILED_PRECONDITION`
+	// (`WRONG_STATUS`) for a running job: cancel the job first.
 	DeleteJob(context.Context, *DeleteJobRequest) (*emptypb.Empty, error)
-	// Cancels all matching jobs as `CancelJob` does, oldest first, 200 at a time. Completed and failed
-	// jobs stay as they are and are counted, and so are jobs cancelled already.
+	// Cancels all matching jobs as `CancelJob` does, oldest first, 200 in a transaction. Completed,
+	// failed and cancelled jobs stay unchanged and are counted.
 	//
-	// This is not one transaction. If the call fails, some jobs may be cancelled; the same call again
-	// cancels the rest. Jobs created after the call began are not touched.
+	// If the call fails, some jobs may be cancelled, and a repeated call cancels the rest. Jobs
+	// created after the start of the call are not changed.
 	CancelJobs(context.Context, *CancelJobsRequest) (*MoveJobsResponse, error)
-	// Queues all matching failed and cancelled jobs again as `RetryJob` does, oldest first, 200 at a
-	// time. Use `filter.dead` to retry the dead letters. They may all run at once: this call has no
-	// `scheduled_at`. Other jobs stay as they are and are counted, and so are jobs whose `unique_key`
-	// another job holds.
+	// Queues all matching failed and cancelled jobs again as `RetryJob` does, oldest first, 200 in a
+	// transaction. Use `filter.dead` to retry dead letters. All jobs may run at once: the call has no
+	// `scheduled_at`. Jobs in another status, and jobs with a `unique_key` that another job holds,
+	// stay unchanged and are counted.
 	//
-	// This is not one transaction. If the call fails, some jobs may be queued; the same call again
-	// queues the rest. A job that has failed again by then is retried a second time.
+	// If the call fails, some jobs may be queued, and a repeated call queues the rest. A job that has
+	// failed again by then is retried a second time.
 	RetryJobs(context.Context, *RetryJobsRequest) (*MoveJobsResponse, error)
-	// Deletes all matching jobs as `DeleteJob` does, oldest first, in transactions of 200. Running jobs
-	// stay as they are and are counted. If the call fails, some jobs may be deleted; the same call
-	// again deletes the rest.
+	// Deletes all matching jobs as `DeleteJob` does, oldest first, 200 in a transaction. Running jobs
+	// stay unchanged and are counted. If the call fails, some jobs may be deleted, and a repeated
+	// call deletes the rest.
 	DeleteJobs(context.Context, *DeleteJobsRequest) (*MoveJobsResponse, error)
-	// Counts jobs by status and by type, and reports how long they waited and ran. All numbers are of
+	// Counts jobs by status and by type, and returns waiting and running times. All numbers are of
 	// one moment. The call reads all matching jobs.
 	GetJobStats(context.Context, *GetJobStatsRequest) (*GetJobStatsResponse, error)
-	// Streams one job: first its present state, then its changes and, with `logs`, its log lines. Ends
-	// with OK when the job is finished or deleted and everything was sent. A later `RetryJob` does not
-	// reopen the stream.
+	// Streams one job: first its present state, then its changes and, with `logs`, its log lines.
+	// Ends with OK when the job is finished or deleted and everything was sent. A later `RetryJob`
+	// does not reopen the stream.
 	//
 	// A stream resumes after the `cursor` of any response without a gap, and fails as
-	// `MonitorService.Watch` does. A stream that resumes after the job has finished sends the rest and
-	// ends.
+	// `MonitorService.Watch` does. A stream that resumes after the job has finished sends the rest
+	// and ends.
 	//
 	// On `CURSOR_EXPIRED` or `HISTORY_REPLACED`, call again without a cursor: the stream begins with
 	// the present state of the job. Counts as a watch: fails with `RESOURCE_EXHAUSTED`
@@ -1052,5 +1048,5 @@ var JobService_ServiceDesc = grpc.ServiceDesc{
 			ServerStreams: true,
 		},
 	},
-	Metadata: "watchpost/v1/jobs.proto",
+	Metadata: "watchpost/v1/job_service.proto",
 }
