@@ -1,4 +1,4 @@
-//! Generates the Rust of the API from `proto/`, without protoc.
+//! Generates the Rust code of the API from `proto/`, without protoc.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     compiler.include_imports(true).include_source_info(true);
     compiler.open_files(FILES)?;
     let descriptors = compiler.file_descriptor_set();
-    // What reflection serves needs no comments.
+    // Reflection serves the descriptors without comments.
     compiler.include_source_info(false);
     fs::write(
         out.join("watchpost_descriptor.bin"),

@@ -1,4 +1,4 @@
-//! What clients of the command line share: when they take a connection for broken, and how long they wait.
+//! Connection handling shared by the clients of the command line.
 
 use std::{error::Error, io, time::Duration};
 
@@ -11,19 +11,19 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-/// How often the server shall say that it is there.
+/// Requested interval of heartbeats from the server.
 pub(crate) const HEARTBEAT: prost_types::Duration = prost_types::Duration {
     seconds: 2,
     nanos: 0,
 };
 
-/// How long a connection may take.
+/// Maximum duration of a connection attempt.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// How long a server that should have said something may be silent.
+/// Time without a message or heartbeat after which a connection counts as lost.
 pub(crate) const SILENCE: Duration = Duration::from_secs(20);
 
-/// How long to wait before the next attempt, at first and at most.
+/// Minimum and maximum pause between two connection attempts.
 pub(crate) const PAUSES: (Duration, Duration) =
     (Duration::from_millis(250), Duration::from_secs(5));
 
@@ -33,7 +33,7 @@ pub(crate) async fn connect(server: &str) -> Result<Channel, tonic::transport::E
     endpoint.connect().await
 }
 
-/// Why a connection ended, or could not be made.
+/// Failure of a connection.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
     #[error("it cannot be reached")]
@@ -47,8 +47,8 @@ pub(crate) enum Broken {
 }
 
 impl Broken {
-    /// Whether this is what a server answers that cannot go on after the cursor: too old, of
-    /// another database, or ahead of what it knows.
+    /// Returns true if the server refused the cursor: too old, of another database, or ahead of the
+    /// feed.
     pub(crate) fn refuses_cursor(&self) -> bool {
         let codes = [
             Code::OutOfRange,
@@ -58,7 +58,7 @@ impl Broken {
         matches!(self, Self::Status(status) if codes.contains(&status.code()))
     }
 
-    /// What is at the bottom of it: what lies above only says that something went wrong.
+    /// Returns the innermost cause, because the outer errors carry no information.
     pub(crate) fn reason(&self) -> String {
         let mut cause: Option<&dyn Error> = match self {
             Self::Unreachable(error) => error.source(),
@@ -74,11 +74,11 @@ impl Broken {
     }
 }
 
-/// The signals that end a client.
+/// Termination signals of a client.
 pub(crate) struct Signals([Signal; 3]);
 
 impl Signals {
-    /// Hears them from now on.
+    /// Starts listening for the signals.
     pub(crate) fn hear() -> io::Result<Self> {
         Ok(Self([
             signal(SignalKind::terminate())?,
@@ -87,7 +87,7 @@ impl Signals {
         ]))
     }
 
-    /// Waits for one.
+    /// Waits for the first signal.
     pub(crate) async fn stop(&mut self) {
         let [terminate, interrupt, hangup] = &mut self.0;
         tokio::select! {

@@ -1,9 +1,10 @@
-//! The time that decides: that of the database, which several processes share.
+//! The authoritative clock: the clock of the database, shared by all processes.
 //!
-//! Cooldowns, leases, schedules, silences and retention go by [`now`]. On PostgreSQL it is the clock of the database: every
-//! second the sign of life asks for it, so that a process whose own clock is wrong decides as all others do. On SQLite it
-//! is the clock of the host. Between two signs of life, time passes by the monotonic clock, so that a step of the wall
-//! clock changes nothing before it is noticed. What a wrong clock has stored is mended by `server/clock_repair.rs`.
+//! Cooldowns, leases, schedules, silences and retention use [`now`]. On PostgreSQL the time comes
+//! from the database, compared every second, so that a process with a wrong clock decides as all
+//! others do. On SQLite the time is the host's clock. Between two comparisons time passes by the
+//! monotonic clock, so that a step of the wall clock has no effect before its detection.
+//! `server/clock_repair.rs` repairs times stored by a wrong clock.
 
 use std::{
     sync::{
@@ -22,23 +23,24 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Differences up to this are those of the comparison.
+/// Differences up to this value, in microseconds, are measurement noise.
 const NOISE_US: i64 = 2_000;
 
-/// The least difference that is told, and that counts as a step.
+/// Smallest difference that is reported and counts as a step.
 pub(crate) const TOLD: TimeDelta = TimeDelta::seconds(1);
 
-/// The same, in microseconds.
+/// [`REPORTED_SKEW`] in microseconds.
 const STEP_US: i64 = 1_000_000;
 
-/// Time that the database may take to tell its time.
+/// Timeout of the query for the time of the database.
 const WITHIN: Duration = Duration::from_secs(5);
 
-/// Factor by which the time of retention may pass faster than the monotonic clock after a step, and its head start.
+/// Factor by which the retention clock may run faster than the monotonic clock after a step, and
+/// its head start.
 const CATCH_UP: i64 = 24;
 const HEAD_START: TimeDelta = TimeDelta::days(1);
 
-/// No time: nothing was measured.
+/// Marker for a value that was not measured.
 const NONE: i64 = i64::MIN;
 
 static CLOCK: LazyLock<Clock> = LazyLock::new(|| {
@@ -55,34 +57,36 @@ static CLOCK: LazyLock<Clock> = LazyLock::new(|| {
     }
 });
 
-/// The clock of the process. All numbers are microseconds.
+/// Clock of the process. All numbers are microseconds.
 struct Clock {
     start: Instant,
-    /// The time that decided at the start, by the last comparison.
+    /// Authoritative time at the start, by the last comparison.
     base: AtomicI64,
-    /// Time by which the clock of the database is ahead of the wall clock.
+    /// Difference of the database clock minus the wall clock.
     offset: AtomicI64,
-    /// Time by which the wall clock is ahead of the database, by the last measurement.
+    /// Difference of the wall clock minus the database clock, by the last measurement.
     skew: AtomicI64,
-    /// Steps of the clock that decides.
+    /// Number of steps of the authoritative clock.
     steps: AtomicU64,
-    /// A time that was no later than the right one, and when that was known by the monotonic clock: see [`for_retention`].
+    /// Trusted lower bound of the time, and its monotonic time: see [`for_retention`].
     trusted: AtomicI64,
     trusted_at: AtomicI64,
-    /// Changes with every step.
+    /// Notifies of every step.
     changes: watch::Sender<u64>,
 }
 
-/// The time that decides, in whole microseconds.
+/// Returns the authoritative time, in whole microseconds.
 pub fn now() -> DateTime<Utc> {
     let clock = &*CLOCK;
     let elapsed = clock.elapsed();
     time(clock.decides(wall(), elapsed))
 }
 
-/// The time by which retention deletes: not far beyond what is known to be right. After a start or a step of the clock it
-/// begins a day after the newest stored change, and catches up a day in an hour, so that a clock that is a year ahead
-/// deletes little before somebody has mended it.
+/// Returns the time used by retention, which advances slowly after a clock step.
+///
+/// After a start or a step, the time begins a day after the newest stored change and catches up a
+/// day per hour. A clock that is a year ahead therefore deletes little before an operator corrects
+/// the clock.
 pub fn for_retention() -> DateTime<Utc> {
     let clock = &*CLOCK;
     let trusted = clock.trusted.load(Ordering::Relaxed);
@@ -94,24 +98,24 @@ pub fn for_retention() -> DateTime<Utc> {
     now().min(bound)
 }
 
-/// Time by which the clock of this process is ahead of that of the database. `None` on SQLite, where they are the same, and
-/// before it was measured.
+/// Returns the difference of this process's clock minus the database clock. `None` before the first
+/// measurement, and on SQLite, where both are the same.
 pub fn skew() -> Option<TimeDelta> {
     let skew = CLOCK.skew.load(Ordering::Relaxed);
     (skew != NONE).then(|| TimeDelta::microseconds(skew))
 }
 
-/// Number of times the clock that decides was stepped by a second or more.
+/// Returns the number of steps of the authoritative clock by a second or more.
 pub fn steps() -> u64 {
     CLOCK.steps.load(Ordering::Relaxed)
 }
 
-/// Changes with every step of the clock that decides.
+/// Subscribes to steps of the authoritative clock.
 pub(crate) fn changes() -> watch::Receiver<u64> {
     CLOCK.changes.subscribe()
 }
 
-/// Says that this time has passed: that of the newest stored change.
+/// Records that this time has passed: the time of the newest stored change.
 pub(crate) fn trust(stored: DateTime<Utc>) {
     let clock = &*CLOCK;
     let stored = stored.min(now()).timestamp_micros();
@@ -121,7 +125,7 @@ pub(crate) fn trust(stored: DateTime<Utc>) {
     }
 }
 
-/// Asks the database for a sign of life, and compares its clock.
+/// Checks that the database answers, and compares its clock.
 pub(crate) async fn compare(db: &Db) -> Result<()> {
     if db.backend() != DbBackend::Postgres {
         db.ping().await?;
@@ -138,7 +142,8 @@ pub(crate) async fn compare(db: &Db) -> Result<()> {
     let row = row?;
     let row = row.ok_or_else(|| Error::internal("a query without a row"))?;
     let there: DateTime<Utc> = row.try_get("", "now")?;
-    // The database was asked halfway, by the monotonic clock: the other one may have been stepped meanwhile.
+    // The query is assumed to run halfway, by the monotonic clock, because the wall clock may have
+    // been stepped meanwhile.
     let took = CLOCK.elapsed() - begun;
     let half = took / 2;
     let there = (there.timestamp_micros(), NOISE_US.max(took));
@@ -151,7 +156,7 @@ impl Clock {
         i64::try_from(self.start.elapsed().as_micros()).unwrap_or(i64::MAX)
     }
 
-    /// The wall clock and the monotonic one at the same moment.
+    /// Returns the wall clock and the monotonic clock at the same moment.
     fn sample(&self) -> (i64, i64) {
         let mut sample = (wall(), self.elapsed());
         for _ in 0..10 {
@@ -159,7 +164,7 @@ impl Clock {
             let wall = wall();
             let took = self.elapsed() - before;
             sample = (wall, before + took / 2);
-            // Else the thread was not running in between.
+            // A longer duration means that the thread was suspended between both readings.
             if took < NOISE_US {
                 break;
             }
@@ -167,17 +172,17 @@ impl Clock {
         sample
     }
 
-    /// The time that decides when the clocks show this.
+    /// Returns the authoritative time for the given readings of both clocks.
     fn decides(&self, wall: i64, elapsed: i64) -> i64 {
         let expected = self.base.load(Ordering::Relaxed) + elapsed;
         let told = wall + self.offset.load(Ordering::Relaxed);
-        // Else the wall clock was stepped since the last comparison.
+        // A larger difference means that the wall clock was stepped since the last comparison.
         let is_steady = (told - expected).abs() < STEP_US;
         if is_steady { told } else { expected }
     }
 
-    /// Takes over what a comparison has found: both clocks of this process, and that of the database with the error of its
-    /// measurement.
+    /// Applies a comparison: both clocks of this process, and the database time with its
+    /// measurement error.
     fn compared(&self, wall: i64, elapsed: i64, there: Option<(i64, i64)>) {
         let expected = self.decides(wall, elapsed);
         let is_first = there.is_some() && self.skew.load(Ordering::Relaxed) == NONE;
@@ -191,12 +196,12 @@ impl Clock {
             self.skew.store(-ahead, Ordering::Relaxed);
         }
         let step = right - expected;
-        // At first the clock of this process decided nothing.
+        // Before the first comparison, no decision was based on the clock of this process.
         if is_first || step.abs() - noise < STEP_US {
             return;
         }
         if step > 0 {
-            // What was right before the step has passed.
+            // The expected time has passed in any case.
             self.trusted.store(expected, Ordering::Relaxed);
             self.trusted_at.store(self.elapsed(), Ordering::Relaxed);
         }
@@ -209,7 +214,7 @@ impl Clock {
     }
 }
 
-/// The wall clock of the host.
+/// Returns the wall clock of the host.
 fn wall() -> i64 {
     Utc::now().timestamp_micros()
 }

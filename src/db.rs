@@ -1,5 +1,5 @@
-//! The database: its settings, its connections, and reading. Writing is in `db/write.rs`, reading that may take long in
-//! `db/scans.rs`.
+//! The database: settings, connections, reads (`db/reader.rs`, `db/scans.rs`) and writes
+//! (`db/write.rs`).
 
 use std::sync::Arc;
 
@@ -39,46 +39,49 @@ mod write;
 
 pub use self::connect::BY_KEY;
 
-/// Address and treatment of a database.
+/// Address and connection settings of a database.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// `sqlite://…` or `postgres://…`.
+    /// Address: `sqlite://…` or `postgres://…`.
     pub url: String,
-    /// Number of connections to PostgreSQL that are open at most.
+    /// Maximum number of open connections to PostgreSQL.
     pub connections: u32,
     /// Durability of a commit on SQLite.
     pub sqlite_synchronous: Synchronous,
 }
 
-/// Moment at which a commit on SQLite is on the disk.
+/// Time at which a commit on SQLite is synced to disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Synchronous {
-    /// Before it is answered.
+    /// Before the answer.
     Full,
-    /// A moment later: a power cut may take the last commits, a crash of the process takes none.
+    /// Shortly after the answer. A power cut may lose the last commits; a crash of the process
+    /// loses none.
     Normal,
 }
 
-/// The database. Clones share it.
+/// Handle of the database. Clones share the connections.
 #[derive(Debug, Clone)]
 pub struct Db(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     backend: DbBackend,
-    /// On SQLite one connection, since only one can write; on PostgreSQL the same pool as `reader`.
+    /// Connections for writes: a single connection on SQLite, which allows one writer; the pool of
+    /// `reader` on PostgreSQL.
     writer: DatabaseConnection,
     reader: Reader,
-    /// Other connections to PostgreSQL, see [`Db::by_key`].
+    /// Connections to PostgreSQL whose planner is restricted to indexes, see [`Db::by_key`].
     by_key: Option<DatabaseConnection>,
     scans: Scans,
     life: Life,
-    /// Connection to a SQLite file that stays open and idle until the end: SQLite deletes the write-ahead log with the
-    /// last connection to its database, and the pools may close all of theirs after a fault.
+    /// Idle connection to a SQLite file, open until the end. SQLite deletes the write-ahead log
+    /// with the last connection, and the pools may close all of theirs after a fault.
     keeper: AsyncMutex<Option<SqliteConnection>>,
-    /// Lock on a SQLite file, if this process works on it alone.
+    /// Lock of a SQLite file for exclusive use by this process; absent without exclusive use.
     lock: Mutex<Option<Lock>>,
-    /// Held by the transaction that writes SQLite, so that a failed commit is dealt with before the next one begins.
+    /// Held by a SQLite write transaction, so that a failed commit is handled before the next
+    /// transaction begins.
     writing: AsyncMutex<()>,
     storage: Storage,
     renewal: Renewal,
@@ -114,14 +117,15 @@ impl Inner {
 }
 
 impl Db {
-    /// Kind of the database.
+    /// Returns the kind of the database.
     pub fn backend(&self) -> DbBackend {
         self.0.backend
     }
 
-    /// The same database for work that finds few rows among many by their keys, thousands of times a second. On
-    /// PostgreSQL its connections are others, whose planner is kept to indexes and their order: a plan that was made
-    /// while a table was small, or had few such rows, would else read all of them when there are many.
+    /// Returns a handle for frequent lookups of few rows by key.
+    ///
+    /// On PostgreSQL the planner of these connections is restricted to indexes and their order. A
+    /// plan cached while a table was small would otherwise scan the whole table later.
     #[must_use]
     pub fn by_key(&self) -> Self {
         let Some(by_key) = &self.0.by_key else {
@@ -136,30 +140,30 @@ impl Db {
         Self(Arc::new(db))
     }
 
-    /// Connections for short reads outside of a transaction: by keys, or a page by an index. See [`Db::scan`] for reading
-    /// that looks at many rows.
+    /// Returns connections for short reads outside of a transaction: by key, or a page by an index.
+    /// See [`Db::scan`] for reads of many rows.
     pub fn reader(&self) -> &Reader {
         &self.0.reader
     }
 
-    /// A transaction that reads, and sees one moment in all that it reads.
+    /// Begins a read-only transaction with a consistent snapshot.
     pub async fn snapshot(&self) -> Result<DatabaseTransaction> {
         self.0.reader.snapshot().await
     }
 
-    /// Closes the connections to PostgreSQL that are open now before they are used again. What they know of the database
-    /// may be of another one: their types, plans and server.
+    /// Marks the open PostgreSQL connections to be closed before reuse. Their cached types and
+    /// plans may belong to another database.
     pub(crate) fn renew_connections(&self) {
         self.0.renewal.renew();
     }
 
-    /// State of the storage: the reason why the database cannot be written, if there is one.
+    /// Returns the state of the storage, including the reason if the database cannot be written.
     pub fn storage(&self) -> &Storage {
         &self.0.storage
     }
 
-    /// Error for a request that the database did not answer in time: the fault of its storage if one is known, else that
-    /// it is busy, or that it cannot be reached.
+    /// Returns the error for a request without an answer in time: the known storage fault, a busy
+    /// database, or an unreachable database.
     pub async fn unanswered(&self) -> Error {
         if let Some(fault) = self.0.storage.fault() {
             return Error::Storage(fault);
@@ -171,7 +175,7 @@ impl Db {
         }
     }
 
-    /// Asks the database for a sign of life.
+    /// Checks that the database answers a query.
     pub async fn ping(&self) -> Result<(), DbErr> {
         let alive = self.0.reader.execute_unprepared("SELECT 1");
         if let Ok(alive) = timeout(ACQUIRE_TIMEOUT, alive).await {
@@ -181,8 +185,8 @@ impl Db {
         Err(self.0.life.explain(error).await)
     }
 
-    /// Reason why PostgreSQL cannot be reached, from an attempt to connect. A pool only tells that it has waited in
-    /// vain. `None` if the attempt succeeds, and on SQLite.
+    /// Attempts to connect to PostgreSQL and returns the problem, because a pool only reports a
+    /// timeout. `None` if the attempt succeeds, and on SQLite.
     pub async fn connect_problem(&self) -> Option<String> {
         if self.0.backend != DbBackend::Postgres {
             return None;
@@ -194,7 +198,7 @@ impl Db {
             .connect_options();
         match timeout(ACQUIRE_TIMEOUT, options.connect()).await {
             Ok(Ok(connection)) => {
-                // Nothing is lost with a connection that was only tried.
+                // A failed close of the test connection has no effect.
                 let _ = connection.close().await;
                 None
             }
@@ -203,9 +207,10 @@ impl Db {
         }
     }
 
-    /// Closes all connections, then gives the lock of a SQLite file back.
+    /// Closes all connections, then releases the lock of a SQLite file.
     pub async fn close(self) {
-        // Queries of scans that go on are cancelled over the others.
+        // Scans close first, because their running queries are cancelled over the other
+        // connections.
         let scans = self.0.scans.pools();
         let others = [&self.0.writer, self.0.reader.pool()];
         for pool in scans.chain(others).chain(&self.0.by_key) {
@@ -222,9 +227,10 @@ impl Db {
     }
 }
 
-/// Whether an error at the start may pass by itself: the server is not there yet, or has no room.
+/// Returns true if a connection error at the start may pass without intervention: the server is not
+/// ready, or has no free connection.
 pub fn may_pass(error: &DbErr) -> bool {
-    // A wrong password or name comes with a code of its own, and stays wrong.
+    // Codes of class 28 mean a wrong password or user name, which a retry does not repair.
     error::is_away(error) && error::code(error).is_none_or(|code| !code.starts_with("28"))
 }
 

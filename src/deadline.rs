@@ -1,33 +1,34 @@
-//! Deadline of a call, as its client gives it in the header `grpc-timeout`.
+//! Deadline of a call, set by the client in the header `grpc-timeout`.
 
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 use tokio::time::{Instant, timeout_at};
 
-/// Header with the time that a client waits for the answer of a call.
+/// Header with the timeout of a call.
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-/// Largest number of digits of a timeout, as gRPC has it.
+/// Maximum number of digits of a gRPC timeout.
 const DIGITS: usize = 8;
 
 tokio::task_local! {
-    /// Deadline of the call that a task works on.
+    /// Deadline of the call of the current task.
     static DEADLINE: Option<Instant>;
 }
 
-/// Deadline in the headers of a request. `None` if the client set none that can be read.
+/// Returns the deadline in request headers. `None` without a valid timeout.
 pub fn of(headers: &HeaderMap) -> Option<Instant> {
     let text = headers.get(&GRPC_TIMEOUT)?.to_str().ok()?;
     Instant::now().checked_add(read(text)?)
 }
 
-/// Deadline of the call that this task works on.
+/// Returns the deadline of the call of the current task.
 pub fn current() -> Option<Instant> {
     DEADLINE.try_with(|deadline| *deadline).ok().flatten()
 }
 
-/// Runs `work` for a call with this deadline. `None` if the deadline passes first: `work` is dropped then.
+/// Runs `work` with this deadline in scope. At the deadline `work` is dropped, and the result is
+/// `None`.
 pub async fn keep<F: Future>(deadline: Option<Instant>, work: F) -> Option<F::Output> {
     let work = DEADLINE.scope(deadline, work);
     match deadline {
@@ -36,12 +37,12 @@ pub async fn keep<F: Future>(deadline: Option<Instant>, work: F) -> Option<F::Ou
     }
 }
 
-/// Runs `work`, which does not wait, for a call with this deadline.
+/// Runs the synchronous `work` with this deadline in scope.
 pub fn within<T>(deadline: Option<Instant>, work: impl FnOnce() -> T) -> T {
     DEADLINE.sync_scope(deadline, work)
 }
 
-/// Reads a number and its unit: `1500m` is a second and a half.
+/// Parses a number and its unit: `1500m` is a second and a half.
 fn read(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if number.len() > DIGITS || !number.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,6 +1,4 @@
-//! What can go wrong, and the gRPC status that a client sees of it.
-//!
-//! The only file that knows both.
+//! Errors of the service, and their conversion to gRPC statuses.
 
 use std::{collections::HashMap, error::Error as StdError, sync::Arc, time::Duration};
 
@@ -19,21 +17,21 @@ mod database;
 /// The `domain` of every `google.rpc.ErrorInfo`.
 pub const DOMAIN: &str = "watchpost.v1";
 
-/// When a client may try again what failed because the server or its database was not there.
+/// Retry delay suggested for a temporary failure.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// How much of a client's own words an error repeats, in bytes. It travels in headers, for which clients
-/// have as little room as 8 KiB, and which cost them the whole connection if they are larger.
+/// Maximum length of client text repeated in an error, in bytes. Errors travel in headers; some
+/// clients allow only 8 KiB, and close the whole connection beyond that.
 const LONGEST_FIELD: usize = 200;
 const LONGEST_PROBLEM: usize = 300;
 
-/// How many of those that need a resource are told.
+/// Maximum number of dependents listed in an error.
 const USERS_TOLD: usize = 20;
 
-/// The result of everything that can fail with an [`Error`].
+/// Result with [`Error`] as the default error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failure. What a variant displays is what the client is told.
+/// Failure of a call. The displayed text is the status message for the client.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{resource} `{id}` does not exist")]
@@ -77,9 +75,9 @@ pub enum Error {
     #[error("the {resource} is in use by {users}")]
     InUse {
         resource: &'static str,
-        /// For people.
+        /// Readable list of the dependents.
         users: String,
-        /// Their ids, parted by commas.
+        /// Ids of the dependents, separated by commas.
         ids: String,
     },
     #[error(
@@ -101,13 +99,13 @@ pub enum Error {
     LeaseLost {
         job_id: String,
         status: String,
-        /// Which of several that a request is about.
+        /// Index of the failed item in a batch request.
         index: Option<usize>,
     },
     #[error("the job `{job_id}` is to be cancelled; acknowledge it")]
     JobCancelled {
         job_id: String,
-        /// Which of several that a request is about.
+        /// Index of the failed item in a batch request.
         index: Option<usize>,
     },
     #[error("the {resource} has changed since the expected version")]
@@ -157,7 +155,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// A field of the request that is missing, malformed or out of range.
+    /// Creates the error of a field that is missing, malformed or out of range.
     pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Invalid {
             field: shortened(field.into(), LONGEST_FIELD),
@@ -165,7 +163,8 @@ impl Error {
         }
     }
 
-    /// A resource that others need, by their names and ids. There is at least one.
+    /// Creates the error of a resource with dependents, given as names and ids. At least one
+    /// dependent is required.
     pub fn in_use<'a>(
         resource: &'static str,
         by: &str,
@@ -185,7 +184,8 @@ impl Error {
         }
     }
 
-    /// A GPU that another host, or another reporter of the same one, tells of.
+    /// Creates the error of a GPU reported by another host, or by another reporter of the same
+    /// host.
     pub fn gpu_claimed(field: String, gpu_uuid: String, host: String) -> Self {
         Self::GpuClaimed {
             field,
@@ -194,17 +194,17 @@ impl Error {
         }
     }
 
-    /// A failure of ours.
+    /// Creates an internal error. The cause is logged, and not shown to the client.
     pub fn internal(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::Internal(Arc::from(cause.into()))
     }
 
-    /// A task of ours that should have been there had ended.
+    /// Creates the internal error of a task that ended unexpectedly.
     pub fn internal_ended<T>(_: T) -> Self {
         Self::internal("a task has ended")
     }
 
-    /// The same failure, for another request that shared its cause.
+    /// Copies a failure for another request of the same batch.
     #[must_use]
     pub fn again(&self) -> Self {
         if matches!(self, Self::DatabaseAway) {
@@ -225,7 +225,7 @@ impl Error {
         Self::internal(self.to_string())
     }
 
-    /// The same failure, of this one of several that a request is about.
+    /// Sets the index of the failed item in a batch request.
     #[must_use]
     pub fn at(self, at: Option<usize>) -> Self {
         let mut error = self;
@@ -235,14 +235,14 @@ impl Error {
         error
     }
 
-    /// The code, its name and the reason, for answers that are no statuses.
+    /// Returns the status code and the reason, for answers without a gRPC status.
     pub fn code_and_reason(&self) -> (i32, &'static str) {
         let (code, reason) = self.kind();
         let reason = reason.as_str_name().trim_start_matches("ERROR_REASON_");
         (code as i32, reason)
     }
 
-    /// The code, and the reason that programs switch on.
+    /// Returns the status code, and the reason on which clients branch.
     fn kind(&self) -> (Code, ErrorReason) {
         match self {
             Self::NotFound { .. } => (Code::NotFound, ErrorReason::NotFound),
@@ -308,7 +308,7 @@ impl Error {
         details
     }
 
-    /// What `ErrorInfo` says beside the reason.
+    /// Returns the metadata of `ErrorInfo`.
     fn metadata(&self) -> Vec<(&'static str, String)> {
         if let Self::NotFound { resource, id } = self {
             return vec![("resource", (*resource).to_string()), ("id", id.clone())];
@@ -359,7 +359,7 @@ impl Error {
         Vec::new()
     }
 
-    /// The field that is at fault, and what is wrong with it.
+    /// Returns the offending field and the problem, if a field is at fault.
     fn violation(&self) -> Option<(&str, &str)> {
         if let Self::KeyReused { field } = self {
             return Some((field, "was used before for a request with other content"));
@@ -379,7 +379,7 @@ impl Error {
         None
     }
 
-    /// Why the database cannot be written, if the error is that it cannot.
+    /// Returns the storage fault, if storage is the cause.
     pub fn storage_fault(&self) -> Option<StorageFault> {
         if let Self::Storage(fault) = self {
             return Some(*fault);
@@ -387,13 +387,13 @@ impl Error {
         None
     }
 
-    /// Returns true if the database cannot be reached, is busy, or cannot be written: every other call that writes fails as
-    /// well, and trying again later helps.
+    /// Returns true if the database is unreachable, busy, or not writable: other writes fail as
+    /// well, and a later retry may succeed.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::DatabaseAway | Self::DatabaseBusy) || self.storage_fault().is_some()
     }
 
-    /// Whether the error passes by itself.
+    /// Returns true if the failure is temporary, and a retry may succeed.
     fn passes(&self) -> bool {
         matches!(
             self,
@@ -413,7 +413,7 @@ impl Error {
     }
 }
 
-/// Which of several that a request is about, for `ErrorInfo`.
+/// Returns the metadata for the index of a failed item.
 fn place(index: Option<usize>) -> Option<(&'static str, String)> {
     index.map(|index| ("index", index.to_string()))
 }

@@ -1,7 +1,7 @@
-//! The HTTP listener for tools: `/metrics`, `/healthz` and `/readyz`.
+//! HTTP listener for monitoring tools: `/metrics`, `/healthz` and `/readyz`.
 //!
-//! It speaks HTTP/1.1 by hyper, which tonic brings. A connection answers one request and has ten
-//! seconds for it, so that a client that is slow to ask or to read costs little and not for long.
+//! The listener uses HTTP/1.1 by hyper, a dependency of tonic. A connection serves one request and
+//! is closed after ten seconds, so that slow clients cost little.
 
 use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
@@ -26,25 +26,26 @@ use crate::{
     metrics::{self, Metrics},
 };
 
-/// How long a client may take to send the head of its request.
+/// Maximum time for a client to send the head of its request.
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long a connection may take from its start to its end.
+/// Maximum duration of a connection.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(10);
 
-/// How large the head of a request may be, in bytes: the least that hyper takes.
+/// Maximum size of a request head, in bytes: the minimum that hyper accepts.
 const HEAD_BYTES: usize = 8192;
 
-/// Largest number of open connections. For one more the oldest is closed: a client that has been slow for the longest.
+/// Maximum number of open connections. Beyond the limit the oldest is closed, whose client has been
+/// slow for the longest time.
 const CONNECTIONS: usize = 1024;
 
-/// Largest number of answers with metrics that are computed or sent at a time.
+/// Maximum number of concurrent answers with metrics.
 const SCRAPES: usize = 64;
 
-/// How long to wait after a failure to accept a connection, as when no file can be opened.
+/// Pause after a failed accept, as when no file can be opened.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Answers HTTP requests until shutdown.
+/// Serves HTTP requests until shutdown.
 pub async fn serve(listener: TcpListener, metrics: Metrics, shutdown: CancellationToken) {
     let scrapes = Scrapes::new(metrics);
     let accepting = async {
@@ -77,7 +78,7 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, shutdown: Cancellati
     shutdown.run_until_cancelled(accepting).await;
 }
 
-/// The text of the metrics, shared by the scrapes that wait for it. Clones share all.
+/// Text of the metrics, shared by concurrent scrapes. Clones share the state.
 #[derive(Clone)]
 struct Scrapes {
     metrics: Metrics,
@@ -85,13 +86,13 @@ struct Scrapes {
     places: Arc<Semaphore>,
 }
 
-/// A text, and when its computation began.
+/// Text of the metrics and the start of its computation.
 struct Scrape {
     begun_at: Instant,
     text: Bytes,
 }
 
-/// A text that is being sent, and its place.
+/// Text that is being sent, with its permit.
 struct Sending {
     text: Bytes,
     _place: OwnedSemaphorePermit,
@@ -112,7 +113,7 @@ impl Scrapes {
         }
     }
 
-    /// The metrics as they were at this moment or later. `None` while too many scrapes are being answered.
+    /// Returns the metrics of this moment or later. `None` if too many scrapes are running.
     async fn text(&self) -> Option<Bytes> {
         let place = self.places.clone().try_acquire_owned().ok()?;
         let asked_at = Instant::now();

@@ -1,4 +1,4 @@
-//! The command line.
+//! Entry point of the command line.
 
 use std::process::ExitCode;
 
@@ -17,10 +17,10 @@ use watchpost::{
     top,
 };
 
-/// The exit code for a bad setting, `EX_USAGE` of sysexits.h.
+/// Exit code for an invalid setting, `EX_USAGE` of sysexits.h.
 const BAD_SETTING: u8 = 64;
 
-/// The exit code for a job that was cancelled, or of which it is not known what became of it.
+/// Exit code for a job that was cancelled or whose result is unknown.
 const NOT_FINISHED: u8 = 2;
 
 fn main() -> ExitCode {
@@ -28,10 +28,10 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(stop) => return end(stop),
     };
-    // Whatever the process writes is for its user only: the database, its log and lock, keys.
+    // Created files are readable by the user only: the database, its log and lock, and keys.
     #[cfg(target_os = "linux")]
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    // A log would be drawn into the view.
+    // A log would overwrite the terminal view.
     if !matches!(
         cli.command,
         Some(Command::Top { .. } | Command::Jobs { .. })
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         Err(error) => return fail(&StartError::Serve(error.to_string())),
     };
     let code = runtime.block_on(run(cli));
-    // What hangs in a call of the system must not keep the process.
+    // Threads blocked in system calls must not delay the exit.
     runtime.shutdown_background();
     code
 }
@@ -96,7 +96,7 @@ async fn run(cli: Cli) -> ExitCode {
     }
 }
 
-/// Serves until a signal says to stop, or until it cannot go on.
+/// Serves until a termination signal or a fatal error.
 async fn serve(settings: &Settings) -> ExitCode {
     if let Err(problem) = settings.use_time_zones() {
         return end(Stop::Wrong(problem));
@@ -124,12 +124,12 @@ async fn serve(settings: &Settings) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Listens for SIGTERM, Ctrl-C and SIGHUP from now on. The future ends with the first of them.
+/// Listens for SIGTERM, Ctrl-C and SIGHUP. The future completes with the first signal.
 fn told_to_stop() -> Result<impl Future<Output = ()>, StartError> {
     let deaf = |error: std::io::Error| StartError::Serve(format!("cannot hear signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(deaf)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(deaf)?;
-    // A process under `nohup` outlives its terminal.
+    // A process under `nohup` must outlive its terminal.
     let mut hangup = if ignores_hangup() {
         None
     } else {
@@ -150,7 +150,7 @@ fn told_to_stop() -> Result<impl Future<Output = ()>, StartError> {
     })
 }
 
-/// Whether this process was started with SIGHUP ignored.
+/// Returns true if this process was started with SIGHUP ignored.
 fn ignores_hangup() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -158,7 +158,7 @@ fn ignores_hangup() -> bool {
     ignored.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask & 1 == 1))
 }
 
-/// Shows a server in the terminal.
+/// Shows the terminal view of a server.
 #[expect(clippy::print_stderr, reason = "there is no log")]
 async fn show_top(server: &str) -> ExitCode {
     match top::run(server).await {
@@ -171,7 +171,7 @@ async fn show_top(server: &str) -> ExitCode {
     }
 }
 
-/// Tells how a job goes, and ends as it does.
+/// Follows a job and exits with its result.
 #[expect(clippy::print_stderr, reason = "there is no log")]
 async fn watch_job(options: jobs_watch::Options) -> ExitCode {
     match jobs_watch::run(options).await {
@@ -187,7 +187,7 @@ async fn watch_job(options: jobs_watch::Options) -> ExitCode {
     }
 }
 
-/// Reports the GPUs of this host until a signal says to stop.
+/// Reports the GPUs of this host until a termination signal.
 async fn report(settings: agent::Settings) -> ExitCode {
     let told_to_stop = match told_to_stop() {
         Ok(told) => told,
@@ -202,7 +202,7 @@ async fn report(settings: agent::Settings) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Changes the schema, or prints its state.
+/// Migrates the schema, or prints its state.
 #[expect(clippy::print_stdout, reason = "the state is what was asked for")]
 async fn migrate(settings: &Settings, direction: Migrate) -> Result<ExitCode, StartError> {
     if let Migrate::Down { yes: false, steps } = direction {
@@ -215,7 +215,7 @@ async fn migrate(settings: &Settings, direction: Migrate) -> Result<ExitCode, St
     let db = match direction {
         Migrate::Up => Db::connect_alone(&database, "migrate up").await?,
         Migrate::Down { .. } => Db::connect_alone(&database, "migrate down").await?,
-        // It writes nothing.
+        // The command writes nothing, so no lock is needed.
         Migrate::Status => Db::connect(&database).await?,
     };
     match direction {
@@ -234,7 +234,7 @@ async fn migrate(settings: &Settings, direction: Migrate) -> Result<ExitCode, St
     Ok(ExitCode::SUCCESS)
 }
 
-/// Looks at the keys of secrets, or replaces them.
+/// Prints the state of the encryption keys, or replaces the keys.
 #[expect(clippy::print_stdout, reason = "the state is what was asked for")]
 async fn keys(settings: &Settings, action: KeyAction) -> Result<ExitCode, StartError> {
     if matches!(action, KeyAction::Replace { yes: false }) {
@@ -266,7 +266,7 @@ async fn keys(settings: &Settings, action: KeyAction) -> Result<ExitCode, StartE
 
 /// Sends the log to standard error.
 fn start_log(settings: &Settings) {
-    // The directives have been checked with the other settings.
+    // The directives were checked together with the other settings.
     let filter = EnvFilter::builder().parse_lossy(&settings.log);
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt()
@@ -277,7 +277,7 @@ fn start_log(settings: &Settings) {
         .init();
 }
 
-/// Ends before there is a log.
+/// Exits before the log is started.
 #[expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -296,7 +296,7 @@ fn end(stop: Stop) -> ExitCode {
     }
 }
 
-/// Reports what ends the process: in the log or, if the log leaves errors out, on standard error.
+/// Reports a fatal error: in the log or, if the log excludes errors, on standard error.
 #[expect(clippy::print_stderr, reason = "the log may leave errors out")]
 fn fail(error: &StartError) -> ExitCode {
     if tracing::enabled!(tracing::Level::ERROR) {

@@ -1,18 +1,18 @@
-//! Spacing of warnings about a fault that lasts.
+//! Rate limit for warnings about a lasting fault.
 
 use std::time::{Duration, Instant};
 
-/// Pause between two warnings of one fault.
+/// Minimum time between two warnings.
 const PAUSE: Duration = Duration::from_mins(1);
 
-/// Decides when to warn: once at first, and then once a minute while the fault lasts.
+/// Decides if a warning is due: at the begin of a fault, and once a minute while the fault lasts.
 #[derive(Debug, Default)]
 pub(crate) struct Reminder {
     last: Option<Instant>,
 }
 
 impl Reminder {
-    /// Notes that there is a fault. Returns whether to warn.
+    /// Records a fault. Returns true if a warning is due.
     pub(crate) fn is_due(&mut self) -> bool {
         let is_due = self.last.is_none_or(|last| last.elapsed() >= PAUSE);
         if is_due {
@@ -21,7 +21,7 @@ impl Reminder {
         is_due
     }
 
-    /// Notes that there is no fault. Returns whether there was one.
+    /// Records the absence of a fault. Returns true if a fault has ended.
     pub(crate) fn ended(&mut self) -> bool {
         self.last.take().is_some()
     }

@@ -1,4 +1,4 @@
-//! Every service, loop, health and shutdown on one listener.
+//! The server: all services, background loops, health and shutdown, on one listener.
 
 use std::{
     net::SocketAddr,
@@ -67,24 +67,24 @@ mod transport;
 
 use transport::{CALLED, reflection};
 
-/// What keeps the server from starting, or from going on.
+/// Failure that prevents the start or ends the server.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The address cannot be listened on.
+    /// The address cannot be bound.
     #[error("cannot listen on {address}: {source}")]
     Listen {
         address: String,
         source: std::io::Error,
     },
-    /// The database cannot be used, and waiting will not help.
+    /// The database is unusable, and a retry would not help.
     #[error("cannot use the database: {0}")]
     Database(String),
-    /// Another file lies where the database was.
+    /// The database file was replaced by another file.
     #[error(
         "the database file, or its log, was replaced while the server ran; start the server again"
     )]
     Replaced,
-    /// The keys of secrets cannot be read or replaced.
+    /// The encryption keys cannot be read or replaced.
     #[error("cannot use the keys of secrets: {0}")]
     Keys(String),
     /// The listener failed.
@@ -98,12 +98,12 @@ impl From<DbErr> for StartError {
     }
 }
 
-/// A server that listens.
+/// Running server.
 #[derive(Debug)]
 pub struct Server {
-    /// Where it listens.
+    /// Address of the gRPC listener.
     pub address: SocketAddr,
-    /// Where it serves metrics, if it does.
+    /// Address of the metrics listener; absent without metrics.
     pub metrics_address: Option<SocketAddr>,
     db: Db,
     health: Health,
@@ -111,22 +111,22 @@ pub struct Server {
     grace: Duration,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
     serving_http: Option<JoinHandle<()>>,
-    /// The start of the work; none once its failure was returned.
+    /// Task that prepares the database and starts the loops; absent after its failure was returned.
     preparing: Option<JoinHandle<Result<Running, StartError>>>,
     prepared: watch::Receiver<bool>,
 }
 
-/// Time after the grace time in which loops end and the database is closed.
+/// Time after the grace period for loops to end and the database to close.
 const CLOSING: Duration = Duration::from_secs(1);
 
-/// What has to come to its end before the database is closed.
+/// Tasks that must end before the database is closed.
 #[derive(Debug)]
 struct Running {
     gpus: gpu::Running,
     deliverer: JoinHandle<()>,
 }
 
-/// What the services and loops share.
+/// Components shared by services and loops.
 #[derive(Clone)]
 struct Parts {
     db: Db,
@@ -141,7 +141,8 @@ struct Parts {
 }
 
 impl Server {
-    /// Listens, and prepares the database meanwhile; until that is done calls are answered with `STARTING`.
+    /// Binds the listeners and prepares the database in the background. Until the preparation ends,
+    /// calls fail with `STARTING`.
     pub async fn start(settings: &Settings) -> Result<Self, StartError> {
         let database = settings.database();
         tracing::info!("database: {}", describe(&database));
@@ -218,14 +219,14 @@ impl Server {
         })
     }
 
-    /// Waits until the server is ready to work. Returns whether it is: `false` if the start has failed.
+    /// Waits until the preparation ends. Returns false if the preparation failed.
     pub async fn ready(&mut self) -> bool {
         self.prepared.wait_for(|ready| *ready).await.is_ok()
     }
 
-    /// Waits until the server cannot go on. Does not end otherwise.
+    /// Waits until the server can no longer run. Stays pending otherwise.
     pub async fn failed(&mut self) -> StartError {
-        // When `prepare` ends, having said that all is ready or not, it has let go of its end.
+        // `prepare` drops its sender at the end, in success and in failure.
         if self.ready().await {
             let ended = tokio::select! {
                 ended = &mut self.serving => ended,
@@ -241,7 +242,7 @@ impl Server {
             return std::future::pending().await;
         };
         let prepared = preparing.await;
-        // A task gives its result once.
+        // A task returns its result only once.
         self.preparing = None;
         match prepared {
             Ok(Err(error)) => error,
@@ -250,8 +251,10 @@ impl Server {
         }
     }
 
-    /// Ends every stream, waits for calls that are under way, and closes the database. Returns whether all
-    /// calls ended within the grace time. What hangs is left behind a second after the grace time.
+    /// Stops the server: streams end, running calls are awaited, and the database is closed.
+    ///
+    /// Returns true if all calls ended within the grace period. Remaining work is aborted one
+    /// second after the grace period.
     pub async fn stop(mut self) -> bool {
         let deadline = Instant::now() + self.grace;
         self.health.stopping().await;
@@ -294,7 +297,7 @@ async fn listen(address: &str) -> Result<(TcpListener, SocketAddr), StartError> 
     Ok((listener, address))
 }
 
-/// Every service, and where their figures come from.
+/// Builds all services and the sources of their metrics.
 fn routes<H: HealthService>(
     settings: &Settings,
     parts: &Parts,
@@ -426,7 +429,7 @@ fn monitor(
     )
 }
 
-/// The database for people, without passwords.
+/// Describes the database without passwords.
 fn describe(settings: &db::Settings) -> String {
     if let Ok(options) = settings.url.parse::<SqliteConnectOptions>()
         && settings.url.starts_with("sqlite:")

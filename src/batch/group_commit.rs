@@ -1,5 +1,5 @@
-//! Group commit: what arrives while others are being written shares the next transaction, and with it the
-//! wait for the disk.
+//! Group commit: items that arrive during a transaction share the next transaction and its disk
+//! sync.
 
 use std::{
     sync::{
@@ -17,23 +17,23 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, Result};
 
-/// How much waits at most; whoever comes beyond that waits for a place.
+/// Maximum number of queued items; further callers wait for free capacity.
 const QUEUE: usize = 4_096;
 
-/// How long to wait for callers who were just answered, and who probably come again at once. One who comes alone
-/// waits for nobody.
+/// Time that a group waits for recent callers, because larger groups are cheaper. A lone caller is
+/// never delayed.
 pub const SIBLINGS: Duration = Duration::from_millis(2);
 
-/// How many callers there are at a time.
+/// Counter of concurrent callers.
 #[derive(Debug, Default)]
 pub struct Callers {
     now: AtomicUsize,
-    /// The most since it was last asked.
+    /// Highest concurrency since the last call of [`Callers::take_peak`].
     most: AtomicUsize,
 }
 
 impl Callers {
-    /// Counts a caller until what is returned is dropped.
+    /// Counts a caller until the returned guard is dropped.
     pub fn enter(&self) -> impl Drop {
         struct Caller<'a>(&'a AtomicUsize);
         impl Drop for Caller<'_> {
@@ -46,7 +46,8 @@ impl Callers {
         Caller(&self.now)
     }
 
-    /// The most at a time since it was last asked.
+    /// Returns the highest concurrency since the last call, and resets the peak to the present
+    /// number.
     pub fn most(&self) -> usize {
         self.most
             .swap(self.now.load(Ordering::Relaxed), Ordering::Relaxed)
@@ -55,19 +56,19 @@ impl Callers {
 
 /// Writes groups of items.
 pub trait Writer: Send + Sync + 'static {
-    /// What is written.
+    /// Input of one write.
     type Item: Send + 'static;
-    /// What comes of it.
+    /// Result of one written item.
     type Answer: Send + 'static;
 
-    /// Writes items in one transaction, and answers each, in their order. An error is that of all, and nothing
-    /// was written.
+    /// Writes all items in one transaction and returns one answer per item, in order. An error
+    /// applies to every item: nothing was written.
     fn write(
         &self,
         items: Vec<Self::Item>,
     ) -> impl Future<Output = Result<Vec<Result<Self::Answer>>>> + Send;
 
-    /// How much of a group an item takes up. The room is [`GroupCommit::start`]'s.
+    /// Size of an item, counted against the `max_size` of [`GroupCommit::start`].
     fn size(_item: &Self::Item) -> usize {
         1
     }
@@ -78,7 +79,7 @@ type Waiting<W> = (
     oneshot::Sender<Result<<W as Writer>::Answer>>,
 );
 
-/// Items that wait to be written. Clones share them.
+/// Queue of items to be written. Clones share the queue.
 #[derive(Debug)]
 pub struct GroupCommit<W: Writer> {
     queue: mpsc::Sender<Waiting<W>>,
@@ -95,8 +96,9 @@ impl<W: Writer> Clone for GroupCommit<W> {
 }
 
 impl<W: Writer> GroupCommit<W> {
-    /// Starts writing: up to `at_once` groups at the same time, each with no more than `room` for items unless a
-    /// single one needs more. What waits at shutdown is still written.
+    /// Starts the writer with at most `max_groups` concurrent groups.
+    /// A group holds at most `max_size`; a single larger item forms a group alone. Items queued at
+    /// shutdown are still written.
     pub fn start(writer: Arc<W>, at_once: usize, room: usize, shutdown: CancellationToken) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let callers = Arc::new(Callers::default());
@@ -108,14 +110,15 @@ impl<W: Writer> GroupCommit<W> {
         group
     }
 
-    /// Writes an item. Returns when it is committed, or is not going to be.
+    /// Writes an item and returns after the commit or the failure.
     pub async fn write(&self, item: W::Item) -> Result<W::Answer> {
         let _caller = self.callers.enter();
         let answer = self.send(item).await?;
         answer.await.map_err(|_| Error::ShuttingDown)?
     }
 
-    /// Has an item written. Those of one caller keep their order.
+    /// Enqueues an item and returns the receiver of the answer. Items of one caller keep their
+    /// order.
     pub async fn send(&self, item: W::Item) -> Result<oneshot::Receiver<Result<W::Answer>>> {
         let (reply, answer) = oneshot::channel();
         let sent = self.queue.send((item, reply)).await;
@@ -184,7 +187,7 @@ async fn gather<W: Writer>(
 
 async fn write<W: Writer>(writer: &W, group: Vec<Waiting<W>>) {
     let (items, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
-    // Whoever asked may have gone.
+    // A caller may have been cancelled, so failed sends are ignored.
     match writer.write(items).await {
         Ok(answers) => {
             for (reply, answer) in replies.into_iter().zip(answers) {

@@ -1,19 +1,20 @@
-//! What all requests share of the database, compiled once and replaced when it changes.
+//! In-memory copies of database settings, shared by all requests and replaced after a change.
 
 use std::sync::Arc;
 
 use parking_lot::RwLock;
 use tokio::sync::{Mutex, MutexGuard};
 
-/// The newest of its kind that was read.
+/// Shared copy of the newest value that was read.
 #[derive(Debug, Default)]
 pub struct Live<T> {
     current: RwLock<Arc<T>>,
-    /// Held while reading, so that the one that is read last replaces those read before.
+    /// Held during a read, so that concurrent reads cannot replace a newer value by an older value.
     reading: Mutex<()>,
 }
 
-/// The right to read the next one. What was committed before it was given is in force once it is used.
+/// Exclusive right to read and replace the value. Changes committed before the guard was taken are
+/// in force after the replacement.
 #[derive(Debug)]
 pub struct Turn<'a, T> {
     live: &'a Live<T>,
@@ -21,20 +22,22 @@ pub struct Turn<'a, T> {
 }
 
 impl<T> Live<T> {
-    /// The newest one.
+    /// Returns the newest value.
     pub fn current(&self) -> Arc<T> {
         let current = self.current.read();
         current.clone()
     }
 
-    /// Replaces it by what `read` gives; what was committed before the call is in force after it.
+    /// Replaces the value by the result of `read`. Changes committed before the call are in force
+    /// afterwards.
     pub async fn reload<E>(&self, read: impl Future<Output = Result<T, E>>) -> Result<(), E> {
         let turn = self.turn().await;
         turn.replace(read.await?);
         Ok(())
     }
 
-    /// Waits until nobody else reads. Until the turn is used or dropped, [`Self::current`] stays the same.
+    /// Waits for other reloads to finish. [`Self::current`] stays the same until the guard is used
+    /// or dropped.
     pub async fn turn(&self) -> Turn<'_, T> {
         Turn {
             _reading: self.reading.lock().await,
@@ -44,7 +47,7 @@ impl<T> Live<T> {
 }
 
 impl<T> Turn<'_, T> {
-    /// Replaces the current one.
+    /// Replaces the current value.
     pub fn replace(self, new: T) {
         let new = Arc::new(new);
         let mut current = self.live.current.write();

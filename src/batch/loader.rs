@@ -1,4 +1,4 @@
-//! Many lookups at once: requests for single rows that arrive together share one query.
+//! Coalesced lookups: concurrent requests for single rows share one query.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,14 +11,14 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::error::{Error, Result};
 
-/// How many rows one query looks up at most.
+/// Maximum number of rows in one query.
 const BATCH: usize = 128;
 
-/// Looks rows up by key.
+/// Looks up rows by key.
 ///
-/// Nobody waits for a batch to fill: a query takes whatever has been asked for
-/// while the one before it ran. Each query starts after the lookups in it were
-/// asked for, so a lookup sees all that was committed before.
+/// No lookup waits for a batch to fill: a query takes all lookups that arrived during the previous
+/// query. Each query starts after the arrival of its lookups, so a lookup sees everything committed
+/// before.
 #[derive(Debug)]
 pub struct Loader<K, V> {
     asked: mpsc::Sender<(K, oneshot::Sender<Result<Option<V>>>)>,
@@ -29,7 +29,8 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Starts `queries` tasks, each of which runs one `fetch` at a time. They end with the loader.
+    /// Starts `queries` tasks, each with one `fetch` at a time. The tasks end when the loader is
+    /// dropped.
     pub fn start<F>(
         queries: usize,
         fetch: impl Fn(Vec<K>) -> F + Clone + Send + Sync + 'static,
@@ -43,7 +44,8 @@ where
             let (lookups, fetch) = (lookups.clone(), fetch.clone());
             tokio::spawn(async move {
                 let mut batch = Vec::with_capacity(BATCH);
-                // The lock is held while waiting, so that one task gathers while the others query.
+                // The lock is held while waiting, so that one task collects lookups while the
+                // others query.
                 while lookups.lock().await.recv_many(&mut batch, BATCH).await > 0 {
                     answer(&fetch, &mut batch).await;
                 }
@@ -78,7 +80,7 @@ async fn answer<K, V, F>(
             Ok(rows) => Ok(rows.get(&key).cloned()),
             Err(error) => Err(error.again()),
         };
-        // Whoever asked may have gone.
+        // A caller may have been cancelled, so failed sends are ignored.
         let _ = reply.send(found);
     }
 }

@@ -1,4 +1,4 @@
-//! Tests of settings and where they come from.
+//! Tests of settings and their sources.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
-//! Inserting and updating many rows at once.
+//! Inserts and updates of many rows at once.
 //!
-//! What the ORM's `insert_many` and a loop of updates do, without building a long statement anew each time: at
-//! thousands of rows a second that is a good part of the work, on our side and on the database's.
+//! Equivalent to the ORM's `insert_many` and a loop of updates, but statements are cached. At
+//! thousands of rows a second, building and parsing statements is a large part of the work.
 
 use std::{
     collections::HashMap,
@@ -20,7 +20,7 @@ use crate::error::Result;
 
 mod array;
 
-/// Inserts rows, all of which set the same columns.
+/// Inserts rows, which must all set the same columns.
 pub async fn insert_all<R, A>(tx: &DatabaseTransaction, rows: Vec<R>) -> Result<()>
 where
     R: IntoActiveModel<A>,
@@ -31,8 +31,8 @@ where
     inserts.run(tx).await
 }
 
-/// Inserts rows, all of which set the same columns, but for those whose unique values are taken. Gives the
-/// ids of those that were inserted.
+/// Inserts rows, which must all set the same columns, and skips rows that violate a unique
+/// constraint. Returns the ids of the inserted rows.
 pub async fn insert_new<A>(tx: &DatabaseTransaction, rows: Vec<A>) -> Result<Vec<Uuid>>
 where
     A: ActiveModelTrait,
@@ -50,20 +50,21 @@ where
     Ok(ids)
 }
 
-/// Rows of several tables that are inserted and updated together, each table's in the order in which they were
-/// added: on SQLite by a few statements for each table, on PostgreSQL by a single one, for every
-/// statement is a round trip.
+/// Rows of several tables to be inserted and updated together, in the order of addition per table.
+///
+/// SQLite runs a few statements per table. PostgreSQL runs a single statement, because every
+/// statement costs a round trip.
 #[derive(Debug)]
 pub struct Inserts {
     backend: DbBackend,
-    /// On SQLite what to run; on PostgreSQL the parts of the one statement.
+    /// Statements on SQLite; parts of the single statement on PostgreSQL.
     statements: Vec<Arc<str>>,
-    /// The parameters of each of them.
+    /// Parameters of each statement.
     values: Vec<Vec<Value>>,
 }
 
 impl Inserts {
-    /// Nothing yet.
+    /// Creates an empty collection.
     pub fn new(backend: DbBackend) -> Self {
         Self {
             backend,
@@ -72,7 +73,8 @@ impl Inserts {
         }
     }
 
-    /// Adds rows, all of which set the same columns. They may refer to rows that were added before.
+    /// Adds rows to be inserted, which must all set the same columns. Rows may refer to rows that
+    /// were added before.
     pub fn add<R, A>(&mut self, rows: Vec<R>) -> Result<()>
     where
         R: IntoActiveModel<A>,
@@ -100,8 +102,8 @@ impl Inserts {
         Ok(())
     }
 
-    /// Updates rows, all of which set the same columns: those with the `keys` that each sets, to the others. None
-    /// may come twice, nor be among those that are inserted.
+    /// Adds rows to be updated, which must all set the same columns. The `keys` select a row, and
+    /// the other columns are changed. A row may appear only once, and not among the inserted rows.
     pub fn update<A>(
         &mut self,
         rows: Vec<A>,
@@ -134,8 +136,8 @@ impl Inserts {
         Ok(())
     }
 
-    /// On PostgreSQL every column goes as one array, so that the statement is the same for any
-    /// number of rows. The arrays are in their text form, for those of the driver cannot hold NULL.
+    /// On PostgreSQL every column is passed as one array, so that the statement is the same for any
+    /// number of rows. Arrays are passed as text, because the driver's arrays cannot hold NULL.
     fn add_arrays<A: ActiveModelTrait>(
         &mut self,
         rows: Vec<A>,
@@ -150,8 +152,9 @@ impl Inserts {
         Ok(())
     }
 
-    /// The columns of rows as arrays. One in which many rows have the same value goes once: a database that parses
-    /// it for every row has a good part of its work in that. But not one of the keys, by which rows are looked up.
+    /// Converts the columns of rows to arrays. A value shared by many rows is passed once, because
+    /// PostgreSQL would parse every copy. Key columns are always passed in full, for the lookup of
+    /// rows.
     fn arrays<A: ActiveModelTrait>(
         &self,
         mut rows: Vec<A>,
@@ -194,7 +197,8 @@ impl Inserts {
         Ok(arrays)
     }
 
-    /// Writes them. On PostgreSQL `tx` may be a connection without a transaction, for it is one statement.
+    /// Writes all rows. On PostgreSQL `tx` may be a connection without a transaction, because a
+    /// single statement runs.
     pub async fn run(self, tx: &impl ConnectionTrait) -> Result<()> {
         if self.backend != DbBackend::Postgres {
             for (sql, values) in self.statements.iter().zip(self.values) {
@@ -207,7 +211,7 @@ impl Inserts {
         let Some((last, others)) = self.statements.split_last() else {
             return Ok(());
         };
-        // References are checked at the end of the statement, when all rows are there.
+        // Foreign keys are checked at the end of the statement, after all rows are inserted.
         let mut sql = String::new();
         for (at, insert) in others.iter().enumerate() {
             let comma = if at == 0 { "WITH" } else { "," };
@@ -222,41 +226,43 @@ impl Inserts {
     }
 }
 
-/// From how many rows on those that have the same value share it. Fewer have it by chance, now and then, and
-/// every combination of columns that are shared is a statement of its own.
+/// Minimum number of rows for a shared value to be passed once. Smaller groups share values by
+/// chance, and every combination of shared columns is another prepared statement.
 const MANY: usize = 32;
 
-/// Rows as a statement of PostgreSQL is given them.
+/// Rows as parameters of a PostgreSQL statement.
 #[derive(Debug, Default)]
 struct Arrays {
-    /// One array for each column.
+    /// One array per column.
     values: Vec<Value>,
-    /// What the value of each column is, in terms of `from`.
+    /// SQL expression of each column, in terms of `from`.
     of: Vec<String>,
-    /// Those of the columns in which rows differ, with their names.
+    /// Parameters of the columns in which rows differ, and their names.
     parameters: Vec<String>,
     names: Vec<String>,
 }
 
 impl Arrays {
-    /// The rows as a table `v`.
+    /// Returns the rows as a table `v`.
     fn from(&self) -> String {
         let (parameters, names) = (self.parameters.join(", "), self.names.join(", "));
         format!("unnest({parameters}) AS v({names})")
     }
 }
 
-/// A table `v` of PostgreSQL of which the planner expects a single row: each limit that it does not know makes it
-/// expect a tenth. It would expect a thousand, and while it finds the table small that is to be joined with them, make
-/// a plan that reads all of that; and keep the plan while the table grows.
+/// Wraps a PostgreSQL table as `v`, for which the planner estimates a single row.
+///
+/// The default estimate is a thousand rows. With that estimate the planner would scan a joined
+/// table while the table is small, and keep the plan after the table has grown. Each limit of
+/// unknown value reduces the estimate to a tenth.
 pub fn few(table: &str) -> String {
     let limited =
         |table: String| format!("(SELECT * FROM {table} LIMIT (SELECT NULL::bigint)) AS v");
     limited(limited(limited(table.to_string())))
 }
 
-/// How many rows each of the statements inserts that together insert `rows`: 64, 32, or any number
-/// up to 16, so that there are few different statements and each is prepared once.
+/// Splits `rows` into statements of 64, 32, 16 or fewer rows, so that few different statements are
+/// prepared.
 fn statement_sizes(rows: usize) -> impl Iterator<Item = usize> {
     let mut left = rows;
     std::iter::from_fn(move || {
@@ -269,12 +275,12 @@ fn statement_sizes(rows: usize) -> impl Iterator<Item = usize> {
     })
 }
 
-/// `INSERT … VALUES (?, …), …` for this many rows, built once.
+/// Returns `INSERT … VALUES (?, …), …` for this number of rows, from a cache.
 fn row_values<E: EntityTrait>(columns: &[E::Column], rows: usize) -> Arc<str> {
     type Statements = HashMap<(String, usize), Arc<str>>;
     static STATEMENTS: LazyLock<Mutex<Statements>> = LazyLock::new(Mutex::default);
 
-    // By the columns, not by how many: inserts into one table may set others, as many of them.
+    // The key holds the columns: inserts into one table may set different columns of equal number.
     let key = (insert_into::<E>(columns), rows);
     let mut statements = STATEMENTS.lock();
     let statement = statements.entry(key).or_insert_with_key(|(insert, rows)| {
@@ -284,7 +290,7 @@ fn row_values<E: EntityTrait>(columns: &[E::Column], rows: usize) -> Arc<str> {
     statement.clone()
 }
 
-/// `UPDATE … FROM (VALUES (?, …), …)` for this many rows, built once.
+/// Returns `UPDATE … FROM (VALUES (?, …), …)` for this number of rows, from a cache.
 fn update_values<E: EntityTrait>(
     columns: &[E::Column],
     keys: &[E::Column],
@@ -308,7 +314,7 @@ fn update_values<E: EntityTrait>(
     statement.clone()
 }
 
-/// The values that rows have for these columns, one after the other.
+/// Returns the values of these columns, row by row.
 fn values<A: ActiveModelTrait>(
     rows: impl Iterator<Item = A>,
     columns: &[<A::Entity as EntityTrait>::Column],
@@ -324,7 +330,7 @@ fn values<A: ActiveModelTrait>(
     values
 }
 
-/// The columns that a row sets.
+/// Returns the columns set by a row.
 fn set_columns<A: ActiveModelTrait>(row: &A) -> Vec<<A::Entity as EntityTrait>::Column> {
     let is_set = |column: &<A::Entity as EntityTrait>::Column| {
         !matches!(row.get(*column), ActiveValue::NotSet)
@@ -334,7 +340,7 @@ fn set_columns<A: ActiveModelTrait>(row: &A) -> Vec<<A::Entity as EntityTrait>::
         .collect()
 }
 
-/// `"a" = …, …` for the columns that are no keys, and `t."id" = … AND …` for those that are.
+/// Returns `"a" = …, …` for columns without a key, and `t."id" = … AND …` for key columns.
 fn assignments<C: IdenStatic>(
     columns: &[C],
     keys: &[C],

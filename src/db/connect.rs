@@ -1,4 +1,4 @@
-//! Opening the database: the pools of connections, and what is set on each connection.
+//! Opens the database: connection pools, and the settings of each connection.
 
 use std::{path::Path, str::FromStr, sync::Arc, time::Duration};
 
@@ -24,25 +24,26 @@ use super::{
     to_db_err,
 };
 
-/// Time that a call waits for a connection to PostgreSQL.
+/// Maximum wait of a call for a PostgreSQL connection.
 pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Time that a call waits for a connection to a SQLite file. Longer than any transaction may take.
+/// Maximum wait of a call for a SQLite connection, longer than any transaction may take.
 const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Number of connections for short reads of a SQLite file; one more writes it.
+/// Number of SQLite connections for short reads; one more connection writes.
 const SQLITE_READERS: u32 = 4;
 
-/// Number of connections for scans of a SQLite file.
+/// Number of SQLite connections for scans.
 const SQLITE_SCANS: u32 = 2;
 
-/// Time after which a connection to PostgreSQL that was idle is tested before it is used.
+/// Idle time after which a PostgreSQL connection is tested before use.
 pub(super) const TESTED_AFTER: Duration = Duration::from_millis(500);
 
-/// Prepared statements that a connection keeps. Many: inserts of many rows come in several lengths.
+/// Maximum number of prepared statements per connection; inserts of many rows come in several
+/// lengths.
 const STATEMENTS: usize = 512;
 
-/// Settings of PostgreSQL's planner on connections for work by key, see [`Db::by_key`].
+/// Planner settings on PostgreSQL connections for lookups by key, see [`Db::by_key`].
 pub const BY_KEY: [(&str, &str); 7] = [
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
@@ -50,19 +51,19 @@ pub const BY_KEY: [(&str, &str); 7] = [
     ("enable_mergejoin", "off"),
     ("enable_material", "off"),
     ("enable_sort", "off"),
-    // What is off is only made to look expensive, and what looks expensive would be compiled.
+    // Disabled plans only get a high cost, and a high cost would trigger compilation.
     ("jit", "off"),
 ];
 
-/// Largest number of connections for work by key, and for scans.
+/// Maximum number of connections for lookups by key, and for scans.
 const BY_KEY_CONNECTIONS: u32 = 8;
 const SCAN_CONNECTIONS: u32 = 8;
 
-/// Name of our connections in `pg_stat_activity`.
+/// Name of this program's connections in `pg_stat_activity`.
 pub(super) const APPLICATION_NAME: &str = "watchpost";
 
 impl Db {
-    /// Prepares the connections. SQLite is opened at once; PostgreSQL when it is first needed.
+    /// Prepares the connections. SQLite is opened at once, PostgreSQL at the first use.
     pub async fn connect(settings: &Settings) -> Result<Self, DbErr> {
         if settings.url.starts_with("sqlite:") {
             let file = sqlite_file(&settings.url)?;
@@ -72,9 +73,12 @@ impl Db {
         }
     }
 
-    /// The same for a process that works on a SQLite file alone, until it closes the database. Fails before the file is
-    /// opened if another process has it, and names that process. `purpose` is the command that this process carries
-    /// out: `serve`. On PostgreSQL several processes work on one database.
+    /// Variant of [`Self::connect`] for exclusive use of a SQLite file until the database is
+    /// closed.
+    ///
+    /// Fails before the file is opened if another process holds the lock, and names that process.
+    /// `purpose` is the command of this process, such as `serve`. On PostgreSQL several processes
+    /// may share a database.
     pub async fn connect_alone(settings: &Settings, purpose: &str) -> Result<Self, DbErr> {
         if settings.url.starts_with("sqlite:") {
             let file = sqlite_file(&settings.url)?;
@@ -86,8 +90,9 @@ impl Db {
     }
 }
 
-/// The options of a SQLite file, which is made, empty, if it is not there. The pools never make it: a connection that
-/// takes the place of a broken one must not make an empty database where the file was deleted.
+/// Returns the options of a SQLite file, and creates an empty file if the file is missing. The
+/// pools never create the file: a replacement connection must not create an empty database after a
+/// deletion.
 fn sqlite_file(url: &str) -> Result<SqliteConnectOptions, DbErr> {
     let options =
         SqliteConnectOptions::from_str(url).map_err(|error| DbErr::Custom(error.to_string()))?;
@@ -145,11 +150,11 @@ async fn open_sqlite(
                     .synchronous(synchronous)
                     .foreign_keys(true)
                     .busy_timeout(Duration::from_secs(5))
-                    // Else every insert of many rows writes its undo log to a file.
+                    // Otherwise every insert of many rows writes its undo log to a file.
                     .pragma("temp_store", "MEMORY")
-                    // In KiB: the pages that a batch of ingests changes fit.
+                    // In KiB: enough for the pages changed by a batch of ingests.
                     .pragma("cache_size", "-8192")
-                    // In pages: pages that change often are copied back less often.
+                    // In pages: frequently changed pages are copied back less often.
                     .pragma("wal_autocheckpoint", "4000")
                     .statement_cache_capacity(STATEMENTS)
             });
@@ -172,7 +177,7 @@ async fn open_sqlite(
     Ok(Db(Arc::new(db)))
 }
 
-/// Opens the connection that keeps the write-ahead log, which its first read makes.
+/// Opens the connection that preserves the write-ahead log. The first read creates the log.
 async fn open_keeper(file: &SqliteConnectOptions) -> Result<SqliteConnection, sqlx::Error> {
     let options = file.clone().journal_mode(SqliteJournalMode::Wal);
     let mut keeper = options
@@ -185,7 +190,7 @@ async fn open_keeper(file: &SqliteConnectOptions) -> Result<SqliteConnection, sq
 
 async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
     let renewal = Renewal::default();
-    // A pool for scans comes with its watch, and with the connections over which its queries are cancelled.
+    // A pool for scans has a canceller, and other connections over which queries are cancelled.
     let pool = async |connections: u32,
                       planner: &[(&'static str, &'static str)],
                       scan: Option<(Watch, PgPool)>| {
@@ -217,7 +222,7 @@ async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
             .map_sqlx_postgres_opts(move |options: PgConnectOptions| {
                 options
                     .application_name(APPLICATION_NAME)
-                    // A transaction left open would hold back the change feed of everybody.
+                    // A transaction left open would block the change feed of all processes.
                     .options([("idle_in_transaction_session_timeout", "30s")])
                     .options(planner.iter().copied())
                     .statement_cache_capacity(STATEMENTS)
@@ -246,14 +251,17 @@ async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
     Ok(Db(Arc::new(db)))
 }
 
-/// Keeps connections from being used again whose transaction has not ended: sqlx would take the next one for a savepoint
-/// in it, which nobody commits. SQLite rolls back by itself when a commit fails, sqlx then fails to do so, and goes on
-/// counting. `writes` is the storage of the connection that writes SQLite, which is closed when its state is unknown.
+/// Prevents the reuse of connections whose transaction has not ended. sqlx would treat the next
+/// transaction as a savepoint that nobody commits.
+///
+/// SQLite rolls back when a commit fails; sqlx's own rollback then fails, and sqlx keeps counting
+/// the transaction. `writes` is the storage of the SQLite writer, which is closed while its state
+/// is unknown.
 fn guarded<D: sqlx::Database>(options: PoolOptions<D>, writes: Option<Storage>) -> PoolOptions<D> {
     let options = options.after_release(|connection, _| {
         Box::pin(async move {
             if connection.is_in_transaction() {
-                // A rollback may be under way. Whatever is sent after it waits for it.
+                // A rollback may be in progress; the ping waits for the rollback.
                 connection.ping().await?;
             }
             Ok(!connection.is_in_transaction())
@@ -274,8 +282,9 @@ fn guarded<D: sqlx::Database>(options: PoolOptions<D>, writes: Option<Storage>) 
         })
 }
 
-/// Connections that are kept for as long as they work. Whenever the pool looks for old ones, it may misread how many
-/// are idle and count through nearly 2^64 of them, which takes a thread of the runtime for good (sqlx 0.9.0).
+/// Returns options without idle timeout and maximum lifetime. The pool's reaper may misread the
+/// number of idle connections and loop nearly 2^64 times, which blocks a runtime thread (sqlx
+/// 0.9.0).
 fn lasting(url: &str) -> ConnectOptions {
     let mut options = ConnectOptions::new(url);
     options.idle_timeout(None).max_lifetime(None);

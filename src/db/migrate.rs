@@ -1,4 +1,4 @@
-//! Migrations of the schema, one process at a time.
+//! Schema migrations, run by one process at a time.
 
 use std::time::Duration;
 
@@ -8,29 +8,30 @@ use tokio::time::{Instant, sleep};
 
 use super::{Db, connect::APPLICATION_NAME, to_db_err};
 
-/// Advisory lock around migrations on PostgreSQL; any number will do that nobody else uses in this database.
+/// Advisory lock for migrations on PostgreSQL; the number must be unique among the advisory locks
+/// of the database.
 const MIGRATION_LOCK: i64 = 0x7761_7463_6870;
 
-/// Time that PostgreSQL may take to end the backends of a process that has ended.
+/// Time allowed for PostgreSQL to end the backends of a finished process.
 const BACKENDS_END: Duration = Duration::from_secs(3);
 
-/// Pause before the backends are looked at again.
+/// Pause between two queries of the backends.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Db {
-    /// Brings the schema up to date. Several processes may do so at once.
+    /// Applies all pending migrations. Several processes may call this at once.
     pub async fn migrate_up(&self) -> Result<(), DbErr> {
         self.migrating(|db| async move { Migrator::up(&db, None).await })
             .await
     }
 
-    /// Takes back the last `steps` migrations. Call [`Self::refuse_beside_servers`] first.
+    /// Reverts the last `steps` migrations. Call [`Self::ensure_no_servers`] first.
     pub async fn migrate_down(&self, steps: u32) -> Result<(), DbErr> {
         self.migrating(move |db| async move { Migrator::down(&db, Some(steps)).await })
             .await
     }
 
-    /// Every migration by name, and whether it was applied. Writes nothing.
+    /// Returns every migration by name, and true if applied. Writes nothing.
     pub async fn migration_status(&self) -> Result<Vec<(String, bool)>, DbErr> {
         let pending = Migrator::get_pending_migrations_read_only(self.0.reader.pool()).await?;
         let pending: Vec<_> = pending
@@ -47,8 +48,8 @@ impl Db {
             .collect())
     }
 
-    /// Fails if servers work on this PostgreSQL database, and names the first of them: a schema must not be taken away
-    /// under them. On SQLite the lock of the process keeps others away.
+    /// Fails if servers use this PostgreSQL database, and names the first server: a schema must not
+    /// be reverted under a running server. On SQLite the file lock excludes other processes.
     pub async fn refuse_beside_servers(&self) -> Result<(), DbErr> {
         if self.0.backend != DbBackend::Postgres {
             return Ok(());
@@ -66,7 +67,7 @@ impl Db {
         }
     }
 
-    /// The first server that works on this PostgreSQL database, for people.
+    /// Returns a readable description of the first server that uses this PostgreSQL database.
     async fn find_server(&self) -> Result<Option<String>, DbErr> {
         let sql = "SELECT pid, host(client_addr) AS host, backend_start::text AS since FROM pg_stat_activity \
             WHERE datname = current_database() AND application_name = $1 AND pid <> pg_backend_pid() \
@@ -85,7 +86,7 @@ impl Db {
         )))
     }
 
-    /// Migrates while holding a lock that every other process waits for.
+    /// Runs migrations under a lock for which other processes wait.
     async fn migrating<F>(&self, migrate: impl FnOnce(DatabaseConnection) -> F) -> Result<(), DbErr>
     where
         F: Future<Output = Result<(), DbErr>>,
@@ -93,7 +94,7 @@ impl Db {
         if self.0.backend == DbBackend::Sqlite {
             return migrate(self.0.writer.clone()).await;
         }
-        // The lock has a connection of its own; it is released with it, however the migration ends.
+        // The lock has a separate connection, and is released with the connection in every case.
         let pool = self.0.writer.get_postgres_connection_pool();
         let mut connection = pool.acquire().await.map_err(to_db_err)?.detach();
         let lock = sqlx::query("SELECT pg_advisory_lock($1)").bind(MIGRATION_LOCK);

@@ -1,4 +1,4 @@
-//! Keeps the files of a SQLite database from other users of the host.
+//! File permissions of a SQLite database: no access for other users of the host.
 
 use std::{
     fs::{self, DirBuilder, Permissions},
@@ -7,11 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The permissions of every user who is neither the owner nor in the group.
+/// Permission bits of users that are neither owner nor group members.
 const OTHERS: u32 = 0o007;
 
-/// Makes the folder of the database, for its owner only. One that exists stays as it is, with a warning if every user can
-/// look into it.
+/// Creates the database folder with access for its owner only. An existing folder keeps its mode;
+/// access for every user is logged as a warning.
 pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new()
         .recursive(true)
@@ -32,7 +32,8 @@ pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes the database, its write-ahead log and its lock from other users, where an older version left them readable.
+/// Removes access of other users from the database, its write-ahead log and its lock. Older
+/// versions left these files readable.
 pub(super) fn files(database: &Path) {
     for suffix in ["", "-wal", "-shm", ".lock"] {
         let mut path = database.as_os_str().to_owned();
@@ -44,7 +45,8 @@ pub(super) fn files(database: &Path) {
         if metadata.permissions().mode() & OTHERS == 0 {
             continue;
         }
-        // A file of another user cannot be changed, and need not be: the database may still be used.
+        // A file of another user cannot be changed. The database may still be usable, so the
+        // failure is only logged.
         if let Err(error) = fs::set_permissions(&path, Permissions::from_mode(0o600)) {
             tracing::warn!(%error, "{} can be read by every user of the host", path.display());
         }

@@ -1,4 +1,5 @@
-//! Reading outside of a transaction, with errors that tell a busy database from one that cannot be reached.
+//! Reads outside of a transaction, with errors that distinguish a busy database from an unreachable
+//! one.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -16,23 +17,23 @@ use tokio::{
 use super::storage::Storage;
 use crate::error::{self, Result};
 
-/// Time that an attempt to connect may take before the database counts as away.
+/// Maximum duration of a connection attempt before the database counts as unreachable.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time for which the outcome of an attempt to connect is good.
+/// Time for which the result of a connection attempt is cached.
 const PROBE_GOOD_FOR: Duration = Duration::from_secs(1);
 
-/// SQLSTATE of a PostgreSQL all of whose connections are in use: the database is there.
+/// SQLSTATE of a reachable PostgreSQL whose connections are all in use.
 const TOO_MANY_CONNECTIONS: &str = "53300";
 
-/// Connections for reading outside of a transaction.
+/// Connections for reads outside of a transaction.
 #[derive(Debug, Clone)]
 pub struct Reader {
     pool: DatabaseConnection,
     life: Life,
 }
 
-/// Knowledge about whether the database can be reached, asked for when a pool has waited in vain. Clones share it.
+/// Reachability of the database, checked after a pool timeout. Clones share the state.
 #[derive(Debug, Clone)]
 pub(super) struct Life(Arc<Shared>);
 
@@ -41,7 +42,7 @@ struct Shared {
     storage: Storage,
     /// Address of PostgreSQL; `None` on SQLite.
     server: Option<Arc<PgConnectOptions>>,
-    /// Outcome of the newest attempt to connect.
+    /// Time and result of the newest connection attempt.
     probed: AsyncMutex<Option<(Instant, bool)>>,
 }
 
@@ -50,20 +51,21 @@ impl Reader {
         Self { pool, life }
     }
 
-    /// The connections, whose errors do not tell a busy database from one that is away.
+    /// Returns the plain pool, whose errors do not distinguish a busy database from an unreachable
+    /// one.
     pub(super) fn pool(&self) -> &DatabaseConnection {
         &self.pool
     }
 
-    /// The pool of a PostgreSQL.
+    /// Returns the pool of PostgreSQL.
     pub(crate) fn get_postgres_connection_pool(&self) -> &PgPool {
         self.pool.get_postgres_connection_pool()
     }
 
-    /// A transaction that reads, and sees one moment in all that it reads.
+    /// Begins a read-only transaction with a consistent snapshot.
     pub(super) async fn snapshot(&self) -> Result<DatabaseTransaction> {
         let postgres = self.pool.get_database_backend() == DbBackend::Postgres;
-        // On SQLite every transaction reads one snapshot.
+        // On SQLite every transaction reads a consistent snapshot.
         let options = TransactionOptions {
             isolation_level: postgres.then_some(IsolationLevel::RepeatableRead),
             access_mode: postgres.then_some(AccessMode::ReadOnly),
@@ -127,7 +129,7 @@ impl StreamTrait for Reader {
 }
 
 impl Life {
-    /// Knowledge about the database of these connections.
+    /// Creates the reachability of the database of these connections.
     pub(super) fn of(pool: &DatabaseConnection, storage: Storage) -> Self {
         let is_postgres = pool.get_database_backend() == DbBackend::Postgres;
         let server = is_postgres.then(|| pool.get_postgres_connection_pool().connect_options());
@@ -138,8 +140,8 @@ impl Life {
         }))
     }
 
-    /// An error of a pool, which becomes that of a busy database if the pool has waited in vain for a connection
-    /// although the database can be reached.
+    /// Converts a pool timeout to the error of a busy database if the database is reachable. Other
+    /// errors are returned unchanged.
     pub(super) async fn explain(&self, error: DbErr) -> DbErr {
         let waited_in_vain = matches!(error, DbErr::ConnectionAcquire(ConnAcquireErr::Timeout));
         if waited_in_vain && self.is_there().await {
@@ -148,7 +150,8 @@ impl Life {
         error
     }
 
-    /// Returns true if the database can be reached. PostgreSQL is asked at most once a second, over a new connection.
+    /// Returns true if the database is reachable. PostgreSQL is contacted at most once a second,
+    /// over a new connection.
     pub(super) async fn is_there(&self) -> bool {
         let Some(server) = &self.0.server else {
             return self.0.storage.fault().is_none();
@@ -161,7 +164,7 @@ impl Life {
         }
         let is_there = match timeout(PROBE_TIMEOUT, server.connect()).await {
             Ok(Ok(connection)) => {
-                // Nothing is lost with a connection that was only tried.
+                // A failed close of the test connection has no effect.
                 let _ = connection.close().await;
                 true
             }

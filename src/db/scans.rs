@@ -1,5 +1,5 @@
-//! Connections for scans: reading that looks at many rows, and may take long. Scans have a few connections of their own,
-//! so that short reads and writes never wait for them, and take turns in the order in which they come.
+//! Connections for scans: reads of many rows, which may take long. Scans have separate connections,
+//! so that short reads and writes never wait, and are admitted in order of arrival.
 
 use std::{
     sync::{
@@ -29,23 +29,23 @@ use crate::{
 
 mod watch;
 
-/// Longest wait for a turn. A call with an earlier deadline waits until then.
+/// Maximum wait for a slot. A call with an earlier deadline waits until its deadline.
 pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// Number of calls that may wait for a turn.
+/// Maximum number of calls waiting for a slot.
 const LONGEST_LINE: usize = 200;
 
-/// Time that a connection has to come back to its pool before its slot is given to the next scan, which then waits for
-/// the connection itself.
+/// Time for a connection to return to its pool. Afterwards the slot passes to the next scan, which
+/// then waits for the connection.
 const SETTLING: Duration = Duration::from_secs(5);
 
-/// The slots for scans. Clones share them.
+/// Slots for scans. Clones share the slots.
 #[derive(Debug, Clone)]
 pub(super) struct Scans(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// One permit for each slot, handed out in the order in which they are asked for.
+    /// One permit per slot, granted in order of arrival.
     turns: Arc<Semaphore>,
     slots: Vec<Slot>,
     free: Mutex<Vec<Slot>>,
@@ -54,23 +54,26 @@ struct Shared {
     refused: AtomicU64,
 }
 
-/// A connection for scans: a pool of one, so that what is known of the pool is known of the connection.
+/// Connection for scans: a pool of one, so that the state of the pool is the state of the
+/// connection.
 #[derive(Debug, Clone)]
 pub(super) struct Slot {
     pub(super) reader: Reader,
     pub(super) watch: Watch,
 }
 
-/// A turn at reading much, over a connection for scans. The connection serves one query at a time, so a transaction has
-/// to end before anything else is read. The query of a scan that is dropped is stopped within the database.
+/// Right to run scans over one connection.
+///
+/// The connection serves one query at a time, so a transaction must end before the next read.
+/// Dropping the scan cancels its query within the database.
 #[derive(Debug)]
 pub struct Scan {
     reader: Reader,
-    /// None of a short read.
+    /// Slot of the scan; absent for a short read.
     turn: Option<Turn>,
 }
 
-/// A slot that is in use.
+/// Slot in use.
 #[derive(Debug)]
 struct Turn {
     scans: Scans,
@@ -78,25 +81,26 @@ struct Turn {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Figures of the scans of a process.
+/// Scan statistics of this process.
 #[derive(Debug, Clone, Copy)]
 pub struct ScanCounts {
     /// Number of connections for scans.
     pub connections: usize,
-    /// Number of scans that run, those included whose query is being stopped.
+    /// Number of running scans, including scans whose query is being cancelled.
     pub running: usize,
-    /// Number of calls that wait for a turn.
+    /// Number of calls waiting for a slot.
     pub waiting: usize,
-    /// Number of calls that were refused because they did not get a turn.
+    /// Number of calls refused without a slot, since the start of the process.
     pub refused: u64,
-    /// Number of queries that were stopped within the database.
+    /// Number of queries cancelled within the database, since the start of the process.
     pub stopped: u64,
 }
 
 impl Db {
-    /// Waits for a turn at reading much, in the order in which calls ask for one. Not to be called by one who has a turn.
-    /// Fails with `NoTurn` after 30 seconds, or at the deadline of the call if that is earlier; and at once with `LineFull`
-    /// if 200 calls wait.
+    /// Waits for a scan slot, in order of arrival. Must not be called while holding a slot.
+    ///
+    /// Fails with `ScanTimeout` after 30 seconds or at the call's deadline, whichever is earlier.
+    /// Fails at once with `ScanQueueFull` if 200 calls wait.
     pub async fn scan(&self) -> Result<Scan> {
         let turn = self.0.scans.turn().await?;
         Ok(Scan {
@@ -105,7 +109,7 @@ impl Db {
         })
     }
 
-    /// The same for reading that is a scan in some cases only; else it is done over the connections for short reads.
+    /// Waits for a scan slot if `is_scan` is true; otherwise uses the connections for short reads.
     pub async fn scan_if(&self, is_scan: bool) -> Result<Scan> {
         if is_scan {
             return self.scan().await;
@@ -116,14 +120,14 @@ impl Db {
         })
     }
 
-    /// Figures of the scans of this process.
+    /// Returns the scan statistics of this process.
     pub fn scan_counts(&self) -> ScanCounts {
         self.0.scans.counts()
     }
 }
 
 impl Scans {
-    /// Turns at these slots.
+    /// Creates the queue for these slots.
     pub(super) fn new(slots: Vec<Slot>, life: Life) -> Self {
         Self(Arc::new(Shared {
             turns: Arc::new(Semaphore::new(slots.len())),
@@ -135,7 +139,7 @@ impl Scans {
         }))
     }
 
-    /// Waits for a turn.
+    /// Waits for a slot.
     async fn turn(&self) -> Result<Turn> {
         let (begun, deadline) = (Instant::now(), deadline::current());
         let until = begun + LONGEST_WAIT;
@@ -156,7 +160,7 @@ impl Scans {
         };
         drop(line);
         let slot = self.0.free.lock().pop();
-        // There are as many permits as slots.
+        // The number of permits equals the number of slots.
         let slot = slot.ok_or_else(|| Error::internal("no slot for a scan is free"))?;
         slot.watch.begin(deadline);
         Ok(Turn {
@@ -166,7 +170,7 @@ impl Scans {
         })
     }
 
-    /// The error of a call that has waited in vain.
+    /// Returns the error for a call whose wait timed out.
     async fn refuse(&self, begun: Instant) -> Error {
         self.0.refused.fetch_add(1, Ordering::Relaxed);
         let waited = begun.elapsed();
@@ -189,16 +193,16 @@ impl Scans {
         }
     }
 
-    /// The connections of all slots.
+    /// Returns the connections of all slots.
     pub(super) fn pools(&self) -> impl Iterator<Item = &DatabaseConnection> {
         self.0.slots.iter().map(|slot| slot.reader.pool())
     }
 }
 
-/// A place in the line, until it is dropped.
+/// Entry in the queue, counted until dropped.
 struct Waiting<'a> {
     shared: &'a Shared,
-    /// Number of calls in the line, this one included, when it was entered.
+    /// Number of queued calls at the time of entry, including this call.
     before: usize,
 }
 
@@ -216,12 +220,12 @@ impl Drop for Waiting<'_> {
 }
 
 impl Scan {
-    /// The connection, for reading outside of a transaction.
+    /// Returns the connection for reads outside of a transaction.
     pub fn reader(&self) -> &Reader {
         &self.reader
     }
 
-    /// A transaction that reads, and sees one moment in all that it reads.
+    /// Begins a read-only transaction with a consistent snapshot.
     pub async fn snapshot(&self) -> Result<DatabaseTransaction> {
         self.reader.snapshot().await
     }
@@ -233,7 +237,7 @@ impl Drop for Scan {
             return;
         };
         turn.slot.watch.give_up();
-        // Outside of a runtime nothing waits for a turn.
+        // Without a runtime no call can wait for a slot.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(turn.settle());
         }
@@ -241,7 +245,8 @@ impl Drop for Scan {
 }
 
 impl Turn {
-    /// Keeps the slot until its connection is back in its pool: the query that ran over it has ended then.
+    /// Keeps the slot until its connection has returned to the pool, which means that the query has
+    /// ended.
     async fn settle(self) {
         let back = self.slot.reader.pool().ping();
         if !matches!(timeout(SETTLING, back).await, Ok(Ok(()))) {

@@ -1,5 +1,5 @@
-//! State of the storage under the database: whether it can be written, checked with every commit, and by a probe when
-//! nothing else writes.
+//! Storage of the database: detects faults that prevent writes. Every commit is checked, and a
+//! probe writes while the database is idle.
 
 use std::{
     path::Path,
@@ -21,44 +21,46 @@ use tokio_util::sync::CancellationToken;
 use super::{Db, files::Files};
 use crate::error::{Error, Result, StorageFault};
 
-/// Pause between two looks at the files, and between two probes of a failing database.
+/// Pause between two checks of the files, and between two probes of a faulty database.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time without a commit after which a probe writes.
 const IDLE: Duration = Duration::from_secs(3);
 
-/// Time that a probe may take before the database counts as not answering. A long transaction of another writer is no
-/// fault, so this is longer than any of them should be.
+/// Maximum duration of a probe, longer than any transaction: a long transaction of another writer
+/// is not a fault.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest pause before a corrupt database is checked again: a check reads all of it.
+/// Maximum pause between two integrity checks of a corrupt database, because a check reads the
+/// whole file.
 const LONGEST_CHECK_PAUSE: Duration = Duration::from_mins(5);
 
-/// Knowledge about the storage of one database. Clones share it.
+/// Storage state of a database. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct Storage(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// The files of a SQLite database; none on PostgreSQL.
+    /// Files of a SQLite database; absent on PostgreSQL.
     files: Option<Files>,
-    /// Reason why nothing can be written.
+    /// Fault that prevents writes; absent while the database can be written.
     fault: watch::Sender<Option<StorageFault>>,
-    /// Fault of the newest write that failed, for the monitor.
+    /// Fault of the newest failed write, to be evaluated by the monitor.
     reported: Mutex<Option<StorageFault>>,
     has_report: Notify,
     committed_at: Mutex<Instant>,
-    /// Set while the state of the writing connection is unknown, so that it must be closed.
+    /// True while the state of the writing connection is unknown; the connection must then be
+    /// closed.
     writer_in_doubt: AtomicBool,
 }
 
 impl Storage {
-    /// The storage of a database on a server of its own.
+    /// Creates the state for a database server.
     pub(super) fn of_server() -> Self {
         Self::new(None)
     }
 
-    /// The storage of the SQLite database in this file, which is open.
+    /// Creates the state for an open SQLite database file.
     pub(super) fn of_file(database: &Path) -> Self {
         Self::new(Files::of(database))
     }
@@ -74,12 +76,12 @@ impl Storage {
         }))
     }
 
-    /// Reason why nothing can be written at present. `None` if the database can be written.
+    /// Returns the fault that prevents writes. `None` if the database can be written.
     pub fn fault(&self) -> Option<StorageFault> {
         *self.0.fault.borrow()
     }
 
-    /// Waits until the monitor has found that another file lies where the database was.
+    /// Waits until the monitor has detected a different file at the path of the database.
     pub async fn replaced(&self) {
         let mut faults = self.0.fault.subscribe();
         // The sender lives as long as `self`.
@@ -88,18 +90,18 @@ impl Storage {
             .await;
     }
 
-    /// Refuses if the files at the paths are not those that were opened.
+    /// Returns an error if the files at the paths are not the open files.
     pub(super) fn check_files(&self) -> Result<()> {
         let fault = self.0.files.as_ref().and_then(Files::fault);
         fault.map_or(Ok(()), |fault| Err(Error::Storage(fault)))
     }
 
-    /// Notes a transaction that was committed.
+    /// Records a successful commit.
     pub(super) fn committed(&self) {
         *self.0.committed_at.lock() = Instant::now();
     }
 
-    /// Notes a write that failed. The monitor decides what follows from it.
+    /// Records a failed write for the monitor.
     pub(super) fn failed(&self, error: &Error) {
         if let Some(fault) = error.storage_fault() {
             *self.0.reported.lock() = Some(fault);
@@ -107,23 +109,23 @@ impl Storage {
         }
     }
 
-    /// Has the writing connection closed before anything else is written.
+    /// Marks the writing connection to be closed before the next write.
     pub(super) fn doubt_writer(&self) {
         self.0.writer_in_doubt.store(true, Ordering::Release);
     }
 
-    /// Whether the writing connection must be closed. Answers `true` once per doubt.
+    /// Returns true if the writing connection must be closed, and resets the mark.
     pub(super) fn take_doubt(&self) -> bool {
         self.0.writer_in_doubt.swap(false, Ordering::AcqRel)
     }
 
-    /// Notes that the writing connection is a new one.
+    /// Records that the writing connection was newly opened.
     pub(super) fn writer_opened(&self) {
         self.0.writer_in_doubt.store(false, Ordering::Release);
     }
 
-    /// Watches whether the database can be written, and calls `tell` with every change, until shutdown. Ends early if
-    /// the database file was replaced by another one, which only a new process can open.
+    /// Monitors the storage until shutdown, and calls `report` with every change of the fault.
+    /// Returns early if the database file was replaced, which requires a new process.
     pub async fn monitor(
         &self,
         db: &Db,
@@ -133,7 +135,7 @@ impl Storage {
         let monitoring = async {
             let mut checks = Checks::default();
             loop {
-                // A write that has failed says more than a probe that may succeed a moment later.
+                // A failed write is stronger evidence than a probe that may succeed a moment later.
                 let fault = match self.take_report() {
                     Some(fault) => Some(fault),
                     None => self.look(db, &mut checks).await,
@@ -147,7 +149,8 @@ impl Storage {
                 if fault == Some(StorageFault::Replaced) {
                     return;
                 }
-                // After a fault the next look is a second away: health must not flap with every write.
+                // After a fault the next check is a second away, so that health does not flap with
+                // every write.
                 let report = async {
                     if fault.is_some() {
                         std::future::pending::<()>().await;
@@ -185,7 +188,7 @@ impl Storage {
         committed_at.elapsed() >= IDLE
     }
 
-    /// Looks for what keeps the database from being written.
+    /// Checks for a fault that prevents writes.
     async fn look(&self, db: &Db, checks: &mut Checks) -> Option<StorageFault> {
         if let Some(files) = &self.0.files {
             if let Some(fault) = files.fault() {
@@ -205,14 +208,14 @@ impl Storage {
         let was_full = before == Some(StorageFault::Full);
         match timeout(PROBE_TIMEOUT, probe(db, was_full)).await {
             Ok(Ok(())) => None,
-            // A database that cannot be reached is a matter of its own.
+            // An unreachable database is reported separately.
             Ok(Err(error)) => error.storage_fault().or(before),
             Err(_) => Some(StorageFault::NotAnswering),
         }
     }
 }
 
-/// Checks of a corrupt database, more and more seldom.
+/// Integrity checks of a corrupt database, with increasing pauses.
 struct Checks {
     next: Instant,
     pause: Duration,
@@ -228,7 +231,7 @@ impl Default for Checks {
 }
 
 impl Checks {
-    /// Whether a check, if one is due, finds the database sound.
+    /// Returns true if a check is due and finds the database intact.
     async fn find_it_sound(&mut self, db: &Db) -> bool {
         if Instant::now() < self.next {
             return false;
@@ -251,12 +254,12 @@ async fn is_intact(db: &Db) -> bool {
         .is_some_and(|text| text == "ok")
 }
 
-/// Writes something that changes nothing. Where the volume was full, room is asked for as well: a small write may
-/// find its place in what is allocated already.
+/// Runs a write without effect. After a full volume the probe also allocates space, because a small
+/// write may fit into allocated pages.
 async fn probe(db: &Db, was_full: bool) -> Result<()> {
     db.write_quietly(async |tx| {
         if db.backend() == DbBackend::Sqlite {
-            // The field is ours to use, and a new value always writes a page.
+            // The application owns this field, and a new value always writes a page.
             let number = chrono::Utc::now().timestamp() & 0x7FFF_FFFF;
             tx.execute_unprepared(&format!("PRAGMA user_version = {number}"))
                 .await?;

@@ -1,4 +1,4 @@
-//! The one way to write: transactions whose commit is a fact once it is answered.
+//! Writes: every transaction runs here, and an answered commit is durable.
 
 use std::{
     cell::Cell,
@@ -15,16 +15,17 @@ use tokio::time::timeout;
 use super::Db;
 use crate::error::{Error, Result};
 
-/// Time that a transaction may take before it is given up.
+/// Maximum duration of a transaction.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 tokio::task_local! {
-    /// Number of the transaction that `Db::write` runs, in the order of the feed.
+    /// Number of the transaction run by `Db::write`, in the order of the feed.
     static COMMIT_SEQ: Cell<Option<i64>>;
 }
 
 impl Db {
-    /// Runs `work` in one transaction, commits, and wakes the change feed. If `work` fails, nothing is written.
+    /// Runs `work` in one transaction, commits, and notifies the change feed. If `work` fails,
+    /// nothing is written.
     pub async fn write<T>(
         &self,
         work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
@@ -34,20 +35,20 @@ impl Db {
         Ok(done)
     }
 
-    /// Runs `work`, a single statement, which is a transaction of its own: that saves two round trips. For
-    /// PostgreSQL.
+    /// Runs `work`, a single statement without an explicit transaction, which saves two round
+    /// trips. PostgreSQL only.
     pub async fn write_at_once(
         &self,
         work: impl AsyncFnOnce(&DatabaseConnection) -> Result<()>,
     ) -> Result<()> {
         let done = timeout(WRITE_TIMEOUT, work(&self.0.writer)).await;
-        // What has become of the statement is unknown.
+        // After a timeout the result of the statement is unknown.
         self.noted(done.unwrap_or(Err(Error::DatabaseAway)))?;
         self.wake();
         Ok(())
     }
 
-    /// The same as [`Self::write`] for work that records no change: nobody is woken.
+    /// Variant of [`Self::write`] for work that records no change: the change feed is not notified.
     pub async fn write_quietly<T>(
         &self,
         work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
@@ -56,23 +57,25 @@ impl Db {
         let transaction = COMMIT_SEQ.scope(Cell::new(None), self.transaction(work, &commits));
         let done = match timeout(WRITE_TIMEOUT, transaction).await {
             Ok(done) => done,
-            // What has become of the transaction is unknown.
+            // After a timeout during the commit the result of the transaction is unknown.
             Err(_) if commits.load(Ordering::Relaxed) => Err(Error::DatabaseAway),
             Err(_) => Err(self.unanswered().await),
         };
         self.noted(done)
     }
 
-    /// Runs `work` in a transaction and commits it. What is returned as done is a fact: the transaction was a real one,
-    /// it has ended with a commit, and the files that hold it are those at their paths. `commits` is set before the
-    /// commit.
+    /// Runs `work` in a transaction and commits.
+    ///
+    /// On success the transaction was not a savepoint, was committed, and is stored in the files at
+    /// their paths. `is_committing` is set before the commit.
     async fn transaction<T>(
         &self,
         work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
         commits: &AtomicBool,
     ) -> Result<T> {
         let options = TransactionOptions {
-            // A deferred one that reads, then writes, fails as "locked" whatever the busy timeout.
+            // A deferred transaction that reads and then writes fails with "locked", regardless of
+            // the busy timeout.
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
             ..Default::default()
         };
@@ -92,7 +95,7 @@ impl Db {
         let done = match work(&tx).await {
             Ok(done) => done,
             Err(error) => {
-                // SQLite may have rolled back by itself: then this fails.
+                // SQLite may have rolled back already; the rollback then fails.
                 if tx.rollback().await.is_err() || error.storage_fault().is_some() {
                     doubt();
                 }
@@ -105,7 +108,7 @@ impl Db {
         Ok(done)
     }
 
-    /// Notes the outcome of a write for the monitor of the storage.
+    /// Records the result of a write for the storage monitor.
     fn noted<T>(&self, done: Result<T>) -> Result<T> {
         match &done {
             Ok(_) => self.0.storage.committed(),
@@ -119,28 +122,28 @@ impl Db {
         self.0.announce.notify_one();
     }
 
-    /// Number of the transaction that this task runs, once `set_commit_seq` has set it.
+    /// Returns the feed number of this task's transaction, if `set_commit_seq` was called.
     pub(crate) fn commit_seq() -> Option<i64> {
         COMMIT_SEQ.try_with(Cell::get).ok().flatten()
     }
 
-    /// Numbers the transaction that this task runs, for the changes that it records later.
+    /// Sets the feed number of this task's transaction, for later changes.
     pub(crate) fn set_commit_seq(number: i64) {
-        // Outside of `write` there is nothing to remember it.
+        // Outside of `write` the number has no storage, and is discarded.
         let _ = COMMIT_SEQ.try_with(|seq| seq.set(Some(number)));
     }
 
-    /// Wakes up after this process has committed something. For the one reader of the feed.
+    /// Waits for a commit of this process. Reserved for the tailer of the feed.
     pub(crate) async fn committed(&self) {
         self.0.committed.notified().await;
     }
 
-    /// Has the reader of the feed look again.
+    /// Makes the tailer read the feed again.
     pub(crate) fn wake_feed(&self) {
         self.0.committed.notify_one();
     }
 
-    /// Wakes up when other processes are to be told of a commit.
+    /// Waits until other processes are to be notified of a commit.
     pub(crate) async fn to_announce(&self) {
         self.0.announce.notified().await;
     }

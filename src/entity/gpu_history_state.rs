@@ -1,4 +1,4 @@
-//! `gpu_history_state`: how far the samples of the GPUs are gone.
+//! Table `gpu_history_state`: extent of the pruned GPU samples.
 
 use sea_orm::entity::prelude::*;
 
@@ -9,8 +9,8 @@ pub struct Model {
     /// Always 1.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: i32,
-    /// Samples of minutes before this one may be gone; what `gpu_stats_minutes` says of them is final.
-    /// Minutes since 1970, UTC.
+    /// First minute, in minutes since 1970 UTC, whose samples are complete. Samples of earlier
+    /// minutes may be pruned, and their rows in `gpu_stats_minutes` are final.
     pub raw_from: i64,
 }
 

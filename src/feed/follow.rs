@@ -1,4 +1,4 @@
-//! Following the feed to keep something in memory up to date with the tables.
+//! Follows the feed to keep in-memory data up to date with the tables.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,28 +6,28 @@ use tokio::time::sleep;
 
 use super::{Entry, Feed, Position, Readable};
 
-/// How long to wait after changes were missed before the feed is read again.
+/// Pause between a gap and the next read of the feed.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// A reader of the feed that goes on whatever happens to the feed.
+/// Reader of the feed that continues after gaps and failures.
 pub struct Follower<T> {
     feed: Feed<T>,
     position: Position,
-    /// Whether the last news were that changes were missed.
+    /// True if the last update was a gap.
     has_missed: bool,
 }
 
-/// What a follower learns.
+/// Update from a follower.
 pub enum News<T> {
-    /// These changes were recorded.
+    /// Changes that were recorded, in order.
     Changes(Vec<Arc<Entry<T>>>),
-    /// Changes were missed: they were pruned, the history was replaced, or the database is in trouble. What is in memory
-    /// has to be read from the tables again.
+    /// Changes are missing: pruned, of a replaced history, or the database is unavailable.
+    /// In-memory data must be read from the tables again.
     Missed,
 }
 
 impl<T: Readable + Send + Sync + 'static> Follower<T> {
-    /// A follower of the feed from this position on.
+    /// Creates a follower that starts after this position.
     pub fn new(feed: Feed<T>, from: Position) -> Self {
         Self {
             feed,
@@ -36,7 +36,7 @@ impl<T: Readable + Send + Sync + 'static> Follower<T> {
         }
     }
 
-    /// Waits for the next news. Safe to drop while waiting.
+    /// Waits for the next update. Cancel safe.
     pub async fn next(&mut self) -> News<T> {
         if self.has_missed {
             sleep(RETRY).await;

@@ -1,7 +1,7 @@
-//! Transactions of the PostgreSQL cluster that hold the change feed back.
+//! Open transactions of the PostgreSQL cluster that block the change feed.
 //!
-//! Changes are delivered in the order of their transactions, so none is delivered while an older transaction that
-//! writes is still open, in any database of the cluster: it may have changes of its own to commit.
+//! Changes are delivered in transaction order. An open transaction that has written, in any
+//! database of the cluster, blocks all later changes, because it may still commit earlier changes.
 
 use std::{
     collections::HashMap,
@@ -15,17 +15,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{db::Db, error::Result, reminder::Reminder};
 
-/// Pause between two looks.
+/// Pause between two queries of the open transactions.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Age from which a transaction is named in the log.
+/// Age from which a transaction is logged.
 const WARN_FROM: Duration = Duration::from_secs(10);
 
-/// Age from which health reports that the feed is held back.
+/// Age from which health reports a blocked feed.
 pub const UNHEALTHY_FROM: Duration = Duration::from_mins(1);
 
-/// The open transactions that have written. Sessions of other roles hide since when they are open, but not their
-/// transaction ids.
+/// Open transactions that have written. Sessions of other roles hide their start time, but not
+/// their transaction id.
 const OPEN: &str = "\
     SELECT 'pid ' || pid AS name, coalesce(datname::text, '') AS database, \
         coalesce(application_name, '') AS application, backend_xid::text AS xid, \
@@ -36,13 +36,14 @@ const OPEN: &str = "\
         extract(epoch FROM clock_timestamp() - prepared)::float8 \
     FROM pg_prepared_xacts";
 
-/// A transaction that is open and has written.
+/// Open transaction that has written.
 #[derive(Debug, Clone)]
 pub struct Holder {
     name: String,
     database: String,
     application: String,
-    /// Time for which the transaction has been open, as far as it can be known.
+    /// Age of the transaction: the server's value or the time since first observed, whichever is
+    /// longer.
     pub age: Duration,
 }
 
@@ -71,8 +72,8 @@ struct Open {
     seconds: Option<f64>,
 }
 
-/// Watches the open transactions until shutdown, and calls `tell` with the oldest one that has been open for a while.
-/// For PostgreSQL; returns at once on SQLite, which has one writer at a time.
+/// Watches open transactions until shutdown, and calls `report` with the oldest above ten seconds.
+/// Returns at once on SQLite, which has a single writer.
 pub async fn watch(db: Db, tell: impl Fn(Option<Holder>), shutdown: CancellationToken) {
     if db.backend() != DbBackend::Postgres {
         return;
@@ -81,7 +82,7 @@ pub async fn watch(db: Db, tell: impl Fn(Option<Holder>), shutdown: Cancellation
         let mut first_seen = HashMap::new();
         let mut reminder = Reminder::default();
         loop {
-            // A database that is away has no open transactions, and is reported elsewhere.
+            // An unreachable database has no open transactions, and is reported elsewhere.
             let found = look(&db, &mut first_seen).await.unwrap_or_default();
             let holder = found.filter(|holder| holder.age >= WARN_FROM);
             match &holder {
@@ -101,7 +102,8 @@ pub async fn watch(db: Db, tell: impl Fn(Option<Holder>), shutdown: Cancellation
     shutdown.run_until_cancelled(watching).await;
 }
 
-/// The oldest open transaction. `first_seen` keeps when each was met first, by its id.
+/// Returns the oldest open transaction. `first_seen` maps transaction ids to the time of the first
+/// observation.
 async fn look(db: &Db, first_seen: &mut HashMap<String, Instant>) -> Result<Option<Holder>> {
     let open = Statement::from_string(DbBackend::Postgres, OPEN);
     let open = Open::find_by_statement(open).all(db.reader()).await?;

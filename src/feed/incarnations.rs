@@ -1,4 +1,4 @@
-//! The table `feed_incarnations`: reading the history, and recording starts and breaks of it.
+//! The table `feed_incarnations`: loads the history, and records process starts and replacements.
 
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction,
@@ -23,18 +23,19 @@ const INITIAL: &str = "initial";
 const START: &str = "start";
 const BREAK: &str = "break";
 
-/// Number of incarnations that are kept. One is recorded by every start of a process.
+/// Maximum number of stored incarnations. Every process start adds one.
 const KEPT: i64 = 10_000;
 
-/// Keeps two processes on one PostgreSQL from recording at the same time. Any number will do that nobody else uses in this
-/// database.
+/// Prevents two processes on one PostgreSQL database from recording at the same time. The number
+/// must be unique among the advisory locks of the database.
 const LOCK: &str = "SELECT pg_advisory_xact_lock(2087354105708545)";
 
-/// Keeps others from writing changes while their positions are given another offset.
+/// Prevents writes to `changes` while the position offset is updated.
 const LOCK_CHANGES: &str = "LOCK TABLE changes IN ACCESS EXCLUSIVE MODE";
 
-/// Identity of the database, and the numbers from which positions are made. The name of a segment of the write-ahead log
-/// begins with the timeline; the control file has it too, but only from the first checkpoint after a promotion on.
+/// Identity of the database, and the numbers from which positions are made. The timeline is read
+/// from the name of the write-ahead log segment. The control file shows a new timeline only after
+/// the first checkpoint of a promotion.
 const FACTS_POSTGRES: &str = "\
     SELECT concat_ws('/', (SELECT system_identifier FROM pg_control_system()), \
     (SELECT oid FROM pg_database WHERE datname = current_database()), s.tableoid, \
@@ -49,37 +50,37 @@ const FACTS_SQLITE: &str = "\
     coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) AS last_seq \
     FROM feed_state AS s WHERE s.id = 1";
 
-/// Why it is looked whether the history is still the same.
+/// Reason for a check of the history.
 #[derive(Debug, Clone, Copy)]
 pub enum Occasion<'a> {
-    /// A process starts, which begins an incarnation in any case.
+    /// A process starts, which always begins an incarnation.
     Start,
-    /// A running process has found something other than it knew.
+    /// A running process has read something that contradicts its history.
     Doubt {
-        /// The history as the process knows it.
+        /// History as known to the process.
         known: &'a History,
-        /// Whether a change is gone that the process has read.
+        /// True if a change that the process has read no longer exists.
         is_lost: bool,
     },
 }
 
-/// What a transaction sees of the database.
+/// State of the database within one transaction.
 #[derive(Debug)]
 struct Facts {
-    /// None on SQLite.
+    /// Identity of the cluster and database; absent on SQLite.
     identity: Option<String>,
     xid_offset: i64,
     /// Id of the oldest transaction that has not ended.
     oldest_xid: i64,
-    /// Id after those of all transactions that have ended.
+    /// First transaction id that has not been assigned.
     next_xid: i64,
-    /// Position of the last change.
+    /// Transaction of the last change or of the pruned position, whichever is later.
     last_xid: i64,
-    /// The last number that was given to a change.
+    /// Last sequence number assigned to a change.
     last_seq: i64,
 }
 
-/// Records a new incarnation if the occasion asks for one.
+/// Records a new incarnation if the reason requires one.
 pub async fn record(db: &Db, occasion: Occasion<'_>) -> Result<()> {
     db.write_quietly(async |tx| record_in(tx, occasion).await)
         .await
@@ -117,7 +118,8 @@ async fn record_in(tx: &DatabaseTransaction, occasion: Occasion<'_>) -> Result<(
     Ok(())
 }
 
-/// Id of this transaction. Whoever sees a change of a later one sees what this one has written, too.
+/// Returns the id of this transaction. A reader that sees a change of a later transaction also sees
+/// the rows of this transaction.
 async fn own_xid(tx: &DatabaseTransaction) -> Result<i64> {
     if tx.get_database_backend() == DbBackend::Sqlite {
         return Ok(0);
@@ -130,7 +132,7 @@ async fn own_xid(tx: &DatabaseTransaction) -> Result<i64> {
     Ok(row.try_get("", "xid")?)
 }
 
-/// Whether the history is another one than a running process knows, and no process has recorded that yet.
+/// Returns true if the process knows a lost history, and no process has recorded the loss yet.
 async fn is_lost(tx: &DatabaseTransaction, occasion: Occasion<'_>, newest: &Model) -> Result<bool> {
     let Occasion::Doubt { known, is_lost } = occasion else {
         return Ok(false);
@@ -143,9 +145,9 @@ async fn is_lost(tx: &DatabaseTransaction, occasion: Occasion<'_>, newest: &Mode
     Ok(is_lost || current.one(tx).await?.is_none())
 }
 
-/// Sets the offset with which every later change gets a position behind all that are there.
+/// Sets the offset that places every later change behind all stored changes.
 async fn set_offset(tx: &DatabaseTransaction, facts: &mut Facts) -> Result<()> {
-    // A transaction that runs at present may write a change only after this.
+    // A transaction that is already running may still write its first change after this statement.
     let offset = (facts.last_xid + 1 - facts.oldest_xid).max(0);
     let default = if offset == 0 {
         "pg_current_xact_id()".to_string()
@@ -218,13 +220,14 @@ impl Facts {
         })
     }
 
-    /// Whether there are changes at positions that transactions have yet to reach: they were written elsewhere.
+    /// Returns true if changes have positions that transactions have not reached yet: another
+    /// server wrote the changes.
     fn is_ahead(&self) -> bool {
         self.last_xid > 0 && self.last_xid >= self.next_xid + self.xid_offset
     }
 }
 
-/// The history that a database tells, as a process has it under this generation.
+/// Loads the history of the database under the given generation.
 pub async fn load(db: &impl ConnectionTrait, generation: u64) -> Result<History> {
     let state = feed_state::Entity::find_by_id(1).one(db).await?;
     let state = state.ok_or_else(super::read::no_state)?;

@@ -1,6 +1,7 @@
-//! The change feed: what changed, recorded with the change and read in commit-safe order.
+//! The change feed: changes recorded in the transaction that makes them, and read in commit-safe
+//! order.
 //!
-//! It knows no family: a change has a topic, a key and the bytes of a message.
+//! The feed depends on no family: a change has a topic, a key and the bytes of a message.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ActiveValue::Set, ConnectionTrait, DatabaseTransaction, DbBackend, Statement};
@@ -32,7 +33,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// What kind of thing changed.
+/// Kind of the changed object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Topic {
     Alerts,
@@ -51,7 +52,7 @@ pub enum Topic {
 }
 
 impl Topic {
-    /// How the database has it.
+    /// Name of the topic in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Alerts => "alerts",
@@ -71,18 +72,18 @@ impl Topic {
     }
 }
 
-/// A change to be recorded.
+/// Change to be recorded.
 #[derive(Debug)]
 pub struct Record {
-    /// What kind of thing changed.
+    /// Kind of the changed object.
     pub topic: Topic,
-    /// Which one, by its id.
+    /// Id of the changed object.
     pub key: String,
-    /// What subscribers are sent of it.
+    /// Encoded message for subscribers.
     pub message: Vec<u8>,
 }
 
-/// Records changes in the transaction that makes them: neither is ever committed without the other.
+/// Records changes in the transaction that makes the changes, so that both commit or neither.
 pub async fn record(
     tx: &DatabaseTransaction,
     changes: impl IntoIterator<Item = Record>,
@@ -91,7 +92,8 @@ pub async fn record(
     insert_all(tx, rows).await
 }
 
-/// The rows of changes, to be inserted in the transaction that makes them, in this order.
+/// Returns the rows of changes in this order, to be inserted in the transaction that makes the
+/// changes.
 pub async fn rows(
     tx: &DatabaseTransaction,
     changes: impl IntoIterator<Item = Record>,
@@ -106,7 +108,7 @@ pub async fn rows(
     Ok(rows)
 }
 
-/// The same on PostgreSQL, where the database numbers transactions itself.
+/// Variant of [`rows`] for PostgreSQL, where the database numbers transactions itself.
 pub fn rows_on_postgres(changes: impl IntoIterator<Item = Record>) -> Vec<change::ActiveModel> {
     let created_at = entity::now();
     let row = |change: Record| change::ActiveModel {
@@ -119,7 +121,7 @@ pub fn rows_on_postgres(changes: impl IntoIterator<Item = Record>) -> Vec<change
     changes.into_iter().map(row).collect()
 }
 
-/// The time of the newest change, if there is one.
+/// Returns the time of the newest change; none if the feed is empty.
 pub async fn newest(db: &Db) -> Result<Option<DateTime<Utc>>> {
     let sql = if db.backend() == DbBackend::Postgres {
         "SELECT created_at FROM changes ORDER BY xid DESC, seq DESC LIMIT 1"
@@ -133,7 +135,7 @@ pub async fn newest(db: &Db) -> Result<Option<DateTime<Utc>>> {
         .transpose()?)
 }
 
-/// What the feed calls this transaction on SQLite: by the number of its first change.
+/// Returns the number of this transaction on SQLite: the sequence number of its first change.
 async fn commit_seq(tx: &DatabaseTransaction) -> Result<i64> {
     if let Some(number) = Db::commit_seq() {
         return Ok(number);

@@ -1,4 +1,5 @@
-//! Forgetting: changes that are older, or more, than is to be kept are deleted, a few at a time.
+//! Retention of the feed: changes beyond the maximum age or number are deleted in small
+//! transactions.
 
 use std::time::Duration;
 
@@ -11,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use super::Position;
 use crate::{clock, db::Db, entity::change, error::Result};
 
-/// How often to look.
+/// Pause between two runs.
 const PERIOD: Duration = Duration::from_mins(1);
 
-/// How many changes one transaction deletes.
+/// Maximum number of changes deleted by one transaction.
 const CHUNK: u64 = 1_000;
 
 const DELETE_POSTGRES: &str = "\
@@ -26,7 +27,7 @@ const DELETE_SQLITE: &str = "\
     DELETE FROM changes WHERE seq IN (SELECT seq FROM changes WHERE created_at < $1 ORDER BY seq LIMIT $2) \
     RETURNING 0 AS xid, seq";
 
-/// The oldest, whatever their age.
+/// Deletes the oldest changes, regardless of age.
 const DELETE_OLDEST_POSTGRES: &str = "\
     DELETE FROM changes WHERE (xid, seq) IN (SELECT xid, seq FROM changes \
     WHERE xid < (SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + xid_offset)::text::xid8 FROM feed_state) \
@@ -41,16 +42,16 @@ const REMEMBER: &str = "\
     pruned_xid = CASE WHEN (pruned_xid, pruned_seq) < ($2, $3) THEN $2 ELSE pruned_xid END, \
     pruned_seq = CASE WHEN (pruned_xid, pruned_seq) < ($2, $3) THEN $3 ELSE pruned_seq END";
 
-/// How long and how many changes are kept.
+/// Limits of the stored changes.
 #[derive(Debug, Clone, Copy)]
 pub struct Retention {
-    /// How long.
+    /// Age after which a change is deleted.
     pub kept: Duration,
-    /// How many at most.
+    /// Maximum number of stored changes.
     pub max_changes: u64,
 }
 
-/// Deletes what is more than is kept, again and again, until shutdown.
+/// Deletes changes beyond the limits until shutdown.
 pub async fn run(db: Db, retention: Retention, shutdown: CancellationToken) {
     loop {
         match prune(&db, retention).await {
@@ -67,8 +68,8 @@ pub async fn run(db: Db, retention: Retention, shutdown: CancellationToken) {
     }
 }
 
-/// Deletes the changes that are older, and the oldest of those that are more, than is kept.
-/// Returns how many they were.
+/// Deletes changes beyond the maximum age, then the oldest beyond the maximum number. Returns the
+/// number of deleted changes.
 pub async fn prune(db: &Db, retention: Retention) -> Result<u64> {
     let kept = TimeDelta::from_std(retention.kept).unwrap_or(TimeDelta::MAX);
     let before = clock::for_retention()
@@ -106,7 +107,7 @@ pub async fn prune(db: &Db, retention: Retention) -> Result<u64> {
             })
             .await?;
         all += deleted;
-        // What an old transaction holds back is deleted later.
+        // Changes blocked by an old transaction are deleted by a later run.
         if deleted == 0 {
             break;
         }
@@ -116,7 +117,8 @@ pub async fn prune(db: &Db, retention: Retention) -> Result<u64> {
     Ok(all)
 }
 
-/// Deletes by a statement that returns what it deletes, and remembers up to where the feed is gone.
+/// Runs a deleting statement, and updates the pruned position. Returns the number of deleted
+/// changes.
 async fn delete<const N: usize>(
     tx: &DatabaseTransaction,
     sql: &str,

@@ -1,4 +1,4 @@
-//! One reader per process follows the feed, and shares what it reads.
+//! The tailer: one task per process reads the feed and shares the changes.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -25,33 +25,35 @@ use crate::{
     error::Result,
 };
 
-/// How long a commit of another process can go unnoticed if its signal is lost.
+/// Delay until a commit of another process is noticed after a lost signal.
 const POLL: Duration = Duration::from_millis(500);
 
-/// How often to look while committed changes wait behind a running transaction, whose end wakes nobody.
+/// Pause between reads while committed changes wait for a running transaction, whose end sends no
+/// signal.
 const POLL_WAITING: Duration = Duration::from_millis(2);
 
-/// How close together signals to other processes are sent at most.
+/// Minimum time between two signals to other processes.
 const DEBOUNCE: Duration = Duration::from_millis(5);
 
-/// The channel of PostgreSQL on which processes tell each other that they have committed.
+/// PostgreSQL channel on which processes notify each other of commits.
 const CHANNEL: &str = "watchpost_changes";
 
-/// What the tailer remembers from one page to the next, to notice that the database is another one.
+/// State between two reads, used to detect a replaced database.
 #[derive(Debug, Default)]
 struct Memory {
-    /// Where the database ran.
+    /// Location of the database at the last read.
     instance: Option<Instance>,
-    /// When the change at the head was recorded; none if that is not known.
+    /// Time at which the change at the head was recorded; absent if unknown.
     head_at: Option<DateTime<Utc>>,
 }
 
 impl<T: Readable + Send + Sync + 'static> Feed<T> {
-    /// What hears that another process has committed. Without it that is only noticed after a while.
+    /// Returns the channel and handler for commits of other processes. Without signals, commits are
+    /// noticed by polling.
     pub fn signal_handler(&self) -> (&'static str, SignalHandler) {
         let (db, process) = (self.0.db.clone(), self.0.process.clone());
         let handler = move |said: Option<&str>| {
-            // What this process has committed it knows before.
+            // Commits of this process are already known.
             if said != Some(&process) {
                 db.wake_feed();
             }
@@ -59,7 +61,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         (CHANNEL, Box::new(handler))
     }
 
-    /// Follows the feed until shutdown.
+    /// Reads the feed until shutdown.
     pub async fn run(self, shutdown: CancellationToken) {
         let background = shutdown.child_token();
         if self.0.db.backend() == DbBackend::Postgres {
@@ -94,7 +96,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         background.cancel();
     }
 
-    /// Logs and counts changes that could not be decoded. Subscribers get them as such.
+    /// Logs and counts changes that could not be decoded. Subscribers receive them as undecodable.
     fn note_unreadable(&self, entries: &[Arc<Entry<T>>]) {
         for entry in entries {
             if let Some(problem) = entry.item.problem() {
@@ -105,7 +107,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         }
     }
 
-    /// Reads what is new. Returns how long to wait, unless woken, before looking again.
+    /// Reads new changes. Returns the pause before the next read, which a commit may cut short.
     async fn advance(&self, memory: &mut Memory) -> Result<Duration> {
         let mut head = self.head();
         let page = read::after(&self.0.by_key, Planned::Once, head, PAGE).await?;
@@ -116,8 +118,8 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         let pruned = page.pruned;
         let is_gap = head < pruned;
         if is_gap {
-            // Something was deleted before this process had read it. Whoever waits at the head is told so by the
-            // table, since the ring does not reach back to it any more.
+            // Changes were pruned before this process had read them. Subscribers at the head read
+            // the table, because the ring no longer reaches back to their position.
             tracing::warn!("changes were pruned before they were read; watches must begin anew");
             head = pruned;
             memory.head_at = None;
@@ -152,7 +154,8 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         })
     }
 
-    /// Whether a page continues what this process has read. If it does not, the feed begins anew at its present end.
+    /// Returns true if a page continues the known history. Otherwise the feed restarts at its
+    /// present end.
     async fn is_same_history(&self, page: &Page, memory: &mut Memory) -> Result<bool> {
         let head = self.head();
         let known = self.history();
@@ -184,7 +187,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         Ok(true)
     }
 
-    /// Goes on with another history: every watch ends, and every follower reads its tables again.
+    /// Switches to another history: every watch ends, and every follower reloads its tables.
     async fn begin_anew(&self, history: History) -> Result<()> {
         let generation = history.generation + 1;
         self.0.db.renew_connections();
@@ -203,15 +206,15 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
     }
 }
 
-/// Tells other processes that this one has committed: after the commit and not
-/// in it, where it would make commits wait for each other.
+/// Notifies other processes of commits. A signal within the transaction would serialize commits, so
+/// signals are sent afterwards.
 async fn announce(db: Db, process: String, shutdown: CancellationToken) {
     let announcing = async {
         loop {
             db.to_announce().await;
             let next = Instant::now() + DEBOUNCE;
             if let Err(error) = signals::notify(&db, CHANNEL, &process).await {
-                // The others poll.
+                // The other processes poll.
                 tracing::debug!(%error, "other processes could not be told of a commit");
             }
             sleep_until(next).await;

@@ -1,4 +1,4 @@
-//! The codec of all services: that of prost, with messages looked at before they are decoded.
+//! Codec of all services: prost, with memory bounds checked before a message is decoded.
 
 use std::{marker::PhantomData, sync::Arc};
 
@@ -16,16 +16,16 @@ use tonic_prost::{ProstDecoder, ProstEncoder};
 
 use super::limits::admission::Call;
 
-/// Size from which decoding a message takes long enough that others are not kept waiting for it.
+/// Size in bytes from which decoding takes long enough to block other tasks.
 const LARGE: usize = 256 << 10;
 
-/// Room for messages that an open call has at first, in bytes. It grows with what is received and sent.
+/// Initial buffer of an open call in bytes. The buffer grows with received and sent messages.
 const BUFFER: usize = 2 << 10;
 
-/// Number of bytes that go to the transport at a time.
+/// Number of bytes passed to the transport at a time.
 const YIELD_AT: usize = 32 << 10;
 
-/// Encodes `T` and decodes `U`. On a server, what a message takes is bounded before it is decoded.
+/// Encodes `T` and decodes `U`. On a server, the memory of a message is bounded before decoding.
 #[derive(Debug)]
 pub struct BoundedCodec<T, U>(PhantomData<(T, U)>);
 
@@ -54,16 +54,16 @@ where
     }
 }
 
-/// Decodes `U`.
+/// Decoder of `U`.
 #[derive(Debug)]
 pub struct BoundedDecoder<U> {
     inner: ProstDecoder<U>,
-    /// The call whose messages are decoded. `None` in a client.
+    /// Memory of the call whose messages are decoded. `None` in a client.
     call: Option<Arc<Call>>,
 }
 
 impl<U: Message + Default + Send + 'static> BoundedDecoder<U> {
-    /// A decoder of the messages of the call that is running.
+    /// Creates a decoder for messages of the current call.
     pub fn new() -> Self {
         Self {
             inner: ProstDecoder::new(BufferSettings::new(BUFFER, YIELD_AT)),
@@ -88,7 +88,7 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
         };
         let (inner, length) = (&mut self.inner, buffer.remaining());
         let mut decode = || {
-            // The whole message is one piece: it is cut from one buffer.
+            // The message is contiguous: tonic cuts it from a single buffer.
             call.admit(buffer.chunk())?;
             inner.decode(buffer)
         };

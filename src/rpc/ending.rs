@@ -1,4 +1,4 @@
-//! Bodies of responses that end early: at shutdown, or at the deadline of their call.
+//! Response bodies that end early: at shutdown, or at the deadline of the call.
 
 use std::{
     future::Future,
@@ -14,19 +14,19 @@ use tonic::{Status, body::Body};
 
 use crate::{deadline, error::Error};
 
-/// A body that ends with an error when `end` says so.
+/// Body that ends with an error once `end` resolves.
 pub(super) struct Ending {
     body: Body,
     /// True if the client may still be sending; such a stream can only be reset.
     two_way: bool,
-    /// Deadline of the call, for what is done while the body is read.
+    /// Deadline of the call, in force while the body is polled.
     deadline: Option<Instant>,
     end: Pin<Box<dyn Future<Output = Error> + Send>>,
     ended: bool,
 }
 
 impl Ending {
-    /// A body that ends with the error of `end` as soon as that is known.
+    /// Creates a body that ends with the error of `end`.
     pub(super) fn new(
         body: Body,
         two_way: bool,
@@ -41,7 +41,7 @@ impl Ending {
         }
     }
 
-    /// A body that ends at the deadline of its call.
+    /// Creates a body that ends at the deadline of the call.
     pub(super) fn at(body: Body, two_way: bool, deadline: Instant) -> Self {
         let end = async move {
             tokio::time::sleep_until(deadline).await;
@@ -75,7 +75,7 @@ impl http_body::Body for Ending {
             return Poll::Pending;
         };
         this.ended = true;
-        // What fills the body has nothing more to do.
+        // Drops the producer of the body.
         this.body = Body::empty();
         let status = Status::from(error);
         if this.two_way {

@@ -1,4 +1,5 @@
-//! The layer around every call: a span with its id, the gate while starting, its deadline, and the errors of the transport.
+//! Layer around every call: tracing span with the request id, admission, deadline, and errors of
+//! the transport.
 
 use std::{
     future::Future,
@@ -28,32 +29,32 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Tells client and server the id of a request; taken from the request if it has one.
+/// Header with the request id; taken from the request if present.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
-/// Wraps every service of the listener.
+/// Layer of every service of the listener.
 #[derive(Debug, Clone)]
 pub struct RequestLayer {
-    /// Whether the services can work; until then calls of ours are answered with `STARTING`.
+    /// True once the services are ready; until then Watchpost calls fail with `STARTING`.
     pub ready: Arc<AtomicBool>,
-    /// The largest request that is accepted, in bytes.
+    /// Maximum request size, in bytes.
     pub max_message_size: usize,
-    /// Lets requests in, by the memory that they take.
+    /// Bound of the memory of decoded requests.
     pub admission: Admission,
-    /// Counts every call.
+    /// Statistics of calls.
     pub calls: Calls,
-    /// Bounds the number of calls.
+    /// Limit of concurrent calls.
     pub call_limit: CallLimit,
-    /// Bounds requests that have not arrived whole.
+    /// Bound of requests that have not arrived completely.
     pub unfinished: Unfinished,
-    /// Ends the streams of health and reflection, which know of no shutdown.
+    /// Ends the streams of health and reflection, whose services have no shutdown token.
     pub shutdown: CancellationToken,
 }
 
 impl RequestLayer {
-    /// Permit for a call of the method at this path.
+    /// Acquires a permit for a call of the method at this path.
     fn admit(&self, path: &str) -> Result<OwnedSemaphorePermit> {
         let permit = self.call_limit.take(path)?;
         if !self.ready.load(Ordering::Acquire) && path.starts_with("/watchpost.") {
@@ -74,7 +75,7 @@ impl<S> Layer<S> for RequestLayer {
     }
 }
 
-/// See [`RequestLayer`].
+/// Service created by [`RequestLayer`].
 #[derive(Debug, Clone)]
 pub struct Requests<S> {
     inner: S,
@@ -135,8 +136,9 @@ where
         let deadline = deadline::of(request.headers());
         let mut inner = self.inner.clone();
         let reply = async move {
-            // A call takes several times as much memory once it has reached its service. A unary one waits outside until
-            // its message has arrived; a stream may be answered before it says anything.
+            // A call takes several times more memory inside its service. A unary call therefore
+            // waits outside until its message is complete. A stream may be answered before its
+            // first message.
             let (parts, mut body) = request.into_parts();
             if waits {
                 body.begin().await;
@@ -163,7 +165,7 @@ where
             }
             response.headers_mut().insert(REQUEST_ID, id);
             if foreign {
-                // An open stream would hold the server up.
+                // An open stream would block the shutdown.
                 let end = async move {
                     shutdown.cancelled().await;
                     Error::ShuttingDown
@@ -182,11 +184,12 @@ where
 }
 
 fn new_id() -> HeaderValue {
-    // A UUID is always a legal header value.
+    // A UUID is always a valid header value.
     HeaderValue::try_from(Uuid::now_v7().to_string()).unwrap_or(HeaderValue::from_static("-"))
 }
 
-/// The errors that tonic makes before a handler is reached. Ours are told apart by their details.
+/// Translates errors that tonic creates before a handler runs. Watchpost errors are recognized by
+/// their details.
 fn transport_error(response: &Response<Body>, limit: usize) -> Option<Error> {
     let headers = response.headers();
     if !headers.contains_key(&GRPC_STATUS) || headers.contains_key(&GRPC_DETAILS) {
@@ -203,8 +206,9 @@ fn transport_error(response: &Response<Body>, limit: usize) -> Option<Error> {
     not_a_message(&status, limit)
 }
 
-/// The next message of a stream of requests of up to `limit` bytes. A failure of the message itself has details: tonic
-/// makes it between two messages, where the layer does not see it.
+/// Returns the next message of a request stream with messages of up to `limit` bytes. Errors of the
+/// message get details here, because tonic creates these errors between two messages, outside of
+/// the layer.
 pub async fn next<T>(requests: &mut Streaming<T>, limit: usize) -> Result<Option<T>, Status> {
     requests.message().await.map_err(|status| {
         if status.details().is_empty() {
@@ -215,16 +219,16 @@ pub async fn next<T>(requests: &mut Streaming<T>, limit: usize) -> Result<Option
     })
 }
 
-/// What tonic means if it cannot hand over a message.
+/// Translates a tonic error about an unreadable message.
 fn not_a_message(status: &Status, limit: usize) -> Option<Error> {
     if status.code() == Code::OutOfRange && status.message().contains("message length too large") {
         return Some(Error::TooLarge { limit });
     }
-    // Of a compressed message, once it is not any more.
+    // A compressed message that is too large after decompression.
     if status.code() == Code::ResourceExhausted && status.message().contains("decompressing") {
         return Some(Error::TooLarge { limit });
     }
-    // A frame that is broken or missing, or a message that cannot be decoded.
+    // A broken or missing frame, or an undecodable message.
     (status.code() == Code::Internal).then_some(Error::Malformed)
 }
 
@@ -236,7 +240,7 @@ mod tests {
 
     use super::*;
 
-    /// A service that does not answer, or answers with a body that does not end.
+    /// Service that never answers, or answers with an endless body.
     #[derive(Clone)]
     struct Silent {
         answers: bool,
@@ -261,7 +265,7 @@ mod tests {
         }
     }
 
-    /// Calls a service with a deadline that has passed.
+    /// Calls a service with a deadline in the past.
     async fn call_late(service: Silent) -> Response<Body> {
         let layer = RequestLayer {
             ready: Arc::new(AtomicBool::new(true)),

@@ -1,4 +1,4 @@
-//! Pages of a list: newest, highest or lowest first, by keyset, with the id to break ties.
+//! Pages of lists by keyset: newest, oldest, highest or lowest first, with the id as tie-breaker.
 
 use std::str::FromStr;
 
@@ -21,7 +21,7 @@ pub mod sorted;
 const DEFAULT_SIZE: u64 = 50;
 const MAX_SIZE: u64 = 1000;
 
-/// Which page of which list is asked for.
+/// Requested page of a list.
 #[derive(Debug)]
 pub struct Page {
     size: u64,
@@ -29,25 +29,26 @@ pub struct Page {
     after: Option<Token>,
 }
 
-/// What a page token holds. It is opaque to clients, outlives upgrades, and is understood by every process.
+/// Content of a page token. Tokens are opaque to clients, stay valid across upgrades, and are
+/// understood by every process.
 #[derive(Clone, PartialEq, Message)]
 struct Token {
-    /// The list and its filter, hashed: a token is good for these only.
+    /// Hash of the list and its filter: a token is valid only for the same list and filter.
     #[prost(fixed64, tag = "1")]
     list: u64,
-    /// The time of the last row, in microseconds since 1970; or its rank.
+    /// Time of the last row, in microseconds since 1970, or the rank of the last row.
     #[prost(int64, tag = "2")]
     place: i64,
-    /// The id of the last row.
+    /// Id of the last row.
     #[prost(string, tag = "3")]
     id: String,
-    /// What the last row is sorted by before that, if it has it.
+    /// Sort value of the last row; absent if the row has none.
     #[prost(oneof = "Key", tags = "4, 5, 6")]
     key: Option<Key>,
 }
 
 impl Page {
-    /// Reads what a List request says; `list` names the list, `filter` is what narrows it.
+    /// Parses a List request. `list` is the name of the list, `filter` the filter of the request.
     pub fn parse(size: i32, token: &str, list: &str, filter: &impl Message) -> Result<Self> {
         let size = match u64::try_from(size) {
             Err(_) => return Err(Error::invalid("page_size", "must not be negative")),
@@ -63,8 +64,9 @@ impl Page {
         Ok(Self { size, list, after })
     }
 
-    /// Reads the page of `select`, newest first by the two `columns`, of which `key` gives a row's values.
-    /// Returns what the rows are on the wire, and the token of the next page, empty on the last one.
+    /// Reads the page of `select`, newest first by time and id. `key` returns both values of a row.
+    ///
+    /// Returns the messages and the token of the next page, empty on the last page.
     pub async fn newest_first<E, C, I, M>(
         &self,
         db: &(impl ConnectionTrait + StreamTrait),
@@ -97,8 +99,8 @@ impl Page {
         self.read(db, select, key).await
     }
 
-    /// Reads the rows of the page of `select`, oldest first by the two `columns`, and one more if there is;
-    /// to be cut by [`Self::cut`].
+    /// Reads the rows of the page of `select`, oldest first by time and id, plus one more row if
+    /// present. [`Self::paginate`] must follow.
     pub async fn oldest_first<E, C, I>(
         &self,
         db: &impl ConnectionTrait,
@@ -127,8 +129,8 @@ impl Page {
             .await?)
     }
 
-    /// Reads the page of `select`, the highest rank first, those of equal rank by their ids in the
-    /// order of the bytes, whatever the collation; else as [`Self::newest_first`].
+    /// Reads the page of `select`, highest rank first. Rows of equal rank are sorted by the bytes
+    /// of their ids, regardless of the collation. Otherwise equal to [`Self::newest_first`].
     pub async fn highest_first<E, C, M>(
         &self,
         db: &(impl ConnectionTrait + StreamTrait),
@@ -165,7 +167,7 @@ impl Page {
         self.read(db, select, key).await
     }
 
-    /// Reads the page of `select`, the lowest number first, of which every row has another; else as
+    /// Reads the page of `select`, lowest number first; numbers must be unique. Otherwise equal to
     /// [`Self::newest_first`].
     pub async fn lowest_first<E, M>(
         &self,
@@ -186,8 +188,8 @@ impl Page {
         self.read(db, select.order_by_asc(column), key).await
     }
 
-    /// Reads the rows of the page of `select`, by their ids in the order of the bytes, whatever the collation, and
-    /// one more if there is; to be cut by [`Self::cut`], with any place.
+    /// Reads the rows of the page of `select`, sorted by the bytes of their ids regardless of the
+    /// collation, plus one more row if present. [`Self::paginate`] must follow, with any position.
     pub async fn by_id<E: EntityTrait>(
         &self,
         db: &impl ConnectionTrait,
@@ -209,12 +211,12 @@ impl Page {
             .await?)
     }
 
-    /// Whether a list by ids comes to this one on the page or after it.
+    /// Returns true if a row with this id belongs to this page or a later page of a list by id.
     pub fn comes_to(&self, id: &str) -> bool {
         self.after.as_ref().is_none_or(|after| *after.id < *id)
     }
 
-    /// Reads rows one after the other until the page is full, so that never more than a page of them is in memory.
+    /// Reads rows one by one until the page is full, so that at most one page is in memory.
     async fn read<E, M>(
         &self,
         db: &(impl ConnectionTrait + StreamTrait),
@@ -230,8 +232,8 @@ impl Page {
         Ok(filling.done())
     }
 
-    /// The rows that fit on the page as `make` has them on the wire, and the token of the next one. `key` gives
-    /// the place and the id of a row.
+    /// Converts the rows that fit on the page by `convert`, and returns the token of the next page.
+    /// `key` returns the position and id of a row.
     pub fn cut<R, I: ToString, M: Message>(
         &self,
         rows: Vec<R>,
@@ -287,7 +289,7 @@ fn foreign() -> Error {
     Error::invalid("page_token", "is not a token of this server")
 }
 
-/// A text to be compared by its bytes, as SQLite does anyway.
+/// Compares a text by its bytes, as SQLite does by default.
 pub fn in_bytes(column: SimpleExpr, backend: DbBackend) -> SimpleExpr {
     if backend == DbBackend::Postgres {
         Expr::cust_with_exprs(r#"$1 COLLATE "C""#, [column])
@@ -296,7 +298,8 @@ pub fn in_bytes(column: SimpleExpr, backend: DbBackend) -> SimpleExpr {
     }
 }
 
-/// FNV-1a of the list's name and its filter: fixed for all time, unlike the standard library's hashes.
+/// FNV-1a hash of the list name and filter: stable across versions, unlike the hashes of the
+/// standard library.
 fn fingerprint(list: &str, filter: &impl Message) -> u64 {
     let bytes = list.bytes().chain([0]).chain(filter.encode_to_vec());
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {

@@ -1,4 +1,4 @@
-//! Instants: microseconds of UTC here, `google.protobuf.Timestamp` on the wire.
+//! Times and durations: UTC with microseconds in the server, protobuf well-known types in the API.
 
 use std::ops::RangeInclusive;
 
@@ -10,13 +10,13 @@ use crate::{
     pb,
 };
 
-/// How far a client's clock may be ahead of ours.
+/// Maximum time by which a client's clock may be ahead of the server's clock.
 const AHEAD: TimeDelta = TimeDelta::days(1);
 
-/// The last year that a time may lie in.
+/// Last second of the supported years.
 const LAST_YEAR: i64 = 253_402_300_799; // 9999-12-31T23:59:59Z
 
-/// An instant for the wire.
+/// Converts a time for the API.
 pub fn to_proto(time: DateTime<Utc>) -> Timestamp {
     // Nanoseconds are below 10^9, or 2 * 10^9 in a leap second.
     let nanos = i32::try_from(time.timestamp_subsec_nanos())
@@ -28,7 +28,8 @@ pub fn to_proto(time: DateTime<Utc>) -> Timestamp {
     }
 }
 
-/// An instant from the wire, from 1970 to 9999, cut to microseconds, which is what databases keep.
+/// Converts a time from the API: years 1970 to 9999, truncated to microseconds, the precision of
+/// the databases.
 pub fn from_proto(field: &str, time: Timestamp) -> Result<DateTime<Utc>> {
     if !(0..=LAST_YEAR).contains(&time.seconds) {
         return Err(Error::invalid(field, "must be a time from 1970 to 9999"));
@@ -41,18 +42,18 @@ pub fn from_proto(field: &str, time: Timestamp) -> Result<DateTime<Utc>> {
         .ok_or_else(|| Error::invalid(field, "must have nanos in [0, 999999999]"))
 }
 
-/// An instant from microseconds since 1970, up to 9999.
+/// Converts microseconds since 1970; `None` outside of the years 1970 to 9999.
 pub fn from_micros(micros: i64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_micros(micros)
         .filter(|time| (0..=LAST_YEAR).contains(&time.timestamp()))
 }
 
-/// An instant from milliseconds since 1970, up to 9999.
+/// Converts milliseconds since 1970; `None` outside of the years 1970 to 9999.
 pub fn from_millis(millis: i64) -> Option<DateTime<Utc>> {
     from_micros(millis.checked_mul(1_000)?)
 }
 
-/// A length of time for the wire, from milliseconds.
+/// Converts a duration in milliseconds for the API.
 pub fn span(millis: i64) -> Duration {
     let nanos = i32::try_from(millis % 1_000 * 1_000_000).unwrap_or(0);
     Duration {
@@ -61,23 +62,23 @@ pub fn span(millis: i64) -> Duration {
     }
 }
 
-/// A length of time for the wire.
+/// Converts a duration for the API.
 pub fn length(length: std::time::Duration) -> Duration {
     span(millis(length))
 }
 
-/// A length of time in whole milliseconds.
+/// Converts a duration to whole milliseconds.
 pub fn millis(length: std::time::Duration) -> i64 {
     i64::try_from(length.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// A length of time from the wire that is in `range`.
+/// Converts a duration from the API, which must be in `range`.
 pub fn duration(
     field: &str,
     value: Duration,
     range: &RangeInclusive<std::time::Duration>,
 ) -> Result<std::time::Duration> {
-    // The conversion of `prost_types` overflows where both parts are far below zero.
+    // The conversion of `prost_types` overflows if both parts are far below zero.
     let seconds = u64::try_from(value.seconds).ok();
     let nanos = u32::try_from(value.nanos).ok();
     seconds
@@ -90,7 +91,7 @@ pub fn duration(
         })
 }
 
-/// An instant at which something has happened: not far in the future.
+/// Converts the time of a past event, at most a day ahead of `now`.
 pub fn past(field: &str, time: Timestamp, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
     let time = from_proto(field, time)?;
     if time > now + AHEAD {
@@ -102,10 +103,10 @@ pub fn past(field: &str, time: Timestamp, now: DateTime<Utc>) -> Result<DateTime
     Ok(time)
 }
 
-/// Start (inclusive) and end (exclusive), where there are.
+/// Start (inclusive) and end (exclusive); absent bounds are open.
 pub type Bounds = (Option<DateTime<Utc>>, Option<DateTime<Utc>>);
 
-/// Start and end of a range.
+/// Converts a time range. The end must not be before the start.
 pub fn bounds(field: &str, range: Option<pb::TimeRange>) -> Result<Bounds> {
     let range = range.unwrap_or_default();
     let read = |name: &str, time: Option<Timestamp>| {

@@ -1,4 +1,5 @@
-//! Work on large requests, which would hold up everything else on the runtime's threads.
+//! Execution of long computations outside of the runtime's threads, so that other tasks are not
+//! blocked.
 
 use std::sync::LazyLock;
 
@@ -6,16 +7,17 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use crate::error::{Error, Result};
 
-/// Encoded size up to which a request is checked on the runtime's threads, which takes less than a millisecond.
+/// Encoded size in bytes up to which a request is processed on the runtime's threads, in less than
+/// a millisecond.
 const SMALL: usize = 32 << 10;
 
-/// Bounds the memory and the processor time that large requests take together.
+/// Bounds the memory and processor time of large requests together.
 static TURNS: LazyLock<Semaphore> = LazyLock::new(|| {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     Semaphore::new(processors)
 });
 
-/// Checks or converts a request of so many encoded bytes. Of a large one on a thread of its own.
+/// Runs the check or conversion of a request. A request above 32 KiB runs on a separate thread.
 pub async fn by_size<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> Result<T> + Send + 'static,
@@ -26,7 +28,7 @@ pub async fn by_size<T: Send + 'static>(
     off_runtime(work).await
 }
 
-/// Does work that takes long on a thread of its own, as many at a time as there are processors.
+/// Runs a long computation on a separate thread, at most one per processor at a time.
 pub async fn off_runtime<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

@@ -1,7 +1,7 @@
-//! Mends what a clock that was ahead has stored: nothing reaches further into the future than its own length.
+//! Repairs times stored by a clock that was ahead.
 //!
-//! Rows name the time at which they were written. Where that lies in the future, the times that were counted from it are
-//! moved back by as much.
+//! Every row holds the time of its last write. If that time lies in the future, times derived from
+//! it are moved back by the same amount.
 
 use std::collections::HashSet;
 
@@ -21,13 +21,13 @@ use crate::{
     error::Result,
 };
 
-/// Number of rows that are read together.
+/// Maximum number of rows per query.
 const CHUNK: u64 = 500;
 
-/// Times that lie this far ahead are no fault of a clock.
+/// Tolerance: smaller differences are not repaired.
 const SLACK: TimeDelta = TimeDelta::seconds(1);
 
-/// Mends now, and after every step of the clock, until shutdown.
+/// Repairs stored times at the start and after every clock step, until shutdown.
 pub(super) async fn follow(db: Db, silences: LiveSilences, shutdown: CancellationToken) {
     let mut changes = clock::changes();
     let following = async {
@@ -45,7 +45,7 @@ pub(super) async fn follow(db: Db, silences: LiveSilences, shutdown: Cancellatio
             if changes.changed().await.is_err() {
                 return;
             }
-            // Those that had ended by the other clock are in force again.
+            // Silences that had ended by the wrong clock are in force again.
             if let Err(error) = silences.reload().await {
                 tracing::warn!(%error, "silences could not be read again");
             }
@@ -54,13 +54,13 @@ pub(super) async fn follow(db: Db, silences: LiveSilences, shutdown: Cancellatio
     shutdown.run_until_cancelled(following).await;
 }
 
-/// Mends everything. Returns how many rows that were.
+/// Repairs all tables. Returns the number of changed rows.
 async fn all(db: &Db) -> Result<u64> {
     Ok(queued_jobs(db).await? + running_jobs(db).await? + deliveries(db).await?)
 }
 
-/// Jobs that were queued in the future, to be run at once or to be tried again after some time. A time that a client has
-/// named stays as it is.
+/// Repairs jobs queued in the future, for immediate start or for a retry. A start time set by a
+/// client is kept.
 async fn queued_jobs(db: &Db) -> Result<u64> {
     let (mut mended, mut last) = (0, Uuid::nil());
     loop {
@@ -114,7 +114,7 @@ async fn queued_jobs(db: &Db) -> Result<u64> {
     }
 }
 
-/// Jobs that were given to workers in the future.
+/// Repairs jobs assigned to workers in the future.
 async fn running_jobs(db: &Db) -> Result<u64> {
     let mut mended = 0;
     loop {
@@ -149,7 +149,8 @@ async fn running_jobs(db: &Db) -> Result<u64> {
     }
 }
 
-/// Deliveries that were queued, begun or had failed in the future, and the channels that were slowed down with them.
+/// Repairs deliveries that were queued, begun or failed in the future, and the throttles of their
+/// channels.
 async fn deliveries(db: &Db) -> Result<u64> {
     use delivery::Column;
 
@@ -176,7 +177,8 @@ async fn deliveries(db: &Db) -> Result<u64> {
                 .filter(|_| delivery.lease_id.is_some());
             let from = begun.unwrap_or(delivery.updated_at);
             let next = delivery.next_attempt_at.map(|at| moved(at, from));
-            // Once for each channel, whose throttle was counted from the time of the delivery that was refused.
+            // Once per channel, because the throttle was derived from the time of the refused
+            // delivery.
             let throttled = delivery.channel_id.filter(|id| channels.insert(*id));
             mended += db
                 .write_quietly(async |tx| mend(tx, delivery, next, throttled).await)
@@ -188,7 +190,7 @@ async fn deliveries(db: &Db) -> Result<u64> {
     }
 }
 
-/// Moves a delivery, and the end of its channel's throttle by as much.
+/// Moves a delivery and the throttle of its channel by the same amount.
 async fn mend(
     tx: &sea_orm::DatabaseTransaction,
     delivery: &delivery::Model,
@@ -230,7 +232,7 @@ async fn mend(
     Ok(written)
 }
 
-/// A time that was counted from another one, counted from now if that lies in the future.
+/// Shifts a time by the distance of its origin from now, if the origin lies in the future.
 fn moved(time: DateTime<Utc>, from: DateTime<Utc>) -> DateTime<Utc> {
     let ahead = (from - now()).max(TimeDelta::zero());
     time - ahead

@@ -1,7 +1,8 @@
-//! Connections of the gRPC listener: how many may be open, and how soon a client has to begin with HTTP/2.
+//! Connections of the gRPC listener: limit of open connections, and deadline for the HTTP/2
+//! preface.
 //!
-//! A connection is handed to the server once its first byte is there, so that a silent one costs a socket and little
-//! else, and is closed if it stays silent.
+//! A connection is passed to the server after its first byte. A silent connection therefore costs
+//! little more than a socket, and is closed after the deadline.
 
 use std::{
     io,
@@ -25,22 +26,22 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-/// Time from the connection to the end of the client's preface: its greeting and its first settings.
+/// Time from the connection to the end of the client's preface: greeting and first settings.
 const PREFACE_WITHIN: Duration = Duration::from_secs(10);
 
-/// Length of the shortest preface, in bytes: the greeting, and a frame of settings without any.
+/// Length of the shortest preface in bytes: the greeting and an empty settings frame.
 const PREFACE: usize = 24 + 9;
 
-/// Pause after a failure to accept a connection, as when no file can be opened.
+/// Pause after a failed accept, as when no file can be opened.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Connections that wait for the server to take them.
+/// Maximum number of connections waiting for the server.
 const HANDED_OVER: usize = 64;
 
-/// File descriptors that connections leave to the database, the log and outgoing calls.
+/// File descriptors reserved for the database, the log and outgoing calls.
 const RESERVED_FILES: u64 = 256;
 
-/// Counts of connections. Clones share them.
+/// Connection limit and statistics. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct Connections(Arc<Counts>);
 
@@ -53,7 +54,7 @@ struct Counts {
 }
 
 impl Connections {
-    /// Up to `most` connections, or fewer if the system lets the process open fewer files.
+    /// Creates a limit of `max_connections`, or less if the process may open fewer files.
     pub fn new(most: usize) -> Self {
         let files = usize::try_from(open_files()).unwrap_or(usize::MAX);
         let limit = most.min(files);
@@ -71,27 +72,28 @@ impl Connections {
         }))
     }
 
-    /// Number of connections that are open.
+    /// Returns the number of open connections.
     pub fn open(&self) -> usize {
         self.0.limit - self.0.free.available_permits()
     }
 
-    /// Number of connections that may be open.
+    /// Returns the maximum number of open connections.
     pub fn limit(&self) -> usize {
         self.0.limit
     }
 
-    /// Number of connections that were closed at once because the limit was reached.
+    /// Returns the number of connections closed at once because of the limit.
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Ordering::Relaxed)
     }
 
-    /// Number of connections that were closed because the client did not begin in time.
+    /// Returns the number of connections closed because the preface was late.
     pub fn timed_out(&self) -> u64 {
         self.0.timed_out.load(Ordering::Relaxed)
     }
 
-    /// Accepts connections until shutdown. What is returned yields those whose client has begun to speak.
+    /// Accepts connections until shutdown. The stream yields connections after the client's first
+    /// byte.
     pub(crate) fn accept(
         &self,
         listener: TcpListener,
@@ -134,7 +136,7 @@ impl Connections {
         }
     }
 
-    /// Waits for the first byte, and hands the connection over.
+    /// Waits for the first byte, then passes the connection to the server.
     async fn hand_over(
         &self,
         stream: TcpStream,
@@ -142,12 +144,12 @@ impl Connections {
         ready: &mpsc::Sender<io::Result<Connection>>,
     ) {
         let deadline = Instant::now() + PREFACE_WITHIN;
-        // A socket may be called readable although nothing has come: only a byte that is there is a sign of the client.
+        // A socket may be reported readable without data, so the byte is read.
         let mut first = [0];
         let begins = timeout_at(deadline, stream.peek(&mut first)).await;
         match begins {
             Ok(Ok(bytes)) if bytes > 0 => {}
-            // The client is gone.
+            // The client has disconnected.
             Ok(_) => return,
             Err(_) => {
                 self.0.timed_out.fetch_add(1, Ordering::Relaxed);
@@ -172,18 +174,18 @@ impl Connections {
     }
 }
 
-/// A connection to a client. Reading fails if the client's preface does not come in time.
+/// Connection to a client. Reads fail if the client's preface is late.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: TcpStream,
-    /// None once the preface is there.
+    /// Pending preface; absent after its arrival.
     preface: Option<Preface>,
     _place: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
 struct Preface {
-    /// Bytes that are still to come.
+    /// Number of missing bytes.
     missing: usize,
     deadline: Pin<Box<Sleep>>,
     connections: Connections,
@@ -255,7 +257,8 @@ impl Connected for Connection {
     }
 }
 
-/// Number of files that connections may take. The process asks the system for as many as it may have.
+/// Returns the number of files available to connections, after raising the soft limit to the hard
+/// limit.
 #[cfg(target_os = "linux")]
 fn open_files() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -271,7 +274,7 @@ fn open_files() -> u64 {
             limit.current = maximum;
         }
     }
-    // No limit means as many as one likes.
+    // A missing limit means unlimited.
     let most = limit.current.unwrap_or(u64::MAX);
     most.saturating_sub(RESERVED_FILES).max(most / 2)
 }

@@ -1,4 +1,4 @@
-//! The services of jobs, of their workers, of the settings of their queues and types, and of their schedules.
+//! Job services: jobs, workers, queues, types and schedules.
 
 use tonic::{codec::CompressionEncoding::Gzip, service::Routes};
 
@@ -15,7 +15,7 @@ use crate::{
     rpc::limits::snapshots::SnapshotMemory,
 };
 
-/// The services, which take requests of up to `limit` bytes.
+/// Builds the services. Requests may have up to `limit` bytes.
 pub(super) fn routes(
     parts: &Parts,
     places: &Places,

@@ -1,4 +1,4 @@
-//! The start of the work: the database is brought up to date, and every loop is started.
+//! Preparation of the server: migrates the database and starts every background loop.
 
 use std::{
     sync::{
@@ -31,16 +31,16 @@ use crate::{
     time_zones,
 };
 
-/// How often the database is asked for a sign of life.
+/// Pause between two checks of the database.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
-/// How long deliveries that are under way may take at shutdown. Who is cut off is tried again.
+/// Time for running deliveries to end at shutdown. Interrupted deliveries are retried.
 const DELIVERIES_END: Duration = Duration::from_secs(2);
 
-/// How long to wait before a database that is away is asked again at the start.
+/// Pause between two attempts to open the database at the start.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Brings the database up to date, starts every loop, and opens the gate.
+/// Migrates the database, starts every loop, and admits calls.
 pub(super) async fn prepare(
     parts: Parts,
     settings: Settings,
@@ -134,7 +134,8 @@ pub(super) async fn prepare(
     Ok(Running { gpus, deliverer })
 }
 
-/// Opens the database, as soon as it is there. Fails if waiting does not help, and at shutdown.
+/// Opens the database, and retries while unreachable. Fails if a retry would not help, and at
+/// shutdown.
 async fn open_when_there(parts: &Parts) -> Result<(), StartError> {
     let mut reminder = Reminder::default();
     while let Err(error) = open(parts).await {
@@ -154,7 +155,7 @@ async fn open_when_there(parts: &Parts) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Encrypts older forms of secrets again, and tells from then on whether they can be decrypted.
+/// Re-encrypts older forms of secrets, then monitors their readability.
 async fn keep_secrets_readable(
     db: &Db,
     deliverer: &Deliverer,
@@ -172,14 +173,14 @@ async fn keep_secrets_readable(
     ));
 }
 
-/// Why the database could not be opened.
+/// Failure to open the database.
 enum OpenError {
     Migrating(DbErr),
     Reading(Error),
 }
 
 impl OpenError {
-    /// Whether waiting may help.
+    /// Returns true if a retry may succeed.
     fn may_pass(&self) -> bool {
         match self {
             Self::Migrating(error) => db::may_pass(error),
@@ -198,7 +199,7 @@ impl std::fmt::Display for OpenError {
 }
 
 async fn open(parts: &Parts) -> Result<(), OpenError> {
-    // The first to connect: its error says whether waiting may help.
+    // Connects first, so its error decides if a retry may succeed.
     parts.db.migrate_up().await.map_err(OpenError::Migrating)?;
     clock::compare(&parts.db)
         .await
@@ -215,18 +216,18 @@ async fn open(parts: &Parts) -> Result<(), OpenError> {
     parts.rules.reload().await.map_err(OpenError::Reading)
 }
 
-/// Tells health whether the database can be written, until shutdown.
+/// Reports storage faults to health until shutdown.
 async fn watch_storage(db: Db, health: Health, shutdown: CancellationToken) {
     let tell = |fault| health.storage(fault);
     db.storage().monitor(&db, tell, shutdown).await;
 }
 
-/// Tells health which transaction holds the change feed back, until shutdown.
+/// Reports transactions that block the change feed to health, until shutdown.
 async fn watch_holders(db: Db, health: Health, shutdown: CancellationToken) {
     feed::holders::watch(db, |holder| health.feed_holder(holder), shutdown).await;
 }
 
-/// Tells health and the log if the clock of this process is wrong. Returns whether it is.
+/// Reports a wrong clock of this host to health and to the log. Returns true if the clock is wrong.
 fn tell_skew(health: &Health, was_skewed: bool) -> bool {
     let skew = clock::skew().filter(|skew| skew.abs() >= clock::TOLD);
     let note = skew.map(|skew| {
@@ -244,7 +245,7 @@ fn tell_skew(health: &Health, was_skewed: bool) -> bool {
     skew.is_some()
 }
 
-/// Tells health when the database goes away and when it comes back, until shutdown.
+/// Reports the reachability of the database to health until shutdown.
 async fn watch_database(db: Db, feed: Feed, health: Health, shutdown: CancellationToken) {
     let mut reading = feed.reading();
     let watching = async {
@@ -253,7 +254,7 @@ async fn watch_database(db: Db, feed: Feed, health: Health, shutdown: Cancellati
         loop {
             let alive = clock::compare(&db).await;
             skewed = tell_skew(&health, skewed);
-            // A database that is busy is there.
+            // A busy database is reachable.
             let is_busy = matches!(alive, Err(Error::DatabaseBusy));
             health.database(alive.is_ok() || is_busy);
             match alive {
@@ -269,7 +270,7 @@ async fn watch_database(db: Db, feed: Feed, health: Health, shutdown: Cancellati
                 Ok(()) if reminder.ended() => tracing::info!("the database is back"),
                 _ => {}
             }
-            // The feed may notice first.
+            // The feed may notice a failure first.
             let _ = timeout(SIGN_OF_LIFE, reading.changed()).await;
         }
     };

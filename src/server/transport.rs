@@ -1,4 +1,4 @@
-//! Transport of the gRPC listener: what HTTP/2 grants each client, and what reflection tells.
+//! Transport of the gRPC listener: HTTP/2 limits, and reflection.
 
 use tonic::transport::Server as Grpc;
 use tonic_reflection::server::Builder as Reflection;
@@ -10,7 +10,7 @@ use crate::{
     rpc::limits::{call_limit::CallLimit, snapshots::SnapshotMemory, unfinished::Unfinished},
 };
 
-/// The methods whose calls are counted.
+/// Descriptors of all methods whose calls are counted.
 pub(super) const CALLED: [&[u8]; 4] = [
     FILE_DESCRIPTOR_SET,
     tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -18,16 +18,16 @@ pub(super) const CALLED: [&[u8]; 4] = [
     tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
 ];
 
-/// Bytes of one call that a client may send before the server has read them.
+/// Flow-control window of a call, in bytes.
 const CALL_WINDOW: u32 = 1 << 20;
 
-/// Bytes of all calls of a connection that a client may send before the server has read them.
+/// Flow-control window of a connection, in bytes.
 const CONNECTION_WINDOW: u32 = 1 << 20;
 
-/// Largest size of the headers of a call, in bytes. They are kept until the call is answered.
+/// Maximum size of the headers of a call, in bytes. Headers are kept until the answer.
 const HEADERS: u32 = 8 << 10;
 
-/// A server with the limits of a connection.
+/// Builds a server with the limits per connection.
 pub(super) fn builder(settings: &Settings) -> Grpc {
     Grpc::builder()
         .max_concurrent_streams(Some(settings.max_connection_streams))
@@ -38,7 +38,7 @@ pub(super) fn builder(settings: &Settings) -> Grpc {
         .http2_keepalive_timeout(Some(settings.keepalive_timeout))
 }
 
-/// The limits that all connections share.
+/// Builds the limits shared by all connections.
 pub(super) fn limits(settings: &Settings) -> Limits {
     Limits {
         calls: CallLimit::new(settings.max_calls as usize),
@@ -52,7 +52,7 @@ pub(super) fn limits(settings: &Settings) -> Limits {
     }
 }
 
-/// The services that reflection describes, and what the details of errors are made of.
+/// Builds the reflection service, including the messages of error details.
 pub(super) fn reflection<'a>() -> Reflection<'a> {
     Reflection::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)

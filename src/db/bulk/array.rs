@@ -1,4 +1,4 @@
-//! Arrays of PostgreSQL in their text form: those of the driver cannot hold NULL.
+//! Text form of PostgreSQL arrays, because the driver's arrays cannot hold NULL.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use sea_orm::{ColumnTrait, ColumnType, Value};
 
 use crate::error::{Error, Result};
 
-/// The type of a column as PostgreSQL calls it.
+/// Returns the PostgreSQL type name of a column.
 pub(super) fn type_name(column: impl ColumnTrait) -> Result<String> {
     let definition = column.def();
     let column_type = definition.get_column_type();
@@ -45,7 +45,7 @@ pub(super) fn type_name(column: impl ColumnTrait) -> Result<String> {
     name.ok_or_else(|| Error::internal(format!("no array of {column_type:?} is known")))
 }
 
-/// Adds an element to the text form of an array.
+/// Appends an element to the text form of an array.
 pub(super) fn push_element(array: &mut String, value: Option<Value>) -> Result<()> {
     // Writing to a string cannot fail.
     let written = match value {
@@ -77,7 +77,7 @@ pub(super) fn push_element(array: &mut String, value: Option<Value>) -> Result<(
     written.map_err(Error::internal)
 }
 
-/// `"\\x00ff"`.
+/// Appends bytes in hexadecimal: `"\\x00ff"`.
 fn push_bytes(array: &mut String, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     array.reserve(2 * bytes.len() + 5);
@@ -89,7 +89,8 @@ fn push_bytes(array: &mut String, bytes: &[u8]) {
     array.push('"');
 }
 
-/// `"2026-03-01 12:00:00.123456+00"`. What chrono formats by a pattern takes several times as long.
+/// Appends a time: `"2026-03-01 12:00:00.123456+00"`. Pattern formatting by chrono is several times
+/// slower.
 fn push_time(array: &mut String, time: DateTime<Utc>) {
     let year = u32::try_from(time.year()).unwrap_or_default();
     array.push('"');

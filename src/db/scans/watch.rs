@@ -1,4 +1,4 @@
-//! Stopping the query of a scan that is given up, within the database.
+//! Cancels the query of an abandoned scan within the database.
 
 use std::{
     pin::pin,
@@ -17,34 +17,35 @@ use tokio::time::{Instant, timeout};
 
 use crate::db::{connect::TESTED_AFTER, renewal::Renewal};
 
-/// Instructions of SQLite's virtual machine between two looks at whether a query is still wanted: less than 1 ms.
+/// Number of SQLite virtual machine instructions between two cancellation checks: less than 1 ms.
 const OPERATIONS: i32 = 10_000;
 
-/// Time that a query of PostgreSQL has to end by itself after its scan has ended, before it is cancelled.
+/// Time allowed for a PostgreSQL query to end after its scan, before cancellation.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// Time that a cancelled query has to end before it is cancelled again, and number of attempts.
+/// Wait after a cancellation before the next attempt, and maximum number of attempts.
 const CANCELLING: Duration = Duration::from_secs(1);
 const ATTEMPTS: usize = 10;
 
-/// Time after the deadline of a call at which the database ends its query by itself.
+/// Time after the deadline of a call at which the database ends the query.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// Watch over the one connection of a slot: knows whether its query is still wanted. Clones share it.
+/// Cancellation state of the connection of a slot. Clones share the state.
 #[derive(Debug, Clone, Default)]
 pub(in crate::db) struct Watch(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Set when a scan is given up, until its connection is used again: SQLite looks at it while it works.
+    /// True from the end of a scan until the connection is reused; SQLite checks the flag during a
+    /// query.
     is_given_up: AtomicBool,
     /// Deadline of the scan.
     deadline: Mutex<Option<Instant>>,
-    /// Process of PostgreSQL that serves the connection.
+    /// Process id of the PostgreSQL backend that serves the connection.
     pid: AtomicI32,
-    /// True if the connection has a `statement_timeout` of ours.
+    /// True if this program has set a `statement_timeout` on the connection.
     is_limited: AtomicBool,
-    /// Number of queries that were stopped.
+    /// Number of cancelled queries.
     stopped: AtomicU64,
 }
 
@@ -54,18 +55,18 @@ impl Watch {
         self.set_deadline(deadline);
     }
 
-    /// Ends a scan: whatever its connection still works on is not wanted any more.
+    /// Ends a scan: a query still running on the connection is to be cancelled.
     pub(super) fn give_up(&self) {
         self.set_deadline(None);
         self.0.is_given_up.store(true, Ordering::Release);
     }
 
-    /// Number of queries that were stopped.
+    /// Returns the number of cancelled queries.
     pub(super) fn stopped(&self) -> u64 {
         self.0.stopped.load(Ordering::Relaxed)
     }
 
-    /// Has this watch look after the connection of a pool of one to SQLite. SQLite asks the watch while a query runs.
+    /// Attaches the canceller to a SQLite pool of one connection, by a progress handler.
     pub(in crate::db) fn over_sqlite(self, options: PoolOptions<Sqlite>) -> PoolOptions<Sqlite> {
         let (opened, reused) = (self.clone(), self);
         options
@@ -79,15 +80,17 @@ impl Watch {
                 })
             })
             .before_acquire(move |_, _| {
-                // The pool has the connection back, so the query before this one has ended.
+                // The pool holds the connection again, so the previous query has ended.
                 reused.renew();
                 Box::pin(async { Ok(true) })
             })
     }
 
-    /// Has this watch look after the connection of a pool of one to PostgreSQL. A connection that comes back with a
-    /// query that goes on does not return to the pool: the query is cancelled over one of the `others`, and the
-    /// connection is closed, so that a late cancellation cannot hit another query.
+    /// Attaches the canceller to a PostgreSQL pool of one connection.
+    ///
+    /// A connection released during a query does not return to the pool. The query is cancelled
+    /// over `others` and the connection is closed, so that a late cancellation cannot hit another
+    /// query.
     pub(in crate::db) fn over_postgres(
         self,
         options: PoolOptions<Postgres>,
@@ -137,7 +140,7 @@ impl Watch {
         self.0.is_given_up.store(false, Ordering::Release);
     }
 
-    /// Returns true if the query that runs is still wanted.
+    /// Returns true if the running query may continue.
     fn lets_go_on(&self) -> bool {
         let is_late = || {
             let deadline = self.deadline();
@@ -150,12 +153,13 @@ impl Watch {
         goes_on
     }
 
-    /// Has PostgreSQL end a query by itself soon after the deadline of its scan, should it not be cancelled.
+    /// Sets a `statement_timeout` shortly after the scan's deadline, in case the query is not
+    /// cancelled.
     async fn limit(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let limit = match self.deadline() {
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now()) + MARGIN;
-                // The largest that PostgreSQL takes.
+                // The maximum of the PostgreSQL setting.
                 let left = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
                 format!("SET statement_timeout = {left}")
             }
@@ -168,11 +172,11 @@ impl Watch {
         Ok(())
     }
 
-    /// Returns true if a connection that comes back can be used again: it has ended its query and its transaction. A query that
-    /// goes on is cancelled first.
+    /// Returns true if a released connection can be reused: its query and its transaction have
+    /// ended. A running query is cancelled first.
     async fn is_settled(&self, connection: &mut PgConnection, others: &PgPool) -> bool {
         let has_answered = {
-            // The answer comes after all that was asked before.
+            // The ping is answered after all earlier queries.
             let mut answer = pin!(connection.ping());
             if let Ok(answer) = timeout(GRACE, &mut answer).await {
                 answer.is_ok()

@@ -6,7 +6,7 @@ fn object(json: Json) -> Struct {
     whole_to_proto(json).unwrap()
 }
 
-/// Objects inside of each other.
+/// Nested objects.
 fn nested(levels: usize) -> Json {
     (1..levels).fold(json!({}), |inner, _| json!({ "a": inner }))
 }
@@ -62,7 +62,7 @@ fn the_length_is_that_of_the_text() {
         let json = json!({ "r": any(&mut random, 4), "s": any(&mut random, 3) });
         let length = json.to_string().len();
         let sent = || object(json.clone());
-        // A small object may take more room encoded than as text.
+        // A small object may be larger encoded than as text.
         if sent().encoded_len() <= largest_encoded(length) {
             assert_eq!(from_proto("f", sent(), length).unwrap(), json);
         }
@@ -114,7 +114,7 @@ fn stored_objects_that_cannot_be_delivered_are_replaced() {
     );
     let large = to_proto(json!({ "a": "x".repeat(2 << 20) })).unwrap();
     assert!(large.fields.contains_key(OMITTED));
-    // The largest that is accepted.
+    // The largest accepted object.
     let largest = json!({ "a": "x".repeat(LARGEST - 8) });
     assert!(from_proto("f", to_proto(largest).unwrap(), LARGEST).is_ok());
 }

@@ -1,4 +1,4 @@
-//! Which requests are let in: by the memory that each takes once it is decoded, and that all under way take together.
+//! Admission of requests by the memory of their decoded messages, per message and in total.
 
 use std::sync::Arc;
 
@@ -8,35 +8,35 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::shape::{Shapes, Unknown};
 use crate::error::{Error, Result};
 
-/// The memory that a message may take, as a multiple of its largest size on the wire.
+/// Maximum decoded size of a message, as a multiple of the maximum encoded size.
 const EXPANSION: u64 = 10;
 
-/// The unit in which memory is counted, in bytes.
+/// Unit of memory accounting, in bytes.
 const UNIT: u64 = 1 << 10;
 
-/// Requests that take less are not counted: there cannot be enough of them to matter.
+/// Requests up to this decoded size, in bytes, are not counted; their total is negligible.
 const SMALL: u64 = 4 << 10;
 
-/// Failure of a request for which there is no memory.
+/// Error message for exhausted memory.
 const NO_MEMORY: &str = "the requests under way take all the memory that this server gives them";
 
 tokio::task_local! {
-    /// The call to which the messages belong that are decoded.
+    /// Memory of the call whose messages are being decoded.
     static CURRENT: Arc<Call>;
 }
 
-/// Lets requests in. Clones share the memory.
+/// Admission of requests. Clones share the memory.
 #[derive(Debug, Clone)]
 pub struct Admission {
     shapes: Arc<Shapes>,
-    /// The memory that is left to requests, in units.
+    /// Free memory, in units.
     pool: Arc<Semaphore>,
     pool_size: u64,
-    /// The memory that one message may take, in bytes.
+    /// Maximum memory of a message, in bytes.
     most: u64,
 }
 
-/// A call, and the memory that its last message takes.
+/// Memory held by the last message of a call.
 #[derive(Debug)]
 pub struct Call {
     admission: Admission,
@@ -45,8 +45,8 @@ pub struct Call {
 }
 
 impl Admission {
-    /// Lets in requests of the methods that these encoded descriptions name, of up to `max_message_size` bytes each,
-    /// that take up to `memory` bytes together.
+    /// Creates the admission for methods of encoded descriptors. Requests have up to
+    /// `max_message_size` bytes each, and take up to `memory` bytes together.
     pub fn new(descriptors: &[&[u8]], max_message_size: usize, memory: u64) -> Self {
         let most = max_message_size as u64 * EXPANSION;
         // A single request must fit.
@@ -61,13 +61,13 @@ impl Admission {
         }
     }
 
-    /// The memory that requests under way take and may take, in bytes.
+    /// Returns the used and total memory, in bytes.
     pub fn memory(&self) -> (u64, u64) {
         let left = self.pool.available_permits() as u64 * UNIT;
         (self.pool_size.saturating_sub(left), self.pool_size)
     }
 
-    /// A call of this method that begins.
+    /// Creates the accounting of a call of this method.
     pub fn call(&self, path: &str) -> Arc<Call> {
         Arc::new(Call {
             input: self.shapes.input(path),
@@ -78,18 +78,18 @@ impl Admission {
 }
 
 impl Call {
-    /// Runs the call, whose messages are decoded meanwhile.
+    /// Runs the call with this accounting in scope.
     pub fn scope<F: Future>(self: Arc<Self>, call: F) -> impl Future<Output = F::Output> + use<F> {
         CURRENT.scope(self, call)
     }
 
-    /// The call that is running, on a server.
+    /// Returns the accounting of the current call, on a server.
     pub fn current() -> Option<Arc<Self>> {
         CURRENT.try_with(Clone::clone).ok()
     }
 
-    /// Lets a message in that is about to be decoded, or refuses it. Its memory is held until the next message of
-    /// the call, or the end of the call.
+    /// Admits a message before decoding, or refuses it. The memory is held until the next message
+    /// or the end of the call.
     pub fn admit(&self, message: &[u8]) -> Result<()> {
         let Some(input) = self.input else {
             return Ok(());

@@ -1,4 +1,4 @@
-//! Limit of the calls that are under way, over all connections.
+//! Limit of concurrent calls over all connections.
 
 use std::sync::{
     Arc,
@@ -9,13 +9,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Result};
 
-/// Path of the method that is answered beyond the limit.
+/// Path of the method with a reserve beyond the limit.
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 
-/// Number of health checks that may be under way beyond the limit.
+/// Number of concurrent health checks beyond the limit.
 const HEALTH_CHECKS: usize = 256;
 
-/// Counts of calls. Clones share them.
+/// Limit and statistics of concurrent calls. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct CallLimit(Arc<Counts>);
 
@@ -23,13 +23,13 @@ pub struct CallLimit(Arc<Counts>);
 struct Counts {
     free: Arc<Semaphore>,
     limit: usize,
-    /// Permits for health checks while no other permit is free.
+    /// Permits for health checks while the limit is reached.
     health_checks: Arc<Semaphore>,
     refused: AtomicU64,
 }
 
 impl CallLimit {
-    /// A limit of so many calls.
+    /// Creates a limit of concurrent calls.
     pub fn new(limit: usize) -> Self {
         Self(Arc::new(Counts {
             free: Arc::new(Semaphore::new(limit)),
@@ -39,23 +39,24 @@ impl CallLimit {
         }))
     }
 
-    /// Number of calls that are under way.
+    /// Returns the number of running calls.
     pub fn open(&self) -> usize {
         let calls = self.0.limit - self.0.free.available_permits();
         calls + HEALTH_CHECKS - self.0.health_checks.available_permits()
     }
 
-    /// Number of calls that may be under way, without the reserve for health checks.
+    /// Returns the maximum number of concurrent calls, without the reserve for health checks.
     pub fn limit(&self) -> usize {
         self.0.limit
     }
 
-    /// Number of calls that were refused because the limit was reached.
+    /// Returns the number of calls refused because of the limit.
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Ordering::Relaxed)
     }
 
-    /// Permit for a call of the method at this path. The call counts until the permit is dropped.
+    /// Acquires a permit for a call of the method at this path. The call counts until the permit is
+    /// dropped.
     pub(crate) fn take(&self, path: &str) -> Result<OwnedSemaphorePermit> {
         let counts = &self.0;
         if let Ok(permit) = counts.free.clone().try_acquire_owned() {

@@ -1,16 +1,16 @@
-//! Bounds of the messages of a request: each message has a prefix with its length.
+//! Framing of request messages: each message has a prefix with its length.
 
-/// Position in the bytes of a request. Content is not kept.
+/// Parser position in the bytes of a request. Content is not stored.
 #[derive(Debug, Default)]
 pub(crate) struct Framing {
     prefix: [u8; Self::PREFIX],
-    /// Bytes of the prefix that have been read.
+    /// Number of prefix bytes read.
     prefixed: usize,
     /// Length of the current message, once its prefix is read.
     length: u64,
-    /// Bytes of the current message that are still to come, once its prefix is read.
+    /// Missing bytes of the current message, once its prefix is read.
     missing: u64,
-    /// Messages that have begun.
+    /// Number of messages that have begun.
     begins: u64,
 }
 
@@ -18,7 +18,8 @@ impl Framing {
     /// Length of the prefix: a flag, and the length of the message as 32 bits.
     pub(crate) const PREFIX: usize = 5;
 
-    /// Reads the next bytes. Returns how many of them there are up to the end of the last message that ends in them.
+    /// Reads the next bytes. Returns the number of bytes up to the end of the last complete
+    /// message.
     pub(crate) fn read(&mut self, bytes: &[u8]) -> usize {
         let (mut rest, mut whole) = (bytes, 0);
         while !rest.is_empty() {
@@ -37,7 +38,7 @@ impl Framing {
             } else {
                 let count = self.missing.min(rest.len() as u64);
                 self.missing -= count;
-                // Not more than there are.
+                // `count` is at most the length of `rest`.
                 rest = rest
                     .get(usize::try_from(count).unwrap_or(usize::MAX)..)
                     .unwrap_or_default();
@@ -50,7 +51,8 @@ impl Framing {
         whole
     }
 
-    /// Announced length of the unfinished message, in bytes. 0 before its prefix is read.
+    /// Returns the announced length of the incomplete message, in bytes. 0 before its prefix is
+    /// read.
     pub(crate) fn length(&self) -> u64 {
         if self.prefixed == Self::PREFIX {
             self.length
@@ -59,12 +61,12 @@ impl Framing {
         }
     }
 
-    /// Number of messages that have begun.
+    /// Returns the number of messages that have begun.
     pub(crate) fn begins(&self) -> u64 {
         self.begins
     }
 
-    /// Returns true if a message has begun and has not ended.
+    /// Returns true if a message has begun and not ended.
     pub(crate) fn is_within(&self) -> bool {
         self.prefixed > 0
     }
@@ -76,7 +78,7 @@ mod tests {
 
     #[test]
     fn messages_are_told_apart_wherever_their_bytes_are_cut() {
-        // Messages of three bytes, of none, and of two, of which one is missing.
+        // Messages of three bytes, of none, and of two with one byte missing.
         let bytes = [0, 0, 0, 0, 3, 7, 7, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 7];
         for cut in 0..=bytes.len() {
             let mut framing = Framing::default();

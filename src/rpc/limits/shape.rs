@@ -1,6 +1,7 @@
-//! The memory that a message takes once it is decoded, worked out from its bytes before it is decoded.
+//! Decoded size of a message, calculated from its bytes before decoding.
 //!
-//! Two bytes can become a submessage of hundreds: without a bound, a request of 4 MiB takes gigabytes.
+//! Two bytes can become a submessage of hundreds. Without a bound, a request of 4 MiB could take
+//! gigabytes.
 
 use std::collections::HashMap;
 
@@ -13,29 +14,29 @@ use prost_types::{
 #[cfg(test)]
 mod tests;
 
-/// Levels of submessages that are decoded; prost refuses a message that has more.
+/// Maximum nesting of submessages; prost refuses deeper messages.
 const LEVELS: usize = 100;
 
 /// Size of a `String`, a `Vec` or a map, in bytes.
 const HANDLE: u64 = 24;
 
-/// Room that a list or map takes for each byte of its elements: one that grows doubles its room.
+/// Memory per byte of list or map elements: a growing collection doubles its capacity.
 const GROWTH: u64 = 2;
 
-/// The shapes of all messages, and which methods take which of them.
+/// Layouts of all messages, and the input message of each method.
 #[derive(Debug, Default)]
 pub struct Shapes {
     messages: Vec<Shape>,
-    /// By the path of the method.
+    /// Index of the input message by path of the method.
     inputs: HashMap<String, usize>,
 }
 
-/// A message that is decoded.
+/// Layout of a decoded message.
 #[derive(Debug, Default)]
 struct Shape {
-    /// Size of the message itself, in bytes.
+    /// Size of the message without elements and text, in bytes.
     size: u64,
-    /// By their numbers, in their order.
+    /// Fields by number, in ascending order.
     fields: Vec<(u32, Field)>,
 }
 
@@ -47,30 +48,30 @@ struct Field {
 
 #[derive(Debug, Clone, Copy)]
 enum Kind {
-    /// A number.
+    /// Number, boolean or enum.
     Number {
-        /// Its size once it is decoded, in bytes.
+        /// Decoded size in bytes.
         size: u64,
-        /// The least that it takes on the wire, in bytes.
+        /// Minimum encoded size in bytes.
         least: u64,
     },
     /// Text or bytes.
     Text,
-    /// The message at this place.
+    /// Message with this index.
     Message(usize),
 }
 
-/// Why the memory of a message is not known.
+/// Failure to calculate a decoded size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unknown {
-    /// It is more than the message may take.
+    /// The decoded size exceeds the limit.
     TooMuch,
-    /// The bytes are not a message. The decoder says so as well, after as much work as was done here.
+    /// The bytes are not a message. The decoder fails as well, after about the same work.
     Malformed,
 }
 
 impl Shapes {
-    /// The shapes that these encoded descriptions name.
+    /// Creates the layouts of encoded descriptors.
     pub fn new(descriptors: &[&[u8]]) -> Self {
         let files: Vec<_> = descriptors
             .iter()
@@ -114,12 +115,12 @@ impl Shapes {
         Self { messages, inputs }
     }
 
-    /// The message that a method takes, if there is such a method.
+    /// Returns the index of a method's input message; none for an unknown method.
     pub fn input(&self, path: &str) -> Option<usize> {
         self.inputs.get(path).copied()
     }
 
-    /// The memory that a message takes once it is decoded, in bytes, if it is at most `most`.
+    /// Calculates the decoded size of a message in bytes. Fails above `max_bytes`.
     pub fn memory(&self, message: usize, bytes: &[u8], most: u64) -> Result<u64, Unknown> {
         let size = self.messages.get(message).map_or(0, |shape| shape.size);
         let mut left = Left(most);
@@ -159,7 +160,7 @@ impl Shapes {
             let Some(field) = field else { continue };
             let each = |size| if field.is_repeated { size * GROWTH } else { 0 };
             match field.kind {
-                // Packed.
+                // Packed numbers.
                 Kind::Number { size, least } => {
                     left.take(each(size) * content.len() as u64 / least)?;
                 }
@@ -174,7 +175,7 @@ impl Shapes {
     }
 }
 
-/// The memory that a message may still take.
+/// Remaining memory of a message, in bytes.
 struct Left(u64);
 
 impl Left {
@@ -184,7 +185,7 @@ impl Left {
     }
 }
 
-/// Messages and those inside of them, with their full names.
+/// Collects messages and nested messages with their full names.
 fn describe<'a>(
     prefix: &str,
     messages: &'a [DescriptorProto],
@@ -221,7 +222,8 @@ fn fields(message: &DescriptorProto, names: &HashMap<String, usize>) -> Vec<(u32
     fields
 }
 
-/// The size of a message itself, in bytes, and no less than that: optional fields have room for a mark.
+/// Calculates an upper bound of a message's size without elements and text, in bytes. Optional
+/// fields include a presence flag.
 fn size(
     at: usize,
     described: &[(String, &DescriptorProto)],
@@ -229,13 +231,13 @@ fn size(
     level: usize,
 ) -> u64 {
     if level > LEVELS {
-        // A message that holds itself does so behind a pointer.
+        // A recursive message is stored behind a pointer.
         return 8;
     }
     let (Some((_, message)), Some(shape)) = (described.get(at), messages.get(at)) else {
         return 0;
     };
-    // Of the fields of a `oneof` there is room for the largest.
+    // A `oneof` takes the size of its largest field.
     let mut choices: HashMap<i32, u64> = HashMap::new();
     let mut total = 0;
     for (number, field) in &shape.fields {

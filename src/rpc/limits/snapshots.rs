@@ -1,7 +1,7 @@
-//! Memory of snapshots: what watches begin with, kept until every client has read it.
+//! Memory of snapshots: the initial content of watches, kept until every client has read it.
 //!
-//! Clients read at their own pace, so the memory of all snapshots is bounded together. A client that has not read its
-//! snapshot for a while loses it to newer ones.
+//! Clients read at different speeds, so the memory of all snapshots is bounded together. A snapshot
+//! that is not read in time gives way to newer snapshots.
 
 use std::{
     collections::VecDeque,
@@ -14,17 +14,17 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 
-/// Time that clients have to read a snapshot before others may take its memory.
+/// Time for clients to read a snapshot, after which its memory may be reclaimed.
 const READ_WITHIN: Duration = Duration::from_secs(30);
 
-/// Failure of a snapshot for which there is no memory.
+/// Error message for exhausted memory.
 const NO_MEMORY: &str =
     "the snapshots that clients are reading take all the memory that this server gives them";
 
-/// Failure of a snapshot whose memory was taken.
+/// Error message for a reclaimed snapshot.
 const TAKEN: &str = "the snapshot was not read in time, and newer ones needed its memory";
 
-/// Memory that all snapshots share. Clones share it.
+/// Memory shared by all snapshots. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct SnapshotMemory(Arc<Shared>);
 
@@ -37,17 +37,18 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Accounts {
     bytes: u64,
-    /// Snapshots that may be read still, oldest first.
+    /// Snapshots that clients may still read, oldest first.
     kept: VecDeque<(Instant, Weak<dyn Reclaim>)>,
 }
 
-/// A snapshot whose memory can be taken.
+/// Snapshot whose memory can be reclaimed.
 trait Reclaim: Debug + Send + Sync {
     fn reclaim(&self);
 }
 
 impl SnapshotMemory {
-    /// So many bytes for all snapshots. A single snapshot may be larger if it is the only one.
+    /// Creates a limit in bytes for all snapshots together. A single snapshot may exceed the limit
+    /// if no other exists.
     pub fn new(limit: u64) -> Self {
         Self(Arc::new(Shared {
             limit,
@@ -55,12 +56,12 @@ impl SnapshotMemory {
         }))
     }
 
-    /// Bytes that snapshots take, and may take.
+    /// Returns the used and total memory, in bytes.
     pub fn memory(&self) -> (u64, u64) {
         (self.accounts().bytes, self.0.limit)
     }
 
-    /// The memory of a snapshot that is about to be read from the database.
+    /// Creates an empty reservation for a snapshot to be read from the database.
     pub fn claim(&self) -> Claim {
         Claim {
             memory: self.clone(),
@@ -68,7 +69,7 @@ impl SnapshotMemory {
         }
     }
 
-    /// Keeps what was read for as long as a client has it, or until others need the memory.
+    /// Stores a snapshot until its clients drop it, or until the memory is reclaimed.
     pub fn keep<T: Debug + Send + Sync + 'static>(
         &self,
         items: Vec<T>,
@@ -90,7 +91,7 @@ impl SnapshotMemory {
     }
 }
 
-/// The memory of one snapshot. It is free again when this is dropped.
+/// Memory of a snapshot, released when dropped.
 #[derive(Debug)]
 pub struct Claim {
     memory: SnapshotMemory,
@@ -98,7 +99,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Takes more memory. Snapshots that clients were slow to read make room.
+    /// Reserves more memory. Snapshots that were not read in time are reclaimed if needed.
     pub fn grow(&mut self, bytes: u64) -> Result<()> {
         loop {
             let mut accounts = self.memory.accounts();
@@ -129,12 +130,12 @@ impl Drop for Claim {
     }
 }
 
-/// A snapshot that clients are reading.
+/// Snapshot that clients are reading.
 #[derive(Debug)]
 pub struct Snapshot<T>(Mutex<Option<(Vec<T>, Claim)>>);
 
 impl<T: Clone> Snapshot<T> {
-    /// The item at this place, if there is one. Fails if others needed the memory.
+    /// Returns the item at an index; none beyond the end. Fails if the memory was reclaimed.
     pub fn item(&self, at: usize) -> Result<Option<T>> {
         let content = self.0.lock();
         let (items, _) = content.as_ref().ok_or(Error::Busy(TAKEN))?;

@@ -1,4 +1,4 @@
-//! Requests that have not arrived whole: their time, their number and their bytes are bounded.
+//! Bounds of incomplete requests: time, number and bytes.
 
 use std::{
     collections::BTreeMap,
@@ -26,22 +26,25 @@ mod kept;
 #[cfg(test)]
 mod tests;
 
-/// Largest number of unfinished requests. Each is a call, which takes some KiB.
+/// Maximum number of incomplete requests. Each is a call, which takes some KiB.
 const REQUESTS: usize = 1_024;
 
-/// Age of a request from which on it gives way before younger ones do.
+/// Age from which a request is evicted before younger requests.
 const MATURE: Duration = Duration::from_secs(1);
 
-/// Time without progress after which a request has stalled, and the bytes that count as progress.
+/// Time without progress after which a request counts as stalled, and number of bytes that count as
+/// progress.
 const STALLED: Duration = Duration::from_secs(1);
 const PROGRESS: u64 = 16 << 10;
 
-/// Failure of a request that was evicted.
+/// Error of an evicted request.
 const EVICTED: Error =
     Error::Busy("other requests need the memory of this one, which has not arrived whole");
 
-/// Accounts of unfinished requests: those of which nothing has arrived yet, or not the end. A stream of messages is
-/// unfinished before its first message and within each message. Clones share the accounts.
+/// Accounts of incomplete requests: nothing has arrived, or the end is missing.
+///
+/// A stream of messages is incomplete before its first message and within each message. Clones
+/// share the accounts.
 #[derive(Debug, Clone)]
 pub struct Unfinished(Arc<Shared>);
 
@@ -49,7 +52,7 @@ pub struct Unfinished(Arc<Shared>);
 struct Shared {
     within: Duration,
     most_bytes: u64,
-    /// Largest message, in bytes.
+    /// Maximum size of a message, in bytes.
     largest: usize,
     accounts: Mutex<Accounts>,
     timed_out: AtomicU64,
@@ -60,7 +63,7 @@ struct Shared {
 struct Accounts {
     next: u64,
     bytes: u64,
-    /// By number: the request whose account was opened first comes first.
+    /// Accounts by number, in the order of opening.
     requests: BTreeMap<u64, Account>,
 }
 
@@ -68,10 +71,10 @@ struct Accounts {
 struct Account {
     bytes: u64,
     begun: Instant,
-    /// Time of the last progress, and the bytes that had arrived by then.
+    /// Time of the last progress, and number of bytes received by then.
     progressed: Instant,
     progressed_bytes: u64,
-    /// Task that waits for more of the request.
+    /// Waker of the task that waits for more bytes.
     waiting: Option<Waker>,
 }
 
@@ -95,9 +98,11 @@ impl Account {
 }
 
 impl Accounts {
-    /// The request that gives way: the one that has stalled for the longest time, else the newest, so that those that
-    /// began before it come to their end. Requests that have just begun are spared, since most of them are whole within
-    /// milliseconds; of those alone the oldest gives way.
+    /// Selects the request to be evicted.
+    ///
+    /// The request that stalled first is preferred, then the newest, so that older requests can
+    /// complete. Requests younger than a second are spared, because most complete within
+    /// milliseconds. If all are younger, the oldest is selected.
     fn victim(&self, now: Instant) -> Option<u64> {
         let mature = || {
             let all = self.requests.iter();
@@ -114,8 +119,8 @@ impl Accounts {
 }
 
 impl Unfinished {
-    /// Accounts of requests that must arrive within this time, and together hold up to `memory` bytes. A single message of
-    /// the largest size always fits.
+    /// Creates accounts for requests that must arrive within `timeout`, and hold up to `memory`
+    /// bytes together. A message of the maximum size always fits.
     pub fn new(within: Duration, memory: u64, max_message_size: usize) -> Self {
         Self(Arc::new(Shared {
             within,
@@ -127,28 +132,28 @@ impl Unfinished {
         }))
     }
 
-    /// Number of unfinished requests.
+    /// Returns the number of incomplete requests.
     pub fn requests(&self) -> usize {
         self.accounts().requests.len()
     }
 
-    /// Bytes of unfinished requests that have arrived, and that may have arrived.
+    /// Returns the received bytes of incomplete requests, and the maximum.
     pub fn memory(&self) -> (u64, u64) {
         (self.accounts().bytes, self.0.most_bytes)
     }
 
-    /// Number of requests that did not arrive whole in time.
+    /// Returns the number of requests that did not arrive in time.
     pub fn timed_out(&self) -> u64 {
         self.0.timed_out.load(Ordering::Relaxed)
     }
 
-    /// Number of requests that were ended because others needed their memory.
+    /// Returns the number of evicted requests.
     pub fn evicted(&self) -> u64 {
         self.0.evicted.load(Ordering::Relaxed)
     }
 
-    /// The body of a request, bounded. It gives each message when all of it has arrived. The messages of a `stream` may be
-    /// far apart: time counts only within a message.
+    /// Wraps a request body. The wrapper yields each message once it is complete. The timeout of a
+    /// `stream` runs only within a message.
     pub(crate) fn bound(&self, body: Body, stream: bool) -> Bounded {
         Bounded {
             body,
@@ -185,7 +190,7 @@ impl Unfinished {
     }
 }
 
-/// The account of an unfinished request. It is closed when this is dropped.
+/// Account of an incomplete request, closed when dropped.
 #[derive(Debug)]
 struct Held {
     unfinished: Unfinished,
@@ -193,8 +198,8 @@ struct Held {
 }
 
 impl Held {
-    /// Sets the number of bytes that have arrived. Requests are evicted where there is no room. Returns whether this
-    /// request is still accounted for.
+    /// Sets the number of received bytes, and evicts requests if a limit is exceeded. Returns false
+    /// if this request was evicted.
     fn set(&self, bytes: u64) -> bool {
         let (mut evicted, now) = (Vec::new(), Instant::now());
         let mut accounts = self.unfinished.accounts();
@@ -219,7 +224,8 @@ impl Held {
         is_kept
     }
 
-    /// Returns true if the request is still accounted for. If it is, an eviction wakes the task.
+    /// Returns true if the account is still open, and registers the task to be woken by an
+    /// eviction.
     fn is_kept(&self, cx: &Context<'_>) -> bool {
         let mut accounts = self.unfinished.accounts();
         let Some(account) = accounts.requests.get_mut(&self.number) else {
@@ -242,26 +248,27 @@ impl Drop for Held {
     }
 }
 
-/// The body of a request that must arrive in time. Bytes of a message are held back until all of it has arrived.
+/// Request body that must arrive in time. Bytes of a message are held back until the message is
+/// complete.
 pub(crate) struct Bounded {
     body: Body,
     unfinished: Unfinished,
     /// True if the request is a stream of messages.
     stream: bool,
     framing: Framing,
-    /// Begin of the current message; of the call, unless it is a stream.
+    /// Begin of the current message in a stream, or of a unary call.
     begun: Instant,
     kept: Kept,
-    /// The frame that follows what is kept.
+    /// Frame that follows the buffered bytes.
     next: Option<Result<Frame<Bytes>, Status>>,
-    /// Set when something was waited for since then.
+    /// Timer of the timeout, created by the first wait.
     deadline: Option<Pin<Box<Sleep>>>,
     held: Option<Held>,
     over: bool,
 }
 
 impl Bounded {
-    /// Waits until there is something to read: a whole message, or the end.
+    /// Waits until a complete message or the end can be read.
     pub(crate) async fn begin(&mut self) {
         if let Some(frame) = self.frame().await {
             match frame.map(Frame::into_data) {
@@ -272,13 +279,13 @@ impl Bounded {
         }
     }
 
-    /// Takes bytes that have arrived, and accounts for them.
+    /// Receives bytes and updates the account.
     fn arrived(&mut self, mut bytes: Bytes) -> Result<()> {
         let begins = self.framing.begins();
         let whole = self.framing.read(&bytes);
         let is_another = self.framing.begins() != begins;
         if !self.stream && self.framing.begins() > 1 {
-            // A unary request is one message.
+            // A unary request has a single message.
             return Err(Error::Malformed);
         }
         let limit = self.unfinished.0.largest;
@@ -295,19 +302,20 @@ impl Bounded {
             self.begun = Instant::now();
             self.deadline = None;
         }
-        // A unary request is read when its end has arrived: its memory would be held until then.
+        // A unary message is released together with the end of the request, because its memory
+        // would be held until then.
         if whole > 0 && (self.stream || http_body::Body::is_end_stream(&self.body)) {
             self.kept.release(bytes.split_to(whole));
         }
         self.kept.hold_back(&bytes);
-        // What is whole needs no account unless its end is waited for.
+        // A complete message needs no account, unless the end of the request is still missing.
         if self.held.is_some() || self.framing.is_within() {
             return self.account();
         }
         Ok(())
     }
 
-    /// Accounts for what has arrived of the request. Fails if the request gives way to others.
+    /// Updates the account. Fails if the request was evicted.
     fn account(&mut self) -> Result<()> {
         let unfinished = &self.unfinished;
         let held = self.held.get_or_insert_with(|| unfinished.open());
@@ -318,7 +326,8 @@ impl Bounded {
         }
     }
 
-    /// Returns true if the request needs an account while more of it is waited for: not between the messages of a stream.
+    /// Returns true if a waiting request needs an account: always, except between the messages of a
+    /// stream.
     fn is_unfinished(&self) -> bool {
         !self.stream || self.framing.is_within() || self.framing.begins() == 0
     }
@@ -334,14 +343,14 @@ impl Bounded {
         self.over = true;
     }
 
-    /// Ends after what has arrived, and this.
+    /// Ends the body after the buffered bytes and this frame.
     fn end_with(&mut self, frame: Option<Result<Frame<Bytes>, Status>>) {
         self.kept.release(Bytes::new());
         self.next = frame;
         self.end_quietly();
     }
 
-    /// Ready with the reason when no more is waited for.
+    /// Ready with the error when the request is evicted or times out.
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         if self.held.is_none()
             && self.is_unfinished()

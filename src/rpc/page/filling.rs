@@ -1,4 +1,4 @@
-//! A page that is filled row by row, up to a number of rows and of bytes.
+//! Builder of a page: collects rows up to a maximum number of rows and bytes.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use futures_util::TryStreamExt;
@@ -8,17 +8,18 @@ use sea_orm::{ConnectionTrait, EntityTrait, QuerySelect, Select, StreamTrait};
 use super::{Page, Token};
 use crate::error::Result;
 
-/// How many bytes a page has at most, unless a single row has more. Most clients take messages of 4 MiB.
+/// Maximum size of a page in bytes, exceeded only by a single larger row. Most clients accept
+/// messages of 4 MiB.
 const LARGEST: usize = 3 * 1024 * 1024;
 
-/// A page that is being filled.
+/// Page under construction.
 pub(super) struct Filling<'a, M> {
     page: &'a Page,
     messages: Vec<M>,
     bytes: usize,
-    /// The place of the last message.
+    /// Token of the last message.
     last: Option<Token>,
-    /// Whether there is a row that does not fit.
+    /// True if a further row exists that does not fit.
     is_full: bool,
 }
 
@@ -33,7 +34,7 @@ impl<'a, M: Message> Filling<'a, M> {
         }
     }
 
-    /// Adds a row. Returns whether there was room for it: the first one always fits.
+    /// Adds a row. Returns false if the page is full; the first row always fits.
     pub(super) fn add(&mut self, place: Token, message: M) -> bool {
         self.bytes += message.encoded_len();
         let count = self.messages.len() as u64;
@@ -46,7 +47,7 @@ impl<'a, M: Message> Filling<'a, M> {
         true
     }
 
-    /// Reads rows until the page is full, or there are no more.
+    /// Reads rows until the page is full or no rows are left.
     pub(super) async fn read<E>(
         &mut self,
         db: &(impl ConnectionTrait + StreamTrait),

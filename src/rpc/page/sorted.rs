@@ -1,5 +1,4 @@
-//! Pages of a list that is sorted by any value: by keyset over that value, which rows may lack, a time
-//! and the id.
+//! Pages of lists sorted by an optional value, a time and an id, by keyset.
 
 use chrono::{DateTime, Utc};
 use prost::{Message, Oneof};
@@ -13,31 +12,31 @@ use uuid::Uuid;
 use super::{Page, Token, filling::Filling, foreign};
 use crate::{error::Result, rpc::time};
 
-/// How a list is sorted.
+/// Sort order of a list.
 #[derive(Debug, Clone)]
 pub struct Sort<C> {
-    /// What counts first, if anything does before the time.
+    /// Primary sort key; absent if the list is sorted by time alone.
     pub by: Option<By>,
-    /// What rows are sorted by for which that is equal: a time and an id,
+    /// Time and id columns that sort rows with an equal primary key.
     pub then_by: (C, C),
-    /// both this way.
+    /// Direction of the time and id columns.
     pub then_order: Order,
 }
 
-/// What counts first.
+/// Primary sort key.
 #[derive(Debug, Clone)]
 pub struct By {
-    /// A column, or what is worked out from some.
+    /// Column or expression.
     pub value: SimpleExpr,
-    /// Which kind of value that is.
+    /// Type of the value.
     pub kind: Kind,
-    /// Whether rows may lack it. Those that do come last.
+    /// True if the value may be NULL. Rows with NULL come last.
     pub may_be_absent: bool,
-    /// Which way.
+    /// Direction of the sort.
     pub order: Order,
 }
 
-/// A kind of value by which rows are sorted.
+/// Type of a sort value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Number,
@@ -45,25 +44,25 @@ pub enum Kind {
     Time,
 }
 
-/// The value of a row by which it is sorted.
+/// Sort value of a row.
 #[derive(Clone, PartialEq, Oneof)]
 pub enum Key {
     #[prost(int64, tag = "4")]
     Number(i64),
     #[prost(string, tag = "5")]
     Text(String),
-    /// In microseconds since 1970.
+    /// Microseconds since 1970.
     #[prost(int64, tag = "6")]
     Time(i64),
 }
 
 impl Key {
-    /// A time.
+    /// Creates the sort value of a time.
     pub fn time(time: DateTime<Utc>) -> Self {
         Self::Time(time.timestamp_micros())
     }
 
-    /// What the column is compared with.
+    /// Converts to the database value that is compared with the column.
     fn value(&self, kind: Kind) -> Result<Value> {
         match self {
             Self::Number(number) if kind == Kind::Number => Ok((*number).into()),
@@ -77,11 +76,12 @@ impl Key {
 }
 
 impl Page {
-    /// Reads the page of `select` in this order. `key` gives the value of a row, if it has one, and its time and
-    /// id. Returns what the rows are on the wire, and the token of the next page, empty on the last one.
+    /// Reads the page of `select` in this order. `key` returns the sort value, the time and the id
+    /// of a row.
     ///
-    /// Rows with a value and rows without one are read one after the other, so that an index can be used
-    /// for each. Where there may be both, `db` must be a transaction that sees one moment.
+    /// Returns the messages and the token of the next page, empty on the last page. Rows with and
+    /// without a value are read by separate queries, so that both can use an index. If both exist,
+    /// `db` must be a transaction with a consistent snapshot.
     pub async fn sorted<E, M>(
         &self,
         db: &(impl ConnectionTrait + StreamTrait),
@@ -120,7 +120,7 @@ impl Page {
         }
         let has_others = sort.by.as_ref().is_none_or(|by| by.may_be_absent);
         if has_others {
-            // Those with a value have come to their end, on this page or before it.
+            // Rows with a value ended on this page or an earlier page.
             if let Some(place) = place.filter(|_| value.is_none()) {
                 select = select.filter(sort.after_place(place));
             }
@@ -131,7 +131,7 @@ impl Page {
 }
 
 impl<C: ColumnTrait> Sort<C> {
-    /// The rows that have a value, after this place.
+    /// Selects the rows with a value, after the given position.
     fn valued<E: EntityTrait>(
         &self,
         by: &By,
@@ -154,8 +154,8 @@ impl<C: ColumnTrait> Sort<C> {
         select.order_by(id, self.then_order.clone())
     }
 
-    /// Whether a row comes after the one with this value, time and id. What follows from the rest is said as
-    /// well, for it is what an index is searched by.
+    /// Matches rows after the given value, time and id. The redundant first condition enables an
+    /// index search.
     fn after(&self, by: &By, value: Value, place: (DateTime<Utc>, Uuid)) -> Condition {
         let (column, value) = (|| by.value.clone(), Expr::val(value));
         let (not_before, after) = if by.order == Order::Desc {
@@ -171,7 +171,7 @@ impl<C: ColumnTrait> Sort<C> {
             .add(Condition::any().add(after).add(equal))
     }
 
-    /// Whether a row comes after another one with the same value.
+    /// Matches rows after the given time and id, among rows with an equal value.
     fn after_place(&self, (time, id): (DateTime<Utc>, Uuid)) -> SimpleExpr {
         let (time_column, id_column) = self.then_by;
         let columns = Expr::tuple([

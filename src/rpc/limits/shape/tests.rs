@@ -94,7 +94,8 @@ fn the_same_bytes_are_malformed_as_for_the_decoder() {
             bytes[at] = random.u8(..);
         }
         bytes.extend((0..random.usize(..6)).map(|_| random.u8(..)));
-        // What the decoder accepts is never called malformed, or its memory would not be bounded.
+        // Bytes accepted by the decoder must never be malformed here; their memory would be
+        // unbounded.
         if pb::IngestEventRequest::decode(&*bytes).is_ok() {
             let memory = shapes.memory(ingest, &bytes, 1 << 30);
             assert!(memory.is_ok(), "{bytes:?}");

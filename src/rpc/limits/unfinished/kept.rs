@@ -1,17 +1,18 @@
-//! Bytes of a message that has not arrived whole.
+//! Buffer for the bytes of an incomplete message.
 //!
-//! A decoder reserves the announced length of a message when it sees the first bytes of it, and frames that wait pin the
-//! buffers of the transport. Chunks take little more memory than the bytes that have arrived.
+//! A decoder reserves the announced length at the first bytes of a message, and waiting frames pin
+//! the buffers of the transport. The chunks of this buffer take little more memory than the
+//! received bytes.
 
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
-/// Sizes of chunks, in bytes.
+/// Minimum and maximum size of a chunk, in bytes.
 const SMALLEST: usize = 256;
 const LARGEST: usize = 16 << 10;
 
-/// Bytes in the order of their arrival: first those that may be read, then those that are held back.
+/// Bytes in order of arrival: released bytes first, then bytes held back.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     released: VecDeque<Bytes>,
@@ -38,7 +39,7 @@ impl Kept {
         }
     }
 
-    /// Lets all bytes that were held back be read, and then these.
+    /// Releases all bytes held back, followed by `bytes`.
     pub(super) fn release(&mut self, bytes: Bytes) {
         self.held_back = 0;
         let chunks = std::mem::take(&mut self.chunks).into_iter();
@@ -48,22 +49,22 @@ impl Kept {
         }
     }
 
-    /// Number of bytes that are held back.
+    /// Returns the number of bytes held back.
     pub(super) fn held_back(&self) -> u64 {
         self.held_back as u64
     }
 
-    /// Lets these bytes be read before all others.
+    /// Inserts bytes before all released bytes.
     pub(super) fn put_back(&mut self, bytes: Bytes) {
         self.released.push_front(bytes);
     }
 
-    /// The next bytes that may be read.
+    /// Removes and returns the next released bytes.
     pub(super) fn next(&mut self) -> Option<Bytes> {
         self.released.pop_front()
     }
 
-    /// Returns true if nothing is kept.
+    /// Returns true if the buffer is empty.
     pub(super) fn is_empty(&self) -> bool {
         self.released.is_empty() && self.chunks.is_empty()
     }

@@ -6,7 +6,7 @@ use super::*;
 
 const LARGEST: usize = 8;
 
-/// A body of these frames, which does not end.
+/// Creates an endless body that starts with these frames.
 fn arriving(frames: &[&[u8]], stream: bool) -> (Unfinished, Bounded) {
     let unfinished = Unfinished::new(Duration::from_secs(30), 1_000, LARGEST);
     let frames: Vec<_> = frames
@@ -18,7 +18,7 @@ fn arriving(frames: &[&[u8]], stream: bool) -> (Unfinished, Bounded) {
     (unfinished, bounded)
 }
 
-/// What can be read before the body waits.
+/// Reads until the body waits.
 async fn read(body: &mut Bounded) -> Vec<Vec<u8>> {
     let mut read = Vec::new();
     while let Ok(Some(frame)) = timeout(Duration::ZERO, body.frame()).await {
@@ -59,7 +59,7 @@ async fn a_unary_request_is_read_when_its_end_has_arrived() {
     assert_eq!(read(&mut body).await, [whole]);
 }
 
-/// The reason why a body of these frames ends.
+/// Returns the status code with which a body of these frames ends.
 async fn refused(frames: &[&[u8]], stream: bool) -> tonic::Code {
     let (unfinished, mut body) = arriving(frames, stream);
     let status = body.frame().await.unwrap().unwrap_err();
@@ -76,7 +76,7 @@ async fn what_cannot_be_a_message_is_not_waited_for() {
         let long: [&[u8]; 2] = [b"\0\0\0", b"\0\x09a"];
         assert_eq!(refused(&long, stream).await, ResourceExhausted);
     }
-    // What is whole before is given.
+    // A complete earlier message is still delivered.
     let (_, mut body) = arriving(&[b"\0\0\0\0\x01a\0\0\0\0\x09b"], true);
     let first = body.frame().await.unwrap().unwrap();
     assert_eq!(first.into_data().unwrap(), b"\0\0\0\0\x01a"[..]);
@@ -102,7 +102,7 @@ fn requests_that_stalled_give_way_first_and_those_that_just_began_last() {
     for number in [1, 3] {
         set(&mut accounts, number, 2 * PROGRESS, 2_500);
     }
-    // A little is no progress.
+    // Less than `PROGRESS_BYTES` is no progress.
     set(&mut accounts, 2, 1, 2_500);
     let victim = |accounts: &mut Accounts| {
         let victim = accounts.victim(at(3_000)).unwrap();
