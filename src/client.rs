@@ -12,33 +12,33 @@ use tonic::{
 };
 
 /// Requested interval of heartbeats from the server.
-pub(crate) const HEARTBEAT: prost_types::Duration = prost_types::Duration {
+pub(crate) const HEARTBEAT_INTERVAL: prost_types::Duration = prost_types::Duration {
     seconds: 2,
     nanos: 0,
 };
 
 /// Maximum duration of a connection attempt.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time without a message or heartbeat after which a connection counts as lost.
-pub(crate) const SILENCE: Duration = Duration::from_secs(20);
+pub(crate) const RECEIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Minimum and maximum pause between two connection attempts.
-pub(crate) const PAUSES: (Duration, Duration) =
+pub(crate) const RETRY_PAUSES: (Duration, Duration) =
     (Duration::from_millis(250), Duration::from_secs(5));
 
 /// Connects to the server at this URL.
 pub(crate) async fn connect(server: &str) -> Result<Channel, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(server.to_string())?.connect_timeout(CONNECT);
+    let endpoint = Endpoint::from_shared(server.to_string())?.connect_timeout(CONNECT_TIMEOUT);
     endpoint.connect().await
 }
 
 /// Failure of a connection.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Broken {
-    #[error("it cannot be reached")]
+pub(crate) enum ConnectionError {
+    #[error("the server cannot be reached")]
     Unreachable(#[from] tonic::transport::Error),
-    #[error("it is silent")]
+    #[error("the server does not answer")]
     Silent(#[from] Elapsed),
     #[error("the watch ended")]
     Ended,
@@ -46,7 +46,7 @@ pub(crate) enum Broken {
     Status(#[from] Status),
 }
 
-impl Broken {
+impl ConnectionError {
     /// Returns true if the server refused the cursor: too old, of another database, or ahead of the
     /// feed.
     pub(crate) fn refuses_cursor(&self) -> bool {
@@ -79,7 +79,7 @@ pub(crate) struct Signals([Signal; 3]);
 
 impl Signals {
     /// Starts listening for the signals.
-    pub(crate) fn hear() -> io::Result<Self> {
+    pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self([
             signal(SignalKind::terminate())?,
             signal(SignalKind::interrupt())?,
@@ -88,7 +88,7 @@ impl Signals {
     }
 
     /// Waits for the first signal.
-    pub(crate) async fn stop(&mut self) {
+    pub(crate) async fn wait(&mut self) {
         let [terminate, interrupt, hangup] = &mut self.0;
         tokio::select! {
             _ = terminate.recv() => {}

@@ -24,24 +24,24 @@ use crate::{
 };
 
 /// Differences up to this value, in microseconds, are measurement noise.
-const NOISE_US: i64 = 2_000;
+const MAX_NOISE_US: i64 = 2_000;
 
 /// Smallest difference that is reported and counts as a step.
-pub(crate) const TOLD: TimeDelta = TimeDelta::seconds(1);
+pub(crate) const REPORTED_SKEW: TimeDelta = TimeDelta::seconds(1);
 
-/// [`REPORTED_SKEW`] in microseconds.
+/// Value of [`REPORTED_SKEW`] in microseconds.
 const STEP_US: i64 = 1_000_000;
 
 /// Timeout of the query for the time of the database.
-const WITHIN: Duration = Duration::from_secs(5);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Factor by which the retention clock may run faster than the monotonic clock after a step, and
 /// its head start.
-const CATCH_UP: i64 = 24;
+const CATCH_UP_FACTOR: i64 = 24;
 const HEAD_START: TimeDelta = TimeDelta::days(1);
 
 /// Marker for a value that was not measured.
-const NONE: i64 = i64::MIN;
+const UNMEASURED: i64 = i64::MIN;
 
 static CLOCK: LazyLock<Clock> = LazyLock::new(|| {
     let start = Instant::now();
@@ -49,9 +49,9 @@ static CLOCK: LazyLock<Clock> = LazyLock::new(|| {
         start,
         base: AtomicI64::new(wall()),
         offset: AtomicI64::new(0),
-        skew: AtomicI64::new(NONE),
+        skew: AtomicI64::new(UNMEASURED),
         steps: AtomicU64::new(0),
-        trusted: AtomicI64::new(NONE),
+        trusted: AtomicI64::new(UNMEASURED),
         trusted_at: AtomicI64::new(0),
         changes: watch::channel(0).0,
     }
@@ -79,7 +79,7 @@ struct Clock {
 pub fn now() -> DateTime<Utc> {
     let clock = &*CLOCK;
     let elapsed = clock.elapsed();
-    time(clock.decides(wall(), elapsed))
+    time(clock.authoritative(wall(), elapsed))
 }
 
 /// Returns the time used by retention, which advances slowly after a clock step.
@@ -90,11 +90,11 @@ pub fn now() -> DateTime<Utc> {
 pub fn for_retention() -> DateTime<Utc> {
     let clock = &*CLOCK;
     let trusted = clock.trusted.load(Ordering::Relaxed);
-    if trusted == NONE {
+    if trusted == UNMEASURED {
         return now();
     }
     let passed = clock.elapsed() - clock.trusted_at.load(Ordering::Relaxed);
-    let bound = time(trusted.saturating_add(passed.saturating_mul(CATCH_UP))) + HEAD_START;
+    let bound = time(trusted.saturating_add(passed.saturating_mul(CATCH_UP_FACTOR))) + HEAD_START;
     now().min(bound)
 }
 
@@ -102,7 +102,7 @@ pub fn for_retention() -> DateTime<Utc> {
 /// measurement, and on SQLite, where both are the same.
 pub fn skew() -> Option<TimeDelta> {
     let skew = CLOCK.skew.load(Ordering::Relaxed);
-    (skew != NONE).then(|| TimeDelta::microseconds(skew))
+    (skew != UNMEASURED).then(|| TimeDelta::microseconds(skew))
 }
 
 /// Returns the number of steps of the authoritative clock by a second or more.
@@ -130,24 +130,23 @@ pub(crate) async fn compare(db: &Db) -> Result<()> {
     if db.backend() != DbBackend::Postgres {
         db.ping().await?;
         let (wall, elapsed) = CLOCK.sample();
-        CLOCK.compared(wall, elapsed, None);
+        CLOCK.apply_comparison(wall, elapsed, None);
         return Ok(());
     }
     let sql = Statement::from_string(DbBackend::Postgres, "SELECT clock_timestamp() AS now");
     let (wall, begun) = CLOCK.sample();
-    let row = timeout(WITHIN, db.reader().query_one_raw(sql)).await;
+    let row = timeout(QUERY_TIMEOUT, db.reader().query_one_raw(sql)).await;
     let Ok(row) = row else {
-        return Err(db.unanswered().await);
+        return Err(db.timeout_error().await);
     };
-    let row = row?;
-    let row = row.ok_or_else(|| Error::internal("a query without a row"))?;
-    let there: DateTime<Utc> = row.try_get("", "now")?;
+    let row = row?.ok_or_else(|| Error::internal("a query returned no row"))?;
+    let database_time: DateTime<Utc> = row.try_get("", "now")?;
     // The query is assumed to run halfway, by the monotonic clock, because the wall clock may have
     // been stepped meanwhile.
-    let took = CLOCK.elapsed() - begun;
-    let half = took / 2;
-    let there = (there.timestamp_micros(), NOISE_US.max(took));
-    CLOCK.compared(wall + half, begun + half, Some(there));
+    let duration = CLOCK.elapsed() - begun;
+    let half = duration / 2;
+    let database_time = (database_time.timestamp_micros(), MAX_NOISE_US.max(duration));
+    CLOCK.apply_comparison(wall + half, begun + half, Some(database_time));
     Ok(())
 }
 
@@ -160,12 +159,12 @@ impl Clock {
     fn sample(&self) -> (i64, i64) {
         let mut sample = (wall(), self.elapsed());
         for _ in 0..10 {
-            let before = self.elapsed();
+            let started_at = self.elapsed();
             let wall = wall();
-            let took = self.elapsed() - before;
-            sample = (wall, before + took / 2);
+            let duration = self.elapsed() - started_at;
+            sample = (wall, started_at + duration / 2);
             // A longer duration means that the thread was suspended between both readings.
-            if took < NOISE_US {
+            if duration < MAX_NOISE_US {
                 break;
             }
         }
@@ -173,29 +172,29 @@ impl Clock {
     }
 
     /// Returns the authoritative time for the given readings of both clocks.
-    fn decides(&self, wall: i64, elapsed: i64) -> i64 {
+    fn authoritative(&self, wall: i64, elapsed: i64) -> i64 {
         let expected = self.base.load(Ordering::Relaxed) + elapsed;
-        let told = wall + self.offset.load(Ordering::Relaxed);
+        let measured = wall + self.offset.load(Ordering::Relaxed);
         // A larger difference means that the wall clock was stepped since the last comparison.
-        let is_steady = (told - expected).abs() < STEP_US;
-        if is_steady { told } else { expected }
+        let is_steady = (measured - expected).abs() < STEP_US;
+        if is_steady { measured } else { expected }
     }
 
     /// Applies a comparison: both clocks of this process, and the database time with its
     /// measurement error.
-    fn compared(&self, wall: i64, elapsed: i64, there: Option<(i64, i64)>) {
-        let expected = self.decides(wall, elapsed);
-        let is_first = there.is_some() && self.skew.load(Ordering::Relaxed) == NONE;
-        let (right, noise) = there.unwrap_or((wall, 0));
-        self.base.store(right - elapsed, Ordering::Relaxed);
-        if there.is_some() {
-            let ahead = right - wall;
+    fn apply_comparison(&self, wall: i64, elapsed: i64, database_time: Option<(i64, i64)>) {
+        let expected = self.authoritative(wall, elapsed);
+        let is_first = database_time.is_some() && self.skew.load(Ordering::Relaxed) == UNMEASURED;
+        let (actual, noise) = database_time.unwrap_or((wall, 0));
+        self.base.store(actual - elapsed, Ordering::Relaxed);
+        if database_time.is_some() {
+            let ahead = actual - wall;
             if (ahead - self.offset.load(Ordering::Relaxed)).abs() > noise {
                 self.offset.store(ahead, Ordering::Relaxed);
             }
             self.skew.store(-ahead, Ordering::Relaxed);
         }
-        let step = right - expected;
+        let step = actual - expected;
         // Before the first comparison, no decision was based on the clock of this process.
         if is_first || step.abs() - noise < STEP_US {
             return;
@@ -208,7 +207,7 @@ impl Clock {
         let count = self.steps.fetch_add(1, Ordering::Relaxed) + 1;
         tracing::warn!(
             seconds = TimeDelta::microseconds(step).as_seconds_f64(),
-            "the clock by which the server decides was stepped"
+            "the authoritative clock was stepped"
         );
         self.changes.send_replace(count);
     }

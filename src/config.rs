@@ -24,11 +24,11 @@ mod source;
 mod values;
 
 /// Last paragraph of the help.
-const PRECEDENCE: &str = "Every setting can also be given as a variable (named in brackets) or in the TOML file that --config \
+const PRECEDENCE_HELP: &str = "Every setting can also be given as a variable (named in brackets) or in the TOML file that --config \
                           names, under the name of its flag with underscores. A flag beats a variable, a variable beats the file. \
                           An empty variable counts as unset.";
 
-/// Command line.
+/// Parsed command line: command and settings.
 #[derive(Debug, Parser)]
 #[command(
     name = "watchpost",
@@ -86,7 +86,7 @@ pub enum Command {
         server: String,
         /// View of the jobs
         #[command(subcommand)]
-        look: Look,
+        view: JobView,
     },
     /// Show the GPUs and alerts of a running server in the terminal, updated live
     Top {
@@ -99,9 +99,9 @@ pub enum Command {
     },
 }
 
-/// Views of jobs.
+/// Views of the jobs of a server.
 #[derive(Debug, Clone, Subcommand)]
-pub enum Look {
+pub enum JobView {
     /// Follow a job and exit with its result: 0 completed, 1 failed, 2 cancelled or unknown. Shows
     /// a progress bar in a terminal, lines otherwise
     Watch {
@@ -127,7 +127,7 @@ pub enum KeyAction {
     },
     /// Create a new key in place of a lost key; the secrets of all channels must be set again
     Replace {
-        /// Confirm the action
+        /// Confirm the loss of data
         #[arg(long)]
         yes: bool,
     },
@@ -142,7 +142,7 @@ pub enum Migrate {
     Down {
         /// Number of migrations to revert
         steps: u32,
-        /// Confirm the action
+        /// Confirm the loss of data
         #[arg(long)]
         yes: bool,
     },
@@ -152,20 +152,20 @@ pub enum Migrate {
 
 /// Reason to exit before the command runs.
 #[derive(Debug)]
-pub enum Stop {
+pub enum EarlyExit {
     /// Text for standard output: help or version.
     Print(String),
     /// Invalid setting, described in one line.
-    Wrong(String),
+    Invalid(String),
 }
 
 /// Reads the command line, the environment and the file.
-pub fn read(args: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Cli, Stop> {
+pub fn read(args: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Cli, EarlyExit> {
     let time_zones = time_zones::source();
-    let command = Cli::command().after_help(format!(
-        "{PRECEDENCE}\n\nTime zones, unless a folder is named: {time_zones}."
+    let full_command = Cli::command().after_help(format!(
+        "{PRECEDENCE_HELP}\n\nTime zones, unless a folder is named: {time_zones}."
     ));
-    let command = source::without_empty_variables(command);
+    let command = source::without_empty_variables(full_command);
     let mut sources = Sources {
         arguments: args.into_iter().map(Into::into).collect(),
         file: None,
@@ -174,8 +174,9 @@ pub fn read(args: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Cli, 
     let Some(path) = cli.settings.config else {
         return Ok(cli);
     };
-    let wrong =
-        |problem: String| Stop::Wrong(format!("setting `config`: {}: {problem}", path.display()));
+    let wrong = |problem: String| {
+        EarlyExit::Invalid(format!("setting `config`: {}: {problem}", path.display()))
+    };
     let (table, file) = source::File::read(&path).map_err(wrong)?;
     let command = with_defaults(command, table, &file).map_err(wrong)?;
     sources.file = Some(file);
@@ -197,12 +198,12 @@ fn with_defaults(
                 .find(|arg| arg.get_id() == name.as_str())
                 .map(|arg| arg.get_value_delimiter().is_some())
         };
-        let of_all = find(&command);
-        let some = command
+        let global_setting = find(&command);
+        let matching = command
             .get_subcommands()
             .filter_map(|sub| Some((sub.get_name().to_string(), find(sub)?)));
-        let some: Vec<_> = some.collect();
-        let Some(is_list) = of_all.or_else(|| Some(some.first()?.1)) else {
+        let subcommands: Vec<_> = matching.collect();
+        let Some(is_list) = global_setting.or_else(|| Some(subcommands.first()?.1)) else {
             return Err(wrong("is not a setting"));
         };
         if name == "config" {
@@ -225,10 +226,10 @@ fn with_defaults(
             };
             arg.default_values(values.clone()).action(action)
         };
-        if of_all.is_some() {
+        if global_setting.is_some() {
             command = command.mut_arg(&name, set);
         } else {
-            for (sub, _) in some {
+            for (sub, _) in subcommands {
                 command = command.mut_subcommand(sub, |sub| sub.mut_arg(&name, set));
             }
         }
@@ -249,29 +250,31 @@ fn text(value: &toml::Value) -> Option<String> {
     }
 }
 
-fn parse(command: &clap::Command, sources: &Sources) -> Result<Cli, Stop> {
+fn parse(command: &clap::Command, sources: &Sources) -> Result<Cli, EarlyExit> {
     let stop = |error: clap::Error| {
         let kind = error.kind();
         if matches!(kind, ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-            return Stop::Print(error.render().to_string());
+            return EarlyExit::Print(error.render().to_string());
         }
         if kind == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-            return Stop::Wrong("a subcommand is missing: try --help".to_string());
+            return EarlyExit::Invalid("a subcommand is missing: try --help".to_string());
         }
         let source = match error.get(ContextKind::InvalidArg) {
             Some(ContextValue::String(argument)) if kind == ErrorKind::ValueValidation => {
-                sources.of(command, argument)
+                sources.describe(command, argument)
             }
             _ => String::new(),
         };
-        Stop::Wrong(one_line(&error.render().to_string()) + &source)
+        EarlyExit::Invalid(one_line(&error.render().to_string()) + &source)
     };
-    let matches = command.clone().try_get_matches_from(&sources.arguments);
-    let matches = matches.map_err(stop)?;
+    let matches = command
+        .clone()
+        .try_get_matches_from(&sources.arguments)
+        .map_err(stop)?;
     let mut cli = Cli::from_arg_matches(&matches).map_err(stop)?;
     let wrong = |id: &str, argument: &str, problem: &str| {
-        let source = sources.of(command, id);
-        Stop::Wrong(format!("invalid value for '{argument}': {problem}{source}"))
+        let source = sources.describe(command, id);
+        EarlyExit::Invalid(format!("invalid value for '{argument}': {problem}{source}"))
     };
     if let Err(problem) = read_database_url(&mut cli.settings) {
         return Err(wrong(

@@ -12,7 +12,7 @@ use tonic_health::{
 
 use crate::{
     error::StorageFault,
-    feed::holders::{Holder, UNHEALTHY_FROM},
+    feed::blockers::{Blocker, UNHEALTHY_AGE},
     time_zones,
 };
 
@@ -56,7 +56,7 @@ struct State {
     /// Fault that prevents writes to the database.
     storage: Option<StorageFault>,
     /// True if an open transaction has blocked the change feed for too long.
-    feed_is_held: bool,
+    is_feed_blocked: bool,
     /// True if GPUs are sampled.
     gpus: bool,
     /// True if the secrets of some channel cannot be decrypted.
@@ -68,8 +68,8 @@ struct State {
 #[derive(Debug, Clone)]
 pub struct Health {
     state: watch::Sender<State>,
-    told: watch::Receiver<State>,
-    feed_holder: watch::Sender<Option<Holder>>,
+    reported: watch::Receiver<State>,
+    feed_blocker: watch::Sender<Option<Blocker>>,
     /// Notes for operators, by component.
     notes: Arc<Mutex<BTreeMap<&'static str, String>>>,
 }
@@ -78,17 +78,17 @@ impl Health {
     /// Creates a health state in which no service is serving, and the gRPC service.
     pub fn new() -> (Self, HealthServer<impl HealthService>) {
         let (reporter, service) = health_reporter();
-        let (state, heard) = watch::channel(State::default());
-        let (told, telling) = watch::channel(State {
+        let (state, states) = watch::channel(State::default());
+        let (reported, reported_states) = watch::channel(State {
             stopping: true,
             ..State::default()
         });
-        tokio::spawn(tell(reporter, heard, told));
+        tokio::spawn(report(reporter, states, reported));
         (
             Self {
                 state,
-                told: telling,
-                feed_holder: watch::Sender::new(None),
+                reported: reported_states,
+                feed_blocker: watch::Sender::new(None),
                 notes: Arc::default(),
             },
             service,
@@ -96,48 +96,48 @@ impl Health {
     }
 
     /// Sets the reachability of the database.
-    pub fn database(&self, serving: bool) {
+    pub fn set_database(&self, serving: bool) {
         self.set(|state| state.database = serving);
     }
 
     /// Sets the fault that prevents writes; `None` if the database can be written.
-    pub fn storage(&self, fault: Option<StorageFault>) {
+    pub fn set_storage(&self, fault: Option<StorageFault>) {
         self.set(|state| state.storage = fault);
     }
 
     /// Sets the transaction that blocks the change feed, if one does.
-    pub fn feed_holder(&self, holder: Option<Holder>) {
-        let is_held = holder
+    pub fn set_feed_blocker(&self, blocker: Option<Blocker>) {
+        let is_blocked = blocker
             .as_ref()
-            .is_some_and(|holder| holder.age >= UNHEALTHY_FROM);
-        self.feed_holder.send_replace(holder);
-        self.set(|state| state.feed_is_held = is_held);
+            .is_some_and(|blocker| blocker.age >= UNHEALTHY_AGE);
+        self.feed_blocker.send_replace(blocker);
+        self.set(|state| state.is_feed_blocked = is_blocked);
     }
 
     /// Returns the transaction that blocks the change feed, after ten seconds.
-    pub fn feed_is_held_by(&self) -> Option<Holder> {
-        self.feed_holder.borrow().clone()
+    pub fn feed_blocker(&self) -> Option<Blocker> {
+        self.feed_blocker.borrow().clone()
     }
 
     /// Sets the state of GPU sampling.
-    pub fn gpus(&self, serving: bool) {
+    pub fn set_gpus(&self, serving: bool) {
         self.set(|state| state.gpus = serving);
     }
 
     /// Sets every service to not serving, in force when the call returns.
-    pub async fn stopping(&self) {
+    pub async fn set_stopping(&self) {
         self.set(|state| state.stopping = true);
-        self.settled().await;
+        self.wait_reported().await;
     }
 
     /// Returns the reported state of the server, or the reason if not serving.
     pub fn serving(&self) -> Result<(), String> {
-        let told = *self.told.borrow();
-        match told {
+        let reported = *self.reported.borrow();
+        match reported {
             State { stopping: true, .. } => Err("the server is stopping".into()),
             State {
                 database: false, ..
-            } => Err("the database is away, or not yet prepared".into()),
+            } => Err("the database is unreachable or not yet prepared".into()),
             State {
                 storage: Some(fault),
                 ..
@@ -154,17 +154,17 @@ impl Health {
     }
 
     /// Sets the readability of channel secrets, and a note for operators.
-    pub fn secrets(&self, readable: bool, note: Option<String>) {
-        self.note("secrets", note);
+    pub fn set_secrets(&self, readable: bool, note: Option<String>) {
+        self.set_note("secrets", note);
         self.set(|state| state.secrets_unreadable = !readable);
     }
 
     /// Sets or removes the note of a component.
-    pub(crate) fn note(&self, part: &'static str, note: Option<String>) {
+    pub(crate) fn set_note(&self, component: &'static str, note: Option<String>) {
         let mut notes = self.notes();
         match note {
-            Some(note) => notes.insert(part, note),
-            None => notes.remove(part),
+            Some(note) => notes.insert(component, note),
+            None => notes.remove(component),
         };
     }
 
@@ -184,26 +184,26 @@ impl Health {
     }
 
     /// Waits until the newest state is reported.
-    pub async fn settled(&self) {
+    pub async fn wait_reported(&self) {
         // The state may change meanwhile, and only the newest state is reported. The reporting task
         // ends with the runtime only.
-        let is_newest = |told: &State| *told == *self.state.borrow();
-        let _ = self.told.clone().wait_for(is_newest).await;
+        let is_newest = |reported: &State| *reported == *self.state.borrow();
+        let _ = self.reported.clone().wait_for(is_newest).await;
     }
 
     fn set(&self, change: impl Fn(&mut State)) {
         self.state.send_if_modified(|state| {
-            let before = *state;
+            let previous = *state;
             change(state);
-            *state != before
+            *state != previous
         });
     }
 }
 
-async fn tell(
+async fn report(
     reporter: HealthReporter,
-    mut heard: watch::Receiver<State>,
-    told: watch::Sender<State>,
+    mut states: watch::Receiver<State>,
+    reported: watch::Sender<State>,
 ) {
     let status = |serving: bool| {
         if serving {
@@ -213,13 +213,13 @@ async fn tell(
         }
     };
     loop {
-        let state = *heard.borrow_and_update();
+        let state = *states.borrow_and_update();
         let serving = state.database && state.storage.is_none() && !state.stopping;
         for service in SERVICES.into_iter().chain([OVERALL]) {
             reporter.set_service_status(service, status(serving)).await;
         }
         reporter
-            .set_service_status(FEED_SERVICE, status(serving && !state.feed_is_held))
+            .set_service_status(FEED_SERVICE, status(serving && !state.is_feed_blocked))
             .await;
         reporter
             .set_service_status(GPU_SERVICE, status(serving && state.gpus))
@@ -230,8 +230,8 @@ async fn tell(
                 status(serving && !state.secrets_unreadable),
             )
             .await;
-        told.send_replace(state);
-        if heard.changed().await.is_err() {
+        reported.send_replace(state);
+        if states.changed().await.is_err() {
             return;
         }
     }

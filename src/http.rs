@@ -27,20 +27,20 @@ use crate::{
 };
 
 /// Maximum time for a client to send the head of its request.
-const HEAD_WITHIN: Duration = Duration::from_secs(5);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum duration of a connection.
-const CONNECTION_WITHIN: Duration = Duration::from_secs(10);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum size of a request head, in bytes: the minimum that hyper accepts.
-const HEAD_BYTES: usize = 8192;
+const MAX_HEAD_BYTES: usize = 8192;
 
 /// Maximum number of open connections. Beyond the limit the oldest is closed, whose client has been
 /// slow for the longest time.
-const CONNECTIONS: usize = 1024;
+const MAX_CONNECTIONS: usize = 1024;
 
 /// Maximum number of concurrent answers with metrics.
-const SCRAPES: usize = 64;
+const MAX_SCRAPES: usize = 64;
 
 /// Pause after a failed accept, as when no file can be opened.
 const RETRY: Duration = Duration::from_millis(100);
@@ -53,15 +53,15 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, shutdown: Cancellati
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    if open.len() >= CONNECTIONS {
+                    if open.len() >= MAX_CONNECTIONS {
                         open.retain(|connection| !connection.is_finished());
                     }
-                    if open.len() >= CONNECTIONS
+                    if open.len() >= MAX_CONNECTIONS
                         && let Some(oldest) = open.pop_front()
                     {
                         oldest.abort();
                     }
-                    let answering = answer_one(stream, scrapes.clone());
+                    let answering = serve_connection(stream, scrapes.clone());
                     let shutdown = shutdown.clone();
                     let connection = tokio::spawn(async move {
                         shutdown.run_until_cancelled(answering).await;
@@ -83,22 +83,22 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, shutdown: Cancellati
 struct Scrapes {
     metrics: Metrics,
     newest: Arc<Mutex<Option<Scrape>>>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 /// Text of the metrics and the start of its computation.
 struct Scrape {
-    begun_at: Instant,
+    started_at: Instant,
     text: Bytes,
 }
 
 /// Text that is being sent, with its permit.
-struct Sending {
+struct SentText {
     text: Bytes,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl AsRef<[u8]> for Sending {
+impl AsRef<[u8]> for SentText {
     fn as_ref(&self) -> &[u8] {
         &self.text
     }
@@ -109,46 +109,46 @@ impl Scrapes {
         Self {
             metrics,
             newest: Arc::default(),
-            places: Arc::new(Semaphore::new(SCRAPES)),
+            permits: Arc::new(Semaphore::new(MAX_SCRAPES)),
         }
     }
 
     /// Returns the metrics of this moment or later. `None` if too many scrapes are running.
     async fn text(&self) -> Option<Bytes> {
-        let place = self.places.clone().try_acquire_owned().ok()?;
-        let asked_at = Instant::now();
+        let permit = self.permits.clone().try_acquire_owned().ok()?;
+        let requested_at = Instant::now();
         let mut newest = self.newest.lock().await;
         let text = match &*newest {
-            Some(scrape) if scrape.begun_at >= asked_at => scrape.text.clone(),
+            Some(scrape) if scrape.started_at >= requested_at => scrape.text.clone(),
             _ => {
-                let begun_at = Instant::now();
+                let started_at = Instant::now();
                 let text = Bytes::from(self.metrics.text().await);
                 *newest = Some(Scrape {
-                    begun_at,
+                    started_at,
                     text: text.clone(),
                 });
                 text
             }
         };
-        Some(Bytes::from_owner(Sending {
+        Some(Bytes::from_owner(SentText {
             text,
-            _place: place,
+            _permit: permit,
         }))
     }
 }
 
-async fn answer_one(stream: TcpStream, scrapes: Scrapes) {
+async fn serve_connection(stream: TcpStream, scrapes: Scrapes) {
     let answer = service_fn(move |request| {
         let scrapes = scrapes.clone();
         async move { Ok::<_, Infallible>(answer(&request, &scrapes).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_WITHIN)
-        .max_buf_size(HEAD_BYTES)
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD_BYTES)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), answer);
-    match timeout(CONNECTION_WITHIN, connection).await {
+    match timeout(CONNECTION_TIMEOUT, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "an HTTP request could not be answered"),
         Err(_) => tracing::debug!("an HTTP client was too slow"),
@@ -156,9 +156,12 @@ async fn answer_one(stream: TcpStream, scrapes: Scrapes) {
 }
 
 async fn answer(request: &Request<Incoming>, scrapes: &Scrapes) -> Response<Full<Bytes>> {
-    let known = matches!(request.uri().path(), "/metrics" | "/healthz" | "/readyz");
-    if !known {
-        return text(StatusCode::NOT_FOUND, "there is no such page\n");
+    let is_known = matches!(request.uri().path(), "/metrics" | "/healthz" | "/readyz");
+    if !is_known {
+        return text(
+            StatusCode::NOT_FOUND,
+            "not found: use /metrics, /healthz or /readyz\n",
+        );
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = text(
@@ -172,7 +175,7 @@ async fn answer(request: &Request<Incoming>, scrapes: &Scrapes) -> Response<Full
     match request.uri().path() {
         "/metrics" => {
             let Some(metrics) = scrapes.text().await else {
-                let busy = "too many scrapes are being answered; try again\n";
+                let busy = "too many concurrent scrapes; retry later\n";
                 return text(StatusCode::SERVICE_UNAVAILABLE, busy);
             };
             let mut response = text(StatusCode::OK, metrics);
@@ -189,13 +192,13 @@ async fn answer(request: &Request<Incoming>, scrapes: &Scrapes) -> Response<Full
 }
 
 fn ready(health: &Health, verbose: bool) -> Response<Full<Bytes>> {
-    let (status, mut body) = match (health.serving(), health.feed_is_held_by()) {
+    let (status, mut body) = match (health.serving(), health.feed_blocker()) {
         (Ok(()), None) => (StatusCode::OK, "ok\n".to_string()),
-        (Ok(()), Some(holder)) => (
+        (Ok(()), Some(blocker)) => (
             StatusCode::OK,
-            format!("ok, but the change feed is held back by {holder}\n"),
+            format!("ok, but the change feed is blocked by {blocker}\n"),
         ),
-        (Err(why), _) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+        (Err(reason), _) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     };
     if verbose {
         for line in health.details() {

@@ -41,7 +41,7 @@ mod tests {
     use super::*;
     use crate::escape::is_unsafe;
 
-    /// Captures log output.
+    /// Writer that captures log output.
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// Minimum time between two warnings.
-const PAUSE: Duration = Duration::from_mins(1);
+const MIN_PAUSE: Duration = Duration::from_mins(1);
 
 /// Decides if a warning is due: at the begin of a fault, and once a minute while the fault lasts.
 #[derive(Debug, Default)]
@@ -14,7 +14,7 @@ pub(crate) struct Reminder {
 impl Reminder {
     /// Records a fault. Returns true if a warning is due.
     pub(crate) fn is_due(&mut self) -> bool {
-        let is_due = self.last.is_none_or(|last| last.elapsed() >= PAUSE);
+        let is_due = self.last.is_none_or(|last| last.elapsed() >= MIN_PAUSE);
         if is_due {
             self.last = Some(Instant::now());
         }
@@ -45,7 +45,7 @@ mod tests {
     #[test]
     fn a_fault_that_lasts_is_warned_of_again() {
         let mut reminder = Reminder {
-            last: Instant::now().checked_sub(PAUSE),
+            last: Instant::now().checked_sub(MIN_PAUSE),
         };
         assert!(reminder.is_due());
         assert!(!reminder.is_due());

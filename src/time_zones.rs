@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::{source::Source, tz::Tz};
 
 /// Pause between two checks of the database folder.
-const LOOK: Duration = Duration::from_mins(1);
+const CHECK_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Time zone database of the process.
 static DATABASE: LazyLock<RwLock<Database>> = LazyLock::new(|| {
@@ -39,7 +39,7 @@ static DATABASE: LazyLock<RwLock<Database>> = LazyLock::new(|| {
 static CHANGES: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::channel(0).0);
 
 struct Database {
-    /// Configured folder.
+    /// Folder from the settings; absent for automatic selection.
     folder: Option<PathBuf>,
     source: Source,
     /// Open zones by name.
@@ -82,7 +82,7 @@ pub fn changes() -> watch::Receiver<u64> {
 pub async fn follow(shutdown: CancellationToken) {
     let following = async {
         loop {
-            sleep(LOOK).await;
+            sleep(CHECK_INTERVAL).await;
             // Runs on a blocking thread, because files are read. An error means that the runtime is
             // shutting down.
             if tokio::task::spawn_blocking(refresh).await.unwrap_or(false) {

@@ -18,18 +18,18 @@ use tokio_util::sync::CancellationToken;
 use crate::error::{Error, Result};
 
 /// Maximum number of queued items; further callers wait for free capacity.
-const QUEUE: usize = 4_096;
+const QUEUE_CAPACITY: usize = 4_096;
 
 /// Time that a group waits for recent callers, because larger groups are cheaper. A lone caller is
 /// never delayed.
-pub const SIBLINGS: Duration = Duration::from_millis(2);
+pub const CALLER_GRACE: Duration = Duration::from_millis(2);
 
 /// Counter of concurrent callers.
 #[derive(Debug, Default)]
 pub struct Callers {
-    now: AtomicUsize,
+    current: AtomicUsize,
     /// Highest concurrency since the last call of [`Callers::take_peak`].
-    most: AtomicUsize,
+    peak: AtomicUsize,
 }
 
 impl Callers {
@@ -41,16 +41,16 @@ impl Callers {
                 self.0.fetch_sub(1, Ordering::Relaxed);
             }
         }
-        let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
-        self.most.fetch_max(now, Ordering::Relaxed);
-        Caller(&self.now)
+        let current = self.current.fetch_add(1, Ordering::Relaxed) + 1;
+        self.peak.fetch_max(current, Ordering::Relaxed);
+        Caller(&self.current)
     }
 
     /// Returns the highest concurrency since the last call, and resets the peak to the present
     /// number.
-    pub fn most(&self) -> usize {
-        self.most
-            .swap(self.now.load(Ordering::Relaxed), Ordering::Relaxed)
+    pub fn take_peak(&self) -> usize {
+        self.peak
+            .swap(self.current.load(Ordering::Relaxed), Ordering::Relaxed)
     }
 }
 
@@ -74,7 +74,7 @@ pub trait Writer: Send + Sync + 'static {
     }
 }
 
-type Waiting<W> = (
+type Pending<W> = (
     <W as Writer>::Item,
     oneshot::Sender<Result<<W as Writer>::Answer>>,
 );
@@ -82,7 +82,7 @@ type Waiting<W> = (
 /// Queue of items to be written. Clones share the queue.
 #[derive(Debug)]
 pub struct GroupCommit<W: Writer> {
-    queue: mpsc::Sender<Waiting<W>>,
+    queue: mpsc::Sender<Pending<W>>,
     callers: Arc<Callers>,
 }
 
@@ -99,27 +99,34 @@ impl<W: Writer> GroupCommit<W> {
     /// Starts the writer with at most `max_groups` concurrent groups.
     /// A group holds at most `max_size`; a single larger item forms a group alone. Items queued at
     /// shutdown are still written.
-    pub fn start(writer: Arc<W>, at_once: usize, room: usize, shutdown: CancellationToken) -> Self {
-        let (queue, waiting) = mpsc::channel(QUEUE);
+    pub fn start(
+        writer: Arc<W>,
+        max_groups: usize,
+        max_size: usize,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let (queue, items) = mpsc::channel(QUEUE_CAPACITY);
         let callers = Arc::new(Callers::default());
         let group = Self {
             queue,
             callers: callers.clone(),
         };
-        tokio::spawn(gather(writer, waiting, callers, at_once, room, shutdown));
+        tokio::spawn(collect_groups(
+            writer, items, callers, max_groups, max_size, shutdown,
+        ));
         group
     }
 
     /// Writes an item and returns after the commit or the failure.
-    pub async fn write(&self, item: W::Item) -> Result<W::Answer> {
+    pub async fn submit(&self, item: W::Item) -> Result<W::Answer> {
         let _caller = self.callers.enter();
-        let answer = self.send(item).await?;
+        let answer = self.enqueue(item).await?;
         answer.await.map_err(|_| Error::ShuttingDown)?
     }
 
     /// Enqueues an item and returns the receiver of the answer. Items of one caller keep their
     /// order.
-    pub async fn send(&self, item: W::Item) -> Result<oneshot::Receiver<Result<W::Answer>>> {
+    pub async fn enqueue(&self, item: W::Item) -> Result<oneshot::Receiver<Result<W::Answer>>> {
         let (reply, answer) = oneshot::channel();
         let sent = self.queue.send((item, reply)).await;
         sent.map_err(|_| Error::ShuttingDown)?;
@@ -127,15 +134,15 @@ impl<W: Writer> GroupCommit<W> {
     }
 }
 
-async fn gather<W: Writer>(
+async fn collect_groups<W: Writer>(
     writer: Arc<W>,
-    mut queue: mpsc::Receiver<Waiting<W>>,
+    mut queue: mpsc::Receiver<Pending<W>>,
     callers: Arc<Callers>,
-    at_once: usize,
-    room: usize,
+    max_groups: usize,
+    max_size: usize,
     shutdown: CancellationToken,
 ) {
-    let turns = Arc::new(Semaphore::new(at_once));
+    let permits = Arc::new(Semaphore::new(max_groups));
     let mut next = None;
     loop {
         let first = if let Some(first) = next.take() {
@@ -154,38 +161,40 @@ async fn gather<W: Writer>(
             }
         };
         // The semaphore is never closed.
-        let Ok(turn) = turns.clone().acquire_owned().await else {
+        let Ok(permit) = permits.clone().acquire_owned().await else {
             return;
         };
         let mut size = W::size(&first.0);
         let mut group = vec![first];
-        let siblings = callers.most().div_ceil(at_once);
-        let until = Instant::now() + SIBLINGS;
+        let recent_callers = callers.take_peak().div_ceil(max_groups);
+        let deadline = Instant::now() + CALLER_GRACE;
         loop {
-            let another = match queue.try_recv() {
-                Ok(another) => another,
-                Err(_) if group.len() < siblings => match timeout_at(until, queue.recv()).await {
-                    Ok(Some(another)) => another,
-                    Ok(None) | Err(_) => break,
-                },
+            let item = match queue.try_recv() {
+                Ok(item) => item,
+                Err(_) if group.len() < recent_callers => {
+                    match timeout_at(deadline, queue.recv()).await {
+                        Ok(Some(item)) => item,
+                        Ok(None) | Err(_) => break,
+                    }
+                }
                 Err(_) => break,
             };
-            size += W::size(&another.0);
-            if size > room {
-                next = Some(another);
+            size += W::size(&item.0);
+            if size > max_size {
+                next = Some(item);
                 break;
             }
-            group.push(another);
+            group.push(item);
         }
         let writer = writer.clone();
         tokio::spawn(async move {
-            write(writer.as_ref(), group).await;
-            drop(turn);
+            commit_group(writer.as_ref(), group).await;
+            drop(permit);
         });
     }
 }
 
-async fn write<W: Writer>(writer: &W, group: Vec<Waiting<W>>) {
+async fn commit_group<W: Writer>(writer: &W, group: Vec<Pending<W>>) {
     let (items, replies): (Vec<_>, Vec<_>) = group.into_iter().unzip();
     // A caller may have been cancelled, so failed sends are ignored.
     match writer.write(items).await {
@@ -196,7 +205,7 @@ async fn write<W: Writer>(writer: &W, group: Vec<Waiting<W>>) {
         }
         Err(error) => {
             for reply in replies {
-                let _ = reply.send(Err(error.again()));
+                let _ = reply.send(Err(error.duplicate()));
             }
         }
     }

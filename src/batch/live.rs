@@ -16,7 +16,7 @@ pub struct Live<T> {
 /// Exclusive right to read and replace the value. Changes committed before the guard was taken are
 /// in force after the replacement.
 #[derive(Debug)]
-pub struct Turn<'a, T> {
+pub struct ReloadGuard<'a, T> {
     live: &'a Live<T>,
     _reading: MutexGuard<'a, ()>,
 }
@@ -31,22 +31,22 @@ impl<T> Live<T> {
     /// Replaces the value by the result of `read`. Changes committed before the call are in force
     /// afterwards.
     pub async fn reload<E>(&self, read: impl Future<Output = Result<T, E>>) -> Result<(), E> {
-        let turn = self.turn().await;
-        turn.replace(read.await?);
+        let guard = self.begin_reload().await;
+        guard.replace(read.await?);
         Ok(())
     }
 
     /// Waits for other reloads to finish. [`Self::current`] stays the same until the guard is used
     /// or dropped.
-    pub async fn turn(&self) -> Turn<'_, T> {
-        Turn {
+    pub async fn begin_reload(&self) -> ReloadGuard<'_, T> {
+        ReloadGuard {
             _reading: self.reading.lock().await,
             live: self,
         }
     }
 }
 
-impl<T> Turn<'_, T> {
+impl<T> ReloadGuard<'_, T> {
     /// Replaces the current value.
     pub fn replace(self, new: T) {
         let new = Arc::new(new);

@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use crate::error::{Error, Result};
 
 /// Maximum number of rows in one query.
-const BATCH: usize = 128;
+const MAX_ROWS_PER_QUERY: usize = 128;
 
 /// Looks up rows by key.
 ///
@@ -21,7 +21,7 @@ const BATCH: usize = 128;
 /// before.
 #[derive(Debug)]
 pub struct Loader<K, V> {
-    asked: mpsc::Sender<(K, oneshot::Sender<Result<Option<V>>>)>,
+    queue: mpsc::Sender<(K, oneshot::Sender<Result<Option<V>>>)>,
 }
 
 impl<K, V> Loader<K, V>
@@ -38,34 +38,40 @@ where
     where
         F: Future<Output = Result<HashMap<K, V>>> + Send,
     {
-        let (asked, lookups) = mpsc::channel(BATCH);
+        let (queue, lookups) = mpsc::channel(MAX_ROWS_PER_QUERY);
         let lookups = Arc::new(Mutex::new(lookups));
         for _ in 0..queries {
             let (lookups, fetch) = (lookups.clone(), fetch.clone());
             tokio::spawn(async move {
-                let mut batch = Vec::with_capacity(BATCH);
+                let mut batch = Vec::with_capacity(MAX_ROWS_PER_QUERY);
                 // The lock is held while waiting, so that one task collects lookups while the
                 // others query.
-                while lookups.lock().await.recv_many(&mut batch, BATCH).await > 0 {
-                    answer(&fetch, &mut batch).await;
+                while lookups
+                    .lock()
+                    .await
+                    .recv_many(&mut batch, MAX_ROWS_PER_QUERY)
+                    .await
+                    > 0
+                {
+                    run_batch(&fetch, &mut batch).await;
                 }
             });
         }
-        Self { asked }
+        Self { queue }
     }
 
     /// Looks up one row.
     pub async fn load(&self, key: K) -> Result<Option<V>> {
         let (reply, answer) = oneshot::channel();
-        self.asked
+        self.queue
             .send((key, reply))
             .await
-            .map_err(Error::internal_ended)?;
+            .map_err(Error::task_ended)?;
         answer.await.map_err(Error::internal)?
     }
 }
 
-async fn answer<K, V, F>(
+async fn run_batch<K, V, F>(
     fetch: &impl Fn(Vec<K>) -> F,
     batch: &mut Vec<(K, oneshot::Sender<Result<Option<V>>>)>,
 ) where
@@ -76,11 +82,11 @@ async fn answer<K, V, F>(
     let keys: HashSet<K> = batch.iter().map(|(key, _)| key.clone()).collect();
     let rows = fetch(keys.into_iter().collect()).await;
     for (key, reply) in batch.drain(..) {
-        let found = match &rows {
+        let result = match &rows {
             Ok(rows) => Ok(rows.get(&key).cloned()),
-            Err(error) => Err(error.again()),
+            Err(error) => Err(error.duplicate()),
         };
         // A caller may have been cancelled, so failed sends are ignored.
-        let _ = reply.send(found);
+        let _ = reply.send(result);
     }
 }

@@ -338,12 +338,12 @@ pub struct Settings {
     pub shutdown_grace: Duration,
 }
 
-/// Setting for [`db::Synchronous`].
+/// Value of the setting for [`db::Synchronous`].
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Synchronous {
-    /// Before the answer
+    /// Sync the commit before the answer
     Full,
-    /// Shortly after the answer; a power cut may lose the last commits, a crash of the process
+    /// Sync the commit shortly after the answer; a power cut may lose the last commits, a crash of the process
     /// loses none
     Normal,
 }
@@ -372,11 +372,14 @@ impl Settings {
 
     /// Applies the time zone folder of the settings or of `TZDIR`, if either is set.
     pub fn use_time_zones(&self) -> Result<(), String> {
-        let named = self.time_zone_dir.clone();
-        let named = named.map(|folder| ("setting `--time-zone-dir`", folder));
-        let of_system = std::env::var_os("TZDIR").filter(|folder| !folder.is_empty());
-        let of_system = of_system.map(|folder| ("variable `TZDIR`", PathBuf::from(folder)));
-        let Some((name, folder)) = named.or(of_system) else {
+        let configured = self
+            .time_zone_dir
+            .clone()
+            .map(|folder| ("setting `--time-zone-dir`", folder));
+        let from_variable = std::env::var_os("TZDIR")
+            .filter(|folder| !folder.is_empty())
+            .map(|folder| ("variable `TZDIR`", PathBuf::from(folder)));
+        let Some((name, folder)) = configured.or(from_variable) else {
             return Ok(());
         };
         time_zones::use_folder(&folder).map_err(|problem| format!("{name}: {problem}"))
@@ -385,7 +388,7 @@ impl Settings {
     /// Returns the retention of the change feed.
     pub fn feed_retention(&self) -> Retention {
         Retention {
-            kept: self.feed_retention,
+            max_age: self.feed_retention,
             max_changes: self.feed_max_changes,
         }
     }

@@ -16,7 +16,7 @@ pub(super) struct Sources {
     pub(super) file: Option<File>,
 }
 
-/// Settings file.
+/// File of settings, in TOML.
 #[derive(Debug)]
 pub(super) struct File {
     path: PathBuf,
@@ -29,15 +29,17 @@ impl File {
     pub(super) fn read(path: &Path) -> Result<(toml::Table, Self), String> {
         let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
         let line = |at: usize| text[..at].matches('\n').count() + 1;
-        let broken = |error: toml::de::Error| {
+        let syntax_error = |error: toml::de::Error| {
             let at = error.span().map_or(1, |span| line(span.start));
             let message = error.message().replace('\n', " ");
-            format!("line {at}: it is not TOML: {message}")
+            format!("line {at}: invalid TOML: {message}")
         };
-        let table: toml::Table = text.parse().map_err(broken)?;
-        let places = toml::de::DeTable::parse(&text).map_err(broken)?;
-        let lines = places.get_ref().iter();
-        let lines = lines.map(|(name, _)| (name.get_ref().to_string(), line(name.span().start)));
+        let table: toml::Table = text.parse().map_err(syntax_error)?;
+        let entries = toml::de::DeTable::parse(&text).map_err(syntax_error)?;
+        let lines = entries
+            .get_ref()
+            .iter()
+            .map(|(name, _)| (name.get_ref().to_string(), line(name.span().start)));
         let file = Self {
             path: path.to_path_buf(),
             lines: lines.collect(),
@@ -57,7 +59,7 @@ impl Sources {
     ///
     /// The argument is identified by its text in clap, such as `--listen <HOST:PORT>`, or by its
     /// id.
-    pub(super) fn of(&self, command: &Command, argument: &str) -> String {
+    pub(super) fn describe(&self, command: &Command, argument: &str) -> String {
         // An argument has its text only in a built command.
         let mut command = command.clone();
         command.build();
@@ -65,9 +67,11 @@ impl Sources {
             return String::new();
         };
         let flag = arg.get_long().map(|long| format!("--{long}"));
-        let is_flag = |given: &OsString| {
-            let given = given.to_string_lossy();
-            let name = given.split_once('=').map_or(&*given, |(name, _)| name);
+        let is_flag = |argument_text: &OsString| {
+            let argument_text = argument_text.to_string_lossy();
+            let name = argument_text
+                .split_once('=')
+                .map_or(&*argument_text, |(name, _)| name);
             flag.as_deref() == Some(name)
         };
         if self.arguments.iter().any(is_flag) {
@@ -88,9 +92,9 @@ impl Sources {
 
 fn find<'a>(command: &'a Command, argument: &str) -> Option<&'a Arg> {
     let mut arguments = command.get_arguments();
-    let found =
+    let direct =
         arguments.find(|arg| arg.get_id().as_str() == argument || arg.to_string() == argument);
-    found.or_else(|| {
+    direct.or_else(|| {
         command
             .get_subcommands()
             .find_map(|sub| find(sub, argument))

@@ -17,8 +17,8 @@ pub(super) fn listen(text: &str) -> Result<String, String> {
 /// Parses the address of a server to a URL.
 pub(super) fn server(text: &str) -> Result<String, String> {
     let problem = || "it must be HOST:PORT or http://HOST:PORT".to_string();
-    let address = text.strip_prefix("http://").unwrap_or(text);
-    let address = address.strip_suffix('/').unwrap_or(address);
+    let without_scheme = text.strip_prefix("http://").unwrap_or(text);
+    let address = without_scheme.strip_suffix('/').unwrap_or(without_scheme);
     let authority: http::uri::Authority = address.parse().map_err(|_| problem())?;
     let plain = !authority.host().is_empty() && !address.contains('@');
     if !plain || authority.port_u16().is_none() {
@@ -90,14 +90,14 @@ pub(super) fn host(text: &str) -> Result<String, String> {
 }
 
 /// Parses a duration between `MIN` and `MAX` milliseconds.
-pub(super) fn between<const LEAST: u64, const MOST: u64>(text: &str) -> Result<Duration, String> {
-    let (least, most) = (Duration::from_millis(LEAST), Duration::from_millis(MOST));
+pub(super) fn between<const MIN: u64, const MAX: u64>(text: &str) -> Result<Duration, String> {
+    let (min, max) = (Duration::from_millis(MIN), Duration::from_millis(MAX));
     match humantime::parse_duration(text) {
-        Ok(time) if (least..=most).contains(&time) => Ok(time),
+        Ok(time) if (min..=max).contains(&time) => Ok(time),
         _ => Err(format!(
             "it must be a time such as 500ms, 10s, 5m or 7d, from {} to {}",
-            humantime::format_duration(least),
-            humantime::format_duration(most)
+            humantime::format_duration(min),
+            humantime::format_duration(max)
         )),
     }
 }

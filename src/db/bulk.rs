@@ -96,7 +96,7 @@ impl Inserts {
         for size in sizes {
             let values = values(rows.by_ref().take(size), &columns);
             self.statements
-                .push(row_values::<A::Entity>(&columns, size));
+                .push(insert_statement::<A::Entity>(&columns, size));
             self.values.push(values);
         }
         Ok(())
@@ -117,12 +117,16 @@ impl Inserts {
         };
         let columns = set_columns(first);
         if self.backend == DbBackend::Postgres {
-            let given = self.arrays(rows, &columns, keys)?;
-            let (set, same) = assignments(&columns, keys, |at| given.of[at].clone());
-            let (table, from) = (table::<A::Entity>(), few(&given.from()));
-            let sql = format!("UPDATE \"{table}\" AS t SET {set} FROM {from} WHERE {same}");
+            let arrays = self.arrays(rows, &columns, keys)?;
+            let (set, matching) =
+                assignments(&columns, keys, |index| arrays.expressions[index].clone());
+            let (table, from) = (
+                table_name::<A::Entity>(),
+                single_row_estimate(&arrays.from()),
+            );
+            let sql = format!("UPDATE \"{table}\" AS t SET {set} FROM {from} WHERE {matching}");
             self.statements.push(sql.into());
-            self.values.push(given.values);
+            self.values.push(arrays.values);
             return Ok(());
         }
         let sizes = statement_sizes(rows.len());
@@ -130,7 +134,7 @@ impl Inserts {
         for size in sizes {
             let values = values(rows.by_ref().take(size), &columns);
             self.statements
-                .push(update_values::<A::Entity>(&columns, keys, size));
+                .push(update_statement::<A::Entity>(&columns, keys, size));
             self.values.push(values);
         }
         Ok(())
@@ -143,12 +147,12 @@ impl Inserts {
         rows: Vec<A>,
         columns: &[<A::Entity as EntityTrait>::Column],
     ) -> Result<()> {
-        let given = self.arrays(rows, columns, &[])?;
-        let (insert, from) = (insert_into::<A::Entity>(columns), given.from());
-        let of = given.of.join(", ");
+        let arrays = self.arrays(rows, columns, &[])?;
+        let (insert, from) = (insert_into::<A::Entity>(columns), arrays.from());
+        let expressions = arrays.expressions.join(", ");
         self.statements
-            .push(format!("{insert} SELECT {of} FROM {from}").into());
-        self.values.push(given.values);
+            .push(format!("{insert} SELECT {expressions} FROM {from}").into());
+        self.values.push(arrays.values);
         Ok(())
     }
 
@@ -161,20 +165,20 @@ impl Inserts {
         columns: &[<A::Entity as EntityTrait>::Column],
         keys: &[<A::Entity as EntityTrait>::Column],
     ) -> Result<Arrays> {
-        let before: usize = self.values.iter().map(Vec::len).sum();
+        let preceding: usize = self.values.iter().map(Vec::len).sum();
         let mut arrays = Arrays::default();
-        for (at, column) in columns.iter().enumerate() {
+        for (index, column) in columns.iter().enumerate() {
             let mut elements = rows
                 .iter_mut()
                 .map(|row| row.take(*column).into_value())
                 .collect::<Vec<_>>();
-            let is_last = at + 1 == columns.len();
+            let is_last = index + 1 == columns.len();
             let is_key = keys.iter().any(|key| key.as_str() == column.as_str());
-            let once = elements.len() >= MANY
+            let is_shared = elements.len() >= MIN_ROWS_WITH_SHARED_VALUE
                 && !is_key
                 && !(is_last && arrays.parameters.is_empty())
                 && elements.iter().all(|element| *element == elements[0]);
-            if once {
+            if is_shared {
                 elements.truncate(1);
             }
             let mut array = String::with_capacity(elements.len() * 16);
@@ -184,14 +188,16 @@ impl Inserts {
             }
             array.push('}');
             arrays.values.push(array.into());
-            let number = before + at + 1;
+            let number = preceding + index + 1;
             let parameter = format!("${number}::text::{}[]", type_name(*column)?);
-            if once {
-                arrays.of.push(format!("(SELECT ({parameter})[1])"));
+            if is_shared {
+                arrays
+                    .expressions
+                    .push(format!("(SELECT ({parameter})[1])"));
             } else {
                 arrays.parameters.push(parameter);
-                arrays.names.push(format!("c{at}"));
-                arrays.of.push(format!("v.c{at}"));
+                arrays.names.push(format!("c{index}"));
+                arrays.expressions.push(format!("v.c{index}"));
             }
         }
         Ok(arrays)
@@ -213,9 +219,9 @@ impl Inserts {
         };
         // Foreign keys are checked at the end of the statement, after all rows are inserted.
         let mut sql = String::new();
-        for (at, insert) in others.iter().enumerate() {
-            let comma = if at == 0 { "WITH" } else { "," };
-            sql.extend([comma, " i", &at.to_string(), " AS (", insert, ")"]);
+        for (index, insert) in others.iter().enumerate() {
+            let comma = if index == 0 { "WITH" } else { "," };
+            sql.extend([comma, " i", &index.to_string(), " AS (", insert, ")"]);
         }
         sql.push(' ');
         sql.push_str(last);
@@ -228,7 +234,7 @@ impl Inserts {
 
 /// Minimum number of rows for a shared value to be passed once. Smaller groups share values by
 /// chance, and every combination of shared columns is another prepared statement.
-const MANY: usize = 32;
+const MIN_ROWS_WITH_SHARED_VALUE: usize = 32;
 
 /// Rows as parameters of a PostgreSQL statement.
 #[derive(Debug, Default)]
@@ -236,7 +242,7 @@ struct Arrays {
     /// One array per column.
     values: Vec<Value>,
     /// SQL expression of each column, in terms of `from`.
-    of: Vec<String>,
+    expressions: Vec<String>,
     /// Parameters of the columns in which rows differ, and their names.
     parameters: Vec<String>,
     names: Vec<String>,
@@ -255,7 +261,7 @@ impl Arrays {
 /// The default estimate is a thousand rows. With that estimate the planner would scan a joined
 /// table while the table is small, and keep the plan after the table has grown. Each limit of
 /// unknown value reduces the estimate to a tenth.
-pub fn few(table: &str) -> String {
+pub fn single_row_estimate(table: &str) -> String {
     let limited =
         |table: String| format!("(SELECT * FROM {table} LIMIT (SELECT NULL::bigint)) AS v");
     limited(limited(limited(table.to_string())))
@@ -264,19 +270,19 @@ pub fn few(table: &str) -> String {
 /// Splits `rows` into statements of 64, 32, 16 or fewer rows, so that few different statements are
 /// prepared.
 fn statement_sizes(rows: usize) -> impl Iterator<Item = usize> {
-    let mut left = rows;
+    let mut remaining = rows;
     std::iter::from_fn(move || {
         let size = [64, 32, 16]
             .into_iter()
-            .find(|size| *size <= left)
-            .unwrap_or(left);
-        left -= size;
+            .find(|size| *size <= remaining)
+            .unwrap_or(remaining);
+        remaining -= size;
         (size > 0).then_some(size)
     })
 }
 
 /// Returns `INSERT … VALUES (?, …), …` for this number of rows, from a cache.
-fn row_values<E: EntityTrait>(columns: &[E::Column], rows: usize) -> Arc<str> {
+fn insert_statement<E: EntityTrait>(columns: &[E::Column], rows: usize) -> Arc<str> {
     type Statements = HashMap<(String, usize), Arc<str>>;
     static STATEMENTS: LazyLock<Mutex<Statements>> = LazyLock::new(Mutex::default);
 
@@ -291,7 +297,7 @@ fn row_values<E: EntityTrait>(columns: &[E::Column], rows: usize) -> Arc<str> {
 }
 
 /// Returns `UPDATE … FROM (VALUES (?, …), …)` for this number of rows, from a cache.
-fn update_values<E: EntityTrait>(
+fn update_statement<E: EntityTrait>(
     columns: &[E::Column],
     keys: &[E::Column],
     rows: usize,
@@ -299,17 +305,18 @@ fn update_values<E: EntityTrait>(
     type Statements = HashMap<(String, usize), Arc<str>>;
     static STATEMENTS: LazyLock<Mutex<Statements>> = LazyLock::new(Mutex::default);
 
-    let (set, same) = assignments(columns, keys, |at| format!("v.column{}", at + 1));
-    let table = table::<E>();
+    let (set, matching) = assignments(columns, keys, |index| format!("v.column{}", index + 1));
+    let table = table_name::<E>();
     let key = (
-        format!("UPDATE \"{table}\" AS t SET {set} WHERE {same}"),
+        format!("UPDATE \"{table}\" AS t SET {set} WHERE {matching}"),
         rows,
     );
     let mut statements = STATEMENTS.lock();
     let statement = statements.entry(key).or_insert_with(|| {
         let row = format!("({})", vec!["?"; columns.len()].join(", "));
         let rows = vec![row; rows].join(", ");
-        format!("UPDATE \"{table}\" AS t SET {set} FROM (VALUES {rows}) AS v WHERE {same}").into()
+        format!("UPDATE \"{table}\" AS t SET {set} FROM (VALUES {rows}) AS v WHERE {matching}")
+            .into()
     });
     statement.clone()
 }
@@ -344,34 +351,35 @@ fn set_columns<A: ActiveModelTrait>(row: &A) -> Vec<<A::Entity as EntityTrait>::
 fn assignments<C: IdenStatic>(
     columns: &[C],
     keys: &[C],
-    of: impl Fn(usize) -> String,
+    expression: impl Fn(usize) -> String,
 ) -> (String, String) {
-    let (mut set, mut same) = (Vec::new(), Vec::new());
-    for (at, column) in columns.iter().enumerate() {
+    let (mut set, mut matching) = (Vec::new(), Vec::new());
+    for (index, column) in columns.iter().enumerate() {
         let name = format!("\"{}\"", column.as_str());
-        let value = of(at);
+        let value = expression(index);
         if keys.iter().any(|key| key.as_str() == column.as_str()) {
-            same.push(format!("t.{name} = {value}"));
+            matching.push(format!("t.{name} = {value}"));
         } else {
             set.push(format!("{name} = {value}"));
         }
     }
-    (set.join(", "), same.join(" AND "))
+    (set.join(", "), matching.join(" AND "))
 }
 
-fn list<C: IdenStatic>(columns: &[C]) -> String {
-    let names = columns.iter();
-    let names = names.map(|column| format!("\"{}\"", column.as_str()));
-    names.collect::<Vec<_>>().join(", ")
+fn column_list<C: IdenStatic>(columns: &[C]) -> String {
+    let quoted = columns
+        .iter()
+        .map(|column| format!("\"{}\"", column.as_str()));
+    quoted.collect::<Vec<_>>().join(", ")
 }
 
-fn table<E: EntityTrait>() -> &'static str {
+fn table_name<E: EntityTrait>() -> &'static str {
     E::default().table_name()
 }
 
 fn insert_into<E: EntityTrait>(columns: &[E::Column]) -> String {
-    let table = table::<E>();
-    format!("INSERT INTO \"{table}\" ({})", list(columns))
+    let table = table_name::<E>();
+    format!("INSERT INTO \"{table}\" ({})", column_list(columns))
 }
 
 #[cfg(test)]
@@ -392,8 +400,8 @@ mod tests {
     fn inserts_of_other_columns_are_other_statements() {
         use crate::entity::camera::{Column, Entity};
 
-        let name = row_values::<Entity>(&[Column::Id, Column::Name], 2);
-        let status = row_values::<Entity>(&[Column::Id, Column::Status], 2);
+        let name = insert_statement::<Entity>(&[Column::Id, Column::Name], 2);
+        let status = insert_statement::<Entity>(&[Column::Id, Column::Status], 2);
         assert!(name.starts_with(r#"INSERT INTO "cameras" ("id", "name") VALUES (?, ?), (?, ?)"#));
         assert!(status.starts_with(r#"INSERT INTO "cameras" ("id", "status") VALUES"#));
     }
@@ -403,8 +411,8 @@ mod tests {
         use crate::entity::camera::{Column, Entity};
 
         let columns = [Column::Id, Column::Name];
-        let by_id = update_values::<Entity>(&columns, &[Column::Id], 1);
-        let by_name = update_values::<Entity>(&columns, &[Column::Name], 1);
+        let by_id = update_statement::<Entity>(&columns, &[Column::Id], 1);
+        let by_name = update_statement::<Entity>(&columns, &[Column::Name], 1);
         let sql = |set: &str| {
             format!(r#"UPDATE "cameras" AS t SET {set} FROM (VALUES (?, ?)) AS v WHERE "#)
         };

@@ -14,18 +14,17 @@ use sea_orm::{
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::{
-    Db, Inner, Settings, Synchronous,
-    lock::Lock,
-    protect,
-    reader::{Life, Reader},
+    errors::to_db_err,
+    handle::{Db, Inner},
+    lock::FileLock,
+    permissions,
+    reader::{Reachability, Reader},
     renewal::Renewal,
-    scans::{Scans, Slot, Watch},
+    scans::{QueryCanceller, Scans, Slot},
+    settings::{Settings, Synchronous},
     storage::Storage,
-    to_db_err,
+    timeouts::{ACQUIRE_TIMEOUT, IDLE_BEFORE_TEST},
 };
-
-/// Maximum wait of a call for a PostgreSQL connection.
-pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Maximum wait of a call for a SQLite connection, longer than any transaction may take.
 const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -36,12 +35,9 @@ const SQLITE_READERS: u32 = 4;
 /// Number of SQLite connections for scans.
 const SQLITE_SCANS: u32 = 2;
 
-/// Idle time after which a PostgreSQL connection is tested before use.
-pub(super) const TESTED_AFTER: Duration = Duration::from_millis(500);
-
 /// Maximum number of prepared statements per connection; inserts of many rows come in several
 /// lengths.
-const STATEMENTS: usize = 512;
+const MAX_CACHED_STATEMENTS: usize = 512;
 
 /// Planner settings on PostgreSQL connections for lookups by key, see [`Db::by_key`].
 pub const BY_KEY: [(&str, &str); 7] = [
@@ -56,8 +52,8 @@ pub const BY_KEY: [(&str, &str); 7] = [
 ];
 
 /// Maximum number of connections for lookups by key, and for scans.
-const BY_KEY_CONNECTIONS: u32 = 8;
-const SCAN_CONNECTIONS: u32 = 8;
+const MAX_BY_KEY_CONNECTIONS: u32 = 8;
+const MAX_SCAN_CONNECTIONS: u32 = 8;
 
 /// Name of this program's connections in `pg_stat_activity`.
 pub(super) const APPLICATION_NAME: &str = "watchpost";
@@ -79,10 +75,10 @@ impl Db {
     /// Fails before the file is opened if another process holds the lock, and names that process.
     /// `purpose` is the command of this process, such as `serve`. On PostgreSQL several processes
     /// may share a database.
-    pub async fn connect_alone(settings: &Settings, purpose: &str) -> Result<Self, DbErr> {
+    pub async fn connect_exclusive(settings: &Settings, purpose: &str) -> Result<Self, DbErr> {
         if settings.url.starts_with("sqlite:") {
             let file = sqlite_file(&settings.url)?;
-            let lock = Lock::take(file.get_filename(), purpose)?;
+            let lock = FileLock::acquire(file.get_filename(), purpose)?;
             open_sqlite(settings, &file, Some(lock)).await
         } else {
             connect_postgres(settings).await
@@ -99,42 +95,44 @@ fn sqlite_file(url: &str) -> Result<SqliteConnectOptions, DbErr> {
     let path = options.get_filename();
     let failed = |what: &str, path: &Path, error: std::io::Error| {
         DbErr::Custom(format!(
-            "the {what} {} cannot be made: {error}",
+            "cannot create the {what} {}: {error}",
             path.display()
         ))
     };
     if let Some(folder) = path.parent() {
-        protect::make_folder(folder).map_err(|error| failed("folder", folder, error))?;
+        permissions::create_folder(folder).map_err(|error| failed("folder", folder, error))?;
     }
     if !path.exists() {
-        let made = std::fs::File::options()
+        let created = std::fs::File::options()
             .create(true)
             .append(true)
             .open(path);
-        made.map_err(|error| failed("database file", path, error))?;
+        created.map_err(|error| failed("database file", path, error))?;
     }
-    protect::files(path);
+    permissions::restrict_files(path);
     Ok(options.create_if_missing(false))
 }
 
 async fn open_sqlite(
     settings: &Settings,
     file: &SqliteConnectOptions,
-    lock: Option<Lock>,
+    lock: Option<FileLock>,
 ) -> Result<Db, DbErr> {
-    let keeper = open_keeper(file).await.map_err(to_db_err)?;
-    let storage = Storage::of_file(file.get_filename());
+    let wal_connection = open_wal_connection(file).await.map_err(to_db_err)?;
+    let storage = Storage::for_file(file.get_filename());
     let synchronous = match settings.sqlite_synchronous {
         Synchronous::Full => SqliteSynchronous::Full,
         Synchronous::Normal => SqliteSynchronous::Normal,
     };
-    let pool = async |connections: u32, writes: Option<Storage>, watch: Option<Watch>| {
-        let mut options = lasting(&settings.url);
+    let pool = async |connections: u32,
+                      writer_storage: Option<Storage>,
+                      canceller: Option<QueryCanceller>| {
+        let mut options = pool_options(&settings.url);
         options
             .map_sqlx_sqlite_pool_opts(move |options| {
-                let options = guarded(options, writes.clone());
-                match &watch {
-                    Some(watch) => watch.clone().over_sqlite(options),
+                let options = guard_transactions(options, writer_storage.clone());
+                match &canceller {
+                    Some(canceller) => canceller.clone().attach_to_sqlite(options),
                     None => options,
                 }
             })
@@ -156,36 +154,45 @@ async fn open_sqlite(
                     .pragma("cache_size", "-8192")
                     // In pages: frequently changed pages are copied back less often.
                     .pragma("wal_autocheckpoint", "4000")
-                    .statement_cache_capacity(STATEMENTS)
+                    .statement_cache_capacity(MAX_CACHED_STATEMENTS)
             });
         Database::connect(options).await
     };
     let writer = pool(1, Some(storage.clone()), None).await?;
     let reader = pool(SQLITE_READERS, None, None).await?;
-    let life = Life::of(&reader, storage.clone());
+    let reachability = Reachability::new(&reader, storage.clone());
     let mut slots = Vec::new();
     for _ in 0..SQLITE_SCANS {
-        let watch = Watch::default();
-        let reader = pool(1, None, Some(watch.clone())).await?;
-        let reader = Reader::new(reader, life.clone());
-        slots.push(Slot { reader, watch });
+        let canceller = QueryCanceller::default();
+        let connection = pool(1, None, Some(canceller.clone())).await?;
+        let reader = Reader::new(connection, reachability.clone());
+        slots.push(Slot { reader, canceller });
     }
-    let scans = Scans::new(slots, life.clone());
-    let mut db = Inner::new(DbBackend::Sqlite, writer, reader, scans, storage, life);
-    db.keeper = AsyncMutex::new(Some(keeper));
+    let scans = Scans::new(slots, reachability.clone());
+    let mut db = Inner::new(
+        DbBackend::Sqlite,
+        writer,
+        reader,
+        scans,
+        storage,
+        reachability,
+    );
+    db.wal_connection = AsyncMutex::new(Some(wal_connection));
     *db.lock.get_mut() = lock;
     Ok(Db(Arc::new(db)))
 }
 
 /// Opens the connection that preserves the write-ahead log. The first read creates the log.
-async fn open_keeper(file: &SqliteConnectOptions) -> Result<SqliteConnection, sqlx::Error> {
+async fn open_wal_connection(file: &SqliteConnectOptions) -> Result<SqliteConnection, sqlx::Error> {
     let options = file.clone().journal_mode(SqliteJournalMode::Wal);
-    let mut keeper = options
+    let mut wal_connection = options
         .busy_timeout(Duration::from_secs(5))
         .connect()
         .await?;
-    keeper.execute("SELECT count(*) FROM sqlite_schema").await?;
-    Ok(keeper)
+    wal_connection
+        .execute("SELECT count(*) FROM sqlite_schema")
+        .await?;
+    Ok(wal_connection)
 }
 
 async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
@@ -193,19 +200,21 @@ async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
     // A pool for scans has a canceller, and other connections over which queries are cancelled.
     let pool = async |connections: u32,
                       planner: &[(&'static str, &'static str)],
-                      scan: Option<(Watch, PgPool)>| {
+                      scan: Option<(QueryCanceller, PgPool)>| {
         let (planner, renewal) = (planner.to_vec(), renewal.clone());
-        let mut options = lasting(&settings.url);
+        let mut options = pool_options(&settings.url);
         options
             .map_sqlx_postgres_pool_opts(move |options| {
-                if let Some((watch, others)) = &scan {
-                    return watch.clone().over_postgres(options, others, &renewal);
+                if let Some((canceller, others)) = &scan {
+                    return canceller
+                        .clone()
+                        .attach_to_postgres(options, others, &renewal);
                 }
                 let renewal = renewal.clone();
-                guarded(options, None).before_acquire(move |connection, meta| {
+                guard_transactions(options, None).before_acquire(move |connection, meta| {
                     let is_new = renewal.allows(meta.age);
                     Box::pin(async move {
-                        if is_new && meta.idle_for >= TESTED_AFTER {
+                        if is_new && meta.idle_for >= IDLE_BEFORE_TEST {
                             connection.ping().await?;
                         }
                         Ok(is_new)
@@ -225,27 +234,28 @@ async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
                     // A transaction left open would block the change feed of all processes.
                     .options([("idle_in_transaction_session_timeout", "30s")])
                     .options(planner.iter().copied())
-                    .statement_cache_capacity(STATEMENTS)
+                    .statement_cache_capacity(MAX_CACHED_STATEMENTS)
             });
         Database::connect(options).await
     };
-    let by_key = (settings.connections * 3 / 8).clamp(1, BY_KEY_CONNECTIONS);
-    let scans = (settings.connections * 3 / 16).clamp(1, SCAN_CONNECTIONS);
-    let others: DatabaseConnection = pool(settings.connections - by_key - scans, &[], None).await?;
+    let by_key = (settings.connections * 3 / 8).clamp(1, MAX_BY_KEY_CONNECTIONS);
+    let scans = (settings.connections * 3 / 16).clamp(1, MAX_SCAN_CONNECTIONS);
+    let general: DatabaseConnection =
+        pool(settings.connections - by_key - scans, &[], None).await?;
     let by_key = pool(by_key, &BY_KEY, None).await?;
-    let storage = Storage::of_server();
-    let life = Life::of(&others, storage.clone());
+    let storage = Storage::for_server();
+    let reachability = Reachability::new(&general, storage.clone());
     let mut slots = Vec::new();
     for _ in 0..scans {
-        let watch = Watch::default();
-        let cancelling = others.get_postgres_connection_pool().clone();
-        let reader = pool(1, &[], Some((watch.clone(), cancelling))).await?;
-        let reader = Reader::new(reader, life.clone());
-        slots.push(Slot { reader, watch });
+        let canceller = QueryCanceller::default();
+        let cancelling = general.get_postgres_connection_pool().clone();
+        let connection = pool(1, &[], Some((canceller.clone(), cancelling))).await?;
+        let reader = Reader::new(connection, reachability.clone());
+        slots.push(Slot { reader, canceller });
     }
-    let scans = Scans::new(slots, life.clone());
-    let (writer, backend) = (others.clone(), DbBackend::Postgres);
-    let mut db = Inner::new(backend, writer, others, scans, storage, life);
+    let scans = Scans::new(slots, reachability.clone());
+    let (writer, backend) = (general.clone(), DbBackend::Postgres);
+    let mut db = Inner::new(backend, writer, general, scans, storage, reachability);
     db.by_key = Some(by_key);
     db.renewal = renewal;
     Ok(Db(Arc::new(db)))
@@ -255,9 +265,12 @@ async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
 /// transaction as a savepoint that nobody commits.
 ///
 /// SQLite rolls back when a commit fails; sqlx's own rollback then fails, and sqlx keeps counting
-/// the transaction. `writes` is the storage of the SQLite writer, which is closed while its state
+/// the transaction. `writer_storage` is the storage of the SQLite writer, which is closed while its state
 /// is unknown.
-fn guarded<D: sqlx::Database>(options: PoolOptions<D>, writes: Option<Storage>) -> PoolOptions<D> {
+fn guard_transactions<D: sqlx::Database>(
+    options: PoolOptions<D>,
+    writer_storage: Option<Storage>,
+) -> PoolOptions<D> {
     let options = options.after_release(|connection, _| {
         Box::pin(async move {
             if connection.is_in_transaction() {
@@ -267,7 +280,7 @@ fn guarded<D: sqlx::Database>(options: PoolOptions<D>, writes: Option<Storage>) 
             Ok(!connection.is_in_transaction())
         })
     });
-    let Some(storage) = writes else {
+    let Some(storage) = writer_storage else {
         return options;
     };
     let opened = storage.clone();
@@ -277,7 +290,7 @@ fn guarded<D: sqlx::Database>(options: PoolOptions<D>, writes: Option<Storage>) 
             Box::pin(async { Ok(()) })
         })
         .before_acquire(move |connection, _| {
-            let is_sound = !storage.take_doubt() && !connection.is_in_transaction();
+            let is_sound = !storage.take_writer_suspicion() && !connection.is_in_transaction();
             Box::pin(async move { Ok(is_sound) })
         })
 }
@@ -285,7 +298,7 @@ fn guarded<D: sqlx::Database>(options: PoolOptions<D>, writes: Option<Storage>) 
 /// Returns options without idle timeout and maximum lifetime. The pool's reaper may misread the
 /// number of idle connections and loop nearly 2^64 times, which blocks a runtime thread (sqlx
 /// 0.9.0).
-fn lasting(url: &str) -> ConnectOptions {
+fn pool_options(url: &str) -> ConnectOptions {
     let mut options = ConnectOptions::new(url);
     options.idle_timeout(None).max_lifetime(None);
     options

@@ -6,7 +6,7 @@ use crate::error::StorageFault;
 
 /// Free space, in bytes, below which a volume counts as full.
 #[cfg(target_os = "linux")]
-const LEAST_FREE: u64 = 64 * 1024;
+const MIN_FREE_BYTES: u64 = 64 * 1024;
 
 /// Database file and write-ahead log, as opened.
 #[derive(Debug)]
@@ -22,17 +22,17 @@ struct OpenFile {
     id: FileId,
 }
 
-/// Device and inode.
+/// Identity of a file: device and inode.
 type FileId = (u64, u64);
 
 impl Files {
     /// Returns the files of an open database with a write-ahead log. `None` if a file is missing.
-    pub(super) fn of(database: &Path) -> Option<Self> {
+    pub(super) fn open(database: &Path) -> Option<Self> {
         // SQLite follows symbolic links, and places the log beside the target.
         let path = std::fs::canonicalize(database).ok()?;
         Some(Self {
-            log: OpenFile::at(beside(&path, "-wal"))?,
-            database: OpenFile::at(path)?,
+            log: OpenFile::new(with_suffix(&path, "-wal"))?,
+            database: OpenFile::new(path)?,
         })
     }
 
@@ -54,7 +54,7 @@ impl Files {
         } else {
             volume.f_bavail
         };
-        blocks.saturating_mul(volume.f_frsize) < LEAST_FREE
+        blocks.saturating_mul(volume.f_frsize) < MIN_FREE_BYTES
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -65,17 +65,22 @@ impl Files {
 
     /// Renames the write-ahead log of a replaced database file, if the log is still at its path.
     /// SQLite would otherwise apply the old log to the new file.
-    pub(super) fn set_log_aside(&self) {
+    pub(super) fn rename_stale_log(&self) {
         if self.database.fault().is_none() || self.log.fault().is_some() {
             return;
         }
-        for path in [self.log.path.clone(), beside(&self.database.path, "-shm")] {
-            let renamed = std::fs::rename(&path, beside(&path, ".replaced"));
+        for path in [
+            self.log.path.clone(),
+            with_suffix(&self.database.path, "-shm"),
+        ] {
+            let renamed = std::fs::rename(&path, with_suffix(&path, ".replaced"));
             let path = path.display();
             match renamed {
-                Ok(()) => tracing::warn!(%path, "the log of the replaced database is set aside"),
+                Ok(()) => {
+                    tracing::warn!(%path, "renamed the write-ahead log of the replaced database")
+                }
                 Err(error) => {
-                    tracing::warn!(%path, %error, "the log of the replaced database cannot be set aside");
+                    tracing::warn!(%path, %error, "the write-ahead log of the replaced database cannot be renamed");
                 }
             }
         }
@@ -83,7 +88,7 @@ impl Files {
 }
 
 impl OpenFile {
-    fn at(path: PathBuf) -> Option<Self> {
+    fn new(path: PathBuf) -> Option<Self> {
         let id = file_id(&path)?;
         Some(Self { path, id })
     }
@@ -97,7 +102,7 @@ impl OpenFile {
     }
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut path = path.as_os_str().to_owned();
     path.push(suffix);
     path.into()

@@ -12,14 +12,14 @@ use sea_orm::DbErr;
 
 /// Lock held until dropped, or until the process ends.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(super) struct FileLock {
     _file: File,
 }
 
-impl Lock {
+impl FileLock {
     /// Locks the database file for this process and purpose. Fails if another process holds the
     /// lock, and names that process.
-    pub(super) fn take(database: &Path, purpose: &str) -> Result<Self, DbErr> {
+    pub(super) fn acquire(database: &Path, purpose: &str) -> Result<Self, DbErr> {
         let path = lock_path(database);
         let failed = |problem: &dyn Display| {
             DbErr::Custom(format!("the lock file {}: {problem}", path.display()))
@@ -35,29 +35,29 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
+                let mut owner = String::new();
                 // The owner may be writing its name at this moment.
-                let _ = file.read_to_string(&mut holder);
-                let holder = match holder.trim() {
+                let _ = file.read_to_string(&mut owner);
+                let owner = match owner.trim() {
                     "" => "another process",
-                    holder => holder,
+                    owner => owner,
                 };
                 return Err(DbErr::Custom(format!(
-                    "the database {} is in use by {holder}",
+                    "the database {} is in use by {owner}",
                     database.display()
                 )));
             }
             Err(TryLockError::Error(error)) => return Err(failed(&error)),
         }
         let since = chrono::Utc::now().format("%Y-%m-%dT%H:%M:%SZ");
-        let holder = format!(
+        let owner = format!(
             "process {} (watchpost {purpose}, since {since})\n",
             std::process::id()
         );
         // The name is informative. The lock holds without it, as on a full disk.
         let _ = file
             .set_len(0)
-            .and_then(|()| file.write_all(holder.as_bytes()));
+            .and_then(|()| file.write_all(owner.as_bytes()));
         Ok(Self { _file: file })
     }
 }

@@ -6,40 +6,40 @@ use migration::{Migrator, MigratorTrait};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement, sqlx};
 use tokio::time::{Instant, sleep};
 
-use super::{Db, connect::APPLICATION_NAME, to_db_err};
+use super::{connect::APPLICATION_NAME, errors::to_db_err, handle::Db};
 
 /// Advisory lock for migrations on PostgreSQL; the number must be unique among the advisory locks
 /// of the database.
 const MIGRATION_LOCK: i64 = 0x7761_7463_6870;
 
 /// Time allowed for PostgreSQL to end the backends of a finished process.
-const BACKENDS_END: Duration = Duration::from_secs(3);
+const BACKEND_EXIT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Pause between two queries of the backends.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Db {
     /// Applies all pending migrations. Several processes may call this at once.
     pub async fn migrate_up(&self) -> Result<(), DbErr> {
-        self.migrating(|db| async move { Migrator::up(&db, None).await })
+        self.with_migration_lock(|db| async move { Migrator::up(&db, None).await })
             .await
     }
 
     /// Reverts the last `steps` migrations. Call [`Self::ensure_no_servers`] first.
     pub async fn migrate_down(&self, steps: u32) -> Result<(), DbErr> {
-        self.migrating(move |db| async move { Migrator::down(&db, Some(steps)).await })
+        self.with_migration_lock(move |db| async move { Migrator::down(&db, Some(steps)).await })
             .await
     }
 
     /// Returns every migration by name, and true if applied. Writes nothing.
     pub async fn migration_status(&self) -> Result<Vec<(String, bool)>, DbErr> {
         let pending = Migrator::get_pending_migrations_read_only(self.0.reader.pool()).await?;
-        let pending: Vec<_> = pending
+        let pending_names: Vec<_> = pending
             .iter()
             .map(|migration| migration.name().to_string())
             .collect();
         let status = |name: String| {
-            let applied = !pending.contains(&name);
+            let applied = !pending_names.contains(&name);
             (name, applied)
         };
         Ok(Migrator::migrations()
@@ -50,11 +50,11 @@ impl Db {
 
     /// Fails if servers use this PostgreSQL database, and names the first server: a schema must not
     /// be reverted under a running server. On SQLite the file lock excludes other processes.
-    pub async fn refuse_beside_servers(&self) -> Result<(), DbErr> {
+    pub async fn ensure_no_servers(&self) -> Result<(), DbErr> {
         if self.0.backend != DbBackend::Postgres {
             return Ok(());
         }
-        let deadline = Instant::now() + BACKENDS_END;
+        let deadline = Instant::now() + BACKEND_EXIT_TIMEOUT;
         loop {
             match self.find_server().await? {
                 None => return Ok(()),
@@ -62,7 +62,7 @@ impl Db {
                     let problem = format!("the database is in use by a server at {server}");
                     return Err(DbErr::Custom(problem));
                 }
-                Some(_) => sleep(LOOK_AGAIN).await,
+                Some(_) => sleep(POLL_INTERVAL).await,
             }
         }
     }
@@ -87,7 +87,10 @@ impl Db {
     }
 
     /// Runs migrations under a lock for which other processes wait.
-    async fn migrating<F>(&self, migrate: impl FnOnce(DatabaseConnection) -> F) -> Result<(), DbErr>
+    async fn with_migration_lock<F>(
+        &self,
+        migrate: impl FnOnce(DatabaseConnection) -> F,
+    ) -> Result<(), DbErr>
     where
         F: Future<Output = Result<(), DbErr>>,
     {
@@ -99,8 +102,8 @@ impl Db {
         let mut connection = pool.acquire().await.map_err(to_db_err)?.detach();
         let lock = sqlx::query("SELECT pg_advisory_lock($1)").bind(MIGRATION_LOCK);
         lock.execute(&mut connection).await.map_err(to_db_err)?;
-        let done = migrate(self.0.writer.clone()).await;
+        let result = migrate(self.0.writer.clone()).await;
         drop(connection);
-        done
+        result
     }
 }

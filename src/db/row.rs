@@ -14,7 +14,7 @@ const SQLITE_MICROS: &str = "(unixepoch(substr({t}, 1, 19)) * 1000000 \
     THEN CAST(substr(substr({t}, 21, length({t}) - 26) || '000000', 1, 6) AS INTEGER) ELSE 0 END)";
 
 /// Returns the row, or `NOT_FOUND` with the resource and the requested id.
-pub fn found<M>(row: Option<M>, resource: &'static str, id: impl std::fmt::Display) -> Result<M> {
+pub fn require<M>(row: Option<M>, resource: &'static str, id: impl std::fmt::Display) -> Result<M> {
     row.ok_or_else(|| Error::NotFound {
         resource,
         id: id.to_string(),
@@ -22,7 +22,7 @@ pub fn found<M>(row: Option<M>, resource: &'static str, id: impl std::fmt::Displ
 }
 
 /// Escapes `text` for a `LIKE` pattern with `ESCAPE '\'`.
-pub fn like_escaped(text: &str) -> String {
+pub fn escape_like(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         if matches!(c, '%' | '_' | '\\') {
@@ -49,7 +49,7 @@ pub fn micros(time: &str, backend: DbBackend) -> String {
 
 /// Matches if a text column contains `text`. The case of A to Z is ignored.
 pub fn contains(column: SimpleExpr, backend: DbBackend, text: &str) -> SimpleExpr {
-    let pattern = format!("%{}%", like_escaped(&text.to_ascii_lowercase()));
+    let pattern = format!("%{}%", escape_like(&text.to_ascii_lowercase()));
     lower(column, backend).like(LikeExpr::new(pattern).escape('\\'))
 }
 
@@ -59,13 +59,13 @@ pub fn equals(column: SimpleExpr, backend: DbBackend, text: &str) -> SimpleExpr 
 }
 
 /// Matches if a comma-separated text column has `value` as an element. Case matters.
-pub fn lists(column: SimpleExpr, backend: DbBackend, value: &str) -> SimpleExpr {
+pub fn list_contains(column: SimpleExpr, backend: DbBackend, value: &str) -> SimpleExpr {
     let sql = if backend == DbBackend::Postgres {
         "',' || $1 || ','"
     } else {
         "',' || ? || ','"
     };
-    let pattern = format!("%,{},%", like_escaped(value));
+    let pattern = format!("%,{},%", escape_like(value));
     Expr::cust_with_exprs(sql, [column]).like(LikeExpr::new(pattern).escape('\\'))
 }
 

@@ -17,27 +17,24 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-pub(super) use self::watch::Watch;
-use super::{
-    Db,
-    reader::{Life, Reader},
-};
+pub(super) use self::cancel::QueryCanceller;
+use super::reader::{Reachability, Reader};
 use crate::{
     deadline,
     error::{Error, Result},
 };
 
-mod watch;
+mod cancel;
 
 /// Maximum wait for a slot. A call with an earlier deadline waits until its deadline.
-pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(30);
+pub(crate) const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// Maximum number of calls waiting for a slot.
-const LONGEST_LINE: usize = 200;
+const MAX_WAITING_CALLS: usize = 200;
 
 /// Time for a connection to return to its pool. Afterwards the slot passes to the next scan, which
 /// then waits for the connection.
-const SETTLING: Duration = Duration::from_secs(5);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Slots for scans. Clones share the slots.
 #[derive(Debug, Clone)]
@@ -46,10 +43,10 @@ pub(super) struct Scans(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     /// One permit per slot, granted in order of arrival.
-    turns: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     slots: Vec<Slot>,
     free: Mutex<Vec<Slot>>,
-    life: Life,
+    reachability: Reachability,
     waiting: AtomicUsize,
     refused: AtomicU64,
 }
@@ -59,7 +56,7 @@ struct Shared {
 #[derive(Debug, Clone)]
 pub(super) struct Slot {
     pub(super) reader: Reader,
-    pub(super) watch: Watch,
+    pub(super) canceller: QueryCanceller,
 }
 
 /// Right to run scans over one connection.
@@ -70,12 +67,12 @@ pub(super) struct Slot {
 pub struct Scan {
     reader: Reader,
     /// Slot of the scan; absent for a short read.
-    turn: Option<Turn>,
+    guard: Option<SlotGuard>,
 }
 
-/// Slot in use.
+/// Slot in use, returned when dropped.
 #[derive(Debug)]
-struct Turn {
+struct SlotGuard {
     scans: Scans,
     slot: Slot,
     _permit: OwnedSemaphorePermit,
@@ -96,74 +93,53 @@ pub struct ScanCounts {
     pub stopped: u64,
 }
 
-impl Db {
-    /// Waits for a scan slot, in order of arrival. Must not be called while holding a slot.
-    ///
-    /// Fails with `ScanTimeout` after 30 seconds or at the call's deadline, whichever is earlier.
-    /// Fails at once with `ScanQueueFull` if 200 calls wait.
-    pub async fn scan(&self) -> Result<Scan> {
-        let turn = self.0.scans.turn().await?;
-        Ok(Scan {
-            reader: turn.slot.reader.clone(),
-            turn: Some(turn),
-        })
-    }
-
-    /// Waits for a scan slot if `is_scan` is true; otherwise uses the connections for short reads.
-    pub async fn scan_if(&self, is_scan: bool) -> Result<Scan> {
-        if is_scan {
-            return self.scan().await;
-        }
-        Ok(Scan {
-            reader: self.0.reader.clone(),
-            turn: None,
-        })
-    }
-
-    /// Returns the scan statistics of this process.
-    pub fn scan_counts(&self) -> ScanCounts {
-        self.0.scans.counts()
-    }
-}
-
 impl Scans {
     /// Creates the queue for these slots.
-    pub(super) fn new(slots: Vec<Slot>, life: Life) -> Self {
+    pub(super) fn new(slots: Vec<Slot>, reachability: Reachability) -> Self {
         Self(Arc::new(Shared {
-            turns: Arc::new(Semaphore::new(slots.len())),
+            permits: Arc::new(Semaphore::new(slots.len())),
             free: Mutex::new(slots.clone()),
             slots,
-            life,
+            reachability,
             waiting: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
         }))
     }
 
+    /// Waits for a slot and begins a scan.
+    pub(super) async fn begin(&self) -> Result<Scan> {
+        let guard = self.acquire().await?;
+        Ok(Scan {
+            reader: guard.slot.reader.clone(),
+            guard: Some(guard),
+        })
+    }
+
     /// Waits for a slot.
-    async fn turn(&self) -> Result<Turn> {
-        let (begun, deadline) = (Instant::now(), deadline::current());
-        let until = begun + LONGEST_WAIT;
-        let until = deadline.map_or(until, |deadline| until.min(deadline));
-        let line = Waiting::enter(&self.0);
-        let turn = self.0.turns.clone();
-        let permit = if let Ok(permit) = turn.clone().try_acquire_owned() {
+    async fn acquire(&self) -> Result<SlotGuard> {
+        let (started_at, deadline) = (Instant::now(), deadline::current());
+        let latest = started_at + MAX_WAIT;
+        let until = deadline.map_or(latest, |deadline| latest.min(deadline));
+        let queued = QueuedCall::enter(&self.0);
+        let permits = self.0.permits.clone();
+        let permit = if let Ok(permit) = permits.clone().try_acquire_owned() {
             permit
-        } else if line.before > LONGEST_LINE {
+        } else if queued.position > MAX_WAITING_CALLS {
             self.0.refused.fetch_add(1, Ordering::Relaxed);
-            let waiting = line.before - 1;
-            return Err(Error::LineFull { waiting });
+            let waiting = queued.position - 1;
+            return Err(Error::ScanQueueFull { waiting });
         } else {
-            match timeout_at(until, turn.acquire_owned()).await {
+            match timeout_at(until, permits.acquire_owned()).await {
                 Ok(permit) => permit.map_err(Error::internal)?,
-                Err(_) => return Err(self.refuse(begun).await),
+                Err(_) => return Err(self.refuse(started_at).await),
             }
         };
-        drop(line);
+        drop(queued);
         let slot = self.0.free.lock().pop();
         // The number of permits equals the number of slots.
-        let slot = slot.ok_or_else(|| Error::internal("no slot for a scan is free"))?;
-        slot.watch.begin(deadline);
-        Ok(Turn {
+        let slot = slot.ok_or_else(|| Error::internal("no scan slot is free"))?;
+        slot.canceller.begin(deadline);
+        Ok(SlotGuard {
             scans: self.clone(),
             slot,
             _permit: permit,
@@ -171,25 +147,26 @@ impl Scans {
     }
 
     /// Returns the error for a call whose wait timed out.
-    async fn refuse(&self, begun: Instant) -> Error {
+    async fn refuse(&self, started_at: Instant) -> Error {
         self.0.refused.fetch_add(1, Ordering::Relaxed);
-        let waited = begun.elapsed();
-        if !self.0.life.is_there().await {
+        let waited = started_at.elapsed();
+        if !self.0.reachability.is_reachable().await {
             return Error::DatabaseAway;
         }
-        Error::NoTurn { waited }
+        Error::ScanTimeout { waited }
     }
 
-    fn counts(&self) -> ScanCounts {
+    /// Returns the scan statistics.
+    pub(super) fn counts(&self) -> ScanCounts {
         let connections = self.0.slots.len();
-        let running = connections.saturating_sub(self.0.turns.available_permits());
+        let running = connections.saturating_sub(self.0.permits.available_permits());
         let slots = self.0.slots.iter();
         ScanCounts {
             connections,
             running,
             waiting: self.0.waiting.load(Ordering::Relaxed),
             refused: self.0.refused.load(Ordering::Relaxed),
-            stopped: slots.map(|slot| slot.watch.stopped()).sum(),
+            stopped: slots.map(|slot| slot.canceller.stopped()).sum(),
         }
     }
 
@@ -200,26 +177,34 @@ impl Scans {
 }
 
 /// Entry in the queue, counted until dropped.
-struct Waiting<'a> {
+struct QueuedCall<'a> {
     shared: &'a Shared,
     /// Number of queued calls at the time of entry, including this call.
-    before: usize,
+    position: usize,
 }
 
-impl<'a> Waiting<'a> {
+impl<'a> QueuedCall<'a> {
     fn enter(shared: &'a Shared) -> Self {
-        let before = shared.waiting.fetch_add(1, Ordering::Relaxed) + 1;
-        Self { shared, before }
+        let position = shared.waiting.fetch_add(1, Ordering::Relaxed) + 1;
+        Self { shared, position }
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for QueuedCall<'_> {
     fn drop(&mut self) {
         self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Scan {
+    /// Creates a scan over connections for short reads, without a slot.
+    pub(super) fn without_slot(reader: Reader) -> Self {
+        Self {
+            reader,
+            guard: None,
+        }
+    }
+
     /// Returns the connection for reads outside of a transaction.
     pub fn reader(&self) -> &Reader {
         &self.reader
@@ -233,32 +218,31 @@ impl Scan {
 
 impl Drop for Scan {
     fn drop(&mut self) {
-        let Some(turn) = self.turn.take() else {
+        let Some(guard) = self.guard.take() else {
             return;
         };
-        turn.slot.watch.give_up();
+        guard.slot.canceller.abandon();
         // Without a runtime no call can wait for a slot.
         if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(turn.settle());
+            runtime.spawn(guard.release());
         }
     }
 }
 
-impl Turn {
+impl SlotGuard {
     /// Keeps the slot until its connection has returned to the pool, which means that the query has
     /// ended.
-    async fn settle(self) {
+    async fn release(self) {
         let back = self.slot.reader.pool().ping();
-        if !matches!(timeout(SETTLING, back).await, Ok(Ok(()))) {
-            tracing::debug!("the connection of a scan has not come back yet");
+        if !matches!(timeout(RELEASE_TIMEOUT, back).await, Ok(Ok(()))) {
+            tracing::debug!("the connection of a scan has not returned to its pool yet");
         }
     }
 }
 
-impl Drop for Turn {
+impl Drop for SlotGuard {
     fn drop(&mut self) {
-        let free = self.scans.0.free.lock();
-        let mut free = free;
+        let mut free = self.scans.0.free.lock();
         free.push(self.slot.clone());
     }
 }

@@ -7,7 +7,7 @@ use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, sqlx::postgres::PgLi
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::Db;
+use super::handle::Db;
 
 /// Pause after a failure.
 const RETRY: Duration = Duration::from_millis(250);

@@ -12,7 +12,7 @@ use sea_orm::{
 };
 use tokio::time::timeout;
 
-use super::Db;
+use super::handle::Db;
 use crate::error::{Error, Result};
 
 /// Maximum duration of a transaction.
@@ -30,38 +30,38 @@ impl Db {
         &self,
         work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
     ) -> Result<T> {
-        let done = self.write_quietly(work).await?;
-        self.wake();
-        Ok(done)
+        let result = self.write_unannounced(work).await?;
+        self.notify_commit();
+        Ok(result)
     }
 
     /// Runs `work`, a single statement without an explicit transaction, which saves two round
     /// trips. PostgreSQL only.
-    pub async fn write_at_once(
+    pub async fn write_statement(
         &self,
         work: impl AsyncFnOnce(&DatabaseConnection) -> Result<()>,
     ) -> Result<()> {
-        let done = timeout(WRITE_TIMEOUT, work(&self.0.writer)).await;
+        let result = timeout(WRITE_TIMEOUT, work(&self.0.writer)).await;
         // After a timeout the result of the statement is unknown.
-        self.noted(done.unwrap_or(Err(Error::DatabaseAway)))?;
-        self.wake();
+        self.note_outcome(result.unwrap_or(Err(Error::DatabaseAway)))?;
+        self.notify_commit();
         Ok(())
     }
 
     /// Variant of [`Self::write`] for work that records no change: the change feed is not notified.
-    pub async fn write_quietly<T>(
+    pub async fn write_unannounced<T>(
         &self,
         work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
     ) -> Result<T> {
-        let commits = AtomicBool::new(false);
-        let transaction = COMMIT_SEQ.scope(Cell::new(None), self.transaction(work, &commits));
-        let done = match timeout(WRITE_TIMEOUT, transaction).await {
-            Ok(done) => done,
+        let is_committing = AtomicBool::new(false);
+        let transaction = COMMIT_SEQ.scope(Cell::new(None), self.transaction(work, &is_committing));
+        let result = match timeout(WRITE_TIMEOUT, transaction).await {
+            Ok(result) => result,
             // After a timeout during the commit the result of the transaction is unknown.
-            Err(_) if commits.load(Ordering::Relaxed) => Err(Error::DatabaseAway),
-            Err(_) => Err(self.unanswered().await),
+            Err(_) if is_committing.load(Ordering::Relaxed) => Err(Error::DatabaseAway),
+            Err(_) => Err(self.timeout_error().await),
         };
-        self.noted(done)
+        self.note_outcome(result)
     }
 
     /// Runs `work` in a transaction and commits.
@@ -71,7 +71,7 @@ impl Db {
     async fn transaction<T>(
         &self,
         work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
-        commits: &AtomicBool,
+        is_committing: &AtomicBool,
     ) -> Result<T> {
         let options = TransactionOptions {
             // A deferred transaction that reads and then writes fails with "locked", regardless of
@@ -86,38 +86,38 @@ impl Db {
         };
         let storage = self.storage();
         storage.check_files()?;
-        let doubt = || storage.doubt_writer();
-        let begun = self.0.writer.begin_with_options(options).await;
-        let tx = match begun.inspect_err(|_| doubt()) {
+        let suspect_writer = || storage.suspect_writer();
+        let transaction = self.0.writer.begin_with_options(options).await;
+        let tx = match transaction.inspect_err(|_| suspect_writer()) {
             Ok(tx) => tx,
-            Err(error) => return Err(self.0.life.explain(error).await.into()),
+            Err(error) => return Err(self.0.reachability.classify(error).await.into()),
         };
-        let done = match work(&tx).await {
-            Ok(done) => done,
+        let result = match work(&tx).await {
+            Ok(result) => result,
             Err(error) => {
                 // SQLite may have rolled back already; the rollback then fails.
                 if tx.rollback().await.is_err() || error.storage_fault().is_some() {
-                    doubt();
+                    suspect_writer();
                 }
                 return Err(error);
             }
         };
-        commits.store(true, Ordering::Relaxed);
-        tx.commit().await.inspect_err(|_| doubt())?;
+        is_committing.store(true, Ordering::Relaxed);
+        tx.commit().await.inspect_err(|_| suspect_writer())?;
         storage.check_files()?;
-        Ok(done)
+        Ok(result)
     }
 
     /// Records the result of a write for the storage monitor.
-    fn noted<T>(&self, done: Result<T>) -> Result<T> {
-        match &done {
-            Ok(_) => self.0.storage.committed(),
-            Err(error) => self.0.storage.failed(error),
+    fn note_outcome<T>(&self, result: Result<T>) -> Result<T> {
+        match &result {
+            Ok(_) => self.0.storage.note_commit(),
+            Err(error) => self.0.storage.note_failure(error),
         }
-        done
+        result
     }
 
-    fn wake(&self) {
+    fn notify_commit(&self) {
         self.0.committed.notify_one();
         self.0.announce.notify_one();
     }
@@ -139,12 +139,12 @@ impl Db {
     }
 
     /// Makes the tailer read the feed again.
-    pub(crate) fn wake_feed(&self) {
+    pub(crate) fn notify_feed(&self) {
         self.0.committed.notify_one();
     }
 
     /// Waits until other processes are to be notified of a commit.
-    pub(crate) async fn to_announce(&self) {
+    pub(crate) async fn announcement_due(&self) {
         self.0.announce.notified().await;
     }
 }

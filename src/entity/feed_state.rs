@@ -6,7 +6,7 @@ use sea_orm::entity::prelude::*;
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "feed_state")]
 pub struct Model {
-    /// Always 1.
+    /// Primary key, always 1: the table has a single row.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: i32,
     /// Id of the database, which distinguishes its cursors from cursors of other databases.

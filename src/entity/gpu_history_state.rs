@@ -6,7 +6,7 @@ use sea_orm::entity::prelude::*;
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "gpu_history_state")]
 pub struct Model {
-    /// Always 1.
+    /// Primary key, always 1: the table has a single row.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: i32,
     /// First minute, in minutes since 1970 UTC, whose samples are complete. Samples of earlier

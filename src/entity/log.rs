@@ -19,7 +19,7 @@ pub struct Model {
     pub request_id: Option<String>,
     /// Detection of the message. Not a foreign key, because the message outlives the detection.
     pub detection_id: Option<i64>,
-    /// Duration in milliseconds.
+    /// Duration of the logged operation, in milliseconds.
     pub duration_ms: Option<i32>,
     /// Structured context of the message.
     #[sea_orm(column_type = "JsonBinary", nullable)]

@@ -102,6 +102,6 @@ pub enum Security {
     None,
 }
 
-/// Weekly time windows.
+/// List of weekly time windows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
 pub struct Schedules(pub Vec<Schedule>);

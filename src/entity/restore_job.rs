@@ -9,7 +9,7 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
     pub status: RestoreJobStatus,
-    /// Restored backup.
+    /// Id of the restored backup.
     pub backup_id: Option<String>,
     pub backup_created_at: Option<DateTimeUtc>,
     pub total_tables: i32,

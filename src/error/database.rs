@@ -2,7 +2,7 @@
 
 use sea_orm::{DbErr, RuntimeErr, SqlErr, sqlx};
 
-use super::Error;
+use super::{storage_fault::StorageFault, variants::Error};
 
 /// Error text for a reachable database without a free connection.
 const BUSY: &str = "all connections to the database are in use";
@@ -30,21 +30,21 @@ impl From<DbErr> for Error {
             return Self::DeadlineExceeded;
         }
         if is_away(&error) {
-            tracing::debug!(%error, "the database is away");
+            tracing::debug!(%error, "the database is unreachable");
             return Self::DatabaseAway;
         }
         if let Some(SqlErr::UniqueConstraintViolation(message)) = error.sql_err() {
             let field = constraint(&error).unwrap_or(message);
             return Self::AlreadyExists {
                 field,
-                problem: "it must be unique".into(),
+                problem: "the value must be unique".into(),
             };
         }
         if let Some(SqlErr::ForeignKeyConstraintViolation(_)) = error.sql_err() {
             let field = constraint(&error).unwrap_or_default();
             return Self::BrokenReference {
                 field,
-                problem: "names something that does not exist".into(),
+                problem: "refers to a row that does not exist".into(),
             };
         }
         if let Some(code) = code(&error)
@@ -83,25 +83,6 @@ pub fn is_away(error: &DbErr) -> bool {
         }),
         _ => false,
     }
-}
-
-/// Fault that prevents writes to the database.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum StorageFault {
-    #[error("no space is left")]
-    Full,
-    #[error("the database is read-only")]
-    ReadOnly,
-    #[error("the storage fails")]
-    Failing,
-    #[error("the database file, or its write-ahead log, is missing")]
-    Missing,
-    #[error("the database file, or its write-ahead log, was replaced by another file")]
-    Replaced,
-    #[error("the database is corrupt")]
-    Corrupt,
-    #[error("the storage does not answer")]
-    NotAnswering,
 }
 
 /// Returns the storage fault behind an error, if storage is the cause.

@@ -7,7 +7,7 @@ use prost::Message;
 
 use super::{
     Position, Seen, Start,
-    history::{Claim, History},
+    history::{DecodedCursor, History},
 };
 use crate::error::{Error, Result};
 
@@ -45,7 +45,7 @@ impl Cursors {
         Self(history)
     }
 
-    /// Encodes a position.
+    /// Encodes a position without seen transactions.
     pub fn encode(&self, position: Position) -> String {
         self.encode_start(position, None)
     }
@@ -72,14 +72,14 @@ impl Cursors {
     }
 
     /// Decodes a cursor. The history has yet to confirm the result.
-    pub(super) fn decode(&self, text: &str) -> Result<Claim> {
+    pub(super) fn decode(&self, text: &str) -> Result<DecodedCursor> {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok();
-        let cursor = bytes.and_then(|bytes| Cursor::decode(bytes.as_slice()).ok());
-        let cursor = cursor
+        let decoded = bytes.and_then(|bytes| Cursor::decode(bytes.as_slice()).ok());
+        let valid = decoded
             .filter(|cursor| cursor.xid >= 0 && cursor.seq >= 0 && cursor.database.len() == 16)
             .filter(|cursor| cursor.seen_end >= 0 && cursor.running.iter().all(|back| *back > 0));
         let cursor =
-            cursor.ok_or_else(|| Error::invalid("cursor", "is not a cursor of this server"))?;
+            valid.ok_or_else(|| Error::invalid("cursor", "is not a cursor of this server"))?;
         if cursor.database != self.0.database.as_bytes() {
             return Err(Error::invalid("cursor", "belongs to another database"));
         }
@@ -97,7 +97,7 @@ impl Cursors {
                 incarnation: cursor.incarnation,
             },
         };
-        Ok(Claim {
+        Ok(DecodedCursor {
             start,
             incarnation: (cursor.incarnation != 0).then_some(cursor.incarnation),
         })
@@ -142,8 +142,11 @@ mod tests {
             seq: i64::MAX,
             ..at(7)
         };
-        let claim = cursors.decode(&cursors.encode(position)).unwrap();
-        assert_eq!((claim.start.position, claim.start.seen.end), (position, 0));
+        let cursor = cursors.decode(&cursors.encode(position)).unwrap();
+        assert_eq!(
+            (cursor.start.position, cursor.start.seen.end),
+            (position, 0)
+        );
         let other = Cursors(Arc::new(History {
             database: Uuid::now_v7(),
             ..History::clone(&cursors.0)
@@ -179,8 +182,8 @@ mod tests {
     fn a_cursor_names_the_incarnation_of_its_place() {
         let cursors = cursors(&[(3, 0), (4, 100), (5, 200)]);
         let token = |position| {
-            let claim = cursors.decode(&cursors.encode(position)).unwrap();
-            claim.incarnation
+            let cursor = cursors.decode(&cursors.encode(position)).unwrap();
+            cursor.incarnation
         };
         let tokens = [0, 99, 101, 199, 201].map(|xid| token(at(xid)));
         assert_eq!(tokens, [3, 3, 4, 4, 5].map(Some));

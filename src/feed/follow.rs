@@ -14,16 +14,16 @@ pub struct Follower<T> {
     feed: Feed<T>,
     position: Position,
     /// True if the last update was a gap.
-    has_missed: bool,
+    had_gap: bool,
 }
 
 /// Update from a follower.
-pub enum News<T> {
+pub enum FeedUpdate<T> {
     /// Changes that were recorded, in order.
     Changes(Vec<Arc<Entry<T>>>),
     /// Changes are missing: pruned, of a replaced history, or the database is unavailable.
     /// In-memory data must be read from the tables again.
-    Missed,
+    Gap,
 }
 
 impl<T: Readable + Send + Sync + 'static> Follower<T> {
@@ -32,22 +32,22 @@ impl<T: Readable + Send + Sync + 'static> Follower<T> {
         Self {
             feed,
             position: from,
-            has_missed: false,
+            had_gap: false,
         }
     }
 
     /// Waits for the next update. Cancel safe.
-    pub async fn next(&mut self) -> News<T> {
-        if self.has_missed {
+    pub async fn next(&mut self) -> FeedUpdate<T> {
+        if self.had_gap {
             sleep(RETRY).await;
-            self.has_missed = false;
+            self.had_gap = false;
         }
         if let Ok(entries) = self.feed.after(self.position).await {
             self.position = entries.last().map_or(self.position, |entry| entry.position);
-            return News::Changes(entries);
+            return FeedUpdate::Changes(entries);
         }
         self.position = self.position.max(self.feed.head());
-        self.has_missed = true;
-        News::Missed
+        self.had_gap = true;
+        FeedUpdate::Gap
     }
 }

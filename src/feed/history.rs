@@ -40,7 +40,7 @@ pub struct History {
 
 /// Content of a decoded cursor, not yet confirmed by the history.
 #[derive(Debug, Clone)]
-pub struct Claim {
+pub struct DecodedCursor {
     /// Start that the client requests.
     pub start: Start,
     /// Token of the incarnation in which the cursor was issued; absent in cursors issued before
@@ -50,7 +50,7 @@ pub struct Claim {
 
 /// State of the database at the position of a cursor.
 #[derive(Debug, Clone, Copy)]
-pub struct Evidence {
+pub struct StoredState {
     /// True if the change at the position is still stored.
     pub is_kept: bool,
     /// Position up to which changes were deleted.
@@ -82,14 +82,15 @@ impl History {
     /// Returns the token of the incarnation that contains a position.
     pub fn token_at(&self, position: Position) -> u64 {
         let mut newest_first = self.incarnations.iter().rev();
-        let found = newest_first.find(|incarnation| is_after(position, incarnation.begin));
-        let found = found.or_else(|| self.incarnations.first());
-        found.map_or(0, |incarnation| token(incarnation.id))
+        let incarnation = newest_first
+            .find(|incarnation| is_after(position, incarnation.begin))
+            .or_else(|| self.incarnations.first());
+        incarnation.map_or(0, |incarnation| token(incarnation.id))
     }
 
     /// Returns true if the cursor was issued in this history.
-    pub fn confirms(&self, claim: &Claim, evidence: &Evidence) -> bool {
-        let index = match claim.incarnation {
+    pub fn confirms(&self, cursor: &DecodedCursor, stored: &StoredState) -> bool {
+        let index = match cursor.incarnation {
             Some(named) => {
                 let mut incarnations = self.incarnations.iter();
                 incarnations.position(|incarnation| token(incarnation.id) == named)
@@ -99,9 +100,9 @@ impl History {
         let Some(index) = index else {
             return false;
         };
-        let Start { position, seen } = &claim.start;
+        let Start { position, seen } = &cursor.start;
         let next = self.incarnations.get(index + 1);
-        let end = next.map_or(evidence.end, |next| next.begin);
+        let end = next.map_or(stored.end, |next| next.begin);
         if is_after(*position, end) {
             return false;
         }
@@ -114,12 +115,12 @@ impl History {
         if is_seen_beyond {
             return false;
         }
-        if claim.incarnation.is_none() {
+        if cursor.incarnation.is_none() {
             // Such a position may lie between changes. Sequence numbers only rise, so every seen
             // change is stored.
             return position.seq <= end.seq;
         }
-        evidence.is_kept || !is_after(*position, evidence.pruned)
+        stored.is_kept || !is_after(*position, stored.pruned)
     }
 }
 
@@ -154,15 +155,15 @@ mod tests {
         }
     }
 
-    fn claim(incarnation: Option<u64>, position: Position) -> Claim {
+    fn cursor(incarnation: Option<u64>, position: Position) -> DecodedCursor {
         let seen = Seen::default();
-        Claim {
+        DecodedCursor {
             start: Start { position, seen },
             incarnation,
         }
     }
 
-    const NOW: Evidence = Evidence {
+    const NOW: StoredState = StoredState {
         is_kept: true,
         pruned: Position {
             generation: 0,
@@ -190,28 +191,28 @@ mod tests {
             (9, 301, false),
             (6, 50, false),
         ] {
-            let claim = claim(Some(incarnation), at(xid, 40));
-            assert_eq!(history.confirms(&claim, &NOW), good, "{incarnation} {xid}");
+            let cursor = cursor(Some(incarnation), at(xid, 40));
+            assert_eq!(history.confirms(&cursor, &NOW), good, "{incarnation} {xid}");
         }
     }
 
     #[test]
     fn a_position_without_its_change_is_not_good_unless_it_was_pruned() {
         let history = history(&[(7, at(0, 0))], true);
-        let gone = Evidence {
+        let gone = StoredState {
             is_kept: false,
             ..NOW
         };
         for (position, good) in [(at(11, 6), false), (at(10, 5), true), (at(9, 4), true)] {
-            let claim = claim(Some(7), position);
-            assert!(history.confirms(&claim, &NOW));
-            assert_eq!(history.confirms(&claim, &gone), good, "{position:?}");
+            let cursor = cursor(Some(7), position);
+            assert!(history.confirms(&cursor, &NOW));
+            assert_eq!(history.confirms(&cursor, &gone), good, "{position:?}");
         }
     }
 
     #[test]
     fn cursors_of_before_incarnations_are_good_up_to_the_first_start() {
-        let gone = Evidence {
+        let gone = StoredState {
             is_kept: false,
             ..NOW
         };
@@ -223,8 +224,8 @@ mod tests {
             (false, at(99, 40), false),
         ] {
             let history = history(&begins, is_initial);
-            let claim = claim(None, position);
-            assert_eq!(history.confirms(&claim, &gone), good, "{position:?}");
+            let cursor = cursor(None, position);
+            assert_eq!(history.confirms(&cursor, &gone), good, "{position:?}");
         }
     }
 
@@ -238,10 +239,10 @@ mod tests {
             (8, 301, vec![], true),
             (8, 302, vec![], false),
         ] {
-            let mut claim = claim(Some(incarnation), at(80, 30));
-            claim.start.seen.end = end;
-            claim.start.seen.running = running;
-            assert_eq!(history.confirms(&claim, &NOW), good, "{incarnation} {end}");
+            let mut cursor = cursor(Some(incarnation), at(80, 30));
+            cursor.start.seen.end = end;
+            cursor.start.seen.running = running;
+            assert_eq!(history.confirms(&cursor, &NOW), good, "{incarnation} {end}");
         }
     }
 }

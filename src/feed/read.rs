@@ -28,11 +28,11 @@ const AFTER_POSTGRES: &str = "\
 /// SQLite has a single writer, so `seq` is the commit order. The single row of `feed_state` is
 /// joined to every change, or returned alone.
 const AFTER_SQLITE: &str = "\
-    SELECT s.pruned_seq, s.incarnation_id, (SELECT created_at FROM changes WHERE seq = $1) AS place_at, \
+    SELECT s.pruned_seq, s.incarnation_id, (SELECT created_at FROM changes WHERE seq = $1) AS recorded_at, \
     c.seq, c.topic, c.key, c.message, c.created_at, coalesce(c.commit_seq, c.seq) AS commit_seq \
     FROM feed_state AS s LEFT JOIN changes AS c ON c.seq > $1 WHERE s.id = 1 ORDER BY c.seq LIMIT $2";
 
-/// Recorded change.
+/// Change that was recorded in the feed.
 #[derive(Debug, Clone)]
 pub struct Change {
     /// Position of the change in the feed.
@@ -66,7 +66,7 @@ pub struct Page {
     pub instance: Instance,
     /// Time at which the change at the requested position was recorded; absent if the change is not
     /// stored.
-    pub place_at: Option<DateTime<Utc>>,
+    pub recorded_at: Option<DateTime<Utc>>,
 }
 
 /// Location of the database, which changes after a move to another table, database or server. A
@@ -87,20 +87,20 @@ impl Page {
 
 /// Planning of a PostgreSQL statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Planned {
+pub enum QueryPlan {
     /// The statement is planned for every query, which takes a millisecond. A plan cached while the
     /// table was small would scan the whole table later.
-    Anew,
+    Fresh,
     /// The statement is planned once per connection. Only safe on connections of [`Db::by_key`],
     /// whose planner is restricted to indexes.
-    Once,
+    Cached,
 }
 
 /// Returns at most `limit` changes after `position`.
-pub async fn after(db: &Db, planned: Planned, position: Position, limit: i64) -> Result<Page> {
+pub async fn after(db: &Db, plan: QueryPlan, position: Position, limit: i64) -> Result<Page> {
     // One extra change shows if the last requested change ends its transaction.
     let mut page = if db.backend() == DbBackend::Postgres {
-        after_on_postgres(db, planned, position, limit + 1).await?
+        after_on_postgres(db, plan, position, limit + 1).await?
     } else {
         after_on_sqlite(db, position, limit + 1).await?
     };
@@ -117,7 +117,7 @@ pub async fn after(db: &Db, planned: Planned, position: Position, limit: i64) ->
 
 async fn after_on_postgres(
     db: &Db,
-    planned: Planned,
+    plan: QueryPlan,
     position: Position,
     limit: i64,
 ) -> Result<Page> {
@@ -138,15 +138,15 @@ async fn after_on_postgres(
         Option<Vec<u8>>,
         Option<DateTime<Utc>>,
     );
-    let query = sqlx::query_as::<_, Row>(AFTER_POSTGRES).persistent(planned == Planned::Once);
-    let query = query
+    let query = sqlx::query_as::<_, Row>(AFTER_POSTGRES)
+        .persistent(plan == QueryPlan::Cached)
         .bind(position.xid.to_string())
         .bind(position.seq)
         .bind(limit);
     let rows = query
         .fetch_all(db.reader().get_postgres_connection_pool())
-        .await;
-    let rows = rows.map_err(|error| DbErr::Query(RuntimeErr::SqlxError(error.into())))?;
+        .await
+        .map_err(|error| DbErr::Query(RuntimeErr::SqlxError(error.into())))?;
     let &(
         pruned_xid,
         pruned_seq,
@@ -155,7 +155,7 @@ async fn after_on_postgres(
         table,
         database,
         server_started_at,
-        place_at,
+        recorded_at,
         ..,
     ) = rows.first().ok_or_else(no_state)?;
     let change = |(_, _, _, _, _, _, _, _, xid, seq, topic, key, message, created_at): Row| {
@@ -188,7 +188,7 @@ async fn after_on_postgres(
             database,
             server_started_at,
         },
-        place_at,
+        recorded_at,
     })
 }
 
@@ -202,7 +202,7 @@ async fn after_on_sqlite(db: &Db, position: Position, limit: i64) -> Result<Page
         ..position
     };
     let incarnation = first.try_get("", "incarnation_id")?;
-    let place_at = first.try_get("", "place_at")?;
+    let recorded_at = first.try_get("", "recorded_at")?;
     let mut changes = Vec::with_capacity(rows.len());
     for row in &rows {
         // The column is NULL in the single row of an empty page.
@@ -224,7 +224,7 @@ async fn after_on_sqlite(db: &Db, position: Position, limit: i64) -> Result<Page
         waiting: false,
         incarnation,
         instance: Instance::default(),
-        place_at,
+        recorded_at,
     })
 }
 

@@ -17,8 +17,8 @@ use uuid::Uuid;
 use super::{
     Change, Cursors, Entry, Position, Start, bounds,
     history::{History, token},
-    incarnations::{self, Occasion},
-    read::{self, Planned},
+    incarnations::{self, CheckReason},
+    read::{self, QueryPlan},
     ring::{Readable, Ring},
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Maximum number of changes per read.
-pub(super) const PAGE: i64 = 500;
+pub(super) const MAX_CHANGES_PER_READ: i64 = 500;
 
 /// Pause after a failed read.
 pub(super) const RETRY: Duration = Duration::from_millis(250);
@@ -49,7 +49,7 @@ pub(super) struct Shared<T> {
     /// Name of this process in signals to other processes.
     pub(super) process: String,
     /// Converts a change and its cursor to the shared item for subscribers.
-    pub(super) make: fn(&Change, String) -> T,
+    pub(super) convert: fn(&Change, String) -> T,
     pub(super) history: RwLock<Arc<History>>,
     /// Generation of `history`, readable without the lock.
     pub(super) generation: AtomicU64,
@@ -63,14 +63,14 @@ pub(super) struct Shared<T> {
     /// True if the last read of the database succeeded.
     pub(super) reading: watch::Sender<bool>,
     /// Number of changes that this process has read.
-    pub(super) read: AtomicU64,
+    pub(super) read_count: AtomicU64,
     /// Number of changes that this process has read and could not decode.
-    pub(super) unreadable: AtomicU64,
+    pub(super) unreadable_count: AtomicU64,
 }
 
 impl<T: Readable + Send + Sync + 'static> Feed<T> {
     /// Creates the feed of a database. [`Self::open`] must follow.
-    pub fn new(db: Db, make: fn(&Change, String) -> T) -> Self {
+    pub fn new(db: Db, convert: fn(&Change, String) -> T) -> Self {
         let history = History {
             generation: 0,
             database: Uuid::nil(),
@@ -81,7 +81,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
             by_key: db.by_key(),
             db,
             process: Uuid::now_v7().to_string(),
-            make,
+            convert,
             history: RwLock::new(Arc::new(history)),
             generation: AtomicU64::new(0),
             is_start_recorded: AtomicBool::new(false),
@@ -89,8 +89,8 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
             head: watch::Sender::new(Position::default()),
             waiting: AtomicBool::new(false),
             reading: watch::Sender::new(true),
-            read: AtomicU64::new(0),
-            unreadable: AtomicU64::new(0),
+            read_count: AtomicU64::new(0),
+            unreadable_count: AtomicU64::new(0),
         }))
     }
 
@@ -101,12 +101,12 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         let (end, _) =
             bounds::now_in(self.0.db.reader(), self.0.db.backend(), history.generation).await?;
         self.install(history);
-        self.restart(end.position);
+        self.reset_to(end.position);
         Ok(())
     }
 
     pub(super) async fn record_start(&self) -> Result<()> {
-        match incarnations::record(&self.0.db, Occasion::Start).await {
+        match incarnations::record(&self.0.db, CheckReason::Start).await {
             Ok(()) => {
                 self.0.is_start_recorded.store(true, Ordering::Relaxed);
                 Ok(())
@@ -118,9 +118,9 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         }
     }
 
-    pub(super) fn restart(&self, end: Position) {
+    pub(super) fn reset_to(&self, end: Position) {
         let mut ring = self.0.ring.write();
-        ring.restart(end);
+        ring.reset(end);
         drop(ring);
         self.0.head.send_replace(end);
     }
@@ -179,7 +179,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         }
         let newer = incarnations::load(db, history.generation).await?;
         let Some(history) = self.extend(newer) else {
-            self.0.db.wake_feed();
+            self.0.db.notify_feed();
             return Err(self.replaced());
         };
         Ok(history)
@@ -243,15 +243,15 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
     /// Returns the start of a client's cursor. Fails if the cursor is of another history, or if
     /// later changes were pruned.
     pub async fn resume(&self, cursor: &str) -> Result<Start> {
-        let claim = self.cursors().decode(cursor)?;
-        let position = claim.start.position;
-        let (evidence, current) = bounds::evidence(&self.0.db, position).await?;
+        let cursor = self.cursors().decode(cursor)?;
+        let position = cursor.start.position;
+        let (stored, current) = bounds::stored_state(&self.0.db, position).await?;
         let history = self.history_with(current, self.0.db.reader()).await?;
-        if !history.confirms(&claim, &evidence) {
+        if !history.confirms(&cursor, &stored) {
             return Err(self.replaced());
         }
-        read::check_kept(evidence.pruned, &self.cursors(), position)?;
-        Ok(claim.start)
+        read::check_kept(stored.pruned, &self.cursors(), position)?;
+        Ok(cursor.start)
     }
 
     /// Returns the content of the feed.
@@ -261,38 +261,38 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
 
     /// Returns the number of changes after `position`, and the age of the oldest. No query is
     /// needed at the head.
-    pub async fn behind(&self, position: Position) -> Result<(i64, Duration)> {
+    pub async fn backlog_after(&self, position: Position) -> Result<(i64, Duration)> {
         if position >= self.head() && !self.0.waiting.load(Ordering::Relaxed) {
             return Ok((0, Duration::ZERO));
         }
-        self.left_after(position).await
+        self.stored_backlog_after(position).await
     }
 
     /// Returns the number of committed changes that this process has not read, and the age of the
     /// oldest.
     pub async fn lag(&self) -> Result<(i64, Duration)> {
-        self.left_after(self.head()).await
+        self.stored_backlog_after(self.head()).await
     }
 
     /// Queries the number of changes after `position`, and the age of the oldest.
-    pub async fn left_after(&self, position: Position) -> Result<(i64, Duration)> {
-        let (changes, oldest) = bounds::behind(&self.0.db, position).await?;
+    pub async fn stored_backlog_after(&self, position: Position) -> Result<(i64, Duration)> {
+        let (changes, oldest) = bounds::count_after(&self.0.db, position).await?;
         let age = oldest.and_then(|oldest| (chrono::Utc::now() - oldest).to_std().ok());
         Ok((changes, age.unwrap_or_default()))
     }
 
     /// Returns the number of changes read since the start of the process.
-    pub fn read(&self) -> u64 {
-        self.0.read.load(Ordering::Relaxed)
+    pub fn read_count(&self) -> u64 {
+        self.0.read_count.load(Ordering::Relaxed)
     }
 
     /// Returns the number of undecodable changes since the start of the process.
-    pub fn unreadable(&self) -> u64 {
-        self.0.unreadable.load(Ordering::Relaxed)
+    pub fn unreadable_count(&self) -> u64 {
+        self.0.unreadable_count.load(Ordering::Relaxed)
     }
 
     /// Returns an upper bound of the stored changes, in which unused sequence numbers are included.
-    pub async fn kept(&self) -> Result<i64> {
+    pub async fn retained_count(&self) -> Result<i64> {
         let pruned = bounds::state(&self.0.db).await?.pruned_seq;
         Ok(self.head().seq.saturating_sub(pruned).max(0))
     }
@@ -324,7 +324,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
                     // Nothing follows `position`, so nothing lies between `position` and the
                     // earlier head.
                     Ok(entries) if entries.is_empty() => position = position.max(read_up_to),
-                    done => return done,
+                    result => return result,
                 },
             }
         }
@@ -337,7 +337,8 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
     }
 
     async fn stored_after(&self, position: Position) -> Result<Vec<Arc<Entry<T>>>> {
-        let page = read::after(&self.0.db, Planned::Anew, position, PAGE).await?;
+        let page =
+            read::after(&self.0.db, QueryPlan::Fresh, position, MAX_CHANGES_PER_READ).await?;
         let history = self
             .history_with(page.incarnation, self.0.db.reader())
             .await?;
@@ -358,7 +359,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         Entry {
             position,
             ends_commit: change.ends_commit,
-            item: (self.0.make)(change, cursors.encode(position)),
+            item: (self.0.convert)(change, cursors.encode(position)),
             bytes,
         }
     }

@@ -13,10 +13,10 @@ use super::Position;
 use crate::{clock, db::Db, entity::change, error::Result};
 
 /// Pause between two runs.
-const PERIOD: Duration = Duration::from_mins(1);
+const PRUNE_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Maximum number of changes deleted by one transaction.
-const CHUNK: u64 = 1_000;
+const MAX_DELETES_PER_TRANSACTION: u64 = 1_000;
 
 const DELETE_POSTGRES: &str = "\
     DELETE FROM changes WHERE (xid, seq) IN (SELECT xid, seq FROM changes WHERE created_at < $1 \
@@ -37,7 +37,7 @@ const DELETE_OLDEST_SQLITE: &str = "\
     DELETE FROM changes WHERE seq IN (SELECT seq FROM changes ORDER BY seq LIMIT $1) \
     RETURNING 0 AS xid, seq";
 
-const REMEMBER: &str = "\
+const RECORD_PRUNED: &str = "\
     UPDATE feed_state SET pruned_count = pruned_count + $1, \
     pruned_xid = CASE WHEN (pruned_xid, pruned_seq) < ($2, $3) THEN $2 ELSE pruned_xid END, \
     pruned_seq = CASE WHEN (pruned_xid, pruned_seq) < ($2, $3) THEN $3 ELSE pruned_seq END";
@@ -46,7 +46,7 @@ const REMEMBER: &str = "\
 #[derive(Debug, Clone, Copy)]
 pub struct Retention {
     /// Age after which a change is deleted.
-    pub kept: Duration,
+    pub max_age: Duration,
     /// Maximum number of stored changes.
     pub max_changes: u64,
 }
@@ -58,12 +58,12 @@ pub async fn run(db: Db, retention: Retention, shutdown: CancellationToken) {
             Ok(0) => {}
             Ok(deleted) => tracing::debug!(deleted, "pruned the change feed"),
             Err(error) => {
-                tracing::warn!(%error, "the change feed could not be pruned; it is tried again");
+                tracing::warn!(%error, "the change feed could not be pruned; retrying");
             }
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(PERIOD) => {}
+            () = tokio::time::sleep(PRUNE_INTERVAL) => {}
         }
     }
 }
@@ -71,30 +71,36 @@ pub async fn run(db: Db, retention: Retention, shutdown: CancellationToken) {
 /// Deletes changes beyond the maximum age, then the oldest beyond the maximum number. Returns the
 /// number of deleted changes.
 pub async fn prune(db: &Db, retention: Retention) -> Result<u64> {
-    let kept = TimeDelta::from_std(retention.kept).unwrap_or(TimeDelta::MAX);
+    let max_age = TimeDelta::from_std(retention.max_age).unwrap_or(TimeDelta::MAX);
     let before = clock::for_retention()
-        .checked_sub_signed(kept)
+        .checked_sub_signed(max_age)
         .unwrap_or(DateTime::<Utc>::MIN_UTC);
-    let mut all = 0;
+    let mut total = 0;
     loop {
         let deleted = db
             .write(async |tx| {
                 let (sql, values) = if tx.get_database_backend() == DbBackend::Postgres {
-                    (DELETE_POSTGRES, [before.into(), CHUNK.into()])
+                    (
+                        DELETE_POSTGRES,
+                        [before.into(), MAX_DELETES_PER_TRANSACTION.into()],
+                    )
                 } else {
-                    (DELETE_SQLITE, [before.into(), CHUNK.into()])
+                    (
+                        DELETE_SQLITE,
+                        [before.into(), MAX_DELETES_PER_TRANSACTION.into()],
+                    )
                 };
                 delete(tx, sql, values).await
             })
             .await?;
-        all += deleted;
-        if deleted < CHUNK {
+        total += deleted;
+        if deleted < MAX_DELETES_PER_TRANSACTION {
             break;
         }
         tokio::task::yield_now().await;
     }
-    let held = change::Entity::find().count(db.reader()).await?;
-    let mut surplus = held.saturating_sub(retention.max_changes);
+    let stored = change::Entity::find().count(db.reader()).await?;
+    let mut surplus = stored.saturating_sub(retention.max_changes);
     while surplus > 0 {
         let deleted = db
             .write(async |tx| {
@@ -103,10 +109,10 @@ pub async fn prune(db: &Db, retention: Retention) -> Result<u64> {
                 } else {
                     DELETE_OLDEST_SQLITE
                 };
-                delete(tx, sql, [surplus.min(CHUNK).into()]).await
+                delete(tx, sql, [surplus.min(MAX_DELETES_PER_TRANSACTION).into()]).await
             })
             .await?;
-        all += deleted;
+        total += deleted;
         // Changes blocked by an old transaction are deleted by a later run.
         if deleted == 0 {
             break;
@@ -114,7 +120,7 @@ pub async fn prune(db: &Db, retention: Retention) -> Result<u64> {
         surplus -= deleted.min(surplus);
         tokio::task::yield_now().await;
     }
-    Ok(all)
+    Ok(total)
 }
 
 /// Runs a deleting statement, and updates the pruned position. Returns the number of deleted
@@ -139,8 +145,12 @@ async fn delete<const N: usize>(
     if !rows.is_empty() {
         let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
         let values = [count.into(), last.xid.into(), last.seq.into()];
-        tx.execute_raw(Statement::from_sql_and_values(backend, REMEMBER, values))
-            .await?;
+        tx.execute_raw(Statement::from_sql_and_values(
+            backend,
+            RECORD_PRUNED,
+            values,
+        ))
+        .await?;
     }
     Ok(rows.len() as u64)
 }

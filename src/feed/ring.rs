@@ -5,13 +5,13 @@ use std::{collections::VecDeque, sync::Arc};
 use super::Position;
 
 /// Maximum number of changes in the ring.
-const RING_CHANGES: usize = 8_192;
+const MAX_CHANGES: usize = 8_192;
 
 /// Maximum total size of the messages in the ring, in bytes.
-const RING_BYTES: usize = 16 << 20;
+const MAX_BYTES: usize = 16 << 20;
 
 /// Maximum number of changes returned at a time.
-const PAGE: usize = 256;
+const MAX_ENTRIES_PER_READ: usize = 256;
 
 /// Change shared by subscribers: read once and converted to `T` once.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub struct Entry<T> {
     pub position: Position,
     /// True for the last change of a transaction.
     pub ends_commit: bool,
-    /// Converted change.
+    /// Change as converted for subscribers.
     pub item: T,
     pub(super) bytes: usize,
 }
@@ -51,7 +51,7 @@ impl<T> Default for Ring<T> {
 
 impl<T> Ring<T> {
     /// Removes all entries, and continues after this position.
-    pub(super) fn restart(&mut self, start: Position) {
+    pub(super) fn reset(&mut self, start: Position) {
         self.entries.clear();
         self.bytes = 0;
         self.start = start;
@@ -62,7 +62,7 @@ impl<T> Ring<T> {
             self.bytes += entry.bytes;
             self.entries.push_back(entry);
         }
-        while self.entries.len() > RING_CHANGES || self.bytes > RING_BYTES {
+        while self.entries.len() > MAX_CHANGES || self.bytes > MAX_BYTES {
             let Some(oldest) = self.entries.pop_front() else {
                 return;
             };
@@ -79,6 +79,12 @@ impl<T> Ring<T> {
         let first = self
             .entries
             .partition_point(|entry| entry.position <= position);
-        Some(self.entries.range(first..).take(PAGE).cloned().collect())
+        Some(
+            self.entries
+                .range(first..)
+                .take(MAX_ENTRIES_PER_READ)
+                .cloned()
+                .collect(),
+        )
     }
 }

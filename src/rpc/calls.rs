@@ -26,10 +26,10 @@ use tonic::{Code, Status, body::Body};
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Number of gRPC status codes.
-const CODES: usize = 17;
+const STATUS_CODES: usize = 17;
 
 /// Histogram buckets in seconds: from a cached read to a stream of a minute.
-const BUCKETS: [f64; 16] = [
+const BUCKETS_SECONDS: [f64; 16] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
     10.0, 60.0,
 ];
@@ -40,7 +40,7 @@ pub struct Calls(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// Methods by path.
+    /// Statistics of known methods, by path of the method.
     methods: HashMap<String, Arc<Method>>,
     unknown: Arc<Method>,
 }
@@ -54,7 +54,7 @@ pub struct Method {
     pub service: String,
     pub name: String,
     started: AtomicU64,
-    ended: [AtomicU64; CODES],
+    ended: [AtomicU64; STATUS_CODES],
     /// Duration of calls in seconds; for a stream, the time until its end.
     pub seconds: Histogram,
 }
@@ -93,7 +93,7 @@ impl Calls {
         method.started.fetch_add(1, Ordering::Relaxed);
         Call {
             method,
-            begun: Instant::now(),
+            started_at: Instant::now(),
             ended: false,
             permit: None,
         }
@@ -102,8 +102,10 @@ impl Calls {
     /// Returns every method that was called, by service and name.
     pub fn methods(&self) -> Vec<Arc<Method>> {
         let methods = self.0.methods.values().chain([&self.0.unknown]);
-        let called = methods.filter(|method| method.started() > 0);
-        let mut called: Vec<_> = called.cloned().collect();
+        let mut called: Vec<_> = methods
+            .filter(|method| method.started() > 0)
+            .cloned()
+            .collect();
         called.sort_by(|a, b| (&a.service, &a.name).cmp(&(&b.service, &b.name)));
         called
     }
@@ -111,7 +113,7 @@ impl Calls {
 
 impl Method {
     fn new(kind: &'static str, service: &str, name: &str) -> Self {
-        let seconds = HistogramOpts::new("seconds", "seconds").buckets(BUCKETS.into());
+        let seconds = HistogramOpts::new("seconds", "seconds").buckets(BUCKETS_SECONDS.into());
         Self {
             kind,
             service: service.into(),
@@ -130,24 +132,25 @@ impl Method {
     /// Returns the number of ended calls per status code. Codes without calls are left out, except
     /// `OK`.
     pub fn ended(&self) -> impl Iterator<Item = (Code, u64)> {
-        let counts = (0i32..).zip(&self.ended);
-        let counts = counts.map(|(code, count)| (Code::from(code), count.load(Ordering::Relaxed)));
+        let counts = (0i32..)
+            .zip(&self.ended)
+            .map(|(code, count)| (Code::from(code), count.load(Ordering::Relaxed)));
         counts.filter(|(code, count)| *code == Code::Ok || *count > 0)
     }
 }
 
-/// Running call.
+/// Running call, counted as ended when dropped.
 #[derive(Debug)]
 pub struct Call {
     method: Arc<Method>,
-    begun: Instant,
+    started_at: Instant,
     ended: bool,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Call {
     /// Holds a permit until the end of the call.
-    pub fn keep(&mut self, permit: OwnedSemaphorePermit) {
+    pub fn hold_permit(&mut self, permit: OwnedSemaphorePermit) {
         self.permit = Some(permit);
     }
 
@@ -157,17 +160,17 @@ impl Call {
     }
 
     /// Returns true if the client may send several messages.
-    pub fn takes_stream(&self) -> bool {
+    pub fn is_client_streaming(&self) -> bool {
         ["client_stream", "bidi_stream"].contains(&self.method.kind)
     }
 
     /// Records the end of the call, now or with the trailers of the response.
-    pub fn answered(mut self, response: Response<Body>) -> Response<Body> {
-        if let Some(code) = code(response.headers()) {
+    pub fn track_response(mut self, response: Response<Body>) -> Response<Body> {
+        if let Some(code) = status_code(response.headers()) {
             self.end(code);
             return response;
         }
-        response.map(|body| Body::new(Counted { body, call: self }))
+        response.map(|body| Body::new(CountedBody { body, call: self }))
     }
 
     fn end(&mut self, code: Code) {
@@ -180,7 +183,7 @@ impl Call {
         }
         self.method
             .seconds
-            .observe(self.begun.elapsed().as_secs_f64());
+            .observe(self.started_at.elapsed().as_secs_f64());
     }
 }
 
@@ -190,17 +193,17 @@ impl Drop for Call {
     }
 }
 
-fn code(headers: &HeaderMap) -> Option<Code> {
+fn status_code(headers: &HeaderMap) -> Option<Code> {
     Some(Code::from_bytes(headers.get(&GRPC_STATUS)?.as_bytes()))
 }
 
 /// Response body whose trailers hold the status of the call.
-struct Counted {
+struct CountedBody {
     body: Body,
     call: Call,
 }
 
-impl http_body::Body for Counted {
+impl http_body::Body for CountedBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -212,7 +215,7 @@ impl http_body::Body for Counted {
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
-                    let code = code(trailers).unwrap_or(Code::Unknown);
+                    let code = status_code(trailers).unwrap_or(Code::Unknown);
                     self.call.end(code);
                 }
             }
@@ -245,12 +248,18 @@ mod tests {
         assert!(calls.methods().is_empty());
         let status = |code: Code| Status::new(code, "").into_http();
         let path = "/watchpost.v1.MonitorService/Watch";
-        calls.begin(path).answered(status(Code::NotFound));
-        // The client disconnects.
+        calls.begin(path).track_response(status(Code::NotFound));
+        // The client disconnects before the answer.
         drop(calls.begin(path));
-        drop(calls.begin(path).answered(Response::new(Body::empty())));
+        drop(
+            calls
+                .begin(path)
+                .track_response(Response::new(Body::empty())),
+        );
         for path in ["/nope/nope", "/other", ""] {
-            calls.begin(path).answered(status(Code::Unimplemented));
+            calls
+                .begin(path)
+                .track_response(status(Code::Unimplemented));
         }
         let methods = calls.methods();
         let [unknown, watch] = &methods[..] else {
@@ -282,7 +291,9 @@ mod tests {
         ];
         let body = http_body_util::StreamBody::new(tokio_stream::iter(frames));
         let path = "/watchpost.v1.CameraService/GetCamera";
-        let response = calls.begin(path).answered(Response::new(Body::new(body)));
+        let response = calls
+            .begin(path)
+            .track_response(Response::new(Body::new(body)));
         assert_eq!(ended(&calls.methods()[0]), [(Code::Ok, 0)]);
         response.into_body().collect().await.unwrap();
         assert_eq!(ended(&calls.methods()[0]), [(Code::Ok, 1)]);

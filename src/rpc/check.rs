@@ -51,17 +51,18 @@ pub fn optional_text(
 pub fn texts(
     field: &str,
     values: &[String],
-    most: usize,
+    max_entries: usize,
     length: &RangeInclusive<usize>,
 ) -> Result<Vec<String>> {
-    if values.len() > most {
+    if values.len() > max_entries {
         return Err(Error::invalid(
             field,
-            format!("must have at most {most} entries"),
+            format!("must have at most {max_entries} entries"),
         ));
     }
-    let entry =
-        |(at, value): (usize, &String)| name(&format!("{field}[{at}]"), value, length.clone());
+    let entry = |(index, value): (usize, &String)| {
+        name(&format!("{field}[{index}]"), value, length.clone())
+    };
     values.iter().enumerate().map(entry).collect()
 }
 
@@ -89,18 +90,22 @@ pub fn within<T: PartialOrd + Debug + Display + Default + Add<Output = T>>(
     // NaN is in no range, and is refused here as well.
     Err(Error::invalid(
         field,
-        format!("must be in [{}, {}]", range.start(), range.end()),
+        format!(
+            "must be in [{}, {}], got {value}",
+            range.start(),
+            range.end()
+        ),
     ))
 }
 
 /// Checks that a number is finite and not below `min`. Negative zero becomes zero.
-pub fn at_least(field: &str, value: f64, least: f64) -> Result<f64> {
-    if value.is_finite() && (least..).contains(&value) {
+pub fn at_least(field: &str, value: f64, min: f64) -> Result<f64> {
+    if value.is_finite() && (min..).contains(&value) {
         return Ok(value + 0.0);
     }
     Err(Error::invalid(
         field,
-        format!("must be a finite number, at least {least}"),
+        format!("must be a finite number, at least {min}"),
     ))
 }
 
@@ -142,7 +147,7 @@ pub fn uuids(field: &str, values: &[String]) -> Result<Vec<Uuid>> {
     values
         .iter()
         .enumerate()
-        .map(|(at, value)| uuid(&format!("{field}[{at}]"), value))
+        .map(|(index, value)| uuid(&format!("{field}[{index}]"), value))
         .collect()
 }
 

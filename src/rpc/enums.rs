@@ -38,14 +38,15 @@ pub trait FromProto: Sized {
     /// Converts a list, in which `UNSPECIFIED` is refused. Repeated values are returned once.
     fn all_from_proto(field: &str, values: &[i32]) -> Result<Vec<Self>> {
         let mut seen = BTreeSet::new();
-        let mut read = Vec::new();
-        for (at, value) in values.iter().enumerate() {
-            if seen.insert(value) {
-                let field = format!("{field}[{at}]");
-                let value = Self::from_proto(&field, *value)?;
-                read.push(value.ok_or_else(|| Error::invalid(field, "must not be unspecified"))?);
+        let mut converted = Vec::new();
+        for (index, number) in values.iter().enumerate() {
+            if seen.insert(number) {
+                let field = format!("{field}[{index}]");
+                let value = Self::from_proto(&field, *number)?;
+                converted
+                    .push(value.ok_or_else(|| Error::invalid(field, "must not be unspecified"))?);
             }
         }
-        Ok(read)
+        Ok(converted)
     }
 }

@@ -3,7 +3,7 @@
 pub mod calls;
 pub mod check;
 pub mod codec;
-mod ending;
+mod early_end;
 pub mod enums;
 pub mod json;
 pub mod layer;

@@ -11,10 +11,10 @@ use crate::{
 };
 
 /// Maximum time by which a client's clock may be ahead of the server's clock.
-const AHEAD: TimeDelta = TimeDelta::days(1);
+const MAX_AHEAD: TimeDelta = TimeDelta::days(1);
 
 /// Last second of the supported years.
-const LAST_YEAR: i64 = 253_402_300_799; // 9999-12-31T23:59:59Z
+const LAST_SECOND: i64 = 253_402_300_799; // 9999-12-31T23:59:59Z
 
 /// Converts a time for the API.
 pub fn to_proto(time: DateTime<Utc>) -> Timestamp {
@@ -31,7 +31,7 @@ pub fn to_proto(time: DateTime<Utc>) -> Timestamp {
 /// Converts a time from the API: years 1970 to 9999, truncated to microseconds, the precision of
 /// the databases.
 pub fn from_proto(field: &str, time: Timestamp) -> Result<DateTime<Utc>> {
-    if !(0..=LAST_YEAR).contains(&time.seconds) {
+    if !(0..=LAST_SECOND).contains(&time.seconds) {
         return Err(Error::invalid(field, "must be a time from 1970 to 9999"));
     }
     let nanos = u32::try_from(time.nanos)
@@ -45,7 +45,7 @@ pub fn from_proto(field: &str, time: Timestamp) -> Result<DateTime<Utc>> {
 /// Converts microseconds since 1970; `None` outside of the years 1970 to 9999.
 pub fn from_micros(micros: i64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_micros(micros)
-        .filter(|time| (0..=LAST_YEAR).contains(&time.timestamp()))
+        .filter(|time| (0..=LAST_SECOND).contains(&time.timestamp()))
 }
 
 /// Converts milliseconds since 1970; `None` outside of the years 1970 to 9999.
@@ -54,7 +54,7 @@ pub fn from_millis(millis: i64) -> Option<DateTime<Utc>> {
 }
 
 /// Converts a duration in milliseconds for the API.
-pub fn span(millis: i64) -> Duration {
+pub fn duration_from_millis(millis: i64) -> Duration {
     let nanos = i32::try_from(millis % 1_000 * 1_000_000).unwrap_or(0);
     Duration {
         seconds: millis / 1_000,
@@ -63,8 +63,8 @@ pub fn span(millis: i64) -> Duration {
 }
 
 /// Converts a duration for the API.
-pub fn length(length: std::time::Duration) -> Duration {
-    span(millis(length))
+pub fn duration_to_proto(length: std::time::Duration) -> Duration {
+    duration_from_millis(millis(length))
 }
 
 /// Converts a duration to whole milliseconds.
@@ -94,7 +94,7 @@ pub fn duration(
 /// Converts the time of a past event, at most a day ahead of `now`.
 pub fn past(field: &str, time: Timestamp, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
     let time = from_proto(field, time)?;
-    if time > now + AHEAD {
+    if time > now + MAX_AHEAD {
         return Err(Error::invalid(
             field,
             "must not be more than a day ahead of the server's clock",
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(at(1, 1_999).unwrap().timestamp_subsec_nanos(), 1_000);
         for (seconds, nanos) in [
             (-1, 0),
-            (LAST_YEAR + 1, 0),
+            (LAST_SECOND + 1, 0),
             (i64::MAX, 0),
             (0, -1),
             (0, 1_000_000_000),

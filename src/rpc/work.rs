@@ -9,32 +9,32 @@ use crate::error::{Error, Result};
 
 /// Encoded size in bytes up to which a request is processed on the runtime's threads, in less than
 /// a millisecond.
-const SMALL: usize = 32 << 10;
+const MAX_INLINE_BYTES: usize = 32 << 10;
 
 /// Bounds the memory and processor time of large requests together.
-static TURNS: LazyLock<Semaphore> = LazyLock::new(|| {
+static PERMITS: LazyLock<Semaphore> = LazyLock::new(|| {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     Semaphore::new(processors)
 });
 
 /// Runs the check or conversion of a request. A request above 32 KiB runs on a separate thread.
-pub async fn by_size<T: Send + 'static>(
+pub async fn run_by_size<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    if bytes <= SMALL {
+    if bytes <= MAX_INLINE_BYTES {
         return work();
     }
-    off_runtime(work).await
+    run_blocking(work).await
 }
 
 /// Runs a long computation on a separate thread, at most one per processor at a time.
-pub async fn off_runtime<T: Send + 'static>(
+pub async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     // The semaphore is never closed.
-    let turn = TURNS.acquire().await.map_err(Error::internal)?;
-    let done = spawn_blocking(work).await;
-    drop(turn);
-    done.map_err(Error::internal)?
+    let permit = PERMITS.acquire().await.map_err(Error::internal)?;
+    let result = spawn_blocking(work).await;
+    drop(permit);
+    result.map_err(Error::internal)?
 }

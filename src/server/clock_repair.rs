@@ -22,21 +22,21 @@ use crate::{
 };
 
 /// Maximum number of rows per query.
-const CHUNK: u64 = 500;
+const MAX_ROWS_PER_QUERY: u64 = 500;
 
 /// Tolerance: smaller differences are not repaired.
-const SLACK: TimeDelta = TimeDelta::seconds(1);
+const TOLERANCE: TimeDelta = TimeDelta::seconds(1);
 
 /// Repairs stored times at the start and after every clock step, until shutdown.
 pub(super) async fn follow(db: Db, silences: LiveSilences, shutdown: CancellationToken) {
     let mut changes = clock::changes();
     let following = async {
         loop {
-            match all(&db).await {
+            match repair_all(&db).await {
                 Ok(0) => {}
-                Ok(mended) => tracing::warn!(
-                    mended,
-                    "times that a wrong clock had set in the future were moved back"
+                Ok(repaired) => tracing::warn!(
+                    mended = repaired,
+                    "times that a wrong clock had stored in the future were moved back"
                 ),
                 Err(error) => {
                     tracing::warn!(%error, "times in the future could not be moved back");
@@ -47,7 +47,7 @@ pub(super) async fn follow(db: Db, silences: LiveSilences, shutdown: Cancellatio
             }
             // Silences that had ended by the wrong clock are in force again.
             if let Err(error) = silences.reload().await {
-                tracing::warn!(%error, "silences could not be read again");
+                tracing::warn!(%error, "silences could not be reloaded");
             }
         }
     };
@@ -55,17 +55,19 @@ pub(super) async fn follow(db: Db, silences: LiveSilences, shutdown: Cancellatio
 }
 
 /// Repairs all tables. Returns the number of changed rows.
-async fn all(db: &Db) -> Result<u64> {
-    Ok(queued_jobs(db).await? + running_jobs(db).await? + deliveries(db).await?)
+async fn repair_all(db: &Db) -> Result<u64> {
+    Ok(repair_queued_jobs(db).await?
+        + repair_running_jobs(db).await?
+        + repair_deliveries(db).await?)
 }
 
 /// Repairs jobs queued in the future, for immediate start or for a retry. A start time set by a
 /// client is kept.
-async fn queued_jobs(db: &Db) -> Result<u64> {
-    let (mut mended, mut last) = (0, Uuid::nil());
+async fn repair_queued_jobs(db: &Db) -> Result<u64> {
+    let (mut repaired, mut last) = (0, Uuid::nil());
     loop {
-        let limit = now() + SLACK;
-        let found = job::Entity::find()
+        let limit = now() + TOLERANCE;
+        let rows = job::Entity::find()
             .filter(job::Column::Id.gt(last))
             .filter(Expr::cust("status = 'queued'"))
             .filter(job::Column::ScheduledAt.gt(limit))
@@ -81,83 +83,83 @@ async fn queued_jobs(db: &Db) -> Result<u64> {
                     )),
             )
             .order_by_asc(job::Column::Id)
-            .limit(CHUNK)
+            .limit(MAX_ROWS_PER_QUERY)
             .all(db.reader())
             .await?;
-        for job in &found {
+        for job in &rows {
             last = job.id;
-            let from = job.transitioned_at.unwrap_or(job.created_at);
+            let origin = job.transitioned_at.unwrap_or(job.created_at);
             let Some(scheduled_at) = job.scheduled_at else {
                 continue;
             };
-            let moved = moved(scheduled_at, from);
+            let shifted = shift(scheduled_at, origin);
             let update = job::Entity::update_many()
-                .col_expr(job::Column::ScheduledAt, moved.into())
+                .col_expr(job::Column::ScheduledAt, shifted.into())
                 .col_expr(
                     job::Column::TransitionedAt,
                     job.transitioned_at.map(|at| at.min(now())).into(),
                 )
                 .col_expr(
                     job::Column::NextRetryAt,
-                    job.next_retry_at.map(|_| moved).into(),
+                    job.next_retry_at.map(|_| shifted).into(),
                 )
                 .filter(job::Column::Id.eq(job.id))
                 .filter(job::Column::ScheduledAt.eq(scheduled_at))
                 .filter(Expr::cust("status = 'queued'"));
-            mended += db
+            repaired += db
                 .write(async |tx| Ok(update.clone().exec(tx).await?.rows_affected))
                 .await?;
         }
-        if (found.len() as u64) < CHUNK {
-            return Ok(mended);
+        if (rows.len() as u64) < MAX_ROWS_PER_QUERY {
+            return Ok(repaired);
         }
     }
 }
 
 /// Repairs jobs assigned to workers in the future.
-async fn running_jobs(db: &Db) -> Result<u64> {
-    let mut mended = 0;
+async fn repair_running_jobs(db: &Db) -> Result<u64> {
+    let mut repaired = 0;
     loop {
-        let limit = now() + SLACK;
-        let found = job::Entity::find()
+        let limit = now() + TOLERANCE;
+        let rows = job::Entity::find()
             .filter(Expr::cust("status = 'running'"))
             .filter(job::Column::HeartbeatAt.gt(limit))
             .order_by_asc(job::Column::Id)
-            .limit(CHUNK)
+            .limit(MAX_ROWS_PER_QUERY)
             .all(db.reader())
             .await?;
-        for job in &found {
+        for job in &rows {
             let Some(heartbeat_at) = job.heartbeat_at else {
                 continue;
             };
-            let expires_at = job.lease_expires_at.map(|at| moved(at, heartbeat_at));
+            let expires_at = job.lease_expires_at.map(|at| shift(at, heartbeat_at));
             let started_at = job.started_at.unwrap_or(heartbeat_at);
-            let deadline_at = job.attempt_deadline_at.map(|at| moved(at, started_at));
+            let deadline_at = job.attempt_deadline_at.map(|at| shift(at, started_at));
             let update = job::Entity::update_many()
                 .col_expr(job::Column::LeaseExpiresAt, expires_at.into())
                 .col_expr(job::Column::AttemptDeadlineAt, deadline_at.into())
                 .col_expr(job::Column::HeartbeatAt, now().into())
                 .filter(job::Column::Id.eq(job.id))
                 .filter(job::Column::HeartbeatAt.eq(heartbeat_at));
-            mended += db
+            repaired += db
                 .write(async |tx| Ok(update.clone().exec(tx).await?.rows_affected))
                 .await?;
         }
-        if (found.len() as u64) < CHUNK {
-            return Ok(mended);
+        if (rows.len() as u64) < MAX_ROWS_PER_QUERY {
+            return Ok(repaired);
         }
     }
 }
 
 /// Repairs deliveries that were queued, begun or failed in the future, and the throttles of their
 /// channels.
-async fn deliveries(db: &Db) -> Result<u64> {
+async fn repair_deliveries(db: &Db) -> Result<u64> {
     use delivery::Column;
 
-    let (mut mended, mut channels) = (0, HashSet::new());
+    let (mut repaired, mut channels) = (0, HashSet::new());
     loop {
-        let limit = now() + SLACK;
-        let found = delivery::Entity::find()
+        let limit = now() + TOLERANCE;
+        let rows = delivery::Entity::find()
             .filter(Expr::cust("status = 'queued'"))
             .filter(
                 Condition::any().add(Column::UpdatedAt.gt(limit)).add(
@@ -168,41 +170,41 @@ async fn deliveries(db: &Db) -> Result<u64> {
             )
             .filter(Column::NextAttemptAt.gt(limit))
             .order_by_asc(Column::Id)
-            .limit(CHUNK)
+            .limit(MAX_ROWS_PER_QUERY)
             .all(db.reader())
             .await?;
-        for delivery in &found {
-            let begun = delivery
+        for delivery in &rows {
+            let started_at = delivery
                 .last_attempt_at
                 .filter(|_| delivery.lease_id.is_some());
-            let from = begun.unwrap_or(delivery.updated_at);
-            let next = delivery.next_attempt_at.map(|at| moved(at, from));
+            let origin = started_at.unwrap_or(delivery.updated_at);
+            let next = delivery.next_attempt_at.map(|at| shift(at, origin));
             // Once per channel, because the throttle was derived from the time of the refused
             // delivery.
             let throttled = delivery.channel_id.filter(|id| channels.insert(*id));
-            mended += db
-                .write_quietly(async |tx| mend(tx, delivery, next, throttled).await)
+            repaired += db
+                .write_unannounced(async |tx| repair_delivery(tx, delivery, next, throttled).await)
                 .await?;
         }
-        if (found.len() as u64) < CHUNK {
-            return Ok(mended);
+        if (rows.len() as u64) < MAX_ROWS_PER_QUERY {
+            return Ok(repaired);
         }
     }
 }
 
 /// Moves a delivery and the throttle of its channel by the same amount.
-async fn mend(
+async fn repair_delivery(
     tx: &sea_orm::DatabaseTransaction,
     delivery: &delivery::Model,
     next: Option<DateTime<Utc>>,
     throttled: Option<Uuid>,
 ) -> Result<u64> {
-    let present = now();
+    let now = now();
     let written = delivery::Entity::update_many()
         .set(delivery::ActiveModel {
             next_attempt_at: Set(next),
-            updated_at: Set(delivery.updated_at.min(present)),
-            last_attempt_at: Set(delivery.last_attempt_at.map(|at| at.min(present))),
+            updated_at: Set(delivery.updated_at.min(now)),
+            last_attempt_at: Set(delivery.last_attempt_at.map(|at| at.min(now))),
             ..Default::default()
         })
         .filter(delivery::Column::Id.eq(delivery.id))
@@ -217,8 +219,8 @@ async fn mend(
         .one(tx)
         .await?;
     let throttled = channel.and_then(|channel| Some((channel.id, channel.throttled_until?)));
-    if let Some((id, until)) = throttled.filter(|(_, until)| *until > present) {
-        let ends = moved(until, delivery.updated_at);
+    if let Some((id, until)) = throttled.filter(|(_, until)| *until > now) {
+        let ends = shift(until, delivery.updated_at);
         let throttle = notification_channel::ActiveModel {
             throttled_until: Set(Some(ends)),
             ..<notification_channel::ActiveModel as ActiveModelTrait>::default()
@@ -233,7 +235,7 @@ async fn mend(
 }
 
 /// Shifts a time by the distance of its origin from now, if the origin lies in the future.
-fn moved(time: DateTime<Utc>, from: DateTime<Utc>) -> DateTime<Utc> {
-    let ahead = (from - now()).max(TimeDelta::zero());
+fn shift(time: DateTime<Utc>, origin: DateTime<Utc>) -> DateTime<Utc> {
+    let ahead = (origin - now()).max(TimeDelta::zero());
     time - ahead
 }

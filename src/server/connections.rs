@@ -27,16 +27,16 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// Time from the connection to the end of the client's preface: greeting and first settings.
-const PREFACE_WITHIN: Duration = Duration::from_secs(10);
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Length of the shortest preface in bytes: the greeting and an empty settings frame.
-const PREFACE: usize = 24 + 9;
+const MIN_PREFACE_BYTES: usize = 24 + 9;
 
 /// Pause after a failed accept, as when no file can be opened.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Maximum number of connections waiting for the server.
-const HANDED_OVER: usize = 64;
+const MAX_PENDING_CONNECTIONS: usize = 64;
 
 /// File descriptors reserved for the database, the log and outgoing calls.
 const RESERVED_FILES: u64 = 256;
@@ -55,13 +55,13 @@ struct Counts {
 
 impl Connections {
     /// Creates a limit of `max_connections`, or less if the process may open fewer files.
-    pub fn new(most: usize) -> Self {
-        let files = usize::try_from(open_files()).unwrap_or(usize::MAX);
-        let limit = most.min(files);
-        if limit < most {
+    pub fn new(max_connections: usize) -> Self {
+        let max_files = usize::try_from(available_files()).unwrap_or(usize::MAX);
+        let limit = max_connections.min(max_files);
+        if limit < max_connections {
             tracing::warn!(
                 limit,
-                "the system lets this process open too few files for --max-connections; fewer connections are accepted"
+                "the limit of open files is too low for --max-connections; accepting fewer connections"
             );
         }
         Self(Arc::new(Counts {
@@ -99,7 +99,7 @@ impl Connections {
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> impl Stream<Item = io::Result<Connection>> + use<> {
-        let (ready, incoming) = mpsc::channel(HANDED_OVER);
+        let (ready, incoming) = mpsc::channel(MAX_PENDING_CONNECTIONS);
         let connections = self.clone();
         tokio::spawn(async move {
             let accepting = connections.accept_all(&listener, &ready, &shutdown);
@@ -123,15 +123,15 @@ impl Connections {
                     continue;
                 }
             };
-            let Ok(place) = self.0.free.clone().try_acquire_owned() else {
+            let Ok(permit) = self.0.free.clone().try_acquire_owned() else {
                 self.0.refused.fetch_add(1, Ordering::Relaxed);
                 continue;
             };
             let (connections, ready) = (self.clone(), ready.clone());
             let shutdown = shutdown.clone();
             tokio::spawn(async move {
-                let greeting = connections.hand_over(stream, place, &ready);
-                shutdown.run_until_cancelled(greeting).await;
+                let handover = connections.hand_over(stream, permit, &ready);
+                shutdown.run_until_cancelled(handover).await;
             });
         }
     }
@@ -140,14 +140,14 @@ impl Connections {
     async fn hand_over(
         &self,
         stream: TcpStream,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
         ready: &mpsc::Sender<io::Result<Connection>>,
     ) {
-        let deadline = Instant::now() + PREFACE_WITHIN;
+        let deadline = Instant::now() + PREFACE_TIMEOUT;
         // A socket may be reported readable without data, so the byte is read.
         let mut first = [0];
-        let begins = timeout_at(deadline, stream.peek(&mut first)).await;
-        match begins {
+        let first_byte = timeout_at(deadline, stream.peek(&mut first)).await;
+        match first_byte {
             Ok(Ok(bytes)) if bytes > 0 => {}
             // The client has disconnected.
             Ok(_) => return,
@@ -157,17 +157,17 @@ impl Connections {
             }
         }
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection has gone");
+            tracing::debug!(%error, "a connection was closed by the client");
             return;
         }
         let connection = Connection {
             stream,
             preface: Some(Preface {
-                missing: PREFACE,
+                missing: MIN_PREFACE_BYTES,
                 deadline: Box::pin(sleep_until(deadline)),
                 connections: self.clone(),
             }),
-            _place: place,
+            _permit: permit,
         };
         // The server ends with the process.
         let _ = ready.send(Ok(connection)).await;
@@ -180,7 +180,7 @@ pub(crate) struct Connection {
     stream: TcpStream,
     /// Pending preface; absent after its arrival.
     preface: Option<Preface>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
@@ -198,14 +198,14 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let connection = self.get_mut();
-        let before = buffer.filled().len();
+        let filled_before = buffer.filled().len();
         let polled = Pin::new(&mut connection.stream).poll_read(cx, buffer);
         let Some(preface) = &mut connection.preface else {
             return polled;
         };
         preface.missing = preface
             .missing
-            .saturating_sub(buffer.filled().len() - before);
+            .saturating_sub(buffer.filled().len() - filled_before);
         if preface.missing == 0 {
             connection.preface = None;
             return polled;
@@ -260,7 +260,7 @@ impl Connected for Connection {
 /// Returns the number of files available to connections, after raising the soft limit to the hard
 /// limit.
 #[cfg(target_os = "linux")]
-fn open_files() -> u64 {
+fn available_files() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     let mut limit = getrlimit(Resource::Nofile);
@@ -275,11 +275,13 @@ fn open_files() -> u64 {
         }
     }
     // A missing limit means unlimited.
-    let most = limit.current.unwrap_or(u64::MAX);
-    most.saturating_sub(RESERVED_FILES).max(most / 2)
+    let open_files = limit.current.unwrap_or(u64::MAX);
+    open_files
+        .saturating_sub(RESERVED_FILES)
+        .max(open_files / 2)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn open_files() -> u64 {
+fn available_files() -> u64 {
     u64::MAX
 }

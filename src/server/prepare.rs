@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Parts, Running, StartError, clock_repair};
+use super::{Components, RunningTasks, StartError, clock_repair};
 use crate::{
     clock,
     config::Settings,
@@ -32,23 +32,23 @@ use crate::{
 };
 
 /// Pause between two checks of the database.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time for running deliveries to end at shutdown. Interrupted deliveries are retried.
-const DELIVERIES_END: Duration = Duration::from_secs(2);
+const MAX_DELIVERY_GRACE: Duration = Duration::from_secs(2);
 
 /// Pause between two attempts to open the database at the start.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Migrates the database, starts every loop, and admits calls.
 pub(super) async fn prepare(
-    parts: Parts,
+    components: Components,
     settings: Settings,
     ready: Arc<AtomicBool>,
-    done: watch::Sender<bool>,
-) -> Result<Running, StartError> {
-    open_when_there(&parts).await?;
-    let Parts {
+    prepared: watch::Sender<bool>,
+) -> Result<RunningTasks, StartError> {
+    open_with_retry(&components).await?;
+    let Components {
         db,
         feed,
         rules,
@@ -58,7 +58,7 @@ pub(super) async fn prepare(
         queue,
         health,
         shutdown,
-    } = parts;
+    } = components;
     let start = feed.head();
     if db.backend() == DbBackend::Postgres {
         let (relay, handler) = gpu::live::relay::new(db.clone(), gpus.clone());
@@ -93,9 +93,9 @@ pub(super) async fn prepare(
         kept,
         shutdown.clone(),
     ));
-    keep_secrets_readable(&db, &deliverer, &health, &shutdown).await;
+    monitor_secrets(&db, &deliverer, &health, &shutdown).await;
     let deliverer = tokio::spawn(deliverer.run(
-        Ord::min(settings.shutdown_grace, DELIVERIES_END),
+        Ord::min(settings.shutdown_grace, MAX_DELIVERY_GRACE),
         shutdown.clone(),
     ));
     tokio::spawn(watch_database(
@@ -105,12 +105,16 @@ pub(super) async fn prepare(
         shutdown.clone(),
     ));
     tokio::spawn(watch_storage(db.clone(), health.clone(), shutdown.clone()));
-    tokio::spawn(watch_holders(db.clone(), health.clone(), shutdown.clone()));
+    tokio::spawn(watch_feed_blockers(
+        db.clone(),
+        health.clone(),
+        shutdown.clone(),
+    ));
     ready.store(true, Ordering::Release);
-    health.database(true);
-    health.settled().await;
+    health.set_database(true);
+    health.wait_reported().await;
     tracing::info!("ready");
-    done.send_replace(true);
+    prepared.send_replace(true);
 
     let gpu_settings = gpu::Settings {
         library: settings.nvml_library.clone(),
@@ -126,29 +130,29 @@ pub(super) async fn prepare(
         gpu_settings,
         db,
         gpus,
-        move |serving| gpu_health.gpus(serving),
+        move |serving| gpu_health.set_gpus(serving),
         shutdown,
     )
     .await;
     tracing::info!("{}", gpus.found);
-    Ok(Running { gpus, deliverer })
+    Ok(RunningTasks { gpus, deliverer })
 }
 
 /// Opens the database, and retries while unreachable. Fails if a retry would not help, and at
 /// shutdown.
-async fn open_when_there(parts: &Parts) -> Result<(), StartError> {
+async fn open_with_retry(components: &Components) -> Result<(), StartError> {
     let mut reminder = Reminder::default();
-    while let Err(error) = open(parts).await {
-        if !error.may_pass() {
+    while let Err(error) = open(components).await {
+        if !error.is_transient() {
             return Err(StartError::Database(error.to_string()));
         }
         if reminder.is_due() {
-            let problem = parts.db.connect_problem().await;
+            let problem = components.db.connect_problem().await;
             let error = problem.unwrap_or_else(|| error.to_string());
-            tracing::warn!(%error, "the database is away; it is waited for");
+            tracing::warn!(%error, "the database is unreachable; retrying");
         }
         tokio::select! {
-            () = parts.shutdown.cancelled() => return Err(StartError::Serve("stopped".to_string())),
+            () = components.shutdown.cancelled() => return Err(StartError::Serve("stopped".to_string())),
             () = sleep(RETRY) => {}
         }
     }
@@ -156,7 +160,7 @@ async fn open_when_there(parts: &Parts) -> Result<(), StartError> {
 }
 
 /// Re-encrypts older forms of secrets, then monitors their readability.
-async fn keep_secrets_readable(
+async fn monitor_secrets(
     db: &Db,
     deliverer: &Deliverer,
     health: &Health,
@@ -181,9 +185,9 @@ enum OpenError {
 
 impl OpenError {
     /// Returns true if a retry may succeed.
-    fn may_pass(&self) -> bool {
+    fn is_transient(&self) -> bool {
         match self {
-            Self::Migrating(error) => db::may_pass(error),
+            Self::Migrating(error) => db::is_transient(error),
             Self::Reading(error) => error.is_unavailable(),
         }
     }
@@ -198,38 +202,45 @@ impl std::fmt::Display for OpenError {
     }
 }
 
-async fn open(parts: &Parts) -> Result<(), OpenError> {
+async fn open(components: &Components) -> Result<(), OpenError> {
     // Connects first, so its error decides if a retry may succeed.
-    parts.db.migrate_up().await.map_err(OpenError::Migrating)?;
-    clock::compare(&parts.db)
+    components
+        .db
+        .migrate_up()
+        .await
+        .map_err(OpenError::Migrating)?;
+    clock::compare(&components.db)
         .await
         .map_err(OpenError::Reading)?;
-    if let Some(newest) = feed::newest(&parts.db).await.map_err(OpenError::Reading)? {
-        clock::trust(newest);
+    if let Some(recorded_at) = feed::newest_recorded_at(&components.db)
+        .await
+        .map_err(OpenError::Reading)?
+    {
+        clock::trust(recorded_at);
     }
-    parts.feed.open().await.map_err(OpenError::Reading)?;
-    parts.queue.open().await.map_err(OpenError::Reading)?;
-    let zones = parts.rules.zones();
+    components.feed.open().await.map_err(OpenError::Reading)?;
+    components.queue.open().await.map_err(OpenError::Reading)?;
+    let zones = components.rules.zones();
     zones.reload().await.map_err(OpenError::Reading)?;
-    let silences = parts.rules.silences();
+    let silences = components.rules.silences();
     silences.reload().await.map_err(OpenError::Reading)?;
-    parts.rules.reload().await.map_err(OpenError::Reading)
+    components.rules.reload().await.map_err(OpenError::Reading)
 }
 
 /// Reports storage faults to health until shutdown.
 async fn watch_storage(db: Db, health: Health, shutdown: CancellationToken) {
-    let tell = |fault| health.storage(fault);
-    db.storage().monitor(&db, tell, shutdown).await;
+    let report = |fault| health.set_storage(fault);
+    db.storage().monitor(&db, report, shutdown).await;
 }
 
 /// Reports transactions that block the change feed to health, until shutdown.
-async fn watch_holders(db: Db, health: Health, shutdown: CancellationToken) {
-    feed::holders::watch(db, |holder| health.feed_holder(holder), shutdown).await;
+async fn watch_feed_blockers(db: Db, health: Health, shutdown: CancellationToken) {
+    feed::blockers::watch(db, |blocker| health.set_feed_blocker(blocker), shutdown).await;
 }
 
 /// Reports a wrong clock of this host to health and to the log. Returns true if the clock is wrong.
-fn tell_skew(health: &Health, was_skewed: bool) -> bool {
-    let skew = clock::skew().filter(|skew| skew.abs() >= clock::TOLD);
+fn report_skew(health: &Health, was_skewed: bool) -> bool {
+    let skew = clock::skew().filter(|skew| skew.abs() >= clock::REPORTED_SKEW);
     let note = skew.map(|skew| {
         let (seconds, side) = (skew.abs().as_seconds_f64(), if skew > TimeDelta::zero() { "ahead of" } else { "behind" });
         format!("clock: the clock of this host is {seconds:.1} s {side} that of the database, which decides")
@@ -241,7 +252,7 @@ fn tell_skew(health: &Health, was_skewed: bool) -> bool {
         }
         (Some(_), true) | (None, false) => {}
     }
-    health.note("clock", note);
+    health.set_note("clock", note);
     skew.is_some()
 }
 
@@ -250,28 +261,28 @@ async fn watch_database(db: Db, feed: Feed, health: Health, shutdown: Cancellati
     let mut reading = feed.reading();
     let watching = async {
         let mut reminder = Reminder::default();
-        let mut skewed = false;
+        let mut is_skewed = false;
         loop {
-            let alive = clock::compare(&db).await;
-            skewed = tell_skew(&health, skewed);
+            let comparison = clock::compare(&db).await;
+            is_skewed = report_skew(&health, is_skewed);
             // A busy database is reachable.
-            let is_busy = matches!(alive, Err(Error::DatabaseBusy));
-            health.database(alive.is_ok() || is_busy);
-            match alive {
+            let is_busy = matches!(comparison, Err(Error::DatabaseBusy));
+            health.set_database(comparison.is_ok() || is_busy);
+            match comparison {
                 Err(_) if is_busy => {}
                 Err(error) if reminder.is_due() => {
                     let problem = db.connect_problem().await;
                     let error = problem.unwrap_or_else(|| Chain(&error).to_string());
                     tracing::warn!(
                         %error,
-                        "the database is away; calls that need it are answered with UNAVAILABLE"
+                        "the database is unreachable; calls that need the database fail with UNAVAILABLE"
                     );
                 }
-                Ok(()) if reminder.ended() => tracing::info!("the database is back"),
+                Ok(()) if reminder.ended() => tracing::info!("the database is reachable again"),
                 _ => {}
             }
             // The feed may notice a failure first.
-            let _ = timeout(SIGN_OF_LIFE, reading.changed()).await;
+            let _ = timeout(CHECK_INTERVAL, reading.changed()).await;
         }
     };
     shutdown.run_until_cancelled(watching).await;

@@ -7,11 +7,13 @@ use crate::{
     config::Settings,
     metrics::Limits,
     pb::FILE_DESCRIPTOR_SET,
-    rpc::limits::{call_limit::CallLimit, snapshots::SnapshotMemory, unfinished::Unfinished},
+    rpc::limits::{
+        call_limit::CallLimit, snapshots::SnapshotMemory, unfinished::UnfinishedRequests,
+    },
 };
 
 /// Descriptors of all methods whose calls are counted.
-pub(super) const CALLED: [&[u8]; 4] = [
+pub(super) const CALL_DESCRIPTORS: [&[u8]; 4] = [
     FILE_DESCRIPTOR_SET,
     tonic_health::pb::FILE_DESCRIPTOR_SET,
     tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
@@ -19,21 +21,21 @@ pub(super) const CALLED: [&[u8]; 4] = [
 ];
 
 /// Flow-control window of a call, in bytes.
-const CALL_WINDOW: u32 = 1 << 20;
+const CALL_WINDOW_BYTES: u32 = 1 << 20;
 
 /// Flow-control window of a connection, in bytes.
-const CONNECTION_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 
 /// Maximum size of the headers of a call, in bytes. Headers are kept until the answer.
-const HEADERS: u32 = 8 << 10;
+const MAX_HEADER_BYTES: u32 = 8 << 10;
 
 /// Builds a server with the limits per connection.
 pub(super) fn builder(settings: &Settings) -> Grpc {
     Grpc::builder()
         .max_concurrent_streams(Some(settings.max_connection_streams))
-        .initial_stream_window_size(Some(CALL_WINDOW))
-        .initial_connection_window_size(Some(CONNECTION_WINDOW))
-        .http2_max_header_list_size(Some(HEADERS))
+        .initial_stream_window_size(Some(CALL_WINDOW_BYTES))
+        .initial_connection_window_size(Some(CONNECTION_WINDOW_BYTES))
+        .http2_max_header_list_size(Some(MAX_HEADER_BYTES))
         .http2_keepalive_interval(Some(settings.keepalive_interval))
         .http2_keepalive_timeout(Some(settings.keepalive_timeout))
 }
@@ -43,7 +45,7 @@ pub(super) fn limits(settings: &Settings) -> Limits {
     Limits {
         calls: CallLimit::new(settings.max_calls as usize),
         calls_per_connection: settings.max_connection_streams,
-        unfinished: Unfinished::new(
+        unfinished: UnfinishedRequests::new(
             settings.message_timeout,
             settings.unfinished_memory,
             settings.max_message_size as usize,

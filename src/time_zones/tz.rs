@@ -76,9 +76,9 @@ impl Tz {
         rules.stamp != source.stamp(self.name())
     }
 
-    fn with<T>(self, ask: impl FnOnce(&tz::TimeZone) -> T) -> T {
+    fn with_rules<T>(self, query: impl FnOnce(&tz::TimeZone) -> T) -> T {
         let rules = self.0.rules.read();
-        ask(&rules.zone)
+        query(&rules.zone)
     }
 
     fn offset(self, offset: tz::Offset) -> TzOffset {
@@ -134,7 +134,7 @@ impl TimeZone for Tz {
     }
 
     fn offset_from_local_datetime(&self, local: &NaiveDateTime) -> MappedLocalTime<TzOffset> {
-        let ambiguous = self.with(|zone| zone.to_ambiguous_timestamp(civil(*local)));
+        let ambiguous = self.with_rules(|zone| zone.to_ambiguous_timestamp(to_civil(*local)));
         match ambiguous.offset() {
             AmbiguousOffset::Unambiguous { offset } => MappedLocalTime::Single(self.offset(offset)),
             AmbiguousOffset::Gap { .. } => MappedLocalTime::None,
@@ -156,22 +156,22 @@ impl TimeZone for Tz {
             Timestamp::MAX
         };
         let time = Timestamp::from_second(seconds).unwrap_or(last);
-        self.offset(self.with(|zone| zone.to_offset(time)))
+        self.offset(self.with_rules(|zone| zone.to_offset(time)))
     }
 }
 
 /// Converts a local time to jiff, with seconds; years beyond 9999 become the last time.
-fn civil(local: NaiveDateTime) -> civil::DateTime {
-    let small = |number: u32| i8::try_from(number).ok();
+fn to_civil(local: NaiveDateTime) -> civil::DateTime {
+    let to_i8 = |number: u32| i8::try_from(number).ok();
     let date = || {
         let year = i16::try_from(local.year()).ok()?;
         civil::DateTime::new(
             year,
-            small(local.month())?,
-            small(local.day())?,
-            small(local.hour())?,
-            small(local.minute())?,
-            small(local.second())?,
+            to_i8(local.month())?,
+            to_i8(local.day())?,
+            to_i8(local.hour())?,
+            to_i8(local.minute())?,
+            to_i8(local.second())?,
             0,
         )
         .ok()

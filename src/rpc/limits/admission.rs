@@ -5,79 +5,81 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::shape::{Shapes, Unknown};
+use super::layout::{MessageLayouts, SizeError};
 use crate::error::{Error, Result};
 
 /// Maximum decoded size of a message, as a multiple of the maximum encoded size.
-const EXPANSION: u64 = 10;
+const EXPANSION_FACTOR: u64 = 10;
 
 /// Unit of memory accounting, in bytes.
-const UNIT: u64 = 1 << 10;
+const UNIT_BYTES: u64 = 1 << 10;
 
 /// Requests up to this decoded size, in bytes, are not counted; their total is negligible.
-const SMALL: u64 = 4 << 10;
+const MAX_UNCOUNTED_BYTES: u64 = 4 << 10;
 
 /// Error message for exhausted memory.
-const NO_MEMORY: &str = "the requests under way take all the memory that this server gives them";
+const NO_MEMORY: &str = "the memory for concurrent requests is exhausted; retry later";
 
 tokio::task_local! {
     /// Memory of the call whose messages are being decoded.
-    static CURRENT: Arc<Call>;
+    static CURRENT: Arc<RequestMemory>;
 }
 
 /// Admission of requests. Clones share the memory.
 #[derive(Debug, Clone)]
 pub struct Admission {
-    shapes: Arc<Shapes>,
+    layouts: Arc<MessageLayouts>,
     /// Free memory, in units.
     pool: Arc<Semaphore>,
     pool_size: u64,
     /// Maximum memory of a message, in bytes.
-    most: u64,
+    max_message_memory: u64,
 }
 
 /// Memory held by the last message of a call.
 #[derive(Debug)]
-pub struct Call {
+pub struct RequestMemory {
     admission: Admission,
     input: Option<usize>,
-    held: Mutex<Option<OwnedSemaphorePermit>>,
+    permit_slot: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 impl Admission {
     /// Creates the admission for methods of encoded descriptors. Requests have up to
     /// `max_message_size` bytes each, and take up to `memory` bytes together.
     pub fn new(descriptors: &[&[u8]], max_message_size: usize, memory: u64) -> Self {
-        let most = max_message_size as u64 * EXPANSION;
+        let max_message_memory = max_message_size as u64 * EXPANSION_FACTOR;
         // A single request must fit.
-        let units = memory.max(most).div_ceil(UNIT);
-        let units = usize::try_from(units).unwrap_or(Semaphore::MAX_PERMITS);
-        let units = units.min(u32::MAX as usize).min(Semaphore::MAX_PERMITS);
+        let needed_units = memory.max(max_message_memory).div_ceil(UNIT_BYTES);
+        let units = usize::try_from(needed_units)
+            .unwrap_or(Semaphore::MAX_PERMITS)
+            .min(u32::MAX as usize)
+            .min(Semaphore::MAX_PERMITS);
         Self {
-            shapes: Arc::new(Shapes::new(descriptors)),
+            layouts: Arc::new(MessageLayouts::new(descriptors)),
             pool: Arc::new(Semaphore::new(units)),
-            pool_size: units as u64 * UNIT,
-            most,
+            pool_size: units as u64 * UNIT_BYTES,
+            max_message_memory,
         }
     }
 
     /// Returns the used and total memory, in bytes.
     pub fn memory(&self) -> (u64, u64) {
-        let left = self.pool.available_permits() as u64 * UNIT;
+        let left = self.pool.available_permits() as u64 * UNIT_BYTES;
         (self.pool_size.saturating_sub(left), self.pool_size)
     }
 
     /// Creates the accounting of a call of this method.
-    pub fn call(&self, path: &str) -> Arc<Call> {
-        Arc::new(Call {
-            input: self.shapes.input(path),
+    pub fn begin_call(&self, path: &str) -> Arc<RequestMemory> {
+        Arc::new(RequestMemory {
+            input: self.layouts.input(path),
             admission: self.clone(),
-            held: Mutex::new(None),
+            permit_slot: Mutex::new(None),
         })
     }
 }
 
-impl Call {
+impl RequestMemory {
     /// Runs the call with this accounting in scope.
     pub fn scope<F: Future>(self: Arc<Self>, call: F) -> impl Future<Output = F::Output> + use<F> {
         CURRENT.scope(self, call)
@@ -94,22 +96,25 @@ impl Call {
         let Some(input) = self.input else {
             return Ok(());
         };
-        let mut held = self.held.lock();
-        *held = None;
+        let mut permit_slot = self.permit_slot.lock();
+        *permit_slot = None;
         let admission = &self.admission;
-        let memory = match admission.shapes.memory(input, message, admission.most) {
+        let memory = match admission
+            .layouts
+            .memory(input, message, admission.max_message_memory)
+        {
             Ok(memory) => memory + message.len() as u64,
-            Err(Unknown::TooMuch) => {
+            Err(SizeError::LimitExceeded) => {
                 return Err(Error::TooManyElements {
-                    limit: admission.most,
+                    limit: admission.max_message_memory,
                 });
             }
-            Err(Unknown::Malformed) => return Err(Error::Malformed),
+            Err(SizeError::Malformed) => return Err(Error::Malformed),
         };
-        if memory > SMALL {
-            let units = u32::try_from(memory.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        if memory > MAX_UNCOUNTED_BYTES {
+            let units = u32::try_from(memory.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
             let permit = admission.pool.clone().try_acquire_many_owned(units);
-            *held = Some(permit.map_err(|_| Error::Busy(NO_MEMORY))?);
+            *permit_slot = Some(permit.map_err(|_| Error::Busy(NO_MEMORY))?);
         }
         Ok(())
     }

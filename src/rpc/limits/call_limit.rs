@@ -10,10 +10,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::error::{Error, Result};
 
 /// Path of the method with a reserve beyond the limit.
-const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+const HEALTH_CHECK_PATH: &str = "/grpc.health.v1.Health/Check";
 
 /// Number of concurrent health checks beyond the limit.
-const HEALTH_CHECKS: usize = 256;
+const MAX_EXTRA_HEALTH_CHECKS: usize = 256;
 
 /// Limit and statistics of concurrent calls. Clones share the state.
 #[derive(Debug, Clone)]
@@ -34,7 +34,7 @@ impl CallLimit {
         Self(Arc::new(Counts {
             free: Arc::new(Semaphore::new(limit)),
             limit,
-            health_checks: Arc::new(Semaphore::new(HEALTH_CHECKS)),
+            health_checks: Arc::new(Semaphore::new(MAX_EXTRA_HEALTH_CHECKS)),
             refused: AtomicU64::new(0),
         }))
     }
@@ -42,7 +42,7 @@ impl CallLimit {
     /// Returns the number of running calls.
     pub fn open(&self) -> usize {
         let calls = self.0.limit - self.0.free.available_permits();
-        calls + HEALTH_CHECKS - self.0.health_checks.available_permits()
+        calls + MAX_EXTRA_HEALTH_CHECKS - self.0.health_checks.available_permits()
     }
 
     /// Returns the maximum number of concurrent calls, without the reserve for health checks.
@@ -57,12 +57,12 @@ impl CallLimit {
 
     /// Acquires a permit for a call of the method at this path. The call counts until the permit is
     /// dropped.
-    pub(crate) fn take(&self, path: &str) -> Result<OwnedSemaphorePermit> {
+    pub(crate) fn acquire(&self, path: &str) -> Result<OwnedSemaphorePermit> {
         let counts = &self.0;
         if let Ok(permit) = counts.free.clone().try_acquire_owned() {
             return Ok(permit);
         }
-        if path == HEALTH_CHECK
+        if path == HEALTH_CHECK_PATH
             && let Ok(permit) = counts.health_checks.clone().try_acquire_owned()
         {
             return Ok(permit);
@@ -81,13 +81,18 @@ mod tests {
     #[test]
     fn health_checks_have_a_reserve_and_health_watches_have_none() {
         let limit = CallLimit::new(1);
-        let call = limit.take("/watchpost.v1.CameraService/GetCamera").unwrap();
-        assert!(limit.take("/grpc.health.v1.Health/Watch").is_err());
-        let checks: Vec<_> = (0..HEALTH_CHECKS)
-            .map(|_| limit.take(HEALTH_CHECK).unwrap())
+        let call = limit
+            .acquire("/watchpost.v1.CameraService/GetCamera")
+            .unwrap();
+        assert!(limit.acquire("/grpc.health.v1.Health/Watch").is_err());
+        let checks: Vec<_> = (0..MAX_EXTRA_HEALTH_CHECKS)
+            .map(|_| limit.acquire(HEALTH_CHECK_PATH).unwrap())
             .collect();
-        assert!(limit.take(HEALTH_CHECK).is_err());
-        assert_eq!((limit.open(), limit.refused()), (1 + HEALTH_CHECKS, 2));
+        assert!(limit.acquire(HEALTH_CHECK_PATH).is_err());
+        assert_eq!(
+            (limit.open(), limit.refused()),
+            (1 + MAX_EXTRA_HEALTH_CHECKS, 2)
+        );
         drop((call, checks));
         assert_eq!(limit.open(), 0);
     }

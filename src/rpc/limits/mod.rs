@@ -4,6 +4,6 @@
 pub mod admission;
 pub mod call_limit;
 pub(super) mod framing;
-pub mod shape;
+pub mod layout;
 pub mod snapshots;
 pub mod unfinished;

@@ -16,17 +16,17 @@ use tokio_util::sync::CancellationToken;
 use crate::{db::Db, error::Result, reminder::Reminder};
 
 /// Pause between two queries of the open transactions.
-const INTERVAL: Duration = Duration::from_secs(2);
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Age from which a transaction is logged.
-const WARN_FROM: Duration = Duration::from_secs(10);
+const WARN_AGE: Duration = Duration::from_secs(10);
 
 /// Age from which health reports a blocked feed.
-pub const UNHEALTHY_FROM: Duration = Duration::from_mins(1);
+pub const UNHEALTHY_AGE: Duration = Duration::from_mins(1);
 
 /// Open transactions that have written. Sessions of other roles hide their start time, but not
 /// their transaction id.
-const OPEN: &str = "\
+const OPEN_TRANSACTIONS: &str = "\
     SELECT 'pid ' || pid AS name, coalesce(datname::text, '') AS database, \
         coalesce(application_name, '') AS application, backend_xid::text AS xid, \
         extract(epoch FROM clock_timestamp() - xact_start)::float8 AS seconds \
@@ -38,7 +38,7 @@ const OPEN: &str = "\
 
 /// Open transaction that has written.
 #[derive(Debug, Clone)]
-pub struct Holder {
+pub struct Blocker {
     name: String,
     database: String,
     application: String,
@@ -47,7 +47,7 @@ pub struct Holder {
     pub age: Duration,
 }
 
-impl fmt::Display for Holder {
+impl fmt::Display for Blocker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             name,
@@ -64,7 +64,7 @@ impl fmt::Display for Holder {
 }
 
 #[derive(Debug, FromQueryResult)]
-struct Open {
+struct OpenTransaction {
     name: String,
     database: String,
     application: String,
@@ -74,7 +74,7 @@ struct Open {
 
 /// Watches open transactions until shutdown, and calls `report` with the oldest above ten seconds.
 /// Returns at once on SQLite, which has a single writer.
-pub async fn watch(db: Db, tell: impl Fn(Option<Holder>), shutdown: CancellationToken) {
+pub async fn watch(db: Db, report: impl Fn(Option<Blocker>), shutdown: CancellationToken) {
     if db.backend() != DbBackend::Postgres {
         return;
     }
@@ -83,20 +83,20 @@ pub async fn watch(db: Db, tell: impl Fn(Option<Holder>), shutdown: Cancellation
         let mut reminder = Reminder::default();
         loop {
             // An unreachable database has no open transactions, and is reported elsewhere.
-            let found = look(&db, &mut first_seen).await.unwrap_or_default();
-            let holder = found.filter(|holder| holder.age >= WARN_FROM);
-            match &holder {
-                Some(holder) if reminder.is_due() => tracing::warn!(
-                    transaction = %holder,
-                    "an open transaction holds the change feed back: no change is delivered until it ends"
+            let oldest = find_oldest(&db, &mut first_seen).await.unwrap_or_default();
+            let blocker = oldest.filter(|blocker| blocker.age >= WARN_AGE);
+            match &blocker {
+                Some(blocker) if reminder.is_due() => tracing::warn!(
+                    transaction = %blocker,
+                    "an open transaction blocks the change feed; no change is delivered until the transaction ends"
                 ),
                 None if reminder.ended() => {
-                    tracing::info!("the change feed is no longer held back");
+                    tracing::info!("the change feed is no longer blocked");
                 }
                 _ => {}
             }
-            tell(holder);
-            sleep(INTERVAL).await;
+            report(blocker);
+            sleep(CHECK_INTERVAL).await;
         }
     };
     shutdown.run_until_cancelled(watching).await;
@@ -104,22 +104,30 @@ pub async fn watch(db: Db, tell: impl Fn(Option<Holder>), shutdown: Cancellation
 
 /// Returns the oldest open transaction. `first_seen` maps transaction ids to the time of the first
 /// observation.
-async fn look(db: &Db, first_seen: &mut HashMap<String, Instant>) -> Result<Option<Holder>> {
-    let open = Statement::from_string(DbBackend::Postgres, OPEN);
-    let open = Open::find_by_statement(open).all(db.reader()).await?;
-    first_seen.retain(|xid, _| open.iter().any(|open| open.xid == *xid));
+async fn find_oldest(
+    db: &Db,
+    first_seen: &mut HashMap<String, Instant>,
+) -> Result<Option<Blocker>> {
+    let statement = Statement::from_string(DbBackend::Postgres, OPEN_TRANSACTIONS);
+    let open = OpenTransaction::find_by_statement(statement)
+        .all(db.reader())
+        .await?;
+    first_seen.retain(|xid, _| open.iter().any(|transaction| transaction.xid == *xid));
     let now = Instant::now();
-    let holder = |open: Open| {
-        let seen = now - *first_seen.entry(open.xid).or_insert(now);
-        let told = open
+    let blocker = |transaction: OpenTransaction| {
+        let observed_age = now - *first_seen.entry(transaction.xid).or_insert(now);
+        let reported_age = transaction
             .seconds
             .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        Holder {
-            name: open.name,
-            database: open.database,
-            application: open.application,
-            age: told.unwrap_or_default().max(seen),
+        Blocker {
+            name: transaction.name,
+            database: transaction.database,
+            application: transaction.application,
+            age: reported_age.unwrap_or_default().max(observed_age),
         }
     };
-    Ok(open.into_iter().map(holder).max_by_key(|holder| holder.age))
+    Ok(open
+        .into_iter()
+        .map(blocker)
+        .max_by_key(|blocker| blocker.age))
 }

@@ -15,50 +15,50 @@ use sea_orm::sqlx::{
 };
 use tokio::time::{Instant, timeout};
 
-use crate::db::{connect::TESTED_AFTER, renewal::Renewal};
+use crate::db::{renewal::Renewal, timeouts::IDLE_BEFORE_TEST};
 
 /// Number of SQLite virtual machine instructions between two cancellation checks: less than 1 ms.
-const OPERATIONS: i32 = 10_000;
+const OPERATIONS_PER_CHECK: i32 = 10_000;
 
 /// Time allowed for a PostgreSQL query to end after its scan, before cancellation.
-const GRACE: Duration = Duration::from_millis(100);
+const END_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Wait after a cancellation before the next attempt, and maximum number of attempts.
-const CANCELLING: Duration = Duration::from_secs(1);
-const ATTEMPTS: usize = 10;
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_CANCEL_ATTEMPTS: usize = 10;
 
 /// Time after the deadline of a call at which the database ends the query.
-const MARGIN: Duration = Duration::from_secs(1);
+const DEADLINE_MARGIN: Duration = Duration::from_secs(1);
 
 /// Cancellation state of the connection of a slot. Clones share the state.
 #[derive(Debug, Clone, Default)]
-pub(in crate::db) struct Watch(Arc<Shared>);
+pub(in crate::db) struct QueryCanceller(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
     /// True from the end of a scan until the connection is reused; SQLite checks the flag during a
     /// query.
-    is_given_up: AtomicBool,
+    is_abandoned: AtomicBool,
     /// Deadline of the scan.
     deadline: Mutex<Option<Instant>>,
     /// Process id of the PostgreSQL backend that serves the connection.
     pid: AtomicI32,
     /// True if this program has set a `statement_timeout` on the connection.
-    is_limited: AtomicBool,
+    has_statement_timeout: AtomicBool,
     /// Number of cancelled queries.
     stopped: AtomicU64,
 }
 
-impl Watch {
+impl QueryCanceller {
     /// Begins a scan with this deadline.
     pub(super) fn begin(&self, deadline: Option<Instant>) {
         self.set_deadline(deadline);
     }
 
     /// Ends a scan: a query still running on the connection is to be cancelled.
-    pub(super) fn give_up(&self) {
+    pub(super) fn abandon(&self) {
         self.set_deadline(None);
-        self.0.is_given_up.store(true, Ordering::Release);
+        self.0.is_abandoned.store(true, Ordering::Release);
     }
 
     /// Returns the number of cancelled queries.
@@ -67,15 +67,20 @@ impl Watch {
     }
 
     /// Attaches the canceller to a SQLite pool of one connection, by a progress handler.
-    pub(in crate::db) fn over_sqlite(self, options: PoolOptions<Sqlite>) -> PoolOptions<Sqlite> {
+    pub(in crate::db) fn attach_to_sqlite(
+        self,
+        options: PoolOptions<Sqlite>,
+    ) -> PoolOptions<Sqlite> {
         let (opened, reused) = (self.clone(), self);
         options
             .after_connect(move |connection, _| {
-                let watch = opened.clone();
+                let canceller = opened.clone();
                 Box::pin(async move {
-                    watch.renew();
+                    canceller.renew();
                     let mut handle = connection.lock_handle().await?;
-                    handle.set_progress_handler(OPERATIONS, move || watch.lets_go_on());
+                    handle.set_progress_handler(OPERATIONS_PER_CHECK, move || {
+                        canceller.may_continue()
+                    });
                     Ok(())
                 })
             })
@@ -91,7 +96,7 @@ impl Watch {
     /// A connection released during a query does not return to the pool. The query is cancelled
     /// over `others` and the connection is closed, so that a late cancellation cannot hit another
     /// query.
-    pub(in crate::db) fn over_postgres(
+    pub(in crate::db) fn attach_to_postgres(
         self,
         options: PoolOptions<Postgres>,
         others: &PgPool,
@@ -101,30 +106,33 @@ impl Watch {
         let (others, renewal) = (others.clone(), renewal.clone());
         options
             .after_connect(move |connection, _| {
-                let watch = opened.clone();
+                let canceller = opened.clone();
                 Box::pin(async move {
-                    let pid = sqlx::query_scalar::<_, i32>("SELECT pg_backend_pid()");
-                    let pid = pid.fetch_one(&mut *connection).await?;
-                    watch.0.pid.store(pid, Ordering::Release);
-                    watch.0.is_limited.store(false, Ordering::Release);
-                    watch.limit(connection).await
+                    let query = sqlx::query_scalar::<_, i32>("SELECT pg_backend_pid()");
+                    let pid = query.fetch_one(&mut *connection).await?;
+                    canceller.0.pid.store(pid, Ordering::Release);
+                    canceller
+                        .0
+                        .has_statement_timeout
+                        .store(false, Ordering::Release);
+                    canceller.set_statement_timeout(connection).await
                 })
             })
             .before_acquire(move |connection, meta| {
-                let (watch, is_new) = (reused.clone(), renewal.allows(meta.age));
+                let (canceller, is_new) = (reused.clone(), renewal.allows(meta.age));
                 Box::pin(async move {
-                    if is_new && meta.idle_for >= TESTED_AFTER {
+                    if is_new && meta.idle_for >= IDLE_BEFORE_TEST {
                         connection.ping().await?;
                     }
                     if is_new {
-                        watch.limit(connection).await?;
+                        canceller.set_statement_timeout(connection).await?;
                     }
                     Ok(is_new)
                 })
             })
             .after_release(move |connection, _| {
-                let (watch, others) = (released.clone(), others.clone());
-                Box::pin(async move { Ok(watch.is_settled(connection, &others).await) })
+                let (canceller, others) = (released.clone(), others.clone());
+                Box::pin(async move { Ok(canceller.finish_query(connection, &others).await) })
             })
     }
 
@@ -137,54 +145,61 @@ impl Watch {
     }
 
     fn renew(&self) {
-        self.0.is_given_up.store(false, Ordering::Release);
+        self.0.is_abandoned.store(false, Ordering::Release);
     }
 
     /// Returns true if the running query may continue.
-    fn lets_go_on(&self) -> bool {
+    fn may_continue(&self) -> bool {
         let is_late = || {
             let deadline = self.deadline();
-            deadline.is_some_and(|deadline| Instant::now() > deadline + MARGIN)
+            deadline.is_some_and(|deadline| Instant::now() > deadline + DEADLINE_MARGIN)
         };
-        let goes_on = !self.0.is_given_up.load(Ordering::Acquire) && !is_late();
-        if !goes_on {
+        let may_continue = !self.0.is_abandoned.load(Ordering::Acquire) && !is_late();
+        if !may_continue {
             self.0.stopped.fetch_add(1, Ordering::Relaxed);
         }
-        goes_on
+        may_continue
     }
 
     /// Sets a `statement_timeout` shortly after the scan's deadline, in case the query is not
     /// cancelled.
-    async fn limit(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    async fn set_statement_timeout(
+        &self,
+        connection: &mut PgConnection,
+    ) -> Result<(), sqlx::Error> {
         let limit = match self.deadline() {
             Some(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now()) + MARGIN;
+                let left = deadline.saturating_duration_since(Instant::now()) + DEADLINE_MARGIN;
                 // The maximum of the PostgreSQL setting.
                 let left = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
                 format!("SET statement_timeout = {left}")
             }
-            None if self.0.is_limited.load(Ordering::Acquire) => "RESET statement_timeout".into(),
+            None if self.0.has_statement_timeout.load(Ordering::Acquire) => {
+                "RESET statement_timeout".into()
+            }
             None => return Ok(()),
         };
-        let is_limited = self.deadline().is_some();
-        self.0.is_limited.store(is_limited, Ordering::Release);
+        let has_statement_timeout = self.deadline().is_some();
+        self.0
+            .has_statement_timeout
+            .store(has_statement_timeout, Ordering::Release);
         connection.execute(sqlx::AssertSqlSafe(limit)).await?;
         Ok(())
     }
 
     /// Returns true if a released connection can be reused: its query and its transaction have
     /// ended. A running query is cancelled first.
-    async fn is_settled(&self, connection: &mut PgConnection, others: &PgPool) -> bool {
+    async fn finish_query(&self, connection: &mut PgConnection, others: &PgPool) -> bool {
         let has_answered = {
             // The ping is answered after all earlier queries.
             let mut answer = pin!(connection.ping());
-            if let Ok(answer) = timeout(GRACE, &mut answer).await {
+            if let Ok(answer) = timeout(END_TIMEOUT, &mut answer).await {
                 answer.is_ok()
             } else {
                 self.0.stopped.fetch_add(1, Ordering::Relaxed);
-                for _ in 0..ATTEMPTS {
+                for _ in 0..MAX_CANCEL_ATTEMPTS {
                     self.cancel(others).await;
-                    if timeout(CANCELLING, &mut answer).await.is_ok() {
+                    if timeout(CANCEL_TIMEOUT, &mut answer).await.is_ok() {
                         break;
                     }
                 }
@@ -195,10 +210,10 @@ impl Watch {
     }
 
     async fn cancel(&self, others: &PgPool) {
-        let cancel = sqlx::query("SELECT pg_cancel_backend($1)");
-        let cancel = cancel.bind(self.0.pid.load(Ordering::Acquire));
+        let cancel =
+            sqlx::query("SELECT pg_cancel_backend($1)").bind(self.0.pid.load(Ordering::Acquire));
         if let Err(error) = cancel.execute(others).await {
-            tracing::debug!(%error, "a query that is not wanted any more could not be cancelled");
+            tracing::debug!(%error, "the query of an abandoned scan could not be cancelled");
         }
     }
 }

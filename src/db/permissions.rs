@@ -8,11 +8,11 @@ use std::{
 };
 
 /// Permission bits of users that are neither owner nor group members.
-const OTHERS: u32 = 0o007;
+const OTHER_USERS: u32 = 0o007;
 
 /// Creates the database folder with access for its owner only. An existing folder keeps its mode;
 /// access for every user is logged as a warning.
-pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
+pub(super) fn create_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -23,7 +23,7 @@ pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
         folder
     };
     let mode = fs::metadata(shown)?.permissions().mode() & 0o777;
-    if mode & OTHERS != 0 {
+    if mode & OTHER_USERS != 0 {
         tracing::warn!(
             "the folder of the database, {}, is open to every user of the host (mode {mode:03o}): it should have mode 700",
             shown.display()
@@ -34,7 +34,7 @@ pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
 
 /// Removes access of other users from the database, its write-ahead log and its lock. Older
 /// versions left these files readable.
-pub(super) fn files(database: &Path) {
+pub(super) fn restrict_files(database: &Path) {
     for suffix in ["", "-wal", "-shm", ".lock"] {
         let mut path = database.as_os_str().to_owned();
         path.push(suffix);
@@ -42,7 +42,7 @@ pub(super) fn files(database: &Path) {
         let Ok(metadata) = fs::metadata(&path) else {
             continue;
         };
-        if metadata.permissions().mode() & OTHERS == 0 {
+        if metadata.permissions().mode() & OTHER_USERS == 0 {
             continue;
         }
         // A file of another user cannot be changed. The database may still be usable, so the

@@ -9,30 +9,34 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 
 /// Minimum and maximum size of a chunk, in bytes.
-const SMALLEST: usize = 256;
-const LARGEST: usize = 16 << 10;
+const MIN_CHUNK_BYTES: usize = 256;
+const MAX_CHUNK_BYTES: usize = 16 << 10;
 
 /// Bytes in order of arrival: released bytes first, then bytes held back.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
+pub(super) struct BodyBuffer {
     released: VecDeque<Bytes>,
     chunks: Vec<BytesMut>,
     held_back: usize,
 }
 
-impl Kept {
-    /// Holds bytes back.
+impl BodyBuffer {
+    /// Appends bytes that are held back until the message is complete.
     pub(super) fn hold_back(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let room = |chunk: &BytesMut| chunk.capacity() - chunk.len();
-            if self.chunks.last().is_none_or(|chunk| room(chunk) == 0) {
-                let size = self.held_back.clamp(SMALLEST, LARGEST);
+            let free_bytes = |chunk: &BytesMut| chunk.capacity() - chunk.len();
+            if self
+                .chunks
+                .last()
+                .is_none_or(|chunk| free_bytes(chunk) == 0)
+            {
+                let size = self.held_back.clamp(MIN_CHUNK_BYTES, MAX_CHUNK_BYTES);
                 self.chunks.push(BytesMut::with_capacity(size));
             }
             let Some(chunk) = self.chunks.last_mut() else {
                 return;
             };
-            let (part, rest) = bytes.split_at(bytes.len().min(room(chunk)));
+            let (part, rest) = bytes.split_at(bytes.len().min(free_bytes(chunk)));
             chunk.extend_from_slice(part);
             self.held_back += part.len();
             bytes = rest;
@@ -78,18 +82,21 @@ mod tests {
     fn bytes_keep_their_order_and_take_little_more_than_themselves() {
         let bytes: Vec<_> = (0..200_000_u32).flat_map(u32::to_be_bytes).collect();
         for size in [1, 10, 1_000, 16_384, 100_000] {
-            let mut kept = Kept::default();
-            assert!(kept.is_empty());
+            let mut buffer = BodyBuffer::default();
+            assert!(buffer.is_empty());
             for piece in bytes.chunks(size) {
-                kept.hold_back(piece);
-                assert!(kept.next().is_none());
+                buffer.hold_back(piece);
+                assert!(buffer.next().is_none());
             }
-            let capacity: usize = kept.chunks.iter().map(BytesMut::capacity).sum();
-            assert!(capacity <= bytes.len() + LARGEST, "{size}: {capacity}");
-            kept.release(Bytes::from_static(b"end"));
-            let read: Vec<_> = std::iter::from_fn(|| kept.next()).flatten().collect();
+            let capacity: usize = buffer.chunks.iter().map(BytesMut::capacity).sum();
+            assert!(
+                capacity <= bytes.len() + MAX_CHUNK_BYTES,
+                "{size}: {capacity}"
+            );
+            buffer.release(Bytes::from_static(b"end"));
+            let read: Vec<_> = std::iter::from_fn(|| buffer.next()).flatten().collect();
             assert_eq!(read, [&bytes[..], b"end"].concat(), "{size}");
-            assert!(kept.is_empty());
+            assert!(buffer.is_empty());
         }
     }
 }

@@ -15,25 +15,25 @@ use prost_types::{
 mod tests;
 
 /// Maximum nesting of submessages; prost refuses deeper messages.
-const LEVELS: usize = 100;
+const MAX_LEVELS: usize = 100;
 
 /// Size of a `String`, a `Vec` or a map, in bytes.
-const HANDLE: u64 = 24;
+const HANDLE_BYTES: u64 = 24;
 
 /// Memory per byte of list or map elements: a growing collection doubles its capacity.
-const GROWTH: u64 = 2;
+const GROWTH_FACTOR: u64 = 2;
 
 /// Layouts of all messages, and the input message of each method.
 #[derive(Debug, Default)]
-pub struct Shapes {
-    messages: Vec<Shape>,
+pub struct MessageLayouts {
+    messages: Vec<MessageLayout>,
     /// Index of the input message by path of the method.
     inputs: HashMap<String, usize>,
 }
 
 /// Layout of a decoded message.
 #[derive(Debug, Default)]
-struct Shape {
+struct MessageLayout {
     /// Size of the message without elements and text, in bytes.
     size: u64,
     /// Fields by number, in ascending order.
@@ -53,9 +53,9 @@ enum Kind {
         /// Decoded size in bytes.
         size: u64,
         /// Minimum encoded size in bytes.
-        least: u64,
+        min_wire_bytes: u64,
     },
-    /// Text or bytes.
+    /// Field of text or bytes.
     Text,
     /// Message with this index.
     Message(usize),
@@ -63,14 +63,14 @@ enum Kind {
 
 /// Failure to calculate a decoded size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unknown {
+pub enum SizeError {
     /// The decoded size exceeds the limit.
-    TooMuch,
+    LimitExceeded,
     /// The bytes are not a message. The decoder fails as well, after about the same work.
     Malformed,
 }
 
-impl Shapes {
+impl MessageLayouts {
     /// Creates the layouts of encoded descriptors.
     pub fn new(descriptors: &[&[u8]]) -> Self {
         let files: Vec<_> = descriptors
@@ -78,25 +78,25 @@ impl Shapes {
             .filter_map(|set| FileDescriptorSet::decode(*set).ok())
             .flat_map(|set| set.file)
             .collect();
-        let mut described = Vec::new();
+        let mut descriptors = Vec::new();
         for file in &files {
             let prefix = format!(".{}", file.package());
-            describe(&prefix, &file.message_type, &mut described);
+            collect_messages(&prefix, &file.message_type, &mut descriptors);
         }
-        let names: HashMap<_, _> = described
+        let names: HashMap<_, _> = descriptors
             .iter()
             .enumerate()
-            .map(|(at, (name, _))| (name.clone(), at))
+            .map(|(index, (name, _))| (name.clone(), index))
             .collect();
-        let mut messages: Vec<Shape> = described
+        let mut messages: Vec<MessageLayout> = descriptors
             .iter()
-            .map(|(_, message)| Shape {
+            .map(|(_, message)| MessageLayout {
                 size: 0,
                 fields: fields(message, &names),
             })
             .collect();
         let sizes: Vec<_> = (0..messages.len())
-            .map(|at| size(at, &described, &messages, 0))
+            .map(|index| size(index, &descriptors, &messages, 0))
             .collect();
         for (message, size) in messages.iter_mut().zip(sizes) {
             message.size = size;
@@ -106,8 +106,8 @@ impl Shapes {
             for service in &file.service {
                 for method in &service.method {
                     let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
-                    if let Some(at) = names.get(method.input_type()) {
-                        inputs.insert(path, *at);
+                    if let Some(index) = names.get(method.input_type()) {
+                        inputs.insert(path, *index);
                     }
                 }
             }
@@ -121,30 +121,30 @@ impl Shapes {
     }
 
     /// Calculates the decoded size of a message in bytes. Fails above `max_bytes`.
-    pub fn memory(&self, message: usize, bytes: &[u8], most: u64) -> Result<u64, Unknown> {
-        let size = self.messages.get(message).map_or(0, |shape| shape.size);
-        let mut left = Left(most);
-        left.take(size)?;
-        self.walk(message, bytes, &mut left, 0)?;
-        Ok(most - left.0)
+    pub fn memory(&self, message: usize, bytes: &[u8], max_bytes: u64) -> Result<u64, SizeError> {
+        let size = self.messages.get(message).map_or(0, |layout| layout.size);
+        let mut budget = MemoryBudget(max_bytes);
+        budget.take(size)?;
+        self.walk(message, bytes, &mut budget, 0)?;
+        Ok(max_bytes - budget.0)
     }
 
     fn walk(
         &self,
         message: usize,
         bytes: &[u8],
-        left: &mut Left,
+        budget: &mut MemoryBudget,
         level: usize,
-    ) -> Result<(), Unknown> {
-        let shape = self.messages.get(message).ok_or(Unknown::Malformed)?;
-        if level > LEVELS {
-            return Err(Unknown::Malformed);
+    ) -> Result<(), SizeError> {
+        let layout = self.messages.get(message).ok_or(SizeError::Malformed)?;
+        if level > MAX_LEVELS {
+            return Err(SizeError::Malformed);
         }
         let mut bytes = bytes;
         while !bytes.is_empty() {
             let (number, wire) = tag(&mut bytes)?;
-            let field = shape.fields.binary_search_by_key(&number, |field| field.0);
-            let field = field.ok().map(|at| shape.fields[at].1);
+            let position = layout.fields.binary_search_by_key(&number, |field| field.0);
+            let field = position.ok().map(|index| layout.fields[index].1);
             if wire != Wire::Bytes {
                 skip(&mut bytes, number, wire, level)?;
                 if let Some(Field {
@@ -152,22 +152,33 @@ impl Shapes {
                     kind: Kind::Number { size, .. },
                 }) = field
                 {
-                    left.take(size * GROWTH)?;
+                    budget.take(size * GROWTH_FACTOR)?;
                 }
                 continue;
             }
             let content = content(&mut bytes)?;
             let Some(field) = field else { continue };
-            let each = |size| if field.is_repeated { size * GROWTH } else { 0 };
-            match field.kind {
-                // Packed numbers.
-                Kind::Number { size, least } => {
-                    left.take(each(size) * content.len() as u64 / least)?;
+            let each = |size| {
+                if field.is_repeated {
+                    size * GROWTH_FACTOR
+                } else {
+                    0
                 }
-                Kind::Text => left.take(each(HANDLE) + content.len() as u64)?,
-                Kind::Message(of) => {
-                    left.take(each(self.messages.get(of).map_or(0, |shape| shape.size)))?;
-                    self.walk(of, content, left, level + 1)?;
+            };
+            match field.kind {
+                // A packed list has one length for all numbers.
+                Kind::Number {
+                    size,
+                    min_wire_bytes,
+                } => {
+                    budget.take(each(size) * content.len() as u64 / min_wire_bytes)?;
+                }
+                Kind::Text => budget.take(each(HANDLE_BYTES) + content.len() as u64)?,
+                Kind::Message(inner) => {
+                    budget.take(each(
+                        self.messages.get(inner).map_or(0, |layout| layout.size),
+                    ))?;
+                    self.walk(inner, content, budget, level + 1)?;
                 }
             }
         }
@@ -176,25 +187,25 @@ impl Shapes {
 }
 
 /// Remaining memory of a message, in bytes.
-struct Left(u64);
+struct MemoryBudget(u64);
 
-impl Left {
-    fn take(&mut self, bytes: u64) -> Result<(), Unknown> {
-        self.0 = self.0.checked_sub(bytes).ok_or(Unknown::TooMuch)?;
+impl MemoryBudget {
+    fn take(&mut self, bytes: u64) -> Result<(), SizeError> {
+        self.0 = self.0.checked_sub(bytes).ok_or(SizeError::LimitExceeded)?;
         Ok(())
     }
 }
 
 /// Collects messages and nested messages with their full names.
-fn describe<'a>(
+fn collect_messages<'a>(
     prefix: &str,
     messages: &'a [DescriptorProto],
-    described: &mut Vec<(String, &'a DescriptorProto)>,
+    descriptors: &mut Vec<(String, &'a DescriptorProto)>,
 ) {
     for message in messages {
         let name = format!("{prefix}.{}", message.name());
-        describe(&name, &message.nested_type, described);
-        described.push((name, message));
+        collect_messages(&name, &message.nested_type, descriptors);
+        descriptors.push((name, message));
     }
 }
 
@@ -203,13 +214,26 @@ fn fields(message: &DescriptorProto, names: &HashMap<String, usize>) -> Vec<(u32
         let kind = match field.r#type() {
             Type::String | Type::Bytes => Kind::Text,
             Type::Message | Type::Group => Kind::Message(*names.get(field.type_name())?),
-            Type::Double | Type::Fixed64 | Type::Sfixed64 => Kind::Number { size: 8, least: 8 },
-            Type::Float | Type::Fixed32 | Type::Sfixed32 => Kind::Number { size: 4, least: 4 },
-            Type::Int64 | Type::Uint64 | Type::Sint64 => Kind::Number { size: 8, least: 1 },
-            Type::Bool => Kind::Number { size: 1, least: 1 },
-            Type::Int32 | Type::Uint32 | Type::Sint32 | Type::Enum => {
-                Kind::Number { size: 4, least: 1 }
-            }
+            Type::Double | Type::Fixed64 | Type::Sfixed64 => Kind::Number {
+                size: 8,
+                min_wire_bytes: 8,
+            },
+            Type::Float | Type::Fixed32 | Type::Sfixed32 => Kind::Number {
+                size: 4,
+                min_wire_bytes: 4,
+            },
+            Type::Int64 | Type::Uint64 | Type::Sint64 => Kind::Number {
+                size: 8,
+                min_wire_bytes: 1,
+            },
+            Type::Bool => Kind::Number {
+                size: 1,
+                min_wire_bytes: 1,
+            },
+            Type::Int32 | Type::Uint32 | Type::Sint32 | Type::Enum => Kind::Number {
+                size: 4,
+                min_wire_bytes: 1,
+            },
         };
         let is_repeated = field.label() == Label::Repeated;
         Some((
@@ -225,40 +249,41 @@ fn fields(message: &DescriptorProto, names: &HashMap<String, usize>) -> Vec<(u32
 /// Calculates an upper bound of a message's size without elements and text, in bytes. Optional
 /// fields include a presence flag.
 fn size(
-    at: usize,
-    described: &[(String, &DescriptorProto)],
-    messages: &[Shape],
+    index: usize,
+    descriptors: &[(String, &DescriptorProto)],
+    messages: &[MessageLayout],
     level: usize,
 ) -> u64 {
-    if level > LEVELS {
+    if level > MAX_LEVELS {
         // A recursive message is stored behind a pointer.
         return 8;
     }
-    let (Some((_, message)), Some(shape)) = (described.get(at), messages.get(at)) else {
+    let (Some((_, message)), Some(layout)) = (descriptors.get(index), messages.get(index)) else {
         return 0;
     };
     // A `oneof` takes the size of its largest field.
     let mut choices: HashMap<i32, u64> = HashMap::new();
     let mut total = 0;
-    for (number, field) in &shape.fields {
-        let one = match field.kind {
-            _ if field.is_repeated => HANDLE,
+    for (number, field) in &layout.fields {
+        let field_size = match field.kind {
+            _ if field.is_repeated => HANDLE_BYTES,
             Kind::Number { size, .. } => size * 2,
-            Kind::Text => HANDLE,
-            Kind::Message(of) => size(of, described, messages, level + 1) + 8,
+            Kind::Text => HANDLE_BYTES,
+            Kind::Message(inner) => size(inner, descriptors, messages, level + 1) + 8,
         };
-        let description = message.field.iter();
-        let mut description = description.filter(|of| u32::try_from(of.number()) == Ok(*number));
-        let choice = description
-            .next()
-            .filter(|of| !of.proto3_optional())
-            .and_then(|of| of.oneof_index);
+        let descriptor = message
+            .field
+            .iter()
+            .find(|field| u32::try_from(field.number()) == Ok(*number));
+        let choice = descriptor
+            .filter(|field| !field.proto3_optional())
+            .and_then(|field| field.oneof_index);
         match choice {
             Some(choice) => {
                 let largest = choices.entry(choice).or_default();
-                *largest = one.max(*largest);
+                *largest = field_size.max(*largest);
             }
-            None => total += one,
+            None => total += field_size,
         }
     }
     total + choices.values().map(|largest| largest + 8).sum::<u64>()
@@ -273,8 +298,8 @@ enum Wire {
     GroupEnd,
 }
 
-fn tag(bytes: &mut &[u8]) -> Result<(u32, Wire), Unknown> {
-    let tag = u32::try_from(varint(bytes)?).map_err(|_| Unknown::Malformed)?;
+fn tag(bytes: &mut &[u8]) -> Result<(u32, Wire), SizeError> {
+    let tag = u32::try_from(varint(bytes)?).map_err(|_| SizeError::Malformed)?;
     let wire = match tag & 7 {
         0 => Wire::Varint,
         1 => Wire::Fixed(8),
@@ -282,48 +307,48 @@ fn tag(bytes: &mut &[u8]) -> Result<(u32, Wire), Unknown> {
         3 => Wire::GroupStart,
         4 => Wire::GroupEnd,
         5 => Wire::Fixed(4),
-        _ => return Err(Unknown::Malformed),
+        _ => return Err(SizeError::Malformed),
     };
     Ok((tag >> 3, wire))
 }
 
-fn varint(bytes: &mut &[u8]) -> Result<u64, Unknown> {
+fn varint(bytes: &mut &[u8]) -> Result<u64, SizeError> {
     let mut value = 0;
-    for at in 0..10 {
-        let (byte, rest) = bytes.split_first().ok_or(Unknown::Malformed)?;
+    for index in 0..10 {
+        let (byte, rest) = bytes.split_first().ok_or(SizeError::Malformed)?;
         *bytes = rest;
-        value |= u64::from(byte & 0x7f) << (7 * at);
+        value |= u64::from(byte & 0x7f) << (7 * index);
         if *byte < 0x80 {
             return Ok(value);
         }
     }
-    Err(Unknown::Malformed)
+    Err(SizeError::Malformed)
 }
 
-fn content<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], Unknown> {
-    let length = usize::try_from(varint(bytes)?).map_err(|_| Unknown::Malformed)?;
-    let (content, rest) = bytes.split_at_checked(length).ok_or(Unknown::Malformed)?;
+fn content<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], SizeError> {
+    let length = usize::try_from(varint(bytes)?).map_err(|_| SizeError::Malformed)?;
+    let (content, rest) = bytes.split_at_checked(length).ok_or(SizeError::Malformed)?;
     *bytes = rest;
     Ok(content)
 }
 
-fn skip(bytes: &mut &[u8], number: u32, wire: Wire, level: usize) -> Result<(), Unknown> {
+fn skip(bytes: &mut &[u8], number: u32, wire: Wire, level: usize) -> Result<(), SizeError> {
     match wire {
         Wire::Varint => {
             varint(bytes)?;
         }
-        Wire::Fixed(size) => *bytes = bytes.get(size..).ok_or(Unknown::Malformed)?,
+        Wire::Fixed(size) => *bytes = bytes.get(size..).ok_or(SizeError::Malformed)?,
         Wire::Bytes => {
             content(bytes)?;
         }
-        Wire::GroupStart if level <= LEVELS => loop {
+        Wire::GroupStart if level <= MAX_LEVELS => loop {
             let (inner, wire) = tag(bytes)?;
             if wire == Wire::GroupEnd && inner == number {
                 break;
             }
             skip(bytes, inner, wire, level + 1)?;
         },
-        Wire::GroupStart | Wire::GroupEnd => return Err(Unknown::Malformed),
+        Wire::GroupStart | Wire::GroupEnd => return Err(SizeError::Malformed),
     }
     Ok(())
 }
