@@ -1,4 +1,4 @@
-//! Generates the Rust of the API from `proto/`, without protoc.
+//! Generates the Rust code of the API from `proto/`, without protoc.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut served = descriptors.clone();
     for file in &mut served.file {
         if let Some(source) = &mut file.source_code_info {
-            // Reflection serves the comments. What has none is four fifths of the locations.
+            // Reflection serves the comments. Four fifths of the locations have none.
             source.location.retain(|location| {
                 location.leading_comments.is_some() || location.trailing_comments.is_some()
             });

@@ -1,4 +1,4 @@
-//! What clients of the command line share: when they take a connection for broken, and how long they wait.
+//! Connection handling shared by the clients of the command line.
 
 use std::{error::Error, io, time::Duration};
 
@@ -11,34 +11,34 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-/// How often the server shall say that it is there.
-pub(crate) const HEARTBEAT: prost_types::Duration = prost_types::Duration {
+/// Requested interval of heartbeats from the server.
+pub(crate) const HEARTBEAT_INTERVAL: prost_types::Duration = prost_types::Duration {
     seconds: 2,
     nanos: 0,
 };
 
-/// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(5);
+/// Maximum duration of a connection attempt.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a server that should have said something may be silent.
-pub(crate) const SILENCE: Duration = Duration::from_secs(20);
+/// Time without a message or heartbeat after which a connection counts as lost.
+pub(crate) const RECEIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long to wait before the next attempt, at first and at most.
-pub(crate) const PAUSES: (Duration, Duration) =
+/// Minimum and maximum pause between two connection attempts.
+pub(crate) const RETRY_PAUSES: (Duration, Duration) =
     (Duration::from_millis(250), Duration::from_secs(5));
 
 /// Connects to the server at this URL.
 pub(crate) async fn connect(server: &str) -> Result<Channel, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(server.to_string())?.connect_timeout(CONNECT);
+    let endpoint = Endpoint::from_shared(server.to_string())?.connect_timeout(CONNECT_TIMEOUT);
     endpoint.connect().await
 }
 
-/// Why a connection ended, or could not be made.
+/// Failure of a connection.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Broken {
-    #[error("it cannot be reached")]
+pub(crate) enum ConnectionError {
+    #[error("the server cannot be reached")]
     Unreachable(#[from] tonic::transport::Error),
-    #[error("it is silent")]
+    #[error("the server does not answer")]
     Silent(#[from] Elapsed),
     #[error("the watch ended")]
     Ended,
@@ -46,9 +46,9 @@ pub(crate) enum Broken {
     Status(#[from] Status),
 }
 
-impl Broken {
-    /// Whether this is what a server answers that cannot go on after the cursor: too old, of
-    /// another database, or ahead of what it knows.
+impl ConnectionError {
+    /// Returns true if the server refused the cursor: too old, of another database, or ahead of the
+    /// feed.
     pub(crate) fn refuses_cursor(&self) -> bool {
         let codes = [
             Code::OutOfRange,
@@ -58,7 +58,7 @@ impl Broken {
         matches!(self, Self::Status(status) if codes.contains(&status.code()))
     }
 
-    /// What is at the bottom of it: what lies above only says that something went wrong.
+    /// Returns the innermost cause, because the outer errors carry no information.
     pub(crate) fn reason(&self) -> String {
         let mut cause: Option<&dyn Error> = match self {
             Self::Unreachable(error) => error.source(),
@@ -74,12 +74,12 @@ impl Broken {
     }
 }
 
-/// The signals that end a client.
+/// Termination signals of a client.
 pub(crate) struct Signals([Signal; 3]);
 
 impl Signals {
-    /// Hears them from now on.
-    pub(crate) fn hear() -> io::Result<Self> {
+    /// Starts listening for the signals.
+    pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self([
             signal(SignalKind::terminate())?,
             signal(SignalKind::interrupt())?,
@@ -87,8 +87,8 @@ impl Signals {
         ]))
     }
 
-    /// Waits for one.
-    pub(crate) async fn stop(&mut self) {
+    /// Waits for the first signal.
+    pub(crate) async fn wait(&mut self) {
         let [terminate, interrupt, hangup] = &mut self.0;
         tokio::select! {
             _ = terminate.recv() => {}

@@ -1,6 +1,7 @@
-//! Every setting: a flag, a `WATCHPOST_…` variable, or a line of a TOML file, in this order of precedence.
+//! Settings: a flag, a `WATCHPOST_…` variable, or an entry of a TOML file, in this order of
+//! precedence.
 //!
-//! Nothing else reads the environment.
+//! No other module reads the environment.
 
 use std::ffi::OsString;
 
@@ -22,12 +23,12 @@ mod settings;
 mod source;
 mod values;
 
-/// The end of the help.
-const PRECEDENCE: &str = "Every setting can also be given as a variable (named in brackets) or in the TOML file that --config \
+/// Last paragraph of the help.
+const PRECEDENCE_HELP: &str = "Every setting can also be given as a variable (named in brackets) or in the TOML file that --config \
                           names, under the name of its flag with underscores. A flag beats a variable, a variable beats the file. \
                           An empty variable counts as unset.";
 
-/// The command line.
+/// Parsed command line: command and settings.
 #[derive(Debug, Parser)]
 #[command(
     name = "watchpost",
@@ -37,58 +38,59 @@ const PRECEDENCE: &str = "Every setting can also be given as a variable (named i
     allow_negative_numbers = true
 )]
 pub struct Cli {
-    /// What to do; `serve` if nothing is said.
+    /// Command; `serve` if absent.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// How to do it.
+    /// Settings of all commands.
     #[command(flatten)]
     pub settings: Settings,
 }
 
-/// What the process is to do.
+/// Command of the process.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
-    /// Serve (the default)
+    /// Run the server (the default)
     Serve,
-    /// Sample the GPUs of this host, and report them to a server elsewhere; needs no database
+    /// Sample the GPUs of this host and report them to a remote server; needs no database
     Agent {
-        /// The server to report to: `HOST:PORT` or `http://HOST:PORT`; required
+        /// Server that receives the reports: `HOST:PORT` or `http://HOST:PORT`; required
         #[arg(long, value_name = "URL", env = "WATCHPOST_SERVER", value_parser = server_uri)]
         server: Option<Uri>,
-        /// How many samples to keep while the server is away, 1 to 1000000; none longer than ten minutes
+        /// Maximum number of samples buffered while the server is unreachable, 1 to 1000000;
+        /// samples older than ten minutes are dropped
         #[arg(
             long, value_name = "NUMBER", env = "WATCHPOST_REPORT_BUFFER", default_value = "20000",
             value_parser = clap::value_parser!(u32).range(1..=1_000_000)
         )]
         report_buffer: u32,
     },
-    /// Change the schema of the database, or tell its state
+    /// Change the schema of the database, or show its state
     Migrate {
-        /// Which way
+        /// Direction of the migration
         #[command(subcommand)]
         direction: Migrate,
     },
-    /// Look at the keys that encrypt the secrets of notification channels, or replace them
+    /// Show, rotate or replace the keys that encrypt the secrets of notification channels
     Keys {
-        /// What to do
+        /// Action on the keys
         #[command(subcommand)]
         action: KeyAction,
     },
-    /// Look at jobs of a running server
+    /// Show jobs of a running server
     Jobs {
-        /// The server: `HOST:PORT` or `http://HOST:PORT`
+        /// Address of the server: `HOST:PORT` or `http://HOST:PORT`
         #[arg(
             long, global = true, value_name = "URL", env = "WATCHPOST_SERVER",
             default_value = "http://127.0.0.1:50051", value_parser = server
         )]
         server: String,
-        /// How
+        /// View of the jobs
         #[command(subcommand)]
-        look: Look,
+        view: JobView,
     },
-    /// Show the GPUs and the alerts of a running server in the terminal, live
+    /// Show the GPUs and alerts of a running server in the terminal, updated live
     Top {
-        /// The server: `HOST:PORT` or `http://HOST:PORT`
+        /// Address of the server: `HOST:PORT` or `http://HOST:PORT`
         #[arg(
             long, value_name = "URL", env = "WATCHPOST_SERVER",
             default_value = "http://127.0.0.1:50051", value_parser = server
@@ -97,72 +99,73 @@ pub enum Command {
     },
 }
 
-/// How to look at jobs.
+/// Views of the jobs of a server.
 #[derive(Debug, Clone, Subcommand)]
-pub enum Look {
-    /// Tell how a job goes until it has come to its end: with a bar in a terminal, else line by line. Ends with 0 if it
-    /// completed, 1 if it has failed for good, 2 if it was cancelled or nobody knows
+pub enum JobView {
+    /// Follow a job and exit with its result: 0 completed, 1 failed, 2 cancelled or unknown. Shows
+    /// a progress bar in a terminal, lines otherwise
     Watch {
-        /// The job
+        /// Id of the job
         id: Uuid,
-        /// Tell what it logs, too
+        /// Show the log of the job as well
         #[arg(long)]
         logs: bool,
     },
 }
 
-/// What to do with the keys of secrets.
+/// Actions on the keys of secrets.
 #[derive(Debug, Clone, Subcommand)]
 pub enum KeyAction {
-    /// List the keys of the key file, and how many channels each is used for
+    /// List the keys of the key file, and the number of channels that use each key
     Status,
-    /// Encrypt the secrets of all channels by a new key. A rotation that was interrupted is finished
+    /// Re-encrypt the secrets of all channels with a new key, or finish an interrupted rotation
     Rotate {
-        /// Only add the new key to the file, to copy it to the other hosts of the database before it is used
+        /// Only add the new key to the file, to copy the file to the other hosts of the database
+        /// first
         #[arg(long)]
         stage: bool,
     },
-    /// Make a new key in the place of one that is lost: the secrets of all channels have to be set again
+    /// Create a new key in place of a lost key; the secrets of all channels must be set again
     Replace {
-        /// Really do it
+        /// Confirm the loss of data
         #[arg(long)]
         yes: bool,
     },
 }
 
-/// What to do with the schema.
+/// Migration of the schema.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Migrate {
-    /// Apply every migration that is missing; serving does so by itself
+    /// Apply every missing migration; `serve` does this automatically
     Up,
-    /// Take back the last migrations, with the data in what they made
+    /// Revert the last migrations, including the data in their tables
     Down {
-        /// How many migrations to take back
+        /// Number of migrations to revert
         steps: u32,
-        /// Really do it
+        /// Confirm the loss of data
         #[arg(long)]
         yes: bool,
     },
-    /// List the migrations, and which of them are applied
+    /// List the migrations and their state, applied or pending
     Status,
 }
 
-/// What ends the process before it has begun.
+/// Reason to exit before the command runs.
 #[derive(Debug)]
-pub enum Stop {
-    /// Something to print on standard output: the help, the version.
+pub enum EarlyExit {
+    /// Text for standard output: help or version.
     Print(String),
-    /// A setting that is wrong, in one line.
-    Wrong(String),
+    /// Invalid setting, described in one line.
+    Invalid(String),
 }
 
 /// Reads the command line, the environment and the file.
-pub fn read(args: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Cli, Stop> {
+pub fn read(args: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Cli, EarlyExit> {
     let time_zones = time_zones::source();
-    let command = Cli::command().after_help(format!(
-        "{PRECEDENCE}\n\nTime zones, unless a folder is named: {time_zones}."
+    let full_command = Cli::command().after_help(format!(
+        "{PRECEDENCE_HELP}\n\nTime zones, unless a folder is named: {time_zones}."
     ));
-    let command = source::without_empty_variables(command);
+    let command = source::without_empty_variables(full_command);
     let mut sources = Sources {
         arguments: args.into_iter().map(Into::into).collect(),
         file: None,
@@ -171,16 +174,17 @@ pub fn read(args: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Cli, 
     let Some(path) = cli.settings.config else {
         return Ok(cli);
     };
-    let wrong =
-        |problem: String| Stop::Wrong(format!("setting `config`: {}: {problem}", path.display()));
+    let wrong = |problem: String| {
+        EarlyExit::Invalid(format!("setting `config`: {}: {problem}", path.display()))
+    };
     let (table, file) = source::File::read(&path).map_err(wrong)?;
     let command = with_defaults(command, table, &file).map_err(wrong)?;
     sources.file = Some(file);
     parse(&command, &sources)
 }
 
-/// Puts the settings of the file in the place of the defaults, so that they are checked as flags are.
-/// Settings of subcommands go to every one that has them.
+/// Replaces the defaults by the settings of the file, so that file values are checked like flags.
+/// Settings of subcommands apply to every subcommand that has them.
 fn with_defaults(
     mut command: clap::Command,
     table: toml::Table,
@@ -194,12 +198,12 @@ fn with_defaults(
                 .find(|arg| arg.get_id() == name.as_str())
                 .map(|arg| arg.get_value_delimiter().is_some())
         };
-        let of_all = find(&command);
-        let some = command
+        let global_setting = find(&command);
+        let matching = command
             .get_subcommands()
             .filter_map(|sub| Some((sub.get_name().to_string(), find(sub)?)));
-        let some: Vec<_> = some.collect();
-        let Some(is_list) = of_all.or_else(|| Some(some.first()?.1)) else {
+        let subcommands: Vec<_> = matching.collect();
+        let Some(is_list) = global_setting.or_else(|| Some(subcommands.first()?.1)) else {
             return Err(wrong("is not a setting"));
         };
         if name == "config" {
@@ -222,10 +226,10 @@ fn with_defaults(
             };
             arg.default_values(values.clone()).action(action)
         };
-        if of_all.is_some() {
+        if global_setting.is_some() {
             command = command.mut_arg(&name, set);
         } else {
-            for (sub, _) in some {
+            for (sub, _) in subcommands {
                 command = command.mut_subcommand(sub, |sub| sub.mut_arg(&name, set));
             }
         }
@@ -233,7 +237,7 @@ fn with_defaults(
     Ok(command)
 }
 
-/// A value of the file as it would be written on the command line.
+/// Formats a value of the file as on the command line.
 fn text(value: &toml::Value) -> Option<String> {
     match value {
         toml::Value::String(value) => Some(value.clone()),
@@ -246,29 +250,31 @@ fn text(value: &toml::Value) -> Option<String> {
     }
 }
 
-fn parse(command: &clap::Command, sources: &Sources) -> Result<Cli, Stop> {
+fn parse(command: &clap::Command, sources: &Sources) -> Result<Cli, EarlyExit> {
     let stop = |error: clap::Error| {
         let kind = error.kind();
         if matches!(kind, ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-            return Stop::Print(error.render().to_string());
+            return EarlyExit::Print(error.render().to_string());
         }
         if kind == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-            return Stop::Wrong("a subcommand is missing: try --help".to_string());
+            return EarlyExit::Invalid("a subcommand is missing: try --help".to_string());
         }
         let source = match error.get(ContextKind::InvalidArg) {
             Some(ContextValue::String(argument)) if kind == ErrorKind::ValueValidation => {
-                sources.of(command, argument)
+                sources.describe(command, argument)
             }
             _ => String::new(),
         };
-        Stop::Wrong(one_line(&error.render().to_string()) + &source)
+        EarlyExit::Invalid(one_line(&error.render().to_string()) + &source)
     };
-    let matches = command.clone().try_get_matches_from(&sources.arguments);
-    let matches = matches.map_err(stop)?;
+    let matches = command
+        .clone()
+        .try_get_matches_from(&sources.arguments)
+        .map_err(stop)?;
     let mut cli = Cli::from_arg_matches(&matches).map_err(stop)?;
     let wrong = |id: &str, argument: &str, problem: &str| {
-        let source = sources.of(command, id);
-        Stop::Wrong(format!("invalid value for '{argument}': {problem}{source}"))
+        let source = sources.describe(command, id);
+        EarlyExit::Invalid(format!("invalid value for '{argument}': {problem}{source}"))
     };
     if let Err(problem) = read_database_url(&mut cli.settings) {
         return Err(wrong(
@@ -288,7 +294,8 @@ fn parse(command: &clap::Command, sources: &Sources) -> Result<Cli, Stop> {
     Ok(cli)
 }
 
-/// Takes the URL of the database from its file, if the settings name one. No error repeats what the file holds.
+/// Reads the URL of the database from its file, if configured. Errors never repeat the content of
+/// the file.
 fn read_database_url(settings: &mut Settings) -> Result<(), String> {
     let Some(path) = &settings.database_url_file else {
         return Ok(());
@@ -312,7 +319,7 @@ fn read_database_url(settings: &mut Settings) -> Result<(), String> {
     Ok(())
 }
 
-/// The first paragraph of an error of clap, without its line breaks.
+/// Returns the first paragraph of a clap error as one line.
 fn one_line(text: &str) -> String {
     let text = text.trim_start_matches("error: ");
     let paragraph: Vec<_> = text

@@ -1,34 +1,35 @@
-//! Deadline of a call, as its client gives it in the header `grpc-timeout`.
+//! Deadline of a call, set by the client in the header `grpc-timeout`.
 
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 use tokio::time::{Instant, timeout_at};
 
-/// Header with the time that a client waits for the answer of a call.
+/// Header with the timeout of a call.
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-/// Largest number of digits of a timeout, as gRPC has it.
-const DIGITS: usize = 8;
+/// Maximum number of digits of a gRPC timeout.
+const MAX_DIGITS: usize = 8;
 
 tokio::task_local! {
-    /// Deadline of the call that a task works on.
+    /// Deadline of the call of the current task.
     static DEADLINE: Option<Instant>;
 }
 
-/// Deadline in the headers of a request. `None` if the client set none that can be read.
-pub fn of(headers: &HeaderMap) -> Option<Instant> {
+/// Returns the deadline in request headers. `None` without a valid timeout.
+pub fn from_headers(headers: &HeaderMap) -> Option<Instant> {
     let text = headers.get(&GRPC_TIMEOUT)?.to_str().ok()?;
-    Instant::now().checked_add(read(text)?)
+    Instant::now().checked_add(parse_timeout(text)?)
 }
 
-/// Deadline of the call that this task works on.
+/// Returns the deadline of the call of the current task.
 pub fn current() -> Option<Instant> {
     DEADLINE.try_with(|deadline| *deadline).ok().flatten()
 }
 
-/// Runs `work` for a call with this deadline. `None` if the deadline passes first: `work` is dropped then.
-pub async fn keep<F: Future>(deadline: Option<Instant>, work: F) -> Option<F::Output> {
+/// Runs `work` with this deadline in scope. At the deadline `work` is dropped, and the result is
+/// `None`.
+pub async fn run<F: Future>(deadline: Option<Instant>, work: F) -> Option<F::Output> {
     let work = DEADLINE.scope(deadline, work);
     match deadline {
         Some(deadline) => timeout_at(deadline, work).await.ok(),
@@ -36,15 +37,15 @@ pub async fn keep<F: Future>(deadline: Option<Instant>, work: F) -> Option<F::Ou
     }
 }
 
-/// Runs `work`, which does not wait, for a call with this deadline.
-pub fn within<T>(deadline: Option<Instant>, work: impl FnOnce() -> T) -> T {
+/// Runs the synchronous `work` with this deadline in scope.
+pub fn run_sync<T>(deadline: Option<Instant>, work: impl FnOnce() -> T) -> T {
     DEADLINE.sync_scope(deadline, work)
 }
 
-/// Reads a number and its unit: `1500m` is a second and a half.
-fn read(text: &str) -> Option<Duration> {
+/// Parses a number and its unit: `1500m` is a second and a half.
+fn parse_timeout(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    if number.len() > DIGITS || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+    if number.len() > MAX_DIGITS || !number.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     let number = number.parse().ok()?;
@@ -81,18 +82,18 @@ mod tests {
             ("123456789S", None),
             ("5ß", None),
         ] {
-            assert_eq!(read(text), timeout, "{text}");
+            assert_eq!(parse_timeout(text), timeout, "{text}");
         }
     }
 
     #[tokio::test]
     async fn work_is_dropped_at_its_deadline() {
         let passed = Some(Instant::now());
-        assert_eq!(keep(passed, std::future::pending::<()>()).await, None);
+        assert_eq!(run(passed, std::future::pending::<()>()).await, None);
         let deadline = Some(Instant::now() + Duration::from_hours(1));
-        assert_eq!(keep(deadline, async { current() }).await, Some(deadline));
-        assert_eq!(keep(None, async { current() }).await, Some(None));
-        assert_eq!(within(deadline, current), deadline);
+        assert_eq!(run(deadline, async { current() }).await, Some(deadline));
+        assert_eq!(run(None, async { current() }).await, Some(None));
+        assert_eq!(run_sync(deadline, current), deadline);
         assert_eq!(current(), None);
     }
 }

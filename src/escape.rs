@@ -1,15 +1,17 @@
-//! Text of others, made safe to show: the one place that says which characters may deceive a reader or steer a terminal.
+//! Escaping of untrusted text: defines the characters that may deceive a reader or control a
+//! terminal.
 //!
-//! Logs, mails, terminals and metric labels show names that clients chose. A line break in one forges a line of the log,
-//! an escape character steers the terminal, and a bidirectional mark turns what follows around.
+//! Logs, mails, terminals and metric labels show names chosen by clients. A line break forges a log
+//! line, an escape character controls the terminal, and a bidirectional mark reverses the following
+//! text.
 
 use std::{
     borrow::Cow,
     fmt::{self, Write},
 };
 
-/// Whether a character is shown as an escape: controls, line and paragraph separators, and marks that change the
-/// direction of text or cannot be seen.
+/// Returns true for characters to be escaped: controls, line and paragraph separators, and
+/// direction or invisible marks.
 pub fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(
@@ -26,18 +28,19 @@ pub fn is_unsafe(c: char) -> bool {
         )
 }
 
-/// A text with every unsafe character as an escape: `\n`, `\t`, `\u{1b}`. Everything else stays as it is, backslashes too.
+/// Escapes every unsafe character: `\n`, `\t`, `\u{1b}`. Other characters are unchanged, including
+/// backslashes.
 pub fn escape(text: &str) -> Cow<'_, str> {
     if !text.chars().any(is_unsafe) {
         return Cow::Borrowed(text);
     }
     let mut escaped = String::with_capacity(text.len() + 8);
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     let _ = Escaping(&mut escaped).write_str(text);
     Cow::Owned(escaped)
 }
 
-/// Escapes everything that is written through it.
+/// Writer that escapes all text.
 #[derive(Debug)]
 pub struct Escaping<'a, W: fmt::Write + ?Sized>(pub &'a mut W);
 

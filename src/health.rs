@@ -1,4 +1,4 @@
-//! What `grpc.health.v1` says of the server and of each of its services.
+//! Health of the server and its services, as reported by `grpc.health.v1`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,11 +12,11 @@ use tonic_health::{
 
 use crate::{
     error::StorageFault,
-    feed::holders::{Holder, UNHEALTHY_FROM},
+    feed::blockers::{Blocker, UNHEALTHY_AGE},
     time_zones,
 };
 
-/// The services that need the database, and nothing else.
+/// Services that depend on the database only.
 const SERVICES: [&str; 12] = [
     "watchpost.v1.AlertRuleService",
     "watchpost.v1.AlertService",
@@ -32,112 +32,112 @@ const SERVICES: [&str; 12] = [
     "watchpost.v1.SilenceService",
 ];
 
-/// The service that needs the change feed to go on as well.
+/// Service that also depends on the change feed.
 const FEED_SERVICE: &str = "watchpost.v1.MonitorService";
 
-/// The service that needs NVML as well.
+/// Service that also depends on NVML.
 const GPU_SERVICE: &str = "watchpost.v1.GpuStatsService";
 
-/// The service that needs the key of secrets as well.
+/// Service that also depends on the encryption key.
 const DELIVERY_SERVICE: &str = "watchpost.v1.DeliveryService";
 
-/// The server as a whole.
+/// Name of the server as a whole.
 const OVERALL: &str = "";
 
-/// What is known of the parts that health depends on.
+/// State of the components on which health depends.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "parts that fail by themselves"
 )]
 struct State {
-    /// Whether the database is there, and migrated.
+    /// True if the database is reachable and migrated.
     database: bool,
-    /// Why the database cannot be written, if it cannot.
+    /// Fault that prevents writes to the database.
     storage: Option<StorageFault>,
-    /// Whether an open transaction has held the change feed back for too long.
-    feed_is_held: bool,
-    /// Whether GPUs are sampled.
+    /// True if an open transaction has blocked the change feed for too long.
+    is_feed_blocked: bool,
+    /// True if GPUs are sampled.
     gpus: bool,
-    /// Whether the secrets of some channel cannot be decrypted.
+    /// True if the secrets of some channel cannot be decrypted.
     secrets_unreadable: bool,
     stopping: bool,
 }
 
-/// Hears how the parts are, and tells it. Clones share what they tell.
+/// Collects the state of components and reports health. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct Health {
     state: watch::Sender<State>,
-    told: watch::Receiver<State>,
-    feed_holder: watch::Sender<Option<Holder>>,
-    /// What operators should know, by the part of the server.
+    reported: watch::Receiver<State>,
+    feed_blocker: watch::Sender<Option<Blocker>>,
+    /// Notes for operators, by component.
     notes: Arc<Mutex<BTreeMap<&'static str, String>>>,
 }
 
 impl Health {
-    /// A health in which nothing serves yet, and the service that tells it.
+    /// Creates a health state in which no service is serving, and the gRPC service.
     pub fn new() -> (Self, HealthServer<impl HealthService>) {
         let (reporter, service) = health_reporter();
-        let (state, heard) = watch::channel(State::default());
-        let (told, telling) = watch::channel(State {
+        let (state, states) = watch::channel(State::default());
+        let (reported, reported_states) = watch::channel(State {
             stopping: true,
             ..State::default()
         });
-        tokio::spawn(tell(reporter, heard, told));
+        tokio::spawn(report(reporter, states, reported));
         (
             Self {
                 state,
-                told: telling,
-                feed_holder: watch::Sender::new(None),
+                reported: reported_states,
+                feed_blocker: watch::Sender::new(None),
                 notes: Arc::default(),
             },
             service,
         )
     }
 
-    /// The database has come or gone.
-    pub fn database(&self, serving: bool) {
+    /// Sets the reachability of the database.
+    pub fn set_database(&self, serving: bool) {
         self.set(|state| state.database = serving);
     }
 
-    /// The database cannot be written for this reason, or can be written.
-    pub fn storage(&self, fault: Option<StorageFault>) {
+    /// Sets the fault that prevents writes; `None` if the database can be written.
+    pub fn set_storage(&self, fault: Option<StorageFault>) {
         self.set(|state| state.storage = fault);
     }
 
-    /// This transaction holds the change feed back, or none does.
-    pub fn feed_holder(&self, holder: Option<Holder>) {
-        let is_held = holder
+    /// Sets the transaction that blocks the change feed, if one does.
+    pub fn set_feed_blocker(&self, blocker: Option<Blocker>) {
+        let is_blocked = blocker
             .as_ref()
-            .is_some_and(|holder| holder.age >= UNHEALTHY_FROM);
-        self.feed_holder.send_replace(holder);
-        self.set(|state| state.feed_is_held = is_held);
+            .is_some_and(|blocker| blocker.age >= UNHEALTHY_AGE);
+        self.feed_blocker.send_replace(blocker);
+        self.set(|state| state.is_feed_blocked = is_blocked);
     }
 
-    /// Transaction that holds the change feed back, once it has been open for a while.
-    pub fn feed_is_held_by(&self) -> Option<Holder> {
-        self.feed_holder.borrow().clone()
+    /// Returns the transaction that blocks the change feed, after ten seconds.
+    pub fn feed_blocker(&self) -> Option<Blocker> {
+        self.feed_blocker.borrow().clone()
     }
 
-    /// The sampling of GPUs has begun or ceased to work.
-    pub fn gpus(&self, serving: bool) {
+    /// Sets the state of GPU sampling.
+    pub fn set_gpus(&self, serving: bool) {
         self.set(|state| state.gpus = serving);
     }
 
-    /// Nothing serves any more, from when this returns.
-    pub async fn stopping(&self) {
+    /// Sets every service to not serving, in force when the call returns.
+    pub async fn set_stopping(&self) {
         self.set(|state| state.stopping = true);
-        self.settled().await;
+        self.wait_reported().await;
     }
 
-    /// Whether the server as a whole is told to be serving; if it is not, why.
+    /// Returns the reported state of the server, or the reason if not serving.
     pub fn serving(&self) -> Result<(), String> {
-        let told = *self.told.borrow();
-        match told {
+        let reported = *self.reported.borrow();
+        match reported {
             State { stopping: true, .. } => Err("the server is stopping".into()),
             State {
                 database: false, ..
-            } => Err("the database is away, or not yet prepared".into()),
+            } => Err("the database is unreachable or not yet prepared".into()),
             State {
                 storage: Some(fault),
                 ..
@@ -146,25 +146,25 @@ impl Health {
         }
     }
 
-    /// Facts of the server that operators look at, a line each.
+    /// Returns facts for operators, one per line.
     pub fn details(&self) -> Vec<String> {
         let zones = format!("time zones: {}", time_zones::source());
         let notes = self.notes();
         [zones].into_iter().chain(notes.values().cloned()).collect()
     }
 
-    /// The secrets of all channels can be decrypted, or not; and what there is to say of it.
-    pub fn secrets(&self, readable: bool, note: Option<String>) {
-        self.note("secrets", note);
+    /// Sets the readability of channel secrets, and a note for operators.
+    pub fn set_secrets(&self, readable: bool, note: Option<String>) {
+        self.set_note("secrets", note);
         self.set(|state| state.secrets_unreadable = !readable);
     }
 
-    /// Notes what operators should know of a part, or that there is nothing any more.
-    pub(crate) fn note(&self, part: &'static str, note: Option<String>) {
+    /// Sets or removes the note of a component.
+    pub(crate) fn set_note(&self, component: &'static str, note: Option<String>) {
         let mut notes = self.notes();
         match note {
-            Some(note) => notes.insert(part, note),
-            None => notes.remove(part),
+            Some(note) => notes.insert(component, note),
+            None => notes.remove(component),
         };
     }
 
@@ -172,37 +172,38 @@ impl Health {
         self.notes.lock()
     }
 
-    /// Whether the database can be written, as far as is known.
+    /// Returns true if no fault is known that prevents writes to the database.
     pub fn is_writable(&self) -> bool {
         let state = self.state.borrow();
         state.database && state.storage.is_none()
     }
 
-    /// Whether the database is there, and migrated.
+    /// Returns true if the database is reachable and migrated.
     pub fn has_database(&self) -> bool {
         self.state.borrow().database
     }
 
-    /// Waits until everything that was heard is told.
-    pub async fn settled(&self) {
-        // The state may change meanwhile, and only the newest one is told. The teller ends with the runtime only.
-        let is_newest = |told: &State| *told == *self.state.borrow();
-        let _ = self.told.clone().wait_for(is_newest).await;
+    /// Waits until the newest state is reported.
+    pub async fn wait_reported(&self) {
+        // The state may change meanwhile, and only the newest state is reported. The reporting task
+        // ends with the runtime only.
+        let is_newest = |reported: &State| *reported == *self.state.borrow();
+        let _ = self.reported.clone().wait_for(is_newest).await;
     }
 
     fn set(&self, change: impl Fn(&mut State)) {
         self.state.send_if_modified(|state| {
-            let before = *state;
+            let previous = *state;
             change(state);
-            *state != before
+            *state != previous
         });
     }
 }
 
-async fn tell(
+async fn report(
     reporter: HealthReporter,
-    mut heard: watch::Receiver<State>,
-    told: watch::Sender<State>,
+    mut states: watch::Receiver<State>,
+    reported: watch::Sender<State>,
 ) {
     let status = |serving: bool| {
         if serving {
@@ -212,13 +213,13 @@ async fn tell(
         }
     };
     loop {
-        let state = *heard.borrow_and_update();
+        let state = *states.borrow_and_update();
         let serving = state.database && state.storage.is_none() && !state.stopping;
         for service in SERVICES.into_iter().chain([OVERALL]) {
             reporter.set_service_status(service, status(serving)).await;
         }
         reporter
-            .set_service_status(FEED_SERVICE, status(serving && !state.feed_is_held))
+            .set_service_status(FEED_SERVICE, status(serving && !state.is_feed_blocked))
             .await;
         reporter
             .set_service_status(GPU_SERVICE, status(serving && state.gpus))
@@ -229,8 +230,8 @@ async fn tell(
                 status(serving && !state.secrets_unreadable),
             )
             .await;
-        told.send_replace(state);
-        if heard.changed().await.is_err() {
+        reported.send_replace(state);
+        if states.changed().await.is_err() {
             return;
         }
     }

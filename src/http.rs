@@ -1,7 +1,7 @@
-//! The HTTP listener for tools: `/metrics`, `/healthz` and `/readyz`.
+//! HTTP listener for monitoring tools: `/metrics`, `/healthz` and `/readyz`.
 //!
-//! It speaks HTTP/1.1 by hyper, which tonic brings. A connection answers one request and has ten
-//! seconds for it, so that a client that is slow to ask or to read costs little and not for long.
+//! The listener uses HTTP/1.1 by hyper, a dependency of tonic. A connection serves one request and
+//! is closed after ten seconds, so that slow clients cost little.
 
 use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
@@ -26,25 +26,26 @@ use crate::{
     metrics::{self, Metrics},
 };
 
-/// How long a client may take to send the head of its request.
-const HEAD_WITHIN: Duration = Duration::from_secs(5);
+/// Maximum time for a client to send the head of its request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a connection may take from its start to its end.
-const CONNECTION_WITHIN: Duration = Duration::from_secs(10);
+/// Maximum duration of a connection.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How large the head of a request may be, in bytes: the least that hyper takes.
-const HEAD_BYTES: usize = 8192;
+/// Maximum size of a request head, in bytes: the minimum that hyper accepts.
+const MAX_HEAD_BYTES: usize = 8192;
 
-/// Largest number of open connections. For one more the oldest is closed: a client that has been slow for the longest.
-const CONNECTIONS: usize = 1024;
+/// Maximum number of open connections. Beyond the limit the oldest is closed, whose client has been
+/// slow for the longest time.
+const MAX_CONNECTIONS: usize = 1024;
 
-/// Largest number of answers with metrics that are computed or sent at a time.
-const SCRAPES: usize = 64;
+/// Maximum number of concurrent answers with metrics.
+const MAX_SCRAPES: usize = 64;
 
-/// How long to wait after a failure to accept a connection, as when no file can be opened.
+/// Pause after a failed accept, as when no file can be opened.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Answers HTTP requests until shutdown.
+/// Serves HTTP requests until shutdown.
 pub async fn serve(listener: TcpListener, metrics: Metrics, shutdown: CancellationToken) {
     let scrapes = Scrapes::new(metrics);
     let accepting = async {
@@ -52,15 +53,15 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, shutdown: Cancellati
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    if open.len() >= CONNECTIONS {
+                    if open.len() >= MAX_CONNECTIONS {
                         open.retain(|connection| !connection.is_finished());
                     }
-                    if open.len() >= CONNECTIONS
+                    if open.len() >= MAX_CONNECTIONS
                         && let Some(oldest) = open.pop_front()
                     {
                         oldest.abort();
                     }
-                    let answering = answer_one(stream, scrapes.clone());
+                    let answering = serve_connection(stream, scrapes.clone());
                     let shutdown = shutdown.clone();
                     let connection = tokio::spawn(async move {
                         shutdown.run_until_cancelled(answering).await;
@@ -77,27 +78,27 @@ pub async fn serve(listener: TcpListener, metrics: Metrics, shutdown: Cancellati
     shutdown.run_until_cancelled(accepting).await;
 }
 
-/// The text of the metrics, shared by the scrapes that wait for it. Clones share all.
+/// Text of the metrics, shared by concurrent scrapes. Clones share the state.
 #[derive(Clone)]
 struct Scrapes {
     metrics: Metrics,
     newest: Arc<Mutex<Option<Scrape>>>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
-/// A text, and when its computation began.
+/// Text of the metrics and the start of its computation.
 struct Scrape {
-    begun_at: Instant,
+    started_at: Instant,
     text: Bytes,
 }
 
-/// A text that is being sent, and its place.
-struct Sending {
+/// Text that is being sent, with its permit.
+struct SentText {
     text: Bytes,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
-impl AsRef<[u8]> for Sending {
+impl AsRef<[u8]> for SentText {
     fn as_ref(&self) -> &[u8] {
         &self.text
     }
@@ -108,46 +109,46 @@ impl Scrapes {
         Self {
             metrics,
             newest: Arc::default(),
-            places: Arc::new(Semaphore::new(SCRAPES)),
+            permits: Arc::new(Semaphore::new(MAX_SCRAPES)),
         }
     }
 
-    /// The metrics as they were at this moment or later. `None` while too many scrapes are being answered.
+    /// Returns the metrics of this moment or later. `None` if too many scrapes are running.
     async fn text(&self) -> Option<Bytes> {
-        let place = self.places.clone().try_acquire_owned().ok()?;
-        let asked_at = Instant::now();
+        let permit = self.permits.clone().try_acquire_owned().ok()?;
+        let requested_at = Instant::now();
         let mut newest = self.newest.lock().await;
         let text = match &*newest {
-            Some(scrape) if scrape.begun_at >= asked_at => scrape.text.clone(),
+            Some(scrape) if scrape.started_at >= requested_at => scrape.text.clone(),
             _ => {
-                let begun_at = Instant::now();
+                let started_at = Instant::now();
                 let text = Bytes::from(self.metrics.text().await);
                 *newest = Some(Scrape {
-                    begun_at,
+                    started_at,
                     text: text.clone(),
                 });
                 text
             }
         };
-        Some(Bytes::from_owner(Sending {
+        Some(Bytes::from_owner(SentText {
             text,
-            _place: place,
+            _permit: permit,
         }))
     }
 }
 
-async fn answer_one(stream: TcpStream, scrapes: Scrapes) {
+async fn serve_connection(stream: TcpStream, scrapes: Scrapes) {
     let answer = service_fn(move |request| {
         let scrapes = scrapes.clone();
         async move { Ok::<_, Infallible>(answer(&request, &scrapes).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_WITHIN)
-        .max_buf_size(HEAD_BYTES)
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD_BYTES)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), answer);
-    match timeout(CONNECTION_WITHIN, connection).await {
+    match timeout(CONNECTION_TIMEOUT, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "an HTTP request could not be answered"),
         Err(_) => tracing::debug!("an HTTP client was too slow"),
@@ -155,9 +156,12 @@ async fn answer_one(stream: TcpStream, scrapes: Scrapes) {
 }
 
 async fn answer(request: &Request<Incoming>, scrapes: &Scrapes) -> Response<Full<Bytes>> {
-    let known = matches!(request.uri().path(), "/metrics" | "/healthz" | "/readyz");
-    if !known {
-        return text(StatusCode::NOT_FOUND, "there is no such page\n");
+    let is_known = matches!(request.uri().path(), "/metrics" | "/healthz" | "/readyz");
+    if !is_known {
+        return text(
+            StatusCode::NOT_FOUND,
+            "not found: use /metrics, /healthz or /readyz\n",
+        );
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = text(
@@ -171,7 +175,7 @@ async fn answer(request: &Request<Incoming>, scrapes: &Scrapes) -> Response<Full
     match request.uri().path() {
         "/metrics" => {
             let Some(metrics) = scrapes.text().await else {
-                let busy = "too many scrapes are being answered; try again\n";
+                let busy = "too many concurrent scrapes; retry later\n";
                 return text(StatusCode::SERVICE_UNAVAILABLE, busy);
             };
             let mut response = text(StatusCode::OK, metrics);
@@ -188,13 +192,13 @@ async fn answer(request: &Request<Incoming>, scrapes: &Scrapes) -> Response<Full
 }
 
 fn ready(health: &Health, verbose: bool) -> Response<Full<Bytes>> {
-    let (status, mut body) = match (health.serving(), health.feed_is_held_by()) {
+    let (status, mut body) = match (health.serving(), health.feed_blocker()) {
         (Ok(()), None) => (StatusCode::OK, "ok\n".to_string()),
-        (Ok(()), Some(holder)) => (
+        (Ok(()), Some(blocker)) => (
             StatusCode::OK,
-            format!("ok, but the change feed is held back by {holder}\n"),
+            format!("ok, but the change feed is blocked by {blocker}\n"),
         ),
-        (Err(why), _) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+        (Err(reason), _) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     };
     if verbose {
         for line in health.details() {

@@ -1,6 +1,6 @@
 //! Watchpost: the operations backend of an AI camera system, as one gRPC service.
 //!
-//! ARCHITECTURE.md has the map. The modules, in reading order:
+//! See ARCHITECTURE.md for an overview. The modules follow in reading order.
 
 pub mod batch;
 pub mod config;
@@ -57,12 +57,12 @@ pub mod escape;
 
 mod client;
 
-/// The API, generated from `proto/`: its documentation is there.
+/// The API, generated from `proto/`. The documentation is in the proto files.
 #[allow(clippy::all, clippy::pedantic, missing_docs)]
 pub mod pb {
     tonic::include_proto!("watchpost.v1");
 
-    /// The API as reflection serves it.
+    /// File descriptors for reflection.
     pub const FILE_DESCRIPTOR_SET: &[u8] =
         tonic::include_file_descriptor_set!("watchpost_descriptor");
 }

@@ -1,4 +1,4 @@
-//! The log: one line per event, whatever text is in its fields.
+//! Log format: one line per event, regardless of the text in its fields.
 
 use std::fmt::Write;
 
@@ -12,8 +12,8 @@ use tracing_subscriber::{
 
 use crate::escape::Escaping;
 
-/// Writes the message and the fields of an event. What could forge a line or steer a terminal is escaped here, so that
-/// no place that logs has to think of it.
+/// Formats the message and fields of an event. Unsafe characters are escaped here, so that callers
+/// need no escaping.
 pub fn fields() -> impl for<'writer> FormatFields<'writer> + Send + Sync + 'static {
     let field =
         |writer: &mut Writer<'_>, field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
     use crate::escape::is_unsafe;
 
-    /// Collects what is logged.
+    /// Writer that captures log output.
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
 

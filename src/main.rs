@@ -1,4 +1,4 @@
-//! The command line.
+//! Entry point of the command line.
 
 use std::process::ExitCode;
 
@@ -6,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use watchpost::{
-    config::{self, Cli, Command, KeyAction, Look, Migrate, Settings, Stop},
+    config::{self, Cli, Command, EarlyExit, JobView, KeyAction, Migrate, Settings},
     db::Db,
     error::Chain,
     escape::escape,
@@ -17,21 +17,21 @@ use watchpost::{
     top,
 };
 
-/// The exit code for a bad setting, `EX_USAGE` of sysexits.h.
-const BAD_SETTING: u8 = 64;
+/// Exit code for an invalid setting, `EX_USAGE` of sysexits.h.
+const EXIT_INVALID_SETTING: u8 = 64;
 
-/// The exit code for a job that was cancelled, or of which it is not known what became of it.
-const NOT_FINISHED: u8 = 2;
+/// Exit code for a job that was cancelled or whose result is unknown.
+const EXIT_UNFINISHED: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = match config::read(std::env::args_os().collect::<Vec<_>>()) {
         Ok(cli) => cli,
-        Err(stop) => return end(stop),
+        Err(stop) => return exit_early(stop),
     };
-    // Whatever the process writes is for its user only: the database, its log and lock, keys.
+    // Created files are readable by the user only: the database, its log and lock, and keys.
     #[cfg(target_os = "linux")]
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    // A log would be drawn into the view.
+    // A log would overwrite the terminal view.
     if !matches!(
         cli.command,
         Some(Command::Top { .. } | Command::Jobs { .. })
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         Err(error) => return fail(&StartError::Serve(error.to_string())),
     };
     let code = runtime.block_on(run(cli));
-    // What hangs in a call of the system must not keep the process.
+    // Threads blocked in system calls must not delay the exit.
     runtime.shutdown_background();
     code
 }
@@ -61,7 +61,7 @@ async fn run(cli: Cli) -> ExitCode {
             let settings = &cli.settings;
             let Some(server) = server else {
                 let problem = "setting `--server`: an agent needs a server to report to";
-                return end(Stop::Wrong(problem.to_string()));
+                return exit_early(EarlyExit::Invalid(problem.to_string()));
             };
             let gpus = gpu::Settings {
                 library: settings.nvml_library.clone(),
@@ -90,19 +90,19 @@ async fn run(cli: Cli) -> ExitCode {
         },
         Command::Jobs {
             server,
-            look: Look::Watch { id, logs },
+            view: JobView::Watch { id, logs },
         } => watch_job(jobs_watch::Options { server, id, logs }).await,
         Command::Top { server } => show_top(&server).await,
     }
 }
 
-/// Serves until a signal says to stop, or until it cannot go on.
+/// Serves until a termination signal or a fatal error.
 async fn serve(settings: &Settings) -> ExitCode {
     if let Err(problem) = settings.use_time_zones() {
-        return end(Stop::Wrong(problem));
+        return exit_early(EarlyExit::Invalid(problem));
     }
-    let told_to_stop = match told_to_stop() {
-        Ok(told) => told,
+    let termination = match listen_for_termination() {
+        Ok(signals) => signals,
         Err(error) => return fail(&error),
     };
     let mut server = match Server::start(settings).await {
@@ -111,7 +111,7 @@ async fn serve(settings: &Settings) -> ExitCode {
     };
     let failure = tokio::select! {
         error = server.failed() => Some(error),
-        () = told_to_stop => None,
+        () = termination => None,
     };
     if let Some(error) = failure {
         let code = fail(&error);
@@ -124,18 +124,19 @@ async fn serve(settings: &Settings) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Listens for SIGTERM, Ctrl-C and SIGHUP from now on. The future ends with the first of them.
-fn told_to_stop() -> Result<impl Future<Output = ()>, StartError> {
-    let deaf = |error: std::io::Error| StartError::Serve(format!("cannot hear signals: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(deaf)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(deaf)?;
-    // A process under `nohup` outlives its terminal.
+/// Listens for SIGTERM, Ctrl-C and SIGHUP. The future completes with the first signal.
+fn listen_for_termination() -> Result<impl Future<Output = ()>, StartError> {
+    let to_start_error =
+        |error: std::io::Error| StartError::Serve(format!("cannot listen for signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(to_start_error)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(to_start_error)?;
+    // A process under `nohup` must outlive its terminal.
     let mut hangup = if ignores_hangup() {
         None
     } else {
-        Some(signal(SignalKind::hangup()).map_err(deaf)?)
+        Some(signal(SignalKind::hangup()).map_err(to_start_error)?)
     };
-    let hung_up = async move {
+    let hangup_received = async move {
         match &mut hangup {
             Some(hangup) => hangup.recv().await,
             None => std::future::pending().await,
@@ -145,12 +146,12 @@ fn told_to_stop() -> Result<impl Future<Output = ()>, StartError> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            _ = hung_up => {}
+            _ = hangup_received => {}
         }
     })
 }
 
-/// Whether this process was started with SIGHUP ignored.
+/// Returns true if this process was started with SIGHUP ignored.
 fn ignores_hangup() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -158,12 +159,12 @@ fn ignores_hangup() -> bool {
     ignored.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask & 1 == 1))
 }
 
-/// Shows a server in the terminal.
+/// Shows the terminal view of a server.
 #[expect(clippy::print_stderr, reason = "there is no log")]
 async fn show_top(server: &str) -> ExitCode {
     match top::run(server).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error @ top::Error::NotATerminal) => end(Stop::Wrong(error.to_string())),
+        Err(error @ top::Error::NotATerminal) => exit_early(EarlyExit::Invalid(error.to_string())),
         Err(error) => {
             eprintln!("watchpost: {}", escape(&error.to_string()));
             ExitCode::FAILURE
@@ -171,57 +172,60 @@ async fn show_top(server: &str) -> ExitCode {
     }
 }
 
-/// Tells how a job goes, and ends as it does.
+/// Follows a job and exits with its result.
 #[expect(clippy::print_stderr, reason = "there is no log")]
 async fn watch_job(options: jobs_watch::Options) -> ExitCode {
     match jobs_watch::run(options).await {
         Ok(Outcome::Completed) => ExitCode::SUCCESS,
         Ok(Outcome::Failed) => ExitCode::FAILURE,
         Ok(Outcome::Cancelled | Outcome::Deleted | Outcome::Stopped) => {
-            ExitCode::from(NOT_FINISHED)
+            ExitCode::from(EXIT_UNFINISHED)
         }
         Err(error) => {
             eprintln!("watchpost: {}", escape(&error.to_string()));
-            ExitCode::from(NOT_FINISHED)
+            ExitCode::from(EXIT_UNFINISHED)
         }
     }
 }
 
-/// Reports the GPUs of this host until a signal says to stop.
+/// Reports the GPUs of this host until a termination signal.
 async fn report(settings: agent::Settings) -> ExitCode {
-    let told_to_stop = match told_to_stop() {
-        Ok(told) => told,
+    let termination = match listen_for_termination() {
+        Ok(signals) => signals,
         Err(error) => return fail(&error),
     };
     let shutdown = CancellationToken::new();
-    let told = async {
-        told_to_stop.await;
+    let stopping = async {
+        termination.await;
         shutdown.cancel();
     };
-    tokio::join!(told, agent::run(settings, shutdown.clone()));
+    tokio::join!(stopping, agent::run(settings, shutdown.clone()));
     ExitCode::SUCCESS
 }
 
-/// Changes the schema, or prints its state.
-#[expect(clippy::print_stdout, reason = "the state is what was asked for")]
+/// Migrates the schema, or prints its state.
+#[expect(
+    clippy::print_stdout,
+    reason = "the state is the output of the command"
+)]
 async fn migrate(settings: &Settings, direction: Migrate) -> Result<ExitCode, StartError> {
     if let Migrate::Down { yes: false, steps } = direction {
         let problem = format!(
-            "setting `--yes`: taking back {steps} migrations destroys data; say --yes to do it"
+            "setting `--yes`: reverting {steps} migrations destroys data; add --yes to confirm"
         );
-        return Ok(end(Stop::Wrong(problem)));
+        return Ok(exit_early(EarlyExit::Invalid(problem)));
     }
     let database = settings.database();
     let db = match direction {
-        Migrate::Up => Db::connect_alone(&database, "migrate up").await?,
-        Migrate::Down { .. } => Db::connect_alone(&database, "migrate down").await?,
-        // It writes nothing.
+        Migrate::Up => Db::connect_exclusive(&database, "migrate up").await?,
+        Migrate::Down { .. } => Db::connect_exclusive(&database, "migrate down").await?,
+        // The command writes nothing, so no lock is needed.
         Migrate::Status => Db::connect(&database).await?,
     };
     match direction {
         Migrate::Up => db.migrate_up().await?,
         Migrate::Down { steps, .. } => {
-            db.refuse_beside_servers().await?;
+            db.ensure_no_servers().await?;
             db.migrate_down(steps).await?;
         }
         Migrate::Status => {
@@ -234,27 +238,32 @@ async fn migrate(settings: &Settings, direction: Migrate) -> Result<ExitCode, St
     Ok(ExitCode::SUCCESS)
 }
 
-/// Looks at the keys of secrets, or replaces them.
-#[expect(clippy::print_stdout, reason = "the state is what was asked for")]
+/// Prints the state of the encryption keys, or replaces the keys.
+#[expect(
+    clippy::print_stdout,
+    reason = "the state is the output of the command"
+)]
 async fn keys(settings: &Settings, action: KeyAction) -> Result<ExitCode, StartError> {
     if matches!(action, KeyAction::Replace { yes: false }) {
-        let problem = "setting `--yes`: the secrets of all channels would have to be set again; say --yes to do it";
-        return Ok(end(Stop::Wrong(problem.to_string())));
+        let problem = "setting `--yes`: the secrets of all channels would have to be set again; add --yes to confirm";
+        return Ok(exit_early(EarlyExit::Invalid(problem.to_string())));
     }
     let keyring = settings.keyring();
     let database = settings.database();
     let db = match action {
         KeyAction::Status | KeyAction::Rotate { stage: true } => Db::connect(&database).await?,
-        KeyAction::Rotate { stage: false } => Db::connect_alone(&database, "keys rotate").await?,
-        KeyAction::Replace { .. } => Db::connect_alone(&database, "keys replace").await?,
+        KeyAction::Rotate { stage: false } => {
+            Db::connect_exclusive(&database, "keys rotate").await?
+        }
+        KeyAction::Replace { .. } => Db::connect_exclusive(&database, "keys replace").await?,
     };
-    let done = match action {
+    let result = match action {
         KeyAction::Status => Ok(()),
         KeyAction::Rotate { stage: true } => keyring.stage(),
         KeyAction::Rotate { stage: false } => keyring.rotate(&db).await,
         KeyAction::Replace { .. } => keyring.replace(),
     };
-    done.map_err(StartError::Keys)?;
+    result.map_err(StartError::Keys)?;
     let usage = keyring.usage(&db).await;
     print!(
         "{}",
@@ -266,7 +275,7 @@ async fn keys(settings: &Settings, action: KeyAction) -> Result<ExitCode, StartE
 
 /// Sends the log to standard error.
 fn start_log(settings: &Settings) {
-    // The directives have been checked with the other settings.
+    // The directives were checked together with the other settings.
     let filter = EnvFilter::builder().parse_lossy(&settings.log);
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt()
@@ -277,26 +286,26 @@ fn start_log(settings: &Settings) {
         .init();
 }
 
-/// Ends before there is a log.
+/// Exits before the log is started.
 #[expect(
     clippy::print_stdout,
     clippy::print_stderr,
     reason = "there is no log yet"
 )]
-fn end(stop: Stop) -> ExitCode {
+fn exit_early(stop: EarlyExit) -> ExitCode {
     match stop {
-        Stop::Print(text) => {
+        EarlyExit::Print(text) => {
             print!("{text}");
             ExitCode::SUCCESS
         }
-        Stop::Wrong(problem) => {
+        EarlyExit::Invalid(problem) => {
             eprintln!("watchpost: {problem}");
-            ExitCode::from(BAD_SETTING)
+            ExitCode::from(EXIT_INVALID_SETTING)
         }
     }
 }
 
-/// Reports what ends the process: in the log or, if the log leaves errors out, on standard error.
+/// Reports a fatal error: in the log or, if the log excludes errors, on standard error.
 #[expect(clippy::print_stderr, reason = "the log may leave errors out")]
 fn fail(error: &StartError) -> ExitCode {
     if tracing::enabled!(tracing::Level::ERROR) {

@@ -1,27 +1,27 @@
-//! Spacing of warnings about a fault that lasts.
+//! Rate limit for warnings about a lasting fault.
 
 use std::time::{Duration, Instant};
 
-/// Pause between two warnings of one fault.
-const PAUSE: Duration = Duration::from_mins(1);
+/// Minimum time between two warnings.
+const MIN_PAUSE: Duration = Duration::from_mins(1);
 
-/// Decides when to warn: once at first, and then once a minute while the fault lasts.
+/// Decides if a warning is due: at the begin of a fault, and once a minute while the fault lasts.
 #[derive(Debug, Default)]
 pub(crate) struct Reminder {
     last: Option<Instant>,
 }
 
 impl Reminder {
-    /// Notes that there is a fault. Returns whether to warn.
+    /// Records a fault. Returns true if a warning is due.
     pub(crate) fn is_due(&mut self) -> bool {
-        let is_due = self.last.is_none_or(|last| last.elapsed() >= PAUSE);
+        let is_due = self.last.is_none_or(|last| last.elapsed() >= MIN_PAUSE);
         if is_due {
             self.last = Some(Instant::now());
         }
         is_due
     }
 
-    /// Notes that there is no fault. Returns whether there was one.
+    /// Records the absence of a fault. Returns true if a fault has ended.
     pub(crate) fn ended(&mut self) -> bool {
         self.last.take().is_some()
     }
@@ -45,7 +45,7 @@ mod tests {
     #[test]
     fn a_fault_that_lasts_is_warned_of_again() {
         let mut reminder = Reminder {
-            last: Instant::now().checked_sub(PAUSE),
+            last: Instant::now().checked_sub(MIN_PAUSE),
         };
         assert!(reminder.is_due());
         assert!(!reminder.is_due());

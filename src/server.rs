@@ -1,4 +1,4 @@
-//! Every service, loop, health and shutdown on one listener.
+//! The server: all services, background loops, health and shutdown, on one listener.
 
 use std::{
     net::SocketAddr,
@@ -65,29 +65,29 @@ mod jobs;
 mod prepare;
 mod transport;
 
-use transport::{CALLED, reflection};
+use transport::{CALL_DESCRIPTORS, reflection};
 
-/// What keeps the server from starting, or from going on.
+/// Failure that prevents the start or ends the server.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The address cannot be listened on.
+    /// The address cannot be bound.
     #[error("cannot listen on {address}: {source}")]
     Listen {
         address: String,
         source: std::io::Error,
     },
-    /// The database cannot be used, and waiting will not help.
+    /// The database is unusable, and a retry would not help.
     #[error("cannot use the database: {0}")]
     Database(String),
-    /// Another file lies where the database was.
+    /// The database file was replaced by another file.
     #[error(
-        "the database file, or its log, was replaced while the server ran; start the server again"
+        "the database file or its write-ahead log was replaced while the server was running; restart the server"
     )]
     Replaced,
-    /// The keys of secrets cannot be read or replaced.
+    /// The encryption keys cannot be read or replaced.
     #[error("cannot use the keys of secrets: {0}")]
     Keys(String),
-    /// The listener failed.
+    /// The gRPC listener failed or ended.
     #[error("cannot serve: {0}")]
     Serve(String),
 }
@@ -98,12 +98,12 @@ impl From<DbErr> for StartError {
     }
 }
 
-/// A server that listens.
+/// Running server with its listeners and tasks.
 #[derive(Debug)]
 pub struct Server {
-    /// Where it listens.
+    /// Address of the gRPC listener.
     pub address: SocketAddr,
-    /// Where it serves metrics, if it does.
+    /// Address of the metrics listener; absent without metrics.
     pub metrics_address: Option<SocketAddr>,
     db: Db,
     health: Health,
@@ -111,24 +111,24 @@ pub struct Server {
     grace: Duration,
     serving: JoinHandle<Result<(), tonic::transport::Error>>,
     serving_http: Option<JoinHandle<()>>,
-    /// The start of the work; none once its failure was returned.
-    preparing: Option<JoinHandle<Result<Running, StartError>>>,
+    /// Task that prepares the database and starts the loops; absent after its failure was returned.
+    preparing: Option<JoinHandle<Result<RunningTasks, StartError>>>,
     prepared: watch::Receiver<bool>,
 }
 
-/// Time after the grace time in which loops end and the database is closed.
-const CLOSING: Duration = Duration::from_secs(1);
+/// Time after the grace period for loops to end and the database to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What has to come to its end before the database is closed.
+/// Tasks that must end before the database is closed.
 #[derive(Debug)]
-struct Running {
+struct RunningTasks {
     gpus: gpu::Running,
     deliverer: JoinHandle<()>,
 }
 
-/// What the services and loops share.
+/// Components shared by services and loops.
 #[derive(Clone)]
-struct Parts {
+struct Components {
     db: Db,
     feed: Feed,
     rules: Rules,
@@ -141,12 +141,13 @@ struct Parts {
 }
 
 impl Server {
-    /// Listens, and prepares the database meanwhile; until that is done calls are answered with `STARTING`.
+    /// Binds the listeners and prepares the database in the background. Until the preparation ends,
+    /// calls fail with `STARTING`.
     pub async fn start(settings: &Settings) -> Result<Self, StartError> {
         let database = settings.database();
-        tracing::info!("database: {}", describe(&database));
+        tracing::info!("database: {}", describe_database(&database));
         tracing::info!("time zones: {}", time_zones::source());
-        let db = Db::connect_alone(&database, "serve").await?;
+        let db = Db::connect_exclusive(&database, "serve").await?;
         let (listener, address) = listen(&settings.listen).await?;
         let http = match &settings.metrics_listen {
             Some(address) => Some(listen(address).await?),
@@ -159,7 +160,7 @@ impl Server {
             first: settings.notification_retry,
         };
         let shutdown = CancellationToken::new();
-        let parts = Parts {
+        let components = Components {
             queue: Queue::new(db.clone(), shutdown.clone()),
             feed: Feed::new(db.clone(), Announcement::make),
             rules: Rules::new(
@@ -183,27 +184,32 @@ impl Server {
         let connections = Connections::new(settings.max_connections as usize);
         let (routes, metrics) = routes(
             settings,
-            &parts,
+            &components,
             health_service,
             connections.clone(),
             ready.clone(),
         )?;
-        let incoming = connections.accept(listener, parts.shutdown.clone());
-        let stop = parts.shutdown.clone().cancelled_owned();
+        let incoming = connections.accept(listener, components.shutdown.clone());
+        let stop = components.shutdown.clone().cancelled_owned();
         let serving = tokio::spawn(routes.serve_with_incoming_shutdown(incoming, stop));
         tracing::info!("listening on {address}");
         let serving_http = http.map(|(listener, address)| {
             tracing::info!("metrics and health at http://{address}");
-            tokio::spawn(http::serve(listener, metrics, parts.shutdown.clone()))
+            tokio::spawn(http::serve(listener, metrics, components.shutdown.clone()))
         });
 
-        let (done, prepared) = watch::channel(false);
+        let (sender, prepared) = watch::channel(false);
         let (db, health, shutdown) = (
-            parts.db.clone(),
-            parts.health.clone(),
-            parts.shutdown.clone(),
+            components.db.clone(),
+            components.health.clone(),
+            components.shutdown.clone(),
         );
-        let preparing = tokio::spawn(prepare::prepare(parts, settings.clone(), ready, done));
+        let preparing = tokio::spawn(prepare::prepare(
+            components,
+            settings.clone(),
+            ready,
+            sender,
+        ));
         Ok(Self {
             address,
             metrics_address,
@@ -218,20 +224,20 @@ impl Server {
         })
     }
 
-    /// Waits until the server is ready to work. Returns whether it is: `false` if the start has failed.
+    /// Waits until the preparation ends. Returns false if the preparation failed.
     pub async fn ready(&mut self) -> bool {
         self.prepared.wait_for(|ready| *ready).await.is_ok()
     }
 
-    /// Waits until the server cannot go on. Does not end otherwise.
+    /// Waits until the server can no longer run. Stays pending otherwise.
     pub async fn failed(&mut self) -> StartError {
-        // When `prepare` ends, having said that all is ready or not, it has let go of its end.
+        // `prepare` drops its sender at the end, in success and in failure.
         if self.ready().await {
-            let ended = tokio::select! {
+            let serve_result = tokio::select! {
                 ended = &mut self.serving => ended,
                 () = self.db.storage().replaced() => return StartError::Replaced,
             };
-            return match ended {
+            return match serve_result {
                 Ok(Ok(())) => StartError::Serve("the listener has ended".to_string()),
                 Ok(Err(error)) => StartError::Serve(Chain(&error).to_string()),
                 Err(error) => StartError::Serve(error.to_string()),
@@ -241,25 +247,27 @@ impl Server {
             return std::future::pending().await;
         };
         let prepared = preparing.await;
-        // A task gives its result once.
+        // A task returns its result only once.
         self.preparing = None;
         match prepared {
             Ok(Err(error)) => error,
-            Ok(Ok(_)) => StartError::Serve("the start has ended early".to_string()),
+            Ok(Ok(_)) => StartError::Serve("the preparation has ended early".to_string()),
             Err(error) => StartError::Serve(error.to_string()),
         }
     }
 
-    /// Ends every stream, waits for calls that are under way, and closes the database. Returns whether all
-    /// calls ended within the grace time. What hangs is left behind a second after the grace time.
+    /// Stops the server: streams end, running calls are awaited, and the database is closed.
+    ///
+    /// Returns true if all calls ended within the grace period. Remaining work is aborted one
+    /// second after the grace period.
     pub async fn stop(mut self) -> bool {
         let deadline = Instant::now() + self.grace;
-        self.health.stopping().await;
+        self.health.set_stopping().await;
         self.shutdown.cancel();
         let ended =
             self.serving.is_finished() || timeout_at(deadline, &mut self.serving).await.is_ok();
         if !ended {
-            tracing::warn!(grace = ?self.grace, "calls are still under way; they are cut off");
+            tracing::warn!(grace = ?self.grace, "the grace period has ended; aborting the remaining calls");
             self.serving.abort();
         }
         let closing = async {
@@ -277,8 +285,8 @@ impl Server {
             }
             self.db.close().await;
         };
-        if timeout_at(deadline + CLOSING, closing).await.is_err() {
-            tracing::warn!("the database is still at work; its connections are cut off");
+        if timeout_at(deadline + CLOSE_TIMEOUT, closing).await.is_err() {
+            tracing::warn!("the database did not close in time; aborting its connections");
         }
         ended
     }
@@ -294,16 +302,16 @@ async fn listen(address: &str) -> Result<(TcpListener, SocketAddr), StartError> 
     Ok((listener, address))
 }
 
-/// Every service, and where their figures come from.
+/// Builds all services and the sources of their metrics.
 fn routes<H: HealthService>(
     settings: &Settings,
-    parts: &Parts,
+    components: &Components,
     health_service: HealthServer<H>,
     connections: Connections,
     ready: Arc<AtomicBool>,
 ) -> Result<(Router<Stack<RequestLayer, Identity>>, Metrics), StartError> {
     let limit = settings.max_message_size as usize;
-    let Parts {
+    let Components {
         db,
         feed,
         rules,
@@ -313,9 +321,8 @@ fn routes<H: HealthService>(
         deliverer,
         queue: _,
         shutdown,
-    } = parts.clone();
-    let committer = Committer::start(&db, &rules, deliverer.wakeup(), &shutdown);
-    let committer = Arc::new(committer);
+    } = components.clone();
+    let committer = Arc::new(Committer::start(&db, &rules, deliverer.wakeup(), &shutdown));
     let gpu_stats = GpuStats::new(Reports {
         db: db.clone(),
         live: gpus.clone(),
@@ -324,8 +331,8 @@ fn routes<H: HealthService>(
     });
     let places = Places::new(settings.max_watches as usize);
     let limits = transport::limits(settings);
-    let monitor = monitor(settings, parts, &gpu_stats, &places, &limits.snapshots);
-    let calls = Calls::new(&CALLED);
+    let monitor = monitor(settings, components, &gpu_stats, &places, &limits.snapshots);
+    let calls = Calls::new(&CALL_DESCRIPTORS);
     let admission = Admission::new(&[FILE_DESCRIPTOR_SET], limit, settings.request_memory);
     let metrics = Metrics {
         admission: admission.clone(),
@@ -363,8 +370,9 @@ fn routes<H: HealthService>(
     let channels = NotificationChannels::new(db.clone(), &deliverer);
     let deliveries = Deliveries::new(db.clone(), deliverer.wakeup().clone());
     let alerts = Alerts::new(db, deliverer.wakeup().clone());
-    let broken = |error: tonic_reflection::server::Error| StartError::Serve(error.to_string());
-    macro_rules! accepting {
+    let to_start_error =
+        |error: tonic_reflection::server::Error| StartError::Serve(error.to_string());
+    macro_rules! with_limits {
         ($service:expr) => {
             $service
                 .max_decoding_message_size(limit)
@@ -382,39 +390,41 @@ fn routes<H: HealthService>(
     };
     let routes = transport::builder(settings)
         .layer(layer)
-        .add_routes(jobs::routes(parts, &places, &limits.snapshots, limit))
+        .add_routes(jobs::routes(components, &places, &limits.snapshots, limit))
         .add_service(health_service)
-        .add_service(reflection().build_v1().map_err(broken)?)
-        .add_service(reflection().build_v1alpha().map_err(broken)?)
+        .add_service(reflection().build_v1().map_err(to_start_error)?)
+        .add_service(reflection().build_v1alpha().map_err(to_start_error)?)
         .add_service(MonitorServer {
             monitor,
             max_message_size: limit,
         })
-        .add_service(accepting!(CameraServiceServer::new(cameras)))
-        .add_service(accepting!(CameraZoneServiceServer::new(camera_zones)))
-        .add_service(accepting!(EventServiceServer::new(events)))
-        .add_service(accepting!(AlertRuleServiceServer::new(alert_rules)))
-        .add_service(accepting!(AlertServiceServer::new(alerts)))
-        .add_service(accepting!(NotificationChannelServiceServer::new(channels)))
-        .add_service(accepting!(DeliveryServiceServer::new(deliveries)))
-        .add_service(accepting!(SilenceServiceServer::new(silences)))
-        .add_service(accepting!(GpuStatsServiceServer::new(gpu_stats)));
+        .add_service(with_limits!(CameraServiceServer::new(cameras)))
+        .add_service(with_limits!(CameraZoneServiceServer::new(camera_zones)))
+        .add_service(with_limits!(EventServiceServer::new(events)))
+        .add_service(with_limits!(AlertRuleServiceServer::new(alert_rules)))
+        .add_service(with_limits!(AlertServiceServer::new(alerts)))
+        .add_service(with_limits!(NotificationChannelServiceServer::new(
+            channels
+        )))
+        .add_service(with_limits!(DeliveryServiceServer::new(deliveries)))
+        .add_service(with_limits!(SilenceServiceServer::new(silences)))
+        .add_service(with_limits!(GpuStatsServiceServer::new(gpu_stats)));
     Ok((routes, metrics))
 }
 
 fn monitor(
     settings: &Settings,
-    parts: &Parts,
+    components: &Components,
     gpus: &GpuStats,
     places: &Places,
     memory: &SnapshotMemory,
 ) -> Monitor {
     Monitor::new(
-        parts.feed.clone(),
-        parts.gpus.clone(),
+        components.feed.clone(),
+        components.gpus.clone(),
         Snapshots::new(
-            parts.db.clone(),
-            parts.feed.clone(),
+            components.db.clone(),
+            components.feed.clone(),
             gpus.clone(),
             memory.clone(),
         ),
@@ -422,12 +432,12 @@ fn monitor(
             places: places.clone(),
             retention: settings.feed_retention(),
         },
-        parts.shutdown.clone(),
+        components.shutdown.clone(),
     )
 }
 
-/// The database for people, without passwords.
-fn describe(settings: &db::Settings) -> String {
+/// Describes the database without passwords.
+fn describe_database(settings: &db::Settings) -> String {
     if let Ok(options) = settings.url.parse::<SqliteConnectOptions>()
         && settings.url.starts_with("sqlite:")
     {

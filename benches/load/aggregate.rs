@@ -95,7 +95,7 @@ pub async fn aggregate(server: &Server) {
                 start: time::from_millis(start * 1_000).map(time::to_proto),
                 end: time::from_millis((start + DAY) * 1_000).map(time::to_proto),
             }),
-            bucket_width: Some(time::span(60_000)),
+            bucket_width: Some(time::duration_from_millis(60_000)),
             metrics: metrics.iter().map(|metric| (*metric).into()).collect(),
             ..Default::default()
         };

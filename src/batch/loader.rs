@@ -1,4 +1,4 @@
-//! Many lookups at once: requests for single rows that arrive together share one query.
+//! Coalesced lookups: concurrent requests for single rows share one query.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,17 +11,17 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::error::{Error, Result};
 
-/// How many rows one query looks up at most.
-const BATCH: usize = 128;
+/// Maximum number of rows in one query.
+const MAX_ROWS_PER_QUERY: usize = 128;
 
-/// Looks rows up by key.
+/// Looks up rows by key.
 ///
-/// Nobody waits for a batch to fill: a query takes whatever has been asked for
-/// while the one before it ran. Each query starts after the lookups in it were
-/// asked for, so a lookup sees all that was committed before.
+/// No lookup waits for a batch to fill: a query takes all lookups that arrived during the previous
+/// query. Each query starts after the arrival of its lookups, so a lookup sees everything committed
+/// before.
 #[derive(Debug)]
 pub struct Loader<K, V> {
-    asked: mpsc::Sender<(K, oneshot::Sender<Result<Option<V>>>)>,
+    queue: mpsc::Sender<(K, oneshot::Sender<Result<Option<V>>>)>,
 }
 
 impl<K, V> Loader<K, V>
@@ -29,7 +29,8 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Starts `queries` tasks, each of which runs one `fetch` at a time. They end with the loader.
+    /// Starts `queries` tasks, each with one `fetch` at a time. The tasks end when the loader is
+    /// dropped.
     pub fn start<F>(
         queries: usize,
         fetch: impl Fn(Vec<K>) -> F + Clone + Send + Sync + 'static,
@@ -37,33 +38,40 @@ where
     where
         F: Future<Output = Result<HashMap<K, V>>> + Send,
     {
-        let (asked, lookups) = mpsc::channel(BATCH);
+        let (queue, lookups) = mpsc::channel(MAX_ROWS_PER_QUERY);
         let lookups = Arc::new(Mutex::new(lookups));
         for _ in 0..queries {
             let (lookups, fetch) = (lookups.clone(), fetch.clone());
             tokio::spawn(async move {
-                let mut batch = Vec::with_capacity(BATCH);
-                // The lock is held while waiting, so that one task gathers while the others query.
-                while lookups.lock().await.recv_many(&mut batch, BATCH).await > 0 {
-                    answer(&fetch, &mut batch).await;
+                let mut batch = Vec::with_capacity(MAX_ROWS_PER_QUERY);
+                // The lock is held while waiting, so that one task collects lookups while the
+                // others query.
+                while lookups
+                    .lock()
+                    .await
+                    .recv_many(&mut batch, MAX_ROWS_PER_QUERY)
+                    .await
+                    > 0
+                {
+                    run_batch(&fetch, &mut batch).await;
                 }
             });
         }
-        Self { asked }
+        Self { queue }
     }
 
     /// Looks up one row.
     pub async fn load(&self, key: K) -> Result<Option<V>> {
         let (reply, answer) = oneshot::channel();
-        self.asked
+        self.queue
             .send((key, reply))
             .await
-            .map_err(Error::internal_ended)?;
+            .map_err(Error::task_ended)?;
         answer.await.map_err(Error::internal)?
     }
 }
 
-async fn answer<K, V, F>(
+async fn run_batch<K, V, F>(
     fetch: &impl Fn(Vec<K>) -> F,
     batch: &mut Vec<(K, oneshot::Sender<Result<Option<V>>>)>,
 ) where
@@ -74,11 +82,11 @@ async fn answer<K, V, F>(
     let keys: HashSet<K> = batch.iter().map(|(key, _)| key.clone()).collect();
     let rows = fetch(keys.into_iter().collect()).await;
     for (key, reply) in batch.drain(..) {
-        let found = match &rows {
+        let result = match &rows {
             Ok(rows) => Ok(rows.get(&key).cloned()),
-            Err(error) => Err(error.again()),
+            Err(error) => Err(error.duplicate()),
         };
-        // Whoever asked may have gone.
-        let _ = reply.send(found);
+        // A caller may have been cancelled, so failed sends are ignored.
+        let _ = reply.send(result);
     }
 }

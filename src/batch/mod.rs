@@ -1,5 +1,5 @@
-//! Batching and caching shared by all families: group commit, coalesced lookups, and copies of settings kept up to
-//! date.
+//! Batching and caching shared by all families: group commit, coalesced lookups, and in-memory
+//! copies of settings.
 
 pub mod group_commit;
 pub mod live;

@@ -78,7 +78,7 @@ impl CameraService for Cameras {
             .one(self.db.reader())
             .await
             .map_err(Error::from)?;
-        Ok(Response::new(row::found(camera, "camera", id)?.into()))
+        Ok(Response::new(row::require(camera, "camera", id)?.into()))
     }
 
     async fn list_cameras(
@@ -166,7 +166,7 @@ impl CameraService for Cameras {
 
 /// The camera, deleted or not; nobody else changes it before the transaction ends.
 async fn locked(tx: &DatabaseTransaction, id: &str) -> Result<camera::Model> {
-    row::found(
+    row::require(
         camera::Entity::find_by_id(id)
             .lock_exclusive()
             .one(tx)
@@ -179,7 +179,7 @@ async fn locked(tx: &DatabaseTransaction, id: &str) -> Result<camera::Model> {
 /// The camera if it is not deleted; nobody else changes it before the transaction ends.
 async fn present(tx: &DatabaseTransaction, id: &str) -> Result<camera::Model> {
     let camera = locked(tx, id).await?;
-    row::found(
+    row::require(
         Some(camera).filter(|camera| camera.deleted_at.is_none()),
         "camera",
         id,

@@ -1,4 +1,4 @@
-//! The settings of the process.
+//! Settings of the process, with their defaults and bounds.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -15,29 +15,29 @@ use crate::{
     time_zones,
 };
 
-/// The settings. All have defaults.
+/// Settings of all commands. Every setting has a default.
 #[derive(Debug, Clone, Args)]
 pub struct Settings {
-    /// A TOML file with settings
+    /// TOML file with settings
     #[arg(long, global = true, value_name = "FILE", env = "WATCHPOST_CONFIG")]
     pub config: Option<PathBuf>,
 
-    /// Where to listen; port 0 takes a free one and says which
+    /// Address of the gRPC listener; port 0 selects a free port, which is logged
     #[arg(
         long, global = true, value_name = "HOST:PORT", env = "WATCHPOST_LISTEN",
         default_value = "127.0.0.1:50051", value_parser = listen
     )]
     pub listen: String,
 
-    /// Where to serve metrics and health by HTTP, without TLS or login; port 0 takes a free one and says which
-    /// [default: nowhere]
+    /// Address of the HTTP listener for metrics and health, without TLS or login; port 0 selects a
+    /// free port, which is logged [default: disabled]
     #[arg(
         long, global = true, value_name = "HOST:PORT", env = "WATCHPOST_METRICS_LISTEN",
         value_parser = listen
     )]
     pub metrics_listen: Option<String>,
 
-    /// The folder for what Watchpost keeps on disk
+    /// Folder for the data of Watchpost
     #[arg(
         long,
         global = true,
@@ -47,9 +47,9 @@ pub struct Settings {
     )]
     pub data_dir: PathBuf,
 
-    /// The database: `sqlite://PATH` or `postgres://USER@HOST/NAME` [default: watchpost.db in the data folder]. A password
-    /// does not belong on the command line, which every user can read: see --database-url-file, or name a password file in
-    /// PGPASSFILE
+    /// Address of the database: `sqlite://PATH` or `postgres://USER@HOST/NAME` [default:
+    /// watchpost.db in the data folder]. Do not put a password on the command line, where every
+    /// user can read the value: use --database-url-file, or a password file named by PGPASSFILE
     #[arg(
         long,
         global = true,
@@ -59,7 +59,8 @@ pub struct Settings {
     )]
     pub database_url: Option<String>,
 
-    /// A file with the URL of the database, which may hold a password: `postgres://USER:PASSWORD@HOST/NAME`
+    /// File with the address of the database, which may include a password:
+    /// `postgres://USER:PASSWORD@HOST/NAME`
     #[arg(
         long,
         global = true,
@@ -68,14 +69,16 @@ pub struct Settings {
     )]
     pub database_url_file: Option<PathBuf>,
 
-    /// Number of connections to PostgreSQL that are open at most, 4 to 1000: 3 of 8 for jobs and the feed, 3 of 16 for searches
+    /// Maximum number of open connections to PostgreSQL, 4 to 1000: 3 of 8 are used for jobs and
+    /// the feed, 3 of 16 for searches
     #[arg(
         long, global = true, value_name = "NUMBER", env = "WATCHPOST_DATABASE_CONNECTIONS",
         default_value = "16", value_parser = clap::value_parser!(u32).range(4..=1000)
     )]
     pub database_connections: u32,
 
-    /// When a commit on SQLite is on the disk: before it is answered (full) or a moment later (normal)
+    /// Time at which a commit on SQLite is synced to disk: before the answer (full) or shortly
+    /// after (normal)
     #[arg(
         long,
         global = true,
@@ -85,16 +88,16 @@ pub struct Settings {
     )]
     pub sqlite_synchronous: Synchronous,
 
-    /// How much to log to standard error: a level (error, warn, info, debug, trace), or directives such as
-    /// `info,watchpost::feed=debug`
+    /// Log filter for standard error: a level (error, warn, info, debug, trace), or directives such
+    /// as `info,watchpost::feed=debug`
     #[arg(
         long, global = true, value_name = "FILTER", env = "WATCHPOST_LOG", default_value = "info,sea_orm_migration=warn",
         value_parser = log_filter
     )]
     pub log: String,
 
-    /// The time zone database to use, a folder of `TZif` files, whatever its version [default: the folder that TZDIR names;
-    /// else the newer of the system's database and the embedded one]
+    /// Folder of the time zone database in `TZif` files, used regardless of its version [default:
+    /// the folder in TZDIR; otherwise the newer of the system's database and the embedded database]
     #[arg(
         long,
         global = true,
@@ -103,21 +106,22 @@ pub struct Settings {
     )]
     pub time_zone_dir: Option<PathBuf>,
 
-    /// How often to sample the GPUs, 100ms to 1h
+    /// Interval between two GPU samples, 100ms to 1h
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_GPU_INTERVAL", default_value = "1s",
         value_parser = between::<100, 3_600_000>
     )]
     pub gpu_interval: Duration,
 
-    /// How long calls into the driver may take for one GPU in a second, 1ms to 1s: what is too dear is asked less often
+    /// Maximum time of driver calls per GPU and second, 1ms to 1s; expensive values are read less
+    /// often
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_GPU_BUDGET", default_value = "5ms",
         value_parser = between::<1, 1_000>
     )]
     pub gpu_budget: Duration,
 
-    /// The NVML library to load [default: libnvidia-ml.so.1, wherever the system finds it]
+    /// NVML library to load [default: libnvidia-ml.so.1 from the library path of the system]
     #[arg(
         long,
         global = true,
@@ -126,21 +130,22 @@ pub struct Settings {
     )]
     pub nvml_library: Option<PathBuf>,
 
-    /// How long GPU samples are kept as they were taken, 1h to 3650d
+    /// Retention of GPU samples in full resolution, 1h to 3650d
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_GPU_STATS_RETENTION", default_value = "30d",
         value_parser = between::<3_600_000, 315_360_000_000>
     )]
     pub gpu_stats_retention: Duration,
 
-    /// How long they are kept minute by minute, 1h to 3650d, not shorter than as they were taken
+    /// Retention of GPU samples in one-minute resolution, 1h to 3650d; not shorter than
+    /// --gpu-stats-retention
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_GPU_ROLLUP_RETENTION", default_value = "400d",
         value_parser = between::<3_600_000, 315_360_000_000>
     )]
     pub gpu_rollup_retention: Duration,
 
-    /// The kernel log, where XID errors of GPUs are read
+    /// Kernel log with the XID errors of GPUs
     #[arg(
         long,
         global = true,
@@ -151,7 +156,7 @@ pub struct Settings {
     )]
     pub kernel_log: PathBuf,
 
-    /// Where the kernel tells whether GPUs sleep
+    /// Mount point of sysfs, for the power state of GPUs
     #[arg(
         long,
         global = true,
@@ -162,12 +167,13 @@ pub struct Settings {
     )]
     pub sysfs: PathBuf,
 
-    /// The name of this host in GPU stats [default: the system's]
+    /// Name of this host in GPU stats [default: host name of the system]
     #[arg(long, global = true, value_name = "NAME", env = "WATCHPOST_HOST", value_parser = host)]
     pub host: Option<String>,
 
-    /// The file with the key that encrypts the secrets of notification channels, of mode 600; all processes on one database
-    /// need the same [default: secret.key in the data folder, made when it is first needed]
+    /// File with the key that encrypts the secrets of notification channels, mode 600; all
+    /// processes of a database need the same key [default: secret.key in the data folder, created
+    /// at the first use]
     #[arg(
         long,
         global = true,
@@ -176,151 +182,155 @@ pub struct Settings {
     )]
     pub secret_key_file: Option<PathBuf>,
 
-    /// Networks beyond the public internet that notifications may be sent to, such as 10.0.0.0/8, parted by commas
-    /// [default: none]
+    /// Networks outside of the public internet to which notifications may be sent, such as
+    /// 10.0.0.0/8, separated by commas [default: none]
     #[arg(
         long, global = true, value_name = "NETWORKS", env = "WATCHPOST_NOTIFICATION_NETWORKS",
         value_delimiter = ',', value_parser = network
     )]
     pub notification_networks: Vec<IpNet>,
 
-    /// What webhooks name as their source: a URI, or a part of one
+    /// Value of the attribute `source` in webhooks: a URI or a relative reference
     #[arg(
         long, global = true, value_name = "URI", env = "WATCHPOST_NOTIFICATION_SOURCE", default_value = "watchpost",
         value_parser = source
     )]
     pub notification_source: String,
 
-    /// How long to wait before a delivery that has failed is tried again, 10ms to 1h; then four times as long each time
+    /// Pause before the first retry of a failed delivery, 10ms to 1h; each further pause is four
+    /// times longer
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_NOTIFICATION_RETRY", default_value = "5s",
         value_parser = between::<10, 3_600_000>
     )]
     pub notification_retry: Duration,
 
-    /// How long the change feed is kept for watches to resume from, 1m to 365d
+    /// Retention of the change feed, from which watches resume, 1m to 365d
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_FEED_RETENTION", default_value = "7d",
         value_parser = between::<60_000, 31_536_000_000>
     )]
     pub feed_retention: Duration,
 
-    /// How many changes the feed keeps at most, 1000 to 1000000000
+    /// Maximum number of changes in the feed, 1000 to 1000000000
     #[arg(
         long, global = true, value_name = "NUMBER", env = "WATCHPOST_FEED_MAX_CHANGES", default_value = "10000000",
         value_parser = clap::value_parser!(u64).range(1_000..=1_000_000_000)
     )]
     pub feed_max_changes: u64,
 
-    /// How long jobs are kept that have completed, 0s to 3650d; 0s keeps them for ever
+    /// Retention of completed jobs, 0s to 3650d; 0s keeps the jobs for ever
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_JOB_RETENTION_COMPLETED", default_value = "7d",
         value_parser = between::<0, 315_360_000_000>
     )]
     pub job_retention_completed: Duration,
 
-    /// How long jobs are kept that have failed for good and are no dead letters, 0s to 3650d; 0s keeps them for ever
+    /// Retention of failed jobs without dead letters, 0s to 3650d; 0s keeps the jobs for ever
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_JOB_RETENTION_FAILED", default_value = "30d",
         value_parser = between::<0, 315_360_000_000>
     )]
     pub job_retention_failed: Duration,
 
-    /// How long dead letters are kept, 0s to 3650d; 0s keeps them for ever
+    /// Retention of dead letters, 0s to 3650d; 0s keeps the jobs for ever
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_JOB_RETENTION_DEAD", default_value = "90d",
         value_parser = between::<0, 315_360_000_000>
     )]
     pub job_retention_dead: Duration,
 
-    /// How long jobs are kept that were cancelled, 0s to 3650d; 0s keeps them for ever
+    /// Retention of cancelled jobs, 0s to 3650d; 0s keeps the jobs for ever
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_JOB_RETENTION_CANCELLED", default_value = "7d",
         value_parser = between::<0, 315_360_000_000>
     )]
     pub job_retention_cancelled: Duration,
 
-    /// Number of watches and streams of workers that may be open at once, 1 to 1000000
+    /// Maximum number of open watches and worker streams, 1 to 1000000
     #[arg(
         long, global = true, value_name = "NUMBER", env = "WATCHPOST_MAX_WATCHES", default_value = "10000",
         value_parser = clap::value_parser!(u32).range(1..=1_000_000)
     )]
     pub max_watches: u32,
 
-    /// How many connections may be open at once, 16 to 1000000; fewer if the system allows fewer open files. More are
-    /// closed at once, and so is one whose client does not begin with HTTP/2 within 10s
+    /// Maximum number of open connections, 16 to 1000000; less if the system allows fewer open
+    /// files. Further connections are closed at once. A connection without an HTTP/2 preface is
+    /// closed after 10s
     #[arg(
         long, global = true, value_name = "NUMBER", env = "WATCHPOST_MAX_CONNECTIONS", default_value = "10000",
         value_parser = clap::value_parser!(u32).range(16..=1_000_000)
     )]
     pub max_connections: u32,
 
-    /// How many calls may be open at once on one connection, 1 to 100000; clients keep more waiting
+    /// Maximum number of open calls per connection, 1 to 100000; clients queue further calls
     #[arg(
         long, global = true, value_name = "NUMBER", env = "WATCHPOST_MAX_CONNECTION_STREAMS", default_value = "200",
         value_parser = clap::value_parser!(u32).range(1..=100_000)
     )]
     pub max_connection_streams: u32,
 
-    /// Number of calls that may be open at once on all connections together, streams included, 1 to 10000000; health checks are
-    /// answered beyond that
+    /// Maximum number of open calls on all connections, including streams, 1 to 10000000; health
+    /// checks have a reserve beyond the limit
     #[arg(
         long, global = true, value_name = "NUMBER", env = "WATCHPOST_MAX_CALLS", default_value = "12000",
         value_parser = clap::value_parser!(u32).range(1..=10_000_000)
     )]
     pub max_calls: u32,
 
-    /// Time within which a request must arrive whole, 1s to 1h; in a stream of requests, each message from its first byte on
+    /// Maximum time for a request to arrive completely, 1s to 1h; in a request stream, for each
+    /// message from its first byte
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_MESSAGE_TIMEOUT", default_value = "30s",
         value_parser = between::<1_000, 3_600_000>
     )]
     pub message_timeout: Duration,
 
-    /// Memory for requests that have not arrived whole, in bytes, 4194304 to 68719476736; beyond it those that have stalled
-    /// are ended first
+    /// Memory for incomplete requests, in bytes, 4194304 to 68719476736; beyond the limit, stalled
+    /// requests are ended first
     #[arg(
         long, global = true, value_name = "BYTES", env = "WATCHPOST_UNFINISHED_MEMORY", default_value = "25165824",
         value_parser = clap::value_parser!(u64).range(4_194_304..=68_719_476_736)
     )]
     pub unfinished_memory: u64,
 
-    /// Memory for snapshots that watches begin with, until clients have read them, in bytes, 1048576 to 68719476736
+    /// Memory for the snapshots of watches until clients have read them, in bytes, 1048576 to
+    /// 68719476736
     #[arg(
         long, global = true, value_name = "BYTES", env = "WATCHPOST_SNAPSHOT_MEMORY", default_value = "67108864",
         value_parser = clap::value_parser!(u64).range(1_048_576..=68_719_476_736)
     )]
     pub snapshot_memory: u64,
 
-    /// The largest request to accept, in bytes, 65536 to 268435456
+    /// Maximum size of a request, in bytes, 65536 to 268435456
     #[arg(
         long, global = true, value_name = "BYTES", env = "WATCHPOST_MAX_MESSAGE_SIZE", default_value = "4194304",
         value_parser = clap::value_parser!(u32).range(65_536..=268_435_456)
     )]
     pub max_message_size: u32,
 
-    /// Memory that requests under way may take in all once they are decoded, in bytes, 67108864 to 68719476736
+    /// Memory for all decoded requests together, in bytes, 67108864 to 68719476736
     #[arg(
         long, global = true, value_name = "BYTES", env = "WATCHPOST_REQUEST_MEMORY", default_value = "268435456",
         value_parser = clap::value_parser!(u64).range(67_108_864..=68_719_476_736)
     )]
     pub request_memory: u64,
 
-    /// How often to ask silent connections whether they are alive, 1s to 1h
+    /// Interval of keepalive pings on idle connections, 1s to 1h
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_KEEPALIVE_INTERVAL", default_value = "30s",
         value_parser = between::<1_000, 3_600_000>
     )]
     pub keepalive_interval: Duration,
 
-    /// How long to wait for the answer to that, 1s to 1h
+    /// Maximum time for the answer to a keepalive ping, 1s to 1h
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_KEEPALIVE_TIMEOUT", default_value = "10s",
         value_parser = between::<1_000, 3_600_000>
     )]
     pub keepalive_timeout: Duration,
 
-    /// How long calls may take to end at shutdown, 0s to 1h; closing takes at most 1s more
+    /// Grace period for running calls at shutdown, 0s to 1h; the process exits at most 1s later
     #[arg(
         long, global = true, value_name = "TIME", env = "WATCHPOST_SHUTDOWN_GRACE", default_value = "10s",
         value_parser = between::<0, 3_600_000>
@@ -328,21 +338,22 @@ pub struct Settings {
     pub shutdown_grace: Duration,
 }
 
-/// See [`db::Synchronous`].
+/// Value of the setting for [`db::Synchronous`].
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Synchronous {
-    /// Before it is answered
+    /// Sync the commit before the answer
     Full,
-    /// A moment later: a power cut may take the last commits, a crash of the process takes none
+    /// Sync the commit shortly after the answer; a power cut may lose the last commits, a crash of the process
+    /// loses none
     Normal,
 }
 
 impl Settings {
-    /// Which database, and how to treat it.
+    /// Returns the settings of the database.
     pub fn database(&self) -> db::Settings {
         let file = || {
             let path = self.data_dir.join("watchpost.db").display().to_string();
-            // What would end the path in a URL, or begin an escape, is escaped.
+            // Characters that would end the path of a URL or begin an escape are escaped.
             let path = path
                 .replace('%', "%25")
                 .replace('?', "%3F")
@@ -359,27 +370,30 @@ impl Settings {
         }
     }
 
-    /// Uses the time zone database that the settings name, if they name one.
+    /// Applies the time zone folder of the settings or of `TZDIR`, if either is set.
     pub fn use_time_zones(&self) -> Result<(), String> {
-        let named = self.time_zone_dir.clone();
-        let named = named.map(|folder| ("setting `--time-zone-dir`", folder));
-        let of_system = std::env::var_os("TZDIR").filter(|folder| !folder.is_empty());
-        let of_system = of_system.map(|folder| ("variable `TZDIR`", PathBuf::from(folder)));
-        let Some((name, folder)) = named.or(of_system) else {
+        let configured = self
+            .time_zone_dir
+            .clone()
+            .map(|folder| ("setting `--time-zone-dir`", folder));
+        let from_variable = std::env::var_os("TZDIR")
+            .filter(|folder| !folder.is_empty())
+            .map(|folder| ("variable `TZDIR`", PathBuf::from(folder)));
+        let Some((name, folder)) = configured.or(from_variable) else {
             return Ok(());
         };
         time_zones::use_folder(&folder).map_err(|problem| format!("{name}: {problem}"))
     }
 
-    /// How long and how many changes the feed keeps.
+    /// Returns the retention of the change feed.
     pub fn feed_retention(&self) -> Retention {
         Retention {
-            kept: self.feed_retention,
+            max_age: self.feed_retention,
             max_changes: self.feed_max_changes,
         }
     }
 
-    /// How long jobs are kept that have come to their end.
+    /// Returns the retention of finished jobs.
     pub fn job_retention(&self) -> jobs::store::retention::Kept {
         jobs::store::retention::Kept {
             completed: self.job_retention_completed,
@@ -389,7 +403,7 @@ impl Settings {
         }
     }
 
-    /// How often calls into the driver are made, and what they may cost.
+    /// Returns the frequency and budget of driver calls.
     pub fn tiers(&self) -> Tiers {
         Tiers {
             budget: self.gpu_budget,
@@ -397,7 +411,7 @@ impl Settings {
         }
     }
 
-    /// What sends notifications.
+    /// Returns the senders of notifications.
     pub fn senders(&self) -> Senders {
         Senders::new(
             self.notification_source.clone(),
@@ -406,13 +420,13 @@ impl Settings {
         )
     }
 
-    /// The keys that encrypt the secrets of channels.
+    /// Returns the keys that encrypt the secrets of channels.
     pub fn keyring(&self) -> Keyring {
         let key = self.secret_key_file.clone();
         Keyring::new(key.unwrap_or_else(|| self.data_dir.join("secret.key")))
     }
 
-    /// The name of this host.
+    /// Returns the name of this host, of at most 255 characters.
     pub fn host(&self) -> String {
         let system = || {
             gethostname::gethostname()

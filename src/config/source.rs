@@ -1,4 +1,5 @@
-//! Sources of settings: the command line, variables and the file, for errors that name where a bad value came from.
+//! Sources of settings: the command line, variables and the file. Errors name the source of an
+//! invalid value.
 
 use std::{
     collections::HashMap,
@@ -8,35 +9,37 @@ use std::{
 
 use clap::{Arg, Command, builder::Resettable};
 
-/// The arguments of the process, and the file of settings once it is read.
+/// Arguments of the process, and the settings file once read.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
     pub(super) arguments: Vec<OsString>,
     pub(super) file: Option<File>,
 }
 
-/// A file of settings.
+/// File of settings, in TOML.
 #[derive(Debug)]
 pub(super) struct File {
     path: PathBuf,
-    /// Line of each setting, by its name.
+    /// Line numbers by name of the setting.
     lines: HashMap<String, usize>,
 }
 
 impl File {
-    /// The settings of a TOML file and their places. Fails with a problem in one line.
+    /// Reads a TOML file and the lines of its settings. Errors are a single line.
     pub(super) fn read(path: &Path) -> Result<(toml::Table, Self), String> {
         let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
         let line = |at: usize| text[..at].matches('\n').count() + 1;
-        let broken = |error: toml::de::Error| {
+        let syntax_error = |error: toml::de::Error| {
             let at = error.span().map_or(1, |span| line(span.start));
             let message = error.message().replace('\n', " ");
-            format!("line {at}: it is not TOML: {message}")
+            format!("line {at}: invalid TOML: {message}")
         };
-        let table: toml::Table = text.parse().map_err(broken)?;
-        let places = toml::de::DeTable::parse(&text).map_err(broken)?;
-        let lines = places.get_ref().iter();
-        let lines = lines.map(|(name, _)| (name.get_ref().to_string(), line(name.span().start)));
+        let table: toml::Table = text.parse().map_err(syntax_error)?;
+        let entries = toml::de::DeTable::parse(&text).map_err(syntax_error)?;
+        let lines = entries
+            .get_ref()
+            .iter()
+            .map(|(name, _)| (name.get_ref().to_string(), line(name.span().start)));
         let file = Self {
             path: path.to_path_buf(),
             lines: lines.collect(),
@@ -44,26 +47,31 @@ impl File {
         Ok((table, file))
     }
 
-    /// Line of a setting of the file.
+    /// Returns the line number of a setting.
     pub(super) fn line(&self, name: &str) -> usize {
         self.lines.get(name).copied().unwrap_or(1)
     }
 }
 
 impl Sources {
-    /// Source of the value of an argument, for the end of an error: ` (from the variable WATCHPOST_LISTEN)`. Empty if
-    /// none was given. The argument is found by the text that clap has for it, `--listen <HOST:PORT>`, or by its id.
-    pub(super) fn of(&self, command: &Command, argument: &str) -> String {
-        // Only an argument of a built command has its text.
+    /// Describes the source of a value for the end of an error: ` (from the variable
+    /// WATCHPOST_LISTEN)`. Empty without a source.
+    ///
+    /// The argument is identified by its text in clap, such as `--listen <HOST:PORT>`, or by its
+    /// id.
+    pub(super) fn describe(&self, command: &Command, argument: &str) -> String {
+        // An argument has its text only in a built command.
         let mut command = command.clone();
         command.build();
         let Some(arg) = find(&command, argument) else {
             return String::new();
         };
         let flag = arg.get_long().map(|long| format!("--{long}"));
-        let is_flag = |given: &OsString| {
-            let given = given.to_string_lossy();
-            let name = given.split_once('=').map_or(&*given, |(name, _)| name);
+        let is_flag = |argument_text: &OsString| {
+            let argument_text = argument_text.to_string_lossy();
+            let name = argument_text
+                .split_once('=')
+                .map_or(&*argument_text, |(name, _)| name);
             flag.as_deref() == Some(name)
         };
         if self.arguments.iter().any(is_flag) {
@@ -84,16 +92,16 @@ impl Sources {
 
 fn find<'a>(command: &'a Command, argument: &str) -> Option<&'a Arg> {
     let mut arguments = command.get_arguments();
-    let found =
+    let direct =
         arguments.find(|arg| arg.get_id().as_str() == argument || arg.to_string() == argument);
-    found.or_else(|| {
+    direct.or_else(|| {
         command
             .get_subcommands()
             .find_map(|sub| find(sub, argument))
     })
 }
 
-/// Has variables that are empty count as unset, in the command and all its subcommands.
+/// Treats empty variables as unset, in the command and all its subcommands.
 pub(super) fn without_empty_variables(command: Command) -> Command {
     let mut command = command.mut_args(|arg| match arg.get_env() {
         Some(name) if is_empty(name) => arg.env(Resettable::Reset),

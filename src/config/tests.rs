@@ -1,4 +1,4 @@
-//! Tests of settings and where they come from.
+//! Tests of settings and their sources.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ const NONE: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
 
 fn wrong(args: &[&str]) -> String {
     match read(["watchpost"].iter().chain(args).copied()) {
-        Err(Stop::Wrong(problem)) => problem,
+        Err(EarlyExit::Invalid(problem)) => problem,
         other => panic!("{args:?}: {other:?}"),
     }
 }

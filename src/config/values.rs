@@ -1,4 +1,4 @@
-//! The values of settings: what is right, in the words of whoever got it wrong.
+//! Parsers of settings, with errors that describe a valid value.
 
 use std::{str::FromStr, time::Duration};
 
@@ -14,11 +14,11 @@ pub(super) fn listen(text: &str) -> Result<String, String> {
     Ok(text.to_string())
 }
 
-/// The address of a server, as a URL.
+/// Parses the address of a server to a URL.
 pub(super) fn server(text: &str) -> Result<String, String> {
     let problem = || "it must be HOST:PORT or http://HOST:PORT".to_string();
-    let address = text.strip_prefix("http://").unwrap_or(text);
-    let address = address.strip_suffix('/').unwrap_or(address);
+    let without_scheme = text.strip_prefix("http://").unwrap_or(text);
+    let address = without_scheme.strip_suffix('/').unwrap_or(without_scheme);
     let authority: http::uri::Authority = address.parse().map_err(|_| problem())?;
     let plain = !authority.host().is_empty() && !address.contains('@');
     if !plain || authority.port_u16().is_none() {
@@ -27,13 +27,14 @@ pub(super) fn server(text: &str) -> Result<String, String> {
     Ok(format!("http://{authority}"))
 }
 
-/// The same, in parts.
+/// Parses the address of a server to a `Uri`.
 pub(super) fn server_uri(text: &str) -> Result<Uri, String> {
     let problem = |_| "it must be HOST:PORT or http://HOST:PORT".to_string();
     server(text)?.parse().map_err(problem)
 }
 
-/// Not a parser of the argument: its error would repeat what was given, and that may hold a password.
+/// Checks a database URL. Not used as a clap parser, because clap errors repeat the value, which
+/// may contain a password.
 pub(super) fn database_url(text: &str) -> Result<(), String> {
     let problem = "it must be sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME".to_string();
     let (scheme, rest) = text.split_once("://").ok_or_else(|| problem.clone())?;
@@ -46,7 +47,8 @@ pub(super) fn database_url(text: &str) -> Result<(), String> {
     }
 }
 
-/// A level, or directives. A bare word that is no level is refused: the filter would take it for a target.
+/// Checks a level or directives. A bare word other than a level is refused, because the filter
+/// would treat the word as a target.
 pub(super) fn log_filter(text: &str) -> Result<String, String> {
     let problem = "it must be a level (off, error, warn, info, debug, trace) or directives such as \
                    info,watchpost::feed=debug";
@@ -56,7 +58,7 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
             .is_ok()
     };
     for directive in directives {
-        // A part of the fields of a span may stand between commas.
+        // Fields of a span filter may contain commas.
         let has_level = directive.contains(['=', '[', '{', '}']);
         if directive.is_empty() || !has_level && !is_level(directive) {
             return Err(format!("{problem}; `{directive}` is neither"));
@@ -87,15 +89,15 @@ pub(super) fn host(text: &str) -> Result<String, String> {
     Ok(text.to_string())
 }
 
-/// A length of time in milliseconds between `LEAST` and `MOST`.
-pub(super) fn between<const LEAST: u64, const MOST: u64>(text: &str) -> Result<Duration, String> {
-    let (least, most) = (Duration::from_millis(LEAST), Duration::from_millis(MOST));
+/// Parses a duration between `MIN` and `MAX` milliseconds.
+pub(super) fn between<const MIN: u64, const MAX: u64>(text: &str) -> Result<Duration, String> {
+    let (min, max) = (Duration::from_millis(MIN), Duration::from_millis(MAX));
     match humantime::parse_duration(text) {
-        Ok(time) if (least..=most).contains(&time) => Ok(time),
+        Ok(time) if (min..=max).contains(&time) => Ok(time),
         _ => Err(format!(
             "it must be a time such as 500ms, 10s, 5m or 7d, from {} to {}",
-            humantime::format_duration(least),
-            humantime::format_duration(most)
+            humantime::format_duration(min),
+            humantime::format_duration(max)
         )),
     }
 }

@@ -1,7 +1,7 @@
-//! Inserting and updating many rows at once.
+//! Inserts and updates of many rows at once.
 //!
-//! What the ORM's `insert_many` and a loop of updates do, without building a long statement anew each time: at
-//! thousands of rows a second that is a good part of the work, on our side and on the database's.
+//! Equivalent to the ORM's `insert_many` and a loop of updates, but statements are cached. At
+//! thousands of rows a second, building and parsing statements is a large part of the work.
 
 use std::{
     collections::HashMap,
@@ -20,7 +20,7 @@ use crate::error::Result;
 
 mod array;
 
-/// Inserts rows, all of which set the same columns.
+/// Inserts rows, which must all set the same columns.
 pub async fn insert_all<R, A>(tx: &DatabaseTransaction, rows: Vec<R>) -> Result<()>
 where
     R: IntoActiveModel<A>,
@@ -31,8 +31,8 @@ where
     inserts.run(tx).await
 }
 
-/// Inserts rows, all of which set the same columns, but for those whose unique values are taken. Gives the
-/// ids of those that were inserted.
+/// Inserts rows, which must all set the same columns, and skips rows that violate a unique
+/// constraint. Returns the ids of the inserted rows.
 pub async fn insert_new<A>(tx: &DatabaseTransaction, rows: Vec<A>) -> Result<Vec<Uuid>>
 where
     A: ActiveModelTrait,
@@ -50,20 +50,21 @@ where
     Ok(ids)
 }
 
-/// Rows of several tables that are inserted and updated together, each table's in the order in which they were
-/// added: on SQLite by a few statements for each table, on PostgreSQL by a single one, for every
-/// statement is a round trip.
+/// Rows of several tables to be inserted and updated together, in the order of addition per table.
+///
+/// SQLite runs a few statements per table. PostgreSQL runs a single statement, because every
+/// statement costs a round trip.
 #[derive(Debug)]
 pub struct Inserts {
     backend: DbBackend,
-    /// On SQLite what to run; on PostgreSQL the parts of the one statement.
+    /// Statements on SQLite; parts of the single statement on PostgreSQL.
     statements: Vec<Arc<str>>,
-    /// The parameters of each of them.
+    /// Parameters of each statement.
     values: Vec<Vec<Value>>,
 }
 
 impl Inserts {
-    /// Nothing yet.
+    /// Creates an empty collection.
     pub fn new(backend: DbBackend) -> Self {
         Self {
             backend,
@@ -72,7 +73,8 @@ impl Inserts {
         }
     }
 
-    /// Adds rows, all of which set the same columns. They may refer to rows that were added before.
+    /// Adds rows to be inserted, which must all set the same columns. Rows may refer to rows that
+    /// were added before.
     pub fn add<R, A>(&mut self, rows: Vec<R>) -> Result<()>
     where
         R: IntoActiveModel<A>,
@@ -94,14 +96,14 @@ impl Inserts {
         for size in sizes {
             let values = values(rows.by_ref().take(size), &columns);
             self.statements
-                .push(row_values::<A::Entity>(&columns, size));
+                .push(insert_statement::<A::Entity>(&columns, size));
             self.values.push(values);
         }
         Ok(())
     }
 
-    /// Updates rows, all of which set the same columns: those with the `keys` that each sets, to the others. None
-    /// may come twice, nor be among those that are inserted.
+    /// Adds rows to be updated, which must all set the same columns. The `keys` select a row, and
+    /// the other columns are changed. A row may appear only once, and not among the inserted rows.
     pub fn update<A>(
         &mut self,
         rows: Vec<A>,
@@ -115,12 +117,16 @@ impl Inserts {
         };
         let columns = set_columns(first);
         if self.backend == DbBackend::Postgres {
-            let given = self.arrays(rows, &columns, keys)?;
-            let (set, same) = assignments(&columns, keys, |at| given.of[at].clone());
-            let (table, from) = (table::<A::Entity>(), few(&given.from()));
-            let sql = format!("UPDATE \"{table}\" AS t SET {set} FROM {from} WHERE {same}");
+            let arrays = self.arrays(rows, &columns, keys)?;
+            let (set, matching) =
+                assignments(&columns, keys, |index| arrays.expressions[index].clone());
+            let (table, from) = (
+                table_name::<A::Entity>(),
+                single_row_estimate(&arrays.from()),
+            );
+            let sql = format!("UPDATE \"{table}\" AS t SET {set} FROM {from} WHERE {matching}");
             self.statements.push(sql.into());
-            self.values.push(given.values);
+            self.values.push(arrays.values);
             return Ok(());
         }
         let sizes = statement_sizes(rows.len());
@@ -128,50 +134,51 @@ impl Inserts {
         for size in sizes {
             let values = values(rows.by_ref().take(size), &columns);
             self.statements
-                .push(update_values::<A::Entity>(&columns, keys, size));
+                .push(update_statement::<A::Entity>(&columns, keys, size));
             self.values.push(values);
         }
         Ok(())
     }
 
-    /// On PostgreSQL every column goes as one array, so that the statement is the same for any
-    /// number of rows. The arrays are in their text form, for those of the driver cannot hold NULL.
+    /// On PostgreSQL every column is passed as one array, so that the statement is the same for any
+    /// number of rows. Arrays are passed as text, because the driver's arrays cannot hold NULL.
     fn add_arrays<A: ActiveModelTrait>(
         &mut self,
         rows: Vec<A>,
         columns: &[<A::Entity as EntityTrait>::Column],
     ) -> Result<()> {
-        let given = self.arrays(rows, columns, &[])?;
-        let (insert, from) = (insert_into::<A::Entity>(columns), given.from());
-        let of = given.of.join(", ");
+        let arrays = self.arrays(rows, columns, &[])?;
+        let (insert, from) = (insert_into::<A::Entity>(columns), arrays.from());
+        let expressions = arrays.expressions.join(", ");
         self.statements
-            .push(format!("{insert} SELECT {of} FROM {from}").into());
-        self.values.push(given.values);
+            .push(format!("{insert} SELECT {expressions} FROM {from}").into());
+        self.values.push(arrays.values);
         Ok(())
     }
 
-    /// The columns of rows as arrays. One in which many rows have the same value goes once: a database that parses
-    /// it for every row has a good part of its work in that. But not one of the keys, by which rows are looked up.
+    /// Converts the columns of rows to arrays. A value shared by many rows is passed once, because
+    /// PostgreSQL would parse every copy. Key columns are always passed in full, for the lookup of
+    /// rows.
     fn arrays<A: ActiveModelTrait>(
         &self,
         mut rows: Vec<A>,
         columns: &[<A::Entity as EntityTrait>::Column],
         keys: &[<A::Entity as EntityTrait>::Column],
     ) -> Result<Arrays> {
-        let before: usize = self.values.iter().map(Vec::len).sum();
+        let preceding: usize = self.values.iter().map(Vec::len).sum();
         let mut arrays = Arrays::default();
-        for (at, column) in columns.iter().enumerate() {
+        for (index, column) in columns.iter().enumerate() {
             let mut elements = rows
                 .iter_mut()
                 .map(|row| row.take(*column).into_value())
                 .collect::<Vec<_>>();
-            let is_last = at + 1 == columns.len();
+            let is_last = index + 1 == columns.len();
             let is_key = keys.iter().any(|key| key.as_str() == column.as_str());
-            let once = elements.len() >= MANY
+            let is_shared = elements.len() >= MIN_ROWS_WITH_SHARED_VALUE
                 && !is_key
                 && !(is_last && arrays.parameters.is_empty())
                 && elements.iter().all(|element| *element == elements[0]);
-            if once {
+            if is_shared {
                 elements.truncate(1);
             }
             let mut array = String::with_capacity(elements.len() * 16);
@@ -181,20 +188,23 @@ impl Inserts {
             }
             array.push('}');
             arrays.values.push(array.into());
-            let number = before + at + 1;
+            let number = preceding + index + 1;
             let parameter = format!("${number}::text::{}[]", type_name(*column)?);
-            if once {
-                arrays.of.push(format!("(SELECT ({parameter})[1])"));
+            if is_shared {
+                arrays
+                    .expressions
+                    .push(format!("(SELECT ({parameter})[1])"));
             } else {
                 arrays.parameters.push(parameter);
-                arrays.names.push(format!("c{at}"));
-                arrays.of.push(format!("v.c{at}"));
+                arrays.names.push(format!("c{index}"));
+                arrays.expressions.push(format!("v.c{index}"));
             }
         }
         Ok(arrays)
     }
 
-    /// Writes them. On PostgreSQL `tx` may be a connection without a transaction, for it is one statement.
+    /// Writes all rows. On PostgreSQL `tx` may be a connection without a transaction, because a
+    /// single statement runs.
     pub async fn run(self, tx: &impl ConnectionTrait) -> Result<()> {
         if self.backend != DbBackend::Postgres {
             for (sql, values) in self.statements.iter().zip(self.values) {
@@ -207,11 +217,11 @@ impl Inserts {
         let Some((last, others)) = self.statements.split_last() else {
             return Ok(());
         };
-        // References are checked at the end of the statement, when all rows are there.
+        // Foreign keys are checked at the end of the statement, after all rows are inserted.
         let mut sql = String::new();
-        for (at, insert) in others.iter().enumerate() {
-            let comma = if at == 0 { "WITH" } else { "," };
-            sql.extend([comma, " i", &at.to_string(), " AS (", insert, ")"]);
+        for (index, insert) in others.iter().enumerate() {
+            let comma = if index == 0 { "WITH" } else { "," };
+            sql.extend([comma, " i", &index.to_string(), " AS (", insert, ")"]);
         }
         sql.push(' ');
         sql.push_str(last);
@@ -222,59 +232,61 @@ impl Inserts {
     }
 }
 
-/// From how many rows on those that have the same value share it. Fewer have it by chance, now and then, and
-/// every combination of columns that are shared is a statement of its own.
-const MANY: usize = 32;
+/// Minimum number of rows for a shared value to be passed once. Smaller groups share values by
+/// chance, and every combination of shared columns is another prepared statement.
+const MIN_ROWS_WITH_SHARED_VALUE: usize = 32;
 
-/// Rows as a statement of PostgreSQL is given them.
+/// Rows as parameters of a PostgreSQL statement.
 #[derive(Debug, Default)]
 struct Arrays {
-    /// One array for each column.
+    /// One array per column.
     values: Vec<Value>,
-    /// What the value of each column is, in terms of `from`.
-    of: Vec<String>,
-    /// Those of the columns in which rows differ, with their names.
+    /// SQL expression of each column, in terms of `from`.
+    expressions: Vec<String>,
+    /// Parameters of the columns in which rows differ, and their names.
     parameters: Vec<String>,
     names: Vec<String>,
 }
 
 impl Arrays {
-    /// The rows as a table `v`.
+    /// Returns the rows as a table `v`.
     fn from(&self) -> String {
         let (parameters, names) = (self.parameters.join(", "), self.names.join(", "));
         format!("unnest({parameters}) AS v({names})")
     }
 }
 
-/// A table `v` of PostgreSQL of which the planner expects a single row: each limit that it does not know makes it
-/// expect a tenth. It would expect a thousand, and while it finds the table small that is to be joined with them, make
-/// a plan that reads all of that; and keep the plan while the table grows.
-pub fn few(table: &str) -> String {
+/// Wraps a PostgreSQL table as `v`, for which the planner estimates a single row.
+///
+/// The default estimate is a thousand rows. With that estimate the planner would scan a joined
+/// table while the table is small, and keep the plan after the table has grown. Each limit of
+/// unknown value reduces the estimate to a tenth.
+pub fn single_row_estimate(table: &str) -> String {
     let limited =
         |table: String| format!("(SELECT * FROM {table} LIMIT (SELECT NULL::bigint)) AS v");
     limited(limited(limited(table.to_string())))
 }
 
-/// How many rows each of the statements inserts that together insert `rows`: 64, 32, or any number
-/// up to 16, so that there are few different statements and each is prepared once.
+/// Splits `rows` into statements of 64, 32, 16 or fewer rows, so that few different statements are
+/// prepared.
 fn statement_sizes(rows: usize) -> impl Iterator<Item = usize> {
-    let mut left = rows;
+    let mut remaining = rows;
     std::iter::from_fn(move || {
         let size = [64, 32, 16]
             .into_iter()
-            .find(|size| *size <= left)
-            .unwrap_or(left);
-        left -= size;
+            .find(|size| *size <= remaining)
+            .unwrap_or(remaining);
+        remaining -= size;
         (size > 0).then_some(size)
     })
 }
 
-/// `INSERT … VALUES (?, …), …` for this many rows, built once.
-fn row_values<E: EntityTrait>(columns: &[E::Column], rows: usize) -> Arc<str> {
+/// Returns `INSERT … VALUES (?, …), …` for this number of rows, from a cache.
+fn insert_statement<E: EntityTrait>(columns: &[E::Column], rows: usize) -> Arc<str> {
     type Statements = HashMap<(String, usize), Arc<str>>;
     static STATEMENTS: LazyLock<Mutex<Statements>> = LazyLock::new(Mutex::default);
 
-    // By the columns, not by how many: inserts into one table may set others, as many of them.
+    // The key holds the columns: inserts into one table may set different columns of equal number.
     let key = (insert_into::<E>(columns), rows);
     let mut statements = STATEMENTS.lock();
     let statement = statements.entry(key).or_insert_with_key(|(insert, rows)| {
@@ -284,8 +296,8 @@ fn row_values<E: EntityTrait>(columns: &[E::Column], rows: usize) -> Arc<str> {
     statement.clone()
 }
 
-/// `UPDATE … FROM (VALUES (?, …), …)` for this many rows, built once.
-fn update_values<E: EntityTrait>(
+/// Returns `UPDATE … FROM (VALUES (?, …), …)` for this number of rows, from a cache.
+fn update_statement<E: EntityTrait>(
     columns: &[E::Column],
     keys: &[E::Column],
     rows: usize,
@@ -293,22 +305,23 @@ fn update_values<E: EntityTrait>(
     type Statements = HashMap<(String, usize), Arc<str>>;
     static STATEMENTS: LazyLock<Mutex<Statements>> = LazyLock::new(Mutex::default);
 
-    let (set, same) = assignments(columns, keys, |at| format!("v.column{}", at + 1));
-    let table = table::<E>();
+    let (set, matching) = assignments(columns, keys, |index| format!("v.column{}", index + 1));
+    let table = table_name::<E>();
     let key = (
-        format!("UPDATE \"{table}\" AS t SET {set} WHERE {same}"),
+        format!("UPDATE \"{table}\" AS t SET {set} WHERE {matching}"),
         rows,
     );
     let mut statements = STATEMENTS.lock();
     let statement = statements.entry(key).or_insert_with(|| {
         let row = format!("({})", vec!["?"; columns.len()].join(", "));
         let rows = vec![row; rows].join(", ");
-        format!("UPDATE \"{table}\" AS t SET {set} FROM (VALUES {rows}) AS v WHERE {same}").into()
+        format!("UPDATE \"{table}\" AS t SET {set} FROM (VALUES {rows}) AS v WHERE {matching}")
+            .into()
     });
     statement.clone()
 }
 
-/// The values that rows have for these columns, one after the other.
+/// Returns the values of these columns, row by row.
 fn values<A: ActiveModelTrait>(
     rows: impl Iterator<Item = A>,
     columns: &[<A::Entity as EntityTrait>::Column],
@@ -324,7 +337,7 @@ fn values<A: ActiveModelTrait>(
     values
 }
 
-/// The columns that a row sets.
+/// Returns the columns set by a row.
 fn set_columns<A: ActiveModelTrait>(row: &A) -> Vec<<A::Entity as EntityTrait>::Column> {
     let is_set = |column: &<A::Entity as EntityTrait>::Column| {
         !matches!(row.get(*column), ActiveValue::NotSet)
@@ -334,38 +347,39 @@ fn set_columns<A: ActiveModelTrait>(row: &A) -> Vec<<A::Entity as EntityTrait>::
         .collect()
 }
 
-/// `"a" = …, …` for the columns that are no keys, and `t."id" = … AND …` for those that are.
+/// Returns `"a" = …, …` for columns without a key, and `t."id" = … AND …` for key columns.
 fn assignments<C: IdenStatic>(
     columns: &[C],
     keys: &[C],
-    of: impl Fn(usize) -> String,
+    expression: impl Fn(usize) -> String,
 ) -> (String, String) {
-    let (mut set, mut same) = (Vec::new(), Vec::new());
-    for (at, column) in columns.iter().enumerate() {
+    let (mut set, mut matching) = (Vec::new(), Vec::new());
+    for (index, column) in columns.iter().enumerate() {
         let name = format!("\"{}\"", column.as_str());
-        let value = of(at);
+        let value = expression(index);
         if keys.iter().any(|key| key.as_str() == column.as_str()) {
-            same.push(format!("t.{name} = {value}"));
+            matching.push(format!("t.{name} = {value}"));
         } else {
             set.push(format!("{name} = {value}"));
         }
     }
-    (set.join(", "), same.join(" AND "))
+    (set.join(", "), matching.join(" AND "))
 }
 
-fn list<C: IdenStatic>(columns: &[C]) -> String {
-    let names = columns.iter();
-    let names = names.map(|column| format!("\"{}\"", column.as_str()));
-    names.collect::<Vec<_>>().join(", ")
+fn column_list<C: IdenStatic>(columns: &[C]) -> String {
+    let quoted = columns
+        .iter()
+        .map(|column| format!("\"{}\"", column.as_str()));
+    quoted.collect::<Vec<_>>().join(", ")
 }
 
-fn table<E: EntityTrait>() -> &'static str {
+fn table_name<E: EntityTrait>() -> &'static str {
     E::default().table_name()
 }
 
 fn insert_into<E: EntityTrait>(columns: &[E::Column]) -> String {
-    let table = table::<E>();
-    format!("INSERT INTO \"{table}\" ({})", list(columns))
+    let table = table_name::<E>();
+    format!("INSERT INTO \"{table}\" ({})", column_list(columns))
 }
 
 #[cfg(test)]
@@ -386,8 +400,8 @@ mod tests {
     fn inserts_of_other_columns_are_other_statements() {
         use crate::entity::camera::{Column, Entity};
 
-        let name = row_values::<Entity>(&[Column::Id, Column::Name], 2);
-        let status = row_values::<Entity>(&[Column::Id, Column::Status], 2);
+        let name = insert_statement::<Entity>(&[Column::Id, Column::Name], 2);
+        let status = insert_statement::<Entity>(&[Column::Id, Column::Status], 2);
         assert!(name.starts_with(r#"INSERT INTO "cameras" ("id", "name") VALUES (?, ?), (?, ?)"#));
         assert!(status.starts_with(r#"INSERT INTO "cameras" ("id", "status") VALUES"#));
     }
@@ -397,8 +411,8 @@ mod tests {
         use crate::entity::camera::{Column, Entity};
 
         let columns = [Column::Id, Column::Name];
-        let by_id = update_values::<Entity>(&columns, &[Column::Id], 1);
-        let by_name = update_values::<Entity>(&columns, &[Column::Name], 1);
+        let by_id = update_statement::<Entity>(&columns, &[Column::Id], 1);
+        let by_name = update_statement::<Entity>(&columns, &[Column::Name], 1);
         let sql = |set: &str| {
             format!(r#"UPDATE "cameras" AS t SET {set} FROM (VALUES (?, ?)) AS v WHERE "#)
         };

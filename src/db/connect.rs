@@ -1,4 +1,4 @@
-//! Opening the database: the pools of connections, and what is set on each connection.
+//! Opens the database: connection pools, and the settings of each connection.
 
 use std::{path::Path, str::FromStr, sync::Arc, time::Duration};
 
@@ -14,35 +14,32 @@ use sea_orm::{
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::{
-    Db, Inner, Settings, Synchronous,
-    lock::Lock,
-    protect,
-    reader::{Life, Reader},
+    errors::to_db_err,
+    handle::{Db, Inner},
+    lock::FileLock,
+    permissions,
+    reader::{Reachability, Reader},
     renewal::Renewal,
-    scans::{Scans, Slot, Watch},
+    scans::{QueryCanceller, Scans, Slot},
+    settings::{Settings, Synchronous},
     storage::Storage,
-    to_db_err,
+    timeouts::{ACQUIRE_TIMEOUT, IDLE_BEFORE_TEST},
 };
 
-/// Time that a call waits for a connection to PostgreSQL.
-pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Time that a call waits for a connection to a SQLite file. Longer than any transaction may take.
+/// Maximum wait of a call for a SQLite connection, longer than any transaction may take.
 const SQLITE_ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Number of connections for short reads of a SQLite file; one more writes it.
+/// Number of SQLite connections for short reads; one more connection writes.
 const SQLITE_READERS: u32 = 4;
 
-/// Number of connections for scans of a SQLite file.
+/// Number of SQLite connections for scans.
 const SQLITE_SCANS: u32 = 2;
 
-/// Time after which a connection to PostgreSQL that was idle is tested before it is used.
-pub(super) const TESTED_AFTER: Duration = Duration::from_millis(500);
+/// Maximum number of prepared statements per connection; inserts of many rows come in several
+/// lengths.
+const MAX_CACHED_STATEMENTS: usize = 512;
 
-/// Prepared statements that a connection keeps. Many: inserts of many rows come in several lengths.
-const STATEMENTS: usize = 512;
-
-/// Settings of PostgreSQL's planner on connections for work by key, see [`Db::by_key`].
+/// Planner settings on PostgreSQL connections for lookups by key, see [`Db::by_key`].
 pub const BY_KEY: [(&str, &str); 7] = [
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
@@ -50,19 +47,19 @@ pub const BY_KEY: [(&str, &str); 7] = [
     ("enable_mergejoin", "off"),
     ("enable_material", "off"),
     ("enable_sort", "off"),
-    // What is off is only made to look expensive, and what looks expensive would be compiled.
+    // Disabled plans only get a high cost, and a high cost would trigger compilation.
     ("jit", "off"),
 ];
 
-/// Largest number of connections for work by key, and for scans.
-const BY_KEY_CONNECTIONS: u32 = 8;
-const SCAN_CONNECTIONS: u32 = 8;
+/// Maximum number of connections for lookups by key, and for scans.
+const MAX_BY_KEY_CONNECTIONS: u32 = 8;
+const MAX_SCAN_CONNECTIONS: u32 = 8;
 
-/// Name of our connections in `pg_stat_activity`.
+/// Name of this program's connections in `pg_stat_activity`.
 pub(super) const APPLICATION_NAME: &str = "watchpost";
 
 impl Db {
-    /// Prepares the connections. SQLite is opened at once; PostgreSQL when it is first needed.
+    /// Prepares the connections. SQLite is opened at once, PostgreSQL at the first use.
     pub async fn connect(settings: &Settings) -> Result<Self, DbErr> {
         if settings.url.starts_with("sqlite:") {
             let file = sqlite_file(&settings.url)?;
@@ -72,13 +69,16 @@ impl Db {
         }
     }
 
-    /// The same for a process that works on a SQLite file alone, until it closes the database. Fails before the file is
-    /// opened if another process has it, and names that process. `purpose` is the command that this process carries
-    /// out: `serve`. On PostgreSQL several processes work on one database.
-    pub async fn connect_alone(settings: &Settings, purpose: &str) -> Result<Self, DbErr> {
+    /// Variant of [`Self::connect`] for exclusive use of a SQLite file until the database is
+    /// closed.
+    ///
+    /// Fails before the file is opened if another process holds the lock, and names that process.
+    /// `purpose` is the command of this process, such as `serve`. On PostgreSQL several processes
+    /// may share a database.
+    pub async fn connect_exclusive(settings: &Settings, purpose: &str) -> Result<Self, DbErr> {
         if settings.url.starts_with("sqlite:") {
             let file = sqlite_file(&settings.url)?;
-            let lock = Lock::take(file.get_filename(), purpose)?;
+            let lock = FileLock::acquire(file.get_filename(), purpose)?;
             open_sqlite(settings, &file, Some(lock)).await
         } else {
             connect_postgres(settings).await
@@ -86,50 +86,53 @@ impl Db {
     }
 }
 
-/// The options of a SQLite file, which is made, empty, if it is not there. The pools never make it: a connection that
-/// takes the place of a broken one must not make an empty database where the file was deleted.
+/// Returns the options of a SQLite file, and creates an empty file if the file is missing. The
+/// pools never create the file: a replacement connection must not create an empty database after a
+/// deletion.
 fn sqlite_file(url: &str) -> Result<SqliteConnectOptions, DbErr> {
     let options =
         SqliteConnectOptions::from_str(url).map_err(|error| DbErr::Custom(error.to_string()))?;
     let path = options.get_filename();
     let failed = |what: &str, path: &Path, error: std::io::Error| {
         DbErr::Custom(format!(
-            "the {what} {} cannot be made: {error}",
+            "cannot create the {what} {}: {error}",
             path.display()
         ))
     };
     if let Some(folder) = path.parent() {
-        protect::make_folder(folder).map_err(|error| failed("folder", folder, error))?;
+        permissions::create_folder(folder).map_err(|error| failed("folder", folder, error))?;
     }
     if !path.exists() {
-        let made = std::fs::File::options()
+        let created = std::fs::File::options()
             .create(true)
             .append(true)
             .open(path);
-        made.map_err(|error| failed("database file", path, error))?;
+        created.map_err(|error| failed("database file", path, error))?;
     }
-    protect::files(path);
+    permissions::restrict_files(path);
     Ok(options.create_if_missing(false))
 }
 
 async fn open_sqlite(
     settings: &Settings,
     file: &SqliteConnectOptions,
-    lock: Option<Lock>,
+    lock: Option<FileLock>,
 ) -> Result<Db, DbErr> {
-    let keeper = open_keeper(file).await.map_err(to_db_err)?;
-    let storage = Storage::of_file(file.get_filename());
+    let wal_connection = open_wal_connection(file).await.map_err(to_db_err)?;
+    let storage = Storage::for_file(file.get_filename());
     let synchronous = match settings.sqlite_synchronous {
         Synchronous::Full => SqliteSynchronous::Full,
         Synchronous::Normal => SqliteSynchronous::Normal,
     };
-    let pool = async |connections: u32, writes: Option<Storage>, watch: Option<Watch>| {
-        let mut options = lasting(&settings.url);
+    let pool = async |connections: u32,
+                      writer_storage: Option<Storage>,
+                      canceller: Option<QueryCanceller>| {
+        let mut options = pool_options(&settings.url);
         options
             .map_sqlx_sqlite_pool_opts(move |options| {
-                let options = guarded(options, writes.clone());
-                match &watch {
-                    Some(watch) => watch.clone().over_sqlite(options),
+                let options = guard_transactions(options, writer_storage.clone());
+                match &canceller {
+                    Some(canceller) => canceller.clone().attach_to_sqlite(options),
                     None => options,
                 }
             })
@@ -145,62 +148,73 @@ async fn open_sqlite(
                     .synchronous(synchronous)
                     .foreign_keys(true)
                     .busy_timeout(Duration::from_secs(5))
-                    // Else every insert of many rows writes its undo log to a file.
+                    // Otherwise every insert of many rows writes its undo log to a file.
                     .pragma("temp_store", "MEMORY")
-                    // In KiB: the pages that a batch of ingests changes fit.
+                    // In KiB: enough for the pages changed by a batch of ingests.
                     .pragma("cache_size", "-8192")
-                    // In pages: pages that change often are copied back less often.
+                    // In pages: frequently changed pages are copied back less often.
                     .pragma("wal_autocheckpoint", "4000")
-                    .statement_cache_capacity(STATEMENTS)
+                    .statement_cache_capacity(MAX_CACHED_STATEMENTS)
             });
         Database::connect(options).await
     };
     let writer = pool(1, Some(storage.clone()), None).await?;
     let reader = pool(SQLITE_READERS, None, None).await?;
-    let life = Life::of(&reader, storage.clone());
+    let reachability = Reachability::new(&reader, storage.clone());
     let mut slots = Vec::new();
     for _ in 0..SQLITE_SCANS {
-        let watch = Watch::default();
-        let reader = pool(1, None, Some(watch.clone())).await?;
-        let reader = Reader::new(reader, life.clone());
-        slots.push(Slot { reader, watch });
+        let canceller = QueryCanceller::default();
+        let connection = pool(1, None, Some(canceller.clone())).await?;
+        let reader = Reader::new(connection, reachability.clone());
+        slots.push(Slot { reader, canceller });
     }
-    let scans = Scans::new(slots, life.clone());
-    let mut db = Inner::new(DbBackend::Sqlite, writer, reader, scans, storage, life);
-    db.keeper = AsyncMutex::new(Some(keeper));
+    let scans = Scans::new(slots, reachability.clone());
+    let mut db = Inner::new(
+        DbBackend::Sqlite,
+        writer,
+        reader,
+        scans,
+        storage,
+        reachability,
+    );
+    db.wal_connection = AsyncMutex::new(Some(wal_connection));
     *db.lock.get_mut() = lock;
     Ok(Db(Arc::new(db)))
 }
 
-/// Opens the connection that keeps the write-ahead log, which its first read makes.
-async fn open_keeper(file: &SqliteConnectOptions) -> Result<SqliteConnection, sqlx::Error> {
+/// Opens the connection that preserves the write-ahead log. The first read creates the log.
+async fn open_wal_connection(file: &SqliteConnectOptions) -> Result<SqliteConnection, sqlx::Error> {
     let options = file.clone().journal_mode(SqliteJournalMode::Wal);
-    let mut keeper = options
+    let mut wal_connection = options
         .busy_timeout(Duration::from_secs(5))
         .connect()
         .await?;
-    keeper.execute("SELECT count(*) FROM sqlite_schema").await?;
-    Ok(keeper)
+    wal_connection
+        .execute("SELECT count(*) FROM sqlite_schema")
+        .await?;
+    Ok(wal_connection)
 }
 
 async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
     let renewal = Renewal::default();
-    // A pool for scans comes with its watch, and with the connections over which its queries are cancelled.
+    // A pool for scans has a canceller, and other connections over which queries are cancelled.
     let pool = async |connections: u32,
                       planner: &[(&'static str, &'static str)],
-                      scan: Option<(Watch, PgPool)>| {
+                      scan: Option<(QueryCanceller, PgPool)>| {
         let (planner, renewal) = (planner.to_vec(), renewal.clone());
-        let mut options = lasting(&settings.url);
+        let mut options = pool_options(&settings.url);
         options
             .map_sqlx_postgres_pool_opts(move |options| {
-                if let Some((watch, others)) = &scan {
-                    return watch.clone().over_postgres(options, others, &renewal);
+                if let Some((canceller, others)) = &scan {
+                    return canceller
+                        .clone()
+                        .attach_to_postgres(options, others, &renewal);
                 }
                 let renewal = renewal.clone();
-                guarded(options, None).before_acquire(move |connection, meta| {
+                guard_transactions(options, None).before_acquire(move |connection, meta| {
                     let is_new = renewal.allows(meta.age);
                     Box::pin(async move {
-                        if is_new && meta.idle_for >= TESTED_AFTER {
+                        if is_new && meta.idle_for >= IDLE_BEFORE_TEST {
                             connection.ping().await?;
                         }
                         Ok(is_new)
@@ -217,49 +231,56 @@ async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
             .map_sqlx_postgres_opts(move |options: PgConnectOptions| {
                 options
                     .application_name(APPLICATION_NAME)
-                    // A transaction left open would hold back the change feed of everybody.
+                    // A transaction left open would block the change feed of all processes.
                     .options([("idle_in_transaction_session_timeout", "30s")])
                     .options(planner.iter().copied())
-                    .statement_cache_capacity(STATEMENTS)
+                    .statement_cache_capacity(MAX_CACHED_STATEMENTS)
             });
         Database::connect(options).await
     };
-    let by_key = (settings.connections * 3 / 8).clamp(1, BY_KEY_CONNECTIONS);
-    let scans = (settings.connections * 3 / 16).clamp(1, SCAN_CONNECTIONS);
-    let others: DatabaseConnection = pool(settings.connections - by_key - scans, &[], None).await?;
+    let by_key = (settings.connections * 3 / 8).clamp(1, MAX_BY_KEY_CONNECTIONS);
+    let scans = (settings.connections * 3 / 16).clamp(1, MAX_SCAN_CONNECTIONS);
+    let general: DatabaseConnection =
+        pool(settings.connections - by_key - scans, &[], None).await?;
     let by_key = pool(by_key, &BY_KEY, None).await?;
-    let storage = Storage::of_server();
-    let life = Life::of(&others, storage.clone());
+    let storage = Storage::for_server();
+    let reachability = Reachability::new(&general, storage.clone());
     let mut slots = Vec::new();
     for _ in 0..scans {
-        let watch = Watch::default();
-        let cancelling = others.get_postgres_connection_pool().clone();
-        let reader = pool(1, &[], Some((watch.clone(), cancelling))).await?;
-        let reader = Reader::new(reader, life.clone());
-        slots.push(Slot { reader, watch });
+        let canceller = QueryCanceller::default();
+        let cancelling = general.get_postgres_connection_pool().clone();
+        let connection = pool(1, &[], Some((canceller.clone(), cancelling))).await?;
+        let reader = Reader::new(connection, reachability.clone());
+        slots.push(Slot { reader, canceller });
     }
-    let scans = Scans::new(slots, life.clone());
-    let (writer, backend) = (others.clone(), DbBackend::Postgres);
-    let mut db = Inner::new(backend, writer, others, scans, storage, life);
+    let scans = Scans::new(slots, reachability.clone());
+    let (writer, backend) = (general.clone(), DbBackend::Postgres);
+    let mut db = Inner::new(backend, writer, general, scans, storage, reachability);
     db.by_key = Some(by_key);
     db.renewal = renewal;
     Ok(Db(Arc::new(db)))
 }
 
-/// Keeps connections from being used again whose transaction has not ended: sqlx would take the next one for a savepoint
-/// in it, which nobody commits. SQLite rolls back by itself when a commit fails, sqlx then fails to do so, and goes on
-/// counting. `writes` is the storage of the connection that writes SQLite, which is closed when its state is unknown.
-fn guarded<D: sqlx::Database>(options: PoolOptions<D>, writes: Option<Storage>) -> PoolOptions<D> {
+/// Prevents the reuse of connections whose transaction has not ended. sqlx would treat the next
+/// transaction as a savepoint that nobody commits.
+///
+/// SQLite rolls back when a commit fails; sqlx's own rollback then fails, and sqlx keeps counting
+/// the transaction. `writer_storage` is the storage of the SQLite writer, which is closed while its state
+/// is unknown.
+fn guard_transactions<D: sqlx::Database>(
+    options: PoolOptions<D>,
+    writer_storage: Option<Storage>,
+) -> PoolOptions<D> {
     let options = options.after_release(|connection, _| {
         Box::pin(async move {
             if connection.is_in_transaction() {
-                // A rollback may be under way. Whatever is sent after it waits for it.
+                // A rollback may be in progress; the ping waits for the rollback.
                 connection.ping().await?;
             }
             Ok(!connection.is_in_transaction())
         })
     });
-    let Some(storage) = writes else {
+    let Some(storage) = writer_storage else {
         return options;
     };
     let opened = storage.clone();
@@ -269,14 +290,15 @@ fn guarded<D: sqlx::Database>(options: PoolOptions<D>, writes: Option<Storage>) 
             Box::pin(async { Ok(()) })
         })
         .before_acquire(move |connection, _| {
-            let is_sound = !storage.take_doubt() && !connection.is_in_transaction();
+            let is_sound = !storage.take_writer_suspicion() && !connection.is_in_transaction();
             Box::pin(async move { Ok(is_sound) })
         })
 }
 
-/// Connections that are kept for as long as they work. Whenever the pool looks for old ones, it may misread how many
-/// are idle and count through nearly 2^64 of them, which takes a thread of the runtime for good (sqlx 0.9.0).
-fn lasting(url: &str) -> ConnectOptions {
+/// Returns options without idle timeout and maximum lifetime. The pool's reaper may misread the
+/// number of idle connections and loop nearly 2^64 times, which blocks a runtime thread (sqlx
+/// 0.9.0).
+fn pool_options(url: &str) -> ConnectOptions {
     let mut options = ConnectOptions::new(url);
     options.idle_timeout(None).max_lifetime(None);
     options

@@ -1,60 +1,60 @@
-//! The files of a SQLite database: whether they are still those that were opened, and whether their volume has room.
+//! Files of a SQLite database: identity of the open files, and free space of the volume.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::StorageFault;
 
-/// The least free space, in bytes, with which a volume does not count as full.
+/// Free space, in bytes, below which a volume counts as full.
 #[cfg(target_os = "linux")]
-const LEAST_FREE: u64 = 64 * 1024;
+const MIN_FREE_BYTES: u64 = 64 * 1024;
 
-/// The database file and its write-ahead log, as they were opened.
+/// Database file and write-ahead log, as opened.
 #[derive(Debug)]
 pub(super) struct Files {
     database: OpenFile,
     log: OpenFile,
 }
 
-/// A file that is open, by its path and by its identity.
+/// Path and identity of an open file.
 #[derive(Debug)]
 struct OpenFile {
     path: PathBuf,
     id: FileId,
 }
 
-/// Device and inode.
+/// Identity of a file: device and inode.
 type FileId = (u64, u64);
 
 impl Files {
-    /// The files of the database at this path, which is open and has a write-ahead log. `None` if it has no such files.
-    pub(super) fn of(database: &Path) -> Option<Self> {
-        // SQLite follows symbolic links, and has the log beside the file itself.
+    /// Returns the files of an open database with a write-ahead log. `None` if a file is missing.
+    pub(super) fn open(database: &Path) -> Option<Self> {
+        // SQLite follows symbolic links, and places the log beside the target.
         let path = std::fs::canonicalize(database).ok()?;
         Some(Self {
-            log: OpenFile::at(beside(&path, "-wal"))?,
-            database: OpenFile::at(path)?,
+            log: OpenFile::new(with_suffix(&path, "-wal"))?,
+            database: OpenFile::new(path)?,
         })
     }
 
-    /// Missing or replaced, if one of the files is not the one that is open. What is committed to an open file that was
-    /// deleted or replaced is gone with the process.
+    /// Returns the fault if a file at its path is missing or is not the open file. Commits to a
+    /// deleted or replaced file are lost with the process.
     pub(super) fn fault(&self) -> Option<StorageFault> {
         self.database.fault().or_else(|| self.log.fault())
     }
 
-    /// Whether the volume of the database has no room left for us.
+    /// Returns true if the volume of the database has no free space for this process.
     #[cfg(target_os = "linux")]
     pub(super) fn volume_is_full(&self) -> bool {
         let Ok(volume) = rustix::fs::statvfs(&self.database.path) else {
             return false;
         };
-        // Blocks that are reserved for root count for root.
+        // Blocks reserved for root are available to root only.
         let blocks = if rustix::process::geteuid().is_root() {
             volume.f_bfree
         } else {
             volume.f_bavail
         };
-        blocks.saturating_mul(volume.f_frsize) < LEAST_FREE
+        blocks.saturating_mul(volume.f_frsize) < MIN_FREE_BYTES
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -63,19 +63,24 @@ impl Files {
         false
     }
 
-    /// Renames the write-ahead log of a database file that was replaced, if it still lies at its path: SQLite would take
-    /// it for that of the new file, and apply it.
-    pub(super) fn set_log_aside(&self) {
+    /// Renames the write-ahead log of a replaced database file, if the log is still at its path.
+    /// SQLite would otherwise apply the old log to the new file.
+    pub(super) fn rename_stale_log(&self) {
         if self.database.fault().is_none() || self.log.fault().is_some() {
             return;
         }
-        for path in [self.log.path.clone(), beside(&self.database.path, "-shm")] {
-            let renamed = std::fs::rename(&path, beside(&path, ".replaced"));
+        for path in [
+            self.log.path.clone(),
+            with_suffix(&self.database.path, "-shm"),
+        ] {
+            let renamed = std::fs::rename(&path, with_suffix(&path, ".replaced"));
             let path = path.display();
             match renamed {
-                Ok(()) => tracing::warn!(%path, "the log of the replaced database is set aside"),
+                Ok(()) => {
+                    tracing::warn!(%path, "renamed the write-ahead log of the replaced database")
+                }
                 Err(error) => {
-                    tracing::warn!(%path, %error, "the log of the replaced database cannot be set aside");
+                    tracing::warn!(%path, %error, "the write-ahead log of the replaced database cannot be renamed");
                 }
             }
         }
@@ -83,7 +88,7 @@ impl Files {
 }
 
 impl OpenFile {
-    fn at(path: PathBuf) -> Option<Self> {
+    fn new(path: PathBuf) -> Option<Self> {
         let id = file_id(&path)?;
         Some(Self { path, id })
     }
@@ -97,7 +102,7 @@ impl OpenFile {
     }
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut path = path.as_os_str().to_owned();
     path.push(suffix);
     path.into()

@@ -1,4 +1,4 @@
-//! The lock of a SQLite database: one process at a time works on it.
+//! Lock of a SQLite database: one process at a time uses the file.
 
 use std::{
     fmt::Display,
@@ -10,16 +10,16 @@ use std::{
 
 use sea_orm::DbErr;
 
-/// A lock that is held until it is dropped, or the process ends.
+/// Lock held until dropped, or until the process ends.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(super) struct FileLock {
     _file: File,
 }
 
-impl Lock {
-    /// Locks the database in this file for what this process does with it. Fails if another process has it, and names
-    /// that one.
-    pub(super) fn take(database: &Path, purpose: &str) -> Result<Self, DbErr> {
+impl FileLock {
+    /// Locks the database file for this process and purpose. Fails if another process holds the
+    /// lock, and names that process.
+    pub(super) fn acquire(database: &Path, purpose: &str) -> Result<Self, DbErr> {
         let path = lock_path(database);
         let failed = |problem: &dyn Display| {
             DbErr::Custom(format!("the lock file {}: {problem}", path.display()))
@@ -35,34 +35,34 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                // The holder may be writing its name at this moment.
-                let _ = file.read_to_string(&mut holder);
-                let holder = match holder.trim() {
+                let mut owner = String::new();
+                // The owner may be writing its name at this moment.
+                let _ = file.read_to_string(&mut owner);
+                let owner = match owner.trim() {
                     "" => "another process",
-                    holder => holder,
+                    owner => owner,
                 };
                 return Err(DbErr::Custom(format!(
-                    "the database {} is in use by {holder}",
+                    "the database {} is in use by {owner}",
                     database.display()
                 )));
             }
             Err(TryLockError::Error(error)) => return Err(failed(&error)),
         }
         let since = chrono::Utc::now().format("%Y-%m-%dT%H:%M:%SZ");
-        let holder = format!(
+        let owner = format!(
             "process {} (watchpost {purpose}, since {since})\n",
             std::process::id()
         );
-        // Whoever is refused reads it. The lock holds without it too, as on a full disk.
+        // The name is informative. The lock holds without it, as on a full disk.
         let _ = file
             .set_len(0)
-            .and_then(|()| file.write_all(holder.as_bytes()));
+            .and_then(|()| file.write_all(owner.as_bytes()));
         Ok(Self { _file: file })
     }
 }
 
-/// The file that is locked: beside the database, wherever a symbolic link leads to it.
+/// Returns the path of the lock file: beside the target of a symbolic link.
 fn lock_path(database: &Path) -> PathBuf {
     let mut path = std::fs::canonicalize(database)
         .unwrap_or_else(|_| database.to_path_buf())

@@ -1,4 +1,4 @@
-//! Migrations of the schema, one process at a time.
+//! Schema migrations, run by one process at a time.
 
 use std::time::Duration;
 
@@ -6,44 +6,43 @@ use migration::{Migrator, MigratorTrait};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, Statement, sqlx};
 use tokio::time::{Instant, sleep};
 
-use super::{Db, connect::APPLICATION_NAME, to_db_err};
+use super::{connect::APPLICATION_NAME, errors::to_db_err, handle::Db};
 
-/// Advisory lock around migrations on PostgreSQL; any number will do that nobody else uses in this database.
+/// Advisory lock for migrations on PostgreSQL; the number must be unique among the advisory locks
+/// of the database.
 const MIGRATION_LOCK: i64 = 0x7761_7463_6870;
 
 /// Prefix of the names of migrations from before version 0.1, with the quote that SeaORM puts before a name.
 const BEFORE_0_1: &str = "'m20261124_";
 
-/// Time that PostgreSQL may take to end the backends of a process that has ended.
-const BACKENDS_END: Duration = Duration::from_secs(3);
+/// Time allowed for PostgreSQL to end the backends of a finished process.
+const BACKEND_EXIT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Pause before the backends are looked at again.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Pause between two queries of the backends.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Db {
-    /// Brings the schema up to date. Several processes may do so at once.
+    /// Applies all pending migrations. Several processes may call this at once.
     pub async fn migrate_up(&self) -> Result<(), DbErr> {
-        self.migrating(|db| async move { Migrator::up(&db, None).await })
+        self.with_migration_lock(|db| async move { Migrator::up(&db, None).await })
             .await
     }
 
-    /// Takes back the last `steps` migrations. Call [`Self::refuse_beside_servers`] first.
+    /// Reverts the last `steps` migrations. Call [`Self::ensure_no_servers`] first.
     pub async fn migrate_down(&self, steps: u32) -> Result<(), DbErr> {
-        self.migrating(move |db| async move { Migrator::down(&db, Some(steps)).await })
+        self.with_migration_lock(move |db| async move { Migrator::down(&db, Some(steps)).await })
             .await
     }
 
-    /// Every migration by name, and whether it was applied. Writes nothing.
+    /// Returns every migration by name, and true if applied. Writes nothing.
     pub async fn migration_status(&self) -> Result<Vec<(String, bool)>, DbErr> {
-        let pending = Migrator::get_pending_migrations_read_only(self.0.reader.pool())
-            .await
-            .map_err(explain)?;
-        let pending: Vec<_> = pending
+        let pending = Migrator::get_pending_migrations_read_only(self.0.reader.pool()).await.map_err(explain)?;
+        let pending_names: Vec<_> = pending
             .iter()
             .map(|migration| migration.name().to_string())
             .collect();
         let status = |name: String| {
-            let applied = !pending.contains(&name);
+            let applied = !pending_names.contains(&name);
             (name, applied)
         };
         Ok(Migrator::migrations()
@@ -52,13 +51,13 @@ impl Db {
             .collect())
     }
 
-    /// Fails if servers work on this PostgreSQL database, and names the first of them: a schema must not be taken away
-    /// under them. On SQLite the lock of the process keeps others away.
-    pub async fn refuse_beside_servers(&self) -> Result<(), DbErr> {
+    /// Fails if servers use this PostgreSQL database, and names the first server: a schema must not
+    /// be reverted under a running server. On SQLite the file lock excludes other processes.
+    pub async fn ensure_no_servers(&self) -> Result<(), DbErr> {
         if self.0.backend != DbBackend::Postgres {
             return Ok(());
         }
-        let deadline = Instant::now() + BACKENDS_END;
+        let deadline = Instant::now() + BACKEND_EXIT_TIMEOUT;
         loop {
             match self.find_server().await? {
                 None => return Ok(()),
@@ -66,12 +65,12 @@ impl Db {
                     let problem = format!("the database is in use by a server at {server}");
                     return Err(DbErr::Custom(problem));
                 }
-                Some(_) => sleep(LOOK_AGAIN).await,
+                Some(_) => sleep(POLL_INTERVAL).await,
             }
         }
     }
 
-    /// The first server that works on this PostgreSQL database, for people.
+    /// Returns a readable description of the first server that uses this PostgreSQL database.
     async fn find_server(&self) -> Result<Option<String>, DbErr> {
         let sql = "SELECT pid, host(client_addr) AS host, backend_start::text AS since FROM pg_stat_activity \
             WHERE datname = current_database() AND application_name = $1 AND pid <> pg_backend_pid() \
@@ -90,22 +89,25 @@ impl Db {
         )))
     }
 
-    /// Migrates while holding a lock that every other process waits for.
-    async fn migrating<F>(&self, migrate: impl FnOnce(DatabaseConnection) -> F) -> Result<(), DbErr>
+    /// Runs migrations under a lock for which other processes wait.
+    async fn with_migration_lock<F>(
+        &self,
+        migrate: impl FnOnce(DatabaseConnection) -> F,
+    ) -> Result<(), DbErr>
     where
         F: Future<Output = Result<(), DbErr>>,
     {
         if self.0.backend == DbBackend::Sqlite {
             return migrate(self.0.writer.clone()).await.map_err(explain);
         }
-        // The lock has a connection of its own; it is released with it, however the migration ends.
+        // The lock has a separate connection, and is released with the connection in every case.
         let pool = self.0.writer.get_postgres_connection_pool();
         let mut connection = pool.acquire().await.map_err(to_db_err)?.detach();
         let lock = sqlx::query("SELECT pg_advisory_lock($1)").bind(MIGRATION_LOCK);
         lock.execute(&mut connection).await.map_err(to_db_err)?;
-        let done = migrate(self.0.writer.clone()).await;
+        let result = migrate(self.0.writer.clone()).await;
         drop(connection);
-        done.map_err(explain)
+        result.map_err(explain)
     }
 }
 

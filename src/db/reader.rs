@@ -1,4 +1,5 @@
-//! Reading outside of a transaction, with errors that tell a busy database from one that cannot be reached.
+//! Reads outside of a transaction, with errors that distinguish a busy database from an unreachable
+//! one.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -16,67 +17,68 @@ use tokio::{
 use super::storage::Storage;
 use crate::error::{self, Result};
 
-/// Time that an attempt to connect may take before the database counts as away.
+/// Maximum duration of a connection attempt before the database counts as unreachable.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time for which the outcome of an attempt to connect is good.
-const PROBE_GOOD_FOR: Duration = Duration::from_secs(1);
+/// Time for which the result of a connection attempt is cached.
+const PROBE_TTL: Duration = Duration::from_secs(1);
 
-/// SQLSTATE of a PostgreSQL all of whose connections are in use: the database is there.
+/// SQLSTATE of a reachable PostgreSQL whose connections are all in use.
 const TOO_MANY_CONNECTIONS: &str = "53300";
 
-/// Connections for reading outside of a transaction.
+/// Connections for reads outside of a transaction.
 #[derive(Debug, Clone)]
 pub struct Reader {
     pool: DatabaseConnection,
-    life: Life,
+    reachability: Reachability,
 }
 
-/// Knowledge about whether the database can be reached, asked for when a pool has waited in vain. Clones share it.
+/// Reachability of the database, checked after a pool timeout. Clones share the state.
 #[derive(Debug, Clone)]
-pub(super) struct Life(Arc<Shared>);
+pub(super) struct Reachability(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     storage: Storage,
     /// Address of PostgreSQL; `None` on SQLite.
     server: Option<Arc<PgConnectOptions>>,
-    /// Outcome of the newest attempt to connect.
-    probed: AsyncMutex<Option<(Instant, bool)>>,
+    /// Time and result of the newest connection attempt.
+    last_probe: AsyncMutex<Option<(Instant, bool)>>,
 }
 
 impl Reader {
-    pub(super) fn new(pool: DatabaseConnection, life: Life) -> Self {
-        Self { pool, life }
+    pub(super) fn new(pool: DatabaseConnection, reachability: Reachability) -> Self {
+        Self { pool, reachability }
     }
 
-    /// The connections, whose errors do not tell a busy database from one that is away.
+    /// Returns the plain pool, whose errors do not distinguish a busy database from an unreachable
+    /// one.
     pub(super) fn pool(&self) -> &DatabaseConnection {
         &self.pool
     }
 
-    /// The pool of a PostgreSQL.
+    /// Returns the pool of PostgreSQL.
     pub(crate) fn get_postgres_connection_pool(&self) -> &PgPool {
         self.pool.get_postgres_connection_pool()
     }
 
-    /// A transaction that reads, and sees one moment in all that it reads.
+    /// Begins a read-only transaction with a consistent snapshot.
     pub(super) async fn snapshot(&self) -> Result<DatabaseTransaction> {
         let postgres = self.pool.get_database_backend() == DbBackend::Postgres;
-        // On SQLite every transaction reads one snapshot.
+        // On SQLite every transaction reads a consistent snapshot.
         let options = TransactionOptions {
             isolation_level: postgres.then_some(IsolationLevel::RepeatableRead),
             access_mode: postgres.then_some(AccessMode::ReadOnly),
             ..Default::default()
         };
         let begun = self.pool.begin_with_options(options).await;
-        Ok(self.explained(begun).await?)
+        Ok(self.classify_result(begun).await?)
     }
 
-    async fn explained<T>(&self, done: Result<T, DbErr>) -> Result<T, DbErr> {
-        match done {
-            Ok(done) => Ok(done),
-            Err(error) => Err(self.life.explain(error).await),
+    async fn classify_result<T>(&self, result: Result<T, DbErr>) -> Result<T, DbErr> {
+        match result {
+            Ok(result) => Ok(result),
+            Err(error) => Err(self.reachability.classify(error).await),
         }
     }
 }
@@ -88,23 +90,23 @@ impl ConnectionTrait for Reader {
     }
 
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
-        let done = self.pool.execute_raw(statement).await;
-        self.explained(done).await
+        let result = self.pool.execute_raw(statement).await;
+        self.classify_result(result).await
     }
 
     async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
-        let done = self.pool.execute_unprepared(sql).await;
-        self.explained(done).await
+        let result = self.pool.execute_unprepared(sql).await;
+        self.classify_result(result).await
     }
 
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
         let row = self.pool.query_one_raw(statement).await;
-        self.explained(row).await
+        self.classify_result(row).await
     }
 
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
         let rows = self.pool.query_all_raw(statement).await;
-        self.explained(rows).await
+        self.classify_result(rows).await
     }
 }
 
@@ -121,47 +123,48 @@ impl StreamTrait for Reader {
     ) -> Pin<Box<dyn Future<Output = Result<Self::Stream<'a>, DbErr>> + 'a + Send>> {
         Box::pin(async move {
             let rows = self.pool.stream_raw(statement).await;
-            self.explained(rows).await
+            self.classify_result(rows).await
         })
     }
 }
 
-impl Life {
-    /// Knowledge about the database of these connections.
-    pub(super) fn of(pool: &DatabaseConnection, storage: Storage) -> Self {
+impl Reachability {
+    /// Creates the reachability of the database of these connections.
+    pub(super) fn new(pool: &DatabaseConnection, storage: Storage) -> Self {
         let is_postgres = pool.get_database_backend() == DbBackend::Postgres;
         let server = is_postgres.then(|| pool.get_postgres_connection_pool().connect_options());
         Self(Arc::new(Shared {
             storage,
             server,
-            probed: AsyncMutex::default(),
+            last_probe: AsyncMutex::default(),
         }))
     }
 
-    /// An error of a pool, which becomes that of a busy database if the pool has waited in vain for a connection
-    /// although the database can be reached.
-    pub(super) async fn explain(&self, error: DbErr) -> DbErr {
-        let waited_in_vain = matches!(error, DbErr::ConnectionAcquire(ConnAcquireErr::Timeout));
-        if waited_in_vain && self.is_there().await {
+    /// Converts a pool timeout to the error of a busy database if the database is reachable. Other
+    /// errors are returned unchanged.
+    pub(super) async fn classify(&self, error: DbErr) -> DbErr {
+        let has_timed_out = matches!(error, DbErr::ConnectionAcquire(ConnAcquireErr::Timeout));
+        if has_timed_out && self.is_reachable().await {
             return error::busy();
         }
         error
     }
 
-    /// Returns true if the database can be reached. PostgreSQL is asked at most once a second, over a new connection.
-    pub(super) async fn is_there(&self) -> bool {
+    /// Returns true if the database is reachable. PostgreSQL is contacted at most once a second,
+    /// over a new connection.
+    pub(super) async fn is_reachable(&self) -> bool {
         let Some(server) = &self.0.server else {
             return self.0.storage.fault().is_none();
         };
-        let mut probed = self.0.probed.lock().await;
-        if let Some((at, is_there)) = *probed
-            && at.elapsed() < PROBE_GOOD_FOR
+        let mut last_probe = self.0.last_probe.lock().await;
+        if let Some((probed_at, is_reachable)) = *last_probe
+            && probed_at.elapsed() < PROBE_TTL
         {
-            return is_there;
+            return is_reachable;
         }
-        let is_there = match timeout(PROBE_TIMEOUT, server.connect()).await {
+        let is_reachable = match timeout(PROBE_TIMEOUT, server.connect()).await {
             Ok(Ok(connection)) => {
-                // Nothing is lost with a connection that was only tried.
+                // A failed close of the test connection has no effect.
                 let _ = connection.close().await;
                 true
             }
@@ -170,7 +173,7 @@ impl Life {
             }
             Ok(Err(_)) | Err(_) => false,
         };
-        *probed = Some((Instant::now(), is_there));
-        is_there
+        *last_probe = Some((Instant::now(), is_reachable));
+        is_reachable
     }
 }

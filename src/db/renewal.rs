@@ -1,4 +1,4 @@
-//! Renewing the connections of a pool.
+//! Renewal of the connections of a pool.
 
 use std::{
     sync::Arc,
@@ -7,17 +7,17 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// The moment after which connections have to have been opened to be used. Clones share it.
+/// Time before which opened connections must not be reused. Clones share the value.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Renewal(Arc<Mutex<Option<Instant>>>);
 
 impl Renewal {
-    /// Has the connections that are open now closed before they are used again.
+    /// Marks all open connections to be closed before reuse.
     pub(super) fn renew(&self) {
         *self.0.lock() = Some(Instant::now());
     }
 
-    /// Whether a connection of this age may be used.
+    /// Returns true if a connection of this age may be used.
     pub(super) fn allows(&self, age: Duration) -> bool {
         let renewed = self.0.lock();
         renewed.is_none_or(|renewed| age <= renewed.elapsed())

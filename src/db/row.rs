@@ -1,4 +1,4 @@
-//! Rows: what every family does with one.
+//! SQL expressions and checks on rows, shared by all families.
 
 use sea_orm::{
     DbBackend,
@@ -7,21 +7,22 @@ use sea_orm::{
 
 use crate::error::{Error, Result};
 
-/// A time as SQLite keeps it, in microseconds since 1970. Its own functions know milliseconds.
+/// Conversion of a stored SQLite time to microseconds since 1970. SQLite's own functions are
+/// limited to milliseconds.
 const SQLITE_MICROS: &str = "(unixepoch(substr({t}, 1, 19)) * 1000000 \
     + CASE WHEN substr({t}, 20, 1) = '.' \
     THEN CAST(substr(substr({t}, 21, length({t}) - 26) || '000000', 1, 6) AS INTEGER) ELSE 0 END)";
 
-/// The row, or `NOT_FOUND` naming the resource and the id that was asked for.
-pub fn found<M>(row: Option<M>, resource: &'static str, id: impl std::fmt::Display) -> Result<M> {
+/// Returns the row, or `NOT_FOUND` with the resource and the requested id.
+pub fn require<M>(row: Option<M>, resource: &'static str, id: impl std::fmt::Display) -> Result<M> {
     row.ok_or_else(|| Error::NotFound {
         resource,
         id: id.to_string(),
     })
 }
 
-/// What `text` must be escaped to in a `LIKE` pattern with `ESCAPE '\'`.
-pub fn like_escaped(text: &str) -> String {
+/// Escapes `text` for a `LIKE` pattern with `ESCAPE '\'`.
+pub fn escape_like(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         if matches!(c, '%' | '_' | '\\') {
@@ -32,12 +33,12 @@ pub fn like_escaped(text: &str) -> String {
     escaped
 }
 
-/// How many rows there are. Unlike the count of a column, for which every row must be read, an index can say so.
+/// Counts rows. An index can answer this count, unlike the count of a column.
 pub fn count() -> SimpleExpr {
     Expr::cust("count(*)")
 }
 
-/// A time, such as a column, in microseconds since 1970: a whole number, from which others can be taken.
+/// Converts a time expression to whole microseconds since 1970.
 pub fn micros(time: &str, backend: DbBackend) -> String {
     if backend == DbBackend::Postgres {
         format!("CAST(extract(epoch FROM {time}) * 1000000 AS bigint)")
@@ -46,30 +47,30 @@ pub fn micros(time: &str, backend: DbBackend) -> String {
     }
 }
 
-/// Whether a text column holds `text`; the case of A to Z does not matter.
+/// Matches if a text column contains `text`. The case of A to Z is ignored.
 pub fn contains(column: SimpleExpr, backend: DbBackend, text: &str) -> SimpleExpr {
-    let pattern = format!("%{}%", like_escaped(&text.to_ascii_lowercase()));
+    let pattern = format!("%{}%", escape_like(&text.to_ascii_lowercase()));
     lower(column, backend).like(LikeExpr::new(pattern).escape('\\'))
 }
 
-/// Whether a text column is `text`; the case of A to Z does not matter.
+/// Matches if a text column equals `text`. The case of A to Z is ignored.
 pub fn equals(column: SimpleExpr, backend: DbBackend, text: &str) -> SimpleExpr {
     lower(column, backend).eq(text.to_ascii_lowercase())
 }
 
-/// Whether a text column that lists values, parted by commas, has `value` among them, letter for letter.
-pub fn lists(column: SimpleExpr, backend: DbBackend, value: &str) -> SimpleExpr {
+/// Matches if a comma-separated text column has `value` as an element. Case matters.
+pub fn list_contains(column: SimpleExpr, backend: DbBackend, value: &str) -> SimpleExpr {
     let sql = if backend == DbBackend::Postgres {
         "',' || $1 || ','"
     } else {
         "',' || ? || ','"
     };
-    let pattern = format!("%,{},%", like_escaped(value));
+    let pattern = format!("%,{},%", escape_like(value));
     Expr::cust_with_exprs(sql, [column]).like(LikeExpr::new(pattern).escape('\\'))
 }
 
-/// Lower case as both databases have it: `lower` of PostgreSQL knows more
-/// letters than that of SQLite, unless the collation is C.
+/// Lower case with the same result on both databases. Without collation C, PostgreSQL's `lower`
+/// covers more letters than SQLite's.
 fn lower(column: SimpleExpr, backend: DbBackend) -> SimpleExpr {
     let sql = if backend == DbBackend::Postgres {
         r#"lower($1 COLLATE "C")"#

@@ -1,4 +1,5 @@
-//! Signals between the processes on one PostgreSQL. They may be lost, and are not needed for anything to be right.
+//! Signals between processes on one PostgreSQL. Signals may be lost, and correctness never depends
+//! on them.
 
 use std::time::Duration;
 
@@ -6,16 +7,16 @@ use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, sqlx::postgres::PgLi
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::Db;
+use super::handle::Db;
 
-/// How long to wait after a failure.
+/// Pause after a failure.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// Handles a signal on a channel, given its payload. `None` after a lost connection: signals may have been missed.
-/// Signals of this process arrive too.
+/// Handler of signals on a channel, called with the payload. `None` after a lost connection means
+/// that signals may be missing. Signals of this process arrive too.
 pub type SignalHandler = Box<dyn Fn(Option<&str>) + Send + Sync>;
 
-/// Listens on these channels over one connection until shutdown. A lost connection is opened again.
+/// Listens on these channels over one connection until shutdown, and reconnects after a loss.
 pub async fn listen(
     db: Db,
     handlers: Vec<(&'static str, SignalHandler)>,
@@ -30,7 +31,7 @@ pub async fn listen(
                     .await
                     .is_ok()
             {
-                // `None`: the connection was lost. It is made again by the next call.
+                // `None` means a lost connection. The next call reconnects.
                 while let Ok(signal) = listener.try_recv().await {
                     for (channel, handler) in &handlers {
                         match &signal {
@@ -49,8 +50,8 @@ pub async fn listen(
     shutdown.run_until_cancelled(listening).await;
 }
 
-/// Sends a signal on a channel: less than 8,000 bytes. Not in the transaction that the signal is about, because signals
-/// make commits wait for each other.
+/// Sends a signal with a payload of less than 8,000 bytes. Call this after the commit, because a
+/// signal within a transaction serializes commits.
 pub async fn notify(db: &Db, channel: &str, payload: &str) -> Result<(), DbErr> {
     let sql = "SELECT pg_notify($1, $2)";
     let values = [channel.into(), payload.into()];

@@ -1,5 +1,5 @@
-//! State of the storage under the database: whether it can be written, checked with every commit, and by a probe when
-//! nothing else writes.
+//! Storage of the database: detects faults that prevent writes. Every commit is checked, and a
+//! probe writes while the database is idle.
 
 use std::{
     path::Path,
@@ -11,56 +11,47 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use sea_orm::{ConnectionTrait, DbBackend, Statement};
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, timeout},
+    time::Instant,
 };
-use tokio_util::sync::CancellationToken;
 
-use super::{Db, files::Files};
+use super::files::Files;
 use crate::error::{Error, Result, StorageFault};
 
-/// Pause between two looks at the files, and between two probes of a failing database.
-const INTERVAL: Duration = Duration::from_secs(1);
+mod monitor;
 
 /// Time without a commit after which a probe writes.
-const IDLE: Duration = Duration::from_secs(3);
+const IDLE_BEFORE_PROBE: Duration = Duration::from_secs(3);
 
-/// Time that a probe may take before the database counts as not answering. A long transaction of another writer is no
-/// fault, so this is longer than any of them should be.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Longest pause before a corrupt database is checked again: a check reads all of it.
-const LONGEST_CHECK_PAUSE: Duration = Duration::from_mins(5);
-
-/// Knowledge about the storage of one database. Clones share it.
+/// Storage state of a database. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct Storage(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// The files of a SQLite database; none on PostgreSQL.
+    /// Files of a SQLite database; absent on PostgreSQL.
     files: Option<Files>,
-    /// Reason why nothing can be written.
+    /// Fault that prevents writes; absent while the database can be written.
     fault: watch::Sender<Option<StorageFault>>,
-    /// Fault of the newest write that failed, for the monitor.
+    /// Fault of the newest failed write, to be evaluated by the monitor.
     reported: Mutex<Option<StorageFault>>,
-    has_report: Notify,
+    failure_reported: Notify,
     committed_at: Mutex<Instant>,
-    /// Set while the state of the writing connection is unknown, so that it must be closed.
-    writer_in_doubt: AtomicBool,
+    /// True while the state of the writing connection is unknown; the connection must then be
+    /// closed.
+    is_writer_suspect: AtomicBool,
 }
 
 impl Storage {
-    /// The storage of a database on a server of its own.
-    pub(super) fn of_server() -> Self {
+    /// Creates the state for a database server.
+    pub(super) fn for_server() -> Self {
         Self::new(None)
     }
 
-    /// The storage of the SQLite database in this file, which is open.
-    pub(super) fn of_file(database: &Path) -> Self {
-        Self::new(Files::of(database))
+    /// Creates the state for an open SQLite database file.
+    pub(super) fn for_file(database: &Path) -> Self {
+        Self::new(Files::open(database))
     }
 
     fn new(files: Option<Files>) -> Self {
@@ -68,18 +59,18 @@ impl Storage {
             files,
             fault: watch::Sender::new(None),
             reported: Mutex::default(),
-            has_report: Notify::new(),
+            failure_reported: Notify::new(),
             committed_at: Mutex::new(Instant::now()),
-            writer_in_doubt: AtomicBool::new(false),
+            is_writer_suspect: AtomicBool::new(false),
         }))
     }
 
-    /// Reason why nothing can be written at present. `None` if the database can be written.
+    /// Returns the fault that prevents writes. `None` if the database can be written.
     pub fn fault(&self) -> Option<StorageFault> {
         *self.0.fault.borrow()
     }
 
-    /// Waits until the monitor has found that another file lies where the database was.
+    /// Waits until the monitor has detected a different file at the path of the database.
     pub async fn replaced(&self) {
         let mut faults = self.0.fault.subscribe();
         // The sender lives as long as `self`.
@@ -88,87 +79,49 @@ impl Storage {
             .await;
     }
 
-    /// Refuses if the files at the paths are not those that were opened.
+    /// Returns an error if the files at the paths are not the open files.
     pub(super) fn check_files(&self) -> Result<()> {
         let fault = self.0.files.as_ref().and_then(Files::fault);
         fault.map_or(Ok(()), |fault| Err(Error::Storage(fault)))
     }
 
-    /// Notes a transaction that was committed.
-    pub(super) fn committed(&self) {
+    /// Records a successful commit.
+    pub(super) fn note_commit(&self) {
         *self.0.committed_at.lock() = Instant::now();
     }
 
-    /// Notes a write that failed. The monitor decides what follows from it.
-    pub(super) fn failed(&self, error: &Error) {
+    /// Records a failed write for the monitor.
+    pub(super) fn note_failure(&self, error: &Error) {
         if let Some(fault) = error.storage_fault() {
             *self.0.reported.lock() = Some(fault);
-            self.0.has_report.notify_one();
+            self.0.failure_reported.notify_one();
         }
     }
 
-    /// Has the writing connection closed before anything else is written.
-    pub(super) fn doubt_writer(&self) {
-        self.0.writer_in_doubt.store(true, Ordering::Release);
+    /// Marks the writing connection to be closed before the next write.
+    pub(super) fn suspect_writer(&self) {
+        self.0.is_writer_suspect.store(true, Ordering::Release);
     }
 
-    /// Whether the writing connection must be closed. Answers `true` once per doubt.
-    pub(super) fn take_doubt(&self) -> bool {
-        self.0.writer_in_doubt.swap(false, Ordering::AcqRel)
+    /// Returns true if the writing connection must be closed, and resets the mark.
+    pub(super) fn take_writer_suspicion(&self) -> bool {
+        self.0.is_writer_suspect.swap(false, Ordering::AcqRel)
     }
 
-    /// Notes that the writing connection is a new one.
+    /// Records that the writing connection was newly opened.
     pub(super) fn writer_opened(&self) {
-        self.0.writer_in_doubt.store(false, Ordering::Release);
+        self.0.is_writer_suspect.store(false, Ordering::Release);
     }
 
-    /// Watches whether the database can be written, and calls `tell` with every change, until shutdown. Ends early if
-    /// the database file was replaced by another one, which only a new process can open.
-    pub async fn monitor(
-        &self,
-        db: &Db,
-        tell: impl Fn(Option<StorageFault>),
-        shutdown: CancellationToken,
-    ) {
-        let monitoring = async {
-            let mut checks = Checks::default();
-            loop {
-                // A write that has failed says more than a probe that may succeed a moment later.
-                let fault = match self.take_report() {
-                    Some(fault) => Some(fault),
-                    None => self.look(db, &mut checks).await,
-                };
-                if fault == Some(StorageFault::Replaced)
-                    && let Some(files) = &self.0.files
-                {
-                    files.set_log_aside();
-                }
-                self.set(fault, &tell);
-                if fault == Some(StorageFault::Replaced) {
-                    return;
-                }
-                // After a fault the next look is a second away: health must not flap with every write.
-                let report = async {
-                    if fault.is_some() {
-                        std::future::pending::<()>().await;
-                    }
-                    self.0.has_report.notified().await;
-                };
-                let _ = timeout(INTERVAL, report).await;
-            }
-        };
-        shutdown.run_until_cancelled(monitoring).await;
-    }
-
-    fn set(&self, fault: Option<StorageFault>, tell: impl Fn(Option<StorageFault>)) {
+    fn set(&self, fault: Option<StorageFault>, report: impl Fn(Option<StorageFault>)) {
         let is_new = self
             .0
             .fault
-            .send_if_modified(|now| std::mem::replace(now, fault) != fault);
+            .send_if_modified(|current| std::mem::replace(current, fault) != fault);
         if !is_new {
             return;
         }
-        tell(fault);
+        report(fault);
         if let Some(fault) = fault {
             tracing::error!(%fault, "the database cannot be written");
         } else {
@@ -182,99 +135,6 @@ impl Storage {
 
     fn is_idle(&self) -> bool {
         let committed_at = self.0.committed_at.lock();
-        committed_at.elapsed() >= IDLE
+        committed_at.elapsed() >= IDLE_BEFORE_PROBE
     }
-
-    /// Looks for what keeps the database from being written.
-    async fn look(&self, db: &Db, checks: &mut Checks) -> Option<StorageFault> {
-        if let Some(files) = &self.0.files {
-            if let Some(fault) = files.fault() {
-                return Some(fault);
-            }
-            if files.volume_is_full() {
-                return Some(StorageFault::Full);
-            }
-        }
-        let before = self.fault();
-        if before.is_none() && !self.is_idle() {
-            return None;
-        }
-        if before == Some(StorageFault::Corrupt) && !checks.find_it_sound(db).await {
-            return before;
-        }
-        let was_full = before == Some(StorageFault::Full);
-        match timeout(PROBE_TIMEOUT, probe(db, was_full)).await {
-            Ok(Ok(())) => None,
-            // A database that cannot be reached is a matter of its own.
-            Ok(Err(error)) => error.storage_fault().or(before),
-            Err(_) => Some(StorageFault::NotAnswering),
-        }
-    }
-}
-
-/// Checks of a corrupt database, more and more seldom.
-struct Checks {
-    next: Instant,
-    pause: Duration,
-}
-
-impl Default for Checks {
-    fn default() -> Self {
-        Self {
-            next: Instant::now(),
-            pause: INTERVAL,
-        }
-    }
-}
-
-impl Checks {
-    /// Whether a check, if one is due, finds the database sound.
-    async fn find_it_sound(&mut self, db: &Db) -> bool {
-        if Instant::now() < self.next {
-            return false;
-        }
-        let is_sound = db.backend() != DbBackend::Sqlite || is_intact(db).await;
-        self.pause = if is_sound {
-            INTERVAL
-        } else {
-            (self.pause * 2).min(LONGEST_CHECK_PAUSE)
-        };
-        self.next = Instant::now() + self.pause;
-        is_sound
-    }
-}
-
-async fn is_intact(db: &Db) -> bool {
-    let check = Statement::from_string(DbBackend::Sqlite, "PRAGMA quick_check(1)");
-    let row = db.reader().query_one_raw(check).await.ok().flatten();
-    row.and_then(|row| row.try_get_by_index::<String>(0).ok())
-        .is_some_and(|text| text == "ok")
-}
-
-/// Writes something that changes nothing. Where the volume was full, room is asked for as well: a small write may
-/// find its place in what is allocated already.
-async fn probe(db: &Db, was_full: bool) -> Result<()> {
-    db.write_quietly(async |tx| {
-        if db.backend() == DbBackend::Sqlite {
-            // The field is ours to use, and a new value always writes a page.
-            let number = chrono::Utc::now().timestamp() & 0x7FFF_FFFF;
-            tx.execute_unprepared(&format!("PRAGMA user_version = {number}"))
-                .await?;
-            return Ok(());
-        }
-        tx.execute_unprepared(
-            "UPDATE feed_state SET id = id WHERE ctid IN \
-            (SELECT ctid FROM feed_state WHERE id = 1 FOR UPDATE SKIP LOCKED)",
-        )
-        .await?;
-        if was_full {
-            tx.execute_unprepared(
-                "CREATE TEMPORARY TABLE watchpost_probe ON COMMIT DROP AS \
-                SELECT md5(number::text) AS filler FROM generate_series(1, 16384) AS number",
-            )
-            .await?;
-        }
-        Ok(())
-    })
-    .await
 }

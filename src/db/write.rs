@@ -1,4 +1,4 @@
-//! The one way to write: transactions whose commit is a fact once it is answered.
+//! Writes: every transaction runs here, and an answered commit is durable.
 
 use std::{
     cell::Cell,
@@ -12,67 +12,70 @@ use sea_orm::{
 };
 use tokio::time::timeout;
 
-use super::Db;
+use super::handle::Db;
 use crate::error::{Error, Result};
 
-/// Time that a transaction may take before it is given up.
+/// Maximum duration of a transaction.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 tokio::task_local! {
-    /// Number of the transaction that `Db::write` runs, in the order of the feed.
+    /// Number of the transaction run by `Db::write`, in the order of the feed.
     static COMMIT_SEQ: Cell<Option<i64>>;
 }
 
 impl Db {
-    /// Runs `work` in one transaction, commits, and wakes the change feed. If `work` fails, nothing is written.
+    /// Runs `work` in one transaction, commits, and notifies the change feed. If `work` fails,
+    /// nothing is written.
     pub async fn write<T>(
         &self,
         work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
     ) -> Result<T> {
-        let done = self.write_quietly(work).await?;
-        self.wake();
-        Ok(done)
+        let result = self.write_unannounced(work).await?;
+        self.notify_commit();
+        Ok(result)
     }
 
-    /// Runs `work`, a single statement, which is a transaction of its own: that saves two round trips. For
-    /// PostgreSQL.
-    pub async fn write_at_once(
+    /// Runs `work`, a single statement without an explicit transaction, which saves two round
+    /// trips. PostgreSQL only.
+    pub async fn write_statement(
         &self,
         work: impl AsyncFnOnce(&DatabaseConnection) -> Result<()>,
     ) -> Result<()> {
-        let done = timeout(WRITE_TIMEOUT, work(&self.0.writer)).await;
-        // What has become of the statement is unknown.
-        self.noted(done.unwrap_or(Err(Error::DatabaseAway)))?;
-        self.wake();
+        let result = timeout(WRITE_TIMEOUT, work(&self.0.writer)).await;
+        // After a timeout the result of the statement is unknown.
+        self.note_outcome(result.unwrap_or(Err(Error::DatabaseAway)))?;
+        self.notify_commit();
         Ok(())
     }
 
-    /// The same as [`Self::write`] for work that records no change: nobody is woken.
-    pub async fn write_quietly<T>(
+    /// Variant of [`Self::write`] for work that records no change: the change feed is not notified.
+    pub async fn write_unannounced<T>(
         &self,
         work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
     ) -> Result<T> {
-        let commits = AtomicBool::new(false);
-        let transaction = COMMIT_SEQ.scope(Cell::new(None), self.transaction(work, &commits));
-        let done = match timeout(WRITE_TIMEOUT, transaction).await {
-            Ok(done) => done,
-            // What has become of the transaction is unknown.
-            Err(_) if commits.load(Ordering::Relaxed) => Err(Error::DatabaseAway),
-            Err(_) => Err(self.unanswered().await),
+        let is_committing = AtomicBool::new(false);
+        let transaction = COMMIT_SEQ.scope(Cell::new(None), self.transaction(work, &is_committing));
+        let result = match timeout(WRITE_TIMEOUT, transaction).await {
+            Ok(result) => result,
+            // After a timeout during the commit the result of the transaction is unknown.
+            Err(_) if is_committing.load(Ordering::Relaxed) => Err(Error::DatabaseAway),
+            Err(_) => Err(self.timeout_error().await),
         };
-        self.noted(done)
+        self.note_outcome(result)
     }
 
-    /// Runs `work` in a transaction and commits it. What is returned as done is a fact: the transaction was a real one,
-    /// it has ended with a commit, and the files that hold it are those at their paths. `commits` is set before the
-    /// commit.
+    /// Runs `work` in a transaction and commits.
+    ///
+    /// On success the transaction was not a savepoint, was committed, and is stored in the files at
+    /// their paths. `is_committing` is set before the commit.
     async fn transaction<T>(
         &self,
         work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
-        commits: &AtomicBool,
+        is_committing: &AtomicBool,
     ) -> Result<T> {
         let options = TransactionOptions {
-            // A deferred one that reads, then writes, fails as "locked" whatever the busy timeout.
+            // A deferred transaction that reads and then writes fails with "locked", regardless of
+            // the busy timeout.
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
             ..Default::default()
         };
@@ -83,65 +86,65 @@ impl Db {
         };
         let storage = self.storage();
         storage.check_files()?;
-        let doubt = || storage.doubt_writer();
-        let begun = self.0.writer.begin_with_options(options).await;
-        let tx = match begun.inspect_err(|_| doubt()) {
+        let suspect_writer = || storage.suspect_writer();
+        let transaction = self.0.writer.begin_with_options(options).await;
+        let tx = match transaction.inspect_err(|_| suspect_writer()) {
             Ok(tx) => tx,
-            Err(error) => return Err(self.0.life.explain(error).await.into()),
+            Err(error) => return Err(self.0.reachability.classify(error).await.into()),
         };
-        let done = match work(&tx).await {
-            Ok(done) => done,
+        let result = match work(&tx).await {
+            Ok(result) => result,
             Err(error) => {
-                // SQLite may have rolled back by itself: then this fails.
+                // SQLite may have rolled back already; the rollback then fails.
                 if tx.rollback().await.is_err() || error.storage_fault().is_some() {
-                    doubt();
+                    suspect_writer();
                 }
                 return Err(error);
             }
         };
-        commits.store(true, Ordering::Relaxed);
-        tx.commit().await.inspect_err(|_| doubt())?;
+        is_committing.store(true, Ordering::Relaxed);
+        tx.commit().await.inspect_err(|_| suspect_writer())?;
         storage.check_files()?;
-        Ok(done)
+        Ok(result)
     }
 
-    /// Notes the outcome of a write for the monitor of the storage.
-    fn noted<T>(&self, done: Result<T>) -> Result<T> {
-        match &done {
-            Ok(_) => self.0.storage.committed(),
-            Err(error) => self.0.storage.failed(error),
+    /// Records the result of a write for the storage monitor.
+    fn note_outcome<T>(&self, result: Result<T>) -> Result<T> {
+        match &result {
+            Ok(_) => self.0.storage.note_commit(),
+            Err(error) => self.0.storage.note_failure(error),
         }
-        done
+        result
     }
 
-    fn wake(&self) {
+    fn notify_commit(&self) {
         self.0.committed.notify_one();
         self.0.announce.notify_one();
     }
 
-    /// Number of the transaction that this task runs, once `set_commit_seq` has set it.
+    /// Returns the feed number of this task's transaction, if `set_commit_seq` was called.
     pub(crate) fn commit_seq() -> Option<i64> {
         COMMIT_SEQ.try_with(Cell::get).ok().flatten()
     }
 
-    /// Numbers the transaction that this task runs, for the changes that it records later.
+    /// Sets the feed number of this task's transaction, for later changes.
     pub(crate) fn set_commit_seq(number: i64) {
-        // Outside of `write` there is nothing to remember it.
+        // Outside of `write` the number has no storage, and is discarded.
         let _ = COMMIT_SEQ.try_with(|seq| seq.set(Some(number)));
     }
 
-    /// Wakes up after this process has committed something. For the one reader of the feed.
+    /// Waits for a commit of this process. Reserved for the tailer of the feed.
     pub(crate) async fn committed(&self) {
         self.0.committed.notified().await;
     }
 
-    /// Has the reader of the feed look again.
-    pub(crate) fn wake_feed(&self) {
+    /// Makes the tailer read the feed again.
+    pub(crate) fn notify_feed(&self) {
         self.0.committed.notify_one();
     }
 
-    /// Wakes up when other processes are to be told of a commit.
-    pub(crate) async fn to_announce(&self) {
+    /// Waits until other processes are to be notified of a commit.
+    pub(crate) async fn announcement_due(&self) {
         self.0.announce.notified().await;
     }
 }

@@ -1,4 +1,4 @@
-//! `action_results`: what a person does.
+//! Table `action_results`: recognized actions of a person in a detection.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -10,10 +10,10 @@ pub struct Model {
     pub id: i64,
     pub detection_id: i64,
     pub action: Option<String>,
-    /// 0 to 1.
+    /// Confidence of the action, 0 to 1.
     pub confidence: Option<f64>,
     pub is_suspicious: bool,
-    /// An object of action and score.
+    /// JSON object of scores by action.
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub all_scores: Option<Json>,
     pub created_at: DateTimeUtc,

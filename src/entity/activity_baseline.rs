@@ -1,4 +1,4 @@
-//! `activity_baselines`: how much usually happens at a camera, by hour and weekday.
+//! Table `activity_baselines`: usual number of detections per camera, hour and weekday.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -9,9 +9,9 @@ pub struct Model {
     #[sea_orm(primary_key)]
     pub id: i64,
     pub camera_id: String,
-    /// 0 to 23.
+    /// Hour of the day, 0 to 23.
     pub hour: i32,
-    /// 0 is Monday, 6 Sunday.
+    /// Day of the week, 0 (Monday) to 6 (Sunday).
     pub day_of_week: i32,
     pub avg_count: f64,
     pub sample_count: i32,

@@ -1,4 +1,4 @@
-//! `alerts`: events that matched a rule.
+//! Table `alerts`: alerts raised by rules or by clients.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -21,11 +21,11 @@ pub struct Model {
     pub channels: Option<Strings>,
     pub dedup_key: String,
     pub metadata: Option<Json>,
-    /// Counts the writes; a writer that saw an older one is refused.
+    /// Optimistic lock: incremented by every write; writes based on an older version are refused.
     pub version_id: i32,
-    /// The camera of the event, for lists by camera.
+    /// Camera of the event, copied for lists by camera.
     pub camera_id: Option<String>,
-    /// How many repeats were held back for which it stands.
+    /// Number of suppressed repeats represented by this alert.
     pub suppressed_count: i64,
     pub last_suppressed_at: Option<DateTimeUtc>,
     pub acknowledged_at: Option<DateTimeUtc>,
@@ -50,7 +50,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// How serious an alert is.
+/// Severity of an alert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -65,7 +65,7 @@ pub enum AlertSeverity {
     Critical,
 }
 
-/// Where an alert is in its life.
+/// Status of an alert in its lifecycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -81,7 +81,7 @@ pub enum AlertStatus {
 }
 
 impl AlertStatus {
-    /// Whether an alert in this status may move to `next`.
+    /// Returns true if an alert in this status may change to `next`.
     pub fn may_become(self, next: Self) -> bool {
         use AlertStatus::{Acknowledged, Delivered, Dismissed, Pending};
         match self {

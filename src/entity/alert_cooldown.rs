@@ -1,4 +1,4 @@
-//! `alert_cooldowns`: which repeats of an alert are held back.
+//! Table `alert_cooldowns`: last alert and cooldown per rule and deduplication key.
 
 use sea_orm::entity::prelude::*;
 
@@ -10,15 +10,15 @@ pub struct Model {
     pub rule_id: Uuid,
     #[sea_orm(primary_key, auto_increment = false)]
     pub dedup_key: String,
-    /// The alert that started the cooldown. No foreign key: it may be gone.
+    /// Alert that started the cooldown. Not a foreign key, because the alert may be deleted.
     pub alert_id: Uuid,
-    /// Microseconds since 1970.
+    /// Time of the alert, in microseconds since 1970.
     pub raised_at_us: i64,
-    /// Microseconds.
+    /// Length of the cooldown in microseconds.
     pub cooldown_us: i64,
-    /// How many repeats were held back.
+    /// Number of suppressed repeats.
     pub suppressed_count: i64,
-    /// Microseconds since 1970.
+    /// Time of the last suppressed repeat, in microseconds since 1970.
     pub last_suppressed_at_us: Option<i64>,
 }
 

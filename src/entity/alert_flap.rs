@@ -1,4 +1,4 @@
-//! `alert_flaps`: how often each rule that may flap has fired of late.
+//! Table `alert_flaps`: number of recent matches per rule with flap detection.
 
 use sea_orm::entity::prelude::*;
 
@@ -8,11 +8,12 @@ use sea_orm::entity::prelude::*;
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub rule_id: Uuid,
-    /// When the last window began, in microseconds since 1970.
+    /// Start of the last window, in microseconds since 1970.
     pub window_started_at_us: i64,
-    /// How often the rule wanted to raise an alert in this window.
+    /// Number of matches in this window.
     pub matches: i64,
-    /// The alert that stands for those that are held back. No foreign key: it may be gone.
+    /// Alert that represents the suppressed matches. Not a foreign key, because the alert may be
+    /// deleted.
     pub alert_id: Option<Uuid>,
 }
 

@@ -1,4 +1,4 @@
-//! `alert_requests`: which requests alerts were raised for by hand, so that a repeat is known.
+//! Table `alert_requests`: idempotency keys of manually raised alerts.
 
 use sea_orm::entity::prelude::*;
 
@@ -6,14 +6,14 @@ use sea_orm::entity::prelude::*;
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "alert_requests")]
 pub struct Model {
-    /// The client's own id of the request.
+    /// Idempotency key chosen by the client.
     #[sea_orm(primary_key, auto_increment = false)]
     pub request_id: String,
-    /// A hash of the request: a repeat must say the same.
+    /// Hash of the request; a repeat must have the same content.
     pub fingerprint: Vec<u8>,
-    /// The alert that it was answered with.
+    /// Alert returned to the first request.
     pub alert_id: Uuid,
-    /// Whether it raised this alert.
+    /// True if the request raised the alert; false if the alert existed.
     pub created: bool,
     pub created_at: DateTimeUtc,
     #[sea_orm(belongs_to, from = "alert_id", to = "id", on_delete = "Cascade")]

@@ -1,4 +1,4 @@
-//! `alert_rules`: which events raise an alert.
+//! Table `alert_rules`: rules that raise alerts for events.
 
 use sea_orm::{FromJsonQueryResult, Set, entity::prelude::*};
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ pub struct Model {
     pub description: Option<String>,
     pub enabled: bool,
     pub severity: AlertSeverity,
-    /// The lowest risk score that matches, 0 to 100.
+    /// Minimum risk score for a match, 0 to 100.
     pub risk_threshold: Option<i32>,
     #[sea_orm(column_type = "Json", nullable)]
     pub object_types: Option<Strings>,
@@ -23,26 +23,27 @@ pub struct Model {
     pub camera_ids: Option<Strings>,
     #[sea_orm(column_type = "Json", nullable)]
     pub zone_ids: Option<Strings>,
-    /// The lowest confidence that matches, 0 to 1.
+    /// Minimum confidence for a match, 0 to 1.
     pub min_confidence: Option<f64>,
     #[sea_orm(column_type = "Json", nullable)]
     pub schedule: Option<Schedule>,
-    /// Conditions of an older form: kept, never evaluated.
+    /// Conditions in a legacy format: stored, never evaluated.
     pub conditions: Option<Json>,
     pub dedup_key_template: String,
-    /// How long repeats of one `dedup_key` are held back.
+    /// Time in seconds for which repeats of a deduplication key are suppressed.
     pub cooldown_seconds: i32,
     #[sea_orm(column_type = "Json", nullable)]
     pub channels: Option<Strings>,
     pub created_at: DateTimeUtc,
     pub updated_at: DateTimeUtc,
-    /// Raised by one with every change.
+    /// Version, incremented by every change.
     pub version_id: i32,
-    /// How many alerts a window may have before the rule flaps. With `flap_window_seconds` only.
+    /// Maximum number of alerts per window before the rule counts as flapping. Requires
+    /// `flap_window_seconds`.
     pub flap_threshold: Option<i32>,
-    /// How long such a window is.
+    /// Length of the flapping window in seconds.
     pub flap_window_seconds: Option<i32>,
-    /// Who is told later.
+    /// Further notifications of an unacknowledged alert.
     #[sea_orm(column_type = "Json", nullable)]
     pub escalation: Option<Escalation>,
 }
@@ -60,30 +61,30 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// Who is told of an alert that nobody has taken care of, in the order of time.
+/// Escalation of an unacknowledged alert: steps in ascending order of time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
 pub struct Escalation(pub Vec<EscalationStep>);
 
-/// A step of it.
+/// Step of an escalation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EscalationStep {
-    /// After the alert was raised.
+    /// Seconds after the alert was raised.
     pub after_seconds: i32,
-    /// The names of channels.
+    /// Names of the notified channels.
     pub channels: Vec<String>,
 }
 
-/// When a rule applies.
+/// Weekly time window of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
 #[serde(default)]
 pub struct Schedule {
-    /// None means every day.
+    /// Days on which the window starts; empty for every day.
     pub days: Vec<Weekday>,
-    /// `HH:MM` in `timezone`.
+    /// Start of the window, `HH:MM` in `timezone`.
     pub start_time: Option<String>,
-    /// `HH:MM` in `timezone`; before `start_time` it is one of the next day.
+    /// End of the window, `HH:MM` in `timezone`; on the next day if before `start_time`.
     pub end_time: Option<String>,
-    /// A name of the IANA time zone database.
+    /// Name of the time zone in the IANA database.
     pub timezone: String,
 }
 
@@ -98,7 +99,7 @@ impl Default for Schedule {
     }
 }
 
-/// A day of the week, in the order of ISO 8601.
+/// Day of the week, in the order of ISO 8601.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Weekday {

@@ -1,4 +1,4 @@
-//! `alert_suppressions`: alerts that were not raised although a rule matched, and why.
+//! Table `alert_suppressions`: alerts that were suppressed although a rule matched.
 
 use sea_orm::entity::prelude::*;
 
@@ -10,14 +10,15 @@ pub struct Model {
     pub id: i64,
     pub event_id: i64,
     pub rule_id: Option<Uuid>,
-    /// The camera of the event, for lists by camera.
+    /// Camera of the event, copied for lists by camera.
     pub camera_id: String,
     pub dedup_key: String,
     pub reason: SuppressionReason,
-    /// With `SuppressionReason::Silenced`. No foreign key: nobody deletes silences, and no ingest waits
-    /// for a change of one.
+    /// Silence for `SuppressionReason::Silenced`. Not a foreign key: silences are never deleted,
+    /// and ingests must not wait for changes of a silence.
     pub silence_id: Option<Uuid>,
-    /// With `SuppressionReason::Flapping` and `SuppressionReason::Cooldown`: the alert that stands for it. No foreign key: it may be gone.
+    /// Representing alert for `SuppressionReason::Flapping` and `SuppressionReason::Cooldown`. Not
+    /// a foreign key, because the alert may be deleted.
     pub alert_id: Option<Uuid>,
     pub created_at: DateTimeUtc,
     #[sea_orm(belongs_to, from = "event_id", to = "id", on_delete = "Cascade")]
@@ -28,7 +29,7 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {}
 
-/// Why an alert was not raised.
+/// Reason for the suppression of an alert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

@@ -1,4 +1,4 @@
-//! `alert_transitions`: how an alert was raised, and each change of its status.
+//! Table `alert_transitions`: creation and status changes of alerts.
 
 use sea_orm::entity::prelude::*;
 
@@ -11,12 +11,12 @@ pub struct Model {
     #[sea_orm(primary_key)]
     pub id: i64,
     pub alert_id: Uuid,
-    /// `None` when it was raised.
+    /// Previous status; `None` for the creation.
     pub from_status: Option<AlertStatus>,
     pub to_status: AlertStatus,
-    /// The version of the alert after it.
+    /// Version of the alert after the transition.
     pub version_id: i32,
-    /// Who did it.
+    /// Client or component that caused the transition.
     pub actor: String,
     #[sea_orm(column_type = "Text", nullable)]
     pub reason: Option<String>,

@@ -1,4 +1,4 @@
-//! `audit_logs`: who did what to which resource.
+//! Table `audit_logs`: actions of users and components on resources.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -30,7 +30,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// How an action ended.
+/// Result of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

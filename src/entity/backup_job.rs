@@ -1,4 +1,4 @@
-//! `backup_jobs`: the whole system written to a file.
+//! Table `backup_jobs`: backups of the whole system to a file.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -11,7 +11,7 @@ pub struct Model {
     pub status: BackupJobStatus,
     pub total_tables: i32,
     pub completed_tables: i32,
-    /// 0 to 100.
+    /// Progress in percent, 0 to 100.
     pub progress_percent: i32,
     pub current_step: Option<String>,
     pub created_at: DateTimeUtc,
@@ -34,7 +34,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// Where a backup is in its life.
+/// Status of a backup in its lifecycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

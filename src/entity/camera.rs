@@ -1,4 +1,4 @@
-//! `cameras`: where everything that is seen comes from.
+//! Table `cameras`: cameras that produce detections and events.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -6,17 +6,17 @@ use sea_orm::{Set, entity::prelude::*};
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "cameras")]
 pub struct Model {
-    /// The name of its folder, normalised.
+    /// Normalised name of the camera's folder.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: String,
     pub name: String,
-    /// Where its pictures are uploaded to.
+    /// Folder for uploaded images.
     pub folder_path: String,
     pub status: CameraStatus,
     pub created_at: DateTimeUtc,
-    /// When its last picture came.
+    /// Time of the last image.
     pub last_seen_at: Option<DateTimeUtc>,
-    /// Set while it is hidden from lists; its rows stay.
+    /// Time of the soft deletion; the camera is hidden from lists, and its rows are kept.
     pub deleted_at: Option<DateTimeUtc>,
 }
 
@@ -29,7 +29,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// Whether a camera sends pictures.
+/// Connection status of a camera.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

@@ -1,4 +1,4 @@
-//! `camera_zones`: the parts of a picture that mean something.
+//! Table `camera_zones`: named areas of a camera's image.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -11,21 +11,21 @@ pub struct Model {
     pub camera_id: String,
     pub name: String,
     pub zone_type: ZoneType,
-    /// The corners, `[[x, y], …]`, each number from 0 to 1.
+    /// Corners, `[[x, y], …]`, with relative coordinates from 0 to 1.
     #[sea_orm(column_type = "JsonBinary")]
     pub coordinates: Json,
     pub shape: ZoneShape,
-    /// `#` and six hexadecimal digits.
+    /// Colour as `#` and six hexadecimal digits.
     pub color: String,
     pub enabled: bool,
     pub priority: i32,
     pub created_at: DateTimeUtc,
     pub updated_at: DateTimeUtc,
     pub anchor: ZoneAnchor,
-    /// The part of a box that must lie in the zone, above 0 and up to 1. With `ZoneAnchor::Overlap`
-    /// only.
+    /// Minimum share of a bounding box inside the zone, above 0 and up to 1. Only for
+    /// `ZoneAnchor::Overlap`.
     pub min_overlap: Option<f64>,
-    /// Raised by one with every change.
+    /// Version, incremented by every change.
     pub version_id: i32,
     #[sea_orm(belongs_to, from = "camera_id", to = "id", on_delete = "Cascade")]
     pub camera: BelongsTo<super::camera::Entity>,
@@ -42,7 +42,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// What a zone is a picture of.
+/// Kind of area covered by a zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -58,7 +58,7 @@ pub enum ZoneType {
     Other,
 }
 
-/// How the corners of a zone are to be read.
+/// Geometry of a zone's corners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -71,7 +71,7 @@ pub enum ZoneShape {
     Polygon,
 }
 
-/// What of a detection must lie in a zone.
+/// Part of a detection that must lie in the zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

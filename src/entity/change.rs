@@ -1,4 +1,4 @@
-//! `changes`: what happened, in an order to be read in.
+//! Table `changes`: the change feed, in commit-safe order.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -8,14 +8,15 @@ use sea_orm::{Set, entity::prelude::*};
 pub struct Model {
     #[sea_orm(primary_key)]
     pub seq: i64,
-    /// What kind of thing changed.
+    /// Kind of the changed object.
     pub topic: String,
-    /// Which one.
+    /// Id of the changed object.
     pub key: String,
-    /// The change as it is sent, already encoded.
+    /// Encoded message for subscribers.
     pub message: Vec<u8>,
     pub created_at: DateTimeUtc,
-    /// The same for all changes of one transaction, on SQLite; on PostgreSQL `xid` tells.
+    /// Number shared by all changes of a transaction on SQLite. On PostgreSQL the column `xid` has
+    /// this role.
     pub commit_seq: Option<i64>,
 }
 

@@ -1,4 +1,4 @@
-//! `class_baselines`: what is usually seen at a camera, by hour.
+//! Table `class_baselines`: usual frequency of object classes per camera and hour.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -10,7 +10,7 @@ pub struct Model {
     pub id: i64,
     pub camera_id: String,
     pub detection_class: String,
-    /// 0 to 23.
+    /// Hour of the day, 0 to 23.
     pub hour: i32,
     pub frequency: f64,
     pub sample_count: i32,

@@ -1,4 +1,4 @@
-//! `deliveries`: what was and is to be told of an alert, by which channel.
+//! Table `deliveries`: notification outbox, with one row per alert, channel and escalation step.
 
 use sea_orm::entity::prelude::*;
 
@@ -8,28 +8,28 @@ use super::Severity;
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "deliveries")]
 pub struct Model {
-    /// What a receiver knows a repetition by.
+    /// Idempotency key for the receiver.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
     pub alert_id: Uuid,
     pub channel_id: Option<Uuid>,
     pub channel_name: String,
-    /// 0: when the alert is raised. From 1: a step of the rule's escalation.
+    /// Escalation step: 0 for the initial notification, from 1 for steps of the rule's escalation.
     pub escalation_step: i32,
-    /// That of the alert.
+    /// Severity of the alert.
     pub severity: Severity,
     pub status: DeliveryStatus,
-    /// How often it was begun.
+    /// Number of started attempts.
     pub attempts: i32,
-    /// How often it has failed since it was queued.
+    /// Number of failed attempts since the delivery was queued.
     pub failures: i32,
-    /// When to begin it, or, under a lease, when another may. NULL unless it is queued.
+    /// Time of the next attempt or, while leased, the expiry of the lease. NULL unless queued.
     pub next_attempt_at: Option<DateTimeUtc>,
     pub last_attempt_at: Option<DateTimeUtc>,
-    /// Who has begun it, and may say what came of it.
+    /// Lease of the running attempt; only the owner may report the result.
     pub lease_id: Option<Uuid>,
     pub last_error: Option<String>,
-    /// The status of HTTP, or the code of SMTP.
+    /// HTTP status or SMTP code of the last attempt.
     pub last_status_code: Option<i32>,
     pub created_at: DateTimeUtc,
     pub updated_at: DateTimeUtc,
@@ -42,7 +42,7 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {}
 
-/// What became of a delivery.
+/// Status of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(rs_type = "String", db_type = "Text", rename_all = "snake_case")]
 pub enum DeliveryStatus {

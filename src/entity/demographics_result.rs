@@ -1,4 +1,4 @@
-//! `demographics_results`: the estimated age and gender of a person.
+//! Table `demographics_results`: estimated age and gender of a detected person.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -10,10 +10,10 @@ pub struct Model {
     pub id: i64,
     pub detection_id: i64,
     pub age_range: Option<AgeRange>,
-    /// 0 to 1.
+    /// Confidence of the age range, 0 to 1.
     pub age_confidence: Option<f64>,
     pub gender: Option<Gender>,
-    /// 0 to 1.
+    /// Confidence of the gender, 0 to 1.
     pub gender_confidence: Option<f64>,
     pub created_at: DateTimeUtc,
     #[sea_orm(belongs_to, from = "detection_id", to = "id", on_delete = "Cascade")]
@@ -29,7 +29,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// Years, both ends included.
+/// Age range in years, inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(rs_type = "String", db_type = "String(StringLen::None)")]
 pub enum AgeRange {
@@ -55,7 +55,7 @@ pub enum AgeRange {
     Unknown,
 }
 
-/// What the model takes a person for.
+/// Gender estimated by the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

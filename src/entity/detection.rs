@@ -1,4 +1,4 @@
-//! `detections`: objects that were seen in a picture or video.
+//! Table `detections`: objects detected in an image or video.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -12,30 +12,30 @@ pub struct Model {
     pub id: i64,
     pub camera_id: String,
     pub file_path: String,
-    /// The MIME type of the file.
+    /// MIME type of the file.
     pub file_type: Option<String>,
     pub detected_at: DateTimeUtc,
     pub object_type: Option<String>,
-    /// 0 to 1.
+    /// Confidence of the detection, 0 to 1.
     pub confidence: Option<f64>,
-    /// Left edge, in pixels.
+    /// Left edge of the bounding box, in pixels.
     pub bbox_x: Option<i32>,
-    /// Top edge, in pixels.
+    /// Top edge of the bounding box, in pixels.
     pub bbox_y: Option<i32>,
-    /// In pixels.
+    /// Width of the bounding box, in pixels.
     pub bbox_width: Option<i32>,
-    /// In pixels.
+    /// Height of the bounding box, in pixels.
     pub bbox_height: Option<i32>,
     pub thumbnail_path: Option<String>,
     pub media_type: Option<MediaType>,
-    /// Of the video, in seconds.
+    /// Duration of the video, in seconds.
     pub duration: Option<f64>,
     pub video_codec: Option<String>,
-    /// In pixels.
+    /// Width of the video, in pixels.
     pub video_width: Option<i32>,
-    /// In pixels.
+    /// Height of the video, in pixels.
     pub video_height: Option<i32>,
-    /// What the vision models found, by model.
+    /// Results of vision models, by model.
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub enrichment_data: Option<Json>,
     #[sea_orm(column_type = "JsonBinary", nullable)]
@@ -53,7 +53,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// What a detection was seen in.
+/// Medium of a detection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

@@ -1,4 +1,4 @@
-//! `events`: what happened at a camera, and how risky it is.
+//! Table `events`: incidents at a camera, with their risk.
 
 use sea_orm::entity::prelude::*;
 
@@ -8,28 +8,28 @@ use sea_orm::entity::prelude::*;
 pub struct Model {
     #[sea_orm(primary_key)]
     pub id: i64,
-    /// Groups what was analysed together. Not unique.
+    /// Batch of detections analysed together. Not unique.
     pub batch_id: String,
     pub camera_id: String,
     pub started_at: DateTimeUtc,
     pub ended_at: Option<DateTimeUtc>,
-    /// 0 to 100.
+    /// Risk score, 0 to 100.
     pub risk_score: Option<i32>,
     pub risk_level: Option<RiskLevel>,
     pub summary: Option<String>,
     pub reasoning: Option<String>,
-    /// The whole prompt that `summary` and `reasoning` answer.
+    /// Complete prompt answered by `summary` and `reasoning`.
     pub llm_prompt: Option<String>,
     pub reviewed: bool,
     pub notes: Option<String>,
-    /// Whether it was analysed at once, without waiting for a batch.
+    /// True if the event was analysed at once, without waiting for a batch.
     pub is_fast_path: bool,
-    /// What was seen, separated by commas.
+    /// Detected object types, separated by commas.
     pub object_types: Option<String>,
     pub clip_path: Option<String>,
-    /// Set while it is hidden from lists; its rows stay.
+    /// Time of the soft deletion; the event is hidden from lists, and its rows are kept.
     pub deleted_at: Option<DateTimeUtc>,
-    /// No alerts are raised before this time.
+    /// Time before which the event raises no alerts.
     pub snooze_until: Option<DateTimeUtc>,
     #[sea_orm(belongs_to, from = "camera_id", to = "id", on_delete = "Cascade")]
     pub camera: BelongsTo<super::camera::Entity>,
@@ -37,7 +37,7 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {}
 
-/// The band that a risk score is in.
+/// Band of a risk score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

@@ -1,4 +1,4 @@
-//! `event_audits`: how well an event was judged.
+//! Table `event_audits`: quality of the analysis of an event.
 
 #![expect(clippy::struct_excessive_bools, reason = "one flag for each model")]
 
@@ -24,25 +24,25 @@ pub struct Model {
     pub has_zones: bool,
     pub has_baseline: bool,
     pub has_cross_camera: bool,
-    /// Characters.
+    /// Length of the prompt in characters.
     pub prompt_length: i32,
     pub prompt_token_estimate: i32,
-    /// The part of the models that had a say, 0 to 1.
+    /// Share of models that contributed, 0 to 1.
     pub enrichment_utilization: f64,
-    /// 1 to 5, as are the other scores.
+    /// Score of the context usage, 1 to 5. The other scores have the same range.
     pub context_usage_score: Option<f64>,
     pub reasoning_coherence_score: Option<f64>,
     pub risk_justification_score: Option<f64>,
     pub consistency_score: Option<f64>,
     pub overall_quality_score: Option<f64>,
-    /// The risk score that a second run gave.
+    /// Risk score of a second run.
     pub consistency_risk_score: Option<i32>,
-    /// By how much the second run differs.
+    /// Difference between the risk scores of both runs.
     pub consistency_diff: Option<i32>,
     pub self_eval_critique: Option<String>,
     pub self_eval_prompt: Option<String>,
     pub self_eval_response: Option<String>,
-    /// An array of strings, as text; so are the four that follow.
+    /// JSON array of strings, stored as text, like the four following columns.
     pub missing_context: Option<String>,
     pub confusing_sections: Option<String>,
     pub unused_data: Option<String>,

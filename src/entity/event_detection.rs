@@ -1,4 +1,4 @@
-//! `event_detections`: which detections make up an event.
+//! Table `event_detections`: relation between events and their detections.
 
 use sea_orm::{Set, entity::prelude::*};
 

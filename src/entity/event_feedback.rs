@@ -1,4 +1,4 @@
-//! `event_feedback`: what people say of an event.
+//! Table `event_feedback`: feedback of users on an event.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -28,7 +28,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// What a person thinks of how an event was judged.
+/// Opinion of a user on the analysis of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

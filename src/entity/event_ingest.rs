@@ -1,4 +1,4 @@
-//! `event_ingests`: which requests an event came from, so that a repeat is known.
+//! Table `event_ingests`: idempotency keys of ingested events.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -10,11 +10,11 @@ pub struct Model {
     pub event_id: i64,
     pub camera_id: String,
     pub batch_id: Option<String>,
-    /// The producer's own id of the request.
+    /// Idempotency key chosen by the producer.
     pub request_id: Option<String>,
-    /// A hash of the request: a repeat must say the same.
+    /// Hash of the request; a repeat must have the same content.
     pub fingerprint: Vec<u8>,
-    /// What the first answer said, encoded.
+    /// Encoded outcomes of the first answer.
     pub outcomes: Option<Vec<u8>>,
     pub created_at: DateTimeUtc,
 }

@@ -1,9 +1,9 @@
-//! `export_jobs`: data written to files for people and auditors.
+//! Table `export_jobs`: exports of data to files.
 
 use chrono::TimeDelta;
 use sea_orm::{Set, entity::prelude::*};
 
-/// How long a file is kept unless the export says otherwise; the default of `expires_at`.
+/// Default retention of a file, for `expires_at`.
 const EXPIRY: TimeDelta = TimeDelta::days(7);
 
 #[sea_orm::model]
@@ -13,13 +13,13 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
     pub status: ExportJobStatus,
-    /// `events`, `alerts` or `full_backup`; others may come.
+    /// Exported data: `events`, `alerts` or `full_backup`; extensible.
     pub export_type: String,
-    /// `csv`, `json`, `zip` or `excel`; others may come.
+    /// File format: `csv`, `json`, `zip` or `excel`; extensible.
     pub export_format: String,
     pub total_items: Option<i32>,
     pub processed_items: i32,
-    /// 0 to 100.
+    /// Progress in percent, 0 to 100.
     pub progress_percent: i32,
     pub current_step: Option<String>,
     pub created_at: DateTimeUtc,
@@ -29,17 +29,17 @@ pub struct Model {
     pub output_path: Option<String>,
     pub output_size_bytes: Option<i64>,
     pub error_message: Option<String>,
-    /// An object, as text.
+    /// JSON object of the filter, stored as text.
     pub filter_params: Option<String>,
-    /// When the file may be deleted, unless `legal_hold` is set.
+    /// Time from which the file may be deleted, unless `legal_hold` is set.
     pub expires_at: Option<DateTimeUtc>,
     pub download_count: i32,
     pub last_downloaded_at: Option<DateTimeUtc>,
     pub sensitivity_acknowledged: bool,
     pub acknowledged_at: Option<DateTimeUtc>,
-    /// Replaces the usual time that a file is kept.
+    /// Retention of the file in days, instead of the default.
     pub retention_days: Option<i32>,
-    /// Keeps the file, whatever `expires_at` says.
+    /// Prevents deletion of the file, regardless of `expires_at`.
     pub legal_hold: bool,
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub compliance_metadata: Option<Json>,
@@ -57,7 +57,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// Where an export is in its life.
+/// Status of an export in its lifecycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

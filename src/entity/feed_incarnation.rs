@@ -1,4 +1,4 @@
-//! `feed_incarnations`: the starts and breaks of the history that the change feed tells.
+//! Table `feed_incarnations`: starts and breaks in the history of the change feed.
 
 use sea_orm::entity::prelude::*;
 
@@ -6,18 +6,18 @@ use sea_orm::entity::prelude::*;
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "feed_incarnations")]
 pub struct Model {
-    /// Rises with every incarnation.
+    /// Number of the incarnation, in ascending order.
     #[sea_orm(primary_key)]
     pub number: i64,
-    /// Random, so that no copy of the database gives the same id to an incarnation of its own.
+    /// Random id, so that two copies of a database never create the same incarnation.
     #[sea_orm(unique)]
     pub id: Uuid,
-    /// `initial` for the time before there were incarnations, `start` when a process starts, `break` when the
-    /// database is found to be another one, or an older one, than it was.
+    /// Origin: `initial` for the time before incarnations, `start` for a process start, `break` for
+    /// a detected replacement of the database.
     pub kind: String,
-    /// Position up to which changes belong to earlier incarnations; 0 on SQLite.
+    /// Transaction up to which changes belong to earlier incarnations; 0 on SQLite.
     pub begin_xid: i64,
-    /// Position up to which changes belong to earlier incarnations.
+    /// Sequence number up to which changes belong to earlier incarnations.
     pub begin_seq: i64,
     /// Identity of the cluster, database, table and timeline on PostgreSQL; NULL on SQLite.
     pub identity: Option<String>,

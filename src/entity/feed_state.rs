@@ -1,4 +1,4 @@
-//! `feed_state`: which database this is, and what is gone of its changes.
+//! Table `feed_state`: identity of the database, and extent of the pruned changes.
 
 use sea_orm::entity::prelude::*;
 
@@ -6,21 +6,21 @@ use sea_orm::entity::prelude::*;
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "feed_state")]
 pub struct Model {
-    /// Always 1.
+    /// Primary key, always 1: the table has a single row.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: i32,
-    /// Tells the cursors of this database from those of another.
+    /// Id of the database, which distinguishes its cursors from cursors of other databases.
     pub database_id: Uuid,
-    /// The last change that was pruned; 0 on SQLite.
+    /// Transaction of the last pruned change; 0 on SQLite.
     pub pruned_xid: i64,
-    /// The last change that was pruned.
+    /// Sequence number of the last pruned change.
     pub pruned_seq: i64,
-    /// How many changes were pruned.
+    /// Number of pruned changes.
     pub pruned_count: i64,
-    /// The current incarnation of the history, see [`super::feed_incarnation`].
+    /// Current incarnation of the history, see [`super::feed_incarnation`].
     pub incarnation_id: Option<Uuid>,
-    /// Added to the transaction ids of PostgreSQL to give positions: after a restore they would start below those of
-    /// the changes that were restored.
+    /// Offset added to PostgreSQL transaction ids in positions. After a restore, transaction ids
+    /// may start below the ids of restored changes.
     pub xid_offset: i64,
 }
 

@@ -1,4 +1,4 @@
-//! `gpus`: the GPUs that were ever seen.
+//! Table `gpus`: all GPUs that were ever reported.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -6,23 +6,23 @@ use sea_orm::{Set, entity::prelude::*};
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "gpus")]
 pub struct Model {
-    /// As NVML gives it: `GPU-…` or `MIG-…`.
+    /// NVML identifier: `GPU-…` or `MIG-…`.
     #[sea_orm(primary_key, auto_increment = false)]
     pub uuid: String,
     pub host: String,
     pub gpu_index: Option<i32>,
     pub name: Option<String>,
     pub pci_bus_id: Option<String>,
-    /// The GPU that this MIG instance is a part of.
+    /// Physical GPU of this MIG instance.
     pub mig_parent_uuid: Option<String>,
     pub driver_version: Option<String>,
     pub first_seen_at: DateTimeUtc,
     pub last_seen_at: DateTimeUtc,
-    /// As its host last reported it.
+    /// State from the last report of the host.
     pub state: Option<GpuState>,
-    /// NULL where it is not known.
+    /// Memory pressure; NULL if unknown.
     pub memory_pressure: Option<MemoryPressure>,
-    /// When its host last reported how it is, be it well or not.
+    /// Time of the host's last report of the state.
     pub reported_at: Option<DateTimeUtc>,
 }
 
@@ -37,7 +37,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// How a GPU is.
+/// State of a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -52,7 +52,7 @@ pub enum GpuState {
     Unknown,
 }
 
-/// How full the memory of a GPU is.
+/// Memory pressure of a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

@@ -1,4 +1,4 @@
-//! `gpu_claims`: which host has which GPU.
+//! Table `gpu_claims`: ownership of GPUs by hosts.
 
 use sea_orm::entity::prelude::*;
 
@@ -9,13 +9,13 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub gpu_uuid: String,
     pub host: String,
-    /// The `reporter_id` of an agent, or what a server calls itself from its start to its end.
+    /// Owner: the `reporter_id` of an agent, or the name of a server process from start to end.
     pub claimant: String,
-    /// True if the GPU is reported to a server, rather than sampled by one.
+    /// True if an agent reports the GPU; false if a server samples the GPU.
     pub is_agent: bool,
-    /// Time at which the claimant was first heard of: of one host the newer one has the GPU.
+    /// Time of the claimant's first report. Among claimants of a host the newer one owns the GPU.
     pub claimant_since: DateTimeUtc,
-    /// Time at which the claimant last told of the GPU, to half a minute.
+    /// Time of the claimant's last report of the GPU, with a precision of half a minute.
     pub claimed_at: DateTimeUtc,
 }
 

@@ -1,4 +1,4 @@
-//! `gpu_events`: what happened to the GPUs.
+//! Table `gpu_events`: events of GPUs, such as XID errors and lost devices.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -10,19 +10,19 @@ pub struct Model {
     pub id: i64,
     pub occurred_at: DateTimeUtc,
     pub host: String,
-    /// Of a GPU that was never sampled nobody knows it.
+    /// UUID of the GPU; NULL for a GPU that was never sampled.
     pub gpu_uuid: Option<String>,
     pub gpu_index: Option<i32>,
     pub gpu_name: Option<String>,
     pub pci_bus_id: Option<String>,
     pub mig_parent_uuid: Option<String>,
     pub kind: GpuEventKind,
-    /// The number of the XID.
+    /// Number of the XID error.
     pub code: Option<i64>,
     #[sea_orm(column_type = "Text", nullable)]
     pub detail: Option<String>,
     pub source: GpuEventSource,
-    /// How many events the row stands for.
+    /// Number of events represented by the row.
     pub occurrences: i64,
 }
 
@@ -35,7 +35,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// What happened.
+/// Kind of a GPU event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -57,7 +57,7 @@ pub enum GpuEventKind {
     PowerSourceChanged,
 }
 
-/// Who told of it.
+/// Source of a GPU event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

@@ -1,4 +1,4 @@
-//! `gpu_history_state`: how far the samples of the GPUs are gone.
+//! Table `gpu_history_state`: extent of the pruned GPU samples.
 
 use sea_orm::entity::prelude::*;
 
@@ -6,11 +6,11 @@ use sea_orm::entity::prelude::*;
 #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
 #[sea_orm(table_name = "gpu_history_state")]
 pub struct Model {
-    /// Always 1.
+    /// Primary key, always 1: the table has a single row.
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: i32,
-    /// Samples of minutes before this one may be gone; what `gpu_stats_minutes` says of them is final.
-    /// Minutes since 1970, UTC.
+    /// First minute, in minutes since 1970 UTC, whose samples are complete. Samples of earlier
+    /// minutes may be pruned, and their rows in `gpu_stats_minutes` are final.
     pub raw_from: i64,
 }
 

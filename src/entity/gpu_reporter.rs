@@ -1,4 +1,4 @@
-//! `gpu_reporters`: who reports GPU samples, and how far each has come.
+//! Table `gpu_reporters`: agents that report GPU samples, and their progress.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -9,12 +9,12 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub reporter_id: String,
     pub host: String,
-    /// The highest batch that is stored: what is not above it is a repetition.
+    /// Sequence number of the last stored batch; batches up to this number are repeats.
     pub last_sequence: i64,
-    /// How many samples the reporter has had to drop, in all.
+    /// Total number of samples dropped by the reporter.
     pub lost: i64,
     pub last_seen_at: DateTimeUtc,
-    /// Time at which the first batch of the reporter was stored. NULL of a reporter that is older than the column.
+    /// Time at which the first batch was stored. NULL for reporters older than the column.
     pub first_seen_at: Option<DateTimeUtc>,
 }
 

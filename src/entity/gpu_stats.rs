@@ -1,4 +1,4 @@
-//! `gpu_stats`: what was measured on a GPU at one time.
+//! Table `gpu_stats`: samples of GPU metrics.
 
 use sea_orm::{QueryOrder, Set, entity::prelude::*};
 
@@ -10,70 +10,70 @@ pub struct Model {
     pub id: i64,
     pub recorded_at: DateTimeUtc,
     pub gpu_name: Option<String>,
-    /// Percent.
+    /// GPU utilization, in percent.
     pub gpu_utilization: Option<f64>,
-    /// MiB.
+    /// Used memory, in MiB.
     pub memory_used: Option<i64>,
-    /// MiB.
+    /// Total memory, in MiB.
     pub memory_total: Option<i64>,
-    /// Degrees Celsius.
+    /// Temperature of the GPU, in degrees Celsius.
     pub temperature: Option<f64>,
-    /// Watts.
+    /// Average power, in watts.
     pub power_usage: Option<f64>,
-    /// Pictures a second.
+    /// Inference rate, in images per second.
     pub inference_fps: Option<f64>,
-    /// Percent.
+    /// Fan speed, in percent.
     pub fan_speed: Option<i32>,
-    /// MHz.
+    /// Clock of the streaming multiprocessors, in MHz.
     pub sm_clock: Option<i32>,
-    /// Percent.
+    /// Utilization of the memory bandwidth, in percent.
     pub memory_bandwidth_utilization: Option<f64>,
-    /// 0 is the fastest, 15 the slowest.
+    /// Performance state, 0 (fastest) to 15 (slowest).
     pub pstate: Option<i32>,
-    /// The bit mask that NVML gives.
+    /// Bit mask of throttle reasons, as defined by NVML.
     pub throttle_reasons: Option<i64>,
-    /// Watts.
+    /// Power limit, in watts.
     pub power_limit: Option<f64>,
-    /// MHz.
+    /// Maximum clock of the streaming multiprocessors, in MHz.
     pub sm_clock_max: Option<i32>,
     pub compute_processes_count: Option<i32>,
     pub pcie_replay_counter: Option<i64>,
-    /// Degrees Celsius.
+    /// Temperature at which the GPU slows down, in degrees Celsius.
     pub temp_slowdown_threshold: Option<f64>,
-    /// MHz.
+    /// Memory clock, in MHz.
     pub memory_clock: Option<i32>,
-    /// MHz.
+    /// Maximum memory clock, in MHz.
     pub memory_clock_max: Option<i32>,
     pub pcie_link_gen: Option<i32>,
     pub pcie_link_width: Option<i32>,
-    /// KB/s.
+    /// PCIe send rate, in KB/s.
     pub pcie_tx_throughput: Option<i64>,
-    /// KB/s.
+    /// PCIe receive rate, in KB/s.
     pub pcie_rx_throughput: Option<i64>,
-    /// Percent.
+    /// Utilization of the video encoder, in percent.
     pub encoder_utilization: Option<i32>,
-    /// Percent.
+    /// Utilization of the video decoder, in percent.
     pub decoder_utilization: Option<i32>,
-    /// MiB.
+    /// Used BAR1 memory, in MiB.
     pub bar1_used: Option<i64>,
     pub gpu_uuid: Option<String>,
     pub gpu_index: Option<i32>,
     pub host: Option<String>,
     pub pci_bus_id: Option<String>,
-    /// The GPU that this MIG instance is a part of.
+    /// Physical GPU of this MIG instance.
     pub mig_parent_uuid: Option<String>,
-    /// Why a column is NULL: an object of column and reason. In rows from before there was `absent_mask`.
+    /// JSON object of reasons for NULL columns, by column. Only in rows older than `absent_mask`.
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub absent_reasons: Option<Json>,
-    /// Millijoules since the counter began.
+    /// Energy counter, in millijoules.
     pub energy_consumption: Option<i64>,
-    /// Watts.
+    /// Instantaneous power, in watts.
     pub power_usage_instant: Option<f64>,
-    /// Degrees Celsius.
+    /// Temperature of the memory, in degrees Celsius.
     pub memory_temperature: Option<f64>,
-    /// Tells the stretches apart in which counters only grow.
+    /// Number of the counter period; within a period counters only increase.
     pub counter_epoch: Option<i64>,
-    /// Why a column is NULL: a letter for each, in the order of the table.
+    /// Reasons for NULL columns: one letter per column, in the order of the table.
     pub absent_mask: Option<String>,
 }
 
@@ -87,11 +87,11 @@ impl ActiveModelBehavior for ActiveModel {
 }
 
 impl Entity {
-    /// The newest sample of a GPU, to be asked for as one row.
+    /// Selects the newest sample of a GPU; the caller limits the query to one row.
     ///
-    /// As a range of one UUID in the order of UUIDs it can only be answered by the index of both. Asked
-    /// for by `=`, PostgreSQL may rather read the samples of all GPUs backwards until it meets one of
-    /// this GPU, and goes through all of them if the GPU is long gone.
+    /// The range condition on a single UUID, sorted by UUID, requires the index on UUID and time.
+    /// With `=`, PostgreSQL might scan the samples of all GPUs backwards, which is slow for a GPU
+    /// without recent samples.
     pub fn newest_of(gpu_uuid: &str) -> Select<Self> {
         Self::find()
             .filter(COLUMN.gpu_uuid.gte(gpu_uuid))

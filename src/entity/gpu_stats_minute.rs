@@ -1,4 +1,4 @@
-//! `gpu_stats_minutes`: the samples of one GPU in one minute, in little room.
+//! Table `gpu_stats_minutes`: samples rolled up per GPU and minute.
 
 use sea_orm::entity::prelude::*;
 
@@ -11,7 +11,7 @@ pub struct Model {
     /// Minutes since 1970, UTC.
     #[sea_orm(primary_key, auto_increment = false)]
     pub minute: i64,
-    /// See `gpu::history::digest`, as for the next.
+    /// Encoded summary, see `gpu::history::digest`; the same applies to `distribution`.
     pub summary: Vec<u8>,
     pub distribution: Vec<u8>,
 }

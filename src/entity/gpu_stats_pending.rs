@@ -1,5 +1,5 @@
-//! `gpu_stats_pending`: minutes with samples that are not, or not all, in `gpu_stats_minutes`.
-//! Triggers of `gpu_stats` fill it, whoever writes there.
+//! Table `gpu_stats_pending`: minutes whose samples are not completely rolled up. Triggers on
+//! `gpu_stats` insert the rows, for every writer.
 
 use sea_orm::entity::prelude::*;
 

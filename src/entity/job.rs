@@ -1,4 +1,4 @@
-//! `jobs`: work that is done in the background.
+//! Table `jobs`: background jobs.
 
 use sea_orm::{FromJsonQueryResult, Set, entity::prelude::*};
 use serde::{Deserialize, Serialize};
@@ -12,51 +12,52 @@ pub struct Model {
     pub job_type: String,
     pub status: JobStatus,
     pub queue_name: Option<String>,
-    /// 0 to 4.
+    /// Priority, 0 (highest) to 4 (lowest).
     pub priority: i32,
     pub created_at: DateTimeUtc,
     pub started_at: Option<DateTimeUtc>,
     pub completed_at: Option<DateTimeUtc>,
-    /// 0 to 100.
+    /// Progress in percent, 0 to 100.
     pub progress_percent: i32,
     pub current_step: Option<String>,
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub result: Option<Json>,
     pub error_message: Option<String>,
     pub error_traceback: Option<String>,
-    /// Counts from 1.
+    /// Number of the attempt, from 1.
     pub attempt_number: i32,
     pub max_attempts: i32,
     pub next_retry_at: Option<DateTimeUtc>,
-    /// An object.
+    /// JSON object passed to the worker.
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub payload: Option<Json>,
-    /// From when on it may be claimed.
+    /// Time from which the job may be claimed.
     pub scheduled_at: Option<DateTimeUtc>,
-    /// Empty for none.
+    /// Concurrency key; empty for none.
     pub concurrency_key: String,
-    /// How many attempts have failed: those that count towards `max_attempts`.
+    /// Number of failed attempts that count towards `max_attempts`.
     pub failures: i32,
-    /// How many attempts ended with their lease.
+    /// Number of attempts that ended with an expired lease.
     pub rescues: i32,
     pub max_rescues: i32,
-    /// How long an attempt may take.
+    /// Maximum duration of an attempt, in milliseconds.
     pub timeout_ms: Option<i64>,
-    /// When the attempt that runs has taken too long.
+    /// Deadline of the running attempt.
     pub attempt_deadline_at: Option<DateTimeUtc>,
-    /// When the whole job has taken too long.
+    /// Deadline of the whole job.
     pub deadline_at: Option<DateTimeUtc>,
-    /// [`RetryPolicy`]; NULL means that of its type.
+    /// [`RetryPolicy`]; NULL for the policy of the job type.
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub retry_policy: Option<RetryPolicy>,
-    /// Whether it becomes a dead letter when it has failed for good.
+    /// True if the job becomes a dead letter after its final failure.
     pub dead_letter: bool,
     pub dead_at: Option<DateTimeUtc>,
-    /// The fence: whoever reports on the job must know it. Set while it runs.
+    /// Lease of the running attempt, required in every report of the worker. Set only while
+    /// running.
     pub lease_id: Option<Uuid>,
-    /// Who runs it, or ran it last.
+    /// Worker of the running or last attempt.
     pub worker_id: Option<String>,
-    /// How far a heartbeat extends the lease.
+    /// Duration in milliseconds by which a heartbeat extends the lease.
     pub lease_ms: Option<i64>,
     pub lease_expires_at: Option<DateTimeUtc>,
     pub heartbeat_at: Option<DateTimeUtc>,
@@ -64,31 +65,31 @@ pub struct Model {
     pub cancel_requested_by: Option<String>,
     pub cancel_reason: Option<String>,
     pub unique_key: Option<String>,
-    /// When the period began that the unique key holds for, in milliseconds since 1970. 0 without one.
+    /// Start of the period of the unique key, in milliseconds since 1970; 0 without a period.
     pub unique_period: i64,
-    /// In which statuses the unique key holds; see [`JobStatus::bit`].
+    /// Statuses in which the unique key applies, as bits; see [`JobStatus::bit`].
     pub unique_states: i32,
     pub request_id: Option<String>,
-    /// SHA-256 of the request with that id.
+    /// SHA-256 of the request with `request_id`.
     pub request_hash: Option<Vec<u8>>,
-    /// The schedule that made it, and for when.
+    /// Schedule that created the job; `tick_at` is the scheduled time.
     pub schedule_id: Option<Uuid>,
     pub tick_at: Option<DateTimeUtc>,
     pub error_code: Option<String>,
     pub items_processed: Option<i64>,
     pub items_total: Option<i64>,
-    /// When its progress was last told.
+    /// Time of the last progress report.
     pub progress_at: Option<DateTimeUtc>,
-    /// How many lines its log has.
+    /// Number of log lines of the job.
     pub log_lines: i64,
-    /// Rises by 1 with each transition.
+    /// Version, incremented by every transition.
     pub version_id: i32,
-    /// When it last changed its status.
+    /// Time of the last status change.
     pub transitioned_at: Option<DateTimeUtc>,
 }
 
-/// After how long a job is tried again: `initial_ms`, then `multiplier` times as long each time, at most
-/// `max_ms`; and up to `jitter` times as long again at random.
+/// Exponential backoff between attempts: `initial_ms`, multiplied by `multiplier` each time, at
+/// most `max_ms`, plus a random share of up to `jitter`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, FromJsonQueryResult)]
 pub struct RetryPolicy {
     pub initial_ms: i64,
@@ -98,7 +99,7 @@ pub struct RetryPolicy {
 }
 
 impl Model {
-    /// A job that is queued at this time, to run at once, with nothing said of it.
+    /// Creates a job queued for immediate start, with default values.
     pub fn queued(job_type: String, now: DateTimeUtc) -> Self {
         Self {
             id: Uuid::now_v7(),
@@ -165,7 +166,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// Where a job is in its life.
+/// Status of a job in its lifecycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -181,7 +182,7 @@ pub enum JobStatus {
 }
 
 impl JobStatus {
-    /// The bit that stands for it in `unique_states`, and in the index over them.
+    /// Returns the bit of the status in `unique_states` and its index.
     pub fn bit(self) -> i32 {
         match self {
             Self::Queued => 1,
@@ -192,7 +193,7 @@ impl JobStatus {
         }
     }
 
-    /// How the database has it.
+    /// Name of the status in the database.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -203,7 +204,7 @@ impl JobStatus {
         }
     }
 
-    /// Whether the job is at its end, unless somebody has it tried again.
+    /// Returns true if the job is finished, unless retried manually.
     pub fn is_finished(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }

@@ -1,4 +1,4 @@
-//! `job_attempts`: each run of a job.
+//! Table `job_attempts`: attempts to run a job.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -9,7 +9,7 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
     pub job_id: Uuid,
-    /// Counts from 1.
+    /// Number of the attempt, from 1.
     pub attempt_number: i32,
     pub started_at: DateTimeUtc,
     pub ended_at: Option<DateTimeUtc>,
@@ -19,9 +19,9 @@ pub struct Model {
     pub error_traceback: Option<String>,
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub result: Option<Json>,
-    /// The lease under which it ran.
+    /// Lease of the attempt.
     pub lease_id: Option<Uuid>,
-    /// Why it ended, more exactly than `status` says.
+    /// Detailed reason for the end of the attempt.
     pub outcome: Option<AttemptOutcome>,
     pub error_code: Option<String>,
     #[sea_orm(belongs_to, from = "job_id", to = "id", on_delete = "Cascade")]
@@ -38,7 +38,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// How a run of a job is going, or how it ended.
+/// Status of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -52,7 +52,7 @@ pub enum JobAttemptStatus {
     Cancelled,
 }
 
-/// Why a run of a job ended.
+/// Reason for the end of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -62,16 +62,16 @@ pub enum JobAttemptStatus {
 pub enum AttemptOutcome {
     /// The worker completed the job.
     Succeeded,
-    /// The worker said that it failed.
+    /// The worker reported a failure.
     Failed,
-    /// It took longer than it may.
+    /// The attempt exceeded its timeout.
     TimedOut,
-    /// Its lease expired: the worker is gone.
+    /// The lease expired: the worker is lost.
     Rescued,
-    /// The worker gave it back.
+    /// The worker returned the job.
     Released,
-    /// The worker gave it back for later.
+    /// The worker postponed the job.
     Snoozed,
-    /// It was cancelled.
+    /// The job was cancelled.
     Cancelled,
 }

@@ -1,4 +1,4 @@
-//! `job_logs`: what a job says while it runs.
+//! Table `job_logs`: log lines of jobs.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -9,14 +9,14 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
     pub job_id: Uuid,
-    /// Counts from 1.
+    /// Number of the attempt, from 1.
     pub attempt_number: i32,
     pub timestamp: DateTimeUtc,
     pub level: JobLogLevel,
     pub message: String,
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub context: Option<Json>,
-    /// Counts the lines of the job from 1.
+    /// Number of the line within the job, from 1.
     pub line: Option<i64>,
     #[sea_orm(belongs_to, from = "job_id", to = "id", on_delete = "Cascade")]
     pub job: BelongsTo<super::job::Entity>,
@@ -32,7 +32,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// How serious a message is.
+/// Level of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

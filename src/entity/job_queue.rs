@@ -1,4 +1,4 @@
-//! `job_queues`: settings of queues. A queue without a row has none.
+//! Table `job_queues`: settings of queues. A queue without a row has default settings.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -9,18 +9,18 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub name: String,
     pub description: Option<String>,
-    /// Whether nothing of it is claimed.
+    /// True if no job of the queue may be claimed.
     pub paused: bool,
     pub paused_at: Option<DateTimeUtc>,
     pub paused_by: Option<String>,
     pub pause_reason: Option<String>,
-    /// How many of its jobs run at a time.
+    /// Maximum number of running jobs in the queue.
     pub max_running: Option<i32>,
-    /// How many of its jobs with the same concurrency key run at a time.
+    /// Maximum number of running jobs per concurrency key in the queue.
     pub max_running_per_key: Option<i32>,
     pub created_at: DateTimeUtc,
     pub updated_at: DateTimeUtc,
-    /// Rises by 1 with each change.
+    /// Version, incremented by every change.
     pub version_id: i32,
 }
 

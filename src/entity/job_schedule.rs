@@ -1,4 +1,4 @@
-//! `job_schedules`: jobs that are created at set times.
+//! Table `job_schedules`: schedules that create jobs periodically.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -12,31 +12,31 @@ pub struct Model {
     pub name: String,
     pub description: Option<String>,
     pub enabled: bool,
-    /// A cron expression of five fields, or six with seconds first.
+    /// Cron expression of five fields, or of six with seconds first.
     pub cron: String,
-    /// The IANA name of the zone that it is read in.
+    /// IANA name of the time zone of the cron expression.
     pub time_zone: String,
     pub missed_policy: MissedPolicy,
     pub job_type: String,
     pub queue_name: String,
-    /// 0 to 4; NULL means that of the type.
+    /// Priority of the jobs, 0 to 4; NULL for the priority of the job type.
     pub priority: Option<i32>,
     pub max_attempts: Option<i32>,
-    /// An object.
+    /// JSON object passed to the jobs.
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub payload: Option<Json>,
-    /// Whether a tick is left out while a job of an earlier one is queued or runs.
+    /// True if a tick is skipped while a job of an earlier tick is queued or running.
     pub skip_if_active: bool,
-    /// The first tick for which no job was created yet.
+    /// Next tick without a job.
     pub next_tick_at: DateTimeUtc,
-    /// The last tick for which one was.
+    /// Last tick with a job.
     pub last_tick_at: Option<DateTimeUtc>,
     pub last_job_id: Option<Uuid>,
-    /// How many ticks were left out.
+    /// Number of skipped ticks.
     pub missed_ticks: i64,
     pub created_at: DateTimeUtc,
     pub updated_at: DateTimeUtc,
-    /// Rises by 1 with each change.
+    /// Version, incremented by every change.
     pub version_id: i32,
 }
 
@@ -52,7 +52,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// What becomes of ticks that passed while no server ran.
+/// Handling of ticks that passed while no server was running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -60,10 +60,10 @@ impl ActiveModelBehavior for ActiveModel {
     rename_all = "snake_case"
 )]
 pub enum MissedPolicy {
-    /// Nothing.
+    /// Missed ticks are skipped.
     Skip,
-    /// The last one is made up for.
+    /// The last missed tick creates a job.
     RunOnce,
-    /// All are made up for, oldest first.
+    /// All missed ticks create jobs, oldest first.
     RunAll,
 }

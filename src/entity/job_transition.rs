@@ -1,4 +1,4 @@
-//! `job_transitions`: each change of a job's status.
+//! Table `job_transitions`: status changes of jobs.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -12,13 +12,13 @@ pub struct Model {
     pub from_status: String,
     pub to_status: String,
     pub transitioned_at: DateTimeUtc,
-    /// `worker`, `user`, `timeout`, `retry` or `system`; others may come.
+    /// Trigger: `worker`, `user`, `timeout`, `retry` or `system`; extensible.
     pub triggered_by: String,
-    /// An object, as text.
+    /// JSON object, stored as text.
     pub metadata_json: Option<String>,
-    /// The job's `version_id` after it.
+    /// Version of the job after the transition.
     pub version_id: Option<i32>,
-    /// The attempt that it began or ended, or the last one before it.
+    /// Attempt that was started or ended by the transition, or the last attempt before.
     pub attempt_number: Option<i32>,
     pub actor: Option<String>,
     pub reason: Option<String>,

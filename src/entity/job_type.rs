@@ -1,4 +1,5 @@
-//! `job_types`: what jobs of a type are given that do not say otherwise. NULL means the default.
+//! Table `job_types`: defaults of job types, for jobs without own values. NULL means the default of
+//! the server.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -9,23 +10,23 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub name: String,
     pub description: Option<String>,
-    /// 0 to 4.
+    /// Priority, 0 to 4.
     pub priority: Option<i32>,
     pub max_attempts: Option<i32>,
     pub max_rescues: Option<i32>,
-    /// How long an attempt may take.
+    /// Maximum duration of an attempt, in milliseconds.
     pub timeout_ms: Option<i64>,
-    /// How long a job may take from its creation on.
+    /// Maximum duration of a job since its creation, in milliseconds.
     pub deadline_ms: Option<i64>,
     pub retry_initial_ms: Option<i64>,
     pub retry_max_ms: Option<i64>,
     pub retry_multiplier: Option<f64>,
     pub retry_jitter: Option<f64>,
-    /// Whether a job that has failed for good becomes a dead letter.
+    /// True if jobs become dead letters after their final failure.
     pub dead_letter: bool,
     pub created_at: DateTimeUtc,
     pub updated_at: DateTimeUtc,
-    /// Rises by 1 with each change.
+    /// Version, incremented by every change.
     pub version_id: i32,
 }
 

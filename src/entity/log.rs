@@ -1,4 +1,4 @@
-//! `logs`: what the parts of the system say.
+//! Table `logs`: log messages of the components of the system.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -12,14 +12,14 @@ pub struct Model {
     pub level: LogLevel,
     pub component: String,
     pub message: String,
-    /// No foreign key: a line outlives the camera.
+    /// Camera of the message. Not a foreign key, because the message outlives the camera.
     pub camera_id: Option<String>,
-    /// No foreign key: a line outlives the event.
+    /// Event of the message. Not a foreign key, because the message outlives the event.
     pub event_id: Option<i64>,
     pub request_id: Option<String>,
-    /// No foreign key: a line outlives the detection.
+    /// Detection of the message. Not a foreign key, because the message outlives the detection.
     pub detection_id: Option<i64>,
-    /// Milliseconds.
+    /// Duration of the logged operation, in milliseconds.
     pub duration_ms: Option<i32>,
     /// Structured context of the message.
     #[sea_orm(column_type = "JsonBinary", nullable)]
@@ -37,7 +37,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// How serious a message is.
+/// Level of a log message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -52,7 +52,7 @@ pub enum LogLevel {
     Critical,
 }
 
-/// Where a message comes from.
+/// Origin of a log message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

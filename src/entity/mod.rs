@@ -1,4 +1,4 @@
-//! The tables: one entity for each, in the order of its columns.
+//! Database tables: one entity per table, with fields in the order of the columns.
 
 use sea_orm::{FromJsonQueryResult, entity::prelude::*};
 use serde::{Deserialize, Serialize};
@@ -53,18 +53,18 @@ pub mod restore_job;
 pub mod silence;
 pub mod threat_detection;
 
-/// The current time as both databases keep it: PostgreSQL has no nanoseconds, and a row
-/// has to equal itself when it is read back.
+/// Returns the current time with the precision of the databases: PostgreSQL has no nanoseconds, and
+/// a row must be equal after a read.
 pub fn now() -> DateTimeUtc {
     crate::clock::now()
 }
 
-/// A JSON array of strings.
+/// JSON array of strings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
 pub struct Strings(pub Vec<String>);
 
-/// How serious something is, where the column is plain text in both databases. Columns of the
-/// native type have [`alert::AlertSeverity`].
+/// Severity in columns that are plain text in both databases. Columns of the native type use
+/// [`alert::AlertSeverity`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

@@ -1,4 +1,4 @@
-//! `notification_channels`: by which people and programs are told of alerts.
+//! Table `notification_channels`: channels that notify people and programs of alerts.
 
 use sea_orm::{FromJsonQueryResult, Set, entity::prelude::*};
 use serde::{Deserialize, Serialize};
@@ -16,22 +16,22 @@ pub struct Model {
     pub description: Option<String>,
     pub enabled: bool,
     pub kind: ChannelKind,
-    /// What is no secret of it.
+    /// Public part of the configuration.
     #[sea_orm(column_type = "JsonBinary")]
     pub config: Config,
-    /// What is, encrypted.
+    /// Encrypted secret part of the configuration.
     pub secrets: Option<Vec<u8>>,
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub quiet_times: Option<Schedules>,
-    /// The lowest severity that is delivered in quiet times too.
+    /// Minimum severity that is delivered during quiet times.
     pub quiet_except: Option<Severity>,
-    /// Why the server has disabled it.
+    /// Reason if the server disabled the channel.
     pub disabled_reason: Option<String>,
-    /// The receiver has asked to wait until then.
+    /// Time until which the receiver requested a pause.
     pub throttled_until: Option<DateTimeUtc>,
     pub created_at: DateTimeUtc,
     pub updated_at: DateTimeUtc,
-    /// Raised by one with every change.
+    /// Version, incremented by every change.
     pub version_id: i32,
 }
 
@@ -48,7 +48,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// What kind of channel it is.
+/// Kind of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",
@@ -61,18 +61,19 @@ pub enum ChannelKind {
     Stream,
 }
 
-/// How a channel of its kind delivers.
+/// Public configuration by kind of channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
 #[serde(rename_all = "snake_case")]
 pub enum Config {
     Webhook {
-        /// As it is shown: the whole URL is among the secrets.
+        /// Redacted URL; the full URL is part of the secrets.
         url: String,
         timeout_ms: u32,
-        /// How many secrets there are, and until when (in seconds since 1970) those that expire.
+        /// Expiry times of the signing secrets, in seconds since 1970; `None` for a secret without
+        /// expiry.
         signing_secrets: Vec<Option<i64>>,
         header_names: Vec<String>,
-        /// Raised by one whenever the secrets are encrypted.
+        /// Version of the secrets, incremented by every encryption.
         #[serde(default)]
         secrets_version: u32,
     },
@@ -85,14 +86,14 @@ pub enum Config {
         from: String,
         to: Vec<String>,
         timeout_ms: u32,
-        /// Raised by one whenever the secrets are encrypted.
+        /// Version of the secrets, incremented by every encryption.
         #[serde(default)]
         secrets_version: u32,
     },
     Stream {},
 }
 
-/// How a connection to a mail server is encrypted.
+/// Encryption of a connection to a mail server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Security {
@@ -101,6 +102,6 @@ pub enum Security {
     None,
 }
 
-/// Windows of time.
+/// List of weekly time windows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, FromJsonQueryResult)]
 pub struct Schedules(pub Vec<Schedule>);

@@ -1,4 +1,4 @@
-//! `pose_results`: how a person stands.
+//! Table `pose_results`: estimated poses of detected persons.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -9,11 +9,11 @@ pub struct Model {
     #[sea_orm(primary_key)]
     pub id: i64,
     pub detection_id: i64,
-    /// The 17 points of COCO, `[[x, y, confidence], …]`.
+    /// 17 keypoints of COCO, `[[x, y, confidence], …]`.
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub keypoints: Option<Json>,
     pub pose_class: Option<PoseClass>,
-    /// 0 to 1.
+    /// Confidence of the pose, 0 to 1.
     pub confidence: Option<f64>,
     pub is_suspicious: bool,
     pub created_at: DateTimeUtc,
@@ -30,7 +30,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// How a person stands.
+/// Class of a pose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

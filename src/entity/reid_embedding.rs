@@ -1,4 +1,4 @@
-//! `reid_embeddings`: by what a person is recognised again.
+//! Table `reid_embeddings`: embeddings for the re-identification of persons.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -9,7 +9,7 @@ pub struct Model {
     #[sea_orm(primary_key)]
     pub id: i64,
     pub detection_id: i64,
-    /// 512 numbers.
+    /// JSON array of 512 numbers.
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub embedding: Option<Json>,
     /// SHA-256 of the embedding, in hexadecimal digits.

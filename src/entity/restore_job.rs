@@ -1,4 +1,4 @@
-//! `restore_jobs`: the system brought back from a backup.
+//! Table `restore_jobs`: restores of the system from a backup.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -9,18 +9,18 @@ pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
     pub status: RestoreJobStatus,
-    /// The backup that is restored.
+    /// Id of the restored backup.
     pub backup_id: Option<String>,
     pub backup_created_at: Option<DateTimeUtc>,
     pub total_tables: i32,
     pub completed_tables: i32,
-    /// 0 to 100.
+    /// Progress in percent, 0 to 100.
     pub progress_percent: i32,
     pub current_step: Option<String>,
     pub created_at: DateTimeUtc,
     pub started_at: Option<DateTimeUtc>,
     pub completed_at: Option<DateTimeUtc>,
-    /// How many rows came back, by table.
+    /// Number of restored rows, by table.
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub items_restored: Option<Json>,
     pub error_message: Option<String>,
@@ -36,7 +36,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// Where a restore is in its life.
+/// Status of a restore in its lifecycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

@@ -1,4 +1,4 @@
-//! `silences`: what holds alerts back for a time.
+//! Table `silences`: periods in which alerts are suppressed.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -10,23 +10,23 @@ use super::Strings;
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
     pub id: Uuid,
-    /// None means any.
+    /// Matching cameras; NULL for any camera.
     #[sea_orm(column_type = "Json", nullable)]
     pub camera_ids: Option<Strings>,
-    /// None means any.
+    /// Matching rules; NULL for any rule.
     #[sea_orm(column_type = "Json", nullable)]
     pub rule_ids: Option<Strings>,
-    /// Labels of `alert_severity`. None means any.
+    /// Matching severities, as labels of `alert_severity`; NULL for any severity.
     #[sea_orm(column_type = "Json", nullable)]
     pub severities: Option<Strings>,
-    /// Whether it is meant to hold back everything.
+    /// True if the silence explicitly matches every alert.
     pub match_all: bool,
     pub starts_at: DateTimeUtc,
-    /// This instant is outside.
+    /// End of the silence, exclusive.
     pub ends_at: DateTimeUtc,
     pub created_by: String,
     pub reason: String,
-    /// Raised by one with every change.
+    /// Version, incremented by every change.
     pub version_id: i32,
     pub created_at: DateTimeUtc,
     pub updated_at: DateTimeUtc,

@@ -1,4 +1,4 @@
-//! `threat_detections`: weapons that were seen.
+//! Table `threat_detections`: detected weapons.
 
 use sea_orm::{Set, entity::prelude::*};
 
@@ -12,10 +12,10 @@ pub struct Model {
     pub id: i64,
     pub detection_id: i64,
     pub threat_type: ThreatType,
-    /// 0 to 1.
+    /// Confidence of the detection, 0 to 1.
     pub confidence: f64,
     pub severity: Severity,
-    /// Two corners, `[x1, y1, x2, y2]`.
+    /// Corners of the bounding box, `[x1, y1, x2, y2]`.
     #[sea_orm(column_type = "JsonBinary", nullable)]
     pub bbox: Option<Json>,
     pub created_at: DateTimeUtc,
@@ -32,7 +32,7 @@ impl ActiveModelBehavior for ActiveModel {
     }
 }
 
-/// What kind of weapon was seen.
+/// Kind of a detected weapon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
 #[sea_orm(
     rs_type = "String",

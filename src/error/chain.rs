@@ -1,8 +1,8 @@
-//! Errors for people: with their causes.
+//! Readable form of an error with its causes.
 
 use std::error::Error as StdError;
 
-/// An error and its causes, in one line.
+/// Displays an error and its causes in one line.
 pub struct Chain<'a>(pub &'a (dyn StdError + 'static));
 
 impl std::fmt::Display for Chain<'_> {
@@ -12,7 +12,7 @@ impl std::fmt::Display for Chain<'_> {
         let mut cause = self.0.source();
         while let Some(error) = cause {
             let text = error.to_string();
-            // Wrappers often repeat what they wrap.
+            // Wrappers often repeat the wrapped text.
             if !last.contains(&text) {
                 write!(f, ": {text}")?;
             }

@@ -1,13 +1,13 @@
-//! Errors of the database, told apart by what they mean for the caller.
+//! Classification of database errors by their meaning for the caller.
 
 use sea_orm::{DbErr, RuntimeErr, SqlErr, sqlx};
 
-use super::Error;
+use super::{storage_fault::StorageFault, variants::Error};
 
-/// Text of the error of a connection that did not become free although the database can be reached.
+/// Error text for a reachable database without a free connection.
 const BUSY: &str = "all connections to the database are in use";
 
-/// The error of a connection that did not become free although the database can be reached.
+/// Creates the error for a reachable database without a free connection.
 pub fn busy() -> DbErr {
     DbErr::Conn(RuntimeErr::Internal(BUSY.into()))
 }
@@ -25,26 +25,26 @@ impl From<DbErr> for Error {
         if matches!(&error, DbErr::Conn(RuntimeErr::Internal(text)) if text == BUSY) {
             return Self::DatabaseBusy;
         }
-        // A statement that was cancelled on PostgreSQL, or interrupted on SQLite.
+        // A cancelled statement on PostgreSQL, or an interrupted statement on SQLite.
         if code(&error).is_some_and(|code| matches!(code.as_str(), "57014" | "9")) {
             return Self::DeadlineExceeded;
         }
         if is_away(&error) {
-            tracing::debug!(%error, "the database is away");
+            tracing::debug!(%error, "the database is unreachable");
             return Self::DatabaseAway;
         }
         if let Some(SqlErr::UniqueConstraintViolation(message)) = error.sql_err() {
             let field = constraint(&error).unwrap_or(message);
             return Self::AlreadyExists {
                 field,
-                problem: "it must be unique".into(),
+                problem: "the value must be unique".into(),
             };
         }
         if let Some(SqlErr::ForeignKeyConstraintViolation(_)) = error.sql_err() {
             let field = constraint(&error).unwrap_or_default();
             return Self::BrokenReference {
                 field,
-                problem: "names something that does not exist".into(),
+                problem: "refers to a row that does not exist".into(),
             };
         }
         if let Some(code) = code(&error)
@@ -59,7 +59,7 @@ impl From<DbErr> for Error {
     }
 }
 
-/// Whether the database could not be reached, went away, or was too busy: trying again helps.
+/// Returns true if the database was unreachable, disconnected or too busy: a retry may succeed.
 pub fn is_away(error: &DbErr) -> bool {
     if matches!(error, DbErr::Conn(_) | DbErr::ConnectionAcquire(_)) {
         return true;
@@ -74,7 +74,8 @@ pub fn is_away(error: &DbErr) -> bool {
             | sqlx::Error::WorkerCrashed,
         ) => true,
         Some(sqlx::Error::Database(database)) => database.code().is_some_and(|code| {
-            // PostgreSQL: connection and operator trouble, no room. SQLite: busy, locked.
+            // PostgreSQL: connection exceptions, operator intervention, insufficient resources.
+            // SQLite: busy, locked.
             ["08", "57", "53"]
                 .iter()
                 .any(|class| code.len() == 5 && code.starts_with(class))
@@ -84,29 +85,10 @@ pub fn is_away(error: &DbErr) -> bool {
     }
 }
 
-/// Why the database cannot be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum StorageFault {
-    #[error("no space is left")]
-    Full,
-    #[error("the database is read-only")]
-    ReadOnly,
-    #[error("the storage fails")]
-    Failing,
-    #[error("the database file, or its write-ahead log, is missing")]
-    Missing,
-    #[error("the database file, or its write-ahead log, was replaced by another file")]
-    Replaced,
-    #[error("the database is corrupt")]
-    Corrupt,
-    #[error("the storage does not answer")]
-    NotAnswering,
-}
-
-/// What is wrong with the storage of the database, if that is the error.
+/// Returns the storage fault behind an error, if storage is the cause.
 fn storage_fault(error: &DbErr) -> Option<StorageFault> {
     let error = sqlx_error(error)?;
-    // A connection in an impossible state is the consequence of a failed commit.
+    // An impossible connection state is the consequence of a failed commit.
     if matches!(
         error,
         sqlx::Error::BeginFailed | sqlx::Error::InvalidSavePointStatement
@@ -118,7 +100,7 @@ fn storage_fault(error: &DbErr) -> Option<StorageFault> {
     };
     let code = database.code()?;
     if code.len() == 5 {
-        // SQLSTATE, of PostgreSQL.
+        // Five characters: a SQLSTATE of PostgreSQL.
         return match code.as_ref() {
             "53100" => Some(StorageFault::Full),
             "25006" => Some(StorageFault::ReadOnly),
@@ -149,7 +131,7 @@ fn sqlx_error(error: &DbErr) -> Option<&sqlx::Error> {
     None
 }
 
-/// The database's own code of the error: a SQLSTATE on PostgreSQL, a number on SQLite.
+/// Returns the database's code of the error: a SQLSTATE on PostgreSQL, a number on SQLite.
 pub fn code(error: &DbErr) -> Option<String> {
     let sqlx::Error::Database(database) = sqlx_error(error)? else {
         return None;
@@ -157,7 +139,7 @@ pub fn code(error: &DbErr) -> Option<String> {
     database.code().map(std::borrow::Cow::into_owned)
 }
 
-/// The constraint that was violated on PostgreSQL, `table.column` on SQLite.
+/// Returns the violated constraint on PostgreSQL, `table.column` on SQLite.
 fn constraint(error: &DbErr) -> Option<String> {
     let sqlx::Error::Database(database) = sqlx_error(error)? else {
         return None;

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     alerts::{engine::live::Rules, lifecycle::deliveries::DeliveryWakeup},
-    batch::group_commit::{Callers, SIBLINGS},
+    batch::group_commit::{CALLER_GRACE, Callers},
     db::Db,
     error::{Error, Result},
     rpc::work,
@@ -105,7 +105,7 @@ async fn judge(ingest: Ingest, rules: &Rules) -> Result<Judged> {
         return Ok(batch::judge(ingest, rules));
     }
     let rules = rules.clone();
-    work::off_runtime(move || Ok(batch::judge(ingest, &rules))).await
+    work::run_blocking(move || Ok(batch::judge(ingest, &rules))).await
 }
 
 /// Gathers ingests while others are being written, and has them written when it is their turn.
@@ -150,8 +150,8 @@ async fn gather(
         {
             waiting.push(next);
         }
-        let siblings = (callers.most() / at_once).min(BATCH);
-        let until = Instant::now() + SIBLINGS;
+        let siblings = (callers.take_peak() / at_once).min(BATCH);
+        let until = Instant::now() + CALLER_GRACE;
         while waiting.len() < siblings
             && let Ok(Some(next)) = timeout_at(until, queue.recv()).await
         {
@@ -196,7 +196,7 @@ impl Work {
             }
             Err(error) if error.is_unavailable() => {
                 for reply in replies {
-                    let _ = reply.send(Err(error.again()));
+                    let _ = reply.send(Err(error.duplicate()));
                 }
             }
             Err(error) => {

@@ -53,7 +53,7 @@ impl EventService for Events {
     ) -> Reply<pb::IngestEventResponse> {
         let request = request.into_inner();
         let detections = request.detections.len();
-        let ingest = work::by_size(request.encoded_len(), || Ingest::parse(request));
+        let ingest = work::run_by_size(request.encoded_len(), || Ingest::parse(request));
         let response = self.committer.store(ingest.await?).await?;
         if !response.replayed {
             self.detections.count(detections);
@@ -68,7 +68,7 @@ impl EventService for Events {
             .await
             .map_err(Error::from)?;
         Ok(Response::new(
-            row::found(event.filter(is_present), "event", id)?.into(),
+            row::require(event.filter(is_present), "event", id)?.into(),
         ))
     }
 
@@ -154,7 +154,7 @@ async fn present(tx: &DatabaseTransaction, id: i64) -> Result<event::Model> {
         .lock_exclusive()
         .one(tx)
         .await?;
-    row::found(event.filter(is_present), "event", id)
+    row::require(event.filter(is_present), "event", id)
 }
 
 async fn announce(
@@ -223,7 +223,11 @@ impl pb::EventFilter {
         }
         if !object_type.is_empty() {
             let column = Expr::col(Column::ObjectTypes);
-            select = select.filter(row::lists(column, backend, &object_type.to_lowercase()));
+            select = select.filter(row::list_contains(
+                column,
+                backend,
+                &object_type.to_lowercase(),
+            ));
         }
         for word in text.split_whitespace() {
             let columns = [

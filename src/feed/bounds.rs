@@ -1,17 +1,18 @@
-//! The bounds of the feed: where it begins and ends, and what lies between.
+//! Bounds of the feed: earliest and latest position, and the number of changes between positions.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbBackend, EntityTrait, Statement};
 use uuid::Uuid;
 
-use super::{Position, Seen, Start, history::Evidence, read::no_state};
+use super::{Position, Seen, Start, history::StoredState, read::no_state};
 use crate::{
     db::Db,
     entity::feed_state,
     error::{Error, Result},
 };
 
-/// What one statement sees: the last change that is settled, and which transactions have ended (see [`Seen`]).
+/// Last settled change and snapshot of the ended transactions (see [`Seen`]), read by one
+/// statement.
 const NOW_POSTGRES: &str = "\
     SELECT s.incarnation_id, s.pruned_xid, s.pruned_seq, c.xid::text::bigint AS last_xid, c.seq AS last_seq, \
     s.xid_offset, pg_current_snapshot()::text AS snapshot FROM feed_state AS s \
@@ -23,28 +24,28 @@ const NOW_SQLITE: &str = "\
     coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) AS last_seq, \
     s.xid_offset, '0:0:' AS snapshot FROM feed_state AS s WHERE s.id = 1";
 
-/// What is known of a place, all of one moment.
-const EVIDENCE_POSTGRES: &str = "\
+/// Stored bounds and existence of the change at a position, read by one statement.
+const STORED_STATE_POSTGRES: &str = "\
     SELECT s.incarnation_id, s.pruned_xid, s.pruned_seq, \
     EXISTS (SELECT FROM changes WHERE xid = $1::text::xid8 AND seq = $2) AS is_kept, \
     pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1 + s.xid_offset AS end_xid, \
     coalesce(pg_sequence_last_value(pg_get_serial_sequence('changes', 'seq')::regclass), 0) AS end_seq \
     FROM feed_state AS s WHERE s.id = 1";
-const EVIDENCE_SQLITE: &str = "\
+const STORED_STATE_SQLITE: &str = "\
     SELECT s.incarnation_id, s.pruned_xid, s.pruned_seq, \
     EXISTS (SELECT 1 FROM changes WHERE CAST($1 AS INTEGER) = 0 AND seq = $2) AS is_kept, 0 AS end_xid, \
     coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) AS end_seq \
     FROM feed_state AS s WHERE s.id = 1";
 
-/// How much is left after a place; counting stops at a million.
-const BEHIND_POSTGRES: &str = "\
+/// Number and oldest time of the changes after a position; counting stops at a million.
+const CHANGES_AFTER_POSTGRES: &str = "\
     SELECT count(*) AS changes, min(created_at) AS oldest FROM (SELECT created_at FROM changes \
     WHERE (xid, seq) > ($1::text::xid8, $2) LIMIT 1000000) AS behind";
-const BEHIND_SQLITE: &str = "\
+const CHANGES_AFTER_SQLITE: &str = "\
     SELECT count(*) AS changes, min(created_at) AS oldest FROM (SELECT created_at FROM changes \
     WHERE CAST($1 AS INTEGER) = 0 AND seq > $2 LIMIT 1000000)";
 
-/// Picks the statement for the database and binds a place.
+/// Builds the statement for the backend and binds the position.
 fn statement(backend: DbBackend, postgres: &str, sqlite: &str, position: Position) -> Statement {
     let sql = if backend == DbBackend::Postgres {
         postgres
@@ -55,9 +56,10 @@ fn statement(backend: DbBackend, postgres: &str, sqlite: &str, position: Positio
     Statement::from_sql_and_values(backend, sql, values)
 }
 
-/// The place that this moment is in the feed: after the last change that is settled, and the
-/// transactions behind it that are committed already and will be settled later. With it the current incarnation, of
-/// which `seen` has no token yet.
+/// Returns the present start position and the id of the current incarnation.
+///
+/// The position lies after the last settled change. The snapshot names later transactions that are
+/// already committed and are settled afterwards. `seen.incarnation` is not set yet.
 pub async fn now_in(
     db: &impl ConnectionTrait,
     backend: DbBackend,
@@ -72,34 +74,39 @@ pub async fn now_in(
         .query_one_raw(Statement::from_string(backend, sql))
         .await?
         .ok_or_else(no_state)?;
-    let place = |xid: i64, seq: i64| Position {
+    let position_of = |xid: i64, seq: i64| Position {
         generation,
         xid,
         seq,
     };
-    let pruned = place(
+    let pruned = position_of(
         row.try_get("", "pruned_xid")?,
         row.try_get("", "pruned_seq")?,
     );
     let last: (Option<i64>, Option<i64>) =
         (row.try_get("", "last_xid")?, row.try_get("", "last_seq")?);
     let position = match last {
-        (Some(xid), Some(seq)) => pruned.max(place(xid, seq)),
+        (Some(xid), Some(seq)) => pruned.max(position_of(xid, seq)),
         _ => pruned,
     };
     let offset: i64 = row.try_get("", "xid_offset")?;
-    let seen = snapshot(&row.try_get::<String>("", "snapshot")?, offset)
-        .ok_or_else(|| Error::internal("a snapshot cannot be read"))?;
+    let seen = snapshot(&row.try_get::<String>("", "snapshot")?, offset).ok_or_else(|| {
+        Error::internal("the transaction snapshot of PostgreSQL cannot be parsed")
+    })?;
     Ok((Start { position, seen }, row.try_get("", "incarnation_id")?))
 }
 
-/// Reads `xmin:xmax:running,running,…`. If nothing runs, everything is settled, and nothing counts as seen beside it.
+/// Parses `xmin:xmax:running,running,…`. Without running transactions every change is settled, and
+/// the result is empty.
 fn snapshot(text: &str, offset: i64) -> Option<Seen> {
     let mut parts = text.splitn(3, ':');
     let (oldest, end): (i64, i64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    let running = parts.next()?.split(',').filter(|xid| !xid.is_empty());
-    let running = running.map(|xid| xid.parse::<i64>().ok().map(|xid| xid + offset));
-    let running: Vec<_> = running.collect::<Option<_>>()?;
+    let running: Vec<_> = parts
+        .next()?
+        .split(',')
+        .filter(|xid| !xid.is_empty())
+        .map(|xid| xid.parse::<i64>().ok().map(|xid| xid + offset))
+        .collect::<Option<_>>()?;
     if oldest == end {
         return Some(Seen::default());
     }
@@ -110,52 +117,82 @@ fn snapshot(text: &str, offset: i64) -> Option<Seen> {
     })
 }
 
-/// What the database has at a position, and the current incarnation.
-pub async fn evidence(db: &Db, position: Position) -> Result<(Evidence, Option<Uuid>)> {
-    let statement = statement(db.backend(), EVIDENCE_POSTGRES, EVIDENCE_SQLITE, position);
-    let row = db.reader().query_one_raw(statement).await?;
-    let row = row.ok_or_else(no_state)?;
-    let place = |xid: &str, seq: &str| {
+/// Returns the stored state at a position and the id of the current incarnation.
+pub async fn stored_state(db: &Db, position: Position) -> Result<(StoredState, Option<Uuid>)> {
+    let statement = statement(
+        db.backend(),
+        STORED_STATE_POSTGRES,
+        STORED_STATE_SQLITE,
+        position,
+    );
+    let row = db
+        .reader()
+        .query_one_raw(statement)
+        .await?
+        .ok_or_else(no_state)?;
+    let position_of = |xid: &str, seq: &str| {
         Ok::<_, Error>(Position {
             xid: row.try_get("", xid)?,
             seq: row.try_get("", seq)?,
             ..position
         })
     };
-    let evidence = Evidence {
+    let stored = StoredState {
         is_kept: row.try_get("", "is_kept")?,
-        pruned: place("pruned_xid", "pruned_seq")?,
-        end: place("end_xid", "end_seq")?,
+        pruned: position_of("pruned_xid", "pruned_seq")?,
+        end: position_of("end_xid", "end_seq")?,
     };
-    Ok((evidence, row.try_get("", "incarnation_id")?))
+    Ok((stored, row.try_get("", "incarnation_id")?))
 }
 
-/// How many changes there are after `position`, and when the oldest of them was recorded.
-pub async fn behind(db: &Db, position: Position) -> Result<(i64, Option<DateTime<Utc>>)> {
-    let statement = statement(db.backend(), BEHIND_POSTGRES, BEHIND_SQLITE, position);
-    let row = db.reader().query_one_raw(statement).await?;
-    let row = row.ok_or_else(|| Error::internal("a count without a row"))?;
+/// Returns the number of changes after `position` and the time at which the oldest was recorded.
+pub async fn count_after(db: &Db, position: Position) -> Result<(i64, Option<DateTime<Utc>>)> {
+    let statement = statement(
+        db.backend(),
+        CHANGES_AFTER_POSTGRES,
+        CHANGES_AFTER_SQLITE,
+        position,
+    );
+    let row = db
+        .reader()
+        .query_one_raw(statement)
+        .await?
+        .ok_or_else(|| Error::internal("a count returned no row"))?;
     Ok((row.try_get("", "changes")?, row.try_get("", "oldest")?))
 }
 
-/// Which database this is, and what is gone of its feed.
+/// Returns the database id and the pruned position.
 pub async fn state(db: &Db) -> Result<feed_state::Model> {
     let state = feed_state::Entity::find_by_id(1).one(db.reader()).await?;
     state.ok_or_else(no_state)
 }
 
-/// What the feed holds.
+/// Returns the time of the newest change; none if the feed is empty.
+pub async fn newest_recorded_at(db: &Db) -> Result<Option<DateTime<Utc>>> {
+    let sql = if db.backend() == DbBackend::Postgres {
+        "SELECT created_at FROM changes ORDER BY xid DESC, seq DESC LIMIT 1"
+    } else {
+        "SELECT created_at FROM changes ORDER BY seq DESC LIMIT 1"
+    };
+    let statement = Statement::from_string(db.backend(), sql);
+    let newest = db.reader().query_one_raw(statement).await?;
+    Ok(newest
+        .map(|row| row.try_get("", "created_at"))
+        .transpose()?)
+}
+
+/// Content of the feed.
 #[derive(Debug)]
 pub struct Status {
-    /// The place before the oldest change.
+    /// Position before the oldest change.
     pub earliest: Position,
-    /// How many changes there are.
+    /// Number of stored changes.
     pub changes: i64,
-    /// When the oldest of them was recorded.
+    /// Time at which the oldest stored change was recorded; absent if the feed is empty.
     pub oldest: Option<DateTime<Utc>>,
-    /// When the newest of them was recorded.
+    /// Time at which the newest stored change was recorded; absent if the feed is empty.
     pub newest: Option<DateTime<Utc>>,
-    /// How many were deleted.
+    /// Number of changes deleted since the database was created.
     pub deleted: i64,
 }
 
@@ -164,7 +201,7 @@ const STATUS: &str = "\
     (SELECT min(created_at) FROM changes) AS oldest, \
     (SELECT max(created_at) FROM changes) AS newest FROM feed_state WHERE id = 1";
 
-/// What the feed holds, all of it at one moment.
+/// Returns the content of the feed, read by one statement.
 pub async fn status(db: &Db, generation: u64) -> Result<Status> {
     let row = db
         .reader()

@@ -1,4 +1,4 @@
-//! Cursors: what clients hold of a position in the feed.
+//! Cursors: opaque text that represents a position in the feed for clients.
 
 use std::sync::Arc;
 
@@ -7,19 +7,19 @@ use prost::Message;
 
 use super::{
     Position, Seen, Start,
-    history::{Claim, History},
+    history::{DecodedCursor, History},
 };
 use crate::error::{Error, Result};
 
-/// The token of no incarnation, for a position of a history that was replaced meanwhile. Tokens of incarnations have
-/// the highest bit set.
+/// Token for a position of a replaced history. Tokens of incarnations have the highest bit set, so
+/// this value is never taken.
 const REPLACED: u64 = 1;
 
 /// Encodes and decodes the cursors of one history.
 #[derive(Debug, Clone)]
 pub struct Cursors(Arc<History>);
 
-/// The content of a cursor. It outlives upgrades.
+/// Content of a cursor. The format must stay readable across upgrades.
 #[derive(Clone, PartialEq, Message)]
 struct Cursor {
     #[prost(bytes = "vec", tag = "1")]
@@ -28,29 +28,29 @@ struct Cursor {
     xid: i64,
     #[prost(int64, tag = "3")]
     seq: i64,
-    /// See [`Seen`]; 0 if there are none.
+    /// End of the snapshot, see [`Seen`]; 0 without a snapshot.
     #[prost(int64, tag = "4")]
     seen_end: i64,
-    /// How far before that the running ones are, which keeps the numbers short.
+    /// Running transactions, as distances before `seen_end`, which keeps the numbers short.
     #[prost(int64, repeated, tag = "5")]
     running: Vec<i64>,
-    /// Token of the incarnation; 0 in cursors that were issued before there were incarnations.
+    /// Token of the incarnation; 0 in cursors issued before incarnations were introduced.
     #[prost(fixed64, tag = "6")]
     incarnation: u64,
 }
 
 impl Cursors {
-    /// Cursors of this history.
+    /// Creates the codec for cursors of this history.
     pub(super) fn new(history: Arc<History>) -> Self {
         Self(history)
     }
 
-    /// The cursor for a place.
+    /// Encodes a position without seen transactions.
     pub fn encode(&self, position: Position) -> String {
         self.encode_start(position, None)
     }
 
-    /// The cursor for a place, and for what counts as seen after it.
+    /// Encodes a position together with the transactions that count as seen after it.
     pub fn encode_start(&self, position: Position, seen: Option<&Seen>) -> String {
         let seen = seen.filter(|seen| seen.matters_after(position));
         let incarnation = if position.generation == self.0.generation {
@@ -71,15 +71,15 @@ impl Cursors {
         BASE64_URL_SAFE_NO_PAD.encode(cursor.encode_to_vec())
     }
 
-    /// The start that a cursor names, as a claim that the history has yet to confirm.
-    pub(super) fn decode(&self, text: &str) -> Result<Claim> {
+    /// Decodes a cursor. The history has yet to confirm the result.
+    pub(super) fn decode(&self, text: &str) -> Result<DecodedCursor> {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok();
-        let cursor = bytes.and_then(|bytes| Cursor::decode(bytes.as_slice()).ok());
-        let cursor = cursor
+        let decoded = bytes.and_then(|bytes| Cursor::decode(bytes.as_slice()).ok());
+        let valid = decoded
             .filter(|cursor| cursor.xid >= 0 && cursor.seq >= 0 && cursor.database.len() == 16)
             .filter(|cursor| cursor.seen_end >= 0 && cursor.running.iter().all(|back| *back > 0));
         let cursor =
-            cursor.ok_or_else(|| Error::invalid("cursor", "is not a cursor of this server"))?;
+            valid.ok_or_else(|| Error::invalid("cursor", "is not a cursor of this server"))?;
         if cursor.database != self.0.database.as_bytes() {
             return Err(Error::invalid("cursor", "belongs to another database"));
         }
@@ -97,7 +97,7 @@ impl Cursors {
                 incarnation: cursor.incarnation,
             },
         };
-        Ok(Claim {
+        Ok(DecodedCursor {
             start,
             incarnation: (cursor.incarnation != 0).then_some(cursor.incarnation),
         })
@@ -142,8 +142,11 @@ mod tests {
             seq: i64::MAX,
             ..at(7)
         };
-        let claim = cursors.decode(&cursors.encode(position)).unwrap();
-        assert_eq!((claim.start.position, claim.start.seen.end), (position, 0));
+        let cursor = cursors.decode(&cursors.encode(position)).unwrap();
+        assert_eq!(
+            (cursor.start.position, cursor.start.seen.end),
+            (position, 0)
+        );
         let other = Cursors(Arc::new(History {
             database: Uuid::now_v7(),
             ..History::clone(&cursors.0)
@@ -170,7 +173,7 @@ mod tests {
         let is_seen = [1_000_001, 1_000_002, 1_000_090, 1_000_099, 1_000_100];
         let is_seen = is_seen.map(|xid| decoded.start.seen.contains(xid));
         assert_eq!(is_seen, [false, true, false, true, false]);
-        // Once the feed is past it, it is forgotten.
+        // A cursor behind the snapshot no longer carries the snapshot.
         let later = cursors.encode_start(at(1_000_100), Some(&seen));
         assert_eq!(later, cursors.encode(at(1_000_100)));
     }
@@ -179,8 +182,8 @@ mod tests {
     fn a_cursor_names_the_incarnation_of_its_place() {
         let cursors = cursors(&[(3, 0), (4, 100), (5, 200)]);
         let token = |position| {
-            let claim = cursors.decode(&cursors.encode(position)).unwrap();
-            claim.incarnation
+            let cursor = cursors.decode(&cursors.encode(position)).unwrap();
+            cursor.incarnation
         };
         let tokens = [0, 99, 101, 199, 201].map(|xid| token(at(xid)));
         assert_eq!(tokens, [3, 3, 4, 4, 5].map(Some));

@@ -1,4 +1,4 @@
-//! Following the feed to keep something in memory up to date with the tables.
+//! Follows the feed to keep in-memory data up to date with the tables.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,48 +6,48 @@ use tokio::time::sleep;
 
 use super::{Entry, Feed, Position, Readable};
 
-/// How long to wait after changes were missed before the feed is read again.
+/// Pause between a gap and the next read of the feed.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// A reader of the feed that goes on whatever happens to the feed.
+/// Reader of the feed that continues after gaps and failures.
 pub struct Follower<T> {
     feed: Feed<T>,
     position: Position,
-    /// Whether the last news were that changes were missed.
-    has_missed: bool,
+    /// True if the last update was a gap.
+    had_gap: bool,
 }
 
-/// What a follower learns.
-pub enum News<T> {
-    /// These changes were recorded.
+/// Update from a follower.
+pub enum FeedUpdate<T> {
+    /// Changes that were recorded, in order.
     Changes(Vec<Arc<Entry<T>>>),
-    /// Changes were missed: they were pruned, the history was replaced, or the database is in trouble. What is in memory
-    /// has to be read from the tables again.
-    Missed,
+    /// Changes are missing: pruned, of a replaced history, or the database is unavailable.
+    /// In-memory data must be read from the tables again.
+    Gap,
 }
 
 impl<T: Readable + Send + Sync + 'static> Follower<T> {
-    /// A follower of the feed from this position on.
+    /// Creates a follower that starts after this position.
     pub fn new(feed: Feed<T>, from: Position) -> Self {
         Self {
             feed,
             position: from,
-            has_missed: false,
+            had_gap: false,
         }
     }
 
-    /// Waits for the next news. Safe to drop while waiting.
-    pub async fn next(&mut self) -> News<T> {
-        if self.has_missed {
+    /// Waits for the next update. Cancel safe.
+    pub async fn next(&mut self) -> FeedUpdate<T> {
+        if self.had_gap {
             sleep(RETRY).await;
-            self.has_missed = false;
+            self.had_gap = false;
         }
         if let Ok(entries) = self.feed.after(self.position).await {
             self.position = entries.last().map_or(self.position, |entry| entry.position);
-            return News::Changes(entries);
+            return FeedUpdate::Changes(entries);
         }
         self.position = self.position.max(self.feed.head());
-        self.has_missed = true;
-        News::Missed
+        self.had_gap = true;
+        FeedUpdate::Gap
     }
 }

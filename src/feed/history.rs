@@ -1,93 +1,96 @@
-//! The history that the feed tells, and which cursors belong to it.
+//! History of the feed, and the check that a cursor belongs to the history.
 //!
-//! A database can be replaced by a copy of itself, or by an older state, while its content looks the same. So every start
-//! of a process, and every replacement that is noticed, begins a new incarnation, and a cursor names the incarnation in
-//! which its position lies. A position beyond the end of its incarnation, or in an incarnation that the database does not
-//! know, belongs to a history that is gone.
+//! A database can be replaced by a copy or by an older state while its content looks the same.
+//! Every process start and every detected replacement therefore begins a new incarnation. A cursor
+//! names the incarnation of its position. A position beyond the end of its incarnation, or in an
+//! unknown incarnation, belongs to a lost history.
 
 use uuid::Uuid;
 
 use super::{Position, Start};
 
-/// A stretch of the history, up to where the next one begins.
+/// Section of the history, up to the begin of the next incarnation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incarnation {
-    /// Random, so that no copy of the database gives the same id to an incarnation of its own.
+    /// Random id, so that two copies of a database never create the same incarnation.
     pub id: Uuid,
     /// Position up to which changes belong to earlier incarnations.
     pub begin: Position,
 }
 
-/// The half of the id of an incarnation that cursors carry.
+/// Token for cursors: the lower 64 bits of an incarnation id.
 pub fn token(id: Uuid) -> u64 {
     id.as_u64_pair().1
 }
 
-/// The incarnations since the history was last replaced, the oldest first. There is at least one.
+/// Incarnations since the last replacement of the history, oldest first. At least one exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct History {
     /// Number of the history in this process, see [`Position::generation`].
     pub generation: u64,
-    /// Id of the database, which copies share.
+    /// Id of the database, shared by all copies.
     pub database: Uuid,
-    /// The incarnations. What lies before the begin of the first one belongs to it too.
+    /// Incarnations, oldest first. Positions before the first begin belong to the first
+    /// incarnation.
     pub incarnations: Vec<Incarnation>,
-    /// Whether the first incarnation is the one of the migration, to which cursors without an incarnation belong.
+    /// True if the first incarnation was created by the migration. Cursors without an incarnation
+    /// belong to that incarnation.
     pub is_initial: bool,
 }
 
-/// The start that a cursor names, and the token of its incarnation; none in cursors that were issued before there were
-/// incarnations.
+/// Content of a decoded cursor, not yet confirmed by the history.
 #[derive(Debug, Clone)]
-pub struct Claim {
-    /// Where the watch wants to go on.
+pub struct DecodedCursor {
+    /// Start that the client requests.
     pub start: Start,
-    /// The incarnation in which the cursor was issued.
+    /// Token of the incarnation in which the cursor was issued; absent in cursors issued before
+    /// incarnations were introduced.
     pub incarnation: Option<u64>,
 }
 
-/// What the database has at the position of a claim.
+/// State of the database at the position of a cursor.
 #[derive(Debug, Clone, Copy)]
-pub struct Evidence {
-    /// Whether the change that the position names is there.
+pub struct StoredState {
+    /// True if the change at the position is still stored.
     pub is_kept: bool,
-    /// The place up to which changes were deleted.
+    /// Position up to which changes were deleted.
     pub pruned: Position,
-    /// The place after everything that was committed.
+    /// Position after every committed change.
     pub end: Position,
 }
 
 impl History {
-    /// The id of the current incarnation.
+    /// Returns the id of the current incarnation.
     pub fn current(&self) -> Uuid {
         self.incarnations
             .last()
             .map_or(Uuid::nil(), |current| current.id)
     }
 
-    /// Whether this history has an incarnation with this id.
+    /// Returns true if this history contains the incarnation.
     pub fn contains(&self, id: Uuid) -> bool {
-        // Almost always it is the last one.
+        // The id is nearly always the last one, so the search runs backwards.
         let mut ids = self.incarnations.iter().rev();
         ids.any(|incarnation| incarnation.id == id)
     }
 
-    /// Whether everything of the other history is a part of this one.
+    /// Returns true if this history contains all of the other history.
     pub fn continues(&self, other: &Self) -> bool {
         self.database == other.database && self.contains(other.current())
     }
 
-    /// The token of the incarnation in which a position lies.
+    /// Returns the token of the incarnation that contains a position.
     pub fn token_at(&self, position: Position) -> u64 {
         let mut newest_first = self.incarnations.iter().rev();
-        let found = newest_first.find(|incarnation| is_after(position, incarnation.begin));
-        let found = found.or_else(|| self.incarnations.first());
-        found.map_or(0, |incarnation| token(incarnation.id))
+        let incarnation = newest_first
+            .find(|incarnation| is_after(position, incarnation.begin))
+            .or_else(|| self.incarnations.first());
+        incarnation.map_or(0, |incarnation| token(incarnation.id))
     }
 
-    /// Whether the history is the one in which a cursor was issued.
-    pub fn confirms(&self, claim: &Claim, evidence: &Evidence) -> bool {
-        let index = match claim.incarnation {
+    /// Returns true if the cursor was issued in this history.
+    pub fn confirms(&self, cursor: &DecodedCursor, stored: &StoredState) -> bool {
+        let index = match cursor.incarnation {
             Some(named) => {
                 let mut incarnations = self.incarnations.iter();
                 incarnations.position(|incarnation| token(incarnation.id) == named)
@@ -97,13 +100,14 @@ impl History {
         let Some(index) = index else {
             return false;
         };
-        let Start { position, seen } = &claim.start;
+        let Start { position, seen } = &cursor.start;
         let next = self.incarnations.get(index + 1);
-        let end = next.map_or(evidence.end, |next| next.begin);
+        let end = next.map_or(stored.end, |next| next.begin);
         if is_after(*position, end) {
             return false;
         }
-        // A snapshot that had seen the begin of the next incarnation would have been given that one.
+        // A snapshot that includes the begin of the next incarnation would carry the token of the
+        // next incarnation.
         let is_seen_beyond = match next {
             Some(next) => seen.contains(next.begin.xid),
             None => seen.end > end.xid.saturating_add(1),
@@ -111,15 +115,16 @@ impl History {
         if is_seen_beyond {
             return false;
         }
-        if claim.incarnation.is_none() {
-            // Such a position is not always that of a change. Numbers of changes only rise, so what it has seen is there.
+        if cursor.incarnation.is_none() {
+            // Such a position may lie between changes. Sequence numbers only rise, so every seen
+            // change is stored.
             return position.seq <= end.seq;
         }
-        evidence.is_kept || !is_after(*position, evidence.pruned)
+        stored.is_kept || !is_after(*position, stored.pruned)
     }
 }
 
-/// Whether a position lies after another one of whatever generation.
+/// Compares two positions regardless of their generation.
 fn is_after(position: Position, other: Position) -> bool {
     (position.xid, position.seq) > (other.xid, other.seq)
 }
@@ -150,15 +155,15 @@ mod tests {
         }
     }
 
-    fn claim(incarnation: Option<u64>, position: Position) -> Claim {
+    fn cursor(incarnation: Option<u64>, position: Position) -> DecodedCursor {
         let seen = Seen::default();
-        Claim {
+        DecodedCursor {
             start: Start { position, seen },
             incarnation,
         }
     }
 
-    const NOW: Evidence = Evidence {
+    const NOW: StoredState = StoredState {
         is_kept: true,
         pruned: Position {
             generation: 0,
@@ -186,28 +191,28 @@ mod tests {
             (9, 301, false),
             (6, 50, false),
         ] {
-            let claim = claim(Some(incarnation), at(xid, 40));
-            assert_eq!(history.confirms(&claim, &NOW), good, "{incarnation} {xid}");
+            let cursor = cursor(Some(incarnation), at(xid, 40));
+            assert_eq!(history.confirms(&cursor, &NOW), good, "{incarnation} {xid}");
         }
     }
 
     #[test]
     fn a_position_without_its_change_is_not_good_unless_it_was_pruned() {
         let history = history(&[(7, at(0, 0))], true);
-        let gone = Evidence {
+        let gone = StoredState {
             is_kept: false,
             ..NOW
         };
         for (position, good) in [(at(11, 6), false), (at(10, 5), true), (at(9, 4), true)] {
-            let claim = claim(Some(7), position);
-            assert!(history.confirms(&claim, &NOW));
-            assert_eq!(history.confirms(&claim, &gone), good, "{position:?}");
+            let cursor = cursor(Some(7), position);
+            assert!(history.confirms(&cursor, &NOW));
+            assert_eq!(history.confirms(&cursor, &gone), good, "{position:?}");
         }
     }
 
     #[test]
     fn cursors_of_before_incarnations_are_good_up_to_the_first_start() {
-        let gone = Evidence {
+        let gone = StoredState {
             is_kept: false,
             ..NOW
         };
@@ -219,8 +224,8 @@ mod tests {
             (false, at(99, 40), false),
         ] {
             let history = history(&begins, is_initial);
-            let claim = claim(None, position);
-            assert_eq!(history.confirms(&claim, &gone), good, "{position:?}");
+            let cursor = cursor(None, position);
+            assert_eq!(history.confirms(&cursor, &gone), good, "{position:?}");
         }
     }
 
@@ -234,10 +239,10 @@ mod tests {
             (8, 301, vec![], true),
             (8, 302, vec![], false),
         ] {
-            let mut claim = claim(Some(incarnation), at(80, 30));
-            claim.start.seen.end = end;
-            claim.start.seen.running = running;
-            assert_eq!(history.confirms(&claim, &NOW), good, "{incarnation} {end}");
+            let mut cursor = cursor(Some(incarnation), at(80, 30));
+            cursor.start.seen.end = end;
+            cursor.start.seen.running = running;
+            assert_eq!(history.confirms(&cursor, &NOW), good, "{incarnation} {end}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The table `feed_incarnations`: reading the history, and recording starts and breaks of it.
+//! The table `feed_incarnations`: loads the history, and records process starts and replacements.
 
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction,
@@ -23,19 +23,20 @@ const INITIAL: &str = "initial";
 const START: &str = "start";
 const BREAK: &str = "break";
 
-/// Number of incarnations that are kept. One is recorded by every start of a process.
-const KEPT: i64 = 10_000;
+/// Maximum number of stored incarnations. Every process start adds one.
+const MAX_INCARNATIONS: i64 = 10_000;
 
-/// Keeps two processes on one PostgreSQL from recording at the same time. Any number will do that nobody else uses in this
-/// database.
-const LOCK: &str = "SELECT pg_advisory_xact_lock(2087354105708545)";
+/// Prevents two processes on one PostgreSQL database from recording at the same time. The number
+/// must be unique among the advisory locks of the database.
+const LOCK_INCARNATIONS: &str = "SELECT pg_advisory_xact_lock(2087354105708545)";
 
-/// Keeps others from writing changes while their positions are given another offset.
+/// Prevents writes to `changes` while the position offset is updated.
 const LOCK_CHANGES: &str = "LOCK TABLE changes IN ACCESS EXCLUSIVE MODE";
 
-/// Identity of the database, and the numbers from which positions are made. The name of a segment of the write-ahead log
-/// begins with the timeline; the control file has it too, but only from the first checkpoint after a promotion on.
-const FACTS_POSTGRES: &str = "\
+/// Identity of the database, and the numbers from which positions are made. The timeline is read
+/// from the name of the write-ahead log segment. The control file shows a new timeline only after
+/// the first checkpoint of a promotion.
+const DATABASE_STATE_POSTGRES: &str = "\
     SELECT concat_ws('/', (SELECT system_identifier FROM pg_control_system()), \
     (SELECT oid FROM pg_database WHERE datname = current_database()), s.tableoid, \
     substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)) AS identity, \
@@ -44,80 +45,84 @@ const FACTS_POSTGRES: &str = "\
     greatest(s.pruned_xid, (SELECT xid FROM changes ORDER BY xid DESC, seq DESC LIMIT 1)::text::bigint) AS last_xid, \
     coalesce(pg_sequence_last_value(pg_get_serial_sequence('changes', 'seq')::regclass), 0) AS last_seq \
     FROM feed_state AS s WHERE s.id = 1";
-const FACTS_SQLITE: &str = "\
+const DATABASE_STATE_SQLITE: &str = "\
     SELECT NULL AS identity, s.xid_offset, 0 AS oldest_xid, 0 AS next_xid, 0 AS last_xid, \
     coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) AS last_seq \
     FROM feed_state AS s WHERE s.id = 1";
 
-/// Why it is looked whether the history is still the same.
+/// Reason for a check of the history.
 #[derive(Debug, Clone, Copy)]
-pub enum Occasion<'a> {
-    /// A process starts, which begins an incarnation in any case.
+pub enum CheckReason<'a> {
+    /// A process starts, which always begins an incarnation.
     Start,
-    /// A running process has found something other than it knew.
-    Doubt {
-        /// The history as the process knows it.
+    /// A running process has read something that contradicts its history.
+    Mismatch {
+        /// History as known to the process.
         known: &'a History,
-        /// Whether a change is gone that the process has read.
+        /// True if a change that the process has read no longer exists.
         is_lost: bool,
     },
 }
 
-/// What a transaction sees of the database.
+/// State of the database within one transaction.
 #[derive(Debug)]
-struct Facts {
-    /// None on SQLite.
+struct DatabaseState {
+    /// Identity of the cluster and database; absent on SQLite.
     identity: Option<String>,
     xid_offset: i64,
     /// Id of the oldest transaction that has not ended.
     oldest_xid: i64,
-    /// Id after those of all transactions that have ended.
+    /// First transaction id that has not been assigned.
     next_xid: i64,
-    /// Position of the last change.
+    /// Transaction of the last change or of the pruned position, whichever is later.
     last_xid: i64,
-    /// The last number that was given to a change.
+    /// Last sequence number assigned to a change.
     last_seq: i64,
 }
 
-/// Records a new incarnation if the occasion asks for one.
-pub async fn record(db: &Db, occasion: Occasion<'_>) -> Result<()> {
-    db.write_quietly(async |tx| record_in(tx, occasion).await)
+/// Records a new incarnation if the reason requires one.
+pub async fn record(db: &Db, reason: CheckReason<'_>) -> Result<()> {
+    db.write_unannounced(async |tx| record_in(tx, reason).await)
         .await
 }
 
-async fn record_in(tx: &DatabaseTransaction, occasion: Occasion<'_>) -> Result<()> {
+async fn record_in(tx: &DatabaseTransaction, reason: CheckReason<'_>) -> Result<()> {
     let is_postgres = tx.get_database_backend() == DbBackend::Postgres;
     if is_postgres {
-        tx.execute_unprepared(LOCK).await?;
+        tx.execute_unprepared(LOCK_INCARNATIONS).await?;
     }
-    let newest = Entity::find().order_by_desc(Column::Number).one(tx).await?;
-    let newest = newest.ok_or_else(|| Error::internal("table feed_incarnations is empty"))?;
-    let mut facts = Facts::read(tx).await?;
-    let is_ahead = facts.is_ahead();
+    let newest = Entity::find()
+        .order_by_desc(Column::Number)
+        .one(tx)
+        .await?
+        .ok_or_else(|| Error::internal("table feed_incarnations is empty"))?;
+    let mut state = DatabaseState::read(tx).await?;
+    let is_ahead = state.is_ahead();
     let is_broken = is_ahead
-        || newest.identity.is_some() && newest.identity != facts.identity
-        || is_lost(tx, occasion, &newest).await?;
+        || newest.identity.is_some() && newest.identity != state.identity
+        || is_lost(tx, reason, &newest).await?;
     if is_broken {
-        if is_postgres && (is_ahead || facts.xid_offset > 0) {
+        if is_postgres && (is_ahead || state.xid_offset > 0) {
             tx.execute_unprepared(LOCK_CHANGES).await?;
-            facts = Facts::read(tx).await?;
-            set_offset(tx, &mut facts).await?;
+            state = DatabaseState::read(tx).await?;
+            set_offset(tx, &mut state).await?;
         }
         let begin_xid = if is_postgres {
-            facts.last_xid.max(facts.oldest_xid + facts.xid_offset - 1)
+            state.last_xid.max(state.oldest_xid + state.xid_offset - 1)
         } else {
             0
         };
-        return add(tx, BREAK, begin_xid, facts).await;
+        return insert_incarnation(tx, BREAK, begin_xid, state).await;
     }
-    if matches!(occasion, Occasion::Start) {
-        let begin_xid = own_xid(tx).await? + facts.xid_offset;
-        return add(tx, START, begin_xid, facts).await;
+    if matches!(reason, CheckReason::Start) {
+        let begin_xid = own_xid(tx).await? + state.xid_offset;
+        return insert_incarnation(tx, START, begin_xid, state).await;
     }
     Ok(())
 }
 
-/// Id of this transaction. Whoever sees a change of a later one sees what this one has written, too.
+/// Returns the id of this transaction. A reader that sees a change of a later transaction also sees
+/// the rows of this transaction.
 async fn own_xid(tx: &DatabaseTransaction) -> Result<i64> {
     if tx.get_database_backend() == DbBackend::Sqlite {
         return Ok(0);
@@ -125,14 +130,18 @@ async fn own_xid(tx: &DatabaseTransaction) -> Result<i64> {
     let sql = "SELECT pg_current_xact_id()::text::bigint AS xid";
     let row = tx
         .query_one_raw(Statement::from_string(DbBackend::Postgres, sql))
-        .await?;
-    let row = row.ok_or_else(|| Error::internal("a query without a row"))?;
+        .await?
+        .ok_or_else(|| Error::internal("a query returned no row"))?;
     Ok(row.try_get("", "xid")?)
 }
 
-/// Whether the history is another one than a running process knows, and no process has recorded that yet.
-async fn is_lost(tx: &DatabaseTransaction, occasion: Occasion<'_>, newest: &Model) -> Result<bool> {
-    let Occasion::Doubt { known, is_lost } = occasion else {
+/// Returns true if the process knows a lost history, and no process has recorded the loss yet.
+async fn is_lost(
+    tx: &DatabaseTransaction,
+    reason: CheckReason<'_>,
+    newest: &Model,
+) -> Result<bool> {
+    let CheckReason::Mismatch { known, is_lost } = reason else {
         return Ok(false);
     };
     let is_recorded = newest.kind == BREAK && !known.contains(newest.id);
@@ -143,10 +152,10 @@ async fn is_lost(tx: &DatabaseTransaction, occasion: Occasion<'_>, newest: &Mode
     Ok(is_lost || current.one(tx).await?.is_none())
 }
 
-/// Sets the offset with which every later change gets a position behind all that are there.
-async fn set_offset(tx: &DatabaseTransaction, facts: &mut Facts) -> Result<()> {
-    // A transaction that runs at present may write a change only after this.
-    let offset = (facts.last_xid + 1 - facts.oldest_xid).max(0);
+/// Sets the offset that places every later change behind all stored changes.
+async fn set_offset(tx: &DatabaseTransaction, state: &mut DatabaseState) -> Result<()> {
+    // A transaction that is already running may still write its first change after this statement.
+    let offset = (state.last_xid + 1 - state.oldest_xid).max(0);
     let default = if offset == 0 {
         "pg_current_xact_id()".to_string()
     } else {
@@ -156,53 +165,53 @@ async fn set_offset(tx: &DatabaseTransaction, facts: &mut Facts) -> Result<()> {
         "ALTER TABLE changes ALTER COLUMN xid SET DEFAULT {default}"
     ))
     .await?;
-    facts.xid_offset = offset;
+    state.xid_offset = offset;
     Ok(())
 }
 
-async fn add(
+async fn insert_incarnation(
     tx: &DatabaseTransaction,
     kind: &'static str,
     begin_xid: i64,
-    facts: Facts,
+    state: DatabaseState,
 ) -> Result<()> {
     let id = Uuid::now_v7();
-    let row = ActiveModel {
+    let incarnation = ActiveModel {
         id: Set(id),
         kind: Set(kind.to_string()),
         begin_xid: Set(begin_xid),
-        begin_seq: Set(facts.last_seq),
-        identity: Set(facts.identity),
+        begin_seq: Set(state.last_seq),
+        identity: Set(state.identity),
         created_at: Set(now()),
         ..<ActiveModel as ActiveModelTrait>::default()
     };
-    let row = row.insert(tx).await?;
+    let row = incarnation.insert(tx).await?;
     feed_state::Entity::update_many()
         .col_expr(feed_state::Column::IncarnationId, Expr::value(id))
-        .col_expr(feed_state::Column::XidOffset, Expr::value(facts.xid_offset))
+        .col_expr(feed_state::Column::XidOffset, Expr::value(state.xid_offset))
         .filter(feed_state::Column::Id.eq(1))
         .exec(tx)
         .await?;
     Entity::delete_many()
-        .filter(Column::Number.lte(row.number - KEPT))
+        .filter(Column::Number.lte(row.number - MAX_INCARNATIONS))
         .exec(tx)
         .await?;
     if kind == BREAK {
         tracing::warn!(
             feed.history_id = %id,
-            "the database was restored from a copy, promoted or moved; cursors of before are refused"
+            "the database was restored from a copy, promoted or moved; earlier cursors are refused"
         );
     }
     Ok(())
 }
 
-impl Facts {
+impl DatabaseState {
     async fn read(tx: &DatabaseTransaction) -> Result<Self> {
         let backend = tx.get_database_backend();
         let sql = if backend == DbBackend::Postgres {
-            FACTS_POSTGRES
+            DATABASE_STATE_POSTGRES
         } else {
-            FACTS_SQLITE
+            DATABASE_STATE_SQLITE
         };
         let row = tx
             .query_one_raw(Statement::from_string(backend, sql))
@@ -218,16 +227,19 @@ impl Facts {
         })
     }
 
-    /// Whether there are changes at positions that transactions have yet to reach: they were written elsewhere.
+    /// Returns true if changes have positions that transactions have not reached yet: another
+    /// server wrote the changes.
     fn is_ahead(&self) -> bool {
         self.last_xid > 0 && self.last_xid >= self.next_xid + self.xid_offset
     }
 }
 
-/// The history that a database tells, as a process has it under this generation.
+/// Loads the history of the database under the given generation.
 pub async fn load(db: &impl ConnectionTrait, generation: u64) -> Result<History> {
-    let state = feed_state::Entity::find_by_id(1).one(db).await?;
-    let state = state.ok_or_else(super::read::no_state)?;
+    let state = feed_state::Entity::find_by_id(1)
+        .one(db)
+        .await?
+        .ok_or_else(super::read::no_state)?;
     let mut rows = Entity::find().order_by_asc(Column::Number).all(db).await?;
     if let Some(replaced) = rows.iter().rposition(|row| row.kind == BREAK) {
         rows.drain(..replaced);

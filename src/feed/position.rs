@@ -1,50 +1,52 @@
-//! Positions in the feed, and what a watch that starts at one has seen.
+//! Positions in the feed, and the changes already seen by a watch.
 
-/// A place in the feed: after the change with these numbers.
+/// Position in the feed: after the change with these numbers.
 ///
-/// Their order is the order of delivery. On SQLite, which has one writer, `xid` is 0 and `seq` decides.
+/// Positions are ordered by delivery. On SQLite, which has a single writer, `xid` is 0 and `seq`
+/// decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Position {
-    /// Number of the history in this process: it rises when the history is found to be replaced, so that positions of
-    /// the old one are not taken for positions of the new one. Cursors do not carry it.
+    /// Number of the history in this process. The number rises when the history is replaced, so
+    /// that old and new positions never compare as equal. Cursors do not carry the generation.
     pub generation: u64,
-    /// The transaction that wrote the change, on PostgreSQL: its id and the offset of the feed.
+    /// Transaction of the change on PostgreSQL: transaction id plus the offset of the feed.
     pub xid: i64,
-    /// The number of the change.
+    /// Sequence number of the change.
     pub seq: i64,
 }
 
-/// Transactions that count as seen although their changes lie behind a place: on PostgreSQL some
-/// may be committed already that the feed can only deliver when an older one has ended.
+/// Snapshot of transactions that count as seen although their changes lie behind a position.
 ///
-/// Like a snapshot of PostgreSQL: all before `end`, but for those that were running. On SQLite none.
+/// On PostgreSQL a committed change is delivered only after all older transactions have ended. Like
+/// a PostgreSQL snapshot, the value covers all transactions before `end` except `running`. On
+/// SQLite the snapshot is empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Seen {
-    /// The first transaction that had not begun.
+    /// First transaction that had not begun.
     pub end: i64,
-    /// Those before it that had not ended.
+    /// Transactions before `end` that had not ended.
     pub running: Vec<i64>,
     /// Token of the incarnation that was current in the snapshot, see [`super::history::token`].
     pub incarnation: u64,
 }
 
 impl Seen {
-    /// Whether what this transaction changed was seen.
+    /// Returns true if the changes of this transaction were seen.
     pub fn contains(&self, xid: i64) -> bool {
         xid < self.end && !self.running.contains(&xid)
     }
 
-    /// Whether there may be such transactions after this place.
+    /// Returns true if seen transactions may follow this position.
     pub fn matters_after(&self, position: Position) -> bool {
         position.xid < self.end
     }
 }
 
-/// Where a watch starts, or goes on.
+/// Start of a watch.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Start {
-    /// After this place,
+    /// Position after which delivery starts.
     pub position: Position,
-    /// but without these.
+    /// Transactions whose changes are skipped.
     pub seen: Seen,
 }

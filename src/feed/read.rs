@@ -1,4 +1,4 @@
-//! Reading the feed, in an order in which nothing can later appear before what was returned.
+//! Reads pages of the feed, in an order in which nothing can later appear before a returned change.
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -11,11 +11,10 @@ use crate::{
     error::{Error, Result},
 };
 
-/// PostgreSQL hands out `seq` before the commit, so a reader of plain `seq`
-/// skips what commits late. Below the oldest running transaction nothing can
-/// still arrive, and `(xid, seq)` orders what is there. All that a page tells is of one moment: what
-/// was pruned, which history it is of, what is left after the place, and whether changes are committed that cannot be read
-/// yet, because an older transaction is still running.
+/// PostgreSQL assigns `seq` before the commit, so a reader by `seq` alone skips changes that commit
+/// late. Below the oldest running transaction nothing can still arrive, and `(xid, seq)` orders the
+/// changes. One statement also returns the pruned position, the incarnation, and the presence of
+/// committed changes that are not settled yet.
 const AFTER_POSTGRES: &str = "\
     SELECT s.pruned_xid, s.pruned_seq, coalesce((SELECT xid FROM changes ORDER BY xid DESC, seq DESC LIMIT 1)::text::bigint \
     >= (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint) + s.xid_offset, FALSE), \
@@ -26,51 +25,52 @@ const AFTER_POSTGRES: &str = "\
     WHERE (xid, seq) > ($1::text::xid8, $2) AND xid < ((SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint) \
     + s.xid_offset)::text::xid8 ORDER BY xid, seq LIMIT $3) AS c ON TRUE WHERE s.id = 1 ORDER BY c.xid, c.seq";
 
-/// SQLite has one writer, so `seq` is the order of the commits. The single row of `feed_state` comes with every change, or
-/// alone.
+/// SQLite has a single writer, so `seq` is the commit order. The single row of `feed_state` is
+/// joined to every change, or returned alone.
 const AFTER_SQLITE: &str = "\
-    SELECT s.pruned_seq, s.incarnation_id, (SELECT created_at FROM changes WHERE seq = $1) AS place_at, \
+    SELECT s.pruned_seq, s.incarnation_id, (SELECT created_at FROM changes WHERE seq = $1) AS recorded_at, \
     c.seq, c.topic, c.key, c.message, c.created_at, coalesce(c.commit_seq, c.seq) AS commit_seq \
     FROM feed_state AS s LEFT JOIN changes AS c ON c.seq > $1 WHERE s.id = 1 ORDER BY c.seq LIMIT $2";
 
-/// A change that was recorded.
+/// Change that was recorded in the feed.
 #[derive(Debug, Clone)]
 pub struct Change {
-    /// Its place in the feed.
+    /// Position of the change in the feed.
     pub position: Position,
-    /// The transaction that made it.
+    /// Transaction of the change.
     pub commit: i64,
-    /// Whether it is the last change of its transaction.
+    /// True for the last change of a transaction.
     pub ends_commit: bool,
-    /// What kind of thing changed, see [`super::Topic::as_str`].
+    /// Kind of the changed object, see [`super::Topic::as_str`].
     pub topic: String,
-    /// Which one.
+    /// Id of the changed object.
     pub key: String,
-    /// What subscribers are sent of it.
+    /// Encoded message for subscribers.
     pub message: Bytes,
-    /// When it was recorded.
+    /// Time at which the change was recorded.
     pub created_at: DateTime<Utc>,
 }
 
-/// What the feed has after a place, at one moment.
+/// Changes after a position, with the state of the feed at the same moment.
 #[derive(Debug)]
 pub struct Page {
     /// Settled changes, in order.
     pub changes: Vec<Change>,
-    /// The place up to which changes were deleted. If the page is of one before it, some are lost.
+    /// Position up to which changes were deleted. A page for an earlier position has lost changes.
     pub pruned: Position,
-    /// Whether committed changes wait behind a transaction that is still running.
+    /// True if committed changes wait for a transaction that is still running.
     pub waiting: bool,
-    /// The current incarnation of the history.
+    /// Id of the current incarnation of the history.
     pub incarnation: Option<Uuid>,
-    /// Where the database runs.
+    /// Location of the database.
     pub instance: Instance,
-    /// When the change at the place was recorded; none if it is not there.
-    pub place_at: Option<DateTime<Utc>>,
+    /// Time at which the change at the requested position was recorded; absent if the change is not
+    /// stored.
+    pub recorded_at: Option<DateTime<Utc>>,
 }
 
-/// What differs when a database has moved to another table, database or server. It may differ without that, as after a
-/// restart of PostgreSQL. On SQLite it is always the same.
+/// Location of the database, which changes after a move to another table, database or server. A
+/// restart of PostgreSQL changes the value as well. On SQLite the value is constant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Instance {
     table: i64,
@@ -79,31 +79,32 @@ pub struct Instance {
 }
 
 impl Page {
-    /// Refuses the place that this is of, if changes after it are lost.
+    /// Returns an error if changes after the requested position were pruned.
     pub fn check_kept(&self, cursors: &Cursors, position: Position) -> Result<()> {
         check_kept(self.pruned, cursors, position)
     }
 }
 
-/// Whether a statement of PostgreSQL is planned for each look at the feed.
+/// Planning of a PostgreSQL statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Planned {
-    /// It is, which takes a millisecond: a plan that was made while the table was small would read all of
-    /// it when it is large.
-    Anew,
-    /// It is planned once for a connection. For those of [`Db::by_key`], on which that cannot happen.
-    Once,
+pub enum QueryPlan {
+    /// The statement is planned for every query, which takes a millisecond. A plan cached while the
+    /// table was small would scan the whole table later.
+    Fresh,
+    /// The statement is planned once per connection. Only safe on connections of [`Db::by_key`],
+    /// whose planner is restricted to indexes.
+    Cached,
 }
 
-/// What the feed has after `position`, at most `limit` changes.
-pub async fn after(db: &Db, planned: Planned, position: Position, limit: i64) -> Result<Page> {
-    // One more than asked for, to see whether it belongs to the same transaction as the last one.
+/// Returns at most `limit` changes after `position`.
+pub async fn after(db: &Db, plan: QueryPlan, position: Position, limit: i64) -> Result<Page> {
+    // One extra change shows if the last requested change ends its transaction.
     let mut page = if db.backend() == DbBackend::Postgres {
-        after_on_postgres(db, planned, position, limit + 1).await?
+        after_on_postgres(db, plan, position, limit + 1).await?
     } else {
         after_on_sqlite(db, position, limit + 1).await?
     };
-    // A transaction is settled as a whole, so that nothing follows where nothing is seen.
+    // Transactions are settled as a whole, so the last change of the page ends its transaction.
     let mut next = None;
     for change in page.changes.iter_mut().rev() {
         change.ends_commit = next != Some(change.commit);
@@ -116,11 +117,11 @@ pub async fn after(db: &Db, planned: Planned, position: Position, limit: i64) ->
 
 async fn after_on_postgres(
     db: &Db,
-    planned: Planned,
+    plan: QueryPlan,
     position: Position,
     limit: i64,
 ) -> Result<Page> {
-    // What is of a change is NULL in the single row of a page without one.
+    // The columns of the change are NULL in the single row of an empty page.
     type Row = (
         i64,
         i64,
@@ -137,15 +138,15 @@ async fn after_on_postgres(
         Option<Vec<u8>>,
         Option<DateTime<Utc>>,
     );
-    let query = sqlx::query_as::<_, Row>(AFTER_POSTGRES).persistent(planned == Planned::Once);
-    let query = query
+    let query = sqlx::query_as::<_, Row>(AFTER_POSTGRES)
+        .persistent(plan == QueryPlan::Cached)
         .bind(position.xid.to_string())
         .bind(position.seq)
         .bind(limit);
     let rows = query
         .fetch_all(db.reader().get_postgres_connection_pool())
-        .await;
-    let rows = rows.map_err(|error| DbErr::Query(RuntimeErr::SqlxError(error.into())))?;
+        .await
+        .map_err(|error| DbErr::Query(RuntimeErr::SqlxError(error.into())))?;
     let &(
         pruned_xid,
         pruned_seq,
@@ -154,7 +155,7 @@ async fn after_on_postgres(
         table,
         database,
         server_started_at,
-        place_at,
+        recorded_at,
         ..,
     ) = rows.first().ok_or_else(no_state)?;
     let change = |(_, _, _, _, _, _, _, _, xid, seq, topic, key, message, created_at): Row| {
@@ -187,7 +188,7 @@ async fn after_on_postgres(
             database,
             server_started_at,
         },
-        place_at,
+        recorded_at,
     })
 }
 
@@ -201,10 +202,10 @@ async fn after_on_sqlite(db: &Db, position: Position, limit: i64) -> Result<Page
         ..position
     };
     let incarnation = first.try_get("", "incarnation_id")?;
-    let place_at = first.try_get("", "place_at")?;
+    let recorded_at = first.try_get("", "recorded_at")?;
     let mut changes = Vec::with_capacity(rows.len());
     for row in &rows {
-        // NULL in the single row of a page without a change.
+        // The column is NULL in the single row of an empty page.
         if let Some(seq) = row.try_get("", "seq")? {
             changes.push(Change {
                 position: Position { seq, ..position },
@@ -223,16 +224,16 @@ async fn after_on_sqlite(db: &Db, position: Position, limit: i64) -> Result<Page
         waiting: false,
         incarnation,
         instance: Instance::default(),
-        place_at,
+        recorded_at,
     })
 }
 
-/// Refuses a place from which the feed can no longer be read without loss.
+/// Returns an error if changes after the position were pruned.
 pub(super) fn check_kept(pruned: Position, cursors: &Cursors, position: Position) -> Result<()> {
     if position >= pruned {
         return Ok(());
     }
-    // Numbers that were given and not used count, so that it is at most this.
+    // Unused sequence numbers are included, so the number is an upper bound.
     let lost_changes = pruned.seq.saturating_sub(position.seq).max(1);
     Err(Error::CursorExpired {
         earliest_cursor: cursors.encode(pruned),

@@ -1,5 +1,5 @@
-//! The feed as this process shares it: whoever is at the head is given what the tailer has read, whoever is behind reads
-//! the table.
+//! The feed of this process: subscribers at the head share the changes read by the tailer, and
+//! subscribers behind the ring read the table.
 
 use std::{
     sync::{
@@ -17,8 +17,8 @@ use uuid::Uuid;
 use super::{
     Change, Cursors, Entry, Position, Start, bounds,
     history::{History, token},
-    incarnations::{self, Occasion},
-    read::{self, Planned},
+    incarnations::{self, CheckReason},
+    read::{self, QueryPlan},
     ring::{Readable, Ring},
 };
 use crate::{
@@ -26,13 +26,13 @@ use crate::{
     error::{Error, Result},
 };
 
-/// How many changes are read at a time.
-pub(super) const PAGE: i64 = 500;
+/// Maximum number of changes per read.
+pub(super) const MAX_CHANGES_PER_READ: i64 = 500;
 
-/// How long to wait after a failure.
+/// Pause after a failed read.
 pub(super) const RETRY: Duration = Duration::from_millis(250);
 
-/// The feed as this process sees it. Clones share it.
+/// Feed of this process. Clones share the state.
 pub struct Feed<T>(pub(super) Arc<Shared<T>>);
 
 impl<T> Clone for Feed<T> {
@@ -43,33 +43,34 @@ impl<T> Clone for Feed<T> {
 
 pub(super) struct Shared<T> {
     pub(super) db: Db,
-    /// The same, for the one who follows the feed: it looks after every commit.
+    /// Connections whose planner is restricted to indexes, for the tailer, which reads after every
+    /// commit.
     pub(super) by_key: Db,
-    /// What this process calls itself in its signals.
+    /// Name of this process in signals to other processes.
     pub(super) process: String,
-    /// Makes a change and its cursor into what subscribers need.
-    pub(super) make: fn(&Change, String) -> T,
+    /// Converts a change and its cursor to the shared item for subscribers.
+    pub(super) convert: fn(&Change, String) -> T,
     pub(super) history: RwLock<Arc<History>>,
-    /// That of the history, for those who only want to know whether it is the same.
+    /// Generation of `history`, readable without the lock.
     pub(super) generation: AtomicU64,
-    /// Whether the start of this process is recorded in the history.
+    /// True if the start of this process is recorded in the history.
     pub(super) is_start_recorded: AtomicBool,
     pub(super) ring: RwLock<Ring<T>>,
-    /// The place up to which this process has read.
+    /// Position up to which this process has read.
     pub(super) head: watch::Sender<Position>,
-    /// Whether changes are committed that wait behind a running transaction.
+    /// True if committed changes wait for a running transaction.
     pub(super) waiting: AtomicBool,
-    /// Whether the database could be read the last time.
+    /// True if the last read of the database succeeded.
     pub(super) reading: watch::Sender<bool>,
-    /// How many changes this process has read.
-    pub(super) read: AtomicU64,
-    /// Changes among them that could not be decoded.
-    pub(super) unreadable: AtomicU64,
+    /// Number of changes that this process has read.
+    pub(super) read_count: AtomicU64,
+    /// Number of changes that this process has read and could not decode.
+    pub(super) unreadable_count: AtomicU64,
 }
 
 impl<T: Readable + Send + Sync + 'static> Feed<T> {
-    /// The feed of this database, not open yet.
-    pub fn new(db: Db, make: fn(&Change, String) -> T) -> Self {
+    /// Creates the feed of a database. [`Self::open`] must follow.
+    pub fn new(db: Db, convert: fn(&Change, String) -> T) -> Self {
         let history = History {
             generation: 0,
             database: Uuid::nil(),
@@ -80,7 +81,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
             by_key: db.by_key(),
             db,
             process: Uuid::now_v7().to_string(),
-            make,
+            convert,
             history: RwLock::new(Arc::new(history)),
             generation: AtomicU64::new(0),
             is_start_recorded: AtomicBool::new(false),
@@ -88,37 +89,38 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
             head: watch::Sender::new(Position::default()),
             waiting: AtomicBool::new(false),
             reading: watch::Sender::new(true),
-            read: AtomicU64::new(0),
-            unreadable: AtomicU64::new(0),
+            read_count: AtomicU64::new(0),
+            unreadable_count: AtomicU64::new(0),
         }))
     }
 
-    /// Opens the feed at its present end, and begins a new incarnation of its history.
+    /// Opens the feed at its present end, and begins a new incarnation of the history.
     pub async fn open(&self) -> Result<()> {
         self.record_start().await?;
         let history = incarnations::load(self.0.db.reader(), self.generation()).await?;
         let (end, _) =
             bounds::now_in(self.0.db.reader(), self.0.db.backend(), history.generation).await?;
         self.install(history);
-        self.restart(end.position);
+        self.reset_to(end.position);
         Ok(())
     }
 
     pub(super) async fn record_start(&self) -> Result<()> {
-        match incarnations::record(&self.0.db, Occasion::Start).await {
+        match incarnations::record(&self.0.db, CheckReason::Start).await {
             Ok(()) => {
                 self.0.is_start_recorded.store(true, Ordering::Relaxed);
                 Ok(())
             }
-            // While nothing can be written, nothing happens that could be told apart. The tailer tries again.
+            // While storage refuses writes, no change can be recorded, so no position is ambiguous.
+            // The tailer tries again.
             Err(error) if error.storage_fault().is_some() => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    pub(super) fn restart(&self, end: Position) {
+    pub(super) fn reset_to(&self, end: Position) {
         let mut ring = self.0.ring.write();
-        ring.restart(end);
+        ring.reset(end);
         drop(ring);
         self.0.head.send_replace(end);
     }
@@ -139,17 +141,17 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         history
     }
 
-    /// The number of the history in this process, see [`Position::generation`].
+    /// Returns the number of the history in this process, see [`Position::generation`].
     pub fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
     }
 
-    /// The id of the current incarnation of the history.
+    /// Returns the id of the current incarnation.
     pub fn history_id(&self) -> String {
         self.history().current().to_string()
     }
 
-    /// Fails if the position is of a history that was replaced.
+    /// Returns an error if the position belongs to a replaced history.
     pub fn check_current(&self, position: Position) -> Result<()> {
         if position.generation == self.generation() {
             return Ok(());
@@ -163,8 +165,8 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         }
     }
 
-    /// The history with the incarnation that the database has now. Fails if the database has come to be of another
-    /// history; the tailer notices that by itself.
+    /// Returns the history including the current incarnation of the database. Fails if the database
+    /// has a different history; the tailer detects the replacement separately.
     async fn history_with(
         &self,
         current: Option<Uuid>,
@@ -177,44 +179,44 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         }
         let newer = incarnations::load(db, history.generation).await?;
         let Some(history) = self.extend(newer) else {
-            self.0.db.wake_feed();
+            self.0.db.notify_feed();
             return Err(self.replaced());
         };
         Ok(history)
     }
 
-    /// Takes over a history that continues the present one. Gives none if it does not.
+    /// Installs a history that continues the present history. Returns none if the histories differ.
     pub(super) fn extend(&self, newer: History) -> Option<Arc<History>> {
         let mut current = self.0.history.write();
         if newer.generation != current.generation || !newer.continues(&current) {
-            // Another reader may have taken over more of it meanwhile.
+            // Another reader may have installed a longer history meanwhile.
             return current.continues(&newer).then(|| current.clone());
         }
         *current = Arc::new(newer);
         Some(current.clone())
     }
 
-    /// Makes and reads the cursors of this database.
+    /// Returns the cursor codec of this history.
     pub fn cursors(&self) -> Cursors {
         Cursors::new(self.history())
     }
 
-    /// Whether the feed can be read at present.
+    /// Subscribes to the state of the feed: true while the feed can be read.
     pub fn reading(&self) -> watch::Receiver<bool> {
         self.0.reading.subscribe()
     }
 
-    /// The place up to which this process has read.
+    /// Returns the position up to which this process has read.
     pub fn head(&self) -> Position {
         *self.0.head.borrow()
     }
 
-    /// Where to start from now.
+    /// Returns the start for a watch of later changes.
     pub async fn now(&self) -> Result<Start> {
         self.now_in(self.0.db.reader()).await
     }
 
-    /// As [`Self::now`], of the moment that a transaction sees.
+    /// Returns the start as of the snapshot of a transaction.
     pub async fn now_in(&self, db: &impl ConnectionTrait) -> Result<Start> {
         let generation = self.generation();
         let (mut start, current) = bounds::now_in(db, self.0.db.backend(), generation).await?;
@@ -223,7 +225,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         Ok(start)
     }
 
-    /// Where to start with all that the feed holds.
+    /// Returns the start for a watch of every stored change.
     pub async fn earliest(&self) -> Result<Start> {
         let generation = self.generation();
         let state = bounds::state(&self.0.db).await?;
@@ -238,67 +240,69 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         })
     }
 
-    /// Where a client's cursor says to go on, if it is of this history, and the feed can be read from there without loss.
+    /// Returns the start of a client's cursor. Fails if the cursor is of another history, or if
+    /// later changes were pruned.
     pub async fn resume(&self, cursor: &str) -> Result<Start> {
-        let claim = self.cursors().decode(cursor)?;
-        let position = claim.start.position;
-        let (evidence, current) = bounds::evidence(&self.0.db, position).await?;
+        let cursor = self.cursors().decode(cursor)?;
+        let position = cursor.start.position;
+        let (stored, current) = bounds::stored_state(&self.0.db, position).await?;
         let history = self.history_with(current, self.0.db.reader()).await?;
-        if !history.confirms(&claim, &evidence) {
+        if !history.confirms(&cursor, &stored) {
             return Err(self.replaced());
         }
-        read::check_kept(evidence.pruned, &self.cursors(), position)?;
-        Ok(claim.start)
+        read::check_kept(stored.pruned, &self.cursors(), position)?;
+        Ok(cursor.start)
     }
 
-    /// What the feed holds.
+    /// Returns the content of the feed.
     pub async fn status(&self) -> Result<bounds::Status> {
         bounds::status(&self.0.db, self.generation()).await
     }
 
-    /// How many changes there are after `position`, and how old the oldest is.
-    pub async fn behind(&self, position: Position) -> Result<(i64, Duration)> {
+    /// Returns the number of changes after `position`, and the age of the oldest. No query is
+    /// needed at the head.
+    pub async fn backlog_after(&self, position: Position) -> Result<(i64, Duration)> {
         if position >= self.head() && !self.0.waiting.load(Ordering::Relaxed) {
             return Ok((0, Duration::ZERO));
         }
-        self.left_after(position).await
+        self.stored_backlog_after(position).await
     }
 
-    /// How far this process is behind the feed: how many committed changes it has not read yet,
-    /// and how old the oldest of them is.
+    /// Returns the number of committed changes that this process has not read, and the age of the
+    /// oldest.
     pub async fn lag(&self) -> Result<(i64, Duration)> {
-        self.left_after(self.head()).await
+        self.stored_backlog_after(self.head()).await
     }
 
-    /// How many changes the database has after `position`, and how old the oldest is.
-    pub async fn left_after(&self, position: Position) -> Result<(i64, Duration)> {
-        let (changes, oldest) = bounds::behind(&self.0.db, position).await?;
+    /// Queries the number of changes after `position`, and the age of the oldest.
+    pub async fn stored_backlog_after(&self, position: Position) -> Result<(i64, Duration)> {
+        let (changes, oldest) = bounds::count_after(&self.0.db, position).await?;
         let age = oldest.and_then(|oldest| (chrono::Utc::now() - oldest).to_std().ok());
         Ok((changes, age.unwrap_or_default()))
     }
 
-    /// How many changes this process has read since its start.
-    pub fn read(&self) -> u64 {
-        self.0.read.load(Ordering::Relaxed)
+    /// Returns the number of changes read since the start of the process.
+    pub fn read_count(&self) -> u64 {
+        self.0.read_count.load(Ordering::Relaxed)
     }
 
-    /// Changes that this process has read since its start and could not decode.
-    pub fn unreadable(&self) -> u64 {
-        self.0.unreadable.load(Ordering::Relaxed)
+    /// Returns the number of undecodable changes since the start of the process.
+    pub fn unreadable_count(&self) -> u64 {
+        self.0.unreadable_count.load(Ordering::Relaxed)
     }
 
-    /// How many changes the feed holds, at most: numbers that were given and not used count.
-    pub async fn kept(&self) -> Result<i64> {
+    /// Returns an upper bound of the stored changes, in which unused sequence numbers are included.
+    pub async fn retained_count(&self) -> Result<i64> {
         let pruned = bounds::state(&self.0.db).await?.pruned_seq;
         Ok(self.head().seq.saturating_sub(pruned).max(0))
     }
 
-    /// Waits until there is something after `position`, and returns some of it, in order.
+    /// Waits for changes after `position`, and returns some of them in order.
     ///
-    /// At the head this shares what the tailer has read; behind it, it reads the
-    /// table. A database that is away is waited for. Safe to drop while waiting.
+    /// At the head, subscribers share the changes read by the tailer. Behind the ring, changes are
+    /// read from the table. The call waits while the database is unavailable. Cancel safe.
     pub async fn after(&self, position: Position) -> Result<Vec<Arc<Entry<T>>>> {
-        // Subscribed before looking, so that nothing is published in between.
+        // Subscribed before the first read, so that no change is published in between.
         let mut head = self.0.head.subscribe();
         let mut position = position;
         loop {
@@ -313,25 +317,28 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
                         return Err(Error::ShuttingDown);
                     }
                 }
-                // Boxed, for few are behind, and everybody would have room for it.
+                // Boxed, because few subscribers are behind, and every future would reserve the
+                // space.
                 None => match Box::pin(self.stored_after(position)).await {
                     Err(error) if error.is_unavailable() => sleep(RETRY).await,
-                    // There is nothing after `position`, so nothing up to where the tailer was before.
+                    // Nothing follows `position`, so nothing lies between `position` and the
+                    // earlier head.
                     Ok(entries) if entries.is_empty() => position = position.max(read_up_to),
-                    done => return done,
+                    result => return result,
                 },
             }
         }
     }
 
-    /// What the ring holds after `position`; `None` if that reaches back before the ring.
+    /// Returns the ring's entries after `position`; none if the position lies before the ring.
     fn shared_after(&self, position: Position) -> Option<Vec<Arc<Entry<T>>>> {
         let ring = self.0.ring.read();
         ring.after(position)
     }
 
     async fn stored_after(&self, position: Position) -> Result<Vec<Arc<Entry<T>>>> {
-        let page = read::after(&self.0.db, Planned::Anew, position, PAGE).await?;
+        let page =
+            read::after(&self.0.db, QueryPlan::Fresh, position, MAX_CHANGES_PER_READ).await?;
         let history = self
             .history_with(page.incarnation, self.0.db.reader())
             .await?;
@@ -352,7 +359,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         Entry {
             position,
             ends_commit: change.ends_commit,
-            item: (self.0.make)(change, cursors.encode(position)),
+            item: (self.0.convert)(change, cursors.encode(position)),
             bytes,
         }
     }

@@ -1,4 +1,5 @@
-//! Forgetting: changes that are older, or more, than is to be kept are deleted, a few at a time.
+//! Retention of the feed: changes beyond the maximum age or number are deleted in small
+//! transactions.
 
 use std::time::Duration;
 
@@ -11,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 use super::Position;
 use crate::{clock, db::Db, entity::change, error::Result};
 
-/// How often to look.
-const PERIOD: Duration = Duration::from_mins(1);
+/// Pause between two runs.
+const PRUNE_INTERVAL: Duration = Duration::from_mins(1);
 
-/// How many changes one transaction deletes.
-const CHUNK: u64 = 1_000;
+/// Maximum number of changes deleted by one transaction.
+const MAX_DELETES_PER_TRANSACTION: u64 = 1_000;
 
 const DELETE_POSTGRES: &str = "\
     DELETE FROM changes WHERE (xid, seq) IN (SELECT xid, seq FROM changes WHERE created_at < $1 \
@@ -26,7 +27,7 @@ const DELETE_SQLITE: &str = "\
     DELETE FROM changes WHERE seq IN (SELECT seq FROM changes WHERE created_at < $1 ORDER BY seq LIMIT $2) \
     RETURNING 0 AS xid, seq";
 
-/// The oldest, whatever their age.
+/// Deletes the oldest changes, regardless of age.
 const DELETE_OLDEST_POSTGRES: &str = "\
     DELETE FROM changes WHERE (xid, seq) IN (SELECT xid, seq FROM changes \
     WHERE xid < (SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + xid_offset)::text::xid8 FROM feed_state) \
@@ -36,64 +37,70 @@ const DELETE_OLDEST_SQLITE: &str = "\
     DELETE FROM changes WHERE seq IN (SELECT seq FROM changes ORDER BY seq LIMIT $1) \
     RETURNING 0 AS xid, seq";
 
-const REMEMBER: &str = "\
+const RECORD_PRUNED: &str = "\
     UPDATE feed_state SET pruned_count = pruned_count + $1, \
     pruned_xid = CASE WHEN (pruned_xid, pruned_seq) < ($2, $3) THEN $2 ELSE pruned_xid END, \
     pruned_seq = CASE WHEN (pruned_xid, pruned_seq) < ($2, $3) THEN $3 ELSE pruned_seq END";
 
-/// How long and how many changes are kept.
+/// Limits of the stored changes.
 #[derive(Debug, Clone, Copy)]
 pub struct Retention {
-    /// How long.
-    pub kept: Duration,
-    /// How many at most.
+    /// Age after which a change is deleted.
+    pub max_age: Duration,
+    /// Maximum number of stored changes.
     pub max_changes: u64,
 }
 
-/// Deletes what is more than is kept, again and again, until shutdown.
+/// Deletes changes beyond the limits until shutdown.
 pub async fn run(db: Db, retention: Retention, shutdown: CancellationToken) {
     loop {
         match prune(&db, retention).await {
             Ok(0) => {}
             Ok(deleted) => tracing::debug!(deleted, "pruned the change feed"),
             Err(error) => {
-                tracing::warn!(%error, "the change feed could not be pruned; it is tried again");
+                tracing::warn!(%error, "the change feed could not be pruned; retrying");
             }
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(PERIOD) => {}
+            () = tokio::time::sleep(PRUNE_INTERVAL) => {}
         }
     }
 }
 
-/// Deletes the changes that are older, and the oldest of those that are more, than is kept.
-/// Returns how many they were.
+/// Deletes changes beyond the maximum age, then the oldest beyond the maximum number. Returns the
+/// number of deleted changes.
 pub async fn prune(db: &Db, retention: Retention) -> Result<u64> {
-    let kept = TimeDelta::from_std(retention.kept).unwrap_or(TimeDelta::MAX);
+    let max_age = TimeDelta::from_std(retention.max_age).unwrap_or(TimeDelta::MAX);
     let before = clock::for_retention()
-        .checked_sub_signed(kept)
+        .checked_sub_signed(max_age)
         .unwrap_or(DateTime::<Utc>::MIN_UTC);
-    let mut all = 0;
+    let mut total = 0;
     loop {
         let deleted = db
             .write(async |tx| {
                 let (sql, values) = if tx.get_database_backend() == DbBackend::Postgres {
-                    (DELETE_POSTGRES, [before.into(), CHUNK.into()])
+                    (
+                        DELETE_POSTGRES,
+                        [before.into(), MAX_DELETES_PER_TRANSACTION.into()],
+                    )
                 } else {
-                    (DELETE_SQLITE, [before.into(), CHUNK.into()])
+                    (
+                        DELETE_SQLITE,
+                        [before.into(), MAX_DELETES_PER_TRANSACTION.into()],
+                    )
                 };
                 delete(tx, sql, values).await
             })
             .await?;
-        all += deleted;
-        if deleted < CHUNK {
+        total += deleted;
+        if deleted < MAX_DELETES_PER_TRANSACTION {
             break;
         }
         tokio::task::yield_now().await;
     }
-    let held = change::Entity::find().count(db.reader()).await?;
-    let mut surplus = held.saturating_sub(retention.max_changes);
+    let stored = change::Entity::find().count(db.reader()).await?;
+    let mut surplus = stored.saturating_sub(retention.max_changes);
     while surplus > 0 {
         let deleted = db
             .write(async |tx| {
@@ -102,21 +109,22 @@ pub async fn prune(db: &Db, retention: Retention) -> Result<u64> {
                 } else {
                     DELETE_OLDEST_SQLITE
                 };
-                delete(tx, sql, [surplus.min(CHUNK).into()]).await
+                delete(tx, sql, [surplus.min(MAX_DELETES_PER_TRANSACTION).into()]).await
             })
             .await?;
-        all += deleted;
-        // What an old transaction holds back is deleted later.
+        total += deleted;
+        // Changes blocked by an old transaction are deleted by a later run.
         if deleted == 0 {
             break;
         }
         surplus -= deleted.min(surplus);
         tokio::task::yield_now().await;
     }
-    Ok(all)
+    Ok(total)
 }
 
-/// Deletes by a statement that returns what it deletes, and remembers up to where the feed is gone.
+/// Runs a deleting statement, and updates the pruned position. Returns the number of deleted
+/// changes.
 async fn delete<const N: usize>(
     tx: &DatabaseTransaction,
     sql: &str,
@@ -137,8 +145,12 @@ async fn delete<const N: usize>(
     if !rows.is_empty() {
         let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
         let values = [count.into(), last.xid.into(), last.seq.into()];
-        tx.execute_raw(Statement::from_sql_and_values(backend, REMEMBER, values))
-            .await?;
+        tx.execute_raw(Statement::from_sql_and_values(
+            backend,
+            RECORD_PRUNED,
+            values,
+        ))
+        .await?;
     }
     Ok(rows.len() as u64)
 }

@@ -1,39 +1,39 @@
-//! The newest changes, as all subscribers share them.
+//! In-memory ring of the newest changes, shared by all subscribers.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use super::Position;
 
-/// How many changes are shared at most.
-const RING_CHANGES: usize = 8_192;
+/// Maximum number of changes in the ring.
+const MAX_CHANGES: usize = 8_192;
 
-/// How many bytes of messages are shared at most.
-const RING_BYTES: usize = 16 << 20;
+/// Maximum total size of the messages in the ring, in bytes.
+const MAX_BYTES: usize = 16 << 20;
 
-/// How many changes a subscriber is given at a time.
-const PAGE: usize = 256;
+/// Maximum number of changes returned at a time.
+const MAX_ENTRIES_PER_READ: usize = 256;
 
-/// A change as subscribers share it: read once, made into a `T` once.
+/// Change shared by subscribers: read once and converted to `T` once.
 #[derive(Debug)]
 pub struct Entry<T> {
-    /// Its place in the feed.
+    /// Position of the change in the feed.
     pub position: Position,
-    /// Whether it is the last change of its transaction.
+    /// True for the last change of a transaction.
     pub ends_commit: bool,
-    /// What subscribers need of it.
+    /// Change as converted for subscribers.
     pub item: T,
     pub(super) bytes: usize,
 }
 
-/// A change that subscribers share, which may be one that could not be decoded.
+/// Shared change that may have failed to decode.
 pub trait Readable {
-    /// The reason why the change could not be decoded, if it could not.
+    /// Returns the decoding error, if decoding failed.
     fn problem(&self) -> Option<&str>;
 }
 
-/// The newest changes.
+/// Newest changes, oldest first.
 pub(super) struct Ring<T> {
-    /// The place before the first entry.
+    /// Position before the first entry.
     start: Position,
     entries: VecDeque<Arc<Entry<T>>>,
     bytes: usize,
@@ -50,8 +50,8 @@ impl<T> Default for Ring<T> {
 }
 
 impl<T> Ring<T> {
-    /// Forgets all, and goes on after this place.
-    pub(super) fn restart(&mut self, start: Position) {
+    /// Removes all entries, and continues after this position.
+    pub(super) fn reset(&mut self, start: Position) {
         self.entries.clear();
         self.bytes = 0;
         self.start = start;
@@ -62,7 +62,7 @@ impl<T> Ring<T> {
             self.bytes += entry.bytes;
             self.entries.push_back(entry);
         }
-        while self.entries.len() > RING_CHANGES || self.bytes > RING_BYTES {
+        while self.entries.len() > MAX_CHANGES || self.bytes > MAX_BYTES {
             let Some(oldest) = self.entries.pop_front() else {
                 return;
             };
@@ -71,7 +71,7 @@ impl<T> Ring<T> {
         }
     }
 
-    /// Entries after a place; `None` if that reaches back before the ring.
+    /// Returns entries after a position; none if the position lies before the ring.
     pub(super) fn after(&self, position: Position) -> Option<Vec<Arc<Entry<T>>>> {
         if position < self.start {
             return None;
@@ -79,6 +79,12 @@ impl<T> Ring<T> {
         let first = self
             .entries
             .partition_point(|entry| entry.position <= position);
-        Some(self.entries.range(first..).take(PAGE).cloned().collect())
+        Some(
+            self.entries
+                .range(first..)
+                .take(MAX_ENTRIES_PER_READ)
+                .cloned()
+                .collect(),
+        )
     }
 }

@@ -1,4 +1,4 @@
-//! One reader per process follows the feed, and shares what it reads.
+//! The tailer: one task per process reads the feed and shares the changes.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Entry, Feed, Readable, bounds,
     history::History,
-    incarnations::{self, Occasion},
-    read::{self, Instance, Page, Planned},
-    reader::{PAGE, RETRY},
+    incarnations::{self, CheckReason},
+    read::{self, Instance, Page, QueryPlan},
+    reader::{MAX_CHANGES_PER_READ, RETRY},
 };
 use crate::{
     db::{
@@ -25,50 +25,52 @@ use crate::{
     error::Result,
 };
 
-/// How long a commit of another process can go unnoticed if its signal is lost.
+/// Delay until a commit of another process is noticed after a lost signal.
 const POLL: Duration = Duration::from_millis(500);
 
-/// How often to look while committed changes wait behind a running transaction, whose end wakes nobody.
-const POLL_WAITING: Duration = Duration::from_millis(2);
+/// Pause between reads while committed changes wait for a running transaction, whose end sends no
+/// signal.
+const POLL_UNSETTLED: Duration = Duration::from_millis(2);
 
-/// How close together signals to other processes are sent at most.
+/// Minimum time between two signals to other processes.
 const DEBOUNCE: Duration = Duration::from_millis(5);
 
-/// The channel of PostgreSQL on which processes tell each other that they have committed.
+/// PostgreSQL channel on which processes notify each other of commits.
 const CHANNEL: &str = "watchpost_changes";
 
-/// What the tailer remembers from one page to the next, to notice that the database is another one.
+/// State between two reads, used to detect a replaced database.
 #[derive(Debug, Default)]
-struct Memory {
-    /// Where the database ran.
+struct TailState {
+    /// Location of the database at the last read.
     instance: Option<Instance>,
-    /// When the change at the head was recorded; none if that is not known.
-    head_at: Option<DateTime<Utc>>,
+    /// Time at which the change at the head was recorded; absent if unknown.
+    head_recorded_at: Option<DateTime<Utc>>,
 }
 
 impl<T: Readable + Send + Sync + 'static> Feed<T> {
-    /// What hears that another process has committed. Without it that is only noticed after a while.
+    /// Returns the channel and handler for commits of other processes. Without signals, commits are
+    /// noticed by polling.
     pub fn signal_handler(&self) -> (&'static str, SignalHandler) {
         let (db, process) = (self.0.db.clone(), self.0.process.clone());
-        let handler = move |said: Option<&str>| {
-            // What this process has committed it knows before.
-            if said != Some(&process) {
-                db.wake_feed();
+        let handler = move |payload: Option<&str>| {
+            // Commits of this process are already known.
+            if payload != Some(&process) {
+                db.notify_feed();
             }
         };
         (CHANNEL, Box::new(handler))
     }
 
-    /// Follows the feed until shutdown.
+    /// Reads the feed until shutdown.
     pub async fn run(self, shutdown: CancellationToken) {
         let background = shutdown.child_token();
         if self.0.db.backend() == DbBackend::Postgres {
             let (db, process) = (self.0.db.clone(), self.0.process.clone());
-            tokio::spawn(announce(db, process, background.clone()));
+            tokio::spawn(notify_processes(db, process, background.clone()));
         }
-        let mut memory = Memory::default();
+        let mut state = TailState::default();
         while !shutdown.is_cancelled() {
-            let pause = match self.advance(&mut memory).await {
+            let pause = match self.advance(&mut state).await {
                 Ok(pause) => {
                     self.0
                         .reading
@@ -94,98 +96,107 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         background.cancel();
     }
 
-    /// Logs and counts changes that could not be decoded. Subscribers get them as such.
-    fn note_unreadable(&self, entries: &[Arc<Entry<T>>]) {
+    /// Logs and counts changes that could not be decoded. Subscribers receive them as undecodable.
+    fn report_unreadable(&self, entries: &[Arc<Entry<T>>]) {
         for entry in entries {
             if let Some(problem) = entry.item.problem() {
                 let seq = entry.position.seq;
                 tracing::error!(change.seq = seq, %problem, "a change of the feed cannot be decoded");
-                self.0.unreadable.fetch_add(1, Ordering::Relaxed);
+                self.0.unreadable_count.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
 
-    /// Reads what is new. Returns how long to wait, unless woken, before looking again.
-    async fn advance(&self, memory: &mut Memory) -> Result<Duration> {
+    /// Reads new changes. Returns the pause before the next read, which a commit may cut short.
+    async fn advance(&self, state: &mut TailState) -> Result<Duration> {
         let mut head = self.head();
-        let page = read::after(&self.0.by_key, Planned::Once, head, PAGE).await?;
-        if !self.is_same_history(&page, memory).await? {
+        let page = read::after(
+            &self.0.by_key,
+            QueryPlan::Cached,
+            head,
+            MAX_CHANGES_PER_READ,
+        )
+        .await?;
+        if !self.is_same_history(&page, state).await? {
             return Ok(Duration::ZERO);
         }
-        let full = i64::try_from(page.changes.len()) == Ok(PAGE);
+        let is_full = i64::try_from(page.changes.len()) == Ok(MAX_CHANGES_PER_READ);
         let pruned = page.pruned;
         let is_gap = head < pruned;
         if is_gap {
-            // Something was deleted before this process had read it. Whoever waits at the head is told so by the
-            // table, since the ring does not reach back to it any more.
-            tracing::warn!("changes were pruned before they were read; watches must begin anew");
+            // Changes were pruned before this process had read them. Subscribers at the head read
+            // the table, because the ring no longer reaches back to their position.
+            tracing::warn!("changes were pruned before they were read; watches must restart");
             head = pruned;
-            memory.head_at = None;
+            state.head_recorded_at = None;
         }
         let cursors = self.cursors();
-        let new = page.changes.iter();
-        let new = new.filter(|change| change.position > head);
-        let entries: Vec<_> = new
+        let entries: Vec<_> = page
+            .changes
+            .iter()
+            .filter(|change| change.position > head)
             .map(|change| Arc::new(self.entry(change, &cursors)))
             .collect();
-        self.note_unreadable(&entries);
+        self.report_unreadable(&entries);
         if is_gap || !entries.is_empty() {
-            let read = u64::try_from(entries.len()).unwrap_or(0);
+            let count = u64::try_from(entries.len()).unwrap_or(0);
             let last = entries.last().map_or(head, |entry| entry.position);
             if !entries.is_empty() {
-                memory.head_at = page.changes.last().map(|change| change.created_at);
+                state.head_recorded_at = page.changes.last().map(|change| change.created_at);
             }
             let mut ring = self.0.ring.write();
             if is_gap {
-                ring.restart(pruned);
+                ring.reset(pruned);
             }
             ring.push(entries);
             drop(ring);
             self.0.head.send_replace(last);
-            self.0.read.fetch_add(read, Ordering::Relaxed);
+            self.0.read_count.fetch_add(count, Ordering::Relaxed);
         }
         self.0.waiting.store(page.waiting, Ordering::Relaxed);
-        Ok(match (full, page.waiting) {
+        Ok(match (is_full, page.waiting) {
             (true, _) => Duration::ZERO,
-            (false, true) => POLL_WAITING,
+            (false, true) => POLL_UNSETTLED,
             (false, false) => POLL,
         })
     }
 
-    /// Whether a page continues what this process has read. If it does not, the feed begins anew at its present end.
-    async fn is_same_history(&self, page: &Page, memory: &mut Memory) -> Result<bool> {
+    /// Returns true if a page continues the known history. Otherwise the feed restarts at its
+    /// present end.
+    async fn is_same_history(&self, page: &Page, state: &mut TailState) -> Result<bool> {
         let head = self.head();
         let known = self.history();
-        let is_lost =
-            head > page.pruned && memory.head_at.is_some() && memory.head_at != page.place_at;
-        let has_moved = memory
+        let is_lost = head > page.pruned
+            && state.head_recorded_at.is_some()
+            && state.head_recorded_at != page.recorded_at;
+        let has_moved = state
             .instance
             .is_some_and(|instance| instance != page.instance);
         if !self.0.is_start_recorded.load(Ordering::Relaxed) {
             self.record_start().await?;
         }
         if is_lost || has_moved || page.incarnation != Some(known.current()) {
-            let doubt = Occasion::Doubt {
+            let reason = CheckReason::Mismatch {
                 known: &known,
                 is_lost,
             };
-            incarnations::record(&self.0.by_key, doubt).await?;
+            incarnations::record(&self.0.by_key, reason).await?;
             let history = incarnations::load(self.0.by_key.reader(), known.generation).await?;
             if is_lost || self.extend(history.clone()).is_none() {
-                self.begin_anew(history).await?;
-                *memory = Memory::default();
+                self.switch_history(history).await?;
+                *state = TailState::default();
                 return Ok(false);
             }
         }
-        memory.instance = Some(page.instance);
-        if memory.head_at.is_none() {
-            memory.head_at = page.place_at;
+        state.instance = Some(page.instance);
+        if state.head_recorded_at.is_none() {
+            state.head_recorded_at = page.recorded_at;
         }
         Ok(true)
     }
 
-    /// Goes on with another history: every watch ends, and every follower reads its tables again.
-    async fn begin_anew(&self, history: History) -> Result<()> {
+    /// Switches to another history: every watch ends, and every follower reloads its tables.
+    async fn switch_history(&self, history: History) -> Result<()> {
         let generation = history.generation + 1;
         self.0.db.renew_connections();
         let (by_key, backend) = (self.0.by_key.reader(), self.0.db.backend());
@@ -196,26 +207,26 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         });
         tracing::warn!(
             feed.history_id = %history.current(),
-            "the database has another history than this process has read; watches end, and its caches are read again"
+            "the history of the database was replaced; watches end, and caches are reloaded"
         );
-        self.restart(end.position);
+        self.reset_to(end.position);
         Ok(())
     }
 }
 
-/// Tells other processes that this one has committed: after the commit and not
-/// in it, where it would make commits wait for each other.
-async fn announce(db: Db, process: String, shutdown: CancellationToken) {
-    let announcing = async {
+/// Notifies other processes of commits. A signal within the transaction would serialize commits, so
+/// signals are sent afterwards.
+async fn notify_processes(db: Db, process: String, shutdown: CancellationToken) {
+    let notifying = async {
         loop {
-            db.to_announce().await;
+            db.announcement_due().await;
             let next = Instant::now() + DEBOUNCE;
             if let Err(error) = signals::notify(&db, CHANNEL, &process).await {
-                // The others poll.
-                tracing::debug!(%error, "other processes could not be told of a commit");
+                // The other processes poll.
+                tracing::debug!(%error, "other processes could not be notified of a commit");
             }
             sleep_until(next).await;
         }
     };
-    shutdown.run_until_cancelled(announcing).await;
+    shutdown.run_until_cancelled(notifying).await;
 }

@@ -19,7 +19,7 @@ use super::{
     reporting::report::Reports,
 };
 use crate::{
-    db::{Db, scans::LONGEST_WAIT},
+    db::{Db, scans::MAX_WAIT},
     entity::{self, gpu, gpu_stats},
     error::{Error, Result},
     pb::{self, gpu_stats_service_server::GpuStatsService},
@@ -120,10 +120,8 @@ impl GpuStatsService for GpuStats {
         &self,
         request: Request<pb::AggregateGpuStatsRequest>,
     ) -> Reply<pb::AggregateGpuStatsResponse> {
-        let turn = timeout(LONGEST_WAIT, self.aggregating.acquire()).await;
-        let turn = turn.map_err(|_| Error::NoTurn {
-            waited: LONGEST_WAIT,
-        })?;
+        let turn = timeout(MAX_WAIT, self.aggregating.acquire()).await;
+        let turn = turn.map_err(|_| Error::ScanTimeout { waited: MAX_WAIT })?;
         let _turn = turn.map_err(Error::internal)?;
         let response = history::aggregate::aggregate(&self.db, &request.into_inner()).await?;
         Ok(Response::new(response))

@@ -25,7 +25,7 @@ use crate::{
 pub(super) const QUEUE: &str = "default";
 
 /// How many bytes a payload or a result has at most, as JSON.
-const LARGEST_JSON: usize = json::LARGEST;
+const LARGEST_JSON: usize = json::MAX_BYTES;
 
 /// How many bytes the context of a line has at most, as JSON.
 const LARGEST_CONTEXT: usize = 64 << 10;

@@ -11,7 +11,7 @@ use crate::{
     db::Db,
     entity::{job::RetryPolicy, job_type},
     error::{Error, Result},
-    feed::{Follower, News, Position, Topic},
+    feed::{FeedUpdate, Follower, Position, Topic},
     monitor::{Announcement, Feed},
     pb::watch_response::Update,
 };
@@ -142,7 +142,7 @@ impl LiveTypes {
         let mut follower = Follower::new(feed, from);
         let following = async {
             loop {
-                let News::Changes(entries) = follower.next().await else {
+                let FeedUpdate::Changes(entries) = follower.next().await else {
                     self.reload_at_last().await;
                     continue;
                 };

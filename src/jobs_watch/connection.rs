@@ -8,7 +8,7 @@ use tonic::{Code, transport::Channel};
 
 use super::Options;
 use crate::{
-    client::{Broken, HEARTBEAT, PAUSES, SILENCE, connect},
+    client::{ConnectionError, HEARTBEAT_INTERVAL, RECEIVE_TIMEOUT, RETRY_PAUSES, connect},
     pb::{self, JobChangeKind, job_service_client::JobServiceClient, watch_jobs_response::Update},
 };
 
@@ -39,7 +39,7 @@ pub(super) async fn watch(options: Options, heard: mpsc::Sender<Heard>) {
         heard,
         cursor: String::new(),
         last_line: 0,
-        pause: PAUSES.0,
+        pause: RETRY_PAUSES.0,
     };
     loop {
         let told = match watch.follow().await {
@@ -57,7 +57,7 @@ pub(super) async fn watch(options: Options, heard: mpsc::Sender<Heard>) {
             return;
         }
         sleep(watch.pause).await;
-        watch.pause = (watch.pause * 2).min(PAUSES.1);
+        watch.pause = (watch.pause * 2).min(RETRY_PAUSES.1);
     }
 }
 
@@ -73,18 +73,18 @@ struct Watch {
 
 impl Watch {
     /// Follows one connection until the job has come to its end.
-    async fn follow(&mut self) -> Result<(), Broken> {
+    async fn follow(&mut self) -> Result<(), ConnectionError> {
         let mut jobs = JobServiceClient::new(connect(&self.options.server).await?);
         let request = pb::WatchJobRequest {
             id: self.options.id.to_string(),
             cursor: self.cursor.clone(),
             logs: self.options.logs,
-            heartbeat_interval: Some(HEARTBEAT),
+            heartbeat_interval: Some(HEARTBEAT_INTERVAL),
         };
-        let watch = timeout(SILENCE, jobs.watch_job(request)).await;
+        let watch = timeout(RECEIVE_TIMEOUT, jobs.watch_job(request)).await;
         let mut responses = watch??.into_inner();
-        while let Some(response) = timeout(SILENCE, responses.message()).await?? {
-            self.pause = PAUSES.0;
+        while let Some(response) = timeout(RECEIVE_TIMEOUT, responses.message()).await?? {
+            self.pause = RETRY_PAUSES.0;
             match response.update {
                 Some(Update::Heartbeat(time)) => self.tell(Heard::Time(time)).await?,
                 Some(Update::Job(change)) => {
@@ -114,14 +114,14 @@ impl Watch {
         &mut self,
         jobs: &mut JobServiceClient<Channel>,
         lines: i64,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), ConnectionError> {
         let mut request = pb::ListJobLogsRequest {
             job_id: self.options.id.to_string(),
             page_size: PAGE,
             ..Default::default()
         };
         while self.last_line < lines {
-            let page = timeout(SILENCE, jobs.list_job_logs(request.clone())).await;
+            let page = timeout(RECEIVE_TIMEOUT, jobs.list_job_logs(request.clone())).await;
             let page = page??.into_inner();
             for log in page.logs {
                 // Those that have come since are in the watch, too.
@@ -136,7 +136,7 @@ impl Watch {
     }
 
     /// Tells of a line, unless it was told before another connection broke.
-    async fn tell_line(&mut self, log: pb::JobLog) -> Result<(), Broken> {
+    async fn tell_line(&mut self, log: pb::JobLog) -> Result<(), ConnectionError> {
         let line = log.line.unwrap_or_default();
         if line > self.last_line {
             self.last_line = line;
@@ -145,8 +145,11 @@ impl Watch {
         Ok(())
     }
 
-    async fn tell(&self, heard: Heard) -> Result<(), Broken> {
-        self.heard.send(heard).await.map_err(|_| Broken::Ended)
+    async fn tell(&self, heard: Heard) -> Result<(), ConnectionError> {
+        self.heard
+            .send(heard)
+            .await
+            .map_err(|_| ConnectionError::Ended)
     }
 
     async fn tell_last(&self, heard: Heard) {
@@ -156,7 +159,7 @@ impl Watch {
 }
 
 /// Whether trying again will not help.
-fn is_final(broken: &Broken) -> bool {
+fn is_final(broken: &ConnectionError) -> bool {
     let codes = [Code::NotFound, Code::InvalidArgument, Code::Unimplemented];
-    matches!(broken, Broken::Status(status) if codes.contains(&status.code()))
+    matches!(broken, ConnectionError::Status(status) if codes.contains(&status.code()))
 }

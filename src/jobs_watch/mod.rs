@@ -85,7 +85,7 @@ struct State {
 
 /// Tells how a job goes until it has come to its end, or a signal comes.
 pub async fn run(options: Options) -> Result<Outcome, Error> {
-    let mut signals = Signals::hear()?;
+    let mut signals = Signals::listen()?;
     let (tell, mut heard) = mpsc::channel(TOGETHER);
     let watch = tokio::spawn(connection::watch(options, tell));
     let told = tell_all(&mut heard, &mut signals).await;
@@ -121,7 +121,7 @@ async fn tell_all(
                     }
                 }
             }
-            () = signals.stop() => {
+            () = signals.wait() => {
                 output.finish(&state)?;
                 return Ok(Outcome::Stopped);
             }

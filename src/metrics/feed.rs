@@ -8,7 +8,7 @@ use super::{
     family::{Families, count},
 };
 use crate::{
-    feed::holders::Holder,
+    feed::blockers::Blocker,
     monitor::{Feed, Monitor},
 };
 
@@ -18,18 +18,18 @@ pub(super) async fn collect(families: &mut Families, feed: &Feed, database: bool
         "watchpost_feed_changes_read_total",
         "Changes that this process has read from the feed.",
         MetricType::COUNTER,
-        count(feed.read()),
+        count(feed.read_count()),
     );
     families.one(
         "watchpost_feed_unreadable_changes_total",
         "Changes of the feed that this process could not decode.",
         MetricType::COUNTER,
-        count(feed.unreadable()),
+        count(feed.unreadable_count()),
     );
     if !database {
         return;
     }
-    let asking = async { tokio::try_join!(feed.kept(), feed.lag()) };
+    let asking = async { tokio::try_join!(feed.retained_count(), feed.lag()) };
     let Ok(Ok((kept, (changes, age)))) = timeout(DATABASE_WITHIN, asking).await else {
         return;
     };
@@ -55,13 +55,13 @@ pub(super) async fn collect(families: &mut Families, feed: &Feed, database: bool
 }
 
 /// Left out while no transaction holds the feed back.
-pub(super) fn collect_holder(families: &mut Families, holder: Option<&Holder>) {
-    if let Some(holder) = holder {
+pub(super) fn collect_blocker(families: &mut Families, blocker: Option<&Blocker>) {
+    if let Some(blocker) = blocker {
         families.one(
             "watchpost_feed_holder_age_seconds",
             "Age of the oldest open transaction of the PostgreSQL cluster that holds the feed back, from 10 s on.",
             MetricType::GAUGE,
-            holder.age.as_secs_f64(),
+            blocker.age.as_secs_f64(),
         );
     }
 }

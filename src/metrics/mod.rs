@@ -37,7 +37,7 @@ use crate::{
         calls::Calls,
         limits::{
             admission::Admission, call_limit::CallLimit, snapshots::SnapshotMemory,
-            unfinished::Unfinished,
+            unfinished::UnfinishedRequests,
         },
     },
     server::connections::Connections,
@@ -73,7 +73,7 @@ pub struct Limits {
     pub calls: CallLimit,
     /// Number of calls that may be under way on one connection.
     pub calls_per_connection: u32,
-    pub unfinished: Unfinished,
+    pub unfinished: UnfinishedRequests,
     pub snapshots: SnapshotMemory,
 }
 
@@ -97,8 +97,8 @@ impl Metrics {
         feed::collect_watches(&mut families, &self.monitor);
         let database = self.health.has_database();
         feed::collect(&mut families, &self.feed, database).await;
-        let holder = self.health.feed_is_held_by();
-        feed::collect_holder(&mut families, holder.as_ref());
+        let blocker = self.health.feed_blocker();
+        feed::collect_blocker(&mut families, blocker.as_ref());
         families.one(
             "watchpost_database_up",
             "Whether the database answers, and has the schema of this version.",

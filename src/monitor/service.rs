@@ -149,7 +149,10 @@ impl Monitor {
     pub(super) async fn feed_status(&self) -> Result<pb::GetFeedStatusResponse> {
         let status = self.feed.status().await?;
         let cursors = self.feed.cursors();
-        let Retention { kept, max_changes } = self.settings.retention;
+        let Retention {
+            max_age,
+            max_changes,
+        } = self.settings.retention;
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         Ok(pb::GetFeedStatusResponse {
             earliest_cursor: cursors.encode(status.earliest),
@@ -159,8 +162,8 @@ impl Monitor {
             newest_recorded_at: status.newest.map(time::to_proto),
             deleted_changes: status.deleted,
             retention: Some(prost_types::Duration {
-                seconds: number(kept.as_secs()),
-                nanos: i32::try_from(kept.subsec_nanos()).unwrap_or_default(),
+                seconds: number(max_age.as_secs()),
+                nanos: i32::try_from(max_age.subsec_nanos()).unwrap_or_default(),
             }),
             max_changes: number(max_changes),
             history_id: self.feed.history_id(),
@@ -356,7 +359,11 @@ impl Watch {
     async fn heartbeat(&mut self) -> pb::WatchResponse {
         // A database that is away has nothing new to tell; the heartbeat must go out all the same.
         let behind = if self.filter.wants_changes() {
-            self.monitor.feed.behind(self.start.position).await.ok()
+            self.monitor
+                .feed
+                .backlog_after(self.start.position)
+                .await
+                .ok()
         } else {
             None
         };

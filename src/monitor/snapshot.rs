@@ -19,7 +19,7 @@ use crate::{
     feed::Start,
     gpu::GpuStats,
     pb::{self, watch_response::Update},
-    rpc::limits::snapshots::{self, Claim, SnapshotMemory},
+    rpc::limits::snapshots::{self, Reservation, SnapshotMemory},
 };
 
 /// How many alerts are read at a time.
@@ -82,10 +82,10 @@ impl Snapshots {
         // for scans.
         let tx = self.db.snapshot().await?;
         let start = self.feed.now_in(&tx).await?;
-        let mut claim = self.memory.claim();
-        let alerts = open_alerts(&tx, &mut claim).await?;
+        let mut reservation = self.memory.reserve();
+        let alerts = open_alerts(&tx, &mut reservation).await?;
         tx.rollback().await?;
-        let alerts = self.memory.keep(alerts, claim);
+        let alerts = self.memory.store(alerts, reservation);
         Ok(Snapshot {
             start,
             alerts,
@@ -96,7 +96,7 @@ impl Snapshots {
 
 async fn open_alerts(
     tx: &DatabaseTransaction,
-    claim: &mut Claim,
+    reservation: &mut Reservation,
 ) -> Result<Vec<Arc<Announcement>>> {
     use alert::Column::{CreatedAt, Id, Status};
 
@@ -123,7 +123,7 @@ async fn open_alerts(
         let full = page.len() as u64 == PAGE;
         for alert in page {
             let alert = existing(alert);
-            claim.grow(alert.encoded.len() as u64 * EXPANSION)?;
+            reservation.grow(alert.encoded.len() as u64 * EXPANSION)?;
             alerts.push(Arc::new(alert));
         }
         if !full {

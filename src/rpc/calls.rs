@@ -1,7 +1,7 @@
-//! Counts every call: how many began, how each ended, and how long it took.
+//! Call statistics: started calls, ended calls by status code, and durations.
 //!
-//! The methods are those of the API's description, so that a client that calls what does not exist
-//! makes no new label: all of that is counted together, as one method without a name.
+//! Methods come from the API descriptors. Calls of unknown methods are counted together as one
+//! method without a name, so that clients cannot create metric labels.
 
 use std::{
     collections::HashMap,
@@ -25,42 +25,42 @@ use tonic::{Code, Status, body::Body};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
-/// How many codes there are.
-const CODES: usize = 17;
+/// Number of gRPC status codes.
+const STATUS_CODES: usize = 17;
 
-/// In seconds: from a read that the cache answers to a stream of a minute.
-const BUCKETS: [f64; 16] = [
+/// Histogram buckets in seconds: from a cached read to a stream of a minute.
+const BUCKETS_SECONDS: [f64; 16] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
     10.0, 60.0,
 ];
 
-/// What is counted of all methods. Clones share it.
+/// Statistics of all methods. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct Calls(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// By path.
+    /// Statistics of known methods, by path of the method.
     methods: HashMap<String, Arc<Method>>,
     unknown: Arc<Method>,
 }
 
-/// What is counted of one method.
+/// Statistics of a method.
 #[derive(Debug)]
 pub struct Method {
     /// `unary`, `client_stream`, `server_stream` or `bidi_stream`.
     pub kind: &'static str,
-    /// The full name of the service; empty for all methods that do not exist.
+    /// Full name of the service; empty for the method of unknown calls.
     pub service: String,
     pub name: String,
     started: AtomicU64,
-    ended: [AtomicU64; CODES],
-    /// How long calls took, in seconds; of a stream, how long it was open.
+    ended: [AtomicU64; STATUS_CODES],
+    /// Duration of calls in seconds; for a stream, the time until its end.
     pub seconds: Histogram,
 }
 
 impl Calls {
-    /// Counts the calls of the methods that these encoded descriptions name.
+    /// Creates statistics for the methods of encoded descriptors.
     pub fn new(descriptors: &[&[u8]]) -> Self {
         let files = descriptors
             .iter()
@@ -87,23 +87,25 @@ impl Calls {
         Self(Arc::new(Shared { methods, unknown }))
     }
 
-    /// Counts a call that begins. It ends as cancelled if nobody says otherwise.
+    /// Counts the start of a call. Without a recorded end, the call ends as cancelled.
     pub fn begin(&self, path: &str) -> Call {
         let method = self.0.methods.get(path).unwrap_or(&self.0.unknown).clone();
         method.started.fetch_add(1, Ordering::Relaxed);
         Call {
             method,
-            begun: Instant::now(),
+            started_at: Instant::now(),
             ended: false,
             permit: None,
         }
     }
 
-    /// Every method that was ever called, by service and name.
+    /// Returns every method that was called, by service and name.
     pub fn methods(&self) -> Vec<Arc<Method>> {
         let methods = self.0.methods.values().chain([&self.0.unknown]);
-        let called = methods.filter(|method| method.started() > 0);
-        let mut called: Vec<_> = called.cloned().collect();
+        let mut called: Vec<_> = methods
+            .filter(|method| method.started() > 0)
+            .cloned()
+            .collect();
         called.sort_by(|a, b| (&a.service, &a.name).cmp(&(&b.service, &b.name)));
         called
     }
@@ -111,7 +113,7 @@ impl Calls {
 
 impl Method {
     fn new(kind: &'static str, service: &str, name: &str) -> Self {
-        let seconds = HistogramOpts::new("seconds", "seconds").buckets(BUCKETS.into());
+        let seconds = HistogramOpts::new("seconds", "seconds").buckets(BUCKETS_SECONDS.into());
         Self {
             kind,
             service: service.into(),
@@ -122,51 +124,53 @@ impl Method {
         }
     }
 
-    /// How many calls began.
+    /// Returns the number of started calls.
     pub fn started(&self) -> u64 {
         self.started.load(Ordering::Relaxed)
     }
 
-    /// How many calls ended with each code that any ended with. `OK` is always there.
+    /// Returns the number of ended calls per status code. Codes without calls are left out, except
+    /// `OK`.
     pub fn ended(&self) -> impl Iterator<Item = (Code, u64)> {
-        let counts = (0i32..).zip(&self.ended);
-        let counts = counts.map(|(code, count)| (Code::from(code), count.load(Ordering::Relaxed)));
+        let counts = (0i32..)
+            .zip(&self.ended)
+            .map(|(code, count)| (Code::from(code), count.load(Ordering::Relaxed)));
         counts.filter(|(code, count)| *code == Code::Ok || *count > 0)
     }
 }
 
-/// A call that is under way.
+/// Running call, counted as ended when dropped.
 #[derive(Debug)]
 pub struct Call {
     method: Arc<Method>,
-    begun: Instant,
+    started_at: Instant,
     ended: bool,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Call {
-    /// Keeps the permit of the call until its end.
-    pub fn keep(&mut self, permit: OwnedSemaphorePermit) {
+    /// Holds a permit until the end of the call.
+    pub fn hold_permit(&mut self, permit: OwnedSemaphorePermit) {
         self.permit = Some(permit);
     }
 
-    /// Returns true if there is such a method.
+    /// Returns true if the method exists.
     pub fn is_known(&self) -> bool {
         !self.method.service.is_empty()
     }
 
-    /// Returns true if the client may send any number of messages.
-    pub fn takes_stream(&self) -> bool {
+    /// Returns true if the client may send several messages.
+    pub fn is_client_streaming(&self) -> bool {
         ["client_stream", "bidi_stream"].contains(&self.method.kind)
     }
 
-    /// Waits with the end of the call for the end of its response.
-    pub fn answered(mut self, response: Response<Body>) -> Response<Body> {
-        if let Some(code) = code(response.headers()) {
+    /// Records the end of the call, now or with the trailers of the response.
+    pub fn track_response(mut self, response: Response<Body>) -> Response<Body> {
+        if let Some(code) = status_code(response.headers()) {
             self.end(code);
             return response;
         }
-        response.map(|body| Body::new(Counted { body, call: self }))
+        response.map(|body| Body::new(CountedBody { body, call: self }))
     }
 
     fn end(&mut self, code: Code) {
@@ -179,7 +183,7 @@ impl Call {
         }
         self.method
             .seconds
-            .observe(self.begun.elapsed().as_secs_f64());
+            .observe(self.started_at.elapsed().as_secs_f64());
     }
 }
 
@@ -189,17 +193,17 @@ impl Drop for Call {
     }
 }
 
-fn code(headers: &HeaderMap) -> Option<Code> {
+fn status_code(headers: &HeaderMap) -> Option<Code> {
     Some(Code::from_bytes(headers.get(&GRPC_STATUS)?.as_bytes()))
 }
 
-/// The body of a response, whose trailers tell how the call ended.
-struct Counted {
+/// Response body whose trailers hold the status of the call.
+struct CountedBody {
     body: Body,
     call: Call,
 }
 
-impl http_body::Body for Counted {
+impl http_body::Body for CountedBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -211,7 +215,7 @@ impl http_body::Body for Counted {
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
-                    let code = code(trailers).unwrap_or(Code::Unknown);
+                    let code = status_code(trailers).unwrap_or(Code::Unknown);
                     self.call.end(code);
                 }
             }
@@ -244,12 +248,18 @@ mod tests {
         assert!(calls.methods().is_empty());
         let status = |code: Code| Status::new(code, "").into_http();
         let path = "/watchpost.v1.MonitorService/Watch";
-        calls.begin(path).answered(status(Code::NotFound));
-        // The client has gone.
+        calls.begin(path).track_response(status(Code::NotFound));
+        // The client disconnects before the answer.
         drop(calls.begin(path));
-        drop(calls.begin(path).answered(Response::new(Body::empty())));
+        drop(
+            calls
+                .begin(path)
+                .track_response(Response::new(Body::empty())),
+        );
         for path in ["/nope/nope", "/other", ""] {
-            calls.begin(path).answered(status(Code::Unimplemented));
+            calls
+                .begin(path)
+                .track_response(status(Code::Unimplemented));
         }
         let methods = calls.methods();
         let [unknown, watch] = &methods[..] else {
@@ -281,7 +291,9 @@ mod tests {
         ];
         let body = http_body_util::StreamBody::new(tokio_stream::iter(frames));
         let path = "/watchpost.v1.CameraService/GetCamera";
-        let response = calls.begin(path).answered(Response::new(Body::new(body)));
+        let response = calls
+            .begin(path)
+            .track_response(Response::new(Body::new(body)));
         assert_eq!(ended(&calls.methods()[0]), [(Code::Ok, 0)]);
         response.into_body().collect().await.unwrap();
         assert_eq!(ended(&calls.methods()[0]), [(Code::Ok, 1)]);

@@ -1,4 +1,5 @@
-//! Bounds of what clients send, refused by the name of the field before the database would.
+//! Checks of client input, with errors that name the field, before the database would refuse the
+//! value.
 
 use std::{
     fmt::{Debug, Display},
@@ -10,7 +11,8 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 
-/// A text whose length in characters is in `length`, without NUL, which PostgreSQL cannot hold.
+/// Checks that a text has a length in characters within `length`, and no NUL, which PostgreSQL
+/// cannot store.
 pub fn text(field: &str, value: &str, length: RangeInclusive<usize>) -> Result<String> {
     if value.is_empty() && *length.start() > 0 {
         return Err(Error::invalid(field, "is required"));
@@ -18,7 +20,7 @@ pub fn text(field: &str, value: &str, length: RangeInclusive<usize>) -> Result<S
     if value.contains('\0') {
         return Err(Error::invalid(field, "must not contain a NUL character"));
     }
-    // Counting is only needed where bytes do not already prove it.
+    // Counting characters is only needed if the number of bytes exceeds the limit.
     if value.len() > *length.end() && value.chars().count() > *length.end() {
         return Err(Error::invalid(
             field,
@@ -28,7 +30,7 @@ pub fn text(field: &str, value: &str, length: RangeInclusive<usize>) -> Result<S
     Ok(value.to_string())
 }
 
-/// A name: a text that is not only white space.
+/// Checks a name: a text that is not blank.
 pub fn name(field: &str, value: &str, length: RangeInclusive<usize>) -> Result<String> {
     if !value.is_empty() && value.trim().is_empty() {
         return Err(Error::invalid(field, "must not be blank"));
@@ -36,7 +38,7 @@ pub fn name(field: &str, value: &str, length: RangeInclusive<usize>) -> Result<S
     text(field, value, length)
 }
 
-/// A text that may be absent; see [`text`].
+/// Checks an optional text; see [`text`].
 pub fn optional_text(
     field: &str,
     value: Option<&str>,
@@ -45,25 +47,26 @@ pub fn optional_text(
     value.map(|value| text(field, value, length)).transpose()
 }
 
-/// At most `most` texts; see [`name`].
+/// Checks a list of at most `max_entries` names; see [`name`].
 pub fn texts(
     field: &str,
     values: &[String],
-    most: usize,
+    max_entries: usize,
     length: &RangeInclusive<usize>,
 ) -> Result<Vec<String>> {
-    if values.len() > most {
+    if values.len() > max_entries {
         return Err(Error::invalid(
             field,
-            format!("must have at most {most} entries"),
+            format!("must have at most {max_entries} entries"),
         ));
     }
-    let entry =
-        |(at, value): (usize, &String)| name(&format!("{field}[{at}]"), value, length.clone());
+    let entry = |(index, value): (usize, &String)| {
+        name(&format!("{field}[{index}]"), value, length.clone())
+    };
     values.iter().enumerate().map(entry).collect()
 }
 
-/// Who does something: a name of at most 100 characters, else the address that the request came from.
+/// Checks an actor of at most 100 characters. An empty actor is replaced by the client's address.
 pub fn actor(field: &str, value: &str, peer: Option<SocketAddr>) -> Result<String> {
     let actor = name(field, value, 0..=100)?;
     if !actor.is_empty() {
@@ -74,7 +77,8 @@ pub fn actor(field: &str, value: &str, peer: Option<SocketAddr>) -> Result<Strin
     }))
 }
 
-/// A number inside of `range`. Negative zero becomes zero, since SQLite does not keep its sign and PostgreSQL does.
+/// Checks that a number is in `range`. Negative zero becomes zero, because PostgreSQL keeps the
+/// sign and SQLite does not.
 pub fn within<T: PartialOrd + Debug + Display + Default + Add<Output = T>>(
     field: &str,
     value: T,
@@ -83,25 +87,29 @@ pub fn within<T: PartialOrd + Debug + Display + Default + Add<Output = T>>(
     if range.contains(&value) {
         return Ok(value + T::default());
     }
-    // Also where NaN ends, which no range contains.
+    // NaN is in no range, and is refused here as well.
     Err(Error::invalid(
         field,
-        format!("must be in [{}, {}]", range.start(), range.end()),
+        format!(
+            "must be in [{}, {}], got {value}",
+            range.start(),
+            range.end()
+        ),
     ))
 }
 
-/// A number that is not below `least`; not NaN, not infinite. Negative zero becomes zero.
-pub fn at_least(field: &str, value: f64, least: f64) -> Result<f64> {
-    if value.is_finite() && (least..).contains(&value) {
+/// Checks that a number is finite and not below `min`. Negative zero becomes zero.
+pub fn at_least(field: &str, value: f64, min: f64) -> Result<f64> {
+    if value.is_finite() && (min..).contains(&value) {
         return Ok(value + 0.0);
     }
     Err(Error::invalid(
         field,
-        format!("must be a finite number, at least {least}"),
+        format!("must be a finite number, at least {min}"),
     ))
 }
 
-/// An id of characters that need no quoting anywhere: `[A-Za-z0-9_-]`, at most 64.
+/// Checks an id of 1 to 64 characters that never need quoting: `[A-Za-z0-9_-]`.
 pub fn id(field: &str, value: &str) -> Result<String> {
     if value.is_empty() {
         return Err(Error::invalid(field, "is required"));
@@ -116,12 +124,12 @@ pub fn id(field: &str, value: &str) -> Result<String> {
     Ok(value.to_string())
 }
 
-/// A UUID.
+/// Checks a UUID in its canonical form of 36 characters.
 pub fn uuid(field: &str, value: &str) -> Result<Uuid> {
     if value.is_empty() {
         return Err(Error::invalid(field, "is required"));
     }
-    // `Uuid` also reads braces, URNs and plain hex; the API has one form.
+    // The parser also accepts braces, URNs and plain hex; the API has a single form.
     match Uuid::try_parse(value) {
         Ok(uuid) if value.len() == 36 => Ok(uuid),
         _ => Err(Error::invalid(
@@ -131,7 +139,7 @@ pub fn uuid(field: &str, value: &str) -> Result<Uuid> {
     }
 }
 
-/// A list of at most 1,000 UUIDs.
+/// Checks a list of at most 1,000 UUIDs.
 pub fn uuids(field: &str, values: &[String]) -> Result<Vec<Uuid>> {
     if values.len() > 1_000 {
         return Err(Error::invalid(field, "must have at most 1000 entries"));
@@ -139,11 +147,11 @@ pub fn uuids(field: &str, values: &[String]) -> Result<Vec<Uuid>> {
     values
         .iter()
         .enumerate()
-        .map(|(at, value)| uuid(&format!("{field}[{at}]"), value))
+        .map(|(index, value)| uuid(&format!("{field}[{index}]"), value))
         .collect()
 }
 
-/// The id of a row that the database numbered.
+/// Checks the id of a row numbered by the database.
 pub fn row_id(field: &str, value: i64) -> Result<i64> {
     if (1..).contains(&value) {
         return Ok(value);

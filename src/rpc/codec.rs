@@ -1,4 +1,4 @@
-//! The codec of all services: that of prost, with messages looked at before they are decoded.
+//! Codec of all services: prost, with memory bounds checked before a message is decoded.
 
 use std::{marker::PhantomData, sync::Arc};
 
@@ -14,18 +14,18 @@ use tonic::{
 };
 use tonic_prost::{ProstDecoder, ProstEncoder};
 
-use super::limits::admission::Call;
+use super::limits::admission::RequestMemory;
 
-/// Size from which decoding a message takes long enough that others are not kept waiting for it.
-const LARGE: usize = 256 << 10;
+/// Size in bytes from which decoding takes long enough to block other tasks.
+const BLOCKING_FROM_BYTES: usize = 256 << 10;
 
-/// Room for messages that an open call has at first, in bytes. It grows with what is received and sent.
-const BUFFER: usize = 2 << 10;
+/// Initial buffer of an open call in bytes. The buffer grows with received and sent messages.
+const INITIAL_BUFFER_BYTES: usize = 2 << 10;
 
-/// Number of bytes that go to the transport at a time.
-const YIELD_AT: usize = 32 << 10;
+/// Number of bytes passed to the transport at a time.
+const YIELD_AT_BYTES: usize = 32 << 10;
 
-/// Encodes `T` and decodes `U`. On a server, what a message takes is bounded before it is decoded.
+/// Encodes `T` and decodes `U`. On a server, the memory of a message is bounded before decoding.
 #[derive(Debug)]
 pub struct BoundedCodec<T, U>(PhantomData<(T, U)>);
 
@@ -46,7 +46,7 @@ where
     type Decoder = BoundedDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstEncoder::new(BufferSettings::new(BUFFER, YIELD_AT))
+        ProstEncoder::new(BufferSettings::new(INITIAL_BUFFER_BYTES, YIELD_AT_BYTES))
     }
 
     fn decoder(&mut self) -> Self::Decoder {
@@ -54,20 +54,20 @@ where
     }
 }
 
-/// Decodes `U`.
+/// Decoder of messages of type `U`, with bounded memory.
 #[derive(Debug)]
 pub struct BoundedDecoder<U> {
     inner: ProstDecoder<U>,
-    /// The call whose messages are decoded. `None` in a client.
-    call: Option<Arc<Call>>,
+    /// Memory of the call whose messages are decoded. `None` in a client.
+    memory: Option<Arc<RequestMemory>>,
 }
 
 impl<U: Message + Default + Send + 'static> BoundedDecoder<U> {
-    /// A decoder of the messages of the call that is running.
+    /// Creates a decoder for messages of the current call.
     pub fn new() -> Self {
         Self {
-            inner: ProstDecoder::new(BufferSettings::new(BUFFER, YIELD_AT)),
-            call: Call::current(),
+            inner: ProstDecoder::new(BufferSettings::new(INITIAL_BUFFER_BYTES, YIELD_AT_BYTES)),
+            memory: RequestMemory::current(),
         }
     }
 }
@@ -83,20 +83,20 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        let Some(call) = &self.call else {
+        let Some(memory) = &self.memory else {
             return self.inner.decode(buffer);
         };
         let (inner, length) = (&mut self.inner, buffer.remaining());
         let mut decode = || {
-            // The whole message is one piece: it is cut from one buffer.
-            call.admit(buffer.chunk())?;
+            // The message is contiguous: tonic cuts it from a single buffer.
+            memory.admit(buffer.chunk())?;
             inner.decode(buffer)
         };
         let is_threaded = || {
             Handle::try_current()
                 .is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread)
         };
-        if length >= LARGE && is_threaded() {
+        if length >= BLOCKING_FROM_BYTES && is_threaded() {
             return block_in_place(decode);
         }
         decode()

@@ -1,11 +1,10 @@
-//! Enums: the column's on one side, the wire's on the other.
+//! Conversion between enums of database columns and enums of the API.
 
-/// Joins the enum of a column and the enum of the wire, variant by variant.
+/// Connects a column enum and a protobuf enum, variant by variant.
 ///
-/// Both matches are exhaustive, so a variant added on one side only does not
-/// compile. Gives the column's type `from_proto`, which reads the number that a
-/// client sent: `None` for `UNSPECIFIED`, an error that names the field for a
-/// number that is not known.
+/// Both matches are exhaustive, so a variant added on one side only does not compile. The macro
+/// implements `from_proto` for the column type: `None` for `UNSPECIFIED`, and an error that names
+/// the field for an unknown number.
 macro_rules! proto_enum {
     ($column:ty, $proto:ty { $($variant:ident),+ $(,)? }) => {
         impl From<$column> for $proto {
@@ -31,22 +30,23 @@ use std::collections::BTreeSet;
 
 use crate::error::{Error, Result};
 
-/// An enum that a client can send.
+/// Enum that a client can send.
 pub trait FromProto: Sized {
-    /// Reads the enum that a client sent in `field`. `None` for `UNSPECIFIED`.
+    /// Converts the number sent in `field`. `None` for `UNSPECIFIED`.
     fn from_proto(field: &str, value: i32) -> Result<Option<Self>>;
 
-    /// Reads a list, in which `UNSPECIFIED` has no meaning. Each value is given once, however often it was sent.
+    /// Converts a list, in which `UNSPECIFIED` is refused. Repeated values are returned once.
     fn all_from_proto(field: &str, values: &[i32]) -> Result<Vec<Self>> {
         let mut seen = BTreeSet::new();
-        let mut read = Vec::new();
-        for (at, value) in values.iter().enumerate() {
-            if seen.insert(value) {
-                let field = format!("{field}[{at}]");
-                let value = Self::from_proto(&field, *value)?;
-                read.push(value.ok_or_else(|| Error::invalid(field, "must not be unspecified"))?);
+        let mut converted = Vec::new();
+        for (index, number) in values.iter().enumerate() {
+            if seen.insert(number) {
+                let field = format!("{field}[{index}]");
+                let value = Self::from_proto(&field, *number)?;
+                converted
+                    .push(value.ok_or_else(|| Error::invalid(field, "must not be unspecified"))?);
             }
         }
-        Ok(read)
+        Ok(converted)
     }
 }

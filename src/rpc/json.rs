@@ -1,7 +1,7 @@
-//! Free-form JSON: `serde_json` here, `google.protobuf.Struct` on the wire.
+//! Free-form JSON: `serde_json` in the server, `google.protobuf.Struct` in the API.
 //!
-//! A message nests a limited number of levels (100 in most implementations), of which each level of JSON takes up to
-//! three. Objects are therefore bounded in depth as well as in size, on input and on output.
+//! Protobuf messages nest a limited number of levels, 100 in most implementations, and a level of
+//! JSON takes up to three. Objects are therefore bounded in depth and size, on input and on output.
 
 use std::fmt;
 
@@ -14,52 +14,54 @@ use crate::error::{Error, Result};
 #[cfg(test)]
 mod tests;
 
-/// Levels of objects and lists inside of each other, the outermost object included.
-pub const LEVELS: usize = 20;
+/// Maximum nesting of objects and lists, including the outermost object.
+pub const MAX_LEVELS: usize = 20;
 
-/// Largest object that is accepted, in bytes of JSON.
-pub const LARGEST: usize = 1 << 20;
+/// Maximum size of an accepted object, in bytes of JSON.
+pub const MAX_BYTES: usize = 1 << 20;
 
-/// Key of the object that stands for one that cannot be delivered.
-pub const OMITTED: &str = "watchpost.omitted";
+/// Key of the object that replaces an undeliverable object.
+pub const OMITTED_KEY: &str = "watchpost.omitted";
 
-/// Whole numbers up to here are the same as doubles.
-const EXACT: f64 = 9_007_199_254_740_992.0; // 2^53
+/// Integers below this limit are exact as doubles.
+const MAX_EXACT: f64 = 9_007_199_254_740_992.0; // 2^53
 
-/// Largest encoded size of an object of at most `most` bytes of JSON. Numbers take more room encoded than as text.
-const fn largest_encoded(most: usize) -> usize {
-    most + most / 4
+/// Maximum encoded size of an object with at most `max_bytes` of JSON. Numbers are larger encoded
+/// than as text.
+const fn max_encoded_len(max_bytes: usize) -> usize {
+    max_bytes + max_bytes / 4
 }
 
-/// A JSON object from the wire of at most `most` bytes of JSON. All bounds are checked before anything is converted.
+/// Converts an object of at most `max_bytes` of JSON from the API. All bounds are checked before
+/// the conversion.
 ///
-/// Numbers that JSON does not have and NUL characters are refused.
-pub fn from_proto(field: &str, object: Struct, most: usize) -> Result<Json> {
-    let encoded = largest_encoded(most);
+/// Numbers outside of JSON and NUL characters are refused.
+pub fn from_proto(field: &str, object: Struct, max_bytes: usize) -> Result<Json> {
+    let encoded = max_encoded_len(max_bytes);
     if object.encoded_len() > encoded {
         let problem = format!("must have at most {encoded} bytes as an encoded message");
         return Err(Error::invalid(field, problem));
     }
-    let mut left = Left {
+    let mut budget = ByteBudget {
         field,
-        most,
-        bytes: most,
+        max_bytes,
+        bytes: max_bytes,
     };
-    left.take_object(&object, &Path::root(field), 1)?;
+    budget.take_object(&object, &Path::root(field), 1)?;
     Ok(object_from_proto(object))
 }
 
-/// The bytes of JSON that an object may still have.
-struct Left<'a> {
+/// Remaining bytes of JSON.
+struct ByteBudget<'a> {
     field: &'a str,
-    most: usize,
+    max_bytes: usize,
     bytes: usize,
 }
 
-impl Left<'_> {
+impl ByteBudget<'_> {
     fn take(&mut self, bytes: usize) -> Result<()> {
         self.bytes = self.bytes.checked_sub(bytes).ok_or_else(|| {
-            let problem = format!("must have at most {} bytes as JSON", self.most);
+            let problem = format!("must have at most {} bytes as JSON", self.max_bytes);
             Error::invalid(self.field, problem)
         })?;
         Ok(())
@@ -67,10 +69,10 @@ impl Left<'_> {
 
     fn take_object(&mut self, object: &Struct, path: &Path<'_>, level: usize) -> Result<()> {
         check_level(path, level)?;
-        // The braces, and a comma after every entry but the last.
+        // The braces, and a comma after every entry except the last.
         self.take(2 + object.fields.len().saturating_sub(1))?;
         for (key, value) in &object.fields {
-            let path = path.step(Step::Key(key));
+            let path = path.child(Step::Key(key));
             self.take_text(key, &path)?;
             self.take(1)?;
             self.take_value(value, &path, level + 1)?;
@@ -92,8 +94,8 @@ impl Left<'_> {
             Some(Kind::ListValue(list)) => {
                 check_level(path, level)?;
                 self.take(2 + list.values.len().saturating_sub(1))?;
-                for (at, value) in list.values.iter().enumerate() {
-                    self.take_value(value, &path.step(Step::Index(at)), level + 1)?;
+                for (index, value) in list.values.iter().enumerate() {
+                    self.take_value(value, &path.child(Step::Index(index)), level + 1)?;
                 }
                 Ok(())
             }
@@ -101,7 +103,7 @@ impl Left<'_> {
     }
 
     fn take_text(&mut self, text: &str, path: &Path<'_>) -> Result<()> {
-        // The length is checked before the characters are looked at.
+        // The length is checked before the characters are inspected.
         self.take(2 + text.len())?;
         let mut escapes = 0;
         for byte in text.bytes() {
@@ -120,14 +122,14 @@ impl Left<'_> {
 }
 
 fn check_level(path: &Path<'_>, level: usize) -> Result<()> {
-    if level <= LEVELS {
+    if level <= MAX_LEVELS {
         return Ok(());
     }
-    let problem = format!("must not be nested deeper than {LEVELS} levels");
+    let problem = format!("must not be nested deeper than {MAX_LEVELS} levels");
     Err(Error::invalid(path.to_string(), problem))
 }
 
-/// The place of a value: a list on the stack, from which a text is only made for an error.
+/// Path of a value: a linked list on the stack, formatted only for an error.
 struct Path<'a> {
     parent: Option<&'a Path<'a>>,
     step: Step<'a>,
@@ -147,7 +149,7 @@ impl<'a> Path<'a> {
         }
     }
 
-    fn step<'b>(&'b self, step: Step<'b>) -> Path<'b> {
+    fn child<'b>(&'b self, step: Step<'b>) -> Path<'b> {
         Path {
             parent: Some(self),
             step,
@@ -163,14 +165,16 @@ impl fmt::Display for Path<'_> {
         match (self.step, self.parent.is_some()) {
             (Step::Key(key), true) => write!(f, ".{key}"),
             (Step::Key(key), false) => f.write_str(key),
-            (Step::Index(at), _) => write!(f, "[{at}]"),
+            (Step::Index(index), _) => write!(f, "[{index}]"),
         }
     }
 }
 
 fn object_from_proto(object: Struct) -> Json {
-    let entries = object.fields.into_iter();
-    let entries = entries.map(|(key, value)| (key, value_from_proto(value)));
+    let entries = object
+        .fields
+        .into_iter()
+        .map(|(key, value)| (key, value_from_proto(value)));
     Json::Object(entries.collect::<Map<_, _>>())
 }
 
@@ -187,50 +191,53 @@ fn value_from_proto(value: Value) -> Json {
     }
 }
 
-/// `3` rather than `3.0` where nothing is lost by it. `None` for what is not finite.
+/// Converts a number, as an integer if no precision is lost. `None` for a number that is not
+/// finite.
 fn number(value: f64) -> Option<Number> {
     #[expect(clippy::cast_possible_truncation, reason = "whole and below 2^53")]
-    let whole = (value.fract() == 0.0 && value.abs() < EXACT).then_some(value as i64);
+    let whole = (value.fract() == 0.0 && value.abs() < MAX_EXACT).then_some(value as i64);
     whole.map(Number::from).or_else(|| Number::from_f64(value))
 }
 
-/// A stored JSON object for the wire. `None` for anything that is not an object.
+/// Converts a stored object for the API. `None` for a value that is not an object.
 ///
-/// An object that is too deep or too large to be delivered, which an older version or another writer has stored, is
-/// replaced by one with the single key [`OMITTED`], whose value says why.
+/// An object too deep or too large for a message, stored by an older version or another writer, is
+/// replaced. The replacement has the single key [`OMITTED_KEY`] with the reason as its value.
 pub fn to_proto(json: Json) -> Option<Struct> {
     if !json.is_object() {
         return None;
     }
-    match undeliverable(&json) {
-        None => whole_to_proto(json),
+    match delivery_problem(&json) {
+        None => to_proto_unbounded(json),
         Some(problem) => Some(Struct {
-            fields: [(OMITTED.to_string(), value(Kind::StringValue(problem)))].into(),
+            fields: [(OMITTED_KEY.to_string(), value(Kind::StringValue(problem)))].into(),
         }),
     }
 }
 
-/// The reason why an object cannot be delivered in a message, if it cannot.
-pub fn undeliverable(json: &Json) -> Option<String> {
-    if is_deeper(json, LEVELS) {
-        return Some(format!("nested deeper than {LEVELS} levels"));
+/// Returns the reason if an object cannot be delivered in a message.
+pub fn delivery_problem(json: &Json) -> Option<String> {
+    if exceeds_depth(json, MAX_LEVELS) {
+        return Some(format!("nested deeper than {MAX_LEVELS} levels"));
     }
-    let (encoded, most) = (encoded_len(json), largest_encoded(LARGEST));
-    (encoded > most).then(|| format!("{encoded} bytes encoded, more than {most}"))
+    let (encoded, max_bytes) = (encoded_len(json), max_encoded_len(MAX_BYTES));
+    (encoded > max_bytes).then(|| format!("{encoded} bytes encoded, more than {max_bytes}"))
 }
 
-/// Whether a value has more than `levels` of objects and lists inside of each other.
-fn is_deeper(json: &Json, levels: usize) -> bool {
-    // Stored values can be deep, so that no more than one level too many is looked at.
+/// Returns true if a value has more than `levels` nested objects and lists.
+fn exceeds_depth(json: &Json, levels: usize) -> bool {
+    // Stored values can be deep, so the search stops one level beyond the limit.
     match json {
         Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => false,
         Json::Array(_) | Json::Object(_) if levels == 0 => true,
-        Json::Array(values) => values.iter().any(|value| is_deeper(value, levels - 1)),
-        Json::Object(object) => object.values().any(|value| is_deeper(value, levels - 1)),
+        Json::Array(values) => values.iter().any(|value| exceeds_depth(value, levels - 1)),
+        Json::Object(object) => object
+            .values()
+            .any(|value| exceeds_depth(value, levels - 1)),
     }
 }
 
-/// The length of the `Value` or `Struct` that a value becomes, to within a few bytes for each value.
+/// Estimates the encoded length of a value, to within a few bytes per value.
 pub fn encoded_len(json: &Json) -> usize {
     /// A tag and a length of two bytes.
     const PREFIX: usize = 3;
@@ -250,8 +257,8 @@ pub fn encoded_len(json: &Json) -> usize {
     }
 }
 
-/// A JSON object for the wire, whatever its depth and size. `None` for anything that is not an object.
-pub fn whole_to_proto(json: Json) -> Option<Struct> {
+/// Converts an object for the API without bounds. `None` for a value that is not an object.
+pub fn to_proto_unbounded(json: Json) -> Option<Struct> {
     if let Some(Kind::StructValue(object)) = value_to_proto(json).kind {
         return Some(object);
     }
@@ -262,7 +269,7 @@ fn value_to_proto(json: Json) -> Value {
     value(match json {
         Json::Null => Kind::NullValue(0),
         Json::Bool(value) => Kind::BoolValue(value),
-        // Every number of serde_json can be read as a double.
+        // Every `serde_json` number can be read as a double.
         Json::Number(value) => Kind::NumberValue(value.as_f64().unwrap_or(f64::NAN)),
         Json::String(value) => Kind::StringValue(value),
         Json::Array(values) => Kind::ListValue(ListValue {

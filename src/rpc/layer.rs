@@ -1,4 +1,5 @@
-//! The layer around every call: a span with its id, the gate while starting, its deadline, and the errors of the transport.
+//! Layer around every call: tracing span with the request id, admission, deadline, and errors of
+//! the transport.
 
 use std::{
     future::Future,
@@ -20,42 +21,42 @@ use uuid::Uuid;
 
 use super::{
     calls::Calls,
-    ending::Ending,
-    limits::{admission::Admission, call_limit::CallLimit, unfinished::Unfinished},
+    early_end::EarlyEndBody,
+    limits::{admission::Admission, call_limit::CallLimit, unfinished::UnfinishedRequests},
 };
 use crate::{
     deadline,
     error::{Error, Result},
 };
 
-/// Tells client and server the id of a request; taken from the request if it has one.
+/// Header with the request id; taken from the request if present.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
-/// Wraps every service of the listener.
+/// Layer of every service of the listener.
 #[derive(Debug, Clone)]
 pub struct RequestLayer {
-    /// Whether the services can work; until then calls of ours are answered with `STARTING`.
+    /// True once the services are ready; until then Watchpost calls fail with `STARTING`.
     pub ready: Arc<AtomicBool>,
-    /// The largest request that is accepted, in bytes.
+    /// Maximum request size, in bytes.
     pub max_message_size: usize,
-    /// Lets requests in, by the memory that they take.
+    /// Bound of the memory of decoded requests.
     pub admission: Admission,
-    /// Counts every call.
+    /// Statistics of calls, updated by the layer.
     pub calls: Calls,
-    /// Bounds the number of calls.
+    /// Limit of concurrent calls.
     pub call_limit: CallLimit,
-    /// Bounds requests that have not arrived whole.
-    pub unfinished: Unfinished,
-    /// Ends the streams of health and reflection, which know of no shutdown.
+    /// Bound of requests that have not arrived completely.
+    pub unfinished: UnfinishedRequests,
+    /// Ends the streams of health and reflection, whose services have no shutdown token.
     pub shutdown: CancellationToken,
 }
 
 impl RequestLayer {
-    /// Permit for a call of the method at this path.
+    /// Acquires a permit for a call of the method at this path.
     fn admit(&self, path: &str) -> Result<OwnedSemaphorePermit> {
-        let permit = self.call_limit.take(path)?;
+        let permit = self.call_limit.acquire(path)?;
         if !self.ready.load(Ordering::Acquire) && path.starts_with("/watchpost.") {
             return Err(Error::Starting);
         }
@@ -64,24 +65,24 @@ impl RequestLayer {
 }
 
 impl<S> Layer<S> for RequestLayer {
-    type Service = Requests<S>;
+    type Service = RequestService<S>;
 
-    fn layer(&self, inner: S) -> Requests<S> {
-        Requests {
+    fn layer(&self, inner: S) -> RequestService<S> {
+        RequestService {
             inner,
             layer: self.clone(),
         }
     }
 }
 
-/// See [`RequestLayer`].
+/// Service created by [`RequestLayer`].
 #[derive(Debug, Clone)]
-pub struct Requests<S> {
+pub struct RequestService<S> {
     inner: S,
     layer: RequestLayer,
 }
 
-impl<S> Service<Request<Body>> for Requests<S>
+impl<S> Service<Request<Body>> for RequestService<S>
 where
     S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
     S::Future: Send + 'static,
@@ -96,11 +97,11 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let given = request
+        let client_id = request
             .headers()
             .get(&REQUEST_ID)
             .filter(|id| id.len() <= 128 && id.to_str().is_ok());
-        let id = given.cloned().unwrap_or_else(new_id);
+        let id = client_id.cloned().unwrap_or_else(new_id);
         let path = request.uri().path();
         let (service, method) = path
             .trim_start_matches('/')
@@ -116,41 +117,43 @@ where
 
         let mut call = self.layer.calls.begin(path);
         match self.layer.admit(path) {
-            Ok(permit) => call.keep(permit),
+            Ok(permit) => call.hold_permit(permit),
             Err(error) => {
                 let mut response = Status::from(error).into_http();
                 response.headers_mut().insert(REQUEST_ID, id);
-                return Box::pin(std::future::ready(Ok(call.answered(response))));
+                return Box::pin(std::future::ready(Ok(call.track_response(response))));
             }
         }
 
-        let two_way = path.starts_with("/grpc.reflection.") || call.takes_stream();
-        let waits = !two_way && call.is_known();
-        let foreign = !path.starts_with("/watchpost.");
+        let is_client_streaming =
+            path.starts_with("/grpc.reflection.") || call.is_client_streaming();
+        let waits_for_message = !is_client_streaming && call.is_known();
+        let is_foreign = !path.starts_with("/watchpost.");
         let shutdown = self.layer.shutdown.clone();
         let limit = self.layer.max_message_size;
-        let admitted = self.layer.admission.call(path);
+        let memory = self.layer.admission.begin_call(path);
         let unfinished = &self.layer.unfinished;
-        let request = request.map(|body| unfinished.bound(body, two_way));
-        let deadline = deadline::of(request.headers());
+        let request = request.map(|body| unfinished.bound(body, is_client_streaming));
+        let deadline = deadline::from_headers(request.headers());
         let mut inner = self.inner.clone();
         let reply = async move {
-            // A call takes several times as much memory once it has reached its service. A unary one waits outside until
-            // its message has arrived; a stream may be answered before it says anything.
+            // A call takes several times more memory inside its service. A unary call therefore
+            // waits outside until its message is complete. A stream may be answered before its
+            // first message.
             let (parts, mut body) = request.into_parts();
-            if waits {
-                body.begin().await;
+            if waits_for_message {
+                body.wait_readable().await;
             }
             let request = Request::from_parts(parts, Body::new(body));
             Box::pin(inner.call(request)).await
         };
-        let reply = deadline::keep(deadline, admitted.scope(reply));
-        let answered = async move {
+        let reply = deadline::run(deadline, memory.scope(reply));
+        let response_future = async move {
             let mut response = match reply.await {
                 Some(response) => response?,
                 None => Status::from(Error::DeadlineExceeded).into_http(),
             };
-            if !foreign && let Some(error) = transport_error(&response, limit) {
+            if !is_foreign && let Some(error) = transport_error(&response, limit) {
                 response = Status::from(error).into_http();
             }
             if let Some(status) = response
@@ -162,31 +165,39 @@ where
                 tracing::debug!("answered with an error");
             }
             response.headers_mut().insert(REQUEST_ID, id);
-            if foreign {
-                // An open stream would hold the server up.
+            if is_foreign {
+                // An open stream would block the shutdown.
                 let end = async move {
                     shutdown.cancelled().await;
                     Error::ShuttingDown
                 };
-                response = response.map(|body| Body::new(Ending::new(body, two_way, end)));
+                response = response
+                    .map(|body| Body::new(EarlyEndBody::new(body, is_client_streaming, end)));
             }
             if let Some(deadline) = deadline
                 && !response.headers().contains_key(&GRPC_STATUS)
             {
-                response = response.map(|body| Body::new(Ending::at(body, two_way, deadline)));
+                response = response.map(|body| {
+                    Body::new(EarlyEndBody::at_deadline(
+                        body,
+                        is_client_streaming,
+                        deadline,
+                    ))
+                });
             }
-            Ok(call.answered(response))
+            Ok(call.track_response(response))
         };
-        Box::pin(answered.instrument(span))
+        Box::pin(response_future.instrument(span))
     }
 }
 
 fn new_id() -> HeaderValue {
-    // A UUID is always a legal header value.
+    // A UUID is always a valid header value.
     HeaderValue::try_from(Uuid::now_v7().to_string()).unwrap_or(HeaderValue::from_static("-"))
 }
 
-/// The errors that tonic makes before a handler is reached. Ours are told apart by their details.
+/// Translates errors that tonic creates before a handler runs. Watchpost errors are recognized by
+/// their details.
 fn transport_error(response: &Response<Body>, limit: usize) -> Option<Error> {
     let headers = response.headers();
     if !headers.contains_key(&GRPC_STATUS) || headers.contains_key(&GRPC_DETAILS) {
@@ -194,37 +205,41 @@ fn transport_error(response: &Response<Body>, limit: usize) -> Option<Error> {
     }
     let status = Status::from_header_map(headers)?;
     if status.code() == Code::Unimplemented {
-        let unknown = "there is no such method on this server";
+        let unknown = "the method is unknown to this server";
         return Some(Error::Unimplemented(match status.message() {
             "" => unknown.to_string(),
             message => message.to_string(),
         }));
     }
-    not_a_message(&status, limit)
+    message_error(&status, limit)
 }
 
-/// The next message of a stream of requests of up to `limit` bytes. A failure of the message itself has details: tonic
-/// makes it between two messages, where the layer does not see it.
-pub async fn next<T>(requests: &mut Streaming<T>, limit: usize) -> Result<Option<T>, Status> {
+/// Returns the next message of a request stream with messages of up to `limit` bytes. Errors of the
+/// message get details here, because tonic creates these errors between two messages, outside of
+/// the layer.
+pub async fn next_message<T>(
+    requests: &mut Streaming<T>,
+    limit: usize,
+) -> Result<Option<T>, Status> {
     requests.message().await.map_err(|status| {
         if status.details().is_empty() {
-            not_a_message(&status, limit).map_or(status, Into::into)
+            message_error(&status, limit).map_or(status, Into::into)
         } else {
             status
         }
     })
 }
 
-/// What tonic means if it cannot hand over a message.
-fn not_a_message(status: &Status, limit: usize) -> Option<Error> {
+/// Translates a tonic error about an unreadable message.
+fn message_error(status: &Status, limit: usize) -> Option<Error> {
     if status.code() == Code::OutOfRange && status.message().contains("message length too large") {
         return Some(Error::TooLarge { limit });
     }
-    // Of a compressed message, once it is not any more.
+    // A compressed message that is too large after decompression.
     if status.code() == Code::ResourceExhausted && status.message().contains("decompressing") {
         return Some(Error::TooLarge { limit });
     }
-    // A frame that is broken or missing, or a message that cannot be decoded.
+    // A broken or missing frame, or an undecodable message.
     (status.code() == Code::Internal).then_some(Error::Malformed)
 }
 
@@ -236,7 +251,7 @@ mod tests {
 
     use super::*;
 
-    /// A service that does not answer, or answers with a body that does not end.
+    /// Service that never answers, or answers with an endless body.
     #[derive(Clone)]
     struct Silent {
         answers: bool,
@@ -261,7 +276,7 @@ mod tests {
         }
     }
 
-    /// Calls a service with a deadline that has passed.
+    /// Calls a service with a deadline in the past.
     async fn call_late(service: Silent) -> Response<Body> {
         let layer = RequestLayer {
             ready: Arc::new(AtomicBool::new(true)),
@@ -269,7 +284,7 @@ mod tests {
             admission: Admission::new(&[], 1, 1),
             calls: Calls::new(&[]),
             call_limit: CallLimit::new(1),
-            unfinished: Unfinished::new(std::time::Duration::from_secs(30), 1, 1),
+            unfinished: UnfinishedRequests::new(std::time::Duration::from_secs(30), 1, 1),
             shutdown: CancellationToken::new(),
         };
         let request = Request::builder()

@@ -1,22 +1,22 @@
-//! Update masks: which fields of a resource an Update changes.
+//! Update masks: the fields of a resource changed by an Update call.
 
 use prost_types::FieldMask;
 
 use crate::error::{Error, Result};
 
-/// The fields that an Update changes.
+/// Fields changed by an Update call.
 #[derive(Debug)]
 pub enum UpdateMask {
-    /// No mask was sent: those that are set.
+    /// No mask was sent: all populated fields are changed.
     Populated,
-    /// `*`: all that can be changed.
+    /// The mask is `*`: all updatable fields are changed.
     All,
-    /// Those that were named.
+    /// The listed paths are changed.
     Named(Vec<String>),
 }
 
 impl UpdateMask {
-    /// Reads a mask; paths that are not in `updatable` are refused by name.
+    /// Parses a mask. Paths outside of `updatable` are refused by name.
     pub fn parse(mask: Option<FieldMask>, updatable: &[&str]) -> Result<Self> {
         let paths = mask.map(|mask| mask.paths).unwrap_or_default();
         if paths.is_empty() {
@@ -37,7 +37,7 @@ impl UpdateMask {
         }
     }
 
-    /// Whether the field `path` is to be changed; `is_set` says whether the client sent a value.
+    /// Returns true if the field `path` is changed; `is_set` is true if the client sent a value.
     pub fn covers(&self, path: &str, is_set: bool) -> bool {
         match self {
             Self::Populated => is_set,

@@ -1,9 +1,9 @@
-//! Ideas of the API that every family shares, with no table names inside.
+//! Parts of the API shared by all families, independent of tables.
 
 pub mod calls;
 pub mod check;
 pub mod codec;
-mod ending;
+mod early_end;
 pub mod enums;
 pub mod json;
 pub mod layer;
@@ -13,5 +13,5 @@ pub mod page;
 pub mod time;
 pub mod work;
 
-/// What a handler returns.
+/// Result of a handler.
 pub type Reply<T> = std::result::Result<tonic::Response<T>, tonic::Status>;

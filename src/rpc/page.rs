@@ -1,8 +1,7 @@
-//! Pages of a list: newest, highest or lowest first, by keyset, with the id to break ties.
+//! Pages of lists by keyset: newest, oldest, highest or lowest first, with the id as tie-breaker.
 
 use std::str::FromStr;
 
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use chrono::{DateTime, Utc};
 use prost::Message;
 use sea_orm::{
@@ -11,17 +10,17 @@ use sea_orm::{
     sea_query::{Expr, ExprTrait, SimpleExpr},
 };
 
-use self::{filling::Filling, sorted::Key};
-use super::time;
+use self::{builder::PageBuilder, token::Token};
 use crate::error::{Error, Result};
 
-mod filling;
+mod builder;
 pub mod sorted;
+mod token;
 
-const DEFAULT_SIZE: u64 = 50;
-const MAX_SIZE: u64 = 1000;
+const DEFAULT_ROWS: u64 = 50;
+const MAX_ROWS: u64 = 1000;
 
-/// Which page of which list is asked for.
+/// Requested page of a list.
 #[derive(Debug)]
 pub struct Page {
     size: u64,
@@ -29,42 +28,26 @@ pub struct Page {
     after: Option<Token>,
 }
 
-/// What a page token holds. It is opaque to clients, outlives upgrades, and is understood by every process.
-#[derive(Clone, PartialEq, Message)]
-struct Token {
-    /// The list and its filter, hashed: a token is good for these only.
-    #[prost(fixed64, tag = "1")]
-    list: u64,
-    /// The time of the last row, in microseconds since 1970; or its rank.
-    #[prost(int64, tag = "2")]
-    place: i64,
-    /// The id of the last row.
-    #[prost(string, tag = "3")]
-    id: String,
-    /// What the last row is sorted by before that, if it has it.
-    #[prost(oneof = "Key", tags = "4, 5, 6")]
-    key: Option<Key>,
-}
-
 impl Page {
-    /// Reads what a List request says; `list` names the list, `filter` is what narrows it.
+    /// Parses a List request. `list` is the name of the list, `filter` the filter of the request.
     pub fn parse(size: i32, token: &str, list: &str, filter: &impl Message) -> Result<Self> {
         let size = match u64::try_from(size) {
             Err(_) => return Err(Error::invalid("page_size", "must not be negative")),
-            Ok(0) => DEFAULT_SIZE,
-            Ok(size) => Ord::min(size, MAX_SIZE),
+            Ok(0) => DEFAULT_ROWS,
+            Ok(size) => Ord::min(size, MAX_ROWS),
         };
         let list = fingerprint(list, filter);
         let after = if token.is_empty() {
             None
         } else {
-            Some(Token::read(token, list)?)
+            Some(Token::parse(token, list)?)
         };
         Ok(Self { size, list, after })
     }
 
-    /// Reads the page of `select`, newest first by the two `columns`, of which `key` gives a row's values.
-    /// Returns what the rows are on the wire, and the token of the next page, empty on the last one.
+    /// Reads the page of `select`, newest first by time and id. `key` returns both values of a row.
+    ///
+    /// Returns the messages and the token of the next page, empty on the last page.
     pub async fn newest_first<E, C, I, M>(
         &self,
         db: &(impl ConnectionTrait + StreamTrait),
@@ -94,11 +77,11 @@ impl Page {
             let (time, id) = key(row);
             self.token(time.timestamp_micros(), &id)
         };
-        self.read(db, select, key).await
+        self.fetch(db, select, key).await
     }
 
-    /// Reads the rows of the page of `select`, oldest first by the two `columns`, and one more if there is;
-    /// to be cut by [`Self::cut`].
+    /// Reads the rows of the page of `select`, oldest first by time and id, plus one more row if
+    /// present. [`Self::paginate`] must follow.
     pub async fn oldest_first<E, C, I>(
         &self,
         db: &impl ConnectionTrait,
@@ -127,8 +110,8 @@ impl Page {
             .await?)
     }
 
-    /// Reads the page of `select`, the highest rank first, those of equal rank by their ids in the
-    /// order of the bytes, whatever the collation; else as [`Self::newest_first`].
+    /// Reads the page of `select`, highest rank first. Rows of equal rank are sorted by the bytes
+    /// of their ids, regardless of the collation. Otherwise equal to [`Self::newest_first`].
     pub async fn highest_first<E, C, M>(
         &self,
         db: &(impl ConnectionTrait + StreamTrait),
@@ -143,16 +126,18 @@ impl Page {
     {
         let mut select = select;
         let rank = || Expr::col(rank_column.as_column_ref());
-        let id = in_bytes(
+        let id = collate_bytewise(
             Expr::col(id_column.as_column_ref()),
             ConnectionTrait::get_database_backend(db),
         );
         if let Some(after) = &self.after {
             let last = after.id::<String>()?;
             let same_rank = Condition::all()
-                .add(rank().eq(after.place))
+                .add(rank().eq(after.position))
                 .add(id.clone().gt(last));
-            let rest = Condition::any().add(rank().lt(after.place)).add(same_rank);
+            let rest = Condition::any()
+                .add(rank().lt(after.position))
+                .add(same_rank);
             select = select.filter(rest);
         }
         let select = select
@@ -162,10 +147,10 @@ impl Page {
             let (rank, id) = key(row);
             self.token(rank, &id)
         };
-        self.read(db, select, key).await
+        self.fetch(db, select, key).await
     }
 
-    /// Reads the page of `select`, the lowest number first, of which every row has another; else as
+    /// Reads the page of `select`, lowest number first; numbers must be unique. Otherwise equal to
     /// [`Self::newest_first`].
     pub async fn lowest_first<E, M>(
         &self,
@@ -180,21 +165,21 @@ impl Page {
     {
         let mut select = select;
         if let Some(after) = &self.after {
-            select = select.filter(column.gt(after.place));
+            select = select.filter(column.gt(after.position));
         }
         let key = |row: &E::Model| self.token(key(row), &"");
-        self.read(db, select.order_by_asc(column), key).await
+        self.fetch(db, select.order_by_asc(column), key).await
     }
 
-    /// Reads the rows of the page of `select`, by their ids in the order of the bytes, whatever the collation, and
-    /// one more if there is; to be cut by [`Self::cut`], with any place.
+    /// Reads the rows of the page of `select`, sorted by the bytes of their ids regardless of the
+    /// collation, plus one more row if present. [`Self::paginate`] must follow, with any position.
     pub async fn by_id<E: EntityTrait>(
         &self,
         db: &impl ConnectionTrait,
         select: Select<E>,
         id_column: impl ColumnTrait,
     ) -> Result<Vec<E::Model>> {
-        let id = in_bytes(
+        let id = collate_bytewise(
             Expr::col(id_column.as_column_ref()),
             db.get_database_backend(),
         );
@@ -209,13 +194,13 @@ impl Page {
             .await?)
     }
 
-    /// Whether a list by ids comes to this one on the page or after it.
-    pub fn comes_to(&self, id: &str) -> bool {
+    /// Returns true if a row with this id belongs to this page or a later page of a list by id.
+    pub fn reaches(&self, id: &str) -> bool {
         self.after.as_ref().is_none_or(|after| *after.id < *id)
     }
 
-    /// Reads rows one after the other until the page is full, so that never more than a page of them is in memory.
-    async fn read<E, M>(
+    /// Reads rows one by one until the page is full, so that at most one page is in memory.
+    async fn fetch<E, M>(
         &self,
         db: &(impl ConnectionTrait + StreamTrait),
         select: Select<E>,
@@ -225,70 +210,41 @@ impl Page {
         E: EntityTrait,
         M: Message + From<E::Model>,
     {
-        let mut filling = Filling::new(self);
-        filling.read(db, select, key).await?;
-        Ok(filling.done())
+        let mut builder = PageBuilder::new(self.size);
+        builder.fetch(db, select, key).await?;
+        Ok(builder.finish())
     }
 
-    /// The rows that fit on the page as `make` has them on the wire, and the token of the next one. `key` gives
-    /// the place and the id of a row.
-    pub fn cut<R, I: ToString, M: Message>(
+    /// Converts the rows that fit on the page by `convert`, and returns the token of the next page.
+    /// `key` returns the position and id of a row.
+    pub fn paginate<R, I: ToString, M: Message>(
         &self,
         rows: Vec<R>,
         key: impl Fn(&R) -> (i64, I),
-        mut make: impl FnMut(R) -> M,
+        mut convert: impl FnMut(R) -> M,
     ) -> (Vec<M>, String) {
-        let mut filling = Filling::new(self);
+        let mut builder = PageBuilder::new(self.size);
         for row in rows {
-            let (place, id) = key(&row);
-            if !filling.add(self.token(place, &id), make(row)) {
+            let (position, id) = key(&row);
+            if !builder.add(self.token(position, &id), convert(row)) {
                 break;
             }
         }
-        filling.done()
+        builder.finish()
     }
 
-    fn token(&self, place: i64, id: &impl ToString) -> Token {
+    fn token(&self, position: i64, id: &impl ToString) -> Token {
         Token {
             list: self.list,
-            place,
+            position,
             id: id.to_string(),
             key: None,
         }
     }
 }
 
-impl Token {
-    fn read(text: &str, list: u64) -> Result<Self> {
-        let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok();
-        let token = bytes.and_then(|bytes| Self::decode(bytes.as_slice()).ok());
-        let token = token.ok_or_else(foreign)?;
-        if token.list != list {
-            return Err(Error::invalid(
-                "page_token",
-                "belongs to another list or filter",
-            ));
-        }
-        Ok(token)
-    }
-
-    fn key<I: FromStr>(&self) -> Result<(DateTime<Utc>, I)> {
-        let time = time::from_micros(self.place);
-        Ok((time.ok_or_else(foreign)?, self.id()?))
-    }
-
-    fn id<I: FromStr>(&self) -> Result<I> {
-        let id = Some(&self.id).filter(|id| !id.contains('\0'));
-        id.and_then(|id| id.parse().ok()).ok_or_else(foreign)
-    }
-}
-
-fn foreign() -> Error {
-    Error::invalid("page_token", "is not a token of this server")
-}
-
-/// A text to be compared by its bytes, as SQLite does anyway.
-pub fn in_bytes(column: SimpleExpr, backend: DbBackend) -> SimpleExpr {
+/// Compares a text by its bytes, as SQLite does by default.
+pub fn collate_bytewise(column: SimpleExpr, backend: DbBackend) -> SimpleExpr {
     if backend == DbBackend::Postgres {
         Expr::cust_with_exprs(r#"$1 COLLATE "C""#, [column])
     } else {
@@ -296,7 +252,8 @@ pub fn in_bytes(column: SimpleExpr, backend: DbBackend) -> SimpleExpr {
     }
 }
 
-/// FNV-1a of the list's name and its filter: fixed for all time, unlike the standard library's hashes.
+/// FNV-1a hash of the list name and filter: stable across versions, unlike the hashes of the
+/// standard library.
 fn fingerprint(list: &str, filter: &impl Message) -> u64 {
     let bytes = list.bytes().chain([0]).chain(filter.encode_to_vec());
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
@@ -306,6 +263,8 @@ fn fingerprint(list: &str, filter: &impl Message) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+
     use super::*;
     use crate::pb;
 
@@ -317,7 +276,7 @@ mod tests {
         };
         let token = Token {
             list: fingerprint("cameras", &filter),
-            place: 1,
+            position: 1,
             id: "a".into(),
             key: None,
         };

@@ -1,4 +1,4 @@
-//! Instants: microseconds of UTC here, `google.protobuf.Timestamp` on the wire.
+//! Times and durations: UTC with microseconds in the server, protobuf well-known types in the API.
 
 use std::ops::RangeInclusive;
 
@@ -10,16 +10,16 @@ use crate::{
     pb,
 };
 
-/// How far a client's clock may be ahead of ours.
-const AHEAD: TimeDelta = TimeDelta::days(1);
+/// Maximum time by which a client's clock may be ahead of the server's clock.
+const MAX_AHEAD: TimeDelta = TimeDelta::days(1);
 
-/// The last year that a time may lie in.
-const LAST_YEAR: i64 = 253_402_300_799; // 9999-12-31T23:59:59Z
+/// Last second of the supported years.
+const LAST_SECOND: i64 = 253_402_300_799; // 9999-12-31T23:59:59Z
 
-/// The longest length of time that the wire has.
-pub const LONGEST: std::time::Duration = std::time::Duration::from_hours(87_660_000);
+/// Longest duration of the API, about 10,000 years.
+pub const MAX_DURATION: std::time::Duration = std::time::Duration::from_hours(87_660_000);
 
-/// An instant for the wire.
+/// Converts a time for the API.
 pub fn to_proto(time: DateTime<Utc>) -> Timestamp {
     // Nanoseconds are below 10^9, or 2 * 10^9 in a leap second.
     let nanos = i32::try_from(time.timestamp_subsec_nanos())
@@ -31,9 +31,10 @@ pub fn to_proto(time: DateTime<Utc>) -> Timestamp {
     }
 }
 
-/// An instant from the wire, from 1970 to 9999, cut to microseconds, which is what databases keep.
+/// Converts a time from the API: years 1970 to 9999, truncated to microseconds, the precision of
+/// the databases.
 pub fn from_proto(field: &str, time: Timestamp) -> Result<DateTime<Utc>> {
-    if !(0..=LAST_YEAR).contains(&time.seconds) {
+    if !(0..=LAST_SECOND).contains(&time.seconds) {
         return Err(Error::invalid(field, "must be a time from 1970 to 9999"));
     }
     let nanos = u32::try_from(time.nanos)
@@ -44,19 +45,19 @@ pub fn from_proto(field: &str, time: Timestamp) -> Result<DateTime<Utc>> {
         .ok_or_else(|| Error::invalid(field, "must have nanos in [0, 999999999]"))
 }
 
-/// An instant from microseconds since 1970, up to 9999.
+/// Converts microseconds since 1970; `None` outside of the years 1970 to 9999.
 pub fn from_micros(micros: i64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp_micros(micros)
-        .filter(|time| (0..=LAST_YEAR).contains(&time.timestamp()))
+        .filter(|time| (0..=LAST_SECOND).contains(&time.timestamp()))
 }
 
-/// An instant from milliseconds since 1970, up to 9999.
+/// Converts milliseconds since 1970; `None` outside of the years 1970 to 9999.
 pub fn from_millis(millis: i64) -> Option<DateTime<Utc>> {
     from_micros(millis.checked_mul(1_000)?)
 }
 
-/// A length of time for the wire, from milliseconds.
-pub fn span(millis: i64) -> Duration {
+/// Converts a duration in milliseconds for the API.
+pub fn duration_from_millis(millis: i64) -> Duration {
     let nanos = i32::try_from(millis % 1_000 * 1_000_000).unwrap_or(0);
     Duration {
         seconds: millis / 1_000,
@@ -64,47 +65,41 @@ pub fn span(millis: i64) -> Duration {
     }
 }
 
-/// A length of time for the wire, from microseconds.
-pub fn span_of_micros(micros: i64) -> Duration {
+/// Converts microseconds to a duration of the API.
+pub fn duration_from_micros(micros: i64) -> Duration {
     let nanos = i32::try_from(micros % 1_000_000 * 1_000).unwrap_or(0);
-    Duration {
-        seconds: micros / 1_000_000,
-        nanos,
-    }
+    Duration { seconds: micros / 1_000_000, nanos }
 }
 
-/// A length of time for the wire, from seconds.
-pub fn span_of_seconds(seconds: i32) -> Duration {
-    Duration {
-        seconds: seconds.into(),
-        nanos: 0,
-    }
+/// Converts whole seconds to a duration of the API.
+pub fn duration_from_seconds(seconds: i32) -> Duration {
+    Duration { seconds: seconds.into(), nanos: 0 }
 }
 
-/// A length of time for the wire, from seconds. `None` for one that the wire does not have.
-pub fn span_of_seconds_f64(seconds: f64) -> Option<Duration> {
-    let length = std::time::Duration::try_from_secs_f64(seconds).ok()?;
-    let length = Some(length).filter(|length| *length <= LONGEST)?;
-    length.try_into().ok()
+/// Converts seconds to a duration of the API. `None` for a negative duration, or one beyond [`MAX_DURATION`].
+pub fn duration_from_seconds_f64(seconds: f64) -> Option<Duration> {
+    let duration = std::time::Duration::try_from_secs_f64(seconds).ok()?;
+    let duration = Some(duration).filter(|duration| *duration <= MAX_DURATION)?;
+    duration.try_into().ok()
 }
 
-/// A length of time for the wire.
-pub fn length(length: std::time::Duration) -> Duration {
-    span(millis(length))
+/// Converts a duration for the API.
+pub fn duration_to_proto(length: std::time::Duration) -> Duration {
+    duration_from_millis(millis(length))
 }
 
-/// A length of time in whole milliseconds.
+/// Converts a duration to whole milliseconds.
 pub fn millis(length: std::time::Duration) -> i64 {
     i64::try_from(length.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// A length of time from the wire that is in `range`.
+/// Converts a duration from the API, which must be in `range`.
 pub fn duration(
     field: &str,
     value: Duration,
     range: &RangeInclusive<std::time::Duration>,
 ) -> Result<std::time::Duration> {
-    // The conversion of `prost_types` overflows where both parts are far below zero.
+    // The conversion of `prost_types` overflows if both parts are far below zero.
     let seconds = u64::try_from(value.seconds).ok();
     let nanos = u32::try_from(value.nanos).ok();
     seconds
@@ -117,7 +112,7 @@ pub fn duration(
         })
 }
 
-/// A length of time from the wire that is in `range`, in whole milliseconds.
+/// Converts a duration of the API to whole milliseconds. Fails outside of `range`, and for fractions of a millisecond.
 pub fn whole_millis(
     field: &str,
     value: Duration,
@@ -130,7 +125,7 @@ pub fn whole_millis(
     Ok(millis(length))
 }
 
-/// A length of time from the wire in whole seconds, of which `range` tells the bounds.
+/// Converts a duration of the API to whole seconds. Fails outside of `range`, and for fractions of a second.
 pub fn whole_seconds(field: &str, value: Duration, range: &RangeInclusive<i32>) -> Result<i32> {
     let seconds = i32::try_from(value.seconds).ok();
     seconds
@@ -142,10 +137,10 @@ pub fn whole_seconds(field: &str, value: Duration, range: &RangeInclusive<i32>) 
         })
 }
 
-/// An instant at which something has happened: not far in the future.
+/// Converts the time of a past event, at most a day ahead of `now`.
 pub fn past(field: &str, time: Timestamp, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
     let time = from_proto(field, time)?;
-    if time > now + AHEAD {
+    if time > now + MAX_AHEAD {
         return Err(Error::invalid(
             field,
             "must not be more than a day ahead of the server's clock",
@@ -154,10 +149,10 @@ pub fn past(field: &str, time: Timestamp, now: DateTime<Utc>) -> Result<DateTime
     Ok(time)
 }
 
-/// Start (inclusive) and end (exclusive), where there are.
+/// Start (inclusive) and end (exclusive); absent bounds are open.
 pub type Bounds = (Option<DateTime<Utc>>, Option<DateTime<Utc>>);
 
-/// Start and end of a range.
+/// Converts a time range. The end must not be before the start.
 pub fn bounds(field: &str, range: Option<pb::TimeRange>) -> Result<Bounds> {
     let range = range.unwrap_or_default();
     let read = |name: &str, time: Option<Timestamp>| {
@@ -186,7 +181,7 @@ mod tests {
         assert_eq!(at(1, 1_999).unwrap().timestamp_subsec_nanos(), 1_000);
         for (seconds, nanos) in [
             (-1, 0),
-            (LAST_YEAR + 1, 0),
+            (LAST_SECOND + 1, 0),
             (i64::MAX, 0),
             (0, -1),
             (0, 1_000_000_000),

@@ -1,4 +1,5 @@
-//! Work on large requests, which would hold up everything else on the runtime's threads.
+//! Execution of long computations outside of the runtime's threads, so that other tasks are not
+//! blocked.
 
 use std::sync::LazyLock;
 
@@ -6,33 +7,34 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use crate::error::{Error, Result};
 
-/// Encoded size up to which a request is checked on the runtime's threads, which takes less than a millisecond.
-const SMALL: usize = 32 << 10;
+/// Encoded size in bytes up to which a request is processed on the runtime's threads, in less than
+/// a millisecond.
+const MAX_INLINE_BYTES: usize = 32 << 10;
 
-/// Bounds the memory and the processor time that large requests take together.
-static TURNS: LazyLock<Semaphore> = LazyLock::new(|| {
+/// Bounds the memory and processor time of large requests together.
+static PERMITS: LazyLock<Semaphore> = LazyLock::new(|| {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     Semaphore::new(processors)
 });
 
-/// Checks or converts a request of so many encoded bytes. Of a large one on a thread of its own.
-pub async fn by_size<T: Send + 'static>(
+/// Runs the check or conversion of a request. A request above 32 KiB runs on a separate thread.
+pub async fn run_by_size<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    if bytes <= SMALL {
+    if bytes <= MAX_INLINE_BYTES {
         return work();
     }
-    off_runtime(work).await
+    run_blocking(work).await
 }
 
-/// Does work that takes long on a thread of its own, as many at a time as there are processors.
-pub async fn off_runtime<T: Send + 'static>(
+/// Runs a long computation on a separate thread, at most one per processor at a time.
+pub async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     // The semaphore is never closed.
-    let turn = TURNS.acquire().await.map_err(Error::internal)?;
-    let done = spawn_blocking(work).await;
-    drop(turn);
-    done.map_err(Error::internal)?
+    let permit = PERMITS.acquire().await.map_err(Error::internal)?;
+    let result = spawn_blocking(work).await;
+    drop(permit);
+    result.map_err(Error::internal)?
 }

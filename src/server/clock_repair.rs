@@ -1,7 +1,7 @@
-//! Mends what a clock that was ahead has stored: nothing reaches further into the future than its own length.
+//! Repairs times stored by a clock that was ahead.
 //!
-//! Rows name the time at which they were written. Where that lies in the future, the times that were counted from it are
-//! moved back by as much.
+//! Every row holds the time of its last write. If that time lies in the future, times derived from
+//! it are moved back by the same amount.
 
 use std::collections::HashSet;
 
@@ -21,22 +21,22 @@ use crate::{
     error::Result,
 };
 
-/// Number of rows that are read together.
-const CHUNK: u64 = 500;
+/// Maximum number of rows per query.
+const MAX_ROWS_PER_QUERY: u64 = 500;
 
-/// Times that lie this far ahead are no fault of a clock.
-const SLACK: TimeDelta = TimeDelta::seconds(1);
+/// Tolerance: smaller differences are not repaired.
+const TOLERANCE: TimeDelta = TimeDelta::seconds(1);
 
-/// Mends now, and after every step of the clock, until shutdown.
+/// Repairs stored times at the start and after every clock step, until shutdown.
 pub(super) async fn follow(db: Db, silences: LiveSilences, shutdown: CancellationToken) {
     let mut changes = clock::changes();
     let following = async {
         loop {
-            match all(&db).await {
+            match repair_all(&db).await {
                 Ok(0) => {}
-                Ok(mended) => tracing::warn!(
-                    mended,
-                    "times that a wrong clock had set in the future were moved back"
+                Ok(repaired) => tracing::warn!(
+                    mended = repaired,
+                    "times that a wrong clock had stored in the future were moved back"
                 ),
                 Err(error) => {
                     tracing::warn!(%error, "times in the future could not be moved back");
@@ -45,27 +45,29 @@ pub(super) async fn follow(db: Db, silences: LiveSilences, shutdown: Cancellatio
             if changes.changed().await.is_err() {
                 return;
             }
-            // Those that had ended by the other clock are in force again.
+            // Silences that had ended by the wrong clock are in force again.
             if let Err(error) = silences.reload().await {
-                tracing::warn!(%error, "silences could not be read again");
+                tracing::warn!(%error, "silences could not be reloaded");
             }
         }
     };
     shutdown.run_until_cancelled(following).await;
 }
 
-/// Mends everything. Returns how many rows that were.
-async fn all(db: &Db) -> Result<u64> {
-    Ok(queued_jobs(db).await? + running_jobs(db).await? + deliveries(db).await?)
+/// Repairs all tables. Returns the number of changed rows.
+async fn repair_all(db: &Db) -> Result<u64> {
+    Ok(repair_queued_jobs(db).await?
+        + repair_running_jobs(db).await?
+        + repair_deliveries(db).await?)
 }
 
-/// Jobs that were queued in the future, to be run at once or to be tried again after some time. A time that a client has
-/// named stays as it is.
-async fn queued_jobs(db: &Db) -> Result<u64> {
-    let (mut mended, mut last) = (0, Uuid::nil());
+/// Repairs jobs queued in the future, for immediate start or for a retry. A start time set by a
+/// client is kept.
+async fn repair_queued_jobs(db: &Db) -> Result<u64> {
+    let (mut repaired, mut last) = (0, Uuid::nil());
     loop {
-        let limit = now() + SLACK;
-        let found = job::Entity::find()
+        let limit = now() + TOLERANCE;
+        let rows = job::Entity::find()
             .filter(job::Column::Id.gt(last))
             .filter(Expr::cust("status = 'queued'"))
             .filter(job::Column::ScheduledAt.gt(limit))
@@ -81,82 +83,83 @@ async fn queued_jobs(db: &Db) -> Result<u64> {
                     )),
             )
             .order_by_asc(job::Column::Id)
-            .limit(CHUNK)
+            .limit(MAX_ROWS_PER_QUERY)
             .all(db.reader())
             .await?;
-        for job in &found {
+        for job in &rows {
             last = job.id;
-            let from = job.transitioned_at.unwrap_or(job.created_at);
+            let origin = job.transitioned_at.unwrap_or(job.created_at);
             let Some(scheduled_at) = job.scheduled_at else {
                 continue;
             };
-            let moved = moved(scheduled_at, from);
+            let shifted = shift(scheduled_at, origin);
             let update = job::Entity::update_many()
-                .col_expr(job::Column::ScheduledAt, moved.into())
+                .col_expr(job::Column::ScheduledAt, shifted.into())
                 .col_expr(
                     job::Column::TransitionedAt,
                     job.transitioned_at.map(|at| at.min(now())).into(),
                 )
                 .col_expr(
                     job::Column::NextRetryAt,
-                    job.next_retry_at.map(|_| moved).into(),
+                    job.next_retry_at.map(|_| shifted).into(),
                 )
                 .filter(job::Column::Id.eq(job.id))
                 .filter(job::Column::ScheduledAt.eq(scheduled_at))
                 .filter(Expr::cust("status = 'queued'"));
-            mended += db
+            repaired += db
                 .write(async |tx| Ok(update.clone().exec(tx).await?.rows_affected))
                 .await?;
         }
-        if (found.len() as u64) < CHUNK {
-            return Ok(mended);
+        if (rows.len() as u64) < MAX_ROWS_PER_QUERY {
+            return Ok(repaired);
         }
     }
 }
 
-/// Jobs that were given to workers in the future.
-async fn running_jobs(db: &Db) -> Result<u64> {
-    let mut mended = 0;
+/// Repairs jobs assigned to workers in the future.
+async fn repair_running_jobs(db: &Db) -> Result<u64> {
+    let mut repaired = 0;
     loop {
-        let limit = now() + SLACK;
-        let found = job::Entity::find()
+        let limit = now() + TOLERANCE;
+        let rows = job::Entity::find()
             .filter(Expr::cust("status = 'running'"))
             .filter(job::Column::HeartbeatAt.gt(limit))
             .order_by_asc(job::Column::Id)
-            .limit(CHUNK)
+            .limit(MAX_ROWS_PER_QUERY)
             .all(db.reader())
             .await?;
-        for job in &found {
+        for job in &rows {
             let Some(heartbeat_at) = job.heartbeat_at else {
                 continue;
             };
-            let expires_at = job.lease_expires_at.map(|at| moved(at, heartbeat_at));
+            let expires_at = job.lease_expires_at.map(|at| shift(at, heartbeat_at));
             let started_at = job.started_at.unwrap_or(heartbeat_at);
-            let deadline_at = job.attempt_deadline_at.map(|at| moved(at, started_at));
+            let deadline_at = job.attempt_deadline_at.map(|at| shift(at, started_at));
             let update = job::Entity::update_many()
                 .col_expr(job::Column::LeaseExpiresAt, expires_at.into())
                 .col_expr(job::Column::AttemptDeadlineAt, deadline_at.into())
                 .col_expr(job::Column::HeartbeatAt, now().into())
                 .filter(job::Column::Id.eq(job.id))
                 .filter(job::Column::HeartbeatAt.eq(heartbeat_at));
-            mended += db
+            repaired += db
                 .write(async |tx| Ok(update.clone().exec(tx).await?.rows_affected))
                 .await?;
         }
-        if (found.len() as u64) < CHUNK {
-            return Ok(mended);
+        if (rows.len() as u64) < MAX_ROWS_PER_QUERY {
+            return Ok(repaired);
         }
     }
 }
 
-/// Deliveries that were queued, begun or had failed in the future, and the channels that were slowed down with them.
-async fn deliveries(db: &Db) -> Result<u64> {
+/// Repairs deliveries that were queued, begun or failed in the future, and the throttles of their
+/// channels.
+async fn repair_deliveries(db: &Db) -> Result<u64> {
     use delivery::Column;
 
-    let (mut mended, mut channels) = (0, HashSet::new());
+    let (mut repaired, mut channels) = (0, HashSet::new());
     loop {
-        let limit = now() + SLACK;
-        let found = delivery::Entity::find()
+        let limit = now() + TOLERANCE;
+        let rows = delivery::Entity::find()
             .filter(Expr::cust("status = 'queued'"))
             .filter(
                 Condition::any().add(Column::UpdatedAt.gt(limit)).add(
@@ -167,40 +170,41 @@ async fn deliveries(db: &Db) -> Result<u64> {
             )
             .filter(Column::NextAttemptAt.gt(limit))
             .order_by_asc(Column::Id)
-            .limit(CHUNK)
+            .limit(MAX_ROWS_PER_QUERY)
             .all(db.reader())
             .await?;
-        for delivery in &found {
-            let begun = delivery
+        for delivery in &rows {
+            let started_at = delivery
                 .last_attempt_at
                 .filter(|_| delivery.lease_id.is_some());
-            let from = begun.unwrap_or(delivery.updated_at);
-            let next = delivery.next_attempt_at.map(|at| moved(at, from));
-            // Once for each channel, whose throttle was counted from the time of the delivery that was refused.
+            let origin = started_at.unwrap_or(delivery.updated_at);
+            let next = delivery.next_attempt_at.map(|at| shift(at, origin));
+            // Once per channel, because the throttle was derived from the time of the refused
+            // delivery.
             let throttled = delivery.channel_id.filter(|id| channels.insert(*id));
-            mended += db
-                .write_quietly(async |tx| mend(tx, delivery, next, throttled).await)
+            repaired += db
+                .write_unannounced(async |tx| repair_delivery(tx, delivery, next, throttled).await)
                 .await?;
         }
-        if (found.len() as u64) < CHUNK {
-            return Ok(mended);
+        if (rows.len() as u64) < MAX_ROWS_PER_QUERY {
+            return Ok(repaired);
         }
     }
 }
 
-/// Moves a delivery, and the end of its channel's throttle by as much.
-async fn mend(
+/// Moves a delivery and the throttle of its channel by the same amount.
+async fn repair_delivery(
     tx: &sea_orm::DatabaseTransaction,
     delivery: &delivery::Model,
     next: Option<DateTime<Utc>>,
     throttled: Option<Uuid>,
 ) -> Result<u64> {
-    let present = now();
+    let now = now();
     let written = delivery::Entity::update_many()
         .set(delivery::ActiveModel {
             next_attempt_at: Set(next),
-            updated_at: Set(delivery.updated_at.min(present)),
-            last_attempt_at: Set(delivery.last_attempt_at.map(|at| at.min(present))),
+            updated_at: Set(delivery.updated_at.min(now)),
+            last_attempt_at: Set(delivery.last_attempt_at.map(|at| at.min(now))),
             ..Default::default()
         })
         .filter(delivery::Column::Id.eq(delivery.id))
@@ -215,8 +219,8 @@ async fn mend(
         .one(tx)
         .await?;
     let throttled = channel.and_then(|channel| Some((channel.id, channel.throttled_until?)));
-    if let Some((id, until)) = throttled.filter(|(_, until)| *until > present) {
-        let ends = moved(until, delivery.updated_at);
+    if let Some((id, until)) = throttled.filter(|(_, until)| *until > now) {
+        let ends = shift(until, delivery.updated_at);
         let throttle = notification_channel::ActiveModel {
             throttled_until: Set(Some(ends)),
             ..<notification_channel::ActiveModel as ActiveModelTrait>::default()
@@ -230,8 +234,8 @@ async fn mend(
     Ok(written)
 }
 
-/// A time that was counted from another one, counted from now if that lies in the future.
-fn moved(time: DateTime<Utc>, from: DateTime<Utc>) -> DateTime<Utc> {
-    let ahead = (from - now()).max(TimeDelta::zero());
+/// Shifts a time by the distance of its origin from now, if the origin lies in the future.
+fn shift(time: DateTime<Utc>, origin: DateTime<Utc>) -> DateTime<Utc> {
+    let ahead = (origin - now()).max(TimeDelta::zero());
     time - ahead
 }

@@ -1,7 +1,8 @@
-//! Connections of the gRPC listener: how many may be open, and how soon a client has to begin with HTTP/2.
+//! Connections of the gRPC listener: limit of open connections, and deadline for the HTTP/2
+//! preface.
 //!
-//! A connection is handed to the server once its first byte is there, so that a silent one costs a socket and little
-//! else, and is closed if it stays silent.
+//! A connection is passed to the server after its first byte. A silent connection therefore costs
+//! little more than a socket, and is closed after the deadline.
 
 use std::{
     io,
@@ -25,22 +26,22 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-/// Time from the connection to the end of the client's preface: its greeting and its first settings.
-const PREFACE_WITHIN: Duration = Duration::from_secs(10);
+/// Time from the connection to the end of the client's preface: greeting and first settings.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Length of the shortest preface, in bytes: the greeting, and a frame of settings without any.
-const PREFACE: usize = 24 + 9;
+/// Length of the shortest preface in bytes: the greeting and an empty settings frame.
+const MIN_PREFACE_BYTES: usize = 24 + 9;
 
-/// Pause after a failure to accept a connection, as when no file can be opened.
+/// Pause after a failed accept, as when no file can be opened.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Connections that wait for the server to take them.
-const HANDED_OVER: usize = 64;
+/// Maximum number of connections waiting for the server.
+const MAX_PENDING_CONNECTIONS: usize = 64;
 
-/// File descriptors that connections leave to the database, the log and outgoing calls.
+/// File descriptors reserved for the database, the log and outgoing calls.
 const RESERVED_FILES: u64 = 256;
 
-/// Counts of connections. Clones share them.
+/// Connection limit and statistics. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct Connections(Arc<Counts>);
 
@@ -53,14 +54,14 @@ struct Counts {
 }
 
 impl Connections {
-    /// Up to `most` connections, or fewer if the system lets the process open fewer files.
-    pub fn new(most: usize) -> Self {
-        let files = usize::try_from(open_files()).unwrap_or(usize::MAX);
-        let limit = most.min(files);
-        if limit < most {
+    /// Creates a limit of `max_connections`, or less if the process may open fewer files.
+    pub fn new(max_connections: usize) -> Self {
+        let max_files = usize::try_from(available_files()).unwrap_or(usize::MAX);
+        let limit = max_connections.min(max_files);
+        if limit < max_connections {
             tracing::warn!(
                 limit,
-                "the system lets this process open too few files for --max-connections; fewer connections are accepted"
+                "the limit of open files is too low for --max-connections; accepting fewer connections"
             );
         }
         Self(Arc::new(Counts {
@@ -71,33 +72,34 @@ impl Connections {
         }))
     }
 
-    /// Number of connections that are open.
+    /// Returns the number of open connections.
     pub fn open(&self) -> usize {
         self.0.limit - self.0.free.available_permits()
     }
 
-    /// Number of connections that may be open.
+    /// Returns the maximum number of open connections.
     pub fn limit(&self) -> usize {
         self.0.limit
     }
 
-    /// Number of connections that were closed at once because the limit was reached.
+    /// Returns the number of connections closed at once because of the limit.
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Ordering::Relaxed)
     }
 
-    /// Number of connections that were closed because the client did not begin in time.
+    /// Returns the number of connections closed because the preface was late.
     pub fn timed_out(&self) -> u64 {
         self.0.timed_out.load(Ordering::Relaxed)
     }
 
-    /// Accepts connections until shutdown. What is returned yields those whose client has begun to speak.
+    /// Accepts connections until shutdown. The stream yields connections after the client's first
+    /// byte.
     pub(crate) fn accept(
         &self,
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> impl Stream<Item = io::Result<Connection>> + use<> {
-        let (ready, incoming) = mpsc::channel(HANDED_OVER);
+        let (ready, incoming) = mpsc::channel(MAX_PENDING_CONNECTIONS);
         let connections = self.clone();
         tokio::spawn(async move {
             let accepting = connections.accept_all(&listener, &ready, &shutdown);
@@ -121,33 +123,33 @@ impl Connections {
                     continue;
                 }
             };
-            let Ok(place) = self.0.free.clone().try_acquire_owned() else {
+            let Ok(permit) = self.0.free.clone().try_acquire_owned() else {
                 self.0.refused.fetch_add(1, Ordering::Relaxed);
                 continue;
             };
             let (connections, ready) = (self.clone(), ready.clone());
             let shutdown = shutdown.clone();
             tokio::spawn(async move {
-                let greeting = connections.hand_over(stream, place, &ready);
-                shutdown.run_until_cancelled(greeting).await;
+                let handover = connections.hand_over(stream, permit, &ready);
+                shutdown.run_until_cancelled(handover).await;
             });
         }
     }
 
-    /// Waits for the first byte, and hands the connection over.
+    /// Waits for the first byte, then passes the connection to the server.
     async fn hand_over(
         &self,
         stream: TcpStream,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
         ready: &mpsc::Sender<io::Result<Connection>>,
     ) {
-        let deadline = Instant::now() + PREFACE_WITHIN;
-        // A socket may be called readable although nothing has come: only a byte that is there is a sign of the client.
+        let deadline = Instant::now() + PREFACE_TIMEOUT;
+        // A socket may be reported readable without data, so the byte is read.
         let mut first = [0];
-        let begins = timeout_at(deadline, stream.peek(&mut first)).await;
-        match begins {
+        let first_byte = timeout_at(deadline, stream.peek(&mut first)).await;
+        match first_byte {
             Ok(Ok(bytes)) if bytes > 0 => {}
-            // The client is gone.
+            // The client has disconnected.
             Ok(_) => return,
             Err(_) => {
                 self.0.timed_out.fetch_add(1, Ordering::Relaxed);
@@ -155,35 +157,35 @@ impl Connections {
             }
         }
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "a connection has gone");
+            tracing::debug!(%error, "a connection was closed by the client");
             return;
         }
         let connection = Connection {
             stream,
             preface: Some(Preface {
-                missing: PREFACE,
+                missing: MIN_PREFACE_BYTES,
                 deadline: Box::pin(sleep_until(deadline)),
                 connections: self.clone(),
             }),
-            _place: place,
+            _permit: permit,
         };
         // The server ends with the process.
         let _ = ready.send(Ok(connection)).await;
     }
 }
 
-/// A connection to a client. Reading fails if the client's preface does not come in time.
+/// Connection to a client. Reads fail if the client's preface is late.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: TcpStream,
-    /// None once the preface is there.
+    /// Pending preface; absent after its arrival.
     preface: Option<Preface>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
 struct Preface {
-    /// Bytes that are still to come.
+    /// Number of missing bytes.
     missing: usize,
     deadline: Pin<Box<Sleep>>,
     connections: Connections,
@@ -196,14 +198,14 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let connection = self.get_mut();
-        let before = buffer.filled().len();
+        let filled_before = buffer.filled().len();
         let polled = Pin::new(&mut connection.stream).poll_read(cx, buffer);
         let Some(preface) = &mut connection.preface else {
             return polled;
         };
         preface.missing = preface
             .missing
-            .saturating_sub(buffer.filled().len() - before);
+            .saturating_sub(buffer.filled().len() - filled_before);
         if preface.missing == 0 {
             connection.preface = None;
             return polled;
@@ -255,9 +257,10 @@ impl Connected for Connection {
     }
 }
 
-/// Number of files that connections may take. The process asks the system for as many as it may have.
+/// Returns the number of files available to connections, after raising the soft limit to the hard
+/// limit.
 #[cfg(target_os = "linux")]
-fn open_files() -> u64 {
+fn available_files() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     let mut limit = getrlimit(Resource::Nofile);
@@ -271,12 +274,14 @@ fn open_files() -> u64 {
             limit.current = maximum;
         }
     }
-    // No limit means as many as one likes.
-    let most = limit.current.unwrap_or(u64::MAX);
-    most.saturating_sub(RESERVED_FILES).max(most / 2)
+    // A missing limit means unlimited.
+    let open_files = limit.current.unwrap_or(u64::MAX);
+    open_files
+        .saturating_sub(RESERVED_FILES)
+        .max(open_files / 2)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn open_files() -> u64 {
+fn available_files() -> u64 {
     u64::MAX
 }

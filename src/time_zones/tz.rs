@@ -1,4 +1,4 @@
-//! A time zone, for chrono.
+//! Time zone type for chrono, with rules from jiff.
 
 use std::fmt;
 
@@ -14,7 +14,8 @@ use parking_lot::RwLock;
 
 use super::source::{Source, Stamp};
 
-/// A time zone of the IANA database. Copies share their rules, which an update of the database replaces.
+/// Time zone of the IANA database. Copies share the rules, which an update of the database
+/// replaces.
 #[derive(Clone, Copy)]
 pub struct Tz(&'static Entry);
 
@@ -25,11 +26,11 @@ struct Entry {
 
 struct Rules {
     zone: tz::TimeZone,
-    /// Of the file with the rules. Absent for embedded ones.
+    /// Stamp of the file with the rules; absent for embedded rules.
     stamp: Option<Stamp>,
 }
 
-/// The offset of a zone from UTC at some time.
+/// Offset of a zone from UTC at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TzOffset {
     zone: Tz,
@@ -37,7 +38,7 @@ pub struct TzOffset {
 }
 
 impl Tz {
-    /// Opens a zone that is not open yet. It stays open for the life of the process; there are some 600 names.
+    /// Opens a zone, which stays in memory until the process ends. About 600 names exist.
     pub(super) fn open(name: &str, source: &Source) -> Option<Self> {
         let (zone, stamp) = source.rules(name)?;
         let entry = Entry {
@@ -47,19 +48,19 @@ impl Tz {
         Some(Self(Box::leak(Box::new(entry))))
     }
 
-    /// Coordinated Universal Time.
+    /// Returns Coordinated Universal Time.
     pub fn utc() -> Self {
         Self::find("UTC").expect("the embedded database has UTC")
     }
 
-    /// The name, as it was asked for: aliases keep theirs.
+    /// Returns the requested name; aliases are not resolved.
     pub fn name(&self) -> &'static str {
         &self.0.name
     }
 
-    /// Reads the rules again. Returns whether they are others.
+    /// Reloads the rules. Returns true if the rules have changed.
     pub(super) fn load(self, source: &Source) -> bool {
-        // A zone that was taken out of the database keeps its last rules.
+        // A zone removed from the database keeps its last rules.
         let Some((zone, stamp)) = source.rules(self.name()) else {
             return false;
         };
@@ -69,15 +70,15 @@ impl Tz {
         changed
     }
 
-    /// Whether the file with the rules was changed since they were read.
+    /// Returns true if the file with the rules was changed after loading.
     pub(super) fn is_stale(self, source: &Source) -> bool {
         let rules = self.0.rules.read();
         rules.stamp != source.stamp(self.name())
     }
 
-    fn with<T>(self, ask: impl FnOnce(&tz::TimeZone) -> T) -> T {
+    fn with_rules<T>(self, query: impl FnOnce(&tz::TimeZone) -> T) -> T {
         let rules = self.0.rules.read();
-        ask(&rules.zone)
+        query(&rules.zone)
     }
 
     fn offset(self, offset: tz::Offset) -> TzOffset {
@@ -133,7 +134,7 @@ impl TimeZone for Tz {
     }
 
     fn offset_from_local_datetime(&self, local: &NaiveDateTime) -> MappedLocalTime<TzOffset> {
-        let ambiguous = self.with(|zone| zone.to_ambiguous_timestamp(civil(*local)));
+        let ambiguous = self.with_rules(|zone| zone.to_ambiguous_timestamp(to_civil(*local)));
         match ambiguous.offset() {
             AmbiguousOffset::Unambiguous { offset } => MappedLocalTime::Single(self.offset(offset)),
             AmbiguousOffset::Gap { .. } => MappedLocalTime::None,
@@ -155,22 +156,22 @@ impl TimeZone for Tz {
             Timestamp::MAX
         };
         let time = Timestamp::from_second(seconds).unwrap_or(last);
-        self.offset(self.with(|zone| zone.to_offset(time)))
+        self.offset(self.with_rules(|zone| zone.to_offset(time)))
     }
 }
 
-/// A local time in the terms of jiff, to the second; of years beyond 9999 the last time.
-fn civil(local: NaiveDateTime) -> civil::DateTime {
-    let small = |number: u32| i8::try_from(number).ok();
+/// Converts a local time to jiff, with seconds; years beyond 9999 become the last time.
+fn to_civil(local: NaiveDateTime) -> civil::DateTime {
+    let to_i8 = |number: u32| i8::try_from(number).ok();
     let date = || {
         let year = i16::try_from(local.year()).ok()?;
         civil::DateTime::new(
             year,
-            small(local.month())?,
-            small(local.day())?,
-            small(local.hour())?,
-            small(local.minute())?,
-            small(local.second())?,
+            to_i8(local.month())?,
+            to_i8(local.day())?,
+            to_i8(local.hour())?,
+            to_i8(local.minute())?,
+            to_i8(local.second())?,
             0,
         )
         .ok()

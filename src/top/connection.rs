@@ -9,7 +9,7 @@ use tokio::{
 
 use super::state::Heard;
 use crate::{
-    client::{Broken, HEARTBEAT, PAUSES, SILENCE, connect},
+    client::{ConnectionError, HEARTBEAT_INTERVAL, RECEIVE_TIMEOUT, RETRY_PAUSES, connect},
     pb::{self, Topic, WatchStart, monitor_service_client::MonitorServiceClient},
 };
 
@@ -19,7 +19,7 @@ pub(super) async fn watch(server: String, heard: mpsc::Sender<Heard>) {
         server,
         heard,
         cursor: String::new(),
-        pause: PAUSES.0,
+        pause: RETRY_PAUSES.0,
     };
     loop {
         let Err(broken) = watch.follow().await;
@@ -31,7 +31,7 @@ pub(super) async fn watch(server: String, heard: mpsc::Sender<Heard>) {
             return;
         }
         sleep(watch.pause).await;
-        watch.pause = (watch.pause * 2).min(PAUSES.1);
+        watch.pause = (watch.pause * 2).min(RETRY_PAUSES.1);
     }
 }
 
@@ -45,17 +45,17 @@ struct Watch {
 
 impl Watch {
     /// Follows one connection until it breaks.
-    async fn follow(&mut self) -> Result<Infallible, Broken> {
+    async fn follow(&mut self) -> Result<Infallible, ConnectionError> {
         let mut monitor = MonitorServiceClient::new(connect(&self.server).await?);
-        let watch = timeout(SILENCE, monitor.watch(self.request())).await;
+        let watch = timeout(RECEIVE_TIMEOUT, monitor.watch(self.request())).await;
         let mut responses = watch??.into_inner();
         let mut connected = false;
         loop {
-            let next = timeout(SILENCE, responses.message()).await;
-            let response = next??.ok_or(Broken::Ended)?;
+            let next = timeout(RECEIVE_TIMEOUT, responses.message()).await;
+            let response = next??.ok_or(ConnectionError::Ended)?;
             if !connected {
                 connected = true;
-                self.pause = PAUSES.0;
+                self.pause = RETRY_PAUSES.0;
                 self.tell(Heard::Connected).await;
                 if self.cursor.is_empty() {
                     self.tell(Heard::Snapshot).await;
@@ -65,7 +65,7 @@ impl Watch {
                 self.cursor.clone_from(&response.cursor);
             }
             if !self.tell(Heard::Response(Box::new(response))).await {
-                return Err(Broken::Ended);
+                return Err(ConnectionError::Ended);
             }
         }
     }
@@ -80,7 +80,7 @@ impl Watch {
             topics: vec![Topic::GpuStats.into(), Topic::Alerts.into()],
             cursor: self.cursor.clone(),
             start: start.into(),
-            heartbeat_interval: Some(HEARTBEAT),
+            heartbeat_interval: Some(HEARTBEAT_INTERVAL),
             ..Default::default()
         }
     }

@@ -42,7 +42,7 @@ pub async fn run(server: &str) -> Result<(), Error> {
     if !io::IsTerminal::is_terminal(&io::stdout()) {
         return Err(Error::NotATerminal);
     }
-    let mut signals = Signals::hear()?;
+    let mut signals = Signals::listen()?;
     let (tell, heard) = mpsc::channel(1_024);
     // Before the terminal is changed: both end with the process.
     let watch = tokio::spawn(connection::watch(server.to_string(), tell));
@@ -81,7 +81,7 @@ async fn show(
                 state.hear(heard.ok_or(Error::WatchEnded)?, Utc::now());
                 changed = true;
             }
-            () = signals.stop() => return Ok(()),
+            () = signals.wait() => return Ok(()),
             _ = seconds.tick() => changed = true,
             _ = frames.tick(), if changed => {
                 screen.draw(&mut state, Local::now().fixed_offset())?;

@@ -79,7 +79,7 @@ impl CameraZones {
         let wanted = Arc::new(Wanted::parse(request)?);
         let id = &wanted.camera_id;
         let camera = camera::Entity::find_by_id(id).one(self.db.reader()).await?;
-        row::found(camera, "camera", id)?;
+        row::require(camera, "camera", id)?;
         let all = self.zones.current();
         let zones = all.of(id);
         if wanted.buckets() * zones.len() > MOST_COUNTS {
@@ -115,7 +115,7 @@ impl CameraZones {
                 }
                 Ok(buckets)
             };
-            buckets = work::off_runtime(counting).await?;
+            buckets = work::run_blocking(counting).await?;
             if is_last {
                 break;
             }

@@ -101,7 +101,7 @@ impl LiveZones {
 
     /// Reads the zones of one camera again. What was committed before the call is in force after it.
     pub async fn refresh(&self, camera_id: &str) -> Result<()> {
-        let turn = self.live.turn().await;
+        let turn = self.live.begin_reload().await;
         let enabled = camera_zone::Entity::find()
             .filter(camera_zone::Column::Enabled.eq(true))
             .filter(camera_zone::Column::CameraId.eq(camera_id))

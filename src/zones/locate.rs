@@ -55,7 +55,7 @@ impl CameraZones {
         let zones = self.zones.current();
         let locating = move || {
             let stored = ids.iter().map(|id| {
-                let detection = row::found(stored.get(id), "detection", id)?;
+                let detection = row::require(stored.get(id), "detection", id)?;
                 Ok(location(detection, &zones))
             });
             let sent = sent.iter().map(|detection| Ok(location(detection, &zones)));
@@ -64,7 +64,7 @@ impl CameraZones {
         if detections < FEW {
             return locating();
         }
-        work::off_runtime(locating).await
+        work::run_blocking(locating).await
     }
 
     async fn stored(&self, ids: &[i64]) -> Result<HashMap<i64, detection::Model>> {

@@ -89,7 +89,7 @@ impl CameraZoneService for CameraZones {
             .one(self.db.reader())
             .await
             .map_err(Error::from)?;
-        Ok(Response::new(row::found(zone, "camera zone", id)?.into()))
+        Ok(Response::new(row::require(zone, "camera zone", id)?.into()))
     }
 
     async fn list_camera_zones(
@@ -194,7 +194,7 @@ impl CameraZoneService for CameraZones {
 
 /// The zone; nobody else changes it before the transaction ends.
 async fn locked(tx: &DatabaseTransaction, id: &str) -> Result<camera_zone::Model> {
-    row::found(
+    row::require(
         Entity::find_by_id(id).lock_exclusive().one(tx).await?,
         "camera zone",
         id,

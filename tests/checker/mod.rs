@@ -189,7 +189,7 @@ async fn prune_now_and_then(plan: Plan, mut stop: watch::Receiver<bool>) {
             break;
         }
         let retention = Retention {
-            kept: Duration::from_hours(1),
+            max_age: Duration::from_hours(1),
             max_changes: random.u64(20..200),
         };
         // A server that is being killed may hold things up.

@@ -204,7 +204,7 @@ on_both! {
         // No search ends: the first call that ends is one that was refused.
         let first = timeout(PATIENCE, calls.next()).await.expect("a call is refused in time");
         let status = failed(first.unwrap(), Code::Unavailable, "SERVER_BUSY");
-        assert!(status.message().contains("calls wait for their turn"), "{status:?}");
+        assert!(status.message().contains("calls wait for a scan slot"), "{status:?}");
         scrape_until(metrics, |all| all.value("watchpost_scans_refused_total", &[]) >= 1.0).await;
         drop(calls);
         blockade.end(&server).await;

@@ -21,7 +21,7 @@ mod held;
 mod starts;
 
 const KEEP_NOTHING: feed::retention::Retention = feed::retention::Retention {
-    kept: Duration::ZERO,
+    max_age: Duration::ZERO,
     max_changes: u64::MAX,
 };
 

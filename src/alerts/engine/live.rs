@@ -19,7 +19,7 @@ use crate::{
         alert_rule::{self, Entity, EscalationStep},
     },
     error::{Error, Result},
-    feed::{Entry, Follower, News, Position, Topic},
+    feed::{Entry, FeedUpdate, Follower, Position, Topic},
     monitor::{Announcement, Feed},
     pb::watch_response::Update,
     zones::LiveZones,
@@ -141,7 +141,7 @@ impl Rules {
         if ids.len() > REFRESHED {
             return self.reload().await;
         }
-        let turn = self.0.live.turn().await;
+        let turn = self.0.live.begin_reload().await;
         let rows = Entity::find()
             .filter(alert_rule::Column::Id.is_in(ids.iter().copied()))
             .all(self.0.db.reader())
@@ -157,7 +157,7 @@ impl Rules {
         let mut follower = Follower::new(feed, from);
         let following = async {
             loop {
-                let News::Changes(entries) = follower.next().await else {
+                let FeedUpdate::Changes(entries) = follower.next().await else {
                     self.reload_zones_at_last().await;
                     self.reload_silences_at_last().await;
                     self.reload_at_last().await;

@@ -48,7 +48,7 @@ pub async fn advance(
     cause: &Cause,
 ) -> Result<pb::Alert> {
     lock_shared(tx).await?;
-    let alert = row::found(lock(tx, &[id]).await?.pop(), "alert", id)?;
+    let alert = row::require(lock(tx, &[id]).await?.pop(), "alert", id)?;
     if expected.is_some_and(|expected| expected != alert.version_id) {
         return Err(Error::StaleVersion { resource: "alert" });
     }

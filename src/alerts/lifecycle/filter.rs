@@ -118,7 +118,7 @@ fn one_of<V: Into<Value>>(column: Column, values: Vec<V>) -> Option<SimpleExpr> 
 
 /// Whether the dedup key or a text of the metadata holds `text`.
 fn holds(text: &str, backend: DbBackend) -> SimpleExpr {
-    let pattern = format!("%{}%", row::like_escaped(&text.to_ascii_lowercase()));
+    let pattern = format!("%{}%", row::escape_like(&text.to_ascii_lowercase()));
     let metadata = per_backend(backend, METADATA_POSTGRES, METADATA_SQLITE, pattern);
     row::contains(Expr::col(Column::DedupKey), backend, text).or(metadata)
 }

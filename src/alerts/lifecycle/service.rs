@@ -64,7 +64,7 @@ impl AlertService for Alerts {
     async fn get_alert(&self, request: Request<pb::GetAlertRequest>) -> Reply<pb::Alert> {
         let id = check::uuid("id", &request.into_inner().id)?;
         let alert = self.by_id.load(id).await?;
-        Ok(Response::new(row::found(alert, "alert", id)?.into()))
+        Ok(Response::new(row::require(alert, "alert", id)?.into()))
     }
 
     async fn list_alerts(
@@ -93,7 +93,7 @@ impl AlertService for Alerts {
     ) -> Reply<pb::CreateAlertResponse> {
         let peer = request.remote_addr();
         let request = request.into_inner();
-        let wanted = work::by_size(request.encoded_len(), move || Wanted::parse(request, peer));
+        let wanted = work::run_by_size(request.encoded_len(), move || Wanted::parse(request, peer));
         let wanted = wanted.await?;
         let create = || self.db.write(async |tx| wanted.create(tx).await);
         let created = match create().await {

@@ -16,7 +16,7 @@ use crate::{
     entity::alert::{AlertSeverity, AlertStatus, Column, Entity},
     error::{Error, Result},
     pb,
-    rpc::{page::in_bytes, time},
+    rpc::{page::collate_bytewise, time},
 };
 
 /// How many rules and how many cameras are told.
@@ -138,7 +138,7 @@ impl Counting<'_> {
     }
 
     async fn by_camera(&self) -> Result<Vec<pb::AlertCameraCount>> {
-        let order = in_bytes(Expr::col(Column::CameraId), self.backend);
+        let order = collate_bytewise(Expr::col(Column::CameraId), self.backend);
         let groups: Vec<(Option<String>, i64, i64)> = self.by(Column::CameraId, order).await?;
         let camera = |(camera_id, alerts, suppressed)| pb::AlertCameraCount {
             camera_id,

@@ -92,7 +92,7 @@ impl AlertRules {
         self.db
             .write(async |tx| {
                 let original = Entity::find_by_id(id).one(tx).await?;
-                let original = row::found(original, "alert rule", id)?;
+                let original = row::require(original, "alert rule", id)?;
                 let rule = pb::AlertRule {
                     name: name.unwrap_or_else(|| copied(&original.name)),
                     enabled: Some(request.enabled.unwrap_or(false)),

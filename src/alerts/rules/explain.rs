@@ -45,7 +45,7 @@ impl AlertRules {
         let page = Page::parse(size, token, "rule_explanations", &about)?;
         let scan = self.db.scan().await?;
         let db = scan.reader();
-        let event = row::found(PastEvent::find(db, event_id).await?, "event", event_id)?;
+        let event = row::require(PastEvent::find(db, event_id).await?, "event", event_id)?;
         let mut select = Entity::find();
         if !rule_ids.is_empty() {
             select = select.filter(Column::Id.is_in(rule_ids));
@@ -57,7 +57,7 @@ impl AlertRules {
 
         let facts = event.facts(self.rules.zones().current());
         let key = |row: &alert_rule::Model| (row.created_at.timestamp_micros(), row.id);
-        let (explanations, next_page_token) = page.cut(rows, key, |row| {
+        let (explanations, next_page_token) = page.paginate(rows, key, |row| {
             let alert_id = alerts.get(&row.id).map(ToString::to_string);
             let suppression = suppressions.remove(&row.id);
             pb::RuleExplanation {

@@ -95,7 +95,7 @@ impl AlertRuleService for AlertRules {
             .one(self.db.reader())
             .await
             .map_err(Error::from)?;
-        Ok(Response::new(row::found(rule, "alert rule", id)?.into()))
+        Ok(Response::new(row::require(rule, "alert rule", id)?.into()))
     }
 
     async fn list_alert_rules(
@@ -137,7 +137,7 @@ impl AlertRuleService for AlertRules {
             Some(Of::RuleId(id)) => {
                 let id = check::uuid("rule_id", &id)?;
                 let rule = Entity::find_by_id(id).one(self.db.reader()).await;
-                row::found(rule.map_err(Error::from)?, "alert rule", id)?.schedule
+                row::require(rule.map_err(Error::from)?, "alert rule", id)?.schedule
             }
             None => return Err(Error::invalid("rule_id", "or schedule is required").into()),
         };
@@ -259,7 +259,7 @@ fn id_of(rule: &pb::AlertRule) -> Vec<Uuid> {
 
 /// The rule; nobody else changes it before the transaction ends.
 async fn locked(tx: &DatabaseTransaction, id: Uuid) -> Result<alert_rule::Model> {
-    row::found(
+    row::require(
         Entity::find_by_id(id).lock_exclusive().one(tx).await?,
         "alert rule",
         id,

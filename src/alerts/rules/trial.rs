@@ -78,7 +78,7 @@ impl AlertRules {
             Some(Of::RuleId(id)) => {
                 let id = check::uuid("rule_id", &id)?;
                 let row = Entity::find_by_id(id).one(self.db.reader()).await?;
-                row::found(row, "alert rule", id)?
+                row::require(row, "alert rule", id)?
             }
             Some(Of::AlertRule(rule)) => self.not_stored(rule).await?,
             None => return Err(Error::invalid("rule_id", "or alert_rule is required")),

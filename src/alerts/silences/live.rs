@@ -117,7 +117,7 @@ impl LiveSilences {
 
     /// Reads one silence again. What was committed before the call is in force after it.
     pub async fn refresh(&self, id: Uuid) -> Result<()> {
-        let turn = self.live.turn().await;
+        let turn = self.live.begin_reload().await;
         let row = silence::Entity::find_by_id(id)
             .filter(silence::Column::EndsAt.gt(entity::now()))
             .one(self.db.reader())

@@ -83,7 +83,7 @@ impl SilenceService for Silences {
             .one(self.db.reader())
             .await
             .map_err(Error::from)?;
-        Ok(Response::new(row::found(silence, "silence", id)?.into()))
+        Ok(Response::new(row::require(silence, "silence", id)?.into()))
     }
 
     async fn list_silences(
@@ -172,7 +172,7 @@ async fn locked(
     now: DateTime<Utc>,
 ) -> Result<silence::Model> {
     let silence = Entity::find_by_id(id).lock_exclusive().one(tx).await?;
-    let silence = row::found(silence, "silence", id)?;
+    let silence = row::require(silence, "silence", id)?;
     let resource = "silence";
     if expected.is_some_and(|expected| expected != silence.version_id) {
         return Err(Error::StaleVersion { resource });

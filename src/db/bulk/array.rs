@@ -1,4 +1,4 @@
-//! Arrays of PostgreSQL in their text form: those of the driver cannot hold NULL.
+//! Text form of PostgreSQL arrays, because the driver's arrays cannot hold NULL.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use sea_orm::{ColumnTrait, ColumnType, Value};
 
 use crate::error::{Error, Result};
 
-/// The type of a column as PostgreSQL calls it.
+/// Returns the PostgreSQL type name of a column.
 pub(super) fn type_name(column: impl ColumnTrait) -> Result<String> {
     let definition = column.def();
     let column_type = definition.get_column_type();
@@ -40,12 +40,16 @@ pub(super) fn type_name(column: impl ColumnTrait) -> Result<String> {
     ];
     let name = known
         .into_iter()
-        .find(|(is, _)| *is)
+        .find(|(matches, _)| *matches)
         .map(|(_, name)| name.to_string());
-    name.ok_or_else(|| Error::internal(format!("no array of {column_type:?} is known")))
+    name.ok_or_else(|| {
+        Error::internal(format!(
+            "columns of type {column_type:?} cannot be passed as arrays"
+        ))
+    })
 }
 
-/// Adds an element to the text form of an array.
+/// Appends an element to the text form of an array.
 pub(super) fn push_element(array: &mut String, value: Option<Value>) -> Result<()> {
     // Writing to a string cannot fail.
     let written = match value {
@@ -72,12 +76,16 @@ pub(super) fn push_element(array: &mut String, value: Option<Value>) -> Result<(
             Ok(())
         }
         Some(value) if value == value.as_null() => write!(array, "NULL"),
-        Some(value) => return Err(Error::internal(format!("no text of {value:?} is known"))),
+        Some(value) => {
+            return Err(Error::internal(format!(
+                "the value {value:?} has no text form in arrays"
+            )));
+        }
     };
     written.map_err(Error::internal)
 }
 
-/// `"\\x00ff"`.
+/// Appends bytes in hexadecimal: `"\\x00ff"`.
 fn push_bytes(array: &mut String, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     array.reserve(2 * bytes.len() + 5);
@@ -89,11 +97,12 @@ fn push_bytes(array: &mut String, bytes: &[u8]) {
     array.push('"');
 }
 
-/// `"2026-03-01 12:00:00.123456+00"`. What chrono formats by a pattern takes several times as long.
+/// Appends a time: `"2026-03-01 12:00:00.123456+00"`. Pattern formatting by chrono is several times
+/// slower.
 fn push_time(array: &mut String, time: DateTime<Utc>) {
     let year = u32::try_from(time.year()).unwrap_or_default();
     array.push('"');
-    for (number, digits, after) in [
+    for (number, digits, separator) in [
         (year, 4, "-"),
         (time.month(), 2, "-"),
         (time.day(), 2, " "),
@@ -102,13 +111,13 @@ fn push_time(array: &mut String, time: DateTime<Utc>) {
         (time.second(), 2, "."),
         (time.timestamp_subsec_micros().min(999_999), 6, "+00\""),
     ] {
-        let mut place = 10_u32.pow(digits - 1);
-        while place > 0 {
-            let digit = u8::try_from(number / place % 10).unwrap_or_default();
+        let mut divisor = 10_u32.pow(digits - 1);
+        while divisor > 0 {
+            let digit = u8::try_from(number / divisor % 10).unwrap_or_default();
             array.push(char::from(b'0' + digit));
-            place /= 10;
+            divisor /= 10;
         }
-        array.push_str(after);
+        array.push_str(separator);
     }
 }
 

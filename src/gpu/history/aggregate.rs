@@ -163,7 +163,7 @@ impl History<'_> {
             gpu_uuid: self.gpu.uuid,
             host: self.gpu.host,
             gpu_index: self.gpu.gpu_index,
-            sample_interval: interval.map(time::span),
+            sample_interval: interval.map(time::duration_from_millis),
             buckets: told,
             series: sums.series.finish(buckets),
         })

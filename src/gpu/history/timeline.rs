@@ -173,7 +173,7 @@ impl Tally {
         let throttle = throttle.filter(|(_, time)| *time > 0);
         let throttle = throttle.map(|((bits, reason), time)| pb::ThrottleTime {
             reason: reason.into(),
-            time: Some(time::span(time)),
+            time: Some(time::duration_from_millis(time)),
             bits,
         });
         let mut throttle: Vec<_> = throttle.collect();
@@ -182,9 +182,9 @@ impl Tally {
         pb::GpuBucket {
             start: time::from_millis(from).map(time::to_proto),
             samples: self.samples,
-            gap: gap.map(time::span),
+            gap: gap.map(time::duration_from_millis),
             missing_samples: missing.map(|(gap, interval)| (gap + interval / 2) / interval),
-            throttle_observed: interval.map(|_| time::span(self.observed)),
+            throttle_observed: interval.map(|_| time::duration_from_millis(self.observed)),
             throttle,
             energy: self.energy,
         }

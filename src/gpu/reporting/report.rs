@@ -74,7 +74,7 @@ impl Reports {
                 let batch = tokio::select! {
                     biased;
                     () = shutdown.cancelled() => Err(Error::ShuttingDown.into()),
-                    batch = layer::next(&mut batches, limit) => batch,
+                    batch = layer::next_message(&mut batches, limit) => batch,
                 };
                 let Some(batch) = batch? else {
                     break;

@@ -144,7 +144,7 @@ impl Local {
             return Ok(());
         }
         let uuids = refused.iter().cloned();
-        let claiming = db.write_quietly(async |tx| self.claim(tx, uuids).await);
+        let claiming = db.write_unannounced(async |tx| self.claim(tx, uuids).await);
         let still = claiming.await?;
         for uuid in refused.iter().filter(|uuid| !still.contains_key(*uuid)) {
             self.live.accept(uuid);

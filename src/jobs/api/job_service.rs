@@ -79,7 +79,7 @@ impl Jobs {
 
     async fn read(&self, id: Uuid) -> Result<job::Model> {
         let job = job::Entity::find_by_id(id).one(self.db.reader()).await?;
-        row::found(job, "job", id)
+        row::require(job, "job", id)
     }
 
     /// Has something happen to a job, and gives all of it.
@@ -111,11 +111,11 @@ impl JobService for Jobs {
     async fn create_job(&self, request: Request<pb::CreateJobRequest>) -> Reply<pb::Job> {
         let (types, now) = (self.types.current(), clock::now());
         let request = request.into_inner();
-        let job = work::by_size(request.encoded_len(), move || {
+        let job = work::run_by_size(request.encoded_len(), move || {
             jobs_check::new_job("", request, &types, now)
         });
         let job = job.await?;
-        let made = self.creator.write(Arc::new(vec![job])).await?.pop();
+        let made = self.creator.submit(Arc::new(vec![job])).await?.pop();
         let job = match made {
             Some(Made::Created(job)) => *job,
             Some(Made::Existed(id)) => self.read(id).await?,
@@ -139,7 +139,7 @@ impl JobService for Jobs {
         let request = request.into_inner();
         check::within("requests", request.requests.len(), 1..=BATCH)?;
         let (types, now) = (self.types.current(), clock::now());
-        let jobs = work::by_size(request.encoded_len(), move || {
+        let jobs = work::run_by_size(request.encoded_len(), move || {
             let requests = request.requests.into_iter().enumerate();
             let jobs = requests.map(|(at, request)| {
                 jobs_check::new_job(&format!("requests[{at}]."), request, &types, now)
@@ -150,7 +150,7 @@ impl JobService for Jobs {
         let mut results = Vec::with_capacity(jobs.len());
         while jobs.len() > 0 {
             let some = jobs.by_ref().take(TRANSACTION).collect();
-            let made = self.creator.write(Arc::new(some)).await?;
+            let made = self.creator.submit(Arc::new(some)).await?;
             results.extend(made.into_iter().map(result));
         }
         let outcome = i32::from(pb::BatchCreateJobsOutcome::Created);

@@ -58,7 +58,9 @@ impl JobQueueService for JobQueues {
         let name = queue_name("name", &request.into_inner().name)?;
         let queue = Entity::find_by_id(&name).one(self.db.reader()).await;
         let queue = queue.map_err(Error::from)?;
-        Ok(Response::new(row::found(queue, "job queue", name)?.into()))
+        Ok(Response::new(
+            row::require(queue, "job queue", name)?.into(),
+        ))
     }
 
     async fn list_job_queues(
@@ -72,7 +74,7 @@ impl JobQueueService for JobQueues {
         let select = filter.select(&self.db)?;
         let rows = page.by_id(self.db.reader(), select, Column::Name).await?;
         let key = |queue: &Model| (0, queue.name.clone());
-        let (job_queues, next_page_token) = page.cut(rows, key, pb::JobQueue::from);
+        let (job_queues, next_page_token) = page.paginate(rows, key, pb::JobQueue::from);
         Ok(Response::new(pb::ListJobQueuesResponse {
             job_queues,
             next_page_token,
@@ -125,7 +127,7 @@ impl JobQueueService for JobQueues {
     ) -> Reply<pb::JobQueue> {
         let name = queue_name("name", &request.into_inner().name)?;
         let queue = self.db.write(async |tx| {
-            let before = row::found(locked(tx, &name).await?, "job queue", &name)?;
+            let before = row::require(locked(tx, &name).await?, "job queue", &name)?;
             let mut queue = before.clone();
             queue.paused = false;
             queue.paused_at = None;
@@ -142,7 +144,7 @@ impl JobQueueService for JobQueues {
         let request = request.into_inner();
         let name = queue_name("name", &request.name)?;
         let deleted = self.db.write(async |tx| {
-            let queue = row::found(locked(tx, &name).await?, "job queue", &name)?;
+            let queue = row::require(locked(tx, &name).await?, "job queue", &name)?;
             refuse_stale(Some(&queue), request.expected_version_id)?;
             refuse_used(tx, &name).await?;
             Entity::delete_by_id(&name).exec(tx).await?;

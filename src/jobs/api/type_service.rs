@@ -67,13 +67,13 @@ impl JobTypeService for JobTypes {
         let rows = page.by_id(self.db.reader(), Entity::find(), Column::Name);
         let mut types: Vec<_> = rows.await?.into_iter().map(with_settings).collect();
         for (name, _) in BUILT_IN {
-            if page.comes_to(name) && types.iter().all(|known| known.name != name) {
+            if page.reaches(name) && types.iter().all(|known| known.name != name) {
                 types.push(in_force(name, None));
             }
         }
         types.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let key = |of: &pb::JobType| (0, of.name.clone());
-        let (job_types, next_page_token) = page.cut(types, key, |of| of);
+        let (job_types, next_page_token) = page.paginate(types, key, |of| of);
         Ok(Response::new(pb::ListJobTypesResponse {
             job_types,
             next_page_token,
@@ -112,7 +112,7 @@ impl JobTypeService for JobTypes {
         let request = request.into_inner();
         let name = type_name("name", &request.name)?;
         let deleted = self.db.write(async |tx| {
-            let settings = row::found(locked(tx, &name).await?, "job type", &name)?;
+            let settings = row::require(locked(tx, &name).await?, "job type", &name)?;
             refuse_stale(Some(&settings), request.expected_version_id)?;
             Entity::delete_by_id(&name).exec(tx).await?;
             announce(tx, ChangeKind::Deleted, in_force(&name, None)).await

@@ -205,14 +205,14 @@ pub(crate) async fn claim(
                     payload = left.get(tx, job.row.id).await?;
                 }
                 let bytes = payload.as_ref().map_or(0, json::encoded_len);
-                let is_deliverable = payload.as_ref().and_then(json::undeliverable).is_none();
+                let is_deliverable = payload.as_ref().and_then(json::delivery_problem).is_none();
                 if is_deliverable && bytes > room[at] && room[at] < LARGEST {
                     // The others are for the next claim.
                     all = false;
                     break;
                 }
                 last = spot;
-                if let Some(problem) = payload.as_ref().and_then(json::undeliverable) {
+                if let Some(problem) = payload.as_ref().and_then(json::delivery_problem) {
                     let problem = format!("the payload cannot be sent to a worker: {problem}");
                     job.happen(Move::Refuse(problem), now, 0.0);
                     refused.push(job);

@@ -23,7 +23,7 @@ use crate::{
         enums::FromProto,
         page::{
             Page,
-            sorted::{By, Key, Kind, Sort},
+            sorted::{Sort, SortKey, SortValue, ValueKind},
         },
         time,
     },
@@ -40,7 +40,7 @@ pub(crate) async fn get(db: &Db, request: pb::GetJobRequest) -> Result<pb::Job> 
     let id = check::uuid("id", &request.id)?;
     let tx = db.snapshot().await?;
     let job = job::Entity::find_by_id(id).one(&tx).await?;
-    let job = row::found(job, "job", id)?;
+    let job = row::require(job, "job", id)?;
     let mut newest_first = job_attempt::Entity::find()
         .filter(job_attempt::Column::JobId.eq(id))
         .order_by_desc(job_attempt::Column::AttemptNumber)
@@ -107,7 +107,9 @@ pub(crate) async fn transitions(
     let select = Entity::find().filter(Column::JobId.eq(job_id));
     let sort = numbered(Column::VersionId, (Column::TransitionedAt, Column::Id));
     let key = |row: &Model| {
-        let number = row.version_id.map(|number| Key::Number(number.into()));
+        let number = row
+            .version_id
+            .map(|number| SortValue::Number(number.into()));
         (number, row.transitioned_at, row.id)
     };
     let tx = db.snapshot().await?;
@@ -137,7 +139,7 @@ pub(crate) async fn logs(
     let job_id = known(db, &request.job_id).await?;
     let select = lines(job_id).filter(condition);
     let sort = numbered(Column::Line, (Column::Timestamp, Column::Id));
-    let key = |row: &Model| (row.line.map(Key::Number), row.timestamp, row.id);
+    let key = |row: &Model| (row.line.map(SortValue::Number), row.timestamp, row.id);
     let tx = db.snapshot().await?;
     let (logs, next_page_token) = page.sorted(&tx, select, &sort, key).await?;
     tx.commit().await?;
@@ -155,9 +157,9 @@ pub(crate) fn lines(job_id: Uuid) -> Select<job_log::Entity> {
 /// The order of rows that are numbered. Those that another writer made have no number and come last, by
 /// their time.
 fn numbered<C: ColumnTrait>(number: C, then_by: (C, C)) -> Sort<C> {
-    let by = By {
+    let by = SortKey {
         value: number.into_expr(),
-        kind: Kind::Number,
+        kind: ValueKind::Number,
         may_be_absent: true,
         order: Order::Asc,
     };
@@ -177,7 +179,7 @@ async fn known(db: &Db, job_id: &str) -> Result<Uuid> {
         .into_tuple::<Uuid>()
         .one(db.reader())
         .await?;
-    row::found(job, "job", id)
+    row::require(job, "job", id)
 }
 
 impl pb::JobLogFilter {

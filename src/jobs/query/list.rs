@@ -21,8 +21,8 @@ use crate::{
     rpc::{
         check,
         page::{
-            Page, in_bytes,
-            sorted::{By, Key, Kind, Sort},
+            Page, collate_bytewise,
+            sorted::{Sort, SortKey, SortValue, ValueKind},
         },
     },
 };
@@ -121,16 +121,16 @@ fn order(number: i32) -> Result<JobOrder> {
 
 fn sort(order: JobOrder, backend: DbBackend) -> Sort<Column> {
     use JobOrder as Asked;
-    let time = |column: Column| (column.into_expr(), Kind::Time, true);
-    let number = |value: SimpleExpr| (value, Kind::Number, false);
+    let time = |column: Column| (column.into_expr(), ValueKind::Time, true);
+    let number = |value: SimpleExpr| (value, ValueKind::Number, false);
     let by = match order {
         Asked::Unspecified | Asked::CreatedAt | Asked::CreatedAtDesc => None,
         Asked::StartedAt | Asked::StartedAtDesc => Some(time(Column::StartedAt)),
         Asked::CompletedAt | Asked::CompletedAtDesc => Some(time(Column::CompletedAt)),
         Asked::Progress | Asked::ProgressDesc => Some(number(Column::ProgressPercent.into_expr())),
         Asked::JobType | Asked::JobTypeDesc => {
-            let job_type = in_bytes(Column::JobType.into_expr(), backend);
-            Some((job_type, Kind::Text, false))
+            let job_type = collate_bytewise(Column::JobType.into_expr(), backend);
+            Some((job_type, ValueKind::Text, false))
         }
         Asked::Status | Asked::StatusDesc => Some(number(Expr::cust(ranks()))),
         Asked::Priority => Some(number(Column::Priority.into_expr())),
@@ -143,7 +143,7 @@ fn sort(order: JobOrder, backend: DbBackend) -> Sort<Column> {
             | Asked::JobTypeDesc
             | Asked::StatusDesc
     );
-    let by = by.map(|(value, kind, may_be_absent)| By {
+    let by = by.map(|(value, kind, may_be_absent)| SortKey {
         value,
         kind,
         may_be_absent,
@@ -181,17 +181,17 @@ fn ranks() -> String {
 }
 
 /// What a job is sorted by.
-fn key(order: JobOrder, job: &Model) -> (Option<Key>, DateTime<Utc>, Uuid) {
+fn key(order: JobOrder, job: &Model) -> (Option<SortValue>, DateTime<Utc>, Uuid) {
     let key = match order {
         JobOrder::Unspecified | JobOrder::CreatedAt | JobOrder::CreatedAtDesc => None,
-        JobOrder::StartedAt | JobOrder::StartedAtDesc => job.started_at.map(Key::time),
-        JobOrder::CompletedAt | JobOrder::CompletedAtDesc => job.completed_at.map(Key::time),
+        JobOrder::StartedAt | JobOrder::StartedAtDesc => job.started_at.map(SortValue::time),
+        JobOrder::CompletedAt | JobOrder::CompletedAtDesc => job.completed_at.map(SortValue::time),
         JobOrder::Progress | JobOrder::ProgressDesc => {
-            Some(Key::Number(job.progress_percent.into()))
+            Some(SortValue::Number(job.progress_percent.into()))
         }
-        JobOrder::JobType | JobOrder::JobTypeDesc => Some(Key::Text(job.job_type.clone())),
-        JobOrder::Status | JobOrder::StatusDesc => Some(Key::Number(rank(job.status))),
-        JobOrder::Priority => Some(Key::Number(job.priority.into())),
+        JobOrder::JobType | JobOrder::JobTypeDesc => Some(SortValue::Text(job.job_type.clone())),
+        JobOrder::Status | JobOrder::StatusDesc => Some(SortValue::Number(rank(job.status))),
+        JobOrder::Priority => Some(SortValue::Number(job.priority.into())),
     };
     (key, job.created_at, job.id)
 }

@@ -62,8 +62,8 @@ impl pb::JobSchedule {
         let Some(payload) = self.payload.take() else {
             return Ok(None);
         };
-        let payload = work::by_size(payload.encoded_len(), || {
-            json::from_proto("job_schedule.payload", payload, json::LARGEST)
+        let payload = work::run_by_size(payload.encoded_len(), || {
+            json::from_proto("job_schedule.payload", payload, json::MAX_BYTES)
         });
         payload.await.map(Some)
     }

@@ -211,7 +211,7 @@ impl JobSchedules {
 
     async fn schedule(&self, id: Uuid) -> Result<Model> {
         let schedule = Entity::find_by_id(id).one(self.db.reader()).await?;
-        row::found(schedule, "job schedule", id)
+        row::require(schedule, "job schedule", id)
     }
 
     /// The ticks that are to be told.
@@ -243,7 +243,7 @@ impl JobSchedules {
 /// The schedule, if it is at the version that is expected; nobody else changes it before the transaction ends.
 async fn locked(tx: &DatabaseTransaction, id: Uuid, expected: Option<i32>) -> Result<Model> {
     let schedule = Entity::find_by_id(id).lock_exclusive().one(tx).await?;
-    let schedule = row::found(schedule, "job schedule", id)?;
+    let schedule = row::require(schedule, "job schedule", id)?;
     if expected.is_some_and(|expected| expected != schedule.version_id) {
         let resource = "job schedule";
         return Err(Error::StaleVersion { resource });

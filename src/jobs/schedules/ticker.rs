@@ -22,7 +22,7 @@ use crate::{
         job_schedule::{ActiveModel, Column, Entity, MissedPolicy, Model},
     },
     error::Result,
-    feed::{Follower, News, Position, Topic},
+    feed::{FeedUpdate, Follower, Position, Topic},
     jobs::{
         Queue,
         store::create::{self, Made},
@@ -195,7 +195,7 @@ impl Ticker {
 /// Waits until a schedule is changed, by whatever process, or may have been. Safe to drop while waiting.
 async fn changed(follower: &mut Follower<Announcement>) {
     loop {
-        let News::Changes(entries) = follower.next().await else {
+        let FeedUpdate::Changes(entries) = follower.next().await else {
             return;
         };
         let is_schedule = |change: &Announcement| {

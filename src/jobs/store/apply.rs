@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::rows::{columns, read};
 use crate::{
-    db::bulk::{Inserts, few},
+    db::bulk::{Inserts, single_row_estimate},
     entity::{
         job::{ActiveModel, Column, Entity, JobStatus, Model},
         job_attempt, job_log,
@@ -53,7 +53,7 @@ pub(crate) async fn lock(
     let mut jobs = Vec::with_capacity(ids.len());
     if tx.get_database_backend() == DbBackend::Postgres {
         if !ids.is_empty() {
-            let few = few("unnest($1::text::uuid[]) AS v(id)");
+            let few = single_row_estimate("unnest($1::text::uuid[]) AS v(id)");
             let sql = format!(
                 "{BEGIN} SELECT {columns}, {NEWER} FROM me, {few}, jobs AS j \
                 WHERE j.id = v.id FOR UPDATE OF j"
@@ -139,7 +139,7 @@ async fn happen(
             }),
         };
         if let Err(error) = may {
-            return Ok(Err(error.at(index)));
+            return Ok(Err(error.with_index(index)));
         }
         if let (Move::Retry(..), Some(job)) = (what, jobs.get(id))
             && let Some((holder, status)) = holder(tx, &job.row, JobStatus::Queued).await?

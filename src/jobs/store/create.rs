@@ -89,7 +89,7 @@ impl Creator {
         let made = created(jobs);
         writes.add(feed::rows_on_postgres(records(&made)))?;
         self.db
-            .write_at_once(async |db| writes.run(db).await)
+            .write_statement(async |db| writes.run(db).await)
             .await?;
         Ok(made)
     }

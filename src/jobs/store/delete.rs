@@ -30,7 +30,7 @@ async fn try_to_delete(db: &Db, id: Uuid) -> Result<()> {
     db.by_key()
         .write(async |tx| {
             let mut jobs = apply::lock(tx, &[id], &Types::default()).await?;
-            let job = crate::db::row::found(jobs.remove(&id), "job", id)?;
+            let job = crate::db::row::require(jobs.remove(&id), "job", id)?;
             if job.row.status == JobStatus::Running {
                 return Err(Error::WrongStatus {
                     resource: "job",

@@ -87,7 +87,7 @@ impl Watch {
         let (start, first, over) = if let Some(start) = resumed {
             (start, First::Heartbeat, is_over.then_some(now))
         } else {
-            let job = existing(row::found(job, "job", id)?);
+            let job = existing(row::require(job, "job", id)?);
             (now, First::Job(job.into()), None)
         };
         Ok(Self {
@@ -225,7 +225,7 @@ impl Watch {
             }
             if let Some(id) = self.missing {
                 // Nothing was heard of it before it was gone.
-                row::found(None::<()>, "job", id)?;
+                row::require(None::<()>, "job", id)?;
             }
         }
     }
@@ -251,7 +251,7 @@ impl Watch {
             return false;
         }
         // A database that is away is asked again with the next heartbeat.
-        let behind = self.jobs.feed.left_after(position).await;
+        let behind = self.jobs.feed.stored_backlog_after(position).await;
         behind.is_ok_and(|(changes, _)| changes == 0)
     }
 

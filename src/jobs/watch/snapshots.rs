@@ -25,7 +25,7 @@ use crate::{
     jobs::query::{filter::in_status, list::light},
     monitor::Feed,
     pb::{self, JobChangeKind},
-    rpc::limits::snapshots::{Claim, Snapshot, SnapshotMemory},
+    rpc::limits::snapshots::{Reservation, Snapshot, SnapshotMemory},
 };
 
 /// Number of jobs that are read together.
@@ -91,11 +91,11 @@ impl Snapshots {
         let scan = self.db.scan().await?;
         let tx = scan.snapshot().await?;
         let start = self.feed.now_in(&tx).await?;
-        let mut claim = self.memory.claim();
-        let pieces = unfinished(&tx, condition, &mut claim).await?;
+        let mut reservation = self.memory.reserve();
+        let pieces = unfinished(&tx, condition, &mut reservation).await?;
         tx.commit().await?;
         drop(scan);
-        let jobs = self.memory.keep(pieces, claim);
+        let jobs = self.memory.store(pieces, reservation);
         Ok(JobSnapshot { start, jobs })
     }
 
@@ -141,7 +141,7 @@ impl Drop for Entry<'_> {
 async fn unfinished(
     tx: &DatabaseTransaction,
     condition: Condition,
-    claim: &mut Claim,
+    reservation: &mut Reservation,
 ) -> Result<Vec<Bytes>> {
     let all = light()
         .filter(condition)
@@ -163,7 +163,7 @@ async fn unfinished(
         while rest.peek().is_some() {
             let changes = rest.by_ref().take(PIECE).collect();
             let piece = pb::JobChanges { changes }.encode_to_vec();
-            claim.grow(piece.len() as u64)?;
+            reservation.grow(piece.len() as u64)?;
             pieces.push(piece.into());
         }
         page = all.clone().filter(columns.gt(place)).all(tx).await?;

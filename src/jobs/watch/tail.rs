@@ -63,7 +63,7 @@ impl Tail {
             job_id,
             last: request.after_line,
             min_level: min_level.unwrap_or(JobLogLevel::Debug),
-            moment: row::found(moment, "job", job_id)?,
+            moment: row::require(moment, "job", job_id)?,
             _place: place,
         })
     }

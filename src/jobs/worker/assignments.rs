@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    feed::{Follower, News, Position, Topic},
+    feed::{FeedUpdate, Follower, Position, Topic},
     jobs::{dispatch::partitions::Line, wakeups::Bell},
     monitor::Feed,
     pb::{self, JobChangeKind, watch_response::Update},
@@ -67,7 +67,7 @@ impl Flights {
         let mut follower = Follower::new(feed, from);
         let following = async {
             loop {
-                let News::Changes(entries) = follower.next().await else {
+                let FeedUpdate::Changes(entries) = follower.next().await else {
                     self.tell_all_missed();
                     bell.missed();
                     continue;

@@ -67,7 +67,7 @@ impl JobWorkers {
         &self,
         incoming: &mut Streaming<pb::WorkJobsRequest>,
     ) -> Result<Option<pb::WorkJobsRequest>, Status> {
-        layer::next(incoming, self.max_message_size).await
+        layer::next_message(incoming, self.max_message_size).await
     }
 
     async fn report(&self, (id, lease_id, report): Reported) -> Result<Model> {
@@ -81,7 +81,7 @@ impl JobWorkers {
         self.report(reported).await?;
         let job = job::Entity::find_by_id(id).one(self.queue.db.reader());
         let job = job.await.map_err(Error::from)?;
-        Ok(Response::new(row::found(job, "job", id)?.into()))
+        Ok(Response::new(row::require(job, "job", id)?.into()))
     }
 }
 
@@ -117,7 +117,7 @@ impl JobWorkerService for JobWorkers {
             _ = nothing, if wait.is_zero() => Vec::new(),
             // The database may not answer.
             () = sleep(wait.max(Duration::from_secs(3))), if wait.is_zero() => {
-                Err(self.queue.db.unanswered().await)?
+                Err(self.queue.db.timeout_error().await)?
             }
             () = sleep(wait), if !wait.is_zero() => Vec::new(),
         };
@@ -171,7 +171,7 @@ impl JobWorkerService for JobWorkers {
         request: Request<pb::AppendJobLogsRequest>,
     ) -> Reply<pb::AppendJobLogsResponse> {
         let request = request.into_inner();
-        let logs = work::by_size(request.encoded_len(), || jobs_check::logs(request));
+        let logs = work::run_by_size(request.encoded_len(), || jobs_check::logs(request));
         let job = self.report(logs.await?).await?;
         Ok(Response::new(pb::AppendJobLogsResponse {
             last_line: job.log_lines,
@@ -185,7 +185,7 @@ impl JobWorkerService for JobWorkers {
     ) -> Reply<pb::CompleteJobsResponse> {
         let request = request.into_inner();
         check::within("completions", request.completions.len(), 1..=JOBS)?;
-        let task = work::by_size(request.encoded_len(), || completions(request.completions));
+        let task = work::run_by_size(request.encoded_len(), || completions(request.completions));
         self.queue.desk.carry_out_all(task.await?).await?;
         Ok(Response::new(pb::CompleteJobsResponse {}))
     }
@@ -260,7 +260,7 @@ impl From<Claimed> for pb::ClaimedJob {
         Self {
             lease_id: claimed.lease_id.to_string(),
             lease_expires_at: claimed.job.lease_expires_at.map(time::to_proto),
-            lease_duration: Some(time::length(claimed.lease)),
+            lease_duration: Some(time::duration_to_proto(claimed.lease)),
             attempt_deadline_at: claimed.job.attempt_deadline_at.map(time::to_proto),
             job: Some(claimed.job.into()),
         }

@@ -126,7 +126,7 @@ impl Worker {
                     until = Some(Instant::now() + GRACE);
                     self.inbox.close();
                     let draining = pb::ServerDraining {
-                        grace: Some(time::length(GRACE)),
+                        grace: Some(time::duration_to_proto(GRACE)),
                     };
                     self.say(Response::Draining(draining)).await
                 }
@@ -227,12 +227,13 @@ impl Worker {
             }
             Request::Logs(logs) => {
                 let id = logs.job_id.clone();
-                let logs = work::by_size(logs.encoded_len(), || jobs_check::logs(logs));
+                let logs = work::run_by_size(logs.encoded_len(), || jobs_check::logs(logs));
                 (id, logs.await)
             }
             Request::Complete(done) => {
                 let id = done.job_id.clone();
-                let done = work::by_size(done.encoded_len(), || jobs_check::completion("", done));
+                let done =
+                    work::run_by_size(done.encoded_len(), || jobs_check::completion("", done));
                 (id, done.await)
             }
             Request::Fail(failure) => {

@@ -86,7 +86,7 @@ fn kind(config: Config, now: i64) -> Kind {
                 signing_secret_count: i32::try_from(used.count()).unwrap_or(i32::MAX),
                 headers: HashMap::new(),
                 header_names,
-                timeout: Some(time::span(timeout_ms.into())),
+                timeout: Some(time::duration_from_millis(timeout_ms.into())),
             })
         }
         Config::Email {
@@ -108,7 +108,7 @@ fn kind(config: Config, now: i64) -> Kind {
             has_password,
             from_address: from,
             to_addresses: to,
-            timeout: Some(time::span(timeout_ms.into())),
+            timeout: Some(time::duration_from_millis(timeout_ms.into())),
         }),
         Config::Stream {} => Kind::Stream(pb::StreamChannel {}),
     }

@@ -273,7 +273,7 @@ impl NotificationChannels {
 
     async fn channel(&self, id: Uuid) -> Result<notification_channel::Model> {
         let channel = Entity::find_by_id(id).one(self.db.reader()).await?;
-        row::found(channel, "notification channel", id)
+        row::require(channel, "notification channel", id)
     }
 
     /// Fills in why the secrets of channels cannot be decrypted.
@@ -338,7 +338,7 @@ fn answer(outcome: &Outcome, took: Duration) -> pb::SendTestNotificationResponse
         delivered: outcome.result == Attempted::Delivered,
         error: outcome.error().unwrap_or_default().to_string(),
         status_code: outcome.status_code,
-        took: Some(time::span(
+        took: Some(time::duration_from_millis(
             i64::try_from(took.as_millis()).unwrap_or(i64::MAX),
         )),
     }
@@ -346,7 +346,7 @@ fn answer(outcome: &Outcome, took: Duration) -> pb::SendTestNotificationResponse
 
 /// The channel; nobody else changes it before the transaction ends.
 async fn locked(tx: &DatabaseTransaction, id: Uuid) -> Result<notification_channel::Model> {
-    row::found(
+    row::require(
         Entity::find_by_id(id).lock_exclusive().one(tx).await?,
         "notification channel",
         id,

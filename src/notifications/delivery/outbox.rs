@@ -96,7 +96,7 @@ pub(crate) async fn claim(
     }
     let (lease_id, length) = lease;
     // Nobody follows the ledger, so that nobody is woken.
-    db.write_quietly(async |tx| {
+    db.write_unannounced(async |tx| {
         let ids: Vec<Uuid> = select.into_tuple().all(tx).await?;
         if ids.is_empty() {
             return Ok(Vec::new());
@@ -142,7 +142,7 @@ pub(crate) async fn explain_wait(db: &Db, channel_id: Uuid, problem: &str) -> Re
     if any.is_none() {
         return Ok(());
     }
-    db.write_quietly(async |tx| {
+    db.write_unannounced(async |tx| {
         Entity::update_many()
             .set(ActiveModel {
                 last_error: Set(Some(problem.to_string())),
@@ -163,7 +163,7 @@ pub(crate) async fn give_back(db: &Db, lease_id: Option<Uuid>) -> Result<()> {
         Some(lease_id) => Column::LeaseId.eq(lease_id),
         None => Column::LeaseId.is_not_null(),
     };
-    db.write_quietly(async |tx| {
+    db.write_unannounced(async |tx| {
         Entity::update_many()
             .set(ActiveModel {
                 lease_id: Set(None),

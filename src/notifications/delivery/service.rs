@@ -44,7 +44,9 @@ impl DeliveryService for Deliveries {
             .one(self.db.reader())
             .await
             .map_err(Error::from)?;
-        Ok(Response::new(row::found(delivery, "delivery", id)?.into()))
+        Ok(Response::new(
+            row::require(delivery, "delivery", id)?.into(),
+        ))
     }
 
     async fn list_deliveries(
@@ -77,9 +79,9 @@ impl DeliveryService for Deliveries {
         request: Request<pb::RetryDeliveryRequest>,
     ) -> Reply<pb::Delivery> {
         let id = check::uuid("id", &request.into_inner().id)?;
-        let delivery = self.db.write_quietly(async |tx| {
+        let delivery = self.db.write_unannounced(async |tx| {
             let delivery = Entity::find_by_id(id).lock_exclusive().one(tx).await?;
-            if row::found(delivery, "delivery", id)?.channel_id.is_none() {
+            if row::require(delivery, "delivery", id)?.channel_id.is_none() {
                 return Err(Error::BrokenReference {
                     field: "id".into(),
                     problem: "is of a delivery whose notification channel was deleted".into(),
@@ -90,7 +92,7 @@ impl DeliveryService for Deliveries {
                 .filter(Column::Id.eq(id))
                 .exec_with_returning(tx)
                 .await?;
-            row::found(queued.into_iter().next(), "delivery", id)
+            row::require(queued.into_iter().next(), "delivery", id)
         });
         let delivery = delivery.await?;
         self.wakeup.notify();
@@ -147,7 +149,7 @@ impl Deliveries {
         last: Uuid,
     ) -> Result<(i64, Option<Uuid>)> {
         self.db
-            .write_quietly(async |tx| {
+            .write_unannounced(async |tx| {
                 let ids: Vec<Uuid> = wanted
                     .select_only()
                     .column(Column::Id)

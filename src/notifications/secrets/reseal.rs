@@ -46,7 +46,7 @@ pub(crate) async fn all(db: &Db, keyring: &Keyring) -> Result<usize> {
             continue;
         }
         let id = channel.id;
-        db.write_quietly(async |tx| one(tx, keyring, id).await)
+        db.write_unannounced(async |tx| one(tx, keyring, id).await)
             .await?;
     }
     Ok(unreadable)
@@ -159,6 +159,6 @@ impl State {
         } else {
             tracing::info!("secrets: the secrets of all channels can be decrypted");
         }
-        health.secrets(self.unreadable == 0, detail);
+        health.set_secrets(self.unreadable == 0, detail);
     }
 }

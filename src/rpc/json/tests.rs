@@ -3,10 +3,10 @@ use serde_json::json;
 use super::*;
 
 fn object(json: Json) -> Struct {
-    whole_to_proto(json).unwrap()
+    to_proto_unbounded(json).unwrap()
 }
 
-/// Objects inside of each other.
+/// Builds an object with this number of nested levels.
 fn nested(levels: usize) -> Json {
     (1..levels).fold(json!({}), |inner, _| json!({ "a": inner }))
 }
@@ -36,22 +36,22 @@ fn values_that_json_does_not_have_are_refused_by_their_path() {
 
 #[test]
 fn depth_is_bounded_and_the_place_is_named() {
-    assert!(from_proto("f", object(nested(LEVELS)), LARGEST).is_ok());
-    let error = from_proto("f", object(nested(LEVELS + 1)), LARGEST).unwrap_err();
-    let path = format!("f{}", ".a".repeat(LEVELS));
+    assert!(from_proto("f", object(nested(MAX_LEVELS)), MAX_BYTES).is_ok());
+    let error = from_proto("f", object(nested(MAX_LEVELS + 1)), MAX_BYTES).unwrap_err();
+    let path = format!("f{}", ".a".repeat(MAX_LEVELS));
     let problem = "must not be nested deeper than 20 levels";
     assert_eq!(error.to_string(), format!("`{path}` {problem}"));
     // Lists count as objects do.
     let lists = |levels| (1..levels).fold(json!([]), |inner, _| json!([inner]));
-    assert!(from_proto("f", object(json!({"a": lists(LEVELS - 1)})), LARGEST).is_ok());
-    assert!(from_proto("f", object(json!({"a": lists(LEVELS)})), LARGEST).is_err());
+    assert!(from_proto("f", object(json!({"a": lists(MAX_LEVELS - 1)})), MAX_BYTES).is_ok());
+    assert!(from_proto("f", object(json!({"a": lists(MAX_LEVELS)})), MAX_BYTES).is_err());
 }
 
 #[test]
 fn a_long_path_is_shortened() {
-    let mut deep = json!({ "k".repeat(1_000): nested(LEVELS) });
+    let mut deep = json!({ "k".repeat(1_000): nested(MAX_LEVELS) });
     deep["b"] = json!(1);
-    let error = from_proto("f", object(deep), LARGEST).unwrap_err();
+    let error = from_proto("f", object(deep), MAX_BYTES).unwrap_err();
     assert!(error.to_string().len() < 300, "{error}");
 }
 
@@ -62,8 +62,8 @@ fn the_length_is_that_of_the_text() {
         let json = json!({ "r": any(&mut random, 4), "s": any(&mut random, 3) });
         let length = json.to_string().len();
         let sent = || object(json.clone());
-        // A small object may take more room encoded than as text.
-        if sent().encoded_len() <= largest_encoded(length) {
+        // A small object may be larger encoded than as text.
+        if sent().encoded_len() <= max_encoded_len(length) {
             assert_eq!(from_proto("f", sent(), length).unwrap(), json);
         }
         assert!(from_proto("f", sent(), length - 1).is_err(), "{json}");
@@ -106,15 +106,15 @@ fn any(random: &mut fastrand::Rng, levels: u32) -> Json {
 
 #[test]
 fn stored_objects_that_cannot_be_delivered_are_replaced() {
-    assert_eq!(undeliverable(&nested(LEVELS)), None);
-    let deep = to_proto(nested(LEVELS + 1)).unwrap();
+    assert_eq!(delivery_problem(&nested(MAX_LEVELS)), None);
+    let deep = to_proto(nested(MAX_LEVELS + 1)).unwrap();
     assert_eq!(
         deep,
-        object(json!({ OMITTED: "nested deeper than 20 levels" }))
+        object(json!({ OMITTED_KEY: "nested deeper than 20 levels" }))
     );
     let large = to_proto(json!({ "a": "x".repeat(2 << 20) })).unwrap();
-    assert!(large.fields.contains_key(OMITTED));
-    // The largest that is accepted.
-    let largest = json!({ "a": "x".repeat(LARGEST - 8) });
-    assert!(from_proto("f", to_proto(largest).unwrap(), LARGEST).is_ok());
+    assert!(large.fields.contains_key(OMITTED_KEY));
+    // The largest accepted object.
+    let largest = json!({ "a": "x".repeat(MAX_BYTES - 8) });
+    assert!(from_proto("f", to_proto(largest).unwrap(), MAX_BYTES).is_ok());
 }

@@ -1,115 +1,120 @@
-//! Which requests are let in: by the memory that each takes once it is decoded, and that all under way take together.
+//! Admission of requests by the memory of their decoded messages, per message and in total.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::shape::{Shapes, Unknown};
+use super::layout::{MessageLayouts, SizeError};
 use crate::error::{Error, Result};
 
-/// The memory that a message may take, as a multiple of its largest size on the wire.
-const EXPANSION: u64 = 10;
+/// Maximum decoded size of a message, as a multiple of the maximum encoded size.
+const EXPANSION_FACTOR: u64 = 10;
 
-/// The unit in which memory is counted, in bytes.
-const UNIT: u64 = 1 << 10;
+/// Unit of memory accounting, in bytes.
+const UNIT_BYTES: u64 = 1 << 10;
 
-/// Requests that take less are not counted: there cannot be enough of them to matter.
-const SMALL: u64 = 4 << 10;
+/// Requests up to this decoded size, in bytes, are not counted; their total is negligible.
+const MAX_UNCOUNTED_BYTES: u64 = 4 << 10;
 
-/// Failure of a request for which there is no memory.
-const NO_MEMORY: &str = "the requests under way take all the memory that this server gives them";
+/// Error message for exhausted memory.
+const NO_MEMORY: &str = "the memory for concurrent requests is exhausted; retry later";
 
 tokio::task_local! {
-    /// The call to which the messages belong that are decoded.
-    static CURRENT: Arc<Call>;
+    /// Memory of the call whose messages are being decoded.
+    static CURRENT: Arc<RequestMemory>;
 }
 
-/// Lets requests in. Clones share the memory.
+/// Admission of requests. Clones share the memory.
 #[derive(Debug, Clone)]
 pub struct Admission {
-    shapes: Arc<Shapes>,
-    /// The memory that is left to requests, in units.
+    layouts: Arc<MessageLayouts>,
+    /// Free memory, in units.
     pool: Arc<Semaphore>,
     pool_size: u64,
-    /// The memory that one message may take, in bytes.
-    most: u64,
+    /// Maximum memory of a message, in bytes.
+    max_message_memory: u64,
 }
 
-/// A call, and the memory that its last message takes.
+/// Memory held by the last message of a call.
 #[derive(Debug)]
-pub struct Call {
+pub struct RequestMemory {
     admission: Admission,
     input: Option<usize>,
-    held: Mutex<Option<OwnedSemaphorePermit>>,
+    permit_slot: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 impl Admission {
-    /// Lets in requests of the methods that these encoded descriptions name, of up to `max_message_size` bytes each,
-    /// that take up to `memory` bytes together.
+    /// Creates the admission for methods of encoded descriptors. Requests have up to
+    /// `max_message_size` bytes each, and take up to `memory` bytes together.
     pub fn new(descriptors: &[&[u8]], max_message_size: usize, memory: u64) -> Self {
-        let most = max_message_size as u64 * EXPANSION;
+        let max_message_memory = max_message_size as u64 * EXPANSION_FACTOR;
         // A single request must fit.
-        let units = memory.max(most).div_ceil(UNIT);
-        let units = usize::try_from(units).unwrap_or(Semaphore::MAX_PERMITS);
-        let units = units.min(u32::MAX as usize).min(Semaphore::MAX_PERMITS);
+        let needed_units = memory.max(max_message_memory).div_ceil(UNIT_BYTES);
+        let units = usize::try_from(needed_units)
+            .unwrap_or(Semaphore::MAX_PERMITS)
+            .min(u32::MAX as usize)
+            .min(Semaphore::MAX_PERMITS);
         Self {
-            shapes: Arc::new(Shapes::new(descriptors)),
+            layouts: Arc::new(MessageLayouts::new(descriptors)),
             pool: Arc::new(Semaphore::new(units)),
-            pool_size: units as u64 * UNIT,
-            most,
+            pool_size: units as u64 * UNIT_BYTES,
+            max_message_memory,
         }
     }
 
-    /// The memory that requests under way take and may take, in bytes.
+    /// Returns the used and total memory, in bytes.
     pub fn memory(&self) -> (u64, u64) {
-        let left = self.pool.available_permits() as u64 * UNIT;
+        let left = self.pool.available_permits() as u64 * UNIT_BYTES;
         (self.pool_size.saturating_sub(left), self.pool_size)
     }
 
-    /// A call of this method that begins.
-    pub fn call(&self, path: &str) -> Arc<Call> {
-        Arc::new(Call {
-            input: self.shapes.input(path),
+    /// Creates the accounting of a call of this method.
+    pub fn begin_call(&self, path: &str) -> Arc<RequestMemory> {
+        Arc::new(RequestMemory {
+            input: self.layouts.input(path),
             admission: self.clone(),
-            held: Mutex::new(None),
+            permit_slot: Mutex::new(None),
         })
     }
 }
 
-impl Call {
-    /// Runs the call, whose messages are decoded meanwhile.
+impl RequestMemory {
+    /// Runs the call with this accounting in scope.
     pub fn scope<F: Future>(self: Arc<Self>, call: F) -> impl Future<Output = F::Output> + use<F> {
         CURRENT.scope(self, call)
     }
 
-    /// The call that is running, on a server.
+    /// Returns the accounting of the current call, on a server.
     pub fn current() -> Option<Arc<Self>> {
         CURRENT.try_with(Clone::clone).ok()
     }
 
-    /// Lets a message in that is about to be decoded, or refuses it. Its memory is held until the next message of
-    /// the call, or the end of the call.
+    /// Admits a message before decoding, or refuses it. The memory is held until the next message
+    /// or the end of the call.
     pub fn admit(&self, message: &[u8]) -> Result<()> {
         let Some(input) = self.input else {
             return Ok(());
         };
-        let mut held = self.held.lock();
-        *held = None;
+        let mut permit_slot = self.permit_slot.lock();
+        *permit_slot = None;
         let admission = &self.admission;
-        let memory = match admission.shapes.memory(input, message, admission.most) {
+        let memory = match admission
+            .layouts
+            .memory(input, message, admission.max_message_memory)
+        {
             Ok(memory) => memory + message.len() as u64,
-            Err(Unknown::TooMuch) => {
+            Err(SizeError::LimitExceeded) => {
                 return Err(Error::TooManyElements {
-                    limit: admission.most,
+                    limit: admission.max_message_memory,
                 });
             }
-            Err(Unknown::Malformed) => return Err(Error::Malformed),
+            Err(SizeError::Malformed) => return Err(Error::Malformed),
         };
-        if memory > SMALL {
-            let units = u32::try_from(memory.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        if memory > MAX_UNCOUNTED_BYTES {
+            let units = u32::try_from(memory.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
             let permit = admission.pool.clone().try_acquire_many_owned(units);
-            *held = Some(permit.map_err(|_| Error::Busy(NO_MEMORY))?);
+            *permit_slot = Some(permit.map_err(|_| Error::Busy(NO_MEMORY))?);
         }
         Ok(())
     }

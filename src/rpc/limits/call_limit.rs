@@ -1,4 +1,4 @@
-//! Limit of the calls that are under way, over all connections.
+//! Limit of concurrent calls over all connections.
 
 use std::sync::{
     Arc,
@@ -9,13 +9,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::{Error, Result};
 
-/// Path of the method that is answered beyond the limit.
-const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+/// Path of the method with a reserve beyond the limit.
+const HEALTH_CHECK_PATH: &str = "/grpc.health.v1.Health/Check";
 
-/// Number of health checks that may be under way beyond the limit.
-const HEALTH_CHECKS: usize = 256;
+/// Number of concurrent health checks beyond the limit.
+const MAX_EXTRA_HEALTH_CHECKS: usize = 256;
 
-/// Counts of calls. Clones share them.
+/// Limit and statistics of concurrent calls. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct CallLimit(Arc<Counts>);
 
@@ -23,45 +23,46 @@ pub struct CallLimit(Arc<Counts>);
 struct Counts {
     free: Arc<Semaphore>,
     limit: usize,
-    /// Permits for health checks while no other permit is free.
+    /// Permits for health checks while the limit is reached.
     health_checks: Arc<Semaphore>,
     refused: AtomicU64,
 }
 
 impl CallLimit {
-    /// A limit of so many calls.
+    /// Creates a limit of concurrent calls.
     pub fn new(limit: usize) -> Self {
         Self(Arc::new(Counts {
             free: Arc::new(Semaphore::new(limit)),
             limit,
-            health_checks: Arc::new(Semaphore::new(HEALTH_CHECKS)),
+            health_checks: Arc::new(Semaphore::new(MAX_EXTRA_HEALTH_CHECKS)),
             refused: AtomicU64::new(0),
         }))
     }
 
-    /// Number of calls that are under way.
+    /// Returns the number of running calls.
     pub fn open(&self) -> usize {
         let calls = self.0.limit - self.0.free.available_permits();
-        calls + HEALTH_CHECKS - self.0.health_checks.available_permits()
+        calls + MAX_EXTRA_HEALTH_CHECKS - self.0.health_checks.available_permits()
     }
 
-    /// Number of calls that may be under way, without the reserve for health checks.
+    /// Returns the maximum number of concurrent calls, without the reserve for health checks.
     pub fn limit(&self) -> usize {
         self.0.limit
     }
 
-    /// Number of calls that were refused because the limit was reached.
+    /// Returns the number of calls refused because of the limit.
     pub fn refused(&self) -> u64 {
         self.0.refused.load(Ordering::Relaxed)
     }
 
-    /// Permit for a call of the method at this path. The call counts until the permit is dropped.
-    pub(crate) fn take(&self, path: &str) -> Result<OwnedSemaphorePermit> {
+    /// Acquires a permit for a call of the method at this path. The call counts until the permit is
+    /// dropped.
+    pub(crate) fn acquire(&self, path: &str) -> Result<OwnedSemaphorePermit> {
         let counts = &self.0;
         if let Ok(permit) = counts.free.clone().try_acquire_owned() {
             return Ok(permit);
         }
-        if path == HEALTH_CHECK
+        if path == HEALTH_CHECK_PATH
             && let Ok(permit) = counts.health_checks.clone().try_acquire_owned()
         {
             return Ok(permit);
@@ -80,13 +81,18 @@ mod tests {
     #[test]
     fn health_checks_have_a_reserve_and_health_watches_have_none() {
         let limit = CallLimit::new(1);
-        let call = limit.take("/watchpost.v1.CameraService/GetCamera").unwrap();
-        assert!(limit.take("/grpc.health.v1.Health/Watch").is_err());
-        let checks: Vec<_> = (0..HEALTH_CHECKS)
-            .map(|_| limit.take(HEALTH_CHECK).unwrap())
+        let call = limit
+            .acquire("/watchpost.v1.CameraService/GetCamera")
+            .unwrap();
+        assert!(limit.acquire("/grpc.health.v1.Health/Watch").is_err());
+        let checks: Vec<_> = (0..MAX_EXTRA_HEALTH_CHECKS)
+            .map(|_| limit.acquire(HEALTH_CHECK_PATH).unwrap())
             .collect();
-        assert!(limit.take(HEALTH_CHECK).is_err());
-        assert_eq!((limit.open(), limit.refused()), (1 + HEALTH_CHECKS, 2));
+        assert!(limit.acquire(HEALTH_CHECK_PATH).is_err());
+        assert_eq!(
+            (limit.open(), limit.refused()),
+            (1 + MAX_EXTRA_HEALTH_CHECKS, 2)
+        );
         drop((call, checks));
         assert_eq!(limit.open(), 0);
     }

@@ -1,7 +1,7 @@
-//! Memory of snapshots: what watches begin with, kept until every client has read it.
+//! Memory of snapshots: the initial content of watches, kept until every client has read it.
 //!
-//! Clients read at their own pace, so the memory of all snapshots is bounded together. A client that has not read its
-//! snapshot for a while loses it to newer ones.
+//! Clients read at different speeds, so the memory of all snapshots is bounded together. A snapshot
+//! that is not read in time gives way to newer snapshots.
 
 use std::{
     collections::VecDeque,
@@ -14,105 +14,106 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 
-/// Time that clients have to read a snapshot before others may take its memory.
-const READ_WITHIN: Duration = Duration::from_secs(30);
+/// Time for clients to read a snapshot, after which its memory may be reclaimed.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Failure of a snapshot for which there is no memory.
-const NO_MEMORY: &str =
-    "the snapshots that clients are reading take all the memory that this server gives them";
+/// Error message for exhausted memory.
+const NO_MEMORY: &str = "the memory for snapshots is exhausted; retry later";
 
-/// Failure of a snapshot whose memory was taken.
-const TAKEN: &str = "the snapshot was not read in time, and newer ones needed its memory";
+/// Error message for a reclaimed snapshot.
+const RECLAIMED: &str =
+    "the snapshot was not read in time, and its memory was reclaimed for newer snapshots";
 
-/// Memory that all snapshots share. Clones share it.
+/// Memory shared by all snapshots. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct SnapshotMemory(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     limit: u64,
-    accounts: Mutex<Accounts>,
+    usage: Mutex<Usage>,
 }
 
 #[derive(Debug, Default)]
-struct Accounts {
+struct Usage {
     bytes: u64,
-    /// Snapshots that may be read still, oldest first.
-    kept: VecDeque<(Instant, Weak<dyn Reclaim>)>,
+    /// Snapshots that clients may still read, oldest first.
+    stored: VecDeque<(Instant, Weak<dyn Reclaim>)>,
 }
 
-/// A snapshot whose memory can be taken.
+/// Snapshot whose memory can be reclaimed.
 trait Reclaim: Debug + Send + Sync {
     fn reclaim(&self);
 }
 
 impl SnapshotMemory {
-    /// So many bytes for all snapshots. A single snapshot may be larger if it is the only one.
+    /// Creates a limit in bytes for all snapshots together. A single snapshot may exceed the limit
+    /// if no other exists.
     pub fn new(limit: u64) -> Self {
         Self(Arc::new(Shared {
             limit,
-            accounts: Mutex::default(),
+            usage: Mutex::default(),
         }))
     }
 
-    /// Bytes that snapshots take, and may take.
+    /// Returns the used and total memory, in bytes.
     pub fn memory(&self) -> (u64, u64) {
-        (self.accounts().bytes, self.0.limit)
+        (self.usage().bytes, self.0.limit)
     }
 
-    /// The memory of a snapshot that is about to be read from the database.
-    pub fn claim(&self) -> Claim {
-        Claim {
+    /// Creates an empty reservation for a snapshot to be read from the database.
+    pub fn reserve(&self) -> Reservation {
+        Reservation {
             memory: self.clone(),
             bytes: 0,
         }
     }
 
-    /// Keeps what was read for as long as a client has it, or until others need the memory.
-    pub fn keep<T: Debug + Send + Sync + 'static>(
+    /// Stores a snapshot until its clients drop it, or until the memory is reclaimed.
+    pub fn store<T: Debug + Send + Sync + 'static>(
         &self,
         items: Vec<T>,
-        claim: Claim,
+        reservation: Reservation,
     ) -> Arc<Snapshot<T>> {
-        let snapshot = Arc::new(Snapshot(Mutex::new(Some((items, claim)))));
-        let kept: Arc<dyn Reclaim> = snapshot.clone();
-        let mut accounts = self.accounts();
-        accounts.kept.retain(|(_, kept)| kept.strong_count() > 0);
-        let kept = Arc::downgrade(&kept);
-        accounts.kept.push_back((Instant::now(), kept));
-        drop(accounts);
+        let snapshot = Arc::new(Snapshot(Mutex::new(Some((items, reservation)))));
+        let stored: Arc<dyn Reclaim> = snapshot.clone();
+        let mut usage = self.usage();
+        usage.stored.retain(|(_, stored)| stored.strong_count() > 0);
+        let stored = Arc::downgrade(&stored);
+        usage.stored.push_back((Instant::now(), stored));
+        drop(usage);
         snapshot
     }
 
-    fn accounts(&self) -> MutexGuard<'_, Accounts> {
-        let accounts = self.0.accounts.lock();
-        accounts
+    fn usage(&self) -> MutexGuard<'_, Usage> {
+        let usage = self.0.usage.lock();
+        usage
     }
 }
 
-/// The memory of one snapshot. It is free again when this is dropped.
+/// Memory of a snapshot, released when dropped.
 #[derive(Debug)]
-pub struct Claim {
+pub struct Reservation {
     memory: SnapshotMemory,
     bytes: u64,
 }
 
-impl Claim {
-    /// Takes more memory. Snapshots that clients were slow to read make room.
+impl Reservation {
+    /// Reserves more memory. Snapshots that were not read in time are reclaimed if needed.
     pub fn grow(&mut self, bytes: u64) -> Result<()> {
         loop {
-            let mut accounts = self.memory.accounts();
-            let is_alone = accounts.bytes == self.bytes;
-            if is_alone || accounts.bytes + bytes <= self.memory.0.limit {
-                accounts.bytes += bytes;
+            let mut usage = self.memory.usage();
+            let is_only = usage.bytes == self.bytes;
+            if is_only || usage.bytes + bytes <= self.memory.0.limit {
+                usage.bytes += bytes;
                 self.bytes += bytes;
                 return Ok(());
             }
-            accounts.kept.retain(|(_, kept)| kept.strong_count() > 0);
-            let oldest = accounts
-                .kept
-                .pop_front_if(|(since, _)| since.elapsed() >= READ_WITHIN);
-            drop(accounts);
+            usage.stored.retain(|(_, stored)| stored.strong_count() > 0);
+            let oldest = usage
+                .stored
+                .pop_front_if(|(since, _)| since.elapsed() >= READ_TIMEOUT);
+            drop(usage);
             let Some((_, oldest)) = oldest else {
                 return Err(Error::Busy(NO_MEMORY));
             };
@@ -123,22 +124,22 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        self.memory.accounts().bytes -= self.bytes;
+        self.memory.usage().bytes -= self.bytes;
     }
 }
 
-/// A snapshot that clients are reading.
+/// Snapshot that clients are reading.
 #[derive(Debug)]
-pub struct Snapshot<T>(Mutex<Option<(Vec<T>, Claim)>>);
+pub struct Snapshot<T>(Mutex<Option<(Vec<T>, Reservation)>>);
 
 impl<T: Clone> Snapshot<T> {
-    /// The item at this place, if there is one. Fails if others needed the memory.
-    pub fn item(&self, at: usize) -> Result<Option<T>> {
+    /// Returns the item at an index; none beyond the end. Fails if the memory was reclaimed.
+    pub fn item(&self, index: usize) -> Result<Option<T>> {
         let content = self.0.lock();
-        let (items, _) = content.as_ref().ok_or(Error::Busy(TAKEN))?;
-        Ok(items.get(at).cloned())
+        let (items, _) = content.as_ref().ok_or(Error::Busy(RECLAIMED))?;
+        Ok(items.get(index).cloned())
     }
 }
 
@@ -156,16 +157,16 @@ mod tests {
     #[test]
     fn snapshots_share_the_memory_and_one_alone_may_exceed_it() {
         let memory = SnapshotMemory::new(100);
-        let mut first = memory.claim();
+        let mut first = memory.reserve();
         first.grow(150).unwrap();
-        let first = memory.keep(vec![1, 2], first);
-        let mut second = memory.claim();
+        let first = memory.store(vec![1, 2], first);
+        let mut second = memory.reserve();
         assert!(matches!(second.grow(1), Err(Error::Busy(NO_MEMORY))));
         assert_eq!(first.item(1).unwrap(), Some(2));
         assert_eq!(first.item(2).unwrap(), None);
         drop(first);
         second.grow(60).unwrap();
-        let mut third = memory.claim();
+        let mut third = memory.reserve();
         third.grow(40).unwrap();
         third.grow(1).unwrap_err();
         assert_eq!(memory.memory(), (100, 100));
@@ -176,16 +177,16 @@ mod tests {
     #[test]
     fn what_is_not_read_in_time_is_taken() {
         let memory = SnapshotMemory::new(100);
-        let mut slow = memory.claim();
+        let mut slow = memory.reserve();
         slow.grow(100).unwrap();
-        let slow = memory.keep(vec![1], slow);
-        let mut next = memory.claim();
+        let slow = memory.store(vec![1], slow);
+        let mut next = memory.reserve();
         next.grow(1).unwrap_err();
-        if let Some((since, _)) = memory.accounts().kept.front_mut() {
-            *since -= READ_WITHIN;
+        if let Some((since, _)) = memory.usage().stored.front_mut() {
+            *since -= READ_TIMEOUT;
         }
         next.grow(100).unwrap();
-        assert!(matches!(slow.item(0), Err(Error::Busy(TAKEN))));
+        assert!(matches!(slow.item(0), Err(Error::Busy(RECLAIMED))));
         assert_eq!(memory.memory(), (100, 100));
     }
 }

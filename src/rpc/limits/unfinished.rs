@@ -1,4 +1,4 @@
-//! Requests that have not arrived whole: their time, their number and their bytes are bounded.
+//! Bounds of incomplete requests: time, number and bytes.
 
 use std::{
     collections::BTreeMap,
@@ -18,39 +18,42 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Status, body::Body};
 
-use self::kept::Kept;
+use self::body_buffer::BodyBuffer;
 use super::framing::Framing;
 use crate::error::{Error, Result};
 
-mod kept;
+mod body_buffer;
 #[cfg(test)]
 mod tests;
 
-/// Largest number of unfinished requests. Each is a call, which takes some KiB.
-const REQUESTS: usize = 1_024;
+/// Maximum number of incomplete requests. Each is a call, which takes some KiB.
+const MAX_REQUESTS: usize = 1_024;
 
-/// Age of a request from which on it gives way before younger ones do.
-const MATURE: Duration = Duration::from_secs(1);
+/// Age from which a request is evicted before younger requests.
+const EVICTION_AGE: Duration = Duration::from_secs(1);
 
-/// Time without progress after which a request has stalled, and the bytes that count as progress.
-const STALLED: Duration = Duration::from_secs(1);
-const PROGRESS: u64 = 16 << 10;
+/// Time without progress after which a request counts as stalled, and number of bytes that count as
+/// progress.
+const STALL_TIMEOUT: Duration = Duration::from_secs(1);
+const PROGRESS_BYTES: u64 = 16 << 10;
 
-/// Failure of a request that was evicted.
+/// Error of an evicted request.
 const EVICTED: Error =
-    Error::Busy("other requests need the memory of this one, which has not arrived whole");
+    Error::Busy("the incomplete request was ended, because other requests needed its memory");
 
-/// Accounts of unfinished requests: those of which nothing has arrived yet, or not the end. A stream of messages is
-/// unfinished before its first message and within each message. Clones share the accounts.
+/// Accounts of incomplete requests: nothing has arrived, or the end is missing.
+///
+/// A stream of messages is incomplete before its first message and within each message. Clones
+/// share the accounts.
 #[derive(Debug, Clone)]
-pub struct Unfinished(Arc<Shared>);
+pub struct UnfinishedRequests(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     within: Duration,
-    most_bytes: u64,
-    /// Largest message, in bytes.
-    largest: usize,
+    max_bytes: u64,
+    /// Maximum size of a message, in bytes.
+    max_message_size: usize,
     accounts: Mutex<Accounts>,
     timed_out: AtomicU64,
     evicted: AtomicU64,
@@ -60,7 +63,7 @@ struct Shared {
 struct Accounts {
     next: u64,
     bytes: u64,
-    /// By number: the request whose account was opened first comes first.
+    /// Accounts by number, in the order of opening.
     requests: BTreeMap<u64, Account>,
 }
 
@@ -68,10 +71,10 @@ struct Accounts {
 struct Account {
     bytes: u64,
     begun: Instant,
-    /// Time of the last progress, and the bytes that had arrived by then.
+    /// Time of the last progress, and number of bytes received by then.
     progressed: Instant,
     progressed_bytes: u64,
-    /// Task that waits for more of the request.
+    /// Waker of the task that waits for more bytes.
     waiting: Option<Waker>,
 }
 
@@ -88,79 +91,81 @@ impl Account {
 
     fn set(&mut self, bytes: u64, now: Instant) {
         self.bytes = bytes;
-        if bytes >= self.progressed_bytes + PROGRESS {
+        if bytes >= self.progressed_bytes + PROGRESS_BYTES {
             (self.progressed, self.progressed_bytes) = (now, bytes);
         }
     }
 }
 
 impl Accounts {
-    /// The request that gives way: the one that has stalled for the longest time, else the newest, so that those that
-    /// began before it come to their end. Requests that have just begun are spared, since most of them are whole within
-    /// milliseconds; of those alone the oldest gives way.
-    fn victim(&self, now: Instant) -> Option<u64> {
+    /// Selects the request to be evicted.
+    ///
+    /// The request that stalled first is preferred, then the newest, so that older requests can
+    /// complete. Requests younger than a second are spared, because most complete within
+    /// milliseconds. If all are younger, the oldest is selected.
+    fn eviction_candidate(&self, now: Instant) -> Option<u64> {
         let mature = || {
             let all = self.requests.iter();
-            all.filter(|(_, account)| now - account.begun >= MATURE)
+            all.filter(|(_, account)| now - account.begun >= EVICTION_AGE)
         };
         let stalled = mature()
-            .filter(|(_, account)| now - account.progressed >= STALLED)
+            .filter(|(_, account)| now - account.progressed >= STALL_TIMEOUT)
             .min_by_key(|(_, account)| account.progressed);
         let newest = || mature().next_back();
         let oldest = || self.requests.first_key_value();
-        let victim = stalled.or_else(newest).or_else(oldest);
-        victim.map(|(number, _)| *number)
+        let eviction_candidate = stalled.or_else(newest).or_else(oldest);
+        eviction_candidate.map(|(number, _)| *number)
     }
 }
 
-impl Unfinished {
-    /// Accounts of requests that must arrive within this time, and together hold up to `memory` bytes. A single message of
-    /// the largest size always fits.
+impl UnfinishedRequests {
+    /// Creates accounts for requests that must arrive within `timeout`, and hold up to `memory`
+    /// bytes together. A message of the maximum size always fits.
     pub fn new(within: Duration, memory: u64, max_message_size: usize) -> Self {
         Self(Arc::new(Shared {
             within,
-            largest: max_message_size,
-            most_bytes: memory.max(max_message_size as u64 + Framing::PREFIX as u64),
+            max_message_size,
+            max_bytes: memory.max(max_message_size as u64 + Framing::PREFIX_BYTES as u64),
             accounts: Mutex::default(),
             timed_out: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
         }))
     }
 
-    /// Number of unfinished requests.
+    /// Returns the number of incomplete requests.
     pub fn requests(&self) -> usize {
         self.accounts().requests.len()
     }
 
-    /// Bytes of unfinished requests that have arrived, and that may have arrived.
+    /// Returns the received bytes of incomplete requests, and the maximum.
     pub fn memory(&self) -> (u64, u64) {
-        (self.accounts().bytes, self.0.most_bytes)
+        (self.accounts().bytes, self.0.max_bytes)
     }
 
-    /// Number of requests that did not arrive whole in time.
+    /// Returns the number of requests that did not arrive in time.
     pub fn timed_out(&self) -> u64 {
         self.0.timed_out.load(Ordering::Relaxed)
     }
 
-    /// Number of requests that were ended because others needed their memory.
+    /// Returns the number of evicted requests.
     pub fn evicted(&self) -> u64 {
         self.0.evicted.load(Ordering::Relaxed)
     }
 
-    /// The body of a request, bounded. It gives each message when all of it has arrived. The messages of a `stream` may be
-    /// far apart: time counts only within a message.
-    pub(crate) fn bound(&self, body: Body, stream: bool) -> Bounded {
-        Bounded {
+    /// Wraps a request body. The wrapper yields each message once it is complete. The timeout of a
+    /// `stream` runs only within a message.
+    pub(crate) fn bound(&self, body: Body, stream: bool) -> BoundedBody {
+        BoundedBody {
             body,
             unfinished: self.clone(),
             stream,
             framing: Framing::default(),
             begun: Instant::now(),
-            kept: Kept::default(),
+            buffer: BodyBuffer::default(),
             next: None,
             deadline: None,
-            held: None,
-            over: false,
+            account_guard: None,
+            is_over: false,
         }
     }
 
@@ -170,7 +175,7 @@ impl Unfinished {
     }
 
     /// Opens the account of a request.
-    fn open(&self) -> Held {
+    fn open(&self) -> AccountGuard {
         let mut accounts = self.accounts();
         let number = accounts.next;
         accounts.next += 1;
@@ -178,23 +183,23 @@ impl Unfinished {
             .requests
             .insert(number, Account::new(Instant::now()));
         drop(accounts);
-        Held {
+        AccountGuard {
             unfinished: self.clone(),
             number,
         }
     }
 }
 
-/// The account of an unfinished request. It is closed when this is dropped.
+/// Account of an incomplete request, closed when dropped.
 #[derive(Debug)]
-struct Held {
-    unfinished: Unfinished,
+struct AccountGuard {
+    unfinished: UnfinishedRequests,
     number: u64,
 }
 
-impl Held {
-    /// Sets the number of bytes that have arrived. Requests are evicted where there is no room. Returns whether this
-    /// request is still accounted for.
+impl AccountGuard {
+    /// Sets the number of received bytes, and evicts requests if a limit is exceeded. Returns false
+    /// if this request was evicted.
     fn set(&self, bytes: u64) -> bool {
         let (mut evicted, now) = (Vec::new(), Instant::now());
         let mut accounts = self.unfinished.accounts();
@@ -203,24 +208,28 @@ impl Held {
             account.set(bytes, now);
             accounts.bytes = accounts.bytes - before + bytes;
         }
-        while accounts.bytes > self.unfinished.0.most_bytes || accounts.requests.len() > REQUESTS {
-            let victim = accounts.victim(now);
-            let Some(account) = victim.and_then(|number| accounts.requests.remove(&number)) else {
+        while accounts.bytes > self.unfinished.0.max_bytes || accounts.requests.len() > MAX_REQUESTS
+        {
+            let eviction_candidate = accounts.eviction_candidate(now);
+            let Some(account) =
+                eviction_candidate.and_then(|number| accounts.requests.remove(&number))
+            else {
                 break;
             };
             accounts.bytes -= account.bytes;
             evicted.push(account.waiting);
         }
-        let is_kept = accounts.requests.contains_key(&self.number);
+        let is_open = accounts.requests.contains_key(&self.number);
         drop(accounts);
         let count = &self.unfinished.0.evicted;
         count.fetch_add(evicted.len() as u64, Ordering::Relaxed);
         evicted.into_iter().flatten().for_each(Waker::wake);
-        is_kept
+        is_open
     }
 
-    /// Returns true if the request is still accounted for. If it is, an eviction wakes the task.
-    fn is_kept(&self, cx: &Context<'_>) -> bool {
+    /// Returns true if the account is still open, and registers the task to be woken by an
+    /// eviction.
+    fn is_open(&self, cx: &Context<'_>) -> bool {
         let mut accounts = self.unfinished.accounts();
         let Some(account) = accounts.requests.get_mut(&self.number) else {
             return false;
@@ -233,7 +242,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for AccountGuard {
     fn drop(&mut self) {
         let mut accounts = self.unfinished.accounts();
         if let Some(account) = accounts.requests.remove(&self.number) {
@@ -242,119 +251,122 @@ impl Drop for Held {
     }
 }
 
-/// The body of a request that must arrive in time. Bytes of a message are held back until all of it has arrived.
-pub(crate) struct Bounded {
+/// Request body that must arrive in time. Bytes of a message are held back until the message is
+/// complete.
+pub(crate) struct BoundedBody {
     body: Body,
-    unfinished: Unfinished,
+    unfinished: UnfinishedRequests,
     /// True if the request is a stream of messages.
     stream: bool,
     framing: Framing,
-    /// Begin of the current message; of the call, unless it is a stream.
+    /// Begin of the current message in a stream, or of a unary call.
     begun: Instant,
-    kept: Kept,
-    /// The frame that follows what is kept.
+    buffer: BodyBuffer,
+    /// Frame that follows the buffered bytes.
     next: Option<Result<Frame<Bytes>, Status>>,
-    /// Set when something was waited for since then.
+    /// Timer of the timeout, created by the first wait.
     deadline: Option<Pin<Box<Sleep>>>,
-    held: Option<Held>,
-    over: bool,
+    account_guard: Option<AccountGuard>,
+    is_over: bool,
 }
 
-impl Bounded {
-    /// Waits until there is something to read: a whole message, or the end.
-    pub(crate) async fn begin(&mut self) {
+impl BoundedBody {
+    /// Waits until a complete message or the end can be read.
+    pub(crate) async fn wait_readable(&mut self) {
         if let Some(frame) = self.frame().await {
             match frame.map(Frame::into_data) {
-                Ok(Ok(bytes)) => self.kept.put_back(bytes),
+                Ok(Ok(bytes)) => self.buffer.put_back(bytes),
                 Ok(Err(other)) => self.next = Some(Ok(other)),
                 Err(status) => self.next = Some(Err(status)),
             }
         }
     }
 
-    /// Takes bytes that have arrived, and accounts for them.
-    fn arrived(&mut self, mut bytes: Bytes) -> Result<()> {
-        let begins = self.framing.begins();
-        let whole = self.framing.read(&bytes);
-        let is_another = self.framing.begins() != begins;
-        if !self.stream && self.framing.begins() > 1 {
-            // A unary request is one message.
+    /// Receives bytes and updates the account.
+    fn receive(&mut self, mut bytes: Bytes) -> Result<()> {
+        let messages_before = self.framing.message_count();
+        let complete = self.framing.read(&bytes);
+        let is_new_message = self.framing.message_count() != messages_before;
+        if !self.stream && self.framing.message_count() > 1 {
+            // A unary request has a single message.
             return Err(Error::Malformed);
         }
-        let limit = self.unfinished.0.largest;
+        let limit = self.unfinished.0.max_message_size;
         if self.framing.length() > limit as u64 {
-            if whole == 0 {
+            if complete == 0 {
                 return Err(Error::TooLarge { limit });
             }
-            self.kept.release(bytes.split_to(whole));
+            self.buffer.release(bytes.split_to(complete));
             self.end_with(Some(Err(Error::TooLarge { limit }.into())));
             return Ok(());
         }
-        if self.stream && (is_another || !self.framing.is_within()) {
-            self.held = None;
+        if self.stream && (is_new_message || !self.framing.is_inside_message()) {
+            self.account_guard = None;
             self.begun = Instant::now();
             self.deadline = None;
         }
-        // A unary request is read when its end has arrived: its memory would be held until then.
-        if whole > 0 && (self.stream || http_body::Body::is_end_stream(&self.body)) {
-            self.kept.release(bytes.split_to(whole));
+        // A unary message is released together with the end of the request, because its memory
+        // would be held until then.
+        if complete > 0 && (self.stream || http_body::Body::is_end_stream(&self.body)) {
+            self.buffer.release(bytes.split_to(complete));
         }
-        self.kept.hold_back(&bytes);
-        // What is whole needs no account unless its end is waited for.
-        if self.held.is_some() || self.framing.is_within() {
-            return self.account();
+        self.buffer.hold_back(&bytes);
+        // A complete message needs no account, unless the end of the request is still missing.
+        if self.account_guard.is_some() || self.framing.is_inside_message() {
+            return self.update_account();
         }
         Ok(())
     }
 
-    /// Accounts for what has arrived of the request. Fails if the request gives way to others.
-    fn account(&mut self) -> Result<()> {
+    /// Updates the account. Fails if the request was evicted.
+    fn update_account(&mut self) -> Result<()> {
         let unfinished = &self.unfinished;
-        let held = self.held.get_or_insert_with(|| unfinished.open());
-        if held.set(self.kept.held_back()) {
+        let account_guard = self.account_guard.get_or_insert_with(|| unfinished.open());
+        if account_guard.set(self.buffer.held_back()) {
             Ok(())
         } else {
             Err(EVICTED)
         }
     }
 
-    /// Returns true if the request needs an account while more of it is waited for: not between the messages of a stream.
+    /// Returns true if a waiting request needs an account: always, except between the messages of a
+    /// stream.
     fn is_unfinished(&self) -> bool {
-        !self.stream || self.framing.is_within() || self.framing.begins() == 0
+        !self.stream || self.framing.is_inside_message() || self.framing.message_count() == 0
     }
 
     fn end(&mut self, error: Error) -> Status {
-        self.kept = Kept::default();
-        self.end_quietly();
+        self.buffer = BodyBuffer::default();
+        self.finish();
         error.into()
     }
 
-    fn end_quietly(&mut self) {
-        self.held = None;
-        self.over = true;
+    fn finish(&mut self) {
+        self.account_guard = None;
+        self.is_over = true;
     }
 
-    /// Ends after what has arrived, and this.
+    /// Ends the body after the buffered bytes and this frame.
     fn end_with(&mut self, frame: Option<Result<Frame<Bytes>, Status>>) {
-        self.kept.release(Bytes::new());
+        self.buffer.release(Bytes::new());
         self.next = frame;
-        self.end_quietly();
+        self.finish();
     }
 
-    /// Ready with the reason when no more is waited for.
-    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
-        if self.held.is_none()
+    /// Ready with the error when the request is evicted or times out.
+    fn poll_termination(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        if self.account_guard.is_none()
             && self.is_unfinished()
-            && let Err(error) = self.account()
+            && let Err(error) = self.update_account()
         {
             return Poll::Ready(error);
         }
-        if let Some(held) = &self.held
-            && !held.is_kept(cx)
+        if let Some(account_guard) = &self.account_guard
+            && !account_guard.is_open(cx)
         {
             return Poll::Ready(EVICTED);
         }
-        if self.stream && !self.framing.is_within() {
+        if self.stream && !self.framing.is_inside_message() {
             return Poll::Pending;
         }
         let within = self.unfinished.0.within;
@@ -369,7 +381,7 @@ impl Bounded {
     }
 }
 
-impl http_body::Body for Bounded {
+impl http_body::Body for BoundedBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -378,13 +390,13 @@ impl http_body::Body for Bounded {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
-            if let Some(bytes) = self.kept.next() {
+            if let Some(bytes) = self.buffer.next() {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
             if let Some(next) = self.next.take() {
                 return Poll::Ready(Some(next));
             }
-            if self.over {
+            if self.is_over {
                 return Poll::Ready(None);
             }
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
@@ -392,7 +404,7 @@ impl http_body::Body for Bounded {
             };
             match frame.map(|frame| frame.map(Frame::into_data)) {
                 Some(Ok(Ok(bytes))) => {
-                    if let Err(error) = self.arrived(bytes) {
+                    if let Err(error) = self.receive(bytes) {
                         return Poll::Ready(Some(Err(self.end(error))));
                     }
                 }
@@ -401,14 +413,14 @@ impl http_body::Body for Bounded {
                 None => self.end_with(None),
             }
         }
-        match self.poll_over(cx) {
+        match self.poll_termination(cx) {
             Poll::Ready(error) => Poll::Ready(Some(Err(self.end(error)))),
             Poll::Pending => Poll::Pending,
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        let is_over = self.over || self.body.is_end_stream();
-        is_over && self.next.is_none() && self.kept.is_empty()
+        let is_over = self.is_over || self.body.is_end_stream();
+        is_over && self.next.is_none() && self.buffer.is_empty()
     }
 }

@@ -1,8 +1,7 @@
-//! Pages of a list that is sorted by any value: by keyset over that value, which rows may lack, a time
-//! and the id.
+//! Pages of lists sorted by an optional value, a time and an id, by keyset.
 
 use chrono::{DateTime, Utc};
-use prost::{Message, Oneof};
+use prost::Message;
 use sea_orm::{
     ColumnTrait, Condition, ConnectionTrait, EntityTrait, Order, QueryFilter, QueryOrder, Select,
     StreamTrait, Value,
@@ -10,91 +9,58 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::{Page, Token, filling::Filling, foreign};
-use crate::{error::Result, rpc::time};
+pub use super::token::{SortValue, ValueKind};
+use super::{
+    Page,
+    builder::PageBuilder,
+    token::{Token, invalid_token},
+};
+use crate::error::Result;
 
-/// How a list is sorted.
+/// Sort order of a list.
 #[derive(Debug, Clone)]
 pub struct Sort<C> {
-    /// What counts first, if anything does before the time.
-    pub by: Option<By>,
-    /// What rows are sorted by for which that is equal: a time and an id,
+    /// Primary sort key; absent if the list is sorted by time alone.
+    pub by: Option<SortKey>,
+    /// Time and id columns that sort rows with an equal primary key.
     pub then_by: (C, C),
-    /// both this way.
+    /// Direction of the time and id columns.
     pub then_order: Order,
 }
 
-/// What counts first.
+/// Primary sort key of a list: value, type and direction.
 #[derive(Debug, Clone)]
-pub struct By {
-    /// A column, or what is worked out from some.
+pub struct SortKey {
+    /// Column or SQL expression of the value.
     pub value: SimpleExpr,
-    /// Which kind of value that is.
-    pub kind: Kind,
-    /// Whether rows may lack it. Those that do come last.
+    /// Type of the value.
+    pub kind: ValueKind,
+    /// True if the value may be NULL. Rows with NULL come last.
     pub may_be_absent: bool,
-    /// Which way.
+    /// Direction of the sort.
     pub order: Order,
 }
 
-/// A kind of value by which rows are sorted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Number,
-    Text,
-    Time,
-}
-
-/// The value of a row by which it is sorted.
-#[derive(Clone, PartialEq, Oneof)]
-pub enum Key {
-    #[prost(int64, tag = "4")]
-    Number(i64),
-    #[prost(string, tag = "5")]
-    Text(String),
-    /// In microseconds since 1970.
-    #[prost(int64, tag = "6")]
-    Time(i64),
-}
-
-impl Key {
-    /// A time.
-    pub fn time(time: DateTime<Utc>) -> Self {
-        Self::Time(time.timestamp_micros())
-    }
-
-    /// What the column is compared with.
-    fn value(&self, kind: Kind) -> Result<Value> {
-        match self {
-            Self::Number(number) if kind == Kind::Number => Ok((*number).into()),
-            Self::Text(text) if kind == Kind::Text && !text.contains('\0') => Ok(text.into()),
-            Self::Time(micros) if kind == Kind::Time => {
-                Ok(time::from_micros(*micros).ok_or_else(foreign)?.into())
-            }
-            Self::Number(_) | Self::Text(_) | Self::Time(_) => Err(foreign()),
-        }
-    }
-}
-
 impl Page {
-    /// Reads the page of `select` in this order. `key` gives the value of a row, if it has one, and its time and
-    /// id. Returns what the rows are on the wire, and the token of the next page, empty on the last one.
+    /// Reads the page of `select` in this order. `key` returns the sort value, the time and the id
+    /// of a row.
     ///
-    /// Rows with a value and rows without one are read one after the other, so that an index can be used
-    /// for each. Where there may be both, `db` must be a transaction that sees one moment.
+    /// Returns the messages and the token of the next page, empty on the last page. Rows with and
+    /// without a value are read by separate queries, so that both can use an index. If both exist,
+    /// `db` must be a transaction with a consistent snapshot.
     pub async fn sorted<E, M>(
         &self,
         db: &(impl ConnectionTrait + StreamTrait),
         select: Select<E>,
         sort: &Sort<E::Column>,
-        key: impl Fn(&E::Model) -> (Option<Key>, DateTime<Utc>, Uuid),
+        key: impl Fn(&E::Model) -> (Option<SortValue>, DateTime<Utc>, Uuid),
     ) -> Result<(Vec<M>, String)>
     where
         E: EntityTrait,
         M: Message + From<E::Model>,
     {
         let last = self.after.as_ref();
-        let place = last.map(Token::key::<Uuid>).transpose()?;
+        let position = last.map(Token::key::<Uuid>).transpose()?;
         let value = last.and_then(|last| last.key.as_ref());
         let token = |row: &E::Model| {
             let (value, time, id) = key(row);
@@ -103,38 +69,39 @@ impl Page {
                 ..self.token(time.timestamp_micros(), &id)
             }
         };
-        let mut filling = Filling::new(self);
+        let mut builder = PageBuilder::new(self.size);
         let mut select = select;
         if let Some(by) = &sort.by {
             let value = value.map(|key| key.value(by.kind)).transpose()?;
-            if place.is_some() && value.is_none() && !by.may_be_absent {
-                return Err(foreign());
+            if position.is_some() && value.is_none() && !by.may_be_absent {
+                return Err(invalid_token());
             }
-            if place.is_none() || value.is_some() {
-                let after = value.zip(place);
-                let after = after.map(|(value, place)| sort.after(by, value, place));
-                let valued = sort.valued(by, select.clone(), after);
-                filling.read(db, valued, &token).await?;
+            if position.is_none() || value.is_some() {
+                let after = value
+                    .zip(position)
+                    .map(|(value, position)| sort.after_row(by, value, position));
+                let rows_with_value = sort.rows_with_value(by, select.clone(), after);
+                builder.fetch(db, rows_with_value, &token).await?;
             }
             select = select.filter(by.value.clone().is_null());
         }
-        let has_others = sort.by.as_ref().is_none_or(|by| by.may_be_absent);
-        if has_others {
-            // Those with a value have come to their end, on this page or before it.
-            if let Some(place) = place.filter(|_| value.is_none()) {
-                select = select.filter(sort.after_place(place));
+        let has_rows_without_value = sort.by.as_ref().is_none_or(|by| by.may_be_absent);
+        if has_rows_without_value {
+            // Rows with a value ended on this page or an earlier page.
+            if let Some(position) = position.filter(|_| value.is_none()) {
+                select = select.filter(sort.after_position(position));
             }
-            filling.read(db, sort.then(select), &token).await?;
+            builder.fetch(db, sort.order_ties(select), &token).await?;
         }
-        Ok(filling.done())
+        Ok(builder.finish())
     }
 }
 
 impl<C: ColumnTrait> Sort<C> {
-    /// The rows that have a value, after this place.
-    fn valued<E: EntityTrait>(
+    /// Selects the rows with a value, after the given position.
+    fn rows_with_value<E: EntityTrait>(
         &self,
-        by: &By,
+        by: &SortKey,
         select: Select<E>,
         after: Option<Condition>,
     ) -> Select<E> {
@@ -145,18 +112,18 @@ impl<C: ColumnTrait> Sort<C> {
         if let Some(after) = after {
             select = select.filter(after);
         }
-        self.then(select.order_by(by.value.clone(), by.order.clone()))
+        self.order_ties(select.order_by(by.value.clone(), by.order.clone()))
     }
 
-    fn then<E: EntityTrait>(&self, select: Select<E>) -> Select<E> {
+    fn order_ties<E: EntityTrait>(&self, select: Select<E>) -> Select<E> {
         let (time, id) = self.then_by;
         let select = select.order_by(time, self.then_order.clone());
         select.order_by(id, self.then_order.clone())
     }
 
-    /// Whether a row comes after the one with this value, time and id. What follows from the rest is said as
-    /// well, for it is what an index is searched by.
-    fn after(&self, by: &By, value: Value, place: (DateTime<Utc>, Uuid)) -> Condition {
+    /// Matches rows after the given value, time and id. The redundant first condition enables an
+    /// index search.
+    fn after_row(&self, by: &SortKey, value: Value, position: (DateTime<Utc>, Uuid)) -> Condition {
         let (column, value) = (|| by.value.clone(), Expr::val(value));
         let (not_before, after) = if by.order == Order::Desc {
             (column().lte(value.clone()), column().lt(value.clone()))
@@ -165,24 +132,24 @@ impl<C: ColumnTrait> Sort<C> {
         };
         let equal = Condition::all()
             .add(column().eq(value))
-            .add(self.after_place(place));
+            .add(self.after_position(position));
         Condition::all()
             .add(not_before)
             .add(Condition::any().add(after).add(equal))
     }
 
-    /// Whether a row comes after another one with the same value.
-    fn after_place(&self, (time, id): (DateTime<Utc>, Uuid)) -> SimpleExpr {
+    /// Matches rows after the given time and id, among rows with an equal value.
+    fn after_position(&self, (time, id): (DateTime<Utc>, Uuid)) -> SimpleExpr {
         let (time_column, id_column) = self.then_by;
         let columns = Expr::tuple([
             Expr::col(time_column.as_column_ref()),
             Expr::col(id_column.as_column_ref()),
         ]);
-        let place = Expr::tuple([Expr::val(time), Expr::val(id)]);
+        let position = Expr::tuple([Expr::val(time), Expr::val(id)]);
         if self.then_order == Order::Desc {
-            columns.lt(place)
+            columns.lt(position)
         } else {
-            columns.gt(place)
+            columns.gt(position)
         }
     }
 }

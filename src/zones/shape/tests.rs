@@ -107,17 +107,17 @@ fn corners_that_make_no_zone_are_refused_with_a_reason() {
         (
             &[[0.0, 0.0], [0.5, 1.1], [1.0, 0.0]],
             Polygon,
-            Some(format!("`c[1].y` {in_range}")),
+            Some(format!("`c[1].y` {in_range}, got 1.1")),
         ),
         (
             &[[0.0, 0.0], [0.5, 1.0], [f64::NAN, 0.0]],
             Polygon,
-            Some(format!("`c[2].x` {in_range}")),
+            Some(format!("`c[2].x` {in_range}, got NaN")),
         ),
         (
             &[[-1e-9, 0.0], [0.5, 1.0], [1.0, 0.0]],
             Polygon,
-            Some(format!("`c[0].x` {in_range}")),
+            Some(format!("`c[0].x` {in_range}, got -0.000000001")),
         ),
         (
             &[[0.0, 0.0], [0.5, 1.0], [0.5, 1.0], [1.0, 0.0]],

@@ -107,7 +107,7 @@ fn request(start: i64, end: i64, width: i64) -> pb::AggregateGpuStatsRequest {
             start: at(start),
             end: at(end),
         }),
-        bucket_width: Some(time::span(width)),
+        bucket_width: Some(time::duration_from_millis(width)),
         metrics: vec![
             GpuMetric::Temperature.into(),
             GpuMetric::PowerUsage.into(),

@@ -68,7 +68,7 @@ async fn changes_ahead_of_all_ids_are_another_history() {
     };
     let pruner = Db::connect(&settings).await.unwrap();
     let keep_two = Retention {
-        kept: Duration::from_hours(1),
+        max_age: Duration::from_hours(1),
         max_changes: 2,
     };
     while prune(&pruner, keep_two).await.unwrap() > 0 {}

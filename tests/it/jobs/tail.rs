@@ -156,7 +156,7 @@ on_both! {
         assert_eq!(next(&mut slow).await, Some(1));
         // The server has read all of them before they are forgotten.
         assert_eq!(next(&mut last).await, Some(3_000));
-        let nothing = Retention { kept: Duration::ZERO, max_changes: u64::MAX };
+        let nothing = Retention { max_age: Duration::ZERO, max_changes: u64::MAX };
         while prune(&db, nothing).await.unwrap() > 0 {}
         job.log_lines = 3_000;
         let done = job::Model { status: JobStatus::Completed, completed_at: Some(now()), ..job.clone() };

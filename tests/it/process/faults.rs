@@ -160,7 +160,7 @@ async fn a_database_that_is_away_is_named_with_the_reason() {
         (format!("{server}/none"), "does not exist"),
     ] {
         let mut process = Process::start(&url, "127.0.0.1:0").await;
-        let line = process.says("the database is away").await;
+        let line = process.says("the database is unreachable").await;
         assert!(line.contains(reason), "{line}");
         process.signal("TERM").await;
         let (_, log, _) = process.ended().await;

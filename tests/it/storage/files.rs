@@ -75,7 +75,7 @@ async fn a_replaced_file_ends_the_server_and_the_next_one_serves_it() {
     let (status, log, _) = process.ended().await;
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(
-        log.contains("the database file, or its log, was replaced"),
+        log.contains("the database file or its write-ahead log was replaced"),
         "{log}"
     );
     assert!(refused.is_err(), "{refused:?}");

@@ -49,13 +49,13 @@ async fn an_open_transaction_is_named_in_the_log_and_in_health() {
     open.execute_unprepared("CREATE TABLE report (id integer)")
         .await
         .unwrap();
-    let line = process.says("holds the change feed back").await;
+    let line = process.says("blocks the change feed").await;
     for part in ["pid ", "database `other`", "application `nightly-report`"] {
         assert!(line.contains(part), "{part}: {line}");
     }
     says(ServingStatus::NotServing).await;
     open.rollback().await.unwrap();
     says(ServingStatus::Serving).await;
-    process.says("no longer held back").await;
+    process.says("no longer blocked").await;
     process.kill().await;
 }

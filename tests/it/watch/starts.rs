@@ -218,7 +218,7 @@ on_both! {
 
         // All but the newest three are deleted; watches know.
         let db = open(&server).await;
-        let keep_three = Retention { kept: Duration::from_hours(1), max_changes: 3 };
+        let keep_three = Retention { max_age: Duration::from_hours(1), max_changes: 3 };
         let mut deleted = 0;
         while deleted < 7 {
             deleted += prune(&db, keep_three).await.unwrap();

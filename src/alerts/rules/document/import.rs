@@ -50,7 +50,7 @@ pub(in crate::alerts) async fn import(
     request: pb::ImportAlertRulesRequest,
 ) -> Result<pb::ImportAlertRulesResponse> {
     let pb::ImportAlertRulesRequest { document, dry_run } = request;
-    let rules = work::by_size(document.len(), move || {
+    let rules = work::run_by_size(document.len(), move || {
         let entries = read(&document)?.into_iter().enumerate();
         let rules = entries.map(|(at, entry)| check(at, entry));
         rules.collect::<Result<Vec<_>>>()

@@ -94,7 +94,7 @@ fn entry(path: &str, rule: Value) -> Result<Entry> {
             .map(|it| read_schedule(path, it))
             .transpose()?,
         conditions: match fields.take("conditions") {
-            Some(conditions) => Some(json::whole_to_proto(conditions).ok_or_else(|| {
+            Some(conditions) => Some(json::to_proto_unbounded(conditions).ok_or_else(|| {
                 Error::invalid(format!("{path}.conditions"), "must be an object")
             })?),
             None => None,

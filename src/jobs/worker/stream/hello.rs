@@ -67,8 +67,8 @@ pub(super) async fn begin(
     let (told, mut hears) = mpsc::unbounded_channel();
     let (states, held) = resume(&workers, named, &told).await?;
     let welcome = pb::WorkerWelcome {
-        heartbeat_interval: Some(time::length(lease / 3)),
-        lease_duration: Some(time::length(lease)),
+        heartbeat_interval: Some(time::duration_to_proto(lease / 3)),
+        lease_duration: Some(time::duration_to_proto(lease)),
         held: states,
         server_time: Some(time::to_proto(entity::now())),
     };

@@ -6,9 +6,9 @@ use super::*;
 
 const LARGEST: usize = 8;
 
-/// A body of these frames, which does not end.
-fn arriving(frames: &[&[u8]], stream: bool) -> (Unfinished, Bounded) {
-    let unfinished = Unfinished::new(Duration::from_secs(30), 1_000, LARGEST);
+/// Creates an endless body that starts with these frames.
+fn arriving(frames: &[&[u8]], stream: bool) -> (UnfinishedRequests, BoundedBody) {
+    let unfinished = UnfinishedRequests::new(Duration::from_secs(30), 1_000, LARGEST);
     let frames: Vec<_> = frames
         .iter()
         .map(|frame| Ok::<_, Status>(Frame::data(Bytes::copy_from_slice(frame))))
@@ -18,8 +18,8 @@ fn arriving(frames: &[&[u8]], stream: bool) -> (Unfinished, Bounded) {
     (unfinished, bounded)
 }
 
-/// What can be read before the body waits.
-async fn read(body: &mut Bounded) -> Vec<Vec<u8>> {
+/// Reads until the body waits.
+async fn read(body: &mut BoundedBody) -> Vec<Vec<u8>> {
     let mut read = Vec::new();
     while let Ok(Some(frame)) = timeout(Duration::ZERO, body.frame()).await {
         read.push(frame.unwrap().into_data().unwrap().to_vec());
@@ -46,20 +46,20 @@ async fn a_message_is_given_when_all_of_it_has_arrived() {
 
 #[tokio::test]
 async fn a_unary_request_is_read_when_its_end_has_arrived() {
-    let whole = Bytes::from_static(b"\0\0\0\0\x03abc");
+    let complete = Bytes::from_static(b"\0\0\0\0\x03abc");
     let (unfinished, mut body) = arriving(&[b"\0\0\0", b"\0\x03a", b"bc"], false);
-    let begin = timeout(Duration::from_millis(1), body.begin()).await;
+    let begin = timeout(Duration::from_millis(1), body.wait_readable()).await;
     assert!(begin.is_err());
     assert_eq!((unfinished.requests(), unfinished.memory().0), (1, 8));
     drop(body);
     assert_eq!((unfinished.requests(), unfinished.memory().0), (0, 0));
-    let full = http_body_util::Full::new(whole.clone());
+    let full = http_body_util::Full::new(complete.clone());
     let mut body = unfinished.bound(Body::new(full), false);
-    body.begin().await;
-    assert_eq!(read(&mut body).await, [whole]);
+    body.wait_readable().await;
+    assert_eq!(read(&mut body).await, [complete]);
 }
 
-/// The reason why a body of these frames ends.
+/// Returns the status code with which a body of these frames ends.
 async fn refused(frames: &[&[u8]], stream: bool) -> tonic::Code {
     let (unfinished, mut body) = arriving(frames, stream);
     let status = body.frame().await.unwrap().unwrap_err();
@@ -76,7 +76,7 @@ async fn what_cannot_be_a_message_is_not_waited_for() {
         let long: [&[u8]; 2] = [b"\0\0\0", b"\0\x09a"];
         assert_eq!(refused(&long, stream).await, ResourceExhausted);
     }
-    // What is whole before is given.
+    // A complete earlier message is still delivered.
     let (_, mut body) = arriving(&[b"\0\0\0\0\x01a\0\0\0\0\x09b"], true);
     let first = body.frame().await.unwrap().unwrap();
     assert_eq!(first.into_data().unwrap(), b"\0\0\0\0\x01a"[..]);
@@ -100,23 +100,23 @@ fn requests_that_stalled_give_way_first_and_those_that_just_began_last() {
         account.set(bytes, at(millis));
     };
     for number in [1, 3] {
-        set(&mut accounts, number, 2 * PROGRESS, 2_500);
+        set(&mut accounts, number, 2 * PROGRESS_BYTES, 2_500);
     }
-    // A little is no progress.
+    // Less than `PROGRESS_BYTES` is no progress.
     set(&mut accounts, 2, 1, 2_500);
-    let victim = |accounts: &mut Accounts| {
-        let victim = accounts.victim(at(3_000)).unwrap();
-        accounts.requests.remove(&victim);
-        victim
+    let eviction_candidate = |accounts: &mut Accounts| {
+        let eviction_candidate = accounts.eviction_candidate(at(3_000)).unwrap();
+        accounts.requests.remove(&eviction_candidate);
+        eviction_candidate
     };
-    let victims: Vec<_> = (0..5).map(|_| victim(&mut accounts)).collect();
-    assert_eq!(victims, [2, 3, 1, 4, 5]);
+    let evicted_numbers: Vec<_> = (0..5).map(|_| eviction_candidate(&mut accounts)).collect();
+    assert_eq!(evicted_numbers, [2, 3, 1, 4, 5]);
 }
 
 #[tokio::test]
 async fn what_has_arrived_is_given_before_the_end() {
     let part = Bytes::from_static(b"\0\0\0\0\x05ab");
-    let unfinished = Unfinished::new(Duration::from_secs(30), 1_000, LARGEST);
+    let unfinished = UnfinishedRequests::new(Duration::from_secs(30), 1_000, LARGEST);
     let mut body = unfinished.bound(Body::new(http_body_util::Full::new(part.clone())), false);
     assert_eq!(read(&mut body).await, [part]);
     assert!(body.frame().await.is_none() && http_body::Body::is_end_stream(&body));

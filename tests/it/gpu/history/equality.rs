@@ -187,7 +187,7 @@ on_both! {
             ..naive::aggregate(&[], start, start + 3 * MINUTE, MINUTE)
         };
         assert_eq!(told[0], empty);
-        assert_eq!(told[0].buckets[1].gap, Some(time::span(MINUTE)));
+        assert_eq!(told[0].buckets[1].gap, Some(time::duration_from_millis(MINUTE)));
         // From one sample nobody knows how often there should be some.
         assert_eq!((told[3].sample_interval, told[3].buckets[0].gap), (None, None));
         server.stop().await;
@@ -203,7 +203,7 @@ on_both! {
         let gaps = told[0].buckets.iter().map(|bucket| bucket.gap.unwrap().seconds);
         // However slow this machine is.
         assert!(gaps.sum::<i64>() < 60, "{:?}", told[0].buckets);
-        assert_eq!(told[0].sample_interval, Some(time::span(1_000)));
+        assert_eq!(told[0].sample_interval, Some(time::duration_from_millis(1_000)));
         server.stop().await;
     }
 }

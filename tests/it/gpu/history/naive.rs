@@ -33,7 +33,7 @@ pub(super) fn aggregate(rows: &[Row], start: i64, end: i64, width: i64) -> pb::G
     };
     #[allow(clippy::cast_precision_loss)]
     pb::GpuAggregate {
-        sample_interval: interval.map(time::span),
+        sample_interval: interval.map(time::duration_from_millis),
         buckets: starts.iter().map(bucket).collect(),
         // In the order of the enum.
         series: vec![
@@ -109,16 +109,16 @@ fn bucket(
     pb::GpuBucket {
         start: at(starts),
         samples: number(rows.iter().filter(|row| inside(row)).count()),
-        gap: gap.map(time::span),
+        gap: gap.map(time::duration_from_millis),
         missing_samples: gap
             .zip(interval)
             .map(|(gap, interval)| (gap + interval / 2) / interval),
-        throttle_observed: interval.map(|_| time::span(observed)),
+        throttle_observed: interval.map(|_| time::duration_from_millis(observed)),
         throttle: throttled
             .into_iter()
             .map(|(reason, (time, bits))| pb::ThrottleTime {
                 reason: reason.into(),
-                time: Some(time::span(time)),
+                time: Some(time::duration_from_millis(time)),
                 bits: i64::cast_unsigned(bits),
             })
             .collect(),

@@ -56,7 +56,7 @@ on_both! {
             let told = told[0].buckets[0].throttle.iter();
             told.map(|held| (held.reason(), held.time, held.bits)).collect::<Vec<_>>()
         };
-        let held = Some(time::span(3_500));
+        let held = Some(time::duration_from_millis(3_500));
         let expected = [
             (ThrottleReason::SwPowerCap, held, 0x4),
             (ThrottleReason::Other, held, 1 << 41),

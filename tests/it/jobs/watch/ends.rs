@@ -143,7 +143,7 @@ on_both! {
         let cursor = watch.heartbeat().await;
         tell(&db, [changes([change(Kind::Progress, &job)])]).await;
         watch.change().await;
-        let nothing = Retention { kept: Duration::ZERO, max_changes: u64::MAX };
+        let nothing = Retention { max_age: Duration::ZERO, max_changes: u64::MAX };
         while prune(&db, nothing).await.unwrap() == 0 {}
         let many_again = pb::WatchJobsRequest { cursor: cursor.clone(), ..many() };
         let one_again = pb::WatchJobRequest { cursor, ..one(job.id) };

@@ -1,4 +1,4 @@
-//! Keeps the files of a SQLite database from other users of the host.
+//! File permissions of a SQLite database: no access for other users of the host.
 
 use std::{
     fs::{self, DirBuilder, Permissions},
@@ -7,12 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The permissions of every user who is neither the owner nor in the group.
-const OTHERS: u32 = 0o007;
+/// Permission bits of users that are neither owner nor group members.
+const OTHER_USERS: u32 = 0o007;
 
-/// Makes the folder of the database, for its owner only. One that exists stays as it is, with a warning if every user can
-/// look into it.
-pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
+/// Creates the database folder with access for its owner only. An existing folder keeps its mode;
+/// access for every user is logged as a warning.
+pub(super) fn create_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -23,7 +23,7 @@ pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
         folder
     };
     let mode = fs::metadata(shown)?.permissions().mode() & 0o777;
-    if mode & OTHERS != 0 {
+    if mode & OTHER_USERS != 0 {
         tracing::warn!(
             "the folder of the database, {}, is open to every user of the host (mode {mode:03o}): it should have mode 700",
             shown.display()
@@ -32,8 +32,9 @@ pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes the database, its write-ahead log and its lock from other users, where an older version left them readable.
-pub(super) fn files(database: &Path) {
+/// Removes access of other users from the database, its write-ahead log and its lock. Older
+/// versions left these files readable.
+pub(super) fn restrict_files(database: &Path) {
     for suffix in ["", "-wal", "-shm", ".lock"] {
         let mut path = database.as_os_str().to_owned();
         path.push(suffix);
@@ -41,10 +42,11 @@ pub(super) fn files(database: &Path) {
         let Ok(metadata) = fs::metadata(&path) else {
             continue;
         };
-        if metadata.permissions().mode() & OTHERS == 0 {
+        if metadata.permissions().mode() & OTHER_USERS == 0 {
             continue;
         }
-        // A file of another user cannot be changed, and need not be: the database may still be used.
+        // A file of another user cannot be changed. The database may still be usable, so the
+        // failure is only logged.
         if let Err(error) = fs::set_permissions(&path, Permissions::from_mode(0o600)) {
             tracing::warn!(%error, "{} can be read by every user of the host", path.display());
         }

@@ -1,4 +1,4 @@
-//! Bodies of responses that end early: at shutdown, or at the deadline of their call.
+//! Response bodies that end early: at shutdown, or at the deadline of the call.
 
 use std::{
     future::Future,
@@ -14,47 +14,47 @@ use tonic::{Status, body::Body};
 
 use crate::{deadline, error::Error};
 
-/// A body that ends with an error when `end` says so.
-pub(super) struct Ending {
+/// Body that ends with an error once `end` resolves.
+pub(super) struct EarlyEndBody {
     body: Body,
     /// True if the client may still be sending; such a stream can only be reset.
-    two_way: bool,
-    /// Deadline of the call, for what is done while the body is read.
+    is_client_streaming: bool,
+    /// Deadline of the call, in force while the body is polled.
     deadline: Option<Instant>,
     end: Pin<Box<dyn Future<Output = Error> + Send>>,
     ended: bool,
 }
 
-impl Ending {
-    /// A body that ends with the error of `end` as soon as that is known.
+impl EarlyEndBody {
+    /// Creates a body that ends with the error of `end`.
     pub(super) fn new(
         body: Body,
-        two_way: bool,
+        is_client_streaming: bool,
         end: impl Future<Output = Error> + Send + 'static,
     ) -> Self {
         Self {
             body,
-            two_way,
+            is_client_streaming,
             deadline: None,
             end: Box::pin(end),
             ended: false,
         }
     }
 
-    /// A body that ends at the deadline of its call.
-    pub(super) fn at(body: Body, two_way: bool, deadline: Instant) -> Self {
+    /// Creates a body that ends at the deadline of the call.
+    pub(super) fn at_deadline(body: Body, is_client_streaming: bool, deadline: Instant) -> Self {
         let end = async move {
             tokio::time::sleep_until(deadline).await;
             Error::DeadlineExceeded
         };
         Self {
             deadline: Some(deadline),
-            ..Self::new(body, two_way, end)
+            ..Self::new(body, is_client_streaming, end)
         }
     }
 }
 
-impl http_body::Body for Ending {
+impl http_body::Body for EarlyEndBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -67,7 +67,7 @@ impl http_body::Body for Ending {
             return Poll::Ready(None);
         }
         let body = &mut this.body;
-        let frame = deadline::within(this.deadline, || Pin::new(body).poll_frame(cx));
+        let frame = deadline::run_sync(this.deadline, || Pin::new(body).poll_frame(cx));
         if frame.is_ready() {
             return frame;
         }
@@ -75,10 +75,10 @@ impl http_body::Body for Ending {
             return Poll::Pending;
         };
         this.ended = true;
-        // What fills the body has nothing more to do.
+        // Drops the producer of the body.
         this.body = Body::empty();
         let status = Status::from(error);
-        if this.two_way {
+        if this.is_client_streaming {
             return Poll::Ready(Some(Err(status)));
         }
         let mut trailers = HeaderMap::new();

@@ -1,31 +1,32 @@
-//! A page that is filled row by row, up to a number of rows and of bytes.
+//! Builder of a page: collects rows up to a maximum number of rows and bytes.
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use futures_util::TryStreamExt;
 use prost::Message;
 use sea_orm::{ConnectionTrait, EntityTrait, QuerySelect, Select, StreamTrait};
 
-use super::{Page, Token};
+use super::token::Token;
 use crate::error::Result;
 
-/// How many bytes a page has at most, unless a single row has more. Most clients take messages of 4 MiB.
-const LARGEST: usize = 3 * 1024 * 1024;
+/// Maximum size of a page in bytes, exceeded only by a single larger row. Most clients accept
+/// messages of 4 MiB.
+const MAX_PAGE_BYTES: usize = 3 * 1024 * 1024;
 
-/// A page that is being filled.
-pub(super) struct Filling<'a, M> {
-    page: &'a Page,
+/// Page of messages that is being filled row by row.
+pub(super) struct PageBuilder<M> {
+    max_rows: u64,
     messages: Vec<M>,
     bytes: usize,
-    /// The place of the last message.
+    /// Token of the last message.
     last: Option<Token>,
-    /// Whether there is a row that does not fit.
+    /// True if a further row exists that does not fit.
     is_full: bool,
 }
 
-impl<'a, M: Message> Filling<'a, M> {
-    pub(super) fn new(page: &'a Page) -> Self {
+impl<M: Message> PageBuilder<M> {
+    pub(super) fn new(max_rows: u64) -> Self {
         Self {
-            page,
+            max_rows,
             messages: Vec::new(),
             bytes: 0,
             last: None,
@@ -33,21 +34,21 @@ impl<'a, M: Message> Filling<'a, M> {
         }
     }
 
-    /// Adds a row. Returns whether there was room for it: the first one always fits.
-    pub(super) fn add(&mut self, place: Token, message: M) -> bool {
+    /// Adds a row. Returns false if the page is full; the first row always fits.
+    pub(super) fn add(&mut self, position: Token, message: M) -> bool {
         self.bytes += message.encoded_len();
         let count = self.messages.len() as u64;
-        if count > 0 && (count == self.page.size || self.bytes > LARGEST) {
+        if count > 0 && (count == self.max_rows || self.bytes > MAX_PAGE_BYTES) {
             self.is_full = true;
             return false;
         }
         self.messages.push(message);
-        self.last = Some(place);
+        self.last = Some(position);
         true
     }
 
-    /// Reads rows until the page is full, or there are no more.
-    pub(super) async fn read<E>(
+    /// Reads rows until the page is full or no rows are left.
+    pub(super) async fn fetch<E>(
         &mut self,
         db: &(impl ConnectionTrait + StreamTrait),
         select: Select<E>,
@@ -57,11 +58,11 @@ impl<'a, M: Message> Filling<'a, M> {
         E: EntityTrait,
         M: From<E::Model>,
     {
-        let room = (self.page.size + 1).saturating_sub(self.messages.len() as u64);
-        if self.is_full || room == 0 {
+        let remaining = (self.max_rows + 1).saturating_sub(self.messages.len() as u64);
+        if self.is_full || remaining == 0 {
             return Ok(());
         }
-        let mut rows = select.limit(room).stream(db).await?;
+        let mut rows = select.limit(remaining).stream(db).await?;
         while let Some(row) = rows.try_next().await? {
             if !self.add(key(&row), row.into()) {
                 break;
@@ -70,7 +71,7 @@ impl<'a, M: Message> Filling<'a, M> {
         Ok(())
     }
 
-    pub(super) fn done(self) -> (Vec<M>, String) {
+    pub(super) fn finish(self) -> (Vec<M>, String) {
         let last = self.last.filter(|_| self.is_full);
         let token = last.map(|last| BASE64_URL_SAFE_NO_PAD.encode(last.encode_to_vec()));
         (self.messages, token.unwrap_or_default())
