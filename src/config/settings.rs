@@ -380,8 +380,8 @@ impl Settings {
     }
 
     /// How long jobs are kept that have come to their end.
-    pub fn job_retention(&self) -> jobs::store::retention::Kept {
-        jobs::store::retention::Kept {
+    pub fn job_retention(&self) -> jobs::store::retention::JobRetention {
+        jobs::store::retention::JobRetention {
             completed: self.job_retention_completed,
             failed: self.job_retention_failed,
             dead: self.job_retention_dead,

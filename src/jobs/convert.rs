@@ -1,4 +1,4 @@
-//! Jobs on the wire.
+//! Conversions of job rows to protobuf messages.
 
 use crate::{
     entity::{
@@ -11,7 +11,7 @@ use crate::{
     rpc::{enums::proto_enum, json, time},
 };
 
-/// All statuses, in their order.
+/// All job statuses, in the order of the protobuf enum.
 pub(super) const STATUSES: [JobStatus; 5] = [
     JobStatus::Queued,
     JobStatus::Running,
@@ -61,7 +61,7 @@ proto_enum!(
     }
 );
 
-/// The number of a status on the wire. 0 for one that another writer made up.
+/// Protobuf number of a status label. 0 for an unknown label, as another writer may have stored one.
 pub(super) fn status_number(label: &str) -> i32 {
     let known = STATUSES.into_iter().find(|status| status.as_str() == label);
     known.map_or(0, |status| pb::JobStatus::from(status).into())
@@ -125,8 +125,8 @@ impl From<job::Model> for pb::Job {
     }
 }
 
-/// A job without what lists and watches leave out.
-pub(super) fn light(mut row: job::Model) -> pb::Job {
+/// Converts a job without payload, result and traceback, as lists and watches return jobs.
+pub(super) fn light_job(mut row: job::Model) -> pb::Job {
     row.payload = None;
     row.result = None;
     row.error_traceback = None;
