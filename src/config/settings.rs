@@ -394,8 +394,8 @@ impl Settings {
     }
 
     /// Returns the retention of finished jobs.
-    pub fn job_retention(&self) -> jobs::store::retention::Kept {
-        jobs::store::retention::Kept {
+    pub fn job_retention(&self) -> jobs::store::retention::JobRetention {
+        jobs::store::retention::JobRetention {
             completed: self.job_retention_completed,
             failed: self.job_retention_failed,
             dead: self.job_retention_dead,

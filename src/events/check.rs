@@ -260,7 +260,7 @@ fn parse_detection(
         time::duration(
             &field("duration"),
             length,
-            &(Duration::ZERO..=time::LONGEST),
+            &(Duration::ZERO..=time::MAX_DURATION),
         )
     });
     let detected_at = detection

@@ -60,7 +60,7 @@ impl From<detection::Model> for pb::Detection {
                 .media_type
                 .map_or(pb::MediaType::Unspecified, Into::into)
                 .into(),
-            duration: row.duration.and_then(time::span_of_seconds_f64),
+            duration: row.duration.and_then(time::duration_from_seconds_f64),
             video_codec: row.video_codec,
             video_width: row.video_width,
             video_height: row.video_height,

@@ -1,4 +1,4 @@
-//! Jobs on the wire.
+//! Conversions of job rows to protobuf messages.
 
 use crate::{
     entity::{
@@ -11,7 +11,7 @@ use crate::{
     rpc::{enums::proto_enum, json, time},
 };
 
-/// All statuses, in their order.
+/// All job statuses, in the order of the protobuf enum.
 pub(super) const STATUSES: [JobStatus; 5] = [
     JobStatus::Queued,
     JobStatus::Running,
@@ -61,7 +61,7 @@ proto_enum!(
     }
 );
 
-/// The number of a status on the wire. 0 for one that another writer made up.
+/// Protobuf number of a status label. 0 for an unknown label, as another writer may have stored one.
 pub(super) fn status_number(label: &str) -> i32 {
     let known = STATUSES.into_iter().find(|status| status.as_str() == label);
     known.map_or(0, |status| pb::JobStatus::from(status).into())
@@ -94,7 +94,7 @@ impl From<job::Model> for pb::Job {
             failures: row.failures,
             rescues: row.rescues,
             max_rescues: Some(row.max_rescues),
-            timeout: row.timeout_ms.map(time::span),
+            timeout: row.timeout_ms.map(time::duration_from_millis),
             deadline_at: row.deadline_at.map(time::to_proto),
             retry_policy: row.retry_policy.map(Into::into),
             dead_letter: Some(row.dead_letter),
@@ -127,8 +127,8 @@ impl From<job::Model> for pb::Job {
     }
 }
 
-/// A job without what lists and watches leave out.
-pub(super) fn light(mut row: job::Model) -> pb::Job {
+/// Converts a job without payload, result and traceback, as lists and watches return jobs.
+pub(super) fn light_job(mut row: job::Model) -> pb::Job {
     row.payload = None;
     row.result = None;
     row.error_traceback = None;
@@ -138,8 +138,8 @@ pub(super) fn light(mut row: job::Model) -> pb::Job {
 impl From<RetryPolicy> for pb::RetryPolicy {
     fn from(policy: RetryPolicy) -> Self {
         Self {
-            initial_delay: Some(time::span(policy.initial_ms)),
-            max_delay: Some(time::span(policy.max_ms)),
+            initial_delay: Some(time::duration_from_millis(policy.initial_ms)),
+            max_delay: Some(time::duration_from_millis(policy.max_ms)),
             multiplier: Some(policy.multiplier),
             jitter: Some(policy.jitter),
         }

@@ -1,33 +1,33 @@
-//! What the feed is told of jobs.
+//! Feed records of job changes and log lines.
 
 use prost::Message;
 
-use super::convert::light;
+use super::convert::light_job;
 use crate::{
     entity::{job, job_log},
     feed::{Record, Topic},
     pb::{self, JobChangeKind, watch_response::Update},
 };
 
-/// How many changes one record has at most.
-const CHANGES: usize = 500;
+/// Maximum number of changes in one record.
+const MAX_CHANGES_PER_RECORD: usize = 500;
 
-/// What happened to a job, for its watchers.
-pub(super) fn change(kind: JobChangeKind, job: job::Model) -> pb::JobChange {
+/// Builds the change of a job, without payload, result and traceback.
+pub(super) fn job_change(kind: JobChangeKind, job: job::Model) -> pb::JobChange {
     pb::JobChange {
         kind: kind.into(),
-        job: Some(light(job)),
+        job: Some(light_job(job)),
         ..Default::default()
     }
 }
 
-/// That a job was made.
-pub(super) fn created(job: &job::Model) -> pb::JobChange {
-    change(JobChangeKind::Created, job.clone())
+/// Builds the change of a created job.
+pub(super) fn created_change(job: &job::Model) -> pb::JobChange {
+    job_change(JobChangeKind::Created, job.clone())
 }
 
-/// That a job was deleted.
-pub(super) fn deleted(job: &job::Model) -> pb::JobChange {
+/// Builds the change of a deleted job: id, type, status and queue only.
+pub(super) fn deleted_change(job: &job::Model) -> pb::JobChange {
     let job = pb::Job {
         id: job.id.to_string(),
         job_type: job.job_type.clone(),
@@ -42,12 +42,13 @@ pub(super) fn deleted(job: &job::Model) -> pb::JobChange {
     }
 }
 
-/// The records of the changes of one transaction. Many share one, for there are thousands a second.
-pub(super) fn records(changes: Vec<pb::JobChange>) -> Vec<Record> {
-    let mut records = Vec::with_capacity(changes.len().div_ceil(CHANGES));
+/// Builds the records of the changes of one transaction. Up to 500 changes share a record, because a busy queue
+/// commits thousands per second.
+pub(super) fn change_records(changes: Vec<pb::JobChange>) -> Vec<Record> {
+    let mut records = Vec::with_capacity(changes.len().div_ceil(MAX_CHANGES_PER_RECORD));
     let mut changes = changes.into_iter().peekable();
     while changes.peek().is_some() {
-        let changes: Vec<_> = changes.by_ref().take(CHANGES).collect();
+        let changes: Vec<_> = changes.by_ref().take(MAX_CHANGES_PER_RECORD).collect();
         let job = changes.first().and_then(|change| change.job.as_ref());
         let key = job.map(|job| job.id.clone()).unwrap_or_default();
         let update = Update::JobChanges(pb::JobChanges { changes });
@@ -56,8 +57,8 @@ pub(super) fn records(changes: Vec<pb::JobChange>) -> Vec<Record> {
     records
 }
 
-/// The record of lines that were logged in one transaction. There is at least one.
-pub(super) fn logged(lines: Vec<job_log::Model>) -> Record {
+/// Builds the record of the lines logged in one transaction, at least one line.
+pub(super) fn log_record(lines: Vec<job_log::Model>) -> Record {
     let key = lines.first().map(|line| line.job_id.to_string());
     let logs = lines.into_iter().map(Into::into).collect();
     let update = Update::JobLogs(pb::JobLogs { logs });

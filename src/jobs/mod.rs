@@ -1,10 +1,11 @@
-//! The job queue: jobs, their attempts, transitions and logs, and the workers that they are given to.
+//! Job queue: jobs with their attempts, transitions and logs, and the workers running the jobs.
 
 mod api;
 mod check;
 mod convert;
 mod dispatch;
 mod feed_records;
+mod partition;
 mod query;
 mod queue;
 mod schedules;

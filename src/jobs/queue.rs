@@ -1,4 +1,4 @@
-//! What the services of jobs share, and the loops that keep the queue going.
+//! Shared state of the job services, and the background loops of the queue.
 
 use std::sync::Arc;
 
@@ -8,86 +8,91 @@ use tokio_util::sync::CancellationToken;
 use super::{
     dispatch::{Dispatcher, reaper},
     schedules::Ticker,
-    store::{create::Creator, writer::Desk},
+    store::{create::Creator, writer::JobWriter},
     types::LiveTypes,
-    wakeups::Bell,
-    worker::{assignments::Flights, progress::Throttle},
+    wakeups::Wakeups,
+    worker::{assignments::Assignments, progress::ProgressThrottle},
 };
 use crate::{
     batch::group_commit::GroupCommit, db::Db, error::Result, feed::Position, monitor::Feed,
 };
 
-/// How many jobs one transaction makes, unless a single call makes more.
-const ROOM: usize = 2_000;
+/// Maximum number of jobs created by one transaction, unless a single call creates more.
+const MAX_JOBS_PER_TRANSACTION: usize = 2_000;
 
-/// How many transactions make jobs at a time on PostgreSQL.
-const AT_ONCE: usize = 2;
+/// Number of concurrent transactions creating jobs on PostgreSQL.
+const CREATE_CONCURRENCY: usize = 2;
 
-/// The job queue of this process. Clones share it.
+/// Job queue of this process. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct Queue {
     pub(super) db: Db,
     pub(super) types: LiveTypes,
-    pub(super) bell: Bell,
+    pub(super) wakeups: Wakeups,
     pub(super) creator: GroupCommit<Creator>,
-    pub(super) desk: Desk,
+    pub(super) writer: JobWriter,
     pub(super) dispatcher: Dispatcher,
-    pub(super) flights: Flights,
-    pub(super) throttle: Throttle,
+    pub(super) assignments: Assignments,
+    pub(super) throttle: ProgressThrottle,
     shutdown: CancellationToken,
 }
 
 impl Queue {
-    /// The queue of this database, in which nothing is given to workers until it runs.
+    /// Creates the queue of a database. Workers receive no jobs before [`start`](Self::start).
     pub fn new(db: Db, shutdown: CancellationToken) -> Self {
-        let (types, bell) = (LiveTypes::new(db.clone()), Bell::default());
+        let (types, wakeups) = (LiveTypes::new(db.clone()), Wakeups::default());
         let by_key = db.by_key();
-        let desk = Desk::start(&by_key, &types, &bell);
+        let writer = JobWriter::start(&by_key, &types, &wakeups);
         let dispatcher = Dispatcher::new(
             by_key.clone(),
             types.clone(),
-            bell.clone(),
-            desk.clone(),
+            wakeups.clone(),
+            writer.clone(),
             shutdown.clone(),
         );
         let creator = Creator {
             db: by_key,
-            bell: bell.clone(),
+            wakeups: wakeups.clone(),
         };
-        let at_once = if db.backend() == DbBackend::Postgres {
-            AT_ONCE
+        let concurrency = if db.backend() == DbBackend::Postgres {
+            CREATE_CONCURRENCY
         } else {
             1
         };
-        let creator = GroupCommit::start(Arc::new(creator), at_once, ROOM, shutdown.clone());
+        let creator = GroupCommit::start(
+            Arc::new(creator),
+            concurrency,
+            MAX_JOBS_PER_TRANSACTION,
+            shutdown.clone(),
+        );
         Self {
             db,
             types,
-            bell,
+            wakeups,
             creator,
-            desk,
+            writer,
             dispatcher,
-            flights: Flights::default(),
-            throttle: Throttle::default(),
+            assignments: Assignments::default(),
+            throttle: ProgressThrottle::default(),
             shutdown,
         }
     }
 
-    /// Reads what has to be known before the first job.
+    /// Reads the settings of job types, required before the first job.
     pub async fn open(&self) -> Result<()> {
         self.types.reload().await
     }
 
-    /// Starts the loops; they follow the feed from this position.
+    /// Starts the background loops, reading the feed from a position.
     pub fn start(self, feed: Feed, from: Position) {
-        let ticker = Ticker::new(&self);
+        let ticker = Ticker::new(self.db.clone(), self.types.clone(), self.wakeups.clone());
         let Self {
             db,
             types,
-            bell,
-            desk,
+            wakeups,
+            writer,
             dispatcher,
-            flights,
+            assignments,
             throttle,
             shutdown,
             ..
@@ -95,8 +100,8 @@ impl Queue {
         tokio::spawn(dispatcher.run());
         tokio::spawn(types.follow(feed.clone(), from, shutdown.clone()));
         tokio::spawn(ticker.run(feed.clone(), from, shutdown.clone()));
-        tokio::spawn(flights.follow(bell, feed, from, shutdown.clone()));
-        tokio::spawn(reaper::run(db, desk.clone(), shutdown.clone()));
-        tokio::spawn(throttle.run(desk, shutdown));
+        tokio::spawn(assignments.follow(wakeups, feed, from, shutdown.clone()));
+        tokio::spawn(reaper::run(db, writer.clone(), shutdown.clone()));
+        tokio::spawn(throttle.run(writer, shutdown));
     }
 }

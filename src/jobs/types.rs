@@ -1,4 +1,4 @@
-//! What jobs of a type are given that do not say otherwise: settings over what is built in.
+//! Defaults of job types: settings of a type over built-in values.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     pb::watch_response::Update,
 };
 
-/// The types that are known without settings, and how long an attempt of theirs may take.
+/// Job types known without settings, with their attempt timeouts.
 pub(super) const BUILT_IN: [(&str, Duration); 5] = [
     ("ai_analysis", Duration::from_mins(5)),
     ("backup", Duration::from_hours(2)),
@@ -25,40 +25,40 @@ pub(super) const BUILT_IN: [(&str, Duration); 5] = [
     ("retention", Duration::from_hours(1)),
 ];
 
-/// How long an attempt of any other type may take.
-const TIMEOUT: Duration = Duration::from_mins(10);
+/// Attempt timeout of any other type.
+const DEFAULT_TIMEOUT: Duration = Duration::from_mins(10);
 
-/// How long to wait before the settings are read again after a failure.
-const RETRY: Duration = Duration::from_millis(500);
+/// Delay before the settings are read again after a failure.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
 
-/// What jobs of a type are given that do not say otherwise.
+/// Defaults of a job type, applied to jobs that do not override them.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Defaults {
-    /// 0 to 4.
+    /// Priority in [0, 4]; 0 is most urgent.
     pub priority: i32,
-    /// After how many failures a job has failed for good.
+    /// Number of failures after which a job has failed for good.
     pub max_attempts: i32,
-    /// After how many rescues it has.
+    /// Number of rescues tolerated before a job has failed for good.
     pub max_rescues: i32,
-    /// How long an attempt may take. `None`: as long as it wants.
+    /// Attempt timeout. `None` for no limit.
     pub timeout: Option<Duration>,
-    /// How long a job may take from `scheduled_at` on. `None`: any length.
+    /// Deadline of a job, counted from `scheduled_at`. `None` for no limit.
     pub deadline: Option<Duration>,
-    /// After how long it is tried again.
+    /// Delays between attempts.
     pub retry: RetryPolicy,
-    /// Whether it becomes a dead letter when it has failed for good.
+    /// True if a job that failed for good becomes a dead letter.
     pub dead_letter: bool,
 }
 
 impl Defaults {
-    /// What a type has without settings.
+    /// Defaults of a type without settings.
     pub(super) fn built_in(job_type: &str) -> Self {
         let known = BUILT_IN.iter().find(|(name, _)| *name == job_type);
         Self {
             priority: 2,
             max_attempts: 3,
             max_rescues: 3,
-            timeout: Some(known.map_or(TIMEOUT, |(_, timeout)| *timeout)),
+            timeout: Some(known.map_or(DEFAULT_TIMEOUT, |(_, timeout)| *timeout)),
             deadline: None,
             retry: RetryPolicy {
                 initial_ms: 1_000,
@@ -70,15 +70,15 @@ impl Defaults {
         }
     }
 
-    /// What a type has with these settings.
-    pub(super) fn with(row: &job_type::Model) -> Self {
+    /// Defaults of a type with settings.
+    pub(super) fn from_settings(row: &job_type::Model) -> Self {
         let built_in = Self::built_in(&row.name);
         Self {
             priority: row.priority.unwrap_or(built_in.priority),
             max_attempts: row.max_attempts.unwrap_or(built_in.max_attempts),
             max_rescues: row.max_rescues.unwrap_or(built_in.max_rescues),
-            timeout: row.timeout_ms.map_or(built_in.timeout, some_millis),
-            deadline: row.deadline_ms.map_or(built_in.deadline, some_millis),
+            timeout: row.timeout_ms.map_or(built_in.timeout, non_zero_millis),
+            deadline: row.deadline_ms.map_or(built_in.deadline, non_zero_millis),
             retry: RetryPolicy {
                 initial_ms: row.retry_initial_ms.unwrap_or(built_in.retry.initial_ms),
                 max_ms: row.retry_max_ms.unwrap_or(built_in.retry.max_ms),
@@ -90,25 +90,25 @@ impl Defaults {
     }
 }
 
-/// A length of time in milliseconds. 0, with which a setting says so, is none.
-fn some_millis(millis: i64) -> Option<Duration> {
+/// Duration in milliseconds. A setting of 0 means no limit.
+fn non_zero_millis(millis: i64) -> Option<Duration> {
     let millis = u64::try_from(millis).ok().filter(|millis| *millis > 0);
     millis.map(Duration::from_millis)
 }
 
-/// The types of one moment.
+/// Defaults of the types with settings, at one moment.
 #[derive(Debug, Default)]
 pub(super) struct Types(HashMap<String, Defaults>);
 
 impl Types {
-    /// What jobs of this type are given that do not say otherwise.
-    pub(super) fn of(&self, job_type: &str) -> Defaults {
+    /// Defaults of a job type.
+    pub(super) fn defaults_of(&self, job_type: &str) -> Defaults {
         let settings = self.0.get(job_type).cloned();
         settings.unwrap_or_else(|| Defaults::built_in(job_type))
     }
 }
 
-/// The types of this process. Clones share them.
+/// Current defaults of job types. Clones share the state.
 #[derive(Debug, Clone)]
 pub(super) struct LiveTypes {
     db: Db,
@@ -116,34 +116,34 @@ pub(super) struct LiveTypes {
 }
 
 impl LiveTypes {
-    /// The types of this database, without settings until they are read.
+    /// Creates the types of a database, without settings until [`reload`](Self::reload).
     pub(super) fn new(db: Db) -> Self {
         let live = Arc::default();
         Self { db, live }
     }
 
-    /// The types of now.
+    /// Current defaults.
     pub(super) fn current(&self) -> Arc<Types> {
         self.live.current()
     }
 
-    /// Reads the settings again. What was committed before the call is in force after it.
+    /// Reads the settings again. Settings committed before the call are in force afterwards.
     pub(super) async fn reload(&self) -> Result<()> {
         let reading = async {
             let rows = job_type::Entity::find().all(self.db.reader()).await?;
-            let settings = |row: job_type::Model| (row.name.clone(), Defaults::with(&row));
+            let settings = |row: job_type::Model| (row.name.clone(), Defaults::from_settings(&row));
             Ok::<_, Error>(Types(rows.into_iter().map(settings).collect()))
         };
         self.live.reload(reading).await
     }
 
-    /// Reads the settings again whenever the feed says that some have changed, on whatever process.
+    /// Reads the settings again after every change in the feed, until shutdown.
     pub(super) async fn follow(self, feed: Feed, from: Position, shutdown: CancellationToken) {
         let mut follower = Follower::new(feed, from);
         let following = async {
             loop {
                 let FeedUpdate::Changes(entries) = follower.next().await else {
-                    self.reload_at_last().await;
+                    self.reload_until_success().await;
                     continue;
                 };
                 let is_type = |change: &Announcement| {
@@ -151,17 +151,17 @@ impl LiveTypes {
                         || change.is_unreadable(Topic::JobTypes)
                 };
                 if entries.iter().any(|entry| is_type(&entry.item)) {
-                    self.reload_at_last().await;
+                    self.reload_until_success().await;
                 }
             }
         };
         shutdown.run_until_cancelled(following).await;
     }
 
-    async fn reload_at_last(&self) {
+    async fn reload_until_success(&self) {
         while let Err(error) = self.reload().await {
-            tracing::debug!(%error, "the settings of job types cannot be read; it is tried again");
-            sleep(RETRY).await;
+            tracing::debug!(%error, "failed to read the settings of job types; retrying");
+            sleep(RETRY_DELAY).await;
         }
     }
 }
@@ -203,7 +203,7 @@ mod tests {
             ("import", 600),
             ("", 600),
         ] {
-            let defaults = types.of(name);
+            let defaults = types.defaults_of(name);
             assert_eq!(
                 defaults.timeout,
                 Some(Duration::from_secs(seconds)),
@@ -227,8 +227,11 @@ mod tests {
 
     #[test]
     fn what_settings_leave_out_is_built_in() {
-        assert_eq!(Defaults::with(&row("export")), Defaults::built_in("export"));
-        let set = job_type::Model {
+        assert_eq!(
+            Defaults::from_settings(&row("export")),
+            Defaults::built_in("export")
+        );
+        let settings = job_type::Model {
             priority: Some(0),
             timeout_ms: Some(1_500),
             deadline_ms: Some(60_000),
@@ -248,15 +251,15 @@ mod tests {
             dead_letter: false,
             ..built_in
         };
-        assert_eq!(Defaults::with(&set), expected);
+        assert_eq!(Defaults::from_settings(&settings), expected);
     }
 
     #[test]
     fn zero_sets_no_timeout() {
-        let set = job_type::Model {
+        let settings = job_type::Model {
             timeout_ms: Some(0),
             ..row("export")
         };
-        assert_eq!(Defaults::with(&set).timeout, None);
+        assert_eq!(Defaults::from_settings(&settings).timeout, None);
     }
 }

@@ -1,4 +1,4 @@
-//! Rung when jobs come to wait, so that they are claimed at once.
+//! Wakeups of the dispatcher: jobs are claimed as soon as they wait, without polling the table.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -8,138 +8,143 @@ use std::{
     },
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::dispatch::partitions::{Line, Spot};
+use super::partition::{Partition, QueuePosition};
 use crate::entity::job;
 
-/// How many jobs are remembered for which this process has rung by itself.
-const OWN: usize = 50_000;
+/// Maximum number of jobs remembered as queued by this process. The feed reports the same jobs again.
+const MAX_OWN_JOBS: usize = 50_000;
 
-/// Rung when jobs come to wait. Clones are the same bell.
+/// A job and its version, as queued.
+type JobVersion = (Uuid, i32);
+
+/// Wakes the dispatcher of this process and collects the reasons. Clones share the state.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Bell(Arc<Shared>);
+pub(super) struct Wakeups(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    heard: Mutex<Heard>,
-    rung: Notify,
-    ends: AtomicBool,
-    missed: AtomicBool,
+    pending: Mutex<Pending>,
+    notify: Notify,
+    limits_exhausted: AtomicBool,
+    changes_missed: AtomicBool,
 }
 
-/// What was heard since it was last asked.
+/// Reasons collected since the dispatcher last took them.
 #[derive(Debug, Default)]
-pub(super) struct Heard {
-    /// The first place of each line in which something has come to wait.
-    pub waiting: HashMap<Line, Spot>,
-    /// Queues whose jobs have ended, or whose settings have changed.
-    pub freed: HashSet<String>,
-    own: HashSet<(Uuid, i32)>,
-    order: VecDeque<(Uuid, i32)>,
+struct Pending {
+    /// First position with a newly waiting job, by partition.
+    waiting: HashMap<Partition, QueuePosition>,
+    /// Queues with ended jobs or changed settings.
+    freed: HashSet<String>,
+    own: HashSet<JobVersion>,
+    /// Members of `own`, oldest first.
+    own_order: VecDeque<JobVersion>,
 }
 
-impl Bell {
-    /// Jobs were queued by this process.
-    pub(super) fn queued<'a>(&self, jobs: impl IntoIterator<Item = &'a job::Model>) {
-        let mut heard = self.heard();
+impl Wakeups {
+    /// Notifies the dispatcher of jobs queued by this process.
+    pub(super) fn notify_queued<'a>(&self, jobs: impl IntoIterator<Item = &'a job::Model>) {
+        let mut pending = self.0.pending.lock();
         for job in jobs {
-            let mark = (job.id, job.version_id);
-            if heard.own.insert(mark) {
-                heard.order.push_back(mark);
+            let version = (job.id, job.version_id);
+            if pending.own.insert(version) {
+                pending.own_order.push_back(version);
             }
-            if let Some((line, spot)) = Line::of(job) {
-                heard.note(line, spot);
+            if let Some((partition, position)) = Partition::of(job) {
+                pending.record(partition, position);
             }
         }
-        while heard.order.len() > OWN
-            && let Some(mark) = heard.order.pop_front()
+        while pending.own_order.len() > MAX_OWN_JOBS
+            && let Some(version) = pending.own_order.pop_front()
         {
-            heard.own.remove(&mark);
+            pending.own.remove(&version);
         }
-        drop(heard);
-        self.0.rung.notify_one();
+        drop(pending);
+        self.notify();
     }
 
-    /// The feed tells of a job that was queued, by whatever process.
-    pub(super) fn told(&self, mark: (Uuid, i32), line: Line, spot: Spot) {
-        let mut heard = self.heard();
-        if !heard.own.contains(&mark) {
-            heard.note(line, spot);
-            drop(heard);
-            self.0.rung.notify_one();
-        }
-    }
-
-    /// Jobs of this queue have ended, or its settings have changed.
-    pub(super) fn freed(&self, queue: &str) {
-        let mut heard = self.heard();
-        if !heard.freed.contains(queue) {
-            heard.freed.insert(queue.to_string());
-        }
-        drop(heard);
-        self.0.rung.notify_one();
-    }
-
-    /// Jobs of this queue have ended: its limits may let others begin, if somebody waits for that.
-    pub(super) fn ended(&self, queue: &str) {
-        if self.0.ends.load(Ordering::Relaxed) {
-            self.freed(queue);
+    /// Notifies the dispatcher of a queued job read from the feed. Jobs of this process are ignored: the dispatcher
+    /// has been notified of them already.
+    pub(super) fn notify_observed(
+        &self,
+        version: JobVersion,
+        partition: Partition,
+        position: QueuePosition,
+    ) {
+        let mut pending = self.0.pending.lock();
+        if !pending.own.contains(&version) {
+            pending.record(partition, position);
+            drop(pending);
+            self.notify();
         }
     }
 
-    /// Whether somebody waits for jobs to end.
-    pub(super) fn want_ends(&self, want: bool) {
-        self.0.ends.store(want, Ordering::Relaxed);
+    /// Notifies the dispatcher of a queue with ended jobs or changed settings.
+    pub(super) fn notify_freed(&self, queue: &str) {
+        let mut pending = self.0.pending.lock();
+        if !pending.freed.contains(queue) {
+            pending.freed.insert(queue.to_string());
+        }
+        drop(pending);
+        self.notify();
     }
 
-    /// Changes of jobs were missed, perhaps because the database was replaced by an older copy: what is known of
-    /// waiting jobs may be wrong.
-    pub(super) fn missed(&self) {
-        let mut heard = self.heard();
-        // Versions of jobs may be given again.
-        heard.own.clear();
-        heard.order.clear();
-        drop(heard);
-        self.0.missed.store(true, Ordering::Release);
-        self.0.rung.notify_one();
+    /// Notifies the dispatcher of ended jobs of a queue, if exhausted limits keep other jobs waiting.
+    pub(super) fn notify_ended(&self, queue: &str) {
+        if self.0.limits_exhausted.load(Ordering::Relaxed) {
+            self.notify_freed(queue);
+        }
     }
 
-    /// Whether changes of jobs were missed since it was last asked.
+    /// Records whether exhausted limits keep jobs waiting.
+    pub(super) fn set_limits_exhausted(&self, exhausted: bool) {
+        self.0.limits_exhausted.store(exhausted, Ordering::Relaxed);
+    }
+
+    /// Notifies the dispatcher of missed changes. The database may have been replaced by an older copy, so everything
+    /// known about waiting jobs may be wrong.
+    pub(super) fn notify_missed(&self) {
+        let mut pending = self.0.pending.lock();
+        // An older copy of the database assigns the same versions again.
+        pending.own.clear();
+        pending.own_order.clear();
+        drop(pending);
+        self.0.changes_missed.store(true, Ordering::Release);
+        self.notify();
+    }
+
+    /// Returns true if changes of jobs were missed since the last call.
     pub(super) fn take_missed(&self) -> bool {
-        self.0.missed.swap(false, Ordering::AcqRel)
+        self.0.changes_missed.swap(false, Ordering::AcqRel)
     }
 
-    /// There is something to look at.
-    pub(super) fn ring(&self) {
-        self.0.rung.notify_one();
+    /// Wakes the dispatcher without a recorded reason.
+    pub(super) fn notify(&self) {
+        self.0.notify.notify_one();
     }
 
-    /// What was heard since it was last asked.
-    pub(super) fn take(&self) -> (HashMap<Line, Spot>, HashSet<String>) {
-        let mut heard = self.heard();
+    /// Takes the partitions with newly waiting jobs, and the queues with freed capacity or changed settings.
+    pub(super) fn take_pending(&self) -> (HashMap<Partition, QueuePosition>, HashSet<String>) {
+        let mut pending = self.0.pending.lock();
         (
-            std::mem::take(&mut heard.waiting),
-            std::mem::take(&mut heard.freed),
+            std::mem::take(&mut pending.waiting),
+            std::mem::take(&mut pending.freed),
         )
     }
 
-    /// Waits until it is rung.
-    pub(super) async fn rung(&self) {
-        self.0.rung.notified().await;
-    }
-
-    fn heard(&self) -> MutexGuard<'_, Heard> {
-        let heard = self.0.heard.lock();
-        heard
+    /// Waits for the next notification.
+    pub(super) async fn notified(&self) {
+        self.0.notify.notified().await;
     }
 }
 
-impl Heard {
-    fn note(&mut self, line: Line, spot: Spot) {
-        let first = self.waiting.entry(line).or_insert(spot);
-        *first = (*first).min(spot);
+impl Pending {
+    fn record(&mut self, partition: Partition, position: QueuePosition) {
+        let first = self.waiting.entry(partition).or_insert(position);
+        *first = (*first).min(position);
     }
 }

@@ -371,7 +371,7 @@ impl Watch {
         let heartbeat = pb::Heartbeat {
             server_time: Some(time::to_proto(entity::now())),
             behind_changes,
-            behind: Some(time::length(behind_time)),
+            behind: Some(time::duration_to_proto(behind_time)),
             history_id: self.monitor.feed.history_id(),
         };
         pb::WatchResponse {

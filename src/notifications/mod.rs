@@ -1,4 +1,4 @@
-//! Notifications: the channels by which alerts are told, and the ledger of what was and is to be told.
+//! Notifications: channels for the delivery of alerts, and the outbox of deliveries.
 
 mod channels;
 mod delivery;

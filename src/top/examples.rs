@@ -108,7 +108,7 @@ pub(super) fn heartbeat(ahead: i64, behind_changes: i64) -> Heard {
     update(Update::Heartbeat(pb::Heartbeat {
         server_time: Some(timestamp(now() + TimeDelta::seconds(ahead))),
         behind_changes,
-        behind: Some(time::span(behind_changes * 10)),
+        behind: Some(time::duration_from_millis(behind_changes * 10)),
         history_id: String::new(),
     }))
 }

@@ -75,7 +75,7 @@ impl pb::AlertRule {
 /// An escalation for the wire.
 pub(crate) fn escalation(escalation: Option<Escalation>) -> Vec<pb::EscalationStep> {
     let step = |step: EscalationStep| pb::EscalationStep {
-        after: Some(time::span_of_seconds(step.after_seconds)),
+        after: Some(time::duration_from_seconds(step.after_seconds)),
         channels: step.channels,
     };
     let steps = escalation.unwrap_or_default().0.into_iter();

@@ -389,14 +389,14 @@ impl From<alert_rule::Model> for pb::AlertRule {
             schedule: row.schedule.map(schedule::to_proto),
             conditions: row.conditions.and_then(crate::rpc::json::to_proto),
             dedup_key_template: Some(row.dedup_key_template),
-            cooldown: Some(time::span_of_seconds(row.cooldown_seconds)),
+            cooldown: Some(time::duration_from_seconds(row.cooldown_seconds)),
             channels: row.channels.unwrap_or_default().0,
             escalation: channels::escalation(row.escalation),
             created_at: Some(time::to_proto(row.created_at)),
             updated_at: Some(time::to_proto(row.updated_at)),
             version_id: row.version_id,
             flap_threshold: row.flap_threshold,
-            flap_window: row.flap_window_seconds.map(time::span_of_seconds),
+            flap_window: row.flap_window_seconds.map(time::duration_from_seconds),
         }
     }
 }

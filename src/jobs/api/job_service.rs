@@ -1,4 +1,4 @@
-//! `JobService`.
+//! Implementation of `JobService`.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -20,44 +20,40 @@ use crate::{
         query::{get, list, stats},
         state::{Move, label},
         store::{
-            bulk::{Bulk, Wanted},
-            create::{Creator, Made},
+            bulk::{BulkAction, BulkMove},
+            create::{CreateOutcome, Creator},
             delete,
-            writer::Desk,
+            writer::JobWriter,
         },
         types::LiveTypes,
-        watch::{Watch, snapshots::Snapshots, tail::Tail},
+        watch::{Watch, snapshots::Snapshots, source::WatchSource, tail::LogTail},
     },
     monitor::{Feed, Places},
     pb::{self, job_service_server::JobService},
     rpc::{Reply, check, limits::snapshots::SnapshotMemory, time, work},
 };
 
-/// How many jobs one call makes at most.
-const BATCH: usize = 10_000;
+/// Maximum number of jobs created by one call.
+const MAX_JOBS_PER_CALL: usize = 10_000;
 
-/// Number of jobs that one transaction of a call makes. Other writers have their turns between two of them.
-const TRANSACTION: usize = 1_000;
+/// Number of jobs created per transaction of a call. Other writers take turns between two transactions.
+const JOBS_PER_TRANSACTION: usize = 1_000;
 
-/// A stream of responses.
+/// Stream of responses.
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// The jobs.
+/// Implementation of `JobService`. Clones share the state.
 #[derive(Clone)]
 pub struct Jobs {
-    pub(crate) db: Db,
-    pub(crate) feed: Feed,
-    /// How many streams may be open, watches of other things with them.
-    pub(crate) places: Places,
-    pub(crate) snapshots: Snapshots,
-    pub(crate) shutdown: CancellationToken,
+    db: Db,
+    watch_source: WatchSource,
     types: LiveTypes,
     creator: GroupCommit<Creator>,
-    desk: Desk,
+    writer: JobWriter,
 }
 
 impl Jobs {
-    /// The jobs of a queue, watched on the feed. Snapshots take the `memory`.
+    /// Creates the service of a queue. Watches read the feed and take `places`; snapshots take `memory`.
     pub fn new(
         queue: &Queue,
         feed: Feed,
@@ -66,39 +62,44 @@ impl Jobs {
         shutdown: CancellationToken,
     ) -> Self {
         Self {
-            snapshots: Snapshots::new(queue.db.clone(), feed.clone(), memory),
             db: queue.db.clone(),
-            feed,
-            places,
-            shutdown,
+            watch_source: WatchSource {
+                snapshots: Snapshots::new(queue.db.clone(), feed.clone(), memory),
+                db: queue.db.clone(),
+                feed,
+                places,
+                shutdown,
+            },
             types: queue.types.clone(),
             creator: queue.creator.clone(),
-            desk: queue.desk.clone(),
+            writer: queue.writer.clone(),
         }
     }
 
-    async fn read(&self, id: Uuid) -> Result<job::Model> {
+    async fn read_job(&self, id: Uuid) -> Result<job::Model> {
         let job = job::Entity::find_by_id(id).one(self.db.reader()).await?;
         row::require(job, "job", id)
     }
 
-    /// Has something happen to a job, and gives all of it.
-    async fn carry_out(&self, id: Uuid, what: Move) -> Reply<pb::Job> {
-        self.desk.carry_out(id, what).await?;
-        Ok(Response::new(self.read(id).await?.into()))
+    /// Applies a move to a job and reads the whole job.
+    async fn move_and_read(&self, id: Uuid, job_move: Move) -> Reply<pb::Job> {
+        self.writer.apply_move(id, job_move).await?;
+        Ok(Response::new(self.read_job(id).await?.into()))
     }
 
-    async fn move_all(
+    async fn move_jobs(
         &self,
         filter: Option<pb::JobFilter>,
         all: bool,
-        wanted: Wanted,
-        dry: bool,
+        action: BulkAction,
+        dry_run: bool,
     ) -> Reply<pb::MoveJobsResponse> {
         let filter = filter.unwrap_or_default();
         let condition = filter.condition(self.db.backend(), clock::now())?;
-        let bulk = Bulk::new(condition, all, wanted)?;
-        Ok(Response::new(bulk.run(&self.db, &self.desk, dry).await?))
+        let bulk = BulkMove::new(condition, all, action)?;
+        Ok(Response::new(
+            bulk.run(&self.db, &self.writer, dry_run).await?,
+        ))
     }
 }
 
@@ -111,23 +112,23 @@ impl JobService for Jobs {
     async fn create_job(&self, request: Request<pb::CreateJobRequest>) -> Reply<pb::Job> {
         let (types, now) = (self.types.current(), clock::now());
         let request = request.into_inner();
-        let job = work::run_by_size(request.encoded_len(), move || {
+        let checking = work::run_by_size(request.encoded_len(), move || {
             jobs_check::new_job("", request, &types, now)
         });
-        let job = job.await?;
-        let made = self.creator.submit(Arc::new(vec![job])).await?.pop();
-        let job = match made {
-            Some(Made::Created(job)) => *job,
-            Some(Made::Existed(id)) => self.read(id).await?,
-            Some(Made::KeyHeld { id, status }) => Err(Error::KeyHeld {
+        let new_job = checking.await?;
+        let outcome = self.creator.submit(Arc::new(vec![new_job])).await?.pop();
+        let job = match outcome {
+            Some(CreateOutcome::Created(job)) => *job,
+            Some(CreateOutcome::Existed(id)) => self.read_job(id).await?,
+            Some(CreateOutcome::KeyHeld { id, status }) => Err(Error::KeyHeld {
                 field: "job.unique.key",
                 job_id: id.to_string(),
                 status: label(status),
             })?,
-            Some(Made::RequestReused(_)) => Err(Error::KeyReused {
+            Some(CreateOutcome::RequestReused(_)) => Err(Error::KeyReused {
                 field: "request_id",
             })?,
-            None => Err(Error::internal("a job that was to be made is missing"))?,
+            None => Err(Error::internal("the outcome of a creation is missing"))?,
         };
         Ok(Response::new(job.into()))
     }
@@ -137,25 +138,28 @@ impl JobService for Jobs {
         request: Request<pb::BatchCreateJobsRequest>,
     ) -> Reply<pb::BatchCreateJobsResponse> {
         let request = request.into_inner();
-        check::within("requests", request.requests.len(), 1..=BATCH)?;
+        check::within("requests", request.requests.len(), 1..=MAX_JOBS_PER_CALL)?;
         let (types, now) = (self.types.current(), clock::now());
-        let jobs = work::run_by_size(request.encoded_len(), move || {
+        let checking = work::run_by_size(request.encoded_len(), move || {
             let requests = request.requests.into_iter().enumerate();
-            let jobs = requests.map(|(at, request)| {
-                jobs_check::new_job(&format!("requests[{at}]."), request, &types, now)
+            let jobs = requests.map(|(index, request)| {
+                jobs_check::new_job(&format!("requests[{index}]."), request, &types, now)
             });
             jobs.collect::<Result<Vec<_>>>()
         });
-        let mut jobs = jobs.await?.into_iter();
+        let mut jobs = checking.await?.into_iter();
         let mut results = Vec::with_capacity(jobs.len());
         while jobs.len() > 0 {
-            let some = jobs.by_ref().take(TRANSACTION).collect();
-            let made = self.creator.submit(Arc::new(some)).await?;
-            results.extend(made.into_iter().map(result));
+            let chunk = jobs.by_ref().take(JOBS_PER_TRANSACTION).collect();
+            let outcomes = self.creator.submit(Arc::new(chunk)).await?;
+            results.extend(outcomes.into_iter().map(batch_result));
         }
         let outcome = i32::from(pb::BatchCreateJobsOutcome::Created);
-        let created = results.iter().filter(|result| result.outcome == outcome);
-        let created = i32::try_from(created.count()).unwrap_or(i32::MAX);
+        let created_count = results
+            .iter()
+            .filter(|result| result.outcome == outcome)
+            .count();
+        let created = i32::try_from(created_count).unwrap_or(i32::MAX);
         Ok(Response::new(pb::BatchCreateJobsResponse {
             results,
             created,
@@ -163,7 +167,7 @@ impl JobService for Jobs {
     }
 
     async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Reply<pb::Job> {
-        let job = get::get(&self.db, request.into_inner()).await?;
+        let job = get::get_job(&self.db, request.into_inner()).await?;
         Ok(Response::new(job))
     }
 
@@ -171,7 +175,7 @@ impl JobService for Jobs {
         &self,
         request: Request<pb::ListJobsRequest>,
     ) -> Reply<pb::ListJobsResponse> {
-        let page = list::list(&self.db, request.into_inner()).await?;
+        let page = list::list_jobs(&self.db, request.into_inner()).await?;
         Ok(Response::new(page))
     }
 
@@ -179,7 +183,7 @@ impl JobService for Jobs {
         &self,
         request: Request<pb::SearchJobsRequest>,
     ) -> Reply<pb::SearchJobsResponse> {
-        let page = list::search(&self.db, request.into_inner()).await?;
+        let page = list::search_jobs(&self.db, request.into_inner()).await?;
         Ok(Response::new(page))
     }
 
@@ -187,7 +191,7 @@ impl JobService for Jobs {
         &self,
         request: Request<pb::ListJobAttemptsRequest>,
     ) -> Reply<pb::ListJobAttemptsResponse> {
-        let page = get::attempts(&self.db, request.into_inner()).await?;
+        let page = get::list_attempts(&self.db, request.into_inner()).await?;
         Ok(Response::new(page))
     }
 
@@ -195,7 +199,7 @@ impl JobService for Jobs {
         &self,
         request: Request<pb::ListJobTransitionsRequest>,
     ) -> Reply<pb::ListJobTransitionsResponse> {
-        let page = get::transitions(&self.db, request.into_inner()).await?;
+        let page = get::list_transitions(&self.db, request.into_inner()).await?;
         Ok(Response::new(page))
     }
 
@@ -203,7 +207,7 @@ impl JobService for Jobs {
         &self,
         request: Request<pb::ListJobLogsRequest>,
     ) -> Reply<pb::ListJobLogsResponse> {
-        let page = get::logs(&self.db, request.into_inner()).await?;
+        let page = get::list_logs(&self.db, request.into_inner()).await?;
         Ok(Response::new(page))
     }
 
@@ -212,7 +216,7 @@ impl JobService for Jobs {
         let request = request.into_inner();
         let id = check::uuid("id", &request.id)?;
         let cause = jobs_check::cause(peer, &request.actor, &request.reason)?;
-        self.carry_out(id, Move::Cancel(cause)).await
+        self.move_and_read(id, Move::Cancel(cause)).await
     }
 
     async fn retry_job(&self, request: Request<pb::RetryJobRequest>) -> Reply<pb::Job> {
@@ -220,16 +224,18 @@ impl JobService for Jobs {
         let request = request.into_inner();
         let id = check::uuid("id", &request.id)?;
         let cause = jobs_check::cause(peer, &request.actor, &request.reason)?;
-        let at = request.scheduled_at;
-        let at = at.map(|at| time::from_proto("scheduled_at", at));
+        let requested_at = request
+            .scheduled_at
+            .map(|at| time::from_proto("scheduled_at", at))
+            .transpose()?;
         let now = clock::now();
-        let at = at.transpose()?.map(|at| at.max(now));
-        self.carry_out(id, Move::Retry(cause, at)).await
+        let at = requested_at.map(|at| at.max(now));
+        self.move_and_read(id, Move::Retry(cause, at)).await
     }
 
     async fn delete_job(&self, request: Request<pb::DeleteJobRequest>) -> Reply<()> {
         let id = check::uuid("id", &request.into_inner().id)?;
-        delete::delete(&self.db, id).await?;
+        delete::delete_job(&self.db, id).await?;
         Ok(Response::new(()))
     }
 
@@ -240,8 +246,8 @@ impl JobService for Jobs {
         let peer = request.remote_addr();
         let request = request.into_inner();
         let cause = jobs_check::cause(peer, &request.actor, &request.reason)?;
-        let wanted = Wanted::Cancelled(cause);
-        self.move_all(request.filter, request.all, wanted, request.dry_run)
+        let action = BulkAction::Cancel(cause);
+        self.move_jobs(request.filter, request.all, action, request.dry_run)
             .await
     }
 
@@ -252,8 +258,8 @@ impl JobService for Jobs {
         let peer = request.remote_addr();
         let request = request.into_inner();
         let cause = jobs_check::cause(peer, &request.actor, &request.reason)?;
-        let wanted = Wanted::Retried(cause);
-        self.move_all(request.filter, request.all, wanted, request.dry_run)
+        let action = BulkAction::Retry(cause);
+        self.move_jobs(request.filter, request.all, action, request.dry_run)
             .await
     }
 
@@ -262,10 +268,10 @@ impl JobService for Jobs {
         request: Request<pb::DeleteJobsRequest>,
     ) -> Reply<pb::MoveJobsResponse> {
         let request = request.into_inner();
-        self.move_all(
+        self.move_jobs(
             request.filter,
             request.all,
-            Wanted::Deleted,
+            BulkAction::Delete,
             request.dry_run,
         )
         .await
@@ -275,7 +281,7 @@ impl JobService for Jobs {
         &self,
         request: Request<pb::GetJobStatsRequest>,
     ) -> Reply<pb::GetJobStatsResponse> {
-        let stats = stats::stats(&self.db, request.into_inner()).await?;
+        let stats = stats::job_stats(&self.db, request.into_inner()).await?;
         Ok(Response::new(stats))
     }
 
@@ -283,7 +289,7 @@ impl JobService for Jobs {
         &self,
         request: Request<pb::TailJobLogsRequest>,
     ) -> Reply<Self::TailJobLogsStream> {
-        let tail = Tail::new(self, request.into_inner()).await?;
+        let tail = LogTail::new(&self.watch_source, request.into_inner()).await?;
         Ok(Response::new(Box::pin(tail.stream())))
     }
 
@@ -291,7 +297,7 @@ impl JobService for Jobs {
         &self,
         request: Request<pb::WatchJobRequest>,
     ) -> Reply<Self::WatchJobStream> {
-        let watch = Watch::of_one(self, request.into_inner()).await?;
+        let watch = Watch::of_one(&self.watch_source, request.into_inner()).await?;
         Ok(Response::new(Box::pin(watch.stream())))
     }
 
@@ -299,18 +305,18 @@ impl JobService for Jobs {
         &self,
         request: Request<pb::WatchJobsRequest>,
     ) -> Reply<Self::WatchJobsStream> {
-        let watch = Watch::of_many(self, request.into_inner()).await?;
+        let watch = Watch::of_many(&self.watch_source, request.into_inner()).await?;
         Ok(Response::new(Box::pin(watch.stream())))
     }
 }
 
-fn result(made: Made) -> pb::BatchCreateJobsResult {
+fn batch_result(outcome: CreateOutcome) -> pb::BatchCreateJobsResult {
     use pb::BatchCreateJobsOutcome as Outcome;
-    let (id, outcome) = match made {
-        Made::Created(job) => (job.id, Outcome::Created),
-        Made::Existed(id) => (id, Outcome::Existed),
-        Made::KeyHeld { id, .. } => (id, Outcome::UniqueKeyHeld),
-        Made::RequestReused(id) => (id, Outcome::RequestIdReused),
+    let (id, outcome) = match outcome {
+        CreateOutcome::Created(job) => (job.id, Outcome::Created),
+        CreateOutcome::Existed(id) => (id, Outcome::Existed),
+        CreateOutcome::KeyHeld { id, .. } => (id, Outcome::UniqueKeyHeld),
+        CreateOutcome::RequestReused(id) => (id, Outcome::RequestIdReused),
     };
     pb::BatchCreateJobsResult {
         job_id: id.to_string(),

@@ -1,4 +1,4 @@
-//! The services that clients of the queue call: jobs, queues and types. Workers have their own in `worker`.
+//! Services for clients of the queue: jobs, queues and types. The service for workers is in `worker`.
 
 pub(super) mod job_service;
 pub(super) mod queue_service;

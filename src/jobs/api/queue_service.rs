@@ -1,4 +1,4 @@
-//! `JobQueueService`.
+//! Implementation of `JobQueueService`.
 
 use std::collections::BTreeMap;
 
@@ -23,33 +23,33 @@ use crate::{
     jobs::{
         query::{
             filter::in_status,
-            stats::{self, TypeStats},
+            stats::{self, QueueStats, TypeStats},
         },
         queue::Queue,
-        wakeups::Bell,
+        wakeups::Wakeups,
     },
     pb::{self, ChangeKind, job_queue_service_server::JobQueueService, watch_response::Update},
     rpc::{Reply, check, mask::UpdateMask, page::Page, time},
 };
 
-/// The fields that an Update may change.
+/// Fields that an update may change.
 const UPDATABLE: [&str; 3] = ["description", "max_running", "max_running_per_key"];
 
-/// The highest limit.
-const MOST_RUNNING: i32 = 1_000_000;
+/// Highest value of a limit of running jobs.
+const MAX_RUNNING_LIMIT: i32 = 1_000_000;
 
-/// How many queues are told of at most.
-const TOLD: usize = 1_000;
+/// Maximum number of queues in a response.
+const MAX_QUEUES: usize = 1_000;
 
-/// How many jobs are named that keep a queue in use.
-const NAMED: u64 = 20;
+/// Maximum number of jobs named as users of a queue.
+const MAX_NAMED_JOBS: u64 = 20;
 
-/// The settings of queues.
+/// Implementation of `JobQueueService`. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct JobQueues {
     db: Db,
-    /// Rung when settings change, so that they are in force for what is claimed afterwards.
-    bell: Bell,
+    /// Notified of changed settings, so that the next claim applies them.
+    wakeups: Wakeups,
 }
 
 #[tonic::async_trait]
@@ -127,16 +127,16 @@ impl JobQueueService for JobQueues {
     ) -> Reply<pb::JobQueue> {
         let name = queue_name("name", &request.into_inner().name)?;
         let queue = self.db.write(async |tx| {
-            let before = row::require(locked(tx, &name).await?, "job queue", &name)?;
+            let before = row::require(lock_settings(tx, &name).await?, "job queue", &name)?;
             let mut queue = before.clone();
             queue.paused = false;
             queue.paused_at = None;
             queue.paused_by = None;
             queue.pause_reason = None;
-            store(tx, queue, Some(before)).await
+            save(tx, queue, Some(before)).await
         });
         let queue = queue.await?;
-        self.bell.freed(&name);
+        self.wakeups.notify_freed(&name);
         Ok(Response::new(queue))
     }
 
@@ -144,14 +144,14 @@ impl JobQueueService for JobQueues {
         let request = request.into_inner();
         let name = queue_name("name", &request.name)?;
         let deleted = self.db.write(async |tx| {
-            let queue = row::require(locked(tx, &name).await?, "job queue", &name)?;
+            let queue = row::require(lock_settings(tx, &name).await?, "job queue", &name)?;
             refuse_stale(Some(&queue), request.expected_version_id)?;
-            refuse_used(tx, &name).await?;
+            refuse_in_use(tx, &name).await?;
             Entity::delete_by_id(&name).exec(tx).await?;
-            announce(tx, ChangeKind::Deleted, queue).await
+            record_change(tx, ChangeKind::Deleted, queue).await
         });
         deleted.await?;
-        self.bell.freed(&name);
+        self.wakeups.notify_freed(&name);
         Ok(Response::new(()))
     }
 
@@ -163,30 +163,30 @@ impl JobQueueService for JobQueues {
         let name = check::text("queue_name", &request.queue_name, 0..=100)?;
         let name = Some(name.as_str()).filter(|name| !name.is_empty());
         let window = stats::window(request.window)?;
-        let mut queues = stats::of_queue(&self.db, name, window, clock::now()).await?;
+        let mut queues = stats::queue_stats(&self.db, name, window, clock::now()).await?;
         let paused = self.paused(name).await?;
         for name in paused.keys() {
             queues.entry(name.clone()).or_default();
         }
-        let queue = |(name, of): (String, stats::QueueStats)| {
+        let queue = |(name, stats): (String, QueueStats)| {
             let paused = paused.get(&name).copied().unwrap_or_default();
-            queue_stats(name, paused, of)
+            to_proto(name, paused, stats)
         };
-        let queues = queues.into_iter().take(TOLD).map(queue).collect();
+        let queues = queues.into_iter().take(MAX_QUEUES).map(queue).collect();
         Ok(Response::new(pb::GetQueueStatsResponse { queues }))
     }
 }
 
 impl JobQueues {
-    /// The settings of this queue's database.
+    /// Creates the service of a queue.
     pub fn new(queue: &Queue) -> Self {
         Self {
             db: queue.db.clone(),
-            bell: queue.bell.clone(),
+            wakeups: queue.wakeups.clone(),
         }
     }
 
-    /// Changes the settings of a queue; where there are none, makes some.
+    /// Changes the settings of a queue, and creates them if absent.
     async fn change(
         &self,
         name: &str,
@@ -195,23 +195,23 @@ impl JobQueues {
     ) -> Result<pb::JobQueue> {
         let attempt = || {
             self.db.write(async |tx| {
-                let before = locked(tx, name).await?;
+                let before = lock_settings(tx, name).await?;
                 refuse_stale(before.as_ref(), expected)?;
-                let mut queue = before.clone().unwrap_or_else(|| without_settings(name));
+                let mut queue = before.clone().unwrap_or_else(|| new_settings(name));
                 change(&mut queue)?;
-                store(tx, queue, before).await
+                save(tx, queue, before).await
             })
         };
         let queue = match attempt().await {
-            // Somebody else made settings at the same time, which are found now.
+            // A concurrent request created the settings. The second try finds them.
             Err(Error::AlreadyExists { .. }) => attempt().await,
-            done => done,
+            result => result,
         }?;
-        self.bell.freed(name);
+        self.wakeups.notify_freed(name);
         Ok(queue)
     }
 
-    /// Whether the queues are paused that have settings, or this one.
+    /// Pause states of the queues with settings, or of one queue.
     async fn paused(&self, name: Option<&str>) -> Result<BTreeMap<String, bool>> {
         let mut select = Entity::find();
         if let Some(name) = name {
@@ -227,8 +227,8 @@ impl JobQueues {
     }
 }
 
-/// The settings of a queue; nobody else changes them before the transaction ends.
-async fn locked(tx: &DatabaseTransaction, name: &str) -> Result<Option<Model>> {
+/// Locks the settings of a queue until the end of the transaction.
+async fn lock_settings(tx: &DatabaseTransaction, name: &str) -> Result<Option<Model>> {
     Ok(Entity::find_by_id(name).lock_exclusive().one(tx).await?)
 }
 
@@ -241,40 +241,40 @@ fn refuse_stale(queue: Option<&Model>, expected: Option<i32>) -> Result<()> {
     Ok(())
 }
 
-/// Refuses to delete the settings of a queue that has work to do.
-async fn refuse_used(tx: &DatabaseTransaction, name: &str) -> Result<()> {
+/// Refuses a queue with queued or running jobs.
+async fn refuse_in_use(tx: &DatabaseTransaction, name: &str) -> Result<()> {
     let jobs = job::Entity::find()
         .filter(job::Column::QueueName.eq(name))
         .filter(in_status(&[JobStatus::Queued, JobStatus::Running]));
-    let all = jobs.clone().count(tx).await?;
-    if all == 0 {
+    let count = jobs.clone().count(tx).await?;
+    if count == 0 {
         return Ok(());
     }
     let ids: Vec<Uuid> = jobs
         .select_only()
         .column(job::Column::Id)
         .order_by_asc(job::Column::Id)
-        .limit(NAMED)
+        .limit(MAX_NAMED_JOBS)
         .into_tuple()
         .all(tx)
         .await?;
     let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
     Err(Error::InUse {
         resource: "job queue",
-        users: format!("jobs that are queued or running: {all}"),
+        users: format!("jobs that are queued or running: {count}"),
         ids: ids.join(","),
     })
 }
 
-/// Writes the settings of a queue and announces them, if they are new.
-async fn store(
+/// Writes the settings of a queue and records the change in the feed, unless nothing changed.
+async fn save(
     tx: &DatabaseTransaction,
     mut queue: Model,
     before: Option<Model>,
 ) -> Result<pb::JobQueue> {
     let Some(before) = before else {
         let queue = ActiveModel::from(queue).reset_all().insert(tx).await?;
-        return announce(tx, ChangeKind::Created, queue).await;
+        return record_change(tx, ChangeKind::Created, queue).await;
     };
     if queue == before {
         return Ok(queue.into());
@@ -282,10 +282,10 @@ async fn store(
     queue.updated_at = entity::now().max(before.updated_at);
     queue.version_id = before.version_id + 1;
     let queue = ActiveModel::from(queue).reset_all().update(tx).await?;
-    announce(tx, ChangeKind::Updated, queue).await
+    record_change(tx, ChangeKind::Updated, queue).await
 }
 
-async fn announce(
+async fn record_change(
     tx: &DatabaseTransaction,
     kind: ChangeKind,
     queue: Model,
@@ -312,7 +312,7 @@ fn queue_name(field: &str, name: &str) -> Result<String> {
     check::name(field, name, 1..=100)
 }
 
-fn without_settings(name: &str) -> Model {
+fn new_settings(name: &str) -> Model {
     let now = entity::now();
     Model {
         name: name.to_string(),
@@ -330,14 +330,14 @@ fn without_settings(name: &str) -> Model {
 }
 
 impl pb::JobQueue {
-    /// Changes the settings that the mask covers to what this says, checked.
+    /// Validates and applies the fields covered by the mask.
     fn apply(&self, mask: &UpdateMask, queue: &mut Model) -> Result<()> {
         if mask.covers("description", self.description.is_some()) {
             let text = self.description.as_deref();
             queue.description = check::optional_text("job_queue.description", text, 0..=1_000)?;
         }
         let limit = |field: &str, limit: Option<i32>| {
-            let limit = limit.map(|limit| check::within(field, limit, 1..=MOST_RUNNING));
+            let limit = limit.map(|limit| check::within(field, limit, 1..=MAX_RUNNING_LIMIT));
             limit.transpose()
         };
         if mask.covers("max_running", self.max_running.is_some()) {
@@ -384,24 +384,24 @@ impl From<Model> for pb::JobQueue {
     }
 }
 
-fn queue_stats(queue_name: String, paused: bool, of: stats::QueueStats) -> pb::QueueStats {
-    let by_type = |of: TypeStats| pb::QueueTypeStats {
-        job_type: of.job_type,
-        finished: of.jobs,
-        wait_p50: of.wait_p50,
-        wait_p95: of.wait_p95,
-        run_p50: of.run_p50,
-        run_p95: of.run_p95,
+fn to_proto(queue_name: String, paused: bool, stats: QueueStats) -> pb::QueueStats {
+    let by_type = |stats: TypeStats| pb::QueueTypeStats {
+        job_type: stats.job_type,
+        finished: stats.jobs,
+        wait_p50: stats.wait_p50,
+        wait_p95: stats.wait_p95,
+        run_p50: stats.run_p50,
+        run_p95: stats.run_p95,
     };
     pb::QueueStats {
         queue_name,
         paused,
-        depth: of.depth,
-        scheduled: of.scheduled,
-        running: of.running,
-        oldest_queued_age: of.oldest_age,
-        finished: of.types.iter().map(|of| of.jobs).sum(),
-        finished_per_second: of.finished_per_second,
-        by_type: of.types.into_iter().map(by_type).collect(),
+        depth: stats.depth,
+        scheduled: stats.scheduled,
+        running: stats.running,
+        oldest_queued_age: stats.oldest_age,
+        finished: stats.types.iter().map(|stats| stats.jobs).sum(),
+        finished_per_second: stats.finished_per_second,
+        by_type: stats.types.into_iter().map(by_type).collect(),
     }
 }

@@ -1,4 +1,4 @@
-//! `JobTypeService`.
+//! Implementation of `JobTypeService`.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::{
     rpc::{Reply, check, mask::UpdateMask, page::Page, time},
 };
 
-/// The fields that an Update may change.
+/// Fields that an update may change.
 const UPDATABLE: [&str; 11] = [
     "description",
     "priority",
@@ -40,11 +40,11 @@ const UPDATABLE: [&str; 11] = [
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_hours(24);
 
-/// The settings of job types.
+/// Implementation of `JobTypeService`. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct JobTypes {
     db: Db,
-    /// Those that jobs are made by, which every change brings up to date.
+    /// Types applied to new jobs, reloaded after every change.
     types: LiveTypes,
 }
 
@@ -54,7 +54,7 @@ impl JobTypeService for JobTypes {
         let name = type_name("name", &request.into_inner().name)?;
         let settings = Entity::find_by_id(&name).one(self.db.reader()).await;
         let settings = settings.map_err(Error::from)?;
-        Ok(Response::new(in_force(&name, settings)))
+        Ok(Response::new(effective_type(&name, settings)))
     }
 
     async fn list_job_types(
@@ -65,15 +65,15 @@ impl JobTypeService for JobTypes {
         let (size, token) = (request.page_size, &request.page_token);
         let page = Page::parse(size, token, "job_types", &())?;
         let rows = page.by_id(self.db.reader(), Entity::find(), Column::Name);
-        let mut types: Vec<_> = rows.await?.into_iter().map(with_settings).collect();
+        let mut types: Vec<_> = rows.await?.into_iter().map(from_settings).collect();
         for (name, _) in BUILT_IN {
             if page.reaches(name) && types.iter().all(|known| known.name != name) {
-                types.push(in_force(name, None));
+                types.push(effective_type(name, None));
             }
         }
         types.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        let key = |of: &pb::JobType| (0, of.name.clone());
-        let (job_types, next_page_token) = page.paginate(types, key, |of| of);
+        let key = |job_type: &pb::JobType| (0, job_type.name.clone());
+        let (job_types, next_page_token) = page.paginate(types, key, |job_type| job_type);
         Ok(Response::new(pb::ListJobTypesResponse {
             job_types,
             next_page_token,
@@ -92,19 +92,19 @@ impl JobTypeService for JobTypes {
         let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
         let attempt = || {
             self.db.write(async |tx| {
-                let before = locked(tx, &name).await?;
+                let before = lock_settings(tx, &name).await?;
                 refuse_stale(before.as_ref(), request.expected_version_id)?;
-                let mut settings = before.clone().unwrap_or_else(|| without_settings(&name));
+                let mut settings = before.clone().unwrap_or_else(|| new_settings(&name));
                 changes.apply(&mask, &mut settings)?;
-                store(tx, settings, before).await
+                save(tx, settings, before).await
             })
         };
         let stored = match attempt().await {
-            // Somebody else made settings at the same time, which are found now.
+            // A concurrent request created the settings. The second try finds them.
             Err(Error::AlreadyExists { .. }) => attempt().await?,
-            stored => stored?,
+            result => result?,
         };
-        self.apply().await;
+        self.reload_types().await;
         Ok(Response::new(stored))
     }
 
@@ -112,35 +112,35 @@ impl JobTypeService for JobTypes {
         let request = request.into_inner();
         let name = type_name("name", &request.name)?;
         let deleted = self.db.write(async |tx| {
-            let settings = row::require(locked(tx, &name).await?, "job type", &name)?;
+            let settings = row::require(lock_settings(tx, &name).await?, "job type", &name)?;
             refuse_stale(Some(&settings), request.expected_version_id)?;
             Entity::delete_by_id(&name).exec(tx).await?;
-            announce(tx, ChangeKind::Deleted, in_force(&name, None)).await
+            record_change(tx, ChangeKind::Deleted, effective_type(&name, None)).await
         });
         deleted.await?;
-        self.apply().await;
+        self.reload_types().await;
         Ok(Response::new(()))
     }
 }
 
 impl JobTypes {
-    /// The settings of this queue's database.
+    /// Creates the service of a queue.
     pub fn new(queue: &Queue) -> Self {
         let (db, types) = (queue.db.clone(), queue.types.clone());
         Self { db, types }
     }
 
-    /// Brings the settings up to date before the caller is answered, so that its next job is made by them.
-    async fn apply(&self) {
+    /// Reloads the settings before the response, so they apply to the next job of the caller.
+    async fn reload_types(&self) {
         if let Err(error) = self.types.reload().await {
-            // The change is committed, and the feed will have the settings read again.
-            tracing::warn!(%error, "a change of a job type is in force a moment later");
+            // The change is committed; the feed triggers another reload.
+            tracing::warn!(%error, "failed to reload job types; the change applies after the next reload");
         }
     }
 }
 
-/// The settings of a type; nobody else changes them before the transaction ends.
-async fn locked(tx: &DatabaseTransaction, name: &str) -> Result<Option<Model>> {
+/// Locks the settings of a type until the end of the transaction.
+async fn lock_settings(tx: &DatabaseTransaction, name: &str) -> Result<Option<Model>> {
     Ok(Entity::find_by_id(name).lock_exclusive().one(tx).await?)
 }
 
@@ -153,26 +153,26 @@ fn refuse_stale(settings: Option<&Model>, expected: Option<i32>) -> Result<()> {
     Ok(())
 }
 
-/// Writes the settings of a type and announces them, if they are new.
-async fn store(
+/// Writes the settings of a type and records the change in the feed, unless nothing changed.
+async fn save(
     tx: &DatabaseTransaction,
     mut settings: Model,
     before: Option<Model>,
 ) -> Result<pb::JobType> {
     let Some(before) = before else {
         let settings = ActiveModel::from(settings).reset_all().insert(tx).await?;
-        return announce(tx, ChangeKind::Created, with_settings(settings)).await;
+        return record_change(tx, ChangeKind::Created, from_settings(settings)).await;
     };
     if settings == before {
-        return Ok(with_settings(settings));
+        return Ok(from_settings(settings));
     }
     settings.updated_at = entity::now().max(before.updated_at);
     settings.version_id = before.version_id + 1;
     let settings = ActiveModel::from(settings).reset_all().update(tx).await?;
-    announce(tx, ChangeKind::Updated, with_settings(settings)).await
+    record_change(tx, ChangeKind::Updated, from_settings(settings)).await
 }
 
-async fn announce(
+async fn record_change(
     tx: &DatabaseTransaction,
     kind: ChangeKind,
     job_type: pb::JobType,
@@ -198,7 +198,7 @@ fn type_name(field: &str, name: &str) -> Result<String> {
     check::name(field, name, 1..=50)
 }
 
-fn without_settings(name: &str) -> Model {
+fn new_settings(name: &str) -> Model {
     let now = entity::now();
     Model {
         name: name.to_string(),
@@ -220,7 +220,7 @@ fn without_settings(name: &str) -> Model {
 }
 
 impl pb::JobType {
-    /// Changes the settings that the mask covers to what this says, checked.
+    /// Validates and applies the fields covered by the mask.
     fn apply(&self, mask: &UpdateMask, settings: &mut Model) -> Result<()> {
         if mask.covers("description", self.description.is_some()) {
             let text = self.description.as_deref();
@@ -277,26 +277,26 @@ fn timeout_ms(timeout: prost_types::Duration) -> Result<i64> {
     })
 }
 
-fn with_settings(settings: Model) -> pb::JobType {
+fn from_settings(settings: Model) -> pb::JobType {
     let name = settings.name.clone();
-    in_force(&name, Some(settings))
+    effective_type(&name, Some(settings))
 }
 
-/// All that is in force for a type.
-fn in_force(name: &str, settings: Option<Model>) -> pb::JobType {
+/// Effective settings of a type: settings over built-in values.
+fn effective_type(name: &str, settings: Option<Model>) -> pb::JobType {
     let defaults = settings
         .as_ref()
-        .map_or_else(|| Defaults::built_in(name), Defaults::with);
-    let names = settings.as_ref().map(set).unwrap_or_default();
+        .map_or_else(|| Defaults::built_in(name), Defaults::from_settings);
+    let names = settings.as_ref().map(set_fields).unwrap_or_default();
     let mut job_type = pb::JobType {
         name: name.to_string(),
         priority: Some(defaults.priority),
         max_attempts: Some(defaults.max_attempts),
         max_rescues: Some(defaults.max_rescues),
-        timeout: Some(time::length(defaults.timeout.unwrap_or_default())),
-        deadline: defaults.deadline.map(time::length),
-        retry_initial_delay: Some(time::span(defaults.retry.initial_ms)),
-        retry_max_delay: Some(time::span(defaults.retry.max_ms)),
+        timeout: Some(time::duration_to_proto(defaults.timeout.unwrap_or_default())),
+        deadline: defaults.deadline.map(time::duration_to_proto),
+        retry_initial_delay: Some(time::duration_from_millis(defaults.retry.initial_ms)),
+        retry_max_delay: Some(time::duration_from_millis(defaults.retry.max_ms)),
         retry_multiplier: Some(defaults.retry.multiplier),
         retry_jitter: Some(defaults.retry.jitter),
         dead_letter: Some(defaults.dead_letter),
@@ -313,8 +313,8 @@ fn in_force(name: &str, settings: Option<Model>) -> pb::JobType {
     job_type
 }
 
-/// The settings that say something, by name.
-fn set(settings: &Model) -> Vec<&'static str> {
+/// Names of the settings with a value.
+fn set_fields(settings: &Model) -> Vec<&'static str> {
     let is_set = [
         settings.description.is_some(),
         settings.priority.is_some(),

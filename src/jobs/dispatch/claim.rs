@@ -1,4 +1,4 @@
-//! Claiming: jobs are taken from the heads of their lines and given to workers, in one transaction.
+//! Claims: in one transaction, due jobs are locked at the heads of their partitions and leased to workers.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -10,18 +10,16 @@ use sea_orm::{
 use serde_json::Value as Json;
 use uuid::Uuid;
 
-use super::{
-    partitions::{Line, Spot, Take},
-    payloads::Payloads,
-};
+use super::{partitions::Selection, payloads::Payloads};
 use crate::{
     db::Db,
     entity::{job, job_queue},
     error::Result,
     jobs::{
+        partition::{Partition, QueuePosition},
         state::{Job, Move},
         store::{
-            apply::{self, BEGIN, NEWER},
+            apply::{self, ASSIGN_TRANSACTION_ID, IS_NEWER},
             rows,
         },
         types::Types,
@@ -29,12 +27,12 @@ use crate::{
     rpc::json,
 };
 
-/// How many bytes of payloads one claim gives a worker, unless a single one has more: they must fit in one response, of
-/// which most clients take 4 MiB.
-const LARGEST: usize = 3 << 20;
+/// Maximum payload bytes per worker and claim, unless a single job has more. Claimed jobs share one response, and
+/// most clients accept 4 MiB.
+const MAX_PAYLOAD_BYTES: usize = 3 << 20;
 
-/// The first job of every line in which one waits.
-const HEADS: &str = "WITH RECURSIVE heads(id) AS (\
+/// Reads the first waiting job of every partition, with one index lookup per partition.
+const SELECT_HEADS: &str = "WITH RECURSIVE heads(id) AS (\
     SELECT (SELECT id FROM jobs WHERE status = 'queued' AND queue_name IS NOT NULL \
         ORDER BY queue_name, job_type, priority, concurrency_key, scheduled_at, id LIMIT 1) \
     UNION ALL \
@@ -42,83 +40,108 @@ const HEADS: &str = "WITH RECURSIVE heads(id) AS (\
         AND (n.queue_name, n.job_type, n.priority, n.concurrency_key) > \
             (j.queue_name, j.job_type, j.priority, j.concurrency_key) \
         ORDER BY n.queue_name, n.job_type, n.priority, n.concurrency_key, n.scheduled_at, n.id LIMIT 1) \
-    FROM heads JOIN jobs AS j ON j.id = heads.id) \
+    FROM heads JOIN jobs AS j ON j.id = read_heads.id) \
     SELECT j.queue_name, j.job_type, j.priority, j.concurrency_key, j.scheduled_at, j.id \
-    FROM heads JOIN jobs AS j ON j.id = heads.id WHERE j.scheduled_at IS NOT NULL";
+    FROM heads JOIN jobs AS j ON j.id = read_heads.id WHERE j.scheduled_at IS NOT NULL";
 
-/// Whether the queue of a job is not paused.
+/// True unless the queue of a job is paused.
 const NOT_PAUSED: &str =
     "NOT EXISTS (SELECT 1 FROM job_queues AS q WHERE q.name = j.queue_name AND q.paused)";
 
-/// A job, and the lease under which a worker has it.
+/// Job leased to a worker.
 #[derive(Debug, Clone)]
-pub(crate) struct Claimed {
+pub(crate) struct ClaimedJob {
     pub job: job::Model,
     pub lease_id: Uuid,
     pub lease: Duration,
 }
 
-/// A worker that wants jobs.
+/// Demand of a waiting worker.
 #[derive(Debug, Clone)]
-pub(crate) struct Wish {
-    pub place: u64,
+pub(crate) struct Demand {
+    /// Number identifying the worker at the dispatcher of this process.
+    pub registration: u64,
     pub worker_id: String,
     pub lease: Duration,
-    /// Those that it takes jobs from.
-    pub accepts: Arc<Accepts>,
-    pub want: usize,
+    /// Queues and job types accepted by the worker.
+    pub filter: Arc<WorkerFilter>,
+    /// Number of jobs that the worker can take.
+    pub capacity: usize,
 }
 
-/// What a worker takes.
+/// Queues and job types accepted by a worker.
 #[derive(Debug, Default)]
-pub(crate) struct Accepts {
+pub(crate) struct WorkerFilter {
     pub queues: Vec<String>,
-    /// Empty: all.
+    /// Empty for all types.
     pub types: Vec<String>,
 }
 
-impl Accepts {
-    pub(crate) fn takes(&self, line: &Line) -> bool {
-        self.queues.contains(&line.queue)
-            && (self.types.is_empty() || self.types.contains(&line.job_type))
+impl WorkerFilter {
+    pub(crate) fn accepts(&self, partition: &Partition) -> bool {
+        self.queues.contains(&partition.queue)
+            && (self.types.is_empty() || self.types.contains(&partition.job_type))
     }
 }
 
-/// The settings of queues that have any.
-pub(crate) type Queues = HashMap<String, job_queue::Model>;
+/// Settings by queue name, for queues with settings.
+pub(crate) type QueueSettings = HashMap<String, job_queue::Model>;
 
-/// What came of a claim.
+/// Result of a claim.
 #[derive(Debug, Default)]
-pub(crate) struct Haul {
-    /// By the place of the worker that has them.
-    pub claimed: Vec<(u64, Claimed)>,
-    /// What became of each line: the last place that was taken, and whether nothing is left behind it.
-    pub lines: Vec<(Line, Option<Spot>, bool)>,
-    /// Lines whose limits are exhausted.
-    pub blocked: Vec<Line>,
+pub(crate) struct ClaimResult {
+    /// Claimed jobs, each with the registration of the receiving worker.
+    pub claimed: Vec<(u64, ClaimedJob)>,
+    /// Partitions served by the claim.
+    pub served: Vec<ServedPartition>,
+    /// Partitions with exhausted limits or a paused queue.
+    pub blocked: Vec<Partition>,
 }
 
-/// The first place of every line in which something waits.
-pub(crate) async fn heads(db: &Db) -> Result<Vec<(Line, Spot)>> {
-    let statement = Statement::from_string(db.backend(), HEADS);
+/// Partition after a claim.
+#[derive(Debug)]
+pub(crate) struct ServedPartition {
+    pub partition: Partition,
+    /// Position of the last claimed job. `None` if no job was claimed.
+    pub last: Option<QueuePosition>,
+    /// True if no due job is left.
+    pub is_empty: bool,
+}
+
+/// Locked jobs at the head of a partition.
+struct LockedJobs {
+    jobs: Vec<LockedJob>,
+    /// True if no other due job is left in the partition.
+    is_complete: bool,
+}
+
+/// Locked job. A large payload is not read with the row.
+struct LockedJob {
+    job: Job,
+    has_unread_payload: bool,
+}
+
+/// Reads the position of the first waiting job of every partition.
+pub(crate) async fn read_heads(db: &Db) -> Result<Vec<(Partition, QueuePosition)>> {
+    let statement = Statement::from_string(db.backend(), SELECT_HEADS);
     let rows = db.reader().query_all_raw(statement).await?;
     let head = |row: &QueryResult| {
-        let line = Line {
+        let partition = Partition {
             queue: row.try_get("", "queue_name")?,
             job_type: row.try_get("", "job_type")?,
             priority: row.try_get("", "priority")?,
             key: row.try_get("", "concurrency_key")?,
         };
         Ok((
-            line,
+            partition,
             (row.try_get("", "scheduled_at")?, row.try_get("", "id")?),
         ))
     };
     rows.iter().map(head).collect()
 }
 
-/// The settings of queues.
-pub(crate) async fn queues(db: &impl ConnectionTrait) -> Result<Queues> {
+/// Reads the settings of all queues.
+pub(crate) async fn read_queue_settings(db: &impl ConnectionTrait) -> Result<QueueSettings> {
     let queues = job_queue::Entity::find().all(db).await?;
     Ok(queues
         .into_iter()
@@ -126,34 +149,37 @@ pub(crate) async fn queues(db: &impl ConnectionTrait) -> Result<Queues> {
         .collect())
 }
 
-/// When something is next due in these lines, behind their floors.
-pub(crate) async fn peek(db: &Db, lines: Vec<Take>) -> Result<Vec<(Line, Spot)>> {
-    let mut found = Vec::new();
-    for take in lines {
-        let (behind, values) = place(db.backend(), &take);
+/// Reads the next waiting job of partitions, behind their floors.
+pub(crate) async fn read_next_positions(
+    db: &Db,
+    selections: Vec<Selection>,
+) -> Result<Vec<(Partition, QueuePosition)>> {
+    let mut next_positions = Vec::new();
+    for selection in selections {
+        let (condition, values) = waiting_condition(db.backend(), &selection);
         let sql = format!(
-            "SELECT j.scheduled_at, j.id FROM jobs AS j WHERE {behind} \
+            "SELECT j.scheduled_at, j.id FROM jobs AS j WHERE {condition} \
             ORDER BY j.scheduled_at, j.id LIMIT 1"
         );
         let statement = Statement::from_sql_and_values(db.backend(), sql, values);
         if let Some(row) = db.reader().query_one_raw(statement).await? {
-            let spot = (row.try_get("", "scheduled_at")?, row.try_get("", "id")?);
-            found.push((take.line, spot));
+            let position = (row.try_get("", "scheduled_at")?, row.try_get("", "id")?);
+            next_positions.push((selection.partition, position));
         }
     }
-    Ok(found)
+    Ok(next_positions)
 }
 
-/// Which jobs wait in a line behind its floor.
-fn place(backend: DbBackend, take: &Take) -> (String, Vec<Value>) {
+/// SQL condition for the waiting jobs of a partition behind the floor, with the bound values.
+fn waiting_condition(backend: DbBackend, selection: &Selection) -> (String, Vec<Value>) {
     let mut values: Vec<Value> = vec![
-        take.line.queue.clone().into(),
-        take.line.job_type.clone().into(),
-        take.line.priority.into(),
-        take.line.key.clone().into(),
+        selection.partition.queue.clone().into(),
+        selection.partition.job_type.clone().into(),
+        selection.partition.priority.into(),
+        selection.partition.key.clone().into(),
     ];
-    let floor = take.floor.map_or("", |(at, id)| {
-        values.extend([at.into(), id.into()]);
+    let floor = selection.floor.map_or("", |(scheduled_at, id)| {
+        values.extend([scheduled_at.into(), id.into()]);
         if backend == DbBackend::Postgres {
             " AND (j.scheduled_at, j.id) > ($5, $6)"
         } else {
@@ -170,155 +196,172 @@ fn place(backend: DbBackend, take: &Take) -> (String, Vec<Value>) {
     (format!("{sql}{floor}"), values)
 }
 
-/// Takes jobs from lines and gives them to those who wish for some.
+/// Claims jobs of the selected partitions for waiting workers. `settings` are the last known settings of queues.
 pub(crate) async fn claim(
     db: &Db,
-    takes: &[Take],
-    wishes: &[Wish],
-    known: &Queues,
+    selections: &[Selection],
+    demands: &[Demand],
+    settings: &QueueSettings,
     types: &Types,
     now: DateTime<Utc>,
-) -> Result<Haul> {
+) -> Result<ClaimResult> {
     db.write(async |tx| {
-        let mut haul = Haul::default();
-        let takes = within_limits(tx, takes, known, &mut haul).await?;
-        if takes.is_empty() {
-            return Ok(haul);
+        let mut result = ClaimResult::default();
+        let selections = apply_limits(tx, selections, settings, &mut result).await?;
+        if selections.is_empty() {
+            return Ok(result);
         }
-        let heads = take(tx, &takes, types, now).await?;
-        let mut wants: Vec<_> = wishes.iter().map(|wish| wish.want).collect();
-        let waiting = heads.iter().flat_map(|(jobs, _)| jobs);
-        let left = waiting.filter(|(_, is_left)| *is_left);
-        let mut left = Payloads::of(left.map(|(job, _)| job.row.id));
-        let mut room: Vec<_> = wishes.iter().map(|_| LARGEST).collect();
-        let (mut jobs, mut payloads, mut refused) = (Vec::new(), Vec::new(), Vec::new());
-        for (take, (waiting, all)) in takes.iter().zip(heads) {
-            let (mut last, mut all) = (None, all);
-            for (mut job, is_left) in waiting {
-                let spot = Line::of(&job.row).map(|(_, spot)| spot);
-                let Some(at) = whose(&take.line, wishes, &wants) else {
-                    all = false;
+        let heads = lock_heads(tx, &selections, types, now).await?;
+        let locked = heads.iter().flat_map(|head| &head.jobs);
+        let unread = locked.filter(|locked| locked.has_unread_payload);
+        let mut unread_payloads = Payloads::of(unread.map(|locked| locked.job.row.id));
+        let mut capacities: Vec<_> = demands.iter().map(|demand| demand.capacity).collect();
+        let mut bytes_left: Vec<_> = demands.iter().map(|_| MAX_PAYLOAD_BYTES).collect();
+        let (mut jobs, mut leases, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+        for (selection, head) in selections.iter().zip(heads) {
+            let (mut last, mut is_empty) = (None, head.is_complete);
+            for locked in head.jobs {
+                let mut job = locked.job;
+                let position = Partition::of(&job.row).map(|(_, position)| position);
+                let Some(worker) = select_worker(&selection.partition, demands, &capacities) else {
+                    is_empty = false;
                     break;
                 };
                 let mut payload = job.row.payload.take();
-                if is_left {
-                    payload = left.get(tx, job.row.id).await?;
+                if locked.has_unread_payload {
+                    payload = unread_payloads.get(tx, job.row.id).await?;
                 }
                 let bytes = payload.as_ref().map_or(0, json::encoded_len);
                 let is_deliverable = payload.as_ref().and_then(json::delivery_problem).is_none();
-                if is_deliverable && bytes > room[at] && room[at] < LARGEST {
-                    // The others are for the next claim.
-                    all = false;
+                if is_deliverable
+                    && bytes > bytes_left[worker]
+                    && bytes_left[worker] < MAX_PAYLOAD_BYTES
+                {
+                    // The remaining jobs wait for the next claim.
+                    is_empty = false;
                     break;
                 }
-                last = spot;
+                last = position;
                 if let Some(problem) = payload.as_ref().and_then(json::delivery_problem) {
                     let problem = format!("the payload cannot be sent to a worker: {problem}");
-                    job.happen(Move::Refuse(problem), now, 0.0);
+                    job.apply(Move::Refuse(problem), now, 0.0);
                     refused.push(job);
                     continue;
                 }
-                wants[at] -= 1;
-                room[at] = room[at].saturating_sub(bytes);
-                let wish = &wishes[at];
+                capacities[worker] -= 1;
+                bytes_left[worker] = bytes_left[worker].saturating_sub(bytes);
+                let demand = &demands[worker];
                 let lease_id = Uuid::now_v7();
-                let what = Move::Claim {
-                    worker_id: wish.worker_id.clone(),
+                let claim = Move::Claim {
+                    worker_id: demand.worker_id.clone(),
                     lease_id,
-                    lease: wish.lease,
+                    lease: demand.lease,
                 };
-                job.happen(what, now, 0.0);
-                payloads.push((wish, lease_id, payload));
+                job.apply(claim, now, 0.0);
+                leases.push((demand, lease_id, payload));
                 jobs.push(job);
             }
-            haul.lines.push((take.line.clone(), last, all));
+            result.served.push(ServedPartition {
+                partition: selection.partition.clone(),
+                last,
+                is_empty,
+            });
         }
         let rows: Vec<_> = jobs.iter().map(|job| job.row.clone()).collect();
         jobs.append(&mut refused);
-        apply::write(tx, jobs).await?;
-        haul.claimed = rows.into_iter().zip(payloads).map(claimed).collect();
-        Ok(haul)
+        apply::write_jobs(tx, jobs).await?;
+        result.claimed = rows.into_iter().zip(leases).map(claimed_job).collect();
+        Ok(result)
     })
     .await
 }
 
-fn claimed(
-    (job, (wish, lease_id, payload)): (job::Model, (&Wish, Uuid, Option<Json>)),
-) -> (u64, Claimed) {
-    let claimed = Claimed {
+/// Pairs a claimed job with the registration of the worker, and restores the payload.
+fn claimed_job(
+    (job, (demand, lease_id, payload)): (job::Model, (&Demand, Uuid, Option<Json>)),
+) -> (u64, ClaimedJob) {
+    let claimed = ClaimedJob {
         job: job::Model { payload, ..job },
         lease_id,
-        lease: wish.lease,
+        lease: demand.lease,
     };
-    (wish.place, claimed)
+    (demand.registration, claimed)
 }
 
-/// Who is given a job of this line: of those who take it, the one who wants most.
-fn whose(line: &Line, wishes: &[Wish], wants: &[usize]) -> Option<usize> {
-    let takers = wishes.iter().zip(wants).enumerate();
-    let takers = takers.filter(|(_, (wish, want))| **want > 0 && wish.accepts.takes(line));
-    takers.max_by_key(|(_, (_, want))| **want).map(|(at, _)| at)
+/// Index of the accepting worker with the largest remaining demand.
+fn select_worker(partition: &Partition, demands: &[Demand], capacities: &[usize]) -> Option<usize> {
+    let workers = demands.iter().zip(capacities).enumerate();
+    workers
+        .filter(|(_, (demand, capacity))| **capacity > 0 && demand.filter.accepts(partition))
+        .max_by_key(|(_, (_, capacity))| **capacity)
+        .map(|(index, _)| index)
 }
 
-/// Leaves out the lines of queues that are paused or full, and takes no more of others than their limits
-/// allow. Who looks at the limits of a queue keeps others from doing so until the transaction ends. Most queues have
-/// neither, by what is known of them, and cost no query: where one was paused a moment ago, nothing is found in it.
-async fn within_limits(
+/// Drops partitions of paused or full queues, and lowers `max_jobs` of the others to their limits. Counting the
+/// running jobs of a limited queue locks the limits until the transaction ends. Without a paused or limited queue in
+/// `known`, no query is needed: jobs of a queue paused a moment ago are excluded by the claim itself.
+async fn apply_limits(
     tx: &DatabaseTransaction,
-    takes: &[Take],
-    known: &Queues,
-    haul: &mut Haul,
-) -> Result<Vec<Take>> {
-    let is_free = |take: &Take| {
-        let queue = known.get(&take.line.queue);
+    selections: &[Selection],
+    known: &QueueSettings,
+    result: &mut ClaimResult,
+) -> Result<Vec<Selection>> {
+    let is_unlimited = |selection: &Selection| {
+        let queue = known.get(&selection.partition.queue);
         queue.is_none_or(|queue| !queue.paused && !is_limited(queue))
     };
-    if takes.iter().all(is_free) {
-        return Ok(takes.to_vec());
+    if selections.iter().all(is_unlimited) {
+        return Ok(selections.to_vec());
     }
-    let queues = queues(tx).await?;
-    let mut left: HashMap<&str, (i64, HashMap<String, i64>)> = HashMap::new();
-    let mut allowed = Vec::with_capacity(takes.len());
-    let mut names: Vec<_> = takes.iter().map(|take| take.line.queue.as_str()).collect();
+    let queues = read_queue_settings(tx).await?;
+    // By queue: jobs allowed in total, and running jobs by concurrency key.
+    let mut limits: HashMap<&str, (i64, HashMap<String, i64>)> = HashMap::new();
+    let mut allowed = Vec::with_capacity(selections.len());
+    let mut names: Vec<_> = selections
+        .iter()
+        .map(|selection| selection.partition.queue.as_str())
+        .collect();
     names.sort_unstable();
     names.dedup();
     for name in names {
         if queues.get(name).is_some_and(is_limited) {
-            let by_key = running(tx, name).await?;
+            let running_by_key = count_running(tx, name).await?;
             let limit = queues.get(name).and_then(|queue| queue.max_running);
-            let all: i64 = by_key.values().sum();
-            let total = limit.map_or(i64::MAX, |limit| i64::from(limit) - all);
-            left.insert(name, (total, by_key));
+            let running: i64 = running_by_key.values().sum();
+            let total = limit.map_or(i64::MAX, |limit| i64::from(limit) - running);
+            limits.insert(name, (total, running_by_key));
         }
     }
-    for take in takes {
-        let queue = queues.get(&take.line.queue);
+    for selection in selections {
+        let queue = queues.get(&selection.partition.queue);
         if queue.is_some_and(|queue| queue.paused) {
-            haul.blocked.push(take.line.clone());
+            result.blocked.push(selection.partition.clone());
             continue;
         }
-        let mut most = take.most;
-        if let (Some(queue), Some((total, by_key))) =
-            (queue, left.get_mut(take.line.queue.as_str()))
+        let mut max_jobs = selection.max_jobs;
+        if let (Some(queue), Some((total, running_by_key))) =
+            (queue, limits.get_mut(selection.partition.queue.as_str()))
         {
-            let of_key = by_key.entry(take.line.key.clone()).or_default();
-            let per_key = queue
+            let running = running_by_key
+                .entry(selection.partition.key.clone())
+                .or_default();
+            let key_limit = queue
                 .max_running_per_key
-                .filter(|_| !take.line.key.is_empty());
-            let per_key = per_key.map_or(i64::MAX, |limit| i64::from(limit) - *of_key);
-            let room = usize::try_from((*total).min(per_key)).unwrap_or_default();
-            most = most.min(room);
-            if most == 0 {
-                haul.blocked.push(take.line.clone());
+                .filter(|_| !selection.partition.key.is_empty());
+            let per_key = key_limit.map_or(i64::MAX, |limit| i64::from(limit) - *running);
+            let capacity = usize::try_from((*total).min(per_key)).unwrap_or_default();
+            max_jobs = max_jobs.min(capacity);
+            if max_jobs == 0 {
+                result.blocked.push(selection.partition.clone());
                 continue;
             }
-            let taking = i64::try_from(most).unwrap_or(i64::MAX);
-            *of_key += taking;
-            *total = total.saturating_sub(taking);
+            let claimed = i64::try_from(max_jobs).unwrap_or(i64::MAX);
+            *running += claimed;
+            *total = total.saturating_sub(claimed);
         }
-        allowed.push(Take {
-            most,
-            ..take.clone()
+        allowed.push(Selection {
+            max_jobs,
+            ..selection.clone()
         });
     }
     Ok(allowed)
@@ -328,9 +371,9 @@ fn is_limited(queue: &job_queue::Model) -> bool {
     queue.max_running.is_some() || queue.max_running_per_key.is_some()
 }
 
-/// How many jobs of a queue run, by their keys. Nobody else claims any before the transaction ends who looks
-/// here.
-async fn running(tx: &DatabaseTransaction, queue: &str) -> Result<HashMap<String, i64>> {
+/// Counts the running jobs of a queue by concurrency key. No other transaction claims jobs of the queue before the
+/// end of this transaction.
+async fn count_running(tx: &DatabaseTransaction, queue: &str) -> Result<HashMap<String, i64>> {
     use job::Column::{ConcurrencyKey, Id, QueueName};
 
     if tx.get_database_backend() == DbBackend::Postgres {
@@ -352,45 +395,50 @@ async fn running(tx: &DatabaseTransaction, queue: &str) -> Result<HashMap<String
     Ok(running.into_iter().collect())
 }
 
-/// Locks the jobs at the heads of lines that nobody else has locked. Says of each job whether its payload was left
-/// where it is, for it is large, and of each line whether these are all that may be claimed there. On PostgreSQL one that was queued by a transaction with a higher number than this one's
-/// is left for the next claim.
-async fn take(
+/// Locks due jobs at the heads of partitions, skipping jobs locked by other transactions. On PostgreSQL, a job queued
+/// by a transaction with a higher id than the id of this transaction is left for the next claim.
+async fn lock_heads(
     tx: &DatabaseTransaction,
-    takes: &[Take],
+    selections: &[Selection],
     types: &Types,
     now: DateTime<Utc>,
-) -> Result<Vec<(Vec<(Job, bool)>, bool)>> {
+) -> Result<Vec<LockedJobs>> {
     let backend = tx.get_database_backend();
     let columns = rows::columns_with_small_payloads(backend);
     let size = rows::payload_size(backend);
-    let mut heads = Vec::with_capacity(takes.len());
-    for take in takes {
-        let (behind, mut values) = place(tx.get_database_backend(), take);
-        let (at, most) = (values.len() + 1, values.len() + 2);
+    let mut heads = Vec::with_capacity(selections.len());
+    for selection in selections {
+        let (condition, mut values) = waiting_condition(backend, selection);
+        let (now_index, limit_index) = (values.len() + 1, values.len() + 2);
         values.push(now.into());
-        values.push(i64::try_from(take.most).unwrap_or(i64::MAX).into());
-        let sql = if tx.get_database_backend() == DbBackend::Postgres {
+        values.push(i64::try_from(selection.max_jobs).unwrap_or(i64::MAX).into());
+        let sql = if backend == DbBackend::Postgres {
             format!(
-                "{BEGIN} SELECT {columns}, {NEWER}, {size} FROM me, jobs AS j WHERE {behind} AND {NOT_PAUSED} \
-                AND j.scheduled_at <= ${at} ORDER BY j.scheduled_at, j.id LIMIT ${most} \
+                "{ASSIGN_TRANSACTION_ID} SELECT {columns}, {IS_NEWER}, {size} FROM me, jobs AS j WHERE {condition} AND {NOT_PAUSED} \
+                AND j.scheduled_at <= ${now_index} ORDER BY j.scheduled_at, j.id LIMIT ${limit_index} \
                 FOR UPDATE OF j SKIP LOCKED"
             )
         } else {
             format!(
-                "SELECT {columns}, FALSE AS newer, {size} FROM jobs AS j WHERE {behind} AND {NOT_PAUSED} \
-                AND j.scheduled_at <= ?{at} ORDER BY j.scheduled_at, j.id LIMIT ?{most}"
+                "SELECT {columns}, FALSE AS newer, {size} FROM jobs AS j WHERE {condition} AND {NOT_PAUSED} \
+                AND j.scheduled_at <= ?{now_index} ORDER BY j.scheduled_at, j.id LIMIT ?{limit_index}"
             )
         };
-        let statement = Statement::from_sql_and_values(tx.get_database_backend(), sql, values);
+        let statement = Statement::from_sql_and_values(backend, sql, values);
         let rows = tx.query_all_raw(statement).await?;
-        let jobs = rows::read(&rows, types)?;
-        let all = jobs.len() == rows.len() && jobs.len() < take.most;
-        let is_left = rows
-            .iter()
-            .map(|row| Ok(rows::payload_bytes(row)?.is_some()))
-            .collect::<Result<Vec<_>>>()?;
-        heads.push((jobs.into_iter().zip(is_left).collect(), all));
+        let read = rows::read_jobs(&rows, types)?;
+        let is_complete = read.len() == rows.len() && read.len() < selection.max_jobs;
+        let locked = |(row, job)| {
+            Ok(LockedJob {
+                job,
+                has_unread_payload: rows::unread_payload_bytes(row)?.is_some(),
+            })
+        };
+        let jobs = rows.iter().zip(read).map(locked);
+        heads.push(LockedJobs {
+            jobs: jobs.collect::<Result<_>>()?,
+            is_complete,
+        });
     }
     Ok(heads)
 }

@@ -1,4 +1,4 @@
-//! Gives jobs to the workers of this process: one claim at a time, for all of them.
+//! Dispatcher: claims waiting jobs for all workers of this process, one claim at a time.
 
 use std::{
     collections::HashMap,
@@ -19,10 +19,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    claim::{Accepts, Claimed, Haul, Queues, Wish},
-    partitions::{Line, Lines, Take},
+    claim::{ClaimResult, ClaimedJob, Demand, QueueSettings, WorkerFilter},
+    partitions::{Partitions, Selection},
 };
-use super::{state::Report, store::writer::Desk, types::LiveTypes, wakeups::Bell};
+use super::{
+    partition::Partition, state::Report, store::writer::JobWriter, types::LiveTypes,
+    wakeups::Wakeups,
+};
 use crate::{clock, db::Db};
 
 pub(super) mod claim;
@@ -30,19 +33,19 @@ pub(super) mod partitions;
 pub(super) mod payloads;
 pub(super) mod reaper;
 
-/// How many jobs one claim takes.
-const ROOM: usize = 500;
+/// Maximum number of jobs per claim.
+const MAX_JOBS_PER_CLAIM: usize = 500;
 
-/// How often all lines are looked for in the table: what rings the bell can be lost with its process.
-const SWEEP: Duration = Duration::from_secs(5);
+/// Interval between two sweeps of the table. A sweep finds jobs whose wakeup was lost with another process.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// It looks no more often than this many times as long as it takes.
-const SHARE: u32 = 20;
+/// The interval between sweeps is at least this multiple of the duration of a sweep, to bound the load.
+const LOAD_FACTOR: u32 = 20;
 
-/// How long to wait after a failure.
-const RETRY: Duration = Duration::from_millis(250);
+/// Delay after a failed claim.
+const RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// Gives jobs to workers. Clones share them.
+/// Claims jobs and delivers them to workers. Clones share the state.
 #[derive(Debug, Clone)]
 pub(super) struct Dispatcher(Arc<Shared>);
 
@@ -50,56 +53,58 @@ pub(super) struct Dispatcher(Arc<Shared>);
 struct Shared {
     db: Db,
     types: LiveTypes,
-    bell: Bell,
-    desk: Desk,
-    places: Mutex<HashMap<u64, Place>>,
-    next: AtomicU64,
-    /// Whether all lines are to be looked for at once.
+    wakeups: Wakeups,
+    writer: JobWriter,
+    /// Workers by registration.
+    workers: Mutex<HashMap<u64, WaitingWorker>>,
+    next_registration: AtomicU64,
+    /// True if the next round must sweep the table.
     sweep: AtomicBool,
     shutdown: CancellationToken,
 }
 
-/// A worker.
+/// Registered worker.
 #[derive(Debug)]
-struct Place {
-    /// Without what it wants.
-    wish: Wish,
-    /// How many jobs it can take. Below 0 after its capacity was lowered.
-    want: isize,
-    /// Whether it takes what it is given first, and no more.
+struct WaitingWorker {
+    /// Demand with a capacity of 0; `capacity` below is current.
+    demand: Demand,
+    /// Number of further jobs that the worker can take. Negative after a reduction of the capacity below the held
+    /// jobs.
+    capacity: isize,
+    /// True if the worker takes the first delivery only.
     once: bool,
-    jobs: mpsc::UnboundedSender<Vec<Claimed>>,
-    /// Told when nothing is there for it.
-    looked: Option<oneshot::Sender<()>>,
+    jobs: mpsc::UnboundedSender<Vec<ClaimedJob>>,
+    /// Notified if no job is due for the worker.
+    no_job: Option<oneshot::Sender<()>>,
 }
 
-/// Where a worker's jobs come in. Those that are in it when it is dropped are given back.
+/// Receiving end of the jobs of a worker. Dropping the inbox releases jobs not yet received.
 #[derive(Debug)]
 pub(super) struct Inbox {
-    place: u64,
+    registration: u64,
     dispatcher: Dispatcher,
-    jobs: mpsc::UnboundedReceiver<Vec<Claimed>>,
+    jobs: mpsc::UnboundedReceiver<Vec<ClaimedJob>>,
 }
 
 impl Inbox {
-    /// The next jobs.
-    pub(super) async fn next(&mut self) -> Option<Vec<Claimed>> {
+    /// Waits for the next jobs. `None` after [`close`](Self::close).
+    pub(super) async fn next(&mut self) -> Option<Vec<ClaimedJob>> {
         self.jobs.recv().await
     }
 
-    /// The worker can take so many jobs more, or fewer.
-    pub(super) fn want(&self, change: isize) {
-        if let Some(place) = self.dispatcher.places().get_mut(&self.place) {
-            place.want += change;
+    /// Changes the number of further jobs that the worker can take.
+    pub(super) fn adjust_capacity(&self, change: isize) {
+        if let Some(worker) = self.dispatcher.workers().get_mut(&self.registration) {
+            worker.capacity += change;
         }
         if change > 0 {
-            self.dispatcher.0.bell.ring();
+            self.dispatcher.0.wakeups.notify();
         }
     }
 
-    /// The worker takes no more.
+    /// Stops deliveries to the worker.
     pub(super) fn close(&mut self) {
-        self.dispatcher.places().remove(&self.place);
+        self.dispatcher.workers().remove(&self.registration);
         self.jobs.close();
     }
 }
@@ -107,12 +112,12 @@ impl Inbox {
 impl Drop for Inbox {
     fn drop(&mut self) {
         self.close();
-        let mut back = Vec::new();
+        let mut undelivered = Vec::new();
         while let Ok(claimed) = self.jobs.try_recv() {
-            back.extend(claimed);
+            undelivered.extend(claimed);
         }
-        if !back.is_empty() {
-            tokio::spawn(self.dispatcher.clone().give_back(back));
+        if !undelivered.is_empty() {
+            tokio::spawn(self.dispatcher.clone().release(undelivered));
         }
     }
 }
@@ -121,285 +126,296 @@ impl Dispatcher {
     pub(super) fn new(
         db: Db,
         types: LiveTypes,
-        bell: Bell,
-        desk: Desk,
+        wakeups: Wakeups,
+        writer: JobWriter,
         shutdown: CancellationToken,
     ) -> Self {
         Self(Arc::new(Shared {
             db,
             types,
-            bell,
-            desk,
-            places: Mutex::default(),
-            next: AtomicU64::new(0),
+            wakeups,
+            writer,
+            workers: Mutex::default(),
+            next_registration: AtomicU64::new(0),
             sweep: AtomicBool::new(false),
             shutdown,
         }))
     }
 
-    /// A worker comes, who wants so many jobs.
-    pub(super) fn enter(
+    /// Registers a worker with a capacity.
+    pub(super) fn register(
         &self,
         worker_id: String,
-        accepts: Accepts,
+        filter: WorkerFilter,
         lease: Duration,
-        want: usize,
+        capacity: usize,
     ) -> Inbox {
-        self.seat(worker_id, accepts, lease, want, None)
+        self.add_worker(worker_id, filter, lease, capacity, None)
     }
 
-    /// A worker comes who takes what it is given first, and no more. Also gives what tells that nothing is
-    /// there for it; with `now`, the table is looked at for that.
-    pub(super) fn enter_once(
+    /// Registers a worker for one delivery. The second value is notified if no job is due for the worker. With
+    /// `immediate`, the table is read before that notification.
+    pub(super) fn register_once(
         &self,
         worker_id: String,
-        accepts: Accepts,
+        filter: WorkerFilter,
         lease: Duration,
-        want: usize,
-        now: bool,
+        capacity: usize,
+        immediate: bool,
     ) -> (Inbox, oneshot::Receiver<()>) {
-        let (looked, nothing) = oneshot::channel();
-        if now && self.0.db.backend() == DbBackend::Postgres {
-            // Another process may have queued something a moment ago, of which the feed has not told yet.
+        let (no_job, no_job_receiver) = oneshot::channel();
+        if immediate && self.0.db.backend() == DbBackend::Postgres {
+            // Jobs queued by another process a moment ago may not be in the feed yet.
             self.0.sweep.store(true, Ordering::Release);
         }
-        let inbox = self.seat(worker_id, accepts, lease, want, Some(looked));
-        (inbox, nothing)
+        let inbox = self.add_worker(worker_id, filter, lease, capacity, Some(no_job));
+        (inbox, no_job_receiver)
     }
 
-    fn seat(
+    fn add_worker(
         &self,
         worker_id: String,
-        accepts: Accepts,
+        filter: WorkerFilter,
         lease: Duration,
-        want: usize,
-        looked: Option<oneshot::Sender<()>>,
+        capacity: usize,
+        no_job: Option<oneshot::Sender<()>>,
     ) -> Inbox {
-        let place = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let registration = self.0.next_registration.fetch_add(1, Ordering::Relaxed);
         let (sender, jobs) = mpsc::unbounded_channel();
-        let wish = Wish {
-            place,
+        let demand = Demand {
+            registration,
             worker_id,
             lease,
-            accepts: Arc::new(accepts),
-            want: 0,
+            filter: Arc::new(filter),
+            capacity: 0,
         };
-        let worker = Place {
-            wish,
-            want: want.try_into().unwrap_or(isize::MAX),
-            once: looked.is_some(),
+        let worker = WaitingWorker {
+            demand,
+            capacity: capacity.try_into().unwrap_or(isize::MAX),
+            once: no_job.is_some(),
             jobs: sender,
-            looked,
+            no_job,
         };
-        self.places().insert(place, worker);
-        self.0.bell.ring();
+        self.workers().insert(registration, worker);
+        self.0.wakeups.notify();
         Inbox {
-            place,
+            registration,
             dispatcher: self.clone(),
             jobs,
         }
     }
 
-    fn places(&self) -> MutexGuard<'_, HashMap<u64, Place>> {
-        let places = self.0.places.lock();
-        places
+    fn workers(&self) -> MutexGuard<'_, HashMap<u64, WaitingWorker>> {
+        self.0.workers.lock()
     }
 
-    /// Those who want jobs.
-    fn wishes(&self) -> Vec<Wish> {
-        let places = self.places();
-        let wish = |place: &Place| {
-            let want = usize::try_from(place.want).unwrap_or_default();
-            (want > 0).then(|| Wish {
-                want,
-                ..place.wish.clone()
+    /// Demands of the workers with a free capacity.
+    fn demands(&self) -> Vec<Demand> {
+        let workers = self.workers();
+        let demand = |worker: &WaitingWorker| {
+            let capacity = usize::try_from(worker.capacity).unwrap_or_default();
+            (capacity > 0).then(|| Demand {
+                capacity,
+                ..worker.demand.clone()
             })
         };
-        places.values().filter_map(wish).collect()
+        workers.values().filter_map(demand).collect()
     }
 
-    /// Gives jobs to workers until shutdown.
+    /// Claims jobs until shutdown.
     pub(super) async fn run(self) {
         let shutdown = self.0.shutdown.clone();
-        shutdown.run_until_cancelled(self.work()).await;
+        shutdown.run_until_cancelled(self.dispatch()).await;
     }
 
-    async fn work(&self) {
-        let (mut lines, mut queues) = (Lines::default(), Queues::default());
+    async fn dispatch(&self) {
+        let mut partitions = Partitions::default();
+        let mut settings = QueueSettings::default();
         let mut next_sweep = Instant::now();
         loop {
-            self.hear(&mut lines, &mut queues).await;
-            if self.0.bell.take_missed() {
-                lines = Lines::default();
+            self.merge_wakeups(&mut partitions, &mut settings).await;
+            if self.0.wakeups.take_missed() {
+                partitions = Partitions::default();
                 next_sweep = Instant::now();
             }
             if self.0.sweep.swap(false, Ordering::Acquire) || Instant::now() >= next_sweep {
-                let begun = Instant::now();
-                match claim::heads(&self.0.db).await {
-                    Ok(found) => {
-                        self.read_queues(&mut queues).await;
-                        lines.swept(found);
-                        self.0.bell.want_ends(false);
+                let started = Instant::now();
+                match claim::read_heads(&self.0.db).await {
+                    Ok(heads) => {
+                        self.refresh_settings(&mut settings).await;
+                        partitions.merge_heads(heads);
+                        self.0.wakeups.set_limits_exhausted(false);
                     }
-                    Err(error) => tracing::debug!(%error, "waiting jobs cannot be looked for"),
+                    Err(error) => tracing::debug!(%error, "failed to read waiting jobs; retrying"),
                 }
-                let took = begun.elapsed();
-                next_sweep = Instant::now() + SWEEP.max(took * SHARE);
+                let duration = started.elapsed();
+                next_sweep = Instant::now() + SWEEP_INTERVAL.max(duration * LOAD_FACTOR);
                 continue;
             }
-            let wishes = self.wishes();
-            let wanted = |line: &Line| -> usize {
-                let takers = wishes.iter().filter(|wish| wish.accepts.takes(line));
-                takers.map(|wish| wish.want).sum()
+            let demands = self.demands();
+            let demand = |partition: &Partition| -> usize {
+                let workers = demands.iter();
+                let accepting = workers.filter(|demand| demand.filter.accepts(partition));
+                accepting.map(|demand| demand.capacity).sum()
             };
             let now = clock::now();
-            let all = wishes.iter().map(|wish| wish.want).sum();
-            self.tell_those_without(&lines, &wishes, now);
-            let takes = lines.choose(now, ROOM.min(all), wanted);
-            if !takes.is_empty() {
-                self.serve(&mut lines, &takes, &wishes, &queues, now).await;
+            let capacity = demands.iter().map(|demand| demand.capacity).sum();
+            self.notify_workers_without_job(&partitions, &demands, now);
+            let selections = partitions.select(now, MAX_JOBS_PER_CLAIM.min(capacity), demand);
+            if !selections.is_empty() {
+                self.serve(&mut partitions, &selections, &demands, &settings, now)
+                    .await;
                 continue;
             }
-            let due = lines.next_due(|line| wanted(line) > 0);
-            let due = due.map_or(SWEEP, |due| (due - now).to_std().unwrap_or_default());
+            let next_due = partitions.next_due(|partition| demand(partition) > 0);
+            let until_due = next_due.map_or(SWEEP_INTERVAL, |due| {
+                (due - now).to_std().unwrap_or_default()
+            });
             let until_sweep = next_sweep.saturating_duration_since(Instant::now());
-            let wait = due.min(until_sweep).max(Duration::from_millis(1));
+            let wait = until_due.min(until_sweep).max(Duration::from_millis(1));
             tokio::select! {
-                () = self.0.bell.rung() => {}
+                () = self.0.wakeups.notified() => {}
                 () = sleep(wait) => {}
             }
         }
     }
 
-    /// Tells those who do not wait that nothing is there for them.
-    fn tell_those_without(&self, lines: &Lines, wishes: &[Wish], now: DateTime<Utc>) {
-        let mut places = self.places();
+    /// Notifies workers registered for an immediate answer if no job is due for them.
+    fn notify_workers_without_job(
+        &self,
+        partitions: &Partitions,
+        demands: &[Demand],
+        now: DateTime<Utc>,
+    ) {
+        let mut workers = self.workers();
         if self.0.sweep.load(Ordering::Acquire) {
-            // Somebody has come meanwhile for whom the table is to be looked at first.
+            // A worker registered in the meantime needs a sweep before the answer.
             return;
         }
-        for wish in wishes {
-            if let Some(place) = places.get_mut(&wish.place)
-                && place.looked.is_some()
-                && !lines.any_due(now, |line| wish.accepts.takes(line))
-                && let Some(looked) = place.looked.take()
+        for demand in demands {
+            if let Some(worker) = workers.get_mut(&demand.registration)
+                && worker.no_job.is_some()
+                && !partitions.any_due(now, |partition| demand.filter.accepts(partition))
+                && let Some(no_job) = worker.no_job.take()
             {
-                let _ = looked.send(());
+                let _ = no_job.send(());
             }
         }
     }
 
-    async fn hear(&self, lines: &mut Lines, queues: &mut Queues) {
-        let (waiting, freed) = self.0.bell.take();
-        for (line, spot) in waiting {
-            lines.note(line, spot);
+    async fn merge_wakeups(&self, partitions: &mut Partitions, settings: &mut QueueSettings) {
+        let (waiting, freed) = self.0.wakeups.take_pending();
+        for (partition, position) in waiting {
+            partitions.record_waiting(partition, position);
         }
         let now = clock::now();
         if !freed.is_empty() {
-            self.read_queues(queues).await;
+            self.refresh_settings(settings).await;
         }
         for queue in freed {
-            lines.freed(&queue, now);
+            partitions.mark_freed(&queue, now);
         }
     }
 
-    async fn read_queues(&self, queues: &mut Queues) {
-        match claim::queues(self.0.db.reader()).await {
-            Ok(read) => *queues = read,
-            // They are read again with the next sweep.
-            Err(error) => tracing::debug!(%error, "the settings of queues cannot be read"),
+    async fn refresh_settings(&self, settings: &mut QueueSettings) {
+        match claim::read_queue_settings(self.0.db.reader()).await {
+            Ok(current) => *settings = current,
+            // The next sweep reads the settings again.
+            Err(error) => {
+                tracing::debug!(%error, "failed to read the settings of queues; using the previous settings")
+            }
         }
     }
 
     async fn serve(
         &self,
-        lines: &mut Lines,
-        takes: &[Take],
-        wishes: &[Wish],
-        queues: &Queues,
+        partitions: &mut Partitions,
+        selections: &[Selection],
+        demands: &[Demand],
+        settings: &QueueSettings,
         now: DateTime<Utc>,
     ) {
         let types = self.0.types.current();
-        let haul = match claim::claim(&self.0.db, takes, wishes, queues, &types, now).await {
-            Ok(haul) => haul,
+        let result = claim::claim(&self.0.db, selections, demands, settings, &types, now).await;
+        let ClaimResult {
+            claimed,
+            served,
+            blocked,
+        } = match result {
+            Ok(result) => result,
             Err(error) => {
-                tracing::debug!(%error, "jobs cannot be claimed");
-                sleep(RETRY).await;
+                tracing::debug!(%error, "failed to claim jobs; retrying");
+                sleep(RETRY_DELAY).await;
                 return;
             }
         };
-        let Haul {
-            claimed,
-            lines: served,
-            blocked,
-        } = haul;
         self.deliver(claimed);
         if !blocked.is_empty() {
-            self.0.bell.want_ends(true);
+            self.0.wakeups.set_limits_exhausted(true);
         }
-        for line in &blocked {
-            lines.blocked(line, now);
+        for partition in &blocked {
+            partitions.mark_blocked(partition, now);
         }
-        let mut dry = Vec::new();
-        for (line, last, all) in served {
-            lines.taken(&line, last, all);
-            if all {
-                let floor = lines.floor(&line);
-                dry.push(Take {
-                    line,
+        let mut emptied = Vec::new();
+        for served in served {
+            partitions.mark_served(&served.partition, served.last, served.is_empty);
+            if served.is_empty {
+                let floor = partitions.floor(&served.partition);
+                emptied.push(Selection {
+                    partition: served.partition,
                     floor,
-                    most: 1,
+                    max_jobs: 1,
                 });
             }
         }
-        match claim::peek(&self.0.db, dry).await {
-            Ok(found) => {
-                for (line, spot) in found {
-                    lines.note(line, spot);
+        match claim::read_next_positions(&self.0.db, emptied).await {
+            Ok(next_positions) => {
+                for (partition, position) in next_positions {
+                    partitions.record_waiting(partition, position);
                 }
             }
-            // The sweep finds it.
-            Err(error) => tracing::debug!(%error, "waiting jobs cannot be looked for"),
+            // The next sweep finds the jobs.
+            Err(error) => tracing::debug!(%error, "failed to read waiting jobs; retrying"),
         }
     }
 
-    fn deliver(&self, claimed: Vec<(u64, Claimed)>) {
-        let mut by_place: HashMap<u64, Vec<Claimed>> = HashMap::new();
-        for (place, claimed) in claimed {
-            by_place.entry(place).or_default().push(claimed);
+    fn deliver(&self, claimed: Vec<(u64, ClaimedJob)>) {
+        let mut by_registration: HashMap<u64, Vec<ClaimedJob>> = HashMap::new();
+        for (registration, job) in claimed {
+            by_registration.entry(registration).or_default().push(job);
         }
-        let mut back = Vec::new();
-        let mut places = self.places();
-        for (place, claimed) in by_place {
-            let Some(worker) = places.get_mut(&place) else {
-                back.extend(claimed);
+        let mut undelivered = Vec::new();
+        let mut workers = self.workers();
+        for (registration, jobs) in by_registration {
+            let Some(worker) = workers.get_mut(&registration) else {
+                undelivered.extend(jobs);
                 continue;
             };
-            worker.want = if worker.once {
+            worker.capacity = if worker.once {
                 0
             } else {
-                worker.want - isize::try_from(claimed.len()).unwrap_or_default()
+                worker.capacity - isize::try_from(jobs.len()).unwrap_or_default()
             };
-            if let Err(error) = worker.jobs.send(claimed) {
-                back.extend(error.0);
+            if let Err(error) = worker.jobs.send(jobs) {
+                undelivered.extend(error.0);
             }
         }
-        drop(places);
-        if !back.is_empty() {
-            tokio::spawn(self.clone().give_back(back));
+        drop(workers);
+        if !undelivered.is_empty() {
+            tokio::spawn(self.clone().release(undelivered));
         }
     }
 
-    /// Gives back jobs whose worker was gone before it had them.
-    async fn give_back(self, claimed: Vec<Claimed>) {
+    /// Releases jobs whose worker left before the delivery.
+    async fn release(self, claimed: Vec<ClaimedJob>) {
         for claimed in claimed {
             let report = Report::Release {
-                reason: Some("the worker was gone before it had the job".into()),
+                reason: Some("the worker disconnected before the delivery of the job".into()),
                 snooze: None,
             };
             let (id, lease_id) = (claimed.job.id, claimed.lease_id);
-            if let Err(error) = self.0.desk.report(id, lease_id, report).await {
-                tracing::debug!(%error, job.id = %id, "a job could not be given back");
+            if let Err(error) = self.0.writer.report(id, lease_id, report).await {
+                tracing::debug!(%error, job.id = %id, "failed to release an undelivered job; its lease will expire");
             }
         }
     }

@@ -1,172 +1,154 @@
-//! The lines in which jobs wait: those of one queue, type, priority and concurrency key, the one that has
-//! waited longest first. What this process knows of them is a hint; the table is the truth.
+//! Partitions with waiting jobs, as known to the dispatcher. The state is a hint; the table decides.
 
 use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
 
-use crate::entity::job;
+use crate::jobs::partition::{Partition, QueuePosition};
 
-/// How many lines one claim looks at.
-pub(crate) const LINES: usize = 100;
+/// Maximum number of partitions served by one claim.
+pub(crate) const MAX_PARTITIONS_PER_CLAIM: usize = 100;
 
-/// How many lines are remembered in which nothing waits.
-const IDLE: usize = 10_000;
+/// Number of known partitions above which empty partitions are forgotten.
+const MAX_KNOWN_PARTITIONS: usize = 10_000;
 
-/// How long to wait before a line is looked at again whose limits are exhausted, if nobody tells that they
-/// are not any more.
-const BLOCKED: TimeDelta = TimeDelta::milliseconds(500);
+/// Delay before a partition with exhausted limits is tried again without a notification.
+const BLOCKED_RETRY: TimeDelta = TimeDelta::milliseconds(500);
 
-/// Jobs that wait for the same.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Line {
-    pub queue: String,
-    pub job_type: String,
-    pub priority: i32,
-    pub key: String,
-}
-
-/// A place in a line.
-pub(crate) type Spot = (DateTime<Utc>, Uuid);
-
-impl Line {
-    /// The line of a job, and its place in it. `None` for one that nobody can claim.
-    pub(crate) fn of(job: &job::Model) -> Option<(Self, Spot)> {
-        let line = Self {
-            queue: job.queue_name.clone()?,
-            job_type: job.job_type.clone(),
-            priority: job.priority,
-            key: job.concurrency_key.clone(),
-        };
-        Some((line, (job.scheduled_at?, job.id)))
-    }
-}
-
-/// What is known of a line.
+/// Known state of a partition.
 #[derive(Debug, Clone, Default)]
-struct State {
-    /// Nothing waits up to here. On PostgreSQL, jobs that left the line lie there as dead rows, which cost time
-    /// for as long as somebody holds a snapshot.
-    floor: Option<Spot>,
-    /// When something is there, or may be. `None`: nothing is.
+struct PartitionState {
+    /// Position up to which no job waits. Claims start behind the floor: on PostgreSQL, claimed jobs remain as dead
+    /// rows for as long as any transaction holds a snapshot.
+    floor: Option<QueuePosition>,
+    /// Earliest time at which a job is, or may be, due. `None` for an empty partition.
     due: Option<DateTime<Utc>>,
-    /// When it was last served, in turns.
+    /// Turn of the last claim. Partitions with the lowest turn are served first.
     turn: u64,
 }
 
-/// The lines that are known.
+/// Partitions known to the dispatcher.
 #[derive(Debug, Default)]
-pub(crate) struct Lines {
-    states: HashMap<Line, State>,
+pub(crate) struct Partitions {
+    states: HashMap<Partition, PartitionState>,
     turn: u64,
 }
 
-/// A line of which jobs are to be taken.
+/// Partition selected for a claim.
 #[derive(Debug, Clone)]
-pub(crate) struct Take {
-    pub line: Line,
-    pub floor: Option<Spot>,
-    pub most: usize,
+pub(crate) struct Selection {
+    pub partition: Partition,
+    pub floor: Option<QueuePosition>,
+    pub max_jobs: usize,
 }
 
-impl Lines {
-    /// A job waits there.
-    pub(crate) fn note(&mut self, line: Line, spot: Spot) {
-        let state = self.states.entry(line).or_default();
-        state.due = Some(state.due.map_or(spot.0, |due| due.min(spot.0)));
-        if state.floor.is_some_and(|floor| spot <= floor) {
-            state.floor = Some((spot.0 - TimeDelta::microseconds(1), Uuid::max()));
+impl Partitions {
+    /// Records a waiting job. A job before the floor moves the floor back.
+    pub(crate) fn record_waiting(&mut self, partition: Partition, position: QueuePosition) {
+        let state = self.states.entry(partition).or_default();
+        state.due = Some(state.due.map_or(position.0, |due| due.min(position.0)));
+        if state.floor.is_some_and(|floor| position <= floor) {
+            state.floor = Some((position.0 - TimeDelta::microseconds(1), Uuid::max()));
         }
     }
 
-    /// Limits of this queue may not be exhausted any more.
-    pub(crate) fn freed(&mut self, queue: &str, now: DateTime<Utc>) {
-        for (line, state) in &mut self.states {
-            if line.queue == queue && state.due.is_some() {
+    /// Marks the waiting partitions of a queue as due, after jobs ended or settings changed.
+    pub(crate) fn mark_freed(&mut self, queue: &str, now: DateTime<Utc>) {
+        for (partition, state) in &mut self.states {
+            if partition.queue == queue && state.due.is_some() {
                 state.due = Some(now);
             }
         }
     }
 
-    /// Limits of the queue keep anything from being taken there now.
-    pub(crate) fn blocked(&mut self, line: &Line, now: DateTime<Utc>) {
-        if let Some(state) = self.states.get_mut(line) {
-            state.due = Some(now + BLOCKED);
+    /// Postpones a partition with exhausted limits.
+    pub(crate) fn mark_blocked(&mut self, partition: &Partition, now: DateTime<Utc>) {
+        if let Some(state) = self.states.get_mut(partition) {
+            state.due = Some(now + BLOCKED_RETRY);
         }
     }
 
-    /// Something was taken, the last one at `last`; or there is nothing more.
-    pub(crate) fn taken(&mut self, line: &Line, last: Option<Spot>, dry: bool) {
+    /// Records a claim: the last claimed position, and `is_empty` if no job is left.
+    pub(crate) fn mark_served(
+        &mut self,
+        partition: &Partition,
+        last: Option<QueuePosition>,
+        is_empty: bool,
+    ) {
         self.turn += 1;
         let turn = self.turn;
-        if let Some(state) = self.states.get_mut(line) {
+        if let Some(state) = self.states.get_mut(partition) {
             state.turn = turn;
             if last.is_some() {
                 state.floor = last;
             }
-            if dry {
+            if is_empty {
                 state.due = None;
             }
         }
     }
 
-    /// Nothing is known to be due before.
-    pub(crate) fn floor(&self, line: &Line) -> Option<Spot> {
-        self.states.get(line)?.floor
+    /// Position up to which no job of the partition waits, if known.
+    pub(crate) fn floor(&self, partition: &Partition) -> Option<QueuePosition> {
+        self.states.get(partition)?.floor
     }
 
-    /// The next line to be served, when nothing is due before.
-    pub(crate) fn next_due(&self, wanted: impl Fn(&Line) -> bool) -> Option<DateTime<Utc>> {
-        let lines = self.states.iter().filter(|(line, _)| wanted(line));
-        lines.filter_map(|(_, state)| state.due).min()
+    /// Earliest due time among the partitions accepted by a predicate.
+    pub(crate) fn next_due(&self, accepts: impl Fn(&Partition) -> bool) -> Option<DateTime<Utc>> {
+        let accepted = self
+            .states
+            .iter()
+            .filter(|(partition, _)| accepts(partition));
+        accepted.filter_map(|(_, state)| state.due).min()
     }
 
-    /// Whether something is due in a line that somebody takes.
-    pub(crate) fn any_due(&self, now: DateTime<Utc>, takes: impl Fn(&Line) -> bool) -> bool {
-        let due = |state: &State| state.due.is_some_and(|due| due <= now);
+    /// Returns true if a job is due in a partition accepted by a predicate.
+    pub(crate) fn any_due(&self, now: DateTime<Utc>, accepts: impl Fn(&Partition) -> bool) -> bool {
+        let is_due = |state: &PartitionState| state.due.is_some_and(|due| due <= now);
         self.states
             .iter()
-            .any(|(line, state)| due(state) && takes(line))
+            .any(|(partition, state)| is_due(state) && accepts(partition))
     }
 
-    /// Which lines are served next, and how many jobs are taken of each: those of the first priority in which
-    /// something is due, that which has waited longest for its turn first. `wanted` says how many jobs of a line
-    /// can be worked.
-    pub(crate) fn choose(
+    /// Selects the partitions for the next claim, and the number of jobs per partition. Only partitions of the most
+    /// urgent priority with due jobs are selected, least recently served first. `demand` is the number of jobs that
+    /// workers can take from a partition; `max_jobs` bounds the whole claim.
+    pub(crate) fn select(
         &self,
         now: DateTime<Utc>,
-        room: usize,
-        wanted: impl Fn(&Line) -> usize,
-    ) -> Vec<Take> {
-        let due = self.states.iter().filter_map(|(line, state)| {
-            let due = state.due.is_some_and(|due| due <= now);
-            let wanted = if due { wanted(line) } else { 0 };
-            (wanted > 0).then_some((line, state, wanted))
+        max_jobs: usize,
+        demand: impl Fn(&Partition) -> usize,
+    ) -> Vec<Selection> {
+        let due = self.states.iter().filter_map(|(partition, state)| {
+            let is_due = state.due.is_some_and(|due| due <= now);
+            let demand = if is_due { demand(partition) } else { 0 };
+            (demand > 0).then_some((partition, state, demand))
         });
         let mut due: Vec<_> = due.collect();
-        let Some(priority) = due.iter().map(|(line, ..)| line.priority).min() else {
+        let Some(priority) = due.iter().map(|(partition, ..)| partition.priority).min() else {
             return Vec::new();
         };
-        due.retain(|(line, ..)| line.priority == priority);
-        due.sort_unstable_by_key(|(line, state, _)| (state.turn, *line));
-        due.truncate(LINES.min(room));
-        let share = room.div_ceil(due.len().max(1));
-        let take = |(line, state, wanted): (&Line, &State, usize)| Take {
-            line: line.clone(),
-            floor: state.floor,
-            most: share.min(wanted),
-        };
-        due.into_iter().map(take).collect()
+        due.retain(|(partition, ..)| partition.priority == priority);
+        due.sort_unstable_by_key(|(partition, state, _)| (state.turn, *partition));
+        due.truncate(MAX_PARTITIONS_PER_CLAIM.min(max_jobs));
+        let share = max_jobs.div_ceil(due.len().max(1));
+        let selection =
+            |(partition, state, demand): (&Partition, &PartitionState, usize)| Selection {
+                partition: partition.clone(),
+                floor: state.floor,
+                max_jobs: share.min(demand),
+            };
+        due.into_iter().map(selection).collect()
     }
 
-    /// All lines in which something waits, and the first place of each, as the table has them.
-    pub(crate) fn swept(&mut self, found: Vec<(Line, Spot)>) {
-        if self.states.len() > IDLE {
+    /// Merges the heads of all waiting partitions, as read from the table.
+    pub(crate) fn merge_heads(&mut self, heads: Vec<(Partition, QueuePosition)>) {
+        if self.states.len() > MAX_KNOWN_PARTITIONS {
             self.states.retain(|_, state| state.due.is_some());
         }
-        for (line, spot) in found {
-            self.note(line, spot);
+        for (partition, position) in heads {
+            self.record_waiting(partition, position);
         }
     }
 }
@@ -175,8 +157,8 @@ impl Lines {
 mod tests {
     use super::*;
 
-    fn line(priority: i32, key: &str) -> Line {
-        Line {
+    fn partition(priority: i32, key: &str) -> Partition {
+        Partition {
             queue: "default".into(),
             job_type: "export".into(),
             priority,
@@ -190,39 +172,42 @@ mod tests {
 
     #[test]
     fn the_first_priority_goes_first_and_keys_take_turns() {
-        let mut lines = Lines::default();
+        let mut partitions = Partitions::default();
         for (priority, key) in [(2, "a"), (2, "b"), (1, "z")] {
-            lines.note(line(priority, key), (at(1), Uuid::nil()));
+            partitions.record_waiting(partition(priority, key), (at(1), Uuid::nil()));
         }
-        let keys = |lines: &Lines, room| -> Vec<_> {
-            let takes = lines.choose(at(2), room, |_| 10);
-            takes
+        let keys = |partitions: &Partitions, max_jobs| -> Vec<_> {
+            let selections = partitions.select(at(2), max_jobs, |_| 10);
+            selections
                 .into_iter()
-                .map(|take| (take.line.key, take.most))
+                .map(|selection| (selection.partition.key, selection.max_jobs))
                 .collect()
         };
-        assert_eq!(keys(&lines, 10), [("z".to_string(), 10)]);
-        lines.taken(&line(1, "z"), Some((at(1), Uuid::max())), true);
+        assert_eq!(keys(&partitions, 10), [("z".to_string(), 10)]);
+        partitions.mark_served(&partition(1, "z"), Some((at(1), Uuid::max())), true);
         assert_eq!(
-            keys(&lines, 10),
+            keys(&partitions, 10),
             [("a".to_string(), 5), ("b".to_string(), 5)]
         );
-        lines.taken(&line(2, "a"), Some((at(1), Uuid::max())), false);
-        assert_eq!(keys(&lines, 1), [("b".to_string(), 1)]);
-        assert!(lines.choose(at(0), 10, |_| 10).is_empty());
-        assert!(lines.choose(at(2), 10, |_| 0).is_empty());
+        partitions.mark_served(&partition(2, "a"), Some((at(1), Uuid::max())), false);
+        assert_eq!(keys(&partitions, 1), [("b".to_string(), 1)]);
+        assert!(partitions.select(at(0), 10, |_| 10).is_empty());
+        assert!(partitions.select(at(2), 10, |_| 0).is_empty());
     }
 
     #[test]
     fn a_job_before_the_floor_moves_it_back() {
-        let mut lines = Lines::default();
-        lines.note(line(2, ""), (at(5), Uuid::nil()));
-        lines.taken(&line(2, ""), Some((at(5), Uuid::max())), true);
-        assert_eq!(lines.next_due(|_| true), None);
-        lines.note(line(2, ""), (at(9), Uuid::nil()));
-        assert_eq!(lines.floor(&line(2, "")), Some((at(5), Uuid::max())));
-        lines.note(line(2, ""), (at(3), Uuid::nil()));
-        assert!(lines.floor(&line(2, "")).unwrap() < (at(3), Uuid::nil()));
-        assert_eq!(lines.next_due(|_| true), Some(at(3)));
+        let mut partitions = Partitions::default();
+        partitions.record_waiting(partition(2, ""), (at(5), Uuid::nil()));
+        partitions.mark_served(&partition(2, ""), Some((at(5), Uuid::max())), true);
+        assert_eq!(partitions.next_due(|_| true), None);
+        partitions.record_waiting(partition(2, ""), (at(9), Uuid::nil()));
+        assert_eq!(
+            partitions.floor(&partition(2, "")),
+            Some((at(5), Uuid::max()))
+        );
+        partitions.record_waiting(partition(2, ""), (at(3), Uuid::nil()));
+        assert!(partitions.floor(&partition(2, "")).unwrap() < (at(3), Uuid::nil()));
+        assert_eq!(partitions.next_due(|_| true), Some(at(3)));
     }
 }

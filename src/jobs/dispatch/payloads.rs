@@ -1,4 +1,4 @@
-//! Large payloads of jobs that are being claimed.
+//! Large payloads of jobs during a claim.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -11,17 +11,17 @@ use crate::{
     error::Result,
 };
 
-/// How many are read together.
-const READ: usize = 16;
+/// Maximum number of payloads read by one query.
+const MAX_PAYLOADS_PER_QUERY: usize = 16;
 
-/// Large payloads of jobs that are locked, read a few at a time and in the order of the jobs.
+/// Large payloads of locked jobs, read a few at a time in the order of the jobs.
 pub(crate) struct Payloads {
     ids: VecDeque<Uuid>,
     read: HashMap<Uuid, Json>,
 }
 
 impl Payloads {
-    /// Those of these jobs.
+    /// Prepares the payloads of jobs, given in the order of the later calls of [`get`](Self::get).
     pub(crate) fn of(ids: impl Iterator<Item = Uuid>) -> Self {
         Self {
             ids: ids.collect(),
@@ -29,14 +29,14 @@ impl Payloads {
         }
     }
 
-    /// The payload of a job. Those before it cannot be asked for any more.
+    /// Payload of a job. Payloads of jobs before this job are no longer available.
     pub(crate) async fn get(&mut self, tx: &DatabaseTransaction, id: Uuid) -> Result<Option<Json>> {
         if let Some(payload) = self.read.remove(&id) {
             return Ok(Some(payload));
         }
-        let before = self.ids.iter().position(|left| *left == id);
+        let before = self.ids.iter().position(|waiting| *waiting == id);
         self.ids.drain(..before.unwrap_or_default());
-        let ids = self.ids.drain(..READ.min(self.ids.len()));
+        let ids = self.ids.drain(..MAX_PAYLOADS_PER_QUERY.min(self.ids.len()));
         let rows: Vec<(Uuid, Option<Json>)> = Entity::find()
             .select_only()
             .columns([Column::Id, Column::Payload])

@@ -1,5 +1,4 @@
-//! Ends what has taken too long: leases whose workers are not heard of any more, attempts and jobs that are
-//! late.
+//! Reaper: ends expired leases, overdue attempts and overdue jobs.
 
 use std::time::{Duration, Instant};
 
@@ -16,55 +15,56 @@ use crate::{
     error::Result,
     jobs::{
         state::Move,
-        store::{apply::Task, writer::Desk},
+        store::{apply::Task, writer::JobWriter},
     },
 };
 
-/// How often it looks.
-const EVERY: Duration = Duration::from_millis(250);
+/// Shortest interval between two scans.
+const MIN_INTERVAL: Duration = Duration::from_millis(250);
 
-/// It looks no more often than this many times as long as it takes.
-const SHARE: u32 = 20;
+/// The interval is at least this multiple of the duration of a scan, to bound the load.
+const LOAD_FACTOR: u32 = 20;
 
-/// But it looks as often as this, whatever it takes.
-const AT_LEAST_EVERY: Duration = Duration::from_secs(2);
+/// Longest interval between two scans, however long a scan takes.
+const MAX_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long workers have to come back after the server has started, or its database has been away: they could not be
-/// heard of.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// Grace period before expired leases are rescued, after a start or a database outage: workers could not send
+/// heartbeats.
+const RESCUE_GRACE: Duration = Duration::from_secs(4);
 
-/// How many jobs it ends at a time.
-const CHUNK: u64 = 500;
+/// Maximum number of jobs per query of a scan.
+const MAX_JOBS_PER_QUERY: u64 = 500;
 
-/// What is late.
-struct Late {
-    /// Running jobs whose leases have expired.
+/// Overdue jobs.
+struct OverdueJobs {
+    /// Running jobs with expired leases.
     leases: Vec<Uuid>,
-    /// Jobs whose attempt, or which themselves, have taken too long.
-    times: Vec<Uuid>,
+    /// Jobs with an exceeded attempt timeout or job deadline.
+    timeouts: Vec<Uuid>,
 }
 
-/// Ends what has taken too long until shutdown.
-pub(crate) async fn run(db: Db, desk: Desk, shutdown: CancellationToken) {
+/// Ends overdue jobs until shutdown.
+pub(crate) async fn run(db: Db, writer: JobWriter, shutdown: CancellationToken) {
     let reaping = async {
-        let mut patient_until = Instant::now() + PATIENCE;
-        let mut every = EVERY;
+        let mut rescue_from = Instant::now() + RESCUE_GRACE;
+        let mut interval = MIN_INTERVAL;
         loop {
-            sleep(every).await;
-            let begun = Instant::now();
-            match look(&db, clock::now(), begun >= patient_until).await {
-                Ok(late) => {
-                    let took = begun.elapsed();
-                    every = (took * SHARE).clamp(EVERY, AT_LEAST_EVERY);
-                    let full = late.leases.len().max(late.times.len()) as u64 >= CHUNK;
-                    if end(&desk, late).await && full {
-                        every = Duration::ZERO;
+            sleep(interval).await;
+            let started = Instant::now();
+            match find_overdue(&db, clock::now(), started >= rescue_from).await {
+                Ok(overdue) => {
+                    let duration = started.elapsed();
+                    interval = (duration * LOAD_FACTOR).clamp(MIN_INTERVAL, MAX_INTERVAL);
+                    let is_full = overdue.leases.len().max(overdue.timeouts.len()) as u64
+                        >= MAX_JOBS_PER_QUERY;
+                    if end_overdue(&writer, overdue).await && is_full {
+                        interval = Duration::ZERO;
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "late jobs cannot be looked for");
-                    patient_until = Instant::now() + PATIENCE;
-                    every = EVERY;
+                    tracing::debug!(%error, "failed to read overdue jobs; retrying");
+                    rescue_from = Instant::now() + RESCUE_GRACE;
+                    interval = MIN_INTERVAL;
                 }
             }
         }
@@ -72,28 +72,31 @@ pub(crate) async fn run(db: Db, desk: Desk, shutdown: CancellationToken) {
     shutdown.run_until_cancelled(reaping).await;
 }
 
-/// Statuses are written out, for otherwise their partial indexes do not serve.
-async fn look(db: &Db, now: DateTime<Utc>, rescue: bool) -> Result<Late> {
+/// Reads the overdue jobs; with `rescue`, expired leases too. Statuses are literals in the statement, because partial
+/// indexes do not serve bound parameters.
+async fn find_overdue(db: &Db, now: DateTime<Utc>, rescue: bool) -> Result<OverdueJobs> {
     let has_passed = |column: Column| column.lte(now);
     let select = |condition: Condition| {
         Entity::find()
             .select_only()
             .column(Column::Id)
             .filter(condition)
-            .limit(CHUNK)
+            .limit(MAX_JOBS_PER_QUERY)
             .into_tuple::<Uuid>()
     };
     let running = Condition::all().add(Expr::cust("status = 'running'"));
-    let late = Condition::any()
+    let overdue = Condition::any()
         .add(has_passed(Column::AttemptDeadlineAt))
         .add(has_passed(Column::DeadlineAt));
-    let mut times = select(running.clone().add(late)).all(db.reader()).await?;
+    let mut timeouts = select(running.clone().add(overdue))
+        .all(db.reader())
+        .await?;
     let queued = Condition::all()
         .add(Expr::cust("status = 'queued'"))
         .add(has_passed(Column::DeadlineAt));
-    times.extend(select(queued).all(db.reader()).await?);
+    timeouts.extend(select(queued).all(db.reader()).await?);
     let leases = if rescue {
-        // NULL: of before there were leases.
+        // Rows older than the lease columns have NULL.
         let expired = Condition::any()
             .add(has_passed(Column::LeaseExpiresAt))
             .add(Column::LeaseExpiresAt.is_null());
@@ -101,34 +104,41 @@ async fn look(db: &Db, now: DateTime<Utc>, rescue: bool) -> Result<Late> {
     } else {
         Vec::new()
     };
-    Ok(Late { leases, times })
+    Ok(OverdueJobs { leases, timeouts })
 }
 
-/// Returns whether all of it could be ended.
-async fn end(desk: &Desk, late: Late) -> bool {
-    let times = late.times.into_iter().map(|id| (id, Move::Expire));
-    let leases = late.leases.into_iter();
-    let leases = leases.map(|id| (id, Move::Rescue { gone: None }));
-    let mut all = true;
-    let mut ending = Vec::new();
-    for (id, what) in times.chain(leases) {
-        let desk = desk.clone();
-        ending.push(async move { desk.carry_out_all(Task(vec![(id, what)])).await });
+/// Ends overdue jobs. Returns true if every job was ended.
+async fn end_overdue(writer: &JobWriter, overdue: OverdueJobs) -> bool {
+    let timeouts = overdue.timeouts.into_iter().map(|id| (id, Move::Expire));
+    let rescue = |id| {
+        (
+            id,
+            Move::Rescue {
+                disconnected_lease: None,
+            },
+        )
+    };
+    let rescues = overdue.leases.into_iter().map(rescue);
+    let mut has_ended_all = true;
+    let mut writes = Vec::new();
+    for (id, job_move) in timeouts.chain(rescues) {
+        let writer = writer.clone();
+        writes.push(async move { writer.apply_task(Task(vec![(id, job_move)])).await });
     }
-    let ending = futures_util::future::join_all(ending);
-    match timeout(Duration::from_secs(30), ending).await {
-        Ok(ended) => {
-            for ended in ended {
-                // One that was deleted meanwhile is not late any more.
-                if let Err(error) = ended
+    let writes = futures_util::future::join_all(writes);
+    match timeout(Duration::from_secs(30), writes).await {
+        Ok(results) => {
+            for result in results {
+                // A job deleted in the meantime needs no end.
+                if let Err(error) = result
                     && !matches!(error, crate::error::Error::NotFound { .. })
                 {
-                    tracing::debug!(%error, "a late job could not be ended");
-                    all = false;
+                    tracing::debug!(%error, "failed to end an overdue job; retrying");
+                    has_ended_all = false;
                 }
             }
         }
-        Err(_) => all = false,
+        Err(_) => has_ended_all = false,
     }
-    all
+    has_ended_all
 }

@@ -1,4 +1,4 @@
-//! One job, and what is known of it: its attempts, transitions and logs.
+//! Queries of one job: the job, its attempts, transitions and log.
 
 use futures_util::TryStreamExt;
 use prost::Message;
@@ -8,7 +8,7 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::timing::timing;
+use super::timing::job_timing;
 use crate::{
     db::{Db, row},
     entity::{
@@ -29,33 +29,34 @@ use crate::{
     },
 };
 
-/// How many attempts come with a job.
-const ATTEMPTS: u64 = 100;
+/// Maximum number of attempts returned with a job.
+const MAX_ATTEMPTS: u64 = 100;
 
-/// How many bytes a job has with its attempts, unless it has more by itself. Most clients take messages of 4 MiB.
-const LARGEST: usize = 7 << 19;
+/// Maximum size of a job with its attempts, in bytes, unless the job alone has more. Most clients accept messages of
+/// 4 MiB.
+const MAX_JOB_BYTES: usize = 7 << 19;
 
-/// A job with its last attempts and its timing, all of one moment.
-pub(crate) async fn get(db: &Db, request: pb::GetJobRequest) -> Result<pb::Job> {
+/// Reads a job with its last attempts and timing, in one snapshot.
+pub(crate) async fn get_job(db: &Db, request: pb::GetJobRequest) -> Result<pb::Job> {
     let id = check::uuid("id", &request.id)?;
     let tx = db.snapshot().await?;
-    let job = job::Entity::find_by_id(id).one(&tx).await?;
-    let job = row::require(job, "job", id)?;
+    let row = job::Entity::find_by_id(id).one(&tx).await?;
+    let model = row::require(row, "job", id)?;
     let mut newest_first = job_attempt::Entity::find()
         .filter(job_attempt::Column::JobId.eq(id))
         .order_by_desc(job_attempt::Column::AttemptNumber)
-        .limit(ATTEMPTS)
+        .limit(MAX_ATTEMPTS)
         .stream(&tx)
         .await?;
     let mut next = newest_first.try_next().await?;
-    let timing = timing(&job, next.as_ref(), entity::now());
-    let mut job = pb::Job::from(job);
+    let timing = job_timing(&model, next.as_ref(), entity::now());
+    let mut job = pb::Job::from(model);
     job.timing = Some(timing);
     let mut bytes = job.encoded_len();
     while let Some(attempt) = next {
         let attempt = pb::JobAttempt::from(attempt);
         bytes += attempt.encoded_len();
-        if bytes > LARGEST {
+        if bytes > MAX_JOB_BYTES {
             break;
         }
         job.attempts.push(attempt);
@@ -67,19 +68,19 @@ pub(crate) async fn get(db: &Db, request: pb::GetJobRequest) -> Result<pb::Job> 
     Ok(job)
 }
 
-/// The page of a job's attempts that is asked for.
-pub(crate) async fn attempts(
+/// Reads a page of the attempts of a job.
+pub(crate) async fn list_attempts(
     db: &Db,
     request: pb::ListJobAttemptsRequest,
 ) -> Result<pb::ListJobAttemptsResponse> {
     use job_attempt::{Column, Entity, Model};
-    let asked = pb::ListJobAttemptsRequest {
+    let filters = pb::ListJobAttemptsRequest {
         job_id: request.job_id.clone(),
         ..Default::default()
     };
     let (size, token) = (request.page_size, &request.page_token);
-    let page = Page::parse(size, token, "job_attempts", &asked)?;
-    let job_id = known(db, &request.job_id).await?;
+    let page = Page::parse(size, token, "job_attempts", &filters)?;
+    let job_id = existing_job_id(db, &request.job_id).await?;
     let select = Entity::find().filter(Column::JobId.eq(job_id));
     let key = |row: &Model| row.attempt_number.into();
     let (attempts, next_page_token) = page
@@ -91,21 +92,21 @@ pub(crate) async fn attempts(
     })
 }
 
-/// The page of a job's transitions that is asked for.
-pub(crate) async fn transitions(
+/// Reads a page of the transitions of a job.
+pub(crate) async fn list_transitions(
     db: &Db,
     request: pb::ListJobTransitionsRequest,
 ) -> Result<pb::ListJobTransitionsResponse> {
     use job_transition::{Column, Entity, Model};
-    let asked = pb::ListJobTransitionsRequest {
+    let filters = pb::ListJobTransitionsRequest {
         job_id: request.job_id.clone(),
         ..Default::default()
     };
     let (size, token) = (request.page_size, &request.page_token);
-    let page = Page::parse(size, token, "job_transitions", &asked)?;
-    let job_id = known(db, &request.job_id).await?;
+    let page = Page::parse(size, token, "job_transitions", &filters)?;
+    let job_id = existing_job_id(db, &request.job_id).await?;
     let select = Entity::find().filter(Column::JobId.eq(job_id));
-    let sort = numbered(Column::VersionId, (Column::TransitionedAt, Column::Id));
+    let sort = number_order(Column::VersionId, (Column::TransitionedAt, Column::Id));
     let key = |row: &Model| {
         let number = row
             .version_id
@@ -121,24 +122,24 @@ pub(crate) async fn transitions(
     })
 }
 
-/// The page of a job's log that is asked for.
-pub(crate) async fn logs(
+/// Reads a page of the log of a job.
+pub(crate) async fn list_logs(
     db: &Db,
     request: pb::ListJobLogsRequest,
 ) -> Result<pb::ListJobLogsResponse> {
     use job_log::{Column, Model};
-    let asked = pb::ListJobLogsRequest {
+    let filters = pb::ListJobLogsRequest {
         job_id: request.job_id.clone(),
         filter: request.filter.clone(),
         ..Default::default()
     };
     let (size, token) = (request.page_size, &request.page_token);
-    let page = Page::parse(size, token, "job_logs", &asked)?;
+    let page = Page::parse(size, token, "job_logs", &filters)?;
     let filter = request.filter.unwrap_or_default();
     let condition = filter.condition(db)?;
-    let job_id = known(db, &request.job_id).await?;
-    let select = lines(job_id).filter(condition);
-    let sort = numbered(Column::Line, (Column::Timestamp, Column::Id));
+    let job_id = existing_job_id(db, &request.job_id).await?;
+    let select = select_lines(job_id).filter(condition);
+    let sort = number_order(Column::Line, (Column::Timestamp, Column::Id));
     let key = |row: &Model| (row.line.map(SortValue::Number), row.timestamp, row.id);
     let tx = db.snapshot().await?;
     let (logs, next_page_token) = page.sorted(&tx, select, &sort, key).await?;
@@ -149,14 +150,13 @@ pub(crate) async fn logs(
     })
 }
 
-/// The lines of a job's log.
-pub(crate) fn lines(job_id: Uuid) -> Select<job_log::Entity> {
+/// Selects the log lines of a job.
+pub(crate) fn select_lines(job_id: Uuid) -> Select<job_log::Entity> {
     job_log::Entity::find().filter(job_log::Column::JobId.eq(job_id))
 }
 
-/// The order of rows that are numbered. Those that another writer made have no number and come last, by
-/// their time.
-fn numbered<C: ColumnTrait>(number: C, then_by: (C, C)) -> Sort<C> {
+/// Order by number. Rows of other writers have no number and come last, ordered by time.
+fn number_order<C: ColumnTrait>(number: C, then_by: (C, C)) -> Sort<C> {
     let by = SortKey {
         value: number.into_expr(),
         kind: ValueKind::Number,
@@ -170,8 +170,8 @@ fn numbered<C: ColumnTrait>(number: C, then_by: (C, C)) -> Sort<C> {
     }
 }
 
-/// The id of a job that there is.
-async fn known(db: &Db, job_id: &str) -> Result<Uuid> {
+/// Parses a job id and checks the existence of the job.
+async fn existing_job_id(db: &Db, job_id: &str) -> Result<Uuid> {
     let id = check::uuid("job_id", job_id)?;
     let job = job::Entity::find_by_id(id)
         .select_only()
@@ -183,7 +183,7 @@ async fn known(db: &Db, job_id: &str) -> Result<Uuid> {
 }
 
 impl pb::JobLogFilter {
-    /// What must be true of a line.
+    /// Condition matching the filter.
     fn condition(&self, db: &Db) -> Result<Condition> {
         use job_log::Column;
         let min_level = JobLogLevel::from_proto("filter.min_level", self.min_level)?;
@@ -194,7 +194,7 @@ impl pb::JobLogFilter {
         });
         let text = check::text("filter.text", &self.text, 0..=200)?;
         let mut condition = Condition::all()
-            .add_option(min_level.map(at_least))
+            .add_option(min_level.map(at_least_level))
             .add_option(start.map(|start| Column::Timestamp.gte(start)))
             .add_option(end.map(|end| Column::Timestamp.lt(end)))
             .add_option(
@@ -210,12 +210,12 @@ impl pb::JobLogFilter {
     }
 }
 
-/// Whether a line is at least this serious.
-pub(crate) fn at_least(level: JobLogLevel) -> sea_orm::sea_query::SimpleExpr {
+/// Condition on a minimum level.
+pub(crate) fn at_least_level(level: JobLogLevel) -> sea_orm::sea_query::SimpleExpr {
     job_log::Column::Level.is_in(levels_from(level).iter().copied())
 }
 
-/// This level and the more serious ones.
+/// Levels from a minimum level on.
 pub(crate) fn levels_from(level: JobLogLevel) -> &'static [JobLogLevel] {
     use JobLogLevel::{Debug, Error, Info, Warning};
     match level {

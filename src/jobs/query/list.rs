@@ -1,4 +1,4 @@
-//! Lists of jobs: in any order, and by what they hold.
+//! Lists and searches of jobs.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -27,26 +27,32 @@ use crate::{
     },
 };
 
-/// What lists leave out, for it may be large.
-const HEAVY: [Column; 3] = [Column::Payload, Column::Result, Column::ErrorTraceback];
+/// Columns left out of lists, because their values may be large.
+const HEAVY_COLUMNS: [Column; 3] = [Column::Payload, Column::Result, Column::ErrorTraceback];
 
-/// How many digits a UUID has.
-const DIGITS: usize = 32;
+/// Number of hexadecimal digits of a UUID.
+const UUID_DIGITS: usize = 32;
 
-/// The page of jobs that is asked for.
-pub(crate) async fn list(db: &Db, request: pb::ListJobsRequest) -> Result<pb::ListJobsResponse> {
-    let asked = pb::ListJobsRequest {
+/// Reads a page of jobs.
+pub(crate) async fn list_jobs(
+    db: &Db,
+    request: pb::ListJobsRequest,
+) -> Result<pb::ListJobsResponse> {
+    let filters = pb::ListJobsRequest {
         page_size: 0,
         page_token: String::new(),
         ..request.clone()
     };
-    let page = Page::parse(request.page_size, &request.page_token, "jobs", &asked)?;
-    let order = order(request.order)?;
+    let page = Page::parse(request.page_size, &request.page_token, "jobs", &filters)?;
+    let order = parse_order(request.order)?;
     let filter = request.filter.unwrap_or_default();
     let condition = filter.condition(db.backend(), entity::now())?;
     let has_index = filter.has_index();
-    let (jobs, sort) = (light().filter(condition), sort(order, db.backend()));
-    let key = |job: &Model| key(order, job);
+    let (jobs, sort) = (
+        light_jobs().filter(condition),
+        sort_order(order, db.backend()),
+    );
+    let key = |job: &Model| sort_key(order, job);
     let scan = db.scan_if(sort.by.is_some() || !has_index).await?;
     let (jobs, next_page_token) = if sort.by.is_none() {
         page.sorted(scan.reader(), jobs, &sort, key).await?
@@ -62,29 +68,39 @@ pub(crate) async fn list(db: &Db, request: pb::ListJobsRequest) -> Result<pb::Li
     })
 }
 
-/// The page of jobs that is asked for, and how many there are on all pages.
-pub(crate) async fn search(
+/// Reads a page of the jobs matching a query, with counts of all matching jobs.
+pub(crate) async fn search_jobs(
     db: &Db,
     request: pb::SearchJobsRequest,
 ) -> Result<pb::SearchJobsResponse> {
-    let asked = pb::SearchJobsRequest {
+    let filters = pb::SearchJobsRequest {
         page_size: 0,
         page_token: String::new(),
         ..request.clone()
     };
-    let page = Page::parse(request.page_size, &request.page_token, "found_jobs", &asked)?;
-    let order = order(request.order)?;
+    let page = Page::parse(
+        request.page_size,
+        &request.page_token,
+        "found_jobs",
+        &filters,
+    )?;
+    let order = parse_order(request.order)?;
     let query = check::text("query", &request.query, 0..=200)?;
     let filter = request.filter.unwrap_or_default();
     let mut condition = filter.condition(db.backend(), entity::now())?;
     if !query.is_empty() {
-        condition = condition.add(holds(&query, db.backend()));
+        condition = condition.add(contains_text(&query, db.backend()));
     }
-    let (jobs, sort) = (light().filter(condition.clone()), sort(order, db.backend()));
+    let (jobs, sort) = (
+        light_jobs().filter(condition.clone()),
+        sort_order(order, db.backend()),
+    );
     let scan = db.scan().await?;
     let tx = scan.snapshot().await?;
-    let counts = Counts::of(&tx, condition).await?;
-    let (jobs, next_page_token) = page.sorted(&tx, jobs, &sort, |job| key(order, job)).await?;
+    let counts = Counts::count(&tx, condition).await?;
+    let (jobs, next_page_token) = page
+        .sorted(&tx, jobs, &sort, |job| sort_key(order, job))
+        .await?;
     tx.commit().await?;
     let by_type = counts.by_type().into_iter();
     Ok(pb::SearchJobsResponse {
@@ -101,47 +117,50 @@ pub(crate) async fn search(
     })
 }
 
-/// All jobs without what lists leave out, which is not even read.
-pub(crate) fn light() -> Select<Entity> {
+/// Selects jobs without the heavy columns, which are not read.
+pub(crate) fn light_jobs() -> Select<Entity> {
     let columns = Column::iter().filter(|column| !is_heavy(*column));
-    let light = Entity::find().select_only().columns(columns);
-    HEAVY.into_iter().fold(light, |light, column| {
-        light.expr_as(Expr::cust("NULL"), column.as_str())
+    let select = Entity::find().select_only().columns(columns);
+    HEAVY_COLUMNS.into_iter().fold(select, |select, column| {
+        select.expr_as(Expr::cust("NULL"), column.as_str())
     })
 }
 
 fn is_heavy(column: Column) -> bool {
-    HEAVY.iter().any(|heavy| heavy.as_str() == column.as_str())
+    HEAVY_COLUMNS
+        .iter()
+        .any(|heavy| heavy.as_str() == column.as_str())
 }
 
-fn order(number: i32) -> Result<JobOrder> {
+fn parse_order(number: i32) -> Result<JobOrder> {
     JobOrder::try_from(number)
         .map_err(|_| Error::invalid("order", "is not a value that this server knows"))
 }
 
-fn sort(order: JobOrder, backend: DbBackend) -> Sort<Column> {
-    use JobOrder as Asked;
+fn sort_order(order: JobOrder, backend: DbBackend) -> Sort<Column> {
     let time = |column: Column| (column.into_expr(), ValueKind::Time, true);
     let number = |value: SimpleExpr| (value, ValueKind::Number, false);
     let by = match order {
-        Asked::Unspecified | Asked::CreatedAt | Asked::CreatedAtDesc => None,
-        Asked::StartedAt | Asked::StartedAtDesc => Some(time(Column::StartedAt)),
-        Asked::CompletedAt | Asked::CompletedAtDesc => Some(time(Column::CompletedAt)),
-        Asked::Progress | Asked::ProgressDesc => Some(number(Column::ProgressPercent.into_expr())),
-        Asked::JobType | Asked::JobTypeDesc => {
+        JobOrder::Unspecified | JobOrder::CreatedAt | JobOrder::CreatedAtDesc => None,
+        JobOrder::StartedAt | JobOrder::StartedAtDesc => Some(time(Column::StartedAt)),
+        JobOrder::CompletedAt | JobOrder::CompletedAtDesc => Some(time(Column::CompletedAt)),
+        JobOrder::Progress | JobOrder::ProgressDesc => {
+            Some(number(Column::ProgressPercent.into_expr()))
+        }
+        JobOrder::JobType | JobOrder::JobTypeDesc => {
             let job_type = collate_bytewise(Column::JobType.into_expr(), backend);
             Some((job_type, ValueKind::Text, false))
         }
-        Asked::Status | Asked::StatusDesc => Some(number(Expr::cust(ranks()))),
-        Asked::Priority => Some(number(Column::Priority.into_expr())),
+        JobOrder::Status | JobOrder::StatusDesc => Some(number(Expr::cust(status_rank_sql()))),
+        JobOrder::Priority => Some(number(Column::Priority.into_expr())),
     };
     let is_descending = matches!(
         order,
-        Asked::StartedAtDesc
-            | Asked::CompletedAtDesc
-            | Asked::ProgressDesc
-            | Asked::JobTypeDesc
-            | Asked::StatusDesc
+        JobOrder::StartedAtDesc
+            | JobOrder::CompletedAtDesc
+            | JobOrder::ProgressDesc
+            | JobOrder::JobTypeDesc
+            | JobOrder::StatusDesc
     );
     let by = by.map(|(value, kind, may_be_absent)| SortKey {
         value,
@@ -153,7 +172,7 @@ fn sort(order: JobOrder, backend: DbBackend) -> Sort<Column> {
             Order::Asc
         },
     });
-    let oldest_first = matches!(order, Asked::CreatedAt | Asked::Priority);
+    let oldest_first = matches!(order, JobOrder::CreatedAt | JobOrder::Priority);
     Sort {
         by,
         then_by: (Column::CreatedAt, Column::Id),
@@ -165,23 +184,24 @@ fn sort(order: JobOrder, backend: DbBackend) -> Sort<Column> {
     }
 }
 
-/// The place of a status among all.
-fn rank(status: JobStatus) -> i64 {
+/// Rank of a status in the sort order.
+fn status_rank(status: JobStatus) -> i64 {
     STATUSES
         .into_iter()
         .zip(0..)
-        .find_map(|(of, rank)| (of == status).then_some(rank))
+        .find_map(|(other, rank)| (other == status).then_some(rank))
         .unwrap_or_default()
 }
 
-/// The same for the database.
-fn ranks() -> String {
-    let ranks = STATUSES.map(|status| format!("WHEN '{}' THEN {}", status.as_str(), rank(status)));
-    format!("CASE jobs.status {} END", ranks.join(" "))
+/// SQL expression for the rank of a status.
+fn status_rank_sql() -> String {
+    let cases =
+        STATUSES.map(|status| format!("WHEN '{}' THEN {}", status.as_str(), status_rank(status)));
+    format!("CASE jobs.status {} END", cases.join(" "))
 }
 
-/// What a job is sorted by.
-fn key(order: JobOrder, job: &Model) -> (Option<SortValue>, DateTime<Utc>, Uuid) {
+/// Sort key of a job.
+fn sort_key(order: JobOrder, job: &Model) -> (Option<SortValue>, DateTime<Utc>, Uuid) {
     let key = match order {
         JobOrder::Unspecified | JobOrder::CreatedAt | JobOrder::CreatedAtDesc => None,
         JobOrder::StartedAt | JobOrder::StartedAtDesc => job.started_at.map(SortValue::time),
@@ -190,14 +210,14 @@ fn key(order: JobOrder, job: &Model) -> (Option<SortValue>, DateTime<Utc>, Uuid)
             Some(SortValue::Number(job.progress_percent.into()))
         }
         JobOrder::JobType | JobOrder::JobTypeDesc => Some(SortValue::Text(job.job_type.clone())),
-        JobOrder::Status | JobOrder::StatusDesc => Some(SortValue::Number(rank(job.status))),
+        JobOrder::Status | JobOrder::StatusDesc => Some(SortValue::Number(status_rank(job.status))),
         JobOrder::Priority => Some(SortValue::Number(job.priority.into())),
     };
     (key, job.created_at, job.id)
 }
 
-/// Whether a job holds this text, or its id begins with it.
-fn holds(text: &str, backend: DbBackend) -> Condition {
+/// Condition matching jobs with a text in a column, or with an id beginning with the text.
+fn contains_text(text: &str, backend: DbBackend) -> Condition {
     let columns = [
         Column::JobType,
         Column::QueueName,
@@ -209,18 +229,20 @@ fn holds(text: &str, backend: DbBackend) -> Condition {
         Column::UniqueKey,
     ];
     let contains = |column: Column| row::contains(column.into_expr(), backend, text);
-    let any = columns
+    let is_match = columns
         .into_iter()
-        .fold(Condition::any(), |any, column| any.add(contains(column)));
-    any.add_option(ids_from(text).map(|(first, last)| Column::Id.between(first, last)))
+        .fold(Condition::any(), |condition, column| {
+            condition.add(contains(column))
+        });
+    is_match.add_option(id_range(text).map(|(first, last)| Column::Id.between(first, last)))
 }
 
-/// The first and the last id that begin with this text, if any does.
-fn ids_from(text: &str) -> Option<(Uuid, Uuid)> {
+/// First and last id beginning with a text. `None` if the text is no prefix of an id.
+fn id_range(text: &str) -> Option<(Uuid, Uuid)> {
     let digits = text.replace('-', "");
-    // Only with the hyphens where they belong.
-    let first = Uuid::try_parse(&format!("{digits:0<DIGITS$}")).ok()?;
-    let last = Uuid::try_parse(&format!("{digits:f<DIGITS$}")).ok()?;
-    let begins = first.to_string().starts_with(&text.to_ascii_lowercase());
-    begins.then_some((first, last))
+    // Hyphens must be at their positions in the id.
+    let first = Uuid::try_parse(&format!("{digits:0<UUID_DIGITS$}")).ok()?;
+    let last = Uuid::try_parse(&format!("{digits:f<UUID_DIGITS$}")).ok()?;
+    let is_prefix = first.to_string().starts_with(&text.to_ascii_lowercase());
+    is_prefix.then_some((first, last))
 }

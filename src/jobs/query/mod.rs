@@ -1,4 +1,4 @@
-//! Read-only queries over jobs: one job, lists, filters, counts, percentiles and statistics.
+//! Read-only queries of jobs: single jobs, lists, filters, counts, percentiles and statistics.
 
 pub(super) mod counts;
 pub(super) mod filter;

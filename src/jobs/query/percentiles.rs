@@ -1,5 +1,5 @@
-//! How long finished jobs waited and ran, by type: percentiles by the nearest rank, so that each is
-//! what a job took, and the same on both databases.
+//! Percentiles of the waiting and running times of finished jobs. The nearest-rank method returns the time of an
+//! actual job, and the same value on both databases.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -8,52 +8,52 @@ use sea_orm::{
     sea_query::{Expr, Query, SelectStatement},
 };
 
-use super::filter::{is_not, run_micros};
+use super::filter::{not_in_status, run_micros};
 use crate::{
     db::row,
     entity::job::{Column, Entity, JobStatus},
     error::Result,
 };
 
-/// What finished jobs of a type took. Times are in microseconds, and `None` where no job has one.
+/// Times of the finished jobs of a type, in microseconds. `None` if no job has a value.
 #[derive(Debug, FromQueryResult)]
-pub(crate) struct Took {
-    /// The queue; empty where queues are not told apart.
+pub(crate) struct DurationPercentiles {
+    /// Queue. Empty if queues are not distinguished.
     pub queue_name: String,
     pub job_type: String,
-    /// How many were finished.
+    /// Number of finished jobs.
     pub finished: i64,
-    /// How many of them completed, and have run.
+    /// Number of completed jobs with a running time.
     pub completed: i64,
-    /// How long these ran on average.
+    /// Mean running time of the completed jobs.
     pub completed_mean: Option<f64>,
-    /// How long jobs could have run and did not before their last attempt.
+    /// Waiting time before the last attempt, from the scheduled time on.
     pub wait_p50: Option<i64>,
     pub wait_p95: Option<i64>,
-    /// How long their last attempt took.
+    /// Duration of the last attempt.
     pub run_p50: Option<i64>,
     pub run_p95: Option<i64>,
 }
 
-/// What jobs took of which this is true and that were finished since `start`, by type, and by queue if asked for.
-pub(crate) async fn took(
+/// Reads the times of the jobs matching a condition and finished since `start`, by type, and by queue if `by_queue`.
+pub(crate) async fn duration_percentiles(
     tx: &DatabaseTransaction,
     condition: Condition,
     (start, now): (DateTime<Utc>, DateTime<Utc>),
     by_queue: bool,
-) -> Result<Vec<Took>> {
+) -> Result<Vec<DurationPercentiles>> {
     let backend = tx.get_database_backend();
     let micros = |time| row::micros(time, backend);
     let (started_at, scheduled_at) = (micros("jobs.started_at"), micros("jobs.scheduled_at"));
     let queue_name = if by_queue { "jobs.queue_name" } else { "''" };
-    // Who did not come to its next attempt was scheduled for that after it had begun the last one.
+    // A job without its next attempt is scheduled later than the start of its last attempt.
     let waited = format!(
         "CASE WHEN jobs.started_at >= jobs.scheduled_at THEN {started_at} - {scheduled_at} END"
     );
     let jobs = Entity::find()
         .filter(condition)
         .filter(Column::CompletedAt.gte(start))
-        .filter(is_not(&[JobStatus::Queued, JobStatus::Running]))
+        .filter(not_in_status(&[JobStatus::Queued, JobStatus::Running]))
         .select_only()
         .expr_as(Expr::cust(queue_name), "queue_name")
         .column(Column::JobType)
@@ -61,19 +61,21 @@ pub(crate) async fn took(
         .expr_as(Expr::cust(waited), "waited")
         .expr_as(Expr::cust(run_micros(backend, now)), "ran")
         .into_query();
-    let took = backend.build(&grouped(ranked(jobs)));
-    Ok(Took::find_by_statement(took).all(tx).await?)
+    let statement = backend.build(&grouped(ranked(jobs)));
+    Ok(DurationPercentiles::find_by_statement(statement)
+        .all(tx)
+        .await?)
 }
 
-/// Numbers the jobs of each group by how long they waited and by how long they ran.
+/// Ranks the jobs of each group by waiting time and by running time.
 fn ranked(jobs: SelectStatement) -> SelectStatement {
     let group = "(PARTITION BY queue_name, job_type";
-    let rank = |of| {
+    let rank = |column| {
         Expr::cust(format!(
-            "row_number() OVER {group} ORDER BY {of} NULLS LAST)"
+            "row_number() OVER {group} ORDER BY {column} NULLS LAST)"
         ))
     };
-    let count = |of| Expr::cust(format!("count({of}) OVER {group})"));
+    let count = |column| Expr::cust(format!("count({column}) OVER {group})"));
     Query::select()
         .columns(["queue_name", "job_type", "completed", "waited", "ran"])
         .expr_as(rank("waited"), "wait_rank")
@@ -85,10 +87,10 @@ fn ranked(jobs: SelectStatement) -> SelectStatement {
 }
 
 fn grouped(ranked: SelectStatement) -> SelectStatement {
-    // The first one that so many of 100 are no longer than.
-    let percentile = |of, rank, count, percent| {
+    // Nearest rank: the smallest value not exceeded by the given percentage of the jobs.
+    let percentile = |column, rank, count, percent| {
         Expr::cust(format!(
-            "max(CASE WHEN {rank} = ({count} * {percent} + 99) / 100 THEN {of} END)"
+            "max(CASE WHEN {rank} = ({count} * {percent} + 99) / 100 THEN {column} END)"
         ))
     };
     let wait = |percent| percentile("waited", "wait_rank", "waits", percent);

@@ -1,4 +1,4 @@
-//! How many jobs there are, and how long they wait and run, worked out by the database, all of one moment.
+//! Statistics of jobs, computed by the database in one snapshot.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,7 +14,7 @@ use sea_orm::{
 use super::{
     counts::Counts,
     filter::in_status,
-    percentiles::{Took, took},
+    percentiles::{DurationPercentiles, duration_percentiles},
 };
 use crate::{
     db::{Db, row},
@@ -27,55 +27,56 @@ use crate::{
     rpc::time,
 };
 
-/// Over which time is told what was finished, unless the client says otherwise.
-const WINDOW: Duration = Duration::from_hours(1);
+/// Default window for finished jobs.
+const DEFAULT_WINDOW: Duration = Duration::from_hours(1);
 
-/// Over which time it may be told.
-const WINDOWS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(31 * 24);
+/// Range of the window.
+const WINDOW_RANGE: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_hours(31 * 24);
 
-/// What jobs of a type took that were finished in the window. What no job has is absent.
+/// Times of the jobs of a type finished in the window. `None` if no job has a value.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TypeStats {
     pub job_type: String,
-    /// How many were finished.
+    /// Number of finished jobs.
     pub jobs: i64,
-    /// How long they could have run and did not before their last attempt: half of them no longer than this,
+    /// Median waiting time before the last attempt, from the scheduled time on.
     pub wait_p50: Option<prost_types::Duration>,
-    /// and 95 of 100 no longer than this.
+    /// 95th percentile of the waiting time.
     pub wait_p95: Option<prost_types::Duration>,
-    /// How long their last attempt took: half of them no longer than this,
+    /// Median duration of the last attempt.
     pub run_p50: Option<prost_types::Duration>,
-    /// and 95 of 100 no longer than this.
+    /// 95th percentile of the duration of the last attempt.
     pub run_p95: Option<prost_types::Duration>,
 }
 
-/// What is told of a queue.
+/// Statistics of a queue.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct QueueStats {
-    /// How many jobs wait that may run.
+    /// Number of waiting jobs due now.
     pub depth: i64,
-    /// How many wait that may run later.
+    /// Number of waiting jobs scheduled for later.
     pub scheduled: i64,
-    /// How many run.
+    /// Number of running jobs.
     pub running: i64,
-    /// How long the job that has waited longest could have run and did not. `None` if none waits.
+    /// Waiting time of the longest due job. `None` if no job is due.
     pub oldest_age: Option<prost_types::Duration>,
-    /// How many were finished per second of the window.
+    /// Finished jobs per second of the window.
     pub finished_per_second: f64,
-    /// What jobs took that were finished in the window, by type.
+    /// Times of the jobs finished in the window, by type.
     pub types: Vec<TypeStats>,
 }
 
-/// Reads over which time something is told.
+/// Validates the window of a request.
 pub(crate) fn window(window: Option<prost_types::Duration>) -> Result<Duration> {
     let Some(window) = window else {
-        return Ok(WINDOW);
+        return Ok(DEFAULT_WINDOW);
     };
-    time::duration("window", window, &WINDOWS)
+    time::duration("window", window, &WINDOW_RANGE)
 }
 
-/// What a request asks for.
-pub(crate) async fn stats(
+/// Computes the statistics of the matching jobs.
+pub(crate) async fn job_stats(
     db: &Db,
     request: pb::GetJobStatsRequest,
 ) -> Result<pb::GetJobStatsResponse> {
@@ -85,7 +86,7 @@ pub(crate) async fn stats(
     let condition = filter.condition(db.backend(), now)?;
     let scan = db.scan().await?;
     let tx = scan.snapshot().await?;
-    let counts = Counts::of(&tx, condition.clone()).await?;
+    let counts = Counts::count(&tx, condition.clone()).await?;
     let dead = Column::DeadAt.is_not_null();
     let dead: Option<i64> = jobs(&condition)
         .filter(dead)
@@ -99,21 +100,25 @@ pub(crate) async fn stats(
         .into_tuple()
         .one(&tx)
         .await?;
-    let took = took(&tx, condition, (start(now, window), now), false).await?;
+    let percentiles =
+        duration_percentiles(&tx, condition, (window_start(now, window), now), false).await?;
     tx.commit().await?;
     Ok(pb::GetJobStatsResponse {
         total: counts.total(),
         by_status: counts.by_status(),
         dead: dead.unwrap_or_default(),
         oldest_queued_age: oldest.flatten().and_then(|oldest| age(oldest, now)),
-        average_run: average_run(&took),
-        finished_per_second: per_second(took.iter().map(|took| took.finished).sum(), window),
-        by_type: by_type(&counts, took),
+        average_run: average_run(&percentiles),
+        finished_per_second: per_second(
+            percentiles.iter().map(|group| group.finished).sum(),
+            window,
+        ),
+        by_type: by_type(&counts, percentiles),
     })
 }
 
-/// What there is to tell of a queue, or of all that have jobs, by name. `window` is one of [`window`].
-pub(crate) async fn of_queue(
+/// Computes the statistics of a queue, or of all queues with jobs, by name. `window` comes from [`window`].
+pub(crate) async fn queue_stats(
     db: &Db,
     queue: Option<&str>,
     window: Duration,
@@ -153,13 +158,14 @@ pub(crate) async fn of_queue(
     for (queue, jobs) in by_queue(&tx, running).await? {
         queues.entry(queue).or_default().running = jobs;
     }
-    let took = took(&tx, condition, (start(now, window), now), true).await?;
+    let percentiles =
+        duration_percentiles(&tx, condition, (window_start(now, window), now), true).await?;
     tx.commit().await?;
 
-    for took in took {
-        let queue = queues.entry(took.queue_name.clone()).or_default();
-        queue.finished_per_second += per_second(took.finished, window);
-        queue.types.push(took.into());
+    for group in percentiles {
+        let queue = queues.entry(group.queue_name.clone()).or_default();
+        queue.finished_per_second += per_second(group.finished, window);
+        queue.types.push(group.into());
     }
     for queue in queues.values_mut() {
         queue
@@ -181,16 +187,16 @@ async fn by_queue(tx: &DatabaseTransaction, jobs: Select<Entity>) -> Result<Vec<
     Ok(jobs.into_tuple().all(tx).await?)
 }
 
-/// When the window began.
-fn start(now: DateTime<Utc>, window: Duration) -> DateTime<Utc> {
+/// Start of the window.
+fn window_start(now: DateTime<Utc>, window: Duration) -> DateTime<Utc> {
     let window = TimeDelta::from_std(window).unwrap_or(TimeDelta::MAX);
     now.checked_sub_signed(window)
         .unwrap_or(DateTime::UNIX_EPOCH)
 }
 
-/// How long a job could have run by now. `None` if it may not run yet.
+/// Age of a due job. `None` if the job is not due.
 fn age(scheduled_at: DateTime<Utc>, now: DateTime<Utc>) -> Option<prost_types::Duration> {
-    (scheduled_at <= now).then(|| time::span((now - scheduled_at).num_milliseconds()))
+    (scheduled_at <= now).then(|| time::duration_from_millis((now - scheduled_at).num_milliseconds()))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a rate has no more digits")]
@@ -198,52 +204,53 @@ fn per_second(finished: i64, window: Duration) -> f64 {
     finished as f64 / window.as_secs_f64()
 }
 
-/// How long completed jobs ran on average.
+/// Mean running time of the completed jobs.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     reason = "a mean has no more digits"
 )]
-fn average_run(took: &[Took]) -> Option<prost_types::Duration> {
-    let completed: i64 = took.iter().map(|took| took.completed).sum();
-    let all = took
+fn average_run(types: &[DurationPercentiles]) -> Option<prost_types::Duration> {
+    let completed: i64 = types.iter().map(|group| group.completed).sum();
+    let micros = types
         .iter()
-        .filter_map(|took| Some(took.completed_mean? * took.completed as f64));
-    let all: f64 = all.sum();
-    (completed > 0).then(|| time::span_of_micros((all / completed as f64).round() as i64))
+        .filter_map(|group| Some(group.completed_mean? * group.completed as f64));
+    let total_micros: f64 = micros.sum();
+    let mean_micros = total_micros / completed as f64;
+    (completed > 0).then(|| time::duration_from_micros(mean_micros.round() as i64))
 }
 
-fn by_type(counts: &Counts, took: Vec<Took>) -> Vec<pb::JobTypeStats> {
-    let took = took
+fn by_type(counts: &Counts, percentiles: Vec<DurationPercentiles>) -> Vec<pb::JobTypeStats> {
+    let types = percentiles
         .into_iter()
-        .map(|took| (took.job_type.clone(), took.into()));
-    let mut took: HashMap<String, TypeStats> = took.collect();
+        .map(|group| (group.job_type.clone(), group.into()));
+    let mut finished_by_type: HashMap<String, TypeStats> = types.collect();
     let stats = |(job_type, by_status): (&str, Vec<pb::JobStatusCount>)| {
-        let finished = took.remove(job_type);
-        let of = |length: fn(&TypeStats) -> Option<_>| finished.as_ref().and_then(length);
+        let finished = finished_by_type.remove(job_type);
+        let value = |time: fn(&TypeStats) -> Option<_>| finished.as_ref().and_then(time);
         pb::JobTypeStats {
             job_type: job_type.to_string(),
             by_status,
-            wait_p50: of(|of| of.wait_p50),
-            wait_p95: of(|of| of.wait_p95),
-            run_p50: of(|of| of.run_p50),
-            run_p95: of(|of| of.run_p95),
-            finished: finished.map_or(0, |of| of.jobs),
+            wait_p50: value(|stats| stats.wait_p50),
+            wait_p95: value(|stats| stats.wait_p95),
+            run_p50: value(|stats| stats.run_p50),
+            run_p95: value(|stats| stats.run_p95),
+            finished: finished.map_or(0, |stats| stats.jobs),
         }
     };
     counts.by_type().into_iter().map(stats).collect()
 }
 
-impl From<Took> for TypeStats {
-    fn from(took: Took) -> Self {
-        let length = |micros: Option<i64>| micros.map(|micros| time::span_of_micros(micros.max(0)));
+impl From<DurationPercentiles> for TypeStats {
+    fn from(percentiles: DurationPercentiles) -> Self {
+        let time = |micros: Option<i64>| micros.map(|micros| time::duration_from_micros(micros.max(0)));
         Self {
-            job_type: took.job_type,
-            jobs: took.finished,
-            wait_p50: length(took.wait_p50),
-            wait_p95: length(took.wait_p95),
-            run_p50: length(took.run_p50),
-            run_p95: length(took.run_p95),
+            job_type: percentiles.job_type,
+            jobs: percentiles.finished,
+            wait_p50: time(percentiles.wait_p50),
+            wait_p95: time(percentiles.wait_p95),
+            run_p50: time(percentiles.run_p50),
+            run_p95: time(percentiles.run_p95),
         }
     }
 }

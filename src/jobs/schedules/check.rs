@@ -1,4 +1,4 @@
-//! The checks of a schedule that a client sends, and what an Update makes of one.
+//! Validation of schedules and application of updates.
 
 use prost::Message;
 use serde_json::Value as Json;
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// The fields that an Update may change.
+/// Fields that an update may change.
 pub(super) const UPDATABLE: [&str; 12] = [
     "name",
     "description",
@@ -33,8 +33,8 @@ pub(super) const UPDATABLE: [&str; 12] = [
 ];
 
 impl pb::JobSchedule {
-    /// This schedule with the fields of `changes` that `mask` covers, but for the payload.
-    pub(super) fn with(mut self, changes: Self, mask: &UpdateMask) -> Self {
+    /// Applies the fields of `changes` covered by the mask, except the payload.
+    pub(super) fn with_changes(mut self, changes: Self, mask: &UpdateMask) -> Self {
         macro_rules! change {
             ($field:ident, $is_set:expr) => {
                 if mask.covers(stringify!($field), $is_set(&changes.$field)) {
@@ -57,7 +57,7 @@ impl pb::JobSchedule {
         self
     }
 
-    /// Takes the payload out, checked. Large ones are converted on a thread of their own.
+    /// Takes and validates the payload. Large payloads are converted on a thread of their own.
     pub(super) async fn take_payload(&mut self) -> Result<Option<Json>> {
         let Some(payload) = self.payload.take() else {
             return Ok(None);
@@ -68,17 +68,17 @@ impl pb::JobSchedule {
         payload.await.map(Some)
     }
 
-    /// `row` with every column that a client decides but the payload, checked, but for whether `cron` and `time_zone`
-    /// make sense; absent fields get their defaults.
-    pub(super) fn checked(self, row: &Model) -> Result<Model> {
+    /// Validates the fields into a copy of `row`, except the payload. Absent fields get their defaults. The caller
+    /// checks `cron` and `time_zone`.
+    pub(super) fn to_row(self, row: &Model) -> Result<Model> {
         let field = |name: &str| format!("job_schedule.{name}");
-        let or = |text: &str, default: &str| match text {
+        let text_or = |text: &str, default: &str| match text {
             "" => default.to_string(),
             text => text.to_string(),
         };
         let description = self.description.as_deref();
         let missed_policy = MissedPolicy::from_proto(&field("missed_policy"), self.missed_policy)?;
-        let queue_name = or(&self.queue_name, "default");
+        let queue_name = text_or(&self.queue_name, "default");
         let priority = |value| check::within(&field("priority"), value, 0..=4);
         let attempts = |value| check::within(&field("max_attempts"), value, 1..=1_000);
         Ok(Model {
@@ -86,7 +86,11 @@ impl pb::JobSchedule {
             description: check::optional_text(&field("description"), description, 0..=1_000)?,
             enabled: self.enabled.unwrap_or(true),
             cron: check::name(&field("cron"), &self.cron, 1..=200)?,
-            time_zone: check::name(&field("time_zone"), &or(&self.time_zone, "UTC"), 1..=64)?,
+            time_zone: check::name(
+                &field("time_zone"),
+                &text_or(&self.time_zone, "UTC"),
+                1..=64,
+            )?,
             missed_policy: missed_policy.unwrap_or(MissedPolicy::RunOnce),
             job_type: check::name(&field("job_type"), &self.job_type, 1..=50)?,
             queue_name: check::name(&field("queue_name"), &queue_name, 1..=100)?,

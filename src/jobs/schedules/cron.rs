@@ -1,4 +1,4 @@
-//! When a schedule ticks: a cron expression on the clocks of a time zone.
+//! Ticks of a schedule: a cron expression in a time zone.
 
 use chrono::{DateTime, LocalResult, NaiveDateTime, SecondsFormat, TimeDelta, TimeZone, Utc};
 use croner::{
@@ -11,22 +11,21 @@ use crate::{
     time_zones::{Tz, UnknownZone},
 };
 
-/// How many minutes clocks are put forward at most: a day, where the date line moved, and some.
-const LONGEST_GAP: i64 = 3 * 24 * 60;
+/// Maximum gap of a local clock, in minutes: a whole day where the date line moved, with a margin.
+const MAX_GAP_MINUTES: i64 = 3 * 24 * 60;
 
-/// The ticks of a schedule.
+/// Ticks of a schedule.
 #[derive(Debug)]
 pub(super) struct Ticks {
     cron: Cron,
     zone: Tz,
-    /// Whether it goes by what clocks show, and not by the time that passes: if its expression names
-    /// some hours.
-    by_the_clock: bool,
+    /// True if the expression names hours and follows the local clock. Otherwise ticks follow the elapsed time.
+    follows_local_clock: bool,
 }
 
 impl Ticks {
-    /// Reads a cron expression and the name of a time zone. Refuses what would never tick after `now`. Fields
-    /// that are refused have names that begin with `prefix`.
+    /// Parses a cron expression and the name of a time zone. An expression without a tick after `now` is refused.
+    /// Field names in errors begin with `prefix`.
     pub(super) fn parse(
         prefix: &str,
         cron: &str,
@@ -37,7 +36,7 @@ impl Ticks {
             Error::invalid(format!("{prefix}time_zone"), unknown.to_string())
         })?;
         let field = format!("{prefix}cron");
-        // They would be read as nothing, and a field that holds nothing would be looked for for a minute.
+        // The parser reads an empty entry as no value. The search for a tick of an empty field takes a minute.
         let mut entries = cron.split_whitespace().flat_map(|field| field.split(','));
         if entries.any(str::is_empty) {
             let problem = "is not a cron expression: an entry of a list is empty";
@@ -51,11 +50,11 @@ impl Ticks {
             Error::invalid(&field, format!("is not a cron expression: {error}"))
         })?;
         let hours = cron.pattern.hours.values();
-        let by_the_clock = hours.len() < 24;
+        let follows_local_clock = hours.len() < 24;
         let ticks = Self {
             cron,
             zone,
-            by_the_clock,
+            follows_local_clock,
         };
         if ticks.after(now).is_none() {
             return Err(Error::invalid(field, "would never tick"));
@@ -63,28 +62,27 @@ impl Ticks {
         Ok(ticks)
     }
 
-    /// The first tick after a time.
+    /// First tick after a time.
     pub(super) fn after(&self, time: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let local = time.with_timezone(&self.zone);
-        if !self.by_the_clock {
+        if !self.follows_local_clock {
             let next = self.cron.find_next_occurrence(&local, false).ok()?;
             return Some(next.to_utc());
         }
         let mut clock = local.naive_local();
         loop {
-            // The later a clock shows a time, the later is its tick: no tick is passed over. Those are before
-            // `time` that clocks show for the second time.
+            // Ticks increase with the local time, so none is skipped. A repeated local time gives a tick before
+            // `time` and is passed over.
             clock = self.cron.find_next_occurrence(&clock, false).ok()?;
-            let tick = self.when(clock)?;
+            let tick = self.moment_of(clock)?;
             if tick > time {
                 return Some(tick);
             }
         }
     }
 
-    /// When clocks show this; the first time if they do so twice. If they never do, when they are put
-    /// forward.
-    fn when(&self, clock: NaiveDateTime) -> Option<DateTime<Utc>> {
+    /// First moment with a local time. For a time skipped by the clock, the moment of the skip.
+    fn moment_of(&self, clock: NaiveDateTime) -> Option<DateTime<Utc>> {
         let first = |clock: NaiveDateTime| match self.zone.from_local_datetime(&clock) {
             LocalResult::Single(time) | LocalResult::Ambiguous(time, _) => Some(time.to_utc()),
             LocalResult::None => None,
@@ -92,15 +90,15 @@ impl Ticks {
         if let Some(time) = first(clock) {
             return Some(time);
         }
-        let minutes = (1..=LONGEST_GAP).map(|minutes| clock + TimeDelta::minutes(minutes));
-        let shown = minutes.into_iter().find(|clock| first(*clock).is_some())?;
-        let seconds = (0..60)
+        let mut minutes = (1..=MAX_GAP_MINUTES).map(|minutes| clock + TimeDelta::minutes(minutes));
+        let after_gap = minutes.find(|clock| first(*clock).is_some())?;
+        let mut seconds = (0..60)
             .rev()
-            .map(|seconds| shown - TimeDelta::seconds(seconds));
-        seconds.into_iter().find_map(first)
+            .map(|seconds| after_gap - TimeDelta::seconds(seconds));
+        seconds.find_map(first)
     }
 
-    /// What clocks show at a time.
+    /// Local time in RFC 3339 format.
     pub(super) fn local_time(&self, time: DateTime<Utc>) -> String {
         let local = time.with_timezone(&self.zone);
         local.to_rfc3339_opts(SecondsFormat::Secs, false)

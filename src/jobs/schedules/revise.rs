@@ -1,4 +1,4 @@
-//! Sets next ticks anew when the rules of time zones or the clock have changed.
+//! Revision of next ticks after changes of time zone rules or of the clock.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     cron::Ticks,
-    ticker::{SCHEDULES, Ticker},
+    ticker::{SCHEDULES_PER_QUERY, Ticker},
 };
 use crate::{
     clock,
@@ -15,8 +15,8 @@ use crate::{
 };
 
 impl Ticker {
-    /// Sets the next tick of schedules anew: their time zones may have other rules than when it was set, and the clock
-    /// may have been ahead.
+    /// Revises the next ticks of all enabled schedules. Time zones may have new rules since a tick was set, and the
+    /// clock may have been ahead.
     pub(super) async fn revise(&self) -> Result<()> {
         let mut last = Uuid::nil();
         loop {
@@ -24,7 +24,7 @@ impl Ticker {
                 .filter(Column::Enabled.eq(true))
                 .filter(Column::Id.gt(last))
                 .order_by_asc(Column::Id)
-                .limit(SCHEDULES)
+                .limit(SCHEDULES_PER_QUERY)
                 .all(self.db.reader())
                 .await?;
             let Some(page_end) = schedules.last() else {
@@ -33,13 +33,13 @@ impl Ticker {
             last = page_end.id;
             let now = clock::now();
             for schedule in schedules {
-                let Some(next) = revised(&schedule, now) else {
+                let Some(next) = revised_tick(&schedule, now) else {
                     continue;
                 };
                 let revision = Entity::update_many()
                     .col_expr(Column::NextTickAt, next.into())
                     .filter(Column::Id.eq(schedule.id))
-                    // Nobody else has set it since.
+                    // Skipped if another process has set the tick since.
                     .filter(Column::NextTickAt.eq(schedule.next_tick_at));
                 self.db
                     .write(async |tx| Ok(revision.clone().exec(tx).await?))
@@ -49,14 +49,14 @@ impl Ticker {
     }
 }
 
-/// The next tick of a schedule by the rules of today, if that is another one than the row says. Ticks that are due are
-/// left alone: they are judged when their jobs are made.
-fn revised(schedule: &Model, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+/// Next tick by the current rules, if different from the stored tick. Due ticks are left alone, because the creation
+/// of their jobs decides about them.
+fn revised_tick(schedule: &Model, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
     if schedule.next_tick_at <= now {
         return None;
     }
     let ticks = Ticks::parse("", &schedule.cron, &schedule.time_zone, now).ok()?;
-    // A clock that was ahead may have made jobs of ticks that are still to come. Those are not made again.
+    // A clock ahead of time may have created jobs of future ticks. Those jobs are not created again.
     let next = ticks.after(now)?;
     (next != schedule.next_tick_at).then_some(next)
 }

@@ -1,4 +1,4 @@
-//! `JobScheduleService`.
+//! Implementation of `JobScheduleService`.
 
 use chrono::{DateTime, Utc};
 use prost::Message;
@@ -9,7 +9,7 @@ use sea_orm::{
 use tonic::{Request, Response};
 use uuid::Uuid;
 
-use super::{check::UPDATABLE, cron::Ticks};
+use super::{check::UPDATABLE, cron::Ticks, new_job::new_job};
 use crate::{
     clock,
     db::{Db, row},
@@ -18,9 +18,9 @@ use crate::{
     feed::{self, Record, Topic},
     jobs::{
         Queue,
-        store::create::{self, Made},
+        store::create::{self, CreateOutcome},
         types::LiveTypes,
-        wakeups::Bell,
+        wakeups::Wakeups,
     },
     pb::{
         self, ChangeKind, job_schedule_service_server::JobScheduleService, watch_response::Update,
@@ -28,24 +28,24 @@ use crate::{
     rpc::{Reply, check, json, mask::UpdateMask, page::Page, time},
 };
 
-/// What fields of a schedule begin with.
-const SCHEDULE: &str = "job_schedule.";
+/// Prefix of the fields of a schedule in errors.
+const FIELD_PREFIX: &str = "job_schedule.";
 
-/// How many values a list of a filter may have.
-const MOST: usize = 1_000;
+/// Maximum number of values in a list of a filter.
+const MAX_LIST_VALUES: usize = 1_000;
 
-/// How many ticks a preview has unless the client says otherwise, and at most.
-const PREVIEW: i32 = 10;
-const LONGEST_PREVIEW: i32 = 1_000;
+/// Number of ticks of a preview, by default and at most.
+const DEFAULT_PREVIEW_TICKS: i32 = 10;
+const MAX_PREVIEW_TICKS: i32 = 1_000;
 
-/// The schedules.
+/// Implementation of `JobScheduleService`. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct JobSchedules {
     db: Db,
-    /// What their jobs are given.
+    /// Defaults of the created jobs.
     types: LiveTypes,
-    /// Rung for jobs that are made.
-    bell: Bell,
+    /// Notified of created jobs.
+    wakeups: Wakeups,
 }
 
 #[tonic::async_trait]
@@ -54,21 +54,20 @@ impl JobScheduleService for JobSchedules {
         &self,
         request: Request<pb::CreateJobScheduleRequest>,
     ) -> Reply<pb::JobSchedule> {
-        let schedule = request
+        let mut schedule = request
             .into_inner()
             .job_schedule
             .ok_or_else(|| Error::invalid("job_schedule", "is required"))?;
         let now = clock::now();
-        let mut schedule = schedule;
         let payload = schedule.take_payload().await?;
-        let mut row = schedule.checked(&Model {
+        let mut row = schedule.to_row(&Model {
             payload,
-            ..blank(now)
+            ..default_schedule(now)
         })?;
         row.next_tick_at = first_tick(&row, now)?;
         let schedule = self.db.write(async |tx| {
             let row = ActiveModel::from(row).reset_all().insert(tx).await;
-            announce(tx, ChangeKind::Created, row.map_err(taken)?).await
+            record_change(tx, ChangeKind::Created, row.map_err(name_conflict)?).await
         });
         Ok(Response::new(schedule.await?))
     }
@@ -78,7 +77,7 @@ impl JobScheduleService for JobSchedules {
         request: Request<pb::GetJobScheduleRequest>,
     ) -> Reply<pb::JobSchedule> {
         let id = check::uuid("id", &request.into_inner().id)?;
-        Ok(Response::new(self.schedule(id).await?.into()))
+        Ok(Response::new(self.read_schedule(id).await?.into()))
     }
 
     async fn list_job_schedules(
@@ -114,11 +113,11 @@ impl JobScheduleService for JobSchedules {
         let payload = changes.take_payload().await?;
         let has_payload = mask.covers("payload", payload.is_some());
         let schedule = self.db.write(async |tx| {
-            let before = locked(tx, id, request.expected_version_id).await?;
+            let before = lock_schedule(tx, id, request.expected_version_id).await?;
             let now = clock::now();
-            // What the schedule will be is checked as a whole, as a new one is.
-            let schedule = pb::JobSchedule::from(before.clone()).with(changes, &mask);
-            let mut after = schedule.checked(&before)?;
+            // The updated schedule is validated as a whole, like a new one.
+            let schedule = pb::JobSchedule::from(before.clone()).with_changes(changes, &mask);
+            let mut after = schedule.to_row(&before)?;
             if has_payload {
                 after.payload = payload;
             }
@@ -133,7 +132,7 @@ impl JobScheduleService for JobSchedules {
             after.updated_at = now.max(before.updated_at);
             after.version_id = before.version_id + 1;
             let after = ActiveModel::from(after).reset_all().update(tx).await;
-            announce(tx, ChangeKind::Updated, after.map_err(taken)?).await
+            record_change(tx, ChangeKind::Updated, after.map_err(name_conflict)?).await
         });
         Ok(Response::new(schedule.await?))
     }
@@ -145,9 +144,9 @@ impl JobScheduleService for JobSchedules {
         let request = request.into_inner();
         let id = check::uuid("id", &request.id)?;
         let deleted = self.db.write(async |tx| {
-            let schedule = locked(tx, id, request.expected_version_id).await?;
+            let schedule = lock_schedule(tx, id, request.expected_version_id).await?;
             Entity::delete_by_id(id).exec(tx).await?;
-            announce(tx, ChangeKind::Deleted, schedule).await
+            record_change(tx, ChangeKind::Deleted, schedule).await
         });
         deleted.await?;
         Ok(Response::new(()))
@@ -158,21 +157,24 @@ impl JobScheduleService for JobSchedules {
         request: Request<pb::RunJobScheduleRequest>,
     ) -> Reply<pb::Job> {
         let id = check::uuid("id", &request.into_inner().id)?;
-        let schedule = self.schedule(id).await?;
-        let job = super::job(&schedule, None, &self.types.current(), clock::now());
-        let made = self
+        let schedule = self.read_schedule(id).await?;
+        let job = new_job(&schedule, None, &self.types.current(), clock::now());
+        let outcomes = self
             .db
             .write(async |tx| create::insert(tx, vec![job]).await)
             .await?;
-        match made.into_iter().next() {
-            Some(Made::Created(job)) => {
-                self.bell.queued([&*job]);
+        match outcomes.into_iter().next() {
+            Some(CreateOutcome::Created(job)) => {
+                self.wakeups.notify_queued([&*job]);
                 Ok(Response::new((*job).into()))
             }
-            // It has nothing that another job may hold.
-            Some(Made::Existed(_) | Made::KeyHeld { .. } | Made::RequestReused(_)) | None => {
-                Err(Error::internal("a job without a key was not made").into())
-            }
+            // The job has no constrained value, so no conflict is possible.
+            Some(
+                CreateOutcome::Existed(_)
+                | CreateOutcome::KeyHeld { .. }
+                | CreateOutcome::RequestReused(_),
+            )
+            | None => Err(Error::internal("a job without a key was not made").into()),
         }
     }
 
@@ -182,12 +184,15 @@ impl JobScheduleService for JobSchedules {
     ) -> Reply<pb::PreviewJobScheduleResponse> {
         let request = request.into_inner();
         let count = match request.count {
-            0 => PREVIEW,
-            count => check::within("count", count, 1..=LONGEST_PREVIEW)?,
+            0 => DEFAULT_PREVIEW_TICKS,
+            count => check::within("count", count, 1..=MAX_PREVIEW_TICKS)?,
         };
-        let after = request.after.map(|after| time::from_proto("after", after));
-        let after = after.transpose()?.unwrap_or_else(clock::now);
-        let ticks = self.previewed(&request, after).await?;
+        let after = request
+            .after
+            .map(|after| time::from_proto("after", after))
+            .transpose()?
+            .unwrap_or_else(clock::now);
+        let ticks = self.preview_ticks(&request, after).await?;
         let following = std::iter::successors(ticks.after(after), |tick| ticks.after(*tick));
         let count = usize::try_from(count).unwrap_or_default();
         let tick = |tick: DateTime<Utc>| pb::JobScheduleTick {
@@ -200,22 +205,22 @@ impl JobScheduleService for JobSchedules {
 }
 
 impl JobSchedules {
-    /// The schedules of this queue's database.
+    /// Creates the service of a queue.
     pub fn new(queue: &Queue) -> Self {
         Self {
             db: queue.db.clone(),
             types: queue.types.clone(),
-            bell: queue.bell.clone(),
+            wakeups: queue.wakeups.clone(),
         }
     }
 
-    async fn schedule(&self, id: Uuid) -> Result<Model> {
+    async fn read_schedule(&self, id: Uuid) -> Result<Model> {
         let schedule = Entity::find_by_id(id).one(self.db.reader()).await?;
         row::require(schedule, "job schedule", id)
     }
 
-    /// The ticks that are to be told.
-    async fn previewed(
+    /// Ticks to preview: of a stored schedule, or of an expression in the request.
+    async fn preview_ticks(
         &self,
         request: &pb::PreviewJobScheduleRequest,
         after: DateTime<Utc>,
@@ -235,13 +240,13 @@ impl JobSchedules {
                 return Err(Error::invalid(field, "must be left out with an id"));
             }
         }
-        let schedule = self.schedule(check::uuid("id", &request.id)?).await?;
+        let schedule = self.read_schedule(check::uuid("id", &request.id)?).await?;
         Ticks::parse("", &schedule.cron, &schedule.time_zone, after)
     }
 }
 
-/// The schedule, if it is at the version that is expected; nobody else changes it before the transaction ends.
-async fn locked(tx: &DatabaseTransaction, id: Uuid, expected: Option<i32>) -> Result<Model> {
+/// Locks a schedule until the end of the transaction, and checks the expected version.
+async fn lock_schedule(tx: &DatabaseTransaction, id: Uuid, expected: Option<i32>) -> Result<Model> {
     let schedule = Entity::find_by_id(id).lock_exclusive().one(tx).await?;
     let schedule = row::require(schedule, "job schedule", id)?;
     if expected.is_some_and(|expected| expected != schedule.version_id) {
@@ -251,14 +256,14 @@ async fn locked(tx: &DatabaseTransaction, id: Uuid, expected: Option<i32>) -> Re
     Ok(schedule)
 }
 
-/// When a schedule ticks first from now on.
+/// First tick of a schedule after now.
 fn first_tick(schedule: &Model, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
-    let ticks = Ticks::parse(SCHEDULE, &schedule.cron, &schedule.time_zone, now)?;
+    let ticks = Ticks::parse(FIELD_PREFIX, &schedule.cron, &schedule.time_zone, now)?;
     let first = ticks.after(now);
     first.ok_or_else(|| Error::invalid("job_schedule.cron", "would never tick"))
 }
 
-async fn announce(
+async fn record_change(
     tx: &DatabaseTransaction,
     kind: ChangeKind,
     schedule: Model,
@@ -281,8 +286,8 @@ async fn announce(
     Ok(schedule)
 }
 
-/// The name is the only value that must be unique.
-fn taken(error: sea_orm::DbErr) -> Error {
+/// Names the conflicting field: only the name is unique.
+fn name_conflict(error: sea_orm::DbErr) -> Error {
     let error = Error::from(error);
     if !matches!(error, Error::AlreadyExists { .. }) {
         return error;
@@ -293,8 +298,8 @@ fn taken(error: sea_orm::DbErr) -> Error {
     }
 }
 
-/// A schedule of which nothing was said yet.
-fn blank(now: DateTime<Utc>) -> Model {
+/// Schedule with default values.
+fn default_schedule(now: DateTime<Utc>) -> Model {
     Model {
         id: Uuid::now_v7(),
         name: String::new(),
@@ -321,8 +326,18 @@ fn blank(now: DateTime<Utc>) -> Model {
 
 impl pb::JobScheduleFilter {
     fn select(&self, db: &Db) -> Result<Select<Entity>> {
-        let job_types = check::texts("filter.job_types", &self.job_types, MOST, &(1..=50))?;
-        let queue_names = check::texts("filter.queue_names", &self.queue_names, MOST, &(1..=100))?;
+        let job_types = check::texts(
+            "filter.job_types",
+            &self.job_types,
+            MAX_LIST_VALUES,
+            &(1..=50),
+        )?;
+        let queue_names = check::texts(
+            "filter.queue_names",
+            &self.queue_names,
+            MAX_LIST_VALUES,
+            &(1..=100),
+        )?;
         let name = check::text("filter.name", &self.name, 0..=100)?;
         let mut select = Entity::find();
         if let Some(enabled) = self.enabled {

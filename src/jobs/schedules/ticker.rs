@@ -1,4 +1,4 @@
-//! Makes the jobs of schedules when they tick: one for each tick, however many processes do so.
+//! Creates the jobs of schedules: one job per tick, however many processes run.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::cron::Ticks;
+use super::{cron::Ticks, new_job::new_job};
 use crate::{
     clock,
     db::Db,
@@ -24,72 +24,67 @@ use crate::{
     error::Result,
     feed::{FeedUpdate, Follower, Position, Topic},
     jobs::{
-        Queue,
-        store::create::{self, Made},
+        store::create::{self, CreateOutcome},
         types::{LiveTypes, Types},
-        wakeups::Bell,
+        wakeups::Wakeups,
     },
     monitor::{Announcement, Feed},
     pb::watch_response::Update,
     time_zones,
 };
 
-/// How late the job of a tick may be before the tick is missed.
-const GRACE: TimeDelta = TimeDelta::seconds(60);
+/// Delay after which a tick counts as missed.
+const MISS_DELAY: TimeDelta = TimeDelta::seconds(60);
 
-/// How many jobs of missed ticks are made in one transaction at most.
-const MADE_AT_ONCE: usize = 1_000;
+/// Maximum number of jobs of missed ticks created by one transaction.
+const MAX_JOBS_PER_TRANSACTION: usize = 1_000;
 
-/// How many missed ticks are counted in one transaction at most.
-const COUNTED_AT_ONCE: usize = 10_000;
+/// Maximum number of missed ticks counted by one transaction.
+const MAX_TICKS_PER_TRANSACTION: usize = 10_000;
 
-/// How many schedules are looked up at a time.
-pub(super) const SCHEDULES: u64 = 500;
+/// Maximum number of schedules per query.
+pub(super) const SCHEDULES_PER_QUERY: u64 = 500;
 
-/// How often to look for schedules that are due, if nothing says that there are some.
-const LOOK: Duration = Duration::from_secs(5);
+/// Longest interval between two queries for due schedules.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// How long to wait for another process that is making the jobs of a tick.
-const ELSEWHERE: Duration = Duration::from_millis(25);
+/// Delay before a schedule locked by another process is tried again.
+const LOCKED_RETRY_DELAY: Duration = Duration::from_millis(25);
 
-/// How long to wait after a failure.
-const RETRY: Duration = Duration::from_millis(250);
+/// Delay after a failure.
+const RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// When a schedule is looked at again that cannot be used.
-const UNUSABLE: TimeDelta = TimeDelta::minutes(1);
+/// Delay before an invalid schedule is tried again.
+const INVALID_RETRY_DELAY: TimeDelta = TimeDelta::minutes(1);
 
-/// Makes the jobs of schedules.
+/// Creates the jobs of due schedules.
 #[derive(Clone)]
 pub(in crate::jobs) struct Ticker {
     pub(super) db: Db,
-    /// What their jobs are given.
+    /// Defaults of the created jobs.
     types: LiveTypes,
-    /// Rung for jobs that are made.
-    bell: Bell,
+    /// Notified of created jobs.
+    wakeups: Wakeups,
 }
 
-/// What became of the ticks of a schedule that were due.
+/// Progress on the due ticks of a schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Passed {
-    /// They are dealt with.
-    All,
-    /// Some are dealt with.
-    Some,
-    /// Another process deals with them.
-    Elsewhere,
+enum TickProgress {
+    /// No due tick is left.
+    Done,
+    /// Due ticks are left for the next transaction.
+    Partial,
+    /// Another process has locked the schedule.
+    Locked,
 }
 
 impl Ticker {
-    /// One that makes the jobs of this queue's schedules, once it runs.
-    pub(in crate::jobs) fn new(queue: &Queue) -> Self {
-        Self {
-            db: queue.db.clone(),
-            types: queue.types.clone(),
-            bell: queue.bell.clone(),
-        }
+    /// Creates the ticker of a database.
+    pub(in crate::jobs) fn new(db: Db, types: LiveTypes, wakeups: Wakeups) -> Self {
+        Self { db, types, wakeups }
     }
 
-    /// Makes jobs until shutdown; what happens to schedules is heard from this place in the feed on.
+    /// Creates jobs until shutdown. Changes of schedules are read from the feed, from a position on.
     pub(in crate::jobs) async fn run(
         self,
         feed: Feed,
@@ -98,7 +93,7 @@ impl Ticker {
     ) {
         let mut follower = Follower::new(feed, from);
         let mut rules = time_zones::changes();
-        // They may have changed while no process ran.
+        // Rules may have changed while no process was running.
         rules.mark_changed();
         let mut steps = clock::changes();
         let ticking = async {
@@ -110,17 +105,17 @@ impl Ticker {
                             steps.mark_unchanged();
                         }
                         Err(error) => {
-                            tracing::debug!(%error, "schedules cannot be revised; it is tried again");
+                            tracing::debug!(%error, "failed to revise schedules; retrying");
                         }
                     }
                 }
                 let pause = self.tick().await.unwrap_or_else(|error| {
-                    tracing::debug!(%error, "schedules cannot be read; it is tried again");
-                    RETRY
+                    tracing::debug!(%error, "failed to read due schedules; retrying");
+                    RETRY_DELAY
                 });
                 let waking = async {
                     tokio::select! {
-                        () = changed(&mut follower) => {}
+                        () = schedule_changed(&mut follower) => {}
                         _ = rules.changed() => rules.mark_changed(),
                         _ = steps.changed() => steps.mark_changed(),
                     }
@@ -131,7 +126,7 @@ impl Ticker {
         shutdown.run_until_cancelled(ticking).await;
     }
 
-    /// Makes the jobs that are due. Returns how long to wait, unless a schedule is changed, before looking again.
+    /// Creates the due jobs. Returns the delay before the next query, unless a schedule changes earlier.
     async fn tick(&self) -> Result<Duration> {
         let due: Vec<Uuid> = Entity::find()
             .select_only()
@@ -140,24 +135,24 @@ impl Ticker {
             .filter(Column::NextTickAt.lte(clock::now()))
             .order_by_asc(Column::NextTickAt)
             .order_by_asc(Column::Id)
-            .limit(SCHEDULES)
+            .limit(SCHEDULES_PER_QUERY)
             .into_tuple()
             .all(self.db.reader())
             .await?;
-        let (mut pause, mut is_more) = (LOOK, due.len() as u64 == SCHEDULES);
+        let (mut pause, mut is_more) = (MAX_PAUSE, due.len() as u64 == SCHEDULES_PER_QUERY);
         for id in due {
-            match self.pass(id).await {
-                Ok(Passed::All) => {}
-                Ok(Passed::Some) => is_more = true,
-                Ok(Passed::Elsewhere) => pause = pause.min(ELSEWHERE),
-                // It must not keep other schedules from ticking.
+            match self.run_schedule(id).await {
+                Ok(TickProgress::Done) => {}
+                Ok(TickProgress::Partial) => is_more = true,
+                Ok(TickProgress::Locked) => pause = pause.min(LOCKED_RETRY_DELAY),
+                // A failing schedule must not block others.
                 Err(error) => {
-                    tracing::debug!(job_schedule.id = %id, %error, "a schedule does not tick; it is tried again");
-                    pause = pause.min(RETRY);
+                    tracing::debug!(job_schedule.id = %id, %error, "failed to create the jobs of a schedule; retrying");
+                    pause = pause.min(RETRY_DELAY);
                 }
             }
         }
-        if pause < LOOK {
+        if pause < MAX_PAUSE {
             return Ok(pause);
         }
         if is_more {
@@ -173,27 +168,24 @@ impl Ticker {
             .one(self.db.reader())
             .await?;
         let until = |next: DateTime<Utc>| (next - clock::now()).to_std().unwrap_or_default();
-        Ok(next.map_or(LOOK, until).min(LOOK))
+        Ok(next.map_or(MAX_PAUSE, until).min(MAX_PAUSE))
     }
 
-    /// Makes the jobs of a schedule whose ticks are due.
-    async fn pass(&self, id: Uuid) -> Result<Passed> {
+    /// Creates the jobs of the due ticks of a schedule, and notifies the dispatcher.
+    async fn run_schedule(&self, id: Uuid) -> Result<TickProgress> {
         let types = self.types.current();
-        let passing = self
+        let creation = self
             .db
-            .write(async |tx| pass(tx, id, &types, clock::now()).await);
-        let (passed, made) = passing.await?;
-        let created = made.iter().filter_map(|made| match made {
-            Made::Created(job) => Some(&**job),
-            Made::Existed(_) | Made::KeyHeld { .. } | Made::RequestReused(_) => None,
-        });
-        self.bell.queued(created);
-        Ok(passed)
+            .write(async |tx| create_due_jobs(tx, id, &types, clock::now()).await);
+        let (progress, outcomes) = creation.await?;
+        let created = outcomes.iter().filter_map(CreateOutcome::created_job);
+        self.wakeups.notify_queued(created);
+        Ok(progress)
     }
 }
 
-/// Waits until a schedule is changed, by whatever process, or may have been. Safe to drop while waiting.
-async fn changed(follower: &mut Follower<Announcement>) {
+/// Waits until a schedule has changed, or may have changed. Cancel safe.
+async fn schedule_changed(follower: &mut Follower<Announcement>) {
     loop {
         let FeedUpdate::Changes(entries) = follower.next().await else {
             return;
@@ -208,13 +200,13 @@ async fn changed(follower: &mut Follower<Announcement>) {
     }
 }
 
-/// Makes the jobs of a schedule whose ticks are due. Returns what became of each.
-async fn pass(
+/// Creates the jobs of the due ticks of a schedule. Returns the outcome of each job.
+async fn create_due_jobs(
     tx: &DatabaseTransaction,
     id: Uuid,
     types: &Types,
     now: DateTime<Utc>,
-) -> Result<(Passed, Vec<Made>)> {
+) -> Result<(TickProgress, Vec<CreateOutcome>)> {
     let schedule = Entity::find_by_id(id)
         .filter(Column::Enabled.eq(true))
         .filter(Column::NextTickAt.lte(now))
@@ -222,66 +214,68 @@ async fn pass(
         .one(tx)
         .await?;
     let Some(schedule) = schedule else {
-        return Ok((Passed::Elsewhere, Vec::new()));
+        return Ok((TickProgress::Locked, Vec::new()));
     };
     let ticks = match Ticks::parse("", &schedule.cron, &schedule.time_zone, now) {
         Ok(ticks) => ticks,
-        // Written past our checks.
+        // Written without validation by another client of the database.
         Err(error) => {
-            tracing::error!(job_schedule.id = %id, %error, "a job schedule cannot be used");
-            let later = ActiveModel {
+            tracing::error!(job_schedule.id = %id, %error, "invalid job schedule; correct its `cron` or `time_zone`");
+            let postponed = ActiveModel {
                 id: Set(id),
-                next_tick_at: Set(now + UNUSABLE),
+                next_tick_at: Set(now + INVALID_RETRY_DELAY),
                 ..<ActiveModel as ActiveModelTrait>::default()
             };
-            later.update(tx).await?;
-            return Ok((Passed::All, Vec::new()));
+            postponed.update(tx).await?;
+            return Ok((TickProgress::Done, Vec::new()));
         }
     };
-    let mut due = Due::of(&schedule, &ticks, now);
-    let ticks = due.len();
+    let mut due = DueTicks::at(&schedule, &ticks, now);
+    let tick_count = due.len();
     let Some(next) = due.next else {
-        return Ok((Passed::All, Vec::new()));
+        return Ok((TickProgress::Done, Vec::new()));
     };
     if schedule.skip_if_active {
-        let is_active = !due.wanted.is_empty() && is_active(tx, id).await?;
-        due.wanted.truncate(usize::from(!is_active));
+        let is_active = !due.ticks.is_empty() && is_active(tx, id).await?;
+        due.ticks.truncate(usize::from(!is_active));
     }
-    let last = due.wanted.last().copied();
-    let left_out = ticks - due.wanted.len();
-    let jobs = due.wanted.into_iter();
-    let jobs = jobs.map(|tick| super::job(&schedule, Some(tick), types, now));
-    let made = create::insert(tx, jobs.collect()).await?;
+    let last = due.ticks.last().copied();
+    let skipped = tick_count - due.ticks.len();
+    let due_ticks = due.ticks.into_iter();
+    let jobs = due_ticks.map(|tick| new_job(&schedule, Some(tick), types, now));
+    let outcomes = create::insert(tx, jobs.collect()).await?;
     let mut changed = ActiveModel {
         id: Set(id),
         next_tick_at: Set(next),
         ..<ActiveModel as ActiveModelTrait>::default()
     };
-    if let (Some(tick), Some(made)) = (last, made.last()) {
+    if let (Some(tick), Some(outcome)) = (last, outcomes.last()) {
         changed.last_tick_at = Set(Some(tick));
-        changed.last_job_id = Set(Some(id_of(made)));
+        changed.last_job_id = Set(Some(job_id(outcome)));
     }
-    if left_out > 0 {
-        let left_out = i64::try_from(left_out).unwrap_or(i64::MAX);
-        changed.missed_ticks = Set(schedule.missed_ticks.saturating_add(left_out));
+    if skipped > 0 {
+        let skipped = i64::try_from(skipped).unwrap_or(i64::MAX);
+        changed.missed_ticks = Set(schedule.missed_ticks.saturating_add(skipped));
     }
     changed.update(tx).await?;
-    let passed = if next <= now {
-        Passed::Some
+    let progress = if next <= now {
+        TickProgress::Partial
     } else {
-        Passed::All
+        TickProgress::Done
     };
-    Ok((passed, made))
+    Ok((progress, outcomes))
 }
 
-fn id_of(made: &Made) -> Uuid {
-    match made {
-        Made::Created(job) => job.id,
-        Made::Existed(id) | Made::KeyHeld { id, .. } | Made::RequestReused(id) => *id,
+fn job_id(outcome: &CreateOutcome) -> Uuid {
+    match outcome {
+        CreateOutcome::Created(job) => job.id,
+        CreateOutcome::Existed(id)
+        | CreateOutcome::KeyHeld { id, .. }
+        | CreateOutcome::RequestReused(id) => *id,
     }
 }
 
-/// Whether a job of the schedule is queued or runs.
+/// Returns true if a job of the schedule is queued or running.
 async fn is_active(tx: &DatabaseTransaction, id: Uuid) -> Result<bool> {
     let active: Option<Uuid> = job::Entity::find()
         .select_only()
@@ -295,59 +289,59 @@ async fn is_active(tx: &DatabaseTransaction, id: Uuid) -> Result<bool> {
     Ok(active.is_some())
 }
 
-/// The ticks of a schedule that are dealt with in one transaction.
+/// Ticks of a schedule handled by one transaction.
 #[derive(Debug, PartialEq)]
-struct Due {
-    /// For which jobs are made, oldest first.
-    wanted: Vec<DateTime<Utc>>,
-    /// How many are left out.
-    left_out: usize,
-    /// The first one that is not dealt with.
+struct DueTicks {
+    /// Ticks with a job, oldest first.
+    ticks: Vec<DateTime<Utc>>,
+    /// Number of ticks without a job.
+    skipped: usize,
+    /// First tick left for a later transaction.
     next: Option<DateTime<Utc>>,
 }
 
-impl Due {
-    fn of(schedule: &Model, ticks: &Ticks, now: DateTime<Utc>) -> Self {
+impl DueTicks {
+    fn at(schedule: &Model, ticks: &Ticks, now: DateTime<Utc>) -> Self {
         let policy = schedule.missed_policy;
-        let missed_before = now - GRACE;
-        let (mut missed, mut wanted) = (Vec::new(), Vec::new());
-        let mut left_out = 0;
-        // The first one may be no tick any more, where the rules of the time zone have changed.
+        let missed_before = now - MISS_DELAY;
+        let (mut missed, mut on_time) = (Vec::new(), Vec::new());
+        let mut skipped = 0;
+        // The stored tick may no longer be a tick, after a change of time zone rules.
         let before = schedule.next_tick_at - TimeDelta::microseconds(1);
         let mut next = ticks.after(before);
         while let Some(tick) = next.filter(|tick| *tick <= now) {
-            if missed.len() + left_out >= COUNTED_AT_ONCE
-                || (policy == MissedPolicy::RunAll && missed.len() >= MADE_AT_ONCE)
+            if missed.len() + skipped >= MAX_TICKS_PER_TRANSACTION
+                || (policy == MissedPolicy::RunAll && missed.len() >= MAX_JOBS_PER_TRANSACTION)
             {
                 break;
             }
             if tick >= missed_before {
-                wanted.push(tick);
+                on_time.push(tick);
             } else if policy == MissedPolicy::Skip {
-                left_out += 1;
+                skipped += 1;
             } else {
                 missed.push(tick);
             }
             next = ticks.after(tick);
         }
         if policy == MissedPolicy::RunOnce {
-            // Where there is more that was missed, the latest of them is yet to come.
+            // If more missed ticks remain, the latest missed tick is still to come.
             let is_more = next.is_some_and(|next| next < missed_before);
             let latest = if is_more { None } else { missed.pop() };
-            left_out += missed.len();
+            skipped += missed.len();
             missed = latest.into_iter().collect();
         }
-        missed.append(&mut wanted);
+        missed.append(&mut on_time);
         Self {
-            wanted: missed,
-            left_out,
+            ticks: missed,
+            skipped,
             next,
         }
     }
 
-    /// How many ticks these are.
+    /// Number of handled ticks.
     fn len(&self) -> usize {
-        self.wanted.len() + self.left_out
+        self.ticks.len() + self.skipped
     }
 }
 

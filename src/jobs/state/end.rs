@@ -1,11 +1,14 @@
-//! What becomes of a job whose attempt does not succeed, that is cancelled, or tried again.
+//! Failed, rescued, expired, cancelled and retried attempts.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Cause, Failure, Job, Touched, later, record::Story};
+use super::{
+    job::{Cause, ChangedColumns, Failure, Job, later},
+    record::ChangeRecord,
+};
 use crate::{
     entity::{
         job::{JobStatus, RetryPolicy},
@@ -15,68 +18,71 @@ use crate::{
     pb::{self, JobChangeKind},
 };
 
-/// How many characters of an error a transition repeats.
-const REASON: usize = 1_000;
+/// Maximum number of characters of an error message repeated as the reason of a transition.
+const MAX_REASON_CHARS: usize = 1_000;
 
 impl Job {
-    pub(super) fn rescue(&mut self, gone: Option<Uuid>, now: DateTime<Utc>) {
-        let over = match gone {
+    pub(super) fn rescue(&mut self, disconnected_lease: Option<Uuid>, now: DateTime<Utc>) {
+        let has_ended = match disconnected_lease {
             Some(lease_id) => self.row.lease_id == Some(lease_id),
             None => self
                 .row
                 .lease_expires_at
                 .is_none_or(|expires| expires <= self.clock),
         };
-        if self.row.status != JobStatus::Running || !over {
+        if self.row.status != JobStatus::Running || !has_ended {
             return;
         }
         let worker = self.row.worker_id.clone().unwrap_or_default();
         if self.row.cancel_requested_at.is_some() {
-            self.cancelled(None, "system", None, now);
+            self.finish_cancelled(None, "system", None, now);
             return;
         }
-        let how = if gone.is_some() {
-            "is gone"
+        let reason = if disconnected_lease.is_some() {
+            format!("the worker {worker} disconnected")
         } else {
-            "was not heard of"
+            format!("the worker {worker} sent no heartbeat before its lease expired")
         };
-        let reason = format!("the worker {worker} {how}");
         self.row.rescues += 1;
         if self.row.rescues > self.row.max_rescues {
-            let failure = Failure::own("RESCUES_EXHAUSTED", reason);
+            let failure = Failure::by_server("RESCUES_EXHAUSTED", reason);
             self.end_attempt(AttemptOutcome::Rescued, Some(failure.clone()), None, now);
             self.fail_for_good(failure, "system", None, now);
             return;
         }
         self.end_attempt(AttemptOutcome::Rescued, None, None, now);
-        let story = Story::new(JobChangeKind::Rescued, "system", None).because(Some(reason));
-        self.queue_again(self.clock, story, now);
+        let record =
+            ChangeRecord::new(JobChangeKind::Rescued, "system", None).with_reason(Some(reason));
+        self.queue_again(self.clock, record, now);
     }
 
     pub(super) fn expire(&mut self, now: DateTime<Utc>, random: f64) {
         let running = self.row.status == JobStatus::Running;
         let clock = self.clock;
         let has_passed = |time: Option<DateTime<Utc>>| time.is_some_and(|time| time <= clock);
-        let late = has_passed(self.row.deadline_at);
+        let is_late = has_passed(self.row.deadline_at);
         if self.row.status.is_finished()
-            || !(late || running && has_passed(self.row.attempt_deadline_at))
+            || !(is_late || running && has_passed(self.row.attempt_deadline_at))
         {
             return;
         }
         if running && self.row.cancel_requested_at.is_some() {
-            self.cancelled(None, "timeout", None, now);
-        } else if late {
-            let failure = Failure::own("DEADLINE_EXCEEDED", "the job has taken too long".into());
+            self.finish_cancelled(None, "timeout", None, now);
+        } else if is_late {
+            let failure = Failure::by_server(
+                "DEADLINE_EXCEEDED",
+                "the deadline of the job has passed".into(),
+            );
             if running {
                 self.end_attempt(AttemptOutcome::TimedOut, Some(failure.clone()), None, now);
             } else {
-                self.give_up_next_attempt();
+                self.revert_attempt_number();
             }
             self.fail_for_good(failure, "timeout", None, now);
         } else {
             let ms = self.row.timeout_ms.unwrap_or_default();
-            let message = format!("the attempt has taken longer than {ms} ms");
-            let failure = Failure::own("TIMEOUT", message);
+            let message = format!("the attempt exceeded its timeout of {ms} ms");
+            let failure = Failure::by_server("TIMEOUT", message);
             self.fail(
                 AttemptOutcome::TimedOut,
                 failure,
@@ -92,8 +98,8 @@ impl Job {
         if self.row.status != JobStatus::Queued {
             return;
         }
-        self.give_up_next_attempt();
-        let failure = Failure::own("PAYLOAD_UNDELIVERABLE", problem);
+        self.revert_attempt_number();
+        let failure = Failure::by_server("PAYLOAD_UNDELIVERABLE", problem);
         self.fail_for_good(failure, "system", None, now);
     }
 
@@ -112,17 +118,17 @@ impl Job {
             self.fail_for_good(failure, trigger, actor, now);
             return;
         }
-        let own = || delay(self.policy, self.row.failures, random);
-        let at = later(self.clock, failure.retry_after.unwrap_or_else(own));
-        let reason = Some(shortened(&failure.message));
-        self.blame(failure);
+        let by_policy = || retry_delay(self.policy, self.row.failures, random);
+        let at = later(self.clock, failure.retry_after.unwrap_or_else(by_policy));
+        let reason = Some(truncated(&failure.message));
+        self.set_error(failure);
         let trigger = if trigger == "worker" {
             "retry"
         } else {
             trigger
         };
-        let story = Story::new(JobChangeKind::Retrying, trigger, actor).because(reason);
-        self.queue_again(at, story, now);
+        let record = ChangeRecord::new(JobChangeKind::Retrying, trigger, actor).with_reason(reason);
+        self.queue_again(at, record, now);
     }
 
     pub(super) fn fail_for_good(
@@ -132,22 +138,22 @@ impl Job {
         actor: Option<String>,
         now: DateTime<Utc>,
     ) {
-        let reason = Some(shortened(&failure.message));
-        self.blame(failure);
+        let reason = Some(truncated(&failure.message));
+        self.set_error(failure);
         self.row.completed_at = Some(now);
         self.row.dead_at = self.row.dead_letter.then_some(now);
-        let story = Story::new(JobChangeKind::Failed, trigger, actor).because(reason);
-        self.become_(JobStatus::Failed, story, Touched::Everything, now);
+        let record = ChangeRecord::new(JobChangeKind::Failed, trigger, actor).with_reason(reason);
+        self.transition(JobStatus::Failed, record, ChangedColumns::Everything, now);
     }
 
-    /// It was queued for an attempt that it is not going to make.
-    pub(super) fn give_up_next_attempt(&mut self) {
+    /// Takes back the number of the next attempt of a queued job.
+    pub(super) fn revert_attempt_number(&mut self) {
         if self.row.started_at.is_some() {
             self.row.attempt_number = (self.row.attempt_number - 1).max(1);
         }
     }
 
-    pub(super) fn blame(&mut self, failure: Failure) {
+    pub(super) fn set_error(&mut self, failure: Failure) {
         self.row.error_message = Some(failure.message);
         self.row.error_traceback = failure.traceback;
         self.row.error_code = failure.code;
@@ -163,23 +169,28 @@ impl Job {
         row.cancel_reason.clone_from(&cause.reason);
         if row.status == JobStatus::Queued {
             row.completed_at = Some(now);
-            self.give_up_next_attempt();
-            let story = Story::new(JobChangeKind::Cancelled, "user", Some(cause.actor));
-            let story = story.because(cause.reason);
-            self.become_(JobStatus::Cancelled, story, Touched::Everything, now);
+            self.revert_attempt_number();
+            let record = ChangeRecord::new(JobChangeKind::Cancelled, "user", Some(cause.actor));
+            let record = record.with_reason(cause.reason);
+            self.transition(
+                JobStatus::Cancelled,
+                record,
+                ChangedColumns::Everything,
+                now,
+            );
             return;
         }
-        self.touch(Touched::Everything);
+        self.mark_changed(ChangedColumns::Everything);
         self.changes.push(pb::JobChange {
             triggered_by: "user".into(),
             actor: cause.actor,
             reason: cause.reason.unwrap_or_default(),
-            ..feed_records::change(JobChangeKind::CancelRequested, self.row.clone())
+            ..feed_records::job_change(JobChangeKind::CancelRequested, self.row.clone())
         });
     }
 
-    /// It was running, and is cancelled now as somebody asked.
-    pub(super) fn cancelled(
+    /// Ends a running job with a requested cancellation.
+    pub(super) fn finish_cancelled(
         &mut self,
         failure: Option<Failure>,
         trigger: &'static str,
@@ -189,8 +200,14 @@ impl Job {
         self.end_attempt(AttemptOutcome::Cancelled, failure, None, now);
         self.row.completed_at = Some(now);
         let reason = self.row.cancel_reason.clone();
-        let story = Story::new(JobChangeKind::Cancelled, trigger, actor).because(reason);
-        self.become_(JobStatus::Cancelled, story, Touched::Everything, now);
+        let record =
+            ChangeRecord::new(JobChangeKind::Cancelled, trigger, actor).with_reason(reason);
+        self.transition(
+            JobStatus::Cancelled,
+            record,
+            ChangedColumns::Everything,
+            now,
+        );
     }
 
     pub(super) fn retry(&mut self, cause: Cause, at: Option<DateTime<Utc>>, now: DateTime<Utc>) {
@@ -207,35 +224,44 @@ impl Job {
         row.cancel_requested_at = None;
         row.cancel_requested_by = None;
         row.cancel_reason = None;
-        // It was for what the job was created for, and would be over at once.
+        // The deadline belongs to the first run. A passed deadline would end the retried job at once.
         row.deadline_at = None;
-        // One that was cancelled before its first attempt has still to make it.
+        // A job cancelled before its first attempt keeps the attempt number.
         let attempted = row.started_at.is_some();
-        let story = Story::new(JobChangeKind::Retried, "user", Some(cause.actor));
+        let record = ChangeRecord::new(JobChangeKind::Retried, "user", Some(cause.actor));
         row.attempt_number += i32::from(attempted);
-        self.queue(at.unwrap_or(self.clock), story.because(cause.reason), now);
+        self.queue(
+            at.unwrap_or(self.clock),
+            record.with_reason(cause.reason),
+            now,
+        );
     }
 
-    pub(super) fn queue_again(&mut self, at: DateTime<Utc>, story: Story, now: DateTime<Utc>) {
+    pub(super) fn queue_again(
+        &mut self,
+        at: DateTime<Utc>,
+        record: ChangeRecord,
+        now: DateTime<Utc>,
+    ) {
         self.row.attempt_number += 1;
-        self.queue(at, story, now);
+        self.queue(at, record, now);
     }
 
-    pub(super) fn queue(&mut self, at: DateTime<Utc>, story: Story, now: DateTime<Utc>) {
+    pub(super) fn queue(&mut self, at: DateTime<Utc>, record: ChangeRecord, now: DateTime<Utc>) {
         let row = &mut self.row;
         row.scheduled_at = Some(at);
-        row.next_retry_at = (story.kind == JobChangeKind::Retrying).then_some(at);
+        row.next_retry_at = (record.kind == JobChangeKind::Retrying).then_some(at);
         row.progress_percent = 0;
         row.current_step = None;
         row.items_processed = None;
         row.items_total = None;
         row.progress_at = None;
-        self.become_(JobStatus::Queued, story, Touched::Everything, now);
+        self.transition(JobStatus::Queued, record, ChangedColumns::Everything, now);
     }
 }
 
 impl Failure {
-    fn own(code: &str, message: String) -> Self {
+    fn by_server(code: &str, message: String) -> Self {
         Self {
             message,
             traceback: None,
@@ -246,17 +272,17 @@ impl Failure {
     }
 }
 
-/// How long to wait after so many failures.
-fn delay(policy: RetryPolicy, failures: i32, random: f64) -> Duration {
+/// Delay before the next attempt after a number of failures.
+fn retry_delay(policy: RetryPolicy, failures: i32, random: f64) -> Duration {
     #[expect(clippy::cast_precision_loss, reason = "a week is far below 2^52 ms")]
-    let (initial, most) = (policy.initial_ms as f64, policy.max_ms as f64);
-    let wait = initial * policy.multiplier.powi(failures.saturating_sub(1));
-    // Infinity is more than the most as well.
-    let wait = wait.min(most);
-    let wait = wait + wait * policy.jitter * random;
-    Duration::try_from_secs_f64(wait / 1e3).unwrap_or_default()
+    let (initial_ms, max_ms) = (policy.initial_ms as f64, policy.max_ms as f64);
+    let unbounded_ms = initial_ms * policy.multiplier.powi(failures.saturating_sub(1));
+    // `min` also bounds infinity.
+    let bounded_ms = unbounded_ms.min(max_ms);
+    let delay_ms = bounded_ms + bounded_ms * policy.jitter * random;
+    Duration::try_from_secs_f64(delay_ms / 1e3).unwrap_or_default()
 }
 
-fn shortened(text: &str) -> String {
-    text.chars().take(REASON).collect()
+fn truncated(text: &str) -> String {
+    text.chars().take(MAX_REASON_CHARS).collect()
 }

@@ -1,11 +1,11 @@
-//! What is recorded of a change: the end of an attempt, the transition, and what watchers are told.
+//! Records of a status change: the end of the attempt, the transition, and the feed change.
 
 use chrono::{DateTime, Utc};
 use sea_orm::ActiveValue::{NotSet, Set};
 use serde_json::Value as Json;
 use uuid::Uuid;
 
-use super::{Failure, Job, Touched};
+use super::job::{ChangedColumns, Failure, Job};
 use crate::{
     entity::{
         job::JobStatus,
@@ -16,15 +16,15 @@ use crate::{
     pb::{self, JobChangeKind},
 };
 
-/// What is told of a change of status.
-pub(super) struct Story {
+/// Description of a status change, for the transition and the feed change.
+pub(super) struct ChangeRecord {
     pub kind: JobChangeKind,
     trigger: &'static str,
     actor: Option<String>,
     reason: Option<String>,
 }
 
-impl Story {
+impl ChangeRecord {
     pub(super) fn new(kind: JobChangeKind, trigger: &'static str, actor: Option<String>) -> Self {
         Self {
             kind,
@@ -34,7 +34,7 @@ impl Story {
         }
     }
 
-    pub(super) fn because(self, reason: Option<String>) -> Self {
+    pub(super) fn with_reason(self, reason: Option<String>) -> Self {
         Self { reason, ..self }
     }
 }
@@ -78,18 +78,18 @@ impl Job {
         if result.is_some() {
             ended.result = Set(result);
         }
-        self.ended.push(ended);
+        self.ended_attempts.push(ended);
     }
 
-    pub(super) fn become_(
+    pub(super) fn transition(
         &mut self,
         next: JobStatus,
-        story: Story,
-        touched: Touched,
+        record: ChangeRecord,
+        changed: ChangedColumns,
         now: DateTime<Utc>,
     ) {
         let from = self.row.status;
-        // A transition is about the attempt that it began or ended.
+        // A transition belongs to the attempt started or ended by the transition.
         let number = self.row.attempt_number - i32::from(next == JobStatus::Queued);
         let row = &mut self.row;
         row.status = next;
@@ -103,25 +103,25 @@ impl Job {
             row.lease_expires_at = None;
             row.attempt_deadline_at = None;
         }
-        self.touch(touched);
+        self.mark_changed(changed);
         self.transitions.push(job_transition::ActiveModel {
             id: Set(Uuid::now_v7()),
             job_id: Set(self.row.id),
             from_status: Set(from.as_str().into()),
             to_status: Set(next.as_str().into()),
             transitioned_at: Set(now),
-            triggered_by: Set(story.trigger.into()),
+            triggered_by: Set(record.trigger.into()),
             metadata_json: NotSet,
             version_id: Set(Some(self.row.version_id)),
             attempt_number: Set(Some(number.max(1))),
-            actor: Set(story.actor.clone()),
-            reason: Set(story.reason.clone()),
+            actor: Set(record.actor.clone()),
+            reason: Set(record.reason.clone()),
         });
         self.changes.push(pb::JobChange {
-            triggered_by: story.trigger.into(),
-            actor: story.actor.unwrap_or_default(),
-            reason: story.reason.unwrap_or_default(),
-            ..feed_records::change(story.kind, self.row.clone())
+            triggered_by: record.trigger.into(),
+            actor: record.actor.unwrap_or_default(),
+            reason: record.reason.unwrap_or_default(),
+            ..feed_records::job_change(record.kind, self.row.clone())
         });
     }
 }

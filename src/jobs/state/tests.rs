@@ -1,5 +1,10 @@
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
 use super::*;
-use crate::entity::job::RetryPolicy;
+use crate::entity::job::{JobStatus, Model, RetryPolicy};
 
 const POLICY: RetryPolicy = RetryPolicy {
     initial_ms: 1_000,
@@ -34,7 +39,7 @@ fn failure(retryable: bool) -> Failure {
     }
 }
 
-/// A random thing that may happen to a job, with the lease that it has or one that it had.
+/// Random move, under the current lease of the job or an earlier one.
 fn random(rng: &mut fastrand::Rng, job: &Job, stale: Uuid, now: DateTime<Utc>) -> Move {
     let lease = job.row.lease_id.filter(|_| rng.u8(0..8) > 0);
     let lease = lease.unwrap_or(stale);
@@ -62,7 +67,7 @@ fn random(rng: &mut fastrand::Rng, job: &Job, stale: Uuid, now: DateTime<Utc>) -
             Move::Report(lease, Report::Progress(progress, rng.bool()))
         }
         9 => Move::Rescue {
-            gone: rng.bool().then_some(lease),
+            disconnected_lease: rng.bool().then_some(lease),
         },
         10 => Move::Expire,
         11 => Move::Cancel(cause),
@@ -83,21 +88,22 @@ fn whatever_happens_the_story_holds() {
         for _ in 0..60 {
             now += Duration::from_secs(rng.u64(0..4));
             let mut job = Job::new(row.clone(), POLICY);
-            let what = random(&mut rng, &job, stale, now);
-            // Only what waits and is due is claimed.
+            let job_move = random(&mut rng, &job, stale, now);
+            // Only due waiting jobs are claimed.
             let due = row.status == JobStatus::Queued && row.scheduled_at.unwrap() <= now;
-            if matches!(what, Move::Claim { .. }) && !due || job.may(&what).is_err() {
+            if matches!(job_move, Move::Claim { .. }) && !due || job.check(&job_move).is_err() {
                 continue;
             }
-            let fenced = matches!(&what, Move::Report(lease, _) if Some(*lease) != row.lease_id);
+            let fenced =
+                matches!(&job_move, Move::Report(lease, _) if Some(*lease) != row.lease_id);
             assert!(!fenced, "{seed}: a report under another lease");
-            job.happen(what, now, rng.f64());
+            job.apply(job_move, now, rng.f64());
 
             let steps = i32::try_from(job.transitions.len()).unwrap();
-            assert!(steps <= 1, "{seed}: several transitions of one thing");
+            assert!(steps <= 1, "{seed}: several transitions of one move");
             assert_eq!(job.row.version_id, row.version_id + steps, "{seed}");
             assert_eq!(steps == 1, job.row.status != row.status, "{seed}");
-            if job.begun.is_some() {
+            if job.started_attempt.is_some() {
                 assert!(!open, "{seed}: two attempts run");
                 attempts += 1;
                 open = true;
@@ -106,7 +112,7 @@ fn whatever_happens_the_story_holds() {
                     "{seed}: attempts have gaps"
                 );
             }
-            if let [ended] = &job.ended[..] {
+            if let [ended] = &job.ended_attempts[..] {
                 assert!(open, "{seed}: an attempt ends twice");
                 open = false;
                 assert_eq!(ended.attempt_number.clone().unwrap(), attempts, "{seed}");
@@ -144,8 +150,8 @@ fn whatever_happens_the_story_holds() {
 fn a_clock_that_is_set_back_does_not_turn_the_story_round() {
     let lease = Uuid::from_u128(1);
     let mut job = job();
-    job.happen(claim(lease), at(10), 0.0);
-    job.happen(Move::Report(lease, Report::Complete(None)), at(5), 0.0);
+    job.apply(claim(lease), at(10), 0.0);
+    job.apply(Move::Report(lease, Report::Complete(None)), at(5), 0.0);
     assert_eq!(job.row.completed_at, Some(at(10)));
     assert_eq!(job.row.transitioned_at, Some(at(10)));
 }
@@ -157,15 +163,15 @@ fn waits_grow_to_their_most_with_some_at_random() {
     let mut job = job();
     job.row.max_attempts = 9;
     for _ in 0..7 {
-        job.happen(claim(lease), at(0), 0.0);
+        job.apply(claim(lease), at(0), 0.0);
         let fails = Move::Report(lease, Report::Fail(failure(true)));
-        job.happen(fails, at(0), 0.0);
+        job.apply(fails, at(0), 0.0);
         waits.push((job.row.next_retry_at.unwrap() - at(0)).num_seconds());
     }
     assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
-    job.happen(claim(lease), at(0), 0.0);
+    job.apply(claim(lease), at(0), 0.0);
     let fails = Move::Report(lease, Report::Fail(failure(true)));
-    job.happen(fails, at(0), 0.999_999);
+    job.apply(fails, at(0), 0.999_999);
     let wait = (job.row.next_retry_at.unwrap() - at(0)).num_milliseconds();
     assert_eq!(wait, 37_499);
 }
@@ -181,7 +187,7 @@ fn items_tell_percents_where_nobody_does() {
     ] {
         let lease = Uuid::from_u128(1);
         let mut job = job();
-        job.happen(claim(lease), at(0), 0.0);
+        job.apply(claim(lease), at(0), 0.0);
         let progress = Progress {
             percent,
             processed,
@@ -189,8 +195,8 @@ fn items_tell_percents_where_nobody_does() {
             step: None,
         };
         let report = Report::Progress(progress, false);
-        job.happen(Move::Report(lease, report), at(1), 0.0);
+        job.apply(Move::Report(lease, report), at(1), 0.0);
         assert_eq!(job.row.progress_percent, expected);
-        assert!(job.changes.len() == 1, "only its start was told");
+        assert!(job.changes.len() == 1, "only the start was published");
     }
 }

@@ -1,5 +1,5 @@
-//! The ledger: jobs are locked, something happens to them, and all that it means is written in the same
-//! transaction: their rows, attempts, transitions, logs and what watchers are told.
+//! Application of job moves: jobs are locked and moved, and every consequence is written in the same transaction:
+//! rows, attempts, transitions, logs and feed records.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -13,7 +13,7 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use super::rows::{columns, read};
+use super::rows::{columns, read_jobs};
 use crate::{
     db::bulk::{Inserts, single_row_estimate},
     entity::{
@@ -24,23 +24,24 @@ use crate::{
     feed,
     jobs::{
         feed_records,
-        state::{Job, Move, Report, Touched, label},
+        state::{ChangedColumns, Job, Move, Report, label},
         types::Types,
     },
 };
 
-/// How many jobs one statement of SQLite locks.
-const CHUNK: usize = 64;
+/// Maximum number of jobs locked by one SQLite statement.
+const MAX_IDS_PER_STATEMENT: usize = 64;
 
-/// Gives the transaction its number, if it has none yet.
-pub(crate) const BEGIN: &str = "WITH me AS MATERIALIZED (SELECT pg_current_xact_id() AS xid)";
+/// CTE assigning an id to the transaction, if it has none yet.
+pub(crate) const ASSIGN_TRANSACTION_ID: &str =
+    "WITH me AS MATERIALIZED (SELECT pg_current_xact_id() AS xid)";
 
-/// Whether a row was written by a later transaction than this one. Then the feed, which is in the order of
-/// the transactions' numbers, would have this one's change of the row first.
-pub(crate) const NEWER: &str = "age(j.xmin) < 0 AS newer";
+/// True if a later transaction wrote the row. The feed is ordered by transaction id, so the change of this
+/// transaction would appear before the earlier change of the row.
+pub(crate) const IS_NEWER: &str = "age(j.xmin) < 0 AS newer";
 
-/// Locks jobs, in the order of their ids, in which [`Db::by_key`](crate::db::Db::by_key) finds them. Those that do not
-/// exist are left out.
+/// Locks jobs in the order of their ids, as read through [`Db::by_key`](crate::db::Db::by_key). Missing jobs are left
+/// out.
 pub(crate) async fn lock(
     tx: &DatabaseTransaction,
     ids: &[Uuid],
@@ -53,48 +54,47 @@ pub(crate) async fn lock(
     let mut jobs = Vec::with_capacity(ids.len());
     if tx.get_database_backend() == DbBackend::Postgres {
         if !ids.is_empty() {
-            let few = single_row_estimate("unnest($1::text::uuid[]) AS v(id)");
+            let id_rows = single_row_estimate("unnest($1::text::uuid[]) AS v(id)");
             let sql = format!(
-                "{BEGIN} SELECT {columns}, {NEWER} FROM me, {few}, jobs AS j \
+                "{ASSIGN_TRANSACTION_ID} SELECT {columns}, {IS_NEWER} FROM me, {id_rows}, jobs AS j \
                 WHERE j.id = v.id FOR UPDATE OF j"
             );
-            let values = [array(&ids).into()];
+            let values = [uuid_array(&ids).into()];
             let statement = Statement::from_sql_and_values(DbBackend::Postgres, sql, values);
             let rows = tx.query_all_raw(statement).await?;
-            jobs = read(&rows, types)?;
+            jobs = read_jobs(&rows, types)?;
             if jobs.len() < rows.len() {
                 return Err(Error::Contended);
             }
         }
     } else {
-        for ids in ids.chunks(CHUNK) {
-            // Few different statements: of 1, 2, 4, … ids.
-            let size = ids.len().next_power_of_two();
-            let padded = ids.iter().chain(std::iter::repeat(&ids[0])).take(size);
+        for chunk in ids.chunks(MAX_IDS_PER_STATEMENT) {
+            // Sizes are powers of two, to keep the number of distinct statements small.
+            let size = chunk.len().next_power_of_two();
+            let padded = chunk.iter().chain(std::iter::repeat(&chunk[0])).take(size);
             let places = vec!["?"; size].join(", ");
             let sql =
                 format!("SELECT {columns}, FALSE AS newer FROM jobs AS j WHERE j.id IN ({places})");
             let values = padded.map(|id| (*id).into());
             let statement = Statement::from_sql_and_values(DbBackend::Sqlite, sql, values);
-            jobs.extend(read(&tx.query_all_raw(statement).await?, types)?);
+            jobs.extend(read_jobs(&tx.query_all_raw(statement).await?, types)?);
         }
     }
     Ok(jobs.into_iter().map(|job| (job.row.id, job)).collect())
 }
 
-/// Several ids for a statement of PostgreSQL.
-pub(crate) fn array(ids: &[Uuid]) -> String {
+/// PostgreSQL array literal of ids.
+pub(crate) fn uuid_array(ids: &[Uuid]) -> String {
     let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
     format!("{{{}}}", ids.join(","))
 }
 
-/// Something that is to happen to jobs: to all of them, or to none.
+/// Moves of jobs, applied all or none.
 #[derive(Debug, Clone)]
 pub(crate) struct Task(pub Vec<(Uuid, Move)>);
 
-/// Has tasks happen, in their order. Gives the jobs of each as they were after it, and what else has come of
-/// them all.
-pub(crate) async fn carry_out(
+/// Runs tasks in their order. Returns the jobs of each task afterwards, and the effects of all tasks.
+pub(crate) async fn run_tasks(
     tx: &DatabaseTransaction,
     tasks: Vec<Task>,
     types: &Arc<Types>,
@@ -106,29 +106,29 @@ pub(crate) async fn carry_out(
         .map(|(id, _)| *id)
         .collect();
     let mut jobs = lock(tx, &ids, types).await?;
-    count_lines(tx, &tasks, &mut jobs).await?;
+    count_attempt_lines(tx, &tasks, &mut jobs).await?;
     let mut answers = Vec::with_capacity(tasks.len());
     for task in tasks {
-        answers.push(happen(tx, task, &mut jobs, now).await?);
+        answers.push(run_task(tx, task, &mut jobs, now).await?);
     }
     let mut jobs: Vec<_> = jobs.into_values().collect();
     jobs.sort_unstable_by_key(|job| job.row.id);
-    let effects = write(tx, jobs).await?;
+    let effects = write_jobs(tx, jobs).await?;
     Ok((answers, effects))
 }
 
-async fn happen(
+async fn run_task(
     tx: &DatabaseTransaction,
     task: Task,
     jobs: &mut HashMap<Uuid, Job>,
     now: DateTime<Utc>,
 ) -> Result<Result<Vec<Model>>> {
-    let alone = task.0.len() == 1;
-    for (index, (id, what)) in task.0.iter().enumerate() {
-        let index = (!alone).then_some(index);
-        let may = match jobs.get(id) {
-            Some(job) => job.may(what),
-            None if matches!(what, Move::Report(..)) => Err(Error::LeaseLost {
+    let is_single = task.0.len() == 1;
+    for (index, (id, job_move)) in task.0.iter().enumerate() {
+        let index = (!is_single).then_some(index);
+        let checked = match jobs.get(id) {
+            Some(job) => job.check(job_move),
+            None if matches!(job_move, Move::Report(..)) => Err(Error::LeaseLost {
                 job_id: id.to_string(),
                 status: "DELETED".into(),
                 index,
@@ -138,11 +138,11 @@ async fn happen(
                 id: id.to_string(),
             }),
         };
-        if let Err(error) = may {
+        if let Err(error) = checked {
             return Ok(Err(error.with_index(index)));
         }
-        if let (Move::Retry(..), Some(job)) = (what, jobs.get(id))
-            && let Some((holder, status)) = holder(tx, &job.row, JobStatus::Queued).await?
+        if let (Move::Retry(..), Some(job)) = (job_move, jobs.get(id))
+            && let Some((holder, status)) = key_holder(tx, &job.row, JobStatus::Queued).await?
         {
             return Ok(Err(Error::KeyHeld {
                 field: "unique_key",
@@ -151,20 +151,19 @@ async fn happen(
             }));
         }
     }
-    let mut after = Vec::with_capacity(task.0.len());
-    for (id, what) in task.0 {
+    let mut moved = Vec::with_capacity(task.0.len());
+    for (id, job_move) in task.0 {
         if let Some(job) = jobs.get_mut(&id) {
-            job.happen(what, now, fastrand::f64());
-            give_up_key(tx, job).await?;
-            after.push(job.row.clone());
+            job.apply(job_move, now, fastrand::f64());
+            drop_held_key(tx, job).await?;
+            moved.push(job.row.clone());
         }
     }
-    Ok(Ok(after))
+    Ok(Ok(moved))
 }
 
-/// Another job that holds the unique key which this one is to hold in its next status, and does not in its
-/// present one.
-async fn holder(
+/// Another job holding the unique key that a job is about to hold. `None` for a job holding the key already.
+async fn key_holder(
     tx: &DatabaseTransaction,
     row: &Model,
     next: JobStatus,
@@ -190,23 +189,23 @@ async fn holder(
     Ok(holder.map(|(id, status, _)| (id, status)))
 }
 
-/// A job that comes into a status in which it would hold its unique key, and finds another holding it, goes
-/// on without: what it reports must not fail for that.
-async fn give_up_key(tx: &DatabaseTransaction, job: &mut Job) -> Result<()> {
+/// Drops the unique key of a job that would enter a holding status while another job holds the key. Its report must
+/// not fail for that reason.
+async fn drop_held_key(tx: &DatabaseTransaction, job: &mut Job) -> Result<()> {
     let row = &job.row;
-    let held = row.unique_states & job.before.bit() != 0;
-    if held || row.unique_key.is_none() || row.status == job.before {
+    let already_holds = row.unique_states & job.previous_status.bit() != 0;
+    if already_holds || row.unique_key.is_none() || row.status == job.previous_status {
         return Ok(());
     }
-    if holder(tx, row, row.status).await?.is_some() {
+    if key_holder(tx, row, row.status).await?.is_some() {
         job.row.unique_states = 0;
-        job.touched = Touched::Everything;
+        job.changed_columns = ChangedColumns::Everything;
     }
     Ok(())
 }
 
-/// Counts the lines of attempts to which lines are added from an offset on.
-async fn count_lines(
+/// Counts the log lines of attempts with logs reported from an offset.
+async fn count_attempt_lines(
     tx: &DatabaseTransaction,
     tasks: &[Task],
     jobs: &mut HashMap<Uuid, Job>,
@@ -214,7 +213,7 @@ async fn count_lines(
     let from_offset: HashSet<Uuid> = tasks
         .iter()
         .flat_map(|task| &task.0)
-        .filter_map(|(id, what)| match what {
+        .filter_map(|(id, job_move)| match job_move {
             Move::Report(_, Report::Logs { offset, .. }) => offset.map(|_| *id),
             Move::Report(..)
             | Move::Claim { .. }
@@ -223,7 +222,7 @@ async fn count_lines(
             | Move::Cancel(_)
             | Move::Retry(..)
             | Move::Refuse(_)
-            | Move::Tell => None,
+            | Move::PublishProgress => None,
         })
         .collect();
     for id in from_offset {
@@ -242,80 +241,81 @@ async fn count_lines(
     Ok(())
 }
 
-/// What dispatchers are to know of what was written, once it is committed.
+/// Effects of a committed transaction on dispatchers.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
-    /// Jobs that wait for a worker now.
+    /// Newly queued jobs.
     pub queued: Vec<Model>,
-    /// Queues of which jobs do not run any more.
+    /// Queues with fewer running jobs.
     pub freed: HashSet<String>,
 }
 
-/// Writes what has happened to locked jobs.
-pub(crate) async fn write(tx: &DatabaseTransaction, jobs: Vec<Job>) -> Result<Effects> {
+/// Writes the moves of locked jobs.
+pub(crate) async fn write_jobs(tx: &DatabaseTransaction, jobs: Vec<Job>) -> Result<Effects> {
     let mut effects = Effects::default();
-    let (mut rows, mut begun) = (BTreeMap::<_, Vec<_>>::new(), Vec::new());
+    let (mut rows, mut started) = (BTreeMap::<_, Vec<_>>::new(), Vec::new());
     let mut ended = BTreeMap::<_, Vec<_>>::new();
     let (mut transitions, mut lines, mut changes) = (Vec::new(), Vec::new(), Vec::new());
     for mut job in jobs {
-        begun.extend(job.begun);
-        if let (false, Some(queue)) = (job.ended.is_empty(), &job.row.queue_name)
+        started.extend(job.started_attempt);
+        if let (false, Some(queue)) = (job.ended_attempts.is_empty(), &job.row.queue_name)
             && !effects.freed.contains(queue)
         {
             effects.freed.insert(queue.clone());
         }
-        for attempt in job.ended {
-            // Those that set the same columns are written together.
+        for attempt in job.ended_attempts {
+            // Attempts with the same columns share an update.
             let columns = (attempt.error_message.is_set(), attempt.result.is_set());
             ended.entry(columns).or_default().push(attempt);
         }
         transitions.append(&mut job.transitions);
         lines.append(&mut job.lines);
         changes.append(&mut job.changes);
-        if let Some(row) = updated(&job.row, job.touched) {
-            rows.entry(job.touched).or_default().push(row);
+        if let Some(row) = row_update(&job.row, job.changed_columns) {
+            rows.entry(job.changed_columns).or_default().push(row);
         }
-        if job.touched == Touched::Everything && job.row.status == JobStatus::Queued {
+        if job.changed_columns == ChangedColumns::Everything && job.row.status == JobStatus::Queued
+        {
             effects.queued.push(job.row);
         }
     }
-    let mut records = feed_records::records(changes);
+    let mut records = feed_records::change_records(changes);
     if !lines.is_empty() {
-        records.push(feed_records::logged(lines.clone()));
+        records.push(feed_records::log_record(lines.clone()));
     }
     let mut writes = Inserts::new(tx.get_database_backend());
     for rows in rows.into_values() {
         writes.update(rows, &[Column::Id])?;
     }
-    writes.add(begun)?;
-    let attempt = [
+    writes.add(started)?;
+    let attempt_key = [
         job_attempt::Column::JobId,
         job_attempt::Column::AttemptNumber,
     ];
-    for ended in ended.into_values() {
-        writes.update(ended, &attempt)?;
+    for attempts in ended.into_values() {
+        writes.update(attempts, &attempt_key)?;
     }
     writes.add(transitions)?;
     writes.add(lines)?;
     writes.add(feed::rows(tx, records).await?)?;
-    let written = writes.run(tx).await;
-    if matches!(written, Err(Error::AlreadyExists { .. })) {
-        // Somebody else took the unique key at this moment: it is seen when it is tried again.
+    let result = writes.run(tx).await;
+    if matches!(result, Err(Error::AlreadyExists { .. })) {
+        // Another transaction took the unique key at the same time. The next try reads the holder.
         return Err(Error::Contended);
     }
-    written?;
+    result?;
     Ok(effects)
 }
 
-/// What is to be written of a job's row.
-fn updated(row: &Model, touched: Touched) -> Option<ActiveModel> {
+/// Changed columns of a job row. `None` if the row is unchanged.
+fn row_update(row: &Model, changed: ChangedColumns) -> Option<ActiveModel> {
     let mut set = ActiveModel {
         id: Set(row.id),
         ..<ActiveModel as ActiveModelTrait>::default()
     };
-    match touched {
-        Touched::Nothing => return None,
-        Touched::Claim => {
+    match changed {
+        ChangedColumns::Nothing => return None,
+        ChangedColumns::Claim => {
             set_status(&mut set, row);
             set_lease(&mut set, row);
             set.started_at = Set(row.started_at);
@@ -323,23 +323,23 @@ fn updated(row: &Model, touched: Touched) -> Option<ActiveModel> {
             set.worker_id = Set(row.worker_id.clone());
             set.lease_ms = Set(row.lease_ms);
         }
-        Touched::Completion => {
+        ChangedColumns::Completion => {
             set_status(&mut set, row);
             set_lease(&mut set, row);
             set.completed_at = Set(row.completed_at);
             set.progress_percent = Set(row.progress_percent);
             set.result = Set(row.result.clone());
         }
-        Touched::Lease => {
+        ChangedColumns::Lease => {
             set.lease_expires_at = Set(row.lease_expires_at);
             set.heartbeat_at = Set(row.heartbeat_at);
         }
-        Touched::Progress => {
+        ChangedColumns::Progress => {
             set_progress(&mut set, row);
             set.lease_expires_at = Set(row.lease_expires_at);
             set.heartbeat_at = Set(row.heartbeat_at);
         }
-        Touched::Everything => {
+        ChangedColumns::Everything => {
             set_status(&mut set, row);
             set_lease(&mut set, row);
             set_progress(&mut set, row);

@@ -1,4 +1,4 @@
-//! Cancelling, retrying and deleting many jobs, in chunks.
+//! Bulk cancellation, retry and deletion of jobs, in chunks.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -6,7 +6,7 @@ use futures_util::{TryStreamExt, future::join_all};
 use sea_orm::{ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 use uuid::Uuid;
 
-use super::{apply, delete, writer::Desk};
+use super::{apply, delete, writer::JobWriter};
 use crate::{
     db::Db,
     entity::job::{Column, Entity, JobStatus},
@@ -18,51 +18,53 @@ use crate::{
     pb,
 };
 
-/// How many jobs are moved at a time.
-const CHUNK: usize = 200;
+/// Number of jobs per chunk.
+const JOBS_PER_CHUNK: usize = 200;
 
-/// How often a chunk is tried that was chosen to give way to others.
-const TRIES: usize = 5;
+/// Maximum number of tries of a chunk in conflict with other transactions.
+const MAX_TRIES: usize = 5;
 
-/// What is to become of jobs.
+/// Action on all matching jobs.
 #[derive(Debug, Clone)]
-pub(crate) enum Wanted {
-    Cancelled(Cause),
-    Retried(Cause),
-    Deleted,
+pub(crate) enum BulkAction {
+    Cancel(Cause),
+    Retry(Cause),
+    Delete,
 }
 
-impl Wanted {
-    /// Whether it can become of a job in this status.
-    fn from(&self, status: JobStatus) -> bool {
+impl BulkAction {
+    /// Returns true if the action applies to a job in a status.
+    fn applies_to(&self, status: JobStatus) -> bool {
         match self {
-            Self::Cancelled(_) => matches!(status, JobStatus::Queued | JobStatus::Running),
-            Self::Retried(_) => matches!(status, JobStatus::Failed | JobStatus::Cancelled),
-            Self::Deleted => status != JobStatus::Running,
+            Self::Cancel(_) => matches!(status, JobStatus::Queued | JobStatus::Running),
+            Self::Retry(_) => matches!(status, JobStatus::Failed | JobStatus::Cancelled),
+            Self::Delete => status != JobStatus::Running,
         }
     }
 }
 
-/// Jobs that are to be moved.
+/// Action on the jobs matching a condition.
 #[derive(Debug)]
-pub(crate) struct Bulk {
+pub(crate) struct BulkMove {
     condition: Condition,
-    wanted: Wanted,
+    action: BulkAction,
 }
 
-/// What became of jobs.
+/// Counts of moved and unmoved jobs.
 #[derive(Debug, Default)]
-struct Tally {
+struct BulkCounts {
     moved: i64,
+    /// Running jobs with a newly requested cancellation, included in `moved`.
     requested: i64,
+    /// Jobs not retried because another job holds their unique key.
     key_held: i64,
-    /// How many were not, by the number of their status on the wire.
+    /// Unmoved jobs by the protobuf number of their status.
     not_moved: BTreeMap<i32, i64>,
 }
 
-impl Bulk {
-    /// Checks what a request says, of which `condition` is what its filter matches.
-    pub(crate) fn new(condition: Condition, all: bool, wanted: Wanted) -> Result<Self> {
+impl BulkMove {
+    /// Validates a request. `condition` is the condition of its filter; an empty condition requires `all`.
+    pub(crate) fn new(condition: Condition, all: bool, action: BulkAction) -> Result<Self> {
         if condition.is_empty() && !all {
             let problem = "must not be empty unless `all` is set";
             return Err(Error::invalid("filter", problem));
@@ -71,14 +73,19 @@ impl Bulk {
             let problem = "must not be set together with a filter";
             return Err(Error::invalid("all", problem));
         }
-        Ok(Self { condition, wanted })
+        Ok(Self { condition, action })
     }
 
-    /// Moves the jobs that match now, oldest first; or tells how many would be moved.
-    pub(crate) async fn run(self, db: &Db, desk: &Desk, dry: bool) -> Result<pb::MoveJobsResponse> {
-        let mut tally = Tally::default();
+    /// Applies the action to the jobs matching now, oldest first. With `dry_run`, jobs are only counted.
+    pub(crate) async fn run(
+        self,
+        db: &Db,
+        writer: &JobWriter,
+        dry_run: bool,
+    ) -> Result<pb::MoveJobsResponse> {
+        let mut counts = BulkCounts::default();
         let scan = db.scan().await?;
-        if dry {
+        if dry_run {
             let statuses: Vec<(JobStatus, i64)> = Entity::find()
                 .filter(self.condition)
                 .select_only()
@@ -89,9 +96,9 @@ impl Bulk {
                 .all(scan.reader())
                 .await?;
             for (status, jobs) in statuses {
-                tally.add(status, self.wanted.from(status), jobs);
+                counts.add(status, self.action.applies_to(status), jobs);
             }
-            return Ok(tally.into());
+            return Ok(counts.into());
         }
         let ids = Entity::find()
             .filter(self.condition.clone())
@@ -104,33 +111,35 @@ impl Bulk {
             .await?;
         let ids: Vec<Uuid> = ids.try_collect().await?;
         drop(scan);
-        for ids in ids.chunks(CHUNK) {
-            match &self.wanted {
-                Wanted::Cancelled(cause) => {
-                    let what = || Move::Cancel(cause.clone());
-                    self.move_all(db, desk, ids, what, &mut tally).await?;
+        for chunk in ids.chunks(JOBS_PER_CHUNK) {
+            match &self.action {
+                BulkAction::Cancel(cause) => {
+                    let cancel = || Move::Cancel(cause.clone());
+                    self.move_chunk(db, writer, chunk, cancel, &mut counts)
+                        .await?;
                 }
-                Wanted::Retried(cause) => {
-                    let what = || Move::Retry(cause.clone(), None);
-                    self.move_all(db, desk, ids, what, &mut tally).await?;
+                BulkAction::Retry(cause) => {
+                    let retry = || Move::Retry(cause.clone(), None);
+                    self.move_chunk(db, writer, chunk, retry, &mut counts)
+                        .await?;
                 }
-                Wanted::Deleted => self.delete(db, ids, &mut tally).await?,
+                BulkAction::Delete => self.delete_chunk(db, chunk, &mut counts).await?,
             }
         }
-        Ok(tally.into())
+        Ok(counts.into())
     }
 
-    /// Those that are moved at the same time share transactions.
-    async fn move_all(
+    /// Moves a chunk of jobs. Concurrent moves share transactions.
+    async fn move_chunk(
         &self,
         db: &Db,
-        desk: &Desk,
+        writer: &JobWriter,
         ids: &[Uuid],
-        what: impl Fn() -> Move,
-        tally: &mut Tally,
+        job_move: impl Fn() -> Move,
+        counts: &mut BulkCounts,
     ) -> Result<()> {
-        // Others may have changed them since they matched.
-        let still: Vec<(Uuid, JobStatus)> = Entity::find()
+        // Jobs may have changed since they matched.
+        let matching: Vec<(Uuid, JobStatus)> = Entity::find()
             .select_only()
             .columns([Column::Id, Column::Status])
             .filter(self.condition.clone())
@@ -138,22 +147,24 @@ impl Bulk {
             .into_tuple()
             .all(db.reader())
             .await?;
-        let (may, may_not): (Vec<_>, Vec<_>) = still
+        let (movable, unmovable): (Vec<_>, Vec<_>) = matching
             .into_iter()
-            .partition(|(_, status)| self.wanted.from(*status));
-        for (_, status) in may_not {
-            tally.add(status, false, 1);
+            .partition(|(_, status)| self.action.applies_to(*status));
+        for (_, status) in unmovable {
+            counts.add(status, false, 1);
         }
-        let moves = may.iter().map(|(id, _)| desk.carry_out(*id, what()));
-        for ((_, before), moved) in may.iter().zip(join_all(moves).await) {
-            match moved {
+        let moves = movable
+            .iter()
+            .map(|(id, _)| writer.apply_move(*id, job_move()));
+        for ((_, previous_status), result) in movable.iter().zip(join_all(moves).await) {
+            match result {
                 Ok(job) => {
-                    tally.moved += 1;
-                    tally.requested += i64::from(job.status == JobStatus::Running);
+                    counts.moved += 1;
+                    counts.requested += i64::from(job.status == JobStatus::Running);
                 }
-                Err(Error::KeyHeld { .. }) => tally.key_held += 1,
+                Err(Error::KeyHeld { .. }) => counts.key_held += 1,
                 Err(Error::WrongStatus { .. } | Error::NotFound { .. }) => {
-                    tally.add(*before, false, 1);
+                    counts.add(*previous_status, false, 1);
                 }
                 Err(error) => return Err(error),
             }
@@ -161,13 +172,13 @@ impl Bulk {
         Ok(())
     }
 
-    async fn delete(&self, db: &Db, ids: &[Uuid], tally: &mut Tally) -> Result<()> {
+    async fn delete_chunk(&self, db: &Db, ids: &[Uuid], counts: &mut BulkCounts) -> Result<()> {
         let (db, mut tries) = (db.by_key(), 1);
-        let deleted = loop {
-            let deleted = db
+        let (deleted_count, unmovable) = loop {
+            let result = db
                 .write(async |tx| {
                     let jobs = apply::lock(tx, ids, &Types::default()).await?;
-                    let still: Vec<Uuid> = Entity::find()
+                    let matching: Vec<Uuid> = Entity::find()
                         .select_only()
                         .column(Column::Id)
                         .filter(self.condition.clone())
@@ -175,36 +186,35 @@ impl Bulk {
                         .into_tuple()
                         .all(tx)
                         .await?;
-                    let still: HashSet<_> = still.into_iter().collect();
+                    let matching: HashSet<_> = matching.into_iter().collect();
                     let rows = jobs.into_values().map(|job| job.row);
-                    let (mut gone, stay): (Vec<_>, Vec<_>) = rows
-                        .filter(|row| still.contains(&row.id))
-                        .partition(|row| self.wanted.from(row.status));
-                    gone.sort_unstable_by_key(|row| row.id);
-                    let count = i64::try_from(gone.len()).unwrap_or(i64::MAX);
-                    delete::delete_locked(tx, gone).await?;
-                    Ok((count, stay))
+                    let (mut deletable, unmovable): (Vec<_>, Vec<_>) = rows
+                        .filter(|row| matching.contains(&row.id))
+                        .partition(|row| self.action.applies_to(row.status));
+                    deletable.sort_unstable_by_key(|row| row.id);
+                    let count = i64::try_from(deletable.len()).unwrap_or(i64::MAX);
+                    delete::delete_locked(tx, deletable).await?;
+                    Ok((count, unmovable))
                 })
                 .await;
-            match deleted {
-                Err(Error::Contended) if tries < TRIES => tries += 1,
-                deleted => break deleted?,
+            match result {
+                Err(Error::Contended) if tries < MAX_TRIES => tries += 1,
+                result => break result?,
             }
         };
-        let (count, stay) = deleted;
-        tally.moved += count;
-        for row in stay {
-            tally.add(row.status, false, 1);
+        counts.moved += deleted_count;
+        for row in unmovable {
+            counts.add(row.status, false, 1);
         }
         Ok(())
     }
 }
 
-impl Tally {
+impl BulkCounts {
     fn add(&mut self, status: JobStatus, moved: bool, jobs: i64) {
         if moved {
             self.moved += jobs;
-            // Only who wants them cancelled moves jobs that run.
+            // Only cancellation applies to running jobs.
             self.requested += if status == JobStatus::Running {
                 jobs
             } else {
@@ -217,19 +227,19 @@ impl Tally {
     }
 }
 
-impl From<Tally> for pb::MoveJobsResponse {
-    fn from(tally: Tally) -> Self {
-        let not_moved: i64 = tally.not_moved.values().sum();
+impl From<BulkCounts> for pb::MoveJobsResponse {
+    fn from(counts: BulkCounts) -> Self {
+        let not_moved: i64 = counts.not_moved.values().sum();
         Self {
-            matched: tally.moved + not_moved + tally.key_held,
-            moved: tally.moved,
-            requested: tally.requested,
-            not_moved: tally
+            matched: counts.moved + not_moved + counts.key_held,
+            moved: counts.moved,
+            requested: counts.requested,
+            not_moved: counts
                 .not_moved
                 .into_iter()
                 .map(|(status, jobs)| pb::JobStatusCount { status, jobs })
                 .collect(),
-            unique_key_held: tally.key_held,
+            unique_key_held: counts.key_held,
         }
     }
 }

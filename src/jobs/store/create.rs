@@ -1,4 +1,4 @@
-//! Putting jobs into their queues.
+//! Creation of jobs.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -18,59 +18,65 @@ use crate::{
     entity::job::{self, ActiveModel, Column, Entity, JobStatus},
     error::{Error, Result},
     feed::{self, Record},
-    jobs::{feed_records, wakeups::Bell},
+    jobs::{feed_records, wakeups::Wakeups},
 };
 
-/// How often jobs are tried to be inserted, when those that keep them from it are gone when they are
-/// looked for.
-const TRIES: usize = 3;
+/// Maximum number of tries to insert jobs. A try fails if a conflicting job disappears before it is read.
+const MAX_TRIES: usize = 3;
 
-/// How many jobs one query looks for.
-const CHUNK: usize = 500;
+/// Maximum number of jobs per query for conflicts.
+const MAX_JOBS_PER_QUERY: usize = 500;
 
-/// What became of a job that was to be made.
+/// Outcome of the creation of a job.
 #[derive(Debug, Clone)]
-pub(crate) enum Made {
-    /// It was made.
+pub(crate) enum CreateOutcome {
+    /// The job was created.
     Created(Box<job::Model>),
-    /// The same request made it before.
+    /// An earlier identical request created the job.
     Existed(Uuid),
-    /// Another job holds its unique key.
+    /// Another job holds the unique key.
     KeyHeld { id: Uuid, status: JobStatus },
-    /// Another request with other content had its `request_id`.
+    /// An earlier request with the same `request_id` had other content.
     RequestReused(Uuid),
 }
 
-/// Makes jobs that come at the same time in one transaction.
+/// Creates the jobs of concurrent requests in one transaction.
 #[derive(Debug)]
 pub(crate) struct Creator {
     pub db: Db,
-    /// Rung for the jobs that were made.
-    pub bell: Bell,
+    /// Notified of created jobs.
+    pub wakeups: Wakeups,
+}
+
+impl CreateOutcome {
+    /// Created job, if the job was created now.
+    pub(crate) fn created_job(&self) -> Option<&job::Model> {
+        match self {
+            Self::Created(job) => Some(job),
+            Self::Existed(_) | Self::KeyHeld { .. } | Self::RequestReused(_) => None,
+        }
+    }
 }
 
 impl Writer for Creator {
     type Item = Arc<Vec<job::Model>>;
-    type Answer = Vec<Made>;
+    type Answer = Vec<CreateOutcome>;
 
-    async fn write(&self, items: Vec<Self::Item>) -> Result<Vec<Result<Vec<Made>>>> {
-        let jobs = || items.iter().flat_map(|jobs| jobs.iter().cloned()).collect();
+    async fn write(&self, items: Vec<Self::Item>) -> Result<Vec<Result<Vec<CreateOutcome>>>> {
+        let all_jobs = || items.iter().flat_map(|jobs| jobs.iter().cloned()).collect();
         let mut tries = 1;
-        let made = loop {
-            let jobs: Vec<_> = jobs();
-            match self.make(jobs).await {
-                Err(Error::Contended) if tries < TRIES => tries += 1,
-                made => break made?,
+        let outcomes = loop {
+            let jobs: Vec<_> = all_jobs();
+            match self.create(jobs).await {
+                Err(Error::Contended) if tries < MAX_TRIES => tries += 1,
+                result => break result?,
             }
         };
-        let created = made.iter().filter_map(|made| match made {
-            Made::Created(job) => Some(job.as_ref()),
-            Made::Existed(_) | Made::KeyHeld { .. } | Made::RequestReused(_) => None,
-        });
-        self.bell.queued(created);
-        let mut made = made.into_iter();
-        let of = |jobs: &Self::Item| Ok(made.by_ref().take(jobs.len()).collect());
-        Ok(items.iter().map(of).collect())
+        let created = outcomes.iter().filter_map(CreateOutcome::created_job);
+        self.wakeups.notify_queued(created);
+        let mut outcomes = outcomes.into_iter();
+        let outcomes_of = |jobs: &Self::Item| Ok(outcomes.by_ref().take(jobs.len()).collect());
+        Ok(items.iter().map(outcomes_of).collect())
     }
 
     fn size(item: &Self::Item) -> usize {
@@ -79,52 +85,52 @@ impl Writer for Creator {
 }
 
 impl Creator {
-    async fn make(&self, jobs: Vec<job::Model>) -> Result<Vec<Made>> {
+    async fn create(&self, jobs: Vec<job::Model>) -> Result<Vec<CreateOutcome>> {
         let backend = self.db.backend();
-        if backend != DbBackend::Postgres || !jobs.iter().all(is_free) {
+        if backend != DbBackend::Postgres || !jobs.iter().all(is_unconstrained) {
             return self.db.write(async |tx| insert(tx, jobs).await).await;
         }
         let mut writes = Inserts::new(backend);
         writes.add(rows(&jobs))?;
-        let made = created(jobs);
-        writes.add(feed::rows_on_postgres(records(&made)))?;
+        let outcomes = created_outcomes(jobs);
+        writes.add(feed::rows_on_postgres(created_records(&outcomes)))?;
         self.db
             .write_statement(async |db| writes.run(db).await)
             .await?;
-        Ok(made)
+        Ok(outcomes)
     }
 }
 
-/// Inserts jobs and announces those that were made. Gives what became of each, in their order.
-pub(crate) async fn insert(tx: &DatabaseTransaction, jobs: Vec<job::Model>) -> Result<Vec<Made>> {
+/// Inserts jobs and records the created jobs in the feed. Returns the outcomes in the order of the jobs.
+pub(crate) async fn insert(
+    tx: &DatabaseTransaction,
+    jobs: Vec<job::Model>,
+) -> Result<Vec<CreateOutcome>> {
     let mut writes = Inserts::new(tx.get_database_backend());
-    let made = if jobs.iter().all(is_free) {
+    let outcomes = if jobs.iter().all(is_unconstrained) {
         writes.add(rows(&jobs))?;
-        created(jobs)
+        created_outcomes(jobs)
     } else {
-        insert_keyed(tx, jobs).await?
+        insert_constrained(tx, jobs).await?
     };
-    writes.add(feed::rows(tx, records(&made)).await?)?;
+    writes.add(feed::rows(tx, created_records(&outcomes)).await?)?;
     writes.run(tx).await?;
-    Ok(made)
+    Ok(outcomes)
 }
 
-fn created(jobs: Vec<job::Model>) -> Vec<Made> {
+fn created_outcomes(jobs: Vec<job::Model>) -> Vec<CreateOutcome> {
     let jobs = jobs.into_iter();
-    jobs.map(|job| Made::Created(job.into())).collect()
+    jobs.map(|job| CreateOutcome::Created(job.into())).collect()
 }
 
-/// What watchers are told of those that were made.
-fn records(made: &[Made]) -> Vec<Record> {
-    let created = made.iter().filter_map(|made| match made {
-        Made::Created(job) => Some(feed_records::created(job)),
-        Made::Existed(_) | Made::KeyHeld { .. } | Made::RequestReused(_) => None,
-    });
-    feed_records::records(created.collect())
+/// Feed records of the created jobs.
+fn created_records(outcomes: &[CreateOutcome]) -> Vec<Record> {
+    let created = outcomes.iter().filter_map(CreateOutcome::created_job);
+    feed_records::change_records(created.map(feed_records::created_change).collect())
 }
 
-/// Whether nothing can keep a job from being made.
-fn is_free(job: &job::Model) -> bool {
+/// Returns true if no constraint can prevent the insertion of the job.
+fn is_unconstrained(job: &job::Model) -> bool {
     job.request_id.is_none() && !holds_key(job) && job.schedule_id.is_none()
 }
 
@@ -132,37 +138,43 @@ fn holds_key(job: &job::Model) -> bool {
     job.unique_key.is_some() && job.unique_states & job.status.bit() != 0
 }
 
-/// The database decides which of those are made that others may keep from it.
-async fn insert_keyed(tx: &DatabaseTransaction, jobs: Vec<job::Model>) -> Result<Vec<Made>> {
-    let mut made: Vec<Option<Made>> = vec![None; jobs.len()];
-    for _ in 0..TRIES {
-        let left: Vec<_> = (0..jobs.len()).filter(|at| made[*at].is_none()).collect();
-        if left.is_empty() {
+/// Inserts jobs subject to unique constraints. The database decides between concurrent inserts.
+async fn insert_constrained(
+    tx: &DatabaseTransaction,
+    jobs: Vec<job::Model>,
+) -> Result<Vec<CreateOutcome>> {
+    let mut outcomes: Vec<Option<CreateOutcome>> = vec![None; jobs.len()];
+    for _ in 0..MAX_TRIES {
+        let is_open = |index: &usize| outcomes[*index].is_none();
+        let open: Vec<_> = (0..jobs.len()).filter(is_open).collect();
+        if open.is_empty() {
             break;
         }
-        let trying: Vec<_> = left.iter().map(|at| jobs[*at].clone()).collect();
-        let inserted: HashSet<Uuid> = insert_new(tx, rows(&trying)).await?.into_iter().collect();
-        let refused = trying.iter().filter(|job| !inserted.contains(&job.id));
-        let standing = Standing::of(tx, &refused.collect::<Vec<_>>()).await?;
-        for at in left {
-            let job = &jobs[at];
-            made[at] = if inserted.contains(&job.id) {
-                Some(Made::Created(job.clone().into()))
+        let candidates: Vec<_> = open.iter().map(|index| jobs[*index].clone()).collect();
+        let inserted = insert_new(tx, rows(&candidates)).await?;
+        let inserted: HashSet<Uuid> = inserted.into_iter().collect();
+        let refused = candidates.iter().filter(|job| !inserted.contains(&job.id));
+        let conflicts = Conflicts::read(tx, &refused.collect::<Vec<_>>()).await?;
+        for index in open {
+            let job = &jobs[index];
+            outcomes[index] = if inserted.contains(&job.id) {
+                Some(CreateOutcome::Created(job.clone().into()))
             } else {
-                standing.instead_of(job)
+                conflicts.outcome_of(job)
             };
         }
     }
-    // What stood in the way was gone each time that it was looked for.
-    made.into_iter()
+    // Each conflicting job disappeared before it was read.
+    outcomes
+        .into_iter()
         .collect::<Option<_>>()
         .ok_or(Error::Contended)
 }
 
-/// Jobs that stand in the way of others.
-struct Standing(Vec<Stands>);
+/// Existing jobs in conflict with jobs to insert.
+struct Conflicts(Vec<Conflict>);
 
-struct Stands {
+struct Conflict {
     id: Uuid,
     job_type: String,
     status: JobStatus,
@@ -174,10 +186,10 @@ struct Stands {
     tick: Option<(Uuid, DateTime<Utc>)>,
 }
 
-impl Standing {
-    async fn of(tx: &DatabaseTransaction, refused: &[&job::Model]) -> Result<Self> {
-        let mut standing = Vec::new();
-        for refused in refused.chunks(CHUNK) {
+impl Conflicts {
+    async fn read(tx: &DatabaseTransaction, refused: &[&job::Model]) -> Result<Self> {
+        let mut conflicts = Vec::new();
+        for refused in refused.chunks(MAX_JOBS_PER_QUERY) {
             let requests = refused.iter().filter_map(|job| job.request_id.clone());
             let keys = refused.iter().filter_map(|job| job.unique_key.clone());
             let schedules = refused.iter().filter_map(|job| job.schedule_id);
@@ -185,11 +197,11 @@ impl Standing {
             let tick = Condition::all()
                 .add(Column::ScheduleId.is_in(schedules))
                 .add(Column::TickAt.is_in(ticks));
-            let any = Condition::any()
+            let is_conflict = Condition::any()
                 .add(Column::RequestId.is_in(requests))
                 .add(Column::UniqueKey.is_in(keys))
                 .add(tick);
-            let rows: Vec<Row> = Entity::find()
+            let rows: Vec<ConflictRow> = Entity::find()
                 .select_only()
                 .columns([
                     Column::Id,
@@ -203,23 +215,23 @@ impl Standing {
                     Column::ScheduleId,
                     Column::TickAt,
                 ])
-                .filter(any)
+                .filter(is_conflict)
                 .into_tuple()
                 .all(tx)
                 .await?;
-            standing.extend(rows.into_iter().map(Stands::from));
+            conflicts.extend(rows.into_iter().map(Conflict::from));
         }
-        Ok(Self(standing))
+        Ok(Self(conflicts))
     }
 
-    fn instead_of(&self, job: &job::Model) -> Option<Made> {
-        let request =
-            |other: &&Stands| job.request_id.is_some() && other.request_id == job.request_id;
-        if let Some(other) = self.0.iter().find(request) {
+    fn outcome_of(&self, job: &job::Model) -> Option<CreateOutcome> {
+        let has_request_id =
+            |other: &&Conflict| job.request_id.is_some() && other.request_id == job.request_id;
+        if let Some(other) = self.0.iter().find(has_request_id) {
             return Some(if other.request_hash == job.request_hash {
-                Made::Existed(other.id)
+                CreateOutcome::Existed(other.id)
             } else {
-                Made::RequestReused(other.id)
+                CreateOutcome::RequestReused(other.id)
             });
         }
         let tick = job.schedule_id.zip(job.tick_at);
@@ -228,23 +240,26 @@ impl Standing {
             .iter()
             .find(|other| tick.is_some() && other.tick == tick)
         {
-            return Some(Made::Existed(other.id));
+            return Some(CreateOutcome::Existed(other.id));
         }
-        let key = |other: &&Stands| {
+        let holds_same_key = |other: &&Conflict| {
             holds_key(job)
                 && other.job_type == job.job_type
                 && other.unique_key == job.unique_key
                 && other.unique_period == job.unique_period
                 && other.unique_states & other.status.bit() != 0
         };
-        self.0.iter().find(key).map(|other| Made::KeyHeld {
-            id: other.id,
-            status: other.status,
-        })
+        self.0
+            .iter()
+            .find(holds_same_key)
+            .map(|other| CreateOutcome::KeyHeld {
+                id: other.id,
+                status: other.status,
+            })
     }
 }
 
-type Row = (
+type ConflictRow = (
     Uuid,
     String,
     JobStatus,
@@ -257,8 +272,8 @@ type Row = (
     Option<DateTime<Utc>>,
 );
 
-impl From<Row> for Stands {
-    fn from(row: Row) -> Self {
+impl From<ConflictRow> for Conflict {
+    fn from(row: ConflictRow) -> Self {
         Self {
             id: row.0,
             job_type: row.1,
@@ -273,16 +288,16 @@ impl From<Row> for Stands {
     }
 }
 
-/// Rows to be inserted: columns that none of the jobs needs are left to their defaults.
+/// Rows to insert. Columns not needed by any of the jobs keep their defaults.
 fn rows(jobs: &[job::Model]) -> Vec<ActiveModel> {
-    let needed = |is: fn(&job::Model) -> bool| jobs.iter().any(is);
-    let payload = needed(|job| job.payload.is_some());
-    let key = needed(|job| !job.concurrency_key.is_empty());
-    let deadline = needed(|job| job.deadline_at.is_some());
-    let policy = needed(|job| job.retry_policy.is_some());
-    let unique = needed(|job| job.unique_key.is_some());
-    let request = needed(|job| job.request_id.is_some());
-    let schedule = needed(|job| job.schedule_id.is_some());
+    let needs = |is_set: fn(&job::Model) -> bool| jobs.iter().any(is_set);
+    let payload = needs(|job| job.payload.is_some());
+    let key = needs(|job| !job.concurrency_key.is_empty());
+    let deadline = needs(|job| job.deadline_at.is_some());
+    let policy = needs(|job| job.retry_policy.is_some());
+    let unique = needs(|job| job.unique_key.is_some());
+    let request = needs(|job| job.request_id.is_some());
+    let schedule = needs(|job| job.schedule_id.is_some());
     let row = |job: &job::Model| {
         let mut row = ActiveModel {
             id: Set(job.id),

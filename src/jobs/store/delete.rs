@@ -1,4 +1,4 @@
-//! Deleting jobs, with their attempts, transitions and logs.
+//! Deletion of jobs with their attempts, transitions and logs.
 
 use sea_orm::{ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter};
 use uuid::Uuid;
@@ -12,21 +12,21 @@ use crate::{
     jobs::{feed_records, state::label, types::Types},
 };
 
-/// How often it is tried to delete what was just changed by others.
-const TRIES: usize = 5;
+/// Maximum number of tries to delete a concurrently changed job.
+const MAX_TRIES: usize = 5;
 
-/// Deletes a job that does not run.
-pub(crate) async fn delete(db: &Db, id: Uuid) -> Result<()> {
+/// Deletes a job. A running job is refused.
+pub(crate) async fn delete_job(db: &Db, id: Uuid) -> Result<()> {
     let mut tries = 1;
     loop {
-        match try_to_delete(db, id).await {
-            Err(Error::Contended) if tries < TRIES => tries += 1,
-            deleted => return deleted,
+        match try_delete(db, id).await {
+            Err(Error::Contended) if tries < MAX_TRIES => tries += 1,
+            result => return result,
         }
     }
 }
 
-async fn try_to_delete(db: &Db, id: Uuid) -> Result<()> {
+async fn try_delete(db: &Db, id: Uuid) -> Result<()> {
     db.by_key()
         .write(async |tx| {
             let mut jobs = apply::lock(tx, &[id], &Types::default()).await?;
@@ -42,7 +42,7 @@ async fn try_to_delete(db: &Db, id: Uuid) -> Result<()> {
         .await
 }
 
-/// Deletes jobs that are locked.
+/// Deletes locked jobs and records the deletion in the feed.
 pub(crate) async fn delete_locked(
     tx: &DatabaseTransaction,
     jobs: Vec<crate::entity::job::Model>,
@@ -50,6 +50,6 @@ pub(crate) async fn delete_locked(
     let ids = jobs.iter().map(|job| job.id);
     let deleted = Entity::delete_many().filter(Column::Id.is_in(ids));
     deleted.exec(tx).await?;
-    let changes = jobs.iter().map(feed_records::deleted).collect();
-    feed::record(tx, feed_records::records(changes)).await
+    let changes = jobs.iter().map(feed_records::deleted_change).collect();
+    feed::record(tx, feed_records::change_records(changes)).await
 }

@@ -1,5 +1,4 @@
-//! Writes to the tables of jobs: creating, applying changes, deleting, retention, and the group commit that batches
-//! them.
+//! Writes to the job tables: creation, moves, deletion, retention, and the group commits batching the writes.
 
 pub(super) mod apply;
 pub(super) mod bulk;

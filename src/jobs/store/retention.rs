@@ -1,4 +1,4 @@
-//! Forgetting: jobs that have been finished for long enough, a few at a time, with all that is known of them.
+//! Retention: deletes old finished jobs with their attempts, transitions and logs, a few at a time.
 
 use std::time::Duration;
 
@@ -19,183 +19,204 @@ use crate::{
     jobs::{
         convert::STATUSES,
         feed_records,
-        query::{filter::is_not, list::light},
+        query::{filter::not_in_status, list::light_jobs},
     },
 };
 
-/// How often to look.
-const PERIOD: Duration = Duration::from_mins(1);
+/// Interval between two rounds.
+const ROUND_INTERVAL: Duration = Duration::from_mins(1);
 
-/// How often to look at all. In between, what was looked at before is passed over.
-const THOROUGH: u32 = 60;
+/// Number of rounds between two full rounds. Other rounds start behind the last deleted job.
+const FULL_ROUND_EVERY: u32 = 60;
 
-/// How many jobs one transaction deletes.
-const JOBS: u64 = 500;
+/// Maximum number of jobs deleted by one transaction.
+const MAX_JOBS_PER_TRANSACTION: u64 = 500;
 
-/// How many lines of their logs it deletes.
-const LINES: u64 = 10_000;
+/// Maximum number of log lines deleted by one transaction.
+const MAX_LOG_LINES_PER_TRANSACTION: u64 = 10_000;
 
-/// How long writers have the database to themselves between two of them.
-const PAUSE: Duration = Duration::from_millis(20);
+/// Pause between two transactions, for other writers of the database.
+const TRANSACTION_PAUSE: Duration = Duration::from_millis(20);
 
-const DELETE_LINES: &str = "\
+const DELETE_LOG_LINES: &str = "\
     DELETE FROM job_logs WHERE id IN (SELECT id FROM job_logs WHERE job_id = $1 LIMIT $2)";
 
-/// How long jobs are kept after they have come to their end. Zero means for ever.
+/// Retention periods of finished jobs. Zero keeps jobs forever.
 #[derive(Debug, Clone, Copy)]
-pub struct Kept {
-    /// Those that have completed.
+pub struct JobRetention {
+    /// Retention of completed jobs.
     pub completed: Duration,
-    /// Those that have failed and are no dead letters.
+    /// Retention of failed jobs that are not dead letters.
     pub failed: Duration,
-    /// Dead letters.
+    /// Retention of dead letters.
     pub dead: Duration,
-    /// Those that were cancelled.
+    /// Retention of cancelled jobs.
     pub cancelled: Duration,
 }
 
-/// Deletes jobs that are older than they are kept, again and again, until shutdown.
-pub async fn run(db: Db, kept: Kept, shutdown: CancellationToken) {
+/// Deletes jobs past their retention, periodically until shutdown.
+pub async fn run(db: Db, retention: JobRetention, shutdown: CancellationToken) {
     let mut rounds = 0;
-    let mut kinds = kinds(kept);
+    let mut classes = retention_classes(retention);
     loop {
-        for kind in &mut kinds {
-            if rounds % THOROUGH == 0 {
-                kind.since = None;
+        for class in &mut classes {
+            if rounds % FULL_ROUND_EVERY == 0 {
+                class.resume_after = None;
             }
-            match shutdown.run_until_cancelled(kind.prune(&db)).await {
+            match shutdown
+                .run_until_cancelled(class.delete_expired(&db))
+                .await
+            {
                 Some(Ok(0)) => {}
-                Some(Ok(deleted)) => tracing::debug!(deleted, "deleted old jobs"),
+                Some(Ok(deleted)) => tracing::debug!(deleted, "deleted expired jobs"),
                 Some(Err(error)) => {
                     let error = Chain(&error).to_string();
-                    tracing::warn!(error, "old jobs could not be deleted; it is tried again");
+                    tracing::warn!(
+                        error,
+                        "failed to delete expired jobs; retrying in the next round"
+                    );
                 }
                 None => return,
             }
         }
-        rounds = (rounds + 1) % THOROUGH;
+        rounds = (rounds + 1) % FULL_ROUND_EVERY;
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(PERIOD) => {}
+            () = tokio::time::sleep(ROUND_INTERVAL) => {}
         }
     }
 }
 
-/// Deletes jobs that are older than they are kept. Returns how many.
-pub async fn prune(db: &Db, kept: Kept) -> Result<u64> {
-    let mut all = 0;
-    for mut kind in kinds(kept) {
-        all += kind.prune(db).await?;
+/// Deletes jobs past their retention once. Returns the number of deleted jobs.
+pub async fn prune(db: &Db, retention: JobRetention) -> Result<u64> {
+    let mut deleted = 0;
+    for mut class in retention_classes(retention) {
+        deleted += class.delete_expired(db).await?;
     }
-    Ok(all)
+    Ok(deleted)
 }
 
-/// Jobs that are kept for the same time.
-struct Kind {
-    /// Which those are.
-    is_one: Condition,
-    /// When they came to their end.
+/// Finished jobs with the same retention period.
+struct RetentionClass {
+    /// Condition selecting the jobs.
+    condition: Condition,
+    /// Column with the end time of the jobs.
     ended_at: Column,
-    kept: TimeDelta,
-    /// Up to where they were deleted before.
-    since: Option<Place>,
+    retention: TimeDelta,
+    /// Position of the last deleted job. `None` before a full round.
+    resume_after: Option<FinishedPosition>,
 }
 
-/// When a job came to its end, and which one it was.
-type Place = (DateTime<Utc>, Uuid);
+/// Position of a finished job: end time, then the id.
+type FinishedPosition = (DateTime<Utc>, Uuid);
 
-fn kinds(kept: Kept) -> Vec<Kind> {
-    let kind = |status: JobStatus, ended_at: Column, is_dead: Option<bool>, kept: Duration| {
-        let others: Vec<_> = STATUSES.into_iter().filter(|of| *of != status).collect();
-        let is_one = Condition::all()
-            .add(is_not(&others))
-            .add_option(is_dead.map(|is_dead| {
-                if is_dead {
-                    Column::DeadAt.is_not_null()
-                } else {
-                    Column::DeadAt.is_null()
-                }
-            }));
-        Kind {
-            is_one,
-            ended_at,
-            kept: TimeDelta::from_std(kept).unwrap_or(TimeDelta::MAX),
-            since: None,
-        }
-    };
-    let all = [
-        kind(
+fn retention_classes(retention: JobRetention) -> Vec<RetentionClass> {
+    let class =
+        |status: JobStatus, ended_at: Column, is_dead: Option<bool>, retention: Duration| {
+            let others: Vec<_> = STATUSES
+                .into_iter()
+                .filter(|other| *other != status)
+                .collect();
+            let condition = Condition::all()
+                .add(not_in_status(&others))
+                .add_option(is_dead.map(|is_dead| {
+                    if is_dead {
+                        Column::DeadAt.is_not_null()
+                    } else {
+                        Column::DeadAt.is_null()
+                    }
+                }));
+            RetentionClass {
+                condition,
+                ended_at,
+                retention: TimeDelta::from_std(retention).unwrap_or(TimeDelta::MAX),
+                resume_after: None,
+            }
+        };
+    let classes = [
+        class(
             JobStatus::Completed,
             Column::CompletedAt,
             None,
-            kept.completed,
+            retention.completed,
         ),
-        kind(
+        class(
             JobStatus::Failed,
             Column::CompletedAt,
             Some(false),
-            kept.failed,
+            retention.failed,
         ),
-        kind(JobStatus::Failed, Column::DeadAt, Some(true), kept.dead),
-        kind(
+        class(
+            JobStatus::Failed,
+            Column::DeadAt,
+            Some(true),
+            retention.dead,
+        ),
+        class(
             JobStatus::Cancelled,
             Column::CompletedAt,
             None,
-            kept.cancelled,
+            retention.cancelled,
         ),
     ];
-    let is_limited = |kind: &Kind| !kind.kept.is_zero();
-    all.into_iter().filter(is_limited).collect()
+    let is_limited = |class: &RetentionClass| !class.retention.is_zero();
+    classes.into_iter().filter(is_limited).collect()
 }
 
-impl Kind {
-    async fn prune(&mut self, db: &Db) -> Result<u64> {
-        let Some(before) = crate::clock::for_retention().checked_sub_signed(self.kept) else {
+impl RetentionClass {
+    async fn delete_expired(&mut self, db: &Db) -> Result<u64> {
+        let Some(before) = crate::clock::for_retention().checked_sub_signed(self.retention) else {
             return Ok(0);
         };
-        let mut all = 0;
+        let mut deleted = 0;
         loop {
-            let chunk = db.write(async |tx| self.chunk(tx, before).await).await?;
-            all += chunk.deleted;
-            self.since = chunk.last.or(self.since);
+            let chunk = db
+                .write(async |tx| self.delete_chunk(tx, before).await)
+                .await?;
+            deleted += chunk.deleted;
+            self.resume_after = chunk.last.or(self.resume_after);
             if chunk.is_last {
-                return Ok(all);
+                return Ok(deleted);
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(TRANSACTION_PAUSE).await;
         }
     }
 
-    /// Deletes some of them, the oldest first. Those that somebody else has locked are passed over.
-    async fn chunk(&self, tx: &DatabaseTransaction, before: DateTime<Utc>) -> Result<Chunk> {
-        let mut jobs = light()
-            .filter(self.is_one.clone())
+    /// Deletes up to 500 jobs, oldest first. Jobs locked by other transactions are skipped.
+    async fn delete_chunk(
+        &self,
+        tx: &DatabaseTransaction,
+        before: DateTime<Utc>,
+    ) -> Result<DeletedChunk> {
+        let mut jobs = light_jobs()
+            .filter(self.condition.clone())
             .filter(self.ended_at.lt(before))
             .order_by_asc(self.ended_at)
             .order_by_asc(Column::Id)
-            .limit(JOBS)
+            .limit(MAX_JOBS_PER_TRANSACTION)
             .lock_with_behavior(LockType::Update, LockBehavior::SkipLocked);
-        if let Some((ended_at, id)) = self.since {
-            let place = Expr::tuple([Expr::val(ended_at), Expr::val(id)]);
+        if let Some((ended_at, id)) = self.resume_after {
+            let position = Expr::tuple([Expr::val(ended_at), Expr::val(id)]);
             let columns = Expr::tuple([self.ended_at.into_expr(), Column::Id.into_expr()]);
-            jobs = jobs.filter(columns.gt(place));
+            jobs = jobs.filter(columns.gt(position));
         }
         let jobs = jobs.all(tx).await?;
-        let fitting = fitting(tx, &jobs).await?;
+        let fitting = jobs_within_line_limit(tx, &jobs).await?;
         let ids = fitting.iter().map(|job| job.id);
-        // Their attempts, transitions and logs go with them.
-        let gone = Entity::delete_many().filter(Column::Id.is_in(ids));
-        let deleted = gone.exec(tx).await?.rows_affected;
-        let changes = fitting.iter().map(feed_records::deleted).collect();
-        feed::record(tx, feed_records::records(changes)).await?;
-        let place = |job: &Model| Some((self.ended(job)?, job.id));
-        Ok(Chunk {
+        // Attempts, transitions and logs are deleted by cascade.
+        let delete = Entity::delete_many().filter(Column::Id.is_in(ids));
+        let deleted = delete.exec(tx).await?.rows_affected;
+        let changes = fitting.iter().map(feed_records::deleted_change).collect();
+        feed::record(tx, feed_records::change_records(changes)).await?;
+        let position = |job: &Model| Some((self.end_time(job)?, job.id));
+        Ok(DeletedChunk {
             deleted,
-            last: fitting.last().and_then(place),
-            is_last: fitting.len() == jobs.len() && (jobs.len() as u64) < JOBS,
+            last: fitting.last().and_then(position),
+            is_last: fitting.len() == jobs.len() && (jobs.len() as u64) < MAX_JOBS_PER_TRANSACTION,
         })
     }
 
-    fn ended(&self, job: &Model) -> Option<DateTime<Utc>> {
+    fn end_time(&self, job: &Model) -> Option<DateTime<Utc>> {
         if matches!(self.ended_at, Column::DeadAt) {
             job.dead_at
         } else {
@@ -204,30 +225,33 @@ impl Kind {
     }
 }
 
-/// What one transaction did.
-struct Chunk {
+/// Result of one transaction.
+struct DeletedChunk {
     deleted: u64,
-    /// The last job that it deleted.
-    last: Option<Place>,
-    /// Whether there is nothing left.
+    /// Position of the last deleted job.
+    last: Option<FinishedPosition>,
+    /// True if no expired job is left.
     is_last: bool,
 }
 
-/// The first of the jobs, whose logs one transaction can delete. If the first one has more, some of its lines
-/// are deleted, and it is left for the next transaction unless these were all.
-async fn fitting<'a>(tx: &DatabaseTransaction, jobs: &'a [Model]) -> Result<&'a [Model]> {
+/// Leading jobs with logs small enough for one transaction. If the first job has more log lines, up to 10,000 of its
+/// lines are deleted, and the job is returned only if no line is left.
+async fn jobs_within_line_limit<'a>(
+    tx: &DatabaseTransaction,
+    jobs: &'a [Model],
+) -> Result<&'a [Model]> {
     let mut lines = 0;
     let fits = |job: &&Model| {
         lines += job.log_lines.unsigned_abs();
-        lines <= LINES
+        lines <= MAX_LOG_LINES_PER_TRANSACTION
     };
     let count = jobs.iter().take_while(fits).count();
     if let (0, Some(first)) = (count, jobs.first()) {
-        let values = [first.id.into(), LINES.into()];
+        let values = [first.id.into(), MAX_LOG_LINES_PER_TRANSACTION.into()];
         let delete =
-            Statement::from_sql_and_values(tx.get_database_backend(), DELETE_LINES, values);
+            Statement::from_sql_and_values(tx.get_database_backend(), DELETE_LOG_LINES, values);
         let deleted = tx.execute_raw(delete).await?.rows_affected();
-        return Ok(&jobs[..usize::from(deleted < LINES)]);
+        return Ok(&jobs[..usize::from(deleted < MAX_LOG_LINES_PER_TRANSACTION)]);
     }
     Ok(&jobs[..count])
 }

@@ -1,5 +1,4 @@
-//! Reading the rows of jobs that are to be moved. By the places of their many columns, for looking each up by its
-//! name takes longer than the database needs to find the row.
+//! Row reader of locked jobs. Columns are read by index: looking up many columns by name takes longer than the query.
 
 use sea_orm::{DbBackend, DbErr, QueryResult};
 
@@ -9,18 +8,18 @@ use crate::{
     jobs::{state::Job, types::Types},
 };
 
-/// How many bytes a payload has at most that is read with its job: PostgreSQL does not compress those.
-const SMALL: i64 = 2_000;
+/// Maximum stored size of a payload read with its job, in bytes. PostgreSQL does not compress values of this size.
+const MAX_INLINE_PAYLOAD_BYTES: i64 = 2_000;
 
 macro_rules! fields {
     ($($field:ident),* $(,)?) => {
-        /// The columns, in the order in which they are read.
+        /// Columns in reading order.
         const COLUMNS: &[&str] = &[$(stringify!($field)),*];
 
-        fn model(row: &QueryResult) -> Result<Model, DbErr> {
-            let mut places = 0..COLUMNS.len();
-            let mut place = || places.next().unwrap_or_default();
-            Ok(Model { $($field: row.try_get_by_index(place())?),* })
+        fn read_model(row: &QueryResult) -> Result<Model, DbErr> {
+            let mut indexes = 0..COLUMNS.len();
+            let mut index = || indexes.next().unwrap_or_default();
+            Ok(Model { $($field: row.try_get_by_index(index())?),* })
         }
     };
 }
@@ -78,19 +77,22 @@ fields!(
     transitioned_at,
 );
 
-/// The columns of a job that must be known to move it, of the table `j`. Payload and result stay where they are.
+/// Columns needed to move a job, from the table alias `j`. Payload and result are not read.
 pub(crate) fn columns() -> String {
     columns_with("NULL")
 }
 
-/// The same with payloads that are small. For [`payload_bytes`], `payload_size` follows the column that says which
-/// jobs are newer.
+/// Columns needed to claim a job: [`columns`] with small payloads. For [`unread_payload_bytes`], the statement
+/// selects `newer` and `payload_size` behind these columns.
 pub(crate) fn columns_with_small_payloads(backend: DbBackend) -> String {
     let size = payload_size(backend);
-    columns_with(&format!("CASE WHEN {size} <= {SMALL} THEN j.payload END"))
+    columns_with(&format!(
+        "CASE WHEN {size} <= {MAX_INLINE_PAYLOAD_BYTES} THEN j.payload END"
+    ))
 }
 
-/// The stored size of the payload of the table `j`, in bytes. On PostgreSQL large ones are compressed.
+/// SQL expression for the stored size of a payload in bytes, from the table alias `j`. PostgreSQL compresses large
+/// payloads.
 pub(crate) fn payload_size(backend: DbBackend) -> &'static str {
     if backend == DbBackend::Postgres {
         "pg_column_size(j.payload)::bigint"
@@ -108,23 +110,22 @@ fn columns_with(payload: &str) -> String {
     COLUMNS.iter().map(column).collect::<Vec<_>>().join(", ")
 }
 
-/// The stored size of a payload that was left where it is, if it was.
-pub(crate) fn payload_bytes(row: &QueryResult) -> Result<Option<i64>> {
+/// Stored size of a payload not read with the row. `None` if the payload was read, or absent.
+pub(crate) fn unread_payload_bytes(row: &QueryResult) -> Result<Option<i64>> {
     let size: Option<i64> = row.try_get_by_index(COLUMNS.len() + 1)?;
-    Ok(size.filter(|size| *size > SMALL))
+    Ok(size.filter(|size| *size > MAX_INLINE_PAYLOAD_BYTES))
 }
 
-/// Reads jobs that a statement has locked, up to the first one that is newer, which the column after those of the
-/// job says.
-pub(crate) fn read(rows: &[QueryResult], types: &Types) -> Result<Vec<Job>> {
+/// Reads locked jobs, up to the first job marked as newer by the column behind the job columns.
+pub(crate) fn read_jobs(rows: &[QueryResult], types: &Types) -> Result<Vec<Job>> {
     let mut jobs = Vec::with_capacity(rows.len());
     for row in rows {
         if row.try_get_by_index::<Option<bool>>(COLUMNS.len())? == Some(true) {
             break;
         }
-        let row = model(row)?;
-        let policy = types.of(&row.job_type).retry;
-        jobs.push(Job::new(row, policy));
+        let model = read_model(row)?;
+        let policy = types.defaults_of(&model.job_type).retry;
+        jobs.push(Job::new(model, policy));
     }
     Ok(jobs)
 }

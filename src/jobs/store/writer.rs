@@ -1,5 +1,4 @@
-//! Where everything is handed in that happens to jobs which exist: what comes at the same time shares a
-//! transaction.
+//! Group commit of job moves: concurrent moves share a transaction.
 
 use std::sync::Arc;
 
@@ -18,59 +17,66 @@ use crate::{
     jobs::{
         state::{Move, Report},
         types::LiveTypes,
-        wakeups::Bell,
+        wakeups::Wakeups,
     },
 };
 
-/// How many jobs one transaction changes, unless a single task is about more.
-const ROOM: usize = 1_000;
+/// Maximum number of jobs changed by one transaction, unless a single task has more.
+const MAX_JOBS_PER_TRANSACTION: usize = 1_000;
 
-/// How many transactions there are at a time on PostgreSQL. What happens to one job always goes to the same of
-/// them, so that it happens in the order in which it was handed in.
+/// Number of concurrent transactions on PostgreSQL. A task goes to the shard of its first job. Tasks of a single job
+/// are therefore applied in the order of submission; a task of several jobs is ordered only with tasks of its first
+/// job. Row locks keep concurrent shards from changing the same job at once.
 const SHARDS: usize = 2;
 
-/// How often a transaction is tried that others were chosen over.
-const TRIES: usize = 10;
+/// Maximum number of tries of a transaction in conflict with others.
+const MAX_TRIES: usize = 10;
 
-/// Where tasks are handed in. Clones are the same desk.
+/// Writer of job moves. Clones share the shards.
 #[derive(Debug, Clone)]
-pub(crate) struct Desk {
-    shards: Arc<[GroupCommit<Clerk>]>,
+pub(crate) struct JobWriter {
+    shards: Arc<[GroupCommit<TaskApplier>]>,
 }
 
-impl Desk {
-    pub(crate) fn start(db: &Db, types: &LiveTypes, bell: &Bell) -> Self {
-        let shards = if db.backend() == DbBackend::Postgres {
+impl JobWriter {
+    pub(crate) fn start(db: &Db, types: &LiveTypes, wakeups: &Wakeups) -> Self {
+        let shard_count = if db.backend() == DbBackend::Postgres {
             SHARDS
         } else {
             1
         };
         let shard = |_| {
-            let clerk = Clerk {
+            let applier = TaskApplier {
                 db: db.clone(),
                 types: types.clone(),
-                bell: bell.clone(),
+                wakeups: wakeups.clone(),
             };
-            // Workers may report for a while after the server was told to shut down.
-            GroupCommit::start(Arc::new(clerk), 1, ROOM, CancellationToken::new())
+            // Shards outlive the shutdown signal: workers may report during the grace period.
+            GroupCommit::start(
+                Arc::new(applier),
+                1,
+                MAX_JOBS_PER_TRANSACTION,
+                CancellationToken::new(),
+            )
         };
         Self {
-            shards: (0..shards).map(shard).collect(),
+            shards: (0..shard_count).map(shard).collect(),
         }
     }
 
-    /// Has something happen to a job. Returns it as it is then, without payload and result.
-    pub(crate) async fn carry_out(&self, id: Uuid, what: Move) -> Result<Model> {
-        let job = self.carry_out_all(Task(vec![(id, what)])).await?.pop();
+    /// Applies a move to a job. Returns the job afterwards, without payload and result.
+    pub(crate) async fn apply_move(&self, id: Uuid, job_move: Move) -> Result<Model> {
+        let job = self.apply_task(Task(vec![(id, job_move)])).await?.pop();
         job.ok_or_else(|| Error::internal("a job of a task is missing"))
     }
 
-    /// Has something happen to several jobs, or to none.
-    pub(crate) async fn carry_out_all(&self, task: Task) -> Result<Vec<Model>> {
+    /// Applies a task: all of its moves, or none. Returns the jobs afterwards, without payload and result.
+    pub(crate) async fn apply_task(&self, task: Task) -> Result<Vec<Model>> {
         self.shard(&task).submit(task).await
     }
 
-    /// Hands in what the holder of a lease reports. What is handed in about a job happens in this order.
+    /// Submits a report of a lease holder, and returns the receiver of the result. Reports of a job are applied in
+    /// the order of submission.
     pub(crate) async fn report(
         &self,
         id: Uuid,
@@ -81,7 +87,7 @@ impl Desk {
         self.shard(&task).enqueue(task).await
     }
 
-    fn shard(&self, task: &Task) -> &GroupCommit<Clerk> {
+    fn shard(&self, task: &Task) -> &GroupCommit<TaskApplier> {
         let id = task.0.first().map_or(0, |(id, _)| id.as_u128());
         // The last bits of a UUID version 7 are random.
         let shard = usize::try_from(id % self.shards.len() as u128).unwrap_or_default();
@@ -89,59 +95,58 @@ impl Desk {
     }
 }
 
-/// Carries tasks out.
+/// Applies tasks and notifies the dispatcher.
 #[derive(Debug)]
-struct Clerk {
+struct TaskApplier {
     db: Db,
     types: LiveTypes,
-    bell: Bell,
+    wakeups: Wakeups,
 }
 
-impl Clerk {
-    async fn carry_out(&self, tasks: &[Task]) -> Result<Vec<Result<Vec<Model>>>> {
+impl TaskApplier {
+    async fn try_batch(&self, tasks: &[Task]) -> Result<Vec<Result<Vec<Model>>>> {
         let types = self.types.current();
         let mut tries = 1;
         loop {
             let now = clock::now();
             let tasks = tasks.to_vec();
-            let done = self
+            let result = self
                 .db
-                .write(async |tx| apply::carry_out(tx, tasks, &types, now).await)
+                .write(async |tx| apply::run_tasks(tx, tasks, &types, now).await)
                 .await;
-            match done {
+            match result {
                 Ok((answers, effects)) => {
-                    self.tell(&effects);
+                    self.notify_dispatcher(&effects);
                     return Ok(answers);
                 }
-                Err(Error::Contended) if tries < TRIES => tries += 1,
+                Err(Error::Contended) if tries < MAX_TRIES => tries += 1,
                 Err(error) => return Err(error),
             }
         }
     }
 
-    fn tell(&self, effects: &Effects) {
+    fn notify_dispatcher(&self, effects: &Effects) {
         if !effects.queued.is_empty() {
-            self.bell.queued(&effects.queued);
+            self.wakeups.notify_queued(&effects.queued);
         }
         for queue in &effects.freed {
-            self.bell.ended(queue);
+            self.wakeups.notify_ended(queue);
         }
     }
 }
 
-impl Writer for Clerk {
+impl Writer for TaskApplier {
     type Item = Task;
     type Answer = Vec<Model>;
 
     async fn write(&self, tasks: Vec<Task>) -> Result<Vec<Result<Vec<Model>>>> {
-        match self.carry_out(&tasks).await {
+        match self.try_batch(&tasks).await {
             Err(error) if tasks.len() > 1 && !error.is_unavailable() => {
-                tracing::debug!(%error, "tasks of jobs failed together; they are tried one by one");
+                tracing::debug!(%error, "a batch of job tasks failed; retrying the tasks separately");
                 let mut answers = Vec::with_capacity(tasks.len());
                 for task in tasks {
-                    let answer = self.carry_out(&[task]).await;
-                    let answer = answer.map(|mut answers| answers.pop());
-                    answers.push(match answer {
+                    let result = self.try_batch(&[task]).await;
+                    answers.push(match result.map(|mut answers| answers.pop()) {
                         Ok(Some(answer)) => answer,
                         Ok(None) => Err(Error::internal("a task has no answer")),
                         Err(error) => Err(error),
@@ -149,7 +154,7 @@ impl Writer for Clerk {
                 }
                 Ok(answers)
             }
-            done => done,
+            result => result,
         }
     }
 

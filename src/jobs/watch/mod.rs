@@ -14,10 +14,11 @@ use tonic::Status;
 use uuid::Uuid;
 
 use self::{
-    filter::{Wanted, ends},
-    snapshots::{JobSnapshot, existing},
+    filter::{WatchFilter, is_final},
+    snapshots::{JobSnapshot, existing_change},
+    source::WatchSource,
 };
-use super::{api::job_service::Jobs, query::list::light};
+use super::query::list::light_jobs;
 use crate::{
     db::row,
     entity::{
@@ -33,127 +34,135 @@ use crate::{
 
 pub(super) mod filter;
 pub(super) mod snapshots;
+pub(super) mod source;
 pub(super) mod tail;
 
-/// A watch of jobs: where it is, and what it wants.
+/// Watch of one job or of many jobs.
 pub(super) struct Watch {
-    jobs: Jobs,
-    wanted: Wanted,
-    /// Up to where it has seen the feed.
+    source: WatchSource,
+    filter: WatchFilter,
+    /// Position up to which the feed has been read.
     start: Start,
-    /// What it is to be sent next, until it is known whether another one of the same transaction follows.
-    held: Option<Update>,
-    /// What it begins with.
-    first: First,
-    /// Whether it ends with the job that it is of.
-    of_one: bool,
-    /// When it goes on: a moment at which its job was at its end, after which nothing is waited for.
-    over: Option<Start>,
-    /// Whether a change could not be decoded that may have been the end of its job.
-    look_again: bool,
-    /// The job, if it was gone at that moment.
+    /// Next update to send, held back until the position of its transaction in the feed is known.
+    pending: Option<Update>,
+    /// First response.
+    first: FirstResponse,
+    /// True for a watch of one job, which ends with the job.
+    is_single: bool,
+    /// Feed position at which the job had ended. The watch ends behind the position.
+    job_end: Option<Start>,
+    /// True if an undecodable change may have ended the job, so the job must be read.
+    must_reread: bool,
+    /// The watched job, if deleted when the resumed watch began.
     missing: Option<Uuid>,
     heartbeat: Duration,
     _place: OwnedSemaphorePermit,
 }
 
-/// What a watch begins with.
-enum First {
+/// First response of a watch.
+enum FirstResponse {
     Heartbeat,
     Job(Box<pb::JobChange>),
     Snapshot(Arc<JobSnapshot>),
 }
 
-/// What a watch waited for.
-enum Step<T> {
+/// Event in the life of a watch.
+enum WatchEvent<T> {
     Heartbeat,
     Changes(T),
     End,
 }
 
 impl Watch {
-    /// Begins a watch of one job.
-    pub(super) async fn of_one(jobs: &Jobs, request: pb::WatchJobRequest) -> Result<Self> {
-        let place = jobs.places.take()?;
+    /// Starts a watch of one job.
+    pub(super) async fn of_one(source: &WatchSource, request: pb::WatchJobRequest) -> Result<Self> {
+        let place = source.places.take()?;
         let id = check::uuid("id", &request.id)?;
         let heartbeat = heartbeat_interval(request.heartbeat_interval)?;
         let resumed = match request.cursor.as_str() {
             "" => None,
-            cursor => Some(jobs.feed.resume(cursor).await?),
+            cursor => Some(source.feed.resume(cursor).await?),
         };
-        let (now, job) = job_now(jobs, id).await?;
+        let (now, job) = read_job(source, id).await?;
         let is_over = job.as_ref().is_none_or(|job| job.status.is_finished());
         let missing = job.is_none().then_some(id);
-        let (start, first, over) = if let Some(start) = resumed {
-            (start, First::Heartbeat, is_over.then_some(now))
+        let (start, first, job_end) = if let Some(start) = resumed {
+            (start, FirstResponse::Heartbeat, is_over.then_some(now))
         } else {
-            let job = existing(row::require(job, "job", id)?);
-            (now, First::Job(job.into()), None)
+            let job = existing_change(row::require(job, "job", id)?);
+            (now, FirstResponse::Job(job.into()), None)
         };
         Ok(Self {
-            jobs: jobs.clone(),
-            wanted: Wanted::one(id, request.logs),
+            source: source.clone(),
+            filter: WatchFilter::for_job(id, request.logs),
             start,
-            held: None,
+            pending: None,
             first,
-            of_one: true,
-            over,
-            look_again: false,
+            is_single: true,
+            job_end,
+            must_reread: false,
             missing,
             heartbeat,
             _place: place,
         })
     }
 
-    /// Begins a watch of many jobs.
-    pub(super) async fn of_many(jobs: &Jobs, request: pb::WatchJobsRequest) -> Result<Self> {
-        let place = jobs.places.take()?;
+    /// Starts a watch of many jobs.
+    pub(super) async fn of_many(
+        source: &WatchSource,
+        request: pb::WatchJobsRequest,
+    ) -> Result<Self> {
+        let place = source.places.take()?;
         let heartbeat = heartbeat_interval(request.heartbeat_interval)?;
-        let filter = request.filter.unwrap_or_default();
-        let wanted = Wanted::parse(&filter, request.logs)?;
+        let job_filter = request.filter.unwrap_or_default();
+        let filter = WatchFilter::parse(&job_filter, request.logs)?;
         let (start, first) = if request.snapshot {
             if !request.cursor.is_empty() {
                 return Err(Error::invalid("snapshot", "must be left out with a cursor"));
             }
-            let snapshot = jobs.snapshots.take(&filter).await?;
-            (snapshot.start.clone(), First::Snapshot(snapshot))
+            let snapshot = source.snapshots.take(&job_filter).await?;
+            (snapshot.start.clone(), FirstResponse::Snapshot(snapshot))
         } else if request.cursor.is_empty() {
-            (jobs.feed.now().await?, First::Heartbeat)
+            (source.feed.now().await?, FirstResponse::Heartbeat)
         } else {
-            (jobs.feed.resume(&request.cursor).await?, First::Heartbeat)
+            (
+                source.feed.resume(&request.cursor).await?,
+                FirstResponse::Heartbeat,
+            )
         };
         Ok(Self {
-            jobs: jobs.clone(),
-            wanted,
+            source: source.clone(),
+            filter,
             start,
-            held: None,
+            pending: None,
             first,
-            of_one: false,
-            over: None,
-            look_again: false,
+            is_single: false,
+            job_end: None,
+            must_reread: false,
             missing: None,
             heartbeat,
             _place: place,
         })
     }
 
-    /// Nothing is read ahead for the client: while it does not read, this is not polled, and it costs its place.
+    /// Responses of the watch. Nothing is read ahead: while the client does not read, the stream is not polled and
+    /// costs only its place.
     pub(super) fn stream(mut self) -> impl Stream<Item = Result<WatchJobsResponse, Status>> + Send {
         try_stream! {
-            let shutdown = self.jobs.shutdown.clone();
-            match std::mem::replace(&mut self.first, First::Heartbeat) {
-                First::Heartbeat => yield self.heartbeat(),
-                First::Job(change) => {
-                    let is_over = ends(&change);
-                    yield self.told(Update::Job(*change));
+            let shutdown = self.source.shutdown.clone();
+            match std::mem::replace(&mut self.first, FirstResponse::Heartbeat) {
+                FirstResponse::Heartbeat => yield self.heartbeat(),
+                FirstResponse::Job(change) => {
+                    let is_over = is_final(&change);
+                    yield self.respond(Update::Job(*change));
                     if is_over {
                         return;
                     }
                 }
-                First::Snapshot(snapshot) => {
-                    let (mut sent, mut place) = (0, 0);
-                    while let Some(piece) = snapshot.jobs.item(place)? {
-                        place += 1;
+                FirstResponse::Snapshot(snapshot) => {
+                    let (mut sent, mut index) = (0, 0);
+                    while let Some(piece) = snapshot.jobs.item(index)? {
+                        index += 1;
                         let piece = pb::JobChanges::decode(piece).map_err(Error::internal)?;
                         for change in piece.changes {
                             if shutdown.is_cancelled() {
@@ -163,60 +172,60 @@ impl Watch {
                             yield WatchJobsResponse { cursor: String::new(), update: Some(Update::Job(change)) };
                         }
                     }
-                    yield self.told(Update::SnapshotEnd(sent));
+                    yield self.respond(Update::SnapshotEnd(sent));
                 }
             }
             let mut heartbeats = interval_at(Instant::now() + self.heartbeat, self.heartbeat);
             heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let feed = self.jobs.feed.clone();
+            let feed = self.source.feed.clone();
             let mut has_ended = false;
 
             loop {
-                if std::mem::take(&mut self.look_again) && self.of_one {
-                    Box::pin(self.note_end()).await?;
+                if std::mem::take(&mut self.must_reread) && self.is_single {
+                    Box::pin(self.reread_end()).await?;
                 }
                 if Box::pin(self.is_over()).await {
                     break;
                 }
-                // The rest of a transaction is there: nothing else is waited for.
-                let between = self.held.is_none();
-                let step = tokio::select! {
-                    // What comes seldom goes first, so that a busy feed cannot hold it up.
+                // The rest of a transaction is available without waiting.
+                let is_between_commits = self.pending.is_none();
+                let event = tokio::select! {
+                    // Rare events come first, so a busy feed cannot starve them.
                     biased;
-                    () = shutdown.cancelled() => Step::End,
-                    _ = heartbeats.tick(), if between => Step::Heartbeat,
-                    entries = feed.after(self.start.position) => Step::Changes(entries),
+                    () = shutdown.cancelled() => WatchEvent::End,
+                    _ = heartbeats.tick(), if is_between_commits => WatchEvent::Heartbeat,
+                    entries = feed.after(self.start.position) => WatchEvent::Changes(entries),
                 };
                 feed.check_current(self.start.position)?;
-                match step {
-                    Step::Heartbeat => yield self.heartbeat(),
-                    Step::Changes(entries) => {
+                match event {
+                    WatchEvent::Heartbeat => yield self.heartbeat(),
+                    WatchEvent::Changes(entries) => {
                         for entry in entries? {
                             self.start.position = entry.position;
                             if self.is_past_end() {
                                 break;
                             }
                             if !self.start.seen.contains(entry.position.xid) {
-                                for update in self.wanted.of(entry.item.update.as_ref()) {
-                                    self.look_again |= matches!(update, Update::Unreadable(_));
-                                    has_ended |= self.of_one
-                                        && matches!(&update, Update::Job(change) if ends(change));
-                                    if let Some(held) = self.held.replace(update) {
-                                        yield WatchJobsResponse { cursor: String::new(), update: Some(held) };
+                                for update in self.filter.matching_updates(entry.item.update.as_ref()) {
+                                    self.must_reread |= matches!(update, Update::Unreadable(_));
+                                    has_ended |= self.is_single
+                                        && matches!(&update, Update::Job(change) if is_final(change));
+                                    if let Some(pending) = self.pending.replace(update) {
+                                        yield WatchJobsResponse { cursor: String::new(), update: Some(pending) };
                                     }
                                 }
                             }
-                            if entry.ends_commit && let Some(held) = self.held.take() {
-                                yield self.told(held);
+                            if entry.ends_commit && let Some(pending) = self.pending.take() {
+                                yield self.respond(pending);
                                 if has_ended {
                                     return;
                                 }
                             }
                         }
                     }
-                    Step::End => {
-                        if let Some(held) = self.held.take() {
-                            yield self.told(held);
+                    WatchEvent::End => {
+                        if let Some(pending) = self.pending.take() {
+                            yield self.respond(pending);
                         }
                         yield self.heartbeat();
                         Err(Error::ShuttingDown)?;
@@ -224,50 +233,50 @@ impl Watch {
                 }
             }
             if let Some(id) = self.missing {
-                // Nothing was heard of it before it was gone.
+                // The job was deleted before any change could be sent.
                 row::require(None::<()>, "job", id)?;
             }
         }
     }
 
-    /// Reads whether the job is at its end, of which a change may have told that could not be decoded.
-    async fn note_end(&mut self) -> Result<()> {
-        if let Some(id) = self.wanted.id() {
-            let (now, job) = job_now(&self.jobs, id).await?;
+    /// Reads the job after an undecodable change, and records its end.
+    async fn reread_end(&mut self) -> Result<()> {
+        if let Some(id) = self.filter.job_id() {
+            let (now, job) = read_job(&self.source, id).await?;
             if job.is_none_or(|job| job.status.is_finished()) {
-                self.over.get_or_insert(now);
+                self.job_end.get_or_insert(now);
             }
         }
         Ok(())
     }
 
-    /// Whether there is nothing to come.
+    /// Returns true if no further update can follow.
     async fn is_over(&self) -> bool {
         if self.is_past_end() {
             return true;
         }
         let position = self.start.position;
-        if self.over.is_none() || position < self.jobs.feed.head() {
+        if self.job_end.is_none() || position < self.source.feed.head() {
             return false;
         }
-        // A database that is away is asked again with the next heartbeat.
-        let behind = self.jobs.feed.stored_backlog_after(position).await;
+        // After a database failure, the next heartbeat asks again.
+        let behind = self.source.feed.stored_backlog_after(position).await;
         behind.is_ok_and(|(changes, _)| changes == 0)
     }
 
-    /// Whether it has seen all that had been committed when its job was at its end.
+    /// Returns true if every change committed before the end of the job has been read.
     fn is_past_end(&self) -> bool {
         let position = self.start.position;
-        self.over.as_ref().is_some_and(|over| {
-            // On PostgreSQL some of it may be settled later.
-            let unsettled = over.seen.matters_after(position);
-            position > over.position && !unsettled
+        self.job_end.as_ref().is_some_and(|job_end| {
+            // On PostgreSQL, transactions in progress may commit changes at earlier positions.
+            let unsettled = job_end.seen.matters_after(position);
+            position > job_end.position && !unsettled
         })
     }
 
-    /// A response from which the client can go on.
-    fn told(&self, update: Update) -> WatchJobsResponse {
-        let (cursors, start) = (self.jobs.feed.cursors(), &self.start);
+    /// Response with a cursor for resumption.
+    fn respond(&self, update: Update) -> WatchJobsResponse {
+        let (cursors, start) = (self.source.feed.cursors(), &self.start);
         WatchJobsResponse {
             cursor: cursors.encode_start(start.position, Some(&start.seen)),
             update: Some(update),
@@ -275,15 +284,15 @@ impl Watch {
     }
 
     fn heartbeat(&self) -> WatchJobsResponse {
-        self.told(Update::Heartbeat(time::to_proto(entity::now())))
+        self.respond(Update::Heartbeat(time::to_proto(entity::now())))
     }
 }
 
-/// A moment, and the job as it was then.
-async fn job_now(jobs: &Jobs, id: Uuid) -> Result<(Start, Option<job::Model>)> {
-    let tx = jobs.db.snapshot().await?;
-    let now = jobs.feed.now_in(&tx).await?;
-    let job = light().filter(Column::Id.eq(id)).one(&tx).await?;
+/// Reads a job and the feed position of the snapshot.
+async fn read_job(source: &WatchSource, id: Uuid) -> Result<(Start, Option<job::Model>)> {
+    let tx = source.db.snapshot().await?;
+    let now = source.feed.now_in(&tx).await?;
+    let job = light_jobs().filter(Column::Id.eq(id)).one(&tx).await?;
     tx.commit().await?;
     Ok((now, job))
 }

@@ -1,4 +1,4 @@
-//! Snapshots of jobs: what a watch of jobs may begin with.
+//! Snapshots of unfinished jobs, for the start of watches.
 
 use std::{
     collections::HashMap,
@@ -22,44 +22,44 @@ use crate::{
     },
     error::{Error, Result},
     feed::Start,
-    jobs::query::{filter::in_status, list::light},
+    jobs::query::{filter::in_status, list::light_jobs},
     monitor::Feed,
     pb::{self, JobChangeKind},
     rpc::limits::snapshots::{Reservation, Snapshot, SnapshotMemory},
 };
 
-/// Number of jobs that are read together.
-const PAGE: u64 = 1_000;
+/// Number of jobs per query.
+const JOBS_PER_QUERY: u64 = 1_000;
 
-/// Number of jobs that are encoded together. A client that stops reading holds so many of them decoded.
-const PIECE: usize = 8;
+/// Number of jobs per encoded piece. A client that stops reading holds one decoded piece.
+const JOBS_PER_PIECE: usize = 8;
 
-/// Largest number of jobs of a snapshot.
-const JOBS: usize = 100_000;
+/// Maximum number of jobs of a snapshot.
+const MAX_JOBS: usize = 100_000;
 
-/// Jobs that were queued or ran at one moment.
+/// Queued and running jobs at one moment.
 pub(crate) struct JobSnapshot {
-    /// Position at which the feed goes on after the snapshot.
+    /// Feed position at which the watch continues.
     pub start: Start,
-    /// The jobs, oldest first: each item is an encoded `JobChanges`.
+    /// Jobs, oldest first. Each item is an encoded `JobChanges`.
     pub jobs: Arc<Snapshot<Bytes>>,
 }
 
-/// The last snapshot of a filter, and when it was begun. It is kept for as long as somebody reads it.
-type Last = Arc<tokio::sync::Mutex<Option<(Instant, Weak<JobSnapshot>)>>>;
+/// Last snapshot of a filter with its start time, kept while in use.
+type LastSnapshot = Arc<tokio::sync::Mutex<Option<(Instant, Weak<JobSnapshot>)>>>;
 
-/// Takes snapshots. Callers that ask for the same filter while one is being taken share the next one. Clones share all.
+/// Takes snapshots. Concurrent callers with the same filter share a snapshot. Clones share the state.
 #[derive(Clone)]
 pub(crate) struct Snapshots {
     db: Db,
     feed: Feed,
     memory: SnapshotMemory,
-    /// By encoded filter, while there are callers.
-    by_filter: Arc<Mutex<HashMap<Vec<u8>, Last>>>,
+    /// Last snapshots by encoded filter, while callers exist.
+    by_filter: Arc<Mutex<HashMap<Vec<u8>, LastSnapshot>>>,
 }
 
 impl Snapshots {
-    /// Snapshots of the jobs of this database.
+    /// Creates the snapshots of a database.
     pub(crate) fn new(db: Db, feed: Feed, memory: SnapshotMemory) -> Self {
         Self {
             db,
@@ -69,21 +69,21 @@ impl Snapshots {
         }
     }
 
-    /// A snapshot of the jobs that match, of a moment after this is called.
+    /// Snapshot of the matching jobs, taken after the call.
     pub(crate) async fn take(&self, filter: &pb::JobFilter) -> Result<Arc<JobSnapshot>> {
-        let asked = Instant::now();
+        let called_at = Instant::now();
         let condition = filter.condition(self.db.backend(), entity::now())?;
         let entry = Entry::new(self, filter.encode_to_vec());
         let mut last = entry.last.lock().await;
-        if let Some((begun, snapshot)) = &*last
-            && *begun >= asked
+        if let Some((started_at, snapshot)) = &*last
+            && *started_at >= called_at
             && let Some(snapshot) = snapshot.upgrade()
         {
             return Ok(snapshot);
         }
-        let begun = Instant::now();
+        let started_at = Instant::now();
         let snapshot = Arc::new(self.read(condition).await?);
-        *last = Some((begun, Arc::downgrade(&snapshot)));
+        *last = Some((started_at, Arc::downgrade(&snapshot)));
         Ok(snapshot)
     }
 
@@ -99,17 +99,17 @@ impl Snapshots {
         Ok(JobSnapshot { start, jobs })
     }
 
-    fn by_filter(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Last>> {
+    fn by_filter(&self) -> MutexGuard<'_, HashMap<Vec<u8>, LastSnapshot>> {
         let by_filter = self.by_filter.lock();
         by_filter
     }
 }
 
-/// A caller's place among those with the same filter.
+/// Entry of a caller in the map of filters.
 struct Entry<'a> {
     snapshots: &'a Snapshots,
     filter: Vec<u8>,
-    last: Last,
+    last: LastSnapshot,
 }
 
 impl<'a> Entry<'a> {
@@ -130,49 +130,49 @@ impl<'a> Entry<'a> {
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
         let mut by_filter = self.snapshots.by_filter();
-        // The map has one, and this caller has one.
+        // One reference belongs to the map, and another to this caller.
         if Arc::strong_count(&self.last) <= 2 {
             by_filter.remove(&self.filter);
         }
     }
 }
 
-/// The jobs that are queued or run and of which this is true, oldest first.
+/// Reads the queued and running jobs matching a condition, oldest first.
 async fn unfinished(
     tx: &DatabaseTransaction,
     condition: Condition,
     reservation: &mut Reservation,
 ) -> Result<Vec<Bytes>> {
-    let all = light()
+    let select = light_jobs()
         .filter(condition)
         .filter(in_status(&[JobStatus::Queued, JobStatus::Running]))
         .order_by_asc(Column::CreatedAt)
         .order_by_asc(Column::Id)
-        .limit(PAGE);
+        .limit(JOBS_PER_QUERY);
     let (mut pieces, mut jobs) = (Vec::new(), 0);
-    let mut page = all.clone().all(tx).await?;
+    let mut page = select.clone().all(tx).await?;
     while let Some(last) = page.last() {
         jobs += page.len();
-        if jobs > JOBS {
-            let problem = format!("would have more than {JOBS} jobs; narrow the filter");
+        if jobs > MAX_JOBS {
+            let problem = format!("would have more than {MAX_JOBS} jobs; narrow the filter");
             return Err(Error::invalid("snapshot", problem));
         }
         let columns = Expr::tuple([Column::CreatedAt.into_expr(), Column::Id.into_expr()]);
-        let place = Expr::tuple([Expr::val(last.created_at), Expr::val(last.id)]);
-        let mut rest = page.into_iter().map(existing).peekable();
+        let position = Expr::tuple([Expr::val(last.created_at), Expr::val(last.id)]);
+        let mut rest = page.into_iter().map(existing_change).peekable();
         while rest.peek().is_some() {
-            let changes = rest.by_ref().take(PIECE).collect();
+            let changes = rest.by_ref().take(JOBS_PER_PIECE).collect();
             let piece = pb::JobChanges { changes }.encode_to_vec();
             reservation.grow(piece.len() as u64)?;
             pieces.push(piece.into());
         }
-        page = all.clone().filter(columns.gt(place)).all(tx).await?;
+        page = select.clone().filter(columns.gt(position)).all(tx).await?;
     }
     Ok(pieces)
 }
 
-/// The change that tells of a job that was there before.
-pub(crate) fn existing(job: job::Model) -> pb::JobChange {
+/// Change introducing a job that existed before the watch.
+pub(crate) fn existing_change(job: job::Model) -> pb::JobChange {
     pb::JobChange {
         kind: JobChangeKind::Existing.into(),
         job: Some(job.into()),

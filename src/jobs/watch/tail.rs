@@ -1,4 +1,4 @@
-//! `TailJobLogs`: what is logged for a job, from its rows and then from the feed.
+//! `TailJobLogs`: follows the log of a job, first from its rows, then from the feed.
 
 use async_stream::try_stream;
 use futures_util::Stream;
@@ -7,7 +7,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 use uuid::Uuid;
 
-use super::filter::ends;
+use super::{filter::is_final, source::WatchSource};
 use crate::{
     db::row,
     entity::{
@@ -16,50 +16,47 @@ use crate::{
     },
     error::{Error, Result},
     feed::{Start, Topic},
-    jobs::{
-        api::job_service::Jobs,
-        query::get::{at_least, levels_from, lines},
-    },
+    jobs::query::get::{at_least_level, levels_from, select_lines},
     pb::{self, watch_response::Update},
     rpc::{check, enums::FromProto},
 };
 
-/// How many lines are read at a time.
-const PAGE: u64 = 100;
+/// Number of log lines per query.
+const LINES_PER_PAGE: u64 = 100;
 
-/// Who follows a job's log.
-pub(crate) struct Tail {
-    jobs: Jobs,
+/// Follower of the log of a job.
+pub(crate) struct LogTail {
+    source: WatchSource,
     job_id: Uuid,
-    /// The number of the last line that was sent or left out.
+    /// Number of the last line sent or filtered out.
     last: i64,
     min_level: JobLogLevel,
-    /// The job when it began, or began anew.
-    moment: Moment,
+    /// Job at the start, or at the last restart.
+    moment: JobMoment,
     _place: OwnedSemaphorePermit,
 }
 
-/// A job at one moment.
-struct Moment {
-    /// Where the feed goes on after it.
+/// Job at one moment.
+struct JobMoment {
+    /// Feed position of the moment.
     start: Start,
     is_finished: bool,
-    /// How many lines its log had.
+    /// Number of log lines at the moment.
     lines: i64,
 }
 
-impl Tail {
-    /// Begins to follow a job's log.
-    pub(crate) async fn new(jobs: &Jobs, request: pb::TailJobLogsRequest) -> Result<Self> {
-        let place = jobs.places.take()?;
+impl LogTail {
+    /// Starts to follow the log of a job.
+    pub(crate) async fn new(source: &WatchSource, request: pb::TailJobLogsRequest) -> Result<Self> {
+        let place = source.places.take()?;
         let job_id = check::uuid("job_id", &request.job_id)?;
         if request.after_line < 0 {
             return Err(Error::invalid("after_line", "must not be negative"));
         }
         let min_level = JobLogLevel::from_proto("min_level", request.min_level)?;
-        let moment = Moment::now(jobs, job_id).await?;
+        let moment = JobMoment::read(source, job_id).await?;
         Ok(Self {
-            jobs: jobs.clone(),
+            source: source.clone(),
             job_id,
             last: request.after_line,
             min_level: min_level.unwrap_or(JobLogLevel::Debug),
@@ -68,12 +65,13 @@ impl Tail {
         })
     }
 
-    /// Nothing is read ahead for the client: while it does not read, this is not polled, and it costs its place.
+    /// Log lines. Nothing is read ahead: while the client does not read, the stream is not polled and costs only its
+    /// place.
     pub(crate) fn stream(mut self) -> impl Stream<Item = Result<pb::JobLog, Status>> + Send {
         try_stream! {
-            let (shutdown, feed) = (self.jobs.shutdown.clone(), self.jobs.feed.clone());
+            let (shutdown, feed) = (self.source.shutdown.clone(), self.source.feed.clone());
             loop {
-                // What there was.
+                // Lines stored before the moment.
                 while let Some(page) = Box::pin(self.next_page()).await? {
                     for log in page {
                         if shutdown.is_cancelled() {
@@ -86,7 +84,7 @@ impl Tail {
                 if self.moment.is_finished {
                     return;
                 }
-                // What has come since.
+                // Lines logged since the moment.
                 let mut has_ended = false;
                 'changes: loop {
                     let entries = tokio::select! {
@@ -95,7 +93,7 @@ impl Tail {
                         entries = feed.after(self.moment.start.position) => entries,
                     };
                     if let Err(Error::CursorExpired { .. }) = entries {
-                        // The client is so slow that the feed has forgotten, but the lines are there.
+                        // The slow client has lost its feed position. The rows still have every line.
                         break;
                     }
                     for entry in entries? {
@@ -106,7 +104,7 @@ impl Tail {
                         if entry.item.is_unreadable(Topic::JobLogs)
                             || entry.item.is_unreadable(Topic::Jobs)
                         {
-                            // The rows have the lines, and the end of the job.
+                            // The rows have the lines and the end of the job.
                             break 'changes;
                         }
                         let update = entry.item.update.as_ref();
@@ -114,13 +112,13 @@ impl Tail {
                             yield log;
                         }
                         has_ended |= self.is_end(update);
-                        // A line may be logged in the transaction that finishes the job.
+                        // The transaction finishing the job may also log lines.
                         if has_ended && entry.ends_commit {
                             return;
                         }
                     }
                 }
-                match Box::pin(Moment::now(&self.jobs, self.job_id)).await? {
+                match Box::pin(JobMoment::read(&self.source, self.job_id)).await? {
                     Some(moment) => self.moment = moment,
                     None => return,
                 }
@@ -128,15 +126,15 @@ impl Tail {
         }
     }
 
-    /// Some of the lines that there were. Lines stay as they are, so that each page can be read on its own.
+    /// Next page of stored lines. Lines never change, so each page is a query of its own.
     async fn next_page(&self) -> Result<Option<Vec<pb::JobLog>>> {
-        let page = lines(self.job_id)
+        let page = select_lines(self.job_id)
             .filter(Column::Line.gt(self.last))
             .filter(Column::Line.lte(self.moment.lines))
-            .filter(at_least(self.min_level))
+            .filter(at_least_level(self.min_level))
             .order_by_asc(Column::Line)
-            .limit(PAGE)
-            .all(self.jobs.db.reader())
+            .limit(LINES_PER_PAGE)
+            .all(self.source.db.reader())
             .await?;
         if page.is_empty() {
             return Ok(None);
@@ -144,43 +142,46 @@ impl Tail {
         Ok(Some(page.into_iter().map(pb::JobLog::from).collect()))
     }
 
-    /// The lines of a record of the feed that are to be sent.
+    /// Lines of a feed record to send.
     fn new_lines(&mut self, update: Option<&Update>) -> Vec<pb::JobLog> {
         let Some(Update::JobLogs(pb::JobLogs { logs })) = update else {
             return Vec::new();
         };
         let (id, levels) = (self.job_id.to_string(), levels_from(self.min_level));
-        let is_serious = |log: &pb::JobLog| {
+        let is_included = |log: &pb::JobLog| {
             let level = log.level();
             levels
                 .iter()
-                .any(|wanted| pb::JobLogLevel::from(*wanted) == level)
+                .any(|included| pb::JobLogLevel::from(*included) == level)
         };
         let last = self.last;
         let number = |log: &pb::JobLog| log.line.unwrap_or_default();
-        let new = logs
+        let unseen = logs
             .iter()
             .filter(|log| log.job_id == id && number(log) > last);
-        self.last = new.clone().map(number).max().unwrap_or(last);
-        new.filter(|log| is_serious(log)).cloned().collect()
+        self.last = unseen.clone().map(number).max().unwrap_or(last);
+        unseen.filter(|log| is_included(log)).cloned().collect()
     }
 
-    /// Whether a record of the feed says that nothing more will be logged.
+    /// Returns true if a feed record ends the job.
     fn is_end(&self, update: Option<&Update>) -> bool {
         let Some(Update::JobChanges(pb::JobChanges { changes })) = update else {
             return false;
         };
         let id = self.job_id.to_string();
-        let is_of = |change: &pb::JobChange| change.job.as_ref().is_some_and(|job| job.id == id);
-        changes.iter().any(|change| is_of(change) && ends(change))
+        let is_for_job =
+            |change: &pb::JobChange| change.job.as_ref().is_some_and(|job| job.id == id);
+        changes
+            .iter()
+            .any(|change| is_for_job(change) && is_final(change))
     }
 }
 
-impl Moment {
-    /// The job as it is, if there is one.
-    async fn now(jobs: &Jobs, id: Uuid) -> Result<Option<Self>> {
-        let tx = jobs.db.snapshot().await?;
-        let start = jobs.feed.now_in(&tx).await?;
+impl JobMoment {
+    /// Reads the job. `None` if the job does not exist.
+    async fn read(source: &WatchSource, id: Uuid) -> Result<Option<Self>> {
+        let tx = source.db.snapshot().await?;
+        let start = source.feed.now_in(&tx).await?;
         let job: Option<(JobStatus, i64)> = job::Entity::find_by_id(id)
             .select_only()
             .column(job::Column::Status)

@@ -1,4 +1,4 @@
-//! The jobs that workers have on streams of this process, so that they can be told what others do to them.
+//! Jobs assigned to the worker streams of this process, for the delivery of changes made by others.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -9,57 +9,58 @@ use uuid::Uuid;
 
 use crate::{
     feed::{FeedUpdate, Follower, Position, Topic},
-    jobs::{dispatch::partitions::Line, wakeups::Bell},
+    jobs::{partition::Partition, wakeups::Wakeups},
     monitor::Feed,
     pb::{self, JobChangeKind, watch_response::Update},
     rpc::time,
 };
 
-/// What a worker is told of a job that it has.
+/// Change of a job, for the stream of the worker holding the job.
 #[derive(Debug, Clone)]
-pub(crate) enum Told {
-    /// Somebody has asked for it to be cancelled.
+pub(crate) enum AssignmentUpdate {
+    /// The cancellation of the job was requested.
     Cancel {
         id: Uuid,
         reason: String,
         actor: String,
     },
-    /// The worker may have it no more.
-    Moved(Uuid),
-    /// Changes were missed: it has to be looked at what became of all jobs.
-    Missed,
+    /// The attempt may have ended; the lease must be checked.
+    LeaseEnded(Uuid),
+    /// Changes were missed; every lease must be checked.
+    ChangesMissed,
 }
 
-/// Where streams hear of their jobs. Clones share them.
+/// Streams by the id of an assigned job. Clones share the map.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Flights(Arc<Mutex<HashMap<Uuid, mpsc::UnboundedSender<Told>>>>);
+pub(crate) struct Assignments(Arc<Mutex<HashMap<Uuid, mpsc::UnboundedSender<AssignmentUpdate>>>>);
 
-impl Flights {
-    /// A stream has this job.
-    pub(crate) fn add(&self, id: Uuid, stream: &mpsc::UnboundedSender<Told>) {
-        self.flights().insert(id, stream.clone());
+impl Assignments {
+    /// Assigns a job to a stream.
+    pub(crate) fn add(&self, id: Uuid, stream: &mpsc::UnboundedSender<AssignmentUpdate>) {
+        self.by_job().insert(id, stream.clone());
     }
 
-    /// A stream has it no more.
-    pub(crate) fn remove(&self, id: Uuid, stream: &mpsc::UnboundedSender<Told>) {
-        let mut flights = self.flights();
-        // Another stream may have it by now.
-        if flights
+    /// Removes a job from a stream.
+    pub(crate) fn remove(&self, id: Uuid, stream: &mpsc::UnboundedSender<AssignmentUpdate>) {
+        let mut by_job = self.by_job();
+        // Another stream may hold the job by now.
+        if by_job
             .get(&id)
             .is_some_and(|other| other.same_channel(stream))
         {
-            flights.remove(&id);
+            by_job.remove(&id);
         }
     }
 
-    fn flights(&self) -> MutexGuard<'_, HashMap<Uuid, mpsc::UnboundedSender<Told>>> {
+    fn by_job(&self) -> MutexGuard<'_, HashMap<Uuid, mpsc::UnboundedSender<AssignmentUpdate>>> {
         self.0.lock()
     }
 
-    /// Hears what the feed tells of jobs, until shutdown, and rings the bell for those that others have queued.
+    /// Follows the feed until shutdown: delivers changes to streams, and notifies the dispatcher of jobs queued by
+    /// others.
     pub(crate) async fn follow(
         self,
-        bell: Bell,
+        wakeups: Wakeups,
         feed: Feed,
         from: Position,
         shutdown: CancellationToken,
@@ -68,25 +69,25 @@ impl Flights {
         let following = async {
             loop {
                 let FeedUpdate::Changes(entries) = follower.next().await else {
-                    self.tell_all_missed();
-                    bell.missed();
+                    self.notify_missed();
+                    wakeups.notify_missed();
                     continue;
                 };
                 for entry in &entries {
                     let update = &entry.item.update;
                     if let Some(Update::JobChanges(changes)) = update {
                         for change in &changes.changes {
-                            self.hear(change, &bell);
+                            self.handle_change(change, &wakeups);
                         }
                     }
                     if let Some(Update::JobQueue(change)) = update
                         && let Some(queue) = &change.job_queue
                     {
-                        bell.freed(&queue.name);
+                        wakeups.notify_freed(&queue.name);
                     }
                     if entry.item.is_unreadable(Topic::Jobs) {
-                        // The jobs that it is about are unknown. Those that wait are found by the sweep.
-                        self.tell_all_missed();
+                        // The affected jobs are unknown. The next sweep of the dispatcher finds the waiting ones.
+                        self.notify_missed();
                     }
                 }
             }
@@ -94,24 +95,24 @@ impl Flights {
         shutdown.run_until_cancelled(following).await;
     }
 
-    fn tell_all_missed(&self) {
-        for stream in self.flights().values() {
-            let _ = stream.send(Told::Missed);
+    fn notify_missed(&self) {
+        for stream in self.by_job().values() {
+            let _ = stream.send(AssignmentUpdate::ChangesMissed);
         }
     }
 
-    fn hear(&self, change: &pb::JobChange, bell: &Bell) {
+    fn handle_change(&self, change: &pb::JobChange, wakeups: &Wakeups) {
         let (Some(job), Ok(kind)) = (&change.job, JobChangeKind::try_from(change.kind)) else {
             return;
         };
-        let ends = match kind {
+        let ends_attempt = match kind {
             JobChangeKind::Unspecified
             | JobChangeKind::Started
             | JobChangeKind::Progress
             | JobChangeKind::Existing => return,
             JobChangeKind::Created => false,
             JobChangeKind::CancelRequested => {
-                self.tell(&job.id, |id| Told::Cancel {
+                self.send_update(&job.id, |id| AssignmentUpdate::Cancel {
                     id,
                     reason: change.reason.clone(),
                     actor: change.actor.clone(),
@@ -128,37 +129,37 @@ impl Flights {
             | JobChangeKind::Retried
             | JobChangeKind::Deleted => true,
         };
-        if ends {
-            self.tell(&job.id, Told::Moved);
+        if ends_attempt {
+            self.send_update(&job.id, AssignmentUpdate::LeaseEnded);
         }
-        if ends && let Some(queue) = &job.queue_name {
-            bell.ended(queue);
+        if ends_attempt && let Some(queue) = &job.queue_name {
+            wakeups.notify_ended(queue);
         }
         if job.status == i32::from(pb::JobStatus::Queued)
             && let (Ok(id), Some(at), Some(queue)) =
                 (job.id.parse(), job.scheduled_at, &job.queue_name)
             && let Ok(at) = time::from_proto("scheduled_at", at)
         {
-            let line = Line {
+            let partition = Partition {
                 queue: queue.clone(),
                 job_type: job.job_type.clone(),
                 priority: job.priority.unwrap_or_default(),
                 key: job.concurrency_key.clone(),
             };
-            bell.told((id, job.version_id), line, (at, id));
+            wakeups.notify_observed((id, job.version_id), partition, (at, id));
         }
     }
 
-    fn tell(&self, id: &str, told: impl Fn(Uuid) -> Told) {
-        let flights = self.flights();
-        // Most processes have none of the jobs that they hear of.
-        if flights.is_empty() {
+    fn send_update(&self, id: &str, update: impl Fn(Uuid) -> AssignmentUpdate) {
+        let by_job = self.by_job();
+        // Most processes hold none of the changed jobs.
+        if by_job.is_empty() {
             return;
         }
         if let Ok(id) = id.parse::<Uuid>()
-            && let Some(stream) = flights.get(&id)
+            && let Some(stream) = by_job.get(&id)
         {
-            let _ = stream.send(told(id));
+            let _ = stream.send(update(id));
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Workers: `JobWorkerService`, the streams of workers, the jobs assigned to each, and the progress that they report.
+//! Workers: `JobWorkerService`, worker streams, the jobs assigned to streams, and the throttle of progress.
 
 pub(super) mod assignments;
+mod lease_state;
 pub(super) mod progress;
 pub(super) mod service;
 pub(super) mod stream;

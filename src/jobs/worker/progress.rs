@@ -1,4 +1,4 @@
-//! Progress is exact in the row, and told to watchers at most so often.
+//! Throttle of progress events: rows have the exact progress, watchers receive it at a bounded rate.
 
 use std::{
     collections::HashMap,
@@ -11,41 +11,41 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::jobs::{state::Move, store::writer::Desk};
+use crate::jobs::{state::Move, store::writer::JobWriter};
 
-/// How long there is between two tellings of one job at least.
-const EVERY: Duration = Duration::from_millis(500);
+/// Minimum interval between two progress events of a job.
+const MIN_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How often those are looked for that were not told.
-const LOOK: Duration = Duration::from_millis(50);
+/// Interval between two checks for delayed events.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// When watchers were told of progress. Clones share it.
+/// Times of the last progress events by job. Clones share the state.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Throttle(Arc<Mutex<HashMap<Uuid, Told>>>);
+pub(crate) struct ProgressThrottle(Arc<Mutex<HashMap<Uuid, Publication>>>);
 
 #[derive(Debug)]
-struct Told {
+struct Publication {
     at: Instant,
-    /// Whether there was progress since.
-    more: bool,
+    /// True if progress was held back since.
+    has_delayed: bool,
 }
 
-impl Throttle {
-    /// Whether watchers are to be told of a job's progress now; else they will be later.
-    pub(crate) fn may_tell(&self, id: Uuid) -> bool {
+impl ProgressThrottle {
+    /// Returns true if a progress event may be published now. Otherwise the event is delayed.
+    pub(crate) fn try_publish(&self, id: Uuid) -> bool {
         let now = Instant::now();
-        let mut told = self.0.lock();
-        match told.get_mut(&id) {
-            Some(told) if now < told.at + EVERY => {
-                told.more = true;
+        let mut publications = self.0.lock();
+        match publications.get_mut(&id) {
+            Some(publication) if now < publication.at + MIN_INTERVAL => {
+                publication.has_delayed = true;
                 false
             }
             _ => {
-                told.insert(
+                publications.insert(
                     id,
-                    Told {
+                    Publication {
                         at: now,
-                        more: false,
+                        has_delayed: false,
                     },
                 );
                 true
@@ -53,37 +53,37 @@ impl Throttle {
         }
     }
 
-    /// Tells what was not told in time, until shutdown.
-    pub(crate) async fn run(self, desk: Desk, shutdown: CancellationToken) {
-        let telling = async {
+    /// Publishes delayed events until shutdown.
+    pub(crate) async fn run(self, writer: JobWriter, shutdown: CancellationToken) {
+        let publishing = async {
             loop {
-                sleep(LOOK).await;
+                sleep(POLL_INTERVAL).await;
                 for id in self.due() {
-                    if let Err(error) = desk.carry_out(id, Move::Tell).await {
-                        tracing::debug!(%error, job.id = %id, "progress was not told");
+                    if let Err(error) = writer.apply_move(id, Move::PublishProgress).await {
+                        tracing::debug!(%error, job.id = %id, "failed to publish the progress of a job");
                     }
                 }
             }
         };
-        shutdown.run_until_cancelled(telling).await;
+        shutdown.run_until_cancelled(publishing).await;
     }
 
-    /// Jobs of whose progress watchers are to be told now.
+    /// Jobs with a delayed event due now.
     fn due(&self) -> Vec<Uuid> {
         let now = Instant::now();
-        let mut told = self.0.lock();
+        let mut publications = self.0.lock();
         let mut due = Vec::new();
-        told.retain(|id, told| {
-            let passed = now >= told.at + EVERY;
-            if passed && told.more {
+        publications.retain(|id, publication| {
+            let is_over = now >= publication.at + MIN_INTERVAL;
+            if is_over && publication.has_delayed {
                 due.push(*id);
-                *told = Told {
+                *publication = Publication {
                     at: now,
-                    more: false,
+                    has_delayed: false,
                 };
                 return true;
             }
-            !passed
+            !is_over
         });
         due
     }

@@ -9,45 +9,45 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::stream;
+use super::{
+    lease_state::{lease_state, lost_lease_state},
+    stream::{self, SessionContext},
+};
 use crate::{
     db::row,
     entity::job::{self, Model},
     error::{Error, Result},
     jobs::{
         Queue,
-        check::{self as jobs_check, Reported},
-        dispatch::claim::Claimed,
+        check::{self as jobs_check, LeaseReport},
+        dispatch::claim::ClaimedJob,
         state::{Move, Report},
         store::apply::Task,
     },
     monitor::Places,
     pb::{self, job_worker_service_server::JobWorkerService},
-    rpc::{Reply, check, layer, time, work},
+    rpc::{Reply, check, time, work},
 };
 
-/// How long the leases of `ClaimJobs` are unless the worker says otherwise.
-const LEASE: Duration = Duration::from_secs(30);
+/// Lease duration of `ClaimJobs` if the request has none.
+const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 
-/// How long `ClaimJobs` waits at most.
-const WAIT: Duration = Duration::from_mins(1);
+/// Maximum wait of `ClaimJobs`.
+const MAX_WAIT: Duration = Duration::from_mins(1);
 
-/// How many jobs one call is about at most.
-const JOBS: usize = 1_000;
+/// Maximum number of jobs per call.
+const MAX_JOBS_PER_CALL: usize = 1_000;
 
-/// Gives jobs to workers, and hears from them.
+/// Implementation of `JobWorkerService`.
 #[derive(Debug, Clone)]
 pub struct JobWorkers {
-    pub(crate) queue: Queue,
-    /// Number of streams that may be open, watches included.
+    context: SessionContext,
+    /// Places of open streams, shared with watches.
     places: Places,
-    /// Largest message that is accepted, in bytes.
-    max_message_size: usize,
-    pub(crate) shutdown: CancellationToken,
 }
 
 impl JobWorkers {
-    /// The workers of this queue, whose streams take `places`, and whose messages have up to `max_message_size` bytes.
+    /// Creates the service of a queue. Streams take `places`; messages have at most `max_message_size` bytes.
     pub fn new(
         queue: Queue,
         places: Places,
@@ -55,31 +55,29 @@ impl JobWorkers {
         shutdown: CancellationToken,
     ) -> Self {
         Self {
-            queue,
+            context: SessionContext {
+                queue,
+                max_message_size,
+                shutdown,
+            },
             places,
-            max_message_size,
-            shutdown,
         }
     }
 
-    /// The next message of a worker. A failure of the message itself has details.
-    pub(crate) async fn next(
-        &self,
-        incoming: &mut Streaming<pb::WorkJobsRequest>,
-    ) -> Result<Option<pb::WorkJobsRequest>, Status> {
-        layer::next_message(incoming, self.max_message_size).await
+    fn queue(&self) -> &Queue {
+        &self.context.queue
     }
 
-    async fn report(&self, (id, lease_id, report): Reported) -> Result<Model> {
-        let what = Move::Report(lease_id, report);
-        self.queue.desk.carry_out(id, what).await
+    async fn apply_report(&self, (id, lease_id, report): LeaseReport) -> Result<Model> {
+        let job_move = Move::Report(lease_id, report);
+        self.queue().writer.apply_move(id, job_move).await
     }
 
-    /// Reports, and gives all of the job.
-    async fn report_and_read(&self, reported: Reported) -> Reply<pb::Job> {
+    /// Applies a report and reads the whole job.
+    async fn report_and_read(&self, reported: LeaseReport) -> Reply<pb::Job> {
         let id = reported.0;
-        self.report(reported).await?;
-        let job = job::Entity::find_by_id(id).one(self.queue.db.reader());
+        self.apply_report(reported).await?;
+        let job = job::Entity::find_by_id(id).one(self.queue().db.reader());
         let job = job.await.map_err(Error::from)?;
         Ok(Response::new(row::require(job, "job", id)?.into()))
     }
@@ -95,29 +93,34 @@ impl JobWorkerService for JobWorkers {
     ) -> Reply<pb::ClaimJobsResponse> {
         let request = request.into_inner();
         let worker_id = check::name("worker_id", &request.worker_id, 1..=100)?;
-        let accepts = jobs_check::accepts(&request.queue_names, &request.job_types)?;
-        let most = if request.max_jobs == 0 {
+        let filter = jobs_check::worker_filter(&request.queue_names, &request.job_types)?;
+        let max_jobs = if request.max_jobs == 0 {
             1
         } else {
             check::within("max_jobs", request.max_jobs, 1..=1_000)?
         };
-        let wait = request.wait;
-        let wait = wait.map(|wait| time::duration("wait", wait, &(Duration::ZERO..=WAIT)));
-        let wait = wait.transpose()?.unwrap_or_default();
-        let lease = jobs_check::lease(request.lease_duration, LEASE)?;
-        let most = usize::try_from(most).unwrap_or(1);
-        let (mut inbox, nothing) =
-            self.queue
-                .dispatcher
-                .enter_once(worker_id, accepts, lease, most, wait.is_zero());
+        let wait = request
+            .wait
+            .map(|wait| time::duration("wait", wait, &(Duration::ZERO..=MAX_WAIT)))
+            .transpose()?
+            .unwrap_or_default();
+        let lease = jobs_check::lease(request.lease_duration, DEFAULT_LEASE)?;
+        let capacity = usize::try_from(max_jobs).unwrap_or(1);
+        let (mut inbox, no_job) = self.queue().dispatcher.register_once(
+            worker_id,
+            filter,
+            lease,
+            capacity,
+            wait.is_zero(),
+        );
         let claimed = tokio::select! {
             biased;
             claimed = inbox.next() => claimed.unwrap_or_default(),
-            () = self.shutdown.cancelled() => Err(Error::ShuttingDown)?,
-            _ = nothing, if wait.is_zero() => Vec::new(),
-            // The database may not answer.
+            () = self.context.shutdown.cancelled() => Err(Error::ShuttingDown)?,
+            _ = no_job, if wait.is_zero() => Vec::new(),
+            // Without an answer of the database, the call must still end.
             () = sleep(wait.max(Duration::from_secs(3))), if wait.is_zero() => {
-                Err(self.queue.db.timeout_error().await)?
+                Err(self.queue().db.timeout_error().await)?
             }
             () = sleep(wait), if !wait.is_zero() => Vec::new(),
         };
@@ -131,27 +134,28 @@ impl JobWorkerService for JobWorkers {
         request: Request<pb::HeartbeatJobsRequest>,
     ) -> Reply<pb::HeartbeatJobsResponse> {
         let leases = request.into_inner().leases;
-        check::within("leases", leases.len(), 1..=JOBS)?;
-        let held = leases.iter().enumerate().map(|(at, held)| {
-            jobs_check::held(&format!("leases[{at}]."), &held.job_id, &held.lease_id)
+        check::within("leases", leases.len(), 1..=MAX_JOBS_PER_CALL)?;
+        let ids = leases.iter().enumerate().map(|(index, lease)| {
+            let prefix = format!("leases[{index}].");
+            jobs_check::lease_ids(&prefix, &lease.job_id, &lease.lease_id)
         });
-        let held = held.collect::<Result<Vec<_>>>()?;
-        let mut answers = Vec::with_capacity(held.len());
-        for (id, lease_id) in held {
-            let heartbeat = Report::Heartbeat;
-            let answer = self.queue.desk.report(id, lease_id, heartbeat).await?;
-            answers.push((id, answer));
+        let ids = ids.collect::<Result<Vec<_>>>()?;
+        let mut pending = Vec::with_capacity(ids.len());
+        for (id, lease_id) in ids {
+            let writer = &self.queue().writer;
+            let result = writer.report(id, lease_id, Report::Heartbeat).await?;
+            pending.push((id, result));
         }
-        let mut leases = Vec::with_capacity(answers.len());
-        for (id, answer) in answers {
-            let answer = answer.await.map_err(|_| Error::ShuttingDown)?;
-            leases.push(match answer {
+        let mut states = Vec::with_capacity(pending.len());
+        for (id, result) in pending {
+            let result = result.await.map_err(|_| Error::ShuttingDown)?;
+            states.push(match result {
                 Ok(jobs) => lease_state(&jobs)?,
-                Err(Error::LeaseLost { .. }) => lost(id),
+                Err(Error::LeaseLost { .. }) => lost_lease_state(id),
                 Err(error) => Err(error)?,
             });
         }
-        Ok(Response::new(pb::HeartbeatJobsResponse { leases }))
+        Ok(Response::new(pb::HeartbeatJobsResponse { leases: states }))
     }
 
     async fn update_job_progress(
@@ -159,8 +163,8 @@ impl JobWorkerService for JobWorkers {
         request: Request<pb::UpdateJobProgressRequest>,
     ) -> Reply<pb::UpdateJobProgressResponse> {
         let (id, lease_id, progress) = jobs_check::progress(&request.into_inner())?;
-        let report = Report::Progress(progress, self.queue.throttle.may_tell(id));
-        let job = self.report((id, lease_id, report)).await?;
+        let report = Report::Progress(progress, self.queue().throttle.try_publish(id));
+        let job = self.apply_report((id, lease_id, report)).await?;
         Ok(Response::new(pb::UpdateJobProgressResponse {
             lease: Some(lease_state(&[job])?),
         }))
@@ -172,7 +176,7 @@ impl JobWorkerService for JobWorkers {
     ) -> Reply<pb::AppendJobLogsResponse> {
         let request = request.into_inner();
         let logs = work::run_by_size(request.encoded_len(), || jobs_check::logs(request));
-        let job = self.report(logs.await?).await?;
+        let job = self.apply_report(logs.await?).await?;
         Ok(Response::new(pb::AppendJobLogsResponse {
             last_line: job.log_lines,
             lease: Some(lease_state(&[job])?),
@@ -184,9 +188,13 @@ impl JobWorkerService for JobWorkers {
         request: Request<pb::CompleteJobsRequest>,
     ) -> Reply<pb::CompleteJobsResponse> {
         let request = request.into_inner();
-        check::within("completions", request.completions.len(), 1..=JOBS)?;
+        check::within(
+            "completions",
+            request.completions.len(),
+            1..=MAX_JOBS_PER_CALL,
+        )?;
         let task = work::run_by_size(request.encoded_len(), || completions(request.completions));
-        self.queue.desk.carry_out_all(task.await?).await?;
+        self.queue().writer.apply_task(task.await?).await?;
         Ok(Response::new(pb::CompleteJobsResponse {}))
     }
 
@@ -213,50 +221,31 @@ impl JobWorkerService for JobWorkers {
         request: Request<Streaming<pb::WorkJobsRequest>>,
     ) -> Reply<Self::WorkJobsStream> {
         let place = self.places.take()?;
-        let responses = stream::work(self.clone(), place, request.into_inner());
+        let responses = stream::open(self.context.clone(), place, request.into_inner());
         Ok(Response::new(Box::pin(responses)))
     }
 }
 
-/// The completions of a request, which must be of different jobs.
+/// Builds the task of a request. Completions must be of different jobs.
 fn completions(completions: Vec<pb::JobCompletion>) -> Result<Task> {
     let mut seen = HashSet::new();
     let mut moves = Vec::with_capacity(completions.len());
-    for (at, completion) in completions.into_iter().enumerate() {
-        let at = format!("completions[{at}].");
-        let (id, lease_id, report) = jobs_check::completion(&at, completion)?;
+    for (index, completion) in completions.into_iter().enumerate() {
+        let prefix = format!("completions[{index}].");
+        let (id, lease_id, report) = jobs_check::completion(&prefix, completion)?;
         if !seen.insert(id) {
-            return Err(Error::invalid(format!("{at}job_id"), "comes twice"));
+            return Err(Error::invalid(
+                format!("{prefix}job_id"),
+                "must not be repeated",
+            ));
         }
         moves.push((id, Move::Report(lease_id, report)));
     }
     Ok(Task(moves))
 }
 
-/// What the lease of a job is that was just extended.
-pub(crate) fn lease_state(jobs: &[Model]) -> Result<pb::JobLeaseState> {
-    let job = jobs.first();
-    let job = job.ok_or_else(|| Error::internal("a job of a task is missing"))?;
-    Ok(pb::JobLeaseState {
-        job_id: job.id.to_string(),
-        lost: false,
-        lease_expires_at: job.lease_expires_at.map(time::to_proto),
-        cancel_requested: job.cancel_requested_at.is_some(),
-        cancel_reason: job.cancel_reason.clone(),
-    })
-}
-
-/// That a lease is lost.
-pub(crate) fn lost(id: uuid::Uuid) -> pb::JobLeaseState {
-    pb::JobLeaseState {
-        job_id: id.to_string(),
-        lost: true,
-        ..Default::default()
-    }
-}
-
-impl From<Claimed> for pb::ClaimedJob {
-    fn from(claimed: Claimed) -> Self {
+impl From<ClaimedJob> for pb::ClaimedJob {
+    fn from(claimed: ClaimedJob) -> Self {
         Self {
             lease_id: claimed.lease_id.to_string(),
             lease_expires_at: claimed.job.lease_expires_at.map(time::to_proto),

@@ -1,4 +1,4 @@
-//! What clients say of channels, checked, and the rows that it becomes.
+//! Validation of channels, and conversion to rows.
 
 mod email;
 
@@ -17,8 +17,12 @@ use crate::{
     error::{Error, Result},
     notifications::{
         Targets,
-        secrets::{Secrets, SigningSecret},
-        senders::{targets::refusal, webhook},
+        secrets::{Secrets, SigningSecret, signing_key},
+        senders::{
+            targets::refusal_reason,
+            url::{ip_address, is_shortened, shorten},
+            webhook::RESERVED_HEADERS,
+        },
     },
     pb::{self, notification_channel::Kind},
     rpc::{
@@ -28,7 +32,7 @@ use crate::{
     },
 };
 
-/// The fields that an Update may change.
+/// Fields that an update may change.
 pub(crate) const UPDATABLE: [&str; 16] = [
     "description",
     "enabled",
@@ -48,35 +52,35 @@ pub(crate) const UPDATABLE: [&str; 16] = [
     "email.timeout",
 ];
 
-/// How many secrets a webhook may have.
-pub(crate) const SIGNING_SECRETS: usize = 5;
+/// Maximum number of signing secrets of a webhook.
+pub(crate) const MAX_SIGNING_SECRETS: usize = 5;
 
-const QUIET_TIMES: usize = 20;
-const HEADERS: usize = 20;
+const MAX_QUIET_TIMES: usize = 20;
+const MAX_HEADERS: usize = 20;
 
-/// Why secrets that are stored are not enough.
-const ELSEWHERE: &str = "must be set again, because the destination changes: stored secrets are not sent to another one";
+/// Error for stored secrets after a change of the destination.
+const DESTINATION_CHANGED: &str = "must be set again, because the destination changes: stored secrets are not sent to another one";
 
-const WEBHOOK_TIMEOUT_MS: u32 = 15_000;
+const DEFAULT_WEBHOOK_TIMEOUT_MS: u32 = 15_000;
 
-/// What a client may say, and is never told.
+/// Secrets in a request. Responses never contain secrets.
 #[derive(Debug, Default)]
-pub(crate) struct New {
+pub(crate) struct NewSecrets {
     signing_secrets: Vec<String>,
     headers: Option<BTreeMap<String, String>>,
     password: String,
 }
 
 impl pb::NotificationChannel {
-    /// Takes out what the client is never told. `mask` says whether headers replace others.
-    pub(crate) fn take_secrets(&mut self, mask: &UpdateMask) -> New {
+    /// Takes the secrets covered by the mask out of the request.
+    pub(crate) fn take_secrets(&mut self, mask: &UpdateMask) -> NewSecrets {
         match &mut self.kind {
             Some(Kind::Webhook(webhook)) => {
                 let headers = std::mem::take(&mut webhook.headers);
                 let replace = mask.covers("webhook.headers", !headers.is_empty());
                 let signs = mask.covers("webhook.signing_secrets", true);
                 let signing_secrets = std::mem::take(&mut webhook.signing_secrets);
-                New {
+                NewSecrets {
                     signing_secrets: if signs { signing_secrets } else { Vec::new() },
                     headers: replace.then(|| headers.into_iter().collect()),
                     ..Default::default()
@@ -85,21 +89,21 @@ impl pb::NotificationChannel {
             Some(Kind::Email(email)) => {
                 let password = std::mem::take(&mut email.password);
                 let changes = mask.covers("email.password", true);
-                New {
+                NewSecrets {
                     password: if changes { password } else { String::new() },
                     ..Default::default()
                 }
             }
-            None if matches!(mask, UpdateMask::Named(_)) => New {
+            None if matches!(mask, UpdateMask::Named(_)) => NewSecrets {
                 headers: mask.covers("webhook.headers", false).then(BTreeMap::new),
                 ..Default::default()
             },
-            Some(Kind::Stream(_)) | None => New::default(),
+            Some(Kind::Stream(_)) | None => NewSecrets::default(),
         }
     }
 
-    /// This channel with the fields of `changes` that `mask` covers.
-    pub(crate) fn with(mut self, changes: Self, mask: &UpdateMask) -> Result<Self> {
+    /// Applies the fields of `changes` covered by the mask.
+    pub(crate) fn with_changes(mut self, changes: Self, mask: &UpdateMask) -> Result<Self> {
         if mask.covers("description", changes.description.is_some()) {
             self.description = changes.description;
         }
@@ -116,64 +120,66 @@ impl pb::NotificationChannel {
             let field = "notification_channel.name";
             return Err(Error::invalid(field, "cannot be changed"));
         }
-        let wrong = |kind: &str| {
+        let wrong_kind = |kind: &str| {
             let field = format!("notification_channel.{kind}");
             Error::invalid(
                 field,
                 "is not the kind of this channel, which cannot be changed",
             )
         };
-        let named = |kind: &str| {
+        let is_named = |kind: &str| {
             UPDATABLE
                 .iter()
                 .any(|path| path.starts_with(kind) && mask.covers(path, false))
                 && !matches!(mask, UpdateMask::All)
         };
-        let (webhooks, mails) = (named("webhook."), named("email."));
+        let (names_webhook, names_email) = (is_named("webhook."), is_named("email."));
         match (&mut self.kind, changes.kind) {
             (Some(Kind::Webhook(webhook)), Some(Kind::Webhook(changes))) => {
-                webhook.change(changes, mask);
+                webhook.apply_changes(changes, mask);
             }
-            (Some(Kind::Email(email)), Some(Kind::Email(changes))) => email.change(changes, mask),
-            (Some(Kind::Webhook(webhook)), None) if webhooks => {
-                webhook.change(pb::WebhookChannel::default(), mask);
+            (Some(Kind::Email(email)), Some(Kind::Email(changes))) => {
+                email.apply_changes(changes, mask)
             }
-            (Some(Kind::Email(email)), None) if mails => {
-                email.change(pb::EmailChannel::default(), mask);
+            (Some(Kind::Webhook(webhook)), None) if names_webhook => {
+                webhook.apply_changes(pb::WebhookChannel::default(), mask);
+            }
+            (Some(Kind::Email(email)), None) if names_email => {
+                email.apply_changes(pb::EmailChannel::default(), mask);
             }
             (Some(Kind::Stream(_)), Some(Kind::Stream(_))) | (_, None) => {}
-            (_, Some(Kind::Webhook(_))) => return Err(wrong("webhook")),
-            (_, Some(Kind::Email(_))) => return Err(wrong("email")),
-            (_, Some(Kind::Stream(_))) => return Err(wrong("stream")),
+            (_, Some(Kind::Webhook(_))) => return Err(wrong_kind("webhook")),
+            (_, Some(Kind::Email(_))) => return Err(wrong_kind("email")),
+            (_, Some(Kind::Stream(_))) => return Err(wrong_kind("stream")),
         }
-        if webhooks && !matches!(self.kind, Some(Kind::Webhook(_))) {
-            return Err(wrong("webhook"));
+        if names_webhook && !matches!(self.kind, Some(Kind::Webhook(_))) {
+            return Err(wrong_kind("webhook"));
         }
-        if mails && !matches!(self.kind, Some(Kind::Email(_))) {
-            return Err(wrong("email"));
+        if names_email && !matches!(self.kind, Some(Kind::Email(_))) {
+            return Err(wrong_kind("email"));
         }
         Ok(self)
     }
 
-    /// Every column that a client decides, checked, and what is secret of it: what `new` does not replace stays as it is
-    /// in `secrets`, unless the channel leads elsewhere than `before`. Secrets never follow to another destination.
-    pub(in crate::notifications) fn checked(
+    /// Validates the channel into a row and its secrets. Stored `secrets` not replaced by `new` are retained, except
+    /// after a change of the destination given by `before`: secrets never follow to another destination.
+    pub(in crate::notifications) fn to_row(
         &self,
-        new: New,
+        new: NewSecrets,
         secrets: Secrets,
         before: Option<&Config>,
         targets: &Targets,
     ) -> Result<(ActiveModel, Secrets)> {
-        let quiet_times = self.quiet_times()?;
+        let quiet_times = self.quiet_time_schedules()?;
         let quiet_except =
             Severity::from_proto("notification_channel.quiet_except", self.quiet_except)?;
         let (kind, config, secrets) = match &self.kind {
             Some(Kind::Webhook(webhook)) => {
-                let (config, secrets) = webhook.checked(new, secrets, targets)?;
+                let (config, secrets) = webhook.to_config(new, secrets, targets)?;
                 (ChannelKind::Webhook, config, secrets)
             }
             Some(Kind::Email(email)) => {
-                let (config, secrets) = email.checked(&new, secrets, before, targets)?;
+                let (config, secrets) = email.to_config(&new, secrets, before, targets)?;
                 (ChannelKind::Email, config, secrets)
             }
             Some(Kind::Stream(_)) => (ChannelKind::Stream, Config::Stream {}, secrets),
@@ -198,21 +204,22 @@ impl pb::NotificationChannel {
         Ok((row, secrets))
     }
 
-    fn quiet_times(&self) -> Result<Option<Schedules>> {
+    fn quiet_time_schedules(&self) -> Result<Option<Schedules>> {
         let field = "notification_channel.quiet_times";
-        if self.quiet_times.len() > QUIET_TIMES {
-            let problem = format!("must have at most {QUIET_TIMES} entries");
+        if self.quiet_times.len() > MAX_QUIET_TIMES {
+            let problem = format!("must have at most {MAX_QUIET_TIMES} entries");
             return Err(Error::invalid(field, problem));
         }
-        let read = |(at, one)| schedule::from_proto(&format!("{field}[{at}]"), one);
-        let times = self.quiet_times.iter().enumerate().map(read);
-        let times: Vec<_> = times.collect::<Result<_>>()?;
-        Ok(Some(Schedules(times)).filter(|times| !times.0.is_empty()))
+        let parse =
+            |(index, schedule)| schedule::from_proto(&format!("{field}[{index}]"), schedule);
+        let parsed = self.quiet_times.iter().enumerate().map(parse);
+        let schedules: Vec<_> = parsed.collect::<Result<_>>()?;
+        Ok(Some(Schedules(schedules)).filter(|schedules| !schedules.0.is_empty()))
     }
 }
 
 impl pb::WebhookChannel {
-    fn change(&mut self, changes: Self, mask: &UpdateMask) {
+    fn apply_changes(&mut self, changes: Self, mask: &UpdateMask) {
         if mask.covers("webhook.url", !changes.url.is_empty()) {
             self.url = changes.url;
         }
@@ -221,34 +228,37 @@ impl pb::WebhookChannel {
         }
     }
 
-    fn checked(
+    fn to_config(
         &self,
-        new: New,
+        new: NewSecrets,
         mut secrets: Secrets,
         targets: &Targets,
     ) -> Result<(Config, Secrets)> {
         let field = |name: &str| format!("notification_channel.webhook.{name}");
         let stored = secrets.url.as_deref();
-        let is_kept = |stored: &&str| self.url == *stored || self.url == webhook::shortened(stored);
-        let whole = stored.filter(is_kept).unwrap_or(&self.url);
-        let url = url(&field("url"), whole, targets)?;
+        let is_unchanged = |stored: &&str| self.url == *stored || self.url == shorten(stored);
+        let full_url = stored.filter(is_unchanged).unwrap_or(&self.url);
+        let url = checked_url(&field("url"), full_url, targets)?;
         if stored.is_some_and(|stored| Url::parse(stored) != Url::parse(&url)) {
             if new.signing_secrets.is_empty() {
-                return Err(Error::invalid(field("signing_secrets"), ELSEWHERE));
+                return Err(Error::invalid(
+                    field("signing_secrets"),
+                    DESTINATION_CHANGED,
+                ));
             }
             if new.headers.is_none() && !secrets.headers.is_empty() {
-                return Err(Error::invalid(field("headers"), ELSEWHERE));
+                return Err(Error::invalid(field("headers"), DESTINATION_CHANGED));
             }
         }
         if !new.signing_secrets.is_empty() {
-            if new.signing_secrets.len() > SIGNING_SECRETS {
-                let problem = format!("must have at most {SIGNING_SECRETS} entries");
+            if new.signing_secrets.len() > MAX_SIGNING_SECRETS {
+                let problem = format!("must have at most {MAX_SIGNING_SECRETS} entries");
                 return Err(Error::invalid(field("signing_secrets"), problem));
             }
-            let read = |(at, secret): (usize, String)| {
-                signing_secret(&field(&format!("signing_secrets[{at}]")), &secret)
+            let check = |(index, secret): (usize, String)| {
+                signing_secret(&field(&format!("signing_secrets[{index}]")), &secret)
             };
-            let signing = new.signing_secrets.into_iter().enumerate().map(read);
+            let signing = new.signing_secrets.into_iter().enumerate().map(check);
             secrets.signing = signing.collect::<Result<_>>()?;
         }
         if secrets.signing.is_empty() {
@@ -260,11 +270,11 @@ impl pb::WebhookChannel {
         let timeout_ms = millis(
             &field("timeout"),
             self.timeout,
-            WEBHOOK_TIMEOUT_MS,
+            DEFAULT_WEBHOOK_TIMEOUT_MS,
             1_000..=30_000,
         )?;
         let config = Config::Webhook {
-            url: webhook::shortened(&url),
+            url: shorten(&url),
             timeout_ms,
             signing_secrets: expiries(&secrets),
             header_names: secrets.headers.keys().cloned().collect(),
@@ -275,7 +285,7 @@ impl pb::WebhookChannel {
     }
 }
 
-/// Until when each of the secrets is used.
+/// Expiry times of the signing secrets.
 pub(crate) fn expiries(secrets: &Secrets) -> Vec<Option<i64>> {
     secrets
         .signing
@@ -284,12 +294,12 @@ pub(crate) fn expiries(secrets: &Secrets) -> Vec<Option<i64>> {
         .collect()
 }
 
-/// A secret that webhooks are signed with. What it is stands in no error.
+/// Validates a signing secret. Errors never contain the secret.
 pub(crate) fn signing_secret(field: &str, secret: &str) -> Result<SigningSecret> {
     if secret.is_empty() {
         return Err(Error::invalid(field, "is required"));
     }
-    if webhook::key(secret).is_none() {
+    if signing_key::decode(secret).is_none() {
         let problem = "must be `whsec_` and then 24 to 64 bytes in base64";
         return Err(Error::invalid(field, problem));
     }
@@ -299,7 +309,7 @@ pub(crate) fn signing_secret(field: &str, secret: &str) -> Result<SigningSecret>
     })
 }
 
-fn url(field: &str, text: &str, targets: &Targets) -> Result<String> {
+fn checked_url(field: &str, text: &str, targets: &Targets) -> Result<String> {
     let text = check::name(field, text, 1..=2_048)?;
     let url = Url::parse(&text)
         .map_err(|error| Error::invalid(field, format!("must be a URL: {error}")))?;
@@ -310,16 +320,16 @@ fn url(field: &str, text: &str, targets: &Targets) -> Result<String> {
         let problem = "must hold no user and no password; a header can";
         return Err(Error::invalid(field, problem));
     }
-    if webhook::is_shortened(&text) {
+    if is_shortened(&text) {
         let problem = "must be the whole URL: `***` stands for a path and query that are not shown";
         return Err(Error::invalid(field, problem));
     }
-    if let Some(address) = webhook::address(&url)
+    if let Some(address) = ip_address(&url)
         && !targets.allow(address)
     {
         return Err(Error::invalid(
             field,
-            format!("is refused: {}", refusal(address)),
+            format!("is refused: {}", refusal_reason(address)),
         ));
     }
     Ok(text)
@@ -329,8 +339,8 @@ fn checked_headers(
     field: &str,
     headers: BTreeMap<String, String>,
 ) -> Result<BTreeMap<String, String>> {
-    if headers.len() > HEADERS {
-        let problem = format!("must have at most {HEADERS} entries");
+    if headers.len() > MAX_HEADERS {
+        let problem = format!("must have at most {MAX_HEADERS} entries");
         return Err(Error::invalid(field, problem));
     }
     let mut checked = BTreeMap::new();
@@ -340,7 +350,7 @@ fn checked_headers(
         if lower.len() > 100 || http::HeaderName::from_bytes(lower.as_bytes()).is_err() {
             return Err(Error::invalid(field, "is no name of a header"));
         }
-        if webhook::OWN_HEADERS.contains(&lower.as_str()) {
+        if RESERVED_HEADERS.contains(&lower.as_str()) {
             return Err(Error::invalid(field, "is set by the server"));
         }
         if value.len() > 4_096 || http::HeaderValue::from_str(&value).is_err() {
@@ -353,7 +363,7 @@ fn checked_headers(
     Ok(checked)
 }
 
-/// A length of time that a client sent in `field`, in milliseconds.
+/// Validates a duration, in milliseconds.
 fn millis(
     field: &str,
     time: Option<Duration>,
@@ -363,12 +373,12 @@ fn millis(
     let Some(time) = time else {
         return Ok(default);
     };
-    let read = std::time::Duration::try_from(time)
+    let millis = std::time::Duration::try_from(time)
         .ok()
         .and_then(|time| u32::try_from(time.as_millis()).ok())
         .filter(|millis| range.contains(millis));
-    let (least, most) = (range.start() / 1_000, range.end() / 1_000);
-    read.ok_or_else(|| Error::invalid(field, format!("must be in [{least} s, {most} s]")))
+    let (min, max) = (range.start() / 1_000, range.end() / 1_000);
+    millis.ok_or_else(|| Error::invalid(field, format!("must be in [{min} s, {max} s]")))
 }
 
 proto_enum!(

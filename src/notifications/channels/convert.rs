@@ -1,4 +1,4 @@
-//! Channels, from rows to messages.
+//! Conversions of channel rows to protobuf messages, and filters of channels.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use crate::{
         notification_channel::{self, ChannelKind, Column, Config, Entity},
     },
     error::Result,
-    notifications::senders::webhook,
+    notifications::senders::url::shorten,
     pb::{self, notification_channel::Kind},
     rpc::{
         check,
@@ -61,13 +61,13 @@ impl From<notification_channel::Model> for pb::NotificationChannel {
                 .throttled_until
                 .filter(|until| *until > now)
                 .map(time::to_proto),
-            kind: Some(kind(row.config, now.timestamp())),
+            kind: Some(to_proto_kind(row.config, now.timestamp())),
             secrets_problem: None,
         }
     }
 }
 
-fn kind(config: Config, now: i64) -> Kind {
+fn to_proto_kind(config: Config, now: i64) -> Kind {
     match config {
         Config::Webhook {
             url,
@@ -76,14 +76,14 @@ fn kind(config: Config, now: i64) -> Kind {
             header_names,
             secrets_version: _,
         } => {
-            let used = signing_secrets
+            let unexpired = signing_secrets
                 .iter()
                 .filter(|at| at.is_none_or(|at| at > now));
             Kind::Webhook(pb::WebhookChannel {
-                // Of a channel that an older server wrote it is the whole URL.
-                url: webhook::shortened(&url),
+                // Older servers stored the whole URL.
+                url: shorten(&url),
                 signing_secrets: Vec::new(),
-                signing_secret_count: i32::try_from(used.count()).unwrap_or(i32::MAX),
+                signing_secret_count: i32::try_from(unexpired.count()).unwrap_or(i32::MAX),
                 headers: HashMap::new(),
                 header_names,
                 timeout: Some(time::duration_from_millis(timeout_ms.into())),

@@ -1,8 +1,7 @@
-//! `NotificationChannelService`.
+//! Implementation of `NotificationChannelService`.
 
 use std::{collections::HashMap, time::Duration};
 
-use prost::Message as _;
 use sea_orm::{
     ActiveModelTrait,
     ActiveValue::{NotSet, Set},
@@ -12,7 +11,10 @@ use tokio::time::Instant;
 use tonic::{Request, Response};
 use uuid::Uuid;
 
-use super::check::{SIGNING_SECRETS, UPDATABLE, expiries, signing_secret};
+use super::{
+    change_record::record_change,
+    check::{MAX_SIGNING_SECRETS, UPDATABLE, expiries, signing_secret},
+};
 use crate::{
     alerts::lifecycle::deliveries::{self, DeliveryWakeup},
     db::{Db, row},
@@ -21,34 +23,31 @@ use crate::{
         notification_channel::{self, ChannelKind, Column, Config, Entity},
     },
     error::{Error, Result},
-    feed::{self, Record, Topic},
     notifications::{
         delivery::{
-            attempt::{Attempted, Outcome, Senders},
+            attempt::Senders,
             deliverer::Deliverer,
             message::Message,
+            outcome::{AttemptResult, Outcome},
         },
-        secrets::{sealed_for, version},
-        senders::webhook,
+        secrets::{Secrets, secrets_version, with_next_version},
+        senders::url::shorten,
     },
-    pb::{
-        self, ChangeKind, notification_channel_service_server::NotificationChannelService,
-        watch_response::Update,
-    },
+    pb::{self, ChangeKind, notification_channel_service_server::NotificationChannelService},
     rpc::{Reply, check, mask::UpdateMask, page::Page, time},
 };
 
-/// How long old secrets are used beside a new one, in seconds: by default, and at most.
-const OVERLAP: i64 = 86_400;
-const LONGEST_OVERLAP: i64 = 30 * 86_400;
+/// Time during which old signing secrets stay valid after a rotation, in seconds: by default, and at most.
+const DEFAULT_OVERLAP_SECONDS: i64 = 86_400;
+const MAX_OVERLAP_SECONDS: i64 = 30 * 86_400;
 
-/// The notification channels.
+/// Implementation of `NotificationChannelService`. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct NotificationChannels {
     db: Db,
-    /// Sends tests, and knows what may be sent where.
+    /// Senders of test messages, with the keyring and the allowed targets.
     senders: Senders,
-    /// Told when a channel may deliver again.
+    /// Notified of channels that may deliver again.
     wakeup: DeliveryWakeup,
 }
 
@@ -64,17 +63,13 @@ impl NotificationChannelService for NotificationChannels {
             .ok_or_else(|| Error::invalid("notification_channel", "is required"))?;
         let name = check::name("notification_channel.name", &channel.name, 1..=100)?;
         let new = channel.take_secrets(&UpdateMask::Populated);
-        let (mut row, secrets) = channel.checked(
-            new,
-            crate::notifications::secrets::Secrets::default(),
-            None,
-            self.senders.targets(),
-        )?;
+        let (mut row, secrets) =
+            channel.to_row(new, Secrets::default(), None, self.senders.targets())?;
         let (id, now) = (Uuid::now_v7(), entity::now());
         row.id = Set(id);
         row.name = Set(name);
         if let Some(config) = row.config.take() {
-            let config = sealed_for(config, 0);
+            let config = with_next_version(config, 0);
             if !matches!(config, Config::Stream {}) {
                 self.senders.keyring().prepare(&self.db).await?;
                 let sealed = self.senders.keyring().seal(id, &config, &secrets)?;
@@ -86,8 +81,8 @@ impl NotificationChannelService for NotificationChannels {
         row.updated_at = Set(now);
         row.version_id = Set(1);
         let channel = self.db.write(async |tx| {
-            let channel = row.insert(tx).await.map_err(taken)?;
-            announce(tx, ChangeKind::Created, channel).await
+            let channel = row.insert(tx).await.map_err(name_conflict)?;
+            record_change(tx, ChangeKind::Created, channel).await
         });
         Ok(Response::new(channel.await?))
     }
@@ -97,7 +92,7 @@ impl NotificationChannelService for NotificationChannels {
         request: Request<pb::GetNotificationChannelRequest>,
     ) -> Reply<pb::NotificationChannel> {
         let id = check::uuid("id", &request.into_inner().id)?;
-        let channel = self.channel(id).await?;
+        let channel = self.read_channel(id).await?;
         let secrets_problem = self.senders.keyring().open(&channel).err();
         Ok(Response::new(pb::NotificationChannel {
             secrets_problem,
@@ -119,7 +114,8 @@ impl NotificationChannelService for NotificationChannels {
         let (mut notification_channels, next_page_token) = page
             .newest_first(self.db.reader(), select, columns, key)
             .await?;
-        self.tell_problems(&mut notification_channels).await?;
+        self.fill_secrets_problems(&mut notification_channels)
+            .await?;
         Ok(Response::new(pb::ListNotificationChannelsResponse {
             notification_channels,
             next_page_token,
@@ -137,26 +133,26 @@ impl NotificationChannelService for NotificationChannels {
         let id = check::uuid("notification_channel.id", &changes.id)?;
         let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
         let new = changes.take_secrets(&mask);
-        if self.channel(id).await?.kind != ChannelKind::Stream {
+        if self.read_channel(id).await?.kind != ChannelKind::Stream {
             self.senders.keyring().prepare(&self.db).await?;
         }
         let channel = self.db.write(async |tx| {
-            let before = locked(tx, id).await?;
+            let before = lock_channel(tx, id).await?;
             if request
                 .expected_version_id
-                .is_some_and(|seen| seen != before.version_id)
+                .is_some_and(|version| version != before.version_id)
             {
                 let resource = "notification channel";
                 return Err(Error::StaleVersion { resource });
             }
-            let secrets = self.open(&before);
-            let old = before.clone();
-            // What the channel will be is checked as a whole, as a new one is.
-            let channel = pb::NotificationChannel::from(before).with(changes, &mask)?;
+            let secrets = self.open_or_default(&before);
+            let previous = before.clone();
+            // The updated channel is validated as a whole, like a new one.
+            let channel = pb::NotificationChannel::from(before).with_changes(changes, &mask)?;
             let (row, secrets) =
-                channel.checked(new, secrets, Some(&old.config), self.senders.targets())?;
-            let channel = self.change(tx, old, row, &secrets).await?;
-            announce(tx, ChangeKind::Updated, channel).await
+                channel.to_row(new, secrets, Some(&previous.config), self.senders.targets())?;
+            let channel = self.update_locked(tx, previous, row, &secrets).await?;
+            record_change(tx, ChangeKind::Updated, channel).await
         });
         let channel = channel.await?;
         self.wakeup.notify();
@@ -170,15 +166,15 @@ impl NotificationChannelService for NotificationChannels {
         let request = request.into_inner();
         let id = check::uuid("id", &request.id)?;
         let deleted = self.db.write(async |tx| {
-            // Whoever writes a rule that names the channel waits here, or has been waited for.
-            let channel = locked(tx, id).await?;
+            // The lock waits for, or blocks, transactions writing rules with the channel.
+            let channel = lock_channel(tx, id).await?;
             if !request.force {
-                refuse_used(tx, &channel.name).await?;
+                refuse_in_use(tx, &channel.name).await?;
             }
-            let of_channel = delivery::Column::ChannelId.eq(id);
-            deliveries::cancel_queued(tx, of_channel, entity::now()).await?;
+            let is_of_channel = delivery::Column::ChannelId.eq(id);
+            deliveries::cancel_queued(tx, is_of_channel, entity::now()).await?;
             Entity::delete_by_id(id).exec(tx).await?;
-            announce(tx, ChangeKind::Deleted, channel).await
+            record_change(tx, ChangeKind::Deleted, channel).await
         });
         deleted.await?;
         Ok(Response::new(()))
@@ -192,19 +188,19 @@ impl NotificationChannelService for NotificationChannels {
         let id = check::uuid("id", &request.id)?;
         let secret = signing_secret("signing_secret", &request.signing_secret)?;
         let overlap = match request.overlap {
-            None => OVERLAP,
+            None => DEFAULT_OVERLAP_SECONDS,
             Some(overlap) => {
-                let seconds = check::within("overlap", overlap.seconds, 0..=LONGEST_OVERLAP)?;
+                let seconds = check::within("overlap", overlap.seconds, 0..=MAX_OVERLAP_SECONDS)?;
                 check::within("overlap.nanos", overlap.nanos, 0..=999_999_999)?;
                 seconds
             }
         };
         let channel = self.db.write(async |tx| {
-            let before = locked(tx, id).await?;
+            let before = lock_channel(tx, id).await?;
             if before.kind != ChannelKind::Webhook {
                 return Err(wrong_kind(before.kind));
             }
-            // The URL would be lost with the others.
+            // Without the other secrets, the URL would be lost.
             let opened = self.senders.keyring().open(&before);
             let mut secrets = opened.map_err(|problem| Error::SecretsUnreadable { problem })?;
             let now = entity::now().timestamp();
@@ -217,9 +213,10 @@ impl NotificationChannelService for NotificationChannels {
                 .signing
                 .retain(|old| is_used(old.expires_at) && old.secret != secret.secret);
             secrets.signing.insert(0, secret);
-            if secrets.signing.len() > SIGNING_SECRETS {
-                let problem =
-                    format!("there are {SIGNING_SECRETS} in use, of which one must expire first");
+            if secrets.signing.len() > MAX_SIGNING_SECRETS {
+                let problem = format!(
+                    "there are {MAX_SIGNING_SECRETS} in use, of which one must expire first"
+                );
                 return Err(Error::invalid("signing_secret", problem));
             }
             let mut config = before.config.clone();
@@ -229,15 +226,15 @@ impl NotificationChannelService for NotificationChannels {
                 ..
             } = &mut config
             {
-                *url = webhook::shortened(url);
+                *url = shorten(url);
                 *signing_secrets = expiries(&secrets);
             }
             let changed = notification_channel::ActiveModel {
                 config: Set(config),
                 ..<notification_channel::ActiveModel as ActiveModelTrait>::default()
             };
-            let channel = self.change(tx, before, changed, &secrets).await?;
-            announce(tx, ChangeKind::Updated, channel).await
+            let channel = self.update_locked(tx, before, changed, &secrets).await?;
+            record_change(tx, ChangeKind::Updated, channel).await
         });
         Ok(Response::new(channel.await?))
     }
@@ -247,22 +244,22 @@ impl NotificationChannelService for NotificationChannels {
         request: Request<pb::SendTestNotificationRequest>,
     ) -> Reply<pb::SendTestNotificationResponse> {
         let id = check::uuid("id", &request.into_inner().id)?;
-        let channel = self.channel(id).await?;
+        let channel = self.read_channel(id).await?;
         if channel.kind == ChannelKind::Stream {
             return Err(wrong_kind(channel.kind).into());
         }
-        let begun = Instant::now();
+        let started = Instant::now();
         let message = Message::test(&channel.name, entity::now());
-        let outcome = match self.senders.ready(&channel) {
-            Ok(ready) => self.senders.send(&ready, &message).await,
+        let outcome = match self.senders.prepare_channel(&channel) {
+            Ok(prepared) => self.senders.send(&prepared, &message).await,
             Err(problem) => Outcome::failed(problem),
         };
-        Ok(Response::new(answer(&outcome, begun.elapsed())))
+        Ok(Response::new(to_response(&outcome, started.elapsed())))
     }
 }
 
 impl NotificationChannels {
-    /// The channels of this database.
+    /// Creates the service of a database.
     pub fn new(db: Db, deliverer: &Deliverer) -> Self {
         Self {
             db,
@@ -271,13 +268,13 @@ impl NotificationChannels {
         }
     }
 
-    async fn channel(&self, id: Uuid) -> Result<notification_channel::Model> {
+    async fn read_channel(&self, id: Uuid) -> Result<notification_channel::Model> {
         let channel = Entity::find_by_id(id).one(self.db.reader()).await?;
         row::require(channel, "notification channel", id)
     }
 
-    /// Fills in why the secrets of channels cannot be decrypted.
-    async fn tell_problems(&self, channels: &mut [pb::NotificationChannel]) -> Result<()> {
+    /// Fills in the reasons of undecryptable secrets.
+    async fn fill_secrets_problems(&self, channels: &mut [pb::NotificationChannel]) -> Result<()> {
         let ids = channels
             .iter()
             .filter_map(|channel| channel.id.parse::<Uuid>().ok());
@@ -294,30 +291,27 @@ impl NotificationChannels {
         Ok(())
     }
 
-    /// What is secret of a channel. Without the key it was encrypted with there is nothing, and new secrets are required.
-    fn open(
-        &self,
-        channel: &notification_channel::Model,
-    ) -> crate::notifications::secrets::Secrets {
+    /// Decrypts the secrets of a channel. Undecryptable secrets are lost, so the request must set new ones.
+    fn open_or_default(&self, channel: &notification_channel::Model) -> Secrets {
         let keyring = self.senders.keyring();
         let secrets = keyring.open(channel);
         secrets.unwrap_or_else(|problem| {
-            tracing::warn!(channel = %channel.name, problem, "the secrets of a notification channel are lost");
-            crate::notifications::secrets::Secrets::default()
+            tracing::warn!(channel = %channel.name, problem, "failed to decrypt the secrets of a notification channel; new secrets are required");
+            Secrets::default()
         })
     }
 
-    /// Writes what has changed of a channel that is locked.
-    async fn change(
+    /// Writes a changed, locked channel with its secrets.
+    async fn update_locked(
         &self,
         tx: &DatabaseTransaction,
         before: notification_channel::Model,
         mut changed: notification_channel::ActiveModel,
-        secrets: &crate::notifications::secrets::Secrets,
+        secrets: &Secrets,
     ) -> Result<notification_channel::Model> {
         changed.id = Set(before.id);
         let config = changed.config.take().unwrap_or(before.config.clone());
-        let config = sealed_for(config, version(&before.config));
+        let config = with_next_version(config, secrets_version(&before.config));
         if !matches!(config, Config::Stream {}) {
             let sealed = self.senders.keyring().seal(before.id, &config, secrets)?;
             changed.secrets = Set(Some(sealed));
@@ -333,9 +327,9 @@ impl NotificationChannels {
     }
 }
 
-fn answer(outcome: &Outcome, took: Duration) -> pb::SendTestNotificationResponse {
+fn to_response(outcome: &Outcome, took: Duration) -> pb::SendTestNotificationResponse {
     pb::SendTestNotificationResponse {
-        delivered: outcome.result == Attempted::Delivered,
+        delivered: outcome.result == AttemptResult::Delivered,
         error: outcome.error().unwrap_or_default().to_string(),
         status_code: outcome.status_code,
         took: Some(time::duration_from_millis(
@@ -344,8 +338,8 @@ fn answer(outcome: &Outcome, took: Duration) -> pb::SendTestNotificationResponse
     }
 }
 
-/// The channel; nobody else changes it before the transaction ends.
-async fn locked(tx: &DatabaseTransaction, id: Uuid) -> Result<notification_channel::Model> {
+/// Locks a channel until the end of the transaction.
+async fn lock_channel(tx: &DatabaseTransaction, id: Uuid) -> Result<notification_channel::Model> {
     row::require(
         Entity::find_by_id(id).lock_exclusive().one(tx).await?,
         "notification channel",
@@ -353,32 +347,8 @@ async fn locked(tx: &DatabaseTransaction, id: Uuid) -> Result<notification_chann
     )
 }
 
-/// Announces a change of a channel.
-pub(crate) async fn announce(
-    tx: &DatabaseTransaction,
-    kind: ChangeKind,
-    channel: notification_channel::Model,
-) -> Result<pb::NotificationChannel> {
-    let channel = pb::NotificationChannel::from(channel);
-    let change = pb::NotificationChannelChange {
-        kind: kind.into(),
-        notification_channel: Some(channel.clone()),
-    };
-    let message = pb::WatchResponse {
-        update: Some(Update::NotificationChannel(change)),
-        ..Default::default()
-    };
-    let record = Record {
-        topic: Topic::NotificationChannels,
-        key: channel.id.clone(),
-        message: message.encode_to_vec(),
-    };
-    feed::record(tx, [record]).await?;
-    Ok(channel)
-}
-
-/// Refuses to delete a channel that rules name.
-async fn refuse_used(tx: &DatabaseTransaction, name: &str) -> Result<()> {
+/// Refuses a channel named by rules.
+async fn refuse_in_use(tx: &DatabaseTransaction, name: &str) -> Result<()> {
     use alert_rule::Column::{Channels, Escalation};
 
     let rules = alert_rule::Entity::find()
@@ -389,13 +359,13 @@ async fn refuse_used(tx: &DatabaseTransaction, name: &str) -> Result<()> {
         )
         .all(tx)
         .await?;
-    let names = |rule: &alert_rule::Model| {
-        let at_once = rule.channels.iter().flat_map(|channels| &channels.0);
+    let names_channel = |rule: &alert_rule::Model| {
+        let immediate = rule.channels.iter().flat_map(|channels| &channels.0);
         let steps = rule.escalation.iter().flat_map(|steps| &steps.0);
-        let later = steps.flat_map(|step| &step.channels);
-        at_once.chain(later).any(|channel| channel == name)
+        let escalated = steps.flat_map(|step| &step.channels);
+        immediate.chain(escalated).any(|channel| channel == name)
     };
-    let rules: Vec<_> = rules.into_iter().filter(names).collect();
+    let rules: Vec<_> = rules.into_iter().filter(names_channel).collect();
     if rules.is_empty() {
         return Ok(());
     }
@@ -415,8 +385,8 @@ fn wrong_kind(kind: ChannelKind) -> Error {
     }
 }
 
-/// The name is the only value that must be unique.
-fn taken(error: sea_orm::DbErr) -> Error {
+/// Names the conflicting field: only the name is unique.
+fn name_conflict(error: sea_orm::DbErr) -> Error {
     let error = Error::from(error);
     if !matches!(error, Error::AlreadyExists { .. }) {
         return error;

@@ -1,8 +1,11 @@
-//! One attempt to deliver a message, by whatever kind of channel.
+//! Attempts to deliver a message by a channel of any kind.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
-use super::message::Message;
+use super::{
+    message::Message,
+    outcome::{AttemptResult, Outcome},
+};
 use crate::{
     entity::notification_channel::{self, Config},
     notifications::{
@@ -10,110 +13,54 @@ use crate::{
         secrets::{Secrets, scrub::Scrubber},
         senders::{
             email::{self, Mail},
-            webhook::{self, Webhook},
+            webhook::{Webhook, WebhookSender},
         },
     },
 };
 
-/// How much of an error is kept, in characters.
-const LONGEST_ERROR: usize = 500;
+/// Maximum length of a stored error, in characters.
+const MAX_ERROR_CHARS: usize = 500;
 
-/// What came of an attempt.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Outcome {
-    pub(crate) result: Attempted,
-    /// What the receiver has answered: the status of HTTP, or the code of SMTP.
-    pub(crate) status_code: Option<i32>,
-}
-
-/// Whether the receiver has the message.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Attempted {
-    /// It has.
-    Delivered,
-    /// It has not, and may have it later.
-    Failed(String),
-    /// It has not, and wants less of everything; after how long, if it has said so.
-    Throttled(String, Option<Duration>),
-    /// It never will.
-    Refused(String),
-    /// It wants nothing any more.
-    Gone(String),
-}
-
-impl Outcome {
-    pub(crate) fn new(result: Attempted, status_code: Option<i32>) -> Self {
-        Self {
-            result,
-            status_code,
-        }
-    }
-
-    /// The attempt has failed before there was an answer.
-    pub(crate) fn failed(problem: impl fmt::Display) -> Self {
-        Self::new(Attempted::Failed(problem.to_string()), None)
-    }
-
-    /// The same, with an error that is fit to be stored: it repeats no secret of the channel, and is short.
-    fn without(mut self, secrets: &Secrets) -> Self {
-        match &mut self.result {
-            Attempted::Delivered => {}
-            Attempted::Failed(error)
-            | Attempted::Throttled(error, _)
-            | Attempted::Refused(error)
-            | Attempted::Gone(error) => *error = short(&Scrubber::new(secrets).scrub(error)),
-        }
-        self
-    }
-
-    /// Why the receiver does not have the message.
-    pub(crate) fn error(&self) -> Option<&str> {
-        match &self.result {
-            Attempted::Delivered => None,
-            Attempted::Failed(error)
-            | Attempted::Throttled(error, _)
-            | Attempted::Refused(error)
-            | Attempted::Gone(error) => Some(error),
-        }
-    }
-}
-
-/// Cuts what others have written.
-fn short(text: &str) -> String {
+/// Shortens an error and removes control characters, which the receiver may have written.
+fn storable_error(text: &str) -> String {
     let clean = |c: char| if c.is_control() { ' ' } else { c };
-    text.chars().take(LONGEST_ERROR).map(clean).collect()
+    text.chars().take(MAX_ERROR_CHARS).map(clean).collect()
 }
 
-/// Everything that is needed to send. Clones share it.
+/// Senders for all kinds of channels. Clones share the connections.
 #[derive(Debug, Clone)]
 pub struct Senders {
-    webhooks: webhook::Sender,
+    webhooks: WebhookSender,
     targets: Targets,
     keyring: Keyring,
 }
 
 impl Senders {
-    /// Sends in the name of `source`, to these targets only.
+    /// Creates senders. Messages name `source` as their origin and reach only allowed targets.
     pub fn new(source: String, targets: Targets, keyring: Keyring) -> Self {
         Self {
-            webhooks: webhook::Sender::new(source, targets.clone()),
+            webhooks: WebhookSender::new(source, targets.clone()),
             targets,
             keyring,
         }
     }
 
-    /// What encrypts the secrets of channels.
+    /// Keyring for the secrets of channels.
     pub fn keyring(&self) -> &Keyring {
         &self.keyring
     }
 
-    /// Where messages may be sent.
+    /// Allowed targets of messages.
     pub fn targets(&self) -> &Targets {
         &self.targets
     }
 
-    /// Makes a channel ready to send by; if that cannot be done, says why.
-    pub(crate) fn ready(&self, channel: &notification_channel::Model) -> Result<Ready, String> {
+    /// Prepares a channel for attempts: decrypts the secrets and checks the configuration. The error says why the
+    /// channel cannot send.
+    pub(crate) fn prepare_channel(
+        &self,
+        channel: &notification_channel::Model,
+    ) -> Result<PreparedChannel, String> {
         let secrets = self.keyring.open(channel)?;
         let timeout = |ms: &u32| Duration::from_millis((*ms).into());
         let route = match &channel.config {
@@ -141,31 +88,32 @@ impl Senders {
             }),
             Config::Stream {} => Route::Stream,
         };
-        Ok(Ready { route, secrets })
+        Ok(PreparedChannel { route, secrets })
     }
 
-    /// Sends a message.
-    pub(crate) async fn send(&self, channel: &Ready, message: &Message) -> Outcome {
+    /// Makes one attempt. The error of the outcome contains no secret of the channel.
+    pub(crate) async fn send(&self, channel: &PreparedChannel, message: &Message) -> Outcome {
         let outcome = match &channel.route {
-            Route::Webhook(webhook) => self.webhooks.send(webhook, message).await,
-            Route::Email(mail) => email::send(mail, message, &self.targets).await,
+            Route::Webhook(webhook) => self.webhooks.post(webhook, message).await,
+            Route::Email(mail) => email::send_mail(mail, message, &self.targets).await,
             Route::Stream => {
                 let problem = "the channel only streams".to_string();
-                Outcome::new(Attempted::Refused(problem), None)
+                Outcome::new(AttemptResult::Refused(problem), None)
             }
         };
-        outcome.without(&channel.secrets)
+        let scrubber = Scrubber::new(&channel.secrets);
+        outcome.map_error(|error| storable_error(&scrubber.scrub(error)))
     }
 }
 
-/// A channel to send by.
+/// Channel prepared for attempts.
 #[derive(Debug)]
-pub(crate) struct Ready {
+pub(crate) struct PreparedChannel {
     route: Route,
     secrets: Secrets,
 }
 
-/// How a channel sends.
+/// Kind of delivery with its configuration.
 #[derive(Debug)]
 enum Route {
     Webhook(Webhook),
@@ -173,8 +121,8 @@ enum Route {
     Stream,
 }
 
-impl Ready {
-    /// How long an attempt takes at most.
+impl PreparedChannel {
+    /// Time limit of an attempt.
     pub(crate) fn timeout(&self) -> Duration {
         match &self.route {
             Route::Webhook(webhook) => webhook.timeout,

@@ -1,29 +1,29 @@
-//! What was delivered since the start, for whoever measures.
+//! Metrics of deliveries since the start of the process.
 
 use prometheus::{IntCounterVec, IntGauge, Opts};
 
-use super::attempt::{Attempted, Outcome};
+use super::outcome::{AttemptResult, Outcome};
 
-/// Counters that only grow. Clones share them.
+/// Metrics of deliveries. Clones share the values.
 #[derive(Debug, Clone)]
 pub struct Counts {
-    /// By what came of them.
+    /// Attempts by outcome.
     pub attempts: IntCounterVec,
-    /// The channels whose secrets cannot be decrypted.
+    /// Number of channels with undecryptable secrets.
     pub unreadable_channels: IntGauge,
-    /// 0 if the key file is needed and cannot be read, else 1.
+    /// 0 if the key file is needed but unreadable, else 1.
     pub key_readable: IntGauge,
 }
 
 impl Default for Counts {
     fn default() -> Self {
-        let attempts = Opts::new(
+        let options = Opts::new(
             "watchpost_delivery_attempts_total",
             "Attempts to deliver an alert by a channel, by what came of them.",
         );
-        let attempts = IntCounterVec::new(attempts, &["outcome"]).expect("legal names");
+        let attempts = IntCounterVec::new(options, &["outcome"]).expect("legal names");
         for outcome in ["delivered", "failed", "throttled", "refused", "gone"] {
-            // So that the first one is seen as a rise from 0.
+            // The series exists from the start, so the first attempt is a rise from 0.
             attempts.with_label_values(&[outcome]);
         }
         let unreadable_channels = IntGauge::new(
@@ -45,14 +45,14 @@ impl Default for Counts {
 }
 
 impl Counts {
-    /// Counts an attempt.
+    /// Counts an attempt by its outcome.
     pub(crate) fn count(&self, outcome: &Outcome) {
         let label = match &outcome.result {
-            Attempted::Delivered => "delivered",
-            Attempted::Failed(_) => "failed",
-            Attempted::Throttled(..) => "throttled",
-            Attempted::Refused(_) => "refused",
-            Attempted::Gone(_) => "gone",
+            AttemptResult::Delivered => "delivered",
+            AttemptResult::Failed(_) => "failed",
+            AttemptResult::Throttled(..) => "throttled",
+            AttemptResult::Refused(_) => "refused",
+            AttemptResult::Gone(_) => "gone",
         };
         self.attempts.with_label_values(&[label]).inc();
     }

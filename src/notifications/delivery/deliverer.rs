@@ -1,4 +1,4 @@
-//! Makes the deliveries that are due, each channel at its own pace: one that hangs holds up no other.
+//! Deliverer: delivers due messages, each channel at its own pace. A hanging receiver delays no other channel.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,11 +21,12 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    attempt::{Attempted, Outcome, Ready, Senders},
+    attempt::{PreparedChannel, Senders},
     backoff::Backoff,
     counts::Counts,
     message::Message,
-    outbox::{self, Done},
+    outbox::{self, FinishedAttempt},
+    outcome::{AttemptResult, Outcome},
 };
 use crate::{
     alerts::{engine::schedule::Schedule, lifecycle::deliveries::DeliveryWakeup},
@@ -34,22 +35,22 @@ use crate::{
     error::{Error, Result},
 };
 
-/// How often to look for what is due, if nothing says that there is something.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval between two queries for due channels without a notification.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many deliveries of a channel are under way at a time.
-const AT_ONCE: usize = 64;
+/// Maximum number of concurrent attempts per channel.
+const MAX_CONCURRENT_ATTEMPTS: usize = 64;
 
-/// How many attempts are written down together.
-const BATCH: usize = 256;
+/// Maximum number of outcomes stored by one transaction.
+const MAX_OUTCOMES_PER_WRITE: usize = 256;
 
-/// How long a lease lasts beyond the timeout of an attempt: time to write down what came of it.
-const LEASE: Duration = Duration::from_secs(15);
+/// Margin of a lease over the timeout of an attempt, for storing the outcome.
+const LEASE_MARGIN: Duration = Duration::from_secs(15);
 
-/// How long to wait after a failure of the database.
-const RETRY: Duration = Duration::from_millis(250);
+/// Delay after a failure of the database.
+const RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// Makes deliveries. Clones are the same one.
+/// Delivers messages. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct Deliverer(Arc<Inner>);
 
@@ -59,24 +60,24 @@ struct Inner {
     senders: Senders,
     backoff: Backoff,
     counts: Counts,
-    /// What this process begins is under this lease.
+    /// Lease of all attempts of this process.
     lease_id: Uuid,
     wakeup: DeliveryWakeup,
-    /// The channels that are being worked on.
-    lanes: Mutex<HashMap<Uuid, Arc<More>>>,
-    /// The channels of which it was logged that they cannot be used.
+    /// Signals of the running workers by channel.
+    workers: Mutex<HashMap<Uuid, Arc<WorkerSignal>>>,
+    /// Channels already logged as unusable.
     unusable: Mutex<HashSet<Uuid>>,
 }
 
-/// How a lane is told that there is more.
+/// Signal to the worker of a channel: more deliveries are due.
 #[derive(Debug, Default)]
-struct More {
-    is_there: AtomicBool,
-    told: Notify,
+struct WorkerSignal {
+    is_set: AtomicBool,
+    notify: Notify,
 }
 
 impl Deliverer {
-    /// One that does nothing until it runs.
+    /// Creates a deliverer, idle until [`run`](Self::run).
     pub fn new(db: Db, senders: Senders, backoff: Backoff, wakeup: DeliveryWakeup) -> Self {
         Self(Arc::new(Inner {
             db,
@@ -85,160 +86,165 @@ impl Deliverer {
             counts: Counts::default(),
             lease_id: Uuid::now_v7(),
             wakeup,
-            lanes: Mutex::default(),
+            workers: Mutex::default(),
             unusable: Mutex::default(),
         }))
     }
 
-    /// Has it look at once.
+    /// Wakeup for newly due deliveries.
     pub fn wakeup(&self) -> &DeliveryWakeup {
         &self.0.wakeup
     }
 
-    /// What sends.
+    /// Senders of the deliverer.
     pub fn senders(&self) -> &Senders {
         &self.0.senders
     }
 
-    /// What was delivered since the start.
+    /// Metrics of deliveries since the start.
     pub fn counts(&self) -> &Counts {
         &self.0.counts
     }
 
-    /// Delivers until shutdown; then what is under way gets the grace time, and the rest is given back.
+    /// Delivers until shutdown. Attempts in progress then get the grace period; other leases are released.
     pub async fn run(self, grace: Duration, shutdown: CancellationToken) {
-        let work = self.0;
-        work.begin(&shutdown).await;
-        let (results, finished) = mpsc::channel(BATCH);
-        let writing = tokio::spawn(work.clone().finish(finished));
-        let mut lanes = JoinSet::new();
+        let inner = self.0;
+        inner.release_stale_leases(&shutdown).await;
+        let (outcomes, outcome_receiver) = mpsc::channel(MAX_OUTCOMES_PER_WRITE);
+        let storing = tokio::spawn(inner.clone().store_outcomes(outcome_receiver));
+        let mut workers = JoinSet::new();
         while !shutdown.is_cancelled() {
-            let due = outbox::due_channels(&work.db, entity::now()).await;
+            let due = outbox::due_channels(&inner.db, entity::now()).await;
             let due = due.unwrap_or_else(|error| {
-                tracing::debug!(%error, "the ledger cannot be read; it is tried again");
+                tracing::debug!(%error, "failed to read the outbox; retrying");
                 Vec::new()
             });
             for channel_id in due {
-                if let Some(more) = work.enter(channel_id) {
-                    let lane =
-                        work.clone()
-                            .lane(channel_id, more, results.clone(), shutdown.clone());
-                    lanes.spawn(lane);
+                if let Some(signal) = inner.start_worker(channel_id) {
+                    workers.spawn(inner.clone().deliver_channel(
+                        channel_id,
+                        signal,
+                        outcomes.clone(),
+                        shutdown.clone(),
+                    ));
                 }
             }
-            while lanes.try_join_next().is_some() {}
+            while workers.try_join_next().is_some() {}
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                () = work.wakeup.notified() => {}
-                () = sleep(LOOK) => {}
+                () = inner.wakeup.notified() => {}
+                () = sleep(POLL_INTERVAL) => {}
             }
         }
-        let ending = async { while lanes.join_next().await.is_some() {} };
+        let ending = async { while workers.join_next().await.is_some() {} };
         if timeout(grace, ending).await.is_err() {
-            lanes.shutdown().await;
+            workers.shutdown().await;
         }
-        drop(results);
-        let _ = timeout(grace, writing).await;
-        if let Err(error) = outbox::give_back(&work.db, Some(work.lease_id)).await {
-            tracing::debug!(%error, "deliveries are under a lease for a moment longer");
+        drop(outcomes);
+        let _ = timeout(grace, storing).await;
+        if let Err(error) = outbox::release_leases(&inner.db, Some(inner.lease_id)).await {
+            tracing::debug!(%error, "failed to release leases of the outbox; they will expire");
         }
     }
 }
 
 impl Inner {
-    /// On SQLite there is no other process: what is under a lease was begun by one that is gone.
-    async fn begin(&self, shutdown: &CancellationToken) {
+    /// Releases the leases of an earlier process on SQLite, where no other process can be running.
+    async fn release_stale_leases(&self, shutdown: &CancellationToken) {
         if self.db.backend() != sea_orm::DbBackend::Sqlite {
             return;
         }
-        let giving = async {
-            while let Err(error) = outbox::give_back(&self.db, None).await {
-                tracing::debug!(%error, "the ledger cannot be written; it is tried again");
-                sleep(RETRY).await;
+        let releasing = async {
+            while let Err(error) = outbox::release_leases(&self.db, None).await {
+                tracing::debug!(%error, "failed to release leases of the outbox; retrying");
+                sleep(RETRY_DELAY).await;
             }
         };
-        shutdown.run_until_cancelled(giving).await;
+        shutdown.run_until_cancelled(releasing).await;
     }
 
-    fn lanes(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<More>>> {
-        self.lanes.lock()
+    fn workers(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<WorkerSignal>>> {
+        self.workers.lock()
     }
 
-    /// Opens the lane of a channel; if it is open, tells it that there is more.
-    fn enter(&self, channel_id: Uuid) -> Option<Arc<More>> {
-        let mut lanes = self.lanes();
-        if let Some(more) = lanes.get(&channel_id) {
-            more.is_there.store(true, Ordering::Release);
-            more.told.notify_one();
+    /// Registers a worker for a channel. If a worker is running, the worker is signalled instead, and `None` is
+    /// returned.
+    fn start_worker(&self, channel_id: Uuid) -> Option<Arc<WorkerSignal>> {
+        let mut workers = self.workers();
+        if let Some(signal) = workers.get(&channel_id) {
+            signal.is_set.store(true, Ordering::Release);
+            signal.notify.notify_one();
             return None;
         }
-        let more = Arc::new(More::default());
-        lanes.insert(channel_id, more.clone());
-        Some(more)
+        let signal = Arc::new(WorkerSignal::default());
+        workers.insert(channel_id, signal.clone());
+        Some(signal)
     }
 
-    /// Delivers by one channel until nothing is due, or it may not deliver now.
-    async fn lane(
+    /// Delivers the messages of a channel until none is due, or until the receiver wants no more.
+    async fn deliver_channel(
         self: Arc<Self>,
         channel_id: Uuid,
-        more: Arc<More>,
-        results: mpsc::Sender<Done>,
+        signal: Arc<WorkerSignal>,
+        outcomes: mpsc::Sender<FinishedAttempt>,
         shutdown: CancellationToken,
     ) {
-        let mut sending = JoinSet::new();
-        let mut going = true;
+        let mut attempts = JoinSet::new();
+        let mut may_claim = true;
         loop {
-            let room = AT_ONCE - sending.len();
-            // Few large claims are cheaper than many small ones.
+            let free = MAX_CONCURRENT_ATTEMPTS - attempts.len();
+            // A few large claims are cheaper than many small ones.
             if shutdown.is_cancelled() {
-                going = false;
+                may_claim = false;
             }
-            if going && room >= AT_ONCE / 2 {
-                going = match self.claim(channel_id, room).await {
+            if may_claim && free >= MAX_CONCURRENT_ATTEMPTS / 2 {
+                may_claim = match self.claim_batch(channel_id, free).await {
                     Ok(claimed) => {
-                        let any = !claimed.messages.is_empty();
+                        let has_messages = !claimed.messages.is_empty();
                         let channel = Arc::new(claimed.channel);
                         for (delivery, message) in claimed.messages {
-                            let (work, results) = (self.clone(), results.clone());
-                            sending.spawn(work.send(channel.clone(), delivery, message, results));
+                            let (inner, outcomes) = (self.clone(), outcomes.clone());
+                            let attempt =
+                                inner.attempt(channel.clone(), delivery, message, outcomes);
+                            attempts.spawn(attempt);
                         }
-                        any
+                        has_messages
                     }
                     Err(error) => {
-                        tracing::debug!(%error, "deliveries cannot be begun; it is tried again");
-                        sleep(RETRY).await;
+                        tracing::debug!(%error, "failed to claim deliveries; retrying");
+                        sleep(RETRY_DELAY).await;
                         false
                     }
                 };
                 continue;
             }
             tokio::select! {
-                ended = sending.join_next() => match ended {
-                    // The receiver wants less, or nothing.
-                    Some(Ok(false)) => going = false,
+                ended = attempts.join_next() => match ended {
+                    // The receiver is overloaded or gone.
+                    Some(Ok(false)) => may_claim = false,
                     Some(_) => {}
-                    // Nobody is told anything between the question and the end of the lane.
+                    // The lock prevents a signal between this check and the end of the worker.
                     None => {
-                        let mut lanes = self.lanes();
-                        if !more.is_there.swap(false, Ordering::AcqRel) {
-                            lanes.remove(&channel_id);
+                        let mut workers = self.workers();
+                        if !signal.is_set.swap(false, Ordering::AcqRel) {
+                            workers.remove(&channel_id);
                             return;
                         }
-                        going = true;
+                        may_claim = true;
                     }
                 },
-                () = more.told.notified() => {}
+                () = signal.notify.notified() => {}
             }
-            if more.is_there.swap(false, Ordering::AcqRel) {
-                going = true;
+            if signal.is_set.swap(false, Ordering::AcqRel) {
+                may_claim = true;
             }
         }
     }
 
-    /// Begins what is due of a channel, and reads what is to be told.
-    async fn claim(&self, channel_id: Uuid, most: usize) -> Result<Claimed> {
-        let nothing = Claimed::default();
-        let Some(channel) = outbox::channel(&self.db, channel_id).await? else {
+    /// Claims due deliveries of a channel and builds their messages.
+    async fn claim_batch(&self, channel_id: Uuid, limit: usize) -> Result<ClaimedBatch> {
+        let nothing = ClaimedBatch::default();
+        let Some(channel) = outbox::read_channel(&self.db, channel_id).await? else {
             return Ok(nothing);
         };
         let now = entity::now();
@@ -246,47 +252,50 @@ impl Inner {
         if !channel.enabled || throttled {
             return Ok(nothing);
         }
-        let severities = in_quiet_times(&channel, now);
+        let severities = allowed_severities(&channel, now);
         if severities.as_ref().is_some_and(Vec::is_empty) {
             return Ok(nothing);
         }
-        let ready = match self.ready(&channel) {
-            Ok(ready) => ready,
+        let prepared = match self.prepare_channel(&channel) {
+            Ok(prepared) => prepared,
             Err(problem) => {
-                outbox::explain_wait(&self.db, channel_id, &problem).await?;
+                outbox::record_wait_reason(&self.db, channel_id, &problem).await?;
                 return Ok(nothing);
             }
         };
-        let most = u64::try_from(most).unwrap_or(u64::MAX);
-        let lease = (self.lease_id, ready.timeout() + LEASE);
-        let begun = outbox::claim(&self.db, channel_id, severities.as_deref(), most, lease).await?;
-        let messages = self.messages(begun).await?;
-        Ok(Claimed {
-            channel: Some(ready),
+        let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+        let lease = (self.lease_id, prepared.timeout() + LEASE_MARGIN);
+        let claimed =
+            outbox::claim(&self.db, channel_id, severities.as_deref(), limit, lease).await?;
+        let messages = self.build_messages(claimed).await?;
+        Ok(ClaimedBatch {
+            channel: Some(prepared),
             messages,
         })
     }
 
-    /// The channel, or why it cannot be used. Another process may have the key of its secrets; if none has, nothing is lost by
-    /// waiting.
-    fn ready(&self, channel: &notification_channel::Model) -> Result<Ready, String> {
-        let ready = self.senders.ready(channel);
+    /// Prepares a channel. The error is logged once per channel. Another process may have the key; until then,
+    /// deliveries wait and none is lost.
+    fn prepare_channel(
+        &self,
+        channel: &notification_channel::Model,
+    ) -> Result<PreparedChannel, String> {
+        let prepared = self.senders.prepare_channel(channel);
         let mut unusable = self.unusable.lock();
-        match &ready {
+        match &prepared {
             Ok(_) => {
                 unusable.remove(&channel.id);
             }
-            // It is asked again and again.
             Err(problem) if unusable.insert(channel.id) => {
-                tracing::warn!(channel = %channel.name, problem, "a notification channel cannot be used");
+                tracing::warn!(channel = %channel.name, problem, "failed to prepare a notification channel; its deliveries wait");
             }
             Err(_) => {}
         }
-        ready
+        prepared
     }
 
-    /// What is to be told by deliveries that were begun.
-    async fn messages(
+    /// Builds the messages of claimed deliveries.
+    async fn build_messages(
         &self,
         deliveries: Vec<delivery::Model>,
     ) -> Result<Vec<(delivery::Model, Message)>> {
@@ -306,96 +315,97 @@ impl Inner {
         let alerts: HashMap<_, _> = alerts.into_iter().map(|alert| (alert.id, alert)).collect();
         let events: HashMap<_, _> = events.into_iter().map(|event| (event.id, event)).collect();
         let message = |delivery: delivery::Model| {
-            // Deleted a moment ago, and the delivery with it.
+            // A deleted alert has deleted its deliveries.
             let alert = alerts.get(&delivery.alert_id)?;
-            let message = Message::of(&delivery, alert, events.get(&alert.event_id)?);
+            let message = Message::for_alert(&delivery, alert, events.get(&alert.event_id)?);
             Some((delivery, message))
         };
         Ok(deliveries.into_iter().filter_map(message).collect())
     }
 
-    /// Makes one attempt. Returns whether the channel may go on.
-    async fn send(
+    /// Makes one attempt. Returns false if the channel must pause.
+    async fn attempt(
         self: Arc<Self>,
-        channel: Arc<Option<Ready>>,
+        channel: Arc<Option<PreparedChannel>>,
         delivery: delivery::Model,
         message: Message,
-        results: mpsc::Sender<Done>,
+        outcomes: mpsc::Sender<FinishedAttempt>,
     ) -> bool {
         let outcome = match channel.as_ref() {
             Some(channel) => self.senders.send(channel, &message).await,
-            None => Outcome::failed("the channel is gone"),
+            None => Outcome::failed("the channel was deleted"),
         };
         self.counts.count(&outcome);
-        let goes_on = !matches!(
+        let may_continue = !matches!(
             outcome.result,
-            Attempted::Throttled(..) | Attempted::Gone(_)
+            AttemptResult::Throttled(..) | AttemptResult::Gone(_)
         );
-        // The finisher ends after all lanes.
-        let _ = results.send(Done { delivery, outcome }).await;
-        goes_on
+        // The receiver of the outcomes outlives all workers.
+        let _ = outcomes.send(FinishedAttempt { delivery, outcome }).await;
+        may_continue
     }
 
-    /// Writes down what came of attempts, many together.
-    async fn finish(self: Arc<Self>, mut finished: mpsc::Receiver<Done>) {
-        let mut done = Vec::with_capacity(BATCH);
-        while finished.recv_many(&mut done, BATCH).await > 0 {
-            if self.write_down(&done).await.is_err() {
-                // So that one that cannot be written down, because of what nobody has thought of, holds up no other.
-                for one in &done {
-                    if let Err(error) = self.write_down(std::slice::from_ref(one)).await {
-                        let id = one.delivery.id;
-                        tracing::error!(delivery.id = %id, %error, "a delivery cannot be written down");
+    /// Stores outcomes in batches, until the last sender is dropped.
+    async fn store_outcomes(self: Arc<Self>, mut receiver: mpsc::Receiver<FinishedAttempt>) {
+        let mut batch = Vec::with_capacity(MAX_OUTCOMES_PER_WRITE);
+        while receiver.recv_many(&mut batch, MAX_OUTCOMES_PER_WRITE).await > 0 {
+            if self.store_batch(&batch).await.is_err() {
+                // One outcome that cannot be stored must not block the others.
+                for attempt in &batch {
+                    if let Err(error) = self.store_batch(std::slice::from_ref(attempt)).await {
+                        let id = attempt.delivery.id;
+                        tracing::error!(delivery.id = %id, %error, "failed to store the outcome of a delivery");
                     }
                 }
             }
-            done.clear();
+            batch.clear();
         }
     }
 
-    async fn write_down(self: &Arc<Self>, done: &[Done]) -> Result<()> {
+    async fn store_batch(self: &Arc<Self>, batch: &[FinishedAttempt]) -> Result<()> {
         let soonest = loop {
-            match outbox::finish(&self.db, done, self.backoff).await {
+            match outbox::store_attempts(&self.db, batch, self.backoff).await {
                 Ok(soonest) => break soonest,
                 Err(error) if error.is_unavailable() || matches!(error, Error::Contended) => {
-                    sleep(RETRY).await;
+                    sleep(RETRY_DELAY).await;
                 }
                 Err(error) => return Err(error),
             }
         };
-        if let Some(soonest) = soonest.filter(|soonest| *soonest < LOOK) {
-            let work = self.clone();
+        if let Some(soonest) = soonest.filter(|soonest| *soonest < POLL_INTERVAL) {
+            let inner = self.clone();
             tokio::spawn(async move {
                 sleep(soonest).await;
-                work.wakeup.notify();
+                inner.wakeup.notify();
             });
         }
         Ok(())
     }
 }
 
+/// Claimed deliveries of a channel with their messages.
 #[derive(Default)]
-struct Claimed {
-    channel: Option<Ready>,
+struct ClaimedBatch {
+    channel: Option<PreparedChannel>,
     messages: Vec<(delivery::Model, Message)>,
 }
 
-/// The severities that may be delivered now. `None`: all, for these are not quiet times.
-fn in_quiet_times(
+/// Severities allowed now. `None` outside of quiet times, when all are allowed.
+fn allowed_severities(
     channel: &notification_channel::Model,
     now: DateTime<Utc>,
 ) -> Option<Vec<Severity>> {
     let schedules = channel.quiet_times.as_ref()?;
-    // One that cannot be used was written past our checks, and must not hold anything back.
+    // An invalid schedule was written without validation, and must not hold back deliveries.
     let mut schedules = schedules
         .0
         .iter()
-        .filter_map(|one| Schedule::compile(one).ok());
+        .filter_map(|schedule| Schedule::compile(schedule).ok());
     if !schedules.any(|schedule| schedule.contains(now)) {
         return None;
     }
-    // From the lowest to the highest.
-    let from = |least| Severity::iter().skip_while(move |one| *one != least);
+    // In the order from low to critical.
+    let from = |lowest| Severity::iter().skip_while(move |severity| *severity != lowest);
     Some(
         channel
             .quiet_except

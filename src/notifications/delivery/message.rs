@@ -1,4 +1,4 @@
-//! What is told of an alert: a `CloudEvents` event for programs, a mail for people.
+//! Messages of alerts: a `CloudEvents` event for programs, a mail for people.
 
 use std::fmt::Write;
 
@@ -11,19 +11,19 @@ use crate::{
     escape::escape,
 };
 
-/// The largest body of a webhook, in bytes: Standard Webhooks asks for less than 20 kB.
-const LARGEST: usize = 19_999;
+/// Maximum size of a webhook body, in bytes. Standard Webhooks asks for less than 20 kB.
+const MAX_BODY_BYTES: usize = 19_999;
 
-/// How much of the summary of an event is told, in characters.
-const LONGEST_SUMMARY: usize = 2_000;
+/// Maximum length of the summary of an event, in characters.
+const MAX_SUMMARY_CHARS: usize = 2_000;
 
-/// The `type` of a test.
+/// Event type of a test message.
 const TEST: &str = "watchpost.test";
 
-/// What is to be told.
+/// Message to deliver.
 #[derive(Debug, Clone)]
 pub(crate) struct Message {
-    /// The same on every attempt.
+    /// Id of the message, equal on every attempt.
     pub(crate) id: Uuid,
     kind: &'static str,
     subject: Option<String>,
@@ -32,8 +32,8 @@ pub(crate) struct Message {
 }
 
 impl Message {
-    /// What is told of an alert.
-    pub(crate) fn of(
+    /// Builds the message of an alert.
+    pub(crate) fn for_alert(
         delivery: &delivery::Model,
         alert: &alert::Model,
         event: &event::Model,
@@ -44,7 +44,7 @@ impl Message {
             "watchpost.alert.escalated"
         };
         let metadata = alert.metadata.clone().unwrap_or(Value::Null);
-        let summary = event.summary.as_deref().map(cut);
+        let summary = event.summary.as_deref().map(truncated);
         let object_types: Vec<_> = event
             .object_types
             .as_deref()
@@ -81,7 +81,7 @@ impl Message {
         }
     }
 
-    /// A test of a channel.
+    /// Builds the test message of a channel.
     pub(crate) fn test(channel_name: &str, now: DateTime<Utc>) -> Self {
         Self {
             id: Uuid::now_v7(),
@@ -92,7 +92,7 @@ impl Message {
         }
     }
 
-    /// The event for programs, in JSON. `source` says which Watchpost it comes from.
+    /// Event in JSON. `source` names the sending installation.
     pub(crate) fn cloud_event(&self, source: &str) -> Vec<u8> {
         let encode = |data: &Value| {
             let event = without_nulls(json!({
@@ -108,10 +108,10 @@ impl Message {
             event.to_string().into_bytes()
         };
         let whole = encode(&self.data);
-        if whole.len() <= LARGEST {
+        if whole.len() <= MAX_BODY_BYTES {
             return whole;
         }
-        // The lists of a rule can be long. What is left is bounded by the columns.
+        // The lists of a rule can be long. All other values are bounded by their columns.
         let mut data = self.data.clone();
         for (part, name) in [("alert", "metadata"), ("event", "object_types")] {
             if let Some(part) = data.get_mut(part).and_then(Value::as_object_mut) {
@@ -122,7 +122,7 @@ impl Message {
         encode(&data)
     }
 
-    /// The subject of the mail, in one line.
+    /// Subject of the mail, in one line.
     pub(crate) fn mail_subject(&self) -> String {
         let alert = &self.data["alert"];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
@@ -146,7 +146,7 @@ impl Message {
         escape(&subject).into_owned()
     }
 
-    /// The mail for people.
+    /// Text of the mail.
     pub(crate) fn mail_text(&self) -> String {
         if self.kind == TEST {
             return "This is a test. Alerts will arrive like this.\n".to_string();
@@ -165,7 +165,7 @@ impl Message {
                 Value::Bool(_) | Value::Number(_) | Value::Object(_) => value.to_string(),
             };
             if !value.is_empty() {
-                // Writing to a string does not fail.
+                // Writing to a string cannot fail.
                 let _ = writeln!(text, "{name:<12}{}", escape(&value));
             }
         };
@@ -196,15 +196,15 @@ fn label(value: &impl sea_orm::ActiveEnum<Value = String>) -> String {
     value.to_value()
 }
 
-fn cut(text: &str) -> String {
-    let mut short: String = text.chars().take(LONGEST_SUMMARY).collect();
-    if short.len() < text.len() {
-        short.push('…');
+fn truncated(text: &str) -> String {
+    let mut prefix: String = text.chars().take(MAX_SUMMARY_CHARS).collect();
+    if prefix.len() < text.len() {
+        prefix.push('…');
     }
-    short
+    prefix
 }
 
-/// What is not known is left out.
+/// Removes fields with null values.
 fn without_nulls(value: Value) -> Value {
     let Value::Object(fields) = value else {
         return value;
@@ -291,7 +291,7 @@ mod tests {
             updated_at: now,
             delivered_at: None,
         };
-        Message::of(&delivery, &alert, &event)
+        Message::for_alert(&delivery, &alert, &event)
     }
 
     #[test]
@@ -320,7 +320,7 @@ mod tests {
     fn a_body_is_never_too_large() {
         let message = message(1_000, &"ü".repeat(65_000));
         let body = message.cloud_event("here");
-        assert!(body.len() <= LARGEST, "{}", body.len());
+        assert!(body.len() <= MAX_BODY_BYTES, "{}", body.len());
         let event: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(event["data"]["truncated"], true);
         assert_eq!(event["data"]["alert"]["dedup_key"], "k");

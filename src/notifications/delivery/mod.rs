@@ -1,4 +1,4 @@
-//! Delivery of alerts: the outbox of queued deliveries, the loop that makes attempts, back-off, and
+//! Delivery of alerts: the outbox of queued deliveries, the deliverer, back-off between attempts, and
 //! `DeliveryService`.
 
 pub(super) mod attempt;
@@ -7,4 +7,5 @@ pub(super) mod counts;
 pub(super) mod deliverer;
 pub(super) mod message;
 pub(super) mod outbox;
+pub(super) mod outcome;
 pub(super) mod service;

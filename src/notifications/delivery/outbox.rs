@@ -1,8 +1,8 @@
-//! The ledger: which process makes which delivery, and what came of it.
+//! Outbox: assigns deliveries to processes, and stores the outcomes of attempts.
 //!
-//! A delivery is begun under a lease: `next_attempt_at` is set to when the lease ends, so that it is due again if
-//! nothing is heard of it. Who writes down what came of an attempt names the lease and the attempt,
-//! and is not heard if another one has been begun since, unless the receiver has the message.
+//! An attempt runs under a lease: `next_attempt_at` is set to the end of the lease, so the delivery becomes due again if
+//! the process dies. An outcome names the lease and the attempt number. A failure is ignored if a later attempt has
+//! started; a success always counts, because the receiver has the message.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,8 +20,8 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    attempt::{Attempted, Outcome},
     backoff::Backoff,
+    outcome::{AttemptResult, Outcome},
 };
 use crate::{
     alerts::lifecycle::change,
@@ -32,18 +32,18 @@ use crate::{
         notification_channel::{self, ChannelKind},
     },
     error::Result,
-    notifications::channels::service::announce,
+    notifications::channels::change_record::record_change,
     pb::ChangeKind,
 };
 
-/// What is due, as the index of it has it: the planner must see the status.
-fn due(now: DateTime<Utc>) -> Condition {
+/// Condition for due deliveries. The status is a literal, so the planner can use the partial index.
+fn is_due(now: DateTime<Utc>) -> Condition {
     Condition::all()
         .add(Expr::cust("status = 'queued'"))
         .add(Column::NextAttemptAt.lte(now))
 }
 
-/// The channels for which something is due, and that may deliver now.
+/// Enabled, unthrottled channels with due deliveries.
 pub(crate) async fn due_channels(db: &Db, now: DateTime<Utc>) -> Result<Vec<Uuid>> {
     let sql = "SELECT id FROM notification_channels AS c WHERE enabled \
         AND (throttled_until IS NULL OR throttled_until <= $1) \
@@ -63,18 +63,19 @@ pub(crate) async fn due_channels(db: &Db, now: DateTime<Utc>) -> Result<Vec<Uuid
     Ok(ids.collect::<Result<_, _>>()?)
 }
 
-/// A channel, as it is now.
-pub(crate) async fn channel(db: &Db, id: Uuid) -> Result<Option<notification_channel::Model>> {
+/// Reads a channel.
+pub(crate) async fn read_channel(db: &Db, id: Uuid) -> Result<Option<notification_channel::Model>> {
     let channel = notification_channel::Entity::find_by_id(id);
     Ok(channel.one(db.reader()).await?)
 }
 
-/// Begins up to `most` deliveries of a channel that are due, of these severities if there are any named.
+/// Starts up to `limit` due deliveries of a channel, of the given severities if named. `lease` is the id and the
+/// duration.
 pub(crate) async fn claim(
     db: &Db,
     channel_id: Uuid,
     severities: Option<&[Severity]>,
-    most: u64,
+    limit: u64,
     lease: (Uuid, Duration),
 ) -> Result<Vec<delivery::Model>> {
     let now = entity::now();
@@ -82,9 +83,9 @@ pub(crate) async fn claim(
         .select_only()
         .column(Column::Id)
         .filter(Column::ChannelId.eq(channel_id))
-        .filter(due(now))
+        .filter(is_due(now))
         .order_by_asc(Column::NextAttemptAt)
-        .limit(most);
+        .limit(limit);
     if let Some(severities) = severities {
         select = select.filter(Column::Severity.is_in(severities.iter().copied()));
     }
@@ -94,17 +95,17 @@ pub(crate) async fn claim(
             sea_orm::sea_query::LockBehavior::SkipLocked,
         );
     }
-    let (lease_id, length) = lease;
-    // Nobody follows the ledger, so that nobody is woken.
+    let (lease_id, duration) = lease;
+    // The outbox has no feed, so no watcher is notified.
     db.write_unannounced(async |tx| {
         let ids: Vec<Uuid> = select.into_tuple().all(tx).await?;
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let begun = Entity::update_many()
+        let started = Entity::update_many()
             .set(ActiveModel {
                 lease_id: Set(Some(lease_id)),
-                next_attempt_at: Set(Some(now + length)),
+                next_attempt_at: Set(Some(now + duration)),
                 last_attempt_at: Set(Some(now)),
                 ..Default::default()
             })
@@ -112,26 +113,26 @@ pub(crate) async fn claim(
             .filter(Column::Id.is_in(ids))
             .exec_with_returning(tx)
             .await?;
-        Ok(begun)
+        Ok(started)
     })
     .await
 }
 
-/// How long a delivery must be due before it is said why it waits: another process may have the key of its channel.
-const WAITS: TimeDelta = TimeDelta::seconds(3);
+/// Delay before a waiting delivery gets a reason: another process may have the key of the channel.
+const EXPLAIN_WAIT_AFTER: TimeDelta = TimeDelta::seconds(3);
 
-/// Says why the deliveries of a channel that are due wait.
-pub(crate) async fn explain_wait(db: &Db, channel_id: Uuid, problem: &str) -> Result<()> {
+/// Stores the reason why due deliveries of a channel wait.
+pub(crate) async fn record_wait_reason(db: &Db, channel_id: Uuid, problem: &str) -> Result<()> {
     let now = entity::now();
     let unexplained = Condition::all()
         .add(Column::ChannelId.eq(channel_id))
-        .add(due(now - WAITS))
+        .add(is_due(now - EXPLAIN_WAIT_AFTER))
         .add(
             Condition::any()
                 .add(Column::LastError.is_null())
                 .add(Column::LastError.ne(problem)),
         );
-    let any: Option<Uuid> = Entity::find()
+    let unexplained_id: Option<Uuid> = Entity::find()
         .select_only()
         .column(Column::Id)
         .filter(unexplained.clone())
@@ -139,7 +140,7 @@ pub(crate) async fn explain_wait(db: &Db, channel_id: Uuid, problem: &str) -> Re
         .into_tuple()
         .one(db.reader())
         .await?;
-    if any.is_none() {
+    if unexplained_id.is_none() {
         return Ok(());
     }
     db.write_unannounced(async |tx| {
@@ -157,8 +158,8 @@ pub(crate) async fn explain_wait(db: &Db, channel_id: Uuid, problem: &str) -> Re
     .await
 }
 
-/// Gives back everything that is under this lease, to be begun at once. `None`: under any lease.
-pub(crate) async fn give_back(db: &Db, lease_id: Option<Uuid>) -> Result<()> {
+/// Releases all deliveries under a lease, or under any lease. Released deliveries are due at once.
+pub(crate) async fn release_leases(db: &Db, lease_id: Option<Uuid>) -> Result<()> {
     let leased = match lease_id {
         Some(lease_id) => Column::LeaseId.eq(lease_id),
         None => Column::LeaseId.is_not_null(),
@@ -179,43 +180,51 @@ pub(crate) async fn give_back(db: &Db, lease_id: Option<Uuid>) -> Result<()> {
     .await
 }
 
-/// An attempt, and what came of it.
+/// Attempt with its outcome.
 #[derive(Debug)]
-pub(crate) struct Done {
+pub(crate) struct FinishedAttempt {
     pub delivery: delivery::Model,
     pub outcome: Outcome,
 }
 
-/// Writes down what came of attempts. Gives the shortest time after which one is tried again.
-pub(crate) async fn finish(db: &Db, done: &[Done], backoff: Backoff) -> Result<Option<Duration>> {
+/// Stores the outcomes of attempts. Returns the shortest delay before a further attempt.
+pub(crate) async fn store_attempts(
+    db: &Db,
+    attempts: &[FinishedAttempt],
+    backoff: Backoff,
+) -> Result<Option<Duration>> {
     db.write(async |tx| {
         let now = entity::now();
-        delivered(tx, done, now).await?;
+        store_delivered(tx, attempts, now).await?;
         let mut soonest: Option<Duration> = None;
-        for done in done {
-            if let Some(delay) = failed(tx, done, backoff, now).await? {
+        for attempt in attempts {
+            if let Some(delay) = store_failed(tx, attempt, backoff, now).await? {
                 soonest = Some(soonest.map_or(delay, |soonest| soonest.min(delay)));
             }
         }
-        slow_down(tx, done, backoff, now).await?;
+        throttle_channels(tx, attempts, backoff, now).await?;
         Ok(soonest)
     })
     .await
 }
 
-/// Those that the receiver has, whatever became of them meanwhile, and their alerts.
-async fn delivered(tx: &DatabaseTransaction, done: &[Done], now: DateTime<Utc>) -> Result<()> {
+/// Stores delivered messages and marks their alerts, whatever happened to the deliveries in the meantime.
+async fn store_delivered(
+    tx: &DatabaseTransaction,
+    attempts: &[FinishedAttempt],
+    now: DateTime<Utc>,
+) -> Result<()> {
     let mut by_channel: BTreeMap<Option<Uuid>, BTreeSet<Uuid>> = BTreeMap::new();
     let mut by_code: BTreeMap<Option<i32>, Vec<Uuid>> = BTreeMap::new();
-    for Done { delivery, outcome } in done {
-        if outcome.result == Attempted::Delivered {
+    for FinishedAttempt { delivery, outcome } in attempts {
+        if outcome.result == AttemptResult::Delivered {
             let alerts = by_channel.entry(delivery.channel_id).or_default();
             alerts.insert(delivery.alert_id);
             let ids = by_code.entry(outcome.status_code).or_default();
             ids.push(delivery.id);
         }
     }
-    // Alerts before deliveries, as whoever acknowledges one does.
+    // Alerts are locked before deliveries, in the same order as by an acknowledgement.
     for (id, alerts) in by_channel {
         let alerts: Vec<_> = alerts.into_iter().collect();
         let id = id.unwrap_or_default();
@@ -233,7 +242,7 @@ async fn delivered(tx: &DatabaseTransaction, done: &[Done], now: DateTime<Utc>) 
                 updated_at: Set(now),
                 ..Default::default()
             })
-            // Of a replay the first time stays.
+            // A replay keeps the first delivery time.
             .col_expr(
                 Column::DeliveredAt,
                 Expr::col(Column::DeliveredAt).if_null(now),
@@ -245,10 +254,10 @@ async fn delivered(tx: &DatabaseTransaction, done: &[Done], now: DateTime<Utc>) 
     Ok(())
 }
 
-/// One that the receiver does not have. Gives after what time it is tried again.
-async fn failed(
+/// Stores a failed attempt. Returns the delay before the next attempt.
+async fn store_failed(
     tx: &DatabaseTransaction,
-    Done { delivery, outcome }: &Done,
+    FinishedAttempt { delivery, outcome }: &FinishedAttempt,
     backoff: Backoff,
     now: DateTime<Utc>,
 ) -> Result<Option<Duration>> {
@@ -257,20 +266,22 @@ async fn failed(
     };
     let failures = delivery.failures + 1;
     let delay = match &outcome.result {
-        Attempted::Refused(_) => None,
-        // It is not the message that is wrong.
-        Attempted::Gone(_) => Some(Duration::ZERO),
-        Attempted::Throttled(_, after) => backoff
-            .after(failures, fastrand::f64())
+        AttemptResult::Refused(_) => None,
+        // The channel is at fault, not the message.
+        AttemptResult::Gone(_) => Some(Duration::ZERO),
+        AttemptResult::Throttled(_, after) => backoff
+            .delay_after(failures, fastrand::f64())
             .map(|delay| after.unwrap_or_default().max(delay)),
-        Attempted::Failed(_) | Attempted::Delivered => backoff.after(failures, fastrand::f64()),
+        AttemptResult::Failed(_) | AttemptResult::Delivered => {
+            backoff.delay_after(failures, fastrand::f64())
+        }
     };
     let status = if delay.is_some() {
         DeliveryStatus::Queued
     } else {
         DeliveryStatus::Dead
     };
-    let written = Entity::update_many()
+    let update = Entity::update_many()
         .set(ActiveModel {
             status: Set(status),
             failures: Set(failures),
@@ -287,35 +298,36 @@ async fn failed(
         .filter(Column::Status.eq(DeliveryStatus::Queued))
         .exec(tx)
         .await?;
-    Ok(delay.filter(|_| written.rows_affected > 0))
+    Ok(delay.filter(|_| update.rows_affected > 0))
 }
 
-/// Channels whose receivers want less, or nothing.
-async fn slow_down(
+/// Throttles channels of overloaded receivers, and disables channels refused by their receivers.
+async fn throttle_channels(
     tx: &DatabaseTransaction,
-    done: &[Done],
+    attempts: &[FinishedAttempt],
     backoff: Backoff,
     now: DateTime<Utc>,
 ) -> Result<()> {
     use notification_channel::{ActiveModel, Column, Entity};
 
-    let mut until: BTreeMap<Uuid, DateTime<Utc>> = BTreeMap::new();
-    let mut gone: BTreeMap<Uuid, &str> = BTreeMap::new();
-    for Done { delivery, outcome } in done {
+    let mut throttled_until: BTreeMap<Uuid, DateTime<Utc>> = BTreeMap::new();
+    let mut disabled: BTreeMap<Uuid, &str> = BTreeMap::new();
+    for FinishedAttempt { delivery, outcome } in attempts {
         let Some(channel_id) = delivery.channel_id else {
             continue;
         };
-        if let Attempted::Throttled(_, after) = &outcome.result {
-            let delay = after.or_else(|| backoff.after(delivery.failures + 1, fastrand::f64()));
+        if let AttemptResult::Throttled(_, after) = &outcome.result {
+            let delay =
+                after.or_else(|| backoff.delay_after(delivery.failures + 1, fastrand::f64()));
             let end = later(now, delay.unwrap_or(backoff.first));
-            let latest = until.entry(channel_id).or_insert(end);
+            let latest = throttled_until.entry(channel_id).or_insert(end);
             *latest = Ord::max(end, *latest);
         }
-        if let Attempted::Gone(error) = &outcome.result {
-            gone.insert(channel_id, error);
+        if let AttemptResult::Gone(error) = &outcome.result {
+            disabled.insert(channel_id, error);
         }
     }
-    for (id, until) in until {
+    for (id, until) in throttled_until {
         Entity::update_many()
             .set(ActiveModel {
                 throttled_until: Set(Some(until)),
@@ -325,7 +337,7 @@ async fn slow_down(
             .exec(tx)
             .await?;
     }
-    for (id, reason) in gone {
+    for (id, reason) in disabled {
         let channels = Entity::update_many()
             .set(ActiveModel {
                 enabled: Set(false),
@@ -340,14 +352,14 @@ async fn slow_down(
             .exec_with_returning(tx)
             .await?;
         for channel in channels {
-            tracing::warn!(channel = %channel.name, reason, "a notification channel is disabled");
-            announce(tx, ChangeKind::Updated, channel).await?;
+            tracing::warn!(channel = %channel.name, reason, "disabled a notification channel at the request of its receiver");
+            record_change(tx, ChangeKind::Updated, channel).await?;
         }
     }
     Ok(())
 }
 
-/// A time as databases keep it.
+/// Adds a delay, with the microsecond precision of the databases.
 fn later(now: DateTime<Utc>, delay: Duration) -> DateTime<Utc> {
     (now + delay).trunc_subsecs(6)
 }

@@ -1,4 +1,4 @@
-//! `DeliveryService`.
+//! Implementation of `DeliveryService`.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -25,14 +25,14 @@ use crate::{
     },
 };
 
-/// How many deliveries are queued anew in a transaction.
-const CHUNK: u64 = 1_000;
+/// Maximum number of deliveries queued again by one transaction.
+const MAX_DELIVERIES_PER_TRANSACTION: u64 = 1_000;
 
-/// The ledger.
+/// Implementation of `DeliveryService`. Clones share the state.
 #[derive(Debug, Clone)]
 pub struct Deliveries {
     db: Db,
-    /// Told when something is queued anew.
+    /// Notified of deliveries queued again.
     wakeup: DeliveryWakeup,
 }
 
@@ -88,7 +88,7 @@ impl DeliveryService for Deliveries {
                 });
             }
             let queued = Entity::update_many()
-                .set(queued(entity::now()))
+                .set(queued_columns(entity::now()))
                 .filter(Column::Id.eq(id))
                 .exec_with_returning(tx)
                 .await?;
@@ -109,21 +109,21 @@ impl DeliveryService for Deliveries {
             return Err(Error::invalid("filter", "is required, unless all is set").into());
         }
         let now = entity::now();
-        let wanted = filter
+        let matching = filter
             .select(self.db.backend())?
             .filter(Column::Status.ne(DeliveryStatus::Queued))
             .filter(Column::ChannelId.is_not_null())
             .filter(Column::CreatedAt.lte(now));
         if request.dry_run {
             let scan = self.db.scan().await?;
-            let count = wanted.count(scan.reader()).await.map_err(Error::from)?;
+            let count = matching.count(scan.reader()).await.map_err(Error::from)?;
             let queued = i64::try_from(count).unwrap_or(i64::MAX);
             return Ok(Response::new(pb::ReplayDeliveriesResponse { queued }));
         }
         let mut queued = 0;
         let mut last = Uuid::nil();
         loop {
-            let (count, end) = self.replay_chunk(wanted.clone(), last).await?;
+            let (count, end) = self.replay_chunk(matching.clone(), last).await?;
             queued += count;
             self.wakeup.notify();
             match end {
@@ -136,36 +136,36 @@ impl DeliveryService for Deliveries {
 }
 
 impl Deliveries {
-    /// The ledger of this database.
+    /// Creates the service of a database.
     pub fn new(db: Db, wakeup: DeliveryWakeup) -> Self {
         Self { db, wakeup }
     }
 
-    /// Queues the next of them anew, in the order of their ids, so that none that was delivered meanwhile comes twice.
-    /// Gives how many, and the last one, if there may be more.
+    /// Queues the next matching deliveries again, in the order of their ids, so none is replayed twice. Returns the
+    /// count, and the last id if more may follow.
     async fn replay_chunk(
         &self,
-        wanted: Select<Entity>,
+        matching: Select<Entity>,
         last: Uuid,
     ) -> Result<(i64, Option<Uuid>)> {
         self.db
             .write_unannounced(async |tx| {
-                let ids: Vec<Uuid> = wanted
+                let ids: Vec<Uuid> = matching
                     .select_only()
                     .column(Column::Id)
                     .filter(Column::Id.gt(last))
                     .order_by_asc(Column::Id)
-                    .limit(CHUNK)
+                    .limit(MAX_DELIVERIES_PER_TRANSACTION)
                     .lock_exclusive()
                     .into_tuple()
                     .all(tx)
                     .await?;
                 let count = i64::try_from(ids.len()).unwrap_or(i64::MAX);
-                let more = ids.len() as u64 == CHUNK;
-                let end = ids.last().copied().filter(|_| more);
+                let is_full = ids.len() as u64 == MAX_DELIVERIES_PER_TRANSACTION;
+                let end = ids.last().copied().filter(|_| is_full);
                 if !ids.is_empty() {
                     Entity::update_many()
-                        .set(queued(entity::now()))
+                        .set(queued_columns(entity::now()))
                         .filter(Column::Id.is_in(ids))
                         .exec(tx)
                         .await?;
@@ -176,8 +176,8 @@ impl Deliveries {
     }
 }
 
-/// What makes a delivery due, as often as a new one.
-fn queued(now: DateTime<Utc>) -> ActiveModel {
+/// Columns of a delivery due now, with all attempts left.
+fn queued_columns(now: DateTime<Utc>) -> ActiveModel {
     ActiveModel {
         status: Set(DeliveryStatus::Queued),
         failures: Set(0),
@@ -189,7 +189,8 @@ fn queued(now: DateTime<Utc>) -> ActiveModel {
 }
 
 impl pb::DeliveryFilter {
-    /// Returns true if an index serves the filter: those of one alert; or all, or those in one status, in their order.
+    /// Returns true if an index serves the filter in creation order: deliveries of one alert, all deliveries, or
+    /// deliveries in one status.
     fn has_index(&self) -> bool {
         let served = Self {
             statuses: self.statuses.clone(),

@@ -19,33 +19,33 @@ use ring::{
 };
 use uuid::Uuid;
 
-/// The length of a key, in bytes.
+/// Length of a key, in bytes.
 const KEY_LENGTH: usize = 32;
 
-/// The length of a key's id, in bytes.
+/// Length of the id of a key, in bytes.
 pub(crate) const ID_LENGTH: usize = 4;
 
-/// The largest file that is read, in bytes.
-const LARGEST: u64 = 64 * 1024;
+/// Maximum size of the key file, in bytes.
+const MAX_FILE_BYTES: u64 = 64 * 1024;
 
-/// The start of the line of a staged key.
-const STAGED: &str = "next:";
+/// Prefix of the line of a staged key.
+const STAGED_PREFIX: &str = "next:";
 
-/// A key.
+/// Key with its id and cipher.
 pub(crate) struct Key {
-    /// The first bytes of its digest: ciphertexts name their key by it.
+    /// First bytes of the digest of the key. Ciphertexts name their key by the id.
     pub id: [u8; ID_LENGTH],
     pub cipher: LessSafeKey,
-    /// Whether the key only decrypts until it is promoted.
+    /// True if the key must not encrypt yet.
     pub is_staged: bool,
     bytes: [u8; KEY_LENGTH],
 }
 
-/// The keys of a file. There is at least one.
+/// Keys of a file, at least one.
 #[derive(Clone)]
 pub(crate) struct Keys(Arc<Vec<Key>>);
 
-/// Identifies the content of a file without reading it.
+/// Identity of the content of a file, available without reading the file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp {
     inode: u64,
@@ -53,7 +53,7 @@ pub(crate) struct Stamp {
     size: u64,
 }
 
-/// Why the keys cannot be read.
+/// Error of reading the key file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum KeyError {
     #[error("the key file {} is missing", .0.display())]
@@ -81,7 +81,7 @@ impl Key {
         })
     }
 
-    /// The same key, staged or not.
+    /// Copy of the key, staged or not.
     fn copy(&self, is_staged: bool) -> Option<Self> {
         Some(Self {
             is_staged,
@@ -98,33 +98,33 @@ impl Key {
 }
 
 impl Keys {
-    /// The key that encrypts.
+    /// Key for encryption.
     pub(crate) fn current(&self) -> &Key {
         &self.0[0]
     }
 
-    /// The key of this id.
+    /// Key by id.
     pub(crate) fn find(&self, id: &[u8]) -> Option<&Key> {
         self.0.iter().find(|key| key.id == id)
     }
 
-    /// All keys, the current one first.
+    /// All keys, current key first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Key> {
         self.0.iter()
     }
 
     fn text(&self) -> String {
         let line = |key: &Key| {
-            let prefix = if key.is_staged { STAGED } else { "" };
+            let prefix = if key.is_staged { STAGED_PREFIX } else { "" };
             format!("{prefix}{}\n", BASE64_STANDARD.encode(key.bytes))
         };
         self.iter().map(line).collect()
     }
 }
 
-/// The stamp of a key file.
+/// Reads the stamp of a key file.
 pub(crate) fn stamp(path: &Path) -> Result<Stamp, KeyError> {
-    let metadata = fs::metadata(path).map_err(|error| failed(path, &error))?;
+    let metadata = fs::metadata(path).map_err(|error| read_error(path, &error))?;
     Ok(Stamp {
         inode: metadata.ino(),
         changed: (metadata.ctime(), metadata.ctime_nsec()),
@@ -132,9 +132,9 @@ pub(crate) fn stamp(path: &Path) -> Result<Stamp, KeyError> {
     })
 }
 
-/// Reads the keys. Refuses a file that every user of the host can read.
+/// Reads the keys. A file readable by every user of the host is refused.
 pub(crate) fn read(path: &Path) -> Result<Keys, KeyError> {
-    let failed = |error: io::Error| failed(path, &error);
+    let failed = |error: io::Error| read_error(path, &error);
     let metadata = fs::metadata(path).map_err(failed)?;
     let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o007 != 0 {
@@ -142,12 +142,12 @@ pub(crate) fn read(path: &Path) -> Result<Keys, KeyError> {
         return Err(KeyError::Exposed { path, mode });
     }
     let malformed = || KeyError::Malformed(path.to_path_buf());
-    if metadata.len() > LARGEST {
+    if metadata.len() > MAX_FILE_BYTES {
         return Err(malformed());
     }
     let text = fs::read_to_string(path).map_err(failed)?;
     let key = |line: &str| {
-        let text = line.strip_prefix(STAGED);
+        let text = line.strip_prefix(STAGED_PREFIX);
         let bytes = BASE64_STANDARD.decode(text.unwrap_or(line).trim()).ok()?;
         Key::new(bytes.try_into().ok()?)?.copy(text.is_some())
     };
@@ -157,24 +157,24 @@ pub(crate) fn read(path: &Path) -> Result<Keys, KeyError> {
     Ok(Keys(Arc::new(keys)))
 }
 
-/// Makes a file with a new key. Of several processes that do so at once, one makes it for all.
-pub(crate) fn make(path: &Path) -> io::Result<()> {
+/// Creates a file with a random key, unless the file exists. Concurrent processes end up with the same file.
+pub(crate) fn create(path: &Path) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
     let keys = Keys(Arc::new(vec![Key::random()?]));
-    let temporary = written(path, &keys)?;
+    let temporary = write_temporary(path, &keys)?;
     let linked = fs::hard_link(&temporary, path);
     fs::remove_file(&temporary)?;
     match linked {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => sync_folder(path)?,
     }
-    tracing::info!("made the key of secrets, {}", path.display());
+    tracing::info!("created the key file for secrets: {}", path.display());
     Ok(())
 }
 
-/// Adds a new key to the file that does not encrypt yet, unless there is one.
+/// Adds a staged key to the file, unless a staged key exists.
 pub(crate) fn stage(path: &Path, keys: &Keys) -> io::Result<()> {
     if keys.iter().any(|key| key.is_staged) {
         return Ok(());
@@ -184,7 +184,7 @@ pub(crate) fn stage(path: &Path, keys: &Keys) -> io::Result<()> {
     replace(path, &Keys(Arc::new(copies.chain(staged).collect())))
 }
 
-/// Puts the staged key before the others in the file, or a new one if none is staged.
+/// Makes the staged key, or else a new key, the current key of the file.
 pub(crate) fn advance(path: &Path, keys: &Keys) -> io::Result<()> {
     let staged = keys.iter().find(|key| key.is_staged);
     let first = match staged.and_then(|key| key.copy(false)) {
@@ -192,27 +192,27 @@ pub(crate) fn advance(path: &Path, keys: &Keys) -> io::Result<()> {
         None => Key::random()?,
     };
     let others = keys.iter().filter(|key| !key.is_staged);
-    let others = others.filter_map(|key| key.copy(false));
-    let all = [first].into_iter().chain(others).collect();
-    replace(path, &Keys(Arc::new(all)))
+    let copies = others.filter_map(|key| key.copy(false));
+    let advanced = [first].into_iter().chain(copies).collect();
+    replace(path, &Keys(Arc::new(advanced)))
 }
 
-/// Keeps the keys with these ids in the file, the current one and one that is staged.
-pub(crate) fn keep(
+/// Drops the keys not needed from the file. The current key and a staged key are always retained.
+pub(crate) fn retain(
     path: &Path,
     keys: &Keys,
-    needed: impl Fn(&[u8; ID_LENGTH]) -> bool,
+    is_needed: impl Fn(&[u8; ID_LENGTH]) -> bool,
 ) -> io::Result<()> {
     let current = keys.current().id;
-    let kept = keys
+    let retained = keys
         .iter()
-        .filter(|key| key.id == current || key.is_staged || needed(&key.id));
-    let kept = kept.filter_map(|key| key.copy(key.is_staged)).collect();
-    replace(path, &Keys(Arc::new(kept)))
+        .filter(|key| key.id == current || key.is_staged || is_needed(&key.id));
+    let copies = retained.filter_map(|key| key.copy(key.is_staged));
+    replace(path, &Keys(Arc::new(copies.collect())))
 }
 
-/// Replaces the file by one with a new key, whatever it held.
-pub(crate) fn start_anew(path: &Path) -> io::Result<()> {
+/// Replaces the file by a file with a new key, whatever the content.
+pub(crate) fn replace_all(path: &Path) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
@@ -220,12 +220,12 @@ pub(crate) fn start_anew(path: &Path) -> io::Result<()> {
 }
 
 fn replace(path: &Path, keys: &Keys) -> io::Result<()> {
-    fs::rename(written(path, keys)?, path)?;
+    fs::rename(write_temporary(path, keys)?, path)?;
     sync_folder(path)
 }
 
-/// Writes keys to a file beside this one, whole and on the disk.
-fn written(path: &Path, keys: &Keys) -> io::Result<PathBuf> {
+/// Writes keys to a temporary file next to the key file, synced to disk.
+fn write_temporary(path: &Path, keys: &Keys) -> io::Result<PathBuf> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}", Uuid::now_v7()));
     let mut file = fs::File::options()
@@ -245,7 +245,7 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     }
 }
 
-fn failed(path: &Path, error: &io::Error) -> KeyError {
+fn read_error(path: &Path, error: &io::Error) -> KeyError {
     let path = path.to_path_buf();
     if error.kind() == io::ErrorKind::NotFound {
         return KeyError::Missing(path);
@@ -267,8 +267,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sub/secret.key");
         assert_eq!(read(&path).err(), Some(KeyError::Missing(path.clone())));
-        make(&path).unwrap();
-        make(&path).unwrap();
+        create(&path).unwrap();
+        create(&path).unwrap();
         let first = read(&path).unwrap();
         stage(&path, &first).unwrap();
         let staged = read(&path).unwrap();
@@ -280,14 +280,14 @@ mod tests {
         assert_eq!(both.current().id, ids(&staged)[1]);
         assert_eq!(ids(&both)[1..], ids(&first)[..]);
         assert!(both.find(&first.current().id).is_some());
-        keep(&path, &both, |_| true).unwrap();
+        retain(&path, &both, |_| true).unwrap();
         assert_eq!(ids(&read(&path).unwrap()), ids(&both));
-        keep(&path, &both, |_| false).unwrap();
+        retain(&path, &both, |_| false).unwrap();
         assert_eq!(ids(&read(&path).unwrap()), ids(&both)[..1]);
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
-        start_anew(&path).unwrap();
+        replace_all(&path).unwrap();
         assert!(!ids(&both).contains(&read(&path).unwrap().current().id));
     }
 
@@ -295,7 +295,7 @@ mod tests {
     fn a_file_that_is_no_key_or_that_others_can_read_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret.key");
-        make(&path).unwrap();
+        create(&path).unwrap();
         for (mode, is_good) in [(0o600, true), (0o400, true), (0o640, true), (0o604, false)] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let read = read(&path);

@@ -1,4 +1,4 @@
-//! `watchpost keys`: looks at the keys that encrypt the secrets of channels, and replaces them.
+//! `watchpost keys`: shows and replaces the keys for the secrets of channels.
 //!
 //! A rotation adds the new key to the file, encrypts every channel again, and then drops keys that nothing needs. Whoever
 //! is killed in between leaves a file with which everything can be decrypted, and the next rotation goes on from there.
@@ -12,19 +12,19 @@ use crate::{
     notifications::Keyring,
 };
 
-/// The keys of a file, and the channels whose secrets they encrypt.
+/// Keys of a file, and the number of channels using each.
 #[derive(Debug, PartialEq, Eq)]
 pub struct KeyUse {
-    /// The path of the file, or why it cannot be read.
+    /// Path of the file, or the reason why the file is unreadable.
     file: Result<String, String>,
-    /// The id of every key in hexadecimal, the current one first, whether it is staged, and the number of channels.
+    /// Id of every key in hexadecimal, current key first; true for a staged key; and the number of channels.
     keys: Vec<(String, bool, usize)>,
-    /// The channels that no key decrypts, by their names, and why.
+    /// Reason by name, for channels not decryptable by any key.
     unreadable: BTreeMap<String, String>,
 }
 
 impl Keyring {
-    /// Says which key is used for what.
+    /// Counts the uses of each key.
     pub async fn usage(&self, db: &Db) -> Result<KeyUse> {
         let keys = self.keys();
         let file = match &keys {
@@ -36,12 +36,12 @@ impl Keyring {
             counts.extend(keys.iter().map(|key| (key.id, key.is_staged, 0)));
         }
         let mut unreadable = BTreeMap::new();
-        for channel in reseal::channels(db).await? {
+        for channel in reseal::channels_with_secrets(db).await? {
             if let Err(problem) = self.open(&channel) {
                 unreadable.insert(channel.name, problem);
                 continue;
             }
-            // A ciphertext of the old form names no key, and is counted for none.
+            // A ciphertext of format 1 names no key, and is not counted.
             let sealed = channel.secrets.unwrap_or_default();
             let id = sealed.get(1..=key_file::ID_LENGTH).unwrap_or_default();
             if let Some((.., count)) = counts.iter_mut().find(|(key, ..)| key == id) {
@@ -59,24 +59,25 @@ impl Keyring {
         })
     }
 
-    /// Adds a new key to the file that encrypts nothing before the next rotation, so that the file can be copied to the
-    /// other hosts of a database first.
+    /// Adds a staged key to the file. A staged key encrypts nothing before the next rotation, so the file can be
+    /// copied to other hosts first.
     pub fn stage(&self) -> Result<(), String> {
         let keys = self.keys().map_err(|problem| problem.to_string())?;
-        self.written(key_file::stage(self.path(), &keys))
+        self.describe_error(key_file::stage(self.path(), &keys))
     }
 
-    /// Encrypts the secrets of all channels by a new key, or by the one that was staged or that a rotation was killed at.
-    /// Keys that no channel needs are dropped, but for the last one: a server may be using it at this moment.
+    /// Encrypts the secrets of all channels with a new key: the staged key, the key of an interrupted rotation, or a
+    /// random key. Keys without a use are dropped, except the previous key, because a running server may still use
+    /// the previous key.
     pub async fn rotate(&self, db: &Db) -> Result<(), String> {
         let failed = |error| Chain(&error).to_string();
-        let channels = reseal::channels(db).await.map_err(failed)?;
+        let channels = reseal::channels_with_secrets(db).await.map_err(failed)?;
         if channels.iter().all(|channel| self.is_current(channel)) {
             let keys = self.keys().map_err(|problem| problem.to_string())?;
-            self.written(key_file::advance(self.path(), &keys))?;
+            self.describe_error(key_file::advance(self.path(), &keys))?;
         }
-        reseal::all(db, self).await.map_err(failed)?;
-        let channels = reseal::channels(db).await.map_err(failed)?;
+        reseal::reseal_all(db, self).await.map_err(failed)?;
+        let channels = reseal::channels_with_secrets(db).await.map_err(failed)?;
         let sealed = channels
             .iter()
             .filter_map(|channel| channel.secrets.as_deref());
@@ -84,18 +85,19 @@ impl Keyring {
             .filter_map(|sealed| sealed.get(1..=key_file::ID_LENGTH))
             .collect();
         let keys = self.keys().map_err(|problem| problem.to_string())?;
-        let last = keys.iter().nth(1).filter(|key| !key.is_staged);
-        let last = last.map(|key| key.id);
-        let needed = |id: &[u8; key_file::ID_LENGTH]| last == Some(*id) || used.contains(&&id[..]);
-        self.written(key_file::keep(self.path(), &keys, needed))
+        let previous = keys.iter().nth(1).filter(|key| !key.is_staged);
+        let previous_id = previous.map(|key| key.id);
+        let is_needed =
+            |id: &[u8; key_file::ID_LENGTH]| previous_id == Some(*id) || used.contains(&&id[..]);
+        self.describe_error(key_file::retain(self.path(), &keys, is_needed))
     }
 
-    /// Makes a new key in the place of one that is lost. What is encrypted stays unreadable until it is set again.
+    /// Replaces a lost key by a new key. Secrets under the lost key stay unreadable until set again.
     pub fn replace(&self) -> Result<(), String> {
-        self.written(key_file::start_anew(self.path()))
+        self.describe_error(key_file::replace_all(self.path()))
     }
 
-    fn written(&self, result: std::io::Result<()>) -> Result<(), String> {
+    fn describe_error(&self, result: std::io::Result<()>) -> Result<(), String> {
         result.map_err(|error| format!("the key file {}: {error}", self.path().display()))
     }
 }
@@ -106,8 +108,8 @@ impl fmt::Display for KeyUse {
             Ok(path) => writeln!(f, "file {path}")?,
             Err(problem) => writeln!(f, "{problem}")?,
         }
-        for (at, (id, is_staged, channels)) in self.keys.iter().enumerate() {
-            let role = match (at, is_staged) {
+        for (index, (id, is_staged, channels)) in self.keys.iter().enumerate() {
+            let role = match (index, is_staged) {
                 (0, _) => "current",
                 (_, true) => "staged",
                 (_, false) => "older",

@@ -1,4 +1,4 @@
-//! Keeps stored secrets readable: encrypts older forms again, and tells when secrets cannot be decrypted.
+//! Keeps stored secrets readable: encrypts older formats again, and reports undecryptable secrets.
 
 use std::time::Duration;
 
@@ -10,57 +10,56 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{sealed_for, version};
+use super::{secrets_version, with_next_version};
 use crate::{
     db::Db,
     entity::notification_channel::{ActiveModel, ChannelKind, Column, Config, Entity, Model},
     error::{Error, Result},
     health::Health,
-    notifications::{Counts, Keyring, senders::webhook},
+    notifications::{Counts, Keyring, senders::url::shorten},
 };
 
-/// How often the key file is looked at.
-const LOOK: Duration = Duration::from_secs(5);
+/// Interval between two checks of the key file.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How many looks pass between those at every channel, if nothing says that something is wrong.
-const EVERY_CHANNEL: u32 = 12;
+/// Number of checks between two checks of every channel, while no problem is known.
+const CHECKS_PER_FULL_CHECK: u32 = 12;
 
-/// Encrypts again whatever is not in the newest form, by the current key. A channel whose secrets cannot be decrypted
-/// stays as it is.
+/// Encrypts secrets again that are not in the current format and key. Undecryptable secrets stay unchanged.
 pub(crate) async fn run(db: &Db, keyring: &Keyring) {
-    if let Err(error) = all(db, keyring).await {
-        tracing::warn!(%error, "secrets of channels are still in an older form; the next start tries again");
+    if let Err(error) = reseal_all(db, keyring).await {
+        tracing::warn!(%error, "failed to encrypt outdated secrets of channels again; the next start retries");
     }
 }
 
-/// Encrypts again all that is not current. Returns how many channels could not be decrypted.
-pub(crate) async fn all(db: &Db, keyring: &Keyring) -> Result<usize> {
+/// Encrypts outdated secrets of all channels again. Returns the number of undecryptable channels.
+pub(crate) async fn reseal_all(db: &Db, keyring: &Keyring) -> Result<usize> {
     let mut unreadable = 0;
-    for channel in channels(db).await? {
+    for channel in channels_with_secrets(db).await? {
         if keyring.is_current(&channel) {
             continue;
         }
         if let Err(problem) = keyring.open(&channel) {
-            tracing::warn!(channel = %channel.name, problem, "the secrets of a channel cannot be encrypted again");
+            tracing::warn!(channel = %channel.name, problem, "failed to decrypt the secrets of a channel; they stay in the outdated form");
             unreadable += 1;
             continue;
         }
         let id = channel.id;
-        db.write_unannounced(async |tx| one(tx, keyring, id).await)
+        db.write_unannounced(async |tx| reseal_channel(tx, keyring, id).await)
             .await?;
     }
     Ok(unreadable)
 }
 
-/// The channels that have secrets.
-pub(crate) async fn channels(db: &Db) -> Result<Vec<Model>> {
+/// Reads the channels with secrets.
+pub(crate) async fn channels_with_secrets(db: &Db) -> Result<Vec<Model>> {
     let channels = Entity::find()
         .filter(Column::Kind.ne(ChannelKind::Stream))
         .filter(Column::Secrets.is_not_null());
     Ok(channels.all(db.reader()).await?)
 }
 
-async fn one(tx: &DatabaseTransaction, keyring: &Keyring, id: Uuid) -> Result<()> {
+async fn reseal_channel(tx: &DatabaseTransaction, keyring: &Keyring, id: Uuid) -> Result<()> {
     let channel = Entity::find_by_id(id).lock_exclusive().one(tx).await?;
     let Some(channel) = channel.filter(|channel| !keyring.is_current(channel)) else {
         return Ok(());
@@ -68,12 +67,12 @@ async fn one(tx: &DatabaseTransaction, keyring: &Keyring, id: Uuid) -> Result<()
     let secrets = keyring.open(&channel).map_err(Error::internal)?;
     let mut config = channel.config;
     if let Config::Webhook { url, .. } = &mut config {
-        *url = webhook::shortened(url);
+        *url = shorten(url);
     }
-    let before = version(&config);
-    let config = sealed_for(config, before);
+    let previous_version = secrets_version(&config);
+    let config = with_next_version(config, previous_version);
     let sealed = keyring.seal(id, &config, &secrets)?;
-    // Nothing changes for clients: no version is raised, and nothing is announced.
+    // Clients see no change, so the version and the feed stay unchanged.
     let row = ActiveModel {
         id: Set(id),
         config: Set(config),
@@ -84,7 +83,7 @@ async fn one(tx: &DatabaseTransaction, keyring: &Keyring, id: Uuid) -> Result<()
     Ok(())
 }
 
-/// Tells health, metrics and the log whether the secrets of all channels can be decrypted, until shutdown.
+/// Reports to health, metrics and the log if all secrets can be decrypted, until shutdown.
 pub(crate) async fn watch(
     db: Db,
     keyring: Keyring,
@@ -93,41 +92,42 @@ pub(crate) async fn watch(
     shutdown: CancellationToken,
 ) {
     let watching = async {
-        let mut known = State::default();
-        for look in 0_u32.. {
-            let whole = look % EVERY_CHANNEL == 0 || known != State::default();
-            let is_there = keyring.keys().is_ok();
-            if whole || !is_there {
-                match State::of(&db, &keyring).await {
+        let mut known = SecretsState::default();
+        for check in 0_u32.. {
+            let is_full_check =
+                check % CHECKS_PER_FULL_CHECK == 0 || known != SecretsState::default();
+            let has_keys = keyring.keys().is_ok();
+            if is_full_check || !has_keys {
+                match SecretsState::read(&db, &keyring).await {
                     Ok(state) if state != known => {
-                        state.tell(&counts, &health);
+                        state.report(&counts, &health);
                         known = state;
                     }
                     Ok(_) => {}
                     Err(error) => {
-                        tracing::debug!(%error, "channels cannot be read; it is tried again");
+                        tracing::debug!(%error, "failed to read channels; retrying");
                     }
                 }
             }
-            sleep(LOOK).await;
+            sleep(CHECK_INTERVAL).await;
         }
     };
     shutdown.run_until_cancelled(watching).await;
 }
 
-/// The state of the key and of the channels.
+/// State of the key file and of the secrets.
 #[derive(Debug, Default, PartialEq)]
-struct State {
-    /// Why the key file cannot be used, if it is needed and cannot.
+struct SecretsState {
+    /// Problem of the key file, if needed by a channel.
     key: Option<String>,
-    /// The number of channels whose secrets cannot be decrypted, and why the first one cannot.
+    /// Number of channels with undecryptable secrets.
     unreadable: usize,
     problem: Option<String>,
 }
 
-impl State {
-    async fn of(db: &Db, keyring: &Keyring) -> Result<Self> {
-        let channels = channels(db).await?;
+impl SecretsState {
+    async fn read(db: &Db, keyring: &Keyring) -> Result<Self> {
+        let channels = channels_with_secrets(db).await?;
         let mut problems = channels
             .iter()
             .filter_map(|channel| keyring.open(channel).err());
@@ -140,7 +140,7 @@ impl State {
         })
     }
 
-    fn tell(&self, counts: &Counts, health: &Health) {
+    fn report(&self, counts: &Counts, health: &Health) {
         let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         counts.unreadable_channels.set(count(self.unreadable));
         counts.key_readable.set(i64::from(self.key.is_none()));

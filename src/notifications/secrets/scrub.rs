@@ -1,4 +1,4 @@
-//! Hides the secrets of a channel in what its receiver has answered, which may repeat them in any encoding.
+//! Scrubber: hides the secrets of a channel in answers of its receiver, in any common encoding.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -9,27 +9,27 @@ use base64::{
 use reqwest::Url;
 
 use super::Secrets;
-use crate::notifications::senders::webhook::PREFIX;
+use super::signing_key::{self, PREFIX};
 
-/// What stands for a secret.
-const HIDDEN: &str = "***";
+/// Replacement of a secret.
+const REPLACEMENT: &str = "***";
 
-/// A part of a secret of this length, in bytes, is hidden as well.
-const WINDOW: usize = 8;
+/// Length of the shortest hidden part of a secret, in bytes.
+const WINDOW_BYTES: usize = 8;
 
-/// The least length of what is not a secret itself but only a part of one, or an encoding of it.
-const LEAST_PART: usize = 4;
+/// Minimum length of a hidden encoding or component of a secret, in bytes.
+const MIN_PART_BYTES: usize = 4;
 
-/// Knows the secrets of a channel, and every form in which a receiver may repeat them. Case does not matter.
+/// Hides the secrets of a channel in every form of repetition. Case does not matter.
 pub(crate) struct Scrubber {
-    /// Forms that are shorter than a window.
+    /// Forms shorter than a window, hidden as a whole.
     short: BTreeSet<Vec<u8>>,
-    /// All windows of the others.
-    windows: HashSet<[u8; WINDOW]>,
+    /// Windows of all longer forms.
+    windows: HashSet<[u8; WINDOW_BYTES]>,
 }
 
 impl Scrubber {
-    /// Knows these secrets.
+    /// Creates a scrubber for secrets.
     pub(crate) fn new(secrets: &Secrets) -> Self {
         let mut scrubber = Self {
             short: BTreeSet::new(),
@@ -41,7 +41,7 @@ impl Scrubber {
         for secret in &secrets.signing {
             let secret = &secret.secret;
             scrubber.add_secret(secret.strip_prefix(PREFIX).unwrap_or(secret));
-            if let Some(key) = crate::notifications::senders::webhook::key(secret) {
+            if let Some(key) = signing_key::decode(secret) {
                 scrubber.add(&hex(&key));
             }
         }
@@ -54,7 +54,7 @@ impl Scrubber {
         scrubber
     }
 
-    /// A secret and its encodings.
+    /// Adds a secret and its encodings.
     fn add_secret(&mut self, secret: &str) {
         self.add(secret);
         for form in encodings(secret) {
@@ -62,13 +62,17 @@ impl Scrubber {
         }
     }
 
-    /// The value of a header: as a whole, the words after its scheme, and what Basic authentication encodes.
+    /// Adds the value of a header: the whole value, the words after the scheme, and the credentials of Basic
+    /// authentication.
     fn add_header(&mut self, value: &str) {
         self.add_secret(value);
         let is_delimiter = |c: char| c.is_whitespace() || matches!(c, ',' | ';' | '=' | '"');
         let words = value.split(is_delimiter).filter(|word| !word.is_empty());
         let scheme = usize::from(value.contains(char::is_whitespace));
-        for word in words.skip(scheme).filter(|word| word.len() >= LEAST_PART) {
+        for word in words
+            .skip(scheme)
+            .filter(|word| word.len() >= MIN_PART_BYTES)
+        {
             self.add_secret(word);
         }
         let encoded = value.rsplit(' ').next().unwrap_or_default();
@@ -81,7 +85,7 @@ impl Scrubber {
         }
     }
 
-    /// All of a URL behind its host.
+    /// Adds the part of a URL after the host.
     fn add_url(&mut self, url: &Url) {
         let target = match url.query() {
             Some(query) => format!("{}?{query}", url.path()),
@@ -93,21 +97,21 @@ impl Scrubber {
                 self.add_part(&form);
             }
         }
-        // Words such as `api` and `v1` are no secrets.
+        // Short segments such as `api` and `v1` are no secrets.
         let segments = url.path_segments().into_iter().flatten();
-        for segment in segments.filter(|segment| segment.len() >= WINDOW) {
+        for segment in segments.filter(|segment| segment.len() >= WINDOW_BYTES) {
             self.add_secret(segment);
         }
         for (_, value) in url
             .query_pairs()
-            .filter(|(_, value)| value.len() >= LEAST_PART)
+            .filter(|(_, value)| value.len() >= MIN_PART_BYTES)
         {
             self.add_secret(&value);
         }
     }
 
     fn add_part(&mut self, form: &str) {
-        if form.len() >= LEAST_PART {
+        if form.len() >= MIN_PART_BYTES {
             self.add(form);
         }
     }
@@ -117,37 +121,37 @@ impl Scrubber {
         if form.is_empty() {
             return;
         }
-        if form.len() < WINDOW {
+        if form.len() < WINDOW_BYTES {
             self.short.insert(form);
         } else {
-            self.windows.extend(form.array_windows::<WINDOW>());
+            self.windows.extend(form.array_windows::<WINDOW_BYTES>());
         }
     }
 
-    /// The text without any secret.
+    /// Text with every secret replaced.
     pub(crate) fn scrub(&self, text: &str) -> String {
         let lower = text.to_ascii_lowercase().into_bytes();
         let mut hidden = vec![false; lower.len()];
-        for (at, window) in lower.array_windows::<WINDOW>().enumerate() {
+        for (start, window) in lower.array_windows::<WINDOW_BYTES>().enumerate() {
             if self.windows.contains(window) {
-                hidden[at..at + WINDOW].fill(true);
+                hidden[start..start + WINDOW_BYTES].fill(true);
             }
         }
         for form in &self.short {
-            for (at, window) in lower.windows(form.len()).enumerate() {
+            for (start, window) in lower.windows(form.len()).enumerate() {
                 if window == form {
-                    hidden[at..at + form.len()].fill(true);
+                    hidden[start..start + form.len()].fill(true);
                 }
             }
         }
         let mut scrubbed = String::with_capacity(text.len());
         let mut was_hidden = false;
-        for (at, c) in text.char_indices() {
-            let is_hidden = hidden[at..at + c.len_utf8()].contains(&true);
+        for (start, c) in text.char_indices() {
+            let is_hidden = hidden[start..start + c.len_utf8()].contains(&true);
             if !is_hidden {
                 scrubbed.push(c);
             } else if !was_hidden {
-                scrubbed.push_str(HIDDEN);
+                scrubbed.push_str(REPLACEMENT);
             }
             was_hidden = is_hidden;
         }
@@ -155,14 +159,14 @@ impl Scrubber {
     }
 }
 
-/// The encodings in which a text is often repeated: base64, also within a longer text, hexadecimal, percent, JSON and HTML.
+/// Common encodings of a text: base64, also inside of a longer text, hexadecimal, percent, JSON and HTML.
 fn encodings(text: &str) -> Vec<String> {
     let mut forms = vec![hex(text.as_bytes())];
     for before in 0..3 {
         let bytes = [&[0; 3][..before], text.as_bytes()].concat();
         let standard = BASE64_STANDARD.encode(&bytes);
         let url_safe = BASE64_URL_SAFE_NO_PAD.encode(&bytes);
-        // The characters at both ends depend on what is beside the text.
+        // The first and last characters depend on the neighbours of the text.
         let first = [0, 2, 3][before];
         let last = bytes.len() * 8 / 6;
         for form in [standard, url_safe] {
@@ -238,12 +242,15 @@ mod tests {
             "s3cr3t",
             "czNjcjN0",
         ] {
-            let said = scrubber.scrub(&format!("no {text} here"));
+            let scrubbed = scrubber.scrub(&format!("no {text} here"));
             assert!(
-                !said.contains(text) && said.contains("***"),
-                "{text}: {said}"
+                !scrubbed.contains(text) && scrubbed.contains("***"),
+                "{text}: {scrubbed}"
             );
-            assert!(said.starts_with("no") && said.ends_with(" here"), "{said}");
+            assert!(
+                scrubbed.starts_with("no") && scrubbed.ends_with(" here"),
+                "{scrubbed}"
+            );
         }
     }
 

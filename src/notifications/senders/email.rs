@@ -1,4 +1,4 @@
-//! Mail, by SMTP.
+//! Delivery of messages by mail.
 
 use std::{fmt, time::Duration};
 
@@ -19,13 +19,13 @@ use crate::{
     notifications::{
         Targets,
         delivery::{
-            attempt::{Attempted, Outcome},
             message::Message,
+            outcome::{AttemptResult, Outcome},
         },
     },
 };
 
-/// A mail server, and who gets what from whom.
+/// Mail server, sender and recipients of a channel.
 pub(crate) struct Mail {
     pub host: String,
     pub port: u16,
@@ -33,7 +33,7 @@ pub(crate) struct Mail {
     pub login: Option<(String, String)>,
     pub from: String,
     pub to: Vec<String>,
-    /// How long an attempt may take.
+    /// Time limit of an attempt.
     pub timeout: Duration,
 }
 
@@ -45,26 +45,26 @@ impl fmt::Debug for Mail {
     }
 }
 
-/// Reads an address, with or without a name.
+/// Parses a mail address with or without a name.
 pub(crate) fn mailbox(text: &str) -> Result<Mailbox, String> {
     text.parse()
         .map_err(|error| format!("is no mail address: {error}"))
 }
 
-/// Sends a message as a mail.
-pub(crate) async fn send(mail: &Mail, message: &Message, targets: &Targets) -> Outcome {
-    match timeout(mail.timeout, try_send(mail, message, targets)).await {
+/// Sends a message as a mail within the time limit.
+pub(crate) async fn send_mail(mail: &Mail, message: &Message, targets: &Targets) -> Outcome {
+    match timeout(mail.timeout, send_to_addresses(mail, message, targets)).await {
         Ok(outcome) => outcome,
         Err(_) => Outcome::failed(format!("not taken within {:?}", mail.timeout)),
     }
 }
 
-async fn try_send(mail: &Mail, message: &Message, targets: &Targets) -> Outcome {
-    let letter = match letter(mail, message) {
+async fn send_to_addresses(mail: &Mail, message: &Message, targets: &Targets) -> Outcome {
+    let letter = match mail_message(mail, message) {
         Ok(letter) => letter,
-        Err(problem) => return Outcome::new(Attempted::Refused(problem), None),
+        Err(problem) => return Outcome::new(AttemptResult::Refused(problem), None),
     };
-    // Connected to by the address that was looked at, so that the name cannot mean another one a moment later.
+    // The connection uses the checked address. The name could resolve to another address later.
     let addresses = match targets.resolve(&mail.host, mail.port).await {
         Ok(addresses) => addresses,
         Err(problem) => return Outcome::failed(problem),
@@ -75,32 +75,32 @@ async fn try_send(mail: &Mail, message: &Message, targets: &Targets) -> Outcome 
             Ok(transport) => transport.send(letter.clone()).await,
             Err(error) => Err(error),
         };
-        outcome = judge(sent.map(|_| ()));
-        // The next one is for when this one is not there.
-        if outcome.status_code.is_some() || outcome.result == Attempted::Delivered {
+        outcome = outcome_of(sent.map(|_| ()));
+        // Further addresses are for an unreachable server only.
+        if outcome.status_code.is_some() || outcome.result == AttemptResult::Delivered {
             break;
         }
     }
     outcome
 }
 
-fn letter(mail: &Mail, message: &Message) -> Result<lettre::Message, String> {
-    let mut letter: MessageBuilder = lettre::Message::builder()
+fn mail_message(mail: &Mail, message: &Message) -> Result<lettre::Message, String> {
+    let mut builder: MessageBuilder = lettre::Message::builder()
         .from(mailbox(&mail.from)?)
         .subject(message.mail_subject())
-        // The same on every attempt, so that a mail that came twice can be told.
+        // Equal on every attempt, so mail programs can detect a duplicate.
         .message_id(Some(format!("<{}@watchpost>", message.id)));
     for to in &mail.to {
-        letter = letter.to(mailbox(to)?);
+        builder = builder.to(mailbox(to)?);
     }
-    letter
+    builder
         .header(ContentType::TEXT_PLAIN)
         .body(message.mail_text())
         .map_err(|error| error.to_string())
 }
 
 fn transport(mail: &Mail, address: &str) -> Result<AsyncSmtpTransport<Tokio1Executor>, Error> {
-    // The certificate must be that of the name.
+    // The certificate must match the name.
     let parameters = || TlsParameters::builder(mail.host.clone()).build_rustls();
     let tls = match mail.security {
         Security::Starttls => Tls::Required(parameters()?),
@@ -117,12 +117,12 @@ fn transport(mail: &Mail, address: &str) -> Result<AsyncSmtpTransport<Tokio1Exec
     Ok(transport.build())
 }
 
-/// What an answer means.
-fn judge(sent: Result<(), Error>) -> Outcome {
+/// Outcome of the answer of the server.
+fn outcome_of(sent: Result<(), Error>) -> Outcome {
     let Err(error) = sent else {
-        return Outcome::new(Attempted::Delivered, Some(250));
+        return Outcome::new(AttemptResult::Delivered, Some(250));
     };
-    // What a server calls permanent is often a password or a quota, which somebody mends.
+    // Even a permanent error is retried: the cause is often a password or a quota, and somebody can correct either.
     let code = error.status().map(u16::from).map(i32::from);
-    Outcome::new(Attempted::Failed(Chain(&error).to_string()), code)
+    Outcome::new(AttemptResult::Failed(Chain(&error).to_string()), code)
 }

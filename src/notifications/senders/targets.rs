@@ -1,4 +1,4 @@
-//! Where messages may be sent: a server inside of a network must not be made to call what only it can reach.
+//! Allowed targets of messages. A server inside a network must not be used to call internal hosts.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -9,9 +9,8 @@ use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::net::lookup_host;
 
-/// What is not of the public internet, by the registries of special-purpose addresses (RFC 6890). Of version 6
-/// only `2000::/3` is.
-const SPECIAL: [&str; 18] = [
+/// Special-purpose networks outside of the public internet (RFC 6890). Of IPv6, only `2000::/3` is public.
+const SPECIAL_PURPOSE: [&str; 18] = [
     "0.0.0.0/8",
     "10.0.0.0/8",
     "100.64.0.0/10",
@@ -32,59 +31,63 @@ const SPECIAL: [&str; 18] = [
     "3fff::/20",
 ];
 
-static DENIED: LazyLock<Vec<IpNet>> =
-    LazyLock::new(|| SPECIAL.iter().filter_map(|net| net.parse().ok()).collect());
+static DENIED_NETWORKS: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
+    SPECIAL_PURPOSE
+        .iter()
+        .filter_map(|net| net.parse().ok())
+        .collect()
+});
 
-/// Which addresses messages may be sent to. Clones share the list.
+/// Addresses allowed as targets. Clones share the list.
 #[derive(Debug, Clone, Default)]
 pub struct Targets {
     allowed: Arc<[IpNet]>,
 }
 
 impl Targets {
-    /// The public internet and these networks.
+    /// Allows the public internet and the given networks.
     pub fn new(allowed: &[IpNet]) -> Self {
         Self {
             allowed: allowed.into(),
         }
     }
 
-    /// Whether messages may be sent to this address.
+    /// Returns true if messages may be sent to an address.
     pub fn allow(&self, address: IpAddr) -> bool {
-        // An address of version 4 in the clothes of version 6 reaches the same host.
+        // An IPv4 address mapped to IPv6 reaches the same host.
         let address = address.to_canonical();
         if self.allowed.iter().any(|net| net.contains(&address)) {
             return true;
         }
-        let global = match address {
+        let is_global = match address {
             IpAddr::V4(_) => true,
             IpAddr::V6(address) => address.segments()[0] & 0xe000 == 0x2000,
         };
-        global && !DENIED.iter().any(|net| net.contains(&address))
+        is_global && !DENIED_NETWORKS.iter().any(|net| net.contains(&address))
     }
 
-    /// The addresses of a host that messages may be sent to; if there are none, why.
+    /// Resolves a host to its allowed addresses, at least one. The error says why none is usable.
     pub async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        let found = lookup_host((host, port)).await;
-        let found: Vec<_> = found
+        let addresses: Vec<_> = lookup_host((host, port))
+            .await
             .map_err(|error| format!("the name {host} cannot be resolved: {error}"))?
             .collect();
-        let allowed: Vec<_> = found
+        let allowed: Vec<_> = addresses
             .iter()
             .copied()
             .filter(|address| self.allow(address.ip()))
             .collect();
-        match found.first() {
+        match addresses.first() {
             None => Err(format!("the name {host} has no address")),
-            Some(first) if allowed.is_empty() => Err(refusal(first.ip())),
+            Some(first) if allowed.is_empty() => Err(refusal_reason(first.ip())),
             Some(_) => Ok(allowed),
         }
     }
 }
 
-/// Why an address is refused.
-pub(crate) fn refusal(address: IpAddr) -> String {
+/// Error message for a refused address.
+pub(crate) fn refusal_reason(address: IpAddr) -> String {
     format!("the address {address} is not of the public internet, and the settings do not allow it")
 }
 
@@ -92,7 +95,7 @@ impl Resolve for Targets {
     fn resolve(&self, name: Name) -> Resolving {
         let targets = self.clone();
         Box::pin(async move {
-            // The port is that of the URL.
+            // The client replaces the port by the port of the URL.
             let addresses = Self::resolve(&targets, name.as_str(), 0).await?;
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
@@ -138,7 +141,7 @@ mod tests {
         for address in ["1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111"] {
             assert!(targets.allow(address.parse().unwrap()), "{address}");
         }
-        assert_eq!(DENIED.len(), SPECIAL.len());
+        assert_eq!(DENIED_NETWORKS.len(), SPECIAL_PURPOSE.len());
     }
 
     #[test]

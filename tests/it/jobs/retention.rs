@@ -12,7 +12,7 @@ use watchpost::{
         job_log::{self, JobLogLevel},
         job_transition,
     },
-    jobs::store::retention::{Kept, prune},
+    jobs::store::retention::{JobRetention, prune},
     pb::{self, JobChangeKind, watch_jobs_response::Update},
 };
 
@@ -55,7 +55,7 @@ on_both! {
     async fn jobs_are_kept_for_as_long_as_is_said_of_their_end(backend) {
         let server = TestServer::start(backend).await;
         let (rows, db) = (server.database.connect().await, beside(&server).await);
-        let kept = Kept { completed: hours(1), failed: hours(2), dead: hours(4), cancelled: hours(3) };
+        let kept = JobRetention { completed: hours(1), failed: hours(2), dead: hours(4), cancelled: hours(3) };
         let (just_before, just_after) = (-60, 60);
         let mut expected = Vec::new();
         for (hours, job) in [
@@ -92,9 +92,9 @@ on_both! {
         expected.sort();
         assert_eq!(found, expected);
         assert_eq!(prune(&db, kept).await.unwrap(), 0);
-        let for_ever = Kept { completed: FOR_EVER, failed: FOR_EVER, dead: FOR_EVER, cancelled: FOR_EVER };
+        let for_ever = JobRetention { completed: FOR_EVER, failed: FOR_EVER, dead: FOR_EVER, cancelled: FOR_EVER };
         assert_eq!(prune(&db, for_ever).await.unwrap(), 0);
-        let nothing = Kept { completed: Duration::from_micros(1), ..for_ever };
+        let nothing = JobRetention { completed: Duration::from_micros(1), ..for_ever };
         assert_eq!(prune(&db, nothing).await.unwrap(), 1);
         rows.close().await.unwrap();
         db.close().await;
@@ -114,7 +114,7 @@ on_both! {
         }
         let mut watch = client(&server).watch_jobs(pb::WatchJobsRequest::default()).await.unwrap().into_inner();
         watch.message().await.unwrap();
-        let kept = Kept { completed: hours(1), failed: FOR_EVER, dead: FOR_EVER, cancelled: FOR_EVER };
+        let kept = JobRetention { completed: hours(1), failed: FOR_EVER, dead: FOR_EVER, cancelled: FOR_EVER };
         assert_eq!(prune(&db, kept).await.unwrap(), 1);
         let told = async {
             loop {
@@ -159,7 +159,7 @@ on_both! {
         let wrong = job::Model { log_lines: 1_000_000, ..finished("wrong", JobStatus::Completed, 3 * HOUR) };
         insert(&rows, [long.clone(), wrong]).await;
         insert(&rows, (1..=20_500).map(|number| line(long.id, Some(number), JobLogLevel::Info, "x"))).await;
-        let kept = Kept { completed: hours(1), failed: hours(5), dead: hours(5), cancelled: hours(1) };
+        let kept = JobRetention { completed: hours(1), failed: hours(5), dead: hours(5), cancelled: hours(1) };
         assert_eq!(prune(&db, kept).await.unwrap(), 1_203 - 241 + 2);
         assert_eq!(left(&server).await.len(), 241);
         assert_eq!(job_log::Entity::find().count(&rows).await.unwrap(), 0);
@@ -172,7 +172,7 @@ on_both! {
         let server = TestServer::start(backend).await;
         let rows = server.database.connect().await;
         insert(&rows, (0..2_000).map(|_| finished("old", JobStatus::Cancelled, 2 * HOUR))).await;
-        let kept = Kept { completed: hours(1), failed: hours(1), dead: hours(1), cancelled: hours(1) };
+        let kept = JobRetention { completed: hours(1), failed: hours(1), dead: hours(1), cancelled: hours(1) };
         let deleting = (0..3).map(|_| async {
             let db = beside(&server).await;
             let deleted = prune(&db, kept).await.unwrap();
@@ -218,7 +218,7 @@ async fn a_job_that_somebody_has_locked_is_passed_over() {
     let locking = rows.begin().await.unwrap();
     let locked = job::Entity::find_by_id(jobs[1].id).lock_exclusive();
     assert!(locked.one(&locking).await.unwrap().is_some());
-    let kept = Kept {
+    let kept = JobRetention {
         completed: FOR_EVER,
         failed: hours(1),
         dead: FOR_EVER,

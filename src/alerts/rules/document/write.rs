@@ -126,7 +126,7 @@ impl Document {
             values.filter(|values| !values.0.is_empty())
         }
         fn seconds(seconds: i32) -> String {
-            time::span_of_seconds(seconds).to_string()
+            time::duration_from_seconds(seconds).to_string()
         }
         fn steps(escalation: &Escalation) -> Option<Vec<Step<'_>>> {
             let steps = escalation.0.iter().map(|step| Step {

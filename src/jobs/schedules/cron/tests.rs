@@ -12,7 +12,7 @@ fn parse(cron: &str, zone: &str) -> Result<Ticks> {
     Ticks::parse("", cron, zone, time("2026-01-01T00:00:00Z"))
 }
 
-/// The ticks in a range, as clocks show them.
+/// Ticks in a range, as local times.
 fn ticks(cron: &str, zone: &str, after: &str, until: &str) -> Vec<String> {
     let ticks = parse(cron, zone).unwrap();
     let following = std::iter::successors(ticks.after(time(after)), |tick| ticks.after(*tick));
@@ -36,7 +36,7 @@ fn clocks_that_are_put_forward_show_a_time_at_the_next_moment() {
     assert_eq!(day("0 2 * * *"), ["2026-03-29T03:00:00+02:00"]);
     assert_eq!(day("59 1 * * *"), ["2026-03-29T01:59:00+01:00"]);
     assert_eq!(day("0 3 * * *"), ["2026-03-29T03:00:00+02:00"]);
-    // Several that fall on one moment are one tick.
+    // Local times falling on the same moment are one tick.
     assert_eq!(day("*/15 2 * * *"), ["2026-03-29T03:00:00+02:00"]);
     assert_eq!(
         day("30 1-3 * * *"),
@@ -46,7 +46,7 @@ fn clocks_that_are_put_forward_show_a_time_at_the_next_moment() {
             "2026-03-29T03:30:00+02:00"
         ]
     );
-    // By the time that passes there is no such time.
+    // Expressions following the elapsed time skip no tick.
     assert_eq!(day("30 * * * *").len(), 23);
     assert_eq!(day("*/20 * * * *").len(), 68);
 }
@@ -75,12 +75,12 @@ fn clocks_that_are_put_back_show_a_time_once() {
     assert_eq!(day("*/20 * * * *").len(), 74);
 }
 
-/// A cron expression for the oracle: seconds, minutes, hours and days of the month.
+/// Cron expression for the oracle: seconds, minutes, hours and days of the month.
 struct Expression(&'static str, [&'static [RangeInclusive<u32>]; 4]);
 
 const ANY: &[RangeInclusive<u32>] = &[0..=59];
 
-/// Expressions around the hours at which clocks are changed.
+/// Expressions around the hours of clock changes.
 const EXPRESSIONS: &[Expression] = &[
     Expression("0 * * * * *", [&[0..=0], ANY, ANY, ANY]),
     Expression("0 0 * * * *", [&[0..=0], &[0..=0], ANY, ANY]),
@@ -119,12 +119,12 @@ impl Expression {
         self.1[2] != ANY
     }
 
-    /// The ticks among seconds, of which there is what clocks show at each, the first of them aside.
+    /// Ticks among seconds, given the local time of each. The first second only starts the range.
     fn walk(&self, seconds: &[(DateTime<Utc>, NaiveDateTime)]) -> Vec<DateTime<Utc>> {
         let (mut ticks, mut last) = (Vec::new(), seconds[0].1);
         for (time, shown) in &seconds[1..] {
             let is_tick = if self.by_the_clock() {
-                // All that was passed over, and nothing that was shown before.
+                // Skipped local times, without times shown before.
                 let new = (1..=(*shown - last).num_seconds()).map(|n| last + TimeDelta::seconds(n));
                 new.into_iter().any(|clock| self.names(clock))
             } else {
@@ -139,8 +139,7 @@ impl Expression {
     }
 }
 
-/// What the clocks of a zone show, from four hours before the time at which they are changed near this day,
-/// or noon of it, to four hours after.
+/// Local times of a zone, from four hours before to four hours after the clock change near a day, or near its noon.
 fn around(zone: Tz, day: &str) -> Vec<(DateTime<Utc>, NaiveDateTime)> {
     let clock = |time: DateTime<Utc>| time.with_timezone(&zone).naive_local();
     let noon = time(&format!("{day}T12:00:00Z"));
@@ -157,9 +156,9 @@ fn ticks_are_those_that_looking_at_the_clock_every_second_finds() {
     for (zone, days) in [
         ("Europe/Berlin", ["2026-03-29", "2026-10-25"]),
         ("America/New_York", ["2026-03-08", "2026-11-01"]),
-        // By half an hour.
+        // Clock change by half an hour.
         ("Australia/Lord_Howe", ["2026-04-05", "2026-10-04"]),
-        // At midnight.
+        // Clock change at midnight.
         ("Africa/Cairo", ["2026-04-24", "2026-10-30"]),
         ("America/Santiago", ["2026-04-05", "2026-09-06"]),
         ("Asia/Kolkata", ["2026-03-29", "2026-10-25"]),

@@ -6,7 +6,7 @@ fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
 }
 
-/// What is due at second `now` of a schedule that was to tick next at second `next`, in seconds.
+/// Due ticks at second `now` of a schedule with the next tick at second `next`, in seconds.
 fn due(
     cron: &str,
     missed_policy: MissedPolicy,
@@ -36,11 +36,11 @@ fn due(
         version_id: 1,
     };
     let ticks = Ticks::parse("", cron, "UTC", at(now)).unwrap();
-    let due = Due::of(&schedule, &ticks, at(now));
+    let due = DueTicks::at(&schedule, &ticks, at(now));
     let second = |time: &DateTime<Utc>| time.timestamp();
     (
-        due.wanted.iter().map(second).collect(),
-        due.left_out,
+        due.ticks.iter().map(second).collect(),
+        due.skipped,
         due.next.as_ref().map(second),
     )
 }
@@ -76,20 +76,20 @@ fn what_is_missed_is_made_as_the_policy_says() {
 
 #[test]
 fn many_missed_ticks_are_dealt_with_in_parts() {
-    let (wanted, left_out, next) = due("* * * * * *", MissedPolicy::RunAll, 0, 5_000);
-    assert_eq!(wanted, (0..1_000).collect::<Vec<_>>());
-    assert_eq!((left_out, next), (0, Some(1_000)));
+    let (ticks, skipped, next) = due("* * * * * *", MissedPolicy::RunAll, 0, 5_000);
+    assert_eq!(ticks, (0..1_000).collect::<Vec<_>>());
+    assert_eq!((skipped, next), (0, Some(1_000)));
     let part = due("* * * * * *", MissedPolicy::Skip, 0, 25_000);
     assert_eq!(part, (vec![], 10_000, Some(10_000)));
     let part = due("* * * * * *", MissedPolicy::RunOnce, 0, 25_000);
     assert_eq!(part, (vec![], 10_000, Some(10_000)));
-    let (wanted, left_out, next) = due("* * * * * *", MissedPolicy::RunOnce, 20_000, 25_000);
-    assert_eq!(wanted, (24_939..=25_000).collect::<Vec<_>>());
-    assert_eq!((left_out, next), (4_939, Some(25_001)));
+    let (ticks, skipped, next) = due("* * * * * *", MissedPolicy::RunOnce, 20_000, 25_000);
+    assert_eq!(ticks, (24_939..=25_000).collect::<Vec<_>>());
+    assert_eq!((skipped, next), (4_939, Some(25_001)));
 }
 
 #[test]
 fn what_is_no_tick_is_left_out() {
-    let (wanted, left_out, next) = due("* * * * *", MissedPolicy::RunAll, 601, 700);
-    assert_eq!((wanted, left_out, next), (vec![660], 0, Some(720)));
+    let (ticks, skipped, next) = due("* * * * *", MissedPolicy::RunAll, 601, 700);
+    assert_eq!((ticks, skipped, next), (vec![660], 0, Some(720)));
 }

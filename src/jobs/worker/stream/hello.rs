@@ -1,4 +1,4 @@
-//! How a stream begins: the worker says who it is, and which jobs it has.
+//! Start of a worker stream: the worker introduces itself and resumes its leases.
 
 use std::{
     collections::HashMap,
@@ -10,7 +10,11 @@ use tokio::{sync::mpsc, time::timeout};
 use tonic::Streaming;
 use uuid::Uuid;
 
-use super::{End, Held, Out, Request, Response, Worker, messages::broken};
+use super::{
+    context::SessionContext,
+    messages::{Request, Response, ResponseSender, send_failure},
+    session::{HeldJob, SessionEnd, WorkerSession},
+};
 use crate::{
     entity,
     error::{Error, Result},
@@ -18,32 +22,32 @@ use crate::{
         check as jobs_check,
         state::{Move, Report},
         worker::{
-            assignments::Told,
-            service::{JobWorkers, lease_state, lost},
+            assignments::AssignmentUpdate,
+            lease_state::{lease_state, lost_lease_state},
         },
     },
     pb,
     rpc::{check, time},
 };
 
-/// How long leases are unless the worker says otherwise.
-const LEASE: Duration = Duration::from_secs(3);
+/// Lease duration if the worker names none.
+const DEFAULT_LEASE: Duration = Duration::from_secs(3);
 
-/// How long a worker may take to say hello.
-const HELLO: Duration = Duration::from_secs(10);
+/// Time limit for the first message of a worker.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many leases a worker may bring from an earlier stream.
-const HELD: usize = 1_000;
+/// Maximum number of leases resumed from an earlier stream.
+const MAX_RESUMED_LEASES: usize = 1_000;
 
-/// Works a stream from its first message to its end.
-pub(super) async fn begin(
-    workers: JobWorkers,
+/// Serves a stream from the first message to the end.
+pub(super) async fn serve(
+    context: SessionContext,
     mut incoming: Streaming<pb::WorkJobsRequest>,
-    out: Out,
+    responses: ResponseSender,
 ) -> Result<()> {
-    let first = match timeout(HELLO, workers.next(&mut incoming)).await {
+    let first = match timeout(HELLO_TIMEOUT, context.next_request(&mut incoming)).await {
         Ok(Err(status)) if !status.details().is_empty() => {
-            broken(&out, status).await;
+            send_failure(&responses, status).await;
             return Ok(());
         }
         first => first.ok().and_then(Result::ok).flatten(),
@@ -56,75 +60,75 @@ pub(super) async fn begin(
         return Err(Error::invalid("hello", "must be the first message"));
     };
     let worker_id = check::name("hello.worker_id", &hello.worker_id, 1..=100)?;
-    let accepts = jobs_check::accepts(&hello.queue_names, &hello.job_types)?;
+    let filter = jobs_check::worker_filter(&hello.queue_names, &hello.job_types)?;
     let capacity = jobs_check::capacity("hello.capacity", hello.capacity)?;
-    let lease = jobs_check::lease(hello.lease_duration, LEASE)?;
-    check::within("hello.held", hello.held.len(), 0..=HELD)?;
-    let named = hello.held.iter().enumerate().map(|(at, held)| {
-        jobs_check::held(&format!("hello.held[{at}]."), &held.job_id, &held.lease_id)
+    let lease = jobs_check::lease(hello.lease_duration, DEFAULT_LEASE)?;
+    check::within("hello.held", hello.held.len(), 0..=MAX_RESUMED_LEASES)?;
+    let lease_ids = hello.held.iter().enumerate().map(|(index, held)| {
+        let prefix = format!("hello.held[{index}].");
+        jobs_check::lease_ids(&prefix, &held.job_id, &held.lease_id)
     });
-    let named = named.collect::<Result<Vec<_>>>()?;
-    let (told, mut hears) = mpsc::unbounded_channel();
-    let (states, held) = resume(&workers, named, &told).await?;
+    let lease_ids = lease_ids.collect::<Result<Vec<_>>>()?;
+    let (update_sender, mut updates) = mpsc::unbounded_channel();
+    let (states, held) = resume_leases(&context, lease_ids, &update_sender).await?;
     let welcome = pb::WorkerWelcome {
         heartbeat_interval: Some(time::duration_to_proto(lease / 3)),
         lease_duration: Some(time::duration_to_proto(lease)),
         held: states,
         server_time: Some(time::to_proto(entity::now())),
     };
-    let want = capacity.saturating_sub(held.len());
-    let dispatcher = &workers.queue.dispatcher;
-    let inbox = dispatcher.enter(worker_id, accepts, lease, want);
-    let over = held.len().saturating_sub(capacity);
-    inbox.want(-isize::try_from(over).unwrap_or_default());
-    let mut worker = Worker {
-        workers,
-        out,
+    let free_capacity = capacity.saturating_sub(held.len());
+    let dispatcher = &context.queue.dispatcher;
+    let inbox = dispatcher.register(worker_id, filter, lease, free_capacity);
+    let excess = held.len().saturating_sub(capacity);
+    inbox.adjust_capacity(-isize::try_from(excess).unwrap_or_default());
+    let mut session = WorkerSession {
+        context,
+        responses,
         inbox,
         lease,
         capacity,
         held,
-        told,
-        answers: FuturesUnordered::new(),
-        extended: Instant::now(),
+        updates: update_sender,
+        pending_results: FuturesUnordered::new(),
+        last_extension: Instant::now(),
     };
-    let end = if worker.say(Response::Welcome(welcome)).await {
-        worker.work(&mut incoming, &mut hears).await
+    let end = if session.send(Response::Welcome(welcome)).await {
+        session.run(&mut incoming, &mut updates).await
     } else {
-        End::Broken
+        SessionEnd::Broken
     };
-    let release = hello.release_on_disconnect;
-    worker.leave(&end, release).await;
+    session.close(&end, hello.release_on_disconnect).await;
     match end {
-        End::Closed | End::Broken => Ok(()),
-        End::Shutdown => Err(Error::ShuttingDown),
+        SessionEnd::Closed | SessionEnd::Broken => Ok(()),
+        SessionEnd::Shutdown => Err(Error::ShuttingDown),
     }
 }
 
-/// Takes over the leases that are current.
-async fn resume(
-    workers: &JobWorkers,
-    named: Vec<(Uuid, Uuid)>,
-    told: &mpsc::UnboundedSender<Told>,
-) -> Result<(Vec<pb::JobLeaseState>, HashMap<Uuid, Held>)> {
-    let (mut states, mut held) = (Vec::with_capacity(named.len()), HashMap::new());
-    for (id, lease_id) in named {
-        workers.queue.flights.add(id, told);
-        let what = Move::Report(lease_id, Report::Heartbeat);
-        match workers.queue.desk.carry_out(id, what).await {
+/// Takes over the resumed leases still held by the worker.
+async fn resume_leases(
+    context: &SessionContext,
+    lease_ids: Vec<(Uuid, Uuid)>,
+    updates: &mpsc::UnboundedSender<AssignmentUpdate>,
+) -> Result<(Vec<pb::JobLeaseState>, HashMap<Uuid, HeldJob>)> {
+    let mut states = Vec::with_capacity(lease_ids.len());
+    let mut held = HashMap::new();
+    for (id, lease_id) in lease_ids {
+        context.queue.assignments.add(id, updates);
+        let heartbeat = Move::Report(lease_id, Report::Heartbeat);
+        match context.queue.writer.apply_move(id, heartbeat).await {
             Ok(job) => {
-                let cancelled = job.cancel_requested_at.is_some();
-                let taken = Held {
+                let resumed = HeldJob {
                     lease_id,
-                    cancelled,
+                    cancelled: job.cancel_requested_at.is_some(),
                     ending: false,
                 };
-                held.insert(id, taken);
+                held.insert(id, resumed);
                 states.push(lease_state(&[job])?);
             }
             Err(Error::LeaseLost { .. }) => {
-                workers.queue.flights.remove(id, told);
-                states.push(lost(id));
+                context.queue.assignments.remove(id, updates);
+                states.push(lost_lease_state(id));
             }
             Err(error) => return Err(error),
         }

@@ -1,11 +1,19 @@
-//! What a worker is told of its jobs.
+//! Responses of a worker stream.
 
+use tokio::sync::mpsc;
 use tonic::Status;
 use uuid::Uuid;
 
-use super::{End, Out, Response};
 use crate::{error::Error, pb};
 
+pub(super) use pb::{
+    work_jobs_request::Message as Request, work_jobs_response::Message as Response,
+};
+
+/// Sending end of the responses of a stream.
+pub(super) type ResponseSender = mpsc::Sender<Result<pb::WorkJobsResponse, Status>>;
+
+/// Request to cancel a job held by the worker.
 pub(super) fn cancellation(
     id: Uuid,
     lease_id: Uuid,
@@ -20,6 +28,7 @@ pub(super) fn cancellation(
     })
 }
 
+/// Notice of a lost lease.
 pub(super) fn lease_lost(id: Uuid, lease_id: Uuid) -> Response {
     Response::LeaseLost(pb::JobLease {
         job_id: id.to_string(),
@@ -27,9 +36,10 @@ pub(super) fn lease_lost(id: Uuid, lease_id: Uuid) -> Response {
     })
 }
 
+/// Refusal of a report.
 pub(super) fn refusal(number: i64, job_id: String, error: &Error) -> Response {
     if let Error::Internal(cause) = error {
-        tracing::error!(error = %crate::error::Chain(cause.as_ref()), "a report failed for a reason of ours");
+        tracing::error!(error = %crate::error::Chain(cause.as_ref()), "failed to apply a report of a worker");
     }
     let (code, reason) = error.code_and_reason();
     Response::Refused(pb::ReportRefused {
@@ -41,11 +51,10 @@ pub(super) fn refusal(number: i64, job_id: String, error: &Error) -> Response {
     })
 }
 
-/// End of a stream whose next request cannot be read. A failure of the request itself is told to the worker.
-pub(super) async fn broken(out: &Out, status: Status) -> End {
-    // A failure of the connection has no details, and nobody to be told.
+/// Sends the status of an unreadable request to the worker, before the end of the stream.
+pub(super) async fn send_failure(responses: &ResponseSender, status: Status) {
+    // A failed connection has no details and no receiver.
     if !status.details().is_empty() {
-        let _ = out.send(Err(status)).await;
+        let _ = responses.send(Err(status)).await;
     }
-    End::Broken
 }

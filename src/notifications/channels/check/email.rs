@@ -1,25 +1,25 @@
-//! What clients say of mail, checked.
+//! Validation of mail channels.
 
-use super::{ELSEWHERE, New, millis};
+use super::{DESTINATION_CHANGED, NewSecrets, millis};
 use crate::{
     entity::notification_channel::{Config, Security},
     error::{Error, Result},
     notifications::{
         Targets,
         secrets::Secrets,
-        senders::{email::mailbox, targets::refusal},
+        senders::{email::mailbox, targets::refusal_reason},
     },
     pb,
     rpc::{check, enums::FromProto, mask::UpdateMask},
 };
 
-/// How many people one channel may tell.
-const RECIPIENTS: usize = 50;
+/// Maximum number of recipients of a channel.
+const MAX_RECIPIENTS: usize = 50;
 
-const TIMEOUT_MS: u32 = 30_000;
+const DEFAULT_TIMEOUT_MS: u32 = 30_000;
 
 impl pb::EmailChannel {
-    pub(super) fn change(&mut self, changes: Self, mask: &UpdateMask) {
+    pub(super) fn apply_changes(&mut self, changes: Self, mask: &UpdateMask) {
         if mask.covers("email.host", !changes.host.is_empty()) {
             self.host = changes.host;
         }
@@ -43,15 +43,15 @@ impl pb::EmailChannel {
         }
     }
 
-    pub(super) fn checked(
+    pub(super) fn to_config(
         &self,
-        new: &New,
+        new: &NewSecrets,
         mut secrets: Secrets,
         before: Option<&Config>,
         targets: &Targets,
     ) -> Result<(Config, Secrets)> {
         let field = |name: &str| format!("notification_channel.email.{name}");
-        let host = host(&field("host"), &self.host, targets)?;
+        let host = checked_host(&field("host"), &self.host, targets)?;
         let security = Security::from_proto(&field("security"), self.security)?;
         let security = security.unwrap_or(Security::Starttls);
         let port = match check::within(&field("port"), self.port, 0..=65_535)? {
@@ -62,15 +62,16 @@ impl pb::EmailChannel {
             },
             port => u16::try_from(port).unwrap_or(u16::MAX),
         };
-        let username = check::optional_text(&field("username"), self.username.as_deref(), 0..=255)?;
-        let username = username.filter(|name| !name.is_empty());
+        let username = check::optional_text(&field("username"), self.username.as_deref(), 0..=255)?
+            .filter(|name| !name.is_empty());
         if !new.password.is_empty() {
             secrets.password = Some(check::text(&field("password"), &new.password, 1..=1_024)?);
         }
-        let moves = before.is_some_and(|before| leads_elsewhere(before, &host, port, security));
+        let has_moved =
+            before.is_some_and(|before| changes_destination(before, &host, port, security));
         match (&username, &secrets.password) {
-            (Some(_), Some(_)) if moves && new.password.is_empty() => {
-                return Err(Error::invalid(field("password"), ELSEWHERE));
+            (Some(_), Some(_)) if has_moved && new.password.is_empty() => {
+                return Err(Error::invalid(field("password"), DESTINATION_CHANGED));
             }
             (Some(_), None) => {
                 let problem = "is required with a username";
@@ -92,12 +93,12 @@ impl pb::EmailChannel {
         if self.to_addresses.is_empty() {
             return Err(Error::invalid(field("to_addresses"), "is required"));
         }
-        if self.to_addresses.len() > RECIPIENTS {
-            let problem = format!("must have at most {RECIPIENTS} entries");
+        if self.to_addresses.len() > MAX_RECIPIENTS {
+            let problem = format!("must have at most {MAX_RECIPIENTS} entries");
             return Err(Error::invalid(field("to_addresses"), problem));
         }
         let recipient =
-            |(at, text): (usize, &String)| address(&field(&format!("to_addresses[{at}]")), text);
+            |(index, text): (usize, &String)| address(&field(&format!("to_addresses[{index}]")), text);
         let to = self.to_addresses.iter().enumerate().map(recipient);
         let config = Config::Email {
             host,
@@ -107,15 +108,20 @@ impl pb::EmailChannel {
             has_password: secrets.password.is_some(),
             from,
             to: to.collect::<Result<_>>()?,
-            timeout_ms: millis(&field("timeout"), self.timeout, TIMEOUT_MS, 1_000..=60_000)?,
+            timeout_ms: millis(
+                &field("timeout"),
+                self.timeout,
+                DEFAULT_TIMEOUT_MS,
+                1_000..=60_000,
+            )?,
             secrets_version: 0,
         };
         Ok((config, secrets))
     }
 }
 
-/// Whether mail goes to another server or port than before, or is less secure on its way.
-fn leads_elsewhere(before: &Config, host: &str, port: u16, security: Security) -> bool {
+/// Returns true if mail goes to another server or port than before, or is transported less securely.
+fn changes_destination(before: &Config, host: &str, port: u16, security: Security) -> bool {
     let strength = |security: Security| match security {
         Security::None => 0,
         Security::Starttls => 1,
@@ -136,10 +142,10 @@ fn leads_elsewhere(before: &Config, host: &str, port: u16, security: Security) -
     }
 }
 
-fn host(field: &str, text: &str, targets: &Targets) -> Result<String> {
+fn checked_host(field: &str, text: &str, targets: &Targets) -> Result<String> {
     let text = check::name(field, text, 1..=253)?;
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':');
-    if !text.chars().all(fits) {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':');
+    if !text.chars().all(is_allowed) {
         return Err(Error::invalid(
             field,
             "must be a name or an address, without a port",
@@ -148,7 +154,7 @@ fn host(field: &str, text: &str, targets: &Targets) -> Result<String> {
     match text.parse() {
         Ok(address) if !targets.allow(address) => Err(Error::invalid(
             field,
-            format!("is refused: {}", refusal(address)),
+            format!("is refused: {}", refusal_reason(address)),
         )),
         Err(_) if text.contains(':') => Err(Error::invalid(
             field,

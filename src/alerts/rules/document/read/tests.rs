@@ -59,10 +59,10 @@ fn a_rule_is_read_field_by_field() {
             time_zone: String::new(),
         }),
         dedup_key_template: Some("x".into()),
-        cooldown: Some(time::span_of_seconds(0)),
+        cooldown: Some(time::duration_from_seconds(0)),
         channels: vec!["mail".into()],
         flap_threshold: Some(5),
-        flap_window: Some(time::span_of_seconds(60)),
+        flap_window: Some(time::duration_from_seconds(60)),
         ..named("long")
     };
     assert_eq!(long.rule, expected);

@@ -42,11 +42,11 @@ fn channel(config: Config, sealed: Option<Vec<u8>>) -> notification_channel::Mod
     }
 }
 
-/// A key ring with a key, and the folder of its file.
+/// Keyring with a key, and the folder of its file.
 fn keyring() -> (tempfile::TempDir, Keyring) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret.key");
-    key_file::make(&path).unwrap();
+    key_file::create(&path).unwrap();
     (folder, Keyring::new(path))
 }
 
@@ -93,7 +93,7 @@ fn a_new_key_encrypts_and_older_ones_decrypt() {
     );
     assert!(keyring.is_current(&old));
     key_file::advance(keyring.path(), &keyring.keys().unwrap()).unwrap();
-    // The process that runs notices it.
+    // A running process notices the new key.
     assert!(!keyring.is_current(&old));
     assert_eq!(keyring.open(&old).unwrap(), secrets());
     let new = channel(
@@ -101,14 +101,14 @@ fn a_new_key_encrypts_and_older_ones_decrypt() {
         Some(keyring.seal(old.id, &config, &secrets()).unwrap()),
     );
     assert!(keyring.is_current(&new));
-    key_file::keep(keyring.path(), &keyring.keys().unwrap(), |_| false).unwrap();
+    key_file::retain(keyring.path(), &keyring.keys().unwrap(), |_| false).unwrap();
     assert_eq!(keyring.open(&new).unwrap(), secrets());
     let error = keyring.open(&old).unwrap_err();
     assert!(
         error.contains("secret.key") && !error.contains("hunter2"),
         "{error}"
     );
-    // While the file is away, what is known decrypts, and nothing is encrypted.
+    // While the file is missing, known keys decrypt, and nothing is encrypted.
     std::fs::remove_file(keyring.path()).unwrap();
     assert_eq!(keyring.open(&new).unwrap(), secrets());
     let error = keyring.seal(old.id, &config, &secrets()).unwrap_err();
@@ -127,7 +127,7 @@ fn secrets_of_the_old_form_are_read() {
     let key = &keys.current().cipher;
     key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut text)
         .unwrap();
-    let sealed = [&[OLD_FORM][..], &nonce, &text].concat();
+    let sealed = [&[FORMAT_1][..], &nonce, &text].concat();
     let row = channel(row.config, Some(sealed));
     assert_eq!(keyring.open(&row).unwrap(), secrets());
     assert!(!keyring.is_current(&row));
