@@ -36,7 +36,9 @@ impl Db {
 
     /// Returns every migration by name, and true if applied. Writes nothing.
     pub async fn migration_status(&self) -> Result<Vec<(String, bool)>, DbErr> {
-        let pending = Migrator::get_pending_migrations_read_only(self.0.reader.pool()).await.map_err(explain)?;
+        let pending = Migrator::get_pending_migrations_read_only(self.0.reader.pool())
+            .await
+            .map_err(explain)?;
         let pending_names: Vec<_> = pending
             .iter()
             .map(|migration| migration.name().to_string())

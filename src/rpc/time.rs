@@ -68,12 +68,18 @@ pub fn duration_from_millis(millis: i64) -> Duration {
 /// Converts microseconds to a duration of the API.
 pub fn duration_from_micros(micros: i64) -> Duration {
     let nanos = i32::try_from(micros % 1_000_000 * 1_000).unwrap_or(0);
-    Duration { seconds: micros / 1_000_000, nanos }
+    Duration {
+        seconds: micros / 1_000_000,
+        nanos,
+    }
 }
 
 /// Converts whole seconds to a duration of the API.
 pub fn duration_from_seconds(seconds: i32) -> Duration {
-    Duration { seconds: seconds.into(), nanos: 0 }
+    Duration {
+        seconds: seconds.into(),
+        nanos: 0,
+    }
 }
 
 /// Converts seconds to a duration of the API. `None` for a negative duration, or one beyond [`MAX_DURATION`].

@@ -51,7 +51,7 @@ impl Seen {
         &self,
         samples: impl Iterator<Item = (&'a pb::GpuStats, G)>,
     ) -> News {
-        let mut news = FeedUpdate::new();
+        let mut news = News::new();
         let present = entity::now();
         for (stats, gpu) in samples.filter(|(stats, _)| has_values(stats)) {
             // Else a sample from the future would keep out what later ones say of the GPU.

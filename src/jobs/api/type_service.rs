@@ -293,7 +293,9 @@ fn effective_type(name: &str, settings: Option<Model>) -> pb::JobType {
         priority: Some(defaults.priority),
         max_attempts: Some(defaults.max_attempts),
         max_rescues: Some(defaults.max_rescues),
-        timeout: Some(time::duration_to_proto(defaults.timeout.unwrap_or_default())),
+        timeout: Some(time::duration_to_proto(
+            defaults.timeout.unwrap_or_default(),
+        )),
         deadline: defaults.deadline.map(time::duration_to_proto),
         retry_initial_delay: Some(time::duration_from_millis(defaults.retry.initial_ms)),
         retry_max_delay: Some(time::duration_from_millis(defaults.retry.max_ms)),

@@ -196,7 +196,8 @@ fn window_start(now: DateTime<Utc>, window: Duration) -> DateTime<Utc> {
 
 /// Age of a due job. `None` if the job is not due.
 fn age(scheduled_at: DateTime<Utc>, now: DateTime<Utc>) -> Option<prost_types::Duration> {
-    (scheduled_at <= now).then(|| time::duration_from_millis((now - scheduled_at).num_milliseconds()))
+    (scheduled_at <= now)
+        .then(|| time::duration_from_millis((now - scheduled_at).num_milliseconds()))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a rate has no more digits")]
@@ -243,7 +244,8 @@ fn by_type(counts: &Counts, percentiles: Vec<DurationPercentiles>) -> Vec<pb::Jo
 
 impl From<DurationPercentiles> for TypeStats {
     fn from(percentiles: DurationPercentiles) -> Self {
-        let time = |micros: Option<i64>| micros.map(|micros| time::duration_from_micros(micros.max(0)));
+        let time =
+            |micros: Option<i64>| micros.map(|micros| time::duration_from_micros(micros.max(0)));
         Self {
             job_type: percentiles.job_type,
             jobs: percentiles.finished,

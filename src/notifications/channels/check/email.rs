@@ -97,8 +97,9 @@ impl pb::EmailChannel {
             let problem = format!("must have at most {MAX_RECIPIENTS} entries");
             return Err(Error::invalid(field("to_addresses"), problem));
         }
-        let recipient =
-            |(index, text): (usize, &String)| address(&field(&format!("to_addresses[{index}]")), text);
+        let recipient = |(index, text): (usize, &String)| {
+            address(&field(&format!("to_addresses[{index}]")), text)
+        };
         let to = self.to_addresses.iter().enumerate().map(recipient);
         let config = Config::Email {
             host,
