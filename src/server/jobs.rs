@@ -5,7 +5,7 @@ use tonic::{codec::CompressionEncoding::Gzip, service::Routes};
 use super::Parts;
 use crate::{
     jobs::{JobQueues, JobSchedules, JobTypes, JobWorkers, Jobs},
-    monitor::Places,
+    monitor::WatchSlots,
     pb::{
         job_queue_service_server::JobQueueServiceServer,
         job_schedule_service_server::JobScheduleServiceServer,
@@ -18,7 +18,7 @@ use crate::{
 /// The services, which take requests of up to `limit` bytes.
 pub(super) fn routes(
     parts: &Parts,
-    places: &Places,
+    places: &WatchSlots,
     memory: &SnapshotMemory,
     limit: usize,
 ) -> Routes {

@@ -28,7 +28,7 @@ use crate::{
         types::LiveTypes,
         watch::{Watch, snapshots::Snapshots, tail::Tail},
     },
-    monitor::{Feed, Places},
+    monitor::{Feed, WatchSlots},
     pb::{self, job_service_server::JobService},
     rpc::{Reply, check, limits::snapshots::SnapshotMemory, time, work},
 };
@@ -48,7 +48,7 @@ pub struct Jobs {
     pub(crate) db: Db,
     pub(crate) feed: Feed,
     /// How many streams may be open, watches of other things with them.
-    pub(crate) places: Places,
+    pub(crate) places: WatchSlots,
     pub(crate) snapshots: Snapshots,
     pub(crate) shutdown: CancellationToken,
     types: LiveTypes,
@@ -61,7 +61,7 @@ impl Jobs {
     pub fn new(
         queue: &Queue,
         feed: Feed,
-        places: Places,
+        places: WatchSlots,
         memory: SnapshotMemory,
         shutdown: CancellationToken,
     ) -> Self {

@@ -74,7 +74,7 @@ enum Step<T> {
 impl Watch {
     /// Begins a watch of one job.
     pub(super) async fn of_one(jobs: &Jobs, request: pb::WatchJobRequest) -> Result<Self> {
-        let place = jobs.places.take()?;
+        let place = jobs.places.acquire()?;
         let id = check::uuid("id", &request.id)?;
         let heartbeat = heartbeat_interval(request.heartbeat_interval)?;
         let resumed = match request.cursor.as_str() {
@@ -107,7 +107,7 @@ impl Watch {
 
     /// Begins a watch of many jobs.
     pub(super) async fn of_many(jobs: &Jobs, request: pb::WatchJobsRequest) -> Result<Self> {
-        let place = jobs.places.take()?;
+        let place = jobs.places.acquire()?;
         let heartbeat = heartbeat_interval(request.heartbeat_interval)?;
         let filter = request.filter.unwrap_or_default();
         let wanted = Wanted::parse(&filter, request.logs)?;

@@ -51,7 +51,7 @@ struct Moment {
 impl Tail {
     /// Begins to follow a job's log.
     pub(crate) async fn new(jobs: &Jobs, request: pb::TailJobLogsRequest) -> Result<Self> {
-        let place = jobs.places.take()?;
+        let place = jobs.places.acquire()?;
         let job_id = check::uuid("job_id", &request.job_id)?;
         if request.after_line < 0 {
             return Err(Error::invalid("after_line", "must not be negative"));

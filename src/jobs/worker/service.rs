@@ -21,7 +21,7 @@ use crate::{
         state::{Move, Report},
         store::apply::Task,
     },
-    monitor::Places,
+    monitor::WatchSlots,
     pb::{self, job_worker_service_server::JobWorkerService},
     rpc::{Reply, check, layer, time, work},
 };
@@ -40,7 +40,7 @@ const JOBS: usize = 1_000;
 pub struct JobWorkers {
     pub(crate) queue: Queue,
     /// Number of streams that may be open, watches included.
-    places: Places,
+    places: WatchSlots,
     /// Largest message that is accepted, in bytes.
     max_message_size: usize,
     pub(crate) shutdown: CancellationToken,
@@ -50,7 +50,7 @@ impl JobWorkers {
     /// The workers of this queue, whose streams take `places`, and whose messages have up to `max_message_size` bytes.
     pub fn new(
         queue: Queue,
-        places: Places,
+        places: WatchSlots,
         max_message_size: usize,
         shutdown: CancellationToken,
     ) -> Self {
@@ -212,7 +212,7 @@ impl JobWorkerService for JobWorkers {
         &self,
         request: Request<Streaming<pb::WorkJobsRequest>>,
     ) -> Reply<Self::WorkJobsStream> {
-        let place = self.places.take()?;
+        let place = self.places.acquire()?;
         let responses = stream::work(self.clone(), place, request.into_inner());
         Ok(Response::new(Box::pin(responses)))
     }
