@@ -7,7 +7,7 @@ use tokio::{
 };
 use tonic::{Code, transport::Channel};
 
-use super::Options;
+use super::options::Options;
 use crate::{
     client::{Broken, HEARTBEAT, PAUSES, SILENCE, connect},
     pb::{self, JobChangeKind, job_service_client::JobServiceClient, watch_jobs_response::Update},

@@ -13,7 +13,6 @@ use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval},
 };
-use uuid::Uuid;
 
 use self::connection::WatchEvent;
 use crate::{
@@ -23,24 +22,16 @@ use crate::{
 };
 
 mod connection;
+mod options;
 mod view;
+
+pub use self::options::Options;
 
 /// Upper bound of events that are processed before the line is drawn.
 const MAX_EVENTS_PER_FRAME: usize = 256;
 
 /// Assumed width of a terminal of unknown size.
 const DEFAULT_WIDTH: usize = 80;
-
-/// Server, job and output to watch.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// URL of the server.
-    pub server: String,
-    /// Id of the job.
-    pub id: Uuid,
-    /// True to print the log of the job, from the first line on.
-    pub logs: bool,
-}
 
 /// Final result of the watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -33,8 +33,8 @@
 //! buckets of a minute reads summaries only.
 
 use super::{
+    distribution::Distribution,
     sample::{METRICS, Sample},
-    series::Distribution,
 };
 use crate::pb;
 

@@ -16,6 +16,7 @@ pub mod rollup;
 pub(super) mod aggregate;
 
 mod digest;
+mod distribution;
 mod gpu_list;
 mod queries;
 mod request;

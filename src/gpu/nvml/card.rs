@@ -16,7 +16,7 @@ use nvml_wrapper::{
     error::{Bits, NvmlError},
 };
 
-use super::{failure::Failure, fields::Epoch, pcie::Pcie, plan::CallPlan};
+use super::{epoch::Epoch, failure::Failure, pcie::Pcie, plan::CallPlan};
 use crate::{
     gpu::{columns, value::Value},
     pb::{

@@ -5,6 +5,7 @@
 
 mod card;
 pub(super) mod cost;
+mod epoch;
 mod events;
 mod failure;
 mod fields;

@@ -6,11 +6,13 @@ use chrono::TimeDelta;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-use super::rows::MAX_SAMPLES_PER_BATCH;
 use crate::{
     gpu::{columns::recorded_at, live::Reading},
     pb,
 };
+
+/// Upper bound of samples in one transaction.
+pub(crate) const MAX_SAMPLES_PER_BATCH: usize = 500;
 
 /// Age at which a queued sample is dropped.
 const MAX_SAMPLE_AGE: TimeDelta = TimeDelta::minutes(10);

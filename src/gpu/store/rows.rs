@@ -20,9 +20,6 @@ use crate::{
     pb,
 };
 
-/// Upper bound of samples in one transaction.
-pub(crate) const MAX_SAMPLES_PER_BATCH: usize = 500;
-
 /// Precision of `gpus.last_seen_at`: the age of the stored value at which a newer sample updates
 /// the row.
 const LAST_SEEN_PRECISION: TimeDelta = TimeDelta::minutes(1);

@@ -7,8 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     claims::LocalClaims,
-    queue::{QueuedSample, SampleQueue},
-    rows::{self, MAX_SAMPLES_PER_BATCH, WrittenGpus},
+    queue::{MAX_SAMPLES_PER_BATCH, QueuedSample, SampleQueue},
+    rows::{self, WrittenGpus},
 };
 use crate::{
     db::Db,

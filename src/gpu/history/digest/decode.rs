@@ -3,7 +3,7 @@
 use super::{CONSTANT, DOUBLES, ONCE, THOUSANDTHS, VERSION, WHOLE};
 use crate::{
     error::{Error, Result},
-    gpu::history::{sample::METRICS, series::Distribution},
+    gpu::history::{distribution::Distribution, sample::METRICS},
     pb,
 };
 

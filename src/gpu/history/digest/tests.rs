@@ -1,7 +1,7 @@
 //! Round trips of digests, and errors of the decoder.
 
 use super::*;
-use crate::{error::Result, gpu::history::series::Distribution, pb};
+use crate::{error::Result, gpu::history::distribution::Distribution, pb};
 
 /// Sample without values.
 fn sample(at: i64) -> Sample {
