@@ -39,7 +39,7 @@ use crate::{
     http,
     jobs::Queue,
     metrics::Metrics,
-    monitor::{self, Announcement, Feed, Monitor, MonitorServer, Places, Snapshots},
+    monitor::{self, Announcement, Feed, Monitor, MonitorServer, Snapshots, WatchSlots},
     notifications::{Backoff, Deliverer, Deliveries, NotificationChannels},
     pb::{
         FILE_DESCRIPTOR_SET, alert_rule_service_server::AlertRuleServiceServer,
@@ -122,7 +122,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Tasks that must end before the database is closed.
 #[derive(Debug)]
 struct RunningTasks {
-    gpus: gpu::Running,
+    gpus: gpu::GpuTasks,
     deliverer: JoinHandle<()>,
 }
 
@@ -162,7 +162,7 @@ impl Server {
         let shutdown = CancellationToken::new();
         let components = Components {
             queue: Queue::new(db.clone(), shutdown.clone()),
-            feed: Feed::new(db.clone(), Announcement::make),
+            feed: Feed::new(db.clone(), Announcement::from_change),
             rules: Rules::new(
                 db.clone(),
                 LiveZones::new(db.clone()),
@@ -329,7 +329,7 @@ fn routes<H: HealthService>(
         max_message_size: limit,
         shutdown: shutdown.clone(),
     });
-    let places = Places::new(settings.max_watches as usize);
+    let places = WatchSlots::new(settings.max_watches as usize);
     let limits = transport::limits(settings);
     let monitor = monitor(settings, components, &gpu_stats, &places, &limits.snapshots);
     let calls = Calls::new(&CALL_DESCRIPTORS);
@@ -416,7 +416,7 @@ fn monitor(
     settings: &Settings,
     components: &Components,
     gpus: &GpuStats,
-    places: &Places,
+    places: &WatchSlots,
     memory: &SnapshotMemory,
 ) -> Monitor {
     Monitor::new(
@@ -429,7 +429,7 @@ fn monitor(
             memory.clone(),
         ),
         monitor::Settings {
-            places: places.clone(),
+            slots: places.clone(),
             retention: settings.feed_retention(),
         },
         components.shutdown.clone(),

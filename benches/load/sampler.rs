@@ -111,7 +111,7 @@ fn cpu(name: &str) -> u64 {
 /// The time that NVML took, of all GPUs, in nanoseconds: all of it, and that of short calls, which keep
 /// the processor busy.
 fn nvml(live: &LiveGpus) -> (u64, u64) {
-    let costs = live.costs().all();
+    let costs = live.costs().snapshot();
     let total = |least: bool| -> u64 {
         let costs = costs.iter().map(|(_, _, cost)| cost);
         let costs = costs.filter(|cost| !least || cost.total < SHORT * calls(cost));

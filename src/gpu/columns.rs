@@ -1,4 +1,5 @@
-//! The columns of `gpu_stats` that hold a value of the GPU.
+//! Columns of `gpu_stats` that hold a value of the GPU, and the encoding of the reasons for absent
+//! values.
 
 use chrono::{DateTime, Utc};
 
@@ -8,22 +9,22 @@ use crate::{
     rpc::time::{from_proto, to_proto},
 };
 
-/// Of every reason's name in the API.
-const PREFIX: &str = "ABSENT_REASON_";
+/// Character of `absent_mask` for a column that has a value.
+const PRESENT: char = '.';
 
 macro_rules! columns {
     ($($column:ident),+ $(,)?) => {
-        /// How many there are.
-        const COUNT: usize = [$(stringify!($column)),+].len();
+        /// Number of value columns.
+        const COLUMN_COUNT: usize = [$(stringify!($column)),+].len();
 
-        /// Those that a sample has no value for, in the order of the table.
-        pub(super) fn absent(stats: &pb::GpuStats) -> impl Iterator<Item = &'static str> {
+        /// Names of the columns without a value in the sample, in the order of the table.
+        pub(super) fn absent_columns(stats: &pb::GpuStats) -> impl Iterator<Item = &'static str> {
             let columns = [$((stringify!($column), stats.$column.is_none())),+];
             columns.into_iter().filter(|(_, absent)| *absent).map(|(column, _)| column)
         }
 
-        /// Fills in what a sample did not ask for, as it was before.
-        pub(super) fn carry(stats: &mut pb::GpuStats, before: &pb::GpuStats) {
+        /// Copies values that the sample left out because of its schedule from the sample before.
+        pub(super) fn carry_over(stats: &mut pb::GpuStats, before: &pb::GpuStats) {
             $(
                 let column = stringify!($column);
                 if stats.$column.is_none() && before.$column.is_some() && is_not_sampled(stats, column) {
@@ -33,8 +34,8 @@ macro_rules! columns {
             )+
         }
 
-        /// Their names, in the order of `absent_mask`.
-        const NAMES: [&str; COUNT] = [$(stringify!($column)),+];
+        /// Names of the value columns, in the order of the letters of `absent_mask`.
+        const COLUMN_NAMES: [&str; COLUMN_COUNT] = [$(stringify!($column)),+];
     };
 }
 
@@ -70,12 +71,13 @@ columns!(
     memory_temperature,
 );
 
+/// Returns true if the sample's round of calls left the column out.
 fn is_not_sampled(stats: &pb::GpuStats, column: &str) -> bool {
     stats.absent_reasons.get(column) == Some(&AbsentReason::NotSampled.into())
 }
 
-/// A sample of this GPU, as yet without values.
-pub(super) fn of(gpu: &pb::Gpu) -> pb::GpuStats {
+/// Sample of the GPU without any values.
+pub(super) fn empty_sample(gpu: &pb::Gpu) -> pb::GpuStats {
     pb::GpuStats {
         gpu_uuid: Some(gpu.uuid.clone()),
         gpu_index: gpu.gpu_index,
@@ -86,80 +88,59 @@ pub(super) fn of(gpu: &pb::Gpu) -> pb::GpuStats {
     }
 }
 
-/// The sample of a GPU that cannot be asked.
-pub(super) fn nothing_of(gpu: &pb::Gpu, reason: AbsentReason) -> pb::GpuStats {
+/// Sample of a GPU that cannot be queried: every value is absent for the given reason.
+pub(super) fn absent_sample(gpu: &pb::Gpu, reason: AbsentReason) -> pb::GpuStats {
     let mut stats = pb::GpuStats {
         recorded_at: Some(to_proto(entity::now())),
         gpu_name: gpu.name.clone(),
-        ..of(gpu)
+        ..empty_sample(gpu)
     };
-    stats.absent_reasons = absent(&stats)
+    stats.absent_reasons = absent_columns(&stats)
         .map(|column| (column.into(), reason.into()))
         .collect();
-    // The GPU would not have known this one either.
+    // A working GPU does not report this value either.
     stats
         .absent_reasons
         .insert("inference_fps".into(), AbsentReason::NotReported.into());
     stats
 }
 
-/// Whether the GPU has told anything. Its name is known without asking.
+/// Returns true if the sample has a value that was measured. The name of the GPU does not count,
+/// because the name is known without a measurement.
 pub fn has_values(stats: &pb::GpuStats) -> bool {
-    absent(stats).filter(|column| *column != "gpu_name").count() < COUNT - 1
+    absent_columns(stats)
+        .filter(|column| *column != "gpu_name")
+        .count()
+        < COLUMN_COUNT - 1
 }
 
-/// When a sample was taken.
+/// Time of the sample. The current time if the sample has no valid time.
 pub(super) fn recorded_at(stats: &pb::GpuStats) -> DateTime<Utc> {
-    let at = stats
+    stats
         .recorded_at
-        .and_then(|at| from_proto("recorded_at", at).ok());
-    at.unwrap_or_else(entity::now)
+        .and_then(|time| from_proto("recorded_at", time).ok())
+        .unwrap_or_else(entity::now)
 }
 
-/// The letters of `absent_mask`: what is there is a dot.
-const LETTERS: [(AbsentReason, char); 11] = [
-    (AbsentReason::Unspecified, '?'),
-    (AbsentReason::NotSupported, 'N'),
-    (AbsentReason::NoPermission, 'P'),
-    (AbsentReason::DriverTooOld, 'O'),
-    (AbsentReason::Mig, 'M'),
-    (AbsentReason::GpuLost, 'L'),
-    (AbsentReason::NotSampled, 'S'),
-    (AbsentReason::NotReported, 'R'),
-    (AbsentReason::DriverError, 'E'),
-    (AbsentReason::TimedOut, 'T'),
-    (AbsentReason::Asleep, 'A'),
-];
-
-/// Why values are absent, as the database has it: a letter for each column.
-pub(super) fn mask(stats: &pb::GpuStats) -> String {
-    let absent: Vec<_> = absent(stats).collect();
+/// Value of the column `absent_mask`: one letter per column for the reason of absence, a dot for a
+/// present value.
+pub(super) fn encode_mask(stats: &pb::GpuStats) -> String {
+    let absent: Vec<_> = absent_columns(stats).collect();
     let letter = |name: &&str| {
         if !absent.contains(name) {
-            return '.';
+            return PRESENT;
         }
-        let reason = stats.absent_reasons.get(*name).copied();
-        LETTERS
-            .iter()
-            .find(|(known, _)| Some(*known as i32) == reason)
-            .map_or('?', |(_, letter)| *letter)
+        let number = stats.absent_reasons.get(*name).copied();
+        AbsentReason::letter(number.unwrap_or_default())
     };
-    NAMES.iter().map(letter).collect()
+    COLUMN_NAMES.iter().map(letter).collect()
 }
 
-/// Why this column is absent, by the mask of its row.
-pub(super) fn masked(mask: &str, column: &str) -> Option<AbsentReason> {
-    let at = NAMES.iter().position(|name| *name == column)?;
-    let letter = mask.chars().nth(at)?;
-    LETTERS
-        .iter()
-        .find(|(_, known)| *known == letter)
-        .map(|(reason, _)| *reason)
-}
-
-/// The reason that rows without a mask have by its name: `not_supported`.
-pub(super) fn reason(label: &str) -> Option<AbsentReason> {
-    AbsentReason::from_str_name(&format!("{PREFIX}{}", label.to_uppercase()))
+/// Reason for which a column is absent, from the mask of the row. `None` if the column has a value or
+/// the mask is too short.
+pub(super) fn decode_mask(mask: &str, column: &str) -> Option<AbsentReason> {
+    let index = COLUMN_NAMES.iter().position(|name| *name == column)?;
+    AbsentReason::from_letter(mask.chars().nth(index)?)
 }
 
 #[cfg(test)]
@@ -168,11 +149,11 @@ mod tests {
 
     #[test]
     fn every_column_of_a_gpu_that_cannot_be_asked_has_a_reason() {
-        let stats = nothing_of(&pb::Gpu::default(), AbsentReason::GpuLost);
-        assert_eq!((stats.absent_reasons.len(), COUNT), (29, 29));
+        let stats = absent_sample(&pb::Gpu::default(), AbsentReason::GpuLost);
+        assert_eq!((stats.absent_reasons.len(), COLUMN_COUNT), (29, 29));
         assert!(!has_values(&stats));
         let name = Some("a GPU".to_string());
-        assert!(!has_values(&nothing_of(
+        assert!(!has_values(&absent_sample(
             &pb::Gpu {
                 name,
                 ..Default::default()
@@ -183,7 +164,7 @@ mod tests {
             fan_speed: Some(0),
             ..stats.clone()
         }));
-        assert_eq!(absent(&stats).count(), 29);
+        assert_eq!(absent_columns(&stats).count(), 29);
         let reported = stats
             .absent_reasons
             .values()
@@ -193,23 +174,20 @@ mod tests {
     }
 
     #[test]
-    fn masks_and_labels_can_be_read_again() {
-        assert_eq!(reason("driver_too_old"), Some(AbsentReason::DriverTooOld));
-        assert_eq!(reason("nonsense"), None);
-        for (at, (reason, letter)) in LETTERS.into_iter().enumerate() {
-            assert_eq!(reason as usize, at);
-            let mut stats = nothing_of(&pb::Gpu::default(), reason);
+    fn masks_can_be_read_again() {
+        for reason in (0..).map_while(|number| AbsentReason::try_from(number).ok()) {
+            let mut stats = absent_sample(&pb::Gpu::default(), reason);
             stats.temperature = Some(0.0);
             stats.absent_reasons.remove("temperature");
-            let mask = mask(&stats);
-            assert_eq!(mask.len(), COUNT);
-            assert_eq!(masked(&mask, "fan_speed"), Some(reason), "{letter}");
+            let mask = encode_mask(&stats);
+            assert_eq!(mask.len(), COLUMN_COUNT);
+            assert_eq!(decode_mask(&mask, "fan_speed"), Some(reason));
             assert_eq!(
-                masked(&mask, "inference_fps"),
+                decode_mask(&mask, "inference_fps"),
                 Some(AbsentReason::NotReported)
             );
-            assert_eq!(masked(&mask, "temperature"), None);
+            assert_eq!(decode_mask(&mask, "temperature"), None);
         }
-        assert_eq!(masked("..", "bar1_used"), None);
+        assert_eq!(decode_mask("..", "bar1_used"), None);
     }
 }

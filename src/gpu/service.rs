@@ -1,4 +1,4 @@
-//! `GpuStatsService`.
+//! Handlers of `GpuStatsService`, and conversions between rows and messages of GPUs and samples.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -26,19 +26,20 @@ use crate::{
     rpc::{Reply, page::Page, time},
 };
 
-/// How many GPUs a request may name: each costs a query or a parameter of one.
-const MAX_NAMED: usize = 1000;
+/// Upper bound of GPUs that a request may name, because each GPU costs a query or a query
+/// parameter.
+const MAX_GPU_UUIDS: usize = 1000;
 
-/// How many aggregates are worked on at once: each may read a great deal.
-const AGGREGATING: usize = 2;
+/// Upper bound of `AggregateGpuStats` calls that read the database at the same time.
+const MAX_CONCURRENT_AGGREGATIONS: usize = 2;
 
-/// The handlers of `GpuStatsService`.
+/// Handlers of `GpuStatsService`.
 #[derive(Debug, Clone)]
 pub struct GpuStats {
     db: Db,
     live: LiveGpus,
     reports: Reports,
-    aggregating: Arc<Semaphore>,
+    aggregations: Arc<Semaphore>,
 }
 
 impl GpuStats {
@@ -47,7 +48,7 @@ impl GpuStats {
             db: reports.db.clone(),
             live: reports.live.clone(),
             reports,
-            aggregating: Arc::new(Semaphore::new(AGGREGATING)),
+            aggregations: Arc::new(Semaphore::new(MAX_CONCURRENT_AGGREGATIONS)),
         }
     }
 }
@@ -64,13 +65,13 @@ impl GpuStatsService for GpuStats {
             .map_err(Error::from)?;
         let mut gpus: Vec<pb::Gpu> = gpus.into_iter().map(Into::into).collect();
         for gpu in &mut gpus {
-            // Of its own GPUs this process knows it better than the database.
+            // Conditions in memory are newer than the database for GPUs of this host.
             if let Some(condition) = self.live.condition(&gpu.uuid) {
                 gpu.set_state(condition.state);
                 gpu.memory_pressure = condition.memory_pressure.map(Into::into);
             }
         }
-        let place = |gpu: &pb::Gpu| {
+        let sort_key = |gpu: &pb::Gpu| {
             (
                 gpu.host.clone(),
                 gpu.gpu_index,
@@ -78,7 +79,7 @@ impl GpuStatsService for GpuStats {
                 gpu.uuid.clone(),
             )
         };
-        gpus.sort_by_cached_key(place);
+        gpus.sort_by_cached_key(sort_key);
         Ok(Response::new(pb::ListGpusResponse { gpus }))
     }
 
@@ -86,12 +87,13 @@ impl GpuStatsService for GpuStats {
         &self,
         request: Request<pb::GetLatestGpuStatsRequest>,
     ) -> Reply<pb::GetLatestGpuStatsResponse> {
-        let named = request.into_inner().gpu_uuids;
-        check_named("gpu_uuids", &named)?;
-        let gpu_stats = if named.is_empty() {
-            self.latest_of_all().await?
+        let gpu_uuids = request.into_inner().gpu_uuids;
+        check_gpu_uuids("gpu_uuids", &gpu_uuids)?;
+        let gpu_stats = if gpu_uuids.is_empty() {
+            self.latest_samples().await?
         } else {
-            self.latest_of(named.into_iter().collect()).await?
+            self.latest_samples_of(gpu_uuids.into_iter().collect())
+                .await?
         };
         Ok(Response::new(pb::GetLatestGpuStatsResponse { gpu_stats }))
     }
@@ -120,9 +122,11 @@ impl GpuStatsService for GpuStats {
         &self,
         request: Request<pb::AggregateGpuStatsRequest>,
     ) -> Reply<pb::AggregateGpuStatsResponse> {
-        let turn = timeout(MAX_WAIT, self.aggregating.acquire()).await;
-        let turn = turn.map_err(|_| Error::ScanTimeout { waited: MAX_WAIT })?;
-        let _turn = turn.map_err(Error::internal)?;
+        let acquired = timeout(MAX_WAIT, self.aggregations.acquire()).await;
+        let permit = acquired.map_err(|_| Error::ScanTimeout {
+            waited: MAX_WAIT,
+        })?;
+        let _permit = permit.map_err(Error::internal)?;
         let response = history::aggregate::aggregate(&self.db, &request.into_inner()).await?;
         Ok(Response::new(response))
     }
@@ -132,7 +136,7 @@ impl GpuStatsService for GpuStats {
         request: Request<pb::ListGpuEventsRequest>,
     ) -> Reply<pb::ListGpuEventsResponse> {
         Ok(Response::new(
-            list::list(&self.db, request.into_inner()).await?,
+            list::list_events(&self.db, request.into_inner()).await?,
         ))
     }
 
@@ -140,33 +144,34 @@ impl GpuStatsService for GpuStats {
         &self,
         request: Request<Streaming<pb::RecordGpuStatsRequest>>,
     ) -> Reply<Self::RecordGpuStatsStream> {
-        let answers = self.reports.clone().take_in(request.into_inner());
+        let answers = self.reports.clone().receive(request.into_inner());
         Ok(Response::new(Box::pin(answers)))
     }
 }
 
 impl GpuStats {
-    /// The UUIDs of all GPUs, here and in the database.
-    async fn known(&self) -> Result<BTreeSet<String>> {
+    /// UUIDs of all GPUs in the database and in memory.
+    async fn known_uuids(&self) -> Result<BTreeSet<String>> {
         let stored = gpu::Entity::find().all(self.db.reader()).await?;
-        let live = self.live.readings();
-        let live = live
+        let readings = self.live.readings();
+        let live_uuids = readings
             .iter()
             .filter_map(|reading| reading.stats.gpu_uuid.clone());
-        Ok(stored.into_iter().map(|gpu| gpu.uuid).chain(live).collect())
+        let stored_uuids = stored.into_iter().map(|gpu| gpu.uuid);
+        Ok(stored_uuids.chain(live_uuids).collect())
     }
 
-    /// The newest sample of every GPU, by host and index.
-    pub(crate) async fn latest_of_all(&self) -> Result<Vec<pb::GpuStats>> {
-        self.latest_of(self.known().await?).await
+    /// Newest sample of every GPU, ordered by host and index.
+    pub(crate) async fn latest_samples(&self) -> Result<Vec<pb::GpuStats>> {
+        self.latest_samples_of(self.known_uuids().await?).await
     }
 
-    async fn latest_of(&self, uuids: BTreeSet<String>) -> Result<Vec<pb::GpuStats>> {
+    async fn latest_samples_of(&self, uuids: BTreeSet<String>) -> Result<Vec<pb::GpuStats>> {
         let mut gpu_stats = Vec::with_capacity(uuids.len());
         for uuid in uuids {
-            gpu_stats.extend(self.latest(&uuid).await?);
+            gpu_stats.extend(self.latest_sample(&uuid).await?);
         }
-        let place = |stats: &pb::GpuStats| {
+        let sort_key = |stats: &pb::GpuStats| {
             (
                 stats.host.clone(),
                 stats.gpu_index,
@@ -174,16 +179,16 @@ impl GpuStats {
                 stats.gpu_uuid.clone(),
             )
         };
-        gpu_stats.sort_by_cached_key(place);
+        gpu_stats.sort_by_cached_key(sort_key);
         Ok(gpu_stats)
     }
 
-    /// The newest sample of a GPU: mostly the one in memory. One that says that it is from the future is
-    /// told only if there is no other.
-    async fn latest(&self, uuid: &str) -> Result<Option<pb::GpuStats>> {
+    /// Newest sample of a GPU, mostly from memory. A stored sample with a time in the future is
+    /// returned only if no other sample is stored.
+    async fn latest_sample(&self, uuid: &str) -> Result<Option<pb::GpuStats>> {
         let newest = || gpu_stats::Entity::newest_of(uuid);
-        let past = newest().filter(gpu_stats::COLUMN.recorded_at.lte(entity::now()));
-        let past = past.one(self.db.reader()).await?;
+        let past_samples = newest().filter(gpu_stats::COLUMN.recorded_at.lte(entity::now()));
+        let past = past_samples.one(self.db.reader()).await?;
         let Some(live) = self.live.reading(uuid) else {
             let stored = match past {
                 Some(past) => Some(past),
@@ -192,22 +197,22 @@ impl GpuStats {
             return Ok(stored.map(Into::into));
         };
         match past {
-            // The stored one of the two has its id.
-            Some(stored) if stored.recorded_at >= live.at => Ok(Some(stored.into())),
+            // The stored copy of the sample is preferred, because only a stored sample has an id.
+            Some(stored) if stored.recorded_at >= live.taken_at => Ok(Some(stored.into())),
             _ => Ok(Some(live.stats.clone())),
         }
     }
 }
 
 impl pb::GpuStatsFilter {
-    /// Returns true if an index serves the filter: all, or those of one GPU, in their order.
+    /// Returns true if an index serves the filter: all samples, or the samples of one GPU.
     fn has_index(&self) -> bool {
         self.host.is_empty() && self.gpu_uuids.len() <= 1
     }
 
     fn select(&self) -> Result<Select<gpu_stats::Entity>> {
         use gpu_stats::COLUMN;
-        check_named("filter.gpu_uuids", &self.gpu_uuids)?;
+        check_gpu_uuids("filter.gpu_uuids", &self.gpu_uuids)?;
         let (start, end) = time::bounds("filter.recorded_at", self.recorded_at)?;
         let uuids = (!self.gpu_uuids.is_empty()).then_some(&self.gpu_uuids);
         let host = (!self.host.is_empty()).then_some(&self.host);
@@ -225,11 +230,11 @@ impl pb::GpuStatsFilter {
     }
 }
 
-fn check_named(field: &'static str, uuids: &[String]) -> Result<()> {
-    if uuids.len() > MAX_NAMED {
+fn check_gpu_uuids(field: &'static str, uuids: &[String]) -> Result<()> {
+    if uuids.len() > MAX_GPU_UUIDS {
         return Err(Error::invalid(
             field,
-            format!("must not name more than {MAX_NAMED} GPUs"),
+            format!("must not name more than {MAX_GPU_UUIDS} GPUs"),
         ));
     }
     Ok(())
@@ -297,17 +302,17 @@ impl From<gpu_stats::Model> for pb::GpuStats {
             counter_epoch: row.counter_epoch,
         };
         let reason = |column: &str| match &row.absent_mask {
-            Some(mask) => columns::masked(mask, column),
-            None => columns::reason(row.absent_reasons.as_ref()?.get(column)?.as_str()?),
+            Some(mask) => columns::decode_mask(mask, column),
+            None => {
+                pb::AbsentReason::from_label(row.absent_reasons.as_ref()?.get(column)?.as_str()?)
+            }
         };
-        let absent = columns::absent(&stats);
-        let absent = absent.map(|column| {
-            (
-                column.to_string(),
-                reason(column).unwrap_or_default().into(),
-            )
-        });
-        stats.absent_reasons = absent.collect();
+        stats.absent_reasons = columns::absent_columns(&stats)
+            .map(|column| {
+                let reason = reason(column).unwrap_or_default();
+                (column.to_string(), reason.into())
+            })
+            .collect();
         stats
     }
 }
@@ -352,7 +357,7 @@ impl From<&pb::GpuStats> for gpu_stats::ActiveModel {
             power_usage_instant: Set(stats.power_usage_instant),
             memory_temperature: Set(stats.memory_temperature),
             counter_epoch: Set(stats.counter_epoch),
-            absent_mask: Set(Some(columns::mask(stats))),
+            absent_mask: Set(Some(columns::encode_mask(stats))),
             ..Default::default()
         }
     }

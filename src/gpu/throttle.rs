@@ -1,8 +1,8 @@
-//! The reasons for which the driver holds clocks down, by their bits in NVML's mask.
+//! Reasons for which the driver throttles clocks, by bit in NVML's mask.
 
 use crate::pb::{GpuStats, ThrottleReason};
 
-/// The reasons that have a bit, from the lowest to the highest.
+/// Reasons with a bit of NVML's mask, from the lowest bit to the highest.
 pub const REASONS: [(u64, ThrottleReason); 10] = [
     (0x1, ThrottleReason::GpuIdle),
     (0x2, ThrottleReason::ApplicationsClocksSetting),
@@ -16,12 +16,13 @@ pub const REASONS: [(u64, ThrottleReason); 10] = [
     (1 << 63, ThrottleReason::Unknown),
 ];
 
-/// The mask of a sample. The API and the databases keep it as a signed number, whose sign is bit 63.
+/// Mask of a sample. The API and the databases store the mask as a signed number, with bit 63 as
+/// the sign.
 pub fn mask(stats: &GpuStats) -> Option<u64> {
     stats.throttle_reasons.map(i64::cast_unsigned)
 }
 
-/// The bits of a mask that have no name.
-pub fn unnamed(mask: u64) -> u64 {
+/// Bits of the mask without a named reason.
+pub fn unnamed_bits(mask: u64) -> u64 {
     REASONS.iter().fold(mask, |rest, (bit, _)| rest & !bit)
 }

@@ -1,4 +1,5 @@
-//! The watch of the job: it goes on after its cursor when it breaks, as long as it takes.
+//! Connection to the server: a watch of the job that resumes after failures at its cursor, without
+//! a time limit.
 
 use tokio::{
     sync::mpsc,
@@ -6,73 +7,75 @@ use tokio::{
 };
 use tonic::{Code, transport::Channel};
 
-use super::Options;
+use super::options::Options;
 use crate::{
     client::{ConnectionError, HEARTBEAT_INTERVAL, RECEIVE_TIMEOUT, RETRY_PAUSES, connect},
     pb::{self, JobChangeKind, job_service_client::JobServiceClient, watch_jobs_response::Update},
 };
 
-/// How many lines are asked for at a time.
-const PAGE: i32 = 1_000;
+/// Number of log lines per request.
+const LINES_PER_PAGE: i32 = 1_000;
 
-/// What the connection tells.
+/// Event of the connection.
 #[derive(Debug)]
-pub(super) enum Heard {
-    /// The server says what time it is.
+pub(super) enum WatchEvent {
+    /// Current time of the server.
     Time(prost_types::Timestamp),
-    /// The job has changed, or is as it was when this began.
+    /// Changed job, or the job at the start of the watch.
     Change(Box<pb::JobChange>),
-    /// A line was logged.
+    /// Log line of the job.
     Line(pb::JobLog),
-    /// The job has come to its end, and all was told.
+    /// The job has ended, and all events were sent.
     Ended,
-    /// The connection broke, or could not be made. It is tried again.
+    /// The connection broke or could not be made, with the cause. Another attempt follows.
     Broken(String),
-    /// The server will not tell of the job.
+    /// The server refuses the watch for good, with the cause.
     Refused(String),
 }
 
-/// Watches the job until it has come to its end, or nobody hears any more.
-pub(super) async fn watch(options: Options, heard: mpsc::Sender<Heard>) {
-    let mut watch = Watch {
+/// Watches the job until its end, or until the receiver is closed.
+pub(super) async fn watch(options: Options, events: mpsc::Sender<WatchEvent>) {
+    let mut watcher = Watcher {
         options,
-        heard,
+        events,
         cursor: String::new(),
         last_line: 0,
         pause: RETRY_PAUSES.0,
     };
     loop {
-        let told = match watch.follow().await {
-            Ok(()) => return watch.tell_last(Heard::Ended).await,
-            Err(broken) if broken.refuses_cursor() && !watch.cursor.is_empty() => {
-                watch.cursor.clear();
+        let sent = match watcher.follow().await {
+            Ok(()) => return watcher.send_last(WatchEvent::Ended).await,
+            Err(broken) if broken.refuses_cursor() && !watcher.cursor.is_empty() => {
+                watcher.cursor.clear();
                 continue;
             }
             Err(broken) if is_final(&broken) => {
-                return watch.tell_last(Heard::Refused(broken.reason())).await;
+                return watcher
+                    .send_last(WatchEvent::Refused(broken.reason()))
+                    .await;
             }
-            Err(broken) => watch.tell(Heard::Broken(broken.reason())).await,
+            Err(broken) => watcher.send(WatchEvent::Broken(broken.reason())).await,
         };
-        if told.is_err() {
+        if sent.is_err() {
             return;
         }
-        sleep(watch.pause).await;
-        watch.pause = (watch.pause * 2).min(RETRY_PAUSES.1);
+        sleep(watcher.pause).await;
+        watcher.pause = (watcher.pause * 2).min(RETRY_PAUSES.1);
     }
 }
 
-struct Watch {
+struct Watcher {
     options: Options,
-    heard: mpsc::Sender<Heard>,
-    /// Where to go on; empty at the beginning.
+    events: mpsc::Sender<WatchEvent>,
+    /// Cursor to resume from. Empty before the first change.
     cursor: String,
-    /// The last line of the log that was told.
+    /// Number of the last sent log line.
     last_line: i64,
     pause: std::time::Duration,
 }
 
-impl Watch {
-    /// Follows one connection until the job has come to its end.
+impl Watcher {
+    /// Follows one connection until the job ends.
     async fn follow(&mut self) -> Result<(), ConnectionError> {
         let mut jobs = JobServiceClient::new(connect(&self.options.server).await?);
         let request = pb::WatchJobRequest {
@@ -86,17 +89,18 @@ impl Watch {
         while let Some(response) = timeout(RECEIVE_TIMEOUT, responses.message()).await?? {
             self.pause = RETRY_PAUSES.0;
             match response.update {
-                Some(Update::Heartbeat(time)) => self.tell(Heard::Time(time)).await?,
+                Some(Update::Heartbeat(time)) => self.send(WatchEvent::Time(time)).await?,
                 Some(Update::Job(change)) => {
                     if change.kind() == JobChangeKind::Existing && self.options.logs {
                         let lines = change.job.as_ref().map_or(0, |job| job.log_lines);
-                        self.tell_lines(&mut jobs, lines).await?;
+                        self.send_lines(&mut jobs, lines).await?;
                     }
-                    self.tell(Heard::Change(change.into())).await?;
+                    self.send(WatchEvent::Change(change.into())).await?;
                 }
-                Some(Update::Log(log)) => self.tell_line(log).await?,
+                Some(Update::Log(log)) => self.send_line(log).await?,
                 Some(Update::Unreadable(_)) => {
-                    // It may have been the end of the job. A watch without a cursor begins with the job itself.
+                    // The unreadable change may be the end of the job. A watch without a cursor
+                    // starts with the current job.
                     self.cursor.clear();
                     return Ok(());
                 }
@@ -109,23 +113,24 @@ impl Watch {
         Ok(())
     }
 
-    /// Tells of the lines that were logged before the watch began.
-    async fn tell_lines(
+    /// Sends the log lines from before the start of the watch.
+    async fn send_lines(
         &mut self,
         jobs: &mut JobServiceClient<Channel>,
         lines: i64,
     ) -> Result<(), ConnectionError> {
         let mut request = pb::ListJobLogsRequest {
             job_id: self.options.id.to_string(),
-            page_size: PAGE,
+            page_size: LINES_PER_PAGE,
             ..Default::default()
         };
         while self.last_line < lines {
             let page = timeout(RECEIVE_TIMEOUT, jobs.list_job_logs(request.clone())).await;
             let page = page??.into_inner();
             for log in page.logs {
-                // Those that have come since are in the watch, too.
-                self.tell_line(log).await?;
+                // Lines logged since the start also come with the watch; `send_line` skips repeated
+                // lines.
+                self.send_line(log).await?;
             }
             if page.next_page_token.is_empty() {
                 break;
@@ -135,30 +140,27 @@ impl Watch {
         Ok(())
     }
 
-    /// Tells of a line, unless it was told before another connection broke.
-    async fn tell_line(&mut self, log: pb::JobLog) -> Result<(), ConnectionError> {
+    /// Sends a log line, unless the line was sent on an earlier connection.
+    async fn send_line(&mut self, log: pb::JobLog) -> Result<(), ConnectionError> {
         let line = log.line.unwrap_or_default();
         if line > self.last_line {
             self.last_line = line;
-            self.tell(Heard::Line(log)).await?;
+            self.send(WatchEvent::Line(log)).await?;
         }
         Ok(())
     }
 
-    async fn tell(&self, heard: Heard) -> Result<(), ConnectionError> {
-        self.heard
-            .send(heard)
-            .await
-            .map_err(|_| ConnectionError::Ended)
+    async fn send(&self, event: WatchEvent) -> Result<(), ConnectionError> {
+        self.events.send(event).await.map_err(|_| ConnectionError::Ended)
     }
 
-    async fn tell_last(&self, heard: Heard) {
-        // Whoever hears it may have gone.
-        let _ = self.heard.send(heard).await;
+    async fn send_last(&self, event: WatchEvent) {
+        // The receiver may be closed.
+        let _ = self.events.send(event).await;
     }
 }
 
-/// Whether trying again will not help.
+/// Returns true if another attempt cannot succeed.
 fn is_final(broken: &ConnectionError) -> bool {
     let codes = [Code::NotFound, Code::InvalidArgument, Code::Unimplemented];
     matches!(broken, ConnectionError::Status(status) if codes.contains(&status.code()))

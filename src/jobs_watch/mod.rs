@@ -1,6 +1,6 @@
-//! `watchpost jobs watch`: a job as it goes, in a terminal or in a file.
+//! `watchpost jobs watch`: follows a job in a terminal or a file, and exits with its result.
 //!
-//! It is a client as any other: of this process it knows nothing but the API.
+//! A plain client of the public API, without access to the state of this process.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -13,9 +13,8 @@ use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval},
 };
-use uuid::Uuid;
 
-use self::connection::Heard;
+use self::connection::WatchEvent;
 use crate::{
     client::Signals,
     escape::escape,
@@ -23,78 +22,70 @@ use crate::{
 };
 
 mod connection;
+mod options;
 mod view;
 
-/// How many things that were heard are told together.
-const TOGETHER: usize = 256;
+pub use self::options::Options;
 
-/// How wide a terminal is that does not say so.
-const WIDTH: usize = 80;
+/// Upper bound of events that are processed before the line is drawn.
+const MAX_EVENTS_PER_FRAME: usize = 256;
 
-/// What to watch.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The server, as a URL.
-    pub server: String,
-    /// The job.
-    pub id: Uuid,
-    /// Whether to tell what is logged, from the first line on.
-    pub logs: bool,
-}
+/// Assumed width of a terminal of unknown size.
+const DEFAULT_WIDTH: usize = 80;
 
-/// What became of the job.
+/// Final result of the watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It completed.
+    /// The job completed.
     Completed,
-    /// It has failed for good.
+    /// The job failed after its last attempt.
     Failed,
-    /// It was cancelled.
+    /// The job was cancelled.
     Cancelled,
-    /// It was deleted before it came to its end.
+    /// The job was deleted before its end.
     Deleted,
-    /// A signal ended the watch before the job came to its end.
+    /// A signal ended the watch before the end of the job.
     Stopped,
 }
 
-/// Why it is not known what became of the job.
+/// Error that prevents a result.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The server will not tell of it.
+    /// The server refuses the watch.
     #[error("{0}")]
     Refused(String),
-    /// Nothing can be told.
+    /// Standard output cannot be written.
     #[error("standard output: {0}")]
     Output(#[from] io::Error),
-    /// A fault of ours.
+    /// Internal error: the watch task ended.
     #[error("the watch ended by itself")]
     WatchEnded,
 }
 
-/// What was heard of the job.
+/// State of the watched job.
 #[derive(Debug)]
 struct State {
     job: Option<pb::Job>,
-    /// What happened last.
+    /// Kind of the last change.
     kind: JobChangeKind,
-    /// How far the server's clock is ahead.
+    /// Server clock minus local clock.
     ahead: TimeDelta,
-    /// Why there is no connection, if there was one or not.
+    /// Cause of the broken connection. `None` while connected.
     broken: Option<String>,
 }
 
-/// Tells how a job goes until it has come to its end, or a signal comes.
+/// Follows a job until its end or a signal.
 pub async fn run(options: Options) -> Result<Outcome, Error> {
     let mut signals = Signals::listen()?;
-    let (tell, mut heard) = mpsc::channel(TOGETHER);
-    let watch = tokio::spawn(connection::watch(options, tell));
-    let told = tell_all(&mut heard, &mut signals).await;
+    let (sender, mut events) = mpsc::channel(MAX_EVENTS_PER_FRAME);
+    let watch = tokio::spawn(connection::watch(options, sender));
+    let outcome = print_events(&mut events, &mut signals).await;
     watch.abort();
-    told
+    outcome
 }
 
-async fn tell_all(
-    heard: &mut mpsc::Receiver<Heard>,
+async fn print_events(
+    events: &mut mpsc::Receiver<WatchEvent>,
     signals: &mut Signals,
 ) -> Result<Outcome, Error> {
     let mut output = Output::new();
@@ -104,20 +95,20 @@ async fn tell_all(
         ahead: TimeDelta::zero(),
         broken: None,
     };
-    // Times go on even if nothing is heard.
+    // Displayed durations grow even without events.
     let mut seconds = interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut news = Vec::with_capacity(TOGETHER);
+    let mut batch = Vec::with_capacity(MAX_EVENTS_PER_FRAME);
     loop {
         tokio::select! {
-            count = heard.recv_many(&mut news, TOGETHER) => {
+            count = events.recv_many(&mut batch, MAX_EVENTS_PER_FRAME) => {
                 if count == 0 {
                     return Err(Error::WatchEnded);
                 }
-                for heard in news.drain(..) {
-                    if let Some(ended) = state.hear(heard, &mut output)? {
+                for event in batch.drain(..) {
+                    if let Some(outcome) = state.apply(event, &mut output)? {
                         output.finish(&state)?;
-                        return ended;
+                        return outcome;
                     }
                 }
             }
@@ -132,38 +123,38 @@ async fn tell_all(
 }
 
 impl State {
-    /// Takes in what was heard. Returns how it has ended, if it has.
-    fn hear(
+    /// Applies an event. Returns the result at the end of the job.
+    fn apply(
         &mut self,
-        heard: Heard,
+        event: WatchEvent,
         output: &mut Output,
     ) -> io::Result<Option<Result<Outcome, Error>>> {
         self.broken = None;
-        match heard {
-            Heard::Time(time) => {
+        match event {
+            WatchEvent::Time(time) => {
                 let now: Option<DateTime<Utc>> = view::time(time);
                 self.ahead = now.map_or(self.ahead, |now| now - Utc::now());
             }
-            Heard::Change(change) => {
+            WatchEvent::Change(change) => {
                 self.kind = change.kind();
-                // Of a deleted job hardly anything is told.
+                // The message of a deleted job contains hardly any fields.
                 if self.kind != JobChangeKind::Deleted || self.job.is_none() {
                     self.job = change.job;
                 }
-                output.changed(self)?;
+                output.write_change(self)?;
             }
-            Heard::Line(log) => output.log(&log)?,
-            Heard::Broken(reason) => {
-                output.broken(&reason)?;
+            WatchEvent::Line(log) => output.write_log(&log)?,
+            WatchEvent::Broken(reason) => {
+                output.report_broken(&reason)?;
                 self.broken = Some(reason);
             }
-            Heard::Ended => return Ok(Some(self.outcome())),
-            Heard::Refused(reason) => return Ok(Some(Err(Error::Refused(reason)))),
+            WatchEvent::Ended => return Ok(Some(self.outcome())),
+            WatchEvent::Refused(reason) => return Ok(Some(Err(Error::Refused(reason)))),
         }
         Ok(None)
     }
 
-    /// What became of a job of which all was told.
+    /// Result of a job whose events were all received.
     fn outcome(&self) -> Result<Outcome, Error> {
         if self.kind == JobChangeKind::Deleted {
             return Ok(Outcome::Deleted);
@@ -179,14 +170,14 @@ impl State {
     }
 }
 
-/// Standard output: in a terminal one line that is drawn over and over, below what is logged; else a line
-/// for each thing that happens.
+/// Standard output. In a terminal, one line is redrawn below the log. In a file, each change is a
+/// line.
 struct Output {
     stdout: io::Stdout,
     is_terminal: bool,
-    /// What was drawn or written last.
+    /// Last drawn or written line.
     last: String,
-    /// Whether it was told that there is no connection.
+    /// True if the broken connection was reported.
     is_broken: bool,
 }
 
@@ -201,14 +192,14 @@ impl Output {
         }
     }
 
-    /// Draws the line, if it is another one.
+    /// Redraws the line if it changed. Terminals only.
     fn draw(&mut self, state: &State) -> io::Result<()> {
         if !self.is_terminal {
             return Ok(());
         }
-        let width = terminal::size().map_or(WIDTH, |(columns, _)| columns.into());
-        // The last column is left free: some terminals begin a new line there.
-        let line = view::line(state, Utc::now(), width.saturating_sub(1));
+        let width = terminal::size().map_or(DEFAULT_WIDTH, |(columns, _)| columns.into());
+        // The last column stays free, because some terminals would wrap.
+        let line = view::terminal_line(state, Utc::now(), width.saturating_sub(1));
         if line != self.last {
             write!(self.stdout, "\r{line}\x1b[K")?;
             self.stdout.flush()?;
@@ -217,13 +208,13 @@ impl Output {
         Ok(())
     }
 
-    /// Writes what the job is now, if that is something else.
-    fn changed(&mut self, state: &State) -> io::Result<()> {
+    /// Writes the job if it changed. Files only.
+    fn write_change(&mut self, state: &State) -> io::Result<()> {
         if self.is_terminal {
             return Ok(());
         }
         self.is_broken = false;
-        let (time, line) = view::plain(state, Utc::now());
+        let (time, line) = view::plain_text(state, Utc::now());
         if line != self.last {
             writeln!(self.stdout, "{time} {line}")?;
             self.last = line;
@@ -231,9 +222,9 @@ impl Output {
         Ok(())
     }
 
-    /// Writes a line of the log.
-    fn log(&mut self, log: &pb::JobLog) -> io::Result<()> {
-        let line = view::log(log);
+    /// Writes a log line.
+    fn write_log(&mut self, log: &pb::JobLog) -> io::Result<()> {
+        let line = view::log_line(log);
         if self.is_terminal {
             self.last.clear();
             write!(self.stdout, "\r\x1b[K")?;
@@ -241,9 +232,12 @@ impl Output {
         writeln!(self.stdout, "{line}")
     }
 
-    /// Says once that there is no connection.
-    #[expect(clippy::print_stderr, reason = "there is no log")]
-    fn broken(&mut self, reason: &str) -> io::Result<()> {
+    /// Reports a broken connection, once per disconnection. Files only.
+    #[expect(
+        clippy::print_stderr,
+        reason = "clients of the command line have no log"
+    )]
+    fn report_broken(&mut self, reason: &str) -> io::Result<()> {
         if !self.is_terminal && !std::mem::replace(&mut self.is_broken, true) {
             self.stdout.flush()?;
             eprintln!(
@@ -254,7 +248,7 @@ impl Output {
         Ok(())
     }
 
-    /// Leaves the line as it is at last.
+    /// Draws the final line and ends it.
     fn finish(&mut self, state: &State) -> io::Result<()> {
         self.draw(state)?;
         if self.is_terminal {

@@ -1,4 +1,4 @@
-//! How the job looks: as a line that is drawn over and over, or as lines for a file.
+//! Text of a job: one line for a terminal, or lines for a file.
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use prost_types::Timestamp;
@@ -10,35 +10,35 @@ use crate::{
     pb::{self, JobChangeKind, JobLogLevel, JobStatus},
 };
 
-/// How many characters the bar has.
-const BAR: usize = 20;
+/// Width of the progress bar in characters.
+const BAR_WIDTH: usize = 20;
 
-/// The job in one line of at most this width.
-pub(super) fn line(state: &State, now: DateTime<Utc>, width: usize) -> String {
+/// The job as one line, cut off at `width`.
+pub(super) fn terminal_line(state: &State, now: DateTime<Utc>, width: usize) -> String {
     let mut parts = Vec::new();
     match &state.job {
         Some(job) => {
-            parts.push(shown(&job.job_type));
-            parts.extend(told(state, job, now + state.ahead));
+            parts.push(escaped(&job.job_type));
+            parts.extend(job_parts(state, job, now + state.ahead));
         }
         None => parts.push("waiting for the server".into()),
     }
     if let Some(reason) = &state.broken {
-        parts.push(format!("no connection: {}", shown(reason)));
+        parts.push(format!("no connection: {}", escaped(reason)));
     }
-    cut(&parts.join("  "), width)
+    truncate(&parts.join("  "), width)
 }
 
-/// The time and the job for a file.
-pub(super) fn plain(state: &State, now: DateTime<Utc>) -> (String, String) {
+/// Time and job, as two parts of a line for a file.
+pub(super) fn plain_text(state: &State, now: DateTime<Utc>) -> (String, String) {
     let now = now + state.ahead;
     let job = state.job.as_ref();
-    let told = job.map(|job| told(state, job, now).join("  "));
-    (clock(now), told.unwrap_or_default())
+    let text = job.map(|job| job_parts(state, job, now).join("  "));
+    (format_time(now), text.unwrap_or_default())
 }
 
-/// A line of its log.
-pub(super) fn log(log: &pb::JobLog) -> String {
+/// Log line of the job.
+pub(super) fn log_line(log: &pb::JobLog) -> String {
     let level = match log.level() {
         JobLogLevel::Debug => "debug",
         JobLogLevel::Info => "info",
@@ -46,16 +46,16 @@ pub(super) fn log(log: &pb::JobLog) -> String {
         JobLogLevel::Error => "error",
         JobLogLevel::Unspecified => "-",
     };
-    let time = log.timestamp.and_then(time).map(clock);
+    let time = log.timestamp.and_then(time).map(format_time);
     format!(
         "{} {level} {}",
         time.unwrap_or_default(),
-        shown(&log.message)
+        escaped(&log.message)
     )
 }
 
-/// What there is to tell of a job, by the server's clock.
-fn told(state: &State, job: &pb::Job, now: DateTime<Utc>) -> Vec<String> {
+/// Parts of the text of a job at `now`, by the server's clock.
+fn job_parts(state: &State, job: &pb::Job, now: DateTime<Utc>) -> Vec<String> {
     let mut parts = Vec::new();
     if state.kind == JobChangeKind::Deleted {
         return vec!["deleted".into()];
@@ -66,10 +66,10 @@ fn told(state: &State, job: &pb::Job, now: DateTime<Utc>) -> Vec<String> {
             if job.cancel_requested_at.is_some() {
                 parts.push("to be cancelled".into());
             }
-            parts.extend(job.current_step.as_deref().map(shown));
+            parts.extend(job.current_step.as_deref().map(escaped));
             parts.extend(items(job));
             parts.push(format!("attempt {}", job.attempt_number));
-            parts.push(times(job, now));
+            parts.push(elapsed_and_remaining(job, now));
         }
         JobStatus::Queued => {
             parts.push(status(job).into());
@@ -77,19 +77,27 @@ fn told(state: &State, job: &pb::Job, now: DateTime<Utc>) -> Vec<String> {
             let may_run = job.scheduled_at.and_then(time);
             parts.extend(may_run.map(|may_run| {
                 if may_run > now {
-                    format!("in {}", span(may_run - now))
+                    format!("in {}", format_duration(may_run - now))
                 } else {
-                    format!("for {}", span(now - may_run))
+                    format!("for {}", format_duration(now - may_run))
                 }
             }));
             parts.extend(error(job));
         }
         JobStatus::Completed | JobStatus::Failed | JobStatus::Cancelled => {
             parts.push(status(job).into());
-            parts.extend(took(job).map(|took| format!("after {}", span(took))));
+            parts.extend(
+                attempt_duration(job)
+                    .map(|duration| format!("after {}", format_duration(duration))),
+            );
             let failed = job.status() == JobStatus::Failed;
             parts.extend(error(job).filter(|_| failed));
-            parts.extend(job.cancel_reason.as_deref().map(shown).filter(|_| !failed));
+            parts.extend(
+                job.cancel_reason
+                    .as_deref()
+                    .map(escaped)
+                    .filter(|_| !failed),
+            );
         }
         JobStatus::Unspecified => parts.push(status(job).into()),
     }
@@ -110,11 +118,11 @@ fn status(job: &pb::Job) -> &'static str {
 
 fn bar(percent: i32) -> String {
     let percent = usize::try_from(percent.clamp(0, 100)).unwrap_or_default();
-    let full = percent * BAR / 100;
+    let full = percent * BAR_WIDTH / 100;
     format!(
         "[{}{}] {percent:>3}%",
         "|".repeat(full),
-        " ".repeat(BAR - full)
+        " ".repeat(BAR_WIDTH - full)
     )
 }
 
@@ -126,49 +134,49 @@ fn items(job: &pb::Job) -> Option<String> {
     })
 }
 
-/// How long it has run, and how long it is likely to go on at the rate of its progress so far.
-fn times(job: &pb::Job, now: DateTime<Utc>) -> String {
+/// Run time of the attempt, and the remaining time at the average rate of progress so far.
+fn elapsed_and_remaining(job: &pb::Job, now: DateTime<Utc>) -> String {
     let Some(started_at) = job.started_at.and_then(time) else {
         return String::new();
     };
-    let ran = span(now - started_at);
+    let ran = format_duration(now - started_at);
     match remaining(job, started_at, now) {
-        Some(remaining) => format!("{ran}, {} left", span(remaining)),
+        Some(remaining) => format!("{ran}, {} left", format_duration(remaining)),
         None => ran,
     }
 }
 
 fn remaining(job: &pb::Job, started_at: DateTime<Utc>, now: DateTime<Utc>) -> Option<TimeDelta> {
-    let told_at = job.progress_at.and_then(time)?;
-    if job.progress_percent <= 0 || told_at <= started_at {
+    let reported_at = job.progress_at.and_then(time)?;
+    if job.progress_percent <= 0 || reported_at <= started_at {
         return None;
     }
-    let so_far = (told_at - started_at).num_milliseconds();
-    let whole = so_far.checked_mul(100)? / i64::from(job.progress_percent);
-    let whole = TimeDelta::try_milliseconds(whole)?;
-    Some((whole - (now - started_at)).max(TimeDelta::zero()))
+    let elapsed_ms = (reported_at - started_at).num_milliseconds();
+    let total_ms = elapsed_ms.checked_mul(100)? / i64::from(job.progress_percent);
+    let total = TimeDelta::try_milliseconds(total_ms)?;
+    Some((total - (now - started_at)).max(TimeDelta::zero()))
 }
 
-/// How long the last attempt took of a job that has come to its end with it.
-fn took(job: &pb::Job) -> Option<TimeDelta> {
+/// Duration of the last attempt of a job that ended with this attempt.
+fn attempt_duration(job: &pb::Job) -> Option<TimeDelta> {
     let started_at = job.started_at.and_then(time)?;
     let completed_at = job.completed_at.and_then(time)?;
-    // Who came to its end while it waited for another attempt was scheduled for that later.
+    // A job that ended while waiting for another attempt was scheduled after its last start.
     let scheduled_at = job.scheduled_at.and_then(time);
-    let waited = scheduled_at.is_some_and(|scheduled_at| scheduled_at > started_at);
-    (!waited).then(|| completed_at - started_at)
+    let was_waiting = scheduled_at.is_some_and(|scheduled_at| scheduled_at > started_at);
+    (!was_waiting).then(|| completed_at - started_at)
 }
 
 fn error(job: &pb::Job) -> Option<String> {
-    let message = shown(job.error_message.as_deref()?);
+    let message = escaped(job.error_message.as_deref()?);
     Some(match job.error_code.as_deref() {
-        Some(code) => format!("{message} ({})", shown(code)),
+        Some(code) => format!("{message} ({})", escaped(code)),
         None => message,
     })
 }
 
-/// `0:07`, `12:07` or `3:12:07`.
-fn span(length: TimeDelta) -> String {
+/// Duration as `0:07`, `12:07` or `3:12:07`.
+fn format_duration(length: TimeDelta) -> String {
     let seconds = length.num_seconds().max(0);
     let (hours, minutes, seconds) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
     if hours > 0 {
@@ -178,7 +186,7 @@ fn span(length: TimeDelta) -> String {
     }
 }
 
-fn clock(time: DateTime<Utc>) -> String {
+fn format_time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
@@ -186,18 +194,18 @@ pub(super) fn time(time: Timestamp) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp(time.seconds, time.nanos.try_into().ok()?)
 }
 
-/// A text of somebody else, which may hold what a terminal would obey.
-fn shown(text: &str) -> String {
+/// Escapes a text from the server for the terminal.
+fn escaped(text: &str) -> String {
     escape(text).into_owned()
 }
 
-/// As much of a line as this width has room for.
-fn cut(line: &str, width: usize) -> String {
-    let mut left = width;
+/// Start of a line that fits the width.
+fn truncate(line: &str, width: usize) -> String {
+    let mut remaining = width;
     let fits = |c: &char| {
         let wide = Span::raw(c.to_string()).width();
-        let fits = wide <= left;
-        left = left.saturating_sub(wide);
+        let fits = wide <= remaining;
+        remaining = remaining.saturating_sub(wide);
         fits
     };
     line.chars().take_while(fits).collect()
@@ -228,7 +236,7 @@ mod tests {
         DateTime::from_timestamp(seconds, 0).unwrap()
     }
 
-    /// Half done after 50 s.
+    /// Job with half of its progress after 50 s.
     fn running() -> pb::Job {
         pb::Job {
             job_type: "export".into(),
@@ -246,16 +254,16 @@ mod tests {
     fn what_is_left_is_worked_out_by_the_clock_of_the_server() {
         let mut state = state(running());
         state.ahead = TimeDelta::seconds(-3_600);
-        let told = line(&state, now(4_660), 200);
+        let text = terminal_line(&state, now(4_660), 200);
         let bar = "export  [||||||||||          ]  50%  attempt 1";
-        assert_eq!(told, format!("{bar}  1:00, 0:40 left"));
-        // It is late.
-        let told = line(&state, now(4_800), 200);
-        assert_eq!(told, format!("{bar}  3:20, 0:00 left"));
-        // Nothing was told since this attempt began.
+        assert_eq!(text, format!("{bar}  1:00, 0:40 left"));
+        // The job takes longer than estimated.
+        let text = terminal_line(&state, now(4_800), 200);
+        assert_eq!(text, format!("{bar}  3:20, 0:00 left"));
+        // No progress was reported since the start of this attempt.
         state.job.as_mut().unwrap().progress_at = at(999);
-        let told = line(&state, now(4_660), 200);
-        assert_eq!(told, format!("{bar}  1:00"));
+        let text = terminal_line(&state, now(4_660), 200);
+        assert_eq!(text, format!("{bar}  1:00"));
     }
 
     #[test]
@@ -265,13 +273,13 @@ mod tests {
             ..running()
         });
         state.broken = Some("it is silent".into());
-        let whole = line(&state, now(1_050), 1_000);
+        let whole = terminal_line(&state, now(1_050), 1_000);
         assert!(whole.ends_with("no connection: it is silent"), "{whole}");
         for width in 0..200 {
-            let told = line(&state, now(1_050), width);
-            let found = Span::raw(told).width();
+            let text = terminal_line(&state, now(1_050), width);
+            let text_width = Span::raw(text).width();
             assert!(
-                (width.saturating_sub(1)..=width).contains(&found),
+                (width.saturating_sub(1)..=width).contains(&text_width),
                 "{width}"
             );
         }
@@ -284,8 +292,8 @@ mod tests {
             error_message: Some("a\x1b[2J\nb\x7fä".into()),
             ..running()
         };
-        let told = line(&state(job), now(1_100), 200);
-        assert_eq!(told, r"export  failed  a\u{1b}[2J\nb\u{7f}ä");
+        let text = terminal_line(&state(job), now(1_100), 200);
+        assert_eq!(text, r"export  failed  a\u{1b}[2J\nb\u{7f}ä");
     }
 
     #[test]
@@ -299,14 +307,14 @@ mod tests {
                 ..running()
             })
         };
-        let told = line(&waiting(12_000), now(1_000), 200);
+        let text = terminal_line(&waiting(12_000), now(1_000), 200);
         assert_eq!(
-            told,
+            text,
             "export  queued  attempt 1  in 3:03:20  no space (ENOSPC)"
         );
-        let told = line(&waiting(993), now(1_000), 200);
+        let text = terminal_line(&waiting(993), now(1_000), 200);
         assert_eq!(
-            told,
+            text,
             "export  queued  attempt 1  for 0:07  no space (ENOSPC)"
         );
     }
@@ -322,15 +330,18 @@ mod tests {
             })
         };
         assert_eq!(
-            line(&ended(999), now(0), 200),
+            terminal_line(&ended(999), now(0), 200),
             "export  cancelled  after 1:40"
         );
-        // It waited for another one when it was cancelled.
-        assert_eq!(line(&ended(1_090), now(0), 200), "export  cancelled");
+        // The job waited for another attempt at its cancellation.
+        assert_eq!(
+            terminal_line(&ended(1_090), now(0), 200),
+            "export  cancelled"
+        );
         let deleted = State {
             kind: JobChangeKind::Deleted,
             ..ended(1_090)
         };
-        assert_eq!(line(&deleted, now(0), 200), "export  deleted");
+        assert_eq!(terminal_line(&deleted, now(0), 200), "export  deleted");
     }
 }

@@ -1,19 +1,19 @@
-//! Families of metrics: a name, and a value for every set of labels.
+//! Families of metrics: a name with a value for every set of labels.
 
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 
 use crate::escape::escape;
 
-/// The labels of one value.
+/// Labels of one value.
 pub(super) type Labels = Vec<(&'static str, String)>;
 
-/// The families that are told, in order.
+/// Families in the order of the output.
 #[derive(Debug, Default)]
 pub(super) struct Families(Vec<MetricFamily>);
 
 impl Families {
-    /// Adds a family, if it has any values.
-    pub(super) fn family(
+    /// Adds a family. A family without values is left out.
+    pub(super) fn add(
         &mut self,
         name: &str,
         help: &str,
@@ -33,16 +33,16 @@ impl Families {
             }
             metric
         };
-        self.metrics(name, help, kind, values.into_iter().map(metric).collect());
+        self.add_metrics(name, help, kind, values.into_iter().map(metric).collect());
     }
 
     /// Adds a family of one value without labels.
-    pub(super) fn one(&mut self, name: &str, help: &str, kind: MetricType, value: f64) {
-        self.family(name, help, kind, [(Labels::new(), value)]);
+    pub(super) fn add_value(&mut self, name: &str, help: &str, kind: MetricType, value: f64) {
+        self.add(name, help, kind, [(Labels::new(), value)]);
     }
 
-    /// Adds a family of metrics that exist already, if there are any.
-    pub(super) fn metrics(
+    /// Adds a family of existing metrics. A family without metrics is left out.
+    pub(super) fn add_metrics(
         &mut self,
         name: &str,
         help: &str,
@@ -60,8 +60,8 @@ impl Families {
         self.0.push(family);
     }
 
-    /// Adds what a counter or a histogram with a name of its own tells.
-    pub(super) fn collect(&mut self, metric: &impl prometheus::core::Collector) {
+    /// Adds the families of a counter or a histogram with a name of its own.
+    pub(super) fn add_collector(&mut self, metric: &impl prometheus::core::Collector) {
         self.0.extend(metric.collect());
     }
 
@@ -70,12 +70,12 @@ impl Families {
     }
 }
 
-/// The labels as the crate has them.
+/// Labels in the representation of the crate `prometheus`.
 pub(super) fn pairs(labels: Labels) -> Vec<LabelPair> {
     let pair = |(name, value): (&str, String)| {
         let mut pair = LabelPair::default();
         pair.set_name(name.into());
-        // The format itself escapes line breaks and quotes, and nothing else.
+        // The text format escapes line breaks and quotes only.
         let lines: Vec<_> = value.split('\n').map(escape).collect();
         pair.set_value(lines.join("\n"));
         pair
@@ -83,7 +83,7 @@ pub(super) fn pairs(labels: Labels) -> Vec<LabelPair> {
     labels.into_iter().map(pair).collect()
 }
 
-/// A count as the format has it. Above 2^53 it is rounded.
+/// Count as a double. Rounded above 2^53.
 #[expect(
     clippy::cast_precision_loss,
     reason = "all values of the format are doubles"

@@ -1,7 +1,8 @@
-//! The GPUs of this host and of those that report to it, under the names, units and labels of DCGM and its exporter.
+//! Metrics of the GPUs of this host and of reporting hosts, with the names, units and labels of
+//! DCGM and its exporter.
 //!
-//! A value that was not measured has no series; `watchpost_gpu_value_unavailable` says why. A GPU of
-//! which nothing new is heard has no values at all: an old one would be taken for a new one.
+//! A value that was not measured has no series; `watchpost_gpu_value_unavailable` gives the reason.
+//! A GPU without recent samples has no values, because an old value would pass for a current one.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,13 +17,14 @@ use crate::{
     pb::{AbsentReason, GpuStats},
 };
 
-/// How many intervals may pass without a sample before a GPU counts as gone.
-const INTERVALS: i32 = 3;
+/// Number of intervals without a sample after which a GPU counts as gone.
+const MAX_MISSED_INTERVALS: i32 = 3;
 
-/// A round of calls into a busy driver may take this long.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Minimum age at which a GPU counts as gone, because a round of calls into a busy driver may take
+/// this long.
+const MIN_FRESHNESS: Duration = Duration::from_secs(10);
 
-/// A value of a sample.
+/// Column of a sample with its metric.
 struct Column {
     name: &'static str,
     help: &'static str,
@@ -43,17 +45,17 @@ const COLUMNS: [Column; 25] = [
     ),
     column(
         "DCGM_FI_DEV_MAX_SM_CLOCK",
-        "The highest SM clock frequency (in MHz).",
+        "Maximum SM clock frequency (in MHz).",
         |stats| stats.sm_clock_max.map(f64::from),
     ),
     column(
         "DCGM_FI_DEV_MAX_MEM_CLOCK",
-        "The highest memory clock frequency (in MHz).",
+        "Maximum memory clock frequency (in MHz).",
         |stats| stats.memory_clock_max.map(f64::from),
     ),
     column(
         "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",
-        "Why clocks are held down, a bit mask.",
+        "Clock throttle reasons, as a bit mask.",
         |stats| gpu::throttle::mask(stats).map(count),
     ),
     column(
@@ -71,7 +73,7 @@ const COLUMNS: [Column; 25] = [
     ),
     column(
         "DCGM_FI_DEV_SLOWDOWN_TEMP",
-        "The temperature at which clocks are slowed down (in C).",
+        "Temperature at which clocks are throttled (in C).",
         |stats| stats.temp_slowdown_threshold,
     ),
     column("DCGM_FI_DEV_POWER_USAGE", "Power draw (in W).", |stats| {
@@ -79,7 +81,7 @@ const COLUMNS: [Column; 25] = [
     }),
     column(
         "DCGM_FI_DEV_POWER_USAGE_INSTANT",
-        "Power draw at this moment (in W).",
+        "Current power draw (in W).",
         |stats| stats.power_usage_instant,
     ),
     Column {
@@ -105,7 +107,7 @@ const COLUMNS: [Column; 25] = [
     }),
     column(
         "DCGM_FI_DEV_MEM_COPY_UTIL",
-        "Memory utilization: the time in which it was busy (in %).",
+        "Memory utilization: share of time with memory access (in %).",
         |stats| stats.memory_bandwidth_utilization,
     ),
     column(
@@ -125,7 +127,7 @@ const COLUMNS: [Column; 25] = [
     ),
     column(
         "DCGM_FI_DEV_FB_USED",
-        "Framebuffer memory used, without what the driver reserves (in MiB).",
+        "Framebuffer memory used, without the driver's reserve (in MiB).",
         |stats| whole(stats.memory_used),
     ),
     column(
@@ -147,39 +149,39 @@ const COLUMNS: [Column; 25] = [
     ),
     column(
         "DCGM_FI_DEV_PCIE_LINK_GEN",
-        "The present PCIe generation.",
+        "Current PCIe generation.",
         |stats| stats.pcie_link_gen.map(f64::from),
     ),
     column(
         "DCGM_FI_DEV_PCIE_LINK_WIDTH",
-        "The present number of PCIe lanes.",
+        "Current number of PCIe lanes.",
         |stats| stats.pcie_link_width.map(f64::from),
     ),
     Column {
         kind: COUNTER,
         ..column(
             "DCGM_FI_DEV_PCIE_REPLAY_COUNTER",
-            "How often PCIe packets were sent again.",
+            "PCIe replays: retransmitted packets.",
             |stats| whole(stats.pcie_replay_counter),
         )
     },
 ];
 
-/// Columns for which DCGM has a name of another meaning, or none.
+/// Columns without a name of the same meaning in DCGM.
 const OWN_COLUMNS: [Column; 4] = [
     column(
         "watchpost_gpu_pcie_sent_bytes_per_second",
-        "What the GPU sent over PCIe since the sample before.",
+        "PCIe throughput sent by the GPU since the sample before, in bytes per second.",
         |stats| whole(stats.pcie_tx_throughput).map(|kilobytes| kilobytes * 1000.0),
     ),
     column(
         "watchpost_gpu_pcie_received_bytes_per_second",
-        "What the GPU received over PCIe since the sample before.",
+        "PCIe throughput received by the GPU since the sample before, in bytes per second.",
         |stats| whole(stats.pcie_rx_throughput).map(|kilobytes| kilobytes * 1000.0),
     ),
     column(
         "watchpost_gpu_compute_processes",
-        "Processes that have a compute context.",
+        "Processes with a compute context.",
         |stats| stats.compute_processes_count.map(f64::from),
     ),
     column(
@@ -213,16 +215,18 @@ pub(super) fn collect(
     now: DateTime<Utc>,
 ) {
     let delta = |time| TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX);
-    // What another process has first hand, that one tells.
-    let mut all = gpus.readings();
-    all.retain(|reading| reading.origin != Origin::Relayed);
+    // The process that relays a reading exports the reading itself.
+    let mut readings = gpus.readings();
+    readings.retain(|reading| reading.origin != Origin::Relayed);
     let is_fresh = |reading: &Reading| {
-        // Other hosts have intervals of their own.
-        let after = reading.after.map(|after| after * INTERVALS);
-        let longest = after.unwrap_or(delta(interval) * INTERVALS);
-        now - reading.at <= longest.max(delta(PATIENCE))
+        // Other hosts may have other intervals.
+        let max_age = reading
+            .since_previous
+            .map(|elapsed| elapsed * MAX_MISSED_INTERVALS);
+        let max_age = max_age.unwrap_or(delta(interval) * MAX_MISSED_INTERVALS);
+        now - reading.taken_at <= max_age.max(delta(MIN_FRESHNESS))
     };
-    let fresh: Vec<_> = all
+    let fresh: Vec<_> = readings
         .iter()
         .filter(|reading| is_fresh(reading))
         .map(|reading| (labels(gpus, &reading.stats), gpus.carried(reading)))
@@ -231,44 +235,49 @@ pub(super) fn collect(
         let values = fresh
             .iter()
             .filter_map(|(labels, stats)| Some((labels.clone(), (column.value)(stats)?)));
-        families.family(column.name, column.help, column.kind, values);
+        families.add(column.name, column.help, column.kind, values);
     }
-    families.family(
+    families.add(
         "watchpost_gpu_throttle_reason",
-        "Whether clocks are held down for this reason.",
+        "1 if clocks are throttled for this reason, else 0.",
         GAUGE,
-        fresh.iter().flat_map(|(_, stats)| throttle(stats)),
+        fresh.iter().flat_map(|(_, stats)| throttle_values(stats)),
     );
-    let unavailable = fresh.iter().flat_map(|(_, stats)| absent(stats));
-    families.family(
+    let unavailable = fresh.iter().flat_map(|(_, stats)| absence_labels(stats));
+    families.add(
         "watchpost_gpu_value_unavailable",
-        "A value of the last sample that is absent, and why; always 1.",
+        "Absent value of the last sample, with the reason; always 1.",
         GAUGE,
         unavailable.map(|labels| (labels, 1.0)),
     );
     let up = |reading: &Arc<Reading>| is_fresh(reading) && gpu::has_values(&reading.stats);
-    families.family(
+    families.add(
         "watchpost_gpu_up",
-        "Whether the GPU was sampled lately, and told anything.",
+        "1 if a recent sample of the GPU has values, else 0.",
         GAUGE,
-        all.iter()
-            .map(|reading| (key(&reading.stats), if up(reading) { 1.0 } else { 0.0 })),
+        readings.iter().map(|reading| {
+            (
+                identity_labels(&reading.stats),
+                if up(reading) { 1.0 } else { 0.0 },
+            )
+        }),
     );
-    families.family(
+    families.add(
         "watchpost_gpu_samples_total",
         "Samples of the GPU since the server started.",
         COUNTER,
-        all.iter()
-            .map(|reading| (key(&reading.stats), count(reading.number))),
+        readings
+            .iter()
+            .map(|reading| (identity_labels(&reading.stats), count(reading.number))),
     );
-    collect_events(families, gpus, &all);
+    collect_events(families, gpus, &readings);
     collect_costs(families, gpus.costs());
 }
 
-/// What happened. Of a GPU that is sampled all kinds are told from the start, at 0: tools overlook the
-/// first of what they have not seen before.
+/// Adds the counts of events. Sampled GPUs export all kinds from the start, at 0, because alerting
+/// tools miss the first value of a new series.
 fn collect_events(families: &mut Families, gpus: &LiveGpus, readings: &[Arc<Reading>]) {
-    let mut counts = gpus.events().all();
+    let mut counts = gpus.event_counts().snapshot();
     let whole = readings
         .iter()
         .filter(|reading| reading.stats.mig_parent_uuid.is_none());
@@ -278,54 +287,54 @@ fn collect_events(families: &mut Families, gpus: &LiveGpus, readings: &[Arc<Read
             counts.entry(key).or_default();
         }
     }
-    let mut counts: Vec<_> = counts
+    let mut sorted: Vec<_> = counts
         .into_iter()
         .map(|((uuid, kind), stored)| (uuid.unwrap_or_default(), kind.to_value(), stored))
         .collect();
-    counts.sort_unstable();
-    let values = counts
+    sorted.sort_unstable();
+    let values = sorted
         .into_iter()
         .map(|(uuid, kind, stored)| (vec![("UUID", uuid), ("kind", kind)], count(stored)));
-    families.family(
+    families.add(
         "watchpost_gpu_events_total",
-        "What happened to the GPU since the server started, such as XID errors.",
+        "Events of the GPU since the server started, such as XID errors.",
         COUNTER,
         values,
     );
 }
 
-/// What sampling costs the driver.
+/// Adds the cost of driver calls.
 fn collect_costs(families: &mut Families, costs: &Costs) {
-    let all = costs.all();
+    let snapshot = costs.snapshot();
     let mut family = |name, help, kind, value: fn(&Cost) -> f64| {
-        let values = all.iter().map(|(uuid, call, cost)| {
+        let values = snapshot.iter().map(|(uuid, call, cost)| {
             let labels = vec![("UUID", uuid.clone()), ("call", (*call).to_string())];
             (labels, value(cost))
         });
-        families.family(name, help, kind, values);
+        families.add(name, help, kind, values);
     };
     family(
         "watchpost_nvml_calls_total",
-        "Calls into NVML, by what they are for.",
+        "Calls into NVML, by kind of call.",
         COUNTER,
         |cost| count(cost.calls),
     );
     family(
         "watchpost_nvml_call_seconds_total",
-        "How long they took.",
+        "Total time of the calls into NVML, in seconds.",
         COUNTER,
         |cost| cost.total.as_secs_f64(),
     );
     family(
         "watchpost_nvml_call_longest_seconds",
-        "How long the longest of them took, since the server started.",
+        "Time of the longest call into NVML since the server started, in seconds.",
         GAUGE,
         |cost| cost.longest.as_secs_f64(),
     );
 }
 
-/// Which GPU: enough to tell it from the others.
-fn key(stats: &GpuStats) -> Labels {
+/// Labels that identify the GPU.
+fn identity_labels(stats: &GpuStats) -> Labels {
     let index = stats.gpu_index.map(|index| index.to_string());
     vec![
         ("gpu", index.unwrap_or_default()),
@@ -333,7 +342,7 @@ fn key(stats: &GpuStats) -> Labels {
     ]
 }
 
-/// The labels of the exporter of DCGM. What is not known is left out, which is the same as empty.
+/// Labels of the exporter of DCGM. Unknown labels are left out, which equals an empty value.
 fn labels(gpus: &LiveGpus, stats: &GpuStats) -> Labels {
     let name = stats.gpu_name.as_deref().unwrap_or_default();
     let (model, profile) = match name.split_once(" MIG ") {
@@ -343,7 +352,7 @@ fn labels(gpus: &LiveGpus, stats: &GpuStats) -> Labels {
     let known = gpus.gpu(stats.gpu_uuid.as_deref().unwrap_or_default());
     let driver = known.and_then(|gpu| gpu.driver_version.clone());
     let device = stats.gpu_index.map(|index| format!("nvidia{index}"));
-    let more = [
+    let optional_labels = [
         ("pci_bus_id", stats.pci_bus_id.clone()),
         ("device", device),
         ("modelName", Some(model.to_string())),
@@ -351,16 +360,17 @@ fn labels(gpus: &LiveGpus, stats: &GpuStats) -> Labels {
         ("Hostname", stats.host.clone()),
         ("DCGM_FI_DRIVER_VERSION", driver),
     ];
-    let mut labels = key(stats);
+    let mut labels = identity_labels(stats);
     labels.extend(
-        more.into_iter()
+        optional_labels
+            .into_iter()
             .filter_map(|(name, value)| Some((name, value.filter(|value| !value.is_empty())?))),
     );
     labels
 }
 
-/// A value for every reason that has a name, and for every other bit that is set.
-fn throttle(stats: &GpuStats) -> Vec<(Labels, f64)> {
+/// Value for every named reason, and for every other bit that is set.
+fn throttle_values(stats: &GpuStats) -> Vec<(Labels, f64)> {
     let Some(mask) = gpu::throttle::mask(stats) else {
         return Vec::new();
     };
@@ -368,27 +378,27 @@ fn throttle(stats: &GpuStats) -> Vec<(Labels, f64)> {
         let name = reason.as_str_name().trim_start_matches("THROTTLE_REASON_");
         (name.to_lowercase(), mask & bit != 0)
     });
-    let unnamed = gpu::throttle::unnamed(mask);
-    let unnamed = (0..u64::BITS).filter(|bit| unnamed >> bit & 1 == 1);
-    let unnamed = unnamed.map(|bit| (format!("bit_{bit}"), true));
+    let unnamed_bits = gpu::throttle::unnamed_bits(mask);
+    let unnamed = (0..u64::BITS)
+        .filter(|bit| unnamed_bits >> bit & 1 == 1)
+        .map(|bit| (format!("bit_{bit}"), true));
     let value = |(reason, holds)| {
-        let mut labels = key(stats);
+        let mut labels = identity_labels(stats);
         labels.push(("reason", reason));
         (labels, if holds { 1.0 } else { 0.0 })
     };
     named.into_iter().chain(unnamed).map(value).collect()
 }
 
-/// A label set for every value that is absent, by the name of the field in the API.
-fn absent(stats: &GpuStats) -> Vec<Labels> {
+/// Labels for every absent value, with the name of the field in the API and the reason.
+fn absence_labels(stats: &GpuStats) -> Vec<Labels> {
     let mut fields: Vec<_> = stats.absent_reasons.iter().collect();
     fields.sort();
     let labels = |(field, reason): (&String, &i32)| {
         let reason = AbsentReason::try_from(*reason).unwrap_or_default();
-        let mut labels = key(stats);
+        let mut labels = identity_labels(stats);
         labels.push(("field", field.clone()));
-        let reason = reason.as_str_name().trim_start_matches("ABSENT_REASON_");
-        labels.push(("reason", reason.to_lowercase()));
+        labels.push(("reason", reason.label()));
         labels
     };
     fields.into_iter().map(labels).collect()

@@ -1,12 +1,12 @@
-//! What was taken in.
+//! Metrics of ingested events.
 
 use super::family::Families;
 use crate::events::Counts;
 
 pub(super) fn collect(families: &mut Families, counts: &Counts) {
-    families.collect(&counts.events);
-    families.collect(&counts.detections);
-    families.collect(&counts.alerts);
-    families.collect(&counts.replays);
-    families.collect(&counts.batches);
+    families.add_collector(&counts.events);
+    families.add_collector(&counts.detections);
+    families.add_collector(&counts.alerts);
+    families.add_collector(&counts.replays);
+    families.add_collector(&counts.batches);
 }

@@ -1,4 +1,4 @@
-//! Limits of calls, of requests that have not arrived whole, and of snapshots.
+//! Metrics of the limits of calls, of unfinished requests, and of snapshots.
 
 use prometheus::proto::MetricType::{self, COUNTER, GAUGE};
 
@@ -9,8 +9,8 @@ use super::{
 
 pub(super) fn collect(families: &mut Families, limits: &Limits) {
     let (calls, unfinished) = (&limits.calls, &limits.unfinished);
-    let (bytes, most_bytes) = unfinished.memory();
-    let (snapshot_bytes, most_snapshot_bytes) = limits.snapshots.memory();
+    let (bytes, limit_bytes) = unfinished.memory();
+    let (snapshot_bytes, snapshot_limit_bytes) = limits.snapshots.memory();
     let figures: [(&str, &str, MetricType, u64); 11] = [
         (
             "watchpost_calls",
@@ -44,15 +44,15 @@ pub(super) fn collect(families: &mut Families, limits: &Limits) {
         ),
         (
             "watchpost_unfinished_bytes",
-            "Bytes of these requests that have arrived.",
+            "Received bytes of requests that have not arrived whole.",
             GAUGE,
             bytes,
         ),
         (
             "watchpost_unfinished_limit_bytes",
-            "Bytes of such requests that are kept; for more, some of them are ended.",
+            "Limit of received bytes of requests that have not arrived whole; beyond the limit, some of these requests are ended.",
             GAUGE,
-            most_bytes,
+            limit_bytes,
         ),
         (
             "watchpost_unfinished_timed_out_total",
@@ -76,10 +76,10 @@ pub(super) fn collect(families: &mut Families, limits: &Limits) {
             "watchpost_snapshot_limit_bytes",
             "Bytes that snapshots may take; further ones are refused with SERVER_BUSY.",
             GAUGE,
-            most_snapshot_bytes,
+            snapshot_limit_bytes,
         ),
     ];
     for (name, help, kind, value) in figures {
-        families.one(name, help, kind, count(value));
+        families.add_value(name, help, kind, count(value));
     }
 }

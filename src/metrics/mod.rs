@@ -1,13 +1,13 @@
-//! What is measured, in the text format of Prometheus. docs/metrics.md names everything.
+//! Metrics in the text format of Prometheus. docs/metrics.md lists all names.
 //!
-//! The families of the server count what they do in plain atomics, or in the counters and histograms
-//! of the crate `prometheus`, which are atomics too; only this module knows how they are told. What is
-//! a state, as the values of GPUs, is looked up when somebody asks. There is no registry and nothing
-//! global: several servers in one process have figures of their own.
+//! The other modules count in plain atomics, or in counters and histograms of the crate
+//! `prometheus`. Only this module knows the output format. States, such as the values of GPUs, are
+//! read at the time of a scrape. There is no registry and no global state, so that several servers
+//! in one process have separate metrics.
 //!
-//! `prometheus` without its default features is one crate more, its own dependencies being in the tree
-//! already. `prometheus-client` ends the name of every counter in `_total`, which the names of DCGM do
-//! not; `metrics` and its exporter are a global recorder, a listener of their own and a dozen crates.
+//! `prometheus` without its default features adds one crate, because its dependencies are in the
+//! tree already. `prometheus-client` ends the name of every counter in `_total`, unlike DCGM.
+//! `metrics` and its exporter bring a global recorder, a listener and a dozen crates.
 
 mod connections;
 mod deliveries;
@@ -44,13 +44,13 @@ use crate::{
     time_zones,
 };
 
-/// What [`Metrics::text`] is.
+/// Content type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// How long the database may take to tell how the feed is.
-const DATABASE_WITHIN: Duration = Duration::from_secs(1);
+/// Time limit for queries about the feed.
+const DATABASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Where all figures come from.
+/// Sources of all metrics.
 #[derive(Clone)]
 pub struct Metrics {
     pub admission: Admission,
@@ -67,18 +67,18 @@ pub struct Metrics {
     pub monitor: Monitor,
 }
 
-/// Limits that all connections share, and the one of each connection.
+/// Limits of all connections together, and the limit of each connection.
 #[derive(Debug, Clone)]
 pub struct Limits {
     pub calls: CallLimit,
-    /// Number of calls that may be under way on one connection.
+    /// Upper bound of calls under way on one connection.
     pub calls_per_connection: u32,
     pub unfinished: UnfinishedRequests,
     pub snapshots: SnapshotMemory,
 }
 
 impl Metrics {
-    /// All figures, as they are now.
+    /// All metrics with their current values, in the text format.
     pub async fn text(&self) -> String {
         let mut families = Families::default();
         gpu::collect(
@@ -99,33 +99,33 @@ impl Metrics {
         feed::collect(&mut families, &self.feed, database).await;
         let blocker = self.health.feed_blocker();
         feed::collect_blocker(&mut families, blocker.as_ref());
-        families.one(
+        families.add_value(
             "watchpost_database_up",
-            "Whether the database answers, and has the schema of this version.",
+            "1 if the database answers and has the schema of this version, else 0.",
             MetricType::GAUGE,
             if database { 1.0 } else { 0.0 },
         );
-        families.one(
+        families.add_value(
             "watchpost_database_writable",
-            "Whether the database can be written: 0 while its storage is full, read-only or failing.",
+            "1 if the database can be written; 0 while its storage is full, read-only or failing.",
             MetricType::GAUGE,
             if self.health.is_writable() { 1.0 } else { 0.0 },
         );
-        families.family(
+        families.add(
             "watchpost_build_info",
             "The version of the server; always 1.",
             MetricType::GAUGE,
             [(vec![("version", env!("CARGO_PKG_VERSION").into())], 1.0)],
         );
         if let Some(skew) = clock::skew() {
-            families.one(
+            families.add_value(
                 "watchpost_clock_skew_seconds",
-                "How far the clock of this host is ahead of that of the database.",
+                "Clock of this host minus clock of the database, in seconds.",
                 MetricType::GAUGE,
                 skew.as_seconds_f64(),
             );
         }
-        families.one(
+        families.add_value(
             "watchpost_clock_steps_total",
             "Steps of a second or more of the clock by which the server decides.",
             MetricType::COUNTER,
@@ -136,7 +136,7 @@ impl Metrics {
             ("version", zones.version().to_string()),
             ("source", zones.place()),
         ];
-        families.family(
+        families.add(
             "watchpost_time_zones_info",
             "The time zone database in use, by its version and folder; always 1.",
             MetricType::GAUGE,

@@ -1,4 +1,4 @@
-//! The process, under the names that every client library of Prometheus uses. On Linux only.
+//! Metrics of the process, with the names that all Prometheus client libraries use. On Linux only.
 
 use prometheus::proto::MetricType;
 
@@ -7,13 +7,13 @@ use super::family::{Families, count};
 #[cfg(not(target_os = "linux"))]
 pub(super) fn collect(_: &mut Families) {}
 
-/// What cannot be read is left out.
+/// Adds the metrics of the process. Values that cannot be read are left out.
 #[cfg(target_os = "linux")]
 pub(super) fn collect(families: &mut Families) {
     let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     let seconds = u64::try_from(cpu.tv_sec).unwrap_or(0);
     let nanos = u32::try_from(cpu.tv_nsec).unwrap_or(0);
-    families.one(
+    families.add_value(
         "process_cpu_seconds_total",
         "User and system CPU time, in seconds.",
         MetricType::COUNTER,
@@ -22,7 +22,7 @@ pub(super) fn collect(families: &mut Families) {
     let read = |file: &str| std::fs::read_to_string(file).ok();
     let mut gauge = |name, help, value: Option<f64>| {
         if let Some(value) = value {
-            families.one(name, help, MetricType::GAUGE, value);
+            families.add_value(name, help, MetricType::GAUGE, value);
         }
     };
     let status = read("/proc/self/status").unwrap_or_default();
@@ -42,7 +42,7 @@ pub(super) fn collect(families: &mut Families) {
         "Threads of the operating system.",
         number_after(&status, "Threads:").map(count),
     );
-    // The folder is open while it is read.
+    // The open directory is one of the descriptors.
     let open = std::fs::read_dir("/proc/self/fd").map(|files| files.count().saturating_sub(1));
     gauge(
         "process_open_fds",
@@ -52,28 +52,28 @@ pub(super) fn collect(families: &mut Families) {
     let limits = read("/proc/self/limits").unwrap_or_default();
     gauge(
         "process_max_fds",
-        "How many file descriptors may be open.",
+        "Limit of open file descriptors.",
         number_after(&limits, "Max open files").map(count),
     );
     let stat = read("/proc/self/stat").unwrap_or_default();
     let boot = read("/proc/stat").and_then(|stat| number_after(&stat, "btime"));
     gauge(
         "process_start_time_seconds",
-        "When the process started, in seconds since 1970.",
+        "Start time of the process, in seconds since 1970.",
         boot.zip(start_ticks(&stat)).map(|(boot, ticks)| {
             count(boot) + count(ticks) / count(rustix::param::clock_ticks_per_second())
         }),
     );
 }
 
-/// The number after this word, at the start of a line.
+/// Number after the word at the start of a line.
 #[cfg(target_os = "linux")]
 fn number_after(text: &str, word: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(word))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// When the process started, in ticks after the boot. Its name, in brackets, may hold anything.
+/// Start of the process in ticks after boot. The process name, in brackets, may contain anything.
 #[cfg(target_os = "linux")]
 fn start_ticks(stat: &str) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(')')?;

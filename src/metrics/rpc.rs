@@ -1,4 +1,4 @@
-//! Calls, under the names and labels of go-grpc-prometheus, for which dashboards exist.
+//! Metrics of calls, with the names and labels of go-grpc-prometheus, for which dashboards exist.
 
 use prometheus::{core::Metric, proto::MetricType};
 use tonic::Code;
@@ -11,7 +11,7 @@ use crate::rpc::{
 
 pub(super) fn collect(families: &mut Families, calls: &Calls) {
     let methods = calls.methods();
-    families.family(
+    families.add(
         "grpc_server_started_total",
         "Calls that began.",
         MetricType::COUNTER,
@@ -19,14 +19,14 @@ pub(super) fn collect(families: &mut Families, calls: &Calls) {
             .iter()
             .map(|method| (labels(method), count(method.started()))),
     );
-    families.family(
+    families.add(
         "grpc_server_handled_total",
-        "Calls that ended, by the code they ended with.",
+        "Calls that ended, by status code.",
         MetricType::COUNTER,
         methods.iter().flat_map(|method| {
             method.ended().map(|(code, calls)| {
                 let mut labels = labels(method);
-                labels.push(("grpc_code", label(code).into()));
+                labels.push(("grpc_code", code_label(code).into()));
                 (labels, count(calls))
             })
         }),
@@ -36,27 +36,27 @@ pub(super) fn collect(families: &mut Families, calls: &Calls) {
         metric.set_label(pairs(labels(method)));
         metric
     });
-    families.metrics(
+    families.add_metrics(
         "grpc_server_handling_seconds",
-        "How long calls took; of a stream, how long it was open.",
+        "Duration of calls, in seconds; of a stream, the time it was open.",
         MetricType::HISTOGRAM,
         seconds.collect(),
     );
 }
 
 pub(super) fn collect_memory(families: &mut Families, admission: &Admission) {
-    let (taken, most) = admission.memory();
-    families.one(
+    let (taken, limit) = admission.memory();
+    families.add_value(
         "watchpost_request_memory_bytes",
         "Memory that requests under way take once they are decoded.",
         MetricType::GAUGE,
         count(taken),
     );
-    families.one(
+    families.add_value(
         "watchpost_request_memory_limit_bytes",
-        "Memory that they may take; further requests are refused with SERVER_BUSY.",
+        "Limit of the memory of decoded requests under way; further requests are refused with SERVER_BUSY.",
         MetricType::GAUGE,
-        count(most),
+        count(limit),
     );
 }
 
@@ -69,8 +69,8 @@ fn labels(method: &Method) -> Labels {
     ]
 }
 
-/// The code as gRPC's other implementations write it.
-fn label(code: Code) -> &'static str {
+/// Code as other implementations of gRPC write it.
+fn code_label(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "Canceled",

@@ -1,4 +1,4 @@
-//! What a subscriber wants to see.
+//! Filter of a watch.
 
 use std::collections::HashSet;
 
@@ -9,10 +9,10 @@ use crate::{
     rpc::{check, enums::FromProto},
 };
 
-/// How many values a list of a filter may have.
-const MOST: usize = 1_000;
+/// Upper bound of values in one list of a filter.
+const MAX_FILTER_VALUES: usize = 1_000;
 
-/// What a subscriber wants to see. An empty set means all.
+/// Filter of a watch. An empty set matches everything.
 #[derive(Debug, Default)]
 pub(super) struct Filter {
     topics: HashSet<pb::Topic>,
@@ -25,16 +25,16 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// Reads the filters of a request.
+    /// Parses and checks the filters of a request.
     pub(super) fn parse(request: &pb::WatchRequest) -> Result<Self> {
-        let topic = |(at, number): (usize, &i32)| match pb::Topic::try_from(*number) {
+        let topic = |(index, number): (usize, &i32)| match pb::Topic::try_from(*number) {
             Ok(pb::Topic::Unspecified) => Err(Error::invalid(
-                format!("topics[{at}]"),
+                format!("topics[{index}]"),
                 "must not be unspecified",
             )),
             Ok(topic) => Ok(topic),
             Err(_) => Err(Error::invalid(
-                format!("topics[{at}]"),
+                format!("topics[{index}]"),
                 "is not a value that this server knows",
             )),
         };
@@ -51,22 +51,27 @@ impl Filter {
         let camera_ids = check::texts(
             "alert_filter.camera_ids",
             &alerts.camera_ids,
-            MOST,
+            MAX_FILTER_VALUES,
             &(1..=64),
         )?;
-        let channels = check::texts("alert_filter.channels", &alerts.channels, MOST, &(1..=100))?;
+        let channels = check::texts(
+            "alert_filter.channels",
+            &alerts.channels,
+            MAX_FILTER_VALUES,
+            &(1..=100),
+        )?;
         let gpus = request.gpu_stats_filter.clone().unwrap_or_default();
         let gpu_uuids = check::texts(
             "gpu_stats_filter.gpu_uuids",
             &gpus.gpu_uuids,
-            MOST,
+            MAX_FILTER_VALUES,
             &(1..=96),
         )?;
         Ok(Self {
             topics,
             severities: alerts.severities.into_iter().collect(),
             statuses: alerts.statuses.into_iter().collect(),
-            // As the server writes them, whatever the client's case.
+            // Canonical form, because clients may use other letter cases.
             rule_ids: rule_ids.iter().map(ToString::to_string).collect(),
             camera_ids: camera_ids.into_iter().collect(),
             channels: channels.into_iter().collect(),
@@ -74,12 +79,12 @@ impl Filter {
         })
     }
 
-    fn wants(&self, topic: pb::Topic) -> bool {
+    fn includes_topic(&self, topic: pb::Topic) -> bool {
         self.topics.is_empty() || self.topics.contains(&topic)
     }
 
-    /// Whether any topic of the change feed is wanted.
-    pub(super) fn wants_changes(&self) -> bool {
+    /// Returns true if the filter includes any topic of the change feed.
+    pub(super) fn includes_changes(&self) -> bool {
         use pb::Topic::{
             AlertRules, Alerts, CameraZones, Cameras, Events, GpuEvents, JobLogs, JobQueues,
             JobSchedules, JobTypes, Jobs, NotificationChannels, Silences,
@@ -100,48 +105,51 @@ impl Filter {
             JobSchedules,
         ]
         .into_iter()
-        .any(|topic| self.wants(topic))
+        .any(|topic| self.includes_topic(topic))
     }
 
-    /// Whether GPU stats are wanted.
-    pub(super) fn wants_gpu_stats(&self) -> bool {
-        self.wants(pb::Topic::GpuStats)
+    /// Returns true if the filter includes GPU stats.
+    pub(super) fn includes_gpu_stats(&self) -> bool {
+        self.includes_topic(pb::Topic::GpuStats)
     }
 
-    /// Whether this GPU is wanted.
-    pub(super) fn wants_gpu(&self, uuid: &str) -> bool {
+    /// Returns true if the filter includes the GPU.
+    pub(super) fn includes_gpu(&self, uuid: &str) -> bool {
         self.gpu_uuids.is_empty() || self.gpu_uuids.contains(uuid)
     }
 
-    /// Whether this change is wanted.
+    /// Returns true if the filter includes the change.
     pub(super) fn matches(&self, update: Option<&Update>) -> bool {
         match update {
             Some(Update::Alert(change)) => {
-                self.wants(pb::Topic::Alerts)
+                self.includes_topic(pb::Topic::Alerts)
                     && change
                         .alert
                         .as_ref()
                         .is_some_and(|alert| self.matches_alert(alert))
             }
-            Some(Update::Event(_)) => self.wants(pb::Topic::Events),
-            Some(Update::Camera(_)) => self.wants(pb::Topic::Cameras),
-            Some(Update::CameraZone(_)) => self.wants(pb::Topic::CameraZones),
-            Some(Update::AlertRule(_)) => self.wants(pb::Topic::AlertRules),
-            Some(Update::NotificationChannel(_)) => self.wants(pb::Topic::NotificationChannels),
-            Some(Update::Silence(_)) => self.wants(pb::Topic::Silences),
-            Some(Update::JobChanges(_)) => self.wants(pb::Topic::Jobs),
-            Some(Update::JobLogs(_)) => self.wants(pb::Topic::JobLogs),
-            Some(Update::JobQueue(_)) => self.wants(pb::Topic::JobQueues),
-            Some(Update::JobType(_)) => self.wants(pb::Topic::JobTypes),
-            Some(Update::JobSchedule(_)) => self.wants(pb::Topic::JobSchedules),
+            Some(Update::Event(_)) => self.includes_topic(pb::Topic::Events),
+            Some(Update::Camera(_)) => self.includes_topic(pb::Topic::Cameras),
+            Some(Update::CameraZone(_)) => self.includes_topic(pb::Topic::CameraZones),
+            Some(Update::AlertRule(_)) => self.includes_topic(pb::Topic::AlertRules),
+            Some(Update::NotificationChannel(_)) => {
+                self.includes_topic(pb::Topic::NotificationChannels)
+            }
+            Some(Update::Silence(_)) => self.includes_topic(pb::Topic::Silences),
+            Some(Update::JobChanges(_)) => self.includes_topic(pb::Topic::Jobs),
+            Some(Update::JobLogs(_)) => self.includes_topic(pb::Topic::JobLogs),
+            Some(Update::JobQueue(_)) => self.includes_topic(pb::Topic::JobQueues),
+            Some(Update::JobType(_)) => self.includes_topic(pb::Topic::JobTypes),
+            Some(Update::JobSchedule(_)) => self.includes_topic(pb::Topic::JobSchedules),
             Some(Update::GpuEvent(event)) => {
-                self.wants(pb::Topic::GpuEvents)
-                    && self.wants_gpu(event.gpu_uuid.as_deref().unwrap_or_default())
+                self.includes_topic(pb::Topic::GpuEvents)
+                    && self.includes_gpu(event.gpu_uuid.as_deref().unwrap_or_default())
             }
             Some(Update::Unreadable(change)) => {
                 let name = format!("TOPIC_{}", change.topic.to_uppercase());
                 self.topics.is_empty()
-                    || pb::Topic::from_str_name(&name).is_some_and(|topic| self.wants(topic))
+                    || pb::Topic::from_str_name(&name)
+                        .is_some_and(|topic| self.includes_topic(topic))
             }
             Some(Update::GpuStats(_) | Update::Heartbeat(_) | Update::SnapshotEnd(_)) | None => {
                 false
@@ -150,13 +158,13 @@ impl Filter {
     }
 
     fn matches_alert(&self, alert: &pb::Alert) -> bool {
-        fn holds(set: &HashSet<String>, value: Option<&String>) -> bool {
+        fn allows(set: &HashSet<String>, value: Option<&String>) -> bool {
             set.is_empty() || value.is_some_and(|value| set.contains(value))
         }
         (self.severities.is_empty() || self.severities.contains(&alert.severity))
             && (self.statuses.is_empty() || self.statuses.contains(&alert.status))
-            && holds(&self.rule_ids, alert.rule_id.as_ref())
-            && holds(&self.camera_ids, alert.camera_id.as_ref())
+            && allows(&self.rule_ids, alert.rule_id.as_ref())
+            && allows(&self.camera_ids, alert.camera_id.as_ref())
             && (self.channels.is_empty()
                 || alert
                     .channels

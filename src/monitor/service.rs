@@ -1,4 +1,4 @@
-//! One subscriber's stream: first a heartbeat, then what happens.
+//! Monitor: the stream of one subscriber, with heartbeats, changes and GPU stats.
 
 use std::{
     collections::HashMap,
@@ -20,11 +20,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{
-    Announcement, Feed,
+    announcement::{Announcement, Feed},
     filter::Filter,
-    places::Places,
     snapshot::{Snapshot, Snapshots},
-    wire::Encoded,
+    watch_slots::WatchSlots,
+    wire::EncodedResponse,
 };
 use crate::{
     entity,
@@ -35,7 +35,7 @@ use crate::{
     rpc::time,
 };
 
-/// What is added to a change that is the last one of its transaction.
+/// Bytes appended to the last change of a transaction.
 static COMMIT_END: LazyLock<Bytes> = LazyLock::new(|| {
     let end = pb::WatchResponse {
         commit_end: true,
@@ -44,22 +44,23 @@ static COMMIT_END: LazyLock<Bytes> = LazyLock::new(|| {
     end.encode_to_vec().into()
 });
 
-/// How often a heartbeat is sent unless the client says otherwise.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Interval of heartbeats if the request contains none.
+const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// How often a heartbeat may be asked for.
-const HEARTBEATS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(5);
+/// Bounds of the requested interval of heartbeats.
+const HEARTBEAT_RANGE: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_mins(5);
 
-/// What the monitor is allowed, and what it tells of the feed.
+/// Limits of the monitor, and the retention of the feed.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How many watches may be open at a time.
-    pub places: Places,
-    /// What the feed keeps.
+    /// Limit of open watches.
+    pub slots: WatchSlots,
+    /// Retention of the feed.
     pub retention: Retention,
 }
 
-/// Pushes changes and live GPU stats to subscribers. Clones share what they push.
+/// Sends changes and live GPU stats to subscribers. Clones share all state.
 #[derive(Clone)]
 pub struct Monitor {
     feed: Feed,
@@ -71,7 +72,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// A monitor of the feed and the GPUs.
+    /// Creates a monitor of the feed and the GPUs.
     pub fn new(
         feed: Feed,
         gpus: LiveGpus,
@@ -89,27 +90,27 @@ impl Monitor {
         }
     }
 
-    /// Number of watches and of streams of workers that are open, those of jobs included.
+    /// Number of open watches and worker streams, including watches of jobs.
     pub fn watches(&self) -> usize {
-        self.settings.places.taken()
+        self.settings.slots.in_use()
     }
 
-    /// Number of watches and of streams of workers that may be open.
-    pub fn most_watches(&self) -> usize {
-        self.settings.places.limit()
+    /// Upper bound of open watches and worker streams.
+    pub fn max_watches(&self) -> usize {
+        self.settings.slots.limit()
     }
 
-    /// How many responses were sent, over all watches.
+    /// Number of responses sent on all watches.
     pub fn sent(&self) -> &IntCounter {
         &self.sent
     }
 
-    /// Begins a watch.
+    /// Starts a watch.
     pub(super) async fn watch(
         &self,
         request: pb::WatchRequest,
-    ) -> Result<impl Stream<Item = Result<Encoded, Status>> + Send + use<>> {
-        let place = self.settings.places.take()?;
+    ) -> Result<impl Stream<Item = Result<EncodedResponse, Status>> + Send + use<>> {
+        let permit = self.settings.slots.acquire()?;
         let filter = Filter::parse(&request)?;
         let heartbeat = heartbeat_interval(request.heartbeat_interval)?;
         let (start, snapshot) = self.start(&request).await?;
@@ -119,12 +120,12 @@ impl Monitor {
             start,
             held: None,
             sent: HashMap::new(),
-            _place: place,
+            _permit: permit,
         };
         Ok(watch.stream(heartbeat, snapshot))
     }
 
-    /// Where a watch starts, and what it starts with.
+    /// Position at which the watch starts, and its snapshot, if requested.
     async fn start(&self, request: &pb::WatchRequest) -> Result<(Start, Option<Arc<Snapshot>>)> {
         let start = WatchStart::try_from(request.start)
             .map_err(|_| Error::invalid("start", "is not a value that this server knows"))?;
@@ -145,7 +146,7 @@ impl Monitor {
         })
     }
 
-    /// What the feed holds.
+    /// Current state and retention of the feed.
     pub(super) async fn feed_status(&self) -> Result<pb::GetFeedStatusResponse> {
         let status = self.feed.status().await?;
         let cursors = self.feed.cursors();
@@ -171,15 +172,15 @@ impl Monitor {
     }
 }
 
-/// Reads how often a heartbeat is asked for.
+/// Parses the requested interval of heartbeats. 5 s if absent.
 pub fn heartbeat_interval(interval: Option<prost_types::Duration>) -> Result<Duration> {
     let Some(interval) = interval else {
-        return Ok(HEARTBEAT);
+        return Ok(DEFAULT_HEARTBEAT);
     };
-    time::duration("heartbeat_interval", interval, &HEARTBEATS)
+    time::duration("heartbeat_interval", interval, &HEARTBEAT_RANGE)
 }
 
-/// What a subscriber waited for.
+/// Next step of a watch.
 enum Step {
     Heartbeat,
     GpuStats,
@@ -187,59 +188,61 @@ enum Step {
     End,
 }
 
-/// A subscriber: where it is, and what it wants.
+/// Subscriber with its position and filter.
 struct Watch {
     monitor: Monitor,
     filter: Filter,
-    /// Up to where it has seen the feed.
+    /// Position up to which the subscriber has seen the feed.
     start: Start,
-    /// The last change that it is to be sent, until it is known whether another one of the same
-    /// transaction follows.
+    /// Last included change, held back until it is known whether a change of the same transaction
+    /// follows.
     held: Option<Arc<Entry<Announcement>>>,
-    /// The number of the last sample of each GPU that it was sent.
+    /// Number of the last sent sample of each GPU.
     sent: HashMap<String, u64>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Watch {
-    /// Nothing is read ahead for the subscriber: while it does not read, this is not polled, and it costs its place.
+    /// Nothing is read ahead for the subscriber. While the subscriber does not read, this stream is
+    /// not polled, and its only cost is its slot.
     ///
-    /// Futures that run seldom are boxed: every subscriber has room for those that are not.
+    /// Rare futures are boxed, because otherwise every subscriber reserves memory for them.
     fn stream(
         mut self,
         heartbeat: Duration,
         snapshot: Option<Arc<Snapshot>>,
-    ) -> impl Stream<Item = Result<Encoded, Status>> + Send {
+    ) -> impl Stream<Item = Result<EncodedResponse, Status>> + Send {
         try_stream! {
             let mut sampled = self.monitor.gpus.changed();
             if let Some(snapshot) = snapshot {
                 let mut heartbeat = Box::pin(self.heartbeat()).await;
                 heartbeat.cursor.clear();
                 yield encode(&heartbeat);
-                for await message in Box::pin(self.existing(snapshot)) {
+                for await message in Box::pin(self.snapshot_messages(snapshot)) {
                     yield message?;
                 }
             } else {
                 yield encode(&Box::pin(self.heartbeat()).await);
-                // Those that are there already are news to this subscriber.
+                // Existing samples are new to this subscriber.
                 sampled.mark_changed();
             }
             let mut heartbeats = interval_at(Instant::now() + heartbeat, heartbeat);
             heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            let (changes, gpu_stats) = (self.filter.wants_changes(), self.filter.wants_gpu_stats());
+            let (has_changes, has_gpu_stats) = (self.filter.includes_changes(), self.filter.includes_gpu_stats());
             let shutdown = self.monitor.shutdown.clone();
             let feed = self.monitor.feed.clone();
 
             loop {
-                // The rest of a transaction is there: nothing else is waited for.
-                let between = self.held.is_none();
+                // The rest of a transaction is available, so the stream does not wait for anything
+                // else.
+                let is_between_changes = self.held.is_none();
                 let step = tokio::select! {
-                    // What comes seldom goes first, so that a busy feed cannot hold it up.
+                    // Rare events have priority, so that a busy feed cannot delay them.
                     biased;
                     () = shutdown.cancelled() => Step::End,
-                    _ = heartbeats.tick(), if between => Step::Heartbeat,
-                    Ok(()) = sampled.changed(), if between && gpu_stats => Step::GpuStats,
-                    entries = feed.after(self.start.position), if changes => Step::Changes(entries),
+                    _ = heartbeats.tick(), if is_between_changes => Step::Heartbeat,
+                    Ok(()) = sampled.changed(), if is_between_changes && has_gpu_stats => Step::GpuStats,
+                    entries = feed.after(self.start.position), if has_changes => Step::Changes(entries),
                 };
                 feed.check_current(self.start.position)?;
                 match step {
@@ -253,7 +256,7 @@ impl Watch {
                         for entry in entries? {
                             self.start.position = entry.position;
                             let ends_commit = entry.ends_commit;
-                            if self.wants(&entry)
+                            if self.includes(&entry)
                                 && let Some(held) = self.held.replace(entry)
                             {
                                 yield self.change(&held, false);
@@ -275,36 +278,39 @@ impl Watch {
         }
     }
 
-    /// What there was when the watch began, and the end of it.
-    fn existing(&mut self, snapshot: Arc<Snapshot>) -> impl Stream<Item = Result<Encoded>> + Send {
-        let own = |shared: &Bytes| Encoded {
+    /// Messages of the snapshot, followed by the end of the snapshot.
+    fn snapshot_messages(
+        &mut self,
+        snapshot: Arc<Snapshot>,
+    ) -> impl Stream<Item = Result<EncodedResponse>> + Send {
+        let own = |shared: &Bytes| EncodedResponse {
             shared: shared.clone(),
             own: Bytes::new(),
         };
         try_stream! {
             let mut end = pb::SnapshotEnd::default();
             let live = self.monitor.gpus.readings();
-            let stored = snapshot.gpu_stats.iter().filter(|stored| {
+            let stored_only = snapshot.gpu_stats.iter().filter(|stored| {
                 live.iter().all(|live| live.stats.gpu_uuid != stored.gpu_uuid)
             });
-            for stats in stored {
+            for stats in stored_only {
                 let uuid = stats.gpu_uuid.as_deref().unwrap_or_default();
-                if self.filter.wants_gpu_stats() && self.filter.wants_gpu(uuid) {
+                if self.filter.includes_gpu_stats() && self.filter.includes_gpu(uuid) {
                     end.gpu_stats += 1;
                     yield encode(&response(Update::GpuStats(stats.clone())));
                 }
             }
             for reading in &live {
                 let uuid = reading.stats.gpu_uuid.clone().unwrap_or_default();
-                if self.filter.wants_gpu_stats() && self.filter.wants_gpu(&uuid) {
+                if self.filter.includes_gpu_stats() && self.filter.includes_gpu(&uuid) {
                     end.gpu_stats += 1;
                     self.sent.insert(uuid, reading.number);
                     yield own(&reading.encoded());
                 }
             }
-            let mut place = 0;
-            while let Some(alert) = snapshot.alerts.item(place)? {
-                place += 1;
+            let mut index = 0;
+            while let Some(alert) = snapshot.alerts.item(index)? {
+                index += 1;
                 if self.filter.matches(alert.update.as_ref()) {
                     end.alerts += 1;
                     yield own(&alert.encoded);
@@ -317,16 +323,16 @@ impl Watch {
         }
     }
 
-    fn wants(&self, entry: &Entry<Announcement>) -> bool {
+    fn includes(&self, entry: &Entry<Announcement>) -> bool {
         !self.start.seen.contains(entry.position.xid)
             && self.filter.matches(entry.item.update.as_ref())
     }
 
-    /// A change, and what is this subscriber's own of it.
-    fn change(&self, entry: &Entry<Announcement>, commit_end: bool) -> Encoded {
+    /// Encoded change, with the bytes for this subscriber.
+    fn change(&self, entry: &Entry<Announcement>, commit_end: bool) -> EncodedResponse {
         let seen = &self.start.seen;
         let own = if seen.matters_after(entry.position) {
-            // Of a field that comes twice the last one counts.
+            // For a repeated field, the last value counts.
             let cursors = self.monitor.feed.cursors();
             let own = pb::WatchResponse {
                 cursor: cursors.encode_start(entry.position, Some(seen)),
@@ -339,17 +345,17 @@ impl Watch {
         } else {
             Bytes::new()
         };
-        Encoded {
+        EncodedResponse {
             shared: entry.item.encoded.clone(),
             own,
         }
     }
 
-    /// The cursor for a response that is not in the feed.
+    /// Cursor for a response that is not part of the feed.
     fn cursor(&mut self) -> String {
         let head = self.monitor.feed.head();
-        if !self.filter.wants_changes() && head > self.start.position {
-            // It has seen all that it wants to see of the feed.
+        if !self.filter.includes_changes() && head > self.start.position {
+            // The filter includes no changes, so the position may skip all of them.
             self.start.position = head;
         }
         let cursors = self.monitor.feed.cursors();
@@ -357,21 +363,17 @@ impl Watch {
     }
 
     async fn heartbeat(&mut self) -> pb::WatchResponse {
-        // A database that is away has nothing new to tell; the heartbeat must go out all the same.
-        let behind = if self.filter.wants_changes() {
-            self.monitor
-                .feed
-                .backlog_after(self.start.position)
-                .await
-                .ok()
+        // The heartbeat must be sent even while the database is away.
+        let lag = if self.filter.includes_changes() {
+            self.monitor.feed.backlog_after(self.start.position).await.ok()
         } else {
             None
         };
-        let (behind_changes, behind_time) = behind.unwrap_or_default();
+        let (behind_changes, lag_time) = lag.unwrap_or_default();
         let heartbeat = pb::Heartbeat {
             server_time: Some(time::to_proto(entity::now())),
             behind_changes,
-            behind: Some(time::duration_to_proto(behind_time)),
+            behind: Some(time::duration_to_proto(lag_time)),
             history_id: self.monitor.feed.history_id(),
         };
         pb::WatchResponse {
@@ -380,13 +382,13 @@ impl Watch {
         }
     }
 
-    /// The newest sample of every GPU of which there is a newer one than was sent.
-    fn new_gpu_stats(&mut self) -> Vec<Encoded> {
+    /// Newest sample of every GPU with samples since the last sent one.
+    fn new_gpu_stats(&mut self) -> Vec<EncodedResponse> {
         let mut messages = Vec::new();
         for reading in self.monitor.gpus.readings() {
             let uuid = reading.stats.gpu_uuid.as_deref().unwrap_or_default();
             let sent = self.sent.get(uuid).copied();
-            if !self.filter.wants_gpu(uuid) || sent.is_some_and(|sent| sent >= reading.number) {
+            if !self.filter.includes_gpu(uuid) || sent.is_some_and(|sent| sent >= reading.number) {
                 continue;
             }
             let skipped = sent.map_or(0, |sent| reading.number - sent - 1);
@@ -396,7 +398,7 @@ impl Watch {
                 gpu_stats_skipped: i64::try_from(skipped).unwrap_or(i64::MAX),
                 ..Default::default()
             };
-            messages.push(Encoded {
+            messages.push(EncodedResponse {
                 shared: reading.encoded(),
                 own: own.encode_to_vec().into(),
             });
@@ -412,8 +414,8 @@ fn response(update: Update) -> pb::WatchResponse {
     }
 }
 
-fn encode(response: &pb::WatchResponse) -> Encoded {
-    Encoded {
+fn encode(response: &pb::WatchResponse) -> EncodedResponse {
+    EncodedResponse {
         shared: response.encode_to_vec().into(),
         own: Bytes::new(),
     }

@@ -1,4 +1,4 @@
-//! What there is at one moment, for watches that start with it.
+//! Snapshots: the state at one moment, for watches that start with it.
 
 use std::{
     sync::{Arc, Weak},
@@ -11,7 +11,7 @@ use sea_orm::{
 };
 use tokio::sync::Mutex;
 
-use super::{Announcement, Feed};
+use super::announcement::{Announcement, Feed};
 use crate::{
     db::Db,
     entity::alert::{self, AlertStatus},
@@ -22,35 +22,36 @@ use crate::{
     rpc::limits::snapshots::{self, Reservation, SnapshotMemory},
 };
 
-/// How many alerts are read at a time.
-const PAGE: u64 = 1_000;
+/// Number of alerts per query.
+const ALERTS_PER_QUERY: u64 = 1_000;
 
-/// Size of an alert in a snapshot, as a multiple of its encoded size: it is kept encoded and decoded.
-const EXPANSION: u64 = 3;
+/// Memory use of an alert in a snapshot, as a multiple of its encoded size, because the alert is
+/// kept encoded and decoded.
+const MEMORY_FACTOR: u64 = 3;
 
-/// What there is at one moment.
+/// State at one moment.
 #[derive(Debug)]
 pub(super) struct Snapshot {
-    /// Where the feed goes on after it.
+    /// Position at which the feed continues after the snapshot.
     pub start: Start,
-    /// The alerts that are pending or delivered, oldest first.
+    /// Alerts with the status pending or delivered, oldest first.
     pub alerts: Arc<snapshots::Snapshot<Arc<Announcement>>>,
-    /// The newest stored sample of every GPU.
+    /// Newest stored sample of every GPU.
     pub gpu_stats: Vec<pb::GpuStats>,
 }
 
-/// Takes snapshots. Those who ask while one is being taken share the next one.
+/// Source of snapshots. Callers that arrive during a snapshot share the next one.
 pub struct Snapshots {
     db: Db,
     feed: Feed,
     gpus: GpuStats,
     memory: SnapshotMemory,
-    /// When the last one was begun. It is kept for as long as somebody sends it.
+    /// Last snapshot and the start of its queries. The snapshot lives as long as a watch sends it.
     last: Mutex<Option<(Instant, Weak<Snapshot>)>>,
 }
 
 impl Snapshots {
-    /// Snapshots of this database and its GPUs, which take the `memory`.
+    /// Snapshots of the database and the GPUs. `memory` limits their size.
     pub fn new(db: Db, feed: Feed, gpus: GpuStats, memory: SnapshotMemory) -> Self {
         Self {
             db,
@@ -61,40 +62,40 @@ impl Snapshots {
         }
     }
 
-    /// A snapshot of a moment after this is called.
+    /// Snapshot of a moment after the call.
     pub(super) async fn take(&self) -> Result<Arc<Snapshot>> {
-        let asked = Instant::now();
+        let requested_at = Instant::now();
         let mut last = self.last.lock().await;
-        if let Some((begun, snapshot)) = &*last
-            && *begun >= asked
+        if let Some((started_at, snapshot)) = &*last
+            && *started_at >= requested_at
             && let Some(snapshot) = snapshot.upgrade()
         {
             return Ok(snapshot);
         }
-        let begun = Instant::now();
-        let snapshot = Arc::new(self.read().await?);
-        *last = Some((begun, Arc::downgrade(&snapshot)));
+        let started_at = Instant::now();
+        let snapshot = Arc::new(self.load().await?);
+        *last = Some((started_at, Arc::downgrade(&snapshot)));
         Ok(snapshot)
     }
 
-    async fn read(&self) -> Result<Snapshot> {
-        // All callers share what is read, so that this takes one of the connections for short reads, and no watch waits
+    async fn load(&self) -> Result<Snapshot> {
+        // Callers share the result, so this takes a connection for short reads, and no watch waits
         // for scans.
         let tx = self.db.snapshot().await?;
         let start = self.feed.now_in(&tx).await?;
         let mut reservation = self.memory.reserve();
-        let alerts = open_alerts(&tx, &mut reservation).await?;
+        let open_alerts = load_open_alerts(&tx, &mut reservation).await?;
         tx.rollback().await?;
-        let alerts = self.memory.store(alerts, reservation);
+        let alerts = self.memory.store(open_alerts, reservation);
         Ok(Snapshot {
             start,
             alerts,
-            gpu_stats: self.gpus.latest_of_all().await?,
+            gpu_stats: self.gpus.latest_samples().await?,
         })
     }
 }
 
-async fn open_alerts(
+async fn load_open_alerts(
     tx: &DatabaseTransaction,
     reservation: &mut Reservation,
 ) -> Result<Vec<Arc<Announcement>>> {
@@ -103,36 +104,36 @@ async fn open_alerts(
     let mut alerts = Vec::new();
     let mut last = None;
     loop {
-        let mut page = alert::Entity::find()
+        let mut query = alert::Entity::find()
             .filter(Status.is_in([AlertStatus::Pending, AlertStatus::Delivered]))
             .order_by_asc(CreatedAt)
             .order_by_asc(Id)
-            .limit(PAGE);
+            .limit(ALERTS_PER_QUERY);
         if let Some((created_at, id)) = last {
             let same_time = Condition::all()
                 .add(CreatedAt.eq(created_at))
                 .add(Id.gt(id));
-            page = page.filter(
+            query = query.filter(
                 Condition::any()
                     .add(CreatedAt.gt(created_at))
                     .add(same_time),
             );
         }
-        let page = page.all(tx).await?;
+        let page = query.all(tx).await?;
         last = page.last().map(|alert| (alert.created_at, alert.id));
-        let full = page.len() as u64 == PAGE;
+        let is_full = page.len() as u64 == ALERTS_PER_QUERY;
         for alert in page {
-            let alert = existing(alert);
-            reservation.grow(alert.encoded.len() as u64 * EXPANSION)?;
+            let alert = to_existing(alert);
+            reservation.grow(alert.encoded.len() as u64 * MEMORY_FACTOR)?;
             alerts.push(Arc::new(alert));
         }
-        if !full {
+        if !is_full {
             return Ok(alerts);
         }
     }
 }
 
-fn existing(alert: alert::Model) -> Announcement {
+fn to_existing(alert: alert::Model) -> Announcement {
     let change = pb::AlertChange {
         kind: pb::AlertChangeKind::Existing.into(),
         alert: Some(alert.into()),

@@ -1,4 +1,4 @@
-//! The gRPC side of `Watch`: messages go out as the bytes that subscribers share.
+//! gRPC service of the monitor, which sends encoded bytes that all subscribers share.
 //!
 //! The generated server would encode each message again for each subscriber.
 
@@ -28,20 +28,20 @@ use crate::{
     rpc::codec::{BoundedCodec, BoundedDecoder},
 };
 
-/// How much room for messages an idle subscriber has, in bytes. It grows with what is sent.
-const BUFFER: usize = 512;
+/// Initial size of a subscriber's send buffer, in bytes.
+const INITIAL_BUFFER_BYTES: usize = 512;
 
-/// How many bytes go to the transport at a time.
-const YIELD_AT: usize = 32 * 1024;
+/// Buffer size at which bytes go to the transport.
+const YIELD_BYTES: usize = 32 * 1024;
 
-type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// `MonitorService` as a service of the listener.
 #[derive(Clone)]
 pub struct MonitorServer {
-    /// Does the work.
+    /// Monitor that handles the calls.
     pub monitor: Monitor,
-    /// The largest request that is accepted, in bytes.
+    /// Upper bound of a request in bytes.
     pub max_message_size: usize,
 }
 
@@ -52,7 +52,7 @@ impl NamedService for MonitorServer {
 impl Service<http::Request<Body>> for MonitorServer {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = Boxed<Result<Self::Response, Infallible>>;
+    type Future = BoxFuture<Result<Self::Response, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -65,7 +65,7 @@ impl Service<http::Request<Body>> for MonitorServer {
         let monitor = self.monitor.clone();
         match request.uri().path() {
             "/watchpost.v1.MonitorService/Watch" => {
-                let mut grpc = Grpc::new(EncodedCodec(monitor.sent().clone()))
+                let mut grpc = Grpc::new(SharedBytesCodec(monitor.sent().clone()))
                     .apply_compression_config(accepted, EnabledCompressionEncodings::default())
                     .apply_max_message_size_config(limit, None);
                 Box::pin(async move { Ok(grpc.server_streaming(Watch(monitor), request).await) })
@@ -85,13 +85,13 @@ impl Service<http::Request<Body>> for MonitorServer {
     }
 }
 
-/// The method `Watch`.
+/// Method `Watch`.
 struct Watch(Monitor);
 
 impl ServerStreamingService<pb::WatchRequest> for Watch {
-    type Response = Encoded;
-    type ResponseStream = Pin<Box<dyn Stream<Item = Result<Encoded, Status>> + Send>>;
-    type Future = Boxed<Result<Response<Self::ResponseStream>, Status>>;
+    type Response = EncodedResponse;
+    type ResponseStream = Pin<Box<dyn Stream<Item = Result<EncodedResponse, Status>> + Send>>;
+    type Future = BoxFuture<Result<Response<Self::ResponseStream>, Status>>;
 
     fn call(&mut self, request: Request<pb::WatchRequest>) -> Self::Future {
         let monitor = self.0.clone();
@@ -102,12 +102,12 @@ impl ServerStreamingService<pb::WatchRequest> for Watch {
     }
 }
 
-/// The method `GetFeedStatus`.
+/// Method `GetFeedStatus`.
 struct GetFeedStatus(Monitor);
 
 impl UnaryService<pb::GetFeedStatusRequest> for GetFeedStatus {
     type Response = pb::GetFeedStatusResponse;
-    type Future = Boxed<Result<Response<Self::Response>, Status>>;
+    type Future = BoxFuture<Result<Response<Self::Response>, Status>>;
 
     fn call(&mut self, _: Request<pb::GetFeedStatusRequest>) -> Self::Future {
         let monitor = self.0.clone();
@@ -115,24 +115,24 @@ impl UnaryService<pb::GetFeedStatusRequest> for GetFeedStatus {
     }
 }
 
-/// An encoded `WatchResponse`: what all subscribers share of it, then what is this one's own.
+/// Encoded `WatchResponse`: bytes shared by all subscribers, followed by bytes for one subscriber.
 #[derive(Debug)]
-pub(super) struct Encoded {
+pub(super) struct EncodedResponse {
     pub shared: Bytes,
     pub own: Bytes,
 }
 
-/// Decodes requests as usual; responses are encoded already.
-struct EncodedCodec(IntCounter);
+/// Codec that decodes requests and passes on encoded responses.
+struct SharedBytesCodec(IntCounter);
 
-impl Codec for EncodedCodec {
-    type Encode = Encoded;
+impl Codec for SharedBytesCodec {
+    type Encode = EncodedResponse;
     type Decode = pb::WatchRequest;
-    type Encoder = EncodedEncoder;
+    type Encoder = SharedBytesEncoder;
     type Decoder = BoundedDecoder<pb::WatchRequest>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        EncodedEncoder(self.0.clone())
+        SharedBytesEncoder(self.0.clone())
     }
 
     fn decoder(&mut self) -> Self::Decoder {
@@ -140,14 +140,18 @@ impl Codec for EncodedCodec {
     }
 }
 
-struct EncodedEncoder(IntCounter);
+struct SharedBytesEncoder(IntCounter);
 
-impl Encoder for EncodedEncoder {
-    type Item = Encoded;
+impl Encoder for SharedBytesEncoder {
+    type Item = EncodedResponse;
     type Error = Status;
 
-    fn encode(&mut self, message: Encoded, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        let Encoded { shared, own } = message;
+    fn encode(
+        &mut self,
+        message: EncodedResponse,
+        buffer: &mut EncodeBuf<'_>,
+    ) -> Result<(), Status> {
+        let EncodedResponse { shared, own } = message;
         buffer.reserve(shared.len() + own.len());
         buffer.put(shared);
         buffer.put(own);
@@ -156,6 +160,6 @@ impl Encoder for EncodedEncoder {
     }
 
     fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(BUFFER, YIELD_AT)
+        BufferSettings::new(INITIAL_BUFFER_BYTES, YIELD_BYTES)
     }
 }

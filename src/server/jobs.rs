@@ -5,7 +5,7 @@ use tonic::{codec::CompressionEncoding::Gzip, service::Routes};
 use super::Components;
 use crate::{
     jobs::{JobQueues, JobSchedules, JobTypes, JobWorkers, Jobs},
-    monitor::Places,
+    monitor::WatchSlots,
     pb::{
         job_queue_service_server::JobQueueServiceServer,
         job_schedule_service_server::JobScheduleServiceServer,
@@ -18,7 +18,7 @@ use crate::{
 /// Builds the services. Requests may have up to `limit` bytes.
 pub(super) fn routes(
     components: &Components,
-    places: &Places,
+    places: &WatchSlots,
     memory: &SnapshotMemory,
     limit: usize,
 ) -> Routes {

@@ -84,7 +84,7 @@ pub(super) async fn prepare(
         shutdown.clone(),
     ));
     tokio::spawn(gpu::history::rollup::run(db.clone(), shutdown.clone()));
-    let kept = gpu::history::retention::Kept {
+    let kept = gpu::history::retention::RetentionPeriods {
         samples: settings.gpu_stats_retention,
         rollups: settings.gpu_rollup_retention,
     };
@@ -134,7 +134,7 @@ pub(super) async fn prepare(
         shutdown,
     )
     .await;
-    tracing::info!("{}", gpus.found);
+    tracing::info!("{}", gpus.summary);
     Ok(RunningTasks { gpus, deliverer })
 }
 

@@ -1,4 +1,5 @@
-//! The watch of the server: it goes on after its cursor when it breaks, as long as it takes.
+//! Connection to the server: a watch that resumes after failures at its cursor, without a time
+//! limit.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -7,43 +8,43 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::state::Heard;
+use super::state::ConnectionEvent;
 use crate::{
     client::{ConnectionError, HEARTBEAT_INTERVAL, RECEIVE_TIMEOUT, RETRY_PAUSES, connect},
     pb::{self, Topic, WatchStart, monitor_service_client::MonitorServiceClient},
 };
 
-/// Watches the server until nobody hears any more.
-pub(super) async fn watch(server: String, heard: mpsc::Sender<Heard>) {
-    let mut watch = Watch {
+/// Watches the server until the receiver is closed.
+pub(super) async fn watch(server: String, events: mpsc::Sender<ConnectionEvent>) {
+    let mut watcher = Watcher {
         server,
-        heard,
+        events,
         cursor: String::new(),
         pause: RETRY_PAUSES.0,
     };
     loop {
-        let Err(broken) = watch.follow().await;
-        if !watch.cursor.is_empty() && broken.refuses_cursor() {
-            watch.cursor.clear();
+        let Err(broken) = watcher.follow().await;
+        if !watcher.cursor.is_empty() && broken.refuses_cursor() {
+            watcher.cursor.clear();
             continue;
         }
-        if !watch.tell(Heard::Broken(broken.reason())).await {
+        if !watcher.send(ConnectionEvent::Broken(broken.reason())).await {
             return;
         }
-        sleep(watch.pause).await;
-        watch.pause = (watch.pause * 2).min(RETRY_PAUSES.1);
+        sleep(watcher.pause).await;
+        watcher.pause = (watcher.pause * 2).min(RETRY_PAUSES.1);
     }
 }
 
-struct Watch {
+struct Watcher {
     server: String,
-    heard: mpsc::Sender<Heard>,
-    /// Where to go on; empty before the end of a snapshot.
+    events: mpsc::Sender<ConnectionEvent>,
+    /// Cursor to resume from. Empty before the end of a snapshot.
     cursor: String,
     pause: Duration,
 }
 
-impl Watch {
+impl Watcher {
     /// Follows one connection until it breaks.
     async fn follow(&mut self) -> Result<Infallible, ConnectionError> {
         let mut monitor = MonitorServiceClient::new(connect(&self.server).await?);
@@ -56,15 +57,18 @@ impl Watch {
             if !connected {
                 connected = true;
                 self.pause = RETRY_PAUSES.0;
-                self.tell(Heard::Connected).await;
+                self.send(ConnectionEvent::Connected).await;
                 if self.cursor.is_empty() {
-                    self.tell(Heard::Snapshot).await;
+                    self.send(ConnectionEvent::Snapshot).await;
                 }
             }
             if !response.cursor.is_empty() {
                 self.cursor.clone_from(&response.cursor);
             }
-            if !self.tell(Heard::Response(Box::new(response))).await {
+            if !self
+                .send(ConnectionEvent::Response(Box::new(response)))
+                .await
+            {
                 return Err(ConnectionError::Ended);
             }
         }
@@ -85,8 +89,8 @@ impl Watch {
         }
     }
 
-    /// Whether anybody hears it.
-    async fn tell(&self, heard: Heard) -> bool {
-        self.heard.send(heard).await.is_ok()
+    /// Returns false if the receiver is closed.
+    async fn send(&self, event: ConnectionEvent) -> bool {
+        self.events.send(event).await.is_ok()
     }
 }

@@ -1,15 +1,15 @@
-//! What tests hear.
+//! Events and messages for tests.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use prost_types::Timestamp;
 
-use super::state::{Heard, State};
+use super::state::{ConnectionEvent, State};
 use crate::{
     pb::{self, AlertChangeKind, AlertStatus, Severity, WatchResponse, watch_response::Update},
     rpc::time,
 };
 
-/// When it is now.
+/// Current time of the tests.
 pub(super) fn now() -> DateTime<Utc> {
     "2026-03-04T12:00:00Z".parse().unwrap()
 }
@@ -21,7 +21,7 @@ fn timestamp(time: DateTime<Utc>) -> Timestamp {
     }
 }
 
-/// A GPU that was sampled so many seconds ago, of which all is known.
+/// GPU with all values, sampled `seconds_ago`.
 pub(super) fn gpu(index: i32, seconds_ago: i64) -> pb::GpuStats {
     pb::GpuStats {
         recorded_at: Some(timestamp(now() - TimeDelta::seconds(seconds_ago))),
@@ -46,7 +46,7 @@ pub(super) fn gpu(index: i32, seconds_ago: i64) -> pb::GpuStats {
     }
 }
 
-/// A GPU that tells its name and nothing else.
+/// GPU with a name and no other values.
 pub(super) fn silent_gpu(index: i32) -> pb::GpuStats {
     pb::GpuStats {
         recorded_at: Some(timestamp(now())),
@@ -58,7 +58,7 @@ pub(super) fn silent_gpu(index: i32) -> pb::GpuStats {
     }
 }
 
-/// A pending alert that was raised so many seconds ago.
+/// Pending alert, raised `seconds_ago`.
 pub(super) fn alert(id: &str, seconds_ago: i64) -> pb::Alert {
     pb::Alert {
         id: id.into(),
@@ -71,14 +71,14 @@ pub(super) fn alert(id: &str, seconds_ago: i64) -> pb::Alert {
     }
 }
 
-/// The same alert in another status.
+/// The alert with another status.
 pub(super) fn with_status(alert: pb::Alert, status: AlertStatus) -> pb::Alert {
     let status = status.into();
     pb::Alert { status, ..alert }
 }
 
-pub(super) fn update(update: impl Into<Update>) -> Heard {
-    Heard::Response(Box::new(WatchResponse {
+pub(super) fn update(update: impl Into<Update>) -> ConnectionEvent {
+    ConnectionEvent::Response(Box::new(WatchResponse {
         update: Some(update.into()),
         ..Default::default()
     }))
@@ -99,12 +99,12 @@ impl From<pb::Alert> for Update {
     }
 }
 
-pub(super) fn snapshot_end() -> Heard {
+pub(super) fn snapshot_end() -> ConnectionEvent {
     update(Update::SnapshotEnd(pb::SnapshotEnd::default()))
 }
 
-/// A heartbeat of a server whose clock is so many seconds ahead.
-pub(super) fn heartbeat(ahead: i64, behind_changes: i64) -> Heard {
+/// Heartbeat of a server whose clock is `ahead` seconds ahead.
+pub(super) fn heartbeat(ahead: i64, behind_changes: i64) -> ConnectionEvent {
     update(Update::Heartbeat(pb::Heartbeat {
         server_time: Some(timestamp(now() + TimeDelta::seconds(ahead))),
         behind_changes,
@@ -113,19 +113,19 @@ pub(super) fn heartbeat(ahead: i64, behind_changes: i64) -> Heard {
     }))
 }
 
-/// Connected, with a whole snapshot of this.
+/// State of a connected view after a complete snapshot.
 pub(super) fn state(gpus: Vec<pb::GpuStats>, alerts: Vec<pb::Alert>) -> State {
     let mut state = State::new("http://box:50051".into(), now());
-    let mut hear = |heard| state.hear(heard, now());
-    hear(Heard::Connected);
-    hear(Heard::Snapshot);
-    hear(heartbeat(0, 0));
+    let mut apply = |event| state.apply_event(event, now());
+    apply(ConnectionEvent::Connected);
+    apply(ConnectionEvent::Snapshot);
+    apply(heartbeat(0, 0));
     for gpu in gpus {
-        hear(update(gpu));
+        apply(update(gpu));
     }
     for alert in alerts {
-        hear(update(alert));
+        apply(update(alert));
     }
-    hear(snapshot_end());
+    apply(snapshot_end());
     state
 }

@@ -1,6 +1,6 @@
-//! `watchpost top`: the GPUs and the alerts of a server, live, in a terminal.
+//! `watchpost top`: shows the GPUs and the alerts of a server live in a terminal.
 //!
-//! It is a client as any other: of this process it knows nothing but the API.
+//! A plain client of the public API, without access to the state of this process.
 
 use std::{io, ops::ControlFlow, time::Duration};
 
@@ -11,7 +11,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use self::state::{Heard, State};
+use self::state::{ConnectionEvent, State};
 use crate::client::Signals;
 
 mod connection;
@@ -20,56 +20,56 @@ mod examples;
 mod state;
 mod view;
 
-/// How soon after another the terminal is drawn.
+/// Minimum time between two drawings.
 const FRAME: Duration = Duration::from_millis(50);
 
-/// Why the view cannot be shown, or not any longer.
+/// Error that prevents or ends the view.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is nothing to draw on.
+    /// Standard output is not a terminal.
     #[error("standard output is not a terminal")]
     NotATerminal,
-    /// It cannot be drawn on.
+    /// The terminal cannot be read or drawn.
     #[error("the terminal: {0}")]
     Terminal(#[from] io::Error),
-    /// A fault of ours.
+    /// Internal error: the watch task ended.
     #[error("the watch ended by itself")]
     WatchEnded,
 }
 
-/// Shows what the server at this URL says, until a key or a signal ends it.
+/// Shows the state of the server at this URL until a key or a signal ends the view.
 pub async fn run(server: &str) -> Result<(), Error> {
     if !io::IsTerminal::is_terminal(&io::stdout()) {
         return Err(Error::NotATerminal);
     }
     let mut signals = Signals::listen()?;
-    let (tell, heard) = mpsc::channel(1_024);
-    // Before the terminal is changed: both end with the process.
-    let watch = tokio::spawn(connection::watch(server.to_string(), tell));
+    let (sender, events) = mpsc::channel(1_024);
+    // Started before the terminal changes, because both end with the process.
+    let watch = tokio::spawn(connection::watch(server.to_string(), sender));
     let mut screen = Screen::open()?;
     let state = State::new(server.to_string(), Utc::now());
-    let ended = show(&mut screen, state, heard, &mut signals).await;
+    let result = run_loop(&mut screen, state, events, &mut signals).await;
     watch.abort();
     drop(screen);
-    ended
+    result
 }
 
-async fn show(
+async fn run_loop(
     screen: &mut Screen,
     mut state: State,
-    mut heard: mpsc::Receiver<Heard>,
+    mut events: mpsc::Receiver<ConnectionEvent>,
     signals: &mut Signals,
 ) -> Result<(), Error> {
-    let mut keys = keys();
+    let mut keys = terminal_events();
     let mut frames = interval(FRAME);
     frames.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Ages grow even if nothing is heard.
+    // Ages grow even without events.
     let mut seconds = interval(Duration::from_secs(1));
     let mut changed = true;
     loop {
         tokio::select! {
             event = keys.recv() => {
-                let event = event.ok_or_else(|| io::Error::other("it gives no keys any more"))?;
+                let event = event.ok_or_else(|| io::Error::other("the terminal sends no more events"))?;
                 if let Some(key) = event.as_key_event()
                     && state.press(key) == ControlFlow::Break(())
                 {
@@ -77,8 +77,8 @@ async fn show(
                 }
                 changed = true;
             }
-            heard = heard.recv() => {
-                state.hear(heard.ok_or(Error::WatchEnded)?, Utc::now());
+            event = events.recv() => {
+                state.apply_event(event.ok_or(Error::WatchEnded)?, Utc::now());
                 changed = true;
             }
             () = signals.wait() => return Ok(()),
@@ -91,8 +91,7 @@ async fn show(
     }
 }
 
-/// The terminal while it is ours. It is given back as it was when this is dropped; a panic gives it
-/// back before it says anything.
+/// Terminal in raw mode. Dropping restores the terminal; a panic restores it before its message.
 struct Screen {
     terminal: DefaultTerminal,
 }
@@ -120,23 +119,23 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         let _ = self.terminal.show_cursor();
-        // A second time would put the cursor back above what the panic has said.
+        // A second restore would move the cursor above the panic message.
         if !std::thread::panicking() {
             let _ = ratatui::try_restore();
         }
     }
 }
 
-/// What the terminal tells. The thread that waits for it ends with the process: a read cannot be
-/// called off.
-fn keys() -> mpsc::Receiver<event::Event> {
-    let (tell, keys) = mpsc::channel(64);
+/// Events of the terminal. The reading thread ends with the process, because a read cannot be
+/// cancelled.
+fn terminal_events() -> mpsc::Receiver<event::Event> {
+    let (sender, receiver) = mpsc::channel(64);
     std::thread::spawn(move || {
         while let Ok(event) = event::read() {
-            if tell.blocking_send(event).is_err() {
+            if sender.blocking_send(event).is_err() {
                 return;
             }
         }
     });
-    keys
+    receiver
 }

@@ -1,5 +1,5 @@
-//! What there is to see: what the server said, and what the keys have set. It knows no terminal and
-//! no clock.
+//! State of the view: data from the server and settings by keys. Independent of the terminal and
+//! the clock.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -11,87 +11,87 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use crate::pb::{self, AlertStatus, watch_response::Update};
 
-/// How many alerts are kept, the newest.
-pub(super) const MOST_ALERTS: usize = 1_000;
+/// Upper bound of alerts in memory. The oldest are dropped.
+pub(super) const MAX_ALERTS: usize = 1_000;
 
-/// How many samples of a GPU are kept to draw its history: more than the widest terminal shows.
-const HISTORY: usize = 512;
+/// Upper bound of samples in the history of a GPU, more than the width of any terminal.
+const MAX_HISTORY: usize = 512;
 
-/// How old the newest sample of a GPU that is sampled every second may be.
-const FRESH: TimeDelta = TimeDelta::seconds(5);
+/// Minimum age at which a sample counts as stale.
+const MIN_STALE_AGE: TimeDelta = TimeDelta::seconds(5);
 
-/// What the connection tells.
+/// Event of the connection.
 #[derive(Debug)]
-pub(super) enum Heard {
-    /// The server answers.
+pub(super) enum ConnectionEvent {
+    /// The server answered.
     Connected,
-    /// What follows is a snapshot of all there is.
+    /// A complete snapshot follows.
     Snapshot,
-    /// The server sent this.
+    /// Response from the server.
     Response(Box<pb::WatchResponse>),
-    /// The connection broke, or could not be made.
+    /// The connection broke or could not be made, with the cause.
     Broken(String),
 }
 
-/// How it stands with the server.
+/// State of the connection to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Link {
-    /// It has not answered yet.
+pub(super) enum ConnectionState {
+    /// The server has not answered yet.
     Connecting,
     Connected,
-    /// It has answered before.
+    /// The server has answered before.
     Reconnecting,
 }
 
-/// The order of the GPUs.
+/// Order of the GPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sort {
     /// By host and index.
     Index,
-    /// The busiest first.
+    /// By utilization, highest first.
     Utilization,
-    /// The fullest first.
+    /// By memory use in percent, highest first.
     Memory,
-    /// The hottest first.
+    /// By temperature, highest first.
     Temperature,
 }
 
-/// The order in which alerts were raised.
+/// Order of the alerts: time of creation, then id.
 type AlertKey = (DateTime<Utc>, String);
 
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) server: String,
-    pub(super) link: Link,
-    /// Since when it stands so with the server.
+    pub(super) link: ConnectionState,
+    /// Time of the last change of the connection state.
     pub(super) since: DateTime<Utc>,
-    /// Why the server is not there.
+    /// Cause of the last failed connection.
     pub(super) problem: Option<String>,
-    /// The newest heartbeat of this connection.
+    /// Newest heartbeat of the current connection.
     pub(super) heartbeat: Option<pb::Heartbeat>,
-    /// Whether a snapshot has been seen to its end.
+    /// True after the end of the first snapshot.
     pub(super) complete: bool,
     pub(super) sort: Sort,
     pub(super) help: bool,
-    /// The number of the first alert to show.
+    /// Index of the first visible alert.
     pub(super) scroll: usize,
-    /// How many alerts can be seen at once.
+    /// Number of visible alerts.
     page: usize,
-    /// How far the server's clock is ahead of ours.
+    /// Server clock minus local clock.
     ahead: TimeDelta,
     gpus: BTreeMap<String, Gpu>,
     alerts: BTreeMap<AlertKey, pb::Alert>,
-    /// The alerts that were heard of since the snapshot began, until it ends.
+    /// Alerts received since the start of the current snapshot.
     snapshot: Option<BTreeSet<AlertKey>>,
 }
 
-/// A GPU, as of its newest sample.
+/// GPU with its newest sample.
 #[derive(Debug)]
 pub(super) struct Gpu {
     pub(super) stats: pb::GpuStats,
-    /// The utilization in percent, oldest first; nothing where it was not measured.
+    /// Utilization in percent, oldest first. `None` where it was not measured.
     pub(super) history: VecDeque<Option<u64>>,
-    /// The shortest time between two samples so far.
+    /// Shortest time between two samples so far.
     interval: Option<TimeDelta>,
 }
 
@@ -99,7 +99,7 @@ impl State {
     pub(super) fn new(server: String, now: DateTime<Utc>) -> Self {
         Self {
             server,
-            link: Link::Connecting,
+            link: ConnectionState::Connecting,
             since: now,
             problem: None,
             heartbeat: None,
@@ -115,17 +115,17 @@ impl State {
         }
     }
 
-    /// Takes in what the connection tells.
-    pub(super) fn hear(&mut self, heard: Heard, now: DateTime<Utc>) {
-        match heard {
-            Heard::Connected => {
-                (self.link, self.since, self.problem) = (Link::Connected, now, None);
+    /// Applies an event of the connection.
+    pub(super) fn apply_event(&mut self, event: ConnectionEvent, now: DateTime<Utc>) {
+        match event {
+            ConnectionEvent::Connected => {
+                (self.link, self.since, self.problem) = (ConnectionState::Connected, now, None);
             }
-            Heard::Snapshot => self.snapshot = Some(BTreeSet::new()),
-            Heard::Response(response) => self.apply(*response, now),
-            Heard::Broken(problem) => {
-                if self.link == Link::Connected {
-                    (self.link, self.since) = (Link::Reconnecting, now);
+            ConnectionEvent::Snapshot => self.snapshot = Some(BTreeSet::new()),
+            ConnectionEvent::Response(response) => self.apply_response(*response, now),
+            ConnectionEvent::Broken(problem) => {
+                if self.link == ConnectionState::Connected {
+                    (self.link, self.since) = (ConnectionState::Reconnecting, now);
                 }
                 self.problem = Some(problem);
                 self.heartbeat = None;
@@ -133,12 +133,12 @@ impl State {
         }
     }
 
-    fn apply(&mut self, response: pb::WatchResponse, now: DateTime<Utc>) {
+    fn apply_response(&mut self, response: pb::WatchResponse, now: DateTime<Utc>) {
         match response.update {
-            Some(Update::GpuStats(stats)) => self.sample(stats),
+            Some(Update::GpuStats(stats)) => self.record_sample(stats),
             Some(Update::Alert(change)) => {
                 if let Some(alert) = change.alert {
-                    self.alert(alert);
+                    self.record_alert(alert);
                 }
             }
             Some(Update::Heartbeat(heartbeat)) => {
@@ -148,7 +148,7 @@ impl State {
                 self.heartbeat = Some(heartbeat);
             }
             Some(Update::SnapshotEnd(_)) => self.end_snapshot(),
-            // Not asked for, or of a newer server.
+            // Not requested, or from a newer server.
             Some(
                 Update::Event(_)
                 | Update::Camera(_)
@@ -168,7 +168,7 @@ impl State {
         }
     }
 
-    fn sample(&mut self, stats: pb::GpuStats) {
+    fn record_sample(&mut self, stats: pb::GpuStats) {
         let utilization = stats.gpu_utilization.map(percent);
         let uuid = stats.gpu_uuid.clone().unwrap_or_default();
         let Some(gpu) = self.gpus.get_mut(&uuid) else {
@@ -186,7 +186,7 @@ impl State {
             if passed.is_zero() {
                 return; // A new connection begins with what is known already.
             }
-            if passed > gpu.fresh() {
+            if passed > gpu.stale_age() {
                 gpu.push(None);
             }
             if passed > TimeDelta::zero() {
@@ -198,7 +198,7 @@ impl State {
         gpu.stats = stats;
     }
 
-    fn alert(&mut self, alert: pb::Alert) {
+    fn record_alert(&mut self, alert: pb::Alert) {
         let key = (
             time(alert.created_at.as_ref()).unwrap_or_default(),
             alert.id.clone(),
@@ -206,19 +206,20 @@ impl State {
         if let Some(snapshot) = &mut self.snapshot {
             snapshot.insert(key.clone());
         }
-        let above = self.scroll > 0 && self.alerts.range(&key..).count() <= self.scroll;
-        let known = self.alerts.insert(key, alert).is_some();
-        // What is being looked at stays where it is.
-        if !known && above {
+        let is_above = self.scroll > 0 && self.alerts.range(&key..).count() <= self.scroll;
+        let is_known = self.alerts.insert(key, alert).is_some();
+        // The visible alerts stay in place.
+        if !is_known && is_above {
             self.scroll += 1;
         }
-        if self.alerts.len() > MOST_ALERTS {
+        if self.alerts.len() > MAX_ALERTS {
             self.alerts.pop_first();
         }
         self.clamp();
     }
 
-    /// What was open before and is not in the snapshot has been closed meanwhile, nobody told how.
+    /// Removes open alerts that are missing from the snapshot, because they were closed in the
+    /// meantime.
     fn end_snapshot(&mut self) {
         if let Some(snapshot) = self.snapshot.take() {
             let dismissed = AlertStatus::Dismissed;
@@ -229,49 +230,49 @@ impl State {
         self.clamp();
     }
 
-    /// The GPUs in the order that was chosen; those that do not tell the value come last.
+    /// GPUs in the selected order. GPUs without the value come last.
     pub(super) fn gpus(&self) -> Vec<&Gpu> {
         let mut gpus: Vec<_> = self.gpus.values().collect();
-        let place = |gpu: &Gpu| {
+        let sort_key = |gpu: &Gpu| {
             let stats = &gpu.stats;
             let instance = stats.mig_parent_uuid.is_some();
             (stats.host.clone(), stats.gpu_index, instance)
         };
-        gpus.sort_by_cached_key(|gpu| place(gpu));
-        let value = |gpu: &Gpu| match self.sort {
+        gpus.sort_by_cached_key(|gpu| sort_key(gpu));
+        let sort_value = |gpu: &Gpu| match self.sort {
             Sort::Index => None,
             Sort::Utilization => gpu.stats.gpu_utilization,
             Sort::Memory => gpu.memory_percent(),
             Sort::Temperature => gpu.stats.temperature,
         };
-        let value = |gpu: &Gpu| value(gpu).unwrap_or(f64::NEG_INFINITY);
+        let value = |gpu: &Gpu| sort_value(gpu).unwrap_or(f64::NEG_INFINITY);
         gpus.sort_by(|a, b| value(b).total_cmp(&value(a)));
         gpus
     }
 
-    /// How old the newest sample of a GPU is, if that is too old.
+    /// Age of the newest sample of the GPU. `None` if the sample is not stale.
     pub(super) fn stale(&self, gpu: &Gpu, now: DateTime<Utc>) -> Option<TimeDelta> {
         let age = now.checked_add_signed(self.ahead)? - gpu.recorded_at()?;
-        (age > gpu.fresh()).then_some(age)
+        (age > gpu.stale_age()).then_some(age)
     }
 
-    /// The alerts, newest first.
+    /// Alerts, newest first.
     pub(super) fn alerts(&self) -> impl ExactSizeIterator<Item = &pb::Alert> {
         self.alerts.values().rev()
     }
 
-    /// How many alerts are pending or delivered.
+    /// Number of alerts with the status pending or delivered.
     pub(super) fn open_alerts(&self) -> usize {
-        let open = |alert: &&pb::Alert| {
+        let is_open = |alert: &&pb::Alert| {
             matches!(
                 alert.status(),
                 AlertStatus::Pending | AlertStatus::Delivered
             )
         };
-        self.alerts.values().filter(open).count()
+        self.alerts.values().filter(is_open).count()
     }
 
-    /// Says how many alerts can be seen at once.
+    /// Sets the number of visible alerts.
     pub(super) fn set_page(&mut self, page: usize) {
         self.page = page.max(1);
         self.clamp();
@@ -281,10 +282,10 @@ impl State {
         self.scroll = self.scroll.min(self.alerts.len().saturating_sub(self.page));
     }
 
-    /// Does what a key says; breaks off if that is to end.
+    /// Applies a key. Breaks if the key quits.
     #[expect(
         clippy::wildcard_enum_match_arm,
-        reason = "most keys say nothing, and there are many"
+        reason = "most of the many keys have no effect"
     )]
     pub(super) fn press(&mut self, key: KeyEvent) -> ControlFlow<()> {
         if key.kind == KeyEventKind::Release {
@@ -325,24 +326,21 @@ impl Gpu {
         time(self.stats.recorded_at.as_ref())
     }
 
-    /// How old the newest sample may be: a server may be told to sample less often.
-    fn fresh(&self) -> TimeDelta {
+    /// Age at which the newest sample counts as stale. Longer for GPUs that are sampled less often.
+    fn stale_age(&self) -> TimeDelta {
         self.interval
-            .map_or(FRESH, |interval| FRESH.max(interval * 3))
+            .map_or(MIN_STALE_AGE, |interval| MIN_STALE_AGE.max(interval * 3))
     }
 
     fn push(&mut self, utilization: Option<u64>) {
-        if self.history.len() == HISTORY {
+        if self.history.len() == MAX_HISTORY {
             self.history.pop_front();
         }
         self.history.push_back(utilization);
     }
 
-    /// How much of the memory is in use, in percent.
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "2^53 MiB is more than there will be"
-    )]
+    /// Memory use in percent.
+    #[expect(clippy::cast_precision_loss, reason = "2^53 MiB is out of reach")]
     pub(super) fn memory_percent(&self) -> Option<f64> {
         let (used, total) = (self.stats.memory_used?, self.stats.memory_total?);
         (total > 0).then(|| used as f64 / total as f64 * 100.0)
@@ -369,7 +367,7 @@ impl Sort {
     }
 }
 
-/// A time of the API, if it lies within the years 1 to 9999 as it must.
+/// Time of an API timestamp. `None` outside of the years 1 to 9999.
 pub(super) fn time(timestamp: Option<&prost_types::Timestamp>) -> Option<DateTime<Utc>> {
     let timestamp = timestamp?;
     let time = DateTime::from_timestamp(timestamp.seconds, timestamp.nanos.try_into().ok()?)?;
@@ -379,7 +377,7 @@ pub(super) fn time(timestamp: Option<&prost_types::Timestamp>) -> Option<DateTim
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "it is clamped to what fits"
+    reason = "the value is clamped to the range"
 )]
 fn percent(value: f64) -> u64 {
     value.round().clamp(0.0, 100.0) as u64

@@ -1,4 +1,4 @@
-//! How the state looks, on a terminal of any size.
+//! Layout and drawing of the state, on a terminal of any size.
 
 use std::fmt::Write;
 
@@ -12,7 +12,7 @@ use ratatui::{
     widgets::{Block, Cell, Clear, Paragraph, Row, Table},
 };
 
-use super::state::{Link, MOST_ALERTS, State, time};
+use super::state::{ConnectionState, MAX_ALERTS, State, time};
 use crate::{
     escape::{escape, is_unsafe},
     pb::{self, AlertStatus, Severity},
@@ -20,7 +20,7 @@ use crate::{
 
 mod gpus;
 
-/// What stands for a value that is absent.
+/// Text for an absent value.
 const ABSENT: &str = "–";
 
 const HELP: [(&str, &str); 7] = [
@@ -33,22 +33,22 @@ const HELP: [(&str, &str); 7] = [
     (ABSENT, "not measured"),
 ];
 
-/// Draws everything.
+/// Draws the whole screen.
 pub(super) fn draw(frame: &mut Frame, state: &State, now: DateTime<FixedOffset>) {
-    let areas = Areas::of(frame.area(), state);
+    let areas = Areas::new(frame.area(), state);
     frame.render_widget(header(state, now, areas.header.width), areas.header);
     gpus::draw(frame, areas.gpus, state, now);
-    alerts(frame, areas.alerts, state, now);
+    draw_alerts(frame, areas.alerts, state, now);
     frame.render_widget(footer(state), areas.footer);
     if state.help {
-        help(frame);
+        draw_help(frame);
     }
-    strip(frame.buffer_mut());
+    strip_unsafe(frame.buffer_mut());
 }
 
-/// Takes what a terminal would obey out of the cells: names are escaped where they are shown, and whatever is forgotten
-/// ends here.
-fn strip(buffer: &mut Buffer) {
+/// Removes control characters from the cells. Names are escaped when they are drawn; this is the
+/// safety net.
+fn strip_unsafe(buffer: &mut Buffer) {
     for cell in &mut buffer.content {
         if cell.symbol().contains(is_unsafe) {
             let safe: String = cell.symbol().chars().filter(|c| !is_unsafe(*c)).collect();
@@ -57,14 +57,14 @@ fn strip(buffer: &mut Buffer) {
     }
 }
 
-/// A text of somebody else.
-fn shown(text: &str) -> String {
+/// Escapes a text from the server for the terminal.
+fn escaped(text: &str) -> String {
     escape(text).into_owned()
 }
 
-/// How many alerts can be seen at once.
+/// Number of visible alerts.
 pub(super) fn alert_rows(area: Rect, state: &State) -> usize {
-    let rows = Areas::of(area, state).alerts.height;
+    let rows = Areas::new(area, state).alerts.height;
     usize::from(rows.saturating_sub(1))
 }
 
@@ -76,8 +76,8 @@ struct Areas {
 }
 
 impl Areas {
-    /// The GPUs get what they need, the alerts the rest, and a third if it is little.
-    fn of(area: Rect, state: &State) -> Self {
+    /// The GPUs get the height they need, up to two thirds. The alerts get the rest.
+    fn new(area: Rect, state: &State) -> Self {
         let body = area.height.saturating_sub(2);
         let room = body.saturating_sub((body / 3).max(4));
         let gpus = gpus::height(state.gpus().len(), area.width, room);
@@ -98,13 +98,13 @@ impl Areas {
 }
 
 fn header(state: &State, now: DateTime<FixedOffset>, width: u16) -> Line<'static> {
-    let since = at(state.since.with_timezone(&now.timezone()), now);
+    let since = format_time(state.since.with_timezone(&now.timezone()), now);
     let (link, color) = match state.link {
-        Link::Connecting => ("connecting", Color::Yellow),
-        Link::Connected => ("connected", Color::Green),
-        Link::Reconnecting => ("reconnecting", Color::Red),
+        ConnectionState::Connecting => ("connecting", Color::Yellow),
+        ConnectionState::Connected => ("connected", Color::Green),
+        ConnectionState::Reconnecting => ("reconnecting", Color::Red),
     };
-    // What has no room is cut off: what matters most comes first.
+    // The end of the line is cut off, so the most important parts come first.
     let mut spans = vec![
         Span::from(link).fg(color).bold(),
         Span::from(format!(" since {since}")),
@@ -120,12 +120,12 @@ fn header(state: &State, now: DateTime<FixedOffset>, width: u16) -> Line<'static
         spans.splice(0..0, [server, Span::from("  ")]);
     }
     if let Some(problem) = &state.problem {
-        spans.push(Span::from(format!("  {}", shown(problem))).fg(Color::Red));
+        spans.push(Span::from(format!("  {}", escaped(problem))).fg(Color::Red));
     }
     Line::from(spans)
 }
 
-/// How much there is that this watch has not been sent yet.
+/// Number and age of the changes that this watch has not received yet.
 fn behind(heartbeat: &pb::Heartbeat) -> Span<'static> {
     let behind = heartbeat.behind.unwrap_or_default();
     match heartbeat.behind_changes {
@@ -152,7 +152,7 @@ fn footer(state: &State) -> Line<'static> {
     .style(Style::new().dim())
 }
 
-fn help(frame: &mut Frame) {
+fn draw_help(frame: &mut Frame) {
     let lines = HELP.map(|(key, what)| Line::from(vec![format!(" {key:<13}").bold(), what.into()]));
     let height = u16::try_from(HELP.len() + 2).unwrap_or(u16::MAX);
     let area = frame
@@ -163,7 +163,7 @@ fn help(frame: &mut Frame) {
     frame.render_widget(Paragraph::new(lines.to_vec()).block(block), area);
 }
 
-fn alerts(frame: &mut Frame, area: Rect, state: &State, now: DateTime<FixedOffset>) {
+fn draw_alerts(frame: &mut Frame, area: Rect, state: &State, now: DateTime<FixedOffset>) {
     let parts = [Constraint::Length(1), Constraint::Fill(1)];
     let [title, list] = Layout::vertical(parts).areas(area);
     let rows = usize::from(list.height);
@@ -177,38 +177,38 @@ fn alerts(frame: &mut Frame, area: Rect, state: &State, now: DateTime<FixedOffse
         frame.render_widget(Line::from(nothing).dim(), list);
         return;
     }
-    let columns = Columns::of(list.width);
-    let shown = state.alerts().skip(state.scroll).take(rows);
-    let shown = shown.map(|alert| columns.row(alert, now));
-    frame.render_widget(Table::new(shown, columns.widths()), list);
+    let columns = Columns::for_width(list.width);
+    let visible = state.alerts().skip(state.scroll).take(rows);
+    let table_rows = visible.map(|alert| columns.row(alert, now));
+    frame.render_widget(Table::new(table_rows, columns.widths()), list);
 }
 
 fn alerts_title(state: &State, rows: usize) -> Line<'static> {
-    let (all, open) = (state.alerts().len(), state.open_alerts());
-    let mut title = format!("Alerts  {all}, {open} open");
-    if all == MOST_ALERTS {
+    let (total, open) = (state.alerts().len(), state.open_alerts());
+    let mut title = format!("Alerts  {total}, {open} open");
+    if total == MAX_ALERTS {
         title += ", the newest";
     }
-    if all > rows && rows > 0 {
-        let last = all.min(state.scroll + rows);
+    if total > rows && rows > 0 {
+        let last = total.min(state.scroll + rows);
         let _ = write!(title, "  {}–{last}", state.scroll + 1);
     }
     Line::from(title).style(Style::new().add_modifier(Modifier::REVERSED))
 }
 
-/// What of an alert there is room for.
+/// Columns of the list of alerts, by width of the terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Columns {
-    /// Everything.
+    /// All columns, at full width.
     Wide,
-    /// Less of the camera.
+    /// Shorter camera.
     Normal,
-    /// Abbreviated, without the rule.
+    /// Abbreviated words, without the rule.
     Narrow,
 }
 
 impl Columns {
-    fn of(width: u16) -> Self {
+    fn for_width(width: u16) -> Self {
         match width {
             0..60 => Self::Narrow,
             60..100 => Self::Normal,
@@ -217,12 +217,12 @@ impl Columns {
     }
 
     fn widths(self) -> Vec<Constraint> {
-        let fixed: &[u16] = match self {
+        let widths: &[u16] = match self {
             Self::Wide => &[11, 8, 12, 24],
             Self::Normal => &[11, 8, 12, 12],
             Self::Narrow => &[8, 4, 4],
         };
-        let fixed = fixed.iter().map(|width| Constraint::Length(*width));
+        let fixed = widths.iter().map(|width| Constraint::Length(*width));
         fixed.chain([Constraint::Fill(1)]).collect()
     }
 
@@ -230,7 +230,7 @@ impl Columns {
         let raised = time(alert.created_at.as_ref());
         let raised = raised.map_or_else(
             || ABSENT.to_string(),
-            |raised| at(raised.with_timezone(&now.timezone()), now),
+            |raised| format_time(raised.with_timezone(&now.timezone()), now),
         );
         let (severity, short_severity, color) = match alert.severity() {
             Severity::Unspecified => (ABSENT, ABSENT, Style::new()),
@@ -246,7 +246,7 @@ impl Columns {
             AlertStatus::Acknowledged => ("acknowledged", "ack", Style::new().green()),
             AlertStatus::Dismissed => ("dismissed", "done", Style::new().dim()),
         };
-        let camera = alert.camera_id.as_deref().map(shown);
+        let camera = alert.camera_id.as_deref().map(escaped);
         let camera = camera.unwrap_or_else(|| ABSENT.to_string());
         let (severity, status) = match self {
             Self::Wide | Self::Normal => (severity, status),
@@ -270,22 +270,22 @@ impl Columns {
     }
 }
 
-/// The name of the rule, and what makes the alert the same as another.
+/// Name of the rule, and deduplication key of the alert.
 fn subject(alert: &pb::Alert) -> Line<'static> {
     let metadata = alert.metadata.as_ref();
     let name = metadata.and_then(|metadata| metadata.fields.get("rule_name"));
-    let key = shown(&alert.dedup_key);
+    let key = escaped(&alert.dedup_key);
     match name.and_then(|name| name.kind.clone()) {
         Some(prost_types::value::Kind::StringValue(name)) => Line::from(vec![
-            Span::from(shown(&name)),
+            Span::from(escaped(&name)),
             Span::from(format!("  {key}")).dim(),
         ]),
         _ => Line::from(key),
     }
 }
 
-/// A time of day, with the date if that is another than today's.
-fn at(time: DateTime<FixedOffset>, now: DateTime<FixedOffset>) -> String {
+/// Time of day. Month and day are added for another day than today.
+fn format_time(time: DateTime<FixedOffset>, now: DateTime<FixedOffset>) -> String {
     let format = if time.date_naive() == now.date_naive() {
         "%H:%M:%S"
     } else {

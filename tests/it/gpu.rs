@@ -40,7 +40,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 struct Rig {
     live: LiveGpus,
     db: Db,
-    running: gpu::Running,
+    running: gpu::GpuTasks,
     health: watch::Receiver<bool>,
     shutdown: CancellationToken,
     database: TestDatabase,

@@ -1,4 +1,4 @@
-//! How many events were stored since the start, for tools that raise alarms.
+//! Counts of stored events since the start, for metrics.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -6,32 +6,32 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::entity::gpu_event::{self, GpuEventKind};
 
-/// How many kinds and GPUs are counted: whoever reports names them as they like. Of the others only the
-/// kind is.
-const MOST: usize = 10_000;
+/// Upper bound of counted pairs of GPU and kind, because reporters choose the UUIDs. Further events
+/// are counted by kind only.
+const MAX_KEYS: usize = 10_000;
 
-/// What is counted together: a GPU, if it is known, and a kind.
+/// Key of a count: the UUID of the GPU, if known, and the kind.
 type Key = (Option<String>, GpuEventKind);
 
-/// The counts. Clones share them.
+/// Counts of stored events. Clones share the counts.
 #[derive(Debug, Clone, Default)]
-pub struct Counts(Arc<Mutex<HashMap<Key, u64>>>);
+pub struct EventCounts(Arc<Mutex<HashMap<Key, u64>>>);
 
-impl Counts {
-    /// Counts events that are stored, by what they stand for.
+impl EventCounts {
+    /// Adds stored events, each with its number of occurrences.
     pub(in crate::gpu) fn add(&self, events: &[gpu_event::Model]) {
         let mut counts = self.lock();
         for event in events {
             let mut key = (event.gpu_uuid.clone(), event.kind);
-            if counts.len() >= MOST && !counts.contains_key(&key) {
+            if counts.len() >= MAX_KEYS && !counts.contains_key(&key) {
                 key.0 = None;
             }
             *counts.entry(key).or_default() += event.occurrences.unsigned_abs();
         }
     }
 
-    /// All of them, by the UUID of the GPU, if it is known, and the kind.
-    pub fn all(&self) -> HashMap<(Option<String>, GpuEventKind), u64> {
+    /// All counts, by UUID of the GPU, if known, and kind.
+    pub fn snapshot(&self) -> HashMap<(Option<String>, GpuEventKind), u64> {
         self.lock().clone()
     }
 

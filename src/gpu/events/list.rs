@@ -1,4 +1,4 @@
-//! The list of what has happened.
+//! `ListGpuEvents`: pages of stored events.
 
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, Select};
 
@@ -10,11 +10,11 @@ use crate::{
     rpc::{check, enums::FromProto, page::Page, time},
 };
 
-/// How many values a list of a filter may have.
-const MOST: usize = 1_000;
+/// Upper bound of values in one list of a filter.
+const MAX_FILTER_VALUES: usize = 1_000;
 
-/// The page of events that is asked for.
-pub(in crate::gpu) async fn list(
+/// Page of events for the request, newest first.
+pub(in crate::gpu) async fn list_events(
     db: &Db,
     request: pb::ListGpuEventsRequest,
 ) -> Result<pb::ListGpuEventsResponse> {
@@ -39,7 +39,8 @@ pub(in crate::gpu) async fn list(
 }
 
 impl pb::GpuEventFilter {
-    /// Returns true if an index serves the filter: all, those of one GPU, or those of one kind, in their order.
+    /// Returns true if an index serves the filter: all events, the events of one GPU, or the events
+    /// of one kind.
     fn has_index(&self) -> bool {
         let served = Self {
             gpu_uuids: self.gpu_uuids.clone(),
@@ -52,7 +53,12 @@ impl pb::GpuEventFilter {
 
     fn select(&self) -> Result<Select<gpu_event::Entity>> {
         use gpu_event::Column;
-        let gpu_uuids = check::texts("filter.gpu_uuids", &self.gpu_uuids, MOST, &(1..=96))?;
+        let gpu_uuids = check::texts(
+            "filter.gpu_uuids",
+            &self.gpu_uuids,
+            MAX_FILTER_VALUES,
+            &(1..=96),
+        )?;
         let host = check::text("filter.host", &self.host, 0..=255)?;
         let kinds = GpuEventKind::all_from_proto("filter.kinds", &self.kinds)?;
         let codes = codes(&self.codes)?;
@@ -81,12 +87,12 @@ impl pb::GpuEventFilter {
 }
 
 fn codes(codes: &[i64]) -> Result<Vec<i64>> {
-    if codes.len() > MOST {
-        let problem = format!("must have at most {MOST} entries");
+    if codes.len() > MAX_FILTER_VALUES {
+        let problem = format!("must have at most {MAX_FILTER_VALUES} entries");
         return Err(crate::error::Error::invalid("filter.codes", problem));
     }
-    let code = |(at, code): (usize, &i64)| {
-        check::within(&format!("filter.codes[{at}]"), *code, 0..=i64::MAX)
+    let code = |(index, code): (usize, &i64)| {
+        check::within(&format!("filter.codes[{index}]"), *code, 0..=i64::MAX)
     };
     codes.iter().enumerate().map(code).collect()
 }

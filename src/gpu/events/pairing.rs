@@ -1,4 +1,4 @@
-//! Tells whether an XID was told of before: NVML and the kernel log both tell of most.
+//! Pairing of XIDs: NVML and the kernel log both report most XIDs, and each XID counts once.
 
 use std::{
     collections::VecDeque,
@@ -7,52 +7,54 @@ use std::{
 
 use crate::entity::gpu_event::GpuEventSource;
 
-/// How much later than the first the second of them may come.
-const WITHIN: Duration = Duration::from_secs(2);
+/// Time between the two reports of one XID, at most.
+const PAIRING_WINDOW: Duration = Duration::from_secs(2);
 
-/// How many reports are remembered.
-const MOST: usize = 1_024;
+/// Upper bound of unpaired reports in memory.
+const MAX_REPORTS: usize = 1_024;
 
-/// What was told of, by one of the two only.
+/// XIDs that one of the two sources has reported.
 #[derive(Debug, Default)]
-pub(super) struct Twins(VecDeque<Report>);
+pub(super) struct XidPairing(VecDeque<XidReport>);
 
 #[derive(Debug)]
-struct Report {
-    whom: Option<String>,
+struct XidReport {
+    subject: Option<String>,
     code: Option<i64>,
     source: GpuEventSource,
-    at: Instant,
+    reported_at: Instant,
 }
 
-impl Twins {
-    /// Whether another source than this one has told of the same, which is then forgotten, so that
-    /// what comes several times is paired one by one.
+impl XidPairing {
+    /// Returns true if the other source has reported the same XID. The pair is then forgotten, so
+    /// that repeated XIDs are paired one by one.
     pub(super) fn pair(
         &mut self,
-        whom: Option<String>,
+        subject: Option<String>,
         code: Option<i64>,
         source: GpuEventSource,
-        at: Instant,
+        now: Instant,
     ) -> bool {
-        let late = |report: &Report| at.saturating_duration_since(report.at) > WITHIN;
-        while self.0.front().is_some_and(late) {
+        let is_expired =
+            |report: &XidReport| now.saturating_duration_since(report.reported_at) > PAIRING_WINDOW;
+        while self.0.front().is_some_and(is_expired) {
             self.0.pop_front();
         }
-        let twin =
-            |report: &Report| report.source != source && report.whom == whom && report.code == code;
-        if let Some(twin) = self.0.iter().position(twin) {
-            self.0.remove(twin);
+        let is_counterpart = |report: &XidReport| {
+            report.source != source && report.subject == subject && report.code == code
+        };
+        if let Some(index) = self.0.iter().position(is_counterpart) {
+            self.0.remove(index);
             return true;
         }
-        if self.0.len() == MOST {
+        if self.0.len() == MAX_REPORTS {
             self.0.pop_front();
         }
-        self.0.push_back(Report {
-            whom,
+        self.0.push_back(XidReport {
+            subject,
             code,
             source,
-            at,
+            reported_at: now,
         });
         false
     }
@@ -67,12 +69,12 @@ mod tests {
 
     #[test]
     fn what_both_tell_is_paired_one_by_one() {
-        let (mut twins, start) = (Twins::default(), Instant::now());
-        let mut pair = |whom: &str, code, source, millis| {
+        let (mut pairing, start) = (XidPairing::default(), Instant::now());
+        let mut pair = |subject: &str, code, source, millis| {
             let at = start + Duration::from_millis(millis);
-            twins.pair(Some(whom.into()), Some(code), source, at)
+            pairing.pair(Some(subject.into()), Some(code), source, at)
         };
-        // Two of one source are two events; each has a twin.
+        // Two reports of one source are two events, and each has a counterpart.
         assert!(!pair("a", 79, NvmlEvent, 0));
         assert!(!pair("a", 79, NvmlEvent, 10));
         assert!(pair("a", 79, KernelLog, 20));
@@ -80,7 +82,7 @@ mod tests {
         assert!(!pair("a", 31, KernelLog, 40));
         assert!(pair("a", 79, KernelLog, 2_000));
         assert!(!pair("a", 79, KernelLog, 2_000));
-        // Too late to be the same.
+        // The reports are too far apart to be a pair.
         assert!(!pair("a", 79, NvmlEvent, 4_001));
     }
 }

@@ -1,4 +1,4 @@
-//! A value whose changes are told, but not more often than people and tables can take.
+//! Debouncing of a value: limits the rate at which changes of the value are reported.
 
 use std::time::{Duration, Instant};
 
@@ -6,84 +6,83 @@ use chrono::{DateTime, Utc};
 
 use crate::entity;
 
-/// How much time lies at least between two changes of a value that are told.
-const APART: Duration = Duration::from_secs(1);
+/// Minimum time between two reported changes.
+const MIN_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A value that is set at any time, and told when it has changed and the last telling is a while
-/// ago.
+/// Value that may change at any time, and whose changes are reported at a limited rate.
 #[derive(Debug)]
-pub(crate) struct Settling<T> {
-    now: T,
+pub(crate) struct Debounced<T> {
+    current: T,
     since: DateTime<Utc>,
-    why: String,
-    told: T,
-    told_at: Option<Instant>,
-    left_out: u64,
+    reason: String,
+    reported: T,
+    reported_at: Option<Instant>,
+    skipped: u64,
 }
 
-/// A change to be told.
+/// Change to report.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Change<T> {
     pub from: T,
     pub to: T,
-    /// When it became so.
-    pub at: DateTime<Utc>,
-    pub why: String,
-    /// How often the value changed before and was not told.
-    pub left_out: u64,
+    /// Time at which the value became `to`.
+    pub since: DateTime<Utc>,
+    pub reason: String,
+    /// Number of earlier changes that were not reported.
+    pub skipped: u64,
 }
 
-impl<T: Copy + PartialEq> Settling<T> {
-    /// A value that was told before.
-    pub(crate) fn new(told: T) -> Self {
+impl<T: Copy + PartialEq> Debounced<T> {
+    /// Value that counts as reported.
+    pub(crate) fn new(reported: T) -> Self {
         Self {
-            now: told,
+            current: reported,
             since: entity::now(),
-            why: String::new(),
-            told,
-            told_at: None,
-            left_out: 0,
+            reason: String::new(),
+            reported,
+            reported_at: None,
+            skipped: 0,
         }
     }
 
-    /// The value as it is.
-    pub(crate) fn now(&self) -> T {
-        self.now
+    /// Current value.
+    pub(crate) fn current(&self) -> T {
+        self.current
     }
 
-    /// The value as it was last told.
-    pub(crate) fn told(&self) -> T {
-        self.told
+    /// Value as last reported.
+    pub(crate) fn reported(&self) -> T {
+        self.reported
     }
 
-    /// From now on it is this one, because of `why`.
-    pub(crate) fn set(&mut self, value: T, why: impl Into<String>) {
-        if value == self.now {
+    /// Sets the value. `reason` explains the change.
+    pub(crate) fn set(&mut self, value: T, reason: impl Into<String>) {
+        if value == self.current {
             return;
         }
-        if self.now != self.told {
-            self.left_out += 1;
+        if self.current != self.reported {
+            self.skipped += 1;
         }
-        self.now = value;
+        self.current = value;
         self.since = entity::now();
-        self.why = why.into();
+        self.reason = reason.into();
     }
 
-    /// What is to be told at this instant, once.
-    pub(crate) fn change(&mut self, at: Instant) -> Option<Change<T>> {
-        let soon = self
-            .told_at
-            .is_some_and(|told_at| at.saturating_duration_since(told_at) < APART);
-        if self.now == self.told || soon {
+    /// Change to report at `now`. Each change is returned once.
+    pub(crate) fn change(&mut self, now: Instant) -> Option<Change<T>> {
+        let is_too_soon = self.reported_at.is_some_and(|reported_at| {
+            now.saturating_duration_since(reported_at) < MIN_REPORT_INTERVAL
+        });
+        if self.current == self.reported || is_too_soon {
             return None;
         }
-        self.told_at = Some(at);
+        self.reported_at = Some(now);
         Some(Change {
-            from: std::mem::replace(&mut self.told, self.now),
-            to: self.now,
-            at: self.since,
-            why: self.why.clone(),
-            left_out: std::mem::take(&mut self.left_out),
+            from: std::mem::replace(&mut self.reported, self.current),
+            to: self.current,
+            since: self.since,
+            reason: self.reason.clone(),
+            skipped: std::mem::take(&mut self.skipped),
         })
     }
 }
@@ -96,24 +95,24 @@ mod tests {
     fn what_flaps_is_told_once_in_a_second_and_the_rest_is_counted() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let mut value = Settling::new(0);
+        let mut value = Debounced::new(0);
         assert_eq!(value.change(at(0)), None);
         value.set(1, "a");
         let first = value.change(at(0)).unwrap();
-        assert_eq!((first.from, first.to, first.left_out), (0, 1, 0));
+        assert_eq!((first.from, first.to, first.skipped), (0, 1, 0));
         for (number, millis) in [(2, 100), (1, 200), (3, 300)] {
             value.set(number, format!("b{number}"));
             assert_eq!(value.change(at(millis)), None, "{number}");
         }
         let second = value.change(at(1000)).unwrap();
-        assert_eq!((second.from, second.to, second.left_out), (1, 3, 1));
-        assert_eq!(second.why, "b3");
-        assert_eq!((value.now(), value.told()), (3, 3));
-        // Back where it was when it was last told: there is nothing to tell.
+        assert_eq!((second.from, second.to, second.skipped), (1, 3, 1));
+        assert_eq!(second.reason, "b3");
+        assert_eq!((value.current(), value.reported()), (3, 3));
+        // The value is back where it was last reported, so nothing is reported.
         value.set(4, "");
         value.set(3, "");
         assert_eq!(value.change(at(5000)), None);
         value.set(5, "");
-        assert_eq!(value.change(at(5000)).unwrap().left_out, 1);
+        assert_eq!(value.change(at(5000)).unwrap().skipped, 1);
     }
 }

@@ -1,13 +1,13 @@
-//! How full the memory of a GPU is, as one of three levels.
+//! Memory pressure of a GPU, as one of three levels.
 
 use crate::pb::MemoryPressure::{self, Critical, Normal, Warning};
 
-/// At how many percent a level is reached, and below how many it is left. In between a GPU stays
-/// where it is, so that a value that swings about a threshold is one change and not many.
+/// Memory use in percent at which a level begins, and below which the level ends. The gap keeps a
+/// value near a threshold from causing many changes.
 const WARNING: (i128, i128) = (85, 80);
 const CRITICAL: (i128, i128) = (95, 90);
 
-/// The level of a GPU that had another one `before`, if any. `None` if it has no memory.
+/// Level after the level `before`. `None` if the GPU has no memory.
 pub(crate) fn level(
     before: Option<MemoryPressure>,
     used: i64,
@@ -16,9 +16,9 @@ pub(crate) fn level(
     if total <= 0 {
         return None;
     }
-    let holds = |(reached, left), at_least: &[MemoryPressure]| {
-        let was = before.is_some_and(|before| at_least.contains(&before));
-        let percent = if was { left } else { reached };
+    let holds = |(enter, leave), at_least: &[MemoryPressure]| {
+        let is_held = before.is_some_and(|before| at_least.contains(&before));
+        let percent = if is_held { leave } else { enter };
         i128::from(used) * 100 >= i128::from(total) * percent
     };
     Some(if holds(CRITICAL, &[Critical]) {
@@ -30,8 +30,8 @@ pub(crate) fn level(
     })
 }
 
-/// The level in one word, for people.
-pub(crate) fn word(level: Option<MemoryPressure>) -> &'static str {
+/// Level as a word, for details of events.
+pub(crate) fn label(level: Option<MemoryPressure>) -> &'static str {
     match level {
         Some(Normal) => "normal",
         Some(Warning) => "warning",

@@ -1,18 +1,16 @@
-//! `AggregateGpuStats`: from roll-ups where they are complete, else from samples.
+//! `AggregateGpuStats`: aggregates complete roll-ups, and samples where roll-ups are incomplete.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, FromQueryResult, QueryResult};
 
 use super::{
-    MINUTE, all,
     digest::{self, Summary},
-    gpus::{self, Known},
-    raw_from,
-    request::{self, Plan},
+    gpu_list::{self, ListedGpu},
+    queries::{MINUTE_MS, query_all, raw_from, statement},
+    request::{self, AggregatePlan},
     sample::{self, Sample},
     series::Series,
-    statement,
     timeline::Timeline,
 };
 use crate::{
@@ -23,12 +21,12 @@ use crate::{
     rpc::time,
 };
 
-/// How many roll-ups are fetched at once, and how many minutes of samples.
-const ROLLED_AT_ONCE: i64 = 1_440;
-const RAW_AT_ONCE: usize = 60;
+/// Minutes of roll-ups, and minutes of samples, per query.
+const ROLLUP_MINUTES_PER_QUERY: i64 = 1_440;
+const RAW_MINUTES_PER_QUERY: usize = 60;
 
-/// How many samples of one GPU can be held.
-const MOST_SAMPLES: usize = 10_000_000;
+/// Upper bound of samples of one GPU in an answer.
+const MAX_SAMPLES_PER_GPU: usize = 10_000_000;
 
 const SUMMARIES: &str = "\
     SELECT minute, summary FROM gpu_stats_minutes \
@@ -37,7 +35,7 @@ const DISTRIBUTIONS: &str = "\
     SELECT minute, summary, distribution FROM gpu_stats_minutes \
     WHERE gpu_uuid = $1 AND minute >= $2 AND minute < $3 ORDER BY minute";
 
-/// Ordered by both columns, and a range of the first: no other index can answer it.
+/// Ordered by both columns, with a range of the first, so that only the primary key fits the query.
 const ROLLED_BEFORE: &str = "\
     SELECT minute, summary FROM gpu_stats_minutes \
     WHERE gpu_uuid >= $1 AND gpu_uuid <= $2 AND minute < $3 \
@@ -48,8 +46,8 @@ const PENDING_BEFORE: &str = "\
     SELECT DISTINCT minute FROM gpu_stats_pending \
     WHERE gpu_uuid = $1 AND minute >= $2 AND minute < $3 ORDER BY minute DESC LIMIT 3";
 
-/// A roll-up, as much of it as is needed.
-struct Rolled {
+/// Roll-up with the columns that the request needs.
+struct Rollup {
     minute: i64,
     summary: Vec<u8>,
     distribution: Option<Vec<u8>>,
@@ -66,30 +64,30 @@ struct Minute {
     minute: i64,
 }
 
-/// Answers one request.
+/// Aggregates the samples of the requested GPUs.
 pub(in crate::gpu) async fn aggregate(
     db: &Db,
     request: &pb::AggregateGpuStatsRequest,
 ) -> Result<pb::AggregateGpuStatsResponse> {
-    let (mut plan, chosen) = request::parse(request)?;
+    let (mut plan, filter) = request::parse(request)?;
     let now = entity::now().timestamp_millis();
     let scan = db.scan().await?;
     let tx = scan.snapshot().await?;
     let raw_from = raw_from(&tx).await?;
-    plan.keep_to(raw_from)?;
-    let known = gpus::known(&tx, &chosen).await?;
-    plan.check(known.len())?;
+    plan.align_to_retention(raw_from)?;
+    let listed = gpu_list::list_gpus(&tx, &filter).await?;
+    plan.check(listed.len())?;
     let (first, end) = plan.minutes();
     let mut pending: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
-    for mark in all::<Pending, 2>(&tx, PENDING, [first.into(), end.into()]).await? {
+    for mark in query_all::<Pending, 2>(&tx, PENDING, [first.into(), end.into()]).await? {
         pending
             .entry(mark.gpu_uuid)
             .or_default()
             .insert(mark.minute);
     }
-    let mut gpus = Vec::with_capacity(known.len());
-    for gpu in known {
-        let history = History {
+    let mut gpus = Vec::with_capacity(listed.len());
+    for gpu in listed {
+        let history = GpuHistory {
             tx: &tx,
             plan: &plan,
             raw_from,
@@ -102,24 +100,25 @@ pub(in crate::gpu) async fn aggregate(
     Ok(pb::AggregateGpuStatsResponse { gpus })
 }
 
-/// What there is of one GPU.
-struct History<'a> {
+/// History of one GPU in the requested range.
+struct GpuHistory<'a> {
     tx: &'a DatabaseTransaction,
-    plan: &'a Plan,
+    plan: &'a AggregatePlan,
     raw_from: i64,
-    /// The minutes whose roll-ups are not complete.
+    /// Minutes with an incomplete roll-up.
     pending: BTreeSet<i64>,
-    gpu: Known,
+    gpu: ListedGpu,
 }
 
-/// What is being made of it.
-struct Sums {
+/// Aggregates of one GPU in progress.
+struct Accumulator {
     timeline: Timeline,
     series: Series,
 }
 
-impl Sums {
-    /// Adds samples to a bucket. Without their distribution they are all it has.
+impl Accumulator {
+    /// Adds samples to a bucket. Without a distribution, the samples must be the only ones of the
+    /// bucket.
     fn add(
         &mut self,
         bucket: usize,
@@ -131,140 +130,164 @@ impl Sums {
         self.timeline.add(bucket, start, &summary)?;
         match distribution {
             Some(distribution) => self.series.add(bucket, distribution)?,
-            None => self.series.put(bucket, &summary)?,
+            None => self.series.add_summary(bucket, &summary)?,
         }
-        if self.timeline.len() > MOST_SAMPLES {
-            let problem = format!("must be nearer: there are more than {MOST_SAMPLES} samples");
+        if self.timeline.len() > MAX_SAMPLES_PER_GPU {
+            let problem =
+                format!("must be nearer: there are more than {MAX_SAMPLES_PER_GPU} samples");
             return Err(Error::invalid("range.end", problem));
         }
         Ok(())
     }
 }
 
-impl History<'_> {
+impl GpuHistory<'_> {
     async fn read(self, now: i64) -> Result<pb::GpuAggregate> {
         let buckets = usize::try_from(self.plan.buckets()).map_err(Error::internal)?;
-        let mut sums = Sums {
+        let mut accumulator = Accumulator {
             timeline: Timeline::new(buckets),
             series: Series::new(&self.plan.metrics, buckets),
         };
-        if let Some((start, summary)) = self.before().await? {
-            sums.timeline.lead_in(start, &Summary::parse(&summary)?)?;
+        if let Some((start, summary)) = self.fetch_lead_in().await? {
+            accumulator
+                .timeline
+                .lead_in(start, &Summary::parse(&summary)?)?;
         }
         let (first, end) = self.plan.minutes();
         let mut from = first;
         while from < end {
-            let until = (from + ROLLED_AT_ONCE).min(end);
-            self.stretch(from, until, &mut sums).await?;
+            let until = (from + ROLLUP_MINUTES_PER_QUERY).min(end);
+            self.add_minutes(from, until, &mut accumulator).await?;
             from = until;
         }
-        let (interval, told) = sums.timeline.finish(self.plan, now);
+        let (interval, bucket_list) = accumulator.timeline.finish(self.plan, now);
         Ok(pb::GpuAggregate {
             gpu_uuid: self.gpu.uuid,
             host: self.gpu.host,
             gpu_index: self.gpu.gpu_index,
             sample_interval: interval.map(time::duration_from_millis),
-            buckets: told,
-            series: sums.series.finish(buckets),
+            buckets: bucket_list,
+            series: accumulator.series.finish(buckets),
         })
     }
 
-    /// Adds these minutes.
-    async fn stretch(&self, from: i64, until: i64, sums: &mut Sums) -> Result<()> {
-        let rolled = if (from..until).all(|minute| self.plan.parts(minute)) {
+    /// Adds the minutes from `from` up to `until`.
+    async fn add_minutes(
+        &self,
+        from: i64,
+        until: i64,
+        accumulator: &mut Accumulator,
+    ) -> Result<()> {
+        let rollups = if (from..until).all(|minute| self.plan.is_split(minute)) {
             Vec::new()
         } else {
-            self.rolled(from, until).await?
+            self.fetch_rollups(from, until).await?
         };
-        let mut rolled = rolled.into_iter().peekable();
-        let mut raw = Vec::new();
+        let mut rollups = rollups.into_iter().peekable();
+        let mut raw_minutes = Vec::new();
         for minute in from..until {
-            let found = rolled.next_if(|rolled| rolled.minute == minute);
-            // Where samples may be gone, their roll-up is final.
-            let is_final = minute < self.raw_from && found.is_some();
-            let is_pending = self.pending.contains(&minute) && !is_final;
-            if is_pending || self.plan.parts(minute) {
-                let follows = raw.last().is_none_or(|last| last + 1 == minute);
-                if !follows || raw.len() == RAW_AT_ONCE {
-                    self.raw(&mut raw, sums).await?;
+            let rollup = rollups.next_if(|rollup| rollup.minute == minute);
+            // Samples may be deleted here, so the roll-up is final.
+            let is_permanent = minute < self.raw_from && rollup.is_some();
+            let is_pending = self.pending.contains(&minute) && !is_permanent;
+            if is_pending || self.plan.is_split(minute) {
+                let follows = raw_minutes.last().is_none_or(|last| last + 1 == minute);
+                if !follows || raw_minutes.len() == RAW_MINUTES_PER_QUERY {
+                    self.add_samples(&mut raw_minutes, accumulator).await?;
                 }
-                raw.push(minute);
-            } else if let Some(found) = found {
-                self.raw(&mut raw, sums).await?;
-                let start = minute * MINUTE;
-                let distribution = found.distribution.as_deref();
-                sums.add(self.plan.bucket(start), start, &found.summary, distribution)?;
+                raw_minutes.push(minute);
+            } else if let Some(rollup) = rollup {
+                self.add_samples(&mut raw_minutes, accumulator).await?;
+                let start = minute * MINUTE_MS;
+                let distribution = rollup.distribution.as_deref();
+                accumulator.add(
+                    self.plan.bucket(start),
+                    start,
+                    &rollup.summary,
+                    distribution,
+                )?;
             }
         }
-        self.raw(&mut raw, sums).await
+        self.add_samples(&mut raw_minutes, accumulator).await
     }
 
-    /// Adds the samples of these minutes, which follow each other, and leaves none there.
-    async fn raw(&self, minutes: &mut Vec<i64>, sums: &mut Sums) -> Result<()> {
+    /// Adds the samples of consecutive minutes, and clears the list.
+    async fn add_samples(
+        &self,
+        minutes: &mut Vec<i64>,
+        accumulator: &mut Accumulator,
+    ) -> Result<()> {
         let (Some(first), Some(last)) = (minutes.first(), minutes.last()) else {
             return Ok(());
         };
-        let from = (first * MINUTE).max(self.plan.start);
-        let until = ((last + 1) * MINUTE).min(self.plan.end);
+        let from = (first * MINUTE_MS).max(self.plan.start);
+        let until = ((last + 1) * MINUTE_MS).min(self.plan.end);
         minutes.clear();
-        let samples = self.samples(from, until).await?;
-        let place = |sample: &Sample| {
-            let at = sample.at();
-            (at.div_euclid(MINUTE), self.plan.bucket(at))
+        let samples = self.fetch_samples(from, until).await?;
+        let minute_and_bucket = |sample: &Sample| {
+            let time = sample.at();
+            (time.div_euclid(MINUTE_MS), self.plan.bucket(time))
         };
-        for samples in samples.chunk_by(|a, b| place(a) == place(b)) {
-            let (minute, bucket) = place(&samples[0]);
-            let start = minute * MINUTE;
+        for samples in samples.chunk_by(|a, b| minute_and_bucket(a) == minute_and_bucket(b)) {
+            let (minute, bucket) = minute_and_bucket(&samples[0]);
+            let start = minute * MINUTE_MS;
             let digest = digest::encode(start, samples);
-            sums.add(bucket, start, &digest.summary, Some(&digest.distribution))?;
+            accumulator.add(bucket, start, &digest.summary, Some(&digest.distribution))?;
         }
         Ok(())
     }
 
-    /// The roll-ups of these minutes. Their distributions are needed where they share a bucket.
-    async fn rolled(&self, from: i64, until: i64) -> Result<Vec<Rolled>> {
-        let shared = self.plan.width > MINUTE;
+    /// Roll-ups of the minutes. Includes distributions if several minutes share a bucket.
+    async fn fetch_rollups(&self, from: i64, until: i64) -> Result<Vec<Rollup>> {
+        let shared = self.plan.width > MINUTE_MS;
         let sql = if shared { DISTRIBUTIONS } else { SUMMARIES };
         let values = [self.gpu.uuid.as_str().into(), from.into(), until.into()];
         let rows = self
             .tx
             .query_all_raw(statement(self.tx, sql, values))
             .await?;
-        let rows = rows.iter().map(|row| rolled_row(row, shared));
-        Ok(rows.collect::<Result<_, _>>()?)
+        let rollups = rows.iter().map(|row| parse_rollup(row, shared));
+        Ok(rollups.collect::<Result<_, _>>()?)
     }
 
-    async fn samples(&self, from: i64, until: i64) -> Result<Vec<Sample>> {
-        let at = |millis| time::from_millis(millis).ok_or_else(|| Error::internal("no such time"));
+    async fn fetch_samples(&self, from: i64, until: i64) -> Result<Vec<Sample>> {
+        let at = |millis| {
+            time::from_millis(millis)
+                .ok_or_else(|| Error::internal("a time of the range cannot be represented"))
+        };
         sample::read(self.tx, &self.gpu.uuid, at(from)?, at(until)?).await
     }
 
-    /// The samples of the last minute before the range that has any, and the start of that minute.
-    async fn before(&self) -> Result<Option<(i64, Vec<u8>)>> {
+    /// Start and summary of the last minute with samples before the range.
+    async fn fetch_lead_in(&self) -> Result<Option<(i64, Vec<u8>)>> {
         let encode = |minute: i64, samples: &[Sample]| {
-            let start = minute * MINUTE;
+            let start = minute * MINUTE_MS;
             (start, digest::encode(start, samples).summary)
         };
         let (first, _) = self.plan.minutes();
-        if first * MINUTE < self.plan.start {
-            let samples = self.samples(first * MINUTE, self.plan.start).await?;
+        if first * MINUTE_MS < self.plan.start {
+            let samples = self
+                .fetch_samples(first * MINUTE_MS, self.plan.start)
+                .await?;
             if !samples.is_empty() {
                 return Ok(Some(encode(first, &samples)));
             }
         }
         let uuid = || self.gpu.uuid.as_str().into();
         let values = [uuid(), uuid(), first.into()];
-        let rolled = statement(self.tx, ROLLED_BEFORE, values);
-        let rolled = self.tx.query_one_raw(rolled).await?;
-        let rolled = rolled.map(|row| rolled_row(&row, false)).transpose()?;
-        let newest = rolled.as_ref().map_or(0, |rolled| rolled.minute);
+        let query = statement(self.tx, ROLLED_BEFORE, values);
+        let row = self.tx.query_one_raw(query).await?;
+        let rollup = row.map(|row| parse_rollup(&row, false)).transpose()?;
+        let newest = rollup.as_ref().map_or(0, |rollup| rollup.minute);
         let values = [uuid(), newest.into(), first.into()];
-        for Minute { minute } in all::<Minute, 3>(self.tx, PENDING_BEFORE, values).await? {
-            let is_rolled = rolled.is_some() && minute == newest;
+        for Minute { minute } in query_all::<Minute, 3>(self.tx, PENDING_BEFORE, values).await? {
+            let is_rolled = rollup.is_some() && minute == newest;
             if is_rolled && minute < self.raw_from {
                 break;
             }
-            let samples = self.samples(minute * MINUTE, (minute + 1) * MINUTE).await?;
+            let samples = self
+                .fetch_samples(minute * MINUTE_MS, (minute + 1) * MINUTE_MS)
+                .await?;
             if !samples.is_empty() {
                 return Ok(Some(encode(minute, &samples)));
             }
@@ -272,14 +295,14 @@ impl History<'_> {
                 return Ok(None);
             }
         }
-        Ok(rolled.map(|rolled| (rolled.minute * MINUTE, rolled.summary)))
+        Ok(rollup.map(|rollup| (rollup.minute * MINUTE_MS, rollup.summary)))
     }
 }
 
-/// By index: there may be very many.
-fn rolled_row(row: &QueryResult, with_distribution: bool) -> Result<Rolled, DbErr> {
+/// Columns are read by index, because there may be very many rows.
+fn parse_rollup(row: &QueryResult, with_distribution: bool) -> Result<Rollup, DbErr> {
     let distribution = with_distribution.then(|| row.try_get_by_index(2));
-    Ok(Rolled {
+    Ok(Rollup {
         minute: row.try_get_by_index(0)?,
         summary: row.try_get_by_index(1)?,
         distribution: distribution.transpose()?,

@@ -1,65 +1,67 @@
-//! Samples in little room: what a roll-up holds.
+//! Digest: the compact encoding of the samples of a roll-up.
 //!
-//! The form, version 1. Numbers are varints as in protobuf (7 bits a byte, the low ones first, the
-//! high bit set in all bytes but the last); *signed* ones are zigzag-encoded first.
+//! Format, version 1. Numbers are varints as in protobuf: 7 bits per byte, the low bits first, the
+//! high bit set in all bytes but the last. *Signed* numbers are zigzag-encoded first.
 //!
 //! ```text
-//! summary      = version(1) samples section(times) section(throttle) section(energy) told*
+//! summary      = version(1) samples section(times) section(throttle) section(energy) bucket*
 //! distribution = version(1) metric*
 //! section      = length-in-bytes byte*
 //! times        = first [second-minus-first difference-of-differences(signed)*]
 //! throttle     = (samples 0 | samples 1 mask)*
 //! energy       = (readings epoch(signed) first last-minus-first)*
-//! told         = number form samples least [greatest percentile last mean(double)]
+//! bucket       = number format samples min [max p95 last mean(double)]
 //! metric       = number section(values)
-//! values       = form distinct index-of-last values [count*]
+//! values       = format distinct index-of-last values [count*]
 //! ```
 //!
-//! - Times are whole milliseconds, the first since the start of the minute. Of two samples at one
-//!   time, the one with the lower id comes first.
-//! - `throttle` has runs of samples with the same mask, or without one.
-//! - `energy` has runs of readings (mJ) of one epoch that do not fall.
-//! - Metrics come in the order of their numbers in `GpuMetric`; those without a value are left out.
-//!   `form` says how values are written: 0 as whole numbers, 1 as whole thousandths, both as the first
-//!   one (signed) and what the others are more than it, 2 as doubles of 8 bytes, the low one first.
-//! - `told` is what a bucket of this minute says. With 4 added to the form, all samples have one value,
-//!   and nothing follows it.
-//! - `values` are distinct, ascend, and are written as what they are more than the one before. With 4
-//!   added to the form, each was measured once; else the counts follow.
+//! - Times are whole milliseconds. The first time is relative to the start of the minute. Samples at
+//!   the same time are ordered by id.
+//! - `throttle` is a list of runs of samples with the same mask or without a mask.
+//! - `energy` is a list of runs of readings (mJ) of one epoch that do not decrease.
+//! - Metrics are ordered by their numbers in `GpuMetric`. Metrics without a value are left out.
+//!   `format` is the encoding of values: 0 for whole numbers, 1 for whole thousandths, 2 for
+//!   little-endian doubles. In formats 0 and 1 the first value is signed, and the others are
+//!   differences from the first.
+//! - `bucket` holds the aggregates of the minute. A format with 4 added means that all samples have
+//!   one value, and nothing follows the value.
+//! - `values` are distinct and ascend. In formats 0 and 1 the first value is signed, and each other
+//!   value is the difference from the one before. A format with 4 added means that each value was
+//!   measured once. Otherwise the counts follow.
 //!
-//! So nothing is lost but the order of the values, and percentiles over many minutes are exact. Who
-//! asks for minutes reads summaries only.
+//! Only the order of the values is lost, so percentiles over many minutes are exact. A request with
+//! buckets of a minute reads summaries only.
 
 use super::{
+    distribution::Distribution,
     sample::{METRICS, Sample},
-    series::Distribution,
 };
 use crate::pb;
 
-pub(super) use self::read::{EnergyRun, Summary, add_values};
+pub(super) use self::decode::{EnergyRun, Summary, add_values};
 
-mod read;
+mod decode;
 
 const VERSION: u8 = 1;
 
-/// How values are written.
+/// Formats of values, and the number added for distinct or constant values.
 const WHOLE: u64 = 0;
 const THOUSANDTHS: u64 = 1;
 const DOUBLES: u64 = 2;
 const ONCE: u64 = 4;
 const CONSTANT: u64 = 4;
 
-/// The largest whole number that a double and its neighbours hold.
-const EXACT: f64 = 9_007_199_254_740_991.0;
+/// Largest whole number that a double represents exactly, together with its neighbours.
+const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_991.0;
 
-/// The two parts of a digest.
+/// Encoded samples of one minute.
 #[derive(Debug)]
 pub(super) struct Digest {
     pub summary: Vec<u8>,
     pub distribution: Vec<u8>,
 }
 
-/// Writes samples, which are in order and not before `start`, in milliseconds.
+/// Encodes samples, which must be ordered by time and not before `start`, in milliseconds.
 pub(super) fn encode(start: i64, samples: &[Sample]) -> Digest {
     let (mut summary, mut distribution) = (vec![VERSION], vec![VERSION]);
     push(&mut summary, samples.len() as u64);
@@ -70,7 +72,7 @@ pub(super) fn encode(start: i64, samples: &[Sample]) -> Digest {
     let mut counts = Distribution::default();
     for metric in 0..METRICS {
         values.clear();
-        // Negative zero is zero.
+        // Negative zero counts as zero.
         values.extend(
             samples
                 .iter()
@@ -78,15 +80,15 @@ pub(super) fn encode(start: i64, samples: &[Sample]) -> Digest {
         );
         if let Some(last) = values.last().copied() {
             values.sort_unstable_by(f64::total_cmp);
-            #[expect(clippy::float_cmp, reason = "what was measured is not rounded")]
+            #[expect(clippy::float_cmp, reason = "measured values are compared exactly")]
             let runs = values.chunk_by(|a, b| a == b);
-            let start = counts.more();
-            start.extend(runs.map(|run| (run[0], run.len() as u64)));
+            let run = counts.start_run();
+            run.extend(runs.map(|run| (run[0], run.len() as u64)));
             push(&mut distribution, metric as u64 + 1);
-            push_section(&mut distribution, &write_values(start, last));
+            push_section(&mut distribution, &encode_values(run, last));
             counts.set_last(last);
             push(&mut summary, metric as u64 + 1);
-            push_told(&mut summary, &counts.summary());
+            push_metric_bucket(&mut summary, &counts.summary());
         }
     }
     Digest {
@@ -142,38 +144,43 @@ fn energy(samples: &[Sample]) -> Vec<u8> {
     bytes
 }
 
-fn push_told(bytes: &mut Vec<u8>, told: &pb::GpuMetricBucket) {
-    let values = [told.min, told.max, told.p95, told.last].map(Option::unwrap_or_default);
-    let constant = told.min == told.max;
-    let values = if constant { &values[..1] } else { &values[..] };
-    let (form, whole) = form(values);
-    push(bytes, form + if constant { CONSTANT } else { 0 });
-    push(bytes, told.samples.unsigned_abs());
-    if form == DOUBLES {
+fn push_metric_bucket(bytes: &mut Vec<u8>, bucket: &pb::GpuMetricBucket) {
+    let all_values =
+        [bucket.min, bucket.max, bucket.p95, bucket.last].map(Option::unwrap_or_default);
+    let is_constant = bucket.min == bucket.max;
+    let values = if is_constant {
+        &all_values[..1]
+    } else {
+        &all_values[..]
+    };
+    let (format, whole) = select_format(values);
+    push(bytes, format + if is_constant { CONSTANT } else { 0 });
+    push(bytes, bucket.samples.unsigned_abs());
+    if format == DOUBLES {
         bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
     }
-    for (at, value) in whole.iter().enumerate() {
-        if at == 0 {
+    for (index, value) in whole.iter().enumerate() {
+        if index == 0 {
             push_signed(bytes, *value);
         } else {
             push(bytes, value.abs_diff(whole[0]));
         }
     }
-    if !constant {
-        bytes.extend(told.avg.unwrap_or_default().to_le_bytes());
+    if !is_constant {
+        bytes.extend(bucket.avg.unwrap_or_default().to_le_bytes());
     }
 }
 
-fn write_values(counts: &[(f64, u64)], last: f64) -> Vec<u8> {
+fn encode_values(counts: &[(f64, u64)], last: f64) -> Vec<u8> {
     let distinct: Vec<f64> = counts.iter().map(|(value, _)| *value).collect();
-    let once = counts.iter().all(|(_, count)| *count == 1);
-    let (form, whole) = form(&distinct);
+    let is_distinct = counts.iter().all(|(_, count)| *count == 1);
+    let (format, whole) = select_format(&distinct);
     let mut bytes = Vec::with_capacity(distinct.len() * 4 + 8);
-    push(&mut bytes, form + if once { ONCE } else { 0 });
+    push(&mut bytes, format + if is_distinct { ONCE } else { 0 });
     push(&mut bytes, distinct.len() as u64);
     let index = distinct.partition_point(|value| *value < last);
     push(&mut bytes, index as u64);
-    if form == DOUBLES {
+    if format == DOUBLES {
         bytes.extend(distinct.iter().flat_map(|value| value.to_le_bytes()));
     }
     let mut before = None;
@@ -184,7 +191,7 @@ fn write_values(counts: &[(f64, u64)], last: f64) -> Vec<u8> {
         }
         before = Some(value);
     }
-    if !once {
+    if !is_distinct {
         for (_, count) in counts {
             push(&mut bytes, *count);
         }
@@ -192,8 +199,8 @@ fn write_values(counts: &[(f64, u64)], last: f64) -> Vec<u8> {
     bytes
 }
 
-/// How to write values without loss, and the whole numbers to write if they can be.
-fn form(values: &[f64]) -> (u64, Vec<i64>) {
+/// Most compact lossless format of the values, and the whole numbers to write in formats 0 and 1.
+fn select_format(values: &[f64]) -> (u64, Vec<i64>) {
     if let Some(whole) = scaled(values, 1.0) {
         (WHOLE, whole)
     } else if let Some(whole) = scaled(values, 1_000.0) {
@@ -203,16 +210,16 @@ fn form(values: &[f64]) -> (u64, Vec<i64>) {
     }
 }
 
-/// The values times `scale` as whole numbers, if that takes nothing from any.
+/// Values times `scale` as whole numbers. `None` if a value would lose precision.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::float_cmp,
-    reason = "what does not come back as it was is refused"
+    reason = "values that would change are rejected"
 )]
 fn scaled(values: &[f64], scale: f64) -> Option<Vec<i64>> {
     let scaled = |value: &f64| {
         let whole = (value * scale).round();
-        let fits = whole.abs() <= EXACT && whole / scale == *value;
+        let fits = whole.abs() <= MAX_EXACT_INTEGER && whole / scale == *value;
         fits.then_some(whole as i64)
     };
     values.iter().map(scaled).collect()

@@ -1,4 +1,4 @@
-//! Forgetting: samples, once they are rolled up, and roll-ups, a few at a time.
+//! Deletion of old roll-ups, and of old samples that are rolled up.
 
 use std::time::Duration;
 
@@ -6,24 +6,24 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ConnectionTrait, DbBackend};
 use tokio_util::sync::CancellationToken;
 
-use super::{MINUTE, locked, statement};
+use super::queries::{MINUTE_MS, statement, try_lock};
 use crate::{
     db::Db,
     error::{Chain, Result},
 };
 
-/// How often to look.
-const PERIOD: Duration = Duration::from_mins(1);
+/// Time between two deletions.
+const INTERVAL: Duration = Duration::from_mins(1);
 
-/// How many samples, and how many roll-ups, one transaction deletes.
-const SAMPLES: i64 = 1_000;
-const ROLLUPS: i64 = 500;
+/// Upper bounds of samples and of roll-ups that one transaction deletes.
+const SAMPLES_PER_TRANSACTION: i64 = 1_000;
+const ROLLUPS_PER_TRANSACTION: i64 = 500;
 
-/// How long writers have the database to themselves between two of them.
+/// Time between two transactions for other writers.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Says that samples may be gone before it says so of any: from then on their roll-ups are final. A
-/// minute that is still to be rolled up holds the line back. On PostgreSQL LEAST passes over NULL.
+/// `raw_from` is raised before samples are deleted: from then on the roll-ups of earlier minutes
+/// are final. A minute with a mark limits the value. On PostgreSQL, LEAST ignores NULL.
 const RAISE_POSTGRES: &str = "\
     UPDATE gpu_history_state SET raw_from = least($1, (SELECT min(minute) FROM gpu_stats_pending)) \
     WHERE id = 1 AND raw_from < least($2, (SELECT min(minute) FROM gpu_stats_pending))";
@@ -31,7 +31,7 @@ const RAISE_SQLITE: &str = "\
     UPDATE gpu_history_state SET raw_from = min($1, coalesce((SELECT min(minute) FROM gpu_stats_pending), $2)) \
     WHERE id = 1 AND raw_from < min($3, coalesce((SELECT min(minute) FROM gpu_stats_pending), $4))";
 
-/// Marks are looked at in the statement that deletes, so that it sees the mark of each row it sees.
+/// One statement reads the marks and deletes, so that it sees the mark of each row it sees.
 const DELETE_POSTGRES: &str = "\
     DELETE FROM gpu_stats WHERE id IN (SELECT id FROM gpu_stats WHERE recorded_at < \
     (SELECT to_timestamp(60.0 * least($1, raw_from, (SELECT min(minute) FROM gpu_stats_pending))) \
@@ -45,19 +45,19 @@ const DELETE_ROLLUPS: &str = "\
     DELETE FROM gpu_stats_minutes WHERE (gpu_uuid, minute) IN (\
     SELECT gpu_uuid, minute FROM gpu_stats_minutes WHERE minute < $1 ORDER BY minute LIMIT $2)";
 
-/// How long the history is kept.
+/// Retention periods of the history.
 #[derive(Debug, Clone, Copy)]
-pub struct Kept {
-    /// Samples as they are.
+pub struct RetentionPeriods {
+    /// Retention of samples.
     pub samples: Duration,
-    /// Minute by minute. Not shorter.
+    /// Retention of roll-ups. At least the retention of samples.
     pub rollups: Duration,
 }
 
-/// Deletes what is older, again and again, until shutdown.
-pub async fn run(db: Db, kept: Kept, shutdown: CancellationToken) {
+/// Deletes expired samples and roll-ups every minute, until shutdown.
+pub async fn run(db: Db, periods: RetentionPeriods, shutdown: CancellationToken) {
     loop {
-        match shutdown.run_until_cancelled(prune(&db, kept)).await {
+        match shutdown.run_until_cancelled(prune(&db, periods)).await {
             Some(Ok((0, 0))) => {}
             Some(Ok((samples, rollups))) => {
                 tracing::debug!(samples, rollups, "pruned the history of the GPUs");
@@ -66,31 +66,31 @@ pub async fn run(db: Db, kept: Kept, shutdown: CancellationToken) {
                 let error = Chain(&error).to_string();
                 tracing::warn!(
                     error,
-                    "the history of the GPUs could not be pruned; it is tried again"
+                    "the history of the GPUs could not be pruned; the next attempt follows in 1 min"
                 );
             }
             None => return,
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(PERIOD) => {}
+            () = tokio::time::sleep(INTERVAL) => {}
         }
     }
 }
 
-/// Deletes what is older. Returns how many samples and how many roll-ups that were.
-pub async fn prune(db: &Db, kept: Kept) -> Result<(u64, u64)> {
+/// Deletes expired samples and roll-ups. Returns the numbers of deleted samples and roll-ups.
+pub async fn prune(db: &Db, periods: RetentionPeriods) -> Result<(u64, u64)> {
     let now = crate::clock::for_retention();
-    let samples = prune_samples(db, minute_before(now, kept.samples)).await?;
-    let rollups = prune_rollups(db, minute_before(now, kept.rollups)).await?;
+    let samples = prune_samples(db, minute_before(now, periods.samples)).await?;
+    let rollups = prune_rollups(db, minute_before(now, periods.rollups)).await?;
     Ok((samples, rollups))
 }
 
-/// The minute in which it was so long ago.
-fn minute_before(now: DateTime<Utc>, kept: Duration) -> i64 {
-    let kept = TimeDelta::from_std(kept).unwrap_or(TimeDelta::MAX);
-    let before = now.checked_sub_signed(kept);
-    before.map_or(0, |before| before.timestamp_millis().div_euclid(MINUTE))
+/// Minute, counted from 1970, at `period` before `now`.
+fn minute_before(now: DateTime<Utc>, period: Duration) -> i64 {
+    let period = TimeDelta::from_std(period).unwrap_or(TimeDelta::MAX);
+    let before = now.checked_sub_signed(period);
+    before.map_or(0, |before| before.timestamp_millis().div_euclid(MINUTE_MS))
 }
 
 async fn prune_samples(db: &Db, before: i64) -> Result<u64> {
@@ -110,28 +110,28 @@ async fn prune_samples(db: &Db, before: i64) -> Result<u64> {
     } else {
         DELETE_SQLITE
     };
-    in_chunks(db, delete, before, SAMPLES).await
+    delete_in_chunks(db, delete, before, SAMPLES_PER_TRANSACTION).await
 }
 
 async fn prune_rollups(db: &Db, before: i64) -> Result<u64> {
-    in_chunks(db, DELETE_ROLLUPS, before, ROLLUPS).await
+    delete_in_chunks(db, DELETE_ROLLUPS, before, ROLLUPS_PER_TRANSACTION).await
 }
 
-async fn in_chunks(db: &Db, delete: &str, before: i64, chunk: i64) -> Result<u64> {
-    let mut all = 0;
+async fn delete_in_chunks(db: &Db, delete: &str, before: i64, chunk: i64) -> Result<u64> {
+    let mut total = 0;
     loop {
-        let deleted = db.write(async |tx| {
-            // Two that delete the same rows would wait for each other.
-            if !locked(tx).await? {
+        let deletion = db.write(async |tx| {
+            // Two processes that delete the same rows would block each other.
+            if !try_lock(tx).await? {
                 return Ok(0);
             }
-            let delete = statement(tx, delete, [before.into(), chunk.into()]);
-            Ok(tx.execute_raw(delete).await?.rows_affected())
+            let statement = statement(tx, delete, [before.into(), chunk.into()]);
+            Ok(tx.execute_raw(statement).await?.rows_affected())
         });
-        let deleted = deleted.await?;
-        all += deleted;
+        let deleted = deletion.await?;
+        total += deleted;
         if deleted < chunk.unsigned_abs() {
-            return Ok(all);
+            return Ok(total);
         }
         tokio::time::sleep(PAUSE).await;
     }

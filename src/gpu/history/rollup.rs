@@ -1,4 +1,4 @@
-//! Rolling up: the samples of a minute that is over become one row.
+//! Roll-up of each past minute of samples into one row.
 
 use std::time::{Duration, Instant};
 
@@ -6,9 +6,9 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, EntityTrait, FromQueryResult
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    MINUTE, all,
     digest::{self, Digest},
-    locked, raw_from, sample, statement,
+    queries::{MINUTE_MS, query_all, raw_from, statement, try_lock},
+    sample,
 };
 use crate::{
     db::Db,
@@ -17,17 +17,17 @@ use crate::{
     rpc::time,
 };
 
-/// How often to look.
-const PERIOD: Duration = Duration::from_secs(2);
+/// Time between two checks for marks.
+const INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long after its end a minute is rolled up, in milliseconds. Samples are stored within seconds;
-/// for those that come later the minute is rolled up again.
-const SETTLED: i64 = 5_000;
+/// Time from the end of a minute to its roll-up, in milliseconds. Most samples are stored by then.
+/// A later sample marks the minute again.
+const LATE_ARRIVAL_MS: i64 = 5_000;
 
-/// How many samples one transaction reads, about, and how many marks. SQLite has one writer, which this
-/// holds up for some milliseconds.
-const SAMPLES: usize = 1_000;
-const MARKS: i64 = 512;
+/// Approximate number of samples and upper bound of marks per transaction. The only writer of
+/// SQLite is then blocked for a few milliseconds.
+const SAMPLES_PER_TRANSACTION: usize = 1_000;
+const MARKS_PER_TRANSACTION: i64 = 512;
 
 const DUE: &str = "SELECT minute FROM gpu_stats_pending WHERE minute < $1 LIMIT 1";
 const TAKE: &str = "\
@@ -46,18 +46,18 @@ struct Mark {
     minute: i64,
 }
 
-/// Rolls up what is due, again and again, until shutdown.
+/// Rolls up the due minutes every 2 s, until shutdown.
 pub async fn run(db: Db, shutdown: CancellationToken) {
     let mut away = false;
     loop {
-        match shutdown.run_until_cancelled(all_due(&db)).await {
+        match shutdown.run_until_cancelled(roll_up_due(&db)).await {
             Some(Ok(())) => away = false,
             Some(Err(error)) => {
                 if !std::mem::replace(&mut away, true) {
                     let error = Chain(&error).to_string();
                     tracing::warn!(
                         error,
-                        "GPU samples could not be rolled up; it is tried again"
+                        "GPU samples could not be rolled up; the next attempt follows in 2 s"
                     );
                 }
             }
@@ -65,43 +65,44 @@ pub async fn run(db: Db, shutdown: CancellationToken) {
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(PERIOD) => {}
+            () = tokio::time::sleep(INTERVAL) => {}
         }
     }
 }
 
-async fn all_due(db: &Db) -> Result<()> {
-    let before = (entity::now().timestamp_millis() - SETTLED).div_euclid(MINUTE);
-    // Whether there is anything is found out without the writer.
+async fn roll_up_due(db: &Db) -> Result<()> {
+    let before = (entity::now().timestamp_millis() - LATE_ARRIVAL_MS).div_euclid(MINUTE_MS);
+    // The reader answers this, so that an idle check does not block the writer.
     let due = statement(db.reader(), DUE, [before.into()]);
     if db.reader().query_one_raw(due).await?.is_none() {
         return Ok(());
     }
     loop {
         let started = Instant::now();
-        let marks = db.write(async |tx| some(tx, before).await).await?;
+        let marks = db.write(async |tx| roll_up_batch(tx, before).await).await?;
         if marks == 0 {
             return Ok(());
         }
-        // Much may have piled up; half of the time belongs to others.
+        // A backlog may be long, so other writers get half of the time.
         tokio::time::sleep(started.elapsed()).await;
     }
 }
 
-/// Rolls up the oldest minutes that are marked. Returns how many marks were worked off.
-async fn some(tx: &DatabaseTransaction, before: i64) -> Result<usize> {
-    if !locked(tx).await? {
+/// Rolls up the oldest marked minutes. Returns the number of processed marks.
+async fn roll_up_batch(tx: &DatabaseTransaction, before: i64) -> Result<usize> {
+    if !try_lock(tx).await? {
         return Ok(0);
     }
-    let marks: Vec<Mark> = all(tx, TAKE, [before.into(), MARKS.into()]).await?;
-    // After the marks: what was marked before samples were deleted is known to be so.
+    let marks: Vec<Mark> =
+        query_all(tx, TAKE, [before.into(), MARKS_PER_TRANSACTION.into()]).await?;
+    // Read after the marks, so that marks from before a deletion are recognised.
     let raw_from = raw_from(tx).await?;
     let (mut read, mut done) = (0, Vec::new());
     for marks in marks.chunk_by(|a, b| (a.minute, &a.gpu_uuid) == (b.minute, &b.gpu_uuid)) {
-        if read >= SAMPLES {
+        if read >= SAMPLES_PER_TRANSACTION {
             break;
         }
-        read += minute(tx, &marks[0].gpu_uuid, marks[0].minute, raw_from).await?;
+        read += roll_up_minute(tx, &marks[0].gpu_uuid, marks[0].minute, raw_from).await?;
         done.extend(marks.iter().map(|mark| mark.id));
     }
     let count = done.len();
@@ -114,25 +115,25 @@ async fn some(tx: &DatabaseTransaction, before: i64) -> Result<usize> {
     Ok(count)
 }
 
-/// Rolls up one minute. Returns how many samples it has.
-async fn minute(
+/// Rolls up one minute. Returns the number of its samples plus 1.
+async fn roll_up_minute(
     tx: &DatabaseTransaction,
     gpu_uuid: &str,
     minute: i64,
     raw_from: i64,
 ) -> Result<usize> {
     if minute < raw_from {
-        // Some of its samples may be gone, so what was made of all of them stays.
-        let found = statement(tx, FIND, [gpu_uuid.into(), minute.into()]);
-        if tx.query_one_raw(found).await?.is_some() {
+        // Some samples may be deleted, so the roll-up of all samples stays.
+        let query = statement(tx, FIND, [gpu_uuid.into(), minute.into()]);
+        if tx.query_one_raw(query).await?.is_some() {
             return Ok(0);
         }
     }
-    let at = |minute: i64| {
-        let at = time::from_millis(minute.saturating_mul(MINUTE));
-        at.ok_or_else(|| Error::internal("no such minute"))
+    let start_of = |minute: i64| {
+        let start = time::from_millis(minute.saturating_mul(MINUTE_MS));
+        start.ok_or_else(|| Error::internal("a marked minute cannot be represented"))
     };
-    let samples = sample::read(tx, gpu_uuid, at(minute)?, at(minute + 1)?).await?;
+    let samples = sample::read(tx, gpu_uuid, start_of(minute)?, start_of(minute + 1)?).await?;
     if samples.is_empty() {
         gpu_stats_minute::Entity::delete_by_id((gpu_uuid.to_string(), minute))
             .exec(tx)
@@ -141,7 +142,7 @@ async fn minute(
         let Digest {
             summary,
             distribution,
-        } = digest::encode(minute * MINUTE, &samples);
+        } = digest::encode(minute * MINUTE_MS, &samples);
         let values = [
             gpu_uuid.into(),
             minute.into(),
@@ -150,6 +151,6 @@ async fn minute(
         ];
         tx.execute_raw(statement(tx, PUT, values)).await?;
     }
-    // A minute costs something without samples, too.
+    // A minute without samples has a cost too.
     Ok(samples.len() + 1)
 }

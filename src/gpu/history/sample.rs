@@ -1,34 +1,34 @@
-//! Samples as they are summed up, and how they are read.
+//! Samples for aggregation, and their query.
 
 use std::sync::LazyLock;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbErr, QueryResult};
 
-use super::statement;
+use super::queries::statement;
 use crate::{error::Result, pb::GpuMetric};
 
-/// How many metrics there are: `GpuMetric` numbers them from 1.
+/// Number of metrics. `GpuMetric` numbers the metrics from 1.
 pub(super) const METRICS: usize = 26;
 
-/// How many columns come before those of the metrics.
-const OTHERS: usize = 4;
+/// Number of columns before those of the metrics.
+const METRICS_OFFSET: usize = 4;
 
-/// What one row of `gpu_stats` says.
+/// Values of one row of `gpu_stats`.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Sample {
-    /// In microseconds since 1970.
+    /// Time in microseconds since 1970.
     pub at_us: i64,
     pub throttle: Option<u64>,
-    /// The counter's epoch, and its reading in mJ. A reading without an epoch can be compared with no
-    /// other.
+    /// Epoch and reading of the energy counter, in mJ. `None` without an epoch, because readings of
+    /// different epochs cannot be compared.
     pub energy: Option<(i64, i64)>,
-    /// By the number of the metric, less 1.
+    /// Values, by the number of the metric less 1.
     pub values: [Option<f64>; METRICS],
 }
 
 impl Sample {
-    /// In milliseconds since 1970.
+    /// Time in milliseconds since 1970.
     pub(super) fn at(&self) -> i64 {
         self.at_us.div_euclid(1_000)
     }
@@ -39,8 +39,8 @@ pub(super) fn metrics() -> impl Iterator<Item = GpuMetric> {
     (1..).map_while(|number| GpuMetric::try_from(number).ok())
 }
 
-/// The samples of a GPU in a stretch of time, in the order in which they were taken. Rows in which the
-/// GPU told nothing are left out.
+/// Samples of a GPU from `from` up to `until`, ordered by time. Rows without any value are left
+/// out.
 pub(super) async fn read(
     db: &impl ConnectionTrait,
     gpu_uuid: &str,
@@ -57,28 +57,28 @@ pub(super) async fn read(
     Ok(samples)
 }
 
-/// Metrics are named after their columns.
+/// Each metric is named after its column.
 fn select() -> String {
-    let metrics = metrics().map(|metric| {
+    let columns = metrics().map(|metric| {
         let column = metric.as_str_name().trim_start_matches("GPU_METRIC_");
         format!("CAST({} AS DOUBLE PRECISION)", column.to_lowercase())
     });
-    let metrics = metrics.collect::<Vec<_>>().join(", ");
+    let columns = columns.collect::<Vec<_>>().join(", ");
     format!(
-        "SELECT recorded_at, throttle_reasons, counter_epoch, energy_consumption, {metrics} \
+        "SELECT recorded_at, throttle_reasons, counter_epoch, energy_consumption, {columns} \
          FROM gpu_stats WHERE gpu_uuid = $1 AND recorded_at >= $2 AND recorded_at < $3 \
          ORDER BY recorded_at, id"
     )
 }
 
 fn sample(row: &QueryResult) -> Result<Option<Sample>, DbErr> {
-    let at: DateTime<Utc> = row.try_get_by_index(0)?;
+    let recorded_at: DateTime<Utc> = row.try_get_by_index(0)?;
     let throttle: Option<i64> = row.try_get_by_index(1)?;
     let epoch: Option<i64> = row.try_get_by_index(2)?;
     let energy: Option<i64> = row.try_get_by_index(3)?;
     let mut values = [None; METRICS];
-    for (at, value) in values.iter_mut().enumerate() {
-        let number: Option<f64> = row.try_get_by_index(OTHERS + at)?;
+    for (index, value) in values.iter_mut().enumerate() {
+        let number: Option<f64> = row.try_get_by_index(METRICS_OFFSET + index)?;
         *value = number.filter(|number| number.is_finite());
     }
     if throttle.is_none() && energy.is_none() && values.iter().all(Option::is_none) {
@@ -88,7 +88,7 @@ fn sample(row: &QueryResult) -> Result<Option<Sample>, DbErr> {
         .zip(energy)
         .filter(|(_, energy)| (0..).contains(energy));
     Ok(Some(Sample {
-        at_us: at.timestamp_micros(),
+        at_us: recorded_at.timestamp_micros(),
         throttle: throttle.map(i64::cast_unsigned),
         energy,
         values,

@@ -1,9 +1,9 @@
-//! Live samples for the other processes on one PostgreSQL: whoever watches sees the GPUs of all of
-//! them, wherever it is connected.
+//! Relay of live samples between processes on one PostgreSQL database, so that a watch sees all
+//! GPUs at any process.
 //!
-//! Samples are stored seconds after they were taken, so it is the samples themselves that are sent, as
-//! signals of the database: the newest of each GPU, and only if another process is there to hear them.
-//! One that is lost is made up for by the next.
+//! Samples are stored seconds after they were taken, so the relay sends the samples themselves
+//! through NOTIFY. The relay sends the newest sample of each GPU, and only while another process is
+//! active. A lost sample is replaced by the next one.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{LiveGpus, Origin, Reading};
+use super::live_gpus::{LiveGpus, Origin, Reading};
 use crate::{
     db::{
         Db,
@@ -26,67 +26,68 @@ use crate::{
     pb,
 };
 
-/// The channel on which processes send each other samples.
+/// Channel of NOTIFY for samples.
 const CHANNEL: &str = "watchpost_gpu_stats";
 
-/// How large a signal may be before it is written in base64: PostgreSQL takes less than 8,000 bytes.
-const LARGEST: usize = 5_900;
+/// Upper bound of a message before base64 encoding. PostgreSQL accepts payloads below 8,000 bytes.
+const MAX_SIGNAL_BYTES: usize = 5_900;
 
-/// How often a process says that it is there, and for how long that is believed.
-const HELLO_EVERY: Duration = Duration::from_secs(10);
-const BELIEVED_FOR: Duration = Duration::from_secs(30);
+/// Interval of announcements of a process, and the age of the last announcement at which a peer
+/// counts as gone.
+const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(10);
+const PEER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How close together samples are sent at most.
-const SEND_EVERY: Duration = Duration::from_millis(100);
+/// Minimum time between two messages.
+const SEND_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What one process tells the others.
+/// Message from one process to its peers.
 #[derive(Clone, PartialEq, Message)]
 struct Signal {
-    /// Of the process, made at its start.
+    /// Id of the process, created at its start.
     #[prost(bytes = "vec", tag = "1")]
     process: Vec<u8>,
-    /// None: the process only says that it is there.
+    /// Samples. Empty in a mere announcement of the process.
     #[prost(message, repeated, tag = "2")]
     gpu_stats: Vec<pb::GpuStats>,
 }
 
-/// Sends the samples of this process.
+/// Sender of the samples of this process.
 #[derive(Debug)]
 pub struct Relay {
     db: Db,
     live: LiveGpus,
     process: Vec<u8>,
-    others: Arc<Others>,
-    /// The number of the last reading of each GPU that was sent.
+    peers: Arc<Peers>,
+    /// Number of the last sent reading of each GPU.
     sent: HashMap<String, u64>,
 }
 
-/// The other processes, as far as they were heard.
+/// Other processes, with the time of the last message from each.
 #[derive(Debug, Default)]
-struct Others {
-    heard: Mutex<HashMap<Vec<u8>, Instant>>,
-    /// Told when one is heard for the first time.
-    met: Notify,
+struct Peers {
+    last_heard_at: Mutex<HashMap<Vec<u8>, Instant>>,
+    /// Notified when a new peer appears.
+    joined: Notify,
 }
 
-/// The relay between these readings and those of other processes, and what hears them.
+/// Relay of the readings in `live`, and the handler for messages of other processes.
 pub fn new(db: Db, live: LiveGpus) -> (Relay, (&'static str, SignalHandler)) {
     let relay = Relay {
         db,
         live: live.clone(),
         process: Uuid::now_v7().as_bytes().to_vec(),
-        others: Arc::default(),
+        peers: Arc::default(),
         sent: HashMap::new(),
     };
-    let (process, others) = (relay.process.clone(), relay.others.clone());
-    let handler = move |said: Option<&str>| {
-        let Some(signal) = said.and_then(Signal::read) else {
+    let (process, peers) = (relay.process.clone(), relay.peers.clone());
+    let handler = move |payload: Option<&str>| {
+        let Some(signal) = payload.and_then(Signal::decode_payload) else {
             return;
         };
         if signal.process == process {
             return;
         }
-        others.hear(signal.process);
+        peers.record(signal.process);
         for stats in signal.gpu_stats {
             live.publish_newer(stats, Origin::Relayed);
         }
@@ -95,45 +96,45 @@ pub fn new(db: Db, live: LiveGpus) -> (Relay, (&'static str, SignalHandler)) {
 }
 
 impl Relay {
-    /// Sends what is new until shutdown.
+    /// Sends announcements and new readings until shutdown.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut hellos = interval(HELLO_EVERY);
-        hellos.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut announcements = interval(ANNOUNCE_INTERVAL);
+        announcements.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut changed = self.live.changed();
         let relaying = async {
             loop {
                 tokio::select! {
-                    _ = hellos.tick() => self.send(&[]).await,
-                    () = self.others.met.notified() => {
-                        // It knows nothing, and not even that this process is there.
+                    _ = announcements.tick() => self.send(&[]).await,
+                    () = self.peers.joined.notified() => {
+                        // A new peer knows neither the readings nor this process.
                         self.sent.clear();
                         self.send(&[]).await;
                     }
                     Ok(()) = changed.changed() => {}
                 }
-                if self.others.are_there() {
-                    self.send_news().await;
+                if self.peers.any_active() {
+                    self.send_changes().await;
                 }
-                sleep(SEND_EVERY).await;
+                sleep(SEND_INTERVAL).await;
             }
         };
         shutdown.run_until_cancelled(relaying).await;
     }
 
-    async fn send_news(&mut self) {
-        let mut news = self.live.readings();
-        news.retain(|reading| reading.origin != Origin::Relayed && self.is_new(reading));
-        let mut from = 0;
-        while from < news.len() {
+    async fn send_changes(&mut self) {
+        let mut changes = self.live.readings();
+        changes.retain(|reading| reading.origin != Origin::Relayed && self.is_new(reading));
+        let mut start = 0;
+        while start < changes.len() {
             let mut bytes = 0;
             let fits = |reading: &&Arc<Reading>| {
                 bytes += reading.stats.encoded_len() + 4;
-                bytes <= LARGEST
+                bytes <= MAX_SIGNAL_BYTES
             };
-            // One always fits.
-            let length = news[from..].iter().take_while(fits).count().max(1);
-            self.send(&news[from..from + length]).await;
-            from += length;
+            // A single sample always fits.
+            let length = changes[start..].iter().take_while(fits).count().max(1);
+            self.send(&changes[start..start + length]).await;
+            start += length;
         }
     }
 
@@ -162,23 +163,23 @@ impl Relay {
     }
 }
 
-impl Others {
-    fn hear(&self, process: Vec<u8>) {
-        let mut heard = self.heard.lock();
-        if heard.insert(process, Instant::now()).is_none() {
-            self.met.notify_one();
+impl Peers {
+    fn record(&self, process: Vec<u8>) {
+        let mut last_heard_at = self.last_heard_at.lock();
+        if last_heard_at.insert(process, Instant::now()).is_none() {
+            self.joined.notify_one();
         }
     }
 
-    fn are_there(&self) -> bool {
-        let mut heard = self.heard.lock();
-        heard.retain(|_, at| at.elapsed() < BELIEVED_FOR);
-        !heard.is_empty()
+    fn any_active(&self) -> bool {
+        let mut last_heard_at = self.last_heard_at.lock();
+        last_heard_at.retain(|_, time| time.elapsed() < PEER_TIMEOUT);
+        !last_heard_at.is_empty()
     }
 }
 
 impl Signal {
-    fn read(text: &str) -> Option<Self> {
+    fn decode_payload(text: &str) -> Option<Self> {
         let bytes = BASE64_STANDARD_NO_PAD.decode(text).ok()?;
         Self::decode(bytes.as_slice()).ok()
     }

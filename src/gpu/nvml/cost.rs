@@ -1,27 +1,27 @@
-//! What the calls into the driver cost, for whoever watches the watcher.
+//! Cost of driver calls, for metrics.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
-/// What calls of one kind have cost so far.
+/// Accumulated cost of calls of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cost {
-    /// How many there were.
+    /// Number of calls.
     pub calls: u64,
-    /// How long they took together.
+    /// Total time of the calls.
     pub total: Duration,
-    /// How long the longest took.
+    /// Time of the longest call.
     pub longest: Duration,
 }
 
 impl Cost {
-    /// Adds a call that took this long.
-    pub fn add(&mut self, took: Duration) {
+    /// Adds a call with the given duration.
+    pub fn add(&mut self, duration: Duration) {
         self.merge(Self {
             calls: 1,
-            total: took,
-            longest: took,
+            total: duration,
+            longest: duration,
         });
     }
 
@@ -32,31 +32,31 @@ impl Cost {
     }
 }
 
-/// The costs since the start, by the UUID of the GPU and the kind of the call. Clones share them.
+/// Costs since the start, by UUID of the GPU and kind of call. Clones share the costs.
 #[derive(Debug, Clone, Default)]
-pub struct Costs(Arc<Mutex<BTreeMap<String, OfGpu>>>);
+pub struct Costs(Arc<Mutex<BTreeMap<String, GpuCosts>>>);
 
-type OfGpu = BTreeMap<&'static str, Cost>;
+type GpuCosts = BTreeMap<&'static str, Cost>;
 
 impl Costs {
-    /// Adds what one sample of a GPU has cost.
+    /// Adds the cost of one sample of a GPU.
     pub fn add(&self, gpu_uuid: &str, costs: impl IntoIterator<Item = (&'static str, Cost)>) {
-        let mut all = self.0.lock();
-        if !all.contains_key(gpu_uuid) {
-            all.insert(gpu_uuid.to_string(), OfGpu::new());
+        let mut costs_by_gpu = self.0.lock();
+        if !costs_by_gpu.contains_key(gpu_uuid) {
+            costs_by_gpu.insert(gpu_uuid.to_string(), GpuCosts::new());
         }
-        if let Some(of_gpu) = all.get_mut(gpu_uuid) {
+        if let Some(gpu_costs) = costs_by_gpu.get_mut(gpu_uuid) {
             for (kind, cost) in costs {
-                of_gpu.entry(kind).or_default().merge(cost);
+                gpu_costs.entry(kind).or_default().merge(cost);
             }
         }
     }
 
-    /// All of them: the GPU, the kind of the call, and its cost.
-    pub fn all(&self) -> Vec<(String, &'static str, Cost)> {
-        let all = self.0.lock();
-        let kinds = all.iter().flat_map(|(gpu, of_gpu)| {
-            let kinds = of_gpu.iter();
+    /// All costs, as UUID of the GPU, kind of call, and cost.
+    pub fn snapshot(&self) -> Vec<(String, &'static str, Cost)> {
+        let costs_by_gpu = self.0.lock();
+        let kinds = costs_by_gpu.iter().flat_map(|(gpu, gpu_costs)| {
+            let kinds = gpu_costs.iter();
             kinds.map(|(kind, cost)| (gpu.clone(), *kind, *cost))
         });
         kinds.collect()
@@ -71,18 +71,18 @@ mod tests {
     fn costs_add_up_by_gpu_and_kind() {
         let costs = Costs::default();
         let millis = Duration::from_millis;
-        for took in [1, 5, 2] {
+        for duration in [1, 5, 2] {
             let mut cost = Cost::default();
-            cost.add(millis(took));
+            cost.add(millis(duration));
             costs.add("GPU-1", [("memory", cost), ("pstate", cost)]);
         }
-        let all = costs.all();
-        assert_eq!(all.len(), 2);
+        let snapshot = costs.snapshot();
+        assert_eq!(snapshot.len(), 2);
         let memory = Cost {
             calls: 3,
             total: millis(8),
             longest: millis(5),
         };
-        assert_eq!(all[0], ("GPU-1".to_string(), "memory", memory));
+        assert_eq!(snapshot[0], ("GPU-1".to_string(), "memory", memory));
     }
 }

@@ -1,4 +1,4 @@
-//! What a card tells as numbered fields, and what its counters say.
+//! Values that NVML gives as numbered fields.
 
 use std::time::Instant;
 
@@ -7,10 +7,10 @@ use nvml_wrapper::{
     struct_wrappers::device::FieldValueSample, structs::device::FieldId,
 };
 
-use super::card::{Card, is_final, watts};
+use super::card::{Card, is_permanent, watts};
 use super::pcie::{Counter, Directions};
 use crate::{
-    gpu::Value,
+    gpu::value::Value,
     pb::AbsentReason::{self, DriverError},
 };
 
@@ -18,13 +18,13 @@ use crate::{
 const PCIE_BYTES: [FieldId; 2] = [FieldId(197), FieldId(198)];
 
 /// `NVML_FI_DEV_POWER_INSTANT` and `NVML_FI_DEV_MEMORY_TEMP`.
-const MORE: [FieldId; 2] = [FieldId(186), FieldId(82)];
+const POWER_AND_MEMORY_TEMPERATURE: [FieldId; 2] = [FieldId(186), FieldId(82)];
 
 impl Card<'_> {
     pub(super) fn pcie(&mut self) -> Directions<Value<i64>> {
-        let at = Instant::now();
-        let replies = self.ask("pcie_bytes", |card| {
-            // By position: the number of a field in a reply is the driver's own.
+        let now = Instant::now();
+        let replies = self.query("pcie_bytes", |card| {
+            // Matched by position, because the field numbers in a reply are internal to the driver.
             let [sent, received] = card
                 .field_values_for(&PCIE_BYTES)?
                 .try_into()
@@ -32,11 +32,11 @@ impl Card<'_> {
             Ok(Directions { sent, received })
         });
         if let Err(AbsentReason::NotSampled) = replies {
-            // The counters of the sample before are kept for the next one.
-            let nothing = Err(AbsentReason::NotSampled);
+            // The counters of the sample before are kept for the next sample.
+            let not_sampled = Err(AbsentReason::NotSampled);
             return Directions {
-                sent: nothing,
-                received: nothing,
+                sent: not_sampled,
+                received: not_sampled,
             };
         }
         let counters = match replies {
@@ -50,17 +50,17 @@ impl Card<'_> {
             },
         };
         if let (Err(reason), Err(_)) = (counters.sent, counters.received)
-            && is_final(reason)
+            && is_permanent(reason)
         {
-            self.refused.insert("pcie_bytes", reason);
+            self.permanent_failures.insert("pcie_bytes", reason);
         }
-        let rates = self.pcie.rates(at, counters);
-        let blind = rates.sent.is_none() || rates.received.is_none();
-        let may_ask = blind && self.pcie.may_ask_throughput(at);
-        let mut throughput = |what, counter| match self.refused.get(what) {
-            None if !may_ask => Err(AbsentReason::NotSampled),
+        let rates = self.pcie.rates(now, counters);
+        let needs_throughput = rates.sent.is_none() || rates.received.is_none();
+        let may_query = needs_throughput && self.pcie.may_query_throughput(now);
+        let mut throughput = |call_name, counter| match self.permanent_failures.get(call_name) {
+            None if !may_query => Err(AbsentReason::NotSampled),
             _ => self
-                .ask(what, |card| card.pcie_throughput(counter))
+                .query(call_name, |card| card.pcie_throughput(counter))
                 .map(i64::from),
         };
         Directions {
@@ -73,11 +73,11 @@ impl Card<'_> {
         }
     }
 
-    /// The power of this moment, in W, and the temperature of the memory, in °C.
-    pub(super) fn more(&mut self) -> (Value<f64>, Value<f64>) {
-        let replies = self.ask("fields", |card| {
+    /// Current power draw in W, and temperature of the memory in °C.
+    pub(super) fn power_and_memory_temperature(&mut self) -> (Value<f64>, Value<f64>) {
+        let replies = self.query("fields", |card| {
             let [power, memory] = card
-                .field_values_for(&MORE)?
+                .field_values_for(&POWER_AND_MEMORY_TEMPERATURE)?
                 .try_into()
                 .map_err(|_| NvmlError::Unknown)?;
             Ok((power, memory))
@@ -87,14 +87,14 @@ impl Card<'_> {
             Err(reason) => (Err(reason), Err(reason)),
         };
         if let (Err(reason), Err(_)) = (power, memory)
-            && is_final(reason)
+            && is_permanent(reason)
         {
-            self.refused.insert("fields", reason);
+            self.permanent_failures.insert("fields", reason);
         }
         (power.map(watts), memory.map(f64::from))
     }
 
-    /// A number that must be small, and not below zero.
+    /// Field value from 0 to 2^31 - 1.
     fn reading(&mut self, reply: Result<FieldValueSample, NvmlError>) -> Value<i32> {
         match reply.and_then(|reply| reply.value) {
             Ok(SampleValue::U32(value)) => i32::try_from(value).map_err(|_| DriverError),
@@ -104,7 +104,7 @@ impl Card<'_> {
                 .filter(|value| *value >= 0)
                 .ok_or(DriverError),
             Ok(SampleValue::F64(_)) => Err(DriverError),
-            Err(error) => Err(self.refusal(error)),
+            Err(error) => Err(self.classify_error(error)),
         }
     }
 
@@ -116,39 +116,7 @@ impl Card<'_> {
                 .map(Counter::Wide)
                 .map_err(|_| DriverError),
             Ok(SampleValue::F64(_)) => Err(DriverError),
-            Err(error) => Err(self.refusal(error)),
+            Err(error) => Err(self.classify_error(error)),
         }
-    }
-}
-
-/// The stretch in which counters have only grown.
-#[derive(Debug)]
-pub(super) struct Epoch {
-    /// Its name: when it began, in milliseconds since 1970.
-    name: i64,
-    before: [Option<i64>; 2],
-}
-
-impl Epoch {
-    pub(super) fn new(now: i64) -> Self {
-        Self {
-            name: now,
-            before: [None; 2],
-        }
-    }
-
-    /// The epoch that these counters belong to, read at this time in milliseconds since 1970.
-    pub(super) fn after(&mut self, now: i64, counters: [Option<i64>; 2]) -> i64 {
-        let backwards = self.before.iter().zip(counters).any(|(before, counter)| {
-            before.is_some_and(|before| counter.is_some_and(|counter| counter < before))
-        });
-        if backwards {
-            // Clocks are set back; epochs must differ all the same.
-            *self = Self::new(now.max(self.name + 1));
-        }
-        for (before, counter) in self.before.iter_mut().zip(counters) {
-            *before = counter.or(*before);
-        }
-        self.name
     }
 }

@@ -1,80 +1,80 @@
-//! How much a GPU moves over PCI Express: rates from its byte counters.
+//! PCI Express throughput of a GPU, from byte counters.
 
 use std::time::{Duration, Instant};
 
-use crate::{gpu::Value, pb::AbsentReason};
+use crate::{gpu::value::Value, pb::AbsentReason};
 
-/// How often the call may be made that holds up the sampler for 20 ms per direction.
-const THROUGHPUT_EVERY: Duration = Duration::from_secs(30);
+/// Minimum time between two throughput calls, because a call blocks the sampler for 20 ms per
+/// direction.
+const THROUGHPUT_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What one lane moves at most, in bytes per second, from generation 1 on.
-const BYTES_PER_LANE: [f64; 6] = [250e6, 500e6, 985e6, 1_970e6, 3_940e6, 7_880e6];
+/// Throughput of one lane in bytes per second, by generation from 1.
+const LANE_BYTES_PER_SECOND: [f64; 6] = [250e6, 500e6, 985e6, 1_970e6, 3_940e6, 7_880e6];
 
-/// A byte counter as the driver gives it: how wide it is depends on the card.
+/// Byte counter of the driver. The width depends on the card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Counter {
-    /// Goes round every 4 GiB.
+    /// 32-bit counter, which wraps every 4 GiB.
     Narrow(u32),
     Wide(u64),
 }
 
-/// Both directions of something, as the GPU sees them.
+/// Values of both directions, as seen by the GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Directions<T> {
     pub sent: T,
     pub received: T,
 }
 
-/// What is remembered of one GPU from one sample to the next.
+/// State of one GPU between samples.
 #[derive(Debug)]
 pub(crate) struct Pcie {
-    /// What the link moves at most, in bytes per second, if known.
+    /// Throughput of the link in bytes per second, if known.
     capacity: Option<f64>,
-    before: Option<(Instant, Directions<Value<Counter>>)>,
-    throughput_asked: Option<Instant>,
+    previous: Option<(Instant, Directions<Value<Counter>>)>,
+    last_throughput_query: Option<Instant>,
 }
 
 impl Pcie {
-    /// For a link that never goes above this generation and number of lanes.
+    /// State for a link with the given maximum generation and number of lanes.
     pub(crate) fn new(max_link: Option<(u32, u32)>) -> Self {
         let capacity = max_link.and_then(|(generation, lanes)| {
-            let at = usize::try_from(generation).ok()?.checked_sub(1)?;
-            Some(BYTES_PER_LANE.get(at)? * f64::from(lanes))
+            let index = usize::try_from(generation).ok()?.checked_sub(1)?;
+            Some(LANE_BYTES_PER_SECOND.get(index)? * f64::from(lanes))
         });
         Self {
             capacity,
-            before: None,
-            throughput_asked: None,
+            previous: None,
+            last_throughput_query: None,
         }
     }
 
-    /// The rates in KB/s since the counters that were given before. `None` where these counters
-    /// cannot tell, whatever the sample before.
+    /// Rates in KB/s since the previous counters. `None` where the counters can never give a rate.
     pub(crate) fn rates(
         &mut self,
-        at: Instant,
+        now: Instant,
         counters: Directions<Value<Counter>>,
     ) -> Directions<Option<Value<i64>>> {
-        let before = self.before.replace((at, counters));
-        let rate = |now: Value<Counter>, before: Option<Value<Counter>>, elapsed: f64| {
-            let now = match now {
+        let previous = self.previous.replace((now, counters));
+        let rate = |current: Value<Counter>, earlier: Option<Value<Counter>>, elapsed: f64| {
+            let current = match current {
                 Err(
                     AbsentReason::NotSupported | AbsentReason::Mig | AbsentReason::DriverTooOld,
                 ) => return None,
                 Err(reason) => return Some(Err(reason)),
-                Ok(now) => now,
+                Ok(counter) => counter,
             };
-            let Some(Ok(before)) = before else {
+            let Some(Ok(earlier)) = earlier else {
                 return Some(Err(AbsentReason::NotSampled));
             };
-            let bytes = match (before, now) {
-                (Counter::Wide(before), Counter::Wide(now)) => now.checked_sub(before),
-                // More than one round would go unseen, and the rate would be an invention.
-                (Counter::Narrow(_), Counter::Narrow(_)) if !self.stays_below_a_round(elapsed) => {
+            let bytes = match (earlier, current) {
+                (Counter::Wide(earlier), Counter::Wide(current)) => current.checked_sub(earlier),
+                // The counter may have wrapped more than once, so the rate is unknown.
+                (Counter::Narrow(_), Counter::Narrow(_)) if !self.is_within_one_wrap(elapsed) => {
                     return None;
                 }
-                (Counter::Narrow(before), Counter::Narrow(now)) => {
-                    now.checked_sub(before).map(u64::from)
+                (Counter::Narrow(earlier), Counter::Narrow(current)) => {
+                    current.checked_sub(earlier).map(u64::from)
                 }
                 _ => None,
             };
@@ -84,36 +84,36 @@ impl Pcie {
                     .ok_or(AbsentReason::NotSampled),
             )
         };
-        let elapsed = before.map_or(0.0, |(before, _)| at.duration_since(before).as_secs_f64());
-        let before = before.map(|(_, counters)| counters);
+        let elapsed = previous.map_or(0.0, |(time, _)| now.duration_since(time).as_secs_f64());
+        let earlier = previous.map(|(_, counters)| counters);
         Directions {
-            sent: rate(counters.sent, before.map(|before| before.sent), elapsed),
+            sent: rate(counters.sent, earlier.map(|earlier| earlier.sent), elapsed),
             received: rate(
                 counters.received,
-                before.map(|before| before.received),
+                earlier.map(|earlier| earlier.received),
                 elapsed,
             ),
         }
     }
 
-    /// Whether the blocking call may be made now. If so, it counts as made.
-    pub(crate) fn may_ask_throughput(&mut self, now: Instant) -> bool {
+    /// Returns true if the blocking call may be made now, and records the call.
+    pub(crate) fn may_query_throughput(&mut self, now: Instant) -> bool {
         let due = self
-            .throughput_asked
-            .is_none_or(|asked| now.duration_since(asked) >= THROUGHPUT_EVERY);
+            .last_throughput_query
+            .is_none_or(|last| now.duration_since(last) >= THROUGHPUT_INTERVAL);
         if due {
-            self.throughput_asked = Some(now);
+            self.last_throughput_query = Some(now);
         }
         due
     }
 
-    fn stays_below_a_round(&self, elapsed: f64) -> bool {
+    fn is_within_one_wrap(&self, elapsed: f64) -> bool {
         self.capacity
             .is_some_and(|capacity| capacity * elapsed < f64::from(u32::MAX))
     }
 }
 
-/// KB/s, of 1,000 bytes, rounded down.
+/// Rate in KB/s, of 1,000 bytes, rounded down.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -130,7 +130,7 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    /// The rate of the second of two counters, `millis` apart, on such a link.
+    /// Rate between two counters that were read `millis` apart, on the given link.
     fn rate(
         link: Option<(u32, u32)>,
         millis: u64,
@@ -178,12 +178,12 @@ mod tests {
                 Some(Ok(137_438_953)),
             ),
             (None, 1000, Ok(Wide(7)), Ok(Wide(7)), Some(Ok(0))),
-            // Backwards: wrapped, or the driver was loaded anew.
+            // The counter decreased: it wrapped, or the driver was loaded again.
             (None, 1000, Ok(Wide(8)), Ok(Wide(7)), not_sampled),
             (None, 1000, Err(lost), Ok(Wide(7)), not_sampled),
             (None, 1000, Ok(Wide(7)), Err(lost), Some(Err(lost))),
             (None, 0, Ok(Wide(0)), Ok(Wide(7)), not_sampled),
-            // 16 lanes of generation 4 go round in 136 ms.
+            // A counter of 16 lanes of generation 4 wraps in 136 ms.
             (
                 Some((4, 16)),
                 1000,
@@ -252,9 +252,9 @@ mod tests {
     fn the_blocking_call_is_made_every_30_seconds_at_most() {
         let mut pcie = Pcie::new(None);
         let start = Instant::now();
-        let asked: Vec<_> = (0..65)
-            .filter(|s| pcie.may_ask_throughput(start + Duration::from_secs(*s)))
+        let due_seconds: Vec<_> = (0..65)
+            .filter(|s| pcie.may_query_throughput(start + Duration::from_secs(*s)))
             .collect();
-        assert_eq!(asked, [0, 30, 60]);
+        assert_eq!(due_seconds, [0, 30, 60]);
     }
 }

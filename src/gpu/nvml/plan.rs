@@ -1,5 +1,5 @@
-//! Which calls are made in which sample: the driver has one lock for all that use it, so that what
-//! is asked too often slows down the inference.
+//! Plan of the driver calls of each sample. The driver has one lock for all users, so frequent
+//! calls slow down the inference.
 
 use std::{
     collections::BTreeMap,
@@ -8,24 +8,28 @@ use std::{
 
 use super::cost::Cost;
 
-/// How often what was measured is compared with the budget.
-const JUDGE_EVERY: Duration = Duration::from_secs(10);
+/// Time between two comparisons of the measured cost with the budget.
+const REBALANCE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How far apart calls are made that are too dear to be made more often.
-const STRETCHES: [Duration; 3] = [
+/// Periods for calls that are too expensive for their usual period.
+const STRETCHED_PERIODS: [Duration; 3] = [
     Duration::from_secs(1),
     Duration::from_secs(10),
     Duration::from_secs(30),
 ];
 
-/// How often calls are made, and what they may cost.
+/// Weight of the newest call in the moving average of a call's duration.
+const MEAN_WEIGHT: f64 = 0.1;
+
+/// Periods of driver calls, and their time budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tiers {
-    /// The time between two calls for what changes slowly: temperature, power, video engines, link.
+    /// Period of calls for values that change slowly: temperature, power, video engines, link.
+    /// Default 1 s.
     pub warm: Duration,
-    /// The same for what hardly changes: fans, BAR1, replays, limits.
+    /// Period of calls for values that hardly change: fans, BAR1, replays, limits. Default 1 s.
     pub cold: Duration,
-    /// How long all calls about one GPU and its MIG instances may take in a second.
+    /// Time per second for all calls about one GPU and its MIG instances. Default 5 ms.
     pub budget: Duration,
 }
 
@@ -39,10 +43,10 @@ impl Default for Tiers {
     }
 }
 
-/// How soon a value is old.
+/// Tier of a value, by its rate of change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Tier {
-    /// Blocks for long, or never changes.
+    /// The call blocks for long, or the value never changes.
     Rare,
     Cold,
     Warm,
@@ -61,118 +65,119 @@ fn tier(kind: &str) -> Tier {
     }
 }
 
-/// The plan for one GPU or MIG instance.
+/// Call plan of one GPU or MIG instance.
 #[derive(Debug)]
-pub(crate) struct Plan {
+pub(crate) struct CallPlan {
     tiers: Tiers,
-    /// The time between two samples.
+    /// Time between two samples.
     interval: Duration,
-    kinds: BTreeMap<&'static str, Kind>,
+    kinds: BTreeMap<&'static str, CallStats>,
     now: Instant,
-    judged: Option<Instant>,
-    /// How many share the budget: the GPU and its MIG instances.
+    last_rebalance: Option<Instant>,
+    /// Number of GPUs and MIG instances that share the budget.
     parts: u32,
 }
 
-/// What is known of a kind of call.
+/// Measurements and period of one kind of call.
 #[derive(Debug)]
-struct Kind {
+struct CallStats {
     tier: Tier,
     period: Duration,
-    /// The sample in which it was made last.
-    asked: Option<Instant>,
-    /// How long it takes as a rule, in seconds. `None` before the first.
-    usual: Option<f64>,
-    /// What it has cost since this was last taken.
-    fresh: Cost,
+    /// Start of the last sample that made the call.
+    last_called: Option<Instant>,
+    /// Moving average of the duration, in seconds. `None` before the first call.
+    mean_seconds: Option<f64>,
+    /// Cost since the last [`CallPlan::take_costs`].
+    new_cost: Cost,
 }
 
-impl Plan {
+impl CallPlan {
     pub(crate) fn new(tiers: Tiers, interval: Duration) -> Self {
         Self {
             tiers,
             interval,
             kinds: BTreeMap::new(),
             now: Instant::now(),
-            judged: None,
+            last_rebalance: None,
             parts: 1,
         }
     }
 
-    /// Has so many share the budget.
-    pub(crate) fn share(&mut self, parts: u32) {
+    /// Sets the number of GPUs and MIG instances that share the budget.
+    pub(crate) fn set_parts(&mut self, parts: u32) {
         self.parts = parts;
     }
 
-    /// Begins a sample. Returns the calls that are made less often from now on, and those that are
-    /// made as often as before again, for people, if there are any.
-    pub(crate) fn begin(&mut self, now: Instant) -> Option<String> {
+    /// Begins a sample. Returns the calls whose period changed as text, or `None` without changes.
+    pub(crate) fn begin_sample(&mut self, now: Instant) -> Option<String> {
         self.now = now;
-        let judged = *self.judged.get_or_insert(now);
-        if now.duration_since(judged) < JUDGE_EVERY {
+        let last_rebalance = *self.last_rebalance.get_or_insert(now);
+        if now.duration_since(last_rebalance) < REBALANCE_INTERVAL {
             return None;
         }
-        self.judged = Some(now);
-        self.judge()
+        self.last_rebalance = Some(now);
+        self.rebalance()
     }
 
-    /// Whether a call is to be made in this sample.
+    /// Returns true if the call is due in this sample.
     pub(crate) fn is_due(&mut self, kind: &'static str) -> bool {
         let (now, slack) = (self.now, self.interval / 2);
         let kind = self.kind(kind);
-        kind.asked
-            .is_none_or(|asked| asked == now || now + slack >= asked + kind.period)
+        kind.last_called.is_none_or(|last_called| {
+            last_called == now || now + slack >= last_called + kind.period
+        })
     }
 
-    /// Notes what a call took.
-    pub(crate) fn took(&mut self, kind: &'static str, took: Duration) {
+    /// Records the duration of a call.
+    pub(crate) fn record(&mut self, kind: &'static str, duration: Duration) {
         let now = self.now;
         let kind = self.kind(kind);
-        kind.asked = Some(now);
-        kind.fresh.add(took);
-        // A call that was held up once is not dear because of that.
-        let took = took.as_secs_f64();
-        let usual = kind.usual.unwrap_or(took);
-        kind.usual = Some(usual + 0.1 * (took - usual));
+        kind.last_called = Some(now);
+        kind.new_cost.add(duration);
+        // A moving average, so that one delayed call does not count as expensive.
+        let seconds = duration.as_secs_f64();
+        let mean = kind.mean_seconds.unwrap_or(seconds);
+        kind.mean_seconds = Some(mean + MEAN_WEIGHT * (seconds - mean));
     }
 
-    /// What the calls have cost since this was last asked.
+    /// Cost of the calls since the last call of this function.
     pub(crate) fn take_costs(&mut self) -> Vec<(&'static str, Cost)> {
         self.kinds
             .iter_mut()
-            .filter(|(_, kind)| kind.fresh.calls > 0)
-            .map(|(name, kind)| (*name, std::mem::take(&mut kind.fresh)))
+            .filter(|(_, kind)| kind.new_cost.calls > 0)
+            .map(|(name, kind)| (*name, std::mem::take(&mut kind.new_cost)))
             .collect()
     }
 
-    fn kind(&mut self, name: &'static str) -> &mut Kind {
+    fn kind(&mut self, name: &'static str) -> &mut CallStats {
         let tiers = self.tiers;
         self.kinds.entry(name).or_insert_with(|| {
             let tier = tier(name);
-            Kind {
+            CallStats {
                 tier,
-                period: base(tiers, tier),
-                asked: None,
-                usual: None,
-                fresh: Cost::default(),
+                period: base_period(tiers, tier),
+                last_called: None,
+                mean_seconds: None,
+                new_cost: Cost::default(),
             }
         })
     }
 
-    /// Spreads the calls so that they fit the budget: first what hardly changes, the dearest first.
-    fn judge(&mut self) -> Option<String> {
-        let before: Vec<_> = self.kinds.values().map(|kind| kind.period).collect();
+    /// Stretches periods until the calls fit the budget: slowly changing values first, and the most
+    /// expensive calls first.
+    fn rebalance(&mut self) -> Option<String> {
+        let old_periods: Vec<_> = self.kinds.values().map(|kind| kind.period).collect();
         for kind in self.kinds.values_mut() {
-            kind.period = base(self.tiers, kind.tier);
+            kind.period = base_period(self.tiers, kind.tier);
         }
         let budget = self.tiers.budget.as_secs_f64() / f64::from(self.parts);
         for tier in [Tier::Cold, Tier::Warm, Tier::Hot] {
-            for stretch in STRETCHES {
+            for stretch in STRETCHED_PERIODS {
                 let mut dearest: Vec<_> = self
                     .kinds
                     .iter()
                     .filter(|(_, kind)| kind.tier == tier && kind.period < stretch)
-                    .map(|(name, kind)| (*name, kind.usual.unwrap_or_default()))
+                    .map(|(name, kind)| (*name, kind.mean_seconds.unwrap_or_default()))
                     .collect();
                 dearest.sort_by(|a, b| b.1.total_cmp(&a.1));
                 for (name, _) in dearest {
@@ -183,28 +188,28 @@ impl Plan {
                 }
             }
         }
-        let changed = self
+        let changes: Vec<_> = self
             .kinds
             .iter()
-            .zip(before)
-            .filter(|((_, kind), before)| kind.period != *before)
-            .map(|((name, kind), _)| format!("{name} every {:?}", kind.period.max(self.interval)));
-        let changed: Vec<_> = changed.collect();
-        (!changed.is_empty()).then(|| changed.join(", "))
+            .zip(old_periods)
+            .filter(|((_, kind), old_period)| kind.period != *old_period)
+            .map(|((name, kind), _)| format!("{name} every {:?}", kind.period.max(self.interval)))
+            .collect();
+        (!changes.is_empty()).then(|| changes.join(", "))
     }
 
-    /// How long the calls take in a second, in seconds.
+    /// Expected time of all calls per second, in seconds.
     fn load(&self) -> f64 {
-        let each = |kind: &Kind| {
-            kind.usual.unwrap_or_default() / kind.period.max(self.interval).as_secs_f64()
+        let load = |kind: &CallStats| {
+            kind.mean_seconds.unwrap_or_default() / kind.period.max(self.interval).as_secs_f64()
         };
-        self.kinds.values().map(each).sum()
+        self.kinds.values().map(load).sum()
     }
 }
 
-fn base(tiers: Tiers, tier: Tier) -> Duration {
+fn base_period(tiers: Tiers, tier: Tier) -> Duration {
     match tier {
-        Tier::Rare => STRETCHES[2],
+        Tier::Rare => STRETCHED_PERIODS[2],
         Tier::Hot => Duration::ZERO,
         Tier::Warm => tiers.warm,
         Tier::Cold => tiers.cold,
@@ -217,38 +222,39 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Samples for a minute. Returns how often each kind was asked in the last half, and the load.
+    /// Samples for a minute. Returns the number of calls by kind in the last 30 s, and the time per
+    /// second.
     fn a_minute(
         tiers: Tiers,
         interval: Duration,
         costs: &[(&'static str, u64)],
     ) -> (BTreeMap<&'static str, u32>, f64) {
-        let mut plan = Plan::new(tiers, interval);
+        let mut plan = CallPlan::new(tiers, interval);
         let (start, mut at) = (Instant::now(), Duration::ZERO);
-        let (mut asked, mut spent) = (BTreeMap::new(), Duration::ZERO);
+        let (mut call_counts, mut spent) = (BTreeMap::new(), Duration::ZERO);
         while at < SECOND * 60 {
-            plan.begin(start + at);
+            plan.begin_sample(start + at);
             for (kind, micros) in costs {
                 if plan.is_due(kind) {
-                    let took = Duration::from_micros(*micros);
-                    plan.took(kind, took);
+                    let duration = Duration::from_micros(*micros);
+                    plan.record(kind, duration);
                     if at >= SECOND * 30 {
-                        *asked.entry(*kind).or_default() += 1;
-                        spent += took;
+                        *call_counts.entry(*kind).or_default() += 1;
+                        spent += duration;
                     }
                 }
             }
             at += interval;
         }
-        (asked, spent.as_secs_f64() / 30.0)
+        (call_counts, spent.as_secs_f64() / 30.0)
     }
 
     #[test]
     fn within_the_budget_everything_is_asked_every_second() {
         let costs = [("memory", 12), ("temperature", 365), ("fan_speed", 137)];
-        let (asked, load) = a_minute(Tiers::default(), SECOND, &costs);
+        let (call_counts, load) = a_minute(Tiers::default(), SECOND, &costs);
         assert_eq!(
-            asked,
+            call_counts,
             [("memory", 30), ("temperature", 30), ("fan_speed", 30)].into()
         );
         assert!(load < 0.005);
@@ -257,9 +263,9 @@ mod tests {
     #[test]
     fn at_ten_samples_a_second_only_what_changes_fast_is_in_all_of_them() {
         let costs = [("memory", 12), ("temperature", 365), ("fan_speed", 137)];
-        let (asked, load) = a_minute(Tiers::default(), SECOND / 10, &costs);
+        let (call_counts, load) = a_minute(Tiers::default(), SECOND / 10, &costs);
         assert_eq!(
-            asked,
+            call_counts,
             [("memory", 300), ("temperature", 30), ("fan_speed", 30)].into()
         );
         assert!(load < 0.005);
@@ -274,32 +280,41 @@ mod tests {
             ("temperature", 900),
             ("fan_speed", 2_000),
         ];
-        let (asked, load) = a_minute(Tiers::default(), SECOND / 10, &costs);
-        assert_eq!((asked["memory"], asked["utilization"]), (300, 300));
-        assert_eq!((asked["fan_speed"], asked["temperature"]), (1, 30));
-        assert_eq!(asked["processes"], 3);
+        let (call_counts, load) = a_minute(Tiers::default(), SECOND / 10, &costs);
+        assert_eq!(
+            (call_counts["memory"], call_counts["utilization"]),
+            (300, 300)
+        );
+        assert_eq!(
+            (call_counts["fan_speed"], call_counts["temperature"]),
+            (1, 30)
+        );
+        assert_eq!(call_counts["processes"], 3);
         assert!(load <= 0.005, "{load}");
     }
 
     #[test]
     fn if_nothing_else_helps_what_changes_fast_is_asked_less_often_too() {
         let costs = [("memory", 3_000), ("temperature", 400)];
-        let (asked, load) = a_minute(Tiers::default(), SECOND / 10, &costs);
-        assert!(load <= 0.005 && asked["memory"] >= 29, "{asked:?} {load}");
+        let (call_counts, load) = a_minute(Tiers::default(), SECOND / 10, &costs);
+        assert!(
+            load <= 0.005 && call_counts["memory"] >= 29,
+            "{call_counts:?} {load}"
+        );
     }
 
     #[test]
     fn the_instances_of_a_gpu_share_its_budget() {
         let costs = [("memory", 100), ("temperature", 400), ("fan_speed", 400)];
         let spent = |parts| {
-            let mut plan = Plan::new(Tiers::default(), SECOND);
-            plan.share(parts);
+            let mut plan = CallPlan::new(Tiers::default(), SECOND);
+            plan.set_parts(parts);
             let start = Instant::now();
             for second in 0..60 {
-                plan.begin(start + SECOND * second);
+                plan.begin_sample(start + SECOND * second);
                 for (kind, micros) in costs {
                     if plan.is_due(kind) {
-                        plan.took(kind, Duration::from_micros(micros));
+                        plan.record(kind, Duration::from_micros(micros));
                     }
                 }
             }
@@ -311,12 +326,12 @@ mod tests {
 
     #[test]
     fn one_call_that_was_held_up_changes_little() {
-        let mut plan = Plan::new(Tiers::default(), SECOND);
+        let mut plan = CallPlan::new(Tiers::default(), SECOND);
         let start = Instant::now();
         for second in 0..40 {
-            assert_eq!(plan.begin(start + SECOND * second), None);
+            assert_eq!(plan.begin_sample(start + SECOND * second), None);
             let slow = second == 5;
-            plan.took("memory", Duration::from_millis(if slow { 30 } else { 0 }));
+            plan.record("memory", Duration::from_millis(if slow { 30 } else { 0 }));
         }
         assert_eq!(plan.take_costs()[0].1.longest, Duration::from_millis(30));
         assert_eq!(plan.take_costs(), []);

@@ -1,4 +1,4 @@
-//! The bounds of what is reported.
+//! Validation of reported batches.
 
 use std::ops::RangeInclusive;
 
@@ -10,54 +10,54 @@ use crate::{
         gpu_event::{self, GpuEventKind, GpuEventSource},
     },
     error::{Error, Result},
-    gpu::{columns, live::Condition, store::claims::Wanted},
+    gpu::{columns, condition::Condition, store::claims::ClaimRequest},
     pb::{self, AbsentReason},
     rpc::{check, enums::FromProto, time},
 };
 
-/// How many samples, or GPUs that it says the condition of, a batch may have.
-const MOST: usize = 1_000;
+/// Upper bound of samples, and of conditions, in a batch.
+const MAX_SAMPLES: usize = 1_000;
 
-/// How many events it may have: each costs a statement.
-pub(crate) const MOST_EVENTS: usize = 100;
+/// Upper bound of events in a batch, because each event costs a statement.
+pub(crate) const MAX_EVENTS: usize = 100;
 
-/// How long what is said of an event may be, in characters.
-const LONGEST_DETAIL: usize = 4_000;
+/// Upper bound of the detail of an event, in characters.
+const MAX_DETAIL_CHARS: usize = 4_000;
 
-/// How many events one may stand for.
-const MOST_OCCURRENCES: i64 = 1_000_000_000;
+/// Upper bound of the occurrences of an event.
+const MAX_OCCURRENCES: i64 = 1_000_000_000;
 
-/// How far the clock of a reporter may be ahead of ours.
-const AHEAD: TimeDelta = TimeDelta::minutes(5);
+/// Time by which a reporter's clock may be ahead of the server's clock.
+const MAX_CLOCK_LEAD: TimeDelta = TimeDelta::minutes(5);
 
-/// How many samples one batch may say were dropped before it.
-const MOST_LOST: i64 = 1_000_000_000;
+/// Upper bound of the samples that a batch reports as lost.
+const MAX_LOST: i64 = 1_000_000_000;
 
-/// In degrees Celsius.
-const TEMPERATURES: RangeInclusive<f64> = -273.15..=1_000.0;
+/// Allowed temperatures in °C.
+const CELSIUS_RANGE: RangeInclusive<f64> = -273.15..=1_000.0;
 
-/// Who reports on a stream.
+/// Reporter on a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Reporter {
     pub id: String,
     pub host: String,
 }
 
-/// A batch whose every field is within its bounds.
+/// Validated batch.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub sequence: i64,
     pub lost: i64,
     pub driver_version: Option<String>,
     pub gpu_stats: Vec<pb::GpuStats>,
-    /// Without ids.
+    /// Events without ids.
     pub events: Vec<gpu_event::Model>,
-    /// By UUID.
+    /// Conditions by UUID of the GPU.
     pub conditions: Vec<(String, Condition)>,
 }
 
 impl Reporter {
-    /// Who the first batch of a stream says it is from.
+    /// Reporter named by the first batch of a stream.
     pub(crate) fn parse(request: &pb::RecordGpuStatsRequest) -> Result<Self> {
         Ok(Self {
             id: check::id("reporter_id", &request.reporter_id)?,
@@ -65,13 +65,13 @@ impl Reporter {
         })
     }
 
-    /// Refuses a batch that says it is from somebody else.
-    pub(crate) fn is_same(&self, request: &pb::RecordGpuStatsRequest) -> Result<()> {
-        for (field, said, known) in [
+    /// Fails if the batch names another reporter.
+    pub(crate) fn check_same(&self, request: &pb::RecordGpuStatsRequest) -> Result<()> {
+        for (field, given, known) in [
             ("reporter_id", &request.reporter_id, &self.id),
             ("host", &request.host, &self.host),
         ] {
-            if !said.is_empty() && said != known {
+            if !given.is_empty() && given != known {
                 let problem = "must be that of the first batch of the stream";
                 return Err(Error::invalid(field, problem));
             }
@@ -90,24 +90,24 @@ impl Batch {
         if sequence < 1 {
             return Err(Error::invalid("sequence", "must be a positive number"));
         }
-        let lost = check::within("lost", request.lost, 0..=MOST_LOST)?;
-        let driver_version = request.driver_version.as_deref();
-        let driver_version = check::optional_text("driver_version", driver_version, 1..=80)?;
-        for (field, length, most) in [
-            ("gpu_stats", request.gpu_stats.len(), MOST),
-            ("gpu_events", request.gpu_events.len(), MOST_EVENTS),
-            ("gpu_conditions", request.gpu_conditions.len(), MOST),
+        let lost = check::within("lost", request.lost, 0..=MAX_LOST)?;
+        let given_version = request.driver_version.as_deref();
+        let driver_version = check::optional_text("driver_version", given_version, 1..=80)?;
+        for (field, length, max) in [
+            ("gpu_stats", request.gpu_stats.len(), MAX_SAMPLES),
+            ("gpu_events", request.gpu_events.len(), MAX_EVENTS),
+            ("gpu_conditions", request.gpu_conditions.len(), MAX_SAMPLES),
         ] {
-            if length > most {
-                let problem = format!("must have at most {most} entries");
+            if length > max {
+                let problem = format!("must have at most {max} entries");
                 return Err(Error::invalid(field, problem));
             }
         }
-        let sample = |(at, stats)| sample(&format!("gpu_stats[{at}]"), stats, host, now);
+        let sample = |(index, stats)| sample(&format!("gpu_stats[{index}]"), stats, host, now);
         let gpu_stats = request.gpu_stats.into_iter().enumerate().map(sample);
-        let event = |(at, event)| self::event(&format!("gpu_events[{at}]"), event, host, now);
+        let event = |(index, event)| self::event(&format!("gpu_events[{index}]"), event, host, now);
         let events = request.gpu_events.into_iter().enumerate().map(event);
-        let condition = |(at, known)| condition(&format!("gpu_conditions[{at}]"), known);
+        let condition = |(index, known)| condition(&format!("gpu_conditions[{index}]"), known);
         let conditions = request.gpu_conditions.iter().enumerate().map(condition);
         Ok(Self {
             sequence,
@@ -118,13 +118,13 @@ impl Batch {
             conditions: conditions.collect::<Result<_>>()?,
         })
     }
-}
 
-impl Batch {
-    /// The GPUs that it tells of. `host` is the one that reports.
-    pub(crate) fn wanted(&self, host: &str) -> Wanted {
-        let conditions = self.conditions.iter();
-        let conditions = conditions.map(|(uuid, _)| (uuid.clone(), host.to_string()));
+    /// Claims on all GPUs of the batch. `host` is the host of the reporter.
+    pub(crate) fn claim_request(&self, host: &str) -> ClaimRequest {
+        let conditions = self
+            .conditions
+            .iter()
+            .map(|(uuid, _)| (uuid.clone(), host.to_string()));
         let samples = self.gpu_stats.iter().map(|stats| {
             let host = stats.host.as_deref().unwrap_or(host);
             (stats.gpu_uuid().to_string(), host.to_string())
@@ -132,100 +132,110 @@ impl Batch {
         conditions.chain(samples).collect()
     }
 
-    /// The field that names this GPU first.
+    /// Path of the first field that names the GPU.
     pub(crate) fn field_of(&self, uuid: &str) -> String {
         let sample = self
             .gpu_stats
             .iter()
             .position(|stats| stats.gpu_uuid() == uuid);
-        if let Some(at) = sample {
-            return format!("gpu_stats[{at}].gpu_uuid");
+        if let Some(index) = sample {
+            return format!("gpu_stats[{index}].gpu_uuid");
         }
         let mut conditions = self.conditions.iter();
-        let at = conditions.position(|(known, _)| known == uuid);
-        format!("gpu_conditions[{}].gpu_uuid", at.unwrap_or_default())
+        let index = conditions.position(|(known, _)| known == uuid);
+        format!("gpu_conditions[{}].gpu_uuid", index.unwrap_or_default())
     }
 }
 
-/// When something was, in the past or a little ahead.
-fn past(
+/// Time that is at most [`MAX_CLOCK_LEAD`] in the future.
+fn parse_past_time(
     field: &str,
-    at: Option<prost_types::Timestamp>,
+    time: Option<prost_types::Timestamp>,
     now: DateTime<Utc>,
 ) -> Result<DateTime<Utc>> {
-    let at = at.ok_or_else(|| Error::invalid(field, "is required"))?;
-    let at = time::from_proto(field, at)?;
-    if at > now + AHEAD {
+    let timestamp = time.ok_or_else(|| Error::invalid(field, "is required"))?;
+    let time = time::from_proto(field, timestamp)?;
+    if time > now + MAX_CLOCK_LEAD {
         let problem = "must not be more than 5 minutes ahead of the server's clock";
         return Err(Error::invalid(field, problem));
     }
-    Ok(at)
+    Ok(time)
 }
 
-/// An event that can be stored.
+/// Row of a valid event.
 fn event(
     path: &str,
     event: pb::GpuEvent,
     host: &str,
     now: DateTime<Utc>,
 ) -> Result<gpu_event::Model> {
-    let at = |field: &str| format!("{path}.{field}");
+    let field_path = |field: &str| format!("{path}.{field}");
     if event.id != 0 {
         let problem = "must be 0: the server numbers events";
-        return Err(Error::invalid(at("id"), problem));
+        return Err(Error::invalid(field_path("id"), problem));
     }
-    let required = |field: &str| Error::invalid(at(field), "is required");
-    let name = |field: &str, value: Option<String>, most: usize| {
-        let name = |value: String| check::name(&at(field), &value, 1..=most);
+    let required = |field: &str| Error::invalid(field_path(field), "is required");
+    let name = |field: &str, value: Option<String>, max: usize| {
+        let name = |value: String| check::name(&field_path(field), &value, 1..=max);
         value.map(name).transpose()
     };
     let number = |field: &str, value: Option<i64>| {
-        let number = |value| check::within(&at(field), value, 0..=i64::MAX);
+        let number = |value| check::within(&field_path(field), value, 0..=i64::MAX);
         value.map(number).transpose()
     };
-    let index = |value| check::within(&at("gpu_index"), value, 0..=i32::MAX);
-    let occurrences = check::within(&at("occurrences"), event.occurrences, 0..=MOST_OCCURRENCES)?;
+    let index = |value| check::within(&field_path("gpu_index"), value, 0..=i32::MAX);
+    let occurrences = check::within(
+        &field_path("occurrences"),
+        event.occurrences,
+        0..=MAX_OCCURRENCES,
+    )?;
     Ok(gpu_event::Model {
         id: 0,
-        occurred_at: past(&at("occurred_at"), event.occurred_at, now)?,
+        occurred_at: parse_past_time(&field_path("occurred_at"), event.occurred_at, now)?,
         host: if event.host.is_empty() {
             host.to_string()
         } else {
-            check::name(&at("host"), &event.host, 1..=255)?
+            check::name(&field_path("host"), &event.host, 1..=255)?
         },
         gpu_uuid: name("gpu_uuid", event.gpu_uuid, 96)?,
         gpu_index: event.gpu_index.map(index).transpose()?,
         gpu_name: name("gpu_name", event.gpu_name, 255)?,
         pci_bus_id: name("pci_bus_id", event.pci_bus_id, 32)?,
         mig_parent_uuid: name("mig_parent_uuid", event.mig_parent_uuid, 96)?,
-        kind: GpuEventKind::from_proto(&at("kind"), event.kind)?.ok_or_else(|| required("kind"))?,
+        kind: GpuEventKind::from_proto(&field_path("kind"), event.kind)?
+            .ok_or_else(|| required("kind"))?,
         code: number("code", event.code)?,
-        detail: check::optional_text(&at("detail"), event.detail.as_deref(), 1..=LONGEST_DETAIL)?,
-        source: GpuEventSource::from_proto(&at("source"), event.source)?
+        detail: check::optional_text(
+            &field_path("detail"),
+            event.detail.as_deref(),
+            1..=MAX_DETAIL_CHARS,
+        )?,
+        source: GpuEventSource::from_proto(&field_path("source"), event.source)?
             .ok_or_else(|| required("source"))?,
         occurrences: occurrences.max(1),
     })
 }
 
-/// How a GPU is said to be.
+/// Valid condition, with the UUID of its GPU.
 fn condition(path: &str, known: &pb::GpuCondition) -> Result<(String, Condition)> {
-    let at = |field: &str| format!("{path}.{field}");
-    let uuid = check::name(&at("gpu_uuid"), &known.gpu_uuid, 1..=96)?;
-    let state = gpu::GpuState::from_proto(&at("state"), known.state)?
-        .ok_or_else(|| Error::invalid(at("state"), "is required"))?;
+    let field_path = |field: &str| format!("{path}.{field}");
+    let uuid = check::name(&field_path("gpu_uuid"), &known.gpu_uuid, 1..=96)?;
+    let state = gpu::GpuState::from_proto(&field_path("state"), known.state)?
+        .ok_or_else(|| Error::invalid(field_path("state"), "is required"))?;
     let pressure = |value| {
-        let level = gpu::MemoryPressure::from_proto(&at("memory_pressure"), value)?;
-        level.ok_or_else(|| Error::invalid(at("memory_pressure"), "must not be unspecified"))
+        let level = gpu::MemoryPressure::from_proto(&field_path("memory_pressure"), value)?;
+        level
+            .ok_or_else(|| Error::invalid(field_path("memory_pressure"), "must not be unspecified"))
     };
-    let pressure = known.memory_pressure.map(pressure).transpose()?;
+    let memory_pressure = known.memory_pressure.map(pressure).transpose()?;
     let condition = Condition {
         state: state.into(),
-        memory_pressure: pressure.map(Into::into),
+        memory_pressure: memory_pressure.map(Into::into),
     };
     Ok((uuid, condition))
 }
 
-/// A sample that can be stored, with what it has left out.
+/// Valid sample, completed with the host and the reasons for absent values.
 fn sample(
     path: &str,
     mut stats: pb::GpuStats,
@@ -233,16 +243,16 @@ fn sample(
     now: DateTime<Utc>,
 ) -> Result<pb::GpuStats> {
     check_values(path, &stats)?;
-    let at = past(&format!("{path}.recorded_at"), stats.recorded_at, now)?;
-    // As it will be read back.
-    stats.recorded_at = Some(time::to_proto(at));
+    let recorded_at = parse_past_time(&format!("{path}.recorded_at"), stats.recorded_at, now)?;
+    // The same precision as a sample that is read from the database.
+    stats.recorded_at = Some(time::to_proto(recorded_at));
     stats.host.get_or_insert_with(|| host.to_string());
     complete_reasons(path, &mut stats)?;
     drop_negative_zeros(&mut stats);
     Ok(stats)
 }
 
-/// Makes negative zero zero, since SQLite does not keep its sign and PostgreSQL does.
+/// Replaces negative zero by zero, because PostgreSQL keeps the sign and SQLite does not.
 fn drop_negative_zeros(stats: &mut pb::GpuStats) {
     let values = [
         &mut stats.gpu_utilization,
@@ -260,7 +270,7 @@ fn drop_negative_zeros(stats: &mut pb::GpuStats) {
     }
 }
 
-/// Every field is named, so that a new one cannot be forgotten.
+/// Checks the range of every value. All fields are listed, so that the compiler reports a new one.
 fn check_values(path: &str, stats: &pb::GpuStats) -> Result<()> {
     let pb::GpuStats {
         id,
@@ -276,7 +286,7 @@ fn check_values(path: &str, stats: &pb::GpuStats) -> Result<()> {
         sm_clock,
         memory_bandwidth_utilization,
         pstate,
-        // A bit mask of the driver, whatever it says.
+        // Any mask of the driver is valid.
         throttle_reasons: _,
         power_limit,
         sm_clock_max,
@@ -301,24 +311,24 @@ fn check_values(path: &str, stats: &pb::GpuStats) -> Result<()> {
         energy_consumption,
         power_usage_instant,
         memory_temperature,
-        // Says nothing but whether it is the same.
+        // Any epoch is valid, because epochs are only compared.
         counter_epoch: _,
     } = stats;
-    let at = |field: &str| format!("{path}.{field}");
+    let field_path = |field: &str| format!("{path}.{field}");
     if id.is_some() {
         let problem = "must be absent: the server numbers samples";
-        return Err(Error::invalid(at("id"), problem));
+        return Err(Error::invalid(field_path("id"), problem));
     }
     let uuid = gpu_uuid.as_deref().unwrap_or_default();
-    check::name(&at("gpu_uuid"), uuid, 1..=96)?;
+    check::name(&field_path("gpu_uuid"), uuid, 1..=96)?;
     macro_rules! each {
         ($($field:ident),+: $check:expr) => {$(
             if let Some(value) = $field {
-                $check(&at(stringify!($field)), value)?;
+                $check(&field_path(stringify!($field)), value)?;
             }
         )+};
     }
-    let text = |most| move |field: &str, value: &String| check::name(field, value, 1..=most);
+    let text = |max| move |field: &str, value: &String| check::name(field, value, 1..=max);
     each!(gpu_name, host: text(255));
     each!(pci_bus_id: text(32));
     each!(mig_parent_uuid: text(96));
@@ -327,7 +337,7 @@ fn check_values(path: &str, stats: &pb::GpuStats) -> Result<()> {
     each!(encoder_utilization, decoder_utilization:
         |field: &str, value: &i32| check::within(field, *value, 0..=100));
     each!(temperature, temp_slowdown_threshold, memory_temperature:
-        |field: &str, value: &f64| check::within(field, *value, TEMPERATURES));
+        |field: &str, value: &f64| check::within(field, *value, CELSIUS_RANGE));
     each!(power_usage, power_usage_instant, power_limit, inference_fps:
         |field: &str, value: &f64| check::at_least(field, *value, 0.0));
     each!(pstate: |field: &str, value: &i32| check::within(field, *value, 0..=15));
@@ -345,14 +355,15 @@ fn check_values(path: &str, stats: &pb::GpuStats) -> Result<()> {
         && used > total
     {
         let problem = "must not be more than memory_total";
-        return Err(Error::invalid(at("memory_used"), problem));
+        return Err(Error::invalid(field_path("memory_used"), problem));
     }
     Ok(())
 }
 
-/// Every absent value gets a reason, and no other has one.
+/// Adds the reason "not reported" to absent values without a reason. Fails if a present value has a
+/// reason.
 fn complete_reasons(path: &str, stats: &mut pb::GpuStats) -> Result<()> {
-    let absent: Vec<_> = columns::absent(stats).collect();
+    let absent: Vec<_> = columns::absent_columns(stats).collect();
     for (column, reason) in &stats.absent_reasons {
         let wrong = |problem| Error::invalid(format!("{path}.absent_reasons[{column}]"), problem);
         if !absent.contains(&column.as_str()) {

@@ -1,4 +1,4 @@
-//! `RecordGpuStats`: samples and events that other hosts report.
+//! `RecordGpuStats`: receives samples, events and conditions from agents.
 
 use std::sync::Arc;
 
@@ -21,51 +21,51 @@ use crate::{
         store::{
             claims::Claimant,
             events,
-            rows::{self, Seen},
+            rows::{self, WrittenGpus},
         },
     },
     pb,
     rpc::layer,
 };
 
-/// How long a reporter is remembered after its last batch.
-const REMEMBERED: TimeDelta = TimeDelta::days(30);
+/// Time after the last batch at which a reporter is deleted.
+const REPORTER_RETENTION: TimeDelta = TimeDelta::days(30);
 
-/// Takes in what is reported. Clones share all.
+/// Receiver of reports. Clones share all state.
 #[derive(Debug, Clone)]
 pub struct Reports {
-    /// Where it is kept.
+    /// Database that stores the reports.
     pub db: Db,
-    /// Where it is live.
+    /// Live readings that the reports update.
     pub live: LiveGpus,
-    /// The largest batch that is accepted, in bytes.
+    /// Upper bound of a batch in bytes.
     pub max_message_size: usize,
-    /// Ends the streams.
+    /// Ends the streams when cancelled.
     pub shutdown: CancellationToken,
 }
 
-/// One stream.
-struct Report {
+/// State of one stream.
+struct ReportStream {
     reports: Reports,
-    /// Known from the first batch on.
+    /// Reporter. `None` before the first batch.
     reporter: Option<Reporter>,
-    /// Time at which the first batch of the reporter was stored, once that is known.
+    /// Time at which the first batch of the reporter was stored. `None` until known.
     since: Option<DateTime<Utc>>,
-    /// What this stream has written to `gpus`.
-    seen: Seen,
+    /// Cache of the rows of `gpus` that this stream has written.
+    written_gpus: WrittenGpus,
 }
 
 impl Reports {
-    /// Answers every batch once it is committed, up to the first one that fails.
-    pub(crate) fn take_in(
+    /// Answers every batch after its commit, up to the first failure.
+    pub(crate) fn receive(
         self,
         mut batches: Streaming<pb::RecordGpuStatsRequest>,
     ) -> impl Stream<Item = Result<pb::RecordGpuStatsResponse, Status>> + Send {
-        let mut report = Report {
+        let mut report = ReportStream {
             reports: self,
             reporter: None,
             since: None,
-            seen: Seen::default(),
+            written_gpus: WrittenGpus::default(),
         };
         async_stream::try_stream! {
             let shutdown = report.reports.shutdown.clone();
@@ -79,40 +79,40 @@ impl Reports {
                 let Some(batch) = batch? else {
                     break;
                 };
-                yield report.take_in(batch).await?;
+                yield report.store_batch(batch).await?;
             }
         }
     }
 
-    /// Forgets reporters that are long gone.
-    async fn forget(&self) {
-        let before = crate::clock::for_retention() - REMEMBERED;
-        let gone = gpu_reporter::Entity::delete_many()
-            .filter(gpu_reporter::COLUMN.last_seen_at.lt(before));
+    /// Deletes reporters and claims that are older than [`REPORTER_RETENTION`].
+    async fn delete_inactive(&self) {
+        let cutoff = crate::clock::for_retention() - REPORTER_RETENTION;
+        let reporters = gpu_reporter::Entity::delete_many()
+            .filter(gpu_reporter::COLUMN.last_seen_at.lt(cutoff));
         let claims =
-            gpu_claim::Entity::delete_many().filter(gpu_claim::COLUMN.claimed_at.lt(before));
-        let forgotten = self.db.write(async |tx| {
+            gpu_claim::Entity::delete_many().filter(gpu_claim::COLUMN.claimed_at.lt(cutoff));
+        let deletion = self.db.write(async |tx| {
             claims.exec(tx).await?;
-            Ok(gone.exec(tx).await?)
+            Ok(reporters.exec(tx).await?)
         });
-        if let Err(error) = forgotten.await {
-            // The next stream tries it again.
-            tracing::debug!(%error, "reporters that are gone could not be forgotten");
+        if let Err(error) = deletion.await {
+            // The next stream tries again.
+            tracing::debug!(%error, "inactive reporters could not be deleted");
         }
     }
 }
 
-impl Report {
-    async fn take_in(
+impl ReportStream {
+    async fn store_batch(
         &mut self,
         request: pb::RecordGpuStatsRequest,
     ) -> Result<pb::RecordGpuStatsResponse> {
         let reporter = if let Some(reporter) = &self.reporter {
-            reporter.is_same(&request)?;
+            reporter.check_same(&request)?;
             reporter.clone()
         } else {
             let reporter = Reporter::parse(&request)?;
-            self.reports.forget().await;
+            self.reports.delete_inactive().await;
             tracing::info!(reporter.id, reporter.host, "a host reports GPU samples");
             self.reporter.insert(reporter).clone()
         };
@@ -128,7 +128,7 @@ impl Report {
                     "a host had to drop GPU samples that it could not report"
                 );
             }
-            self.reports.live.events().add(&batch.events);
+            self.reports.live.event_counts().add(&batch.events);
             for stats in batch.gpu_stats {
                 self.reports.live.publish_newer(stats, Origin::Reported);
             }
@@ -139,7 +139,7 @@ impl Report {
         })
     }
 
-    /// Stores the batch in one transaction. Returns whether it had not been before.
+    /// Stores the batch in one transaction. Returns false if the batch was stored before.
     async fn store(&mut self, reporter: &Reporter, batch: &Batch) -> Result<bool> {
         let progress = gpu_reporter::ActiveModel {
             reporter_id: Set(reporter.id.clone()),
@@ -149,20 +149,21 @@ impl Report {
             last_seen_at: Set(entity::now()),
             first_seen_at: Set(Some(entity::now())),
         };
-        let found = batch.gpu_stats.iter().map(|stats| {
+        let samples = batch.gpu_stats.iter().map(|stats| {
             let gpu = || Arc::new(gpu_of(stats, batch.driver_version.as_ref()));
             (stats, gpu)
         });
-        let gpus = self.seen.news(found);
-        let wanted = batch.wanted(&reporter.host);
+        let updates = self.written_gpus.updates(samples);
+        let claim_request = batch.claim_request(&reporter.host);
         let since = self.since;
         let stored_since = self
             .reports
             .db
             .write(async |tx| {
-                // The row is locked from here on: of two streams with one batch, one stores it.
+                // The row is locked from here on, so that one of two streams with the same batch
+                // stores it.
                 let raised = gpu_reporter::Entity::insert(progress)
-                    .on_conflict(if_it_is_higher())
+                    .on_conflict(on_reporter_conflict())
                     .exec_without_returning(tx)
                     .await?;
                 if raised == 0 {
@@ -173,24 +174,25 @@ impl Report {
                     None => first_seen_at(tx, &reporter.id).await?,
                 };
                 let claimant = Claimant::agent(&reporter.id, since);
-                let refused = claimant.claim(tx, &wanted).await?;
-                if let Some((uuid, claim)) = refused.into_iter().next() {
+                let conflicts = claimant.claim(tx, &claim_request).await?;
+                if let Some((uuid, claim)) = conflicts.into_iter().next() {
                     return Err(Error::gpu_claimed(batch.field_of(&uuid), uuid, claim.host));
                 }
-                rows::insert(tx, batch.gpu_stats.iter(), &gpus).await?;
+                rows::insert(tx, batch.gpu_stats.iter(), &updates).await?;
                 events::insert(tx, batch.events.clone(), &batch.conditions).await?;
                 Ok(Some(since))
             })
             .await?;
         if stored_since.is_some() {
             self.since = stored_since;
-            self.seen.remember(gpus);
+            self.written_gpus.remember(updates);
         }
         Ok(stored_since.is_some())
     }
 }
 
-/// Time at which the first batch of a reporter was stored; long ago for a reporter that is older than the column.
+/// Time at which the first batch of the reporter was stored. The epoch 1970 for a reporter that is
+/// older than the column.
 async fn first_seen_at(tx: &DatabaseTransaction, reporter_id: &str) -> Result<DateTime<Utc>> {
     let reporter = gpu_reporter::Entity::find_by_id(reporter_id)
         .one(tx)
@@ -199,7 +201,7 @@ async fn first_seen_at(tx: &DatabaseTransaction, reporter_id: &str) -> Result<Da
     Ok(first.unwrap_or_default())
 }
 
-/// What a sample tells of its GPU.
+/// Facts about the GPU from a sample.
 fn gpu_of(stats: &pb::GpuStats, driver_version: Option<&String>) -> pb::Gpu {
     pb::Gpu {
         uuid: stats.gpu_uuid.clone().unwrap_or_default(),
@@ -213,8 +215,8 @@ fn gpu_of(stats: &pb::GpuStats, driver_version: Option<&String>) -> pb::Gpu {
     }
 }
 
-/// Raises what is kept of the reporter, unless the batch is a repetition.
-fn if_it_is_higher() -> OnConflict {
+/// Updates the row of the reporter, unless the batch is a repetition.
+fn on_reporter_conflict() -> OnConflict {
     use gpu_reporter::Column::{Host, LastSeenAt, LastSequence, Lost, ReporterId};
     let column = |column| Expr::col((gpu_reporter::Entity, column));
     let new = |column: gpu_reporter::Column| Expr::col(("excluded", column));

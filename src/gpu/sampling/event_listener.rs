@@ -1,7 +1,7 @@
-//! The thread that waits for what NVML has to tell of one GPU.
+//! Thread that waits for NVML events of one GPU.
 //!
-//! Each GPU has its own: NVML does not say which MIG instance or GPU an event is of without being
-//! asked, and to ask a GPU in trouble may take for ever.
+//! Each GPU has a thread of its own. NVML names the GPU of an event only by a further call, and a
+//! call about a failing GPU may block for ever.
 
 use std::{
     io,
@@ -10,33 +10,38 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{pulse::Pulse, sampler::Host};
+use super::{context::SamplingContext, sampler_state::SamplerState};
 use crate::{
     entity::gpu_event::{GpuEventKind, GpuEventSource},
     gpu::{
-        events::Happened,
+        events::PendingEvent,
         nvml::{Event, Session},
     },
     pb,
 };
 
-/// How long one call waits for an event, and how long to wait where there can be none.
-const WAIT: Duration = Duration::from_millis(500);
+/// Time that one call waits for an event, and time between two checks where no events are
+/// available.
+const WAIT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How many events are still taken in when a GPU is given up for now.
-const MOST_LAST: usize = 1_000;
+/// Upper bound of events that are read after the GPU stops working.
+const MAX_FINAL_EVENTS: usize = 1_000;
 
-/// Listens to the GPU of a sampler, as long as there is that sampler.
+/// Listener to the GPU of a sampler. Ends with the sampler.
 struct Listener {
-    host: Arc<Host>,
-    pulse: Weak<Pulse>,
+    context: Arc<SamplingContext>,
+    sampler: Weak<SamplerState>,
 }
 
-/// Starts the thread that listens to the GPU of the sampler with this pulse.
-pub(in crate::gpu) fn spawn(host: Arc<Host>, index: u32, pulse: &Arc<Pulse>) -> io::Result<()> {
-    let pulse = Arc::downgrade(pulse);
-    let listener = Listener { host, pulse };
-    // It is not waited for: NVML may hold it for ever.
+/// Starts the thread that listens to the GPU of a sampler.
+pub(in crate::gpu) fn spawn(
+    context: Arc<SamplingContext>,
+    index: u32,
+    sampler: &Arc<SamplerState>,
+) -> io::Result<()> {
+    let sampler = Arc::downgrade(sampler);
+    let listener = Listener { context, sampler };
+    // Nobody joins this thread, because NVML may block the thread for ever.
     thread::Builder::new()
         .name(format!("gpu-{index}-events"))
         .spawn(move || listener.run())?;
@@ -45,79 +50,87 @@ pub(in crate::gpu) fn spawn(host: Arc<Host>, index: u32, pulse: &Arc<Pulse>) -> 
 
 impl Listener {
     fn run(self) {
-        while !self.host.stop.wait_until(Instant::now() + WAIT) {
-            let Some(pulse) = self.pulse.upgrade() else {
+        while !self.context.stop.wait_until(Instant::now() + WAIT_TIMEOUT) {
+            let Some(sampler) = self.sampler.upgrade() else {
                 return;
             };
-            // Only what the samplers have opened: a GPU that is lost may be found again when all
-            // have let go of NVML.
-            if let Some(gpu) = self.gpu(&pulse)
-                && let Some(session) = self.host.library.joined()
+            // The listener never opens NVML itself: a lost GPU can be found again only after all
+            // users have closed NVML.
+            if let Some(gpu) = self.healthy_gpu(&sampler)
+                && let Some(session) = self.context.library.current_session()
             {
-                drop(pulse);
+                drop(sampler);
                 self.listen(&session, &gpu);
             }
         }
     }
 
-    /// The GPU, while it is sampled well.
-    fn gpu(&self, pulse: &Pulse) -> Option<Arc<pb::Gpu>> {
-        self.host.conditions.sound(pulse.uuid()?)
+    /// The GPU, while its samples succeed.
+    fn healthy_gpu(&self, sampler: &SamplerState) -> Option<Arc<pb::Gpu>> {
+        self.context.conditions.healthy_gpu(sampler.uuid()?)
     }
 
-    /// Tells of all events until something is wrong with the GPU, the session or the sampler.
+    /// Reports all events until the GPU, the session or the sampler fails.
     fn listen(&self, session: &Arc<Session>, gpu: &Arc<pb::Gpu>) {
-        let name = &gpu.uuid;
-        let events = match session.events(name) {
+        let uuid = &gpu.uuid;
+        let events = match session.events(uuid) {
             Ok(events) => events,
             Err(failure) => {
                 let reason = failure.text;
-                tracing::debug!(gpu.uuid = name, reason, "NVML cannot tell of events");
+                tracing::debug!(
+                    gpu.uuid = uuid,
+                    reason,
+                    "NVML cannot report events of this GPU"
+                );
                 return;
             }
         };
-        while self.host.library.is_open(session)
-            && self.pulse.strong_count() > 0
-            && self.host.conditions.sound(name).is_some()
+        while self.context.library.is_open(session)
+            && self.sampler.strong_count() > 0
+            && self.context.conditions.healthy_gpu(uuid).is_some()
         {
             let Some(events) = &events else {
-                if self.host.stop.wait_until(Instant::now() + WAIT) {
+                if self.context.stop.wait_until(Instant::now() + WAIT_TIMEOUT) {
                     return;
                 }
                 continue;
             };
-            match events.next(WAIT) {
-                Ok(Some(event)) => self.tell(gpu, event),
+            match events.next(WAIT_TIMEOUT) {
+                Ok(Some(event)) => self.push_event(gpu, event),
                 Ok(None) => {}
                 Err(failure) => {
                     let reason = failure.text;
-                    tracing::debug!(gpu.uuid = name, reason, "NVML tells no more of events");
+                    tracing::debug!(
+                        gpu.uuid = uuid,
+                        reason,
+                        "NVML no longer reports events of this GPU"
+                    );
                     return;
                 }
             }
-            if self.host.stop.is_set() {
+            if self.context.stop.is_set() {
                 return;
             }
         }
-        // What was told of the end, as an XID of a GPU that is lost.
-        let last = events.iter().flat_map(|events| {
-            std::iter::from_fn(|| events.next(Duration::ZERO).ok().flatten()).take(MOST_LAST)
+        // Events before the failure are still reported, such as the XID of a lost GPU.
+        let final_events = events.iter().flat_map(|events| {
+            std::iter::from_fn(|| events.next(Duration::ZERO).ok().flatten()).take(MAX_FINAL_EVENTS)
         });
-        last.for_each(|event| self.tell(gpu, event));
+        final_events.for_each(|event| self.push_event(gpu, event));
     }
 
-    fn tell(&self, gpu: &Arc<pb::Gpu>, event: Event) {
+    fn push_event(&self, gpu: &Arc<pb::Gpu>, event: Event) {
         let (kind, code) = match event {
             Event::Xid(code) => (GpuEventKind::Xid, code),
             Event::EccSingleBit => (GpuEventKind::EccSingleBit, None),
             Event::EccDoubleBit => (GpuEventKind::EccDoubleBit, None),
             Event::PowerSource => (GpuEventKind::PowerSourceChanged, None),
-            // Which instances there are now is seen by the sampler.
-            Event::Divided => return self.host.conditions.divided(&gpu.uuid),
+            // The sampler lists the instances.
+            Event::MigConfigChanged => return self.context.conditions.record_mig_change(&gpu.uuid),
         };
-        self.host.events.push(Happened {
+        self.context.events.push(PendingEvent {
             code,
-            ..Happened::to(gpu, kind, GpuEventSource::NvmlEvent, None)
+            ..PendingEvent::new(gpu, kind, GpuEventSource::NvmlEvent, None)
         });
     }
 }

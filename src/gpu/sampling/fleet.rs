@@ -1,4 +1,4 @@
-//! Finds the GPUs of this host, gives each a sampler, and watches over them.
+//! Discovers the GPUs of this host, starts a sampler for each, and runs the watchdog.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,251 +12,258 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use super::{
+    context::SamplingContext,
     event_listener,
-    pulse::{HANGS_AFTER, Pulse},
-    sampler::{Host, Sampler},
+    sampler::Sampler,
+    sampler_state::{HANG_TIMEOUT, SamplerState},
 };
 use crate::{
     entity::gpu_event::{GpuEventKind, GpuEventSource},
-    gpu::{events::Happened, nvml::Session},
+    gpu::{events::PendingEvent, nvml::Session},
     pb,
 };
 
-/// Time between two looks at which GPUs there are: a GPU that takes the place of another is found within 10 s, the
-/// wait for its first answers included.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Time between two discoveries. A replacement GPU is found within 10 s, including the wait for its
+/// first answers.
+const DISCOVERY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Time between two attempts to open NVML for such a look where NVML does not work, knows of no GPU, or would wake one.
-const OPEN_EVERY: Duration = Duration::from_mins(1);
+/// Time between two attempts to open NVML for a discovery where NVML does not work, lists no GPU,
+/// or would wake a GPU.
+const OPEN_INTERVAL: Duration = Duration::from_mins(1);
 
-/// How often, at most, it is told that a GPU that does not answer has no values.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+/// Minimum time between two samples that say that a GPU does not answer.
+const TIMED_OUT_SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often to look after the samplers.
-const WATCH_EVERY: Duration = Duration::from_millis(100);
+/// Time between two checks of the watchdog.
+const WATCHDOG_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long the first report waits for GPUs that are slow to answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// Time that the first report waits for GPUs that are slow to answer.
+const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Finds GPUs and starts their samplers.
+/// Discovers GPUs and starts their samplers.
 struct Fleet {
-    host: Arc<Host>,
+    context: Arc<SamplingContext>,
     samplers: Arc<Samplers>,
-    /// Why there are no GPUs, as last logged.
-    trouble: Option<String>,
-    /// Whether what was found first is known.
-    looked: bool,
-    /// The UUIDs by index, as NVML told them last.
-    listed: Vec<Option<String>>,
-    /// Time at which NVML was last opened for a look.
-    opened: Instant,
+    /// Last logged reason why there are no GPUs.
+    last_error: Option<String>,
+    /// Set after the first discovery.
+    has_discovered: bool,
+    /// UUIDs by index, as last listed by NVML.
+    uuids: Vec<Option<String>>,
+    /// Time of the last attempt to open NVML for a discovery.
+    last_opened: Instant,
 }
 
-/// Watches over the samplers. It makes no call to the driver, so that nothing can hold it up.
+/// Watchdog of the samplers. Makes no driver call, so that no driver call can block it.
 struct Watchdog<H> {
-    host: Arc<Host>,
+    context: Arc<SamplingContext>,
     samplers: Arc<Samplers>,
     health: H,
     serving: bool,
 }
 
-/// The samplers, those that are about to end included.
+/// All samplers, including those about to end.
 #[derive(Default)]
-struct Samplers(Mutex<Vec<Started>>);
+struct Samplers(Mutex<Vec<SamplerHandle>>);
 
-/// A sampler at work.
-struct Started {
+/// A running sampler.
+struct SamplerHandle {
     thread: JoinHandle<()>,
-    pulse: Arc<Pulse>,
-    /// Whether it was logged that it hangs.
-    hangs: bool,
-    /// When it was last told that there are no values because of that.
-    told: Option<Instant>,
-    /// Whether it was told to hang before it was known which GPU it has.
-    nameless: bool,
+    state: Arc<SamplerState>,
+    /// Set if the hang was logged.
+    hang_logged: bool,
+    /// Time of the last sample that said that the GPU does not answer. `None` while the GPU
+    /// answers.
+    timed_out_sample_at: Option<Instant>,
+    /// Set if an event reported the hang before the UUID of the GPU was known.
+    unidentified_hang: bool,
 }
 
-/// Starts the threads. They send `report` once they have looked for the GPUs, for people, and tell
-/// `health` whenever the first GPU begins, or the last one ceases, to be sampled.
+/// Starts the threads. `report` receives a human-readable result of the first discovery. `health`
+/// is called when the first GPU begins, or the last GPU ceases, to be sampled.
 pub(crate) fn spawn(
-    host: Arc<Host>,
+    context: Arc<SamplingContext>,
     health: impl Fn(bool) + Send + 'static,
     report: oneshot::Sender<String>,
 ) {
     let samplers = Arc::new(Samplers::default());
     let watchdog = Watchdog {
-        host: host.clone(),
+        context: context.clone(),
         samplers: samplers.clone(),
         health,
         serving: false,
     };
     let fleet = Fleet {
-        host,
+        context,
         samplers,
-        trouble: None,
-        looked: false,
-        listed: Vec::new(),
-        opened: Instant::now(),
+        last_error: None,
+        has_discovered: false,
+        uuids: Vec::new(),
+        last_opened: Instant::now(),
     };
     let thread = |name: &str| thread::Builder::new().name(name.into());
-    let watching = thread("gpu-watchdog").spawn(move || watchdog.run());
-    // Its own thread: to open NVML may take seconds, or for ever.
-    let looking = thread("gpu-fleet").spawn(move || fleet.run(report));
-    for thread in [watching, looking] {
+    let watchdog_thread = thread("gpu-watchdog").spawn(move || watchdog.run());
+    // A thread of its own, because opening NVML may take seconds or block for ever.
+    let fleet_thread = thread("gpu-fleet").spawn(move || fleet.run(report));
+    for thread in [watchdog_thread, fleet_thread] {
         if let Err(error) = thread {
-            tracing::error!(%error, "a thread that looks for GPUs or after them could not be started");
+            tracing::error!(%error, "the thread that finds GPUs or the watchdog could not be started");
         }
     }
 }
 
 impl Fleet {
     fn run(mut self, report: oneshot::Sender<String>) {
-        let found = self.look();
-        self.looked = true;
-        if let Err(found) = report.send(found) {
-            tracing::info!(found, "NVML has answered");
+        let result = self.discover();
+        self.has_discovered = true;
+        if let Err(result) = report.send(result) {
+            tracing::info!(found = result, "NVML has answered");
         }
-        while !self.host.stop.wait_until(Instant::now() + LOOK_EVERY) {
-            if self.may_look() {
-                self.look();
+        while !self
+            .context
+            .stop
+            .wait_until(Instant::now() + DISCOVERY_INTERVAL)
+        {
+            if self.may_discover() {
+                self.discover();
             }
         }
     }
 
-    /// Returns true if a look costs no more than a few calls, or is due in spite of its cost.
-    fn may_look(&mut self) -> bool {
-        if self.host.library.joined().is_some() {
+    /// Returns true if a discovery costs few calls, or is due in spite of its cost.
+    fn may_discover(&mut self) -> bool {
+        if self.context.library.current_session().is_some() {
             return true;
         }
-        let cheap = self.trouble.is_none() && self.samplers.are_awake();
-        if cheap || self.opened.elapsed() >= OPEN_EVERY {
-            self.opened = Instant::now();
+        let cheap = self.last_error.is_none() && self.samplers.all_awake();
+        if cheap || self.last_opened.elapsed() >= OPEN_INTERVAL {
+            self.last_opened = Instant::now();
             return true;
         }
         false
     }
 
-    /// Gives every GPU that has none a sampler, and ends those of GPUs that were replaced. Returns what
-    /// was found, for people.
-    fn look(&mut self) -> String {
-        // The samplers join this session, so that NVML is opened once.
-        let session = self.host.library.open();
-        let found = session.and_then(|session| {
+    /// Starts missing samplers, and ends the samplers of replaced GPUs. Returns a human-readable
+    /// result.
+    fn discover(&mut self) -> String {
+        // Samplers share this session, so that NVML is opened once.
+        let session = self.context.library.open();
+        let counted = session.and_then(|session| {
             let count = session.count()?;
             Ok((session, count))
         });
-        let (session, count) = match found {
-            Ok(found) => found,
+        let (session, count) = match counted {
+            Ok(counted) => counted,
             Err(failure) => {
-                let found = format!(
+                let message = format!(
                     "no GPUs: {}; NVML is tried again every minute",
                     failure.text
                 );
-                // What is found first is told at the start.
-                if self.looked && self.trouble.as_ref() != Some(&failure.text) {
-                    tracing::warn!("{found}");
+                // The result of the first discovery is logged at the start.
+                if self.has_discovered && self.last_error.as_ref() != Some(&failure.text) {
+                    tracing::warn!("{message}");
                 }
-                self.trouble = Some(failure.text);
-                return found;
+                self.last_error = Some(failure.text);
+                return message;
             }
         };
-        self.host.count.store(count, Ordering::Relaxed);
-        let listed = self.list(&session, count);
-        self.end_replaced(&session, &listed);
-        let (tell, told) = mpsc::channel();
-        self.launch_missing(&listed, &tell);
-        drop(tell);
-        self.listed = listed;
-        let found = summary(count, &told);
-        if self.trouble.take().is_some() {
-            tracing::info!(found, "NVML is there");
+        self.context.gpu_count.store(count, Ordering::Relaxed);
+        let uuids = self.list_uuids(&session, count);
+        self.end_replaced(&session, &uuids);
+        let (sender, answers) = mpsc::channel();
+        self.launch_missing(&uuids, &sender);
+        drop(sender);
+        self.uuids = uuids;
+        let gpus = summary(count, &answers);
+        if self.last_error.take().is_some() {
+            tracing::info!(found = gpus, "NVML is available");
         }
-        found
+        gpus
     }
 
-    /// The UUIDs by index; nothing where NVML does not tell one, and where there is no sampler: to ask a GPU
-    /// for the first time may take for ever, and is left to a thread of its own.
-    fn list(&self, session: &Session, count: u32) -> Vec<Option<String>> {
-        // Whoever asks one that hangs would hang, too, and one that sleeps would wake up.
-        let asked: HashMap<_, _> = {
+    /// UUIDs by index. `None` where NVML gives no UUID or no sampler runs, because the first call
+    /// about a GPU may block for ever and is left to the sampler's thread.
+    fn list_uuids(&self, session: &Session, count: u32) -> Vec<Option<String>> {
+        // A call about a hanging GPU would hang too, and a call about a sleeping GPU would wake it.
+        let answers: HashMap<_, _> = {
             let samplers = self.samplers.lock();
-            let pulses = samplers.iter().map(|sampler| &sampler.pulse);
-            let silent = |pulse: &Pulse| pulse.is_asleep() || pulse.hangs();
-            let place = |pulse: &Arc<Pulse>| {
-                let silent = silent(pulse);
-                let known = pulse.uuid().filter(|_| silent).map(ToString::to_string);
-                (pulse.index(), (!silent, known))
+            let states = samplers.iter().map(|sampler| &sampler.state);
+            let is_silent = |state: &SamplerState| state.is_asleep() || state.is_hanging();
+            let answer = |state: &Arc<SamplerState>| {
+                let silent = is_silent(state);
+                let known = state.uuid().filter(|_| silent).map(ToString::to_string);
+                (state.index(), (!silent, known))
             };
-            pulses.map(place).collect()
+            states.map(answer).collect()
         };
-        let uuid = |index| match asked.get(&index)? {
+        let uuid = |index| match answers.get(&index)? {
             (true, _) => session.uuid_at(index),
             (false, known) => known.clone(),
         };
         (0..count).map(uuid).collect()
     }
 
-    /// Ends the samplers of GPUs that are gone and whose index another GPU has, and those that have found
-    /// none because another sampler has theirs. A GPU that is only gone is lost, and looked for by its
-    /// sampler; an error of NVML says nothing.
-    fn end_replaced(&self, session: &Session, listed: &[Option<String>]) {
+    /// Ends the samplers of GPUs whose index another GPU has taken, and samplers that found a GPU
+    /// with a sampler. A GPU that is merely missing counts as lost, and its sampler keeps looking.
+    /// Errors of NVML prove nothing.
+    fn end_replaced(&self, session: &Session, uuids: &[Option<String>]) {
         let mut missing = Vec::new();
         let samplers = self.samplers.lock();
-        let pulses = samplers.iter().map(|sampler| &sampler.pulse);
-        let at = |pulse: &Pulse| {
-            let place = usize::try_from(pulse.index()).unwrap_or(usize::MAX);
-            listed.get(place)?.as_deref()
+        let states = samplers.iter().map(|sampler| &sampler.state);
+        let listed_uuid = |state: &SamplerState| {
+            let index = usize::try_from(state.index()).unwrap_or(usize::MAX);
+            uuids.get(index)?.as_deref()
         };
-        for pulse in pulses.clone().filter(|pulse| !pulse.is_replaced()) {
-            let Some(uuid) = pulse.uuid() else {
+        for state in states.clone().filter(|state| !state.is_replaced()) {
+            let Some(uuid) = state.uuid() else {
                 let is_taken =
-                    |other: &str| pulses.clone().any(|pulse| pulse.uuid() == Some(other));
-                if !pulse.hangs() && at(pulse).is_some_and(is_taken) {
-                    pulse.replace();
+                    |other: &str| states.clone().any(|state| state.uuid() == Some(other));
+                if !state.is_hanging() && listed_uuid(state).is_some_and(is_taken) {
+                    state.mark_replaced();
                 }
                 continue;
             };
-            let mut places = (0..).zip(listed);
-            if let Some((index, _)) = places.find(|(_, other)| other.as_deref() == Some(uuid)) {
-                pulse.set_index(index);
-            } else if at(pulse).is_some() {
-                missing.push(pulse.clone());
+            let mut indexed = (0..).zip(uuids);
+            if let Some((index, _)) = indexed.find(|(_, other)| other.as_deref() == Some(uuid)) {
+                state.set_index(index);
+            } else if listed_uuid(state).is_some() {
+                missing.push(state.clone());
             }
         }
         drop(samplers);
-        // Without the lock, which the watchdog needs.
-        for pulse in missing {
-            if pulse.uuid().is_some_and(|uuid| session.lacks(uuid)) {
-                let (gpu, index) = (pulse.name(), pulse.index());
+        // Released, because the watchdog needs the lock.
+        for state in missing {
+            if state.uuid().is_some_and(|uuid| session.is_missing(uuid)) {
+                let (gpu, index) = (state.name(), state.index());
                 tracing::warn!(
                     gpu.name = gpu,
                     index,
-                    "a GPU is gone, and another one has its index"
+                    "a GPU is gone, and another GPU has its index"
                 );
-                pulse.replace();
+                state.mark_replaced();
             }
         }
     }
 
     fn launch_missing(
         &self,
-        listed: &[Option<String>],
-        tell: &mpsc::Sender<(u32, Result<String, String>)>,
+        uuids: &[Option<String>],
+        answers: &mpsc::Sender<(u32, Result<String, String>)>,
     ) {
         let mut samplers = self.samplers.lock();
         samplers.retain(|sampler| !sampler.thread.is_finished());
-        for (index, uuid) in (0..).zip(listed) {
-            let mut there = samplers.iter();
-            if let Some(sampler) = there.find(|sampler| sampler.has(index, uuid.as_deref())) {
-                let before = usize::try_from(index)
+        for (index, uuid) in (0..).zip(uuids) {
+            let mut handles = samplers.iter();
+            if let Some(sampler) = handles.find(|sampler| sampler.samples(index, uuid.as_deref())) {
+                let last_uuid = usize::try_from(index)
                     .ok()
-                    .and_then(|at| self.listed.get(at));
-                if uuid.is_some() && before != Some(uuid) {
-                    sampler.pulse.nudge();
+                    .and_then(|index| self.uuids.get(index));
+                if uuid.is_some() && last_uuid != Some(uuid) {
+                    sampler.state.request_retry();
                 }
                 continue;
             }
-            match self.launch(index, tell.clone()) {
+            match self.launch(index, answers.clone()) {
                 Ok(started) => samplers.push(started),
                 Err(error) => {
                     tracing::error!(index, %error, "the sampler of a GPU could not be started");
@@ -268,73 +275,82 @@ impl Fleet {
     fn launch(
         &self,
         index: u32,
-        found: mpsc::Sender<(u32, Result<String, String>)>,
-    ) -> io::Result<Started> {
-        let pulse = Arc::new(Pulse::new(index));
-        let sampler = Sampler::new(self.host.clone(), index, pulse.clone(), found);
+        answers: mpsc::Sender<(u32, Result<String, String>)>,
+    ) -> io::Result<SamplerHandle> {
+        let state = Arc::new(SamplerState::new(index));
+        let sampler = Sampler::new(self.context.clone(), index, state.clone(), answers);
         let thread = thread::Builder::new()
             .name(format!("gpu-{index}"))
             .spawn(move || sampler.run())?;
-        if let Err(error) = event_listener::spawn(self.host.clone(), index, &pulse) {
+        if let Err(error) = event_listener::spawn(self.context.clone(), index, &state) {
             tracing::error!(index, %error, "the thread that listens to a GPU could not be started");
         }
-        Ok(Started {
+        Ok(SamplerHandle {
             thread,
-            pulse,
-            hangs: false,
-            told: None,
-            nameless: false,
+            state,
+            hang_logged: false,
+            timed_out_sample_at: None,
+            unidentified_hang: false,
         })
     }
 }
 
 impl<H: Fn(bool)> Watchdog<H> {
     fn run(mut self) {
-        while !self.host.stop.wait_until(Instant::now() + WATCH_EVERY) {
-            self.watch();
+        while !self
+            .context
+            .stop
+            .wait_until(Instant::now() + WATCHDOG_INTERVAL)
+        {
+            self.check_samplers();
         }
     }
 
-    fn watch(&mut self) {
+    fn check_samplers(&mut self) {
         let mut samplers = self.samplers.lock();
         for sampler in samplers.iter_mut() {
-            let pulse = &sampler.pulse;
-            let hangs = pulse.hangs();
-            if let Some(uuid) = pulse.uuid() {
-                self.host.conditions.watch(uuid, || pulse.hangs());
+            let state = &sampler.state;
+            let is_hanging = state.is_hanging();
+            if let Some(uuid) = state.uuid() {
+                self.context
+                    .conditions
+                    .record_hang(uuid, || state.is_hanging());
             }
-            let nameless = hangs && (pulse.uuid().is_none() || sampler.nameless);
-            if nameless != sampler.nameless {
-                sampler.nameless = nameless;
-                self.tell_nameless(pulse.index(), nameless);
+            let unidentified_hang =
+                is_hanging && (state.uuid().is_none() || sampler.unidentified_hang);
+            if unidentified_hang != sampler.unidentified_hang {
+                sampler.unidentified_hang = unidentified_hang;
+                self.push_unidentified_event(state.index(), unidentified_hang);
             }
-            if hangs != sampler.hangs {
-                sampler.hangs = hangs;
-                let gpu = sampler.pulse.name();
-                if hangs {
-                    let limit_s = HANGS_AFTER.as_secs_f64();
+            if is_hanging != sampler.hang_logged {
+                sampler.hang_logged = is_hanging;
+                let gpu = sampler.state.name();
+                if is_hanging {
+                    let limit_s = HANG_TIMEOUT.as_secs_f64();
                     tracing::warn!(
                         gpu.name = gpu,
                         limit_s,
-                        "a GPU does not answer; it is waited for"
+                        "a GPU does not answer; the sampler waits for the driver call"
                     );
                 } else {
                     tracing::info!(gpu.name = gpu, "a GPU answers again");
                 }
             }
-            if !hangs {
-                sampler.told = None;
+            if !is_hanging {
+                sampler.timed_out_sample_at = None;
                 continue;
             }
-            let due = self.host.interval.max(TELL_EVERY);
-            if sampler.told.is_none_or(|told| told.elapsed() >= due)
-                && let Some(uuid) = sampler.pulse.uuid()
+            let interval = self.context.interval.max(TIMED_OUT_SAMPLE_INTERVAL);
+            if sampler
+                .timed_out_sample_at
+                .is_none_or(|published| published.elapsed() >= interval)
+                && let Some(uuid) = sampler.state.uuid()
             {
-                sampler.told = Some(Instant::now());
-                self.host.publish_timed_out(uuid);
+                sampler.timed_out_sample_at = Some(Instant::now());
+                self.context.publish_timed_out(uuid);
             }
         }
-        let serving = samplers.iter().any(|sampler| sampler.pulse.works());
+        let serving = samplers.iter().any(|sampler| sampler.state.is_working());
         drop(samplers);
         if serving != self.serving {
             self.serving = serving;
@@ -344,66 +360,67 @@ impl<H: Fn(bool)> Watchdog<H> {
 }
 
 impl<H> Watchdog<H> {
-    /// Tells that a GPU hangs, or no longer does, of which nothing but the index is known.
-    fn tell_nameless(&self, index: u32, hangs: bool) {
+    /// Queues an event that a GPU hangs or answers again, for a GPU known only by index.
+    fn push_unidentified_event(&self, index: u32, is_hanging: bool) {
         let gpu = pb::Gpu {
-            host: self.host.name.clone(),
+            host: self.context.host_name.clone(),
             gpu_index: i32::try_from(index).ok(),
             ..Default::default()
         };
-        let (kind, detail) = if hangs {
-            let why = "the first calls about it do not return";
-            (GpuEventKind::Unresponsive, Some(why.to_string()))
+        let (kind, detail) = if is_hanging {
+            let reason = "the first calls about the GPU do not return";
+            (GpuEventKind::Unresponsive, Some(reason.to_string()))
         } else {
             (GpuEventKind::Responsive, None)
         };
         let source = GpuEventSource::Watchdog;
-        let event = Happened::to(&Arc::new(gpu), kind, source, detail);
-        self.host.events.push(event);
+        let event = PendingEvent::new(&Arc::new(gpu), kind, source, detail);
+        self.context.events.push(event);
     }
 }
 
 impl Samplers {
-    fn lock(&self) -> MutexGuard<'_, Vec<Started>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<SamplerHandle>> {
         self.0.lock()
     }
 
-    /// Returns true if there are samplers, and no GPU of theirs sleeps.
-    fn are_awake(&self) -> bool {
+    /// Returns true if there are samplers and no GPU sleeps.
+    fn all_awake(&self) -> bool {
         let samplers = self.lock();
-        let mut pulses = samplers.iter().map(|sampler| &sampler.pulse);
-        !samplers.is_empty() && pulses.all(|pulse| !pulse.is_asleep())
+        let mut states = samplers.iter().map(|sampler| &sampler.state);
+        !samplers.is_empty() && states.all(|state| !state.is_asleep())
     }
 }
 
-impl Started {
-    /// Returns true if this is the sampler of the GPU that has this index and, as far as NVML tells it, this UUID.
-    fn has(&self, index: u32, uuid: Option<&str>) -> bool {
-        if self.pulse.is_replaced() {
+impl SamplerHandle {
+    /// Returns true if this sampler has the GPU with the UUID, or with the index while a UUID is
+    /// unknown.
+    fn samples(&self, index: u32, uuid: Option<&str>) -> bool {
+        if self.state.is_replaced() {
             return false;
         }
-        match (self.pulse.uuid(), uuid) {
+        match (self.state.uuid(), uuid) {
             (Some(own), Some(uuid)) => own == uuid,
-            (None, _) | (_, None) => self.pulse.index() == index,
+            (None, _) | (_, None) => self.state.index() == index,
         }
     }
 }
 
-/// Waits a moment for the samplers to say which GPUs they have.
-fn summary(count: u32, told: &mpsc::Receiver<(u32, Result<String, String>)>) -> String {
-    let until = Instant::now() + ANSWER_WITHIN;
-    let mut answers = BTreeMap::new();
+/// Human-readable list of the GPUs, after a short wait for the first answers of the samplers.
+fn summary(count: u32, answers: &mpsc::Receiver<(u32, Result<String, String>)>) -> String {
+    let deadline = Instant::now() + FIRST_ANSWER_TIMEOUT;
+    let mut by_index = BTreeMap::new();
     while let Ok((index, answer)) =
-        told.recv_timeout(until.saturating_duration_since(Instant::now()))
+        answers.recv_timeout(deadline.saturating_duration_since(Instant::now()))
     {
-        answers.insert(index, answer);
+        by_index.insert(index, answer);
     }
-    let names = (0..count).map(|index| match answers.remove(&index) {
+    let answer = (0..count).map(|index| match by_index.remove(&index) {
         Some(Ok(name)) => name,
         Some(Err(reason)) => format!("GPU {index}, which cannot be sampled: {reason}"),
         None => format!("GPU {index}, which does not answer"),
     });
-    let names = names.collect::<Vec<_>>().join(", ");
+    let names = answer.collect::<Vec<_>>().join(", ");
     match count {
         0 => "no GPUs: NVML knows of none".into(),
         1 => format!("1 GPU: {names}"),

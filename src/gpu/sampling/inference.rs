@@ -1,4 +1,4 @@
-//! `inference_fps` of the one GPU of this host, as far as this process knows it.
+//! `inference_fps` of a host with one GPU, derived from the detections that this process ingests.
 
 use std::{
     collections::VecDeque,
@@ -10,26 +10,26 @@ use parking_lot::Mutex;
 
 use crate::{gpu::columns::has_values, pb};
 
-/// The time that is counted over.
+/// Period over which detections are counted.
 const WINDOW: Duration = Duration::from_mins(1);
 
-/// How exact the window is.
+/// Precision of the period.
 const STEP: Duration = Duration::from_millis(500);
 
-/// How many detections this process has ingested of late. Clones share the count.
+/// Number of recently ingested detections. Clones share the count.
 #[derive(Debug, Clone, Default)]
 pub struct Detections(Arc<Mutex<Steps>>);
 
-/// When each step began, and what was counted in it; steps without any are left out.
+/// Start of each step, with the detections counted in it. Steps without detections are omitted.
 type Steps = VecDeque<(Instant, u64)>;
 
 impl Detections {
-    /// Counts detections that were ingested just now.
+    /// Counts detections that were ingested now.
     pub fn count(&self, detections: usize) {
         self.count_at(detections, Instant::now());
     }
 
-    /// Puts the rate into a sample that has none, of a whole GPU that has told something.
+    /// Sets `inference_fps` in a sample of a whole GPU that has other values but no rate.
     pub(crate) fn fill(&self, stats: &mut pb::GpuStats) {
         if stats.inference_fps.is_some() || stats.mig_parent_uuid.is_some() || !has_values(stats) {
             return;
@@ -52,21 +52,24 @@ impl Detections {
             }
             Some(_) | None => steps.push_back((now, detections)),
         }
-        forget(&mut steps, now);
+        drop_expired(&mut steps, now);
     }
 
-    /// Nothing if nothing was ingested: then nobody knows.
+    /// Detections per second. `None` without detections, because the rate is then unknown.
     fn per_second(&self, now: Instant) -> Option<f64> {
         let mut steps = self.0.lock();
-        forget(&mut steps, now);
+        drop_expired(&mut steps, now);
         let count: u64 = steps.iter().map(|(_, count)| count).sum();
-        #[expect(clippy::cast_precision_loss, reason = "nobody ingests 2^53 a minute")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "2^53 detections per minute are out of reach"
+        )]
         let rate = count as f64 / WINDOW.as_secs_f64();
         (count > 0).then_some(rate)
     }
 }
 
-fn forget(steps: &mut Steps, now: Instant) {
+fn drop_expired(steps: &mut Steps, now: Instant) {
     while steps
         .pop_front_if(|(began, _)| now.saturating_duration_since(*began) >= WINDOW)
         .is_some()

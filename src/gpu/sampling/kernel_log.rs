@@ -1,4 +1,4 @@
-//! Reads XIDs out of the kernel log: NVML does not tell of all, as of a GPU off the bus.
+//! Reads XIDs from the kernel log, because NVML misses some, such as the XID of a GPU off the bus.
 
 use std::{
     fs::File,
@@ -10,28 +10,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::sampler::Host;
+use super::context::SamplingContext;
 use crate::{
     entity::{
         self,
         gpu_event::{GpuEventKind, GpuEventSource},
     },
-    gpu::events::{Happened, PciAddress},
+    gpu::{events::PendingEvent, pci_address::PciAddress},
 };
 
-/// How often to look for new lines.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Time between two checks for new lines.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The log gives one record at a time, and refuses a buffer that one does not fit into.
-const LONGEST_RECORD: usize = 8 * 1024;
+/// Size of the read buffer. The log returns one record per read, and refuses a buffer that is too
+/// small.
+const MAX_RECORD_BYTES: usize = 8 * 1024;
 
-/// How much of a line is kept, in characters.
-const LONGEST_DETAIL: usize = 1_000;
+/// Upper bound of the stored detail of an XID, in characters.
+const MAX_DETAIL_CHARS: usize = 1_000;
 
-/// `O_NONBLOCK` of Linux: a read at the end of the log must not hold up the end of the process.
+/// `O_NONBLOCK` of Linux, so that a read at the end of the log cannot delay the end of the process.
 const NONBLOCK: i32 = 0o4000;
 
-/// An XID as the kernel log has it.
+/// XID from the kernel log.
 #[derive(Debug, PartialEq, Eq)]
 struct Xid {
     address: PciAddress,
@@ -39,9 +40,10 @@ struct Xid {
     detail: Option<String>,
 }
 
-/// Starts to read the log at `path`, from its end on. Without it XIDs come from NVML only.
-pub(in crate::gpu) fn spawn(host: Arc<Host>, path: &Path) {
-    // Opened at once: what is written from now on is new.
+/// Starts the thread that reads new lines of the log at `path`. Without a readable log, XIDs come
+/// from NVML only.
+pub(in crate::gpu) fn spawn(context: Arc<SamplingContext>, path: &Path) {
+    // Opened before the thread starts, so that no line from now on is missed.
     let log = match open(path) {
         Ok(log) => log,
         Err(error) => {
@@ -52,7 +54,7 @@ pub(in crate::gpu) fn spawn(host: Arc<Host>, path: &Path) {
     };
     let thread = thread::Builder::new()
         .name("gpu-kernel-log".into())
-        .spawn(move || follow(&host, log));
+        .spawn(move || follow(&context, log));
     if let Err(error) = thread {
         tracing::error!(%error, "the thread that reads the kernel log could not be started");
     }
@@ -67,23 +69,23 @@ fn open(path: &Path) -> std::io::Result<File> {
     Ok(log)
 }
 
-fn follow(host: &Host, mut log: File) {
-    let (mut buffer, mut unread) = (vec![0; LONGEST_RECORD], Vec::new());
+fn follow(context: &SamplingContext, mut log: File) {
+    let (mut buffer, mut unread) = (vec![0; MAX_RECORD_BYTES], Vec::new());
     loop {
         match log.read(&mut buffer) {
             Ok(0) => {}
             Ok(length) => {
                 unread.extend_from_slice(&buffer[..length]);
-                for line in lines(&mut unread) {
+                for line in take_lines(&mut unread) {
                     if let Some(xid) = Xid::parse(&line) {
-                        report(host, xid);
+                        push_event(context, xid);
                     }
                 }
                 continue;
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            // The log is a ring: the next read goes on at the oldest line that is left.
+            // The log is a ring buffer: the next read continues at the oldest line.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                 tracing::warn!(
                     "the kernel log was written faster than it was read; lines are lost"
@@ -95,31 +97,31 @@ fn follow(host: &Host, mut log: File) {
                 return;
             }
         }
-        if host.stop.wait_until(Instant::now() + LOOK_EVERY) {
+        if context.stop.wait_until(Instant::now() + POLL_INTERVAL) {
             return;
         }
     }
 }
 
-/// Takes the whole lines out of what was read.
-fn lines(unread: &mut Vec<u8>) -> Vec<String> {
+/// Removes and returns the complete lines.
+fn take_lines(unread: &mut Vec<u8>) -> Vec<String> {
     let end = unread.iter().rposition(|byte| *byte == b'\n');
     let Some(end) = end else {
-        // No line is so long: this is something else.
-        if unread.len() > LONGEST_RECORD {
+        // No line is that long, so the file is not a kernel log.
+        if unread.len() > MAX_RECORD_BYTES {
             unread.clear();
         }
         return Vec::new();
     };
-    let whole: Vec<u8> = unread.drain(..=end).collect();
-    let whole = String::from_utf8_lossy(&whole);
-    whole.lines().map(str::to_owned).collect()
+    let bytes: Vec<u8> = unread.drain(..=end).collect();
+    let text = String::from_utf8_lossy(&bytes);
+    text.lines().map(str::to_owned).collect()
 }
 
-fn report(host: &Host, xid: Xid) {
-    let gpu = host.conditions.at(xid.address);
-    host.events.push(Happened {
-        at: entity::now(),
+fn push_event(context: &SamplingContext, xid: Xid) {
+    let gpu = context.conditions.find_by_address(xid.address);
+    context.events.push(PendingEvent {
+        occurred_at: entity::now(),
         address: Some(xid.address),
         gpu,
         kind: GpuEventKind::Xid,
@@ -127,15 +129,15 @@ fn report(host: &Host, xid: Xid) {
         detail: xid.detail,
         source: GpuEventSource::KernelLog,
         occurrences: 1,
-        after: Vec::new(),
+        conditions: Vec::new(),
     });
 }
 
 impl Xid {
-    /// Reads `4,1234,5678,-;NVRM: Xid (PCI:0000:01:00): 79, pid=1, GPU has fallen off the bus.`
+    /// Parses `4,1234,5678,-;NVRM: Xid (PCI:0000:01:00): 79, pid=1, GPU has fallen off the bus.`
     fn parse(line: &str) -> Option<Self> {
         let (head, message) = line.split_once(';')?;
-        // Not what a program has written into the log.
+        // Lines that programs wrote into the log have another facility.
         let facility = head.split(',').next()?.parse::<u32>().ok()? >> 3;
         if facility != 0 {
             return None;
@@ -145,10 +147,13 @@ impl Xid {
         let rest = rest.strip_prefix(':')?.trim_start();
         let digits = rest.find(|c: char| !c.is_ascii_digit());
         let (code, detail) = rest.split_at(digits.unwrap_or(rest.len()));
-        let detail = detail.trim_start_matches([',', ' ']).trim_end();
-        // PostgreSQL has no NUL.
-        let detail = detail.chars().filter(|c| *c != '\0').take(LONGEST_DETAIL);
-        let detail: String = detail.collect();
+        let trimmed = detail.trim_start_matches([',', ' ']).trim_end();
+        // PostgreSQL cannot store NUL.
+        let detail: String = trimmed
+            .chars()
+            .filter(|c| *c != '\0')
+            .take(MAX_DETAIL_CHARS)
+            .collect();
         Some(Self {
             address: PciAddress::parse(address)?,
             code: code.parse().ok()?,
@@ -161,7 +166,10 @@ impl Xid {
 mod tests {
     use super::*;
 
-    #[expect(clippy::unnecessary_wraps, reason = "as it is read")]
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "the same type as the result of the parser"
+    )]
     fn xid(address: &str, code: i64, detail: Option<&str>) -> Option<Xid> {
         Some(Xid {
             address: PciAddress::parse(address).unwrap(),
@@ -196,7 +204,7 @@ mod tests {
             ("3,1,2,-;NVRM: GPU at PCI:0000:01:00: GPU-1", None),
             ("3,1,2,-;NVRM: Xid (PCI:0000:01:00): , x", None),
             ("3,1,2,-;NVRM: Xid (PCI:nowhere): 79", None),
-            // A program may write what it likes, but not as the kernel.
+            // A program cannot write with the facility of the kernel.
             ("12,1,2,-;NVRM: Xid (PCI:0000:01:00): 79", None),
             (" SUBSYSTEM=pci", None),
             ("", None),
@@ -208,9 +216,9 @@ mod tests {
     #[test]
     fn lines_are_read_whole() {
         let mut unread = b"one\ntwo\nthr".to_vec();
-        assert_eq!(lines(&mut unread), ["one", "two"]);
+        assert_eq!(take_lines(&mut unread), ["one", "two"]);
         unread.extend_from_slice(b"ee\n");
-        assert_eq!(lines(&mut unread), ["three"]);
+        assert_eq!(take_lines(&mut unread), ["three"]);
         assert!(unread.is_empty());
     }
 }

@@ -1,20 +1,21 @@
-//! When the threads of this family run: steady ticks, pauses that grow, and the end.
+//! Schedule of the sampling threads: steady ticks, backoff, and the stop signal.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-/// The first pause after a failure, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
+/// Shortest and longest pause of a backoff.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_mins(1);
 
-/// Ends the threads: each waits on it between two ticks.
+/// Signal that ends the sampling threads. Each thread waits on the signal between two ticks.
 #[derive(Debug, Default)]
-pub(crate) struct Stop {
+pub(crate) struct StopSignal {
     set: Mutex<bool>,
     changed: Condvar,
 }
 
-impl Stop {
+impl StopSignal {
     pub(crate) fn set(&self) {
         *self.set.lock() = true;
         self.changed.notify_all();
@@ -24,7 +25,7 @@ impl Stop {
         *self.set.lock()
     }
 
-    /// Acts, unless it is set. Once [`Stop::set`] has returned, nobody acts any more.
+    /// Calls `act`, unless the signal is set. No `act` runs after [`StopSignal::set`] has returned.
     pub(crate) fn unless_set(&self, act: impl FnOnce()) {
         let set = self.set.lock();
         if !*set {
@@ -32,37 +33,41 @@ impl Stop {
         }
     }
 
-    /// Waits until `at`, or until it is set: whether it is.
-    pub(crate) fn wait_until(&self, at: Instant) -> bool {
+    /// Waits until `deadline` or the signal. Returns true if the signal is set.
+    pub(crate) fn wait_until(&self, deadline: Instant) -> bool {
         let mut set = self.set.lock();
-        self.changed.wait_while_until(&mut set, |set| !*set, at);
+        self.changed
+            .wait_while_until(&mut set, |set| !*set, deadline);
         *set
     }
 }
 
-/// Instants at equal distances. Whoever comes late misses some, and is on time again for the next.
+/// Ticks at equal distances. A late caller skips the missed ticks and keeps the schedule.
 #[derive(Debug)]
 pub(crate) struct Ticks {
     next: Instant,
-    every: Duration,
+    interval: Duration,
 }
 
 impl Ticks {
-    pub(crate) fn new(first: Instant, every: Duration) -> Self {
-        Self { next: first, every }
+    pub(crate) fn new(first: Instant, interval: Duration) -> Self {
+        Self {
+            next: first,
+            interval,
+        }
     }
 
-    /// The first tick that is not over at `now`.
+    /// The first tick at or after `now`.
     pub(crate) fn next(&mut self, now: Instant) -> Instant {
-        let late = now.saturating_duration_since(self.next);
-        let missed = late.as_nanos().div_ceil(self.every.as_nanos().max(1));
-        let at = self.next + self.every * u32::try_from(missed).unwrap_or(u32::MAX);
-        self.next = at + self.every;
-        at
+        let delay = now.saturating_duration_since(self.next);
+        let missed = delay.as_nanos().div_ceil(self.interval.as_nanos().max(1));
+        let tick = self.next + self.interval * u32::try_from(missed).unwrap_or(u32::MAX);
+        self.next = tick + self.interval;
+        tick
     }
 }
 
-/// Pauses between attempts, each twice as long as the one before, up to a minute.
+/// Pauses between attempts. Each pause is twice as long as the one before, up to a minute.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     last: Option<Duration>,
@@ -70,13 +75,14 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn next(&mut self) -> Duration {
-        let (first, longest) = PAUSES;
-        let pause = self.last.map_or(first, |last| (last * 2).min(longest));
+        let pause = self
+            .last
+            .map_or(MIN_PAUSE, |last| (last * 2).min(MAX_PAUSE));
         self.last = Some(pause);
         pause
     }
 
-    /// After a success the next pause is short again.
+    /// Makes the next pause the shortest. Called after a success.
     pub(crate) fn reset(&mut self) {
         self.last = None;
     }
@@ -116,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_stop_ends_a_wait_at_once() {
-        let stop = Stop::default();
+        let stop = StopSignal::default();
         assert!(!stop.wait_until(Instant::now()));
         let started = Instant::now();
         std::thread::scope(|scope| {

@@ -1,8 +1,10 @@
-//! Claims of hosts on GPUs: samples and conditions of a GPU are taken from one claimant at a time.
+//! Claims of hosts on GPUs: samples and conditions of a GPU are accepted from one claimant at a
+//! time.
 //!
-//! A claim is a row of `gpu_claims`, renewed in the transaction that stores what it is for, so that it holds between
-//! processes. Another claimant gets the GPU once the one that has it has said nothing for [`SILENT_AFTER`]. Of the same
-//! host and kind, as after a restart, the claimant that was first heard of later gets it at once.
+//! A claim is a row of `gpu_claims`. The transaction that stores samples or conditions also renews
+//! the claim, so that claims hold between processes. Another claimant takes over a GPU after the
+//! holder has been silent for [`SILENCE_TIMEOUT`]. A claimant of the same host and kind that
+//! started later takes over at once, as after a restart.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,13 +22,13 @@ use crate::{
     gpu::live::LiveGpus,
 };
 
-/// Time for which a host that says nothing of a GPU keeps its claim, and its condition is believed.
-pub(crate) const SILENT_AFTER: TimeDelta = TimeDelta::minutes(3);
+/// Time after which the claim and the condition of a silent host expire.
+pub(crate) const SILENCE_TIMEOUT: TimeDelta = TimeDelta::minutes(3);
 
 /// Age at which a claim is renewed.
-const RENEW_EVERY: TimeDelta = TimeDelta::seconds(30);
+const RENEWAL_AGE: TimeDelta = TimeDelta::seconds(30);
 
-/// A process that tells of GPUs.
+/// Process that reports GPUs.
 #[derive(Debug, Clone)]
 pub(crate) struct Claimant {
     id: String,
@@ -34,22 +36,22 @@ pub(crate) struct Claimant {
     since: DateTime<Utc>,
 }
 
-/// GPUs that are claimed: the hosts by the UUIDs of their GPUs, in the order in which rows are locked.
-pub(crate) type Wanted = BTreeMap<String, String>;
+/// Host names by UUID of the claimed GPU. The order by UUID is also the order of row locks.
+pub(crate) type ClaimRequest = BTreeMap<String, String>;
 
-/// Claims on the GPUs that were refused, by UUID.
-pub(crate) type Refused = BTreeMap<String, gpu_claim::Model>;
+/// Claims of other claimants that prevented a claim, by UUID of the GPU.
+pub(crate) type Conflicts = BTreeMap<String, gpu_claim::Model>;
 
-/// The claims of the samplers of this process.
+/// Claims of the samplers of this process.
 #[derive(Debug)]
-pub(crate) struct Local {
+pub(crate) struct LocalClaims {
     claimant: Claimant,
     host: String,
     live: LiveGpus,
 }
 
 impl Claimant {
-    /// A server that samples the GPUs of its own host, from now on.
+    /// Claimant for a server that samples the GPUs of its own host, starting now.
     pub(crate) fn server() -> Self {
         Self {
             id: Uuid::now_v7().to_string(),
@@ -58,7 +60,7 @@ impl Claimant {
         }
     }
 
-    /// A reporter.
+    /// Claimant for an agent, identified by its reporter id.
     pub(crate) fn agent(reporter_id: &str, since: DateTime<Utc>) -> Self {
         Self {
             id: reporter_id.into(),
@@ -67,23 +69,27 @@ impl Claimant {
         }
     }
 
-    /// Claims GPUs. Returns those that others have.
-    pub(crate) async fn claim(&self, tx: &DatabaseTransaction, wanted: &Wanted) -> Result<Refused> {
+    /// Claims GPUs in the transaction. Returns the claims of other claimants on these GPUs.
+    pub(crate) async fn claim(
+        &self,
+        tx: &DatabaseTransaction,
+        request: &ClaimRequest,
+    ) -> Result<Conflicts> {
         let now = entity::now();
-        let mut due: BTreeSet<_> = wanted.keys().cloned().collect();
-        for claim in claims(tx, &due).await? {
+        let mut due: BTreeSet<_> = request.keys().cloned().collect();
+        for claim in find_claims(tx, &due).await? {
             let age = now - claim.claimed_at;
-            let is_fresh = (TimeDelta::zero()..RENEW_EVERY).contains(&age);
-            let is_same = wanted.get(&claim.gpu_uuid) == Some(&claim.host);
+            let is_fresh = (TimeDelta::zero()..RENEWAL_AGE).contains(&age);
+            let is_same = request.get(&claim.gpu_uuid) == Some(&claim.host);
             if claim.claimant == self.id && is_fresh && is_same {
                 due.remove(&claim.gpu_uuid);
             }
         }
         if due.is_empty() {
-            return Ok(Refused::new());
+            return Ok(Conflicts::new());
         }
-        let rows = wanted.iter().filter(|(uuid, _)| due.contains(*uuid));
-        let rows = rows.map(|(uuid, host)| gpu_claim::ActiveModel {
+        let due_claims = request.iter().filter(|(uuid, _)| due.contains(*uuid));
+        let rows = due_claims.map(|(uuid, host)| gpu_claim::ActiveModel {
             gpu_uuid: Set(uuid.clone()),
             host: Set(host.clone()),
             claimant: Set(self.id.clone()),
@@ -92,18 +98,21 @@ impl Claimant {
             claimed_at: Set(now),
         });
         gpu_claim::Entity::insert_many(rows)
-            .on_conflict(if_it_may_be_taken(now))
+            .on_conflict(on_claim_conflict(now))
             .exec_without_returning(tx)
             .await?;
-        // Who has waited for another transaction sees what that one has written.
-        let held = claims(tx, &due).await?.into_iter();
-        let others = held.filter(|claim| claim.claimant != self.id);
-        let others = others.map(|claim| (claim.gpu_uuid.clone(), claim));
-        Ok(others.collect())
+        // Read after the insert, because the insert may have waited for another claimant's
+        // transaction.
+        let current = find_claims(tx, &due).await?;
+        Ok(current
+            .into_iter()
+            .filter(|claim| claim.claimant != self.id)
+            .map(|claim| (claim.gpu_uuid.clone(), claim))
+            .collect())
     }
 }
 
-impl Local {
+impl LocalClaims {
     pub(crate) fn new(host: String, live: LiveGpus) -> Self {
         let claimant = Claimant::server();
         Self {
@@ -113,65 +122,72 @@ impl Local {
         }
     }
 
-    /// Claims GPUs that are sampled here. Returns those that others have.
+    /// Claims GPUs that are sampled here. Returns the claims of other claimants on these GPUs.
     pub(crate) async fn claim(
         &self,
         tx: &DatabaseTransaction,
         uuids: impl Iterator<Item = String>,
-    ) -> Result<Refused> {
-        let wanted: Wanted = uuids.map(|uuid| (uuid, self.host.clone())).collect();
-        self.claimant.claim(tx, &wanted).await
+    ) -> Result<Conflicts> {
+        let request: ClaimRequest = uuids.map(|uuid| (uuid, self.host.clone())).collect();
+        self.claimant.claim(tx, &request).await
     }
 
-    /// Has samplers tell nothing of GPUs that others have.
-    pub(crate) fn refuse(&self, refused: &Refused) {
-        for (uuid, claim) in refused {
-            if self.live.refuse(uuid) {
+    /// Stops the publication of GPUs that other claimants hold.
+    pub(crate) fn apply_conflicts(&self, conflicts: &Conflicts) {
+        for (uuid, claim) in conflicts {
+            if self.live.exclude(uuid) {
                 let (gpu, host) = (uuid.as_str(), claim.host.as_str());
                 tracing::warn!(
                     gpu,
                     host,
-                    "another host tells of a GPU that is sampled here; samples of it are neither stored nor told here"
+                    "another host reports a GPU that is sampled here; this process neither stores nor publishes samples of the GPU"
                 );
             }
         }
     }
 
-    /// Claims the GPUs again that were refused.
-    pub(crate) async fn retry(&self, db: &Db) -> Result<()> {
-        let refused = self.live.refused();
-        if refused.is_empty() {
+    /// Claims excluded GPUs again, and readmits those without a conflict.
+    pub(crate) async fn retry_conflicts(&self, db: &Db) -> Result<()> {
+        let excluded = self.live.excluded();
+        if excluded.is_empty() {
             return Ok(());
         }
-        let uuids = refused.iter().cloned();
-        let claiming = db.write_unannounced(async |tx| self.claim(tx, uuids).await);
-        let still = claiming.await?;
-        for uuid in refused.iter().filter(|uuid| !still.contains_key(*uuid)) {
-            self.live.accept(uuid);
-            tracing::info!(gpu = uuid, "samples of a GPU are stored and told again");
+        let uuids = excluded.iter().cloned();
+        let conflicts = db
+            .write_unannounced(async |tx| self.claim(tx, uuids).await)
+            .await?;
+        for uuid in excluded
+            .iter()
+            .filter(|uuid| !conflicts.contains_key(*uuid))
+        {
+            self.live.readmit(uuid);
+            tracing::info!(
+                gpu = uuid,
+                "samples of a GPU are stored and published again"
+            );
         }
         Ok(())
     }
 }
 
-async fn claims(
+async fn find_claims(
     tx: &DatabaseTransaction,
     uuids: &BTreeSet<String>,
 ) -> Result<Vec<gpu_claim::Model>> {
     let uuids: Vec<_> = uuids.iter().cloned().collect();
-    let claims = gpu_claim::Entity::find().filter(gpu_claim::COLUMN.gpu_uuid.is_in(uuids));
-    Ok(claims.all(tx).await?)
+    let find_claims = gpu_claim::Entity::find().filter(gpu_claim::COLUMN.gpu_uuid.is_in(uuids));
+    Ok(find_claims.all(tx).await?)
 }
 
-/// Takes the claim over, or renews it, unless it is another's that counts.
-fn if_it_may_be_taken(now: DateTime<Utc>) -> OnConflict {
+/// Takes over or renews the claim, unless another claimant holds a valid claim.
+fn on_claim_conflict(now: DateTime<Utc>) -> OnConflict {
     use gpu_claim::Column::{Claimant, ClaimantSince, ClaimedAt, GpuUuid, Host, IsAgent};
     let column = |column| Expr::col((gpu_claim::Entity, column));
     let new = |column: gpu_claim::Column| Expr::col(("excluded", column));
     let is_same = |name: gpu_claim::Column| column(name).eq(new(name));
-    // A claim that a clock that was ahead has made lasts no longer than any other.
-    let is_ahead = column(ClaimedAt).gt(now + RENEW_EVERY);
-    let is_silent = column(ClaimedAt).lte(now - SILENT_AFTER).or(is_ahead);
+    // A claim that was made by a clock ahead of ours counts as expired.
+    let is_ahead = column(ClaimedAt).gt(now + RENEWAL_AGE);
+    let is_silent = column(ClaimedAt).lte(now - SILENCE_TIMEOUT).or(is_ahead);
     let is_older = column(ClaimantSince).lt(new(ClaimantSince));
     let is_before = is_same(Host).and(is_same(IsAgent)).and(is_older);
     OnConflict::column(GpuUuid)

@@ -1,4 +1,4 @@
-//! Stores the events and announces them, and keeps in `gpus` how each GPU is.
+//! Stores and announces events, and keeps the conditions in `gpus` current.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -10,56 +10,59 @@ use sea_orm::{
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::claims::SILENT_AFTER;
+use super::claims::SILENCE_TIMEOUT;
 use crate::{
     db::Db,
     entity::{self, gpu, gpu_event},
     error::{Chain, Result},
     feed,
     gpu::{
-        FLUSH_WITHIN,
-        events::{Counts, Queue, announcement},
-        health::condition::{Conditions, Stored},
-        live::Condition,
+        condition::Condition,
+        events::{EventCounts, EventQueue, to_record},
+        health::tracker::{ConditionTracker, StoredCondition},
+        settings::FLUSH_TIMEOUT,
     },
     pb::GpuState,
     rpc::enums::proto_enum,
 };
 
-/// How many events one transaction stores.
-const BATCH: usize = 100;
+/// Upper bound of events that one transaction stores.
+const MAX_EVENTS_PER_TRANSACTION: usize = 100;
 
-/// How often to look what was counted, and how the GPUs are.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Time between two checks for due event summaries and changed conditions.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often to tell that a GPU is as it was.
-const REPORT_EVERY: TimeDelta = TimeDelta::minutes(1);
+/// Time after which an unchanged condition is reported again.
+const REPORT_INTERVAL: TimeDelta = TimeDelta::minutes(1);
 
-/// The longest pause between two attempts while the database is away.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Longest pause between two attempts while the database is away.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 
-/// What was told of how each GPU is, and when.
+/// Last reported condition of each GPU, with the time of the report.
 #[derive(Debug, Default)]
-pub(in crate::gpu) struct Reported(HashMap<String, (Condition, DateTime<Utc>)>);
+pub(in crate::gpu) struct ReportedConditions(HashMap<String, (Condition, DateTime<Utc>)>);
 
-/// Stores events and conditions.
-pub(in crate::gpu) struct Store {
+/// Task that stores events and conditions.
+pub(in crate::gpu) struct EventStore {
     pub db: Db,
     pub host: String,
-    pub queue: Arc<Queue>,
-    pub conditions: Arc<Conditions>,
-    /// Counts what is stored.
-    pub counts: Counts,
+    pub queue: Arc<EventQueue>,
+    pub conditions: Arc<ConditionTracker>,
+    /// Counts of the stored events.
+    pub counts: EventCounts,
 }
 
-/// How the GPUs of this host were when it was last told.
-pub(in crate::gpu) async fn stored(db: &Db, host: &str) -> Result<HashMap<String, Stored>> {
+/// Last stored condition of each GPU of this host, by UUID.
+pub(in crate::gpu) async fn load_conditions(
+    db: &Db,
+    host: &str,
+) -> Result<HashMap<String, StoredCondition>> {
     let gpus = gpu::Entity::find()
         .filter(gpu::Column::Host.eq(host))
         .all(db.reader())
         .await?;
     let stored = gpus.into_iter().map(|gpu| {
-        let stored = Stored {
+        let stored = StoredCondition {
             state: gpu.state.map(Into::into),
             memory_pressure: gpu.memory_pressure.map(Into::into),
             driver_version: gpu.driver_version,
@@ -69,45 +72,47 @@ pub(in crate::gpu) async fn stored(db: &Db, host: &str) -> Result<HashMap<String
     Ok(stored.collect())
 }
 
-impl Reported {
-    /// Those GPUs that are not as they were told to be, and now and then the others.
-    pub(in crate::gpu) fn news(
+impl ReportedConditions {
+    /// Conditions that differ from the last report, and conditions that were last reported more
+    /// than [`REPORT_INTERVAL`] ago.
+    pub(in crate::gpu) fn changes(
         &self,
-        mut told: Vec<(String, Condition)>,
+        mut conditions: Vec<(String, Condition)>,
         now: DateTime<Utc>,
     ) -> Vec<(String, Condition)> {
-        told.retain(|(uuid, condition)| {
-            let before = self.0.get(uuid);
-            before.is_none_or(|(before, at)| before != condition || now - *at >= REPORT_EVERY)
+        conditions.retain(|(uuid, condition)| {
+            let reported = self.0.get(uuid);
+            reported.is_none_or(|(last, time)| last != condition || now - *time >= REPORT_INTERVAL)
         });
-        told
+        conditions
     }
 
-    /// These were told.
+    /// Records that the conditions were reported.
     pub(in crate::gpu) fn remember(
         &mut self,
-        told: impl IntoIterator<Item = (String, Condition)>,
+        conditions: impl IntoIterator<Item = (String, Condition)>,
         now: DateTime<Utc>,
     ) {
-        let told = told.into_iter();
-        self.0
-            .extend(told.map(|(uuid, condition)| (uuid, (condition, now))));
+        let reported = conditions
+            .into_iter()
+            .map(|(uuid, condition)| (uuid, (condition, now)));
+        self.0.extend(reported);
     }
 }
 
-impl Store {
-    /// Stores what comes, until shutdown, and then the rest.
+impl EventStore {
+    /// Stores events and conditions until shutdown, then stores the rest.
     pub(in crate::gpu) async fn run(self, shutdown: CancellationToken) {
-        let mut reported = Reported::default();
+        let mut reported = ReportedConditions::default();
         let mut away: Option<Duration> = None;
         loop {
-            let pause = away.unwrap_or(LOOK_EVERY);
+            let pause = away.unwrap_or(POLL_INTERVAL);
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = sleep(pause) => {}
-                () = self.queue.filled(), if away.is_none() => {}
+                () = self.queue.wait_for_event(), if away.is_none() => {}
             }
-            self.queue.settle(Some(Instant::now().into_std()));
+            self.queue.flush_summaries(Some(Instant::now().into_std()));
             match self.store_all(&mut reported, away.is_some()).await {
                 Ok(()) => {
                     if away.take().is_some() {
@@ -119,50 +124,57 @@ impl Store {
                         let error = Chain(&error).to_string();
                         tracing::warn!(error, "GPU events cannot be stored; they wait in memory");
                     }
-                    away = Some((pause * 2).min(LONGEST_PAUSE));
+                    away = Some((pause * 2).min(MAX_PAUSE));
                 }
             }
         }
-        self.queue.settle(None);
+        self.queue.flush_summaries(None);
         let rest = self.store_all(&mut reported, away.is_some());
-        let stored = timeout(FLUSH_WITHIN, rest).await;
+        let stored = timeout(FLUSH_TIMEOUT, rest).await;
         if !matches!(stored, Ok(Ok(()))) {
-            let lost = self.queue.unstored();
+            let lost = self.queue.unstored_occurrences();
             tracing::warn!(lost, "the last GPU events could not be stored");
         }
     }
 
-    /// Stores what waits, and how the GPUs are. After a failure nobody knows whether what was stored
-    /// then is there: a commit may be made whose answer is lost.
-    async fn store_all(&self, reported: &mut Reported, mut after_failure: bool) -> Result<()> {
+    /// Stores all queued events, then the changed conditions. After a failure, events that are
+    /// stored already are skipped, because the answer to a successful commit may have been lost.
+    async fn store_all(
+        &self,
+        reported: &mut ReportedConditions,
+        mut after_failure: bool,
+    ) -> Result<()> {
         loop {
-            let events = self.queue.first(BATCH);
+            let events = self.queue.peek(MAX_EVENTS_PER_TRANSACTION);
             if events.is_empty() {
                 break;
             }
-            let mut after = HashMap::new();
+            let mut conditions = HashMap::new();
             for event in &events {
-                let after_it = event.after.iter().cloned();
-                after.extend(after_it.filter(|(uuid, _)| self.conditions.may_tell(uuid)));
+                let new_conditions = event.conditions.iter().cloned();
+                conditions
+                    .extend(new_conditions.filter(|(uuid, _)| self.conditions.may_report(uuid)));
             }
-            let after: Vec<_> = after.into_iter().collect();
-            let facts = events.iter().map(|event| event.fact(&self.host));
-            let mut facts: Vec<_> = facts.collect();
+            let conditions: Vec<_> = conditions.into_iter().collect();
+            let mut models: Vec<_> = events
+                .iter()
+                .map(|event| event.to_model(&self.host))
+                .collect();
             if std::mem::take(&mut after_failure) {
-                self.leave_out_stored(&mut facts).await?;
+                self.retain_unstored(&mut models).await?;
             }
-            let stored = facts.clone();
+            let stored = models.clone();
             self.db
-                .write(async |tx| insert(tx, facts, &after).await)
+                .write(async |tx| insert(tx, models, &conditions).await)
                 .await?;
             self.counts.add(&stored);
             self.queue.remove(events.len());
         }
-        self.report_all(reported).await
+        self.store_conditions(reported).await
     }
 
-    async fn leave_out_stored(&self, facts: &mut Vec<gpu_event::Model>) -> Result<()> {
-        let times = facts.iter().map(|fact| fact.occurred_at);
+    async fn retain_unstored(&self, models: &mut Vec<gpu_event::Model>) -> Result<()> {
+        let times = models.iter().map(|model| model.occurred_at);
         let (Some(first), Some(last)) = (times.clone().min(), times.max()) else {
             return Ok(());
         };
@@ -171,90 +183,95 @@ impl Store {
             .filter(gpu_event::Column::OccurredAt.between(first, last))
             .all(self.db.reader())
             .await?;
-        facts.retain(|fact| {
-            // More may have become known of it since.
+        models.retain(|model| {
+            // The detail may have been completed since the first attempt.
             let is_same = |stored: &gpu_event::Model| {
-                *fact
+                *model
                     == gpu_event::Model {
-                        id: fact.id,
-                        detail: fact.detail.clone(),
+                        id: model.id,
+                        detail: model.detail.clone(),
                         ..stored.clone()
                     }
             };
-            // One by one, for there may be two that are the same.
-            let same = stored.iter().position(is_same);
-            same.map(|at| stored.swap_remove(at)).is_none()
+            // Each stored row matches one event, because two events may be equal.
+            let index = stored.iter().position(is_same);
+            index.map(|index| stored.swap_remove(index)).is_none()
         });
         Ok(())
     }
 
-    /// Tells how those GPUs are that are not as they were, and now and then the others.
-    async fn report_all(&self, reported: &mut Reported) -> Result<()> {
+    /// Stores changed conditions, and unchanged conditions that are due.
+    async fn store_conditions(&self, reported: &mut ReportedConditions) -> Result<()> {
         let now = entity::now();
-        let told = reported.news(self.conditions.told(), now);
-        if told.is_empty() {
+        let changes = reported.changes(self.conditions.reported(), now);
+        if changes.is_empty() {
             return Ok(());
         }
-        let there = self
+        let has_row = self
             .db
-            .write(async |tx| report(tx, &told, now).await)
+            .write(async |tx| update_conditions(tx, &changes, now).await)
             .await?;
-        // The others have no row yet: it comes with their first sample.
-        let there = told.into_iter().zip(there).filter(|(_, there)| *there);
-        reported.remember(there.map(|(told, _)| told), now);
+        // A GPU without a row gets one with its first sample.
+        let stored = changes
+            .into_iter()
+            .zip(has_row)
+            .filter(|(_, has_row)| *has_row);
+        reported.remember(stored.map(|(condition, _)| condition), now);
         Ok(())
     }
 }
 
-/// Inserts events that have no id yet, announces them, and writes down how GPUs are since then.
+/// Inserts events, announces them, and updates the conditions of GPUs. The database assigns the
+/// ids.
 pub(in crate::gpu) async fn insert(
     tx: &DatabaseTransaction,
     events: Vec<gpu_event::Model>,
-    after: &[(String, Condition)],
+    conditions: &[(String, Condition)],
 ) -> Result<()> {
     let mut changes = Vec::with_capacity(events.len());
     for event in events {
         let mut row = gpu_event::ActiveModel::from(event).reset_all();
         row.id = NotSet;
-        changes.push(announcement(row.insert(tx).await?.into()));
+        changes.push(to_record(row.insert(tx).await?.into()));
     }
-    report(tx, after, entity::now()).await?;
+    update_conditions(tx, conditions, entity::now()).await?;
     feed::record(tx, changes).await
 }
 
-/// Writes down how GPUs are. Returns for each whether it has a row.
-async fn report(
+/// Updates the conditions in `gpus`. Returns for each condition, in the given order, whether the
+/// GPU has a row.
+async fn update_conditions(
     tx: &DatabaseTransaction,
     conditions: &[(String, Condition)],
     now: DateTime<Utc>,
 ) -> Result<Vec<bool>> {
-    let mut conditions: Vec<_> = conditions.iter().enumerate().collect();
-    // By UUID, so that two processes lock the rows in the same order.
-    conditions.sort_by(|(_, (a, _)), (_, (b, _))| a.cmp(b));
-    let mut there = vec![false; conditions.len()];
-    for (at, (uuid, condition)) in conditions {
+    let mut ordered: Vec<_> = conditions.iter().enumerate().collect();
+    // Ordered by UUID, so that two processes lock the rows in the same order.
+    ordered.sort_by(|(_, (a, _)), (_, (b, _))| a.cmp(b));
+    let mut has_row = vec![false; conditions.len()];
+    for (index, (uuid, condition)) in ordered {
         let updated = gpu::Entity::update_many()
             .set(gpu::ActiveModel::from(*condition))
             .col_expr(gpu::Column::ReportedAt, Expr::value(now))
             .filter(gpu::Column::Uuid.eq(uuid))
             .exec(tx)
             .await?;
-        there[at] = updated.rows_affected > 0;
+        has_row[index] = updated.rows_affected > 0;
     }
-    Ok(there)
+    Ok(has_row)
 }
 
 impl From<Condition> for gpu::ActiveModel {
     fn from(condition: Condition) -> Self {
         Self {
-            state: Set(state(condition.state)),
-            memory_pressure: Set(condition.memory_pressure.and_then(pressure)),
+            state: Set(to_state(condition.state)),
+            memory_pressure: Set(condition.memory_pressure.and_then(to_pressure)),
             ..<Self as ActiveModelTrait>::default()
         }
     }
 }
 
-fn state(state: GpuState) -> Option<gpu::GpuState> {
+fn to_state(state: GpuState) -> Option<gpu::GpuState> {
     match state {
         GpuState::Unspecified => None,
         GpuState::Ok => Some(gpu::GpuState::Ok),
@@ -265,7 +282,7 @@ fn state(state: GpuState) -> Option<gpu::GpuState> {
     }
 }
 
-fn pressure(pressure: crate::pb::MemoryPressure) -> Option<gpu::MemoryPressure> {
+fn to_pressure(pressure: crate::pb::MemoryPressure) -> Option<gpu::MemoryPressure> {
     use crate::pb::MemoryPressure;
     match pressure {
         MemoryPressure::Unspecified => None,
@@ -276,15 +293,16 @@ fn pressure(pressure: crate::pb::MemoryPressure) -> Option<gpu::MemoryPressure> 
 }
 
 impl gpu::Model {
-    /// How the GPU is, as far as its host reports it.
+    /// Condition of the GPU as last reported. Unknown if the host has been silent for
+    /// [`SILENCE_TIMEOUT`].
     pub(in crate::gpu) fn condition(&self, now: DateTime<Utc>) -> Condition {
-        let reports = self
+        let is_current = self
             .reported_at
-            .is_some_and(|reported_at| now - reported_at < SILENT_AFTER);
-        let state = self.state.filter(|_| reports);
+            .is_some_and(|reported_at| now - reported_at < SILENCE_TIMEOUT);
+        let state = self.state.filter(|_| is_current);
         Condition {
             state: state.map_or(GpuState::Unknown, Into::into),
-            memory_pressure: self.memory_pressure.filter(|_| reports).map(Into::into),
+            memory_pressure: self.memory_pressure.filter(|_| is_current).map(Into::into),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Storage of samples and events: the queue in memory, the writer, the rows, and the claims of hosts on GPUs.
+//! Storage of samples and events: the queue in memory, the writer, the rows, and the claims of
+//! hosts on GPUs.
 
 pub(super) mod claims;
 pub(super) mod events;

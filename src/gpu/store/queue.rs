@@ -1,4 +1,4 @@
-//! The samples that wait, in memory: for the writer, or in an agent for its server.
+//! Bounded queue of samples in memory, for the writer of a server or the reporter of an agent.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -6,134 +6,142 @@ use chrono::TimeDelta;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
-use super::rows::BATCH;
 use crate::{
     gpu::{columns::recorded_at, live::Reading},
     pb,
 };
 
-/// How old a sample in memory may become.
-const KEEP_FOR: TimeDelta = TimeDelta::minutes(10);
+/// Upper bound of samples in one transaction.
+pub(crate) const MAX_SAMPLES_PER_BATCH: usize = 500;
 
-/// A sample to be stored or reported.
+/// Age at which a queued sample is dropped.
+const MAX_SAMPLE_AGE: TimeDelta = TimeDelta::minutes(10);
+
+/// Sample that waits to be stored or reported.
 #[derive(Debug, Clone)]
-pub(crate) struct Row {
+pub(crate) struct QueuedSample {
     pub gpu: Arc<pb::Gpu>,
     pub reading: Arc<Reading>,
 }
 
-/// The samples that wait to be stored or reported. When there are too many, the oldest are dropped.
+/// Queue of samples that wait to be stored or reported. A full queue drops the oldest samples.
 #[derive(Debug)]
-pub(crate) struct Queue {
-    most: usize,
-    waiting: Mutex<Waiting>,
-    batch: Notify,
+pub(crate) struct SampleQueue {
+    max_samples: usize,
+    state: Mutex<QueueState>,
+    batch_ready: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
-    rows: VecDeque<Row>,
-    /// How many rows have left, stored or dropped: the number of the first one that is there.
-    left: u64,
+struct QueueState {
+    samples: VecDeque<QueuedSample>,
+    /// Number of samples removed so far, stored or dropped: the sequence number of the first queued
+    /// sample.
+    removed: u64,
     dropped: u64,
 }
 
-impl Queue {
-    /// A queue that keeps this many.
-    pub(crate) fn of(most: usize) -> Self {
+impl SampleQueue {
+    /// Creates a queue for at most `max_samples` samples.
+    pub(crate) fn new(max_samples: usize) -> Self {
         Self {
-            most,
-            waiting: Mutex::default(),
-            batch: Notify::new(),
+            max_samples,
+            state: Mutex::default(),
+            batch_ready: Notify::new(),
         }
     }
 
-    /// Wakes up when there is enough for a batch.
-    pub(crate) async fn filled(&self) {
-        self.batch.notified().await;
+    /// Waits until the queue holds enough samples for a batch.
+    pub(crate) async fn batch_ready(&self) {
+        self.batch_ready.notified().await;
     }
 
-    /// How many rows wait.
+    /// Number of queued samples.
     pub(crate) fn len(&self) -> usize {
-        self.waiting().rows.len()
+        self.lock().samples.len()
     }
 
-    pub(crate) fn push(&self, row: Row) {
-        let newest = recorded_at(&row.reading.stats);
-        let mut waiting = self.waiting();
-        waiting.rows.push_back(row);
-        let is_old = |row: &Row| newest - recorded_at(&row.reading.stats) > KEEP_FOR;
-        while waiting.rows.len() > self.most || waiting.rows.front().is_some_and(is_old) {
-            if waiting.dropped == 0 {
-                tracing::warn!("too many GPU samples are waiting: the oldest are dropped");
+    pub(crate) fn push(&self, sample: QueuedSample) {
+        let newest = recorded_at(&sample.reading.stats);
+        let mut state = self.lock();
+        state.samples.push_back(sample);
+        let is_old = |row: &QueuedSample| newest - recorded_at(&row.reading.stats) > MAX_SAMPLE_AGE;
+        while state.samples.len() > self.max_samples || state.samples.front().is_some_and(is_old) {
+            if state.dropped == 0 {
+                tracing::warn!("too many GPU samples wait in memory; the oldest are dropped");
             }
-            waiting.rows.pop_front();
-            waiting.left += 1;
-            waiting.dropped += 1;
+            state.samples.pop_front();
+            state.removed += 1;
+            state.dropped += 1;
         }
-        if waiting.rows.len() >= BATCH {
-            self.batch.notify_one();
+        if state.samples.len() >= MAX_SAMPLES_PER_BATCH {
+            self.batch_ready.notify_one();
         }
     }
 
-    /// The oldest rows, and the number of the first one after them. They stay.
-    pub(crate) fn first(&self, most: usize) -> (Vec<Row>, u64) {
-        let waiting = self.waiting();
-        let rows: Vec<_> = waiting.rows.iter().take(most).cloned().collect();
-        let end = waiting.left + rows.len() as u64;
+    /// The oldest samples, and the sequence number after the last of them. The samples stay queued.
+    pub(crate) fn peek(&self, limit: usize) -> (Vec<QueuedSample>, u64) {
+        let state = self.lock();
+        let rows: Vec<_> = state.samples.iter().take(limit).cloned().collect();
+        let end = state.removed + rows.len() as u64;
         (rows, end)
     }
 
-    /// Removes the rows before that number, some of which may have been dropped meanwhile.
+    /// Removes the samples before the sequence number `end`. Some may have been dropped since
+    /// `peek`.
     pub(crate) fn remove_up_to(&self, end: u64) {
-        let mut waiting = self.waiting();
-        while waiting.left < end && waiting.rows.pop_front().is_some() {
-            waiting.left += 1;
+        let mut state = self.lock();
+        while state.removed < end && state.samples.pop_front().is_some() {
+            state.removed += 1;
         }
     }
 
-    /// Takes the oldest rows out, as many as `fits` accepts, with how many were dropped before them.
-    pub(crate) fn take(&self, mut fits: impl FnMut(&Row) -> bool) -> (Vec<Row>, u64) {
-        let mut waiting = self.waiting();
+    /// Removes the oldest samples while `fits` accepts them. Also returns the number of samples
+    /// dropped since the last call.
+    pub(crate) fn take(
+        &self,
+        mut fits: impl FnMut(&QueuedSample) -> bool,
+    ) -> (Vec<QueuedSample>, u64) {
+        let mut state = self.lock();
         let mut rows = Vec::new();
-        while let Some(row) = waiting.rows.pop_front_if(|row| fits(row)) {
-            waiting.left += 1;
+        while let Some(row) = state.samples.pop_front_if(|row| fits(row)) {
+            state.removed += 1;
             rows.push(row);
         }
-        (rows, std::mem::take(&mut waiting.dropped))
+        (rows, std::mem::take(&mut state.dropped))
     }
 
-    /// How many rows were dropped since this was last asked.
+    /// Number of samples dropped since the last call.
     pub(crate) fn take_dropped(&self) -> u64 {
-        std::mem::take(&mut self.waiting().dropped)
+        std::mem::take(&mut self.lock().dropped)
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock()
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
+        self.state.lock()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::KEEP_AT_MOST;
+    use crate::gpu::MAX_QUEUED_SAMPLES;
     use crate::rpc::time::to_proto;
     use chrono::DateTime;
 
-    fn row(seconds: i64) -> Row {
+    fn row(seconds: i64) -> QueuedSample {
         let recorded_at = DateTime::from_timestamp(1_800_000_000 + seconds, 0).map(to_proto);
         let stats = pb::GpuStats {
             recorded_at,
             ..Default::default()
         };
-        Row {
+        QueuedSample {
             gpu: Arc::default(),
             reading: Arc::new(Reading::new(1, stats)),
         }
     }
 
-    fn waiting(queue: &Queue) -> Vec<i64> {
-        let (rows, _) = queue.first(usize::MAX);
+    fn waiting(queue: &SampleQueue) -> Vec<i64> {
+        let (rows, _) = queue.peek(usize::MAX);
         rows.iter()
             .map(|row| recorded_at(&row.reading.stats).timestamp() - 1_800_000_000)
             .collect()
@@ -141,7 +149,7 @@ mod tests {
 
     #[test]
     fn ten_minutes_of_samples_are_kept_and_the_oldest_dropped() {
-        let queue = Queue::of(KEEP_AT_MOST);
+        let queue = SampleQueue::new(MAX_QUEUED_SAMPLES);
         for second in [0, 1, 600, 601, 1201] {
             queue.push(row(second));
         }
@@ -151,21 +159,21 @@ mod tests {
 
     #[test]
     fn no_more_are_kept_than_there_is_room_for() {
-        let queue = Queue::of(KEEP_AT_MOST);
-        for _ in 0..KEEP_AT_MOST + 7 {
+        let queue = SampleQueue::new(MAX_QUEUED_SAMPLES);
+        for _ in 0..MAX_QUEUED_SAMPLES + 7 {
             queue.push(row(0));
         }
-        assert_eq!(waiting(&queue).len(), KEEP_AT_MOST);
+        assert_eq!(waiting(&queue).len(), MAX_QUEUED_SAMPLES);
         assert_eq!(queue.take_dropped(), 7);
     }
 
     #[test]
     fn rows_that_are_dropped_while_a_batch_is_stored_are_not_counted_twice() {
-        let queue = Queue::of(KEEP_AT_MOST);
+        let queue = SampleQueue::new(MAX_QUEUED_SAMPLES);
         for second in [0, 1, 2, 3] {
             queue.push(row(second));
         }
-        let (batch, end) = queue.first(3);
+        let (batch, end) = queue.peek(3);
         assert_eq!(batch.len(), 3);
         queue.push(row(602));
         assert_eq!(waiting(&queue), [2, 3, 602]);
@@ -175,14 +183,14 @@ mod tests {
 
     #[test]
     fn what_is_taken_is_out_and_tells_what_was_dropped_before_it() {
-        let queue = Queue::of(3);
+        let queue = SampleQueue::new(3);
         for second in [0, 1, 2, 3, 4] {
             queue.push(row(second));
         }
-        let mut left = 2;
+        let mut limit = 2;
         let (rows, dropped) = queue.take(|_| {
-            left -= 1;
-            left >= 0
+            limit -= 1;
+            limit >= 0
         });
         assert_eq!((rows.len(), dropped), (2, 2));
         assert_eq!(waiting(&queue), [4]);

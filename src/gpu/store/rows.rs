@@ -1,4 +1,4 @@
-//! The rows of samples, and of the GPUs that they are of.
+//! Rows of samples, and of the GPUs of these samples.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -11,7 +11,7 @@ use sea_orm::{
     sea_query::{Expr, Func, OnConflict},
 };
 
-use super::queue::Row;
+use super::queue::QueuedSample;
 use crate::{
     db::{Db, bulk::insert_all},
     entity::{self, gpu, gpu_stats},
@@ -20,106 +20,108 @@ use crate::{
     pb,
 };
 
-/// How many samples go into one transaction, or one request.
-pub(crate) const BATCH: usize = 500;
+/// Precision of `gpus.last_seen_at`: the age of the stored value at which a newer sample updates
+/// the row.
+const LAST_SEEN_PRECISION: TimeDelta = TimeDelta::minutes(1);
 
-/// How exact `gpus.last_seen_at` is.
-const SEEN_EVERY: TimeDelta = TimeDelta::minutes(1);
+/// Upper bound of GPUs in the cache of written rows, because reporters choose the UUIDs.
+const MAX_CACHED_GPUS: usize = 1_000;
 
-/// Of how many GPUs it is remembered what was written to `gpus`: whoever reports names them as they
-/// like.
-const MOST_SEEN: usize = 1_000;
-
-/// What was written to `gpus`, and when it will be worth while again.
+/// Cache of the facts last written to `gpus`, with the time of the sample, by UUID.
 #[derive(Debug, Default)]
-pub(crate) struct Seen(HashMap<String, (Arc<pb::Gpu>, DateTime<Utc>)>);
+pub(crate) struct WrittenGpus(HashMap<String, (Arc<pb::Gpu>, DateTime<Utc>)>);
 
-/// What is to be written to `gpus`: by UUID, so that all lock the rows in one order.
-pub(crate) type News = BTreeMap<String, Sighting>;
+/// Rows to write to `gpus`, by UUID, so that all transactions lock the rows in one order.
+pub(crate) type GpuUpdates = BTreeMap<String, GpuUpdate>;
 
-/// A GPU, and when it was seen.
+/// Facts about a GPU, with the times of its first and last sample in a batch.
 #[derive(Debug)]
-pub(crate) struct Sighting {
+pub(crate) struct GpuUpdate {
     gpu: Arc<pb::Gpu>,
     first: DateTime<Utc>,
     last: DateTime<Utc>,
 }
 
-impl Seen {
-    /// What these samples say of their GPUs that is new. A sample without values says nothing.
-    pub(crate) fn news<'a, G: Fn() -> Arc<pb::Gpu>>(
+impl WrittenGpus {
+    /// Updates for `gpus` from samples. Samples without values are ignored, and so are facts that
+    /// were written recently.
+    pub(crate) fn updates<'a, G: Fn() -> Arc<pb::Gpu>>(
         &self,
         samples: impl Iterator<Item = (&'a pb::GpuStats, G)>,
-    ) -> News {
-        let mut news = News::new();
+    ) -> GpuUpdates {
+        let mut updates = GpuUpdates::new();
         let present = entity::now();
         for (stats, gpu) in samples.filter(|(stats, _)| has_values(stats)) {
-            // Else a sample from the future would keep out what later ones say of the GPU.
-            let at = recorded_at(stats).min(present);
+            // A time in the future would prevent updates from later samples.
+            let time = recorded_at(stats).min(present);
             let uuid = stats.gpu_uuid.clone().unwrap_or_default();
-            news.entry(uuid)
-                .and_modify(|seen| {
-                    seen.first = seen.first.min(at);
-                    if seen.last < at {
-                        (seen.gpu, seen.last) = (gpu(), at);
+            updates
+                .entry(uuid)
+                .and_modify(|update| {
+                    update.first = update.first.min(time);
+                    if update.last < time {
+                        (update.gpu, update.last) = (gpu(), time);
                     }
                 })
-                .or_insert_with(|| Sighting {
+                .or_insert_with(|| GpuUpdate {
                     gpu: gpu(),
-                    first: at,
-                    last: at,
+                    first: time,
+                    last: time,
                 });
         }
-        news.retain(|uuid, now| {
-            let known = self.0.get(uuid);
-            known.is_none_or(|(gpu, last)| *gpu != now.gpu || now.last - *last >= SEEN_EVERY)
+        updates.retain(|uuid, update| {
+            let written = self.0.get(uuid);
+            written.is_none_or(|(gpu, last)| {
+                *gpu != update.gpu || update.last - *last >= LAST_SEEN_PRECISION
+            })
         });
-        news
+        updates
     }
 
-    /// Remembers what was written.
-    pub(crate) fn remember(&mut self, news: News) {
-        if self.0.len() > MOST_SEEN {
+    /// Records that the updates were written.
+    pub(crate) fn remember(&mut self, updates: GpuUpdates) {
+        if self.0.len() > MAX_CACHED_GPUS {
             self.0.clear();
         }
-        let news = news.into_iter();
-        self.0
-            .extend(news.map(|(uuid, seen)| (uuid, (seen.gpu, seen.last))));
+        let written = updates
+            .into_iter()
+            .map(|(uuid, update)| (uuid, (update.gpu, update.last)));
+        self.0.extend(written);
     }
 }
 
-/// Inserts samples, and what is new of their GPUs.
+/// Inserts samples, and applies the updates to `gpus`.
 pub(crate) async fn insert<'a>(
     tx: &DatabaseTransaction,
     samples: impl Iterator<Item = &'a pb::GpuStats>,
-    news: &News,
+    updates: &GpuUpdates,
 ) -> Result<()> {
-    let samples: Vec<_> = samples.map(gpu_stats::ActiveModel::from).collect();
-    insert_all(tx, samples).await?;
-    if !news.is_empty() {
-        gpu::Entity::insert_many(news.values().map(row))
-            .on_conflict(unless_it_is_older())
+    let rows: Vec<_> = samples.map(gpu_stats::ActiveModel::from).collect();
+    insert_all(tx, rows).await?;
+    if !updates.is_empty() {
+        gpu::Entity::insert_many(updates.values().map(active_model))
+            .on_conflict(on_gpu_conflict())
             .exec_without_returning(tx)
             .await?;
     }
     Ok(())
 }
 
-/// Leaves out the samples that are stored already.
-pub(crate) async fn leave_out_stored(db: &Db, rows: &mut Vec<Row>) -> Result<()> {
+/// Removes the samples that are stored already.
+pub(crate) async fn retain_unstored(db: &Db, rows: &mut Vec<QueuedSample>) -> Result<()> {
     use gpu_stats::COLUMN;
     let times = rows.iter().map(|row| recorded_at(&row.reading.stats));
     let (Some(first), Some(last)) = (times.clone().min(), times.max()) else {
         return Ok(());
     };
-    let stored = gpu_stats::Entity::find()
+    let keys = gpu_stats::Entity::find()
         .select_only()
         .columns([gpu_stats::Column::GpuUuid, gpu_stats::Column::RecordedAt])
         .filter(COLUMN.recorded_at.between(first, last))
         .into_tuple()
         .all(db.reader())
         .await?;
-    let stored: HashSet<(Option<String>, DateTime<Utc>)> = stored.into_iter().collect();
+    let stored: HashSet<(Option<String>, DateTime<Utc>)> = keys.into_iter().collect();
     rows.retain(|row| {
         let stats = &row.reading.stats;
         !stored.contains(&(stats.gpu_uuid.clone(), recorded_at(stats)))
@@ -127,8 +129,8 @@ pub(crate) async fn leave_out_stored(db: &Db, rows: &mut Vec<Row>) -> Result<()>
     Ok(())
 }
 
-fn row(seen: &Sighting) -> gpu::ActiveModel {
-    let gpu = &seen.gpu;
+fn active_model(update: &GpuUpdate) -> gpu::ActiveModel {
+    let gpu = &update.gpu;
     gpu::ActiveModel {
         uuid: Set(gpu.uuid.clone()),
         host: Set(gpu.host.clone()),
@@ -137,24 +139,24 @@ fn row(seen: &Sighting) -> gpu::ActiveModel {
         pci_bus_id: Set(gpu.pci_bus_id.clone()),
         mig_parent_uuid: Set(gpu.mig_parent_uuid.clone()),
         driver_version: Set(gpu.driver_version.clone()),
-        first_seen_at: Set(seen.first),
-        last_seen_at: Set(seen.last),
+        first_seen_at: Set(update.first),
+        last_seen_at: Set(update.last),
         ..<gpu::ActiveModel as ActiveModelTrait>::default()
     }
 }
 
-/// Changes what is kept of a GPU, unless that is from a later sample. What is not known this time stays
-/// known.
-fn unless_it_is_older() -> OnConflict {
+/// Updates the row of a GPU, unless a later sample updated the row. Known facts are kept where the
+/// new sample does not know them.
+fn on_gpu_conflict() -> OnConflict {
     use gpu::Column::{
         DriverVersion, GpuIndex, Host, LastSeenAt, MigParentUuid, Name, PciBusId, Uuid,
     };
     let column = |column| Expr::col((gpu::Entity, column));
     let new = |column: gpu::Column| Expr::col(("excluded", column));
-    let kept = |name: gpu::Column| (name, Func::coalesce([new(name), column(name)]).into());
+    let keep_known = |name: gpu::Column| (name, Func::coalesce([new(name), column(name)]).into());
     OnConflict::column(Uuid)
         .update_columns([Host, MigParentUuid, LastSeenAt])
-        .values([GpuIndex, Name, PciBusId, DriverVersion].map(kept))
+        .values([GpuIndex, Name, PciBusId, DriverVersion].map(keep_known))
         .action_and_where(sea_orm::sea_query::ExprTrait::lte(
             column(LastSeenAt),
             new(LastSeenAt),

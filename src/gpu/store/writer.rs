@@ -1,4 +1,4 @@
-//! Stores the samples, in batches and off everybody's path.
+//! Task that stores samples in batches.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,49 +6,49 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    claims::Local,
-    queue::{Queue, Row},
-    rows::{self, BATCH, Seen},
+    claims::LocalClaims,
+    queue::{MAX_SAMPLES_PER_BATCH, QueuedSample, SampleQueue},
+    rows::{self, WrittenGpus},
 };
 use crate::{
     db::Db,
     error::{Chain, Result},
-    gpu::FLUSH_WITHIN,
+    gpu::settings::FLUSH_TIMEOUT,
 };
 
-/// How long a sample may wait for others to be stored with.
-const WRITE_EVERY: Duration = Duration::from_secs(2);
+/// Longest time that a sample waits for further samples of a batch.
+const WRITE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Time after which GPUs are claimed again that another host tells of.
-const CLAIM_EVERY: Duration = Duration::from_secs(10);
+/// Time between two attempts to claim GPUs that another host reports.
+const CLAIM_RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The longest pause between two attempts while the database is away.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Longest pause between two attempts while the database is away.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 
-/// Stores what comes through the queue. When `shutdown` is set, has the samplers stopped and
-/// stores the rest, if the database lets it.
+/// Stores queued samples until `shutdown`. Then stops the samplers, and stores the rest if the
+/// database allows.
 pub(crate) async fn run(
-    (db, claims): (Db, Local),
-    queue: Arc<Queue>,
+    (db, claims): (Db, LocalClaims),
+    queue: Arc<SampleQueue>,
     shutdown: CancellationToken,
     stop_samplers: impl FnOnce(),
 ) {
-    let mut seen = Seen::default();
+    let mut written_gpus = WrittenGpus::default();
     let mut away: Option<Duration> = None;
-    let mut claim_at = Instant::now() + CLAIM_EVERY;
+    let mut claim_at = Instant::now() + CLAIM_RETRY_INTERVAL;
     loop {
-        let pause = away.unwrap_or(WRITE_EVERY);
+        let pause = away.unwrap_or(WRITE_INTERVAL);
         let until = Instant::now() + pause;
         tokio::select! {
             () = shutdown.cancelled() => break,
             () = tokio::time::sleep_until(until) => {}
-            () = queue.filled(), if away.is_none() => {}
+            () = queue.batch_ready(), if away.is_none() => {}
         }
-        match store_all((&db, &claims), &queue, &mut seen, away.is_some()).await {
+        match store_all((&db, &claims), &queue, &mut written_gpus, away.is_some()).await {
             Ok(()) => {
                 if Instant::now() >= claim_at {
-                    claim_at = Instant::now() + CLAIM_EVERY;
-                    if let Err(error) = claims.retry(&db).await {
+                    claim_at = Instant::now() + CLAIM_RETRY_INTERVAL;
+                    if let Err(error) = claims.retry_conflicts(&db).await {
                         tracing::debug!(%error, "GPUs could not be claimed again");
                     }
                 }
@@ -65,67 +65,72 @@ pub(crate) async fn run(
                         "GPU samples cannot be stored; they are kept for ten minutes"
                     );
                 }
-                away = Some((pause * 2).min(LONGEST_PAUSE));
+                away = Some((pause * 2).min(MAX_PAUSE));
             }
         }
     }
     stop_samplers();
-    let rest = store_all((&db, &claims), &queue, &mut seen, away.is_some());
-    let stored = timeout(FLUSH_WITHIN, rest).await;
+    let rest = store_all((&db, &claims), &queue, &mut written_gpus, away.is_some());
+    let stored = timeout(FLUSH_TIMEOUT, rest).await;
     if !matches!(stored, Ok(Ok(()))) {
         let lost = queue.len();
         tracing::warn!(lost, "the last GPU samples could not be stored");
     }
 }
 
-/// Stores what waits. After a failure nobody knows whether what was stored then is there: a commit may
-/// be made whose answer is lost.
+/// Stores all queued samples. After a failure, samples that are stored already are skipped, because
+/// the answer to a successful commit may have been lost.
 async fn store_all(
-    (db, claims): (&Db, &Local),
-    queue: &Queue,
-    seen: &mut Seen,
+    (db, claims): (&Db, &LocalClaims),
+    queue: &SampleQueue,
+    written_gpus: &mut WrittenGpus,
     mut after_failure: bool,
 ) -> Result<()> {
     loop {
-        let (mut rows, end) = queue.first(BATCH);
+        let (mut rows, end) = queue.peek(MAX_SAMPLES_PER_BATCH);
         if rows.is_empty() {
             return Ok(());
         }
         if std::mem::take(&mut after_failure) {
-            rows::leave_out_stored(db, &mut rows).await?;
+            rows::retain_unstored(db, &mut rows).await?;
         }
         if !rows.is_empty() {
-            store(db, claims, &rows, seen).await?;
+            store(db, claims, &rows, written_gpus).await?;
         }
         queue.remove_up_to(end);
     }
 }
 
-/// Stores the rows, and which GPUs they are of, in one transaction. Rows of GPUs that another host tells of
-/// are dropped.
-async fn store(db: &Db, claims: &Local, rows: &[Row], seen: &mut Seen) -> Result<()> {
-    let known = &*seen;
-    let (gpus, refused) = db
+/// Stores the samples and the facts about their GPUs in one transaction. Samples of GPUs that
+/// another host reports are dropped.
+async fn store(
+    db: &Db,
+    claims: &LocalClaims,
+    rows: &[QueuedSample],
+    written_gpus: &mut WrittenGpus,
+) -> Result<()> {
+    let cache = &*written_gpus;
+    let (updates, conflicts) = db
         .write(async |tx| {
             let uuids = rows.iter().map(|row| row.gpu.uuid.clone());
-            let refused = claims.claim(tx, uuids).await?;
-            let rows = rows
+            let conflicts = claims.claim(tx, uuids).await?;
+            let accepted: Vec<_> = rows
                 .iter()
-                .filter(|row| !refused.contains_key(&row.gpu.uuid));
-            let rows: Vec<_> = rows.collect();
-            let found = rows
+                .filter(|row| !conflicts.contains_key(&row.gpu.uuid))
+                .collect();
+            let stored_samples = accepted
                 .iter()
                 .copied()
                 .map(|row| (&row.reading.stats, || row.gpu.clone()));
-            let gpus = known.news(found);
-            if !rows.is_empty() {
-                let stats = rows.iter().map(|row| &row.reading.stats);
-                rows::insert(tx, stats, &gpus).await?;
+            let updates = cache.updates(stored_samples);
+            if !accepted.is_empty() {
+                let stats = accepted.iter().map(|row| &row.reading.stats);
+                rows::insert(tx, stats, &updates).await?;
             }
-            Ok((gpus, refused))
+            Ok((updates, conflicts))
         })
         .await?;
-    seen.remember(gpus);
-    claims.refuse(&refused);
+    written_gpus.remember(updates);
+    claims.apply_conflicts(&conflicts);
     Ok(())
 }

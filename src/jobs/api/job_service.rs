@@ -28,7 +28,7 @@ use crate::{
         types::LiveTypes,
         watch::{Watch, snapshots::Snapshots, source::WatchSource, tail::LogTail},
     },
-    monitor::{Feed, Places},
+    monitor::{Feed, WatchSlots},
     pb::{self, job_service_server::JobService},
     rpc::{Reply, check, limits::snapshots::SnapshotMemory, time, work},
 };
@@ -57,7 +57,7 @@ impl Jobs {
     pub fn new(
         queue: &Queue,
         feed: Feed,
-        places: Places,
+        places: WatchSlots,
         memory: SnapshotMemory,
         shutdown: CancellationToken,
     ) -> Self {

@@ -76,7 +76,7 @@ enum WatchEvent<T> {
 impl Watch {
     /// Starts a watch of one job.
     pub(super) async fn of_one(source: &WatchSource, request: pb::WatchJobRequest) -> Result<Self> {
-        let place = source.places.take()?;
+        let place = source.places.acquire()?;
         let id = check::uuid("id", &request.id)?;
         let heartbeat = heartbeat_interval(request.heartbeat_interval)?;
         let resumed = match request.cursor.as_str() {
@@ -112,7 +112,7 @@ impl Watch {
         source: &WatchSource,
         request: pb::WatchJobsRequest,
     ) -> Result<Self> {
-        let place = source.places.take()?;
+        let place = source.places.acquire()?;
         let heartbeat = heartbeat_interval(request.heartbeat_interval)?;
         let job_filter = request.filter.unwrap_or_default();
         let filter = WatchFilter::parse(&job_filter, request.logs)?;

@@ -48,7 +48,7 @@ struct JobMoment {
 impl LogTail {
     /// Starts to follow the log of a job.
     pub(crate) async fn new(source: &WatchSource, request: pb::TailJobLogsRequest) -> Result<Self> {
-        let place = source.places.take()?;
+        let place = source.places.acquire()?;
         let job_id = check::uuid("job_id", &request.job_id)?;
         if request.after_line < 0 {
             return Err(Error::invalid("after_line", "must not be negative"));

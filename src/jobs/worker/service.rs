@@ -24,7 +24,7 @@ use crate::{
         state::{Move, Report},
         store::apply::Task,
     },
-    monitor::Places,
+    monitor::WatchSlots,
     pb::{self, job_worker_service_server::JobWorkerService},
     rpc::{Reply, check, time, work},
 };
@@ -43,14 +43,14 @@ const MAX_JOBS_PER_CALL: usize = 1_000;
 pub struct JobWorkers {
     context: SessionContext,
     /// Places of open streams, shared with watches.
-    places: Places,
+    places: WatchSlots,
 }
 
 impl JobWorkers {
     /// Creates the service of a queue. Streams take `places`; messages have at most `max_message_size` bytes.
     pub fn new(
         queue: Queue,
-        places: Places,
+        places: WatchSlots,
         max_message_size: usize,
         shutdown: CancellationToken,
     ) -> Self {
@@ -220,7 +220,7 @@ impl JobWorkerService for JobWorkers {
         &self,
         request: Request<Streaming<pb::WorkJobsRequest>>,
     ) -> Reply<Self::WorkJobsStream> {
-        let place = self.places.take()?;
+        let place = self.places.acquire()?;
         let responses = stream::open(self.context.clone(), place, request.into_inner());
         Ok(Response::new(Box::pin(responses)))
     }

@@ -28,7 +28,7 @@ fn labels_are_escaped_and_an_instance_is_told_from_its_gpu() {
         absent_reasons: [("fan_speed".to_string(), AbsentReason::Mig.into())].into(),
         ..Default::default()
     });
-    gpus.introduce(&Arc::new(pb::Gpu {
+    gpus.register(&Arc::new(pb::Gpu {
         uuid: "MIG-1".into(),
         driver_version: Some("580.1".into()),
         ..Default::default()
@@ -54,16 +54,16 @@ fn every_bit_that_holds_clocks_down_is_told() {
         ..Default::default()
     });
     let text = text(&gpus, now);
-    let told: Vec<_> = text
+    let reasons: Vec<_> = text
         .lines()
         .filter_map(|line| line.strip_prefix("watchpost_gpu_throttle_reason{"))
         .filter_map(|line| line.split_once("reason=\"")?.1.strip_suffix("\"} 1"))
         .collect();
-    assert_eq!(told, ["sw_power_cap", "unknown", "bit_41"], "{text}");
+    assert_eq!(reasons, ["sw_power_cap", "unknown", "bit_41"], "{text}");
     assert!(text.contains("reason=\"gpu_idle\"} 0"), "{text}");
-    // What is lost of the mask as a number is the lowest bits.
+    // A double cannot hold the lowest bits of the mask.
     let line = "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS{";
-    let line = text.lines().find(|told| told.starts_with(line)).unwrap();
+    let line = text.lines().find(|shown| shown.starts_with(line)).unwrap();
     let value: f64 = line.rsplit_once(' ').unwrap().1.parse().unwrap();
     assert_eq!(value.to_bits(), count(mask).to_bits());
 }

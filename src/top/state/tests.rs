@@ -19,10 +19,10 @@ fn press(state: &mut State, code: KeyCode) -> bool {
 #[test]
 fn alerts_are_newest_first_and_a_change_takes_the_place_of_what_it_changes() {
     let mut state = state(vec![], vec![alert("a", 30), alert("b", 20)]);
-    state.hear(update(alert("c", 10)), now());
+    state.apply_event(update(alert("c", 10)), now());
     assert_eq!((ids(&state), state.open_alerts()), (vec!["c", "b", "a"], 3));
     let acknowledged = with_status(alert("b", 20), AlertStatus::Acknowledged);
-    state.hear(update(acknowledged), now());
+    state.apply_event(update(acknowledged), now());
     assert_eq!((ids(&state), state.open_alerts()), (vec!["c", "b", "a"], 2));
     let statuses: Vec<_> = state.alerts().map(pb::Alert::status).collect();
     assert_eq!(statuses[1], AlertStatus::Acknowledged);
@@ -30,10 +30,10 @@ fn alerts_are_newest_first_and_a_change_takes_the_place_of_what_it_changes() {
 
 #[test]
 fn only_the_newest_alerts_are_kept() {
-    let many = i64::try_from(MOST_ALERTS).unwrap() + 5;
+    let many = i64::try_from(MAX_ALERTS).unwrap() + 5;
     let alerts = (0..many).map(|ago| alert(&ago.to_string(), many - ago));
     let state = state(vec![], alerts.collect());
-    assert_eq!(state.alerts().len(), MOST_ALERTS);
+    assert_eq!(state.alerts().len(), MAX_ALERTS);
     assert_eq!(ids(&state)[0], (many - 1).to_string());
 }
 
@@ -41,24 +41,24 @@ fn only_the_newest_alerts_are_kept() {
 fn a_new_snapshot_takes_away_what_was_closed_meanwhile() {
     let dismissed = with_status(alert("dismissed", 40), AlertStatus::Dismissed);
     let mut state = state(vec![gpu(0, 0)], vec![alert("a", 30), alert("b", 20)]);
-    state.hear(update(dismissed), now());
-    state.hear(Heard::Broken("gone".into()), now());
-    state.hear(Heard::Connected, now());
-    state.hear(Heard::Snapshot, now());
-    state.hear(update(alert("b", 20)), now());
+    state.apply_event(update(dismissed), now());
+    state.apply_event(ConnectionEvent::Broken("gone".into()), now());
+    state.apply_event(ConnectionEvent::Connected, now());
+    state.apply_event(ConnectionEvent::Snapshot, now());
+    state.apply_event(update(alert("b", 20)), now());
     assert_eq!(
         ids(&state),
         ["b", "a", "dismissed"],
         "until the snapshot ends"
     );
-    state.hear(snapshot_end(), now());
+    state.apply_event(snapshot_end(), now());
     assert_eq!(ids(&state), ["b", "dismissed"]);
-    // One that broke off says nothing of what is missing in it.
-    state.hear(Heard::Snapshot, now());
-    state.hear(Heard::Snapshot, now());
-    state.hear(update(alert("b", 20)), now());
-    state.hear(update(alert("c", 10)), now());
-    state.hear(snapshot_end(), now());
+    // An incomplete snapshot proves nothing about missing alerts.
+    state.apply_event(ConnectionEvent::Snapshot, now());
+    state.apply_event(ConnectionEvent::Snapshot, now());
+    state.apply_event(update(alert("b", 20)), now());
+    state.apply_event(update(alert("c", 10)), now());
+    state.apply_event(snapshot_end(), now());
     assert_eq!(ids(&state), ["c", "b", "dismissed"]);
     assert_eq!(indexes(&state), [0], "GPUs stay, and get stale");
 }
@@ -68,17 +68,20 @@ fn what_the_link_was_since_is_not_moved_by_further_attempts() {
     let later = |seconds| now() + TimeDelta::seconds(seconds);
     let mut state = state(vec![], vec![]);
     assert!(state.heartbeat.is_some());
-    state.hear(Heard::Broken("one".into()), later(1));
-    state.hear(Heard::Broken("two".into()), later(2));
+    state.apply_event(ConnectionEvent::Broken("one".into()), later(1));
+    state.apply_event(ConnectionEvent::Broken("two".into()), later(2));
     let seen = (state.link, state.since, state.problem.as_deref());
-    assert_eq!(seen, (Link::Reconnecting, later(1), Some("two")));
+    assert_eq!(seen, (ConnectionState::Reconnecting, later(1), Some("two")));
     assert_eq!(state.heartbeat, None);
-    state.hear(Heard::Connected, later(3));
+    state.apply_event(ConnectionEvent::Connected, later(3));
     let seen = (state.link, state.since, state.problem.as_deref());
-    assert_eq!(seen, (Link::Connected, later(3), None));
+    assert_eq!(seen, (ConnectionState::Connected, later(3), None));
     let mut never = State::new(String::new(), now());
-    never.hear(Heard::Broken("no".into()), later(1));
-    assert_eq!((never.link, never.since), (Link::Connecting, now()));
+    never.apply_event(ConnectionEvent::Broken("no".into()), later(1));
+    assert_eq!(
+        (never.link, never.since),
+        (ConnectionState::Connecting, now())
+    );
 }
 
 #[test]
@@ -87,7 +90,7 @@ fn a_gpu_keeps_its_history_with_holes_where_nothing_was_measured() {
     let mut unmeasured = gpu(0, 29);
     unmeasured.gpu_utilization = None;
     for stats in [unmeasured.clone(), unmeasured, gpu(0, 28), gpu(0, 10)] {
-        state.hear(update(stats), now());
+        state.apply_event(update(stats), now());
     }
     let history = state.gpus()[0].history.iter().copied().collect::<Vec<_>>();
     let measured = Some(37);
@@ -108,12 +111,12 @@ fn a_gpu_is_stale_by_the_clock_of_the_server_and_by_how_often_it_is_sampled() {
     assert_eq!(age(&state(vec![gpu(0, 5)], vec![])), None);
     let mut state = state(vec![gpu(0, 6)], vec![]);
     assert_eq!(age(&state), Some(6));
-    state.hear(heartbeat(-4, 0), now());
+    state.apply_event(heartbeat(-4, 0), now());
     assert_eq!(age(&state), None);
-    state.hear(heartbeat(60, 0), now());
+    state.apply_event(heartbeat(60, 0), now());
     assert_eq!(age(&state), Some(66));
     let mut seldom = self::state(vec![gpu(0, 70)], vec![]);
-    seldom.hear(update(gpu(0, 40)), now());
+    seldom.apply_event(update(gpu(0, 40)), now());
     assert_eq!(age(&seldom), None, "sampled every 30 s");
 }
 
@@ -149,13 +152,13 @@ fn scrolling_stays_within_the_alerts_and_on_what_is_looked_at() {
     press(&mut state, KeyCode::Down);
     press(&mut state, KeyCode::PageDown);
     assert_eq!(state.scroll, 9);
-    state.hear(update(alert("new", 0)), now());
+    state.apply_event(update(alert("new", 0)), now());
     assert_eq!(state.scroll, 10, "one more is above");
     press(&mut state, KeyCode::PageDown);
     assert_eq!(state.scroll, 13, "the last page");
     state.set_page(30);
     assert_eq!(state.scroll, 0);
-    state.hear(update(alert("newer", -1)), now());
+    state.apply_event(update(alert("newer", -1)), now());
     assert_eq!(state.scroll, 0, "the newest is followed");
 }
 

@@ -1,4 +1,4 @@
-//! The GPUs: a panel for each, as tall as there is room for all of them.
+//! List of the GPUs: one panel for each, as tall as the height allows for all of them.
 
 use chrono::{DateTime, FixedOffset, TimeDelta, Utc};
 use ratatui::{
@@ -15,27 +15,28 @@ use crate::{
     top::state::{Gpu, State},
 };
 
-/// How far what belongs to a GPU is set in.
+/// Indentation of the lines below the name.
 const INDENT: u16 = 3;
 
-/// How wide the facts are at their longest, in order.
+/// Maximum width of each fact, in order.
 const WIDEST_FACTS: [u16; 9] = [11, 17, 11, 13, 8, 16, 16, 8, 8];
 
-/// How wide the gap between two facts is.
+/// Width of the gap between two facts.
 const GAP: u16 = 2;
 
-/// What is shown of each GPU.
+/// Panel of one GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Panel {
-    /// Everything on a line.
+    /// A single line.
     Line,
-    /// The name, the gauges, at most this many lines of facts, and this many of history.
+    /// Lines for the name, the gauges, at most `facts` lines of facts, and `history` lines of
+    /// history.
     Block { facts: u16, history: u16 },
 }
 
 impl Panel {
-    /// The tallest of which that many have room.
-    fn of(count: usize, width: u16, room: u16) -> Self {
+    /// Tallest panel of which `count` fit into the height.
+    fn tallest(count: usize, width: u16, room: u16) -> Self {
         let facts = fact_lines(width);
         let block = |facts, history| Self::Block { facts, history };
         let blocks = [
@@ -57,16 +58,16 @@ impl Panel {
     }
 }
 
-/// How much of the room so many GPUs take.
+/// Height of the list, at most `room`.
 pub(super) fn height(count: usize, width: u16, room: u16) -> u16 {
-    let height = count.saturating_mul(Panel::of(count, width, room).height().into());
-    // Without any it is said that there are none.
+    let height = count.saturating_mul(Panel::tallest(count, width, room).height().into());
+    // Without GPUs, one line is needed for the message.
     u16::try_from(height)
         .unwrap_or(u16::MAX)
         .clamp(1, room.max(1))
 }
 
-/// Draws as many as there is room for, and says how many more there are.
+/// Draws the GPUs that fit, and the number of the others.
 pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, now: DateTime<FixedOffset>) {
     let gpus = state.gpus();
     if gpus.is_empty() {
@@ -74,23 +75,23 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, now: DateTime<F
         frame.render_widget(Line::from(nothing).dim(), area);
         return;
     }
-    let panel = Panel::of(gpus.len(), area.width, area.height);
+    let panel = Panel::tallest(gpus.len(), area.width, area.height);
     let height = panel.height();
     let mut room = usize::from(area.height / height);
-    let cut = gpus.len() > room;
-    if cut {
+    let is_cut = gpus.len() > room;
+    if is_cut {
         room = room.saturating_sub(1);
         let bottom = Rect::new(area.x, area.bottom().saturating_sub(1), area.width, 1);
-        let more = format!("+ {} more GPUs", gpus.len() - room);
-        frame.render_widget(Line::from(more).dim(), bottom.intersection(area));
+        let note = format!("+ {} more GPUs", gpus.len() - room);
+        frame.render_widget(Line::from(note).dim(), bottom.intersection(area));
     }
     let mut top = area.y;
     for gpu in gpus.into_iter().take(room) {
         let area = Rect::new(area.x, top, area.width, height).intersection(area);
         let age = state.stale(gpu, now.with_timezone(&Utc));
         match panel {
-            Panel::Line => line(frame, area, gpu, age),
-            Panel::Block { facts, history } => block(frame, area, gpu, age, (facts, history)),
+            Panel::Line => draw_line(frame, area, gpu, age),
+            Panel::Block { facts, history } => draw_block(frame, area, gpu, age, (facts, history)),
         }
         if age.is_some() {
             frame.buffer_mut().set_style(area, Style::new().dim());
@@ -99,7 +100,7 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, now: DateTime<F
     }
 }
 
-fn block(
+fn draw_block(
     frame: &mut Frame,
     area: Rect,
     gpu: &Gpu,
@@ -118,24 +119,24 @@ fn block(
     name.extend(self::name(gpu));
     frame.render_widget(Line::from(name), title);
     if facts == 0 {
-        let most = vec![
+        let summary = vec![
             Span::from("  "),
             temperature(&gpu.stats),
             Span::from(format!("  {}", power(&gpu.stats))),
         ];
-        let most = Line::from(most).right_aligned();
-        let width = u16::try_from(most.width())
+        let line = Line::from(summary).right_aligned();
+        let width = u16::try_from(line.width())
             .unwrap_or(u16::MAX)
             .min(title.width);
         let right = Rect::new(title.right() - width, title.y, width, title.height);
-        frame.render_widget(most, right);
+        frame.render_widget(line, right);
     }
     let halves = Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]);
     let [left, right] = halves.spacing(GAP).areas(indented(gauges));
     frame.render_widget(utilization(gpu, left.width), left);
     frame.render_widget(memory(gpu, right.width), right);
     let text = indented(text);
-    let lines = wrapped(facts_of(&gpu.stats), text.width);
+    let lines = wrap_facts(facts_of(&gpu.stats), text.width);
     for (row, line) in text.rows().zip(lines) {
         frame.render_widget(line, row);
     }
@@ -151,7 +152,7 @@ fn block(
     frame.render_widget(chart_of_history, indented(chart));
 }
 
-fn line(frame: &mut Frame, area: Rect, gpu: &Gpu, stale: Option<TimeDelta>) {
+fn draw_line(frame: &mut Frame, area: Rect, gpu: &Gpu, stale: Option<TimeDelta>) {
     let stats = &gpu.stats;
     let gauges = if area.width < 100 { [10, 0] } else { [24, 28] };
     let columns = [
@@ -187,7 +188,7 @@ fn index(gpu: &Gpu) -> Span<'static> {
 fn name(gpu: &Gpu) -> [Span<'static>; 2] {
     let text = |text: &Option<String>| {
         text.as_deref()
-            .map_or_else(|| ABSENT.to_string(), super::shown)
+            .map_or_else(|| ABSENT.to_string(), super::escaped)
     };
     [
         Span::from(text(&gpu.stats.gpu_name)).bold(),
@@ -196,11 +197,13 @@ fn name(gpu: &Gpu) -> [Span<'static>; 2] {
 }
 
 fn stale_for(age: TimeDelta) -> Span<'static> {
-    let age = std::time::Duration::from_secs(age.num_seconds().unsigned_abs());
-    let age = humantime::format_duration(age).to_string();
-    // The two largest units say enough.
-    let age = age.split(' ').take(2).collect::<Vec<_>>().join(" ");
-    Span::from(format!("stale {age} ")).fg(Color::Yellow).bold()
+    let duration = std::time::Duration::from_secs(age.num_seconds().unsigned_abs());
+    let text = humantime::format_duration(duration).to_string();
+    // The two largest units are exact enough.
+    let rounded = text.split(' ').take(2).collect::<Vec<_>>().join(" ");
+    Span::from(format!("stale {rounded} "))
+        .fg(Color::Yellow)
+        .bold()
 }
 
 fn utilization(gpu: &Gpu, width: u16) -> Line<'static> {
@@ -217,7 +220,7 @@ fn memory(gpu: &Gpu, width: u16) -> Line<'static> {
     gauge("MEM", gpu.memory_percent(), &memory_text(&gpu.stats), width)
 }
 
-/// `GPU [||||||    37%]`, as wide as it shall be.
+/// Gauge `GPU [||||||    37%]` of the given width.
 fn gauge(label: &'static str, percent: Option<f64>, text: &str, width: u16) -> Line<'static> {
     let label = if label.is_empty() {
         String::new()
@@ -226,7 +229,7 @@ fn gauge(label: &'static str, percent: Option<f64>, text: &str, width: u16) -> L
     };
     let around = label.len() + 2 + text.chars().count();
     let inner = usize::from(width).saturating_sub(around);
-    let filled = percent.map_or(0, |percent| part(inner, percent));
+    let filled = percent.map_or(0, |percent| filled_cells(inner, percent));
     let color = match percent {
         Some(90.0..) => Color::Red,
         Some(70.0..) => Color::Yellow,
@@ -242,27 +245,24 @@ fn gauge(label: &'static str, percent: Option<f64>, text: &str, width: u16) -> L
     ])
 }
 
-/// This many percent of a width; something if it is more than nothing.
+/// Number of cells for a percentage, at least one for a value above zero.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "a width of a terminal, and it is clamped to that"
+    reason = "the result is clamped to the width"
 )]
-fn part(whole: usize, percent: f64) -> usize {
-    let part = (whole as f64 * percent / 100.0).round() as usize;
+fn filled_cells(whole: usize, percent: f64) -> usize {
+    let cells = (whole as f64 * percent / 100.0).round() as usize;
     let least = usize::from(percent > 0.0);
-    part.max(least).min(whole)
+    cells.max(least).min(whole)
 }
 
 fn percent_text(percent: Option<f64>) -> String {
     percent.map_or_else(|| ABSENT.to_string(), |percent| format!("{percent:.0}%"))
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "2^53 MiB is more than there will be"
-)]
+#[expect(clippy::cast_precision_loss, reason = "2^53 MiB is out of reach")]
 fn memory_text(stats: &pb::GpuStats) -> String {
     let gib = |mib: i64| format!("{:.1}", mib as f64 / 1024.0);
     let or_absent = |mib: Option<i64>| mib.map_or_else(|| ABSENT.to_string(), gib);
@@ -313,11 +313,8 @@ fn facts_of(stats: &pb::GpuStats) -> [(&'static str, Span<'static>); 9] {
     ]
 }
 
-/// A speed in kB/s, in the unit that makes it short.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "2^53 kB/s is more than there will be"
-)]
+/// Throughput in kB/s, formatted with the shortest unit.
+#[expect(clippy::cast_precision_loss, reason = "2^53 kB/s is out of reach")]
 fn speed(kilobytes: i64) -> String {
     match kilobytes {
         ..1_000 => format!("{kilobytes} kB/s"),
@@ -326,8 +323,8 @@ fn speed(kilobytes: i64) -> String {
     }
 }
 
-/// As many facts on each line as have room.
-fn wrapped(facts: [(&'static str, Span<'static>); 9], width: u16) -> Vec<Line<'static>> {
+/// Lines of facts, each as long as the width allows.
+fn wrap_facts(facts: [(&'static str, Span<'static>); 9], width: u16) -> Vec<Line<'static>> {
     let mut lines = vec![Line::default()];
     for (label, value) in facts {
         let label = Span::from(format!("{label} ")).dim();
@@ -347,7 +344,7 @@ fn wrapped(facts: [(&'static str, Span<'static>); 9], width: u16) -> Vec<Line<'s
     lines
 }
 
-/// How many lines the facts take at their longest, so that panels do not jump.
+/// Number of lines for facts of maximum width, so that the height of panels is stable.
 fn fact_lines(width: u16) -> u16 {
     let width = width.saturating_sub(INDENT);
     let (mut lines, mut used) = (1, 0);

@@ -3,10 +3,10 @@ use ratatui::{Terminal, backend::TestBackend, buffer::Cell, crossterm::event::Ke
 use super::*;
 use crate::top::{
     examples::{alert, gpu, heartbeat, now, silent_gpu, state, update, with_status},
-    state::Heard,
+    state::ConnectionEvent,
 };
 
-/// What a terminal of this size shows, line by line.
+/// Lines of a terminal of the given size.
 fn shown(state: &mut State, (width, height): (u16, u16)) -> Vec<String> {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
     let drawn = terminal.draw(|frame| {
@@ -92,8 +92,8 @@ fn the_history_shows_holes_where_nothing_was_measured() {
     unmeasured.gpu_utilization = None;
     let mut busy = gpu(0, 1);
     busy.gpu_utilization = Some(100.0);
-    state.hear(update(unmeasured), now());
-    state.hear(update(busy), now());
+    state.apply_event(update(unmeasured), now());
+    state.apply_event(update(busy), now());
     let lines = shown(&mut state, (130, 30));
     let bottom = lines[5].as_str();
     assert!(bottom.ends_with("·█"), "{bottom}");
@@ -203,15 +203,15 @@ fn many_gpus_share_the_room_and_those_without_are_counted() {
 fn the_header_says_how_it_stands_with_the_server() {
     let mut state = State::new("http://box:50051".into(), now());
     assert!(screen(&mut state, (100, 24)).contains("connecting since 12:00:00"));
-    state.hear(Heard::Connected, now());
-    state.hear(heartbeat(0, 12), now());
+    state.apply_event(ConnectionEvent::Connected, now());
+    state.apply_event(heartbeat(0, 12), now());
     let behind = screen(&mut state, (100, 24));
     assert!(
         behind.contains("connected") && behind.contains("behind 12 (120 ms)"),
         "{behind}"
     );
     assert!(behind.contains("Waiting for the server."), "{behind}");
-    state.hear(Heard::Broken("Connection refused".into()), now());
+    state.apply_event(ConnectionEvent::Broken("Connection refused".into()), now());
     let broken = screen(&mut state, (100, 24));
     assert!(
         broken.contains("reconnecting since 12:00:00  Connection refused"),

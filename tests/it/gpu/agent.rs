@@ -128,7 +128,7 @@ on_both! {
         let db = server.database.connect().await;
         let proxy = Proxy::start(server.address().to_string()).await;
         let mut agent = agent(&fake, &proxy.url, &[]);
-        agent.says("the server takes in GPU samples").await;
+        agent.says("the server accepts GPU samples").await;
         for _ in 0..2 {
             let before = rows(&db, 1).await.len();
             proxy.swallow.store(true, Ordering::SeqCst);
@@ -137,7 +137,7 @@ on_both! {
             sampled(&fake, "GPU-0", 15).await;
             proxy.cut.send_replace(());
             proxy.swallow.store(false, Ordering::SeqCst);
-            agent.says("the server takes in GPU samples again").await;
+            agent.says("the server accepts GPU samples again").await;
         }
         stop(agent).await;
         let times: Vec<_> = rows(&db, 1).await.into_iter().map(|row| row.recorded_at).collect();
@@ -157,7 +157,7 @@ on_both! {
         server.serving().await;
         let db = database.connect().await;
         let mut agent = agent(&fake, &url, &[]);
-        agent.says("the server takes in GPU samples").await;
+        agent.says("the server accepts GPU samples").await;
         for _ in 0..3 {
             // Killed with batches on their way, as likely as not.
             rows(&db, gpu_stats::Entity::find().all(&db).await.unwrap().len() + 4).await;
@@ -165,7 +165,7 @@ on_both! {
             sampled(&fake, "GPU-0", 5).await;
             server = Process::start(database.url(), url.trim_start_matches("http://")).await;
             server.serving().await;
-            agent.says("the server takes in GPU samples again").await;
+            agent.says("the server accepts GPU samples again").await;
         }
         sampled(&fake, "GPU-0", 3).await;
         let log = stop(agent).await;
@@ -199,13 +199,13 @@ on_both! {
         let url = server.address.clone();
         server.serving().await;
         let mut agent = agent(&fake, &url, &["--report-buffer", "5"]);
-        agent.says("the server takes in GPU samples").await;
+        agent.says("the server accepts GPU samples").await;
         server.kill().await;
         // The ones in the buffer, those on their way, and some.
         sampled(&fake, "GPU-0", 30).await;
         let server = Process::start(database.url(), url.trim_start_matches("http://")).await;
         server.serving().await;
-        agent.says("the server takes in GPU samples again").await;
+        agent.says("the server accepts GPU samples again").await;
         stop(agent).await;
 
         let db = database.connect().await;
@@ -228,7 +228,7 @@ async fn an_agent_without_its_server_ends_in_time_and_says_what_is_lost() {
     let url = format!("http://{}", free.local_addr().unwrap());
     drop(free);
     let mut agent = agent(&fake, &url, &["--shutdown-grace", "300ms"]);
-    agent.says("the server does not take in GPU samples").await;
+    agent.says("the server does not accept GPU samples").await;
     sampled(&fake, "GPU-0", 2).await;
     let log = stop(agent).await;
     assert!(log.contains("could not be reported"), "{log}");

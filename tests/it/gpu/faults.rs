@@ -52,7 +52,7 @@ async fn a_gpu_that_hangs_from_the_start_does_not_hold_up_the_start() {
     ]);
     let rig = Rig::start(&fake).await;
     assert_eq!(
-        rig.running.found,
+        rig.running.summary,
         "2 GPUs: GPU 0, which does not answer, NVIDIA H200 (GPU-1)"
     );
     rig.next("GPU-1").await;
@@ -148,10 +148,10 @@ async fn a_gpu_is_sampled_once_even_if_indexes_change() {
     let rig = Rig::start(&fake).await;
     assert!(
         rig.running
-            .found
+            .summary
             .contains("GPU 0, which cannot be sampled: "),
         "{}",
-        rig.running.found
+        rig.running.summary
     );
     let seen = rig.next("GPU-1").await;
     assert_eq!(seen.gpu_index, Some(1));
@@ -210,14 +210,14 @@ async fn without_nvml_the_reason_is_told() {
     let fake = FakeNvml::new(&[]);
     let database = TestDatabase::migrated(Backend::Sqlite).await;
     let rig = Rig::on(database, &fake, INTERVAL).await;
-    assert_eq!(rig.running.found, "no GPUs: NVML knows of none");
+    assert_eq!(rig.running.summary, "no GPUs: NVML knows of none");
     let database = rig.stop().await;
 
     let missing = fake.library();
     std::fs::remove_file(&missing).unwrap();
     let rig = Rig::on(database, &fake, INTERVAL).await;
     assert_eq!(
-        rig.running.found,
+        rig.running.summary,
         format!("no GPUs: {} was not found; {AGAIN}", missing.display())
     );
     assert!(!*rig.health.borrow());
@@ -227,7 +227,7 @@ async fn without_nvml_the_reason_is_told() {
     unloaded.set_with("init = !9", &[]);
     let rig = Rig::on(database, &unloaded, INTERVAL).await;
     assert_eq!(
-        rig.running.found,
+        rig.running.summary,
         format!("no GPUs: the NVIDIA driver is not loaded; {AGAIN}")
     );
     let database = rig.stop().await;
@@ -235,9 +235,9 @@ async fn without_nvml_the_reason_is_told() {
     std::fs::write(&missing, "no library").unwrap();
     let rig = Rig::on(database, &fake, INTERVAL).await;
     assert!(
-        rig.running.found.contains("does not load"),
+        rig.running.summary.contains("does not load"),
         "{}",
-        rig.running.found
+        rig.running.summary
     );
     rig.stop().await;
 }

@@ -169,7 +169,7 @@ async fn every_value_is_the_drivers_or_absent_with_its_reason() {
     let rig = Rig::start(&fake).await;
     assert!(
         rig.running
-            .found
+            .summary
             .starts_with("4 GPUs: NVIDIA GeForce RTX 4080 SUPER (GPU-geforce), NVIDIA H200")
     );
     check(&rig.next("GPU-geforce").await, &[]);
@@ -354,7 +354,7 @@ async fn calls_that_do_not_fit_the_budget_are_made_less_often() {
     let stats = &dear["GPU-1"].stats;
     assert_eq!(values(stats)["compute_processes_count"], "NOT_SAMPLED");
     // What it costs can be seen.
-    let costs = rig.live.costs().all();
+    let costs = rig.live.costs().snapshot();
     let (gpu, _, cost) = costs
         .iter()
         .find(|(_, kind, _)| *kind == "processes")

@@ -1,9 +1,9 @@
-//! That what is read is what was written.
+//! Round trips of digests, and errors of the decoder.
 
 use super::*;
-use crate::{error::Result, gpu::history::series::Distribution, pb};
+use crate::{error::Result, gpu::history::distribution::Distribution, pb};
 
-/// A sample without values.
+/// Sample without values.
 fn sample(at: i64) -> Sample {
     Sample {
         at_us: at * 1_000,
@@ -16,11 +16,11 @@ fn sample(at: i64) -> Sample {
 fn read_times(digest: &Digest, start: i64) -> Vec<i64> {
     let mut times = Vec::new();
     let summary = Summary::parse(&digest.summary).unwrap();
-    summary.times(start, |at| times.push(at)).unwrap();
+    summary.times(start, |time| times.push(time)).unwrap();
     times
 }
 
-/// What the values of the first metric make.
+/// Aggregates of the first metric, from its distribution.
 fn first_metric(distribution: &[u8]) -> Result<pb::GpuMetricBucket> {
     let mut places = [const { None }; METRICS];
     places[0] = Some(Distribution::default());
@@ -28,12 +28,12 @@ fn first_metric(distribution: &[u8]) -> Result<pb::GpuMetricBucket> {
     Ok(places[0].take().unwrap().summary())
 }
 
-/// What is told of the first metric.
-fn first_told(summary: &[u8]) -> Result<pb::GpuMetricBucket> {
+/// Aggregates of the first metric, from the summary.
+fn first_bucket(summary: &[u8]) -> Result<pb::GpuMetricBucket> {
     let mut first = pb::GpuMetricBucket::default();
-    Summary::parse(summary)?.told(|metric, told| {
+    Summary::parse(summary)?.metric_buckets(|metric, bucket| {
         if metric == 0 {
-            first = told;
+            first = bucket;
         }
     })?;
     Ok(first)
@@ -61,7 +61,7 @@ fn values_come_back_exactly() {
         vec![0.0, -0.0, -5.0],
         vec![87.654, 87.655, 87.654, 350.001],
         vec![1.0 / 3.0, 0.1, f64::MAX, -1e300, 0.1],
-        vec![EXACT, EXACT - 1.0, 1e16],
+        vec![MAX_EXACT_INTEGER, MAX_EXACT_INTEGER - 1.0, 1e16],
         vec![12.5, 1e15 + 0.5],
     ] {
         let samples: Vec<_> = values
@@ -77,7 +77,7 @@ fn values_come_back_exactly() {
         sorted.sort_by(f64::total_cmp);
         let digest = encode(0, &samples);
         let read = first_metric(&digest.distribution).unwrap();
-        assert_eq!(first_told(&digest.summary).unwrap(), read);
+        assert_eq!(first_bucket(&digest.summary).unwrap(), read);
         assert_eq!(read.samples, i64::try_from(values.len()).unwrap());
         assert_eq!(read.min, sorted.first().copied());
         assert_eq!(
@@ -132,11 +132,11 @@ fn what_is_cut_off_or_from_the_future_is_an_error() {
         summary.times(0, |_| {})?;
         summary.throttle(|_, _| {})?;
         summary.energy(|_| {})?;
-        first_told(bytes)
+        first_bucket(bytes)
     };
     assert_eq!(read_summary(&summary).unwrap().samples, 2);
     for length in 0..summary.len() {
-        let samples = read_summary(&summary[..length]).map(|told| told.samples);
+        let samples = read_summary(&summary[..length]).map(|bucket| bucket.samples);
         assert_ne!(samples.ok(), Some(2), "{length} bytes of a summary");
     }
     for length in 0..distribution.len() {

@@ -39,7 +39,7 @@ on_both! {
         // While the server is away everything waits, and is told once it is back.
         let cursor = watch.cursor.clone();
         let database = server.stop().await;
-        agent.says("the server does not take in GPU samples").await;
+        agent.says("the server does not accept GPU samples").await;
         fake.set(&[card("GPU-1").with("memory", "16000000000 463470592 17171480576")]);
         tokio::time::sleep(Duration::from_secs(2)).await;
         log.write("NVRM: Xid (PCI:0000:01:00): 62, pid=2");

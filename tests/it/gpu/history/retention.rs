@@ -2,12 +2,12 @@
 
 use watchpost::{
     error::Result,
-    gpu::history::retention::{self, Kept},
+    gpu::history::retention::{self, RetentionPeriods},
 };
 
 use super::*;
 
-const KEPT: Kept = Kept {
+const KEPT: RetentionPeriods = RetentionPeriods {
     samples: Duration::from_hours(2),
     rollups: Duration::from_hours(24),
 };
@@ -22,7 +22,7 @@ async fn open(database: &TestDatabase) -> Db {
 }
 
 /// Deletes all that is old. A server that is at it itself is not waited for by one attempt.
-async fn prune(db: &Db, kept: Kept) -> Result<(u64, u64)> {
+async fn prune(db: &Db, kept: RetentionPeriods) -> Result<(u64, u64)> {
     let (mut all, mut idle) = ((0, 0), 0);
     while idle < 5 {
         let (samples, rollups) = retention::prune(db, kept).await?;

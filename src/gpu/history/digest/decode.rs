@@ -1,23 +1,23 @@
-//! Reading a digest, part by part, without a copy.
+//! Decoder of digests, which reads the sections without copying.
 
 use super::{CONSTANT, DOUBLES, ONCE, THOUSANDTHS, VERSION, WHOLE};
 use crate::{
     error::{Error, Result},
-    gpu::history::{sample::METRICS, series::Distribution},
+    gpu::history::{distribution::Distribution, sample::METRICS},
     pb,
 };
 
-/// The parts of a summary.
+/// Sections of a summary.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::gpu::history) struct Summary<'a> {
     pub samples: u64,
-    times: Numbers<'a>,
-    throttle: Numbers<'a>,
-    energy: Numbers<'a>,
-    told: Numbers<'a>,
+    times: NumberReader<'a>,
+    throttle: NumberReader<'a>,
+    energy: NumberReader<'a>,
+    metric_buckets: NumberReader<'a>,
 }
 
-/// Readings of one epoch that do not fall.
+/// Energy readings of one epoch that do not decrease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::gpu::history) struct EnergyRun {
     pub readings: u64,
@@ -28,20 +28,21 @@ pub(in crate::gpu::history) struct EnergyRun {
 
 impl<'a> Summary<'a> {
     pub(in crate::gpu::history) fn parse(bytes: &'a [u8]) -> Result<Self> {
-        let mut numbers = Numbers::of(bytes)?;
+        let mut numbers = NumberReader::new(bytes)?;
         let mut parse = || {
             Some(Self {
                 samples: numbers.next()?,
                 times: numbers.section()?,
                 throttle: numbers.section()?,
                 energy: numbers.section()?,
-                told: numbers,
+                metric_buckets: numbers,
             })
         };
-        parse().ok_or_else(damaged)
+        parse().ok_or_else(damaged_error)
     }
 
-    /// Calls `each` with the time of every sample, in milliseconds; `start` is what it was encoded with.
+    /// Calls `each` with the time of every sample, in milliseconds. `start` is the start of the
+    /// encoded minute.
     pub(in crate::gpu::history) fn times(
         &self,
         start: i64,
@@ -49,28 +50,28 @@ impl<'a> Summary<'a> {
     ) -> Result<()> {
         let mut numbers = self.times;
         let mut read = || {
-            let mut at = start;
+            let mut time = start;
             let mut step = 0;
             for sample in 0..self.samples {
                 match sample {
-                    0 => at += numbers.next()?.cast_signed(),
+                    0 => time += numbers.next()?.cast_signed(),
                     1 => {
                         step = numbers.next()?.cast_signed();
-                        at += step;
+                        time += step;
                     }
                     _ => {
                         step += numbers.signed()?;
-                        at += step;
+                        time += step;
                     }
                 }
-                each(at);
+                each(time);
             }
             Some(())
         };
-        read().ok_or_else(damaged)
+        read().ok_or_else(damaged_error)
     }
 
-    /// Calls `each` with every run of samples, and the mask that they have.
+    /// Calls `each` with the number of samples of every run, and their mask.
     pub(in crate::gpu::history) fn throttle(
         &self,
         mut each: impl FnMut(u64, Option<u64>),
@@ -88,7 +89,7 @@ impl<'a> Summary<'a> {
             }
             Some(())
         };
-        read().ok_or_else(damaged)
+        read().ok_or_else(damaged_error)
     }
 
     /// Calls `each` with every run of energy readings.
@@ -109,32 +110,33 @@ impl<'a> Summary<'a> {
             }
             Some(())
         };
-        read().ok_or_else(damaged)
+        read().ok_or_else(damaged_error)
     }
 
-    /// Calls `each` with the number of every metric that has values, less 1, and what is told of it.
-    pub(in crate::gpu::history) fn told(
+    /// Calls `each` with the number of every metric that has values, less 1, and its aggregates.
+    pub(in crate::gpu::history) fn metric_buckets(
         &self,
         mut each: impl FnMut(usize, pb::GpuMetricBucket),
     ) -> Result<()> {
-        let mut numbers = self.told;
+        let mut numbers = self.metric_buckets;
         let mut read = || {
             while !numbers.is_empty() {
                 let metric = usize::try_from(numbers.next()?).ok()?.checked_sub(1)?;
-                each(metric, numbers.told()?);
+                each(metric, numbers.metric_bucket()?);
             }
             Some(())
         };
-        read().ok_or_else(damaged)
+        read().ok_or_else(damaged_error)
     }
 }
 
-/// Adds the values of every metric for which there is a place, by its number less 1.
+/// Adds values to the distributions. The index of a distribution is the number of the metric less
+/// 1.
 pub(in crate::gpu::history) fn add_values(
     distribution: &[u8],
     places: &mut [Option<Distribution>; METRICS],
 ) -> Result<()> {
-    let mut numbers = Numbers::of(distribution)?;
+    let mut numbers = NumberReader::new(distribution)?;
     let mut read = || {
         while !numbers.is_empty() {
             let metric = usize::try_from(numbers.next()?).ok()?.checked_sub(1)?;
@@ -145,32 +147,32 @@ pub(in crate::gpu::history) fn add_values(
         }
         Some(())
     };
-    read().ok_or_else(damaged)
+    read().ok_or_else(damaged_error)
 }
 
 impl Distribution {
-    /// Adds the values that `write_values` has written.
+    /// Adds the values that `encode_values` has written.
     #[expect(
         clippy::cast_precision_loss,
-        reason = "only what fits a double is written so"
+        reason = "only exact doubles are written in these formats"
     )]
-    fn add(&mut self, mut numbers: Numbers<'_>) -> Option<()> {
-        let form = numbers.next()?;
+    fn add(&mut self, mut numbers: NumberReader<'_>) -> Option<()> {
+        let format = numbers.next()?;
         let distinct = usize::try_from(numbers.next()?).ok()?;
-        let last = usize::try_from(numbers.next()?).ok()?;
-        let counts = self.more();
+        let last_index = usize::try_from(numbers.next()?).ok()?;
+        let counts = self.start_run();
         let start = counts.len();
         let mut value = 0;
-        match form % ONCE {
+        match format % ONCE {
             WHOLE => {
-                for at in 0..distinct {
-                    value = numbers.after(value, at)?;
+                for index in 0..distinct {
+                    value = numbers.next_ascending(value, index)?;
                     counts.push((value as f64, 1));
                 }
             }
             THOUSANDTHS => {
-                for at in 0..distinct {
-                    value = numbers.after(value, at)?;
+                for index in 0..distinct {
+                    value = numbers.next_ascending(value, index)?;
                     counts.push((value as f64 / 1_000.0, 1));
                 }
             }
@@ -180,51 +182,52 @@ impl Distribution {
                 }
             }
         }
-        if form < ONCE {
+        if format < ONCE {
             for (_, count) in &mut counts[start..] {
                 *count = numbers.next()?;
             }
         }
-        let last = counts[start..].get(last)?.0;
+        let last = counts[start..].get(last_index)?.0;
         self.set_last(last);
         Some(())
     }
 }
 
-/// Numbers that are still to be read. What ends too early gives nothing.
+/// Reader of encoded numbers. Returns `None` at an early end.
 #[derive(Debug, Clone, Copy)]
-struct Numbers<'a>(&'a [u8]);
+struct NumberReader<'a>(&'a [u8]);
 
-impl<'a> Numbers<'a> {
-    /// What comes after the version.
-    fn of(bytes: &'a [u8]) -> Result<Self> {
+impl<'a> NumberReader<'a> {
+    /// Reader of the numbers after the version.
+    fn new(bytes: &'a [u8]) -> Result<Self> {
         let mut numbers = Self(bytes);
         match numbers.next() {
             Some(version) if version == u64::from(VERSION) => Ok(numbers),
             Some(version) => {
-                let problem = format!("a roll-up has version {version}, which is not known here");
+                let problem =
+                    format!("the roll-up has version {version}, but this server reads {VERSION}");
                 Err(Error::internal(problem))
             }
-            None => Err(damaged()),
+            None => Err(damaged_error()),
         }
     }
 
     #[expect(
         clippy::cast_precision_loss,
-        reason = "only what fits a double is written so"
+        reason = "only exact doubles are written in these formats"
     )]
-    fn told(&mut self) -> Option<pb::GpuMetricBucket> {
-        let form = self.next()?;
+    fn metric_bucket(&mut self) -> Option<pb::GpuMetricBucket> {
+        let format = self.next()?;
         let samples = self.next()?.cast_signed();
-        let constant = form >= CONSTANT;
+        let is_constant = format >= CONSTANT;
         let mut values = [0.0; 4];
-        let given = if constant { 1 } else { values.len() };
-        if form % CONSTANT == DOUBLES {
+        let given = if is_constant { 1 } else { values.len() };
+        if format % CONSTANT == DOUBLES {
             for value in &mut values[..given] {
                 *value = self.double()?;
             }
         } else {
-            let scale = if form % CONSTANT == WHOLE {
+            let scale = if format % CONSTANT == WHOLE {
                 1.0
             } else {
                 1_000.0
@@ -232,12 +235,12 @@ impl<'a> Numbers<'a> {
             let least = self.signed()?;
             values[0] = least as f64 / scale;
             for value in &mut values[1..given] {
-                let more = self.next()?.cast_signed();
-                *value = least.checked_add(more)? as f64 / scale;
+                let difference = self.next()?.cast_signed();
+                *value = least.checked_add(difference)? as f64 / scale;
             }
         }
-        let [min, max, p95, last] = if constant { [values[0]; 4] } else { values };
-        let avg = if constant { min } else { self.double()? };
+        let [min, max, p95, last] = if is_constant { [values[0]; 4] } else { values };
+        let avg = if is_constant { min } else { self.double()? };
         Some(pb::GpuMetricBucket {
             samples,
             avg: Some(avg),
@@ -275,9 +278,10 @@ impl<'a> Numbers<'a> {
         Some((number >> 1).cast_signed() ^ -(number & 1).cast_signed())
     }
 
-    /// A value after another: the first is told whole.
-    fn after(&mut self, before: i64, at: usize) -> Option<i64> {
-        if at == 0 {
+    /// Next of several ascending values. The first value is encoded whole, the others as a
+    /// difference.
+    fn next_ascending(&mut self, before: i64, index: usize) -> Option<i64> {
+        if index == 0 {
             return self.signed();
         }
         before.checked_add(self.next()?.cast_signed())
@@ -297,6 +301,6 @@ impl<'a> Numbers<'a> {
     }
 }
 
-fn damaged() -> Error {
+fn damaged_error() -> Error {
     Error::internal("a roll-up is damaged")
 }

@@ -1,13 +1,13 @@
-//! Which GPUs there are samples of.
+//! List of the GPUs with samples or roll-ups.
 
 use std::collections::BTreeMap;
 
 use sea_orm::{ConnectionTrait, EntityTrait, FromQueryResult};
 
-use super::{all, request::Chosen};
+use super::{queries::query_all, request::GpuFilter};
 use crate::{entity::gpu, error::Result};
 
-/// Every UUID of a table, one index lookup each.
+/// Every UUID of both tables, with one index lookup per UUID.
 const UUIDS: &str = "\
     WITH RECURSIVE sampled (uuid) AS (\
         SELECT min(gpu_uuid) FROM gpu_stats UNION ALL \
@@ -20,9 +20,9 @@ const UUIDS: &str = "\
     SELECT uuid FROM sampled WHERE uuid IS NOT NULL UNION \
     SELECT uuid FROM rolled WHERE uuid IS NOT NULL";
 
-/// A GPU of the answer.
+/// GPU of the answer.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct ListedGpu {
     pub uuid: String,
     pub host: Option<String>,
     pub gpu_index: Option<i32>,
@@ -33,39 +33,42 @@ struct Uuid {
     uuid: String,
 }
 
-/// The GPUs that are chosen and were ever sampled, by host and index.
-pub(super) async fn known(db: &impl ConnectionTrait, chosen: &Chosen) -> Result<Vec<Known>> {
+/// GPUs that match the filter and were ever sampled, ordered by host and index.
+pub(super) async fn list_gpus(
+    db: &impl ConnectionTrait,
+    filter: &GpuFilter,
+) -> Result<Vec<ListedGpu>> {
     let mut gpus = BTreeMap::new();
-    for Uuid { uuid } in all(db, UUIDS, []).await? {
+    for Uuid { uuid } in query_all(db, UUIDS, []).await? {
         gpus.insert(uuid, None);
     }
     for gpu in gpu::Entity::find().all(db).await? {
         gpus.insert(gpu.uuid.clone(), Some(gpu));
     }
-    let is_chosen = |uuid: &String, gpu: &Option<gpu::Model>| {
+    let matches = |uuid: &String, gpu: &Option<gpu::Model>| {
         let host = gpu.as_ref().map_or("", |gpu| &gpu.host);
-        (chosen.uuids.is_empty() || chosen.uuids.contains(uuid))
-            && (chosen.host.is_empty() || chosen.host == host)
+        (filter.uuids.is_empty() || filter.uuids.contains(uuid))
+            && (filter.host.is_empty() || filter.host == host)
     };
-    gpus.retain(|uuid, gpu| is_chosen(uuid, gpu));
+    gpus.retain(|uuid, gpu| matches(uuid, gpu));
     let mut gpus: Vec<_> = gpus.into_iter().collect();
     gpus.sort_by_cached_key(|(uuid, gpu)| {
-        let place = gpu.as_ref().map(|gpu| {
+        let sort_key = gpu.as_ref().map(|gpu| {
             (
                 gpu.host.clone(),
                 gpu.gpu_index,
                 gpu.mig_parent_uuid.is_some(),
             )
         });
-        (place.is_none(), place, uuid.clone())
+        (sort_key.is_none(), sort_key, uuid.clone())
     });
-    let known = gpus.into_iter().map(|(uuid, gpu)| {
+    let listed = gpus.into_iter().map(|(uuid, gpu)| {
         let (host, gpu_index) = gpu.map(|gpu| (gpu.host, gpu.gpu_index)).unzip();
-        Known {
+        ListedGpu {
             uuid,
             host,
             gpu_index: gpu_index.flatten(),
         }
     });
-    Ok(known.collect())
+    Ok(listed.collect())
 }
