@@ -1,4 +1,4 @@
-//! One transaction for several ingests: their rows, their alerts, and what is announced of them.
+//! One transaction for a batch of ingests: rows, alerts and announcements.
 
 use std::sync::Arc;
 
@@ -9,14 +9,16 @@ use super::{
     check::Ingest,
     lookup,
     raise::{dedup_key, raise},
-    replay, sources, suppressed,
+    replay, sources, suppressions,
 };
 use crate::{
     alerts::{
         engine::{
+            evaluate::{self, EventFacts, Verdict},
             index::Index,
-            judge::{self, Facts, Verdict},
-            live::{Rule, RuleSet, Rules},
+            live::LiveRules,
+            rule::Rule,
+            rule_set::RuleSet,
         },
         lifecycle::{
             change::announcement,
@@ -32,50 +34,45 @@ use crate::{
     zones::Zone,
 };
 
-/// What became of one ingest of a batch.
+/// Number of detections that are evaluated quickly under any rules.
+const FREE_DETECTIONS: usize = 4;
+
+/// Response or error of one ingest of a batch.
 pub(super) type Answer = Result<pb::IngestEventResponse>;
 
-/// An ingest, and what the rules say of it.
 #[derive(Debug)]
-pub(super) struct Judged {
+pub(super) struct EvaluatedIngest {
     pub ingest: Ingest,
     pub rules: Arc<RuleSet>,
     pub matches: Vec<Match>,
-    /// The outcomes of the other rules, if the caller asked for them.
     stopped: Vec<(usize, pb::RuleOutcome)>,
-    /// What was raised, once it is stored.
     pub alerts: Vec<pb::Alert>,
 }
 
-/// A rule that matches.
 #[derive(Debug)]
 pub(super) struct Match {
-    /// Which of the rules.
     pub rule: usize,
     pub object_type: Option<String>,
     pub zone_id: Option<String>,
-    /// What becomes of it. If something has stopped it already, it is held back, and raises nothing.
     pub outcome: pb::RuleOutcome,
 }
 
-/// Asks the rules about an ingest. No database is needed for it, so it is done before the
-/// transaction, which others wait for.
-pub(super) fn judge(ingest: Ingest, rules: &Rules) -> Judged {
-    let (index, silences) = (rules.index(), rules.silences());
-    let facts = Facts::of(&ingest.event, &ingest.detections, index.zones().clone());
-    let rules = index.rules();
+pub(super) fn evaluate(ingest: Ingest, rules: &LiveRules) -> EvaluatedIngest {
+    let index = rules.index();
+    let facts = EventFacts::of(&ingest.event, &ingest.detections, index.zones().clone());
+    let rule_set = index.rules();
     let now = entity::now();
     let snoozed = ingest.event.snooze_until.filter(|until| *until > now);
-    let silences = silences.current();
+    let silences = rules.silences().current();
     let mut matches = Vec::new();
-    for found in index.matches(&facts) {
-        let mut outcome = outcome(&rules[found.rule]);
+    for matched in index.matches(&facts) {
+        let mut outcome = empty_outcome(&rule_set[matched.rule]);
         if let Some(until) = snoozed {
             outcome.stopped_by = RuleStop::Snoozed.into();
             outcome.detail = format!("the event is snoozed until {}", until.to_rfc3339());
         } else {
-            let rule = &rules[found.rule];
-            let silence = silences.of(&ingest.event.camera_id, rule.id, rule.severity, now);
+            let rule = &rule_set[matched.rule];
+            let silence = silences.find_match(&ingest.event.camera_id, rule.id, rule.severity, now);
             if let Some(id) = silence {
                 outcome.stopped_by = RuleStop::Silenced.into();
                 outcome.detail = format!("silence {id} is in force");
@@ -83,19 +80,19 @@ pub(super) fn judge(ingest: Ingest, rules: &Rules) -> Judged {
             }
         }
         matches.push(Match {
-            rule: found.rule,
-            object_type: found.object_type.map(Into::into),
-            zone_id: found.zone_id.map(Into::into),
+            rule: matched.rule,
+            object_type: matched.object_type.map(Into::into),
+            zone_id: matched.zone_id.map(Into::into),
             outcome,
         });
     }
     let stopped = if ingest.explain {
-        explain(&index, &facts)
+        explain_stopped_rules(&index, &facts)
     } else {
         Vec::new()
     };
-    Judged {
-        rules: rules.clone(),
+    EvaluatedIngest {
+        rules: rule_set.clone(),
         ingest,
         matches,
         stopped,
@@ -103,27 +100,23 @@ pub(super) fn judge(ingest: Ingest, rules: &Rules) -> Judged {
     }
 }
 
-/// Upper bound of the work of judging an ingest: its detections are compared with every rule, and with every corner of
-/// the zones of the camera.
-pub(super) fn work(ingest: &Ingest, rules: &Rules) -> usize {
+pub(super) fn evaluation_cost(ingest: &Ingest, rules: &LiveRules) -> usize {
     let index = rules.index();
-    let corners = index.zones().of(&ingest.event.camera_id).iter();
-    let corners: usize = corners.map(Zone::corners).sum();
-    let each = corners + index.rules().slots();
-    // A few detections are judged quickly whatever the rules are.
-    ingest.detections.len().saturating_sub(4) * each
+    let zones = index.zones().of(&ingest.event.camera_id).iter();
+    let corners: usize = zones.map(Zone::corners).sum();
+    let cost_per_detection = corners + index.rules().slots();
+    ingest.detections.len().saturating_sub(FREE_DETECTIONS) * cost_per_detection
 }
 
-/// What stopped the rules that do not match.
-fn explain(index: &Index, facts: &Facts) -> Vec<(usize, pb::RuleOutcome)> {
+fn explain_stopped_rules(index: &Index, facts: &EventFacts) -> Vec<(usize, pb::RuleOutcome)> {
     let rules = index.rules().iter();
-    let stopped = rules.filter_map(|(at, rule)| match judge::judge(rule, facts) {
+    let stopped = rules.filter_map(|(slot, rule)| match evaluate::evaluate(rule, facts) {
         Verdict::Matches { .. } => None,
         Verdict::Stopped(stop, detail) => {
             let stopped_by = stop.into();
-            let outcome = outcome(rule);
+            let outcome = empty_outcome(rule);
             Some((
-                at,
+                slot,
                 pb::RuleOutcome {
                     stopped_by,
                     detail,
@@ -135,8 +128,7 @@ fn explain(index: &Index, facts: &Facts) -> Vec<(usize, pb::RuleOutcome)> {
     stopped.collect()
 }
 
-/// The outcome of a rule of which nothing is known yet.
-fn outcome(rule: &Rule) -> pb::RuleOutcome {
+fn empty_outcome(rule: &Rule) -> pb::RuleOutcome {
     pb::RuleOutcome {
         rule_id: rule.id.to_string(),
         rule_name: rule.name.clone(),
@@ -145,36 +137,33 @@ fn outcome(rule: &Rule) -> pb::RuleOutcome {
 }
 
 impl Match {
-    /// Whether nothing holds it back.
-    pub(super) fn is_free(&self) -> bool {
+    pub(super) fn is_unsuppressed(&self) -> bool {
         self.outcome.stopped_by() == RuleStop::Unspecified
     }
 }
 
-impl Judged {
-    /// Whether it has raised an alert.
-    pub(super) fn has_raised(&self) -> bool {
+impl EvaluatedIngest {
+    pub(super) fn has_alerts(&self) -> bool {
         !self.alerts.is_empty()
     }
 
-    /// The outcomes of the rules that match.
     pub(super) fn outcomes(&self) -> impl Iterator<Item = &pb::RuleOutcome> {
-        self.matches.iter().map(|found| &found.outcome)
+        self.matches.iter().map(|matched| &matched.outcome)
     }
 
-    /// The outcomes of the rules that match, each with what makes its dedup key.
-    pub(super) fn keys_and_outcomes(
+    pub(super) fn dedup_keys_and_outcomes(
         &self,
     ) -> impl Iterator<Item = (impl FnOnce() -> String, &pb::RuleOutcome)> {
         self.matches
             .iter()
-            .map(|found| (|| dedup_key(self, found), &found.outcome))
+            .map(|matched| (|| dedup_key(self, matched), &matched.outcome))
     }
 
-    /// The answer, once it is stored.
-    pub(super) fn stored(self) -> pb::IngestEventResponse {
+    pub(super) fn into_response(self) -> pb::IngestEventResponse {
         let matches = self.matches.into_iter();
-        let mut outcomes: Vec<_> = matches.map(|found| (found.rule, found.outcome)).collect();
+        let mut outcomes: Vec<_> = matches
+            .map(|matched| (matched.rule, matched.outcome))
+            .collect();
         outcomes.extend(self.stopped);
         outcomes.sort_by_key(|(rule, _)| *rule);
         pb::IngestEventResponse {
@@ -187,32 +176,31 @@ impl Judged {
     }
 }
 
-/// Stores the ingests that can be stored, and answers the others, in order: `None` means that it
-/// is stored when the transaction is committed.
+/// Stores the new ingests of a batch and answers the others. `None` in the result marks an ingest
+/// that was into_response and takes effect at the commit.
 ///
-/// An answer that is an error wrote nothing. An error of the whole means that
-/// nothing of the batch was written.
+/// An ingest with an answer wrote nothing. If the function fails, nothing of the batch was written.
 pub(super) async fn store(
     tx: &DatabaseTransaction,
-    batch: &mut [Judged],
+    batch: &mut [EvaluatedIngest],
 ) -> Result<Vec<Option<Answer>>> {
-    let found = lookup::look_up(tx, batch).await?;
-    let mut answers = if found.repeated {
-        replay::answers(tx, batch).await?
+    let lookup = lookup::prepare(tx, batch).await?;
+    let mut answers = if lookup.repeated {
+        replay::find_replays(tx, batch).await?
     } else {
         batch.iter().map(|_| None).collect()
     };
-    sources::check(&found.cameras, batch, &mut answers);
+    sources::refuse_absent_cameras(&lookup.cameras, batch, &mut answers);
 
     let unanswered = batch
         .iter_mut()
         .zip(&answers)
         .filter(|(_, answer)| answer.is_none());
-    let mut new: Vec<_> = unanswered.map(|(judged, _)| judged).collect();
-    let mut detection_ids = found.detection_ids.into_iter();
-    for (judged, event_id) in new.iter_mut().zip(found.event_ids) {
-        judged.ingest.event.id = event_id;
-        for (detection, id) in judged
+    let mut new: Vec<_> = unanswered.map(|(evaluated, _)| evaluated).collect();
+    let mut detection_ids = lookup.detection_ids.into_iter();
+    for (evaluated, event_id) in new.iter_mut().zip(lookup.event_ids) {
+        evaluated.ingest.event.id = event_id;
+        for (detection, id) in evaluated
             .ingest
             .detections
             .iter_mut()
@@ -221,17 +209,17 @@ pub(super) async fn store(
             detection.id = id;
         }
     }
-    let ingests = new.iter().map(|judged| &judged.ingest);
-    sources::mark_seen(tx, ingests, &found.cameras).await?;
+    let ingests = new.iter().map(|evaluated| &evaluated.ingest);
+    sources::mark_seen(tx, ingests, &lookup.cameras).await?;
     insert(tx, &mut new).await?;
     Ok(answers)
 }
 
-/// Writes rows, alerts and changes of ingests whose ids are known.
-async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()> {
+/// Inserts the rows, alerts and feed records of ingests with assigned ids.
+async fn insert(tx: &DatabaseTransaction, new: &mut [&mut EvaluatedIngest]) -> Result<()> {
     let now = entity::now();
     let (mut detections, mut links) = (Vec::new(), Vec::new());
-    for Judged { ingest, .. } in new.iter() {
+    for EvaluatedIngest { ingest, .. } in new.iter() {
         for detection in &ingest.detections {
             detections.push(detection.clone());
             links.push(event_detection::Model {
@@ -243,26 +231,29 @@ async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()>
     }
     let events: Vec<_> = new
         .iter()
-        .map(|judged| judged.ingest.event.clone())
+        .map(|evaluated| evaluated.ingest.event.clone())
         .collect();
     let mut inserts = Inserts::new(tx.get_database_backend());
     inserts.add(events)?;
     inserts.add(detections)?;
     inserts.add(links)?;
     let raised = raise(tx, new, now).await?;
-    let to_deliver = raised.iter().map(|(alert, steps)| (alert, &steps[..]));
-    let deliveries = deliveries::of_new(tx, &to_deliver.collect::<Vec<_>>()).await?;
+    let alerts_and_steps = raised.iter().map(|(alert, steps)| (alert, &steps[..]));
+    let deliveries = deliveries::for_new_alerts(tx, &alerts_and_steps.collect::<Vec<_>>()).await?;
     let alerts: Vec<_> = raised.into_iter().map(|(alert, _)| alert).collect();
     let transitions = alerts.iter().filter_map(raised_by_rule).collect();
     inserts.add(alerts)?;
     inserts.add(transitions)?;
     inserts.add(deliveries)?;
-    inserts.add(suppressed::rows(new, now))?;
+    inserts.add(suppressions::suppression_rows(new, now))?;
 
     let has_key = |ingest: &Ingest| ingest.request_id.is_some() || ingest.batch_id.is_some();
-    let keys = new.iter().filter(|judged| has_key(&judged.ingest));
-    let mut keys: Vec<_> = keys.map(|judged| replay::key(judged, now)).collect();
-    // Always in the same order, or two transactions with the same keys could wait for each other.
+    let mut keys: Vec<_> = new
+        .iter()
+        .filter(|evaluated| has_key(&evaluated.ingest))
+        .map(|evaluated| replay::key(evaluated, now))
+        .collect();
+    // A fixed order avoids deadlocks between transactions with equal keys.
     keys.sort_by_cached_key(|row| {
         (
             row.request_id.clone(),
@@ -271,7 +262,7 @@ async fn insert(tx: &DatabaseTransaction, new: &mut [&mut Judged]) -> Result<()>
         )
     });
     inserts.add(keys)?;
-    let announcements = new.iter().flat_map(|judged| announcements(judged));
+    let announcements = new.iter().flat_map(|evaluated| announcements(evaluated));
     inserts.add(feed::rows(tx, announcements).await?)?;
     inserts.run(tx).await
 }
@@ -280,26 +271,25 @@ fn raised_by_rule(alert: &alert::Model) -> Option<alert_transition::ActiveModel>
     Some(transition::raised(alert, Cause::rule(alert.rule_id?)))
 }
 
-/// What subscribers are told of a stored ingest: the event, then its alerts.
-fn announcements(judged: &Judged) -> Vec<Record> {
+/// Builds the feed records of a into_response ingest: the event first, then the alerts.
+fn announcements(evaluated: &EvaluatedIngest) -> Vec<Record> {
     let alert = |alert: &pb::Alert| announcement(pb::AlertChangeKind::Created, alert.clone());
-    let event = pb::Event::from(judged.ingest.event.clone());
-    let event = event_announcement(pb::ChangeKind::Created, event);
-    std::iter::once(event)
-        .chain(judged.alerts.iter().map(alert))
+    let event = pb::Event::from(evaluated.ingest.event.clone());
+    let record = event_announcement(pb::ChangeKind::Created, event);
+    std::iter::once(record)
+        .chain(evaluated.alerts.iter().map(alert))
         .collect()
 }
 
-/// What subscribers are sent of a change of an event.
+/// Builds the feed record of a change of an event. Prompts are long and not announced.
 pub(super) fn event_announcement(kind: pb::ChangeKind, event: pb::Event) -> Record {
     let key = event.id.to_string();
-    let event = pb::Event {
-        llm_prompt: None,
-        ..event
-    };
     let change = pb::EventChange {
         kind: kind.into(),
-        event: Some(event),
+        event: Some(pb::Event {
+            llm_prompt: None,
+            ..event
+        }),
     };
     let message = pb::WatchResponse {
         update: Some(Update::Event(change)),

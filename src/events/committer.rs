@@ -1,4 +1,4 @@
-//! Group commit: ingests that arrive together share a transaction, and with it the wait for the disk.
+//! Group commit of ingests: concurrent ingests share a transaction and the disk write.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -10,13 +10,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    batch::{self, Answer, Judged},
+    batch::{self, Answer, EvaluatedIngest},
     check::Ingest,
-    counts::Counts,
+    metrics::IngestMetrics,
     replay,
 };
 use crate::{
-    alerts::{engine::live::Rules, lifecycle::deliveries::DeliveryWakeup},
+    alerts::{engine::live::LiveRules, lifecycle::deliveries::DeliveryWakeup},
     batch::group_commit::{Callers, SIBLINGS},
     db::Db,
     error::{Error, Result},
@@ -32,25 +32,25 @@ const BATCH: usize = 64;
 /// How many detections they have together at most, unless a single one has more.
 const DETECTIONS: usize = 2_000;
 
-/// How many batches are written at the same time on PostgreSQL: one is being judged, encoded and
+/// How many batches are written at the same time on PostgreSQL: one is being evaluated, encoded and
 /// answered while the other keeps the database busy. SQLite has one writer.
 const AT_ONCE_ON_POSTGRES: usize = 2;
 
-/// Work from which an ingest is judged on a thread of its own: comparisons of a detection with a rule or with a corner
+/// Work from which an ingest is evaluated on a thread of its own: comparisons of a detection with a rule or with a corner
 /// of a zone, at a few nanoseconds each.
-const LONG: usize = 200_000;
+const MIN_COST_OFF_RUNTIME: usize = 200_000;
 
 /// How often an ingest is tried whose rule was deleted under it.
-const TRIES: usize = 3;
+const MAX_ATTEMPTS: usize = 3;
 
-type Waiting = (Judged, oneshot::Sender<Answer>);
+type Waiting = (EvaluatedIngest, oneshot::Sender<Answer>);
 
 /// Stores ingests.
 #[derive(Debug)]
 pub struct Committer {
     callers: Arc<Callers>,
-    rules: Rules,
-    counts: Counts,
+    rules: LiveRules,
+    metrics: IngestMetrics,
     queue: mpsc::Sender<Waiting>,
 }
 
@@ -58,54 +58,54 @@ impl Committer {
     /// Starts committing. What is queued at shutdown is still stored.
     pub fn start(
         db: &Db,
-        rules: &Rules,
+        rules: &LiveRules,
         wakeup: &DeliveryWakeup,
         shutdown: &CancellationToken,
     ) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let callers = Arc::new(Callers::default());
-        let counts = Counts::default();
+        let metrics = IngestMetrics::default();
         let work = Arc::new(Work {
             db: db.clone(),
             rules: rules.clone(),
-            counts: counts.clone(),
+            metrics: metrics.clone(),
             wakeup: wakeup.clone(),
         });
         tokio::spawn(gather(work, waiting, callers.clone(), shutdown.clone()));
         Self {
             callers,
             rules: rules.clone(),
-            counts,
+            metrics,
             queue,
         }
     }
 
     /// What was stored since the start.
-    pub fn counts(&self) -> &Counts {
-        &self.counts
+    pub fn metrics(&self) -> &IngestMetrics {
+        &self.metrics
     }
 
     /// Stores an ingest. Returns when it is committed.
     pub(super) async fn store(&self, ingest: Ingest) -> Answer {
         let _caller = self.callers.enter();
-        // Judged here, while others are being stored.
-        let judged = judge(ingest, &self.rules).await?;
+        // Evaluated here, while others are being stored.
+        let evaluated = evaluate(ingest, &self.rules).await?;
         let (reply, answer) = oneshot::channel();
         self.queue
-            .send((judged, reply))
+            .send((evaluated, reply))
             .await
             .map_err(|_| Error::ShuttingDown)?;
         answer.await.map_err(|_| Error::ShuttingDown)?
     }
 }
 
-/// Asks the rules about an ingest. One of much work is judged on a thread of its own.
-async fn judge(ingest: Ingest, rules: &Rules) -> Result<Judged> {
-    if batch::work(&ingest, rules) < LONG {
-        return Ok(batch::judge(ingest, rules));
+/// Asks the rules about an ingest. One of much work is evaluated on a thread of its own.
+async fn evaluate(ingest: Ingest, rules: &LiveRules) -> Result<EvaluatedIngest> {
+    if batch::evaluation_cost(&ingest, rules) < MIN_COST_OFF_RUNTIME {
+        return Ok(batch::evaluate(ingest, rules));
     }
     let rules = rules.clone();
-    work::off_runtime(move || Ok(batch::judge(ingest, &rules))).await
+    work::off_runtime(move || Ok(batch::evaluate(ingest, &rules))).await
 }
 
 /// Gathers ingests while others are being written, and has them written when it is their turn.
@@ -164,8 +164,8 @@ async fn gather(
 
 struct Work {
     db: Db,
-    rules: Rules,
-    counts: Counts,
+    rules: LiveRules,
+    metrics: IngestMetrics,
     wakeup: DeliveryWakeup,
 }
 
@@ -175,22 +175,22 @@ impl Work {
         if batch.is_empty() {
             return;
         }
-        let stored = self
+        let result = self
             .db
             .write(async |tx| batch::store(tx, &mut batch).await)
             .await;
-        match stored {
+        match result {
             Ok(early) => {
                 // The next batch can be written while this one is answered.
                 drop(turn);
-                if batch.iter().any(Judged::has_raised) {
+                if batch.iter().any(EvaluatedIngest::has_alerts) {
                     self.wakeup.notify();
                 }
-                self.counts.batch(batch.len());
-                for ((judged, early), reply) in batch.into_iter().zip(early).zip(replies) {
+                self.metrics.record_batch(batch.len());
+                for ((evaluated, early), reply) in batch.into_iter().zip(early).zip(replies) {
                     // Whoever asked may have gone.
-                    let answer = early.unwrap_or_else(|| Ok(judged.stored()));
-                    self.counts.answered(&answer);
+                    let answer = early.unwrap_or_else(|| Ok(evaluated.into_response()));
+                    self.metrics.record_answer(&answer);
                     let _ = reply.send(answer);
                 }
             }
@@ -201,9 +201,9 @@ impl Work {
             }
             Err(error) => {
                 let ingests = batch.len();
-                tracing::debug!(%error, ingests, "a batch failed; its ingests are tried one by one");
-                for (judged, reply) in batch.into_iter().zip(replies) {
-                    let _ = reply.send(self.commit_alone(judged.ingest).await);
+                tracing::debug!(%error, ingests, "batch of ingests failed; retrying ingests individually");
+                for (evaluated, reply) in batch.into_iter().zip(replies) {
+                    let _ = reply.send(self.commit_alone(evaluated.ingest).await);
                 }
             }
         }
@@ -211,31 +211,31 @@ impl Work {
 
     /// So that an ingest fails by what is wrong with itself only.
     async fn commit_alone(&self, ingest: Ingest) -> Answer {
-        let mut tries = 1;
+        let mut attempts = 1;
         loop {
-            let mut judged = [judge(ingest.clone(), &self.rules).await?];
+            let mut evaluated = [evaluate(ingest.clone(), &self.rules).await?];
             match self
                 .db
-                .write(async |tx| batch::store(tx, &mut judged).await)
+                .write(async |tx| batch::store(tx, &mut evaluated).await)
                 .await
             {
                 Ok(early) => {
-                    let [judged] = judged;
-                    if judged.has_raised() {
+                    let [evaluated] = evaluated;
+                    if evaluated.has_alerts() {
                         self.wakeup.notify();
                     }
                     let early = early.into_iter().flatten().next();
-                    let answer = early.unwrap_or_else(|| Ok(judged.stored()));
-                    self.counts.batch(1);
-                    self.counts.answered(&answer);
+                    let answer = early.unwrap_or_else(|| Ok(evaluated.into_response()));
+                    self.metrics.record_batch(1);
+                    self.metrics.record_answer(&answer);
                     return answer;
                 }
-                // A rule was deleted, or the same request is being stored by another process.
+                // A rule was deleted, or the same request is being into_response by another process.
                 Err(
                     Error::BrokenReference { .. } | Error::AlreadyExists { .. } | Error::Contended,
-                ) if tries < TRIES => {
+                ) if attempts < MAX_ATTEMPTS => {
                     self.rules.reload().await?;
-                    tries += 1;
+                    attempts += 1;
                 }
                 Err(error) => return Err(error),
             }
@@ -248,18 +248,18 @@ impl Work {
 fn next_batch(waiting: &mut Vec<Waiting>) -> Vec<Waiting> {
     let (mut batch, mut later) = (Vec::new(), Vec::new());
     let (mut keys, mut detections) = (HashSet::new(), 0);
-    for (judged, reply) in waiting.drain(..) {
+    for (evaluated, reply) in waiting.drain(..) {
         if reply.is_closed() {
             // The caller has gone, and nothing was stored yet.
             continue;
         }
-        let ingest = &judged.ingest;
+        let ingest = &evaluated.ingest;
         let full = detections > 0 && detections + ingest.detections.len() > DETECTIONS;
-        if full || replay::share_a_key(ingest, &mut keys) {
-            later.push((judged, reply));
+        if full || replay::repeats_a_key(ingest, &mut keys) {
+            later.push((evaluated, reply));
         } else {
             detections += ingest.detections.len();
-            batch.push((judged, reply));
+            batch.push((evaluated, reply));
         }
     }
     *waiting = later;

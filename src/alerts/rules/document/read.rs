@@ -10,7 +10,7 @@ use serde::{
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::{FORMAT, LARGEST, RULES, VERSION};
+use super::format::{FORMAT, MAX_BYTES, MAX_RULES, VERSION};
 use crate::{
     alerts::engine::schedule,
     entity::{
@@ -35,8 +35,8 @@ pub(super) fn read(document: &str) -> Result<Vec<Entry>> {
     if document.is_empty() {
         return Err(Error::invalid("document", "is required"));
     }
-    if document.len() > LARGEST {
-        let problem = format!("must have at most {LARGEST} bytes");
+    if document.len() > MAX_BYTES {
+        let problem = format!("must have at most {MAX_BYTES} bytes");
         return Err(Error::invalid("document", problem));
     }
     let Tree(tree) = serde_json::from_str(document)
@@ -52,8 +52,8 @@ pub(super) fn read(document: &str) -> Result<Vec<Entry>> {
     let rules = fields.list("alert_rules")?;
     fields.end()?;
     let rules = rules.ok_or_else(|| Error::invalid("alert_rules", "is required"))?;
-    if rules.len() > RULES {
-        let problem = format!("must have at most {RULES} entries");
+    if rules.len() > MAX_RULES {
+        let problem = format!("must have at most {MAX_RULES} entries");
         return Err(Error::invalid("alert_rules", problem));
     }
     let mut places = HashMap::with_capacity(rules.len());

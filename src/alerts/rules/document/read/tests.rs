@@ -1,4 +1,4 @@
-//! Documents that can be read, and what is said of those that cannot.
+//! Tests of valid documents and of the errors of invalid documents.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ fn document(rules: &Value) -> String {
     json!({"format": FORMAT, "version": VERSION, "alert_rules": rules}).to_string()
 }
 
-/// What is said of a document with this rule, in the third place.
+/// Returns the error for a document with this rule in third position.
 fn problem(rule: &Value) -> String {
     let rules = json!([{"name": "a"}, {"name": "b"}, rule]);
     read(&document(&rules)).unwrap_err().to_string()
@@ -150,7 +150,7 @@ fn what_is_no_document_is_refused() {
     let id = "01890a5d-ac96-774b-bcce-b302099a8057";
     let twice =
         json!([{"id": id, "name": "a"}, {"name": "b"}, {"id": id.to_uppercase(), "name": "c"}]);
-    let many = vec![json!({"name": "a"}); RULES + 1];
+    let many = vec![json!({"name": "a"}); MAX_RULES + 1];
     for (text, expected) in [
         (String::new(), "`document` is required"),
         ("[]".into(), "`document` must be an object"),
@@ -184,7 +184,7 @@ fn what_is_no_document_is_refused() {
             "`alert_rules` must have at most 10000 entries",
         ),
         (
-            " ".repeat(LARGEST + 1),
+            " ".repeat(MAX_BYTES + 1),
             "`document` must have at most 16777216 bytes",
         ),
         (
@@ -204,8 +204,8 @@ fn what_is_no_document_is_refused() {
             "`document` cannot be read: recursion limit exceeded at line 1 column 128",
         ),
     ] {
-        let told = read(&text).unwrap_err().to_string();
-        assert_eq!(told, expected, "{}", text.get(..100).unwrap_or(&text));
+        let message = read(&text).unwrap_err().to_string();
+        assert_eq!(message, expected, "{}", text.get(..100).unwrap_or(&text));
     }
 }
 
@@ -256,7 +256,7 @@ fn what_is_written_is_read() {
             };
             document.add(&row).unwrap();
         }
-        let text = document.end();
+        let text = document.finish();
         assert_eq!(text.contains("\"version_id\": 3"), with_output_only);
         assert_eq!(text.contains("1970-01-01T00:00:00+00:00"), with_output_only);
         let entries = read(&text).unwrap();
@@ -273,7 +273,7 @@ fn what_is_written_is_read() {
             assert_eq!(entry.rule, rule);
         }
     }
-    let empty = Document::new(false).end();
+    let empty = Document::new(false).finish();
     assert_eq!(
         empty,
         "{\n  \"format\": \"watchpost.alert_rules\",\n  \"version\": 1,\n  \"alert_rules\": []\n}\n"
