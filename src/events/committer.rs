@@ -10,10 +10,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    batch::{self, Answer, EvaluatedIngest},
+    batch,
     check::Ingest,
+    evaluation,
     metrics::IngestMetrics,
     replay,
+    stages::{Answer, EvaluatedIngest, IngestResult},
 };
 use crate::{
     alerts::{engine::live::LiveRules, lifecycle::deliveries::DeliveryWakeup},
@@ -55,7 +57,7 @@ pub struct Committer {
 }
 
 impl Committer {
-    /// Starts committing. What is queued at shutdown is still stored.
+    /// Starts committing. What is queued at shutdown is still into_response.
     pub fn start(
         db: &Db,
         rules: &LiveRules,
@@ -80,7 +82,7 @@ impl Committer {
         }
     }
 
-    /// What was stored since the start.
+    /// What was into_response since the start.
     pub fn metrics(&self) -> &IngestMetrics {
         &self.metrics
     }
@@ -88,7 +90,7 @@ impl Committer {
     /// Stores an ingest. Returns when it is committed.
     pub(super) async fn store(&self, ingest: Ingest) -> Answer {
         let _caller = self.callers.enter();
-        // Evaluated here, while others are being stored.
+        // EvaluatedIngest here, while others are being into_response.
         let evaluated = evaluate(ingest, &self.rules).await?;
         let (reply, answer) = oneshot::channel();
         self.queue
@@ -101,11 +103,11 @@ impl Committer {
 
 /// Asks the rules about an ingest. One of much work is evaluated on a thread of its own.
 async fn evaluate(ingest: Ingest, rules: &LiveRules) -> Result<EvaluatedIngest> {
-    if batch::evaluation_cost(&ingest, rules) < MIN_COST_OFF_RUNTIME {
-        return Ok(batch::evaluate(ingest, rules));
+    if evaluation::evaluation_cost(&ingest, rules) < MIN_COST_OFF_RUNTIME {
+        return Ok(evaluation::evaluate(ingest, rules));
     }
     let rules = rules.clone();
-    work::off_runtime(move || Ok(batch::evaluate(ingest, &rules))).await
+    work::off_runtime(move || Ok(evaluation::evaluate(ingest, &rules))).await
 }
 
 /// Gathers ingests while others are being written, and has them written when it is their turn.
@@ -171,25 +173,25 @@ struct Work {
 
 impl Work {
     async fn commit(self: Arc<Self>, batch: Vec<Waiting>, turn: OwnedSemaphorePermit) {
-        let (mut batch, replies): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        let (batch, replies): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         if batch.is_empty() {
             return;
         }
         let result = self
             .db
-            .write(async |tx| batch::store(tx, &mut batch).await)
+            .write(async |tx| batch::store(tx, &batch).await)
             .await;
         match result {
-            Ok(early) => {
+            Ok(results) => {
                 // The next batch can be written while this one is answered.
                 drop(turn);
-                if batch.iter().any(EvaluatedIngest::has_alerts) {
+                if results.iter().any(IngestResult::has_alerts) {
                     self.wakeup.notify();
                 }
                 self.metrics.record_batch(batch.len());
-                for ((evaluated, early), reply) in batch.into_iter().zip(early).zip(replies) {
+                for ((evaluated, result), reply) in batch.into_iter().zip(results).zip(replies) {
                     // Whoever asked may have gone.
-                    let answer = early.unwrap_or_else(|| Ok(evaluated.into_response()));
+                    let answer = result.into_answer(evaluated);
                     self.metrics.record_answer(&answer);
                     let _ = reply.send(answer);
                 }
@@ -209,28 +211,30 @@ impl Work {
         }
     }
 
-    /// So that an ingest fails by what is wrong with itself only.
+    /// Stores an ingest in its own transaction, so that the ingest fails only by its own errors.
     async fn commit_alone(&self, ingest: Ingest) -> Answer {
         let mut attempts = 1;
         loop {
-            let mut evaluated = [evaluate(ingest.clone(), &self.rules).await?];
+            let evaluated = evaluate(ingest.clone(), &self.rules).await?;
+            let batch = std::slice::from_ref(&evaluated);
             match self
                 .db
-                .write(async |tx| batch::store(tx, &mut evaluated).await)
+                .write(async |tx| batch::store(tx, batch).await)
                 .await
             {
-                Ok(early) => {
-                    let [evaluated] = evaluated;
-                    if evaluated.has_alerts() {
+                Ok(results) => {
+                    let result = results.into_iter().next();
+                    let result =
+                        result.ok_or_else(|| Error::internal("an ingest has no result"))?;
+                    if result.has_alerts() {
                         self.wakeup.notify();
                     }
-                    let early = early.into_iter().flatten().next();
-                    let answer = early.unwrap_or_else(|| Ok(evaluated.into_response()));
+                    let answer = result.into_answer(evaluated);
                     self.metrics.record_batch(1);
                     self.metrics.record_answer(&answer);
                     return answer;
                 }
-                // A rule was deleted, or the same request is being into_response by another process.
+                // A rule was deleted, or another process stores the same request.
                 Err(
                     Error::BrokenReference { .. } | Error::AlreadyExists { .. } | Error::Contended,
                 ) if attempts < MAX_ATTEMPTS => {
@@ -244,13 +248,13 @@ impl Work {
 }
 
 /// Takes what can share a transaction. Repetitions of a request in it must wait for the next one,
-/// which sees it stored.
+/// which sees it into_response.
 fn next_batch(waiting: &mut Vec<Waiting>) -> Vec<Waiting> {
     let (mut batch, mut later) = (Vec::new(), Vec::new());
     let (mut keys, mut detections) = (HashSet::new(), 0);
     for (evaluated, reply) in waiting.drain(..) {
         if reply.is_closed() {
-            // The caller has gone, and nothing was stored yet.
+            // The caller has gone, and nothing was into_response yet.
             continue;
         }
         let ingest = &evaluated.ingest;

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, QueryResult, Statement, Value};
 
 use super::{
-    batch::EvaluatedIngest,
     sources::{CameraState, CameraStates},
+    stages::EvaluatedIngest,
 };
 use crate::error::{Error, Result};
 

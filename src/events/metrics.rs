@@ -2,7 +2,7 @@
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts};
 
-use super::batch::Answer;
+use super::stages::Answer;
 use crate::pb::Severity;
 
 /// Histogram buckets for the number of ingests per transaction.

@@ -4,6 +4,7 @@ mod batch;
 mod check;
 mod committer;
 mod convert;
+mod evaluation;
 mod lookup;
 mod metrics;
 mod raise;
@@ -11,6 +12,7 @@ mod replay;
 pub mod retention;
 mod service;
 mod sources;
+mod stages;
 mod suppressions;
 
 pub use committer::Committer;

@@ -6,13 +6,10 @@ use chrono::{DateTime, Utc};
 use sea_orm::DatabaseTransaction;
 use uuid::Uuid;
 
-use super::{
-    batch::{EvaluatedIngest, Match},
-    check::Ingest,
-};
+use super::stages::{EvaluatedIngest, Match, MatchResults, NewIngest, empty_outcome};
 use crate::{
     alerts::{
-        engine::{rule::Rule, template::Values},
+        engine::rule::Rule,
         suppression::{
             cooldown::{self, Claim},
             flapping::{self, Decision, Firing, FlapLimit},
@@ -22,25 +19,25 @@ use crate::{
         alert::{self, AlertStatus},
         alert_rule::EscalationStep,
     },
-    error::Result,
+    error::{Error, Result},
     pb::RuleStop,
 };
 
-/// Claims cooldowns, applies flapping limits and completes the outcomes. Returns the alerts to
-/// insert, each with the escalation of its rule.
+/// Alert to insert, with the escalation of its rule.
+type RaisedAlert = (alert::Model, Arc<[EscalationStep]>);
+
+/// Claims cooldowns, applies flapping limits and decides the outcomes. Returns the results of each
+/// ingest, and the alerts to insert.
 pub(super) async fn raise(
     tx: &DatabaseTransaction,
-    new: &mut [&mut EvaluatedIngest],
+    new: &[NewIngest<'_>],
     now: DateTime<Utc>,
-) -> Result<Vec<(alert::Model, Arc<[EscalationStep]>)>> {
+) -> Result<(Vec<MatchResults>, Vec<RaisedAlert>)> {
     let claims: Vec<_> = new
         .iter()
-        .flat_map(|evaluated| {
-            let free = evaluated
-                .matches
-                .iter()
-                .filter(|matched| matched.is_unsuppressed());
-            free.map(|matched| claim(evaluated, matched, now.timestamp_micros()))
+        .flat_map(|ingest| {
+            let unsuppressed = ingest.evaluated.unsuppressed();
+            unsuppressed.map(|matched| claim(ingest, matched, now.timestamp_micros()))
         })
         .collect();
     // A rule without a cooldown needs no claim.
@@ -63,24 +60,27 @@ pub(super) async fn raise(
     let decisions = flapping::decide(tx, &firings(new, &claims, &owners)).await?;
     let mut remaining_repeats = flapping::redirect_repeats(repeats, &decisions);
 
+    let mut raised = Vec::with_capacity(claims.len());
     let mut claims = claims.into_iter().zip(owners);
-    let mut rows = Vec::with_capacity(claims.len());
+    let mut all_results = Vec::with_capacity(new.len());
     let mut transfers = Vec::new();
-    for evaluated in new.iter_mut() {
-        let EvaluatedIngest {
-            ingest,
-            rules,
-            matches,
-            alerts,
-            ..
-        } = &mut **evaluated;
-        let free = matches
-            .iter_mut()
-            .filter(|matched| matched.is_unsuppressed());
-        for (matched, (claim, owner)) in free.zip(claims.by_ref()) {
+    for ingest in new {
+        let EvaluatedIngest { rules, matches, .. } = ingest.evaluated;
+        let mut results = MatchResults {
+            outcomes: Vec::with_capacity(matches.len()),
+            alerts: Vec::new(),
+        };
+        for matched in matches {
             let rule = &rules[matched.rule];
-            let decision = decisions.get(&owner);
-            let outcome = &mut matched.outcome;
+            if let Some(suppression) = matched.suppression {
+                results.outcomes.push(suppression.outcome(rule));
+                continue;
+            }
+            let (claim, owner) = claims
+                .next()
+                .ok_or_else(|| Error::internal("a match has no claim"))?;
+            let decision = decisions.get(&owner).copied();
+            let mut outcome = empty_outcome(rule);
             outcome.alert_id = Some(match decision {
                 Some(Decision::Suppress(marked)) => marked.to_string(),
                 Some(Decision::Raise | Decision::Mark) | None => owner.to_string(),
@@ -89,48 +89,48 @@ pub(super) async fn raise(
                 let seconds = claim.cooldown_us / 1_000_000;
                 outcome.stopped_by = RuleStop::Cooldown.into();
                 outcome.detail = format!("{} is in its cooldown of {seconds} s", claim.dedup_key);
-                continue;
-            }
-            if let (Some(Decision::Suppress(marked)), Some(flap)) = (decision, rule.flap_limit) {
+            } else if let (Some(Decision::Suppress(marked)), Some(limit)) =
+                (decision, rule.flap_limit)
+            {
                 outcome.stopped_by = RuleStop::Flapping.into();
-                outcome.detail = flap.to_string();
-                transfers.push((claim, *marked));
-                continue;
+                outcome.detail = limit.to_string();
+                transfers.push((claim, marked));
+            } else {
+                outcome.fired = true;
+                let mut row = alert_row(ingest, rule, matched, claim, now);
+                if let (Some(Decision::Mark), Some(limit)) = (decision, rule.flap_limit) {
+                    limit.mark(&mut row);
+                }
+                // Repeats within the same batch are part of the inserted row.
+                row.suppressed_count = remaining_repeats.remove(&row.id).unwrap_or_default();
+                row.last_suppressed_at = (row.suppressed_count > 0).then_some(now);
+                results.alerts.push(row.clone().into());
+                raised.push((row, rule.escalation.clone()));
             }
-            outcome.fired = true;
-            let mut row = alert_row(ingest, rule, matched, claim, now);
-            if let (Some(Decision::Mark), Some(flap)) = (decision, rule.flap_limit) {
-                flap.mark(&mut row);
-            }
-            // Repeats within the same batch are part of the inserted row.
-            row.suppressed_count = remaining_repeats.remove(&row.id).unwrap_or_default();
-            row.last_suppressed_at = (row.suppressed_count > 0).then_some(now);
-            alerts.push(row.clone().into());
-            rows.push((row, rule.escalation.clone()));
+            results.outcomes.push(outcome);
         }
+        all_results.push(results);
     }
     transfers.retain(|(claim, _)| claim.cooldown_us > 0);
     cooldown::transfer(tx, &transfers).await?;
     cooldown::count(tx, &remaining_repeats, now).await?;
-    Ok(rows)
+    Ok((all_results, raised))
 }
 
 /// Returns the alerts that count towards flapping limits: not suppressed by a cooldown, of rules
 /// with a limit.
-fn firings(new: &[&mut EvaluatedIngest], claims: &[Claim], owners: &[Uuid]) -> Vec<Firing> {
-    let free = new.iter().flat_map(|evaluated| {
-        let free = evaluated
-            .matches
-            .iter()
-            .filter(|matched| matched.is_unsuppressed());
-        free.map(|matched| evaluated.rules[matched.rule].flap_limit)
+fn firings(new: &[NewIngest<'_>], claims: &[Claim], owners: &[Uuid]) -> Vec<Firing> {
+    let limits = new.iter().flat_map(|ingest| {
+        let rules = &ingest.evaluated.rules;
+        let unsuppressed = ingest.evaluated.unsuppressed();
+        unsuppressed.map(|matched| rules[matched.rule].flap_limit)
     });
-    let candidates = free.zip(claims).zip(owners);
-    let to_firing = |((flap, claim), owner): ((Option<FlapLimit>, &Claim), &Uuid)| {
+    let candidates = limits.zip(claims).zip(owners);
+    let to_firing = |((limit, claim), owner): ((Option<FlapLimit>, &Claim), &Uuid)| {
         let alert_id = (*owner == claim.alert_id).then_some(*owner)?;
         Some(Firing {
             rule_id: claim.rule_id?,
-            limit: flap?,
+            limit: limit?,
             alert_id,
             at_us: claim.raised_at_us,
         })
@@ -138,32 +138,20 @@ fn firings(new: &[&mut EvaluatedIngest], claims: &[Claim], owners: &[Uuid]) -> V
     candidates.filter_map(to_firing).collect()
 }
 
-fn claim(evaluated: &EvaluatedIngest, matched: &Match, raised_at_us: i64) -> Claim {
-    let rule = &evaluated.rules[matched.rule];
+fn claim(ingest: &NewIngest<'_>, matched: &Match, raised_at_us: i64) -> Claim {
+    let rule = &ingest.evaluated.rules[matched.rule];
     Claim {
         rule_id: Some(rule.id),
-        dedup_key: dedup_key(evaluated, matched),
+        dedup_key: ingest.dedup_key(matched),
         alert_id: Uuid::now_v7(),
         raised_at_us,
         cooldown_us: rule.cooldown_us,
     }
 }
 
-/// Renders the dedup key of a match.
-pub(super) fn dedup_key(evaluated: &EvaluatedIngest, matched: &Match) -> String {
-    let (ingest, rule) = (&evaluated.ingest, &evaluated.rules[matched.rule]);
-    rule.template.render(&Values {
-        camera_id: &ingest.event.camera_id,
-        rule_id: rule.id,
-        object_type: matched.object_type.as_deref(),
-        zone_id: matched.zone_id.as_deref(),
-        event_id: ingest.event.id,
-    })
-}
-
 /// Builds the alert row of a rule for an event.
 fn alert_row(
-    ingest: &Ingest,
+    ingest: &NewIngest<'_>,
     rule: &Rule,
     matched: &Match,
     claim: Claim,
@@ -178,7 +166,7 @@ fn alert_row(
     }
     alert::Model {
         id: claim.alert_id,
-        event_id: ingest.event.id,
+        event_id: ingest.event_id,
         rule_id: Some(rule.id),
         severity: rule.severity,
         status: AlertStatus::Pending,
@@ -189,7 +177,7 @@ fn alert_row(
         dedup_key: claim.dedup_key,
         metadata: Some(metadata),
         version_id: 1,
-        camera_id: Some(ingest.event.camera_id.clone()),
+        camera_id: Some(ingest.evaluated.ingest.event.camera_id.clone()),
         suppressed_count: 0,
         last_suppressed_at: None,
         acknowledged_at: None,

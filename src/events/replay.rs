@@ -9,8 +9,8 @@ use sea_orm::{
 };
 
 use super::{
-    batch::{Answer, EvaluatedIngest},
     check::Ingest,
+    stages::{Answer, EvaluatedIngest, MatchResults, NewIngest},
 };
 use crate::{
     alerts::engine::{outcomes, rule_set::RuleSet},
@@ -20,15 +20,19 @@ use crate::{
 };
 
 /// Builds the row that identifies repetitions of the ingest.
-pub(super) fn key(evaluated: &EvaluatedIngest, now: DateTime<Utc>) -> event_ingest::Model {
-    let ingest = &evaluated.ingest;
+pub(super) fn key(
+    new: &NewIngest<'_>,
+    results: &MatchResults,
+    now: DateTime<Utc>,
+) -> event_ingest::Model {
+    let ingest = &new.evaluated.ingest;
     event_ingest::Model {
-        event_id: ingest.event.id,
+        event_id: new.event_id,
         camera_id: ingest.event.camera_id.clone(),
         batch_id: ingest.batch_id.clone(),
         request_id: ingest.request_id.clone(),
         fingerprint: ingest.fingerprint.clone(),
-        outcomes: Some(outcomes::encode(evaluated.outcomes())),
+        outcomes: Some(outcomes::encode(results.outcomes.iter())),
         created_at: now,
     }
 }

@@ -9,8 +9,8 @@ use sea_orm::{
 };
 
 use super::{
-    batch::{Answer, EvaluatedIngest},
     check::Ingest,
+    stages::{Answer, EvaluatedIngest},
 };
 use crate::{
     entity::camera,

@@ -4,20 +4,21 @@ use chrono::{DateTime, Utc};
 use sea_orm::ActiveValue::{NotSet, Set};
 use uuid::Uuid;
 
-use super::batch::EvaluatedIngest;
+use super::stages::{MatchResults, NewIngest};
 use crate::{
     entity::alert_suppression::{ActiveModel, SuppressionReason},
     pb::RuleStop,
 };
 
-/// Builds the suppression rows of ingests with complete outcomes.
+/// Builds the suppression rows of new ingests. `results` has the results of each ingest.
 pub(super) fn suppression_rows(
-    new: &[&mut EvaluatedIngest],
+    new: &[NewIngest<'_>],
+    results: &[MatchResults],
     now: DateTime<Utc>,
 ) -> Vec<ActiveModel> {
     let mut rows = Vec::new();
-    for evaluated in new {
-        for (dedup_key, outcome) in evaluated.dedup_keys_and_outcomes() {
+    for (ingest, results) in new.iter().zip(results) {
+        for (matched, outcome) in ingest.evaluated.matches.iter().zip(&results.outcomes) {
             let reason = match outcome.stopped_by() {
                 RuleStop::Silenced => SuppressionReason::Silenced,
                 RuleStop::Snoozed => SuppressionReason::Snoozed,
@@ -35,10 +36,10 @@ pub(super) fn suppression_rows(
                 |id: &Option<String>| id.as_deref().and_then(|id| Uuid::try_parse(id).ok());
             rows.push(ActiveModel {
                 id: NotSet,
-                event_id: Set(evaluated.ingest.event.id),
+                event_id: Set(ingest.event_id),
                 rule_id: Set(Uuid::try_parse(&outcome.rule_id).ok()),
-                camera_id: Set(evaluated.ingest.event.camera_id.clone()),
-                dedup_key: Set(dedup_key()),
+                camera_id: Set(ingest.evaluated.ingest.event.camera_id.clone()),
+                dedup_key: Set(ingest.dedup_key(matched)),
                 reason: Set(reason),
                 silence_id: Set(parse_id(&outcome.silence_id)),
                 alert_id: Set(parse_id(&outcome.alert_id)),
