@@ -2,7 +2,7 @@
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts};
 
-use super::stages::Answer;
+use super::stages::IngestResult;
 use crate::pb::Severity;
 
 /// Histogram buckets for the number of ingests per transaction.
@@ -64,22 +64,24 @@ impl Default for IngestMetrics {
 }
 
 impl IngestMetrics {
-    /// Records a committed batch of ingests.
-    pub(super) fn record_batch(&self, ingests: usize) {
-        let ingests = u32::try_from(ingests).unwrap_or(u32::MAX);
+    /// Records the results of a committed batch of ingests.
+    pub(super) fn record_batch(&self, results: &[IngestResult]) {
+        let ingests = u32::try_from(results.len()).unwrap_or(u32::MAX);
         self.batches.observe(f64::from(ingests));
+        for result in results {
+            self.record(result);
+        }
     }
 
-    /// Counts the answer of a committed ingest.
-    pub(super) fn record_answer(&self, answer: &Answer) {
-        let Ok(response) = answer else { return };
-        if response.replayed {
-            self.replays.inc();
-            return;
-        }
+    fn record(&self, result: &IngestResult) {
+        let stored = match result {
+            IngestResult::Answered(Ok(_)) => return self.replays.inc(),
+            IngestResult::Answered(Err(_)) => return,
+            IngestResult::Stored(stored) => stored,
+        };
         self.events.inc();
-        self.detections.inc_by(response.detections.len() as u64);
-        for alert in &response.alerts {
+        self.detections.inc_by(stored.detections() as u64);
+        for alert in stored.alerts() {
             self.alerts
                 .with_label_values(&[label(alert.severity())])
                 .inc();

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     alerts::engine::{outcomes, rule_set::RuleSet},
+    batch::group_commit::Key,
     entity::{alert, detection, event, event_detection, event_ingest},
     error::{Error, Result},
     pb,
@@ -37,19 +38,15 @@ pub(super) fn key(
     }
 }
 
-/// Returns true if the ingest has a key of `keys`. Otherwise adds the keys of the ingest.
-pub(super) fn repeats_a_key(ingest: &Ingest, keys: &mut HashSet<(Option<String>, String)>) -> bool {
+/// Returns the keys by which repetitions of the ingest are recognized. Two ingests with a common key
+/// must not be written in the same transaction.
+pub(super) fn keys(ingest: &Ingest) -> Vec<Key> {
     let request = ingest.request_id.clone().map(|id| (None, id));
     let batch = ingest
         .batch_id
         .clone()
         .map(|id| (Some(ingest.event.camera_id.clone()), id));
-    let own_keys: Vec<_> = request.into_iter().chain(batch).collect();
-    if own_keys.iter().any(|key| keys.contains(key)) {
-        return true;
-    }
-    keys.extend(own_keys);
-    false
+    request.into_iter().chain(batch).collect()
 }
 
 /// Returns the stored responses of repeated ingests. `None` for a new ingest.

@@ -178,6 +178,16 @@ impl IngestResult {
 }
 
 impl StoredIngest {
+    /// Number of stored detections.
+    pub(super) fn detections(&self) -> usize {
+        self.detection_ids.len()
+    }
+
+    /// Raised alerts.
+    pub(super) fn alerts(&self) -> &[pb::Alert] {
+        &self.results.alerts
+    }
+
     fn into_response(self, evaluated: EvaluatedIngest) -> pb::IngestEventResponse {
         let EvaluatedIngest {
             ingest,

@@ -115,7 +115,7 @@ impl JobService for Jobs {
             jobs_check::new_job("", request, &types, now)
         });
         let job = job.await?;
-        let made = self.creator.write(Arc::new(vec![job])).await?.pop();
+        let made = self.creator.submit(Arc::new(vec![job])).await?.pop();
         let job = match made {
             Some(Made::Created(job)) => *job,
             Some(Made::Existed(id)) => self.read(id).await?,
@@ -150,7 +150,7 @@ impl JobService for Jobs {
         let mut results = Vec::with_capacity(jobs.len());
         while jobs.len() > 0 {
             let some = jobs.by_ref().take(TRANSACTION).collect();
-            let made = self.creator.write(Arc::new(some)).await?;
+            let made = self.creator.submit(Arc::new(some)).await?;
             results.extend(made.into_iter().map(result));
         }
         let outcome = i32::from(pb::BatchCreateJobsOutcome::Created);

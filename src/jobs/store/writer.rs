@@ -67,7 +67,7 @@ impl Desk {
 
     /// Has something happen to several jobs, or to none.
     pub(crate) async fn carry_out_all(&self, task: Task) -> Result<Vec<Model>> {
-        self.shard(&task).write(task).await
+        self.shard(&task).submit(task).await
     }
 
     /// Hands in what the holder of a lease reports. What is handed in about a job happens in this order.
@@ -78,7 +78,7 @@ impl Desk {
         report: Report,
     ) -> Result<oneshot::Receiver<Result<Vec<Model>>>> {
         let task = Task(vec![(id, Move::Report(lease_id, report))]);
-        self.shard(&task).send(task).await
+        self.shard(&task).enqueue(task).await
     }
 
     fn shard(&self, task: &Task) -> &GroupCommit<Clerk> {
