@@ -24,7 +24,7 @@ use tower::layer::util::{Identity, Stack};
 use self::connections::Connections;
 use crate::{
     alerts::{
-        engine::live::Rules,
+        engine::live::LiveRules,
         lifecycle::{deliveries::DeliveryWakeup, service::Alerts},
         rules::service::AlertRules,
         silences::{LiveSilences, Silences},
@@ -131,7 +131,7 @@ struct RunningTasks {
 struct Components {
     db: Db,
     feed: Feed,
-    rules: Rules,
+    rules: LiveRules,
     gpus: LiveGpus,
     detections: Detections,
     deliverer: Deliverer,
@@ -163,7 +163,7 @@ impl Server {
         let components = Components {
             queue: Queue::new(db.clone(), shutdown.clone()),
             feed: Feed::new(db.clone(), Announcement::from_change),
-            rules: Rules::new(
+            rules: LiveRules::new(
                 db.clone(),
                 LiveZones::new(db.clone()),
                 LiveSilences::new(db.clone()),
@@ -344,7 +344,7 @@ fn routes<H: HealthService>(
         gpu_interval: settings.gpu_interval,
         health,
         deliveries: deliverer.counts().clone(),
-        ingests: committer.counts().clone(),
+        ingests: committer.metrics().clone(),
         limits: limits.clone(),
         monitor: monitor.clone(),
     };

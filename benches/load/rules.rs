@@ -12,7 +12,7 @@ use serde_json::json;
 use tonic::transport::Channel;
 use uuid::Uuid;
 use watchpost::{
-    alerts::engine::{index::Index, judge::Facts, live::Rule},
+    alerts::engine::{evaluate::EventFacts, index::Index, rule::Rule},
     entity::{
         Strings,
         alert::AlertSeverity,
@@ -63,7 +63,7 @@ fn evaluate_by(cameras: usize, by_camera: bool, seconds: u64) {
     let (begun, most) = (Instant::now(), Duration::from_secs(seconds));
     while begun.elapsed() < most {
         for (event, detections) in &events {
-            let facts = Facts::of(event, detections, zones.clone());
+            let facts = EventFacts::of(event, detections, zones.clone());
             matched += black_box(index.matches(&facts)).len();
         }
         judged += events.len();
@@ -149,7 +149,7 @@ fn rule(random: &mut fastrand::Rng, number: usize, cameras: usize, by_camera: bo
         cooldown_us: 300_000_000,
         channels: None::<Strings>,
         escalation: Vec::new().into(),
-        flap: None,
+        flap_limit: None,
         conditions: Vec::new(),
     }
 }

@@ -1,4 +1,4 @@
-//! Alerts: the rules that raise them, and their life afterwards.
+//! Alerts: rules, rule engine, suppression, silences and the lifecycle of alerts.
 
 pub mod engine;
 pub mod lifecycle;

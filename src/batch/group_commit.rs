@@ -2,6 +2,7 @@
 //! sync.
 
 use std::{
+    collections::{HashSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -22,11 +23,14 @@ const QUEUE_CAPACITY: usize = 4_096;
 
 /// Time that a group waits for recent callers, because larger groups are cheaper. A lone caller is
 /// never delayed.
-pub const CALLER_GRACE: Duration = Duration::from_millis(2);
+const CALLER_GRACE: Duration = Duration::from_millis(2);
+
+/// Largest number of items that are deferred to a later group. Further items stay queued.
+const MAX_DEFERRED: usize = 64;
 
 /// Counter of concurrent callers.
 #[derive(Debug, Default)]
-pub struct Callers {
+struct Callers {
     current: AtomicUsize,
     /// Highest concurrency since the last call of [`Callers::take_peak`].
     peak: AtomicUsize,
@@ -34,7 +38,7 @@ pub struct Callers {
 
 impl Callers {
     /// Counts a caller until the returned guard is dropped.
-    pub fn enter(&self) -> impl Drop {
+    fn enter(&self) -> impl Drop {
         struct Caller<'a>(&'a AtomicUsize);
         impl Drop for Caller<'_> {
             fn drop(&mut self) {
@@ -48,11 +52,14 @@ impl Callers {
 
     /// Returns the highest concurrency since the last call, and resets the peak to the present
     /// number.
-    pub fn take_peak(&self) -> usize {
+    fn take_peak(&self) -> usize {
         self.peak
             .swap(self.current.load(Ordering::Relaxed), Ordering::Relaxed)
     }
 }
+
+/// Key that items of one group must not share: a scope and a value.
+pub type Key = (Option<String>, String);
 
 /// Writes groups of items.
 pub trait Writer: Send + Sync + 'static {
@@ -72,6 +79,15 @@ pub trait Writer: Send + Sync + 'static {
     fn size(_item: &Self::Item) -> usize {
         1
     }
+
+    /// Keys of an item. Items with a common key are written in different groups, so that the later
+    /// item finds the result of the earlier item in the database.
+    fn keys(_item: &Self::Item) -> Vec<Key> {
+        Vec::new()
+    }
+
+    /// Drops items before the write if the receiver of the answer is gone.
+    const DROPS_CANCELLED: bool = false;
 }
 
 type Pending<W> = (
@@ -117,9 +133,15 @@ impl<W: Writer> GroupCommit<W> {
         group
     }
 
+    /// Counts a caller that prepares an item for [`Self::enqueue`], until the guard is dropped. Groups
+    /// wait for counted callers.
+    pub fn enter(&self) -> impl Drop {
+        self.callers.enter()
+    }
+
     /// Writes an item and returns after the commit or the failure.
     pub async fn submit(&self, item: W::Item) -> Result<W::Answer> {
-        let _caller = self.callers.enter();
+        let _caller = self.enter();
         let answer = self.enqueue(item).await?;
         answer.await.map_err(|_| Error::ShuttingDown)?
     }
@@ -134,6 +156,67 @@ impl<W: Writer> GroupCommit<W> {
     }
 }
 
+/// Items that are written in one transaction.
+struct Group<W: Writer> {
+    items: Vec<Pending<W>>,
+    size: usize,
+    max_size: usize,
+    keys: HashSet<Key>,
+}
+
+/// Reason for an item to wait for a later group.
+enum Refusal<W: Writer> {
+    Full(Pending<W>),
+    KeyTaken(Pending<W>),
+}
+
+impl<W: Writer> Group<W> {
+    fn new(max_size: usize) -> Self {
+        Self {
+            items: Vec::new(),
+            size: 0,
+            max_size,
+            keys: HashSet::new(),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.size >= self.max_size
+    }
+
+    fn add(&mut self, pending: Pending<W>) -> Result<(), Refusal<W>> {
+        let (item, reply) = &pending;
+        if W::DROPS_CANCELLED && reply.is_closed() {
+            return Ok(());
+        }
+        let size = self.size + W::size(item);
+        if !self.items.is_empty() && size > self.max_size {
+            return Err(Refusal::Full(pending));
+        }
+        let keys = W::keys(item);
+        if keys.iter().any(|key| self.keys.contains(key)) {
+            return Err(Refusal::KeyTaken(pending));
+        }
+        self.keys.extend(keys);
+        self.size = size;
+        self.items.push(pending);
+        Ok(())
+    }
+
+    /// Moves as many deferred items as possible into the group, and keeps the order of the others.
+    fn add_deferred(&mut self, deferred: &mut VecDeque<Pending<W>>) {
+        for pending in std::mem::take(deferred) {
+            if self.is_full() {
+                deferred.push_back(pending);
+                continue;
+            }
+            if let Err(Refusal::Full(pending) | Refusal::KeyTaken(pending)) = self.add(pending) {
+                deferred.push_back(pending);
+            }
+        }
+    }
+}
+
 async fn collect_groups<W: Writer>(
     writer: Arc<W>,
     mut queue: mpsc::Receiver<Pending<W>>,
@@ -143,15 +226,13 @@ async fn collect_groups<W: Writer>(
     shutdown: CancellationToken,
 ) {
     let permits = Arc::new(Semaphore::new(max_groups));
-    let mut next = None;
+    let mut deferred = VecDeque::new();
     loop {
-        let first = if let Some(first) = next.take() {
-            first
-        } else {
+        if deferred.is_empty() {
             tokio::select! {
                 biased;
                 first = queue.recv() => match first {
-                    Some(first) => first,
+                    Some(first) => deferred.push_back(first),
                     None => return,
                 },
                 () = shutdown.cancelled(), if !queue.is_closed() => {
@@ -159,19 +240,19 @@ async fn collect_groups<W: Writer>(
                     continue;
                 }
             }
-        };
+        }
         // The semaphore is never closed.
         let Ok(permit) = permits.clone().acquire_owned().await else {
             return;
         };
-        let mut size = W::size(&first.0);
-        let mut group = vec![first];
+        let mut group = Group::<W>::new(max_size);
+        group.add_deferred(&mut deferred);
         let recent_callers = callers.take_peak().div_ceil(max_groups);
         let deadline = Instant::now() + CALLER_GRACE;
-        loop {
+        while !group.is_full() && deferred.len() < MAX_DEFERRED {
             let item = match queue.try_recv() {
                 Ok(item) => item,
-                Err(_) if group.len() < recent_callers => {
+                Err(_) if group.items.len() < recent_callers => {
                     match timeout_at(deadline, queue.recv()).await {
                         Ok(Some(item)) => item,
                         Ok(None) | Err(_) => break,
@@ -179,16 +260,21 @@ async fn collect_groups<W: Writer>(
                 }
                 Err(_) => break,
             };
-            size += W::size(&item.0);
-            if size > max_size {
-                next = Some(item);
-                break;
+            match group.add(item) {
+                Ok(()) => {}
+                Err(Refusal::KeyTaken(item)) => deferred.push_back(item),
+                Err(Refusal::Full(item)) => {
+                    deferred.push_back(item);
+                    break;
+                }
             }
-            group.push(item);
+        }
+        if group.items.is_empty() {
+            continue;
         }
         let writer = writer.clone();
         tokio::spawn(async move {
-            commit_group(writer.as_ref(), group).await;
+            commit_group(writer.as_ref(), group.items).await;
             drop(permit);
         });
     }

@@ -1,4 +1,4 @@
-//! Cameras: where everything that is seen comes from.
+//! Cameras: the sources of detections and events.
 
 mod service;
 

@@ -25,16 +25,17 @@ use crate::{
     },
 };
 
-/// The fields that an Update may change.
+/// Fields that `UpdateCamera` may change.
 const UPDATABLE: [&str; 3] = ["name", "folder_path", "status"];
 
-/// The longest folder path, in characters. Four bytes each still fit into an index of PostgreSQL.
-const LONGEST_FOLDER: usize = 512;
+/// Largest length of a folder path, in characters. Even with four bytes per character, the path
+/// fits into a PostgreSQL index.
+const MAX_FOLDER_PATH_CHARS: usize = 512;
 
-/// The cameras.
+/// Implementation of `CameraService`.
 #[derive(Debug, Clone)]
 pub struct Cameras {
-    /// Where they are kept.
+    /// Database of the cameras.
     pub db: Db,
 }
 
@@ -52,7 +53,7 @@ impl CameraService for Cameras {
         };
         let folder_path = match camera.folder_path.as_str() {
             "" => id.clone(),
-            path => check::name("camera.folder_path", path, 1..=LONGEST_FOLDER)?,
+            path => check::name("camera.folder_path", path, 1..=MAX_FOLDER_PATH_CHARS)?,
         };
         let status = CameraStatus::from_proto("camera.status", camera.status)?;
         let row = camera::ActiveModel {
@@ -64,12 +65,12 @@ impl CameraService for Cameras {
             deleted_at: Set(None),
             ..Default::default()
         };
-        let camera = self.db.write(async |tx| {
+        let creating = self.db.write(async |tx| {
             refuse_taken(tx, &row).await?;
-            let camera = row.insert(tx).await.map_err(taken)?;
+            let camera = row.insert(tx).await.map_err(constraint_error)?;
             announce(tx, pb::ChangeKind::Created, camera).await
         });
-        Ok(Response::new(camera.await?))
+        Ok(Response::new(creating.await?))
     }
 
     async fn get_camera(&self, request: Request<pb::GetCameraRequest>) -> Reply<pb::Camera> {
@@ -113,29 +114,29 @@ impl CameraService for Cameras {
         if mask.covers("folder_path", !camera.folder_path.is_empty()) {
             row.folder_path = Set(match camera.folder_path.as_str() {
                 "" => id.clone(),
-                path => check::name("camera.folder_path", path, 1..=LONGEST_FOLDER)?,
+                path => check::name("camera.folder_path", path, 1..=MAX_FOLDER_PATH_CHARS)?,
             });
         }
         if mask.covers("status", camera.status != 0) {
             let status = CameraStatus::from_proto("camera.status", camera.status)?;
             row.status = Set(status.unwrap_or(CameraStatus::Online));
         }
-        let camera = self.db.write(async |tx| {
-            let before = present(tx, &id).await?;
+        let updating = self.db.write(async |tx| {
+            let before = find_present(tx, &id).await?;
             if !row.is_changed() {
                 return Ok(before.into());
             }
             row.id = Set(id);
-            let camera = row.update(tx).await.map_err(taken)?;
+            let camera = row.update(tx).await.map_err(constraint_error)?;
             announce(tx, pb::ChangeKind::Updated, camera).await
         });
-        Ok(Response::new(camera.await?))
+        Ok(Response::new(updating.await?))
     }
 
     async fn delete_camera(&self, request: Request<pb::DeleteCameraRequest>) -> Reply<()> {
         let id = check::id("id", &request.into_inner().id)?;
         let deleted = self.db.write(async |tx| {
-            let mut camera: camera::ActiveModel = present(tx, &id).await?.into();
+            let mut camera: camera::ActiveModel = find_present(tx, &id).await?.into();
             camera.deleted_at = Set(Some(entity::now()));
             announce(tx, pb::ChangeKind::Deleted, camera.update(tx).await?).await
         });
@@ -148,24 +149,24 @@ impl CameraService for Cameras {
         request: Request<pb::RestoreCameraRequest>,
     ) -> Reply<pb::Camera> {
         let id = check::id("id", &request.into_inner().id)?;
-        let camera = self.db.write(async |tx| {
-            let camera = locked(tx, &id).await?;
-            if camera.deleted_at.is_none() {
+        let restoring = self.db.write(async |tx| {
+            let stored = find_locked(tx, &id).await?;
+            if stored.deleted_at.is_none() {
                 return Err(Error::WrongStatus {
                     resource: "camera",
                     status: "not deleted".into(),
                 });
             }
-            let mut camera: camera::ActiveModel = camera.into();
+            let mut camera: camera::ActiveModel = stored.into();
             camera.deleted_at = Set(None);
             announce(tx, pb::ChangeKind::Restored, camera.update(tx).await?).await
         });
-        Ok(Response::new(camera.await?))
+        Ok(Response::new(restoring.await?))
     }
 }
 
-/// The camera, deleted or not; nobody else changes it before the transaction ends.
-async fn locked(tx: &DatabaseTransaction, id: &str) -> Result<camera::Model> {
+/// Loads a camera, deleted or not, and locks the row until the transaction ends.
+async fn find_locked(tx: &DatabaseTransaction, id: &str) -> Result<camera::Model> {
     row::require(
         camera::Entity::find_by_id(id)
             .lock_exclusive()
@@ -176,9 +177,9 @@ async fn locked(tx: &DatabaseTransaction, id: &str) -> Result<camera::Model> {
     )
 }
 
-/// The camera if it is not deleted; nobody else changes it before the transaction ends.
-async fn present(tx: &DatabaseTransaction, id: &str) -> Result<camera::Model> {
-    let camera = locked(tx, id).await?;
+/// Loads a camera that is not deleted, and locks the row until the transaction ends.
+async fn find_present(tx: &DatabaseTransaction, id: &str) -> Result<camera::Model> {
+    let camera = find_locked(tx, id).await?;
     row::require(
         Some(camera).filter(|camera| camera.deleted_at.is_none()),
         "camera",
@@ -209,7 +210,7 @@ async fn announce(
     Ok(camera)
 }
 
-/// Refuses a new camera whose id, name or folder path another one has, by the name of the first.
+/// Fails with `ALREADY_EXISTS` if another camera has the same id, name or folder path.
 async fn refuse_taken(tx: &DatabaseTransaction, row: &camera::ActiveModel) -> Result<()> {
     use camera::Column::{FolderPath, Id, Name};
     for (column, field) in [(Id, "id"), (Name, "name"), (FolderPath, "folder_path")] {
@@ -222,13 +223,13 @@ async fn refuse_taken(tx: &DatabaseTransaction, row: &camera::ActiveModel) -> Re
             .await?
             .is_some()
         {
-            return Err(exists(&format!("camera.{field}")));
+            return Err(already_exists(&format!("camera.{field}")));
         }
     }
     Ok(())
 }
 
-fn exists(field: &str) -> Error {
+fn already_exists(field: &str) -> Error {
     let problem = "another camera, perhaps a deleted one, has it".into();
     Error::AlreadyExists {
         field: field.into(),
@@ -236,8 +237,8 @@ fn exists(field: &str) -> Error {
     }
 }
 
-/// Which of the unique values is taken.
-fn taken(error: sea_orm::DbErr) -> Error {
+/// Converts a violated unique constraint into an error with the field name.
+fn constraint_error(error: sea_orm::DbErr) -> Error {
     let error = Error::from(error);
     let Error::AlreadyExists { field, .. } = &error else {
         return error;
@@ -249,29 +250,29 @@ fn taken(error: sea_orm::DbErr) -> Error {
     } else {
         "camera.id"
     };
-    exists(field)
+    already_exists(field)
 }
 
-/// An id made of a name: see `Camera.id`.
+/// Derives an id from a name, see `Camera.id`.
 fn id_from_name(name: &str) -> Result<String> {
     let mut id = String::new();
     for c in name.trim().to_lowercase().chars() {
-        let joins = matches!(c, ' ' | '-' | '_');
-        if joins && !id.is_empty() && !id.ends_with('_') {
+        let is_separator = matches!(c, ' ' | '-' | '_');
+        if is_separator && !id.is_empty() && !id.ends_with('_') {
             id.push('_');
         } else if c.is_ascii_alphanumeric() {
             id.push(c);
         }
     }
     id.truncate(64);
-    let id = id.trim_end_matches('_');
-    if id.is_empty() {
+    let trimmed = id.trim_end_matches('_');
+    if trimmed.is_empty() {
         return Err(Error::invalid(
             "camera.id",
             "is required, for none can be made of the name",
         ));
     }
-    Ok(id.to_string())
+    Ok(trimmed.to_string())
 }
 
 impl pb::CameraFilter {

@@ -1,4 +1,4 @@
-//! The checks of an ingest, and the rows that it will become, before any database is asked.
+//! Validation of an ingest and conversion into rows, without the database.
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -18,80 +18,87 @@ use crate::{
     rpc::{check, enums::FromProto, json, time},
 };
 
-/// How many detections an event may have.
-const DETECTIONS: usize = 1_000;
+/// Largest number of detections in an event.
+const MAX_DETECTIONS: usize = 1_000;
 
-/// The longest text that people or models write, in characters.
-const LONG_TEXT: usize = 65_536;
-const LONG_PROMPT: usize = 1_048_576;
+/// Largest lengths of summaries and of prompts, in characters.
+const MAX_TEXT_CHARS: usize = 65_536;
+const MAX_PROMPT_CHARS: usize = 1_048_576;
 
-/// The largest answer to an ingest, in bytes, without its alerts. Most clients take messages of 4 MiB.
-const LARGEST_ANSWER: usize = 7 << 19;
+/// Largest response to an ingest without alerts, in bytes: 3.5 MiB. Most clients accept messages of
+/// 4 MiB.
+const MAX_RESPONSE_BYTES: usize = 7 << 19;
 
-/// What the answer has of a detection that the request need not have, at most: ids, the camera, and times.
-const ADDED: usize = 128;
+/// Largest number of bytes that the response adds to a detection of the request: ids, camera and
+/// times.
+const RESPONSE_BYTES_PER_DETECTION: usize = 128;
 
-/// The largest enrichment of a detection, in bytes of JSON.
-const LARGEST_ENRICHMENT: usize = 64 << 10;
+/// Largest enrichment of a detection, in bytes of JSON.
+const MAX_ENRICHMENT_BYTES: usize = 64 << 10;
 
-/// An ingest that can be stored. The ids of its rows are still 0.
+/// Validated ingest. The ids of the rows are 0 until the ingest is stored.
 #[derive(Debug, Clone)]
 pub(super) struct Ingest {
     pub event: event::Model,
     pub detections: Vec<detection::Model>,
-    /// The client's id of the request.
+    /// Idempotency key of the request.
     pub request_id: Option<String>,
-    /// The client's id of the event; `None` if the server made one up.
+    /// Event id of the client. `None` if the server generated `event.batch_id`.
     pub batch_id: Option<String>,
-    /// Tells whether a repeated request is the same.
+    /// Hash of the request without `request_id` and `explain`. Equal for repetitions of a request.
     pub fingerprint: Vec<u8>,
-    /// Whether the caller wants to know what stopped the rules that do not match.
+    /// Asks for the outcomes of rules that do not match.
     pub explain: bool,
 }
 
 impl Ingest {
-    /// Checks a request and lays out its rows.
+    /// Validates a request and builds the rows.
     pub(super) fn parse(mut request: pb::IngestEventRequest) -> Result<Self> {
         let now = entity::now();
         let optional = |text: &str| Some(text.to_string()).filter(|text| !text.is_empty());
-        let request_id = check::text("request_id", &request.request_id, 0..=128)?;
-        let request_id = optional(&request_id);
+        let request_id = optional(&check::text("request_id", &request.request_id, 0..=128)?);
         request.request_id.clear();
-        // Who asks for more is told more of the same.
+        // `explain` changes the response only, so that a repetition may differ in it.
         let explain = std::mem::take(&mut request.explain);
         let fingerprint = Sha256::digest(request.encode_to_vec()).to_vec();
 
-        refuse_large_answer(&request)?;
+        refuse_large_response(&request)?;
         let event = request
             .event
             .ok_or_else(|| Error::invalid("event", "is required"))?;
-        if request.detections.len() > DETECTIONS {
+        if request.detections.len() > MAX_DETECTIONS {
             return Err(Error::invalid(
                 "detections",
-                format!("must have at most {DETECTIONS} entries"),
+                format!("must have at most {MAX_DETECTIONS} entries"),
             ));
         }
         let camera_id = check::id("event.camera_id", &event.camera_id)?;
         let batch_id = optional(&check::text("event.batch_id", &event.batch_id, 0..=255)?);
-        let started_at = event
+        let requested_start = event
             .started_at
             .map(|started_at| time::past("event.started_at", started_at, now))
             .transpose()?;
 
-        let detection = |(at, detection)| {
-            parse_detection(at, detection, &camera_id, started_at.unwrap_or(now), now)
+        let parse = |(index, detection)| {
+            parse_detection(
+                index,
+                detection,
+                &camera_id,
+                requested_start.unwrap_or(now),
+                now,
+            )
         };
         let detections = request
             .detections
             .into_iter()
             .enumerate()
-            .map(detection)
+            .map(parse)
             .collect::<Result<Vec<_>>>()?;
         let earliest = detections
             .iter()
             .map(|detection| detection.detected_at)
             .min();
-        let started_at = started_at.or(earliest).unwrap_or(now);
+        let started_at = requested_start.or(earliest).unwrap_or(now);
         let event = parse_event(
             event,
             batch_id.clone(),
@@ -111,11 +118,11 @@ impl Ingest {
     }
 }
 
-/// Refuses an ingest whose answer, which repeats the event and its detections, would be too large for clients: it would
-/// be stored, and could not be told.
-fn refuse_large_answer(request: &pb::IngestEventRequest) -> Result<()> {
-    let bytes = request.encoded_len() + request.detections.len() * ADDED;
-    if bytes <= LARGEST_ANSWER {
+/// Refuses an ingest whose response would exceed the message limit of clients. The response repeats
+/// the event and the detections.
+fn refuse_large_response(request: &pb::IngestEventRequest) -> Result<()> {
+    let bytes = request.encoded_len() + request.detections.len() * RESPONSE_BYTES_PER_DETECTION;
+    if bytes <= MAX_RESPONSE_BYTES {
         return Ok(());
     }
     let field = if request.detections.is_empty() {
@@ -123,7 +130,7 @@ fn refuse_large_answer(request: &pb::IngestEventRequest) -> Result<()> {
     } else {
         "detections"
     };
-    let problem = format!("must have at most {LARGEST_ANSWER} bytes together, got {bytes}");
+    let problem = format!("must have at most {MAX_RESPONSE_BYTES} bytes together, got {bytes}");
     Err(Error::invalid(field, problem))
 }
 
@@ -150,8 +157,8 @@ fn parse_event(
         .map(|score| check::within("event.risk_score", score, 0..=100))
         .transpose()?;
     let risk_level = RiskLevel::from_proto("event.risk_level", event.risk_level)?;
-    let text = |field: &str, text: Option<String>, longest| {
-        check::optional_text(field, text.as_deref(), 0..=longest)
+    let text = |field: &str, text: Option<String>, max_chars| {
+        check::optional_text(field, text.as_deref(), 0..=max_chars)
     };
     Ok(event::Model {
         id: 0,
@@ -160,10 +167,10 @@ fn parse_event(
         started_at,
         ended_at,
         risk_score,
-        risk_level: risk_level.or(risk_score.map(level)),
-        summary: text("event.summary", event.summary, LONG_TEXT)?,
-        reasoning: text("event.reasoning", event.reasoning, LONG_TEXT)?,
-        llm_prompt: text("event.llm_prompt", event.llm_prompt, LONG_PROMPT)?,
+        risk_level: risk_level.or(risk_score.map(risk_level_of)),
+        summary: text("event.summary", event.summary, MAX_TEXT_CHARS)?,
+        reasoning: text("event.reasoning", event.reasoning, MAX_TEXT_CHARS)?,
+        llm_prompt: text("event.llm_prompt", event.llm_prompt, MAX_PROMPT_CHARS)?,
         reviewed: false,
         notes: None,
         is_fast_path: event.is_fast_path,
@@ -177,8 +184,8 @@ fn parse_event(
     })
 }
 
-/// The level of a score; see `Severity` in the API.
-fn level(score: i32) -> RiskLevel {
+/// Returns the risk level of a score, see `Severity` in the API.
+fn risk_level_of(score: i32) -> RiskLevel {
     match score {
         ..30 => RiskLevel::Low,
         30..60 => RiskLevel::Medium,
@@ -187,7 +194,7 @@ fn level(score: i32) -> RiskLevel {
     }
 }
 
-/// The types of all detections, each once, as the column has them.
+/// Returns the distinct object types in lower case, separated by commas.
 fn object_types(detections: &[detection::Model]) -> Option<String> {
     let mut types: Vec<String> = Vec::new();
     for name in detections
@@ -202,7 +209,7 @@ fn object_types(detections: &[detection::Model]) -> Option<String> {
     Some(types.join(",")).filter(|types| !types.is_empty())
 }
 
-/// What an object is, which is kept in lists that commas part.
+/// Validates an object type. Commas are refused, because the column separates types by commas.
 pub(super) fn object_type(
     field: &str,
     name: &str,
@@ -215,15 +222,15 @@ pub(super) fn object_type(
 }
 
 fn parse_detection(
-    at: usize,
+    index: usize,
     detection: pb::Detection,
     camera_id: &str,
-    seen_at: DateTime<Utc>,
+    default_time: DateTime<Utc>,
     now: DateTime<Utc>,
 ) -> Result<detection::Model> {
-    let field = |name: &str| format!("detections[{at}].{name}");
-    let text = |name: &str, text: Option<String>, longest| {
-        check::optional_text(&field(name), text.as_deref(), 0..=longest)
+    let field = |name: &str| format!("detections[{index}].{name}");
+    let text = |name: &str, text: Option<String>, max_chars| {
+        check::optional_text(&field(name), text.as_deref(), 0..=max_chars)
     };
     if !detection.camera_id.is_empty() && detection.camera_id != camera_id {
         return Err(Error::invalid(
@@ -234,14 +241,14 @@ fn parse_detection(
     let object_type = detection
         .object_type
         .map(|name| object_type(&field("object_type"), &name, 1..=255));
-    let boxed = [
+    let bbox = [
         detection.bbox_x,
         detection.bbox_y,
         detection.bbox_width,
         detection.bbox_height,
     ];
-    if let Some(missing) = boxed.iter().position(Option::is_none)
-        && boxed.iter().any(Option::is_some)
+    if let Some(missing) = bbox.iter().position(Option::is_none)
+        && bbox.iter().any(Option::is_some)
     {
         let name = ["bbox_x", "bbox_y", "bbox_width", "bbox_height"][missing];
         return Err(Error::invalid(
@@ -249,33 +256,30 @@ fn parse_detection(
             "is required where another part of the bounding box is set",
         ));
     }
-    let size = |name: &str, size: Option<i32>, least: i32| {
-        size.map(|size| check::within(&field(name), size, least..=i32::MAX))
+    let size = |name: &str, size: Option<i32>, minimum: i32| {
+        size.map(|size| check::within(&field(name), size, minimum..=i32::MAX))
             .transpose()
     };
     let confidence = detection
         .confidence
-        .map(|sure| check::within(&field("confidence"), sure, 0.0..=1.0));
-    let duration = detection.duration.map(|length| {
-        time::duration(
-            &field("duration"),
-            length,
-            &(Duration::ZERO..=time::MAX_DURATION),
-        )
+        .map(|confidence| check::within(&field("confidence"), confidence, 0.0..=1.0));
+    let duration = detection.duration.map(|duration| {
+        let bounds = Duration::ZERO..=time::MAX_DURATION;
+        time::duration(&field("duration"), duration, &bounds)
     });
     let detected_at = detection
         .detected_at
-        .map(|seen_at| time::past(&field("detected_at"), seen_at, now));
+        .map(|detected_at| time::past(&field("detected_at"), detected_at, now));
     let labels = check::texts(&field("labels"), &detection.labels, 64, &(1..=255))?;
     let enrichment = detection
         .enrichment_data
-        .map(|data| json::from_proto(&field("enrichment_data"), data, LARGEST_ENRICHMENT));
+        .map(|data| json::from_proto(&field("enrichment_data"), data, MAX_ENRICHMENT_BYTES));
     Ok(detection::Model {
         id: 0,
         camera_id: camera_id.to_string(),
         file_path: check::text(&field("file_path"), &detection.file_path, 0..=1024)?,
         file_type: text("file_type", detection.file_type, 255)?,
-        detected_at: detected_at.transpose()?.unwrap_or(seen_at),
+        detected_at: detected_at.transpose()?.unwrap_or(default_time),
         object_type: object_type.transpose()?,
         confidence: confidence.transpose()?,
         bbox_x: detection.bbox_x,
@@ -311,7 +315,7 @@ mod tests {
             (85, Critical),
         ];
         for (score, expected) in levels {
-            assert_eq!(level(score), expected, "{score}");
+            assert_eq!(risk_level_of(score), expected, "{score}");
         }
     }
 

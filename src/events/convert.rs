@@ -1,4 +1,4 @@
-//! Events and detections, from rows to messages.
+//! Conversion of event and detection rows to messages.
 
 use crate::{
     entity::{

@@ -1,18 +1,20 @@
-//! Events: what cameras saw, taken in with everything that follows from it.
+//! Events: ingest, deduplication of requests, alert creation, and `EventService`.
 
 mod batch;
 mod check;
 mod committer;
 mod convert;
-mod counts;
+mod evaluation;
 mod lookup;
+mod metrics;
 mod raise;
 mod replay;
 pub mod retention;
 mod service;
 mod sources;
-mod suppressed;
+mod stages;
+mod suppressions;
 
 pub use committer::Committer;
-pub use counts::Counts;
+pub use metrics::IngestMetrics;
 pub use service::Events;

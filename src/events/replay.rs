@@ -1,4 +1,4 @@
-//! Repeated ingests: recognised by their keys, and answered with what the first one did.
+//! Detection of repeated ingests, and the response with the stored result.
 
 use std::collections::HashSet;
 
@@ -9,53 +9,54 @@ use sea_orm::{
 };
 
 use super::{
-    batch::{Answer, Judged},
     check::Ingest,
+    stages::{Answer, EvaluatedIngest, MatchResults, NewIngest},
 };
 use crate::{
-    alerts::engine::{live::RuleSet, outcomes},
+    alerts::engine::{outcomes, rule_set::RuleSet},
+    batch::group_commit::Key,
     entity::{alert, detection, event, event_detection, event_ingest},
     error::{Error, Result},
     pb,
 };
 
-/// The row by which a repetition of this ingest will be recognised.
-pub(super) fn key(judged: &Judged, now: DateTime<Utc>) -> event_ingest::Model {
-    let ingest = &judged.ingest;
+/// Builds the row that identifies repetitions of the ingest.
+pub(super) fn key(
+    new: &NewIngest<'_>,
+    results: &MatchResults,
+    now: DateTime<Utc>,
+) -> event_ingest::Model {
+    let ingest = &new.evaluated.ingest;
     event_ingest::Model {
-        event_id: ingest.event.id,
+        event_id: new.event_id,
         camera_id: ingest.event.camera_id.clone(),
         batch_id: ingest.batch_id.clone(),
         request_id: ingest.request_id.clone(),
         fingerprint: ingest.fingerprint.clone(),
-        outcomes: Some(outcomes::encode(judged.outcomes())),
+        outcomes: Some(outcomes::encode(results.outcomes.iter())),
         created_at: now,
     }
 }
 
-/// Whether two ingests share a key, so that one of them must wait for the other.
-pub(super) fn share_a_key(ingest: &Ingest, keys: &mut HashSet<(Option<String>, String)>) -> bool {
+/// Returns the keys by which repetitions of the ingest are recognized. Two ingests with a common key
+/// must not be written in the same transaction.
+pub(super) fn keys(ingest: &Ingest) -> Vec<Key> {
     let request = ingest.request_id.clone().map(|id| (None, id));
     let batch = ingest
         .batch_id
         .clone()
         .map(|id| (Some(ingest.event.camera_id.clone()), id));
-    let wanted: Vec<_> = request.into_iter().chain(batch).collect();
-    if wanted.iter().any(|key| keys.contains(key)) {
-        return true;
-    }
-    keys.extend(wanted);
-    false
+    request.into_iter().chain(batch).collect()
 }
 
-/// Answers the ingests that were carried out before; `None` for new ones.
-pub(super) async fn answers(
+/// Returns the stored responses of repeated ingests. `None` for a new ingest.
+pub(super) async fn find_replays(
     tx: &DatabaseTransaction,
-    batch: &[Judged],
+    batch: &[EvaluatedIngest],
 ) -> Result<Vec<Option<Answer>>> {
     use event_ingest::Column::{BatchId, CameraId, RequestId};
 
-    let ingests: Vec<_> = batch.iter().map(|judged| &judged.ingest).collect();
+    let ingests: Vec<_> = batch.iter().map(|evaluated| &evaluated.ingest).collect();
     let request_ids: Vec<_> = ingests
         .iter()
         .filter_map(|ingest| ingest.request_id.clone())
@@ -88,7 +89,7 @@ pub(super) async fn answers(
         );
     }
     let mut answers = Vec::with_capacity(ingests.len());
-    for (ingest, judged) in ingests.iter().zip(batch) {
+    for (ingest, evaluated) in ingests.iter().zip(batch) {
         let by_request = earlier
             .iter()
             .find(|row| row.request_id.is_some() && row.request_id == ingest.request_id);
@@ -100,7 +101,7 @@ pub(super) async fn answers(
         answers.push(match (by_request, by_batch) {
             (None, None) => None,
             (Some(row), _) | (None, Some(row)) if row.fingerprint == ingest.fingerprint => {
-                Some(Ok(response(tx, row, &judged.rules).await?))
+                Some(Ok(stored_response(tx, row, &evaluated.rules).await?))
             }
             (Some(_), _) => Some(Err(Error::KeyReused {
                 field: "request_id",
@@ -113,8 +114,8 @@ pub(super) async fn answers(
     Ok(answers)
 }
 
-/// What the first request did, as it is now.
-async fn response(
+/// Builds the response from the stored rows in their present state.
+async fn stored_response(
     tx: &DatabaseTransaction,
     row: &event_ingest::Model,
     rules: &RuleSet,
@@ -134,7 +135,7 @@ async fn response(
         .await?;
     let alerts = alert::Entity::find()
         .filter(alert::Column::EventId.eq(row.event_id))
-        // Not those that were raised by hand later.
+        // Excludes alerts that clients raised for the event later.
         .filter(alert::Column::CreatedAt.eq(row.created_at))
         .order_by_asc(alert::Column::Id)
         .all(tx)
@@ -146,7 +147,7 @@ async fn response(
         rule_outcomes: row
             .outcomes
             .as_deref()
-            .map(|kept| outcomes::decode(kept, rules))
+            .map(|stored_outcomes| outcomes::decode(stored_outcomes, rules))
             .unwrap_or_default(),
         replayed: true,
     })

@@ -1,4 +1,4 @@
-//! Forgetting the outcomes of ingests, which are kept for a day for whoever repeats a request.
+//! Retention of stored rule outcomes. Outcomes are kept for one day for repeated requests.
 
 use std::time::Duration;
 
@@ -8,29 +8,29 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{clock, db::Db, error::Result};
 
-/// How long outcomes are kept.
-const KEPT: TimeDelta = TimeDelta::days(1);
+/// Retention of outcomes.
+const OUTCOME_RETENTION: TimeDelta = TimeDelta::days(1);
 
-/// How often to look.
+/// Interval between runs.
 const PERIOD: Duration = Duration::from_mins(5);
 
-/// How many rows one transaction changes.
-const CHUNK: u64 = 1_000;
+/// Largest number of rows that one transaction changes.
+const MAX_ROWS_PER_TRANSACTION: u64 = 1_000;
 
-const FORGET: &str = "\
+const CLEAR_OUTCOMES: &str = "\
     UPDATE event_ingests SET outcomes = NULL WHERE event_id IN (SELECT event_id FROM event_ingests \
     WHERE created_at >= $1 AND created_at < $2 AND outcomes IS NOT NULL ORDER BY created_at LIMIT $3)";
 
-/// Forgets, again and again, until shutdown.
+/// Clears old outcomes periodically until shutdown.
 pub async fn run(db: Db, shutdown: CancellationToken) {
-    // What was looked at before need not be looked at again.
-    let mut since = DateTime::UNIX_EPOCH;
+    // Rows before this time are already cleared.
+    let mut cleared_until = DateTime::UNIX_EPOCH;
     loop {
-        let before = clock::for_retention() - KEPT;
-        match forget(&db, since, before).await {
-            Ok(()) => since = before,
+        let before = clock::for_retention() - OUTCOME_RETENTION;
+        match clear_outcomes(&db, cleared_until, before).await {
+            Ok(()) => cleared_until = before,
             Err(error) => {
-                tracing::warn!(%error, "the outcomes of old ingests could not be forgotten; it is tried again");
+                tracing::warn!(%error, "old ingest outcomes cannot be cleared; retrying");
             }
         }
         tokio::select! {
@@ -40,15 +40,25 @@ pub async fn run(db: Db, shutdown: CancellationToken) {
     }
 }
 
-async fn forget(db: &Db, since: DateTime<Utc>, before: DateTime<Utc>) -> Result<()> {
-    let values = || [since.into(), before.into(), CHUNK.into()];
+async fn clear_outcomes(
+    db: &Db,
+    cleared_until: DateTime<Utc>,
+    before: DateTime<Utc>,
+) -> Result<()> {
+    let values = || {
+        [
+            cleared_until.into(),
+            before.into(),
+            MAX_ROWS_PER_TRANSACTION.into(),
+        ]
+    };
     loop {
         let changed = db.write(async |tx| {
-            let forget =
-                Statement::from_sql_and_values(tx.get_database_backend(), FORGET, values());
-            Ok(tx.execute_raw(forget).await?.rows_affected())
+            let clear_outcomes =
+                Statement::from_sql_and_values(tx.get_database_backend(), CLEAR_OUTCOMES, values());
+            Ok(tx.execute_raw(clear_outcomes).await?.rows_affected())
         });
-        if changed.await? < CHUNK {
+        if changed.await? < MAX_ROWS_PER_TRANSACTION {
             return Ok(());
         }
     }

@@ -31,17 +31,17 @@ use crate::{
     rpc::{Reply, check, enums::FromProto, page::Page, time, work},
 };
 
-/// How many values a list of a filter may have.
-const MOST: usize = 1_000;
+/// Largest number of values in a list of a filter.
+const MAX_LIST_VALUES: usize = 1_000;
 
-/// The events.
+/// Implementation of `EventService`.
 #[derive(Debug, Clone)]
 pub struct Events {
-    /// Where they are kept.
+    /// Database of the events.
     pub db: Db,
-    /// Stores new ones.
+    /// Group commit of ingests.
     pub committer: Arc<Committer>,
-    /// Told how many detections were ingested.
+    /// Counter of ingested detections, for the GPU sampler.
     pub detections: Detections,
 }
 
@@ -122,7 +122,7 @@ impl EventService for Events {
         let id = check::row_id("id", request.id)?;
         let notes = check::optional_text("notes", request.notes.as_deref(), 0..=65_536)?;
         let event = self.db.write(async |tx| {
-            let mut event: event::ActiveModel = present(tx, id).await?.into();
+            let mut event: event::ActiveModel = find_present(tx, id).await?.into();
             event.reviewed = Set(request.reviewed.unwrap_or(true));
             if let Some(notes) = notes {
                 event.notes = Set(Some(notes).filter(|notes| !notes.is_empty()));
@@ -135,7 +135,7 @@ impl EventService for Events {
     async fn delete_event(&self, request: Request<pb::DeleteEventRequest>) -> Reply<()> {
         let id = check::row_id("id", request.into_inner().id)?;
         let deleted = self.db.write(async |tx| {
-            let mut event: event::ActiveModel = present(tx, id).await?.into();
+            let mut event: event::ActiveModel = find_present(tx, id).await?.into();
             event.deleted_at = Set(Some(entity::now()));
             announce(tx, ChangeKind::Deleted, event.update(tx).await?).await
         });
@@ -148,8 +148,8 @@ fn is_present(event: &event::Model) -> bool {
     event.deleted_at.is_none()
 }
 
-/// The event if it is not deleted; nobody else changes it before the transaction ends.
-async fn present(tx: &DatabaseTransaction, id: i64) -> Result<event::Model> {
+/// Loads an event that is not deleted, and locks the row until the transaction ends.
+async fn find_present(tx: &DatabaseTransaction, id: i64) -> Result<event::Model> {
     let event = event::Entity::find_by_id(id)
         .lock_exclusive()
         .one(tx)
@@ -168,7 +168,8 @@ async fn announce(
 }
 
 impl pb::EventFilter {
-    /// Returns true if an index serves the filter: all, or those of one risk level, in their order.
+    /// Returns true if an index serves the filter: at most one risk level, optionally in a time
+    /// range.
     fn has_index(&self) -> bool {
         let served = Self {
             started_at: self.started_at,
@@ -180,17 +181,22 @@ impl pb::EventFilter {
 
     fn select(&self, backend: DbBackend) -> Result<Select<event::Entity>> {
         use event::Column;
-        let camera_ids = check::texts("filter.camera_ids", &self.camera_ids, MOST, &(1..=64))?;
+        let camera_ids = check::texts(
+            "filter.camera_ids",
+            &self.camera_ids,
+            MAX_LIST_VALUES,
+            &(1..=64),
+        )?;
         let (start, end) = time::bounds("filter.started_at", self.started_at)?;
         let score = |field: &str, score: Option<i32>| {
             score
                 .map(|score| check::within(field, score, 0..=100))
                 .transpose()
         };
-        let least = score("filter.min_risk_score", self.min_risk_score)?;
-        let most = score("filter.max_risk_score", self.max_risk_score)?;
-        if let (Some(least), Some(most)) = (least, most)
-            && most < least
+        let min_score = score("filter.min_risk_score", self.min_risk_score)?;
+        let max_score = score("filter.max_risk_score", self.max_risk_score)?;
+        if let (Some(min_score), Some(max_score)) = (min_score, max_score)
+            && max_score < min_score
         {
             return Err(Error::invalid(
                 "filter.max_risk_score",
@@ -206,11 +212,11 @@ impl pb::EventFilter {
                 select.filter(Column::StartedAt.gte(start))
             })
             .apply_if(end, |select, end| select.filter(Column::StartedAt.lt(end)))
-            .apply_if(least, |select, least| {
-                select.filter(Column::RiskScore.gte(least))
+            .apply_if(min_score, |select, min_score| {
+                select.filter(Column::RiskScore.gte(min_score))
             })
-            .apply_if(most, |select, most| {
-                select.filter(Column::RiskScore.lte(most))
+            .apply_if(max_score, |select, max_score| {
+                select.filter(Column::RiskScore.lte(max_score))
             })
             .apply_if(self.reviewed, |select, reviewed| {
                 select.filter(Column::Reviewed.eq(reviewed))
@@ -236,11 +242,11 @@ impl pb::EventFilter {
                 Column::Notes,
                 Column::ObjectTypes,
             ];
-            let holds = |column| row::contains(Expr::col(column), backend, word);
-            let any = columns.into_iter().map(holds).reduce(ExprTrait::or);
+            let contains_word = |column| row::contains(Expr::col(column), backend, word);
+            let any = columns.into_iter().map(contains_word).reduce(ExprTrait::or);
             select = select.apply_if(any, QueryFilter::filter);
         }
-        // Prompts are long, and not listed.
+        // Prompts are long and not part of lists.
         let listed = Column::iter().filter(|column| !matches!(column, Column::LlmPrompt));
         Ok(select
             .select_only()
@@ -250,7 +256,8 @@ impl pb::EventFilter {
 }
 
 impl pb::DetectionFilter {
-    /// Returns true if an index serves the filter: those of one event; or all, or those of one camera, in their order.
+    /// Returns true if an index serves the filter: one event, or at most one camera, optionally in
+    /// a time range.
     fn has_index(&self) -> bool {
         let served = Self {
             camera_ids: self.camera_ids.clone(),
@@ -262,22 +269,27 @@ impl pb::DetectionFilter {
 
     fn select(&self, backend: DbBackend) -> Result<Select<detection::Entity>> {
         use detection::Column;
-        let camera_ids = check::texts("filter.camera_ids", &self.camera_ids, MOST, &(1..=64))?;
+        let camera_ids = check::texts(
+            "filter.camera_ids",
+            &self.camera_ids,
+            MAX_LIST_VALUES,
+            &(1..=64),
+        )?;
         let (start, end) = time::bounds("filter.detected_at", self.detected_at)?;
         let object_type = object_type("filter.object_type", &self.object_type, 0..=255)?;
         let confidence = self
             .min_confidence
-            .map(|least| check::within("filter.min_confidence", least, 0.0..=1.0));
+            .map(|confidence| check::within("filter.min_confidence", confidence, 0.0..=1.0));
         let mut select = detection::Entity::find()
             .apply_if(start, |select, start| {
                 select.filter(Column::DetectedAt.gte(start))
             })
             .apply_if(end, |select, end| select.filter(Column::DetectedAt.lt(end)))
-            .apply_if(confidence.transpose()?, |select, least| {
-                select.filter(Column::Confidence.gte(least))
+            .apply_if(confidence.transpose()?, |select, confidence| {
+                select.filter(Column::Confidence.gte(confidence))
             });
         if let Some(event_id) = self.event_id {
-            let linked = event_detection::Entity::find()
+            let event_detections = event_detection::Entity::find()
                 .select_only()
                 .column(event_detection::Column::DetectionId)
                 .filter(
@@ -285,7 +297,7 @@ impl pb::DetectionFilter {
                         .eq(check::row_id("filter.event_id", event_id)?),
                 )
                 .into_query();
-            select = select.filter(Column::Id.in_subquery(linked));
+            select = select.filter(Column::Id.in_subquery(event_detections));
         }
         if !camera_ids.is_empty() {
             select = select.filter(Column::CameraId.is_in(camera_ids));

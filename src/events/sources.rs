@@ -1,4 +1,4 @@
-//! The cameras that ingests come from: whether they are there, and when they were last seen.
+//! Cameras of ingests: existence and `last_seen_at`.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,75 +9,79 @@ use sea_orm::{
 };
 
 use super::{
-    batch::{Answer, Judged},
     check::Ingest,
+    stages::{Answer, EvaluatedIngest},
 };
 use crate::{
     entity::camera,
     error::{Error, Result},
 };
 
-/// How far behind `cameras.last_seen_at` may be, so that not every ingest writes the camera's row.
-const SEEN_EVERY: TimeDelta = TimeDelta::seconds(10);
+/// Permitted lag of `cameras.last_seen_at`. Avoids a write of the camera row for every ingest.
+const MAX_LAST_SEEN_LAG: TimeDelta = TimeDelta::seconds(10);
 
-/// What an ingest has to know of a camera.
+/// Columns of a camera that ingests need.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct CameraState {
     pub deleted: bool,
     pub last_seen_at: Option<DateTime<Utc>>,
 }
 
-/// The cameras of a batch by id.
-pub(super) type Cameras = HashMap<String, Source>;
+/// Cameras of a batch by id.
+pub(super) type CameraStates = HashMap<String, CameraState>;
 
-/// Answers the ingests whose camera does not exist, or not any more.
-pub(super) fn check(cameras: &Cameras, batch: &[Judged], answers: &mut [Option<Answer>]) {
-    for (judged, answer) in batch.iter().zip(answers) {
-        let problem = match cameras.get(&judged.ingest.event.camera_id) {
+/// Refuses the ingests of deleted and unknown cameras.
+pub(super) fn refuse_absent_cameras(
+    cameras: &CameraStates,
+    batch: &[EvaluatedIngest],
+    answers: &mut [Option<Answer>],
+) {
+    for (evaluated, answer) in batch.iter().zip(answers) {
+        let problem = match cameras.get(&evaluated.ingest.event.camera_id) {
             Some(camera) if !camera.deleted => continue,
             Some(_) => "names a camera that is deleted",
             None => "names a camera that does not exist",
         };
         let field = "event.camera_id".to_string();
-        let refused = || {
+        let refusal = || {
             Err(Error::BrokenReference {
                 field,
                 problem: problem.into(),
             })
         };
-        answer.get_or_insert_with(refused);
+        answer.get_or_insert_with(refusal);
     }
 }
 
-/// Brings `last_seen_at` of the cameras up to date where it is behind.
+/// Updates `last_seen_at` of the cameras, where the lag is larger than permitted.
 pub(super) async fn mark_seen(
     tx: &DatabaseTransaction,
     ingests: impl Iterator<Item = &Ingest>,
-    cameras: &Cameras,
+    cameras: &CameraStates,
 ) -> Result<()> {
-    // In the order of the ids: two transactions that write the same rows must not wait for each other.
-    let mut seen: BTreeMap<&str, DateTime<Utc>> = BTreeMap::new();
+    // Sorted by id to avoid deadlocks.
+    let mut last_seen: BTreeMap<&str, DateTime<Utc>> = BTreeMap::new();
     for ingest in ingests {
         for detection in &ingest.detections {
-            let newest = seen
+            let newest = last_seen
                 .entry(&ingest.event.camera_id)
                 .or_insert(detection.detected_at);
             *newest = Ord::max(detection.detected_at, *newest);
         }
     }
-    for (id, newest) in seen {
+    for (id, newest) in last_seen {
         let known = cameras.get(id).and_then(|camera| camera.last_seen_at);
-        if known.is_some_and(|known| newest < known + SEEN_EVERY) {
+        if known.is_some_and(|known| newest < known + MAX_LAST_SEEN_LAG) {
             continue;
         }
-        // Another process may have seen more meanwhile.
-        let behind = camera::Column::LastSeenAt
+        // Another process may have stored a later time.
+        let is_behind = camera::Column::LastSeenAt
             .is_null()
             .or(camera::Column::LastSeenAt.lt(newest));
         camera::Entity::update_many()
             .col_expr(camera::Column::LastSeenAt, Expr::value(newest))
             .filter(camera::Column::Id.eq(id))
-            .filter(behind)
+            .filter(is_behind)
             .exec(tx)
             .await?;
     }

@@ -123,9 +123,7 @@ impl GpuStatsService for GpuStats {
         request: Request<pb::AggregateGpuStatsRequest>,
     ) -> Reply<pb::AggregateGpuStatsResponse> {
         let acquired = timeout(MAX_WAIT, self.aggregations.acquire()).await;
-        let permit = acquired.map_err(|_| Error::ScanTimeout {
-            waited: MAX_WAIT,
-        })?;
+        let permit = acquired.map_err(|_| Error::ScanTimeout { waited: MAX_WAIT })?;
         let _permit = permit.map_err(Error::internal)?;
         let response = history::aggregate::aggregate(&self.db, &request.into_inner()).await?;
         Ok(Response::new(response))

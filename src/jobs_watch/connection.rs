@@ -151,7 +151,10 @@ impl Watcher {
     }
 
     async fn send(&self, event: WatchEvent) -> Result<(), ConnectionError> {
-        self.events.send(event).await.map_err(|_| ConnectionError::Ended)
+        self.events
+            .send(event)
+            .await
+            .map_err(|_| ConnectionError::Ended)
     }
 
     async fn send_last(&self, event: WatchEvent) {

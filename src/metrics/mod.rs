@@ -28,7 +28,7 @@ use self::family::Families;
 use crate::{
     clock,
     db::Db,
-    events::Counts,
+    events::IngestMetrics,
     gpu::LiveGpus,
     health::Health,
     monitor::{Feed, Monitor},
@@ -62,7 +62,7 @@ pub struct Metrics {
     pub gpus: LiveGpus,
     pub gpu_interval: Duration,
     pub health: Health,
-    pub ingests: Counts,
+    pub ingests: IngestMetrics,
     pub limits: Limits,
     pub monitor: Monitor,
 }

@@ -365,7 +365,11 @@ impl Watch {
     async fn heartbeat(&mut self) -> pb::WatchResponse {
         // The heartbeat must be sent even while the database is away.
         let lag = if self.filter.includes_changes() {
-            self.monitor.feed.backlog_after(self.start.position).await.ok()
+            self.monitor
+                .feed
+                .backlog_after(self.start.position)
+                .await
+                .ok()
         } else {
             None
         };

@@ -1,4 +1,4 @@
-//! The checks of a zone that a client sends, and what an Update makes of one.
+//! Validation and update of a camera zone.
 
 use sea_orm::ActiveValue::Set;
 
@@ -10,7 +10,7 @@ use crate::{
     rpc::{check, enums::FromProto, mask::UpdateMask},
 };
 
-/// The fields that an Update may change.
+/// Fields that `UpdateCameraZone` may change.
 pub(super) const UPDATABLE: [&str; 9] = [
     "name",
     "zone_type",
@@ -26,7 +26,7 @@ pub(super) const UPDATABLE: [&str; 9] = [
 const DEFAULT_COLOR: &str = "#3B82F6";
 
 impl pb::CameraZone {
-    /// This zone with the fields of `changes` that `mask` covers.
+    /// Returns the zone with the fields of `changes` that `mask` covers.
     pub(super) fn with(mut self, changes: Self, mask: &UpdateMask) -> Self {
         macro_rules! change {
             ($field:ident, $is_set:expr) => {
@@ -45,25 +45,25 @@ impl pb::CameraZone {
         change!(priority, |priority: &i32| *priority != 0);
         change!(anchor, |anchor: &i32| *anchor != 0);
         if self.anchor != anchor {
-            // It was that of the other anchor.
+            // The overlap belongs to the previous anchor.
             self.min_overlap = None;
         }
         change!(min_overlap, Option::is_some);
         self
     }
 
-    /// Every column that a client decides but `id` and `camera_id`, checked; absent fields get their
-    /// defaults.
+    /// Validates the zone and returns the columns under the client's control, without `id` and
+    /// `camera_id`. Absent fields get defaults.
     pub(super) fn checked(&self) -> Result<ActiveModel> {
         let zone_type = ZoneType::from_proto("camera_zone.zone_type", self.zone_type)?;
-        let shape = ZoneShape::from_proto("camera_zone.shape", self.shape)?;
-        let shape = shape.unwrap_or(ZoneShape::Rectangle);
-        let anchor = ZoneAnchor::from_proto("camera_zone.anchor", self.anchor)?;
-        let anchor = anchor.unwrap_or(ZoneAnchor::Center);
+        let shape =
+            ZoneShape::from_proto("camera_zone.shape", self.shape)?.unwrap_or(ZoneShape::Rectangle);
+        let anchor = ZoneAnchor::from_proto("camera_zone.anchor", self.anchor)?
+            .unwrap_or(ZoneAnchor::Center);
         let corners: Vec<_> = self
             .coordinates
             .iter()
-            // Negative zero becomes zero: SQLite keeps its sign in JSON, PostgreSQL does not.
+            // Adding zero turns -0 into 0: SQLite keeps the sign in JSON, PostgreSQL does not.
             .map(|point| [point.x + 0.0, point.y + 0.0])
             .collect();
         let name = check::name("camera_zone.name", &self.name, 1..=255)?;
@@ -98,17 +98,19 @@ fn color(text: &str) -> Result<String> {
     ))
 }
 
-fn min_overlap(anchor: ZoneAnchor, least: Option<f64>) -> Result<Option<f64>> {
+fn min_overlap(anchor: ZoneAnchor, minimum: Option<f64>) -> Result<Option<f64>> {
     let field = "camera_zone.min_overlap";
-    match (anchor, least) {
+    match (anchor, minimum) {
         (ZoneAnchor::Center | ZoneAnchor::Foot, None) => Ok(None),
         (ZoneAnchor::Center | ZoneAnchor::Foot, Some(_)) => {
             let problem = "must be absent unless the anchor is CAMERA_ZONE_ANCHOR_OVERLAP";
             Err(Error::invalid(field, problem))
         }
         (ZoneAnchor::Overlap, None) => Ok(Some(DEFAULT_OVERLAP)),
-        (ZoneAnchor::Overlap, Some(least)) if least > 0.0 && least <= 1.0 => Ok(Some(least)),
-        // Also where NaN ends.
+        (ZoneAnchor::Overlap, Some(minimum)) if minimum > 0.0 && minimum <= 1.0 => {
+            Ok(Some(minimum))
+        }
+        // Also reached by NaN.
         (ZoneAnchor::Overlap, Some(_)) => Err(Error::invalid(field, "must be in (0, 1]")),
     }
 }

@@ -1,4 +1,4 @@
-//! `LocateDetections`: which zones detections are in, by the zones as alert rules see them.
+//! `LocateDetections`: the zones that contain detections, evaluated as for alert rules.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,7 +6,7 @@ use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QuerySelect};
 
 use super::{
     live::ZoneSet,
-    place::{Place, Unplaced},
+    placement::{Placement, PlacementError},
     service::CameraZones,
     shape::{Hit, Zone},
 };
@@ -21,53 +21,59 @@ use crate::{
     rpc::{check, work},
 };
 
-/// How many detections one request may ask for.
-const MOST: usize = 1_000;
+/// Largest number of detections in a request.
+const MAX_DETECTIONS: usize = 1_000;
 
-/// Detections from which locating them is done on a thread of its own: there may be many zones of many corners.
-const FEW: usize = 16;
+/// Number of detections from which the computation moves to a blocking thread. Cameras may have
+/// many zones with many corners.
+const MIN_DETECTIONS_OFF_RUNTIME: usize = 16;
 
 impl CameraZones {
-    /// Where each of the detections of a request is.
+    /// Locates the detections of a request.
     pub(super) async fn locate(
         &self,
         request: pb::LocateDetectionsRequest,
     ) -> Result<Vec<pb::DetectionLocation>> {
         let ids = request.detection_ids;
-        if ids.len() > MOST {
-            let problem = format!("must have at most {MOST} entries");
+        if ids.len() > MAX_DETECTIONS {
+            let problem = format!("must have at most {MAX_DETECTIONS} entries");
             return Err(Error::invalid("detection_ids", problem));
         }
-        if ids.len() + request.detections.len() > MOST {
-            let problem = format!("must have at most {MOST} entries, together with detection_ids");
+        if ids.len() + request.detections.len() > MAX_DETECTIONS {
+            let problem =
+                format!("must have at most {MAX_DETECTIONS} entries, together with detection_ids");
             return Err(Error::invalid("detections", problem));
         }
         let detections = ids.len() + request.detections.len();
-        for (at, id) in ids.iter().enumerate() {
-            check::row_id(&format!("detection_ids[{at}]"), *id)?;
+        for (index, id) in ids.iter().enumerate() {
+            check::row_id(&format!("detection_ids[{index}]"), *id)?;
         }
-        let sent = request.detections.iter().enumerate();
-        let sent: Vec<_> = sent
-            .map(|(at, detection)| parse(at, detection))
+        let sent: Vec<_> = request
+            .detections
+            .iter()
+            .enumerate()
+            .map(|(index, detection)| parse(index, detection))
             .collect::<Result<_>>()?;
         self.refuse_unknown_cameras(&sent).await?;
-        let stored = self.stored(&ids).await?;
+        let stored_by_id = self.load_stored(&ids).await?;
         let zones = self.zones.current();
         let locating = move || {
-            let stored = ids.iter().map(|id| {
-                let detection = row::require(stored.get(id), "detection", id)?;
-                Ok(location(detection, &zones))
+            let stored_locations = ids.iter().map(|id| {
+                let detection = row::require(stored_by_id.get(id), "detection", id)?;
+                Ok(locate_detection(detection, &zones))
             });
-            let sent = sent.iter().map(|detection| Ok(location(detection, &zones)));
-            stored.chain(sent).collect()
+            let sent_locations = sent
+                .iter()
+                .map(|detection| Ok(locate_detection(detection, &zones)));
+            stored_locations.chain(sent_locations).collect()
         };
-        if detections < FEW {
+        if detections < MIN_DETECTIONS_OFF_RUNTIME {
             return locating();
         }
         work::run_blocking(locating).await
     }
 
-    async fn stored(&self, ids: &[i64]) -> Result<HashMap<i64, detection::Model>> {
+    async fn load_stored(&self, ids: &[i64]) -> Result<HashMap<i64, detection::Model>> {
         if ids.is_empty() {
             return Ok(HashMap::new());
         }
@@ -83,20 +89,20 @@ impl CameraZones {
             return Ok(());
         }
         let ids: HashSet<_> = sent.iter().map(|detection| &*detection.camera_id).collect();
-        let known: Vec<String> = camera::Entity::find()
+        let known_ids: Vec<String> = camera::Entity::find()
             .select_only()
             .column(camera::Column::Id)
             .filter(camera::Column::Id.is_in(ids))
             .into_tuple()
             .all(self.db.reader())
             .await?;
-        let known: HashSet<_> = known.into_iter().collect();
+        let known: HashSet<_> = known_ids.into_iter().collect();
         match sent
             .iter()
             .position(|detection| !known.contains(&detection.camera_id))
         {
-            Some(at) => Err(Error::BrokenReference {
-                field: format!("detections[{at}].camera_id"),
+            Some(index) => Err(Error::BrokenReference {
+                field: format!("detections[{index}].camera_id"),
                 problem: "names a camera that does not exist".into(),
             }),
             None => Ok(()),
@@ -104,12 +110,12 @@ impl CameraZones {
     }
 }
 
-/// A detection of a request, of which only the place matters.
-fn parse(at: usize, detection: &pb::Detection) -> Result<detection::Model> {
-    let field = |name: &str| format!("detections[{at}].{name}");
-    let required = |name: &str, value: Option<i32>, least: i32| {
-        let value = value.ok_or_else(|| Error::invalid(field(name), "is required"))?;
-        check::within(&field(name), value, least..=i32::MAX).map(Some)
+/// Validates a detection of the request. Only camera and placement matter.
+fn parse(index: usize, detection: &pb::Detection) -> Result<detection::Model> {
+    let field = |name: &str| format!("detections[{index}].{name}");
+    let required = |name: &str, value: Option<i32>, minimum: i32| {
+        let present = value.ok_or_else(|| Error::invalid(field(name), "is required"))?;
+        check::within(&field(name), present, minimum..=i32::MAX).map(Some)
     };
     Ok(detection::Model {
         id: 0,
@@ -134,24 +140,24 @@ fn parse(at: usize, detection: &pb::Detection) -> Result<detection::Model> {
     })
 }
 
-fn location(detection: &detection::Model, zones: &ZoneSet) -> pb::DetectionLocation {
+fn locate_detection(detection: &detection::Model, zones: &ZoneSet) -> pb::DetectionLocation {
     let mut location = pb::DetectionLocation {
         detection_id: detection.id,
         camera_id: detection.camera_id.clone(),
         ..Default::default()
     };
-    match Place::of(detection) {
-        Ok(place) => {
+    match Placement::of(detection) {
+        Ok(placement) => {
             let zones = zones.of(&detection.camera_id).iter();
-            let hits = zones.filter_map(|zone| Some(hit(zone, zone.hit(&place)?)));
+            let hits = zones.filter_map(|zone| Some(hit_to_proto(zone, zone.hit(&placement)?)));
             location.hits = hits.collect();
         }
-        Err(unplaced) => location.problem = pb::LocationProblem::from(unplaced).into(),
+        Err(error) => location.problem = pb::LocationProblem::from(error).into(),
     }
     location
 }
 
-fn hit(zone: &Zone, hit: Hit) -> pb::ZoneHit {
+fn hit_to_proto(zone: &Zone, hit: Hit) -> pb::ZoneHit {
     use pb::CameraZoneAnchor::{Center, Foot, Overlap};
     let (anchor, point, overlap) = match hit {
         Hit::Center(point) => (Center, Some(point), None),
@@ -169,12 +175,12 @@ fn hit(zone: &Zone, hit: Hit) -> pb::ZoneHit {
     }
 }
 
-impl From<Unplaced> for pb::LocationProblem {
-    fn from(unplaced: Unplaced) -> Self {
-        match unplaced {
-            Unplaced::NoBox => Self::NoBox,
-            Unplaced::NoSize => Self::NoSize,
-            Unplaced::Outside => Self::Outside,
+impl From<PlacementError> for pb::LocationProblem {
+    fn from(error: PlacementError) -> Self {
+        match error {
+            PlacementError::NoBox => Self::NoBox,
+            PlacementError::NoSize => Self::NoSize,
+            PlacementError::Outside => Self::Outside,
         }
     }
 }

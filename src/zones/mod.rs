@@ -1,16 +1,16 @@
-//! Camera zones: the parts of a picture that mean something.
+//! Camera zones: named areas of a camera picture.
 
 mod check;
-mod counts;
-mod list;
+mod edges;
+mod filter;
+mod hit_counts;
 mod live;
 mod locate;
-mod place;
+mod placement;
 mod service;
 mod shape;
-mod sides;
 
 pub use live::{LiveZones, ZoneSet};
-pub use place::{Place, Unplaced};
+pub use placement::{Placement, PlacementError};
 pub use service::CameraZones;
 pub use shape::{Hit, Zone};

@@ -22,24 +22,25 @@ use crate::{
     rpc::{Reply, check, enums::proto_enum, mask::UpdateMask, page::Page, time},
 };
 
-/// How many zones a camera has at most.
-const MOST_ZONES: u64 = 250;
+/// Largest number of zones per camera.
+const MAX_ZONES_PER_CAMERA: u64 = 250;
 
-/// The camera zones.
+/// Implementation of `CameraZoneService`.
 #[derive(Debug, Clone)]
 pub struct CameraZones {
-    /// Where they are kept.
+    /// Database of the zones.
     pub db: Db,
-    /// The compiled ones, which every change brings up to date.
+    /// Cache of the compiled zones, refreshed after every change.
     pub zones: LiveZones,
 }
 
 impl CameraZones {
-    /// Brings the compiled zones up to date before the caller is answered, so that its next event meets the change.
+    /// Refreshes the compiled zones before the response, so that the caller's next event meets the
+    /// change.
     async fn apply(&self, camera_id: &str) {
         if let Err(error) = self.zones.refresh(camera_id).await {
-            // The change is committed, and the feed will have the zones read again.
-            tracing::warn!(%error, "a change of the camera zones is in force a moment later");
+            // The change is committed. The change feed triggers another refresh.
+            tracing::warn!(%error, "camera zones cannot be refreshed; the change takes effect with a delay");
         }
     }
 }
@@ -65,17 +66,17 @@ impl CameraZoneService for CameraZones {
             version_id: Set(1),
             ..zone.checked()?
         };
-        let zone = self.db.write(async |tx| {
+        let creating = self.db.write(async |tx| {
             refuse_absent_camera(tx, &camera_id).await?;
             if Entity::find_by_id(id).one(tx).await?.is_some() {
-                return Err(exists("camera_zone.id"));
+                return Err(already_exists("camera_zone.id"));
             }
             refuse_taken_name(tx, &row, None).await?;
-            refuse_one_too_many(tx, &camera_id).await?;
-            let zone = row.insert(tx).await.map_err(taken)?;
+            refuse_above_limit(tx, &camera_id).await?;
+            let zone = row.insert(tx).await.map_err(constraint_error)?;
             announce(tx, ChangeKind::Created, zone).await
         });
-        let zone = zone.await?;
+        let zone = creating.await?;
         self.apply(&zone.camera_id).await;
         Ok(Response::new(zone))
     }
@@ -125,20 +126,20 @@ impl CameraZoneService for CameraZones {
             .ok_or_else(|| Error::invalid("camera_zone", "is required"))?;
         let id = check::id("camera_zone.id", &changes.id)?;
         let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
-        let zone = self.db.write(async |tx| {
-            let before = locked(tx, &id).await?;
-            let version_id = before.version_id;
+        let updating = self.db.write(async |tx| {
+            let stored = find_locked(tx, &id).await?;
+            let version_id = stored.version_id;
             if request
                 .expected_version_id
-                .is_some_and(|seen| seen != version_id)
+                .is_some_and(|expected| expected != version_id)
             {
                 let resource = "camera zone";
                 return Err(Error::StaleVersion { resource });
             }
-            let updated_at = entity::now().max(before.updated_at);
-            let camera_id = before.camera_id.clone();
-            let before = pb::CameraZone::from(before);
-            // What the zone will be is checked as a whole, as a new one is.
+            let updated_at = entity::now().max(stored.updated_at);
+            let camera_id = stored.camera_id.clone();
+            let before = pb::CameraZone::from(stored);
+            // The resulting zone is validated as a whole, like a new zone.
             let zone = before.clone().with(changes, &mask);
             let mut row = zone.checked()?;
             if zone == before {
@@ -150,10 +151,10 @@ impl CameraZoneService for CameraZones {
             row.created_at = NotSet;
             row.updated_at = Set(updated_at);
             row.version_id = Set(version_id + 1);
-            let zone = row.update(tx).await.map_err(taken)?;
+            let zone = row.update(tx).await.map_err(constraint_error)?;
             announce(tx, ChangeKind::Updated, zone).await
         });
-        let zone = zone.await?;
+        let zone = updating.await?;
         self.apply(&zone.camera_id).await;
         Ok(Response::new(zone))
     }
@@ -162,8 +163,8 @@ impl CameraZoneService for CameraZones {
         let request = request.into_inner();
         let id = check::id("id", &request.id)?;
         let deleted = self.db.write(async |tx| {
-            // Whoever writes a rule that names the zone waits here, or has been waited for.
-            let zone = locked(tx, &id).await?;
+            // The lock serializes this call with writers of rules that name the zone.
+            let zone = find_locked(tx, &id).await?;
             if !request.force {
                 refuse_used(tx, &id).await?;
             }
@@ -192,8 +193,8 @@ impl CameraZoneService for CameraZones {
     }
 }
 
-/// The zone; nobody else changes it before the transaction ends.
-async fn locked(tx: &DatabaseTransaction, id: &str) -> Result<camera_zone::Model> {
+/// Loads a zone and locks the row until the transaction ends.
+async fn find_locked(tx: &DatabaseTransaction, id: &str) -> Result<camera_zone::Model> {
     row::require(
         Entity::find_by_id(id).lock_exclusive().one(tx).await?,
         "camera zone",
@@ -235,7 +236,7 @@ async fn refuse_absent_camera(tx: &DatabaseTransaction, id: &str) -> Result<()> 
     })
 }
 
-/// Refuses a name that another zone of the camera has.
+/// Fails with `ALREADY_EXISTS` if another zone of the camera has the name.
 async fn refuse_taken_name(
     tx: &DatabaseTransaction,
     row: &camera_zone::ActiveModel,
@@ -254,55 +255,56 @@ async fn refuse_taken_name(
         .one(tx)
         .await?;
     if other.is_some_and(|other| Some(&*other.id) != own) {
-        return Err(exists("camera_zone.name"));
+        return Err(already_exists("camera_zone.name"));
     }
     Ok(())
 }
 
-/// Refuses another zone of a camera that has as many as it may have: every detection is compared with each.
-async fn refuse_one_too_many(tx: &DatabaseTransaction, camera_id: &str) -> Result<()> {
+/// Refuses a zone above the limit of the camera. Every detection is compared with every zone.
+async fn refuse_above_limit(tx: &DatabaseTransaction, camera_id: &str) -> Result<()> {
     let zones = Entity::find().filter(Column::CameraId.eq(camera_id));
-    if zones.count(tx).await? < MOST_ZONES {
+    if zones.count(tx).await? < MAX_ZONES_PER_CAMERA {
         return Ok(());
     }
-    let problem = format!("names a camera that has {MOST_ZONES} zones already, which is the most");
+    let problem =
+        format!("names a camera that has {MAX_ZONES_PER_CAMERA} zones already, which is the most");
     Err(Error::invalid("camera_zone.camera_id", problem))
 }
 
-/// Refuses to delete a zone that rules name.
+/// Refuses the deletion of a zone that rules name.
 async fn refuse_used(tx: &DatabaseTransaction, id: &str) -> Result<()> {
     let rules = alert_rule::Entity::find()
         .filter(alert_rule::Column::ZoneIds.is_not_null())
         .all(tx)
         .await?;
-    let names = |rule: &alert_rule::Model| {
+    let is_user = |rule: &alert_rule::Model| {
         let zone_ids = rule.zone_ids.as_ref();
         zone_ids.is_some_and(|zone_ids| zone_ids.0.iter().any(|zone_id| zone_id == id))
     };
-    let rules: Vec<_> = rules.into_iter().filter(names).collect();
-    if rules.is_empty() {
+    let users: Vec<_> = rules.into_iter().filter(is_user).collect();
+    if users.is_empty() {
         return Ok(());
     }
-    let rules = rules
+    let names_and_ids = users
         .iter()
         .map(|rule| (rule.name.as_str(), rule.id.to_string()));
-    Err(Error::in_use("camera zone", "alert rule", rules))
+    Err(Error::in_use("camera zone", "alert rule", names_and_ids))
 }
 
-fn exists(field: &str) -> Error {
+fn already_exists(field: &str) -> Error {
     Error::AlreadyExists {
         field: field.into(),
         problem: "another camera zone has it".into(),
     }
 }
 
-/// Which of the unique values is taken.
-fn taken(error: sea_orm::DbErr) -> Error {
+/// Converts a violated unique constraint into an error with the field name.
+fn constraint_error(error: sea_orm::DbErr) -> Error {
     let error = Error::from(error);
     let Error::AlreadyExists { field, .. } = &error else {
         return error;
     };
-    exists(if field.contains("name") {
+    already_exists(if field.contains("name") {
         "camera_zone.name"
     } else {
         "camera_zone.id"

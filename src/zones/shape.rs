@@ -1,71 +1,73 @@
-//! The shape of a zone: which corners make one, and which detections are in it.
+//! Shape of a zone: validation of corners, and the test for detections inside.
 
 use geo::{
     Area, BooleanOps, BoundingRect, Contains, ConvexHull, Coord, Intersects, LineString, Polygon,
     Rect, Validation,
 };
 
-use super::{place::Place, sides::Sides};
+use super::{edges::EdgeIndex, placement::Placement};
 use crate::{
     entity::camera_zone::{self, ZoneAnchor, ZoneShape},
     error::{Error, Result},
     rpc::check,
 };
 
-/// How many corners a zone may have.
-const MOST_CORNERS: usize = 1_000;
+/// Largest number of corners of a zone.
+const MAX_CORNERS: usize = 1_000;
 
-/// The smallest area of a zone, in parts of the picture: less than a pixel of any camera.
-const LEAST_AREA: f64 = 1e-9;
+/// Smallest area of a zone as a fraction of the picture: less than one pixel of any camera.
+const MIN_AREA: f64 = 1e-9;
 
-/// What `min_overlap` is unless the client says otherwise.
+/// Default of `min_overlap`.
 pub(super) const DEFAULT_OVERLAP: f64 = 0.5;
 
-/// How much less than `min_overlap` may lie in the zone: intersections are rounded.
-const TOLERANCE: f64 = 1e-4;
+/// Tolerance for `min_overlap`, because intersections are rounded.
+const OVERLAP_TOLERANCE: f64 = 1e-4;
 
-/// A zone, ready to be asked.
+/// Camera zone, compiled for evaluation.
 #[derive(Debug, Clone)]
 pub struct Zone {
     pub id: String,
     pub priority: i32,
     anchor: Anchor,
     bounds: Rect<f64>,
-    /// Part of the picture that the zone covers.
+    /// Area of the zone as a fraction of the picture.
     area: f64,
-    sides: Sides,
-    /// The polygon, if it crosses itself, which another writer's may.
-    crossing: Option<Polygon<f64>>,
+    edges: EdgeIndex,
+    /// Polygon of a self-intersecting zone with an overlap anchor, possibly from another program.
+    /// `None` for a simple polygon.
+    self_intersecting: Option<Polygon<f64>>,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Anchor {
     Center,
     Foot,
-    /// The part of the box that must lie in the zone.
+    /// Fraction of the box that must be inside the zone.
     Overlap(f64),
 }
 
-/// What of a detection lies in a zone.
+/// Part of a detection that is inside a zone.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Hit {
-    /// The centre of its box.
+    /// Centre of the box.
     Center(Coord<f64>),
-    /// The middle of the lower side of its box.
+    /// Middle of the lower edge of the box.
     Foot(Coord<f64>),
-    /// So much of its box.
+    /// Fraction of the box that is inside the zone.
     Overlap(f64),
 }
 
 impl Zone {
-    /// Compiles a row. Only what would make it useless is refused: another writer's corners are taken
-    /// as they are.
+    /// Compiles a row. Fails only for corners without a polygon: the corners of another program may
+    /// violate the API's validation.
     pub fn compile(row: &camera_zone::Model) -> Result<Self> {
         let polygon = polygon(&corners(row));
-        let bounds = polygon.bounding_rect();
-        let bounds = bounds.filter(|_| polygon.exterior().0.len() > 3);
-        let bounds = bounds.ok_or_else(|| Error::invalid("coordinates", "are no polygon"))?;
-        let sides = Sides::new(&polygon);
+        let bounds = polygon
+            .bounding_rect()
+            .filter(|_| polygon.exterior().0.len() > 3)
+            .ok_or_else(|| Error::invalid("coordinates", "are no polygon"))?;
+        let edges = EdgeIndex::new(&polygon);
         Ok(Self {
             id: row.id.clone(),
             priority: row.priority,
@@ -76,79 +78,86 @@ impl Zone {
             },
             bounds,
             area: polygon.unsigned_area(),
-            crossing: (row.anchor == ZoneAnchor::Overlap && !sides.are_simple()).then_some(polygon),
-            sides,
+            self_intersecting: (row.anchor == ZoneAnchor::Overlap && !edges.is_simple())
+                .then_some(polygon),
+            edges,
         })
     }
 
-    /// Whether a detection is in the zone, and how. The boundary belongs to the zone.
-    pub fn hit(&self, place: &Place) -> Option<Hit> {
+    /// Tests a detection. The boundary belongs to the zone. `None` if the detection is outside.
+    pub fn hit(&self, placement: &Placement) -> Option<Hit> {
         match self.anchor {
             Anchor::Center => self
-                .holds(place.center)
-                .then_some(Hit::Center(place.center)),
-            Anchor::Foot => self.holds(place.foot).then_some(Hit::Foot(place.foot)),
-            Anchor::Overlap(least) => {
-                let overlap = self.overlap(&place.bounds);
-                (overlap > 0.0 && overlap + TOLERANCE >= least).then_some(Hit::Overlap(overlap))
+                .contains_point(placement.center)
+                .then_some(Hit::Center(placement.center)),
+            Anchor::Foot => self
+                .contains_point(placement.foot)
+                .then_some(Hit::Foot(placement.foot)),
+            Anchor::Overlap(minimum) => {
+                let overlap = self.overlap(&placement.bounds);
+                (overlap > 0.0 && overlap + OVERLAP_TOLERANCE >= minimum)
+                    .then_some(Hit::Overlap(overlap))
             }
         }
     }
 
-    fn holds(&self, point: Coord<f64>) -> bool {
-        self.bounds.intersects(&point) && self.sides.hold(point)
+    fn contains_point(&self, point: Coord<f64>) -> bool {
+        self.bounds.intersects(&point) && self.edges.contains(point)
     }
 
-    /// How much of a box lies in the zone, from 0 to 1. 0 for a box without an area.
+    /// Returns the fraction of a box inside the zone, from 0 to 1. 0 for a box without an area.
     fn overlap(&self, bounds: &Rect<f64>) -> f64 {
         let area = bounds.unsigned_area();
         if area <= 0.0 || !self.bounds.intersects(bounds) {
             return 0.0;
         }
-        let common = if let Some(polygon) = &self.crossing {
+        let shared_area = if let Some(polygon) = &self.self_intersecting {
             polygon.intersection(&bounds.to_polygon()).unsigned_area()
         } else if bounds.contains(&self.bounds) {
             self.area
         } else {
-            self.sides.common_area(bounds.min(), bounds.max())
+            self.edges.intersection_area(bounds.min(), bounds.max())
         };
-        (common / area).clamp(0.0, 1.0)
+        (shared_area / area).clamp(0.0, 1.0)
     }
 
-    /// How many corners the zone has, by which its judging takes longer.
+    /// Number of corners, which determines the cost of [`Self::hit`].
     pub fn corners(&self) -> usize {
-        self.sides.count()
+        self.edges.count()
     }
 }
 
-/// The corners of a row. Empty if the column holds anything else.
+/// Returns the corners of a row. Empty for a malformed column.
 pub(super) fn corners(row: &camera_zone::Model) -> Vec<[f64; 2]> {
     serde_json::from_value(row.coordinates.clone()).unwrap_or_default()
 }
 
 fn polygon(corners: &[[f64; 2]]) -> Polygon<f64> {
-    let corners = corners.iter().map(|corner| Coord::from(*corner));
-    Polygon::new(LineString(corners.collect()), Vec::new())
+    let coords = corners.iter().map(|corner| Coord::from(*corner));
+    Polygon::new(LineString(coords.collect()), Vec::new())
 }
 
-/// Checks corners that came in `field`.
+/// Validates corners. `field` is the path for errors.
 pub(super) fn check_corners(field: &str, corners: &[[f64; 2]], shape: ZoneShape) -> Result<()> {
     if corners.len() < 3 {
         return Err(Error::invalid(field, "must have at least 3 points"));
     }
-    if corners.len() > MOST_CORNERS {
-        let problem = format!("must have at most {MOST_CORNERS} points");
+    if corners.len() > MAX_CORNERS {
+        let problem = format!("must have at most {MAX_CORNERS} points");
         return Err(Error::invalid(field, problem));
     }
-    for (at, [x, y]) in corners.iter().enumerate() {
+    for (index, [x, y]) in corners.iter().enumerate() {
         for (axis, value) in [("x", *x), ("y", *y)] {
-            check::within(&format!("{field}[{at}].{axis}"), value, 0.0..=1.0)?;
+            check::within(&format!("{field}[{index}].{axis}"), value, 0.0..=1.0)?;
         }
     }
-    for (at, pair) in corners.windows(2).enumerate() {
+    for (index, pair) in corners.windows(2).enumerate() {
         if Coord::from(pair[0]) == Coord::from(pair[1]) {
-            let field = format!("{field}[{}]", at + 1);
-            return Err(Error::invalid(field, "must not repeat the point before it"));
+            let repeated = format!("{field}[{}]", index + 1);
+            return Err(Error::invalid(
+                repeated,
+                "must not repeat the point before it",
+            ));
         }
     }
     let last = corners.len() - 1;
@@ -157,9 +166,9 @@ pub(super) fn check_corners(field: &str, corners: &[[f64; 2]], shape: ZoneShape)
         return Err(Error::invalid(format!("{field}[{last}]"), problem));
     }
     let polygon = polygon(corners);
-    let flat = || Error::invalid(field, "must enclose an area");
-    if polygon.convex_hull().unsigned_area() < LEAST_AREA {
-        return Err(flat());
+    let no_area = || Error::invalid(field, "must enclose an area");
+    if polygon.convex_hull().unsigned_area() < MIN_AREA {
+        return Err(no_area());
     }
     if shape == ZoneShape::Rectangle {
         check_rectangle(field, &polygon)?;
@@ -168,16 +177,16 @@ pub(super) fn check_corners(field: &str, corners: &[[f64; 2]], shape: ZoneShape)
         let problem = "must not cross or touch itself";
         return Err(Error::invalid(field, problem));
     }
-    if polygon.unsigned_area() < LEAST_AREA {
-        return Err(flat());
+    if polygon.unsigned_area() < MIN_AREA {
+        return Err(no_area());
     }
     Ok(())
 }
 
-/// That every point is a corner of the box around all. With four points that do not cross, they are
-/// all of them.
+/// Checks that every point is a corner of the bounding box. Four distinct points without a crossing
+/// then form a rectangle.
 fn check_rectangle(field: &str, polygon: &Polygon<f64>) -> Result<()> {
-    // The first point ends the ring, too.
+    // The first point of the ring is repeated at the end.
     let corners = &polygon.exterior().0[1..];
     if corners.len() != 4 {
         let problem = "must have exactly 4 points, for the shape is a rectangle";

@@ -1,5 +1,5 @@
-//! The rules arranged for speed: only those that can concern an event are looked at, by comparing
-//! numbers; nothing is said of those that do not match.
+//! Index of alert rules by camera and condition. Finds the rules that match an event without
+//! evaluating every rule.
 
 use std::{
     cell::OnceCell,
@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    judge::{Facts, Seen},
-    live::Rule,
+    evaluate::{DetectionFacts, EventFacts},
+    rule::Rule,
     rule_set::RuleSet,
     schedule::{Schedule, WallClock},
 };
@@ -19,62 +19,64 @@ use crate::{
     zones::{Zone, ZoneSet},
 };
 
-/// Changes that are worked into an index. After more it is cheaper to make it anew.
-const CHANGES: usize = 64;
+/// Largest number of changes that are applied to an existing index. A rebuild is cheaper for more
+/// changes.
+const MAX_INCREMENTAL_CHANGES: usize = 64;
 
-/// The rules and zones of one moment. Both are replaced independently, and an index with them. Indexes of two moments
-/// share what has not changed.
+/// Index over one snapshot of rules and zones. Rules and zones are replaced independently, each
+/// time with a new index. Successive indexes share unchanged parts.
 #[derive(Debug, Default, Clone)]
 pub struct Index {
     rules: Arc<RuleSet>,
     zones: Arc<ZoneSet>,
-    /// What the rule in each slot asks for.
+    /// Conditions of each rule by slot. `None` for a slot without a usable rule.
     conditions: Vec<Option<Arc<Conditions>>>,
-    /// Those that can match events of every camera, in the order of the rules.
-    everywhere: Arc<Vec<Candidate>>,
-    /// Those that can match events of a camera only as they name it or zones of it, likewise.
+    /// Rules without cameras and zones, in rule order.
+    unrestricted: Arc<Vec<Candidate>>,
+    /// Rules restricted to a camera or to zones of a camera, in rule order.
     by_camera: HashMap<Arc<str>, Arc<Vec<Candidate>>>,
-    /// The types that rules name, numbered.
-    types: Arc<HashMap<String, usize>>,
-    /// The time zones of their schedules, numbered.
+    /// Number of each object type that a rule names.
+    type_numbers: Arc<HashMap<String, usize>>,
+    /// Time zones of all schedules. The position is the number of the time zone.
     timezones: Arc<Vec<Tz>>,
-    /// Changes that were worked in since it was made anew. Types and time zones that no rule names any more stay.
-    steps: usize,
+    /// Changes applied since the last rebuild. Unused types and time zones remain until a rebuild.
+    changes_since_rebuild: usize,
 }
 
-/// A rule that can match events of some camera.
+/// Rule that can match events of a camera.
 #[derive(Debug, Clone)]
 struct Candidate {
-    /// Its slot.
+    /// Slot of the rule.
     rule: usize,
-    /// Which of the camera's zones it asks for, in their order. Empty: the rule asks for none.
+    /// Positions of the rule's zones among the zones of the camera, ascending. Empty if the rule
+    /// names no zones.
     zones: Box<[usize]>,
 }
 
-/// What a rule asks for beside cameras and zones.
+/// Conditions of a rule other than cameras and zones.
 #[derive(Debug)]
 struct Conditions {
     risk_threshold: Option<i32>,
     min_confidence: Option<f64>,
-    /// The bits of the `types`.
-    bits: u64,
-    /// The numbers of the types in order. Empty: any.
-    types: Box<[usize]>,
-    /// With the number of its time zone.
+    /// Bloom bits of `types`, see [`type_bit`].
+    type_bits: u64,
+    /// Numbers of the object types, sorted. Empty matches any type.
+    type_numbers: Box<[usize]>,
+    /// Schedule and the number of the time zone.
     schedule: Option<(usize, Schedule)>,
 }
 
-/// A rule that matches; see [`Verdict::Matches`](super::judge::Verdict::Matches).
+/// Rule that matches an event, see [`Verdict::Matches`](super::evaluate::Verdict::Matches).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Match<'a> {
-    /// The slot of the rule.
+    /// Slot of the rule.
     pub rule: usize,
     pub object_type: Option<&'a str>,
     pub zone_id: Option<&'a str>,
 }
 
 impl Index {
-    /// Arranges rules.
+    /// Builds an index of all rules and zones.
     pub fn new(rules: Arc<RuleSet>, zones: Arc<ZoneSet>) -> Self {
         let mut index = Self {
             rules,
@@ -83,82 +85,91 @@ impl Index {
         };
         index.conditions.resize(index.rules.slots(), None);
         let rules = index.rules.clone();
-        // Which rules name a zone.
-        let mut naming: HashMap<&str, Vec<usize>> = HashMap::new();
-        for (at, rule) in rules.iter() {
-            index.add(at, rule);
+        // Slots of the rules that name each zone.
+        let mut rules_by_zone: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (slot, rule) in rules.iter() {
+            index.add(slot, rule);
             for zone_id in &rule.zone_ids {
-                naming.entry(zone_id).or_default().push(at);
+                rules_by_zone.entry(zone_id).or_default().push(slot);
             }
         }
-        if !naming.is_empty() {
+        if !rules_by_zone.is_empty() {
             let zones = index.zones.clone();
             for (camera_id, zones) in zones.cameras() {
                 index.add_by_zones(camera_id, zones, |zone_id| {
-                    naming.get(zone_id).map(Vec::as_slice).unwrap_or_default()
+                    rules_by_zone
+                        .get(zone_id)
+                        .map(Vec::as_slice)
+                        .unwrap_or_default()
                 });
             }
         }
         index
     }
 
-    /// The index of later rules and zones, which is the same as a new one of these.
+    /// Returns the index of a later snapshot, equal to a newly built index. Small changes are
+    /// applied incrementally.
     #[must_use]
     pub fn next(&self, rules: Arc<RuleSet>, zones: Arc<ZoneSet>) -> Self {
         let changed = self.rules.changed(&rules);
-        let Some(changed) = changed.filter(|changed| changed.len() <= CHANGES) else {
+        let Some(changed_slots) = changed.filter(|slots| slots.len() <= MAX_INCREMENTAL_CHANGES)
+        else {
             return Self::new(rules, zones);
         };
-        let steps = self.steps + changed.len();
-        let later = zones.clone();
-        let cameras = self.zones.changed(&later);
-        if cameras.len() > CHANGES || steps > rules.slots() + CHANGES {
+        let changes_since_rebuild = self.changes_since_rebuild + changed_slots.len();
+        let next_zones = zones.clone();
+        let changed_cameras = self.zones.changed(&next_zones);
+        if changed_cameras.len() > MAX_INCREMENTAL_CHANGES
+            || changes_since_rebuild > rules.slots() + MAX_INCREMENTAL_CHANGES
+        {
             return Self::new(rules, zones);
         }
         let mut next = Self {
             rules,
-            steps,
+            changes_since_rebuild,
             ..self.clone()
         };
         next.conditions.resize(next.rules.slots(), None);
-        // First the rules with the zones that there were, then those.
-        for at in changed {
-            if let Some(rule) = self.rules.slot(at) {
-                next.remove(at, rule);
+        // Changed rules are indexed with the old zones first. Changed zones are applied afterwards
+        // to all rules.
+        for slot in changed_slots {
+            if let Some(rule) = self.rules.slot(slot) {
+                next.remove(slot, rule);
             }
-            if let Some(rule) = next.rules.slot(at).cloned() {
-                next.add(at, &rule);
-                next.add_to_zones(at, &rule);
+            if let Some(rule) = next.rules.slot(slot).cloned() {
+                next.add(slot, &rule);
+                next.add_to_zones(slot, &rule);
             }
         }
-        for camera_id in cameras {
-            next.change_zones(camera_id, later.of(camera_id));
+        for camera_id in changed_cameras {
+            next.change_zones(camera_id, next_zones.of(camera_id));
         }
         next.zones = zones;
         next
     }
 
-    /// Adds a rule to the cameras that it names, or to all. One that names zones belongs to those of the zones.
-    fn add(&mut self, at: usize, rule: &Rule) {
-        let conditions = Conditions::of(rule, &mut self.types, &mut self.timezones);
-        self.conditions[at] = Some(Arc::new(conditions));
+    /// Adds a rule to the named cameras, or to all cameras. Skips rules with zones, see
+    /// [`Self::add_to_zones`].
+    fn add(&mut self, slot: usize, rule: &Rule) {
+        let conditions = Conditions::of(rule, &mut self.type_numbers, &mut self.timezones);
+        self.conditions[slot] = Some(Arc::new(conditions));
         if !rule.zone_ids.is_empty() {
             return;
         }
         let candidate = || Candidate {
-            rule: at,
+            rule: slot,
             zones: Box::default(),
         };
         if rule.camera_ids.is_empty() {
-            insert(Arc::make_mut(&mut self.everywhere), candidate());
+            insert_ordered(Arc::make_mut(&mut self.unrestricted), candidate());
         }
         for camera_id in &rule.camera_ids {
-            insert(self.camera(camera_id), candidate());
+            insert_ordered(self.camera_candidates(camera_id), candidate());
         }
     }
 
-    /// Adds a rule that names zones to the cameras that have these.
-    fn add_to_zones(&mut self, at: usize, rule: &Rule) {
+    /// Adds a rule with zones to the cameras of the zones.
+    fn add_to_zones(&mut self, slot: usize, rule: &Rule) {
         if rule.zone_ids.is_empty() {
             return;
         }
@@ -167,93 +178,102 @@ impl Index {
             if !rule.camera_ids.is_empty() && !rule.camera_ids.contains(camera_id) {
                 continue;
             }
-            let named = zones.iter().enumerate();
-            let named = named.filter(|(_, zone)| rule.zone_ids.contains(&zone.id));
-            let zones: Box<[usize]> = named.map(|(place, _)| place).collect();
+            let zones: Box<[usize]> = zones
+                .iter()
+                .enumerate()
+                .filter(|(_, zone)| rule.zone_ids.contains(&zone.id))
+                .map(|(position, _)| position)
+                .collect();
             if !zones.is_empty() {
-                insert(self.camera(camera_id), Candidate { rule: at, zones });
+                insert_ordered(
+                    self.camera_candidates(camera_id),
+                    Candidate { rule: slot, zones },
+                );
             }
         }
     }
 
-    fn remove(&mut self, at: usize, rule: &Rule) {
-        self.conditions[at] = None;
+    fn remove(&mut self, slot: usize, rule: &Rule) {
+        self.conditions[slot] = None;
         if !rule.zone_ids.is_empty() {
             let zones = self.zones.clone();
             for (camera_id, zones) in zones.cameras() {
                 if zones.iter().any(|zone| rule.zone_ids.contains(&zone.id)) {
-                    self.remove_from(camera_id, |candidate| candidate.rule == at);
+                    self.remove_from(camera_id, |candidate| candidate.rule == slot);
                 }
             }
             return;
         }
         if rule.camera_ids.is_empty() {
-            Arc::make_mut(&mut self.everywhere).retain(|candidate| candidate.rule != at);
+            Arc::make_mut(&mut self.unrestricted).retain(|candidate| candidate.rule != slot);
         }
         for camera_id in &rule.camera_ids {
-            self.remove_from(camera_id, |candidate| candidate.rule == at);
+            self.remove_from(camera_id, |candidate| candidate.rule == slot);
         }
     }
 
-    fn remove_from(&mut self, camera_id: &str, is: impl Fn(&Candidate) -> bool) {
+    fn remove_from(&mut self, camera_id: &str, is_removed: impl Fn(&Candidate) -> bool) {
         if let Some(candidates) = self.by_camera.get_mut(camera_id) {
             let candidates = Arc::make_mut(candidates);
-            candidates.retain(|candidate| !is(candidate));
+            candidates.retain(|candidate| !is_removed(candidate));
             if candidates.is_empty() {
                 self.by_camera.remove(camera_id);
             }
         }
     }
 
-    /// Gives a camera other zones.
+    /// Replaces the zones of a camera.
     fn change_zones(&mut self, camera_id: &str, zones: &[Zone]) {
         self.remove_from(camera_id, |candidate| !candidate.zones.is_empty());
         let rules = self.rules.clone();
-        let of_camera: HashSet<_> = zones.iter().map(|zone| zone.id.as_str()).collect();
-        let mut naming: HashMap<&str, Vec<usize>> = HashMap::new();
-        for (at, rule) in rules.iter() {
+        let zone_ids: HashSet<_> = zones.iter().map(|zone| zone.id.as_str()).collect();
+        let mut rules_by_zone: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (slot, rule) in rules.iter() {
             for zone_id in &rule.zone_ids {
-                if of_camera.contains(zone_id.as_str()) {
-                    naming.entry(zone_id).or_default().push(at);
+                if zone_ids.contains(zone_id.as_str()) {
+                    rules_by_zone.entry(zone_id).or_default().push(slot);
                 }
             }
         }
         self.add_by_zones(camera_id, zones, |zone_id| {
-            naming.get(zone_id).map(Vec::as_slice).unwrap_or_default()
+            rules_by_zone
+                .get(zone_id)
+                .map(Vec::as_slice)
+                .unwrap_or_default()
         });
     }
 
-    /// Adds the rules that name zones of a camera to it.
+    /// Adds the rules that name zones of a camera to the candidates of the camera.
     fn add_by_zones<'a>(
         &mut self,
         camera_id: &str,
         zones: &[Zone],
-        naming: impl Fn(&str) -> &'a [usize],
+        rules_by_zone: impl Fn(&str) -> &'a [usize],
     ) {
-        let mut asked: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        for (place, zone) in zones.iter().enumerate() {
-            for at in naming(&zone.id) {
-                let camera_ids = &self.rules[*at].camera_ids;
+        let mut zones_by_rule: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (position, zone) in zones.iter().enumerate() {
+            for slot in rules_by_zone(&zone.id) {
+                let camera_ids = &self.rules[*slot].camera_ids;
                 if camera_ids.is_empty() || camera_ids.contains(camera_id) {
-                    asked.entry(*at).or_default().push(place);
+                    zones_by_rule.entry(*slot).or_default().push(position);
                 }
             }
         }
-        if asked.is_empty() {
+        if zones_by_rule.is_empty() {
             return;
         }
-        let asked = asked.into_iter().map(|(rule, zones)| Candidate {
+        let candidates = zones_by_rule.into_iter().map(|(rule, zones)| Candidate {
             rule,
             zones: zones.into(),
         });
-        let camera = self.camera(camera_id);
-        camera.extend(asked);
-        camera.sort_unstable_by_key(|candidate| candidate.rule);
+        let camera_candidates = self.camera_candidates(camera_id);
+        camera_candidates.extend(candidates);
+        camera_candidates.sort_unstable_by_key(|candidate| candidate.rule);
     }
 
-    /// The candidates of a camera, to be changed.
-    fn camera(&mut self, camera_id: &str) -> &mut Vec<Candidate> {
-        // Most cameras are there already, and many rules may name many.
+    /// Returns the candidates of a camera for modification.
+    fn camera_candidates(&mut self, camera_id: &str) -> &mut Vec<Candidate> {
+        // `entry` would allocate a key for every rule, although most cameras are already present.
         if !self.by_camera.contains_key(camera_id) {
             self.by_camera.insert(camera_id.into(), Arc::default());
         }
@@ -261,34 +281,35 @@ impl Index {
         Arc::make_mut(candidates.expect("a camera that was added"))
     }
 
-    /// Whether it is made of these.
-    pub fn is_of(&self, rules: &Arc<RuleSet>, zones: &Arc<ZoneSet>) -> bool {
+    /// Returns true if the index was built from exactly this snapshot of rules and zones.
+    pub fn is_built_from(&self, rules: &Arc<RuleSet>, zones: &Arc<ZoneSet>) -> bool {
         Arc::ptr_eq(&self.rules, rules) && Arc::ptr_eq(&self.zones, zones)
     }
 
-    /// The rules.
+    /// Returns the indexed rules.
     pub fn rules(&self) -> &Arc<RuleSet> {
         &self.rules
     }
 
-    /// The zones, which those of the facts must be.
+    /// Returns the indexed zones. [`EventFacts`] must refer to the same zones.
     pub fn zones(&self) -> &Arc<ZoneSet> {
         &self.zones
     }
 
-    /// The rules that match an event, in their order.
-    pub fn matches<'a>(&'a self, facts: &'a Facts) -> Vec<Match<'a>> {
-        let judging = Judging::new(self, facts);
-        let of_camera = self.by_camera.get(facts.camera_id.as_str());
-        let of_camera = of_camera
-            .map(|camera| camera.as_slice())
+    /// Returns the rules that match an event, in rule order.
+    pub fn matches<'a>(&'a self, facts: &'a EventFacts) -> Vec<Match<'a>> {
+        let evaluation = Evaluation::new(self, facts);
+        let camera_candidates = self
+            .by_camera
+            .get(facts.camera_id.as_str())
+            .map(|candidates| candidates.as_slice())
             .unwrap_or_default();
-        let judge = |candidate| judging.judge(candidate);
-        let mut matches: Vec<_> = self.everywhere.iter().filter_map(judge).collect();
-        let everywhere = matches.len();
-        matches.extend(of_camera.iter().filter_map(judge));
-        if everywhere > 0 && matches.len() > everywhere {
-            matches.sort_unstable_by_key(|found| found.rule);
+        let find_match = |candidate| evaluation.find_match(candidate);
+        let mut matches: Vec<_> = self.unrestricted.iter().filter_map(find_match).collect();
+        let unrestricted_matches = matches.len();
+        matches.extend(camera_candidates.iter().filter_map(find_match));
+        if unrestricted_matches > 0 && matches.len() > unrestricted_matches {
+            matches.sort_unstable_by_key(|rule_match| rule_match.rule);
         }
         matches
     }
@@ -297,23 +318,27 @@ impl Index {
 impl Conditions {
     fn of(
         rule: &Rule,
-        types: &mut Arc<HashMap<String, usize>>,
+        type_numbers: &mut Arc<HashMap<String, usize>>,
         timezones: &mut Arc<Vec<Tz>>,
     ) -> Self {
         let object_types = rule.object_types.iter().cloned();
-        let mut of_rule: Vec<_> = object_types.map(|name| number(types, name)).collect();
-        of_rule.sort_unstable();
-        of_rule.dedup();
+        let mut type_numbers: Vec<_> = object_types
+            .map(|name| number(type_numbers, name))
+            .collect();
+        type_numbers.sort_unstable();
+        type_numbers.dedup();
         let schedule = rule.schedule.as_ref();
         Self {
             risk_threshold: rule.risk_threshold,
             min_confidence: rule.min_confidence,
-            bits: of_rule.iter().fold(0, |bits, number| bits | bit(*number)),
-            types: of_rule.into(),
+            type_bits: type_numbers
+                .iter()
+                .fold(0, |type_bits, number| type_bits | type_bit(*number)),
+            type_numbers: type_numbers.into(),
             schedule: schedule.map(|schedule| {
                 let timezone = schedule.timezone();
-                let known = timezones.iter().position(|known| *known == timezone);
-                let number = known.unwrap_or_else(|| {
+                let known_number = timezones.iter().position(|known| *known == timezone);
+                let number = known_number.unwrap_or_else(|| {
                     Arc::make_mut(timezones).push(timezone);
                     timezones.len() - 1
                 });
@@ -323,66 +348,71 @@ impl Conditions {
     }
 }
 
-/// The number of something, from 0. Numbers are shared with other indexes until there is a new one.
-fn number<T: Eq + Hash + Clone>(numbers: &mut Arc<HashMap<T, usize>>, of: T) -> usize {
-    if let Some(number) = numbers.get(&of) {
+/// Returns the number of a value and assigns the next free number to a new value. A map shared with
+/// other indexes is cloned before the first change.
+fn number<T: Eq + Hash + Clone>(numbers: &mut Arc<HashMap<T, usize>>, value: T) -> usize {
+    if let Some(number) = numbers.get(&value) {
         return *number;
     }
     let next = numbers.len();
-    Arc::make_mut(numbers).insert(of, next);
+    Arc::make_mut(numbers).insert(value, next);
     next
 }
 
-/// Puts a candidate among others in the order of the rules.
-fn insert(candidates: &mut Vec<Candidate>, candidate: Candidate) {
-    let place = candidates.partition_point(|other| other.rule < candidate.rule);
-    candidates.insert(place, candidate);
+/// Inserts a candidate in rule order.
+fn insert_ordered(candidates: &mut Vec<Candidate>, candidate: Candidate) {
+    let position = candidates.partition_point(|other| other.rule < candidate.rule);
+    candidates.insert(position, candidate);
 }
 
-/// Several numbers share a bit: where it is not set, the number is not there.
-fn bit(number: usize) -> u64 {
+/// Bloom bit of a type number. Several numbers share a bit: an unset bit proves the absence of the
+/// type, a set bit does not prove the presence.
+fn type_bit(number: usize) -> u64 {
     1 << (number % 64)
 }
 
-/// An event that is being judged, and what was found out for the first rule that asked.
-struct Judging<'a> {
+/// Evaluation of one event. Values that several rules need are computed once.
+struct Evaluation<'a> {
     index: &'a Index,
-    facts: &'a Facts,
-    /// Those of the camera.
+    facts: &'a EventFacts,
+    /// Zones of the camera.
     zones: &'a [Zone],
-    /// The number of the type of each detection. Absent where no rule names it.
-    types: Vec<Option<usize>>,
-    /// The bits of all types.
-    bits: u64,
-    /// What the clock shows in each of the time zones.
+    /// Type number of each detection. `None` for a type that no rule names.
+    type_numbers: Vec<Option<usize>>,
+    /// Bloom bits of all detected types.
+    type_bits: u64,
+    /// Local time of the event by number of the time zone, computed on first use.
     clocks: Vec<OnceCell<WallClock>>,
 }
 
-impl<'a> Judging<'a> {
-    fn new(index: &'a Index, facts: &'a Facts) -> Self {
-        let object_types = facts.detections.iter().map(|seen| &seen.object_type);
-        let number = |name: &Option<String>| index.types.get(name.as_ref()?).copied();
-        let types: Vec<_> = object_types.map(number).collect();
+impl<'a> Evaluation<'a> {
+    fn new(index: &'a Index, facts: &'a EventFacts) -> Self {
+        let object_types = facts
+            .detections
+            .iter()
+            .map(|detection| &detection.object_type);
+        let number = |name: &Option<String>| index.type_numbers.get(name.as_ref()?).copied();
+        let type_numbers: Vec<_> = object_types.map(number).collect();
         Self {
             index,
             facts,
             zones: index.zones.of(&facts.camera_id),
-            bits: types
+            type_bits: type_numbers
                 .iter()
                 .flatten()
-                .fold(0, |bits, number| bits | bit(*number)),
-            types,
+                .fold(0, |type_bits, number| type_bits | type_bit(*number)),
+            type_numbers,
             clocks: vec![OnceCell::new(); index.timezones.len()],
         }
     }
 
-    /// Whether the rule matches, what costs least first.
-    fn judge(&self, candidate: &Candidate) -> Option<Match<'a>> {
+    /// Returns the match of a rule, if any. Cheap conditions come first.
+    fn find_match(&self, candidate: &Candidate) -> Option<Match<'a>> {
         let Conditions {
             risk_threshold,
             min_confidence,
-            bits,
-            types,
+            type_bits,
+            type_numbers,
             schedule,
         } = self.index.conditions[candidate.rule].as_deref()?;
         if let Some(threshold) = risk_threshold
@@ -390,7 +420,7 @@ impl<'a> Judging<'a> {
         {
             return None;
         }
-        if !types.is_empty() && bits & self.bits == 0 {
+        if !type_numbers.is_empty() && type_bits & self.type_bits == 0 {
             return None;
         }
         if let Some((timezone, schedule)) = schedule
@@ -398,22 +428,28 @@ impl<'a> Judging<'a> {
         {
             return None;
         }
-        let of_type = |number: &Option<usize>| {
-            let listed = |number| bits & bit(number) != 0 && types.binary_search(&number).is_ok();
-            types.is_empty() || number.is_some_and(listed)
+        let has_type = |number: &Option<usize>| {
+            let listed = |number| {
+                type_bits & type_bit(number) != 0 && type_numbers.binary_search(&number).is_ok()
+            };
+            type_numbers.is_empty() || number.is_some_and(listed)
         };
-        let sure = |seen: &Seen| {
-            min_confidence.is_none_or(|least| seen.confidence.is_some_and(|is| is >= least))
+        let is_confident = |detection: &DetectionFacts| {
+            min_confidence.is_none_or(|minimum| {
+                detection
+                    .confidence
+                    .is_some_and(|confidence| confidence >= minimum)
+            })
         };
-        let detections = self.types.iter().zip(&self.facts.detections);
-        let mut found = detections
-            .filter(|(number, seen)| of_type(number) && sure(seen))
-            .map(|(_, seen)| seen);
-        let object_type = |seen: &'a Seen| seen.object_type.as_deref();
+        let detections = self.type_numbers.iter().zip(&self.facts.detections);
+        let mut matching = detections
+            .filter(|(number, detection)| has_type(number) && is_confident(detection))
+            .map(|(_, detection)| detection);
+        let object_type = |detection: &'a DetectionFacts| detection.object_type.as_deref();
         if candidate.zones.is_empty() {
-            let Some(first) = found.next() else {
-                let asks = !types.is_empty() || min_confidence.is_some();
-                return (!asks).then_some(Match {
+            let Some(first) = matching.next() else {
+                let needs_detection = !type_numbers.is_empty() || min_confidence.is_some();
+                return (!needs_detection).then_some(Match {
                     rule: candidate.rule,
                     object_type: None,
                     zone_id: None,
@@ -421,12 +457,14 @@ impl<'a> Judging<'a> {
             };
             return Some(Match {
                 rule: candidate.rule,
-                object_type: object_type(first).or_else(|| found.find_map(object_type)),
+                object_type: object_type(first).or_else(|| matching.find_map(object_type)),
                 zone_id: None,
             });
         }
         candidate.zones.iter().find_map(|zone| {
-            let mut inside = found.clone().filter(|seen| seen.is_in(self.zones, *zone));
+            let mut inside = matching
+                .clone()
+                .filter(|detection| detection.is_in(self.zones, *zone));
             let first = inside.next()?;
             Some(Match {
                 rule: candidate.rule,

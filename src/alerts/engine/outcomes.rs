@@ -1,31 +1,31 @@
-//! What is kept of the outcomes of an ingest: those of the rules that matched.
+//! Compact encoding of the outcomes of matching rules, stored with every ingest.
 
 use prost::Message;
 use uuid::Uuid;
 
-use super::live::RuleSet;
+use super::rule_set::RuleSet;
 use crate::pb::{self, RuleStop};
 
-/// Close together, as there may be many.
+/// Stored form. Fixed-width arrays keep rows small with many rules.
 #[derive(Clone, PartialEq, Message)]
 struct Outcomes {
-    /// The ids of the rules, 16 bytes each.
+    /// Rule ids, 16 bytes each.
     #[prost(bytes = "vec", tag = "1")]
     rule_ids: Vec<u8>,
-    /// What stopped each of them, a byte each, see `RuleStop`.
+    /// `RuleStop` of each rule, one byte each.
     #[prost(bytes = "vec", tag = "2")]
     stops: Vec<u8>,
-    /// The alert of each of them, 16 bytes each, all zero without one. In rows of earlier versions those without
-    /// one are left out.
+    /// Alert id of each rule, 16 bytes each, all zero without an alert. Rows of earlier versions
+    /// omit missing alerts.
     #[prost(bytes = "vec", tag = "3")]
     alert_ids: Vec<u8>,
-    /// The silences of those that were silenced, 16 bytes each.
+    /// Silence ids of the silenced rules only, 16 bytes each.
     #[prost(bytes = "vec", tag = "4")]
     silence_ids: Vec<u8>,
 }
 
-/// Whether a rule that this stopped had matched: what held it back is none of its conditions.
-pub fn matched(stopped_by: i32) -> bool {
+/// Returns true if the value is a suppression, not a failed condition: the rule did match.
+pub fn is_match(stopped_by: i32) -> bool {
     use RuleStop::{CameraIds, MinConfidence, ObjectTypes, RiskThreshold, Schedule, ZoneIds};
     let conditions = [
         RiskThreshold,
@@ -38,37 +38,39 @@ pub fn matched(stopped_by: i32) -> bool {
     !conditions.iter().any(|stop| i32::from(*stop) == stopped_by)
 }
 
-/// The outcomes as they are kept.
+/// Encodes outcomes for storage.
 pub fn encode<'a>(outcomes: impl Iterator<Item = &'a pb::RuleOutcome>) -> Vec<u8> {
-    let mut kept = Outcomes::default();
+    let mut stored = Outcomes::default();
     let bytes = |id: &str| Uuid::parse_str(id).unwrap_or_default().into_bytes();
     for outcome in outcomes {
-        kept.rule_ids.extend(bytes(&outcome.rule_id));
-        kept.stops
+        stored.rule_ids.extend(bytes(&outcome.rule_id));
+        stored
+            .stops
             .push(u8::try_from(outcome.stopped_by).unwrap_or_default());
         let alert_id = outcome.alert_id.as_deref().unwrap_or_default();
-        kept.alert_ids.extend(bytes(alert_id));
+        stored.alert_ids.extend(bytes(alert_id));
         let silence_id = outcome.silence_id.as_deref();
-        kept.silence_ids
+        stored
+            .silence_ids
             .extend(silence_id.map(bytes).into_iter().flatten());
     }
-    kept.encode_to_vec()
+    stored.encode_to_vec()
 }
 
-/// The outcomes that were kept, with the present names of the rules.
-pub fn decode(kept: &[u8], rules: &RuleSet) -> Vec<pb::RuleOutcome> {
-    let kept = Outcomes::decode(kept).unwrap_or_default();
-    let (rule_ids, _) = kept.rule_ids.as_chunks::<16>();
-    let (alert_ids, _) = kept.alert_ids.as_chunks::<16>();
-    let each_has_one = alert_ids.len() == rule_ids.len();
+/// Decodes stored outcomes. Rule names are the present names.
+pub fn decode(bytes: &[u8], rules: &RuleSet) -> Vec<pb::RuleOutcome> {
+    let stored = Outcomes::decode(bytes).unwrap_or_default();
+    let (rule_ids, _) = stored.rule_ids.as_chunks::<16>();
+    let (alert_ids, _) = stored.alert_ids.as_chunks::<16>();
+    let has_id_per_rule = alert_ids.len() == rule_ids.len();
     let mut alert_ids = alert_ids.iter();
-    let (silence_ids, _) = kept.silence_ids.as_chunks::<16>();
+    let (silence_ids, _) = stored.silence_ids.as_chunks::<16>();
     let mut silence_ids = silence_ids.iter();
     let outcome = |(rule_id, stop): (&[u8; 16], &u8)| {
         let rule_id = Uuid::from_bytes(*rule_id);
         let stopped_by = i32::from(*stop);
         let cooldown = i32::from(RuleStop::Cooldown);
-        let has_alert = each_has_one || stopped_by == 0 || stopped_by == cooldown;
+        let has_alert = has_id_per_rule || stopped_by == 0 || stopped_by == cooldown;
         let alert_id = if has_alert { alert_ids.next() } else { None };
         let alert_id = alert_id.map(|id| Uuid::from_bytes(*id));
         let silenced = stopped_by == i32::from(RuleStop::Silenced);
@@ -86,9 +88,9 @@ pub fn decode(kept: &[u8], rules: &RuleSet) -> Vec<pb::RuleOutcome> {
             detail: String::new(),
         }
     };
-    let outcomes = rule_ids.iter().zip(&kept.stops).map(outcome);
+    let outcomes = rule_ids.iter().zip(&stored.stops).map(outcome);
     outcomes
-        .filter(|outcome| matched(outcome.stopped_by))
+        .filter(|outcome| is_match(outcome.stopped_by))
         .collect()
 }
 
@@ -124,12 +126,12 @@ mod tests {
             decode(&encode(flapping.iter()), &RuleSet::default()),
             flapping
         );
-        let matched = &all[1..];
+        let matching = &all[1..];
         assert_eq!(
-            decode(&encode(matched.iter()), &RuleSet::default()),
-            matched
+            decode(&encode(matching.iter()), &RuleSet::default()),
+            matching
         );
-        // As an earlier version kept them: all rules, and the ids of the alerts that there are.
+        // Earlier versions stored all rules, and the ids of existing alerts only.
         let mut kept = Outcomes::decode(&*encode(all.iter())).unwrap();
         let (ids, _) = kept.alert_ids.as_chunks::<16>();
         kept.alert_ids = ids
@@ -138,6 +140,6 @@ mod tests {
             .flatten()
             .copied()
             .collect();
-        assert_eq!(decode(&kept.encode_to_vec(), &RuleSet::default()), matched);
+        assert_eq!(decode(&kept.encode_to_vec(), &RuleSet::default()), matching);
     }
 }

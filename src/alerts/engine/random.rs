@@ -1,28 +1,28 @@
-//! Rules, zones and events by chance, for tests that compare two ways to judge.
+//! Random rules, zones and events for property tests.
 
 use std::{cell::OnceCell, sync::Arc};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use fastrand::Rng;
 
-use super::judge::{Facts, Seen, tests::row};
+use super::evaluate::{DetectionFacts, EventFacts, tests::row};
 use crate::{
     entity::{
         Strings,
         alert_rule::{self, Schedule, Weekday},
         camera_zone::{self, ZoneAnchor, ZoneShape, ZoneType},
     },
-    zones::{Place, Unplaced, ZoneSet},
+    zones::{Placement, PlacementError, ZoneSet},
 };
 
 const CAMERAS: [&str; 3] = ["door", "gate", "yard"];
 const TYPES: [&str; 5] = ["Person", "dog", "CAT", "ÄRA", "car"];
 const TIMEZONES: [&str; 4] = ["UTC", "Europe/Berlin", "Asia/Kathmandu", "Pacific/Apia"];
 
-/// Chance, the same for the same seed.
+/// Generator of test data, deterministic for a seed.
 pub(crate) struct Random {
     chance: Rng,
-    /// The types that there are.
+    /// Object types of rules and detections.
     types: Vec<String>,
     zone_ids: Vec<String>,
 }
@@ -32,11 +32,11 @@ impl Random {
         Self {
             chance: Rng::with_seed(seed),
             types: TYPES.map(Into::into).into(),
-            zone_ids: (0..8).map(|at| format!("z{at}")).collect(),
+            zone_ids: (0..8).map(|number| format!("z{number}")).collect(),
         }
     }
 
-    /// Has more types from now on.
+    /// Adds object types to the generator.
     pub(crate) fn add_types(&mut self, number: usize) {
         self.types.extend((0..number).map(|n| format!("t{n}")));
     }
@@ -45,7 +45,7 @@ impl Random {
         self.chance.usize(..below)
     }
 
-    /// Some zones of some cameras.
+    /// Generates a set of zones for some cameras.
     pub(crate) fn zones(&mut self) -> Arc<ZoneSet> {
         let number = self.number(self.zone_ids.len());
         let zones = (0..number).map(|at| self.zone(at)).collect();
@@ -76,33 +76,35 @@ impl Random {
         }
     }
 
-    /// A rule with few conditions or many. It may name zones that are not there.
+    /// Generates a rule with few or many conditions. The rule may name absent zones.
     pub(crate) fn rule(&mut self) -> alert_rule::Model {
         let rare = self.chance.bool();
         let random = &mut self.chance;
         alert_rule::Model {
             risk_threshold: maybe(random, |random| random.i32(0..=100)).filter(|_| rare),
-            object_types: some(random, &self.types),
-            camera_ids: some(random, &CAMERAS.map(Into::into)),
-            zone_ids: some(random, &self.zone_ids),
+            object_types: some_of(random, &self.types),
+            camera_ids: some_of(random, &CAMERAS.map(Into::into)),
+            zone_ids: some_of(random, &self.zone_ids),
             min_confidence: maybe(random, tenths),
             schedule: maybe(random, schedule).filter(|_| rare),
             ..row()
         }
     }
 
-    /// The same twice, as facts remember what was asked of them.
-    pub(crate) fn facts(&mut self, zones: &Arc<ZoneSet>) -> [Facts; 2] {
+    /// Generates the same facts twice, because facts cache results of evaluations.
+    pub(crate) fn facts(&mut self, zones: &Arc<ZoneSet>) -> [EventFacts; 2] {
         let seed = self.chance.u64(..);
         let first: DateTime<Utc> = "2026-03-20T00:00:00Z".parse().unwrap();
         [(), ()].map(|()| {
             let random = &mut Rng::with_seed(seed);
             let number = random.usize(0..5);
-            Facts {
+            EventFacts {
                 camera_id: ["door", "gate", "yard", "roof"][random.usize(..4)].into(),
                 risk_score: maybe(random, |random| random.i32(0..=100)),
                 started_at: first + TimeDelta::minutes(random.i64(0..20_160)),
-                detections: (0..number).map(|_| seen(random, &self.types)).collect(),
+                detections: (0..number)
+                    .map(|_| detection(random, &self.types))
+                    .collect(),
                 zones: zones.clone(),
                 types: OnceCell::new(),
             }
@@ -118,12 +120,12 @@ fn maybe<T>(random: &mut Rng, value: impl FnOnce(&mut Rng) -> T) -> Option<T> {
     random.bool().then(|| value(random))
 }
 
-/// Some of these, in any order, some of them twice.
-fn some(random: &mut Rng, of: &[String]) -> Option<Strings> {
+/// Selects values in any order, with repetitions.
+fn some_of(random: &mut Rng, values: &[String]) -> Option<Strings> {
     let number = random.usize(0..4);
     let any = |random: &mut Rng| {
         (0..number)
-            .map(|_| of[random.usize(..of.len())].clone())
+            .map(|_| values[random.usize(..values.len())].clone())
             .collect()
     };
     maybe(random, any).map(Strings)
@@ -141,16 +143,16 @@ fn schedule(random: &mut Rng) -> Schedule {
     }
 }
 
-fn seen(random: &mut Rng, types: &[String]) -> Seen {
-    let place = if random.u8(..8) == 0 {
-        Err(Unplaced::NoSize)
+fn detection(random: &mut Rng, types: &[String]) -> DetectionFacts {
+    let placement = if random.u8(..8) == 0 {
+        Err(PlacementError::NoSize)
     } else {
         let [x, y] = [(), ()].map(|()| Some(random.i32(-20..100)));
-        Place::new([x, y, Some(20), Some(20)], [Some(100), Some(100)])
+        Placement::new([x, y, Some(20), Some(20)], [Some(100), Some(100)])
     };
     let name = maybe(random, |random| match random.u8(..8) {
-        0 => "unheard of".to_string(),
+        0 => "unlisted".to_string(),
         _ => types[random.usize(..types.len())].clone(),
     });
-    Seen::new(name.as_deref(), maybe(random, tenths), place)
+    DetectionFacts::new(name.as_deref(), maybe(random, tenths), placement)
 }

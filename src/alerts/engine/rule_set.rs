@@ -1,26 +1,27 @@
-//! The rules of one moment. Sets of two moments share the rules that have not changed.
+//! Snapshot of the alert rules. Successive snapshots share unchanged rules.
 
 use std::{collections::HashMap, ops::Index, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::live::Rule;
+use super::rule::Rule;
 use crate::{
     entity::alert_rule,
     pb::{self, ChangeKind},
 };
 
-/// Slots without a rule that are kept beside as many as have one, so that small sets are not made anew all the time.
-const SPARE: usize = 1_000;
+/// Number of empty slots that are tolerated in addition to one per rule. Avoids frequent compaction
+/// of small sets.
+const MAX_SPARE_SLOTS: usize = 1_000;
 
-/// The rules of one moment, oldest first. A rule keeps its slot for as long as it exists, enabled or not, so that what
-/// refers to slots can be kept for the rules that have not changed.
+/// Rules of one snapshot, oldest first. A rule keeps its slot while it exists, enabled or not, so
+/// that derived data can refer to slots.
 #[derive(Debug, Default, Clone)]
 pub struct RuleSet {
     slots: Vec<Slot>,
     by_id: HashMap<Uuid, usize>,
-    /// Another one whenever rules have moved to other slots.
+    /// Identity of the slot order. Replaced when rules move to other slots.
     order: Arc<()>,
 }
 
@@ -29,12 +30,12 @@ struct Slot {
     id: Uuid,
     created_at: DateTime<Utc>,
     version_id: i32,
-    /// `None` if the rule is disabled, deleted, or cannot be used.
+    /// `None` if the rule is disabled, deleted or invalid.
     rule: Option<Arc<Rule>>,
 }
 
 impl RuleSet {
-    /// Compiles all rows.
+    /// Compiles rows into a snapshot.
     pub fn compile(rows: Vec<alert_rule::Model>) -> Self {
         let mut rules = Self::default();
         let mut slots: Vec<_> = rows.into_iter().map(Slot::of).collect();
@@ -47,13 +48,13 @@ impl RuleSet {
         self.by_id = slots
             .iter()
             .enumerate()
-            .map(|(at, slot)| (slot.id, at))
+            .map(|(position, slot)| (slot.id, position))
             .collect();
         self.slots = slots;
         self.order = Arc::default();
     }
 
-    /// This set with the rules of these ids as they are now: those without a row are gone.
+    /// Returns a snapshot with the given rules replaced. Ids without a row are deleted.
     #[must_use]
     pub fn with(&self, ids: &[Uuid], rows: Vec<alert_rule::Model>) -> Self {
         let mut next = self.clone();
@@ -61,7 +62,7 @@ impl RuleSet {
         let mut is_ordered = true;
         for id in ids {
             match (rows.remove(id), self.by_id.get(id)) {
-                (Some(row), Some(at)) => next.slots[*at] = Slot::of(row),
+                (Some(row), Some(position)) => next.slots[*position] = Slot::of(row),
                 (Some(row), None) => {
                     let slot = Slot::of(row);
                     let last = next.slots.last().map(Slot::key);
@@ -69,64 +70,68 @@ impl RuleSet {
                     next.by_id.insert(*id, next.slots.len());
                     next.slots.push(slot);
                 }
-                (None, Some(at)) => {
-                    next.slots[*at].rule = None;
+                (None, Some(position)) => {
+                    next.slots[*position].rule = None;
                     next.by_id.remove(id);
                 }
                 (None, None) => {}
             }
         }
-        let gone = next.slots.len() - next.by_id.len();
-        if !is_ordered || gone > next.by_id.len() + SPARE {
+        let empty_slots = next.slots.len() - next.by_id.len();
+        if !is_ordered || empty_slots > next.by_id.len() + MAX_SPARE_SLOTS {
             let by_id = std::mem::take(&mut next.by_id);
-            let slots = std::mem::take(&mut next.slots).into_iter().enumerate();
-            let kept = slots.filter(|(at, slot)| by_id.get(&slot.id) == Some(at));
-            let mut slots: Vec<_> = kept.map(|(_, slot)| slot).collect();
+            let mut slots: Vec<_> = std::mem::take(&mut next.slots)
+                .into_iter()
+                .enumerate()
+                .filter(|(position, slot)| by_id.get(&slot.id) == Some(position))
+                .map(|(_, slot)| slot)
+                .collect();
             slots.sort_by_key(Slot::key);
             next.fill(slots);
         }
         next
     }
 
-    /// The rules that can be used, with their slots.
+    /// Iterates over usable rules with slots.
     pub fn iter(&self) -> impl Iterator<Item = (usize, &Rule)> {
         let slots = self.slots.iter().enumerate();
-        slots.filter_map(|(at, slot)| Some((at, &**slot.rule.as_ref()?)))
+        slots.filter_map(|(position, slot)| Some((position, &**slot.rule.as_ref()?)))
     }
 
-    /// The rule of this id, if it can be used.
+    /// Returns the usable rule with an id.
     pub fn get(&self, id: Uuid) -> Option<&Rule> {
         self.slots[*self.by_id.get(&id)?].rule.as_deref()
     }
 
-    /// How many slots there are.
+    /// Number of slots, including empty slots.
     pub fn slots(&self) -> usize {
         self.slots.len()
     }
 
-    /// The rule in a slot, if one that can be used is there.
-    pub fn slot(&self, at: usize) -> Option<&Arc<Rule>> {
-        self.slots.get(at)?.rule.as_ref()
+    /// Returns the usable rule in a slot.
+    pub fn slot(&self, position: usize) -> Option<&Arc<Rule>> {
+        self.slots.get(position)?.rule.as_ref()
     }
 
-    /// The slots whose rules are not the same in a later set. `None` if rules have moved to other slots.
+    /// Returns the slots whose rules differ in a later snapshot. `None` if rules moved to other
+    /// slots.
     pub fn changed(&self, later: &Self) -> Option<Vec<usize>> {
         if !Arc::ptr_eq(&self.order, &later.order) {
             return None;
         }
-        let is_other = |at: &usize| match (self.slot(*at), later.slot(*at)) {
+        let differs = |position: &usize| match (self.slot(*position), later.slot(*position)) {
             (Some(one), Some(two)) => !Arc::ptr_eq(one, two),
             (one, two) => one.is_some() != two.is_some(),
         };
-        Some((0..later.slots()).filter(is_other).collect())
+        Some((0..later.slots()).filter(differs).collect())
     }
 
-    /// The rule that a change is about, unless this set has it already.
+    /// Returns the id of the rule in a change, unless this snapshot already includes the change.
     pub fn outdated_by(&self, change: &pb::AlertRuleChange) -> Option<Uuid> {
         let rule = change.alert_rule.as_ref()?;
         let id = Uuid::try_parse(&rule.id).ok()?;
-        let known = self.by_id.get(&id).map(|at| &self.slots[*at]);
-        let is_known = match known {
+        let known_slot = self.by_id.get(&id).map(|position| &self.slots[*position]);
+        let is_known = match known_slot {
             Some(slot) => {
                 change.kind() != ChangeKind::Deleted && slot.version_id >= rule.version_id
             }
@@ -136,7 +141,7 @@ impl RuleSet {
     }
 }
 
-/// Rules in this order.
+/// Builds a snapshot in iteration order, for tests and benchmarks.
 impl FromIterator<Rule> for RuleSet {
     fn from_iter<I: IntoIterator<Item = Rule>>(rules: I) -> Self {
         let slot = |rule: Rule| Slot {
@@ -154,12 +159,13 @@ impl FromIterator<Rule> for RuleSet {
 impl Slot {
     fn of(row: alert_rule::Model) -> Self {
         let (id, created_at, version_id) = (row.id, row.created_at, row.version_id);
-        let rule = row.enabled.then(|| Rule::compile(row));
-        let rule = match rule.transpose() {
+        let compiled = row.enabled.then(|| Rule::compile(row));
+        let rule = match compiled.transpose() {
             Ok(rule) => rule,
-            // Written past our checks. One bad rule must not stop the others, and must not fire.
+            // Another program wrote the row past the API's validation. One invalid rule must not
+            // stop the other rules, and must not fire.
             Err(error) => {
-                tracing::error!(alert_rule.id = %id, %error, "an alert rule cannot be used");
+                tracing::error!(alert_rule.id = %id, %error, "invalid alert rule is ignored");
                 None
             }
         };
@@ -176,19 +182,19 @@ impl Slot {
     }
 }
 
-/// The rule in a slot, in which there must be one that can be used.
+/// Returns the rule in a slot. Panics if the slot has no usable rule.
 impl Index<usize> for RuleSet {
     type Output = Rule;
 
-    fn index(&self, at: usize) -> &Rule {
-        self.slot(at).expect("a slot with a rule")
+    fn index(&self, position: usize) -> &Rule {
+        self.slot(position).expect("a slot with a rule")
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::alerts::engine::judge::tests::row;
+    use crate::alerts::engine::evaluate::tests::row;
 
     fn rule(id: u128, seconds: i64) -> alert_rule::Model {
         alert_rule::Model {
@@ -207,7 +213,7 @@ mod tests {
         let set = RuleSet::compile(vec![rule(2, 20), rule(1, 10), rule(3, 30)]);
         assert_eq!(ids(&set), [1, 2, 3]);
         let id = Uuid::from_u128;
-        // One that is disabled keeps its slot, and comes back to it.
+        // A disabled rule keeps its slot for the time after enabling.
         let disabled = alert_rule::Model {
             enabled: false,
             ..rule(2, 20)
@@ -223,7 +229,7 @@ mod tests {
             (ids(&back), without.changed(&back)),
             (vec![1, 2, 3], Some(vec![1]))
         );
-        // A new one comes last, an old one in its place, and one that is gone is gone.
+        // New rules are appended, older rules are inserted in order, and deleted rules disappear.
         let more = back.with(&[id(4), id(1)], vec![rule(4, 40)]);
         assert_eq!(
             (ids(&more), back.changed(&more)),
@@ -247,6 +253,6 @@ mod tests {
             set = set.with(&[id], vec![rule(number, seconds)]);
             set = set.with(&[id], Vec::new());
         }
-        assert!(set.slots() <= SPARE + 1, "{}", set.slots());
+        assert!(set.slots() <= MAX_SPARE_SLOTS + 1, "{}", set.slots());
     }
 }

@@ -1,16 +1,16 @@
-//! Templates of dedup keys: what makes two alerts of a rule the same.
+//! Templates of dedup keys. Alerts of a rule with the same key are duplicates within a cooldown.
 
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
 
-/// The longest key, in characters.
-const KEY_LENGTH: usize = 255;
+/// Largest length of a dedup key, in characters.
+const MAX_KEY_CHARS: usize = 255;
 
-/// The longest that the value of a variable gets.
-const VALUE_LENGTH: usize = 64;
+/// Largest length of the value of a variable, in characters.
+const MAX_VALUE_CHARS: usize = 64;
 
-/// A template, read.
+/// Parsed dedup key template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template(Vec<Part>);
 
@@ -24,35 +24,35 @@ enum Part {
     EventId,
 }
 
-/// The values of the variables.
+/// Values of the template variables.
 #[derive(Debug, Clone, Copy)]
 pub struct Values<'a> {
     pub camera_id: &'a str,
     pub rule_id: Uuid,
-    /// Of the detection that matched.
+    /// Type of the matching detection.
     pub object_type: Option<&'a str>,
-    /// Of the zone that matched.
+    /// Zone of the matching detection.
     pub zone_id: Option<&'a str>,
     pub event_id: i64,
 }
 
 impl Template {
-    /// Reads a template that came in `field`.
+    /// Parses a template. `field` is the path for errors.
     pub fn parse(field: &str, text: &str) -> Result<Self> {
         if text.is_empty() {
             return Err(Error::invalid(field, "must not be empty"));
         }
-        if text.chars().count() > KEY_LENGTH {
+        if text.chars().count() > MAX_KEY_CHARS {
             return Err(Error::invalid(
                 field,
-                format!("must have at most {KEY_LENGTH} characters"),
+                format!("must have at most {MAX_KEY_CHARS} characters"),
             ));
         }
         let mut parts = Vec::new();
         let mut rest = text;
         while !rest.is_empty() {
             let (before, after) = rest.split_once('{').unwrap_or((rest, ""));
-            if let Some(c) = before.chars().find(|c| !allowed(*c)) {
+            if let Some(c) = before.chars().find(|c| !is_allowed(*c)) {
                 let problem = format!(
                     "must not contain `{}` outside of a variable",
                     c.escape_default()
@@ -84,30 +84,30 @@ impl Template {
             rest = after;
         }
         let template = Self(parts);
-        if template.longest() > KEY_LENGTH {
-            let problem = format!("could give a key of more than {KEY_LENGTH} characters");
+        if template.max_key_length() > MAX_KEY_CHARS {
+            let problem = format!("could give a key of more than {MAX_KEY_CHARS} characters");
             return Err(Error::invalid(field, problem));
         }
         Ok(template)
     }
 
-    /// How long a key can get.
-    fn longest(&self) -> usize {
+    /// Returns the largest possible length of a key.
+    fn max_key_length(&self) -> usize {
         let length = |part: &Part| match part {
             Part::Text(text) => text.len(),
-            Part::CameraId | Part::ObjectType | Part::ZoneId => VALUE_LENGTH,
+            Part::CameraId | Part::ObjectType | Part::ZoneId => MAX_VALUE_CHARS,
             Part::RuleId => 36,
             Part::EventId => 19,
         };
         self.0.iter().map(length).sum()
     }
 
-    /// Whether every event has a key of its own.
+    /// Returns true if every event gets its own key.
     pub fn is_per_event(&self) -> bool {
         self.0.contains(&Part::EventId)
     }
 
-    /// The key for these values.
+    /// Renders the key for the given values.
     pub fn render(&self, values: &Values<'_>) -> String {
         let mut key = String::with_capacity(96);
         for part in &self.0 {
@@ -124,22 +124,22 @@ impl Template {
     }
 }
 
-fn allowed(c: char) -> bool {
+fn is_allowed(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '-')
 }
 
-/// Adds a value in the characters that a key may have. A long one keeps its beginning and gets a hash of the
-/// whole, so that values which differ only at the end stay apart.
+/// Appends a value and replaces characters that keys must not contain. A long value is cut and gets
+/// a hash of the full value, so that values with equal beginnings stay distinct.
 fn push_value(key: &mut String, value: &str) {
-    let clean = |c: char| if allowed(c) { c } else { '_' };
-    if value.chars().count() <= VALUE_LENGTH {
+    let clean = |c: char| if is_allowed(c) { c } else { '_' };
+    if value.chars().count() <= MAX_VALUE_CHARS {
         key.extend(value.chars().map(clean));
         return;
     }
     let hash = value.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    key.extend(value.chars().take(VALUE_LENGTH - 17).map(clean));
+    key.extend(value.chars().take(MAX_VALUE_CHARS - 17).map(clean));
     key.extend(["_".to_string(), format!("{hash:016x}")]);
 }
 

@@ -1,4 +1,4 @@
-//! Acknowledging and dismissing many alerts, in chunks.
+//! `AcknowledgeAlerts` and `DismissAlerts`: transitions of many alerts, in several transactions.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -17,30 +17,30 @@ use crate::{
     pb,
 };
 
-/// How many alerts one transaction moves.
-const CHUNK: usize = 200;
+/// Largest number of alerts that one transaction moves.
+const MAX_ALERTS_PER_TRANSACTION: usize = 200;
 
-/// How often a chunk is tried that was chosen to give way to others.
-const TRIES: usize = 5;
+/// Number of attempts for a transaction that loses a write conflict.
+const MAX_ATTEMPTS: usize = 5;
 
-/// Which alerts are to be moved where, and for whom.
+/// Request to move all alerts of a filter to another status.
 #[derive(Debug)]
-pub(crate) struct Bulk {
+pub(crate) struct BulkTransition {
     filter: Condition,
     next: AlertStatus,
     cause: Cause,
 }
 
-/// What became of alerts.
+/// Numbers of moved and unmoved alerts.
 #[derive(Debug, Default)]
 struct Tally {
     moved: i64,
-    /// How many were not, by the number of their status on the wire.
+    /// Unmoved alerts by the number of the protobuf status.
     not_moved: BTreeMap<i32, i64>,
 }
 
-impl Bulk {
-    /// Checks what a request says.
+impl BulkTransition {
+    /// Validates the parameters of a request.
     pub(crate) fn parse(
         filter: Option<pb::AlertFilter>,
         all: bool,
@@ -68,18 +68,22 @@ impl Bulk {
         })
     }
 
-    /// Moves the alerts that there are now, oldest first; or tells how many would be moved.
-    pub(crate) async fn run(&self, db: &Db, dry: bool) -> Result<pb::MoveAlertsResponse> {
-        if dry {
+    /// Moves the matching alerts, oldest first. A dry run only counts the alerts.
+    pub(crate) async fn run(&self, db: &Db, dry_run: bool) -> Result<pb::MoveAlertsResponse> {
+        if dry_run {
             return self.count(db).await;
         }
         let mut tally = Tally::default();
-        for ids in self.matching(db).await?.chunks(CHUNK) {
-            let mut tries = 1;
+        for ids in self
+            .matching_ids(db)
+            .await?
+            .chunks(MAX_ALERTS_PER_TRANSACTION)
+        {
+            let mut attempts = 1;
             loop {
-                match self.chunk(db, ids).await {
-                    Ok(done) => break tally.extend(done),
-                    Err(Error::Contended) if tries < TRIES => tries += 1,
+                match self.move_chunk(db, ids).await {
+                    Ok(chunk_tally) => break tally.extend(chunk_tally),
+                    Err(Error::Contended) if attempts < MAX_ATTEMPTS => attempts += 1,
                     Err(error) => return Err(error),
                 }
             }
@@ -105,8 +109,9 @@ impl Bulk {
         Ok(tally.into())
     }
 
-    /// The ids of those that match, all of one moment. One by one: there may be many.
-    async fn matching(&self, db: &Db) -> Result<Vec<Uuid>> {
+    /// Returns the ids of matching alerts from one snapshot. Streams the rows, because many alerts
+    /// may match.
+    async fn matching_ids(&self, db: &Db) -> Result<Vec<Uuid>> {
         let scan = db.scan().await?;
         let ids = self
             .select()
@@ -115,8 +120,7 @@ impl Bulk {
             .into_tuple::<Uuid>()
             .stream(scan.reader())
             .await?;
-        let ids = ids.try_collect().await?;
-        Ok(ids)
+        Ok(ids.try_collect().await?)
     }
 
     fn select(&self) -> Select<Entity> {
@@ -126,24 +130,28 @@ impl Bulk {
             .column(Column::Id)
     }
 
-    async fn chunk(&self, db: &Db, ids: &[Uuid]) -> Result<Tally> {
+    async fn move_chunk(&self, db: &Db, ids: &[Uuid]) -> Result<Tally> {
         db.write(async |tx| {
             lock_exclusive(tx).await?;
             let alerts = lock(tx, ids).await?;
-            // Others may have changed them since they matched.
-            let matching = self.select().filter(Column::Id.is_in(ids.iter().copied()));
-            let matching: Vec<Uuid> = matching.into_tuple().all(tx).await?;
-            let matching: HashSet<_> = matching.into_iter().collect();
+            // Alerts may have changed since the ids were read.
+            let matching_ids: Vec<Uuid> = self
+                .select()
+                .filter(Column::Id.is_in(ids.iter().copied()))
+                .into_tuple()
+                .all(tx)
+                .await?;
+            let matching: HashSet<_> = matching_ids.into_iter().collect();
             let mut tally = Tally::default();
-            let mut may = Vec::new();
+            let mut movable = Vec::new();
             for alert in alerts {
-                let moves = alert.status.may_become(self.next) && matching.contains(&alert.id);
-                tally.add(alert.status, moves, 1);
-                if moves {
-                    may.push(alert);
+                let is_moved = alert.status.may_become(self.next) && matching.contains(&alert.id);
+                tally.add(alert.status, is_moved, 1);
+                if is_moved {
+                    movable.push(alert);
                 }
             }
-            move_to(tx, may, self.next, &self.cause).await?;
+            move_to(tx, movable, self.next, &self.cause).await?;
             Ok(tally)
         })
         .await

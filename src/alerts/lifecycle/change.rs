@@ -1,6 +1,7 @@
-//! The life of an alert after it was raised, and what subscribers are told of it.
+//! Status changes of an alert after creation, with transitions and announcements.
 //!
-//! Every move is made here, and only where [`AlertStatus::may_become`] lets it.
+//! All changes of `alerts.status` go through this file, and only as [`AlertStatus::may_become`]
+//! permits.
 
 use prost::Message;
 use sea_orm::{
@@ -24,22 +25,24 @@ use crate::{
     pb::{self, AlertChangeKind, watch_response::Update},
 };
 
-/// How many alerts one statement moves.
-const ROWS: usize = 500;
+/// Largest number of alerts that one statement moves.
+const MAX_ALERTS_PER_STATEMENT: usize = 500;
 
-/// The lock on PostgreSQL that those who move alerts share, and that one who moves many has alone.
-const LOCK: i64 = 0x7761_7463_6872;
+/// Key of the PostgreSQL advisory lock: shared by transactions that move alerts, exclusive for bulk
+/// transitions.
+const TRANSITION_LOCK_KEY: i64 = 0x7761_7463_6872;
 
-/// What must be known of an alert to move it. Nobody else changes it before the transaction ends.
+/// Columns needed to move an alert. The row is locked until the transaction ends.
 #[derive(Debug, Clone, DerivePartialModel)]
 #[sea_orm(entity = "Entity")]
-pub(crate) struct Locked {
+pub(crate) struct LockedAlert {
     pub id: Uuid,
     pub status: AlertStatus,
     pub version_id: i32,
 }
 
-/// Moves an alert to `next` and announces it. With `expected`, only if it is still at that version.
+/// Moves an alert to `next` and announces the change. Fails with `STALE_VERSION` if `expected` is
+/// set and is not the present version.
 pub async fn advance(
     tx: &DatabaseTransaction,
     id: Uuid,
@@ -63,16 +66,18 @@ pub async fn advance(
         });
     }
     let moved = move_to(tx, vec![alert], next, cause).await?.pop();
-    moved.ok_or_else(|| Error::internal("an alert that is locked was not moved"))
+    moved.ok_or_else(|| Error::internal("a locked alert was not updated"))
 }
 
-/// Moves those of the alerts that are pending to delivered, announces them, and returns them in
-/// the order of their ids. The others are left alone. `actor` has at most 100 characters.
+/// Moves the pending alerts among `ids` to delivered, announces them, and returns them by id. Other
+/// alerts stay unchanged. `actor` has at most 100 characters.
 ///
-/// On PostgreSQL it must be the first that the transaction writes, with ids that were known before: the feed is in the
-/// order in which transactions began to write, and an alert must not be delivered in it before it was raised.
-/// It also locks the alerts, in their order: whoever locks other rows before can wait for somebody who has
-/// an alert and wants those.
+/// On PostgreSQL, this must be the first write of the transaction, with ids that were read before.
+/// The feed is ordered by the first write of each transaction, and must not show a delivery before
+/// the creation of the alert.
+///
+/// Locks the alerts by id. Locking other rows before the alerts could deadlock with a transaction
+/// that holds an alert and waits for the other rows.
 pub async fn deliver(
     tx: &DatabaseTransaction,
     ids: &[Uuid],
@@ -84,7 +89,7 @@ pub async fn deliver(
     ids.sort_unstable();
     ids.dedup();
     let mut delivered = Vec::with_capacity(ids.len());
-    for ids in ids.chunks(ROWS) {
+    for ids in ids.chunks(MAX_ALERTS_PER_STATEMENT) {
         let mut alerts = lock(tx, ids).await?;
         alerts.retain(|alert| alert.status.may_become(next));
         delivered.extend(move_to(tx, alerts, next, &cause).await?);
@@ -92,33 +97,38 @@ pub async fn deliver(
     Ok(delivered)
 }
 
-/// Lets the transaction move one alert, or make the first move of many.
+/// Permits the transaction to move one alert, or to make the first move of new alerts.
 ///
-/// In the feed the changes of an alert follow each other because whoever changes it locks it first, and
-/// gets the number of its transaction with that lock. A transaction that waits for the second
-/// alert has its number from the first one already, while a later one moves the second. So whoever makes
-/// moves that come after others' and locks several has to be [`alone`]. This lock gives no number.
+/// The feed shows the changes of an alert in commit order because each change locks the alert
+/// first, and PostgreSQL assigns the transaction id at the first row lock. A bulk transition breaks
+/// the order: while the transaction waits for a second alert, the id assigned at the first alert is
+/// older than the id of a concurrent change. A transaction with later moves of several alerts must
+/// therefore call [`lock_exclusive`]. An advisory lock assigns no transaction id.
 async fn lock_shared(tx: &DatabaseTransaction) -> Result<()> {
     take_lock(tx, "SELECT pg_advisory_xact_lock_shared($1)").await
 }
 
-/// Lets the transaction move many alerts. See [`lock_shared`].
+/// Permits the transaction to move many alerts, see [`lock_shared`].
 pub(crate) async fn lock_exclusive(tx: &DatabaseTransaction) -> Result<()> {
     take_lock(tx, "SELECT pg_advisory_xact_lock($1)").await
 }
 
 async fn take_lock(tx: &DatabaseTransaction, sql: &str) -> Result<()> {
     let backend = tx.get_database_backend();
-    // SQLite has one writer.
+    // SQLite has one writer, so that no lock is needed.
     if backend == DbBackend::Postgres {
-        tx.execute_raw(Statement::from_sql_and_values(backend, sql, [LOCK.into()]))
-            .await?;
+        tx.execute_raw(Statement::from_sql_and_values(
+            backend,
+            sql,
+            [TRANSITION_LOCK_KEY.into()],
+        ))
+        .await?;
     }
     Ok(())
 }
 
-/// Locks those of the alerts that there are, in the order of their ids, so that nobody waits in a circle.
-pub(crate) async fn lock(tx: &DatabaseTransaction, ids: &[Uuid]) -> Result<Vec<Locked>> {
+/// Locks the existing alerts among `ids`, in id order to avoid deadlocks.
+pub(crate) async fn lock(tx: &DatabaseTransaction, ids: &[Uuid]) -> Result<Vec<LockedAlert>> {
     Ok(Entity::find()
         .filter(Column::Id.is_in(ids.iter().copied()))
         .order_by_asc(Column::Id)
@@ -128,10 +138,11 @@ pub(crate) async fn lock(tx: &DatabaseTransaction, ids: &[Uuid]) -> Result<Vec<L
         .await?)
 }
 
-/// Moves locked alerts, all of which may become `next`, and announces them in the order of their ids.
+/// Moves locked alerts to `next` and announces them by id. `next` must be permitted for every
+/// alert.
 pub(crate) async fn move_to(
     tx: &DatabaseTransaction,
-    alerts: Vec<Locked>,
+    alerts: Vec<LockedAlert>,
     next: AlertStatus,
     cause: &Cause,
 ) -> Result<Vec<pb::Alert>> {
@@ -139,7 +150,7 @@ pub(crate) async fn move_to(
         return Ok(Vec::new());
     }
     let now = entity::now();
-    // Clocks are set back; the order of the versions is not.
+    // `updated_at` never decreases, even if the clock is set back.
     let updated_at = CaseStatement::new()
         .case(
             Expr::col(Column::UpdatedAt).gt(now),
@@ -147,57 +158,61 @@ pub(crate) async fn move_to(
         )
         .finally(now);
     let mut moved = Entity::update_many()
-        .set(columns(next, now, cause))
+        .set(status_columns(next, now, cause))
         .col_expr(Column::UpdatedAt, updated_at.into())
         .col_expr(Column::VersionId, Expr::col(Column::VersionId).add(1))
         .filter(Column::Id.is_in(alerts.iter().map(|alert| alert.id)))
         .exec_with_returning(tx)
         .await?;
     if moved.len() != alerts.len() {
-        return Err(Error::internal("alerts that are locked were not moved"));
+        return Err(Error::internal("locked alerts were not updated"));
     }
     if matches!(next, AlertStatus::Acknowledged | AlertStatus::Dismissed) {
         let ids: Vec<_> = alerts.iter().map(|alert| alert.id).collect();
         super::deliveries::cancel(tx, &ids, now).await?;
     }
     moved.sort_unstable_by_key(|alert| alert.id);
-    // Both in the order of the ids.
-    let transitions = moved.iter().zip(&alerts);
-    let transitions = transitions
-        .map(|(alert, before)| transition::moved(alert, Some(before.status), cause.clone()));
+    // Both lists are sorted by id.
+    let transitions = moved.iter().zip(&alerts).map(|(alert, before)| {
+        transition::status_change(alert, Some(before.status), cause.clone())
+    });
     let mut inserts = Inserts::new(tx.get_database_backend());
     inserts.add(transitions.collect())?;
-    let moved: Vec<_> = moved.into_iter().map(pb::Alert::from).collect();
-    let announcements = moved
+    let messages: Vec<_> = moved.into_iter().map(pb::Alert::from).collect();
+    let announcements = messages
         .iter()
-        .map(|alert| announcement(kind(next), alert.clone()));
+        .map(|alert| announcement(change_kind(next), alert.clone()));
     inserts.add(feed::rows(tx, announcements).await?)?;
     inserts.run(tx).await?;
-    Ok(moved)
+    Ok(messages)
 }
 
-/// What a move sets, but for what depends on the alert.
-fn columns(next: AlertStatus, now: chrono::DateTime<chrono::Utc>, cause: &Cause) -> ActiveModel {
-    let mut columns = ActiveModel {
+/// Columns that depend on the new status but not on the alert.
+fn status_columns(
+    next: AlertStatus,
+    now: chrono::DateTime<chrono::Utc>,
+    cause: &Cause,
+) -> ActiveModel {
+    let mut status_columns = ActiveModel {
         status: Set(next),
         ..<ActiveModel as ActiveModelTrait>::default()
     };
     match next {
         AlertStatus::Pending => {}
-        AlertStatus::Delivered => columns.delivered_at = Set(Some(now)),
+        AlertStatus::Delivered => status_columns.delivered_at = Set(Some(now)),
         AlertStatus::Acknowledged => {
-            columns.acknowledged_at = Set(Some(now));
-            columns.acknowledged_by = Set(Some(cause.actor.clone()));
+            status_columns.acknowledged_at = Set(Some(now));
+            status_columns.acknowledged_by = Set(Some(cause.actor.clone()));
         }
         AlertStatus::Dismissed => {
-            columns.dismissed_at = Set(Some(now));
-            columns.dismissed_by = Set(Some(cause.actor.clone()));
+            status_columns.dismissed_at = Set(Some(now));
+            status_columns.dismissed_by = Set(Some(cause.actor.clone()));
         }
     }
-    columns
+    status_columns
 }
 
-fn kind(next: AlertStatus) -> AlertChangeKind {
+fn change_kind(next: AlertStatus) -> AlertChangeKind {
     match next {
         AlertStatus::Pending => AlertChangeKind::Created,
         AlertStatus::Delivered => AlertChangeKind::Delivered,
@@ -206,7 +221,7 @@ fn kind(next: AlertStatus) -> AlertChangeKind {
     }
 }
 
-/// What subscribers are sent of a change of an alert.
+/// Builds the feed record of a change of an alert.
 pub fn announcement(kind: AlertChangeKind, alert: pb::Alert) -> Record {
     let key = alert.id.clone();
     let change = pb::AlertChange {

@@ -1,4 +1,4 @@
-//! Alerts that are raised by hand.
+//! `CreateAlert`: alerts that clients raise directly.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -30,16 +30,16 @@ use crate::{
     rpc::{check, enums::FromProto, json, time},
 };
 
-/// How long the metadata may be as JSON, in bytes.
-const LONGEST_METADATA: usize = 65_536;
+/// Largest size of the metadata as JSON, in bytes.
+const MAX_METADATA_BYTES: usize = 65_536;
 
-/// The longest cooldown, as that of a rule, and the one that nobody chose.
-const LONGEST_COOLDOWN_SECONDS: i32 = 31_536_000; // a year
+/// Largest cooldown, as for rules. The default applies to alerts without a rule.
+const MAX_COOLDOWN_SECONDS: i32 = 31_536_000; // a year
 const DEFAULT_COOLDOWN_SECONDS: i32 = 300;
 
-/// An alert that somebody wants to raise.
+/// Validated request to raise an alert.
 #[derive(Debug)]
-pub(crate) struct Wanted {
+pub(crate) struct NewAlert {
     event_id: i64,
     rule_id: Option<Uuid>,
     severity: Option<AlertSeverity>,
@@ -48,13 +48,13 @@ pub(crate) struct Wanted {
     channels: Option<Strings>,
     metadata: Option<serde_json::Value>,
     cause: Cause,
-    /// Empty: the request has no id.
+    /// Idempotency key of the request. Empty if the request has none.
     request_id: String,
     fingerprint: Vec<u8>,
 }
 
 impl pb::Alert {
-    /// This alert without the fields that are ignored in a request.
+    /// Alert with the fields that a request may set. Output-only fields have their default values.
     fn only_settable(self) -> Self {
         Self {
             event_id: self.event_id,
@@ -68,8 +68,8 @@ impl pb::Alert {
     }
 }
 
-impl Wanted {
-    /// Checks what a request says, which came from `peer`.
+impl NewAlert {
+    /// Validates a request from `peer`.
     pub(crate) fn parse(
         mut request: pb::CreateAlertRequest,
         peer: Option<SocketAddr>,
@@ -81,17 +81,19 @@ impl Wanted {
         let alert = request
             .alert
             .ok_or_else(|| Error::invalid("alert", "is required"))?;
-        let rule_id = alert.rule_id.as_deref();
-        let rule_id = rule_id.map(|id| check::uuid("alert.rule_id", id));
-        let rule_id = rule_id.transpose()?;
-        let cooldown = request.cooldown.map(|cooldown| {
-            time::whole_seconds("cooldown", cooldown, &(0..=LONGEST_COOLDOWN_SECONDS))
-        });
+        let rule_id = alert
+            .rule_id
+            .as_deref()
+            .map(|id| check::uuid("alert.rule_id", id))
+            .transpose()?;
+        let cooldown = request
+            .cooldown
+            .map(|cooldown| time::whole_seconds("cooldown", cooldown, &(0..=MAX_COOLDOWN_SECONDS)));
         let channels = check::texts("alert.channels", &alert.channels, 100, &(1..=100))?;
-        let metadata = alert.metadata;
-        let metadata =
-            metadata.map(|object| json::from_proto("alert.metadata", object, LONGEST_METADATA));
-        let metadata = metadata.transpose()?;
+        let metadata = alert
+            .metadata
+            .map(|object| json::from_proto("alert.metadata", object, MAX_METADATA_BYTES))
+            .transpose()?;
         Ok(Self {
             event_id: check::row_id("alert.event_id", alert.event_id)?,
             rule_id,
@@ -106,30 +108,39 @@ impl Wanted {
         })
     }
 
-    /// Raises the alert, or counts it on the one that stands for it.
+    /// Raises the alert, or counts a repeat on the alert whose cooldown is running.
     pub(crate) async fn create(&self, tx: &DatabaseTransaction) -> Result<pb::CreateAlertResponse> {
-        if let Some(answer) = self.earlier(tx).await? {
-            return Ok(answer);
+        if let Some(response) = self.previous_response(tx).await? {
+            return Ok(response);
         }
-        let event = event::Entity::find_by_id(self.event_id).one(tx).await?;
-        let event = event.filter(|event| event.deleted_at.is_none());
-        let event = event.ok_or_else(|| absent("alert.event_id", "an event", " or is deleted"))?;
+        let event = event::Entity::find_by_id(self.event_id)
+            .one(tx)
+            .await?
+            .filter(|event| event.deleted_at.is_none())
+            .ok_or_else(|| missing_reference("alert.event_id", "an event", " or is deleted"))?;
         let rule = match self.rule_id {
             Some(id) => {
                 let rule = alert_rule::Entity::find_by_id(id).one(tx).await?;
-                Some(rule.ok_or_else(|| absent("alert.rule_id", "an alert rule", ""))?)
+                Some(rule.ok_or_else(|| missing_reference("alert.rule_id", "an alert rule", ""))?)
             }
             None => None,
         };
         let now = entity::now();
         let alert = self.row(event.camera_id, rule.as_ref(), now);
-        let named = self.channels.iter().flat_map(|names| &names.0).enumerate();
-        let named = named.map(|(at, name)| (format!("alert.channels[{at}]"), name.clone()));
-        channels::refuse_unknown_names(tx, named.collect()).await?;
-        let escalation = rule.as_ref().and_then(|rule| rule.escalation.clone());
-        let escalation = escalation.unwrap_or_default().0;
-        let cooldown = rule.map_or(DEFAULT_COOLDOWN_SECONDS, |rule| rule.cooldown_seconds);
-        let cooldown = self.cooldown_seconds.unwrap_or(cooldown);
+        let channel_names = self
+            .channels
+            .iter()
+            .flat_map(|names| &names.0)
+            .enumerate()
+            .map(|(position, name)| (format!("alert.channels[{position}]"), name.clone()));
+        channels::refuse_unknown_names(tx, channel_names.collect()).await?;
+        let escalation = rule
+            .as_ref()
+            .and_then(|rule| rule.escalation.clone())
+            .unwrap_or_default()
+            .0;
+        let default_cooldown = rule.map_or(DEFAULT_COOLDOWN_SECONDS, |rule| rule.cooldown_seconds);
+        let cooldown = self.cooldown_seconds.unwrap_or(default_cooldown);
         let claim = Claim {
             rule_id: self.rule_id,
             dedup_key: self.dedup_key.clone(),
@@ -137,17 +148,17 @@ impl Wanted {
             raised_at_us: now.timestamp_micros(),
             cooldown_us: i64::from(cooldown) * 1_000_000,
         };
-        let standing = standing(tx, &claim, now).await?;
-        let created = standing.is_none();
+        let owner = claim_cooldown(tx, &claim, now).await?;
+        let created = owner.is_none();
         let mut inserts = Inserts::new(tx.get_database_backend());
         if created {
             inserts.add(vec![alert.clone()])?;
             inserts.add(vec![transition::raised(&alert, self.cause.clone())])?;
-            inserts.add(deliveries::of_new(tx, &[(&alert, &escalation)]).await?)?;
-            let announced = announcement(AlertChangeKind::Created, alert.clone().into());
-            inserts.add(feed::rows(tx, [announced]).await?)?;
+            inserts.add(deliveries::for_new_alerts(tx, &[(&alert, &escalation)]).await?)?;
+            let record = announcement(AlertChangeKind::Created, alert.clone().into());
+            inserts.add(feed::rows(tx, [record]).await?)?;
         }
-        let alert = standing.unwrap_or(alert);
+        let alert = owner.unwrap_or(alert);
         if !self.request_id.is_empty() {
             inserts.add(vec![alert_request::Model {
                 request_id: self.request_id.clone(),
@@ -164,16 +175,19 @@ impl Wanted {
         })
     }
 
-    /// What the same request was answered before, if it was.
-    async fn earlier(&self, tx: &DatabaseTransaction) -> Result<Option<pb::CreateAlertResponse>> {
+    /// Returns the response to the same request, if the request was processed before.
+    async fn previous_response(
+        &self,
+        tx: &DatabaseTransaction,
+    ) -> Result<Option<pb::CreateAlertResponse>> {
         if self.request_id.is_empty() {
             return Ok(None);
         }
-        let found = alert_request::Entity::find_by_id(&self.request_id)
+        let stored = alert_request::Entity::find_by_id(&self.request_id)
             .find_also_related(alert::Entity)
             .one(tx)
             .await?;
-        let Some((request, alert)) = found else {
+        let Some((request, alert)) = stored else {
             return Ok(None);
         };
         if request.fingerprint != self.fingerprint {
@@ -218,8 +232,9 @@ impl Wanted {
     }
 }
 
-/// The alert into whose cooldown a claim falls, on which it is counted then. `None`: it may raise one.
-async fn standing(
+/// Claims the cooldown of the dedup key. Returns the alert that owns a running cooldown, with the
+/// repeat counted. `None` means that a new alert may be raised.
+async fn claim_cooldown(
     tx: &DatabaseTransaction,
     claim: &Claim,
     now: DateTime<Utc>,
@@ -228,14 +243,15 @@ async fn standing(
         return Ok(None);
     }
     let claims = std::slice::from_ref(claim);
-    let stands = cooldown::claim(tx, claims).await?.into_iter().next();
-    let Some(stands) = stands.filter(|stands| *stands != claim.alert_id) else {
+    let owner_id = cooldown::claim(tx, claims).await?.into_iter().next();
+    let Some(other_id) = owner_id.filter(|owner_id| *owner_id != claim.alert_id) else {
         return Ok(None);
     };
-    cooldown::count(tx, &BTreeMap::from([(stands, 1)]), now).await?;
-    let alert = alert::Entity::find_by_id(stands).one(tx).await?;
+    cooldown::count(tx, &BTreeMap::from([(other_id, 1)]), now).await?;
+    let alert = alert::Entity::find_by_id(other_id).one(tx).await?;
     if alert.is_none() {
-        // It is gone with its event, and cannot stand for anything. The cooldown begins anew.
+        // The owner was deleted with its event and cannot count repeats, so that a new cooldown
+        // begins.
         cooldown::end(tx, claim).await?;
         cooldown::claim(tx, claims).await?;
     }
@@ -245,17 +261,17 @@ async fn standing(
 fn dedup_key(key: &str) -> Result<String> {
     let field = "alert.dedup_key";
     let key = check::text(field, key, 1..=255)?;
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '-');
-    if !key.chars().all(fits) {
+    let is_permitted = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '-');
+    if !key.chars().all(is_permitted) {
         let problem = "must be of the characters A-Z, a-z, 0-9, _, : and -";
         return Err(Error::invalid(field, problem));
     }
     Ok(key)
 }
 
-fn absent(field: &str, what: &str, or: &str) -> Error {
+fn missing_reference(field: &str, resource: &str, alternative: &str) -> Error {
     Error::BrokenReference {
         field: field.into(),
-        problem: format!("names {what} that does not exist{or}"),
+        problem: format!("names {resource} that does not exist{alternative}"),
     }
 }

@@ -1,5 +1,5 @@
-//! What is to be delivered of alerts: queued in the transaction that raises them, cancelled in the one
-//! that somebody takes care of them in.
+//! Queue of deliveries. Raising an alert queues its deliveries, and acknowledging or dismissing an
+//! alert cancels queued deliveries, each in the same transaction.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -40,12 +40,12 @@ impl DeliveryWakeup {
     }
 }
 
-/// The deliveries of new alerts, each with the escalation of its rule. They are to be inserted after the
-/// alerts, in the same transaction.
+/// Builds the deliveries of new alerts, given with the escalation of the rule. Insert the rows
+/// after the alerts, in the same transaction.
 ///
-/// A channel that does not exist any more is left out, as is one that only streams, and a
-/// second mention of a channel in the same step.
-pub async fn of_new(
+/// Skips deleted channels, channels of kind `stream`, and duplicate channels within an escalation
+/// step.
+pub async fn for_new_alerts(
     tx: &DatabaseTransaction,
     alerts: &[(&alert::Model, &[EscalationStep])],
 ) -> Result<Vec<delivery::Model>> {
@@ -53,20 +53,20 @@ pub async fn of_new(
 
     let mut names = BTreeSet::new();
     for (alert, escalation) in alerts {
-        let later = escalation.iter().flat_map(|step| &step.channels);
-        names.extend(at_once(alert).iter().chain(later));
+        let escalation_channels = escalation.iter().flat_map(|step| &step.channels);
+        names.extend(immediate_channels(alert).iter().chain(escalation_channels));
     }
     if names.is_empty() {
         return Ok(Vec::new());
     }
-    let channels: Vec<(Uuid, String, ChannelKind)> = notification_channel::Entity::find()
+    let rows: Vec<(Uuid, String, ChannelKind)> = notification_channel::Entity::find()
         .select_only()
         .columns([Id, Name, Kind])
         .filter(Name.is_in(names.iter().copied()))
         .into_tuple()
         .all(tx)
         .await?;
-    let channels: HashMap<_, _> = channels
+    let channels: HashMap<_, _> = rows
         .iter()
         .filter(|(_, _, kind)| *kind != ChannelKind::Stream)
         .map(|(id, name, _)| (name.as_str(), *id))
@@ -75,14 +75,15 @@ pub async fn of_new(
     let mut deliveries = Vec::new();
     for (alert, escalation) in alerts {
         let mut queue = |step: i32, after: i32, names: &[String]| {
-            let at = alert.created_at + TimeDelta::seconds(after.into());
-            let names: BTreeSet<_> = names.iter().map(String::as_str).collect();
-            let found = names
+            let due_at = alert.created_at + TimeDelta::seconds(after.into());
+            let distinct_names: BTreeSet<_> = names.iter().map(String::as_str).collect();
+            let present = distinct_names
                 .into_iter()
                 .filter_map(|name| Some((name, *channels.get(name)?)));
-            deliveries.extend(found.map(|(name, id)| queued(alert, id, name, step, at)));
+            deliveries
+                .extend(present.map(|(name, id)| queued_delivery(alert, id, name, step, due_at)));
         };
-        queue(0, 0, at_once(alert));
+        queue(0, 0, immediate_channels(alert));
         for (
             step,
             EscalationStep {
@@ -97,7 +98,7 @@ pub async fn of_new(
     Ok(deliveries)
 }
 
-fn at_once(alert: &alert::Model) -> &[String] {
+fn immediate_channels(alert: &alert::Model) -> &[String] {
     alert
         .channels
         .as_ref()
@@ -105,12 +106,12 @@ fn at_once(alert: &alert::Model) -> &[String] {
         .unwrap_or_default()
 }
 
-fn queued(
+fn queued_delivery(
     alert: &alert::Model,
     channel_id: Uuid,
     channel_name: &str,
     escalation_step: i32,
-    at: DateTime<Utc>,
+    due_at: DateTime<Utc>,
 ) -> delivery::Model {
     delivery::Model {
         id: Uuid::now_v7(),
@@ -122,7 +123,7 @@ fn queued(
         status: DeliveryStatus::Queued,
         attempts: 0,
         failures: 0,
-        next_attempt_at: Some(at),
+        next_attempt_at: Some(due_at),
         last_attempt_at: None,
         lease_id: None,
         last_error: None,
@@ -133,7 +134,7 @@ fn queued(
     }
 }
 
-/// Cancels what is queued for alerts that somebody takes care of. The alerts are locked.
+/// Cancels the queued deliveries of alerts. The caller has locked the alerts.
 pub async fn cancel(
     tx: &DatabaseTransaction,
     alert_ids: &[Uuid],
@@ -143,7 +144,7 @@ pub async fn cancel(
     cancel_queued(tx, of_alerts, now).await
 }
 
-/// Cancels what is queued of these deliveries.
+/// Cancels the queued deliveries that match a condition.
 pub async fn cancel_queued(
     tx: &DatabaseTransaction,
     deliveries: SimpleExpr,

@@ -1,4 +1,4 @@
-//! Which alerts a filter lets pass.
+//! Translation of `AlertFilter` into a database condition.
 
 use sea_orm::{
     ColumnTrait, Condition, DbBackend, Value,
@@ -13,17 +13,17 @@ use crate::{
     rpc::{check, enums::FromProto, time},
 };
 
-/// How many values a list of a filter may have.
-const MOST: usize = 1_000;
+/// Largest number of values in a list of the filter.
+const MAX_LIST_VALUES: usize = 1_000;
 
-/// Whether one of the values of a JSON array is in the list, itself a JSON array.
+/// True if a value of the JSON array `channels` is in the JSON array of the parameter.
 const CHANNELS_POSTGRES: &str = "EXISTS (SELECT FROM json_array_elements_text( \
     CASE json_typeof(alerts.channels) WHEN 'array' THEN alerts.channels ELSE '[]' END) AS c (name) \
     WHERE c.name = ANY(ARRAY(SELECT json_array_elements_text($1::text::json))))";
 const CHANNELS_SQLITE: &str = "EXISTS (SELECT 1 FROM json_each(alerts.channels) AS c \
     WHERE c.value IN (SELECT value FROM json_each(?)))";
 
-/// Whether a text at any depth of the metadata is like the pattern.
+/// True if a text at any depth of the JSON metadata matches the `LIKE` pattern.
 const METADATA_POSTGRES: &str = "EXISTS (SELECT FROM jsonb_path_query( \
     alerts.metadata::jsonb, 'strict $.**') AS m (value) WHERE jsonb_typeof(m.value) = 'string' \
     AND lower((m.value #>> '{}') COLLATE \"C\") LIKE $1 ESCAPE '\\')";
@@ -31,7 +31,8 @@ const METADATA_SQLITE: &str = "EXISTS (SELECT 1 FROM json_tree(alerts.metadata) 
     WHERE m.type = 'text' AND lower(m.value) LIKE ? ESCAPE '\\')";
 
 impl pb::AlertFilter {
-    /// Returns true if an index serves the filter: those of one event; or all, those of one camera or dedup key, in their order.
+    /// Returns true if an index serves the filter: one event, or at most one of camera and dedup
+    /// key, optionally in a time range.
     pub(crate) fn has_index(&self) -> bool {
         if self.event_id.is_some() {
             return true;
@@ -46,25 +47,42 @@ impl pb::AlertFilter {
         *self == served && keys <= 1
     }
 
-    /// What must be true of an alert. Empty if the filter lets all of them pass.
+    /// Validates the filter and builds the condition. An empty condition matches all alerts.
     pub(crate) fn condition(&self, backend: DbBackend) -> Result<Condition> {
         let statuses = AlertStatus::all_from_proto("filter.statuses", &self.statuses)?;
         let severities = AlertSeverity::all_from_proto("filter.severities", &self.severities)?;
         let rule_ids = check::uuids("filter.rule_ids", &self.rule_ids)?;
-        let camera_ids = check::texts("filter.camera_ids", &self.camera_ids, MOST, &(1..=64))?;
-        let event_id = self.event_id;
-        let event_id = event_id.map(|id| check::row_id("filter.event_id", id));
+        let camera_ids = check::texts(
+            "filter.camera_ids",
+            &self.camera_ids,
+            MAX_LIST_VALUES,
+            &(1..=64),
+        )?;
+        let event_id = self
+            .event_id
+            .map(|id| check::row_id("filter.event_id", id))
+            .transpose()?;
         let dedup_key = check::text("filter.dedup_key", &self.dedup_key, 0..=255)?;
         let text = check::text("filter.text", &self.text, 0..=255)?;
-        let zone_ids = check::texts("filter.zone_ids", &self.zone_ids, MOST, &(1..=64))?;
-        let channels = check::texts("filter.channels", &self.channels, MOST, &(1..=100))?;
+        let zone_ids = check::texts(
+            "filter.zone_ids",
+            &self.zone_ids,
+            MAX_LIST_VALUES,
+            &(1..=64),
+        )?;
+        let channels = check::texts(
+            "filter.channels",
+            &self.channels,
+            MAX_LIST_VALUES,
+            &(1..=100),
+        )?;
 
         let mut condition = Condition::all()
             .add_option(one_of(Column::Status, statuses))
             .add_option(one_of(Column::Severity, severities))
             .add_option(one_of(Column::RuleId, rule_ids))
             .add_option(one_of(Column::CameraId, camera_ids))
-            .add_option(event_id.transpose()?.map(|id| Column::EventId.eq(id)));
+            .add_option(event_id.map(|id| Column::EventId.eq(id)));
         if !dedup_key.is_empty() {
             condition = condition.add(Column::DedupKey.eq(dedup_key));
         }
@@ -83,7 +101,7 @@ impl pb::AlertFilter {
                 .add_option(end.map(|end| column.lt(end)));
         }
         if !text.is_empty() {
-            condition = condition.add(holds(&text, backend));
+            condition = condition.add(contains_text(&text, backend));
         }
         let open = [AlertStatus::Pending, AlertStatus::Delivered];
         Ok(condition
@@ -94,15 +112,15 @@ impl pb::AlertFilter {
                     Column::Status.is_not_in(open)
                 }
             }))
-            .add_option(self.suppressed.map(|any| {
-                if any {
+            .add_option(self.suppressed.map(|is_suppressed| {
+                if is_suppressed {
                     Column::SuppressedCount.gt(0)
                 } else {
                     Column::SuppressedCount.eq(0)
                 }
             }))
             .add_option((!zone_ids.is_empty()).then(|| {
-                // The same in both databases.
+                // Both databases support this operator.
                 Expr::cust("alerts.metadata ->> 'zone_id'").is_in(zone_ids)
             }))
             .add_option((!channels.is_empty()).then(|| {
@@ -116,8 +134,8 @@ fn one_of<V: Into<Value>>(column: Column, values: Vec<V>) -> Option<SimpleExpr> 
     (!values.is_empty()).then(|| column.is_in(values))
 }
 
-/// Whether the dedup key or a text of the metadata holds `text`.
-fn holds(text: &str, backend: DbBackend) -> SimpleExpr {
+/// True if the dedup key or a text of the metadata contains `text`.
+fn contains_text(text: &str, backend: DbBackend) -> SimpleExpr {
     let pattern = format!("%{}%", row::escape_like(&text.to_ascii_lowercase()));
     let metadata = per_backend(backend, METADATA_POSTGRES, METADATA_SQLITE, pattern);
     row::contains(Expr::col(Column::DedupKey), backend, text).or(metadata)

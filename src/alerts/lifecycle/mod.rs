@@ -1,5 +1,5 @@
-//! The life of an alert: `AlertService`, creation by hand, acknowledgement, dismissal, transitions and queued
-//! deliveries.
+//! Lifecycle of an alert: `AlertService`, creation, status changes, statistics and the delivery
+//! queue.
 
 pub(super) mod bulk;
 pub mod change;

@@ -8,7 +8,8 @@ use tonic::{Request, Response};
 use uuid::Uuid;
 
 use super::{
-    bulk::Bulk, change, create::Wanted, deliveries::DeliveryWakeup, stats, transition::Cause,
+    bulk::BulkTransition, change, create::NewAlert, deliveries::DeliveryWakeup, stats,
+    transition::Cause,
 };
 use crate::{
     batch::loader::Loader,
@@ -22,23 +23,23 @@ use crate::{
     rpc::{Reply, check, enums::proto_enum, json, page::Page, time, work},
 };
 
-/// How many queries look up alerts at the same time.
-const LOOKUPS: usize = 2;
+/// Number of concurrent queries that look up alerts by id.
+const CONCURRENT_LOOKUPS: usize = 2;
 
-/// The alerts.
+/// Implementation of `AlertService`.
 #[derive(Debug, Clone)]
 pub struct Alerts {
     db: Db,
     by_id: Arc<Loader<Uuid, alert::Model>>,
-    /// Rung when an alert was raised by hand.
+    /// Wakes the delivery loop after `CreateAlert`.
     wakeup: DeliveryWakeup,
 }
 
 impl Alerts {
-    /// The alerts of this database.
+    /// Creates the service for a database.
     pub fn new(db: Db, wakeup: DeliveryWakeup) -> Self {
         let reader = db.clone();
-        let by_id = Loader::start(LOOKUPS, move |ids: Vec<Uuid>| {
+        let by_id = Loader::start(CONCURRENT_LOOKUPS, move |ids: Vec<Uuid>| {
             let db = reader.clone();
             async move {
                 let alerts = alert::Entity::find()
@@ -93,11 +94,14 @@ impl AlertService for Alerts {
     ) -> Reply<pb::CreateAlertResponse> {
         let peer = request.remote_addr();
         let request = request.into_inner();
-        let wanted = work::run_by_size(request.encoded_len(), move || Wanted::parse(request, peer));
-        let wanted = wanted.await?;
-        let create = || self.db.write(async |tx| wanted.create(tx).await);
+        let new_alert = work::run_by_size(request.encoded_len(), move || {
+            NewAlert::parse(request, peer)
+        })
+        .await?;
+        let create = || self.db.write(async |tx| new_alert.create(tx).await);
         let created = match create().await {
-            // The same request was carried out at the same time, and is found now.
+            // A concurrent call stored the same request first. The second attempt returns its
+            // response.
             Err(Error::AlreadyExists { .. }) => create().await?,
             created => created?,
         };
@@ -144,7 +148,7 @@ impl AlertService for Alerts {
         let request = request.into_inner();
         let cause = Cause::parse(peer, &request.actor, &request.reason)?;
         let (next, all) = (AlertStatus::Acknowledged, request.all);
-        let bulk = Bulk::parse(request.filter, all, next, cause, &self.db)?;
+        let bulk = BulkTransition::parse(request.filter, all, next, cause, &self.db)?;
         Ok(Response::new(bulk.run(&self.db, request.dry_run).await?))
     }
 
@@ -156,7 +160,7 @@ impl AlertService for Alerts {
         let request = request.into_inner();
         let cause = Cause::parse(peer, &request.actor, &request.reason)?;
         let (next, all) = (AlertStatus::Dismissed, request.all);
-        let bulk = Bulk::parse(request.filter, all, next, cause, &self.db)?;
+        let bulk = BulkTransition::parse(request.filter, all, next, cause, &self.db)?;
         Ok(Response::new(bulk.run(&self.db, request.dry_run).await?))
     }
 

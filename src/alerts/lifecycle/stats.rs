@@ -1,4 +1,4 @@
-//! `GetAlertStats`: alerts counted by the database, all in one snapshot.
+//! `GetAlertStats`: counts of alerts, all from one database snapshot.
 
 use std::ops::RangeInclusive;
 
@@ -19,50 +19,50 @@ use crate::{
     rpc::{page::collate_bytewise, time},
 };
 
-/// How many rules and how many cameras are told.
-const TOLD: u64 = 1_000;
+/// Largest number of rules and of cameras in a response. Larger groups come first.
+const MAX_GROUPS: u64 = 1_000;
 
-/// How many buckets an answer may have.
-const MOST_BUCKETS: usize = 10_000;
+/// Largest number of buckets in a response.
+const MAX_BUCKETS: usize = 10_000;
 
-/// How wide a bucket may be, in seconds: a minute to 366 days.
-const WIDTHS: RangeInclusive<i64> = 60..=31_622_400;
+/// Permitted bucket widths in seconds: one minute to 366 days.
+const BUCKET_WIDTHS_SECONDS: RangeInclusive<i64> = 60..=31_622_400;
 
-/// Counts what a request asks for.
+/// Computes the statistics of a request.
 pub(crate) async fn stats(db: &Db, request: pb::GetAlertStatsRequest) -> Result<pb::AlertStats> {
     let backend = db.backend();
     let condition = request.filter.unwrap_or_default().condition(backend)?;
     let width = request.bucket_width.map(seconds).transpose()?;
     let scan = db.scan().await?;
     let tx = scan.snapshot().await?;
-    let counting = Counting {
+    let counter = AlertCounter {
         tx: &tx,
         backend,
         condition,
     };
-    let mut stats = counting.totals().await?;
-    counting.means(&mut stats).await?;
-    stats.by_rule = counting.by_rule().await?;
-    stats.by_camera = counting.by_camera().await?;
+    let mut stats = counter.totals().await?;
+    counter.add_means(&mut stats).await?;
+    stats.by_rule = counter.by_rule().await?;
+    stats.by_camera = counter.by_camera().await?;
     if let Some(width) = width {
-        stats.buckets = counting.buckets(width).await?;
+        stats.buckets = counter.buckets(width).await?;
     }
     tx.commit().await?;
     Ok(stats)
 }
 
-struct Counting<'a> {
+struct AlertCounter<'a> {
     tx: &'a DatabaseTransaction,
     backend: DbBackend,
     condition: Condition,
 }
 
-impl Counting<'_> {
+impl AlertCounter<'_> {
     fn select(&self) -> Select<Entity> {
         Entity::find().filter(self.condition.clone()).select_only()
     }
 
-    /// All that the groups by status and severity tell.
+    /// Computes all totals from one query, grouped by status and severity.
     async fn totals(&self) -> Result<pb::AlertStats> {
         type Group = (AlertStatus, AlertSeverity, i64, i64, DateTime<Utc>);
         let groups: Vec<Group> = self
@@ -70,7 +70,7 @@ impl Counting<'_> {
             .column(Column::Status)
             .column(Column::Severity)
             .column_as(Column::Id.count(), "alerts")
-            .expr_as(suppressed(), "suppressed")
+            .expr_as(suppressed_sum(), "suppressed")
             .column_as(Column::CreatedAt.min(), "oldest")
             .group_by(Column::Status)
             .group_by(Column::Severity)
@@ -91,25 +91,25 @@ impl Counting<'_> {
             severities[pb::Severity::from(severity) as usize] += alerts;
         }
         stats.oldest_open_at = oldest_open.map(time::to_proto);
-        stats.by_status = numbered(statuses)
+        stats.by_status = nonzero(statuses)
             .map(|(status, alerts)| pb::AlertStatusCount { status, alerts })
             .collect();
-        stats.by_severity = numbered(severities)
+        stats.by_severity = nonzero(severities)
             .map(|(severity, alerts)| pb::AlertSeverityCount { severity, alerts })
             .collect();
         #[expect(clippy::cast_precision_loss, reason = "a ratio has no more digits")]
         let ratio = |part: i64, all: i64| part as f64 / all as f64;
-        let wanted = stats.total + stats.suppressed;
-        stats.dedup_ratio = (wanted > 0).then(|| ratio(stats.suppressed, wanted));
+        let matches = stats.total + stats.suppressed;
+        stats.dedup_ratio = (matches > 0).then(|| ratio(stats.suppressed, matches));
         Ok(stats)
     }
 
-    /// How long it took until somebody did something.
-    async fn means(&self, stats: &mut pb::AlertStats) -> Result<()> {
+    /// Computes the mean times to acknowledgement and dismissal.
+    async fn add_means(&self, stats: &mut pb::AlertStats) -> Result<()> {
         let means: Option<(Option<f64>, Option<f64>)> = self
             .select()
-            .expr_as(self.mean_until("acknowledged_at"), "acknowledged")
-            .expr_as(self.mean_until("dismissed_at"), "dismissed")
+            .expr_as(self.mean_micros_until("acknowledged_at"), "acknowledged")
+            .expr_as(self.mean_micros_until("dismissed_at"), "dismissed")
             .into_tuple()
             .one(self.tx)
             .await?;
@@ -119,8 +119,8 @@ impl Counting<'_> {
         Ok(())
     }
 
-    /// In microseconds.
-    fn mean_until(&self, column: &str) -> SimpleExpr {
+    /// Mean time from creation to `column`, in microseconds.
+    fn mean_micros_until(&self, column: &str) -> SimpleExpr {
         let micros = |column| row::micros(&format!("alerts.{column}"), self.backend);
         let (until, from) = (micros(column), micros("created_at"));
         Expr::cust(format!("CAST(avg({until} - {from}) AS double precision)"))
@@ -128,7 +128,7 @@ impl Counting<'_> {
 
     async fn by_rule(&self) -> Result<Vec<pb::AlertRuleCount>> {
         let order = Expr::col(Column::RuleId);
-        let groups: Vec<(Option<Uuid>, i64, i64)> = self.by(Column::RuleId, order).await?;
+        let groups: Vec<(Option<Uuid>, i64, i64)> = self.grouped_by(Column::RuleId, order).await?;
         let rule = |(rule_id, alerts, suppressed): (Option<Uuid>, _, _)| pb::AlertRuleCount {
             rule_id: rule_id.map(|id| id.to_string()),
             alerts,
@@ -139,7 +139,8 @@ impl Counting<'_> {
 
     async fn by_camera(&self) -> Result<Vec<pb::AlertCameraCount>> {
         let order = collate_bytewise(Expr::col(Column::CameraId), self.backend);
-        let groups: Vec<(Option<String>, i64, i64)> = self.by(Column::CameraId, order).await?;
+        let groups: Vec<(Option<String>, i64, i64)> =
+            self.grouped_by(Column::CameraId, order).await?;
         let camera = |(camera_id, alerts, suppressed)| pb::AlertCameraCount {
             camera_id,
             alerts,
@@ -148,8 +149,9 @@ impl Counting<'_> {
         Ok(groups.into_iter().map(camera).collect())
     }
 
-    /// The largest groups of alerts that have the same in a column, those of one size in this order.
-    async fn by<T: TryGetable>(
+    /// Counts alerts by the values of a column, largest group first. `order` sorts groups of equal
+    /// size.
+    async fn grouped_by<T: TryGetable>(
         &self,
         column: Column,
         order: SimpleExpr,
@@ -158,11 +160,11 @@ impl Counting<'_> {
             .select()
             .column(column)
             .column_as(Column::Id.count(), "alerts")
-            .expr_as(suppressed(), "suppressed")
+            .expr_as(suppressed_sum(), "suppressed")
             .group_by(column)
             .order_by(Column::Id.count(), Order::Desc)
             .order_by(order, Order::Asc)
-            .limit(TOLD)
+            .limit(MAX_GROUPS)
             .into_tuple()
             .all(self.tx)
             .await?)
@@ -178,15 +180,15 @@ impl Counting<'_> {
             .select()
             .expr_as(Expr::cust(number), "number")
             .column_as(Column::Id.count(), "alerts")
-            .expr_as(suppressed(), "suppressed")
+            .expr_as(suppressed_sum(), "suppressed")
             .group_by(Expr::col("number"))
             .order_by(Expr::col("number"), Order::Asc)
-            .limit(MOST_BUCKETS as u64 + 1)
+            .limit(MAX_BUCKETS as u64 + 1)
             .into_tuple()
             .all(self.tx)
             .await?;
-        if buckets.len() > MOST_BUCKETS {
-            let problem = format!("must be larger: there are more than {MOST_BUCKETS} buckets");
+        if buckets.len() > MAX_BUCKETS {
+            let problem = format!("must be larger: there are more than {MAX_BUCKETS} buckets");
             return Err(Error::invalid("bucket_width", problem));
         }
         let bucket = |(number, alerts, suppressed)| pb::AlertBucket {
@@ -198,18 +200,19 @@ impl Counting<'_> {
     }
 }
 
-/// How many repeats were held back. A sum is wider than what it sums up on PostgreSQL.
-fn suppressed() -> SimpleExpr {
+/// Number of suppressed repeats. The cast is needed because a PostgreSQL sum is wider than the
+/// summands.
+fn suppressed_sum() -> SimpleExpr {
     Expr::cust("CAST(coalesce(sum(alerts.suppressed_count), 0) AS bigint)")
 }
 
-/// The counts that are not zero, with their numbers.
-fn numbered(counts: [i64; 5]) -> impl Iterator<Item = (i32, i64)> {
+/// Returns the counts above zero with the enum number of each.
+fn nonzero(counts: [i64; 5]) -> impl Iterator<Item = (i32, i64)> {
     (0..).zip(counts).filter(|(_, alerts)| *alerts > 0)
 }
 
 fn seconds(width: Duration) -> Result<i64> {
-    if width.nanos != 0 || !WIDTHS.contains(&width.seconds) {
+    if width.nanos != 0 || !BUCKET_WIDTHS_SECONDS.contains(&width.seconds) {
         let problem = "must be whole seconds from 60 s to 31622400 s";
         return Err(Error::invalid("bucket_width", problem));
     }

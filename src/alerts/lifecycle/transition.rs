@@ -1,4 +1,4 @@
-//! How alerts were raised and moved: by whom, when and why.
+//! Rows of `alert_transitions`: the audit trail of status changes.
 
 use std::net::SocketAddr;
 
@@ -18,16 +18,16 @@ use crate::{
     rpc::{check, enums::FromProto, time},
 };
 
-/// Who has alerts raised or moved, and why.
+/// Actor and reason of a status change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cause {
-    /// At most 100 characters.
+    /// Actor, at most 100 characters.
     pub actor: String,
     pub reason: Option<String>,
 }
 
 impl Cause {
-    /// Somebody who gives no reason.
+    /// Creates a cause without a reason.
     pub fn new(actor: impl Into<String>) -> Self {
         Self {
             actor: actor.into(),
@@ -35,12 +35,13 @@ impl Cause {
         }
     }
 
-    /// A rule.
+    /// Creates the cause of an alert that a rule raised.
     pub fn rule(id: Uuid) -> Self {
         Self::new(format!("rule:{id}"))
     }
 
-    /// What a request says, which came from `peer`.
+    /// Validates the actor and reason of a request from `peer`. Without an actor, the address of
+    /// the peer is the actor.
     pub(crate) fn parse(peer: Option<SocketAddr>, actor: &str, reason: &str) -> Result<Self> {
         let actor = check::actor("actor", actor, peer)?;
         let reason = check::text("reason", reason, 0..=1_000)?;
@@ -51,13 +52,18 @@ impl Cause {
     }
 }
 
-/// That an alert was raised.
+/// Builds the transition row of a new alert.
 pub fn raised(alert: &alert::Model, cause: Cause) -> ActiveModel {
-    moved(alert, None, cause)
+    status_change(alert, None, cause)
 }
 
-/// That an alert came from this status to the one that it is in. `None`: it was raised.
-pub(crate) fn moved(alert: &alert::Model, from: Option<AlertStatus>, cause: Cause) -> ActiveModel {
+/// Builds the transition row of an alert that moved from `from` to its present status. `None` for a
+/// new alert.
+pub(crate) fn status_change(
+    alert: &alert::Model,
+    from: Option<AlertStatus>,
+    cause: Cause,
+) -> ActiveModel {
     ActiveModel {
         id: NotSet,
         alert_id: Set(alert.id),
@@ -71,21 +77,22 @@ pub(crate) fn moved(alert: &alert::Model, from: Option<AlertStatus>, cause: Caus
 }
 
 impl pb::AlertTransitionFilter {
-    /// Returns true if an index serves the filter: those of one alert; or all, or those of one actor, in their order.
+    /// Returns true if an index serves the filter: one alert, or any actor without a restriction of
+    /// statuses.
     pub(crate) fn has_index(&self) -> bool {
         !self.alert_id.is_empty() || self.to_statuses.is_empty()
     }
 
     pub(crate) fn select(&self) -> Result<Select<Entity>> {
-        let alert_id = Some(&self.alert_id).filter(|id| !id.is_empty());
-        let alert_id = alert_id.map(|id| check::uuid("filter.alert_id", id));
+        let alert_id = Some(&self.alert_id)
+            .filter(|id| !id.is_empty())
+            .map(|id| check::uuid("filter.alert_id", id))
+            .transpose()?;
         let actor = check::text("filter.actor", &self.actor, 0..=100)?;
         let statuses = AlertStatus::all_from_proto("filter.to_statuses", &self.to_statuses)?;
         let (start, end) = time::bounds("filter.created_at", self.created_at)?;
         let mut select = Entity::find()
-            .apply_if(alert_id.transpose()?, |select, id| {
-                select.filter(Column::AlertId.eq(id))
-            })
+            .apply_if(alert_id, |select, id| select.filter(Column::AlertId.eq(id)))
             .apply_if(start, |select, start| {
                 select.filter(Column::CreatedAt.gte(start))
             })
@@ -102,11 +109,11 @@ impl pb::AlertTransitionFilter {
 
 impl From<Model> for pb::AlertTransition {
     fn from(row: Model) -> Self {
-        let from = row.from_status.map(pb::AlertStatus::from);
+        let from_status = row.from_status.map(pb::AlertStatus::from);
         Self {
             id: row.id,
             alert_id: row.alert_id.to_string(),
-            from_status: from.map(Into::into),
+            from_status: from_status.map(Into::into),
             to_status: pb::AlertStatus::from(row.to_status).into(),
             version_id: row.version_id,
             actor: row.actor,

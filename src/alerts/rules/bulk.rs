@@ -1,4 +1,4 @@
-//! Many rules at once, and one made of another.
+//! `SetAlertRulesEnabled` and `CloneAlertRule`.
 
 use std::collections::HashSet;
 
@@ -10,8 +10,9 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
+    announcement::{announce, announcement},
     legacy,
-    service::{AlertRules, announce, announcement},
+    service::AlertRules,
 };
 use crate::{
     db::row,
@@ -25,23 +26,24 @@ use crate::{
     rpc::check,
 };
 
-/// How many rules one statement changes.
-const ROWS: usize = 500;
+/// Largest number of rules that one statement changes.
+const MAX_RULES_PER_STATEMENT: usize = 500;
 
-/// How long a name may be, in characters.
-const LONGEST_NAME: usize = 255;
+/// Largest length of a rule name, in characters.
+const MAX_NAME_CHARS: usize = 255;
 
-/// What follows the name of the original.
-const COPY: &str = " (copy)";
+/// Suffix of the default name of a copy.
+const COPY_SUFFIX: &str = " (copy)";
 
 impl AlertRules {
-    /// Enables or disables rules. Also gives the ids of those that were changed.
+    /// Enables or disables rules. Also returns the ids of the changed rules.
     pub(crate) async fn set_enabled(
         &self,
         request: pb::SetAlertRulesEnabledRequest,
     ) -> Result<(pb::SetAlertRulesEnabledResponse, Vec<Uuid>)> {
-        let enabled = request.enabled;
-        let enabled = enabled.ok_or_else(|| Error::invalid("enabled", "is required"))?;
+        let enabled = request
+            .enabled
+            .ok_or_else(|| Error::invalid("enabled", "is required"))?;
         let ids = check::uuids("ids", &request.ids)?;
         let select = match &request.filter {
             Some(_) if !ids.is_empty() => {
@@ -56,20 +58,20 @@ impl AlertRules {
         self.db
             .write(async |tx| {
                 let rules = select
-                    // Always in the same order, or two transactions could wait for each other.
+                    // A fixed order avoids deadlocks.
                     .order_by_asc(Column::Id)
-                    // Ingests that raise alerts of these rules need not wait.
+                    // `FOR NO KEY UPDATE` does not block ingests that raise alerts of the rules.
                     .lock(LockType::NoKeyUpdate)
                     .all(tx)
                     .await?;
                 let known: HashSet<_> = rules.iter().map(|rule| rule.id).collect();
                 let matched = count(rules.len())?;
-                let mut others = rules;
-                others.retain(|rule| rule.enabled != enabled);
-                let changed = count(others.len())?;
-                let changed_ids = others.iter().map(|rule| rule.id).collect();
+                let mut changed_rules = rules;
+                changed_rules.retain(|rule| rule.enabled != enabled);
+                let changed = count(changed_rules.len())?;
+                let changed_ids = changed_rules.iter().map(|rule| rule.id).collect();
                 if !request.dry_run {
-                    switch(tx, others, enabled).await?;
+                    set_enabled_of(tx, changed_rules, enabled).await?;
                 }
                 let unknown = ids.into_iter().filter(|id| !known.contains(id));
                 let response = pb::SetAlertRulesEnabledResponse {
@@ -82,19 +84,19 @@ impl AlertRules {
             .await
     }
 
-    /// Creates a rule with the fields of another one.
+    /// Creates a rule with the fields of another rule.
     pub(crate) async fn copy(&self, request: pb::CloneAlertRuleRequest) -> Result<pb::AlertRule> {
         let id = check::uuid("id", &request.id)?;
         let name = request
             .name
-            .map(|name| check::name("name", &name, 1..=LONGEST_NAME))
+            .map(|name| check::name("name", &name, 1..=MAX_NAME_CHARS))
             .transpose()?;
         self.db
             .write(async |tx| {
-                let original = Entity::find_by_id(id).one(tx).await?;
-                let original = row::require(original, "alert rule", id)?;
+                let stored = Entity::find_by_id(id).one(tx).await?;
+                let original = row::require(stored, "alert rule", id)?;
                 let rule = pb::AlertRule {
-                    name: name.unwrap_or_else(|| copied(&original.name)),
+                    name: name.unwrap_or_else(|| copy_name(&original.name)),
                     enabled: Some(request.enabled.unwrap_or(false)),
                     ..original.into()
                 };
@@ -105,23 +107,26 @@ impl AlertRules {
     }
 }
 
-/// Gives rules that are locked the other state, and announces them.
-async fn switch(
+/// Sets `enabled` of locked rules and announces the changes.
+async fn set_enabled_of(
     tx: &DatabaseTransaction,
     mut rules: Vec<alert_rule::Model>,
     enabled: bool,
 ) -> Result<()> {
     let now = entity::now();
-    for rules in rules.chunks(ROWS) {
+    for rules in rules.chunks(MAX_RULES_PER_STATEMENT) {
         let ids: Vec<Uuid> = rules.iter().map(|rule| rule.id).collect();
-        let later = Expr::case(
+        let updated_at = Expr::case(
             Expr::col(Column::UpdatedAt).gt(now),
             Expr::col(Column::UpdatedAt),
         );
         Entity::update_many()
             .col_expr(Column::Enabled, Expr::value(enabled))
-            // Clocks are set back; the order of the versions is not.
-            .col_expr(Column::UpdatedAt, later.finally(Expr::value(now)).into())
+            // `updated_at` never decreases, even if the clock is set back.
+            .col_expr(
+                Column::UpdatedAt,
+                updated_at.finally(Expr::value(now)).into(),
+            )
             .col_expr(Column::VersionId, Expr::col(Column::VersionId).add(1))
             .filter(Column::Id.is_in(ids))
             .exec(tx)
@@ -142,11 +147,11 @@ fn count(rules: usize) -> Result<i32> {
     i32::try_from(rules).map_err(Error::internal)
 }
 
-/// The name of a copy.
-fn copied(name: &str) -> String {
-    let room = LONGEST_NAME - COPY.len();
-    let end = name.char_indices().nth(room).map(|(at, _)| at);
-    format!("{}{COPY}", &name[..end.unwrap_or(name.len())])
+/// Returns the default name of a copy, at most 255 characters.
+fn copy_name(name: &str) -> String {
+    let kept_chars = MAX_NAME_CHARS - COPY_SUFFIX.len();
+    let end = name.char_indices().nth(kept_chars).map(|(index, _)| index);
+    format!("{}{COPY_SUFFIX}", &name[..end.unwrap_or(name.len())])
 }
 
 #[cfg(test)]
@@ -161,8 +166,8 @@ mod tests {
             ("ü".repeat(249), format!("{} (copy)", "ü".repeat(248))),
             ("ü".repeat(255), format!("{} (copy)", "ü".repeat(248))),
         ] {
-            let copy = copied(&name);
-            assert!(copy.chars().count() <= LONGEST_NAME);
+            let copy = copy_name(&name);
+            assert!(copy.chars().count() <= MAX_NAME_CHARS);
             assert_eq!(copy, expected);
         }
     }

@@ -1,4 +1,4 @@
-//! The channels that a rule names: at once, and in its escalation.
+//! Validation of the notification channels and the escalation of a rule.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -14,54 +14,65 @@ use crate::{
     rpc::{check, time},
 };
 
-/// How many steps an escalation may have, and how many channels each.
-const STEPS: usize = 10;
-const CHANNELS: usize = 100;
+/// Largest number of escalation steps, and of channels per step.
+const MAX_STEPS: usize = 10;
+const MAX_CHANNELS_PER_STEP: usize = 100;
 
-/// The longest time after which somebody else is told, in seconds.
-const LONGEST: i32 = 604_800; // a week
+/// Largest delay of an escalation step, in seconds.
+const MAX_DELAY_SECONDS: i32 = 604_800; // a week
 
 impl pb::AlertRule {
-    /// The channels that it names, each with the path of the field below `rule`.
+    /// Returns the names of all channels of the rule, each with its field path below `rule`.
     pub(crate) fn named_channels(&self, rule: &str) -> Vec<(String, String)> {
-        let at_once = self.channels.iter().enumerate();
-        let at_once = at_once.map(|(at, name)| (format!("{rule}.channels[{at}]"), name.clone()));
-        let later = self
+        let immediate = self
+            .channels
+            .iter()
+            .enumerate()
+            .map(|(position, name)| (format!("{rule}.channels[{position}]"), name.clone()));
+        let escalated = self
             .escalation
             .iter()
             .enumerate()
             .flat_map(|(step, named)| {
                 let names = named.channels.iter().enumerate();
-                names.map(move |(at, name)| {
-                    let field = format!("{rule}.escalation[{step}].channels[{at}]");
+                names.map(move |(position, name)| {
+                    let field = format!("{rule}.escalation[{step}].channels[{position}]");
                     (field, name.clone())
                 })
             });
-        at_once.chain(later).collect()
+        immediate.chain(escalated).collect()
     }
 
-    /// The escalation, checked.
+    /// Validates the escalation.
     pub(crate) fn checked_escalation(&self) -> Result<Option<Escalation>> {
         let field = "alert_rule.escalation";
-        if self.escalation.len() > STEPS {
-            let problem = format!("must have at most {STEPS} entries");
+        if self.escalation.len() > MAX_STEPS {
+            let problem = format!("must have at most {MAX_STEPS} entries");
             return Err(Error::invalid(field, problem));
         }
         let mut steps = Vec::with_capacity(self.escalation.len());
-        let mut before = 0;
-        for (at, step) in self.escalation.iter().enumerate() {
-            let field = format!("{field}[{at}]");
-            let after = format!("{field}.after");
-            let after_seconds = step.after.unwrap_or_default();
-            let after_seconds = time::whole_seconds(&after, after_seconds, &(1..=LONGEST))?;
-            if after_seconds <= before {
-                return Err(Error::invalid(after, "must be later than the step before"));
+        let mut previous_seconds = 0;
+        for (position, step) in self.escalation.iter().enumerate() {
+            let step_field = format!("{field}[{position}]");
+            let delay_field = format!("{step_field}.after");
+            let delay = step.after.unwrap_or_default();
+            let after_seconds = time::whole_seconds(&delay_field, delay, &(1..=MAX_DELAY_SECONDS))?;
+            if after_seconds <= previous_seconds {
+                return Err(Error::invalid(
+                    delay_field,
+                    "must be later than the step before",
+                ));
             }
-            before = after_seconds;
-            let field = format!("{field}.channels");
-            let channels = check::texts(&field, &step.channels, CHANNELS, &(1..=100))?;
+            previous_seconds = after_seconds;
+            let channels_field = format!("{step_field}.channels");
+            let channels = check::texts(
+                &channels_field,
+                &step.channels,
+                MAX_CHANNELS_PER_STEP,
+                &(1..=100),
+            )?;
             if channels.is_empty() {
-                return Err(Error::invalid(field, "is required"));
+                return Err(Error::invalid(channels_field, "is required"));
             }
             steps.push(EscalationStep {
                 after_seconds,
@@ -72,8 +83,8 @@ impl pb::AlertRule {
     }
 }
 
-/// An escalation for the wire.
-pub(crate) fn escalation(escalation: Option<Escalation>) -> Vec<pb::EscalationStep> {
+/// Converts an escalation to messages.
+pub(crate) fn escalation_to_proto(escalation: Option<Escalation>) -> Vec<pb::EscalationStep> {
     let step = |step: EscalationStep| pb::EscalationStep {
         after: Some(time::duration_from_seconds(step.after_seconds)),
         channels: step.channels,
@@ -82,21 +93,27 @@ pub(crate) fn escalation(escalation: Option<Escalation>) -> Vec<pb::EscalationSt
     steps.map(step).collect()
 }
 
-/// Refuses channels that do not exist, by the path of the first, unless the rule named them before.
+/// Fails with `BROKEN_REFERENCE` at the first channel that does not exist and that the rule did not
+/// name `before`.
 pub(crate) async fn refuse_unknown(
     db: &impl ConnectionTrait,
     rule: &pb::AlertRule,
     before: Option<&pb::AlertRule>,
 ) -> Result<()> {
     let path = "alert_rule";
-    let old = before.map(|before| before.named_channels(path));
-    let old: HashSet<_> = old.into_iter().flatten().map(|(_, name)| name).collect();
-    let mut new = rule.named_channels(path);
-    new.retain(|(_, name)| !old.contains(name));
-    refuse_unknown_names(db, new).await
+    let old_names: HashSet<_> = before
+        .map(|before| before.named_channels(path))
+        .into_iter()
+        .flatten()
+        .map(|(_, name)| name)
+        .collect();
+    let mut new_names = rule.named_channels(path);
+    new_names.retain(|(_, name)| !old_names.contains(name));
+    refuse_unknown_names(db, new_names).await
 }
 
-/// Refuses names that no channel has, by the path of the first.
+/// Fails with `BROKEN_REFERENCE` at the first name without a channel. `named` has field paths and
+/// names.
 pub(crate) async fn refuse_unknown_names(
     db: &impl ConnectionTrait,
     named: Vec<(String, String)>,
@@ -104,8 +121,8 @@ pub(crate) async fn refuse_unknown_names(
     if named.is_empty() {
         return Ok(());
     }
-    let known = known(db, named.iter().map(|(_, name)| name.as_str())).await?;
-    match named.into_iter().find(|(_, name)| !known.contains(name)) {
+    let existing = lock_existing(db, named.iter().map(|(_, name)| name.as_str())).await?;
+    match named.into_iter().find(|(_, name)| !existing.contains(name)) {
         Some((field, _)) => Err(Error::BrokenReference {
             field,
             problem: "names a notification channel that does not exist".into(),
@@ -114,23 +131,24 @@ pub(crate) async fn refuse_unknown_names(
     }
 }
 
-/// Those of the names that channels have. Nobody deletes these before the transaction ends.
-async fn known(
+/// Returns the names that exist, and locks the channels against deletion until the transaction
+/// ends.
+async fn lock_existing(
     db: &impl ConnectionTrait,
     names: impl Iterator<Item = &str>,
 ) -> Result<HashSet<String>> {
     use notification_channel::Column::Name;
 
     let names: BTreeSet<_> = names.collect();
-    let known: Vec<String> = notification_channel::Entity::find()
+    let existing: Vec<String> = notification_channel::Entity::find()
         .select_only()
         .column(Name)
         .filter(Name.is_in(names))
-        // Always in the same order, or two transactions could wait for each other.
+        // A fixed order avoids deadlocks.
         .order_by_asc(Name)
         .lock_shared()
         .into_tuple()
         .all(db)
         .await?;
-    Ok(known.into_iter().collect())
+    Ok(existing.into_iter().collect())
 }

@@ -1,4 +1,4 @@
-//! The checks of a rule that a client sends, and what an Update makes of one.
+//! Validation and update of an alert rule.
 
 use sea_orm::{
     ActiveModelTrait,
@@ -18,7 +18,7 @@ use crate::{
     rpc::{check, enums::FromProto, mask::UpdateMask, time},
 };
 
-/// The fields that an Update may change.
+/// Fields that `UpdateAlertRule` may change.
 pub(crate) const UPDATABLE: [&str; 17] = [
     "name",
     "description",
@@ -41,14 +41,14 @@ pub(crate) const UPDATABLE: [&str; 17] = [
 
 const DEFAULT_TEMPLATE: &str = "{camera_id}:{rule_id}";
 const DEFAULT_COOLDOWN_SECONDS: i32 = 300;
-const LONGEST_COOLDOWN_SECONDS: i32 = 31_536_000; // a year
+const MAX_COOLDOWN_SECONDS: i32 = 31_536_000; // a year
 
-/// How many alerts a window may have, and how long it may be, before a rule is said to flap.
-const MOST_OF_A_WINDOW: i32 = 10_000;
-const LONGEST_WINDOW_SECONDS: i32 = 86_400; // a day
+/// Largest flapping threshold in alerts, and largest flapping window in seconds.
+const MAX_FLAP_THRESHOLD: i32 = 10_000;
+const MAX_FLAP_WINDOW_SECONDS: i32 = 86_400; // a day
 
 impl pb::AlertRule {
-    /// This rule with the fields of `changes` that `mask` covers.
+    /// Returns the rule with the fields of `changes` that `mask` covers.
     pub(crate) fn with(mut self, changes: Self, mask: &UpdateMask) -> Self {
         macro_rules! change {
             ($field:ident, $is_set:expr) => {
@@ -77,11 +77,16 @@ impl pb::AlertRule {
         self
     }
 
-    /// Every column that a client decides, checked; absent fields get their defaults.
+    /// Validates the rule and returns the columns under the client's control. Absent fields get
+    /// defaults.
     pub(crate) fn checked(&self) -> Result<ActiveModel> {
-        let strings = |field: &str, values: &[String], most, longest| {
-            let values =
-                check::texts(&format!("alert_rule.{field}"), values, most, &(1..=longest))?;
+        let strings = |field: &str, values: &[String], max_values, max_chars| {
+            let values = check::texts(
+                &format!("alert_rule.{field}"),
+                values,
+                max_values,
+                &(1..=max_chars),
+            )?;
             Ok::<_, Error>(Some(Strings(values)).filter(|values| !values.0.is_empty()))
         };
         let risk_threshold = self
@@ -89,7 +94,7 @@ impl pb::AlertRule {
             .map(|score| check::within("alert_rule.risk_threshold", score, 0..=100));
         let min_confidence = self
             .min_confidence
-            .map(|least| check::within("alert_rule.min_confidence", least, 0.0..=1.0));
+            .map(|minimum| check::within("alert_rule.min_confidence", minimum, 0.0..=1.0));
         let schedule = self
             .schedule
             .as_ref()
@@ -99,11 +104,10 @@ impl pb::AlertRule {
             .as_deref()
             .unwrap_or(DEFAULT_TEMPLATE);
         Template::parse("alert_rule.dedup_key_template", template)?;
-        let (flap_threshold, flap_window_seconds) = self.flapping()?;
-        let cooldowns = 0..=LONGEST_COOLDOWN_SECONDS;
-        let cooldown = self
-            .cooldown
-            .map(|cooldown| time::whole_seconds("alert_rule.cooldown", cooldown, &cooldowns));
+        let (flap_threshold, flap_window_seconds) = self.flap_limit()?;
+        let cooldown = self.cooldown.map(|cooldown| {
+            time::whole_seconds("alert_rule.cooldown", cooldown, &(0..=MAX_COOLDOWN_SECONDS))
+        });
         Ok(ActiveModel {
             name: Set(check::name("alert_rule.name", &self.name, 1..=255)?),
             description: Set(check::optional_text(
@@ -133,15 +137,19 @@ impl pb::AlertRule {
         })
     }
 
-    /// How often the rule may fire in how long, set together or not at all.
-    fn flapping(&self) -> Result<(Option<i32>, Option<i32>)> {
+    /// Validates the flapping limit: threshold and window must be set together.
+    fn flap_limit(&self) -> Result<(Option<i32>, Option<i32>)> {
         let threshold = self.flap_threshold.map(|threshold| {
-            check::within("alert_rule.flap_threshold", threshold, 1..=MOST_OF_A_WINDOW)
+            check::within(
+                "alert_rule.flap_threshold",
+                threshold,
+                1..=MAX_FLAP_THRESHOLD,
+            )
         });
-        let windows = 1..=LONGEST_WINDOW_SECONDS;
-        let window = self
-            .flap_window
-            .map(|window| time::whole_seconds("alert_rule.flap_window", window, &windows));
+        let window = self.flap_window.map(|window| {
+            let bounds = 1..=MAX_FLAP_WINDOW_SECONDS;
+            time::whole_seconds("alert_rule.flap_window", window, &bounds)
+        });
         let (threshold, window) = (threshold.transpose()?, window.transpose()?);
         let missing = match (threshold, window) {
             (Some(_), None) => ("flap_window", "flap_threshold"),
@@ -155,20 +163,23 @@ impl pb::AlertRule {
     }
 }
 
-/// The row that takes the place of `before`, with the next version. `None` if it says the same.
-pub(crate) fn replacing(mut row: ActiveModel, before: &alert_rule::Model) -> Option<ActiveModel> {
+/// Returns the row that replaces `before`, with the next version. `None` if no column differs.
+pub(crate) fn next_version(
+    mut row: ActiveModel,
+    before: &alert_rule::Model,
+) -> Option<ActiveModel> {
     row.id = Set(before.id);
     row.created_at = NotSet;
     row.updated_at = NotSet;
     row.version_id = NotSet;
-    let says_else = |column: Column| match row.get(column) {
+    let differs = |column: Column| match row.get(column) {
         ActiveValue::Set(value) => value != before.get(column),
         ActiveValue::Unchanged(_) | ActiveValue::NotSet => false,
     };
-    if !Column::iter().any(says_else) {
+    if !Column::iter().any(differs) {
         return None;
     }
-    // Clocks are set back; the order of the versions is not.
+    // `updated_at` never decreases, even if the clock is set back.
     row.updated_at = Set(entity::now().max(before.updated_at));
     row.version_id = Set(before.version_id + 1);
     Some(row)

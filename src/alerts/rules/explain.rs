@@ -1,4 +1,4 @@
-//! `ExplainEvent`: which conditions of each rule a stored event meets.
+//! `ExplainEvent`: the conditions of each rule that a stored event meets.
 
 use std::collections::HashMap;
 
@@ -6,11 +6,11 @@ use chrono::DateTime;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 use uuid::Uuid;
 
-use super::{past::PastEvent, service::AlertRules};
+use super::{service::AlertRules, stored_events::StoredEvent};
 use crate::{
     alerts::engine::{
-        judge::{self, Facts, Seen, Verdict},
-        live::Rule,
+        evaluate::{self, DetectionFacts, EventFacts, Verdict},
+        rule::Rule,
     },
     db::{reader::Reader, row},
     entity::{
@@ -25,35 +25,35 @@ use crate::{
     zones::Zone,
 };
 
-/// How many values of a list are told.
-const TOLD: usize = 20;
+/// Largest number of list values in an explanation.
+const MAX_LISTED_VALUES: usize = 20;
 
 impl AlertRules {
-    /// A page of rules, and what each of them says of an event.
+    /// Returns a page of rules with the explanation of each for an event.
     pub(crate) async fn explain(
         &self,
         request: pb::ExplainEventRequest,
     ) -> Result<pb::ExplainEventResponse> {
         let event_id = check::row_id("event_id", request.event_id)?;
         let rule_ids = check::uuids("rule_ids", &request.rule_ids)?;
-        let about = pb::ExplainEventRequest {
+        let page_scope = pb::ExplainEventRequest {
             page_size: 0,
             page_token: String::new(),
             ..request.clone()
         };
         let (size, token) = (request.page_size, &request.page_token);
-        let page = Page::parse(size, token, "rule_explanations", &about)?;
+        let page = Page::parse(size, token, "rule_explanations", &page_scope)?;
         let scan = self.db.scan().await?;
         let db = scan.reader();
-        let event = row::require(PastEvent::find(db, event_id).await?, "event", event_id)?;
+        let event = row::require(StoredEvent::find(db, event_id).await?, "event", event_id)?;
         let mut select = Entity::find();
         if !rule_ids.is_empty() {
             select = select.filter(Column::Id.is_in(rule_ids));
         }
         let columns = (Column::CreatedAt, Column::Id);
         let rows = page.oldest_first::<_, _, Uuid>(db, select, columns).await?;
-        let alerts = alerts_of(db, event_id).await?;
-        let mut suppressions = suppressions_of(db, event_id).await?;
+        let alerts = alerts_by_rule(db, event_id).await?;
+        let mut suppressions = suppressions_by_rule(db, event_id).await?;
 
         let facts = event.facts(self.rules.zones().current());
         let key = |row: &alert_rule::Model| (row.created_at.timestamp_micros(), row.id);
@@ -63,7 +63,7 @@ impl AlertRules {
             pb::RuleExplanation {
                 alert_id,
                 suppression,
-                ..explanation(&row, &event, &facts)
+                ..explain_rule(&row, &event, &facts)
             }
         });
         Ok(pb::ExplainEventResponse {
@@ -73,14 +73,14 @@ impl AlertRules {
     }
 }
 
-/// The alert that each rule raised for an event.
-async fn alerts_of(db: &Reader, event_id: i64) -> Result<HashMap<Uuid, Uuid>> {
+/// Returns the alert that each rule raised for an event.
+async fn alerts_by_rule(db: &Reader, event_id: i64) -> Result<HashMap<Uuid, Uuid>> {
     let alerts: Vec<(Uuid, Uuid)> = alert::Entity::find()
         .select_only()
         .columns([alert::Column::RuleId, alert::Column::Id])
         .filter(alert::Column::EventId.eq(event_id))
         .filter(alert::Column::RuleId.is_not_null())
-        // Of several the first one stays.
+        // Descending, so that the first of several alerts remains in the map.
         .order_by_desc(alert::Column::CreatedAt)
         .order_by_desc(alert::Column::Id)
         .into_tuple()
@@ -89,8 +89,8 @@ async fn alerts_of(db: &Reader, event_id: i64) -> Result<HashMap<Uuid, Uuid>> {
     Ok(alerts.into_iter().collect())
 }
 
-/// Causes that held back each rule that wanted to raise an alert for an event.
-async fn suppressions_of(
+/// Returns the suppression of each rule that matched an event without raising an alert.
+async fn suppressions_by_rule(
     db: &Reader,
     event_id: i64,
 ) -> Result<HashMap<Uuid, pb::AlertSuppression>> {
@@ -102,8 +102,12 @@ async fn suppressions_of(
     Ok(rows.into_iter().filter_map(by_rule).collect())
 }
 
-/// What a rule says of an event, without what became of it.
-fn explanation(row: &alert_rule::Model, event: &PastEvent, facts: &Facts) -> pb::RuleExplanation {
+/// Evaluates a rule for an event, without the result at ingest.
+fn explain_rule(
+    row: &alert_rule::Model,
+    event: &StoredEvent,
+    facts: &EventFacts,
+) -> pb::RuleExplanation {
     let mut explanation = pb::RuleExplanation {
         rule_id: row.id.to_string(),
         rule_name: row.name.clone(),
@@ -117,24 +121,24 @@ fn explanation(row: &alert_rule::Model, event: &PastEvent, facts: &Facts) -> pb:
             return explanation;
         }
     };
-    match judge::judge(&rule, facts) {
+    match evaluate::evaluate(&rule, facts) {
         Verdict::Matches { .. } => explanation.matched = true,
         Verdict::Stopped(stop, detail) => {
             explanation.stopped_by = stop.into();
             explanation.detail = detail;
         }
     }
-    let detection_id = |at: usize| event.detections[at].id;
-    explanation.conditions = conditions(row, &rule, facts, detection_id);
+    let detection_id = |index: usize| event.detections[index].id;
+    explanation.conditions = explain_conditions(row, &rule, facts, detection_id);
     explanation
 }
 
-/// The conditions that a rule sets, in the order in which they are judged. All are met if, and only
-/// if, the rule matches; else the first that is not is the one that stops it.
-fn conditions(
+/// Explains the conditions of a rule in the order of evaluation. The rule matches if and only if
+/// all conditions are met. Otherwise the first unmet condition is the reason.
+fn explain_conditions(
     row: &alert_rule::Model,
     rule: &Rule,
-    facts: &Facts,
+    facts: &EventFacts,
     detection_id: impl Fn(usize) -> i64,
 ) -> Vec<pb::ConditionExplanation> {
     let condition = |stop: RuleStop, expected: String, actual: String, met: bool| {
@@ -149,7 +153,7 @@ fn conditions(
     };
     let texts = |strings: &Option<crate::entity::Strings>| {
         let strings = strings.clone().unwrap_or_default().0;
-        listed(strings.iter().map(String::as_str))
+        join_limited(strings.iter().map(String::as_str))
     };
     let mut conditions = Vec::new();
     if !rule.camera_ids.is_empty() {
@@ -170,44 +174,51 @@ fn conditions(
             score.is_some_and(|score| score >= threshold),
         ));
     }
-    if let (Some(schedule), Some(asked)) = (&rule.schedule, &row.schedule) {
+    if let (Some(schedule), Some(stored_schedule)) = (&rule.schedule, &row.schedule) {
         let local = facts.started_at.with_timezone(&schedule.timezone());
         conditions.push(condition(
             RuleStop::Schedule,
-            window(asked),
-            wall_clock(&local),
+            describe_schedule(stored_schedule),
+            format_local_time(&local),
             schedule.contains(facts.started_at),
         ));
     }
-    let closest = Closest::of(rule, facts);
-    let of_detection = |stop, expected, actual: &dyn Fn(&Closest<'_>) -> (String, bool)| {
-        let (actual, met) = match &closest {
-            Some(closest) => actual(closest),
-            None => ("no detection".to_string(), false),
+    let closest = ClosestDetection::of(rule, facts);
+    let of_detection =
+        |stop, expected, actual: &dyn Fn(&ClosestDetection<'_>) -> (String, bool)| {
+            let (actual, met) = match &closest {
+                Some(closest) => actual(closest),
+                None => ("no detection".to_string(), false),
+            };
+            pb::ConditionExplanation {
+                detection_id: closest.as_ref().map(|closest| detection_id(closest.index)),
+                ..condition(stop, expected, actual, met)
+            }
         };
-        pb::ConditionExplanation {
-            detection_id: closest.as_ref().map(|closest| detection_id(closest.at)),
-            ..condition(stop, expected, actual, met)
-        }
-    };
     if !rule.object_types.is_empty() {
         let expected = format!("object_type in [{}]", texts(&row.object_types));
         conditions.push(of_detection(RuleStop::ObjectTypes, expected, &|closest| {
-            let name = closest.seen.object_type.as_deref();
-            let actual = name.map(|name| format!("object_type {name}"));
-            let actual = actual.unwrap_or_else(|| "no object_type".into());
-            (actual, closest.of_type)
+            let actual = closest
+                .detection
+                .object_type
+                .as_deref()
+                .map(|name| format!("object_type {name}"))
+                .unwrap_or_else(|| "no object_type".into());
+            (actual, closest.has_type)
         }));
     }
-    if let Some(least) = rule.min_confidence {
-        let expected = format!("confidence >= {least}");
+    if let Some(minimum) = rule.min_confidence {
+        let expected = format!("confidence >= {minimum}");
         conditions.push(of_detection(
             RuleStop::MinConfidence,
             expected,
             &|closest| {
-                let actual = closest.seen.confidence.map(|is| format!("confidence {is}"));
-                let actual = actual.unwrap_or_else(|| "no confidence".into());
-                (actual, closest.sure)
+                let actual = closest
+                    .detection
+                    .confidence
+                    .map(|confidence| format!("confidence {confidence}"))
+                    .unwrap_or_else(|| "no confidence".into());
+                (actual, closest.is_confident)
             },
         ));
     }
@@ -215,47 +226,54 @@ fn conditions(
         let expected = format!("zone_id in [{}]", texts(&row.zone_ids));
         conditions.push(of_detection(RuleStop::ZoneIds, expected, &|closest| {
             let zones = facts.zones.of(&facts.camera_id);
-            (placed(closest.seen, zones), closest.zone.is_some())
+            (
+                describe_zones(closest.detection, zones),
+                closest.zone.is_some(),
+            )
         }));
     }
     conditions
 }
 
-/// The detection that meets the conditions on detections, or comes closest: the one that fails the
-/// last of them.
-struct Closest<'a> {
-    at: usize,
-    seen: &'a Seen,
-    of_type: bool,
-    sure: bool,
-    /// The first zone of the rule that it is in.
+/// Detection that meets the most conditions on detections, in the order of evaluation.
+struct ClosestDetection<'a> {
+    index: usize,
+    detection: &'a DetectionFacts,
+    has_type: bool,
+    is_confident: bool,
+    /// First zone of the rule that contains the detection.
     zone: Option<usize>,
 }
 
-impl<'a> Closest<'a> {
-    fn of(rule: &Rule, facts: &'a Facts) -> Option<Self> {
+impl<'a> ClosestDetection<'a> {
+    fn of(rule: &Rule, facts: &'a EventFacts) -> Option<Self> {
         let zones = facts.zones.of(&facts.camera_id);
-        let judged = facts.detections.iter().enumerate().map(|(at, seen)| Self {
-            at,
-            of_type: rule.is_of_type(seen),
-            sure: rule.is_sure(seen),
-            zone: (0..zones.len())
-                .find(|at| rule.zone_ids.contains(&zones[*at].id) && seen.is_in(zones, *at)),
-            seen,
-        });
-        // Of those that are equal the first one.
-        judged.reduce(|best, other| if other.is_closer(&best) { other } else { best })
+        let candidates = facts
+            .detections
+            .iter()
+            .enumerate()
+            .map(|(index, detection)| Self {
+                index,
+                has_type: rule.has_object_type(detection),
+                is_confident: rule.has_confidence(detection),
+                zone: (0..zones.len()).find(|zone| {
+                    rule.zone_ids.contains(&zones[*zone].id) && detection.is_in(zones, *zone)
+                }),
+                detection,
+            });
+        // The first of equal detections is kept.
+        candidates.reduce(|best, other| if other.is_closer(&best) { other } else { best })
     }
 
     fn is_closer(&self, other: &Self) -> bool {
         let rank = |closest: &Self| {
             let zone = closest.zone.map(std::cmp::Reverse);
-            (closest.of_type, closest.sure, zone)
+            (closest.has_type, closest.is_confident, zone)
         };
-        let typed = |closest: &Self| closest.seen.object_type.is_some();
+        let typed = |closest: &Self| closest.detection.object_type.is_some();
         let confidence = |closest: &Self| {
-            let known = closest.seen.confidence.unwrap_or(-1.0);
-            if closest.sure { 0.0 } else { known }
+            let known = closest.detection.confidence.unwrap_or(-1.0);
+            if closest.is_confident { 0.0 } else { known }
         };
         let order = rank(self)
             .cmp(&rank(other))
@@ -265,47 +283,49 @@ impl<'a> Closest<'a> {
     }
 }
 
-/// Which of the zones a detection is in, for people.
-fn placed(seen: &Seen, zones: &[Zone]) -> String {
-    if let Err(unplaced) = seen.place {
-        return unplaced.as_str().to_string();
+/// Describes the zones that contain a detection.
+fn describe_zones(detection: &DetectionFacts, zones: &[Zone]) -> String {
+    if let Err(problem) = detection.placement {
+        return problem.as_str().to_string();
     }
-    let within = (0..zones.len()).filter(|at| seen.is_in(zones, *at));
-    let ids: Vec<_> = within.map(|at| zones[at].id.as_str()).collect();
+    let containing = (0..zones.len()).filter(|zone| detection.is_in(zones, *zone));
+    let ids: Vec<_> = containing.map(|zone| zones[zone].id.as_str()).collect();
     if ids.is_empty() {
         return "in no enabled zone of the camera".to_string();
     }
-    format!("in [{}]", listed(ids.into_iter()))
+    format!("in [{}]", join_limited(ids.into_iter()))
 }
 
-/// The first of some values, and how many more there are.
-fn listed<'a>(values: impl ExactSizeIterator<Item = &'a str>) -> String {
-    let more = values.len().saturating_sub(TOLD);
-    let told: Vec<_> = values.take(TOLD).collect();
-    let told = told.join(", ");
-    if more > 0 {
-        format!("{told}, and {more} more")
+/// Joins the first values of a list, and states the number of omitted values.
+fn join_limited<'a>(values: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let omitted = values.len().saturating_sub(MAX_LISTED_VALUES);
+    let first_values: Vec<_> = values.take(MAX_LISTED_VALUES).collect();
+    let joined = first_values.join(", ");
+    if omitted > 0 {
+        format!("{joined}, and {omitted} more")
     } else {
-        told
+        joined
     }
 }
 
-/// What a schedule asks for, for people.
-fn window(schedule: &alert_rule::Schedule) -> String {
-    let days = schedule.days.iter().map(|day| format!("{day:?}"));
-    let days: Vec<_> = days.collect();
-    let days = if days.is_empty() {
+/// Describes a schedule in readable form.
+fn describe_schedule(schedule: &alert_rule::Schedule) -> String {
+    let day_names: Vec<_> = schedule.days.iter().map(|day| format!("{day:?}")).collect();
+    let days = if day_names.is_empty() {
         "every day".to_string()
     } else {
-        days.join(", ")
+        day_names.join(", ")
     };
-    let times = schedule.start_time.as_ref().zip(schedule.end_time.as_ref());
-    let times = times.map(|(start, end)| format!(" {start} to {end}"));
+    let times = schedule
+        .start_time
+        .as_ref()
+        .zip(schedule.end_time.as_ref())
+        .map(|(start, end)| format!(" {start} to {end}"));
     format!("{days}{} {}", times.unwrap_or_default(), schedule.timezone)
 }
 
-/// What the clock showed, for people.
-fn wall_clock(local: &DateTime<Tz>) -> String {
+/// Formats the local time of an event.
+fn format_local_time(local: &DateTime<Tz>) -> String {
     local.format("%A %Y-%m-%dT%H:%M:%S%:z").to_string()
 }
 
@@ -325,15 +345,16 @@ mod tests {
                 let row = random.rule();
                 let rule = Rule::compile(row.clone()).unwrap();
                 let [facts, again] = random.facts(&zones);
-                let conditions = conditions(&row, &rule, &facts, |at| i64::try_from(at).unwrap());
+                let conditions =
+                    explain_conditions(&row, &rule, &facts, |at| i64::try_from(at).unwrap());
                 let first = conditions.iter().find(|condition| !condition.met);
                 let first = first.map(pb::ConditionExplanation::condition);
                 let context = format!("seed {seed}, round {round}: {row:?} {facts:?}");
-                match judge::judge(&rule, &again) {
+                match evaluate::evaluate(&rule, &again) {
                     Verdict::Matches { zone_id, .. } => {
                         assert_eq!(first, None, "{context}");
                         matched += usize::from(!conditions.is_empty());
-                        // What is told is the detection in the zone of the alert.
+                        // The explained detection is the detection in the zone of the alert.
                         let last = conditions.last().filter(|_| zone_id.is_some());
                         if let Some(last) = last {
                             let id = zone_id.unwrap().to_string();
@@ -353,11 +374,11 @@ mod tests {
     #[test]
     fn long_lists_are_cut() {
         let ids: Vec<_> = (0..25).map(|n| format!("c{n}")).collect();
-        let told = listed(ids.iter().map(String::as_str));
+        let joined = join_limited(ids.iter().map(String::as_str));
         assert!(
-            told.starts_with("c0, c1") && told.ends_with("c19, and 5 more"),
-            "{told}"
+            joined.starts_with("c0, c1") && joined.ends_with("c19, and 5 more"),
+            "{joined}"
         );
-        assert_eq!(listed(["a", "b"].into_iter()), "a, b");
+        assert_eq!(join_limited(["a", "b"].into_iter()), "a, b");
     }
 }

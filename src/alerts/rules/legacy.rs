@@ -1,4 +1,4 @@
-//! Conditions in their old form, an object in `conditions`, put into the fields that rules are judged by.
+//! Translation of the legacy `conditions` object into the fields of a rule.
 
 use prost_types::{Struct, Value, value::Kind};
 
@@ -9,14 +9,15 @@ use crate::{
 
 const FIELD: &str = "alert_rule.conditions";
 
-/// The rule with its old conditions in the place of the new ones. Nothing is ignored: what has no place is refused.
+/// Moves the legacy conditions of a rule into fields. Fails for an unknown condition, and for a
+/// condition whose field is set as well.
 pub fn translate(mut rule: pb::AlertRule) -> Result<pb::AlertRule> {
     let Some(conditions) = rule.conditions.take() else {
         return Ok(rule);
     };
     for (key, value) in conditions.fields {
         let field = format!("{FIELD}.{key}");
-        let place = match key.as_str() {
+        let target = match key.as_str() {
             "time_ranges" => "schedule",
             key => key,
         };
@@ -36,7 +37,7 @@ pub fn translate(mut rule: pb::AlertRule) -> Result<pb::AlertRule> {
         if is_set {
             return Err(Error::invalid(
                 field,
-                format!("contradicts `alert_rule.{place}`, which is set as well"),
+                format!("contradicts `alert_rule.{target}`, which is set as well"),
             ));
         }
         match key.as_str() {
@@ -80,7 +81,7 @@ fn text(field: impl FnOnce() -> String, value: Option<Value>) -> Result<String> 
 }
 
 fn texts(field: &str, value: Value) -> Result<Vec<String>> {
-    let entry = |(at, value)| text(|| format!("{field}[{at}]"), Some(value));
+    let entry = |(index, value)| text(|| format!("{field}[{index}]"), Some(value));
     list(field, value)?
         .into_iter()
         .enumerate()

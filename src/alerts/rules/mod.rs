@@ -1,12 +1,15 @@
-//! Alert rules: `AlertRuleService`, the bounds of a rule, JSON documents, statistics, explanations and trials.
+//! Alert rules: `AlertRuleService`, validation, JSON documents, statistics, explanations and
+//! backtests.
 
+pub(super) mod announcement;
+pub(super) mod backtest;
 pub(super) mod bulk;
 pub(super) mod channels;
 pub(super) mod check;
 pub(super) mod document;
 pub(super) mod explain;
 pub mod legacy;
-pub(super) mod past;
 pub mod service;
 pub(super) mod stats;
-pub(super) mod trial;
+pub(super) mod stored_events;
+pub(super) mod zones;

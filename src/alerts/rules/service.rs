@@ -1,62 +1,56 @@
 //! `AlertRuleService`.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    pin::Pin,
-};
+use std::pin::Pin;
 
 use futures_util::Stream;
-use prost::Message;
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait,
-    QueryFilter, QueryOrder, QuerySelect, Select, sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter,
+    QuerySelect, Select, sea_query::Expr,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{
+    announcement::announce,
     channels,
-    check::{UPDATABLE, replacing},
+    check::{UPDATABLE, next_version},
     document, legacy, stats,
+    zones::refuse_unknown_zones,
 };
 use crate::{
-    alerts::engine::{live::Rules, schedule},
+    alerts::engine::{live::LiveRules, schedule},
     db::{Db, row},
     entity::{
         alert::AlertSeverity,
         alert_rule::{self, Entity},
-        camera_zone,
     },
     error::{Error, Result},
-    feed::{self, Record, Topic},
     pb::{
         self, ChangeKind, ImportAction, alert_rule_service_server::AlertRuleService,
-        preview_schedule_request::Of, watch_response::Update,
+        preview_schedule_request::Of as RequestedSchedule,
     },
     rpc::{Reply, check, enums::FromProto, mask::UpdateMask, page::Page, time},
 };
 
-/// How many zones one query asks about.
-const ZONES: usize = 1_000;
-
-/// The alert rules.
+/// Implementation of `AlertRuleService`.
 #[derive(Debug, Clone)]
 pub struct AlertRules {
-    /// Where they are kept.
+    /// Database of the rules.
     pub db: Db,
-    /// The compiled ones, which every change brings up to date.
-    pub rules: Rules,
-    /// Ends streams.
+    /// Cache of the compiled rules, refreshed after every change.
+    pub rules: LiveRules,
+    /// Ends streams at shutdown.
     pub shutdown: CancellationToken,
 }
 
 impl AlertRules {
-    /// Brings the compiled rules up to date before the caller is answered, so that its next event meets the change.
+    /// Refreshes the compiled rules before the response, so that the caller's next event meets the
+    /// change.
     async fn apply(&self, ids: &[Uuid]) {
         if let Err(error) = self.rules.refresh(ids).await {
-            // The change is committed, and the feed will have the rules read again.
-            tracing::warn!(%error, "a change of the alert rules is in force a moment later");
+            // The change is committed. The change feed triggers another refresh.
+            tracing::warn!(%error, "alert rules cannot be refreshed; the change takes effect with a delay");
         }
     }
 }
@@ -76,13 +70,13 @@ impl AlertRuleService for AlertRules {
             .ok_or_else(|| Error::invalid("alert_rule", "is required"))?;
         let rule = legacy::translate(rule)?;
         let row = rule.checked()?;
-        let rule = self.db.write(async |tx| {
+        let creating = self.db.write(async |tx| {
             refuse_unknown_zones(tx, &rule.zone_ids, &[]).await?;
             channels::refuse_unknown(tx, &rule, None).await?;
             announce(tx, ChangeKind::Created, row.insert(tx).await?).await
         });
-        let rule = rule.await?;
-        self.apply(&id_of(&rule)).await;
+        let rule = creating.await?;
+        self.apply(&parsed_id(&rule)).await;
         Ok(Response::new(rule))
     }
 
@@ -133,15 +127,17 @@ impl AlertRuleService for AlertRules {
         let request = request.into_inner();
         let preview = schedule::Preview::parse(&request)?;
         let schedule = match request.of {
-            Some(Of::Schedule(schedule)) => Some(schedule::from_proto("schedule", &schedule)?),
-            Some(Of::RuleId(id)) => {
+            Some(RequestedSchedule::Schedule(schedule)) => {
+                Some(schedule::from_proto("schedule", &schedule)?)
+            }
+            Some(RequestedSchedule::RuleId(id)) => {
                 let id = check::uuid("rule_id", &id)?;
                 let rule = Entity::find_by_id(id).one(self.db.reader()).await;
                 row::require(rule.map_err(Error::from)?, "alert rule", id)?.schedule
             }
             None => return Err(Error::invalid("rule_id", "or schedule is required").into()),
         };
-        Ok(Response::new(preview.of(schedule.as_ref())?))
+        Ok(Response::new(preview.windows(schedule.as_ref())?))
     }
 
     async fn explain_event(
@@ -155,7 +151,7 @@ impl AlertRuleService for AlertRules {
         &self,
         request: Request<pb::TestAlertRuleRequest>,
     ) -> Reply<Self::TestAlertRuleStream> {
-        let responses = self.trial(request.into_inner()).await?;
+        let responses = self.backtest(request.into_inner()).await?;
         Ok(Response::new(Box::pin(responses)))
     }
 
@@ -169,24 +165,24 @@ impl AlertRuleService for AlertRules {
             .ok_or_else(|| Error::invalid("alert_rule", "is required"))?;
         let id = check::uuid("alert_rule.id", &changes.id)?;
         let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
-        let rule = self.db.write(async |tx| {
-            let before = locked(tx, id).await?;
+        let updating = self.db.write(async |tx| {
+            let before = find_locked(tx, id).await?;
             refuse_stale(request.expected_version_id, &before)?;
             let zone_ids = before.zone_ids.clone().unwrap_or_default().0;
-            // What the rule will be is checked as a whole, as a new one is.
-            let before_it = pb::AlertRule::from(before.clone());
-            let rule = before_it.clone().with(changes, &mask);
-            let rule = legacy::translate(rule)?;
+            // The resulting rule is validated as a whole, like a new rule.
+            let before_message = pb::AlertRule::from(before.clone());
+            let changed = before_message.clone().with(changes, &mask);
+            let rule = legacy::translate(changed)?;
             let row = rule.checked()?;
             refuse_unknown_zones(tx, &rule.zone_ids, &zone_ids).await?;
-            channels::refuse_unknown(tx, &rule, Some(&before_it)).await?;
-            let Some(row) = replacing(row, &before) else {
+            channels::refuse_unknown(tx, &rule, Some(&before_message)).await?;
+            let Some(row) = next_version(row, &before) else {
                 return Ok(before.into());
             };
             announce(tx, ChangeKind::Updated, row.update(tx).await?).await
         });
-        let rule = rule.await?;
-        self.apply(&id_of(&rule)).await;
+        let rule = updating.await?;
+        self.apply(&parsed_id(&rule)).await;
         Ok(Response::new(rule))
     }
 
@@ -194,7 +190,7 @@ impl AlertRuleService for AlertRules {
         let request = request.into_inner();
         let id = check::uuid("id", &request.id)?;
         let deleted = self.db.write(async |tx| {
-            let rule = locked(tx, id).await?;
+            let rule = find_locked(tx, id).await?;
             refuse_stale(request.expected_version_id, &rule)?;
             Entity::delete_by_id(id).exec(tx).await?;
             announce(tx, ChangeKind::Deleted, rule).await
@@ -218,7 +214,7 @@ impl AlertRuleService for AlertRules {
         request: Request<pb::CloneAlertRuleRequest>,
     ) -> Reply<pb::AlertRule> {
         let rule = self.copy(request.into_inner()).await?;
-        self.apply(&id_of(&rule)).await;
+        self.apply(&parsed_id(&rule)).await;
         Ok(Response::new(rule))
     }
 
@@ -252,13 +248,13 @@ impl AlertRuleService for AlertRules {
     }
 }
 
-/// The id of a rule on the wire.
-fn id_of(rule: &pb::AlertRule) -> Vec<Uuid> {
+/// Parses the id of a rule. Empty for a malformed id.
+fn parsed_id(rule: &pb::AlertRule) -> Vec<Uuid> {
     Uuid::try_parse(&rule.id).into_iter().collect()
 }
 
-/// The rule; nobody else changes it before the transaction ends.
-async fn locked(tx: &DatabaseTransaction, id: Uuid) -> Result<alert_rule::Model> {
+/// Loads a rule and locks the row until the transaction ends.
+async fn find_locked(tx: &DatabaseTransaction, id: Uuid) -> Result<alert_rule::Model> {
     row::require(
         Entity::find_by_id(id).lock_exclusive().one(tx).await?,
         "alert rule",
@@ -272,83 +268,6 @@ fn refuse_stale(expected: Option<i32>, rule: &alert_rule::Model) -> Result<()> {
     }
     let resource = "alert rule";
     Err(Error::StaleVersion { resource })
-}
-
-/// Refuses zones that do not exist, by the path of the first, unless the rule named them before. In a
-/// transaction nobody deletes the others before it ends.
-pub(crate) async fn refuse_unknown_zones(
-    db: &impl ConnectionTrait,
-    named: &[String],
-    before: &[String],
-) -> Result<()> {
-    let before: HashSet<_> = before.iter().collect();
-    let new: BTreeSet<_> = named.iter().filter(|id| !before.contains(id)).collect();
-    let known = known_zones(db, &new).await?;
-    let unknown = |id: &String| new.contains(id) && !known.contains(id);
-    match named.iter().position(unknown) {
-        Some(at) => Err(unknown_zone("alert_rule", at)),
-        None => Ok(()),
-    }
-}
-
-/// Which of these zones there are. Nobody deletes them before the transaction ends.
-pub(crate) async fn known_zones(
-    db: &impl ConnectionTrait,
-    ids: &BTreeSet<&String>,
-) -> Result<HashSet<String>> {
-    use camera_zone::Column::Id;
-    let ids: Vec<_> = ids.iter().copied().collect();
-    let mut known = HashSet::with_capacity(ids.len());
-    for ids in ids.chunks(ZONES) {
-        let zones: Vec<String> = camera_zone::Entity::find()
-            .select_only()
-            .column(Id)
-            .filter(Id.is_in(ids.iter().copied()))
-            // Always in the same order, or two transactions could wait for each other.
-            .order_by_asc(Id)
-            .lock_shared()
-            .into_tuple()
-            .all(db)
-            .await?;
-        known.extend(zones);
-    }
-    Ok(known)
-}
-
-/// That the zone at this place of a rule does not exist.
-pub(crate) fn unknown_zone(rule: &str, at: usize) -> Error {
-    Error::BrokenReference {
-        field: format!("{rule}.zone_ids[{at}]"),
-        problem: "names a camera zone that does not exist".into(),
-    }
-}
-
-pub(crate) async fn announce(
-    tx: &DatabaseTransaction,
-    kind: ChangeKind,
-    rule: alert_rule::Model,
-) -> Result<pb::AlertRule> {
-    let rule = pb::AlertRule::from(rule);
-    feed::record(tx, [announcement(kind, rule.clone())]).await?;
-    Ok(rule)
-}
-
-/// What subscribers are sent of a change of a rule.
-pub(crate) fn announcement(kind: ChangeKind, rule: pb::AlertRule) -> Record {
-    let key = rule.id.clone();
-    let change = pb::AlertRuleChange {
-        kind: kind.into(),
-        alert_rule: Some(rule),
-    };
-    let message = pb::WatchResponse {
-        update: Some(Update::AlertRule(change)),
-        ..Default::default()
-    };
-    Record {
-        topic: Topic::AlertRules,
-        key,
-        message: message.encode_to_vec(),
-    }
 }
 
 impl pb::AlertRuleFilter {
@@ -391,7 +310,7 @@ impl From<alert_rule::Model> for pb::AlertRule {
             dedup_key_template: Some(row.dedup_key_template),
             cooldown: Some(time::duration_from_seconds(row.cooldown_seconds)),
             channels: row.channels.unwrap_or_default().0,
-            escalation: channels::escalation(row.escalation),
+            escalation: channels::escalation_to_proto(row.escalation),
             created_at: Some(time::to_proto(row.created_at)),
             updated_at: Some(time::to_proto(row.updated_at)),
             version_id: row.version_id,

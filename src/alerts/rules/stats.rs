@@ -1,4 +1,4 @@
-//! How often rules fired and were held back, counted from what is stored.
+//! `GetAlertRuleStats`: counts of stored alerts and suppressions by rule.
 
 use std::collections::HashMap;
 
@@ -21,21 +21,21 @@ use crate::{
     rpc::{check, page::Page, time},
 };
 
-/// The rules of a page by their ids.
-type ById<'a> = HashMap<Uuid, &'a mut pb::AlertRuleStats>;
+/// Statistics of the page by rule id.
+type StatsByRule<'a> = HashMap<Uuid, &'a mut pb::AlertRuleStats>;
 
-/// The page of rules that is asked for.
+/// Returns a page of rules with statistics.
 pub(crate) async fn stats(
     db: &Db,
     request: pb::GetAlertRuleStatsRequest,
 ) -> Result<pb::GetAlertRuleStatsResponse> {
-    let asked = pb::GetAlertRuleStatsRequest {
+    let page_scope = pb::GetAlertRuleStatsRequest {
         page_size: 0,
         page_token: String::new(),
         ..request.clone()
     };
     let (size, token) = (request.page_size, &request.page_token);
-    let page = Page::parse(size, token, "alert_rule_stats", &asked)?;
+    let page = Page::parse(size, token, "alert_rule_stats", &page_scope)?;
     let ids = check::uuids("ids", &request.ids)?;
     let range = time::bounds("range", request.range)?;
     let select = match &request.filter {
@@ -52,11 +52,13 @@ pub(crate) async fn stats(
     let columns = (Column::CreatedAt, Column::Id);
     let (mut stats, next_page_token): (Vec<pb::AlertRuleStats>, _) =
         page.newest_first(db, select, columns, key).await?;
-    let by_id = stats.iter_mut().map(|stats| {
-        let id = Uuid::try_parse(&stats.rule_id).map_err(Error::internal)?;
-        Ok((id, stats))
-    });
-    let mut by_id = by_id.collect::<Result<ById<'_>>>()?;
+    let mut by_id = stats
+        .iter_mut()
+        .map(|stats| {
+            let id = Uuid::try_parse(&stats.rule_id).map_err(Error::internal)?;
+            Ok((id, stats))
+        })
+        .collect::<Result<StatsByRule<'_>>>()?;
     count_alerts(db, &mut by_id, range).await?;
     count_suppressions(db, &mut by_id, range).await?;
     Ok(pb::GetAlertRuleStatsResponse {
@@ -65,14 +67,18 @@ pub(crate) async fn stats(
     })
 }
 
-async fn count_alerts(db: &Reader, stats: &mut ById<'_>, (start, end): time::Bounds) -> Result<()> {
+async fn count_alerts(
+    db: &Reader,
+    stats: &mut StatsByRule<'_>,
+    (start, end): time::Bounds,
+) -> Result<()> {
     use alert::Column::{CreatedAt, Id, LastSuppressedAt, RuleId, SuppressedCount};
     let mut select = alert::Entity::find()
         .select_only()
         .column(RuleId)
         .column_as(Id.count(), "fired")
         .column_as(CreatedAt.max(), "last_fired_at")
-        // PostgreSQL adds up in a wider type.
+        // PostgreSQL sums `integer` into a wider type.
         .column_as(
             Expr::col(SuppressedCount).sum().cast_as("bigint"),
             "suppressed",
@@ -96,7 +102,7 @@ async fn count_alerts(db: &Reader, stats: &mut ById<'_>, (start, end): time::Bou
         stats.last_fired_at = Some(time::to_proto(last));
         stats.suppressed_by_cooldown = suppressed;
         if let Some(last) = last_suppressed {
-            held_back(stats, last);
+            raise_last_suppressed(stats, last);
         }
     }
     Ok(())
@@ -104,7 +110,7 @@ async fn count_alerts(db: &Reader, stats: &mut ById<'_>, (start, end): time::Bou
 
 async fn count_suppressions(
     db: &Reader,
-    stats: &mut ById<'_>,
+    stats: &mut StatsByRule<'_>,
     (start, end): time::Bounds,
 ) -> Result<()> {
     use alert_suppression::Column::{CreatedAt, Id, Reason, RuleId};
@@ -133,21 +139,21 @@ async fn count_suppressions(
             SuppressionReason::Silenced => stats.suppressed_by_silence = suppressed,
             SuppressionReason::Snoozed => stats.suppressed_by_snooze = suppressed,
             SuppressionReason::Flapping => stats.suppressed_by_flapping = suppressed,
-            // Counted on the alerts, with the repeats that were raised by hand.
+            // Cooldown repeats are counted on the alerts, together with repeats of `CreateAlert`.
             SuppressionReason::Cooldown => continue,
         }
-        held_back(stats, last);
+        raise_last_suppressed(stats, last);
     }
     Ok(())
 }
 
-/// Remembers the last time of all reasons.
-fn held_back(stats: &mut pb::AlertRuleStats, last: DateTimeUtc) {
+/// Raises `last_suppressed_at` to the latest of all reasons.
+fn raise_last_suppressed(stats: &mut pb::AlertRuleStats, last: DateTimeUtc) {
     let last = time::to_proto(last);
-    let later = stats
+    let is_later = stats
         .last_suppressed_at
         .is_none_or(|known| (known.seconds, known.nanos) < (last.seconds, last.nanos));
-    if later {
+    if is_later {
         stats.last_suppressed_at = Some(last);
     }
 }

@@ -1,9 +1,9 @@
-//! The checks of a silence that a client sends, and what an Update makes of one.
+//! Validation and update of a silence.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ActiveEnum, ActiveValue::Set};
 
-use super::live::begins;
+use super::live::effective_start;
 use crate::{
     entity::{
         Strings,
@@ -15,7 +15,7 @@ use crate::{
     rpc::{check, enums::FromProto, mask::UpdateMask, time},
 };
 
-/// The fields that an Update may change.
+/// Fields that `UpdateSilence` may change.
 pub(super) const UPDATABLE: [&str; 7] = [
     "camera_ids",
     "rule_ids",
@@ -26,14 +26,14 @@ pub(super) const UPDATABLE: [&str; 7] = [
     "reason",
 ];
 
-/// How many cameras a silence may name.
-const MOST: usize = 1_000;
+/// Largest number of cameras in a silence.
+const MAX_CAMERAS: usize = 1_000;
 
-/// How long a silence may be.
-const LONGEST: TimeDelta = TimeDelta::days(365);
+/// Largest duration of a silence.
+const MAX_DURATION: TimeDelta = TimeDelta::days(365);
 
 impl pb::Silence {
-    /// This silence with the fields of `changes` that `mask` covers.
+    /// Returns the silence with the fields of `changes` that `mask` covers.
     pub(super) fn with(mut self, changes: Self, mask: &UpdateMask) -> Self {
         macro_rules! change {
             ($field:ident, $is_set:expr) => {
@@ -52,27 +52,38 @@ impl pb::Silence {
         self
     }
 
-    /// Every column that a client decides, checked; absent fields get their defaults.
+    /// Validates the silence and returns the columns under the client's control. Absent fields get
+    /// defaults.
     pub(super) fn checked(
         &self,
         before: Option<&silence::Model>,
         now: DateTime<Utc>,
     ) -> Result<ActiveModel> {
-        let camera_ids = check::texts("silence.camera_ids", &self.camera_ids, MOST, &(1..=64))?;
-        let rule_ids = check::uuids("silence.rule_ids", &self.rule_ids)?;
-        let rule_ids: Vec<_> = rule_ids.iter().map(ToString::to_string).collect();
-        let severities = AlertSeverity::all_from_proto("silence.severities", &self.severities)?;
-        let severities: Vec<_> = severities.iter().map(ActiveEnum::to_value).collect();
+        let camera_ids = check::texts(
+            "silence.camera_ids",
+            &self.camera_ids,
+            MAX_CAMERAS,
+            &(1..=64),
+        )?;
+        let rule_ids: Vec<_> = check::uuids("silence.rule_ids", &self.rule_ids)?
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let severities: Vec<_> =
+            AlertSeverity::all_from_proto("silence.severities", &self.severities)?
+                .iter()
+                .map(ActiveEnum::to_value)
+                .collect();
         let matches_any = camera_ids.is_empty() && rule_ids.is_empty() && severities.is_empty();
         if matches_any != self.match_all {
             let problem = if matches_any {
-                "is required to hold back everything"
+                "is required to silence all alerts"
             } else {
                 "must not be set with cameras, rules or severities"
             };
             return Err(Error::invalid("silence.match_all", problem));
         }
-        let (starts_at, ends_at) = self.times(before, now)?;
+        let (starts_at, ends_at) = self.checked_times(before, now)?;
         let strings = |values: Vec<_>| Some(Strings(values)).filter(|values| !values.0.is_empty());
         Ok(ActiveModel {
             camera_ids: Set(strings(camera_ids)),
@@ -91,34 +102,37 @@ impl pb::Silence {
         })
     }
 
-    /// When it begins and when it ends.
-    fn times(
+    /// Validates start and end.
+    fn checked_times(
         &self,
         before: Option<&silence::Model>,
         now: DateTime<Utc>,
     ) -> Result<(DateTime<Utc>, DateTime<Utc>)> {
-        let read = |field: &str, time| time::from_proto(&format!("silence.{field}"), time);
-        let starts_at = self.starts_at.map(|time| read("starts_at", time));
-        let starts_at = starts_at.transpose()?.unwrap_or(now);
+        let parse_time = |field: &str, time| time::from_proto(&format!("silence.{field}"), time);
+        let requested_start = self
+            .starts_at
+            .map(|time| parse_time("starts_at", time))
+            .transpose()?
+            .unwrap_or(now);
         let starts_at = match before {
             Some(before) if before.starts_at <= now => {
-                if self.starts_at.is_some() && starts_at != before.starts_at {
+                if self.starts_at.is_some() && requested_start != before.starts_at {
                     let problem = "cannot be changed once the silence has begun";
                     return Err(Error::invalid("silence.starts_at", problem));
                 }
                 before.starts_at
             }
-            Some(_) | None => starts_at.max(now),
+            Some(_) | None => requested_start.max(now),
         };
-        let ends_at = self
+        let requested_end = self
             .ends_at
             .ok_or_else(|| Error::invalid("silence.ends_at", "is required"))?;
-        let ends_at = read("ends_at", ends_at)?;
+        let ends_at = parse_time("ends_at", requested_end)?;
         let problem = if ends_at <= starts_at {
             "must be after starts_at and the server's time"
         } else if ends_at <= now {
             "must not be in the past; to end the silence, expire it"
-        } else if ends_at - starts_at > LONGEST {
+        } else if ends_at - starts_at > MAX_DURATION {
             "must be at most 365 days after starts_at"
         } else {
             return Ok((starts_at, ends_at));
@@ -127,11 +141,11 @@ impl pb::Silence {
     }
 }
 
-/// Whether a silence is in force at a time.
+/// Returns the status of a silence at a time.
 pub(super) fn status(row: &silence::Model, at: DateTime<Utc>) -> SilenceStatus {
     if at >= row.ends_at {
         SilenceStatus::Expired
-    } else if at < begins(row) {
+    } else if at < effective_start(row) {
         SilenceStatus::Pending
     } else {
         SilenceStatus::Active

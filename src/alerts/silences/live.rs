@@ -1,4 +1,4 @@
-//! The silences that are or will be in force, compiled once and shared by all requests.
+//! In-memory cache of active and future silences, compiled once and shared by all requests.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -13,22 +13,23 @@ use crate::{
     error::{Error, Result},
 };
 
-/// A silence, ready to be asked.
+/// Silence, compiled for evaluation.
 #[derive(Debug)]
 struct Silence {
     id: Uuid,
     created_at: DateTime<Utc>,
-    /// Empty: any.
+    /// Camera ids. Empty matches any camera.
     camera_ids: HashSet<String>,
-    /// Empty: any.
+    /// Rule ids. Empty matches any rule.
     rule_ids: HashSet<Uuid>,
-    /// Empty: any.
+    /// Severities. Empty matches any severity.
     severities: Vec<AlertSeverity>,
     starts_at: DateTime<Utc>,
     ends_at: DateTime<Utc>,
 }
 
-/// The silences of one moment that had not ended, oldest first. Sets of two moments share those that have not changed.
+/// Snapshot of the silences that had not ended, oldest first. Successive snapshots share unchanged
+/// silences.
 #[derive(Debug, Default, Clone)]
 pub struct SilenceSet(Vec<Arc<Silence>>);
 
@@ -36,56 +37,57 @@ impl SilenceSet {
     fn compile(rows: Vec<silence::Model>) -> Self {
         let mut silences = Self::default();
         for row in rows {
-            silences.put(&row);
+            silences.insert_ordered(&row);
         }
         silences
     }
 
-    /// Adds a silence in its place, from which it must have been taken out before.
-    fn put(&mut self, row: &silence::Model) {
+    /// Inserts a silence in order. An older version must be removed before.
+    fn insert_ordered(&mut self, row: &silence::Model) {
         match Silence::compile(row) {
             Ok(silence) => {
                 let key = |silence: &Silence| (silence.created_at, silence.id);
                 let place = self.0.partition_point(|other| key(other) < key(&silence));
                 self.0.insert(place, silence.into());
             }
-            // Written past our checks. It must not stop the others, and must hold nothing back.
+            // Another program wrote the row past the API's validation. One invalid silence must not
+            // stop the others, and must not suppress alerts.
             Err(error) => {
-                tracing::error!(silence.id = %row.id, %error, "a silence cannot be used");
+                tracing::error!(silence.id = %row.id, %error, "invalid silence is ignored");
             }
         }
     }
 
-    /// This set with a silence as it is now: `None` if it is gone or has ended.
+    /// Returns a snapshot with one silence replaced. `None` removes the silence.
     fn with(&self, id: Uuid, row: Option<&silence::Model>) -> Self {
         let mut silences = self.clone();
         silences.0.retain(|silence| silence.id != id);
         if let Some(row) = row {
-            silences.put(row);
+            silences.insert_ordered(row);
         }
         silences
     }
 
-    /// Which silence holds back an alert of this camera, rule and severity: of several the oldest.
-    pub fn of(
+    /// Returns the oldest active silence that matches an alert of this camera, rule and severity.
+    pub fn find_match(
         &self,
         camera_id: &str,
         rule_id: Uuid,
         severity: AlertSeverity,
         now: DateTime<Utc>,
     ) -> Option<Uuid> {
-        let holds = |silence: &&Arc<Silence>| {
+        let matches_alert = |silence: &&Arc<Silence>| {
             silence.starts_at <= now
                 && now < silence.ends_at
                 && (silence.camera_ids.is_empty() || silence.camera_ids.contains(camera_id))
                 && (silence.rule_ids.is_empty() || silence.rule_ids.contains(&rule_id))
                 && (silence.severities.is_empty() || silence.severities.contains(&severity))
         };
-        self.0.iter().find(holds).map(|silence| silence.id)
+        self.0.iter().find(matches_alert).map(|silence| silence.id)
     }
 }
 
-/// The silences of this process. Clones share them.
+/// Cache of the silences of this process. Clones share the cache.
 #[derive(Debug, Clone)]
 pub struct LiveSilences {
     db: Db,
@@ -93,29 +95,29 @@ pub struct LiveSilences {
 }
 
 impl LiveSilences {
-    /// The silences of this database, none until they are read.
+    /// Creates an empty cache. Call [`Self::reload`] before use.
     pub fn new(db: Db) -> Self {
         let live = Arc::default();
         Self { db, live }
     }
 
-    /// The silences to ask about an alert.
+    /// Returns the current silences.
     pub fn current(&self) -> Arc<SilenceSet> {
         self.live.current()
     }
 
-    /// Reads the silences again. What was committed before the call is in force after it.
+    /// Reloads all silences. Changes committed before the call take effect.
     pub async fn reload(&self) -> Result<()> {
-        let not_ended = silence::Entity::find()
+        let rows = silence::Entity::find()
             .filter(silence::Column::EndsAt.gt(entity::now()))
             .order_by_asc(silence::Column::CreatedAt)
             .order_by_asc(silence::Column::Id)
             .all(self.db.reader());
-        let reading = async { Ok(SilenceSet::compile(not_ended.await?)) };
+        let reading = async { Ok(SilenceSet::compile(rows.await?)) };
         self.live.reload(reading).await
     }
 
-    /// Reads one silence again. What was committed before the call is in force after it.
+    /// Reloads one silence. Changes committed before the call take effect.
     pub async fn refresh(&self, id: Uuid) -> Result<()> {
         let turn = self.live.begin_reload().await;
         let row = silence::Entity::find_by_id(id)
@@ -127,8 +129,9 @@ impl LiveSilences {
     }
 }
 
-/// The time from which on a silence holds. One that was to begin when it was made holds at once, whatever clock made it.
-pub(super) fn begins(row: &silence::Model) -> DateTime<Utc> {
+/// Returns the time from which a silence is active. A silence that started at creation is active at
+/// once, independent of clock differences between processes.
+pub(super) fn effective_start(row: &silence::Model) -> DateTime<Utc> {
     if row.starts_at <= row.created_at {
         DateTime::<Utc>::MIN_UTC
     } else {
@@ -150,7 +153,7 @@ impl Silence {
             severities: texts(row.severities.as_ref())
                 .map(severity)
                 .collect::<Result<_>>()?,
-            starts_at: begins(row),
+            starts_at: effective_start(row),
             ends_at: row.ends_at,
         };
         let matches_any = silence.camera_ids.is_empty()
@@ -177,7 +180,7 @@ mod tests {
         DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
     }
 
-    /// One of these cameras, rules and severities, from second 10 up to, and without, second 20.
+    /// Builds a silence of cameras, rules and severities, active from second 10 up to second 20.
     fn silence(cameras: &[&str], rules: &[u128], severities: &[&str]) -> silence::Model {
         let strings = |texts: Vec<String>| Some(Strings(texts)).filter(|texts| !texts.0.is_empty());
         let rules = rules.iter().map(|id| Uuid::from_u128(*id).to_string());
@@ -197,7 +200,7 @@ mod tests {
         }
     }
 
-    fn holds(
+    fn is_silenced(
         row: &silence::Model,
         camera: &str,
         rule: u128,
@@ -205,7 +208,7 @@ mod tests {
         now: i64,
     ) -> bool {
         let set = SilenceSet::compile(vec![row.clone()]);
-        set.of(camera, Uuid::from_u128(rule), severity, at(now))
+        set.find_match(camera, Uuid::from_u128(rule), severity, at(now))
             .is_some()
     }
 
@@ -244,10 +247,10 @@ mod tests {
             ),
         ] {
             let found = [
-                holds(row, "door", 1, Low, 15),
-                holds(row, "gate", 1, Low, 15),
-                holds(row, "door", 2, Low, 15),
-                holds(row, "door", 1, High, 15),
+                is_silenced(row, "door", 1, Low, 15),
+                is_silenced(row, "gate", 1, Low, 15),
+                is_silenced(row, "door", 2, Low, 15),
+                is_silenced(row, "door", 1, High, 15),
             ];
             assert_eq!(
                 found,
@@ -262,7 +265,7 @@ mod tests {
         let row = silence(&["door"], &[], &[]);
         for (now, expected) in [(9, false), (10, true), (19, true), (20, false)] {
             assert_eq!(
-                holds(&row, "door", 1, AlertSeverity::Low, now),
+                is_silenced(&row, "door", 1, AlertSeverity::Low, now),
                 expected,
                 "{now}"
             );
@@ -285,11 +288,12 @@ mod tests {
             ..first
         };
         let set = SilenceSet::compile(vec![gate, first, second]);
-        let told = |set: &SilenceSet| set.of("door", Uuid::nil(), AlertSeverity::Low, at(10));
-        assert_eq!(told(&set), Some(Uuid::from_u128(8)));
-        // One that is gone leaves the others.
+        let oldest_match =
+            |set: &SilenceSet| set.find_match("door", Uuid::nil(), AlertSeverity::Low, at(10));
+        assert_eq!(oldest_match(&set), Some(Uuid::from_u128(8)));
+        // Removing a silence keeps the other silences.
         let set = set.with(Uuid::from_u128(8), None);
-        assert_eq!(told(&set), Some(Uuid::from_u128(7)));
+        assert_eq!(oldest_match(&set), Some(Uuid::from_u128(7)));
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Silences, which hold alerts back for a time, and the list of what was held back.
+//! Silences, which suppress alerts for a time, and the list of suppressed alerts.
 
 mod check;
-mod list;
+mod filter;
 mod live;
 mod service;
 mod suppressions;

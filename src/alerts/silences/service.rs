@@ -34,25 +34,26 @@ use crate::{
     rpc::{Reply, check, mask::UpdateMask, page::Page, time},
 };
 
-/// The silences.
+/// Implementation of `SilenceService`.
 #[derive(Debug, Clone)]
 pub struct Silences {
-    /// Where they are kept.
+    /// Database of the silences.
     pub db: Db,
-    /// The compiled ones, which every change brings up to date.
+    /// Cache of the compiled silences, refreshed after every change.
     pub silences: LiveSilences,
 }
 
 impl Silences {
-    /// Brings the compiled silences up to date before the caller is answered, so that its next event meets the change.
+    /// Refreshes the compiled silences before the response, so that the caller's next event meets
+    /// the change.
     async fn apply(&self, silence: &pb::Silence) {
         let refreshed = match Uuid::try_parse(&silence.id) {
             Ok(id) => self.silences.refresh(id).await,
             Err(error) => Err(Error::internal(error)),
         };
         if let Err(error) = refreshed {
-            // The change is committed, and the feed will have the silences read again.
-            tracing::warn!(%error, "a change of the silences is in force a moment later");
+            // The change is committed. The change feed triggers another refresh.
+            tracing::warn!(%error, "silences cannot be refreshed; the change takes effect with a delay");
         }
     }
 }
@@ -68,11 +69,11 @@ impl SilenceService for Silences {
             .silence
             .ok_or_else(|| Error::invalid("silence", "is required"))?;
         let row = silence.checked(None, entity::now())?;
-        let silence = self.db.write(async |tx| {
+        let creating = self.db.write(async |tx| {
             refuse_unknown(tx, &row, None).await?;
             announce(tx, ChangeKind::Created, row.insert(tx).await?).await
         });
-        let silence = silence.await?;
+        let silence = creating.await?;
         self.apply(&silence).await;
         Ok(Response::new(silence))
     }
@@ -121,8 +122,8 @@ impl SilenceService for Silences {
         let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
         let silence = self.db.write(async |tx| {
             let now = entity::now();
-            let before = locked(tx, id, request.expected_version_id, now).await?;
-            // What the silence will be is checked as a whole, as a new one is.
+            let before = find_locked(tx, id, request.expected_version_id, now).await?;
+            // The resulting silence is validated as a whole, like a new silence.
             let silence = pb::Silence::from(before.clone()).with(changes, &mask);
             let row = silence.checked(Some(&before), now)?;
             refuse_unknown(tx, &row, Some(&before)).await?;
@@ -141,7 +142,7 @@ impl SilenceService for Silences {
         let id = check::uuid("id", &request.id)?;
         let silence = self.db.write(async |tx| {
             let now = entity::now();
-            let before = locked(tx, id, request.expected_version_id, now).await?;
+            let before = find_locked(tx, id, request.expected_version_id, now).await?;
             let row = ActiveModel {
                 starts_at: Set(before.starts_at.min(now)),
                 ends_at: Set(now),
@@ -163,16 +164,16 @@ impl SilenceService for Silences {
     }
 }
 
-/// The silence, if it is at the version that is expected and has not ended; nobody else changes it
-/// before the transaction ends.
-async fn locked(
+/// Loads a silence and locks the row until the transaction ends. Fails if `expected` is not the
+/// present version, or if the silence has ended.
+async fn find_locked(
     tx: &DatabaseTransaction,
     id: Uuid,
     expected: Option<i32>,
     now: DateTime<Utc>,
 ) -> Result<silence::Model> {
-    let silence = Entity::find_by_id(id).lock_exclusive().one(tx).await?;
-    let silence = row::require(silence, "silence", id)?;
+    let stored = Entity::find_by_id(id).lock_exclusive().one(tx).await?;
+    let silence = row::require(stored, "silence", id)?;
     let resource = "silence";
     if expected.is_some_and(|expected| expected != silence.version_id) {
         return Err(Error::StaleVersion { resource });
@@ -184,7 +185,7 @@ async fn locked(
     Ok(silence)
 }
 
-/// Gives a silence its new values and announces it, if they are new.
+/// Stores and announces new values of a silence. Does nothing if no column differs.
 async fn replace(
     tx: &DatabaseTransaction,
     mut row: ActiveModel,
@@ -195,11 +196,11 @@ async fn replace(
     row.created_at = NotSet;
     row.updated_at = NotSet;
     row.version_id = NotSet;
-    let says_else = |column: Column| match row.get(column) {
+    let differs = |column: Column| match row.get(column) {
         ActiveValue::Set(value) => value != before.get(column),
         ActiveValue::Unchanged(_) | ActiveValue::NotSet => false,
     };
-    if !Column::iter().any(says_else) {
+    if !Column::iter().any(differs) {
         return Ok(before.into());
     }
     row.updated_at = Set(now.max(before.updated_at));
@@ -207,14 +208,14 @@ async fn replace(
     announce(tx, ChangeKind::Updated, row.update(tx).await?).await
 }
 
-/// Refuses cameras and rules that do not exist, by the path of the first, unless the silence named them
-/// before.
+/// Fails with `BROKEN_REFERENCE` at the first camera or rule that does not exist and that the
+/// silence did not name `before`.
 async fn refuse_unknown(
     tx: &DatabaseTransaction,
     row: &ActiveModel,
     before: Option<&silence::Model>,
 ) -> Result<()> {
-    let camera_ids = named(&row.camera_ids);
+    let camera_ids = id_list(&row.camera_ids);
     let before_ids = before.and_then(|before| before.camera_ids.clone());
     let known: Vec<String> = camera::Entity::find()
         .select_only()
@@ -224,39 +225,39 @@ async fn refuse_unknown(
         .into_tuple()
         .all(tx)
         .await?;
-    refuse_others("camera_ids", "camera", &camera_ids, known, before_ids)?;
-    let rule_ids = named(&row.rule_ids);
+    refuse_unknown_ids("camera_ids", "camera", &camera_ids, known, before_ids)?;
+    let rule_ids = id_list(&row.rule_ids);
     let before_ids = before.and_then(|before| before.rule_ids.clone());
-    let asked = rule_ids.iter().filter_map(|id| Uuid::try_parse(id).ok());
-    let known: Vec<Uuid> = alert_rule::Entity::find()
+    let uuids = rule_ids.iter().filter_map(|id| Uuid::try_parse(id).ok());
+    let known_rules: Vec<Uuid> = alert_rule::Entity::find()
         .select_only()
         .column(alert_rule::Column::Id)
-        .filter(alert_rule::Column::Id.is_in(asked))
+        .filter(alert_rule::Column::Id.is_in(uuids))
         .into_tuple()
         .all(tx)
         .await?;
-    let known = known.iter().map(ToString::to_string).collect();
-    refuse_others("rule_ids", "rule", &rule_ids, known, before_ids)
+    let known_ids = known_rules.iter().map(ToString::to_string).collect();
+    refuse_unknown_ids("rule_ids", "rule", &rule_ids, known_ids, before_ids)
 }
 
-fn named(ids: &ActiveValue<Option<Strings>>) -> Vec<String> {
+fn id_list(ids: &ActiveValue<Option<Strings>>) -> Vec<String> {
     let ids = ids.try_as_ref().cloned().flatten();
     ids.unwrap_or_default().0
 }
 
-fn refuse_others(
+fn refuse_unknown_ids(
     field: &str,
-    thing: &str,
+    resource: &str,
     ids: &[String],
     known: Vec<String>,
     before: Option<Strings>,
 ) -> Result<()> {
-    let before = before.unwrap_or_default().0;
-    let known: HashSet<_> = known.into_iter().chain(before).collect();
-    match ids.iter().position(|id| !known.contains(id)) {
-        Some(at) => Err(Error::BrokenReference {
-            field: format!("silence.{field}[{at}]"),
-            problem: format!("names a {thing} that does not exist or is deleted"),
+    let before_ids = before.unwrap_or_default().0;
+    let accepted: HashSet<_> = known.into_iter().chain(before_ids).collect();
+    match ids.iter().position(|id| !accepted.contains(id)) {
+        Some(index) => Err(Error::BrokenReference {
+            field: format!("silence.{field}[{index}]"),
+            problem: format!("names a {resource} that does not exist or is deleted"),
         }),
         None => Ok(()),
     }
@@ -290,7 +291,7 @@ impl From<silence::Model> for pb::Silence {
         let status = status(&row, entity::now());
         let severity = |label: &String| {
             let severity = AlertSeverity::try_from_value(label);
-            // What another writer wrote amiss is told as it is: as a value that is not known.
+            // An unknown label of another program is reported as unspecified.
             severity.map_or(pb::Severity::Unspecified, pb::Severity::from)
         };
         let severities = row.severities.unwrap_or_default().0;
@@ -298,7 +299,10 @@ impl From<silence::Model> for pb::Silence {
             id: row.id.to_string(),
             camera_ids: row.camera_ids.unwrap_or_default().0,
             rule_ids: row.rule_ids.unwrap_or_default().0,
-            severities: severities.iter().map(|it| severity(it).into()).collect(),
+            severities: severities
+                .iter()
+                .map(|label| severity(label).into())
+                .collect(),
             match_all: row.match_all,
             starts_at: Some(time::to_proto(row.starts_at)),
             ends_at: Some(time::to_proto(row.ends_at)),

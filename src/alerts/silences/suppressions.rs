@@ -1,4 +1,4 @@
-//! The list of alerts that were held back.
+//! `ListAlertSuppressions`.
 
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, Select};
 
@@ -15,10 +15,10 @@ use crate::{
     },
 };
 
-/// How many values a list of a filter may have.
-const MOST: usize = 1_000;
+/// Largest number of values in a list of the filter.
+const MAX_LIST_VALUES: usize = 1_000;
 
-/// The page of what was held back that is asked for.
+/// Returns a page of suppressions.
 pub(super) async fn list(
     db: &Db,
     request: pb::ListAlertSuppressionsRequest,
@@ -40,8 +40,8 @@ pub(super) async fn list(
 }
 
 impl pb::AlertSuppressionFilter {
-    /// Returns true if an index serves the filter: those of one event; or all, those of one rule, camera or silence, in their
-    /// order.
+    /// Returns true if an index serves the filter: one event, or at most one of rule, camera and
+    /// silence, optionally in a time range.
     fn has_index(&self) -> bool {
         if self.event_id.is_some() {
             return true;
@@ -60,7 +60,12 @@ impl pb::AlertSuppressionFilter {
 
     fn select(&self) -> Result<Select<Entity>> {
         let rule_ids = check::uuids("filter.rule_ids", &self.rule_ids)?;
-        let camera_ids = check::texts("filter.camera_ids", &self.camera_ids, MOST, &(1..=64))?;
+        let camera_ids = check::texts(
+            "filter.camera_ids",
+            &self.camera_ids,
+            MAX_LIST_VALUES,
+            &(1..=64),
+        )?;
         let reasons = SuppressionReason::all_from_proto("filter.reasons", &self.reasons)?;
         let (start, end) = time::bounds("filter.created_at", self.created_at)?;
         let mut select = Entity::find();

@@ -1,4 +1,4 @@
-//! Cooldowns: of many matches with one dedup key, who raises the alert is decided by the database.
+//! Cooldowns. The database decides which of several matches with one dedup key raises an alert.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,10 +14,10 @@ use crate::{
     error::{Error, Result},
 };
 
-/// How many claims one statement makes.
-const ROWS: usize = 200;
+/// Largest number of claims per statement.
+const MAX_CLAIMS_PER_STATEMENT: usize = 200;
 
-/// Counts repeats on the alerts that stand for them, which are locked in the order of their ids first.
+/// Counts repeats on the owning alerts. Locks the alerts by id first, to avoid deadlocks.
 const COUNT_POSTGRES: &str = "\
     WITH standing AS (SELECT a.id, r.repeats \
         FROM unnest($1::text::uuid[], $2::text::bigint[]) AS r (id, repeats) \
@@ -31,72 +31,76 @@ const COUNT_SQLITE: &str = "\
     FROM (SELECT column1 AS id, column2 AS repeats FROM (VALUES {rows})) AS r \
     WHERE alerts.id = r.id";
 
-/// The types of what is inserted for a claim of a rule, on PostgreSQL.
-const KINDS: [&str; 7] = [
+/// Column types of an inserted claim of a rule, on PostgreSQL.
+const RULE_CLAIM_TYPES: [&str; 7] = [
     "uuid", "text", "uuid", "bigint", "bigint", "bigint", "bigint",
 ];
 
-/// A match that wants to raise an alert.
+/// Request to raise an alert under a dedup key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// Whose key it is. `None`: that of an alert that is raised by hand.
+    /// Rule that scopes the dedup key. `None` for an alert of `CreateAlert`.
     pub rule_id: Option<Uuid>,
     pub dedup_key: String,
-    /// The id that the alert will have.
+    /// Id of the alert, if the claim is granted.
     pub alert_id: Uuid,
-    /// In microseconds since 1970.
+    /// Time of the claim in microseconds since the Unix epoch.
     pub raised_at_us: i64,
-    /// In microseconds; more than 0.
+    /// Cooldown in microseconds, more than 0.
     pub cooldown_us: i64,
 }
 
-/// Claims the right to raise alerts. For every claim, in order, gives the id of the alert that stands for it:
-/// its own if it may raise one, else that of the alert whose cooldown it fell into.
+/// Claims the right to raise alerts. Returns the owner of the cooldown for every claim, in order:
+/// the alert of the claim if granted, or the alert whose cooldown is running.
 ///
-/// One statement decides, whatever other processes do. A claim that may not raise
-/// an alert is counted on the cooldown. Fails with `BROKEN_REFERENCE` if a rule is gone.
+/// One statement decides atomically across processes. A refused claim is counted on the cooldown
+/// row. Fails with `BROKEN_REFERENCE` if a rule does not exist.
 pub async fn claim(tx: &DatabaseTransaction, claims: &[Claim]) -> Result<Vec<Uuid>> {
-    // A statement cannot touch a row twice, so that claims of one key share the first one's row.
-    let mut first: HashMap<(Option<Uuid>, &str), (&Claim, i64)> =
+    // A statement cannot update a row twice, so that claims with equal keys share the row of the
+    // first claim.
+    let mut first_claims: HashMap<(Option<Uuid>, &str), (&Claim, i64)> =
         HashMap::with_capacity(claims.len());
     for claim in claims {
-        let entry = first
+        let entry = first_claims
             .entry((claim.rule_id, &claim.dedup_key))
             .or_insert((claim, -1));
         entry.1 += 1;
     }
-    let mut rows: Vec<_> = first.into_values().collect();
-    // Always in the same order, or two transactions could wait for each other.
+    let mut rows: Vec<_> = first_claims.into_values().collect();
+    // A fixed order avoids deadlocks.
     rows.sort_by(|(a, _), (b, _)| (a.rule_id, &a.dedup_key).cmp(&(b.rule_id, &b.dedup_key)));
-    let manual = rows.partition_point(|(claim, _)| claim.rule_id.is_none());
-    let (manual, of_rules) = rows.split_at(manual);
+    let first_of_rules = rows.partition_point(|(claim, _)| claim.rule_id.is_none());
+    let (manual_claims, rule_claims) = rows.split_at(first_of_rules);
 
-    let mut standing: HashMap<(Option<Uuid>, String), Uuid> = HashMap::with_capacity(rows.len());
-    for rows in manual.chunks(ROWS).chain(of_rules.chunks(ROWS)) {
-        for row in tx.query_all_raw(statement(tx, rows)).await? {
+    let mut owners: HashMap<(Option<Uuid>, String), Uuid> = HashMap::with_capacity(rows.len());
+    for rows in manual_claims
+        .chunks(MAX_CLAIMS_PER_STATEMENT)
+        .chain(rule_claims.chunks(MAX_CLAIMS_PER_STATEMENT))
+    {
+        for row in tx.query_all_raw(claim_statement(tx, rows)).await? {
             let key = (row.try_get("", "rule_id")?, row.try_get("", "dedup_key")?);
-            standing.insert(key, row.try_get("", "alert_id")?);
+            owners.insert(key, row.try_get("", "alert_id")?);
         }
     }
-    let stands = |claim: &Claim| {
-        let alert_id = standing.get(&(claim.rule_id, claim.dedup_key.clone()));
-        alert_id.copied().ok_or_else(|| Error::BrokenReference {
+    let owner_of = |claim: &Claim| {
+        let owner_id = owners.get(&(claim.rule_id, claim.dedup_key.clone()));
+        owner_id.copied().ok_or_else(|| Error::BrokenReference {
             field: "rule_id".into(),
             problem: "names an alert rule that does not exist".into(),
         })
     };
-    claims.iter().map(stands).collect()
+    claims.iter().map(owner_of).collect()
 }
 
-/// Has other alerts stand for claims that were granted: the rules flap, and their own alerts are not
-/// raised. Their cooldowns run all the same.
-pub async fn hand_over(tx: &DatabaseTransaction, claims: &[(Claim, Uuid)]) -> Result<()> {
-    for claims in claims.chunks(ROWS) {
+/// Transfers granted cooldowns to other alerts, because flapping suppresses the claiming alerts.
+/// The cooldowns continue.
+pub async fn transfer(tx: &DatabaseTransaction, claims: &[(Claim, Uuid)]) -> Result<()> {
+    for claims in claims.chunks(MAX_CLAIMS_PER_STATEMENT) {
         let mut sql = String::from(
             "INSERT INTO alert_cooldowns (rule_id, dedup_key, alert_id, raised_at_us, cooldown_us) VALUES ",
         );
         let mut values: Vec<Value> = Vec::with_capacity(claims.len() * 5);
-        for (at, (claim, stands)) in claims.iter().enumerate() {
+        for (at, (claim, owner)) in claims.iter().enumerate() {
             let comma = if at == 0 { "" } else { ", " };
             let n = at * 5;
             let parameters: Vec<_> = (n + 1..=n + 5).map(|number| format!("${number}")).collect();
@@ -104,12 +108,12 @@ pub async fn hand_over(tx: &DatabaseTransaction, claims: &[(Claim, Uuid)]) -> Re
             values.extend([
                 claim.rule_id.into(),
                 claim.dedup_key.clone().into(),
-                (*stands).into(),
+                (*owner).into(),
                 claim.raised_at_us.into(),
                 claim.cooldown_us.into(),
             ]);
         }
-        // The rows are there, and locked by us.
+        // The rows exist and are locked by this transaction.
         sql.push_str(
             " ON CONFLICT (rule_id, dedup_key) DO UPDATE SET alert_id = excluded.alert_id",
         );
@@ -120,18 +124,18 @@ pub async fn hand_over(tx: &DatabaseTransaction, claims: &[(Claim, Uuid)]) -> Re
     Ok(())
 }
 
-/// How many of the claims fell into the cooldown of each alert that stands for them.
-pub fn repeats(claims: &[Claim], standing: &[Uuid]) -> BTreeMap<Uuid, i64> {
+/// Returns the number of refused claims by owning alert.
+pub fn repeats(claims: &[Claim], owners: &[Uuid]) -> BTreeMap<Uuid, i64> {
     let mut repeats = BTreeMap::new();
-    for (claim, stands) in claims.iter().zip(standing) {
-        if claim.alert_id != *stands {
-            *repeats.entry(*stands).or_default() += 1;
+    for (claim, owner) in claims.iter().zip(owners) {
+        if claim.alert_id != *owner {
+            *repeats.entry(*owner).or_default() += 1;
         }
     }
     repeats
 }
 
-/// Counts repeats on stored alerts. Those that are gone are left out.
+/// Adds repeats to stored alerts. Deleted alerts are skipped.
 pub async fn count(
     tx: &DatabaseTransaction,
     repeats: &BTreeMap<Uuid, i64>,
@@ -150,11 +154,11 @@ pub async fn count(
         tx.execute_raw(count).await?;
         return Ok(());
     }
-    let repeats: Vec<_> = repeats.iter().collect();
-    for repeats in repeats.chunks(ROWS) {
-        let rows = vec!["(?, ?)"; repeats.len()].join(", ");
+    let counts: Vec<_> = repeats.iter().collect();
+    for chunk in counts.chunks(MAX_CLAIMS_PER_STATEMENT) {
+        let rows = vec!["(?, ?)"; chunk.len()].join(", ");
         let mut values = vec![Value::from(at)];
-        for (id, repeats) in repeats {
+        for (id, repeats) in chunk {
             values.extend([Value::from(**id), Value::from(**repeats)]);
         }
         let count = COUNT_SQLITE.replace("{rows}", &rows);
@@ -164,7 +168,7 @@ pub async fn count(
     Ok(())
 }
 
-/// Ends the cooldown of this key, which nobody else changes before the transaction ends.
+/// Deletes the cooldown of a claim. The caller has locked the row.
 pub(crate) async fn end(tx: &DatabaseTransaction, claim: &Claim) -> Result<()> {
     let key = claim.dedup_key.clone();
     match claim.rule_id {
@@ -182,8 +186,8 @@ pub(crate) async fn end(tx: &DatabaseTransaction, claim: &Claim) -> Result<()> {
     Ok(())
 }
 
-/// Claims the right for claims that are all of rules, or all of none.
-fn statement(tx: &DatabaseTransaction, rows: &[(&Claim, i64)]) -> Statement {
+/// Builds the statement for claims that are all of rules, or all of `CreateAlert`.
+fn claim_statement(tx: &DatabaseTransaction, rows: &[(&Claim, i64)]) -> Statement {
     let manual = rows.iter().any(|(claim, _)| claim.rule_id.is_none());
     let (table, key, rule_id) = if manual {
         ("manual_alert_cooldowns", "dedup_key", "NULL AS rule_id")
@@ -194,13 +198,13 @@ fn statement(tx: &DatabaseTransaction, rows: &[(&Claim, i64)]) -> Statement {
     let mut sql = format!("INSERT INTO {table} AS c ({key}, {columns}) VALUES ");
     let locks_rules = !manual && tx.get_database_backend() == DbBackend::Postgres;
     if locks_rules {
-        sql = locked_rules(rows);
+        sql = rule_lock_clause(rows);
         let insert = format!("INSERT INTO {table} AS c ({key}, {columns}) SELECT * FROM (VALUES ");
         sql.push_str(&insert);
     }
     let mut values: Vec<Value> = Vec::with_capacity(rows.len() * 7);
     for (at, (claim, repeats)) in rows.iter().enumerate() {
-        let before = values.len();
+        let previous_values = values.len();
         values.extend(claim.rule_id.map(Value::from));
         values.extend([
             claim.dedup_key.clone().into(),
@@ -210,10 +214,11 @@ fn statement(tx: &DatabaseTransaction, rows: &[(&Claim, i64)]) -> Statement {
             (*repeats).into(),
             (*repeats > 0).then_some(claim.raised_at_us).into(),
         ]);
-        let parameters = before + 1..=values.len();
-        let mut parameters: Vec<_> = parameters.map(|number| format!("${number}")).collect();
+        let mut parameters: Vec<_> = (previous_values + 1..=values.len())
+            .map(|number| format!("${number}"))
+            .collect();
         if locks_rules && at == 0 {
-            for (parameter, kind) in parameters.iter_mut().zip(KINDS) {
+            for (parameter, kind) in parameters.iter_mut().zip(RULE_CLAIM_TYPES) {
                 parameter.extend(["::", kind]);
             }
         }
@@ -224,32 +229,32 @@ fn statement(tx: &DatabaseTransaction, rows: &[(&Claim, i64)]) -> Statement {
     if locks_rules {
         sql.push_str(") AS v WHERE (SELECT all_there FROM locked)");
     }
-    // A cooldown that a wrong clock began in the future begins now, and lasts no longer than its own length.
-    let over = "c.raised_at_us + excluded.cooldown_us <= excluded.raised_at_us";
+    // A cooldown with a start in the future, from a wrong clock, restarts now with its own length.
+    let is_over = "c.raised_at_us + excluded.cooldown_us <= excluded.raised_at_us";
     let conflict = format!(
         " ON CONFLICT ({key}) DO UPDATE SET \
-         alert_id = CASE WHEN {over} THEN excluded.alert_id ELSE c.alert_id END, \
-         raised_at_us = CASE WHEN {over} OR c.raised_at_us > excluded.raised_at_us \
+         alert_id = CASE WHEN {is_over} THEN excluded.alert_id ELSE c.alert_id END, \
+         raised_at_us = CASE WHEN {is_over} OR c.raised_at_us > excluded.raised_at_us \
              THEN excluded.raised_at_us ELSE c.raised_at_us END, \
          cooldown_us = excluded.cooldown_us, \
-         suppressed_count = excluded.suppressed_count + CASE WHEN {over} THEN 0 ELSE c.suppressed_count + 1 END, \
-         last_suppressed_at_us = CASE WHEN {over} THEN excluded.last_suppressed_at_us ELSE excluded.raised_at_us END \
+         suppressed_count = excluded.suppressed_count + CASE WHEN {is_over} THEN 0 ELSE c.suppressed_count + 1 END, \
+         last_suppressed_at_us = CASE WHEN {is_over} THEN excluded.last_suppressed_at_us ELSE excluded.raised_at_us END \
          RETURNING {rule_id}, dedup_key, alert_id"
     );
     sql.push_str(&conflict);
     Statement::from_sql_and_values(tx.get_database_backend(), sql, values)
 }
 
-/// The beginning of a statement that first locks the rules of the claims, in the order of their ids, and tells whether
-/// all of them are there. Whoever deletes a rule waits for its cooldowns and alerts, which
-/// are locked later, with the rule in hand: who has one of them must not wait for the rule then.
-fn locked_rules(rows: &[(&Claim, i64)]) -> String {
-    // The rule is the first of the seven parameters of each claim, which come in the order of the rules.
+/// Builds the `WITH` clause that locks the rules of the claims by id and checks that all rules
+/// exist. Deleting a rule locks the rule first, then its cooldowns and alerts. Claiming must lock
+/// in the same order to avoid deadlocks.
+fn rule_lock_clause(rows: &[(&Claim, i64)]) -> String {
+    // The rule id is the first of seven parameters of each claim, and claims are sorted by rule.
     let mut parameters = Vec::new();
     let mut last = None;
     for (at, (claim, _)) in rows.iter().enumerate() {
         if last != claim.rule_id {
-            parameters.push(format!("${}", at * KINDS.len() + 1));
+            parameters.push(format!("${}", at * RULE_CLAIM_TYPES.len() + 1));
             last = claim.rule_id;
         }
     }

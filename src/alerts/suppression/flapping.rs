@@ -1,5 +1,4 @@
-//! Rules that fire too often: of the alerts of a window, only so many are raised, then one that stands for
-//! the rest.
+//! Flapping. A rule above its limit raises one marked alert per window and suppresses the rest.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,52 +16,52 @@ use crate::{
     error::{Error, Result},
 };
 
-/// How many rules one statement is about.
-const ROWS: usize = 200;
+/// Largest number of rules per statement.
+const MAX_RULES_PER_STATEMENT: usize = 200;
 
-/// How often a rule may fire.
+/// Limit on the alerts of a rule per window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Flap {
-    /// How many alerts of a window are raised as ever; at least 1.
+pub struct FlapLimit {
+    /// Number of alerts per window that are raised unmarked, at least 1.
     pub threshold: i32,
     pub window_seconds: i32,
 }
 
-/// An alert that a rule wants to raise.
+/// Alert that a rule is about to raise.
 #[derive(Debug, Clone, Copy)]
 pub struct Firing {
     pub rule_id: Uuid,
-    pub flap: Flap,
-    /// The id that the alert will have.
+    pub limit: FlapLimit,
+    /// Id of the alert, if raised.
     pub alert_id: Uuid,
-    /// In microseconds since 1970.
+    /// Time in microseconds since the Unix epoch.
     pub at_us: i64,
 }
 
-/// What becomes of an alert.
+/// Decision about an alert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
-    /// It is raised as ever.
+    /// Raise the alert.
     Raise,
-    /// It is raised, says that the rule flaps, and stands for those that follow.
+    /// Raise the alert, marked as flapping. The alert represents all further alerts of the window.
     Mark,
-    /// It is held back; this alert stands for it.
-    Hold(Uuid),
+    /// Suppress the alert. The marked alert with this id represents the alert.
+    Suppress(Uuid),
 }
 
-/// What is known of the last window of a rule.
+/// State of the latest window of a rule.
 #[derive(Debug, Clone, Copy, Default)]
 struct Window {
-    /// In microseconds since 1970.
+    /// Start in microseconds since the Unix epoch.
     started_at_us: i64,
-    /// How many alerts the rule wanted to raise in it. 0: there was none yet.
+    /// Number of alerts in the window, including suppressed alerts. 0 before the first window.
     matches: i64,
-    /// The alert that stands for those that are held back.
+    /// Marked alert of the window, if any.
     alert_id: Option<Uuid>,
 }
 
-impl Flap {
-    /// What a rule says. What another program may have written is kept within reason.
+impl FlapLimit {
+    /// Returns the limit of a rule. Values below 1, possibly from another program, become 1.
     pub fn of(rule: &alert_rule::Model) -> Option<Self> {
         Some(Self {
             threshold: rule.flap_threshold?.max(1),
@@ -70,7 +69,7 @@ impl Flap {
         })
     }
 
-    /// Has an alert say that its rule flaps.
+    /// Adds the flapping limit to the metadata of an alert.
     pub fn mark(self, alert: &mut alert::Model) {
         let metadata = alert.metadata.get_or_insert_with(|| serde_json::json!({}));
         metadata["flapping"] = true.into();
@@ -79,7 +78,7 @@ impl Flap {
     }
 }
 
-impl fmt::Display for Flap {
+impl fmt::Display for FlapLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (alerts, seconds) = (self.threshold, self.window_seconds);
         write!(
@@ -90,15 +89,16 @@ impl fmt::Display for Flap {
 }
 
 impl Window {
-    /// Counts an alert, and says what becomes of it.
+    /// Counts an alert in the window and decides about the alert.
     fn count(&mut self, firing: &Firing) -> Decision {
-        let threshold = i64::from(firing.flap.threshold);
-        let length = i64::from(firing.flap.window_seconds) * 1_000_000;
-        // A window that a wrong clock began in the future begins now, and lasts no longer than its own length.
+        let threshold = i64::from(firing.limit.threshold);
+        let length = i64::from(firing.limit.window_seconds) * 1_000_000;
+        // A window with a start in the future, from a wrong clock, restarts now with its own
+        // length.
         self.started_at_us = self.started_at_us.min(firing.at_us);
         let end = self.started_at_us.saturating_add(length);
         if self.matches == 0 || firing.at_us >= end {
-            // One window later nothing has matched for as long as a window, which flapped in nothing.
+            // After a gap of one window length without matches, the rule no longer flaps.
             let follows_at_once = firing.at_us < end.saturating_add(length);
             let damped = self.matches > threshold && follows_at_once;
             *self = Self {
@@ -114,7 +114,7 @@ impl Window {
         }
         self.matches += 1;
         match self.alert_id {
-            Some(stands) => Decision::Hold(stands),
+            Some(marked_id) => Decision::Suppress(marked_id),
             None if self.matches <= threshold => Decision::Raise,
             None => {
                 self.alert_id = Some(firing.alert_id);
@@ -124,8 +124,8 @@ impl Window {
     }
 }
 
-/// Counts alerts in their order, and says by their ids what becomes of each. The rows of the rules are
-/// locked, so that all processes count together; cooldowns have to be claimed before.
+/// Counts alerts in order and returns the decision of each by alert id. Locks the windows of the
+/// rules, so that all processes share the count. Cooldowns must be claimed before.
 pub async fn decide(
     tx: &DatabaseTransaction,
     firings: &[Firing],
@@ -133,41 +133,44 @@ pub async fn decide(
     if firings.is_empty() {
         return Ok(HashMap::new());
     }
-    // Always in the same order, or two transactions could wait for each other.
+    // A fixed order avoids deadlocks.
     let mut windows: BTreeMap<_, _> = firings
         .iter()
         .map(|firing| (firing.rule_id, Window::default()))
         .collect();
-    lock(tx, &mut windows).await?;
+    lock_windows(tx, &mut windows).await?;
     let mut decisions = HashMap::with_capacity(firings.len());
     for firing in firings {
         let window = windows.entry(firing.rule_id).or_default();
         decisions.insert(firing.alert_id, window.count(firing));
     }
-    keep(tx, &windows).await?;
+    save_windows(tx, &windows).await?;
     Ok(decisions)
 }
 
-/// Repeats within cooldowns, counted on the alerts that stand for them: on others where these are held back.
-pub(crate) fn handed_over(
+/// Moves cooldown repeats of suppressed alerts to the marked alerts that represent them.
+pub(crate) fn redirect_repeats(
     repeats: BTreeMap<Uuid, i64>,
     decisions: &HashMap<Uuid, Decision>,
 ) -> BTreeMap<Uuid, i64> {
-    let mut handed_over = BTreeMap::new();
+    let mut redirected = BTreeMap::new();
     for (id, count) in repeats {
-        let stands = match decisions.get(&id) {
-            Some(Decision::Hold(other)) => *other,
+        let target = match decisions.get(&id) {
+            Some(Decision::Suppress(marked)) => *marked,
             Some(Decision::Raise | Decision::Mark) | None => id,
         };
-        *handed_over.entry(stands).or_default() += count;
+        *redirected.entry(target).or_default() += count;
     }
-    handed_over
+    redirected
 }
 
-/// Locks the rows of these rules, makes those that are not there yet, and reads them.
-async fn lock(tx: &DatabaseTransaction, windows: &mut BTreeMap<Uuid, Window>) -> Result<()> {
+/// Locks and reads the windows of the rules. Creates missing rows.
+async fn lock_windows(
+    tx: &DatabaseTransaction,
+    windows: &mut BTreeMap<Uuid, Window>,
+) -> Result<()> {
     let rule_ids: Vec<_> = windows.keys().copied().collect();
-    for rule_ids in rule_ids.chunks(ROWS) {
+    for rule_ids in rule_ids.chunks(MAX_RULES_PER_STATEMENT) {
         lock_rules(tx, rule_ids).await?;
         let rows: Vec<_> = (1..=rule_ids.len())
             .map(|number| format!("(${number})"))
@@ -184,7 +187,7 @@ async fn lock(tx: &DatabaseTransaction, windows: &mut BTreeMap<Uuid, Window>) ->
             let rule_id: Uuid = row.try_get("", "rule_id")?;
             let window = windows
                 .get_mut(&rule_id)
-                .ok_or_else(|| Error::internal("a row that was not asked for"))?;
+                .ok_or_else(|| Error::internal("a row of a rule outside the query"))?;
             *window = Window {
                 started_at_us: row.try_get("", "window_started_at_us")?,
                 matches: row.try_get("", "matches")?,
@@ -195,8 +198,8 @@ async fn lock(tx: &DatabaseTransaction, windows: &mut BTreeMap<Uuid, Window>) ->
     Ok(())
 }
 
-/// Holds the rules where they are. Else whoever deletes one, and has its row, would wait for the row of its window,
-/// while who has that waits for the rule that its alerts refer to.
+/// Locks the rules against deletion. Deleting a rule locks the rule first, then its window. This
+/// function locks in the same order to avoid deadlocks.
 async fn lock_rules(tx: &DatabaseTransaction, rule_ids: &[Uuid]) -> Result<()> {
     let rules = alert_rule::Entity::find()
         .select_only()
@@ -204,20 +207,20 @@ async fn lock_rules(tx: &DatabaseTransaction, rule_ids: &[Uuid]) -> Result<()> {
         .filter(alert_rule::Column::Id.is_in(rule_ids.iter().copied()))
         .order_by_asc(alert_rule::Column::Id)
         .lock(LockType::KeyShare);
-    // SQLite has one writer.
+    // SQLite has one writer, so that no lock is needed.
     if tx.get_database_backend() == DbBackend::Postgres {
         rules.into_tuple::<Uuid>().all(tx).await?;
     }
     Ok(())
 }
 
-/// Writes the rows back.
-async fn keep(tx: &DatabaseTransaction, windows: &BTreeMap<Uuid, Window>) -> Result<()> {
-    let windows: Vec<_> = windows.iter().collect();
-    for windows in windows.chunks(ROWS) {
-        let mut rows = Vec::with_capacity(windows.len());
-        let mut values: Vec<Value> = Vec::with_capacity(windows.len() * 4);
-        for (rule_id, window) in windows {
+/// Stores the windows.
+async fn save_windows(tx: &DatabaseTransaction, windows: &BTreeMap<Uuid, Window>) -> Result<()> {
+    let entries: Vec<_> = windows.iter().collect();
+    for chunk in entries.chunks(MAX_RULES_PER_STATEMENT) {
+        let mut rows = Vec::with_capacity(chunk.len());
+        let mut values: Vec<Value> = Vec::with_capacity(chunk.len() * 4);
+        for (rule_id, window) in chunk {
             let n = values.len();
             rows.push(format!("(${}, ${}, ${}, ${})", n + 1, n + 2, n + 3, n + 4));
             values.extend([
@@ -244,8 +247,8 @@ async fn keep(tx: &DatabaseTransaction, windows: &BTreeMap<Uuid, Window>) -> Res
 mod tests {
     use super::*;
 
-    /// Alerts at these seconds, with this threshold and a window of ten seconds: `r` is raised, `M` says
-    /// that the rule flaps, `.` is held back.
+    /// Runs alerts at the given seconds with a window of ten seconds. Results: `r` raised, `M`
+    /// raised and marked, `.` suppressed.
     fn run(threshold: i32, seconds: &[i64]) -> String {
         run_with(&mut Window::default(), threshold, seconds)
     }
@@ -255,7 +258,7 @@ mod tests {
         let decide = |at: &i64| {
             let firing = Firing {
                 rule_id: Uuid::nil(),
-                flap: Flap {
+                limit: FlapLimit {
                     threshold,
                     window_seconds: 10,
                 },
@@ -268,8 +271,8 @@ mod tests {
                     marked = Some(firing.alert_id);
                     'M'
                 }
-                Decision::Hold(stands) => {
-                    assert_eq!(Some(stands), marked);
+                Decision::Suppress(marked_id) => {
+                    assert_eq!(Some(marked_id), marked);
                     '.'
                 }
             }
@@ -284,10 +287,10 @@ mod tests {
             (1, &[100, 100, 100], "rM."),
             (3, &[100, 101, 102], "rrr"),
             (3, &[100, 101, 102, 103, 104, 109], "rrrM.."),
-            // The window ends ten seconds after it began, not after the last alert.
+            // The window ends ten seconds after its start, not after the last alert.
             (3, &[100, 105, 109, 110, 111], "rrrrr"),
             (3, &[100, 105, 109, 110, 111, 112, 113, 114], "rrrrrrM."),
-            // Windows begin with an alert.
+            // A window starts with an alert.
             (2, &[100, 119, 120, 121], "rrrM"),
         ] {
             assert_eq!(run(threshold, seconds), expected, "{threshold} {seconds:?}");
@@ -298,16 +301,16 @@ mod tests {
     fn a_window_after_one_that_flapped_begins_damped() {
         for (threshold, seconds, expected) in [
             (1, &[100, 101, 110, 111, 112][..], "rMM.."),
-            // At the end of the window that would follow at once, one has passed in which nothing matched.
+            // A gap as long as a window ends the flapping.
             (1, &[100, 101, 119, 120], "rMM."),
             (1, &[100, 101, 120, 121], "rMrM"),
-            // For as long as windows flap; these begin at 100, 110, 121 and 131.
+            // Flapping continues over windows that start at 100, 110, 121 and 131.
             (
                 2,
                 &[100, 100, 100, 110, 111, 112, 121, 122, 123, 131, 132, 133],
                 "rrMM..M..M..",
             ),
-            // A damped window with no more than the threshold is the last one.
+            // A damped window with at most the threshold of alerts ends the damping.
             (2, &[100, 100, 100, 110, 111, 120, 121, 122], "rrMM.rrM"),
             (2, &[100, 100, 100, 110, 120, 121, 122, 123], "rrMMrrM."),
             (
@@ -331,7 +334,7 @@ mod tests {
         let mut window = Window::default();
         assert_eq!(run_with(&mut window, 5, &[100, 101, 102]), "rrr");
         assert_eq!(run_with(&mut window, 2, &[103, 104]), "M.");
-        // What stands, stands until the window ends.
+        // A marked window stays marked until its end.
         assert_eq!(run_with(&mut window, 9, &[105, 106, 110, 111]), "..rr");
     }
 
@@ -356,7 +359,7 @@ mod tests {
         }
     }
 
-    /// The same from the rules as they are told: parts the alerts into windows first.
+    /// Reference implementation: splits the alerts into windows first.
     fn slow(threshold: i32, seconds: &[i64]) -> String {
         let threshold = usize::try_from(threshold).unwrap();
         let mut windows: Vec<Vec<i64>> = Vec::new();
@@ -366,7 +369,7 @@ mod tests {
                 _ => windows.push(vec![*at]),
             }
         }
-        let mut told = String::new();
+        let mut outcome = String::new();
         for (n, window) in windows.iter().enumerate() {
             let before = n.checked_sub(1).map(|n| &windows[n]);
             let damped = before.is_some_and(|before| {
@@ -374,13 +377,13 @@ mod tests {
             });
             let raised = if damped { 0 } else { threshold };
             for place in 0..window.len() {
-                told.push(match place {
+                outcome.push(match place {
                     place if place < raised => 'r',
                     place if place == raised => 'M',
                     _ => '.',
                 });
             }
         }
-        told
+        outcome
     }
 }

@@ -1,4 +1,4 @@
-//! Suppression within a rule: cooldowns by dedup key, and the limit on alerts of a flapping rule.
+//! Suppression within a rule: cooldowns by dedup key, and the flapping limit.
 
 pub mod cooldown;
 pub mod flapping;

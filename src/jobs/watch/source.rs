@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 use super::snapshots::Snapshots;
 use crate::{
     db::Db,
-    monitor::{Feed, Places},
+    monitor::{Feed, WatchSlots},
 };
 
 /// Dependencies of watches and log tails. Clones share the state.
@@ -13,8 +13,8 @@ use crate::{
 pub(crate) struct WatchSource {
     pub db: Db,
     pub feed: Feed,
-    /// Places of open streams, shared with the watches of other services.
-    pub places: Places,
+    /// WatchSlots of open streams, shared with the watches of other services.
+    pub places: WatchSlots,
     pub snapshots: Snapshots,
     pub shutdown: CancellationToken,
 }

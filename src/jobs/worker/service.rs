@@ -42,7 +42,7 @@ const MAX_JOBS_PER_CALL: usize = 1_000;
 #[derive(Debug, Clone)]
 pub struct JobWorkers {
     context: SessionContext,
-    /// Places of open streams, shared with watches.
+    /// WatchSlots of open streams, shared with watches.
     places: WatchSlots,
 }
 

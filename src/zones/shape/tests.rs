@@ -1,13 +1,13 @@
-//! Which corners make a zone, and what is in it at its edges.
+//! Tests of corner validation, and of detections at the edges of a zone.
 
 use serde_json::json;
 
 use super::*;
-use crate::{entity::detection, zones::Unplaced};
+use crate::{entity::detection, zones::PlacementError};
 
 const SQUARE: &[[f64; 2]] = &[[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]];
 
-/// A U: two legs, with a gap between them from above.
+/// U shape: two legs with a gap at the top.
 const CONCAVE: &[[f64; 2]] = &[
     [0.0, 0.0],
     [0.25, 0.0],
@@ -40,9 +40,9 @@ fn zone(corners: &[[f64; 2]], anchor: ZoneAnchor, min_overlap: Option<f64>) -> Z
     Zone::compile(&row).unwrap()
 }
 
-/// The place of a box in a picture of 100 by 100 pixels.
-fn place([x, y, width, height]: [i32; 4]) -> Result<Place, Unplaced> {
-    Place::of(&detection::Model {
+/// Placement of a box in a picture of 100 by 100 pixels.
+fn placement([x, y, width, height]: [i32; 4]) -> Result<Placement, PlacementError> {
+    Placement::of(&detection::Model {
         id: 0,
         camera_id: "door".into(),
         file_path: String::new(),
@@ -129,7 +129,7 @@ fn corners_that_make_no_zone_are_refused_with_a_reason() {
             Polygon,
             Some("`c[3]` must not repeat the first point, to which it is joined anyway".into()),
         ),
-        // A bow tie, a spike out of it, a spike into it, a point met twice.
+        // A bow tie, an outward spike, an inward spike, and a point used twice.
         (
             &[[0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0]],
             Polygon,
@@ -224,16 +224,18 @@ fn the_boundary_belongs_to_the_zone() {
         (CONCAVE, 25, 50, true),
         (CONCAVE, 10, 10, true),
     ] {
-        // A box without a size is a point.
-        let place = place([x, y, 0, 0]).unwrap();
-        let hit = zone(corners, ZoneAnchor::Center, None).hit(&place);
+        // A box of size zero is a point.
+        let placement = placement([x, y, 0, 0]).unwrap();
+        let hit = zone(corners, ZoneAnchor::Center, None).hit(&placement);
         assert_eq!(hit.is_some(), expected, "({x}, {y}) in {corners:?}");
         assert_eq!(
-            zone(corners, ZoneAnchor::Foot, None).hit(&place).is_some(),
+            zone(corners, ZoneAnchor::Foot, None)
+                .hit(&placement)
+                .is_some(),
             expected
         );
         assert_eq!(
-            zone(corners, ZoneAnchor::Overlap, Some(0.001)).hit(&place),
+            zone(corners, ZoneAnchor::Overlap, Some(0.001)).hit(&placement),
             None
         );
     }
@@ -241,12 +243,12 @@ fn the_boundary_belongs_to_the_zone() {
 
 #[test]
 fn the_anchor_says_what_must_lie_in_the_zone() {
-    // Centre (50, 80), foot (50, 100): below the square.
-    let tall = place([40, 60, 20, 40]).unwrap();
+    // Centre (50, 80) and foot (50, 100) are below the square.
+    let tall = placement([40, 60, 20, 40]).unwrap();
     assert_eq!(zone(SQUARE, ZoneAnchor::Center, None).hit(&tall), None);
     assert_eq!(zone(SQUARE, ZoneAnchor::Foot, None).hit(&tall), None);
-    // Centre (50, 65), foot (50, 75): on the lower edge.
-    let standing = place([40, 55, 20, 20]).unwrap();
+    // Centre (50, 65) is inside, foot (50, 75) is on the lower edge.
+    let standing = placement([40, 55, 20, 20]).unwrap();
     let center = Hit::Center(Coord { x: 0.5, y: 0.65 });
     assert_eq!(
         zone(SQUARE, ZoneAnchor::Center, None).hit(&standing),
@@ -267,17 +269,17 @@ fn an_overlap_is_a_part_of_the_box() {
         (SQUARE, [20, 30, 10, 10], 0.5),
         (SQUARE, [20, 20, 10, 10], 0.25),
         (SQUARE, [0, 0, 100, 100], 0.25),
-        // Touching is not overlapping.
+        // Touching boxes do not overlap.
         (SQUARE, [15, 30, 10, 10], 0.0),
         (SQUARE, [0, 0, 10, 10], 0.0),
-        // Over both legs of the U and the gap between them.
+        // The box covers both legs of the U and the gap.
         (CONCAVE, [0, 0, 100, 50], 0.5),
         (CONCAVE, [30, 10, 40, 20], 0.0),
-        // Cut off at the edge of the picture: what lies outside does not count.
+        // Clipped at the edge of the picture: the part outside does not count.
         (CONCAVE, [-50, 60, 100, 20], 1.0),
     ] {
-        let place = place(bounds).unwrap();
-        let hit = |least| zone(corners, ZoneAnchor::Overlap, Some(least)).hit(&place);
+        let placement = placement(bounds).unwrap();
+        let hit = |least| zone(corners, ZoneAnchor::Overlap, Some(least)).hit(&placement);
         if expected > 0.0 {
             let Some(Hit::Overlap(overlap)) = hit(expected) else {
                 panic!("{bounds:?} is in {corners:?} by {expected}")
@@ -297,7 +299,7 @@ fn an_overlap_is_a_part_of_the_box() {
 
 #[test]
 fn boxes_are_cut_off_at_the_edges_of_the_picture() {
-    let cut = place([-20, 90, 40, 100]).unwrap();
+    let cut = placement([-20, 90, 40, 100]).unwrap();
     assert_eq!(cut.bounds, Rect::new((0.0, 0.9), (0.2, 1.0)));
     assert_eq!(
         (cut.center, cut.foot),
@@ -309,11 +311,15 @@ fn boxes_are_cut_off_at_the_edges_of_the_picture() {
         [0, -5, 10, 4],
         [0, 101, 1, 1],
     ] {
-        assert_eq!(place(bounds), Err(Unplaced::Outside), "{bounds:?}");
+        assert_eq!(
+            placement(bounds),
+            Err(PlacementError::Outside),
+            "{bounds:?}"
+        );
     }
     for bounds in [[0, 0, -1, 5], [0, 0, 5, i32::MIN]] {
-        assert_eq!(place(bounds), Err(Unplaced::NoBox), "{bounds:?}");
+        assert_eq!(placement(bounds), Err(PlacementError::NoBox), "{bounds:?}");
     }
-    assert!(place([i32::MIN, i32::MIN, i32::MAX, i32::MAX]).is_err());
-    assert!(place([i32::MAX, 0, i32::MAX, 1]).is_err());
+    assert!(placement([i32::MIN, i32::MIN, i32::MAX, i32::MAX]).is_err());
+    assert!(placement([i32::MAX, 0, i32::MAX, 1]).is_err());
 }

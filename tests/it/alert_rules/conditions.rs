@@ -201,7 +201,7 @@ on_both! {
         let outcomes: Vec<_> =
             response.rule_outcomes.iter().map(|outcome| (outcome.rule_id.as_str(), outcome.fired)).collect();
         assert_eq!(outcomes, [(&*first.id, true), (&*second.id, true), (&*third.id, false)]);
-        assert_eq!(response.rule_outcomes[2].detail, "no risk_score, 1 is asked for");
+        assert_eq!(response.rule_outcomes[2].detail, "no risk_score, 1 is required");
         server.stop().await;
     }
 

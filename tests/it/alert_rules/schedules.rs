@@ -12,7 +12,7 @@ use crate::{
     support::{TestServer, always, calls::at, database::on_both, field},
 };
 
-/// Places whose clocks are peculiar: a half hour, the fasting month, a day left out, a change at midnight, an
+/// WatchSlots whose clocks are peculiar: a half hour, the fasting month, a day left out, a change at midnight, an
 /// offset with seconds.
 const ZONES: [&str; 6] = [
     "Europe/Berlin",

@@ -73,13 +73,13 @@ on_both! {
             (
                 "door",
                 vec![sizeless(inside("person"))],
-                "the detection is in none of zone_ids; where 1 would be is not known, \
+                "the detection is in none of zone_ids; unknown placement of 1, \
                  the first has no video_width and video_height",
             ),
             (
                 "door",
                 vec![outside("person"), detection("person", 0.9), sizeless(inside("person"))],
-                "none of 3 detections is in one of zone_ids; where 2 would be is not known, \
+                "none of 3 detections is in one of zone_ids; unknown placement of 2, \
                  the first has no bounding box",
             ),
             ("door", vec![sizeless(outside("person")), inside("person")], "middle:person"),

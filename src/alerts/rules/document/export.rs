@@ -1,8 +1,11 @@
-//! From the table into a document.
+//! `ExportAlertRules`: from the table to a document.
 
 use sea_orm::{ColumnTrait, QueryFilter, QueryOrder, QuerySelect, Select};
 
-use super::{LARGEST, RULES, write::Document};
+use super::{
+    format::{MAX_BYTES, MAX_RULES},
+    write::Document,
+};
 use crate::{
     db::Db,
     entity::alert_rule::{self, Column},
@@ -10,10 +13,10 @@ use crate::{
     pb,
 };
 
-/// How many rules are read at a time.
-const PAGE: u64 = 500;
+/// Number of rules per query.
+const RULES_PER_QUERY: u64 = 500;
 
-/// Writes the rules that match into a document, as they are at one moment.
+/// Writes the matching rules into a document. All rules come from one snapshot.
 pub(in crate::alerts) async fn export(
     db: &Db,
     request: &pb::ExportAlertRulesRequest,
@@ -22,38 +25,41 @@ pub(in crate::alerts) async fn export(
     let select = filter.select(db.backend())?;
     let scan = db.scan().await?;
     let tx = scan.snapshot().await?;
-    let document = write(&tx, select, Document::new(request.with_output_only)).await;
+    let written = write_rules(&tx, select, Document::new(request.with_output_only)).await;
     tx.rollback().await?;
-    let document = document?;
+    let document = written?;
     Ok(pb::ExportAlertRulesResponse {
         alert_rules: i32::try_from(document.rules).map_err(Error::internal)?,
-        document: document.end(),
+        document: document.finish(),
     })
 }
 
-async fn write(
+async fn write_rules(
     db: &impl sea_orm::ConnectionTrait,
     select: Select<alert_rule::Entity>,
     mut document: Document,
 ) -> Result<Document> {
-    let mut last = None;
+    let mut last_id = None;
     loop {
-        let mut page = select.clone().order_by_asc(Column::Id).limit(PAGE);
-        if let Some(last) = last {
-            page = page.filter(Column::Id.gt(last));
+        let mut page = select
+            .clone()
+            .order_by_asc(Column::Id)
+            .limit(RULES_PER_QUERY);
+        if let Some(last_id) = last_id {
+            page = page.filter(Column::Id.gt(last_id));
         }
         let rules = page.all(db).await?;
         for rule in &rules {
             document.add(rule)?;
         }
-        if document.rules > RULES || document.len() > LARGEST {
+        if document.rules > MAX_RULES || document.len() > MAX_BYTES {
             return Err(Error::invalid(
                 "filter",
-                format!("matches more than {RULES} rules or {LARGEST} bytes"),
+                format!("matches more than {MAX_RULES} rules or {MAX_BYTES} bytes"),
             ));
         }
         match rules.last() {
-            Some(rule) => last = Some(rule.id),
+            Some(rule) => last_id = Some(rule.id),
             None => return Ok(document),
         }
     }

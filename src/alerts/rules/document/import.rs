@@ -1,4 +1,4 @@
-//! From a document into the table.
+//! `ImportAlertRules`: from a document to the table.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -11,10 +11,11 @@ use uuid::Uuid;
 use super::read::{Entry, read};
 use crate::{
     alerts::rules::{
+        announcement::announcement,
         channels::refuse_unknown_names,
-        check::replacing,
+        check::next_version,
         legacy,
-        service::{announcement, known_zones, unknown_zone},
+        zones::{lock_existing_zones, unknown_zone},
     },
     db::{Db, bulk::insert_all},
     entity::alert_rule::{self, ActiveModel, Column, Entity},
@@ -24,41 +25,43 @@ use crate::{
     rpc::work,
 };
 
-/// How many rules one query asks about.
-const ROWS: usize = 1_000;
+/// Largest number of rules per query.
+const MAX_RULES_PER_QUERY: usize = 1_000;
 
-/// A rule of a document that is within its bounds.
-struct Checked {
+/// Rule of the document, validated.
+struct CheckedRule {
     id: Option<Uuid>,
     zone_ids: Vec<String>,
-    /// The channels that it names, each with its place.
+    /// Names of all channels, each with its position in the document.
     channels: Vec<(String, String)>,
     row: ActiveModel,
 }
 
-/// What is to be done with a rule.
-struct Plan {
+/// Planned change of one rule.
+struct PlannedChange {
     result: pb::ImportedAlertRule,
     action: ImportAction,
-    /// `None` if it is left alone.
+    /// Row to write. `None` for an unchanged rule.
     row: Option<ActiveModel>,
 }
 
-/// Creates and updates rules as the document says.
+/// Creates and updates the rules of a document.
 pub(in crate::alerts) async fn import(
     db: &Db,
     request: pb::ImportAlertRulesRequest,
 ) -> Result<pb::ImportAlertRulesResponse> {
     let pb::ImportAlertRulesRequest { document, dry_run } = request;
-    let rules = work::run_by_size(document.len(), move || {
-        let entries = read(&document)?.into_iter().enumerate();
-        let rules = entries.map(|(at, entry)| check(at, entry));
-        rules.collect::<Result<Vec<_>>>()
+    let checking = work::run_by_size(document.len(), move || {
+        read(&document)?
+            .into_iter()
+            .enumerate()
+            .map(|(position, entry)| check(position, entry))
+            .collect::<Result<Vec<_>>>()
     });
-    let rules = rules.await?;
-    let named: Vec<_> = rules.iter().map(|rule| rule.id.is_some()).collect();
+    let rules = checking.await?;
+    let have_ids: Vec<_> = rules.iter().map(|rule| rule.id.is_some()).collect();
     db.write(async |tx| {
-        let before = locked(tx, &rules).await?;
+        let before = lock_existing(tx, &rules).await?;
         refuse_unknown_zones(tx, &rules, &before).await?;
         refuse_unknown_channels(tx, &rules, &before).await?;
         let plans: Vec<_> = rules.into_iter().map(|rule| plan(rule, &before)).collect();
@@ -73,11 +76,11 @@ pub(in crate::alerts) async fn import(
             unchanged: count(ImportAction::Unchanged)?,
         };
         if !dry_run {
-            carry_out(tx, plans).await?;
+            apply(tx, plans).await?;
             return Ok(response);
         }
-        for (result, named) in response.results.iter_mut().zip(named) {
-            if !named {
+        for (result, has_id) in response.results.iter_mut().zip(have_ids) {
+            if !has_id {
                 result.id.clear();
             }
         }
@@ -86,42 +89,40 @@ pub(in crate::alerts) async fn import(
     .await
 }
 
-/// Checks a rule as that of a Create, and names what is wrong by its place in the document.
-fn check(at: usize, entry: Entry) -> Result<Checked> {
-    let rule = legacy::translate(entry.rule);
-    let checked = rule.and_then(|rule| Ok((rule.checked()?, rule)));
-    let (row, rule) = checked.map_err(|error| placed(at, error))?;
-    Ok(Checked {
+/// Validates a rule like `CreateAlertRule`. Errors have the position in the document.
+fn check(position: usize, entry: Entry) -> Result<CheckedRule> {
+    let checked = legacy::translate(entry.rule).and_then(|rule| Ok((rule.checked()?, rule)));
+    let (row, rule) = checked.map_err(|error| at_position(position, error))?;
+    Ok(CheckedRule {
         id: entry.id,
-        channels: rule.named_channels(&format!("alert_rules[{at}]")),
+        channels: rule.named_channels(&format!("alert_rules[{position}]")),
         zone_ids: rule.zone_ids,
         row,
     })
 }
 
-fn placed(at: usize, error: Error) -> Error {
+fn at_position(position: usize, error: Error) -> Error {
     let Error::Invalid { field, problem } = error else {
         return error;
     };
     let field = field.strip_prefix("alert_rule.").unwrap_or(&field);
-    Error::invalid(format!("alert_rules[{at}].{field}"), problem)
+    Error::invalid(format!("alert_rules[{position}].{field}"), problem)
 }
 
-/// The rules of the document that exist, by their ids. Nobody else changes them before the transaction
-/// ends.
-async fn locked(
+/// Returns the existing rules of the document by id, locked until the transaction ends.
+async fn lock_existing(
     tx: &DatabaseTransaction,
-    rules: &[Checked],
+    rules: &[CheckedRule],
 ) -> Result<HashMap<Uuid, alert_rule::Model>> {
-    let ids: BTreeSet<_> = rules.iter().filter_map(|rule| rule.id).collect();
-    let ids: Vec<_> = ids.into_iter().collect();
+    let distinct_ids: BTreeSet<_> = rules.iter().filter_map(|rule| rule.id).collect();
+    let ids: Vec<_> = distinct_ids.into_iter().collect();
     let mut before = HashMap::with_capacity(ids.len());
-    for ids in ids.chunks(ROWS) {
+    for ids in ids.chunks(MAX_RULES_PER_QUERY) {
         let rows = Entity::find()
             .filter(Column::Id.is_in(ids.iter().copied()))
-            // Always in the same order, or two transactions could wait for each other.
+            // A fixed order avoids deadlocks.
             .order_by_asc(Column::Id)
-            // Ingests that raise alerts of these rules need not wait.
+            // `FOR NO KEY UPDATE` does not block ingests that raise alerts of the rules.
             .lock(LockType::NoKeyUpdate)
             .all(tx)
             .await?;
@@ -130,48 +131,66 @@ async fn locked(
     Ok(before)
 }
 
-/// Refuses zones that do not exist, unless the rule named them before.
+/// Fails with `BROKEN_REFERENCE` at the first zone that does not exist and that the rule did not
+/// name before.
 async fn refuse_unknown_zones(
     tx: &DatabaseTransaction,
-    rules: &[Checked],
+    rules: &[CheckedRule],
     before: &HashMap<Uuid, alert_rule::Model>,
 ) -> Result<()> {
-    let mut new = Vec::new();
-    for (at, rule) in rules.iter().enumerate() {
-        let before = rule.id.and_then(|id| before.get(&id));
-        let before = before.and_then(|before| before.zone_ids.as_ref());
-        let before: HashSet<_> = before.iter().flat_map(|ids| &ids.0).collect();
-        let ids = rule.zone_ids.iter().enumerate();
-        new.extend(
-            ids.filter(|(_, id)| !before.contains(id))
-                .map(|(place, id)| (at, place, id)),
+    let mut new_zones = Vec::new();
+    for (position, rule) in rules.iter().enumerate() {
+        let old_zones: HashSet<_> = rule
+            .id
+            .and_then(|id| before.get(&id))
+            .and_then(|row| row.zone_ids.as_ref())
+            .iter()
+            .flat_map(|ids| &ids.0)
+            .collect();
+        let zone_ids = rule.zone_ids.iter().enumerate();
+        new_zones.extend(
+            zone_ids
+                .filter(|(_, id)| !old_zones.contains(id))
+                .map(|(index, id)| (position, index, id)),
         );
     }
-    let known = known_zones(tx, &new.iter().map(|(_, _, id)| *id).collect()).await?;
-    match new.iter().find(|(_, _, id)| !known.contains(*id)) {
-        Some((at, place, _)) => Err(unknown_zone(&format!("alert_rules[{at}]"), *place)),
+    let ids = new_zones.iter().map(|(_, _, id)| *id).collect();
+    let existing = lock_existing_zones(tx, &ids).await?;
+    match new_zones.iter().find(|(_, _, id)| !existing.contains(*id)) {
+        Some((position, index, _)) => {
+            Err(unknown_zone(&format!("alert_rules[{position}]"), *index))
+        }
         None => Ok(()),
     }
 }
 
-/// Refuses channels that do not exist, unless the rule named them before.
+/// Fails with `BROKEN_REFERENCE` at the first channel that does not exist and that the rule did not
+/// name before.
 async fn refuse_unknown_channels(
     tx: &DatabaseTransaction,
-    rules: &[Checked],
+    rules: &[CheckedRule],
     before: &HashMap<Uuid, alert_rule::Model>,
 ) -> Result<()> {
-    let mut new = Vec::new();
+    let mut new_channels = Vec::new();
     for rule in rules {
-        let before = rule.id.and_then(|id| before.get(&id)).cloned();
-        let before = before.map(|before| pb::AlertRule::from(before).named_channels(""));
-        let before: HashSet<_> = before.iter().flatten().map(|(_, name)| name).collect();
-        let named = rule.channels.iter();
-        new.extend(named.filter(|(_, name)| !before.contains(name)).cloned());
+        let old_row = rule.id.and_then(|id| before.get(&id)).cloned();
+        let old_channels = old_row.map(|row| pb::AlertRule::from(row).named_channels(""));
+        let old_names: HashSet<_> = old_channels
+            .iter()
+            .flatten()
+            .map(|(_, name)| name)
+            .collect();
+        let channels = rule.channels.iter();
+        new_channels.extend(
+            channels
+                .filter(|(_, name)| !old_names.contains(name))
+                .cloned(),
+        );
     }
-    refuse_unknown_names(tx, new).await
+    refuse_unknown_names(tx, new_channels).await
 }
 
-fn plan(rule: Checked, before: &HashMap<Uuid, alert_rule::Model>) -> Plan {
+fn plan(rule: CheckedRule, before: &HashMap<Uuid, alert_rule::Model>) -> PlannedChange {
     let id = rule.id.unwrap_or_else(Uuid::now_v7);
     let (action, row) = match before.get(&id) {
         None => {
@@ -179,7 +198,7 @@ fn plan(rule: Checked, before: &HashMap<Uuid, alert_rule::Model>) -> Plan {
             row.id = Set(id);
             (ImportAction::Created, Some(row))
         }
-        Some(before) => match replacing(rule.row, before) {
+        Some(before) => match next_version(rule.row, before) {
             Some(row) => (ImportAction::Updated, Some(row)),
             None => (ImportAction::Unchanged, None),
         },
@@ -188,26 +207,26 @@ fn plan(rule: Checked, before: &HashMap<Uuid, alert_rule::Model>) -> Plan {
         id: id.to_string(),
         action: action.into(),
     };
-    Plan {
+    PlannedChange {
         result,
         action,
         row,
     }
 }
 
-/// Writes the rules, and announces them in the order of the document.
-async fn carry_out(tx: &DatabaseTransaction, plans: Vec<Plan>) -> Result<()> {
-    let (mut new, mut records) = (Vec::new(), Vec::new());
+/// Writes the rules, and announces them in document order.
+async fn apply(tx: &DatabaseTransaction, plans: Vec<PlannedChange>) -> Result<()> {
+    let (mut new_rows, mut records) = (Vec::new(), Vec::new());
     for plan in plans {
         let Some(row) = plan.row else { continue };
         let (kind, rule) = if plan.action == ImportAction::Created {
-            new.push(row.clone());
+            new_rows.push(row.clone());
             (ChangeKind::Created, row.try_into_model()?)
         } else {
             (ChangeKind::Updated, row.update(tx).await?)
         };
         records.push(announcement(kind, rule.into()));
     }
-    insert_all(tx, new).await?;
+    insert_all(tx, new_rows).await?;
     feed::record(tx, records).await
 }

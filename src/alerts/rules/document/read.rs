@@ -1,16 +1,17 @@
-//! Reading a document. Nothing is ignored, and what is wrong is named by its place.
+//! Reader of rule documents. Refuses unknown and repeated keys. Errors have the position in the
+//! document.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, marker::PhantomData};
 
 use sea_orm::ActiveEnum;
 use serde::{
     Deserialize, Deserializer,
-    de::{self, MapAccess, SeqAccess, Visitor},
+    de::{IgnoredAny, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::{FORMAT, LARGEST, RULES, VERSION};
+use super::format::{FORMAT, MAX_BYTES, MAX_RULES, VERSION};
 use crate::{
     alerts::engine::schedule,
     entity::{
@@ -22,313 +23,252 @@ use crate::{
     rpc::{check, json},
 };
 
-/// A rule of a document.
+/// Rule of a document.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub id: Option<Uuid>,
-    /// Its bounds are not checked yet.
+    /// The bounds of the fields are not checked yet.
     pub rule: pb::AlertRule,
 }
+
+/// Keys that identify the format. Other keys may differ between versions.
+#[derive(Deserialize)]
+struct Header {
+    format: Option<Value>,
+    version: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    #[serde(rename = "format")]
+    _format: IgnoredAny,
+    #[serde(rename = "version")]
+    _version: IgnoredAny,
+    alert_rules: Option<Vec<Object<Rule>>>,
+}
+
+/// Rule as written in a document. A null value equals an absent key.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rule {
+    id: Option<String>,
+    name: Option<String>,
+    description: Option<String>,
+    enabled: Option<bool>,
+    severity: Option<SeverityLabel>,
+    risk_threshold: Option<i32>,
+    object_types: Option<Vec<String>>,
+    camera_ids: Option<Vec<String>>,
+    zone_ids: Option<Vec<String>>,
+    min_confidence: Option<f64>,
+    schedule: Option<Object<Schedule>>,
+    conditions: Option<Map<String, Value>>,
+    dedup_key_template: Option<String>,
+    cooldown: Option<DurationText>,
+    channels: Option<Vec<String>>,
+    flap_threshold: Option<i32>,
+    flap_window: Option<DurationText>,
+    escalation: Option<Vec<Object<Step>>>,
+    // Output only: any value is accepted and ignored.
+    #[serde(rename = "created_at")]
+    _created_at: Option<IgnoredAny>,
+    #[serde(rename = "updated_at")]
+    _updated_at: Option<IgnoredAny>,
+    #[serde(rename = "version_id")]
+    _version_id: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Schedule {
+    days: Option<Vec<DayLabel>>,
+    start_time: Option<String>,
+    end_time: Option<String>,
+    time_zone: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Step {
+    after: Option<DurationText>,
+    channels: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct SeverityLabel(AlertSeverity);
+
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct DayLabel(Weekday);
+
+/// Duration in the JSON form of protobuf, such as `300s`.
+#[derive(Deserialize)]
+#[serde(try_from = "String")]
+struct DurationText(prost_types::Duration);
+
+/// Struct that is read from an object only. Derived implementations accept arrays of values, too.
+struct Object<T>(T);
 
 /// Reads a document.
 pub(super) fn read(document: &str) -> Result<Vec<Entry>> {
     if document.is_empty() {
         return Err(Error::invalid("document", "is required"));
     }
-    if document.len() > LARGEST {
-        let problem = format!("must have at most {LARGEST} bytes");
+    if document.len() > MAX_BYTES {
+        let problem = format!("must have at most {MAX_BYTES} bytes");
         return Err(Error::invalid("document", problem));
     }
-    let Tree(tree) = serde_json::from_str(document)
-        .map_err(|error| Error::invalid("document", format!("cannot be read: {error}")))?;
-    let mut fields = Fields::of(String::new(), "document", tree)?;
-    if fields.text("format")?.as_deref() != Some(FORMAT) {
+    // The header is read first: a document of another version may have other keys.
+    let Object(header) = deserialize::<Header>(document)?;
+    if header.format != Some(FORMAT.into()) {
         return Err(Error::invalid("format", format!("must be `{FORMAT}`")));
     }
-    if fields.take("version") != Some(VERSION.into()) {
-        let problem = format!("must be {VERSION}, which is what this server knows");
+    if header.version != Some(VERSION.into()) {
+        let problem = format!("must be {VERSION}, the version that this server supports");
         return Err(Error::invalid("version", problem));
     }
-    let rules = fields.list("alert_rules")?;
-    fields.end()?;
-    let rules = rules.ok_or_else(|| Error::invalid("alert_rules", "is required"))?;
-    if rules.len() > RULES {
-        let problem = format!("must have at most {RULES} entries");
+    let Object(Document { alert_rules, .. }) = deserialize(document)?;
+    let rules = alert_rules.ok_or_else(|| Error::invalid("alert_rules", "is required"))?;
+    if rules.len() > MAX_RULES {
+        let problem = format!("must have at most {MAX_RULES} entries");
         return Err(Error::invalid("alert_rules", problem));
     }
-    let mut places = HashMap::with_capacity(rules.len());
+    let mut positions = HashMap::with_capacity(rules.len());
     let mut entries = Vec::with_capacity(rules.len());
-    for (at, rule) in rules.into_iter().enumerate() {
-        let entry = entry(&format!("alert_rules[{at}]"), rule)?;
+    for (position, Object(rule)) in rules.into_iter().enumerate() {
+        let entry = rule.into_entry(position)?;
         if let Some(id) = entry.id
-            && let Some(first) = places.insert(id, at)
+            && let Some(first) = positions.insert(id, position)
         {
-            let problem = format!("is that of alert_rules[{first}] as well");
-            return Err(Error::invalid(format!("alert_rules[{at}].id"), problem));
+            let problem = format!("must be unique, alert_rules[{first}] has the same id");
+            let field = format!("alert_rules[{position}].id");
+            return Err(Error::invalid(field, problem));
         }
         entries.push(entry);
     }
     Ok(entries)
 }
 
-fn entry(path: &str, rule: Value) -> Result<Entry> {
-    let mut fields = Fields::of(format!("{path}."), path, rule)?;
-    let id = fields.text("id")?;
-    let id = id.map(|id| check::uuid(&format!("{path}.id"), &id));
-    let severity = match fields.text("severity")? {
-        Some(label) => pb::Severity::from(severity(path, &label)?),
-        None => pb::Severity::Unspecified,
-    };
-    let rule = pb::AlertRule {
-        name: fields.text("name")?.unwrap_or_default(),
-        description: fields.text("description")?,
-        enabled: fields.boolean("enabled")?,
-        severity: severity.into(),
-        risk_threshold: fields.whole("risk_threshold")?,
-        object_types: fields.texts("object_types")?,
-        camera_ids: fields.texts("camera_ids")?,
-        zone_ids: fields.texts("zone_ids")?,
-        min_confidence: fields.number("min_confidence")?,
-        schedule: fields
-            .take("schedule")
-            .map(|it| read_schedule(path, it))
-            .transpose()?,
-        conditions: match fields.take("conditions") {
-            Some(conditions) => Some(json::to_proto_unbounded(conditions).ok_or_else(|| {
-                Error::invalid(format!("{path}.conditions"), "must be an object")
-            })?),
-            None => None,
-        },
-        dedup_key_template: fields.text("dedup_key_template")?,
-        cooldown: fields.duration("cooldown")?,
-        channels: fields.texts("channels")?,
-        flap_threshold: fields.whole("flap_threshold")?,
-        flap_window: fields.duration("flap_window")?,
-        escalation: read_escalation(path, &mut fields)?,
-        ..Default::default()
-    };
-    for output_only in ["created_at", "updated_at", "version_id"] {
-        fields.take(output_only);
-    }
-    fields.end()?;
-    Ok(Entry {
-        id: id.transpose()?,
-        rule,
-    })
+/// Deserializes JSON. Errors have the path of the value as the field.
+fn deserialize<'de, T: Deserialize<'de>>(document: &'de str) -> Result<Object<T>> {
+    let mut json = serde_json::Deserializer::from_str(document);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let field = if path == "." { "document".into() } else { path };
+        Error::invalid(field, format!("cannot be read: {}", error.into_inner()))
+    })?;
+    json.end()
+        .map_err(|error| Error::invalid("document", format!("cannot be read: {error}")))?;
+    Ok(value)
 }
 
-fn severity(path: &str, label: &str) -> Result<AlertSeverity> {
-    AlertSeverity::try_from_value(&label.to_string()).map_err(|_| {
-        Error::invalid(
-            format!("{path}.severity"),
-            "must be low, medium, high or critical",
-        )
-    })
-}
-
-fn read_escalation(rule: &str, fields: &mut Fields) -> Result<Vec<pb::EscalationStep>> {
-    let steps = fields.list("escalation")?.unwrap_or_default();
-    let step = |(at, step)| {
-        let path = format!("{rule}.escalation[{at}]");
-        let mut fields = Fields::of(format!("{path}."), &path, step)?;
-        let step = pb::EscalationStep {
-            after: fields.duration("after")?,
-            channels: fields.texts("channels")?,
+impl Rule {
+    fn into_entry(self, position: usize) -> Result<Entry> {
+        let id = self.id.map(|id| {
+            let field = format!("alert_rules[{position}].id");
+            check::uuid(&field, &id)
+        });
+        let severity = self.severity.map(|label| pb::Severity::from(label.0));
+        let steps = self.escalation.unwrap_or_default().into_iter();
+        let rule = pb::AlertRule {
+            name: self.name.unwrap_or_default(),
+            description: self.description,
+            enabled: self.enabled,
+            severity: severity.unwrap_or_default().into(),
+            risk_threshold: self.risk_threshold,
+            object_types: self.object_types.unwrap_or_default(),
+            camera_ids: self.camera_ids.unwrap_or_default(),
+            zone_ids: self.zone_ids.unwrap_or_default(),
+            min_confidence: self.min_confidence,
+            schedule: self.schedule.map(|Object(schedule)| schedule.into()),
+            conditions: self
+                .conditions
+                .and_then(|conditions| json::to_proto_unbounded(Value::Object(conditions))),
+            dedup_key_template: self.dedup_key_template,
+            cooldown: self.cooldown.map(|text| text.0),
+            channels: self.channels.unwrap_or_default(),
+            flap_threshold: self.flap_threshold,
+            flap_window: self.flap_window.map(|text| text.0),
+            escalation: steps.map(|Object(step)| step.into()).collect(),
+            ..Default::default()
         };
-        fields.end()?;
-        Ok(step)
-    };
-    steps.into_iter().enumerate().map(step).collect()
+        Ok(Entry {
+            id: id.transpose()?,
+            rule,
+        })
+    }
 }
 
-fn read_schedule(rule: &str, schedule: Value) -> Result<pb::Schedule> {
-    let path = format!("{rule}.schedule");
-    let mut fields = Fields::of(format!("{path}."), &path, schedule)?;
-    let mut days = Vec::new();
-    for (at, day) in fields.texts("days")?.into_iter().enumerate() {
-        let day = serde_json::from_value::<Weekday>(day.into()).map_err(|_| {
-            Error::invalid(
-                format!("{path}.days[{at}]"),
-                "must be a day, monday to sunday",
-            )
-        })?;
-        days.push(day);
+impl From<Schedule> for pb::Schedule {
+    fn from(schedule: Schedule) -> Self {
+        let days = schedule.days.unwrap_or_default().into_iter();
+        schedule::to_proto(alert_rule::Schedule {
+            days: days.map(|DayLabel(day)| day).collect(),
+            start_time: schedule.start_time,
+            end_time: schedule.end_time,
+            timezone: schedule.time_zone.unwrap_or_default(),
+        })
     }
-    let read = alert_rule::Schedule {
-        days,
-        start_time: fields.text("start_time")?,
-        end_time: fields.text("end_time")?,
-        timezone: fields.text("time_zone")?.unwrap_or_default(),
-    };
-    fields.end()?;
-    Ok(schedule::to_proto(read))
 }
 
-/// The keys of an object that are not read yet. Null is as if it were left out.
-struct Fields {
-    /// What comes before the name of a key in its path.
-    prefix: String,
-    left: Map<String, Value>,
-}
-
-impl Fields {
-    fn of(prefix: String, name: &str, value: Value) -> Result<Self> {
-        match value {
-            Value::Object(left) => Ok(Self { prefix, left }),
-            Value::Null
-            | Value::Bool(_)
-            | Value::Number(_)
-            | Value::String(_)
-            | Value::Array(_) => Err(Error::invalid(name, "must be an object")),
-        }
-    }
-
-    fn take(&mut self, key: &str) -> Option<Value> {
-        self.left.remove(key).filter(|value| !value.is_null())
-    }
-
-    fn invalid(&self, key: &str, problem: &str) -> Error {
-        Error::invalid(format!("{}{key}", self.prefix), problem)
-    }
-
-    fn text(&mut self, key: &str) -> Result<Option<String>> {
-        match self.take(key) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(self.invalid(key, "must be a text")),
-        }
-    }
-
-    fn boolean(&mut self, key: &str) -> Result<Option<bool>> {
-        match self.take(key) {
-            None => Ok(None),
-            Some(Value::Bool(value)) => Ok(Some(value)),
-            Some(_) => Err(self.invalid(key, "must be true or false")),
-        }
-    }
-
-    fn whole(&mut self, key: &str) -> Result<Option<i32>> {
-        let Some(value) = self.take(key) else {
-            return Ok(None);
-        };
-        let whole = value.as_i64().and_then(|number| number.try_into().ok());
-        match whole {
-            Some(number) => Ok(Some(number)),
-            None => Err(self.invalid(key, "must be a whole number")),
-        }
-    }
-
-    fn duration(&mut self, key: &str) -> Result<Option<prost_types::Duration>> {
-        let Some(value) = self.take(key) else {
-            return Ok(None);
-        };
-        let duration = value.as_str().and_then(|text| text.parse().ok());
-        match duration {
-            Some(duration) => Ok(Some(duration)),
-            None => Err(self.invalid(key, "must be a duration such as `300s`")),
-        }
-    }
-
-    fn number(&mut self, key: &str) -> Result<Option<f64>> {
-        let Some(value) = self.take(key) else {
-            return Ok(None);
-        };
-        match value.as_f64() {
-            Some(number) => Ok(Some(number)),
-            None => Err(self.invalid(key, "must be a number")),
-        }
-    }
-
-    fn list(&mut self, key: &str) -> Result<Option<Vec<Value>>> {
-        match self.take(key) {
-            None => Ok(None),
-            Some(Value::Array(values)) => Ok(Some(values)),
-            Some(_) => Err(self.invalid(key, "must be a list")),
-        }
-    }
-
-    fn texts(&mut self, key: &str) -> Result<Vec<String>> {
-        let values = self.list(key)?.unwrap_or_default();
-        let text = |(at, value)| match value {
-            Value::String(text) => Ok(text),
-            Value::Null
-            | Value::Bool(_)
-            | Value::Number(_)
-            | Value::Array(_)
-            | Value::Object(_) => Err(self.invalid(&format!("{key}[{at}]"), "must be a text")),
-        };
-        values.into_iter().enumerate().map(text).collect()
-    }
-
-    /// Refuses what nobody has asked for.
-    fn end(self) -> Result<()> {
-        match self.left.keys().next() {
-            Some(key) => Err(self.invalid(key, "is not known")),
-            None => Ok(()),
+impl From<Step> for pb::EscalationStep {
+    fn from(step: Step) -> Self {
+        Self {
+            after: step.after.map(|text| text.0),
+            channels: step.channels.unwrap_or_default(),
         }
     }
 }
 
-/// JSON in which no object has a key twice.
-struct Tree(Value);
+impl TryFrom<String> for SeverityLabel {
+    type Error = &'static str;
 
-impl<'de> Deserialize<'de> for Tree {
+    fn try_from(label: String) -> Result<Self, Self::Error> {
+        let severity = AlertSeverity::try_from_value(&label);
+        let problem = "must be low, medium, high or critical";
+        severity.map(Self).map_err(|_| problem)
+    }
+}
+
+impl TryFrom<String> for DurationText {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let duration = text.parse();
+        duration
+            .map(Self)
+            .map_err(|_| "must be a duration such as `300s`")
+    }
+}
+
+impl TryFrom<String> for DayLabel {
+    type Error = &'static str;
+
+    fn try_from(label: String) -> Result<Self, Self::Error> {
+        let day = serde_json::from_value(label.into());
+        day.map(Self).map_err(|_| "must be a day, monday to sunday")
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(TreeVisitor).map(Self)
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
     }
 }
 
-struct TreeVisitor;
+struct ObjectVisitor<T>(PhantomData<T>);
 
-impl<'de> Visitor<'de> for TreeVisitor {
-    type Value = Value;
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = Object<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
+        f.write_str("an object")
     }
 
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
-        let mut values = Vec::new();
-        while let Some(Tree(value)) = list.next_element()? {
-            values.push(value);
-        }
-        Ok(values.into())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Value, A::Error> {
-        let mut fields = Map::new();
-        while let Some(key) = object.next_key::<String>()? {
-            if fields.contains_key(&key) {
-                return Err(de::Error::custom(format_args!("`{key}` is there twice")));
-            }
-            let Tree(value) = object.next_value()?;
-            fields.insert(key, value);
-        }
-        Ok(fields.into())
+    fn visit_map<A: MapAccess<'de>>(self, object: A) -> Result<Object<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(object)).map(Object)
     }
 }
 

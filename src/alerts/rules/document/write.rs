@@ -1,10 +1,10 @@
-//! Writing a document: the same rules are always the same bytes.
+//! Writer of rule documents. Equal rules give equal bytes.
 
 use sea_orm::ActiveEnum;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{FORMAT, VERSION};
+use super::format::{FORMAT, VERSION};
 use crate::{
     entity::{
         Strings,
@@ -14,16 +14,16 @@ use crate::{
     rpc::time,
 };
 
-/// A document that is being written.
+/// Document under construction.
 #[derive(Debug)]
 pub(super) struct Document {
     text: String,
-    /// How many rules are in it.
+    /// Number of rules written so far.
     pub rules: usize,
     with_output_only: bool,
 }
 
-/// A rule in the order of its fields in the API.
+/// Rule of a document, with fields in the order of the API.
 #[derive(Serialize)]
 struct Rule<'a> {
     id: Uuid,
@@ -80,7 +80,7 @@ struct Schedule<'a> {
 }
 
 impl Document {
-    /// One without rules.
+    /// Starts a document without rules.
     pub(super) fn new(with_output_only: bool) -> Self {
         Self {
             text: format!(
@@ -91,13 +91,13 @@ impl Document {
         }
     }
 
-    /// Adds a rule at the end.
+    /// Appends a rule.
     pub(super) fn add(&mut self, rule: &alert_rule::Model) -> Result<()> {
         let rule = serde_json::to_string_pretty(&self.rule(rule)).map_err(Error::internal)?;
         if self.rules > 0 {
             self.text.push(',');
         }
-        // No line feed stands within a text of JSON.
+        // JSON escapes line feeds in texts, so that every line feed is formatting.
         for line in rule.lines() {
             self.text.push_str("\n    ");
             self.text.push_str(line);
@@ -106,13 +106,13 @@ impl Document {
         Ok(())
     }
 
-    /// How many bytes it has by now.
+    /// Returns the present size in bytes.
     pub(super) fn len(&self) -> usize {
         self.text.len()
     }
 
-    /// The whole of it.
-    pub(super) fn end(mut self) -> String {
+    /// Completes the document.
+    pub(super) fn finish(mut self) -> String {
         self.text.push_str(if self.rules > 0 {
             "\n  ]\n}\n"
         } else {
@@ -141,7 +141,7 @@ impl Document {
             end_time: schedule.end_time.as_deref(),
             time_zone: &schedule.timezone,
         };
-        let only = self.with_output_only;
+        let with_output_only = self.with_output_only;
         Rule {
             id: rule.id,
             name: &rule.name,
@@ -157,9 +157,9 @@ impl Document {
             dedup_key_template: &rule.dedup_key_template,
             cooldown: seconds(rule.cooldown_seconds),
             channels: strings(rule.channels.as_ref()),
-            created_at: only.then(|| rule.created_at.to_rfc3339()),
-            updated_at: only.then(|| rule.updated_at.to_rfc3339()),
-            version_id: only.then_some(rule.version_id),
+            created_at: with_output_only.then(|| rule.created_at.to_rfc3339()),
+            updated_at: with_output_only.then(|| rule.updated_at.to_rfc3339()),
+            version_id: with_output_only.then_some(rule.version_id),
             flap_threshold: rule.flap_threshold,
             flap_window: rule.flap_window_seconds.map(seconds),
             escalation: rule.escalation.as_ref().and_then(steps),

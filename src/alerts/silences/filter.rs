@@ -1,4 +1,4 @@
-//! Which silences a list has.
+//! Translation of `SilenceFilter` into a query.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -19,8 +19,11 @@ use crate::{
 
 impl pb::SilenceFilter {
     pub(super) fn select(&self, backend: DbBackend, now: DateTime<Utc>) -> Result<Select<Entity>> {
-        let at = self.at.map(|at| time::from_proto("filter.at", at));
-        let at = at.transpose()?.unwrap_or(now);
+        let at = self
+            .at
+            .map(|at| time::from_proto("filter.at", at))
+            .transpose()?
+            .unwrap_or(now);
         let camera_id = check::text("filter.camera_id", &self.camera_id, 0..=64)?;
         let rule_id = match self.rule_id.as_str() {
             "" => None,
@@ -30,20 +33,24 @@ impl pb::SilenceFilter {
         let reason = check::text("filter.reason", &self.reason, 0..=1_000)?;
         let mut select = Entity::find();
         if !self.statuses.is_empty() {
-            let mut any = Condition::any();
-            for (place, number) in self.statuses.iter().enumerate() {
-                any = any.add(in_status(place, *number, at)?);
+            let mut any_status = Condition::any();
+            for (index, number) in self.statuses.iter().enumerate() {
+                any_status = any_status.add(in_status(index, *number, at)?);
             }
-            select = select.filter(any);
+            select = select.filter(any_status);
         }
         if !camera_id.is_empty() {
-            select = select.filter(names(Column::CameraIds, backend, &camera_id));
+            select = select.filter(lists_or_null(Column::CameraIds, backend, &camera_id));
         }
         if let Some(rule_id) = rule_id {
-            select = select.filter(names(Column::RuleIds, backend, &rule_id));
+            select = select.filter(lists_or_null(Column::RuleIds, backend, &rule_id));
         }
         if let Some(severity) = severity {
-            select = select.filter(names(Column::Severities, backend, &severity.to_value()));
+            select = select.filter(lists_or_null(
+                Column::Severities,
+                backend,
+                &severity.to_value(),
+            ));
         }
         if !reason.is_empty() {
             select = select.filter(row::contains(Expr::col(Column::Reason), backend, &reason));
@@ -52,8 +59,8 @@ impl pb::SilenceFilter {
     }
 }
 
-fn in_status(place: usize, number: i32, at: DateTime<Utc>) -> Result<Condition> {
-    let field = || format!("filter.statuses[{place}]");
+fn in_status(index: usize, number: i32, at: DateTime<Utc>) -> Result<Condition> {
+    let field = || format!("filter.statuses[{index}]");
     match SilenceStatus::try_from(number) {
         Ok(SilenceStatus::Unspecified) => Err(Error::invalid(field(), "must not be unspecified")),
         Ok(SilenceStatus::Pending) => Ok(Condition::all()
@@ -70,14 +77,15 @@ fn in_status(place: usize, number: i32, at: DateTime<Utc>) -> Result<Condition> 
     }
 }
 
-/// Whether a list of texts in JSON has this one among them, or is absent, which matches any.
-fn names(column: Column, backend: DbBackend, text: &str) -> Condition {
+/// True if the JSON array in `column` contains `text`, or the column is null. A null list matches
+/// any value.
+fn lists_or_null(column: Column, backend: DbBackend, text: &str) -> Condition {
     let sql = if backend == DbBackend::Postgres {
         "strpos($1::text, $2) > 0"
     } else {
         "instr(?, ?) > 0"
     };
-    // As it stands in the list, so that no part of another text is found.
+    // The quotes prevent a match of a part of another text.
     let quoted = serde_json::Value::from(text).to_string();
     let listed: SimpleExpr = Expr::cust_with_exprs(sql, [Expr::col(column), Expr::val(quoted)]);
     Condition::any().add(column.is_null()).add(listed)

@@ -1,12 +1,12 @@
-//! What was taken in since the start, for whoever measures.
+//! Prometheus metrics of ingests.
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts};
 
-use super::batch::Answer;
+use super::stages::IngestResult;
 use crate::pb::Severity;
 
-/// How many ingests share a transaction.
-const BUCKETS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
+/// Histogram buckets for the number of ingests per transaction.
+const BATCH_SIZE_BUCKETS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 
 const SEVERITIES: [Severity; 4] = [
     Severity::Low,
@@ -15,19 +15,19 @@ const SEVERITIES: [Severity; 4] = [
     Severity::Critical,
 ];
 
-/// Counters that only grow. Clones share them.
+/// Metrics of ingests since the start of the process. Clones share the metrics.
 #[derive(Debug, Clone)]
-pub struct Counts {
+pub struct IngestMetrics {
     pub events: IntCounter,
     pub detections: IntCounter,
-    /// By severity.
+    /// Raised alerts by severity.
     pub alerts: IntCounterVec,
-    /// Ingests that were stored before, and answered again.
+    /// Repeated ingests that were answered with the stored response.
     pub replays: IntCounter,
     pub batches: Histogram,
 }
 
-impl Default for Counts {
+impl Default for IngestMetrics {
     fn default() -> Self {
         let counter = |name, help| IntCounter::new(name, help).expect("a legal name");
         let alerts = Opts::new(
@@ -40,7 +40,7 @@ impl Default for Counts {
         );
         let alerts = IntCounterVec::new(alerts, &["severity"]).expect("legal names");
         for severity in SEVERITIES {
-            // So that the first one is seen as a rise from 0.
+            // A counter must exist at 0 for the first increase to be visible.
             alerts.with_label_values(&[label(severity)]);
         }
         Self {
@@ -57,29 +57,31 @@ impl Default for Counts {
                 "watchpost_ingest_replays_total",
                 "Repeated ingests that were answered with what was stored before.",
             ),
-            batches: Histogram::with_opts(batches.buckets(BUCKETS.into()))
+            batches: Histogram::with_opts(batches.buckets(BATCH_SIZE_BUCKETS.into()))
                 .expect("buckets in order"),
         }
     }
 }
 
-impl Counts {
-    /// So many ingests shared a transaction.
-    pub(super) fn batch(&self, ingests: usize) {
-        let ingests = u32::try_from(ingests).unwrap_or(u32::MAX);
+impl IngestMetrics {
+    /// Records the results of a committed batch of ingests.
+    pub(super) fn record_batch(&self, results: &[IngestResult]) {
+        let ingests = u32::try_from(results.len()).unwrap_or(u32::MAX);
         self.batches.observe(f64::from(ingests));
+        for result in results {
+            self.record(result);
+        }
     }
 
-    /// An ingest of a committed batch is answered.
-    pub(super) fn answered(&self, answer: &Answer) {
-        let Ok(stored) = answer else { return };
-        if stored.replayed {
-            self.replays.inc();
-            return;
-        }
+    fn record(&self, result: &IngestResult) {
+        let stored = match result {
+            IngestResult::Answered(Ok(_)) => return self.replays.inc(),
+            IngestResult::Answered(Err(_)) => return,
+            IngestResult::Stored(stored) => stored,
+        };
         self.events.inc();
-        self.detections.inc_by(stored.detections.len() as u64);
-        for alert in &stored.alerts {
+        self.detections.inc_by(stored.detections() as u64);
+        for alert in stored.alerts() {
             self.alerts
                 .with_label_values(&[label(alert.severity())])
                 .inc();

@@ -1,20 +1,24 @@
-//! What rules wanted to raise and was held back, for the record.
+//! Rows of `alert_suppressions`: matches of rules that raised no alert.
 
 use chrono::{DateTime, Utc};
 use sea_orm::ActiveValue::{NotSet, Set};
 use uuid::Uuid;
 
-use super::batch::Judged;
+use super::stages::{MatchResults, NewIngest};
 use crate::{
     entity::alert_suppression::{ActiveModel, SuppressionReason},
     pb::RuleStop,
 };
 
-/// The rows of what was held back of ingests whose outcomes are complete.
-pub(super) fn rows(new: &[&mut Judged], now: DateTime<Utc>) -> Vec<ActiveModel> {
+/// Builds the suppression rows of new ingests. `results` has the results of each ingest.
+pub(super) fn suppression_rows(
+    new: &[NewIngest<'_>],
+    results: &[MatchResults],
+    now: DateTime<Utc>,
+) -> Vec<ActiveModel> {
     let mut rows = Vec::new();
-    for judged in new {
-        for (dedup_key, outcome) in judged.keys_and_outcomes() {
+    for (ingest, results) in new.iter().zip(results) {
+        for (matched, outcome) in ingest.evaluated.matches.iter().zip(&results.outcomes) {
             let reason = match outcome.stopped_by() {
                 RuleStop::Silenced => SuppressionReason::Silenced,
                 RuleStop::Snoozed => SuppressionReason::Snoozed,
@@ -28,16 +32,17 @@ pub(super) fn rows(new: &[&mut Judged], now: DateTime<Utc>) -> Vec<ActiveModel> 
                 | RuleStop::ZoneIds
                 | RuleStop::Schedule => continue,
             };
-            let id = |id: &Option<String>| id.as_deref().and_then(|id| Uuid::try_parse(id).ok());
+            let parse_id =
+                |id: &Option<String>| id.as_deref().and_then(|id| Uuid::try_parse(id).ok());
             rows.push(ActiveModel {
                 id: NotSet,
-                event_id: Set(judged.ingest.event.id),
+                event_id: Set(ingest.event_id),
                 rule_id: Set(Uuid::try_parse(&outcome.rule_id).ok()),
-                camera_id: Set(judged.ingest.event.camera_id.clone()),
-                dedup_key: Set(dedup_key()),
+                camera_id: Set(ingest.evaluated.ingest.event.camera_id.clone()),
+                dedup_key: Set(ingest.dedup_key(matched)),
                 reason: Set(reason),
-                silence_id: Set(id(&outcome.silence_id)),
-                alert_id: Set(id(&outcome.alert_id)),
+                silence_id: Set(parse_id(&outcome.silence_id)),
+                alert_id: Set(parse_id(&outcome.alert_id)),
                 created_at: Set(now),
             });
         }

@@ -1,4 +1,4 @@
-//! Which events a rule matches.
+//! Tests which events a rule matches.
 
 use super::*;
 use crate::entity::{
@@ -39,12 +39,16 @@ fn strings(values: &[&str]) -> Option<Strings> {
     Some(Strings(values.iter().map(ToString::to_string).collect()))
 }
 
-fn seen(object_type: &str, confidence: impl Into<Option<f64>>) -> Seen {
-    Seen::new(Some(object_type), confidence.into(), Err(Unplaced::NoBox))
+fn detection(object_type: &str, confidence: impl Into<Option<f64>>) -> DetectionFacts {
+    DetectionFacts::new(
+        Some(object_type),
+        confidence.into(),
+        Err(PlacementError::NoBox),
+    )
 }
 
-fn stop(rule: alert_rule::Model, facts: &Facts) -> Option<RuleStop> {
-    match judge(&Rule::compile(rule).unwrap(), facts) {
+fn stop(rule: alert_rule::Model, facts: &EventFacts) -> Option<RuleStop> {
+    match evaluate(&Rule::compile(rule).unwrap(), facts) {
         Verdict::Matches { .. } => None,
         Verdict::Stopped(stop, _) => Some(stop),
     }
@@ -53,11 +57,15 @@ fn stop(rule: alert_rule::Model, facts: &Facts) -> Option<RuleStop> {
 #[test]
 #[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn every_condition_that_is_set_must_be_met() {
-    let facts = Facts {
+    let facts = EventFacts {
         camera_id: "door".into(),
         risk_score: Some(70),
         started_at: "2026-11-27T12:00:00Z".parse().unwrap(),
-        detections: vec![seen("person", 0.5), seen("dog", 0.95), seen("car", None)],
+        detections: vec![
+            detection("person", 0.5),
+            detection("dog", 0.95),
+            detection("car", None),
+        ],
         zones: Arc::default(),
         types: OnceCell::new(),
     };
@@ -187,7 +195,7 @@ fn every_condition_that_is_set_must_be_met() {
 
 #[test]
 fn what_is_not_known_does_not_match() {
-    let facts = Facts {
+    let facts = EventFacts {
         camera_id: "door".into(),
         risk_score: None,
         started_at: crate::entity::now(),

@@ -1,4 +1,4 @@
-//! `TestAlertRule`: what a rule would have done in the past.
+//! `TestAlertRule`: backtest of a rule against stored events.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,13 +16,14 @@ use uuid::Uuid;
 
 use super::{
     channels, legacy,
-    past::{PastEvent, Range},
-    service::{AlertRules, refuse_unknown_zones},
+    service::AlertRules,
+    stored_events::{EventRange, StoredEvent},
+    zones::refuse_unknown_zones,
 };
 use crate::{
     alerts::engine::{
-        judge::{self, Verdict},
-        live::Rule,
+        evaluate::{self, Verdict},
+        rule::Rule,
         template::Values,
     },
     db::{Db, row},
@@ -31,23 +32,26 @@ use crate::{
         alert_rule::{self, ActiveModel, Entity},
     },
     error::{Error, Result},
-    pb::{self, RuleStop, test_alert_rule_request::Rule as Of, test_alert_rule_response::Update},
+    pb::{
+        self, RuleStop, test_alert_rule_request::Rule as RequestedRule,
+        test_alert_rule_response::Update,
+    },
     rpc::{check, time},
     zones::ZoneSet,
 };
 
-/// After how many events, and after how long, the client is told how far it is.
-const EVERY: i64 = 2_000;
-const QUIET: Duration = Duration::from_secs(1);
+/// Progress is sent after this number of events or this time, whichever comes first.
+const MAX_EVENTS_BETWEEN_PROGRESS: i64 = 2_000;
+const MAX_TIME_BETWEEN_PROGRESS: Duration = Duration::from_secs(1);
 
-/// A rule that is being tried.
-struct Trial {
+/// Running backtest of a rule.
+struct Backtest {
     rule: Rule,
-    /// Those of the beginning.
+    /// Zones at the start of the backtest.
     zones: Arc<ZoneSet>,
-    /// For every key whose cooldown may still run, when it began, in microseconds, and for which event.
-    /// Without any where every event has a key of its own.
-    standing: HashMap<String, (i64, i64)>,
+    /// Start in microseconds and event id of each cooldown that may still run, by dedup key. Empty
+    /// for a rule with a key per event.
+    cooldowns: HashMap<String, (i64, i64)>,
     events: i64,
     matched: i64,
     would_fire: i64,
@@ -55,8 +59,8 @@ struct Trial {
 }
 
 impl AlertRules {
-    /// What a rule would have done, as a stream that reads on as the client does.
-    pub(crate) async fn trial(
+    /// Runs a backtest as a stream. Events are read as fast as the client reads the stream.
+    pub(crate) async fn backtest(
         &self,
         request: pb::TestAlertRuleRequest,
     ) -> Result<impl Stream<Item = Result<pb::TestAlertRuleResponse, Status>> + Send + use<>> {
@@ -67,29 +71,29 @@ impl AlertRules {
             return Err(Error::invalid("started_at.end", "must be after the start"));
         }
         let camera_ids = check::texts("camera_ids", &request.camera_ids, 1_000, &(1..=64))?;
-        let range = Range {
+        let range = EventRange {
             start,
             end,
             camera_ids,
         };
-        let most = check::within("max_results", request.max_results, 0..=i32::MAX)?;
-        let most = if most == 0 { i32::MAX } else { most };
+        let requested = check::within("max_results", request.max_results, 0..=i32::MAX)?;
+        let max_results = if requested == 0 { i32::MAX } else { requested };
         let row = match request.rule {
-            Some(Of::RuleId(id)) => {
+            Some(RequestedRule::RuleId(id)) => {
                 let id = check::uuid("rule_id", &id)?;
-                let row = Entity::find_by_id(id).one(self.db.reader()).await?;
-                row::require(row, "alert rule", id)?
+                let stored = Entity::find_by_id(id).one(self.db.reader()).await?;
+                row::require(stored, "alert rule", id)?
             }
-            Some(Of::AlertRule(rule)) => self.not_stored(rule).await?,
+            Some(RequestedRule::AlertRule(rule)) => self.check_new_rule(rule).await?,
             None => return Err(Error::invalid("rule_id", "or alert_rule is required")),
         };
         let zones = self.rules.zones().current();
-        let trial = Trial::new(Rule::compile(row)?, zones);
-        Ok(trial.run(self.db.clone(), self.shutdown.clone(), range, most))
+        let backtest = Backtest::new(Rule::compile(row)?, zones);
+        Ok(backtest.run(self.db.clone(), self.shutdown.clone(), range, max_results))
     }
 
-    /// The row of a rule that is not stored, checked as a new one is.
-    async fn not_stored(&self, rule: pb::AlertRule) -> Result<alert_rule::Model> {
+    /// Validates a rule of the request like a new rule and returns a row that is not stored.
+    async fn check_new_rule(&self, rule: pb::AlertRule) -> Result<alert_rule::Model> {
         let rule = legacy::translate(rule)?;
         let row = rule.checked()?;
         refuse_unknown_zones(self.db.reader(), &rule.zone_ids, &[]).await?;
@@ -106,12 +110,12 @@ impl AlertRules {
     }
 }
 
-impl Trial {
+impl Backtest {
     fn new(rule: Rule, zones: Arc<ZoneSet>) -> Self {
         Self {
             rule,
             zones,
-            standing: HashMap::new(),
+            cooldowns: HashMap::new(),
             events: 0,
             matched: 0,
             would_fire: 0,
@@ -119,40 +123,40 @@ impl Trial {
         }
     }
 
-    /// Nothing is read ahead: while the client does not read, this is not polled, and it holds what is left of
-    /// a page of events.
+    /// Streams the backtest. Nothing is read ahead: while the client does not read, the stream only
+    /// holds the rest of one page of events.
     fn run(
         mut self,
         db: Db,
         shutdown: CancellationToken,
-        range: Range,
-        most: i32,
+        range: EventRange,
+        max_results: i32,
     ) -> impl Stream<Item = Result<pb::TestAlertRuleResponse, Status>> + Send {
         try_stream! {
             let (mut last, mut sent) = (None, 0);
-            let (mut told, mut told_at) = (0, Instant::now());
+            let (mut reported_events, mut reported_at) = (0, Instant::now());
             loop {
                 let page = tokio::select! {
                     biased;
                     () = shutdown.cancelled() => Err(Error::ShuttingDown),
-                    page = page(&db, &range, last) => page,
+                    page = read_page(&db, &range, last) => page,
                 };
-                let (events, more) = page?;
-                for past in events {
-                    last = Some((past.event.started_at, past.event.id));
-                    if let Some(found) = self.judge(&past)
-                        && sent < most
+                let (events, has_more) = page?;
+                for stored_event in events {
+                    last = Some((stored_event.event.started_at, stored_event.event.id));
+                    if let Some(test_match) = self.evaluate_event(&stored_event)
+                        && sent < max_results
                     {
                         sent += 1;
-                        yield response(Update::Match(found));
+                        yield response(Update::Match(test_match));
                     }
                 }
-                let Some((reached, _)) = last.filter(|_| more) else {
+                let Some((reached, _)) = last.filter(|_| has_more) else {
                     break;
                 };
-                self.forget(reached);
-                if self.events - told >= EVERY || told_at.elapsed() >= QUIET {
-                    (told, told_at) = (self.events, Instant::now());
+                self.drop_expired_cooldowns(reached);
+                if self.events - reported_events >= MAX_EVENTS_BETWEEN_PROGRESS || reported_at.elapsed() >= MAX_TIME_BETWEEN_PROGRESS {
+                    (reported_events, reported_at) = (self.events, Instant::now());
                     yield response(Update::Progress(self.progress(reached)));
                 }
             }
@@ -160,11 +164,11 @@ impl Trial {
         }
     }
 
-    /// What the rule would have done at an event that follows those before.
-    fn judge(&mut self, past: &PastEvent) -> Option<pb::AlertRuleTestMatch> {
+    /// Evaluates the next event. Returns a match, if any.
+    fn evaluate_event(&mut self, stored_event: &StoredEvent) -> Option<pb::AlertRuleTestMatch> {
         self.events += 1;
-        let facts = past.facts(self.zones.clone());
-        let (object_type, zone_id) = match judge::judge(&self.rule, &facts) {
+        let facts = stored_event.facts(self.zones.clone());
+        let (object_type, zone_id) = match evaluate::evaluate(&self.rule, &facts) {
             Verdict::Stopped(stop, _) => {
                 *self.stops.entry(stop).or_default() += 1;
                 return None;
@@ -175,7 +179,7 @@ impl Trial {
             } => (object_type, zone_id),
         };
         self.matched += 1;
-        let event = &past.event;
+        let event = &stored_event.event;
         let dedup_key = self.rule.template.render(&Values {
             camera_id: &event.camera_id,
             rule_id: self.rule.id,
@@ -183,8 +187,8 @@ impl Trial {
             zone_id,
             event_id: event.id,
         });
-        let held_by = self.claim(&dedup_key, event.started_at, event.id);
-        if held_by.is_none() {
+        let cooldown_event_id = self.claim(&dedup_key, event.started_at, event.id);
+        if cooldown_event_id.is_none() {
             self.would_fire += 1;
         }
         Some(pb::AlertRuleTestMatch {
@@ -195,30 +199,34 @@ impl Trial {
             dedup_key,
             object_type: object_type.map(Into::into),
             zone_id: zone_id.map(Into::into),
-            would_fire: held_by.is_none(),
-            cooldown_event_id: held_by,
+            would_fire: cooldown_event_id.is_none(),
+            cooldown_event_id,
         })
     }
 
-    /// The event whose alert holds this one back; without one this one's cooldown begins.
-    fn claim(&mut self, key: &str, at: DateTime<Utc>, event_id: i64) -> Option<i64> {
+    /// Returns the event that owns a running cooldown of `key`. Starts a cooldown for the given
+    /// event if none is running.
+    fn claim(&mut self, key: &str, started_at: DateTime<Utc>, event_id: i64) -> Option<i64> {
         if self.rule.cooldown_us == 0 || self.rule.template.is_per_event() {
             return None;
         }
-        let at = at.timestamp_micros();
-        let standing = self.standing.get(key).copied();
-        let standing = standing.filter(|(began, _)| began + self.rule.cooldown_us > at);
-        if standing.is_none() {
-            self.standing.insert(key.to_string(), (at, event_id));
+        let now_us = started_at.timestamp_micros();
+        let running = self
+            .cooldowns
+            .get(key)
+            .copied()
+            .filter(|(start_us, _)| start_us + self.rule.cooldown_us > now_us);
+        if running.is_none() {
+            self.cooldowns.insert(key.to_string(), (now_us, event_id));
         }
-        standing.map(|(_, event_id)| event_id)
+        running.map(|(_, event_id)| event_id)
     }
 
-    /// Forgets cooldowns that are over for all events to come.
-    fn forget(&mut self, reached: DateTime<Utc>) {
-        let (cooldown, reached) = (self.rule.cooldown_us, reached.timestamp_micros());
-        self.standing
-            .retain(|_, (began, _)| *began + cooldown > reached);
+    /// Drops cooldowns that end before all remaining events.
+    fn drop_expired_cooldowns(&mut self, reached: DateTime<Utc>) {
+        let (cooldown_us, reached_us) = (self.rule.cooldown_us, reached.timestamp_micros());
+        self.cooldowns
+            .retain(|_, (start_us, _)| *start_us + cooldown_us > reached_us);
     }
 
     fn progress(&self, reached: DateTime<Utc>) -> pb::AlertRuleTestProgress {
@@ -245,12 +253,13 @@ impl Trial {
     }
 }
 
-/// The next page of events. Each has a turn of its own: the client may be slow to read, and others take turns too.
-async fn page(
+/// Reads the next page of events. Each page takes its own scan permit, because a slow client must
+/// not keep others waiting.
+async fn read_page(
     db: &Db,
-    range: &Range,
+    range: &EventRange,
     last: Option<(DateTime<Utc>, i64)>,
-) -> Result<(Vec<PastEvent>, bool)> {
+) -> Result<(Vec<StoredEvent>, bool)> {
     let scan = db.scan().await?;
     range.page(scan.reader(), last).await
 }

@@ -1,4 +1,4 @@
-//! Events that are stored, with their detections, as far as rules look at them.
+//! Stored events with detections, reduced to the columns that rules evaluate.
 
 use std::{cell::OnceCell, collections::HashMap, sync::Arc};
 
@@ -9,35 +9,35 @@ use sea_orm::{
 };
 
 use crate::{
-    alerts::engine::judge::{Facts, Seen},
+    alerts::engine::evaluate::{DetectionFacts, EventFacts},
     entity::{detection, event, event_detection},
     error::Result,
-    zones::{Place, ZoneSet},
+    zones::{Placement, ZoneSet},
 };
 
-/// How many events are read at a time. Each may have a thousand detections.
-const PAGE: u64 = 200;
+/// Number of events per query. Each event may have 1,000 detections.
+const EVENTS_PER_PAGE: u64 = 200;
 
-/// An event that is stored.
+/// Stored event with detections.
 #[derive(Debug)]
-pub(crate) struct PastEvent {
-    pub event: Event,
-    pub detections: Vec<Detection>,
+pub(crate) struct StoredEvent {
+    pub event: EventColumns,
+    pub detections: Vec<DetectionColumns>,
 }
 
-/// What of an event matters.
+/// Columns of an event that rules evaluate.
 #[derive(Debug, Clone, DerivePartialModel)]
 #[sea_orm(entity = "event::Entity")]
-pub(crate) struct Event {
+pub(crate) struct EventColumns {
     pub id: i64,
     pub camera_id: String,
     pub started_at: DateTime<Utc>,
     pub risk_score: Option<i32>,
 }
 
-/// What of a detection matters.
+/// Columns of a detection that rules evaluate.
 #[derive(Debug, Clone, FromQueryResult)]
-pub(crate) struct Detection {
+pub(crate) struct DetectionColumns {
     pub id: i64,
     event_id: i64,
     object_type: Option<String>,
@@ -50,18 +50,18 @@ pub(crate) struct Detection {
     video_height: Option<i32>,
 }
 
-/// Which events are wanted.
+/// Selection of events by start time and camera.
 #[derive(Debug)]
-pub(crate) struct Range {
+pub(crate) struct EventRange {
     pub start: DateTime<Utc>,
-    /// Outside.
+    /// Exclusive.
     pub end: DateTime<Utc>,
-    /// Empty: any.
+    /// Empty selects all cameras.
     pub camera_ids: Vec<String>,
 }
 
-impl PastEvent {
-    /// The event of this id, unless it is deleted.
+impl StoredEvent {
+    /// Loads an event. `None` if the event does not exist or is deleted.
     pub(crate) async fn find(db: &impl ConnectionTrait, id: i64) -> Result<Option<Self>> {
         let event = event::Entity::find_by_id(id)
             .filter(event::Column::DeletedAt.is_null())
@@ -71,10 +71,10 @@ impl PastEvent {
         Ok(with_detections(db, event).await?.pop())
     }
 
-    /// What rules look at.
-    pub(crate) fn facts(&self, zones: Arc<ZoneSet>) -> Facts {
-        let seen = self.detections.iter().map(|detection| {
-            let Detection {
+    /// Returns the facts that rules evaluate.
+    pub(crate) fn facts(&self, zones: Arc<ZoneSet>) -> EventFacts {
+        let detections = self.detections.iter().map(|detection| {
+            let DetectionColumns {
                 bbox_x,
                 bbox_y,
                 bbox_width,
@@ -84,29 +84,29 @@ impl PastEvent {
                 ..
             } = *detection;
             let bbox = [bbox_x, bbox_y, bbox_width, bbox_height];
-            let place = Place::new(bbox, [video_width, video_height]);
+            let placement = Placement::new(bbox, [video_width, video_height]);
             let object_type = detection.object_type.as_deref();
-            Seen::new(object_type, detection.confidence, place)
+            DetectionFacts::new(object_type, detection.confidence, placement)
         });
-        Facts {
+        EventFacts {
             camera_id: self.event.camera_id.clone(),
             risk_score: self.event.risk_score,
             started_at: self.event.started_at,
-            detections: seen.collect(),
+            detections: detections.collect(),
             zones,
             types: OnceCell::new(),
         }
     }
 }
 
-impl Range {
-    /// The next events after `last`, oldest first, and whether there may be more. Deleted ones are
-    /// left out.
+impl EventRange {
+    /// Returns the next events after `last`, oldest first, and whether more events may follow.
+    /// Deleted events are skipped.
     pub(crate) async fn page(
         &self,
         db: &impl ConnectionTrait,
         last: Option<(DateTime<Utc>, i64)>,
-    ) -> Result<(Vec<PastEvent>, bool)> {
+    ) -> Result<(Vec<StoredEvent>, bool)> {
         use event::Column::{CameraId, DeletedAt, Id, StartedAt};
         let mut select = event::Entity::find()
             .filter(DeletedAt.is_null())
@@ -119,32 +119,35 @@ impl Range {
             let same_time = Condition::all()
                 .add(StartedAt.eq(started_at))
                 .add(Id.gt(id));
-            let rest = Condition::any()
+            let after_last = Condition::any()
                 .add(StartedAt.gt(started_at))
                 .add(same_time);
-            // The first bound is for the index.
-            select = select.filter(StartedAt.gte(started_at)).filter(rest);
+            // The redundant bound lets the database use the index.
+            select = select.filter(StartedAt.gte(started_at)).filter(after_last);
         }
-        let events: Vec<Event> = select
+        let events: Vec<EventColumns> = select
             .order_by_asc(StartedAt)
             .order_by_asc(Id)
-            .limit(PAGE)
+            .limit(EVENTS_PER_PAGE)
             .into_partial_model()
             .all(db)
             .await?;
-        let more = events.len() as u64 == PAGE;
-        Ok((with_detections(db, events).await?, more))
+        let has_more = events.len() as u64 == EVENTS_PER_PAGE;
+        Ok((with_detections(db, events).await?, has_more))
     }
 }
 
-/// These events with their detections, in the order in which they were sent.
-async fn with_detections(db: &impl ConnectionTrait, events: Vec<Event>) -> Result<Vec<PastEvent>> {
+/// Loads the detections of events, in ingest order.
+async fn with_detections(
+    db: &impl ConnectionTrait,
+    events: Vec<EventColumns>,
+) -> Result<Vec<StoredEvent>> {
     use detection::Column;
     if events.is_empty() {
         return Ok(Vec::new());
     }
     let ids = events.iter().map(|event| event.id);
-    let rows: Vec<Detection> = detection::Entity::find()
+    let rows: Vec<DetectionColumns> = detection::Entity::find()
         .select_only()
         .column(event_detection::Column::EventId)
         .columns([
@@ -170,13 +173,13 @@ async fn with_detections(db: &impl ConnectionTrait, events: Vec<Event>) -> Resul
         .into_model()
         .all(db)
         .await?;
-    let mut detections: HashMap<i64, Vec<Detection>> = HashMap::with_capacity(events.len());
+    let mut detections: HashMap<i64, Vec<DetectionColumns>> = HashMap::with_capacity(events.len());
     for row in rows {
         detections.entry(row.event_id).or_default().push(row);
     }
-    let past = events.into_iter().map(|event| PastEvent {
+    let stored_events = events.into_iter().map(|event| StoredEvent {
         detections: detections.remove(&event.id).unwrap_or_default(),
         event,
     });
-    Ok(past.collect())
+    Ok(stored_events.collect())
 }

@@ -1,10 +1,12 @@
+//! Compares the edge index with the computations of `geo` on whole polygons.
+
 #![expect(clippy::cast_precision_loss, reason = "small numbers of corners")]
 
 use geo::{Area, BooleanOps, LineString, Rect};
 
 use super::*;
 
-/// A star around a point: its corners in the order of their angles, so that it does not cross itself.
+/// Star-shaped polygon. Corners are sorted by angle, so that edges do not cross.
 fn star(random: &mut fastrand::Rng, corners: usize) -> Polygon<f64> {
     let corner = |at: usize| {
         let angle = std::f64::consts::TAU * at as f64 / corners as f64;
@@ -21,7 +23,7 @@ fn polygon(corners: Vec<Coord<f64>>) -> Polygon<f64> {
     Polygon::new(LineString(corners), Vec::new())
 }
 
-/// A comb whose teeth are as high as the picture.
+/// Comb with teeth as high as the picture.
 fn comb(teeth: usize) -> Polygon<f64> {
     let x = |part: f64| part / teeth as f64;
     let mut corners = vec![(0.0, 1.0)];
@@ -44,7 +46,7 @@ fn polygons(random: &mut fastrand::Rng) -> Vec<Polygon<f64>> {
     let mut polygons: Vec<_> = sizes.iter().map(|size| star(random, *size)).collect();
     polygons.push(comb(3));
     polygons.push(comb(200));
-    // With sides and corners at round places, where points lie as well.
+    // Polygon with edges and corners at round coordinates, which the tested points share.
     let steps = [
         (0.0, 0.0),
         (0.5, 0.0),
@@ -63,7 +65,7 @@ fn polygons(random: &mut fastrand::Rng) -> Vec<Polygon<f64>> {
 fn points_are_where_the_whole_polygon_has_them() {
     let mut random = fastrand::Rng::with_seed(11);
     for polygon in polygons(&mut random) {
-        let sides = Sides::new(&polygon);
+        let edges = EdgeIndex::new(&polygon);
         let corners = polygon.exterior().0.clone();
         for at in 0..4_000 {
             let any = Coord {
@@ -81,7 +83,7 @@ fn points_are_where_the_whole_polygon_has_them() {
             };
             for point in [any, corner, round, level] {
                 assert_eq!(
-                    sides.hold(point),
+                    edges.contains(point),
                     polygon.intersects(&point),
                     "{point:?} {polygon:?}"
                 );
@@ -94,8 +96,8 @@ fn points_are_where_the_whole_polygon_has_them() {
 fn areas_are_those_of_the_intersection() {
     let mut random = fastrand::Rng::with_seed(12);
     for polygon in polygons(&mut random) {
-        let sides = Sides::new(&polygon);
-        assert!(sides.are_simple(), "{polygon:?}");
+        let edges = EdgeIndex::new(&polygon);
+        assert!(edges.is_simple(), "{polygon:?}");
         for at in 0..60 {
             let mut value = || {
                 if at % 3 == 0 {
@@ -109,7 +111,7 @@ fn areas_are_those_of_the_intersection() {
                 continue;
             }
             let expected = polygon.intersection(&bounds.to_polygon()).unsigned_area();
-            let area = sides.common_area(bounds.min(), bounds.max());
+            let area = edges.intersection_area(bounds.min(), bounds.max());
             assert!(
                 (area - expected).abs() < 1e-6,
                 "{area} {expected} {bounds:?}"
@@ -121,7 +123,7 @@ fn areas_are_those_of_the_intersection() {
 #[test]
 fn polygons_that_cross_or_touch_themselves_are_told() {
     let cases: [&[(f64, f64)]; 4] = [
-        // A bow tie, a spike out of it, a point met twice, a side along another.
+        // A bow tie, an outward spike, a point used twice, and an edge along another edge.
         &[(0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0)],
         &[(0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.5, 0.0), (0.5, 0.5)],
         &[
@@ -143,14 +145,14 @@ fn polygons_that_cross_or_touch_themselves_are_told() {
     ];
     for case in cases {
         let corners = case.iter().map(|corner| Coord::from(*corner)).collect();
-        assert!(!Sides::new(&polygon(corners)).are_simple(), "{case:?}");
+        assert!(!EdgeIndex::new(&polygon(corners)).is_simple(), "{case:?}");
     }
 }
 
 #[test]
 fn sides_take_little_room() {
     for polygon in [comb(250), comb(1)] {
-        let sides = Sides::new(&polygon);
-        assert!(sides.members.len() <= sides.lines.len() * MOST);
+        let edges = EdgeIndex::new(&polygon);
+        assert!(edges.members.len() <= edges.edges.len() * MAX_BAND_ENTRIES_PER_EDGE);
     }
 }

@@ -1,4 +1,4 @@
-//! Which zones a list has.
+//! Translation of `CameraZoneFilter` into a query.
 
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, Select};
 
@@ -9,12 +9,17 @@ use crate::{
     rpc::{check, enums::FromProto},
 };
 
-/// How many values a list of a filter may have.
-const MOST: usize = 1_000;
+/// Largest number of values in a list of the filter.
+const MAX_LIST_VALUES: usize = 1_000;
 
 impl pb::CameraZoneFilter {
     pub(super) fn select(&self) -> Result<Select<Entity>> {
-        let camera_ids = check::texts("filter.camera_ids", &self.camera_ids, MOST, &(1..=64))?;
+        let camera_ids = check::texts(
+            "filter.camera_ids",
+            &self.camera_ids,
+            MAX_LIST_VALUES,
+            &(1..=64),
+        )?;
         let zone_types = ZoneType::all_from_proto("filter.zone_types", &self.zone_types)?;
         let mut select = Entity::find();
         if !camera_ids.is_empty() {
