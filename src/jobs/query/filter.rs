@@ -45,11 +45,11 @@ pub(crate) struct FilterValues {
 impl pb::JobFilter {
     /// Returns true if an index serves the filter in creation order: a filter by ids, or by creation time only.
     pub(crate) fn has_index(&self) -> bool {
-        let all = Self {
+        let by_creation = Self {
             created_at: self.created_at,
             ..Self::default()
         };
-        !self.ids.is_empty() || *self == all
+        !self.ids.is_empty() || *self == by_creation
     }
 
     /// Condition matching the filter. Running times of running jobs are taken up to `now`. The condition is empty
