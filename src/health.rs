@@ -3,6 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::{Mutex, MutexGuard};
+use prost::Message;
+use prost_types::FileDescriptorSet;
 use tokio::sync::watch;
 use tonic_health::{
     ServingStatus,
@@ -13,24 +15,8 @@ use tonic_health::{
 use crate::{
     error::StorageFault,
     feed::blockers::{Blocker, UNHEALTHY_AGE},
-    time_zones,
+    pb, time_zones,
 };
-
-/// Services that depend on the database only.
-const SERVICES: [&str; 12] = [
-    "watchpost.v1.AlertRuleService",
-    "watchpost.v1.AlertService",
-    "watchpost.v1.CameraService",
-    "watchpost.v1.CameraZoneService",
-    "watchpost.v1.EventService",
-    "watchpost.v1.JobQueueService",
-    "watchpost.v1.JobScheduleService",
-    "watchpost.v1.JobService",
-    "watchpost.v1.JobTypeService",
-    "watchpost.v1.JobWorkerService",
-    "watchpost.v1.NotificationChannelService",
-    "watchpost.v1.SilenceService",
-];
 
 /// Service that also depends on the change feed.
 const FEED_SERVICE: &str = "watchpost.v1.MonitorService";
@@ -41,8 +27,28 @@ const GPU_SERVICE: &str = "watchpost.v1.GpuStatsService";
 /// Service that also depends on the encryption key.
 const DELIVERY_SERVICE: &str = "watchpost.v1.DeliveryService";
 
+/// Package of the services of the API.
+const PACKAGE: &str = "watchpost.v1";
+
 /// Name of the server as a whole.
 const OVERALL: &str = "";
+
+/// Names of the server as a whole and of all services of the API.
+fn services() -> Vec<String> {
+    // The descriptors are those of the build.
+    let files = FileDescriptorSet::decode(pb::FILE_DESCRIPTOR_SET)
+        .unwrap_or_default()
+        .file;
+    let mut names = vec![OVERALL.to_string()];
+    for file in files.iter().filter(|file| file.package() == PACKAGE) {
+        names.extend(
+            file.service
+                .iter()
+                .map(|service| format!("{PACKAGE}.{}", service.name())),
+        );
+    }
+    names
+}
 
 /// State of the components on which health depends.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -205,6 +211,7 @@ async fn report(
     mut states: watch::Receiver<State>,
     reported: watch::Sender<State>,
 ) {
+    let services = services();
     let status = |serving: bool| {
         if serving {
             ServingStatus::Serving
@@ -215,21 +222,18 @@ async fn report(
     loop {
         let state = *states.borrow_and_update();
         let serving = state.database && state.storage.is_none() && !state.stopping;
-        for service in SERVICES.into_iter().chain([OVERALL]) {
-            reporter.set_service_status(service, status(serving)).await;
+        for service in &services {
+            let is_serving = serving
+                && match service.as_str() {
+                    FEED_SERVICE => !state.is_feed_blocked,
+                    GPU_SERVICE => state.gpus,
+                    DELIVERY_SERVICE => !state.secrets_unreadable,
+                    _ => true,
+                };
+            reporter
+                .set_service_status(service, status(is_serving))
+                .await;
         }
-        reporter
-            .set_service_status(FEED_SERVICE, status(serving && !state.is_feed_blocked))
-            .await;
-        reporter
-            .set_service_status(GPU_SERVICE, status(serving && state.gpus))
-            .await;
-        reporter
-            .set_service_status(
-                DELIVERY_SERVICE,
-                status(serving && !state.secrets_unreadable),
-            )
-            .await;
         reported.send_replace(state);
         if states.changed().await.is_err() {
             return;

@@ -29,6 +29,8 @@ pub mod cameras;
 
 pub mod gpu;
 
+pub mod topics;
+
 pub mod feed;
 
 pub mod clock;

@@ -1,6 +1,5 @@
 //! `CameraService`.
 
-use prost::Message;
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter,
     QuerySelect, Select,
@@ -14,7 +13,7 @@ use crate::{
         camera::{self, CameraStatus},
     },
     error::{Error, Result},
-    feed::{self, Record, Topic},
+    feed,
     pb::{self, camera_service_server::CameraService, watch_response::Update},
     rpc::{
         Reply, check,
@@ -23,6 +22,7 @@ use crate::{
         page::Page,
         time,
     },
+    topics,
 };
 
 /// Fields that `UpdateCamera` may change.
@@ -197,15 +197,7 @@ async fn announce(
         kind: kind.into(),
         camera: Some(camera.clone()),
     };
-    let message = pb::WatchResponse {
-        update: Some(Update::Camera(change)),
-        ..Default::default()
-    };
-    let record = Record {
-        topic: Topic::Cameras,
-        key: camera.id.clone(),
-        message: message.encode_to_vec(),
-    };
+    let record = topics::record(&camera.id, Update::Camera(change));
     feed::record(tx, [record]).await?;
     Ok(camera)
 }

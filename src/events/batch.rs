@@ -1,7 +1,6 @@
 //! One transaction for a batch of ingests: rows, alerts and announcements.
 
 use chrono::{DateTime, Utc};
-use prost::Message;
 use sea_orm::{ConnectionTrait, DatabaseTransaction};
 
 use super::{
@@ -21,8 +20,9 @@ use crate::{
     db::bulk::Inserts,
     entity::{self, alert, alert_transition, event_detection, event_ingest},
     error::{Error, Result},
-    feed::{self, Record, Topic},
+    feed::{self, Record},
     pb::{self, watch_response::Update},
+    topics,
 };
 
 /// Stores the new ingests of a batch and answers the others. Returns one result per ingest, in order.
@@ -158,13 +158,5 @@ pub(super) fn event_announcement(kind: pb::ChangeKind, event: pb::Event) -> Reco
             ..event
         }),
     };
-    let message = pb::WatchResponse {
-        update: Some(Update::Event(change)),
-        ..Default::default()
-    };
-    Record {
-        topic: Topic::Events,
-        key,
-        message: message.encode_to_vec(),
-    }
+    topics::record(key, Update::Event(change))
 }

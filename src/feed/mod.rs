@@ -15,7 +15,6 @@ pub mod reader;
 pub mod record;
 pub mod retention;
 pub mod tail;
-pub mod topic;
 
 mod ring;
 
@@ -27,4 +26,3 @@ pub use read::Change;
 pub use reader::Feed;
 pub use record::{Record, record, rows, rows_on_postgres};
 pub use ring::{Entry, Readable};
-pub use topic::Topic;

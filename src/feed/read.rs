@@ -41,7 +41,7 @@ pub struct Change {
     pub commit: i64,
     /// True for the last change of a transaction.
     pub ends_commit: bool,
-    /// Kind of the changed object, see [`super::Topic::as_str`].
+    /// Kind of the changed object, see [`super::Record::topic`].
     pub topic: String,
     /// Id of the changed object.
     pub key: String,

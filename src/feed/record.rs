@@ -2,7 +2,6 @@
 
 use sea_orm::{ActiveValue::Set, ConnectionTrait, DatabaseTransaction, DbBackend, Statement};
 
-use super::Topic;
 use crate::{
     db::{Db, bulk::insert_all},
     entity::{self, change},
@@ -12,8 +11,8 @@ use crate::{
 /// Change to be recorded.
 #[derive(Debug)]
 pub struct Record {
-    /// Kind of the changed object.
-    pub topic: Topic,
+    /// Kind of the changed object, as named in the database.
+    pub topic: String,
     /// Id of the changed object.
     pub key: String,
     /// Encoded message for subscribers.
@@ -49,7 +48,7 @@ pub async fn rows(
 pub fn rows_on_postgres(changes: impl IntoIterator<Item = Record>) -> Vec<change::ActiveModel> {
     let created_at = entity::now();
     let row = |change: Record| change::ActiveModel {
-        topic: Set(change.topic.as_str().to_string()),
+        topic: Set(change.topic),
         key: Set(change.key),
         message: Set(change.message),
         created_at: Set(created_at),

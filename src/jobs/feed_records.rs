@@ -1,12 +1,11 @@
 //! Feed records of job changes and log lines.
 
-use prost::Message;
-
 use super::convert::light_job;
 use crate::{
     entity::{job, job_log},
-    feed::{Record, Topic},
+    feed::Record,
     pb::{self, JobChangeKind, watch_response::Update},
+    topics,
 };
 
 /// Maximum number of changes in one record.
@@ -52,7 +51,7 @@ pub(super) fn change_records(changes: Vec<pb::JobChange>) -> Vec<Record> {
         let job = changes.first().and_then(|change| change.job.as_ref());
         let key = job.map(|job| job.id.clone()).unwrap_or_default();
         let update = Update::JobChanges(pb::JobChanges { changes });
-        records.push(record(Topic::Jobs, key, update));
+        records.push(topics::record(key, update));
     }
     records
 }
@@ -62,17 +61,5 @@ pub(super) fn log_record(lines: Vec<job_log::Model>) -> Record {
     let key = lines.first().map(|line| line.job_id.to_string());
     let logs = lines.into_iter().map(Into::into).collect();
     let update = Update::JobLogs(pb::JobLogs { logs });
-    record(Topic::JobLogs, key.unwrap_or_default(), update)
-}
-
-fn record(topic: Topic, key: String, update: Update) -> Record {
-    let message = pb::WatchResponse {
-        update: Some(update),
-        ..Default::default()
-    };
-    Record {
-        topic,
-        key,
-        message: message.encode_to_vec(),
-    }
+    topics::record(key.unwrap_or_default(), update)
 }

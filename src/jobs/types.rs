@@ -11,9 +11,9 @@ use crate::{
     db::Db,
     entity::{job::RetryPolicy, job_type},
     error::{Error, Result},
-    feed::{FeedUpdate, Follower, Position, Topic},
+    feed::{FeedUpdate, Follower, Position},
     monitor::{Announcement, Feed},
-    pb::watch_response::Update,
+    pb::{Topic, watch_response::Update},
 };
 
 /// Job types known without settings, with their attempt timeouts.

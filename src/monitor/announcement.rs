@@ -4,8 +4,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use prost::{DecodeError, Message};
 
 use crate::{
-    feed::{self, Change, Readable, Topic},
+    feed::{self, Change, Readable},
     pb::{self, watch_response::Update},
+    topics,
 };
 
 /// Change shared by all subscribers: decoded once for the filters, encoded once for the wire.
@@ -57,8 +58,8 @@ impl Announcement {
     }
 
     /// Returns true if this is a change of the topic that could not be decoded.
-    pub fn is_unreadable(&self, topic: Topic) -> bool {
-        matches!(&self.update, Some(Update::Unreadable(change)) if change.topic == topic.as_str())
+    pub fn is_unreadable(&self, topic: pb::Topic) -> bool {
+        matches!(&self.update, Some(Update::Unreadable(change)) if topics::parse(&change.topic) == Some(topic))
     }
 }
 
@@ -96,8 +97,8 @@ mod tests {
         };
         let announcement = Announcement::from_change(&change, "here".into());
         assert!(announcement.problem().is_some());
-        assert!(announcement.is_unreadable(Topic::Alerts));
-        assert!(!announcement.is_unreadable(Topic::Events));
+        assert!(announcement.is_unreadable(pb::Topic::Alerts));
+        assert!(!announcement.is_unreadable(pb::Topic::Events));
         let sent = pb::WatchResponse::decode(announcement.encoded).unwrap();
         assert_eq!((sent.cursor.as_str(), sent.commit), ("here", Some(3)));
         let Some(Update::Unreadable(change)) = sent.update else {

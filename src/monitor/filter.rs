@@ -7,6 +7,7 @@ use crate::{
     error::{Error, Result},
     pb::{self, watch_response::Update},
     rpc::{check, enums::FromProto},
+    topics,
 };
 
 /// Upper bound of values in one list of a filter.
@@ -83,29 +84,13 @@ impl Filter {
         self.topics.is_empty() || self.topics.contains(&topic)
     }
 
-    /// Returns true if the filter includes any topic of the change feed.
+    /// Returns true if the filter includes any topic of the change feed: any topic but live GPU stats.
     pub(super) fn includes_changes(&self) -> bool {
-        use pb::Topic::{
-            AlertRules, Alerts, CameraZones, Cameras, Events, GpuEvents, JobLogs, JobQueues,
-            JobSchedules, JobTypes, Jobs, NotificationChannels, Silences,
-        };
-        [
-            Alerts,
-            Events,
-            Cameras,
-            CameraZones,
-            AlertRules,
-            GpuEvents,
-            NotificationChannels,
-            Silences,
-            Jobs,
-            JobLogs,
-            JobQueues,
-            JobTypes,
-            JobSchedules,
-        ]
-        .into_iter()
-        .any(|topic| self.includes_topic(topic))
+        self.topics.is_empty()
+            || self
+                .topics
+                .iter()
+                .any(|topic| *topic != pb::Topic::GpuStats)
     }
 
     /// Returns true if the filter includes GPU stats.
@@ -120,41 +105,29 @@ impl Filter {
 
     /// Returns true if the filter includes the change.
     pub(super) fn matches(&self, update: Option<&Update>) -> bool {
-        match update {
-            Some(Update::Alert(change)) => {
-                self.includes_topic(pb::Topic::Alerts)
-                    && change
-                        .alert
-                        .as_ref()
-                        .is_some_and(|alert| self.matches_alert(alert))
-            }
-            Some(Update::Event(_)) => self.includes_topic(pb::Topic::Events),
-            Some(Update::Camera(_)) => self.includes_topic(pb::Topic::Cameras),
-            Some(Update::CameraZone(_)) => self.includes_topic(pb::Topic::CameraZones),
-            Some(Update::AlertRule(_)) => self.includes_topic(pb::Topic::AlertRules),
-            Some(Update::NotificationChannel(_)) => {
-                self.includes_topic(pb::Topic::NotificationChannels)
-            }
-            Some(Update::Silence(_)) => self.includes_topic(pb::Topic::Silences),
-            Some(Update::JobChanges(_)) => self.includes_topic(pb::Topic::Jobs),
-            Some(Update::JobLogs(_)) => self.includes_topic(pb::Topic::JobLogs),
-            Some(Update::JobQueue(_)) => self.includes_topic(pb::Topic::JobQueues),
-            Some(Update::JobType(_)) => self.includes_topic(pb::Topic::JobTypes),
-            Some(Update::JobSchedule(_)) => self.includes_topic(pb::Topic::JobSchedules),
-            Some(Update::GpuEvent(event)) => {
-                self.includes_topic(pb::Topic::GpuEvents)
-                    && self.includes_gpu(event.gpu_uuid.as_deref().unwrap_or_default())
-            }
-            Some(Update::Unreadable(change)) => {
-                let name = format!("TOPIC_{}", change.topic.to_uppercase());
-                self.topics.is_empty()
-                    || pb::Topic::from_str_name(&name)
-                        .is_some_and(|topic| self.includes_topic(topic))
-            }
-            Some(Update::GpuStats(_) | Update::Heartbeat(_) | Update::SnapshotEnd(_)) | None => {
-                false
-            }
+        let Some(update) = update else {
+            return false;
+        };
+        let matches_topic = match topics::topic_of(update) {
+            Some(topic) => self.includes_topic(topic),
+            // A change of an unknown topic concerns watches of all topics.
+            None => matches!(update, Update::Unreadable(_)) && self.topics.is_empty(),
+        };
+        matches_topic && self.matches_fields(update)
+    }
+
+    /// Returns true if the fields of a change match the filter of its topic.
+    fn matches_fields(&self, update: &Update) -> bool {
+        if let Update::Alert(change) = update {
+            return change
+                .alert
+                .as_ref()
+                .is_some_and(|alert| self.matches_alert(alert));
         }
+        if let Update::GpuEvent(event) = update {
+            return self.includes_gpu(event.gpu_uuid.as_deref().unwrap_or_default());
+        }
+        true
     }
 
     fn matches_alert(&self, alert: &pb::Alert) -> bool {

@@ -1,6 +1,5 @@
 //! `CameraZoneService`.
 
-use prost::Message;
 use sea_orm::{
     ActiveModelTrait,
     ActiveValue::{NotSet, Set},
@@ -17,9 +16,10 @@ use crate::{
         camera_zone::{self, Column, Entity, ZoneAnchor, ZoneShape, ZoneType},
     },
     error::{Error, Result},
-    feed::{self, Record, Topic},
+    feed,
     pb::{self, ChangeKind, camera_zone_service_server::CameraZoneService, watch_response::Update},
     rpc::{Reply, check, enums::proto_enum, mask::UpdateMask, page::Page, time},
+    topics,
 };
 
 /// Largest number of zones per camera.
@@ -212,15 +212,7 @@ async fn announce(
         kind: kind.into(),
         camera_zone: Some(zone.clone()),
     };
-    let message = pb::WatchResponse {
-        update: Some(Update::CameraZone(change)),
-        ..Default::default()
-    };
-    let record = Record {
-        topic: Topic::CameraZones,
-        key: zone.id.clone(),
-        message: message.encode_to_vec(),
-    };
+    let record = topics::record(&zone.id, Update::CameraZone(change));
     feed::record(tx, [record]).await?;
     Ok(zone)
 }

@@ -157,86 +157,126 @@ async fn create_job(channel: &Channel) -> pb::Job {
     created.unwrap().into_inner()
 }
 
-on_both! {
-    async fn what_a_clock_that_was_ahead_has_stored_lasts_no_longer_than_its_own_length(backend) {
-        let world = World::ahead(backend, HOUR).await;
-        let (process, channel) = world.start(&[]).await;
-        let receiver = Receiver::start().await;
-        receiver.answer(Answer::Status(429, vec![]));
-        let request = pb::CreateNotificationChannelRequest { notification_channel: Some(webhook("ops", receiver.url())) };
-        NotificationChannelServiceClient::new(channel.clone()).create_notification_channel(request).await.unwrap();
-        let rule = pb::AlertRule {
-            cooldown: seconds(2),
-            flap_threshold: Some(100),
-            flap_window: seconds(60),
-            channels: vec!["ops".into()],
-            ..always("everything")
-        };
-        camera_and_rule(&channel, rule).await;
-        assert_eq!(raised(&channel).await.len(), 1);
-        soon("it is tried", async || delivery(&channel).await.last_error.is_some()).await;
-        create_job(&channel).await;
-        let schedule = pb::JobSchedule {
-            name: "every minute".into(),
-            cron: "* * * * *".into(),
-            job_type: "tick".into(),
-            queue_name: "ticks".into(),
-            ..Default::default()
-        };
-        let request = pb::CreateJobScheduleRequest { job_schedule: Some(schedule) };
-        let mut schedules = JobScheduleServiceClient::new(channel.clone());
-        let schedule = schedules.create_job_schedule(request).await.unwrap().into_inner();
-        let ahead = schedule.next_tick_at.unwrap().seconds - Utc::now().timestamp();
-        assert!((HOUR - 60..HOUR + 120).contains(&ahead), "{ahead}");
-        create_camera(&channel, "window").await;
-        let silence = pb::Silence {
-            ends_at: at(Utc::now().timestamp() + 10 * HOUR),
-            ..quiet("window")
-        };
-        let request = pb::CreateSilenceRequest { silence: Some(silence) };
-        let mut silences = SilenceServiceClient::new(channel.clone());
-        let silence = silences.create_silence(request).await.unwrap().into_inner();
+#[on_both]
+async fn what_a_clock_that_was_ahead_has_stored_lasts_no_longer_than_its_own_length(
+    backend: Backend,
+) {
+    let world = World::ahead(backend, HOUR).await;
+    let (process, channel) = world.start(&[]).await;
+    let receiver = Receiver::start().await;
+    receiver.answer(Answer::Status(429, vec![]));
+    let request = pb::CreateNotificationChannelRequest {
+        notification_channel: Some(webhook("ops", receiver.url())),
+    };
+    NotificationChannelServiceClient::new(channel.clone())
+        .create_notification_channel(request)
+        .await
+        .unwrap();
+    let rule = pb::AlertRule {
+        cooldown: seconds(2),
+        flap_threshold: Some(100),
+        flap_window: seconds(60),
+        channels: vec!["ops".into()],
+        ..always("everything")
+    };
+    camera_and_rule(&channel, rule).await;
+    assert_eq!(raised(&channel).await.len(), 1);
+    soon("it is tried", async || {
+        delivery(&channel).await.last_error.is_some()
+    })
+    .await;
+    create_job(&channel).await;
+    let schedule = pb::JobSchedule {
+        name: "every minute".into(),
+        cron: "* * * * *".into(),
+        job_type: "tick".into(),
+        queue_name: "ticks".into(),
+        ..Default::default()
+    };
+    let request = pb::CreateJobScheduleRequest {
+        job_schedule: Some(schedule),
+    };
+    let mut schedules = JobScheduleServiceClient::new(channel.clone());
+    let schedule = schedules
+        .create_job_schedule(request)
+        .await
+        .unwrap()
+        .into_inner();
+    let ahead = schedule.next_tick_at.unwrap().seconds - Utc::now().timestamp();
+    assert!((HOUR - 60..HOUR + 120).contains(&ahead), "{ahead}");
+    create_camera(&channel, "window").await;
+    let silence = pb::Silence {
+        ends_at: at(Utc::now().timestamp() + 10 * HOUR),
+        ..quiet("window")
+    };
+    let request = pb::CreateSilenceRequest {
+        silence: Some(silence),
+    };
+    let mut silences = SilenceServiceClient::new(channel.clone());
+    let silence = silences.create_silence(request).await.unwrap().into_inner();
 
-        world.clock.step_to(0);
-        receiver.answer(Answer::Status(204, vec![]));
-        soon("the job is claimed", async || claims(&channel).await).await;
-        soon("the cooldown ends", async || !raised(&channel).await.is_empty()).await;
-        soon("it is delivered", async || delivery(&channel).await.delivered_at.is_some()).await;
-        let next_tick = async || {
-            let request = pb::GetJobScheduleRequest { id: schedule.id.clone() };
-            let schedule = schedules.clone().get_job_schedule(request).await.unwrap().into_inner();
-            schedule.next_tick_at.unwrap().seconds - Utc::now().timestamp()
+    world.clock.step_to(0);
+    receiver.answer(Answer::Status(204, vec![]));
+    soon("the job is claimed", async || claims(&channel).await).await;
+    soon("the cooldown ends", async || {
+        !raised(&channel).await.is_empty()
+    })
+    .await;
+    soon("it is delivered", async || {
+        delivery(&channel).await.delivered_at.is_some()
+    })
+    .await;
+    let next_tick = async || {
+        let request = pb::GetJobScheduleRequest {
+            id: schedule.id.clone(),
         };
-        soon("the schedule ticks", async || next_tick().await <= 60).await;
-        let request = pb::GetSilenceRequest { id: silence.id };
-        let silence = silences.get_silence(request).await.unwrap().into_inner();
-        assert_eq!(silence.status(), SilenceStatus::Active);
-        stop(process).await;
-    }
+        let schedule = schedules
+            .clone()
+            .get_job_schedule(request)
+            .await
+            .unwrap()
+            .into_inner();
+        schedule.next_tick_at.unwrap().seconds - Utc::now().timestamp()
+    };
+    soon("the schedule ticks", async || next_tick().await <= 60).await;
+    let request = pb::GetSilenceRequest { id: silence.id };
+    let silence = silences.get_silence(request).await.unwrap().into_inner();
+    assert_eq!(silence.status(), SilenceStatus::Active);
+    stop(process).await;
+}
 
-    async fn retention_does_not_delete_by_a_clock_that_is_far_ahead(backend) {
-        let world = World::ahead(backend, 0).await;
-        let (process, channel) = world.start(&[]).await;
-        let job = create_job(&channel).await;
-        let request = pb::CancelJobRequest { id: job.id.clone(), ..Default::default() };
-        JobServiceClient::new(channel).cancel_job(request).await.unwrap();
-        let args = ["--job-retention-cancelled", "2d"];
-        let there = async |channel: &Channel| {
-            let request = pb::GetJobRequest { id: job.id.clone() };
-            JobServiceClient::new(channel.clone()).get_job(request).await.is_ok()
-        };
-        stop(process).await;
-        world.clock.step_to(400 * 24 * HOUR);
-        // Retention looks when the server starts.
-        let (process, channel) = world.start(&args).await;
-        sleep(Duration::from_secs(2)).await;
-        assert!(there(&channel).await);
-        stop(process).await;
-        world.clock.step_to(0);
-        let (process, channel) = world.start(&args).await;
-        assert!(there(&channel).await);
-        stop(process).await;
-    }
+#[on_both]
+async fn retention_does_not_delete_by_a_clock_that_is_far_ahead(backend: Backend) {
+    let world = World::ahead(backend, 0).await;
+    let (process, channel) = world.start(&[]).await;
+    let job = create_job(&channel).await;
+    let request = pb::CancelJobRequest {
+        id: job.id.clone(),
+        ..Default::default()
+    };
+    JobServiceClient::new(channel)
+        .cancel_job(request)
+        .await
+        .unwrap();
+    let args = ["--job-retention-cancelled", "2d"];
+    let there = async |channel: &Channel| {
+        let request = pb::GetJobRequest { id: job.id.clone() };
+        JobServiceClient::new(channel.clone())
+            .get_job(request)
+            .await
+            .is_ok()
+    };
+    stop(process).await;
+    world.clock.step_to(400 * 24 * HOUR);
+    // Retention looks when the server starts.
+    let (process, channel) = world.start(&args).await;
+    sleep(Duration::from_secs(2)).await;
+    assert!(there(&channel).await);
+    stop(process).await;
+    world.clock.step_to(0);
+    let (process, channel) = world.start(&args).await;
+    assert!(there(&channel).await);
+    stop(process).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

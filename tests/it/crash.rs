@@ -21,7 +21,7 @@ use crate::support::{
     self, PATIENCE, TestServer, Watch, always,
     calls::create_camera,
     connect,
-    database::{Cluster, TestDatabase, on_both},
+    database::{Backend, Cluster, TestDatabase, on_both},
     ingest,
     process::{Process, overall},
     reason, topics,
@@ -108,40 +108,53 @@ async fn watch_for_ever(channel: Channel, cursor: String, stop: Arc<Mutex<bool>>
     }
 }
 
-on_both! {
-    async fn a_watch_misses_and_repeats_nothing_when_the_server_is_killed(backend) {
-        let database = TestDatabase::migrated(backend).await;
-        let mut process = Process::start(database.url(), "127.0.0.1:0").await;
-        let listen = process.address.trim_start_matches("http://").to_string();
-        let channel = process.serving().await;
-        prepare(&channel).await;
-        let lazy = Channel::from_shared(process.address.clone()).unwrap().connect_lazy();
-        let responses = MonitorServiceClient::new(channel).watch(topics(&[Topic::Alerts])).await.unwrap();
-        let cursor = Watch::from(responses.into_inner()).next().await.cursor;
+#[on_both]
+async fn a_watch_misses_and_repeats_nothing_when_the_server_is_killed(backend: Backend) {
+    let database = TestDatabase::migrated(backend).await;
+    let mut process = Process::start(database.url(), "127.0.0.1:0").await;
+    let listen = process.address.trim_start_matches("http://").to_string();
+    let channel = process.serving().await;
+    prepare(&channel).await;
+    let lazy = Channel::from_shared(process.address.clone())
+        .unwrap()
+        .connect_lazy();
+    let responses = MonitorServiceClient::new(channel)
+        .watch(topics(&[Topic::Alerts]))
+        .await
+        .unwrap();
+    let cursor = Watch::from(responses.into_inner()).next().await.cursor;
 
-        let (writing, watching) = (Arc::new(Mutex::new(false)), Arc::new(Mutex::new(false)));
-        let writers: Vec<_> = (0..4).map(|_| tokio::spawn(ingest_for_ever(lazy.clone(), writing.clone()))).collect();
-        let watchers: Vec<_> =
-            (0..3).map(|_| tokio::spawn(watch_for_ever(lazy.clone(), cursor.clone(), watching.clone()))).collect();
-        for _ in 0..KILLS {
-            sleep(Duration::from_millis(400)).await;
-            process.kill().await;
-            process = Process::start(database.url(), &listen).await;
-            process.serving().await;
-        }
-        *writing.lock().unwrap() = true;
-        let mut raised = HashSet::new();
-        for writer in writers {
-            raised.extend(timeout(PATIENCE, writer).await.unwrap().unwrap());
-        }
-        *watching.lock().unwrap() = true;
-        assert!(raised.len() > KILLS, "{} alerts", raised.len());
-        for watcher in watchers {
-            let seen = timeout(PATIENCE, watcher).await.unwrap().unwrap();
-            let unique: HashSet<_> = seen.iter().cloned().collect();
-            assert_eq!(unique.len(), seen.len(), "an alert came twice");
-            assert_eq!(unique, raised, "what was answered is what came");
-        }
+    let (writing, watching) = (Arc::new(Mutex::new(false)), Arc::new(Mutex::new(false)));
+    let writers: Vec<_> = (0..4)
+        .map(|_| tokio::spawn(ingest_for_ever(lazy.clone(), writing.clone())))
+        .collect();
+    let watchers: Vec<_> = (0..3)
+        .map(|_| {
+            tokio::spawn(watch_for_ever(
+                lazy.clone(),
+                cursor.clone(),
+                watching.clone(),
+            ))
+        })
+        .collect();
+    for _ in 0..KILLS {
+        sleep(Duration::from_millis(400)).await;
+        process.kill().await;
+        process = Process::start(database.url(), &listen).await;
+        process.serving().await;
+    }
+    *writing.lock().unwrap() = true;
+    let mut raised = HashSet::new();
+    for writer in writers {
+        raised.extend(timeout(PATIENCE, writer).await.unwrap().unwrap());
+    }
+    *watching.lock().unwrap() = true;
+    assert!(raised.len() > KILLS, "{} alerts", raised.len());
+    for watcher in watchers {
+        let seen = timeout(PATIENCE, watcher).await.unwrap().unwrap();
+        let unique: HashSet<_> = seen.iter().cloned().collect();
+        assert_eq!(unique.len(), seen.len(), "an alert came twice");
+        assert_eq!(unique, raised, "what was answered is what came");
     }
 }
 

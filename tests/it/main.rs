@@ -3,6 +3,7 @@
 
 mod alert_rules;
 mod alerts;
+mod api;
 mod bad_input;
 mod cameras;
 #[path = "../checker/mod.rs"]

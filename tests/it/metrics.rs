@@ -105,76 +105,156 @@ async fn nothing_is_served_by_http_unless_asked_for() {
     server.stop().await;
 }
 
-on_both! {
-    async fn calls_ingests_watches_and_the_feed_are_counted(backend) {
-        let server = TestServer::start_with(TestDatabase::migrated(backend).await, measured).await;
-        let address = server.metrics_address().unwrap();
-        let before = scrape(address).await;
-        assert_eq!(before.value("watchpost_ingest_alerts_total", &[("severity", "high")]), 0.0);
-        server.camera("door").await;
-        server.rule(pb::AlertRule { severity: pb::Severity::High.into(), ..always("all") }).await;
-        let mut watch = server.watch(topics(&[pb::Topic::Alerts])).await;
-        for _ in 0..3 {
-            server.ingest("door", vec![detection("person", 0.9), detection("cat", 0.5)]).await;
-            watch.alert().await;
-        }
-        let request = pb::IngestEventRequest {
-            request_id: uuid::Uuid::now_v7().to_string(),
-            ..support::ingest("door", vec![])
-        };
-        for _ in 0..2 {
-            server.events().ingest_event(request.clone()).await.unwrap();
-        }
-        let refused = server.events().ingest_event(support::ingest("nowhere", vec![])).await.unwrap_err();
-        let mut unknown = tonic::client::Grpc::new(server.channel.clone());
-        unknown.ready().await.unwrap();
-        let path = http::uri::PathAndQuery::from_static("/watchpost.v1.EventService/Nope");
-        let codec = tonic_prost::ProstCodec::<(), ()>::default();
-        let no_method = unknown.unary(tonic::Request::new(()), path, codec).await.unwrap_err();
-        assert_eq!(no_method.code(), Code::Unimplemented);
+#[on_both]
+async fn calls_ingests_watches_and_the_feed_are_counted(backend: Backend) {
+    let server = TestServer::start_with(TestDatabase::migrated(backend).await, measured).await;
+    let address = server.metrics_address().unwrap();
+    let before = scrape(address).await;
+    assert_eq!(
+        before.value("watchpost_ingest_alerts_total", &[("severity", "high")]),
+        0.0
+    );
+    server.camera("door").await;
+    server
+        .rule(pb::AlertRule {
+            severity: pb::Severity::High.into(),
+            ..always("all")
+        })
+        .await;
+    let mut watch = server.watch(topics(&[pb::Topic::Alerts])).await;
+    for _ in 0..3 {
+        server
+            .ingest(
+                "door",
+                vec![detection("person", 0.9), detection("cat", 0.5)],
+            )
+            .await;
         watch.alert().await;
-
-        let ingest = [("grpc_service", "watchpost.v1.EventService"), ("grpc_method", "IngestEvent"), ("grpc_type", "unary")];
-        // A call is counted when its response is sent, which may be after it was read.
-        let settled = |all: &Exposition| {
-            let count = all.all("grpc_server_handling_seconds_count", &ingest);
-            count.first().is_some_and(|count| count.value == 6.0)
-        };
-        let told = scrape_until(address, settled).await;
-        let code = |code| [&ingest[..], &[("grpc_code", code)]].concat();
-        assert_eq!(told.value("grpc_server_started_total", &ingest), 6.0);
-        assert_eq!(told.value("grpc_server_handled_total", &code("OK")), 5.0);
-        let refusal = if refused.code() == Code::NotFound { "NotFound" } else { "FailedPrecondition" };
-        assert_eq!(told.value("grpc_server_handled_total", &code(refusal)), 1.0, "{refused:?}");
-        let buckets = told.all("grpc_server_handling_seconds_bucket", &ingest);
-        assert!(buckets.is_sorted_by(|a, b| a.value <= b.value));
-        assert_eq!(buckets.last().map(|last| (last.label("le"), last.value)), Some(("+Inf", 6.0)));
-        let nope = [("grpc_service", "unknown"), ("grpc_method", "unknown"), ("grpc_code", "Unimplemented")];
-        assert_eq!(told.value("grpc_server_handled_total", &nope), 1.0);
-        assert!(!told.samples.iter().any(|sample| sample.label("grpc_method") == "Nope"));
-
-        for (name, value) in [("events", 4.0), ("detections", 6.0), ("replays", 1.0), ("batch_size_sum", 5.0)] {
-            let name = format!("watchpost_ingest_{name}{}", if name.contains("size") { "" } else { "_total" });
-            assert!(told.value(&name, &[]) >= value, "{name}: {}", told.value(&name, &[]));
-        }
-        assert_eq!(told.value("watchpost_ingest_events_total", &[]), 4.0);
-        assert_eq!(told.value("watchpost_ingest_alerts_total", &[("severity", "high")]), 4.0);
-        assert_eq!(told.value("watchpost_ingest_alerts_total", &[("severity", "low")]), 0.0);
-        assert_eq!(told.value("watchpost_watches", &[]), 1.0);
-        assert!(told.value("watchpost_watch_messages_sent_total", &[]) >= 5.0);
-        // A camera, a rule, and four events and alerts.
-        scrape_until(address, |all| all.value("watchpost_feed_changes_read_total", &[]) == 10.0).await;
-        let told = scrape_until(address, |all| all.value("watchpost_feed_lag_changes", &[]) == 0.0).await;
-        assert_eq!(told.value("watchpost_feed_lag_seconds", &[]), 0.0);
-        assert!(told.value("watchpost_feed_changes", &[]) >= 10.0);
-        assert_eq!(told.value("watchpost_database_up", &[]), 1.0);
-        assert_eq!(told.value("watchpost_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), 1.0);
-        drop(watch);
-        let open = [("grpc_method", "Watch"), ("grpc_type", "server_stream"), ("grpc_code", "Canceled")];
-        let told = scrape_until(address, |all| !all.all("grpc_server_handled_total", &open).is_empty()).await;
-        assert_eq!(told.value("watchpost_watches", &[]), 0.0);
-        server.stop().await;
     }
+    let request = pb::IngestEventRequest {
+        request_id: uuid::Uuid::now_v7().to_string(),
+        ..support::ingest("door", vec![])
+    };
+    for _ in 0..2 {
+        server.events().ingest_event(request.clone()).await.unwrap();
+    }
+    let refused = server
+        .events()
+        .ingest_event(support::ingest("nowhere", vec![]))
+        .await
+        .unwrap_err();
+    let mut unknown = tonic::client::Grpc::new(server.channel.clone());
+    unknown.ready().await.unwrap();
+    let path = http::uri::PathAndQuery::from_static("/watchpost.v1.EventService/Nope");
+    let codec = tonic_prost::ProstCodec::<(), ()>::default();
+    let no_method = unknown
+        .unary(tonic::Request::new(()), path, codec)
+        .await
+        .unwrap_err();
+    assert_eq!(no_method.code(), Code::Unimplemented);
+    watch.alert().await;
+
+    let ingest = [
+        ("grpc_service", "watchpost.v1.EventService"),
+        ("grpc_method", "IngestEvent"),
+        ("grpc_type", "unary"),
+    ];
+    // A call is counted when its response is sent, which may be after it was read.
+    let settled = |all: &Exposition| {
+        let count = all.all("grpc_server_handling_seconds_count", &ingest);
+        count.first().is_some_and(|count| count.value == 6.0)
+    };
+    let told = scrape_until(address, settled).await;
+    let code = |code| [&ingest[..], &[("grpc_code", code)]].concat();
+    assert_eq!(told.value("grpc_server_started_total", &ingest), 6.0);
+    assert_eq!(told.value("grpc_server_handled_total", &code("OK")), 5.0);
+    let refusal = if refused.code() == Code::NotFound {
+        "NotFound"
+    } else {
+        "FailedPrecondition"
+    };
+    assert_eq!(
+        told.value("grpc_server_handled_total", &code(refusal)),
+        1.0,
+        "{refused:?}"
+    );
+    let buckets = told.all("grpc_server_handling_seconds_bucket", &ingest);
+    assert!(buckets.is_sorted_by(|a, b| a.value <= b.value));
+    assert_eq!(
+        buckets.last().map(|last| (last.label("le"), last.value)),
+        Some(("+Inf", 6.0))
+    );
+    let nope = [
+        ("grpc_service", "unknown"),
+        ("grpc_method", "unknown"),
+        ("grpc_code", "Unimplemented"),
+    ];
+    assert_eq!(told.value("grpc_server_handled_total", &nope), 1.0);
+    assert!(
+        !told
+            .samples
+            .iter()
+            .any(|sample| sample.label("grpc_method") == "Nope")
+    );
+
+    for (name, value) in [
+        ("events", 4.0),
+        ("detections", 6.0),
+        ("replays", 1.0),
+        ("batch_size_sum", 5.0),
+    ] {
+        let name = format!(
+            "watchpost_ingest_{name}{}",
+            if name.contains("size") { "" } else { "_total" }
+        );
+        assert!(
+            told.value(&name, &[]) >= value,
+            "{name}: {}",
+            told.value(&name, &[])
+        );
+    }
+    assert_eq!(told.value("watchpost_ingest_events_total", &[]), 4.0);
+    assert_eq!(
+        told.value("watchpost_ingest_alerts_total", &[("severity", "high")]),
+        4.0
+    );
+    assert_eq!(
+        told.value("watchpost_ingest_alerts_total", &[("severity", "low")]),
+        0.0
+    );
+    assert_eq!(told.value("watchpost_watches", &[]), 1.0);
+    assert!(told.value("watchpost_watch_messages_sent_total", &[]) >= 5.0);
+    // A camera, a rule, and four events and alerts.
+    scrape_until(address, |all| {
+        all.value("watchpost_feed_changes_read_total", &[]) == 10.0
+    })
+    .await;
+    let told = scrape_until(address, |all| {
+        all.value("watchpost_feed_lag_changes", &[]) == 0.0
+    })
+    .await;
+    assert_eq!(told.value("watchpost_feed_lag_seconds", &[]), 0.0);
+    assert!(told.value("watchpost_feed_changes", &[]) >= 10.0);
+    assert_eq!(told.value("watchpost_database_up", &[]), 1.0);
+    assert_eq!(
+        told.value(
+            "watchpost_build_info",
+            &[("version", env!("CARGO_PKG_VERSION"))]
+        ),
+        1.0
+    );
+    drop(watch);
+    let open = [
+        ("grpc_method", "Watch"),
+        ("grpc_type", "server_stream"),
+        ("grpc_code", "Canceled"),
+    ];
+    let told = scrape_until(address, |all| {
+        !all.all("grpc_server_handled_total", &open).is_empty()
+    })
+    .await;
+    assert_eq!(told.value("watchpost_watches", &[]), 0.0);
+    server.stop().await;
 }
 
 #[tokio::test]

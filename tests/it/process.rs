@@ -151,48 +151,72 @@ async fn a_server_that_cannot_start_ends_with_1() {
     assert_eq!(code, 1, "{stderr}");
 }
 
-on_both! {
-    async fn migrations_can_be_applied_listed_and_taken_back(backend) {
-        let database = TestDatabase::empty(backend).await;
-        let migrate = async |args: &[&str]| {
-            let (code, stdout, stderr) = run(&[&["--database-url", database.url(), "migrate"], args].concat(), &[]).await;
-            assert_eq!(code, 0, "{stderr}");
-            stdout
-        };
-        let count = |status: &str, word: &str| status.lines().filter(|line| line.starts_with(word)).count();
-        let status = migrate(&["status"]).await;
-        assert_eq!((count(&status, "applied"), count(&status, "pending") > 10), (0, true), "{status}");
-        migrate(&["up"]).await;
-        let status = migrate(&["status"]).await;
-        assert_eq!(count(&status, "pending"), 0, "{status}");
-        migrate(&["down", "2", "--yes"]).await;
-        assert_eq!(count(&migrate(&["status"]).await, "pending"), 2);
-        migrate(&["up"]).await;
-        assert_eq!(count(&migrate(&["status"]).await, "pending"), 0);
-    }
+#[on_both]
+async fn migrations_can_be_applied_listed_and_taken_back(backend: Backend) {
+    let database = TestDatabase::empty(backend).await;
+    let migrate = async |args: &[&str]| {
+        let (code, stdout, stderr) = run(
+            &[&["--database-url", database.url(), "migrate"], args].concat(),
+            &[],
+        )
+        .await;
+        assert_eq!(code, 0, "{stderr}");
+        stdout
+    };
+    let count =
+        |status: &str, word: &str| status.lines().filter(|line| line.starts_with(word)).count();
+    let status = migrate(&["status"]).await;
+    assert_eq!(
+        (count(&status, "applied"), count(&status, "pending") > 10),
+        (0, true),
+        "{status}"
+    );
+    migrate(&["up"]).await;
+    let status = migrate(&["status"]).await;
+    assert_eq!(count(&status, "pending"), 0, "{status}");
+    migrate(&["down", "2", "--yes"]).await;
+    assert_eq!(count(&migrate(&["status"]).await, "pending"), 2);
+    migrate(&["up"]).await;
+    assert_eq!(count(&migrate(&["status"]).await, "pending"), 0);
+}
 
-    async fn signals_stop_the_server_with_its_streams_and_standard_output_stays_clean(backend) {
-        for signal in ["TERM", "INT", "HUP"] {
-            let database = TestDatabase::migrated(backend).await;
-            let process = Process::start(database.url(), "127.0.0.1:0").await;
-            let channel = process.serving().await;
-            let responses = MonitorServiceClient::new(channel.clone()).watch(pb::WatchRequest::default()).await;
-            let mut watch = Watch::from(responses.unwrap().into_inner());
-            watch.next().await;
-            let health = HealthClient::new(channel).watch(HealthCheckRequest::default()).await;
-            let mut health = health.unwrap().into_inner();
-            assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
-            let begun = std::time::Instant::now();
-            process.signal(signal).await;
-            let (status, log, stdout) = process.ended().await;
-            assert!(status.success(), "{log}");
-            assert!(begun.elapsed() < Duration::from_secs(8), "the grace time was not needed: {log}");
-            assert!(log.contains("stopped"), "{log}");
-            assert_eq!(stdout, "");
-            watch.next().await;
-            watch.try_next().await.unwrap_err();
-            assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
-        }
+#[on_both]
+async fn signals_stop_the_server_with_its_streams_and_standard_output_stays_clean(
+    backend: Backend,
+) {
+    for signal in ["TERM", "INT", "HUP"] {
+        let database = TestDatabase::migrated(backend).await;
+        let process = Process::start(database.url(), "127.0.0.1:0").await;
+        let channel = process.serving().await;
+        let responses = MonitorServiceClient::new(channel.clone())
+            .watch(pb::WatchRequest::default())
+            .await;
+        let mut watch = Watch::from(responses.unwrap().into_inner());
+        watch.next().await;
+        let health = HealthClient::new(channel)
+            .watch(HealthCheckRequest::default())
+            .await;
+        let mut health = health.unwrap().into_inner();
+        assert_eq!(
+            health.message().await.unwrap().unwrap().status(),
+            ServingStatus::Serving
+        );
+        let begun = std::time::Instant::now();
+        process.signal(signal).await;
+        let (status, log, stdout) = process.ended().await;
+        assert!(status.success(), "{log}");
+        assert!(
+            begun.elapsed() < Duration::from_secs(8),
+            "the grace time was not needed: {log}"
+        );
+        assert!(log.contains("stopped"), "{log}");
+        assert_eq!(stdout, "");
+        watch.next().await;
+        watch.try_next().await.unwrap_err();
+        assert_eq!(
+            health.message().await.unwrap().unwrap().status(),
+            ServingStatus::NotServing
+        );
     }
 }
 

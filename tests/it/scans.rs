@@ -137,99 +137,127 @@ fn within<T>(deadline: Duration, message: T) -> Request<T> {
     request
 }
 
-on_both! {
-    async fn nothing_else_waits_for_searches_and_those_given_up_end(backend) {
-        let (server, metrics, event_id) = start(backend).await;
-        let blockade = Blockade::begin(&server, backend).await;
-        let searches = search_on_all(&server, metrics).await;
+#[on_both]
+async fn nothing_else_waits_for_searches_and_those_given_up_end(backend: Backend) {
+    let (server, metrics, event_id) = start(backend).await;
+    let blockade = Blockade::begin(&server, backend).await;
+    let searches = search_on_all(&server, metrics).await;
 
-        let camera = pb::GetCameraRequest { id: "door".into() };
-        assert_eq!(at_once(server.cameras().get_camera(camera)).await.id, "door");
-        let stored = at_once(server.events().ingest_event(ingest("door", vec![]))).await;
-        assert!(stored.event.is_some());
-        let event = pb::GetEventRequest { id: event_id };
-        assert_eq!(at_once(server.events().get_event(event)).await.id, event_id);
-        // A page by an index is no search.
-        let page = at_once(server.events().list_events(pb::ListEventsRequest::default())).await;
-        assert_eq!(page.events.len(), 2);
+    let camera = pb::GetCameraRequest { id: "door".into() };
+    assert_eq!(
+        at_once(server.cameras().get_camera(camera)).await.id,
+        "door"
+    );
+    let stored = at_once(server.events().ingest_event(ingest("door", vec![]))).await;
+    assert!(stored.event.is_some());
+    let event = pb::GetEventRequest { id: event_id };
+    assert_eq!(at_once(server.events().get_event(event)).await.id, event_id);
+    // A page by an index is no search.
+    let page = at_once(
+        server
+            .events()
+            .list_events(pb::ListEventsRequest::default()),
+    )
+    .await;
+    assert_eq!(page.events.len(), 2);
 
-        for search in &searches {
-            search.abort();
-        }
-        // The queries would not end by themselves: the blockade still stands.
-        let all = scrape_until(metrics, |all| {
-            all.value("watchpost_scans_running", &[]) == 0.0
-                && all.value("watchpost_scans_waiting", &[]) == 0.0
-        })
-        .await;
-        let stopped = all.value("watchpost_scan_queries_stopped_total", &[]);
-        assert!(stopped >= all.value("watchpost_scan_connections", &[]), "{stopped}");
-        assert_eq!(all.value("watchpost_scans_refused_total", &[]), 0.0);
-        if backend == Backend::Postgres {
-            nothing_waits_for_a_lock(&server).await;
-        }
-
-        blockade.end(&server).await;
-        let found = at_once(server.silences().list_alert_suppressions(search())).await;
-        assert_eq!(found.alert_suppressions, []);
-        server.stop().await;
+    for search in &searches {
+        search.abort();
+    }
+    // The queries would not end by themselves: the blockade still stands.
+    let all = scrape_until(metrics, |all| {
+        all.value("watchpost_scans_running", &[]) == 0.0
+            && all.value("watchpost_scans_waiting", &[]) == 0.0
+    })
+    .await;
+    let stopped = all.value("watchpost_scan_queries_stopped_total", &[]);
+    assert!(
+        stopped >= all.value("watchpost_scan_connections", &[]),
+        "{stopped}"
+    );
+    assert_eq!(all.value("watchpost_scans_refused_total", &[]), 0.0);
+    if backend == Backend::Postgres {
+        nothing_waits_for_a_lock(&server).await;
     }
 
-    async fn a_search_ends_at_its_deadline(backend) {
-        let (server, metrics, _) = start(backend).await;
-        let blockade = Blockade::begin(&server, backend).await;
-        // Time enough for the query to begin.
-        let search = within(Duration::from_secs(2), search());
-        let status = server.silences().list_alert_suppressions(search).await.unwrap_err();
-        // The client may be first to notice.
-        let code = status.code();
-        assert!(matches!(code, Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
-        scrape_until(metrics, |all| {
-            all.value("watchpost_scans_running", &[]) == 0.0
-                && all.value("watchpost_scan_queries_stopped_total", &[]) >= 1.0
-        })
-        .await;
-        blockade.end(&server).await;
-        server.stop().await;
-    }
+    blockade.end(&server).await;
+    let found = at_once(server.silences().list_alert_suppressions(search())).await;
+    assert_eq!(found.alert_suppressions, []);
+    server.stop().await;
+}
 
-    async fn a_full_line_is_refused_at_once(backend) {
-        let (server, metrics, _) = start(backend).await;
-        let blockade = Blockade::begin(&server, backend).await;
-        let calls = (0..250).map(|_| {
-            let mut silences = server.silences();
-            async move { silences.list_alert_suppressions(search()).await }
-        });
-        let mut calls: FuturesUnordered<_> = calls.collect();
-        // No search ends: the first call that ends is one that was refused.
-        let first = timeout(PATIENCE, calls.next()).await.expect("a call is refused in time");
-        let status = failed(first.unwrap(), Code::Unavailable, "SERVER_BUSY");
-        assert!(status.message().contains("calls wait for a scan slot"), "{status:?}");
-        scrape_until(metrics, |all| all.value("watchpost_scans_refused_total", &[]) >= 1.0).await;
-        drop(calls);
-        blockade.end(&server).await;
-        server.stop().await;
-    }
+#[on_both]
+async fn a_search_ends_at_its_deadline(backend: Backend) {
+    let (server, metrics, _) = start(backend).await;
+    let blockade = Blockade::begin(&server, backend).await;
+    // Time enough for the query to begin.
+    let search = within(Duration::from_secs(2), search());
+    let status = server
+        .silences()
+        .list_alert_suppressions(search)
+        .await
+        .unwrap_err();
+    // The client may be first to notice.
+    let code = status.code();
+    assert!(
+        matches!(code, Code::DeadlineExceeded | Code::Cancelled),
+        "{status:?}"
+    );
+    scrape_until(metrics, |all| {
+        all.value("watchpost_scans_running", &[]) == 0.0
+            && all.value("watchpost_scan_queries_stopped_total", &[]) >= 1.0
+    })
+    .await;
+    blockade.end(&server).await;
+    server.stop().await;
+}
 
-    async fn all_calls_that_search_take_turns(backend) {
-        let (server, metrics, event_id) = start(backend).await;
-        let rule = server.rule(always("all")).await;
-        let blockade = Blockade::begin(&server, backend).await;
-        let searches = search_on_all(&server, metrics).await;
-        for (name, reply) in search_each(&server, event_id, &rule.id, Duration::from_millis(50)) {
-            let reply = timeout(PATIENCE, reply).await.expect("a deadline is kept");
-            assert!(reply.is_err(), "{name} does not wait for its turn");
-        }
-        for search in searches {
-            search.abort();
-        }
-        blockade.end(&server).await;
-        for (name, reply) in search_each(&server, event_id, &rule.id, PATIENCE) {
-            let reply = reply.await;
-            assert!(reply.is_ok(), "{name}: {reply:?}");
-        }
-        server.stop().await;
+#[on_both]
+async fn a_full_line_is_refused_at_once(backend: Backend) {
+    let (server, metrics, _) = start(backend).await;
+    let blockade = Blockade::begin(&server, backend).await;
+    let calls = (0..250).map(|_| {
+        let mut silences = server.silences();
+        async move { silences.list_alert_suppressions(search()).await }
+    });
+    let mut calls: FuturesUnordered<_> = calls.collect();
+    // No search ends: the first call that ends is one that was refused.
+    let first = timeout(PATIENCE, calls.next())
+        .await
+        .expect("a call is refused in time");
+    let status = failed(first.unwrap(), Code::Unavailable, "SERVER_BUSY");
+    assert!(
+        status.message().contains("calls wait for a scan slot"),
+        "{status:?}"
+    );
+    scrape_until(metrics, |all| {
+        all.value("watchpost_scans_refused_total", &[]) >= 1.0
+    })
+    .await;
+    drop(calls);
+    blockade.end(&server).await;
+    server.stop().await;
+}
+
+#[on_both]
+async fn all_calls_that_search_take_turns(backend: Backend) {
+    let (server, metrics, event_id) = start(backend).await;
+    let rule = server.rule(always("all")).await;
+    let blockade = Blockade::begin(&server, backend).await;
+    let searches = search_on_all(&server, metrics).await;
+    for (name, reply) in search_each(&server, event_id, &rule.id, Duration::from_millis(50)) {
+        let reply = timeout(PATIENCE, reply).await.expect("a deadline is kept");
+        assert!(reply.is_err(), "{name} does not wait for its turn");
     }
+    for search in searches {
+        search.abort();
+    }
+    blockade.end(&server).await;
+    for (name, reply) in search_each(&server, event_id, &rule.id, PATIENCE) {
+        let reply = reply.await;
+        assert!(reply.is_ok(), "{name}: {reply:?}");
+    }
+    server.stop().await;
 }
 
 type Search<'a> = Pin<Box<dyn Future<Output = Result<(), Status>> + 'a>>;

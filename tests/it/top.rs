@@ -30,54 +30,72 @@ fn has_alert<'a>(camera: &'a str, status: &'a str) -> impl Fn(&str) -> bool + 'a
     }
 }
 
-on_both! {
-    async fn gpus_and_alerts_are_shown_across_a_restart_of_the_server(backend) {
-        let fake = FakeNvml::new(&[Card::geforce("GPU-a")]);
-        let server = start(TestDatabase::migrated(backend).await, &fake, "127.0.0.1:0").await;
-        let address = server.address().to_string();
-        server.camera("front_door").await;
-        server.camera("garage").await;
-        server.rule(always("Somebody is there")).await;
-        server.ingest("front_door", vec![]).await;
+#[on_both]
+async fn gpus_and_alerts_are_shown_across_a_restart_of_the_server(backend: Backend) {
+    let fake = FakeNvml::new(&[Card::geforce("GPU-a")]);
+    let server = start(TestDatabase::migrated(backend).await, &fake, "127.0.0.1:0").await;
+    let address = server.address().to_string();
+    server.camera("front_door").await;
+    server.camera("garage").await;
+    server.rule(always("Somebody is there")).await;
+    server.ingest("front_door", vec![]).await;
 
-        let mut top = Terminal::start(&format!("top --server {address}"), SIZE);
-        top.shows("a GPU", |text| {
-            text.contains("NVIDIA GeForce RTX 4080 SUPER  camera-box") && text.contains("37%]")
-        })
+    let mut top = Terminal::start(&format!("top --server {address}"), SIZE);
+    top.shows("a GPU", |text| {
+        text.contains("NVIDIA GeForce RTX 4080 SUPER  camera-box") && text.contains("37%]")
+    })
+    .await;
+    top.shows("the alert there was", has_alert("front_door", "pending"))
         .await;
-        top.shows("the alert there was", has_alert("front_door", "pending")).await;
-        assert!(top.text().contains("Somebody is there"), "{}", top.text());
-        assert_eq!(top.taken(), (true, true));
+    assert!(top.text().contains("Somebody is there"), "{}", top.text());
+    assert_eq!(top.taken(), (true, true));
 
-        // Stopped, and started again on the same port.
-        let database = server.stop().await;
-        top.shows("the loss", |text| text.contains("reconnecting since")).await;
-        top.shows("stale", |text| text.contains("stale")).await;
-        let server = start(database, &fake, &address).await;
-        top.shows("the return", |text| text.contains(" connected since")).await;
-        top.shows("a fresh GPU", |text| !text.contains("stale")).await;
+    // Stopped, and started again on the same port.
+    let database = server.stop().await;
+    top.shows("the loss", |text| text.contains("reconnecting since"))
+        .await;
+    top.shows("stale", |text| text.contains("stale")).await;
+    let server = start(database, &fake, &address).await;
+    top.shows("the return", |text| text.contains(" connected since"))
+        .await;
+    top.shows("a fresh GPU", |text| !text.contains("stale"))
+        .await;
 
-        let ingested = server.ingest("garage", vec![]).await;
-        top.shows("the new alert", has_alert("garage", "pending")).await;
-        assert!(has_alert("front_door", "pending")(&top.text()), "{}", top.text());
-        let request = pb::AcknowledgeAlertRequest {
-            id: ingested.alerts[0].id.clone(),
-            ..Default::default()
-        };
-        server.alerts().acknowledge_alert(request).await.unwrap();
-        top.shows("that it is acknowledged", has_alert("garage", "acknowledged")).await;
+    let ingested = server.ingest("garage", vec![]).await;
+    top.shows("the new alert", has_alert("garage", "pending"))
+        .await;
+    assert!(
+        has_alert("front_door", "pending")(&top.text()),
+        "{}",
+        top.text()
+    );
+    let request = pb::AcknowledgeAlertRequest {
+        id: ingested.alerts[0].id.clone(),
+        ..Default::default()
+    };
+    server.alerts().acknowledge_alert(request).await.unwrap();
+    top.shows(
+        "that it is acknowledged",
+        has_alert("garage", "acknowledged"),
+    )
+    .await;
 
-        top.press("?").await;
-        top.shows("the help", |text| text.contains("scroll a page")).await;
-        top.press("s").await;
-        top.shows("no help", |text| !text.contains("scroll a page")).await;
-        top.press("s").await;
-        top.shows("the other order", |text| text.contains("sort: utilization")).await;
-        top.press("q").await;
-        let left = top.ended().await;
-        assert!(left.contains("ended with 0") && !left.contains("NVIDIA"), "{left}");
-        server.stop().await;
-    }
+    top.press("?").await;
+    top.shows("the help", |text| text.contains("scroll a page"))
+        .await;
+    top.press("s").await;
+    top.shows("no help", |text| !text.contains("scroll a page"))
+        .await;
+    top.press("s").await;
+    top.shows("the other order", |text| text.contains("sort: utilization"))
+        .await;
+    top.press("q").await;
+    let left = top.ended().await;
+    assert!(
+        left.contains("ended with 0") && !left.contains("NVIDIA"),
+        "{left}"
+    );
+    server.stop().await;
 }
 
 #[tokio::test]

@@ -15,9 +15,9 @@ use crate::{
     db::Db,
     entity::alert_rule::{self, Entity},
     error::{Error, Result},
-    feed::{Entry, FeedUpdate, Follower, Position, Topic},
+    feed::{Entry, FeedUpdate, Follower, Position},
     monitor::{Announcement, Feed},
-    pb::watch_response::Update,
+    pb::{Topic, watch_response::Update},
     zones::LiveZones,
 };
 

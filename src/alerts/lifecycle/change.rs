@@ -3,7 +3,6 @@
 //! All changes of `alerts.status` go through this file, and only as [`AlertStatus::may_become`]
 //! permits.
 
-use prost::Message;
 use sea_orm::{
     ActiveModelTrait,
     ActiveValue::Set,
@@ -21,8 +20,9 @@ use crate::{
         alert::{ActiveModel, AlertStatus, Column, Entity},
     },
     error::{Error, Result},
-    feed::{self, Record, Topic},
+    feed::{self, Record},
     pb::{self, AlertChangeKind, watch_response::Update},
+    topics,
 };
 
 /// Largest number of alerts that one statement moves.
@@ -228,13 +228,5 @@ pub fn announcement(kind: AlertChangeKind, alert: pb::Alert) -> Record {
         kind: kind.into(),
         alert: Some(alert),
     };
-    let message = pb::WatchResponse {
-        update: Some(Update::Alert(change)),
-        ..Default::default()
-    };
-    Record {
-        topic: Topic::Alerts,
-        key,
-        message: message.encode_to_vec(),
-    }
+    topics::record(key, Update::Alert(change))
 }

@@ -1,13 +1,13 @@
 //! Announcements of rule changes to `MonitorService.Watch`.
 
-use prost::Message;
 use sea_orm::DatabaseTransaction;
 
 use crate::{
     entity::alert_rule,
     error::Result,
-    feed::{self, Record, Topic},
+    feed::{self, Record},
     pb::{self, ChangeKind, watch_response::Update},
+    topics,
 };
 
 /// Announces a change of a rule within the transaction and returns the rule as a message.
@@ -28,13 +28,5 @@ pub(crate) fn announcement(kind: ChangeKind, rule: pb::AlertRule) -> Record {
         kind: kind.into(),
         alert_rule: Some(rule),
     };
-    let message = pb::WatchResponse {
-        update: Some(Update::AlertRule(change)),
-        ..Default::default()
-    };
-    Record {
-        topic: Topic::AlertRules,
-        key,
-        message: message.encode_to_vec(),
-    }
+    topics::record(key, Update::AlertRule(change))
 }

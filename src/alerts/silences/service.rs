@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
-use prost::Message;
 use sea_orm::{
     ActiveEnum, ActiveModelTrait,
     ActiveValue::{self, NotSet, Set},
@@ -26,12 +25,13 @@ use crate::{
         silence::{self, ActiveModel, Column, Entity},
     },
     error::{Error, Result},
-    feed::{self, Record, Topic},
+    feed,
     pb::{
         self, ChangeKind, SilenceStatus, silence_service_server::SilenceService,
         watch_response::Update,
     },
     rpc::{Reply, check, mask::UpdateMask, page::Page, time},
+    topics,
 };
 
 /// Implementation of `SilenceService`.
@@ -273,15 +273,7 @@ async fn announce(
         kind: kind.into(),
         silence: Some(silence.clone()),
     };
-    let message = pb::WatchResponse {
-        update: Some(Update::Silence(change)),
-        ..Default::default()
-    };
-    let record = Record {
-        topic: Topic::Silences,
-        key: silence.id.clone(),
-        message: message.encode_to_vec(),
-    };
+    let record = topics::record(&silence.id, Update::Silence(change));
     feed::record(tx, [record]).await?;
     Ok(silence)
 }

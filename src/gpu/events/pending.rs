@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use prost::Message;
 
 use crate::{
     entity::{
         self,
         gpu_event::{self, GpuEventKind, GpuEventSource},
     },
-    feed::{Record, Topic},
+    feed::Record,
     gpu::{condition::Condition, pci_address::PciAddress},
     pb::{self, watch_response::Update},
     rpc::{enums::proto_enum, time},
+    topics,
 };
 
 /// Event that is not stored yet.
@@ -95,15 +95,7 @@ impl PendingEvent {
 /// Feed record of a stored event.
 pub(in crate::gpu) fn to_record(event: pb::GpuEvent) -> Record {
     let key = event.id.to_string();
-    let message = pb::WatchResponse {
-        update: Some(Update::GpuEvent(event)),
-        ..Default::default()
-    };
-    Record {
-        topic: Topic::GpuEvents,
-        key,
-        message: message.encode_to_vec(),
-    }
+    topics::record(key, Update::GpuEvent(event))
 }
 
 impl From<gpu_event::Model> for pb::GpuEvent {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use prost::Message;
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, DatabaseTransaction, EntityTrait, PaginatorTrait, QueryFilter,
     QueryOrder, QuerySelect, Select, sea_query::Expr,
@@ -19,7 +18,7 @@ use crate::{
         job_queue::{ActiveModel, Column, Entity, Model},
     },
     error::{Error, Result},
-    feed::{self, Record, Topic},
+    feed,
     jobs::{
         query::{
             filter::in_status,
@@ -30,6 +29,7 @@ use crate::{
     },
     pb::{self, ChangeKind, job_queue_service_server::JobQueueService, watch_response::Update},
     rpc::{Reply, check, mask::UpdateMask, page::Page, time},
+    topics,
 };
 
 /// Fields that an update may change.
@@ -295,15 +295,7 @@ async fn record_change(
         kind: kind.into(),
         job_queue: Some(queue.clone()),
     };
-    let message = pb::WatchResponse {
-        update: Some(Update::JobQueue(change)),
-        ..Default::default()
-    };
-    let record = Record {
-        topic: Topic::JobQueues,
-        key: queue.name.clone(),
-        message: message.encode_to_vec(),
-    };
+    let record = topics::record(&queue.name, Update::JobQueue(change));
     feed::record(tx, [record]).await?;
     Ok(queue)
 }

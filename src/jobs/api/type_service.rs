@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use prost::Message;
 use sea_orm::{ActiveModelTrait, DatabaseTransaction, EntityTrait, QuerySelect};
 use tonic::{Request, Response};
 
@@ -13,13 +12,14 @@ use crate::{
         job_type::{ActiveModel, Column, Entity, Model},
     },
     error::{Error, Result},
-    feed::{self, Record, Topic},
+    feed,
     jobs::{
         queue::Queue,
         types::{BUILT_IN, Defaults, LiveTypes},
     },
     pb::{self, ChangeKind, job_type_service_server::JobTypeService, watch_response::Update},
     rpc::{Reply, check, mask::UpdateMask, page::Page, time},
+    topics,
 };
 
 /// Fields that an update may change.
@@ -181,15 +181,7 @@ async fn record_change(
         kind: kind.into(),
         job_type: Some(job_type.clone()),
     };
-    let message = pb::WatchResponse {
-        update: Some(Update::JobType(change)),
-        ..Default::default()
-    };
-    let record = Record {
-        topic: Topic::JobTypes,
-        key: job_type.name.clone(),
-        message: message.encode_to_vec(),
-    };
+    let record = topics::record(&job_type.name, Update::JobType(change));
     feed::record(tx, [record]).await?;
     Ok(job_type)
 }

@@ -1,7 +1,6 @@
 //! Implementation of `JobScheduleService`.
 
 use chrono::{DateTime, Utc};
-use prost::Message;
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect,
     Select, sea_query::Expr,
@@ -15,7 +14,7 @@ use crate::{
     db::{Db, row},
     entity::job_schedule::{ActiveModel, Column, Entity, MissedPolicy, Model},
     error::{Error, Result},
-    feed::{self, Record, Topic},
+    feed,
     jobs::{
         Queue,
         store::create::{self, CreateOutcome},
@@ -26,6 +25,7 @@ use crate::{
         self, ChangeKind, job_schedule_service_server::JobScheduleService, watch_response::Update,
     },
     rpc::{Reply, check, json, mask::UpdateMask, page::Page, time},
+    topics,
 };
 
 /// Prefix of the fields of a schedule in errors.
@@ -273,15 +273,7 @@ async fn record_change(
         kind: kind.into(),
         job_schedule: Some(schedule.clone()),
     };
-    let message = pb::WatchResponse {
-        update: Some(Update::JobSchedule(change)),
-        ..Default::default()
-    };
-    let record = Record {
-        topic: Topic::JobSchedules,
-        key: schedule.id.clone(),
-        message: message.encode_to_vec(),
-    };
+    let record = topics::record(&schedule.id, Update::JobSchedule(change));
     feed::record(tx, [record]).await?;
     Ok(schedule)
 }

@@ -22,14 +22,14 @@ use crate::{
         job_schedule::{ActiveModel, Column, Entity, MissedPolicy, Model},
     },
     error::Result,
-    feed::{FeedUpdate, Follower, Position, Topic},
+    feed::{FeedUpdate, Follower, Position},
     jobs::{
         store::create::{self, CreateOutcome},
         types::{LiveTypes, Types},
         wakeups::Wakeups,
     },
     monitor::{Announcement, Feed},
-    pb::watch_response::Update,
+    pb::{Topic, watch_response::Update},
     time_zones,
 };
 

@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use crate::{
     error::{Error, Result},
-    feed::Topic,
     pb::{self, JobChangeKind, watch_jobs_response, watch_response::Update},
+    topics,
 };
 
 /// Filter of a watch. An empty set matches every value.
@@ -130,7 +130,8 @@ impl WatchFilter {
 
     /// Returns true if an unreadable change of a topic may match the filter.
     fn may_match_unreadable(&self, topic: &str) -> bool {
-        topic == Topic::Jobs.as_str() || self.logs && topic == Topic::JobLogs.as_str()
+        let topic = topics::parse(topic);
+        topic == Some(pb::Topic::Jobs) || self.logs && topic == Some(pb::Topic::JobLogs)
     }
 
     fn matches(&self, change: &pb::JobChange) -> bool {

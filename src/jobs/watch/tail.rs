@@ -15,7 +15,7 @@ use crate::{
         job_log::{Column, JobLogLevel},
     },
     error::{Error, Result},
-    feed::{Start, Topic},
+    feed::Start,
     jobs::query::get::{at_least_level, levels_from, select_lines},
     pb::{self, watch_response::Update},
     rpc::{check, enums::FromProto},
@@ -101,8 +101,8 @@ impl LogTail {
                         if self.moment.start.seen.contains(entry.position.xid) {
                             continue;
                         }
-                        if entry.item.is_unreadable(Topic::JobLogs)
-                            || entry.item.is_unreadable(Topic::Jobs)
+                        if entry.item.is_unreadable(pb::Topic::JobLogs)
+                            || entry.item.is_unreadable(pb::Topic::Jobs)
                         {
                             // The rows have the lines and the end of the job.
                             break 'changes;

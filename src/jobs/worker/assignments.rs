@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    feed::{FeedUpdate, Follower, Position, Topic},
+    feed::{FeedUpdate, Follower, Position},
     jobs::{partition::Partition, wakeups::Wakeups},
     monitor::Feed,
     pb::{self, JobChangeKind, watch_response::Update},
@@ -85,7 +85,7 @@ impl Assignments {
                     {
                         wakeups.notify_freed(&queue.name);
                     }
-                    if entry.item.is_unreadable(Topic::Jobs) {
+                    if entry.item.is_unreadable(pb::Topic::Jobs) {
                         // The affected jobs are unknown. The next sweep of the dispatcher finds the waiting ones.
                         self.notify_missed();
                     }

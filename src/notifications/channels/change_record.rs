@@ -1,13 +1,13 @@
 //! Feed records of channel changes.
 
-use prost::Message as _;
 use sea_orm::DatabaseTransaction;
 
 use crate::{
     entity::notification_channel,
     error::Result,
-    feed::{self, Record, Topic},
+    feed,
     pb::{self, ChangeKind, watch_response::Update},
+    topics,
 };
 
 /// Records a change of a channel in the feed. Returns the channel for the response.
@@ -21,15 +21,7 @@ pub(crate) async fn record_change(
         kind: kind.into(),
         notification_channel: Some(channel.clone()),
     };
-    let message = pb::WatchResponse {
-        update: Some(Update::NotificationChannel(change)),
-        ..Default::default()
-    };
-    let record = Record {
-        topic: Topic::NotificationChannels,
-        key: channel.id.clone(),
-        message: message.encode_to_vec(),
-    };
+    let record = topics::record(&channel.id, Update::NotificationChannel(change));
     feed::record(tx, [record]).await?;
     Ok(channel)
 }

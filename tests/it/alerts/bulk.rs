@@ -57,165 +57,295 @@ fn response(moved: i64, not_moved: &[(AlertStatus, i64)]) -> pb::MoveAlertsRespo
     }
 }
 
-on_both! {
-    async fn many_alerts_are_moved_where_they_may_and_the_others_counted(backend) {
-        let server = ready(backend).await;
-        let mut alerts = Vec::new();
-        for status in [Pending, Dismissed, Delivered, Acknowledged, Pending, Dismissed] {
-            alerts.push(alert(&server, status).await);
+#[on_both]
+async fn many_alerts_are_moved_where_they_may_and_the_others_counted(backend: Backend) {
+    let server = ready(backend).await;
+    let mut alerts = Vec::new();
+    for status in [
+        Pending,
+        Dismissed,
+        Delivered,
+        Acknowledged,
+        Pending,
+        Dismissed,
+    ] {
+        alerts.push(alert(&server, status).await);
+    }
+    let expected = response(3, &[(Acknowledged, 1), (Dismissed, 2)]);
+    let dry = pb::AcknowledgeAlertsRequest {
+        dry_run: true,
+        ..all()
+    };
+    assert_eq!(
+        acknowledge(&server, dry).await.unwrap().into_inner(),
+        expected
+    );
+    let before = list(&server, pb::AlertFilter::default()).await;
+    assert_eq!(before.len(), 6);
+    let mut watch = server.watch(topics(&[Topic::Alerts])).await;
+    assert_eq!(
+        acknowledge(&server, all()).await.unwrap().into_inner(),
+        expected
+    );
+    let after = list(&server, pb::AlertFilter::default()).await;
+    for (before, after) in before.iter().zip(&after).rev() {
+        if !matches!(before.status(), Pending | Delivered) {
+            assert_eq!(before, after);
+            continue;
         }
-        let expected = response(3, &[(Acknowledged, 1), (Dismissed, 2)]);
-        let dry = pb::AcknowledgeAlertsRequest { dry_run: true, ..all() };
-        assert_eq!(acknowledge(&server, dry).await.unwrap().into_inner(), expected);
-        let before = list(&server, pb::AlertFilter::default()).await;
-        assert_eq!(before.len(), 6);
-        let mut watch = server.watch(topics(&[Topic::Alerts])).await;
-        assert_eq!(acknowledge(&server, all()).await.unwrap().into_inner(), expected);
-        let after = list(&server, pb::AlertFilter::default()).await;
-        for (before, after) in before.iter().zip(&after).rev() {
-            if !matches!(before.status(), Pending | Delivered) {
-                assert_eq!(before, after);
-                continue;
-            }
-            let expected = pb::Alert {
-                status: Acknowledged.into(),
-                version_id: before.version_id + 1,
-                updated_at: after.updated_at,
-                acknowledged_at: after.updated_at,
-                acknowledged_by: Some("ann".into()),
-                ..before.clone()
+        let expected = pb::Alert {
+            status: Acknowledged.into(),
+            version_id: before.version_id + 1,
+            updated_at: after.updated_at,
+            acknowledged_at: after.updated_at,
+            acknowledged_by: Some("ann".into()),
+            ..before.clone()
+        };
+        assert_eq!(after, &expected);
+        assert_eq!(
+            watch.alert().await,
+            (AlertChangeKind::Acknowledged, after.clone())
+        );
+        let last = transitions::of(&server, &after.id).await.pop().unwrap();
+        assert_eq!(
+            (last.actor.as_str(), last.reason.as_deref()),
+            ("ann", Some("shift ends"))
+        );
+        assert_eq!(
+            (last.from_status(), last.version_id),
+            (before.status(), after.version_id)
+        );
+    }
+    assert_eq!(
+        acknowledge(&server, all()).await.unwrap().into_inner(),
+        response(0, &[(Acknowledged, 4), (Dismissed, 2)])
+    );
+    server.stop().await;
+}
+
+#[on_both]
+async fn a_filter_says_which_alerts_are_moved(backend: Backend) {
+    let server = ready(backend).await;
+    server.camera("gate").await;
+    let raised = alert(&server, Pending).await;
+    let other = server.ingest("gate", vec![]).await.alerts.remove(0);
+    let gate = pb::AlertFilter {
+        camera_ids: strings(&["gate"]),
+        ..Default::default()
+    };
+    for (dry_run, status) in [(true, Pending), (false, Dismissed)] {
+        assert_eq!(
+            dismiss(&server, gate.clone(), dry_run)
+                .await
+                .unwrap()
+                .into_inner(),
+            response(1, &[])
+        );
+        assert_eq!(
+            get(&server, &other.id).await.unwrap().into_inner().status(),
+            status
+        );
+    }
+    assert_eq!(get(&server, &raised.id).await.unwrap().into_inner(), raised);
+    let none = pb::AlertFilter {
+        camera_ids: strings(&["none"]),
+        ..Default::default()
+    };
+    assert_eq!(
+        dismiss(&server, none, false).await.unwrap().into_inner(),
+        response(0, &[])
+    );
+    server.stop().await;
+}
+
+#[on_both]
+async fn all_alerts_are_moved_only_where_it_is_said(backend: Backend) {
+    let server = ready(backend).await;
+    let raised = alert(&server, Pending).await;
+    refused(
+        dismiss(&server, pb::AlertFilter::default(), false).await,
+        "filter",
+    );
+    // A range without bounds says nothing.
+    let range = Some(pb::TimeRange::default());
+    refused(
+        dismiss(
+            &server,
+            pb::AlertFilter {
+                created_at: range,
+                ..Default::default()
+            },
+            true,
+        )
+        .await,
+        "filter",
+    );
+    refused(
+        server
+            .alerts()
+            .dismiss_alerts(pb::DismissAlertsRequest::default())
+            .await,
+        "filter",
+    );
+    let both = pb::AlertFilter {
+        open: Some(true),
+        ..Default::default()
+    };
+    refused(
+        acknowledge(
+            &server,
+            pb::AcknowledgeAlertsRequest {
+                filter: Some(both),
+                ..all()
+            },
+        )
+        .await,
+        "all",
+    );
+    refused(
+        acknowledge(
+            &server,
+            pb::AcknowledgeAlertsRequest {
+                actor: " ".into(),
+                ..all()
+            },
+        )
+        .await,
+        "actor",
+    );
+    refused(
+        dismiss(
+            &server,
+            pb::AlertFilter {
+                statuses: vec![9],
+                ..Default::default()
+            },
+            true,
+        )
+        .await,
+        "filter.statuses[0]",
+    );
+    assert_eq!(get(&server, &raised.id).await.unwrap().into_inner(), raised);
+    server.stop().await;
+}
+
+#[on_both]
+async fn whatever_happens_at_once_no_alert_is_moved_twice_and_the_feed_keeps_its_order(
+    backend: Backend,
+) {
+    let server = ready(backend).await;
+    let db = delivery::beside(&server).await;
+    let mut watch = server.watch(topics(&[Topic::Alerts])).await;
+    let mut ids = Vec::new();
+    for _ in 0..450 {
+        ids.push(alert(&server, Pending).await.id);
+    }
+    let uuids: Vec<Uuid> = ids.iter().map(|id| id.parse().unwrap()).collect();
+    let deliveries = tokio::spawn(async move {
+        let mut delivered = 0;
+        for ids in uuids.chunks(50) {
+            delivered += delivery::deliver(&db, ids).await.len();
+        }
+        db.close().await;
+        delivered
+    });
+    let mut alerts = server.alerts();
+    let singly: Vec<_> = ids.iter().rev().step_by(3).cloned().collect();
+    let one_by_one = tokio::spawn(async move {
+        let mut acknowledged = 0;
+        for id in singly {
+            let request = pb::AcknowledgeAlertRequest {
+                id,
+                ..Default::default()
             };
-            assert_eq!(after, &expected);
-            assert_eq!(watch.alert().await, (AlertChangeKind::Acknowledged, after.clone()));
-            let last = transitions::of(&server, &after.id).await.pop().unwrap();
-            assert_eq!((last.actor.as_str(), last.reason.as_deref()), ("ann", Some("shift ends")));
-            assert_eq!((last.from_status(), last.version_id), (before.status(), after.version_id));
+            acknowledged += usize::from(alerts.acknowledge_alert(request).await.is_ok());
         }
-        assert_eq!(acknowledge(&server, all()).await.unwrap().into_inner(), response(0, &[(Acknowledged, 4), (Dismissed, 2)]));
-        server.stop().await;
-    }
-
-    async fn a_filter_says_which_alerts_are_moved(backend) {
-        let server = ready(backend).await;
-        server.camera("gate").await;
-        let raised = alert(&server, Pending).await;
-        let other = server.ingest("gate", vec![]).await.alerts.remove(0);
-        let gate = pb::AlertFilter { camera_ids: strings(&["gate"]), ..Default::default() };
-        for (dry_run, status) in [(true, Pending), (false, Dismissed)] {
-            assert_eq!(dismiss(&server, gate.clone(), dry_run).await.unwrap().into_inner(), response(1, &[]));
-            assert_eq!(get(&server, &other.id).await.unwrap().into_inner().status(), status);
-        }
-        assert_eq!(get(&server, &raised.id).await.unwrap().into_inner(), raised);
-        let none = pb::AlertFilter { camera_ids: strings(&["none"]), ..Default::default() };
-        assert_eq!(dismiss(&server, none, false).await.unwrap().into_inner(), response(0, &[]));
-        server.stop().await;
-    }
-
-    async fn all_alerts_are_moved_only_where_it_is_said(backend) {
-        let server = ready(backend).await;
-        let raised = alert(&server, Pending).await;
-        refused(dismiss(&server, pb::AlertFilter::default(), false).await, "filter");
-        // A range without bounds says nothing.
-        let range = Some(pb::TimeRange::default());
-        refused(dismiss(&server, pb::AlertFilter { created_at: range, ..Default::default() }, true).await, "filter");
-        refused(server.alerts().dismiss_alerts(pb::DismissAlertsRequest::default()).await, "filter");
-        let both = pb::AlertFilter { open: Some(true), ..Default::default() };
-        refused(acknowledge(&server, pb::AcknowledgeAlertsRequest { filter: Some(both), ..all() }).await, "all");
-        refused(acknowledge(&server, pb::AcknowledgeAlertsRequest { actor: " ".into(), ..all() }).await, "actor");
-        refused(dismiss(&server, pb::AlertFilter { statuses: vec![9], ..Default::default() }, true).await, "filter.statuses[0]");
-        assert_eq!(get(&server, &raised.id).await.unwrap().into_inner(), raised);
-        server.stop().await;
-    }
-
-    async fn whatever_happens_at_once_no_alert_is_moved_twice_and_the_feed_keeps_its_order(backend) {
-        let server = ready(backend).await;
-        let db = delivery::beside(&server).await;
-        let mut watch = server.watch(topics(&[Topic::Alerts])).await;
-        let mut ids = Vec::new();
-        for _ in 0..450 {
-            ids.push(alert(&server, Pending).await.id);
-        }
-        let uuids: Vec<Uuid> = ids.iter().map(|id| id.parse().unwrap()).collect();
-        let deliveries = tokio::spawn(async move {
-            let mut delivered = 0;
-            for ids in uuids.chunks(50) {
-                delivered += delivery::deliver(&db, ids).await.len();
-            }
-            db.close().await;
-            delivered
-        });
-        let mut alerts = server.alerts();
-        let singly: Vec<_> = ids.iter().rev().step_by(3).cloned().collect();
-        let one_by_one = tokio::spawn(async move {
-            let mut acknowledged = 0;
-            for id in singly {
-                let request = pb::AcknowledgeAlertRequest { id, ..Default::default() };
-                acknowledged += usize::from(alerts.acknowledge_alert(request).await.is_ok());
-            }
-            acknowledged
-        });
-        let bulks: Vec<_> = (0..3)
-            .map(|n| {
-                let mut alerts = server.alerts();
-                tokio::spawn(async move {
-                    if n < 2 {
-                        return alerts.acknowledge_alerts(all()).await.unwrap().into_inner();
-                    }
-                    let filter = Some(pb::AlertFilter { open: Some(true), ..Default::default() });
-                    let request = pb::DismissAlertsRequest { filter, ..Default::default() };
-                    alerts.dismiss_alerts(request).await.unwrap().into_inner()
-                })
+        acknowledged
+    });
+    let bulks: Vec<_> = (0..3)
+        .map(|n| {
+            let mut alerts = server.alerts();
+            tokio::spawn(async move {
+                if n < 2 {
+                    return alerts.acknowledge_alerts(all()).await.unwrap().into_inner();
+                }
+                let filter = Some(pb::AlertFilter {
+                    open: Some(true),
+                    ..Default::default()
+                });
+                let request = pb::DismissAlertsRequest {
+                    filter,
+                    ..Default::default()
+                };
+                alerts.dismiss_alerts(request).await.unwrap().into_inner()
             })
-            .collect();
-        let mut moves = deliveries.await.unwrap() + one_by_one.await.unwrap();
-        for bulk in bulks {
-            let told = bulk.await.unwrap();
-            assert_eq!(told.matched, told.moved + told.not_moved.iter().map(|count| count.alerts).sum::<i64>());
-            moves += usize::try_from(told.moved).unwrap();
-        }
-
-        // What was answered is what was kept and what was told, each version once and in its order.
-        let mut versions: HashMap<String, i32> = HashMap::new();
-        for _ in 0..ids.len() + moves {
-            let (_, alert) = watch.alert().await;
-            let version = versions.entry(alert.id).or_default();
-            assert_eq!(alert.version_id, *version + 1);
-            *version = alert.version_id;
-        }
-        for id in &ids {
-            let alert = get(&server, id).await.unwrap().into_inner();
-            assert!(matches!(alert.status(), Acknowledged | Dismissed), "{alert:?}");
-            assert_eq!(alert.version_id, versions[id]);
-        }
-        for id in ids.iter().step_by(40) {
-            let kept = transitions::of(&server, id).await;
-            assert_eq!(i32::try_from(kept.len()).unwrap(), versions[id]);
-            assert!(kept.windows(2).all(|pair| pair[0].to_status() == pair[1].from_status()), "{kept:?}");
-        }
-        server.stop().await;
+        })
+        .collect();
+    let mut moves = deliveries.await.unwrap() + one_by_one.await.unwrap();
+    for bulk in bulks {
+        let told = bulk.await.unwrap();
+        assert_eq!(
+            told.matched,
+            told.moved + told.not_moved.iter().map(|count| count.alerts).sum::<i64>()
+        );
+        moves += usize::try_from(told.moved).unwrap();
     }
 
-    async fn alerts_that_are_raised_meanwhile_are_not_touched(backend) {
-        let server = ready(backend).await;
-        for _ in 0..401 {
-            alert(&server, Pending).await;
-        }
-        let mut alerts = server.alerts();
-        let bulk = tokio::spawn(async move { alerts.acknowledge_alerts(all()).await.unwrap().into_inner() });
-        let mut raised = Vec::new();
-        while !bulk.is_finished() {
-            raised.push(alert(&server, Pending).await);
-        }
-        let moved = bulk.await.unwrap();
-        let first = usize::try_from(moved.matched).unwrap() - 401;
-        // Those raised before the call reached the server are among them, the later ones are not.
-        assert_eq!((moved.matched, moved.not_moved.len()), (moved.moved, 0));
-        for (at, alert) in raised.iter().enumerate() {
-            let status = get(&server, &alert.id).await.unwrap().into_inner().status();
-            assert_eq!(status == Acknowledged, at < first, "{at} of {}, {first} moved", raised.len());
-        }
-        server.stop().await;
+    // What was answered is what was kept and what was told, each version once and in its order.
+    let mut versions: HashMap<String, i32> = HashMap::new();
+    for _ in 0..ids.len() + moves {
+        let (_, alert) = watch.alert().await;
+        let version = versions.entry(alert.id).or_default();
+        assert_eq!(alert.version_id, *version + 1);
+        *version = alert.version_id;
     }
+    for id in &ids {
+        let alert = get(&server, id).await.unwrap().into_inner();
+        assert!(
+            matches!(alert.status(), Acknowledged | Dismissed),
+            "{alert:?}"
+        );
+        assert_eq!(alert.version_id, versions[id]);
+    }
+    for id in ids.iter().step_by(40) {
+        let kept = transitions::of(&server, id).await;
+        assert_eq!(i32::try_from(kept.len()).unwrap(), versions[id]);
+        assert!(
+            kept.windows(2)
+                .all(|pair| pair[0].to_status() == pair[1].from_status()),
+            "{kept:?}"
+        );
+    }
+    server.stop().await;
+}
+
+#[on_both]
+async fn alerts_that_are_raised_meanwhile_are_not_touched(backend: Backend) {
+    let server = ready(backend).await;
+    for _ in 0..401 {
+        alert(&server, Pending).await;
+    }
+    let mut alerts = server.alerts();
+    let bulk =
+        tokio::spawn(async move { alerts.acknowledge_alerts(all()).await.unwrap().into_inner() });
+    let mut raised = Vec::new();
+    while !bulk.is_finished() {
+        raised.push(alert(&server, Pending).await);
+    }
+    let moved = bulk.await.unwrap();
+    let first = usize::try_from(moved.matched).unwrap() - 401;
+    // Those raised before the call reached the server are among them, the later ones are not.
+    assert_eq!((moved.matched, moved.not_moved.len()), (moved.moved, 0));
+    for (at, alert) in raised.iter().enumerate() {
+        let status = get(&server, &alert.id).await.unwrap().into_inner().status();
+        assert_eq!(
+            status == Acknowledged,
+            at < first,
+            "{at} of {}, {first} moved",
+            raised.len()
+        );
+    }
+    server.stop().await;
 }
 
 /// Waits until so many connections of the server wait for a lock, or until `done` says that it is in vain.

@@ -174,62 +174,148 @@ async fn ready(backend: Backend) -> TestServer {
     server
 }
 
-on_both! {
-    async fn numbers_are_those_of_the_alerts(backend) {
-        let server = ready(backend).await;
-        for n in 0..60 {
-            let camera = ["door", "Gate", "yard", "yard"][n % 4];
-            let seen = ["dog", "car", "fox", "dog", "dog"][n % 5];
-            server.ingest(camera, vec![detection(seen, 1.0)]).await;
-        }
-        scatter(&server).await;
-        execute(&server, "UPDATE alerts SET rule_id = NULL WHERE rule_id IN (SELECT id FROM alert_rules WHERE name = 'fox')").await;
-        let any = pb::AlertFilter::default;
-        let stats = agree(&server, any(), 60).await;
-        assert_eq!((stats.total, stats.by_status.len(), stats.by_rule.len(), stats.by_camera.len()), (60, 4, 3, 3));
-        for width in [61, 3_600, 86_400, 31_622_400] {
-            agree(&server, any(), width).await;
-        }
-        agree(&server, pb::AlertFilter { camera_ids: strings(&["Gate"]), ..any() }, 60).await;
-        agree(&server, pb::AlertFilter { open: Some(true), ..any() }, 60).await;
-        agree(&server, pb::AlertFilter { severities: vec![Severity::High.into()], suppressed: Some(true), ..any() }, 60).await;
-        let none = agree(&server, pb::AlertFilter { camera_ids: strings(&["none"]), ..any() }, 60).await;
-        assert_eq!(none, pb::AlertStats::default());
-        let plain = server.alerts().get_alert_stats(pb::GetAlertStatsRequest::default()).await.unwrap().into_inner();
-        assert_eq!(plain, pb::AlertStats { buckets: vec![], ..stats });
-        server.stop().await;
+#[on_both]
+async fn numbers_are_those_of_the_alerts(backend: Backend) {
+    let server = ready(backend).await;
+    for n in 0..60 {
+        let camera = ["door", "Gate", "yard", "yard"][n % 4];
+        let seen = ["dog", "car", "fox", "dog", "dog"][n % 5];
+        server.ingest(camera, vec![detection(seen, 1.0)]).await;
     }
-
-    async fn bad_widths_and_too_many_buckets_are_refused(backend) {
-        let server = ready(backend).await;
-        let widths = [(59, 0), (0, 0), (-60, 0), (60, 1), (31_622_401, 0), (i64::MAX, 0)];
-        for (seconds, nanos) in widths {
-            let bucket_width = Some(Duration { seconds, nanos });
-            let request = pb::GetAlertStatsRequest { filter: None, bucket_width };
-            refused(server.alerts().get_alert_stats(request).await, "bucket_width");
+    scatter(&server).await;
+    execute(&server, "UPDATE alerts SET rule_id = NULL WHERE rule_id IN (SELECT id FROM alert_rules WHERE name = 'fox')").await;
+    let any = pb::AlertFilter::default;
+    let stats = agree(&server, any(), 60).await;
+    assert_eq!(
+        (
+            stats.total,
+            stats.by_status.len(),
+            stats.by_rule.len(),
+            stats.by_camera.len()
+        ),
+        (60, 4, 3, 3)
+    );
+    for width in [61, 3_600, 86_400, 31_622_400] {
+        agree(&server, any(), width).await;
+    }
+    agree(
+        &server,
+        pb::AlertFilter {
+            camera_ids: strings(&["Gate"]),
+            ..any()
+        },
+        60,
+    )
+    .await;
+    agree(
+        &server,
+        pb::AlertFilter {
+            open: Some(true),
+            ..any()
+        },
+        60,
+    )
+    .await;
+    agree(
+        &server,
+        pb::AlertFilter {
+            severities: vec![Severity::High.into()],
+            suppressed: Some(true),
+            ..any()
+        },
+        60,
+    )
+    .await;
+    let none = agree(
+        &server,
+        pb::AlertFilter {
+            camera_ids: strings(&["none"]),
+            ..any()
+        },
+        60,
+    )
+    .await;
+    assert_eq!(none, pb::AlertStats::default());
+    let plain = server
+        .alerts()
+        .get_alert_stats(pb::GetAlertStatsRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        plain,
+        pb::AlertStats {
+            buckets: vec![],
+            ..stats
         }
-        server.ingest("door", vec![detection("dog", 1.0)]).await;
-        let (now, uuid) = match backend {
-            Backend::Sqlite => (
-                "strftime('%Y-%m-%dT%H:%M:%S+00:00', '2020-01-01', (n * 61) || ' seconds')",
-                "randomblob(16)",
-            ),
-            Backend::Postgres => ("timestamptz '2020-01-01Z' + n * interval '61 seconds'", "gen_random_uuid()"),
+    );
+    server.stop().await;
+}
+
+#[on_both]
+async fn bad_widths_and_too_many_buckets_are_refused(backend: Backend) {
+    let server = ready(backend).await;
+    let widths = [
+        (59, 0),
+        (0, 0),
+        (-60, 0),
+        (60, 1),
+        (31_622_401, 0),
+        (i64::MAX, 0),
+    ];
+    for (seconds, nanos) in widths {
+        let bucket_width = Some(Duration { seconds, nanos });
+        let request = pb::GetAlertStatsRequest {
+            filter: None,
+            bucket_width,
         };
-        let many = format!(
-            "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 10000)
+        refused(
+            server.alerts().get_alert_stats(request).await,
+            "bucket_width",
+        );
+    }
+    server.ingest("door", vec![detection("dog", 1.0)]).await;
+    let (now, uuid) = match backend {
+        Backend::Sqlite => (
+            "strftime('%Y-%m-%dT%H:%M:%S+00:00', '2020-01-01', (n * 61) || ' seconds')",
+            "randomblob(16)",
+        ),
+        Backend::Postgres => (
+            "timestamptz '2020-01-01Z' + n * interval '61 seconds'",
+            "gen_random_uuid()",
+        ),
+    };
+    let many = format!(
+        "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 10000)
             INSERT INTO alerts (id, event_id, dedup_key, created_at)
             SELECT {uuid}, event_id, 'k', {now} FROM numbers, (SELECT event_id FROM alerts LIMIT 1) AS one"
-        );
-        execute(&server, &many).await;
-        let stats = |seconds| {
-            let bucket_width = Some(Duration { seconds, nanos: 0 });
-            let mut alerts = server.alerts();
-            async move { alerts.get_alert_stats(pb::GetAlertStatsRequest { filter: None, bucket_width }).await }
-        };
-        refused(stats(60).await, "bucket_width");
-        assert!(stats(62).await.unwrap().into_inner().buckets.len() <= 10_000);
-        assert_eq!(list(&server, pb::AlertFilter { dedup_key: "k".into(), ..Default::default() }).await.len(), 50);
-        server.stop().await;
-    }
+    );
+    execute(&server, &many).await;
+    let stats = |seconds| {
+        let bucket_width = Some(Duration { seconds, nanos: 0 });
+        let mut alerts = server.alerts();
+        async move {
+            alerts
+                .get_alert_stats(pb::GetAlertStatsRequest {
+                    filter: None,
+                    bucket_width,
+                })
+                .await
+        }
+    };
+    refused(stats(60).await, "bucket_width");
+    assert!(stats(62).await.unwrap().into_inner().buckets.len() <= 10_000);
+    assert_eq!(
+        list(
+            &server,
+            pb::AlertFilter {
+                dedup_key: "k".into(),
+                ..Default::default()
+            }
+        )
+        .await
+        .len(),
+        50
+    );
+    server.stop().await;
 }

@@ -121,103 +121,128 @@ async fn forward(client: TcpStream, server: String, swallow: &AtomicBool) {
     }
 }
 
-on_both! {
-    async fn what_is_stored_is_not_stored_again_if_the_answer_is_lost(backend) {
-        let fake = FakeNvml::new(&[Card::geforce("GPU-0")]);
-        let server = TestServer::start(backend).await;
-        let db = server.database.connect().await;
-        let proxy = Proxy::start(server.address().to_string()).await;
-        let mut agent = agent(&fake, &proxy.url, &[]);
-        agent.says("the server accepts GPU samples").await;
-        for _ in 0..2 {
-            let before = rows(&db, 1).await.len();
-            proxy.swallow.store(true, Ordering::SeqCst);
-            // The batches that were answered before, and one that is not.
-            rows(&db, before + 1).await;
-            sampled(&fake, "GPU-0", 15).await;
-            proxy.cut.send_replace(());
-            proxy.swallow.store(false, Ordering::SeqCst);
-            agent.says("the server accepts GPU samples again").await;
-        }
-        stop(agent).await;
-        let times: Vec<_> = rows(&db, 1).await.into_iter().map(|row| row.recorded_at).collect();
-        let different: BTreeSet<_> = times.iter().collect();
-        assert_eq!(times.len(), different.len(), "doubled");
-        let taken = fake.calls("GPU-0", CALL);
-        assert!((taken - 1..=taken).contains(&times.len()), "{} of {taken}", times.len());
-        db.close().await.unwrap();
-        server.stop().await;
+#[on_both]
+async fn what_is_stored_is_not_stored_again_if_the_answer_is_lost(backend: Backend) {
+    let fake = FakeNvml::new(&[Card::geforce("GPU-0")]);
+    let server = TestServer::start(backend).await;
+    let db = server.database.connect().await;
+    let proxy = Proxy::start(server.address().to_string()).await;
+    let mut agent = agent(&fake, &proxy.url, &[]);
+    agent.says("the server accepts GPU samples").await;
+    for _ in 0..2 {
+        let before = rows(&db, 1).await.len();
+        proxy.swallow.store(true, Ordering::SeqCst);
+        // The batches that were answered before, and one that is not.
+        rows(&db, before + 1).await;
+        sampled(&fake, "GPU-0", 15).await;
+        proxy.cut.send_replace(());
+        proxy.swallow.store(false, Ordering::SeqCst);
+        agent.says("the server accepts GPU samples again").await;
     }
+    stop(agent).await;
+    let times: Vec<_> = rows(&db, 1)
+        .await
+        .into_iter()
+        .map(|row| row.recorded_at)
+        .collect();
+    let different: BTreeSet<_> = times.iter().collect();
+    assert_eq!(times.len(), different.len(), "doubled");
+    let taken = fake.calls("GPU-0", CALL);
+    assert!(
+        (taken - 1..=taken).contains(&times.len()),
+        "{} of {taken}",
+        times.len()
+    );
+    db.close().await.unwrap();
+    server.stop().await;
+}
 
-    async fn nothing_is_lost_or_doubled_while_the_server_is_killed(backend) {
-        let fake = FakeNvml::new(&[Card::geforce("GPU-0"), Card::h200("GPU-1")]);
-        let database = TestDatabase::empty(backend).await;
-        let mut server = Process::start(database.url(), "127.0.0.1:0").await;
-        let url = server.address.clone();
-        server.serving().await;
-        let db = database.connect().await;
-        let mut agent = agent(&fake, &url, &[]);
-        agent.says("the server accepts GPU samples").await;
-        for _ in 0..3 {
-            // Killed with batches on their way, as likely as not.
-            rows(&db, gpu_stats::Entity::find().all(&db).await.unwrap().len() + 4).await;
-            server.kill().await;
-            sampled(&fake, "GPU-0", 5).await;
-            server = Process::start(database.url(), url.trim_start_matches("http://")).await;
-            server.serving().await;
-            agent.says("the server accepts GPU samples again").await;
-        }
-        sampled(&fake, "GPU-0", 3).await;
-        let log = stop(agent).await;
-        assert!(log.contains("all samples are reported"), "{log}");
-
-        let rows = rows(&db, 1).await;
-        for uuid in ["GPU-0", "GPU-1"] {
-            let of = rows.iter().filter(|row| row.gpu_uuid.as_deref() == Some(uuid));
-            let times: Vec<_> = of.map(|row| row.recorded_at).collect();
-            let different: BTreeSet<_> = times.iter().collect();
-            assert_eq!(times.len(), different.len(), "doubled");
-            // The last one may have been under way at the end.
-            let taken = fake.calls(uuid, CALL);
-            assert!((taken - 1..=taken).contains(&times.len()), "{} of {taken}", times.len());
-        }
-        let reporters = gpu_reporter::Entity::find().all(&db).await.unwrap();
-        assert_eq!((reporters.len(), reporters[0].lost, &*reporters[0].host), (1, 0, "shed"));
-        let gpus = gpus::Entity::find().all(&db).await.unwrap();
-        let told: Vec<_> = gpus
-            .iter()
-            .map(|gpu| (&*gpu.host, gpu.driver_version.as_deref().unwrap()))
-            .collect();
-        assert_eq!(told, [("shed", "580.95.05"); 2]);
-        db.close().await.unwrap();
-    }
-
-    async fn what_is_dropped_is_counted(backend) {
-        let fake = FakeNvml::new(&[Card::geforce("GPU-0")]);
-        let database = TestDatabase::empty(backend).await;
-        let server = Process::start(database.url(), "127.0.0.1:0").await;
-        let url = server.address.clone();
-        server.serving().await;
-        let mut agent = agent(&fake, &url, &["--report-buffer", "5"]);
-        agent.says("the server accepts GPU samples").await;
+#[on_both]
+async fn nothing_is_lost_or_doubled_while_the_server_is_killed(backend: Backend) {
+    let fake = FakeNvml::new(&[Card::geforce("GPU-0"), Card::h200("GPU-1")]);
+    let database = TestDatabase::empty(backend).await;
+    let mut server = Process::start(database.url(), "127.0.0.1:0").await;
+    let url = server.address.clone();
+    server.serving().await;
+    let db = database.connect().await;
+    let mut agent = agent(&fake, &url, &[]);
+    agent.says("the server accepts GPU samples").await;
+    for _ in 0..3 {
+        // Killed with batches on their way, as likely as not.
+        rows(
+            &db,
+            gpu_stats::Entity::find().all(&db).await.unwrap().len() + 4,
+        )
+        .await;
         server.kill().await;
-        // The ones in the buffer, those on their way, and some.
-        sampled(&fake, "GPU-0", 30).await;
-        let server = Process::start(database.url(), url.trim_start_matches("http://")).await;
+        sampled(&fake, "GPU-0", 5).await;
+        server = Process::start(database.url(), url.trim_start_matches("http://")).await;
         server.serving().await;
         agent.says("the server accepts GPU samples again").await;
-        stop(agent).await;
-
-        let db = database.connect().await;
-        let rows = rows(&db, 1).await.len();
-        let reporters = gpu_reporter::Entity::find().all(&db).await.unwrap();
-        let lost = usize::try_from(reporters[0].lost).unwrap();
-        let taken = fake.calls("GPU-0", CALL);
-        assert!(lost > 0);
-        assert!((taken - 1..=taken).contains(&(rows + lost)), "{rows} + {lost} of {taken}");
-        drop(server);
-        db.close().await.unwrap();
     }
+    sampled(&fake, "GPU-0", 3).await;
+    let log = stop(agent).await;
+    assert!(log.contains("all samples are reported"), "{log}");
+
+    let rows = rows(&db, 1).await;
+    for uuid in ["GPU-0", "GPU-1"] {
+        let of = rows
+            .iter()
+            .filter(|row| row.gpu_uuid.as_deref() == Some(uuid));
+        let times: Vec<_> = of.map(|row| row.recorded_at).collect();
+        let different: BTreeSet<_> = times.iter().collect();
+        assert_eq!(times.len(), different.len(), "doubled");
+        // The last one may have been under way at the end.
+        let taken = fake.calls(uuid, CALL);
+        assert!(
+            (taken - 1..=taken).contains(&times.len()),
+            "{} of {taken}",
+            times.len()
+        );
+    }
+    let reporters = gpu_reporter::Entity::find().all(&db).await.unwrap();
+    assert_eq!(
+        (reporters.len(), reporters[0].lost, &*reporters[0].host),
+        (1, 0, "shed")
+    );
+    let gpus = gpus::Entity::find().all(&db).await.unwrap();
+    let told: Vec<_> = gpus
+        .iter()
+        .map(|gpu| (&*gpu.host, gpu.driver_version.as_deref().unwrap()))
+        .collect();
+    assert_eq!(told, [("shed", "580.95.05"); 2]);
+    db.close().await.unwrap();
+}
+
+#[on_both]
+async fn what_is_dropped_is_counted(backend: Backend) {
+    let fake = FakeNvml::new(&[Card::geforce("GPU-0")]);
+    let database = TestDatabase::empty(backend).await;
+    let server = Process::start(database.url(), "127.0.0.1:0").await;
+    let url = server.address.clone();
+    server.serving().await;
+    let mut agent = agent(&fake, &url, &["--report-buffer", "5"]);
+    agent.says("the server accepts GPU samples").await;
+    server.kill().await;
+    // The ones in the buffer, those on their way, and some.
+    sampled(&fake, "GPU-0", 30).await;
+    let server = Process::start(database.url(), url.trim_start_matches("http://")).await;
+    server.serving().await;
+    agent.says("the server accepts GPU samples again").await;
+    stop(agent).await;
+
+    let db = database.connect().await;
+    let rows = rows(&db, 1).await.len();
+    let reporters = gpu_reporter::Entity::find().all(&db).await.unwrap();
+    let lost = usize::try_from(reporters[0].lost).unwrap();
+    let taken = fake.calls("GPU-0", CALL);
+    assert!(lost > 0);
+    assert!(
+        (taken - 1..=taken).contains(&(rows + lost)),
+        "{rows} + {lost} of {taken}"
+    );
+    drop(server);
+    db.close().await.unwrap();
 }
 
 #[tokio::test]

@@ -58,109 +58,199 @@ async fn watched(server: &TestServer, id: &str, more: &[&str]) -> (Option<i32>, 
     )
 }
 
-on_both! {
-    async fn a_bar_is_drawn_until_the_job_is_done(backend) {
-        let half = || job::Model {
-            progress_percent: 45,
-            current_step: Some("Encoding\x1b[2J".into()),
-            items_processed: Some(450),
-            items_total: Some(1_000),
-            attempt_number: 2,
-            progress_at: Some(ago(30)),
-            ..running("export", 75)
-        };
-        let (server, db, mut job) = serving(backend, half).await;
-        let address = server.address().to_string();
-        let watch = Terminal::start(&format!("jobs watch {} --server {address}", job.id), SIZE);
-        watch.shows("the bar", |text| {
-            text.contains("export  [|||||||||           ]  45%  Encoding\\u{1b}[2J  450/1000  attempt 2  1:")
-                && text.contains(" left")
+#[on_both]
+async fn a_bar_is_drawn_until_the_job_is_done(backend: Backend) {
+    let half = || job::Model {
+        progress_percent: 45,
+        current_step: Some("Encoding\x1b[2J".into()),
+        items_processed: Some(450),
+        items_total: Some(1_000),
+        attempt_number: 2,
+        progress_at: Some(ago(30)),
+        ..running("export", 75)
+    };
+    let (server, db, mut job) = serving(backend, half).await;
+    let address = server.address().to_string();
+    let watch = Terminal::start(&format!("jobs watch {} --server {address}", job.id), SIZE);
+    watch
+        .shows("the bar", |text| {
+            text.contains(
+                "export  [|||||||||           ]  45%  Encoding\\u{1b}[2J  450/1000  attempt 2  1:",
+            ) && text.contains(" left")
         })
         .await;
-        assert_eq!(watch.text().lines().filter(|line| !line.is_empty()).count(), 1);
-        job.progress_percent = 90;
-        job.cancel_requested_at = Some(now());
-        replace(&db, Kind::Progress, &job, &[]).await;
-        watch.shows("more", |text| text.contains("[||||||||||||||||||  ]  90%  to be cancelled")).await;
-        job.cancel_requested_at = None;
-        replace(&db, Kind::Completed, &completed(&job), &[]).await;
-        let left = watch.ended().await;
-        assert!(left.contains("export  completed  after 1:") && left.contains("ended with 0"), "{left}");
-        assert!(!left.contains("90%"), "{left}");
-        db.close().await;
-        server.stop().await;
-    }
+    assert_eq!(
+        watch.text().lines().filter(|line| !line.is_empty()).count(),
+        1
+    );
+    job.progress_percent = 90;
+    job.cancel_requested_at = Some(now());
+    replace(&db, Kind::Progress, &job, &[]).await;
+    watch
+        .shows("more", |text| {
+            text.contains("[||||||||||||||||||  ]  90%  to be cancelled")
+        })
+        .await;
+    job.cancel_requested_at = None;
+    replace(&db, Kind::Completed, &completed(&job), &[]).await;
+    let left = watch.ended().await;
+    assert!(
+        left.contains("export  completed  after 1:") && left.contains("ended with 0"),
+        "{left}"
+    );
+    assert!(!left.contains("90%"), "{left}");
+    db.close().await;
+    server.stop().await;
+}
 
-    async fn lines_of_the_log_scroll_above_the_bar(backend) {
-        let (server, db, mut job) = serving(backend, || job::Model { log_lines: 2, ..running("export", 5) }).await;
-        let rows = server.database.connect().await;
-        insert(&rows, [1, 2].map(|number| line(job.id, Some(number), JobLogLevel::Info, &format!("line {number}")))).await;
-        rows.close().await.unwrap();
-        let address = server.address().to_string();
-        let watch = Terminal::start(&format!("jobs watch --logs --server {address} {}", job.id), SIZE);
-        watch.shows("the log", |text| text.contains("info line 1\n") && text.contains("info line 2\n") && text.contains("  0%")).await;
-        job.log_lines = 3;
-        replace(&db, Kind::Progress, &job, &[line(job.id, Some(3), JobLogLevel::Error, "oh\nno")]).await;
-        watch.shows("the new line", |text| text.contains("error oh\\nno\n")).await;
-        watch.shows("the bar below", |text| text.trim_end().lines().last().is_some_and(|last| last.starts_with("export  ["))).await;
-        watch.signal("INT").await;
-        let left = watch.ended().await;
-        assert!(left.contains("ended with 2"), "{left}");
-        db.close().await;
-        server.stop().await;
-    }
+#[on_both]
+async fn lines_of_the_log_scroll_above_the_bar(backend: Backend) {
+    let (server, db, mut job) = serving(backend, || job::Model {
+        log_lines: 2,
+        ..running("export", 5)
+    })
+    .await;
+    let rows = server.database.connect().await;
+    insert(
+        &rows,
+        [1, 2].map(|number| {
+            line(
+                job.id,
+                Some(number),
+                JobLogLevel::Info,
+                &format!("line {number}"),
+            )
+        }),
+    )
+    .await;
+    rows.close().await.unwrap();
+    let address = server.address().to_string();
+    let watch = Terminal::start(
+        &format!("jobs watch --logs --server {address} {}", job.id),
+        SIZE,
+    );
+    watch
+        .shows("the log", |text| {
+            text.contains("info line 1\n")
+                && text.contains("info line 2\n")
+                && text.contains("  0%")
+        })
+        .await;
+    job.log_lines = 3;
+    replace(
+        &db,
+        Kind::Progress,
+        &job,
+        &[line(job.id, Some(3), JobLogLevel::Error, "oh\nno")],
+    )
+    .await;
+    watch
+        .shows("the new line", |text| text.contains("error oh\\nno\n"))
+        .await;
+    watch
+        .shows("the bar below", |text| {
+            text.trim_end()
+                .lines()
+                .last()
+                .is_some_and(|last| last.starts_with("export  ["))
+        })
+        .await;
+    watch.signal("INT").await;
+    let left = watch.ended().await;
+    assert!(left.contains("ended with 2"), "{left}");
+    db.close().await;
+    server.stop().await;
+}
 
-    async fn how_it_ends_tells_what_became_of_the_job(backend) {
-        let (server, db, _) = serving(backend, || queued("first")).await;
-        let rows = server.database.connect().await;
-        let failed = job::Model { attempt_number: 3, ..finished("a", JobStatus::Failed, 5) };
-        let cancelled = job::Model { started_at: None, cancel_reason: Some("too late".into()), ..finished("a", JobStatus::Cancelled, 5) };
-        for (job, code, told) in [
-            (finished("a", JobStatus::Completed, 5), 0, "completed  after 0:01"),
-            (failed, 1, "failed  after 0:01  no space left (ENOSPC)"),
-            (cancelled, 2, "cancelled  too late"),
-        ] {
-            insert(&rows, [job.clone()]).await;
-            let (found, output, log) = watched(&server, &job.id.to_string(), &[]).await;
-            assert_eq!((found, log.as_str()), (Some(code), ""));
-            let (time, line) = output.split_once(' ').unwrap();
-            assert!(chrono::DateTime::parse_from_rfc3339(time).is_ok(), "{output}");
-            assert_eq!(line, format!("{told}\n"));
-        }
-        let (code, output, log) = watched(&server, NONE, &[]).await;
-        assert_eq!((code, output.as_str()), (Some(2), ""));
-        assert_eq!(log, format!("watchpost: job `{NONE}` does not exist\n"));
-        rows.close().await.unwrap();
-        db.close().await;
-        server.stop().await;
+#[on_both]
+async fn how_it_ends_tells_what_became_of_the_job(backend: Backend) {
+    let (server, db, _) = serving(backend, || queued("first")).await;
+    let rows = server.database.connect().await;
+    let failed = job::Model {
+        attempt_number: 3,
+        ..finished("a", JobStatus::Failed, 5)
+    };
+    let cancelled = job::Model {
+        started_at: None,
+        cancel_reason: Some("too late".into()),
+        ..finished("a", JobStatus::Cancelled, 5)
+    };
+    for (job, code, told) in [
+        (
+            finished("a", JobStatus::Completed, 5),
+            0,
+            "completed  after 0:01",
+        ),
+        (failed, 1, "failed  after 0:01  no space left (ENOSPC)"),
+        (cancelled, 2, "cancelled  too late"),
+    ] {
+        insert(&rows, [job.clone()]).await;
+        let (found, output, log) = watched(&server, &job.id.to_string(), &[]).await;
+        assert_eq!((found, log.as_str()), (Some(code), ""));
+        let (time, line) = output.split_once(' ').unwrap();
+        assert!(
+            chrono::DateTime::parse_from_rfc3339(time).is_ok(),
+            "{output}"
+        );
+        assert_eq!(line, format!("{told}\n"));
     }
+    let (code, output, log) = watched(&server, NONE, &[]).await;
+    assert_eq!((code, output.as_str()), (Some(2), ""));
+    assert_eq!(log, format!("watchpost: job `{NONE}` does not exist\n"));
+    rows.close().await.unwrap();
+    db.close().await;
+    server.stop().await;
+}
 
-    async fn without_a_terminal_each_change_is_a_line(backend) {
-        let later = || job::Model { scheduled_at: Some(now() + TimeDelta::hours(2)), log_lines: 1, ..queued("export") };
-        let (server, db, mut job) = serving(backend, later).await;
-        let rows = server.database.connect().await;
-        insert(&rows, [line(job.id, Some(1), JobLogLevel::Debug, "one")]).await;
-        rows.close().await.unwrap();
-        let (address, id) = (server.address().to_string(), job.id.to_string());
-        let mut watch = Process::spawn(&["jobs", "watch", &id, "--logs", "--server", &address]);
-        watch.prints(" debug one").await;
-        watch.prints(" queued  attempt 1  in 1:59:").await;
-        job = job::Model { log_lines: 2, id: job.id, ..running("export", 60) };
-        replace(&db, Kind::Started, &job, &[line(job.id, Some(2), JobLogLevel::Info, "two")]).await;
-        watch.prints("]   0%  attempt 1  1:").await;
-        watch.prints(" info two").await;
-        // The server goes and comes back, with what has happened meanwhile.
-        let database = server.stop().await;
-        watch.says("no connection").await;
-        let server = TestServer::start_with(database, |settings| settings.listen = address).await;
-        job.log_lines = 3;
-        replace(&db, Kind::Completed, &completed(&job), &[line(job.id, Some(3), JobLogLevel::Info, "three")]).await;
-        let (status, log, rest) = watch.ended().await;
-        assert_eq!((status.code(), log.as_str()), (Some(0), ""));
-        assert!(rest.contains(" completed  after 1:") && rest.contains(" info three\n"), "{rest}");
-        db.close().await;
-        server.stop().await;
-    }
+#[on_both]
+async fn without_a_terminal_each_change_is_a_line(backend: Backend) {
+    let later = || job::Model {
+        scheduled_at: Some(now() + TimeDelta::hours(2)),
+        log_lines: 1,
+        ..queued("export")
+    };
+    let (server, db, mut job) = serving(backend, later).await;
+    let rows = server.database.connect().await;
+    insert(&rows, [line(job.id, Some(1), JobLogLevel::Debug, "one")]).await;
+    rows.close().await.unwrap();
+    let (address, id) = (server.address().to_string(), job.id.to_string());
+    let mut watch = Process::spawn(&["jobs", "watch", &id, "--logs", "--server", &address]);
+    watch.prints(" debug one").await;
+    watch.prints(" queued  attempt 1  in 1:59:").await;
+    job = job::Model {
+        log_lines: 2,
+        id: job.id,
+        ..running("export", 60)
+    };
+    replace(
+        &db,
+        Kind::Started,
+        &job,
+        &[line(job.id, Some(2), JobLogLevel::Info, "two")],
+    )
+    .await;
+    watch.prints("]   0%  attempt 1  1:").await;
+    watch.prints(" info two").await;
+    // The server goes and comes back, with what has happened meanwhile.
+    let database = server.stop().await;
+    watch.says("no connection").await;
+    let server = TestServer::start_with(database, |settings| settings.listen = address).await;
+    job.log_lines = 3;
+    replace(
+        &db,
+        Kind::Completed,
+        &completed(&job),
+        &[line(job.id, Some(3), JobLogLevel::Info, "three")],
+    )
+    .await;
+    let (status, log, rest) = watch.ended().await;
+    assert_eq!((status.code(), log.as_str()), (Some(0), ""));
+    assert!(
+        rest.contains(" completed  after 1:") && rest.contains(" info three\n"),
+        "{rest}"
+    );
+    db.close().await;
+    server.stop().await;
 }
 
 #[tokio::test]

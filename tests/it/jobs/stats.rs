@@ -17,7 +17,7 @@ use super::rows::{ago, attempt, client, insert, now, queued, running};
 use crate::support::{
     TestServer,
     calls::{in_millis, millis, refused, seconds, strings},
-    database::on_both,
+    database::{Backend, on_both},
 };
 
 const STATUSES: [JobStatus; 5] = [
@@ -218,86 +218,149 @@ fn random(rng: &mut Rng) -> (Row, Vec<job_attempt::Model>) {
     ((job, ended_at), vec![last])
 }
 
-on_both! {
-    async fn numbers_are_those_of_the_jobs(backend) {
-        let server = TestServer::start(backend).await;
-        let db = server.database.connect().await;
-        assert_eq!(stats(&server, None, 10).await, pb::GetJobStatsResponse::default());
-        let mut rng = Rng::with_seed(3);
-        let (rows, attempts): (Vec<Row>, Vec<_>) = (0..200).map(|_| random(&mut rng)).unzip();
-        insert(&db, rows.iter().map(|(job, _)| job.clone())).await;
-        insert(&db, attempts.into_iter().flatten()).await;
-        db.close().await.unwrap();
-        let all: Vec<_> = rows.iter().collect();
-        for seconds in [20, 200, 3_600, 2_678_400] {
-            agree(&stats(&server, None, seconds).await, &all, seconds);
-        }
-        let hour = client(&server).get_job_stats(pb::GetJobStatsRequest::default()).await.unwrap().into_inner();
-        agree(&hour, &all, 3_600);
-        assert!(hour.by_type.len() == 3 && hour.by_type.iter().all(|of| of.finished > 5), "{hour:?}");
-
-        let filter = pb::JobFilter { job_types: strings(&["export"]), ..Default::default() };
-        let some: Vec<_> = rows.iter().filter(|(job, _)| job.job_type == "export").collect();
-        agree(&stats(&server, Some(filter), 3_600).await, &some, 3_600);
-        let filter = pb::JobFilter { dead: Some(true), ..Default::default() };
-        let some: Vec<_> = rows.iter().filter(|(job, _)| job.dead_at.is_some()).collect();
-        agree(&stats(&server, Some(filter), 3_600).await, &some, 3_600);
-        let filter = pb::JobFilter { statuses: vec![1, 2], ..Default::default() };
-        let some: Vec<_> = rows.iter().filter(|(job, _)| !job.status.is_finished()).collect();
-        let active = stats(&server, Some(filter), 3_600).await;
-        agree(&active, &some, 3_600);
-        assert_eq!((active.average_run, active.by_type[0].run_p50), (None, None));
-        server.stop().await;
+#[on_both]
+async fn numbers_are_those_of_the_jobs(backend: Backend) {
+    let server = TestServer::start(backend).await;
+    let db = server.database.connect().await;
+    assert_eq!(
+        stats(&server, None, 10).await,
+        pb::GetJobStatsResponse::default()
+    );
+    let mut rng = Rng::with_seed(3);
+    let (rows, attempts): (Vec<Row>, Vec<_>) = (0..200).map(|_| random(&mut rng)).unzip();
+    insert(&db, rows.iter().map(|(job, _)| job.clone())).await;
+    insert(&db, attempts.into_iter().flatten()).await;
+    db.close().await.unwrap();
+    let all: Vec<_> = rows.iter().collect();
+    for seconds in [20, 200, 3_600, 2_678_400] {
+        agree(&stats(&server, None, seconds).await, &all, seconds);
     }
+    let hour = client(&server)
+        .get_job_stats(pb::GetJobStatsRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    agree(&hour, &all, 3_600);
+    assert!(
+        hour.by_type.len() == 3 && hour.by_type.iter().all(|of| of.finished > 5),
+        "{hour:?}"
+    );
 
-    async fn a_percentile_is_what_a_job_took(backend) {
-        let server = TestServer::start(backend).await;
-        let db = server.database.connect().await;
-        // 1 s, 2 s, … 20 s.
-        let took = |n: i64| {
-            let start = ago(1_000);
-            let started_at = start + TimeDelta::seconds(n);
-            job::Model {
-                status: JobStatus::Completed,
-                created_at: start,
-                scheduled_at: Some(start),
-                started_at: Some(started_at),
-                completed_at: Some(started_at + TimeDelta::milliseconds(n)),
-                ..queued("a")
-            }
+    let filter = pb::JobFilter {
+        job_types: strings(&["export"]),
+        ..Default::default()
+    };
+    let some: Vec<_> = rows
+        .iter()
+        .filter(|(job, _)| job.job_type == "export")
+        .collect();
+    agree(&stats(&server, Some(filter), 3_600).await, &some, 3_600);
+    let filter = pb::JobFilter {
+        dead: Some(true),
+        ..Default::default()
+    };
+    let some: Vec<_> = rows
+        .iter()
+        .filter(|(job, _)| job.dead_at.is_some())
+        .collect();
+    agree(&stats(&server, Some(filter), 3_600).await, &some, 3_600);
+    let filter = pb::JobFilter {
+        statuses: vec![1, 2],
+        ..Default::default()
+    };
+    let some: Vec<_> = rows
+        .iter()
+        .filter(|(job, _)| !job.status.is_finished())
+        .collect();
+    let active = stats(&server, Some(filter), 3_600).await;
+    agree(&active, &some, 3_600);
+    assert_eq!(
+        (active.average_run, active.by_type[0].run_p50),
+        (None, None)
+    );
+    server.stop().await;
+}
+
+#[on_both]
+async fn a_percentile_is_what_a_job_took(backend: Backend) {
+    let server = TestServer::start(backend).await;
+    let db = server.database.connect().await;
+    // 1 s, 2 s, … 20 s.
+    let took = |n: i64| {
+        let start = ago(1_000);
+        let started_at = start + TimeDelta::seconds(n);
+        job::Model {
+            status: JobStatus::Completed,
+            created_at: start,
+            scheduled_at: Some(start),
+            started_at: Some(started_at),
+            completed_at: Some(started_at + TimeDelta::milliseconds(n)),
+            ..queued("a")
+        }
+    };
+    insert(&db, (1..=20).map(took)).await;
+    insert(&db, [running("a", 5)]).await;
+    let of = stats(&server, None, 3_600).await.by_type.remove(0);
+    assert_eq!((of.wait_p50, of.wait_p95), (seconds(10), seconds(19)));
+    assert_eq!(
+        (of.run_p50, of.run_p95, of.finished),
+        (millis(10), millis(19), 20)
+    );
+    insert(&db, [took(21)]).await;
+    let of = stats(&server, None, 3_600).await.by_type.remove(0);
+    assert_eq!((of.wait_p50, of.wait_p95), (seconds(11), seconds(20)));
+    db.close().await.unwrap();
+    server.stop().await;
+}
+
+#[on_both]
+async fn at_most_1000_types_are_told_those_with_most_jobs_first(backend: Backend) {
+    let server = TestServer::start(backend).await;
+    let db = server.database.connect().await;
+    insert(&db, (0..1_005).map(|n| queued(&format!("t{n:04}")))).await;
+    insert(&db, ["t1004", "t1004", "t0500"].map(queued)).await;
+    db.close().await.unwrap();
+    let told = stats(&server, None, 1).await;
+    let first: Vec<_> = told.by_type[..4]
+        .iter()
+        .map(|of| of.job_type.as_str())
+        .collect();
+    assert_eq!(
+        (told.total, told.by_type.len(), first),
+        (1_008, 1_000, vec!["t1004", "t0500", "t0000", "t0001"])
+    );
+    let found = client(&server)
+        .search_jobs(pb::SearchJobsRequest {
+            page_size: 1,
+            ..Default::default()
+        })
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (found.total, found.by_type.len(), found.by_type[0].jobs),
+        (1_008, 1_000, 3)
+    );
+    server.stop().await;
+}
+
+#[on_both]
+async fn a_bad_window_is_refused(backend: Backend) {
+    let server = TestServer::start(backend).await;
+    for (seconds, nanos) in [
+        (0, 999_999_999),
+        (0, 0),
+        (-1, 0),
+        (2_678_400, 1),
+        (i64::MAX, 0),
+        (1, -1),
+        (1, 1_000_000_000),
+    ] {
+        let request = pb::GetJobStatsRequest {
+            filter: None,
+            window: Some(Duration { seconds, nanos }),
         };
-        insert(&db, (1..=20).map(took)).await;
-        insert(&db, [running("a", 5)]).await;
-        let of = stats(&server, None, 3_600).await.by_type.remove(0);
-        assert_eq!((of.wait_p50, of.wait_p95), (seconds(10), seconds(19)));
-        assert_eq!((of.run_p50, of.run_p95, of.finished), (millis(10), millis(19), 20));
-        insert(&db, [took(21)]).await;
-        let of = stats(&server, None, 3_600).await.by_type.remove(0);
-        assert_eq!((of.wait_p50, of.wait_p95), (seconds(11), seconds(20)));
-        db.close().await.unwrap();
-        server.stop().await;
+        refused(client(&server).get_job_stats(request).await, "window");
     }
-
-    async fn at_most_1000_types_are_told_those_with_most_jobs_first(backend) {
-        let server = TestServer::start(backend).await;
-        let db = server.database.connect().await;
-        insert(&db, (0..1_005).map(|n| queued(&format!("t{n:04}")))).await;
-        insert(&db, ["t1004", "t1004", "t0500"].map(queued)).await;
-        db.close().await.unwrap();
-        let told = stats(&server, None, 1).await;
-        let first: Vec<_> = told.by_type[..4].iter().map(|of| of.job_type.as_str()).collect();
-        assert_eq!((told.total, told.by_type.len(), first), (1_008, 1_000, vec!["t1004", "t0500", "t0000", "t0001"]));
-        let found = client(&server).search_jobs(pb::SearchJobsRequest { page_size: 1, ..Default::default() }).await.unwrap().into_inner();
-        assert_eq!((found.total, found.by_type.len(), found.by_type[0].jobs), (1_008, 1_000, 3));
-        server.stop().await;
-    }
-
-    async fn a_bad_window_is_refused(backend) {
-        let server = TestServer::start(backend).await;
-        for (seconds, nanos) in [(0, 999_999_999), (0, 0), (-1, 0), (2_678_400, 1), (i64::MAX, 0), (1, -1), (1, 1_000_000_000)] {
-            let request = pb::GetJobStatsRequest { filter: None, window: Some(Duration { seconds, nanos }) };
-            refused(client(&server).get_job_stats(request).await, "window");
-        }
-        server.stop().await;
-    }
+    server.stop().await;
 }

@@ -57,63 +57,87 @@ fn expected(stats: &pb::GpuStats) -> Vec<(&'static str, Option<f64>)> {
     ]
 }
 
-on_both! {
-    async fn every_value_of_a_gpu_is_that_of_the_api_or_unavailable_with_its_reason(backend) {
-        let instance = Card::instance("MIG-2-0", "GPU-2");
-        let fake = FakeNvml::new(&[
-            Card::geforce("GPU-0"),
-            Card::h200("GPU-1"),
-            Card::h100_divided("GPU-2"),
-            instance,
-        ]);
-        let server = TestServer::start_with(TestDatabase::migrated(backend).await, with_gpus(&fake)).await;
-        let address = server.metrics_address().unwrap();
-        let up = |all: &Exposition| all.all("watchpost_gpu_up", &[]).iter().filter(|up| up.value == 1.0).count() == 4
-            // Rates are there from the second sample on.
-            && all.all("watchpost_gpu_samples_total", &[]).iter().all(|gpu| gpu.value >= 3.0);
-        let told = scrape_until(address, up).await;
-        let latest = server.gpu_stats().get_latest_gpu_stats(pb::GetLatestGpuStatsRequest::default()).await;
-        let latest = latest.unwrap().into_inner().gpu_stats;
-        assert_eq!(latest.len(), 4);
-        for stats in &latest {
-            let uuid = stats.gpu_uuid.as_deref().unwrap();
-            let index = stats.gpu_index.unwrap().to_string();
-            for (name, value) in expected(stats) {
-                let series = told.all(name, &[("UUID", uuid)]);
-                assert_eq!(series.first().map(|sample| sample.value), value, "{name} of {uuid}");
-                for sample in series {
-                    assert_eq!(sample.label("gpu"), index);
-                    assert_eq!(sample.label("device"), format!("nvidia{index}"));
-                    assert_eq!(sample.label("Hostname"), "camera \"box\"\\");
-                    assert_eq!(sample.label("pci_bus_id"), "00000000:01:00.0");
-                    assert_eq!(sample.label("DCGM_FI_DRIVER_VERSION"), "580.95.05");
-                    let mig = uuid.starts_with("MIG");
-                    assert_eq!(sample.label("GPU_I_PROFILE"), if mig { "1g.10gb" } else { "" });
-                    let name = stats.gpu_name.as_deref().unwrap();
-                    assert_eq!(sample.label("modelName"), name.split(" MIG ").next().unwrap());
-                }
+#[on_both]
+async fn every_value_of_a_gpu_is_that_of_the_api_or_unavailable_with_its_reason(backend: Backend) {
+    let instance = Card::instance("MIG-2-0", "GPU-2");
+    let fake = FakeNvml::new(&[
+        Card::geforce("GPU-0"),
+        Card::h200("GPU-1"),
+        Card::h100_divided("GPU-2"),
+        instance,
+    ]);
+    let server =
+        TestServer::start_with(TestDatabase::migrated(backend).await, with_gpus(&fake)).await;
+    let address = server.metrics_address().unwrap();
+    let up = |all: &Exposition| {
+        all.all("watchpost_gpu_up", &[]).iter().filter(|up| up.value == 1.0).count() == 4
+        // Rates are there from the second sample on.
+        && all.all("watchpost_gpu_samples_total", &[]).iter().all(|gpu| gpu.value >= 3.0)
+    };
+    let told = scrape_until(address, up).await;
+    let latest = server
+        .gpu_stats()
+        .get_latest_gpu_stats(pb::GetLatestGpuStatsRequest::default())
+        .await;
+    let latest = latest.unwrap().into_inner().gpu_stats;
+    assert_eq!(latest.len(), 4);
+    for stats in &latest {
+        let uuid = stats.gpu_uuid.as_deref().unwrap();
+        let index = stats.gpu_index.unwrap().to_string();
+        for (name, value) in expected(stats) {
+            let series = told.all(name, &[("UUID", uuid)]);
+            assert_eq!(
+                series.first().map(|sample| sample.value),
+                value,
+                "{name} of {uuid}"
+            );
+            for sample in series {
+                assert_eq!(sample.label("gpu"), index);
+                assert_eq!(sample.label("device"), format!("nvidia{index}"));
+                assert_eq!(sample.label("Hostname"), "camera \"box\"\\");
+                assert_eq!(sample.label("pci_bus_id"), "00000000:01:00.0");
+                assert_eq!(sample.label("DCGM_FI_DRIVER_VERSION"), "580.95.05");
+                let mig = uuid.starts_with("MIG");
+                assert_eq!(
+                    sample.label("GPU_I_PROFILE"),
+                    if mig { "1g.10gb" } else { "" }
+                );
+                let name = stats.gpu_name.as_deref().unwrap();
+                assert_eq!(
+                    sample.label("modelName"),
+                    name.split(" MIG ").next().unwrap()
+                );
             }
-            let unavailable = told.all("watchpost_gpu_value_unavailable", &[("UUID", uuid)]);
-            let unavailable: BTreeSet<_> = unavailable
-                .iter()
-                .map(|sample| (sample.label("field").to_string(), sample.label("reason").to_string()))
-                .collect();
-            let reason = |reason: i32| {
-                let name = pb::AbsentReason::try_from(reason).unwrap().as_str_name();
-                name.trim_start_matches("ABSENT_REASON_").to_lowercase()
-            };
-            let absent = stats.absent_reasons.iter().map(|(field, why)| (field.clone(), reason(*why))).collect();
-            assert_eq!(unavailable, absent, "{uuid}");
         }
-        for (rate, bytes) in [("sent", 300_000_000.0), ("received", 700_000_000.0)] {
-            let name = format!("watchpost_gpu_pcie_{rate}_bytes_per_second");
-            let value = told.value(&name, &[("UUID", "GPU-0")]);
-            assert!((value - bytes).abs() < bytes / 2.0, "{name}: {value}");
-        }
-        assert_eq!(told.types["DCGM_FI_DEV_PCIE_REPLAY_COUNTER"], "counter");
-        assert_eq!(told.types["DCGM_FI_DEV_GPU_UTIL"], "gauge");
-        server.stop().await;
+        let unavailable = told.all("watchpost_gpu_value_unavailable", &[("UUID", uuid)]);
+        let unavailable: BTreeSet<_> = unavailable
+            .iter()
+            .map(|sample| {
+                (
+                    sample.label("field").to_string(),
+                    sample.label("reason").to_string(),
+                )
+            })
+            .collect();
+        let reason = |reason: i32| {
+            let name = pb::AbsentReason::try_from(reason).unwrap().as_str_name();
+            name.trim_start_matches("ABSENT_REASON_").to_lowercase()
+        };
+        let absent = stats
+            .absent_reasons
+            .iter()
+            .map(|(field, why)| (field.clone(), reason(*why)))
+            .collect();
+        assert_eq!(unavailable, absent, "{uuid}");
     }
+    for (rate, bytes) in [("sent", 300_000_000.0), ("received", 700_000_000.0)] {
+        let name = format!("watchpost_gpu_pcie_{rate}_bytes_per_second");
+        let value = told.value(&name, &[("UUID", "GPU-0")]);
+        assert!((value - bytes).abs() < bytes / 2.0, "{name}: {value}");
+    }
+    assert_eq!(told.types["DCGM_FI_DEV_PCIE_REPLAY_COUNTER"], "counter");
+    assert_eq!(told.types["DCGM_FI_DEV_GPU_UTIL"], "gauge");
+    server.stop().await;
 }
 
 #[tokio::test]

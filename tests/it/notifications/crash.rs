@@ -13,7 +13,7 @@ use watchpost::pb::{
 use super::{telling, webhook};
 use crate::support::{
     calls::create_camera,
-    database::{TestDatabase, on_both},
+    database::{Backend, TestDatabase, on_both},
     ingest,
     process::Process,
     receiver::{Received, Receiver},
@@ -76,49 +76,77 @@ async fn prepare(channel: &Channel, url: String) {
         .unwrap();
 }
 
-on_both! {
-    async fn a_server_that_is_killed_while_it_delivers_forgets_nothing(backend) {
-        let receiver = Receiver::start().await;
-        let database = TestDatabase::migrated(backend).await;
-        let mut alerts = HashSet::new();
-        for kill in 0..KILLS {
-            let server = start(&database).await;
-            let channel = server.serving().await;
-            if kill == 0 {
-                prepare(&channel, receiver.url()).await;
-            }
-            for _ in 0..ALERTS {
-                let mut events = EventServiceClient::new(channel.clone());
-                let answer = events.ingest_event(ingest("door", vec![])).await.unwrap().into_inner();
-                alerts.insert(answer.alerts[0].id.clone());
-            }
-            server.kill().await;
-        }
+#[on_both]
+async fn a_server_that_is_killed_while_it_delivers_forgets_nothing(backend: Backend) {
+    let receiver = Receiver::start().await;
+    let database = TestDatabase::migrated(backend).await;
+    let mut alerts = HashSet::new();
+    for kill in 0..KILLS {
         let server = start(&database).await;
         let channel = server.serving().await;
-        let mut deliveries = DeliveryServiceClient::new(channel);
-        let mut list = async || {
-            let request = pb::ListDeliveriesRequest { page_size: 1_000, ..Default::default() };
-            deliveries.list_deliveries(request).await.unwrap().into_inner().deliveries
-        };
-        let all = async {
-            loop {
-                let deliveries = list().await;
-                if deliveries.iter().all(|one| one.status() == DeliveryStatus::Delivered) {
-                    return deliveries;
-                }
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let delivered = timeout(PATIENCE, all).await.expect("all is delivered");
-        assert_eq!(delivered.len(), alerts.len());
-        let posts = receiver.received();
-        let ids: HashSet<_> = posts.iter().map(|one| one.header("webhook-id").to_string()).collect();
-        assert_eq!(ids, delivered.iter().map(|one| one.id.clone()).collect(), "every delivery, by its own id");
-        let told: HashSet<_> = posts.iter().map(Received::alert_id).collect();
-        assert_eq!(told, alerts);
-        let pairs: HashSet<_> = posts.iter().map(|one| (one.header("webhook-id").to_string(), one.alert_id())).collect();
-        assert_eq!(pairs.len(), alerts.len(), "an alert has one id, however often it comes");
+        if kill == 0 {
+            prepare(&channel, receiver.url()).await;
+        }
+        for _ in 0..ALERTS {
+            let mut events = EventServiceClient::new(channel.clone());
+            let answer = events
+                .ingest_event(ingest("door", vec![]))
+                .await
+                .unwrap()
+                .into_inner();
+            alerts.insert(answer.alerts[0].id.clone());
+        }
         server.kill().await;
     }
+    let server = start(&database).await;
+    let channel = server.serving().await;
+    let mut deliveries = DeliveryServiceClient::new(channel);
+    let mut list = async || {
+        let request = pb::ListDeliveriesRequest {
+            page_size: 1_000,
+            ..Default::default()
+        };
+        deliveries
+            .list_deliveries(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .deliveries
+    };
+    let all = async {
+        loop {
+            let deliveries = list().await;
+            if deliveries
+                .iter()
+                .all(|one| one.status() == DeliveryStatus::Delivered)
+            {
+                return deliveries;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let delivered = timeout(PATIENCE, all).await.expect("all is delivered");
+    assert_eq!(delivered.len(), alerts.len());
+    let posts = receiver.received();
+    let ids: HashSet<_> = posts
+        .iter()
+        .map(|one| one.header("webhook-id").to_string())
+        .collect();
+    assert_eq!(
+        ids,
+        delivered.iter().map(|one| one.id.clone()).collect(),
+        "every delivery, by its own id"
+    );
+    let told: HashSet<_> = posts.iter().map(Received::alert_id).collect();
+    assert_eq!(told, alerts);
+    let pairs: HashSet<_> = posts
+        .iter()
+        .map(|one| (one.header("webhook-id").to_string(), one.alert_id()))
+        .collect();
+    assert_eq!(
+        pairs.len(),
+        alerts.len(),
+        "an alert has one id, however often it comes"
+    );
+    server.kill().await;
 }

@@ -52,64 +52,90 @@ async fn execute(database: &TestDatabase, statements: &[&str]) {
     db.close().await.unwrap();
 }
 
-on_both! {
-    async fn a_schema_of_a_newer_version_is_refused(backend) {
-        let database = TestDatabase::migrated(backend).await;
-        let newer = "INSERT INTO seaql_migrations (version, applied_at) VALUES ('m29990101_000001_newer', 1)";
-        execute(&database, &[newer]).await;
-        fails_with(database.url(), "m29990101_000001_newer").await;
-    }
+#[on_both]
+async fn a_schema_of_a_newer_version_is_refused(backend: Backend) {
+    let database = TestDatabase::migrated(backend).await;
+    let newer =
+        "INSERT INTO seaql_migrations (version, applied_at) VALUES ('m29990101_000001_newer', 1)";
+    execute(&database, &[newer]).await;
+    fails_with(database.url(), "m29990101_000001_newer").await;
+}
 
-    async fn a_schema_from_before_the_first_release_is_refused(backend) {
-        let database = TestDatabase::empty(backend).await;
-        execute(&database, &[
-            "CREATE TABLE seaql_migrations (version varchar NOT NULL PRIMARY KEY, applied_at bigint NOT NULL)",
-            "INSERT INTO seaql_migrations (version, applied_at) VALUES
+#[on_both]
+async fn a_schema_from_before_the_first_release_is_refused(backend: Backend) {
+    let database = TestDatabase::empty(backend).await;
+    execute(&database, &[
+        "CREATE TABLE seaql_migrations (version varchar NOT NULL PRIMARY KEY, applied_at bigint NOT NULL)",
+        "INSERT INTO seaql_migrations (version, applied_at) VALUES
                 ('m20261124_000001_cameras', 1), ('m20261124_000002_events', 1)",
-        ]).await;
-        fails_with(database.url(), "the database was made by a version before 0.1 and can't be upgraded").await;
-    }
+    ]).await;
+    fails_with(
+        database.url(),
+        "the database was made by a version before 0.1 and can't be upgraded",
+    )
+    .await;
+}
 
-    async fn tables_of_another_application_are_refused(backend) {
-        let database = TestDatabase::empty(backend).await;
-        execute(&database, &["CREATE TABLE cameras (number integer)"]).await;
-        fails_with(database.url(), "cameras").await;
-    }
+#[on_both]
+async fn tables_of_another_application_are_refused(backend: Backend) {
+    let database = TestDatabase::empty(backend).await;
+    execute(&database, &["CREATE TABLE cameras (number integer)"]).await;
+    fails_with(database.url(), "cameras").await;
+}
 
-    async fn a_query_that_hangs_does_not_delay_the_end(backend) {
-        let database = TestDatabase::migrated(backend).await;
-        let process = Process::start_with(database.url(), "127.0.0.1:0", &[], &["--shutdown-grace", "1s"]).await;
-        let channel = process.serving().await;
-        let blocking = database.connect().await;
-        let options = TransactionOptions {
-            sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-            ..Default::default()
-        };
-        let blocker = blocking.begin_with_options(options).await.unwrap();
-        if backend == Backend::Postgres {
-            blocker.execute_unprepared("LOCK TABLE cameras IN EXCLUSIVE MODE").await.unwrap();
-        }
-        let mut cameras = CameraServiceClient::new(channel);
-        let mut reader = cameras.clone();
-        let camera = pb::Camera { id: "slow".into(), name: "slow".into(), ..Default::default() };
-        let create = cameras.create_camera(pb::CreateCameraRequest { camera: Some(camera) });
-        let mut create = pin!(create);
-        // An answer to the second call, on the same connection, means that the first one was received.
-        let read = reader.get_camera(pb::GetCameraRequest { id: "slow".into() });
-        tokio::select! {
-            biased;
-            created = &mut create => panic!("{created:?}"),
-            read = read => assert_eq!(read.unwrap_err().code(), Code::NotFound),
-        }
-        let begun = Instant::now();
-        process.signal("TERM").await;
-        let (ended, created) = tokio::join!(process.ended(), create);
-        let (status, log, _) = ended;
-        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}: {log}", begun.elapsed());
-        assert!(status.success(), "{log}");
-        created.unwrap_err();
-        blocker.rollback().await.unwrap();
+#[on_both]
+async fn a_query_that_hangs_does_not_delay_the_end(backend: Backend) {
+    let database = TestDatabase::migrated(backend).await;
+    let process = Process::start_with(
+        database.url(),
+        "127.0.0.1:0",
+        &[],
+        &["--shutdown-grace", "1s"],
+    )
+    .await;
+    let channel = process.serving().await;
+    let blocking = database.connect().await;
+    let options = TransactionOptions {
+        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+        ..Default::default()
+    };
+    let blocker = blocking.begin_with_options(options).await.unwrap();
+    if backend == Backend::Postgres {
+        blocker
+            .execute_unprepared("LOCK TABLE cameras IN EXCLUSIVE MODE")
+            .await
+            .unwrap();
     }
+    let mut cameras = CameraServiceClient::new(channel);
+    let mut reader = cameras.clone();
+    let camera = pb::Camera {
+        id: "slow".into(),
+        name: "slow".into(),
+        ..Default::default()
+    };
+    let create = cameras.create_camera(pb::CreateCameraRequest {
+        camera: Some(camera),
+    });
+    let mut create = pin!(create);
+    // An answer to the second call, on the same connection, means that the first one was received.
+    let read = reader.get_camera(pb::GetCameraRequest { id: "slow".into() });
+    tokio::select! {
+        biased;
+        created = &mut create => panic!("{created:?}"),
+        read = read => assert_eq!(read.unwrap_err().code(), Code::NotFound),
+    }
+    let begun = Instant::now();
+    process.signal("TERM").await;
+    let (ended, created) = tokio::join!(process.ended(), create);
+    let (status, log, _) = ended;
+    assert!(
+        begun.elapsed() < Duration::from_secs(4),
+        "{:?}: {log}",
+        begun.elapsed()
+    );
+    assert!(status.success(), "{log}");
+    created.unwrap_err();
+    blocker.rollback().await.unwrap();
 }
 
 #[tokio::test]

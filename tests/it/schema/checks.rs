@@ -130,85 +130,102 @@ fn code(error: DbErr) -> (String, String) {
     )
 }
 
-on_both! {
-    async fn a_check_refuses_what_it_is_there_for(backend) {
-        let database = TestDatabase::migrated(backend).await;
-        let db = database.connect().await;
-        rows::insert_everywhere(backend, &db).await;
-        let violation = if backend == Backend::Postgres { "23514" } else { "275" };
-        for (check, table, column, refused, accepted) in CASES {
-            for value in refused.split(" | ") {
-                let error = assign(&db, table, column, value).await.expect_err(value);
-                let (code, text) = code(error);
-                assert_eq!(code, violation, "{table}.{column} = {value}: {text}");
-                assert!(text.contains(check), "{table}.{column} = {value}: {text}");
-            }
-            for value in accepted.split(" | ").filter(|value| !value.is_empty()) {
-                let assigned = assign(&db, table, column, value).await;
-                assigned.unwrap_or_else(|error| panic!("{table}.{column} = {value}: {error}"));
-            }
+#[on_both]
+async fn a_check_refuses_what_it_is_there_for(backend: Backend) {
+    let database = TestDatabase::migrated(backend).await;
+    let db = database.connect().await;
+    rows::insert_everywhere(backend, &db).await;
+    let violation = if backend == Backend::Postgres {
+        "23514"
+    } else {
+        "275"
+    };
+    for (check, table, column, refused, accepted) in CASES {
+        for value in refused.split(" | ") {
+            let error = assign(&db, table, column, value).await.expect_err(value);
+            let (code, text) = code(error);
+            assert_eq!(code, violation, "{table}.{column} = {value}: {text}");
+            assert!(text.contains(check), "{table}.{column} = {value}: {text}");
+        }
+        for value in accepted.split(" | ").filter(|value| !value.is_empty()) {
+            let assigned = assign(&db, table, column, value).await;
+            assigned.unwrap_or_else(|error| panic!("{table}.{column} = {value}: {error}"));
         }
     }
+}
 
-    async fn no_check_is_left_untried(backend) {
-        let database = TestDatabase::migrated(backend).await;
-        let db = database.connect().await;
-        let found = catalogue::schema(backend, &db).await;
-        let mut tried: BTreeSet<String> = CASES.iter().map(|case| case.0.to_owned()).collect();
-        if backend == Backend::Sqlite {
-            // Tried by `a_native_vocabulary_has_its_labels_only`.
-            let columns = enum_columns().into_iter();
-            tried.extend(columns.map(|(table, column, _)| format!("ck_{table}_{column}")));
+#[on_both]
+async fn no_check_is_left_untried(backend: Backend) {
+    let database = TestDatabase::migrated(backend).await;
+    let db = database.connect().await;
+    let found = catalogue::schema(backend, &db).await;
+    let mut tried: BTreeSet<String> = CASES.iter().map(|case| case.0.to_owned()).collect();
+    if backend == Backend::Sqlite {
+        // Tried by `a_native_vocabulary_has_its_labels_only`.
+        let columns = enum_columns().into_iter();
+        tried.extend(columns.map(|(table, column, _)| format!("ck_{table}_{column}")));
+    }
+    let checks = found
+        .tables
+        .into_values()
+        .flat_map(|table| table.checks.into_keys());
+    assert_eq!(checks.collect::<BTreeSet<_>>(), tried);
+}
+
+#[on_both]
+async fn a_native_vocabulary_has_its_labels_only(backend: Backend) {
+    let database = TestDatabase::migrated(backend).await;
+    let db = database.connect().await;
+    rows::insert_everywhere(backend, &db).await;
+    let refusal = if backend == Backend::Postgres {
+        "22P02"
+    } else {
+        "275"
+    };
+    for (table, column, labels) in enum_columns() {
+        for bad in [labels[0].to_uppercase(), "bogus".to_owned()] {
+            let value = format!("'{bad}'");
+            let error = assign(&db, &table, &column, &value)
+                .await
+                .expect_err(&value);
+            assert_eq!(code(error).0, refusal, "{table}.{column} = {value}");
         }
-        let checks = found.tables.into_values().flat_map(|table| table.checks.into_keys());
-        assert_eq!(checks.collect::<BTreeSet<_>>(), tried);
-    }
-
-    async fn a_native_vocabulary_has_its_labels_only(backend) {
-        let database = TestDatabase::migrated(backend).await;
-        let db = database.connect().await;
-        rows::insert_everywhere(backend, &db).await;
-        let refusal = if backend == Backend::Postgres { "22P02" } else { "275" };
-        for (table, column, labels) in enum_columns() {
-            for bad in [labels[0].to_uppercase(), "bogus".to_owned()] {
-                let value = format!("'{bad}'");
-                let error = assign(&db, &table, &column, &value).await.expect_err(&value);
-                assert_eq!(code(error).0, refusal, "{table}.{column} = {value}");
-            }
-            for label in labels {
-                assign(&db, &table, &column, &format!("'{label}'")).await.unwrap();
-            }
+        for label in labels {
+            assign(&db, &table, &column, &format!("'{label}'"))
+                .await
+                .unwrap();
         }
     }
+}
 
-    async fn every_value_of_an_entity_passes_its_check(backend) {
-        let database = TestDatabase::migrated(backend).await;
-        let db = database.connect().await;
-        rows::insert_everywhere(backend, &db).await;
-        pass::<camera::CameraStatus>(&db, "cameras", "status").await;
-        pass::<alert_suppression::SuppressionReason>(&db, "alert_suppressions", "reason").await;
-        pass::<camera_zone::ZoneAnchor>(&db, "camera_zones", "anchor").await;
-        pass::<notification_channel::ChannelKind>(&db, "notification_channels", "kind").await;
-        pass::<Severity>(&db, "notification_channels", "quiet_except").await;
-        pass::<delivery::DeliveryStatus>(&db, "deliveries", "status").await;
-        pass::<Severity>(&db, "deliveries", "severity").await;
-        pass::<event::RiskLevel>(&db, "events", "risk_level").await;
-        pass::<detection::MediaType>(&db, "detections", "media_type").await;
-        pass::<audit_log::AuditStatus>(&db, "audit_logs", "status").await;
-        pass::<log::LogLevel>(&db, "logs", "level").await;
-        pass::<log::LogSource>(&db, "logs", "source").await;
-        pass::<job::JobStatus>(&db, "jobs", "status").await;
-        pass::<job_attempt::JobAttemptStatus>(&db, "job_attempts", "status").await;
-        pass::<job_log::JobLogLevel>(&db, "job_logs", "level").await;
-        pass::<job_schedule::MissedPolicy>(&db, "job_schedules", "missed_policy").await;
-        pass::<event_feedback::FeedbackType>(&db, "event_feedback", "feedback_type").await;
-        pass::<Severity>(&db, "event_feedback", "expected_severity").await;
-        pass::<Severity>(&db, "threat_detections", "severity").await;
-        pass::<threat_detection::ThreatType>(&db, "threat_detections", "threat_type").await;
-        pass::<pose_result::PoseClass>(&db, "pose_results", "pose_class").await;
-        pass::<demographics_result::AgeRange>(&db, "demographics_results", "age_range").await;
-        pass::<demographics_result::Gender>(&db, "demographics_results", "gender").await;
-    }
+#[on_both]
+async fn every_value_of_an_entity_passes_its_check(backend: Backend) {
+    let database = TestDatabase::migrated(backend).await;
+    let db = database.connect().await;
+    rows::insert_everywhere(backend, &db).await;
+    pass::<camera::CameraStatus>(&db, "cameras", "status").await;
+    pass::<alert_suppression::SuppressionReason>(&db, "alert_suppressions", "reason").await;
+    pass::<camera_zone::ZoneAnchor>(&db, "camera_zones", "anchor").await;
+    pass::<notification_channel::ChannelKind>(&db, "notification_channels", "kind").await;
+    pass::<Severity>(&db, "notification_channels", "quiet_except").await;
+    pass::<delivery::DeliveryStatus>(&db, "deliveries", "status").await;
+    pass::<Severity>(&db, "deliveries", "severity").await;
+    pass::<event::RiskLevel>(&db, "events", "risk_level").await;
+    pass::<detection::MediaType>(&db, "detections", "media_type").await;
+    pass::<audit_log::AuditStatus>(&db, "audit_logs", "status").await;
+    pass::<log::LogLevel>(&db, "logs", "level").await;
+    pass::<log::LogSource>(&db, "logs", "source").await;
+    pass::<job::JobStatus>(&db, "jobs", "status").await;
+    pass::<job_attempt::JobAttemptStatus>(&db, "job_attempts", "status").await;
+    pass::<job_log::JobLogLevel>(&db, "job_logs", "level").await;
+    pass::<job_schedule::MissedPolicy>(&db, "job_schedules", "missed_policy").await;
+    pass::<event_feedback::FeedbackType>(&db, "event_feedback", "feedback_type").await;
+    pass::<Severity>(&db, "event_feedback", "expected_severity").await;
+    pass::<Severity>(&db, "threat_detections", "severity").await;
+    pass::<threat_detection::ThreatType>(&db, "threat_detections", "threat_type").await;
+    pass::<pose_result::PoseClass>(&db, "pose_results", "pose_class").await;
+    pass::<demographics_result::AgeRange>(&db, "demographics_results", "age_range").await;
+    pass::<demographics_result::Gender>(&db, "demographics_results", "gender").await;
 }
 
 /// Writes every value, and holds the values against the labels that the document lists.

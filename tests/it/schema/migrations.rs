@@ -12,28 +12,38 @@ const POSTGRES_REST: &str = "SELECT proname AS name FROM pg_proc
 const SQLITE_REST: &str = "SELECT name FROM sqlite_schema
     WHERE name NOT LIKE 'sqlite_%' AND name <> 'seaql_migrations'";
 
-on_both! {
-    async fn migrations_go_down_and_up_again(backend) {
-        let database = TestDatabase::empty(backend).await;
-        let db = database.connect().await;
-        let mut before = Vec::new();
-        for migration in Migrator::migrations() {
-            before.push((migration.name().to_owned(), catalogue::schema(backend, &db).await));
-            Migrator::up(&db, Some(1)).await.unwrap();
-        }
-        let first = catalogue::schema(backend, &db).await;
-
-        for (name, schema) in before.into_iter().rev() {
-            Migrator::down(&db, Some(1)).await.unwrap();
-            assert_eq!(catalogue::schema(backend, &db).await, schema, "without {name}");
-        }
-        assert_eq!(catalogue::schema(backend, &db).await, Schema::default());
-        let rest = if backend == Backend::Postgres { POSTGRES_REST } else { SQLITE_REST };
-        assert_eq!(names(&db, rest).await, Vec::<String>::new());
-
-        Migrator::up(&db, None).await.unwrap();
-        assert_eq!(catalogue::schema(backend, &db).await, first);
+#[on_both]
+async fn migrations_go_down_and_up_again(backend: Backend) {
+    let database = TestDatabase::empty(backend).await;
+    let db = database.connect().await;
+    let mut before = Vec::new();
+    for migration in Migrator::migrations() {
+        before.push((
+            migration.name().to_owned(),
+            catalogue::schema(backend, &db).await,
+        ));
+        Migrator::up(&db, Some(1)).await.unwrap();
     }
+    let first = catalogue::schema(backend, &db).await;
+
+    for (name, schema) in before.into_iter().rev() {
+        Migrator::down(&db, Some(1)).await.unwrap();
+        assert_eq!(
+            catalogue::schema(backend, &db).await,
+            schema,
+            "without {name}"
+        );
+    }
+    assert_eq!(catalogue::schema(backend, &db).await, Schema::default());
+    let rest = if backend == Backend::Postgres {
+        POSTGRES_REST
+    } else {
+        SQLITE_REST
+    };
+    assert_eq!(names(&db, rest).await, Vec::<String>::new());
+
+    Migrator::up(&db, None).await.unwrap();
+    assert_eq!(catalogue::schema(backend, &db).await, first);
 }
 
 async fn names(db: &DatabaseConnection, query: &str) -> Vec<String> {

@@ -28,42 +28,46 @@ async fn find(backend: Backend, db: &DatabaseConnection, word: &str) -> Vec<i64>
     numbers(db, &query).await
 }
 
-on_both! {
-    async fn logs_are_found_by_their_words(backend) {
-        let database = TestDatabase::migrated(backend).await;
-        let db = database.connect().await;
-        db.execute_unprepared(
-            "INSERT INTO logs (level, component, message) VALUES
+#[on_both]
+async fn logs_are_found_by_their_words(backend: Backend) {
+    let database = TestDatabase::migrated(backend).await;
+    let db = database.connect().await;
+    db.execute_unprepared(
+        "INSERT INTO logs (level, component, message) VALUES
              ('INFO', 'camera', 'three files were uploaded'),
              ('ERROR', 'storage', 'the camera stopped uploading'),
              ('WARNING', 'detector', 'the queue is long')",
-        ).await.unwrap();
-        // A message weighs more than a component, and a word is found in its other forms.
-        assert_eq!(find(backend, &db, "camera").await, [2, 1]);
-        assert_eq!(find(backend, &db, "upload").await.len(), 2);
-        assert_eq!(find(backend, &db, "warning").await, [3]);
+    )
+    .await
+    .unwrap();
+    // A message weighs more than a component, and a word is found in its other forms.
+    assert_eq!(find(backend, &db, "camera").await, [2, 1]);
+    assert_eq!(find(backend, &db, "upload").await.len(), 2);
+    assert_eq!(find(backend, &db, "warning").await, [3]);
 
-        let update = "UPDATE logs SET message = 'the disk is full' WHERE id = 2";
-        db.execute_unprepared(update).await.unwrap();
-        assert_eq!(find(backend, &db, "camera").await, [1]);
-        assert_eq!(find(backend, &db, "disk").await, [2]);
-        db.execute_unprepared("DELETE FROM logs WHERE id = 2").await.unwrap();
-        assert_eq!(find(backend, &db, "disk").await, Vec::<i64>::new());
-    }
+    let update = "UPDATE logs SET message = 'the disk is full' WHERE id = 2";
+    db.execute_unprepared(update).await.unwrap();
+    assert_eq!(find(backend, &db, "camera").await, [1]);
+    assert_eq!(find(backend, &db, "disk").await, [2]);
+    db.execute_unprepared("DELETE FROM logs WHERE id = 2")
+        .await
+        .unwrap();
+    assert_eq!(find(backend, &db, "disk").await, Vec::<i64>::new());
+}
 
-    async fn a_text_of_any_length_is_kept(backend) {
-        let database = TestDatabase::migrated(backend).await;
-        let db = database.connect().await;
-        // More different words than a text vector of PostgreSQL can hold.
-        let words: Vec<String> = (0..400_000).map(|word| format!("{word:x}")).collect();
-        let long = words.join(" ");
-        let insert = "INSERT INTO logs (level, component, message)";
-        let insert = format!("{insert} VALUES ('INFO', 'x', '{long}')");
-        db.execute_unprepared(&insert).await.unwrap();
-        rows::insert_everywhere(backend, &db).await;
-        let update = format!("UPDATE events SET summary = '{long}', reasoning = '{long}'");
-        db.execute_unprepared(&update).await.unwrap();
-    }
+#[on_both]
+async fn a_text_of_any_length_is_kept(backend: Backend) {
+    let database = TestDatabase::migrated(backend).await;
+    let db = database.connect().await;
+    // More different words than a text vector of PostgreSQL can hold.
+    let words: Vec<String> = (0..400_000).map(|word| format!("{word:x}")).collect();
+    let long = words.join(" ");
+    let insert = "INSERT INTO logs (level, component, message)";
+    let insert = format!("{insert} VALUES ('INFO', 'x', '{long}')");
+    db.execute_unprepared(&insert).await.unwrap();
+    rows::insert_everywhere(backend, &db).await;
+    let update = format!("UPDATE events SET summary = '{long}', reasoning = '{long}'");
+    db.execute_unprepared(&update).await.unwrap();
 }
 
 #[tokio::test]

@@ -49,21 +49,27 @@ async fn a_second_process_on_a_file_ends_with_1_and_names_the_first() {
     second.kill().await;
 }
 
-on_both! {
-    async fn a_schema_is_not_taken_away_under_a_server(backend) {
-        let database = TestDatabase::migrated(backend).await;
-        let server = Process::start(database.url(), "127.0.0.1:0").await;
-        server.serving().await;
-        let down = ["migrate", "down", "1", "--yes", "--database-url", database.url()];
-        let (code, log) = run(&down).await;
-        assert_eq!(code, 1, "{log}");
-        assert!(log.contains("in use by"), "{log}");
-        server.kill().await;
-        // PostgreSQL may take a moment to see that its client is gone.
-        let mut refused = 0;
-        while run(&down).await.0 != 0 {
-            refused += 1;
-            assert!(refused < 100, "the server is gone");
-        }
+#[on_both]
+async fn a_schema_is_not_taken_away_under_a_server(backend: Backend) {
+    let database = TestDatabase::migrated(backend).await;
+    let server = Process::start(database.url(), "127.0.0.1:0").await;
+    server.serving().await;
+    let down = [
+        "migrate",
+        "down",
+        "1",
+        "--yes",
+        "--database-url",
+        database.url(),
+    ];
+    let (code, log) = run(&down).await;
+    assert_eq!(code, 1, "{log}");
+    assert!(log.contains("in use by"), "{log}");
+    server.kill().await;
+    // PostgreSQL may take a moment to see that its client is gone.
+    let mut refused = 0;
+    while run(&down).await.0 != 0 {
+        refused += 1;
+        assert!(refused < 100, "the server is gone");
     }
 }

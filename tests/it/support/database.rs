@@ -3,6 +3,7 @@
 use std::{path::Path, thread, time::Duration};
 
 use migration::{Migrator, MigratorTrait};
+pub use on_both::on_both;
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement,
 };
@@ -23,37 +24,6 @@ const PREFIX: &str = "watchpost_test_";
 
 /// The age at which a database is taken for one that a killed test left behind.
 const LEFTOVER: Duration = Duration::from_hours(24);
-
-/// Makes two tests of one: the same on SQLite and on PostgreSQL.
-///
-/// ```ignore
-/// on_both! {
-///     async fn an_empty_database_has_no_cameras(backend) {
-///         let database = TestDatabase::migrated(backend).await;
-///     }
-/// }
-/// ```
-macro_rules! on_both {
-    ($($(#[$attribute:meta])* async fn $name:ident($backend:ident) $body:block)+) => {$(
-        $(#[$attribute])*
-        mod $name {
-            use super::*;
-
-            async fn on($backend: $crate::support::database::Backend) $body
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn sqlite() {
-                on($crate::support::database::Backend::Sqlite).await;
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn postgres() {
-                on($crate::support::database::Backend::Postgres).await;
-            }
-        }
-    )+};
-}
-pub(crate) use on_both;
 
 /// The kind of database that a test runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

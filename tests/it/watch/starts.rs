@@ -82,167 +82,219 @@ async fn running(server: &TestServer, backend: Backend) -> Option<sea_orm::Datab
     Some(tx)
 }
 
-on_both! {
-    async fn a_snapshot_holds_what_is_open_and_what_follows_is_live(backend) {
-        let server = server_with_a_rule(backend).await;
-        let raised = raise(&server, 5).await;
-        let (acknowledged, dismissed) = (raised[1].clone(), raised[3].clone());
-        let request = pb::AcknowledgeAlertRequest { id: acknowledged, ..Default::default() };
-        server.alerts().acknowledge_alert(request).await.unwrap();
-        let request = pb::DismissAlertRequest { id: dismissed, ..Default::default() };
-        server.alerts().dismiss_alert(request).await.unwrap();
+#[on_both]
+async fn a_snapshot_holds_what_is_open_and_what_follows_is_live(backend: Backend) {
+    let server = server_with_a_rule(backend).await;
+    let raised = raise(&server, 5).await;
+    let (acknowledged, dismissed) = (raised[1].clone(), raised[3].clone());
+    let request = pb::AcknowledgeAlertRequest {
+        id: acknowledged,
+        ..Default::default()
+    };
+    server.alerts().acknowledge_alert(request).await.unwrap();
+    let request = pb::DismissAlertRequest {
+        id: dismissed,
+        ..Default::default()
+    };
+    server.alerts().dismiss_alert(request).await.unwrap();
 
+    let mut watch = server.watch(from(WatchStart::Snapshot)).await;
+    let open = snapshot(&mut watch).await;
+    assert_eq!(ids(&open), [0, 2, 4].map(|at: usize| raised[at].clone()));
+    for alert in &open {
+        let request = pb::GetAlertRequest {
+            id: alert.id.clone(),
+        };
+        assert_eq!(
+            &server
+                .alerts()
+                .get_alert(request)
+                .await
+                .unwrap()
+                .into_inner(),
+            alert
+        );
+    }
+    let cursor = watch.cursor.clone();
+    let later = raise(&server, 2).await;
+    assert_eq!(new_alerts(&mut watch, 2).await, later);
+    let mut resumed = server.watch(alerts_after(&cursor)).await;
+    assert_eq!(new_alerts(&mut resumed, 2).await, later);
+
+    let nothing = pb::AlertWatchFilter {
+        camera_ids: vec!["garage".into()],
+        ..Default::default()
+    };
+    let nothing = pb::WatchRequest {
+        alert_filter: Some(nothing),
+        ..from(WatchStart::Snapshot)
+    };
+    assert_eq!(snapshot(&mut server.watch(nothing).await).await, []);
+    let events = pb::WatchRequest {
+        topics: vec![Topic::Events.into()],
+        ..from(WatchStart::Snapshot)
+    };
+    assert_eq!(snapshot(&mut server.watch(events).await).await, []);
+    server.stop().await;
+}
+
+#[on_both]
+async fn between_snapshot_and_live_nothing_is_missing_and_nothing_comes_twice(backend: Backend) {
+    let server = server_with_a_rule(backend).await;
+    let mut writers = Vec::new();
+    for _ in 0..4 {
+        let mut events = server.events();
+        writers.push(tokio::spawn(async move {
+            let mut raised = Vec::new();
+            for _ in 0..60 {
+                let request = crate::support::ingest("door", vec![]);
+                let ingested = events.ingest_event(request).await.unwrap().into_inner();
+                raised.push(ingested.alerts[0].id.clone());
+            }
+            raised
+        }));
+    }
+    let mut watches = Vec::new();
+    for _ in 0..6 {
         let mut watch = server.watch(from(WatchStart::Snapshot)).await;
-        let open = snapshot(&mut watch).await;
-        assert_eq!(ids(&open), [0, 2, 4].map(|at: usize| raised[at].clone()));
-        for alert in &open {
-            let request = pb::GetAlertRequest { id: alert.id.clone() };
-            assert_eq!(&server.alerts().get_alert(request).await.unwrap().into_inner(), alert);
-        }
-        let cursor = watch.cursor.clone();
-        let later = raise(&server, 2).await;
-        assert_eq!(new_alerts(&mut watch, 2).await, later);
+        let seen = ids(&snapshot(&mut watch).await);
+        // Another one goes on with the cursor of the end of the snapshot.
+        let resumed = server.watch(alerts_after(&watch.cursor)).await;
+        watches.push((seen.clone(), watch));
+        watches.push((seen, resumed));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut raised = HashSet::new();
+    for writer in writers {
+        raised.extend(writer.await.unwrap());
+    }
+    for (mut seen, mut watch) in watches {
+        let left = raised.len() - seen.len();
+        seen.extend(new_alerts(&mut watch, left).await);
+        assert_eq!(seen.len(), raised.len());
+        assert_eq!(seen.into_iter().collect::<HashSet<_>>(), raised);
+    }
+    server.stop().await;
+}
+
+#[on_both]
+async fn what_waits_behind_a_running_transaction_is_in_the_snapshot_and_not_live_again(
+    backend: Backend,
+) {
+    let server = server_with_a_rule(backend).await;
+    let tx = running(&server, backend).await;
+    let raised = raise(&server, 3).await;
+    let mut now = server.watch(topics(&[Topic::Alerts])).await;
+    let mut watch = server.watch(from(WatchStart::Snapshot)).await;
+    assert_eq!(ids(&snapshot(&mut watch).await), raised);
+    let cursors = [now.cursor.clone(), watch.cursor.clone()];
+    let later = raise(&server, 2).await;
+    if let Some(tx) = tx {
+        tx.rollback().await.unwrap();
+    }
+    assert_eq!(new_alerts(&mut now, 2).await, later);
+    assert_eq!(new_alerts(&mut watch, 2).await, later);
+    for cursor in cursors {
         let mut resumed = server.watch(alerts_after(&cursor)).await;
-        assert_eq!(new_alerts(&mut resumed, 2).await, later);
-
-        let nothing = pb::AlertWatchFilter { camera_ids: vec!["garage".into()], ..Default::default() };
-        let nothing = pb::WatchRequest { alert_filter: Some(nothing), ..from(WatchStart::Snapshot) };
-        assert_eq!(snapshot(&mut server.watch(nothing).await).await, []);
-        let events = pb::WatchRequest { topics: vec![Topic::Events.into()], ..from(WatchStart::Snapshot) };
-        assert_eq!(snapshot(&mut server.watch(events).await).await, []);
-        server.stop().await;
+        assert_eq!(new_alerts(&mut resumed, 1).await, later[..1]);
+        // A cursor in between still knows what was before.
+        let mut resumed = server.watch(alerts_after(&resumed.cursor)).await;
+        assert_eq!(new_alerts(&mut resumed, 1).await, later[1..]);
     }
+    server.stop().await;
+}
 
-    async fn between_snapshot_and_live_nothing_is_missing_and_nothing_comes_twice(backend) {
-        let server = server_with_a_rule(backend).await;
-        let mut writers = Vec::new();
-        for _ in 0..4 {
-            let mut events = server.events();
-            writers.push(tokio::spawn(async move {
-                let mut raised = Vec::new();
-                for _ in 0..60 {
-                    let request = crate::support::ingest("door", vec![]);
-                    let ingested = events.ingest_event(request).await.unwrap().into_inner();
-                    raised.push(ingested.alerts[0].id.clone());
-                }
-                raised
-            }));
-        }
-        let mut watches = Vec::new();
-        for _ in 0..6 {
-            let mut watch = server.watch(from(WatchStart::Snapshot)).await;
-            let seen = ids(&snapshot(&mut watch).await);
-            // Another one goes on with the cursor of the end of the snapshot.
-            let resumed = server.watch(alerts_after(&watch.cursor)).await;
-            watches.push((seen.clone(), watch));
-            watches.push((seen, resumed));
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let mut raised = HashSet::new();
-        for writer in writers {
-            raised.extend(writer.await.unwrap());
-        }
-        for (mut seen, mut watch) in watches {
-            let left = raised.len() - seen.len();
-            seen.extend(new_alerts(&mut watch, left).await);
-            assert_eq!(seen.len(), raised.len());
-            assert_eq!(seen.into_iter().collect::<HashSet<_>>(), raised);
-        }
-        server.stop().await;
+#[on_both]
+async fn from_the_earliest_on_everything_that_is_held_comes(backend: Backend) {
+    let server = server_with_a_rule(backend).await;
+    let raised = raise(&server, 3).await;
+    let mut watch = server.watch(from(WatchStart::Earliest)).await;
+    assert_eq!(new_alerts(&mut watch, 3).await, raised);
+    let later = raise(&server, 1).await;
+    assert_eq!(new_alerts(&mut watch, 1).await, later);
+    let mut now = server.watch(from(WatchStart::Now)).await;
+    let latest = raise(&server, 1).await;
+    assert_eq!(new_alerts(&mut now, 1).await, latest);
+
+    let db = open(&server).await;
+    while prune(&db, KEEP_NOTHING).await.unwrap() > 0 || status(&server).await.changes > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    db.close().await;
+    let mut watch = server.watch(from(WatchStart::Earliest)).await;
+    let after = raise(&server, 1).await;
+    assert_eq!(new_alerts(&mut watch, 1).await, after);
+    server.stop().await;
+}
 
-    async fn what_waits_behind_a_running_transaction_is_in_the_snapshot_and_not_live_again(backend) {
-        let server = server_with_a_rule(backend).await;
-        let tx = running(&server, backend).await;
-        let raised = raise(&server, 3).await;
-        let mut now = server.watch(topics(&[Topic::Alerts])).await;
-        let mut watch = server.watch(from(WatchStart::Snapshot)).await;
-        assert_eq!(ids(&snapshot(&mut watch).await), raised);
-        let cursors = [now.cursor.clone(), watch.cursor.clone()];
-        let later = raise(&server, 2).await;
-        if let Some(tx) = tx {
-            tx.rollback().await.unwrap();
-        }
-        assert_eq!(new_alerts(&mut now, 2).await, later);
-        assert_eq!(new_alerts(&mut watch, 2).await, later);
-        for cursor in cursors {
-            let mut resumed = server.watch(alerts_after(&cursor)).await;
-            assert_eq!(new_alerts(&mut resumed, 1).await, later[..1]);
-            // A cursor in between still knows what was before.
-            let mut resumed = server.watch(alerts_after(&resumed.cursor)).await;
-            assert_eq!(new_alerts(&mut resumed, 1).await, later[1..]);
-        }
-        server.stop().await;
+#[on_both]
+async fn the_status_of_the_feed_tells_what_is_held(backend: Backend) {
+    let database = database::TestDatabase::migrated(backend).await;
+    let server = TestServer::start_with(database, |settings| {
+        settings.feed_retention = Duration::from_hours(1);
+        settings.feed_max_changes = 5_000;
+    })
+    .await;
+    let empty = status(&server).await;
+    assert_eq!(
+        (empty.changes, empty.deleted_changes, empty.max_changes),
+        (0, 0, 5_000)
+    );
+    assert_eq!(empty.retention.unwrap().seconds, 3600);
+    assert_eq!(
+        (&empty.oldest_recorded_at, &empty.newest_recorded_at),
+        (&None, &None)
+    );
+    server.camera("door").await;
+    server.rule(always("everything")).await;
+    raise(&server, 4).await;
+    // A camera, a rule, and four times an event and an alert.
+    let full = status(&server).await;
+    assert_eq!((full.changes, full.deleted_changes), (10, 0));
+    let time = |time: Option<prost_types::Timestamp>| {
+        std::time::SystemTime::try_from(time.unwrap()).unwrap()
+    };
+    assert!(time(full.oldest_recorded_at) <= time(full.newest_recorded_at));
+
+    // All but the newest three are deleted; watches know.
+    let db = open(&server).await;
+    let keep_three = Retention {
+        max_age: Duration::from_hours(1),
+        max_changes: 3,
+    };
+    let mut deleted = 0;
+    while deleted < 7 {
+        deleted += prune(&db, keep_three).await.unwrap();
     }
-
-    async fn from_the_earliest_on_everything_that_is_held_comes(backend) {
-        let server = server_with_a_rule(backend).await;
-        let raised = raise(&server, 3).await;
-        let mut watch = server.watch(from(WatchStart::Earliest)).await;
-        assert_eq!(new_alerts(&mut watch, 3).await, raised);
-        let later = raise(&server, 1).await;
-        assert_eq!(new_alerts(&mut watch, 1).await, later);
-        let mut now = server.watch(from(WatchStart::Now)).await;
-        let latest = raise(&server, 1).await;
-        assert_eq!(new_alerts(&mut now, 1).await, latest);
-
-        let db = open(&server).await;
-        while prune(&db, KEEP_NOTHING).await.unwrap() > 0 || status(&server).await.changes > 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        db.close().await;
-        let mut watch = server.watch(from(WatchStart::Earliest)).await;
-        let after = raise(&server, 1).await;
-        assert_eq!(new_alerts(&mut watch, 1).await, after);
-        server.stop().await;
+    db.close().await;
+    assert_eq!(deleted, 7);
+    let left = status(&server).await;
+    assert_eq!((left.changes, left.deleted_changes), (3, 7));
+    let expired = server
+        .monitor()
+        .watch(alerts_after(&full.earliest_cursor))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (expired.code(), reason(&expired)),
+        (Code::OutOfRange, "CURSOR_EXPIRED".into())
+    );
+    let details = tonic_types::StatusExt::get_error_details(&expired);
+    let metadata = &details.error_info().unwrap().metadata;
+    assert_eq!(metadata["earliest_cursor"], left.earliest_cursor);
+    let held = pb::WatchRequest {
+        cursor: left.earliest_cursor,
+        ..topics(&[])
+    };
+    let mut held = server.watch(held).await;
+    for _ in 0..3 {
+        held.update().await;
     }
-
-    async fn the_status_of_the_feed_tells_what_is_held(backend) {
-        let database = database::TestDatabase::migrated(backend).await;
-        let server = TestServer::start_with(database, |settings| {
-            settings.feed_retention = Duration::from_hours(1);
-            settings.feed_max_changes = 5_000;
-        }).await;
-        let empty = status(&server).await;
-        assert_eq!((empty.changes, empty.deleted_changes, empty.max_changes), (0, 0, 5_000));
-        assert_eq!(empty.retention.unwrap().seconds, 3600);
-        assert_eq!((&empty.oldest_recorded_at, &empty.newest_recorded_at), (&None, &None));
-        server.camera("door").await;
-        server.rule(always("everything")).await;
-        raise(&server, 4).await;
-        // A camera, a rule, and four times an event and an alert.
-        let full = status(&server).await;
-        assert_eq!((full.changes, full.deleted_changes), (10, 0));
-        let time = |time: Option<prost_types::Timestamp>| std::time::SystemTime::try_from(time.unwrap()).unwrap();
-        assert!(time(full.oldest_recorded_at) <= time(full.newest_recorded_at));
-
-        // All but the newest three are deleted; watches know.
-        let db = open(&server).await;
-        let keep_three = Retention { max_age: Duration::from_hours(1), max_changes: 3 };
-        let mut deleted = 0;
-        while deleted < 7 {
-            deleted += prune(&db, keep_three).await.unwrap();
-        }
-        db.close().await;
-        assert_eq!(deleted, 7);
-        let left = status(&server).await;
-        assert_eq!((left.changes, left.deleted_changes), (3, 7));
-        let expired = server.monitor().watch(alerts_after(&full.earliest_cursor)).await.unwrap_err();
-        assert_eq!((expired.code(), reason(&expired)), (Code::OutOfRange, "CURSOR_EXPIRED".into()));
-        let details = tonic_types::StatusExt::get_error_details(&expired);
-        let metadata = &details.error_info().unwrap().metadata;
-        assert_eq!(metadata["earliest_cursor"], left.earliest_cursor);
-        let held = pb::WatchRequest { cursor: left.earliest_cursor, ..topics(&[]) };
-        let mut held = server.watch(held).await;
-        for _ in 0..3 {
-            held.update().await;
-        }
-        // The end of the feed, as it is told, is where nothing is left.
-        let mut newest = status(&server).await.newest_cursor;
-        while newest != held.cursor {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            newest = status(&server).await.newest_cursor;
-        }
-        server.stop().await;
+    // The end of the feed, as it is told, is where nothing is left.
+    let mut newest = status(&server).await.newest_cursor;
+    while newest != held.cursor {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        newest = status(&server).await.newest_cursor;
     }
+    server.stop().await;
 }

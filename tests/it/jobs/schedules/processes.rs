@@ -61,46 +61,50 @@ async fn ticked(channel: &Channel, id: &str, after: i64) -> i64 {
         .expect("the schedule ticks")
 }
 
-on_both! {
-    async fn each_tick_has_one_job_however_many_processes_there_are_and_are_killed(backend) {
-        let database = TestDatabase::migrated(backend).await;
-        // SQLite is for one.
-        let processes = if backend == Backend::Postgres { 3 } else { 1 };
-        let mut running = Vec::new();
-        for _ in 0..processes {
+#[on_both]
+async fn each_tick_has_one_job_however_many_processes_there_are_and_are_killed(backend: Backend) {
+    let database = TestDatabase::migrated(backend).await;
+    // SQLite is for one.
+    let processes = if backend == Backend::Postgres { 3 } else { 1 };
+    let mut running = Vec::new();
+    for _ in 0..processes {
+        let process = start(&database).await;
+        process.serving().await;
+        running.push(process);
+    }
+    let mut channel = connect(&running[0].address).await;
+    let mut ids = Vec::new();
+    for number in 0..SCHEDULES {
+        ids.push(create(&channel, &format!("s{number}")).await);
+    }
+    let mut last = 0;
+    for kill in 0..KILLS {
+        last = ticked(&channel, &ids[0], last).await;
+        last = ticked(&channel, &ids[0], last).await;
+        running.remove(0).kill().await;
+        if kill % 2 == 0 || processes == 1 {
             let process = start(&database).await;
             process.serving().await;
             running.push(process);
         }
-        let mut channel = connect(&running[0].address).await;
-        let mut ids = Vec::new();
-        for number in 0..SCHEDULES {
-            ids.push(create(&channel, &format!("s{number}")).await);
-        }
-        let mut last = 0;
-        for kill in 0..KILLS {
-            last = ticked(&channel, &ids[0], last).await;
-            last = ticked(&channel, &ids[0], last).await;
-            running.remove(0).kill().await;
-            if kill % 2 == 0 || processes == 1 {
-                let process = start(&database).await;
-                process.serving().await;
-                running.push(process);
-            }
-            channel = connect(&running[0].address).await;
-        }
-        for id in &ids {
-            ticked(&channel, id, last + 2).await;
-        }
-        for process in running {
-            process.kill().await;
-        }
-        for id in &ids {
-            let ticks = ticks(&jobs(&database, id).await);
-            assert!(ticks.len() > 2 * KILLS, "{ticks:?}");
-            let apart = |pair: &[chrono::DateTime<chrono::Utc>]| pair[1] - pair[0];
-            assert!(ticks.windows(2).all(|pair| apart(pair) == TimeDelta::seconds(1)), "{ticks:?}");
-        }
+        channel = connect(&running[0].address).await;
+    }
+    for id in &ids {
+        ticked(&channel, id, last + 2).await;
+    }
+    for process in running {
+        process.kill().await;
+    }
+    for id in &ids {
+        let ticks = ticks(&jobs(&database, id).await);
+        assert!(ticks.len() > 2 * KILLS, "{ticks:?}");
+        let apart = |pair: &[chrono::DateTime<chrono::Utc>]| pair[1] - pair[0];
+        assert!(
+            ticks
+                .windows(2)
+                .all(|pair| apart(pair) == TimeDelta::seconds(1)),
+            "{ticks:?}"
+        );
     }
 }
 
