@@ -28,20 +28,20 @@ impl EdgeIndex {
         let heights = || edges.iter().map(|line| line.start.y);
         let low = heights().fold(f64::INFINITY, f64::min);
         let high = heights().fold(f64::NEG_INFINITY, f64::max);
-        let mut edges = Self {
+        let mut index = Self {
             low,
             span: high - low,
             starts: vec![0; edges.len().max(1) + 1],
             members: Vec::new(),
             edges,
         };
-        while edges.bands() > 1
-            && edges.band_entries() > edges.edges.len() * MAX_BAND_ENTRIES_PER_EDGE
+        while index.bands() > 1
+            && index.band_entries() > index.edges.len() * MAX_BAND_ENTRIES_PER_EDGE
         {
-            edges.starts.truncate(edges.bands() / 2 + 1);
+            index.starts.truncate(index.bands() / 2 + 1);
         }
-        edges.fill_bands();
-        edges
+        index.fill_bands();
+        index
     }
 
     /// Number of edges.

@@ -322,19 +322,19 @@ impl Conditions {
         timezones: &mut Arc<Vec<Tz>>,
     ) -> Self {
         let object_types = rule.object_types.iter().cloned();
-        let mut type_numbers: Vec<_> = object_types
+        let mut numbers: Vec<_> = object_types
             .map(|name| number(type_numbers, name))
             .collect();
-        type_numbers.sort_unstable();
-        type_numbers.dedup();
+        numbers.sort_unstable();
+        numbers.dedup();
         let schedule = rule.schedule.as_ref();
         Self {
             risk_threshold: rule.risk_threshold,
             min_confidence: rule.min_confidence,
-            type_bits: type_numbers
+            type_bits: numbers
                 .iter()
                 .fold(0, |type_bits, number| type_bits | type_bit(*number)),
-            type_numbers: type_numbers.into(),
+            type_numbers: numbers.into(),
             schedule: schedule.map(|schedule| {
                 let timezone = schedule.timezone();
                 let known_number = timezones.iter().position(|known| *known == timezone);

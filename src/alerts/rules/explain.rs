@@ -198,12 +198,10 @@ fn explain_conditions(
     if !rule.object_types.is_empty() {
         let expected = format!("object_type in [{}]", texts(&row.object_types));
         conditions.push(of_detection(RuleStop::ObjectTypes, expected, &|closest| {
-            let actual = closest
-                .detection
-                .object_type
-                .as_deref()
-                .map(|name| format!("object_type {name}"))
-                .unwrap_or_else(|| "no object_type".into());
+            let actual = closest.detection.object_type.as_deref().map_or_else(
+                || "no object_type".into(),
+                |name| format!("object_type {name}"),
+            );
             (actual, closest.has_type)
         }));
     }
@@ -213,11 +211,10 @@ fn explain_conditions(
             RuleStop::MinConfidence,
             expected,
             &|closest| {
-                let actual = closest
-                    .detection
-                    .confidence
-                    .map(|confidence| format!("confidence {confidence}"))
-                    .unwrap_or_else(|| "no confidence".into());
+                let actual = closest.detection.confidence.map_or_else(
+                    || "no confidence".into(),
+                    |confidence| format!("confidence {confidence}"),
+                );
                 (actual, closest.is_confident)
             },
         ));

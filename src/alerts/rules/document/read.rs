@@ -156,7 +156,12 @@ fn deserialize<'de, T: Deserialize<'de>>(document: &'de str) -> Result<Object<T>
     let mut json = serde_json::Deserializer::from_str(document);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
-        let field = if path == "." { "document".into() } else { path };
+        // A malformed key has the path `?`.
+        let field = match path.as_str() {
+            "." | "?" => "document",
+            path => path.trim_end_matches(".?"),
+        };
+        let field = field.to_string();
         Error::invalid(field, format!("cannot be read: {}", error.into_inner()))
     })?;
     json.end()

@@ -262,7 +262,8 @@ fn what_is_no_document_is_refused() {
         assert_eq!(message, expected, "{}", text.get(..100).unwrap_or(&text));
     }
     let nested = json!([{"conditions": {"x": "nested"}}]);
-    let deep = document(&nested).replace("\"nested\"", &"[".repeat(1_000));
+    let lists = "[".repeat(1_000) + &"]".repeat(1_000);
+    let deep = document(&nested).replace("\"nested\"", &lists);
     let message = without_position(&read(&deep).unwrap_err().to_string());
     assert!(message.ends_with("recursion limit exceeded"), "{message}");
 }
