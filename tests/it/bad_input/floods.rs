@@ -22,7 +22,8 @@ fn empty(field: u8, count: usize) -> Vec<u8> {
 
 /// A submessage of this field.
 fn within(field: u8, content: Vec<u8>) -> Vec<u8> {
-    let mut message = vec![field << 3 | 2];
+    let mut message = Vec::new();
+    prost::encoding::encode_varint(u64::from(field) << 3 | 2, &mut message);
     prost::encode_length_delimiter(content.len(), &mut message).unwrap();
     message.extend(content);
     message
@@ -35,7 +36,7 @@ async fn many_empty_messages_are_refused_before_they_are_decoded(backend: Backen
     // {"a": [null, null, …]} in a job's payload: two bytes for each.
     let value = within(6, empty(1, 2_000_000));
     let entry = [within(1, b"a".to_vec()), within(2, value)].concat();
-    let job = within(4, within(1, entry));
+    let job = within(1, within(17, within(1, entry)));
     let watch = within(3, empty(3, 2_000_000));
     for (method, body) in [
         ("EventService/IngestEvent", empty(2, 2_000_000)),
