@@ -95,14 +95,12 @@ impl Rules {
     /// The rules to judge an event by, arranged for it, with the zones of now.
     pub fn index(&self) -> Arc<Index> {
         let (rules, zones) = (self.current(), self.zones().current());
-        let last = self.0.index.read();
-        let last = last.clone();
+        let last = self.0.index.read().clone();
         if last.is_of(&rules, &zones) {
             return last;
         }
         // Others wait meanwhile, and need not do the same.
-        let last = self.0.index.write();
-        let mut last = last;
+        let mut last = self.0.index.write();
         let (rules, zones) = (self.current(), self.zones().current());
         if !last.is_of(&rules, &zones) {
             *last = Arc::new(last.next(rules, zones));
