@@ -11,6 +11,7 @@ mod checker;
 #[path = "../clock_shim/mod.rs"]
 mod clock_shim;
 mod clocks;
+mod columns;
 mod connections;
 mod crash;
 mod events;

@@ -1,9 +1,9 @@
 //! The migrated schema: what the documents say, on both databases, and what the entities think it is.
 
-mod catalogue;
+pub mod catalogue;
 mod checks;
 mod entities;
-mod expected;
+pub mod expected;
 mod keys;
 mod migrations;
 mod rows;
