@@ -74,21 +74,29 @@ fn stale_excuses(schema: &Schema) -> Vec<String> {
         .collect()
 }
 
-on_both! {
-    async fn every_column_is_written_and_read_by_its_service(backend) {
-        let server = filled::server(backend).await;
-        let stored = Stored::open(backend, &server).await;
-        assert_eq!(stale_excuses(&stored.schema), Vec::<String>::new(), "excused, but not in the schema");
-        let mut problems = Vec::new();
-        for table in served(&stored.schema) {
-            problems.extend(unwritten(&stored, table).await);
-        }
-        for table in served(&stored.schema) {
-            problems.extend(unread(backend, &stored, &server, table).await);
-        }
-        assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
-        stored.db.close().await.unwrap();
+#[on_both]
+async fn every_column_is_written_and_read_by_its_service(backend: Backend) {
+    let server = filled::server(backend).await;
+    let stored = Stored::open(backend, &server).await;
+    assert_eq!(
+        stale_excuses(&stored.schema),
+        Vec::<String>::new(),
+        "excused, but not in the schema"
+    );
+    let mut problems = Vec::new();
+    for table in served(&stored.schema) {
+        problems.extend(unwritten(&stored, table).await);
     }
+    for table in served(&stored.schema) {
+        problems.extend(unread(backend, &stored, &server, table).await);
+    }
+    assert!(
+        problems.is_empty(),
+        "{} problems:\n{}",
+        problems.len(),
+        problems.join("\n")
+    );
+    stored.db.close().await.unwrap();
 }
 
 /// Columns of a table that no row has a value of.

@@ -125,8 +125,8 @@ pub fn with_cooldown(
     flap_window: Option<i32>,
 ) -> pb::AlertRule {
     pb::AlertRule {
-        cooldown_seconds: Some(cooldown),
-        flap_window_seconds: flap_window,
+        cooldown: span(cooldown.into()),
+        flap_window: flap_window.and_then(|seconds| span(seconds.into())),
         ..rule
     }
 }
@@ -134,7 +134,7 @@ pub fn with_cooldown(
 /// A step that tells the channel `later` after so many seconds.
 pub fn escalation(after: i32) -> pb::EscalationStep {
     pb::EscalationStep {
-        after_seconds: after,
+        after: span(after.into()),
         channels: strings(&["later"]),
     }
 }
@@ -144,7 +144,7 @@ pub fn schedule() -> pb::Schedule {
         days: vec![pb::DayOfWeek::Sunday.into()],
         start_time: "22:00".into(),
         end_time: "06:00".into(),
-        timezone: "Europe/Berlin".into(),
+        time_zone: "Europe/Berlin".into(),
     }
 }
 
@@ -215,7 +215,10 @@ fn full_detection() -> pb::Detection {
         bbox_height: Some(40),
         thumbnail_path: Some("/porch/1.jpg".into()),
         media_type: pb::MediaType::Video.into(),
-        duration: Some(12.5),
+        duration: Some(prost_types::Duration {
+            seconds: 12,
+            nanos: 500_000_000,
+        }),
         video_codec: Some("h264".into()),
         video_width: Some(640),
         video_height: Some(480),
@@ -316,11 +319,15 @@ async fn alerts(server: &TestServer) {
     };
     server.events().review_event(request).await.unwrap();
 
-    let request = pb::CreateAlertRequest {
+    let alert = pb::Alert {
         event_id: id,
         severity: Severity::Low.into(),
         dedup_key: "by-hand".into(),
         metadata: object(&json!({"seen": "twice"})),
+        ..Default::default()
+    };
+    let request = pb::CreateAlertRequest {
+        alert: Some(alert),
         actor: "ann".into(),
         reason: "seen".into(),
         ..Default::default()
@@ -391,9 +398,9 @@ async fn updates(server: &TestServer, rule_id: &str, silence_id: &str) {
 
 /// A request for a job with everything that there is.
 pub fn job(key: &str) -> pb::CreateJobRequest {
-    pb::CreateJobRequest {
+    let job = pb::Job {
         job_type: "export".into(),
-        queue_name: "media".into(),
+        queue_name: Some("media".into()),
         priority: Some(3),
         payload: object(&json!({"camera": "porch"})),
         scheduled_at: at(1_772_366_400),
@@ -405,16 +412,20 @@ pub fn job(key: &str) -> pb::CreateJobRequest {
             states: vec![],
             period: span(86_400),
         }),
-        request_id: format!("request {key}"),
         concurrency_key: "porch".into(),
         max_rescues: Some(7),
         retry_policy: Some(pb::RetryPolicy {
-            initial_ms: Some(3_600_000),
-            max_ms: Some(7_200_000),
+            initial_delay: span(3_600),
+            max_delay: span(7_200),
             multiplier: Some(1.5),
             jitter: Some(0.25),
         }),
         dead_letter: Some(false),
+        ..Default::default()
+    };
+    pb::CreateJobRequest {
+        job: Some(job),
+        request_id: format!("request {key}"),
     }
 }
 
@@ -517,10 +528,8 @@ async fn jobs(server: &TestServer) {
     cancel(server, &id).await;
 
     for key in ["completed", "retried", "failed"] {
-        let request = pb::CreateJobRequest {
-            dead_letter: Some(true),
-            ..job(key)
-        };
+        let mut request = job(key);
+        request.job.as_mut().unwrap().dead_letter = Some(true);
         server.jobs().create_job(request).await.unwrap();
         let claimed = claim(server, 3_600).await;
         let (id, lease_id) = lease(&claimed);
@@ -563,10 +572,10 @@ pub fn job_type() -> pb::JobType {
         priority: Some(3),
         max_attempts: Some(9),
         max_rescues: Some(8),
-        timeout_ms: Some(3_600_000),
-        deadline_ms: Some(7_200_000),
-        retry_initial_ms: Some(2_000),
-        retry_max_ms: Some(20_000),
+        timeout: span(3_600),
+        deadline: span(7_200),
+        retry_initial_delay: span(2),
+        retry_max_delay: span(20),
         retry_multiplier: Some(1.5),
         retry_jitter: Some(0.5),
         dead_letter: Some(false),

@@ -1,7 +1,6 @@
 //! Jobs as they are in the database, put there beside the server.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use prost::Message;
 use sea_orm::{
     ActiveModelBehavior, ActiveModelTrait, DatabaseConnection, DatabaseTransaction,
     IntoActiveModel, ModelTrait,
@@ -16,8 +15,9 @@ use watchpost::{
         job_log::{self, JobLogLevel},
         job_transition,
     },
-    feed::{self, Record, Topic},
+    feed,
     pb::{self, JobChangeKind, job_service_client::JobServiceClient, watch_response::Update},
+    topics,
 };
 
 use crate::support::TestServer;
@@ -192,22 +192,7 @@ pub fn change(kind: JobChangeKind, job: &job::Model) -> pb::JobChange {
 
 /// Records these in one transaction, each on its own.
 pub async fn record(tx: &DatabaseTransaction, updates: impl IntoIterator<Item = Update>) {
-    let records = updates.into_iter().map(|update| {
-        let topic = if matches!(update, Update::JobLogs(_)) {
-            Topic::JobLogs
-        } else {
-            Topic::Jobs
-        };
-        let message = pb::WatchResponse {
-            update: Some(update),
-            ..Default::default()
-        };
-        Record {
-            topic,
-            key: String::new(),
-            message: message.encode_to_vec(),
-        }
-    });
+    let records = updates.into_iter().map(|update| topics::record("", update));
     feed::record(tx, records).await.unwrap();
 }
 

@@ -319,23 +319,47 @@ async fn cancelled_and_retried(job: &mut Rig<'_>) {
     job.run("RetryJobs", &columns, retry).await;
 }
 
-on_both! {
-    async fn what_happens_to_a_job_changes_only_its_columns(backend) {
-        let server = filled::started(backend).await;
-        let created = server.jobs().create_job(filled::job("x")).await.map(Response::into_inner).unwrap();
-        let stored = Stored::open(backend, &server).await;
-        let row = Observed::only(backend, &stored, "jobs").await;
-        row.mark(&[]).await;
-        let lease = uuid::Uuid::parse_str(LEASE).unwrap().to_string();
-        let mut job = Rig { server: &server, id: created.id, lease, row };
-        claimed_and_worked(&mut job).await;
-        failed(&mut job).await;
-        cancelled_and_retried(&mut job).await;
-        job.row.finish(&[
-            "job_type", "queue_name", "priority", "created_at", "max_attempts", "payload", "concurrency_key",
-            "max_rescues", "timeout_ms", "retry_policy", "dead_letter", "unique_key", "unique_period", "unique_states",
-            "request_id", "request_hash", "schedule_id", "tick_at",
-        ]);
-        stored.db.close().await.unwrap();
-    }
+#[on_both]
+async fn what_happens_to_a_job_changes_only_its_columns(backend: Backend) {
+    let server = filled::started(backend).await;
+    let created = server
+        .jobs()
+        .create_job(filled::job("x"))
+        .await
+        .map(Response::into_inner)
+        .unwrap();
+    let stored = Stored::open(backend, &server).await;
+    let row = Observed::only(backend, &stored, "jobs").await;
+    row.mark(&[]).await;
+    let lease = uuid::Uuid::parse_str(LEASE).unwrap().to_string();
+    let mut job = Rig {
+        server: &server,
+        id: created.id,
+        lease,
+        row,
+    };
+    claimed_and_worked(&mut job).await;
+    failed(&mut job).await;
+    cancelled_and_retried(&mut job).await;
+    job.row.finish(&[
+        "job_type",
+        "queue_name",
+        "priority",
+        "created_at",
+        "max_attempts",
+        "payload",
+        "concurrency_key",
+        "max_rescues",
+        "timeout_ms",
+        "retry_policy",
+        "dead_letter",
+        "unique_key",
+        "unique_period",
+        "unique_states",
+        "request_id",
+        "request_hash",
+        "schedule_id",
+        "tick_at",
+    ]);
+    stored.db.close().await.unwrap();
 }

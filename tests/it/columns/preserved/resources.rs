@@ -25,8 +25,8 @@ const LATER: &str = "'2031-05-06T07:08:09+00:00'";
 
 /// The fields of a rule that are lengths of time, and their columns.
 const LENGTHS: [(&str, &str); 2] = [
-    ("cooldown_seconds", "cooldown_seconds"),
-    ("flap_window_seconds", "flap_window_seconds"),
+    ("cooldown", "cooldown_seconds"),
+    ("flap_window", "flap_window_seconds"),
 ];
 
 /// Updates a row by each mask, and checks that the columns of the mask change, and those of `always`.
@@ -363,10 +363,10 @@ async fn types(backend: Backend) {
         priority: Some(1),
         max_attempts: Some(2),
         max_rescues: Some(2),
-        timeout_ms: Some(60_000),
-        deadline_ms: Some(3_700_000),
-        retry_initial_ms: Some(1_000),
-        retry_max_ms: Some(10_000),
+        timeout: filled::span(60),
+        deadline: filled::span(3_700),
+        retry_initial_delay: filled::span(1),
+        retry_max_delay: filled::span(10),
         retry_multiplier: Some(2.5),
         retry_jitter: Some(0.75),
         dead_letter: Some(true),
@@ -377,10 +377,10 @@ async fn types(backend: Backend) {
         ["priority"] => ["priority"],
         ["max_attempts"] => ["max_attempts"],
         ["max_rescues"] => ["max_rescues"],
-        ["timeout_ms"] => ["timeout_ms"],
-        ["deadline_ms"] => ["deadline_ms"],
-        ["retry_initial_ms"] => ["retry_initial_ms"],
-        ["retry_max_ms"] => ["retry_max_ms"],
+        ["timeout"] => ["timeout_ms"],
+        ["deadline"] => ["deadline_ms"],
+        ["retry_initial_delay"] => ["retry_initial_ms"],
+        ["retry_max_delay"] => ["retry_max_ms"],
         ["retry_multiplier"] => ["retry_multiplier"],
         ["retry_jitter"] => ["retry_jitter"],
         ["dead_letter"] => ["dead_letter"],
@@ -451,24 +451,26 @@ async fn schedules(backend: Backend) {
     row.finish(&["created_at"]);
 }
 
-on_both! {
-    async fn updates_of_cameras_and_zones_change_only_what_their_masks_name(backend) {
-        cameras(backend).await;
-        zones(backend).await;
-    }
+#[on_both]
+async fn updates_of_cameras_and_zones_change_only_what_their_masks_name(backend: Backend) {
+    cameras(backend).await;
+    zones(backend).await;
+}
 
-    async fn updates_of_rules_and_silences_change_only_what_their_masks_name(backend) {
-        rules(backend).await;
-        silences(backend).await;
-    }
+#[on_both]
+async fn updates_of_rules_and_silences_change_only_what_their_masks_name(backend: Backend) {
+    rules(backend).await;
+    silences(backend).await;
+}
 
-    async fn updates_of_channels_change_only_what_their_masks_name(backend) {
-        channels(backend).await;
-    }
+#[on_both]
+async fn updates_of_channels_change_only_what_their_masks_name(backend: Backend) {
+    channels(backend).await;
+}
 
-    async fn updates_of_queues_types_and_schedules_change_only_what_their_masks_name(backend) {
-        queues(backend).await;
-        types(backend).await;
-        schedules(backend).await;
-    }
+#[on_both]
+async fn updates_of_queues_types_and_schedules_change_only_what_their_masks_name(backend: Backend) {
+    queues(backend).await;
+    types(backend).await;
+    schedules(backend).await;
 }
