@@ -7,10 +7,7 @@ use protox::prost::Message;
 /// Folder of the protos, below `proto/`.
 const PACKAGE: &str = "watchpost/v1";
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "cargo tells build scripts by the environment"
-)]
+#[expect(clippy::disallowed_methods, reason = "cargo tells build scripts by the environment")]
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
@@ -23,16 +20,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     for file in &mut served.file {
         if let Some(source) = &mut file.source_code_info {
             // Reflection serves the comments. Four fifths of the locations have none.
-            source.location.retain(|location| {
-                location.leading_comments.is_some() || location.trailing_comments.is_some()
-            });
+            source
+                .location
+                .retain(|location| location.leading_comments.is_some() || location.trailing_comments.is_some());
         }
     }
     fs::write(out.join("watchpost_descriptor.bin"), served.encode_to_vec())?;
 
-    tonic_prost_build::configure()
-        .codec_path("crate::rpc::codec::BoundedCodec")
-        .compile_fds(descriptors)?;
+    tonic_prost_build::configure().codec_path("crate::rpc::codec::BoundedCodec").compile_fds(descriptors)?;
     Ok(())
 }
 

@@ -12,10 +12,7 @@ use tonic::{
 };
 
 /// Requested interval of heartbeats from the server.
-pub(crate) const HEARTBEAT_INTERVAL: prost_types::Duration = prost_types::Duration {
-    seconds: 2,
-    nanos: 0,
-};
+pub(crate) const HEARTBEAT_INTERVAL: prost_types::Duration = prost_types::Duration { seconds: 2, nanos: 0 };
 
 /// Maximum duration of a connection attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,8 +21,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) const RECEIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Minimum and maximum pause between two connection attempts.
-pub(crate) const RETRY_PAUSES: (Duration, Duration) =
-    (Duration::from_millis(250), Duration::from_secs(5));
+pub(crate) const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
 /// Connects to the server at this URL.
 pub(crate) async fn connect(server: &str) -> Result<Channel, tonic::transport::Error> {
@@ -50,11 +46,7 @@ impl ConnectionError {
     /// Returns true if the server refused the cursor: too old, of another database, or ahead of the
     /// feed.
     pub(crate) fn refuses_cursor(&self) -> bool {
-        let codes = [
-            Code::OutOfRange,
-            Code::InvalidArgument,
-            Code::FailedPrecondition,
-        ];
+        let codes = [Code::OutOfRange, Code::InvalidArgument, Code::FailedPrecondition];
         matches!(self, Self::Status(status) if codes.contains(&status.code()))
     }
 
@@ -80,11 +72,7 @@ pub(crate) struct Signals([Signal; 3]);
 impl Signals {
     /// Starts listening for the signals.
     pub(crate) fn listen() -> io::Result<Self> {
-        Ok(Self([
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::hangup())?,
-        ]))
+        Ok(Self([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?]))
     }
 
     /// Waits for the first signal.

@@ -205,10 +205,7 @@ impl Clock {
             self.trusted_at.store(self.elapsed(), Ordering::Relaxed);
         }
         let count = self.steps.fetch_add(1, Ordering::Relaxed) + 1;
-        tracing::warn!(
-            seconds = TimeDelta::microseconds(step).as_seconds_f64(),
-            "the authoritative clock was stepped"
-        );
+        tracing::warn!(seconds = TimeDelta::microseconds(step).as_seconds_f64(), "the authoritative clock was stepped");
         self.changes.send_replace(count);
     }
 }

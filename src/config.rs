@@ -162,21 +162,15 @@ pub enum EarlyExit {
 /// Reads the command line, the environment and the file.
 pub fn read(args: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Cli, EarlyExit> {
     let time_zones = time_zones::source();
-    let full_command = Cli::command().after_help(format!(
-        "{PRECEDENCE_HELP}\n\nTime zones, unless a folder is named: {time_zones}."
-    ));
+    let full_command =
+        Cli::command().after_help(format!("{PRECEDENCE_HELP}\n\nTime zones, unless a folder is named: {time_zones}."));
     let command = source::without_empty_variables(full_command);
-    let mut sources = Sources {
-        arguments: args.into_iter().map(Into::into).collect(),
-        file: None,
-    };
+    let mut sources = Sources { arguments: args.into_iter().map(Into::into).collect(), file: None };
     let cli = parse(&command, &sources)?;
     let Some(path) = cli.settings.config else {
         return Ok(cli);
     };
-    let wrong = |problem: String| {
-        EarlyExit::Invalid(format!("setting `config`: {}: {problem}", path.display()))
-    };
+    let wrong = |problem: String| EarlyExit::Invalid(format!("setting `config`: {}: {problem}", path.display()));
     let (table, file) = source::File::read(&path).map_err(wrong)?;
     let command = with_defaults(command, table, &file).map_err(wrong)?;
     sources.file = Some(file);
@@ -185,23 +179,15 @@ pub fn read(args: impl IntoIterator<Item = impl Into<OsString>>) -> Result<Cli, 
 
 /// Replaces the defaults by the settings of the file, so that file values are checked like flags.
 /// Settings of subcommands apply to every subcommand that has them.
-fn with_defaults(
-    mut command: clap::Command,
-    table: toml::Table,
-    file: &source::File,
-) -> Result<clap::Command, String> {
+fn with_defaults(mut command: clap::Command, table: toml::Table, file: &source::File) -> Result<clap::Command, String> {
     for (name, value) in table {
         let wrong = |problem: &str| format!("line {}: `{name}` {problem}", file.line(&name));
         let find = |command: &clap::Command| {
             let mut arguments = command.get_arguments();
-            arguments
-                .find(|arg| arg.get_id() == name.as_str())
-                .map(|arg| arg.get_value_delimiter().is_some())
+            arguments.find(|arg| arg.get_id() == name.as_str()).map(|arg| arg.get_value_delimiter().is_some())
         };
         let global_setting = find(&command);
-        let matching = command
-            .get_subcommands()
-            .filter_map(|sub| Some((sub.get_name().to_string(), find(sub)?)));
+        let matching = command.get_subcommands().filter_map(|sub| Some((sub.get_name().to_string(), find(sub)?)));
         let subcommands: Vec<_> = matching.collect();
         let Some(is_list) = global_setting.or_else(|| Some(subcommands.first()?.1)) else {
             return Err(wrong("is not a setting"));
@@ -219,11 +205,7 @@ fn with_defaults(
             vec![value.ok_or_else(|| wrong("must be a text, a whole number, true or false"))?]
         };
         let set = |arg: clap::Arg| {
-            let action = if is_list {
-                ArgAction::Append
-            } else {
-                ArgAction::Set
-            };
+            let action = if is_list { ArgAction::Append } else { ArgAction::Set };
             arg.default_values(values.clone()).action(action)
         };
         if global_setting.is_some() {
@@ -243,10 +225,7 @@ fn text(value: &toml::Value) -> Option<String> {
         toml::Value::String(value) => Some(value.clone()),
         toml::Value::Integer(value) => Some(value.to_string()),
         toml::Value::Boolean(value) => Some(value.to_string()),
-        toml::Value::Float(_)
-        | toml::Value::Datetime(_)
-        | toml::Value::Array(_)
-        | toml::Value::Table(_) => None,
+        toml::Value::Float(_) | toml::Value::Datetime(_) | toml::Value::Array(_) | toml::Value::Table(_) => None,
     }
 }
 
@@ -267,21 +246,14 @@ fn parse(command: &clap::Command, sources: &Sources) -> Result<Cli, EarlyExit> {
         };
         EarlyExit::Invalid(one_line(&error.render().to_string()) + &source)
     };
-    let matches = command
-        .clone()
-        .try_get_matches_from(&sources.arguments)
-        .map_err(stop)?;
+    let matches = command.clone().try_get_matches_from(&sources.arguments).map_err(stop)?;
     let mut cli = Cli::from_arg_matches(&matches).map_err(stop)?;
     let wrong = |id: &str, argument: &str, problem: &str| {
         let source = sources.describe(command, id);
         EarlyExit::Invalid(format!("invalid value for '{argument}': {problem}{source}"))
     };
     if let Err(problem) = read_database_url(&mut cli.settings) {
-        return Err(wrong(
-            "database_url_file",
-            "--database-url-file <FILE>",
-            &problem,
-        ));
+        return Err(wrong("database_url_file", "--database-url-file <FILE>", &problem));
     }
     if let Some(Err(problem)) = cli.settings.database_url.as_deref().map(database_url) {
         return Err(wrong("database_url", "--database-url <URL>", &problem));
@@ -305,9 +277,7 @@ fn read_database_url(settings: &mut Settings) -> Result<(), String> {
         format!("{path}: {problem}")
     };
     if settings.database_url.is_some() {
-        return Err(wrong(
-            "it must not be set beside --database-url".to_string(),
-        ));
+        return Err(wrong("it must not be set beside --database-url".to_string()));
     }
     let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
     let url = text.trim();
@@ -322,15 +292,8 @@ fn read_database_url(settings: &mut Settings) -> Result<(), String> {
 /// Returns the first paragraph of a clap error as one line.
 fn one_line(text: &str) -> String {
     let text = text.trim_start_matches("error: ");
-    let paragraph: Vec<_> = text
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.is_empty())
-        .collect();
-    let possible = text
-        .lines()
-        .map(str::trim)
-        .find(|line| line.starts_with("[possible values"));
+    let paragraph: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let possible = text.lines().map(str::trim).find(|line| line.starts_with("[possible values"));
     let mut line = paragraph.join(" ");
     if let Some(possible) = possible.filter(|possible| !line.contains(possible)) {
         line = format!("{line} {possible}");

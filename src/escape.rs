@@ -64,16 +64,10 @@ mod tests {
     fn what_deceives_is_escaped_and_nothing_else() {
         for (text, expected) in [
             ("front door", "front door"),
-            (
-                "Überwachung \\n \"x\" 日本 🚪",
-                "Überwachung \\n \"x\" 日本 🚪",
-            ),
+            ("Überwachung \\n \"x\" 日本 🚪", "Überwachung \\n \"x\" 日本 🚪"),
             ("a\nb\r\tc", "a\\nb\\r\\tc"),
             ("\u{1b}[2J\u{7}\u{9b}", "\\u{1b}[2J\\u{7}\\u{9b}"),
-            (
-                "\u{202e}abc\u{2066}\u{200f}",
-                "\\u{202e}abc\\u{2066}\\u{200f}",
-            ),
+            ("\u{202e}abc\u{2066}\u{200f}", "\\u{202e}abc\\u{2066}\\u{200f}"),
             ("\u{2028}\u{feff}\u{0}", "\\u{2028}\\u{feff}\\u{0}"),
         ] {
             assert_eq!(escape(text), expected);

@@ -36,26 +36,17 @@ const OVERALL: &str = "";
 /// Names of the server as a whole and of all services of the API.
 fn services() -> Vec<String> {
     // The descriptors are those of the build.
-    let files = FileDescriptorSet::decode(pb::FILE_DESCRIPTOR_SET)
-        .unwrap_or_default()
-        .file;
+    let files = FileDescriptorSet::decode(pb::FILE_DESCRIPTOR_SET).unwrap_or_default().file;
     let mut names = vec![OVERALL.to_string()];
     for file in files.iter().filter(|file| file.package() == PACKAGE) {
-        names.extend(
-            file.service
-                .iter()
-                .map(|service| format!("{PACKAGE}.{}", service.name())),
-        );
+        names.extend(file.service.iter().map(|service| format!("{PACKAGE}.{}", service.name())));
     }
     names
 }
 
 /// State of the components on which health depends.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "parts that fail by themselves"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "parts that fail by themselves")]
 struct State {
     /// True if the database is reachable and migrated.
     database: bool,
@@ -85,18 +76,10 @@ impl Health {
     pub fn new() -> (Self, HealthServer<impl HealthService>) {
         let (reporter, service) = health_reporter();
         let (state, states) = watch::channel(State::default());
-        let (reported, reported_states) = watch::channel(State {
-            stopping: true,
-            ..State::default()
-        });
+        let (reported, reported_states) = watch::channel(State { stopping: true, ..State::default() });
         tokio::spawn(report(reporter, states, reported));
         (
-            Self {
-                state,
-                reported: reported_states,
-                feed_blocker: watch::Sender::new(None),
-                notes: Arc::default(),
-            },
+            Self { state, reported: reported_states, feed_blocker: watch::Sender::new(None), notes: Arc::default() },
             service,
         )
     }
@@ -113,9 +96,7 @@ impl Health {
 
     /// Sets the transaction that blocks the change feed, if one does.
     pub fn set_feed_blocker(&self, blocker: Option<Blocker>) {
-        let is_blocked = blocker
-            .as_ref()
-            .is_some_and(|blocker| blocker.age >= UNHEALTHY_AGE);
+        let is_blocked = blocker.as_ref().is_some_and(|blocker| blocker.age >= UNHEALTHY_AGE);
         self.feed_blocker.send_replace(blocker);
         self.set(|state| state.is_feed_blocked = is_blocked);
     }
@@ -141,13 +122,8 @@ impl Health {
         let reported = *self.reported.borrow();
         match reported {
             State { stopping: true, .. } => Err("the server is stopping".into()),
-            State {
-                database: false, ..
-            } => Err("the database is unreachable or not yet prepared".into()),
-            State {
-                storage: Some(fault),
-                ..
-            } => Err(format!("the database cannot be written: {fault}")),
+            State { database: false, .. } => Err("the database is unreachable or not yet prepared".into()),
+            State { storage: Some(fault), .. } => Err(format!("the database cannot be written: {fault}")),
             _ => Ok(()),
         }
     }
@@ -206,18 +182,10 @@ impl Health {
     }
 }
 
-async fn report(
-    reporter: HealthReporter,
-    mut states: watch::Receiver<State>,
-    reported: watch::Sender<State>,
-) {
+async fn report(reporter: HealthReporter, mut states: watch::Receiver<State>, reported: watch::Sender<State>) {
     let services = services();
     let status = |serving: bool| {
-        if serving {
-            ServingStatus::Serving
-        } else {
-            ServingStatus::NotServing
-        }
+        if serving { ServingStatus::Serving } else { ServingStatus::NotServing }
     };
     loop {
         let state = *states.borrow_and_update();
@@ -230,9 +198,7 @@ async fn report(
                     DELIVERY_SERVICE => !state.secrets_unreadable,
                     _ => true,
                 };
-            reporter
-                .set_service_status(service, status(is_serving))
-                .await;
+            reporter.set_service_status(service, status(is_serving)).await;
         }
         reported.send_replace(state);
         if states.changed().await.is_err() {

@@ -106,11 +106,7 @@ impl AsRef<[u8]> for SentText {
 
 impl Scrapes {
     fn new(metrics: Metrics) -> Self {
-        Self {
-            metrics,
-            newest: Arc::default(),
-            permits: Arc::new(Semaphore::new(MAX_SCRAPES)),
-        }
+        Self { metrics, newest: Arc::default(), permits: Arc::new(Semaphore::new(MAX_SCRAPES)) }
     }
 
     /// Returns the metrics of this moment or later. `None` if too many scrapes are running.
@@ -123,17 +119,11 @@ impl Scrapes {
             _ => {
                 let started_at = Instant::now();
                 let text = Bytes::from(self.metrics.text().await);
-                *newest = Some(Scrape {
-                    started_at,
-                    text: text.clone(),
-                });
+                *newest = Some(Scrape { started_at, text: text.clone() });
                 text
             }
         };
-        Some(Bytes::from_owner(SentText {
-            text,
-            _permit: permit,
-        }))
+        Some(Bytes::from_owner(SentText { text, _permit: permit }))
     }
 }
 
@@ -158,16 +148,10 @@ async fn serve_connection(stream: TcpStream, scrapes: Scrapes) {
 async fn answer(request: &Request<Incoming>, scrapes: &Scrapes) -> Response<Full<Bytes>> {
     let is_known = matches!(request.uri().path(), "/metrics" | "/healthz" | "/readyz");
     if !is_known {
-        return text(
-            StatusCode::NOT_FOUND,
-            "not found: use /metrics, /healthz or /readyz\n",
-        );
+        return text(StatusCode::NOT_FOUND, "not found: use /metrics, /healthz or /readyz\n");
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = text(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "only GET and HEAD are allowed\n",
-        );
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n");
         let allowed = HeaderValue::from_static("GET, HEAD");
         response.headers_mut().insert(ALLOW, allowed);
         return response;
@@ -183,10 +167,7 @@ async fn answer(request: &Request<Incoming>, scrapes: &Scrapes) -> Response<Full
             response.headers_mut().insert(CONTENT_TYPE, kind);
             response
         }
-        "/readyz" => ready(
-            &scrapes.metrics.health,
-            request.uri().query() == Some("verbose"),
-        ),
+        "/readyz" => ready(&scrapes.metrics.health, request.uri().query() == Some("verbose")),
         _ => text(StatusCode::OK, "ok\n"),
     }
 }
@@ -194,10 +175,7 @@ async fn answer(request: &Request<Incoming>, scrapes: &Scrapes) -> Response<Full
 fn ready(health: &Health, verbose: bool) -> Response<Full<Bytes>> {
     let (status, mut body) = match (health.serving(), health.feed_blocker()) {
         (Ok(()), None) => (StatusCode::OK, "ok\n".to_string()),
-        (Ok(()), Some(blocker)) => (
-            StatusCode::OK,
-            format!("ok, but the change feed is blocked by {blocker}\n"),
-        ),
+        (Ok(()), Some(blocker)) => (StatusCode::OK, format!("ok, but the change feed is blocked by {blocker}\n")),
         (Err(reason), _) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     };
     if verbose {

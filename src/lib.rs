@@ -65,6 +65,5 @@ pub mod pb {
     tonic::include_proto!("watchpost.v1");
 
     /// File descriptors for reflection.
-    pub const FILE_DESCRIPTOR_SET: &[u8] =
-        tonic::include_file_descriptor_set!("watchpost_descriptor");
+    pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("watchpost_descriptor");
 }

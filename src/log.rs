@@ -15,19 +15,18 @@ use crate::escape::Escaping;
 /// Formats the message and fields of an event. Unsafe characters are escaped here, so that callers
 /// need no escaping.
 pub fn fields() -> impl for<'writer> FormatFields<'writer> + Send + Sync + 'static {
-    let field =
-        |writer: &mut Writer<'_>, field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
-            let name = field.name();
-            if name != "message" {
-                let name = name.trim_start_matches("r#");
-                if writer.has_ansi_escapes() {
-                    write!(writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m")?;
-                } else {
-                    write!(writer, "{name}=")?;
-                }
+    let field = |writer: &mut Writer<'_>, field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+        let name = field.name();
+        if name != "message" {
+            let name = name.trim_start_matches("r#");
+            if writer.has_ansi_escapes() {
+                write!(writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m")?;
+            } else {
+                write!(writer, "{name}=")?;
             }
-            write!(Escaping(writer), "{value:?}")
-        };
+        }
+        write!(Escaping(writer), "{value:?}")
+    };
     debug_fn(field).delimited(" ")
 }
 
@@ -79,10 +78,7 @@ mod tests {
         });
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(!text.trim_end().chars().any(is_unsafe), "{text:?}");
-        assert!(
-            text.contains(r"channel=x\n2026-11-30") && text.contains(" count=7 "),
-            "{text}"
-        );
+        assert!(text.contains(r"channel=x\n2026-11-30") && text.contains(" count=7 "), "{text}");
         assert!(text.contains(r"forged \u{1b}[2J\u{202e} is done"), "{text}");
     }
 }

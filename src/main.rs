@@ -32,16 +32,10 @@ fn main() -> ExitCode {
     #[cfg(target_os = "linux")]
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     // A log would overwrite the terminal view.
-    if !matches!(
-        cli.command,
-        Some(Command::Top { .. } | Command::Jobs { .. })
-    ) {
+    if !matches!(cli.command, Some(Command::Top { .. } | Command::Jobs { .. })) {
         start_log(&cli.settings);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&StartError::Serve(error.to_string())),
     };
@@ -54,10 +48,7 @@ fn main() -> ExitCode {
 async fn run(cli: Cli) -> ExitCode {
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve(&cli.settings).await,
-        Command::Agent {
-            server,
-            report_buffer,
-        } => {
+        Command::Agent { server, report_buffer } => {
             let settings = &cli.settings;
             let Some(server) = server else {
                 let problem = "setting `--server`: an agent needs a server to report to";
@@ -72,13 +63,8 @@ async fn run(cli: Cli) -> ExitCode {
                 kernel_log: Some(settings.kernel_log.clone()),
                 sysfs: settings.sysfs.clone(),
             };
-            report(agent::Settings {
-                gpus,
-                server,
-                buffer: report_buffer as usize,
-                grace: settings.shutdown_grace,
-            })
-            .await
+            report(agent::Settings { gpus, server, buffer: report_buffer as usize, grace: settings.shutdown_grace })
+                .await
         }
         Command::Migrate { direction } => match migrate(&cli.settings, direction).await {
             Ok(code) => code,
@@ -88,10 +74,9 @@ async fn run(cli: Cli) -> ExitCode {
             Ok(code) => code,
             Err(error) => fail(&error),
         },
-        Command::Jobs {
-            server,
-            view: JobView::Watch { id, logs },
-        } => watch_job(jobs_watch::Options { server, id, logs }).await,
+        Command::Jobs { server, view: JobView::Watch { id, logs } } => {
+            watch_job(jobs_watch::Options { server, id, logs }).await
+        }
         Command::Top { server } => show_top(&server).await,
     }
 }
@@ -126,16 +111,11 @@ async fn serve(settings: &Settings) -> ExitCode {
 
 /// Listens for SIGTERM, Ctrl-C and SIGHUP. The future completes with the first signal.
 fn listen_for_termination() -> Result<impl Future<Output = ()>, StartError> {
-    let to_start_error =
-        |error: std::io::Error| StartError::Serve(format!("cannot listen for signals: {error}"));
+    let to_start_error = |error: std::io::Error| StartError::Serve(format!("cannot listen for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(to_start_error)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(to_start_error)?;
     // A process under `nohup` must outlive its terminal.
-    let mut hangup = if ignores_hangup() {
-        None
-    } else {
-        Some(signal(SignalKind::hangup()).map_err(to_start_error)?)
-    };
+    let mut hangup = if ignores_hangup() { None } else { Some(signal(SignalKind::hangup()).map_err(to_start_error)?) };
     let hangup_received = async move {
         match &mut hangup {
             Some(hangup) => hangup.recv().await,
@@ -178,9 +158,7 @@ async fn watch_job(options: jobs_watch::Options) -> ExitCode {
     match jobs_watch::run(options).await {
         Ok(Outcome::Completed) => ExitCode::SUCCESS,
         Ok(Outcome::Failed) => ExitCode::FAILURE,
-        Ok(Outcome::Cancelled | Outcome::Deleted | Outcome::Stopped) => {
-            ExitCode::from(EXIT_UNFINISHED)
-        }
+        Ok(Outcome::Cancelled | Outcome::Deleted | Outcome::Stopped) => ExitCode::from(EXIT_UNFINISHED),
         Err(error) => {
             eprintln!("watchpost: {}", escape(&error.to_string()));
             ExitCode::from(EXIT_UNFINISHED)
@@ -204,15 +182,10 @@ async fn report(settings: agent::Settings) -> ExitCode {
 }
 
 /// Migrates the schema, or prints its state.
-#[expect(
-    clippy::print_stdout,
-    reason = "the state is the output of the command"
-)]
+#[expect(clippy::print_stdout, reason = "the state is the output of the command")]
 async fn migrate(settings: &Settings, direction: Migrate) -> Result<ExitCode, StartError> {
     if let Migrate::Down { yes: false, steps } = direction {
-        let problem = format!(
-            "setting `--yes`: reverting {steps} migrations destroys data; add --yes to confirm"
-        );
+        let problem = format!("setting `--yes`: reverting {steps} migrations destroys data; add --yes to confirm");
         return Ok(exit_early(EarlyExit::Invalid(problem)));
     }
     let database = settings.database();
@@ -239,10 +212,7 @@ async fn migrate(settings: &Settings, direction: Migrate) -> Result<ExitCode, St
 }
 
 /// Prints the state of the encryption keys, or replaces the keys.
-#[expect(
-    clippy::print_stdout,
-    reason = "the state is the output of the command"
-)]
+#[expect(clippy::print_stdout, reason = "the state is the output of the command")]
 async fn keys(settings: &Settings, action: KeyAction) -> Result<ExitCode, StartError> {
     if matches!(action, KeyAction::Replace { yes: false }) {
         let problem = "setting `--yes`: the secrets of all channels would have to be set again; add --yes to confirm";
@@ -252,9 +222,7 @@ async fn keys(settings: &Settings, action: KeyAction) -> Result<ExitCode, StartE
     let database = settings.database();
     let db = match action {
         KeyAction::Status | KeyAction::Rotate { stage: true } => Db::connect(&database).await?,
-        KeyAction::Rotate { stage: false } => {
-            Db::connect_exclusive(&database, "keys rotate").await?
-        }
+        KeyAction::Rotate { stage: false } => Db::connect_exclusive(&database, "keys rotate").await?,
         KeyAction::Replace { .. } => Db::connect_exclusive(&database, "keys replace").await?,
     };
     let result = match action {
@@ -265,10 +233,7 @@ async fn keys(settings: &Settings, action: KeyAction) -> Result<ExitCode, StartE
     };
     result.map_err(StartError::Keys)?;
     let usage = keyring.usage(&db).await;
-    print!(
-        "{}",
-        usage.map_err(|error| StartError::Keys(Chain(&error).to_string()))?
-    );
+    print!("{}", usage.map_err(|error| StartError::Keys(Chain(&error).to_string()))?);
     db.close().await;
     Ok(ExitCode::SUCCESS)
 }
@@ -287,11 +252,7 @@ fn start_log(settings: &Settings) {
 }
 
 /// Exits before the log is started.
-#[expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "there is no log yet"
-)]
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "there is no log yet")]
 fn exit_early(stop: EarlyExit) -> ExitCode {
     match stop {
         EarlyExit::Print(text) => {

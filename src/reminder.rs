@@ -44,9 +44,7 @@ mod tests {
 
     #[test]
     fn a_fault_that_lasts_is_warned_of_again() {
-        let mut reminder = Reminder {
-            last: Instant::now().checked_sub(MIN_PAUSE),
-        };
+        let mut reminder = Reminder { last: Instant::now().checked_sub(MIN_PAUSE) };
         assert!(reminder.is_due());
         assert!(!reminder.is_due());
     }

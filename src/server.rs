@@ -44,9 +44,8 @@ use crate::{
     pb::{
         FILE_DESCRIPTOR_SET, alert_rule_service_server::AlertRuleServiceServer,
         alert_service_server::AlertServiceServer, camera_service_server::CameraServiceServer,
-        camera_zone_service_server::CameraZoneServiceServer,
-        delivery_service_server::DeliveryServiceServer, event_service_server::EventServiceServer,
-        gpu_stats_service_server::GpuStatsServiceServer,
+        camera_zone_service_server::CameraZoneServiceServer, delivery_service_server::DeliveryServiceServer,
+        event_service_server::EventServiceServer, gpu_stats_service_server::GpuStatsServiceServer,
         notification_channel_service_server::NotificationChannelServiceServer,
         silence_service_server::SilenceServiceServer,
     },
@@ -72,17 +71,12 @@ use transport::{CALL_DESCRIPTORS, reflection};
 pub enum StartError {
     /// The address cannot be bound.
     #[error("cannot listen on {address}: {source}")]
-    Listen {
-        address: String,
-        source: std::io::Error,
-    },
+    Listen { address: String, source: std::io::Error },
     /// The database is unusable, and a retry would not help.
     #[error("cannot use the database: {0}")]
     Database(String),
     /// The database file was replaced by another file.
-    #[error(
-        "the database file or its write-ahead log was replaced while the server was running; restart the server"
-    )]
+    #[error("the database file or its write-ahead log was replaced while the server was running; restart the server")]
     Replaced,
     /// The encryption keys cannot be read or replaced.
     #[error("cannot use the keys of secrets: {0}")]
@@ -156,39 +150,22 @@ impl Server {
         let metrics_address = http.as_ref().map(|(_, address)| *address);
 
         let (health, health_service) = Health::new();
-        let backoff = Backoff {
-            first: settings.notification_retry,
-        };
+        let backoff = Backoff { first: settings.notification_retry };
         let shutdown = CancellationToken::new();
         let components = Components {
             queue: Queue::new(db.clone(), shutdown.clone()),
             feed: Feed::new(db.clone(), Announcement::from_change),
-            rules: LiveRules::new(
-                db.clone(),
-                LiveZones::new(db.clone()),
-                LiveSilences::new(db.clone()),
-            ),
+            rules: LiveRules::new(db.clone(), LiveZones::new(db.clone()), LiveSilences::new(db.clone())),
             gpus: LiveGpus::default(),
             detections: Detections::default(),
-            deliverer: Deliverer::new(
-                db.clone(),
-                settings.senders(),
-                backoff,
-                DeliveryWakeup::default(),
-            ),
+            deliverer: Deliverer::new(db.clone(), settings.senders(), backoff, DeliveryWakeup::default()),
             shutdown,
             health,
             db,
         };
         let ready = Arc::new(AtomicBool::new(false));
         let connections = Connections::new(settings.max_connections as usize);
-        let (routes, metrics) = routes(
-            settings,
-            &components,
-            health_service,
-            connections.clone(),
-            ready.clone(),
-        )?;
+        let (routes, metrics) = routes(settings, &components, health_service, connections.clone(), ready.clone())?;
         let incoming = connections.accept(listener, components.shutdown.clone());
         let stop = components.shutdown.clone().cancelled_owned();
         let serving = tokio::spawn(routes.serve_with_incoming_shutdown(incoming, stop));
@@ -199,17 +176,8 @@ impl Server {
         });
 
         let (sender, prepared) = watch::channel(false);
-        let (db, health, shutdown) = (
-            components.db.clone(),
-            components.health.clone(),
-            components.shutdown.clone(),
-        );
-        let preparing = tokio::spawn(prepare::prepare(
-            components,
-            settings.clone(),
-            ready,
-            sender,
-        ));
+        let (db, health, shutdown) = (components.db.clone(), components.health.clone(), components.shutdown.clone());
+        let preparing = tokio::spawn(prepare::prepare(components, settings.clone(), ready, sender));
         Ok(Self {
             address,
             metrics_address,
@@ -264,8 +232,7 @@ impl Server {
         let deadline = Instant::now() + self.grace;
         self.health.set_stopping().await;
         self.shutdown.cancel();
-        let ended =
-            self.serving.is_finished() || timeout_at(deadline, &mut self.serving).await.is_ok();
+        let ended = self.serving.is_finished() || timeout_at(deadline, &mut self.serving).await.is_ok();
         if !ended {
             tracing::warn!(grace = ?self.grace, "the grace period has ended; aborting the remaining calls");
             self.serving.abort();
@@ -293,10 +260,7 @@ impl Server {
 }
 
 async fn listen(address: &str) -> Result<(TcpListener, SocketAddr), StartError> {
-    let failed = |source| StartError::Listen {
-        address: address.to_string(),
-        source,
-    };
+    let failed = |source| StartError::Listen { address: address.to_string(), source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
@@ -311,17 +275,7 @@ fn routes<H: HealthService>(
     ready: Arc<AtomicBool>,
 ) -> Result<(Router<Stack<RequestLayer, Identity>>, Metrics), StartError> {
     let limit = settings.max_message_size as usize;
-    let Components {
-        db,
-        feed,
-        rules,
-        gpus,
-        health,
-        detections,
-        deliverer,
-        queue: _,
-        shutdown,
-    } = components.clone();
+    let Components { db, feed, rules, gpus, health, detections, deliverer, queue: _, shutdown } = components.clone();
     let committer = Arc::new(Committer::start(&db, &rules, deliverer.wakeup(), &shutdown));
     let gpu_stats = GpuStats::new(Reports {
         db: db.clone(),
@@ -349,34 +303,17 @@ fn routes<H: HealthService>(
         monitor: monitor.clone(),
     };
     let cameras = Cameras { db: db.clone() };
-    let camera_zones = CameraZones {
-        db: db.clone(),
-        zones: rules.zones().clone(),
-    };
-    let silences = Silences {
-        db: db.clone(),
-        silences: rules.silences().clone(),
-    };
-    let events = Events {
-        db: db.clone(),
-        committer,
-        detections,
-    };
-    let alert_rules = AlertRules {
-        db: db.clone(),
-        rules,
-        shutdown: shutdown.clone(),
-    };
+    let camera_zones = CameraZones { db: db.clone(), zones: rules.zones().clone() };
+    let silences = Silences { db: db.clone(), silences: rules.silences().clone() };
+    let events = Events { db: db.clone(), committer, detections };
+    let alert_rules = AlertRules { db: db.clone(), rules, shutdown: shutdown.clone() };
     let channels = NotificationChannels::new(db.clone(), &deliverer);
     let deliveries = Deliveries::new(db.clone(), deliverer.wakeup().clone());
     let alerts = Alerts::new(db, deliverer.wakeup().clone());
-    let to_start_error =
-        |error: tonic_reflection::server::Error| StartError::Serve(error.to_string());
+    let to_start_error = |error: tonic_reflection::server::Error| StartError::Serve(error.to_string());
     macro_rules! with_limits {
         ($service:expr) => {
-            $service
-                .max_decoding_message_size(limit)
-                .accept_compressed(Gzip)
+            $service.max_decoding_message_size(limit).accept_compressed(Gzip)
         };
     }
     let layer = RequestLayer {
@@ -394,18 +331,13 @@ fn routes<H: HealthService>(
         .add_service(health_service)
         .add_service(reflection().build_v1().map_err(to_start_error)?)
         .add_service(reflection().build_v1alpha().map_err(to_start_error)?)
-        .add_service(MonitorServer {
-            monitor,
-            max_message_size: limit,
-        })
+        .add_service(MonitorServer { monitor, max_message_size: limit })
         .add_service(with_limits!(CameraServiceServer::new(cameras)))
         .add_service(with_limits!(CameraZoneServiceServer::new(camera_zones)))
         .add_service(with_limits!(EventServiceServer::new(events)))
         .add_service(with_limits!(AlertRuleServiceServer::new(alert_rules)))
         .add_service(with_limits!(AlertServiceServer::new(alerts)))
-        .add_service(with_limits!(NotificationChannelServiceServer::new(
-            channels
-        )))
+        .add_service(with_limits!(NotificationChannelServiceServer::new(channels)))
         .add_service(with_limits!(DeliveryServiceServer::new(deliveries)))
         .add_service(with_limits!(SilenceServiceServer::new(silences)))
         .add_service(with_limits!(GpuStatsServiceServer::new(gpu_stats)));
@@ -422,16 +354,8 @@ fn monitor(
     Monitor::new(
         components.feed.clone(),
         components.gpus.clone(),
-        Snapshots::new(
-            components.db.clone(),
-            components.feed.clone(),
-            gpus.clone(),
-            memory.clone(),
-        ),
-        monitor::Settings {
-            slots: places.clone(),
-            retention: settings.feed_retention(),
-        },
+        Snapshots::new(components.db.clone(), components.feed.clone(), gpus.clone(), memory.clone()),
+        monitor::Settings { slots: places.clone(), retention: settings.feed_retention() },
         components.shutdown.clone(),
     )
 }
@@ -446,12 +370,7 @@ fn describe_database(settings: &db::Settings) -> String {
     match settings.url.parse::<PgConnectOptions>() {
         Ok(options) => {
             let (host, port) = (options.get_host(), options.get_port());
-            format!(
-                "PostgreSQL {} at {host}:{port}",
-                options
-                    .get_database()
-                    .unwrap_or_else(|| options.get_username())
-            )
+            format!("PostgreSQL {} at {host}:{port}", options.get_database().unwrap_or_else(|| options.get_username()))
         }
         Err(_) => "an unreadable address".to_string(),
     }

@@ -27,13 +27,8 @@ pub use self::{source::Source, tz::Tz};
 const CHECK_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Time zone database of the process.
-static DATABASE: LazyLock<RwLock<Database>> = LazyLock::new(|| {
-    RwLock::new(Database {
-        folder: None,
-        source: Source::newest(),
-        zones: HashMap::new(),
-    })
-});
+static DATABASE: LazyLock<RwLock<Database>> =
+    LazyLock::new(|| RwLock::new(Database { folder: None, source: Source::newest(), zones: HashMap::new() }));
 
 /// Number of rule changes.
 static CHANGES: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::channel(0).0);

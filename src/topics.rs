@@ -45,15 +45,8 @@ pub fn parse(name: &str) -> Option<Topic> {
 pub fn record(key: impl Into<String>, update: Update) -> Record {
     let topic = topic_of(&update);
     debug_assert!(topic.is_some(), "an update that is no change: {update:?}");
-    let message = WatchResponse {
-        update: Some(update),
-        ..Default::default()
-    };
-    Record {
-        topic: name(topic.unwrap_or_default()),
-        key: key.into(),
-        message: message.encode_to_vec(),
-    }
+    let message = WatchResponse { update: Some(update), ..Default::default() };
+    Record { topic: name(topic.unwrap_or_default()), key: key.into(), message: message.encode_to_vec() }
 }
 
 /// What the names of topics in the API begin with.

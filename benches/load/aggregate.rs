@@ -41,10 +41,7 @@ const COLUMNS: [(&str, &str); 29] = [
     ("sm_clock", "1900 + 15 * rnd(10)"),
     ("memory_bandwidth_utilization", "rnd(60)"),
     ("pstate", "2"),
-    (
-        "throttle_reasons",
-        "CASE WHEN rnd(20) < 1 THEN 4 ELSE 0 END",
-    ),
+    ("throttle_reasons", "CASE WHEN rnd(20) < 1 THEN 4 ELSE 0 END"),
     ("power_limit", "350"),
     ("sm_clock_max", "2115"),
     ("compute_processes_count", "3"),
@@ -87,8 +84,7 @@ pub async fn aggregate(server: &Server) {
     });
     server.report("roll_up", "none", &values);
 
-    let mut client =
-        GpuStatsServiceClient::new(server.connect().await).max_decoding_message_size(64 << 20);
+    let mut client = GpuStatsServiceClient::new(server.connect().await).max_decoding_message_size(64 << 20);
     for (figure, metrics) in [("aggregate", &TYPICAL[..]), ("aggregate_all_metrics", &[])] {
         let request = pb::AggregateGpuStatsRequest {
             range: Some(pb::TimeRange {
@@ -116,10 +112,7 @@ async fn calls(
         let gpus = response.into_inner().gpus;
         times.push(begun.elapsed());
         let samples = gpus.iter().flat_map(|gpu| &gpu.buckets);
-        assert_eq!(
-            samples.map(|bucket| bucket.samples).sum::<i64>(),
-            GPUS * DAY
-        );
+        assert_eq!(samples.map(|bucket| bucket.samples).sum::<i64>(), GPUS * DAY);
     }
     latencies(times)
 }
@@ -142,11 +135,7 @@ async fn fill(db: &DatabaseConnection, start: i64) {
                 until - 1,
                 GPUS - 1
             );
-            (
-                series,
-                "to_timestamp(s)",
-                random(&values, "floor(random() * ", ")"),
-            )
+            (series, "to_timestamp(s)", random(&values, "floor(random() * ", ")"))
         } else {
             let series = format!(
                 "(WITH RECURSIVE t (s) AS (VALUES ({from}) UNION ALL SELECT s + 1 FROM t WHERE s < {}) SELECT s FROM t), \

@@ -4,8 +4,8 @@
 use std::time::Instant;
 
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbBackend, SqliteTransactionMode, Statement,
-    TransactionOptions, TransactionTrait,
+    ConnectionTrait, DatabaseConnection, DbBackend, SqliteTransactionMode, Statement, TransactionOptions,
+    TransactionTrait,
 };
 use watchpost::db::BY_KEY;
 
@@ -94,20 +94,15 @@ async fn drain_postgres(db: DatabaseConnection) {
         let ids: Option<String> = row.try_get("", "ids").unwrap();
         let Some(ids) = ids else { return };
         let values = [ids.into()];
-        let complete =
-            Statement::from_sql_and_values(DbBackend::Postgres, COMPLETE_POSTGRES, values);
+        let complete = Statement::from_sql_and_values(DbBackend::Postgres, COMPLETE_POSTGRES, values);
         db.execute_raw(complete).await.unwrap();
     }
 }
 
 async fn drain_sqlite(db: &DatabaseConnection) {
-    let options = || TransactionOptions {
-        sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-        ..Default::default()
-    };
-    db.execute_unprepared("CREATE TABLE bench_due (id BLOB PRIMARY KEY, lease BLOB)")
-        .await
-        .unwrap();
+    let options =
+        || TransactionOptions { sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate), ..Default::default() };
+    db.execute_unprepared("CREATE TABLE bench_due (id BLOB PRIMARY KEY, lease BLOB)").await.unwrap();
     for _ in 0..JOBS / BATCH {
         for statements in [&CLAIM_SQLITE[..], &COMPLETE_SQLITE] {
             let tx = db.begin_with_options(options()).await.unwrap();
@@ -125,20 +120,12 @@ pub async fn fill(server: &Server, jobs: usize) {
     let db = connect(server, &[("session_replication_role", "replica")]).await;
     let postgres = db.get_database_backend() == DbBackend::Postgres;
     let (uuid, now, series) = if postgres {
-        (
-            "watchpost_uuid7()",
-            "now()",
-            format!("generate_series(1, {jobs}) AS n"),
-        )
+        ("watchpost_uuid7()", "now()", format!("generate_series(1, {jobs}) AS n"))
     } else {
         let series = format!(
             "(WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {jobs}) SELECT n FROM s)"
         );
-        (
-            "randomblob(16)",
-            "strftime('%Y-%m-%dT%H:%M:%f', 'now') || '+00:00'",
-            series,
-        )
+        ("randomblob(16)", "strftime('%Y-%m-%dT%H:%M:%f', 'now') || '+00:00'", series)
     };
     let statements = [
         format!(

@@ -62,13 +62,7 @@ struct Crowd {
 
 /// Holds each kind on a server of its own, then all kinds at once on another one.
 pub async fn run(url: Option<String>) {
-    let address = |server: &Server| -> SocketAddr {
-        server
-            .address
-            .trim_start_matches("http://")
-            .parse()
-            .unwrap()
-    };
+    let address = |server: &Server| -> SocketAddr { server.address.trim_start_matches("http://").parse().unwrap() };
     let mut crowd = Crowd::default();
     let (server, metrics, idle) = start(url.clone()).await;
     crowd.stay_silent(address(&server)).await;

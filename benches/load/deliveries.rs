@@ -82,15 +82,9 @@ impl Receiver {
     }
 }
 
-async fn take(
-    request: Request<Incoming>,
-    posts: Arc<Mutex<Posts>>,
-) -> Result<Response<Empty<Bytes>>, Infallible> {
+async fn take(request: Request<Incoming>, posts: Arc<Mutex<Posts>>) -> Result<Response<Empty<Bytes>>, Infallible> {
     let now = SystemTime::now();
-    let id = request.headers()["webhook-id"]
-        .to_str()
-        .unwrap()
-        .to_string();
+    let id = request.headers()["webhook-id"].to_str().unwrap().to_string();
     // One that was cut off has not come.
     if let Ok(body) = request.into_body().collect().await {
         let body: Value = serde_json::from_slice(&body.to_bytes()).unwrap();
@@ -110,10 +104,7 @@ async fn prepare(channel: Channel, url: String, enabled: bool) -> pb::Notificati
     let webhook = pb::WebhookChannel {
         url,
         signing_secrets: vec!["whsec_AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB".into()],
-        timeout: Some(prost_types::Duration {
-            seconds: 1,
-            nanos: 0,
-        }),
+        timeout: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
         ..Default::default()
     };
     let ops = pb::NotificationChannel {
@@ -122,9 +113,7 @@ async fn prepare(channel: Channel, url: String, enabled: bool) -> pb::Notificati
         kind: Some(Kind::Webhook(webhook)),
         ..Default::default()
     };
-    let request = pb::CreateNotificationChannelRequest {
-        notification_channel: Some(ops),
-    };
+    let request = pb::CreateNotificationChannelRequest { notification_channel: Some(ops) };
     let mut channels = NotificationChannelServiceClient::new(channel.clone());
     let created = channels.create_notification_channel(request).await;
     let rule = pb::AlertRule {
@@ -133,9 +122,7 @@ async fn prepare(channel: Channel, url: String, enabled: bool) -> pb::Notificati
         channels: vec!["ops".into()],
         ..Default::default()
     };
-    let request = pb::CreateAlertRuleRequest {
-        alert_rule: Some(rule),
-    };
+    let request = pb::CreateAlertRuleRequest { alert_rule: Some(rule) };
     let mut rules = AlertRuleServiceClient::new(channel);
     rules.create_alert_rule(request).await.unwrap();
     created.unwrap().into_inner()
@@ -185,11 +172,7 @@ pub async fn rate(url: Option<String>) {
     }
     let begun = Instant::now();
     let request = pb::UpdateNotificationChannelRequest {
-        notification_channel: Some(pb::NotificationChannel {
-            id: ops.id,
-            enabled: Some(true),
-            ..Default::default()
-        }),
+        notification_channel: Some(pb::NotificationChannel { id: ops.id, enabled: Some(true), ..Default::default() }),
         ..Default::default()
     };
     let mut channels = NotificationChannelServiceClient::new(channel.clone());
@@ -267,18 +250,10 @@ pub async fn kills(url: Option<String>, cycles: u32, seed: u64) -> bool {
 
     let posts = receiver.posts.lock().unwrap();
     let raised = raised.lock().unwrap();
-    let forgotten = raised
-        .iter()
-        .filter(|id| !posts.ids.contains_key(*id))
-        .count();
+    let forgotten = raised.iter().filter(|id| !posts.ids.contains_key(*id)).count();
     let renamed = posts.ids.values().filter(|ids| ids.len() > 1).count();
     let mut ids: HashSet<&String> = HashSet::new();
-    let shared = posts
-        .ids
-        .values()
-        .flatten()
-        .filter(|id| !ids.insert(id))
-        .count();
+    let shared = posts.ids.values().flatten().filter(|id| !ids.insert(id)).count();
     let kept = forgotten == 0 && renamed == 0 && shared == 0;
     let values = json!({
         "kills": cycles,
@@ -290,10 +265,6 @@ pub async fn kills(url: Option<String>, cycles: u32, seed: u64) -> bool {
         "ids_of_several": shared,
         "kept": kept,
     });
-    server.report(
-        "delivery_kills",
-        "every delivery at least once, by its own id",
-        &values,
-    );
+    server.report("delivery_kills", "every delivery at least once, by its own id", &values);
     kept
 }

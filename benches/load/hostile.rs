@@ -7,9 +7,8 @@ use serde_json::json;
 use tokio::{sync::oneshot, time::sleep};
 use tonic::{Status, codec::CompressionEncoding, transport::Channel};
 use watchpost::pb::{
-    self, camera_service_client::CameraServiceClient,
-    camera_zone_service_client::CameraZoneServiceClient, event_service_client::EventServiceClient,
-    job_service_client::JobServiceClient,
+    self, camera_service_client::CameraServiceClient, camera_zone_service_client::CameraZoneServiceClient,
+    event_service_client::EventServiceClient, job_service_client::JobServiceClient,
 };
 
 use super::{create_camera, millis, server::Server};
@@ -30,59 +29,26 @@ pub async fn run(url: Option<String>) {
     measure(&server, "long_key", jobs().create_job(job(bomb))).await;
     let large = payload("k", 95_000);
     measure(&server, "largest_payload", jobs().create_job(job(large))).await;
-    let elements = pb::BatchCreateJobsRequest {
-        requests: vec![pb::CreateJobRequest::default(); 2_000_000],
-    };
-    measure(
-        &server,
-        "empty_elements",
-        jobs().batch_create_jobs(elements),
-    )
-    .await;
+    let elements = pb::BatchCreateJobsRequest { requests: vec![pb::CreateJobRequest::default(); 2_000_000] };
+    measure(&server, "empty_elements", jobs().batch_create_jobs(elements)).await;
     let requests = (0..10_000).map(|_| job(payload("k", 20)));
-    let batch = pb::BatchCreateJobsRequest {
-        requests: requests.collect(),
-    };
-    measure(
-        &server,
-        "batch_of_10000_jobs",
-        jobs().batch_create_jobs(batch),
-    )
-    .await;
+    let batch = pb::BatchCreateJobsRequest { requests: requests.collect() };
+    measure(&server, "batch_of_10000_jobs", jobs().batch_create_jobs(batch)).await;
     zones(&channel).await;
-    let request = pb::IngestEventRequest {
-        detections: (0..1_000).map(detection).collect(),
-        ..super::request()
-    };
+    let request = pb::IngestEventRequest { detections: (0..1_000).map(detection).collect(), ..super::request() };
     let mut events = EventServiceClient::new(channel.clone());
     measure(&server, "detections_in_zones", events.ingest_event(request)).await;
 }
 
 fn payload(key: &str, values: usize) -> Struct {
-    let list = ListValue {
-        values: vec![
-            Value {
-                kind: Some(Kind::NullValue(0))
-            };
-            values
-        ],
-    };
+    let list = ListValue { values: vec![Value { kind: Some(Kind::NullValue(0)) }; values] };
     let kind = Some(Kind::ListValue(list));
-    Struct {
-        fields: [(key.to_string(), Value { kind })].into(),
-    }
+    Struct { fields: [(key.to_string(), Value { kind })].into() }
 }
 
 fn job(payload: Struct) -> pb::CreateJobRequest {
-    let job = pb::Job {
-        job_type: "bench".into(),
-        payload: Some(payload),
-        ..Default::default()
-    };
-    pb::CreateJobRequest {
-        job: Some(job),
-        ..Default::default()
-    }
+    let job = pb::Job { job_type: "bench".into(), payload: Some(payload), ..Default::default() };
+    pb::CreateJobRequest { job: Some(job), ..Default::default() }
 }
 
 /// 250 zones of 500 corners, which all detections must be compared with, by point and by overlap, and a rule that
@@ -93,10 +59,7 @@ async fn zones(channel: &Channel) {
         let corner = |at: u32| {
             let angle = std::f64::consts::TAU * f64::from(at) / 500.0;
             let far = if at.is_multiple_of(2) { 0.5 } else { 0.3 };
-            pb::Point {
-                x: 0.5 + far * angle.cos(),
-                y: 0.5 + far * angle.sin(),
-            }
+            pb::Point { x: 0.5 + far * angle.cos(), y: 0.5 + far * angle.sin() }
         };
         let zone = pb::CameraZone {
             id: format!("z{number}"),
@@ -113,9 +76,7 @@ async fn zones(channel: &Channel) {
             min_overlap: (number % 2 == 0).then_some(1.0),
             ..Default::default()
         };
-        let request = pb::CreateCameraZoneRequest {
-            camera_zone: Some(zone),
-        };
+        let request = pb::CreateCameraZoneRequest { camera_zone: Some(zone) };
         zones.create_camera_zone(request).await.unwrap();
     }
     let rule = pb::AlertRule {
@@ -123,9 +84,7 @@ async fn zones(channel: &Channel) {
         zone_ids: (0..250).map(|number| format!("z{number}")).collect(),
         ..Default::default()
     };
-    let request = pb::CreateAlertRuleRequest {
-        alert_rule: Some(rule),
-    };
+    let request = pb::CreateAlertRuleRequest { alert_rule: Some(rule) };
     let mut rules = pb::alert_rule_service_client::AlertRuleServiceClient::new(channel.clone());
     rules.create_alert_rule(request).await.unwrap();
 }

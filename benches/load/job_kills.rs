@@ -38,12 +38,7 @@ pub async fn check(url: Option<String>, cycles: u32, seed: u64) -> bool {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = listener.local_addr().unwrap().to_string();
     drop(listener);
-    let mut server = Killed {
-        folder: tempfile::TempDir::new().unwrap(),
-        url,
-        listen: listen.clone(),
-        child: None,
-    };
+    let mut server = Killed { folder: tempfile::TempDir::new().unwrap(), url, listen: listen.clone(), child: None };
     server.start().await;
     // It has migrated the database when it answers.
     sleep(Duration::from_secs(2)).await;
@@ -51,11 +46,7 @@ pub async fn check(url: Option<String>, cycles: u32, seed: u64) -> bool {
         let file = server.folder.path().join("watchpost.db");
         format!("sqlite://{}", file.display())
     });
-    let database = if url.starts_with("postgres") {
-        "postgres"
-    } else {
-        "sqlite"
-    };
+    let database = if url.starts_with("postgres") { "postgres" } else { "sqlite" };
     let db = Database::connect(url).await.unwrap();
     let begun = Instant::now();
     let plan = Plan {

@@ -46,14 +46,9 @@ pub async fn measure(server: &Server) {
             let second = one(server.connect().await, format!("rescuer-{number}")).await;
             times.push(gone.elapsed());
             first.1.abort();
-            let completion = pb::JobCompletion {
-                job_id: second.0.job.unwrap().id,
-                lease_id: second.0.lease_id,
-                result: None,
-            };
-            let request = pb::CompleteJobsRequest {
-                completions: vec![completion],
-            };
+            let completion =
+                pb::JobCompletion { job_id: second.0.job.unwrap().id, lease_id: second.0.lease_id, result: None };
+            let request = pb::CompleteJobsRequest { completions: vec![completion] };
             let mut workers = JobWorkerServiceClient::new(server.connect().await);
             workers.complete_jobs(request).await.unwrap();
             second.1.abort();
@@ -66,11 +61,7 @@ pub async fn measure(server: &Server) {
 /// A worker with one job, that sends heartbeats until its task is aborted.
 async fn one(channel: Channel, name: String) -> (pb::ClaimedJob, JoinHandle<()>) {
     let (says, requests) = mpsc::channel(16);
-    let hello = pb::WorkerHello {
-        worker_id: name,
-        capacity: 1,
-        ..Default::default()
-    };
+    let hello = pb::WorkerHello { worker_id: name, capacity: 1, ..Default::default() };
     say(&says, 0, Says::Hello(hello)).await;
     let mut worker = JobWorkerServiceClient::new(channel);
     let told = worker.work_jobs(ReceiverStream::new(requests)).await;
@@ -85,10 +76,7 @@ async fn one(channel: Channel, name: String) -> (pb::ClaimedJob, JoinHandle<()>)
         let (_worker, _told) = (worker, told);
         loop {
             let heartbeat = Some(Says::Heartbeat(pb::WorkerHeartbeat {}));
-            let request = pb::WorkJobsRequest {
-                number: 0,
-                message: heartbeat,
-            };
+            let request = pb::WorkJobsRequest { number: 0, message: heartbeat };
             // Whether it arrives is the matter that is measured.
             let _ = says.send(request).await;
             sleep(Duration::from_secs(1)).await;

@@ -101,10 +101,7 @@ fn ratio(part: f64, whole: f64) -> f64 {
 }
 
 /// A connection to the database that the server serves, on PostgreSQL with these settings.
-pub async fn connect(
-    server: &Server,
-    settings: &[(&'static str, &'static str)],
-) -> DatabaseConnection {
+pub async fn connect(server: &Server, settings: &[(&'static str, &'static str)]) -> DatabaseConnection {
     let url = server.url.clone().unwrap_or_else(|| {
         let file = server.folder.path().join("watchpost.db");
         format!("sqlite://{}", file.display())
@@ -121,13 +118,7 @@ pub async fn connect(
 }
 
 async fn empty(db: &DatabaseConnection) {
-    for table in [
-        "job_logs",
-        "job_transitions",
-        "job_attempts",
-        "jobs",
-        "changes",
-    ] {
+    for table in ["job_logs", "job_transitions", "job_attempts", "jobs", "changes"] {
         let sql = if db.get_database_backend() == sea_orm::DbBackend::Postgres {
             format!("TRUNCATE {table} CASCADE")
         } else {
@@ -141,13 +132,7 @@ async fn empty(db: &DatabaseConnection) {
 }
 
 pub fn wanted() -> pb::CreateJobRequest {
-    pb::CreateJobRequest {
-        job: Some(pb::Job {
-            job_type: "no_op".into(),
-            ..Default::default()
-        }),
-        ..Default::default()
-    }
+    pb::CreateJobRequest { job: Some(pb::Job { job_type: "no_op".into(), ..Default::default() }), ..Default::default() }
 }
 
 /// Puts so many jobs into the queue.
@@ -202,27 +187,13 @@ async fn enqueue_one_by_one(server: &Server, seconds: u64) {
     let mut values = latencies(times);
     values["per_second"] = json!(rate);
     values["clients"] = json!(10);
-    server.report(
-        "jobs_enqueue_one_by_one",
-        ">= 5000 jobs/s on PostgreSQL",
-        &values,
-    );
+    server.report("jobs_enqueue_one_by_one", ">= 5000 jobs/s on PostgreSQL", &values);
 }
 
 /// A worker that completes what it is given at once.
-pub async fn work(
-    channel: Channel,
-    name: String,
-    done: Arc<AtomicUsize>,
-    all: usize,
-    finished: Arc<Notify>,
-) {
+pub async fn work(channel: Channel, name: String, done: Arc<AtomicUsize>, all: usize, finished: Arc<Notify>) {
     let (says, requests) = mpsc::channel(4_096);
-    let hello = pb::WorkerHello {
-        worker_id: name,
-        capacity: CAPACITY,
-        ..Default::default()
-    };
+    let hello = pb::WorkerHello { worker_id: name, capacity: CAPACITY, ..Default::default() };
     say(&says, 0, Says::Hello(hello)).await;
     let mut client = JobWorkerServiceClient::new(channel);
     let told = client.work_jobs(ReceiverStream::new(requests)).await;
@@ -232,11 +203,8 @@ pub async fn work(
         match response.message.unwrap() {
             Told::Job(job) => {
                 number += 1;
-                let completion = pb::JobCompletion {
-                    job_id: job.job.unwrap().id,
-                    lease_id: job.lease_id,
-                    result: None,
-                };
+                let completion =
+                    pb::JobCompletion { job_id: job.job.unwrap().id, lease_id: job.lease_id, result: None };
                 say(&says, number, Says::Complete(completion)).await;
             }
             Told::Accepted(accepted) => {
@@ -246,11 +214,7 @@ pub async fn work(
                 }
             }
             Told::Refused(refused) => panic!("{refused:?}"),
-            Told::Welcome(_)
-            | Told::Cancel(_)
-            | Told::LeaseLost(_)
-            | Told::Draining(_)
-            | Told::ServerTime(_) => {}
+            Told::Welcome(_) | Told::Cancel(_) | Told::LeaseLost(_) | Told::Draining(_) | Told::ServerTime(_) => {}
         }
     }
 }
@@ -289,11 +253,7 @@ async fn drain(server: &Server) -> f64 {
 /// How long it takes until a job that is put into an idle queue has begun.
 async fn start(server: &Server) {
     let (says, requests) = mpsc::channel(16);
-    let hello = pb::WorkerHello {
-        worker_id: "idle".into(),
-        capacity: 1,
-        ..Default::default()
-    };
+    let hello = pb::WorkerHello { worker_id: "idle".into(), capacity: 1, ..Default::default() };
     say(&says, 0, Says::Hello(hello)).await;
     let mut worker = JobWorkerServiceClient::new(server.connect().await);
     let told = worker.work_jobs(ReceiverStream::new(requests)).await;
@@ -314,11 +274,7 @@ async fn start(server: &Server) {
         let (made, (job, time)) = tokio::join!(making, waiting);
         made.unwrap();
         times.push(time);
-        let completion = pb::JobCompletion {
-            job_id: job.job.unwrap().id,
-            lease_id: job.lease_id,
-            result: None,
-        };
+        let completion = pb::JobCompletion { job_id: job.job.unwrap().id, lease_id: job.lease_id, result: None };
         say(&says, number, Says::Complete(completion)).await;
         sleep(Duration::from_millis(3)).await;
     }
@@ -356,9 +312,7 @@ async fn held_snapshot(server: &Server, db: &DatabaseConnection) {
     let normal = median(&mut normal);
     let isolation = Some(sea_orm::IsolationLevel::RepeatableRead);
     let held = db.begin_with_config(isolation, None).await.unwrap();
-    held.execute_unprepared("SELECT count(*) FROM jobs")
-        .await
-        .unwrap();
+    held.execute_unprepared("SELECT count(*) FROM jobs").await.unwrap();
     let begun = Instant::now();
     let mut rates = Vec::new();
     while begun.elapsed() < Duration::from_mins(2) {

@@ -75,8 +75,7 @@ use serde_json::json;
 use server::Server;
 use tonic::transport::Channel;
 use watchpost::pb::{
-    self, alert_rule_service_client::AlertRuleServiceClient,
-    camera_service_client::CameraServiceClient,
+    self, alert_rule_service_client::AlertRuleServiceClient, camera_service_client::CameraServiceClient,
 };
 
 const RULES: usize = 100;
@@ -96,20 +95,12 @@ struct Options {
 #[tokio::main]
 async fn main() -> ExitCode {
     let options = options();
-    let cluster = if options.postgres {
-        Some(Cluster::start().await)
-    } else {
-        None
-    };
+    let cluster = if options.postgres { Some(Cluster::start().await) } else { None };
     let own = cluster.as_ref().map(|cluster| cluster.url("postgres"));
     if let Some(name) = options.only.as_deref()
         && let Some(passed) = by_name_only(name, &options, cluster.as_ref(), own.clone()).await
     {
-        return if passed {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        };
+        return if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
     if wanted("sampler") {
@@ -154,12 +145,7 @@ async fn main() -> ExitCode {
 
 /// Checks, and figures that take long or need an empty database: whether they are as they should be. `None`: it is
 /// none of them.
-async fn by_name_only(
-    name: &str,
-    options: &Options,
-    cluster: Option<&Cluster>,
-    url: Option<String>,
-) -> Option<bool> {
+async fn by_name_only(name: &str, options: &Options, cluster: Option<&Cluster>, url: Option<String>) -> Option<bool> {
     match name {
         "guarantees" => Some(guarantees::check(cluster, options.cycles, options.seed).await),
         "schedules" => Some(schedules::check(options.zones)),
@@ -169,9 +155,7 @@ async fn by_name_only(
             deliveries::latency(url).await;
             Some(true)
         }
-        "storage_faults" => {
-            Some(storage_failing::check(options.postgres, options.cycles, options.seed).await)
-        }
+        "storage_faults" => Some(storage_failing::check(options.postgres, options.cycles, options.seed).await),
         "crowd" => {
             crowd::run(url).await;
             Some(true)
@@ -261,24 +245,13 @@ async fn prepare(server: &Server) {
             cooldown: Some(prost_types::Duration::default()),
             ..Default::default()
         };
-        rules
-            .create_alert_rule(pb::CreateAlertRuleRequest {
-                alert_rule: Some(rule),
-            })
-            .await
-            .unwrap();
+        rules.create_alert_rule(pb::CreateAlertRuleRequest { alert_rule: Some(rule) }).await.unwrap();
     }
 }
 
 async fn create_camera(cameras: &mut CameraServiceClient<Channel>) {
-    let camera = pb::Camera {
-        id: "bench".into(),
-        name: "bench".into(),
-        ..Default::default()
-    };
-    let request = pb::CreateCameraRequest {
-        camera: Some(camera),
-    };
+    let camera = pb::Camera { id: "bench".into(), name: "bench".into(), ..Default::default() };
+    let request = pb::CreateCameraRequest { camera: Some(camera) };
     cameras.create_camera(request).await.unwrap();
 }
 

@@ -20,10 +20,8 @@ use watchpost::{
         detection, event,
     },
     pb::{
-        self, alert_rule_service_client::AlertRuleServiceClient,
-        camera_service_client::CameraServiceClient,
-        camera_zone_service_client::CameraZoneServiceClient,
-        event_service_client::EventServiceClient,
+        self, alert_rule_service_client::AlertRuleServiceClient, camera_service_client::CameraServiceClient,
+        camera_zone_service_client::CameraZoneServiceClient, event_service_client::EventServiceClient,
     },
     zones::ZoneSet,
 };
@@ -118,9 +116,7 @@ fn rule(random: &mut fastrand::Rng, number: usize, cameras: usize, by_camera: bo
     let zone_ids = if by_camera {
         vec![format!("c{camera}-{half}")]
     } else {
-        (0..cameras)
-            .map(|camera| format!("c{camera}-{half}"))
-            .collect()
+        (0..cameras).map(|camera| format!("c{camera}-{half}")).collect()
     };
     let types = [random.usize(..TYPES.len()), random.usize(..TYPES.len())];
     let begins = random.u32(..24);
@@ -136,15 +132,12 @@ fn rule(random: &mut fastrand::Rng, number: usize, cameras: usize, by_camera: bo
         severity: AlertSeverity::Medium,
         risk_threshold: Some(random.i32(20..80)),
         object_types: types.map(|at| TYPES[at].to_string()).into(),
-        camera_ids: by_camera
-            .then(|| format!("c{camera}"))
-            .into_iter()
-            .collect(),
+        camera_ids: by_camera.then(|| format!("c{camera}")).into_iter().collect(),
         zone_ids: zone_ids.into_iter().collect(),
         min_confidence: Some(0.8),
-        schedule: serde_json::from_value(schedule).ok().map(|schedule| {
-            watchpost::alerts::engine::schedule::Schedule::compile(&schedule).unwrap()
-        }),
+        schedule: serde_json::from_value(schedule)
+            .ok()
+            .map(|schedule| watchpost::alerts::engine::schedule::Schedule::compile(&schedule).unwrap()),
         template: watchpost::alerts::engine::template::Template::parse("t", "{camera_id}").unwrap(),
         cooldown_us: 300_000_000,
         channels: None::<Strings>,
@@ -238,15 +231,10 @@ async fn prepare(server: &Server, rules: usize) {
         name: "corner".into(),
         shape: pb::CameraZoneShape::Polygon.into(),
         // What is seen is left of it.
-        coordinates: corners(1)
-            .into_iter()
-            .map(|[x, y]| pb::Point { x, y })
-            .collect(),
+        coordinates: corners(1).into_iter().map(|[x, y]| pb::Point { x, y }).collect(),
         ..Default::default()
     };
-    let request = pb::CreateCameraZoneRequest {
-        camera_zone: Some(zone),
-    };
+    let request = pb::CreateCameraZoneRequest { camera_zone: Some(zone) };
     let mut zones = CameraZoneServiceClient::new(channel.clone());
     zones.create_camera_zone(request).await.unwrap();
     let mut client = AlertRuleServiceClient::new(channel);
@@ -265,9 +253,7 @@ async fn prepare(server: &Server, rules: usize) {
             cooldown: Some(prost_types::Duration::default()),
             ..Default::default()
         };
-        let request = pb::CreateAlertRuleRequest {
-            alert_rule: Some(rule),
-        };
+        let request = pb::CreateAlertRuleRequest { alert_rule: Some(rule) };
         client.create_alert_rule(request).await.unwrap();
     }
 }

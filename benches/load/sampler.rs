@@ -27,9 +27,7 @@ const SHORT: Duration = Duration::from_micros(90);
 /// Samples in this process, so that nothing but sampling and storing is in it.
 pub async fn run(seconds: u64) {
     // Cards for desks, since they answer every call.
-    let cards: Vec<_> = (0..8)
-        .map(|at| with_costs(Card::geforce(&format!("GPU-{at}"))))
-        .collect();
+    let cards: Vec<_> = (0..8).map(|at| with_costs(Card::geforce(&format!("GPU-{at}")))).collect();
     let fake = FakeNvml::new(&cards);
     fake.set_with("driver = 580.95.05\nfrozen = 1", &cards);
     let folder = TempDir::new().unwrap();
@@ -50,10 +48,7 @@ pub async fn run(seconds: u64) {
             sysfs: "/sys".into(),
             detections: Detections::default(),
         };
-        let (live, shutdown) = (
-            LiveGpus::default(),
-            tokio_util::sync::CancellationToken::new(),
-        );
+        let (live, shutdown) = (LiveGpus::default(), tokio_util::sync::CancellationToken::new());
         let running = gpu::start(settings, db.clone(), live.clone(), |_| {}, shutdown.clone());
         let running = running.await;
         // What is only done when GPUs are found is not what is measured.
@@ -98,9 +93,8 @@ fn with_costs(card: Card) -> Card {
 /// The processor time of the threads whose names begin so, in nanoseconds.
 fn cpu(name: &str) -> u64 {
     let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
-    let tasks = tasks.filter(|task| {
-        fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.starts_with(name))
-    });
+    let tasks =
+        tasks.filter(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.starts_with(name)));
     let nanos = tasks.filter_map(|task| {
         let stat = fs::read_to_string(task.path().join("schedstat")).ok()?;
         stat.split_whitespace().next()?.parse::<u64>().ok()

@@ -12,9 +12,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::time::sleep;
 use tonic::transport::Channel;
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 /// A server of the real binary.
 pub struct Server {
@@ -38,21 +36,11 @@ impl Server {
             _ => "sqlite",
         };
         let (child, address) = spawn_with(&folder, url.as_ref(), "127.0.0.1:0", variables);
-        Self {
-            child,
-            address,
-            database,
-            folder,
-            url,
-        }
+        Self { child, address, database, folder, url }
     }
 
     pub async fn connect(&self) -> Channel {
-        Channel::from_shared(self.address.clone())
-            .unwrap()
-            .connect()
-            .await
-            .unwrap()
+        Channel::from_shared(self.address.clone()).unwrap().connect().await.unwrap()
     }
 
     /// Waits until the server says that it serves.
@@ -62,9 +50,7 @@ impl Server {
 
     pub fn report(&self, figure: &str, goal: &str, values: &serde_json::Value) {
         let mut line = json!({ "figure": figure, "database": self.database, "goal": goal });
-        line.as_object_mut()
-            .unwrap()
-            .extend(values.as_object().unwrap().clone());
+        line.as_object_mut().unwrap().extend(values.as_object().unwrap().clone());
         println!("{line}");
     }
 }
@@ -72,11 +58,7 @@ impl Server {
 /// Waits until the server at this address says that it serves.
 pub async fn serving_at(address: &str) {
     loop {
-        if let Ok(channel) = Channel::from_shared(address.to_string())
-            .unwrap()
-            .connect()
-            .await
-        {
+        if let Ok(channel) = Channel::from_shared(address.to_string()).unwrap().connect().await {
             let request = HealthCheckRequest::default();
             let check = HealthClient::new(channel).check(request).await;
             if check.is_ok_and(|check| check.into_inner().status() == ServingStatus::Serving) {
@@ -110,25 +92,14 @@ pub fn spawn_with(
     variables: &[(&'static str, OsString)],
 ) -> (Child, String) {
     let mut command = Command::new(PathBuf::from(env!("CARGO_BIN_EXE_watchpost")));
-    command
-        .args([
-            "--listen",
-            listen,
-            "--notification-networks",
-            "127.0.0.0/8",
-            "--data-dir",
-        ])
-        .arg(folder.path());
+    command.args(["--listen", listen, "--notification-networks", "127.0.0.0/8", "--data-dir"]).arg(folder.path());
     if let Some(url) = url {
         command.args(["--database-url", url]);
     }
     command.envs(variables.iter().map(|(name, value)| (name, value)));
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let listening = lines
-        .by_ref()
-        .map(Result::unwrap)
-        .find(|line| line.contains("listening on"));
+    let listening = lines.by_ref().map(Result::unwrap).find(|line| line.contains("listening on"));
     let address = listening.unwrap().rsplit(' ').next().unwrap().to_string();
     // The log must not fill the pipe.
     std::thread::spawn(move || for _ in lines {});
@@ -143,10 +114,7 @@ pub fn stop(child: &mut Child) {
 
 pub fn resident_mib(server: &Server) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     (kib / 102.4).round() / 10.0
 }

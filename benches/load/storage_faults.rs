@@ -31,11 +31,7 @@ struct Failing {
 impl Subject for Failing {
     async fn start(&mut self) {
         let url = self.cluster.as_ref().map(|cluster| cluster.url("postgres"));
-        let variables = if url.is_none() {
-            self.faults.variables().to_vec()
-        } else {
-            Vec::new()
-        };
+        let variables = if url.is_none() { self.faults.variables().to_vec() } else { Vec::new() };
         let (child, address) = spawn_with(&self.folder, url.as_ref(), &self.listen, &variables);
         self.child = Some(child);
         self.listen = address.trim_start_matches("http://").to_string();
@@ -64,11 +60,7 @@ impl Subject for Failing {
     }
 
     fn faults(&self) -> Vec<Fault> {
-        let some = |one_in, at_most, fault| Fault {
-            one_in,
-            at_most,
-            ..fault
-        };
+        let some = |one_in, at_most, fault| Fault { one_in, at_most, ..fault };
         if self.cluster.is_some() {
             return vec![
                 some(1, 3, Fault::every(WRITE, ENOSPC)),
@@ -101,42 +93,21 @@ impl Subject for Failing {
             None => format!("sqlite://{}/watchpost.db", self.folder.path().display()),
         };
         let mut options = ConnectOptions::new(url);
-        options
-            .max_connections(1)
-            .sqlx_logging(false)
-            .idle_timeout(None)
-            .max_lifetime(None);
+        options.max_connections(1).sqlx_logging(false).idle_timeout(None).max_lifetime(None);
         Database::connect(options).await.unwrap()
     }
 }
 
 /// Has the storage fail so many times; returns whether everything that was acknowledged was there.
 pub async fn check(postgres: bool, cycles: u32, seed: u64) -> bool {
-    let matched: &[&str] = if postgres {
-        &["base/", "pg_wal/"]
-    } else {
-        &["watchpost.db"]
-    };
+    let matched: &[&str] = if postgres { &["base/", "pg_wal/"] } else { &["watchpost.db"] };
     let faults = Faults::new(matched);
-    let cluster = if postgres {
-        Some(Cluster::start_with(faults.variables()).await)
-    } else {
-        None
-    };
-    let mut subject = Failing {
-        folder: TempDir::new().unwrap(),
-        faults,
-        cluster,
-        child: None,
-        listen: "127.0.0.1:0".into(),
-    };
+    let cluster = if postgres { Some(Cluster::start_with(faults.variables()).await) } else { None };
+    let mut subject =
+        Failing { folder: TempDir::new().unwrap(), faults, cluster, child: None, listen: "127.0.0.1:0".into() };
     subject.start().await;
     let begun = Instant::now();
-    let plan = Plan {
-        seed,
-        cycles: cycles as usize,
-        kill_one_in: KILL_ONE_IN,
-    };
+    let plan = Plan { seed, cycles: cycles as usize, kill_one_in: KILL_ONE_IN };
     let outcome = run(&mut subject, plan).await;
     subject.kill().await;
     let line = json!({

@@ -12,8 +12,8 @@ use std::{
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection, DbBackend, QueryResult, Statement};
 use serde_json::json;
 use watchpost::pb::{
-    self, RuleStop, alert_rule_service_client::AlertRuleServiceClient,
-    camera_service_client::CameraServiceClient, event_service_client::EventServiceClient,
+    self, RuleStop, alert_rule_service_client::AlertRuleServiceClient, camera_service_client::CameraServiceClient,
+    event_service_client::EventServiceClient,
 };
 
 use crate::{cluster::Cluster, guarantees, per_second, server::Server};
@@ -51,15 +51,10 @@ pub async fn check(cluster: &Cluster, events: usize) -> bool {
     crate::create_camera(&mut CameraServiceClient::new(channel.clone())).await;
     let rule = pb::AlertRule {
         name: "storm".into(),
-        cooldown: Some(prost_types::Duration {
-            seconds: COOLDOWN_SECONDS.into(),
-            nanos: 0,
-        }),
+        cooldown: Some(prost_types::Duration { seconds: COOLDOWN_SECONDS.into(), nanos: 0 }),
         ..Default::default()
     };
-    let request = pb::CreateAlertRuleRequest {
-        alert_rule: Some(rule),
-    };
+    let request = pb::CreateAlertRuleRequest { alert_rule: Some(rule) };
     let mut rules = AlertRuleServiceClient::new(channel);
     rules.create_alert_rule(request).await.unwrap();
     // It reads the rule as it starts.
@@ -114,10 +109,7 @@ async fn storm(servers: &[Server], events: usize) -> Answers {
             let mut client = EventServiceClient::new(channel);
             let mut answers = Answers::default();
             let take = |left: usize| left.checked_sub(1);
-            while left
-                .try_update(Ordering::Relaxed, Ordering::Relaxed, take)
-                .is_ok()
-            {
+            while left.try_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
                 let answer = client.ingest_event(crate::request()).await.unwrap();
                 answers.add(answer.get_ref());
             }

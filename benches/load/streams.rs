@@ -20,9 +20,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 use tonic_prost::ProstCodec;
-use watchpost::pb::{
-    self, Topic, WatchStart, event_service_client::EventServiceClient, watch_response::Update,
-};
+use watchpost::pb::{self, Topic, WatchStart, event_service_client::EventServiceClient, watch_response::Update};
 
 use crate::{
     latencies, per_second,
@@ -63,10 +61,7 @@ fn events(start: WatchStart) -> pb::WatchRequest {
     pb::WatchRequest {
         topics: vec![Topic::Events.into()],
         start: start.into(),
-        heartbeat_interval: Some(prost_types::Duration {
-            seconds: 300,
-            nanos: 0,
-        }),
+        heartbeat_interval: Some(prost_types::Duration { seconds: 300, nanos: 0 }),
         ..Default::default()
     }
 }
@@ -98,11 +93,7 @@ struct Counts {
 }
 
 /// Subscribers that count what they are sent, of which every hundredth measures how late it is.
-async fn subscribe(
-    server: &Server,
-    subscribers: usize,
-    counts: &Arc<Counts>,
-) -> Vec<JoinHandle<Vec<Duration>>> {
+async fn subscribe(server: &Server, subscribers: usize, counts: &Arc<Counts>) -> Vec<JoinHandle<Vec<Duration>>> {
     let mut tasks = Vec::with_capacity(subscribers);
     let mut channel = connect(server).await;
     for at in 0..subscribers {
@@ -148,27 +139,15 @@ fn event() -> pb::IngestEventRequest {
         summary: Some(now.unwrap().as_micros().to_string()),
         ..Default::default()
     };
-    pb::IngestEventRequest {
-        event: Some(event),
-        ..Default::default()
-    }
+    pb::IngestEventRequest { event: Some(event), ..Default::default() }
 }
 
 /// A camera that no rule listens to, so that an event is one change.
 pub async fn prepare(server: &Server) {
-    let camera = pb::Camera {
-        id: "streams".into(),
-        name: "streams".into(),
-        ..Default::default()
-    };
-    let request = pb::CreateCameraRequest {
-        camera: Some(camera),
-    };
+    let camera = pb::Camera { id: "streams".into(), name: "streams".into(), ..Default::default() };
+    let request = pb::CreateCameraRequest { camera: Some(camera) };
     let channel = server.connect().await;
-    pb::camera_service_client::CameraServiceClient::new(channel)
-        .create_camera(request)
-        .await
-        .unwrap();
+    pb::camera_service_client::CameraServiceClient::new(channel).create_camera(request).await.unwrap();
 }
 
 /// Writes so many events a second. Returns how many.
@@ -203,14 +182,7 @@ async fn settle(counts: &Counts, expected: u64) -> u64 {
 }
 
 /// Many subscribers, of which each is sent every change.
-pub async fn fan_out(
-    server: &Server,
-    figure: &str,
-    goal: &str,
-    subscribers: usize,
-    rate: f64,
-    seconds: u64,
-) {
+pub async fn fan_out(server: &Server, figure: &str, goal: &str, subscribers: usize, rate: f64, seconds: u64) {
     let counts = Arc::new(Counts::default());
     let before = resident_mib(server);
     let tasks = subscribe(server, subscribers, &counts).await;
@@ -287,11 +259,7 @@ pub async fn slow_reader(server: &Server, seconds: u64) {
 }
 
 /// Ends the subscribers with the next message. Returns how late they have measured to be.
-async fn measured(
-    server: &Server,
-    counts: &Arc<Counts>,
-    tasks: Vec<JoinHandle<Vec<Duration>>>,
-) -> serde_json::Value {
+async fn measured(server: &Server, counts: &Arc<Counts>, tasks: Vec<JoinHandle<Vec<Duration>>>) -> serde_json::Value {
     counts.stop.store(true, Ordering::Relaxed);
     write(server, 1.0, Duration::from_millis(1)).await;
     let mut times = Vec::new();
@@ -305,18 +273,12 @@ async fn measured(
 pub async fn catch_up(server: &Server, changes: u64) {
     let channel = connect(server).await;
     let mut from = watch(&channel, events(WatchStart::Now)).await;
-    EventServiceClient::new(server.connect().await)
-        .ingest_event(event())
-        .await
-        .unwrap();
+    EventServiceClient::new(server.connect().await).ingest_event(event()).await.unwrap();
     let first = pb::WatchResponse::decode(from.message().await.unwrap().unwrap()).unwrap();
     drop(from);
     copy_the_last_change(server, changes).await;
-    let request = pb::WatchRequest {
-        cursor: first.cursor,
-        start: WatchStart::Unspecified.into(),
-        ..events(WatchStart::Now)
-    };
+    let request =
+        pb::WatchRequest { cursor: first.cursor, start: WatchStart::Unspecified.into(), ..events(WatchStart::Now) };
     let mut rates = Vec::new();
     for _ in 0..3 {
         let begun = Instant::now();
@@ -324,10 +286,7 @@ pub async fn catch_up(server: &Server, changes: u64) {
         for _ in 0..changes {
             messages.message().await.unwrap().unwrap();
         }
-        rates.push(per_second(
-            usize::try_from(changes).unwrap(),
-            begun.elapsed(),
-        ));
+        rates.push(per_second(usize::try_from(changes).unwrap(), begun.elapsed()));
     }
     rates.sort_by(f64::total_cmp);
     let values = json!({ "changes": changes, "changes_per_second": rates[1], "runs": rates });
@@ -350,11 +309,7 @@ async fn copy_the_last_change(server: &Server, copies: u64) {
         )
     };
     // As if every one had been committed by itself.
-    let commit = if db.get_database_backend() == DbBackend::Postgres {
-        "NULL"
-    } else {
-        "commit_seq + numbers.i"
-    };
+    let commit = if db.get_database_backend() == DbBackend::Postgres { "NULL" } else { "commit_seq + numbers.i" };
     let sql = format!(
         "INSERT INTO changes (topic, key, message, created_at, commit_seq) \
          SELECT topic, key, message, created_at, {commit} \

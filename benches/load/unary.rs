@@ -40,11 +40,7 @@ pub async fn start(server: &mut Server) {
     }
     times.sort();
     let ms = |at: usize| millis(times[at]);
-    server.report(
-        "start_to_serving",
-        "<= 150 ms",
-        &json!({ "p50_ms": ms(STARTS / 2), "max_ms": ms(STARTS - 1) }),
-    );
+    server.report("start_to_serving", "<= 150 ms", &json!({ "p50_ms": ms(STARTS / 2), "max_ms": ms(STARTS - 1) }));
 }
 
 /// The resident memory of a server that nobody talks to.
@@ -69,15 +65,8 @@ pub async fn ingest(server: &Server, seconds: u64) {
 /// How long after an alert was raised, which is before its commit, a subscriber has it, on an idle system.
 pub async fn alert_latency(server: &Server) {
     let channel = server.connect().await;
-    let watch = pb::WatchRequest {
-        topics: vec![pb::Topic::Alerts.into()],
-        ..Default::default()
-    };
-    let mut responses = MonitorServiceClient::new(channel)
-        .watch(watch)
-        .await
-        .unwrap()
-        .into_inner();
+    let watch = pb::WatchRequest { topics: vec![pb::Topic::Alerts.into()], ..Default::default() };
+    let mut responses = MonitorServiceClient::new(channel).watch(watch).await.unwrap().into_inner();
     responses.message().await.unwrap();
     let events = EventServiceClient::new(server.connect().await);
     let mut times = Vec::new();
@@ -89,8 +78,7 @@ pub async fn alert_latency(server: &Server) {
         loop {
             let response = responses.message().await.unwrap().unwrap();
             if let Some(Update::Alert(change)) = response.update {
-                let raised =
-                    SystemTime::try_from(change.alert.unwrap().created_at.unwrap()).unwrap();
+                let raised = SystemTime::try_from(change.alert.unwrap().created_at.unwrap()).unwrap();
                 times.push(SystemTime::now().duration_since(raised).unwrap());
                 break;
             }
@@ -98,11 +86,7 @@ pub async fn alert_latency(server: &Server) {
         ingest.await.unwrap();
         sleep(Duration::from_millis(10)).await;
     }
-    server.report(
-        "raised_to_received",
-        "p50 <= 5 ms, p99 <= 20 ms",
-        &latencies(times),
-    );
+    server.report("raised_to_received", "p50 <= 5 ms, p99 <= 20 ms", &latencies(times));
 }
 
 /// Unary calls a second that ask no database: what the transport and this machine allow.
@@ -122,20 +106,9 @@ pub async fn get_alert(server: &Server, seconds: u64) {
     for _ in 0..ALERTS {
         events.ingest_event(request()).await.unwrap();
     }
-    let request = pb::ListAlertsRequest {
-        page_size: 1000,
-        ..Default::default()
-    };
-    let alerts = AlertServiceClient::new(channel)
-        .list_alerts(request)
-        .await
-        .unwrap();
-    let ids: Vec<_> = alerts
-        .into_inner()
-        .alerts
-        .into_iter()
-        .map(|alert| alert.id)
-        .collect();
+    let request = pb::ListAlertsRequest { page_size: 1000, ..Default::default() };
+    let alerts = AlertServiceClient::new(channel).list_alerts(request).await.unwrap();
+    let ids: Vec<_> = alerts.into_inner().alerts.into_iter().map(|alert| alert.id).collect();
     let ids = Arc::new(ids);
     let call = move |channel: Channel, at: usize| {
         let mut alerts = AlertServiceClient::new(channel);
@@ -156,10 +129,7 @@ pub async fn closed_loop<F>(
 where
     F: Future<Output = ()> + Send,
 {
-    let (stop, done) = (
-        Arc::new(AtomicBool::new(false)),
-        Arc::new(AtomicUsize::new(0)),
-    );
+    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let mut clients = Vec::new();
     for connection in 0..CONNECTIONS {
         let channel = server.connect().await;

@@ -24,25 +24,14 @@ pub(crate) fn is_postgres(manager: &SchemaManager<'_>) -> bool {
 /// Runs statements in order.
 pub(crate) async fn execute(manager: &SchemaManager<'_>, statements: &[&str]) -> Result<(), DbErr> {
     for statement in statements {
-        manager
-            .get_connection()
-            .execute_unprepared(statement)
-            .await?;
+        manager.get_connection().execute_unprepared(statement).await?;
     }
     Ok(())
 }
 
 /// Runs the statements of the connected database in order.
-pub(crate) async fn per_backend(
-    manager: &SchemaManager<'_>,
-    postgres: &[&str],
-    sqlite: &[&str],
-) -> Result<(), DbErr> {
-    let statements = if is_postgres(manager) {
-        postgres
-    } else {
-        sqlite
-    };
+pub(crate) async fn per_backend(manager: &SchemaManager<'_>, postgres: &[&str], sqlite: &[&str]) -> Result<(), DbErr> {
+    let statements = if is_postgres(manager) { postgres } else { sqlite };
     execute(manager, statements).await
 }
 
@@ -65,12 +54,7 @@ impl Vocabulary {
     }
 
     /// NOT NULL column that holds one of the labels.
-    pub(crate) fn column(
-        &self,
-        manager: &SchemaManager<'_>,
-        table: &str,
-        column: &'static str,
-    ) -> ColumnDef {
+    pub(crate) fn column(&self, manager: &SchemaManager<'_>, table: &str, column: &'static str) -> ColumnDef {
         let mut def = enumeration(column, self.name, self.labels.iter().copied());
         if !is_postgres(manager) {
             let name = Alias::new(format!("ck_{table}_{column}"));
@@ -82,24 +66,14 @@ impl Vocabulary {
 
 /// NOT NULL time whose default is the current time.
 pub(crate) fn timestamp_now(manager: &SchemaManager<'_>, column: &'static str) -> ColumnDef {
-    let now = if is_postgres(manager) {
-        "now()"
-    } else {
-        SQLITE_NOW
-    };
-    timestamp_with_time_zone(column)
-        .default(Expr::cust(now))
-        .take()
+    let now = if is_postgres(manager) { "now()" } else { SQLITE_NOW };
+    timestamp_with_time_zone(column).default(Expr::cust(now)).take()
 }
 
 /// Primary key whose default is a new UUID version 7. PostgreSQL calls `watchpost_uuid7()`, so tables
 /// with such a key must come after the migration of jobs, which creates the function.
 pub(crate) fn uuid7_key(manager: &SchemaManager<'_>, column: &'static str) -> ColumnDef {
-    let uuid7 = if is_postgres(manager) {
-        "watchpost_uuid7()"
-    } else {
-        SQLITE_UUID7
-    };
+    let uuid7 = if is_postgres(manager) { "watchpost_uuid7()" } else { SQLITE_UUID7 };
     uuid(column).default(Expr::cust(uuid7)).primary_key().take()
 }
 
@@ -168,12 +142,7 @@ pub(crate) async fn brin_index(
 }
 
 /// Creates an inverted index on PostgreSQL only. `column` may be followed by an operator class.
-pub(crate) async fn gin_index(
-    manager: &SchemaManager<'_>,
-    table: &str,
-    name: &str,
-    column: &str,
-) -> Result<(), DbErr> {
+pub(crate) async fn gin_index(manager: &SchemaManager<'_>, table: &str, name: &str, column: &str) -> Result<(), DbErr> {
     let gin = format!("CREATE INDEX {name} ON {table} USING gin ({column})");
     per_backend(manager, &[&gin], &[]).await
 }
@@ -190,14 +159,9 @@ pub(crate) fn search_vector(manager: &SchemaManager<'_>) -> ColumnDef {
 }
 
 /// Drops tables in the given order, which must name children before parents.
-pub(crate) async fn drop_tables(
-    manager: &SchemaManager<'_>,
-    tables: &[&'static str],
-) -> Result<(), DbErr> {
+pub(crate) async fn drop_tables(manager: &SchemaManager<'_>, tables: &[&'static str]) -> Result<(), DbErr> {
     for table in tables {
-        manager
-            .drop_table(Table::drop().table(*table).take())
-            .await?;
+        manager.drop_table(Table::drop().table(*table).take()).await?;
     }
     Ok(())
 }

@@ -26,10 +26,7 @@ impl MigrationTrait for Migration {
             .col(timestamp_now(manager, "created_at"))
             .col(timestamp_with_time_zone_null("last_seen_at"))
             .col(timestamp_with_time_zone_null("deleted_at"))
-            .check(check(
-                "ck_cameras_status",
-                "status IN ('online', 'offline', 'error', 'unknown')",
-            ))
+            .check(check("ck_cameras_status", "status IN ('online', 'offline', 'error', 'unknown')"))
             .take();
         manager.create_table(cameras).await?;
         let unique = &[

@@ -4,15 +4,14 @@ use ForeignKeyAction::Cascade;
 use sea_orm_migration::{
     prelude::*,
     schema::{
-        big_integer, blob, blob_null, boolean, double_null, integer_null, json_binary_null, string,
-        string_len_null, string_null, text_null, timestamp_with_time_zone,
-        timestamp_with_time_zone_null,
+        big_integer, blob, blob_null, boolean, double_null, integer_null, json_binary_null, string, string_len_null,
+        string_null, text_null, timestamp_with_time_zone, timestamp_with_time_zone_null,
     },
 };
 
 use crate::dialect::{
-    brin_index, check, drop_tables, gin_index, indexes, number_key, per_backend, references,
-    search_vector, timestamp_now, unique,
+    brin_index, check, drop_tables, gin_index, indexes, number_key, per_backend, references, search_vector,
+    timestamp_now, unique,
 };
 
 /// Trigger function that fills `events.search_vector`. Texts are cut because PostgreSQL refuses a row
@@ -76,10 +75,8 @@ impl MigrationTrait for Migration {
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         let tables = ["event_ingests", "event_detections", "detections", "events"];
         drop_tables(manager, &tables).await?;
-        let postgres = &[
-            "DROP FUNCTION watchpost_detection_search_vector()",
-            "DROP FUNCTION watchpost_event_search_vector()",
-        ];
+        let postgres =
+            &["DROP FUNCTION watchpost_detection_search_vector()", "DROP FUNCTION watchpost_event_search_vector()"];
         per_backend(manager, postgres, &[]).await
     }
 }
@@ -109,14 +106,8 @@ async fn create_events(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
             "ck_events_risk_level",
             "risk_level IS NULL OR risk_level IN ('low', 'medium', 'high', 'critical')",
         ))
-        .check(check(
-            "ck_events_risk_score_range",
-            "risk_score IS NULL OR (risk_score >= 0 AND risk_score <= 100)",
-        ))
-        .check(check(
-            "ck_events_time_order",
-            "ended_at IS NULL OR ended_at >= started_at",
-        ))
+        .check(check("ck_events_risk_score_range", "risk_score IS NULL OR (risk_score >= 0 AND risk_score <= 100)"))
+        .check(check("ck_events_time_order", "ended_at IS NULL OR ended_at >= started_at"))
         .foreign_key(&mut references("events", "camera_id", "cameras", Cascade))
         .take();
     manager.create_table(events).await?;
@@ -127,10 +118,7 @@ async fn create_events(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         ("idx_events_risk_score", &["risk_score"]),
         ("idx_events_reviewed", &["reviewed"]),
         ("idx_events_batch_id", &["batch_id"]),
-        (
-            "idx_events_risk_level_started_at",
-            &["risk_level", "started_at"],
-        ),
+        ("idx_events_risk_level_started_at", &["risk_level", "started_at"]),
         ("idx_events_started_at_id", &["started_at", "id"]),
     ];
     indexes(manager, on, btrees).await?;
@@ -168,41 +156,24 @@ async fn create_detections(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .col(json_binary_null("enrichment_data"))
         .col(search_vector(manager))
         .col(json_binary_null("labels"))
-        .check(check(
-            "ck_detections_media_type",
-            "media_type IS NULL OR media_type IN ('image', 'video')",
-        ))
+        .check(check("ck_detections_media_type", "media_type IS NULL OR media_type IN ('image', 'video')"))
         .check(check(
             "ck_detections_confidence_range",
             "confidence IS NULL OR (confidence >= 0.0 AND confidence <= 1.0)",
         ))
-        .foreign_key(&mut references(
-            "detections",
-            "camera_id",
-            "cameras",
-            Cascade,
-        ))
+        .foreign_key(&mut references("detections", "camera_id", "cameras", Cascade))
         .take();
     manager.create_table(detections).await?;
     let btrees: &[(&str, &[&str])] = &[
         ("idx_detections_camera_id", &["camera_id"]),
         ("idx_detections_detected_at", &["detected_at"]),
         ("idx_detections_camera_time", &["camera_id", "detected_at"]),
-        (
-            "idx_detections_camera_object_type",
-            &["camera_id", "object_type"],
-        ),
-        (
-            "ix_detections_object_type_detected_at",
-            &["object_type", "detected_at"],
-        ),
+        ("idx_detections_camera_object_type", &["camera_id", "object_type"]),
+        ("ix_detections_object_type_detected_at", &["object_type", "detected_at"]),
     ];
     indexes(manager, "detections", btrees).await?;
     for (name, column) in [
-        (
-            "ix_detections_enrichment_data_gin",
-            "enrichment_data jsonb_path_ops",
-        ),
+        ("ix_detections_enrichment_data_gin", "enrichment_data jsonb_path_ops"),
         ("idx_detections_search_vector", "search_vector"),
         ("idx_detections_labels_gin", "labels"),
     ] {
@@ -221,12 +192,7 @@ async fn create_event_detections(manager: &SchemaManager<'_>) -> Result<(), DbEr
         .col(timestamp_now(manager, "created_at"))
         .primary_key(Index::create().col("event_id").col("detection_id"))
         .foreign_key(&mut references(table, "event_id", "events", Cascade))
-        .foreign_key(&mut references(
-            table,
-            "detection_id",
-            "detections",
-            Cascade,
-        ))
+        .foreign_key(&mut references(table, "detection_id", "detections", Cascade))
         .take();
     manager.create_table(links).await?;
     let btrees: &[(&str, &[&str])] = &[
@@ -249,10 +215,7 @@ async fn create_event_ingests(manager: &SchemaManager<'_>) -> Result<(), DbErr> 
         .col(blob_null("outcomes"))
         .col(timestamp_now(manager, "created_at"))
         .index(&mut unique("uq_event_ingests_request_id", &["request_id"]))
-        .index(&mut unique(
-            "uq_event_ingests_camera_batch",
-            &["camera_id", "batch_id"],
-        ))
+        .index(&mut unique("uq_event_ingests_camera_batch", &["camera_id", "batch_id"]))
         .foreign_key(&mut references(table, "event_id", "events", Cascade))
         .take();
     manager.create_table(ingests).await?;

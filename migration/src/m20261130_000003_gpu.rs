@@ -46,11 +46,6 @@ impl MigrationTrait for Migration {
             "gpus",
         ];
         drop_tables(manager, &tables).await?;
-        per_backend(
-            manager,
-            &["DROP FUNCTION watchpost_gpu_stats_pending()"],
-            &[],
-        )
-        .await
+        per_backend(manager, &["DROP FUNCTION watchpost_gpu_stats_pending()"], &[]).await
     }
 }

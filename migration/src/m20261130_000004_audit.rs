@@ -29,19 +29,10 @@ impl MigrationTrait for Migration {
             .col(text_null("user_agent"))
             .col(json_binary_null("details"))
             .col(string_len("status", 20).default("success"))
-            .check(check(
-                "ck_audit_logs_status",
-                "status IN ('success', 'failure')",
-            ))
+            .check(check("ck_audit_logs_status", "status IN ('success', 'failure')"))
             .take();
         manager.create_table(audit_logs).await?;
-        brin_index(
-            manager,
-            "audit_logs",
-            "ix_audit_logs_timestamp_brin",
-            "timestamp",
-        )
-        .await?;
+        brin_index(manager, "audit_logs", "ix_audit_logs_timestamp_brin", "timestamp").await?;
         let btrees: &[(&str, &[&str])] = &[
             ("idx_audit_logs_timestamp", &["timestamp"]),
             ("idx_audit_logs_action", &["action"]),

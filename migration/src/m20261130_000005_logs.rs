@@ -2,15 +2,11 @@
 
 use sea_orm_migration::{
     prelude::*,
-    schema::{
-        big_integer_null, integer_null, json_binary_null, string_len, string_len_null, text,
-        text_null,
-    },
+    schema::{big_integer_null, integer_null, json_binary_null, string_len, string_len_null, text, text_null},
 };
 
 use crate::dialect::{
-    brin_index, check, drop_tables, gin_index, indexes, number_key, per_backend, search_vector,
-    timestamp_now,
+    brin_index, check, drop_tables, gin_index, indexes, number_key, per_backend, search_vector, timestamp_now,
 };
 
 /// Trigger that fills `logs.search_vector`. The message is cut because PostgreSQL refuses a row whose
@@ -77,10 +73,7 @@ impl MigrationTrait for Migration {
             .col(string_len("source", 10).default("backend"))
             .col(text_null("user_agent"))
             .col(search_vector(manager))
-            .check(check(
-                "ck_logs_level",
-                "level IN ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')",
-            ))
+            .check(check("ck_logs_level", "level IN ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL')"))
             .check(check("ck_logs_source", "source IN ('backend', 'frontend')"))
             .take();
         manager.create_table(logs).await?;
@@ -100,11 +93,6 @@ impl MigrationTrait for Migration {
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         per_backend(manager, &[], &["DROP TABLE logs_fts"]).await?;
         drop_tables(manager, &["logs"]).await?;
-        per_backend(
-            manager,
-            &["DROP FUNCTION watchpost_log_search_vector()"],
-            &[],
-        )
-        .await
+        per_backend(manager, &["DROP FUNCTION watchpost_log_search_vector()"], &[]).await
     }
 }

@@ -15,15 +15,10 @@ mod alerts;
 mod manual_alert_cooldowns;
 mod silences;
 
-const SEVERITY: Vocabulary = Vocabulary {
-    name: "alert_severity",
-    labels: &["low", "medium", "high", "critical"],
-};
+const SEVERITY: Vocabulary = Vocabulary { name: "alert_severity", labels: &["low", "medium", "high", "critical"] };
 
-const STATUS: Vocabulary = Vocabulary {
-    name: "alert_status",
-    labels: &["pending", "delivered", "acknowledged", "dismissed"],
-};
+const STATUS: Vocabulary =
+    Vocabulary { name: "alert_status", labels: &["pending", "delivered", "acknowledged", "dismissed"] };
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;

@@ -28,32 +28,15 @@ impl MigrationTrait for Migration {
             .col(double("avg_count").default(0.0))
             .col(integer("sample_count").default(0))
             .col(timestamp_now(manager, "last_updated"))
-            .check(check(
-                "ck_activity_baselines_hour_range",
-                "hour >= 0 AND hour <= 23",
-            ))
-            .check(check(
-                "ck_activity_baselines_dow_range",
-                "day_of_week >= 0 AND day_of_week <= 6",
-            ))
-            .index(&mut unique(
-                "uq_activity_baseline_slot",
-                &["camera_id", "hour", "day_of_week"],
-            ))
-            .foreign_key(&mut references(
-                "activity_baselines",
-                "camera_id",
-                "cameras",
-                Cascade,
-            ))
+            .check(check("ck_activity_baselines_hour_range", "hour >= 0 AND hour <= 23"))
+            .check(check("ck_activity_baselines_dow_range", "day_of_week >= 0 AND day_of_week <= 6"))
+            .index(&mut unique("uq_activity_baseline_slot", &["camera_id", "hour", "day_of_week"]))
+            .foreign_key(&mut references("activity_baselines", "camera_id", "cameras", Cascade))
             .take();
         manager.create_table(activity).await?;
         let btrees: &[(&str, &[&str])] = &[
             ("idx_activity_baseline_camera", &["camera_id"]),
-            (
-                "idx_activity_baseline_slot",
-                &["camera_id", "hour", "day_of_week"],
-            ),
+            ("idx_activity_baseline_slot", &["camera_id", "hour", "day_of_week"]),
         ];
         indexes(manager, "activity_baselines", btrees).await?;
         let classes = Table::create()
@@ -65,32 +48,15 @@ impl MigrationTrait for Migration {
             .col(double("frequency").default(0.0))
             .col(integer("sample_count").default(0))
             .col(timestamp_now(manager, "last_updated"))
-            .check(check(
-                "ck_class_baselines_hour_range",
-                "hour >= 0 AND hour <= 23",
-            ))
-            .index(&mut unique(
-                "uq_class_baseline_slot",
-                &["camera_id", "detection_class", "hour"],
-            ))
-            .foreign_key(&mut references(
-                "class_baselines",
-                "camera_id",
-                "cameras",
-                Cascade,
-            ))
+            .check(check("ck_class_baselines_hour_range", "hour >= 0 AND hour <= 23"))
+            .index(&mut unique("uq_class_baseline_slot", &["camera_id", "detection_class", "hour"]))
+            .foreign_key(&mut references("class_baselines", "camera_id", "cameras", Cascade))
             .take();
         manager.create_table(classes).await?;
         let btrees: &[(&str, &[&str])] = &[
             ("idx_class_baseline_camera", &["camera_id"]),
-            (
-                "idx_class_baseline_class",
-                &["camera_id", "detection_class"],
-            ),
-            (
-                "idx_class_baseline_slot",
-                &["camera_id", "detection_class", "hour"],
-            ),
+            ("idx_class_baseline_class", &["camera_id", "detection_class"]),
+            ("idx_class_baseline_slot", &["camera_id", "detection_class", "hour"]),
         ];
         indexes(manager, "class_baselines", btrees).await
     }

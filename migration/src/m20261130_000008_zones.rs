@@ -6,19 +6,12 @@ use sea_orm_migration::{
     schema::{boolean, double_null, integer, json_binary, string, string_len},
 };
 
-use crate::dialect::{
-    Vocabulary, check, drop_tables, execute, indexes, is_postgres, references, timestamp_now,
-};
+use crate::dialect::{Vocabulary, check, drop_tables, execute, indexes, is_postgres, references, timestamp_now};
 
-const ZONE_TYPE: Vocabulary = Vocabulary {
-    name: "camera_zone_type_enum",
-    labels: &["entry_point", "driveway", "sidewalk", "yard", "other"],
-};
+const ZONE_TYPE: Vocabulary =
+    Vocabulary { name: "camera_zone_type_enum", labels: &["entry_point", "driveway", "sidewalk", "yard", "other"] };
 
-const SHAPE: Vocabulary = Vocabulary {
-    name: "camera_zone_shape_enum",
-    labels: &["rectangle", "polygon"],
-};
+const SHAPE: Vocabulary = Vocabulary { name: "camera_zone_shape_enum", labels: &["rectangle", "polygon"] };
 
 /// Condition for a color `#RRGGBB` on SQLite, which has no regular expressions.
 const SQLITE_COLOR: &str = "color GLOB \
@@ -36,27 +29,15 @@ impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         ZONE_TYPE.create(manager).await?;
         SHAPE.create(manager).await?;
-        let color = if is_postgres(manager) {
-            "color ~ '^#[0-9A-Fa-f]{6}$'"
-        } else {
-            SQLITE_COLOR
-        };
+        let color = if is_postgres(manager) { "color ~ '^#[0-9A-Fa-f]{6}$'" } else { SQLITE_COLOR };
         let zones = Table::create()
             .table("camera_zones")
             .col(string("id").primary_key())
             .col(string("camera_id"))
             .col(string_len("name", 255))
-            .col(
-                ZONE_TYPE
-                    .column(manager, "camera_zones", "zone_type")
-                    .default("other"),
-            )
+            .col(ZONE_TYPE.column(manager, "camera_zones", "zone_type").default("other"))
             .col(json_binary("coordinates"))
-            .col(
-                SHAPE
-                    .column(manager, "camera_zones", "shape")
-                    .default("rectangle"),
-            )
+            .col(SHAPE.column(manager, "camera_zones", "shape").default("rectangle"))
             .col(string_len("color", 7).default("#3B82F6"))
             .col(boolean("enabled").default(true))
             .col(integer("priority").default(0))
@@ -65,25 +46,11 @@ impl MigrationTrait for Migration {
             .col(string("anchor").default("center"))
             .col(double_null("min_overlap"))
             .col(integer("version_id").default(1))
-            .check(check(
-                "ck_camera_zones_priority_non_negative",
-                "priority >= 0",
-            ))
+            .check(check("ck_camera_zones_priority_non_negative", "priority >= 0"))
             .check(check("ck_camera_zones_color_hex", color))
-            .check(check(
-                "ck_camera_zones_anchor",
-                "anchor IN ('center', 'foot', 'overlap')",
-            ))
-            .check(check(
-                "ck_camera_zones_min_overlap_range",
-                "min_overlap > 0.0 AND min_overlap <= 1.0",
-            ))
-            .foreign_key(&mut references(
-                "camera_zones",
-                "camera_id",
-                "cameras",
-                Cascade,
-            ))
+            .check(check("ck_camera_zones_anchor", "anchor IN ('center', 'foot', 'overlap')"))
+            .check(check("ck_camera_zones_min_overlap_range", "min_overlap > 0.0 AND min_overlap <= 1.0"))
+            .foreign_key(&mut references("camera_zones", "camera_id", "cameras", Cascade))
             .take();
         manager.create_table(zones).await?;
         let btrees: &[(&str, &[&str])] = &[

@@ -4,8 +4,8 @@ use ForeignKeyAction::{Cascade, SetNull};
 use sea_orm_migration::{
     prelude::*,
     schema::{
-        blob_null, boolean, integer, integer_null, json_binary, json_binary_null, string_len,
-        string_len_null, text, text_null, timestamp_with_time_zone_null, uuid, uuid_null,
+        blob_null, boolean, integer, integer_null, json_binary, json_binary_null, string_len, string_len_null, text,
+        text_null, timestamp_with_time_zone_null, uuid, uuid_null,
     },
 };
 
@@ -52,20 +52,11 @@ async fn create_channels(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .col(timestamp_now(manager, "updated_at"))
         .col(integer("version_id").default(1))
         .index(&mut unique("uq_notification_channels_name", &["name"]))
-        .check(check(
-            "ck_notification_channels_kind",
-            "kind IN ('webhook', 'email', 'stream')",
-        ))
-        .check(check(
-            "ck_notification_channels_quiet_except",
-            "quiet_except IN ('low', 'medium', 'high', 'critical')",
-        ))
+        .check(check("ck_notification_channels_kind", "kind IN ('webhook', 'email', 'stream')"))
+        .check(check("ck_notification_channels_quiet_except", "quiet_except IN ('low', 'medium', 'high', 'critical')"))
         .take();
     manager.create_table(channels).await?;
-    let newest: &[(&str, &[&str])] = &[(
-        "idx_notification_channels_created_at_id",
-        &["created_at", "id"],
-    )];
+    let newest: &[(&str, &[&str])] = &[("idx_notification_channels_created_at_id", &["created_at", "id"])];
     indexes(manager, "notification_channels", newest).await
 }
 
@@ -94,34 +85,17 @@ async fn create_deliveries(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
             &["alert_id", "channel_id", "escalation_step"],
         ))
         .foreign_key(&mut references("deliveries", "alert_id", "alerts", Cascade))
-        .foreign_key(&mut references(
-            "deliveries",
-            "channel_id",
-            "notification_channels",
-            SetNull,
-        ))
-        .check(check(
-            "ck_deliveries_status",
-            "status IN ('queued', 'delivered', 'dead', 'cancelled')",
-        ))
-        .check(check(
-            "ck_deliveries_severity",
-            "severity IN ('low', 'medium', 'high', 'critical')",
-        ))
-        .check(check(
-            "ck_deliveries_queued_has_next_attempt",
-            "status <> 'queued' OR next_attempt_at IS NOT NULL",
-        ))
+        .foreign_key(&mut references("deliveries", "channel_id", "notification_channels", SetNull))
+        .check(check("ck_deliveries_status", "status IN ('queued', 'delivered', 'dead', 'cancelled')"))
+        .check(check("ck_deliveries_severity", "severity IN ('low', 'medium', 'high', 'critical')"))
+        .check(check("ck_deliveries_queued_has_next_attempt", "status <> 'queued' OR next_attempt_at IS NOT NULL"))
         .take();
     manager.create_table(deliveries).await?;
     execute(manager, &[DUE]).await?;
     let btrees: &[(&str, &[&str])] = &[
         ("idx_deliveries_channel_id", &["channel_id"]),
         ("idx_deliveries_created_at_id", &["created_at", "id"]),
-        (
-            "idx_deliveries_status_created_at_id",
-            &["status", "created_at", "id"],
-        ),
+        ("idx_deliveries_status_created_at_id", &["status", "created_at", "id"]),
     ];
     indexes(manager, "deliveries", btrees).await
 }

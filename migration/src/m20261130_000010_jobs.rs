@@ -45,15 +45,8 @@ impl MigrationTrait for Migration {
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        let tables = [
-            "job_schedules",
-            "job_types",
-            "job_queues",
-            "job_transitions",
-            "job_logs",
-            "job_attempts",
-            "jobs",
-        ];
+        let tables =
+            ["job_schedules", "job_types", "job_queues", "job_transitions", "job_logs", "job_attempts", "jobs"];
         drop_tables(manager, &tables).await?;
         per_backend(manager, &["DROP FUNCTION watchpost_uuid7()"], &[]).await
     }

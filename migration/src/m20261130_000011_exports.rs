@@ -3,23 +3,18 @@
 use sea_orm_migration::{
     prelude::*,
     schema::{
-        big_integer_null, boolean, integer, integer_null, json_binary_null, string_len,
-        string_len_null, text_null, timestamp_with_time_zone_null,
+        big_integer_null, boolean, integer, integer_null, json_binary_null, string_len, string_len_null, text_null,
+        timestamp_with_time_zone_null,
     },
 };
 
-use crate::dialect::{
-    Vocabulary, check, drop_tables, indexes, is_postgres, timestamp_now, uuid7_key,
-};
+use crate::dialect::{Vocabulary, check, drop_tables, indexes, is_postgres, timestamp_now, uuid7_key};
 
-const STATUS: Vocabulary = Vocabulary {
-    name: "export_job_status",
-    labels: &["pending", "running", "completed", "failed"],
-};
+const STATUS: Vocabulary =
+    Vocabulary { name: "export_job_status", labels: &["pending", "running", "completed", "failed"] };
 
 /// Expiry of an exported file on SQLite: one week from now, in the text format of the ORM.
-const SQLITE_NEXT_WEEK: &str =
-    "replace(strftime('%Y-%m-%dT%H:%M:%f', 'now', '+7 days'), '.000', '') || '+00:00'";
+const SQLITE_NEXT_WEEK: &str = "replace(strftime('%Y-%m-%dT%H:%M:%f', 'now', '+7 days'), '.000', '') || '+00:00'";
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
@@ -32,19 +27,11 @@ impl MigrationTrait for Migration {
 
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         STATUS.create(manager).await?;
-        let next_week = if is_postgres(manager) {
-            "now() + interval '7 days'"
-        } else {
-            SQLITE_NEXT_WEEK
-        };
+        let next_week = if is_postgres(manager) { "now() + interval '7 days'" } else { SQLITE_NEXT_WEEK };
         let exports = Table::create()
             .table("export_jobs")
             .col(uuid7_key(manager, "id"))
-            .col(
-                STATUS
-                    .column(manager, "export_jobs", "status")
-                    .default("pending"),
-            )
+            .col(STATUS.column(manager, "export_jobs", "status").default("pending"))
             .col(string_len("export_type", 50))
             .col(string_len("export_format", 20).default("csv"))
             .col(integer_null("total_items"))
@@ -67,40 +54,19 @@ impl MigrationTrait for Migration {
             .col(integer_null("retention_days"))
             .col(boolean("legal_hold").default(false))
             .col(json_binary_null("compliance_metadata"))
-            .check(check(
-                "ck_export_jobs_progress_range",
-                "progress_percent >= 0 AND progress_percent <= 100",
-            ))
-            .check(check(
-                "ck_export_jobs_processed_non_negative",
-                "processed_items >= 0",
-            ))
-            .check(check(
-                "ck_export_jobs_total_non_negative",
-                "total_items IS NULL OR total_items >= 0",
-            ))
-            .check(check(
-                "ck_export_jobs_size_non_negative",
-                "output_size_bytes IS NULL OR output_size_bytes >= 0",
-            ))
-            .check(check(
-                "ck_export_jobs_download_count_non_negative",
-                "download_count >= 0",
-            ))
-            .check(check(
-                "ck_export_jobs_retention_days_positive",
-                "retention_days IS NULL OR retention_days > 0",
-            ))
+            .check(check("ck_export_jobs_progress_range", "progress_percent >= 0 AND progress_percent <= 100"))
+            .check(check("ck_export_jobs_processed_non_negative", "processed_items >= 0"))
+            .check(check("ck_export_jobs_total_non_negative", "total_items IS NULL OR total_items >= 0"))
+            .check(check("ck_export_jobs_size_non_negative", "output_size_bytes IS NULL OR output_size_bytes >= 0"))
+            .check(check("ck_export_jobs_download_count_non_negative", "download_count >= 0"))
+            .check(check("ck_export_jobs_retention_days_positive", "retention_days IS NULL OR retention_days > 0"))
             .take();
         manager.create_table(exports).await?;
         let btrees: &[(&str, &[&str])] = &[
             ("idx_export_jobs_status", &["status"]),
             ("idx_export_jobs_export_type", &["export_type"]),
             ("idx_export_jobs_created_at", &["created_at"]),
-            (
-                "idx_export_jobs_status_created_at",
-                &["status", "created_at"],
-            ),
+            ("idx_export_jobs_status_created_at", &["status", "created_at"]),
             ("idx_export_jobs_expires_at", &["expires_at"]),
             ("idx_export_jobs_legal_hold", &["legal_hold"]),
         ];

@@ -3,10 +3,7 @@
 use ForeignKeyAction::Cascade;
 use sea_orm_migration::{
     prelude::*,
-    schema::{
-        big_integer, boolean, double, double_null, integer, integer_null, string, string_null,
-        text_null,
-    },
+    schema::{big_integer, boolean, double, double_null, integer, integer_null, string, string_null, text_null},
 };
 
 use crate::dialect::{check, drop_tables, indexes, number_key, references, timestamp_now, unique};
@@ -50,12 +47,7 @@ async fn create_event_feedback(manager: &SchemaManager<'_>) -> Result<(), DbErr>
             OR expected_severity IN ('low', 'medium', 'high', 'critical')",
         ))
         .index(&mut unique("uq_event_feedback_event_id", &["event_id"]))
-        .foreign_key(&mut references(
-            "event_feedback",
-            "event_id",
-            "events",
-            Cascade,
-        ))
+        .foreign_key(&mut references("event_feedback", "event_id", "events", Cascade))
         .take();
     manager.create_table(feedback).await?;
     let btrees: &[(&str, &[&str])] = &[
@@ -131,12 +123,7 @@ async fn create_event_audits(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
             OR (overall_quality_score >= 1.0 AND overall_quality_score <= 5.0)",
         ))
         .index(&mut unique("uq_event_audits_event_id", &["event_id"]))
-        .foreign_key(&mut references(
-            "event_audits",
-            "event_id",
-            "events",
-            Cascade,
-        ))
+        .foreign_key(&mut references("event_audits", "event_id", "events", Cascade))
         .take();
     manager.create_table(audits).await?;
     let btrees: &[(&str, &[&str])] = &[

@@ -4,9 +4,7 @@
 use ForeignKeyAction::Cascade;
 use sea_orm_migration::{
     prelude::*,
-    schema::{
-        big_integer, boolean, double, double_null, json_binary_null, string_len, string_len_null,
-    },
+    schema::{big_integer, boolean, double, double_null, json_binary_null, string_len, string_len_null},
 };
 
 use crate::dialect::{check, drop_tables, indexes, number_key, references, timestamp_now, unique};
@@ -29,13 +27,7 @@ impl MigrationTrait for Migration {
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        let tables = [
-            "action_results",
-            "reid_embeddings",
-            "demographics_results",
-            "threat_detections",
-            "pose_results",
-        ];
+        let tables = ["action_results", "reid_embeddings", "demographics_results", "threat_detections", "pose_results"];
         drop_tables(manager, &tables).await
     }
 }
@@ -60,16 +52,8 @@ async fn create_pose_results(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
             OR pose_class IN ('standing', 'crouching', 'bending_over', 'arms_raised', \
             'sitting', 'lying_down', 'unknown')",
         ))
-        .index(&mut unique(
-            "uq_pose_results_detection_id",
-            &["detection_id"],
-        ))
-        .foreign_key(&mut references(
-            "pose_results",
-            "detection_id",
-            "detections",
-            Cascade,
-        ))
+        .index(&mut unique("uq_pose_results_detection_id", &["detection_id"]))
+        .foreign_key(&mut references("pose_results", "detection_id", "detections", Cascade))
         .take();
     manager.create_table(poses).await?;
     let btrees: &[(&str, &[&str])] = &[
@@ -90,24 +74,13 @@ async fn create_threat_detections(manager: &SchemaManager<'_>) -> Result<(), DbE
         .col(string_len("severity", 20))
         .col(json_binary_null("bbox"))
         .col(timestamp_now(manager, "created_at"))
-        .check(check(
-            "ck_threat_detections_confidence_range",
-            "confidence >= 0.0 AND confidence <= 1.0",
-        ))
-        .check(check(
-            "ck_threat_detections_severity",
-            "severity IN ('critical', 'high', 'medium', 'low')",
-        ))
+        .check(check("ck_threat_detections_confidence_range", "confidence >= 0.0 AND confidence <= 1.0"))
+        .check(check("ck_threat_detections_severity", "severity IN ('critical', 'high', 'medium', 'low')"))
         .check(check(
             "ck_threat_detections_threat_type",
             "threat_type IN ('gun', 'knife', 'grenade', 'explosive', 'weapon', 'other')",
         ))
-        .foreign_key(&mut references(
-            "threat_detections",
-            "detection_id",
-            "detections",
-            Cascade,
-        ))
+        .foreign_key(&mut references("threat_detections", "detection_id", "detections", Cascade))
         .take();
     manager.create_table(threats).await?;
     let btrees: &[(&str, &[&str])] = &[
@@ -115,10 +88,7 @@ async fn create_threat_detections(manager: &SchemaManager<'_>) -> Result<(), DbE
         ("idx_threat_detections_created_at", &["created_at"]),
         ("idx_threat_detections_threat_type", &["threat_type"]),
         ("idx_threat_detections_severity", &["severity"]),
-        (
-            "idx_threat_detections_type_severity",
-            &["threat_type", "severity"],
-        ),
+        ("idx_threat_detections_type_severity", &["threat_type", "severity"]),
     ];
     indexes(manager, "threat_detections", btrees).await
 }
@@ -141,26 +111,15 @@ async fn create_demographics_results(manager: &SchemaManager<'_>) -> Result<(), 
             "ck_demographics_results_gender_confidence_range",
             "gender_confidence IS NULL OR (gender_confidence >= 0.0 AND gender_confidence <= 1.0)",
         ))
-        .check(check(
-            "ck_demographics_results_gender",
-            "gender IS NULL OR gender IN ('male', 'female', 'unknown')",
-        ))
+        .check(check("ck_demographics_results_gender", "gender IS NULL OR gender IN ('male', 'female', 'unknown')"))
         .check(check(
             "ck_demographics_results_age_range",
             "age_range IS NULL \
             OR age_range IN ('0-10', '11-20', '21-30', '31-40', '41-50', '51-60', '61-70', \
             '71-80', '81+', 'unknown')",
         ))
-        .index(&mut unique(
-            "uq_demographics_results_detection_id",
-            &["detection_id"],
-        ))
-        .foreign_key(&mut references(
-            "demographics_results",
-            "detection_id",
-            "detections",
-            Cascade,
-        ))
+        .index(&mut unique("uq_demographics_results_detection_id", &["detection_id"]))
+        .foreign_key(&mut references("demographics_results", "detection_id", "detections", Cascade))
         .take();
     manager.create_table(demographics).await?;
     let btrees: &[(&str, &[&str])] = &[
@@ -178,16 +137,8 @@ async fn create_reid_embeddings(manager: &SchemaManager<'_>) -> Result<(), DbErr
         .col(json_binary_null("embedding"))
         .col(string_len_null("embedding_hash", 64))
         .col(timestamp_now(manager, "created_at"))
-        .index(&mut unique(
-            "uq_reid_embeddings_detection_id",
-            &["detection_id"],
-        ))
-        .foreign_key(&mut references(
-            "reid_embeddings",
-            "detection_id",
-            "detections",
-            Cascade,
-        ))
+        .index(&mut unique("uq_reid_embeddings_detection_id", &["detection_id"]))
+        .foreign_key(&mut references("reid_embeddings", "detection_id", "detections", Cascade))
         .take();
     manager.create_table(embeddings).await?;
     let btrees: &[(&str, &[&str])] = &[
@@ -212,16 +163,8 @@ async fn create_action_results(manager: &SchemaManager<'_>) -> Result<(), DbErr>
             "ck_action_results_confidence_range",
             "confidence IS NULL OR (confidence >= 0.0 AND confidence <= 1.0)",
         ))
-        .index(&mut unique(
-            "uq_action_results_detection_id",
-            &["detection_id"],
-        ))
-        .foreign_key(&mut references(
-            "action_results",
-            "detection_id",
-            "detections",
-            Cascade,
-        ))
+        .index(&mut unique("uq_action_results_detection_id", &["detection_id"]))
+        .foreign_key(&mut references("action_results", "detection_id", "detections", Cascade))
         .take();
     manager.create_table(actions).await?;
     let btrees: &[(&str, &[&str])] = &[

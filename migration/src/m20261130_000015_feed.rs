@@ -3,14 +3,10 @@
 
 use sea_orm_migration::{
     prelude::*,
-    schema::{
-        big_integer, big_integer_null, blob, integer, string_len, text_null, uuid, uuid_null,
-    },
+    schema::{big_integer, big_integer_null, blob, integer, string_len, text_null, uuid, uuid_null},
 };
 
-use crate::dialect::{
-    check, drop_tables, indexes, is_postgres, number_key, per_backend, timestamp_now, unique,
-};
+use crate::dialect::{check, drop_tables, indexes, is_postgres, number_key, per_backend, timestamp_now, unique};
 
 /// First incarnation, and the only row of `feed_state`, which refers to it.
 const SEED_POSTGRES: &[&str] = &[
@@ -51,11 +47,7 @@ async fn create_changes(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
     let mut changes = Table::create();
     changes
         .table("changes")
-        .col(if is_postgres(manager) {
-            big_integer("seq").auto_increment().take()
-        } else {
-            number_key("seq")
-        })
+        .col(if is_postgres(manager) { big_integer("seq").auto_increment().take() } else { number_key("seq") })
         .col(string_len("topic", 32))
         .col(string_len("key", 255))
         .col(blob("message"))
@@ -63,14 +55,8 @@ async fn create_changes(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
     if is_postgres(manager) {
         // PostgreSQL assigns `seq` before the commit, so a transaction could commit a lower `seq` after
         // a reader has passed it. The transaction id first in the key makes the order commit-safe.
-        let xid = ColumnDef::new("xid")
-            .custom("xid8")
-            .not_null()
-            .default(Expr::cust("pg_current_xact_id()"))
-            .take();
-        changes
-            .col(xid)
-            .primary_key(Index::create().col("xid").col("seq"));
+        let xid = ColumnDef::new("xid").custom("xid8").not_null().default(Expr::cust("pg_current_xact_id()")).take();
+        changes.col(xid).primary_key(Index::create().col("xid").col("seq"));
     }
     changes.col(big_integer_null("commit_seq"));
     manager.create_table(changes).await?;
@@ -104,10 +90,7 @@ async fn create_feed_incarnations(manager: &SchemaManager<'_>) -> Result<(), DbE
         .col(text_null("identity"))
         .col(timestamp_now(manager, "created_at"))
         .index(&mut unique("uq_feed_incarnations_id", &["id"]))
-        .check(check(
-            "ck_feed_incarnations_kind",
-            "kind IN ('initial', 'start', 'break')",
-        ))
+        .check(check("ck_feed_incarnations_kind", "kind IN ('initial', 'start', 'break')"))
         .take();
     manager.create_table(incarnations).await
 }

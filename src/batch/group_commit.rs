@@ -53,8 +53,7 @@ impl Callers {
     /// Returns the highest concurrency since the last call, and resets the peak to the present
     /// number.
     fn take_peak(&self) -> usize {
-        self.peak
-            .swap(self.current.load(Ordering::Relaxed), Ordering::Relaxed)
+        self.peak.swap(self.current.load(Ordering::Relaxed), Ordering::Relaxed)
     }
 }
 
@@ -70,10 +69,7 @@ pub trait Writer: Send + Sync + 'static {
 
     /// Writes all items in one transaction and returns one answer per item, in order. An error
     /// applies to every item: nothing was written.
-    fn write(
-        &self,
-        items: Vec<Self::Item>,
-    ) -> impl Future<Output = Result<Vec<Result<Self::Answer>>>> + Send;
+    fn write(&self, items: Vec<Self::Item>) -> impl Future<Output = Result<Vec<Result<Self::Answer>>>> + Send;
 
     /// Size of an item, counted against the `max_size` of [`GroupCommit::start`].
     fn size(_item: &Self::Item) -> usize {
@@ -90,10 +86,7 @@ pub trait Writer: Send + Sync + 'static {
     const DROPS_CANCELLED: bool = false;
 }
 
-type Pending<W> = (
-    <W as Writer>::Item,
-    oneshot::Sender<Result<<W as Writer>::Answer>>,
-);
+type Pending<W> = (<W as Writer>::Item, oneshot::Sender<Result<<W as Writer>::Answer>>);
 
 /// Queue of items to be written. Clones share the queue.
 #[derive(Debug)]
@@ -104,10 +97,7 @@ pub struct GroupCommit<W: Writer> {
 
 impl<W: Writer> Clone for GroupCommit<W> {
     fn clone(&self) -> Self {
-        Self {
-            queue: self.queue.clone(),
-            callers: self.callers.clone(),
-        }
+        Self { queue: self.queue.clone(), callers: self.callers.clone() }
     }
 }
 
@@ -115,21 +105,11 @@ impl<W: Writer> GroupCommit<W> {
     /// Starts the writer with at most `max_groups` concurrent groups.
     /// A group holds at most `max_size`; a single larger item forms a group alone. Items queued at
     /// shutdown are still written.
-    pub fn start(
-        writer: Arc<W>,
-        max_groups: usize,
-        max_size: usize,
-        shutdown: CancellationToken,
-    ) -> Self {
+    pub fn start(writer: Arc<W>, max_groups: usize, max_size: usize, shutdown: CancellationToken) -> Self {
         let (queue, items) = mpsc::channel(QUEUE_CAPACITY);
         let callers = Arc::new(Callers::default());
-        let group = Self {
-            queue,
-            callers: callers.clone(),
-        };
-        tokio::spawn(collect_groups(
-            writer, items, callers, max_groups, max_size, shutdown,
-        ));
+        let group = Self { queue, callers: callers.clone() };
+        tokio::spawn(collect_groups(writer, items, callers, max_groups, max_size, shutdown));
         group
     }
 
@@ -172,12 +152,7 @@ enum Refusal<W: Writer> {
 
 impl<W: Writer> Group<W> {
     fn new(max_size: usize) -> Self {
-        Self {
-            items: Vec::new(),
-            size: 0,
-            max_size,
-            keys: HashSet::new(),
-        }
+        Self { items: Vec::new(), size: 0, max_size, keys: HashSet::new() }
     }
 
     fn is_full(&self) -> bool {
@@ -252,12 +227,10 @@ async fn collect_groups<W: Writer>(
         while !group.is_full() && deferred.len() < MAX_DEFERRED {
             let item = match queue.try_recv() {
                 Ok(item) => item,
-                Err(_) if group.items.len() < recent_callers => {
-                    match timeout_at(deadline, queue.recv()).await {
-                        Ok(Some(item)) => item,
-                        Ok(None) | Err(_) => break,
-                    }
-                }
+                Err(_) if group.items.len() < recent_callers => match timeout_at(deadline, queue.recv()).await {
+                    Ok(Some(item)) => item,
+                    Ok(None) | Err(_) => break,
+                },
                 Err(_) => break,
             };
             match group.add(item) {

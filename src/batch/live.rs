@@ -39,10 +39,7 @@ impl<T> Live<T> {
     /// Waits for other reloads to finish. [`Self::current`] stays the same until the guard is used
     /// or dropped.
     pub async fn begin_reload(&self) -> ReloadGuard<'_, T> {
-        ReloadGuard {
-            _reading: self.reading.lock().await,
-            live: self,
-        }
+        ReloadGuard { _reading: self.reading.lock().await, live: self }
     }
 }
 

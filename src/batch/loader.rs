@@ -31,10 +31,7 @@ where
 {
     /// Starts `queries` tasks, each with one `fetch` at a time. The tasks end when the loader is
     /// dropped.
-    pub fn start<F>(
-        queries: usize,
-        fetch: impl Fn(Vec<K>) -> F + Clone + Send + Sync + 'static,
-    ) -> Self
+    pub fn start<F>(queries: usize, fetch: impl Fn(Vec<K>) -> F + Clone + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Result<HashMap<K, V>>> + Send,
     {
@@ -46,13 +43,7 @@ where
                 let mut batch = Vec::with_capacity(MAX_ROWS_PER_QUERY);
                 // The lock is held while waiting, so that one task collects lookups while the
                 // others query.
-                while lookups
-                    .lock()
-                    .await
-                    .recv_many(&mut batch, MAX_ROWS_PER_QUERY)
-                    .await
-                    > 0
-                {
+                while lookups.lock().await.recv_many(&mut batch, MAX_ROWS_PER_QUERY).await > 0 {
                     run_batch(&fetch, &mut batch).await;
                 }
             });
@@ -63,18 +54,13 @@ where
     /// Looks up one row.
     pub async fn load(&self, key: K) -> Result<Option<V>> {
         let (reply, answer) = oneshot::channel();
-        self.queue
-            .send((key, reply))
-            .await
-            .map_err(Error::task_ended)?;
+        self.queue.send((key, reply)).await.map_err(Error::task_ended)?;
         answer.await.map_err(Error::internal)?
     }
 }
 
-async fn run_batch<K, V, F>(
-    fetch: &impl Fn(Vec<K>) -> F,
-    batch: &mut Vec<(K, oneshot::Sender<Result<Option<V>>>)>,
-) where
+async fn run_batch<K, V, F>(fetch: &impl Fn(Vec<K>) -> F, batch: &mut Vec<(K, oneshot::Sender<Result<Option<V>>>)>)
+where
     K: Clone + Eq + Hash,
     V: Clone,
     F: Future<Output = Result<HashMap<K, V>>>,

@@ -1,8 +1,7 @@
 //! `CameraService`.
 
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter,
-    QuerySelect, Select,
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect, Select,
 };
 use tonic::{Request, Response};
 
@@ -42,10 +41,7 @@ pub struct Cameras {
 #[tonic::async_trait]
 impl CameraService for Cameras {
     async fn create_camera(&self, request: Request<pb::CreateCameraRequest>) -> Reply<pb::Camera> {
-        let camera = request
-            .into_inner()
-            .camera
-            .ok_or_else(|| Error::invalid("camera", "is required"))?;
+        let camera = request.into_inner().camera.ok_or_else(|| Error::invalid("camera", "is required"))?;
         let name = check::name("camera.name", &camera.name, 1..=255)?;
         let id = match camera.id.as_str() {
             "" => id_from_name(&name)?,
@@ -75,36 +71,23 @@ impl CameraService for Cameras {
 
     async fn get_camera(&self, request: Request<pb::GetCameraRequest>) -> Reply<pb::Camera> {
         let id = check::id("id", &request.into_inner().id)?;
-        let camera = camera::Entity::find_by_id(&id)
-            .one(self.db.reader())
-            .await
-            .map_err(Error::from)?;
+        let camera = camera::Entity::find_by_id(&id).one(self.db.reader()).await.map_err(Error::from)?;
         Ok(Response::new(row::require(camera, "camera", id)?.into()))
     }
 
-    async fn list_cameras(
-        &self,
-        request: Request<pb::ListCamerasRequest>,
-    ) -> Reply<pb::ListCamerasResponse> {
+    async fn list_cameras(&self, request: Request<pb::ListCamerasRequest>) -> Reply<pb::ListCamerasResponse> {
         let request = request.into_inner();
         let filter = request.filter.unwrap_or_default();
         let page = Page::parse(request.page_size, &request.page_token, "cameras", &filter)?;
         let columns = (camera::Column::CreatedAt, camera::Column::Id);
         let key = |camera: &camera::Model| (camera.created_at, camera.id.clone());
-        let (cameras, next_page_token) = page
-            .newest_first(self.db.reader(), filter.select()?, columns, key)
-            .await?;
-        Ok(Response::new(pb::ListCamerasResponse {
-            cameras,
-            next_page_token,
-        }))
+        let (cameras, next_page_token) = page.newest_first(self.db.reader(), filter.select()?, columns, key).await?;
+        Ok(Response::new(pb::ListCamerasResponse { cameras, next_page_token }))
     }
 
     async fn update_camera(&self, request: Request<pb::UpdateCameraRequest>) -> Reply<pb::Camera> {
         let request = request.into_inner();
-        let camera = request
-            .camera
-            .ok_or_else(|| Error::invalid("camera", "is required"))?;
+        let camera = request.camera.ok_or_else(|| Error::invalid("camera", "is required"))?;
         let id = check::id("camera.id", &camera.id)?;
         let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
         let mut row = <camera::ActiveModel as ActiveModelTrait>::default();
@@ -144,18 +127,12 @@ impl CameraService for Cameras {
         Ok(Response::new(()))
     }
 
-    async fn restore_camera(
-        &self,
-        request: Request<pb::RestoreCameraRequest>,
-    ) -> Reply<pb::Camera> {
+    async fn restore_camera(&self, request: Request<pb::RestoreCameraRequest>) -> Reply<pb::Camera> {
         let id = check::id("id", &request.into_inner().id)?;
         let restoring = self.db.write(async |tx| {
             let stored = find_locked(tx, &id).await?;
             if stored.deleted_at.is_none() {
-                return Err(Error::WrongStatus {
-                    resource: "camera",
-                    status: "not deleted".into(),
-                });
+                return Err(Error::WrongStatus { resource: "camera", status: "not deleted".into() });
             }
             let mut camera: camera::ActiveModel = stored.into();
             camera.deleted_at = Set(None);
@@ -167,36 +144,18 @@ impl CameraService for Cameras {
 
 /// Loads a camera, deleted or not, and locks the row until the transaction ends.
 async fn find_locked(tx: &DatabaseTransaction, id: &str) -> Result<camera::Model> {
-    row::require(
-        camera::Entity::find_by_id(id)
-            .lock_exclusive()
-            .one(tx)
-            .await?,
-        "camera",
-        id,
-    )
+    row::require(camera::Entity::find_by_id(id).lock_exclusive().one(tx).await?, "camera", id)
 }
 
 /// Loads a camera that is not deleted, and locks the row until the transaction ends.
 async fn find_present(tx: &DatabaseTransaction, id: &str) -> Result<camera::Model> {
     let camera = find_locked(tx, id).await?;
-    row::require(
-        Some(camera).filter(|camera| camera.deleted_at.is_none()),
-        "camera",
-        id,
-    )
+    row::require(Some(camera).filter(|camera| camera.deleted_at.is_none()), "camera", id)
 }
 
-async fn announce(
-    tx: &DatabaseTransaction,
-    kind: pb::ChangeKind,
-    camera: camera::Model,
-) -> Result<pb::Camera> {
+async fn announce(tx: &DatabaseTransaction, kind: pb::ChangeKind, camera: camera::Model) -> Result<pb::Camera> {
     let camera = pb::Camera::from(camera);
-    let change = pb::CameraChange {
-        kind: kind.into(),
-        camera: Some(camera.clone()),
-    };
+    let change = pb::CameraChange { kind: kind.into(), camera: Some(camera.clone()) };
     let record = topics::record(&camera.id, Update::Camera(change));
     feed::record(tx, [record]).await?;
     Ok(camera)
@@ -209,12 +168,7 @@ async fn refuse_taken(tx: &DatabaseTransaction, row: &camera::ActiveModel) -> Re
         let Some(value) = row.get(column).into_value() else {
             continue;
         };
-        if camera::Entity::find()
-            .filter(column.eq(value))
-            .one(tx)
-            .await?
-            .is_some()
-        {
+        if camera::Entity::find().filter(column.eq(value)).one(tx).await?.is_some() {
             return Err(already_exists(&format!("camera.{field}")));
         }
     }
@@ -223,10 +177,7 @@ async fn refuse_taken(tx: &DatabaseTransaction, row: &camera::ActiveModel) -> Re
 
 fn already_exists(field: &str) -> Error {
     let problem = "another camera, perhaps a deleted one, has it".into();
-    Error::AlreadyExists {
-        field: field.into(),
-        problem,
-    }
+    Error::AlreadyExists { field: field.into(), problem }
 }
 
 /// Converts a violated unique constraint into an error with the field name.
@@ -259,10 +210,7 @@ fn id_from_name(name: &str) -> Result<String> {
     id.truncate(64);
     let trimmed = id.trim_end_matches('_');
     if trimmed.is_empty() {
-        return Err(Error::invalid(
-            "camera.id",
-            "is required, for none can be made of the name",
-        ));
+        return Err(Error::invalid("camera.id", "is required, for none can be made of the name"));
     }
     Ok(trimmed.to_string())
 }
@@ -295,15 +243,7 @@ impl From<camera::Model> for pb::Camera {
     }
 }
 
-proto_enum!(
-    CameraStatus,
-    pb::CameraStatus {
-        Online,
-        Offline,
-        Error,
-        Unknown
-    }
-);
+proto_enum!(CameraStatus, pb::CameraStatus { Online, Offline, Error, Unknown });
 
 #[cfg(test)]
 mod tests {
@@ -311,12 +251,9 @@ mod tests {
 
     #[test]
     fn ids_are_made_of_names() {
-        for (name, id) in [
-            ("Front Door", "front_door"),
-            ("  Garage -- 2  ", "garage_2"),
-            ("Küche", "kche"),
-            ("_a_", "a"),
-        ] {
+        for (name, id) in
+            [("Front Door", "front_door"), ("  Garage -- 2  ", "garage_2"), ("Küche", "kche"), ("_a_", "a")]
+        {
             assert_eq!(id_from_name(name).unwrap(), id);
         }
         assert!(id_from_name("車").is_err());

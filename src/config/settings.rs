@@ -38,35 +38,18 @@ pub struct Settings {
     pub metrics_listen: Option<String>,
 
     /// Folder for the data of Watchpost
-    #[arg(
-        long,
-        global = true,
-        value_name = "FOLDER",
-        env = "WATCHPOST_DATA_DIR",
-        default_value = "./watchpost-data"
-    )]
+    #[arg(long, global = true, value_name = "FOLDER", env = "WATCHPOST_DATA_DIR", default_value = "./watchpost-data")]
     pub data_dir: PathBuf,
 
     /// Address of the database: `sqlite://PATH` or `postgres://USER@HOST/NAME` [default:
     /// watchpost.db in the data folder]. Do not put a password on the command line, where every
     /// user can read the value: use --database-url-file, or a password file named by PGPASSFILE
-    #[arg(
-        long,
-        global = true,
-        value_name = "URL",
-        env = "WATCHPOST_DATABASE_URL",
-        hide_env_values = true
-    )]
+    #[arg(long, global = true, value_name = "URL", env = "WATCHPOST_DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<String>,
 
     /// File with the address of the database, which may include a password:
     /// `postgres://USER:PASSWORD@HOST/NAME`
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        env = "WATCHPOST_DATABASE_URL_FILE"
-    )]
+    #[arg(long, global = true, value_name = "FILE", env = "WATCHPOST_DATABASE_URL_FILE")]
     pub database_url_file: Option<PathBuf>,
 
     /// Maximum number of open connections to PostgreSQL, 4 to 1000: 3 of 8 are used for jobs and
@@ -79,13 +62,7 @@ pub struct Settings {
 
     /// Time at which a commit on SQLite is synced to disk: before the answer (full) or shortly
     /// after (normal)
-    #[arg(
-        long,
-        global = true,
-        value_name = "MODE",
-        env = "WATCHPOST_SQLITE_SYNCHRONOUS",
-        default_value = "full"
-    )]
+    #[arg(long, global = true, value_name = "MODE", env = "WATCHPOST_SQLITE_SYNCHRONOUS", default_value = "full")]
     pub sqlite_synchronous: Synchronous,
 
     /// Log filter for standard error: a level (error, warn, info, debug, trace), or directives such
@@ -98,12 +75,7 @@ pub struct Settings {
 
     /// Folder of the time zone database in `TZif` files, used regardless of its version [default:
     /// the folder in TZDIR; otherwise the newer of the system's database and the embedded database]
-    #[arg(
-        long,
-        global = true,
-        value_name = "FOLDER",
-        env = "WATCHPOST_TIME_ZONE_DIR"
-    )]
+    #[arg(long, global = true, value_name = "FOLDER", env = "WATCHPOST_TIME_ZONE_DIR")]
     pub time_zone_dir: Option<PathBuf>,
 
     /// Interval between two GPU samples, 100ms to 1h
@@ -122,12 +94,7 @@ pub struct Settings {
     pub gpu_budget: Duration,
 
     /// NVML library to load [default: libnvidia-ml.so.1 from the library path of the system]
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        env = "WATCHPOST_NVML_LIBRARY"
-    )]
+    #[arg(long, global = true, value_name = "FILE", env = "WATCHPOST_NVML_LIBRARY")]
     pub nvml_library: Option<PathBuf>,
 
     /// Retention of GPU samples in full resolution, 1h to 3650d
@@ -157,14 +124,7 @@ pub struct Settings {
     pub kernel_log: PathBuf,
 
     /// Mount point of sysfs, for the power state of GPUs
-    #[arg(
-        long,
-        global = true,
-        value_name = "FOLDER",
-        env = "WATCHPOST_SYSFS",
-        default_value = "/sys",
-        hide = true
-    )]
+    #[arg(long, global = true, value_name = "FOLDER", env = "WATCHPOST_SYSFS", default_value = "/sys", hide = true)]
     pub sysfs: PathBuf,
 
     /// Name of this host in GPU stats [default: host name of the system]
@@ -174,12 +134,7 @@ pub struct Settings {
     /// File with the key that encrypts the secrets of notification channels, mode 600; all
     /// processes of a database need the same key [default: secret.key in the data folder, created
     /// at the first use]
-    #[arg(
-        long,
-        global = true,
-        value_name = "FILE",
-        env = "WATCHPOST_SECRET_KEY_FILE"
-    )]
+    #[arg(long, global = true, value_name = "FILE", env = "WATCHPOST_SECRET_KEY_FILE")]
     pub secret_key_file: Option<PathBuf>,
 
     /// Networks outside of the public internet to which notifications may be sent, such as
@@ -354,10 +309,7 @@ impl Settings {
         let file = || {
             let path = self.data_dir.join("watchpost.db").display().to_string();
             // Characters that would end the path of a URL or begin an escape are escaped.
-            let path = path
-                .replace('%', "%25")
-                .replace('?', "%3F")
-                .replace('#', "%23");
+            let path = path.replace('%', "%25").replace('?', "%3F").replace('#', "%23");
             format!("sqlite://{path}")
         };
         db::Settings {
@@ -372,10 +324,7 @@ impl Settings {
 
     /// Applies the time zone folder of the settings or of `TZDIR`, if either is set.
     pub fn use_time_zones(&self) -> Result<(), String> {
-        let configured = self
-            .time_zone_dir
-            .clone()
-            .map(|folder| ("setting `--time-zone-dir`", folder));
+        let configured = self.time_zone_dir.clone().map(|folder| ("setting `--time-zone-dir`", folder));
         let from_variable = std::env::var_os("TZDIR")
             .filter(|folder| !folder.is_empty())
             .map(|folder| ("variable `TZDIR`", PathBuf::from(folder)));
@@ -387,10 +336,7 @@ impl Settings {
 
     /// Returns the retention of the change feed.
     pub fn feed_retention(&self) -> Retention {
-        Retention {
-            max_age: self.feed_retention,
-            max_changes: self.feed_max_changes,
-        }
+        Retention { max_age: self.feed_retention, max_changes: self.feed_max_changes }
     }
 
     /// Returns the retention of finished jobs.
@@ -405,19 +351,12 @@ impl Settings {
 
     /// Returns the frequency and budget of driver calls.
     pub fn tiers(&self) -> Tiers {
-        Tiers {
-            budget: self.gpu_budget,
-            ..Default::default()
-        }
+        Tiers { budget: self.gpu_budget, ..Default::default() }
     }
 
     /// Returns the senders of notifications.
     pub fn senders(&self) -> Senders {
-        Senders::new(
-            self.notification_source.clone(),
-            Targets::new(&self.notification_networks),
-            self.keyring(),
-        )
+        Senders::new(self.notification_source.clone(), Targets::new(&self.notification_networks), self.keyring())
     }
 
     /// Returns the keys that encrypt the secrets of channels.
@@ -428,13 +367,7 @@ impl Settings {
 
     /// Returns the name of this host, of at most 255 characters.
     pub fn host(&self) -> String {
-        let system = || {
-            gethostname::gethostname()
-                .to_string_lossy()
-                .chars()
-                .take(255)
-                .collect()
-        };
+        let system = || gethostname::gethostname().to_string_lossy().chars().take(255).collect();
         self.host.clone().unwrap_or_else(system)
     }
 }

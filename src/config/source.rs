@@ -36,14 +36,8 @@ impl File {
         };
         let table: toml::Table = text.parse().map_err(syntax_error)?;
         let entries = toml::de::DeTable::parse(&text).map_err(syntax_error)?;
-        let lines = entries
-            .get_ref()
-            .iter()
-            .map(|(name, _)| (name.get_ref().to_string(), line(name.span().start)));
-        let file = Self {
-            path: path.to_path_buf(),
-            lines: lines.collect(),
-        };
+        let lines = entries.get_ref().iter().map(|(name, _)| (name.get_ref().to_string(), line(name.span().start)));
+        let file = Self { path: path.to_path_buf(), lines: lines.collect() };
         Ok((table, file))
     }
 
@@ -69,9 +63,7 @@ impl Sources {
         let flag = arg.get_long().map(|long| format!("--{long}"));
         let is_flag = |argument_text: &OsString| {
             let argument_text = argument_text.to_string_lossy();
-            let name = argument_text
-                .split_once('=')
-                .map_or(&*argument_text, |(name, _)| name);
+            let name = argument_text.split_once('=').map_or(&*argument_text, |(name, _)| name);
             flag.as_deref() == Some(name)
         };
         if self.arguments.iter().any(is_flag) {
@@ -92,13 +84,8 @@ impl Sources {
 
 fn find<'a>(command: &'a Command, argument: &str) -> Option<&'a Arg> {
     let mut arguments = command.get_arguments();
-    let direct =
-        arguments.find(|arg| arg.get_id().as_str() == argument || arg.to_string() == argument);
-    direct.or_else(|| {
-        command
-            .get_subcommands()
-            .find_map(|sub| find(sub, argument))
-    })
+    let direct = arguments.find(|arg| arg.get_id().as_str() == argument || arg.to_string() == argument);
+    direct.or_else(|| command.get_subcommands().find_map(|sub| find(sub, argument)))
 }
 
 /// Treats empty variables as unset, in the command and all its subcommands.
@@ -107,10 +94,7 @@ pub(super) fn without_empty_variables(command: Command) -> Command {
         Some(name) if is_empty(name) => arg.env(Resettable::Reset),
         _ => arg,
     });
-    let names: Vec<_> = command
-        .get_subcommands()
-        .map(|sub| sub.get_name().to_string())
-        .collect();
+    let names: Vec<_> = command.get_subcommands().map(|sub| sub.get_name().to_string()).collect();
     for name in names {
         command = command.mut_subcommand(name, without_empty_variables);
     }

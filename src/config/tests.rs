@@ -16,10 +16,7 @@ fn wrong(args: &[&str]) -> String {
 #[test]
 fn the_defaults_are_good() {
     let cli = read(["watchpost"]).unwrap();
-    assert_eq!(
-        cli.settings.database().url,
-        "sqlite://./watchpost-data/watchpost.db"
-    );
+    assert_eq!(cli.settings.database().url, "sqlite://./watchpost-data/watchpost.db");
     assert_eq!(cli.settings.listen, "127.0.0.1:50051");
     assert_eq!(cli.settings.metrics_listen, None);
     let for_ever = read(["watchpost", "--job-retention-dead", "0"]).unwrap();
@@ -59,10 +56,7 @@ fn a_bad_setting_is_named_in_one_line() {
         (&["agent", "--server", "http://host:1/path"], "--server"),
     ] {
         let problem = wrong(args);
-        assert!(
-            problem.contains(name) && !problem.contains('\n'),
-            "{args:?}: {problem}"
-        );
+        assert!(problem.contains(name) && !problem.contains('\n'), "{args:?}: {problem}");
     }
     assert!(!wrong(&["--database-url", "mysql://u:secret@h/d"]).contains("secret"));
 }
@@ -81,10 +75,7 @@ fn the_url_of_the_database_can_be_in_a_file() {
     for text in ["", "mysql://u:secret@h/d", "postgres://u:secret@h/d\nmore"] {
         std::fs::write(&path, text).unwrap();
         let problem = wrong(&["--database-url-file", file]);
-        assert!(
-            problem.contains("--database-url-file") && !problem.contains("secret"),
-            "{problem}"
-        );
+        assert!(problem.contains("--database-url-file") && !problem.contains("secret"), "{problem}");
     }
     assert!(wrong(&["--database-url-file", "/no/such/file"]).contains("/no/such/file"));
 }
@@ -94,35 +85,19 @@ fn a_flag_beats_the_file_and_the_file_is_checked() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("watchpost.toml");
     let config = path.to_str().unwrap();
-    std::fs::write(
-        &path,
-        "listen = \"127.0.0.1:1\"\nmax_watches = 7\ngpu_interval = \"2s\"\n",
-    )
-    .unwrap();
-    let settings = read(["watchpost", "--config", config, "--listen", "127.0.0.1:2"])
-        .unwrap()
-        .settings;
-    assert_eq!(
-        (settings.listen.as_str(), settings.max_watches),
-        ("127.0.0.1:2", 7)
-    );
+    std::fs::write(&path, "listen = \"127.0.0.1:1\"\nmax_watches = 7\ngpu_interval = \"2s\"\n").unwrap();
+    let settings = read(["watchpost", "--config", config, "--listen", "127.0.0.1:2"]).unwrap().settings;
+    assert_eq!((settings.listen.as_str(), settings.max_watches), ("127.0.0.1:2", 7));
     assert_eq!(settings.gpu_interval, Duration::from_secs(2));
     std::fs::write(&path, "server = \"http://h:1\"\nreport_buffer = 7\n").unwrap();
     let cli = read(["watchpost", "agent", "--config", config]).unwrap();
     match cli.command {
-        Some(Command::Agent {
-            server: Some(server),
-            report_buffer,
-        }) => assert_eq!(
-            (server.to_string().as_str(), report_buffer),
-            ("http://h:1/", 7)
-        ),
+        Some(Command::Agent { server: Some(server), report_buffer }) => {
+            assert_eq!((server.to_string().as_str(), report_buffer), ("http://h:1/", 7))
+        }
         other => panic!("{other:?}"),
     }
-    match read(["watchpost", "top", "--config", config])
-        .unwrap()
-        .command
-    {
+    match read(["watchpost", "top", "--config", config]).unwrap().command {
         Some(Command::Top { server }) => assert_eq!(server, "http://h:1"),
         other => panic!("{other:?}"),
     }
@@ -140,10 +115,7 @@ fn a_flag_beats_the_file_and_the_file_is_checked() {
         ("= x", "TOML"),
         ("listen = [\"127.0.0.1:1\"]", "listen"),
         ("notification_networks = [1.5]", "notification_networks"),
-        (
-            "notification_networks = [\"10.0.0.0\", \"x\"]",
-            "--notification-networks",
-        ),
+        ("notification_networks = [\"10.0.0.0\", \"x\"]", "--notification-networks"),
         ("\n\nmax_watches = -1", "line 3"),
         ("\n\n\nnope = 1", "line 4"),
         ("\n= x", "line 2"),

@@ -39,9 +39,7 @@ pub(super) fn database_url(text: &str) -> Result<(), String> {
     let problem = "it must be sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME".to_string();
     let (scheme, rest) = text.split_once("://").ok_or_else(|| problem.clone())?;
     match scheme {
-        "sqlite" if rest.starts_with(":memory:") => {
-            Err("a database in memory would not outlive the process".into())
-        }
+        "sqlite" if rest.starts_with(":memory:") => Err("a database in memory would not outlive the process".into()),
         "sqlite" | "postgres" | "postgresql" if !rest.is_empty() => Ok(()),
         _ => Err(problem),
     }
@@ -53,10 +51,7 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
     let problem = "it must be a level (off, error, warn, info, debug, trace) or directives such as \
                    info,watchpost::feed=debug";
     let directives = text.split(',').map(str::trim);
-    let is_level = |text: &str| {
-        text.parse::<tracing_subscriber::filter::LevelFilter>()
-            .is_ok()
-    };
+    let is_level = |text: &str| text.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
     for directive in directives {
         // Fields of a span filter may contain commas.
         let has_level = directive.contains(['=', '[', '{', '}']);

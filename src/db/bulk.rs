@@ -10,8 +10,8 @@ use std::{
 
 use parking_lot::Mutex;
 use sea_orm::{
-    ActiveModelTrait, ActiveValue, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait,
-    IdenStatic, IntoActiveModel, Iterable, Statement, Value,
+    ActiveModelTrait, ActiveValue, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, IdenStatic,
+    IntoActiveModel, Iterable, Statement, Value,
 };
 use uuid::Uuid;
 
@@ -66,11 +66,7 @@ pub struct Inserts {
 impl Inserts {
     /// Creates an empty collection.
     pub fn new(backend: DbBackend) -> Self {
-        Self {
-            backend,
-            statements: Vec::new(),
-            values: Vec::new(),
-        }
+        Self { backend, statements: Vec::new(), values: Vec::new() }
     }
 
     /// Adds rows to be inserted, which must all set the same columns. Rows may refer to rows that
@@ -80,10 +76,7 @@ impl Inserts {
         R: IntoActiveModel<A>,
         A: ActiveModelTrait,
     {
-        let rows: Vec<A> = rows
-            .into_iter()
-            .map(IntoActiveModel::into_active_model)
-            .collect();
+        let rows: Vec<A> = rows.into_iter().map(IntoActiveModel::into_active_model).collect();
         let Some(first) = rows.first() else {
             return Ok(());
         };
@@ -95,8 +88,7 @@ impl Inserts {
         let mut rows = rows.into_iter();
         for size in sizes {
             let values = values(rows.by_ref().take(size), &columns);
-            self.statements
-                .push(insert_statement::<A::Entity>(&columns, size));
+            self.statements.push(insert_statement::<A::Entity>(&columns, size));
             self.values.push(values);
         }
         Ok(())
@@ -104,11 +96,7 @@ impl Inserts {
 
     /// Adds rows to be updated, which must all set the same columns. The `keys` select a row, and
     /// the other columns are changed. A row may appear only once, and not among the inserted rows.
-    pub fn update<A>(
-        &mut self,
-        rows: Vec<A>,
-        keys: &[<A::Entity as EntityTrait>::Column],
-    ) -> Result<()>
+    pub fn update<A>(&mut self, rows: Vec<A>, keys: &[<A::Entity as EntityTrait>::Column]) -> Result<()>
     where
         A: ActiveModelTrait,
     {
@@ -118,12 +106,8 @@ impl Inserts {
         let columns = set_columns(first);
         if self.backend == DbBackend::Postgres {
             let arrays = self.arrays(rows, &columns, keys)?;
-            let (set, matching) =
-                assignments(&columns, keys, |index| arrays.expressions[index].clone());
-            let (table, from) = (
-                table_name::<A::Entity>(),
-                single_row_estimate(&arrays.from()),
-            );
+            let (set, matching) = assignments(&columns, keys, |index| arrays.expressions[index].clone());
+            let (table, from) = (table_name::<A::Entity>(), single_row_estimate(&arrays.from()));
             let sql = format!("UPDATE \"{table}\" AS t SET {set} FROM {from} WHERE {matching}");
             self.statements.push(sql.into());
             self.values.push(arrays.values);
@@ -133,8 +117,7 @@ impl Inserts {
         let mut rows = rows.into_iter();
         for size in sizes {
             let values = values(rows.by_ref().take(size), &columns);
-            self.statements
-                .push(update_statement::<A::Entity>(&columns, keys, size));
+            self.statements.push(update_statement::<A::Entity>(&columns, keys, size));
             self.values.push(values);
         }
         Ok(())
@@ -150,8 +133,7 @@ impl Inserts {
         let arrays = self.arrays(rows, columns, &[])?;
         let (insert, from) = (insert_into::<A::Entity>(columns), arrays.from());
         let expressions = arrays.expressions.join(", ");
-        self.statements
-            .push(format!("{insert} SELECT {expressions} FROM {from}").into());
+        self.statements.push(format!("{insert} SELECT {expressions} FROM {from}").into());
         self.values.push(arrays.values);
         Ok(())
     }
@@ -168,10 +150,7 @@ impl Inserts {
         let preceding: usize = self.values.iter().map(Vec::len).sum();
         let mut arrays = Arrays::default();
         for (index, column) in columns.iter().enumerate() {
-            let mut elements = rows
-                .iter_mut()
-                .map(|row| row.take(*column).into_value())
-                .collect::<Vec<_>>();
+            let mut elements = rows.iter_mut().map(|row| row.take(*column).into_value()).collect::<Vec<_>>();
             let is_last = index + 1 == columns.len();
             let is_key = keys.iter().any(|key| key.as_str() == column.as_str());
             let is_shared = elements.len() >= MIN_ROWS_WITH_SHARED_VALUE
@@ -191,9 +170,7 @@ impl Inserts {
             let number = preceding + index + 1;
             let parameter = format!("${number}::text::{}[]", type_name(*column)?);
             if is_shared {
-                arrays
-                    .expressions
-                    .push(format!("(SELECT ({parameter})[1])"));
+                arrays.expressions.push(format!("(SELECT ({parameter})[1])"));
             } else {
                 arrays.parameters.push(parameter);
                 arrays.names.push(format!("c{index}"));
@@ -262,8 +239,7 @@ impl Arrays {
 /// table while the table is small, and keep the plan after the table has grown. Each limit of
 /// unknown value reduces the estimate to a tenth.
 pub fn single_row_estimate(table: &str) -> String {
-    let limited =
-        |table: String| format!("(SELECT * FROM {table} LIMIT (SELECT NULL::bigint)) AS v");
+    let limited = |table: String| format!("(SELECT * FROM {table} LIMIT (SELECT NULL::bigint)) AS v");
     limited(limited(limited(table.to_string())))
 }
 
@@ -272,10 +248,7 @@ pub fn single_row_estimate(table: &str) -> String {
 fn statement_sizes(rows: usize) -> impl Iterator<Item = usize> {
     let mut remaining = rows;
     std::iter::from_fn(move || {
-        let size = [64, 32, 16]
-            .into_iter()
-            .find(|size| *size <= remaining)
-            .unwrap_or(remaining);
+        let size = [64, 32, 16].into_iter().find(|size| *size <= remaining).unwrap_or(remaining);
         remaining -= size;
         (size > 0).then_some(size)
     })
@@ -297,26 +270,18 @@ fn insert_statement<E: EntityTrait>(columns: &[E::Column], rows: usize) -> Arc<s
 }
 
 /// Returns `UPDATE … FROM (VALUES (?, …), …)` for this number of rows, from a cache.
-fn update_statement<E: EntityTrait>(
-    columns: &[E::Column],
-    keys: &[E::Column],
-    rows: usize,
-) -> Arc<str> {
+fn update_statement<E: EntityTrait>(columns: &[E::Column], keys: &[E::Column], rows: usize) -> Arc<str> {
     type Statements = HashMap<(String, usize), Arc<str>>;
     static STATEMENTS: LazyLock<Mutex<Statements>> = LazyLock::new(Mutex::default);
 
     let (set, matching) = assignments(columns, keys, |index| format!("v.column{}", index + 1));
     let table = table_name::<E>();
-    let key = (
-        format!("UPDATE \"{table}\" AS t SET {set} WHERE {matching}"),
-        rows,
-    );
+    let key = (format!("UPDATE \"{table}\" AS t SET {set} WHERE {matching}"), rows);
     let mut statements = STATEMENTS.lock();
     let statement = statements.entry(key).or_insert_with(|| {
         let row = format!("({})", vec!["?"; columns.len()].join(", "));
         let rows = vec![row; rows].join(", ");
-        format!("UPDATE \"{table}\" AS t SET {set} FROM (VALUES {rows}) AS v WHERE {matching}")
-            .into()
+        format!("UPDATE \"{table}\" AS t SET {set} FROM (VALUES {rows}) AS v WHERE {matching}").into()
     });
     statement.clone()
 }
@@ -328,31 +293,19 @@ fn values<A: ActiveModelTrait>(
 ) -> Vec<Value> {
     let mut values = Vec::new();
     for mut row in rows {
-        values.extend(
-            columns
-                .iter()
-                .filter_map(|column| row.take(*column).into_value()),
-        );
+        values.extend(columns.iter().filter_map(|column| row.take(*column).into_value()));
     }
     values
 }
 
 /// Returns the columns set by a row.
 fn set_columns<A: ActiveModelTrait>(row: &A) -> Vec<<A::Entity as EntityTrait>::Column> {
-    let is_set = |column: &<A::Entity as EntityTrait>::Column| {
-        !matches!(row.get(*column), ActiveValue::NotSet)
-    };
-    <A::Entity as EntityTrait>::Column::iter()
-        .filter(is_set)
-        .collect()
+    let is_set = |column: &<A::Entity as EntityTrait>::Column| !matches!(row.get(*column), ActiveValue::NotSet);
+    <A::Entity as EntityTrait>::Column::iter().filter(is_set).collect()
 }
 
 /// Returns `"a" = …, …` for columns without a key, and `t."id" = … AND …` for key columns.
-fn assignments<C: IdenStatic>(
-    columns: &[C],
-    keys: &[C],
-    expression: impl Fn(usize) -> String,
-) -> (String, String) {
+fn assignments<C: IdenStatic>(columns: &[C], keys: &[C], expression: impl Fn(usize) -> String) -> (String, String) {
     let (mut set, mut matching) = (Vec::new(), Vec::new());
     for (index, column) in columns.iter().enumerate() {
         let name = format!("\"{}\"", column.as_str());
@@ -367,9 +320,7 @@ fn assignments<C: IdenStatic>(
 }
 
 fn column_list<C: IdenStatic>(columns: &[C]) -> String {
-    let quoted = columns
-        .iter()
-        .map(|column| format!("\"{}\"", column.as_str()));
+    let quoted = columns.iter().map(|column| format!("\"{}\"", column.as_str()));
     quoted.collect::<Vec<_>>().join(", ")
 }
 
@@ -413,13 +364,8 @@ mod tests {
         let columns = [Column::Id, Column::Name];
         let by_id = update_statement::<Entity>(&columns, &[Column::Id], 1);
         let by_name = update_statement::<Entity>(&columns, &[Column::Name], 1);
-        let sql = |set: &str| {
-            format!(r#"UPDATE "cameras" AS t SET {set} FROM (VALUES (?, ?)) AS v WHERE "#)
-        };
+        let sql = |set: &str| format!(r#"UPDATE "cameras" AS t SET {set} FROM (VALUES (?, ?)) AS v WHERE "#);
         assert!(by_id.starts_with(&sql(r#""name" = v.column2"#)), "{by_id}");
-        assert!(
-            by_name.starts_with(&sql(r#""id" = v.column1"#)),
-            "{by_name}"
-        );
+        assert!(by_name.starts_with(&sql(r#""id" = v.column1"#)), "{by_name}");
     }
 }

@@ -90,43 +90,30 @@ impl Db {
 /// pools never create the file: a replacement connection must not create an empty database after a
 /// deletion.
 fn sqlite_file(url: &str) -> Result<SqliteConnectOptions, DbErr> {
-    let options =
-        SqliteConnectOptions::from_str(url).map_err(|error| DbErr::Custom(error.to_string()))?;
+    let options = SqliteConnectOptions::from_str(url).map_err(|error| DbErr::Custom(error.to_string()))?;
     let path = options.get_filename();
     let failed = |what: &str, path: &Path, error: std::io::Error| {
-        DbErr::Custom(format!(
-            "cannot create the {what} {}: {error}",
-            path.display()
-        ))
+        DbErr::Custom(format!("cannot create the {what} {}: {error}", path.display()))
     };
     if let Some(folder) = path.parent() {
         permissions::create_folder(folder).map_err(|error| failed("folder", folder, error))?;
     }
     if !path.exists() {
-        let created = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(path);
+        let created = std::fs::File::options().create(true).append(true).open(path);
         created.map_err(|error| failed("database file", path, error))?;
     }
     permissions::restrict_files(path);
     Ok(options.create_if_missing(false))
 }
 
-async fn open_sqlite(
-    settings: &Settings,
-    file: &SqliteConnectOptions,
-    lock: Option<FileLock>,
-) -> Result<Db, DbErr> {
+async fn open_sqlite(settings: &Settings, file: &SqliteConnectOptions, lock: Option<FileLock>) -> Result<Db, DbErr> {
     let wal_connection = open_wal_connection(file).await.map_err(to_db_err)?;
     let storage = Storage::for_file(file.get_filename());
     let synchronous = match settings.sqlite_synchronous {
         Synchronous::Full => SqliteSynchronous::Full,
         Synchronous::Normal => SqliteSynchronous::Normal,
     };
-    let pool = async |connections: u32,
-                      writer_storage: Option<Storage>,
-                      canceller: Option<QueryCanceller>| {
+    let pool = async |connections: u32, writer_storage: Option<Storage>, canceller: Option<QueryCanceller>| {
         let mut options = pool_options(&settings.url);
         options
             .map_sqlx_sqlite_pool_opts(move |options| {
@@ -169,14 +156,7 @@ async fn open_sqlite(
         slots.push(Slot { reader, canceller });
     }
     let scans = Scans::new(slots, reachability.clone());
-    let mut db = Inner::new(
-        DbBackend::Sqlite,
-        writer,
-        reader,
-        scans,
-        storage,
-        reachability,
-    );
+    let mut db = Inner::new(DbBackend::Sqlite, writer, reader, scans, storage, reachability);
     db.wal_connection = AsyncMutex::new(Some(wal_connection));
     *db.lock.get_mut() = lock;
     Ok(Db(Arc::new(db)))
@@ -185,63 +165,54 @@ async fn open_sqlite(
 /// Opens the connection that preserves the write-ahead log. The first read creates the log.
 async fn open_wal_connection(file: &SqliteConnectOptions) -> Result<SqliteConnection, sqlx::Error> {
     let options = file.clone().journal_mode(SqliteJournalMode::Wal);
-    let mut wal_connection = options
-        .busy_timeout(Duration::from_secs(5))
-        .connect()
-        .await?;
-    wal_connection
-        .execute("SELECT count(*) FROM sqlite_schema")
-        .await?;
+    let mut wal_connection = options.busy_timeout(Duration::from_secs(5)).connect().await?;
+    wal_connection.execute("SELECT count(*) FROM sqlite_schema").await?;
     Ok(wal_connection)
 }
 
 async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
     let renewal = Renewal::default();
     // A pool for scans has a canceller, and other connections over which queries are cancelled.
-    let pool = async |connections: u32,
-                      planner: &[(&'static str, &'static str)],
-                      scan: Option<(QueryCanceller, PgPool)>| {
-        let (planner, renewal) = (planner.to_vec(), renewal.clone());
-        let mut options = pool_options(&settings.url);
-        options
-            .map_sqlx_postgres_pool_opts(move |options| {
-                if let Some((canceller, others)) = &scan {
-                    return canceller
-                        .clone()
-                        .attach_to_postgres(options, others, &renewal);
-                }
-                let renewal = renewal.clone();
-                guard_transactions(options, None).before_acquire(move |connection, meta| {
-                    let is_new = renewal.allows(meta.age);
-                    Box::pin(async move {
-                        if is_new && meta.idle_for >= IDLE_BEFORE_TEST {
-                            connection.ping().await?;
-                        }
-                        Ok(is_new)
+    let pool =
+        async |connections: u32, planner: &[(&'static str, &'static str)], scan: Option<(QueryCanceller, PgPool)>| {
+            let (planner, renewal) = (planner.to_vec(), renewal.clone());
+            let mut options = pool_options(&settings.url);
+            options
+                .map_sqlx_postgres_pool_opts(move |options| {
+                    if let Some((canceller, others)) = &scan {
+                        return canceller.clone().attach_to_postgres(options, others, &renewal);
+                    }
+                    let renewal = renewal.clone();
+                    guard_transactions(options, None).before_acquire(move |connection, meta| {
+                        let is_new = renewal.allows(meta.age);
+                        Box::pin(async move {
+                            if is_new && meta.idle_for >= IDLE_BEFORE_TEST {
+                                connection.ping().await?;
+                            }
+                            Ok(is_new)
+                        })
                     })
                 })
-            })
-            .connect_lazy(true)
-            .min_connections(0)
-            .max_connections(connections)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_timeout(ACQUIRE_TIMEOUT)
-            .test_before_acquire(false)
-            .sqlx_logging(false)
-            .map_sqlx_postgres_opts(move |options: PgConnectOptions| {
-                options
-                    .application_name(APPLICATION_NAME)
-                    // A transaction left open would block the change feed of all processes.
-                    .options([("idle_in_transaction_session_timeout", "30s")])
-                    .options(planner.iter().copied())
-                    .statement_cache_capacity(MAX_CACHED_STATEMENTS)
-            });
-        Database::connect(options).await
-    };
+                .connect_lazy(true)
+                .min_connections(0)
+                .max_connections(connections)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .connect_timeout(ACQUIRE_TIMEOUT)
+                .test_before_acquire(false)
+                .sqlx_logging(false)
+                .map_sqlx_postgres_opts(move |options: PgConnectOptions| {
+                    options
+                        .application_name(APPLICATION_NAME)
+                        // A transaction left open would block the change feed of all processes.
+                        .options([("idle_in_transaction_session_timeout", "30s")])
+                        .options(planner.iter().copied())
+                        .statement_cache_capacity(MAX_CACHED_STATEMENTS)
+                });
+            Database::connect(options).await
+        };
     let by_key = (settings.connections * 3 / 8).clamp(1, MAX_BY_KEY_CONNECTIONS);
     let scans = (settings.connections * 3 / 16).clamp(1, MAX_SCAN_CONNECTIONS);
-    let general: DatabaseConnection =
-        pool(settings.connections - by_key - scans, &[], None).await?;
+    let general: DatabaseConnection = pool(settings.connections - by_key - scans, &[], None).await?;
     let by_key = pool(by_key, &BY_KEY, None).await?;
     let storage = Storage::for_server();
     let reachability = Reachability::new(&general, storage.clone());
@@ -267,10 +238,7 @@ async fn connect_postgres(settings: &Settings) -> Result<Db, DbErr> {
 /// SQLite rolls back when a commit fails; sqlx's own rollback then fails, and sqlx keeps counting
 /// the transaction. `writer_storage` is the storage of the SQLite writer, which is closed while its state
 /// is unknown.
-fn guard_transactions<D: sqlx::Database>(
-    options: PoolOptions<D>,
-    writer_storage: Option<Storage>,
-) -> PoolOptions<D> {
+fn guard_transactions<D: sqlx::Database>(options: PoolOptions<D>, writer_storage: Option<Storage>) -> PoolOptions<D> {
     let options = options.after_release(|connection, _| {
         Box::pin(async move {
             if connection.is_in_transaction() {

@@ -30,10 +30,7 @@ impl Files {
     pub(super) fn open(database: &Path) -> Option<Self> {
         // SQLite follows symbolic links, and places the log beside the target.
         let path = std::fs::canonicalize(database).ok()?;
-        Some(Self {
-            log: OpenFile::new(with_suffix(&path, "-wal"))?,
-            database: OpenFile::new(path)?,
-        })
+        Some(Self { log: OpenFile::new(with_suffix(&path, "-wal"))?, database: OpenFile::new(path)? })
     }
 
     /// Returns the fault if a file at its path is missing or is not the open file. Commits to a
@@ -49,11 +46,7 @@ impl Files {
             return false;
         };
         // Blocks reserved for root are available to root only.
-        let blocks = if rustix::process::geteuid().is_root() {
-            volume.f_bfree
-        } else {
-            volume.f_bavail
-        };
+        let blocks = if rustix::process::geteuid().is_root() { volume.f_bfree } else { volume.f_bavail };
         blocks.saturating_mul(volume.f_frsize) < MIN_FREE_BYTES
     }
 
@@ -69,10 +62,7 @@ impl Files {
         if self.database.fault().is_none() || self.log.fault().is_some() {
             return;
         }
-        for path in [
-            self.log.path.clone(),
-            with_suffix(&self.database.path, "-shm"),
-        ] {
+        for path in [self.log.path.clone(), with_suffix(&self.database.path, "-shm")] {
             let renamed = std::fs::rename(&path, with_suffix(&path, ".replaced"));
             let path = path.display();
             match renamed {

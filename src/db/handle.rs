@@ -95,8 +95,7 @@ impl Db {
             return self.clone();
         };
         let (scans, storage) = (self.0.scans.clone(), self.0.storage.clone());
-        let (writer, reader, reachability) =
-            (by_key.clone(), by_key.clone(), self.0.reachability.clone());
+        let (writer, reader, reachability) = (by_key.clone(), by_key.clone(), self.0.reachability.clone());
         let mut db = Inner::new(self.0.backend, writer, reader, scans, storage, reachability);
         db.renewal = self.0.renewal.clone();
         db.committed = self.0.committed.clone();
@@ -132,11 +131,7 @@ impl Db {
         if let Some(fault) = self.0.storage.fault() {
             return Error::Storage(fault);
         }
-        if self.0.reachability.is_reachable().await {
-            Error::DatabaseBusy
-        } else {
-            Error::DatabaseAway
-        }
+        if self.0.reachability.is_reachable().await { Error::DatabaseBusy } else { Error::DatabaseAway }
     }
 
     /// Checks that the database answers a query.
@@ -155,11 +150,7 @@ impl Db {
         if self.0.backend != DbBackend::Postgres {
             return None;
         }
-        let options = self
-            .0
-            .reader
-            .get_postgres_connection_pool()
-            .connect_options();
+        let options = self.0.reader.get_postgres_connection_pool().connect_options();
         match timeout(ACQUIRE_TIMEOUT, options.connect()).await {
             Ok(Ok(connection)) => {
                 // A failed close of the test connection has no effect.

@@ -21,9 +21,7 @@ impl FileLock {
     /// lock, and names that process.
     pub(super) fn acquire(database: &Path, purpose: &str) -> Result<Self, DbErr> {
         let path = lock_path(database);
-        let failed = |problem: &dyn Display| {
-            DbErr::Custom(format!("the lock file {}: {problem}", path.display()))
-        };
+        let failed = |problem: &dyn Display| DbErr::Custom(format!("the lock file {}: {problem}", path.display()));
         let mut file = File::options()
             .create(true)
             .truncate(false)
@@ -42,31 +40,21 @@ impl FileLock {
                     "" => "another process",
                     owner => owner,
                 };
-                return Err(DbErr::Custom(format!(
-                    "the database {} is in use by {owner}",
-                    database.display()
-                )));
+                return Err(DbErr::Custom(format!("the database {} is in use by {owner}", database.display())));
             }
             Err(TryLockError::Error(error)) => return Err(failed(&error)),
         }
         let since = chrono::Utc::now().format("%Y-%m-%dT%H:%M:%SZ");
-        let owner = format!(
-            "process {} (watchpost {purpose}, since {since})\n",
-            std::process::id()
-        );
+        let owner = format!("process {} (watchpost {purpose}, since {since})\n", std::process::id());
         // The name is informative. The lock holds without it, as on a full disk.
-        let _ = file
-            .set_len(0)
-            .and_then(|()| file.write_all(owner.as_bytes()));
+        let _ = file.set_len(0).and_then(|()| file.write_all(owner.as_bytes()));
         Ok(Self { _file: file })
     }
 }
 
 /// Returns the path of the lock file: beside the target of a symbolic link.
 fn lock_path(database: &Path) -> PathBuf {
-    let mut path = std::fs::canonicalize(database)
-        .unwrap_or_else(|_| database.to_path_buf())
-        .into_os_string();
+    let mut path = std::fs::canonicalize(database).unwrap_or_else(|_| database.to_path_buf()).into_os_string();
     path.push(".lock");
     path.into()
 }

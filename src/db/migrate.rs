@@ -24,33 +24,23 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 impl Db {
     /// Applies all pending migrations. Several processes may call this at once.
     pub async fn migrate_up(&self) -> Result<(), DbErr> {
-        self.with_migration_lock(|db| async move { Migrator::up(&db, None).await })
-            .await
+        self.with_migration_lock(|db| async move { Migrator::up(&db, None).await }).await
     }
 
     /// Reverts the last `steps` migrations. Call [`Self::ensure_no_servers`] first.
     pub async fn migrate_down(&self, steps: u32) -> Result<(), DbErr> {
-        self.with_migration_lock(move |db| async move { Migrator::down(&db, Some(steps)).await })
-            .await
+        self.with_migration_lock(move |db| async move { Migrator::down(&db, Some(steps)).await }).await
     }
 
     /// Returns every migration by name, and true if applied. Writes nothing.
     pub async fn migration_status(&self) -> Result<Vec<(String, bool)>, DbErr> {
-        let pending = Migrator::get_pending_migrations_read_only(self.0.reader.pool())
-            .await
-            .map_err(explain)?;
-        let pending_names: Vec<_> = pending
-            .iter()
-            .map(|migration| migration.name().to_string())
-            .collect();
+        let pending = Migrator::get_pending_migrations_read_only(self.0.reader.pool()).await.map_err(explain)?;
+        let pending_names: Vec<_> = pending.iter().map(|migration| migration.name().to_string()).collect();
         let status = |name: String| {
             let applied = !pending_names.contains(&name);
             (name, applied)
         };
-        Ok(Migrator::migrations()
-            .iter()
-            .map(|migration| status(migration.name().to_string()))
-            .collect())
+        Ok(Migrator::migrations().iter().map(|migration| status(migration.name().to_string())).collect())
     }
 
     /// Fails if servers use this PostgreSQL database, and names the first server: a schema must not
@@ -77,8 +67,7 @@ impl Db {
         let sql = "SELECT pid, host(client_addr) AS host, backend_start::text AS since FROM pg_stat_activity \
             WHERE datname = current_database() AND application_name = $1 AND pid <> pg_backend_pid() \
             ORDER BY backend_start LIMIT 1";
-        let servers =
-            Statement::from_sql_and_values(DbBackend::Postgres, sql, [APPLICATION_NAME.into()]);
+        let servers = Statement::from_sql_and_values(DbBackend::Postgres, sql, [APPLICATION_NAME.into()]);
         let Some(row) = self.0.reader.query_one_raw(servers).await? else {
             return Ok(None);
         };
@@ -86,16 +75,11 @@ impl Db {
         let host: Option<String> = row.try_get("", "host")?;
         let since: String = row.try_get("", "since")?;
         let host = host.unwrap_or_else(|| "this machine".into());
-        Ok(Some(format!(
-            "{host} (PostgreSQL backend {pid}, since {since})"
-        )))
+        Ok(Some(format!("{host} (PostgreSQL backend {pid}, since {since})")))
     }
 
     /// Runs migrations under a lock for which other processes wait.
-    async fn with_migration_lock<F>(
-        &self,
-        migrate: impl FnOnce(DatabaseConnection) -> F,
-    ) -> Result<(), DbErr>
+    async fn with_migration_lock<F>(&self, migrate: impl FnOnce(DatabaseConnection) -> F) -> Result<(), DbErr>
     where
         F: Future<Output = Result<(), DbErr>>,
     {

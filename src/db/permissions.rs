@@ -13,15 +13,8 @@ const OTHER_USERS: u32 = 0o007;
 /// Creates the database folder with access for its owner only. An existing folder keeps its mode;
 /// access for every user is logged as a warning.
 pub(super) fn create_folder(folder: &Path) -> io::Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)?;
-    let shown = if folder.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        folder
-    };
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let shown = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let mode = fs::metadata(shown)?.permissions().mode() & 0o777;
     if mode & OTHER_USERS != 0 {
         tracing::warn!(

@@ -4,9 +4,8 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use sea_orm::{
-    AccessMode, ConnAcquireErr, ConnectionTrait, DatabaseConnection, DatabaseTransaction,
-    DbBackend, DbErr, ExecResult, IsolationLevel, QueryResult, QueryStream, Statement, StreamTrait,
-    TransactionOptions, TransactionTrait,
+    AccessMode, ConnAcquireErr, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult,
+    IsolationLevel, QueryResult, QueryStream, Statement, StreamTrait, TransactionOptions, TransactionTrait,
     sqlx::{self, ConnectOptions as _, Connection, PgPool, postgres::PgConnectOptions},
 };
 use tokio::{
@@ -133,11 +132,7 @@ impl Reachability {
     pub(super) fn new(pool: &DatabaseConnection, storage: Storage) -> Self {
         let is_postgres = pool.get_database_backend() == DbBackend::Postgres;
         let server = is_postgres.then(|| pool.get_postgres_connection_pool().connect_options());
-        Self(Arc::new(Shared {
-            storage,
-            server,
-            last_probe: AsyncMutex::default(),
-        }))
+        Self(Arc::new(Shared { storage, server, last_probe: AsyncMutex::default() }))
     }
 
     /// Converts a pool timeout to the error of a busy database if the database is reachable. Other
@@ -168,9 +163,7 @@ impl Reachability {
                 let _ = connection.close().await;
                 true
             }
-            Ok(Err(sqlx::Error::Database(error))) => {
-                error.code().as_deref() == Some(TOO_MANY_CONNECTIONS)
-            }
+            Ok(Err(sqlx::Error::Database(error))) => error.code().as_deref() == Some(TOO_MANY_CONNECTIONS),
             Ok(Err(_)) | Err(_) => false,
         };
         *last_probe = Some((Instant::now(), is_reachable));

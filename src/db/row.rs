@@ -15,10 +15,7 @@ const SQLITE_MICROS: &str = "(unixepoch(substr({t}, 1, 19)) * 1000000 \
 
 /// Returns the row, or `NOT_FOUND` with the resource and the requested id.
 pub fn require<M>(row: Option<M>, resource: &'static str, id: impl std::fmt::Display) -> Result<M> {
-    row.ok_or_else(|| Error::NotFound {
-        resource,
-        id: id.to_string(),
-    })
+    row.ok_or_else(|| Error::NotFound { resource, id: id.to_string() })
 }
 
 /// Escapes `text` for a `LIKE` pattern with `ESCAPE '\'`.
@@ -60,11 +57,7 @@ pub fn equals(column: SimpleExpr, backend: DbBackend, text: &str) -> SimpleExpr 
 
 /// Matches if a comma-separated text column has `value` as an element. Case matters.
 pub fn list_contains(column: SimpleExpr, backend: DbBackend, value: &str) -> SimpleExpr {
-    let sql = if backend == DbBackend::Postgres {
-        "',' || $1 || ','"
-    } else {
-        "',' || ? || ','"
-    };
+    let sql = if backend == DbBackend::Postgres { "',' || $1 || ','" } else { "',' || ? || ','" };
     let pattern = format!("%,{},%", escape_like(value));
     Expr::cust_with_exprs(sql, [column]).like(LikeExpr::new(pattern).escape('\\'))
 }
@@ -72,10 +65,6 @@ pub fn list_contains(column: SimpleExpr, backend: DbBackend, value: &str) -> Sim
 /// Lower case with the same result on both databases. Without collation C, PostgreSQL's `lower`
 /// covers more letters than SQLite's.
 fn lower(column: SimpleExpr, backend: DbBackend) -> SimpleExpr {
-    let sql = if backend == DbBackend::Postgres {
-        r#"lower($1 COLLATE "C")"#
-    } else {
-        "lower(?)"
-    };
+    let sql = if backend == DbBackend::Postgres { r#"lower($1 COLLATE "C")"# } else { "lower(?)" };
     Expr::cust_with_exprs(sql, [column])
 }

@@ -109,10 +109,7 @@ impl Scans {
     /// Waits for a slot and begins a scan.
     pub(super) async fn begin(&self) -> Result<Scan> {
         let guard = self.acquire().await?;
-        Ok(Scan {
-            reader: guard.slot.reader.clone(),
-            guard: Some(guard),
-        })
+        Ok(Scan { reader: guard.slot.reader.clone(), guard: Some(guard) })
     }
 
     /// Waits for a slot.
@@ -139,11 +136,7 @@ impl Scans {
         // The number of permits equals the number of slots.
         let slot = slot.ok_or_else(|| Error::internal("no scan slot is free"))?;
         slot.canceller.begin(deadline);
-        Ok(SlotGuard {
-            scans: self.clone(),
-            slot,
-            _permit: permit,
-        })
+        Ok(SlotGuard { scans: self.clone(), slot, _permit: permit })
     }
 
     /// Returns the error for a call whose wait timed out.
@@ -199,10 +192,7 @@ impl Drop for QueuedCall<'_> {
 impl Scan {
     /// Creates a scan over connections for short reads, without a slot.
     pub(super) fn without_slot(reader: Reader) -> Self {
-        Self {
-            reader,
-            guard: None,
-        }
+        Self { reader, guard: None }
     }
 
     /// Returns the connection for reads outside of a transaction.

@@ -17,27 +17,18 @@ const RETRY: Duration = Duration::from_millis(250);
 pub type SignalHandler = Box<dyn Fn(Option<&str>) + Send + Sync>;
 
 /// Listens on these channels over one connection until shutdown, and reconnects after a loss.
-pub async fn listen(
-    db: Db,
-    handlers: Vec<(&'static str, SignalHandler)>,
-    shutdown: CancellationToken,
-) {
+pub async fn listen(db: Db, handlers: Vec<(&'static str, SignalHandler)>, shutdown: CancellationToken) {
     let listening = async {
         loop {
             let pool = db.reader().get_postgres_connection_pool();
             if let Ok(mut listener) = PgListener::connect_with(pool).await
-                && listener
-                    .listen_all(handlers.iter().map(|(channel, _)| *channel))
-                    .await
-                    .is_ok()
+                && listener.listen_all(handlers.iter().map(|(channel, _)| *channel)).await.is_ok()
             {
                 // `None` means a lost connection. The next call reconnects.
                 while let Ok(signal) = listener.try_recv().await {
                     for (channel, handler) in &handlers {
                         match &signal {
-                            Some(signal) if signal.channel() == *channel => {
-                                handler(Some(signal.payload()))
-                            }
+                            Some(signal) if signal.channel() == *channel => handler(Some(signal.payload())),
                             Some(_) => {}
                             None => handler(None),
                         }

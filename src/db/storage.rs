@@ -74,9 +74,7 @@ impl Storage {
     pub async fn replaced(&self) {
         let mut faults = self.0.fault.subscribe();
         // The sender lives as long as `self`.
-        let _ = faults
-            .wait_for(|fault| *fault == Some(StorageFault::Replaced))
-            .await;
+        let _ = faults.wait_for(|fault| *fault == Some(StorageFault::Replaced)).await;
     }
 
     /// Returns an error if the files at the paths are not the open files.
@@ -114,10 +112,7 @@ impl Storage {
     }
 
     fn set(&self, fault: Option<StorageFault>, report: impl Fn(Option<StorageFault>)) {
-        let is_new = self
-            .0
-            .fault
-            .send_if_modified(|current| std::mem::replace(current, fault) != fault);
+        let is_new = self.0.fault.send_if_modified(|current| std::mem::replace(current, fault) != fault);
         if !is_new {
             return;
         }

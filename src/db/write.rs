@@ -7,8 +7,7 @@ use std::{
 };
 
 use sea_orm::{
-    DatabaseConnection, DatabaseTransaction, DbBackend, SqliteTransactionMode, TransactionOptions,
-    TransactionTrait,
+    DatabaseConnection, DatabaseTransaction, DbBackend, SqliteTransactionMode, TransactionOptions, TransactionTrait,
 };
 use tokio::time::timeout;
 
@@ -26,10 +25,7 @@ tokio::task_local! {
 impl Db {
     /// Runs `work` in one transaction, commits, and notifies the change feed. If `work` fails,
     /// nothing is written.
-    pub async fn write<T>(
-        &self,
-        work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
-    ) -> Result<T> {
+    pub async fn write<T>(&self, work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>) -> Result<T> {
         let result = self.write_unannounced(work).await?;
         self.notify_commit();
         Ok(result)
@@ -37,10 +33,7 @@ impl Db {
 
     /// Runs `work`, a single statement without an explicit transaction, which saves two round
     /// trips. PostgreSQL only.
-    pub async fn write_statement(
-        &self,
-        work: impl AsyncFnOnce(&DatabaseConnection) -> Result<()>,
-    ) -> Result<()> {
+    pub async fn write_statement(&self, work: impl AsyncFnOnce(&DatabaseConnection) -> Result<()>) -> Result<()> {
         let result = timeout(WRITE_TIMEOUT, work(&self.0.writer)).await;
         // After a timeout the result of the statement is unknown.
         self.note_outcome(result.unwrap_or(Err(Error::DatabaseAway)))?;
@@ -49,10 +42,7 @@ impl Db {
     }
 
     /// Variant of [`Self::write`] for work that records no change: the change feed is not notified.
-    pub async fn write_unannounced<T>(
-        &self,
-        work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>,
-    ) -> Result<T> {
+    pub async fn write_unannounced<T>(&self, work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T>) -> Result<T> {
         let is_committing = AtomicBool::new(false);
         let transaction = COMMIT_SEQ.scope(Cell::new(None), self.transaction(work, &is_committing));
         let result = match timeout(WRITE_TIMEOUT, transaction).await {
@@ -79,11 +69,7 @@ impl Db {
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
             ..Default::default()
         };
-        let _writing = if self.0.backend == DbBackend::Sqlite {
-            Some(self.0.writing.lock().await)
-        } else {
-            None
-        };
+        let _writing = if self.0.backend == DbBackend::Sqlite { Some(self.0.writing.lock().await) } else { None };
         let storage = self.storage();
         storage.check_files()?;
         let suspect_writer = || storage.suspect_writer();

@@ -52,12 +52,7 @@ impl ActiveModelBehavior for ActiveModel {
 
 /// Severity of an alert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "Enum",
-    enum_name = "alert_severity",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "Enum", enum_name = "alert_severity", rename_all = "snake_case")]
 pub enum AlertSeverity {
     Low,
     Medium,
@@ -67,12 +62,7 @@ pub enum AlertSeverity {
 
 /// Status of an alert in its lifecycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "Enum",
-    enum_name = "alert_status",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "Enum", enum_name = "alert_status", rename_all = "snake_case")]
 pub enum AlertStatus {
     Pending,
     Delivered,

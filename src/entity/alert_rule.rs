@@ -90,12 +90,7 @@ pub struct Schedule {
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self {
-            days: Vec::new(),
-            start_time: None,
-            end_time: None,
-            timezone: "UTC".to_owned(),
-        }
+        Self { days: Vec::new(), start_time: None, end_time: None, timezone: "UTC".to_owned() }
     }
 }
 

@@ -31,11 +31,7 @@ impl ActiveModelBehavior for ActiveModel {}
 
 /// Reason for the suppression of an alert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "snake_case")]
 pub enum SuppressionReason {
     Silenced,
     Snoozed,

@@ -23,20 +23,13 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
-        Self {
-            timestamp: Set(super::now()),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { timestamp: Set(super::now()), ..<Self as ActiveModelTrait>::default() }
     }
 }
 
 /// Result of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "snake_case")]
 pub enum AuditStatus {
     Success,
     Failure,

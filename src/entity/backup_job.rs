@@ -26,22 +26,13 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
-        Self {
-            id: Set(Uuid::now_v7()),
-            created_at: Set(super::now()),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { id: Set(Uuid::now_v7()), created_at: Set(super::now()), ..<Self as ActiveModelTrait>::default() }
     }
 }
 
 /// Status of a backup in its lifecycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "Enum",
-    enum_name = "backup_job_status",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "Enum", enum_name = "backup_job_status", rename_all = "snake_case")]
 pub enum BackupJobStatus {
     Pending,
     Running,

@@ -34,22 +34,13 @@ pub struct Model {
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
         let now = super::now();
-        Self {
-            created_at: Set(now),
-            updated_at: Set(now),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { created_at: Set(now), updated_at: Set(now), ..<Self as ActiveModelTrait>::default() }
     }
 }
 
 /// Kind of area covered by a zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "Enum",
-    enum_name = "camera_zone_type_enum",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "Enum", enum_name = "camera_zone_type_enum", rename_all = "snake_case")]
 pub enum ZoneType {
     EntryPoint,
     Driveway,
@@ -60,12 +51,7 @@ pub enum ZoneType {
 
 /// Geometry of a zone's corners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "Enum",
-    enum_name = "camera_zone_shape_enum",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "Enum", enum_name = "camera_zone_shape_enum", rename_all = "snake_case")]
 pub enum ZoneShape {
     Rectangle,
     Polygon,
@@ -73,11 +59,7 @@ pub enum ZoneShape {
 
 /// Part of a detection that must lie in the zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "snake_case")]
 pub enum ZoneAnchor {
     Center,
     Foot,

@@ -19,9 +19,6 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
-        Self {
-            last_updated: Set(super::now()),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { last_updated: Set(super::now()), ..<Self as ActiveModelTrait>::default() }
     }
 }

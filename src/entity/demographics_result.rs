@@ -22,10 +22,7 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
-        Self {
-            created_at: Set(super::now()),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { created_at: Set(super::now()), ..<Self as ActiveModelTrait>::default() }
     }
 }
 
@@ -57,11 +54,7 @@ pub enum AgeRange {
 
 /// Gender estimated by the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "snake_case")]
 pub enum Gender {
     Male,
     Female,

@@ -46,20 +46,13 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
-        Self {
-            detected_at: Set(super::now()),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { detected_at: Set(super::now()), ..<Self as ActiveModelTrait>::default() }
     }
 }
 
 /// Medium of a detection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "snake_case")]
 pub enum MediaType {
     Image,
     Video,

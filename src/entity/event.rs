@@ -39,11 +39,7 @@ impl ActiveModelBehavior for ActiveModel {}
 
 /// Band of a risk score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "snake_case")]
 pub enum RiskLevel {
     Low,
     Medium,

@@ -54,9 +54,6 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
-        Self {
-            audited_at: Set(super::now()),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { audited_at: Set(super::now()), ..<Self as ActiveModelTrait>::default() }
     }
 }

@@ -21,9 +21,6 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
-        Self {
-            created_at: Set(super::now()),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { created_at: Set(super::now()), ..<Self as ActiveModelTrait>::default() }
     }
 }

@@ -59,12 +59,7 @@ impl ActiveModelBehavior for ActiveModel {
 
 /// Status of an export in its lifecycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "Enum",
-    enum_name = "export_job_status",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "Enum", enum_name = "export_job_status", rename_all = "snake_case")]
 pub enum ExportJobStatus {
     Pending,
     Running,

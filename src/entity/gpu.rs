@@ -29,21 +29,13 @@ pub struct Model {
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
         let now = super::now();
-        Self {
-            first_seen_at: Set(now),
-            last_seen_at: Set(now),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { first_seen_at: Set(now), last_seen_at: Set(now), ..<Self as ActiveModelTrait>::default() }
     }
 }
 
 /// State of a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "snake_case")]
 pub enum GpuState {
     Ok,
     Unresponsive,
@@ -54,11 +46,7 @@ pub enum GpuState {
 
 /// Memory pressure of a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "snake_case")]
 pub enum MemoryPressure {
     Normal,
     Warning,

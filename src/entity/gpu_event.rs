@@ -28,20 +28,13 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
-        Self {
-            occurrences: Set(1),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { occurrences: Set(1), ..<Self as ActiveModelTrait>::default() }
     }
 }
 
 /// Kind of a GPU event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "snake_case")]
 pub enum GpuEventKind {
     Xid,
     Lost,
@@ -59,11 +52,7 @@ pub enum GpuEventKind {
 
 /// Source of a GPU event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "snake_case")]
 pub enum GpuEventSource {
     NvmlEvent,
     KernelLog,

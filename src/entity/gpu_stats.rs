@@ -79,10 +79,7 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
-        Self {
-            recorded_at: Set(super::now()),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { recorded_at: Set(super::now()), ..<Self as ActiveModelTrait>::default() }
     }
 }
 

@@ -158,21 +158,13 @@ impl Model {
 
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
-        Self {
-            id: Set(Uuid::now_v7()),
-            created_at: Set(super::now()),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { id: Set(Uuid::now_v7()), created_at: Set(super::now()), ..<Self as ActiveModelTrait>::default() }
     }
 }
 
 /// Status of a job in its lifecycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "snake_case")]
 pub enum JobStatus {
     Queued,
     Running,

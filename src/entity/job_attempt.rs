@@ -30,21 +30,13 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
-        Self {
-            id: Set(Uuid::now_v7()),
-            started_at: Set(super::now()),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { id: Set(Uuid::now_v7()), started_at: Set(super::now()), ..<Self as ActiveModelTrait>::default() }
     }
 }
 
 /// Status of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "snake_case")]
 pub enum JobAttemptStatus {
     Started,
     Succeeded,
@@ -54,11 +46,7 @@ pub enum JobAttemptStatus {
 
 /// Reason for the end of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::N(20))",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::N(20))", rename_all = "snake_case")]
 pub enum AttemptOutcome {
     /// The worker completed the job.
     Succeeded,

@@ -24,21 +24,13 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
-        Self {
-            id: Set(Uuid::now_v7()),
-            timestamp: Set(super::now()),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { id: Set(Uuid::now_v7()), timestamp: Set(super::now()), ..<Self as ActiveModelTrait>::default() }
     }
 }
 
 /// Level of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "snake_case")]
 pub enum JobLogLevel {
     Debug,
     Info,

@@ -54,11 +54,7 @@ impl ActiveModelBehavior for ActiveModel {
 
 /// Handling of ticks that passed while no server was running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::N(16))",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::N(16))", rename_all = "snake_case")]
 pub enum MissedPolicy {
     /// Missed ticks are skipped.
     Skip,

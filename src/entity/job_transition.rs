@@ -28,10 +28,6 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
-        Self {
-            id: Set(Uuid::now_v7()),
-            transitioned_at: Set(super::now()),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { id: Set(Uuid::now_v7()), transitioned_at: Set(super::now()), ..<Self as ActiveModelTrait>::default() }
     }
 }

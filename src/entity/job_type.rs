@@ -33,10 +33,6 @@ pub struct Model {
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
         let now = super::now();
-        Self {
-            created_at: Set(now),
-            updated_at: Set(now),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { created_at: Set(now), updated_at: Set(now), ..<Self as ActiveModelTrait>::default() }
     }
 }

@@ -30,20 +30,13 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
-        Self {
-            timestamp: Set(super::now()),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { timestamp: Set(super::now()), ..<Self as ActiveModelTrait>::default() }
     }
 }
 
 /// Level of a log message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "UPPERCASE"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "UPPERCASE")]
 pub enum LogLevel {
     Debug,
     Info,
@@ -54,11 +47,7 @@ pub enum LogLevel {
 
 /// Origin of a log message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "snake_case")]
 pub enum LogSource {
     Backend,
     Frontend,

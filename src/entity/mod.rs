@@ -66,11 +66,7 @@ pub struct Strings(pub Vec<String>);
 /// Severity in columns that are plain text in both databases. Columns of the native type use
 /// [`alert::AlertSeverity`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "snake_case")]
 pub enum Severity {
     Low,
     Medium,

@@ -50,11 +50,7 @@ impl ActiveModelBehavior for ActiveModel {
 
 /// Kind of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::N(16))",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::N(16))", rename_all = "snake_case")]
 pub enum ChannelKind {
     Webhook,
     Email,

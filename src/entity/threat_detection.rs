@@ -25,20 +25,13 @@ pub struct Model {
 
 impl ActiveModelBehavior for ActiveModel {
     fn new() -> Self {
-        Self {
-            created_at: Set(super::now()),
-            ..<Self as ActiveModelTrait>::default()
-        }
+        Self { created_at: Set(super::now()), ..<Self as ActiveModelTrait>::default() }
     }
 }
 
 /// Kind of a detected weapon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, DeriveActiveEnum)]
-#[sea_orm(
-    rs_type = "String",
-    db_type = "String(StringLen::None)",
-    rename_all = "snake_case"
-)]
+#[sea_orm(rs_type = "String", db_type = "String(StringLen::None)", rename_all = "snake_case")]
 pub enum ThreatType {
     Gun,
     Knife,

@@ -35,23 +35,14 @@ impl From<DbErr> for Error {
         }
         if let Some(SqlErr::UniqueConstraintViolation(message)) = error.sql_err() {
             let field = constraint(&error).unwrap_or(message);
-            return Self::AlreadyExists {
-                field,
-                problem: "the value must be unique".into(),
-            };
+            return Self::AlreadyExists { field, problem: "the value must be unique".into() };
         }
         if let Some(SqlErr::ForeignKeyConstraintViolation(_)) = error.sql_err() {
             let field = constraint(&error).unwrap_or_default();
-            return Self::BrokenReference {
-                field,
-                problem: "refers to a row that does not exist".into(),
-            };
+            return Self::BrokenReference { field, problem: "refers to a row that does not exist".into() };
         }
         if let Some(code) = code(&error)
-            && matches!(
-                code.as_str(),
-                "23514" | "275" | "22P02" | "22001" | "22003" | "22008" | "22021" | "54000"
-            )
+            && matches!(code.as_str(), "23514" | "275" | "22P02" | "22001" | "22003" | "22008" | "22021" | "54000")
         {
             return Self::CheckViolated(constraint(&error).unwrap_or(code));
         }
@@ -76,9 +67,7 @@ pub fn is_away(error: &DbErr) -> bool {
         Some(sqlx::Error::Database(database)) => database.code().is_some_and(|code| {
             // PostgreSQL: connection exceptions, operator intervention, insufficient resources.
             // SQLite: busy, locked.
-            ["08", "57", "53"]
-                .iter()
-                .any(|class| code.len() == 5 && code.starts_with(class))
+            ["08", "57", "53"].iter().any(|class| code.len() == 5 && code.starts_with(class))
                 || matches!(code.as_ref(), "5" | "6" | "261" | "517")
         }),
         _ => false,
@@ -89,10 +78,7 @@ pub fn is_away(error: &DbErr) -> bool {
 fn storage_fault(error: &DbErr) -> Option<StorageFault> {
     let error = sqlx_error(error)?;
     // An impossible connection state is the consequence of a failed commit.
-    if matches!(
-        error,
-        sqlx::Error::BeginFailed | sqlx::Error::InvalidSavePointStatement
-    ) {
+    if matches!(error, sqlx::Error::BeginFailed | sqlx::Error::InvalidSavePointStatement) {
         return Some(StorageFault::Failing);
     }
     let sqlx::Error::Database(database) = error else {

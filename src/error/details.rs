@@ -17,11 +17,8 @@ impl Error {
     /// Builds the details of the status with this reason.
     pub(super) fn details(&self, reason: ErrorReason) -> ErrorDetails {
         let reason = reason.as_str_name().trim_start_matches("ERROR_REASON_");
-        let metadata = self
-            .metadata()
-            .into_iter()
-            .map(|(key, value)| (key.to_string(), value))
-            .collect::<HashMap<_, _>>();
+        let metadata =
+            self.metadata().into_iter().map(|(key, value)| (key.to_string(), value)).collect::<HashMap<_, _>>();
         let mut details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
         if let Some((field, problem)) = self.violation() {
             details.add_bad_request_violation(field, problem);
@@ -40,12 +37,7 @@ impl Error {
         if let Self::KeyHeld { job_id, status, .. } = self {
             return vec![("job_id", job_id.clone()), ("status", status.clone())];
         }
-        if let Self::LeaseLost {
-            job_id,
-            status,
-            index,
-        } = self
-        {
+        if let Self::LeaseLost { job_id, status, index } = self {
             let metadata = vec![("job_id", job_id.clone()), ("status", status.clone())];
             return metadata.into_iter().chain(index_metadata(*index)).collect();
         }
@@ -67,16 +59,9 @@ impl Error {
         }
         if let Self::HistoryReplaced { history_id } = self {
             let start = pb::WatchStart::Snapshot.as_str_name();
-            return vec![
-                ("history_id", history_id.clone()),
-                ("start", start.to_string()),
-            ];
+            return vec![("history_id", history_id.clone()), ("start", start.to_string())];
         }
-        if let Self::CursorExpired {
-            earliest_cursor,
-            lost_changes,
-        } = self
-        {
+        if let Self::CursorExpired { earliest_cursor, lost_changes } = self {
             let lost = ("lost_changes", lost_changes.to_string());
             return vec![("earliest_cursor", earliest_cursor.clone()), lost];
         }
@@ -86,10 +71,7 @@ impl Error {
     /// Returns the offending field and the problem, if a field is at fault.
     fn violation(&self) -> Option<(&str, &str)> {
         if let Self::KeyReused { field } = self {
-            return Some((
-                field,
-                "was already used for a request with different content",
-            ));
+            return Some((field, "was already used for a request with different content"));
         }
         if let Self::KeyHeld { field, .. } = self {
             return Some((field, "is held by another job"));

@@ -24,39 +24,28 @@ impl Error {
             Self::Unimplemented(_) => (Code::Unimplemented, ErrorReason::Unimplemented),
             Self::TooLarge { .. } => (Code::ResourceExhausted, ErrorReason::MessageTooLarge),
             Self::TooManyElements { .. } => (Code::ResourceExhausted, ErrorReason::TooManyElements),
-            Self::Busy(_)
-            | Self::DatabaseBusy
-            | Self::ScanTimeout { .. }
-            | Self::ScanQueueFull { .. } => (Code::Unavailable, ErrorReason::ServerBusy),
+            Self::Busy(_) | Self::DatabaseBusy | Self::ScanTimeout { .. } | Self::ScanQueueFull { .. } => {
+                (Code::Unavailable, ErrorReason::ServerBusy)
+            }
             Self::DeadlineExceeded => (Code::DeadlineExceeded, ErrorReason::DeadlineExceeded),
             Self::TooManyCalls { .. } => (Code::ResourceExhausted, ErrorReason::TooManyCalls),
             Self::MessageTimeout { .. } => (Code::DeadlineExceeded, ErrorReason::MessageTimeout),
-            Self::AlreadyExists { .. } | Self::KeyHeld { .. } => {
-                (Code::AlreadyExists, ErrorReason::AlreadyExists)
-            }
+            Self::AlreadyExists { .. } | Self::KeyHeld { .. } => (Code::AlreadyExists, ErrorReason::AlreadyExists),
             Self::KeyReused { .. } => (Code::AlreadyExists, ErrorReason::IdempotencyKeyReused),
             Self::WrongStatus { .. } => (Code::FailedPrecondition, ErrorReason::WrongStatus),
-            Self::BrokenReference { .. } => {
-                (Code::FailedPrecondition, ErrorReason::BrokenReference)
-            }
+            Self::BrokenReference { .. } => (Code::FailedPrecondition, ErrorReason::BrokenReference),
             Self::InUse { .. } => (Code::FailedPrecondition, ErrorReason::InUse),
             Self::GpuClaimed { .. } => (Code::FailedPrecondition, ErrorReason::GpuClaimed),
             Self::WrongKind { .. } => (Code::FailedPrecondition, ErrorReason::WrongKind),
-            Self::SecretsUnreadable { .. } => {
-                (Code::FailedPrecondition, ErrorReason::SecretsUnreadable)
-            }
+            Self::SecretsUnreadable { .. } => (Code::FailedPrecondition, ErrorReason::SecretsUnreadable),
             Self::LeaseLost { .. } => (Code::Aborted, ErrorReason::LeaseLost),
             Self::JobCancelled { .. } => (Code::Aborted, ErrorReason::JobCancelled),
             Self::StaleVersion { .. } => (Code::Aborted, ErrorReason::StaleVersion),
             Self::CursorExpired { .. } => (Code::OutOfRange, ErrorReason::CursorExpired),
-            Self::HistoryReplaced { .. } => {
-                (Code::FailedPrecondition, ErrorReason::HistoryReplaced)
-            }
+            Self::HistoryReplaced { .. } => (Code::FailedPrecondition, ErrorReason::HistoryReplaced),
             Self::TooManyWatches { .. } => (Code::ResourceExhausted, ErrorReason::TooManyWatches),
             Self::DatabaseAway => (Code::Unavailable, ErrorReason::DatabaseAway),
-            Self::Storage(StorageFault::Full) => {
-                (Code::ResourceExhausted, ErrorReason::StorageFull)
-            }
+            Self::Storage(StorageFault::Full) => (Code::ResourceExhausted, ErrorReason::StorageFull),
             Self::Storage(_) => (Code::Unavailable, ErrorReason::StorageFailing),
             Self::Contended => (Code::Aborted, ErrorReason::Contention),
             Self::Starting => (Code::Unavailable, ErrorReason::Starting),

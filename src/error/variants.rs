@@ -43,17 +43,11 @@ pub enum Error {
     #[error("`{field}` was already used for a request with different content")]
     KeyReused { field: &'static str },
     #[error("the {resource} is {status}, and this status does not allow the operation")]
-    WrongStatus {
-        resource: &'static str,
-        status: String,
-    },
+    WrongStatus { resource: &'static str, status: String },
     #[error("`{field}` {problem}")]
     BrokenReference { field: String, problem: String },
     #[error("the operation does not apply to a {resource} of the kind {kind}")]
-    WrongKind {
-        resource: &'static str,
-        kind: String,
-    },
+    WrongKind { resource: &'static str, kind: String },
     #[error("the secrets of channels cannot be decrypted or encrypted: {problem}")]
     SecretsUnreadable { problem: String },
     #[error("the {resource} is in use by {users}")]
@@ -67,17 +61,9 @@ pub enum Error {
     #[error(
         "`{field}` names a GPU that the host `{host}` reports; another host may take over after 3 minutes without a report"
     )]
-    GpuClaimed {
-        field: String,
-        gpu_uuid: String,
-        host: String,
-    },
+    GpuClaimed { field: String, gpu_uuid: String, host: String },
     #[error("`{field}` is held by the job `{job_id}`, which is {status}")]
-    KeyHeld {
-        field: &'static str,
-        job_id: String,
-        status: String,
-    },
+    KeyHeld { field: &'static str, job_id: String, status: String },
     #[error("the lease of the job `{job_id}` is no longer current; the job is {status}")]
     LeaseLost {
         job_id: String,
@@ -94,10 +80,7 @@ pub enum Error {
     #[error("the {resource} has changed since the expected version; read again and retry")]
     StaleVersion { resource: &'static str },
     #[error("changes after the cursor were pruned; about {lost_changes} changes are lost")]
-    CursorExpired {
-        earliest_cursor: String,
-        lost_changes: i64,
-    },
+    CursorExpired { earliest_cursor: String, lost_changes: i64 },
     #[error(
         "the cursor belongs to another history: the database was restored from a copy, promoted or moved; \
         start again with a snapshot, and discard stored ids"
@@ -156,21 +139,13 @@ impl Error {
         if others_count > 0 {
             users = format!("{users} and {others_count} more");
         }
-        Self::InUse {
-            resource,
-            users: truncate(users, MAX_PROBLEM_BYTES),
-            ids: ids.join(","),
-        }
+        Self::InUse { resource, users: truncate(users, MAX_PROBLEM_BYTES), ids: ids.join(",") }
     }
 
     /// Creates the error of a GPU reported by another host, or by another reporter of the same
     /// host.
     pub fn gpu_claimed(field: String, gpu_uuid: String, host: String) -> Self {
-        Self::GpuClaimed {
-            field,
-            gpu_uuid: truncate(gpu_uuid, MAX_FIELD_BYTES),
-            host: truncate(host, MAX_FIELD_BYTES),
-        }
+        Self::GpuClaimed { field, gpu_uuid: truncate(gpu_uuid, MAX_FIELD_BYTES), host: truncate(host, MAX_FIELD_BYTES) }
     }
 
     /// Creates an internal error. The cause is logged, and not shown to the client.

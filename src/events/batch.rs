@@ -29,32 +29,20 @@ use crate::{
 ///
 /// Stored ingests take effect when the transaction commits. If the function fails, nothing of the
 /// batch was written.
-pub(super) async fn store(
-    tx: &DatabaseTransaction,
-    batch: &[EvaluatedIngest],
-) -> Result<Vec<IngestResult>> {
+pub(super) async fn store(tx: &DatabaseTransaction, batch: &[EvaluatedIngest]) -> Result<Vec<IngestResult>> {
     let lookup = lookup::prepare(tx, batch).await?;
-    let mut answers = if lookup.repeated {
-        replay::find_replays(tx, batch).await?
-    } else {
-        batch.iter().map(|_| None).collect()
-    };
+    let mut answers =
+        if lookup.repeated { replay::find_replays(tx, batch).await? } else { batch.iter().map(|_| None).collect() };
     sources::refuse_absent_cameras(&lookup.cameras, batch, &mut answers);
 
-    let unanswered = batch
-        .iter()
-        .zip(&answers)
-        .filter(|(_, answer)| answer.is_none());
+    let unanswered = batch.iter().zip(&answers).filter(|(_, answer)| answer.is_none());
     let mut detection_ids = lookup.detection_ids.into_iter();
     let new: Vec<_> = unanswered
         .zip(lookup.event_ids)
         .map(|((evaluated, _), event_id)| NewIngest {
             evaluated,
             event_id,
-            detection_ids: detection_ids
-                .by_ref()
-                .take(evaluated.ingest.detections.len())
-                .collect(),
+            detection_ids: detection_ids.by_ref().take(evaluated.ingest.detections.len()).collect(),
         })
         .collect();
     let ingests = new.iter().map(|ingest| &ingest.evaluated.ingest);
@@ -98,17 +86,10 @@ async fn insert(tx: &DatabaseTransaction, new: Vec<NewIngest<'_>>) -> Result<Vec
     inserts.add(deliveries)?;
     inserts.add(suppressions::suppression_rows(&new, &results, now))?;
     inserts.add(replay_keys(&new, &results, now))?;
-    let announcements = new
-        .iter()
-        .zip(&results)
-        .flat_map(|(ingest, results)| ingest_announcements(ingest, results));
+    let announcements = new.iter().zip(&results).flat_map(|(ingest, results)| ingest_announcements(ingest, results));
     inserts.add(feed::rows(tx, announcements).await?)?;
     inserts.run(tx).await?;
-    Ok(new
-        .into_iter()
-        .zip(results)
-        .map(|(ingest, results)| ingest.into_stored(results))
-        .collect())
+    Ok(new.into_iter().zip(results).map(|(ingest, results)| ingest.into_stored(results)).collect())
 }
 
 fn raised_by_rule(alert: &alert::Model) -> Option<alert_transition::ActiveModel> {
@@ -116,11 +97,7 @@ fn raised_by_rule(alert: &alert::Model) -> Option<alert_transition::ActiveModel>
 }
 
 /// Builds the rows that identify repetitions of the ingests.
-fn replay_keys(
-    new: &[NewIngest<'_>],
-    results: &[MatchResults],
-    now: DateTime<Utc>,
-) -> Vec<event_ingest::Model> {
+fn replay_keys(new: &[NewIngest<'_>], results: &[MatchResults], now: DateTime<Utc>) -> Vec<event_ingest::Model> {
     let has_key = |ingest: &Ingest| ingest.request_id.is_some() || ingest.batch_id.is_some();
     let mut keys: Vec<_> = new
         .iter()
@@ -129,13 +106,7 @@ fn replay_keys(
         .map(|(ingest, results)| replay::key(ingest, results, now))
         .collect();
     // A fixed order avoids deadlocks between transactions with equal keys.
-    keys.sort_by_cached_key(|row| {
-        (
-            row.request_id.clone(),
-            row.camera_id.clone(),
-            row.batch_id.clone(),
-        )
-    });
+    keys.sort_by_cached_key(|row| (row.request_id.clone(), row.camera_id.clone(), row.batch_id.clone()));
     keys
 }
 
@@ -143,20 +114,12 @@ fn replay_keys(
 fn ingest_announcements(ingest: &NewIngest<'_>, results: &MatchResults) -> Vec<Record> {
     let alert = |alert: &pb::Alert| announcement(pb::AlertChangeKind::Created, alert.clone());
     let event = event_announcement(pb::ChangeKind::Created, ingest.event().into());
-    std::iter::once(event)
-        .chain(results.alerts.iter().map(alert))
-        .collect()
+    std::iter::once(event).chain(results.alerts.iter().map(alert)).collect()
 }
 
 /// Builds the feed record of a change of an event.
 pub(super) fn event_announcement(kind: pb::ChangeKind, event: pb::Event) -> Record {
     let key = event.id.to_string();
-    let change = pb::EventChange {
-        kind: kind.into(),
-        event: Some(pb::Event {
-            llm_prompt: None,
-            ..event
-        }),
-    };
+    let change = pb::EventChange { kind: kind.into(), event: Some(pb::Event { llm_prompt: None, ..event }) };
     topics::record(key, Update::Event(change))
 }

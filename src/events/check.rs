@@ -63,58 +63,22 @@ impl Ingest {
         let fingerprint = Sha256::digest(request.encode_to_vec()).to_vec();
 
         refuse_large_response(&request)?;
-        let event = request
-            .event
-            .ok_or_else(|| Error::invalid("event", "is required"))?;
+        let event = request.event.ok_or_else(|| Error::invalid("event", "is required"))?;
         if request.detections.len() > MAX_DETECTIONS {
-            return Err(Error::invalid(
-                "detections",
-                format!("must have at most {MAX_DETECTIONS} entries"),
-            ));
+            return Err(Error::invalid("detections", format!("must have at most {MAX_DETECTIONS} entries")));
         }
         let camera_id = check::id("event.camera_id", &event.camera_id)?;
         let batch_id = optional(&check::text("event.batch_id", &event.batch_id, 0..=255)?);
-        let requested_start = event
-            .started_at
-            .map(|started_at| time::past("event.started_at", started_at, now))
-            .transpose()?;
+        let requested_start =
+            event.started_at.map(|started_at| time::past("event.started_at", started_at, now)).transpose()?;
 
-        let parse = |(index, detection)| {
-            parse_detection(
-                index,
-                detection,
-                &camera_id,
-                requested_start.unwrap_or(now),
-                now,
-            )
-        };
-        let detections = request
-            .detections
-            .into_iter()
-            .enumerate()
-            .map(parse)
-            .collect::<Result<Vec<_>>>()?;
-        let earliest = detections
-            .iter()
-            .map(|detection| detection.detected_at)
-            .min();
+        let parse =
+            |(index, detection)| parse_detection(index, detection, &camera_id, requested_start.unwrap_or(now), now);
+        let detections = request.detections.into_iter().enumerate().map(parse).collect::<Result<Vec<_>>>()?;
+        let earliest = detections.iter().map(|detection| detection.detected_at).min();
         let started_at = requested_start.or(earliest).unwrap_or(now);
-        let event = parse_event(
-            event,
-            batch_id.clone(),
-            camera_id,
-            started_at,
-            object_types(&detections),
-            now,
-        )?;
-        Ok(Self {
-            event,
-            detections,
-            request_id,
-            batch_id,
-            fingerprint,
-            explain,
-        })
+        let event = parse_event(event, batch_id.clone(), camera_id, started_at, object_types(&detections), now)?;
+        Ok(Self { event, detections, request_id, batch_id, fingerprint, explain })
     }
 }
 
@@ -125,11 +89,7 @@ fn refuse_large_response(request: &pb::IngestEventRequest) -> Result<()> {
     if bytes <= MAX_RESPONSE_BYTES {
         return Ok(());
     }
-    let field = if request.detections.is_empty() {
-        "event"
-    } else {
-        "detections"
-    };
+    let field = if request.detections.is_empty() { "event" } else { "detections" };
     let problem = format!("must have at most {MAX_RESPONSE_BYTES} bytes together, got {bytes}");
     Err(Error::invalid(field, problem))
 }
@@ -142,24 +102,14 @@ fn parse_event(
     object_types: Option<String>,
     now: DateTime<Utc>,
 ) -> Result<event::Model> {
-    let ended_at = event
-        .ended_at
-        .map(|ended_at| time::past("event.ended_at", ended_at, now))
-        .transpose()?;
+    let ended_at = event.ended_at.map(|ended_at| time::past("event.ended_at", ended_at, now)).transpose()?;
     if ended_at.is_some_and(|ended_at| ended_at < started_at) {
-        return Err(Error::invalid(
-            "event.ended_at",
-            "must not be before started_at",
-        ));
+        return Err(Error::invalid("event.ended_at", "must not be before started_at"));
     }
-    let risk_score = event
-        .risk_score
-        .map(|score| check::within("event.risk_score", score, 0..=100))
-        .transpose()?;
+    let risk_score = event.risk_score.map(|score| check::within("event.risk_score", score, 0..=100)).transpose()?;
     let risk_level = RiskLevel::from_proto("event.risk_level", event.risk_level)?;
-    let text = |field: &str, text: Option<String>, max_chars| {
-        check::optional_text(field, text.as_deref(), 0..=max_chars)
-    };
+    let text =
+        |field: &str, text: Option<String>, max_chars| check::optional_text(field, text.as_deref(), 0..=max_chars);
     Ok(event::Model {
         id: 0,
         batch_id: batch_id.unwrap_or_else(|| Uuid::now_v7().to_string()),
@@ -177,10 +127,7 @@ fn parse_event(
         object_types,
         clip_path: text("event.clip_path", event.clip_path, 1024)?,
         deleted_at: None,
-        snooze_until: event
-            .snooze_until
-            .map(|until| time::from_proto("event.snooze_until", until))
-            .transpose()?,
+        snooze_until: event.snooze_until.map(|until| time::from_proto("event.snooze_until", until)).transpose()?,
     })
 }
 
@@ -197,10 +144,7 @@ fn risk_level_of(score: i32) -> RiskLevel {
 /// Returns the distinct object types in lower case, separated by commas.
 fn object_types(detections: &[detection::Model]) -> Option<String> {
     let mut types: Vec<String> = Vec::new();
-    for name in detections
-        .iter()
-        .filter_map(|detection| detection.object_type.as_ref())
-    {
+    for name in detections.iter().filter_map(|detection| detection.object_type.as_ref()) {
         let name = name.to_lowercase();
         if !types.contains(&name) {
             types.push(name);
@@ -210,11 +154,7 @@ fn object_types(detections: &[detection::Model]) -> Option<String> {
 }
 
 /// Validates an object type. Commas are refused, because the column separates types by commas.
-pub(super) fn object_type(
-    field: &str,
-    name: &str,
-    length: RangeInclusive<usize>,
-) -> Result<String> {
+pub(super) fn object_type(field: &str, name: &str, length: RangeInclusive<usize>) -> Result<String> {
     if name.contains(',') {
         return Err(Error::invalid(field, "must not contain a comma"));
     }
@@ -233,47 +173,28 @@ fn parse_detection(
         check::optional_text(&field(name), text.as_deref(), 0..=max_chars)
     };
     if !detection.camera_id.is_empty() && detection.camera_id != camera_id {
-        return Err(Error::invalid(
-            field("camera_id"),
-            "must be the camera of the event",
-        ));
+        return Err(Error::invalid(field("camera_id"), "must be the camera of the event"));
     }
-    let object_type = detection
-        .object_type
-        .map(|name| object_type(&field("object_type"), &name, 1..=255));
-    let bbox = [
-        detection.bbox_x,
-        detection.bbox_y,
-        detection.bbox_width,
-        detection.bbox_height,
-    ];
+    let object_type = detection.object_type.map(|name| object_type(&field("object_type"), &name, 1..=255));
+    let bbox = [detection.bbox_x, detection.bbox_y, detection.bbox_width, detection.bbox_height];
     if let Some(missing) = bbox.iter().position(Option::is_none)
         && bbox.iter().any(Option::is_some)
     {
         let name = ["bbox_x", "bbox_y", "bbox_width", "bbox_height"][missing];
-        return Err(Error::invalid(
-            field(name),
-            "is required where another part of the bounding box is set",
-        ));
+        return Err(Error::invalid(field(name), "is required where another part of the bounding box is set"));
     }
     let size = |name: &str, size: Option<i32>, minimum: i32| {
-        size.map(|size| check::within(&field(name), size, minimum..=i32::MAX))
-            .transpose()
+        size.map(|size| check::within(&field(name), size, minimum..=i32::MAX)).transpose()
     };
-    let confidence = detection
-        .confidence
-        .map(|confidence| check::within(&field("confidence"), confidence, 0.0..=1.0));
+    let confidence = detection.confidence.map(|confidence| check::within(&field("confidence"), confidence, 0.0..=1.0));
     let duration = detection.duration.map(|duration| {
         let bounds = Duration::ZERO..=time::MAX_DURATION;
         time::duration(&field("duration"), duration, &bounds)
     });
-    let detected_at = detection
-        .detected_at
-        .map(|detected_at| time::past(&field("detected_at"), detected_at, now));
+    let detected_at = detection.detected_at.map(|detected_at| time::past(&field("detected_at"), detected_at, now));
     let labels = check::texts(&field("labels"), &detection.labels, 64, &(1..=255))?;
-    let enrichment = detection
-        .enrichment_data
-        .map(|data| json::from_proto(&field("enrichment_data"), data, MAX_ENRICHMENT_BYTES));
+    let enrichment =
+        detection.enrichment_data.map(|data| json::from_proto(&field("enrichment_data"), data, MAX_ENRICHMENT_BYTES));
     Ok(detection::Model {
         id: 0,
         camera_id: camera_id.to_string(),
@@ -287,8 +208,7 @@ fn parse_detection(
         bbox_width: size("bbox_width", detection.bbox_width, 0)?,
         bbox_height: size("bbox_height", detection.bbox_height, 0)?,
         thumbnail_path: text("thumbnail_path", detection.thumbnail_path, 1024)?,
-        media_type: MediaType::from_proto(&field("media_type"), detection.media_type)?
-            .or(Some(MediaType::Image)),
+        media_type: MediaType::from_proto(&field("media_type"), detection.media_type)?.or(Some(MediaType::Image)),
         duration: duration.transpose()?.map(|length| length.as_secs_f64()),
         video_codec: text("video_codec", detection.video_codec, 64)?,
         video_width: size("video_width", detection.video_width, 1)?,
@@ -305,15 +225,7 @@ mod tests {
     #[test]
     fn scores_have_levels() {
         use RiskLevel::{Critical, High, Low, Medium};
-        let levels = [
-            (0, Low),
-            (29, Low),
-            (30, Medium),
-            (59, Medium),
-            (60, High),
-            (84, High),
-            (85, Critical),
-        ];
+        let levels = [(0, Low), (29, Low), (30, Medium), (59, Medium), (60, High), (84, High), (85, Critical)];
         for (score, expected) in levels {
             assert_eq!(risk_level_of(score), expected, "{score}");
         }
@@ -322,22 +234,13 @@ mod tests {
     #[test]
     fn an_event_starts_with_its_first_detection() {
         let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
-        let detection = |seconds| pb::Detection {
-            detected_at: at(seconds),
-            ..Default::default()
-        };
-        let event = pb::Event {
-            camera_id: "door".into(),
-            ..Default::default()
-        };
+        let detection = |seconds| pb::Detection { detected_at: at(seconds), ..Default::default() };
+        let event = pb::Event { camera_id: "door".into(), ..Default::default() };
         let request = pb::IngestEventRequest {
             event: Some(event),
             detections: vec![detection(20), detection(10)],
             ..Default::default()
         };
-        assert_eq!(
-            Ingest::parse(request).unwrap().event.started_at.timestamp(),
-            10
-        );
+        assert_eq!(Ingest::parse(request).unwrap().event.started_at.timestamp(), 10);
     }
 }

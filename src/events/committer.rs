@@ -63,24 +63,11 @@ type Committed = (EvaluatedIngest, IngestResult);
 
 impl Committer {
     /// Starts the group commit. Ingests that are queued at shutdown are still stored.
-    pub fn start(
-        db: &Db,
-        rules: &LiveRules,
-        wakeup: &DeliveryWakeup,
-        shutdown: &CancellationToken,
-    ) -> Self {
+    pub fn start(db: &Db, rules: &LiveRules, wakeup: &DeliveryWakeup, shutdown: &CancellationToken) -> Self {
         let metrics = IngestMetrics::default();
-        let writer = IngestWriter {
-            db: db.clone(),
-            rules: rules.clone(),
-            metrics: metrics.clone(),
-            wakeup: wakeup.clone(),
-        };
-        let max_groups = if db.backend() == DbBackend::Postgres {
-            MAX_POSTGRES_GROUPS
-        } else {
-            1
-        };
+        let writer =
+            IngestWriter { db: db.clone(), rules: rules.clone(), metrics: metrics.clone(), wakeup: wakeup.clone() };
+        let max_groups = if db.backend() == DbBackend::Postgres { MAX_POSTGRES_GROUPS } else { 1 };
         let shutdown = shutdown.clone();
         Self {
             group: GroupCommit::start(Arc::new(writer), max_groups, MAX_GROUP_SIZE, shutdown),
@@ -147,10 +134,7 @@ impl Writer for IngestWriter {
 
 impl IngestWriter {
     async fn store(&self, batch: &[EvaluatedIngest]) -> Result<Vec<IngestResult>> {
-        let results = self
-            .db
-            .write(async |tx| batch::store(tx, batch).await)
-            .await?;
+        let results = self.db.write(async |tx| batch::store(tx, batch).await).await?;
         if results.iter().any(IngestResult::has_alerts) {
             self.wakeup.notify();
         }
@@ -165,16 +149,14 @@ impl IngestWriter {
             let evaluated = evaluate(ingest.clone(), &self.rules).await?;
             match self.store(std::slice::from_ref(&evaluated)).await {
                 Ok(results) => {
-                    let result = results
-                        .into_iter()
-                        .next()
-                        .ok_or_else(|| Error::internal("an ingest has no result"))?;
+                    let result =
+                        results.into_iter().next().ok_or_else(|| Error::internal("an ingest has no result"))?;
                     return Ok((evaluated, result));
                 }
                 // A rule was deleted, or another process stores the same request.
-                Err(
-                    Error::BrokenReference { .. } | Error::AlreadyExists { .. } | Error::Contended,
-                ) if attempts < MAX_ATTEMPTS => {
+                Err(Error::BrokenReference { .. } | Error::AlreadyExists { .. } | Error::Contended)
+                    if attempts < MAX_ATTEMPTS =>
+                {
                     self.rules.reload().await?;
                     attempts += 1;
                 }

@@ -19,21 +19,14 @@ impl From<event::Model> for pb::Event {
             started_at: Some(time::to_proto(row.started_at)),
             ended_at: row.ended_at.map(time::to_proto),
             risk_score: row.risk_score,
-            risk_level: row
-                .risk_level
-                .map_or(pb::Severity::Unspecified, Into::into)
-                .into(),
+            risk_level: row.risk_level.map_or(pb::Severity::Unspecified, Into::into).into(),
             summary: row.summary,
             reasoning: row.reasoning,
             llm_prompt: row.llm_prompt,
             reviewed: row.reviewed,
             notes: row.notes,
             is_fast_path: row.is_fast_path,
-            object_types: object_types
-                .split(',')
-                .filter(|name| !name.is_empty())
-                .map(Into::into)
-                .collect(),
+            object_types: object_types.split(',').filter(|name| !name.is_empty()).map(Into::into).collect(),
             clip_path: row.clip_path,
             deleted_at: row.deleted_at.map(time::to_proto),
             snooze_until: row.snooze_until.map(time::to_proto),
@@ -56,10 +49,7 @@ impl From<detection::Model> for pb::Detection {
             bbox_width: row.bbox_width,
             bbox_height: row.bbox_height,
             thumbnail_path: row.thumbnail_path,
-            media_type: row
-                .media_type
-                .map_or(pb::MediaType::Unspecified, Into::into)
-                .into(),
+            media_type: row.media_type.map_or(pb::MediaType::Unspecified, Into::into).into(),
             duration: row.duration.and_then(time::duration_from_seconds_f64),
             video_codec: row.video_codec,
             video_width: row.video_width,
@@ -70,13 +60,5 @@ impl From<detection::Model> for pb::Detection {
     }
 }
 
-proto_enum!(
-    RiskLevel,
-    pb::Severity {
-        Low,
-        Medium,
-        High,
-        Critical
-    }
-);
+proto_enum!(RiskLevel, pb::Severity { Low, Medium, High, Critical });
 proto_enum!(MediaType, pb::MediaType { Image, Video });

@@ -31,9 +31,7 @@ pub(super) fn evaluate(ingest: Ingest, rules: &LiveRules) -> EvaluatedIngest {
             return Some(Suppression::Snoozed(until));
         }
         let rule = &rule_set[slot];
-        silences
-            .find_match(&ingest.event.camera_id, rule.id, rule.severity, now)
-            .map(Suppression::Silenced)
+        silences.find_match(&ingest.event.camera_id, rule.id, rule.severity, now).map(Suppression::Silenced)
     };
     let matches = index
         .matches(&facts)
@@ -45,17 +43,8 @@ pub(super) fn evaluate(ingest: Ingest, rules: &LiveRules) -> EvaluatedIngest {
             suppression: suppression(matched.rule),
         })
         .collect();
-    let stopped = if ingest.explain {
-        explain_stopped_rules(&index, &facts)
-    } else {
-        Vec::new()
-    };
-    EvaluatedIngest {
-        rules: rule_set.clone(),
-        ingest,
-        matches,
-        stopped,
-    }
+    let stopped = if ingest.explain { explain_stopped_rules(&index, &facts) } else { Vec::new() };
+    EvaluatedIngest { rules: rule_set.clone(), ingest, matches, stopped }
 }
 
 /// Upper bound of the cost of evaluating an ingest, in comparisons. Every detection is compared with
@@ -73,14 +62,9 @@ fn explain_stopped_rules(index: &Index, facts: &EventFacts) -> Vec<(usize, pb::R
     let rules = index.rules().iter();
     let stopped = rules.filter_map(|(slot, rule)| match evaluate::evaluate(rule, facts) {
         Verdict::Matches { .. } => None,
-        Verdict::Stopped(stop, detail) => Some((
-            slot,
-            pb::RuleOutcome {
-                stopped_by: stop.into(),
-                detail,
-                ..empty_outcome(rule)
-            },
-        )),
+        Verdict::Stopped(stop, detail) => {
+            Some((slot, pb::RuleOutcome { stopped_by: stop.into(), detail, ..empty_outcome(rule) }))
+        }
     });
     stopped.collect()
 }

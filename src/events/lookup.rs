@@ -65,9 +65,7 @@ pub(super) async fn prepare(tx: &DatabaseTransaction, batch: &[EvaluatedIngest])
     } else {
         SQLITE
     };
-    let rows = tx
-        .query_all_raw(Statement::from_sql_and_values(backend, sql, values))
-        .await?;
+    let rows = tx.query_all_raw(Statement::from_sql_and_values(backend, sql, values)).await?;
     let mut lookup = Lookup {
         cameras: CameraStates::with_capacity(rows.len()),
         repeated: true,
@@ -75,10 +73,8 @@ pub(super) async fn prepare(tx: &DatabaseTransaction, batch: &[EvaluatedIngest])
         detection_ids: Vec::new(),
     };
     for row in &rows {
-        let state = CameraState {
-            deleted: row.try_get("", "deleted")?,
-            last_seen_at: row.try_get("", "last_seen_at")?,
-        };
+        let state =
+            CameraState { deleted: row.try_get("", "deleted")?, last_seen_at: row.try_get("", "last_seen_at")? };
         lookup.cameras.insert(row.try_get("", "id")?, state);
     }
     // These columns are equal in all rows.
@@ -106,12 +102,7 @@ fn sql_count(rows: usize) -> i64 {
 
 fn sequence_ids(row: &QueryResult, column: &str) -> Result<Vec<i64>> {
     let ids: Option<String> = row.try_get("", column)?;
-    let parsed: Result<Vec<_>, _> = ids
-        .as_deref()
-        .unwrap_or_default()
-        .split_terminator(',')
-        .map(str::parse)
-        .collect();
+    let parsed: Result<Vec<_>, _> = ids.as_deref().unwrap_or_default().split_terminator(',').map(str::parse).collect();
     let mut ids = parsed.map_err(Error::internal)?;
     // Sorted, so that ids ascend in request order.
     ids.sort_unstable();

@@ -8,12 +8,7 @@ use crate::pb::Severity;
 /// Histogram buckets for the number of ingests per transaction.
 const BATCH_SIZE_BUCKETS: [f64; 7] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
 
-const SEVERITIES: [Severity; 4] = [
-    Severity::Low,
-    Severity::Medium,
-    Severity::High,
-    Severity::Critical,
-];
+const SEVERITIES: [Severity; 4] = [Severity::Low, Severity::Medium, Severity::High, Severity::Critical];
 
 /// Metrics of ingests since the start of the process. Clones share the metrics.
 #[derive(Debug, Clone)]
@@ -30,35 +25,22 @@ pub struct IngestMetrics {
 impl Default for IngestMetrics {
     fn default() -> Self {
         let counter = |name, help| IntCounter::new(name, help).expect("a legal name");
-        let alerts = Opts::new(
-            "watchpost_ingest_alerts_total",
-            "Alerts that were raised by them.",
-        );
-        let batches = HistogramOpts::new(
-            "watchpost_ingest_batch_size",
-            "How many ingests shared a transaction.",
-        );
+        let alerts = Opts::new("watchpost_ingest_alerts_total", "Alerts that were raised by them.");
+        let batches = HistogramOpts::new("watchpost_ingest_batch_size", "How many ingests shared a transaction.");
         let alerts = IntCounterVec::new(alerts, &["severity"]).expect("legal names");
         for severity in SEVERITIES {
             // A counter must exist at 0 for the first increase to be visible.
             alerts.with_label_values(&[label(severity)]);
         }
         Self {
-            events: counter(
-                "watchpost_ingest_events_total",
-                "Events that were ingested and stored.",
-            ),
-            detections: counter(
-                "watchpost_ingest_detections_total",
-                "Detections that were stored with them.",
-            ),
+            events: counter("watchpost_ingest_events_total", "Events that were ingested and stored."),
+            detections: counter("watchpost_ingest_detections_total", "Detections that were stored with them."),
             alerts,
             replays: counter(
                 "watchpost_ingest_replays_total",
                 "Repeated ingests that were answered with what was stored before.",
             ),
-            batches: Histogram::with_opts(batches.buckets(BATCH_SIZE_BUCKETS.into()))
-                .expect("buckets in order"),
+            batches: Histogram::with_opts(batches.buckets(BATCH_SIZE_BUCKETS.into())).expect("buckets in order"),
         }
     }
 }
@@ -82,9 +64,7 @@ impl IngestMetrics {
         self.events.inc();
         self.detections.inc_by(stored.detections() as u64);
         for alert in stored.alerts() {
-            self.alerts
-                .with_label_values(&[label(alert.severity())])
-                .inc();
+            self.alerts.with_label_values(&[label(alert.severity())]).inc();
         }
     }
 }

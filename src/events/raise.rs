@@ -41,11 +41,7 @@ pub(super) async fn raise(
         })
         .collect();
     // A rule without a cooldown needs no claim.
-    let contested: Vec<_> = claims
-        .iter()
-        .filter(|claim| claim.cooldown_us > 0)
-        .cloned()
-        .collect();
+    let contested: Vec<_> = claims.iter().filter(|claim| claim.cooldown_us > 0).cloned().collect();
     let contested_owners = cooldown::claim(tx, &contested).await?;
     let repeats = cooldown::repeats(&contested, &contested_owners);
     let mut contested_owners = contested_owners.into_iter();
@@ -66,19 +62,14 @@ pub(super) async fn raise(
     let mut transfers = Vec::new();
     for ingest in new {
         let EvaluatedIngest { rules, matches, .. } = ingest.evaluated;
-        let mut results = MatchResults {
-            outcomes: Vec::with_capacity(matches.len()),
-            alerts: Vec::new(),
-        };
+        let mut results = MatchResults { outcomes: Vec::with_capacity(matches.len()), alerts: Vec::new() };
         for matched in matches {
             let rule = &rules[matched.rule];
             if let Some(suppression) = matched.suppression {
                 results.outcomes.push(suppression.outcome(rule));
                 continue;
             }
-            let (claim, owner) = claims
-                .next()
-                .ok_or_else(|| Error::internal("a match has no claim"))?;
+            let (claim, owner) = claims.next().ok_or_else(|| Error::internal("a match has no claim"))?;
             let decision = decisions.get(&owner).copied();
             let mut outcome = empty_outcome(rule);
             outcome.alert_id = Some(match decision {
@@ -89,9 +80,7 @@ pub(super) async fn raise(
                 let seconds = claim.cooldown_us / 1_000_000;
                 outcome.stopped_by = RuleStop::Cooldown.into();
                 outcome.detail = format!("{} is in its cooldown of {seconds} s", claim.dedup_key);
-            } else if let (Some(Decision::Suppress(marked)), Some(limit)) =
-                (decision, rule.flap_limit)
-            {
+            } else if let (Some(Decision::Suppress(marked)), Some(limit)) = (decision, rule.flap_limit) {
                 outcome.stopped_by = RuleStop::Flapping.into();
                 outcome.detail = limit.to_string();
                 transfers.push((claim, marked));
@@ -128,12 +117,7 @@ fn firings(new: &[NewIngest<'_>], claims: &[Claim], owners: &[Uuid]) -> Vec<Firi
     let candidates = limits.zip(claims).zip(owners);
     let to_firing = |((limit, claim), owner): ((Option<FlapLimit>, &Claim), &Uuid)| {
         let alert_id = (*owner == claim.alert_id).then_some(*owner)?;
-        Some(Firing {
-            rule_id: claim.rule_id?,
-            limit: limit?,
-            alert_id,
-            at_us: claim.raised_at_us,
-        })
+        Some(Firing { rule_id: claim.rule_id?, limit: limit?, alert_id, at_us: claim.raised_at_us })
     };
     candidates.filter_map(to_firing).collect()
 }
@@ -150,13 +134,7 @@ fn claim(ingest: &NewIngest<'_>, matched: &Match, raised_at_us: i64) -> Claim {
 }
 
 /// Builds the alert row of a rule for an event.
-fn alert_row(
-    ingest: &NewIngest<'_>,
-    rule: &Rule,
-    matched: &Match,
-    claim: Claim,
-    now: DateTime<Utc>,
-) -> alert::Model {
+fn alert_row(ingest: &NewIngest<'_>, rule: &Rule, matched: &Match, claim: Claim, now: DateTime<Utc>) -> alert::Model {
     let mut metadata = serde_json::json!({
         "matched_conditions": rule.conditions,
         "rule_name": rule.name,

@@ -4,8 +4,7 @@ use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ColumnTrait, Condition, DatabaseTransaction, EntityTrait, JoinType, QueryFilter, QueryOrder,
-    QuerySelect,
+    ColumnTrait, Condition, DatabaseTransaction, EntityTrait, JoinType, QueryFilter, QueryOrder, QuerySelect,
 };
 
 use super::{
@@ -21,11 +20,7 @@ use crate::{
 };
 
 /// Builds the row that identifies repetitions of the ingest.
-pub(super) fn key(
-    new: &NewIngest<'_>,
-    results: &MatchResults,
-    now: DateTime<Utc>,
-) -> event_ingest::Model {
+pub(super) fn key(new: &NewIngest<'_>, results: &MatchResults, now: DateTime<Utc>) -> event_ingest::Model {
     let ingest = &new.evaluated.ingest;
     event_ingest::Model {
         event_id: new.event_id,
@@ -42,73 +37,40 @@ pub(super) fn key(
 /// must not be written in the same transaction.
 pub(super) fn keys(ingest: &Ingest) -> Vec<Key> {
     let request = ingest.request_id.clone().map(|id| (None, id));
-    let batch = ingest
-        .batch_id
-        .clone()
-        .map(|id| (Some(ingest.event.camera_id.clone()), id));
+    let batch = ingest.batch_id.clone().map(|id| (Some(ingest.event.camera_id.clone()), id));
     request.into_iter().chain(batch).collect()
 }
 
 /// Returns the stored responses of repeated ingests. `None` for a new ingest.
-pub(super) async fn find_replays(
-    tx: &DatabaseTransaction,
-    batch: &[EvaluatedIngest],
-) -> Result<Vec<Option<Answer>>> {
+pub(super) async fn find_replays(tx: &DatabaseTransaction, batch: &[EvaluatedIngest]) -> Result<Vec<Option<Answer>>> {
     use event_ingest::Column::{BatchId, CameraId, RequestId};
 
     let ingests: Vec<_> = batch.iter().map(|evaluated| &evaluated.ingest).collect();
-    let request_ids: Vec<_> = ingests
-        .iter()
-        .filter_map(|ingest| ingest.request_id.clone())
-        .collect();
-    let batch_ids: Vec<_> = ingests
-        .iter()
-        .filter_map(|ingest| ingest.batch_id.clone())
-        .collect();
+    let request_ids: Vec<_> = ingests.iter().filter_map(|ingest| ingest.request_id.clone()).collect();
+    let batch_ids: Vec<_> = ingests.iter().filter_map(|ingest| ingest.batch_id.clone()).collect();
     let mut earlier = Vec::new();
     if !request_ids.is_empty() {
-        let rows = event_ingest::Entity::find()
-            .filter(RequestId.is_in(request_ids))
-            .all(tx)
-            .await?;
+        let rows = event_ingest::Entity::find().filter(RequestId.is_in(request_ids)).all(tx).await?;
         earlier.extend(rows);
     }
     if !batch_ids.is_empty() {
-        let camera_ids: HashSet<_> = ingests
-            .iter()
-            .map(|ingest| ingest.event.camera_id.clone())
-            .collect();
-        let condition = Condition::all()
-            .add(CameraId.is_in(camera_ids))
-            .add(BatchId.is_in(batch_ids));
-        earlier.extend(
-            event_ingest::Entity::find()
-                .filter(condition)
-                .all(tx)
-                .await?,
-        );
+        let camera_ids: HashSet<_> = ingests.iter().map(|ingest| ingest.event.camera_id.clone()).collect();
+        let condition = Condition::all().add(CameraId.is_in(camera_ids)).add(BatchId.is_in(batch_ids));
+        earlier.extend(event_ingest::Entity::find().filter(condition).all(tx).await?);
     }
     let mut answers = Vec::with_capacity(ingests.len());
     for (ingest, evaluated) in ingests.iter().zip(batch) {
-        let by_request = earlier
-            .iter()
-            .find(|row| row.request_id.is_some() && row.request_id == ingest.request_id);
+        let by_request = earlier.iter().find(|row| row.request_id.is_some() && row.request_id == ingest.request_id);
         let by_batch = earlier.iter().find(|row| {
-            row.batch_id.is_some()
-                && row.batch_id == ingest.batch_id
-                && row.camera_id == ingest.event.camera_id
+            row.batch_id.is_some() && row.batch_id == ingest.batch_id && row.camera_id == ingest.event.camera_id
         });
         answers.push(match (by_request, by_batch) {
             (None, None) => None,
             (Some(row), _) | (None, Some(row)) if row.fingerprint == ingest.fingerprint => {
                 Some(Ok(stored_response(tx, row, &evaluated.rules).await?))
             }
-            (Some(_), _) => Some(Err(Error::KeyReused {
-                field: "request_id",
-            })),
-            (None, Some(_)) => Some(Err(Error::KeyReused {
-                field: "event.batch_id",
-            })),
+            (Some(_), _) => Some(Err(Error::KeyReused { field: "request_id" })),
+            (None, Some(_)) => Some(Err(Error::KeyReused { field: "event.batch_id" })),
         });
     }
     Ok(answers)

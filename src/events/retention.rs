@@ -40,22 +40,11 @@ pub async fn run(db: Db, shutdown: CancellationToken) {
     }
 }
 
-async fn clear_outcomes(
-    db: &Db,
-    cleared_until: DateTime<Utc>,
-    before: DateTime<Utc>,
-) -> Result<()> {
-    let values = || {
-        [
-            cleared_until.into(),
-            before.into(),
-            MAX_ROWS_PER_TRANSACTION.into(),
-        ]
-    };
+async fn clear_outcomes(db: &Db, cleared_until: DateTime<Utc>, before: DateTime<Utc>) -> Result<()> {
+    let values = || [cleared_until.into(), before.into(), MAX_ROWS_PER_TRANSACTION.into()];
     loop {
         let changed = db.write(async |tx| {
-            let clear_outcomes =
-                Statement::from_sql_and_values(tx.get_database_backend(), CLEAR_OUTCOMES, values());
+            let clear_outcomes = Statement::from_sql_and_values(tx.get_database_backend(), CLEAR_OUTCOMES, values());
             Ok(tx.execute_raw(clear_outcomes).await?.rows_affected())
         });
         if changed.await? < MAX_ROWS_PER_TRANSACTION {

@@ -31,11 +31,7 @@ pub(super) struct CameraState {
 pub(super) type CameraStates = HashMap<String, CameraState>;
 
 /// Refuses the ingests of deleted and unknown cameras.
-pub(super) fn refuse_absent_cameras(
-    cameras: &CameraStates,
-    batch: &[EvaluatedIngest],
-    answers: &mut [Option<Answer>],
-) {
+pub(super) fn refuse_absent_cameras(cameras: &CameraStates, batch: &[EvaluatedIngest], answers: &mut [Option<Answer>]) {
     for (evaluated, answer) in batch.iter().zip(answers) {
         let problem = match cameras.get(&evaluated.ingest.event.camera_id) {
             Some(camera) if !camera.deleted => continue,
@@ -43,12 +39,7 @@ pub(super) fn refuse_absent_cameras(
             None => "names a camera that does not exist",
         };
         let field = "event.camera_id".to_string();
-        let refusal = || {
-            Err(Error::BrokenReference {
-                field,
-                problem: problem.into(),
-            })
-        };
+        let refusal = || Err(Error::BrokenReference { field, problem: problem.into() });
         answer.get_or_insert_with(refusal);
     }
 }
@@ -63,9 +54,7 @@ pub(super) async fn mark_seen(
     let mut last_seen: BTreeMap<&str, DateTime<Utc>> = BTreeMap::new();
     for ingest in ingests {
         for detection in &ingest.detections {
-            let newest = last_seen
-                .entry(&ingest.event.camera_id)
-                .or_insert(detection.detected_at);
+            let newest = last_seen.entry(&ingest.event.camera_id).or_insert(detection.detected_at);
             *newest = Ord::max(detection.detected_at, *newest);
         }
     }
@@ -75,9 +64,7 @@ pub(super) async fn mark_seen(
             continue;
         }
         // Another process may have stored a later time.
-        let is_behind = camera::Column::LastSeenAt
-            .is_null()
-            .or(camera::Column::LastSeenAt.lt(newest));
+        let is_behind = camera::Column::LastSeenAt.is_null().or(camera::Column::LastSeenAt.lt(newest));
         camera::Entity::update_many()
             .col_expr(camera::Column::LastSeenAt, Expr::value(newest))
             .filter(camera::Column::Id.eq(id))

@@ -110,31 +110,19 @@ impl Suppression {
 
 /// Builds an outcome with the id and name of the rule only.
 pub(super) fn empty_outcome(rule: &Rule) -> pb::RuleOutcome {
-    pb::RuleOutcome {
-        rule_id: rule.id.to_string(),
-        rule_name: rule.name.clone(),
-        ..Default::default()
-    }
+    pb::RuleOutcome { rule_id: rule.id.to_string(), rule_name: rule.name.clone(), ..Default::default() }
 }
 
 impl NewIngest<'_> {
     /// Builds the row of the event.
     pub(super) fn event(&self) -> event::Model {
-        event::Model {
-            id: self.event_id,
-            ..self.evaluated.ingest.event.clone()
-        }
+        event::Model { id: self.event_id, ..self.evaluated.ingest.event.clone() }
     }
 
     /// Builds the rows of the detections.
     pub(super) fn detections(&self) -> impl Iterator<Item = detection::Model> {
         let detections = self.evaluated.ingest.detections.iter();
-        detections
-            .zip(&self.detection_ids)
-            .map(|(detection, id)| detection::Model {
-                id: *id,
-                ..detection.clone()
-            })
+        detections.zip(&self.detection_ids).map(|(detection, id)| detection::Model { id: *id, ..detection.clone() })
     }
 
     /// Renders the dedup key of a match.
@@ -151,11 +139,7 @@ impl NewIngest<'_> {
 
     /// Completes the ingest after its rows are written.
     pub(super) fn into_stored(self, results: MatchResults) -> StoredIngest {
-        StoredIngest {
-            event_id: self.event_id,
-            detection_ids: self.detection_ids,
-            results,
-        }
+        StoredIngest { event_id: self.event_id, detection_ids: self.detection_ids, results }
     }
 }
 
@@ -189,28 +173,15 @@ impl StoredIngest {
     }
 
     fn into_response(self, evaluated: EvaluatedIngest) -> pb::IngestEventResponse {
-        let EvaluatedIngest {
-            ingest,
-            matches,
-            stopped,
-            ..
-        } = evaluated;
+        let EvaluatedIngest { ingest, matches, stopped, .. } = evaluated;
         let slots = matches.iter().map(|matched| matched.rule);
         let mut outcomes: Vec<_> = slots.zip(self.results.outcomes).collect();
         outcomes.extend(stopped);
         outcomes.sort_by_key(|(slot, _)| *slot);
         let detections = ingest.detections.into_iter().zip(self.detection_ids);
         pb::IngestEventResponse {
-            event: Some(pb::Event {
-                id: self.event_id,
-                ..ingest.event.into()
-            }),
-            detections: detections
-                .map(|(detection, id)| pb::Detection {
-                    id,
-                    ..detection.into()
-                })
-                .collect(),
+            event: Some(pb::Event { id: self.event_id, ..ingest.event.into() }),
+            detections: detections.map(|(detection, id)| pb::Detection { id, ..detection.into() }).collect(),
             alerts: self.results.alerts,
             rule_outcomes: outcomes.into_iter().map(|(_, outcome)| outcome).collect(),
             replayed: false,

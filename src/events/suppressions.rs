@@ -32,8 +32,7 @@ pub(super) fn suppression_rows(
                 | RuleStop::ZoneIds
                 | RuleStop::Schedule => continue,
             };
-            let parse_id =
-                |id: &Option<String>| id.as_deref().and_then(|id| Uuid::try_parse(id).ok());
+            let parse_id = |id: &Option<String>| id.as_deref().and_then(|id| Uuid::try_parse(id).ok());
             rows.push(ActiveModel {
                 id: NotSet,
                 event_id: Set(ingest.event_id),

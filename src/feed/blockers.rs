@@ -49,17 +49,9 @@ pub struct Blocker {
 
 impl fmt::Display for Blocker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            name,
-            database,
-            application,
-            age,
-        } = self;
+        let Self { name, database, application, age } = self;
         let seconds = age.as_secs();
-        write!(
-            f,
-            "{name}, database `{database}`, application `{application}`, open for {seconds} s"
-        )
+        write!(f, "{name}, database `{database}`, application `{application}`, open for {seconds} s")
     }
 }
 
@@ -104,21 +96,14 @@ pub async fn watch(db: Db, report: impl Fn(Option<Blocker>), shutdown: Cancellat
 
 /// Returns the oldest open transaction. `first_seen` maps transaction ids to the time of the first
 /// observation.
-async fn find_oldest(
-    db: &Db,
-    first_seen: &mut HashMap<String, Instant>,
-) -> Result<Option<Blocker>> {
+async fn find_oldest(db: &Db, first_seen: &mut HashMap<String, Instant>) -> Result<Option<Blocker>> {
     let statement = Statement::from_string(DbBackend::Postgres, OPEN_TRANSACTIONS);
-    let open = OpenTransaction::find_by_statement(statement)
-        .all(db.reader())
-        .await?;
+    let open = OpenTransaction::find_by_statement(statement).all(db.reader()).await?;
     first_seen.retain(|xid, _| open.iter().any(|transaction| transaction.xid == *xid));
     let now = Instant::now();
     let blocker = |transaction: OpenTransaction| {
         let observed_age = now - *first_seen.entry(transaction.xid).or_insert(now);
-        let reported_age = transaction
-            .seconds
-            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let reported_age = transaction.seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         Blocker {
             name: transaction.name,
             database: transaction.database,
@@ -126,8 +111,5 @@ async fn find_oldest(
             age: reported_age.unwrap_or_default().max(observed_age),
         }
     };
-    Ok(open
-        .into_iter()
-        .map(blocker)
-        .max_by_key(|blocker| blocker.age))
+    Ok(open.into_iter().map(blocker).max_by_key(|blocker| blocker.age))
 }

@@ -47,11 +47,7 @@ const CHANGES_AFTER_SQLITE: &str = "\
 
 /// Builds the statement for the backend and binds the position.
 fn statement(backend: DbBackend, postgres: &str, sqlite: &str, position: Position) -> Statement {
-    let sql = if backend == DbBackend::Postgres {
-        postgres
-    } else {
-        sqlite
-    };
+    let sql = if backend == DbBackend::Postgres { postgres } else { sqlite };
     let values = [position.xid.to_string().into(), position.seq.into()];
     Statement::from_sql_and_values(backend, sql, values)
 }
@@ -60,39 +56,19 @@ fn statement(backend: DbBackend, postgres: &str, sqlite: &str, position: Positio
 ///
 /// The position lies after the last settled change. The snapshot names later transactions that are
 /// already committed and are settled afterwards. `seen.incarnation` is not set yet.
-pub async fn now_in(
-    db: &impl ConnectionTrait,
-    backend: DbBackend,
-    generation: u64,
-) -> Result<(Start, Option<Uuid>)> {
-    let sql = if backend == DbBackend::Postgres {
-        NOW_POSTGRES
-    } else {
-        NOW_SQLITE
-    };
-    let row = db
-        .query_one_raw(Statement::from_string(backend, sql))
-        .await?
-        .ok_or_else(no_state)?;
-    let position_of = |xid: i64, seq: i64| Position {
-        generation,
-        xid,
-        seq,
-    };
-    let pruned = position_of(
-        row.try_get("", "pruned_xid")?,
-        row.try_get("", "pruned_seq")?,
-    );
-    let last: (Option<i64>, Option<i64>) =
-        (row.try_get("", "last_xid")?, row.try_get("", "last_seq")?);
+pub async fn now_in(db: &impl ConnectionTrait, backend: DbBackend, generation: u64) -> Result<(Start, Option<Uuid>)> {
+    let sql = if backend == DbBackend::Postgres { NOW_POSTGRES } else { NOW_SQLITE };
+    let row = db.query_one_raw(Statement::from_string(backend, sql)).await?.ok_or_else(no_state)?;
+    let position_of = |xid: i64, seq: i64| Position { generation, xid, seq };
+    let pruned = position_of(row.try_get("", "pruned_xid")?, row.try_get("", "pruned_seq")?);
+    let last: (Option<i64>, Option<i64>) = (row.try_get("", "last_xid")?, row.try_get("", "last_seq")?);
     let position = match last {
         (Some(xid), Some(seq)) => pruned.max(position_of(xid, seq)),
         _ => pruned,
     };
     let offset: i64 = row.try_get("", "xid_offset")?;
-    let seen = snapshot(&row.try_get::<String>("", "snapshot")?, offset).ok_or_else(|| {
-        Error::internal("the transaction snapshot of PostgreSQL cannot be parsed")
-    })?;
+    let seen = snapshot(&row.try_get::<String>("", "snapshot")?, offset)
+        .ok_or_else(|| Error::internal("the transaction snapshot of PostgreSQL cannot be parsed"))?;
     Ok((Start { position, seen }, row.try_get("", "incarnation_id")?))
 }
 
@@ -110,32 +86,15 @@ fn snapshot(text: &str, offset: i64) -> Option<Seen> {
     if oldest == end {
         return Some(Seen::default());
     }
-    Some(Seen {
-        end: end + offset,
-        running,
-        incarnation: 0,
-    })
+    Some(Seen { end: end + offset, running, incarnation: 0 })
 }
 
 /// Returns the stored state at a position and the id of the current incarnation.
 pub async fn stored_state(db: &Db, position: Position) -> Result<(StoredState, Option<Uuid>)> {
-    let statement = statement(
-        db.backend(),
-        STORED_STATE_POSTGRES,
-        STORED_STATE_SQLITE,
-        position,
-    );
-    let row = db
-        .reader()
-        .query_one_raw(statement)
-        .await?
-        .ok_or_else(no_state)?;
+    let statement = statement(db.backend(), STORED_STATE_POSTGRES, STORED_STATE_SQLITE, position);
+    let row = db.reader().query_one_raw(statement).await?.ok_or_else(no_state)?;
     let position_of = |xid: &str, seq: &str| {
-        Ok::<_, Error>(Position {
-            xid: row.try_get("", xid)?,
-            seq: row.try_get("", seq)?,
-            ..position
-        })
+        Ok::<_, Error>(Position { xid: row.try_get("", xid)?, seq: row.try_get("", seq)?, ..position })
     };
     let stored = StoredState {
         is_kept: row.try_get("", "is_kept")?,
@@ -147,17 +106,8 @@ pub async fn stored_state(db: &Db, position: Position) -> Result<(StoredState, O
 
 /// Returns the number of changes after `position` and the time at which the oldest was recorded.
 pub async fn count_after(db: &Db, position: Position) -> Result<(i64, Option<DateTime<Utc>>)> {
-    let statement = statement(
-        db.backend(),
-        CHANGES_AFTER_POSTGRES,
-        CHANGES_AFTER_SQLITE,
-        position,
-    );
-    let row = db
-        .reader()
-        .query_one_raw(statement)
-        .await?
-        .ok_or_else(|| Error::internal("a count returned no row"))?;
+    let statement = statement(db.backend(), CHANGES_AFTER_POSTGRES, CHANGES_AFTER_SQLITE, position);
+    let row = db.reader().query_one_raw(statement).await?.ok_or_else(|| Error::internal("a count returned no row"))?;
     Ok((row.try_get("", "changes")?, row.try_get("", "oldest")?))
 }
 
@@ -176,9 +126,7 @@ pub async fn newest_recorded_at(db: &Db) -> Result<Option<DateTime<Utc>>> {
     };
     let statement = Statement::from_string(db.backend(), sql);
     let newest = db.reader().query_one_raw(statement).await?;
-    Ok(newest
-        .map(|row| row.try_get("", "created_at"))
-        .transpose()?)
+    Ok(newest.map(|row| row.try_get("", "created_at")).transpose()?)
 }
 
 /// Content of the feed.
@@ -203,17 +151,9 @@ const STATUS: &str = "\
 
 /// Returns the content of the feed, read by one statement.
 pub async fn status(db: &Db, generation: u64) -> Result<Status> {
-    let row = db
-        .reader()
-        .query_one_raw(Statement::from_string(db.backend(), STATUS))
-        .await?
-        .ok_or_else(no_state)?;
+    let row = db.reader().query_one_raw(Statement::from_string(db.backend(), STATUS)).await?.ok_or_else(no_state)?;
     Ok(Status {
-        earliest: Position {
-            generation,
-            xid: row.try_get("", "pruned_xid")?,
-            seq: row.try_get("", "pruned_seq")?,
-        },
+        earliest: Position { generation, xid: row.try_get("", "pruned_xid")?, seq: row.try_get("", "pruned_seq")? },
         changes: row.try_get("", "changes")?,
         oldest: row.try_get("", "oldest")?,
         newest: row.try_get("", "newest")?,

@@ -63,9 +63,7 @@ impl Cursors {
             xid: position.xid,
             seq: position.seq,
             seen_end: seen.map_or(0, |seen| seen.end),
-            running: seen.map_or_else(Vec::new, |seen| {
-                seen.running.iter().map(|xid| seen.end - xid).collect()
-            }),
+            running: seen.map_or_else(Vec::new, |seen| seen.running.iter().map(|xid| seen.end - xid).collect()),
             incarnation,
         };
         BASE64_URL_SAFE_NO_PAD.encode(cursor.encode_to_vec())
@@ -78,29 +76,17 @@ impl Cursors {
         let valid = decoded
             .filter(|cursor| cursor.xid >= 0 && cursor.seq >= 0 && cursor.database.len() == 16)
             .filter(|cursor| cursor.seen_end >= 0 && cursor.running.iter().all(|back| *back > 0));
-        let cursor =
-            valid.ok_or_else(|| Error::invalid("cursor", "is not a cursor of this server"))?;
+        let cursor = valid.ok_or_else(|| Error::invalid("cursor", "is not a cursor of this server"))?;
         if cursor.database != self.0.database.as_bytes() {
             return Err(Error::invalid("cursor", "belongs to another database"));
         }
         let end = cursor.seen_end;
         let running = cursor.running.iter().map(|back| end.saturating_sub(*back));
         let start = Start {
-            position: Position {
-                generation: self.0.generation,
-                xid: cursor.xid,
-                seq: cursor.seq,
-            },
-            seen: Seen {
-                end,
-                running: running.collect(),
-                incarnation: cursor.incarnation,
-            },
+            position: Position { generation: self.0.generation, xid: cursor.xid, seq: cursor.seq },
+            seen: Seen { end, running: running.collect(), incarnation: cursor.incarnation },
         };
-        Ok(DecodedCursor {
-            start,
-            incarnation: (cursor.incarnation != 0).then_some(cursor.incarnation),
-        })
+        Ok(DecodedCursor { start, incarnation: (cursor.incarnation != 0).then_some(cursor.incarnation) })
     }
 }
 
@@ -112,13 +98,9 @@ mod tests {
     use crate::feed::history::Incarnation;
 
     fn cursors(incarnations: &[(u128, i64)]) -> Cursors {
-        let incarnations = incarnations.iter().map(|&(id, xid)| Incarnation {
-            id: Uuid::from_u128(id),
-            begin: Position {
-                xid,
-                ..Position::default()
-            },
-        });
+        let incarnations = incarnations
+            .iter()
+            .map(|&(id, xid)| Incarnation { id: Uuid::from_u128(id), begin: Position { xid, ..Position::default() } });
         Cursors(Arc::new(History {
             generation: 0,
             database: Uuid::from_u128(1),
@@ -128,29 +110,16 @@ mod tests {
     }
 
     fn at(xid: i64) -> Position {
-        Position {
-            xid,
-            seq: 7,
-            ..Position::default()
-        }
+        Position { xid, seq: 7, ..Position::default() }
     }
 
     #[test]
     fn a_cursor_is_good_for_its_database_only() {
         let cursors = cursors(&[(3, 0)]);
-        let position = Position {
-            seq: i64::MAX,
-            ..at(7)
-        };
+        let position = Position { seq: i64::MAX, ..at(7) };
         let cursor = cursors.decode(&cursors.encode(position)).unwrap();
-        assert_eq!(
-            (cursor.start.position, cursor.start.seen.end),
-            (position, 0)
-        );
-        let other = Cursors(Arc::new(History {
-            database: Uuid::now_v7(),
-            ..History::clone(&cursors.0)
-        }));
+        assert_eq!((cursor.start.position, cursor.start.seen.end), (position, 0));
+        let other = Cursors(Arc::new(History { database: Uuid::now_v7(), ..History::clone(&cursors.0) }));
         let error = other.decode(&cursors.encode(position)).unwrap_err();
         assert_eq!(error.to_string(), "`cursor` belongs to another database");
         for text in ["x", "%", "AAAA", "0"] {
@@ -161,14 +130,8 @@ mod tests {
     #[test]
     fn a_cursor_holds_what_was_seen_after_its_place() {
         let cursors = cursors(&[(3, 0)]);
-        let seen = Seen {
-            end: 1_000_100,
-            running: vec![1_000_001, 1_000_090],
-            incarnation: 3,
-        };
-        let decoded = cursors
-            .decode(&cursors.encode_start(at(1_000_000), Some(&seen)))
-            .unwrap();
+        let seen = Seen { end: 1_000_100, running: vec![1_000_001, 1_000_090], incarnation: 3 };
+        let decoded = cursors.decode(&cursors.encode_start(at(1_000_000), Some(&seen))).unwrap();
         assert_eq!(decoded.start.seen, seen);
         let is_seen = [1_000_001, 1_000_002, 1_000_090, 1_000_099, 1_000_100];
         let is_seen = is_seen.map(|xid| decoded.start.seen.contains(xid));
@@ -187,10 +150,7 @@ mod tests {
         };
         let tokens = [0, 99, 101, 199, 201].map(|xid| token(at(xid)));
         assert_eq!(tokens, [3, 3, 4, 4, 5].map(Some));
-        let replaced = Position {
-            generation: 1,
-            ..at(50)
-        };
+        let replaced = Position { generation: 1, ..at(50) };
         assert_eq!(token(replaced), Some(REPLACED));
     }
 }

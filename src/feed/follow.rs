@@ -29,11 +29,7 @@ pub enum FeedUpdate<T> {
 impl<T: Readable + Send + Sync + 'static> Follower<T> {
     /// Creates a follower that starts after this position.
     pub fn new(feed: Feed<T>, from: Position) -> Self {
-        Self {
-            feed,
-            position: from,
-            had_gap: false,
-        }
+        Self { feed, position: from, had_gap: false }
     }
 
     /// Waits for the next update. Cancel safe.

@@ -62,9 +62,7 @@ pub struct StoredState {
 impl History {
     /// Returns the id of the current incarnation.
     pub fn current(&self) -> Uuid {
-        self.incarnations
-            .last()
-            .map_or(Uuid::nil(), |current| current.id)
+        self.incarnations.last().map_or(Uuid::nil(), |current| current.id)
     }
 
     /// Returns true if this history contains the incarnation.
@@ -135,46 +133,23 @@ mod tests {
     use crate::feed::Seen;
 
     fn at(xid: i64, seq: i64) -> Position {
-        Position {
-            xid,
-            seq,
-            ..Position::default()
-        }
+        Position { xid, seq, ..Position::default() }
     }
 
     fn history(begins: &[(u128, Position)], is_initial: bool) -> History {
-        let incarnations = begins.iter().map(|&(id, begin)| Incarnation {
-            id: Uuid::from_u128(id),
-            begin,
-        });
-        History {
-            generation: 0,
-            database: Uuid::nil(),
-            incarnations: incarnations.collect(),
-            is_initial,
-        }
+        let incarnations = begins.iter().map(|&(id, begin)| Incarnation { id: Uuid::from_u128(id), begin });
+        History { generation: 0, database: Uuid::nil(), incarnations: incarnations.collect(), is_initial }
     }
 
     fn cursor(incarnation: Option<u64>, position: Position) -> DecodedCursor {
         let seen = Seen::default();
-        DecodedCursor {
-            start: Start { position, seen },
-            incarnation,
-        }
+        DecodedCursor { start: Start { position, seen }, incarnation }
     }
 
     const NOW: StoredState = StoredState {
         is_kept: true,
-        pruned: Position {
-            generation: 0,
-            xid: 10,
-            seq: 5,
-        },
-        end: Position {
-            generation: 0,
-            xid: 300,
-            seq: 90,
-        },
+        pruned: Position { generation: 0, xid: 10, seq: 5 },
+        end: Position { generation: 0, xid: 300, seq: 90 },
     };
 
     #[test]
@@ -199,10 +174,7 @@ mod tests {
     #[test]
     fn a_position_without_its_change_is_not_good_unless_it_was_pruned() {
         let history = history(&[(7, at(0, 0))], true);
-        let gone = StoredState {
-            is_kept: false,
-            ..NOW
-        };
+        let gone = StoredState { is_kept: false, ..NOW };
         for (position, good) in [(at(11, 6), false), (at(10, 5), true), (at(9, 4), true)] {
             let cursor = cursor(Some(7), position);
             assert!(history.confirms(&cursor, &NOW));
@@ -212,10 +184,7 @@ mod tests {
 
     #[test]
     fn cursors_of_before_incarnations_are_good_up_to_the_first_start() {
-        let gone = StoredState {
-            is_kept: false,
-            ..NOW
-        };
+        let gone = StoredState { is_kept: false, ..NOW };
         let begins = [(7, at(0, 0)), (8, at(100, 40))];
         for (is_initial, position, good) in [
             (true, at(99, 40), true),

@@ -1,8 +1,8 @@
 //! The table `feed_incarnations`: loads the history, and records process starts and replacements.
 
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction,
-    DbBackend, EntityTrait, QueryFilter, QueryOrder, Statement, sea_query::Expr,
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait,
+    QueryFilter, QueryOrder, Statement, sea_query::Expr,
 };
 use uuid::Uuid;
 
@@ -82,8 +82,7 @@ struct DatabaseState {
 
 /// Records a new incarnation if the reason requires one.
 pub async fn record(db: &Db, reason: CheckReason<'_>) -> Result<()> {
-    db.write_unannounced(async |tx| record_in(tx, reason).await)
-        .await
+    db.write_unannounced(async |tx| record_in(tx, reason).await).await
 }
 
 async fn record_in(tx: &DatabaseTransaction, reason: CheckReason<'_>) -> Result<()> {
@@ -107,11 +106,7 @@ async fn record_in(tx: &DatabaseTransaction, reason: CheckReason<'_>) -> Result<
             state = DatabaseState::read(tx).await?;
             set_offset(tx, &mut state).await?;
         }
-        let begin_xid = if is_postgres {
-            state.last_xid.max(state.oldest_xid + state.xid_offset - 1)
-        } else {
-            0
-        };
+        let begin_xid = if is_postgres { state.last_xid.max(state.oldest_xid + state.xid_offset - 1) } else { 0 };
         return insert_incarnation(tx, BREAK, begin_xid, state).await;
     }
     if matches!(reason, CheckReason::Start) {
@@ -136,11 +131,7 @@ async fn own_xid(tx: &DatabaseTransaction) -> Result<i64> {
 }
 
 /// Returns true if the process knows a lost history, and no process has recorded the loss yet.
-async fn is_lost(
-    tx: &DatabaseTransaction,
-    reason: CheckReason<'_>,
-    newest: &Model,
-) -> Result<bool> {
+async fn is_lost(tx: &DatabaseTransaction, reason: CheckReason<'_>, newest: &Model) -> Result<bool> {
     let CheckReason::Mismatch { known, is_lost } = reason else {
         return Ok(false);
     };
@@ -161,10 +152,7 @@ async fn set_offset(tx: &DatabaseTransaction, state: &mut DatabaseState) -> Resu
     } else {
         format!("(pg_current_xact_id()::text::bigint + {offset})::text::xid8")
     };
-    tx.execute_unprepared(&format!(
-        "ALTER TABLE changes ALTER COLUMN xid SET DEFAULT {default}"
-    ))
-    .await?;
+    tx.execute_unprepared(&format!("ALTER TABLE changes ALTER COLUMN xid SET DEFAULT {default}")).await?;
     state.xid_offset = offset;
     Ok(())
 }
@@ -192,10 +180,7 @@ async fn insert_incarnation(
         .filter(feed_state::Column::Id.eq(1))
         .exec(tx)
         .await?;
-    Entity::delete_many()
-        .filter(Column::Number.lte(row.number - MAX_INCARNATIONS))
-        .exec(tx)
-        .await?;
+    Entity::delete_many().filter(Column::Number.lte(row.number - MAX_INCARNATIONS)).exec(tx).await?;
     if kind == BREAK {
         tracing::warn!(
             feed.history_id = %id,
@@ -208,15 +193,8 @@ async fn insert_incarnation(
 impl DatabaseState {
     async fn read(tx: &DatabaseTransaction) -> Result<Self> {
         let backend = tx.get_database_backend();
-        let sql = if backend == DbBackend::Postgres {
-            DATABASE_STATE_POSTGRES
-        } else {
-            DATABASE_STATE_SQLITE
-        };
-        let row = tx
-            .query_one_raw(Statement::from_string(backend, sql))
-            .await?
-            .ok_or_else(super::read::no_state)?;
+        let sql = if backend == DbBackend::Postgres { DATABASE_STATE_POSTGRES } else { DATABASE_STATE_SQLITE };
+        let row = tx.query_one_raw(Statement::from_string(backend, sql)).await?.ok_or_else(super::read::no_state)?;
         Ok(Self {
             identity: row.try_get("", "identity")?,
             xid_offset: row.try_get("", "xid_offset")?,
@@ -236,31 +214,17 @@ impl DatabaseState {
 
 /// Loads the history of the database under the given generation.
 pub async fn load(db: &impl ConnectionTrait, generation: u64) -> Result<History> {
-    let state = feed_state::Entity::find_by_id(1)
-        .one(db)
-        .await?
-        .ok_or_else(super::read::no_state)?;
+    let state = feed_state::Entity::find_by_id(1).one(db).await?.ok_or_else(super::read::no_state)?;
     let mut rows = Entity::find().order_by_asc(Column::Number).all(db).await?;
     if let Some(replaced) = rows.iter().rposition(|row| row.kind == BREAK) {
         rows.drain(..replaced);
     }
     let is_initial = rows.first().is_some_and(|row| row.kind == INITIAL);
-    let incarnation = |row: Model| Incarnation {
-        id: row.id,
-        begin: Position {
-            generation,
-            xid: row.begin_xid,
-            seq: row.begin_seq,
-        },
-    };
+    let incarnation =
+        |row: Model| Incarnation { id: row.id, begin: Position { generation, xid: row.begin_xid, seq: row.begin_seq } };
     let incarnations: Vec<_> = rows.into_iter().map(incarnation).collect();
     if incarnations.is_empty() {
         return Err(Error::internal("table feed_incarnations is empty"));
     }
-    Ok(History {
-        generation,
-        database: state.database_id,
-        incarnations,
-        is_initial,
-    })
+    Ok(History { generation, database: state.database_id, incarnations, is_initial })
 }

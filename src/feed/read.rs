@@ -115,12 +115,7 @@ pub async fn after(db: &Db, plan: QueryPlan, position: Position, limit: i64) -> 
     Ok(page)
 }
 
-async fn after_on_postgres(
-    db: &Db,
-    plan: QueryPlan,
-    position: Position,
-    limit: i64,
-) -> Result<Page> {
+async fn after_on_postgres(db: &Db, plan: QueryPlan, position: Position, limit: i64) -> Result<Page> {
     // The columns of the change are NULL in the single row of an empty page.
     type Row = (
         i64,
@@ -147,25 +142,12 @@ async fn after_on_postgres(
         .fetch_all(db.reader().get_postgres_connection_pool())
         .await
         .map_err(|error| DbErr::Query(RuntimeErr::SqlxError(error.into())))?;
-    let &(
-        pruned_xid,
-        pruned_seq,
-        waiting,
-        incarnation,
-        table,
-        database,
-        server_started_at,
-        recorded_at,
-        ..,
-    ) = rows.first().ok_or_else(no_state)?;
+    let &(pruned_xid, pruned_seq, waiting, incarnation, table, database, server_started_at, recorded_at, ..) =
+        rows.first().ok_or_else(no_state)?;
     let change = |(_, _, _, _, _, _, _, _, xid, seq, topic, key, message, created_at): Row| {
         let (xid, seq) = (xid?, seq?);
         Some(Change {
-            position: Position {
-                xid,
-                seq,
-                ..position
-            },
+            position: Position { xid, seq, ..position },
             commit: xid,
             ends_commit: false,
             topic: topic?,
@@ -176,18 +158,10 @@ async fn after_on_postgres(
     };
     Ok(Page {
         changes: rows.into_iter().filter_map(change).collect(),
-        pruned: Position {
-            xid: pruned_xid,
-            seq: pruned_seq,
-            ..position
-        },
+        pruned: Position { xid: pruned_xid, seq: pruned_seq, ..position },
         waiting,
         incarnation,
-        instance: Instance {
-            table,
-            database,
-            server_started_at,
-        },
+        instance: Instance { table, database, server_started_at },
         recorded_at,
     })
 }
@@ -197,10 +171,7 @@ async fn after_on_sqlite(db: &Db, position: Position, limit: i64) -> Result<Page
     let statement = Statement::from_sql_and_values(DbBackend::Sqlite, AFTER_SQLITE, values);
     let rows = db.reader().query_all_raw(statement).await?;
     let first = rows.first().ok_or_else(no_state)?;
-    let pruned = Position {
-        seq: first.try_get("", "pruned_seq")?,
-        ..position
-    };
+    let pruned = Position { seq: first.try_get("", "pruned_seq")?, ..position };
     let incarnation = first.try_get("", "incarnation_id")?;
     let recorded_at = first.try_get("", "recorded_at")?;
     let mut changes = Vec::with_capacity(rows.len());
@@ -218,14 +189,7 @@ async fn after_on_sqlite(db: &Db, position: Position, limit: i64) -> Result<Page
             });
         }
     }
-    Ok(Page {
-        changes,
-        pruned,
-        waiting: false,
-        incarnation,
-        instance: Instance::default(),
-        recorded_at,
-    })
+    Ok(Page { changes, pruned, waiting: false, incarnation, instance: Instance::default(), recorded_at })
 }
 
 /// Returns an error if changes after the position were pruned.
@@ -235,10 +199,7 @@ pub(super) fn check_kept(pruned: Position, cursors: &Cursors, position: Position
     }
     // Unused sequence numbers are included, so the number is an upper bound.
     let lost_changes = pruned.seq.saturating_sub(position.seq).max(1);
-    Err(Error::CursorExpired {
-        earliest_cursor: cursors.encode(pruned),
-        lost_changes,
-    })
+    Err(Error::CursorExpired { earliest_cursor: cursors.encode(pruned), lost_changes })
 }
 
 pub(super) fn no_state() -> Error {

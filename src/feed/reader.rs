@@ -71,12 +71,7 @@ pub(super) struct Shared<T> {
 impl<T: Readable + Send + Sync + 'static> Feed<T> {
     /// Creates the feed of a database. [`Self::open`] must follow.
     pub fn new(db: Db, convert: fn(&Change, String) -> T) -> Self {
-        let history = History {
-            generation: 0,
-            database: Uuid::nil(),
-            incarnations: Vec::new(),
-            is_initial: false,
-        };
+        let history = History { generation: 0, database: Uuid::nil(), incarnations: Vec::new(), is_initial: false };
         Self(Arc::new(Shared {
             by_key: db.by_key(),
             db,
@@ -98,8 +93,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
     pub async fn open(&self) -> Result<()> {
         self.record_start().await?;
         let history = incarnations::load(self.0.db.reader(), self.generation()).await?;
-        let (end, _) =
-            bounds::now_in(self.0.db.reader(), self.0.db.backend(), history.generation).await?;
+        let (end, _) = bounds::now_in(self.0.db.reader(), self.0.db.backend(), history.generation).await?;
         self.install(history);
         self.reset_to(end.position);
         Ok(())
@@ -134,9 +128,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         let history = Arc::new(history);
         let mut current = self.0.history.write();
         *current = history.clone();
-        self.0
-            .generation
-            .store(history.generation, Ordering::Release);
+        self.0.generation.store(history.generation, Ordering::Release);
         drop(current);
         history
     }
@@ -160,18 +152,12 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
     }
 
     fn replaced(&self) -> Error {
-        Error::HistoryReplaced {
-            history_id: self.history_id(),
-        }
+        Error::HistoryReplaced { history_id: self.history_id() }
     }
 
     /// Returns the history including the current incarnation of the database. Fails if the database
     /// has a different history; the tailer detects the replacement separately.
-    async fn history_with(
-        &self,
-        current: Option<Uuid>,
-        db: &impl ConnectionTrait,
-    ) -> Result<Arc<History>> {
+    async fn history_with(&self, current: Option<Uuid>, db: &impl ConnectionTrait) -> Result<Arc<History>> {
         let history = self.history();
         let current = current.unwrap_or_default();
         if history.current() == current {
@@ -229,15 +215,8 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
     pub async fn earliest(&self) -> Result<Start> {
         let generation = self.generation();
         let state = bounds::state(&self.0.db).await?;
-        let position = Position {
-            generation,
-            xid: state.pruned_xid,
-            seq: state.pruned_seq,
-        };
-        Ok(Start {
-            position,
-            ..Default::default()
-        })
+        let position = Position { generation, xid: state.pruned_xid, seq: state.pruned_seq };
+        Ok(Start { position, ..Default::default() })
     }
 
     /// Returns the start of a client's cursor. Fails if the cursor is of another history, or if
@@ -337,21 +316,14 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
     }
 
     async fn stored_after(&self, position: Position) -> Result<Vec<Arc<Entry<T>>>> {
-        let page =
-            read::after(&self.0.db, QueryPlan::Fresh, position, MAX_CHANGES_PER_READ).await?;
-        let history = self
-            .history_with(page.incarnation, self.0.db.reader())
-            .await?;
+        let page = read::after(&self.0.db, QueryPlan::Fresh, position, MAX_CHANGES_PER_READ).await?;
+        let history = self.history_with(page.incarnation, self.0.db.reader()).await?;
         if position.generation != history.generation {
             return Err(self.replaced());
         }
         let cursors = Cursors::new(history);
         page.check_kept(&cursors, position)?;
-        Ok(page
-            .changes
-            .iter()
-            .map(|change| Arc::new(self.entry(change, &cursors)))
-            .collect())
+        Ok(page.changes.iter().map(|change| Arc::new(self.entry(change, &cursors))).collect())
     }
 
     pub(super) fn entry(&self, change: &Change, cursors: &Cursors) -> Entry<T> {

@@ -20,10 +20,7 @@ pub struct Record {
 }
 
 /// Records changes in the transaction that makes the changes, so that both commit or neither.
-pub async fn record(
-    tx: &DatabaseTransaction,
-    changes: impl IntoIterator<Item = Record>,
-) -> Result<()> {
+pub async fn record(tx: &DatabaseTransaction, changes: impl IntoIterator<Item = Record>) -> Result<()> {
     let rows = rows(tx, changes).await?;
     insert_all(tx, rows).await
 }
@@ -62,8 +59,7 @@ async fn commit_seq(tx: &DatabaseTransaction) -> Result<i64> {
     if let Some(number) = Db::commit_seq() {
         return Ok(number);
     }
-    let sql =
-        "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) + 1 AS first";
+    let sql = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) + 1 AS first";
     let row = tx
         .query_one_raw(Statement::from_string(DbBackend::Sqlite, sql))
         .await?

@@ -4,9 +4,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{
-    ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, PaginatorTrait, Statement,
-};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, PaginatorTrait, Statement};
 use tokio_util::sync::CancellationToken;
 
 use super::Position;
@@ -72,23 +70,15 @@ pub async fn run(db: Db, retention: Retention, shutdown: CancellationToken) {
 /// number of deleted changes.
 pub async fn prune(db: &Db, retention: Retention) -> Result<u64> {
     let max_age = TimeDelta::from_std(retention.max_age).unwrap_or(TimeDelta::MAX);
-    let before = clock::for_retention()
-        .checked_sub_signed(max_age)
-        .unwrap_or(DateTime::<Utc>::MIN_UTC);
+    let before = clock::for_retention().checked_sub_signed(max_age).unwrap_or(DateTime::<Utc>::MIN_UTC);
     let mut total = 0;
     loop {
         let deleted = db
             .write(async |tx| {
                 let (sql, values) = if tx.get_database_backend() == DbBackend::Postgres {
-                    (
-                        DELETE_POSTGRES,
-                        [before.into(), MAX_DELETES_PER_TRANSACTION.into()],
-                    )
+                    (DELETE_POSTGRES, [before.into(), MAX_DELETES_PER_TRANSACTION.into()])
                 } else {
-                    (
-                        DELETE_SQLITE,
-                        [before.into(), MAX_DELETES_PER_TRANSACTION.into()],
-                    )
+                    (DELETE_SQLITE, [before.into(), MAX_DELETES_PER_TRANSACTION.into()])
                 };
                 delete(tx, sql, values).await
             })
@@ -125,32 +115,17 @@ pub async fn prune(db: &Db, retention: Retention) -> Result<u64> {
 
 /// Runs a deleting statement, and updates the pruned position. Returns the number of deleted
 /// changes.
-async fn delete<const N: usize>(
-    tx: &DatabaseTransaction,
-    sql: &str,
-    values: [sea_orm::Value; N],
-) -> Result<u64> {
+async fn delete<const N: usize>(tx: &DatabaseTransaction, sql: &str, values: [sea_orm::Value; N]) -> Result<u64> {
     let backend = tx.get_database_backend();
-    let rows = tx
-        .query_all_raw(Statement::from_sql_and_values(backend, sql, values))
-        .await?;
+    let rows = tx.query_all_raw(Statement::from_sql_and_values(backend, sql, values)).await?;
     let mut last = Position::default();
     for row in &rows {
-        last = last.max(Position {
-            xid: row.try_get("", "xid")?,
-            seq: row.try_get("", "seq")?,
-            ..last
-        });
+        last = last.max(Position { xid: row.try_get("", "xid")?, seq: row.try_get("", "seq")?, ..last });
     }
     if !rows.is_empty() {
         let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
         let values = [count.into(), last.xid.into(), last.seq.into()];
-        tx.execute_raw(Statement::from_sql_and_values(
-            backend,
-            RECORD_PRUNED,
-            values,
-        ))
-        .await?;
+        tx.execute_raw(Statement::from_sql_and_values(backend, RECORD_PRUNED, values)).await?;
     }
     Ok(rows.len() as u64)
 }

@@ -41,11 +41,7 @@ pub(super) struct Ring<T> {
 
 impl<T> Default for Ring<T> {
     fn default() -> Self {
-        Self {
-            start: Position::default(),
-            entries: VecDeque::new(),
-            bytes: 0,
-        }
+        Self { start: Position::default(), entries: VecDeque::new(), bytes: 0 }
     }
 }
 
@@ -76,15 +72,7 @@ impl<T> Ring<T> {
         if position < self.start {
             return None;
         }
-        let first = self
-            .entries
-            .partition_point(|entry| entry.position <= position);
-        Some(
-            self.entries
-                .range(first..)
-                .take(MAX_ENTRIES_PER_READ)
-                .cloned()
-                .collect(),
-        )
+        let first = self.entries.partition_point(|entry| entry.position <= position);
+        Some(self.entries.range(first..).take(MAX_ENTRIES_PER_READ).cloned().collect())
     }
 }

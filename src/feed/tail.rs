@@ -72,9 +72,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         while !shutdown.is_cancelled() {
             let pause = match self.advance(&mut state).await {
                 Ok(pause) => {
-                    self.0
-                        .reading
-                        .send_if_modified(|reading| !std::mem::replace(reading, true));
+                    self.0.reading.send_if_modified(|reading| !std::mem::replace(reading, true));
                     pause
                 }
                 Err(error) => {
@@ -110,13 +108,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
     /// Reads new changes. Returns the pause before the next read, which a commit may cut short.
     async fn advance(&self, state: &mut TailState) -> Result<Duration> {
         let mut head = self.head();
-        let page = read::after(
-            &self.0.by_key,
-            QueryPlan::Cached,
-            head,
-            MAX_CHANGES_PER_READ,
-        )
-        .await?;
+        let page = read::after(&self.0.by_key, QueryPlan::Cached, head, MAX_CHANGES_PER_READ).await?;
         if !self.is_same_history(&page, state).await? {
             return Ok(Duration::ZERO);
         }
@@ -166,20 +158,14 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
     async fn is_same_history(&self, page: &Page, state: &mut TailState) -> Result<bool> {
         let head = self.head();
         let known = self.history();
-        let is_lost = head > page.pruned
-            && state.head_recorded_at.is_some()
-            && state.head_recorded_at != page.recorded_at;
-        let has_moved = state
-            .instance
-            .is_some_and(|instance| instance != page.instance);
+        let is_lost =
+            head > page.pruned && state.head_recorded_at.is_some() && state.head_recorded_at != page.recorded_at;
+        let has_moved = state.instance.is_some_and(|instance| instance != page.instance);
         if !self.0.is_start_recorded.load(Ordering::Relaxed) {
             self.record_start().await?;
         }
         if is_lost || has_moved || page.incarnation != Some(known.current()) {
-            let reason = CheckReason::Mismatch {
-                known: &known,
-                is_lost,
-            };
+            let reason = CheckReason::Mismatch { known: &known, is_lost };
             incarnations::record(&self.0.by_key, reason).await?;
             let history = incarnations::load(self.0.by_key.reader(), known.generation).await?;
             if is_lost || self.extend(history.clone()).is_none() {
@@ -201,10 +187,7 @@ impl<T: Readable + Send + Sync + 'static> Feed<T> {
         self.0.db.renew_connections();
         let (by_key, backend) = (self.0.by_key.reader(), self.0.db.backend());
         let (end, _) = bounds::now_in(by_key, backend, generation).await?;
-        let history = self.install(History {
-            generation,
-            ..history
-        });
+        let history = self.install(History { generation, ..history });
         tracing::warn!(
             feed.history_id = %history.current(),
             "the history of the database was replaced; watches end, and caches are reloaded"

@@ -90,36 +90,23 @@ pub(super) fn empty_sample(gpu: &pb::Gpu) -> pb::GpuStats {
 
 /// Sample of a GPU that cannot be queried: every value is absent for the given reason.
 pub(super) fn absent_sample(gpu: &pb::Gpu, reason: AbsentReason) -> pb::GpuStats {
-    let mut stats = pb::GpuStats {
-        recorded_at: Some(to_proto(entity::now())),
-        gpu_name: gpu.name.clone(),
-        ..empty_sample(gpu)
-    };
-    stats.absent_reasons = absent_columns(&stats)
-        .map(|column| (column.into(), reason.into()))
-        .collect();
+    let mut stats =
+        pb::GpuStats { recorded_at: Some(to_proto(entity::now())), gpu_name: gpu.name.clone(), ..empty_sample(gpu) };
+    stats.absent_reasons = absent_columns(&stats).map(|column| (column.into(), reason.into())).collect();
     // A working GPU does not report this value either.
-    stats
-        .absent_reasons
-        .insert("inference_fps".into(), AbsentReason::NotReported.into());
+    stats.absent_reasons.insert("inference_fps".into(), AbsentReason::NotReported.into());
     stats
 }
 
 /// Returns true if the sample has a value that was measured. The name of the GPU does not count,
 /// because the name is known without a measurement.
 pub fn has_values(stats: &pb::GpuStats) -> bool {
-    absent_columns(stats)
-        .filter(|column| *column != "gpu_name")
-        .count()
-        < COLUMN_COUNT - 1
+    absent_columns(stats).filter(|column| *column != "gpu_name").count() < COLUMN_COUNT - 1
 }
 
 /// Time of the sample. The current time if the sample has no valid time.
 pub(super) fn recorded_at(stats: &pb::GpuStats) -> DateTime<Utc> {
-    stats
-        .recorded_at
-        .and_then(|time| from_proto("recorded_at", time).ok())
-        .unwrap_or_else(entity::now)
+    stats.recorded_at.and_then(|time| from_proto("recorded_at", time).ok()).unwrap_or_else(entity::now)
 }
 
 /// Value of the column `absent_mask`: one letter per column for the reason of absence, a dot for a
@@ -153,23 +140,10 @@ mod tests {
         assert_eq!((stats.absent_reasons.len(), COLUMN_COUNT), (29, 29));
         assert!(!has_values(&stats));
         let name = Some("a GPU".to_string());
-        assert!(!has_values(&absent_sample(
-            &pb::Gpu {
-                name,
-                ..Default::default()
-            },
-            AbsentReason::GpuLost
-        )));
-        assert!(has_values(&pb::GpuStats {
-            fan_speed: Some(0),
-            ..stats.clone()
-        }));
+        assert!(!has_values(&absent_sample(&pb::Gpu { name, ..Default::default() }, AbsentReason::GpuLost)));
+        assert!(has_values(&pb::GpuStats { fan_speed: Some(0), ..stats.clone() }));
         assert_eq!(absent_columns(&stats).count(), 29);
-        let reported = stats
-            .absent_reasons
-            .values()
-            .filter(|reason| **reason != AbsentReason::GpuLost as i32)
-            .count();
+        let reported = stats.absent_reasons.values().filter(|reason| **reason != AbsentReason::GpuLost as i32).count();
         assert_eq!(reported, 1);
     }
 
@@ -182,10 +156,7 @@ mod tests {
             let mask = encode_mask(&stats);
             assert_eq!(mask.len(), COLUMN_COUNT);
             assert_eq!(decode_mask(&mask, "fan_speed"), Some(reason));
-            assert_eq!(
-                decode_mask(&mask, "inference_fps"),
-                Some(AbsentReason::NotReported)
-            );
+            assert_eq!(decode_mask(&mask, "inference_fps"), Some(AbsentReason::NotReported));
             assert_eq!(decode_mask(&mask, "temperature"), None);
         }
         assert_eq!(decode_mask("..", "bar1_used"), None);

@@ -41,11 +41,7 @@ pub async fn start(
     let queue = Arc::new(store::queue::SampleQueue::new(MAX_QUEUED_SAMPLES));
     let events = Arc::new(events::EventQueue::default());
     let stored = load_conditions(&db, &settings.host).await;
-    let conditions = Arc::new(health::tracker::ConditionTracker::new(
-        live.clone(),
-        events.clone(),
-        stored,
-    ));
+    let conditions = Arc::new(health::tracker::ConditionTracker::new(live.clone(), events.clone(), stored));
     let store = store::events::EventStore {
         db: db.clone(),
         host: settings.host.clone(),
@@ -58,11 +54,7 @@ pub async fn start(
     let stop = move || context.stop.set();
     let events = tokio::spawn(store.run(shutdown.clone()));
     let writer = tokio::spawn(store::writer::run((db, claims), queue, shutdown, stop));
-    GpuTasks {
-        summary: await_discovery(discovery).await,
-        writer,
-        events,
-    }
+    GpuTasks { summary: await_discovery(discovery).await, writer, events }
 }
 
 /// Last reported condition of each GPU of this host. Empty if the database cannot be read.
@@ -86,15 +78,9 @@ pub(super) fn launch(
     settings: Settings,
     live: LiveGpus,
     queue: Arc<store::queue::SampleQueue>,
-    (conditions, events): (
-        Arc<health::tracker::ConditionTracker>,
-        Arc<events::EventQueue>,
-    ),
+    (conditions, events): (Arc<health::tracker::ConditionTracker>, Arc<events::EventQueue>),
     health: impl Fn(bool) + Send + Sync + 'static,
-) -> (
-    Arc<sampling::context::SamplingContext>,
-    oneshot::Receiver<String>,
-) {
+) -> (Arc<sampling::context::SamplingContext>, oneshot::Receiver<String>) {
     let context = Arc::new(sampling::context::SamplingContext {
         library: nvml::Library::new(settings.library),
         host_name: settings.host,
@@ -125,10 +111,9 @@ pub(super) async fn await_discovery(discovery: oneshot::Receiver<String>) -> Str
     match timeout(DISCOVERY_TIMEOUT, discovery).await {
         Ok(Ok(summary)) => summary,
         Ok(Err(_)) => "no GPUs: the thread that looks for them could not be started".into(),
-        Err(_) => format!(
-            "NVML has not answered within {} s; GPUs are sampled when it does",
-            DISCOVERY_TIMEOUT.as_secs()
-        ),
+        Err(_) => {
+            format!("NVML has not answered within {} s; GPUs are sampled when it does", DISCOVERY_TIMEOUT.as_secs())
+        }
     }
 }
 
@@ -138,15 +123,9 @@ impl GpuTasks {
     pub async fn finish(self) {
         let started = Instant::now();
         let flushed = async { tokio::join!(self.writer, self.events) };
-        if timeout(FLUSH_TIMEOUT + Duration::from_millis(200), flushed)
-            .await
-            .is_err()
-        {
+        if timeout(FLUSH_TIMEOUT + Duration::from_millis(200), flushed).await.is_err() {
             let waited_ms = started.elapsed().as_millis();
-            tracing::warn!(
-                waited_ms,
-                "the last GPU samples and events could not be stored in time"
-            );
+            tracing::warn!(waited_ms, "the last GPU samples and events could not be stored in time");
         }
     }
 }

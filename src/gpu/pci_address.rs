@@ -27,11 +27,7 @@ impl PciAddress {
 
 impl std::fmt::Display for PciAddress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{:04x}:{:02x}:{:02x}",
-            self.domain, self.bus, self.device
-        )
+        write!(f, "{:04x}:{:02x}:{:02x}", self.domain, self.bus, self.device)
     }
 }
 

@@ -55,14 +55,10 @@ impl GpuStats {
 
 #[tonic::async_trait]
 impl GpuStatsService for GpuStats {
-    type RecordGpuStatsStream =
-        Pin<Box<dyn Stream<Item = Result<pb::RecordGpuStatsResponse, Status>> + Send>>;
+    type RecordGpuStatsStream = Pin<Box<dyn Stream<Item = Result<pb::RecordGpuStatsResponse, Status>> + Send>>;
 
     async fn list_gpus(&self, _: Request<pb::ListGpusRequest>) -> Reply<pb::ListGpusResponse> {
-        let gpus = gpu::Entity::find()
-            .all(self.db.reader())
-            .await
-            .map_err(Error::from)?;
+        let gpus = gpu::Entity::find().all(self.db.reader()).await.map_err(Error::from)?;
         let mut gpus: Vec<pb::Gpu> = gpus.into_iter().map(Into::into).collect();
         for gpu in &mut gpus {
             // Conditions in memory are newer than the database for GPUs of this host.
@@ -71,14 +67,8 @@ impl GpuStatsService for GpuStats {
                 gpu.memory_pressure = condition.memory_pressure.map(Into::into);
             }
         }
-        let sort_key = |gpu: &pb::Gpu| {
-            (
-                gpu.host.clone(),
-                gpu.gpu_index,
-                gpu.mig_parent_uuid.is_some(),
-                gpu.uuid.clone(),
-            )
-        };
+        let sort_key =
+            |gpu: &pb::Gpu| (gpu.host.clone(), gpu.gpu_index, gpu.mig_parent_uuid.is_some(), gpu.uuid.clone());
         gpus.sort_by_cached_key(sort_key);
         Ok(Response::new(pb::ListGpusResponse { gpus }))
     }
@@ -92,16 +82,12 @@ impl GpuStatsService for GpuStats {
         let gpu_stats = if gpu_uuids.is_empty() {
             self.latest_samples().await?
         } else {
-            self.latest_samples_of(gpu_uuids.into_iter().collect())
-                .await?
+            self.latest_samples_of(gpu_uuids.into_iter().collect()).await?
         };
         Ok(Response::new(pb::GetLatestGpuStatsResponse { gpu_stats }))
     }
 
-    async fn list_gpu_stats(
-        &self,
-        request: Request<pb::ListGpuStatsRequest>,
-    ) -> Reply<pb::ListGpuStatsResponse> {
+    async fn list_gpu_stats(&self, request: Request<pb::ListGpuStatsRequest>) -> Reply<pb::ListGpuStatsResponse> {
         let request = request.into_inner();
         let filter = request.filter.unwrap_or_default();
         let page = Page::parse(request.page_size, &request.page_token, "gpu_stats", &filter)?;
@@ -109,13 +95,8 @@ impl GpuStatsService for GpuStats {
         let key = |row: &gpu_stats::Model| (row.recorded_at, row.id);
         let select = filter.select()?;
         let scan = self.db.scan_if(!filter.has_index()).await?;
-        let (gpu_stats, next_page_token) = page
-            .newest_first(scan.reader(), select, columns, key)
-            .await?;
-        Ok(Response::new(pb::ListGpuStatsResponse {
-            gpu_stats,
-            next_page_token,
-        }))
+        let (gpu_stats, next_page_token) = page.newest_first(scan.reader(), select, columns, key).await?;
+        Ok(Response::new(pb::ListGpuStatsResponse { gpu_stats, next_page_token }))
     }
 
     async fn aggregate_gpu_stats(
@@ -129,13 +110,8 @@ impl GpuStatsService for GpuStats {
         Ok(Response::new(response))
     }
 
-    async fn list_gpu_events(
-        &self,
-        request: Request<pb::ListGpuEventsRequest>,
-    ) -> Reply<pb::ListGpuEventsResponse> {
-        Ok(Response::new(
-            list::list_events(&self.db, request.into_inner()).await?,
-        ))
+    async fn list_gpu_events(&self, request: Request<pb::ListGpuEventsRequest>) -> Reply<pb::ListGpuEventsResponse> {
+        Ok(Response::new(list::list_events(&self.db, request.into_inner()).await?))
     }
 
     async fn record_gpu_stats(
@@ -152,9 +128,7 @@ impl GpuStats {
     async fn known_uuids(&self) -> Result<BTreeSet<String>> {
         let stored = gpu::Entity::find().all(self.db.reader()).await?;
         let readings = self.live.readings();
-        let live_uuids = readings
-            .iter()
-            .filter_map(|reading| reading.stats.gpu_uuid.clone());
+        let live_uuids = readings.iter().filter_map(|reading| reading.stats.gpu_uuid.clone());
         let stored_uuids = stored.into_iter().map(|gpu| gpu.uuid);
         Ok(stored_uuids.chain(live_uuids).collect())
     }
@@ -170,12 +144,7 @@ impl GpuStats {
             gpu_stats.extend(self.latest_sample(&uuid).await?);
         }
         let sort_key = |stats: &pb::GpuStats| {
-            (
-                stats.host.clone(),
-                stats.gpu_index,
-                stats.mig_parent_uuid.is_some(),
-                stats.gpu_uuid.clone(),
-            )
+            (stats.host.clone(), stats.gpu_index, stats.mig_parent_uuid.is_some(), stats.gpu_uuid.clone())
         };
         gpu_stats.sort_by_cached_key(sort_key);
         Ok(gpu_stats)
@@ -215,25 +184,16 @@ impl pb::GpuStatsFilter {
         let uuids = (!self.gpu_uuids.is_empty()).then_some(&self.gpu_uuids);
         let host = (!self.host.is_empty()).then_some(&self.host);
         Ok(gpu_stats::Entity::find()
-            .apply_if(uuids, |select, uuids| {
-                select.filter(COLUMN.gpu_uuid.is_in(uuids.clone()))
-            })
-            .apply_if(host, |select, host| {
-                select.filter(COLUMN.host.eq(host.as_str()))
-            })
-            .apply_if(start, |select, start| {
-                select.filter(COLUMN.recorded_at.gte(start))
-            })
+            .apply_if(uuids, |select, uuids| select.filter(COLUMN.gpu_uuid.is_in(uuids.clone())))
+            .apply_if(host, |select, host| select.filter(COLUMN.host.eq(host.as_str())))
+            .apply_if(start, |select, start| select.filter(COLUMN.recorded_at.gte(start)))
             .apply_if(end, |select, end| select.filter(COLUMN.recorded_at.lt(end))))
     }
 }
 
 fn check_gpu_uuids(field: &'static str, uuids: &[String]) -> Result<()> {
     if uuids.len() > MAX_GPU_UUIDS {
-        return Err(Error::invalid(
-            field,
-            format!("must not name more than {MAX_GPU_UUIDS} GPUs"),
-        ));
+        return Err(Error::invalid(field, format!("must not name more than {MAX_GPU_UUIDS} GPUs")));
     }
     Ok(())
 }
@@ -301,9 +261,7 @@ impl From<gpu_stats::Model> for pb::GpuStats {
         };
         let reason = |column: &str| match &row.absent_mask {
             Some(mask) => columns::decode_mask(mask, column),
-            None => {
-                pb::AbsentReason::from_label(row.absent_reasons.as_ref()?.get(column)?.as_str()?)
-            }
+            None => pb::AbsentReason::from_label(row.absent_reasons.as_ref()?.get(column)?.as_str()?),
         };
         stats.absent_reasons = columns::absent_columns(&stats)
             .map(|column| {

@@ -42,17 +42,13 @@ impl AbsentReason {
     /// Letter of the reason with the given number in the API.
     pub(super) fn letter(number: i32) -> char {
         let mut letters = LETTERS.iter();
-        letters
-            .find(|(reason, _)| *reason as i32 == number)
-            .map_or(UNKNOWN_LETTER, |(_, letter)| *letter)
+        letters.find(|(reason, _)| *reason as i32 == number).map_or(UNKNOWN_LETTER, |(_, letter)| *letter)
     }
 
     /// Reason with the given letter. `None` for the dot of a present value.
     pub(super) fn from_letter(letter: char) -> Option<Self> {
         let mut letters = LETTERS.iter();
-        letters
-            .find(|(_, known)| *known == letter)
-            .map(|(reason, _)| *reason)
+        letters.find(|(_, known)| *known == letter).map(|(reason, _)| *reason)
     }
 }
 

@@ -41,19 +41,11 @@ fn optional_duration(
     value: Option<prost_types::Duration>,
     range: &RangeInclusive<Duration>,
 ) -> Result<Option<Duration>> {
-    value
-        .map(|value| time::duration(field, value, range))
-        .transpose()
+    value.map(|value| time::duration(field, value, range)).transpose()
 }
 
-fn json_object(
-    field: &str,
-    value: Option<prost_types::Struct>,
-    max_bytes: usize,
-) -> Result<Option<Json>> {
-    value
-        .map(|value| json::from_proto(field, value, max_bytes))
-        .transpose()
+fn json_object(field: &str, value: Option<prost_types::Struct>, max_bytes: usize) -> Result<Option<Json>> {
+    value.map(|value| json::from_proto(field, value, max_bytes)).transpose()
 }
 
 impl pb::Job {
@@ -80,17 +72,9 @@ impl pb::Job {
 
 /// Validates a request and builds the row of the job. `prefix` is the path of the request in field names: empty, or
 /// `requests[3].`.
-pub(super) fn new_job(
-    prefix: &str,
-    request: pb::CreateJobRequest,
-    types: &Types,
-    now: DateTime<Utc>,
-) -> Result<Model> {
+pub(super) fn new_job(prefix: &str, request: pb::CreateJobRequest, types: &Types, now: DateTime<Utc>) -> Result<Model> {
     let request_id = check::name(&format!("{prefix}request_id"), &request.request_id, 0..=100)?;
-    let request = request
-        .job
-        .ok_or_else(|| Error::invalid(format!("{prefix}job"), "is required"))?
-        .only_settable();
+    let request = request.job.ok_or_else(|| Error::invalid(format!("{prefix}job"), "is required"))?.only_settable();
     let field = |name: &str| format!("{prefix}job.{name}");
     let request_hash = (!request_id.is_empty()).then(|| {
         let hash = Sha256::digest(request.encode_to_vec());
@@ -103,28 +87,16 @@ pub(super) fn new_job(
     let priority = request.priority.unwrap_or(defaults.priority);
     let attempts = request.max_attempts.unwrap_or(defaults.max_attempts);
     let rescues = request.max_rescues.unwrap_or(defaults.max_rescues);
-    let requested_at = request
-        .scheduled_at
-        .map(|at| time::from_proto(&field("scheduled_at"), at))
-        .transpose()?;
+    let requested_at = request.scheduled_at.map(|at| time::from_proto(&field("scheduled_at"), at)).transpose()?;
     let scheduled_at = requested_at.map_or(now, |at| at.max(now));
     let timeouts = Duration::from_secs(1)..=DAY * 30;
-    let timeout = request
-        .timeout
-        .map(|timeout| time::whole_millis(&field("timeout"), timeout, &timeouts));
+    let timeout = request.timeout.map(|timeout| time::whole_millis(&field("timeout"), timeout, &timeouts));
     let timeout = timeout.transpose()?;
     let deadlines = Duration::from_secs(1)..=YEAR;
-    let deadline =
-        optional_duration(&field("deadline"), request.deadline, &deadlines)?.or(defaults.deadline);
-    let policy = request
-        .retry_policy
-        .map(|policy| retry_policy(&field("retry_policy"), policy, &defaults));
+    let deadline = optional_duration(&field("deadline"), request.deadline, &deadlines)?.or(defaults.deadline);
+    let policy = request.retry_policy.map(|policy| retry_policy(&field("retry_policy"), policy, &defaults));
     let mut job = Model {
-        queue_name: Some(
-            Some(queue)
-                .filter(|queue| !queue.is_empty())
-                .unwrap_or(DEFAULT_QUEUE.into()),
-        ),
+        queue_name: Some(Some(queue).filter(|queue| !queue.is_empty()).unwrap_or(DEFAULT_QUEUE.into())),
         priority: check::within(&field("priority"), priority, 0..=4)?,
         max_attempts: check::within(&field("max_attempts"), attempts, 1..=1_000)?,
         max_rescues: check::within(&field("max_rescues"), rescues, 0..=1_000)?,
@@ -153,29 +125,17 @@ fn retry_policy(field: &str, policy: pb::RetryPolicy, defaults: &Defaults) -> Re
         let delay = delay.map(|delay| time::whole_millis(&name(field), delay, &delays));
         Ok::<_, Error>(delay.transpose()?.unwrap_or(by_type))
     };
-    let (multiplier, jitter) = (
-        policy.multiplier.unwrap_or(by_type.multiplier),
-        policy.jitter.unwrap_or(by_type.jitter),
-    );
+    let (multiplier, jitter) =
+        (policy.multiplier.unwrap_or(by_type.multiplier), policy.jitter.unwrap_or(by_type.jitter));
     Ok(RetryPolicy {
-        initial_ms: delay(
-            "initial_delay",
-            policy.initial_delay,
-            by_type.initial_ms,
-            DAY,
-        )?,
+        initial_ms: delay("initial_delay", policy.initial_delay, by_type.initial_ms, DAY)?,
         max_ms: delay("max_delay", policy.max_delay, by_type.max_ms, DAY * 7)?,
         multiplier: check::within(&name("multiplier"), multiplier, 1.0..=10.0)?,
         jitter: check::within(&name("jitter"), jitter, 0.0..=1.0)?,
     })
 }
 
-fn set_unique(
-    field: &str,
-    unique: &pb::UniqueJob,
-    now: DateTime<Utc>,
-    job: &mut Model,
-) -> Result<()> {
+fn set_unique(field: &str, unique: &pb::UniqueJob, now: DateTime<Utc>, job: &mut Model) -> Result<()> {
     let key = check::name(&format!("{field}.key"), &unique.key, 1..=255)?;
     let states = JobStatus::all_from_proto(&format!("{field}.states"), &unique.states)?;
     if !states.is_empty() && !states.contains(&JobStatus::Queued) {
@@ -204,10 +164,7 @@ fn set_unique(
 pub(super) fn cause(peer: Option<SocketAddr>, actor: &str, reason: &str) -> Result<Cause> {
     let actor = check::actor("actor", actor, peer)?;
     let reason = check::text("reason", reason, 0..=1_000)?;
-    Ok(Cause {
-        actor,
-        reason: Some(reason).filter(|reason| !reason.is_empty()),
-    })
+    Ok(Cause { actor, reason: Some(reason).filter(|reason| !reason.is_empty()) })
 }
 
 /// Validates the queues and job types accepted by a worker. Without queues, the default queue is accepted.
@@ -238,11 +195,7 @@ pub(super) type LeaseReport = (Uuid, Uuid, Report);
 
 pub(super) fn completion(prefix: &str, completion: pb::JobCompletion) -> Result<LeaseReport> {
     let (id, lease) = lease_ids(prefix, &completion.job_id, &completion.lease_id)?;
-    let result = json_object(
-        &format!("{prefix}result"),
-        completion.result,
-        MAX_JSON_BYTES,
-    )?;
+    let result = json_object(&format!("{prefix}result"), completion.result, MAX_JSON_BYTES)?;
     Ok((id, lease, Report::Complete(result)))
 }
 
@@ -250,18 +203,10 @@ pub(super) fn failure(request: &pb::FailJobRequest) -> Result<LeaseReport> {
     let (id, lease) = lease_ids("", &request.job_id, &request.lease_id)?;
     let failure = Failure {
         message: check::name("error_message", &request.error_message, 1..=10_000)?,
-        traceback: check::optional_text(
-            "error_traceback",
-            request.error_traceback.as_deref(),
-            0..=100_000,
-        )?,
+        traceback: check::optional_text("error_traceback", request.error_traceback.as_deref(), 0..=100_000)?,
         code: check::optional_text("error_code", request.error_code.as_deref(), 1..=100)?,
         retryable: request.retryable.unwrap_or(true),
-        retry_after: optional_duration(
-            "retry_after",
-            request.retry_after,
-            &(Duration::ZERO..=YEAR),
-        )?,
+        retry_after: optional_duration("retry_after", request.retry_after, &(Duration::ZERO..=YEAR))?,
     };
     Ok((id, lease, Report::Fail(failure)))
 }
@@ -277,18 +222,14 @@ pub(super) fn release(request: &pb::ReleaseJobRequest) -> Result<LeaseReport> {
     Ok((id, lease, Report::Release { reason, snooze }))
 }
 
-pub(super) fn acknowledgement(
-    request: &pb::AcknowledgeJobCancellationRequest,
-) -> Result<LeaseReport> {
+pub(super) fn acknowledgement(request: &pb::AcknowledgeJobCancellationRequest) -> Result<LeaseReport> {
     let (id, lease) = lease_ids("", &request.job_id, &request.lease_id)?;
     Ok((id, lease, Report::AcknowledgeCancellation))
 }
 
 pub(super) fn progress(request: &pb::UpdateJobProgressRequest) -> Result<(Uuid, Uuid, Progress)> {
     let (id, lease) = lease_ids("", &request.job_id, &request.lease_id)?;
-    let percent = request
-        .progress_percent
-        .map(|percent| check::within("progress_percent", percent, 0..=100));
+    let percent = request.progress_percent.map(|percent| check::within("progress_percent", percent, 0..=100));
     let items = |field: &str, items: Option<i64>| {
         let items = items.map(|items| check::within(field, items, 0..=i64::MAX / 100));
         items.transpose()
@@ -305,16 +246,11 @@ pub(super) fn progress(request: &pb::UpdateJobProgressRequest) -> Result<(Uuid, 
 pub(super) fn logs(request: pb::AppendJobLogsRequest) -> Result<LeaseReport> {
     let (id, lease) = lease_ids("", &request.job_id, &request.lease_id)?;
     check::within("lines", request.lines.len(), 1..=1_000)?;
-    let offset = request
-        .offset
-        .map(|offset| check::within("offset", offset, 0..=i64::MAX))
-        .transpose()?;
+    let offset = request.offset.map(|offset| check::within("offset", offset, 0..=i64::MAX)).transpose()?;
     let line = |(index, line): (usize, pb::JobLogLine)| {
         let field = |name: &str| format!("lines[{index}].{name}");
         let level = JobLogLevel::from_proto(&field("level"), line.level)?;
-        let timestamp = line
-            .timestamp
-            .map(|at| time::from_proto(&field("timestamp"), at));
+        let timestamp = line.timestamp.map(|at| time::from_proto(&field("timestamp"), at));
         Ok(LogLine {
             message: check::text(&field("message"), &line.message, 1..=10_000)?,
             level: level.unwrap_or(JobLogLevel::Info),

@@ -12,53 +12,15 @@ use crate::{
 };
 
 /// All job statuses, in the order of the protobuf enum.
-pub(super) const STATUSES: [JobStatus; 5] = [
-    JobStatus::Queued,
-    JobStatus::Running,
-    JobStatus::Completed,
-    JobStatus::Failed,
-    JobStatus::Cancelled,
-];
+pub(super) const STATUSES: [JobStatus; 5] =
+    [JobStatus::Queued, JobStatus::Running, JobStatus::Completed, JobStatus::Failed, JobStatus::Cancelled];
 
-proto_enum!(
-    JobStatus,
-    pb::JobStatus {
-        Queued,
-        Running,
-        Completed,
-        Failed,
-        Cancelled,
-    }
-);
-proto_enum!(
-    JobLogLevel,
-    pb::JobLogLevel {
-        Debug,
-        Info,
-        Warning,
-        Error,
-    }
-);
-proto_enum!(
-    JobAttemptStatus,
-    pb::JobAttemptStatus {
-        Started,
-        Succeeded,
-        Failed,
-        Cancelled,
-    }
-);
+proto_enum!(JobStatus, pb::JobStatus { Queued, Running, Completed, Failed, Cancelled });
+proto_enum!(JobLogLevel, pb::JobLogLevel { Debug, Info, Warning, Error });
+proto_enum!(JobAttemptStatus, pb::JobAttemptStatus { Started, Succeeded, Failed, Cancelled });
 proto_enum!(
     AttemptOutcome,
-    pb::JobAttemptOutcome {
-        Succeeded,
-        Failed,
-        TimedOut,
-        Rescued,
-        Released,
-        Snoozed,
-        Cancelled,
-    }
+    pb::JobAttemptOutcome { Succeeded, Failed, TimedOut, Rescued, Released, Snoozed, Cancelled }
 );
 
 /// Protobuf number of a status label. 0 for an unknown label, as another writer may have stored one.
@@ -106,9 +68,7 @@ impl From<job::Model> for pb::Job {
             cancel_requested_by: row.cancel_requested_by,
             cancel_reason: row.cancel_reason,
             unique_key: row.unique_key,
-            unique_states: unique_states
-                .map(|status| pb::JobStatus::from(status).into())
-                .collect(),
+            unique_states: unique_states.map(|status| pb::JobStatus::from(status).into()).collect(),
             request_id: row.request_id,
             schedule_id: row.schedule_id.map(|id| id.to_string()),
             tick_at: row.tick_at.map(time::to_proto),

@@ -13,11 +13,7 @@ const MAX_CHANGES_PER_RECORD: usize = 500;
 
 /// Builds the change of a job, without payload, result and traceback.
 pub(super) fn job_change(kind: JobChangeKind, job: job::Model) -> pb::JobChange {
-    pb::JobChange {
-        kind: kind.into(),
-        job: Some(light_job(job)),
-        ..Default::default()
-    }
+    pb::JobChange { kind: kind.into(), job: Some(light_job(job)), ..Default::default() }
 }
 
 /// Builds the change of a created job.
@@ -34,11 +30,7 @@ pub(super) fn deleted_change(job: &job::Model) -> pb::JobChange {
         queue_name: job.queue_name.clone(),
         ..Default::default()
     };
-    pb::JobChange {
-        kind: JobChangeKind::Deleted.into(),
-        job: Some(job),
-        ..Default::default()
-    }
+    pb::JobChange { kind: JobChangeKind::Deleted.into(), job: Some(job), ..Default::default() }
 }
 
 /// Builds the records of the changes of one transaction. Up to 500 changes share a record, because a busy queue

@@ -13,9 +13,7 @@ use super::{
     wakeups::Wakeups,
     worker::{assignments::Assignments, progress::ProgressThrottle},
 };
-use crate::{
-    batch::group_commit::GroupCommit, db::Db, error::Result, feed::Position, monitor::Feed,
-};
+use crate::{batch::group_commit::GroupCommit, db::Db, error::Result, feed::Position, monitor::Feed};
 
 /// Maximum number of jobs created by one transaction, unless a single call creates more.
 const MAX_JOBS_PER_TRANSACTION: usize = 2_000;
@@ -43,28 +41,11 @@ impl Queue {
         let (types, wakeups) = (LiveTypes::new(db.clone()), Wakeups::default());
         let by_key = db.by_key();
         let writer = JobWriter::start(&by_key, &types, &wakeups);
-        let dispatcher = Dispatcher::new(
-            by_key.clone(),
-            types.clone(),
-            wakeups.clone(),
-            writer.clone(),
-            shutdown.clone(),
-        );
-        let creator = Creator {
-            db: by_key,
-            wakeups: wakeups.clone(),
-        };
-        let concurrency = if db.backend() == DbBackend::Postgres {
-            CREATE_CONCURRENCY
-        } else {
-            1
-        };
-        let creator = GroupCommit::start(
-            Arc::new(creator),
-            concurrency,
-            MAX_JOBS_PER_TRANSACTION,
-            shutdown.clone(),
-        );
+        let dispatcher =
+            Dispatcher::new(by_key.clone(), types.clone(), wakeups.clone(), writer.clone(), shutdown.clone());
+        let creator = Creator { db: by_key, wakeups: wakeups.clone() };
+        let concurrency = if db.backend() == DbBackend::Postgres { CREATE_CONCURRENCY } else { 1 };
+        let creator = GroupCommit::start(Arc::new(creator), concurrency, MAX_JOBS_PER_TRANSACTION, shutdown.clone());
         Self {
             db,
             types,
@@ -86,17 +67,7 @@ impl Queue {
     /// Starts the background loops, reading the feed from a position.
     pub fn start(self, feed: Feed, from: Position) {
         let ticker = Ticker::new(self.db.clone(), self.types.clone(), self.wakeups.clone());
-        let Self {
-            db,
-            types,
-            wakeups,
-            writer,
-            dispatcher,
-            assignments,
-            throttle,
-            shutdown,
-            ..
-        } = self;
+        let Self { db, types, wakeups, writer, dispatcher, assignments, throttle, shutdown, .. } = self;
         tokio::spawn(dispatcher.run());
         tokio::spawn(types.follow(feed.clone(), from, shutdown.clone()));
         tokio::spawn(ticker.run(feed.clone(), from, shutdown.clone()));

@@ -60,12 +60,7 @@ impl Defaults {
             max_rescues: 3,
             timeout: Some(known.map_or(DEFAULT_TIMEOUT, |(_, timeout)| *timeout)),
             deadline: None,
-            retry: RetryPolicy {
-                initial_ms: 1_000,
-                max_ms: 30_000,
-                multiplier: 2.0,
-                jitter: 0.25,
-            },
+            retry: RetryPolicy { initial_ms: 1_000, max_ms: 30_000, multiplier: 2.0, jitter: 0.25 },
             dead_letter: true,
         }
     }
@@ -147,8 +142,7 @@ impl LiveTypes {
                     continue;
                 };
                 let is_type = |change: &Announcement| {
-                    matches!(change.update, Some(Update::JobType(_)))
-                        || change.is_unreadable(Topic::JobTypes)
+                    matches!(change.update, Some(Update::JobType(_))) || change.is_unreadable(Topic::JobTypes)
                 };
                 if entries.iter().any(|entry| is_type(&entry.item)) {
                     self.reload_until_success().await;
@@ -204,33 +198,16 @@ mod tests {
             ("", 600),
         ] {
             let defaults = types.defaults_of(name);
-            assert_eq!(
-                defaults.timeout,
-                Some(Duration::from_secs(seconds)),
-                "{name}"
-            );
-            let same = Defaults {
-                timeout: None,
-                ..Defaults::built_in("x")
-            };
+            assert_eq!(defaults.timeout, Some(Duration::from_secs(seconds)), "{name}");
+            let same = Defaults { timeout: None, ..Defaults::built_in("x") };
             let timeout = None;
-            assert_eq!(
-                Defaults {
-                    timeout,
-                    ..defaults
-                },
-                same,
-                "{name}"
-            );
+            assert_eq!(Defaults { timeout, ..defaults }, same, "{name}");
         }
     }
 
     #[test]
     fn what_settings_leave_out_is_built_in() {
-        assert_eq!(
-            Defaults::from_settings(&row("export")),
-            Defaults::built_in("export")
-        );
+        assert_eq!(Defaults::from_settings(&row("export")), Defaults::built_in("export"));
         let settings = job_type::Model {
             priority: Some(0),
             timeout_ms: Some(1_500),
@@ -244,10 +221,7 @@ mod tests {
             priority: 0,
             timeout: Some(Duration::from_millis(1_500)),
             deadline: Some(Duration::from_mins(1)),
-            retry: RetryPolicy {
-                jitter: 0.0,
-                ..built_in.retry
-            },
+            retry: RetryPolicy { jitter: 0.0, ..built_in.retry },
             dead_letter: false,
             ..built_in
         };
@@ -256,10 +230,7 @@ mod tests {
 
     #[test]
     fn zero_sets_no_timeout() {
-        let settings = job_type::Model {
-            timeout_ms: Some(0),
-            ..row("export")
-        };
+        let settings = job_type::Model { timeout_ms: Some(0), ..row("export") };
         assert_eq!(Defaults::from_settings(&settings).timeout, None);
     }
 }

@@ -69,12 +69,7 @@ impl Wakeups {
 
     /// Notifies the dispatcher of a queued job read from the feed. Jobs of this process are ignored: the dispatcher
     /// has been notified of them already.
-    pub(super) fn notify_observed(
-        &self,
-        version: JobVersion,
-        partition: Partition,
-        position: QueuePosition,
-    ) {
+    pub(super) fn notify_observed(&self, version: JobVersion, partition: Partition, position: QueuePosition) {
         let mut pending = self.0.pending.lock();
         if !pending.own.contains(&version) {
             pending.record(partition, position);
@@ -130,10 +125,7 @@ impl Wakeups {
     /// Takes the partitions with newly waiting jobs, and the queues with freed capacity or changed settings.
     pub(super) fn take_pending(&self) -> (HashMap<Partition, QueuePosition>, HashSet<String>) {
         let mut pending = self.0.pending.lock();
-        (
-            std::mem::take(&mut pending.waiting),
-            std::mem::take(&mut pending.freed),
-        )
+        (std::mem::take(&mut pending.waiting), std::mem::take(&mut pending.freed))
     }
 
     /// Waits for the next notification.

@@ -35,13 +35,7 @@ pub(super) enum WatchEvent {
 
 /// Watches the job until its end, or until the receiver is closed.
 pub(super) async fn watch(options: Options, events: mpsc::Sender<WatchEvent>) {
-    let mut watcher = Watcher {
-        options,
-        events,
-        cursor: String::new(),
-        last_line: 0,
-        pause: RETRY_PAUSES.0,
-    };
+    let mut watcher = Watcher { options, events, cursor: String::new(), last_line: 0, pause: RETRY_PAUSES.0 };
     loop {
         let sent = match watcher.follow().await {
             Ok(()) => return watcher.send_last(WatchEvent::Ended).await,
@@ -50,9 +44,7 @@ pub(super) async fn watch(options: Options, events: mpsc::Sender<WatchEvent>) {
                 continue;
             }
             Err(broken) if is_final(&broken) => {
-                return watcher
-                    .send_last(WatchEvent::Refused(broken.reason()))
-                    .await;
+                return watcher.send_last(WatchEvent::Refused(broken.reason())).await;
             }
             Err(broken) => watcher.send(WatchEvent::Broken(broken.reason())).await,
         };
@@ -114,11 +106,7 @@ impl Watcher {
     }
 
     /// Sends the log lines from before the start of the watch.
-    async fn send_lines(
-        &mut self,
-        jobs: &mut JobServiceClient<Channel>,
-        lines: i64,
-    ) -> Result<(), ConnectionError> {
+    async fn send_lines(&mut self, jobs: &mut JobServiceClient<Channel>, lines: i64) -> Result<(), ConnectionError> {
         let mut request = pb::ListJobLogsRequest {
             job_id: self.options.id.to_string(),
             page_size: LINES_PER_PAGE,
@@ -151,10 +139,7 @@ impl Watcher {
     }
 
     async fn send(&self, event: WatchEvent) -> Result<(), ConnectionError> {
-        self.events
-            .send(event)
-            .await
-            .map_err(|_| ConnectionError::Ended)
+        self.events.send(event).await.map_err(|_| ConnectionError::Ended)
     }
 
     async fn send_last(&self, event: WatchEvent) {

@@ -84,17 +84,9 @@ pub async fn run(options: Options) -> Result<Outcome, Error> {
     outcome
 }
 
-async fn print_events(
-    events: &mut mpsc::Receiver<WatchEvent>,
-    signals: &mut Signals,
-) -> Result<Outcome, Error> {
+async fn print_events(events: &mut mpsc::Receiver<WatchEvent>, signals: &mut Signals) -> Result<Outcome, Error> {
     let mut output = Output::new();
-    let mut state = State {
-        job: None,
-        kind: JobChangeKind::Existing,
-        ahead: TimeDelta::zero(),
-        broken: None,
-    };
+    let mut state = State { job: None, kind: JobChangeKind::Existing, ahead: TimeDelta::zero(), broken: None };
     // Displayed durations grow even without events.
     let mut seconds = interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -124,11 +116,7 @@ async fn print_events(
 
 impl State {
     /// Applies an event. Returns the result at the end of the job.
-    fn apply(
-        &mut self,
-        event: WatchEvent,
-        output: &mut Output,
-    ) -> io::Result<Option<Result<Outcome, Error>>> {
+    fn apply(&mut self, event: WatchEvent, output: &mut Output) -> io::Result<Option<Result<Outcome, Error>>> {
         self.broken = None;
         match event {
             WatchEvent::Time(time) => {
@@ -163,9 +151,7 @@ impl State {
             Some(JobStatus::Completed) => Ok(Outcome::Completed),
             Some(JobStatus::Failed) => Ok(Outcome::Failed),
             Some(JobStatus::Cancelled) => Ok(Outcome::Cancelled),
-            Some(JobStatus::Queued | JobStatus::Running | JobStatus::Unspecified) | None => {
-                Err(Error::WatchEnded)
-            }
+            Some(JobStatus::Queued | JobStatus::Running | JobStatus::Unspecified) | None => Err(Error::WatchEnded),
         }
     }
 }
@@ -184,12 +170,7 @@ struct Output {
 impl Output {
     fn new() -> Self {
         let stdout = io::stdout();
-        Self {
-            is_terminal: stdout.is_terminal(),
-            stdout,
-            last: String::new(),
-            is_broken: false,
-        }
+        Self { is_terminal: stdout.is_terminal(), stdout, last: String::new(), is_broken: false }
     }
 
     /// Redraws the line if it changed. Terminals only.
@@ -233,17 +214,11 @@ impl Output {
     }
 
     /// Reports a broken connection, once per disconnection. Files only.
-    #[expect(
-        clippy::print_stderr,
-        reason = "clients of the command line have no log"
-    )]
+    #[expect(clippy::print_stderr, reason = "clients of the command line have no log")]
     fn report_broken(&mut self, reason: &str) -> io::Result<()> {
         if !self.is_terminal && !std::mem::replace(&mut self.is_broken, true) {
             self.stdout.flush()?;
-            eprintln!(
-                "watchpost: no connection: {}; it is tried again",
-                escape(reason)
-            );
+            eprintln!("watchpost: no connection: {}; it is tried again", escape(reason));
         }
         Ok(())
     }

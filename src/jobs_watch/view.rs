@@ -47,11 +47,7 @@ pub(super) fn log_line(log: &pb::JobLog) -> String {
         JobLogLevel::Unspecified => "-",
     };
     let time = log.timestamp.and_then(time).map(format_time);
-    format!(
-        "{} {level} {}",
-        time.unwrap_or_default(),
-        escaped(&log.message)
-    )
+    format!("{} {level} {}", time.unwrap_or_default(), escaped(&log.message))
 }
 
 /// Parts of the text of a job at `now`, by the server's clock.
@@ -86,18 +82,10 @@ fn job_parts(state: &State, job: &pb::Job, now: DateTime<Utc>) -> Vec<String> {
         }
         JobStatus::Completed | JobStatus::Failed | JobStatus::Cancelled => {
             parts.push(status(job).into());
-            parts.extend(
-                attempt_duration(job)
-                    .map(|duration| format!("after {}", format_duration(duration))),
-            );
+            parts.extend(attempt_duration(job).map(|duration| format!("after {}", format_duration(duration))));
             let failed = job.status() == JobStatus::Failed;
             parts.extend(error(job).filter(|_| failed));
-            parts.extend(
-                job.cancel_reason
-                    .as_deref()
-                    .map(escaped)
-                    .filter(|_| !failed),
-            );
+            parts.extend(job.cancel_reason.as_deref().map(escaped).filter(|_| !failed));
         }
         JobStatus::Unspecified => parts.push(status(job).into()),
     }
@@ -119,11 +107,7 @@ fn status(job: &pb::Job) -> &'static str {
 fn bar(percent: i32) -> String {
     let percent = usize::try_from(percent.clamp(0, 100)).unwrap_or_default();
     let full = percent * BAR_WIDTH / 100;
-    format!(
-        "[{}{}] {percent:>3}%",
-        "|".repeat(full),
-        " ".repeat(BAR_WIDTH - full)
-    )
+    format!("[{}{}] {percent:>3}%", "|".repeat(full), " ".repeat(BAR_WIDTH - full))
 }
 
 fn items(job: &pb::Job) -> Option<String> {
@@ -179,11 +163,7 @@ fn error(job: &pb::Job) -> Option<String> {
 fn format_duration(length: TimeDelta) -> String {
     let seconds = length.num_seconds().max(0);
     let (hours, minutes, seconds) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
-    if hours > 0 {
-        format!("{hours}:{minutes:02}:{seconds:02}")
-    } else {
-        format!("{minutes}:{seconds:02}")
-    }
+    if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
 }
 
 fn format_time(time: DateTime<Utc>) -> String {
@@ -216,18 +196,10 @@ mod tests {
     use super::*;
 
     fn state(job: pb::Job) -> State {
-        State {
-            job: Some(job),
-            kind: JobChangeKind::Existing,
-            ahead: TimeDelta::zero(),
-            broken: None,
-        }
+        State { job: Some(job), kind: JobChangeKind::Existing, ahead: TimeDelta::zero(), broken: None }
     }
 
-    #[expect(
-        clippy::unnecessary_wraps,
-        reason = "the fields of messages are options"
-    )]
+    #[expect(clippy::unnecessary_wraps, reason = "the fields of messages are options")]
     fn at(seconds: i64) -> Option<Timestamp> {
         Some(Timestamp { seconds, nanos: 0 })
     }
@@ -268,30 +240,21 @@ mod tests {
 
     #[test]
     fn a_line_is_as_wide_as_there_is_room_for() {
-        let mut state = state(pb::Job {
-            current_step: Some("\u{6620}\u{50cf}".repeat(50)),
-            ..running()
-        });
+        let mut state = state(pb::Job { current_step: Some("\u{6620}\u{50cf}".repeat(50)), ..running() });
         state.broken = Some("it is silent".into());
         let whole = terminal_line(&state, now(1_050), 1_000);
         assert!(whole.ends_with("no connection: it is silent"), "{whole}");
         for width in 0..200 {
             let text = terminal_line(&state, now(1_050), width);
             let text_width = Span::raw(text).width();
-            assert!(
-                (width.saturating_sub(1)..=width).contains(&text_width),
-                "{width}"
-            );
+            assert!((width.saturating_sub(1)..=width).contains(&text_width), "{width}");
         }
     }
 
     #[test]
     fn what_a_terminal_would_obey_is_shown_instead() {
-        let job = pb::Job {
-            status: JobStatus::Failed.into(),
-            error_message: Some("a\x1b[2J\nb\x7fä".into()),
-            ..running()
-        };
+        let job =
+            pb::Job { status: JobStatus::Failed.into(), error_message: Some("a\x1b[2J\nb\x7fä".into()), ..running() };
         let text = terminal_line(&state(job), now(1_100), 200);
         assert_eq!(text, r"export  failed  a\u{1b}[2J\nb\u{7f}ä");
     }
@@ -308,15 +271,9 @@ mod tests {
             })
         };
         let text = terminal_line(&waiting(12_000), now(1_000), 200);
-        assert_eq!(
-            text,
-            "export  queued  attempt 1  in 3:03:20  no space (ENOSPC)"
-        );
+        assert_eq!(text, "export  queued  attempt 1  in 3:03:20  no space (ENOSPC)");
         let text = terminal_line(&waiting(993), now(1_000), 200);
-        assert_eq!(
-            text,
-            "export  queued  attempt 1  for 0:07  no space (ENOSPC)"
-        );
+        assert_eq!(text, "export  queued  attempt 1  for 0:07  no space (ENOSPC)");
     }
 
     #[test]
@@ -329,19 +286,10 @@ mod tests {
                 ..running()
             })
         };
-        assert_eq!(
-            terminal_line(&ended(999), now(0), 200),
-            "export  cancelled  after 1:40"
-        );
+        assert_eq!(terminal_line(&ended(999), now(0), 200), "export  cancelled  after 1:40");
         // The job waited for another attempt at its cancellation.
-        assert_eq!(
-            terminal_line(&ended(1_090), now(0), 200),
-            "export  cancelled"
-        );
-        let deleted = State {
-            kind: JobChangeKind::Deleted,
-            ..ended(1_090)
-        };
+        assert_eq!(terminal_line(&ended(1_090), now(0), 200), "export  cancelled");
+        let deleted = State { kind: JobChangeKind::Deleted, ..ended(1_090) };
         assert_eq!(terminal_line(&deleted, now(0), 200), "export  deleted");
     }
 }

@@ -42,13 +42,7 @@ impl Families {
     }
 
     /// Adds a family of existing metrics. A family without metrics is left out.
-    pub(super) fn add_metrics(
-        &mut self,
-        name: &str,
-        help: &str,
-        kind: MetricType,
-        metrics: Vec<Metric>,
-    ) {
+    pub(super) fn add_metrics(&mut self, name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) {
         if metrics.is_empty() {
             return;
         }
@@ -84,10 +78,7 @@ pub(super) fn pairs(labels: Labels) -> Vec<LabelPair> {
 }
 
 /// Count as a double. Rounded above 2^53.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "all values of the format are doubles"
-)]
+#[expect(clippy::cast_precision_loss, reason = "all values of the format are doubles")]
 pub(super) fn count(count: u64) -> f64 {
     count as f64
 }

@@ -33,137 +33,58 @@ struct Column {
 }
 
 const COLUMNS: [Column; 25] = [
-    column(
-        "DCGM_FI_DEV_SM_CLOCK",
-        "SM clock frequency (in MHz).",
-        |stats| stats.sm_clock.map(f64::from),
-    ),
-    column(
-        "DCGM_FI_DEV_MEM_CLOCK",
-        "Memory clock frequency (in MHz).",
-        |stats| stats.memory_clock.map(f64::from),
-    ),
-    column(
-        "DCGM_FI_DEV_MAX_SM_CLOCK",
-        "Maximum SM clock frequency (in MHz).",
-        |stats| stats.sm_clock_max.map(f64::from),
-    ),
-    column(
-        "DCGM_FI_DEV_MAX_MEM_CLOCK",
-        "Maximum memory clock frequency (in MHz).",
-        |stats| stats.memory_clock_max.map(f64::from),
-    ),
-    column(
-        "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",
-        "Clock throttle reasons, as a bit mask.",
-        |stats| gpu::throttle::mask(stats).map(count),
-    ),
-    column(
-        "DCGM_FI_DEV_PSTATE",
-        "Performance state, from 0 (fastest) to 15.",
-        |stats| stats.pstate.map(f64::from),
-    ),
-    column("DCGM_FI_DEV_GPU_TEMP", "GPU temperature (in C).", |stats| {
-        stats.temperature
+    column("DCGM_FI_DEV_SM_CLOCK", "SM clock frequency (in MHz).", |stats| stats.sm_clock.map(f64::from)),
+    column("DCGM_FI_DEV_MEM_CLOCK", "Memory clock frequency (in MHz).", |stats| stats.memory_clock.map(f64::from)),
+    column("DCGM_FI_DEV_MAX_SM_CLOCK", "Maximum SM clock frequency (in MHz).", |stats| {
+        stats.sm_clock_max.map(f64::from)
     }),
-    column(
-        "DCGM_FI_DEV_MEMORY_TEMP",
-        "Memory temperature (in C).",
-        |stats| stats.memory_temperature,
-    ),
-    column(
-        "DCGM_FI_DEV_SLOWDOWN_TEMP",
-        "Temperature at which clocks are throttled (in C).",
-        |stats| stats.temp_slowdown_threshold,
-    ),
-    column("DCGM_FI_DEV_POWER_USAGE", "Power draw (in W).", |stats| {
-        stats.power_usage
+    column("DCGM_FI_DEV_MAX_MEM_CLOCK", "Maximum memory clock frequency (in MHz).", |stats| {
+        stats.memory_clock_max.map(f64::from)
     }),
-    column(
-        "DCGM_FI_DEV_POWER_USAGE_INSTANT",
-        "Current power draw (in W).",
-        |stats| stats.power_usage_instant,
-    ),
+    column("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS", "Clock throttle reasons, as a bit mask.", |stats| {
+        gpu::throttle::mask(stats).map(count)
+    }),
+    column("DCGM_FI_DEV_PSTATE", "Performance state, from 0 (fastest) to 15.", |stats| stats.pstate.map(f64::from)),
+    column("DCGM_FI_DEV_GPU_TEMP", "GPU temperature (in C).", |stats| stats.temperature),
+    column("DCGM_FI_DEV_MEMORY_TEMP", "Memory temperature (in C).", |stats| stats.memory_temperature),
+    column("DCGM_FI_DEV_SLOWDOWN_TEMP", "Temperature at which clocks are throttled (in C).", |stats| {
+        stats.temp_slowdown_threshold
+    }),
+    column("DCGM_FI_DEV_POWER_USAGE", "Power draw (in W).", |stats| stats.power_usage),
+    column("DCGM_FI_DEV_POWER_USAGE_INSTANT", "Current power draw (in W).", |stats| stats.power_usage_instant),
     Column {
         kind: COUNTER,
-        ..column(
-            "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION",
-            "Energy drawn since the driver was loaded (in mJ).",
-            |stats| whole(stats.energy_consumption),
-        )
+        ..column("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", "Energy drawn since the driver was loaded (in mJ).", |stats| {
+            whole(stats.energy_consumption)
+        })
     },
-    column(
-        "DCGM_FI_DEV_ENFORCED_POWER_LIMIT",
-        "The power limit in force (in W).",
-        |stats| stats.power_limit,
-    ),
-    column(
-        "DCGM_FI_DEV_FAN_SPEED",
-        "Intended speed of the fastest fan (in %).",
-        |stats| stats.fan_speed.map(f64::from),
-    ),
-    column("DCGM_FI_DEV_GPU_UTIL", "GPU utilization (in %).", |stats| {
-        stats.gpu_utilization
+    column("DCGM_FI_DEV_ENFORCED_POWER_LIMIT", "The power limit in force (in W).", |stats| stats.power_limit),
+    column("DCGM_FI_DEV_FAN_SPEED", "Intended speed of the fastest fan (in %).", |stats| {
+        stats.fan_speed.map(f64::from)
     }),
-    column(
-        "DCGM_FI_DEV_MEM_COPY_UTIL",
-        "Memory utilization: share of time with memory access (in %).",
-        |stats| stats.memory_bandwidth_utilization,
-    ),
-    column(
-        "DCGM_FI_DEV_ENC_UTIL",
-        "Encoder utilization (in %).",
-        |stats| stats.encoder_utilization.map(f64::from),
-    ),
-    column(
-        "DCGM_FI_DEV_DEC_UTIL",
-        "Decoder utilization (in %).",
-        |stats| stats.decoder_utilization.map(f64::from),
-    ),
-    column(
-        "DCGM_FI_DEV_FB_TOTAL",
-        "Framebuffer memory (in MiB).",
-        |stats| whole(stats.memory_total),
-    ),
-    column(
-        "DCGM_FI_DEV_FB_USED",
-        "Framebuffer memory used, without the driver's reserve (in MiB).",
-        |stats| whole(stats.memory_used),
-    ),
-    column(
-        "DCGM_FI_DEV_FB_FREE",
-        "Framebuffer memory not used: the total less what is used (in MiB).",
-        |stats| {
-            whole(
-                stats
-                    .memory_total
-                    .zip(stats.memory_used)
-                    .map(|(total, used)| total - used),
-            )
-        },
-    ),
-    column(
-        "DCGM_FI_DEV_BAR1_USED",
-        "BAR1 memory used (in MiB).",
-        |stats| whole(stats.bar1_used),
-    ),
-    column(
-        "DCGM_FI_DEV_PCIE_LINK_GEN",
-        "Current PCIe generation.",
-        |stats| stats.pcie_link_gen.map(f64::from),
-    ),
-    column(
-        "DCGM_FI_DEV_PCIE_LINK_WIDTH",
-        "Current number of PCIe lanes.",
-        |stats| stats.pcie_link_width.map(f64::from),
-    ),
+    column("DCGM_FI_DEV_GPU_UTIL", "GPU utilization (in %).", |stats| stats.gpu_utilization),
+    column("DCGM_FI_DEV_MEM_COPY_UTIL", "Memory utilization: share of time with memory access (in %).", |stats| {
+        stats.memory_bandwidth_utilization
+    }),
+    column("DCGM_FI_DEV_ENC_UTIL", "Encoder utilization (in %).", |stats| stats.encoder_utilization.map(f64::from)),
+    column("DCGM_FI_DEV_DEC_UTIL", "Decoder utilization (in %).", |stats| stats.decoder_utilization.map(f64::from)),
+    column("DCGM_FI_DEV_FB_TOTAL", "Framebuffer memory (in MiB).", |stats| whole(stats.memory_total)),
+    column("DCGM_FI_DEV_FB_USED", "Framebuffer memory used, without the driver's reserve (in MiB).", |stats| {
+        whole(stats.memory_used)
+    }),
+    column("DCGM_FI_DEV_FB_FREE", "Framebuffer memory not used: the total less what is used (in MiB).", |stats| {
+        whole(stats.memory_total.zip(stats.memory_used).map(|(total, used)| total - used))
+    }),
+    column("DCGM_FI_DEV_BAR1_USED", "BAR1 memory used (in MiB).", |stats| whole(stats.bar1_used)),
+    column("DCGM_FI_DEV_PCIE_LINK_GEN", "Current PCIe generation.", |stats| stats.pcie_link_gen.map(f64::from)),
+    column("DCGM_FI_DEV_PCIE_LINK_WIDTH", "Current number of PCIe lanes.", |stats| {
+        stats.pcie_link_width.map(f64::from)
+    }),
     Column {
         kind: COUNTER,
-        ..column(
-            "DCGM_FI_DEV_PCIE_REPLAY_COUNTER",
-            "PCIe replays: retransmitted packets.",
-            |stats| whole(stats.pcie_replay_counter),
-        )
+        ..column("DCGM_FI_DEV_PCIE_REPLAY_COUNTER", "PCIe replays: retransmitted packets.", |stats| {
+            whole(stats.pcie_replay_counter)
+        })
     },
 ];
 
@@ -179,50 +100,30 @@ const OWN_COLUMNS: [Column; 4] = [
         "PCIe throughput received by the GPU since the sample before, in bytes per second.",
         |stats| whole(stats.pcie_rx_throughput).map(|kilobytes| kilobytes * 1000.0),
     ),
-    column(
-        "watchpost_gpu_compute_processes",
-        "Processes with a compute context.",
-        |stats| stats.compute_processes_count.map(f64::from),
-    ),
-    column(
-        "watchpost_gpu_inferences_per_second",
-        "Inferences per second, as the pipeline reports them.",
-        |stats| stats.inference_fps,
-    ),
+    column("watchpost_gpu_compute_processes", "Processes with a compute context.", |stats| {
+        stats.compute_processes_count.map(f64::from)
+    }),
+    column("watchpost_gpu_inferences_per_second", "Inferences per second, as the pipeline reports them.", |stats| {
+        stats.inference_fps
+    }),
 ];
 
-const fn column(
-    name: &'static str,
-    help: &'static str,
-    value: fn(&GpuStats) -> Option<f64>,
-) -> Column {
-    Column {
-        name,
-        help,
-        kind: GAUGE,
-        value,
-    }
+const fn column(name: &'static str, help: &'static str, value: fn(&GpuStats) -> Option<f64>) -> Column {
+    Column { name, help, kind: GAUGE, value }
 }
 
 fn whole(value: Option<i64>) -> Option<f64> {
     value.and_then(|value| u64::try_from(value).ok()).map(count)
 }
 
-pub(super) fn collect(
-    families: &mut Families,
-    gpus: &LiveGpus,
-    interval: Duration,
-    now: DateTime<Utc>,
-) {
+pub(super) fn collect(families: &mut Families, gpus: &LiveGpus, interval: Duration, now: DateTime<Utc>) {
     let delta = |time| TimeDelta::from_std(time).unwrap_or(TimeDelta::MAX);
     // The process that relays a reading exports the reading itself.
     let mut readings = gpus.readings();
     readings.retain(|reading| reading.origin != Origin::Relayed);
     let is_fresh = |reading: &Reading| {
         // Other hosts may have other intervals.
-        let max_age = reading
-            .since_previous
-            .map(|elapsed| elapsed * MAX_MISSED_INTERVALS);
+        let max_age = reading.since_previous.map(|elapsed| elapsed * MAX_MISSED_INTERVALS);
         let max_age = max_age.unwrap_or(delta(interval) * MAX_MISSED_INTERVALS);
         now - reading.taken_at <= max_age.max(delta(MIN_FRESHNESS))
     };
@@ -232,9 +133,7 @@ pub(super) fn collect(
         .map(|reading| (labels(gpus, &reading.stats), gpus.carried(reading)))
         .collect();
     for column in COLUMNS.iter().chain(&OWN_COLUMNS) {
-        let values = fresh
-            .iter()
-            .filter_map(|(labels, stats)| Some((labels.clone(), (column.value)(stats)?)));
+        let values = fresh.iter().filter_map(|(labels, stats)| Some((labels.clone(), (column.value)(stats)?)));
         families.add(column.name, column.help, column.kind, values);
     }
     families.add(
@@ -255,20 +154,13 @@ pub(super) fn collect(
         "watchpost_gpu_up",
         "1 if a recent sample of the GPU has values, else 0.",
         GAUGE,
-        readings.iter().map(|reading| {
-            (
-                identity_labels(&reading.stats),
-                if up(reading) { 1.0 } else { 0.0 },
-            )
-        }),
+        readings.iter().map(|reading| (identity_labels(&reading.stats), if up(reading) { 1.0 } else { 0.0 })),
     );
     families.add(
         "watchpost_gpu_samples_total",
         "Samples of the GPU since the server started.",
         COUNTER,
-        readings
-            .iter()
-            .map(|reading| (identity_labels(&reading.stats), count(reading.number))),
+        readings.iter().map(|reading| (identity_labels(&reading.stats), count(reading.number))),
     );
     collect_events(families, gpus, &readings);
     collect_costs(families, gpus.costs());
@@ -278,23 +170,17 @@ pub(super) fn collect(
 /// tools miss the first value of a new series.
 fn collect_events(families: &mut Families, gpus: &LiveGpus, readings: &[Arc<Reading>]) {
     let mut counts = gpus.event_counts().snapshot();
-    let whole = readings
-        .iter()
-        .filter(|reading| reading.stats.mig_parent_uuid.is_none());
+    let whole = readings.iter().filter(|reading| reading.stats.mig_parent_uuid.is_none());
     for reading in whole {
         for kind in GpuEventKind::iter() {
             let key = (reading.stats.gpu_uuid.clone(), kind);
             counts.entry(key).or_default();
         }
     }
-    let mut sorted: Vec<_> = counts
-        .into_iter()
-        .map(|((uuid, kind), stored)| (uuid.unwrap_or_default(), kind.to_value(), stored))
-        .collect();
+    let mut sorted: Vec<_> =
+        counts.into_iter().map(|((uuid, kind), stored)| (uuid.unwrap_or_default(), kind.to_value(), stored)).collect();
     sorted.sort_unstable();
-    let values = sorted
-        .into_iter()
-        .map(|(uuid, kind, stored)| (vec![("UUID", uuid), ("kind", kind)], count(stored)));
+    let values = sorted.into_iter().map(|(uuid, kind, stored)| (vec![("UUID", uuid), ("kind", kind)], count(stored)));
     families.add(
         "watchpost_gpu_events_total",
         "Events of the GPU since the server started, such as XID errors.",
@@ -313,18 +199,10 @@ fn collect_costs(families: &mut Families, costs: &Costs) {
         });
         families.add(name, help, kind, values);
     };
-    family(
-        "watchpost_nvml_calls_total",
-        "Calls into NVML, by kind of call.",
-        COUNTER,
-        |cost| count(cost.calls),
-    );
-    family(
-        "watchpost_nvml_call_seconds_total",
-        "Total time of the calls into NVML, in seconds.",
-        COUNTER,
-        |cost| cost.total.as_secs_f64(),
-    );
+    family("watchpost_nvml_calls_total", "Calls into NVML, by kind of call.", COUNTER, |cost| count(cost.calls));
+    family("watchpost_nvml_call_seconds_total", "Total time of the calls into NVML, in seconds.", COUNTER, |cost| {
+        cost.total.as_secs_f64()
+    });
     family(
         "watchpost_nvml_call_longest_seconds",
         "Time of the longest call into NVML since the server started, in seconds.",
@@ -336,10 +214,7 @@ fn collect_costs(families: &mut Families, costs: &Costs) {
 /// Labels that identify the GPU.
 fn identity_labels(stats: &GpuStats) -> Labels {
     let index = stats.gpu_index.map(|index| index.to_string());
-    vec![
-        ("gpu", index.unwrap_or_default()),
-        ("UUID", stats.gpu_uuid.clone().unwrap_or_default()),
-    ]
+    vec![("gpu", index.unwrap_or_default()), ("UUID", stats.gpu_uuid.clone().unwrap_or_default())]
 }
 
 /// Labels of the exporter of DCGM. Unknown labels are left out, which equals an empty value.
@@ -362,9 +237,7 @@ fn labels(gpus: &LiveGpus, stats: &GpuStats) -> Labels {
     ];
     let mut labels = identity_labels(stats);
     labels.extend(
-        optional_labels
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value.filter(|value| !value.is_empty())?))),
+        optional_labels.into_iter().filter_map(|(name, value)| Some((name, value.filter(|value| !value.is_empty())?))),
     );
     labels
 }
@@ -379,9 +252,7 @@ fn throttle_values(stats: &GpuStats) -> Vec<(Labels, f64)> {
         (name.to_lowercase(), mask & bit != 0)
     });
     let unnamed_bits = gpu::throttle::unnamed_bits(mask);
-    let unnamed = (0..u64::BITS)
-        .filter(|bit| unnamed_bits >> bit & 1 == 1)
-        .map(|bit| (format!("bit_{bit}"), true));
+    let unnamed = (0..u64::BITS).filter(|bit| unnamed_bits >> bit & 1 == 1).map(|bit| (format!("bit_{bit}"), true));
     let value = |(reason, holds)| {
         let mut labels = identity_labels(stats);
         labels.push(("reason", reason));

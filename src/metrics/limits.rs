@@ -12,12 +12,7 @@ pub(super) fn collect(families: &mut Families, limits: &Limits) {
     let (bytes, limit_bytes) = unfinished.memory();
     let (snapshot_bytes, snapshot_limit_bytes) = limits.snapshots.memory();
     let figures: [(&str, &str, MetricType, u64); 11] = [
-        (
-            "watchpost_calls",
-            "Calls that are under way, open streams included.",
-            GAUGE,
-            calls.open() as u64,
-        ),
+        ("watchpost_calls", "Calls that are under way, open streams included.", GAUGE, calls.open() as u64),
         (
             "watchpost_calls_max",
             "Calls that may be under way; further calls are refused with TOO_MANY_CALLS.",
@@ -36,18 +31,8 @@ pub(super) fn collect(families: &mut Families, limits: &Limits) {
             GAUGE,
             limits.calls_per_connection.into(),
         ),
-        (
-            "watchpost_unfinished_requests",
-            "Requests that have not arrived whole.",
-            GAUGE,
-            unfinished.requests() as u64,
-        ),
-        (
-            "watchpost_unfinished_bytes",
-            "Received bytes of requests that have not arrived whole.",
-            GAUGE,
-            bytes,
-        ),
+        ("watchpost_unfinished_requests", "Requests that have not arrived whole.", GAUGE, unfinished.requests() as u64),
+        ("watchpost_unfinished_bytes", "Received bytes of requests that have not arrived whole.", GAUGE, bytes),
         (
             "watchpost_unfinished_limit_bytes",
             "Limit of received bytes of requests that have not arrived whole; beyond the limit, some of these requests are ended.",
@@ -66,12 +51,7 @@ pub(super) fn collect(families: &mut Families, limits: &Limits) {
             COUNTER,
             unfinished.evicted(),
         ),
-        (
-            "watchpost_snapshot_bytes",
-            "Bytes of the snapshots that watches are reading.",
-            GAUGE,
-            snapshot_bytes,
-        ),
+        ("watchpost_snapshot_bytes", "Bytes of the snapshots that watches are reading.", GAUGE, snapshot_bytes),
         (
             "watchpost_snapshot_limit_bytes",
             "Bytes that snapshots may take; further ones are refused with SERVER_BUSY.",

@@ -36,8 +36,7 @@ use crate::{
     rpc::{
         calls::Calls,
         limits::{
-            admission::Admission, call_limit::CallLimit, snapshots::SnapshotMemory,
-            unfinished::UnfinishedRequests,
+            admission::Admission, call_limit::CallLimit, snapshots::SnapshotMemory, unfinished::UnfinishedRequests,
         },
     },
     server::connections::Connections,
@@ -81,12 +80,7 @@ impl Metrics {
     /// All metrics with their current values, in the text format.
     pub async fn text(&self) -> String {
         let mut families = Families::default();
-        gpu::collect(
-            &mut families,
-            &self.gpus,
-            self.gpu_interval,
-            crate::gpu::present(),
-        );
+        gpu::collect(&mut families, &self.gpus, self.gpu_interval, crate::gpu::present());
         rpc::collect(&mut families, &self.calls);
         connections::collect(&mut families, &self.connections);
         rpc::collect_memory(&mut families, &self.admission);
@@ -132,10 +126,7 @@ impl Metrics {
             f64::from(u32::try_from(clock::steps()).unwrap_or(u32::MAX)),
         );
         let zones = time_zones::source();
-        let labels = vec![
-            ("version", zones.version().to_string()),
-            ("source", zones.place()),
-        ];
+        let labels = vec![("version", zones.version().to_string()), ("source", zones.place())];
         families.add(
             "watchpost_time_zones_info",
             "The time zone database in use, by its version and folder; always 1.",

@@ -27,42 +27,21 @@ pub(super) fn collect(families: &mut Families) {
     };
     let status = read("/proc/self/status").unwrap_or_default();
     let bytes = |name| Some(count(number_after(&status, name)? * 1024));
-    gauge(
-        "process_resident_memory_bytes",
-        "Memory that is resident, in bytes.",
-        bytes("VmRSS:"),
-    );
-    gauge(
-        "process_virtual_memory_bytes",
-        "Virtual memory, in bytes.",
-        bytes("VmSize:"),
-    );
-    gauge(
-        "process_threads",
-        "Threads of the operating system.",
-        number_after(&status, "Threads:").map(count),
-    );
+    gauge("process_resident_memory_bytes", "Memory that is resident, in bytes.", bytes("VmRSS:"));
+    gauge("process_virtual_memory_bytes", "Virtual memory, in bytes.", bytes("VmSize:"));
+    gauge("process_threads", "Threads of the operating system.", number_after(&status, "Threads:").map(count));
     // The open directory is one of the descriptors.
     let open = std::fs::read_dir("/proc/self/fd").map(|files| files.count().saturating_sub(1));
-    gauge(
-        "process_open_fds",
-        "Open file descriptors.",
-        open.ok().map(|open| count(open as u64)),
-    );
+    gauge("process_open_fds", "Open file descriptors.", open.ok().map(|open| count(open as u64)));
     let limits = read("/proc/self/limits").unwrap_or_default();
-    gauge(
-        "process_max_fds",
-        "Limit of open file descriptors.",
-        number_after(&limits, "Max open files").map(count),
-    );
+    gauge("process_max_fds", "Limit of open file descriptors.", number_after(&limits, "Max open files").map(count));
     let stat = read("/proc/self/stat").unwrap_or_default();
     let boot = read("/proc/stat").and_then(|stat| number_after(&stat, "btime"));
     gauge(
         "process_start_time_seconds",
         "Start time of the process, in seconds since 1970.",
-        boot.zip(start_ticks(&stat)).map(|(boot, ticks)| {
-            count(boot) + count(ticks) / count(rustix::param::clock_ticks_per_second())
-        }),
+        boot.zip(start_ticks(&stat))
+            .map(|(boot, ticks)| count(boot) + count(ticks) / count(rustix::param::clock_ticks_per_second())),
     );
 }
 
@@ -90,10 +69,7 @@ mod tests {
         assert_eq!(number_after(status, "VmRSS:"), Some(1234));
         assert_eq!(number_after(status, "Threads:"), Some(7));
         assert_eq!(number_after(status, "Nope:"), None);
-        assert_eq!(
-            number_after("Max open files   1024   4096  files\n", "Max open files"),
-            Some(1024)
-        );
+        assert_eq!(number_after("Max open files   1024   4096  files\n", "Max open files"), Some(1024));
         let stat = "42 (a) b) S 1 42 42 0 -1 4194304 100 0 0 0 10 5 0 0 20 0 4 0 777 1 2";
         assert_eq!(start_ticks(stat), Some(777));
         assert_eq!(start_ticks("nonsense"), None);

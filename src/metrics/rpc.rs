@@ -15,9 +15,7 @@ pub(super) fn collect(families: &mut Families, calls: &Calls) {
         "grpc_server_started_total",
         "Calls that began.",
         MetricType::COUNTER,
-        methods
-            .iter()
-            .map(|method| (labels(method), count(method.started()))),
+        methods.iter().map(|method| (labels(method), count(method.started()))),
     );
     families.add(
         "grpc_server_handled_total",

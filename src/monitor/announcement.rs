@@ -22,11 +22,7 @@ impl Announcement {
     /// Completes a recorded change with its cursor and its transaction.
     pub fn from_change(change: &Change, cursor: String) -> Self {
         // Fields of an encoded message may be appended in any order.
-        let tail = pb::WatchResponse {
-            cursor,
-            commit: Some(change.commit),
-            ..Default::default()
-        };
+        let tail = pb::WatchResponse { cursor, commit: Some(change.commit), ..Default::default() };
         let response = match pb::WatchResponse::decode(change.message.clone()) {
             Ok(response) => response,
             Err(error) => return Self::unreadable(change, &error, tail),
@@ -34,10 +30,7 @@ impl Announcement {
         let mut encoded = BytesMut::with_capacity(change.message.len() + tail.encoded_len());
         encoded.put_slice(&change.message);
         encoded.put_slice(&tail.encode_to_vec());
-        Self {
-            update: response.update,
-            encoded: encoded.freeze(),
-        }
+        Self { update: response.update, encoded: encoded.freeze() }
     }
 
     /// Replacement for a change that cannot be decoded, which subscribers could not decode either.
@@ -51,10 +44,7 @@ impl Announcement {
             })),
             ..tail
         };
-        Self {
-            encoded: response.encode_to_vec().into(),
-            update: response.update,
-        }
+        Self { encoded: response.encode_to_vec().into(), update: response.update }
     }
 
     /// Returns true if this is a change of the topic that could not be decoded.
@@ -83,11 +73,7 @@ mod tests {
     #[test]
     fn a_change_that_cannot_be_decoded_is_announced_as_such() {
         let change = Change {
-            position: Position {
-                xid: 1,
-                seq: 9,
-                ..Position::default()
-            },
+            position: Position { xid: 1, seq: 9, ..Position::default() },
             commit: 3,
             ends_commit: true,
             topic: "alerts".into(),
@@ -109,17 +95,8 @@ mod tests {
 
     #[test]
     fn an_announcement_is_the_recorded_change_with_its_cursor() {
-        let alert = pb::AlertChange {
-            kind: 1,
-            alert: Some(pb::Alert {
-                event_id: 7,
-                ..Default::default()
-            }),
-        };
-        let recorded = pb::WatchResponse {
-            update: Some(Update::Alert(alert)),
-            ..Default::default()
-        };
+        let alert = pb::AlertChange { kind: 1, alert: Some(pb::Alert { event_id: 7, ..Default::default() }) };
+        let recorded = pb::WatchResponse { update: Some(Update::Alert(alert)), ..Default::default() };
         let change = Change {
             position: Position::default(),
             commit: 3,
@@ -131,14 +108,7 @@ mod tests {
         };
         let announcement = Announcement::from_change(&change, "here".into());
         let sent = pb::WatchResponse::decode(announcement.encoded).unwrap();
-        assert_eq!(
-            sent,
-            pb::WatchResponse {
-                cursor: "here".into(),
-                commit: Some(3),
-                ..recorded
-            }
-        );
+        assert_eq!(sent, pb::WatchResponse { cursor: "here".into(), commit: Some(3), ..recorded });
         assert_eq!(announcement.update, sent.update);
     }
 }

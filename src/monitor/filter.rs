@@ -29,45 +29,19 @@ impl Filter {
     /// Parses and checks the filters of a request.
     pub(super) fn parse(request: &pb::WatchRequest) -> Result<Self> {
         let topic = |(index, number): (usize, &i32)| match pb::Topic::try_from(*number) {
-            Ok(pb::Topic::Unspecified) => Err(Error::invalid(
-                format!("topics[{index}]"),
-                "must not be unspecified",
-            )),
+            Ok(pb::Topic::Unspecified) => Err(Error::invalid(format!("topics[{index}]"), "must not be unspecified")),
             Ok(topic) => Ok(topic),
-            Err(_) => Err(Error::invalid(
-                format!("topics[{index}]"),
-                "is not a value that this server knows",
-            )),
+            Err(_) => Err(Error::invalid(format!("topics[{index}]"), "is not a value that this server knows")),
         };
-        let topics = request
-            .topics
-            .iter()
-            .enumerate()
-            .map(topic)
-            .collect::<Result<_>>()?;
+        let topics = request.topics.iter().enumerate().map(topic).collect::<Result<_>>()?;
         let alerts = request.alert_filter.clone().unwrap_or_default();
         AlertSeverity::all_from_proto("alert_filter.severities", &alerts.severities)?;
         AlertStatus::all_from_proto("alert_filter.statuses", &alerts.statuses)?;
         let rule_ids = check::uuids("alert_filter.rule_ids", &alerts.rule_ids)?;
-        let camera_ids = check::texts(
-            "alert_filter.camera_ids",
-            &alerts.camera_ids,
-            MAX_FILTER_VALUES,
-            &(1..=64),
-        )?;
-        let channels = check::texts(
-            "alert_filter.channels",
-            &alerts.channels,
-            MAX_FILTER_VALUES,
-            &(1..=100),
-        )?;
+        let camera_ids = check::texts("alert_filter.camera_ids", &alerts.camera_ids, MAX_FILTER_VALUES, &(1..=64))?;
+        let channels = check::texts("alert_filter.channels", &alerts.channels, MAX_FILTER_VALUES, &(1..=100))?;
         let gpus = request.gpu_stats_filter.clone().unwrap_or_default();
-        let gpu_uuids = check::texts(
-            "gpu_stats_filter.gpu_uuids",
-            &gpus.gpu_uuids,
-            MAX_FILTER_VALUES,
-            &(1..=96),
-        )?;
+        let gpu_uuids = check::texts("gpu_stats_filter.gpu_uuids", &gpus.gpu_uuids, MAX_FILTER_VALUES, &(1..=96))?;
         Ok(Self {
             topics,
             severities: alerts.severities.into_iter().collect(),
@@ -86,11 +60,7 @@ impl Filter {
 
     /// Returns true if the filter includes any topic of the change feed: any topic but live GPU stats.
     pub(super) fn includes_changes(&self) -> bool {
-        self.topics.is_empty()
-            || self
-                .topics
-                .iter()
-                .any(|topic| *topic != pb::Topic::GpuStats)
+        self.topics.is_empty() || self.topics.iter().any(|topic| *topic != pb::Topic::GpuStats)
     }
 
     /// Returns true if the filter includes GPU stats.
@@ -119,10 +89,7 @@ impl Filter {
     /// Returns true if the fields of a change match the filter of its topic.
     fn matches_fields(&self, update: &Update) -> bool {
         if let Update::Alert(change) = update {
-            return change
-                .alert
-                .as_ref()
-                .is_some_and(|alert| self.matches_alert(alert));
+            return change.alert.as_ref().is_some_and(|alert| self.matches_alert(alert));
         }
         if let Update::GpuEvent(event) = update {
             return self.includes_gpu(event.gpu_uuid.as_deref().unwrap_or_default());
@@ -138,10 +105,6 @@ impl Filter {
             && (self.statuses.is_empty() || self.statuses.contains(&alert.status))
             && allows(&self.rule_ids, alert.rule_id.as_ref())
             && allows(&self.camera_ids, alert.camera_id.as_ref())
-            && (self.channels.is_empty()
-                || alert
-                    .channels
-                    .iter()
-                    .any(|name| self.channels.contains(name)))
+            && (self.channels.is_empty() || alert.channels.iter().any(|name| self.channels.contains(name)))
     }
 }

@@ -37,10 +37,7 @@ use crate::{
 
 /// Bytes appended to the last change of a transaction.
 static COMMIT_END: LazyLock<Bytes> = LazyLock::new(|| {
-    let end = pb::WatchResponse {
-        commit_end: true,
-        ..Default::default()
-    };
+    let end = pb::WatchResponse { commit_end: true, ..Default::default() };
     end.encode_to_vec().into()
 });
 
@@ -48,8 +45,7 @@ static COMMIT_END: LazyLock<Bytes> = LazyLock::new(|| {
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// Bounds of the requested interval of heartbeats.
-const HEARTBEAT_RANGE: RangeInclusive<Duration> =
-    Duration::from_millis(100)..=Duration::from_mins(5);
+const HEARTBEAT_RANGE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(5);
 
 /// Limits of the monitor, and the retention of the feed.
 #[derive(Debug, Clone)]
@@ -114,14 +110,7 @@ impl Monitor {
         let filter = Filter::parse(&request)?;
         let heartbeat = heartbeat_interval(request.heartbeat_interval)?;
         let (start, snapshot) = self.start(&request).await?;
-        let watch = Watch {
-            monitor: self.clone(),
-            filter,
-            start,
-            held: None,
-            sent: HashMap::new(),
-            _permit: permit,
-        };
+        let watch = Watch { monitor: self.clone(), filter, start, held: None, sent: HashMap::new(), _permit: permit };
         Ok(watch.stream(heartbeat, snapshot))
     }
 
@@ -150,10 +139,7 @@ impl Monitor {
     pub(super) async fn feed_status(&self) -> Result<pb::GetFeedStatusResponse> {
         let status = self.feed.status().await?;
         let cursors = self.feed.cursors();
-        let Retention {
-            max_age,
-            max_changes,
-        } = self.settings.retention;
+        let Retention { max_age, max_changes } = self.settings.retention;
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         Ok(pb::GetFeedStatusResponse {
             earliest_cursor: cursors.encode(status.earliest),
@@ -279,14 +265,8 @@ impl Watch {
     }
 
     /// Messages of the snapshot, followed by the end of the snapshot.
-    fn snapshot_messages(
-        &mut self,
-        snapshot: Arc<Snapshot>,
-    ) -> impl Stream<Item = Result<EncodedResponse>> + Send {
-        let own = |shared: &Bytes| EncodedResponse {
-            shared: shared.clone(),
-            own: Bytes::new(),
-        };
+    fn snapshot_messages(&mut self, snapshot: Arc<Snapshot>) -> impl Stream<Item = Result<EncodedResponse>> + Send {
+        let own = |shared: &Bytes| EncodedResponse { shared: shared.clone(), own: Bytes::new() };
         try_stream! {
             let mut end = pb::SnapshotEnd::default();
             let live = self.monitor.gpus.readings();
@@ -324,8 +304,7 @@ impl Watch {
     }
 
     fn includes(&self, entry: &Entry<Announcement>) -> bool {
-        !self.start.seen.contains(entry.position.xid)
-            && self.filter.matches(entry.item.update.as_ref())
+        !self.start.seen.contains(entry.position.xid) && self.filter.matches(entry.item.update.as_ref())
     }
 
     /// Encoded change, with the bytes for this subscriber.
@@ -345,10 +324,7 @@ impl Watch {
         } else {
             Bytes::new()
         };
-        EncodedResponse {
-            shared: entry.item.encoded.clone(),
-            own,
-        }
+        EncodedResponse { shared: entry.item.encoded.clone(), own }
     }
 
     /// Cursor for a response that is not part of the feed.
@@ -365,11 +341,7 @@ impl Watch {
     async fn heartbeat(&mut self) -> pb::WatchResponse {
         // The heartbeat must be sent even while the database is away.
         let lag = if self.filter.includes_changes() {
-            self.monitor
-                .feed
-                .backlog_after(self.start.position)
-                .await
-                .ok()
+            self.monitor.feed.backlog_after(self.start.position).await.ok()
         } else {
             None
         };
@@ -380,10 +352,7 @@ impl Watch {
             behind: Some(time::duration_to_proto(lag_time)),
             history_id: self.monitor.feed.history_id(),
         };
-        pb::WatchResponse {
-            cursor: self.cursor(),
-            ..response(Update::Heartbeat(heartbeat))
-        }
+        pb::WatchResponse { cursor: self.cursor(), ..response(Update::Heartbeat(heartbeat)) }
     }
 
     /// Newest sample of every GPU with samples since the last sent one.
@@ -402,25 +371,16 @@ impl Watch {
                 gpu_stats_skipped: i64::try_from(skipped).unwrap_or(i64::MAX),
                 ..Default::default()
             };
-            messages.push(EncodedResponse {
-                shared: reading.encoded(),
-                own: own.encode_to_vec().into(),
-            });
+            messages.push(EncodedResponse { shared: reading.encoded(), own: own.encode_to_vec().into() });
         }
         messages
     }
 }
 
 fn response(update: Update) -> pb::WatchResponse {
-    pb::WatchResponse {
-        update: Some(update),
-        ..Default::default()
-    }
+    pb::WatchResponse { update: Some(update), ..Default::default() }
 }
 
 fn encode(response: &pb::WatchResponse) -> EncodedResponse {
-    EncodedResponse {
-        shared: response.encode_to_vec().into(),
-        own: Bytes::new(),
-    }
+    EncodedResponse { shared: response.encode_to_vec().into(), own: Bytes::new() }
 }

@@ -6,9 +6,7 @@ use std::{
 };
 
 use prost::Message;
-use sea_orm::{
-    ColumnTrait, Condition, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
-};
+use sea_orm::{ColumnTrait, Condition, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 use tokio::sync::Mutex;
 
 use super::announcement::{Announcement, Feed};
@@ -53,13 +51,7 @@ pub struct Snapshots {
 impl Snapshots {
     /// Snapshots of the database and the GPUs. `memory` limits their size.
     pub fn new(db: Db, feed: Feed, gpus: GpuStats, memory: SnapshotMemory) -> Self {
-        Self {
-            db,
-            feed,
-            gpus,
-            memory,
-            last: Mutex::new(None),
-        }
+        Self { db, feed, gpus, memory, last: Mutex::new(None) }
     }
 
     /// Snapshot of a moment after the call.
@@ -87,18 +79,11 @@ impl Snapshots {
         let open_alerts = load_open_alerts(&tx, &mut reservation).await?;
         tx.rollback().await?;
         let alerts = self.memory.store(open_alerts, reservation);
-        Ok(Snapshot {
-            start,
-            alerts,
-            gpu_stats: self.gpus.latest_samples().await?,
-        })
+        Ok(Snapshot { start, alerts, gpu_stats: self.gpus.latest_samples().await? })
     }
 }
 
-async fn load_open_alerts(
-    tx: &DatabaseTransaction,
-    reservation: &mut Reservation,
-) -> Result<Vec<Arc<Announcement>>> {
+async fn load_open_alerts(tx: &DatabaseTransaction, reservation: &mut Reservation) -> Result<Vec<Arc<Announcement>>> {
     use alert::Column::{CreatedAt, Id, Status};
 
     let mut alerts = Vec::new();
@@ -110,14 +95,8 @@ async fn load_open_alerts(
             .order_by_asc(Id)
             .limit(ALERTS_PER_QUERY);
         if let Some((created_at, id)) = last {
-            let same_time = Condition::all()
-                .add(CreatedAt.eq(created_at))
-                .add(Id.gt(id));
-            query = query.filter(
-                Condition::any()
-                    .add(CreatedAt.gt(created_at))
-                    .add(same_time),
-            );
+            let same_time = Condition::all().add(CreatedAt.eq(created_at)).add(Id.gt(id));
+            query = query.filter(Condition::any().add(CreatedAt.gt(created_at)).add(same_time));
         }
         let page = query.all(tx).await?;
         last = page.last().map(|alert| (alert.created_at, alert.id));
@@ -134,16 +113,7 @@ async fn load_open_alerts(
 }
 
 fn to_existing(alert: alert::Model) -> Announcement {
-    let change = pb::AlertChange {
-        kind: pb::AlertChangeKind::Existing.into(),
-        alert: Some(alert.into()),
-    };
-    let response = pb::WatchResponse {
-        update: Some(Update::Alert(change)),
-        ..Default::default()
-    };
-    Announcement {
-        encoded: response.encode_to_vec().into(),
-        update: response.update,
-    }
+    let change = pb::AlertChange { kind: pb::AlertChangeKind::Existing.into(), alert: Some(alert.into()) };
+    let response = pb::WatchResponse { update: Some(Update::Alert(change)), ..Default::default() };
+    Announcement { encoded: response.encode_to_vec().into(), update: response.update }
 }

@@ -15,9 +15,7 @@ use prometheus::IntCounter;
 use tonic::{
     Request, Response, Status,
     body::Body,
-    codec::{
-        BufferSettings, Codec, CompressionEncoding, EnabledCompressionEncodings, EncodeBuf, Encoder,
-    },
+    codec::{BufferSettings, Codec, CompressionEncoding, EnabledCompressionEncodings, EncodeBuf, Encoder},
     server::{Grpc, NamedService, ServerStreamingService, UnaryService},
 };
 use tower::Service;
@@ -71,16 +69,13 @@ impl Service<http::Request<Body>> for MonitorServer {
                 Box::pin(async move { Ok(grpc.server_streaming(Watch(monitor), request).await) })
             }
             "/watchpost.v1.MonitorService/GetFeedStatus" => {
-                let codec: BoundedCodec<pb::GetFeedStatusResponse, pb::GetFeedStatusRequest> =
-                    BoundedCodec::default();
+                let codec: BoundedCodec<pb::GetFeedStatusResponse, pb::GetFeedStatusRequest> = BoundedCodec::default();
                 let mut grpc = Grpc::new(codec)
                     .apply_compression_config(accepted, EnabledCompressionEncodings::default())
                     .apply_max_message_size_config(limit, None);
                 Box::pin(async move { Ok(grpc.unary(GetFeedStatus(monitor), request).await) })
             }
-            _ => {
-                Box::pin(async { Ok(Status::unimplemented("there is no such method").into_http()) })
-            }
+            _ => Box::pin(async { Ok(Status::unimplemented("there is no such method").into_http()) }),
         }
     }
 }
@@ -146,11 +141,7 @@ impl Encoder for SharedBytesEncoder {
     type Item = EncodedResponse;
     type Error = Status;
 
-    fn encode(
-        &mut self,
-        message: EncodedResponse,
-        buffer: &mut EncodeBuf<'_>,
-    ) -> Result<(), Status> {
+    fn encode(&mut self, message: EncodedResponse, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         let EncodedResponse { shared, own } = message;
         buffer.reserve(shared.len() + own.len());
         buffer.put(shared);

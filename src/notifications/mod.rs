@@ -7,10 +7,7 @@ mod senders;
 
 pub use self::{
     channels::service::NotificationChannels,
-    delivery::{
-        attempt::Senders, backoff::Backoff, counts::Counts, deliverer::Deliverer,
-        service::Deliveries,
-    },
+    delivery::{attempt::Senders, backoff::Backoff, counts::Counts, deliverer::Deliverer, service::Deliveries},
     secrets::{Keyring, keys::KeyUse},
     senders::targets::Targets,
 };

@@ -29,10 +29,8 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const STATUS_CODES: usize = 17;
 
 /// Histogram buckets in seconds: from a cached read to a stream of a minute.
-const BUCKETS_SECONDS: [f64; 16] = [
-    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
-    10.0, 60.0,
-];
+const BUCKETS_SECONDS: [f64; 16] =
+    [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
 
 /// Statistics of all methods. Clones share the state.
 #[derive(Debug, Clone)]
@@ -62,10 +60,7 @@ pub struct Method {
 impl Calls {
     /// Creates statistics for the methods of encoded descriptors.
     pub fn new(descriptors: &[&[u8]]) -> Self {
-        let files = descriptors
-            .iter()
-            .filter_map(|set| FileDescriptorSet::decode(*set).ok())
-            .flat_map(|set| set.file);
+        let files = descriptors.iter().filter_map(|set| FileDescriptorSet::decode(*set).ok()).flat_map(|set| set.file);
         let mut methods = HashMap::new();
         for file in files {
             for service in &file.service {
@@ -91,21 +86,13 @@ impl Calls {
     pub fn begin(&self, path: &str) -> Call {
         let method = self.0.methods.get(path).unwrap_or(&self.0.unknown).clone();
         method.started.fetch_add(1, Ordering::Relaxed);
-        Call {
-            method,
-            started_at: Instant::now(),
-            ended: false,
-            permit: None,
-        }
+        Call { method, started_at: Instant::now(), ended: false, permit: None }
     }
 
     /// Returns every method that was called, by service and name.
     pub fn methods(&self) -> Vec<Arc<Method>> {
         let methods = self.0.methods.values().chain([&self.0.unknown]);
-        let mut called: Vec<_> = methods
-            .filter(|method| method.started() > 0)
-            .cloned()
-            .collect();
+        let mut called: Vec<_> = methods.filter(|method| method.started() > 0).cloned().collect();
         called.sort_by(|a, b| (&a.service, &a.name).cmp(&(&b.service, &b.name)));
         called
     }
@@ -132,9 +119,7 @@ impl Method {
     /// Returns the number of ended calls per status code. Codes without calls are left out, except
     /// `OK`.
     pub fn ended(&self) -> impl Iterator<Item = (Code, u64)> {
-        let counts = (0i32..)
-            .zip(&self.ended)
-            .map(|(code, count)| (Code::from(code), count.load(Ordering::Relaxed)));
+        let counts = (0i32..).zip(&self.ended).map(|(code, count)| (Code::from(code), count.load(Ordering::Relaxed)));
         counts.filter(|(code, count)| *code == Code::Ok || *count > 0)
     }
 }
@@ -181,9 +166,7 @@ impl Call {
         if let Some(count) = count.and_then(|code| self.method.ended.get(code)) {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        self.method
-            .seconds
-            .observe(self.started_at.elapsed().as_secs_f64());
+        self.method.seconds.observe(self.started_at.elapsed().as_secs_f64());
     }
 }
 
@@ -207,10 +190,7 @@ impl http_body::Body for CountedBody {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => {
@@ -251,30 +231,16 @@ mod tests {
         calls.begin(path).track_response(status(Code::NotFound));
         // The client disconnects before the answer.
         drop(calls.begin(path));
-        drop(
-            calls
-                .begin(path)
-                .track_response(Response::new(Body::empty())),
-        );
+        drop(calls.begin(path).track_response(Response::new(Body::empty())));
         for path in ["/nope/nope", "/other", ""] {
-            calls
-                .begin(path)
-                .track_response(status(Code::Unimplemented));
+            calls.begin(path).track_response(status(Code::Unimplemented));
         }
         let methods = calls.methods();
-        let [unknown, watch] = &methods[..] else {
-            panic!("{methods:?}")
-        };
+        let [unknown, watch] = &methods[..] else { panic!("{methods:?}") };
         assert_eq!((unknown.service.as_str(), unknown.started()), ("", 3));
         assert_eq!(ended(unknown), [(Code::Ok, 0), (Code::Unimplemented, 3)]);
-        assert_eq!(
-            (watch.kind, watch.name.as_str()),
-            ("server_stream", "Watch")
-        );
-        assert_eq!(
-            ended(watch),
-            [(Code::Ok, 0), (Code::Cancelled, 2), (Code::NotFound, 1)]
-        );
+        assert_eq!((watch.kind, watch.name.as_str()), ("server_stream", "Watch"));
+        assert_eq!(ended(watch), [(Code::Ok, 0), (Code::Cancelled, 2), (Code::NotFound, 1)]);
         assert_eq!(watch.seconds.get_sample_count(), 3);
     }
 
@@ -285,15 +251,10 @@ mod tests {
         let calls = Calls::new(&[crate::pb::FILE_DESCRIPTOR_SET]);
         let mut trailers = HeaderMap::new();
         trailers.insert(GRPC_STATUS, "0".parse().unwrap());
-        let frames = [
-            Ok::<_, Status>(Frame::data(Bytes::from_static(b"x"))),
-            Ok(Frame::trailers(trailers)),
-        ];
+        let frames = [Ok::<_, Status>(Frame::data(Bytes::from_static(b"x"))), Ok(Frame::trailers(trailers))];
         let body = http_body_util::StreamBody::new(tokio_stream::iter(frames));
         let path = "/watchpost.v1.CameraService/GetCamera";
-        let response = calls
-            .begin(path)
-            .track_response(Response::new(Body::new(body)));
+        let response = calls.begin(path).track_response(Response::new(Body::new(body)));
         assert_eq!(ended(&calls.methods()[0]), [(Code::Ok, 0)]);
         response.into_body().collect().await.unwrap();
         assert_eq!(ended(&calls.methods()[0]), [(Code::Ok, 1)]);

@@ -22,10 +22,7 @@ pub fn text(field: &str, value: &str, length: RangeInclusive<usize>) -> Result<S
     }
     // Counting characters is only needed if the number of bytes exceeds the limit.
     if value.len() > *length.end() && value.chars().count() > *length.end() {
-        return Err(Error::invalid(
-            field,
-            format!("must have at most {} characters", length.end()),
-        ));
+        return Err(Error::invalid(field, format!("must have at most {} characters", length.end())));
     }
     Ok(value.to_string())
 }
@@ -39,11 +36,7 @@ pub fn name(field: &str, value: &str, length: RangeInclusive<usize>) -> Result<S
 }
 
 /// Checks an optional text; see [`text`].
-pub fn optional_text(
-    field: &str,
-    value: Option<&str>,
-    length: RangeInclusive<usize>,
-) -> Result<Option<String>> {
+pub fn optional_text(field: &str, value: Option<&str>, length: RangeInclusive<usize>) -> Result<Option<String>> {
     value.map(|value| text(field, value, length)).transpose()
 }
 
@@ -55,14 +48,9 @@ pub fn texts(
     length: &RangeInclusive<usize>,
 ) -> Result<Vec<String>> {
     if values.len() > max_entries {
-        return Err(Error::invalid(
-            field,
-            format!("must have at most {max_entries} entries"),
-        ));
+        return Err(Error::invalid(field, format!("must have at most {max_entries} entries")));
     }
-    let entry = |(index, value): (usize, &String)| {
-        name(&format!("{field}[{index}]"), value, length.clone())
-    };
+    let entry = |(index, value): (usize, &String)| name(&format!("{field}[{index}]"), value, length.clone());
     values.iter().enumerate().map(entry).collect()
 }
 
@@ -72,9 +60,7 @@ pub fn actor(field: &str, value: &str, peer: Option<SocketAddr>) -> Result<Strin
     if !actor.is_empty() {
         return Ok(actor);
     }
-    Ok(peer.map_or("unknown".into(), |peer| {
-        format!("ip:{}", peer.ip().to_canonical())
-    }))
+    Ok(peer.map_or("unknown".into(), |peer| format!("ip:{}", peer.ip().to_canonical())))
 }
 
 /// Checks that a number is in `range`. Negative zero becomes zero, because PostgreSQL keeps the
@@ -88,14 +74,7 @@ pub fn within<T: PartialOrd + Debug + Display + Default + Add<Output = T>>(
         return Ok(value + T::default());
     }
     // NaN is in no range, and is refused here as well.
-    Err(Error::invalid(
-        field,
-        format!(
-            "must be in [{}, {}], got {value}",
-            range.start(),
-            range.end()
-        ),
-    ))
+    Err(Error::invalid(field, format!("must be in [{}, {}], got {value}", range.start(), range.end())))
 }
 
 /// Checks that a number is finite and not below `min`. Negative zero becomes zero.
@@ -103,10 +82,7 @@ pub fn at_least(field: &str, value: f64, min: f64) -> Result<f64> {
     if value.is_finite() && (min..).contains(&value) {
         return Ok(value + 0.0);
     }
-    Err(Error::invalid(
-        field,
-        format!("must be a finite number, at least {min}"),
-    ))
+    Err(Error::invalid(field, format!("must be a finite number, at least {min}")))
 }
 
 /// Checks an id of 1 to 64 characters that never need quoting: `[A-Za-z0-9_-]`.
@@ -116,10 +92,7 @@ pub fn id(field: &str, value: &str) -> Result<String> {
     }
     let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if value.len() > 64 || !value.chars().all(fits) {
-        return Err(Error::invalid(
-            field,
-            "must be 1 to 64 characters of A-Z, a-z, 0-9, _ and -",
-        ));
+        return Err(Error::invalid(field, "must be 1 to 64 characters of A-Z, a-z, 0-9, _ and -"));
     }
     Ok(value.to_string())
 }
@@ -132,10 +105,7 @@ pub fn uuid(field: &str, value: &str) -> Result<Uuid> {
     // The parser also accepts braces, URNs and plain hex; the API has a single form.
     match Uuid::try_parse(value) {
         Ok(uuid) if value.len() == 36 => Ok(uuid),
-        _ => Err(Error::invalid(
-            field,
-            "must be a UUID such as 01890a5d-ac96-774b-bcce-b302099a8057",
-        )),
+        _ => Err(Error::invalid(field, "must be a UUID such as 01890a5d-ac96-774b-bcce-b302099a8057")),
     }
 }
 
@@ -144,11 +114,7 @@ pub fn uuids(field: &str, values: &[String]) -> Result<Vec<Uuid>> {
     if values.len() > 1_000 {
         return Err(Error::invalid(field, "must have at most 1000 entries"));
     }
-    values
-        .iter()
-        .enumerate()
-        .map(|(index, value)| uuid(&format!("{field}[{index}]"), value))
-        .collect()
+    values.iter().enumerate().map(|(index, value)| uuid(&format!("{field}[{index}]"), value)).collect()
 }
 
 /// Checks the id of a row numbered by the database.
@@ -168,18 +134,12 @@ mod tests {
         assert!(text("f", &"ä".repeat(255), 0..=255).is_ok());
         for (value, problem) in [
             ("", "`f` is required".to_string()),
-            (
-                &*"ä".repeat(256),
-                "`f` must have at most 255 characters".into(),
-            ),
+            (&*"ä".repeat(256), "`f` must have at most 255 characters".into()),
             ("a\0b", "`f` must not contain a NUL character".into()),
         ] {
             assert_eq!(text("f", value, 1..=255).unwrap_err().to_string(), problem);
         }
-        assert_eq!(
-            name("f", " \t", 1..=255).unwrap_err().to_string(),
-            "`f` must not be blank"
-        );
+        assert_eq!(name("f", " \t", 1..=255).unwrap_err().to_string(), "`f` must not be blank");
     }
 
     #[test]
@@ -200,12 +160,7 @@ mod tests {
 
     #[test]
     fn uuids_have_one_form() {
-        for value in [
-            "",
-            "x",
-            "{01890a5d-ac96-774b-bcce-b302099a8057}",
-            "01890a5dac96774bbcceb302099a8057",
-        ] {
+        for value in ["", "x", "{01890a5d-ac96-774b-bcce-b302099a8057}", "01890a5dac96774bbcceb302099a8057"] {
             assert!(uuid("f", value).is_err(), "{value}");
         }
         assert!(uuid("f", "01890a5d-ac96-774b-bcce-b302099a8057").is_ok());

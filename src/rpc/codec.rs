@@ -92,10 +92,8 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
             memory.admit(buffer.chunk())?;
             inner.decode(buffer)
         };
-        let is_threaded = || {
-            Handle::try_current()
-                .is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread)
-        };
+        let is_threaded =
+            || Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
         if length >= BLOCKING_FROM_BYTES && is_threaded() {
             return block_in_place(decode);
         }

@@ -32,13 +32,7 @@ impl EarlyEndBody {
         is_client_streaming: bool,
         end: impl Future<Output = Error> + Send + 'static,
     ) -> Self {
-        Self {
-            body,
-            is_client_streaming,
-            deadline: None,
-            end: Box::pin(end),
-            ended: false,
-        }
+        Self { body, is_client_streaming, deadline: None, end: Box::pin(end), ended: false }
     }
 
     /// Creates a body that ends at the deadline of the call.
@@ -47,10 +41,7 @@ impl EarlyEndBody {
             tokio::time::sleep_until(deadline).await;
             Error::DeadlineExceeded
         };
-        Self {
-            deadline: Some(deadline),
-            ..Self::new(body, is_client_streaming, end)
-        }
+        Self { deadline: Some(deadline), ..Self::new(body, is_client_streaming, end) }
     }
 }
 
@@ -58,10 +49,7 @@ impl http_body::Body for EarlyEndBody {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         if this.ended {
             return Poll::Ready(None);
@@ -82,11 +70,7 @@ impl http_body::Body for EarlyEndBody {
             return Poll::Ready(Some(Err(status)));
         }
         let mut trailers = HeaderMap::new();
-        Poll::Ready(Some(
-            status
-                .add_header(&mut trailers)
-                .map(|()| Frame::trailers(trailers)),
-        ))
+        Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {

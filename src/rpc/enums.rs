@@ -43,8 +43,7 @@ pub trait FromProto: Sized {
             if seen.insert(number) {
                 let field = format!("{field}[{index}]");
                 let value = Self::from_proto(&field, *number)?;
-                converted
-                    .push(value.ok_or_else(|| Error::invalid(field, "must not be unspecified"))?);
+                converted.push(value.ok_or_else(|| Error::invalid(field, "must not be unspecified"))?);
             }
         }
         Ok(converted)

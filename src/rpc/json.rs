@@ -42,11 +42,7 @@ pub fn from_proto(field: &str, object: Struct, max_bytes: usize) -> Result<Json>
         let problem = format!("must have at most {encoded} bytes as an encoded message");
         return Err(Error::invalid(field, problem));
     }
-    let mut budget = ByteBudget {
-        field,
-        max_bytes,
-        bytes: max_bytes,
-    };
+    let mut budget = ByteBudget { field, max_bytes, bytes: max_bytes };
     budget.take_object(&object, &Path::root(field), 1)?;
     Ok(object_from_proto(object))
 }
@@ -85,8 +81,8 @@ impl ByteBudget<'_> {
             None | Some(Kind::NullValue(_) | Kind::BoolValue(true)) => self.take(4),
             Some(Kind::BoolValue(false)) => self.take(5),
             Some(Kind::NumberValue(value)) => {
-                let number = number(*value)
-                    .ok_or_else(|| Error::invalid(path.to_string(), "must be a finite number"))?;
+                let number =
+                    number(*value).ok_or_else(|| Error::invalid(path.to_string(), "must be a finite number"))?;
                 self.take(number.to_string().len())
             }
             Some(Kind::StringValue(text)) => self.take_text(text, path),
@@ -143,17 +139,11 @@ enum Step<'a> {
 
 impl<'a> Path<'a> {
     fn root(field: &'a str) -> Self {
-        Self {
-            parent: None,
-            step: Step::Key(field),
-        }
+        Self { parent: None, step: Step::Key(field) }
     }
 
     fn child<'b>(&'b self, step: Step<'b>) -> Path<'b> {
-        Path {
-            parent: Some(self),
-            step,
-        }
+        Path { parent: Some(self), step }
     }
 }
 
@@ -171,10 +161,7 @@ impl fmt::Display for Path<'_> {
 }
 
 fn object_from_proto(object: Struct) -> Json {
-    let entries = object
-        .fields
-        .into_iter()
-        .map(|(key, value)| (key, value_from_proto(value)));
+    let entries = object.fields.into_iter().map(|(key, value)| (key, value_from_proto(value)));
     Json::Object(entries.collect::<Map<_, _>>())
 }
 
@@ -185,9 +172,7 @@ fn value_from_proto(value: Value) -> Json {
         Some(Kind::NumberValue(value)) => number(value).map_or(Json::Null, Json::Number),
         Some(Kind::StringValue(value)) => Json::String(value),
         Some(Kind::StructValue(value)) => object_from_proto(value),
-        Some(Kind::ListValue(list)) => {
-            Json::Array(list.values.into_iter().map(value_from_proto).collect())
-        }
+        Some(Kind::ListValue(list)) => Json::Array(list.values.into_iter().map(value_from_proto).collect()),
     }
 }
 
@@ -209,9 +194,7 @@ pub fn to_proto(json: Json) -> Option<Struct> {
     }
     match delivery_problem(&json) {
         None => to_proto_unbounded(json),
-        Some(problem) => Some(Struct {
-            fields: [(OMITTED_KEY.to_string(), value(Kind::StringValue(problem)))].into(),
-        }),
+        Some(problem) => Some(Struct { fields: [(OMITTED_KEY.to_string(), value(Kind::StringValue(problem)))].into() }),
     }
 }
 
@@ -231,9 +214,7 @@ fn exceeds_depth(json: &Json, levels: usize) -> bool {
         Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => false,
         Json::Array(_) | Json::Object(_) if levels == 0 => true,
         Json::Array(values) => values.iter().any(|value| exceeds_depth(value, levels - 1)),
-        Json::Object(object) => object
-            .values()
-            .any(|value| exceeds_depth(value, levels - 1)),
+        Json::Object(object) => object.values().any(|value| exceeds_depth(value, levels - 1)),
     }
 }
 
@@ -250,8 +231,7 @@ pub fn encoded_len(json: &Json) -> usize {
             PREFIX + values.sum::<usize>()
         }
         Json::Object(object) => {
-            let entry =
-                |(key, value): (&String, &Json)| 3 * PREFIX + key.len() + encoded_len(value);
+            let entry = |(key, value): (&String, &Json)| 3 * PREFIX + key.len() + encoded_len(value);
             PREFIX + object.iter().map(entry).sum::<usize>()
         }
     }
@@ -272,14 +252,9 @@ fn value_to_proto(json: Json) -> Value {
         // Every `serde_json` number can be read as a double.
         Json::Number(value) => Kind::NumberValue(value.as_f64().unwrap_or(f64::NAN)),
         Json::String(value) => Kind::StringValue(value),
-        Json::Array(values) => Kind::ListValue(ListValue {
-            values: values.into_iter().map(value_to_proto).collect(),
-        }),
+        Json::Array(values) => Kind::ListValue(ListValue { values: values.into_iter().map(value_to_proto).collect() }),
         Json::Object(object) => Kind::StructValue(Struct {
-            fields: object
-                .into_iter()
-                .map(|(key, value)| (key, value_to_proto(value)))
-                .collect(),
+            fields: object.into_iter().map(|(key, value)| (key, value_to_proto(value))).collect(),
         }),
     })
 }

@@ -68,10 +68,7 @@ impl<S> Layer<S> for RequestLayer {
     type Service = RequestService<S>;
 
     fn layer(&self, inner: S) -> RequestService<S> {
-        RequestService {
-            inner,
-            layer: self.clone(),
-        }
+        RequestService { inner, layer: self.clone() }
     }
 }
 
@@ -97,16 +94,10 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let client_id = request
-            .headers()
-            .get(&REQUEST_ID)
-            .filter(|id| id.len() <= 128 && id.to_str().is_ok());
+        let client_id = request.headers().get(&REQUEST_ID).filter(|id| id.len() <= 128 && id.to_str().is_ok());
         let id = client_id.cloned().unwrap_or_else(new_id);
         let path = request.uri().path();
-        let (service, method) = path
-            .trim_start_matches('/')
-            .split_once('/')
-            .unwrap_or((path, ""));
+        let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
         let span = error_span!(
             "request",
             rpc.service = service,
@@ -125,8 +116,7 @@ where
             }
         }
 
-        let is_client_streaming =
-            path.starts_with("/grpc.reflection.") || call.is_client_streaming();
+        let is_client_streaming = path.starts_with("/grpc.reflection.") || call.is_client_streaming();
         let waits_for_message = !is_client_streaming && call.is_known();
         let is_foreign = !path.starts_with("/watchpost.");
         let shutdown = self.layer.shutdown.clone();
@@ -156,11 +146,7 @@ where
             if !is_foreign && let Some(error) = transport_error(&response, limit) {
                 response = Status::from(error).into_http();
             }
-            if let Some(status) = response
-                .headers()
-                .get(&GRPC_STATUS)
-                .and_then(|status| status.to_str().ok())
-            {
+            if let Some(status) = response.headers().get(&GRPC_STATUS).and_then(|status| status.to_str().ok()) {
                 tracing::Span::current().record("rpc.grpc.status_code", status);
                 tracing::debug!("answered with an error");
             }
@@ -171,19 +157,13 @@ where
                     shutdown.cancelled().await;
                     Error::ShuttingDown
                 };
-                response = response
-                    .map(|body| Body::new(EarlyEndBody::new(body, is_client_streaming, end)));
+                response = response.map(|body| Body::new(EarlyEndBody::new(body, is_client_streaming, end)));
             }
             if let Some(deadline) = deadline
                 && !response.headers().contains_key(&GRPC_STATUS)
             {
-                response = response.map(|body| {
-                    Body::new(EarlyEndBody::at_deadline(
-                        body,
-                        is_client_streaming,
-                        deadline,
-                    ))
-                });
+                response =
+                    response.map(|body| Body::new(EarlyEndBody::at_deadline(body, is_client_streaming, deadline)));
             }
             Ok(call.track_response(response))
         };
@@ -217,16 +197,9 @@ fn transport_error(response: &Response<Body>, limit: usize) -> Option<Error> {
 /// Returns the next message of a request stream with messages of up to `limit` bytes. Errors of the
 /// message get details here, because tonic creates these errors between two messages, outside of
 /// the layer.
-pub async fn next_message<T>(
-    requests: &mut Streaming<T>,
-    limit: usize,
-) -> Result<Option<T>, Status> {
+pub async fn next_message<T>(requests: &mut Streaming<T>, limit: usize) -> Result<Option<T>, Status> {
     requests.message().await.map_err(|status| {
-        if status.details().is_empty() {
-            message_error(&status, limit).map_or(status, Into::into)
-        } else {
-            status
-        }
+        if status.details().is_empty() { message_error(&status, limit).map_or(status, Into::into) } else { status }
     })
 }
 

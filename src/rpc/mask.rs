@@ -25,14 +25,8 @@ impl UpdateMask {
         if paths == ["*"] {
             return Ok(Self::All);
         }
-        match paths
-            .iter()
-            .find(|path| !updatable.contains(&path.as_str()))
-        {
-            Some(path) => Err(Error::invalid(
-                "update_mask",
-                format!("`{path}` is not a field that can be changed"),
-            )),
+        match paths.iter().find(|path| !updatable.contains(&path.as_str())) {
+            Some(path) => Err(Error::invalid("update_mask", format!("`{path}` is not a field that can be changed"))),
             None => Ok(Self::Named(paths)),
         }
     }

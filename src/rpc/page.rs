@@ -5,8 +5,8 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use prost::Message;
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DbBackend, EntityTrait, Order, QueryFilter,
-    QueryOrder, QuerySelect, Select, StreamTrait, Value,
+    ColumnTrait, Condition, ConnectionTrait, DbBackend, EntityTrait, Order, QueryFilter, QueryOrder, QuerySelect,
+    Select, StreamTrait, Value,
     sea_query::{Expr, ExprTrait, SimpleExpr},
 };
 
@@ -37,11 +37,7 @@ impl Page {
             Ok(size) => Ord::min(size, MAX_ROWS),
         };
         let list = fingerprint(list, filter);
-        let after = if token.is_empty() {
-            None
-        } else {
-            Some(Token::parse(token, list)?)
-        };
+        let after = if token.is_empty() { None } else { Some(Token::parse(token, list)?) };
         Ok(Self { size, list, after })
     }
 
@@ -64,15 +60,10 @@ impl Page {
         let mut select = select;
         if let Some(after) = &self.after {
             let (time, id) = after.key::<I>()?;
-            let columns = Expr::tuple([
-                Expr::col(time_column.as_column_ref()),
-                Expr::col(id_column.as_column_ref()),
-            ]);
+            let columns = Expr::tuple([Expr::col(time_column.as_column_ref()), Expr::col(id_column.as_column_ref())]);
             select = select.filter(columns.lt(Expr::tuple([Expr::val(time), Expr::val(id)])));
         }
-        let select = select
-            .order_by(time_column, Order::Desc)
-            .order_by(id_column, Order::Desc);
+        let select = select.order_by(time_column, Order::Desc).order_by(id_column, Order::Desc);
         let key = |row: &E::Model| {
             let (time, id) = key(row);
             self.token(time.timestamp_micros(), &id)
@@ -96,10 +87,7 @@ impl Page {
         let mut select = select;
         if let Some(after) = &self.after {
             let (time, id) = after.key::<I>()?;
-            let columns = Expr::tuple([
-                Expr::col(time_column.as_column_ref()),
-                Expr::col(id_column.as_column_ref()),
-            ]);
+            let columns = Expr::tuple([Expr::col(time_column.as_column_ref()), Expr::col(id_column.as_column_ref())]);
             select = select.filter(columns.gt(Expr::tuple([Expr::val(time), Expr::val(id)])));
         }
         Ok(select
@@ -126,23 +114,14 @@ impl Page {
     {
         let mut select = select;
         let rank = || Expr::col(rank_column.as_column_ref());
-        let id = collate_bytewise(
-            Expr::col(id_column.as_column_ref()),
-            ConnectionTrait::get_database_backend(db),
-        );
+        let id = collate_bytewise(Expr::col(id_column.as_column_ref()), ConnectionTrait::get_database_backend(db));
         if let Some(after) = &self.after {
             let last = after.id::<String>()?;
-            let same_rank = Condition::all()
-                .add(rank().eq(after.position))
-                .add(id.clone().gt(last));
-            let rest = Condition::any()
-                .add(rank().lt(after.position))
-                .add(same_rank);
+            let same_rank = Condition::all().add(rank().eq(after.position)).add(id.clone().gt(last));
+            let rest = Condition::any().add(rank().lt(after.position)).add(same_rank);
             select = select.filter(rest);
         }
-        let select = select
-            .order_by(rank(), Order::Desc)
-            .order_by(id, Order::Asc);
+        let select = select.order_by(rank(), Order::Desc).order_by(id, Order::Asc);
         let key = |row: &E::Model| {
             let (rank, id) = key(row);
             self.token(rank, &id)
@@ -179,19 +158,12 @@ impl Page {
         select: Select<E>,
         id_column: impl ColumnTrait,
     ) -> Result<Vec<E::Model>> {
-        let id = collate_bytewise(
-            Expr::col(id_column.as_column_ref()),
-            db.get_database_backend(),
-        );
+        let id = collate_bytewise(Expr::col(id_column.as_column_ref()), db.get_database_backend());
         let mut select = select;
         if let Some(after) = &self.after {
             select = select.filter(id.clone().gt(after.id::<String>()?));
         }
-        Ok(select
-            .order_by(id, Order::Asc)
-            .limit(self.size + 1)
-            .all(db)
-            .await?)
+        Ok(select.order_by(id, Order::Asc).limit(self.size + 1).all(db).await?)
     }
 
     /// Returns true if a row with this id belongs to this page or a later page of a list by id.
@@ -234,31 +206,20 @@ impl Page {
     }
 
     fn token(&self, position: i64, id: &impl ToString) -> Token {
-        Token {
-            list: self.list,
-            position,
-            id: id.to_string(),
-            key: None,
-        }
+        Token { list: self.list, position, id: id.to_string(), key: None }
     }
 }
 
 /// Compares a text by its bytes, as SQLite does by default.
 pub fn collate_bytewise(column: SimpleExpr, backend: DbBackend) -> SimpleExpr {
-    if backend == DbBackend::Postgres {
-        Expr::cust_with_exprs(r#"$1 COLLATE "C""#, [column])
-    } else {
-        column
-    }
+    if backend == DbBackend::Postgres { Expr::cust_with_exprs(r#"$1 COLLATE "C""#, [column]) } else { column }
 }
 
 /// FNV-1a hash of the list name and filter: stable across versions, unlike the hashes of the
 /// standard library.
 fn fingerprint(list: &str, filter: &impl Message) -> u64 {
     let bytes = list.bytes().chain([0]).chain(filter.encode_to_vec());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
@@ -270,33 +231,20 @@ mod tests {
 
     #[test]
     fn a_token_is_good_for_its_list_and_filter_only() {
-        let filter = pb::CameraFilter {
-            show_deleted: true,
-            ..Default::default()
-        };
-        let token = Token {
-            list: fingerprint("cameras", &filter),
-            position: 1,
-            id: "a".into(),
-            key: None,
-        };
+        let filter = pb::CameraFilter { show_deleted: true, ..Default::default() };
+        let token = Token { list: fingerprint("cameras", &filter), position: 1, id: "a".into(), key: None };
         let token = BASE64_URL_SAFE_NO_PAD.encode(token.encode_to_vec());
         assert!(Page::parse(0, &token, "cameras", &filter).is_ok());
         assert!(Page::parse(0, &token, "alerts", &filter).is_err());
         assert!(Page::parse(0, &token, "cameras", &pb::CameraFilter::default()).is_err());
         for token in ["x", "%%%", "AAAA", &token[1..]] {
-            assert!(
-                Page::parse(0, token, "cameras", &filter).is_err(),
-                "{token}"
-            );
+            assert!(Page::parse(0, token, "cameras", &filter).is_err(), "{token}");
         }
     }
 
     #[test]
     fn sizes_are_bounded() {
-        let size = |size| {
-            Page::parse(size, "", "cameras", &pb::CameraFilter::default()).map(|page| page.size)
-        };
+        let size = |size| Page::parse(size, "", "cameras", &pb::CameraFilter::default()).map(|page| page.size);
         assert_eq!(size(0).unwrap(), 50);
         assert_eq!(size(7).unwrap(), 7);
         assert_eq!(size(i32::MAX).unwrap(), 1000);

@@ -29,9 +29,7 @@ pub async fn run_by_size<T: Send + 'static>(
 }
 
 /// Runs a long computation on a separate thread, at most one per processor at a time.
-pub async fn run_blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
+pub async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     // The semaphore is never closed.
     let permit = PERMITS.acquire().await.map_err(Error::internal)?;
     let result = spawn_blocking(work).await;

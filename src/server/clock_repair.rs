@@ -7,8 +7,8 @@ use std::collections::HashSet;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, Condition, EntityTrait, QueryFilter,
-    QueryOrder, QuerySelect, sea_query::Expr,
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, Condition, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    sea_query::Expr,
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -56,9 +56,7 @@ pub(super) async fn follow(db: Db, silences: LiveSilences, shutdown: Cancellatio
 
 /// Repairs all tables. Returns the number of changed rows.
 async fn repair_all(db: &Db) -> Result<u64> {
-    Ok(repair_queued_jobs(db).await?
-        + repair_running_jobs(db).await?
-        + repair_deliveries(db).await?)
+    Ok(repair_queued_jobs(db).await? + repair_running_jobs(db).await? + repair_deliveries(db).await?)
 }
 
 /// Repairs jobs queued in the future, for immediate start or for a retry. A start time set by a
@@ -78,9 +76,7 @@ async fn repair_queued_jobs(db: &Db) -> Result<u64> {
                             .add(job::Column::TransitionedAt.gt(limit))
                             .add(job::Column::NextRetryAt.is_not_null()),
                     )
-                    .add(Expr::cust(
-                        "scheduled_at <= coalesce(transitioned_at, created_at)",
-                    )),
+                    .add(Expr::cust("scheduled_at <= coalesce(transitioned_at, created_at)")),
             )
             .order_by_asc(job::Column::Id)
             .limit(MAX_ROWS_PER_QUERY)
@@ -95,20 +91,12 @@ async fn repair_queued_jobs(db: &Db) -> Result<u64> {
             let shifted = shift(scheduled_at, origin);
             let update = job::Entity::update_many()
                 .col_expr(job::Column::ScheduledAt, shifted.into())
-                .col_expr(
-                    job::Column::TransitionedAt,
-                    job.transitioned_at.map(|at| at.min(now())).into(),
-                )
-                .col_expr(
-                    job::Column::NextRetryAt,
-                    job.next_retry_at.map(|_| shifted).into(),
-                )
+                .col_expr(job::Column::TransitionedAt, job.transitioned_at.map(|at| at.min(now())).into())
+                .col_expr(job::Column::NextRetryAt, job.next_retry_at.map(|_| shifted).into())
                 .filter(job::Column::Id.eq(job.id))
                 .filter(job::Column::ScheduledAt.eq(scheduled_at))
                 .filter(Expr::cust("status = 'queued'"));
-            repaired += db
-                .write(async |tx| Ok(update.clone().exec(tx).await?.rows_affected))
-                .await?;
+            repaired += db.write(async |tx| Ok(update.clone().exec(tx).await?.rows_affected)).await?;
         }
         if (rows.len() as u64) < MAX_ROWS_PER_QUERY {
             return Ok(repaired);
@@ -141,9 +129,7 @@ async fn repair_running_jobs(db: &Db) -> Result<u64> {
                 .col_expr(job::Column::HeartbeatAt, now().into())
                 .filter(job::Column::Id.eq(job.id))
                 .filter(job::Column::HeartbeatAt.eq(heartbeat_at));
-            repaired += db
-                .write(async |tx| Ok(update.clone().exec(tx).await?.rows_affected))
-                .await?;
+            repaired += db.write(async |tx| Ok(update.clone().exec(tx).await?.rows_affected)).await?;
         }
         if (rows.len() as u64) < MAX_ROWS_PER_QUERY {
             return Ok(repaired);
@@ -162,11 +148,9 @@ async fn repair_deliveries(db: &Db) -> Result<u64> {
         let rows = delivery::Entity::find()
             .filter(Expr::cust("status = 'queued'"))
             .filter(
-                Condition::any().add(Column::UpdatedAt.gt(limit)).add(
-                    Condition::all()
-                        .add(Column::LastAttemptAt.gt(limit))
-                        .add(Column::LeaseId.is_not_null()),
-                ),
+                Condition::any()
+                    .add(Column::UpdatedAt.gt(limit))
+                    .add(Condition::all().add(Column::LastAttemptAt.gt(limit)).add(Column::LeaseId.is_not_null())),
             )
             .filter(Column::NextAttemptAt.gt(limit))
             .order_by_asc(Column::Id)
@@ -174,17 +158,13 @@ async fn repair_deliveries(db: &Db) -> Result<u64> {
             .all(db.reader())
             .await?;
         for delivery in &rows {
-            let started_at = delivery
-                .last_attempt_at
-                .filter(|_| delivery.lease_id.is_some());
+            let started_at = delivery.last_attempt_at.filter(|_| delivery.lease_id.is_some());
             let origin = started_at.unwrap_or(delivery.updated_at);
             let next = delivery.next_attempt_at.map(|at| shift(at, origin));
             // Once per channel, because the throttle was derived from the time of the refused
             // delivery.
             let throttled = delivery.channel_id.filter(|id| channels.insert(*id));
-            repaired += db
-                .write_unannounced(async |tx| repair_delivery(tx, delivery, next, throttled).await)
-                .await?;
+            repaired += db.write_unannounced(async |tx| repair_delivery(tx, delivery, next, throttled).await).await?;
         }
         if (rows.len() as u64) < MAX_ROWS_PER_QUERY {
             return Ok(repaired);
@@ -215,9 +195,7 @@ async fn repair_delivery(
     let Some(channel_id) = throttled else {
         return Ok(written);
     };
-    let channel = notification_channel::Entity::find_by_id(channel_id)
-        .one(tx)
-        .await?;
+    let channel = notification_channel::Entity::find_by_id(channel_id).one(tx).await?;
     let throttled = channel.and_then(|channel| Some((channel.id, channel.throttled_until?)));
     if let Some((id, until)) = throttled.filter(|(_, until)| *until > now) {
         let ends = shift(until, delivery.updated_at);

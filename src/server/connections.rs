@@ -192,20 +192,14 @@ struct Preface {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let connection = self.get_mut();
         let filled_before = buffer.filled().len();
         let polled = Pin::new(&mut connection.stream).poll_read(cx, buffer);
         let Some(preface) = &mut connection.preface else {
             return polled;
         };
-        preface.missing = preface
-            .missing
-            .saturating_sub(buffer.filled().len() - filled_before);
+        preface.missing = preface.missing.saturating_sub(buffer.filled().len() - filled_before);
         if preface.missing == 0 {
             connection.preface = None;
             return polled;
@@ -220,11 +214,7 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
@@ -266,19 +256,14 @@ fn available_files() -> u64 {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
         let maximum = limit.maximum;
-        let raised = Rlimit {
-            current: maximum,
-            maximum,
-        };
+        let raised = Rlimit { current: maximum, maximum };
         if setrlimit(Resource::Nofile, raised).is_ok() {
             limit.current = maximum;
         }
     }
     // A missing limit means unlimited.
     let open_files = limit.current.unwrap_or(u64::MAX);
-    open_files
-        .saturating_sub(RESERVED_FILES)
-        .max(open_files / 2)
+    open_files.saturating_sub(RESERVED_FILES).max(open_files / 2)
 }
 
 #[cfg(not(target_os = "linux"))]

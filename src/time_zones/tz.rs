@@ -2,10 +2,7 @@
 
 use std::fmt;
 
-use chrono::{
-    Datelike, FixedOffset, MappedLocalTime, NaiveDate, NaiveDateTime, NaiveTime, Offset, TimeZone,
-    Timelike,
-};
+use chrono::{Datelike, FixedOffset, MappedLocalTime, NaiveDate, NaiveDateTime, NaiveTime, Offset, TimeZone, Timelike};
 use jiff::{
     Timestamp, civil,
     tz::{self, AmbiguousOffset},
@@ -41,10 +38,7 @@ impl Tz {
     /// Opens a zone, which stays in memory until the process ends. About 600 names exist.
     pub(super) fn open(name: &str, source: &Source) -> Option<Self> {
         let (zone, stamp) = source.rules(name)?;
-        let entry = Entry {
-            name: name.into(),
-            rules: RwLock::new(Rules { zone, stamp }),
-        };
+        let entry = Entry { name: name.into(), rules: RwLock::new(Rules { zone, stamp }) };
         Some(Self(Box::leak(Box::new(entry))))
     }
 
@@ -83,10 +77,7 @@ impl Tz {
 
     fn offset(self, offset: tz::Offset) -> TzOffset {
         let offset = FixedOffset::east_opt(offset.seconds());
-        TzOffset {
-            zone: self,
-            offset: offset.unwrap_or_else(|| Offset::fix(&chrono::Utc)),
-        }
+        TzOffset { zone: self, offset: offset.unwrap_or_else(|| Offset::fix(&chrono::Utc)) }
     }
 }
 
@@ -150,11 +141,7 @@ impl TimeZone for Tz {
 
     fn offset_from_utc_datetime(&self, utc: &NaiveDateTime) -> TzOffset {
         let seconds = utc.and_utc().timestamp();
-        let last = if seconds < 0 {
-            Timestamp::MIN
-        } else {
-            Timestamp::MAX
-        };
+        let last = if seconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
         let time = Timestamp::from_second(seconds).unwrap_or(last);
         self.offset(self.with_rules(|zone| zone.to_offset(time)))
     }
@@ -176,10 +163,6 @@ fn to_civil(local: NaiveDateTime) -> civil::DateTime {
         )
         .ok()
     };
-    let last = if local.year() < 0 {
-        civil::DateTime::MIN
-    } else {
-        civil::DateTime::MAX
-    };
+    let last = if local.year() < 0 { civil::DateTime::MIN } else { civil::DateTime::MAX };
     date().unwrap_or(last)
 }

@@ -16,12 +16,7 @@ use crate::{
 
 /// Watches the server until the receiver is closed.
 pub(super) async fn watch(server: String, events: mpsc::Sender<ConnectionEvent>) {
-    let mut watcher = Watcher {
-        server,
-        events,
-        cursor: String::new(),
-        pause: RETRY_PAUSES.0,
-    };
+    let mut watcher = Watcher { server, events, cursor: String::new(), pause: RETRY_PAUSES.0 };
     loop {
         let Err(broken) = watcher.follow().await;
         if !watcher.cursor.is_empty() && broken.refuses_cursor() {
@@ -65,21 +60,14 @@ impl Watcher {
             if !response.cursor.is_empty() {
                 self.cursor.clone_from(&response.cursor);
             }
-            if !self
-                .send(ConnectionEvent::Response(Box::new(response)))
-                .await
-            {
+            if !self.send(ConnectionEvent::Response(Box::new(response))).await {
                 return Err(ConnectionError::Ended);
             }
         }
     }
 
     fn request(&self) -> pb::WatchRequest {
-        let start = if self.cursor.is_empty() {
-            WatchStart::Snapshot
-        } else {
-            WatchStart::Unspecified
-        };
+        let start = if self.cursor.is_empty() { WatchStart::Snapshot } else { WatchStart::Unspecified };
         pb::WatchRequest {
             topics: vec![Topic::GpuStats.into(), Topic::Alerts.into()],
             cursor: self.cursor.clone(),

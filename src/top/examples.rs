@@ -15,10 +15,7 @@ pub(super) fn now() -> DateTime<Utc> {
 }
 
 fn timestamp(time: DateTime<Utc>) -> Timestamp {
-    Timestamp {
-        seconds: time.timestamp(),
-        nanos: time.timestamp_subsec_nanos().try_into().unwrap(),
-    }
+    Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos().try_into().unwrap() }
 }
 
 /// GPU with all values, sampled `seconds_ago`.
@@ -78,10 +75,7 @@ pub(super) fn with_status(alert: pb::Alert, status: AlertStatus) -> pb::Alert {
 }
 
 pub(super) fn update(update: impl Into<Update>) -> ConnectionEvent {
-    ConnectionEvent::Response(Box::new(WatchResponse {
-        update: Some(update.into()),
-        ..Default::default()
-    }))
+    ConnectionEvent::Response(Box::new(WatchResponse { update: Some(update.into()), ..Default::default() }))
 }
 
 impl From<pb::GpuStats> for Update {
@@ -92,10 +86,7 @@ impl From<pb::GpuStats> for Update {
 
 impl From<pb::Alert> for Update {
     fn from(alert: pb::Alert) -> Self {
-        Self::Alert(pb::AlertChange {
-            kind: AlertChangeKind::Created.into(),
-            alert: Some(alert),
-        })
+        Self::Alert(pb::AlertChange { kind: AlertChangeKind::Created.into(), alert: Some(alert) })
     }
 }
 

@@ -172,11 +172,7 @@ impl State {
         let utilization = stats.gpu_utilization.map(percent);
         let uuid = stats.gpu_uuid.clone().unwrap_or_default();
         let Some(gpu) = self.gpus.get_mut(&uuid) else {
-            let gpu = Gpu {
-                stats,
-                history: VecDeque::from([utilization]),
-                interval: None,
-            };
+            let gpu = Gpu { stats, history: VecDeque::from([utilization]), interval: None };
             self.gpus.insert(uuid, gpu);
             return;
         };
@@ -199,10 +195,7 @@ impl State {
     }
 
     fn record_alert(&mut self, alert: pb::Alert) {
-        let key = (
-            time(alert.created_at.as_ref()).unwrap_or_default(),
-            alert.id.clone(),
-        );
+        let key = (time(alert.created_at.as_ref()).unwrap_or_default(), alert.id.clone());
         if let Some(snapshot) = &mut self.snapshot {
             snapshot.insert(key.clone());
         }
@@ -223,8 +216,7 @@ impl State {
     fn end_snapshot(&mut self) {
         if let Some(snapshot) = self.snapshot.take() {
             let dismissed = AlertStatus::Dismissed;
-            self.alerts
-                .retain(|key, alert| snapshot.contains(key) || alert.status() == dismissed);
+            self.alerts.retain(|key, alert| snapshot.contains(key) || alert.status() == dismissed);
         }
         self.complete = true;
         self.clamp();
@@ -263,12 +255,7 @@ impl State {
 
     /// Number of alerts with the status pending or delivered.
     pub(super) fn open_alerts(&self) -> usize {
-        let is_open = |alert: &&pb::Alert| {
-            matches!(
-                alert.status(),
-                AlertStatus::Pending | AlertStatus::Delivered
-            )
-        };
+        let is_open = |alert: &&pb::Alert| matches!(alert.status(), AlertStatus::Pending | AlertStatus::Delivered);
         self.alerts.values().filter(is_open).count()
     }
 
@@ -283,10 +270,7 @@ impl State {
     }
 
     /// Applies a key. Breaks if the key quits.
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "most of the many keys have no effect"
-    )]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most of the many keys have no effect")]
     pub(super) fn press(&mut self, key: KeyEvent) -> ControlFlow<()> {
         if key.kind == KeyEventKind::Release {
             return ControlFlow::Continue(());
@@ -328,8 +312,7 @@ impl Gpu {
 
     /// Age at which the newest sample counts as stale. Longer for GPUs that are sampled less often.
     fn stale_age(&self) -> TimeDelta {
-        self.interval
-            .map_or(MIN_STALE_AGE, |interval| MIN_STALE_AGE.max(interval * 3))
+        self.interval.map_or(MIN_STALE_AGE, |interval| MIN_STALE_AGE.max(interval * 3))
     }
 
     fn push(&mut self, utilization: Option<u64>) {
@@ -374,11 +357,7 @@ pub(super) fn time(timestamp: Option<&prost_types::Timestamp>) -> Option<DateTim
     (1..=9_999).contains(&time.year()).then_some(time)
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "the value is clamped to the range"
-)]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the value is clamped to the range")]
 fn percent(value: f64) -> u64 {
     value.round().clamp(0.0, 100.0) as u64
 }

@@ -81,19 +81,9 @@ impl Areas {
         let body = area.height.saturating_sub(2);
         let room = body.saturating_sub((body / 3).max(4));
         let gpus = gpus::height(state.gpus().len(), area.width, room);
-        let rows = [
-            Constraint::Length(1),
-            Constraint::Length(gpus),
-            Constraint::Fill(1),
-            Constraint::Length(1),
-        ];
+        let rows = [Constraint::Length(1), Constraint::Length(gpus), Constraint::Fill(1), Constraint::Length(1)];
         let [header, gpus, alerts, footer] = Layout::vertical(rows).areas(area);
-        Self {
-            header,
-            gpus,
-            alerts,
-            footer,
-        }
+        Self { header, gpus, alerts, footer }
     }
 }
 
@@ -105,10 +95,7 @@ fn header(state: &State, now: DateTime<FixedOffset>, width: u16) -> Line<'static
         ConnectionState::Reconnecting => ("reconnecting", Color::Red),
     };
     // The end of the line is cut off, so the most important parts come first.
-    let mut spans = vec![
-        Span::from(link).fg(color).bold(),
-        Span::from(format!(" since {since}")),
-    ];
+    let mut spans = vec![Span::from(link).fg(color).bold(), Span::from(format!(" since {since}"))];
     if let Some(heartbeat) = &state.heartbeat {
         spans.push(Span::from("  "));
         spans.push(behind(heartbeat));
@@ -155,9 +142,7 @@ fn footer(state: &State) -> Line<'static> {
 fn draw_help(frame: &mut Frame) {
     let lines = HELP.map(|(key, what)| Line::from(vec![format!(" {key:<13}").bold(), what.into()]));
     let height = u16::try_from(HELP.len() + 2).unwrap_or(u16::MAX);
-    let area = frame
-        .area()
-        .centered(Constraint::Length(36), Constraint::Length(height));
+    let area = frame.area().centered(Constraint::Length(36), Constraint::Length(height));
     frame.render_widget(Clear, area);
     let block = Block::bordered().title(" Help ");
     frame.render_widget(Paragraph::new(lines.to_vec()).block(block), area);
@@ -169,11 +154,7 @@ fn draw_alerts(frame: &mut Frame, area: Rect, state: &State, now: DateTime<Fixed
     let rows = usize::from(list.height);
     frame.render_widget(alerts_title(state, rows), title);
     if state.alerts().len() == 0 {
-        let nothing = if state.complete {
-            "No alerts."
-        } else {
-            "Waiting for the server."
-        };
+        let nothing = if state.complete { "No alerts." } else { "Waiting for the server." };
         frame.render_widget(Line::from(nothing).dim(), list);
         return;
     }
@@ -228,10 +209,8 @@ impl Columns {
 
     fn row(self, alert: &pb::Alert, now: DateTime<FixedOffset>) -> Row<'static> {
         let raised = time(alert.created_at.as_ref());
-        let raised = raised.map_or_else(
-            || ABSENT.to_string(),
-            |raised| format_time(raised.with_timezone(&now.timezone()), now),
-        );
+        let raised =
+            raised.map_or_else(|| ABSENT.to_string(), |raised| format_time(raised.with_timezone(&now.timezone()), now));
         let (severity, short_severity, color) = match alert.severity() {
             Severity::Unspecified => (ABSENT, ABSENT, Style::new()),
             Severity::Low => ("low", "low", Style::new().blue()),
@@ -262,11 +241,7 @@ impl Columns {
             cells.push(Cell::from(subject(alert)));
         }
         let row = Row::new(cells);
-        if alert.status() == AlertStatus::Dismissed {
-            row.dim()
-        } else {
-            row
-        }
+        if alert.status() == AlertStatus::Dismissed { row.dim() } else { row }
     }
 }
 
@@ -276,21 +251,16 @@ fn subject(alert: &pb::Alert) -> Line<'static> {
     let name = metadata.and_then(|metadata| metadata.fields.get("rule_name"));
     let key = escaped(&alert.dedup_key);
     match name.and_then(|name| name.kind.clone()) {
-        Some(prost_types::value::Kind::StringValue(name)) => Line::from(vec![
-            Span::from(escaped(&name)),
-            Span::from(format!("  {key}")).dim(),
-        ]),
+        Some(prost_types::value::Kind::StringValue(name)) => {
+            Line::from(vec![Span::from(escaped(&name)), Span::from(format!("  {key}")).dim()])
+        }
         _ => Line::from(key),
     }
 }
 
 /// Time of day. Month and day are added for another day than today.
 fn format_time(time: DateTime<FixedOffset>, now: DateTime<FixedOffset>) -> String {
-    let format = if time.date_naive() == now.date_naive() {
-        "%H:%M:%S"
-    } else {
-        "%m-%d %H:%M"
-    };
+    let format = if time.date_naive() == now.date_naive() { "%H:%M:%S" } else { "%m-%d %H:%M" };
     time.format(format).to_string()
 }
 

@@ -11,17 +11,8 @@ use crate::{
 };
 
 /// Fields that `UpdateCameraZone` may change.
-pub(super) const UPDATABLE: [&str; 9] = [
-    "name",
-    "zone_type",
-    "coordinates",
-    "shape",
-    "color",
-    "enabled",
-    "priority",
-    "anchor",
-    "min_overlap",
-];
+pub(super) const UPDATABLE: [&str; 9] =
+    ["name", "zone_type", "coordinates", "shape", "color", "enabled", "priority", "anchor", "min_overlap"];
 
 const DEFAULT_COLOR: &str = "#3B82F6";
 
@@ -56,10 +47,8 @@ impl pb::CameraZone {
     /// `camera_id`. Absent fields get defaults.
     pub(super) fn checked(&self) -> Result<ActiveModel> {
         let zone_type = ZoneType::from_proto("camera_zone.zone_type", self.zone_type)?;
-        let shape =
-            ZoneShape::from_proto("camera_zone.shape", self.shape)?.unwrap_or(ZoneShape::Rectangle);
-        let anchor = ZoneAnchor::from_proto("camera_zone.anchor", self.anchor)?
-            .unwrap_or(ZoneAnchor::Center);
+        let shape = ZoneShape::from_proto("camera_zone.shape", self.shape)?.unwrap_or(ZoneShape::Rectangle);
+        let anchor = ZoneAnchor::from_proto("camera_zone.anchor", self.anchor)?.unwrap_or(ZoneAnchor::Center);
         let corners: Vec<_> = self
             .coordinates
             .iter()
@@ -75,11 +64,7 @@ impl pb::CameraZone {
             shape: Set(shape),
             color: Set(color(self.color.as_deref().unwrap_or(DEFAULT_COLOR))?),
             enabled: Set(self.enabled.unwrap_or(true)),
-            priority: Set(check::within(
-                "camera_zone.priority",
-                self.priority,
-                0..=i32::MAX,
-            )?),
+            priority: Set(check::within("camera_zone.priority", self.priority, 0..=i32::MAX)?),
             anchor: Set(anchor),
             min_overlap: Set(min_overlap(anchor, self.min_overlap)?),
             ..Default::default()
@@ -92,10 +77,7 @@ fn color(text: &str) -> Result<String> {
     if digits.len() == 6 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return Ok(text.to_string());
     }
-    Err(Error::invalid(
-        "camera_zone.color",
-        "must be `#` and six hexadecimal digits, such as #3B82F6",
-    ))
+    Err(Error::invalid("camera_zone.color", "must be `#` and six hexadecimal digits, such as #3B82F6"))
 }
 
 fn min_overlap(anchor: ZoneAnchor, minimum: Option<f64>) -> Result<Option<f64>> {
@@ -107,9 +89,7 @@ fn min_overlap(anchor: ZoneAnchor, minimum: Option<f64>) -> Result<Option<f64>> 
             Err(Error::invalid(field, problem))
         }
         (ZoneAnchor::Overlap, None) => Ok(Some(DEFAULT_OVERLAP)),
-        (ZoneAnchor::Overlap, Some(minimum)) if minimum > 0.0 && minimum <= 1.0 => {
-            Ok(Some(minimum))
-        }
+        (ZoneAnchor::Overlap, Some(minimum)) if minimum > 0.0 && minimum <= 1.0 => Ok(Some(minimum)),
         // Also reached by NaN.
         (ZoneAnchor::Overlap, Some(_)) => Err(Error::invalid(field, "must be in (0, 1]")),
     }

@@ -28,16 +28,9 @@ impl EdgeIndex {
         let heights = || edges.iter().map(|line| line.start.y);
         let low = heights().fold(f64::INFINITY, f64::min);
         let high = heights().fold(f64::NEG_INFINITY, f64::max);
-        let mut index = Self {
-            low,
-            span: high - low,
-            starts: vec![0; edges.len().max(1) + 1],
-            members: Vec::new(),
-            edges,
-        };
-        while index.bands() > 1
-            && index.band_entries() > index.edges.len() * MAX_BAND_ENTRIES_PER_EDGE
-        {
+        let mut index =
+            Self { low, span: high - low, starts: vec![0; edges.len().max(1) + 1], members: Vec::new(), edges };
+        while index.bands() > 1 && index.band_entries() > index.edges.len() * MAX_BAND_ENTRIES_PER_EDGE {
             index.starts.truncate(index.bands() / 2 + 1);
         }
         index.fill_bands();
@@ -73,11 +66,7 @@ impl EdgeIndex {
     }
 
     fn band_entries(&self) -> usize {
-        self.edges
-            .iter()
-            .map(|line| self.bands_of(line))
-            .map(|bands| bands.end() - bands.start() + 1)
-            .sum()
+        self.edges.iter().map(|line| self.bands_of(line)).map(|bands| bands.end() - bands.start() + 1).sum()
     }
 
     fn fill_bands(&mut self) {
@@ -106,8 +95,7 @@ impl EdgeIndex {
     /// Returns true if a point is inside the polygon or on the boundary. Equals the result of
     /// `geo`, with the same arithmetic, but visits only edges at the height of the point.
     pub(super) fn contains(&self, point: Coord<f64>) -> bool {
-        let orientation =
-            |line: &Line<f64>| <f64 as GeoNum>::Ker::orient2d(line.start, line.end, point);
+        let orientation = |line: &Line<f64>| <f64 as GeoNum>::Ker::orient2d(line.start, line.end, point);
         let is_between = |line: &Line<f64>| {
             let (left, right) = (line.start.x.min(line.end.x), line.start.x.max(line.end.x));
             (left..=right).contains(&point.x)
@@ -123,8 +111,7 @@ impl EdgeIndex {
                 Orientation::Collinear if is_between(line) => return true,
                 Orientation::CounterClockwise if is_upward && end > point.y => winding += 1,
                 Orientation::Clockwise if !is_upward => winding -= 1,
-                Orientation::Collinear | Orientation::CounterClockwise | Orientation::Clockwise => {
-                }
+                Orientation::Collinear | Orientation::CounterClockwise | Orientation::Clockwise => {}
             }
         }
         winding != 0
@@ -139,16 +126,8 @@ impl EdgeIndex {
         let mut area = 0.0;
         for band in first..=last {
             // The outermost bands extend to the box.
-            let band_start = if band == first {
-                min.y
-            } else {
-                self.start(band)
-            };
-            let band_end = if band == last {
-                max.y
-            } else {
-                self.start(band + 1)
-            };
+            let band_start = if band == first { min.y } else { self.start(band) };
+            let band_end = if band == last { max.y } else { self.start(band + 1) };
             for line in self.edges_in_band(band) {
                 area += clamped_integral(line, (band_start, band_end), (min.x, max.x));
             }
@@ -183,8 +162,7 @@ impl EdgeIndex {
 /// Returns true if an edge runs back along its predecessor.
 fn is_reversed(a: &Line<f64>, b: &Line<f64>, in_order: bool) -> bool {
     let (before, after) = if in_order { (a, b) } else { (b, a) };
-    let is_straight = <f64 as GeoNum>::Ker::orient2d(before.start, before.end, after.end)
-        == Orientation::Collinear;
+    let is_straight = <f64 as GeoNum>::Ker::orient2d(before.start, before.end, after.end) == Orientation::Collinear;
     let along = before.delta().x * after.delta().x + before.delta().y * after.delta().y;
     is_straight && along <= 0.0
 }
@@ -192,11 +170,8 @@ fn is_reversed(a: &Line<f64>, b: &Line<f64>, in_order: bool) -> bool {
 /// Integrates the horizontal position of an edge over the heights `from..to`, with the position
 /// clamped to `min_x..max_x`. Negative for a descending edge.
 fn clamped_integral(line: &Line<f64>, (from, to): (f64, f64), (min_x, max_x): (f64, f64)) -> f64 {
-    let (lower, upper, sign) = if line.start.y <= line.end.y {
-        (line.start, line.end, 1.0)
-    } else {
-        (line.end, line.start, -1.0)
-    };
+    let (lower, upper, sign) =
+        if line.start.y <= line.end.y { (line.start, line.end, 1.0) } else { (line.end, line.start, -1.0) };
     let (clipped_from, clipped_to) = (from.max(lower.y), to.min(upper.y));
     if clipped_from >= clipped_to {
         return 0.0;

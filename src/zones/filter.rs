@@ -14,12 +14,7 @@ const MAX_LIST_VALUES: usize = 1_000;
 
 impl pb::CameraZoneFilter {
     pub(super) fn select(&self) -> Result<Select<Entity>> {
-        let camera_ids = check::texts(
-            "filter.camera_ids",
-            &self.camera_ids,
-            MAX_LIST_VALUES,
-            &(1..=64),
-        )?;
+        let camera_ids = check::texts("filter.camera_ids", &self.camera_ids, MAX_LIST_VALUES, &(1..=64))?;
         let zone_types = ZoneType::all_from_proto("filter.zone_types", &self.zone_types)?;
         let mut select = Entity::find();
         if !camera_ids.is_empty() {

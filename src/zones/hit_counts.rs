@@ -3,9 +3,7 @@
 use std::{ops::RangeInclusive, sync::Arc};
 
 use chrono::{DateTime, Utc};
-use sea_orm::{
-    ColumnTrait, Condition, DerivePartialModel, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
-};
+use sea_orm::{ColumnTrait, Condition, DerivePartialModel, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
 use super::{
     placement::{Placement, PlacementError},
@@ -72,10 +70,7 @@ struct BucketCounts {
 
 impl CameraZones {
     /// Counts the detections of a request.
-    pub(super) async fn count(
-        &self,
-        request: &pb::CountZoneHitsRequest,
-    ) -> Result<Vec<pb::ZoneHitBucket>> {
+    pub(super) async fn count(&self, request: &pb::CountZoneHitsRequest) -> Result<Vec<pb::ZoneHitBucket>> {
         let query = Arc::new(HitQuery::parse(request)?);
         let id = &query.camera_id;
         let camera = camera::Entity::find_by_id(id).one(self.db.reader()).await?;
@@ -90,11 +85,7 @@ impl CameraZones {
             );
             return Err(Error::invalid("bucket_width", problem));
         }
-        let empty = BucketCounts {
-            detections: 0,
-            unplaced: 0,
-            hits: vec![0; zones.len()],
-        };
+        let empty = BucketCounts { detections: 0, unplaced: 0, hits: vec![0; zones.len()] };
         let mut buckets = vec![empty; query.buckets()];
         let (mut total, mut last) = (0, None);
         loop {
@@ -105,9 +96,7 @@ impl CameraZones {
                 return Err(Error::invalid("range.end", problem));
             }
             let is_last = page.len() < DETECTIONS_PER_QUERY;
-            last = page
-                .last()
-                .map(|detection| (detection.detected_at, detection.id));
+            last = page.last().map(|detection| (detection.detected_at, detection.id));
             let (zone_set, query) = (zone_set.clone(), query.clone());
             // A page for a camera with many zones may take seconds.
             let counting = move || {
@@ -130,11 +119,7 @@ impl CameraZones {
     }
 
     /// Reads the next detections of the range after `last`.
-    async fn page(
-        &self,
-        query: &HitQuery,
-        last: Option<(DateTime<Utc>, i64)>,
-    ) -> Result<Vec<DetectionColumns>> {
+    async fn page(&self, query: &HitQuery, last: Option<(DateTime<Utc>, i64)>) -> Result<Vec<DetectionColumns>> {
         use detection::Column::{CameraId, DetectedAt, Id};
         // Each page takes its own scan permit, so that other scans can run in between.
         let scan = self.db.scan().await?;
@@ -143,16 +128,10 @@ impl CameraZones {
             .filter(DetectedAt.gte(query.start))
             .filter(DetectedAt.lt(query.end));
         if let Some((detected_at, id)) = last {
-            let same_time = Condition::all()
-                .add(DetectedAt.eq(detected_at))
-                .add(Id.gt(id));
-            let after_last = Condition::any()
-                .add(DetectedAt.gt(detected_at))
-                .add(same_time);
+            let same_time = Condition::all().add(DetectedAt.eq(detected_at)).add(Id.gt(id));
+            let after_last = Condition::any().add(DetectedAt.gt(detected_at)).add(same_time);
             // The redundant bound lets the database use the index.
-            select = select
-                .filter(DetectedAt.gte(detected_at))
-                .filter(after_last);
+            select = select.filter(DetectedAt.gte(detected_at)).filter(after_last);
         }
         Ok(select
             .order_by_asc(DetectedAt)
@@ -173,17 +152,13 @@ impl HitQuery {
         if start == end {
             return Err(Error::invalid("range.end", "must be after the start"));
         }
-        let width = request
-            .bucket_width
-            .ok_or_else(|| Error::invalid("bucket_width", "is required"))?;
+        let width = request.bucket_width.ok_or_else(|| Error::invalid("bucket_width", "is required"))?;
         if width.nanos != 0 || !BUCKET_WIDTHS_SECONDS.contains(&width.seconds) {
             let problem = "must be whole seconds from 1 s to 86400 s";
             return Err(Error::invalid("bucket_width", problem));
         }
         let types = check::texts("object_types", &request.object_types, 100, &(1..=255))?;
-        let min_confidence = request
-            .min_confidence
-            .map(|minimum| check::within("min_confidence", minimum, 0.0..=1.0));
+        let min_confidence = request.min_confidence.map(|minimum| check::within("min_confidence", minimum, 0.0..=1.0));
         let query = Self {
             camera_id,
             start,
@@ -202,8 +177,7 @@ impl HitQuery {
 
     /// Returns the bucket of a time, which must not be before the start.
     fn bucket(&self, time: DateTime<Utc>) -> usize {
-        let number =
-            time.timestamp().div_euclid(self.width) - self.start.timestamp().div_euclid(self.width);
+        let number = time.timestamp().div_euclid(self.width) - self.start.timestamp().div_euclid(self.width);
         usize::try_from(number).unwrap_or_default()
     }
 
@@ -221,10 +195,7 @@ impl HitQuery {
 
     /// Returns true if the detection meets the conditions on object type and confidence.
     fn is_counted(&self, detection: &DetectionColumns) -> bool {
-        let object_type = detection
-            .object_type
-            .as_ref()
-            .map(|name| name.to_lowercase());
+        let object_type = detection.object_type.as_ref().map(|name| name.to_lowercase());
         let has_type = object_type.is_some_and(|name| self.object_types.contains(&name));
         let is_confident = |minimum| detection.confidence.is_some_and(|value| value >= minimum);
         (self.object_types.is_empty() || has_type) && self.min_confidence.is_none_or(is_confident)
@@ -234,12 +205,7 @@ impl HitQuery {
 impl BucketCounts {
     fn add(&mut self, detection: &DetectionColumns, zones: &[Zone]) {
         self.detections += 1;
-        let bbox = [
-            detection.bbox_x,
-            detection.bbox_y,
-            detection.bbox_width,
-            detection.bbox_height,
-        ];
+        let bbox = [detection.bbox_x, detection.bbox_y, detection.bbox_width, detection.bbox_height];
         match Placement::new(bbox, [detection.video_width, detection.video_height]) {
             Ok(placement) => {
                 for (hits, zone) in self.hits.iter_mut().zip(zones) {
@@ -252,20 +218,13 @@ impl BucketCounts {
     }
 
     fn into_proto(self, start: Option<DateTime<Utc>>, zones: &[Zone]) -> pb::ZoneHitBucket {
-        let hits = self
-            .hits
-            .into_iter()
-            .zip(zones)
-            .filter(|(detections, _)| *detections > 0);
+        let hits = self.hits.into_iter().zip(zones).filter(|(detections, _)| *detections > 0);
         pb::ZoneHitBucket {
             start_time: start.map(time::to_proto),
             detections: self.detections,
             unplaced: self.unplaced,
             zone_hits: hits
-                .map(|(detections, zone)| pb::ZoneHitCount {
-                    zone_id: zone.id.clone(),
-                    detections,
-                })
+                .map(|(detections, zone)| pb::ZoneHitCount { zone_id: zone.id.clone(), detections })
                 .collect(),
         }
     }

@@ -52,24 +52,17 @@ impl ZoneSet {
 
     /// Returns the zones of a camera by descending priority, then by id.
     pub fn of(&self, camera_id: &str) -> &[Zone] {
-        self.0
-            .get(camera_id)
-            .map(|zones| &**zones)
-            .unwrap_or_default()
+        self.0.get(camera_id).map(|zones| &**zones).unwrap_or_default()
     }
 
     /// Returns the cameras whose zones differ in another snapshot.
     pub fn changed<'a>(&'a self, other: &'a Self) -> HashSet<&'a str> {
         let cameras = self.0.keys().chain(other.0.keys());
-        let differs =
-            |camera_id: &&Arc<str>| match (self.0.get(*camera_id), other.0.get(*camera_id)) {
-                (Some(one), Some(two)) => !Arc::ptr_eq(one, two),
-                (one, two) => one.is_some() != two.is_some(),
-            };
-        cameras
-            .filter(differs)
-            .map(|camera_id| &**camera_id)
-            .collect()
+        let differs = |camera_id: &&Arc<str>| match (self.0.get(*camera_id), other.0.get(*camera_id)) {
+            (Some(one), Some(two)) => !Arc::ptr_eq(one, two),
+            (one, two) => one.is_some() != two.is_some(),
+        };
+        cameras.filter(differs).map(|camera_id| &**camera_id).collect()
     }
 }
 
@@ -94,9 +87,7 @@ impl LiveZones {
 
     /// Reloads all zones. Changes committed before the call take effect.
     pub async fn reload(&self) -> Result<()> {
-        let rows = camera_zone::Entity::find()
-            .filter(camera_zone::Column::Enabled.eq(true))
-            .all(self.db.reader());
+        let rows = camera_zone::Entity::find().filter(camera_zone::Column::Enabled.eq(true)).all(self.db.reader());
         let reading = async { Ok(ZoneSet::compile(rows.await?)) };
         self.live.reload(reading).await
     }

@@ -30,18 +30,14 @@ const MIN_DETECTIONS_OFF_RUNTIME: usize = 16;
 
 impl CameraZones {
     /// Locates the detections of a request.
-    pub(super) async fn locate(
-        &self,
-        request: pb::LocateDetectionsRequest,
-    ) -> Result<Vec<pb::DetectionLocation>> {
+    pub(super) async fn locate(&self, request: pb::LocateDetectionsRequest) -> Result<Vec<pb::DetectionLocation>> {
         let ids = request.detection_ids;
         if ids.len() > MAX_DETECTIONS {
             let problem = format!("must have at most {MAX_DETECTIONS} entries");
             return Err(Error::invalid("detection_ids", problem));
         }
         if ids.len() + request.detections.len() > MAX_DETECTIONS {
-            let problem =
-                format!("must have at most {MAX_DETECTIONS} entries, together with detection_ids");
+            let problem = format!("must have at most {MAX_DETECTIONS} entries, together with detection_ids");
             return Err(Error::invalid("detections", problem));
         }
         let detections = ids.len() + request.detections.len();
@@ -62,9 +58,7 @@ impl CameraZones {
                 let detection = row::require(stored_by_id.get(id), "detection", id)?;
                 Ok(locate_detection(detection, &zones))
             });
-            let sent_locations = sent
-                .iter()
-                .map(|detection| Ok(locate_detection(detection, &zones)));
+            let sent_locations = sent.iter().map(|detection| Ok(locate_detection(detection, &zones)));
             stored_locations.chain(sent_locations).collect()
         };
         if detections < MIN_DETECTIONS_OFF_RUNTIME {
@@ -97,10 +91,7 @@ impl CameraZones {
             .all(self.db.reader())
             .await?;
         let known: HashSet<_> = known_ids.into_iter().collect();
-        match sent
-            .iter()
-            .position(|detection| !known.contains(&detection.camera_id))
-        {
+        match sent.iter().position(|detection| !known.contains(&detection.camera_id)) {
             Some(index) => Err(Error::BrokenReference {
                 field: format!("detections[{index}].camera_id"),
                 problem: "names a camera that does not exist".into(),
@@ -167,10 +158,7 @@ fn hit_to_proto(zone: &Zone, hit: Hit) -> pb::ZoneHit {
     pb::ZoneHit {
         zone_id: zone.id.clone(),
         anchor: anchor.into(),
-        point: point.map(|point| pb::Point {
-            x: point.x,
-            y: point.y,
-        }),
+        point: point.map(|point| pb::Point { x: point.x, y: point.y }),
         overlap,
     }
 }

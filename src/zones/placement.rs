@@ -41,12 +41,7 @@ impl PlacementError {
 impl Placement {
     /// Computes the placement of a stored detection.
     pub fn of(detection: &detection::Model) -> Result<Self, PlacementError> {
-        let bbox = [
-            detection.bbox_x,
-            detection.bbox_y,
-            detection.bbox_width,
-            detection.bbox_height,
-        ];
+        let bbox = [detection.bbox_x, detection.bbox_y, detection.bbox_width, detection.bbox_height];
         Self::new(bbox, [detection.video_width, detection.video_height])
     }
 

@@ -47,14 +47,8 @@ impl CameraZones {
 
 #[tonic::async_trait]
 impl CameraZoneService for CameraZones {
-    async fn create_camera_zone(
-        &self,
-        request: Request<pb::CreateCameraZoneRequest>,
-    ) -> Reply<pb::CameraZone> {
-        let zone = request
-            .into_inner()
-            .camera_zone
-            .ok_or_else(|| Error::invalid("camera_zone", "is required"))?;
+    async fn create_camera_zone(&self, request: Request<pb::CreateCameraZoneRequest>) -> Reply<pb::CameraZone> {
+        let zone = request.into_inner().camera_zone.ok_or_else(|| Error::invalid("camera_zone", "is required"))?;
         let id = match zone.id.as_str() {
             "" => Uuid::now_v7().to_string(),
             id => check::id("camera_zone.id", id)?,
@@ -81,15 +75,9 @@ impl CameraZoneService for CameraZones {
         Ok(Response::new(zone))
     }
 
-    async fn get_camera_zone(
-        &self,
-        request: Request<pb::GetCameraZoneRequest>,
-    ) -> Reply<pb::CameraZone> {
+    async fn get_camera_zone(&self, request: Request<pb::GetCameraZoneRequest>) -> Reply<pb::CameraZone> {
         let id = check::id("id", &request.into_inner().id)?;
-        let zone = Entity::find_by_id(&id)
-            .one(self.db.reader())
-            .await
-            .map_err(Error::from)?;
+        let zone = Entity::find_by_id(&id).one(self.db.reader()).await.map_err(Error::from)?;
         Ok(Response::new(row::require(zone, "camera zone", id)?.into()))
     }
 
@@ -99,40 +87,23 @@ impl CameraZoneService for CameraZones {
     ) -> Reply<pb::ListCameraZonesResponse> {
         let request = request.into_inner();
         let filter = request.filter.unwrap_or_default();
-        let page = Page::parse(
-            request.page_size,
-            &request.page_token,
-            "camera_zones",
-            &filter,
-        )?;
+        let page = Page::parse(request.page_size, &request.page_token, "camera_zones", &filter)?;
         let columns = (Column::Priority, Column::Id);
         let key = |zone: &camera_zone::Model| (zone.priority.into(), zone.id.clone());
-        let (camera_zones, next_page_token) = page
-            .highest_first(self.db.reader(), filter.select()?, columns, key)
-            .await?;
-        Ok(Response::new(pb::ListCameraZonesResponse {
-            camera_zones,
-            next_page_token,
-        }))
+        let (camera_zones, next_page_token) =
+            page.highest_first(self.db.reader(), filter.select()?, columns, key).await?;
+        Ok(Response::new(pb::ListCameraZonesResponse { camera_zones, next_page_token }))
     }
 
-    async fn update_camera_zone(
-        &self,
-        request: Request<pb::UpdateCameraZoneRequest>,
-    ) -> Reply<pb::CameraZone> {
+    async fn update_camera_zone(&self, request: Request<pb::UpdateCameraZoneRequest>) -> Reply<pb::CameraZone> {
         let request = request.into_inner();
-        let changes = request
-            .camera_zone
-            .ok_or_else(|| Error::invalid("camera_zone", "is required"))?;
+        let changes = request.camera_zone.ok_or_else(|| Error::invalid("camera_zone", "is required"))?;
         let id = check::id("camera_zone.id", &changes.id)?;
         let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
         let updating = self.db.write(async |tx| {
             let stored = find_locked(tx, &id).await?;
             let version_id = stored.version_id;
-            if request
-                .expected_version_id
-                .is_some_and(|expected| expected != version_id)
-            {
+            if request.expected_version_id.is_some_and(|expected| expected != version_id) {
                 let resource = "camera zone";
                 return Err(Error::StaleVersion { resource });
             }
@@ -184,10 +155,7 @@ impl CameraZoneService for CameraZones {
         Ok(Response::new(pb::LocateDetectionsResponse { locations }))
     }
 
-    async fn count_zone_hits(
-        &self,
-        request: Request<pb::CountZoneHitsRequest>,
-    ) -> Reply<pb::CountZoneHitsResponse> {
+    async fn count_zone_hits(&self, request: Request<pb::CountZoneHitsRequest>) -> Reply<pb::CountZoneHitsResponse> {
         let buckets = self.count(request.get_ref()).await?;
         Ok(Response::new(pb::CountZoneHitsResponse { buckets }))
     }
@@ -195,23 +163,12 @@ impl CameraZoneService for CameraZones {
 
 /// Loads a zone and locks the row until the transaction ends.
 async fn find_locked(tx: &DatabaseTransaction, id: &str) -> Result<camera_zone::Model> {
-    row::require(
-        Entity::find_by_id(id).lock_exclusive().one(tx).await?,
-        "camera zone",
-        id,
-    )
+    row::require(Entity::find_by_id(id).lock_exclusive().one(tx).await?, "camera zone", id)
 }
 
-async fn announce(
-    tx: &DatabaseTransaction,
-    kind: ChangeKind,
-    zone: camera_zone::Model,
-) -> Result<pb::CameraZone> {
+async fn announce(tx: &DatabaseTransaction, kind: ChangeKind, zone: camera_zone::Model) -> Result<pb::CameraZone> {
     let zone = pb::CameraZone::from(zone);
-    let change = pb::CameraZoneChange {
-        kind: kind.into(),
-        camera_zone: Some(zone.clone()),
-    };
+    let change = pb::CameraZoneChange { kind: kind.into(), camera_zone: Some(zone.clone()) };
     let record = topics::record(&zone.id, Update::CameraZone(change));
     feed::record(tx, [record]).await?;
     Ok(zone)
@@ -229,23 +186,12 @@ async fn refuse_absent_camera(tx: &DatabaseTransaction, id: &str) -> Result<()> 
 }
 
 /// Fails with `ALREADY_EXISTS` if another zone of the camera has the name.
-async fn refuse_taken_name(
-    tx: &DatabaseTransaction,
-    row: &camera_zone::ActiveModel,
-    own: Option<&str>,
-) -> Result<()> {
-    let values = (
-        row.get(Column::CameraId).into_value(),
-        row.get(Column::Name).into_value(),
-    );
+async fn refuse_taken_name(tx: &DatabaseTransaction, row: &camera_zone::ActiveModel, own: Option<&str>) -> Result<()> {
+    let values = (row.get(Column::CameraId).into_value(), row.get(Column::Name).into_value());
     let (Some(camera_id), Some(name)) = values else {
         return Ok(());
     };
-    let other = Entity::find()
-        .filter(Column::CameraId.eq(camera_id))
-        .filter(Column::Name.eq(name))
-        .one(tx)
-        .await?;
+    let other = Entity::find().filter(Column::CameraId.eq(camera_id)).filter(Column::Name.eq(name)).one(tx).await?;
     if other.is_some_and(|other| Some(&*other.id) != own) {
         return Err(already_exists("camera_zone.name"));
     }
@@ -258,17 +204,13 @@ async fn refuse_above_limit(tx: &DatabaseTransaction, camera_id: &str) -> Result
     if zones.count(tx).await? < MAX_ZONES_PER_CAMERA {
         return Ok(());
     }
-    let problem =
-        format!("names a camera that has {MAX_ZONES_PER_CAMERA} zones already, which is the most");
+    let problem = format!("names a camera that has {MAX_ZONES_PER_CAMERA} zones already, which is the most");
     Err(Error::invalid("camera_zone.camera_id", problem))
 }
 
 /// Refuses the deletion of a zone that rules name.
 async fn refuse_used(tx: &DatabaseTransaction, id: &str) -> Result<()> {
-    let rules = alert_rule::Entity::find()
-        .filter(alert_rule::Column::ZoneIds.is_not_null())
-        .all(tx)
-        .await?;
+    let rules = alert_rule::Entity::find().filter(alert_rule::Column::ZoneIds.is_not_null()).all(tx).await?;
     let is_user = |rule: &alert_rule::Model| {
         let zone_ids = rule.zone_ids.as_ref();
         zone_ids.is_some_and(|zone_ids| zone_ids.0.iter().any(|zone_id| zone_id == id))
@@ -277,17 +219,12 @@ async fn refuse_used(tx: &DatabaseTransaction, id: &str) -> Result<()> {
     if users.is_empty() {
         return Ok(());
     }
-    let names_and_ids = users
-        .iter()
-        .map(|rule| (rule.name.as_str(), rule.id.to_string()));
+    let names_and_ids = users.iter().map(|rule| (rule.name.as_str(), rule.id.to_string()));
     Err(Error::in_use("camera zone", "alert rule", names_and_ids))
 }
 
 fn already_exists(field: &str) -> Error {
-    Error::AlreadyExists {
-        field: field.into(),
-        problem: "another camera zone has it".into(),
-    }
+    Error::AlreadyExists { field: field.into(), problem: "another camera zone has it".into() }
 }
 
 /// Converts a violated unique constraint into an error with the field name.
@@ -296,11 +233,7 @@ fn constraint_error(error: sea_orm::DbErr) -> Error {
     let Error::AlreadyExists { field, .. } = &error else {
         return error;
     };
-    already_exists(if field.contains("name") {
-        "camera_zone.name"
-    } else {
-        "camera_zone.id"
-    })
+    already_exists(if field.contains("name") { "camera_zone.name" } else { "camera_zone.id" })
 }
 
 impl From<camera_zone::Model> for pb::CameraZone {
@@ -325,22 +258,6 @@ impl From<camera_zone::Model> for pb::CameraZone {
     }
 }
 
-proto_enum!(
-    ZoneType,
-    pb::CameraZoneType {
-        EntryPoint,
-        Driveway,
-        Sidewalk,
-        Yard,
-        Other
-    }
-);
+proto_enum!(ZoneType, pb::CameraZoneType { EntryPoint, Driveway, Sidewalk, Yard, Other });
 proto_enum!(ZoneShape, pb::CameraZoneShape { Rectangle, Polygon });
-proto_enum!(
-    ZoneAnchor,
-    pb::CameraZoneAnchor {
-        Center,
-        Foot,
-        Overlap
-    }
-);
+proto_enum!(ZoneAnchor, pb::CameraZoneAnchor { Center, Foot, Overlap });

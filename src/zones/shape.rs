@@ -1,8 +1,7 @@
 //! Shape of a zone: validation of corners, and the test for detections inside.
 
 use geo::{
-    Area, BooleanOps, BoundingRect, Contains, ConvexHull, Coord, Intersects, LineString, Polygon,
-    Rect, Validation,
+    Area, BooleanOps, BoundingRect, Contains, ConvexHull, Coord, Intersects, LineString, Polygon, Rect, Validation,
 };
 
 use super::{edges::EdgeIndex, placement::Placement};
@@ -78,8 +77,7 @@ impl Zone {
             },
             bounds,
             area: polygon.unsigned_area(),
-            self_intersecting: (row.anchor == ZoneAnchor::Overlap && !edges.is_simple())
-                .then_some(polygon),
+            self_intersecting: (row.anchor == ZoneAnchor::Overlap && !edges.is_simple()).then_some(polygon),
             edges,
         })
     }
@@ -87,16 +85,11 @@ impl Zone {
     /// Tests a detection. The boundary belongs to the zone. `None` if the detection is outside.
     pub fn hit(&self, placement: &Placement) -> Option<Hit> {
         match self.anchor {
-            Anchor::Center => self
-                .contains_point(placement.center)
-                .then_some(Hit::Center(placement.center)),
-            Anchor::Foot => self
-                .contains_point(placement.foot)
-                .then_some(Hit::Foot(placement.foot)),
+            Anchor::Center => self.contains_point(placement.center).then_some(Hit::Center(placement.center)),
+            Anchor::Foot => self.contains_point(placement.foot).then_some(Hit::Foot(placement.foot)),
             Anchor::Overlap(minimum) => {
                 let overlap = self.overlap(&placement.bounds);
-                (overlap > 0.0 && overlap + OVERLAP_TOLERANCE >= minimum)
-                    .then_some(Hit::Overlap(overlap))
+                (overlap > 0.0 && overlap + OVERLAP_TOLERANCE >= minimum).then_some(Hit::Overlap(overlap))
             }
         }
     }
@@ -154,10 +147,7 @@ pub(super) fn check_corners(field: &str, corners: &[[f64; 2]], shape: ZoneShape)
     for (index, pair) in corners.windows(2).enumerate() {
         if Coord::from(pair[0]) == Coord::from(pair[1]) {
             let repeated = format!("{field}[{}]", index + 1);
-            return Err(Error::invalid(
-                repeated,
-                "must not repeat the point before it",
-            ));
+            return Err(Error::invalid(repeated, "must not repeat the point before it"));
         }
     }
     let last = corners.len() - 1;
@@ -192,9 +182,7 @@ fn check_rectangle(field: &str, polygon: &Polygon<f64>) -> Result<()> {
         let problem = "must have exactly 4 points, for the shape is a rectangle";
         return Err(Error::invalid(field, problem));
     }
-    let bounds = polygon
-        .bounding_rect()
-        .ok_or_else(|| Error::internal("no points"))?;
+    let bounds = polygon.bounding_rect().ok_or_else(|| Error::internal("no points"))?;
     let (min, max) = (bounds.min(), bounds.max());
     let expected = [min, max, (min.x, max.y).into(), (max.x, min.y).into()];
     if corners.iter().any(|corner| !expected.contains(corner)) {

@@ -45,15 +45,7 @@ pub struct History {
 
 impl History {
     pub fn new(name: String, wants: Wants) -> Self {
-        Self {
-            name,
-            wants,
-            snapshot: None,
-            steps: Vec::new(),
-            reconnects: 0,
-            gave_up: false,
-            complaints: Vec::new(),
-        }
+        Self { name, wants, snapshot: None, steps: Vec::new(), reconnects: 0, gave_up: false, complaints: Vec::new() }
     }
 
     pub fn sent(&self) -> impl Iterator<Item = &Sent> {

@@ -19,18 +19,13 @@ struct Order<'a> {
 /// Returns what should not have happened, for people.
 pub fn judge(truth: &Truth, histories: &[History]) -> Vec<String> {
     let mut violations = Vec::new();
-    let mut order = Order {
-        commits: HashMap::new(),
-    };
+    let mut order = Order { commits: HashMap::new() };
     for history in histories {
         for sent in history.sent() {
             let known = *order.commits.entry(&sent.what).or_insert(sent.commit);
             if known != sent.commit {
                 let (what, commit) = (&sent.what, sent.commit);
-                violations.push(format!(
-                    "{}: {what:?} is of commit {commit}, for others of {known}",
-                    history.name
-                ));
+                violations.push(format!("{}: {what:?} is of commit {commit}, for others of {known}", history.name));
             }
         }
     }
@@ -50,11 +45,7 @@ pub fn judge(truth: &Truth, histories: &[History]) -> Vec<String> {
             complete(truth, history, &order, &mut found);
         }
         let name = &history.name;
-        violations.extend(
-            found
-                .into_iter()
-                .map(|problem| format!("{name}: {problem}")),
-        );
+        violations.extend(found.into_iter().map(|problem| format!("{name}: {problem}")));
     }
     violations
 }
@@ -64,11 +55,7 @@ fn same_order(histories: &[History], violations: &mut Vec<String>) {
     let Some(longest) = histories.iter().max_by_key(|history| history.delivered()) else {
         return;
     };
-    let places: HashMap<&What, usize> = longest
-        .sent()
-        .enumerate()
-        .map(|(at, sent)| (&sent.what, at))
-        .collect();
+    let places: HashMap<&What, usize> = longest.sent().enumerate().map(|(at, sent)| (&sent.what, at)).collect();
     for history in histories {
         let mut before = None;
         for sent in history.sent() {
@@ -77,10 +64,7 @@ fn same_order(histories: &[History], violations: &mut Vec<String>) {
             };
             if before.is_some_and(|before| before > at) {
                 let what = &sent.what;
-                violations.push(format!(
-                    "{}: {what:?} comes in another order than for {}",
-                    history.name, longest.name
-                ));
+                violations.push(format!("{}: {what:?} comes in another order than for {}", history.name, longest.name));
             }
             before = Some(at);
         }
@@ -108,10 +92,7 @@ fn commits(history: &History, found: &mut Vec<String>) {
             }
             if one.commit_end != (next.commit != one.commit) {
                 let end = one.commit_end;
-                found.push(format!(
-                    "commit_end of {:?} is {end}, and {:?} follows",
-                    one.what, next.what
-                ));
+                found.push(format!("commit_end of {:?} is {end}, and {:?} follows", one.what, next.what));
             }
         }
     }
@@ -130,8 +111,7 @@ fn versions(history: &History, found: &mut Vec<String>) {
             continue;
         };
         let before = versions.insert(id, *version);
-        let follows =
-            before.is_none_or(|before| *version == before + 1 || lost && *version > before);
+        let follows = before.is_none_or(|before| *version == before + 1 || lost && *version > before);
         if !follows {
             found.push(format!("alert {id} came as {version} after {before:?}"));
         }
@@ -170,9 +150,7 @@ fn complete(truth: &Truth, history: &History, order: &Order, found: &mut Vec<Str
         }
         // What nobody was sent can have been pruned before anybody read it.
         let in_a_gap = match order.commits.get(&what) {
-            Some(commit) => gaps
-                .iter_mut()
-                .find(|gap| (gap.after..=gap.before).contains(commit)),
+            Some(commit) => gaps.iter_mut().find(|gap| (gap.after..=gap.before).contains(commit)),
             None => gaps.first_mut(),
         };
         match in_a_gap {
@@ -182,10 +160,7 @@ fn complete(truth: &Truth, history: &History, order: &Order, found: &mut Vec<Str
     }
     for gap in gaps {
         if gap.missing > gap.told + AT_THE_SAME_TIME {
-            found.push(format!(
-                "was told that {} changes are lost, and misses {}",
-                gap.told, gap.missing
-            ));
+            found.push(format!("was told that {} changes are lost, and misses {}", gap.told, gap.missing));
         }
     }
 }
@@ -214,12 +189,7 @@ fn gaps(history: &History) -> Vec<Gap> {
             Step::FellOut(told) => match gaps.last_mut() {
                 // Nothing came since.
                 Some(gap) if gap.before == i64::MAX => gap.told += told,
-                _ => gaps.push(Gap {
-                    after: last,
-                    before: i64::MAX,
-                    told: *told,
-                    missing: 0,
-                }),
+                _ => gaps.push(Gap { after: last, before: i64::MAX, told: *told, missing: 0 }),
             },
         }
     }
@@ -262,9 +232,7 @@ fn snapshot(truth: &Truth, history: &History, found: &mut Vec<String>) {
         let known_to_be_open = in_snapshot.contains_key(id.as_str()) || alert.version == 1;
         if !expected.contains(&came_to) || (known_to_be_open && came_to.is_none()) {
             let version = alert.version;
-            found.push(format!(
-                "alert {id} is at {version}, and came to {came_to:?}"
-            ));
+            found.push(format!("alert {id} is at {version}, and came to {came_to:?}"));
         }
     }
 }

@@ -104,9 +104,7 @@ pub async fn run(plan: Plan) -> Report {
             tokio::spawn(record(run.clone(), plan.patience, subscriber))
         })
         .collect();
-    let writers: Vec<_> = (0..6)
-        .map(|at| tokio::spawn(writers::write(run.clone(), at)))
-        .collect();
+    let writers: Vec<_> = (0..6).map(|at| tokio::spawn(writers::write(run.clone(), at))).collect();
     let pruning = tokio::spawn(prune_now_and_then(plan.clone(), run.stop.subscribe()));
 
     let mut random = random(plan.seed, 1_000);
@@ -136,10 +134,7 @@ pub async fn run(plan: Plan) -> Report {
     // Every request that was answered, or sent again until it was, is one event.
     if truth.events.len() != written + 1 {
         let stored = truth.events.len();
-        violations.push(format!(
-            "{} events were written, {stored} are stored",
-            written + 1
-        ));
+        violations.push(format!("{} events were written, {stored} are stored", written + 1));
     }
     for id in run.acknowledged.lock().unwrap().iter() {
         if !truth.events.contains_key(id) {
@@ -176,11 +171,8 @@ async fn prune_now_and_then(plan: Plan, mut stop: watch::Receiver<bool>) {
     if !plan.prune {
         return;
     }
-    let settings = db::Settings {
-        url: plan.database_url.clone(),
-        connections: 4,
-        sqlite_synchronous: db::Synchronous::Full,
-    };
+    let settings =
+        db::Settings { url: plan.database_url.clone(), connections: 4, sqlite_synchronous: db::Synchronous::Full };
     let db = Db::connect(&settings).await.unwrap();
     let mut random = random(plan.seed, 2_000);
     loop {
@@ -188,10 +180,7 @@ async fn prune_now_and_then(plan: Plan, mut stop: watch::Receiver<bool>) {
         if timeout(pause, stop.wait_for(|stop| *stop)).await.is_ok() {
             break;
         }
-        let retention = Retention {
-            max_age: Duration::from_hours(1),
-            max_changes: random.u64(20..200),
-        };
+        let retention = Retention { max_age: Duration::from_hours(1), max_changes: random.u64(20..200) };
         // A server that is being killed may hold things up.
         let _ = prune(&db, retention).await;
     }

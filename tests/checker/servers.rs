@@ -9,9 +9,7 @@ use std::{
 
 use tokio::time::sleep;
 use tonic::transport::Channel;
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 /// Servers that share a database. They are killed when this is dropped.
 #[derive(Debug)]
@@ -23,10 +21,7 @@ pub struct Servers {
 impl Servers {
     /// Starts so many servers, and waits until they serve.
     pub async fn start(url: &str, count: usize) -> Self {
-        let servers = Self {
-            url: url.to_string(),
-            running: Mutex::new((0..count).map(|_| spawn(url)).collect()),
-        };
+        let servers = Self { url: url.to_string(), running: Mutex::new((0..count).map(|_| spawn(url)).collect()) };
         for at in 0..count {
             while !servers.serves(at).await {
                 sleep(Duration::from_millis(10)).await;

@@ -6,8 +6,7 @@ use tokio::time::{sleep, timeout};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use watchpost::pb::{
-    self, Severity, Topic, WatchStart, monitor_service_client::MonitorServiceClient,
-    watch_response::Update,
+    self, Severity, Topic, WatchStart, monitor_service_client::MonitorServiceClient, watch_response::Update,
 };
 
 use super::{
@@ -55,9 +54,7 @@ impl Wants {
             (Self::Everything | Self::Events, What::Event(_))
             | (Self::Everything | Self::Snapshot, What::Alert(..)) => true,
             (Self::HighAlerts, What::Alert(..)) => alert.is_some_and(|a| a.severity == "high"),
-            (Self::AlertsOfOneCamera, What::Alert(..)) => {
-                alert.is_some_and(|a| a.camera == CAMERAS[0])
-            }
+            (Self::AlertsOfOneCamera, What::Alert(..)) => alert.is_some_and(|a| a.camera == CAMERAS[0]),
             (Self::Events, What::Alert(..)) | (_, What::Event(_)) => false,
         }
     }
@@ -69,23 +66,18 @@ impl Wants {
             Self::HighAlerts | Self::AlertsOfOneCamera | Self::Snapshot => &[Topic::Alerts],
         };
         let alert_filter = match self {
-            Self::HighAlerts => Some(pb::AlertWatchFilter {
-                severities: vec![Severity::High.into()],
-                ..Default::default()
-            }),
-            Self::AlertsOfOneCamera => Some(pb::AlertWatchFilter {
-                camera_ids: vec![CAMERAS[0].into()],
-                ..Default::default()
-            }),
+            Self::HighAlerts => {
+                Some(pb::AlertWatchFilter { severities: vec![Severity::High.into()], ..Default::default() })
+            }
+            Self::AlertsOfOneCamera => {
+                Some(pb::AlertWatchFilter { camera_ids: vec![CAMERAS[0].into()], ..Default::default() })
+            }
             Self::Everything | Self::Events | Self::Snapshot => None,
         };
         pb::WatchRequest {
             topics: topics.iter().map(|topic| (*topic).into()).collect(),
             alert_filter,
-            heartbeat_interval: Some(prost_types::Duration {
-                seconds: 0,
-                nanos: 100_000_000,
-            }),
+            heartbeat_interval: Some(prost_types::Duration { seconds: 0, nanos: 100_000_000 }),
             ..Default::default()
         }
     }
@@ -129,16 +121,9 @@ impl Subscriber {
                 Ok(false) => {}
                 Err(status) if status.code() == Code::OutOfRange => self.fell_out(&status),
                 Err(status) => {
-                    let expected = [
-                        Code::Unavailable,
-                        Code::Unknown,
-                        Code::Internal,
-                        Code::Cancelled,
-                    ];
+                    let expected = [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled];
                     if !expected.contains(&status.code()) {
-                        self.history
-                            .complaints
-                            .push(format!("was refused: {status:?}"));
+                        self.history.complaints.push(format!("was refused: {status:?}"));
                     }
                     sleep(Duration::from_millis(10)).await;
                 }
@@ -262,11 +247,7 @@ impl Subscriber {
             self.history.complaints.push(complaint);
             return false;
         };
-        self.history.steps.push(Step::Sent(Sent {
-            what,
-            commit,
-            commit_end: response.commit_end,
-        }));
+        self.history.steps.push(Step::Sent(Sent { what, commit, commit_end: response.commit_end }));
         false
     }
 }

@@ -25,9 +25,10 @@ impl Truth {
     /// Everything that has changed.
     pub fn all(&self) -> impl Iterator<Item = What> {
         let events = self.events.keys().map(|id| What::Event(*id));
-        let alerts = self.alerts.iter().flat_map(|(id, alert)| {
-            (1..=alert.version).map(|version| What::Alert(id.clone(), version))
-        });
+        let alerts = self
+            .alerts
+            .iter()
+            .flat_map(|(id, alert)| (1..=alert.version).map(|version| What::Alert(id.clone(), version)));
         events.chain(alerts)
     }
 
@@ -48,9 +49,7 @@ pub async fn read(url: &str) -> Truth {
     let mut truth = Truth::default();
     for row in rows("SELECT id, camera_id FROM events").await {
         let id = row.try_get("", "id").unwrap();
-        truth
-            .events
-            .insert(id, row.try_get("", "camera_id").unwrap());
+        truth.events.insert(id, row.try_get("", "camera_id").unwrap());
     }
     let alerts = "SELECT id, camera_id, CAST(severity AS text) AS severity, version_id FROM alerts";
     for row in rows(alerts).await {

@@ -4,9 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 use watchpost::pb::{
-    self, alert_rule_service_client::AlertRuleServiceClient,
-    alert_service_client::AlertServiceClient, camera_service_client::CameraServiceClient,
-    event_service_client::EventServiceClient,
+    self, alert_rule_service_client::AlertRuleServiceClient, alert_service_client::AlertServiceClient,
+    camera_service_client::CameraServiceClient, event_service_client::EventServiceClient,
 };
 
 use super::{Run, random};
@@ -17,14 +16,8 @@ pub const CAMERAS: [&str; 3] = ["a", "b", "c"];
 pub async fn prepare(run: &Run) {
     let channel = run.servers.connect(0).await.unwrap();
     for id in CAMERAS {
-        let camera = pb::Camera {
-            id: id.into(),
-            name: id.into(),
-            ..Default::default()
-        };
-        let request = pb::CreateCameraRequest {
-            camera: Some(camera),
-        };
+        let camera = pb::Camera { id: id.into(), name: id.into(), ..Default::default() };
+        let request = pb::CreateCameraRequest { camera: Some(camera) };
         let mut cameras = CameraServiceClient::new(channel.clone());
         cameras.create_camera(request).await.unwrap();
     }
@@ -35,9 +28,7 @@ pub async fn prepare(run: &Run) {
             cooldown: Some(prost_types::Duration::default()),
             ..Default::default()
         };
-        let request = pb::CreateAlertRuleRequest {
-            alert_rule: Some(rule),
-        };
+        let request = pb::CreateAlertRuleRequest { alert_rule: Some(rule) };
         let mut rules = AlertRuleServiceClient::new(channel.clone());
         rules.create_alert_rule(request).await.unwrap();
     }
@@ -69,10 +60,7 @@ pub async fn last(run: &Run) -> i64 {
 
 /// Ingests an event; sends the same request again and again until it is answered.
 async fn ingest(run: &Run, random: &mut fastrand::Rng, camera: &str) -> i64 {
-    let event = pb::Event {
-        camera_id: camera.into(),
-        ..Default::default()
-    };
+    let event = pb::Event { camera_id: camera.into(), ..Default::default() };
     let request = pb::IngestEventRequest {
         event: Some(event),
         request_id: uuid::Uuid::now_v7().to_string(),
@@ -80,9 +68,7 @@ async fn ingest(run: &Run, random: &mut fastrand::Rng, camera: &str) -> i64 {
     };
     loop {
         if let Some(channel) = run.servers.connect(random.usize(0..8)).await
-            && let Ok(response) = EventServiceClient::new(channel)
-                .ingest_event(request.clone())
-                .await
+            && let Ok(response) = EventServiceClient::new(channel).ingest_event(request.clone()).await
         {
             let response = response.into_inner();
             let id = response.event.unwrap().id;
@@ -109,16 +95,10 @@ async fn decide(run: &Run, random: &mut fastrand::Rng) {
     };
     let mut alerts = AlertServiceClient::new(channel);
     if random.bool() {
-        let request = pb::AcknowledgeAlertRequest {
-            id,
-            ..Default::default()
-        };
+        let request = pb::AcknowledgeAlertRequest { id, ..Default::default() };
         let _ = alerts.acknowledge_alert(request).await;
     } else {
-        let request = pb::DismissAlertRequest {
-            id,
-            ..Default::default()
-        };
+        let request = pb::DismissAlertRequest { id, ..Default::default() };
         let _ = alerts.dismiss_alert(request).await;
     }
 }

@@ -29,36 +29,20 @@ async fn get(server: &TestServer, id: &str) -> Reply<pb::Alert> {
 }
 
 /// Moves an alert to this status.
-async fn advance(
-    server: &TestServer,
-    id: &str,
-    to: AlertStatus,
-    expected_version_id: Option<i32>,
-) -> Reply<pb::Alert> {
+async fn advance(server: &TestServer, id: &str, to: AlertStatus, expected_version_id: Option<i32>) -> Reply<pb::Alert> {
     let id = id.to_string();
     let mut alerts = server.alerts();
     if to == Acknowledged {
-        let request = pb::AcknowledgeAlertRequest {
-            id,
-            expected_version_id,
-            ..Default::default()
-        };
+        let request = pb::AcknowledgeAlertRequest { id, expected_version_id, ..Default::default() };
         alerts.acknowledge_alert(request).await
     } else {
-        let request = pb::DismissAlertRequest {
-            id,
-            expected_version_id,
-            ..Default::default()
-        };
+        let request = pb::DismissAlertRequest { id, expected_version_id, ..Default::default() };
         alerts.dismiss_alert(request).await
     }
 }
 
 async fn list(server: &TestServer, filter: pb::AlertFilter) -> Vec<pb::Alert> {
-    let request = pb::ListAlertsRequest {
-        filter: Some(filter),
-        ..Default::default()
-    };
+    let request = pb::ListAlertsRequest { filter: Some(filter), ..Default::default() };
     let reply = server.alerts().list_alerts(request).await;
     reply.unwrap().into_inner().alerts
 }
@@ -86,16 +70,9 @@ async fn ready(backend: Backend) -> TestServer {
 async fn alert(server: &TestServer, status: AlertStatus) -> pb::Alert {
     let raised = server.ingest("door", vec![]).await.alerts.remove(0);
     match status {
-        Acknowledged | Dismissed => advance(server, &raised.id, status, None)
-            .await
-            .unwrap()
-            .into_inner(),
+        Acknowledged | Dismissed => advance(server, &raised.id, status, None).await.unwrap().into_inner(),
         Delivered => {
-            execute(
-                server,
-                "UPDATE alerts SET status = 'delivered', version_id = 2 WHERE status = 'pending'",
-            )
-            .await;
+            execute(server, "UPDATE alerts SET status = 'delivered', version_id = 2 WHERE status = 'pending'").await;
             get(server, &raised.id).await.unwrap().into_inner()
         }
         Unspecified | Pending => raised,
@@ -132,10 +109,7 @@ async fn an_alert_moves_where_it_may_and_nowhere_else(backend: Backend) {
             assert_eq!(get(&server, &before.id).await.unwrap().into_inner(), after);
         } else {
             let status = failed(reply, Code::FailedPrecondition, "WRONG_STATUS");
-            assert_eq!(
-                format!("ALERT_STATUS_{}", metadata(&status, "status")),
-                from.as_str_name()
-            );
+            assert_eq!(format!("ALERT_STATUS_{}", metadata(&status, "status")), from.as_str_name());
             assert_eq!(get(&server, &before.id).await.unwrap().into_inner(), before);
         }
     }
@@ -148,30 +122,14 @@ async fn a_stale_version_is_refused_and_nothing_moves(backend: Backend) {
     let pending = alert(&server, Pending).await;
     for to in [Acknowledged, Dismissed] {
         for stale in [0, 2, -1, i32::MIN, i32::MAX] {
-            failed(
-                advance(&server, &pending.id, to, Some(stale)).await,
-                Code::Aborted,
-                "STALE_VERSION",
-            );
+            failed(advance(&server, &pending.id, to, Some(stale)).await, Code::Aborted, "STALE_VERSION");
         }
     }
-    assert_eq!(
-        get(&server, &pending.id).await.unwrap().into_inner(),
-        pending
-    );
-    advance(&server, &pending.id, Acknowledged, Some(1))
-        .await
-        .unwrap();
+    assert_eq!(get(&server, &pending.id).await.unwrap().into_inner(), pending);
+    advance(&server, &pending.id, Acknowledged, Some(1)).await.unwrap();
     // Who saw an old version is told to look again, even where the status would forbid it as well.
-    failed(
-        advance(&server, &pending.id, Acknowledged, Some(1)).await,
-        Code::Aborted,
-        "STALE_VERSION",
-    );
-    let dismissed = advance(&server, &pending.id, Dismissed, Some(2))
-        .await
-        .unwrap()
-        .into_inner();
+    failed(advance(&server, &pending.id, Acknowledged, Some(1)).await, Code::Aborted, "STALE_VERSION");
+    let dismissed = advance(&server, &pending.id, Dismissed, Some(2)).await.unwrap().into_inner();
     assert_eq!((dismissed.status(), dismissed.version_id), (Dismissed, 3));
     server.stop().await;
 }
@@ -184,11 +142,8 @@ async fn of_many_who_acknowledge_an_alert_one_succeeds(backend: Backend) {
         let tries: Vec<_> = (0..16)
             .map(|_| {
                 let mut alerts = server.alerts();
-                let request = pb::AcknowledgeAlertRequest {
-                    id: id.clone(),
-                    expected_version_id: expected,
-                    ..Default::default()
-                };
+                let request =
+                    pb::AcknowledgeAlertRequest { id: id.clone(), expected_version_id: expected, ..Default::default() };
                 tokio::spawn(async move { alerts.acknowledge_alert(request).await })
             })
             .collect();
@@ -230,9 +185,7 @@ async fn many_alerts_are_got_at_once(backend: Backend) {
     let gets: Vec<_> = (0..200)
         .map(|n| {
             let mut alerts = server.alerts();
-            let id = raised
-                .get(n % 11)
-                .map_or(NONE.into(), |alert| alert.id.clone());
+            let id = raised.get(n % 11).map_or(NONE.into(), |alert| alert.id.clone());
             tokio::spawn(async move { alerts.get_alert(pb::GetAlertRequest { id }).await })
         })
         .collect();
@@ -255,41 +208,19 @@ async fn pages_neither_skip_nor_repeat_alerts_of_equal_times(backend: Backend) {
     }
     // Six alerts of one event, then one of another.
     server.ingest("door", vec![]).await;
-    let request = pb::SetAlertRulesEnabledRequest {
-        ids: rules.split_off(1),
-        enabled: Some(false),
-        ..Default::default()
-    };
-    server
-        .rules()
-        .set_alert_rules_enabled(request)
-        .await
-        .unwrap();
+    let request =
+        pb::SetAlertRulesEnabledRequest { ids: rules.split_off(1), enabled: Some(false), ..Default::default() };
+    server.rules().set_alert_rules_enabled(request).await.unwrap();
     server.ingest("door", vec![]).await;
     walk(7, async |page_size, page_token| {
-        let request = pb::ListAlertsRequest {
-            page_size,
-            page_token,
-            filter: None,
-        };
-        let page = server
-            .alerts()
-            .list_alerts(request)
-            .await
-            .unwrap()
-            .into_inner();
+        let request = pb::ListAlertsRequest { page_size, page_token, filter: None };
+        let page = server.alerts().list_alerts(request).await.unwrap().into_inner();
         (page.alerts, page.next_page_token)
     })
     .await;
-    let times: Vec<_> = list(&server, pb::AlertFilter::default())
-        .await
-        .into_iter()
-        .map(|alert| alert.created_at)
-        .collect();
-    assert!(
-        times[0] != times[1] && times[1..].iter().all(|time| *time == times[1]),
-        "{times:?}"
-    );
+    let times: Vec<_> =
+        list(&server, pb::AlertFilter::default()).await.into_iter().map(|alert| alert.created_at).collect();
+    assert!(times[0] != times[1] && times[1..].iter().all(|time| *time == times[1]), "{times:?}");
     server.stop().await;
 }
 
@@ -308,43 +239,22 @@ async fn alerts_are_listed_newest_first_by_every_filter(backend: Backend) {
     let dog = server.rule(of("dog", Severity::Low)).await.id;
     let car = server.rule(of("car", Severity::Critical)).await.id;
     let mut raised = Vec::new();
-    for (camera, seen) in [
-        ("door", "dog"),
-        ("gate", "car"),
-        ("gate", "dog"),
-        ("door", "car"),
-    ] {
-        raised.push(
-            server
-                .ingest(camera, vec![detection(seen, 1.0)])
-                .await
-                .alerts
-                .remove(0),
-        );
+    for (camera, seen) in [("door", "dog"), ("gate", "car"), ("gate", "dog"), ("door", "car")] {
+        raised.push(server.ingest(camera, vec![detection(seen, 1.0)]).await.alerts.remove(0));
     }
-    advance(&server, &raised[0].id, Dismissed, None)
-        .await
-        .unwrap();
-    advance(&server, &raised[1].id, Acknowledged, None)
-        .await
-        .unwrap();
+    advance(&server, &raised[0].id, Dismissed, None).await.unwrap();
+    advance(&server, &raised[1].id, Acknowledged, None).await.unwrap();
     let any = pb::AlertFilter::default;
     let statuses = |statuses: &[AlertStatus]| pb::AlertFilter {
         statuses: statuses.iter().map(|status| (*status).into()).collect(),
         ..any()
     };
     let severities = |severities: &[Severity]| pb::AlertFilter {
-        severities: severities
-            .iter()
-            .map(|severity| (*severity).into())
-            .collect(),
+        severities: severities.iter().map(|severity| (*severity).into()).collect(),
         ..any()
     };
     let created = |start: usize, end: usize| pb::AlertFilter {
-        created_at: Some(pb::TimeRange {
-            start: raised[start].created_at,
-            end: raised[end].created_at,
-        }),
+        created_at: Some(pb::TimeRange { start: raised[start].created_at, end: raised[end].created_at }),
         ..any()
     };
     for (filter, expected) in [
@@ -353,74 +263,17 @@ async fn alerts_are_listed_newest_first_by_every_filter(backend: Backend) {
         (statuses(&[Dismissed, Acknowledged, Dismissed]), &[1, 0]),
         (statuses(&[Delivered]), &[]),
         (severities(&[Severity::Low]), &[2, 0]),
-        (
-            severities(&[Severity::Critical, Severity::Low]),
-            &[3, 2, 1, 0],
-        ),
+        (severities(&[Severity::Critical, Severity::Low]), &[3, 2, 1, 0]),
         (severities(&[Severity::High]), &[]),
-        (
-            pb::AlertFilter {
-                rule_ids: strings(&[&car]),
-                ..any()
-            },
-            &[3, 1],
-        ),
-        (
-            pb::AlertFilter {
-                rule_ids: strings(&[&dog.to_uppercase(), NONE]),
-                ..any()
-            },
-            &[2, 0],
-        ),
-        (
-            pb::AlertFilter {
-                rule_ids: strings(&[NONE]),
-                ..any()
-            },
-            &[],
-        ),
-        (
-            pb::AlertFilter {
-                camera_ids: strings(&["gate"]),
-                ..any()
-            },
-            &[2, 1],
-        ),
-        (
-            pb::AlertFilter {
-                camera_ids: strings(&["none", "door"]),
-                ..any()
-            },
-            &[3, 0],
-        ),
-        (
-            pb::AlertFilter {
-                event_id: Some(raised[2].event_id),
-                ..any()
-            },
-            &[2],
-        ),
-        (
-            pb::AlertFilter {
-                event_id: Some(i64::MAX),
-                ..any()
-            },
-            &[],
-        ),
-        (
-            pb::AlertFilter {
-                dedup_key: "gate:car".into(),
-                ..any()
-            },
-            &[1],
-        ),
-        (
-            pb::AlertFilter {
-                dedup_key: "GATE:car".into(),
-                ..any()
-            },
-            &[],
-        ),
+        (pb::AlertFilter { rule_ids: strings(&[&car]), ..any() }, &[3, 1]),
+        (pb::AlertFilter { rule_ids: strings(&[&dog.to_uppercase(), NONE]), ..any() }, &[2, 0]),
+        (pb::AlertFilter { rule_ids: strings(&[NONE]), ..any() }, &[]),
+        (pb::AlertFilter { camera_ids: strings(&["gate"]), ..any() }, &[2, 1]),
+        (pb::AlertFilter { camera_ids: strings(&["none", "door"]), ..any() }, &[3, 0]),
+        (pb::AlertFilter { event_id: Some(raised[2].event_id), ..any() }, &[2]),
+        (pb::AlertFilter { event_id: Some(i64::MAX), ..any() }, &[]),
+        (pb::AlertFilter { dedup_key: "gate:car".into(), ..any() }, &[1]),
+        (pb::AlertFilter { dedup_key: "GATE:car".into(), ..any() }, &[]),
         (created(1, 3), &[2, 1]),
         (created(0, 0), &[]),
         (
@@ -432,11 +285,7 @@ async fn alerts_are_listed_newest_first_by_every_filter(backend: Backend) {
             &[1],
         ),
     ] {
-        let ids: Vec<_> = list(&server, filter.clone())
-            .await
-            .into_iter()
-            .map(|alert| alert.id)
-            .collect();
+        let ids: Vec<_> = list(&server, filter.clone()).await.into_iter().map(|alert| alert.id).collect();
         let expected: Vec<_> = expected.iter().map(|at| raised[*at].id.clone()).collect();
         assert_eq!(ids, expected, "{filter:?}");
     }

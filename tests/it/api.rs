@@ -9,9 +9,8 @@ use watchpost::{
     entity,
     pb::{
         self, Topic, job_queue_service_client::JobQueueServiceClient,
-        job_schedule_service_client::JobScheduleServiceClient,
-        job_type_service_client::JobTypeServiceClient, notification_channel::Kind,
-        watch_response::Update,
+        job_schedule_service_client::JobScheduleServiceClient, job_type_service_client::JobTypeServiceClient,
+        notification_channel::Kind, watch_response::Update,
     },
     rpc::time,
 };
@@ -24,22 +23,13 @@ use crate::support::{
 
 /// Services of the API, in the order of their names, each with its methods.
 fn services() -> Vec<(String, Vec<String>)> {
-    let files = FileDescriptorSet::decode(pb::FILE_DESCRIPTOR_SET)
-        .unwrap()
-        .file;
+    let files = FileDescriptorSet::decode(pb::FILE_DESCRIPTOR_SET).unwrap().file;
     let mut services: Vec<_> = files
         .into_iter()
         .filter(|file| file.package() == "watchpost.v1")
         .flat_map(|file| file.service)
         .map(|service| {
-            (
-                service.name().to_string(),
-                service
-                    .method
-                    .iter()
-                    .map(|method| method.name().to_string())
-                    .collect(),
-            )
+            (service.name().to_string(), service.method.iter().map(|method| method.name().to_string()).collect())
         })
         .collect();
     services.sort();
@@ -86,10 +76,7 @@ fn the_api_is_that_of_the_snapshot() {
         writeln!(api, "  {}", topic.as_str_name()).unwrap();
     }
     let snapshot = read("tests/it/api.txt");
-    assert_eq!(
-        api, snapshot,
-        "the API has changed: if that is meant, tests/it/api.txt must be\n{api}"
-    );
+    assert_eq!(api, snapshot, "the API has changed: if that is meant, tests/it/api.txt must be\n{api}");
 }
 
 #[test]
@@ -98,15 +85,9 @@ fn every_service_is_documented_and_tested() {
     let docs = read("README.md") + &read_all(&root.join("docs"), "md");
     let tests = read_all(&root.join("tests/it"), "rs");
     for (service, _) in services() {
-        assert!(
-            docs.contains(&service),
-            "neither README.md nor docs/ mention {service}"
-        );
+        assert!(docs.contains(&service), "neither README.md nor docs/ mention {service}");
         let client = format!("{service}Client");
-        assert!(
-            tests.contains(&client),
-            "no test in tests/it/ calls {service} by its {client}"
-        );
+        assert!(tests.contains(&client), "no test in tests/it/ calls {service} by its {client}");
     }
 }
 
@@ -114,15 +95,9 @@ fn every_service_is_documented_and_tested() {
 fn every_folder_of_the_source_is_on_the_code_map() {
     let architecture = read("ARCHITECTURE.md");
     let folders = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap();
-    for folder in folders
-        .map(|entry| entry.unwrap())
-        .filter(|entry| entry.path().is_dir())
-    {
+    for folder in folders.map(|entry| entry.unwrap()).filter(|entry| entry.path().is_dir()) {
         let name = format!("src/{}/", folder.file_name().display());
-        assert!(
-            architecture.contains(&name),
-            "the code map of ARCHITECTURE.md lacks {name}"
-        );
+        assert!(architecture.contains(&name), "the code map of ARCHITECTURE.md lacks {name}");
     }
 }
 
@@ -131,9 +106,7 @@ async fn every_service_has_a_health(backend: Backend) {
     let server = TestServer::start(backend).await;
     let mut health = HealthClient::new(server.channel.clone());
     for (service, _) in services() {
-        let request = HealthCheckRequest {
-            service: format!("watchpost.v1.{service}"),
-        };
+        let request = HealthCheckRequest { service: format!("watchpost.v1.{service}") };
         let reply = health.check(request).await;
         assert!(reply.is_ok(), "health does not know {service}: {reply:?}");
     }
@@ -156,44 +129,20 @@ async fn change(server: &TestServer, topic: Topic) {
         Topic::Silences => drop(server.silence(quiet("porch")).await),
         Topic::NotificationChannels => {
             let kind = Some(Kind::Stream(pb::StreamChannel {}));
-            let channel = pb::NotificationChannel {
-                name: "topic".into(),
-                kind,
-                ..Default::default()
-            };
+            let channel = pb::NotificationChannel { name: "topic".into(), kind, ..Default::default() };
             server.notification_channel(channel).await;
         }
         Topic::Jobs => drop(create_job(server).await),
         Topic::JobLogs => log_of_job(server).await,
         Topic::JobQueues => {
-            let queue = pb::JobQueue {
-                name: "topic".into(),
-                max_running: Some(1),
-                ..Default::default()
-            };
-            let request = pb::UpdateJobQueueRequest {
-                job_queue: Some(queue),
-                ..Default::default()
-            };
-            JobQueueServiceClient::new(server.channel.clone())
-                .update_job_queue(request)
-                .await
-                .unwrap();
+            let queue = pb::JobQueue { name: "topic".into(), max_running: Some(1), ..Default::default() };
+            let request = pb::UpdateJobQueueRequest { job_queue: Some(queue), ..Default::default() };
+            JobQueueServiceClient::new(server.channel.clone()).update_job_queue(request).await.unwrap();
         }
         Topic::JobTypes => {
-            let job_type = pb::JobType {
-                name: "topic".into(),
-                max_attempts: Some(2),
-                ..Default::default()
-            };
-            let request = pb::UpdateJobTypeRequest {
-                job_type: Some(job_type),
-                ..Default::default()
-            };
-            JobTypeServiceClient::new(server.channel.clone())
-                .update_job_type(request)
-                .await
-                .unwrap();
+            let job_type = pb::JobType { name: "topic".into(), max_attempts: Some(2), ..Default::default() };
+            let request = pb::UpdateJobTypeRequest { job_type: Some(job_type), ..Default::default() };
+            JobTypeServiceClient::new(server.channel.clone()).update_job_type(request).await.unwrap();
         }
         Topic::JobSchedules => {
             let schedule = pb::JobSchedule {
@@ -202,14 +151,8 @@ async fn change(server: &TestServer, topic: Topic) {
                 job_type: "topic".into(),
                 ..Default::default()
             };
-            let request = pb::CreateJobScheduleRequest {
-                job_schedule: Some(schedule),
-                ..Default::default()
-            };
-            JobScheduleServiceClient::new(server.channel.clone())
-                .create_job_schedule(request)
-                .await
-                .unwrap();
+            let request = pb::CreateJobScheduleRequest { job_schedule: Some(schedule), ..Default::default() };
+            JobScheduleServiceClient::new(server.channel.clone()).create_job_schedule(request).await.unwrap();
         }
     }
 }
@@ -239,56 +182,22 @@ async fn report_gpu(server: &TestServer) {
         gpu_events: vec![event],
         ..Default::default()
     };
-    let replies = server
-        .gpu_stats()
-        .record_gpu_stats(tokio_stream::iter([batch]))
-        .await
-        .unwrap();
-    replies
-        .into_inner()
-        .message()
-        .await
-        .unwrap()
-        .expect("the batch is answered");
+    let replies = server.gpu_stats().record_gpu_stats(tokio_stream::iter([batch])).await.unwrap();
+    replies.into_inner().message().await.unwrap().expect("the batch is answered");
 }
 
 async fn create_job(server: &TestServer) -> pb::Job {
-    let job = pb::Job {
-        job_type: "topic".into(),
-        ..Default::default()
-    };
-    let request = pb::CreateJobRequest {
-        job: Some(job),
-        ..Default::default()
-    };
-    server
-        .jobs()
-        .create_job(request)
-        .await
-        .unwrap()
-        .into_inner()
+    let job = pb::Job { job_type: "topic".into(), ..Default::default() };
+    let request = pb::CreateJobRequest { job: Some(job), ..Default::default() };
+    server.jobs().create_job(request).await.unwrap().into_inner()
 }
 
 /// Has a worker log a line for a job.
 async fn log_of_job(server: &TestServer) {
     create_job(server).await;
-    let request = pb::ClaimJobsRequest {
-        worker_id: "worker".into(),
-        max_jobs: 1,
-        ..Default::default()
-    };
-    let claimed = server
-        .job_workers()
-        .claim_jobs(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .jobs
-        .remove(0);
-    let line = pb::JobLogLine {
-        message: "half way".into(),
-        ..Default::default()
-    };
+    let request = pb::ClaimJobsRequest { worker_id: "worker".into(), max_jobs: 1, ..Default::default() };
+    let claimed = server.job_workers().claim_jobs(request).await.unwrap().into_inner().jobs.remove(0);
+    let line = pb::JobLogLine { message: "half way".into(), ..Default::default() };
     let request = pb::AppendJobLogsRequest {
         job_id: claimed.job.unwrap().id,
         lease_id: claimed.lease_id,

@@ -11,18 +11,12 @@ use crate::support::{
 };
 
 fn named(name: &str) -> pb::Camera {
-    pb::Camera {
-        name: name.into(),
-        ..Default::default()
-    }
+    pb::Camera { name: name.into(), ..Default::default() }
 }
 
 async fn create(server: &TestServer, camera: pb::Camera) -> Reply<pb::Camera> {
     let camera = Some(camera);
-    server
-        .cameras()
-        .create_camera(pb::CreateCameraRequest { camera })
-        .await
+    server.cameras().create_camera(pb::CreateCameraRequest { camera }).await
 }
 
 async fn get(server: &TestServer, id: &str) -> Reply<pb::Camera> {
@@ -31,10 +25,7 @@ async fn get(server: &TestServer, id: &str) -> Reply<pb::Camera> {
 }
 
 async fn update(server: &TestServer, camera: pb::Camera, paths: &[&str]) -> Reply<pb::Camera> {
-    let request = pb::UpdateCameraRequest {
-        camera: Some(camera),
-        update_mask: mask(paths),
-    };
+    let request = pb::UpdateCameraRequest { camera: Some(camera), update_mask: mask(paths) };
     server.cameras().update_camera(request).await
 }
 
@@ -54,11 +45,7 @@ async fn list(
     page_size: i32,
     page_token: String,
 ) -> pb::ListCamerasResponse {
-    let request = pb::ListCamerasRequest {
-        page_size,
-        page_token,
-        filter: Some(filter),
-    };
+    let request = pb::ListCamerasRequest { page_size, page_token, filter: Some(filter) };
     let reply = server.cameras().list_cameras(request).await;
     reply.unwrap().into_inner()
 }
@@ -79,21 +66,12 @@ fn taken<T: std::fmt::Debug>(reply: Reply<T>, path: &str) {
 #[on_both]
 async fn a_new_camera_has_defaults_and_can_be_got(backend: Backend) {
     let server = TestServer::start(backend).await;
-    let camera = create(&server, named("Front Door"))
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(
-        (camera.id.as_str(), camera.folder_path.as_str()),
-        ("front_door", "front_door")
-    );
+    let camera = create(&server, named("Front Door")).await.unwrap().into_inner();
+    assert_eq!((camera.id.as_str(), camera.folder_path.as_str()), ("front_door", "front_door"));
     assert_eq!(camera.status(), CameraStatus::Online);
     assert!(camera.created_at.is_some());
     assert_eq!((camera.last_seen_at, camera.deleted_at), (None, None));
-    assert_eq!(
-        get(&server, "front_door").await.unwrap().into_inner(),
-        camera
-    );
+    assert_eq!(get(&server, "front_door").await.unwrap().into_inner(), camera);
 
     let sent = pb::Camera {
         id: "A-b_9".into(),
@@ -106,19 +84,9 @@ async fn a_new_camera_has_defaults_and_can_be_got(backend: Backend) {
     };
     let camera = create(&server, sent.clone()).await.unwrap().into_inner();
     // What is only output is not taken from the client.
-    let created_at = camera
-        .created_at
-        .filter(|time| time.seconds > 1_000_000_000);
+    let created_at = camera.created_at.filter(|time| time.seconds > 1_000_000_000);
     assert!(created_at.is_some());
-    assert_eq!(
-        camera,
-        pb::Camera {
-            created_at,
-            last_seen_at: None,
-            deleted_at: None,
-            ..sent
-        }
-    );
+    assert_eq!(camera, pb::Camera { created_at, last_seen_at: None, deleted_at: None, ..sent });
     assert_eq!(get(&server, "A-b_9").await.unwrap().into_inner(), camera);
     server.stop().await;
 }
@@ -127,34 +95,14 @@ async fn a_new_camera_has_defaults_and_can_be_got(backend: Backend) {
 async fn texts_may_be_as_long_as_promised(backend: Backend) {
     let server = TestServer::start(backend).await;
     // Four bytes each, and no two the same, so that nothing can be made smaller.
-    let wide = |length: u32| {
-        (0..length)
-            .map(|n| char::from_u32(0x2_0000 + n * 37).unwrap())
-            .collect::<String>()
-    };
-    let camera = pb::Camera {
-        id: "x".repeat(64),
-        folder_path: wide(512),
-        ..named(&wide(255))
-    };
+    let wide = |length: u32| (0..length).map(|n| char::from_u32(0x2_0000 + n * 37).unwrap()).collect::<String>();
+    let camera = pb::Camera { id: "x".repeat(64), folder_path: wide(512), ..named(&wide(255)) };
     let camera = create(&server, camera).await.unwrap().into_inner();
     assert_eq!((camera.name, camera.folder_path), (wide(255), wide(512)));
     for (camera, path) in [
-        (
-            pb::Camera {
-                id: "x".repeat(65),
-                ..named("a")
-            },
-            "camera.id",
-        ),
+        (pb::Camera { id: "x".repeat(65), ..named("a") }, "camera.id"),
         (named(&wide(256)), "camera.name"),
-        (
-            pb::Camera {
-                folder_path: wide(513),
-                ..named("a")
-            },
-            "camera.folder_path",
-        ),
+        (pb::Camera { folder_path: wide(513), ..named("a") }, "camera.folder_path"),
     ] {
         refused(create(&server, camera).await, path);
     }
@@ -170,64 +118,21 @@ async fn what_another_camera_has_is_refused_by_name(backend: Backend) {
     delete(&server, "deleted").await.unwrap();
     let before = rows(&server).await;
     for id in ["present", "deleted"] {
-        let other = pb::Camera {
-            id: "other".into(),
-            folder_path: "other".into(),
-            ..named("other")
-        };
+        let other = pb::Camera { id: "other".into(), folder_path: "other".into(), ..named("other") };
         for (camera, path) in [
-            (
-                pb::Camera {
-                    id: id.into(),
-                    ..other.clone()
-                },
-                "camera.id",
-            ),
-            (
-                pb::Camera {
-                    name: id.into(),
-                    ..other.clone()
-                },
-                "camera.name",
-            ),
-            (
-                pb::Camera {
-                    folder_path: id.into(),
-                    ..other.clone()
-                },
-                "camera.folder_path",
-            ),
+            (pb::Camera { id: id.into(), ..other.clone() }, "camera.id"),
+            (pb::Camera { name: id.into(), ..other.clone() }, "camera.name"),
+            (pb::Camera { folder_path: id.into(), ..other.clone() }, "camera.folder_path"),
         ] {
             taken(create(&server, camera).await, path);
         }
-        let third = pb::Camera {
-            id: "third".into(),
-            ..Default::default()
-        };
-        taken(
-            update(
-                &server,
-                pb::Camera {
-                    name: id.into(),
-                    ..third.clone()
-                },
-                &[],
-            )
-            .await,
-            "camera.name",
-        );
-        let folder = pb::Camera {
-            folder_path: id.into(),
-            ..third
-        };
+        let third = pb::Camera { id: "third".into(), ..Default::default() };
+        taken(update(&server, pb::Camera { name: id.into(), ..third.clone() }, &[]).await, "camera.name");
+        let folder = pb::Camera { folder_path: id.into(), ..third };
         taken(update(&server, folder, &[]).await, "camera.folder_path");
     }
     // Its own values are not taken.
-    let same = pb::Camera {
-        id: "third".into(),
-        folder_path: "third".into(),
-        ..named("third")
-    };
+    let same = pb::Camera { id: "third".into(), folder_path: "third".into(), ..named("third") };
     update(&server, same, &["*"]).await.unwrap();
     let mut after = rows(&server).await;
     after.pop(); // `changes` has the update.
@@ -242,11 +147,7 @@ async fn of_many_who_create_one_camera_one_succeeds(backend: Backend) {
         .map(|_| {
             let mut cameras = server.cameras();
             let camera = Some(named("Gate"));
-            tokio::spawn(async move {
-                cameras
-                    .create_camera(pb::CreateCameraRequest { camera })
-                    .await
-            })
+            tokio::spawn(async move { cameras.create_camera(pb::CreateCameraRequest { camera }).await })
         })
         .collect();
     let mut created = 0;
@@ -277,62 +178,27 @@ async fn an_update_changes_what_its_mask_names(backend: Backend) {
         status: CameraStatus::Error.into(),
         ..start.clone()
     };
-    let empty = pb::Camera {
-        id: "door".into(),
-        ..Default::default()
-    };
-    let (offline, error, online) = (
-        CameraStatus::Offline,
-        CameraStatus::Error,
-        CameraStatus::Online,
-    );
+    let empty = pb::Camera { id: "door".into(), ..Default::default() };
+    let (offline, error, online) = (CameraStatus::Offline, CameraStatus::Error, CameraStatus::Online);
     for (change, paths, name, folder, status) in [
         (&full, &[][..], "Gate", "/gate", error),
         (&full, &["*"], "Gate", "/gate", error),
         (&full, &["name"], "Gate", "/door", offline),
-        (
-            &full,
-            &["status", "folder_path", "status"],
-            "Door",
-            "/gate",
-            error,
-        ),
+        (&full, &["status", "folder_path", "status"], "Door", "/gate", error),
         (&empty, &[], "Door", "/door", offline),
         (&empty, &["status"], "Door", "/door", online),
         (&empty, &["folder_path"], "Door", "door", offline),
     ] {
         update(&server, start.clone(), &["*"]).await.unwrap();
-        let camera = update(&server, change.clone(), paths)
-            .await
-            .unwrap()
-            .into_inner();
-        let got = (
-            camera.name.as_str(),
-            camera.folder_path.as_str(),
-            camera.status(),
-        );
+        let camera = update(&server, change.clone(), paths).await.unwrap().into_inner();
+        let got = (camera.name.as_str(), camera.folder_path.as_str(), camera.status());
         assert_eq!(got, (name, folder, status), "{paths:?}");
         assert_eq!(get(&server, "door").await.unwrap().into_inner(), camera);
     }
-    for path in [
-        "id",
-        "created_at",
-        "last_seen_at",
-        "deleted_at",
-        "nope",
-        "camera.name",
-        "Name",
-        "",
-    ] {
-        refused(
-            update(&server, full.clone(), &["name", path]).await,
-            "update_mask",
-        );
+    for path in ["id", "created_at", "last_seen_at", "deleted_at", "nope", "camera.name", "Name", ""] {
+        refused(update(&server, full.clone(), &["name", path]).await, "update_mask");
     }
-    refused(
-        update(&server, empty.clone(), &["name"]).await,
-        "camera.name",
-    );
+    refused(update(&server, empty.clone(), &["name"]).await, "camera.name");
     refused(update(&server, empty, &["*"]).await, "camera.name");
     server.stop().await;
 }
@@ -342,40 +208,21 @@ async fn a_deleted_camera_is_gone_until_it_is_restored(backend: Backend) {
     let server = TestServer::start(backend).await;
     let door = server.camera("door").await;
     let event = server.ingest("door", vec![]).await.event.unwrap();
-    let status = failed(
-        restore(&server, "door").await,
-        Code::FailedPrecondition,
-        "WRONG_STATUS",
-    );
+    let status = failed(restore(&server, "door").await, Code::FailedPrecondition, "WRONG_STATUS");
     assert_ne!(metadata(&status, "status"), "");
 
     delete(&server, "door").await.unwrap();
     let deleted = get(&server, "door").await.unwrap().into_inner();
     assert!(deleted.deleted_at.is_some());
     not_found(delete(&server, "door").await, "camera", "door");
-    let change = pb::Camera {
-        id: "door".into(),
-        ..named("x")
-    };
+    let change = pb::Camera { id: "door".into(), ..named("x") };
     not_found(update(&server, change, &[]).await, "camera", "door");
-    assert_eq!(
-        ids(&server, pb::CameraFilter::default()).await,
-        strings(&[])
-    );
-    let all = pb::CameraFilter {
-        show_deleted: true,
-        ..Default::default()
-    };
-    assert_eq!(
-        list(&server, all, 0, String::new()).await.cameras,
-        [deleted]
-    );
+    assert_eq!(ids(&server, pb::CameraFilter::default()).await, strings(&[]));
+    let all = pb::CameraFilter { show_deleted: true, ..Default::default() };
+    assert_eq!(list(&server, all, 0, String::new()).await.cameras, [deleted]);
     let refused = server.events().ingest_event(ingest("door", vec![])).await;
     failed(refused, Code::FailedPrecondition, "BROKEN_REFERENCE");
-    let kept = server
-        .events()
-        .get_event(pb::GetEventRequest { id: event.id })
-        .await;
+    let kept = server.events().get_event(pb::GetEventRequest { id: event.id }).await;
     assert_eq!(kept.unwrap().into_inner(), event);
 
     assert_eq!(restore(&server, "door").await.unwrap().into_inner(), door);
@@ -390,10 +237,7 @@ async fn an_unknown_camera_is_not_found(backend: Backend) {
     not_found(get(&server, "none").await, "camera", "none");
     not_found(delete(&server, "none").await, "camera", "none");
     not_found(restore(&server, "none").await, "camera", "none");
-    let change = pb::Camera {
-        id: "none".into(),
-        ..named("x")
-    };
+    let change = pb::Camera { id: "none".into(), ..named("x") };
     not_found(update(&server, change, &[]).await, "camera", "none");
     // Ids are told apart by case.
     server.camera("door").await;
@@ -405,10 +249,7 @@ async fn an_unknown_camera_is_not_found(backend: Backend) {
 async fn a_camera_was_last_seen_when_its_newest_detection_was_made(backend: Backend) {
     let server = TestServer::start(backend).await;
     server.camera("door").await;
-    let seen = |seconds| pb::Detection {
-        detected_at: at(seconds),
-        ..Default::default()
-    };
+    let seen = |seconds| pb::Detection { detected_at: at(seconds), ..Default::default() };
     for (detections, last) in [
         (vec![], None),
         (vec![seen(1_000), seen(2_000), seen(1_500)], at(2_000)),
@@ -416,14 +257,7 @@ async fn a_camera_was_last_seen_when_its_newest_detection_was_made(backend: Back
         (vec![seen(2_010)], at(2_010)),
     ] {
         server.ingest("door", detections).await;
-        assert_eq!(
-            get(&server, "door")
-                .await
-                .unwrap()
-                .into_inner()
-                .last_seen_at,
-            last
-        );
+        assert_eq!(get(&server, "door").await.unwrap().into_inner().last_seen_at, last);
     }
     server.stop().await;
 }
@@ -434,11 +268,7 @@ async fn pages_neither_skip_nor_repeat_cameras_of_equal_times(backend: Backend) 
     for id in ["a", "B", "b", "c-1", "c_1", "Z", "0"] {
         server.camera(id).await;
     }
-    execute(
-        &server,
-        "UPDATE cameras SET created_at = '2026-01-02T03:04:05+00:00' WHERE id <> 'Z'",
-    )
-    .await;
+    execute(&server, "UPDATE cameras SET created_at = '2026-01-02T03:04:05+00:00' WHERE id <> 'Z'").await;
     walk(7, async |size, token| {
         let page = list(&server, pb::CameraFilter::default(), size, token).await;
         let ids: Vec<_> = page.cameras.into_iter().map(|camera| camera.id).collect();
@@ -457,41 +287,20 @@ async fn cameras_are_listed_newest_first_by_every_filter(backend: Backend) {
         ("c", CameraStatus::Unknown),
         ("d", CameraStatus::Offline),
     ] {
-        create(
-            &server,
-            pb::Camera {
-                id: id.into(),
-                status: status.into(),
-                ..named(id)
-            },
-        )
-        .await
-        .unwrap();
+        create(&server, pb::Camera { id: id.into(), status: status.into(), ..named(id) }).await.unwrap();
     }
     delete(&server, "d").await.unwrap();
-    let filter = |status: CameraStatus, show_deleted| pb::CameraFilter {
-        status: status.into(),
-        show_deleted,
-    };
+    let filter = |status: CameraStatus, show_deleted| pb::CameraFilter { status: status.into(), show_deleted };
     for (filter, expected) in [
-        (
-            filter(CameraStatus::Unspecified, false),
-            &["c", "b", "a"][..],
-        ),
-        (
-            filter(CameraStatus::Unspecified, true),
-            &["d", "c", "b", "a"],
-        ),
+        (filter(CameraStatus::Unspecified, false), &["c", "b", "a"][..]),
+        (filter(CameraStatus::Unspecified, true), &["d", "c", "b", "a"]),
         (filter(CameraStatus::Offline, false), &["b"]),
         (filter(CameraStatus::Offline, true), &["d", "b"]),
         (filter(CameraStatus::Error, true), &[]),
     ] {
         assert_eq!(ids(&server, filter).await, expected, "{filter:?}");
     }
-    let absent = server
-        .cameras()
-        .list_cameras(pb::ListCamerasRequest::default())
-        .await;
+    let absent = server.cameras().list_cameras(pb::ListCamerasRequest::default()).await;
     assert_eq!(absent.unwrap().into_inner().cameras.len(), 3);
     server.stop().await;
 }

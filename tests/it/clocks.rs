@@ -46,11 +46,7 @@ impl World {
             Backend::Sqlite => None,
             Backend::Postgres => Some(Cluster::start_with(clock.variables()).await),
         };
-        Self {
-            clock,
-            cluster,
-            folder: tempfile::tempdir().unwrap(),
-        }
+        Self { clock, cluster, folder: tempfile::tempdir().unwrap() }
     }
 
     async fn start(&self, args: &[&str]) -> (Process, Channel) {
@@ -65,23 +61,10 @@ impl World {
     }
 }
 
-async fn start(
-    url: &str,
-    folder: &Path,
-    variables: &[(&'static str, OsString)],
-    args: &[&str],
-) -> (Process, Channel) {
+async fn start(url: &str, folder: &Path, variables: &[(&'static str, OsString)], args: &[&str]) -> (Process, Channel) {
     let data = folder.to_str().unwrap();
-    let fixed = [
-        "--data-dir",
-        data,
-        "--notification-networks",
-        "127.0.0.0/8",
-        "--notification-retry",
-        "1s",
-    ];
-    let process =
-        Process::start_with(url, "127.0.0.1:0", variables, &[&fixed[..], args].concat()).await;
+    let fixed = ["--data-dir", data, "--notification-networks", "127.0.0.0/8", "--notification-retry", "1s"];
+    let process = Process::start_with(url, "127.0.0.1:0", variables, &[&fixed[..], args].concat()).await;
     let channel = process.serving().await;
     (process, channel)
 }
@@ -93,13 +76,8 @@ async fn stop(process: Process) {
 
 async fn camera_and_rule(channel: &Channel, rule: pb::AlertRule) {
     create_camera(channel, "door").await;
-    let request = pb::CreateAlertRuleRequest {
-        alert_rule: Some(rule),
-    };
-    AlertRuleServiceClient::new(channel.clone())
-        .create_alert_rule(request)
-        .await
-        .unwrap();
+    let request = pb::CreateAlertRuleRequest { alert_rule: Some(rule) };
+    AlertRuleServiceClient::new(channel.clone()).create_alert_rule(request).await.unwrap();
 }
 
 /// The alerts that an event raises.
@@ -120,58 +98,34 @@ async fn soon(what: &str, is_so: impl AsyncFn() -> bool) {
 
 async fn delivery(channel: &Channel) -> pb::Delivery {
     let mut deliveries = DeliveryServiceClient::new(channel.clone());
-    let listed = deliveries
-        .list_deliveries(pb::ListDeliveriesRequest::default())
-        .await;
+    let listed = deliveries.list_deliveries(pb::ListDeliveriesRequest::default()).await;
     // The oldest.
     listed.unwrap().into_inner().deliveries.pop().unwrap()
 }
 
 async fn claims(channel: &Channel) -> bool {
-    let request = pb::ClaimJobsRequest {
-        worker_id: "w".into(),
-        max_jobs: 1,
-        ..Default::default()
-    };
+    let request = pb::ClaimJobsRequest { worker_id: "w".into(), max_jobs: 1, ..Default::default() };
     let mut workers = JobWorkerServiceClient::new(channel.clone());
-    !workers
-        .claim_jobs(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .jobs
-        .is_empty()
+    !workers.claim_jobs(request).await.unwrap().into_inner().jobs.is_empty()
 }
 
 async fn create_job(channel: &Channel) -> pb::Job {
     let request = pb::CreateJobRequest {
-        job: Some(pb::Job {
-            job_type: "report".into(),
-            ..Default::default()
-        }),
+        job: Some(pb::Job { job_type: "report".into(), ..Default::default() }),
         ..Default::default()
     };
-    let created = JobServiceClient::new(channel.clone())
-        .create_job(request)
-        .await;
+    let created = JobServiceClient::new(channel.clone()).create_job(request).await;
     created.unwrap().into_inner()
 }
 
 #[on_both]
-async fn what_a_clock_that_was_ahead_has_stored_lasts_no_longer_than_its_own_length(
-    backend: Backend,
-) {
+async fn what_a_clock_that_was_ahead_has_stored_lasts_no_longer_than_its_own_length(backend: Backend) {
     let world = World::ahead(backend, HOUR).await;
     let (process, channel) = world.start(&[]).await;
     let receiver = Receiver::start().await;
     receiver.answer(Answer::Status(429, vec![]));
-    let request = pb::CreateNotificationChannelRequest {
-        notification_channel: Some(webhook("ops", receiver.url())),
-    };
-    NotificationChannelServiceClient::new(channel.clone())
-        .create_notification_channel(request)
-        .await
-        .unwrap();
+    let request = pb::CreateNotificationChannelRequest { notification_channel: Some(webhook("ops", receiver.url())) };
+    NotificationChannelServiceClient::new(channel.clone()).create_notification_channel(request).await.unwrap();
     let rule = pb::AlertRule {
         cooldown: seconds(2),
         flap_threshold: Some(100),
@@ -181,10 +135,7 @@ async fn what_a_clock_that_was_ahead_has_stored_lasts_no_longer_than_its_own_len
     };
     camera_and_rule(&channel, rule).await;
     assert_eq!(raised(&channel).await.len(), 1);
-    soon("it is tried", async || {
-        delivery(&channel).await.last_error.is_some()
-    })
-    .await;
+    soon("it is tried", async || delivery(&channel).await.last_error.is_some()).await;
     create_job(&channel).await;
     let schedule = pb::JobSchedule {
         name: "every minute".into(),
@@ -193,49 +144,25 @@ async fn what_a_clock_that_was_ahead_has_stored_lasts_no_longer_than_its_own_len
         queue_name: "ticks".into(),
         ..Default::default()
     };
-    let request = pb::CreateJobScheduleRequest {
-        job_schedule: Some(schedule),
-    };
+    let request = pb::CreateJobScheduleRequest { job_schedule: Some(schedule) };
     let mut schedules = JobScheduleServiceClient::new(channel.clone());
-    let schedule = schedules
-        .create_job_schedule(request)
-        .await
-        .unwrap()
-        .into_inner();
+    let schedule = schedules.create_job_schedule(request).await.unwrap().into_inner();
     let ahead = schedule.next_tick_at.unwrap().seconds - Utc::now().timestamp();
     assert!((HOUR - 60..HOUR + 120).contains(&ahead), "{ahead}");
     create_camera(&channel, "window").await;
-    let silence = pb::Silence {
-        ends_at: at(Utc::now().timestamp() + 10 * HOUR),
-        ..quiet("window")
-    };
-    let request = pb::CreateSilenceRequest {
-        silence: Some(silence),
-    };
+    let silence = pb::Silence { ends_at: at(Utc::now().timestamp() + 10 * HOUR), ..quiet("window") };
+    let request = pb::CreateSilenceRequest { silence: Some(silence) };
     let mut silences = SilenceServiceClient::new(channel.clone());
     let silence = silences.create_silence(request).await.unwrap().into_inner();
 
     world.clock.step_to(0);
     receiver.answer(Answer::Status(204, vec![]));
     soon("the job is claimed", async || claims(&channel).await).await;
-    soon("the cooldown ends", async || {
-        !raised(&channel).await.is_empty()
-    })
-    .await;
-    soon("it is delivered", async || {
-        delivery(&channel).await.delivered_at.is_some()
-    })
-    .await;
+    soon("the cooldown ends", async || !raised(&channel).await.is_empty()).await;
+    soon("it is delivered", async || delivery(&channel).await.delivered_at.is_some()).await;
     let next_tick = async || {
-        let request = pb::GetJobScheduleRequest {
-            id: schedule.id.clone(),
-        };
-        let schedule = schedules
-            .clone()
-            .get_job_schedule(request)
-            .await
-            .unwrap()
-            .into_inner();
+        let request = pb::GetJobScheduleRequest { id: schedule.id.clone() };
+        let schedule = schedules.clone().get_job_schedule(request).await.unwrap().into_inner();
         schedule.next_tick_at.unwrap().seconds - Utc::now().timestamp()
     };
     soon("the schedule ticks", async || next_tick().await <= 60).await;
@@ -250,21 +177,12 @@ async fn retention_does_not_delete_by_a_clock_that_is_far_ahead(backend: Backend
     let world = World::ahead(backend, 0).await;
     let (process, channel) = world.start(&[]).await;
     let job = create_job(&channel).await;
-    let request = pb::CancelJobRequest {
-        id: job.id.clone(),
-        ..Default::default()
-    };
-    JobServiceClient::new(channel)
-        .cancel_job(request)
-        .await
-        .unwrap();
+    let request = pb::CancelJobRequest { id: job.id.clone(), ..Default::default() };
+    JobServiceClient::new(channel).cancel_job(request).await.unwrap();
     let args = ["--job-retention-cancelled", "2d"];
     let there = async |channel: &Channel| {
         let request = pb::GetJobRequest { id: job.id.clone() };
-        JobServiceClient::new(channel.clone())
-            .get_job(request)
-            .await
-            .is_ok()
+        JobServiceClient::new(channel.clone()).get_job(request).await.is_ok()
     };
     stop(process).await;
     world.clock.step_to(400 * 24 * HOUR);
@@ -291,21 +209,13 @@ async fn a_process_whose_clock_is_wrong_goes_by_the_database_and_says_so() {
     let address = wrong.metrics_address().await.parse().unwrap();
     wrong.says("s ahead of that of the database").await;
     let (_, details) = get(address, "/readyz?verbose").await;
-    assert!(
-        details.contains("clock: the clock of this host is 3"),
-        "{details}"
-    );
+    assert!(details.contains("clock: the clock of this host is 3"), "{details}");
     let (_, text) = get(address, "/metrics").await;
-    let skew = text
-        .lines()
-        .find_map(|line| line.strip_prefix("watchpost_clock_skew_seconds "));
+    let skew = text.lines().find_map(|line| line.strip_prefix("watchpost_clock_skew_seconds "));
     let skew: f64 = skew.unwrap().parse().unwrap();
     assert!((3_599.0..3_601.0).contains(&skew), "{skew}");
 
-    let rule = pb::AlertRule {
-        cooldown: seconds(2),
-        ..always("everything")
-    };
+    let rule = pb::AlertRule { cooldown: seconds(2), ..always("everything") };
     camera_and_rule(&wrong_channel, rule).await;
     let alert = raised(&wrong_channel).await.remove(0);
     let ahead = alert.created_at.unwrap().seconds - Utc::now().timestamp();
@@ -313,19 +223,10 @@ async fn a_process_whose_clock_is_wrong_goes_by_the_database_and_says_so() {
     soon("the rule is known", async || {
         let request = pb::ListAlertRulesRequest::default();
         let mut rules = AlertRuleServiceClient::new(right_channel.clone());
-        !rules
-            .list_alert_rules(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .alert_rules
-            .is_empty()
+        !rules.list_alert_rules(request).await.unwrap().into_inner().alert_rules.is_empty()
     })
     .await;
-    soon("the cooldown ends", async || {
-        !raised(&right_channel).await.is_empty()
-    })
-    .await;
+    soon("the cooldown ends", async || !raised(&right_channel).await.is_empty()).await;
     create_job(&wrong_channel).await;
     soon("the job is claimed", async || claims(&right_channel).await).await;
 

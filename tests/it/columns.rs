@@ -32,8 +32,7 @@ fn served(schema: &Schema) -> Vec<&str> {
 }
 
 fn is_excused(list: &[(&str, &str, &str)], table: &str, column: &str) -> bool {
-    list.iter()
-        .any(|(name, known, _)| (*name, *known) == (table, column))
+    list.iter().any(|(name, known, _)| (*name, *known) == (table, column))
 }
 
 /// Returns true if a stored value shows that the service has written the column.
@@ -55,17 +54,14 @@ fn is_written(column: &Column, value: &str) -> bool {
 /// Names tables and columns in the lists of excuses that the schema does not have.
 fn stale_excuses(schema: &Schema) -> Vec<String> {
     let has = |table: &str, column: Option<&str>| {
-        schema.tables.get(table).is_some_and(|found| {
-            column.is_none_or(|column| found.columns.iter().any(|known| known.name == column))
-        })
+        schema
+            .tables
+            .get(table)
+            .is_some_and(|found| column.is_none_or(|column| found.columns.iter().any(|known| known.name == column)))
     };
     let columns = [NOT_WRITTEN, NOT_READ].concat();
-    let columns = columns
-        .iter()
-        .map(|(table, column, _)| (*table, Some(*column)));
-    let partly = READ_BY_SOME
-        .iter()
-        .map(|(table, column, ..)| (*table, Some(*column)));
+    let columns = columns.iter().map(|(table, column, _)| (*table, Some(*column)));
+    let partly = READ_BY_SOME.iter().map(|(table, column, ..)| (*table, Some(*column)));
     let tables = INTERNAL.iter().map(|(table, _)| (*table, None));
     let without = WITHOUT_SERVICE.iter().map(|table| (*table, None));
     let all = columns.chain(partly).chain(tables).chain(without);
@@ -78,11 +74,7 @@ fn stale_excuses(schema: &Schema) -> Vec<String> {
 async fn every_column_is_written_and_read_by_its_service(backend: Backend) {
     let server = filled::server(backend).await;
     let stored = Stored::open(backend, &server).await;
-    assert_eq!(
-        stale_excuses(&stored.schema),
-        Vec::<String>::new(),
-        "excused, but not in the schema"
-    );
+    assert_eq!(stale_excuses(&stored.schema), Vec::<String>::new(), "excused, but not in the schema");
     let mut problems = Vec::new();
     for table in served(&stored.schema) {
         problems.extend(unwritten(&stored, table).await);
@@ -90,12 +82,7 @@ async fn every_column_is_written_and_read_by_its_service(backend: Backend) {
     for table in served(&stored.schema) {
         problems.extend(unread(backend, &stored, &server, table).await);
     }
-    assert!(
-        problems.is_empty(),
-        "{} problems:\n{}",
-        problems.len(),
-        problems.join("\n")
-    );
+    assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
     stored.db.close().await.unwrap();
 }
 
@@ -110,9 +97,7 @@ async fn unwritten(stored: &Stored, table: &str) -> Vec<String> {
     }
     let columns = stored.schema.tables[table].columns.iter();
     let missing = columns.filter(|column| {
-        let written = rows
-            .iter()
-            .any(|row| is_written(column, &row[&column.name]));
+        let written = rows.iter().any(|row| is_written(column, &row[&column.name]));
         !written && !is_excused(NOT_WRITTEN, table, &column.name)
     });
     missing
@@ -127,17 +112,10 @@ async fn unwritten(stored: &Stored, table: &str) -> Vec<String> {
 }
 
 /// Columns of a table whose values answers of its service do not show.
-async fn unread(
-    backend: Backend,
-    stored: &Stored,
-    server: &crate::support::TestServer,
-    table: &str,
-) -> Vec<String> {
+async fn unread(backend: Backend, stored: &Stored, server: &crate::support::TestServer, table: &str) -> Vec<String> {
     let mut problems = Vec::new();
     let Some(before) = read::answers(server, table).await else {
-        return vec![format!(
-            "{table}: nothing reads it. Add its Get and List to columns/read.rs"
-        )];
+        return vec![format!("{table}: nothing reads it. Add its Get and List to columns/read.rs")];
     };
     let rows = stored.rows(table).await;
     let (keys, columns) = {
@@ -168,18 +146,11 @@ async fn unread(
         let after = read::answers(server, table).await.unwrap();
         stored.set(table, row, name, &row[name]).await;
         let restored = read::answers(server, table).await.unwrap();
-        assert_eq!(
-            restored, before,
-            "{table}.{name}: answers change by themselves"
-        );
+        assert_eq!(restored, before, "{table}.{name}: answers change by themselves");
         let pairs = before.iter().zip(&after);
-        let silent: BTreeSet<_> = pairs
-            .filter(|((_, before), (_, after))| before == after)
-            .map(|((call, _), _)| *call)
-            .collect();
-        let excused = READ_BY_SOME
-            .iter()
-            .find(|(known, column, ..)| (*known, *column) == (table, name));
+        let silent: BTreeSet<_> =
+            pairs.filter(|((_, before), (_, after))| before == after).map(|((call, _), _)| *call).collect();
+        let excused = READ_BY_SOME.iter().find(|(known, column, ..)| (*known, *column) == (table, name));
         let expected = excused.map(|(.., silent, _)| silent.iter().copied().collect());
         if silent != expected.unwrap_or_default() {
             problems.push(format!(

@@ -62,10 +62,7 @@ async fn clients_that_do_not_begin_are_cut_off() {
     let mut silent = TcpStream::connect(&address).await.unwrap();
     let mut halting = TcpStream::connect(&address).await.unwrap();
     halting.write_all(b"PRI * HTTP/2.0\r\n").await.unwrap();
-    tokio::join!(
-        closed(&mut silent, CUT_OFF_WITHIN),
-        closed(&mut halting, CUT_OFF_WITHIN)
-    );
+    tokio::join!(closed(&mut silent, CUT_OFF_WITHIN), closed(&mut halting, CUT_OFF_WITHIN));
     let health = crate::support::process::overall(&channel).await;
     assert!(health.is_some(), "a client that began is served on");
     process.kill().await;
@@ -82,10 +79,7 @@ async fn health_is_told_by_http_beside_clients_that_say_nothing() {
         silent.push(TcpStream::connect(&address).await.unwrap());
     }
     // Before any of them has used up the time that it has to ask.
-    let answer = timeout(
-        Duration::from_secs(4),
-        get(address.parse().unwrap(), "/healthz"),
-    );
+    let answer = timeout(Duration::from_secs(4), get(address.parse().unwrap(), "/healthz"));
     let (status, body) = answer.await.expect("an answer at once");
     assert_eq!((status, body.as_str()), (200, "ok\n"));
     let scrapes = (0..20).map(|_| get(address.parse().unwrap(), "/metrics"));

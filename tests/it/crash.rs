@@ -8,13 +8,10 @@ use std::{
 
 use tokio::time::{sleep, timeout};
 use tonic::{Code, transport::Channel};
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use watchpost::pb::{
-    self, Topic, alert_rule_service_client::AlertRuleServiceClient,
-    camera_service_client::CameraServiceClient, event_service_client::EventServiceClient,
-    monitor_service_client::MonitorServiceClient, watch_response::Update,
+    self, Topic, alert_rule_service_client::AlertRuleServiceClient, camera_service_client::CameraServiceClient,
+    event_service_client::EventServiceClient, monitor_service_client::MonitorServiceClient, watch_response::Update,
 };
 
 use crate::support::{
@@ -33,13 +30,8 @@ const KILLS: usize = 4;
 /// Adds a camera, and a rule that always fires.
 async fn prepare(channel: &Channel) {
     create_camera(channel, "door").await;
-    let request = pb::CreateAlertRuleRequest {
-        alert_rule: Some(always("everything")),
-    };
-    AlertRuleServiceClient::new(channel.clone())
-        .create_alert_rule(request)
-        .await
-        .unwrap();
+    let request = pb::CreateAlertRuleRequest { alert_rule: Some(always("everything")) };
+    AlertRuleServiceClient::new(channel.clone()).create_alert_rule(request).await.unwrap();
 }
 
 /// Ingests until told to stop, each event again and again with one `request_id` until it is answered.
@@ -47,23 +39,11 @@ async fn prepare(channel: &Channel) {
 async fn ingest_for_ever(channel: Channel, stop: Arc<Mutex<bool>>) -> Vec<String> {
     let mut alerts = Vec::new();
     while !*stop.lock().unwrap() {
-        let request = pb::IngestEventRequest {
-            request_id: uuid::Uuid::now_v7().to_string(),
-            ..ingest("door", vec![])
-        };
+        let request = pb::IngestEventRequest { request_id: uuid::Uuid::now_v7().to_string(), ..ingest("door", vec![]) };
         loop {
-            match EventServiceClient::new(channel.clone())
-                .ingest_event(request.clone())
-                .await
-            {
+            match EventServiceClient::new(channel.clone()).ingest_event(request.clone()).await {
                 Ok(response) => {
-                    alerts.extend(
-                        response
-                            .into_inner()
-                            .alerts
-                            .into_iter()
-                            .map(|alert| alert.id),
-                    );
+                    alerts.extend(response.into_inner().alerts.into_iter().map(|alert| alert.id));
                     break;
                 }
                 Err(_) => sleep(Duration::from_millis(10)).await,
@@ -79,15 +59,10 @@ async fn watch_for_ever(channel: Channel, cursor: String, stop: Arc<Mutex<bool>>
     loop {
         let request = pb::WatchRequest {
             cursor: cursor.clone(),
-            heartbeat_interval: Some(prost_types::Duration {
-                seconds: 0,
-                nanos: 200_000_000,
-            }),
+            heartbeat_interval: Some(prost_types::Duration { seconds: 0, nanos: 200_000_000 }),
             ..topics(&[Topic::Alerts])
         };
-        let responses = MonitorServiceClient::new(channel.clone())
-            .watch(request)
-            .await;
+        let responses = MonitorServiceClient::new(channel.clone()).watch(request).await;
         let Ok(responses) = responses else {
             sleep(Duration::from_millis(10)).await;
             continue;
@@ -97,9 +72,7 @@ async fn watch_for_ever(channel: Channel, cursor: String, stop: Arc<Mutex<bool>>
             cursor = response.cursor;
             match response.update {
                 Some(Update::Alert(change)) => seen.push(change.alert.unwrap().id),
-                Some(Update::Heartbeat(beat))
-                    if beat.behind_changes == 0 && *stop.lock().unwrap() =>
-                {
+                Some(Update::Heartbeat(beat)) if beat.behind_changes == 0 && *stop.lock().unwrap() => {
                     return seen;
                 }
                 _ => {}
@@ -115,28 +88,14 @@ async fn a_watch_misses_and_repeats_nothing_when_the_server_is_killed(backend: B
     let listen = process.address.trim_start_matches("http://").to_string();
     let channel = process.serving().await;
     prepare(&channel).await;
-    let lazy = Channel::from_shared(process.address.clone())
-        .unwrap()
-        .connect_lazy();
-    let responses = MonitorServiceClient::new(channel)
-        .watch(topics(&[Topic::Alerts]))
-        .await
-        .unwrap();
+    let lazy = Channel::from_shared(process.address.clone()).unwrap().connect_lazy();
+    let responses = MonitorServiceClient::new(channel).watch(topics(&[Topic::Alerts])).await.unwrap();
     let cursor = Watch::from(responses.into_inner()).next().await.cursor;
 
     let (writing, watching) = (Arc::new(Mutex::new(false)), Arc::new(Mutex::new(false)));
-    let writers: Vec<_> = (0..4)
-        .map(|_| tokio::spawn(ingest_for_ever(lazy.clone(), writing.clone())))
-        .collect();
-    let watchers: Vec<_> = (0..3)
-        .map(|_| {
-            tokio::spawn(watch_for_ever(
-                lazy.clone(),
-                cursor.clone(),
-                watching.clone(),
-            ))
-        })
-        .collect();
+    let writers: Vec<_> = (0..4).map(|_| tokio::spawn(ingest_for_ever(lazy.clone(), writing.clone()))).collect();
+    let watchers: Vec<_> =
+        (0..3).map(|_| tokio::spawn(watch_for_ever(lazy.clone(), cursor.clone(), watching.clone()))).collect();
     for _ in 0..KILLS {
         sleep(Duration::from_millis(400)).await;
         process.kill().await;
@@ -164,69 +123,33 @@ async fn a_postgres_that_goes_away_and_comes_back_costs_nothing_but_time() {
     let server = support::start(&cluster.url("postgres"), |_| {}).await;
     let channel = connect(&format!("http://{}", server.address)).await;
     prepare(&channel).await;
-    let mut health = HealthClient::new(channel.clone())
-        .watch(HealthCheckRequest::default())
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(
-        health.message().await.unwrap().unwrap().status(),
-        ServingStatus::Serving
-    );
+    let mut health =
+        HealthClient::new(channel.clone()).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
     let request = pb::WatchRequest {
-        heartbeat_interval: Some(prost_types::Duration {
-            seconds: 0,
-            nanos: 200_000_000,
-        }),
+        heartbeat_interval: Some(prost_types::Duration { seconds: 0, nanos: 200_000_000 }),
         ..topics(&[Topic::Alerts])
     };
-    let responses = MonitorServiceClient::new(channel.clone())
-        .watch(request)
-        .await
-        .unwrap();
+    let responses = MonitorServiceClient::new(channel.clone()).watch(request).await.unwrap();
     let mut watch = Watch::from(responses.into_inner());
     let mut events = EventServiceClient::new(channel.clone());
-    let before = events
-        .ingest_event(ingest("door", vec![]))
-        .await
-        .unwrap()
-        .into_inner();
+    let before = events.ingest_event(ingest("door", vec![])).await.unwrap().into_inner();
     assert_eq!(watch.alert().await.1, before.alerts[0]);
 
     cluster.stop().await;
-    let away = events
-        .ingest_event(ingest("door", vec![]))
-        .await
-        .unwrap_err();
-    assert_eq!(
-        (away.code(), reason(&away)),
-        (Code::Unavailable, "DATABASE_AWAY".into())
-    );
+    let away = events.ingest_event(ingest("door", vec![])).await.unwrap_err();
+    assert_eq!((away.code(), reason(&away)), (Code::Unavailable, "DATABASE_AWAY".into()));
     let read = EventServiceClient::new(channel.clone())
-        .get_event(pb::GetEventRequest {
-            id: before.event.unwrap().id,
-        })
+        .get_event(pb::GetEventRequest { id: before.event.unwrap().id })
         .await
         .unwrap_err();
-    assert_eq!(
-        (read.code(), reason(&read)),
-        (Code::Unavailable, "DATABASE_AWAY".into())
-    );
-    assert_eq!(
-        health.message().await.unwrap().unwrap().status(),
-        ServingStatus::NotServing
-    );
+    assert_eq!((read.code(), reason(&read)), (Code::Unavailable, "DATABASE_AWAY".into()));
+    assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     // The stream stays, and says that it is alive.
-    assert!(matches!(
-        watch.next().await.update,
-        Some(Update::Heartbeat(_))
-    ));
+    assert!(matches!(watch.next().await.update, Some(Update::Heartbeat(_))));
 
     cluster.restart().await;
-    assert_eq!(
-        health.message().await.unwrap().unwrap().status(),
-        ServingStatus::Serving
-    );
+    assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
     let back = async {
         loop {
             match events.ingest_event(ingest("door", vec![])).await {
@@ -235,9 +158,7 @@ async fn a_postgres_that_goes_away_and_comes_back_costs_nothing_but_time() {
             }
         }
     };
-    let after = timeout(PATIENCE, back)
-        .await
-        .expect("the server works again");
+    let after = timeout(PATIENCE, back).await.expect("the server works again");
     assert_eq!(watch.alert().await.1, after.alerts[0]);
     drop((watch, health));
     assert!(server.stop().await);
@@ -250,14 +171,9 @@ async fn a_server_waits_for_a_postgres_that_is_not_there_yet() {
     let process = Process::start(&cluster.url("postgres"), "127.0.0.1:0").await;
     let channel = connect(&process.address).await;
     assert_eq!(overall(&channel).await, Some(ServingStatus::NotServing));
-    let starting = CameraServiceClient::new(channel.clone())
-        .list_cameras(pb::ListCamerasRequest::default())
-        .await;
+    let starting = CameraServiceClient::new(channel.clone()).list_cameras(pb::ListCamerasRequest::default()).await;
     let starting = starting.unwrap_err();
-    assert_eq!(
-        (starting.code(), reason(&starting)),
-        (Code::Unavailable, "STARTING".into())
-    );
+    assert_eq!((starting.code(), reason(&starting)), (Code::Unavailable, "STARTING".into()));
     cluster.restart().await;
     let channel = process.serving().await;
     prepare(&channel).await;
@@ -271,31 +187,23 @@ async fn a_change_that_commits_late_is_not_lost() {
     let server = TestServer::start(support::database::Backend::Postgres).await;
     server.camera("door").await;
     let rule = server.rule(always("everything")).await;
-    let mut watch = server
-        .watch(topics(&[Topic::AlertRules, Topic::Alerts]))
-        .await;
+    let mut watch = server.watch(topics(&[Topic::AlertRules, Topic::Alerts])).await;
     let db = server.database.connect().await;
     let late = db.begin().await.unwrap();
-    let change = "INSERT INTO changes (topic, key, message) SELECT topic, key, message FROM changes WHERE topic = 'alert_rules'";
+    let change =
+        "INSERT INTO changes (topic, key, message) SELECT topic, key, message FROM changes WHERE topic = 'alert_rules'";
     late.execute_unprepared(change).await.unwrap();
     // Numbered after it, committed before it.
     let raised = server.ingest("door", vec![]).await.alerts;
     let early = timeout(Duration::from_millis(300), watch.update()).await;
-    assert!(
-        early.is_err(),
-        "nothing comes before what may still commit: {early:?}"
-    );
+    assert!(early.is_err(), "nothing comes before what may still commit: {early:?}");
     late.commit().await.unwrap();
-    let Update::AlertRule(change) = watch.update().await else {
-        panic!("not a rule")
-    };
+    let Update::AlertRule(change) = watch.update().await else { panic!("not a rule") };
     assert_eq!(change.alert_rule.unwrap().id, rule.id);
     assert_eq!(watch.alert().await.1, raised[0]);
     // One that rolls back wakes nobody, and holds nothing up for long.
     let late = db.begin().await.unwrap();
-    late.execute_unprepared("INSERT INTO changes (topic, key, message) VALUES ('alerts', 'x', '')")
-        .await
-        .unwrap();
+    late.execute_unprepared("INSERT INTO changes (topic, key, message) VALUES ('alerts', 'x', '')").await.unwrap();
     let raised = server.ingest("door", vec![]).await.alerts;
     late.rollback().await.unwrap();
     assert_eq!(watch.alert().await.1, raised[0]);

@@ -88,10 +88,7 @@ async fn the_order_of_plain_seq_is_found_to_lose_changes() {
             ..plan(&database, servers, 1, false)
         };
         let found = run(plan).await.violations;
-        if found
-            .iter()
-            .any(|violation| violation.contains("never came"))
-        {
+        if found.iter().any(|violation| violation.contains("never came")) {
             return;
         }
     }

@@ -14,9 +14,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use watchpost::pb::{self, AlertChangeKind, Topic, WatchStart, watch_response::Update};
 
-use crate::support::{
-    PATIENCE, TestServer, Watch, always, database::TestDatabase, ingest, reason, topics,
-};
+use crate::support::{PATIENCE, TestServer, Watch, always, database::TestDatabase, ingest, reason, topics};
 
 /// A server on the database at this URL.
 async fn serve(url: &str) -> TestServer {
@@ -53,17 +51,11 @@ async fn new_alerts(watch: &mut Watch, count: usize) -> Vec<String> {
 }
 
 fn alerts_after(cursor: &str) -> pb::WatchRequest {
-    pb::WatchRequest {
-        cursor: cursor.into(),
-        ..topics(&[Topic::Alerts])
-    }
+    pb::WatchRequest { cursor: cursor.into(), ..topics(&[Topic::Alerts]) }
 }
 
 fn alerts_from(start: WatchStart) -> pb::WatchRequest {
-    pb::WatchRequest {
-        start: start.into(),
-        ..topics(&[Topic::Alerts])
-    }
+    pb::WatchRequest { start: start.into(), ..topics(&[Topic::Alerts]) }
 }
 
 /// The cursor of a watch that has seen all that there is now.
@@ -73,10 +65,7 @@ async fn cursor_now(server: &TestServer) -> String {
 
 /// Checks that a status says that the history was replaced, and how to begin anew.
 fn assert_replaced(status: &Status) {
-    assert_eq!(
-        (status.code(), reason(status)),
-        (Code::FailedPrecondition, "HISTORY_REPLACED".into())
-    );
+    assert_eq!((status.code(), reason(status)), (Code::FailedPrecondition, "HISTORY_REPLACED".into()));
     let details = status.get_error_details();
     let metadata: &HashMap<_, _> = &details.error_info().unwrap().metadata;
     assert_eq!(metadata["start"], "WATCH_START_SNAPSHOT");
@@ -120,12 +109,7 @@ async fn assert_tells(server: &TestServer, other: &TestServer) {
 
 /// The id of the present stretch of history, as a heartbeat tells it.
 async fn history_id(server: &TestServer) -> String {
-    let mut responses = server
-        .monitor()
-        .watch(pb::WatchRequest::default())
-        .await
-        .unwrap()
-        .into_inner();
+    let mut responses = server.monitor().watch(pb::WatchRequest::default()).await.unwrap().into_inner();
     let first = responses.message().await.unwrap().unwrap();
     let Some(Update::Heartbeat(heartbeat)) = first.update else {
         panic!("not a heartbeat: {first:?}");
@@ -143,10 +127,7 @@ async fn execute(db: &DatabaseConnection, statements: &[&str]) {
 }
 
 /// Ingests events, whatever becomes of them, until what the rules say of one is as it should be.
-async fn outcomes_once(
-    server: &TestServer,
-    is_right: impl Fn(&[pb::RuleOutcome]) -> bool,
-) -> Vec<pb::RuleOutcome> {
+async fn outcomes_once(server: &TestServer, is_right: impl Fn(&[pb::RuleOutcome]) -> bool) -> Vec<pb::RuleOutcome> {
     let ingesting = async {
         loop {
             let ingested = server.events().ingest_event(ingest("door", vec![])).await;
@@ -164,16 +145,10 @@ async fn outcomes_once(
 
 /// Waits until a rule is in force on a server.
 async fn knows_rule(server: &TestServer, id: &str) {
-    outcomes_once(server, |outcomes| {
-        outcomes.iter().any(|outcome| outcome.rule_id == id)
-    })
-    .await;
+    outcomes_once(server, |outcomes| outcomes.iter().any(|outcome| outcome.rule_id == id)).await;
 }
 
 /// Waits until a rule is in force on a server no more.
 async fn forgets_rule(server: &TestServer, id: &str) {
-    outcomes_once(server, |outcomes| {
-        outcomes.iter().all(|outcome| outcome.rule_id != id)
-    })
-    .await;
+    outcomes_once(server, |outcomes| outcomes.iter().all(|outcome| outcome.rule_id != id)).await;
 }

@@ -29,28 +29,19 @@ use crate::job_crash::story;
 use crate::support::{PATIENCE, TestServer, calls::Reply};
 
 /// A length of time on the wire.
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "the fields of messages are options"
-)]
+#[expect(clippy::unnecessary_wraps, reason = "the fields of messages are options")]
 fn span(duration: Duration) -> Option<prost_types::Duration> {
     Some(duration.try_into().unwrap())
 }
 
 /// A job of this type, to be made.
 fn wanted(job_type: &str) -> pb::Job {
-    pb::Job {
-        job_type: job_type.into(),
-        ..Default::default()
-    }
+    pb::Job { job_type: job_type.into(), ..Default::default() }
 }
 
 /// A request for a job.
 fn request(job: pb::Job) -> pb::CreateJobRequest {
-    pb::CreateJobRequest {
-        job: Some(job),
-        ..Default::default()
-    }
+    pb::CreateJobRequest { job: Some(job), ..Default::default() }
 }
 
 async fn create(server: &TestServer, job: pb::Job) -> pb::Job {
@@ -68,12 +59,7 @@ async fn get(server: &TestServer, id: &str) -> pb::Job {
 
 /// A worker who waits for jobs of the default queue.
 fn claim(worker: &str, max_jobs: i32) -> pb::ClaimJobsRequest {
-    pb::ClaimJobsRequest {
-        worker_id: worker.into(),
-        max_jobs,
-        wait: span(PATIENCE),
-        ..Default::default()
-    }
+    pb::ClaimJobsRequest { worker_id: worker.into(), max_jobs, wait: span(PATIENCE), ..Default::default() }
 }
 
 async fn claim_with(server: &TestServer, request: pb::ClaimJobsRequest) -> Vec<pb::ClaimedJob> {
@@ -90,10 +76,7 @@ async fn claim_one(server: &TestServer, worker: &str) -> pb::ClaimedJob {
 
 /// Takes what there is, without waiting.
 async fn claim_now(server: &TestServer, worker: &str, max_jobs: i32) -> Vec<pb::ClaimedJob> {
-    let request = pb::ClaimJobsRequest {
-        wait: None,
-        ..claim(worker, max_jobs)
-    };
+    let request = pb::ClaimJobsRequest { wait: None, ..claim(worker, max_jobs) };
     claim_with(server, request).await
 }
 
@@ -102,20 +85,11 @@ fn id(claimed: &pb::ClaimedJob) -> String {
 }
 
 fn completion(claimed: &pb::ClaimedJob) -> pb::JobCompletion {
-    pb::JobCompletion {
-        job_id: id(claimed),
-        lease_id: claimed.lease_id.clone(),
-        result: None,
-    }
+    pb::JobCompletion { job_id: id(claimed), lease_id: claimed.lease_id.clone(), result: None }
 }
 
-async fn complete(
-    server: &TestServer,
-    claimed: &pb::ClaimedJob,
-) -> Reply<pb::CompleteJobsResponse> {
-    let request = pb::CompleteJobsRequest {
-        completions: vec![completion(claimed)],
-    };
+async fn complete(server: &TestServer, claimed: &pb::ClaimedJob) -> Reply<pb::CompleteJobsResponse> {
+    let request = pb::CompleteJobsRequest { completions: vec![completion(claimed)] };
     server.job_workers().complete_jobs(request).await
 }
 
@@ -135,17 +109,8 @@ async fn fail(server: &TestServer, request: pb::FailJobRequest) -> pb::Job {
 }
 
 async fn cancel(server: &TestServer, id: &str) -> pb::Job {
-    let request = pb::CancelJobRequest {
-        id: id.into(),
-        actor: "ann".into(),
-        reason: "not needed".into(),
-    };
-    server
-        .jobs()
-        .cancel_job(request)
-        .await
-        .unwrap()
-        .into_inner()
+    let request = pb::CancelJobRequest { id: id.into(), actor: "ann".into(), reason: "not needed".into() };
+    server.jobs().cancel_job(request).await.unwrap().into_inner()
 }
 
 /// Waits until a job is in this status.

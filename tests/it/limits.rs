@@ -18,13 +18,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tonic::{Code, Status, body::Body, transport::Channel};
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tower::{Service, ServiceExt};
-use watchpost::pb::{
-    self, work_jobs_request::Message as Says, work_jobs_response::Message as Told,
-};
+use watchpost::pb::{self, work_jobs_request::Message as Says, work_jobs_response::Message as Told};
 
 use crate::{
     jobs::stream::{Worker, hello},
@@ -46,10 +42,7 @@ impl http_body::Body for Halting {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.0.take() {
             Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
             None => Poll::Pending,
@@ -112,14 +105,8 @@ async fn calls_beyond_the_limit_are_refused_and_health_is_told() {
     ended(&refused, Code::ResourceExhausted, "TOO_MANY_CALLS");
     let health = overall(&server.channel).await;
     assert_eq!(health, Some(ServingStatus::Serving));
-    let watch = HealthClient::new(server.channel.clone())
-        .watch(HealthCheckRequest::default())
-        .await;
-    ended(
-        &watch.unwrap_err(),
-        Code::ResourceExhausted,
-        "TOO_MANY_CALLS",
-    );
+    let watch = HealthClient::new(server.channel.clone()).watch(HealthCheckRequest::default()).await;
+    ended(&watch.unwrap_err(), Code::ResourceExhausted, "TOO_MANY_CALLS");
     let told = scrape_until(metrics, |all| all.value("watchpost_calls", &[]) == 2.0).await;
     assert_eq!(told.value("watchpost_calls_max", &[]), 2.0);
     assert_eq!(told.value("watchpost_calls_refused_total", &[]), 2.0);
@@ -135,13 +122,9 @@ async fn calls_beyond_the_limit_are_refused_and_health_is_told() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_that_do_not_arrive_whole_in_time_are_ended() {
-    let (server, metrics) =
-        server(|settings| settings.message_timeout = Duration::from_secs(1)).await;
+    let (server, metrics) = server(|settings| settings.message_timeout = Duration::from_secs(1)).await;
     let mut worker = Worker::start(&server, hello("silent", 1)).await;
-    let begin = pb::WorkJobsRequest {
-        message: Some(Says::Hello(hello("halting", 1))),
-        ..Default::default()
-    };
+    let begin = pb::WorkJobsRequest { message: Some(Says::Hello(hello("halting", 1))), ..Default::default() };
     let begin = begin.encode_to_vec();
     let halfway = [message(begin.len(), &begin), message(9, b"1234")].concat();
     let calls = [
@@ -160,9 +143,7 @@ async fn requests_that_do_not_arrive_whole_in_time_are_ended() {
     let heartbeat = Says::Heartbeat(pb::WorkerHeartbeat {});
     worker.say(1, heartbeat).await;
     assert!(matches!(worker.next().await, Told::ServerTime(_)));
-    let told = scrape_until(metrics, |all| {
-        all.value("watchpost_unfinished_requests", &[]) == 0.0
-    });
+    let told = scrape_until(metrics, |all| all.value("watchpost_unfinished_requests", &[]) == 0.0);
     let told = told.await;
     assert_eq!(told.value("watchpost_unfinished_timed_out_total", &[]), 5.0);
     assert_eq!(told.value("watchpost_unfinished_bytes", &[]), 0.0);
@@ -172,10 +153,7 @@ async fn requests_that_do_not_arrive_whole_in_time_are_ended() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_ends_with_what_is_wrong_with_its_message() {
     let (server, _) = server(|_| ()).await;
-    let begin = pb::WorkJobsRequest {
-        message: Some(Says::Hello(hello("odd", 1))),
-        ..Default::default()
-    };
+    let begin = pb::WorkJobsRequest { message: Some(Says::Hello(hello("odd", 1))), ..Default::default() };
     let begin = begin.encode_to_vec();
     let begin = message(begin.len(), &begin);
     let (large, flagged) = (message(5 << 20, &[]), Bytes::from_static(&[7, 0, 0, 0, 0]));
@@ -183,61 +161,17 @@ async fn a_stream_ends_with_what_is_wrong_with_its_message() {
     let work = "JobWorkerService/WorkJobs";
     let after_hello = |bytes: &Bytes| Bytes::from([&begin[..], bytes].concat());
     for (method, bytes, code, reason) in [
-        (
-            INGEST,
-            large.clone(),
-            Code::ResourceExhausted,
-            "MESSAGE_TOO_LARGE",
-        ),
-        (
-            report,
-            large.clone(),
-            Code::ResourceExhausted,
-            "MESSAGE_TOO_LARGE",
-        ),
-        (
-            work,
-            large.clone(),
-            Code::ResourceExhausted,
-            "MESSAGE_TOO_LARGE",
-        ),
-        (
-            work,
-            after_hello(&large),
-            Code::ResourceExhausted,
-            "MESSAGE_TOO_LARGE",
-        ),
-        (
-            report,
-            flagged.clone(),
-            Code::InvalidArgument,
-            "MALFORMED_MESSAGE",
-        ),
-        (
-            work,
-            flagged.clone(),
-            Code::InvalidArgument,
-            "MALFORMED_MESSAGE",
-        ),
-        (
-            work,
-            after_hello(&flagged),
-            Code::InvalidArgument,
-            "MALFORMED_MESSAGE",
-        ),
+        (INGEST, large.clone(), Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+        (report, large.clone(), Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+        (work, large.clone(), Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+        (work, after_hello(&large), Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+        (report, flagged.clone(), Code::InvalidArgument, "MALFORMED_MESSAGE"),
+        (work, flagged.clone(), Code::InvalidArgument, "MALFORMED_MESSAGE"),
+        (work, after_hello(&flagged), Code::InvalidArgument, "MALFORMED_MESSAGE"),
         // Two messages.
-        (
-            INGEST,
-            message(0, &[0; 5]),
-            Code::InvalidArgument,
-            "MALFORMED_MESSAGE",
-        ),
+        (INGEST, message(0, &[0; 5]), Code::InvalidArgument, "MALFORMED_MESSAGE"),
     ] {
-        ended(
-            &halt(server.channel.clone(), method, bytes).await,
-            code,
-            reason,
-        );
+        ended(&halt(server.channel.clone(), method, bytes).await, code, reason);
     }
     server.stop().await;
 }
@@ -253,21 +187,13 @@ async fn the_unfinished_request_that_began_first_makes_room() {
     .await;
     let part = || message(60_000, &vec![0; 40_000]);
     let first = tokio::spawn(halt(server.channel.clone(), INGEST, part()));
-    scrape_until(metrics, |all| {
-        all.value("watchpost_unfinished_bytes", &[]) == 40_005.0
-    })
-    .await;
+    scrape_until(metrics, |all| all.value("watchpost_unfinished_bytes", &[]) == 40_005.0).await;
     let second = tokio::spawn(halt(server.channel.clone(), INGEST, part()));
     ended(&first.await.unwrap(), Code::Unavailable, "SERVER_BUSY");
-    let told = scrape_until(metrics, |all| {
-        all.value("watchpost_unfinished_bytes", &[]) == 40_005.0
-    });
+    let told = scrape_until(metrics, |all| all.value("watchpost_unfinished_bytes", &[]) == 40_005.0);
     let told = told.await;
     assert_eq!(told.value("watchpost_unfinished_evicted_total", &[]), 1.0);
-    assert_eq!(
-        told.value("watchpost_unfinished_limit_bytes", &[]),
-        65_541.0
-    );
+    assert_eq!(told.value("watchpost_unfinished_limit_bytes", &[]), 65_541.0);
     // A whole request needs no such room.
     server.camera("door").await;
     let second = second.await.unwrap();
@@ -296,9 +222,7 @@ async fn calls_that_say_nothing_give_way_to_newer_ones() {
         let status = calls.join_next().await.unwrap().unwrap();
         ended(&status, Code::Unavailable, "SERVER_BUSY");
     }
-    let told = scrape_until(metrics, |all| {
-        all.value("watchpost_unfinished_requests", &[]) == 1_024.0
-    });
+    let told = scrape_until(metrics, |all| all.value("watchpost_unfinished_requests", &[]) == 1_024.0);
     let told = told.await;
     assert_eq!(told.value("watchpost_unfinished_evicted_total", &[]), 176.0);
     // Others are served all the same.

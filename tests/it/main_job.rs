@@ -45,42 +45,16 @@ async fn an_alert_arrives_on_a_watch_because_a_camera_saw_something(backend: Bac
     assert_eq!((alert.event_id, alert.version_id), (event.id, 1));
     assert_eq!(alert.dedup_key, format!("door:{}", rule.id));
     assert_eq!(alert.channels, ["mail"]);
-    let got = server
-        .alerts()
-        .get_alert(pb::GetAlertRequest {
-            id: alert.id.clone(),
-        })
-        .await;
+    let got = server.alerts().get_alert(pb::GetAlertRequest { id: alert.id.clone() }).await;
     assert_eq!(got.unwrap().into_inner(), alert);
 
-    let acknowledge = pb::AcknowledgeAlertRequest {
-        id: alert.id.clone(),
-        expected_version_id: Some(1),
-        ..Default::default()
-    };
-    let acknowledged = server
-        .alerts()
-        .acknowledge_alert(acknowledge.clone())
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(
-        (acknowledged.status(), acknowledged.version_id),
-        (AlertStatus::Acknowledged, 2)
-    );
-    assert_eq!(
-        watch.alert().await,
-        (AlertChangeKind::Acknowledged, acknowledged)
-    );
-    let stale = server
-        .alerts()
-        .acknowledge_alert(acknowledge)
-        .await
-        .unwrap_err();
-    assert_eq!(
-        (stale.code(), reason(&stale)),
-        (Code::Aborted, "STALE_VERSION".into())
-    );
+    let acknowledge =
+        pb::AcknowledgeAlertRequest { id: alert.id.clone(), expected_version_id: Some(1), ..Default::default() };
+    let acknowledged = server.alerts().acknowledge_alert(acknowledge.clone()).await.unwrap().into_inner();
+    assert_eq!((acknowledged.status(), acknowledged.version_id), (AlertStatus::Acknowledged, 2));
+    assert_eq!(watch.alert().await, (AlertChangeKind::Acknowledged, acknowledged));
+    let stale = server.alerts().acknowledge_alert(acknowledge).await.unwrap_err();
+    assert_eq!((stale.code(), reason(&stale)), (Code::Aborted, "STALE_VERSION".into()));
     server.stop().await;
 }
 
@@ -98,39 +72,15 @@ async fn what_is_written_is_read_back_letter_for_letter(backend: Backend) {
         }],
     );
     let event = request.event.as_mut().unwrap();
-    (event.batch_id, event.summary, event.reasoning) =
-        (odd.into(), Some(odd.into()), Some(String::new()));
-    let ingested = server
-        .events()
-        .ingest_event(request)
-        .await
-        .unwrap()
-        .into_inner();
+    (event.batch_id, event.summary, event.reasoning) = (odd.into(), Some(odd.into()), Some(String::new()));
+    let ingested = server.events().ingest_event(request).await.unwrap().into_inner();
     let event = ingested.event.unwrap();
-    assert_eq!(
-        (event.batch_id.as_str(), event.summary.as_deref()),
-        (odd, Some(odd))
-    );
-    let got = server
-        .events()
-        .get_event(pb::GetEventRequest { id: event.id })
-        .await
-        .unwrap();
+    assert_eq!((event.batch_id.as_str(), event.summary.as_deref()), (odd, Some(odd)));
+    let got = server.events().get_event(pb::GetEventRequest { id: event.id }).await.unwrap();
     assert_eq!(got.into_inner(), event);
-    let filter = pb::DetectionFilter {
-        event_id: Some(event.id),
-        ..Default::default()
-    };
-    let list = pb::ListDetectionsRequest {
-        filter: Some(filter),
-        ..Default::default()
-    };
-    let list = server
-        .events()
-        .list_detections(list)
-        .await
-        .unwrap()
-        .into_inner();
+    let filter = pb::DetectionFilter { event_id: Some(event.id), ..Default::default() };
+    let list = pb::ListDetectionsRequest { filter: Some(filter), ..Default::default() };
+    let list = server.events().list_detections(list).await.unwrap().into_inner();
     assert_eq!(list.detections, ingested.detections);
     server.stop().await;
 }
@@ -139,29 +89,11 @@ async fn what_is_written_is_read_back_letter_for_letter(backend: Backend) {
 async fn a_client_that_compresses_is_served(backend: Backend) {
     let server = TestServer::start(backend).await;
     let mut cameras = server.cameras().send_compressed(CompressionEncoding::Gzip);
-    let camera = pb::Camera {
-        id: "door".into(),
-        name: "x".repeat(255),
-        ..Default::default()
-    };
-    let request = pb::CreateCameraRequest {
-        camera: Some(camera.clone()),
-    };
-    assert_eq!(
-        cameras
-            .create_camera(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .name,
-        camera.name
-    );
+    let camera = pb::Camera { id: "door".into(), name: "x".repeat(255), ..Default::default() };
+    let request = pb::CreateCameraRequest { camera: Some(camera.clone()) };
+    assert_eq!(cameras.create_camera(request).await.unwrap().into_inner().name, camera.name);
     let mut monitor = server.monitor().send_compressed(CompressionEncoding::Gzip);
-    let mut responses = monitor
-        .watch(topics(&[Topic::Alerts]))
-        .await
-        .unwrap()
-        .into_inner();
+    let mut responses = monitor.watch(topics(&[Topic::Alerts])).await.unwrap().into_inner();
     assert!(responses.message().await.unwrap().is_some());
     drop(responses);
     server.stop().await;
@@ -170,27 +102,13 @@ async fn a_client_that_compresses_is_served(backend: Backend) {
 #[on_both]
 async fn an_unknown_method_has_a_reason(backend: Backend) {
     let server = TestServer::start(backend).await;
-    for path in [
-        "/watchpost.v1.CameraService/Nope",
-        "/watchpost.v1.MonitorService/Nope",
-        "/watchpost.v1.Nope/Nope",
-    ] {
+    for path in ["/watchpost.v1.CameraService/Nope", "/watchpost.v1.MonitorService/Nope", "/watchpost.v1.Nope/Nope"] {
         let mut grpc = tonic::client::Grpc::new(server.channel.clone());
         grpc.ready().await.unwrap();
         let codec = tonic_prost::ProstCodec::<pb::Camera, pb::Camera>::default();
-        let reply = grpc
-            .unary(
-                Request::new(pb::Camera::default()),
-                path.parse().unwrap(),
-                codec,
-            )
-            .await;
+        let reply = grpc.unary(Request::new(pb::Camera::default()), path.parse().unwrap(), codec).await;
         let status = reply.unwrap_err();
-        assert_eq!(
-            (status.code(), reason(&status)),
-            (Code::Unimplemented, "UNIMPLEMENTED".into()),
-            "{path}"
-        );
+        assert_eq!((status.code(), reason(&status)), (Code::Unimplemented, "UNIMPLEMENTED".into()), "{path}");
     }
     server.stop().await;
 }

@@ -40,11 +40,7 @@ async fn send(address: SocketAddr, request: &str) -> String {
 
 /// Asks for a page: its status, its head and its body.
 async fn ask(address: SocketAddr, method: &str, path: &str) -> (u16, String, String) {
-    let answer = send(
-        address,
-        &format!("{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n"),
-    )
-    .await;
+    let answer = send(address, &format!("{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     (status, head.to_lowercase(), body.to_string())
@@ -62,10 +58,7 @@ async fn scrape(address: SocketAddr) -> Exposition {
 }
 
 /// Scrapes until what is told is as it should be.
-pub(crate) async fn scrape_until(
-    address: SocketAddr,
-    good: impl Fn(&Exposition) -> bool,
-) -> Exposition {
+pub(crate) async fn scrape_until(address: SocketAddr, good: impl Fn(&Exposition) -> bool) -> Exposition {
     let mut last = String::new();
     let scraping = async {
         loop {
@@ -110,55 +103,30 @@ async fn calls_ingests_watches_and_the_feed_are_counted(backend: Backend) {
     let server = TestServer::start_with(TestDatabase::migrated(backend).await, measured).await;
     let address = server.metrics_address().unwrap();
     let before = scrape(address).await;
-    assert_eq!(
-        before.value("watchpost_ingest_alerts_total", &[("severity", "high")]),
-        0.0
-    );
+    assert_eq!(before.value("watchpost_ingest_alerts_total", &[("severity", "high")]), 0.0);
     server.camera("door").await;
-    server
-        .rule(pb::AlertRule {
-            severity: pb::Severity::High.into(),
-            ..always("all")
-        })
-        .await;
+    server.rule(pb::AlertRule { severity: pb::Severity::High.into(), ..always("all") }).await;
     let mut watch = server.watch(topics(&[pb::Topic::Alerts])).await;
     for _ in 0..3 {
-        server
-            .ingest(
-                "door",
-                vec![detection("person", 0.9), detection("cat", 0.5)],
-            )
-            .await;
+        server.ingest("door", vec![detection("person", 0.9), detection("cat", 0.5)]).await;
         watch.alert().await;
     }
-    let request = pb::IngestEventRequest {
-        request_id: uuid::Uuid::now_v7().to_string(),
-        ..support::ingest("door", vec![])
-    };
+    let request =
+        pb::IngestEventRequest { request_id: uuid::Uuid::now_v7().to_string(), ..support::ingest("door", vec![]) };
     for _ in 0..2 {
         server.events().ingest_event(request.clone()).await.unwrap();
     }
-    let refused = server
-        .events()
-        .ingest_event(support::ingest("nowhere", vec![]))
-        .await
-        .unwrap_err();
+    let refused = server.events().ingest_event(support::ingest("nowhere", vec![])).await.unwrap_err();
     let mut unknown = tonic::client::Grpc::new(server.channel.clone());
     unknown.ready().await.unwrap();
     let path = http::uri::PathAndQuery::from_static("/watchpost.v1.EventService/Nope");
     let codec = tonic_prost::ProstCodec::<(), ()>::default();
-    let no_method = unknown
-        .unary(tonic::Request::new(()), path, codec)
-        .await
-        .unwrap_err();
+    let no_method = unknown.unary(tonic::Request::new(()), path, codec).await.unwrap_err();
     assert_eq!(no_method.code(), Code::Unimplemented);
     watch.alert().await;
 
-    let ingest = [
-        ("grpc_service", "watchpost.v1.EventService"),
-        ("grpc_method", "IngestEvent"),
-        ("grpc_type", "unary"),
-    ];
+    let ingest =
+        [("grpc_service", "watchpost.v1.EventService"), ("grpc_method", "IngestEvent"), ("grpc_type", "unary")];
     // A call is counted when its response is sent, which may be after it was read.
     let settled = |all: &Exposition| {
         let count = all.all("grpc_server_handling_seconds_count", &ingest);
@@ -168,91 +136,34 @@ async fn calls_ingests_watches_and_the_feed_are_counted(backend: Backend) {
     let code = |code| [&ingest[..], &[("grpc_code", code)]].concat();
     assert_eq!(told.value("grpc_server_started_total", &ingest), 6.0);
     assert_eq!(told.value("grpc_server_handled_total", &code("OK")), 5.0);
-    let refusal = if refused.code() == Code::NotFound {
-        "NotFound"
-    } else {
-        "FailedPrecondition"
-    };
-    assert_eq!(
-        told.value("grpc_server_handled_total", &code(refusal)),
-        1.0,
-        "{refused:?}"
-    );
+    let refusal = if refused.code() == Code::NotFound { "NotFound" } else { "FailedPrecondition" };
+    assert_eq!(told.value("grpc_server_handled_total", &code(refusal)), 1.0, "{refused:?}");
     let buckets = told.all("grpc_server_handling_seconds_bucket", &ingest);
     assert!(buckets.is_sorted_by(|a, b| a.value <= b.value));
-    assert_eq!(
-        buckets.last().map(|last| (last.label("le"), last.value)),
-        Some(("+Inf", 6.0))
-    );
-    let nope = [
-        ("grpc_service", "unknown"),
-        ("grpc_method", "unknown"),
-        ("grpc_code", "Unimplemented"),
-    ];
+    assert_eq!(buckets.last().map(|last| (last.label("le"), last.value)), Some(("+Inf", 6.0)));
+    let nope = [("grpc_service", "unknown"), ("grpc_method", "unknown"), ("grpc_code", "Unimplemented")];
     assert_eq!(told.value("grpc_server_handled_total", &nope), 1.0);
-    assert!(
-        !told
-            .samples
-            .iter()
-            .any(|sample| sample.label("grpc_method") == "Nope")
-    );
+    assert!(!told.samples.iter().any(|sample| sample.label("grpc_method") == "Nope"));
 
-    for (name, value) in [
-        ("events", 4.0),
-        ("detections", 6.0),
-        ("replays", 1.0),
-        ("batch_size_sum", 5.0),
-    ] {
-        let name = format!(
-            "watchpost_ingest_{name}{}",
-            if name.contains("size") { "" } else { "_total" }
-        );
-        assert!(
-            told.value(&name, &[]) >= value,
-            "{name}: {}",
-            told.value(&name, &[])
-        );
+    for (name, value) in [("events", 4.0), ("detections", 6.0), ("replays", 1.0), ("batch_size_sum", 5.0)] {
+        let name = format!("watchpost_ingest_{name}{}", if name.contains("size") { "" } else { "_total" });
+        assert!(told.value(&name, &[]) >= value, "{name}: {}", told.value(&name, &[]));
     }
     assert_eq!(told.value("watchpost_ingest_events_total", &[]), 4.0);
-    assert_eq!(
-        told.value("watchpost_ingest_alerts_total", &[("severity", "high")]),
-        4.0
-    );
-    assert_eq!(
-        told.value("watchpost_ingest_alerts_total", &[("severity", "low")]),
-        0.0
-    );
+    assert_eq!(told.value("watchpost_ingest_alerts_total", &[("severity", "high")]), 4.0);
+    assert_eq!(told.value("watchpost_ingest_alerts_total", &[("severity", "low")]), 0.0);
     assert_eq!(told.value("watchpost_watches", &[]), 1.0);
     assert!(told.value("watchpost_watch_messages_sent_total", &[]) >= 5.0);
     // A camera, a rule, and four events and alerts.
-    scrape_until(address, |all| {
-        all.value("watchpost_feed_changes_read_total", &[]) == 10.0
-    })
-    .await;
-    let told = scrape_until(address, |all| {
-        all.value("watchpost_feed_lag_changes", &[]) == 0.0
-    })
-    .await;
+    scrape_until(address, |all| all.value("watchpost_feed_changes_read_total", &[]) == 10.0).await;
+    let told = scrape_until(address, |all| all.value("watchpost_feed_lag_changes", &[]) == 0.0).await;
     assert_eq!(told.value("watchpost_feed_lag_seconds", &[]), 0.0);
     assert!(told.value("watchpost_feed_changes", &[]) >= 10.0);
     assert_eq!(told.value("watchpost_database_up", &[]), 1.0);
-    assert_eq!(
-        told.value(
-            "watchpost_build_info",
-            &[("version", env!("CARGO_PKG_VERSION"))]
-        ),
-        1.0
-    );
+    assert_eq!(told.value("watchpost_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), 1.0);
     drop(watch);
-    let open = [
-        ("grpc_method", "Watch"),
-        ("grpc_type", "server_stream"),
-        ("grpc_code", "Canceled"),
-    ];
-    let told = scrape_until(address, |all| {
-        !all.all("grpc_server_handled_total", &open).is_empty()
-    })
-    .await;
+    let open = [("grpc_method", "Watch"), ("grpc_type", "server_stream"), ("grpc_code", "Canceled")];
+    let told = scrape_until(address, |all| !all.all("grpc_server_handled_total", &open).is_empty()).await;
     assert_eq!(told.value("watchpost_watches", &[]), 0.0);
     server.stop().await;
 }
@@ -274,16 +185,9 @@ async fn pages_and_methods_that_do_not_exist_are_refused() {
     // More than a head may have; and one that never ends.
     let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(20_000));
     assert!(!send(address, &long).await.starts_with("HTTP/1.1 200"));
-    assert!(
-        !send(address, "GET /metrics HTTP/1.1\r\nHost: ")
-            .await
-            .contains("200 OK")
-    );
+    assert!(!send(address, "GET /metrics HTTP/1.1\r\nHost: ").await.contains("200 OK"));
     let database = server.stop().await;
-    assert!(
-        TcpStream::connect(address).await.is_err(),
-        "the listener ends with the server"
-    );
+    assert!(TcpStream::connect(address).await.is_err(), "the listener ends with the server");
     drop(database);
 }
 
@@ -301,9 +205,7 @@ async fn a_server_without_its_database_is_alive_and_not_ready() {
                 sleep(Duration::from_millis(20)).await;
             }
         };
-        timeout(PATIENCE, waiting)
-            .await
-            .expect("a change of readiness");
+        timeout(PATIENCE, waiting).await.expect("a change of readiness");
     };
     ready(503).await;
     assert!(get(address, "/readyz").await.1.contains("database"));
@@ -325,22 +227,9 @@ async fn an_address_that_is_taken_ends_the_start() {
     let address = taken.local_addr().unwrap().to_string();
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path().to_str().unwrap();
-    let args = [
-        "--listen",
-        "127.0.0.1:0",
-        "--metrics-listen",
-        &address,
-        "--data-dir",
-        folder,
-    ];
-    let output = timeout(PATIENCE, command(&args).output())
-        .await
-        .unwrap()
-        .unwrap();
+    let args = ["--listen", "127.0.0.1:0", "--metrics-listen", &address, "--data-dir", folder];
+    let output = timeout(PATIENCE, command(&args).output()).await.unwrap().unwrap();
     let log = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{log}");
-    assert!(
-        log.contains(&format!("cannot listen on {address}")),
-        "{log}"
-    );
+    assert!(log.contains(&format!("cannot listen on {address}")), "{log}");
 }

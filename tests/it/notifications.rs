@@ -52,19 +52,14 @@ pub(crate) fn webhook(name: &str, url: String) -> pb::NotificationChannel {
 
 /// A rule that always fires and tells these channels.
 fn telling(channels: &[&str]) -> pb::AlertRule {
-    pb::AlertRule {
-        channels: channels.iter().map(ToString::to_string).collect(),
-        ..always("everything")
-    }
+    pb::AlertRule { channels: channels.iter().map(ToString::to_string).collect(), ..always("everything") }
 }
 
 /// A server with a channel `ops` to a receiver, and a rule that tells it of everything.
 async fn with_ops(backend: Backend) -> (TestServer, Receiver, pb::NotificationChannel) {
     let server = ready(backend).await;
     let receiver = Receiver::start().await;
-    let channel = server
-        .notification_channel(webhook("ops", receiver.url()))
-        .await;
+    let channel = server.notification_channel(webhook("ops", receiver.url())).await;
     server.rule(telling(&["ops"])).await;
     (server, receiver, channel)
 }
@@ -75,32 +70,21 @@ async fn raise(server: &TestServer) -> pb::Alert {
 }
 
 async fn list(server: &TestServer, filter: pb::DeliveryFilter) -> Vec<pb::Delivery> {
-    let request = pb::ListDeliveriesRequest {
-        page_size: 1_000,
-        filter: Some(filter),
-        ..Default::default()
-    };
+    let request = pb::ListDeliveriesRequest { page_size: 1_000, filter: Some(filter), ..Default::default() };
     let reply = server.deliveries().list_deliveries(request).await;
     reply.unwrap().into_inner().deliveries
 }
 
 /// The deliveries of an alert, by step and channel.
 async fn of_alert(server: &TestServer, alert_id: &str) -> Vec<pb::Delivery> {
-    let filter = pb::DeliveryFilter {
-        alert_ids: vec![alert_id.into()],
-        ..Default::default()
-    };
+    let filter = pb::DeliveryFilter { alert_ids: vec![alert_id.into()], ..Default::default() };
     let mut deliveries = list(server, filter).await;
     deliveries.sort_by_key(|one| (one.escalation_step, one.channel_name.clone()));
     deliveries
 }
 
 /// Waits until the only delivery of an alert is as it should be, and gives it.
-async fn until(
-    server: &TestServer,
-    alert_id: &str,
-    is_so: impl Fn(&pb::Delivery) -> bool,
-) -> pb::Delivery {
+async fn until(server: &TestServer, alert_id: &str, is_so: impl Fn(&pb::Delivery) -> bool) -> pb::Delivery {
     let waiting = async {
         loop {
             let deliveries = of_alert(server, alert_id).await;
@@ -126,12 +110,7 @@ async fn becomes(server: &TestServer, alert_id: &str, status: DeliveryStatus) ->
 
 async fn get_alert(server: &TestServer, id: &str) -> pb::Alert {
     let request = pb::GetAlertRequest { id: id.into() };
-    server
-        .alerts()
-        .get_alert(request)
-        .await
-        .unwrap()
-        .into_inner()
+    server.alerts().get_alert(request).await.unwrap().into_inner()
 }
 
 async fn get_channel(server: &TestServer, id: &str) -> pb::NotificationChannel {
@@ -141,9 +120,6 @@ async fn get_channel(server: &TestServer, id: &str) -> pb::NotificationChannel {
 }
 
 async fn acknowledge(server: &TestServer, id: &str) {
-    let request = pb::AcknowledgeAlertRequest {
-        id: id.into(),
-        ..Default::default()
-    };
+    let request = pb::AcknowledgeAlertRequest { id: id.into(), ..Default::default() };
     server.alerts().acknowledge_alert(request).await.unwrap();
 }

@@ -6,9 +6,7 @@ use std::{fs::Permissions, os::unix::fs::PermissionsExt, time::Duration};
 
 use sea_orm::{ConnectionTrait, Database, DbBackend, Statement};
 use tokio::time::timeout;
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use watchpost::pb::{self, monitor_service_client::MonitorServiceClient};
 
 use crate::support::{
@@ -20,58 +18,27 @@ use crate::support::{
 /// Runs the binary to its end: its exit code, standard output and standard error.
 async fn run(args: &[&str], variables: &[(&str, &str)]) -> (i32, String, String) {
     let output = command(args).envs(variables.iter().copied()).output();
-    let output = timeout(PATIENCE, output)
-        .await
-        .expect("the process ends")
-        .unwrap();
+    let output = timeout(PATIENCE, output).await.expect("the process ends").unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    (
-        output.status.code().unwrap(),
-        text(output.stdout),
-        text(output.stderr),
-    )
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
 #[tokio::test]
 async fn a_bad_setting_ends_the_process_with_64_and_one_line_that_names_it() {
-    type Case = (
-        &'static [&'static str],
-        &'static [(&'static str, &'static str)],
-        &'static str,
-    );
+    type Case = (&'static [&'static str], &'static [(&'static str, &'static str)], &'static str);
     let cases: [Case; 14] = [
         (&["--listen", "nowhere"], &[], "--listen"),
-        (
-            &[],
-            &[("WATCHPOST_LISTEN", "nowhere")],
-            "(from the variable WATCHPOST_LISTEN)",
-        ),
+        (&[], &[("WATCHPOST_LISTEN", "nowhere")], "(from the variable WATCHPOST_LISTEN)"),
         (&["--log", "verbose"], &[], "--log"),
-        (
-            &["--listen", "nowhere"],
-            &[("WATCHPOST_LISTEN", "127.0.0.1:1")],
-            "(from the command line)",
-        ),
+        (&["--listen", "nowhere"], &[("WATCHPOST_LISTEN", "127.0.0.1:1")], "(from the command line)"),
         // An empty variable counts as unset, in front of a setting that is wrong elsewhere.
-        (
-            &["--max-watches", "-1"],
-            &[("WATCHPOST_LISTEN", ""), ("WATCHPOST_DATABASE_URL", "")],
-            "--max-watches",
-        ),
-        (
-            &["serve", "--database-url", "mysql://x"],
-            &[],
-            "--database-url",
-        ),
+        (&["--max-watches", "-1"], &[("WATCHPOST_LISTEN", ""), ("WATCHPOST_DATABASE_URL", "")], "--max-watches"),
+        (&["serve", "--database-url", "mysql://x"], &[], "--database-url"),
         (&["--config", "/no/such/file.toml"], &[], "config"),
         (&["--nonsense"], &[], "--nonsense"),
         (&["migrate", "down", "1"], &[], "--yes"),
         (&["top", "--server", "nowhere"], &[], "--server"),
-        (
-            &["--time-zone-dir", "/no/such/folder"],
-            &[],
-            "--time-zone-dir",
-        ),
+        (&["--time-zone-dir", "/no/such/folder"], &[], "--time-zone-dir"),
         (&[], &[("TZDIR", "/no/such/folder")], "TZDIR"),
         (&["agent"], &[], "--server"),
         (&["agent", "--server", "nowhere"], &[], "--server"),
@@ -79,10 +46,7 @@ async fn a_bad_setting_ends_the_process_with_64_and_one_line_that_names_it() {
     for (args, variables, name) in cases {
         let (code, stdout, stderr) = run(args, variables).await;
         assert_eq!((code, stdout.as_str()), (64, ""), "{args:?}");
-        assert!(
-            stderr.contains(name) && stderr.trim_end().lines().count() == 1,
-            "{args:?}: {stderr}"
-        );
+        assert!(stderr.contains(name) && stderr.trim_end().lines().count() == 1, "{args:?}: {stderr}");
     }
 }
 
@@ -116,16 +80,11 @@ async fn help_explains_every_setting_with_its_default() {
         "time-zone-dir",
         "shutdown-grace",
     ] {
-        let from = help
-            .find(&format!("--{setting} "))
-            .unwrap_or_else(|| panic!("--{setting}: {help}"));
+        let from = help.find(&format!("--{setting} ")).unwrap_or_else(|| panic!("--{setting}: {help}"));
         let about: String = help[from..].chars().skip(1).collect();
         let about = about.split("\n      --").next().unwrap();
         let variable = format!("WATCHPOST_{}", setting.replace('-', "_").to_uppercase());
-        assert!(
-            about.contains("[default: ") && about.contains(&variable),
-            "{about}"
-        );
+        assert!(about.contains("[default: ") && about.contains(&variable), "{about}");
     }
 }
 
@@ -138,16 +97,7 @@ async fn a_server_that_cannot_start_ends_with_1() {
     let (code, stdout, stderr) = run(&["--listen", &address, "--data-dir", folder], &[]).await;
     assert_eq!((code, stdout.as_str()), (1, ""));
     assert!(stderr.contains(&address), "{stderr}");
-    let (code, _, stderr) = run(
-        &[
-            "--listen",
-            "127.0.0.1:0",
-            "--database-url",
-            "sqlite:///dev/null/x.db",
-        ],
-        &[],
-    )
-    .await;
+    let (code, _, stderr) = run(&["--listen", "127.0.0.1:0", "--database-url", "sqlite:///dev/null/x.db"], &[]).await;
     assert_eq!(code, 1, "{stderr}");
 }
 
@@ -155,22 +105,13 @@ async fn a_server_that_cannot_start_ends_with_1() {
 async fn migrations_can_be_applied_listed_and_taken_back(backend: Backend) {
     let database = TestDatabase::empty(backend).await;
     let migrate = async |args: &[&str]| {
-        let (code, stdout, stderr) = run(
-            &[&["--database-url", database.url(), "migrate"], args].concat(),
-            &[],
-        )
-        .await;
+        let (code, stdout, stderr) = run(&[&["--database-url", database.url(), "migrate"], args].concat(), &[]).await;
         assert_eq!(code, 0, "{stderr}");
         stdout
     };
-    let count =
-        |status: &str, word: &str| status.lines().filter(|line| line.starts_with(word)).count();
+    let count = |status: &str, word: &str| status.lines().filter(|line| line.starts_with(word)).count();
     let status = migrate(&["status"]).await;
-    assert_eq!(
-        (count(&status, "applied"), count(&status, "pending") > 10),
-        (0, true),
-        "{status}"
-    );
+    assert_eq!((count(&status, "applied"), count(&status, "pending") > 10), (0, true), "{status}");
     migrate(&["up"]).await;
     let status = migrate(&["status"]).await;
     assert_eq!(count(&status, "pending"), 0, "{status}");
@@ -181,42 +122,27 @@ async fn migrations_can_be_applied_listed_and_taken_back(backend: Backend) {
 }
 
 #[on_both]
-async fn signals_stop_the_server_with_its_streams_and_standard_output_stays_clean(
-    backend: Backend,
-) {
+async fn signals_stop_the_server_with_its_streams_and_standard_output_stays_clean(backend: Backend) {
     for signal in ["TERM", "INT", "HUP"] {
         let database = TestDatabase::migrated(backend).await;
         let process = Process::start(database.url(), "127.0.0.1:0").await;
         let channel = process.serving().await;
-        let responses = MonitorServiceClient::new(channel.clone())
-            .watch(pb::WatchRequest::default())
-            .await;
+        let responses = MonitorServiceClient::new(channel.clone()).watch(pb::WatchRequest::default()).await;
         let mut watch = Watch::from(responses.unwrap().into_inner());
         watch.next().await;
-        let health = HealthClient::new(channel)
-            .watch(HealthCheckRequest::default())
-            .await;
+        let health = HealthClient::new(channel).watch(HealthCheckRequest::default()).await;
         let mut health = health.unwrap().into_inner();
-        assert_eq!(
-            health.message().await.unwrap().unwrap().status(),
-            ServingStatus::Serving
-        );
+        assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
         let begun = std::time::Instant::now();
         process.signal(signal).await;
         let (status, log, stdout) = process.ended().await;
         assert!(status.success(), "{log}");
-        assert!(
-            begun.elapsed() < Duration::from_secs(8),
-            "the grace time was not needed: {log}"
-        );
+        assert!(begun.elapsed() < Duration::from_secs(8), "the grace time was not needed: {log}");
         assert!(log.contains("stopped"), "{log}");
         assert_eq!(stdout, "");
         watch.next().await;
         watch.try_next().await.unwrap_err();
-        assert_eq!(
-            health.message().await.unwrap().unwrap().status(),
-            ServingStatus::NotServing
-        );
+        assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     }
 }
 
@@ -239,9 +165,7 @@ async fn with_password(password: &str) -> (Cluster, String) {
         db.execute_unprepared(&sql).await.unwrap();
     }
     db.close().await.unwrap();
-    let url = url
-        .replace("postgres@", "app@")
-        .replace("/postgres", "/app");
+    let url = url.replace("postgres@", "app@").replace("/postgres", "/app");
     (cluster, url)
 }
 
@@ -264,19 +188,10 @@ async fn a_password_can_be_kept_off_the_command_line() {
 
     let file = folder.path().join("url");
     std::fs::write(&file, url.replace("app@", &format!("app:{password}@"))).unwrap();
-    let args = [
-        "--listen",
-        "127.0.0.1:0",
-        "--data-dir",
-        data,
-        "--database-url-file",
-    ];
+    let args = ["--listen", "127.0.0.1:0", "--data-dir", data, "--database-url-file"];
     let mut process = Process::spawn(&[&args[..], &[file.to_str().unwrap()]].concat());
     let line = process.says("database: ").await;
-    assert!(
-        line.contains("PostgreSQL app") && !line.contains(password),
-        "{line}"
-    );
+    assert!(line.contains("PostgreSQL app") && !line.contains(password), "{line}");
     process.says("ready").await;
     process.signal("TERM").await;
     let (_, log, _) = process.ended().await;

@@ -43,11 +43,7 @@ impl Blockade {
             let lock = lock(server, "alert_suppressions").await;
             return Self { lock: Some(lock) };
         }
-        execute(
-            server,
-            "ALTER TABLE alert_suppressions RENAME TO kept_suppressions",
-        )
-        .await;
+        execute(server, "ALTER TABLE alert_suppressions RENAME TO kept_suppressions").await;
         execute(server, ENDLESS).await;
         Self { lock: None }
     }
@@ -59,11 +55,7 @@ impl Blockade {
             return;
         }
         execute(server, "DROP VIEW alert_suppressions").await;
-        execute(
-            server,
-            "ALTER TABLE kept_suppressions RENAME TO alert_suppressions",
-        )
-        .await;
+        execute(server, "ALTER TABLE kept_suppressions RENAME TO alert_suppressions").await;
     }
 }
 
@@ -124,10 +116,7 @@ async fn search_on_all(server: &TestServer, metrics: SocketAddr) -> Vec<JoinHand
 /// Reply of a call while searches hang.
 async fn at_once<T>(call: impl Future<Output = Reply<T>>) -> T {
     let reply = timeout(PATIENCE, call).await;
-    reply
-        .expect("the call does not wait for searches")
-        .unwrap()
-        .into_inner()
+    reply.expect("the call does not wait for searches").unwrap().into_inner()
 }
 
 /// A request with a deadline.
@@ -144,21 +133,13 @@ async fn nothing_else_waits_for_searches_and_those_given_up_end(backend: Backend
     let searches = search_on_all(&server, metrics).await;
 
     let camera = pb::GetCameraRequest { id: "door".into() };
-    assert_eq!(
-        at_once(server.cameras().get_camera(camera)).await.id,
-        "door"
-    );
+    assert_eq!(at_once(server.cameras().get_camera(camera)).await.id, "door");
     let stored = at_once(server.events().ingest_event(ingest("door", vec![]))).await;
     assert!(stored.event.is_some());
     let event = pb::GetEventRequest { id: event_id };
     assert_eq!(at_once(server.events().get_event(event)).await.id, event_id);
     // A page by an index is no search.
-    let page = at_once(
-        server
-            .events()
-            .list_events(pb::ListEventsRequest::default()),
-    )
-    .await;
+    let page = at_once(server.events().list_events(pb::ListEventsRequest::default())).await;
     assert_eq!(page.events.len(), 2);
 
     for search in &searches {
@@ -166,15 +147,11 @@ async fn nothing_else_waits_for_searches_and_those_given_up_end(backend: Backend
     }
     // The queries would not end by themselves: the blockade still stands.
     let all = scrape_until(metrics, |all| {
-        all.value("watchpost_scans_running", &[]) == 0.0
-            && all.value("watchpost_scans_waiting", &[]) == 0.0
+        all.value("watchpost_scans_running", &[]) == 0.0 && all.value("watchpost_scans_waiting", &[]) == 0.0
     })
     .await;
     let stopped = all.value("watchpost_scan_queries_stopped_total", &[]);
-    assert!(
-        stopped >= all.value("watchpost_scan_connections", &[]),
-        "{stopped}"
-    );
+    assert!(stopped >= all.value("watchpost_scan_connections", &[]), "{stopped}");
     assert_eq!(all.value("watchpost_scans_refused_total", &[]), 0.0);
     if backend == Backend::Postgres {
         nothing_waits_for_a_lock(&server).await;
@@ -192,17 +169,10 @@ async fn a_search_ends_at_its_deadline(backend: Backend) {
     let blockade = Blockade::begin(&server, backend).await;
     // Time enough for the query to begin.
     let search = within(Duration::from_secs(2), search());
-    let status = server
-        .silences()
-        .list_alert_suppressions(search)
-        .await
-        .unwrap_err();
+    let status = server.silences().list_alert_suppressions(search).await.unwrap_err();
     // The client may be first to notice.
     let code = status.code();
-    assert!(
-        matches!(code, Code::DeadlineExceeded | Code::Cancelled),
-        "{status:?}"
-    );
+    assert!(matches!(code, Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
     scrape_until(metrics, |all| {
         all.value("watchpost_scans_running", &[]) == 0.0
             && all.value("watchpost_scan_queries_stopped_total", &[]) >= 1.0
@@ -222,18 +192,10 @@ async fn a_full_line_is_refused_at_once(backend: Backend) {
     });
     let mut calls: FuturesUnordered<_> = calls.collect();
     // No search ends: the first call that ends is one that was refused.
-    let first = timeout(PATIENCE, calls.next())
-        .await
-        .expect("a call is refused in time");
+    let first = timeout(PATIENCE, calls.next()).await.expect("a call is refused in time");
     let status = failed(first.unwrap(), Code::Unavailable, "SERVER_BUSY");
-    assert!(
-        status.message().contains("calls wait for a scan slot"),
-        "{status:?}"
-    );
-    scrape_until(metrics, |all| {
-        all.value("watchpost_scans_refused_total", &[]) >= 1.0
-    })
-    .await;
+    assert!(status.message().contains("calls wait for a scan slot"), "{status:?}");
+    scrape_until(metrics, |all| all.value("watchpost_scans_refused_total", &[]) >= 1.0).await;
     drop(calls);
     blockade.end(&server).await;
     server.stop().await;
@@ -290,43 +252,19 @@ fn search_each<'a>(
         while responses.message().await?.is_some() {}
         Ok(())
     });
-    let events = pb::EventFilter {
-        text: "needle".into(),
-        ..Default::default()
-    };
-    let detections = pb::DetectionFilter {
-        object_type: "person".into(),
-        ..Default::default()
-    };
-    let alerts = pb::AlertFilter {
-        open: Some(true),
-        ..Default::default()
-    };
-    let jobs = pb::JobFilter {
-        has_error: Some(true),
-        ..Default::default()
-    };
+    let events = pb::EventFilter { text: "needle".into(), ..Default::default() };
+    let detections = pb::DetectionFilter { object_type: "person".into(), ..Default::default() };
+    let alerts = pb::AlertFilter { open: Some(true), ..Default::default() };
+    let jobs = pb::JobFilter { has_error: Some(true), ..Default::default() };
     vec![
         ("test_alert_rule", trial),
-        search!(rules.explain_event(pb::ExplainEventRequest {
-            event_id,
-            ..Default::default()
-        })),
+        search!(rules.explain_event(pb::ExplainEventRequest { event_id, ..Default::default() })),
         search!(rules.export_alert_rules(pb::ExportAlertRulesRequest::default())),
         search!(rules.get_alert_rule_stats(pb::GetAlertRuleStatsRequest::default())),
         search!(alerts.get_alert_stats(pb::GetAlertStatsRequest::default())),
-        search!(events.list_events(pb::ListEventsRequest {
-            filter: Some(events),
-            ..Default::default()
-        })),
-        search!(events.list_detections(pb::ListDetectionsRequest {
-            filter: Some(detections),
-            ..Default::default()
-        })),
-        search!(alerts.list_alerts(pb::ListAlertsRequest {
-            filter: Some(alerts.clone()),
-            ..Default::default()
-        })),
+        search!(events.list_events(pb::ListEventsRequest { filter: Some(events), ..Default::default() })),
+        search!(events.list_detections(pb::ListDetectionsRequest { filter: Some(detections), ..Default::default() })),
+        search!(alerts.list_alerts(pb::ListAlertsRequest { filter: Some(alerts.clone()), ..Default::default() })),
         search!(alerts.dismiss_alerts(pb::DismissAlertsRequest {
             filter: Some(alerts),
             actor: "ann".into(),
@@ -334,27 +272,18 @@ fn search_each<'a>(
             dry_run: true,
             ..Default::default()
         })),
-        search!(jobs.list_jobs(pb::ListJobsRequest {
-            filter: Some(jobs),
-            ..Default::default()
-        })),
+        search!(jobs.list_jobs(pb::ListJobsRequest { filter: Some(jobs), ..Default::default() })),
         search!(jobs.search_jobs(pb::SearchJobsRequest::default())),
         search!(jobs.get_job_stats(pb::GetJobStatsRequest::default())),
         search!(zones.count_zone_hits(pb::CountZoneHitsRequest {
             camera_id: "door".into(),
             range: between(0, 86_400),
-            bucket_width: Some(prost_types::Duration {
-                seconds: 86_400,
-                nanos: 0,
-            }),
+            bucket_width: Some(prost_types::Duration { seconds: 86_400, nanos: 0 }),
             ..Default::default()
         })),
         search!(gpu_stats.aggregate_gpu_stats(pb::AggregateGpuStatsRequest {
             range: between(0, 3_600),
-            bucket_width: Some(prost_types::Duration {
-                seconds: 3_600,
-                nanos: 0,
-            }),
+            bucket_width: Some(prost_types::Duration { seconds: 3_600, nanos: 0 }),
             metrics: vec![pb::GpuMetric::Temperature.into()],
             ..Default::default()
         })),
@@ -385,9 +314,7 @@ async fn a_busy_database_is_not_said_to_be_away() {
     let mut calls: FuturesUnordered<_> = calls.collect();
     // At most two wait for the lock; the others wait for a connection.
     for _ in 0..6 {
-        let reply = timeout(PATIENCE, calls.next())
-            .await
-            .expect("no call waits for ever");
+        let reply = timeout(PATIENCE, calls.next()).await.expect("no call waits for ever");
         failed(reply.unwrap(), Code::Unavailable, "SERVER_BUSY");
     }
     lock.rollback().await.unwrap();

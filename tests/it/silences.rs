@@ -25,18 +25,12 @@ async fn get(server: &TestServer, id: &str) -> Reply<pb::Silence> {
 }
 
 async fn update(server: &TestServer, silence: pb::Silence, paths: &[&str]) -> Reply<pb::Silence> {
-    let request = pb::UpdateSilenceRequest {
-        silence: Some(silence),
-        update_mask: mask(paths),
-        expected_version_id: None,
-    };
+    let request =
+        pb::UpdateSilenceRequest { silence: Some(silence), update_mask: mask(paths), expected_version_id: None };
     server.silences().update_silence(request).await
 }
 
 async fn expire(server: &TestServer, id: &str) -> Reply<pb::Silence> {
-    let request = pb::ExpireSilenceRequest {
-        id: id.into(),
-        expected_version_id: None,
-    };
+    let request = pb::ExpireSilenceRequest { id: id.into(), expected_version_id: None };
     server.silences().expire_silence(request).await
 }

@@ -34,9 +34,7 @@ const TOLD_WITHIN: Duration = Duration::from_secs(5);
 /// Ingests an event of the camera `door`.
 async fn try_ingest(channel: &Channel) -> Result<pb::Event, Status> {
     let request = ingest("door", vec![]);
-    let response = EventServiceClient::new(channel.clone())
-        .ingest_event(request)
-        .await?;
+    let response = EventServiceClient::new(channel.clone()).ingest_event(request).await?;
     Ok(response.into_inner().event.unwrap())
 }
 
@@ -51,15 +49,11 @@ async fn ingest_again(channel: &Channel) -> pb::Event {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(PATIENCE, trying)
-        .await
-        .expect("the storage recovers")
+    timeout(PATIENCE, trying).await.expect("the storage recovers")
 }
 
 async fn get(channel: &Channel, id: i64) -> Result<pb::Event, Status> {
-    let event = EventServiceClient::new(channel.clone())
-        .get_event(pb::GetEventRequest { id })
-        .await?;
+    let event = EventServiceClient::new(channel.clone()).get_event(pb::GetEventRequest { id }).await?;
     Ok(event.into_inner())
 }
 
@@ -67,8 +61,7 @@ async fn get(channel: &Channel, id: i64) -> Result<pb::Event, Status> {
 fn is_storage(status: &Status) -> bool {
     matches!(
         (status.code(), reason(status).as_str()),
-        (Code::ResourceExhausted, "STORAGE_FULL")
-            | (Code::Unavailable, "STORAGE_FAILING" | "DATABASE_AWAY")
+        (Code::ResourceExhausted, "STORAGE_FULL") | (Code::Unavailable, "STORAGE_FAILING" | "DATABASE_AWAY")
     )
 }
 
@@ -79,9 +72,7 @@ async fn health_says(channel: &Channel, status: ServingStatus, within: Duration)
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(within, waiting)
-        .await
-        .unwrap_or_else(|_| panic!("health does not say {status:?} within {within:?}"));
+    timeout(within, waiting).await.unwrap_or_else(|_| panic!("health does not say {status:?} within {within:?}"));
 }
 
 /// A server on a SQLite file whose storage fails when it is told to.
@@ -135,18 +126,9 @@ impl Subject for OnSqlite {
             Fault::every(WRITE, EDQUOT),
             Fault::next(SYNC, EIO),
             Fault::next(WRITE, ENOSPC),
-            Fault {
-                one_in: 5,
-                ..Fault::every(WRITE | SHORT_WRITE, ENOSPC)
-            },
-            Fault {
-                one_in: 3,
-                ..Fault::every(SYNC, EIO)
-            },
-            Fault {
-                one_in: 50,
-                ..Fault::every(READ, EIO)
-            },
+            Fault { one_in: 5, ..Fault::every(WRITE | SHORT_WRITE, ENOSPC) },
+            Fault { one_in: 3, ..Fault::every(SYNC, EIO) },
+            Fault { one_in: 50, ..Fault::every(READ, EIO) },
         ]
     }
 
@@ -162,17 +144,10 @@ impl Subject for OnSqlite {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_acknowledged_is_there_whatever_the_disk_does() {
     let mut subject = OnSqlite::start().await;
-    let plan = Plan {
-        seed: 1,
-        cycles: 60,
-        kill_one_in: 15,
-    };
+    let plan = Plan { seed: 1, cycles: 60, kill_one_in: 15 };
     let outcome = timeout(Duration::from_mins(3), run(&mut subject, plan)).await;
     let outcome = outcome.expect("the cycles end");
     assert_eq!(outcome.problems, Vec::<String>::new());
-    assert!(
-        outcome.acknowledged > 100 && outcome.refused > 0,
-        "{outcome:?}"
-    );
+    assert!(outcome.acknowledged > 100 && outcome.refused > 0, "{outcome:?}");
     assert!(subject.faults.struck() > 0, "faults were met");
 }

@@ -41,60 +41,36 @@ async fn gpus_and_alerts_are_shown_across_a_restart_of_the_server(backend: Backe
     server.ingest("front_door", vec![]).await;
 
     let mut top = Terminal::start(&format!("top --server {address}"), SIZE);
-    top.shows("a GPU", |text| {
-        text.contains("NVIDIA GeForce RTX 4080 SUPER  camera-box") && text.contains("37%]")
-    })
-    .await;
-    top.shows("the alert there was", has_alert("front_door", "pending"))
+    top.shows("a GPU", |text| text.contains("NVIDIA GeForce RTX 4080 SUPER  camera-box") && text.contains("37%]"))
         .await;
+    top.shows("the alert there was", has_alert("front_door", "pending")).await;
     assert!(top.text().contains("Somebody is there"), "{}", top.text());
     assert_eq!(top.taken(), (true, true));
 
     // Stopped, and started again on the same port.
     let database = server.stop().await;
-    top.shows("the loss", |text| text.contains("reconnecting since"))
-        .await;
+    top.shows("the loss", |text| text.contains("reconnecting since")).await;
     top.shows("stale", |text| text.contains("stale")).await;
     let server = start(database, &fake, &address).await;
-    top.shows("the return", |text| text.contains(" connected since"))
-        .await;
-    top.shows("a fresh GPU", |text| !text.contains("stale"))
-        .await;
+    top.shows("the return", |text| text.contains(" connected since")).await;
+    top.shows("a fresh GPU", |text| !text.contains("stale")).await;
 
     let ingested = server.ingest("garage", vec![]).await;
-    top.shows("the new alert", has_alert("garage", "pending"))
-        .await;
-    assert!(
-        has_alert("front_door", "pending")(&top.text()),
-        "{}",
-        top.text()
-    );
-    let request = pb::AcknowledgeAlertRequest {
-        id: ingested.alerts[0].id.clone(),
-        ..Default::default()
-    };
+    top.shows("the new alert", has_alert("garage", "pending")).await;
+    assert!(has_alert("front_door", "pending")(&top.text()), "{}", top.text());
+    let request = pb::AcknowledgeAlertRequest { id: ingested.alerts[0].id.clone(), ..Default::default() };
     server.alerts().acknowledge_alert(request).await.unwrap();
-    top.shows(
-        "that it is acknowledged",
-        has_alert("garage", "acknowledged"),
-    )
-    .await;
+    top.shows("that it is acknowledged", has_alert("garage", "acknowledged")).await;
 
     top.press("?").await;
-    top.shows("the help", |text| text.contains("scroll a page"))
-        .await;
+    top.shows("the help", |text| text.contains("scroll a page")).await;
     top.press("s").await;
-    top.shows("no help", |text| !text.contains("scroll a page"))
-        .await;
+    top.shows("no help", |text| !text.contains("scroll a page")).await;
     top.press("s").await;
-    top.shows("the other order", |text| text.contains("sort: utilization"))
-        .await;
+    top.shows("the other order", |text| text.contains("sort: utilization")).await;
     top.press("q").await;
     let left = top.ended().await;
-    assert!(
-        left.contains("ended with 0") && !left.contains("NVIDIA"),
-        "{left}"
-    );
+    assert!(left.contains("ended with 0") && !left.contains("NVIDIA"), "{left}");
     server.stop().await;
 }
 
@@ -110,18 +86,15 @@ async fn it_goes_on_with_what_there_is_on_another_database() {
     server.rule(always("one")).await;
     server.ingest("front_door", vec![]).await;
     let mut top = Terminal::start(&format!("top --server http://{address}"), SIZE);
-    top.shows("an alert", has_alert("front_door", "pending"))
-        .await;
+    top.shows("an alert", has_alert("front_door", "pending")).await;
     server.stop().await;
 
     let server = start(migrated().await, &fake, &address).await;
-    top.shows("nothing", |text| text.contains("No alerts."))
-        .await;
+    top.shows("nothing", |text| text.contains("No alerts.")).await;
     server.camera("garage").await;
     server.rule(always("two")).await;
     server.ingest("garage", vec![]).await;
-    top.shows("the new alert", has_alert("garage", "pending"))
-        .await;
+    top.shows("the new alert", has_alert("garage", "pending")).await;
     top.press("\x1b").await;
     assert!(top.ended().await.contains("ended with 0"));
     server.stop().await;
@@ -132,8 +105,7 @@ async fn without_a_server_it_says_so_and_ends_as_it_is_told() {
     for (way, size) in [("TERM", (10, 40)), ("INT", (3, 30)), ("\x03", (24, 80))] {
         // Nothing listens on the port of TCP's multiplexer.
         let mut top = Terminal::start("top --server 127.0.0.1:1", size);
-        top.shows("the attempt", |text| text.contains("connecting since"))
-            .await;
+        top.shows("the attempt", |text| text.contains("connecting since")).await;
         if size.1 >= 80 {
             top.shows("why", |text| text.contains("refused")).await;
         }

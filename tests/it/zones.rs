@@ -15,9 +15,7 @@ use crate::support::{
 };
 
 async fn create(server: &TestServer, camera_zone: pb::CameraZone) -> Reply<pb::CameraZone> {
-    let request = pb::CreateCameraZoneRequest {
-        camera_zone: Some(camera_zone),
-    };
+    let request = pb::CreateCameraZoneRequest { camera_zone: Some(camera_zone) };
     server.zones().create_camera_zone(request).await
 }
 
@@ -26,24 +24,14 @@ async fn get(server: &TestServer, id: &str) -> Reply<pb::CameraZone> {
     server.zones().get_camera_zone(request).await
 }
 
-async fn update(
-    server: &TestServer,
-    zone: pb::CameraZone,
-    paths: &[&str],
-) -> Reply<pb::CameraZone> {
-    let request = pb::UpdateCameraZoneRequest {
-        camera_zone: Some(zone),
-        update_mask: mask(paths),
-        expected_version_id: None,
-    };
+async fn update(server: &TestServer, zone: pb::CameraZone, paths: &[&str]) -> Reply<pb::CameraZone> {
+    let request =
+        pb::UpdateCameraZoneRequest { camera_zone: Some(zone), update_mask: mask(paths), expected_version_id: None };
     server.zones().update_camera_zone(request).await
 }
 
 async fn delete(server: &TestServer, id: &str, force: bool) -> Reply<()> {
-    let request = pb::DeleteCameraZoneRequest {
-        id: id.into(),
-        force,
-    };
+    let request = pb::DeleteCameraZoneRequest { id: id.into(), force };
     server.zones().delete_camera_zone(request).await
 }
 

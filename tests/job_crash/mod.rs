@@ -45,22 +45,11 @@ pub struct Plan {
 
 /// Kills the server while workers are killed and connections are cut, and tells what is wrong afterwards. The
 /// server listens at `address`, and has been started.
-pub async fn run(
-    server: &mut impl Killable,
-    db: &DatabaseConnection,
-    address: &str,
-    plan: Plan,
-) -> Vec<String> {
+pub async fn run(server: &mut impl Killable, db: &DatabaseConnection, address: &str, plan: Plan) -> Vec<String> {
     let mut random = Rng::with_seed(plan.seed);
     let proxy = Proxy::to(address.parse().unwrap()).await;
-    let (direct, through) = (
-        format!("http://{address}"),
-        format!("http://{}", proxy.address),
-    );
-    let (stop, made) = (
-        Arc::new(AtomicBool::new(false)),
-        Arc::new(AtomicU64::new(0)),
-    );
+    let (direct, through) = (format!("http://{address}"), format!("http://{}", proxy.address));
+    let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let workers: Vec<JoinHandle<()>> = (0..4)
         .map(|number| {
             let address = if number % 2 == 0 { &direct } else { &through };
@@ -100,13 +89,8 @@ pub async fn run(
 pub async fn end(db: &DatabaseConnection, made: u64) -> Vec<String> {
     let begun = Instant::now();
     loop {
-        let statuses: Vec<job::JobStatus> = job::Entity::find()
-            .select_only()
-            .column(job::Column::Status)
-            .into_tuple()
-            .all(db)
-            .await
-            .unwrap();
+        let statuses: Vec<job::JobStatus> =
+            job::Entity::find().select_only().column(job::Column::Status).into_tuple().all(db).await.unwrap();
         let there = statuses.len() as u64;
         if there != made {
             return vec![format!("{made} jobs were put in, and {there} are there")];

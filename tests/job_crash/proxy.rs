@@ -46,12 +46,7 @@ impl Proxy {
                 tasks.push(tokio::spawn(down));
             }
         });
-        Self {
-            address,
-            forwards,
-            tasks,
-            accepting,
-        }
+        Self { address, forwards, tasks, accepting }
     }
 
     /// Cuts all connections.
@@ -74,11 +69,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn forward(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    mut forwards: watch::Receiver<bool>,
-) {
+async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut forwards: watch::Receiver<bool>) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(read) = from.read(&mut buffer).await {
         // What was read meanwhile is not forwarded before it goes on.

@@ -2,10 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use sea_orm::{
-    ColumnTrait, DatabaseConnection, DbBackend, EntityTrait, IsolationLevel, QueryFilter,
-    TransactionTrait,
-};
+use sea_orm::{ColumnTrait, DatabaseConnection, DbBackend, EntityTrait, IsolationLevel, QueryFilter, TransactionTrait};
 use uuid::Uuid;
 use watchpost::entity::{
     job::{self, JobStatus},
@@ -29,8 +26,7 @@ const LEGAL: [(&str, &str); 9] = [
 /// What is wrong with all that the tables tell of jobs.
 pub async fn problems(db: &DatabaseConnection) -> Vec<String> {
     // All of one moment.
-    let isolation = (db.get_database_backend() == DbBackend::Postgres)
-        .then_some(IsolationLevel::RepeatableRead);
+    let isolation = (db.get_database_backend() == DbBackend::Postgres).then_some(IsolationLevel::RepeatableRead);
     let db = &db.begin_with_config(isolation, None).await.unwrap();
     let jobs = job::Entity::find().all(db).await.unwrap();
     let mut attempts: BTreeMap<Uuid, Vec<job_attempt::Model>> = BTreeMap::new();
@@ -39,10 +35,7 @@ pub async fn problems(db: &DatabaseConnection) -> Vec<String> {
     }
     let mut transitions: BTreeMap<Uuid, Vec<job_transition::Model>> = BTreeMap::new();
     for transition in job_transition::Entity::find().all(db).await.unwrap() {
-        transitions
-            .entry(transition.job_id)
-            .or_default()
-            .push(transition);
+        transitions.entry(transition.job_id).or_default().push(transition);
     }
     let mut logs: BTreeMap<Uuid, Vec<job_log::Model>> = BTreeMap::new();
     for line in job_log::Entity::find().all(db).await.unwrap() {
@@ -59,10 +52,7 @@ pub async fn problems(db: &DatabaseConnection) -> Vec<String> {
         logs.sort_by_key(|line| line.line);
         story.job = job.id;
         for attempt in &attempts {
-            story.holds(
-                attempt.lease_id.is_some_and(|lease| leases.insert(lease)),
-                "a lease was given twice",
-            );
+            story.holds(attempt.lease_id.is_some_and(|lease| leases.insert(lease)), "a lease was given twice");
         }
         story.transitions(job, &transitions);
         story.attempts(job, &attempts, &transitions);
@@ -101,61 +91,32 @@ impl Story {
             version += 1;
             let pair = (&*transition.from_status, &*transition.to_status);
             self.holds(LEGAL.contains(&pair), &format!("{pair:?} is not legal"));
-            self.holds(
-                transition.from_status == status,
-                "a transition from elsewhere",
-            );
-            self.holds(
-                transition.version_id == Some(version),
-                "a transition is missing",
-            );
+            self.holds(transition.from_status == status, "a transition from elsewhere");
+            self.holds(transition.version_id == Some(version), "a transition is missing");
             self.holds(transition.transitioned_at >= time, "time goes back");
             status = &transition.to_status;
             time = transition.transitioned_at;
         }
         self.holds(job.version_id == version, "a version without a transition");
-        self.holds(
-            job.status.as_str() == status,
-            "a status without a transition",
-        );
+        self.holds(job.status.as_str() == status, "a status without a transition");
         let last = transitions.last().map(|last| last.transitioned_at);
-        self.holds(
-            job.transitioned_at == last,
-            "another time of the last transition",
-        );
+        self.holds(job.transitioned_at == last, "another time of the last transition");
     }
 
-    fn attempts(
-        &mut self,
-        job: &job::Model,
-        attempts: &[job_attempt::Model],
-        transitions: &[job_transition::Model],
-    ) {
+    fn attempts(&mut self, job: &job::Model, attempts: &[job_attempt::Model], transitions: &[job_transition::Model]) {
         use AttemptOutcome::{Cancelled, Failed, Released, Rescued, Snoozed, Succeeded, TimedOut};
 
         let begins = transitions.iter().enumerate();
         let begins = begins.filter(|(_, transition)| transition.to_status == "running");
         let begins: Vec<_> = begins.map(|(at, _)| at).collect();
-        self.holds(
-            begins.len() == attempts.len(),
-            "an attempt too few or too many",
-        );
+        self.holds(begins.len() == attempts.len(), "an attempt too few or too many");
         for (number, (attempt, at)) in attempts.iter().zip(begins).enumerate() {
             let begin = &transitions[at];
             let number = i32::try_from(number + 1).unwrap();
             self.holds(attempt.attempt_number == number, "attempts have gaps");
-            self.holds(
-                begin.attempt_number == Some(number),
-                "a transition of another attempt",
-            );
-            self.holds(
-                attempt.started_at == begin.transitioned_at,
-                "another time of a start",
-            );
-            self.holds(
-                begin.actor == attempt.worker_id,
-                "another worker began the attempt",
-            );
+            self.holds(begin.attempt_number == Some(number), "a transition of another attempt");
+            self.holds(attempt.started_at == begin.transitioned_at, "another time of a start");
+            self.holds(begin.actor == attempt.worker_id, "another worker began the attempt");
             let Some(end) = transitions.get(at + 1) else {
                 let open = attempt.ended_at.is_none()
                     && attempt.outcome.is_none()
@@ -163,14 +124,8 @@ impl Story {
                 self.holds(open, "an attempt has ended and the job runs");
                 continue;
             };
-            self.holds(
-                attempt.ended_at == Some(end.transitioned_at),
-                "another time of an end",
-            );
-            self.holds(
-                end.attempt_number == Some(number),
-                "an end of another attempt",
-            );
+            self.holds(attempt.ended_at == Some(end.transitioned_at), "another time of an end");
+            self.holds(end.attempt_number == Some(number), "an end of another attempt");
             let Some(outcome) = attempt.outcome else {
                 self.holds(false, "an attempt has no outcome");
                 continue;
@@ -182,25 +137,16 @@ impl Story {
                 Released | Snoozed => (JobAttemptStatus::Cancelled, &["queued"]),
                 Cancelled => (JobAttemptStatus::Cancelled, &["cancelled"]),
             };
-            self.holds(
-                attempt.status == status,
-                "a status that is not that of the outcome",
-            );
-            self.holds(
-                next.contains(&&*end.to_status),
-                "an outcome with another transition",
-            );
+            self.holds(attempt.status == status, "a status that is not that of the outcome");
+            self.holds(next.contains(&&*end.to_status), "an outcome with another transition");
         }
-        let retried = |transition: &&job_transition::Model| {
-            transition.triggered_by == "user" && transition.to_status == "queued"
-        };
+        let retried =
+            |transition: &&job_transition::Model| transition.triggered_by == "user" && transition.to_status == "queued";
         let since = transitions.iter().rev().find(retried);
         let since = since.map_or(job.created_at, |retried| retried.transitioned_at);
         let count = |outcomes: &[AttemptOutcome]| {
             let of = attempts.iter().filter(|attempt| {
-                let counts = attempt
-                    .outcome
-                    .is_some_and(|outcome| outcomes.contains(&outcome));
+                let counts = attempt.outcome.is_some_and(|outcome| outcomes.contains(&outcome));
                 counts && attempt.started_at >= since
             });
             i32::try_from(of.count()).unwrap()
@@ -208,10 +154,7 @@ impl Story {
         let failures = count(&[Failed, TimedOut]);
         self.holds(job.failures <= failures + 1, "failures that no attempt has");
         self.holds(job.rescues == count(&[Rescued]), "other rescues");
-        self.holds(
-            job.failures <= job.max_attempts,
-            "more failures than attempts",
-        );
+        self.holds(job.failures <= job.max_attempts, "more failures than attempts");
     }
 
     fn row(&mut self, job: &job::Model, attempts: &[job_attempt::Model]) {
@@ -222,44 +165,21 @@ impl Story {
             JobStatus::Running => number,
             JobStatus::Completed | JobStatus::Failed | JobStatus::Cancelled => number.max(1),
         };
-        self.holds(
-            job.attempt_number == expected,
-            "another number of the attempt",
-        );
-        self.holds(
-            job.completed_at.is_some() == job.status.is_finished(),
-            "completed_at",
-        );
-        self.holds(
-            job.dead_at.is_none() || job.status == JobStatus::Failed,
-            "dead_at",
-        );
+        self.holds(job.attempt_number == expected, "another number of the attempt");
+        self.holds(job.completed_at.is_some() == job.status.is_finished(), "completed_at");
+        self.holds(job.dead_at.is_none() || job.status == JobStatus::Failed, "dead_at");
         let running = job.status == JobStatus::Running;
-        self.holds(
-            job.lease_id.is_some() == running,
-            "a lease of a job that does not run",
-        );
-        self.holds(
-            job.lease_expires_at.is_some() == running,
-            "an expiry without a lease",
-        );
-        self.holds(
-            job.started_at == last.map(|last| last.started_at),
-            "started_at",
-        );
+        self.holds(job.lease_id.is_some() == running, "a lease of a job that does not run");
+        self.holds(job.lease_expires_at.is_some() == running, "an expiry without a lease");
+        self.holds(job.started_at == last.map(|last| last.started_at), "started_at");
         if running {
             let lease = last.and_then(|last| last.lease_id);
             self.holds(job.lease_id == lease, "another lease than the attempt's");
         }
-        let succeeded = attempts
-            .iter()
-            .filter(|attempt| attempt.status == JobAttemptStatus::Succeeded);
+        let succeeded = attempts.iter().filter(|attempt| attempt.status == JobAttemptStatus::Succeeded);
         let succeeded: Vec<_> = succeeded.collect();
         let completed = job.status == JobStatus::Completed;
-        self.holds(
-            succeeded.len() == usize::from(completed),
-            "completed twice, or never",
-        );
+        self.holds(succeeded.len() == usize::from(completed), "completed twice, or never");
         if let [succeeded] = &succeeded[..] {
             self.holds(succeeded.result == job.result, "another result");
             // Workers of the tests say under which lease they worked.
@@ -280,10 +200,7 @@ impl Story {
         for (at, line) in logs.iter().enumerate() {
             let number = i64::try_from(at + 1).unwrap();
             self.holds(line.line == Some(number), "lines have gaps");
-            self.holds(
-                (1..=most).contains(&line.attempt_number),
-                "a line of no attempt",
-            );
+            self.holds((1..=most).contains(&line.attempt_number), "a line of no attempt");
         }
     }
 }
@@ -292,11 +209,7 @@ impl Story {
 pub async fn attempts(db: &DatabaseConnection, id: &str) -> Vec<job_attempt::Model> {
     let id: Uuid = id.parse().unwrap();
     let of_job = job_attempt::Column::JobId.eq(id);
-    let mut attempts = job_attempt::Entity::find()
-        .filter(of_job)
-        .all(db)
-        .await
-        .unwrap();
+    let mut attempts = job_attempt::Entity::find().filter(of_job).all(db).await.unwrap();
     attempts.sort_by_key(|attempt| attempt.attempt_number);
     attempts
 }
@@ -305,11 +218,7 @@ pub async fn attempts(db: &DatabaseConnection, id: &str) -> Vec<job_attempt::Mod
 pub async fn path(db: &DatabaseConnection, id: &str) -> Vec<String> {
     let id: Uuid = id.parse().unwrap();
     let of_job = job_transition::Column::JobId.eq(id);
-    let mut path = job_transition::Entity::find()
-        .filter(of_job)
-        .all(db)
-        .await
-        .unwrap();
+    let mut path = job_transition::Entity::find().filter(of_job).all(db).await.unwrap();
     path.sort_by_key(|transition| transition.version_id);
     let step = |step: &job_transition::Model| format!("{} {}", step.to_status, step.triggered_by);
     path.iter().map(step).collect()

@@ -21,22 +21,15 @@ use watchpost::pb::{
     work_jobs_request::Message as Says, work_jobs_response::Message as Told,
 };
 
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "the fields of messages are options"
-)]
+#[expect(clippy::unnecessary_wraps, reason = "the fields of messages are options")]
 fn span(duration: Duration) -> Option<prost_types::Duration> {
     Some(duration.try_into().unwrap())
 }
 
 /// A result that says under which lease it was worked out.
 pub fn told(lease_id: &str) -> Struct {
-    let lease = Value {
-        kind: Some(Kind::StringValue(lease_id.into())),
-    };
-    Struct {
-        fields: [("lease".to_string(), lease)].into(),
-    }
+    let lease = Value { kind: Some(Kind::StringValue(lease_id.into())) };
+    Struct { fields: [("lease".to_string(), lease)].into() }
 }
 
 /// A worker that works until it is killed, and then begins anew: most jobs it completes, some fail, some it is
@@ -87,10 +80,8 @@ async fn live(number: u64, address: &str, mut random: Rng) -> Option<()> {
                 });
             }
             Told::Cancel(cancel) => {
-                let acknowledged = pb::AcknowledgeJobCancellationRequest {
-                    job_id: cancel.job_id,
-                    lease_id: cancel.lease_id,
-                };
+                let acknowledged =
+                    pb::AcknowledgeJobCancellationRequest { job_id: cancel.job_id, lease_id: cancel.lease_id };
                 say(&says, Says::AcknowledgeCancellation(acknowledged)).await?;
             }
             Told::Welcome(_)
@@ -105,10 +96,7 @@ async fn live(number: u64, address: &str, mut random: Rng) -> Option<()> {
 
 /// What a worker says of a job in the end. It tells under which lease it worked.
 fn report(claimed: &pb::ClaimedJob, random: &mut Rng) -> Option<Says> {
-    let (job_id, lease_id) = (
-        claimed.job.as_ref().unwrap().id.clone(),
-        claimed.lease_id.clone(),
-    );
+    let (job_id, lease_id) = (claimed.job.as_ref().unwrap().id.clone(), claimed.lease_id.clone());
     Some(match random.u8(0..20) {
         0 => return None,
         1 => Says::Fail(pb::FailJobRequest {
@@ -119,22 +107,14 @@ fn report(claimed: &pb::ClaimedJob, random: &mut Rng) -> Option<Says> {
             lease_id,
             ..Default::default()
         }),
-        2 => Says::Release(pb::ReleaseJobRequest {
-            job_id,
-            lease_id,
-            ..Default::default()
-        }),
+        2 => Says::Release(pb::ReleaseJobRequest { job_id, lease_id, ..Default::default() }),
         3 => Says::Progress(pb::UpdateJobProgressRequest {
             job_id,
             lease_id,
             progress_percent: Some(random.i32(0..101)),
             ..Default::default()
         }),
-        _ => Says::Complete(pb::JobCompletion {
-            job_id,
-            result: Some(told(&lease_id)),
-            lease_id,
-        }),
+        _ => Says::Complete(pb::JobCompletion { job_id, result: Some(told(&lease_id)), lease_id }),
     })
 }
 
@@ -156,15 +136,10 @@ pub async fn produce(address: String, jobs: u64, seed: u64, made: Arc<AtomicU64>
             job_type: ["export", "backup"][random.usize(..2)].into(),
             ..Default::default()
         };
-        let request = pb::CreateJobRequest {
-            job: Some(job),
-            request_id: format!("{seed}-{number}"),
-        };
+        let request = pb::CreateJobRequest { job: Some(job), request_id: format!("{seed}-{number}") };
         let job = loop {
             if let Ok(channel) = connect(&address).await
-                && let Ok(job) = JobServiceClient::new(channel)
-                    .create_job(request.clone())
-                    .await
+                && let Ok(job) = JobServiceClient::new(channel).create_job(request.clone()).await
             {
                 break job.into_inner();
             }
@@ -174,10 +149,7 @@ pub async fn produce(address: String, jobs: u64, seed: u64, made: Arc<AtomicU64>
         if random.u8(0..20) == 0
             && let Ok(channel) = connect(&address).await
         {
-            let request = pb::CancelJobRequest {
-                id: job.id,
-                ..Default::default()
-            };
+            let request = pb::CancelJobRequest { id: job.id, ..Default::default() };
             let _ = JobServiceClient::new(channel).cancel_job(request).await;
         }
         sleep(Duration::from_millis(random.u64(0..10))).await;
@@ -186,8 +158,6 @@ pub async fn produce(address: String, jobs: u64, seed: u64, made: Arc<AtomicU64>
 
 async fn connect(address: &str) -> Result<Channel, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(address.to_string()).unwrap();
-    let endpoint = endpoint
-        .connect_timeout(Duration::from_secs(1))
-        .timeout(Duration::from_secs(3));
+    let endpoint = endpoint.connect_timeout(Duration::from_secs(1)).timeout(Duration::from_secs(3));
     endpoint.connect().await
 }

@@ -21,13 +21,8 @@ pub struct Said {
 impl Said {
     /// Whether it is in force, by the calendar of the place: windows are laid out day by day.
     pub fn contains(&self, at: DateTime<Utc>) -> bool {
-        let local = self
-            .timezone
-            .from_utc_datetime(&at.naive_utc())
-            .naive_local();
-        let clock = |date: NaiveDate, minute: u32| {
-            date.and_time(NaiveTime::MIN) + TimeDelta::minutes(minute.into())
-        };
+        let local = self.timezone.from_utc_datetime(&at.naive_utc()).naive_local();
+        let clock = |date: NaiveDate, minute: u32| date.and_time(NaiveTime::MIN) + TimeDelta::minutes(minute.into());
         let (start, end) = self.window.unwrap_or((0, 1_440));
         let end = if end <= start { end + 1_440 } else { end };
         [local.date() - TimeDelta::days(1), local.date()]
@@ -39,9 +34,7 @@ impl Said {
     /// The same as the server has it.
     pub fn compiled(&self) -> Schedule {
         use Weekday::{Friday, Monday, Saturday, Sunday, Thursday, Tuesday, Wednesday};
-        let week = [
-            Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday,
-        ];
+        let week = [Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday];
         let days = week.into_iter().zip(self.days);
         let text = |minute: u32| format!("{:02}:{:02}", minute / 60, minute % 60);
         let schedule = alert_rule::Schedule {
@@ -62,10 +55,7 @@ impl Said {
         let (mut at, mut minutes) = (from, 0);
         while at < until {
             let expected = self.contains(at);
-            while windows
-                .next_if(|window| window.end.is_some_and(|end| end <= at))
-                .is_some()
-            {}
+            while windows.next_if(|window| window.end.is_some_and(|end| end <= at)).is_some() {}
             let in_window = windows.peek().is_some_and(|window| window.start <= at);
             if schedule.contains(at) != expected || in_window != expected {
                 let got = (schedule.contains(at), in_window);
@@ -80,19 +70,12 @@ impl Said {
 
 /// Schedules that meet every change of the clock, whatever the hour.
 pub fn schedules(timezone: Tz) -> [Said; 4] {
-    let said = |days, window| Said {
-        days,
-        window,
-        timezone,
-    };
+    let said = |days, window| Said { days, window, timezone };
     let weekend = [false, false, false, false, false, true, true];
     [
         said(weekend, Some((1_320, 360))),
         said([true; 7], Some((150, 165))),
-        said(
-            [true, false, true, false, true, false, true],
-            Some((0, 210)),
-        ),
+        said([true, false, true, false, true, false, true], Some((0, 210))),
         said(weekend, None),
     ]
 }

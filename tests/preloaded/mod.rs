@@ -21,10 +21,7 @@ pub struct Library {
 impl Library {
     /// The library with this source file.
     pub const fn new(source: &'static str) -> Self {
-        Self {
-            source,
-            compiled: OnceLock::new(),
-        }
+        Self { source, compiled: OnceLock::new() }
     }
 
     /// Compiles the library with rustc alone: it has no dependencies, and the lints of the crate do not apply to it.
@@ -58,15 +55,8 @@ impl Preloaded {
         let compiled = library.compiled.get_or_init(|| library.compile());
         fs::write(folder.path().join("library.so"), compiled).expect("a file in it");
         let path = folder.path().join("control");
-        let control = File::options()
-            .create_new(true)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .expect("a file in it");
-        control
-            .set_len(control_bytes)
-            .expect("a file that can grow");
+        let control = File::options().create_new(true).read(true).write(true).open(&path).expect("a file in it");
+        control.set_len(control_bytes).expect("a file that can grow");
         // The process may run as another user.
         for path in [folder.path(), &path] {
             fs::set_permissions(path, Permissions::from_mode(0o777)).expect("our own file");

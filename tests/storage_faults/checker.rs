@@ -13,10 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 use watchpost::{
     entity::{alert, camera, event, job},
-    pb::{
-        self, alert_rule_service_client::AlertRuleServiceClient,
-        camera_service_client::CameraServiceClient,
-    },
+    pb::{self, alert_rule_service_client::AlertRuleServiceClient, camera_service_client::CameraServiceClient},
 };
 
 use super::{
@@ -78,14 +75,11 @@ pub struct Outcome {
 /// Has storage fail under writers, and returns what was wrong. The server has been started.
 pub async fn run(subject: &mut impl Subject, plan: Plan) -> Outcome {
     let mut random = Rng::with_seed(plan.seed);
-    let channel = Endpoint::from_shared(subject.address())
-        .unwrap()
-        .connect_lazy();
+    let channel = Endpoint::from_shared(subject.address()).unwrap().connect_lazy();
     prepare(channel.clone()).await;
     let shared = Arc::new(Shared::default());
-    let writers: Vec<_> = (0..WRITERS)
-        .map(|number| tokio::spawn(writers::write(number, channel.clone(), shared.clone())))
-        .collect();
+    let writers: Vec<_> =
+        (0..WRITERS).map(|number| tokio::spawn(writers::write(number, channel.clone(), shared.clone()))).collect();
     let reader = subject.reader().await;
     let mut known = Known::default();
     let mut outcome = Outcome::default();
@@ -116,11 +110,7 @@ pub async fn run(subject: &mut impl Subject, plan: Plan) -> Outcome {
         }
         let new = std::mem::take(&mut *shared.acknowledged.lock().unwrap());
         let problems = known.check(&reader, new).await;
-        outcome.problems.extend(
-            problems
-                .into_iter()
-                .map(|problem| format!("cycle {cycle}, {fault:?}: {problem}")),
-        );
+        outcome.problems.extend(problems.into_iter().map(|problem| format!("cycle {cycle}, {fault:?}: {problem}")));
         if outcome.problems.len() > 10 {
             break;
         }
@@ -136,12 +126,7 @@ pub async fn run(subject: &mut impl Subject, plan: Plan) -> Outcome {
     outcome.problems.extend(known.check_all(&reader).await);
     let mut wrong = std::mem::take(&mut *shared.wrong.lock().unwrap());
     wrong.dedup();
-    outcome.problems.extend(
-        wrong
-            .into_iter()
-            .take(10)
-            .map(|wrong| format!("a write was refused with {wrong}")),
-    );
+    outcome.problems.extend(wrong.into_iter().take(10).map(|wrong| format!("a write was refused with {wrong}")));
     outcome.acknowledged = shared.count.load(Ordering::Relaxed);
     outcome.refused = shared.refused.load(Ordering::Relaxed);
     outcome
@@ -149,30 +134,16 @@ pub async fn run(subject: &mut impl Subject, plan: Plan) -> Outcome {
 
 /// A camera, and a rule that always fires.
 async fn prepare(channel: Channel) {
-    let camera = pb::Camera {
-        id: "door".into(),
-        name: "door".into(),
-        ..Default::default()
-    };
-    let request = pb::CreateCameraRequest {
-        camera: Some(camera),
-    };
-    CameraServiceClient::new(channel.clone())
-        .create_camera(request)
-        .await
-        .unwrap();
+    let camera = pb::Camera { id: "door".into(), name: "door".into(), ..Default::default() };
+    let request = pb::CreateCameraRequest { camera: Some(camera) };
+    CameraServiceClient::new(channel.clone()).create_camera(request).await.unwrap();
     let rule = pb::AlertRule {
         name: "everything".into(),
         cooldown: Some(prost_types::Duration::default()),
         ..Default::default()
     };
-    let request = pb::CreateAlertRuleRequest {
-        alert_rule: Some(rule),
-    };
-    AlertRuleServiceClient::new(channel)
-        .create_alert_rule(request)
-        .await
-        .unwrap();
+    let request = pb::CreateAlertRuleRequest { alert_rule: Some(rule) };
+    AlertRuleServiceClient::new(channel).create_alert_rule(request).await.unwrap();
 }
 
 /// Waits until something was acknowledged that was asked for after now. Returns whether it was.
@@ -232,12 +203,8 @@ async fn missing(reader: &DatabaseConnection, rows: &[Acknowledged]) -> Vec<Stri
     vec!["the checker itself cannot read".into()]
 }
 
-async fn try_missing(
-    reader: &DatabaseConnection,
-    rows: &[Acknowledged],
-) -> Result<Vec<String>, DbErr> {
-    let (mut events, mut alerts, mut jobs, mut cameras) =
-        (vec![], Vec::<Uuid>::new(), vec![], vec![]);
+async fn try_missing(reader: &DatabaseConnection, rows: &[Acknowledged]) -> Result<Vec<String>, DbErr> {
+    let (mut events, mut alerts, mut jobs, mut cameras) = (vec![], Vec::<Uuid>::new(), vec![], vec![]);
     for row in rows {
         match row {
             Acknowledged::Event(id, _, raised) => {
@@ -250,64 +217,28 @@ async fn try_missing(
     }
     let mut there: HashMap<String, String> = HashMap::new();
     for ids in events.chunks(500) {
-        let found = event::Entity::find()
-            .select_only()
-            .columns([event::Column::Id, event::Column::Summary]);
-        let found: Vec<(i64, Option<String>)> = found
-            .filter(event::Column::Id.is_in(ids.iter().copied()))
-            .into_tuple()
-            .all(reader)
-            .await?;
-        there.extend(
-            found
-                .into_iter()
-                .map(|(id, text)| (format!("event {id}"), text.unwrap_or_default())),
-        );
+        let found = event::Entity::find().select_only().columns([event::Column::Id, event::Column::Summary]);
+        let found: Vec<(i64, Option<String>)> =
+            found.filter(event::Column::Id.is_in(ids.iter().copied())).into_tuple().all(reader).await?;
+        there.extend(found.into_iter().map(|(id, text)| (format!("event {id}"), text.unwrap_or_default())));
     }
     for ids in alerts.chunks(500) {
-        let found = alert::Entity::find()
-            .select_only()
-            .column(alert::Column::Id);
-        let found: Vec<Uuid> = found
-            .filter(alert::Column::Id.is_in(ids.iter().copied()))
-            .into_tuple()
-            .all(reader)
-            .await?;
-        there.extend(
-            found
-                .into_iter()
-                .map(|id| (format!("alert {id}"), String::new())),
-        );
+        let found = alert::Entity::find().select_only().column(alert::Column::Id);
+        let found: Vec<Uuid> =
+            found.filter(alert::Column::Id.is_in(ids.iter().copied())).into_tuple().all(reader).await?;
+        there.extend(found.into_iter().map(|id| (format!("alert {id}"), String::new())));
     }
     for ids in jobs.chunks(500) {
-        let found = job::Entity::find()
-            .select_only()
-            .columns([job::Column::Id, job::Column::JobType]);
-        let found: Vec<(Uuid, String)> = found
-            .filter(job::Column::Id.is_in(ids.iter().copied()))
-            .into_tuple()
-            .all(reader)
-            .await?;
-        there.extend(
-            found
-                .into_iter()
-                .map(|(id, text)| (format!("job {id}"), text)),
-        );
+        let found = job::Entity::find().select_only().columns([job::Column::Id, job::Column::JobType]);
+        let found: Vec<(Uuid, String)> =
+            found.filter(job::Column::Id.is_in(ids.iter().copied())).into_tuple().all(reader).await?;
+        there.extend(found.into_iter().map(|(id, text)| (format!("job {id}"), text)));
     }
     for ids in cameras.chunks(500) {
-        let found = camera::Entity::find()
-            .select_only()
-            .columns([camera::Column::Id, camera::Column::Name]);
-        let found: Vec<(String, String)> = found
-            .filter(camera::Column::Id.is_in(ids.iter().cloned()))
-            .into_tuple()
-            .all(reader)
-            .await?;
-        there.extend(
-            found
-                .into_iter()
-                .map(|(id, text)| (format!("camera {id}"), text)),
-        );
+        let found = camera::Entity::find().select_only().columns([camera::Column::Id, camera::Column::Name]);
+        let found: Vec<(String, String)> =
+            found.filter(camera::Column::Id.is_in(ids.iter().cloned())).into_tuple().all(reader).await?;
+        there.extend(found.into_iter().map(|(id, text)| (format!("camera {id}"), text)));
     }
     let mut problems = Vec::new();
     let mut expect = |name: String, text: &str| match there.get(&name) {

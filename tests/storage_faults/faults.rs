@@ -35,20 +35,12 @@ pub struct Fault {
 impl Fault {
     /// Every one of these operations fails with this error.
     pub fn every(operations: u32, errno: u32) -> Self {
-        Self {
-            operations,
-            errno,
-            one_in: 1,
-            at_most: u32::MAX,
-        }
+        Self { operations, errno, one_in: 1, at_most: u32::MAX }
     }
 
     /// The next of these operations fails with this error.
     pub fn next(operations: u32, errno: u32) -> Self {
-        Self {
-            at_most: 1,
-            ..Self::every(operations, errno)
-        }
+        Self { at_most: 1, ..Self::every(operations, errno) }
     }
 }
 
@@ -61,10 +53,7 @@ pub struct Faults {
 impl Faults {
     /// No fault yet. Files are affected whose path contains one of these parts.
     pub fn new(matched: &[&str]) -> Self {
-        Self {
-            library: Preloaded::new(&LIBRARY, 20),
-            matched: matched.join(":"),
-        }
+        Self { library: Preloaded::new(&LIBRARY, 20), matched: matched.join(":") }
     }
 
     /// The variables of a process that is to have the faults.

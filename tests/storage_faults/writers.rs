@@ -73,76 +73,33 @@ pub async fn write(number: usize, channel: Channel, shared: Arc<Shared>) {
 /// Whether a write may fail so while the storage fails or the server is killed.
 fn is_right(status: &Status) -> bool {
     // The server names a reason for everything that it refuses; a status without one is of the client's transport.
-    let cut_off = status.details().is_empty()
-        && matches!(
-            status.code(),
-            Code::Unknown | Code::Cancelled | Code::Internal
-        );
-    let is_retryable = matches!(
-        status.code(),
-        Code::Unavailable | Code::ResourceExhausted | Code::Aborted
-    );
+    let cut_off =
+        status.details().is_empty() && matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal);
+    let is_retryable = matches!(status.code(), Code::Unavailable | Code::ResourceExhausted | Code::Aborted);
     is_retryable || cut_off
 }
 
 async fn ingest(channel: Channel, marker: String) -> Result<Acknowledged, Status> {
-    let event = pb::Event {
-        camera_id: "door".into(),
-        summary: Some(marker.clone()),
-        ..Default::default()
-    };
-    let detection = pb::Detection {
-        object_type: Some("person".into()),
-        confidence: Some(0.9),
-        ..Default::default()
-    };
-    let request = pb::IngestEventRequest {
-        event: Some(event),
-        detections: vec![detection; 3],
-        ..Default::default()
-    };
-    let response = EventServiceClient::new(channel)
-        .ingest_event(request)
-        .await?
-        .into_inner();
-    let alerts = response
-        .alerts
-        .iter()
-        .map(|alert| alert.id.parse().unwrap());
-    Ok(Acknowledged::Event(
-        response.event.unwrap().id,
-        marker,
-        alerts.collect(),
-    ))
+    let event = pb::Event { camera_id: "door".into(), summary: Some(marker.clone()), ..Default::default() };
+    let detection = pb::Detection { object_type: Some("person".into()), confidence: Some(0.9), ..Default::default() };
+    let request = pb::IngestEventRequest { event: Some(event), detections: vec![detection; 3], ..Default::default() };
+    let response = EventServiceClient::new(channel).ingest_event(request).await?.into_inner();
+    let alerts = response.alerts.iter().map(|alert| alert.id.parse().unwrap());
+    Ok(Acknowledged::Event(response.event.unwrap().id, marker, alerts.collect()))
 }
 
 async fn create_job(channel: Channel, marker: String) -> Result<Acknowledged, Status> {
     let request = pb::CreateJobRequest {
-        job: Some(pb::Job {
-            job_type: marker.clone(),
-            ..Default::default()
-        }),
+        job: Some(pb::Job { job_type: marker.clone(), ..Default::default() }),
         ..Default::default()
     };
-    let job = JobServiceClient::new(channel)
-        .create_job(request)
-        .await?
-        .into_inner();
+    let job = JobServiceClient::new(channel).create_job(request).await?.into_inner();
     Ok(Acknowledged::Job(job.id.parse().unwrap(), marker))
 }
 
 async fn create_camera(channel: Channel, marker: String) -> Result<Acknowledged, Status> {
-    let camera = pb::Camera {
-        id: marker.clone(),
-        name: marker.clone(),
-        ..Default::default()
-    };
-    let request = pb::CreateCameraRequest {
-        camera: Some(camera),
-    };
-    let camera = CameraServiceClient::new(channel)
-        .create_camera(request)
-        .await?
-        .into_inner();
+    let camera = pb::Camera { id: marker.clone(), name: marker.clone(), ..Default::default() };
+    let request = pb::CreateCameraRequest { camera: Some(camera) };
+    let camera = CameraServiceClient::new(channel).create_camera(request).await?.into_inner();
     Ok(Acknowledged::Camera(camera.id, camera.name))
 }

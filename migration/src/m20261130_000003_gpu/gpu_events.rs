@@ -3,8 +3,7 @@
 use sea_orm_migration::{
     prelude::*,
     schema::{
-        big_integer, big_integer_null, integer_null, string_len, string_len_null, text_null,
-        timestamp_with_time_zone,
+        big_integer, big_integer_null, integer_null, string_len, string_len_null, text_null, timestamp_with_time_zone,
     },
 };
 
@@ -34,26 +33,14 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
             'reset_required', 'memory_pressure_changed', 'mig_changed', 'ecc_double_bit', \
             'ecc_single_bit', 'power_source_changed')",
         ))
-        .check(check(
-            "ck_gpu_events_source",
-            "source IN ('nvml_event', 'kernel_log', 'handle', 'watchdog', 'sampler')",
-        ))
-        .check(check(
-            "ck_gpu_events_occurrences_positive",
-            "occurrences >= 1",
-        ))
+        .check(check("ck_gpu_events_source", "source IN ('nvml_event', 'kernel_log', 'handle', 'watchdog', 'sampler')"))
+        .check(check("ck_gpu_events_occurrences_positive", "occurrences >= 1"))
         .take();
     manager.create_table(events).await?;
     let btrees: &[(&str, &[&str])] = &[
         ("idx_gpu_events_occurred_at_id", &["occurred_at", "id"]),
-        (
-            "idx_gpu_events_gpu_uuid_occurred_at_id",
-            &["gpu_uuid", "occurred_at", "id"],
-        ),
-        (
-            "idx_gpu_events_kind_occurred_at_id",
-            &["kind", "occurred_at", "id"],
-        ),
+        ("idx_gpu_events_gpu_uuid_occurred_at_id", &["gpu_uuid", "occurred_at", "id"]),
+        ("idx_gpu_events_kind_occurred_at_id", &["kind", "occurred_at", "id"]),
     ];
     indexes(manager, TABLE, btrees).await
 }

@@ -53,18 +53,9 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .col(string_len_null("absent_mask", 64))
         .take();
     manager.create_table(stats).await?;
-    brin_index(
-        manager,
-        TABLE,
-        "ix_gpu_stats_recorded_at_brin",
-        "recorded_at",
-    )
-    .await?;
+    brin_index(manager, TABLE, "ix_gpu_stats_recorded_at_brin", "recorded_at").await?;
     let btrees: &[(&str, &[&str])] = &[
-        (
-            "idx_gpu_stats_gpu_uuid_recorded_at",
-            &["gpu_uuid", "recorded_at"],
-        ),
+        ("idx_gpu_stats_gpu_uuid_recorded_at", &["gpu_uuid", "recorded_at"]),
         ("idx_gpu_stats_recorded_at_id", &["recorded_at", "id"]),
     ];
     indexes(manager, TABLE, btrees).await

@@ -61,10 +61,7 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .col(big_integer("minute"))
         .take();
     manager.create_table(pending).await?;
-    let btrees: &[(&str, &[&str])] = &[(
-        "idx_gpu_stats_pending_minute_gpu_uuid",
-        &["minute", "gpu_uuid"],
-    )];
+    let btrees: &[(&str, &[&str])] = &[("idx_gpu_stats_pending_minute_gpu_uuid", &["minute", "gpu_uuid"])];
     indexes(manager, TABLE, btrees).await?;
     per_backend(manager, MARK_POSTGRES, MARK_SQLITE).await
 }

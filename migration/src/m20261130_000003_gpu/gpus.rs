@@ -24,14 +24,8 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .col(string_len_null("state", 16))
         .col(string_len_null("memory_pressure", 16))
         .col(timestamp_with_time_zone_null("reported_at"))
-        .check(check(
-            "ck_gpus_state",
-            "state IN ('ok', 'unresponsive', 'lost', 'asleep', 'unknown')",
-        ))
-        .check(check(
-            "ck_gpus_memory_pressure",
-            "memory_pressure IN ('normal', 'warning', 'critical')",
-        ))
+        .check(check("ck_gpus_state", "state IN ('ok', 'unresponsive', 'lost', 'asleep', 'unknown')"))
+        .check(check("ck_gpus_memory_pressure", "memory_pressure IN ('normal', 'warning', 'critical')"))
         .take();
     manager.create_table(gpus).await?;
     indexes(manager, TABLE, &[("idx_gpus_host", &["host"])]).await

@@ -17,11 +17,7 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .col(string_len("name", 255))
         .col(text_null("description"))
         .col(boolean("enabled").default(true))
-        .col(
-            SEVERITY
-                .column(manager, TABLE, "severity")
-                .default("medium"),
-        )
+        .col(SEVERITY.column(manager, TABLE, "severity").default("medium"))
         .col(integer_null("risk_threshold"))
         .col(json_null("object_types"))
         .col(json_null("camera_ids"))
@@ -46,14 +42,8 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
             "ck_alert_rules_min_confidence_range",
             "min_confidence IS NULL OR (min_confidence >= 0.0 AND min_confidence <= 1.0)",
         ))
-        .check(check(
-            "ck_alert_rules_cooldown_non_negative",
-            "cooldown_seconds >= 0",
-        ))
-        .check(check(
-            "ck_alert_rules_flap_threshold_range",
-            "flap_threshold >= 1 AND flap_threshold <= 10000",
-        ))
+        .check(check("ck_alert_rules_cooldown_non_negative", "cooldown_seconds >= 0"))
+        .check(check("ck_alert_rules_flap_threshold_range", "flap_threshold >= 1 AND flap_threshold <= 10000"))
         .check(check(
             "ck_alert_rules_flap_window",
             "(flap_threshold IS NULL) = (flap_window_seconds IS NULL) \

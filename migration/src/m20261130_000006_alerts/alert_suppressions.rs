@@ -22,33 +22,18 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .col(uuid_null("silence_id"))
         .col(uuid_null("alert_id"))
         .col(timestamp_now(manager, "created_at"))
-        .check(check(
-            "ck_alert_suppressions_reason",
-            "reason IN ('silenced', 'snoozed', 'flapping', 'cooldown')",
-        ))
+        .check(check("ck_alert_suppressions_reason", "reason IN ('silenced', 'snoozed', 'flapping', 'cooldown')"))
         .foreign_key(&mut references(TABLE, "event_id", "events", Cascade))
         .foreign_key(&mut references(TABLE, "rule_id", "alert_rules", SetNull))
         .foreign_key(&mut references(TABLE, "camera_id", "cameras", Cascade))
         .take();
     manager.create_table(suppressions).await?;
     let btrees: &[(&str, &[&str])] = &[
-        (
-            "idx_alert_suppressions_created_at_id",
-            &["created_at", "id"],
-        ),
+        ("idx_alert_suppressions_created_at_id", &["created_at", "id"]),
         ("idx_alert_suppressions_event_id", &["event_id"]),
-        (
-            "idx_alert_suppressions_rule_id_created_at_id",
-            &["rule_id", "created_at", "id"],
-        ),
-        (
-            "idx_alert_suppressions_camera_id_created_at_id",
-            &["camera_id", "created_at", "id"],
-        ),
-        (
-            "idx_alert_suppressions_silence_id_created_at_id",
-            &["silence_id", "created_at", "id"],
-        ),
+        ("idx_alert_suppressions_rule_id_created_at_id", &["rule_id", "created_at", "id"]),
+        ("idx_alert_suppressions_camera_id_created_at_id", &["camera_id", "created_at", "id"]),
+        ("idx_alert_suppressions_silence_id_created_at_id", &["silence_id", "created_at", "id"]),
     ];
     indexes(manager, TABLE, btrees).await
 }

@@ -22,19 +22,13 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .col(string_len("actor", 100))
         .col(text_null("reason"))
         .col(timestamp_now(manager, "created_at"))
-        .index(&mut unique(
-            "uq_alert_transitions_alert_version",
-            &["alert_id", "version_id"],
-        ))
+        .index(&mut unique("uq_alert_transitions_alert_version", &["alert_id", "version_id"]))
         .foreign_key(&mut references(TABLE, "alert_id", "alerts", Cascade))
         .take();
     manager.create_table(transitions).await?;
     let btrees: &[(&str, &[&str])] = &[
         ("idx_alert_transitions_created_at_id", &["created_at", "id"]),
-        (
-            "idx_alert_transitions_actor_created_at_id",
-            &["actor", "created_at", "id"],
-        ),
+        ("idx_alert_transitions_actor_created_at_id", &["actor", "created_at", "id"]),
     ];
     indexes(manager, TABLE, btrees).await
 }

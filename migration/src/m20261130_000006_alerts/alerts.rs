@@ -4,8 +4,8 @@ use ForeignKeyAction::{Cascade, SetNull};
 use sea_orm_migration::{
     prelude::*,
     schema::{
-        big_integer, integer, json_null, string_len, string_len_null, string_null,
-        timestamp_with_time_zone_null, uuid, uuid_null,
+        big_integer, integer, json_null, string_len, string_len_null, string_null, timestamp_with_time_zone_null, uuid,
+        uuid_null,
     },
 };
 
@@ -20,11 +20,7 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .col(uuid("id").primary_key())
         .col(big_integer("event_id"))
         .col(uuid_null("rule_id"))
-        .col(
-            SEVERITY
-                .column(manager, TABLE, "severity")
-                .default("medium"),
-        )
+        .col(SEVERITY.column(manager, TABLE, "severity").default("medium"))
         .col(STATUS.column(manager, TABLE, "status").default("pending"))
         .col(timestamp_now(manager, "created_at"))
         .col(timestamp_now(manager, "updated_at"))
@@ -52,19 +48,10 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         ("idx_alerts_status", &["status"]),
         ("idx_alerts_created_at", &["created_at"]),
         ("idx_alerts_dedup_key", &["dedup_key"]),
-        (
-            "idx_alerts_dedup_key_created_at",
-            &["dedup_key", "created_at"],
-        ),
+        ("idx_alerts_dedup_key_created_at", &["dedup_key", "created_at"]),
         ("idx_alerts_delivered_at", &["delivered_at"]),
-        (
-            "idx_alerts_event_rule_delivered",
-            &["event_id", "rule_id", "delivered_at"],
-        ),
-        (
-            "idx_alerts_camera_id_created_at",
-            &["camera_id", "created_at"],
-        ),
+        ("idx_alerts_event_rule_delivered", &["event_id", "rule_id", "delivered_at"]),
+        ("idx_alerts_camera_id_created_at", &["camera_id", "created_at"]),
         ("idx_alerts_created_at_id", &["created_at", "id"]),
     ];
     indexes(manager, TABLE, btrees).await

@@ -27,9 +27,7 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .check(check("ck_silences_time_order", "ends_at >= starts_at"))
         .take();
     manager.create_table(silences).await?;
-    let btrees: &[(&str, &[&str])] = &[
-        ("idx_silences_created_at_id", &["created_at", "id"]),
-        ("idx_silences_ends_at", &["ends_at"]),
-    ];
+    let btrees: &[(&str, &[&str])] =
+        &[("idx_silences_created_at_id", &["created_at", "id"]), ("idx_silences_ends_at", &["ends_at"])];
     indexes(manager, TABLE, btrees).await
 }

@@ -4,8 +4,8 @@ use ForeignKeyAction::Cascade;
 use sea_orm_migration::{
     prelude::*,
     schema::{
-        integer, json_binary_null, string_len, string_len_null, text_null,
-        timestamp_with_time_zone_null, uuid, uuid_null,
+        integer, json_binary_null, string_len, string_len_null, text_null, timestamp_with_time_zone_null, uuid,
+        uuid_null,
     },
 };
 
@@ -29,18 +29,9 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .col(uuid_null("lease_id"))
         .col(string_len_null("outcome", 20))
         .col(string_len_null("error_code", 100))
-        .check(check(
-            "ck_job_attempts_status",
-            "status IN ('started', 'succeeded', 'failed', 'cancelled')",
-        ))
-        .check(check(
-            "ck_job_attempts_attempt_number",
-            "attempt_number >= 1",
-        ))
-        .check(check(
-            "ck_job_attempts_time_order",
-            "ended_at IS NULL OR ended_at >= started_at",
-        ))
+        .check(check("ck_job_attempts_status", "status IN ('started', 'succeeded', 'failed', 'cancelled')"))
+        .check(check("ck_job_attempts_attempt_number", "attempt_number >= 1"))
+        .check(check("ck_job_attempts_time_order", "ended_at IS NULL OR ended_at >= started_at"))
         .foreign_key(&mut references(TABLE, "job_id", "jobs", Cascade))
         .take();
     manager.create_table(attempts).await?;
@@ -48,10 +39,7 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
     brin_index(manager, TABLE, brin, "started_at").await?;
     let btrees: &[(&str, &[&str])] = &[
         ("idx_job_attempts_job_id", &["job_id"]),
-        (
-            "idx_job_attempts_job_attempt",
-            &["job_id", "attempt_number"],
-        ),
+        ("idx_job_attempts_job_attempt", &["job_id", "attempt_number"]),
         ("idx_job_attempts_status", &["status"]),
     ];
     indexes(manager, TABLE, btrees).await?;

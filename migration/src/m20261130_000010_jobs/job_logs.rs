@@ -21,10 +21,7 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .col(text("message"))
         .col(json_binary_null("context"))
         .col(big_integer_null("line"))
-        .check(check(
-            "ck_job_logs_level",
-            "level IN ('debug', 'info', 'warning', 'error')",
-        ))
+        .check(check("ck_job_logs_level", "level IN ('debug', 'info', 'warning', 'error')"))
         .check(check("ck_job_logs_attempt_number", "attempt_number >= 1"))
         .foreign_key(&mut references(TABLE, "job_id", "jobs", Cascade))
         .take();

@@ -2,10 +2,7 @@
 
 use sea_orm_migration::{
     prelude::*,
-    schema::{
-        boolean, integer, integer_null, string_len, string_len_null, text_null,
-        timestamp_with_time_zone_null,
-    },
+    schema::{boolean, integer, integer_null, string_len, string_len_null, text_null, timestamp_with_time_zone_null},
 };
 
 use crate::dialect::{check, timestamp_now};
@@ -25,10 +22,7 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .col(timestamp_now(manager, "updated_at"))
         .col(integer("version_id").default(1))
         .check(check("ck_job_queues_max_running_min", "max_running >= 1"))
-        .check(check(
-            "ck_job_queues_max_running_per_key_min",
-            "max_running_per_key >= 1",
-        ))
+        .check(check("ck_job_queues_max_running_per_key_min", "max_running_per_key >= 1"))
         .take();
     manager.create_table(queues).await
 }

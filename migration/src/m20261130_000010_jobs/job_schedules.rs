@@ -3,8 +3,8 @@
 use sea_orm_migration::{
     prelude::*,
     schema::{
-        big_integer, boolean, integer, integer_null, json_binary_null, string_len, text_null,
-        timestamp_with_time_zone, timestamp_with_time_zone_null, uuid, uuid_null,
+        big_integer, boolean, integer, integer_null, json_binary_null, string_len, text_null, timestamp_with_time_zone,
+        timestamp_with_time_zone_null, uuid, uuid_null,
     },
 };
 
@@ -34,18 +34,9 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .col(timestamp_now(manager, "updated_at"))
         .col(integer("version_id").default(1))
         .index(&mut unique("uq_job_schedules_name", &["name"]))
-        .check(check(
-            "ck_job_schedules_missed_policy",
-            "missed_policy IN ('skip', 'run_once', 'run_all')",
-        ))
-        .check(check(
-            "ck_job_schedules_priority_range",
-            "priority >= 0 AND priority <= 4",
-        ))
-        .check(check(
-            "ck_job_schedules_max_attempts_min",
-            "max_attempts >= 1",
-        ))
+        .check(check("ck_job_schedules_missed_policy", "missed_policy IN ('skip', 'run_once', 'run_all')"))
+        .check(check("ck_job_schedules_priority_range", "priority >= 0 AND priority <= 4"))
+        .check(check("ck_job_schedules_max_attempts_min", "max_attempts >= 1"))
         .take();
     manager.create_table(schedules).await?;
     let due = "CREATE INDEX idx_job_schedules_due ON job_schedules (next_tick_at) WHERE enabled";

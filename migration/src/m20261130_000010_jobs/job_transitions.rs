@@ -30,10 +30,7 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
     let btrees: &[(&str, &[&str])] = &[
         ("idx_job_transitions_job_id", &["job_id"]),
         ("idx_job_transitions_transitioned_at", &["transitioned_at"]),
-        (
-            "idx_job_transitions_job_id_transitioned_at",
-            &["job_id", "transitioned_at"],
-        ),
+        ("idx_job_transitions_job_id_transitioned_at", &["job_id", "transitioned_at"]),
     ];
     indexes(manager, TABLE, btrees).await
 }

@@ -2,9 +2,7 @@
 
 use sea_orm_migration::{
     prelude::*,
-    schema::{
-        big_integer_null, boolean, double_null, integer, integer_null, string_len, text_null,
-    },
+    schema::{big_integer_null, boolean, double_null, integer, integer_null, string_len, text_null},
 };
 
 use crate::dialect::{check, timestamp_now};
@@ -27,10 +25,7 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .col(timestamp_now(manager, "created_at"))
         .col(timestamp_now(manager, "updated_at"))
         .col(integer("version_id").default(1))
-        .check(check(
-            "ck_job_types_priority_range",
-            "priority >= 0 AND priority <= 4",
-        ))
+        .check(check("ck_job_types_priority_range", "priority >= 0 AND priority <= 4"))
         .check(check("ck_job_types_max_attempts_min", "max_attempts >= 1"))
         .check(check("ck_job_types_max_rescues_min", "max_rescues >= 0"))
         .take();

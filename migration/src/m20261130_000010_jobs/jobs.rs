@@ -3,8 +3,8 @@
 use sea_orm_migration::{
     prelude::*,
     schema::{
-        big_integer, big_integer_null, blob_null, boolean, integer, json_binary_null, string_len,
-        string_len_null, text_null, timestamp_with_time_zone_null, uuid, uuid_null,
+        big_integer, big_integer_null, blob_null, boolean, integer, json_binary_null, string_len, string_len_null,
+        text_null, timestamp_with_time_zone_null, uuid, uuid_null,
     },
 };
 
@@ -87,28 +87,13 @@ pub(super) async fn create(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
         .col(big_integer("log_lines").default(0))
         .col(integer("version_id").default(1))
         .col(timestamp_with_time_zone_null("transitioned_at"))
-        .check(check(
-            "ck_jobs_status",
-            "status IN ('queued', 'running', 'completed', 'failed', 'cancelled')",
-        ))
-        .check(check(
-            "ck_jobs_progress_range",
-            "progress_percent >= 0 AND progress_percent <= 100",
-        ))
-        .check(check(
-            "ck_jobs_priority_range",
-            "priority >= 0 AND priority <= 4",
-        ))
+        .check(check("ck_jobs_status", "status IN ('queued', 'running', 'completed', 'failed', 'cancelled')"))
+        .check(check("ck_jobs_progress_range", "progress_percent >= 0 AND progress_percent <= 100"))
+        .check(check("ck_jobs_priority_range", "priority >= 0 AND priority <= 4"))
         .check(check("ck_jobs_attempt_number_min", "attempt_number >= 1"))
         .check(check("ck_jobs_max_attempts_min", "max_attempts >= 1"))
-        .check(check(
-            "ck_jobs_completed_after_created",
-            "completed_at IS NULL OR completed_at >= created_at",
-        ))
-        .check(check(
-            "ck_jobs_started_after_created",
-            "started_at IS NULL OR started_at >= created_at",
-        ))
+        .check(check("ck_jobs_completed_after_created", "completed_at IS NULL OR completed_at >= created_at"))
+        .check(check("ck_jobs_started_after_created", "started_at IS NULL OR started_at >= created_at"))
         .take();
     manager.create_table(jobs).await?;
     brin_index(manager, TABLE, "ix_jobs_created_at_brin", "created_at").await?;

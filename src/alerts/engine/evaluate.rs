@@ -67,12 +67,7 @@ impl DetectionFacts {
         confidence: Option<f64>,
         placement: Result<Placement, PlacementError>,
     ) -> Self {
-        Self {
-            object_type: object_type.map(str::to_lowercase),
-            confidence,
-            placement,
-            hits: OnceCell::new(),
-        }
+        Self { object_type: object_type.map(str::to_lowercase), confidence, placement, hits: OnceCell::new() }
     }
 
     /// Returns true if the detection is in the zone at `index`. Every call must pass the same
@@ -97,10 +92,7 @@ pub enum Verdict<'a> {
     /// type. Without conditions on detections, every detection matches. For a rule with zones,
     /// `zone_id` is the first zone with a matching detection, and `object_type` comes from a
     /// detection in the zone.
-    Matches {
-        object_type: Option<&'a str>,
-        zone_id: Option<&'a str>,
-    },
+    Matches { object_type: Option<&'a str>, zone_id: Option<&'a str> },
     /// A condition is not met. Has the failed condition and a readable explanation with the values.
     Stopped(RuleStop, String),
 }
@@ -114,61 +106,38 @@ pub fn evaluate<'a>(rule: &Rule, facts: &'a EventFacts) -> Verdict<'a> {
     use Verdict::Stopped;
 
     if !rule.camera_ids.is_empty() && !rule.camera_ids.contains(&facts.camera_id) {
-        return Stopped(
-            RuleStop::CameraIds,
-            format!("camera_id {} is not listed", facts.camera_id),
-        );
+        return Stopped(RuleStop::CameraIds, format!("camera_id {} is not listed", facts.camera_id));
     }
     if let Some(threshold) = rule.risk_threshold {
         match facts.risk_score {
             Some(score) if score >= threshold => {}
             Some(score) => {
-                return Stopped(
-                    RuleStop::RiskThreshold,
-                    format!("risk_score {score} < {threshold}"),
-                );
+                return Stopped(RuleStop::RiskThreshold, format!("risk_score {score} < {threshold}"));
             }
             None => {
-                return Stopped(
-                    RuleStop::RiskThreshold,
-                    format!("no risk_score, {threshold} is required"),
-                );
+                return Stopped(RuleStop::RiskThreshold, format!("no risk_score, {threshold} is required"));
             }
         }
     }
     if let Some(schedule) = &rule.schedule
         && !schedule.contains(facts.started_at)
     {
-        return Stopped(
-            RuleStop::Schedule,
-            format!(
-                "started_at {} is in no window",
-                facts.started_at.to_rfc3339()
-            ),
-        );
+        return Stopped(RuleStop::Schedule, format!("started_at {} is in no window", facts.started_at.to_rfc3339()));
     }
 
     // One detection must satisfy type, confidence and zone together.
     let has_type = |detection: &&DetectionFacts| rule.has_object_type(detection);
     let is_confident = |detection: &&DetectionFacts| rule.has_confidence(detection);
-    let mut matching = facts
-        .detections
-        .iter()
-        .filter(|detection| has_type(detection) && is_confident(detection))
-        .peekable();
-    if matching.peek().is_none() && (!rule.object_types.is_empty() || rule.min_confidence.is_some())
-    {
+    let mut matching =
+        facts.detections.iter().filter(|detection| has_type(detection) && is_confident(detection)).peekable();
+    if matching.peek().is_none() && (!rule.object_types.is_empty() || rule.min_confidence.is_some()) {
         let mut typed = facts.detections.iter().filter(has_type).peekable();
         if typed.peek().is_none() && !rule.object_types.is_empty() {
-            let description = facts
-                .types
-                .get_or_init(|| describe_types(&facts.detections));
+            let description = facts.types.get_or_init(|| describe_types(&facts.detections));
             return Stopped(RuleStop::ObjectTypes, description.clone());
         }
         let minimum = rule.min_confidence.unwrap_or_default();
-        let best = typed
-            .filter_map(|detection| detection.confidence)
-            .max_by(f64::total_cmp);
+        let best = typed.filter_map(|detection| detection.confidence).max_by(f64::total_cmp);
         return Stopped(
             RuleStop::MinConfidence,
             match best {
@@ -180,37 +149,25 @@ pub fn evaluate<'a>(rule: &Rule, facts: &'a EventFacts) -> Verdict<'a> {
     if !rule.zone_ids.is_empty() {
         return evaluate_zones(rule, facts, &matching.collect::<Vec<_>>());
     }
-    Verdict::Matches {
-        object_type: matching.find_map(|detection| detection.object_type.as_deref()),
-        zone_id: None,
-    }
+    Verdict::Matches { object_type: matching.find_map(|detection| detection.object_type.as_deref()), zone_id: None }
 }
 
 impl Rule {
     /// Returns true if the detection has one of the rule's object types, or the rule has none.
     pub(crate) fn has_object_type(&self, detection: &DetectionFacts) -> bool {
         let object_type = detection.object_type.as_ref();
-        self.object_types.is_empty()
-            || object_type.is_some_and(|name| self.object_types.contains(name))
+        self.object_types.is_empty() || object_type.is_some_and(|name| self.object_types.contains(name))
     }
 
     /// Returns true if the detection has at least the rule's minimum confidence, or the rule has
     /// none.
     pub(crate) fn has_confidence(&self, detection: &DetectionFacts) -> bool {
-        self.min_confidence.is_none_or(|minimum| {
-            detection
-                .confidence
-                .is_some_and(|confidence| confidence >= minimum)
-        })
+        self.min_confidence.is_none_or(|minimum| detection.confidence.is_some_and(|confidence| confidence >= minimum))
     }
 }
 
 /// Evaluates the zones of a rule for the detections that meet all other conditions.
-fn evaluate_zones<'a>(
-    rule: &Rule,
-    facts: &'a EventFacts,
-    matching: &[&'a DetectionFacts],
-) -> Verdict<'a> {
+fn evaluate_zones<'a>(rule: &Rule, facts: &'a EventFacts, matching: &[&'a DetectionFacts]) -> Verdict<'a> {
     let zones = facts.zones.of(&facts.camera_id);
     let is_named = |index: &usize| rule.zone_ids.contains(&zones[*index].id);
     // The first zone of each detection suffices: the smallest of the first zones is the first zone
@@ -222,9 +179,7 @@ fn evaluate_zones<'a>(
     let Some(zone) = matching.iter().filter_map(first_zone).min() else {
         return Verdict::Stopped(RuleStop::ZoneIds, explain_zone_miss(rule, facts, matching));
     };
-    let mut inside = matching
-        .iter()
-        .filter(|detection| first_zone(detection) == Some(zone));
+    let mut inside = matching.iter().filter(|detection| first_zone(detection) == Some(zone));
     Verdict::Matches {
         object_type: inside.find_map(|detection| detection.object_type.as_deref()),
         zone_id: Some(&zones[zone].id),
@@ -243,10 +198,7 @@ fn explain_zone_miss(rule: &Rule, facts: &EventFacts, matching: &[&DetectionFact
         1 => "the detection is in none of zone_ids".to_string(),
         number => format!("none of {number} detections is in one of zone_ids"),
     };
-    let mut unplaced = matching
-        .iter()
-        .filter_map(|detection| detection.placement.err())
-        .peekable();
+    let mut unplaced = matching.iter().filter_map(|detection| detection.placement.err()).peekable();
     let Some(first) = unplaced.peek().copied() else {
         return problem;
     };
@@ -257,17 +209,10 @@ fn explain_zone_miss(rule: &Rule, facts: &EventFacts, matching: &[&DetectionFact
 
 /// Describes the detected object types.
 fn describe_types(detections: &[DetectionFacts]) -> String {
-    let mut types: Vec<_> = detections
-        .iter()
-        .filter_map(|detection| detection.object_type.as_deref())
-        .collect();
+    let mut types: Vec<_> = detections.iter().filter_map(|detection| detection.object_type.as_deref()).collect();
     types.sort_unstable();
     types.dedup();
-    let ellipsis = if types.len() > MAX_LISTED_TYPES {
-        ", …"
-    } else {
-        ""
-    };
+    let ellipsis = if types.len() > MAX_LISTED_TYPES { ", …" } else { "" };
     types.truncate(MAX_LISTED_TYPES);
     format!("only [{}{ellipsis}] was seen", types.join(", "))
 }

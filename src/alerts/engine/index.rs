@@ -78,11 +78,7 @@ pub struct Match<'a> {
 impl Index {
     /// Builds an index of all rules and zones.
     pub fn new(rules: Arc<RuleSet>, zones: Arc<ZoneSet>) -> Self {
-        let mut index = Self {
-            rules,
-            zones,
-            ..Self::default()
-        };
+        let mut index = Self { rules, zones, ..Self::default() };
         index.conditions.resize(index.rules.slots(), None);
         let rules = index.rules.clone();
         // Slots of the rules that name each zone.
@@ -97,10 +93,7 @@ impl Index {
             let zones = index.zones.clone();
             for (camera_id, zones) in zones.cameras() {
                 index.add_by_zones(camera_id, zones, |zone_id| {
-                    rules_by_zone
-                        .get(zone_id)
-                        .map(Vec::as_slice)
-                        .unwrap_or_default()
+                    rules_by_zone.get(zone_id).map(Vec::as_slice).unwrap_or_default()
                 });
             }
         }
@@ -112,8 +105,7 @@ impl Index {
     #[must_use]
     pub fn next(&self, rules: Arc<RuleSet>, zones: Arc<ZoneSet>) -> Self {
         let changed = self.rules.changed(&rules);
-        let Some(changed_slots) = changed.filter(|slots| slots.len() <= MAX_INCREMENTAL_CHANGES)
-        else {
+        let Some(changed_slots) = changed.filter(|slots| slots.len() <= MAX_INCREMENTAL_CHANGES) else {
             return Self::new(rules, zones);
         };
         let changes_since_rebuild = self.changes_since_rebuild + changed_slots.len();
@@ -124,11 +116,7 @@ impl Index {
         {
             return Self::new(rules, zones);
         }
-        let mut next = Self {
-            rules,
-            changes_since_rebuild,
-            ..self.clone()
-        };
+        let mut next = Self { rules, changes_since_rebuild, ..self.clone() };
         next.conditions.resize(next.rules.slots(), None);
         // Changed rules are indexed with the old zones first. Changed zones are applied afterwards
         // to all rules.
@@ -156,10 +144,7 @@ impl Index {
         if !rule.zone_ids.is_empty() {
             return;
         }
-        let candidate = || Candidate {
-            rule: slot,
-            zones: Box::default(),
-        };
+        let candidate = || Candidate { rule: slot, zones: Box::default() };
         if rule.camera_ids.is_empty() {
             insert_ordered(Arc::make_mut(&mut self.unrestricted), candidate());
         }
@@ -185,10 +170,7 @@ impl Index {
                 .map(|(position, _)| position)
                 .collect();
             if !zones.is_empty() {
-                insert_ordered(
-                    self.camera_candidates(camera_id),
-                    Candidate { rule: slot, zones },
-                );
+                insert_ordered(self.camera_candidates(camera_id), Candidate { rule: slot, zones });
             }
         }
     }
@@ -236,20 +218,12 @@ impl Index {
             }
         }
         self.add_by_zones(camera_id, zones, |zone_id| {
-            rules_by_zone
-                .get(zone_id)
-                .map(Vec::as_slice)
-                .unwrap_or_default()
+            rules_by_zone.get(zone_id).map(Vec::as_slice).unwrap_or_default()
         });
     }
 
     /// Adds the rules that name zones of a camera to the candidates of the camera.
-    fn add_by_zones<'a>(
-        &mut self,
-        camera_id: &str,
-        zones: &[Zone],
-        rules_by_zone: impl Fn(&str) -> &'a [usize],
-    ) {
+    fn add_by_zones<'a>(&mut self, camera_id: &str, zones: &[Zone], rules_by_zone: impl Fn(&str) -> &'a [usize]) {
         let mut zones_by_rule: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (position, zone) in zones.iter().enumerate() {
             for slot in rules_by_zone(&zone.id) {
@@ -262,10 +236,7 @@ impl Index {
         if zones_by_rule.is_empty() {
             return;
         }
-        let candidates = zones_by_rule.into_iter().map(|(rule, zones)| Candidate {
-            rule,
-            zones: zones.into(),
-        });
+        let candidates = zones_by_rule.into_iter().map(|(rule, zones)| Candidate { rule, zones: zones.into() });
         let camera_candidates = self.camera_candidates(camera_id);
         camera_candidates.extend(candidates);
         camera_candidates.sort_unstable_by_key(|candidate| candidate.rule);
@@ -299,11 +270,8 @@ impl Index {
     /// Returns the rules that match an event, in rule order.
     pub fn matches<'a>(&'a self, facts: &'a EventFacts) -> Vec<Match<'a>> {
         let evaluation = Evaluation::new(self, facts);
-        let camera_candidates = self
-            .by_camera
-            .get(facts.camera_id.as_str())
-            .map(|candidates| candidates.as_slice())
-            .unwrap_or_default();
+        let camera_candidates =
+            self.by_camera.get(facts.camera_id.as_str()).map(|candidates| candidates.as_slice()).unwrap_or_default();
         let find_match = |candidate| evaluation.find_match(candidate);
         let mut matches: Vec<_> = self.unrestricted.iter().filter_map(find_match).collect();
         let unrestricted_matches = matches.len();
@@ -316,24 +284,16 @@ impl Index {
 }
 
 impl Conditions {
-    fn of(
-        rule: &Rule,
-        type_numbers: &mut Arc<HashMap<String, usize>>,
-        timezones: &mut Arc<Vec<Tz>>,
-    ) -> Self {
+    fn of(rule: &Rule, type_numbers: &mut Arc<HashMap<String, usize>>, timezones: &mut Arc<Vec<Tz>>) -> Self {
         let object_types = rule.object_types.iter().cloned();
-        let mut numbers: Vec<_> = object_types
-            .map(|name| number(type_numbers, name))
-            .collect();
+        let mut numbers: Vec<_> = object_types.map(|name| number(type_numbers, name)).collect();
         numbers.sort_unstable();
         numbers.dedup();
         let schedule = rule.schedule.as_ref();
         Self {
             risk_threshold: rule.risk_threshold,
             min_confidence: rule.min_confidence,
-            type_bits: numbers
-                .iter()
-                .fold(0, |type_bits, number| type_bits | type_bit(*number)),
+            type_bits: numbers.iter().fold(0, |type_bits, number| type_bits | type_bit(*number)),
             type_numbers: numbers.into(),
             schedule: schedule.map(|schedule| {
                 let timezone = schedule.timezone();
@@ -387,20 +347,14 @@ struct Evaluation<'a> {
 
 impl<'a> Evaluation<'a> {
     fn new(index: &'a Index, facts: &'a EventFacts) -> Self {
-        let object_types = facts
-            .detections
-            .iter()
-            .map(|detection| &detection.object_type);
+        let object_types = facts.detections.iter().map(|detection| &detection.object_type);
         let number = |name: &Option<String>| index.type_numbers.get(name.as_ref()?).copied();
         let type_numbers: Vec<_> = object_types.map(number).collect();
         Self {
             index,
             facts,
             zones: index.zones.of(&facts.camera_id),
-            type_bits: type_numbers
-                .iter()
-                .flatten()
-                .fold(0, |type_bits, number| type_bits | type_bit(*number)),
+            type_bits: type_numbers.iter().flatten().fold(0, |type_bits, number| type_bits | type_bit(*number)),
             type_numbers,
             clocks: vec![OnceCell::new(); index.timezones.len()],
         }
@@ -408,13 +362,8 @@ impl<'a> Evaluation<'a> {
 
     /// Returns the match of a rule, if any. Cheap conditions come first.
     fn find_match(&self, candidate: &Candidate) -> Option<Match<'a>> {
-        let Conditions {
-            risk_threshold,
-            min_confidence,
-            type_bits,
-            type_numbers,
-            schedule,
-        } = self.index.conditions[candidate.rule].as_deref()?;
+        let Conditions { risk_threshold, min_confidence, type_bits, type_numbers, schedule } =
+            self.index.conditions[candidate.rule].as_deref()?;
         if let Some(threshold) = risk_threshold
             && self.facts.risk_score.is_none_or(|score| score < *threshold)
         {
@@ -429,17 +378,11 @@ impl<'a> Evaluation<'a> {
             return None;
         }
         let has_type = |number: &Option<usize>| {
-            let listed = |number| {
-                type_bits & type_bit(number) != 0 && type_numbers.binary_search(&number).is_ok()
-            };
+            let listed = |number| type_bits & type_bit(number) != 0 && type_numbers.binary_search(&number).is_ok();
             type_numbers.is_empty() || number.is_some_and(listed)
         };
         let is_confident = |detection: &DetectionFacts| {
-            min_confidence.is_none_or(|minimum| {
-                detection
-                    .confidence
-                    .is_some_and(|confidence| confidence >= minimum)
-            })
+            min_confidence.is_none_or(|minimum| detection.confidence.is_some_and(|confidence| confidence >= minimum))
         };
         let detections = self.type_numbers.iter().zip(&self.facts.detections);
         let mut matching = detections
@@ -449,11 +392,7 @@ impl<'a> Evaluation<'a> {
         if candidate.zones.is_empty() {
             let Some(first) = matching.next() else {
                 let needs_detection = !type_numbers.is_empty() || min_confidence.is_some();
-                return (!needs_detection).then_some(Match {
-                    rule: candidate.rule,
-                    object_type: None,
-                    zone_id: None,
-                });
+                return (!needs_detection).then_some(Match { rule: candidate.rule, object_type: None, zone_id: None });
             };
             return Some(Match {
                 rule: candidate.rule,
@@ -462,9 +401,7 @@ impl<'a> Evaluation<'a> {
             });
         }
         candidate.zones.iter().find_map(|zone| {
-            let mut inside = matching
-                .clone()
-                .filter(|detection| detection.is_in(self.zones, *zone));
+            let mut inside = matching.clone().filter(|detection| detection.is_in(self.zones, *zone));
             let first = inside.next()?;
             Some(Match {
                 rule: candidate.rule,

@@ -46,13 +46,7 @@ struct Shared {
 impl LiveRules {
     /// Creates an empty cache. Call [`Self::reload`] before use.
     pub fn new(db: Db, zones: LiveZones, silences: LiveSilences) -> Self {
-        Self(Arc::new(Shared {
-            db,
-            zones,
-            silences,
-            live: Live::default(),
-            index: RwLock::default(),
-        }))
+        Self(Arc::new(Shared { db, zones, silences, live: Live::default(), index: RwLock::default() }))
     }
 
     /// Returns the current rules.
@@ -108,10 +102,8 @@ impl LiveRules {
             return self.reload().await;
         }
         let turn = self.0.live.begin_reload().await;
-        let rows = Entity::find()
-            .filter(alert_rule::Column::Id.is_in(ids.iter().copied()))
-            .all(self.0.db.reader())
-            .await?;
+        let rows =
+            Entity::find().filter(alert_rule::Column::Id.is_in(ids.iter().copied())).all(self.0.db.reader()).await?;
         turn.replace(self.current().with(ids, rows));
         self.index();
         Ok(())
@@ -140,8 +132,7 @@ impl LiveRules {
         let changes = || entries.iter().map(|entry| &entry.item);
         let is_undecodable = |topic| changes().any(|change| change.is_unreadable(topic));
         let current = self.current();
-        let (mut rules, mut cameras, mut silences) =
-            (HashSet::new(), HashSet::new(), HashSet::new());
+        let (mut rules, mut cameras, mut silences) = (HashSet::new(), HashSet::new(), HashSet::new());
         for change in changes() {
             if let Some(Update::AlertRule(change)) = &change.update {
                 rules.extend(current.outdated_by(change));
@@ -159,8 +150,7 @@ impl LiveRules {
             }
         }
         let (zones, live_silences) = (self.zones(), self.silences());
-        let reloads_zones =
-            is_undecodable(Topic::CameraZones) || cameras.len() > MAX_INDIVIDUAL_REFRESHES;
+        let reloads_zones = is_undecodable(Topic::CameraZones) || cameras.len() > MAX_INDIVIDUAL_REFRESHES;
         let mut zones_refreshed = !reloads_zones;
         for camera_id in cameras.into_iter().filter(|_| !reloads_zones) {
             zones_refreshed &= zones.refresh(camera_id).await.is_ok();
@@ -168,8 +158,7 @@ impl LiveRules {
         if !zones_refreshed {
             self.reload_zones_with_retries().await;
         }
-        let reloads_silences =
-            is_undecodable(Topic::Silences) || silences.len() > MAX_INDIVIDUAL_REFRESHES;
+        let reloads_silences = is_undecodable(Topic::Silences) || silences.len() > MAX_INDIVIDUAL_REFRESHES;
         let mut silences_refreshed = !reloads_silences;
         for id in silences.into_iter().filter(|_| !reloads_silences) {
             silences_refreshed &= live_silences.refresh(id).await.is_ok();

@@ -27,14 +27,7 @@ struct Outcomes {
 /// Returns true if the value is a suppression, not a failed condition: the rule did match.
 pub fn is_match(stopped_by: i32) -> bool {
     use RuleStop::{CameraIds, MinConfidence, ObjectTypes, RiskThreshold, Schedule, ZoneIds};
-    let conditions = [
-        RiskThreshold,
-        CameraIds,
-        ObjectTypes,
-        MinConfidence,
-        ZoneIds,
-        Schedule,
-    ];
+    let conditions = [RiskThreshold, CameraIds, ObjectTypes, MinConfidence, ZoneIds, Schedule];
     !conditions.iter().any(|stop| i32::from(*stop) == stopped_by)
 }
 
@@ -44,15 +37,11 @@ pub fn encode<'a>(outcomes: impl Iterator<Item = &'a pb::RuleOutcome>) -> Vec<u8
     let bytes = |id: &str| Uuid::parse_str(id).unwrap_or_default().into_bytes();
     for outcome in outcomes {
         stored.rule_ids.extend(bytes(&outcome.rule_id));
-        stored
-            .stops
-            .push(u8::try_from(outcome.stopped_by).unwrap_or_default());
+        stored.stops.push(u8::try_from(outcome.stopped_by).unwrap_or_default());
         let alert_id = outcome.alert_id.as_deref().unwrap_or_default();
         stored.alert_ids.extend(bytes(alert_id));
         let silence_id = outcome.silence_id.as_deref();
-        stored
-            .silence_ids
-            .extend(silence_id.map(bytes).into_iter().flatten());
+        stored.silence_ids.extend(silence_id.map(bytes).into_iter().flatten());
     }
     stored.encode_to_vec()
 }
@@ -77,10 +66,7 @@ pub fn decode(bytes: &[u8], rules: &RuleSet) -> Vec<pb::RuleOutcome> {
         let silence_id = if silenced { silence_ids.next() } else { None };
         pb::RuleOutcome {
             rule_id: rule_id.to_string(),
-            rule_name: rules
-                .get(rule_id)
-                .map(|rule| rule.name.clone())
-                .unwrap_or_default(),
+            rule_name: rules.get(rule_id).map(|rule| rule.name.clone()).unwrap_or_default(),
             fired: stopped_by == 0,
             stopped_by,
             alert_id: alert_id.filter(|id| !id.is_nil()).map(|id| id.to_string()),
@@ -89,9 +75,7 @@ pub fn decode(bytes: &[u8], rules: &RuleSet) -> Vec<pb::RuleOutcome> {
         }
     };
     let outcomes = rule_ids.iter().zip(&stored.stops).map(outcome);
-    outcomes
-        .filter(|outcome| is_match(outcome.stopped_by))
-        .collect()
+    outcomes.filter(|outcome| is_match(outcome.stopped_by)).collect()
 }
 
 #[cfg(test)]
@@ -112,34 +96,16 @@ mod tests {
             outcome(RuleStop::Unspecified, Some(1)),
             outcome(RuleStop::Snoozed, None),
             outcome(RuleStop::Cooldown, Some(2)),
-            pb::RuleOutcome {
-                silence_id: Some(Uuid::from_u128(3).to_string()),
-                ..outcome(RuleStop::Silenced, None)
-            },
+            pb::RuleOutcome { silence_id: Some(Uuid::from_u128(3).to_string()), ..outcome(RuleStop::Silenced, None) },
         ];
-        let flapping = [
-            all[4].clone(),
-            outcome(RuleStop::Flapping, Some(4)),
-            all[4].clone(),
-        ];
-        assert_eq!(
-            decode(&encode(flapping.iter()), &RuleSet::default()),
-            flapping
-        );
+        let flapping = [all[4].clone(), outcome(RuleStop::Flapping, Some(4)), all[4].clone()];
+        assert_eq!(decode(&encode(flapping.iter()), &RuleSet::default()), flapping);
         let matching = &all[1..];
-        assert_eq!(
-            decode(&encode(matching.iter()), &RuleSet::default()),
-            matching
-        );
+        assert_eq!(decode(&encode(matching.iter()), &RuleSet::default()), matching);
         // Earlier versions stored all rules, and the ids of existing alerts only.
         let mut kept = Outcomes::decode(&*encode(all.iter())).unwrap();
         let (ids, _) = kept.alert_ids.as_chunks::<16>();
-        kept.alert_ids = ids
-            .iter()
-            .filter(|id| **id != [0; 16])
-            .flatten()
-            .copied()
-            .collect();
+        kept.alert_ids = ids.iter().filter(|id| **id != [0; 16]).flatten().copied().collect();
         assert_eq!(decode(&kept.encode_to_vec(), &RuleSet::default()), matching);
     }
 }

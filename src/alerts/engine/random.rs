@@ -102,9 +102,7 @@ impl Random {
                 camera_id: ["door", "gate", "yard", "roof"][random.usize(..4)].into(),
                 risk_score: maybe(random, |random| random.i32(0..=100)),
                 started_at: first + TimeDelta::minutes(random.i64(0..20_160)),
-                detections: (0..number)
-                    .map(|_| detection(random, &self.types))
-                    .collect(),
+                detections: (0..number).map(|_| detection(random, &self.types)).collect(),
                 zones: zones.clone(),
                 types: OnceCell::new(),
             }
@@ -123,11 +121,7 @@ fn maybe<T>(random: &mut Rng, value: impl FnOnce(&mut Rng) -> T) -> Option<T> {
 /// Selects values in any order, with repetitions.
 fn some_of(random: &mut Rng, values: &[String]) -> Option<Strings> {
     let number = random.usize(0..4);
-    let any = |random: &mut Rng| {
-        (0..number)
-            .map(|_| values[random.usize(..values.len())].clone())
-            .collect()
-    };
+    let any = |random: &mut Rng| (0..number).map(|_| values[random.usize(..values.len())].clone()).collect();
     maybe(random, any).map(Strings)
 }
 

@@ -47,35 +47,18 @@ impl Rule {
     /// Compiles a row. Fails for a row that violates the API's validation, such as a row of another
     /// program.
     pub fn compile(row: alert_rule::Model) -> Result<Self> {
-        let set = |strings: &Option<Strings>| {
-            strings
-                .clone()
-                .unwrap_or_default()
-                .0
-                .into_iter()
-                .collect::<HashSet<_>>()
-        };
+        let set = |strings: &Option<Strings>| strings.clone().unwrap_or_default().0.into_iter().collect::<HashSet<_>>();
         // The API translates legacy conditions into columns. Ignoring untranslated conditions would
         // raise too many alerts.
-        if row
-            .conditions
-            .as_ref()
-            .is_some_and(|conditions| !conditions.is_null())
-        {
-            return Err(Error::invalid(
-                "conditions",
-                "are of an old form, which is not evaluated",
-            ));
+        if row.conditions.as_ref().is_some_and(|conditions| !conditions.is_null()) {
+            return Err(Error::invalid("conditions", "are of an old form, which is not evaluated"));
         }
         let descriptions = describe_conditions(&row);
         Ok(Self {
             id: row.id,
             severity: row.severity,
             risk_threshold: row.risk_threshold,
-            object_types: set(&row.object_types)
-                .iter()
-                .map(|name| name.to_lowercase())
-                .collect(),
+            object_types: set(&row.object_types).iter().map(|name| name.to_lowercase()).collect(),
             camera_ids: set(&row.camera_ids),
             zone_ids: set(&row.zone_ids),
             min_confidence: row.min_confidence,
@@ -98,21 +81,15 @@ fn describe_conditions(row: &alert_rule::Model) -> Vec<String> {
         Some(format!("{name} in [{}]", strings.0.join(", ")))
     };
     let conditions: Vec<_> = [
-        row.risk_threshold
-            .map(|score| format!("risk_score >= {score}")),
+        row.risk_threshold.map(|score| format!("risk_score >= {score}")),
         list("camera_id", &row.camera_ids),
         list("object_type", &row.object_types),
-        row.min_confidence
-            .map(|confidence| format!("confidence >= {confidence}")),
+        row.min_confidence.map(|confidence| format!("confidence >= {confidence}")),
         list("zone_id", &row.zone_ids),
         row.schedule.as_ref().map(|_| "within_schedule".to_string()),
     ]
     .into_iter()
     .flatten()
     .collect();
-    if conditions.is_empty() {
-        vec!["no_conditions (always matches)".to_string()]
-    } else {
-        conditions
-    }
+    if conditions.is_empty() { vec!["no_conditions (always matches)".to_string()] } else { conditions }
 }

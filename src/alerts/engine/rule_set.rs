@@ -45,11 +45,7 @@ impl RuleSet {
     }
 
     fn fill(&mut self, slots: Vec<Slot>) {
-        self.by_id = slots
-            .iter()
-            .enumerate()
-            .map(|(position, slot)| (slot.id, position))
-            .collect();
+        self.by_id = slots.iter().enumerate().map(|(position, slot)| (slot.id, position)).collect();
         self.slots = slots;
         self.order = Arc::default();
     }
@@ -132,9 +128,7 @@ impl RuleSet {
         let id = Uuid::try_parse(&rule.id).ok()?;
         let known_slot = self.by_id.get(&id).map(|position| &self.slots[*position]);
         let is_known = match known_slot {
-            Some(slot) => {
-                change.kind() != ChangeKind::Deleted && slot.version_id >= rule.version_id
-            }
+            Some(slot) => change.kind() != ChangeKind::Deleted && slot.version_id >= rule.version_id,
             None => change.kind() == ChangeKind::Deleted,
         };
         (!is_known).then_some(id)
@@ -169,12 +163,7 @@ impl Slot {
                 None
             }
         };
-        Self {
-            id,
-            created_at,
-            version_id,
-            rule: rule.map(Arc::new),
-        }
+        Self { id, created_at, version_id, rule: rule.map(Arc::new) }
     }
 
     fn key(&self) -> (DateTime<Utc>, Uuid) {
@@ -214,32 +203,17 @@ mod tests {
         assert_eq!(ids(&set), [1, 2, 3]);
         let id = Uuid::from_u128;
         // A disabled rule keeps its slot for the time after enabling.
-        let disabled = alert_rule::Model {
-            enabled: false,
-            ..rule(2, 20)
-        };
+        let disabled = alert_rule::Model { enabled: false, ..rule(2, 20) };
         let without = set.with(&[id(2)], vec![disabled]);
-        assert_eq!(
-            (ids(&without), set.changed(&without)),
-            (vec![1, 3], Some(vec![1]))
-        );
+        assert_eq!((ids(&without), set.changed(&without)), (vec![1, 3], Some(vec![1])));
         assert!(Arc::ptr_eq(set.slot(0).unwrap(), without.slot(0).unwrap()));
         let back = without.with(&[id(2)], vec![rule(2, 20)]);
-        assert_eq!(
-            (ids(&back), without.changed(&back)),
-            (vec![1, 2, 3], Some(vec![1]))
-        );
+        assert_eq!((ids(&back), without.changed(&back)), (vec![1, 2, 3], Some(vec![1])));
         // New rules are appended, older rules are inserted in order, and deleted rules disappear.
         let more = back.with(&[id(4), id(1)], vec![rule(4, 40)]);
-        assert_eq!(
-            (ids(&more), back.changed(&more)),
-            (vec![2, 3, 4], Some(vec![0, 3]))
-        );
+        assert_eq!((ids(&more), back.changed(&more)), (vec![2, 3, 4], Some(vec![0, 3])));
         let older = more.with(&[id(5)], vec![rule(5, 25)]);
-        assert_eq!(
-            (ids(&older), more.changed(&older)),
-            (vec![2, 5, 3, 4], None)
-        );
+        assert_eq!((ids(&older), more.changed(&older)), (vec![2, 5, 3, 4], None));
         assert_eq!(older.get(id(5)).map(|rule| rule.id), Some(id(5)));
         assert!(older.get(id(1)).is_none());
     }

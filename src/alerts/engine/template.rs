@@ -43,20 +43,14 @@ impl Template {
             return Err(Error::invalid(field, "must not be empty"));
         }
         if text.chars().count() > MAX_KEY_CHARS {
-            return Err(Error::invalid(
-                field,
-                format!("must have at most {MAX_KEY_CHARS} characters"),
-            ));
+            return Err(Error::invalid(field, format!("must have at most {MAX_KEY_CHARS} characters")));
         }
         let mut parts = Vec::new();
         let mut rest = text;
         while !rest.is_empty() {
             let (before, after) = rest.split_once('{').unwrap_or((rest, ""));
             if let Some(c) = before.chars().find(|c| !is_allowed(*c)) {
-                let problem = format!(
-                    "must not contain `{}` outside of a variable",
-                    c.escape_default()
-                );
+                let problem = format!("must not contain `{}` outside of a variable", c.escape_default());
                 return Err(Error::invalid(field, problem));
             }
             if !before.is_empty() {
@@ -75,10 +69,7 @@ impl Template {
                 "zone_id" => Part::ZoneId,
                 "event_id" => Part::EventId,
                 other => {
-                    return Err(Error::invalid(
-                        field,
-                        format!("has an unknown variable `{{{other}}}`"),
-                    ));
+                    return Err(Error::invalid(field, format!("has an unknown variable `{{{other}}}`")));
                 }
             });
             rest = after;
@@ -136,9 +127,9 @@ fn push_value(key: &mut String, value: &str) {
         key.extend(value.chars().map(clean));
         return;
     }
-    let hash = value.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = value
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     key.extend(value.chars().take(MAX_VALUE_CHARS - 17).map(clean));
     key.extend(["_".to_string(), format!("{hash:016x}")]);
 }
@@ -149,29 +140,14 @@ mod tests {
 
     fn render(template: &str, object_type: Option<&str>) -> String {
         let rule_id = Uuid::nil();
-        let values = Values {
-            camera_id: "door",
-            rule_id,
-            object_type,
-            zone_id: None,
-            event_id: 7,
-        };
+        let values = Values { camera_id: "door", rule_id, object_type, zone_id: None, event_id: 7 };
         Template::parse("t", template).unwrap().render(&values)
     }
 
     #[test]
     fn variables_are_filled_in() {
-        assert_eq!(
-            render("{camera_id}:{rule_id}", None),
-            format!("door:{}", Uuid::nil())
-        );
-        assert_eq!(
-            render(
-                "a-{object_type}:{zone_id}_{event_id}",
-                Some("traffic light")
-            ),
-            "a-traffic_light:none_7"
-        );
+        assert_eq!(render("{camera_id}:{rule_id}", None), format!("door:{}", Uuid::nil()));
+        assert_eq!(render("a-{object_type}:{zone_id}_{event_id}", Some("traffic light")), "a-traffic_light:none_7");
         assert_eq!(render("{object_type}", None), "unknown");
         assert_eq!(render("fixed", None), "fixed");
     }
@@ -190,25 +166,11 @@ mod tests {
     fn bad_templates_are_refused() {
         let long = "x".repeat(256);
         let overflowing = "{camera_id}{camera_id}{camera_id}{camera_id}";
-        for text in [
-            "",
-            "{}",
-            "{0}",
-            "{camera}",
-            "{camera_id",
-            "camera_id}",
-            "a b",
-            "{{x}}",
-            "ä",
-            &long,
-            overflowing,
-        ] {
+        for text in ["", "{}", "{0}", "{camera}", "{camera_id", "camera_id}", "a b", "{{x}}", "ä", &long, overflowing]
+        {
             assert!(Template::parse("t", text).is_err(), "{text}");
         }
         let error = Template::parse("t", "{user.password}").unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "`t` has an unknown variable `{user.password}`"
-        );
+        assert_eq!(error.to_string(), "`t` has an unknown variable `{user.password}`");
     }
 }

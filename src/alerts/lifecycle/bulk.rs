@@ -50,22 +50,12 @@ impl BulkTransition {
     ) -> Result<Self> {
         let filter = filter.unwrap_or_default().condition(db.backend())?;
         if filter.is_empty() && !all {
-            return Err(Error::invalid(
-                "filter",
-                "must not be empty unless `all` is set",
-            ));
+            return Err(Error::invalid("filter", "must not be empty unless `all` is set"));
         }
         if all && !filter.is_empty() {
-            return Err(Error::invalid(
-                "all",
-                "must not be set together with a filter",
-            ));
+            return Err(Error::invalid("all", "must not be set together with a filter"));
         }
-        Ok(Self {
-            filter,
-            next,
-            cause,
-        })
+        Ok(Self { filter, next, cause })
     }
 
     /// Moves the matching alerts, oldest first. A dry run only counts the alerts.
@@ -74,11 +64,7 @@ impl BulkTransition {
             return self.count(db).await;
         }
         let mut tally = Tally::default();
-        for ids in self
-            .matching_ids(db)
-            .await?
-            .chunks(MAX_ALERTS_PER_TRANSACTION)
-        {
+        for ids in self.matching_ids(db).await?.chunks(MAX_ALERTS_PER_TRANSACTION) {
             let mut attempts = 1;
             loop {
                 match self.move_chunk(db, ids).await {
@@ -124,10 +110,7 @@ impl BulkTransition {
     }
 
     fn select(&self) -> Select<Entity> {
-        Entity::find()
-            .filter(self.filter.clone())
-            .select_only()
-            .column(Column::Id)
+        Entity::find().filter(self.filter.clone()).select_only().column(Column::Id)
     }
 
     async fn move_chunk(&self, db: &Db, ids: &[Uuid]) -> Result<Tally> {
@@ -135,12 +118,8 @@ impl BulkTransition {
             lock_exclusive(tx).await?;
             let alerts = lock(tx, ids).await?;
             // Alerts may have changed since the ids were read.
-            let matching_ids: Vec<Uuid> = self
-                .select()
-                .filter(Column::Id.is_in(ids.iter().copied()))
-                .into_tuple()
-                .all(tx)
-                .await?;
+            let matching_ids: Vec<Uuid> =
+                self.select().filter(Column::Id.is_in(ids.iter().copied())).into_tuple().all(tx).await?;
             let matching: HashSet<_> = matching_ids.into_iter().collect();
             let mut tally = Tally::default();
             let mut movable = Vec::new();

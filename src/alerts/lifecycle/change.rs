@@ -6,8 +6,8 @@
 use sea_orm::{
     ActiveModelTrait,
     ActiveValue::Set,
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, DerivePartialModel, EntityTrait,
-    QueryFilter, QueryOrder, QuerySelect, Statement,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, DerivePartialModel, EntityTrait, QueryFilter,
+    QueryOrder, QuerySelect, Statement,
     sea_query::{CaseStatement, Expr, ExprTrait},
 };
 use uuid::Uuid;
@@ -56,14 +56,8 @@ pub async fn advance(
         return Err(Error::StaleVersion { resource: "alert" });
     }
     if !alert.status.may_become(next) {
-        let status = pb::AlertStatus::from(alert.status)
-            .as_str_name()
-            .trim_start_matches("ALERT_STATUS_")
-            .to_string();
-        return Err(Error::WrongStatus {
-            resource: "alert",
-            status,
-        });
+        let status = pb::AlertStatus::from(alert.status).as_str_name().trim_start_matches("ALERT_STATUS_").to_string();
+        return Err(Error::WrongStatus { resource: "alert", status });
     }
     let moved = move_to(tx, vec![alert], next, cause).await?.pop();
     moved.ok_or_else(|| Error::internal("a locked alert was not updated"))
@@ -78,11 +72,7 @@ pub async fn advance(
 ///
 /// Locks the alerts by id. Locking other rows before the alerts could deadlock with a transaction
 /// that holds an alert and waits for the other rows.
-pub async fn deliver(
-    tx: &DatabaseTransaction,
-    ids: &[Uuid],
-    actor: &str,
-) -> Result<Vec<pb::Alert>> {
+pub async fn deliver(tx: &DatabaseTransaction, ids: &[Uuid], actor: &str) -> Result<Vec<pb::Alert>> {
     lock_shared(tx).await?;
     let (next, cause) = (AlertStatus::Delivered, Cause::new(actor));
     let mut ids = ids.to_vec();
@@ -117,12 +107,7 @@ async fn take_lock(tx: &DatabaseTransaction, sql: &str) -> Result<()> {
     let backend = tx.get_database_backend();
     // SQLite has one writer, so that no lock is needed.
     if backend == DbBackend::Postgres {
-        tx.execute_raw(Statement::from_sql_and_values(
-            backend,
-            sql,
-            [TRANSITION_LOCK_KEY.into()],
-        ))
-        .await?;
+        tx.execute_raw(Statement::from_sql_and_values(backend, sql, [TRANSITION_LOCK_KEY.into()])).await?;
     }
     Ok(())
 }
@@ -151,12 +136,8 @@ pub(crate) async fn move_to(
     }
     let now = entity::now();
     // `updated_at` never decreases, even if the clock is set back.
-    let updated_at = CaseStatement::new()
-        .case(
-            Expr::col(Column::UpdatedAt).gt(now),
-            Expr::col(Column::UpdatedAt),
-        )
-        .finally(now);
+    let updated_at =
+        CaseStatement::new().case(Expr::col(Column::UpdatedAt).gt(now), Expr::col(Column::UpdatedAt)).finally(now);
     let mut moved = Entity::update_many()
         .set(status_columns(next, now, cause))
         .col_expr(Column::UpdatedAt, updated_at.into())
@@ -173,30 +154,22 @@ pub(crate) async fn move_to(
     }
     moved.sort_unstable_by_key(|alert| alert.id);
     // Both lists are sorted by id.
-    let transitions = moved.iter().zip(&alerts).map(|(alert, before)| {
-        transition::status_change(alert, Some(before.status), cause.clone())
-    });
+    let transitions = moved
+        .iter()
+        .zip(&alerts)
+        .map(|(alert, before)| transition::status_change(alert, Some(before.status), cause.clone()));
     let mut inserts = Inserts::new(tx.get_database_backend());
     inserts.add(transitions.collect())?;
     let messages: Vec<_> = moved.into_iter().map(pb::Alert::from).collect();
-    let announcements = messages
-        .iter()
-        .map(|alert| announcement(change_kind(next), alert.clone()));
+    let announcements = messages.iter().map(|alert| announcement(change_kind(next), alert.clone()));
     inserts.add(feed::rows(tx, announcements).await?)?;
     inserts.run(tx).await?;
     Ok(messages)
 }
 
 /// Columns that depend on the new status but not on the alert.
-fn status_columns(
-    next: AlertStatus,
-    now: chrono::DateTime<chrono::Utc>,
-    cause: &Cause,
-) -> ActiveModel {
-    let mut status_columns = ActiveModel {
-        status: Set(next),
-        ..<ActiveModel as ActiveModelTrait>::default()
-    };
+fn status_columns(next: AlertStatus, now: chrono::DateTime<chrono::Utc>, cause: &Cause) -> ActiveModel {
+    let mut status_columns = ActiveModel { status: Set(next), ..<ActiveModel as ActiveModelTrait>::default() };
     match next {
         AlertStatus::Pending => {}
         AlertStatus::Delivered => status_columns.delivered_at = Set(Some(now)),
@@ -224,9 +197,6 @@ fn change_kind(next: AlertStatus) -> AlertChangeKind {
 /// Builds the feed record of a change of an alert.
 pub fn announcement(kind: AlertChangeKind, alert: pb::Alert) -> Record {
     let key = alert.id.clone();
-    let change = pb::AlertChange {
-        kind: kind.into(),
-        alert: Some(alert),
-    };
+    let change = pb::AlertChange { kind: kind.into(), alert: Some(alert) };
     topics::record(key, Update::Alert(change))
 }

@@ -70,30 +70,18 @@ impl pb::Alert {
 
 impl NewAlert {
     /// Validates a request from `peer`.
-    pub(crate) fn parse(
-        mut request: pb::CreateAlertRequest,
-        peer: Option<SocketAddr>,
-    ) -> Result<Self> {
+    pub(crate) fn parse(mut request: pb::CreateAlertRequest, peer: Option<SocketAddr>) -> Result<Self> {
         let request_id = check::text("request_id", &request.request_id, 0..=128)?;
         request.request_id.clear();
         request.alert = request.alert.map(pb::Alert::only_settable);
         let fingerprint = Sha256::digest(request.encode_to_vec()).to_vec();
-        let alert = request
-            .alert
-            .ok_or_else(|| Error::invalid("alert", "is required"))?;
-        let rule_id = alert
-            .rule_id
-            .as_deref()
-            .map(|id| check::uuid("alert.rule_id", id))
-            .transpose()?;
-        let cooldown = request
-            .cooldown
-            .map(|cooldown| time::whole_seconds("cooldown", cooldown, &(0..=MAX_COOLDOWN_SECONDS)));
+        let alert = request.alert.ok_or_else(|| Error::invalid("alert", "is required"))?;
+        let rule_id = alert.rule_id.as_deref().map(|id| check::uuid("alert.rule_id", id)).transpose()?;
+        let cooldown =
+            request.cooldown.map(|cooldown| time::whole_seconds("cooldown", cooldown, &(0..=MAX_COOLDOWN_SECONDS)));
         let channels = check::texts("alert.channels", &alert.channels, 100, &(1..=100))?;
-        let metadata = alert
-            .metadata
-            .map(|object| json::from_proto("alert.metadata", object, MAX_METADATA_BYTES))
-            .transpose()?;
+        let metadata =
+            alert.metadata.map(|object| json::from_proto("alert.metadata", object, MAX_METADATA_BYTES)).transpose()?;
         Ok(Self {
             event_id: check::row_id("alert.event_id", alert.event_id)?,
             rule_id,
@@ -134,11 +122,7 @@ impl NewAlert {
             .enumerate()
             .map(|(position, name)| (format!("alert.channels[{position}]"), name.clone()));
         channels::refuse_unknown_names(tx, channel_names.collect()).await?;
-        let escalation = rule
-            .as_ref()
-            .and_then(|rule| rule.escalation.clone())
-            .unwrap_or_default()
-            .0;
+        let escalation = rule.as_ref().and_then(|rule| rule.escalation.clone()).unwrap_or_default().0;
         let default_cooldown = rule.map_or(DEFAULT_COOLDOWN_SECONDS, |rule| rule.cooldown_seconds);
         let cooldown = self.cooldown_seconds.unwrap_or(default_cooldown);
         let claim = Claim {
@@ -169,24 +153,16 @@ impl NewAlert {
             }])?;
         }
         inserts.run(tx).await?;
-        Ok(pb::CreateAlertResponse {
-            alert: Some(alert.into()),
-            created,
-        })
+        Ok(pb::CreateAlertResponse { alert: Some(alert.into()), created })
     }
 
     /// Returns the response to the same request, if the request was processed before.
-    async fn previous_response(
-        &self,
-        tx: &DatabaseTransaction,
-    ) -> Result<Option<pb::CreateAlertResponse>> {
+    async fn previous_response(&self, tx: &DatabaseTransaction) -> Result<Option<pb::CreateAlertResponse>> {
         if self.request_id.is_empty() {
             return Ok(None);
         }
-        let stored = alert_request::Entity::find_by_id(&self.request_id)
-            .find_also_related(alert::Entity)
-            .one(tx)
-            .await?;
+        let stored =
+            alert_request::Entity::find_by_id(&self.request_id).find_also_related(alert::Entity).one(tx).await?;
         let Some((request, alert)) = stored else {
             return Ok(None);
         };
@@ -194,18 +170,10 @@ impl NewAlert {
             let field = "request_id";
             return Err(Error::KeyReused { field });
         }
-        Ok(Some(pb::CreateAlertResponse {
-            alert: alert.map(Into::into),
-            created: request.created,
-        }))
+        Ok(Some(pb::CreateAlertResponse { alert: alert.map(Into::into), created: request.created }))
     }
 
-    fn row(
-        &self,
-        camera_id: String,
-        rule: Option<&alert_rule::Model>,
-        now: DateTime<Utc>,
-    ) -> alert::Model {
+    fn row(&self, camera_id: String, rule: Option<&alert_rule::Model>, now: DateTime<Utc>) -> alert::Model {
         let severity = rule.map_or(AlertSeverity::Medium, |rule| rule.severity);
         let channels = self.channels.clone();
         alert::Model {
@@ -234,11 +202,7 @@ impl NewAlert {
 
 /// Claims the cooldown of the dedup key. Returns the alert that owns a running cooldown, with the
 /// repeat counted. `None` means that a new alert may be raised.
-async fn claim_cooldown(
-    tx: &DatabaseTransaction,
-    claim: &Claim,
-    now: DateTime<Utc>,
-) -> Result<Option<alert::Model>> {
+async fn claim_cooldown(tx: &DatabaseTransaction, claim: &Claim, now: DateTime<Utc>) -> Result<Option<alert::Model>> {
     if claim.cooldown_us == 0 {
         return Ok(None);
     }

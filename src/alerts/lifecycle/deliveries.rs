@@ -8,8 +8,7 @@ use std::{
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect,
-    sea_query::SimpleExpr,
+    ActiveValue::Set, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect, sea_query::SimpleExpr,
 };
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -77,21 +76,11 @@ pub async fn for_new_alerts(
         let mut queue = |step: i32, after: i32, names: &[String]| {
             let due_at = alert.created_at + TimeDelta::seconds(after.into());
             let distinct_names: BTreeSet<_> = names.iter().map(String::as_str).collect();
-            let present = distinct_names
-                .into_iter()
-                .filter_map(|name| Some((name, *channels.get(name)?)));
-            deliveries
-                .extend(present.map(|(name, id)| queued_delivery(alert, id, name, step, due_at)));
+            let present = distinct_names.into_iter().filter_map(|name| Some((name, *channels.get(name)?)));
+            deliveries.extend(present.map(|(name, id)| queued_delivery(alert, id, name, step, due_at)));
         };
         queue(0, 0, immediate_channels(alert));
-        for (
-            step,
-            EscalationStep {
-                after_seconds,
-                channels,
-            },
-        ) in (1..).zip(escalation.iter())
-        {
+        for (step, EscalationStep { after_seconds, channels }) in (1..).zip(escalation.iter()) {
             queue(step, *after_seconds, channels);
         }
     }
@@ -99,11 +88,7 @@ pub async fn for_new_alerts(
 }
 
 fn immediate_channels(alert: &alert::Model) -> &[String] {
-    alert
-        .channels
-        .as_ref()
-        .map(|names| &names.0[..])
-        .unwrap_or_default()
+    alert.channels.as_ref().map(|names| &names.0[..]).unwrap_or_default()
 }
 
 fn queued_delivery(
@@ -135,21 +120,13 @@ fn queued_delivery(
 }
 
 /// Cancels the queued deliveries of alerts. The caller has locked the alerts.
-pub async fn cancel(
-    tx: &DatabaseTransaction,
-    alert_ids: &[Uuid],
-    now: DateTime<Utc>,
-) -> Result<()> {
+pub async fn cancel(tx: &DatabaseTransaction, alert_ids: &[Uuid], now: DateTime<Utc>) -> Result<()> {
     let of_alerts = delivery::Column::AlertId.is_in(alert_ids.iter().copied());
     cancel_queued(tx, of_alerts, now).await
 }
 
 /// Cancels the queued deliveries that match a condition.
-pub async fn cancel_queued(
-    tx: &DatabaseTransaction,
-    deliveries: SimpleExpr,
-    now: DateTime<Utc>,
-) -> Result<()> {
+pub async fn cancel_queued(tx: &DatabaseTransaction, deliveries: SimpleExpr, now: DateTime<Utc>) -> Result<()> {
     delivery::Entity::update_many()
         .set(delivery::ActiveModel {
             status: Set(DeliveryStatus::Cancelled),

@@ -52,30 +52,12 @@ impl pb::AlertFilter {
         let statuses = AlertStatus::all_from_proto("filter.statuses", &self.statuses)?;
         let severities = AlertSeverity::all_from_proto("filter.severities", &self.severities)?;
         let rule_ids = check::uuids("filter.rule_ids", &self.rule_ids)?;
-        let camera_ids = check::texts(
-            "filter.camera_ids",
-            &self.camera_ids,
-            MAX_LIST_VALUES,
-            &(1..=64),
-        )?;
-        let event_id = self
-            .event_id
-            .map(|id| check::row_id("filter.event_id", id))
-            .transpose()?;
+        let camera_ids = check::texts("filter.camera_ids", &self.camera_ids, MAX_LIST_VALUES, &(1..=64))?;
+        let event_id = self.event_id.map(|id| check::row_id("filter.event_id", id)).transpose()?;
         let dedup_key = check::text("filter.dedup_key", &self.dedup_key, 0..=255)?;
         let text = check::text("filter.text", &self.text, 0..=255)?;
-        let zone_ids = check::texts(
-            "filter.zone_ids",
-            &self.zone_ids,
-            MAX_LIST_VALUES,
-            &(1..=64),
-        )?;
-        let channels = check::texts(
-            "filter.channels",
-            &self.channels,
-            MAX_LIST_VALUES,
-            &(1..=100),
-        )?;
+        let zone_ids = check::texts("filter.zone_ids", &self.zone_ids, MAX_LIST_VALUES, &(1..=64))?;
+        let channels = check::texts("filter.channels", &self.channels, MAX_LIST_VALUES, &(1..=100))?;
 
         let mut condition = Condition::all()
             .add_option(one_of(Column::Status, statuses))
@@ -89,35 +71,26 @@ impl pb::AlertFilter {
         for (field, column, range) in [
             ("filter.created_at", Column::CreatedAt, self.created_at),
             ("filter.updated_at", Column::UpdatedAt, self.updated_at),
-            (
-                "filter.delivered_at",
-                Column::DeliveredAt,
-                self.delivered_at,
-            ),
+            ("filter.delivered_at", Column::DeliveredAt, self.delivered_at),
         ] {
             let (start, end) = time::bounds(field, range)?;
-            condition = condition
-                .add_option(start.map(|start| column.gte(start)))
-                .add_option(end.map(|end| column.lt(end)));
+            condition =
+                condition.add_option(start.map(|start| column.gte(start))).add_option(end.map(|end| column.lt(end)));
         }
         if !text.is_empty() {
             condition = condition.add(contains_text(&text, backend));
         }
         let open = [AlertStatus::Pending, AlertStatus::Delivered];
         Ok(condition
-            .add_option(self.open.map(|is_open| {
-                if is_open {
-                    Column::Status.is_in(open)
-                } else {
-                    Column::Status.is_not_in(open)
-                }
-            }))
+            .add_option(
+                self.open.map(
+                    |is_open| {
+                        if is_open { Column::Status.is_in(open) } else { Column::Status.is_not_in(open) }
+                    },
+                ),
+            )
             .add_option(self.suppressed.map(|is_suppressed| {
-                if is_suppressed {
-                    Column::SuppressedCount.gt(0)
-                } else {
-                    Column::SuppressedCount.eq(0)
-                }
+                if is_suppressed { Column::SuppressedCount.gt(0) } else { Column::SuppressedCount.eq(0) }
             }))
             .add_option((!zone_ids.is_empty()).then(|| {
                 // Both databases support this operator.
@@ -142,10 +115,6 @@ fn contains_text(text: &str, backend: DbBackend) -> SimpleExpr {
 }
 
 fn per_backend(backend: DbBackend, postgres: &str, sqlite: &str, value: String) -> SimpleExpr {
-    let sql = if backend == DbBackend::Postgres {
-        postgres
-    } else {
-        sqlite
-    };
+    let sql = if backend == DbBackend::Postgres { postgres } else { sqlite };
     Expr::cust_with_values(sql.to_string(), [value])
 }

@@ -7,10 +7,7 @@ use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use tonic::{Request, Response};
 use uuid::Uuid;
 
-use super::{
-    bulk::BulkTransition, change, create::NewAlert, deliveries::DeliveryWakeup, stats,
-    transition::Cause,
-};
+use super::{bulk::BulkTransition, change, create::NewAlert, deliveries::DeliveryWakeup, stats, transition::Cause};
 use crate::{
     batch::loader::Loader,
     db::{Db, row},
@@ -42,21 +39,11 @@ impl Alerts {
         let by_id = Loader::start(CONCURRENT_LOOKUPS, move |ids: Vec<Uuid>| {
             let db = reader.clone();
             async move {
-                let alerts = alert::Entity::find()
-                    .filter(alert::Column::Id.is_in(ids))
-                    .all(db.reader())
-                    .await?;
-                Ok(alerts
-                    .into_iter()
-                    .map(|alert| (alert.id, alert))
-                    .collect::<HashMap<_, _>>())
+                let alerts = alert::Entity::find().filter(alert::Column::Id.is_in(ids)).all(db.reader()).await?;
+                Ok(alerts.into_iter().map(|alert| (alert.id, alert)).collect::<HashMap<_, _>>())
             }
         });
-        Self {
-            db,
-            by_id: Arc::new(by_id),
-            wakeup,
-        }
+        Self { db, by_id: Arc::new(by_id), wakeup }
     }
 }
 
@@ -68,10 +55,7 @@ impl AlertService for Alerts {
         Ok(Response::new(row::require(alert, "alert", id)?.into()))
     }
 
-    async fn list_alerts(
-        &self,
-        request: Request<pb::ListAlertsRequest>,
-    ) -> Reply<pb::ListAlertsResponse> {
+    async fn list_alerts(&self, request: Request<pb::ListAlertsRequest>) -> Reply<pb::ListAlertsResponse> {
         let request = request.into_inner();
         let filter = request.filter.unwrap_or_default();
         let page = Page::parse(request.page_size, &request.page_token, "alerts", &filter)?;
@@ -79,25 +63,14 @@ impl AlertService for Alerts {
         let key = |alert: &alert::Model| (alert.created_at, alert.id);
         let select = alert::Entity::find().filter(filter.condition(self.db.backend())?);
         let scan = self.db.scan_if(!filter.has_index()).await?;
-        let (alerts, next_page_token) = page
-            .newest_first(scan.reader(), select, columns, key)
-            .await?;
-        Ok(Response::new(pb::ListAlertsResponse {
-            alerts,
-            next_page_token,
-        }))
+        let (alerts, next_page_token) = page.newest_first(scan.reader(), select, columns, key).await?;
+        Ok(Response::new(pb::ListAlertsResponse { alerts, next_page_token }))
     }
 
-    async fn create_alert(
-        &self,
-        request: Request<pb::CreateAlertRequest>,
-    ) -> Reply<pb::CreateAlertResponse> {
+    async fn create_alert(&self, request: Request<pb::CreateAlertRequest>) -> Reply<pb::CreateAlertResponse> {
         let peer = request.remote_addr();
         let request = request.into_inner();
-        let new_alert = work::run_by_size(request.encoded_len(), move || {
-            NewAlert::parse(request, peer)
-        })
-        .await?;
+        let new_alert = work::run_by_size(request.encoded_len(), move || NewAlert::parse(request, peer)).await?;
         let create = || self.db.write(async |tx| new_alert.create(tx).await);
         let created = match create().await {
             // A concurrent call stored the same request first. The second attempt returns its
@@ -111,19 +84,13 @@ impl AlertService for Alerts {
         Ok(Response::new(created))
     }
 
-    async fn acknowledge_alert(
-        &self,
-        request: Request<pb::AcknowledgeAlertRequest>,
-    ) -> Reply<pb::Alert> {
+    async fn acknowledge_alert(&self, request: Request<pb::AcknowledgeAlertRequest>) -> Reply<pb::Alert> {
         let peer = request.remote_addr();
         let request = request.into_inner();
         let id = check::uuid("id", &request.id)?;
         let cause = Cause::parse(peer, &request.actor, &request.reason)?;
         let (next, expected) = (AlertStatus::Acknowledged, request.expected_version_id);
-        let alert = self
-            .db
-            .write(async |tx| change::advance(tx, id, next, expected, &cause).await)
-            .await?;
+        let alert = self.db.write(async |tx| change::advance(tx, id, next, expected, &cause).await).await?;
         Ok(Response::new(alert))
     }
 
@@ -133,10 +100,7 @@ impl AlertService for Alerts {
         let id = check::uuid("id", &request.id)?;
         let cause = Cause::parse(peer, &request.actor, &request.reason)?;
         let (next, expected) = (AlertStatus::Dismissed, request.expected_version_id);
-        let alert = self
-            .db
-            .write(async |tx| change::advance(tx, id, next, expected, &cause).await)
-            .await?;
+        let alert = self.db.write(async |tx| change::advance(tx, id, next, expected, &cause).await).await?;
         Ok(Response::new(alert))
     }
 
@@ -152,10 +116,7 @@ impl AlertService for Alerts {
         Ok(Response::new(bulk.run(&self.db, request.dry_run).await?))
     }
 
-    async fn dismiss_alerts(
-        &self,
-        request: Request<pb::DismissAlertsRequest>,
-    ) -> Reply<pb::MoveAlertsResponse> {
+    async fn dismiss_alerts(&self, request: Request<pb::DismissAlertsRequest>) -> Reply<pb::MoveAlertsResponse> {
         let peer = request.remote_addr();
         let request = request.into_inner();
         let cause = Cause::parse(peer, &request.actor, &request.reason)?;
@@ -178,23 +139,15 @@ impl AlertService for Alerts {
         let db = scan.reader();
         let (alert_transitions, next_page_token) = if filter.alert_id.is_empty() {
             let key = |row: &Model| (row.created_at, row.id);
-            page.newest_first(db, select, (Column::CreatedAt, Column::Id), key)
-                .await?
+            page.newest_first(db, select, (Column::CreatedAt, Column::Id), key).await?
         } else {
             let key = |row: &Model| row.version_id.into();
-            page.lowest_first(db, select, Column::VersionId, key)
-                .await?
+            page.lowest_first(db, select, Column::VersionId, key).await?
         };
-        Ok(Response::new(pb::ListAlertTransitionsResponse {
-            alert_transitions,
-            next_page_token,
-        }))
+        Ok(Response::new(pb::ListAlertTransitionsResponse { alert_transitions, next_page_token }))
     }
 
-    async fn get_alert_stats(
-        &self,
-        request: Request<pb::GetAlertStatsRequest>,
-    ) -> Reply<pb::AlertStats> {
+    async fn get_alert_stats(&self, request: Request<pb::GetAlertStatsRequest>) -> Reply<pb::AlertStats> {
         let stats = stats::stats(&self.db, request.into_inner()).await?;
         Ok(Response::new(stats))
     }
@@ -226,21 +179,5 @@ impl From<alert::Model> for pb::Alert {
     }
 }
 
-proto_enum!(
-    AlertSeverity,
-    pb::Severity {
-        Low,
-        Medium,
-        High,
-        Critical
-    }
-);
-proto_enum!(
-    AlertStatus,
-    pb::AlertStatus {
-        Pending,
-        Delivered,
-        Acknowledged,
-        Dismissed
-    }
-);
+proto_enum!(AlertSeverity, pb::Severity { Low, Medium, High, Critical });
+proto_enum!(AlertStatus, pb::AlertStatus { Pending, Delivered, Acknowledged, Dismissed });

@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 use chrono::{DateTime, Utc};
 use prost_types::Duration;
 use sea_orm::{
-    ColumnTrait, Condition, DatabaseTransaction, DbBackend, EntityTrait, Order, QueryFilter,
-    QueryOrder, QuerySelect, Select, TryGetable,
+    ColumnTrait, Condition, DatabaseTransaction, DbBackend, EntityTrait, Order, QueryFilter, QueryOrder, QuerySelect,
+    Select, TryGetable,
     sea_query::{Expr, SimpleExpr},
 };
 use uuid::Uuid;
@@ -35,11 +35,7 @@ pub(crate) async fn stats(db: &Db, request: pb::GetAlertStatsRequest) -> Result<
     let width = request.bucket_width.map(seconds).transpose()?;
     let scan = db.scan().await?;
     let tx = scan.snapshot().await?;
-    let counter = AlertCounter {
-        tx: &tx,
-        backend,
-        condition,
-    };
+    let counter = AlertCounter { tx: &tx, backend, condition };
     let mut stats = counter.totals().await?;
     counter.add_means(&mut stats).await?;
     stats.by_rule = counter.by_rule().await?;
@@ -91,12 +87,9 @@ impl AlertCounter<'_> {
             severities[pb::Severity::from(severity) as usize] += alerts;
         }
         stats.oldest_open_at = oldest_open.map(time::to_proto);
-        stats.by_status = nonzero(statuses)
-            .map(|(status, alerts)| pb::AlertStatusCount { status, alerts })
-            .collect();
-        stats.by_severity = nonzero(severities)
-            .map(|(severity, alerts)| pb::AlertSeverityCount { severity, alerts })
-            .collect();
+        stats.by_status = nonzero(statuses).map(|(status, alerts)| pb::AlertStatusCount { status, alerts }).collect();
+        stats.by_severity =
+            nonzero(severities).map(|(severity, alerts)| pb::AlertSeverityCount { severity, alerts }).collect();
         #[expect(clippy::cast_precision_loss, reason = "a ratio has no more digits")]
         let ratio = |part: i64, all: i64| part as f64 / all as f64;
         let matches = stats.total + stats.suppressed;
@@ -139,23 +132,14 @@ impl AlertCounter<'_> {
 
     async fn by_camera(&self) -> Result<Vec<pb::AlertCameraCount>> {
         let order = collate_bytewise(Expr::col(Column::CameraId), self.backend);
-        let groups: Vec<(Option<String>, i64, i64)> =
-            self.grouped_by(Column::CameraId, order).await?;
-        let camera = |(camera_id, alerts, suppressed)| pb::AlertCameraCount {
-            camera_id,
-            alerts,
-            suppressed,
-        };
+        let groups: Vec<(Option<String>, i64, i64)> = self.grouped_by(Column::CameraId, order).await?;
+        let camera = |(camera_id, alerts, suppressed)| pb::AlertCameraCount { camera_id, alerts, suppressed };
         Ok(groups.into_iter().map(camera).collect())
     }
 
     /// Counts alerts by the values of a column, largest group first. `order` sorts groups of equal
     /// size.
-    async fn grouped_by<T: TryGetable>(
-        &self,
-        column: Column,
-        order: SimpleExpr,
-    ) -> Result<Vec<(T, i64, i64)>> {
+    async fn grouped_by<T: TryGetable>(&self, column: Column, order: SimpleExpr) -> Result<Vec<(T, i64, i64)>> {
         Ok(self
             .select()
             .column(column)
@@ -220,14 +204,8 @@ fn seconds(width: Duration) -> Result<i64> {
 }
 
 fn duration(micros: f64) -> Duration {
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "times end in the year 9999"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "times end in the year 9999")]
     let micros = micros.round() as i64;
     let nanos = i32::try_from(micros % 1_000_000 * 1_000).unwrap_or_default();
-    Duration {
-        seconds: micros / 1_000_000,
-        nanos,
-    }
+    Duration { seconds: micros / 1_000_000, nanos }
 }

@@ -29,10 +29,7 @@ pub struct Cause {
 impl Cause {
     /// Creates a cause without a reason.
     pub fn new(actor: impl Into<String>) -> Self {
-        Self {
-            actor: actor.into(),
-            reason: None,
-        }
+        Self { actor: actor.into(), reason: None }
     }
 
     /// Creates the cause of an alert that a rule raised.
@@ -45,10 +42,7 @@ impl Cause {
     pub(crate) fn parse(peer: Option<SocketAddr>, actor: &str, reason: &str) -> Result<Self> {
         let actor = check::actor("actor", actor, peer)?;
         let reason = check::text("reason", reason, 0..=1_000)?;
-        Ok(Self {
-            actor,
-            reason: Some(reason).filter(|reason| !reason.is_empty()),
-        })
+        Ok(Self { actor, reason: Some(reason).filter(|reason| !reason.is_empty()) })
     }
 }
 
@@ -59,11 +53,7 @@ pub fn raised(alert: &alert::Model, cause: Cause) -> ActiveModel {
 
 /// Builds the transition row of an alert that moved from `from` to its present status. `None` for a
 /// new alert.
-pub(crate) fn status_change(
-    alert: &alert::Model,
-    from: Option<AlertStatus>,
-    cause: Cause,
-) -> ActiveModel {
+pub(crate) fn status_change(alert: &alert::Model, from: Option<AlertStatus>, cause: Cause) -> ActiveModel {
     ActiveModel {
         id: NotSet,
         alert_id: Set(alert.id),
@@ -93,9 +83,7 @@ impl pb::AlertTransitionFilter {
         let (start, end) = time::bounds("filter.created_at", self.created_at)?;
         let mut select = Entity::find()
             .apply_if(alert_id, |select, id| select.filter(Column::AlertId.eq(id)))
-            .apply_if(start, |select, start| {
-                select.filter(Column::CreatedAt.gte(start))
-            })
+            .apply_if(start, |select, start| select.filter(Column::CreatedAt.gte(start)))
             .apply_if(end, |select, end| select.filter(Column::CreatedAt.lt(end)));
         if !actor.is_empty() {
             select = select.filter(Column::Actor.eq(actor));

@@ -24,9 +24,6 @@ pub(crate) async fn announce(
 /// Builds the feed record of a change of a rule.
 pub(crate) fn announcement(kind: ChangeKind, rule: pb::AlertRule) -> Record {
     let key = rule.id.clone();
-    let change = pb::AlertRuleChange {
-        kind: kind.into(),
-        alert_rule: Some(rule),
-    };
+    let change = pb::AlertRuleChange { kind: kind.into(), alert_rule: Some(rule) };
     topics::record(key, Update::AlertRule(change))
 }

@@ -32,10 +32,7 @@ use crate::{
         alert_rule::{self, ActiveModel, Entity},
     },
     error::{Error, Result},
-    pb::{
-        self, RuleStop, test_alert_rule_request::Rule as RequestedRule,
-        test_alert_rule_response::Update,
-    },
+    pb::{self, RuleStop, test_alert_rule_request::Rule as RequestedRule, test_alert_rule_response::Update},
     rpc::{check, time},
     zones::ZoneSet,
 };
@@ -71,11 +68,7 @@ impl AlertRules {
             return Err(Error::invalid("started_at.end", "must be after the start"));
         }
         let camera_ids = check::texts("camera_ids", &request.camera_ids, 1_000, &(1..=64))?;
-        let range = EventRange {
-            start,
-            end,
-            camera_ids,
-        };
+        let range = EventRange { start, end, camera_ids };
         let requested = check::within("max_results", request.max_results, 0..=i32::MAX)?;
         let max_results = if requested == 0 { i32::MAX } else { requested };
         let row = match request.rule {
@@ -112,15 +105,7 @@ impl AlertRules {
 
 impl Backtest {
     fn new(rule: Rule, zones: Arc<ZoneSet>) -> Self {
-        Self {
-            rule,
-            zones,
-            cooldowns: HashMap::new(),
-            events: 0,
-            matched: 0,
-            would_fire: 0,
-            stops: BTreeMap::new(),
-        }
+        Self { rule, zones, cooldowns: HashMap::new(), events: 0, matched: 0, would_fire: 0, stops: BTreeMap::new() }
     }
 
     /// Streams the backtest. Nothing is read ahead: while the client does not read, the stream only
@@ -173,10 +158,7 @@ impl Backtest {
                 *self.stops.entry(stop).or_default() += 1;
                 return None;
             }
-            Verdict::Matches {
-                object_type,
-                zone_id,
-            } => (object_type, zone_id),
+            Verdict::Matches { object_type, zone_id } => (object_type, zone_id),
         };
         self.matched += 1;
         let event = &stored_event.event;
@@ -211,11 +193,8 @@ impl Backtest {
             return None;
         }
         let now_us = started_at.timestamp_micros();
-        let running = self
-            .cooldowns
-            .get(key)
-            .copied()
-            .filter(|(start_us, _)| start_us + self.rule.cooldown_us > now_us);
+        let running =
+            self.cooldowns.get(key).copied().filter(|(start_us, _)| start_us + self.rule.cooldown_us > now_us);
         if running.is_none() {
             self.cooldowns.insert(key.to_string(), (now_us, event_id));
         }
@@ -225,8 +204,7 @@ impl Backtest {
     /// Drops cooldowns that end before all remaining events.
     fn drop_expired_cooldowns(&mut self, reached: DateTime<Utc>) {
         let (cooldown_us, reached_us) = (self.rule.cooldown_us, reached.timestamp_micros());
-        self.cooldowns
-            .retain(|_, (start_us, _)| *start_us + cooldown_us > reached_us);
+        self.cooldowns.retain(|_, (start_us, _)| *start_us + cooldown_us > reached_us);
     }
 
     fn progress(&self, reached: DateTime<Utc>) -> pb::AlertRuleTestProgress {
@@ -239,10 +217,8 @@ impl Backtest {
     }
 
     fn totals(&self) -> pb::AlertRuleTestTotals {
-        let stops = self.stops.iter().map(|(stop, events)| pb::RuleStopCount {
-            stopped_by: (*stop).into(),
-            events: *events,
-        });
+        let stops =
+            self.stops.iter().map(|(stop, events)| pb::RuleStopCount { stopped_by: (*stop).into(), events: *events });
         pb::AlertRuleTestTotals {
             events: self.events,
             matched: self.matched,
@@ -265,7 +241,5 @@ async fn read_page(
 }
 
 fn response(update: Update) -> pb::TestAlertRuleResponse {
-    pb::TestAlertRuleResponse {
-        update: Some(update),
-    }
+    pb::TestAlertRuleResponse { update: Some(update) }
 }

@@ -3,8 +3,7 @@
 use std::collections::HashSet;
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder,
-    QuerySelect,
+    ActiveModelTrait, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
     sea_query::{Expr, ExprTrait, LockType},
 };
 use uuid::Uuid;
@@ -41,9 +40,7 @@ impl AlertRules {
         &self,
         request: pb::SetAlertRulesEnabledRequest,
     ) -> Result<(pb::SetAlertRulesEnabledResponse, Vec<Uuid>)> {
-        let enabled = request
-            .enabled
-            .ok_or_else(|| Error::invalid("enabled", "is required"))?;
+        let enabled = request.enabled.ok_or_else(|| Error::invalid("enabled", "is required"))?;
         let ids = check::uuids("ids", &request.ids)?;
         let select = match &request.filter {
             Some(_) if !ids.is_empty() => {
@@ -87,10 +84,7 @@ impl AlertRules {
     /// Creates a rule with the fields of another rule.
     pub(crate) async fn copy(&self, request: pb::CloneAlertRuleRequest) -> Result<pb::AlertRule> {
         let id = check::uuid("id", &request.id)?;
-        let name = request
-            .name
-            .map(|name| check::name("name", &name, 1..=MAX_NAME_CHARS))
-            .transpose()?;
+        let name = request.name.map(|name| check::name("name", &name, 1..=MAX_NAME_CHARS)).transpose()?;
         self.db
             .write(async |tx| {
                 let stored = Entity::find_by_id(id).one(tx).await?;
@@ -108,25 +102,15 @@ impl AlertRules {
 }
 
 /// Sets `enabled` of locked rules and announces the changes.
-async fn set_enabled_of(
-    tx: &DatabaseTransaction,
-    mut rules: Vec<alert_rule::Model>,
-    enabled: bool,
-) -> Result<()> {
+async fn set_enabled_of(tx: &DatabaseTransaction, mut rules: Vec<alert_rule::Model>, enabled: bool) -> Result<()> {
     let now = entity::now();
     for rules in rules.chunks(MAX_RULES_PER_STATEMENT) {
         let ids: Vec<Uuid> = rules.iter().map(|rule| rule.id).collect();
-        let updated_at = Expr::case(
-            Expr::col(Column::UpdatedAt).gt(now),
-            Expr::col(Column::UpdatedAt),
-        );
+        let updated_at = Expr::case(Expr::col(Column::UpdatedAt).gt(now), Expr::col(Column::UpdatedAt));
         Entity::update_many()
             .col_expr(Column::Enabled, Expr::value(enabled))
             // `updated_at` never decreases, even if the clock is set back.
-            .col_expr(
-                Column::UpdatedAt,
-                updated_at.finally(Expr::value(now)).into(),
-            )
+            .col_expr(Column::UpdatedAt, updated_at.finally(Expr::value(now)).into())
             .col_expr(Column::VersionId, Expr::col(Column::VersionId).add(1))
             .filter(Column::Id.is_in(ids))
             .exec(tx)
@@ -137,9 +121,7 @@ async fn set_enabled_of(
         rule.updated_at = Ord::max(now, rule.updated_at);
         rule.version_id += 1;
     }
-    let records = rules
-        .into_iter()
-        .map(|rule| announcement(ChangeKind::Updated, rule.into()));
+    let records = rules.into_iter().map(|rule| announcement(ChangeKind::Updated, rule.into()));
     feed::record(tx, records).await
 }
 

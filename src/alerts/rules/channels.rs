@@ -29,17 +29,13 @@ impl pb::AlertRule {
             .iter()
             .enumerate()
             .map(|(position, name)| (format!("{rule}.channels[{position}]"), name.clone()));
-        let escalated = self
-            .escalation
-            .iter()
-            .enumerate()
-            .flat_map(|(step, named)| {
-                let names = named.channels.iter().enumerate();
-                names.map(move |(position, name)| {
-                    let field = format!("{rule}.escalation[{step}].channels[{position}]");
-                    (field, name.clone())
-                })
-            });
+        let escalated = self.escalation.iter().enumerate().flat_map(|(step, named)| {
+            let names = named.channels.iter().enumerate();
+            names.map(move |(position, name)| {
+                let field = format!("{rule}.escalation[{step}].channels[{position}]");
+                (field, name.clone())
+            })
+        });
         immediate.chain(escalated).collect()
     }
 
@@ -58,26 +54,15 @@ impl pb::AlertRule {
             let delay = step.after.unwrap_or_default();
             let after_seconds = time::whole_seconds(&delay_field, delay, &(1..=MAX_DELAY_SECONDS))?;
             if after_seconds <= previous_seconds {
-                return Err(Error::invalid(
-                    delay_field,
-                    "must be later than the step before",
-                ));
+                return Err(Error::invalid(delay_field, "must be later than the step before"));
             }
             previous_seconds = after_seconds;
             let channels_field = format!("{step_field}.channels");
-            let channels = check::texts(
-                &channels_field,
-                &step.channels,
-                MAX_CHANNELS_PER_STEP,
-                &(1..=100),
-            )?;
+            let channels = check::texts(&channels_field, &step.channels, MAX_CHANNELS_PER_STEP, &(1..=100))?;
             if channels.is_empty() {
                 return Err(Error::invalid(channels_field, "is required"));
             }
-            steps.push(EscalationStep {
-                after_seconds,
-                channels,
-            });
+            steps.push(EscalationStep { after_seconds, channels });
         }
         Ok(Some(Escalation(steps)).filter(|steps| !steps.0.is_empty()))
     }
@@ -101,12 +86,8 @@ pub(crate) async fn refuse_unknown(
     before: Option<&pb::AlertRule>,
 ) -> Result<()> {
     let path = "alert_rule";
-    let old_names: HashSet<_> = before
-        .map(|before| before.named_channels(path))
-        .into_iter()
-        .flatten()
-        .map(|(_, name)| name)
-        .collect();
+    let old_names: HashSet<_> =
+        before.map(|before| before.named_channels(path)).into_iter().flatten().map(|(_, name)| name).collect();
     let mut new_names = rule.named_channels(path);
     new_names.retain(|(_, name)| !old_names.contains(name));
     refuse_unknown_names(db, new_names).await
@@ -114,29 +95,22 @@ pub(crate) async fn refuse_unknown(
 
 /// Fails with `BROKEN_REFERENCE` at the first name without a channel. `named` has field paths and
 /// names.
-pub(crate) async fn refuse_unknown_names(
-    db: &impl ConnectionTrait,
-    named: Vec<(String, String)>,
-) -> Result<()> {
+pub(crate) async fn refuse_unknown_names(db: &impl ConnectionTrait, named: Vec<(String, String)>) -> Result<()> {
     if named.is_empty() {
         return Ok(());
     }
     let existing = lock_existing(db, named.iter().map(|(_, name)| name.as_str())).await?;
     match named.into_iter().find(|(_, name)| !existing.contains(name)) {
-        Some((field, _)) => Err(Error::BrokenReference {
-            field,
-            problem: "names a notification channel that does not exist".into(),
-        }),
+        Some((field, _)) => {
+            Err(Error::BrokenReference { field, problem: "names a notification channel that does not exist".into() })
+        }
         None => Ok(()),
     }
 }
 
 /// Returns the names that exist, and locks the channels against deletion until the transaction
 /// ends.
-async fn lock_existing(
-    db: &impl ConnectionTrait,
-    names: impl Iterator<Item = &str>,
-) -> Result<HashSet<String>> {
+async fn lock_existing(db: &impl ConnectionTrait, names: impl Iterator<Item = &str>) -> Result<HashSet<String>> {
     use notification_channel::Column::Name;
 
     let names: BTreeSet<_> = names.collect();

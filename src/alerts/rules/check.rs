@@ -81,44 +81,26 @@ impl pb::AlertRule {
     /// defaults.
     pub(crate) fn checked(&self) -> Result<ActiveModel> {
         let strings = |field: &str, values: &[String], max_values, max_chars| {
-            let values = check::texts(
-                &format!("alert_rule.{field}"),
-                values,
-                max_values,
-                &(1..=max_chars),
-            )?;
+            let values = check::texts(&format!("alert_rule.{field}"), values, max_values, &(1..=max_chars))?;
             Ok::<_, Error>(Some(Strings(values)).filter(|values| !values.0.is_empty()))
         };
-        let risk_threshold = self
-            .risk_threshold
-            .map(|score| check::within("alert_rule.risk_threshold", score, 0..=100));
-        let min_confidence = self
-            .min_confidence
-            .map(|minimum| check::within("alert_rule.min_confidence", minimum, 0.0..=1.0));
-        let schedule = self
-            .schedule
-            .as_ref()
-            .map(|schedule| schedule::from_proto("alert_rule.schedule", schedule));
-        let template = self
-            .dedup_key_template
-            .as_deref()
-            .unwrap_or(DEFAULT_TEMPLATE);
+        let risk_threshold =
+            self.risk_threshold.map(|score| check::within("alert_rule.risk_threshold", score, 0..=100));
+        let min_confidence =
+            self.min_confidence.map(|minimum| check::within("alert_rule.min_confidence", minimum, 0.0..=1.0));
+        let schedule = self.schedule.as_ref().map(|schedule| schedule::from_proto("alert_rule.schedule", schedule));
+        let template = self.dedup_key_template.as_deref().unwrap_or(DEFAULT_TEMPLATE);
         Template::parse("alert_rule.dedup_key_template", template)?;
         let (flap_threshold, flap_window_seconds) = self.flap_limit()?;
-        let cooldown = self.cooldown.map(|cooldown| {
-            time::whole_seconds("alert_rule.cooldown", cooldown, &(0..=MAX_COOLDOWN_SECONDS))
-        });
+        let cooldown = self
+            .cooldown
+            .map(|cooldown| time::whole_seconds("alert_rule.cooldown", cooldown, &(0..=MAX_COOLDOWN_SECONDS)));
         Ok(ActiveModel {
             name: Set(check::name("alert_rule.name", &self.name, 1..=255)?),
-            description: Set(check::optional_text(
-                "alert_rule.description",
-                self.description.as_deref(),
-                0..=65_536,
-            )?),
+            description: Set(check::optional_text("alert_rule.description", self.description.as_deref(), 0..=65_536)?),
             enabled: Set(self.enabled.unwrap_or(true)),
             severity: Set(
-                AlertSeverity::from_proto("alert_rule.severity", self.severity)?
-                    .unwrap_or(AlertSeverity::Medium),
+                AlertSeverity::from_proto("alert_rule.severity", self.severity)?.unwrap_or(AlertSeverity::Medium)
             ),
             risk_threshold: Set(risk_threshold.transpose()?),
             object_types: Set(strings("object_types", &self.object_types, 100, 255)?),
@@ -139,13 +121,9 @@ impl pb::AlertRule {
 
     /// Validates the flapping limit: threshold and window must be set together.
     fn flap_limit(&self) -> Result<(Option<i32>, Option<i32>)> {
-        let threshold = self.flap_threshold.map(|threshold| {
-            check::within(
-                "alert_rule.flap_threshold",
-                threshold,
-                1..=MAX_FLAP_THRESHOLD,
-            )
-        });
+        let threshold = self
+            .flap_threshold
+            .map(|threshold| check::within("alert_rule.flap_threshold", threshold, 1..=MAX_FLAP_THRESHOLD));
         let window = self.flap_window.map(|window| {
             let bounds = 1..=MAX_FLAP_WINDOW_SECONDS;
             time::whole_seconds("alert_rule.flap_window", window, &bounds)
@@ -156,18 +134,12 @@ impl pb::AlertRule {
             (None, Some(_)) => ("flap_threshold", "flap_window"),
             (Some(_), Some(_)) | (None, None) => return Ok((threshold, window)),
         };
-        Err(Error::invalid(
-            format!("alert_rule.{}", missing.0),
-            format!("is required with {}", missing.1),
-        ))
+        Err(Error::invalid(format!("alert_rule.{}", missing.0), format!("is required with {}", missing.1)))
     }
 }
 
 /// Returns the row that replaces `before`, with the next version. `None` if no column differs.
-pub(crate) fn next_version(
-    mut row: ActiveModel,
-    before: &alert_rule::Model,
-) -> Option<ActiveModel> {
+pub(crate) fn next_version(mut row: ActiveModel, before: &alert_rule::Model) -> Option<ActiveModel> {
     row.id = Set(before.id);
     row.created_at = NotSet;
     row.updated_at = NotSet;

@@ -30,17 +30,10 @@ const MAX_LISTED_VALUES: usize = 20;
 
 impl AlertRules {
     /// Returns a page of rules with the explanation of each for an event.
-    pub(crate) async fn explain(
-        &self,
-        request: pb::ExplainEventRequest,
-    ) -> Result<pb::ExplainEventResponse> {
+    pub(crate) async fn explain(&self, request: pb::ExplainEventRequest) -> Result<pb::ExplainEventResponse> {
         let event_id = check::row_id("event_id", request.event_id)?;
         let rule_ids = check::uuids("rule_ids", &request.rule_ids)?;
-        let page_scope = pb::ExplainEventRequest {
-            page_size: 0,
-            page_token: String::new(),
-            ..request.clone()
-        };
+        let page_scope = pb::ExplainEventRequest { page_size: 0, page_token: String::new(), ..request.clone() };
         let (size, token) = (request.page_size, &request.page_token);
         let page = Page::parse(size, token, "rule_explanations", &page_scope)?;
         let scan = self.db.scan().await?;
@@ -60,16 +53,9 @@ impl AlertRules {
         let (explanations, next_page_token) = page.paginate(rows, key, |row| {
             let alert_id = alerts.get(&row.id).map(ToString::to_string);
             let suppression = suppressions.remove(&row.id);
-            pb::RuleExplanation {
-                alert_id,
-                suppression,
-                ..explain_rule(&row, &event, &facts)
-            }
+            pb::RuleExplanation { alert_id, suppression, ..explain_rule(&row, &event, &facts) }
         });
-        Ok(pb::ExplainEventResponse {
-            explanations,
-            next_page_token,
-        })
+        Ok(pb::ExplainEventResponse { explanations, next_page_token })
     }
 }
 
@@ -90,24 +76,15 @@ async fn alerts_by_rule(db: &Reader, event_id: i64) -> Result<HashMap<Uuid, Uuid
 }
 
 /// Returns the suppression of each rule that matched an event without raising an alert.
-async fn suppressions_by_rule(
-    db: &Reader,
-    event_id: i64,
-) -> Result<HashMap<Uuid, pb::AlertSuppression>> {
-    let rows = alert_suppression::Entity::find()
-        .filter(alert_suppression::Column::EventId.eq(event_id))
-        .all(db)
-        .await?;
+async fn suppressions_by_rule(db: &Reader, event_id: i64) -> Result<HashMap<Uuid, pb::AlertSuppression>> {
+    let rows =
+        alert_suppression::Entity::find().filter(alert_suppression::Column::EventId.eq(event_id)).all(db).await?;
     let by_rule = |row: alert_suppression::Model| Some((row.rule_id?, row.into()));
     Ok(rows.into_iter().filter_map(by_rule).collect())
 }
 
 /// Evaluates a rule for an event, without the result at ingest.
-fn explain_rule(
-    row: &alert_rule::Model,
-    event: &StoredEvent,
-    facts: &EventFacts,
-) -> pb::RuleExplanation {
+fn explain_rule(row: &alert_rule::Model, event: &StoredEvent, facts: &EventFacts) -> pb::RuleExplanation {
     let mut explanation = pb::RuleExplanation {
         rule_id: row.id.to_string(),
         rule_name: row.name.clone(),
@@ -143,13 +120,7 @@ fn explain_conditions(
 ) -> Vec<pb::ConditionExplanation> {
     let condition = |stop: RuleStop, expected: String, actual: String, met: bool| {
         let detection_id = None;
-        pb::ConditionExplanation {
-            condition: stop.into(),
-            expected,
-            actual,
-            met,
-            detection_id,
-        }
+        pb::ConditionExplanation { condition: stop.into(), expected, actual, met, detection_id }
     };
     let texts = |strings: &Option<crate::entity::Strings>| {
         let strings = strings.clone().unwrap_or_default().0;
@@ -184,49 +155,42 @@ fn explain_conditions(
         ));
     }
     let closest = ClosestDetection::of(rule, facts);
-    let of_detection =
-        |stop, expected, actual: &dyn Fn(&ClosestDetection<'_>) -> (String, bool)| {
-            let (actual, met) = match &closest {
-                Some(closest) => actual(closest),
-                None => ("no detection".to_string(), false),
-            };
-            pb::ConditionExplanation {
-                detection_id: closest.as_ref().map(|closest| detection_id(closest.index)),
-                ..condition(stop, expected, actual, met)
-            }
+    let of_detection = |stop, expected, actual: &dyn Fn(&ClosestDetection<'_>) -> (String, bool)| {
+        let (actual, met) = match &closest {
+            Some(closest) => actual(closest),
+            None => ("no detection".to_string(), false),
         };
+        pb::ConditionExplanation {
+            detection_id: closest.as_ref().map(|closest| detection_id(closest.index)),
+            ..condition(stop, expected, actual, met)
+        }
+    };
     if !rule.object_types.is_empty() {
         let expected = format!("object_type in [{}]", texts(&row.object_types));
         conditions.push(of_detection(RuleStop::ObjectTypes, expected, &|closest| {
-            let actual = closest.detection.object_type.as_deref().map_or_else(
-                || "no object_type".into(),
-                |name| format!("object_type {name}"),
-            );
+            let actual = closest
+                .detection
+                .object_type
+                .as_deref()
+                .map_or_else(|| "no object_type".into(), |name| format!("object_type {name}"));
             (actual, closest.has_type)
         }));
     }
     if let Some(minimum) = rule.min_confidence {
         let expected = format!("confidence >= {minimum}");
-        conditions.push(of_detection(
-            RuleStop::MinConfidence,
-            expected,
-            &|closest| {
-                let actual = closest.detection.confidence.map_or_else(
-                    || "no confidence".into(),
-                    |confidence| format!("confidence {confidence}"),
-                );
-                (actual, closest.is_confident)
-            },
-        ));
+        conditions.push(of_detection(RuleStop::MinConfidence, expected, &|closest| {
+            let actual = closest
+                .detection
+                .confidence
+                .map_or_else(|| "no confidence".into(), |confidence| format!("confidence {confidence}"));
+            (actual, closest.is_confident)
+        }));
     }
     if !rule.zone_ids.is_empty() {
         let expected = format!("zone_id in [{}]", texts(&row.zone_ids));
         conditions.push(of_detection(RuleStop::ZoneIds, expected, &|closest| {
             let zones = facts.zones.of(&facts.camera_id);
-            (
-                describe_zones(closest.detection, zones),
-                closest.zone.is_some(),
-            )
+            (describe_zones(closest.detection, zones), closest.zone.is_some())
         }));
     }
     conditions
@@ -245,19 +209,14 @@ struct ClosestDetection<'a> {
 impl<'a> ClosestDetection<'a> {
     fn of(rule: &Rule, facts: &'a EventFacts) -> Option<Self> {
         let zones = facts.zones.of(&facts.camera_id);
-        let candidates = facts
-            .detections
-            .iter()
-            .enumerate()
-            .map(|(index, detection)| Self {
-                index,
-                has_type: rule.has_object_type(detection),
-                is_confident: rule.has_confidence(detection),
-                zone: (0..zones.len()).find(|zone| {
-                    rule.zone_ids.contains(&zones[*zone].id) && detection.is_in(zones, *zone)
-                }),
-                detection,
-            });
+        let candidates = facts.detections.iter().enumerate().map(|(index, detection)| Self {
+            index,
+            has_type: rule.has_object_type(detection),
+            is_confident: rule.has_confidence(detection),
+            zone: (0..zones.len())
+                .find(|zone| rule.zone_ids.contains(&zones[*zone].id) && detection.is_in(zones, *zone)),
+            detection,
+        });
         // The first of equal detections is kept.
         candidates.reduce(|best, other| if other.is_closer(&best) { other } else { best })
     }
@@ -298,26 +257,15 @@ fn join_limited<'a>(values: impl ExactSizeIterator<Item = &'a str>) -> String {
     let omitted = values.len().saturating_sub(MAX_LISTED_VALUES);
     let first_values: Vec<_> = values.take(MAX_LISTED_VALUES).collect();
     let joined = first_values.join(", ");
-    if omitted > 0 {
-        format!("{joined}, and {omitted} more")
-    } else {
-        joined
-    }
+    if omitted > 0 { format!("{joined}, and {omitted} more") } else { joined }
 }
 
 /// Describes a schedule in readable form.
 fn describe_schedule(schedule: &alert_rule::Schedule) -> String {
     let day_names: Vec<_> = schedule.days.iter().map(|day| format!("{day:?}")).collect();
-    let days = if day_names.is_empty() {
-        "every day".to_string()
-    } else {
-        day_names.join(", ")
-    };
-    let times = schedule
-        .start_time
-        .as_ref()
-        .zip(schedule.end_time.as_ref())
-        .map(|(start, end)| format!(" {start} to {end}"));
+    let days = if day_names.is_empty() { "every day".to_string() } else { day_names.join(", ") };
+    let times =
+        schedule.start_time.as_ref().zip(schedule.end_time.as_ref()).map(|(start, end)| format!(" {start} to {end}"));
     format!("{days}{} {}", times.unwrap_or_default(), schedule.timezone)
 }
 
@@ -342,8 +290,7 @@ mod tests {
                 let row = random.rule();
                 let rule = Rule::compile(row.clone()).unwrap();
                 let [facts, again] = random.facts(&zones);
-                let conditions =
-                    explain_conditions(&row, &rule, &facts, |at| i64::try_from(at).unwrap());
+                let conditions = explain_conditions(&row, &rule, &facts, |at| i64::try_from(at).unwrap());
                 let first = conditions.iter().find(|condition| !condition.met);
                 let first = first.map(pb::ConditionExplanation::condition);
                 let context = format!("seed {seed}, round {round}: {row:?} {facts:?}");
@@ -372,10 +319,7 @@ mod tests {
     fn long_lists_are_cut() {
         let ids: Vec<_> = (0..25).map(|n| format!("c{n}")).collect();
         let joined = join_limited(ids.iter().map(String::as_str));
-        assert!(
-            joined.starts_with("c0, c1") && joined.ends_with("c19, and 5 more"),
-            "{joined}"
-        );
+        assert!(joined.starts_with("c0, c1") && joined.ends_with("c19, and 5 more"), "{joined}");
         assert_eq!(join_limited(["a", "b"].into_iter()), "a, b");
     }
 }

@@ -28,17 +28,11 @@ pub fn translate(mut rule: pb::AlertRule) -> Result<pb::AlertRule> {
             "min_confidence" => rule.min_confidence.is_some(),
             "time_ranges" => rule.schedule.is_some(),
             _ => {
-                return Err(Error::invalid(
-                    field,
-                    "is not a condition that this server knows",
-                ));
+                return Err(Error::invalid(field, "is not a condition that this server knows"));
             }
         };
         if is_set {
-            return Err(Error::invalid(
-                field,
-                format!("contradicts `alert_rule.{target}`, which is set as well"),
-            ));
+            return Err(Error::invalid(field, format!("contradicts `alert_rule.{target}`, which is set as well")));
         }
         match key.as_str() {
             "risk_threshold" => rule.risk_threshold = Some(whole(&field, &value)?),
@@ -61,8 +55,7 @@ fn number(field: &str, value: &Value) -> Result<f64> {
 fn whole(field: &str, value: &Value) -> Result<i32> {
     let number = number(field, value)?;
     #[expect(clippy::cast_possible_truncation, reason = "whole and in range")]
-    let whole =
-        (number.fract() == 0.0 && number.abs() < f64::from(i32::MAX)).then_some(number as i32);
+    let whole = (number.fract() == 0.0 && number.abs() < f64::from(i32::MAX)).then_some(number as i32);
     whole.ok_or_else(|| Error::invalid(field, "must be a whole number"))
 }
 
@@ -82,11 +75,7 @@ fn text(field: impl FnOnce() -> String, value: Option<Value>) -> Result<String> 
 
 fn texts(field: &str, value: Value) -> Result<Vec<String>> {
     let entry = |(index, value)| text(|| format!("{field}[{index}]"), Some(value));
-    list(field, value)?
-        .into_iter()
-        .enumerate()
-        .map(entry)
-        .collect()
+    list(field, value)?.into_iter().enumerate().map(entry).collect()
 }
 
 fn time_range(field: &str, value: Value) -> Result<Option<pb::Schedule>> {
@@ -101,11 +90,7 @@ fn time_range(field: &str, value: Value) -> Result<Option<pb::Schedule>> {
     let end_time = text(|| format!("{field}[0].end"), fields.remove("end"))?;
     match fields.into_keys().next() {
         Some(key) => Err(Error::invalid(format!("{field}[0].{key}"), "is not known")),
-        None => Ok(Some(pb::Schedule {
-            start_time,
-            end_time,
-            ..Default::default()
-        })),
+        None => Ok(Some(pb::Schedule { start_time, end_time, ..Default::default() })),
     }
 }
 
@@ -116,10 +101,7 @@ mod tests {
     use super::*;
 
     fn rule(conditions: serde_json::Value) -> pb::AlertRule {
-        pb::AlertRule {
-            conditions: crate::rpc::json::to_proto(conditions),
-            ..Default::default()
-        }
+        pb::AlertRule { conditions: crate::rpc::json::to_proto(conditions), ..Default::default() }
     }
 
     #[test]
@@ -130,18 +112,9 @@ mod tests {
         });
         let rule = translate(rule(conditions)).unwrap();
         let schedule = rule.schedule.unwrap();
-        assert_eq!(
-            (rule.risk_threshold, rule.min_confidence, rule.conditions),
-            (Some(70), Some(0.5), None)
-        );
-        assert_eq!(
-            (rule.object_types, rule.camera_ids),
-            (vec!["person".to_string()], vec!["door".to_string()])
-        );
-        assert_eq!(
-            (schedule.start_time.as_str(), schedule.end_time.as_str()),
-            ("22:00", "06:00")
-        );
+        assert_eq!((rule.risk_threshold, rule.min_confidence, rule.conditions), (Some(70), Some(0.5), None));
+        assert_eq!((rule.object_types, rule.camera_ids), (vec!["person".to_string()], vec!["door".to_string()]));
+        assert_eq!((schedule.start_time.as_str(), schedule.end_time.as_str()), ("22:00", "06:00"));
     }
 
     #[test]
@@ -159,10 +132,7 @@ mod tests {
         ] {
             assert!(translate(rule(conditions.clone())).is_err(), "{conditions}");
         }
-        let both = pb::AlertRule {
-            risk_threshold: Some(1),
-            ..rule(json!({"risk_threshold": 2}))
-        };
+        let both = pb::AlertRule { risk_threshold: Some(1), ..rule(json!({"risk_threshold": 2})) };
         assert!(translate(both).is_err());
     }
 }

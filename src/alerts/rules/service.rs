@@ -4,8 +4,8 @@ use std::pin::Pin;
 
 use futures_util::Stream;
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter,
-    QuerySelect, Select, sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter, QuerySelect, Select,
+    sea_query::Expr,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -57,17 +57,10 @@ impl AlertRules {
 
 #[tonic::async_trait]
 impl AlertRuleService for AlertRules {
-    type TestAlertRuleStream =
-        Pin<Box<dyn Stream<Item = Result<pb::TestAlertRuleResponse, Status>> + Send>>;
+    type TestAlertRuleStream = Pin<Box<dyn Stream<Item = Result<pb::TestAlertRuleResponse, Status>> + Send>>;
 
-    async fn create_alert_rule(
-        &self,
-        request: Request<pb::CreateAlertRuleRequest>,
-    ) -> Reply<pb::AlertRule> {
-        let rule = request
-            .into_inner()
-            .alert_rule
-            .ok_or_else(|| Error::invalid("alert_rule", "is required"))?;
+    async fn create_alert_rule(&self, request: Request<pb::CreateAlertRuleRequest>) -> Reply<pb::AlertRule> {
+        let rule = request.into_inner().alert_rule.ok_or_else(|| Error::invalid("alert_rule", "is required"))?;
         let rule = legacy::translate(rule)?;
         let row = rule.checked()?;
         let creating = self.db.write(async |tx| {
@@ -80,44 +73,21 @@ impl AlertRuleService for AlertRules {
         Ok(Response::new(rule))
     }
 
-    async fn get_alert_rule(
-        &self,
-        request: Request<pb::GetAlertRuleRequest>,
-    ) -> Reply<pb::AlertRule> {
+    async fn get_alert_rule(&self, request: Request<pb::GetAlertRuleRequest>) -> Reply<pb::AlertRule> {
         let id = check::uuid("id", &request.into_inner().id)?;
-        let rule = Entity::find_by_id(id)
-            .one(self.db.reader())
-            .await
-            .map_err(Error::from)?;
+        let rule = Entity::find_by_id(id).one(self.db.reader()).await.map_err(Error::from)?;
         Ok(Response::new(row::require(rule, "alert rule", id)?.into()))
     }
 
-    async fn list_alert_rules(
-        &self,
-        request: Request<pb::ListAlertRulesRequest>,
-    ) -> Reply<pb::ListAlertRulesResponse> {
+    async fn list_alert_rules(&self, request: Request<pb::ListAlertRulesRequest>) -> Reply<pb::ListAlertRulesResponse> {
         let request = request.into_inner();
         let filter = request.filter.unwrap_or_default();
-        let page = Page::parse(
-            request.page_size,
-            &request.page_token,
-            "alert_rules",
-            &filter,
-        )?;
+        let page = Page::parse(request.page_size, &request.page_token, "alert_rules", &filter)?;
         let columns = (alert_rule::Column::CreatedAt, alert_rule::Column::Id);
         let key = |rule: &alert_rule::Model| (rule.created_at, rule.id);
-        let (alert_rules, next_page_token) = page
-            .newest_first(
-                self.db.reader(),
-                filter.select(self.db.backend())?,
-                columns,
-                key,
-            )
-            .await?;
-        Ok(Response::new(pb::ListAlertRulesResponse {
-            alert_rules,
-            next_page_token,
-        }))
+        let (alert_rules, next_page_token) =
+            page.newest_first(self.db.reader(), filter.select(self.db.backend())?, columns, key).await?;
+        Ok(Response::new(pb::ListAlertRulesResponse { alert_rules, next_page_token }))
     }
 
     async fn preview_schedule(
@@ -127,9 +97,7 @@ impl AlertRuleService for AlertRules {
         let request = request.into_inner();
         let preview = schedule::Preview::parse(&request)?;
         let schedule = match request.of {
-            Some(RequestedSchedule::Schedule(schedule)) => {
-                Some(schedule::from_proto("schedule", &schedule)?)
-            }
+            Some(RequestedSchedule::Schedule(schedule)) => Some(schedule::from_proto("schedule", &schedule)?),
             Some(RequestedSchedule::RuleId(id)) => {
                 let id = check::uuid("rule_id", &id)?;
                 let rule = Entity::find_by_id(id).one(self.db.reader()).await;
@@ -140,29 +108,18 @@ impl AlertRuleService for AlertRules {
         Ok(Response::new(preview.windows(schedule.as_ref())?))
     }
 
-    async fn explain_event(
-        &self,
-        request: Request<pb::ExplainEventRequest>,
-    ) -> Reply<pb::ExplainEventResponse> {
+    async fn explain_event(&self, request: Request<pb::ExplainEventRequest>) -> Reply<pb::ExplainEventResponse> {
         Ok(Response::new(self.explain(request.into_inner()).await?))
     }
 
-    async fn test_alert_rule(
-        &self,
-        request: Request<pb::TestAlertRuleRequest>,
-    ) -> Reply<Self::TestAlertRuleStream> {
+    async fn test_alert_rule(&self, request: Request<pb::TestAlertRuleRequest>) -> Reply<Self::TestAlertRuleStream> {
         let responses = self.backtest(request.into_inner()).await?;
         Ok(Response::new(Box::pin(responses)))
     }
 
-    async fn update_alert_rule(
-        &self,
-        request: Request<pb::UpdateAlertRuleRequest>,
-    ) -> Reply<pb::AlertRule> {
+    async fn update_alert_rule(&self, request: Request<pb::UpdateAlertRuleRequest>) -> Reply<pb::AlertRule> {
         let request = request.into_inner();
-        let changes = request
-            .alert_rule
-            .ok_or_else(|| Error::invalid("alert_rule", "is required"))?;
+        let changes = request.alert_rule.ok_or_else(|| Error::invalid("alert_rule", "is required"))?;
         let id = check::uuid("alert_rule.id", &changes.id)?;
         let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
         let updating = self.db.write(async |tx| {
@@ -209,10 +166,7 @@ impl AlertRuleService for AlertRules {
         Ok(Response::new(response))
     }
 
-    async fn clone_alert_rule(
-        &self,
-        request: Request<pb::CloneAlertRuleRequest>,
-    ) -> Reply<pb::AlertRule> {
+    async fn clone_alert_rule(&self, request: Request<pb::CloneAlertRuleRequest>) -> Reply<pb::AlertRule> {
         let rule = self.copy(request.into_inner()).await?;
         self.apply(&parsed_id(&rule)).await;
         Ok(Response::new(rule))
@@ -231,9 +185,10 @@ impl AlertRuleService for AlertRules {
         request: Request<pb::ImportAlertRulesRequest>,
     ) -> Reply<pb::ImportAlertRulesResponse> {
         let response = document::import(&self.db, request.into_inner()).await?;
-        let changed = response.results.iter().filter(|result| {
-            [ImportAction::Created, ImportAction::Updated].contains(&result.action())
-        });
+        let changed = response
+            .results
+            .iter()
+            .filter(|result| [ImportAction::Created, ImportAction::Updated].contains(&result.action()));
         let ids = changed.filter_map(|result| Uuid::try_parse(&result.id).ok());
         self.apply(&ids.collect::<Vec<_>>()).await;
         Ok(Response::new(response))
@@ -255,11 +210,7 @@ fn parsed_id(rule: &pb::AlertRule) -> Vec<Uuid> {
 
 /// Loads a rule and locks the row until the transaction ends.
 async fn find_locked(tx: &DatabaseTransaction, id: Uuid) -> Result<alert_rule::Model> {
-    row::require(
-        Entity::find_by_id(id).lock_exclusive().one(tx).await?,
-        "alert rule",
-        id,
-    )
+    row::require(Entity::find_by_id(id).lock_exclusive().one(tx).await?, "alert rule", id)
 }
 
 fn refuse_stale(expected: Option<i32>, rule: &alert_rule::Model) -> Result<()> {
@@ -282,11 +233,7 @@ impl pb::AlertRuleFilter {
             select = select.filter(alert_rule::Column::Severity.eq(severity));
         }
         if !name.is_empty() {
-            select = select.filter(row::contains(
-                Expr::col(alert_rule::Column::Name),
-                backend,
-                &name,
-            ));
+            select = select.filter(row::contains(Expr::col(alert_rule::Column::Name), backend, &name));
         }
         Ok(select)
     }

@@ -25,15 +25,8 @@ use crate::{
 type StatsByRule<'a> = HashMap<Uuid, &'a mut pb::AlertRuleStats>;
 
 /// Returns a page of rules with statistics.
-pub(crate) async fn stats(
-    db: &Db,
-    request: pb::GetAlertRuleStatsRequest,
-) -> Result<pb::GetAlertRuleStatsResponse> {
-    let page_scope = pb::GetAlertRuleStatsRequest {
-        page_size: 0,
-        page_token: String::new(),
-        ..request.clone()
-    };
+pub(crate) async fn stats(db: &Db, request: pb::GetAlertRuleStatsRequest) -> Result<pb::GetAlertRuleStatsResponse> {
+    let page_scope = pb::GetAlertRuleStatsRequest { page_size: 0, page_token: String::new(), ..request.clone() };
     let (size, token) = (request.page_size, &request.page_token);
     let page = Page::parse(size, token, "alert_rule_stats", &page_scope)?;
     let ids = check::uuids("ids", &request.ids)?;
@@ -61,17 +54,10 @@ pub(crate) async fn stats(
         .collect::<Result<StatsByRule<'_>>>()?;
     count_alerts(db, &mut by_id, range).await?;
     count_suppressions(db, &mut by_id, range).await?;
-    Ok(pb::GetAlertRuleStatsResponse {
-        alert_rule_stats: stats,
-        next_page_token,
-    })
+    Ok(pb::GetAlertRuleStatsResponse { alert_rule_stats: stats, next_page_token })
 }
 
-async fn count_alerts(
-    db: &Reader,
-    stats: &mut StatsByRule<'_>,
-    (start, end): time::Bounds,
-) -> Result<()> {
+async fn count_alerts(db: &Reader, stats: &mut StatsByRule<'_>, (start, end): time::Bounds) -> Result<()> {
     use alert::Column::{CreatedAt, Id, LastSuppressedAt, RuleId, SuppressedCount};
     let mut select = alert::Entity::find()
         .select_only()
@@ -79,10 +65,7 @@ async fn count_alerts(
         .column_as(Id.count(), "fired")
         .column_as(CreatedAt.max(), "last_fired_at")
         // PostgreSQL sums `integer` into a wider type.
-        .column_as(
-            Expr::col(SuppressedCount).sum().cast_as("bigint"),
-            "suppressed",
-        )
+        .column_as(Expr::col(SuppressedCount).sum().cast_as("bigint"), "suppressed")
         .column_as(LastSuppressedAt.max(), "last_suppressed_at")
         .filter(RuleId.is_in(stats.keys().copied()))
         .group_by(RuleId);
@@ -92,8 +75,7 @@ async fn count_alerts(
     if let Some(end) = end {
         select = select.filter(CreatedAt.lt(end));
     }
-    let rows: Vec<(Uuid, i64, DateTimeUtc, i64, Option<DateTimeUtc>)> =
-        select.into_tuple().all(db).await?;
+    let rows: Vec<(Uuid, i64, DateTimeUtc, i64, Option<DateTimeUtc>)> = select.into_tuple().all(db).await?;
     for (id, fired, last, suppressed, last_suppressed) in rows {
         let Some(stats) = stats.get_mut(&id) else {
             continue;
@@ -108,11 +90,7 @@ async fn count_alerts(
     Ok(())
 }
 
-async fn count_suppressions(
-    db: &Reader,
-    stats: &mut StatsByRule<'_>,
-    (start, end): time::Bounds,
-) -> Result<()> {
+async fn count_suppressions(db: &Reader, stats: &mut StatsByRule<'_>, (start, end): time::Bounds) -> Result<()> {
     use alert_suppression::Column::{CreatedAt, Id, Reason, RuleId};
     let mut select = alert_suppression::Entity::find()
         .select_only()
@@ -129,8 +107,7 @@ async fn count_suppressions(
     if let Some(end) = end {
         select = select.filter(CreatedAt.lt(end));
     }
-    let rows: Vec<(Uuid, SuppressionReason, i64, DateTimeUtc)> =
-        select.into_tuple().all(db).await?;
+    let rows: Vec<(Uuid, SuppressionReason, i64, DateTimeUtc)> = select.into_tuple().all(db).await?;
     for (id, reason, suppressed, last) in rows {
         let Some(stats) = stats.get_mut(&id) else {
             continue;
@@ -150,9 +127,8 @@ async fn count_suppressions(
 /// Raises `last_suppressed_at` to the latest of all reasons.
 fn raise_last_suppressed(stats: &mut pb::AlertRuleStats, last: DateTimeUtc) {
     let last = time::to_proto(last);
-    let is_later = stats
-        .last_suppressed_at
-        .is_none_or(|known| (known.seconds, known.nanos) < (last.seconds, last.nanos));
+    let is_later =
+        stats.last_suppressed_at.is_none_or(|known| (known.seconds, known.nanos) < (last.seconds, last.nanos));
     if is_later {
         stats.last_suppressed_at = Some(last);
     }
@@ -160,10 +136,6 @@ fn raise_last_suppressed(stats: &mut pb::AlertRuleStats, last: DateTimeUtc) {
 
 impl From<alert_rule::Model> for pb::AlertRuleStats {
     fn from(row: alert_rule::Model) -> Self {
-        Self {
-            rule_id: row.id.to_string(),
-            rule_name: row.name,
-            ..Default::default()
-        }
+        Self { rule_id: row.id.to_string(), rule_name: row.name, ..Default::default() }
     }
 }

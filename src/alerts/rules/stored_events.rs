@@ -4,8 +4,8 @@ use std::{cell::OnceCell, collections::HashMap, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DerivePartialModel, EntityTrait, FromQueryResult,
-    JoinType, QueryFilter, QueryOrder, QuerySelect,
+    ColumnTrait, Condition, ConnectionTrait, DerivePartialModel, EntityTrait, FromQueryResult, JoinType, QueryFilter,
+    QueryOrder, QuerySelect,
 };
 
 use crate::{
@@ -74,15 +74,8 @@ impl StoredEvent {
     /// Returns the facts that rules evaluate.
     pub(crate) fn facts(&self, zones: Arc<ZoneSet>) -> EventFacts {
         let detections = self.detections.iter().map(|detection| {
-            let DetectionColumns {
-                bbox_x,
-                bbox_y,
-                bbox_width,
-                bbox_height,
-                video_width,
-                video_height,
-                ..
-            } = *detection;
+            let DetectionColumns { bbox_x, bbox_y, bbox_width, bbox_height, video_width, video_height, .. } =
+                *detection;
             let bbox = [bbox_x, bbox_y, bbox_width, bbox_height];
             let placement = Placement::new(bbox, [video_width, video_height]);
             let object_type = detection.object_type.as_deref();
@@ -116,32 +109,20 @@ impl EventRange {
             select = select.filter(CameraId.is_in(&self.camera_ids));
         }
         if let Some((started_at, id)) = last {
-            let same_time = Condition::all()
-                .add(StartedAt.eq(started_at))
-                .add(Id.gt(id));
-            let after_last = Condition::any()
-                .add(StartedAt.gt(started_at))
-                .add(same_time);
+            let same_time = Condition::all().add(StartedAt.eq(started_at)).add(Id.gt(id));
+            let after_last = Condition::any().add(StartedAt.gt(started_at)).add(same_time);
             // The redundant bound lets the database use the index.
             select = select.filter(StartedAt.gte(started_at)).filter(after_last);
         }
-        let events: Vec<EventColumns> = select
-            .order_by_asc(StartedAt)
-            .order_by_asc(Id)
-            .limit(EVENTS_PER_PAGE)
-            .into_partial_model()
-            .all(db)
-            .await?;
+        let events: Vec<EventColumns> =
+            select.order_by_asc(StartedAt).order_by_asc(Id).limit(EVENTS_PER_PAGE).into_partial_model().all(db).await?;
         let has_more = events.len() as u64 == EVENTS_PER_PAGE;
         Ok((with_detections(db, events).await?, has_more))
     }
 }
 
 /// Loads the detections of events, in ingest order.
-async fn with_detections(
-    db: &impl ConnectionTrait,
-    events: Vec<EventColumns>,
-) -> Result<Vec<StoredEvent>> {
+async fn with_detections(db: &impl ConnectionTrait, events: Vec<EventColumns>) -> Result<Vec<StoredEvent>> {
     use detection::Column;
     if events.is_empty() {
         return Ok(Vec::new());
@@ -177,9 +158,8 @@ async fn with_detections(
     for row in rows {
         detections.entry(row.event_id).or_default().push(row);
     }
-    let stored_events = events.into_iter().map(|event| StoredEvent {
-        detections: detections.remove(&event.id).unwrap_or_default(),
-        event,
-    });
+    let stored_events = events
+        .into_iter()
+        .map(|event| StoredEvent { detections: detections.remove(&event.id).unwrap_or_default(), event });
     Ok(stored_events.collect())
 }

@@ -30,10 +30,7 @@ pub(crate) async fn refuse_unknown_zones(
 }
 
 /// Returns the ids that exist, and locks the zones against deletion until the transaction ends.
-pub(crate) async fn lock_existing_zones(
-    db: &impl ConnectionTrait,
-    ids: &BTreeSet<&String>,
-) -> Result<HashSet<String>> {
+pub(crate) async fn lock_existing_zones(db: &impl ConnectionTrait, ids: &BTreeSet<&String>) -> Result<HashSet<String>> {
     use camera_zone::Column::Id;
     let ids: Vec<_> = ids.iter().copied().collect();
     let mut existing = HashSet::with_capacity(ids.len());

@@ -16,15 +16,8 @@ use crate::{
 };
 
 /// Fields that `UpdateSilence` may change.
-pub(super) const UPDATABLE: [&str; 7] = [
-    "camera_ids",
-    "rule_ids",
-    "severities",
-    "match_all",
-    "starts_at",
-    "ends_at",
-    "reason",
-];
+pub(super) const UPDATABLE: [&str; 7] =
+    ["camera_ids", "rule_ids", "severities", "match_all", "starts_at", "ends_at", "reason"];
 
 /// Largest number of cameras in a silence.
 const MAX_CAMERAS: usize = 1_000;
@@ -54,26 +47,14 @@ impl pb::Silence {
 
     /// Validates the silence and returns the columns under the client's control. Absent fields get
     /// defaults.
-    pub(super) fn checked(
-        &self,
-        before: Option<&silence::Model>,
-        now: DateTime<Utc>,
-    ) -> Result<ActiveModel> {
-        let camera_ids = check::texts(
-            "silence.camera_ids",
-            &self.camera_ids,
-            MAX_CAMERAS,
-            &(1..=64),
-        )?;
-        let rule_ids: Vec<_> = check::uuids("silence.rule_ids", &self.rule_ids)?
+    pub(super) fn checked(&self, before: Option<&silence::Model>, now: DateTime<Utc>) -> Result<ActiveModel> {
+        let camera_ids = check::texts("silence.camera_ids", &self.camera_ids, MAX_CAMERAS, &(1..=64))?;
+        let rule_ids: Vec<_> =
+            check::uuids("silence.rule_ids", &self.rule_ids)?.iter().map(ToString::to_string).collect();
+        let severities: Vec<_> = AlertSeverity::all_from_proto("silence.severities", &self.severities)?
             .iter()
-            .map(ToString::to_string)
+            .map(ActiveEnum::to_value)
             .collect();
-        let severities: Vec<_> =
-            AlertSeverity::all_from_proto("silence.severities", &self.severities)?
-                .iter()
-                .map(ActiveEnum::to_value)
-                .collect();
         let matches_any = camera_ids.is_empty() && rule_ids.is_empty() && severities.is_empty();
         if matches_any != self.match_all {
             let problem = if matches_any {
@@ -92,11 +73,7 @@ impl pb::Silence {
             match_all: Set(self.match_all),
             starts_at: Set(starts_at),
             ends_at: Set(ends_at),
-            created_by: Set(check::name(
-                "silence.created_by",
-                &self.created_by,
-                1..=100,
-            )?),
+            created_by: Set(check::name("silence.created_by", &self.created_by, 1..=100)?),
             reason: Set(check::name("silence.reason", &self.reason, 1..=1_000)?),
             ..Default::default()
         })
@@ -109,11 +86,7 @@ impl pb::Silence {
         now: DateTime<Utc>,
     ) -> Result<(DateTime<Utc>, DateTime<Utc>)> {
         let parse_time = |field: &str, time| time::from_proto(&format!("silence.{field}"), time);
-        let requested_start = self
-            .starts_at
-            .map(|time| parse_time("starts_at", time))
-            .transpose()?
-            .unwrap_or(now);
+        let requested_start = self.starts_at.map(|time| parse_time("starts_at", time)).transpose()?.unwrap_or(now);
         let starts_at = match before {
             Some(before) if before.starts_at <= now => {
                 if self.starts_at.is_some() && requested_start != before.starts_at {
@@ -124,9 +97,7 @@ impl pb::Silence {
             }
             Some(_) | None => requested_start.max(now),
         };
-        let requested_end = self
-            .ends_at
-            .ok_or_else(|| Error::invalid("silence.ends_at", "is required"))?;
+        let requested_end = self.ends_at.ok_or_else(|| Error::invalid("silence.ends_at", "is required"))?;
         let ends_at = parse_time("ends_at", requested_end)?;
         let problem = if ends_at <= starts_at {
             "must be after starts_at and the server's time"

@@ -19,11 +19,7 @@ use crate::{
 
 impl pb::SilenceFilter {
     pub(super) fn select(&self, backend: DbBackend, now: DateTime<Utc>) -> Result<Select<Entity>> {
-        let at = self
-            .at
-            .map(|at| time::from_proto("filter.at", at))
-            .transpose()?
-            .unwrap_or(now);
+        let at = self.at.map(|at| time::from_proto("filter.at", at)).transpose()?.unwrap_or(now);
         let camera_id = check::text("filter.camera_id", &self.camera_id, 0..=64)?;
         let rule_id = match self.rule_id.as_str() {
             "" => None,
@@ -46,11 +42,7 @@ impl pb::SilenceFilter {
             select = select.filter(lists_or_null(Column::RuleIds, backend, &rule_id));
         }
         if let Some(severity) = severity {
-            select = select.filter(lists_or_null(
-                Column::Severities,
-                backend,
-                &severity.to_value(),
-            ));
+            select = select.filter(lists_or_null(Column::Severities, backend, &severity.to_value()));
         }
         if !reason.is_empty() {
             select = select.filter(row::contains(Expr::col(Column::Reason), backend, &reason));
@@ -63,28 +55,17 @@ fn in_status(index: usize, number: i32, at: DateTime<Utc>) -> Result<Condition> 
     let field = || format!("filter.statuses[{index}]");
     match SilenceStatus::try_from(number) {
         Ok(SilenceStatus::Unspecified) => Err(Error::invalid(field(), "must not be unspecified")),
-        Ok(SilenceStatus::Pending) => Ok(Condition::all()
-            .add(Column::StartsAt.gt(at))
-            .add(Column::EndsAt.gt(at))),
-        Ok(SilenceStatus::Active) => Ok(Condition::all()
-            .add(Column::StartsAt.lte(at))
-            .add(Column::EndsAt.gt(at))),
+        Ok(SilenceStatus::Pending) => Ok(Condition::all().add(Column::StartsAt.gt(at)).add(Column::EndsAt.gt(at))),
+        Ok(SilenceStatus::Active) => Ok(Condition::all().add(Column::StartsAt.lte(at)).add(Column::EndsAt.gt(at))),
         Ok(SilenceStatus::Expired) => Ok(Condition::all().add(Column::EndsAt.lte(at))),
-        Err(_) => Err(Error::invalid(
-            field(),
-            "is not a value that this server knows",
-        )),
+        Err(_) => Err(Error::invalid(field(), "is not a value that this server knows")),
     }
 }
 
 /// True if the JSON array in `column` contains `text`, or the column is null. A null list matches
 /// any value.
 fn lists_or_null(column: Column, backend: DbBackend, text: &str) -> Condition {
-    let sql = if backend == DbBackend::Postgres {
-        "strpos($1::text, $2) > 0"
-    } else {
-        "instr(?, ?) > 0"
-    };
+    let sql = if backend == DbBackend::Postgres { "strpos($1::text, $2) > 0" } else { "instr(?, ?) > 0" };
     // The quotes prevent a match of a part of another text.
     let quoted = serde_json::Value::from(text).to_string();
     let listed: SimpleExpr = Expr::cust_with_exprs(sql, [Expr::col(column), Expr::val(quoted)]);

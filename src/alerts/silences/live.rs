@@ -132,11 +132,7 @@ impl LiveSilences {
 /// Returns the time from which a silence is active. A silence that started at creation is active at
 /// once, independent of clock differences between processes.
 pub(super) fn effective_start(row: &silence::Model) -> DateTime<Utc> {
-    if row.starts_at <= row.created_at {
-        DateTime::<Utc>::MIN_UTC
-    } else {
-        row.starts_at
-    }
+    if row.starts_at <= row.created_at { DateTime::<Utc>::MIN_UTC } else { row.starts_at }
 }
 
 impl Silence {
@@ -147,18 +143,12 @@ impl Silence {
             id: row.id,
             created_at: row.created_at,
             camera_ids: texts(row.camera_ids.as_ref()).cloned().collect(),
-            rule_ids: texts(row.rule_ids.as_ref())
-                .map(rule_id)
-                .collect::<Result<_>>()?,
-            severities: texts(row.severities.as_ref())
-                .map(severity)
-                .collect::<Result<_>>()?,
+            rule_ids: texts(row.rule_ids.as_ref()).map(rule_id).collect::<Result<_>>()?,
+            severities: texts(row.severities.as_ref()).map(severity).collect::<Result<_>>()?,
             starts_at: effective_start(row),
             ends_at: row.ends_at,
         };
-        let matches_any = silence.camera_ids.is_empty()
-            && silence.rule_ids.is_empty()
-            && silence.severities.is_empty();
+        let matches_any = silence.camera_ids.is_empty() && silence.rule_ids.is_empty() && silence.severities.is_empty();
         if matches_any && !row.match_all {
             return Err(Error::invalid("match_all", "is required to match all"));
         }
@@ -200,51 +190,23 @@ mod tests {
         }
     }
 
-    fn is_silenced(
-        row: &silence::Model,
-        camera: &str,
-        rule: u128,
-        severity: AlertSeverity,
-        now: i64,
-    ) -> bool {
+    fn is_silenced(row: &silence::Model, camera: &str, rule: u128, severity: AlertSeverity, now: i64) -> bool {
         let set = SilenceSet::compile(vec![row.clone()]);
-        set.find_match(camera, Uuid::from_u128(rule), severity, at(now))
-            .is_some()
+        set.find_match(camera, Uuid::from_u128(rule), severity, at(now)).is_some()
     }
 
     #[test]
     fn cameras_rules_and_severities_must_all_match() {
         use AlertSeverity::{High, Low};
-        let everything = silence::Model {
-            match_all: true,
-            ..silence(&[], &[], &[])
-        };
+        let everything = silence::Model { match_all: true, ..silence(&[], &[], &[]) };
         for (row, door_one_low, gate_one_low, door_two_low, door_one_high) in [
             (&everything, true, true, true, true),
             (&silence(&["door"], &[], &[]), true, false, true, true),
             (&silence(&[], &[1], &[]), true, true, false, true),
             (&silence(&[], &[], &["low"]), true, true, true, false),
-            (
-                &silence(&["door"], &[1], &["low"]),
-                true,
-                false,
-                false,
-                false,
-            ),
-            (
-                &silence(&["door", "gate"], &[1, 2], &["low", "high"]),
-                true,
-                true,
-                true,
-                true,
-            ),
-            (
-                &silence(&["gate"], &[1], &["low"]),
-                false,
-                true,
-                false,
-                false,
-            ),
+            (&silence(&["door"], &[1], &["low"]), true, false, false, false),
+            (&silence(&["door", "gate"], &[1, 2], &["low", "high"]), true, true, true, true),
+            (&silence(&["gate"], &[1], &["low"]), false, true, false, false),
         ] {
             let found = [
                 is_silenced(row, "door", 1, Low, 15),
@@ -252,11 +214,7 @@ mod tests {
                 is_silenced(row, "door", 2, Low, 15),
                 is_silenced(row, "door", 1, High, 15),
             ];
-            assert_eq!(
-                found,
-                [door_one_low, gate_one_low, door_two_low, door_one_high],
-                "{row:?}"
-            );
+            assert_eq!(found, [door_one_low, gate_one_low, door_two_low, door_one_high], "{row:?}");
         }
     }
 
@@ -264,32 +222,18 @@ mod tests {
     fn a_silence_holds_from_its_start_until_before_its_end() {
         let row = silence(&["door"], &[], &[]);
         for (now, expected) in [(9, false), (10, true), (19, true), (20, false)] {
-            assert_eq!(
-                is_silenced(&row, "door", 1, AlertSeverity::Low, now),
-                expected,
-                "{now}"
-            );
+            assert_eq!(is_silenced(&row, "door", 1, AlertSeverity::Low, now), expected, "{now}");
         }
     }
 
     #[test]
     fn the_oldest_of_several_is_told() {
         let first = silence(&["door"], &[], &[]);
-        let second = silence::Model {
-            id: Uuid::from_u128(8),
-            ..first.clone()
-        };
-        let gate = silence::Model {
-            id: Uuid::from_u128(9),
-            ..silence(&["gate"], &[], &[])
-        };
-        let first = silence::Model {
-            created_at: at(1),
-            ..first
-        };
+        let second = silence::Model { id: Uuid::from_u128(8), ..first.clone() };
+        let gate = silence::Model { id: Uuid::from_u128(9), ..silence(&["gate"], &[], &[]) };
+        let first = silence::Model { created_at: at(1), ..first };
         let set = SilenceSet::compile(vec![gate, first, second]);
-        let oldest_match =
-            |set: &SilenceSet| set.find_match("door", Uuid::nil(), AlertSeverity::Low, at(10));
+        let oldest_match = |set: &SilenceSet| set.find_match("door", Uuid::nil(), AlertSeverity::Low, at(10));
         assert_eq!(oldest_match(&set), Some(Uuid::from_u128(8)));
         // Removing a silence keeps the other silences.
         let set = set.with(Uuid::from_u128(8), None);
@@ -301,10 +245,7 @@ mod tests {
         for row in [
             silence(&[], &[], &[]),
             silence(&[], &[], &["none"]),
-            silence::Model {
-                rule_ids: Some(Strings(vec!["x".into()])),
-                ..silence(&[], &[], &[])
-            },
+            silence::Model { rule_ids: Some(Strings(vec!["x".into()])), ..silence(&[], &[], &[]) },
         ] {
             assert!(Silence::compile(&row).is_err(), "{row:?}");
         }

@@ -26,10 +26,7 @@ use crate::{
     },
     error::{Error, Result},
     feed,
-    pb::{
-        self, ChangeKind, SilenceStatus, silence_service_server::SilenceService,
-        watch_response::Update,
-    },
+    pb::{self, ChangeKind, SilenceStatus, silence_service_server::SilenceService, watch_response::Update},
     rpc::{Reply, check, mask::UpdateMask, page::Page, time},
     topics,
 };
@@ -60,14 +57,8 @@ impl Silences {
 
 #[tonic::async_trait]
 impl SilenceService for Silences {
-    async fn create_silence(
-        &self,
-        request: Request<pb::CreateSilenceRequest>,
-    ) -> Reply<pb::Silence> {
-        let silence = request
-            .into_inner()
-            .silence
-            .ok_or_else(|| Error::invalid("silence", "is required"))?;
+    async fn create_silence(&self, request: Request<pb::CreateSilenceRequest>) -> Reply<pb::Silence> {
+        let silence = request.into_inner().silence.ok_or_else(|| Error::invalid("silence", "is required"))?;
         let row = silence.checked(None, entity::now())?;
         let creating = self.db.write(async |tx| {
             refuse_unknown(tx, &row, None).await?;
@@ -80,44 +71,24 @@ impl SilenceService for Silences {
 
     async fn get_silence(&self, request: Request<pb::GetSilenceRequest>) -> Reply<pb::Silence> {
         let id = check::uuid("id", &request.into_inner().id)?;
-        let silence = Entity::find_by_id(id)
-            .one(self.db.reader())
-            .await
-            .map_err(Error::from)?;
+        let silence = Entity::find_by_id(id).one(self.db.reader()).await.map_err(Error::from)?;
         Ok(Response::new(row::require(silence, "silence", id)?.into()))
     }
 
-    async fn list_silences(
-        &self,
-        request: Request<pb::ListSilencesRequest>,
-    ) -> Reply<pb::ListSilencesResponse> {
+    async fn list_silences(&self, request: Request<pb::ListSilencesRequest>) -> Reply<pb::ListSilencesResponse> {
         let request = request.into_inner();
         let filter = request.filter.unwrap_or_default();
         let page = Page::parse(request.page_size, &request.page_token, "silences", &filter)?;
         let select = filter.select(self.db.backend(), entity::now())?;
         let key = |silence: &silence::Model| (silence.created_at, silence.id);
-        let (silences, next_page_token) = page
-            .newest_first(
-                self.db.reader(),
-                select,
-                (Column::CreatedAt, Column::Id),
-                key,
-            )
-            .await?;
-        Ok(Response::new(pb::ListSilencesResponse {
-            silences,
-            next_page_token,
-        }))
+        let (silences, next_page_token) =
+            page.newest_first(self.db.reader(), select, (Column::CreatedAt, Column::Id), key).await?;
+        Ok(Response::new(pb::ListSilencesResponse { silences, next_page_token }))
     }
 
-    async fn update_silence(
-        &self,
-        request: Request<pb::UpdateSilenceRequest>,
-    ) -> Reply<pb::Silence> {
+    async fn update_silence(&self, request: Request<pb::UpdateSilenceRequest>) -> Reply<pb::Silence> {
         let request = request.into_inner();
-        let changes = request
-            .silence
-            .ok_or_else(|| Error::invalid("silence", "is required"))?;
+        let changes = request.silence.ok_or_else(|| Error::invalid("silence", "is required"))?;
         let id = check::uuid("silence.id", &changes.id)?;
         let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
         let silence = self.db.write(async |tx| {
@@ -134,10 +105,7 @@ impl SilenceService for Silences {
         Ok(Response::new(silence))
     }
 
-    async fn expire_silence(
-        &self,
-        request: Request<pb::ExpireSilenceRequest>,
-    ) -> Reply<pb::Silence> {
+    async fn expire_silence(&self, request: Request<pb::ExpireSilenceRequest>) -> Reply<pb::Silence> {
         let request = request.into_inner();
         let id = check::uuid("id", &request.id)?;
         let silence = self.db.write(async |tx| {
@@ -210,11 +178,7 @@ async fn replace(
 
 /// Fails with `BROKEN_REFERENCE` at the first camera or rule that does not exist and that the
 /// silence did not name `before`.
-async fn refuse_unknown(
-    tx: &DatabaseTransaction,
-    row: &ActiveModel,
-    before: Option<&silence::Model>,
-) -> Result<()> {
+async fn refuse_unknown(tx: &DatabaseTransaction, row: &ActiveModel, before: Option<&silence::Model>) -> Result<()> {
     let camera_ids = id_list(&row.camera_ids);
     let before_ids = before.and_then(|before| before.camera_ids.clone());
     let known: Vec<String> = camera::Entity::find()
@@ -263,16 +227,9 @@ fn refuse_unknown_ids(
     }
 }
 
-async fn announce(
-    tx: &DatabaseTransaction,
-    kind: ChangeKind,
-    silence: silence::Model,
-) -> Result<pb::Silence> {
+async fn announce(tx: &DatabaseTransaction, kind: ChangeKind, silence: silence::Model) -> Result<pb::Silence> {
     let silence = pb::Silence::from(silence);
-    let change = pb::SilenceChange {
-        kind: kind.into(),
-        silence: Some(silence.clone()),
-    };
+    let change = pb::SilenceChange { kind: kind.into(), silence: Some(silence.clone()) };
     let record = topics::record(&silence.id, Update::Silence(change));
     feed::record(tx, [record]).await?;
     Ok(silence)
@@ -291,10 +248,7 @@ impl From<silence::Model> for pb::Silence {
             id: row.id.to_string(),
             camera_ids: row.camera_ids.unwrap_or_default().0,
             rule_ids: row.rule_ids.unwrap_or_default().0,
-            severities: severities
-                .iter()
-                .map(|label| severity(label).into())
-                .collect(),
+            severities: severities.iter().map(|label| severity(label).into()).collect(),
             match_all: row.match_all,
             starts_at: Some(time::to_proto(row.starts_at)),
             ends_at: Some(time::to_proto(row.ends_at)),

@@ -30,13 +30,8 @@ pub(super) async fn list(
     let key = |row: &alert_suppression::Model| (row.created_at, row.id);
     let select = filter.select()?;
     let scan = db.scan_if(!filter.has_index()).await?;
-    let (alert_suppressions, next_page_token) = page
-        .newest_first(scan.reader(), select, columns, key)
-        .await?;
-    Ok(pb::ListAlertSuppressionsResponse {
-        alert_suppressions,
-        next_page_token,
-    })
+    let (alert_suppressions, next_page_token) = page.newest_first(scan.reader(), select, columns, key).await?;
+    Ok(pb::ListAlertSuppressionsResponse { alert_suppressions, next_page_token })
 }
 
 impl pb::AlertSuppressionFilter {
@@ -60,12 +55,7 @@ impl pb::AlertSuppressionFilter {
 
     fn select(&self) -> Result<Select<Entity>> {
         let rule_ids = check::uuids("filter.rule_ids", &self.rule_ids)?;
-        let camera_ids = check::texts(
-            "filter.camera_ids",
-            &self.camera_ids,
-            MAX_LIST_VALUES,
-            &(1..=64),
-        )?;
+        let camera_ids = check::texts("filter.camera_ids", &self.camera_ids, MAX_LIST_VALUES, &(1..=64))?;
         let reasons = SuppressionReason::all_from_proto("filter.reasons", &self.reasons)?;
         let (start, end) = time::bounds("filter.created_at", self.created_at)?;
         let mut select = Entity::find();
@@ -111,12 +101,4 @@ impl From<alert_suppression::Model> for pb::AlertSuppression {
     }
 }
 
-proto_enum!(
-    SuppressionReason,
-    pb::SuppressionReason {
-        Silenced,
-        Snoozed,
-        Flapping,
-        Cooldown
-    }
-);
+proto_enum!(SuppressionReason, pb::SuppressionReason { Silenced, Snoozed, Flapping, Cooldown });

@@ -32,9 +32,7 @@ const COUNT_SQLITE: &str = "\
     WHERE alerts.id = r.id";
 
 /// Column types of an inserted claim of a rule, on PostgreSQL.
-const RULE_CLAIM_TYPES: [&str; 7] = [
-    "uuid", "text", "uuid", "bigint", "bigint", "bigint", "bigint",
-];
+const RULE_CLAIM_TYPES: [&str; 7] = ["uuid", "text", "uuid", "bigint", "bigint", "bigint", "bigint"];
 
 /// Request to raise an alert under a dedup key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,12 +56,9 @@ pub struct Claim {
 pub async fn claim(tx: &DatabaseTransaction, claims: &[Claim]) -> Result<Vec<Uuid>> {
     // A statement cannot update a row twice, so that claims with equal keys share the row of the
     // first claim.
-    let mut first_claims: HashMap<(Option<Uuid>, &str), (&Claim, i64)> =
-        HashMap::with_capacity(claims.len());
+    let mut first_claims: HashMap<(Option<Uuid>, &str), (&Claim, i64)> = HashMap::with_capacity(claims.len());
     for claim in claims {
-        let entry = first_claims
-            .entry((claim.rule_id, &claim.dedup_key))
-            .or_insert((claim, -1));
+        let entry = first_claims.entry((claim.rule_id, &claim.dedup_key)).or_insert((claim, -1));
         entry.1 += 1;
     }
     let mut rows: Vec<_> = first_claims.into_values().collect();
@@ -73,10 +68,7 @@ pub async fn claim(tx: &DatabaseTransaction, claims: &[Claim]) -> Result<Vec<Uui
     let (manual_claims, rule_claims) = rows.split_at(first_of_rules);
 
     let mut owners: HashMap<(Option<Uuid>, String), Uuid> = HashMap::with_capacity(rows.len());
-    for rows in manual_claims
-        .chunks(MAX_CLAIMS_PER_STATEMENT)
-        .chain(rule_claims.chunks(MAX_CLAIMS_PER_STATEMENT))
-    {
+    for rows in manual_claims.chunks(MAX_CLAIMS_PER_STATEMENT).chain(rule_claims.chunks(MAX_CLAIMS_PER_STATEMENT)) {
         for row in tx.query_all_raw(claim_statement(tx, rows)).await? {
             let key = (row.try_get("", "rule_id")?, row.try_get("", "dedup_key")?);
             owners.insert(key, row.try_get("", "alert_id")?);
@@ -114,12 +106,9 @@ pub async fn transfer(tx: &DatabaseTransaction, claims: &[(Claim, Uuid)]) -> Res
             ]);
         }
         // The rows exist and are locked by this transaction.
-        sql.push_str(
-            " ON CONFLICT (rule_id, dedup_key) DO UPDATE SET alert_id = excluded.alert_id",
-        );
+        sql.push_str(" ON CONFLICT (rule_id, dedup_key) DO UPDATE SET alert_id = excluded.alert_id");
         let backend = tx.get_database_backend();
-        tx.execute_raw(Statement::from_sql_and_values(backend, sql, values))
-            .await?;
+        tx.execute_raw(Statement::from_sql_and_values(backend, sql, values)).await?;
     }
     Ok(())
 }
@@ -136,11 +125,7 @@ pub fn repeats(claims: &[Claim], owners: &[Uuid]) -> BTreeMap<Uuid, i64> {
 }
 
 /// Adds repeats to stored alerts. Deleted alerts are skipped.
-pub async fn count(
-    tx: &DatabaseTransaction,
-    repeats: &BTreeMap<Uuid, i64>,
-    at: DateTime<Utc>,
-) -> Result<()> {
+pub async fn count(tx: &DatabaseTransaction, repeats: &BTreeMap<Uuid, i64>, at: DateTime<Utc>) -> Result<()> {
     let backend = tx.get_database_backend();
     if repeats.is_empty() {
         return Ok(());
@@ -162,8 +147,7 @@ pub async fn count(
             values.extend([Value::from(**id), Value::from(**repeats)]);
         }
         let count = COUNT_SQLITE.replace("{rows}", &rows);
-        tx.execute_raw(Statement::from_sql_and_values(backend, count, values))
-            .await?;
+        tx.execute_raw(Statement::from_sql_and_values(backend, count, values)).await?;
     }
     Ok(())
 }
@@ -172,16 +156,8 @@ pub async fn count(
 pub(crate) async fn end(tx: &DatabaseTransaction, claim: &Claim) -> Result<()> {
     let key = claim.dedup_key.clone();
     match claim.rule_id {
-        Some(rule_id) => {
-            alert_cooldown::Entity::delete_by_id((rule_id, key))
-                .exec(tx)
-                .await?
-        }
-        None => {
-            manual_alert_cooldown::Entity::delete_by_id(key)
-                .exec(tx)
-                .await?
-        }
+        Some(rule_id) => alert_cooldown::Entity::delete_by_id((rule_id, key)).exec(tx).await?,
+        None => manual_alert_cooldown::Entity::delete_by_id(key).exec(tx).await?,
     };
     Ok(())
 }
@@ -214,9 +190,7 @@ fn claim_statement(tx: &DatabaseTransaction, rows: &[(&Claim, i64)]) -> Statemen
             (*repeats).into(),
             (*repeats > 0).then_some(claim.raised_at_us).into(),
         ]);
-        let mut parameters: Vec<_> = (previous_values + 1..=values.len())
-            .map(|number| format!("${number}"))
-            .collect();
+        let mut parameters: Vec<_> = (previous_values + 1..=values.len()).map(|number| format!("${number}")).collect();
         if locks_rules && at == 0 {
             for (parameter, kind) in parameters.iter_mut().zip(RULE_CLAIM_TYPES) {
                 parameter.extend(["::", kind]);

@@ -6,8 +6,8 @@ use std::{
 };
 
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter,
-    QueryOrder, QuerySelect, Statement, Value, sea_query::LockType,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    Statement, Value, sea_query::LockType,
 };
 use uuid::Uuid;
 
@@ -63,10 +63,7 @@ struct Window {
 impl FlapLimit {
     /// Returns the limit of a rule. Values below 1, possibly from another program, become 1.
     pub fn of(rule: &alert_rule::Model) -> Option<Self> {
-        Some(Self {
-            threshold: rule.flap_threshold?.max(1),
-            window_seconds: rule.flap_window_seconds?.max(1),
-        })
+        Some(Self { threshold: rule.flap_threshold?.max(1), window_seconds: rule.flap_window_seconds?.max(1) })
     }
 
     /// Adds the flapping limit to the metadata of an alert.
@@ -81,10 +78,7 @@ impl FlapLimit {
 impl fmt::Display for FlapLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (alerts, seconds) = (self.threshold, self.window_seconds);
-        write!(
-            f,
-            "the rule flaps: more than {alerts} alerts in {seconds} s"
-        )
+        write!(f, "the rule flaps: more than {alerts} alerts in {seconds} s")
     }
 }
 
@@ -101,16 +95,8 @@ impl Window {
             // After a gap of one window length without matches, the rule no longer flaps.
             let follows_at_once = firing.at_us < end.saturating_add(length);
             let damped = self.matches > threshold && follows_at_once;
-            *self = Self {
-                started_at_us: firing.at_us,
-                matches: 1,
-                alert_id: damped.then_some(firing.alert_id),
-            };
-            return if damped {
-                Decision::Mark
-            } else {
-                Decision::Raise
-            };
+            *self = Self { started_at_us: firing.at_us, matches: 1, alert_id: damped.then_some(firing.alert_id) };
+            return if damped { Decision::Mark } else { Decision::Raise };
         }
         self.matches += 1;
         match self.alert_id {
@@ -126,18 +112,12 @@ impl Window {
 
 /// Counts alerts in order and returns the decision of each by alert id. Locks the windows of the
 /// rules, so that all processes share the count. Cooldowns must be claimed before.
-pub async fn decide(
-    tx: &DatabaseTransaction,
-    firings: &[Firing],
-) -> Result<HashMap<Uuid, Decision>> {
+pub async fn decide(tx: &DatabaseTransaction, firings: &[Firing]) -> Result<HashMap<Uuid, Decision>> {
     if firings.is_empty() {
         return Ok(HashMap::new());
     }
     // A fixed order avoids deadlocks.
-    let mut windows: BTreeMap<_, _> = firings
-        .iter()
-        .map(|firing| (firing.rule_id, Window::default()))
-        .collect();
+    let mut windows: BTreeMap<_, _> = firings.iter().map(|firing| (firing.rule_id, Window::default())).collect();
     lock_windows(tx, &mut windows).await?;
     let mut decisions = HashMap::with_capacity(firings.len());
     for firing in firings {
@@ -165,16 +145,11 @@ pub(crate) fn redirect_repeats(
 }
 
 /// Locks and reads the windows of the rules. Creates missing rows.
-async fn lock_windows(
-    tx: &DatabaseTransaction,
-    windows: &mut BTreeMap<Uuid, Window>,
-) -> Result<()> {
+async fn lock_windows(tx: &DatabaseTransaction, windows: &mut BTreeMap<Uuid, Window>) -> Result<()> {
     let rule_ids: Vec<_> = windows.keys().copied().collect();
     for rule_ids in rule_ids.chunks(MAX_RULES_PER_STATEMENT) {
         lock_rules(tx, rule_ids).await?;
-        let rows: Vec<_> = (1..=rule_ids.len())
-            .map(|number| format!("(${number})"))
-            .collect();
+        let rows: Vec<_> = (1..=rule_ids.len()).map(|number| format!("(${number})")).collect();
         let sql = format!(
             "INSERT INTO alert_flaps AS f (rule_id) VALUES {} \
              ON CONFLICT (rule_id) DO UPDATE SET matches = f.matches \
@@ -185,9 +160,8 @@ async fn lock_windows(
         let statement = Statement::from_sql_and_values(tx.get_database_backend(), sql, values);
         for row in tx.query_all_raw(statement).await? {
             let rule_id: Uuid = row.try_get("", "rule_id")?;
-            let window = windows
-                .get_mut(&rule_id)
-                .ok_or_else(|| Error::internal("a row of a rule outside the query"))?;
+            let window =
+                windows.get_mut(&rule_id).ok_or_else(|| Error::internal("a row of a rule outside the query"))?;
             *window = Window {
                 started_at_us: row.try_get("", "window_started_at_us")?,
                 matches: row.try_get("", "matches")?,
@@ -237,8 +211,7 @@ async fn save_windows(tx: &DatabaseTransaction, windows: &BTreeMap<Uuid, Window>
             rows.join(", ")
         );
         let backend = tx.get_database_backend();
-        tx.execute_raw(Statement::from_sql_and_values(backend, sql, values))
-            .await?;
+        tx.execute_raw(Statement::from_sql_and_values(backend, sql, values)).await?;
     }
     Ok(())
 }
@@ -258,10 +231,7 @@ mod tests {
         let decide = |at: &i64| {
             let firing = Firing {
                 rule_id: Uuid::nil(),
-                limit: FlapLimit {
-                    threshold,
-                    window_seconds: 10,
-                },
+                limit: FlapLimit { threshold, window_seconds: 10 },
                 alert_id: Uuid::now_v7(),
                 at_us: at * 1_000_000,
             };
@@ -305,19 +275,11 @@ mod tests {
             (1, &[100, 101, 119, 120], "rMM."),
             (1, &[100, 101, 120, 121], "rMrM"),
             // Flapping continues over windows that start at 100, 110, 121 and 131.
-            (
-                2,
-                &[100, 100, 100, 110, 111, 112, 121, 122, 123, 131, 132, 133],
-                "rrMM..M..M..",
-            ),
+            (2, &[100, 100, 100, 110, 111, 112, 121, 122, 123, 131, 132, 133], "rrMM..M..M.."),
             // A damped window with at most the threshold of alerts ends the damping.
             (2, &[100, 100, 100, 110, 111, 120, 121, 122], "rrMM.rrM"),
             (2, &[100, 100, 100, 110, 120, 121, 122, 123], "rrMMrrM."),
-            (
-                2,
-                &[100, 100, 100, 110, 111, 112, 120, 130, 131],
-                "rrMM..Mrr",
-            ),
+            (2, &[100, 100, 100, 110, 111, 112, 120, 130, 131], "rrMM..Mrr"),
         ] {
             assert_eq!(run(threshold, seconds), expected, "{threshold} {seconds:?}");
         }
@@ -351,11 +313,7 @@ mod tests {
                 })
                 .collect();
             let expected = slow(threshold, &seconds);
-            assert_eq!(
-                run(threshold, &seconds),
-                expected,
-                "{threshold} {seconds:?}"
-            );
+            assert_eq!(run(threshold, &seconds), expected, "{threshold} {seconds:?}");
         }
     }
 
@@ -372,9 +330,7 @@ mod tests {
         let mut outcome = String::new();
         for (n, window) in windows.iter().enumerate() {
             let before = n.checked_sub(1).map(|n| &windows[n]);
-            let damped = before.is_some_and(|before| {
-                before.len() > threshold && window[0] - (before[0] + 10) < 10
-            });
+            let damped = before.is_some_and(|before| before.len() > threshold && window[0] - (before[0] + 10) < 10);
             let raised = if damped { 0 } else { threshold };
             for place in 0..window.len() {
                 outcome.push(match place {

@@ -17,36 +17,17 @@ pub(super) fn type_name(column: impl ColumnTrait) -> Result<String> {
     let known = [
         (matches!(column_type, ColumnType::BigInteger), "bigint"),
         (matches!(column_type, ColumnType::Integer), "integer"),
-        (
-            matches!(column_type, ColumnType::Double),
-            "double precision",
-        ),
+        (matches!(column_type, ColumnType::Double), "double precision"),
         (matches!(column_type, ColumnType::Boolean), "boolean"),
-        (
-            matches!(column_type, ColumnType::String(_) | ColumnType::Text),
-            "text",
-        ),
-        (
-            matches!(column_type, ColumnType::TimestampWithTimeZone),
-            "timestamptz",
-        ),
+        (matches!(column_type, ColumnType::String(_) | ColumnType::Text), "text"),
+        (matches!(column_type, ColumnType::TimestampWithTimeZone), "timestamptz"),
         (matches!(column_type, ColumnType::Uuid), "uuid"),
         (matches!(column_type, ColumnType::Json), "json"),
         (matches!(column_type, ColumnType::JsonBinary), "jsonb"),
-        (
-            matches!(column_type, ColumnType::VarBinary(_) | ColumnType::Blob),
-            "bytea",
-        ),
+        (matches!(column_type, ColumnType::VarBinary(_) | ColumnType::Blob), "bytea"),
     ];
-    let name = known
-        .into_iter()
-        .find(|(matches, _)| *matches)
-        .map(|(_, name)| name.to_string());
-    name.ok_or_else(|| {
-        Error::internal(format!(
-            "columns of type {column_type:?} cannot be passed as arrays"
-        ))
-    })
+    let name = known.into_iter().find(|(matches, _)| *matches).map(|(_, name)| name.to_string());
+    name.ok_or_else(|| Error::internal(format!("columns of type {column_type:?} cannot be passed as arrays")))
 }
 
 /// Appends an element to the text form of an array.
@@ -77,9 +58,7 @@ pub(super) fn push_element(array: &mut String, value: Option<Value>) -> Result<(
         }
         Some(value) if value == value.as_null() => write!(array, "NULL"),
         Some(value) => {
-            return Err(Error::internal(format!(
-                "the value {value:?} has no text form in arrays"
-            )));
+            return Err(Error::internal(format!("the value {value:?} has no text form in arrays")));
         }
     };
     written.map_err(Error::internal)
@@ -143,10 +122,7 @@ mod tests {
             push_element(&mut array, Some(value)).unwrap();
             array
         };
-        assert_eq!(
-            text(r#"a "b" \ {c},NULL"#.into()),
-            r#""a \"b\" \\ {c},NULL""#
-        );
+        assert_eq!(text(r#"a "b" \ {c},NULL"#.into()), r#""a \"b\" \\ {c},NULL""#);
         assert_eq!(text("".into()), r#""""#);
         assert_eq!(text(Value::String(None)), "NULL");
         assert_eq!(text(Value::BigInt(None)), "NULL");
@@ -158,9 +134,6 @@ mod tests {
             assert_eq!(text(time.into()), expected);
         }
         assert_eq!(text(vec![0_u8, 255].into()), r#""\\x00ff""#);
-        assert_eq!(
-            text(serde_json::json!({"a": "\"\\"}).into()),
-            r#""{\"a\":\"\\\"\\\\\"}""#
-        );
+        assert_eq!(text(serde_json::json!({"a": "\"\\"}).into()), r#""{\"a\":\"\\\"\\\\\"}""#);
     }
 }

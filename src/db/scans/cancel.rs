@@ -10,9 +10,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use sea_orm::sqlx::{
-    self, Connection, Executor, PgConnection, PgPool, Postgres, Sqlite, pool::PoolOptions,
-};
+use sea_orm::sqlx::{self, Connection, Executor, PgConnection, PgPool, Postgres, Sqlite, pool::PoolOptions};
 use tokio::time::{Instant, timeout};
 
 use crate::db::{renewal::Renewal, timeouts::IDLE_BEFORE_TEST};
@@ -67,10 +65,7 @@ impl QueryCanceller {
     }
 
     /// Attaches the canceller to a SQLite pool of one connection, by a progress handler.
-    pub(in crate::db) fn attach_to_sqlite(
-        self,
-        options: PoolOptions<Sqlite>,
-    ) -> PoolOptions<Sqlite> {
+    pub(in crate::db) fn attach_to_sqlite(self, options: PoolOptions<Sqlite>) -> PoolOptions<Sqlite> {
         let (opened, reused) = (self.clone(), self);
         options
             .after_connect(move |connection, _| {
@@ -78,9 +73,7 @@ impl QueryCanceller {
                 Box::pin(async move {
                     canceller.renew();
                     let mut handle = connection.lock_handle().await?;
-                    handle.set_progress_handler(OPERATIONS_PER_CHECK, move || {
-                        canceller.may_continue()
-                    });
+                    handle.set_progress_handler(OPERATIONS_PER_CHECK, move || canceller.may_continue());
                     Ok(())
                 })
             })
@@ -111,10 +104,7 @@ impl QueryCanceller {
                     let query = sqlx::query_scalar::<_, i32>("SELECT pg_backend_pid()");
                     let pid = query.fetch_one(&mut *connection).await?;
                     canceller.0.pid.store(pid, Ordering::Release);
-                    canceller
-                        .0
-                        .has_statement_timeout
-                        .store(false, Ordering::Release);
+                    canceller.0.has_statement_timeout.store(false, Ordering::Release);
                     canceller.set_statement_timeout(connection).await
                 })
             })
@@ -163,10 +153,7 @@ impl QueryCanceller {
 
     /// Sets a `statement_timeout` shortly after the scan's deadline, in case the query is not
     /// cancelled.
-    async fn set_statement_timeout(
-        &self,
-        connection: &mut PgConnection,
-    ) -> Result<(), sqlx::Error> {
+    async fn set_statement_timeout(&self, connection: &mut PgConnection) -> Result<(), sqlx::Error> {
         let limit = match self.deadline() {
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now()) + DEADLINE_MARGIN;
@@ -174,15 +161,11 @@ impl QueryCanceller {
                 let left = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
                 format!("SET statement_timeout = {left}")
             }
-            None if self.0.has_statement_timeout.load(Ordering::Acquire) => {
-                "RESET statement_timeout".into()
-            }
+            None if self.0.has_statement_timeout.load(Ordering::Acquire) => "RESET statement_timeout".into(),
             None => return Ok(()),
         };
         let has_statement_timeout = self.deadline().is_some();
-        self.0
-            .has_statement_timeout
-            .store(has_statement_timeout, Ordering::Release);
+        self.0.has_statement_timeout.store(has_statement_timeout, Ordering::Release);
         connection.execute(sqlx::AssertSqlSafe(limit)).await?;
         Ok(())
     }
@@ -210,8 +193,7 @@ impl QueryCanceller {
     }
 
     async fn cancel(&self, others: &PgPool) {
-        let cancel =
-            sqlx::query("SELECT pg_cancel_backend($1)").bind(self.0.pid.load(Ordering::Acquire));
+        let cancel = sqlx::query("SELECT pg_cancel_backend($1)").bind(self.0.pid.load(Ordering::Acquire));
         if let Err(error) = cancel.execute(others).await {
             tracing::debug!(%error, "the query of an abandoned scan could not be cancelled");
         }

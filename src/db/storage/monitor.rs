@@ -26,12 +26,7 @@ const MAX_CHECK_PAUSE: Duration = Duration::from_mins(5);
 impl Storage {
     /// Monitors the storage until shutdown, and calls `report` with every change of the fault.
     /// Returns early if the database file was replaced, which requires a new process.
-    pub async fn monitor(
-        &self,
-        db: &Db,
-        report: impl Fn(Option<StorageFault>),
-        shutdown: CancellationToken,
-    ) {
+    pub async fn monitor(&self, db: &Db, report: impl Fn(Option<StorageFault>), shutdown: CancellationToken) {
         let monitoring = async {
             let mut checks = IntegrityChecks::default();
             loop {
@@ -98,10 +93,7 @@ struct IntegrityChecks {
 
 impl Default for IntegrityChecks {
     fn default() -> Self {
-        Self {
-            next: Instant::now(),
-            pause: CHECK_INTERVAL,
-        }
+        Self { next: Instant::now(), pause: CHECK_INTERVAL }
     }
 }
 
@@ -112,11 +104,7 @@ impl IntegrityChecks {
             return false;
         }
         let is_intact = db.backend() != DbBackend::Sqlite || is_intact(db).await;
-        self.pause = if is_intact {
-            CHECK_INTERVAL
-        } else {
-            (self.pause * 2).min(MAX_CHECK_PAUSE)
-        };
+        self.pause = if is_intact { CHECK_INTERVAL } else { (self.pause * 2).min(MAX_CHECK_PAUSE) };
         self.next = Instant::now() + self.pause;
         is_intact
     }
@@ -125,8 +113,7 @@ impl IntegrityChecks {
 async fn is_intact(db: &Db) -> bool {
     let check = Statement::from_string(DbBackend::Sqlite, "PRAGMA quick_check(1)");
     let row = db.reader().query_one_raw(check).await.ok().flatten();
-    row.and_then(|row| row.try_get_by_index::<String>(0).ok())
-        .is_some_and(|text| text == "ok")
+    row.and_then(|row| row.try_get_by_index::<String>(0).ok()).is_some_and(|text| text == "ok")
 }
 
 /// Runs a write without effect. After a full volume the probe also allocates space, because a small
@@ -136,8 +123,7 @@ async fn probe(db: &Db, was_full: bool) -> Result<()> {
         if db.backend() == DbBackend::Sqlite {
             // The application owns this field, and a new value always writes a page.
             let number = chrono::Utc::now().timestamp() & 0x7FFF_FFFF;
-            tx.execute_unprepared(&format!("PRAGMA user_version = {number}"))
-                .await?;
+            tx.execute_unprepared(&format!("PRAGMA user_version = {number}")).await?;
             return Ok(());
         }
         tx.execute_unprepared(

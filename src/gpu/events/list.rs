@@ -19,23 +19,13 @@ pub(in crate::gpu) async fn list_events(
     request: pb::ListGpuEventsRequest,
 ) -> Result<pb::ListGpuEventsResponse> {
     let filter = request.filter.unwrap_or_default();
-    let page = Page::parse(
-        request.page_size,
-        &request.page_token,
-        "gpu_events",
-        &filter,
-    )?;
+    let page = Page::parse(request.page_size, &request.page_token, "gpu_events", &filter)?;
     let columns = (gpu_event::Column::OccurredAt, gpu_event::Column::Id);
     let key = |event: &gpu_event::Model| (event.occurred_at, event.id);
     let select = filter.select()?;
     let scan = db.scan_if(!filter.has_index()).await?;
-    let (gpu_events, next_page_token) = page
-        .newest_first(scan.reader(), select, columns, key)
-        .await?;
-    Ok(pb::ListGpuEventsResponse {
-        gpu_events,
-        next_page_token,
-    })
+    let (gpu_events, next_page_token) = page.newest_first(scan.reader(), select, columns, key).await?;
+    Ok(pb::ListGpuEventsResponse { gpu_events, next_page_token })
 }
 
 impl pb::GpuEventFilter {
@@ -53,12 +43,7 @@ impl pb::GpuEventFilter {
 
     fn select(&self) -> Result<Select<gpu_event::Entity>> {
         use gpu_event::Column;
-        let gpu_uuids = check::texts(
-            "filter.gpu_uuids",
-            &self.gpu_uuids,
-            MAX_FILTER_VALUES,
-            &(1..=96),
-        )?;
+        let gpu_uuids = check::texts("filter.gpu_uuids", &self.gpu_uuids, MAX_FILTER_VALUES, &(1..=96))?;
         let host = check::text("filter.host", &self.host, 0..=255)?;
         let kinds = GpuEventKind::all_from_proto("filter.kinds", &self.kinds)?;
         let codes = codes(&self.codes)?;
@@ -91,8 +76,6 @@ fn codes(codes: &[i64]) -> Result<Vec<i64>> {
         let problem = format!("must have at most {MAX_FILTER_VALUES} entries");
         return Err(crate::error::Error::invalid("filter.codes", problem));
     }
-    let code = |(index, code): (usize, &i64)| {
-        check::within(&format!("filter.codes[{index}]"), *code, 0..=i64::MAX)
-    };
+    let code = |(index, code): (usize, &i64)| check::within(&format!("filter.codes[{index}]"), *code, 0..=i64::MAX);
     codes.iter().enumerate().map(code).collect()
 }

@@ -35,14 +35,12 @@ impl XidPairing {
         source: GpuEventSource,
         now: Instant,
     ) -> bool {
-        let is_expired =
-            |report: &XidReport| now.saturating_duration_since(report.reported_at) > PAIRING_WINDOW;
+        let is_expired = |report: &XidReport| now.saturating_duration_since(report.reported_at) > PAIRING_WINDOW;
         while self.0.front().is_some_and(is_expired) {
             self.0.pop_front();
         }
-        let is_counterpart = |report: &XidReport| {
-            report.source != source && report.subject == subject && report.code == code
-        };
+        let is_counterpart =
+            |report: &XidReport| report.source != source && report.subject == subject && report.code == code;
         if let Some(index) = self.0.iter().position(is_counterpart) {
             self.0.remove(index);
             return true;
@@ -50,12 +48,7 @@ impl XidPairing {
         if self.0.len() == MAX_REPORTS {
             self.0.pop_front();
         }
-        self.0.push_back(XidReport {
-            subject,
-            code,
-            source,
-            reported_at: now,
-        });
+        self.0.push_back(XidReport { subject, code, source, reported_at: now });
         false
     }
 }

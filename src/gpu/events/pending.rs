@@ -59,10 +59,7 @@ impl PendingEvent {
     pub(super) fn subject(&self) -> Option<String> {
         let index = || Some(self.gpu.as_ref()?.gpu_index?.to_string());
         let address = || self.address.map(|address| address.to_string());
-        self.uuid()
-            .map(str::to_string)
-            .or_else(address)
-            .or_else(index)
+        self.uuid().map(str::to_string).or_else(address).or_else(index)
     }
 
     fn uuid(&self) -> Option<&str> {
@@ -135,13 +132,4 @@ proto_enum!(
         PowerSourceChanged,
     }
 );
-proto_enum!(
-    GpuEventSource,
-    pb::GpuEventSource {
-        NvmlEvent,
-        KernelLog,
-        Handle,
-        Watchdog,
-        Sampler
-    }
-);
+proto_enum!(GpuEventSource, pb::GpuEventSource { NvmlEvent, KernelLog, Handle, Watchdog, Sampler });

@@ -68,11 +68,7 @@ impl EventQueue {
 
     fn push_at(&self, event: PendingEvent, now: Instant) {
         let mut state = self.lock();
-        if event.kind == GpuEventKind::Xid
-            && state
-                .pairing
-                .pair(event.subject(), event.code, event.source, now)
-        {
+        if event.kind == GpuEventKind::Xid && state.pairing.pair(event.subject(), event.code, event.source, now) {
             state.add_detail(event);
             return;
         }
@@ -164,10 +160,7 @@ impl QueueState {
                 return false;
             }
         }
-        let new_bucket = || TokenBucket {
-            tokens: BURST,
-            refilled_at: now,
-        };
+        let new_bucket = || TokenBucket { tokens: BURST, refilled_at: now };
         let bucket = self.buckets.entry(key).or_insert_with(new_bucket);
         let passes = bucket.refill(now) >= 1.0;
         if passes {
@@ -185,11 +178,7 @@ impl QueueState {
             event.code = None;
         }
         let Some(summary) = self.summaries.get_mut(&key) else {
-            let summary = EventSummary {
-                first_at: event.occurred_at,
-                last: event,
-                since: now,
-            };
+            let summary = EventSummary { first_at: event.occurred_at, last: event, since: now };
             self.summaries.insert(key, summary);
             return;
         };
@@ -204,10 +193,7 @@ impl QueueState {
 impl TokenBucket {
     /// Adds the tokens due at `now`. Returns the number of tokens.
     fn refill(&mut self, now: Instant) -> f64 {
-        let new_tokens = now
-            .saturating_duration_since(self.refilled_at)
-            .as_secs_f64()
-            / REFILL_INTERVAL.as_secs_f64();
+        let new_tokens = now.saturating_duration_since(self.refilled_at).as_secs_f64() / REFILL_INTERVAL.as_secs_f64();
         self.tokens = (self.tokens + new_tokens).min(BURST);
         self.refilled_at = now;
         self.tokens
@@ -218,9 +204,7 @@ impl From<EventSummary> for PendingEvent {
     fn from(summary: EventSummary) -> Self {
         let mut event = summary.last;
         if event.occurrences > 1 {
-            let since = summary
-                .first_at
-                .to_rfc3339_opts(SecondsFormat::Millis, true);
+            let since = summary.first_at.to_rfc3339_opts(SecondsFormat::Millis, true);
             let detail = format!("{} events since {since}", event.occurrences);
             event.detail = Some(match event.detail {
                 Some(last) => format!("{detail}, the last one: {last}"),
@@ -239,18 +223,12 @@ fn key(event: &PendingEvent) -> Key {
 /// to one per second.
 fn is_rate_limited(kind: GpuEventKind) -> bool {
     use GpuEventKind::{
-        Back, DriverChanged, EccDoubleBit, EccSingleBit, Lost, MemoryPressureChanged, MigChanged,
-        PowerSourceChanged, ResetRequired, Responsive, Unresponsive, Xid,
+        Back, DriverChanged, EccDoubleBit, EccSingleBit, Lost, MemoryPressureChanged, MigChanged, PowerSourceChanged,
+        ResetRequired, Responsive, Unresponsive, Xid,
     };
     match kind {
         Xid | EccDoubleBit | EccSingleBit | MigChanged | PowerSourceChanged => true,
-        Lost
-        | Back
-        | Unresponsive
-        | Responsive
-        | DriverChanged
-        | ResetRequired
-        | MemoryPressureChanged => false,
+        Lost | Back | Unresponsive | Responsive | DriverChanged | ResetRequired | MemoryPressureChanged => false,
     }
 }
 
@@ -262,15 +240,9 @@ mod tests {
     use crate::{entity::gpu_event::GpuEventSource, pb};
 
     fn event(uuid: &str, kind: GpuEventKind, code: Option<i64>) -> PendingEvent {
-        let gpu = Arc::new(pb::Gpu {
-            uuid: uuid.into(),
-            ..Default::default()
-        });
+        let gpu = Arc::new(pb::Gpu { uuid: uuid.into(), ..Default::default() });
         let source = GpuEventSource::NvmlEvent;
-        PendingEvent {
-            code,
-            ..PendingEvent::new(&gpu, kind, source, None)
-        }
+        PendingEvent { code, ..PendingEvent::new(&gpu, kind, source, None) }
     }
 
     fn counts(queue: &EventQueue) -> Vec<i64> {
@@ -296,10 +268,7 @@ mod tests {
         assert!(last.detail.unwrap().starts_with("480 events since "));
         // One token is added in ten seconds, so one of two events passes.
         for _ in 0..2 {
-            queue.push_at(
-                event("a", GpuEventKind::Xid, Some(31)),
-                start + REFILL_INTERVAL,
-            );
+            queue.push_at(event("a", GpuEventKind::Xid, Some(31)), start + REFILL_INTERVAL);
         }
         assert_eq!(counts(&queue)[23..], [1]);
     }
@@ -330,11 +299,7 @@ mod tests {
         }
         queue.flush_summaries(None);
         let counts = counts(&queue);
-        assert!(
-            counts.len() <= MAX_QUEUED_EVENTS + MAX_KEYS + 12,
-            "{}",
-            counts.len()
-        );
+        assert!(counts.len() <= MAX_QUEUED_EVENTS + MAX_KEYS + 12, "{}", counts.len());
         assert_eq!(counts.iter().sum::<i64>(), 10_000);
     }
 

@@ -35,14 +35,7 @@ pub(crate) struct Change<T> {
 impl<T: Copy + PartialEq> Debounced<T> {
     /// Value that counts as reported.
     pub(crate) fn new(reported: T) -> Self {
-        Self {
-            current: reported,
-            since: entity::now(),
-            reason: String::new(),
-            reported,
-            reported_at: None,
-            skipped: 0,
-        }
+        Self { current: reported, since: entity::now(), reason: String::new(), reported, reported_at: None, skipped: 0 }
     }
 
     /// Current value.
@@ -70,9 +63,9 @@ impl<T: Copy + PartialEq> Debounced<T> {
 
     /// Change to report at `now`. Each change is returned once.
     pub(crate) fn change(&mut self, now: Instant) -> Option<Change<T>> {
-        let is_too_soon = self.reported_at.is_some_and(|reported_at| {
-            now.saturating_duration_since(reported_at) < MIN_REPORT_INTERVAL
-        });
+        let is_too_soon = self
+            .reported_at
+            .is_some_and(|reported_at| now.saturating_duration_since(reported_at) < MIN_REPORT_INTERVAL);
         if self.current == self.reported || is_too_soon {
             return None;
         }

@@ -8,11 +8,7 @@ const WARNING: (i128, i128) = (85, 80);
 const CRITICAL: (i128, i128) = (95, 90);
 
 /// Level after the level `before`. `None` if the GPU has no memory.
-pub(crate) fn level(
-    before: Option<MemoryPressure>,
-    used: i64,
-    total: i64,
-) -> Option<MemoryPressure> {
+pub(crate) fn level(before: Option<MemoryPressure>, used: i64, total: i64) -> Option<MemoryPressure> {
     if total <= 0 {
         return None;
     }

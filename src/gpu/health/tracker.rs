@@ -82,20 +82,9 @@ struct Part {
 }
 
 impl ConditionTracker {
-    pub(crate) fn new(
-        live: LiveGpus,
-        events: Arc<EventQueue>,
-        stored: HashMap<String, StoredCondition>,
-    ) -> Self {
-        let state = Mutex::new(TrackerState {
-            stored,
-            ..TrackerState::default()
-        });
-        Self {
-            live,
-            events,
-            state,
-        }
+    pub(crate) fn new(live: LiveGpus, events: Arc<EventQueue>, stored: HashMap<String, StoredCondition>) -> Self {
+        let state = Mutex::new(TrackerState { stored, ..TrackerState::default() });
+        Self { live, events, state }
     }
 
     /// Adds a GPU, or updates the facts about a GPU that was found again. Queues an event if the
@@ -130,10 +119,7 @@ impl ConditionTracker {
     }
 
     /// Records successful samples: of a GPU, followed by its MIG instances.
-    pub(crate) fn record_samples<'a>(
-        &self,
-        samples: impl Iterator<Item = (&'a Arc<pb::Gpu>, &'a pb::GpuStats)>,
-    ) {
+    pub(crate) fn record_samples<'a>(&self, samples: impl Iterator<Item = (&'a Arc<pb::Gpu>, &'a pb::GpuStats)>) {
         let samples: Vec<_> = samples.collect();
         let Some((whole, _)) = samples.first() else {
             return;
@@ -255,36 +241,23 @@ impl ConditionTracker {
     fn report_changes(&self, tracked: &mut TrackedGpu) {
         let now = Instant::now();
         let state = tracked.state.change(now);
-        let pressures: Vec<_> = tracked
-            .parts
-            .values_mut()
-            .map(|part| part.change(now))
-            .collect();
+        let pressures: Vec<_> = tracked.parts.values_mut().map(|part| part.change(now)).collect();
         // Published before the event, because a client may read the condition right after the
         // event.
         self.live.set_conditions(tracked.current());
         if state.is_none() && pressures.iter().all(Option::is_none) {
             return;
         }
-        let conditions: Vec<_> = tracked
-            .reported()
-            .map(|(uuid, condition)| (uuid.clone(), condition))
-            .collect();
+        let conditions: Vec<_> = tracked.reported().map(|(uuid, condition)| (uuid.clone(), condition)).collect();
         if let Some(event) = state.and_then(|change| state_event(&tracked.gpu, change)) {
             let conditions = conditions.clone();
-            self.events.push(PendingEvent {
-                conditions,
-                ..event
-            });
+            self.events.push(PendingEvent { conditions, ..event });
         }
         // The order of the parts is the same in both lists.
         for (event, condition) in pressures.into_iter().zip(&conditions) {
             if let Some(event) = event {
                 let conditions = vec![condition.clone()];
-                self.events.push(PendingEvent {
-                    conditions,
-                    ..event
-                });
+                self.events.push(PendingEvent { conditions, ..event });
             }
         }
     }
@@ -304,12 +277,7 @@ impl TrackedGpu {
     ) -> Option<String> {
         let gpus: Vec<_> = gpus.collect();
         let uuids: HashSet<_> = gpus.iter().map(|gpu| gpu.uuid.as_str()).collect();
-        let removed: Vec<_> = self
-            .parts
-            .keys()
-            .filter(|uuid| !uuids.contains(&***uuid))
-            .cloned()
-            .collect();
+        let removed: Vec<_> = self.parts.keys().filter(|uuid| !uuids.contains(&***uuid)).cloned().collect();
         let mut changes = Vec::new();
         for gpu in gpus {
             if let Some(part) = self.parts.get_mut(&gpu.uuid) {
@@ -343,10 +311,7 @@ impl TrackedGpu {
     ) -> impl Iterator<Item = (&String, Condition)> {
         self.parts.iter().map(move |(uuid, part)| {
             let measured = part.measured && state == State::Ok;
-            let condition = Condition {
-                state: state.into(),
-                memory_pressure: pressure(part).filter(|_| measured),
-            };
+            let condition = Condition { state: state.into(), memory_pressure: pressure(part).filter(|_| measured) };
             (uuid, condition)
         })
     }
@@ -354,23 +319,16 @@ impl TrackedGpu {
 
 impl Part {
     fn new(gpu: Arc<pb::Gpu>, pressure: Option<MemoryPressure>) -> Self {
-        Self {
-            gpu,
-            pressure: Debounced::new(pressure),
-            measured: false,
-        }
+        Self { gpu, pressure: Debounced::new(pressure), measured: false }
     }
 
     fn measure(&mut self, stats: &pb::GpuStats) {
         let memory = stats.memory_used.zip(stats.memory_total);
         let old_level = self.pressure.current();
-        let level = memory.and_then(|(used, total)| {
-            Some((pressure::level(old_level, used, total)?, used, total))
-        });
+        let level = memory.and_then(|(used, total)| Some((pressure::level(old_level, used, total)?, used, total)));
         self.measured = level.is_some();
         if let Some((level, used, total)) = level {
-            self.pressure
-                .set(Some(level), format!("{used} of {total} MiB"));
+            self.pressure.set(Some(level), format!("{used} of {total} MiB"));
         }
     }
 
@@ -383,10 +341,7 @@ impl Part {
         let detail = with_skipped(format!("{from} -> {to}: {}", change.reason), change.skipped);
         let kind = GpuEventKind::MemoryPressureChanged;
         let event = PendingEvent::new(&self.gpu, kind, GpuEventSource::Sampler, Some(detail));
-        Some(PendingEvent {
-            occurred_at: change.since,
-            ..event
-        })
+        Some(PendingEvent { occurred_at: change.since, ..event })
     }
 }
 
@@ -402,15 +357,11 @@ fn state_event(gpu: &Arc<pb::Gpu>, change: Change<State>) -> Option<PendingEvent
         // An unclassified error is an answer too.
         (State::Ok | State::Unknown | State::Asleep, State::Unresponsive) => (Responsive, Watchdog),
         (State::Ok, State::Lost | State::ResetRequired | State::DriverGone) => (Back, Handle),
-        (State::Ok, State::Ok | State::Asleep | State::Unknown)
-        | (State::Asleep | State::Unknown, _) => return None,
+        (State::Ok, State::Ok | State::Asleep | State::Unknown) | (State::Asleep | State::Unknown, _) => return None,
     };
     let detail = with_skipped(change.reason, change.skipped);
     let detail = Some(detail).filter(|detail| !detail.is_empty());
-    Some(PendingEvent {
-        occurred_at: change.since,
-        ..PendingEvent::new(gpu, kind, source, detail)
-    })
+    Some(PendingEvent { occurred_at: change.since, ..PendingEvent::new(gpu, kind, source, detail) })
 }
 
 fn with_skipped(text: String, skipped: u64) -> String {

@@ -80,20 +80,12 @@ pub(in crate::gpu) async fn aggregate(
     let (first, end) = plan.minutes();
     let mut pending: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
     for mark in query_all::<Pending, 2>(&tx, PENDING, [first.into(), end.into()]).await? {
-        pending
-            .entry(mark.gpu_uuid)
-            .or_default()
-            .insert(mark.minute);
+        pending.entry(mark.gpu_uuid).or_default().insert(mark.minute);
     }
     let mut gpus = Vec::with_capacity(listed.len());
     for gpu in listed {
-        let history = GpuHistory {
-            tx: &tx,
-            plan: &plan,
-            raw_from,
-            pending: pending.remove(&gpu.uuid).unwrap_or_default(),
-            gpu,
-        };
+        let history =
+            GpuHistory { tx: &tx, plan: &plan, raw_from, pending: pending.remove(&gpu.uuid).unwrap_or_default(), gpu };
         gpus.push(history.read(now).await?);
     }
     tx.commit().await?;
@@ -119,13 +111,7 @@ struct Accumulator {
 impl Accumulator {
     /// Adds samples to a bucket. Without a distribution, the samples must be the only ones of the
     /// bucket.
-    fn add(
-        &mut self,
-        bucket: usize,
-        start: i64,
-        summary: &[u8],
-        distribution: Option<&[u8]>,
-    ) -> Result<()> {
+    fn add(&mut self, bucket: usize, start: i64, summary: &[u8], distribution: Option<&[u8]>) -> Result<()> {
         let summary = Summary::parse(summary)?;
         self.timeline.add(bucket, start, &summary)?;
         match distribution {
@@ -133,8 +119,7 @@ impl Accumulator {
             None => self.series.add_summary(bucket, &summary)?,
         }
         if self.timeline.len() > MAX_SAMPLES_PER_GPU {
-            let problem =
-                format!("must be nearer: there are more than {MAX_SAMPLES_PER_GPU} samples");
+            let problem = format!("must be nearer: there are more than {MAX_SAMPLES_PER_GPU} samples");
             return Err(Error::invalid("range.end", problem));
         }
         Ok(())
@@ -144,14 +129,10 @@ impl Accumulator {
 impl GpuHistory<'_> {
     async fn read(self, now: i64) -> Result<pb::GpuAggregate> {
         let buckets = usize::try_from(self.plan.buckets()).map_err(Error::internal)?;
-        let mut accumulator = Accumulator {
-            timeline: Timeline::new(buckets),
-            series: Series::new(&self.plan.metrics, buckets),
-        };
+        let mut accumulator =
+            Accumulator { timeline: Timeline::new(buckets), series: Series::new(&self.plan.metrics, buckets) };
         if let Some((start, summary)) = self.fetch_lead_in().await? {
-            accumulator
-                .timeline
-                .lead_in(start, &Summary::parse(&summary)?)?;
+            accumulator.timeline.lead_in(start, &Summary::parse(&summary)?)?;
         }
         let (first, end) = self.plan.minutes();
         let mut from = first;
@@ -172,12 +153,7 @@ impl GpuHistory<'_> {
     }
 
     /// Adds the minutes from `from` up to `until`.
-    async fn add_minutes(
-        &self,
-        from: i64,
-        until: i64,
-        accumulator: &mut Accumulator,
-    ) -> Result<()> {
+    async fn add_minutes(&self, from: i64, until: i64, accumulator: &mut Accumulator) -> Result<()> {
         let rollups = if (from..until).all(|minute| self.plan.is_split(minute)) {
             Vec::new()
         } else {
@@ -200,23 +176,14 @@ impl GpuHistory<'_> {
                 self.add_samples(&mut raw_minutes, accumulator).await?;
                 let start = minute * MINUTE_MS;
                 let distribution = rollup.distribution.as_deref();
-                accumulator.add(
-                    self.plan.bucket(start),
-                    start,
-                    &rollup.summary,
-                    distribution,
-                )?;
+                accumulator.add(self.plan.bucket(start), start, &rollup.summary, distribution)?;
             }
         }
         self.add_samples(&mut raw_minutes, accumulator).await
     }
 
     /// Adds the samples of consecutive minutes, and clears the list.
-    async fn add_samples(
-        &self,
-        minutes: &mut Vec<i64>,
-        accumulator: &mut Accumulator,
-    ) -> Result<()> {
+    async fn add_samples(&self, minutes: &mut Vec<i64>, accumulator: &mut Accumulator) -> Result<()> {
         let (Some(first), Some(last)) = (minutes.first(), minutes.last()) else {
             return Ok(());
         };
@@ -242,18 +209,14 @@ impl GpuHistory<'_> {
         let shared = self.plan.width > MINUTE_MS;
         let sql = if shared { DISTRIBUTIONS } else { SUMMARIES };
         let values = [self.gpu.uuid.as_str().into(), from.into(), until.into()];
-        let rows = self
-            .tx
-            .query_all_raw(statement(self.tx, sql, values))
-            .await?;
+        let rows = self.tx.query_all_raw(statement(self.tx, sql, values)).await?;
         let rollups = rows.iter().map(|row| parse_rollup(row, shared));
         Ok(rollups.collect::<Result<_, _>>()?)
     }
 
     async fn fetch_samples(&self, from: i64, until: i64) -> Result<Vec<Sample>> {
         let at = |millis| {
-            time::from_millis(millis)
-                .ok_or_else(|| Error::internal("a time of the range cannot be represented"))
+            time::from_millis(millis).ok_or_else(|| Error::internal("a time of the range cannot be represented"))
         };
         sample::read(self.tx, &self.gpu.uuid, at(from)?, at(until)?).await
     }
@@ -266,9 +229,7 @@ impl GpuHistory<'_> {
         };
         let (first, _) = self.plan.minutes();
         if first * MINUTE_MS < self.plan.start {
-            let samples = self
-                .fetch_samples(first * MINUTE_MS, self.plan.start)
-                .await?;
+            let samples = self.fetch_samples(first * MINUTE_MS, self.plan.start).await?;
             if !samples.is_empty() {
                 return Ok(Some(encode(first, &samples)));
             }
@@ -285,9 +246,7 @@ impl GpuHistory<'_> {
             if is_rolled && minute < self.raw_from {
                 break;
             }
-            let samples = self
-                .fetch_samples(minute * MINUTE_MS, (minute + 1) * MINUTE_MS)
-                .await?;
+            let samples = self.fetch_samples(minute * MINUTE_MS, (minute + 1) * MINUTE_MS).await?;
             if !samples.is_empty() {
                 return Ok(Some(encode(minute, &samples)));
             }

@@ -73,11 +73,7 @@ pub(super) fn encode(start: i64, samples: &[Sample]) -> Digest {
     for metric in 0..METRICS {
         values.clear();
         // Negative zero counts as zero.
-        values.extend(
-            samples
-                .iter()
-                .filter_map(|sample| Some(sample.values[metric]? + 0.0)),
-        );
+        values.extend(samples.iter().filter_map(|sample| Some(sample.values[metric]? + 0.0)));
         if let Some(last) = values.last().copied() {
             values.sort_unstable_by(f64::total_cmp);
             #[expect(clippy::float_cmp, reason = "measured values are compared exactly")]
@@ -91,10 +87,7 @@ pub(super) fn encode(start: i64, samples: &[Sample]) -> Digest {
             push_metric_bucket(&mut summary, &counts.summary());
         }
     }
-    Digest {
-        summary,
-        distribution,
-    }
+    Digest { summary, distribution }
 }
 
 fn times(start: i64, samples: &[Sample]) -> Vec<u8> {
@@ -145,14 +138,9 @@ fn energy(samples: &[Sample]) -> Vec<u8> {
 }
 
 fn push_metric_bucket(bytes: &mut Vec<u8>, bucket: &pb::GpuMetricBucket) {
-    let all_values =
-        [bucket.min, bucket.max, bucket.p95, bucket.last].map(Option::unwrap_or_default);
+    let all_values = [bucket.min, bucket.max, bucket.p95, bucket.last].map(Option::unwrap_or_default);
     let is_constant = bucket.min == bucket.max;
-    let values = if is_constant {
-        &all_values[..1]
-    } else {
-        &all_values[..]
-    };
+    let values = if is_constant { &all_values[..1] } else { &all_values[..] };
     let (format, whole) = select_format(values);
     push(bytes, format + if is_constant { CONSTANT } else { 0 });
     push(bytes, bucket.samples.unsigned_abs());
@@ -211,11 +199,7 @@ fn select_format(values: &[f64]) -> (u64, Vec<i64>) {
 }
 
 /// Values times `scale` as whole numbers. `None` if a value would lose precision.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::float_cmp,
-    reason = "values that would change are rejected"
-)]
+#[expect(clippy::cast_possible_truncation, clippy::float_cmp, reason = "values that would change are rejected")]
 fn scaled(values: &[f64], scale: f64) -> Option<Vec<i64>> {
     let scaled = |value: &f64| {
         let whole = (value * scale).round();

@@ -112,9 +112,8 @@ mod tests {
 
     #[test]
     fn tidying_up_early_changes_nothing() {
-        let values: Vec<f64> = (0..4 * COMPACTION_THRESHOLD)
-            .map(|at| f64::from(u32::try_from(at * 7_919 % 50_021).unwrap()))
-            .collect();
+        let values: Vec<f64> =
+            (0..4 * COMPACTION_THRESHOLD).map(|at| f64::from(u32::try_from(at * 7_919 % 50_021).unwrap())).collect();
         let mut sorted = values.clone();
         sorted.sort_by(f64::total_cmp);
         let sum: f64 = sorted.iter().sum();

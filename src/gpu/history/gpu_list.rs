@@ -34,10 +34,7 @@ struct Uuid {
 }
 
 /// GPUs that match the filter and were ever sampled, ordered by host and index.
-pub(super) async fn list_gpus(
-    db: &impl ConnectionTrait,
-    filter: &GpuFilter,
-) -> Result<Vec<ListedGpu>> {
+pub(super) async fn list_gpus(db: &impl ConnectionTrait, filter: &GpuFilter) -> Result<Vec<ListedGpu>> {
     let mut gpus = BTreeMap::new();
     for Uuid { uuid } in query_all(db, UUIDS, []).await? {
         gpus.insert(uuid, None);
@@ -47,28 +44,17 @@ pub(super) async fn list_gpus(
     }
     let matches = |uuid: &String, gpu: &Option<gpu::Model>| {
         let host = gpu.as_ref().map_or("", |gpu| &gpu.host);
-        (filter.uuids.is_empty() || filter.uuids.contains(uuid))
-            && (filter.host.is_empty() || filter.host == host)
+        (filter.uuids.is_empty() || filter.uuids.contains(uuid)) && (filter.host.is_empty() || filter.host == host)
     };
     gpus.retain(|uuid, gpu| matches(uuid, gpu));
     let mut gpus: Vec<_> = gpus.into_iter().collect();
     gpus.sort_by_cached_key(|(uuid, gpu)| {
-        let sort_key = gpu.as_ref().map(|gpu| {
-            (
-                gpu.host.clone(),
-                gpu.gpu_index,
-                gpu.mig_parent_uuid.is_some(),
-            )
-        });
+        let sort_key = gpu.as_ref().map(|gpu| (gpu.host.clone(), gpu.gpu_index, gpu.mig_parent_uuid.is_some()));
         (sort_key.is_none(), sort_key, uuid.clone())
     });
     let listed = gpus.into_iter().map(|(uuid, gpu)| {
         let (host, gpu_index) = gpu.map(|gpu| (gpu.host, gpu.gpu_index)).unzip();
-        ListedGpu {
-            uuid,
-            host,
-            gpu_index: gpu_index.flatten(),
-        }
+        ListedGpu { uuid, host, gpu_index: gpu_index.flatten() }
     });
     Ok(listed.collect())
 }

@@ -31,11 +31,7 @@ pub(super) async fn raw_from(db: &impl ConnectionTrait) -> Result<i64> {
 }
 
 /// Statement for both databases. The parameters are `$1`, `$2`, … in the order of `values`.
-pub(super) fn statement<const N: usize>(
-    db: &impl ConnectionTrait,
-    sql: &str,
-    values: [Value; N],
-) -> Statement {
+pub(super) fn statement<const N: usize>(db: &impl ConnectionTrait, sql: &str, values: [Value; N]) -> Statement {
     let backend = db.get_database_backend();
     if backend == sea_orm::DbBackend::Postgres {
         return Statement::from_sql_and_values(backend, sql, values);

@@ -66,14 +66,12 @@ pub(super) fn parse(request: &pb::AggregateGpuStatsRequest) -> Result<(Aggregate
         let problem = format!("must not name more than {MAX_GPU_UUIDS} GPUs");
         return Err(Error::invalid("gpu_uuids", problem));
     }
-    let uuids =
-        request.gpu_uuids.iter().enumerate().map(|(index, uuid)| {
-            check::text(&format!("gpu_uuids[{index}]"), uuid, 1..=MAX_UUID_CHARS)
-        });
-    let filter = GpuFilter {
-        uuids: uuids.collect::<Result<_>>()?,
-        host: check::text("host", &request.host, 0..=255)?,
-    };
+    let uuids = request
+        .gpu_uuids
+        .iter()
+        .enumerate()
+        .map(|(index, uuid)| check::text(&format!("gpu_uuids[{index}]"), uuid, 1..=MAX_UUID_CHARS));
+    let filter = GpuFilter { uuids: uuids.collect::<Result<_>>()?, host: check::text("host", &request.host, 0..=255)? };
     plan.check(1)?;
     Ok((plan, filter))
 }
@@ -84,17 +82,12 @@ fn ceil(end: DateTime<Utc>) -> i64 {
 
 fn width(request: &pb::AggregateGpuStatsRequest) -> Result<i64> {
     const FIELD: &str = "bucket_width";
-    let width = request
-        .bucket_width
-        .ok_or_else(|| Error::invalid(FIELD, "is required"))?;
+    let width = request.bucket_width.ok_or_else(|| Error::invalid(FIELD, "is required"))?;
     if width.nanos % 1_000_000 != 0 {
         return Err(Error::invalid(FIELD, "must be whole milliseconds"));
     }
     let sub_millis = i64::from(width.nanos / 1_000_000);
-    let millis = width
-        .seconds
-        .saturating_mul(1_000)
-        .saturating_add(sub_millis);
+    let millis = width.seconds.saturating_mul(1_000).saturating_add(sub_millis);
     if !(MIN_BUCKET_MS..=MAX_BUCKET_MS).contains(&millis) || !(0..1_000).contains(&sub_millis) {
         return Err(Error::invalid(FIELD, "must be from 1 s to 86400 s"));
     }
@@ -147,9 +140,7 @@ impl AggregatePlan {
     /// Returns true if the minute is not entirely within the range and one bucket.
     pub(super) fn is_split(&self, minute: i64) -> bool {
         let (from, until) = (minute * MINUTE_MS, (minute + 1) * MINUTE_MS);
-        from < self.start
-            || until > self.end
-            || from.div_euclid(self.width) != (until - 1).div_euclid(self.width)
+        from < self.start || until > self.end || from.div_euclid(self.width) != (until - 1).div_euclid(self.width)
     }
 
     fn is_whole_minutes(&self) -> bool {
@@ -161,26 +152,14 @@ impl AggregatePlan {
         let gpus = i64::try_from(gpus).unwrap_or(i64::MAX);
         let (first, end) = self.minutes();
         let minutes = (end - first).saturating_mul(gpus);
-        let limit = if self.is_whole_minutes() {
-            MAX_MINUTES
-        } else {
-            MAX_RAW_MINUTES
-        };
+        let limit = if self.is_whole_minutes() { MAX_MINUTES } else { MAX_RAW_MINUTES };
         if minutes > limit {
-            let kind = if self.is_whole_minutes() {
-                ""
-            } else {
-                " unless buckets are whole minutes"
-            };
-            let problem = format!(
-                "must be nearer: {gpus} GPUs for {minutes} minutes in all, {limit} at most{kind}"
-            );
+            let kind = if self.is_whole_minutes() { "" } else { " unless buckets are whole minutes" };
+            let problem = format!("must be nearer: {gpus} GPUs for {minutes} minutes in all, {limit} at most{kind}");
             return Err(Error::invalid("range.end", problem));
         }
         let (buckets, metrics) = (self.buckets(), self.metrics.len());
-        let values = buckets
-            .saturating_mul(gpus)
-            .saturating_mul(metrics.try_into().unwrap_or(i64::MAX));
+        let values = buckets.saturating_mul(gpus).saturating_mul(metrics.try_into().unwrap_or(i64::MAX));
         if values > MAX_VALUES {
             let problem = format!(
                 "must be larger: {buckets} buckets of {metrics} metrics of {gpus} GPUs are more than {MAX_VALUES} values"
@@ -217,12 +196,7 @@ mod tests {
 
     fn plan(start: i64, end: i64, width: i64) -> AggregatePlan {
         let metrics = vec![GpuMetric::Temperature];
-        AggregatePlan {
-            start,
-            end,
-            width,
-            metrics,
-        }
+        AggregatePlan { start, end, width, metrics }
     }
 
     #[test]

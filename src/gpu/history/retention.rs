@@ -64,10 +64,7 @@ pub async fn run(db: Db, periods: RetentionPeriods, shutdown: CancellationToken)
             }
             Some(Err(error)) => {
                 let error = Chain(&error).to_string();
-                tracing::warn!(
-                    error,
-                    "the history of the GPUs could not be pruned; the next attempt follows in 1 min"
-                );
+                tracing::warn!(error, "the history of the GPUs could not be pruned; the next attempt follows in 1 min");
             }
             None => return,
         }
@@ -105,11 +102,7 @@ async fn prune_samples(db: &Db, before: i64) -> Result<u64> {
         Ok(tx.execute_raw(raise).await?.rows_affected())
     })
     .await?;
-    let delete = if postgres {
-        DELETE_POSTGRES
-    } else {
-        DELETE_SQLITE
-    };
+    let delete = if postgres { DELETE_POSTGRES } else { DELETE_SQLITE };
     delete_in_chunks(db, delete, before, SAMPLES_PER_TRANSACTION).await
 }
 

@@ -55,10 +55,7 @@ pub async fn run(db: Db, shutdown: CancellationToken) {
             Some(Err(error)) => {
                 if !std::mem::replace(&mut away, true) {
                     let error = Chain(&error).to_string();
-                    tracing::warn!(
-                        error,
-                        "GPU samples could not be rolled up; the next attempt follows in 2 s"
-                    );
+                    tracing::warn!(error, "GPU samples could not be rolled up; the next attempt follows in 2 s");
                 }
             }
             None => return,
@@ -93,8 +90,7 @@ async fn roll_up_batch(tx: &DatabaseTransaction, before: i64) -> Result<usize> {
     if !try_lock(tx).await? {
         return Ok(0);
     }
-    let marks: Vec<Mark> =
-        query_all(tx, TAKE, [before.into(), MARKS_PER_TRANSACTION.into()]).await?;
+    let marks: Vec<Mark> = query_all(tx, TAKE, [before.into(), MARKS_PER_TRANSACTION.into()]).await?;
     // Read after the marks, so that marks from before a deletion are recognised.
     let raw_from = raw_from(tx).await?;
     let (mut read, mut done) = (0, Vec::new());
@@ -107,21 +103,13 @@ async fn roll_up_batch(tx: &DatabaseTransaction, before: i64) -> Result<usize> {
     }
     let count = done.len();
     if count > 0 {
-        gpu_stats_pending::Entity::delete_many()
-            .filter(gpu_stats_pending::COLUMN.id.is_in(done))
-            .exec(tx)
-            .await?;
+        gpu_stats_pending::Entity::delete_many().filter(gpu_stats_pending::COLUMN.id.is_in(done)).exec(tx).await?;
     }
     Ok(count)
 }
 
 /// Rolls up one minute. Returns the number of its samples plus 1.
-async fn roll_up_minute(
-    tx: &DatabaseTransaction,
-    gpu_uuid: &str,
-    minute: i64,
-    raw_from: i64,
-) -> Result<usize> {
+async fn roll_up_minute(tx: &DatabaseTransaction, gpu_uuid: &str, minute: i64, raw_from: i64) -> Result<usize> {
     if minute < raw_from {
         // Some samples may be deleted, so the roll-up of all samples stays.
         let query = statement(tx, FIND, [gpu_uuid.into(), minute.into()]);
@@ -135,20 +123,10 @@ async fn roll_up_minute(
     };
     let samples = sample::read(tx, gpu_uuid, start_of(minute)?, start_of(minute + 1)?).await?;
     if samples.is_empty() {
-        gpu_stats_minute::Entity::delete_by_id((gpu_uuid.to_string(), minute))
-            .exec(tx)
-            .await?;
+        gpu_stats_minute::Entity::delete_by_id((gpu_uuid.to_string(), minute)).exec(tx).await?;
     } else {
-        let Digest {
-            summary,
-            distribution,
-        } = digest::encode(minute * MINUTE_MS, &samples);
-        let values = [
-            gpu_uuid.into(),
-            minute.into(),
-            summary.into(),
-            distribution.into(),
-        ];
+        let Digest { summary, distribution } = digest::encode(minute * MINUTE_MS, &samples);
+        let values = [gpu_uuid.into(), minute.into(), summary.into(), distribution.into()];
         tx.execute_raw(statement(tx, PUT, values)).await?;
     }
     // A minute without samples has a cost too.

@@ -84,9 +84,7 @@ fn sample(row: &QueryResult) -> Result<Option<Sample>, DbErr> {
     if throttle.is_none() && energy.is_none() && values.iter().all(Option::is_none) {
         return Ok(None);
     }
-    let energy = epoch
-        .zip(energy)
-        .filter(|(_, energy)| (0..).contains(energy));
+    let energy = epoch.zip(energy).filter(|(_, energy)| (0..).contains(energy));
     Ok(Some(Sample {
         at_us: recorded_at.timestamp_micros(),
         throttle: throttle.map(i64::cast_unsigned),

@@ -25,18 +25,10 @@ impl Series {
         for (place, metric) in values.iter_mut().zip(metrics()) {
             if requested.contains(&metric) {
                 *place = Some(Distribution::default());
-                done.push(pb::GpuMetricSeries {
-                    metric: metric.into(),
-                    buckets: Vec::with_capacity(buckets),
-                });
+                done.push(pb::GpuMetricSeries { metric: metric.into(), buckets: Vec::with_capacity(buckets) });
             }
         }
-        Self {
-            values,
-            done,
-            bucket: 0,
-            touched: false,
-        }
+        Self { values, done, bucket: 0, touched: false }
     }
 
     /// Adds values to a bucket. The index must not be lower than in the last call.
@@ -78,9 +70,7 @@ impl Series {
         }
         if self.bucket < bucket {
             for series in &mut self.done {
-                series
-                    .buckets
-                    .resize(bucket, pb::GpuMetricBucket::default());
+                series.buckets.resize(bucket, pb::GpuMetricBucket::default());
             }
             self.bucket = bucket;
         }

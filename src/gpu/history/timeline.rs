@@ -38,12 +38,7 @@ struct Tally {
 
 impl Timeline {
     pub(super) fn new(buckets: usize) -> Self {
-        Self {
-            times: Vec::new(),
-            masks: Vec::new(),
-            reading: None,
-            buckets: vec![Tally::default(); buckets],
-        }
+        Self { times: Vec::new(), masks: Vec::new(), reading: None, buckets: vec![Tally::default(); buckets] }
     }
 
     /// Number of samples.
@@ -82,11 +77,7 @@ impl Timeline {
     }
 
     /// Sampling interval, if known, and the buckets.
-    pub(super) fn finish(
-        mut self,
-        plan: &AggregatePlan,
-        now: i64,
-    ) -> (Option<i64>, Vec<pb::GpuBucket>) {
+    pub(super) fn finish(mut self, plan: &AggregatePlan, now: i64) -> (Option<i64>, Vec<pb::GpuBucket>) {
         let interval = median(&self.times);
         let end = plan.end.min(now);
         if let Some(interval) = interval {
@@ -98,20 +89,13 @@ impl Timeline {
         let buckets = tallies.map(|(index, tally)| {
             let from = plan.bucket_start(index);
             let requested = (from + plan.width).min(end) - from.max(plan.start);
-            tally.to_bucket(
-                from,
-                is_known.then(|| requested.max(0) - tally.covered),
-                interval,
-            )
+            tally.to_bucket(from, is_known.then(|| requested.max(0) - tally.covered), interval)
         });
         (interval, buckets.collect())
     }
 
     fn cover(&mut self, plan: &AggregatePlan, interval: i64, end: i64) {
-        let masks = self
-            .masks
-            .iter()
-            .flat_map(|(samples, mask)| std::iter::repeat_n(*mask, *samples));
+        let masks = self.masks.iter().flat_map(|(samples, mask)| std::iter::repeat_n(*mask, *samples));
         let next = self.times.iter().skip(1).map(Some).chain([None]);
         for ((at, next), mask) in self.times.iter().zip(next).zip(masks) {
             let until = match next {
@@ -149,11 +133,8 @@ fn used(before: Option<(i64, i64)>, run: EnergyRun) -> Option<i64> {
 
 /// Lower median of the distances between samples. Samples at the same time are ignored.
 fn median(times: &[i64]) -> Option<i64> {
-    let mut distances: Vec<_> = times
-        .windows(2)
-        .map(|pair| pair[1] - pair[0])
-        .filter(|distance| *distance > 0)
-        .collect();
+    let mut distances: Vec<_> =
+        times.windows(2).map(|pair| pair[1] - pair[0]).filter(|distance| *distance > 0).collect();
     let middle = distances.len().checked_sub(1)? / 2;
     Some(*distances.select_nth_unstable(middle).1)
 }
@@ -196,8 +177,7 @@ impl Tally {
             start: time::from_millis(from).map(time::to_proto),
             samples: self.samples,
             gap: gap.map(time::duration_from_millis),
-            missing_samples: gap_and_interval
-                .map(|(gap, interval)| (gap + interval / 2) / interval),
+            missing_samples: gap_and_interval.map(|(gap, interval)| (gap + interval / 2) / interval),
             throttle_observed: interval.map(|_| time::duration_from_millis(self.observed)),
             throttle,
             energy: self.energy,

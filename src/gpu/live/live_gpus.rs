@@ -57,25 +57,16 @@ impl GpuEntry {
         self.number += 1;
         let previous = self.reading.as_ref();
         // Agents may skip columns for any length of time, so older values would be misleading.
-        let has_gaps = stats
-            .absent_reasons
-            .values()
-            .any(|reason| *reason == i32::from(pb::AbsentReason::NotSampled));
-        self.carried = previous
-            .filter(|_| has_gaps && origin == Origin::Sampled)
-            .map(|previous| {
-                let older = self.carried.as_ref().unwrap_or(&previous.stats);
-                let mut carried = stats.clone();
-                columns::carry_over(&mut carried, older);
-                carried
-            });
+        let has_gaps = stats.absent_reasons.values().any(|reason| *reason == i32::from(pb::AbsentReason::NotSampled));
+        self.carried = previous.filter(|_| has_gaps && origin == Origin::Sampled).map(|previous| {
+            let older = self.carried.as_ref().unwrap_or(&previous.stats);
+            let mut carried = stats.clone();
+            columns::carry_over(&mut carried, older);
+            carried
+        });
         let reading = Reading::new(self.number, stats);
         let since_previous = previous.map(|previous| reading.taken_at - previous.taken_at);
-        let reading = Arc::new(Reading {
-            since_previous,
-            origin,
-            ..reading
-        });
+        let reading = Arc::new(Reading { since_previous, origin, ..reading });
         self.reading = Some(reading.clone());
         reading
     }
@@ -136,10 +127,8 @@ impl Reading {
     /// The sample as the `update` of an encoded `WatchResponse`.
     pub fn encoded(&self) -> Bytes {
         let encode = || {
-            let response = pb::WatchResponse {
-                update: Some(Update::GpuStats(self.stats.clone())),
-                ..Default::default()
-            };
+            let response =
+                pb::WatchResponse { update: Some(Update::GpuStats(self.stats.clone())), ..Default::default() };
             response.encode_to_vec().into()
         };
         self.encoded.get_or_init(encode).clone()
@@ -152,10 +141,7 @@ impl LiveGpus {
         let uuid = stats.gpu_uuid.clone().unwrap_or_default();
         let reading = {
             let mut entries = self.0.newest.write();
-            entries
-                .entry(uuid)
-                .or_default()
-                .replace(stats, Origin::Sampled)
+            entries.entry(uuid).or_default().replace(stats, Origin::Sampled)
         };
         self.0.published.send_modify(|count| *count += 1);
         reading
@@ -178,13 +164,10 @@ impl LiveGpus {
 
     /// The GPU and its MIG instances, as far as they have readings.
     pub(in crate::gpu) fn gpu_and_instances(&self, uuid: &str) -> Vec<Arc<pb::Gpu>> {
-        let is_part =
-            |gpu: &pb::Gpu| gpu.uuid == uuid || gpu.mig_parent_uuid.as_deref() == Some(uuid);
+        let is_part = |gpu: &pb::Gpu| gpu.uuid == uuid || gpu.mig_parent_uuid.as_deref() == Some(uuid);
         let gpus = self.0.gpus.read();
         let parts = gpus.values().filter(|gpu| is_part(gpu)).cloned();
-        parts
-            .filter(|gpu| self.reading(&gpu.uuid).is_some())
-            .collect()
+        parts.filter(|gpu| self.reading(&gpu.uuid).is_some()).collect()
     }
 
     /// Publishes a reported or relayed sample, unless the current reading is newer or the table of
@@ -200,11 +183,7 @@ impl LiveGpus {
             let newest = entries.entry(uuid).or_default();
             let recorded_at = recorded_at(&stats);
             let order_key = (recorded_at.min(present()), recorded_at);
-            if newest
-                .reading
-                .as_ref()
-                .is_some_and(|reading| reading.order_key() >= order_key)
-            {
+            if newest.reading.as_ref().is_some_and(|reading| reading.order_key() >= order_key) {
                 return;
             }
             newest.replace(stats, origin);
@@ -221,10 +200,7 @@ impl LiveGpus {
     }
 
     /// Records the conditions of GPUs, by UUID.
-    pub(in crate::gpu) fn set_conditions<'a>(
-        &self,
-        conditions: impl Iterator<Item = (&'a String, Condition)>,
-    ) {
+    pub(in crate::gpu) fn set_conditions<'a>(&self, conditions: impl Iterator<Item = (&'a String, Condition)>) {
         let mut known = self.0.conditions.write();
         for (uuid, condition) in conditions {
             match known.get_mut(uuid) {
@@ -291,10 +267,7 @@ impl LiveGpus {
     /// Newest reading of every GPU, ordered by UUID.
     pub fn readings(&self) -> Vec<Arc<Reading>> {
         let entries = self.0.newest.read();
-        entries
-            .values()
-            .filter_map(|newest| newest.reading.clone())
-            .collect()
+        entries.values().filter_map(|newest| newest.reading.clone()).collect()
     }
 
     /// The given reading, completed with older values for the columns that were not due. Older
@@ -302,9 +275,7 @@ impl LiveGpus {
     pub fn carried(&self, reading: &Reading) -> pb::GpuStats {
         let uuid = reading.stats.gpu_uuid.as_deref().unwrap_or_default();
         let entries = self.0.newest.read();
-        let newest = entries
-            .get(uuid)
-            .filter(|newest| newest.number == reading.number);
+        let newest = entries.get(uuid).filter(|newest| newest.number == reading.number);
         let carried = newest.and_then(|newest| newest.carried.clone());
         carried.unwrap_or_else(|| reading.stats.clone())
     }
@@ -322,11 +293,7 @@ mod tests {
     use crate::rpc::time::to_proto;
 
     fn stats(uuid: &str, temperature: f64) -> pb::GpuStats {
-        pb::GpuStats {
-            gpu_uuid: Some(uuid.into()),
-            temperature: Some(temperature),
-            ..Default::default()
-        }
+        pb::GpuStats { gpu_uuid: Some(uuid.into()), temperature: Some(temperature), ..Default::default() }
     }
 
     #[test]
@@ -337,10 +304,7 @@ mod tests {
             live.publish(stats(uuid, temperature));
         }
         let readings = live.readings();
-        let readings: Vec<_> = readings
-            .iter()
-            .map(|reading| (reading.number, &reading.stats))
-            .collect();
+        let readings: Vec<_> = readings.iter().map(|reading| (reading.number, &reading.stats)).collect();
         assert_eq!(readings, [(1, &stats("a", 50.0)), (2, &stats("b", 41.0))]);
         assert_eq!(*changed.borrow(), 3);
         live.forget("b");

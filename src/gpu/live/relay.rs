@@ -146,10 +146,7 @@ impl Relay {
     async fn send(&mut self, readings: &[Arc<Reading>]) {
         let signal = Signal {
             process: self.process.clone(),
-            gpu_stats: readings
-                .iter()
-                .map(|reading| reading.stats.clone())
-                .collect(),
+            gpu_stats: readings.iter().map(|reading| reading.stats.clone()).collect(),
         };
         let payload = BASE64_STANDARD_NO_PAD.encode(signal.encode_to_vec());
         if let Err(error) = signals::notify(&self.db, CHANNEL, &payload).await {

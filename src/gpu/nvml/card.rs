@@ -82,12 +82,7 @@ macro_rules! fill {
 }
 
 impl<'nvml> Card<'nvml> {
-    pub(super) fn new(
-        device: Device<'nvml>,
-        gpu: pb::Gpu,
-        max_link: Option<(u32, u32)>,
-        plan: CallPlan,
-    ) -> Self {
+    pub(super) fn new(device: Device<'nvml>, gpu: pb::Gpu, max_link: Option<(u32, u32)>, plan: CallPlan) -> Self {
         let (permanent_failures, pcie) = (HashMap::new(), Pcie::new(max_link));
         Self {
             device,
@@ -108,49 +103,26 @@ impl<'nvml> Card<'nvml> {
     pub(super) fn begin_sample(&mut self) {
         if let Some(calls) = self.plan.begin_sample(Instant::now()) {
             let gpu = self.gpu.uuid.as_str();
-            tracing::info!(
-                gpu,
-                calls,
-                "calls into the driver are made as its budget allows"
-            );
+            tracing::info!(gpu, calls, "calls into the driver are made as its budget allows");
         }
     }
 
     pub(super) fn sample(&mut self) -> pb::GpuStats {
         let (started_at, started) = (Utc::now(), Instant::now());
-        let rates = self.query("utilization", |card| {
-            card.utilization_rates()
-                .map(|rates| (rates.gpu, rates.memory))
-        });
-        let memory_info = self.query("memory", |card| {
-            card.memory_info().map(|memory| (memory.used, memory.total))
-        });
-        let memory = memory_info.and_then(|(used, total)| {
-            if used <= total {
-                Ok((used, total))
-            } else {
-                Err(DriverError)
-            }
-        });
-        let encoder = self.query("encoder", |card| {
-            card.encoder_utilization()
-                .map(|encoder| encoder.utilization)
-        });
-        let decoder = self.query("decoder", |card| {
-            card.decoder_utilization()
-                .map(|decoder| decoder.utilization)
-        });
+        let rates = self.query("utilization", |card| card.utilization_rates().map(|rates| (rates.gpu, rates.memory)));
+        let memory_info = self.query("memory", |card| card.memory_info().map(|memory| (memory.used, memory.total)));
+        let memory =
+            memory_info.and_then(|(used, total)| if used <= total { Ok((used, total)) } else { Err(DriverError) });
+        let encoder = self.query("encoder", |card| card.encoder_utilization().map(|encoder| encoder.utilization));
+        let decoder = self.query("decoder", |card| card.decoder_utilization().map(|decoder| decoder.utilization));
         let bar1 = self.query("bar1", |card| card.bar1_memory_info().map(|bar1| bar1.used));
         let pcie = self.pcie();
         let processes = self.query_number("processes", Device::running_compute_processes_count);
         let chip = TemperatureSensor::Gpu;
         let (power_instant, memory_temperature) = self.power_and_memory_temperature();
         let energy_counter = self.query("energy", Device::total_energy_consumption);
-        let energy =
-            energy_counter.and_then(|energy| i64::try_from(energy).map_err(|_| DriverError));
-        let replays = self
-            .query("replays", Device::pcie_replay_counter)
-            .map(i64::from);
+        let energy = energy_counter.and_then(|energy| i64::try_from(energy).map_err(|_| DriverError));
+        let replays = self.query("replays", Device::pcie_replay_counter).map(i64::from);
         let mut stats = columns::empty_sample(&self.gpu);
         fill!(self, stats, started {
             gpu_name = self.gpu.name.clone().ok_or(DriverError);
@@ -261,9 +233,7 @@ impl<'nvml> Card<'nvml> {
         let fans = self.query("fans", Device::num_fans)?;
         let mut fastest = None;
         for fan in 0..fans {
-            fastest = fastest.max(Some(
-                self.query_number("fan_speed", |card| card.fan_speed(fan))?,
-            ));
+            fastest = fastest.max(Some(self.query_number("fan_speed", |card| card.fan_speed(fan))?));
         }
         fastest.ok_or_else(|| self.unsupported())
     }
@@ -282,47 +252,29 @@ impl<'nvml> Card<'nvml> {
 
     fn temp_slowdown_threshold(&mut self) -> Value<f64> {
         let slowdown = TemperatureThreshold::Slowdown;
-        let threshold = self.constant("temp_slowdown_threshold", |card| {
-            card.temperature_threshold(slowdown)
-        })?;
-        if (1..=MAX_SLOWDOWN_CELSIUS).contains(&threshold) {
-            Ok(threshold.into())
-        } else {
-            Err(self.unsupported())
-        }
+        let threshold = self.constant("temp_slowdown_threshold", |card| card.temperature_threshold(slowdown))?;
+        if (1..=MAX_SLOWDOWN_CELSIUS).contains(&threshold) { Ok(threshold.into()) } else { Err(self.unsupported()) }
     }
 
     /// Reason for absence after an error. A severe error also ends the sample.
     pub(super) fn classify_error(&mut self, error: NvmlError) -> AbsentReason {
-        let taken_apart =
-            self.gpu.mig_parent_uuid.is_some() && matches!(error, NvmlError::InvalidArg);
+        let taken_apart = self.gpu.mig_parent_uuid.is_some() && matches!(error, NvmlError::InvalidArg);
         let failure = Failure::from(error);
         let reason = failure.reason;
         if taken_apart || failure.affects_session || reason == AbsentReason::GpuLost {
             self.failure = Some(failure);
         }
-        if reason == AbsentReason::NotSupported {
-            self.unsupported()
-        } else {
-            reason
-        }
+        if reason == AbsentReason::NotSupported { self.unsupported() } else { reason }
     }
 
     fn unsupported(&self) -> AbsentReason {
-        if self.mig {
-            AbsentReason::Mig
-        } else {
-            AbsentReason::NotSupported
-        }
+        if self.mig { AbsentReason::Mig } else { AbsentReason::NotSupported }
     }
 }
 
 /// Returns true if the reason persists until the GPU is found again.
 pub(super) fn is_permanent(reason: AbsentReason) -> bool {
-    matches!(
-        reason,
-        AbsentReason::NotSupported | AbsentReason::Mig | AbsentReason::DriverTooOld
-    )
+    matches!(reason, AbsentReason::NotSupported | AbsentReason::Mig | AbsentReason::DriverTooOld)
 }
 
 /// Mask as given by the driver. The wrapper returns unknown bits as an error.
@@ -339,10 +291,7 @@ fn signed(value: u32) -> Value<i32> {
 }
 
 fn percent(value: u32) -> Value<i32> {
-    i32::try_from(value)
-        .ok()
-        .filter(|value| *value <= 100)
-        .ok_or(DriverError)
+    i32::try_from(value).ok().filter(|value| *value <= 100).ok_or(DriverError)
 }
 
 pub(super) fn watts(milliwatts: i32) -> f64 {
@@ -350,9 +299,5 @@ pub(super) fn watts(milliwatts: i32) -> f64 {
 }
 
 fn mib(bytes: u64) -> Value<i64> {
-    if bytes == u64::MAX {
-        Err(DriverError)
-    } else {
-        Ok((bytes >> 20).cast_signed())
-    }
+    if bytes == u64::MAX { Err(DriverError) } else { Ok((bytes >> 20).cast_signed()) }
 }

@@ -18,11 +18,7 @@ pub struct Cost {
 impl Cost {
     /// Adds a call with the given duration.
     pub fn add(&mut self, duration: Duration) {
-        self.merge(Self {
-            calls: 1,
-            total: duration,
-            longest: duration,
-        });
+        self.merge(Self { calls: 1, total: duration, longest: duration });
     }
 
     fn merge(&mut self, other: Self) {
@@ -78,11 +74,7 @@ mod tests {
         }
         let snapshot = costs.snapshot();
         assert_eq!(snapshot.len(), 2);
-        let memory = Cost {
-            calls: 3,
-            total: millis(8),
-            longest: millis(5),
-        };
+        let memory = Cost { calls: 3, total: millis(8), longest: millis(5) };
         assert_eq!(snapshot[0], ("GPU-1".to_string(), "memory", memory));
     }
 }

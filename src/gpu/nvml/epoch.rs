@@ -10,21 +10,14 @@ pub(super) struct Epoch {
 
 impl Epoch {
     pub(super) fn new(now: i64) -> Self {
-        Self {
-            id: now,
-            previous: [None; 2],
-        }
+        Self { id: now, previous: [None; 2] }
     }
 
     /// Epoch of the counters, which were read at `now`, in milliseconds since 1970.
     pub(super) fn of_counters(&mut self, now: i64, counters: [Option<i64>; 2]) -> i64 {
-        let has_decreased = self
-            .previous
-            .iter()
-            .zip(counters)
-            .any(|(previous, counter)| {
-                previous.is_some_and(|previous| counter.is_some_and(|counter| counter < previous))
-            });
+        let has_decreased = self.previous.iter().zip(counters).any(|(previous, counter)| {
+            previous.is_some_and(|previous| counter.is_some_and(|counter| counter < previous))
+        });
         if has_decreased {
             // The clock may be set back, but epochs must differ.
             *self = Self::new(now.max(self.id + 1));

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use nvml_wrapper::{
-    EventSet, bitmasks::event::EventTypes, enums::event::XidError, error::NvmlError,
-};
+use nvml_wrapper::{EventSet, bitmasks::event::EventTypes, enums::event::XidError, error::NvmlError};
 
 use super::{failure::Failure, session::Session};
 
@@ -45,9 +43,7 @@ impl Session {
             return Ok(None);
         }
         let empty_set = self.nvml.create_event_set()?;
-        let event_set = device
-            .register_events(supported, empty_set)
-            .map_err(|error| error.error)?;
+        let event_set = device.register_events(supported, empty_set).map_err(|error| error.error)?;
         Ok(Some(Events(event_set)))
     }
 }
@@ -71,10 +67,8 @@ impl Events<'_> {
             (EventTypes::POWER_SOURCE_CHANGE, Event::PowerSource),
             (EventTypes::MIG_CONFIG_CHANGE, Event::MigConfigChanged),
         ];
-        let other_event = other_kinds
-            .into_iter()
-            .find(|(kind, _)| event.event_type.contains(*kind))
-            .map(|(_, event)| event);
+        let other_event =
+            other_kinds.into_iter().find(|(kind, _)| event.event_type.contains(*kind)).map(|(_, event)| event);
         Ok(xid.or(other_event))
     }
 }

@@ -41,28 +41,19 @@ impl From<NvmlError> for Failure {
     fn from(error: NvmlError) -> Self {
         #[expect(clippy::wildcard_enum_match_arm, reason = "NVML has many more errors")]
         let reason = match error {
-            NvmlError::NotSupported | NvmlError::UnexpectedVariant(DEPRECATED) => {
-                AbsentReason::NotSupported
-            }
+            NvmlError::NotSupported | NvmlError::UnexpectedVariant(DEPRECATED) => AbsentReason::NotSupported,
             NvmlError::NoPermission => AbsentReason::NoPermission,
             NvmlError::FailedToLoadSymbol(_)
             | NvmlError::FunctionNotFound
             | NvmlError::UnexpectedVariant(VERSION_MISMATCH) => AbsentReason::DriverTooOld,
-            NvmlError::GpuLost
-            | NvmlError::ResetRequired
-            | NvmlError::UnexpectedVariant(GPU_NOT_FOUND) => AbsentReason::GpuLost,
+            NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::UnexpectedVariant(GPU_NOT_FOUND) => {
+                AbsentReason::GpuLost
+            }
             _ => AbsentReason::DriverError,
         };
-        let affects_session = matches!(
-            error,
-            NvmlError::Uninitialized | NvmlError::DriverNotLoaded | NvmlError::LibRmVersionMismatch
-        );
-        Self {
-            text: describe(&error),
-            reason,
-            affects_session,
-            kind: FailureKind::from(&error),
-        }
+        let affects_session =
+            matches!(error, NvmlError::Uninitialized | NvmlError::DriverNotLoaded | NvmlError::LibRmVersionMismatch);
+        Self { text: describe(&error), reason, affects_session, kind: FailureKind::from(&error) }
     }
 }
 
@@ -71,9 +62,7 @@ impl From<&NvmlError> for FailureKind {
         #[expect(clippy::wildcard_enum_match_arm, reason = "NVML has many more errors")]
         match error {
             // A known GPU that is not found has fallen off the bus.
-            NvmlError::GpuLost
-            | NvmlError::NotFound
-            | NvmlError::UnexpectedVariant(GPU_NOT_FOUND) => Self::Lost,
+            NvmlError::GpuLost | NvmlError::NotFound | NvmlError::UnexpectedVariant(GPU_NOT_FOUND) => Self::Lost,
             NvmlError::ResetRequired => Self::ResetRequired,
             NvmlError::Uninitialized
             | NvmlError::DriverNotLoaded
@@ -85,16 +74,12 @@ impl From<&NvmlError> for FailureKind {
 }
 
 /// Human-readable text of an NVML error.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "other errors have a readable text"
-)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "other errors have a readable text")]
 fn describe(error: &NvmlError) -> String {
     match error {
         NvmlError::DriverNotLoaded => "the NVIDIA driver is not loaded".into(),
         NvmlError::LibRmVersionMismatch => {
-            "the NVIDIA driver was upgraded, and the one that runs no longer fits its library"
-                .into()
+            "the NVIDIA driver was upgraded, and the one that runs no longer fits its library".into()
         }
         NvmlError::NoPermission => "the server may not talk to the NVIDIA driver".into(),
         error => error.to_string(),
@@ -116,9 +101,5 @@ pub(in crate::gpu) fn open_failure(path: &Path, error: NvmlError) -> Failure {
     } else {
         describe(&error)
     };
-    Failure {
-        text,
-        affects_session: true,
-        ..Failure::from(error)
-    }
+    Failure { text, affects_session: true, ..Failure::from(error) }
 }

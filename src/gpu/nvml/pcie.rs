@@ -42,11 +42,7 @@ impl Pcie {
             let index = usize::try_from(generation).ok()?.checked_sub(1)?;
             Some(LANE_BYTES_PER_SECOND.get(index)? * f64::from(lanes))
         });
-        Self {
-            capacity,
-            previous: None,
-            last_throughput_query: None,
-        }
+        Self { capacity, previous: None, last_throughput_query: None }
     }
 
     /// Rates in KB/s since the previous counters. `None` where the counters can never give a rate.
@@ -58,9 +54,7 @@ impl Pcie {
         let previous = self.previous.replace((now, counters));
         let rate = |current: Value<Counter>, earlier: Option<Value<Counter>>, elapsed: f64| {
             let current = match current {
-                Err(
-                    AbsentReason::NotSupported | AbsentReason::Mig | AbsentReason::DriverTooOld,
-                ) => return None,
+                Err(AbsentReason::NotSupported | AbsentReason::Mig | AbsentReason::DriverTooOld) => return None,
                 Err(reason) => return Some(Err(reason)),
                 Ok(counter) => counter,
             };
@@ -73,34 +67,22 @@ impl Pcie {
                 (Counter::Narrow(_), Counter::Narrow(_)) if !self.is_within_one_wrap(elapsed) => {
                     return None;
                 }
-                (Counter::Narrow(earlier), Counter::Narrow(current)) => {
-                    current.checked_sub(earlier).map(u64::from)
-                }
+                (Counter::Narrow(earlier), Counter::Narrow(current)) => current.checked_sub(earlier).map(u64::from),
                 _ => None,
             };
-            Some(
-                bytes
-                    .and_then(|bytes| kb_per_second(bytes, elapsed))
-                    .ok_or(AbsentReason::NotSampled),
-            )
+            Some(bytes.and_then(|bytes| kb_per_second(bytes, elapsed)).ok_or(AbsentReason::NotSampled))
         };
         let elapsed = previous.map_or(0.0, |(time, _)| now.duration_since(time).as_secs_f64());
         let earlier = previous.map(|(_, counters)| counters);
         Directions {
             sent: rate(counters.sent, earlier.map(|earlier| earlier.sent), elapsed),
-            received: rate(
-                counters.received,
-                earlier.map(|earlier| earlier.received),
-                elapsed,
-            ),
+            received: rate(counters.received, earlier.map(|earlier| earlier.received), elapsed),
         }
     }
 
     /// Returns true if the blocking call may be made now, and records the call.
     pub(crate) fn may_query_throughput(&mut self, now: Instant) -> bool {
-        let due = self
-            .last_throughput_query
-            .is_none_or(|last| now.duration_since(last) >= THROUGHPUT_INTERVAL);
+        let due = self.last_throughput_query.is_none_or(|last| now.duration_since(last) >= THROUGHPUT_INTERVAL);
         if due {
             self.last_throughput_query = Some(now);
         }
@@ -108,17 +90,12 @@ impl Pcie {
     }
 
     fn is_within_one_wrap(&self, elapsed: f64) -> bool {
-        self.capacity
-            .is_some_and(|capacity| capacity * elapsed < f64::from(u32::MAX))
+        self.capacity.is_some_and(|capacity| capacity * elapsed < f64::from(u32::MAX))
     }
 }
 
 /// Rate in KB/s, of 1,000 bytes, rounded down.
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    reason = "2^53 KB/s is beyond any link"
-)]
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "2^53 KB/s is beyond any link")]
 fn kb_per_second(bytes: u64, elapsed: f64) -> Option<i64> {
     (elapsed > 0.0).then(|| (bytes as f64 / elapsed / 1_000.0) as i64)
 }
@@ -131,29 +108,12 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     /// Rate between two counters that were read `millis` apart, on the given link.
-    fn rate(
-        link: Option<(u32, u32)>,
-        millis: u64,
-        before: Value<Counter>,
-        now: Value<Counter>,
-    ) -> Option<Value<i64>> {
+    fn rate(link: Option<(u32, u32)>, millis: u64, before: Value<Counter>, now: Value<Counter>) -> Option<Value<i64>> {
         let mut pcie = Pcie::new(link);
         let start = Instant::now();
         let other = Err(AbsentReason::NoPermission);
-        pcie.rates(
-            start,
-            Directions {
-                sent: before,
-                received: other,
-            },
-        );
-        let rates = pcie.rates(
-            start + Duration::from_millis(millis),
-            Directions {
-                sent: now,
-                received: other,
-            },
-        );
+        pcie.rates(start, Directions { sent: before, received: other });
+        let rates = pcie.rates(start + Duration::from_millis(millis), Directions { sent: now, received: other });
         assert_eq!(rates.received, Some(Err(AbsentReason::NoPermission)));
         rates.sent
     }
@@ -163,20 +123,8 @@ mod tests {
         let not_sampled = Some(Err(AbsentReason::NotSampled));
         let lost = AbsentReason::GpuLost;
         for (link, millis, before, now, expected) in [
-            (
-                None,
-                1000,
-                Ok(Wide(500)),
-                Ok(Wide(2_000_500)),
-                Some(Ok(2_000)),
-            ),
-            (
-                None,
-                500,
-                Ok(Wide(0)),
-                Ok(Wide(64 * GIB)),
-                Some(Ok(137_438_953)),
-            ),
+            (None, 1000, Ok(Wide(500)), Ok(Wide(2_000_500)), Some(Ok(2_000))),
+            (None, 500, Ok(Wide(0)), Ok(Wide(64 * GIB)), Some(Ok(137_438_953))),
             (None, 1000, Ok(Wide(7)), Ok(Wide(7)), Some(Ok(0))),
             // The counter decreased: it wrapped, or the driver was loaded again.
             (None, 1000, Ok(Wide(8)), Ok(Wide(7)), not_sampled),
@@ -184,66 +132,23 @@ mod tests {
             (None, 1000, Ok(Wide(7)), Err(lost), Some(Err(lost))),
             (None, 0, Ok(Wide(0)), Ok(Wide(7)), not_sampled),
             // A counter of 16 lanes of generation 4 wraps in 136 ms.
-            (
-                Some((4, 16)),
-                1000,
-                Ok(Narrow(0)),
-                Ok(Narrow(2_000_000)),
-                None,
-            ),
-            (
-                Some((4, 16)),
-                100,
-                Ok(Narrow(0)),
-                Ok(Narrow(2_000_000)),
-                Some(Ok(20_000)),
-            ),
-            (
-                Some((4, 16)),
-                100,
-                Ok(Narrow(u32::MAX)),
-                Ok(Narrow(5)),
-                not_sampled,
-            ),
-            (
-                Some((1, 1)),
-                1000,
-                Ok(Narrow(0)),
-                Ok(Narrow(2_000_000)),
-                Some(Ok(2_000)),
-            ),
+            (Some((4, 16)), 1000, Ok(Narrow(0)), Ok(Narrow(2_000_000)), None),
+            (Some((4, 16)), 100, Ok(Narrow(0)), Ok(Narrow(2_000_000)), Some(Ok(20_000))),
+            (Some((4, 16)), 100, Ok(Narrow(u32::MAX)), Ok(Narrow(5)), not_sampled),
+            (Some((1, 1)), 1000, Ok(Narrow(0)), Ok(Narrow(2_000_000)), Some(Ok(2_000))),
             (Some((9, 16)), 1000, Ok(Narrow(0)), Ok(Narrow(1)), None),
             (None, 1000, Ok(Narrow(0)), Ok(Narrow(1)), None),
             (Some((1, 1)), 1000, Ok(Narrow(0)), Ok(Wide(1)), not_sampled),
-            (
-                None,
-                1000,
-                Ok(Wide(7)),
-                Err(AbsentReason::NotSupported),
-                None,
-            ),
-            (
-                None,
-                1000,
-                Ok(Wide(7)),
-                Err(AbsentReason::DriverTooOld),
-                None,
-            ),
+            (None, 1000, Ok(Wide(7)), Err(AbsentReason::NotSupported), None),
+            (None, 1000, Ok(Wide(7)), Err(AbsentReason::DriverTooOld), None),
         ] {
-            assert_eq!(
-                rate(link, millis, before, now),
-                expected,
-                "{before:?} {now:?} in {millis} ms, link {link:?}"
-            );
+            assert_eq!(rate(link, millis, before, now), expected, "{before:?} {now:?} in {millis} ms, link {link:?}");
         }
     }
 
     #[test]
     fn the_first_counters_give_no_rate() {
-        let counters = Directions {
-            sent: Ok(Wide(7)),
-            received: Ok(Wide(7)),
-        };
+        let counters = Directions { sent: Ok(Wide(7)), received: Ok(Wide(7)) };
         let rates = Pcie::new(None).rates(Instant::now(), counters);
         assert_eq!(rates.sent, Some(Err(AbsentReason::NotSampled)));
     }
@@ -252,9 +157,8 @@ mod tests {
     fn the_blocking_call_is_made_every_30_seconds_at_most() {
         let mut pcie = Pcie::new(None);
         let start = Instant::now();
-        let due_seconds: Vec<_> = (0..65)
-            .filter(|s| pcie.may_query_throughput(start + Duration::from_secs(*s)))
-            .collect();
+        let due_seconds: Vec<_> =
+            (0..65).filter(|s| pcie.may_query_throughput(start + Duration::from_secs(*s))).collect();
         assert_eq!(due_seconds, [0, 30, 60]);
     }
 }

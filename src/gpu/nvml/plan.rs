@@ -12,11 +12,7 @@ use super::cost::Cost;
 const REBALANCE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Periods for calls that are too expensive for their usual period.
-const STRETCHED_PERIODS: [Duration; 3] = [
-    Duration::from_secs(1),
-    Duration::from_secs(10),
-    Duration::from_secs(30),
-];
+const STRETCHED_PERIODS: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(30)];
 
 /// Weight of the newest call in the moving average of a call's duration.
 const MEAN_WEIGHT: f64 = 0.1;
@@ -35,11 +31,7 @@ pub struct Tiers {
 
 impl Default for Tiers {
     fn default() -> Self {
-        Self {
-            warm: Duration::from_secs(1),
-            cold: Duration::from_secs(1),
-            budget: Duration::from_millis(5),
-        }
+        Self { warm: Duration::from_secs(1), cold: Duration::from_secs(1), budget: Duration::from_millis(5) }
     }
 }
 
@@ -55,11 +47,9 @@ enum Tier {
 
 fn tier(kind: &str) -> Tier {
     match kind {
-        "utilization" | "memory" | "sm_clock" | "memory_clock" | "pstate" | "throttle_reasons"
-        | "pcie_bytes" | "mig_mode" => Tier::Hot,
-        "pcie_send" | "pcie_receive" | "sm_max" | "memory_max" | "temp_slowdown_threshold" => {
-            Tier::Rare
-        }
+        "utilization" | "memory" | "sm_clock" | "memory_clock" | "pstate" | "throttle_reasons" | "pcie_bytes"
+        | "mig_mode" => Tier::Hot,
+        "pcie_send" | "pcie_receive" | "sm_max" | "memory_max" | "temp_slowdown_threshold" => Tier::Rare,
         "fans" | "fan_speed" | "bar1" | "replays" | "power_limit" => Tier::Cold,
         _ => Tier::Warm,
     }
@@ -93,14 +83,7 @@ struct CallStats {
 
 impl CallPlan {
     pub(crate) fn new(tiers: Tiers, interval: Duration) -> Self {
-        Self {
-            tiers,
-            interval,
-            kinds: BTreeMap::new(),
-            now: Instant::now(),
-            last_rebalance: None,
-            parts: 1,
-        }
+        Self { tiers, interval, kinds: BTreeMap::new(), now: Instant::now(), last_rebalance: None, parts: 1 }
     }
 
     /// Sets the number of GPUs and MIG instances that share the budget.
@@ -123,9 +106,7 @@ impl CallPlan {
     pub(crate) fn is_due(&mut self, kind: &'static str) -> bool {
         let (now, slack) = (self.now, self.interval / 2);
         let kind = self.kind(kind);
-        kind.last_called.is_none_or(|last_called| {
-            last_called == now || now + slack >= last_called + kind.period
-        })
+        kind.last_called.is_none_or(|last_called| last_called == now || now + slack >= last_called + kind.period)
     }
 
     /// Records the duration of a call.
@@ -200,9 +181,8 @@ impl CallPlan {
 
     /// Expected time of all calls per second, in seconds.
     fn load(&self) -> f64 {
-        let load = |kind: &CallStats| {
-            kind.mean_seconds.unwrap_or_default() / kind.period.max(self.interval).as_secs_f64()
-        };
+        let load =
+            |kind: &CallStats| kind.mean_seconds.unwrap_or_default() / kind.period.max(self.interval).as_secs_f64();
         self.kinds.values().map(load).sum()
     }
 }
@@ -224,11 +204,7 @@ mod tests {
 
     /// Samples for a minute. Returns the number of calls by kind in the last 30 s, and the time per
     /// second.
-    fn a_minute(
-        tiers: Tiers,
-        interval: Duration,
-        costs: &[(&'static str, u64)],
-    ) -> (BTreeMap<&'static str, u32>, f64) {
+    fn a_minute(tiers: Tiers, interval: Duration, costs: &[(&'static str, u64)]) -> (BTreeMap<&'static str, u32>, f64) {
         let mut plan = CallPlan::new(tiers, interval);
         let (start, mut at) = (Instant::now(), Duration::ZERO);
         let (mut call_counts, mut spent) = (BTreeMap::new(), Duration::ZERO);
@@ -253,10 +229,7 @@ mod tests {
     fn within_the_budget_everything_is_asked_every_second() {
         let costs = [("memory", 12), ("temperature", 365), ("fan_speed", 137)];
         let (call_counts, load) = a_minute(Tiers::default(), SECOND, &costs);
-        assert_eq!(
-            call_counts,
-            [("memory", 30), ("temperature", 30), ("fan_speed", 30)].into()
-        );
+        assert_eq!(call_counts, [("memory", 30), ("temperature", 30), ("fan_speed", 30)].into());
         assert!(load < 0.005);
     }
 
@@ -264,31 +237,17 @@ mod tests {
     fn at_ten_samples_a_second_only_what_changes_fast_is_in_all_of_them() {
         let costs = [("memory", 12), ("temperature", 365), ("fan_speed", 137)];
         let (call_counts, load) = a_minute(Tiers::default(), SECOND / 10, &costs);
-        assert_eq!(
-            call_counts,
-            [("memory", 300), ("temperature", 30), ("fan_speed", 30)].into()
-        );
+        assert_eq!(call_counts, [("memory", 300), ("temperature", 30), ("fan_speed", 30)].into());
         assert!(load < 0.005);
     }
 
     #[test]
     fn the_dearest_calls_are_spread_until_the_budget_is_kept() {
-        let costs = [
-            ("memory", 12),
-            ("utilization", 3),
-            ("processes", 4_500),
-            ("temperature", 900),
-            ("fan_speed", 2_000),
-        ];
+        let costs =
+            [("memory", 12), ("utilization", 3), ("processes", 4_500), ("temperature", 900), ("fan_speed", 2_000)];
         let (call_counts, load) = a_minute(Tiers::default(), SECOND / 10, &costs);
-        assert_eq!(
-            (call_counts["memory"], call_counts["utilization"]),
-            (300, 300)
-        );
-        assert_eq!(
-            (call_counts["fan_speed"], call_counts["temperature"]),
-            (1, 30)
-        );
+        assert_eq!((call_counts["memory"], call_counts["utilization"]), (300, 300));
+        assert_eq!((call_counts["fan_speed"], call_counts["temperature"]), (1, 30));
         assert_eq!(call_counts["processes"], 3);
         assert!(load <= 0.005, "{load}");
     }
@@ -297,10 +256,7 @@ mod tests {
     fn if_nothing_else_helps_what_changes_fast_is_asked_less_often_too() {
         let costs = [("memory", 3_000), ("temperature", 400)];
         let (call_counts, load) = a_minute(Tiers::default(), SECOND / 10, &costs);
-        assert!(
-            load <= 0.005 && call_counts["memory"] >= 29,
-            "{call_counts:?} {load}"
-        );
+        assert!(load <= 0.005 && call_counts["memory"] >= 29, "{call_counts:?} {load}");
     }
 
     #[test]

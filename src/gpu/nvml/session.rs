@@ -64,10 +64,7 @@ pub(in crate::gpu) struct Samples {
 
 impl Library {
     pub(in crate::gpu) fn new(path: Option<PathBuf>) -> Self {
-        Self {
-            path,
-            open: Mutex::default(),
-        }
+        Self { path, open: Mutex::default() }
     }
 
     /// Opens the library, or returns the current session.
@@ -77,15 +74,9 @@ impl Library {
             return Ok(session);
         }
         let path = self.path.as_deref().unwrap_or(Path::new(DEFAULT_LIBRARY));
-        let nvml = Nvml::builder()
-            .lib_path(path.as_os_str())
-            .init()
-            .map_err(|error| open_failure(path, error))?;
+        let nvml = Nvml::builder().lib_path(path.as_os_str()).init().map_err(|error| open_failure(path, error))?;
         let driver_version = nvml.sys_driver_version().ok();
-        let session = Arc::new(Session {
-            nvml,
-            driver_version,
-        });
+        let session = Arc::new(Session { nvml, driver_version });
         *open = Arc::downgrade(&session);
         Ok(session)
     }
@@ -146,35 +137,22 @@ impl Session {
             // A known GPU that is not found is lost, whatever the error code.
             let reason = match failure.kind {
                 FailureKind::Lost => AbsentReason::GpuLost,
-                FailureKind::ResetRequired | FailureKind::Driver | FailureKind::Other => {
-                    failure.reason
-                }
+                FailureKind::ResetRequired | FailureKind::Driver | FailureKind::Other => failure.reason,
             };
             Failure { reason, ..failure }
         })?;
         let gpu = pb::Gpu {
             uuid: device.uuid()?,
             host: host.into(),
-            gpu_index: device
-                .index()
-                .ok()
-                .and_then(|index| i32::try_from(index).ok()),
+            gpu_index: device.index().ok().and_then(|index| i32::try_from(index).ok()),
             name: device.name().ok(),
             pci_bus_id: device.pci_info().ok().map(|pci| pci.bus_id),
             driver_version: self.driver_version.clone(),
             ..Default::default()
         };
-        let max_link = device
-            .max_pcie_link_gen()
-            .ok()
-            .zip(device.max_pcie_link_width().ok());
+        let max_link = device.max_pcie_link_gen().ok().zip(device.max_pcie_link_width().ok());
         let whole = Card::new(device, gpu, max_link, plan());
-        Ok(Gpu {
-            whole,
-            instances: Vec::new(),
-            instances_listed: None,
-            plan: Box::new(plan),
-        })
+        Ok(Gpu { whole, instances: Vec::new(), instances_listed: None, plan: Box::new(plan) })
     }
 }
 
@@ -193,9 +171,7 @@ impl Gpu<'_> {
     pub(in crate::gpu) fn sample(&mut self, costs: &Costs) -> Samples {
         self.whole.begin_sample();
         self.whole.failure = None;
-        let mig_mode = self.whole.query("mig_mode", |device| {
-            device.mig_mode().map(|mode| mode.current == 1)
-        });
+        let mig_mode = self.whole.query("mig_mode", |device| device.mig_mode().map(|mode| mode.current == 1));
         if let Ok(mig) = mig_mode
             && mig != self.whole.mig
         {
@@ -204,10 +180,7 @@ impl Gpu<'_> {
             self.whole.constants.clear();
             self.instances_listed = None;
         }
-        if self
-            .instances_listed
-            .is_none_or(|listed| listed.elapsed() >= INSTANCE_LIST_INTERVAL)
-        {
+        if self.instances_listed.is_none_or(|listed| listed.elapsed() >= INSTANCE_LIST_INTERVAL) {
             self.list_instances();
         }
         let parts = u32::try_from(1 + self.instances.len()).unwrap_or(u32::MAX);
@@ -226,10 +199,7 @@ impl Gpu<'_> {
         for card in std::iter::once(&mut self.whole).chain(&mut self.instances) {
             costs.add(&card.gpu.uuid, card.plan.take_costs());
         }
-        Samples {
-            stats,
-            failure: self.whole.failure.clone(),
-        }
+        Samples { stats, failure: self.whole.failure.clone() }
     }
 
     fn list_instances(&mut self) {
@@ -245,10 +215,7 @@ impl Gpu<'_> {
                 continue;
             };
             let Ok(uuid) = device.uuid() else { continue };
-            if let Some(position) = known
-                .iter()
-                .position(|card| card.gpu.uuid == uuid && card.failure.is_none())
-            {
+            if let Some(position) = known.iter().position(|card| card.gpu.uuid == uuid && card.failure.is_none()) {
                 self.instances.push(known.swap_remove(position));
                 continue;
             }

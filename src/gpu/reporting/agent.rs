@@ -141,11 +141,7 @@ pub async fn run(settings: Settings, shutdown: CancellationToken) {
         tracing::info!("stopped; all samples are reported");
     } else {
         let (lost, lost_events) = (agent.waiting(), agent.waiting_events());
-        tracing::warn!(
-            lost,
-            lost_events,
-            "stopped; the last GPU samples could not be reported"
-        );
+        tracing::warn!(lost, lost_events, "stopped; the last GPU samples could not be reported");
     }
 }
 
@@ -210,10 +206,8 @@ impl Agent {
         let connection = self.endpoint.connect().await;
         let channel = connection.map_err(|error| Status::unavailable(Chain(&error).to_string()))?;
         let (send, batches) = mpsc::channel(1);
-        let mut answers = GpuStatsServiceClient::new(channel)
-            .record_gpu_stats(ReceiverStream::new(batches))
-            .await?
-            .into_inner();
+        let mut answers =
+            GpuStatsServiceClient::new(channel).record_gpu_stats(ReceiverStream::new(batches)).await?.into_inner();
         loop {
             if self.batch.is_none() {
                 self.batch = self.next_batch().await;
@@ -225,9 +219,7 @@ impl Agent {
             // If the stream is closed, the answer contains the cause.
             let _ = send.send(batch).await;
             let message = timeout(ANSWER_TIMEOUT, answers.message()).await;
-            let answer = message.map_err(|_| {
-                Status::deadline_exceeded("the server did not answer within 40 s")
-            })??;
+            let answer = message.map_err(|_| Status::deadline_exceeded("the server did not answer within 40 s"))??;
             match answer {
                 Some(answer) if answer.sequence == sequence => self.record_success(),
                 Some(_) => return Err(Status::internal("the answer is for another batch")),
@@ -269,11 +261,7 @@ impl Agent {
             }
             let is_empty = rows.is_empty() && gpu_events.is_empty() && gpu_conditions.is_empty();
             if !is_empty || self.lost > 0 {
-                return Some(pb::RecordGpuStatsRequest {
-                    gpu_events,
-                    gpu_conditions,
-                    ..self.build_batch(&rows)
-                });
+                return Some(pb::RecordGpuStatsRequest { gpu_events, gpu_conditions, ..self.build_batch(&rows) });
             }
             if self.draining.is_cancelled() {
                 return None;
@@ -284,13 +272,10 @@ impl Agent {
     /// Removes the oldest events from the queue, up to the bounds of a batch.
     fn take_events(&self) -> Vec<pb::GpuEvent> {
         let draining = self.draining.is_cancelled();
-        self.events
-            .flush_summaries((!draining).then(|| Instant::now().into_std()));
+        self.events.flush_summaries((!draining).then(|| Instant::now().into_std()));
         let events = self.events.peek(MAX_EVENTS);
         let mut bytes = 0;
-        let messages = events
-            .iter()
-            .map(|event| pb::GpuEvent::from(event.to_model(&self.host)));
+        let messages = events.iter().map(|event| pb::GpuEvent::from(event.to_model(&self.host)));
         let messages: Vec<_> = messages
             .take_while(|event| {
                 let first = bytes == 0;
@@ -390,8 +375,7 @@ impl Agent {
             host,
             "another host reports this GPU; its samples are dropped, and reported again in 30 s"
         );
-        self.claimed_elsewhere
-            .insert(uuid, Instant::now() + CLAIM_RETRY_INTERVAL);
+        self.claimed_elsewhere.insert(uuid, Instant::now() + CLAIM_RETRY_INTERVAL);
         true
     }
 

@@ -67,10 +67,9 @@ impl Reporter {
 
     /// Fails if the batch names another reporter.
     pub(crate) fn check_same(&self, request: &pb::RecordGpuStatsRequest) -> Result<()> {
-        for (field, given, known) in [
-            ("reporter_id", &request.reporter_id, &self.id),
-            ("host", &request.host, &self.host),
-        ] {
+        for (field, given, known) in
+            [("reporter_id", &request.reporter_id, &self.id), ("host", &request.host, &self.host)]
+        {
             if !given.is_empty() && given != known {
                 let problem = "must be that of the first batch of the stream";
                 return Err(Error::invalid(field, problem));
@@ -81,11 +80,7 @@ impl Reporter {
 }
 
 impl Batch {
-    pub(crate) fn parse(
-        request: pb::RecordGpuStatsRequest,
-        host: &str,
-        now: DateTime<Utc>,
-    ) -> Result<Self> {
+    pub(crate) fn parse(request: pb::RecordGpuStatsRequest, host: &str, now: DateTime<Utc>) -> Result<Self> {
         let sequence = request.sequence;
         if sequence < 1 {
             return Err(Error::invalid("sequence", "must be a positive number"));
@@ -121,10 +116,7 @@ impl Batch {
 
     /// Claims on all GPUs of the batch. `host` is the host of the reporter.
     pub(crate) fn claim_request(&self, host: &str) -> ClaimRequest {
-        let conditions = self
-            .conditions
-            .iter()
-            .map(|(uuid, _)| (uuid.clone(), host.to_string()));
+        let conditions = self.conditions.iter().map(|(uuid, _)| (uuid.clone(), host.to_string()));
         let samples = self.gpu_stats.iter().map(|stats| {
             let host = stats.host.as_deref().unwrap_or(host);
             (stats.gpu_uuid().to_string(), host.to_string())
@@ -134,10 +126,7 @@ impl Batch {
 
     /// Path of the first field that names the GPU.
     pub(crate) fn field_of(&self, uuid: &str) -> String {
-        let sample = self
-            .gpu_stats
-            .iter()
-            .position(|stats| stats.gpu_uuid() == uuid);
+        let sample = self.gpu_stats.iter().position(|stats| stats.gpu_uuid() == uuid);
         if let Some(index) = sample {
             return format!("gpu_stats[{index}].gpu_uuid");
         }
@@ -148,11 +137,7 @@ impl Batch {
 }
 
 /// Time that is at most [`MAX_CLOCK_LEAD`] in the future.
-fn parse_past_time(
-    field: &str,
-    time: Option<prost_types::Timestamp>,
-    now: DateTime<Utc>,
-) -> Result<DateTime<Utc>> {
+fn parse_past_time(field: &str, time: Option<prost_types::Timestamp>, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
     let timestamp = time.ok_or_else(|| Error::invalid(field, "is required"))?;
     let time = time::from_proto(field, timestamp)?;
     if time > now + MAX_CLOCK_LEAD {
@@ -163,12 +148,7 @@ fn parse_past_time(
 }
 
 /// Row of a valid event.
-fn event(
-    path: &str,
-    event: pb::GpuEvent,
-    host: &str,
-    now: DateTime<Utc>,
-) -> Result<gpu_event::Model> {
+fn event(path: &str, event: pb::GpuEvent, host: &str, now: DateTime<Utc>) -> Result<gpu_event::Model> {
     let field_path = |field: &str| format!("{path}.{field}");
     if event.id != 0 {
         let problem = "must be 0: the server numbers events";
@@ -184,11 +164,7 @@ fn event(
         value.map(number).transpose()
     };
     let index = |value| check::within(&field_path("gpu_index"), value, 0..=i32::MAX);
-    let occurrences = check::within(
-        &field_path("occurrences"),
-        event.occurrences,
-        0..=MAX_OCCURRENCES,
-    )?;
+    let occurrences = check::within(&field_path("occurrences"), event.occurrences, 0..=MAX_OCCURRENCES)?;
     Ok(gpu_event::Model {
         id: 0,
         occurred_at: parse_past_time(&field_path("occurred_at"), event.occurred_at, now)?,
@@ -202,16 +178,10 @@ fn event(
         gpu_name: name("gpu_name", event.gpu_name, 255)?,
         pci_bus_id: name("pci_bus_id", event.pci_bus_id, 32)?,
         mig_parent_uuid: name("mig_parent_uuid", event.mig_parent_uuid, 96)?,
-        kind: GpuEventKind::from_proto(&field_path("kind"), event.kind)?
-            .ok_or_else(|| required("kind"))?,
+        kind: GpuEventKind::from_proto(&field_path("kind"), event.kind)?.ok_or_else(|| required("kind"))?,
         code: number("code", event.code)?,
-        detail: check::optional_text(
-            &field_path("detail"),
-            event.detail.as_deref(),
-            1..=MAX_DETAIL_CHARS,
-        )?,
-        source: GpuEventSource::from_proto(&field_path("source"), event.source)?
-            .ok_or_else(|| required("source"))?,
+        detail: check::optional_text(&field_path("detail"), event.detail.as_deref(), 1..=MAX_DETAIL_CHARS)?,
+        source: GpuEventSource::from_proto(&field_path("source"), event.source)?.ok_or_else(|| required("source"))?,
         occurrences: occurrences.max(1),
     })
 }
@@ -224,24 +194,15 @@ fn condition(path: &str, known: &pb::GpuCondition) -> Result<(String, Condition)
         .ok_or_else(|| Error::invalid(field_path("state"), "is required"))?;
     let pressure = |value| {
         let level = gpu::MemoryPressure::from_proto(&field_path("memory_pressure"), value)?;
-        level
-            .ok_or_else(|| Error::invalid(field_path("memory_pressure"), "must not be unspecified"))
+        level.ok_or_else(|| Error::invalid(field_path("memory_pressure"), "must not be unspecified"))
     };
     let memory_pressure = known.memory_pressure.map(pressure).transpose()?;
-    let condition = Condition {
-        state: state.into(),
-        memory_pressure: memory_pressure.map(Into::into),
-    };
+    let condition = Condition { state: state.into(), memory_pressure: memory_pressure.map(Into::into) };
     Ok((uuid, condition))
 }
 
 /// Valid sample, completed with the host and the reasons for absent values.
-fn sample(
-    path: &str,
-    mut stats: pb::GpuStats,
-    host: &str,
-    now: DateTime<Utc>,
-) -> Result<pb::GpuStats> {
+fn sample(path: &str, mut stats: pb::GpuStats, host: &str, now: DateTime<Utc>) -> Result<pb::GpuStats> {
     check_values(path, &stats)?;
     let recorded_at = parse_past_time(&format!("{path}.recorded_at"), stats.recorded_at, now)?;
     // The same precision as a sample that is read from the database.

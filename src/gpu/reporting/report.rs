@@ -61,12 +61,8 @@ impl Reports {
         self,
         mut batches: Streaming<pb::RecordGpuStatsRequest>,
     ) -> impl Stream<Item = Result<pb::RecordGpuStatsResponse, Status>> + Send {
-        let mut report = ReportStream {
-            reports: self,
-            reporter: None,
-            since: None,
-            written_gpus: WrittenGpus::default(),
-        };
+        let mut report =
+            ReportStream { reports: self, reporter: None, since: None, written_gpus: WrittenGpus::default() };
         async_stream::try_stream! {
             let shutdown = report.reports.shutdown.clone();
             let limit = report.reports.max_message_size;
@@ -87,10 +83,8 @@ impl Reports {
     /// Deletes reporters and claims that are older than [`REPORTER_RETENTION`].
     async fn delete_inactive(&self) {
         let cutoff = crate::clock::for_retention() - REPORTER_RETENTION;
-        let reporters = gpu_reporter::Entity::delete_many()
-            .filter(gpu_reporter::COLUMN.last_seen_at.lt(cutoff));
-        let claims =
-            gpu_claim::Entity::delete_many().filter(gpu_claim::COLUMN.claimed_at.lt(cutoff));
+        let reporters = gpu_reporter::Entity::delete_many().filter(gpu_reporter::COLUMN.last_seen_at.lt(cutoff));
+        let claims = gpu_claim::Entity::delete_many().filter(gpu_claim::COLUMN.claimed_at.lt(cutoff));
         let deletion = self.db.write(async |tx| {
             claims.exec(tx).await?;
             Ok(reporters.exec(tx).await?)
@@ -103,10 +97,7 @@ impl Reports {
 }
 
 impl ReportStream {
-    async fn store_batch(
-        &mut self,
-        request: pb::RecordGpuStatsRequest,
-    ) -> Result<pb::RecordGpuStatsResponse> {
+    async fn store_batch(&mut self, request: pb::RecordGpuStatsRequest) -> Result<pb::RecordGpuStatsResponse> {
         let reporter = if let Some(reporter) = &self.reporter {
             reporter.check_same(&request)?;
             reporter.clone()
@@ -133,10 +124,7 @@ impl ReportStream {
                 self.reports.live.publish_newer(stats, Origin::Reported);
             }
         }
-        Ok(pb::RecordGpuStatsResponse {
-            sequence: batch.sequence,
-            already_stored: !stored,
-        })
+        Ok(pb::RecordGpuStatsResponse { sequence: batch.sequence, already_stored: !stored })
     }
 
     /// Stores the batch in one transaction. Returns false if the batch was stored before.
@@ -194,9 +182,7 @@ impl ReportStream {
 /// Time at which the first batch of the reporter was stored. The epoch 1970 for a reporter that is
 /// older than the column.
 async fn first_seen_at(tx: &DatabaseTransaction, reporter_id: &str) -> Result<DateTime<Utc>> {
-    let reporter = gpu_reporter::Entity::find_by_id(reporter_id)
-        .one(tx)
-        .await?;
+    let reporter = gpu_reporter::Entity::find_by_id(reporter_id).one(tx).await?;
     let first = reporter.and_then(|reporter| reporter.first_seen_at);
     Ok(first.unwrap_or_default())
 }

@@ -49,10 +49,7 @@ pub(crate) struct SamplingContext {
 
 impl SamplingContext {
     /// Hands samples to the subscribers and to the writer, unless the stop signal is set.
-    pub(crate) fn publish<'a>(
-        &self,
-        samples: impl Iterator<Item = (&'a Arc<pb::Gpu>, pb::GpuStats)>,
-    ) {
+    pub(crate) fn publish<'a>(&self, samples: impl Iterator<Item = (&'a Arc<pb::Gpu>, pb::GpuStats)>) {
         self.stop.unless_set(|| {
             for (gpu, mut stats) in samples {
                 if self.live.is_excluded(&gpu.uuid) {
@@ -72,9 +69,7 @@ impl SamplingContext {
     /// answer in time.
     pub(crate) fn publish_timed_out(&self, uuid: &str) {
         let gpus = self.live.gpu_and_instances(uuid);
-        let absent = gpus
-            .iter()
-            .map(|gpu| (gpu, columns::absent_sample(gpu, pb::AbsentReason::TimedOut)));
+        let absent = gpus.iter().map(|gpu| (gpu, columns::absent_sample(gpu, pb::AbsentReason::TimedOut)));
         self.publish(absent);
     }
 

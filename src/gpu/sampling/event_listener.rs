@@ -34,17 +34,11 @@ struct Listener {
 }
 
 /// Starts the thread that listens to the GPU of a sampler.
-pub(in crate::gpu) fn spawn(
-    context: Arc<SamplingContext>,
-    index: u32,
-    sampler: &Arc<SamplerState>,
-) -> io::Result<()> {
+pub(in crate::gpu) fn spawn(context: Arc<SamplingContext>, index: u32, sampler: &Arc<SamplerState>) -> io::Result<()> {
     let sampler = Arc::downgrade(sampler);
     let listener = Listener { context, sampler };
     // Nobody joins this thread, because NVML may block the thread for ever.
-    thread::Builder::new()
-        .name(format!("gpu-{index}-events"))
-        .spawn(move || listener.run())?;
+    thread::Builder::new().name(format!("gpu-{index}-events")).spawn(move || listener.run())?;
     Ok(())
 }
 
@@ -77,11 +71,7 @@ impl Listener {
             Ok(events) => events,
             Err(failure) => {
                 let reason = failure.text;
-                tracing::debug!(
-                    gpu.uuid = uuid,
-                    reason,
-                    "NVML cannot report events of this GPU"
-                );
+                tracing::debug!(gpu.uuid = uuid, reason, "NVML cannot report events of this GPU");
                 return;
             }
         };
@@ -100,11 +90,7 @@ impl Listener {
                 Ok(None) => {}
                 Err(failure) => {
                     let reason = failure.text;
-                    tracing::debug!(
-                        gpu.uuid = uuid,
-                        reason,
-                        "NVML no longer reports events of this GPU"
-                    );
+                    tracing::debug!(gpu.uuid = uuid, reason, "NVML no longer reports events of this GPU");
                     return;
                 }
             }
@@ -128,9 +114,8 @@ impl Listener {
             // The sampler lists the instances.
             Event::MigConfigChanged => return self.context.conditions.record_mig_change(&gpu.uuid),
         };
-        self.context.events.push(PendingEvent {
-            code,
-            ..PendingEvent::new(gpu, kind, GpuEventSource::NvmlEvent, None)
-        });
+        self.context
+            .events
+            .push(PendingEvent { code, ..PendingEvent::new(gpu, kind, GpuEventSource::NvmlEvent, None) });
     }
 }

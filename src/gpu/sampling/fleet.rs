@@ -87,12 +87,7 @@ pub(crate) fn spawn(
     report: oneshot::Sender<String>,
 ) {
     let samplers = Arc::new(Samplers::default());
-    let watchdog = Watchdog {
-        context: context.clone(),
-        samplers: samplers.clone(),
-        health,
-        serving: false,
-    };
+    let watchdog = Watchdog { context: context.clone(), samplers: samplers.clone(), health, serving: false };
     let fleet = Fleet {
         context,
         samplers,
@@ -119,11 +114,7 @@ impl Fleet {
         if let Err(result) = report.send(result) {
             tracing::info!(found = result, "NVML has answered");
         }
-        while !self
-            .context
-            .stop
-            .wait_until(Instant::now() + DISCOVERY_INTERVAL)
-        {
+        while !self.context.stop.wait_until(Instant::now() + DISCOVERY_INTERVAL) {
             if self.may_discover() {
                 self.discover();
             }
@@ -155,10 +146,7 @@ impl Fleet {
         let (session, count) = match counted {
             Ok(counted) => counted,
             Err(failure) => {
-                let message = format!(
-                    "no GPUs: {}; NVML is tried again every minute",
-                    failure.text
-                );
+                let message = format!("no GPUs: {}; NVML is tried again every minute", failure.text);
                 // The result of the first discovery is logged at the start.
                 if self.has_discovered && self.last_error.as_ref() != Some(&failure.text) {
                     tracing::warn!("{message}");
@@ -216,8 +204,7 @@ impl Fleet {
         };
         for state in states.clone().filter(|state| !state.is_replaced()) {
             let Some(uuid) = state.uuid() else {
-                let is_taken =
-                    |other: &str| states.clone().any(|state| state.uuid() == Some(other));
+                let is_taken = |other: &str| states.clone().any(|state| state.uuid() == Some(other));
                 if !state.is_hanging() && listed_uuid(state).is_some_and(is_taken) {
                     state.mark_replaced();
                 }
@@ -235,29 +222,19 @@ impl Fleet {
         for state in missing {
             if state.uuid().is_some_and(|uuid| session.is_missing(uuid)) {
                 let (gpu, index) = (state.name(), state.index());
-                tracing::warn!(
-                    gpu.name = gpu,
-                    index,
-                    "a GPU is gone, and another GPU has its index"
-                );
+                tracing::warn!(gpu.name = gpu, index, "a GPU is gone, and another GPU has its index");
                 state.mark_replaced();
             }
         }
     }
 
-    fn launch_missing(
-        &self,
-        uuids: &[Option<String>],
-        answers: &mpsc::Sender<(u32, Result<String, String>)>,
-    ) {
+    fn launch_missing(&self, uuids: &[Option<String>], answers: &mpsc::Sender<(u32, Result<String, String>)>) {
         let mut samplers = self.samplers.lock();
         samplers.retain(|sampler| !sampler.thread.is_finished());
         for (index, uuid) in (0..).zip(uuids) {
             let mut handles = samplers.iter();
             if let Some(sampler) = handles.find(|sampler| sampler.samples(index, uuid.as_deref())) {
-                let last_uuid = usize::try_from(index)
-                    .ok()
-                    .and_then(|index| self.uuids.get(index));
+                let last_uuid = usize::try_from(index).ok().and_then(|index| self.uuids.get(index));
                 if uuid.is_some() && last_uuid != Some(uuid) {
                     sampler.state.request_retry();
                 }
@@ -272,36 +249,20 @@ impl Fleet {
         }
     }
 
-    fn launch(
-        &self,
-        index: u32,
-        answers: mpsc::Sender<(u32, Result<String, String>)>,
-    ) -> io::Result<SamplerHandle> {
+    fn launch(&self, index: u32, answers: mpsc::Sender<(u32, Result<String, String>)>) -> io::Result<SamplerHandle> {
         let state = Arc::new(SamplerState::new(index));
         let sampler = Sampler::new(self.context.clone(), index, state.clone(), answers);
-        let thread = thread::Builder::new()
-            .name(format!("gpu-{index}"))
-            .spawn(move || sampler.run())?;
+        let thread = thread::Builder::new().name(format!("gpu-{index}")).spawn(move || sampler.run())?;
         if let Err(error) = event_listener::spawn(self.context.clone(), index, &state) {
             tracing::error!(index, %error, "the thread that listens to a GPU could not be started");
         }
-        Ok(SamplerHandle {
-            thread,
-            state,
-            hang_logged: false,
-            timed_out_sample_at: None,
-            unidentified_hang: false,
-        })
+        Ok(SamplerHandle { thread, state, hang_logged: false, timed_out_sample_at: None, unidentified_hang: false })
     }
 }
 
 impl<H: Fn(bool)> Watchdog<H> {
     fn run(mut self) {
-        while !self
-            .context
-            .stop
-            .wait_until(Instant::now() + WATCHDOG_INTERVAL)
-        {
+        while !self.context.stop.wait_until(Instant::now() + WATCHDOG_INTERVAL) {
             self.check_samplers();
         }
     }
@@ -312,12 +273,9 @@ impl<H: Fn(bool)> Watchdog<H> {
             let state = &sampler.state;
             let is_hanging = state.is_hanging();
             if let Some(uuid) = state.uuid() {
-                self.context
-                    .conditions
-                    .record_hang(uuid, || state.is_hanging());
+                self.context.conditions.record_hang(uuid, || state.is_hanging());
             }
-            let unidentified_hang =
-                is_hanging && (state.uuid().is_none() || sampler.unidentified_hang);
+            let unidentified_hang = is_hanging && (state.uuid().is_none() || sampler.unidentified_hang);
             if unidentified_hang != sampler.unidentified_hang {
                 sampler.unidentified_hang = unidentified_hang;
                 self.push_unidentified_event(state.index(), unidentified_hang);
@@ -341,9 +299,7 @@ impl<H: Fn(bool)> Watchdog<H> {
                 continue;
             }
             let interval = self.context.interval.max(TIMED_OUT_SAMPLE_INTERVAL);
-            if sampler
-                .timed_out_sample_at
-                .is_none_or(|published| published.elapsed() >= interval)
+            if sampler.timed_out_sample_at.is_none_or(|published| published.elapsed() >= interval)
                 && let Some(uuid) = sampler.state.uuid()
             {
                 sampler.timed_out_sample_at = Some(Instant::now());
@@ -410,9 +366,7 @@ impl SamplerHandle {
 fn summary(count: u32, answers: &mpsc::Receiver<(u32, Result<String, String>)>) -> String {
     let deadline = Instant::now() + FIRST_ANSWER_TIMEOUT;
     let mut by_index = BTreeMap::new();
-    while let Ok((index, answer)) =
-        answers.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-    {
+    while let Ok((index, answer)) = answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         by_index.insert(index, answer);
     }
     let answer = (0..count).map(|index| match by_index.remove(&index) {

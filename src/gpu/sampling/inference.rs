@@ -60,20 +60,14 @@ impl Detections {
         let mut steps = self.0.lock();
         drop_expired(&mut steps, now);
         let count: u64 = steps.iter().map(|(_, count)| count).sum();
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "2^53 detections per minute are out of reach"
-        )]
+        #[expect(clippy::cast_precision_loss, reason = "2^53 detections per minute are out of reach")]
         let rate = count as f64 / WINDOW.as_secs_f64();
         (count > 0).then_some(rate)
     }
 }
 
 fn drop_expired(steps: &mut Steps, now: Instant) {
-    while steps
-        .pop_front_if(|(began, _)| now.saturating_duration_since(*began) >= WINDOW)
-        .is_some()
-    {}
+    while steps.pop_front_if(|(began, _)| now.saturating_duration_since(*began) >= WINDOW).is_some() {}
 }
 
 #[cfg(test)]
@@ -102,20 +96,11 @@ mod tests {
             detections.fill(&mut stats);
             stats.inference_fps
         };
-        let works = pb::GpuStats {
-            temperature: Some(50.0),
-            ..Default::default()
-        };
+        let works = pb::GpuStats { temperature: Some(50.0), ..Default::default() };
         assert_eq!(filled(works.clone()), Some(1.0));
-        let reported = pb::GpuStats {
-            inference_fps: Some(7.0),
-            ..works.clone()
-        };
+        let reported = pb::GpuStats { inference_fps: Some(7.0), ..works.clone() };
         assert_eq!(filled(reported), Some(7.0));
-        let instance = pb::GpuStats {
-            mig_parent_uuid: Some("GPU-0".into()),
-            ..works
-        };
+        let instance = pb::GpuStats { mig_parent_uuid: Some("GPU-0".into()), ..works };
         assert_eq!(filled(instance), None);
         assert_eq!(filled(pb::GpuStats::default()), None);
     }

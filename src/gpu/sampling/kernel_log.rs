@@ -52,19 +52,14 @@ pub(in crate::gpu) fn spawn(context: Arc<SamplingContext>, path: &Path) {
             return;
         }
     };
-    let thread = thread::Builder::new()
-        .name("gpu-kernel-log".into())
-        .spawn(move || follow(&context, log));
+    let thread = thread::Builder::new().name("gpu-kernel-log".into()).spawn(move || follow(&context, log));
     if let Err(error) = thread {
         tracing::error!(%error, "the thread that reads the kernel log could not be started");
     }
 }
 
 fn open(path: &Path) -> std::io::Result<File> {
-    let mut log = File::options()
-        .read(true)
-        .custom_flags(NONBLOCK)
-        .open(path)?;
+    let mut log = File::options().read(true).custom_flags(NONBLOCK).open(path)?;
     log.seek(SeekFrom::End(0))?;
     Ok(log)
 }
@@ -87,9 +82,7 @@ fn follow(context: &SamplingContext, mut log: File) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             // The log is a ring buffer: the next read continues at the oldest line.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
-                tracing::warn!(
-                    "the kernel log was written faster than it was read; lines are lost"
-                );
+                tracing::warn!("the kernel log was written faster than it was read; lines are lost");
                 continue;
             }
             Err(error) => {
@@ -149,11 +142,7 @@ impl Xid {
         let (code, detail) = rest.split_at(digits.unwrap_or(rest.len()));
         let trimmed = detail.trim_start_matches([',', ' ']).trim_end();
         // PostgreSQL cannot store NUL.
-        let detail: String = trimmed
-            .chars()
-            .filter(|c| *c != '\0')
-            .take(MAX_DETAIL_CHARS)
-            .collect();
+        let detail: String = trimmed.chars().filter(|c| *c != '\0').take(MAX_DETAIL_CHARS).collect();
         Some(Self {
             address: PciAddress::parse(address)?,
             code: code.parse().ok()?,
@@ -166,16 +155,9 @@ impl Xid {
 mod tests {
     use super::*;
 
-    #[expect(
-        clippy::unnecessary_wraps,
-        reason = "the same type as the result of the parser"
-    )]
+    #[expect(clippy::unnecessary_wraps, reason = "the same type as the result of the parser")]
     fn xid(address: &str, code: i64, detail: Option<&str>) -> Option<Xid> {
-        Some(Xid {
-            address: PciAddress::parse(address).unwrap(),
-            code,
-            detail: detail.map(Into::into),
-        })
+        Some(Xid { address: PciAddress::parse(address).unwrap(), code, detail: detail.map(Into::into) })
     }
 
     #[test]
@@ -183,24 +165,13 @@ mod tests {
         for (line, expected) in [
             (
                 "4,1234,5678,-;NVRM: Xid (PCI:0000:01:00): 79, pid=1234, GPU has fallen off the bus.",
-                xid(
-                    "0000:01:00",
-                    79,
-                    Some("pid=1234, GPU has fallen off the bus."),
-                ),
+                xid("0000:01:00", 79, Some("pid=1234, GPU has fallen off the bus.")),
             ),
             (
                 "4,1,2,-,caller=T77;NVRM: Xid (PCI:0001:c1:00): 31, pid='<unknown>', name=<unknown>, Ch 0000000e",
-                xid(
-                    "0001:c1:00",
-                    31,
-                    Some("pid='<unknown>', name=<unknown>, Ch 0000000e"),
-                ),
+                xid("0001:c1:00", 31, Some("pid='<unknown>', name=<unknown>, Ch 0000000e")),
             ),
-            (
-                "3,1,2,-;NVRM: Xid (PCI:0000:01:00): 62",
-                xid("0000:01:00", 62, None),
-            ),
+            ("3,1,2,-;NVRM: Xid (PCI:0000:01:00): 62", xid("0000:01:00", 62, None)),
             ("3,1,2,-;NVRM: GPU at PCI:0000:01:00: GPU-1", None),
             ("3,1,2,-;NVRM: Xid (PCI:0000:01:00): , x", None),
             ("3,1,2,-;NVRM: Xid (PCI:nowhere): 79", None),

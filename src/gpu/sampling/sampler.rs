@@ -120,12 +120,8 @@ impl Sampler {
             }
             SamplingEnd::Failed(failure)
         };
-        let selector = self
-            .gpus
-            .first()
-            .map_or(GpuSelector::Index(self.index), |gpu| {
-                GpuSelector::Uuid(gpu.uuid.clone())
-            });
+        let selector =
+            self.gpus.first().map_or(GpuSelector::Index(self.index), |gpu| GpuSelector::Uuid(gpu.uuid.clone()));
         let (tiers, interval) = (context.tiers, context.interval);
         let plan = move || CallPlan::new(tiers, interval);
         let mut gpu = match session.gpu(&selector, &context.host_name, plan) {
@@ -225,11 +221,7 @@ impl Sampler {
     fn publish(&mut self, samples: Samples) {
         let context = &self.context;
         let (gpus, stats): (Vec<_>, Vec<_>) = samples.stats.into_iter().unzip();
-        for removed in self
-            .gpus
-            .iter()
-            .filter(|known| gpus.iter().all(|gpu| gpu.uuid != known.uuid))
-        {
+        for removed in self.gpus.iter().filter(|known| gpus.iter().all(|gpu| gpu.uuid != known.uuid)) {
             context.live.forget(&removed.uuid);
         }
         self.gpus = gpus;
@@ -244,10 +236,7 @@ impl Sampler {
     }
 
     fn publish_absent(&self, reason: pb::AbsentReason) {
-        let absent = self
-            .gpus
-            .iter()
-            .map(|gpu| (gpu, columns::absent_sample(gpu, reason)));
+        let absent = self.gpus.iter().map(|gpu| (gpu, columns::absent_sample(gpu, reason)));
         self.context.publish(absent);
     }
 
@@ -296,14 +285,8 @@ impl Sampler {
             Some((before, since)) if before.text == failure.text => *since,
             before => {
                 let gpu = self.state.name();
-                tracing::warn!(
-                    gpu.name = gpu,
-                    reason = failure.text,
-                    "a GPU cannot be sampled; it is tried again"
-                );
-                before
-                    .as_ref()
-                    .map_or_else(Instant::now, |(_, since)| *since)
+                tracing::warn!(gpu.name = gpu, reason = failure.text, "a GPU cannot be sampled; it is tried again");
+                before.as_ref().map_or_else(Instant::now, |(_, since)| *since)
             }
         };
         self.failure = Some((failure, since));

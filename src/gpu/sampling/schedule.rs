@@ -36,8 +36,7 @@ impl StopSignal {
     /// Waits until `deadline` or the signal. Returns true if the signal is set.
     pub(crate) fn wait_until(&self, deadline: Instant) -> bool {
         let mut set = self.set.lock();
-        self.changed
-            .wait_while_until(&mut set, |set| !*set, deadline);
+        self.changed.wait_while_until(&mut set, |set| !*set, deadline);
         *set
     }
 }
@@ -51,10 +50,7 @@ pub(crate) struct Ticks {
 
 impl Ticks {
     pub(crate) fn new(first: Instant, interval: Duration) -> Self {
-        Self {
-            next: first,
-            interval,
-        }
+        Self { next: first, interval }
     }
 
     /// The first tick at or after `now`.
@@ -75,9 +71,7 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn next(&mut self) -> Duration {
-        let pause = self
-            .last
-            .map_or(MIN_PAUSE, |last| (last * 2).min(MAX_PAUSE));
+        let pause = self.last.map_or(MIN_PAUSE, |last| (last * 2).min(MAX_PAUSE));
         self.last = Some(pause);
         pause
     }
@@ -97,16 +91,9 @@ mod tests {
         let start = Instant::now();
         let ms = |ms| start + Duration::from_millis(ms);
         let mut ticks = Ticks::new(start, Duration::from_millis(100));
-        for (now, next) in [
-            (0, 0),
-            (3, 100),
-            (190, 200),
-            (300, 300),
-            (301, 400),
-            (405, 500),
-            (1234, 1300),
-            (1300, 1400),
-        ] {
+        for (now, next) in
+            [(0, 0), (3, 100), (190, 200), (300, 300), (301, 400), (405, 500), (1234, 1300), (1300, 1400)]
+        {
             assert_eq!(ticks.next(ms(now)), ms(next), "at {now} ms");
         }
     }

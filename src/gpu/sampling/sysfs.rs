@@ -27,18 +27,13 @@ impl RuntimeStatus {
         let address = PciAddress::parse(pci_bus_id)?;
         // A GPU is function 0 of its device.
         let device = sysfs.join(format!("bus/pci/devices/{address}.0"));
-        Some(Self {
-            path: device.join("power/runtime_status"),
-            file: None,
-            last_attempt: None,
-        })
+        Some(Self { path: device.join("power/runtime_status"), file: None, last_attempt: None })
     }
 
     /// Returns true if the kernel says that the GPU is suspended. False if the file cannot be read.
     pub(crate) fn is_asleep(&mut self, now: Instant) -> bool {
         if self.file.is_none() {
-            let is_soon =
-                |last_attempt: Instant| now.saturating_duration_since(last_attempt) < OPEN_INTERVAL;
+            let is_soon = |last_attempt: Instant| now.saturating_duration_since(last_attempt) < OPEN_INTERVAL;
             if self.last_attempt.is_some_and(is_soon) {
                 return false;
             }
@@ -77,12 +72,9 @@ mod tests {
         assert!(!device.is_asleep(start + OPEN_INTERVAL / 2));
         let later = start + OPEN_INTERVAL;
         assert!(device.is_asleep(later));
-        for (text, asleep) in [
-            ("active\n", false),
-            ("suspended\n", true),
-            ("suspending\n", false),
-            ("unsupported\n", false),
-        ] {
+        for (text, asleep) in
+            [("active\n", false), ("suspended\n", true), ("suspending\n", false), ("unsupported\n", false)]
+        {
             fs::write(&status, text).unwrap();
             assert_eq!(device.is_asleep(later), asleep, "{text}");
         }

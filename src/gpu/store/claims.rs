@@ -53,28 +53,16 @@ pub(crate) struct LocalClaims {
 impl Claimant {
     /// Claimant for a server that samples the GPUs of its own host, starting now.
     pub(crate) fn server() -> Self {
-        Self {
-            id: Uuid::now_v7().to_string(),
-            is_agent: false,
-            since: entity::now(),
-        }
+        Self { id: Uuid::now_v7().to_string(), is_agent: false, since: entity::now() }
     }
 
     /// Claimant for an agent, identified by its reporter id.
     pub(crate) fn agent(reporter_id: &str, since: DateTime<Utc>) -> Self {
-        Self {
-            id: reporter_id.into(),
-            is_agent: true,
-            since,
-        }
+        Self { id: reporter_id.into(), is_agent: true, since }
     }
 
     /// Claims GPUs in the transaction. Returns the claims of other claimants on these GPUs.
-    pub(crate) async fn claim(
-        &self,
-        tx: &DatabaseTransaction,
-        request: &ClaimRequest,
-    ) -> Result<Conflicts> {
+    pub(crate) async fn claim(&self, tx: &DatabaseTransaction, request: &ClaimRequest) -> Result<Conflicts> {
         let now = entity::now();
         let mut due: BTreeSet<_> = request.keys().cloned().collect();
         for claim in find_claims(tx, &due).await? {
@@ -97,10 +85,7 @@ impl Claimant {
             claimant_since: Set(self.since),
             claimed_at: Set(now),
         });
-        gpu_claim::Entity::insert_many(rows)
-            .on_conflict(on_claim_conflict(now))
-            .exec_without_returning(tx)
-            .await?;
+        gpu_claim::Entity::insert_many(rows).on_conflict(on_claim_conflict(now)).exec_without_returning(tx).await?;
         // Read after the insert, because the insert may have waited for another claimant's
         // transaction.
         let current = find_claims(tx, &due).await?;
@@ -115,11 +100,7 @@ impl Claimant {
 impl LocalClaims {
     pub(crate) fn new(host: String, live: LiveGpus) -> Self {
         let claimant = Claimant::server();
-        Self {
-            claimant,
-            host,
-            live,
-        }
+        Self { claimant, host, live }
     }
 
     /// Claims GPUs that are sampled here. Returns the claims of other claimants on these GPUs.
@@ -153,27 +134,16 @@ impl LocalClaims {
             return Ok(());
         }
         let uuids = excluded.iter().cloned();
-        let conflicts = db
-            .write_unannounced(async |tx| self.claim(tx, uuids).await)
-            .await?;
-        for uuid in excluded
-            .iter()
-            .filter(|uuid| !conflicts.contains_key(*uuid))
-        {
+        let conflicts = db.write_unannounced(async |tx| self.claim(tx, uuids).await).await?;
+        for uuid in excluded.iter().filter(|uuid| !conflicts.contains_key(*uuid)) {
             self.live.readmit(uuid);
-            tracing::info!(
-                gpu = uuid,
-                "samples of a GPU are stored and published again"
-            );
+            tracing::info!(gpu = uuid, "samples of a GPU are stored and published again");
         }
         Ok(())
     }
 }
 
-async fn find_claims(
-    tx: &DatabaseTransaction,
-    uuids: &BTreeSet<String>,
-) -> Result<Vec<gpu_claim::Model>> {
+async fn find_claims(tx: &DatabaseTransaction, uuids: &BTreeSet<String>) -> Result<Vec<gpu_claim::Model>> {
     let uuids: Vec<_> = uuids.iter().cloned().collect();
     let find_claims = gpu_claim::Entity::find().filter(gpu_claim::COLUMN.gpu_uuid.is_in(uuids));
     Ok(find_claims.all(tx).await?)

@@ -4,8 +4,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::NotSet, ColumnTrait, DatabaseTransaction, EntityTrait,
-    QueryFilter, Set, sea_query::Expr,
+    ActiveModelTrait, ActiveValue::NotSet, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, Set,
+    sea_query::Expr,
 };
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -53,14 +53,8 @@ pub(in crate::gpu) struct EventStore {
 }
 
 /// Last stored condition of each GPU of this host, by UUID.
-pub(in crate::gpu) async fn load_conditions(
-    db: &Db,
-    host: &str,
-) -> Result<HashMap<String, StoredCondition>> {
-    let gpus = gpu::Entity::find()
-        .filter(gpu::Column::Host.eq(host))
-        .all(db.reader())
-        .await?;
+pub(in crate::gpu) async fn load_conditions(db: &Db, host: &str) -> Result<HashMap<String, StoredCondition>> {
+    let gpus = gpu::Entity::find().filter(gpu::Column::Host.eq(host)).all(db.reader()).await?;
     let stored = gpus.into_iter().map(|gpu| {
         let stored = StoredCondition {
             state: gpu.state.map(Into::into),
@@ -93,9 +87,7 @@ impl ReportedConditions {
         conditions: impl IntoIterator<Item = (String, Condition)>,
         now: DateTime<Utc>,
     ) {
-        let reported = conditions
-            .into_iter()
-            .map(|(uuid, condition)| (uuid, (condition, now)));
+        let reported = conditions.into_iter().map(|(uuid, condition)| (uuid, (condition, now)));
         self.0.extend(reported);
     }
 }
@@ -139,11 +131,7 @@ impl EventStore {
 
     /// Stores all queued events, then the changed conditions. After a failure, events that are
     /// stored already are skipped, because the answer to a successful commit may have been lost.
-    async fn store_all(
-        &self,
-        reported: &mut ReportedConditions,
-        mut after_failure: bool,
-    ) -> Result<()> {
+    async fn store_all(&self, reported: &mut ReportedConditions, mut after_failure: bool) -> Result<()> {
         loop {
             let events = self.queue.peek(MAX_EVENTS_PER_TRANSACTION);
             if events.is_empty() {
@@ -152,21 +140,15 @@ impl EventStore {
             let mut conditions = HashMap::new();
             for event in &events {
                 let new_conditions = event.conditions.iter().cloned();
-                conditions
-                    .extend(new_conditions.filter(|(uuid, _)| self.conditions.may_report(uuid)));
+                conditions.extend(new_conditions.filter(|(uuid, _)| self.conditions.may_report(uuid)));
             }
             let conditions: Vec<_> = conditions.into_iter().collect();
-            let mut models: Vec<_> = events
-                .iter()
-                .map(|event| event.to_model(&self.host))
-                .collect();
+            let mut models: Vec<_> = events.iter().map(|event| event.to_model(&self.host)).collect();
             if std::mem::take(&mut after_failure) {
                 self.retain_unstored(&mut models).await?;
             }
             let stored = models.clone();
-            self.db
-                .write(async |tx| insert(tx, models, &conditions).await)
-                .await?;
+            self.db.write(async |tx| insert(tx, models, &conditions).await).await?;
             self.counts.add(&stored);
             self.queue.remove(events.len());
         }
@@ -186,12 +168,7 @@ impl EventStore {
         models.retain(|model| {
             // The detail may have been completed since the first attempt.
             let is_same = |stored: &gpu_event::Model| {
-                *model
-                    == gpu_event::Model {
-                        id: model.id,
-                        detail: model.detail.clone(),
-                        ..stored.clone()
-                    }
+                *model == gpu_event::Model { id: model.id, detail: model.detail.clone(), ..stored.clone() }
             };
             // Each stored row matches one event, because two events may be equal.
             let index = stored.iter().position(is_same);
@@ -207,15 +184,9 @@ impl EventStore {
         if changes.is_empty() {
             return Ok(());
         }
-        let has_row = self
-            .db
-            .write(async |tx| update_conditions(tx, &changes, now).await)
-            .await?;
+        let has_row = self.db.write(async |tx| update_conditions(tx, &changes, now).await).await?;
         // A GPU without a row gets one with its first sample.
-        let stored = changes
-            .into_iter()
-            .zip(has_row)
-            .filter(|(_, has_row)| *has_row);
+        let stored = changes.into_iter().zip(has_row).filter(|(_, has_row)| *has_row);
         reported.remember(stored.map(|(condition, _)| condition), now);
         Ok(())
     }
@@ -296,9 +267,7 @@ impl gpu::Model {
     /// Condition of the GPU as last reported. Unknown if the host has been silent for
     /// [`SILENCE_TIMEOUT`].
     pub(in crate::gpu) fn condition(&self, now: DateTime<Utc>) -> Condition {
-        let is_current = self
-            .reported_at
-            .is_some_and(|reported_at| now - reported_at < SILENCE_TIMEOUT);
+        let is_current = self.reported_at.is_some_and(|reported_at| now - reported_at < SILENCE_TIMEOUT);
         let state = self.state.filter(|_| is_current);
         Condition {
             state: state.map_or(GpuState::Unknown, Into::into),
@@ -307,21 +276,5 @@ impl gpu::Model {
     }
 }
 
-proto_enum!(
-    gpu::GpuState,
-    GpuState {
-        Ok,
-        Unresponsive,
-        Lost,
-        Asleep,
-        Unknown
-    }
-);
-proto_enum!(
-    gpu::MemoryPressure,
-    crate::pb::MemoryPressure {
-        Normal,
-        Warning,
-        Critical
-    }
-);
+proto_enum!(gpu::GpuState, GpuState { Ok, Unresponsive, Lost, Asleep, Unknown });
+proto_enum!(gpu::MemoryPressure, crate::pb::MemoryPressure { Normal, Warning, Critical });

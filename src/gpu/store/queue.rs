@@ -44,11 +44,7 @@ struct QueueState {
 impl SampleQueue {
     /// Creates a queue for at most `max_samples` samples.
     pub(crate) fn new(max_samples: usize) -> Self {
-        Self {
-            max_samples,
-            state: Mutex::default(),
-            batch_ready: Notify::new(),
-        }
+        Self { max_samples, state: Mutex::default(), batch_ready: Notify::new() }
     }
 
     /// Waits until the queue holds enough samples for a batch.
@@ -98,10 +94,7 @@ impl SampleQueue {
 
     /// Removes the oldest samples while `fits` accepts them. Also returns the number of samples
     /// dropped since the last call.
-    pub(crate) fn take(
-        &self,
-        mut fits: impl FnMut(&QueuedSample) -> bool,
-    ) -> (Vec<QueuedSample>, u64) {
+    pub(crate) fn take(&self, mut fits: impl FnMut(&QueuedSample) -> bool) -> (Vec<QueuedSample>, u64) {
         let mut state = self.lock();
         let mut rows = Vec::new();
         while let Some(row) = state.samples.pop_front_if(|row| fits(row)) {
@@ -130,21 +123,13 @@ mod tests {
 
     fn row(seconds: i64) -> QueuedSample {
         let recorded_at = DateTime::from_timestamp(1_800_000_000 + seconds, 0).map(to_proto);
-        let stats = pb::GpuStats {
-            recorded_at,
-            ..Default::default()
-        };
-        QueuedSample {
-            gpu: Arc::default(),
-            reading: Arc::new(Reading::new(1, stats)),
-        }
+        let stats = pb::GpuStats { recorded_at, ..Default::default() };
+        QueuedSample { gpu: Arc::default(), reading: Arc::new(Reading::new(1, stats)) }
     }
 
     fn waiting(queue: &SampleQueue) -> Vec<i64> {
         let (rows, _) = queue.peek(usize::MAX);
-        rows.iter()
-            .map(|row| recorded_at(&row.reading.stats).timestamp() - 1_800_000_000)
-            .collect()
+        rows.iter().map(|row| recorded_at(&row.reading.stats).timestamp() - 1_800_000_000).collect()
     }
 
     #[test]

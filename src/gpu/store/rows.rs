@@ -63,17 +63,11 @@ impl WrittenGpus {
                         (update.gpu, update.last) = (gpu(), time);
                     }
                 })
-                .or_insert_with(|| GpuUpdate {
-                    gpu: gpu(),
-                    first: time,
-                    last: time,
-                });
+                .or_insert_with(|| GpuUpdate { gpu: gpu(), first: time, last: time });
         }
         updates.retain(|uuid, update| {
             let written = self.0.get(uuid);
-            written.is_none_or(|(gpu, last)| {
-                *gpu != update.gpu || update.last - *last >= LAST_SEEN_PRECISION
-            })
+            written.is_none_or(|(gpu, last)| *gpu != update.gpu || update.last - *last >= LAST_SEEN_PRECISION)
         });
         updates
     }
@@ -83,9 +77,7 @@ impl WrittenGpus {
         if self.0.len() > MAX_CACHED_GPUS {
             self.0.clear();
         }
-        let written = updates
-            .into_iter()
-            .map(|(uuid, update)| (uuid, (update.gpu, update.last)));
+        let written = updates.into_iter().map(|(uuid, update)| (uuid, (update.gpu, update.last)));
         self.0.extend(written);
     }
 }
@@ -148,18 +140,13 @@ fn active_model(update: &GpuUpdate) -> gpu::ActiveModel {
 /// Updates the row of a GPU, unless a later sample updated the row. Known facts are kept where the
 /// new sample does not know them.
 fn on_gpu_conflict() -> OnConflict {
-    use gpu::Column::{
-        DriverVersion, GpuIndex, Host, LastSeenAt, MigParentUuid, Name, PciBusId, Uuid,
-    };
+    use gpu::Column::{DriverVersion, GpuIndex, Host, LastSeenAt, MigParentUuid, Name, PciBusId, Uuid};
     let column = |column| Expr::col((gpu::Entity, column));
     let new = |column: gpu::Column| Expr::col(("excluded", column));
     let keep_known = |name: gpu::Column| (name, Func::coalesce([new(name), column(name)]).into());
     OnConflict::column(Uuid)
         .update_columns([Host, MigParentUuid, LastSeenAt])
         .values([GpuIndex, Name, PciBusId, DriverVersion].map(keep_known))
-        .action_and_where(sea_orm::sea_query::ExprTrait::lte(
-            column(LastSeenAt),
-            new(LastSeenAt),
-        ))
+        .action_and_where(sea_orm::sea_query::ExprTrait::lte(column(LastSeenAt), new(LastSeenAt)))
         .to_owned()
 }

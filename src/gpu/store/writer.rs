@@ -60,10 +60,7 @@ pub(crate) async fn run(
             Err(error) => {
                 if away.is_none() {
                     let error = Chain(&error).to_string();
-                    tracing::warn!(
-                        error,
-                        "GPU samples cannot be stored; they are kept for ten minutes"
-                    );
+                    tracing::warn!(error, "GPU samples cannot be stored; they are kept for ten minutes");
                 }
                 away = Some((pause * 2).min(MAX_PAUSE));
             }
@@ -103,25 +100,14 @@ async fn store_all(
 
 /// Stores the samples and the facts about their GPUs in one transaction. Samples of GPUs that
 /// another host reports are dropped.
-async fn store(
-    db: &Db,
-    claims: &LocalClaims,
-    rows: &[QueuedSample],
-    written_gpus: &mut WrittenGpus,
-) -> Result<()> {
+async fn store(db: &Db, claims: &LocalClaims, rows: &[QueuedSample], written_gpus: &mut WrittenGpus) -> Result<()> {
     let cache = &*written_gpus;
     let (updates, conflicts) = db
         .write(async |tx| {
             let uuids = rows.iter().map(|row| row.gpu.uuid.clone());
             let conflicts = claims.claim(tx, uuids).await?;
-            let accepted: Vec<_> = rows
-                .iter()
-                .filter(|row| !conflicts.contains_key(&row.gpu.uuid))
-                .collect();
-            let stored_samples = accepted
-                .iter()
-                .copied()
-                .map(|row| (&row.reading.stats, || row.gpu.clone()));
+            let accepted: Vec<_> = rows.iter().filter(|row| !conflicts.contains_key(&row.gpu.uuid)).collect();
+            let stored_samples = accepted.iter().copied().map(|row| (&row.reading.stats, || row.gpu.clone()));
             let updates = cache.updates(stored_samples);
             if !accepted.is_empty() {
                 let stats = accepted.iter().map(|row| &row.reading.stats);

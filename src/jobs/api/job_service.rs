@@ -97,9 +97,7 @@ impl Jobs {
         let filter = filter.unwrap_or_default();
         let condition = filter.condition(self.db.backend(), clock::now())?;
         let bulk = BulkMove::new(condition, all, action)?;
-        Ok(Response::new(
-            bulk.run(&self.db, &self.writer, dry_run).await?,
-        ))
+        Ok(Response::new(bulk.run(&self.db, &self.writer, dry_run).await?))
     }
 }
 
@@ -112,22 +110,16 @@ impl JobService for Jobs {
     async fn create_job(&self, request: Request<pb::CreateJobRequest>) -> Reply<pb::Job> {
         let (types, now) = (self.types.current(), clock::now());
         let request = request.into_inner();
-        let checking = work::run_by_size(request.encoded_len(), move || {
-            jobs_check::new_job("", request, &types, now)
-        });
+        let checking = work::run_by_size(request.encoded_len(), move || jobs_check::new_job("", request, &types, now));
         let new_job = checking.await?;
         let outcome = self.creator.submit(Arc::new(vec![new_job])).await?.pop();
         let job = match outcome {
             Some(CreateOutcome::Created(job)) => *job,
             Some(CreateOutcome::Existed(id)) => self.read_job(id).await?,
-            Some(CreateOutcome::KeyHeld { id, status }) => Err(Error::KeyHeld {
-                field: "job.unique.key",
-                job_id: id.to_string(),
-                status: label(status),
-            })?,
-            Some(CreateOutcome::RequestReused(_)) => Err(Error::KeyReused {
-                field: "request_id",
-            })?,
+            Some(CreateOutcome::KeyHeld { id, status }) => {
+                Err(Error::KeyHeld { field: "job.unique.key", job_id: id.to_string(), status: label(status) })?
+            }
+            Some(CreateOutcome::RequestReused(_)) => Err(Error::KeyReused { field: "request_id" })?,
             None => Err(Error::internal("the outcome of a creation is missing"))?,
         };
         Ok(Response::new(job.into()))
@@ -142,9 +134,8 @@ impl JobService for Jobs {
         let (types, now) = (self.types.current(), clock::now());
         let checking = work::run_by_size(request.encoded_len(), move || {
             let requests = request.requests.into_iter().enumerate();
-            let jobs = requests.map(|(index, request)| {
-                jobs_check::new_job(&format!("requests[{index}]."), request, &types, now)
-            });
+            let jobs = requests
+                .map(|(index, request)| jobs_check::new_job(&format!("requests[{index}]."), request, &types, now));
             jobs.collect::<Result<Vec<_>>>()
         });
         let mut jobs = checking.await?.into_iter();
@@ -155,15 +146,9 @@ impl JobService for Jobs {
             results.extend(outcomes.into_iter().map(batch_result));
         }
         let outcome = i32::from(pb::BatchCreateJobsOutcome::Created);
-        let created_count = results
-            .iter()
-            .filter(|result| result.outcome == outcome)
-            .count();
+        let created_count = results.iter().filter(|result| result.outcome == outcome).count();
         let created = i32::try_from(created_count).unwrap_or(i32::MAX);
-        Ok(Response::new(pb::BatchCreateJobsResponse {
-            results,
-            created,
-        }))
+        Ok(Response::new(pb::BatchCreateJobsResponse { results, created }))
     }
 
     async fn get_job(&self, request: Request<pb::GetJobRequest>) -> Reply<pb::Job> {
@@ -171,18 +156,12 @@ impl JobService for Jobs {
         Ok(Response::new(job))
     }
 
-    async fn list_jobs(
-        &self,
-        request: Request<pb::ListJobsRequest>,
-    ) -> Reply<pb::ListJobsResponse> {
+    async fn list_jobs(&self, request: Request<pb::ListJobsRequest>) -> Reply<pb::ListJobsResponse> {
         let page = list::list_jobs(&self.db, request.into_inner()).await?;
         Ok(Response::new(page))
     }
 
-    async fn search_jobs(
-        &self,
-        request: Request<pb::SearchJobsRequest>,
-    ) -> Reply<pb::SearchJobsResponse> {
+    async fn search_jobs(&self, request: Request<pb::SearchJobsRequest>) -> Reply<pb::SearchJobsResponse> {
         let page = list::search_jobs(&self.db, request.into_inner()).await?;
         Ok(Response::new(page))
     }
@@ -203,10 +182,7 @@ impl JobService for Jobs {
         Ok(Response::new(page))
     }
 
-    async fn list_job_logs(
-        &self,
-        request: Request<pb::ListJobLogsRequest>,
-    ) -> Reply<pb::ListJobLogsResponse> {
+    async fn list_job_logs(&self, request: Request<pb::ListJobLogsRequest>) -> Reply<pb::ListJobLogsResponse> {
         let page = get::list_logs(&self.db, request.into_inner()).await?;
         Ok(Response::new(page))
     }
@@ -224,10 +200,7 @@ impl JobService for Jobs {
         let request = request.into_inner();
         let id = check::uuid("id", &request.id)?;
         let cause = jobs_check::cause(peer, &request.actor, &request.reason)?;
-        let requested_at = request
-            .scheduled_at
-            .map(|at| time::from_proto("scheduled_at", at))
-            .transpose()?;
+        let requested_at = request.scheduled_at.map(|at| time::from_proto("scheduled_at", at)).transpose()?;
         let now = clock::now();
         let at = requested_at.map(|at| at.max(now));
         self.move_and_read(id, Move::Retry(cause, at)).await
@@ -239,72 +212,43 @@ impl JobService for Jobs {
         Ok(Response::new(()))
     }
 
-    async fn cancel_jobs(
-        &self,
-        request: Request<pb::CancelJobsRequest>,
-    ) -> Reply<pb::MoveJobsResponse> {
+    async fn cancel_jobs(&self, request: Request<pb::CancelJobsRequest>) -> Reply<pb::MoveJobsResponse> {
         let peer = request.remote_addr();
         let request = request.into_inner();
         let cause = jobs_check::cause(peer, &request.actor, &request.reason)?;
         let action = BulkAction::Cancel(cause);
-        self.move_jobs(request.filter, request.all, action, request.dry_run)
-            .await
+        self.move_jobs(request.filter, request.all, action, request.dry_run).await
     }
 
-    async fn retry_jobs(
-        &self,
-        request: Request<pb::RetryJobsRequest>,
-    ) -> Reply<pb::MoveJobsResponse> {
+    async fn retry_jobs(&self, request: Request<pb::RetryJobsRequest>) -> Reply<pb::MoveJobsResponse> {
         let peer = request.remote_addr();
         let request = request.into_inner();
         let cause = jobs_check::cause(peer, &request.actor, &request.reason)?;
         let action = BulkAction::Retry(cause);
-        self.move_jobs(request.filter, request.all, action, request.dry_run)
-            .await
+        self.move_jobs(request.filter, request.all, action, request.dry_run).await
     }
 
-    async fn delete_jobs(
-        &self,
-        request: Request<pb::DeleteJobsRequest>,
-    ) -> Reply<pb::MoveJobsResponse> {
+    async fn delete_jobs(&self, request: Request<pb::DeleteJobsRequest>) -> Reply<pb::MoveJobsResponse> {
         let request = request.into_inner();
-        self.move_jobs(
-            request.filter,
-            request.all,
-            BulkAction::Delete,
-            request.dry_run,
-        )
-        .await
+        self.move_jobs(request.filter, request.all, BulkAction::Delete, request.dry_run).await
     }
 
-    async fn get_job_stats(
-        &self,
-        request: Request<pb::GetJobStatsRequest>,
-    ) -> Reply<pb::GetJobStatsResponse> {
+    async fn get_job_stats(&self, request: Request<pb::GetJobStatsRequest>) -> Reply<pb::GetJobStatsResponse> {
         let stats = stats::job_stats(&self.db, request.into_inner()).await?;
         Ok(Response::new(stats))
     }
 
-    async fn tail_job_logs(
-        &self,
-        request: Request<pb::TailJobLogsRequest>,
-    ) -> Reply<Self::TailJobLogsStream> {
+    async fn tail_job_logs(&self, request: Request<pb::TailJobLogsRequest>) -> Reply<Self::TailJobLogsStream> {
         let tail = LogTail::new(&self.watch_source, request.into_inner()).await?;
         Ok(Response::new(Box::pin(tail.stream())))
     }
 
-    async fn watch_job(
-        &self,
-        request: Request<pb::WatchJobRequest>,
-    ) -> Reply<Self::WatchJobStream> {
+    async fn watch_job(&self, request: Request<pb::WatchJobRequest>) -> Reply<Self::WatchJobStream> {
         let watch = Watch::of_one(&self.watch_source, request.into_inner()).await?;
         Ok(Response::new(Box::pin(watch.stream())))
     }
 
-    async fn watch_jobs(
-        &self,
-        request: Request<pb::WatchJobsRequest>,
-    ) -> Reply<Self::WatchJobsStream> {
+    async fn watch_jobs(&self, request: Request<pb::WatchJobsRequest>) -> Reply<Self::WatchJobsStream> {
         let watch = Watch::of_many(&self.watch_source, request.into_inner()).await?;
         Ok(Response::new(Box::pin(watch.stream())))
     }
@@ -318,8 +262,5 @@ fn batch_result(outcome: CreateOutcome) -> pb::BatchCreateJobsResult {
         CreateOutcome::KeyHeld { id, .. } => (id, Outcome::UniqueKeyHeld),
         CreateOutcome::RequestReused(id) => (id, Outcome::RequestIdReused),
     };
-    pb::BatchCreateJobsResult {
-        job_id: id.to_string(),
-        outcome: outcome.into(),
-    }
+    pb::BatchCreateJobsResult { job_id: id.to_string(), outcome: outcome.into() }
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, DatabaseTransaction, EntityTrait, PaginatorTrait, QueryFilter,
-    QueryOrder, QuerySelect, Select, sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, DatabaseTransaction, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder,
+    QuerySelect, Select, sea_query::Expr,
 };
 use tonic::{Request, Response};
 use uuid::Uuid;
@@ -58,15 +58,10 @@ impl JobQueueService for JobQueues {
         let name = queue_name("name", &request.into_inner().name)?;
         let queue = Entity::find_by_id(&name).one(self.db.reader()).await;
         let queue = queue.map_err(Error::from)?;
-        Ok(Response::new(
-            row::require(queue, "job queue", name)?.into(),
-        ))
+        Ok(Response::new(row::require(queue, "job queue", name)?.into()))
     }
 
-    async fn list_job_queues(
-        &self,
-        request: Request<pb::ListJobQueuesRequest>,
-    ) -> Reply<pb::ListJobQueuesResponse> {
+    async fn list_job_queues(&self, request: Request<pb::ListJobQueuesRequest>) -> Reply<pb::ListJobQueuesResponse> {
         let request = request.into_inner();
         let filter = request.filter.unwrap_or_default();
         let (size, token) = (request.page_size, &request.page_token);
@@ -75,34 +70,19 @@ impl JobQueueService for JobQueues {
         let rows = page.by_id(self.db.reader(), select, Column::Name).await?;
         let key = |queue: &Model| (0, queue.name.clone());
         let (job_queues, next_page_token) = page.paginate(rows, key, pb::JobQueue::from);
-        Ok(Response::new(pb::ListJobQueuesResponse {
-            job_queues,
-            next_page_token,
-        }))
+        Ok(Response::new(pb::ListJobQueuesResponse { job_queues, next_page_token }))
     }
 
-    async fn update_job_queue(
-        &self,
-        request: Request<pb::UpdateJobQueueRequest>,
-    ) -> Reply<pb::JobQueue> {
+    async fn update_job_queue(&self, request: Request<pb::UpdateJobQueueRequest>) -> Reply<pb::JobQueue> {
         let request = request.into_inner();
-        let changes = request
-            .job_queue
-            .ok_or_else(|| Error::invalid("job_queue", "is required"))?;
+        let changes = request.job_queue.ok_or_else(|| Error::invalid("job_queue", "is required"))?;
         let name = queue_name("job_queue.name", &changes.name)?;
         let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
-        let queue = self
-            .change(&name, request.expected_version_id, |queue| {
-                changes.apply(&mask, queue)
-            })
-            .await?;
+        let queue = self.change(&name, request.expected_version_id, |queue| changes.apply(&mask, queue)).await?;
         Ok(Response::new(queue))
     }
 
-    async fn pause_job_queue(
-        &self,
-        request: Request<pb::PauseJobQueueRequest>,
-    ) -> Reply<pb::JobQueue> {
+    async fn pause_job_queue(&self, request: Request<pb::PauseJobQueueRequest>) -> Reply<pb::JobQueue> {
         let peer = request.remote_addr();
         let request = request.into_inner();
         let name = queue_name("name", &request.name)?;
@@ -121,10 +101,7 @@ impl JobQueueService for JobQueues {
         Ok(Response::new(queue.await?))
     }
 
-    async fn resume_job_queue(
-        &self,
-        request: Request<pb::ResumeJobQueueRequest>,
-    ) -> Reply<pb::JobQueue> {
+    async fn resume_job_queue(&self, request: Request<pb::ResumeJobQueueRequest>) -> Reply<pb::JobQueue> {
         let name = queue_name("name", &request.into_inner().name)?;
         let queue = self.db.write(async |tx| {
             let before = row::require(lock_settings(tx, &name).await?, "job queue", &name)?;
@@ -155,10 +132,7 @@ impl JobQueueService for JobQueues {
         Ok(Response::new(()))
     }
 
-    async fn get_queue_stats(
-        &self,
-        request: Request<pb::GetQueueStatsRequest>,
-    ) -> Reply<pb::GetQueueStatsResponse> {
+    async fn get_queue_stats(&self, request: Request<pb::GetQueueStatsRequest>) -> Reply<pb::GetQueueStatsResponse> {
         let request = request.into_inner();
         let name = check::text("queue_name", &request.queue_name, 0..=100)?;
         let name = Some(name.as_str()).filter(|name| !name.is_empty());
@@ -180,10 +154,7 @@ impl JobQueueService for JobQueues {
 impl JobQueues {
     /// Creates the service of a queue.
     pub fn new(queue: &Queue) -> Self {
-        Self {
-            db: queue.db.clone(),
-            wakeups: queue.wakeups.clone(),
-        }
+        Self { db: queue.db.clone(), wakeups: queue.wakeups.clone() }
     }
 
     /// Changes the settings of a queue, and creates them if absent.
@@ -217,12 +188,8 @@ impl JobQueues {
         if let Some(name) = name {
             select = select.filter(Column::Name.eq(name));
         }
-        let paused: Vec<(String, bool)> = select
-            .select_only()
-            .columns([Column::Name, Column::Paused])
-            .into_tuple()
-            .all(self.db.reader())
-            .await?;
+        let paused: Vec<(String, bool)> =
+            select.select_only().columns([Column::Name, Column::Paused]).into_tuple().all(self.db.reader()).await?;
         Ok(paused.into_iter().collect())
     }
 }
@@ -267,11 +234,7 @@ async fn refuse_in_use(tx: &DatabaseTransaction, name: &str) -> Result<()> {
 }
 
 /// Writes the settings of a queue and records the change in the feed, unless nothing changed.
-async fn save(
-    tx: &DatabaseTransaction,
-    mut queue: Model,
-    before: Option<Model>,
-) -> Result<pb::JobQueue> {
+async fn save(tx: &DatabaseTransaction, mut queue: Model, before: Option<Model>) -> Result<pb::JobQueue> {
     let Some(before) = before else {
         let queue = ActiveModel::from(queue).reset_all().insert(tx).await?;
         return record_change(tx, ChangeKind::Created, queue).await;
@@ -285,16 +248,9 @@ async fn save(
     record_change(tx, ChangeKind::Updated, queue).await
 }
 
-async fn record_change(
-    tx: &DatabaseTransaction,
-    kind: ChangeKind,
-    queue: Model,
-) -> Result<pb::JobQueue> {
+async fn record_change(tx: &DatabaseTransaction, kind: ChangeKind, queue: Model) -> Result<pb::JobQueue> {
     let queue = pb::JobQueue::from(queue);
-    let change = pb::JobQueueChange {
-        kind: kind.into(),
-        job_queue: Some(queue.clone()),
-    };
+    let change = pb::JobQueueChange { kind: kind.into(), job_queue: Some(queue.clone()) };
     let record = topics::record(&queue.name, Update::JobQueue(change));
     feed::record(tx, [record]).await?;
     Ok(queue)

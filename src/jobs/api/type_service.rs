@@ -57,10 +57,7 @@ impl JobTypeService for JobTypes {
         Ok(Response::new(effective_type(&name, settings)))
     }
 
-    async fn list_job_types(
-        &self,
-        request: Request<pb::ListJobTypesRequest>,
-    ) -> Reply<pb::ListJobTypesResponse> {
+    async fn list_job_types(&self, request: Request<pb::ListJobTypesRequest>) -> Reply<pb::ListJobTypesResponse> {
         let request = request.into_inner();
         let (size, token) = (request.page_size, &request.page_token);
         let page = Page::parse(size, token, "job_types", &())?;
@@ -74,20 +71,12 @@ impl JobTypeService for JobTypes {
         types.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let key = |job_type: &pb::JobType| (0, job_type.name.clone());
         let (job_types, next_page_token) = page.paginate(types, key, |job_type| job_type);
-        Ok(Response::new(pb::ListJobTypesResponse {
-            job_types,
-            next_page_token,
-        }))
+        Ok(Response::new(pb::ListJobTypesResponse { job_types, next_page_token }))
     }
 
-    async fn update_job_type(
-        &self,
-        request: Request<pb::UpdateJobTypeRequest>,
-    ) -> Reply<pb::JobType> {
+    async fn update_job_type(&self, request: Request<pb::UpdateJobTypeRequest>) -> Reply<pb::JobType> {
         let request = request.into_inner();
-        let changes = request
-            .job_type
-            .ok_or_else(|| Error::invalid("job_type", "is required"))?;
+        let changes = request.job_type.ok_or_else(|| Error::invalid("job_type", "is required"))?;
         let name = type_name("job_type.name", &changes.name)?;
         let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
         let attempt = || {
@@ -154,11 +143,7 @@ fn refuse_stale(settings: Option<&Model>, expected: Option<i32>) -> Result<()> {
 }
 
 /// Writes the settings of a type and records the change in the feed, unless nothing changed.
-async fn save(
-    tx: &DatabaseTransaction,
-    mut settings: Model,
-    before: Option<Model>,
-) -> Result<pb::JobType> {
+async fn save(tx: &DatabaseTransaction, mut settings: Model, before: Option<Model>) -> Result<pb::JobType> {
     let Some(before) = before else {
         let settings = ActiveModel::from(settings).reset_all().insert(tx).await?;
         return record_change(tx, ChangeKind::Created, from_settings(settings)).await;
@@ -172,15 +157,8 @@ async fn save(
     record_change(tx, ChangeKind::Updated, from_settings(settings)).await
 }
 
-async fn record_change(
-    tx: &DatabaseTransaction,
-    kind: ChangeKind,
-    job_type: pb::JobType,
-) -> Result<pb::JobType> {
-    let change = pb::JobTypeChange {
-        kind: kind.into(),
-        job_type: Some(job_type.clone()),
-    };
+async fn record_change(tx: &DatabaseTransaction, kind: ChangeKind, job_type: pb::JobType) -> Result<pb::JobType> {
+    let change = pb::JobTypeChange { kind: kind.into(), job_type: Some(job_type.clone()) };
     let record = topics::record(&job_type.name, Update::JobType(change));
     feed::record(tx, [record]).await?;
     Ok(job_type)
@@ -276,18 +254,14 @@ fn from_settings(settings: Model) -> pb::JobType {
 
 /// Effective settings of a type: settings over built-in values.
 fn effective_type(name: &str, settings: Option<Model>) -> pb::JobType {
-    let defaults = settings
-        .as_ref()
-        .map_or_else(|| Defaults::built_in(name), Defaults::from_settings);
+    let defaults = settings.as_ref().map_or_else(|| Defaults::built_in(name), Defaults::from_settings);
     let names = settings.as_ref().map(set_fields).unwrap_or_default();
     let mut job_type = pb::JobType {
         name: name.to_string(),
         priority: Some(defaults.priority),
         max_attempts: Some(defaults.max_attempts),
         max_rescues: Some(defaults.max_rescues),
-        timeout: Some(time::duration_to_proto(
-            defaults.timeout.unwrap_or_default(),
-        )),
+        timeout: Some(time::duration_to_proto(defaults.timeout.unwrap_or_default())),
         deadline: defaults.deadline.map(time::duration_to_proto),
         retry_initial_delay: Some(time::duration_from_millis(defaults.retry.initial_ms)),
         retry_max_delay: Some(time::duration_from_millis(defaults.retry.max_ms)),
@@ -323,8 +297,5 @@ fn set_fields(settings: &Model) -> Vec<&'static str> {
         !settings.dead_letter,
     ];
     let names = UPDATABLE.into_iter().zip(is_set);
-    names
-        .filter(|(_, is_set)| *is_set)
-        .map(|(name, _)| name)
-        .collect()
+    names.filter(|(_, is_set)| *is_set).map(|(name, _)| name).collect()
 }

@@ -4,8 +4,8 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter,
-    QueryResult, QuerySelect, Statement, Value, sea_query::Expr,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter, QueryResult, QuerySelect,
+    Statement, Value, sea_query::Expr,
 };
 use serde_json::Value as Json;
 use uuid::Uuid;
@@ -45,8 +45,7 @@ const SELECT_HEADS: &str = "WITH RECURSIVE heads(id) AS (\
     FROM heads JOIN jobs AS j ON j.id = read_heads.id WHERE j.scheduled_at IS NOT NULL";
 
 /// True unless the queue of a job is paused.
-const NOT_PAUSED: &str =
-    "NOT EXISTS (SELECT 1 FROM job_queues AS q WHERE q.name = j.queue_name AND q.paused)";
+const NOT_PAUSED: &str = "NOT EXISTS (SELECT 1 FROM job_queues AS q WHERE q.name = j.queue_name AND q.paused)";
 
 /// Job leased to a worker.
 #[derive(Debug, Clone)]
@@ -79,8 +78,7 @@ pub(crate) struct WorkerFilter {
 
 impl WorkerFilter {
     pub(crate) fn accepts(&self, partition: &Partition) -> bool {
-        self.queues.contains(&partition.queue)
-            && (self.types.is_empty() || self.types.contains(&partition.job_type))
+        self.queues.contains(&partition.queue) && (self.types.is_empty() || self.types.contains(&partition.job_type))
     }
 }
 
@@ -132,10 +130,7 @@ pub(crate) async fn read_heads(db: &Db) -> Result<Vec<(Partition, QueuePosition)
             priority: row.try_get("", "priority")?,
             key: row.try_get("", "concurrency_key")?,
         };
-        Ok((
-            partition,
-            (row.try_get("", "scheduled_at")?, row.try_get("", "id")?),
-        ))
+        Ok((partition, (row.try_get("", "scheduled_at")?, row.try_get("", "id")?)))
     };
     rows.iter().map(head).collect()
 }
@@ -143,10 +138,7 @@ pub(crate) async fn read_heads(db: &Db) -> Result<Vec<(Partition, QueuePosition)
 /// Reads the settings of all queues.
 pub(crate) async fn read_queue_settings(db: &impl ConnectionTrait) -> Result<QueueSettings> {
     let queues = job_queue::Entity::find().all(db).await?;
-    Ok(queues
-        .into_iter()
-        .map(|queue| (queue.name.clone(), queue))
-        .collect())
+    Ok(queues.into_iter().map(|queue| (queue.name.clone(), queue)).collect())
 }
 
 /// Reads the next waiting job of partitions, behind their floors.
@@ -233,10 +225,7 @@ pub(crate) async fn claim(
                 }
                 let bytes = payload.as_ref().map_or(0, json::encoded_len);
                 let is_deliverable = payload.as_ref().and_then(json::delivery_problem).is_none();
-                if is_deliverable
-                    && bytes > bytes_left[worker]
-                    && bytes_left[worker] < MAX_PAYLOAD_BYTES
-                {
+                if is_deliverable && bytes > bytes_left[worker] && bytes_left[worker] < MAX_PAYLOAD_BYTES {
                     // The remaining jobs wait for the next claim.
                     is_empty = false;
                     break;
@@ -252,20 +241,12 @@ pub(crate) async fn claim(
                 bytes_left[worker] = bytes_left[worker].saturating_sub(bytes);
                 let demand = &demands[worker];
                 let lease_id = Uuid::now_v7();
-                let claim = Move::Claim {
-                    worker_id: demand.worker_id.clone(),
-                    lease_id,
-                    lease: demand.lease,
-                };
+                let claim = Move::Claim { worker_id: demand.worker_id.clone(), lease_id, lease: demand.lease };
                 job.apply(claim, now, 0.0);
                 leases.push((demand, lease_id, payload));
                 jobs.push(job);
             }
-            result.served.push(ServedPartition {
-                partition: selection.partition.clone(),
-                last,
-                is_empty,
-            });
+            result.served.push(ServedPartition { partition: selection.partition.clone(), last, is_empty });
         }
         let rows: Vec<_> = jobs.iter().map(|job| job.row.clone()).collect();
         jobs.append(&mut refused);
@@ -277,14 +258,8 @@ pub(crate) async fn claim(
 }
 
 /// Pairs a claimed job with the registration of the worker, and restores the payload.
-fn claimed_job(
-    (job, (demand, lease_id, payload)): (job::Model, (&Demand, Uuid, Option<Json>)),
-) -> (u64, ClaimedJob) {
-    let claimed = ClaimedJob {
-        job: job::Model { payload, ..job },
-        lease_id,
-        lease: demand.lease,
-    };
+fn claimed_job((job, (demand, lease_id, payload)): (job::Model, (&Demand, Uuid, Option<Json>))) -> (u64, ClaimedJob) {
+    let claimed = ClaimedJob { job: job::Model { payload, ..job }, lease_id, lease: demand.lease };
     (demand.registration, claimed)
 }
 
@@ -317,10 +292,7 @@ async fn apply_limits(
     // By queue: jobs allowed in total, and running jobs by concurrency key.
     let mut limits: HashMap<&str, (i64, HashMap<String, i64>)> = HashMap::new();
     let mut allowed = Vec::with_capacity(selections.len());
-    let mut names: Vec<_> = selections
-        .iter()
-        .map(|selection| selection.partition.queue.as_str())
-        .collect();
+    let mut names: Vec<_> = selections.iter().map(|selection| selection.partition.queue.as_str()).collect();
     names.sort_unstable();
     names.dedup();
     for name in names {
@@ -342,12 +314,8 @@ async fn apply_limits(
         if let (Some(queue), Some((total, running_by_key))) =
             (queue, limits.get_mut(selection.partition.queue.as_str()))
         {
-            let running = running_by_key
-                .entry(selection.partition.key.clone())
-                .or_default();
-            let key_limit = queue
-                .max_running_per_key
-                .filter(|_| !selection.partition.key.is_empty());
+            let running = running_by_key.entry(selection.partition.key.clone()).or_default();
+            let key_limit = queue.max_running_per_key.filter(|_| !selection.partition.key.is_empty());
             let per_key = key_limit.map_or(i64::MAX, |limit| i64::from(limit) - *running);
             let capacity = usize::try_from((*total).min(per_key)).unwrap_or_default();
             max_jobs = max_jobs.min(capacity);
@@ -359,10 +327,7 @@ async fn apply_limits(
             *running += claimed;
             *total = total.saturating_sub(claimed);
         }
-        allowed.push(Selection {
-            max_jobs,
-            ..selection.clone()
-        });
+        allowed.push(Selection { max_jobs, ..selection.clone() });
     }
     Ok(allowed)
 }
@@ -428,17 +393,9 @@ async fn lock_heads(
         let rows = tx.query_all_raw(statement).await?;
         let read = rows::read_jobs(&rows, types)?;
         let is_complete = read.len() == rows.len() && read.len() < selection.max_jobs;
-        let locked = |(row, job)| {
-            Ok(LockedJob {
-                job,
-                has_unread_payload: rows::unread_payload_bytes(row)?.is_some(),
-            })
-        };
+        let locked = |(row, job)| Ok(LockedJob { job, has_unread_payload: rows::unread_payload_bytes(row)?.is_some() });
         let jobs = rows.iter().zip(read).map(locked);
-        heads.push(LockedJobs {
-            jobs: jobs.collect::<Result<_>>()?,
-            is_complete,
-        });
+        heads.push(LockedJobs { jobs: jobs.collect::<Result<_>>()?, is_complete });
     }
     Ok(heads)
 }

@@ -22,10 +22,7 @@ use self::{
     claim::{ClaimResult, ClaimedJob, Demand, QueueSettings, WorkerFilter},
     partitions::{Partitions, Selection},
 };
-use super::{
-    partition::Partition, state::Report, store::writer::JobWriter, types::LiveTypes,
-    wakeups::Wakeups,
-};
+use super::{partition::Partition, state::Report, store::writer::JobWriter, types::LiveTypes, wakeups::Wakeups};
 use crate::{clock, db::Db};
 
 pub(super) mod claim;
@@ -143,13 +140,7 @@ impl Dispatcher {
     }
 
     /// Registers a worker with a capacity.
-    pub(super) fn register(
-        &self,
-        worker_id: String,
-        filter: WorkerFilter,
-        lease: Duration,
-        capacity: usize,
-    ) -> Inbox {
+    pub(super) fn register(&self, worker_id: String, filter: WorkerFilter, lease: Duration, capacity: usize) -> Inbox {
         self.add_worker(worker_id, filter, lease, capacity, None)
     }
 
@@ -182,13 +173,7 @@ impl Dispatcher {
     ) -> Inbox {
         let registration = self.0.next_registration.fetch_add(1, Ordering::Relaxed);
         let (sender, jobs) = mpsc::unbounded_channel();
-        let demand = Demand {
-            registration,
-            worker_id,
-            lease,
-            filter: Arc::new(filter),
-            capacity: 0,
-        };
+        let demand = Demand { registration, worker_id, lease, filter: Arc::new(filter), capacity: 0 };
         let worker = WaitingWorker {
             demand,
             capacity: capacity.try_into().unwrap_or(isize::MAX),
@@ -198,11 +183,7 @@ impl Dispatcher {
         };
         self.workers().insert(registration, worker);
         self.0.wakeups.notify();
-        Inbox {
-            registration,
-            dispatcher: self.clone(),
-            jobs,
-        }
+        Inbox { registration, dispatcher: self.clone(), jobs }
     }
 
     fn workers(&self) -> MutexGuard<'_, HashMap<u64, WaitingWorker>> {
@@ -214,10 +195,7 @@ impl Dispatcher {
         let workers = self.workers();
         let demand = |worker: &WaitingWorker| {
             let capacity = usize::try_from(worker.capacity).unwrap_or_default();
-            (capacity > 0).then(|| Demand {
-                capacity,
-                ..worker.demand.clone()
-            })
+            (capacity > 0).then(|| Demand { capacity, ..worker.demand.clone() })
         };
         workers.values().filter_map(demand).collect()
     }
@@ -263,14 +241,11 @@ impl Dispatcher {
             self.notify_workers_without_job(&partitions, &demands, now);
             let selections = partitions.select(now, MAX_JOBS_PER_CLAIM.min(capacity), demand);
             if !selections.is_empty() {
-                self.serve(&mut partitions, &selections, &demands, &settings, now)
-                    .await;
+                self.serve(&mut partitions, &selections, &demands, &settings, now).await;
                 continue;
             }
             let next_due = partitions.next_due(|partition| demand(partition) > 0);
-            let until_due = next_due.map_or(SWEEP_INTERVAL, |due| {
-                (due - now).to_std().unwrap_or_default()
-            });
+            let until_due = next_due.map_or(SWEEP_INTERVAL, |due| (due - now).to_std().unwrap_or_default());
             let until_sweep = next_sweep.saturating_duration_since(Instant::now());
             let wait = until_due.min(until_sweep).max(Duration::from_millis(1));
             tokio::select! {
@@ -281,12 +256,7 @@ impl Dispatcher {
     }
 
     /// Notifies workers registered for an immediate answer if no job is due for them.
-    fn notify_workers_without_job(
-        &self,
-        partitions: &Partitions,
-        demands: &[Demand],
-        now: DateTime<Utc>,
-    ) {
+    fn notify_workers_without_job(&self, partitions: &Partitions, demands: &[Demand], now: DateTime<Utc>) {
         let mut workers = self.workers();
         if self.0.sweep.load(Ordering::Acquire) {
             // A worker registered in the meantime needs a sweep before the answer.
@@ -337,11 +307,7 @@ impl Dispatcher {
     ) {
         let types = self.0.types.current();
         let result = claim::claim(&self.0.db, selections, demands, settings, &types, now).await;
-        let ClaimResult {
-            claimed,
-            served,
-            blocked,
-        } = match result {
+        let ClaimResult { claimed, served, blocked } = match result {
             Ok(result) => result,
             Err(error) => {
                 tracing::debug!(%error, "failed to claim jobs; retrying");
@@ -361,11 +327,7 @@ impl Dispatcher {
             partitions.mark_served(&served.partition, served.last, served.is_empty);
             if served.is_empty {
                 let floor = partitions.floor(&served.partition);
-                emptied.push(Selection {
-                    partition: served.partition,
-                    floor,
-                    max_jobs: 1,
-                });
+                emptied.push(Selection { partition: served.partition, floor, max_jobs: 1 });
             }
         }
         match claim::read_next_positions(&self.0.db, emptied).await {
@@ -391,11 +353,8 @@ impl Dispatcher {
                 undelivered.extend(jobs);
                 continue;
             };
-            worker.capacity = if worker.once {
-                0
-            } else {
-                worker.capacity - isize::try_from(jobs.len()).unwrap_or_default()
-            };
+            worker.capacity =
+                if worker.once { 0 } else { worker.capacity - isize::try_from(jobs.len()).unwrap_or_default() };
             if let Err(error) = worker.jobs.send(jobs) {
                 undelivered.extend(error.0);
             }

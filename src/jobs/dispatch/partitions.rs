@@ -70,12 +70,7 @@ impl Partitions {
     }
 
     /// Records a claim: the last claimed position, and `is_empty` if no job is left.
-    pub(crate) fn mark_served(
-        &mut self,
-        partition: &Partition,
-        last: Option<QueuePosition>,
-        is_empty: bool,
-    ) {
+    pub(crate) fn mark_served(&mut self, partition: &Partition, last: Option<QueuePosition>, is_empty: bool) {
         self.turn += 1;
         let turn = self.turn;
         if let Some(state) = self.states.get_mut(partition) {
@@ -96,19 +91,14 @@ impl Partitions {
 
     /// Earliest due time among the partitions accepted by a predicate.
     pub(crate) fn next_due(&self, accepts: impl Fn(&Partition) -> bool) -> Option<DateTime<Utc>> {
-        let accepted = self
-            .states
-            .iter()
-            .filter(|(partition, _)| accepts(partition));
+        let accepted = self.states.iter().filter(|(partition, _)| accepts(partition));
         accepted.filter_map(|(_, state)| state.due).min()
     }
 
     /// Returns true if a job is due in a partition accepted by a predicate.
     pub(crate) fn any_due(&self, now: DateTime<Utc>, accepts: impl Fn(&Partition) -> bool) -> bool {
         let is_due = |state: &PartitionState| state.due.is_some_and(|due| due <= now);
-        self.states
-            .iter()
-            .any(|(partition, state)| is_due(state) && accepts(partition))
+        self.states.iter().any(|(partition, state)| is_due(state) && accepts(partition))
     }
 
     /// Selects the partitions for the next claim, and the number of jobs per partition. Only partitions of the most
@@ -133,12 +123,11 @@ impl Partitions {
         due.sort_unstable_by_key(|(partition, state, _)| (state.turn, *partition));
         due.truncate(MAX_PARTITIONS_PER_CLAIM.min(max_jobs));
         let share = max_jobs.div_ceil(due.len().max(1));
-        let selection =
-            |(partition, state, demand): (&Partition, &PartitionState, usize)| Selection {
-                partition: partition.clone(),
-                floor: state.floor,
-                max_jobs: share.min(demand),
-            };
+        let selection = |(partition, state, demand): (&Partition, &PartitionState, usize)| Selection {
+            partition: partition.clone(),
+            floor: state.floor,
+            max_jobs: share.min(demand),
+        };
         due.into_iter().map(selection).collect()
     }
 
@@ -158,12 +147,7 @@ mod tests {
     use super::*;
 
     fn partition(priority: i32, key: &str) -> Partition {
-        Partition {
-            queue: "default".into(),
-            job_type: "export".into(),
-            priority,
-            key: key.into(),
-        }
+        Partition { queue: "default".into(), job_type: "export".into(), priority, key: key.into() }
     }
 
     fn at(seconds: i64) -> DateTime<Utc> {
@@ -178,17 +162,11 @@ mod tests {
         }
         let keys = |partitions: &Partitions, max_jobs| -> Vec<_> {
             let selections = partitions.select(at(2), max_jobs, |_| 10);
-            selections
-                .into_iter()
-                .map(|selection| (selection.partition.key, selection.max_jobs))
-                .collect()
+            selections.into_iter().map(|selection| (selection.partition.key, selection.max_jobs)).collect()
         };
         assert_eq!(keys(&partitions, 10), [("z".to_string(), 10)]);
         partitions.mark_served(&partition(1, "z"), Some((at(1), Uuid::max())), true);
-        assert_eq!(
-            keys(&partitions, 10),
-            [("a".to_string(), 5), ("b".to_string(), 5)]
-        );
+        assert_eq!(keys(&partitions, 10), [("a".to_string(), 5), ("b".to_string(), 5)]);
         partitions.mark_served(&partition(2, "a"), Some((at(1), Uuid::max())), false);
         assert_eq!(keys(&partitions, 1), [("b".to_string(), 1)]);
         assert!(partitions.select(at(0), 10, |_| 10).is_empty());
@@ -202,10 +180,7 @@ mod tests {
         partitions.mark_served(&partition(2, ""), Some((at(5), Uuid::max())), true);
         assert_eq!(partitions.next_due(|_| true), None);
         partitions.record_waiting(partition(2, ""), (at(9), Uuid::nil()));
-        assert_eq!(
-            partitions.floor(&partition(2, "")),
-            Some((at(5), Uuid::max()))
-        );
+        assert_eq!(partitions.floor(&partition(2, "")), Some((at(5), Uuid::max())));
         partitions.record_waiting(partition(2, ""), (at(3), Uuid::nil()));
         assert!(partitions.floor(&partition(2, "")).unwrap() < (at(3), Uuid::nil()));
         assert_eq!(partitions.next_due(|_| true), Some(at(3)));

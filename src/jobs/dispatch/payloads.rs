@@ -23,10 +23,7 @@ pub(crate) struct Payloads {
 impl Payloads {
     /// Prepares the payloads of jobs, given in the order of the later calls of [`get`](Self::get).
     pub(crate) fn of(ids: impl Iterator<Item = Uuid>) -> Self {
-        Self {
-            ids: ids.collect(),
-            read: HashMap::new(),
-        }
+        Self { ids: ids.collect(), read: HashMap::new() }
     }
 
     /// Payload of a job. Payloads of jobs before this job are no longer available.
@@ -45,9 +42,7 @@ impl Payloads {
             .all(tx)
             .await?;
         let payloads = rows.into_iter();
-        self.read = payloads
-            .filter_map(|(id, payload)| Some((id, payload?)))
-            .collect();
+        self.read = payloads.filter_map(|(id, payload)| Some((id, payload?))).collect();
         Ok(self.read.remove(&id))
     }
 }

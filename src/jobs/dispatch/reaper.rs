@@ -55,8 +55,7 @@ pub(crate) async fn run(db: Db, writer: JobWriter, shutdown: CancellationToken) 
                 Ok(overdue) => {
                     let duration = started.elapsed();
                     interval = (duration * LOAD_FACTOR).clamp(MIN_INTERVAL, MAX_INTERVAL);
-                    let is_full = overdue.leases.len().max(overdue.timeouts.len()) as u64
-                        >= MAX_JOBS_PER_QUERY;
+                    let is_full = overdue.leases.len().max(overdue.timeouts.len()) as u64 >= MAX_JOBS_PER_QUERY;
                     if end_overdue(&writer, overdue).await && is_full {
                         interval = Duration::ZERO;
                     }
@@ -77,29 +76,16 @@ pub(crate) async fn run(db: Db, writer: JobWriter, shutdown: CancellationToken) 
 async fn find_overdue(db: &Db, now: DateTime<Utc>, rescue: bool) -> Result<OverdueJobs> {
     let has_passed = |column: Column| column.lte(now);
     let select = |condition: Condition| {
-        Entity::find()
-            .select_only()
-            .column(Column::Id)
-            .filter(condition)
-            .limit(MAX_JOBS_PER_QUERY)
-            .into_tuple::<Uuid>()
+        Entity::find().select_only().column(Column::Id).filter(condition).limit(MAX_JOBS_PER_QUERY).into_tuple::<Uuid>()
     };
     let running = Condition::all().add(Expr::cust("status = 'running'"));
-    let overdue = Condition::any()
-        .add(has_passed(Column::AttemptDeadlineAt))
-        .add(has_passed(Column::DeadlineAt));
-    let mut timeouts = select(running.clone().add(overdue))
-        .all(db.reader())
-        .await?;
-    let queued = Condition::all()
-        .add(Expr::cust("status = 'queued'"))
-        .add(has_passed(Column::DeadlineAt));
+    let overdue = Condition::any().add(has_passed(Column::AttemptDeadlineAt)).add(has_passed(Column::DeadlineAt));
+    let mut timeouts = select(running.clone().add(overdue)).all(db.reader()).await?;
+    let queued = Condition::all().add(Expr::cust("status = 'queued'")).add(has_passed(Column::DeadlineAt));
     timeouts.extend(select(queued).all(db.reader()).await?);
     let leases = if rescue {
         // Rows older than the lease columns have NULL.
-        let expired = Condition::any()
-            .add(has_passed(Column::LeaseExpiresAt))
-            .add(Column::LeaseExpiresAt.is_null());
+        let expired = Condition::any().add(has_passed(Column::LeaseExpiresAt)).add(Column::LeaseExpiresAt.is_null());
         select(running.add(expired)).all(db.reader()).await?
     } else {
         Vec::new()
@@ -110,14 +96,7 @@ async fn find_overdue(db: &Db, now: DateTime<Utc>, rescue: bool) -> Result<Overd
 /// Ends overdue jobs. Returns true if every job was ended.
 async fn end_overdue(writer: &JobWriter, overdue: OverdueJobs) -> bool {
     let timeouts = overdue.timeouts.into_iter().map(|id| (id, Move::Expire));
-    let rescue = |id| {
-        (
-            id,
-            Move::Rescue {
-                disconnected_lease: None,
-            },
-        )
-    };
+    let rescue = |id| (id, Move::Rescue { disconnected_lease: None });
     let rescues = overdue.leases.into_iter().map(rescue);
     let mut has_ended_all = true;
     let mut writes = Vec::new();

@@ -45,10 +45,7 @@ pub(crate) struct FilterValues {
 impl pb::JobFilter {
     /// Returns true if an index serves the filter in creation order: a filter by ids, or by creation time only.
     pub(crate) fn has_index(&self) -> bool {
-        let by_creation = Self {
-            created_at: self.created_at,
-            ..Self::default()
-        };
+        let by_creation = Self { created_at: self.created_at, ..Self::default() };
         !self.ids.is_empty() || *self == by_creation
     }
 
@@ -70,34 +67,20 @@ impl pb::JobFilter {
         }
         for (field, column, range) in [
             ("filter.created_at", Column::CreatedAt, self.created_at),
-            (
-                "filter.completed_at",
-                Column::CompletedAt,
-                self.completed_at,
-            ),
-            (
-                "filter.scheduled_at",
-                Column::ScheduledAt,
-                self.scheduled_at,
-            ),
+            ("filter.completed_at", Column::CompletedAt, self.completed_at),
+            ("filter.scheduled_at", Column::ScheduledAt, self.scheduled_at),
         ] {
             let (start, end) = time::bounds(field, range)?;
-            condition = condition
-                .add_option(start.map(|start| column.gte(start)))
-                .add_option(end.map(|end| column.lt(end)));
+            condition =
+                condition.add_option(start.map(|start| column.gte(start))).add_option(end.map(|end| column.lt(end)));
         }
         for (column, presence) in [
             (Column::ErrorMessage, self.has_error),
             (Column::DeadAt, self.dead),
             (Column::CancelRequestedAt, self.cancel_requested),
         ] {
-            condition = condition.add_option(presence.map(|is_set| {
-                if is_set {
-                    column.is_not_null()
-                } else {
-                    column.is_null()
-                }
-            }));
+            condition = condition
+                .add_option(presence.map(|is_set| if is_set { column.is_not_null() } else { column.is_null() }));
         }
         let (min, max) = self.duration_bounds()?;
         // Integers need no escaping.
@@ -111,11 +94,7 @@ impl pb::JobFilter {
     pub(crate) fn values(&self) -> Result<FilterValues> {
         let keys = &self.concurrency_keys;
         for (index, priority) in self.priorities.iter().enumerate() {
-            check::within(
-                &format!("filter.priorities[{index}]"),
-                *priority,
-                PRIORITY_RANGE,
-            )?;
+            check::within(&format!("filter.priorities[{index}]"), *priority, PRIORITY_RANGE)?;
         }
         if self.priorities.len() > MAX_LIST_VALUES {
             let problem = format!("must have at most {MAX_LIST_VALUES} entries");
@@ -123,45 +102,23 @@ impl pb::JobFilter {
         }
         Ok(FilterValues {
             statuses: JobStatus::all_from_proto("filter.statuses", &self.statuses)?,
-            job_types: check::texts(
-                "filter.job_types",
-                &self.job_types,
-                MAX_LIST_VALUES,
-                &(1..=50),
-            )?,
-            queue_names: check::texts(
-                "filter.queue_names",
-                &self.queue_names,
-                MAX_LIST_VALUES,
-                &(1..=100),
-            )?,
+            job_types: check::texts("filter.job_types", &self.job_types, MAX_LIST_VALUES, &(1..=50))?,
+            queue_names: check::texts("filter.queue_names", &self.queue_names, MAX_LIST_VALUES, &(1..=100))?,
             priorities: self.priorities.clone(),
             ids: check::uuids("filter.ids", &self.ids)?,
             worker_id: check::text("filter.worker_id", &self.worker_id, 0..=100)?,
-            concurrency_keys: check::texts(
-                "filter.concurrency_keys",
-                keys,
-                MAX_LIST_VALUES,
-                &(1..=200),
-            )?,
+            concurrency_keys: check::texts("filter.concurrency_keys", keys, MAX_LIST_VALUES, &(1..=200))?,
             schedule_id: match self.schedule_id.as_str() {
                 "" => None,
                 id => Some(check::uuid("filter.schedule_id", id)?),
             },
-            error_codes: check::texts(
-                "filter.error_codes",
-                &self.error_codes,
-                MAX_LIST_VALUES,
-                &(1..=100),
-            )?,
+            error_codes: check::texts("filter.error_codes", &self.error_codes, MAX_LIST_VALUES, &(1..=100))?,
         })
     }
 
     /// Bounds of the duration of the last attempt, in microseconds.
     fn duration_bounds(&self) -> Result<(Option<i64>, Option<i64>)> {
-        let bound = |field, duration: Option<Duration>| {
-            duration.map(|duration| micros(field, duration)).transpose()
-        };
+        let bound = |field, duration: Option<Duration>| duration.map(|duration| micros(field, duration)).transpose();
         let min = bound("filter.min_duration", self.min_duration)?;
         let max = bound("filter.max_duration", self.max_duration)?;
         if min.zip(max).is_some_and(|(min, max)| max < min) {
@@ -179,10 +136,7 @@ fn one_of<V: Into<sea_orm::Value>>(column: Column, values: Vec<V>) -> Option<Sim
 /// Condition on the status of a job. Statuses are literals, so the database can choose a partial index.
 pub(crate) fn in_status(statuses: &[JobStatus]) -> SimpleExpr {
     let operator = if statuses.len() == 1 { "=" } else { "IN" };
-    Expr::cust(format!(
-        "jobs.status {operator} ({})",
-        status_labels(statuses)
-    ))
+    Expr::cust(format!("jobs.status {operator} ({})", status_labels(statuses)))
 }
 
 /// Condition excluding statuses, phrased to avoid an index on the status: most jobs are finished, and other
@@ -192,9 +146,7 @@ pub(crate) fn not_in_status(statuses: &[JobStatus]) -> SimpleExpr {
 }
 
 fn status_labels(statuses: &[JobStatus]) -> String {
-    let quoted = statuses
-        .iter()
-        .map(|status| format!("'{}'", status.as_str()));
+    let quoted = statuses.iter().map(|status| format!("'{}'", status.as_str()));
     quoted.collect::<Vec<_>>().join(", ")
 }
 
@@ -217,12 +169,8 @@ pub(crate) fn run_micros(backend: DbBackend, now: DateTime<Utc>) -> String {
 /// Duration in whole microseconds, rounded down.
 fn micros(field: &str, duration: Duration) -> Result<i64> {
     let whole = (duration.seconds >= 0).then(|| duration.seconds.saturating_mul(1_000_000));
-    let nanos = (0..1_000_000_000)
-        .contains(&duration.nanos)
-        .then_some(duration.nanos);
-    let length = whole
-        .zip(nanos)
-        .map(|(whole, nanos)| whole.saturating_add((nanos / 1_000).into()));
+    let nanos = (0..1_000_000_000).contains(&duration.nanos).then_some(duration.nanos);
+    let length = whole.zip(nanos).map(|(whole, nanos)| whole.saturating_add((nanos / 1_000).into()));
     let problem = "must be a valid duration, at least 0 s";
     let length = length.ok_or_else(|| Error::invalid(field, problem))?;
     Ok(length.min(MAX_DURATION_MICROS))

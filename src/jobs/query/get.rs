@@ -3,8 +3,7 @@
 use futures_util::TryStreamExt;
 use prost::Message;
 use sea_orm::{
-    ColumnTrait, Condition, EntityTrait, Order, QueryFilter, QueryOrder, QuerySelect, Select,
-    sea_query::Expr,
+    ColumnTrait, Condition, EntityTrait, Order, QueryFilter, QueryOrder, QuerySelect, Select, sea_query::Expr,
 };
 use uuid::Uuid;
 
@@ -69,27 +68,16 @@ pub(crate) async fn get_job(db: &Db, request: pb::GetJobRequest) -> Result<pb::J
 }
 
 /// Reads a page of the attempts of a job.
-pub(crate) async fn list_attempts(
-    db: &Db,
-    request: pb::ListJobAttemptsRequest,
-) -> Result<pb::ListJobAttemptsResponse> {
+pub(crate) async fn list_attempts(db: &Db, request: pb::ListJobAttemptsRequest) -> Result<pb::ListJobAttemptsResponse> {
     use job_attempt::{Column, Entity, Model};
-    let filters = pb::ListJobAttemptsRequest {
-        job_id: request.job_id.clone(),
-        ..Default::default()
-    };
+    let filters = pb::ListJobAttemptsRequest { job_id: request.job_id.clone(), ..Default::default() };
     let (size, token) = (request.page_size, &request.page_token);
     let page = Page::parse(size, token, "job_attempts", &filters)?;
     let job_id = existing_job_id(db, &request.job_id).await?;
     let select = Entity::find().filter(Column::JobId.eq(job_id));
     let key = |row: &Model| row.attempt_number.into();
-    let (attempts, next_page_token) = page
-        .lowest_first(db.reader(), select, Column::AttemptNumber, key)
-        .await?;
-    Ok(pb::ListJobAttemptsResponse {
-        attempts,
-        next_page_token,
-    })
+    let (attempts, next_page_token) = page.lowest_first(db.reader(), select, Column::AttemptNumber, key).await?;
+    Ok(pb::ListJobAttemptsResponse { attempts, next_page_token })
 }
 
 /// Reads a page of the transitions of a job.
@@ -98,41 +86,27 @@ pub(crate) async fn list_transitions(
     request: pb::ListJobTransitionsRequest,
 ) -> Result<pb::ListJobTransitionsResponse> {
     use job_transition::{Column, Entity, Model};
-    let filters = pb::ListJobTransitionsRequest {
-        job_id: request.job_id.clone(),
-        ..Default::default()
-    };
+    let filters = pb::ListJobTransitionsRequest { job_id: request.job_id.clone(), ..Default::default() };
     let (size, token) = (request.page_size, &request.page_token);
     let page = Page::parse(size, token, "job_transitions", &filters)?;
     let job_id = existing_job_id(db, &request.job_id).await?;
     let select = Entity::find().filter(Column::JobId.eq(job_id));
     let sort = number_order(Column::VersionId, (Column::TransitionedAt, Column::Id));
     let key = |row: &Model| {
-        let number = row
-            .version_id
-            .map(|number| SortValue::Number(number.into()));
+        let number = row.version_id.map(|number| SortValue::Number(number.into()));
         (number, row.transitioned_at, row.id)
     };
     let tx = db.snapshot().await?;
     let (transitions, next_page_token) = page.sorted(&tx, select, &sort, key).await?;
     tx.commit().await?;
-    Ok(pb::ListJobTransitionsResponse {
-        transitions,
-        next_page_token,
-    })
+    Ok(pb::ListJobTransitionsResponse { transitions, next_page_token })
 }
 
 /// Reads a page of the log of a job.
-pub(crate) async fn list_logs(
-    db: &Db,
-    request: pb::ListJobLogsRequest,
-) -> Result<pb::ListJobLogsResponse> {
+pub(crate) async fn list_logs(db: &Db, request: pb::ListJobLogsRequest) -> Result<pb::ListJobLogsResponse> {
     use job_log::{Column, Model};
-    let filters = pb::ListJobLogsRequest {
-        job_id: request.job_id.clone(),
-        filter: request.filter.clone(),
-        ..Default::default()
-    };
+    let filters =
+        pb::ListJobLogsRequest { job_id: request.job_id.clone(), filter: request.filter.clone(), ..Default::default() };
     let (size, token) = (request.page_size, &request.page_token);
     let page = Page::parse(size, token, "job_logs", &filters)?;
     let filter = request.filter.unwrap_or_default();
@@ -144,10 +118,7 @@ pub(crate) async fn list_logs(
     let tx = db.snapshot().await?;
     let (logs, next_page_token) = page.sorted(&tx, select, &sort, key).await?;
     tx.commit().await?;
-    Ok(pb::ListJobLogsResponse {
-        logs,
-        next_page_token,
-    })
+    Ok(pb::ListJobLogsResponse { logs, next_page_token })
 }
 
 /// Selects the log lines of a job.
@@ -157,28 +128,15 @@ pub(crate) fn select_lines(job_id: Uuid) -> Select<job_log::Entity> {
 
 /// Order by number. Rows of other writers have no number and come last, ordered by time.
 fn number_order<C: ColumnTrait>(number: C, then_by: (C, C)) -> Sort<C> {
-    let by = SortKey {
-        value: number.into_expr(),
-        kind: ValueKind::Number,
-        may_be_absent: true,
-        order: Order::Asc,
-    };
-    Sort {
-        by: Some(by),
-        then_by,
-        then_order: Order::Asc,
-    }
+    let by = SortKey { value: number.into_expr(), kind: ValueKind::Number, may_be_absent: true, order: Order::Asc };
+    Sort { by: Some(by), then_by, then_order: Order::Asc }
 }
 
 /// Parses a job id and checks the existence of the job.
 async fn existing_job_id(db: &Db, job_id: &str) -> Result<Uuid> {
     let id = check::uuid("job_id", job_id)?;
-    let job = job::Entity::find_by_id(id)
-        .select_only()
-        .column(job::Column::Id)
-        .into_tuple::<Uuid>()
-        .one(db.reader())
-        .await?;
+    let job =
+        job::Entity::find_by_id(id).select_only().column(job::Column::Id).into_tuple::<Uuid>().one(db.reader()).await?;
     row::require(job, "job", id)
 }
 
@@ -197,11 +155,7 @@ impl pb::JobLogFilter {
             .add_option(min_level.map(at_least_level))
             .add_option(start.map(|start| Column::Timestamp.gte(start)))
             .add_option(end.map(|end| Column::Timestamp.lt(end)))
-            .add_option(
-                attempt
-                    .transpose()?
-                    .map(|attempt| Column::AttemptNumber.eq(attempt)),
-            );
+            .add_option(attempt.transpose()?.map(|attempt| Column::AttemptNumber.eq(attempt)));
         if !text.is_empty() {
             let message = Expr::col(Column::Message);
             condition = condition.add(row::contains(message, db.backend(), &text));

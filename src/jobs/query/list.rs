@@ -2,8 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ColumnTrait, Condition, DbBackend, EntityTrait, IdenStatic, Iterable, Order, QueryFilter,
-    QuerySelect, Select,
+    ColumnTrait, Condition, DbBackend, EntityTrait, IdenStatic, Iterable, Order, QueryFilter, QuerySelect, Select,
     sea_query::{Expr, SimpleExpr},
 };
 use uuid::Uuid;
@@ -34,24 +33,14 @@ const HEAVY_COLUMNS: [Column; 3] = [Column::Payload, Column::Result, Column::Err
 const UUID_DIGITS: usize = 32;
 
 /// Reads a page of jobs.
-pub(crate) async fn list_jobs(
-    db: &Db,
-    request: pb::ListJobsRequest,
-) -> Result<pb::ListJobsResponse> {
-    let filters = pb::ListJobsRequest {
-        page_size: 0,
-        page_token: String::new(),
-        ..request.clone()
-    };
+pub(crate) async fn list_jobs(db: &Db, request: pb::ListJobsRequest) -> Result<pb::ListJobsResponse> {
+    let filters = pb::ListJobsRequest { page_size: 0, page_token: String::new(), ..request.clone() };
     let page = Page::parse(request.page_size, &request.page_token, "jobs", &filters)?;
     let order = parse_order(request.order)?;
     let filter = request.filter.unwrap_or_default();
     let condition = filter.condition(db.backend(), entity::now())?;
     let has_index = filter.has_index();
-    let (jobs, sort) = (
-        light_jobs().filter(condition),
-        sort_order(order, db.backend()),
-    );
+    let (jobs, sort) = (light_jobs().filter(condition), sort_order(order, db.backend()));
     let key = |job: &Model| sort_key(order, job);
     let scan = db.scan_if(sort.by.is_some() || !has_index).await?;
     let (jobs, next_page_token) = if sort.by.is_none() {
@@ -62,28 +51,13 @@ pub(crate) async fn list_jobs(
         tx.commit().await?;
         page
     };
-    Ok(pb::ListJobsResponse {
-        jobs,
-        next_page_token,
-    })
+    Ok(pb::ListJobsResponse { jobs, next_page_token })
 }
 
 /// Reads a page of the jobs matching a query, with counts of all matching jobs.
-pub(crate) async fn search_jobs(
-    db: &Db,
-    request: pb::SearchJobsRequest,
-) -> Result<pb::SearchJobsResponse> {
-    let filters = pb::SearchJobsRequest {
-        page_size: 0,
-        page_token: String::new(),
-        ..request.clone()
-    };
-    let page = Page::parse(
-        request.page_size,
-        &request.page_token,
-        "found_jobs",
-        &filters,
-    )?;
+pub(crate) async fn search_jobs(db: &Db, request: pb::SearchJobsRequest) -> Result<pb::SearchJobsResponse> {
+    let filters = pb::SearchJobsRequest { page_size: 0, page_token: String::new(), ..request.clone() };
+    let page = Page::parse(request.page_size, &request.page_token, "found_jobs", &filters)?;
     let order = parse_order(request.order)?;
     let query = check::text("query", &request.query, 0..=200)?;
     let filter = request.filter.unwrap_or_default();
@@ -91,16 +65,11 @@ pub(crate) async fn search_jobs(
     if !query.is_empty() {
         condition = condition.add(contains_text(&query, db.backend()));
     }
-    let (jobs, sort) = (
-        light_jobs().filter(condition.clone()),
-        sort_order(order, db.backend()),
-    );
+    let (jobs, sort) = (light_jobs().filter(condition.clone()), sort_order(order, db.backend()));
     let scan = db.scan().await?;
     let tx = scan.snapshot().await?;
     let counts = Counts::count(&tx, condition).await?;
-    let (jobs, next_page_token) = page
-        .sorted(&tx, jobs, &sort, |job| sort_key(order, job))
-        .await?;
+    let (jobs, next_page_token) = page.sorted(&tx, jobs, &sort, |job| sort_key(order, job)).await?;
     tx.commit().await?;
     let by_type = counts.by_type().into_iter();
     Ok(pb::SearchJobsResponse {
@@ -121,20 +90,15 @@ pub(crate) async fn search_jobs(
 pub(crate) fn light_jobs() -> Select<Entity> {
     let columns = Column::iter().filter(|column| !is_heavy(*column));
     let select = Entity::find().select_only().columns(columns);
-    HEAVY_COLUMNS.into_iter().fold(select, |select, column| {
-        select.expr_as(Expr::cust("NULL"), column.as_str())
-    })
+    HEAVY_COLUMNS.into_iter().fold(select, |select, column| select.expr_as(Expr::cust("NULL"), column.as_str()))
 }
 
 fn is_heavy(column: Column) -> bool {
-    HEAVY_COLUMNS
-        .iter()
-        .any(|heavy| heavy.as_str() == column.as_str())
+    HEAVY_COLUMNS.iter().any(|heavy| heavy.as_str() == column.as_str())
 }
 
 fn parse_order(number: i32) -> Result<JobOrder> {
-    JobOrder::try_from(number)
-        .map_err(|_| Error::invalid("order", "is not a value that this server knows"))
+    JobOrder::try_from(number).map_err(|_| Error::invalid("order", "is not a value that this server knows"))
 }
 
 fn sort_order(order: JobOrder, backend: DbBackend) -> Sort<Column> {
@@ -144,9 +108,7 @@ fn sort_order(order: JobOrder, backend: DbBackend) -> Sort<Column> {
         JobOrder::Unspecified | JobOrder::CreatedAt | JobOrder::CreatedAtDesc => None,
         JobOrder::StartedAt | JobOrder::StartedAtDesc => Some(time(Column::StartedAt)),
         JobOrder::CompletedAt | JobOrder::CompletedAtDesc => Some(time(Column::CompletedAt)),
-        JobOrder::Progress | JobOrder::ProgressDesc => {
-            Some(number(Column::ProgressPercent.into_expr()))
-        }
+        JobOrder::Progress | JobOrder::ProgressDesc => Some(number(Column::ProgressPercent.into_expr())),
         JobOrder::JobType | JobOrder::JobTypeDesc => {
             let job_type = collate_bytewise(Column::JobType.into_expr(), backend);
             Some((job_type, ValueKind::Text, false))
@@ -166,37 +128,24 @@ fn sort_order(order: JobOrder, backend: DbBackend) -> Sort<Column> {
         value,
         kind,
         may_be_absent,
-        order: if is_descending {
-            Order::Desc
-        } else {
-            Order::Asc
-        },
+        order: if is_descending { Order::Desc } else { Order::Asc },
     });
     let oldest_first = matches!(order, JobOrder::CreatedAt | JobOrder::Priority);
     Sort {
         by,
         then_by: (Column::CreatedAt, Column::Id),
-        then_order: if oldest_first {
-            Order::Asc
-        } else {
-            Order::Desc
-        },
+        then_order: if oldest_first { Order::Asc } else { Order::Desc },
     }
 }
 
 /// Rank of a status in the sort order.
 fn status_rank(status: JobStatus) -> i64 {
-    STATUSES
-        .into_iter()
-        .zip(0..)
-        .find_map(|(other, rank)| (other == status).then_some(rank))
-        .unwrap_or_default()
+    STATUSES.into_iter().zip(0..).find_map(|(other, rank)| (other == status).then_some(rank)).unwrap_or_default()
 }
 
 /// SQL expression for the rank of a status.
 fn status_rank_sql() -> String {
-    let cases =
-        STATUSES.map(|status| format!("WHEN '{}' THEN {}", status.as_str(), status_rank(status)));
+    let cases = STATUSES.map(|status| format!("WHEN '{}' THEN {}", status.as_str(), status_rank(status)));
     format!("CASE jobs.status {} END", cases.join(" "))
 }
 
@@ -206,9 +155,7 @@ fn sort_key(order: JobOrder, job: &Model) -> (Option<SortValue>, DateTime<Utc>, 
         JobOrder::Unspecified | JobOrder::CreatedAt | JobOrder::CreatedAtDesc => None,
         JobOrder::StartedAt | JobOrder::StartedAtDesc => job.started_at.map(SortValue::time),
         JobOrder::CompletedAt | JobOrder::CompletedAtDesc => job.completed_at.map(SortValue::time),
-        JobOrder::Progress | JobOrder::ProgressDesc => {
-            Some(SortValue::Number(job.progress_percent.into()))
-        }
+        JobOrder::Progress | JobOrder::ProgressDesc => Some(SortValue::Number(job.progress_percent.into())),
         JobOrder::JobType | JobOrder::JobTypeDesc => Some(SortValue::Text(job.job_type.clone())),
         JobOrder::Status | JobOrder::StatusDesc => Some(SortValue::Number(status_rank(job.status))),
         JobOrder::Priority => Some(SortValue::Number(job.priority.into())),
@@ -229,11 +176,7 @@ fn contains_text(text: &str, backend: DbBackend) -> Condition {
         Column::UniqueKey,
     ];
     let contains = |column: Column| row::contains(column.into_expr(), backend, text);
-    let is_match = columns
-        .into_iter()
-        .fold(Condition::any(), |condition, column| {
-            condition.add(contains(column))
-        });
+    let is_match = columns.into_iter().fold(Condition::any(), |condition, column| condition.add(contains(column)));
     is_match.add_option(id_range(text).map(|(first, last)| Column::Id.between(first, last)))
 }
 

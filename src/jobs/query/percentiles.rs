@@ -3,8 +3,8 @@
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, EntityTrait, FromQueryResult,
-    QueryFilter, QuerySelect, QueryTrait,
+    ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, EntityTrait, FromQueryResult, QueryFilter,
+    QuerySelect, QueryTrait,
     sea_query::{Expr, Query, SelectStatement},
 };
 
@@ -47,9 +47,7 @@ pub(crate) async fn duration_percentiles(
     let (started_at, scheduled_at) = (micros("jobs.started_at"), micros("jobs.scheduled_at"));
     let queue_name = if by_queue { "jobs.queue_name" } else { "''" };
     // A job without its next attempt is scheduled later than the start of its last attempt.
-    let waited = format!(
-        "CASE WHEN jobs.started_at >= jobs.scheduled_at THEN {started_at} - {scheduled_at} END"
-    );
+    let waited = format!("CASE WHEN jobs.started_at >= jobs.scheduled_at THEN {started_at} - {scheduled_at} END");
     let jobs = Entity::find()
         .filter(condition)
         .filter(Column::CompletedAt.gte(start))
@@ -62,19 +60,13 @@ pub(crate) async fn duration_percentiles(
         .expr_as(Expr::cust(run_micros(backend, now)), "ran")
         .into_query();
     let statement = backend.build(&grouped(ranked(jobs)));
-    Ok(DurationPercentiles::find_by_statement(statement)
-        .all(tx)
-        .await?)
+    Ok(DurationPercentiles::find_by_statement(statement).all(tx).await?)
 }
 
 /// Ranks the jobs of each group by waiting time and by running time.
 fn ranked(jobs: SelectStatement) -> SelectStatement {
     let group = "(PARTITION BY queue_name, job_type";
-    let rank = |column| {
-        Expr::cust(format!(
-            "row_number() OVER {group} ORDER BY {column} NULLS LAST)"
-        ))
-    };
+    let rank = |column| Expr::cust(format!("row_number() OVER {group} ORDER BY {column} NULLS LAST)"));
     let count = |column| Expr::cust(format!("count({column}) OVER {group})"));
     Query::select()
         .columns(["queue_name", "job_type", "completed", "waited", "ran"])
@@ -89,9 +81,7 @@ fn ranked(jobs: SelectStatement) -> SelectStatement {
 fn grouped(ranked: SelectStatement) -> SelectStatement {
     // Nearest rank: the smallest value not exceeded by the given percentage of the jobs.
     let percentile = |column, rank, count, percent| {
-        Expr::cust(format!(
-            "max(CASE WHEN {rank} = ({count} * {percent} + 99) / 100 THEN {column} END)"
-        ))
+        Expr::cust(format!("max(CASE WHEN {rank} = ({count} * {percent} + 99) / 100 THEN {column} END)"))
     };
     let wait = |percent| percentile("waited", "wait_rank", "waits", percent);
     let run = |percent| percentile("ran", "run_rank", "runs", percent);

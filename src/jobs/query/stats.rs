@@ -7,9 +7,7 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{
-    ColumnTrait, Condition, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect, Select,
-};
+use sea_orm::{ColumnTrait, Condition, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect, Select};
 
 use super::{
     counts::Counts,
@@ -31,8 +29,7 @@ use crate::{
 const DEFAULT_WINDOW: Duration = Duration::from_hours(1);
 
 /// Range of the window.
-const WINDOW_RANGE: RangeInclusive<Duration> =
-    Duration::from_secs(1)..=Duration::from_hours(31 * 24);
+const WINDOW_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(31 * 24);
 
 /// Times of the jobs of a type finished in the window. `None` if no job has a value.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,10 +73,7 @@ pub(crate) fn window(window: Option<prost_types::Duration>) -> Result<Duration> 
 }
 
 /// Computes the statistics of the matching jobs.
-pub(crate) async fn job_stats(
-    db: &Db,
-    request: pb::GetJobStatsRequest,
-) -> Result<pb::GetJobStatsResponse> {
+pub(crate) async fn job_stats(db: &Db, request: pb::GetJobStatsRequest) -> Result<pb::GetJobStatsResponse> {
     let now = entity::now();
     let window = window(request.window)?;
     let filter = request.filter.unwrap_or_default();
@@ -88,20 +82,14 @@ pub(crate) async fn job_stats(
     let tx = scan.snapshot().await?;
     let counts = Counts::count(&tx, condition.clone()).await?;
     let dead = Column::DeadAt.is_not_null();
-    let dead: Option<i64> = jobs(&condition)
-        .filter(dead)
-        .expr(row::count())
-        .into_tuple()
-        .one(&tx)
-        .await?;
+    let dead: Option<i64> = jobs(&condition).filter(dead).expr(row::count()).into_tuple().one(&tx).await?;
     let oldest: Option<Option<DateTime<Utc>>> = jobs(&condition)
         .filter(in_status(&[JobStatus::Queued]))
         .column_as(Column::ScheduledAt.min(), "oldest")
         .into_tuple()
         .one(&tx)
         .await?;
-    let percentiles =
-        duration_percentiles(&tx, condition, (window_start(now, window), now), false).await?;
+    let percentiles = duration_percentiles(&tx, condition, (window_start(now, window), now), false).await?;
     tx.commit().await?;
     Ok(pb::GetJobStatsResponse {
         total: counts.total(),
@@ -109,10 +97,7 @@ pub(crate) async fn job_stats(
         dead: dead.unwrap_or_default(),
         oldest_queued_age: oldest.flatten().and_then(|oldest| age(oldest, now)),
         average_run: average_run(&percentiles),
-        finished_per_second: per_second(
-            percentiles.iter().map(|group| group.finished).sum(),
-            window,
-        ),
+        finished_per_second: per_second(percentiles.iter().map(|group| group.finished).sum(), window),
         by_type: by_type(&counts, percentiles),
     })
 }
@@ -124,10 +109,8 @@ pub(crate) async fn queue_stats(
     window: Duration,
     now: DateTime<Utc>,
 ) -> Result<BTreeMap<String, QueueStats>> {
-    let condition = Condition::all().add(queue.map_or_else(
-        || Column::QueueName.is_not_null(),
-        |queue| Column::QueueName.eq(queue),
-    ));
+    let condition = Condition::all()
+        .add(queue.map_or_else(|| Column::QueueName.is_not_null(), |queue| Column::QueueName.eq(queue)));
     let mut queues: BTreeMap<String, QueueStats> = BTreeMap::new();
     queues.extend(queue.map(|queue| (queue.to_string(), QueueStats::default())));
     let scan = db.scan().await?;
@@ -148,9 +131,7 @@ pub(crate) async fn queue_stats(
         let queue = queues.entry(queue).or_default();
         (queue.depth, queue.oldest_age) = (jobs, age(oldest, now));
     }
-    let later = Condition::any()
-        .add(Column::ScheduledAt.gt(now))
-        .add(Column::ScheduledAt.is_null());
+    let later = Condition::any().add(Column::ScheduledAt.gt(now)).add(Column::ScheduledAt.is_null());
     for (queue, jobs) in by_queue(&tx, waiting().filter(later)).await? {
         queues.entry(queue).or_default().scheduled = jobs;
     }
@@ -158,8 +139,7 @@ pub(crate) async fn queue_stats(
     for (queue, jobs) in by_queue(&tx, running).await? {
         queues.entry(queue).or_default().running = jobs;
     }
-    let percentiles =
-        duration_percentiles(&tx, condition, (window_start(now, window), now), true).await?;
+    let percentiles = duration_percentiles(&tx, condition, (window_start(now, window), now), true).await?;
     tx.commit().await?;
 
     for group in percentiles {
@@ -168,9 +148,7 @@ pub(crate) async fn queue_stats(
         queue.types.push(group.into());
     }
     for queue in queues.values_mut() {
-        queue
-            .types
-            .sort_unstable_by(|a, b| a.job_type.cmp(&b.job_type));
+        queue.types.sort_unstable_by(|a, b| a.job_type.cmp(&b.job_type));
     }
     Ok(queues)
 }
@@ -180,24 +158,19 @@ fn jobs(condition: &Condition) -> Select<Entity> {
 }
 
 async fn by_queue(tx: &DatabaseTransaction, jobs: Select<Entity>) -> Result<Vec<(String, i64)>> {
-    let jobs = jobs
-        .column(Column::QueueName)
-        .expr_as(row::count(), "jobs")
-        .group_by(Column::QueueName);
+    let jobs = jobs.column(Column::QueueName).expr_as(row::count(), "jobs").group_by(Column::QueueName);
     Ok(jobs.into_tuple().all(tx).await?)
 }
 
 /// Start of the window.
 fn window_start(now: DateTime<Utc>, window: Duration) -> DateTime<Utc> {
     let window = TimeDelta::from_std(window).unwrap_or(TimeDelta::MAX);
-    now.checked_sub_signed(window)
-        .unwrap_or(DateTime::UNIX_EPOCH)
+    now.checked_sub_signed(window).unwrap_or(DateTime::UNIX_EPOCH)
 }
 
 /// Age of a due job. `None` if the job is not due.
 fn age(scheduled_at: DateTime<Utc>, now: DateTime<Utc>) -> Option<prost_types::Duration> {
-    (scheduled_at <= now)
-        .then(|| time::duration_from_millis((now - scheduled_at).num_milliseconds()))
+    (scheduled_at <= now).then(|| time::duration_from_millis((now - scheduled_at).num_milliseconds()))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a rate has no more digits")]
@@ -206,25 +179,17 @@ fn per_second(finished: i64, window: Duration) -> f64 {
 }
 
 /// Mean running time of the completed jobs.
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    reason = "a mean has no more digits"
-)]
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a mean has no more digits")]
 fn average_run(types: &[DurationPercentiles]) -> Option<prost_types::Duration> {
     let completed: i64 = types.iter().map(|group| group.completed).sum();
-    let micros = types
-        .iter()
-        .filter_map(|group| Some(group.completed_mean? * group.completed as f64));
+    let micros = types.iter().filter_map(|group| Some(group.completed_mean? * group.completed as f64));
     let total_micros: f64 = micros.sum();
     let mean_micros = total_micros / completed as f64;
     (completed > 0).then(|| time::duration_from_micros(mean_micros.round() as i64))
 }
 
 fn by_type(counts: &Counts, percentiles: Vec<DurationPercentiles>) -> Vec<pb::JobTypeStats> {
-    let types = percentiles
-        .into_iter()
-        .map(|group| (group.job_type.clone(), group.into()));
+    let types = percentiles.into_iter().map(|group| (group.job_type.clone(), group.into()));
     let mut finished_by_type: HashMap<String, TypeStats> = types.collect();
     let stats = |(job_type, by_status): (&str, Vec<pb::JobStatusCount>)| {
         let finished = finished_by_type.remove(job_type);
@@ -244,8 +209,7 @@ fn by_type(counts: &Counts, percentiles: Vec<DurationPercentiles>) -> Vec<pb::Jo
 
 impl From<DurationPercentiles> for TypeStats {
     fn from(percentiles: DurationPercentiles) -> Self {
-        let time =
-            |micros: Option<i64>| micros.map(|micros| time::duration_from_micros(micros.max(0)));
+        let time = |micros: Option<i64>| micros.map(|micros| time::duration_from_micros(micros.max(0)));
         Self {
             job_type: percentiles.job_type,
             jobs: percentiles.finished,

@@ -12,11 +12,7 @@ use crate::{
 };
 
 /// Times of a job with its last attempt.
-pub(crate) fn job_timing(
-    job: &job::Model,
-    last: Option<&job_attempt::Model>,
-    now: DateTime<Utc>,
-) -> pb::JobTiming {
+pub(crate) fn job_timing(job: &job::Model, last: Option<&job_attempt::Model>, now: DateTime<Utc>) -> pb::JobTiming {
     let remaining = remaining_time(job, now);
     let completion = remaining.and_then(|remaining| now.checked_add_signed(remaining));
     // Protobuf timestamps end with the year 9999.
@@ -39,11 +35,7 @@ fn waiting_time(job: &job::Model, now: DateTime<Utc>) -> Option<TimeDelta> {
     (scheduled_at <= started_at).then(|| started_at - scheduled_at)
 }
 
-fn running_time(
-    job: &job::Model,
-    last: Option<&job_attempt::Model>,
-    now: DateTime<Utc>,
-) -> Option<TimeDelta> {
+fn running_time(job: &job::Model, last: Option<&job_attempt::Model>, now: DateTime<Utc>) -> Option<TimeDelta> {
     let started_at = job.started_at?;
     let ended_at = match job.status {
         JobStatus::Running => now,

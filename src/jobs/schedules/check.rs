@@ -86,11 +86,7 @@ impl pb::JobSchedule {
             description: check::optional_text(&field("description"), description, 0..=1_000)?,
             enabled: self.enabled.unwrap_or(true),
             cron: check::name(&field("cron"), &self.cron, 1..=200)?,
-            time_zone: check::name(
-                &field("time_zone"),
-                &text_or(&self.time_zone, "UTC"),
-                1..=64,
-            )?,
+            time_zone: check::name(&field("time_zone"), &text_or(&self.time_zone, "UTC"), 1..=64)?,
             missed_policy: missed_policy.unwrap_or(MissedPolicy::RunOnce),
             job_type: check::name(&field("job_type"), &self.job_type, 1..=50)?,
             queue_name: check::name(&field("queue_name"), &queue_name, 1..=100)?,
@@ -103,11 +99,4 @@ impl pb::JobSchedule {
     }
 }
 
-proto_enum!(
-    MissedPolicy,
-    pb::MissedPolicy {
-        Skip,
-        RunOnce,
-        RunAll
-    }
-);
+proto_enum!(MissedPolicy, pb::MissedPolicy { Skip, RunOnce, RunAll });

@@ -26,15 +26,10 @@ pub(super) struct Ticks {
 impl Ticks {
     /// Parses a cron expression and the name of a time zone. An expression without a tick after `now` is refused.
     /// Field names in errors begin with `prefix`.
-    pub(super) fn parse(
-        prefix: &str,
-        cron: &str,
-        time_zone: &str,
-        now: DateTime<Utc>,
-    ) -> Result<Self> {
-        let zone: Tz = time_zone.parse().map_err(|unknown: UnknownZone| {
-            Error::invalid(format!("{prefix}time_zone"), unknown.to_string())
-        })?;
+    pub(super) fn parse(prefix: &str, cron: &str, time_zone: &str, now: DateTime<Utc>) -> Result<Self> {
+        let zone: Tz = time_zone
+            .parse()
+            .map_err(|unknown: UnknownZone| Error::invalid(format!("{prefix}time_zone"), unknown.to_string()))?;
         let field = format!("{prefix}cron");
         // The parser reads an empty entry as no value. The search for a tick of an empty field takes a minute.
         let mut entries = cron.split_whitespace().flat_map(|field| field.split(','));
@@ -42,20 +37,12 @@ impl Ticks {
             let problem = "is not a cron expression: an entry of a list is empty";
             return Err(Error::invalid(field, problem));
         }
-        let parser = CronParser::builder()
-            .seconds(Seconds::Optional)
-            .year(Year::Disallowed)
-            .build();
-        let cron = parser.parse(cron).map_err(|error| {
-            Error::invalid(&field, format!("is not a cron expression: {error}"))
-        })?;
+        let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
+        let cron =
+            parser.parse(cron).map_err(|error| Error::invalid(&field, format!("is not a cron expression: {error}")))?;
         let hours = cron.pattern.hours.values();
         let follows_local_clock = hours.len() < 24;
-        let ticks = Self {
-            cron,
-            zone,
-            follows_local_clock,
-        };
+        let ticks = Self { cron, zone, follows_local_clock };
         if ticks.after(now).is_none() {
             return Err(Error::invalid(field, "would never tick"));
         }
@@ -92,9 +79,7 @@ impl Ticks {
         }
         let mut minutes = (1..=MAX_GAP_MINUTES).map(|minutes| clock + TimeDelta::minutes(minutes));
         let after_gap = minutes.find(|clock| first(*clock).is_some())?;
-        let mut seconds = (0..60)
-            .rev()
-            .map(|seconds| after_gap - TimeDelta::seconds(seconds));
+        let mut seconds = (0..60).rev().map(|seconds| after_gap - TimeDelta::seconds(seconds));
         seconds.find_map(first)
     }
 

@@ -41,9 +41,7 @@ impl Ticker {
                     .filter(Column::Id.eq(schedule.id))
                     // Skipped if another process has set the tick since.
                     .filter(Column::NextTickAt.eq(schedule.next_tick_at));
-                self.db
-                    .write(async |tx| Ok(revision.clone().exec(tx).await?))
-                    .await?;
+                self.db.write(async |tx| Ok(revision.clone().exec(tx).await?)).await?;
             }
         }
     }

@@ -2,8 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect,
-    Select, sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect, Select, sea_query::Expr,
 };
 use tonic::{Request, Response};
 use uuid::Uuid;
@@ -21,9 +20,7 @@ use crate::{
         types::LiveTypes,
         wakeups::Wakeups,
     },
-    pb::{
-        self, ChangeKind, job_schedule_service_server::JobScheduleService, watch_response::Update,
-    },
+    pb::{self, ChangeKind, job_schedule_service_server::JobScheduleService, watch_response::Update},
     rpc::{Reply, check, json, mask::UpdateMask, page::Page, time},
     topics,
 };
@@ -50,20 +47,12 @@ pub struct JobSchedules {
 
 #[tonic::async_trait]
 impl JobScheduleService for JobSchedules {
-    async fn create_job_schedule(
-        &self,
-        request: Request<pb::CreateJobScheduleRequest>,
-    ) -> Reply<pb::JobSchedule> {
-        let mut schedule = request
-            .into_inner()
-            .job_schedule
-            .ok_or_else(|| Error::invalid("job_schedule", "is required"))?;
+    async fn create_job_schedule(&self, request: Request<pb::CreateJobScheduleRequest>) -> Reply<pb::JobSchedule> {
+        let mut schedule =
+            request.into_inner().job_schedule.ok_or_else(|| Error::invalid("job_schedule", "is required"))?;
         let now = clock::now();
         let payload = schedule.take_payload().await?;
-        let mut row = schedule.to_row(&Model {
-            payload,
-            ..default_schedule(now)
-        })?;
+        let mut row = schedule.to_row(&Model { payload, ..default_schedule(now) })?;
         row.next_tick_at = first_tick(&row, now)?;
         let schedule = self.db.write(async |tx| {
             let row = ActiveModel::from(row).reset_all().insert(tx).await;
@@ -72,10 +61,7 @@ impl JobScheduleService for JobSchedules {
         Ok(Response::new(schedule.await?))
     }
 
-    async fn get_job_schedule(
-        &self,
-        request: Request<pb::GetJobScheduleRequest>,
-    ) -> Reply<pb::JobSchedule> {
+    async fn get_job_schedule(&self, request: Request<pb::GetJobScheduleRequest>) -> Reply<pb::JobSchedule> {
         let id = check::uuid("id", &request.into_inner().id)?;
         Ok(Response::new(self.read_schedule(id).await?.into()))
     }
@@ -91,23 +77,13 @@ impl JobScheduleService for JobSchedules {
         let columns = (Column::CreatedAt, Column::Id);
         let key = |schedule: &Model| (schedule.created_at, schedule.id);
         let select = filter.select(&self.db)?;
-        let (job_schedules, next_page_token) = page
-            .newest_first(self.db.reader(), select, columns, key)
-            .await?;
-        Ok(Response::new(pb::ListJobSchedulesResponse {
-            job_schedules,
-            next_page_token,
-        }))
+        let (job_schedules, next_page_token) = page.newest_first(self.db.reader(), select, columns, key).await?;
+        Ok(Response::new(pb::ListJobSchedulesResponse { job_schedules, next_page_token }))
     }
 
-    async fn update_job_schedule(
-        &self,
-        request: Request<pb::UpdateJobScheduleRequest>,
-    ) -> Reply<pb::JobSchedule> {
+    async fn update_job_schedule(&self, request: Request<pb::UpdateJobScheduleRequest>) -> Reply<pb::JobSchedule> {
         let request = request.into_inner();
-        let mut changes = request
-            .job_schedule
-            .ok_or_else(|| Error::invalid("job_schedule", "is required"))?;
+        let mut changes = request.job_schedule.ok_or_else(|| Error::invalid("job_schedule", "is required"))?;
         let id = check::uuid("job_schedule.id", &changes.id)?;
         let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
         let payload = changes.take_payload().await?;
@@ -137,10 +113,7 @@ impl JobScheduleService for JobSchedules {
         Ok(Response::new(schedule.await?))
     }
 
-    async fn delete_job_schedule(
-        &self,
-        request: Request<pb::DeleteJobScheduleRequest>,
-    ) -> Reply<()> {
+    async fn delete_job_schedule(&self, request: Request<pb::DeleteJobScheduleRequest>) -> Reply<()> {
         let request = request.into_inner();
         let id = check::uuid("id", &request.id)?;
         let deleted = self.db.write(async |tx| {
@@ -152,28 +125,18 @@ impl JobScheduleService for JobSchedules {
         Ok(Response::new(()))
     }
 
-    async fn run_job_schedule(
-        &self,
-        request: Request<pb::RunJobScheduleRequest>,
-    ) -> Reply<pb::Job> {
+    async fn run_job_schedule(&self, request: Request<pb::RunJobScheduleRequest>) -> Reply<pb::Job> {
         let id = check::uuid("id", &request.into_inner().id)?;
         let schedule = self.read_schedule(id).await?;
         let job = new_job(&schedule, None, &self.types.current(), clock::now());
-        let outcomes = self
-            .db
-            .write(async |tx| create::insert(tx, vec![job]).await)
-            .await?;
+        let outcomes = self.db.write(async |tx| create::insert(tx, vec![job]).await).await?;
         match outcomes.into_iter().next() {
             Some(CreateOutcome::Created(job)) => {
                 self.wakeups.notify_queued([&*job]);
                 Ok(Response::new((*job).into()))
             }
             // The job has no constrained value, so no conflict is possible.
-            Some(
-                CreateOutcome::Existed(_)
-                | CreateOutcome::KeyHeld { .. }
-                | CreateOutcome::RequestReused(_),
-            )
+            Some(CreateOutcome::Existed(_) | CreateOutcome::KeyHeld { .. } | CreateOutcome::RequestReused(_))
             | None => Err(Error::internal("a job without a key was not made").into()),
         }
     }
@@ -187,11 +150,7 @@ impl JobScheduleService for JobSchedules {
             0 => DEFAULT_PREVIEW_TICKS,
             count => check::within("count", count, 1..=MAX_PREVIEW_TICKS)?,
         };
-        let after = request
-            .after
-            .map(|after| time::from_proto("after", after))
-            .transpose()?
-            .unwrap_or_else(clock::now);
+        let after = request.after.map(|after| time::from_proto("after", after)).transpose()?.unwrap_or_else(clock::now);
         let ticks = self.preview_ticks(&request, after).await?;
         let following = std::iter::successors(ticks.after(after), |tick| ticks.after(*tick));
         let count = usize::try_from(count).unwrap_or_default();
@@ -207,11 +166,7 @@ impl JobScheduleService for JobSchedules {
 impl JobSchedules {
     /// Creates the service of a queue.
     pub fn new(queue: &Queue) -> Self {
-        Self {
-            db: queue.db.clone(),
-            types: queue.types.clone(),
-            wakeups: queue.wakeups.clone(),
-        }
+        Self { db: queue.db.clone(), types: queue.types.clone(), wakeups: queue.wakeups.clone() }
     }
 
     async fn read_schedule(&self, id: Uuid) -> Result<Model> {
@@ -220,19 +175,11 @@ impl JobSchedules {
     }
 
     /// Ticks to preview: of a stored schedule, or of an expression in the request.
-    async fn preview_ticks(
-        &self,
-        request: &pb::PreviewJobScheduleRequest,
-        after: DateTime<Utc>,
-    ) -> Result<Ticks> {
+    async fn preview_ticks(&self, request: &pb::PreviewJobScheduleRequest, after: DateTime<Utc>) -> Result<Ticks> {
         if request.id.is_empty() {
             let cron = check::name("cron", &request.cron, 1..=200)?;
             let time_zone = check::text("time_zone", &request.time_zone, 0..=64)?;
-            let zone = if time_zone.is_empty() {
-                "UTC"
-            } else {
-                &time_zone
-            };
+            let zone = if time_zone.is_empty() { "UTC" } else { &time_zone };
             return Ticks::parse("", &cron, zone, after);
         }
         for (field, value) in [("cron", &request.cron), ("time_zone", &request.time_zone)] {
@@ -263,16 +210,9 @@ fn first_tick(schedule: &Model, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
     first.ok_or_else(|| Error::invalid("job_schedule.cron", "would never tick"))
 }
 
-async fn record_change(
-    tx: &DatabaseTransaction,
-    kind: ChangeKind,
-    schedule: Model,
-) -> Result<pb::JobSchedule> {
+async fn record_change(tx: &DatabaseTransaction, kind: ChangeKind, schedule: Model) -> Result<pb::JobSchedule> {
     let schedule = pb::JobSchedule::from(schedule);
-    let change = pb::JobScheduleChange {
-        kind: kind.into(),
-        job_schedule: Some(schedule.clone()),
-    };
+    let change = pb::JobScheduleChange { kind: kind.into(), job_schedule: Some(schedule.clone()) };
     let record = topics::record(&schedule.id, Update::JobSchedule(change));
     feed::record(tx, [record]).await?;
     Ok(schedule)
@@ -284,10 +224,7 @@ fn name_conflict(error: sea_orm::DbErr) -> Error {
     if !matches!(error, Error::AlreadyExists { .. }) {
         return error;
     }
-    Error::AlreadyExists {
-        field: "job_schedule.name".into(),
-        problem: "another job schedule has it".into(),
-    }
+    Error::AlreadyExists { field: "job_schedule.name".into(), problem: "another job schedule has it".into() }
 }
 
 /// Schedule with default values.
@@ -318,18 +255,8 @@ fn default_schedule(now: DateTime<Utc>) -> Model {
 
 impl pb::JobScheduleFilter {
     fn select(&self, db: &Db) -> Result<Select<Entity>> {
-        let job_types = check::texts(
-            "filter.job_types",
-            &self.job_types,
-            MAX_LIST_VALUES,
-            &(1..=50),
-        )?;
-        let queue_names = check::texts(
-            "filter.queue_names",
-            &self.queue_names,
-            MAX_LIST_VALUES,
-            &(1..=100),
-        )?;
+        let job_types = check::texts("filter.job_types", &self.job_types, MAX_LIST_VALUES, &(1..=50))?;
+        let queue_names = check::texts("filter.queue_names", &self.queue_names, MAX_LIST_VALUES, &(1..=100))?;
         let name = check::text("filter.name", &self.name, 0..=100)?;
         let mut select = Entity::find();
         if let Some(enabled) = self.enabled {

@@ -85,12 +85,7 @@ impl Ticker {
     }
 
     /// Creates jobs until shutdown. Changes of schedules are read from the feed, from a position on.
-    pub(in crate::jobs) async fn run(
-        self,
-        feed: Feed,
-        from: Position,
-        shutdown: CancellationToken,
-    ) {
+    pub(in crate::jobs) async fn run(self, feed: Feed, from: Position, shutdown: CancellationToken) {
         let mut follower = Follower::new(feed, from);
         let mut rules = time_zones::changes();
         // Rules may have changed while no process was running.
@@ -174,9 +169,7 @@ impl Ticker {
     /// Creates the jobs of the due ticks of a schedule, and notifies the dispatcher.
     async fn run_schedule(&self, id: Uuid) -> Result<TickProgress> {
         let types = self.types.current();
-        let creation = self
-            .db
-            .write(async |tx| create_due_jobs(tx, id, &types, clock::now()).await);
+        let creation = self.db.write(async |tx| create_due_jobs(tx, id, &types, clock::now()).await);
         let (progress, outcomes) = creation.await?;
         let created = outcomes.iter().filter_map(CreateOutcome::created_job);
         self.wakeups.notify_queued(created);
@@ -191,8 +184,7 @@ async fn schedule_changed(follower: &mut Follower<Announcement>) {
             return;
         };
         let is_schedule = |change: &Announcement| {
-            matches!(change.update, Some(Update::JobSchedule(_)))
-                || change.is_unreadable(Topic::JobSchedules)
+            matches!(change.update, Some(Update::JobSchedule(_))) || change.is_unreadable(Topic::JobSchedules)
         };
         if entries.iter().any(|entry| is_schedule(&entry.item)) {
             return;
@@ -244,11 +236,8 @@ async fn create_due_jobs(
     let due_ticks = due.ticks.into_iter();
     let jobs = due_ticks.map(|tick| new_job(&schedule, Some(tick), types, now));
     let outcomes = create::insert(tx, jobs.collect()).await?;
-    let mut changed = ActiveModel {
-        id: Set(id),
-        next_tick_at: Set(next),
-        ..<ActiveModel as ActiveModelTrait>::default()
-    };
+    let mut changed =
+        ActiveModel { id: Set(id), next_tick_at: Set(next), ..<ActiveModel as ActiveModelTrait>::default() };
     if let (Some(tick), Some(outcome)) = (last, outcomes.last()) {
         changed.last_tick_at = Set(Some(tick));
         changed.last_job_id = Set(Some(job_id(outcome)));
@@ -258,20 +247,14 @@ async fn create_due_jobs(
         changed.missed_ticks = Set(schedule.missed_ticks.saturating_add(skipped));
     }
     changed.update(tx).await?;
-    let progress = if next <= now {
-        TickProgress::Partial
-    } else {
-        TickProgress::Done
-    };
+    let progress = if next <= now { TickProgress::Partial } else { TickProgress::Done };
     Ok((progress, outcomes))
 }
 
 fn job_id(outcome: &CreateOutcome) -> Uuid {
     match outcome {
         CreateOutcome::Created(job) => job.id,
-        CreateOutcome::Existed(id)
-        | CreateOutcome::KeyHeld { id, .. }
-        | CreateOutcome::RequestReused(id) => *id,
+        CreateOutcome::Existed(id) | CreateOutcome::KeyHeld { id, .. } | CreateOutcome::RequestReused(id) => *id,
     }
 }
 
@@ -332,11 +315,7 @@ impl DueTicks {
             missed = latest.into_iter().collect();
         }
         missed.append(&mut on_time);
-        Self {
-            ticks: missed,
-            skipped,
-            next,
-        }
+        Self { ticks: missed, skipped, next }
     }
 
     /// Number of handled ticks.

@@ -25,11 +25,7 @@ impl Job {
     pub(in crate::jobs) fn check(&self, job_move: &Move) -> Result<()> {
         let row = &self.row;
         match job_move {
-            Move::Claim { .. }
-            | Move::Rescue { .. }
-            | Move::Expire
-            | Move::Refuse(_)
-            | Move::PublishProgress => Ok(()),
+            Move::Claim { .. } | Move::Rescue { .. } | Move::Expire | Move::Refuse(_) | Move::PublishProgress => Ok(()),
             Move::Report(lease_id, report) => {
                 if row.status != JobStatus::Running || row.lease_id != Some(*lease_id) {
                     return Err(Error::LeaseLost {
@@ -40,13 +36,10 @@ impl Job {
                 }
                 let is_cancelling = row.cancel_requested_at.is_some();
                 match report {
-                    Report::Complete(_) if is_cancelling => Err(Error::JobCancelled {
-                        job_id: row.id.to_string(),
-                        index: None,
-                    }),
-                    Report::AcknowledgeCancellation if !is_cancelling => {
-                        Err(wrong_status(row.status))
+                    Report::Complete(_) if is_cancelling => {
+                        Err(Error::JobCancelled { job_id: row.id.to_string(), index: None })
                     }
+                    Report::AcknowledgeCancellation if !is_cancelling => Err(wrong_status(row.status)),
                     Report::Logs { offset, .. } => {
                         let lines = self.attempt_lines.unwrap_or_default();
                         if let Some(offset) = offset.filter(|offset| *offset > lines) {
@@ -69,9 +62,7 @@ impl Job {
             },
             Move::Retry(..) => match row.status {
                 JobStatus::Failed | JobStatus::Cancelled => Ok(()),
-                JobStatus::Queued | JobStatus::Running | JobStatus::Completed => {
-                    Err(wrong_status(row.status))
-                }
+                JobStatus::Queued | JobStatus::Running | JobStatus::Completed => Err(wrong_status(row.status)),
             },
         }
     }
@@ -81,11 +72,7 @@ impl Job {
         self.clock = now;
         let now = self.no_earlier_time(now);
         match job_move {
-            Move::Claim {
-                worker_id,
-                lease_id,
-                lease,
-            } => self.claim(worker_id, lease_id, lease, now),
+            Move::Claim { worker_id, lease_id, lease } => self.claim(worker_id, lease_id, lease, now),
             Move::Report(_, report) => {
                 self.extend_lease();
                 self.report(report, now, random);
@@ -116,9 +103,7 @@ impl Job {
         row.lease_ms = Some(time::millis(lease));
         row.lease_expires_at = Some(later(clock, lease));
         row.heartbeat_at = Some(clock);
-        row.attempt_deadline_at = row
-            .timeout_ms
-            .map(|ms| later(clock, Duration::from_millis(ms.unsigned_abs())));
+        row.attempt_deadline_at = row.timeout_ms.map(|ms| later(clock, Duration::from_millis(ms.unsigned_abs())));
         self.started_attempt = Some(job_attempt::ActiveModel {
             id: Set(Uuid::now_v7()),
             job_id: Set(row.id),
@@ -140,8 +125,5 @@ impl Job {
 }
 
 fn wrong_status(status: JobStatus) -> Error {
-    Error::WrongStatus {
-        resource: "job",
-        status: label(status),
-    }
+    Error::WrongStatus { resource: "job", status: label(status) }
 }

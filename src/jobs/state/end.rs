@@ -25,10 +25,7 @@ impl Job {
     pub(super) fn rescue(&mut self, disconnected_lease: Option<Uuid>, now: DateTime<Utc>) {
         let has_ended = match disconnected_lease {
             Some(lease_id) => self.row.lease_id == Some(lease_id),
-            None => self
-                .row
-                .lease_expires_at
-                .is_none_or(|expires| expires <= self.clock),
+            None => self.row.lease_expires_at.is_none_or(|expires| expires <= self.clock),
         };
         if self.row.status != JobStatus::Running || !has_ended {
             return;
@@ -51,8 +48,7 @@ impl Job {
             return;
         }
         self.end_attempt(AttemptOutcome::Rescued, None, None, now);
-        let record =
-            ChangeRecord::new(JobChangeKind::Rescued, "system", None).with_reason(Some(reason));
+        let record = ChangeRecord::new(JobChangeKind::Rescued, "system", None).with_reason(Some(reason));
         self.queue_again(self.clock, record, now);
     }
 
@@ -61,18 +57,13 @@ impl Job {
         let clock = self.clock;
         let has_passed = |time: Option<DateTime<Utc>>| time.is_some_and(|time| time <= clock);
         let is_late = has_passed(self.row.deadline_at);
-        if self.row.status.is_finished()
-            || !(is_late || running && has_passed(self.row.attempt_deadline_at))
-        {
+        if self.row.status.is_finished() || !(is_late || running && has_passed(self.row.attempt_deadline_at)) {
             return;
         }
         if running && self.row.cancel_requested_at.is_some() {
             self.finish_cancelled(None, "timeout", None, now);
         } else if is_late {
-            let failure = Failure::by_server(
-                "DEADLINE_EXCEEDED",
-                "the deadline of the job has passed".into(),
-            );
+            let failure = Failure::by_server("DEADLINE_EXCEEDED", "the deadline of the job has passed".into());
             if running {
                 self.end_attempt(AttemptOutcome::TimedOut, Some(failure.clone()), None, now);
             } else {
@@ -83,14 +74,7 @@ impl Job {
             let ms = self.row.timeout_ms.unwrap_or_default();
             let message = format!("the attempt exceeded its timeout of {ms} ms");
             let failure = Failure::by_server("TIMEOUT", message);
-            self.fail(
-                AttemptOutcome::TimedOut,
-                failure,
-                "timeout",
-                None,
-                now,
-                random,
-            );
+            self.fail(AttemptOutcome::TimedOut, failure, "timeout", None, now, random);
         }
     }
 
@@ -122,11 +106,7 @@ impl Job {
         let at = later(self.clock, failure.retry_after.unwrap_or_else(by_policy));
         let reason = Some(truncated(&failure.message));
         self.set_error(failure);
-        let trigger = if trigger == "worker" {
-            "retry"
-        } else {
-            trigger
-        };
+        let trigger = if trigger == "worker" { "retry" } else { trigger };
         let record = ChangeRecord::new(JobChangeKind::Retrying, trigger, actor).with_reason(reason);
         self.queue_again(at, record, now);
     }
@@ -172,12 +152,7 @@ impl Job {
             self.revert_attempt_number();
             let record = ChangeRecord::new(JobChangeKind::Cancelled, "user", Some(cause.actor));
             let record = record.with_reason(cause.reason);
-            self.transition(
-                JobStatus::Cancelled,
-                record,
-                ChangedColumns::Everything,
-                now,
-            );
+            self.transition(JobStatus::Cancelled, record, ChangedColumns::Everything, now);
             return;
         }
         self.mark_changed(ChangedColumns::Everything);
@@ -200,14 +175,8 @@ impl Job {
         self.end_attempt(AttemptOutcome::Cancelled, failure, None, now);
         self.row.completed_at = Some(now);
         let reason = self.row.cancel_reason.clone();
-        let record =
-            ChangeRecord::new(JobChangeKind::Cancelled, trigger, actor).with_reason(reason);
-        self.transition(
-            JobStatus::Cancelled,
-            record,
-            ChangedColumns::Everything,
-            now,
-        );
+        let record = ChangeRecord::new(JobChangeKind::Cancelled, trigger, actor).with_reason(reason);
+        self.transition(JobStatus::Cancelled, record, ChangedColumns::Everything, now);
     }
 
     pub(super) fn retry(&mut self, cause: Cause, at: Option<DateTime<Utc>>, now: DateTime<Utc>) {
@@ -230,19 +199,10 @@ impl Job {
         let attempted = row.started_at.is_some();
         let record = ChangeRecord::new(JobChangeKind::Retried, "user", Some(cause.actor));
         row.attempt_number += i32::from(attempted);
-        self.queue(
-            at.unwrap_or(self.clock),
-            record.with_reason(cause.reason),
-            now,
-        );
+        self.queue(at.unwrap_or(self.clock), record.with_reason(cause.reason), now);
     }
 
-    pub(super) fn queue_again(
-        &mut self,
-        at: DateTime<Utc>,
-        record: ChangeRecord,
-        now: DateTime<Utc>,
-    ) {
+    pub(super) fn queue_again(&mut self, at: DateTime<Utc>, record: ChangeRecord, now: DateTime<Utc>) {
         self.row.attempt_number += 1;
         self.queue(at, record, now);
     }
@@ -262,13 +222,7 @@ impl Job {
 
 impl Failure {
     fn by_server(code: &str, message: String) -> Self {
-        Self {
-            message,
-            traceback: None,
-            code: Some(code.into()),
-            retryable: true,
-            retry_after: None,
-        }
+        Self { message, traceback: None, code: Some(code.into()), retryable: true, retry_after: None }
     }
 }
 

@@ -23,11 +23,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(in crate::jobs) enum Move {
     /// A worker starts an attempt.
-    Claim {
-        worker_id: String,
-        lease_id: Uuid,
-        lease: Duration,
-    },
+    Claim { worker_id: String, lease_id: Uuid, lease: Duration },
     /// The holder of a lease reports.
     Report(Uuid, Report),
     /// A lease ended without a report: `disconnected_lease` of a disconnected worker, or else the current lease if

@@ -26,12 +26,7 @@ pub(super) struct ChangeRecord {
 
 impl ChangeRecord {
     pub(super) fn new(kind: JobChangeKind, trigger: &'static str, actor: Option<String>) -> Self {
-        Self {
-            kind,
-            trigger,
-            actor,
-            reason: None,
-        }
+        Self { kind, trigger, actor, reason: None }
     }
 
     pub(super) fn with_reason(self, reason: Option<String>) -> Self {

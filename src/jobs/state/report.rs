@@ -29,11 +29,7 @@ impl Job {
                 row.error_message = None;
                 row.error_traceback = None;
                 row.error_code = None;
-                let touched = if had_failures {
-                    ChangedColumns::Everything
-                } else {
-                    ChangedColumns::Completion
-                };
+                let touched = if had_failures { ChangedColumns::Everything } else { ChangedColumns::Completion };
                 let record = ChangeRecord::new(JobChangeKind::Completed, "worker", worker);
                 self.transition(JobStatus::Completed, record, touched, now);
             }
@@ -41,14 +37,7 @@ impl Job {
                 self.finish_cancelled(Some(failure), "worker", worker, now);
             }
             Report::Fail(failure) => {
-                self.fail(
-                    AttemptOutcome::Failed,
-                    failure,
-                    "worker",
-                    worker,
-                    now,
-                    random,
-                );
+                self.fail(AttemptOutcome::Failed, failure, "worker", worker, now, random);
             }
             Report::Release { .. } if self.row.cancel_requested_at.is_some() => {
                 self.finish_cancelled(None, "worker", worker, now);
@@ -104,12 +93,7 @@ impl Job {
         }
     }
 
-    pub(super) fn append_logs(
-        &mut self,
-        lines: Vec<LogLine>,
-        offset: Option<i64>,
-        now: DateTime<Utc>,
-    ) {
+    pub(super) fn append_logs(&mut self, lines: Vec<LogLine>, offset: Option<i64>, now: DateTime<Utc>) {
         let stored = self.attempt_lines.unwrap_or_default();
         let repeated = offset.map_or(0, |offset| stored - offset);
         let repeated = usize::try_from(repeated).unwrap_or_default();

@@ -6,12 +6,7 @@ use uuid::Uuid;
 use super::*;
 use crate::entity::job::{JobStatus, Model, RetryPolicy};
 
-const POLICY: RetryPolicy = RetryPolicy {
-    initial_ms: 1_000,
-    max_ms: 30_000,
-    multiplier: 2.0,
-    jitter: 0.25,
-};
+const POLICY: RetryPolicy = RetryPolicy { initial_ms: 1_000, max_ms: 30_000, multiplier: 2.0, jitter: 0.25 };
 
 fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_772_366_400 + seconds, 0).unwrap()
@@ -22,53 +17,29 @@ fn job() -> Job {
 }
 
 fn claim(lease_id: Uuid) -> Move {
-    Move::Claim {
-        worker_id: "w".into(),
-        lease_id,
-        lease: Duration::from_secs(3),
-    }
+    Move::Claim { worker_id: "w".into(), lease_id, lease: Duration::from_secs(3) }
 }
 
 fn failure(retryable: bool) -> Failure {
-    Failure {
-        message: "no".into(),
-        traceback: None,
-        code: None,
-        retryable,
-        retry_after: None,
-    }
+    Failure { message: "no".into(), traceback: None, code: None, retryable, retry_after: None }
 }
 
 /// Random move, under the current lease of the job or an earlier one.
 fn random(rng: &mut fastrand::Rng, job: &Job, stale: Uuid, now: DateTime<Utc>) -> Move {
     let lease = job.row.lease_id.filter(|_| rng.u8(0..8) > 0);
     let lease = lease.unwrap_or(stale);
-    let cause = Cause {
-        actor: "ann".into(),
-        reason: None,
-    };
+    let cause = Cause { actor: "ann".into(), reason: None };
     match rng.u8(0..14) {
         0..4 => claim(Uuid::from_u128(rng.u128(..))),
         4 => Move::Report(lease, Report::Complete(None)),
         5 => Move::Report(lease, Report::Fail(failure(rng.bool()))),
-        6 => Move::Report(
-            lease,
-            Report::Release {
-                reason: None,
-                snooze: rng.bool().then(|| Duration::from_secs(5)),
-            },
-        ),
+        6 => Move::Report(lease, Report::Release { reason: None, snooze: rng.bool().then(|| Duration::from_secs(5)) }),
         7 => Move::Report(lease, Report::AcknowledgeCancellation),
         8 => {
-            let progress = Progress {
-                percent: Some(rng.i32(0..=100)),
-                ..Progress::default()
-            };
+            let progress = Progress { percent: Some(rng.i32(0..=100)), ..Progress::default() };
             Move::Report(lease, Report::Progress(progress, rng.bool()))
         }
-        9 => Move::Rescue {
-            disconnected_lease: rng.bool().then_some(lease),
-        },
+        9 => Move::Rescue { disconnected_lease: rng.bool().then_some(lease) },
         10 => Move::Expire,
         11 => Move::Cancel(cause),
         12 => Move::Retry(cause, rng.bool().then(|| now + Duration::from_secs(9))),
@@ -94,8 +65,7 @@ fn whatever_happens_the_story_holds() {
             if matches!(job_move, Move::Claim { .. }) && !due || job.check(&job_move).is_err() {
                 continue;
             }
-            let fenced =
-                matches!(&job_move, Move::Report(lease, _) if Some(*lease) != row.lease_id);
+            let fenced = matches!(&job_move, Move::Report(lease, _) if Some(*lease) != row.lease_id);
             assert!(!fenced, "{seed}: a report under another lease");
             job.apply(job_move, now, rng.f64());
 
@@ -107,10 +77,7 @@ fn whatever_happens_the_story_holds() {
                 assert!(!open, "{seed}: two attempts run");
                 attempts += 1;
                 open = true;
-                assert_eq!(
-                    job.row.attempt_number, attempts,
-                    "{seed}: attempts have gaps"
-                );
+                assert_eq!(job.row.attempt_number, attempts, "{seed}: attempts have gaps");
             }
             if let [ended] = &job.ended_attempts[..] {
                 assert!(open, "{seed}: an attempt ends twice");
@@ -122,26 +89,12 @@ fn whatever_happens_the_story_holds() {
             let running = row.status == JobStatus::Running;
             assert_eq!(open, running, "{seed}: {row:?}");
             assert_eq!(row.lease_id.is_some(), running, "{seed}");
-            assert_eq!(
-                row.completed_at.is_some(),
-                row.status.is_finished(),
-                "{seed}"
-            );
-            let number = if row.status == JobStatus::Queued {
-                attempts + 1
-            } else {
-                attempts.max(1)
-            };
+            assert_eq!(row.completed_at.is_some(), row.status.is_finished(), "{seed}");
+            let number = if row.status == JobStatus::Queued { attempts + 1 } else { attempts.max(1) };
             assert_eq!(row.attempt_number, number, "{seed}");
             assert!(row.failures <= row.max_attempts, "{seed}");
-            assert!(
-                row.next_retry_at.is_none() || row.status == JobStatus::Queued,
-                "{seed}"
-            );
-            assert!(
-                row.dead_at.is_none() || row.status == JobStatus::Failed,
-                "{seed}"
-            );
+            assert!(row.next_retry_at.is_none() || row.status == JobStatus::Queued, "{seed}");
+            assert!(row.dead_at.is_none() || row.status == JobStatus::Failed, "{seed}");
         }
     }
 }
@@ -188,12 +141,7 @@ fn items_tell_percents_where_nobody_does() {
         let lease = Uuid::from_u128(1);
         let mut job = job();
         job.apply(claim(lease), at(0), 0.0);
-        let progress = Progress {
-            percent,
-            processed,
-            total,
-            step: None,
-        };
+        let progress = Progress { percent, processed, total, step: None };
         let report = Report::Progress(progress, false);
         job.apply(Move::Report(lease, report), at(1), 0.0);
         assert_eq!(job.row.progress_percent, expected);

@@ -8,8 +8,8 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction,
-    DbBackend, EntityTrait, QueryFilter, QuerySelect, Statement,
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait,
+    QueryFilter, QuerySelect, Statement,
 };
 use uuid::Uuid;
 
@@ -33,8 +33,7 @@ use crate::{
 const MAX_IDS_PER_STATEMENT: usize = 64;
 
 /// CTE assigning an id to the transaction, if it has none yet.
-pub(crate) const ASSIGN_TRANSACTION_ID: &str =
-    "WITH me AS MATERIALIZED (SELECT pg_current_xact_id() AS xid)";
+pub(crate) const ASSIGN_TRANSACTION_ID: &str = "WITH me AS MATERIALIZED (SELECT pg_current_xact_id() AS xid)";
 
 /// True if a later transaction wrote the row. The feed is ordered by transaction id, so the change of this
 /// transaction would appear before the earlier change of the row.
@@ -42,11 +41,7 @@ pub(crate) const IS_NEWER: &str = "age(j.xmin) < 0 AS newer";
 
 /// Locks jobs in the order of their ids, as read through [`Db::by_key`](crate::db::Db::by_key). Missing jobs are left
 /// out.
-pub(crate) async fn lock(
-    tx: &DatabaseTransaction,
-    ids: &[Uuid],
-    types: &Types,
-) -> Result<HashMap<Uuid, Job>> {
+pub(crate) async fn lock(tx: &DatabaseTransaction, ids: &[Uuid], types: &Types) -> Result<HashMap<Uuid, Job>> {
     let mut ids = ids.to_vec();
     ids.sort_unstable();
     ids.dedup();
@@ -73,8 +68,7 @@ pub(crate) async fn lock(
             let size = chunk.len().next_power_of_two();
             let padded = chunk.iter().chain(std::iter::repeat(&chunk[0])).take(size);
             let places = vec!["?"; size].join(", ");
-            let sql =
-                format!("SELECT {columns}, FALSE AS newer FROM jobs AS j WHERE j.id IN ({places})");
+            let sql = format!("SELECT {columns}, FALSE AS newer FROM jobs AS j WHERE j.id IN ({places})");
             let values = padded.map(|id| (*id).into());
             let statement = Statement::from_sql_and_values(DbBackend::Sqlite, sql, values);
             jobs.extend(read_jobs(&tx.query_all_raw(statement).await?, types)?);
@@ -100,11 +94,7 @@ pub(crate) async fn run_tasks(
     types: &Arc<Types>,
     now: DateTime<Utc>,
 ) -> Result<(Vec<Result<Vec<Model>>>, Effects)> {
-    let ids: Vec<_> = tasks
-        .iter()
-        .flat_map(|task| &task.0)
-        .map(|(id, _)| *id)
-        .collect();
+    let ids: Vec<_> = tasks.iter().flat_map(|task| &task.0).map(|(id, _)| *id).collect();
     let mut jobs = lock(tx, &ids, types).await?;
     count_attempt_lines(tx, &tasks, &mut jobs).await?;
     let mut answers = Vec::with_capacity(tasks.len());
@@ -128,15 +118,10 @@ async fn run_task(
         let index = (!is_single).then_some(index);
         let checked = match jobs.get(id) {
             Some(job) => job.check(job_move),
-            None if matches!(job_move, Move::Report(..)) => Err(Error::LeaseLost {
-                job_id: id.to_string(),
-                status: "DELETED".into(),
-                index,
-            }),
-            None => Err(Error::NotFound {
-                resource: "job",
-                id: id.to_string(),
-            }),
+            None if matches!(job_move, Move::Report(..)) => {
+                Err(Error::LeaseLost { job_id: id.to_string(), status: "DELETED".into(), index })
+            }
+            None => Err(Error::NotFound { resource: "job", id: id.to_string() }),
         };
         if let Err(error) = checked {
             return Ok(Err(error.with_index(index)));
@@ -144,11 +129,7 @@ async fn run_task(
         if let (Move::Retry(..), Some(job)) = (job_move, jobs.get(id))
             && let Some((holder, status)) = key_holder(tx, &job.row, JobStatus::Queued).await?
         {
-            return Ok(Err(Error::KeyHeld {
-                field: "unique_key",
-                job_id: holder.to_string(),
-                status: label(status),
-            }));
+            return Ok(Err(Error::KeyHeld { field: "unique_key", job_id: holder.to_string(), status: label(status) }));
         }
     }
     let mut moved = Vec::with_capacity(task.0.len());
@@ -163,11 +144,7 @@ async fn run_task(
 }
 
 /// Another job holding the unique key that a job is about to hold. `None` for a job holding the key already.
-async fn key_holder(
-    tx: &DatabaseTransaction,
-    row: &Model,
-    next: JobStatus,
-) -> Result<Option<(Uuid, JobStatus)>> {
+async fn key_holder(tx: &DatabaseTransaction, row: &Model, next: JobStatus) -> Result<Option<(Uuid, JobStatus)>> {
     let Some(key) = row.unique_key.as_deref() else {
         return Ok(None);
     };
@@ -205,11 +182,7 @@ async fn drop_held_key(tx: &DatabaseTransaction, job: &mut Job) -> Result<()> {
 }
 
 /// Counts the log lines of attempts with logs reported from an offset.
-async fn count_attempt_lines(
-    tx: &DatabaseTransaction,
-    tasks: &[Task],
-    jobs: &mut HashMap<Uuid, Job>,
-) -> Result<()> {
+async fn count_attempt_lines(tx: &DatabaseTransaction, tasks: &[Task], jobs: &mut HashMap<Uuid, Job>) -> Result<()> {
     let from_offset: HashSet<Uuid> = tasks
         .iter()
         .flat_map(|task| &task.0)
@@ -274,8 +247,7 @@ pub(crate) async fn write_jobs(tx: &DatabaseTransaction, jobs: Vec<Job>) -> Resu
         if let Some(row) = row_update(&job.row, job.changed_columns) {
             rows.entry(job.changed_columns).or_default().push(row);
         }
-        if job.changed_columns == ChangedColumns::Everything && job.row.status == JobStatus::Queued
-        {
+        if job.changed_columns == ChangedColumns::Everything && job.row.status == JobStatus::Queued {
             effects.queued.push(job.row);
         }
     }
@@ -288,10 +260,7 @@ pub(crate) async fn write_jobs(tx: &DatabaseTransaction, jobs: Vec<Job>) -> Resu
         writes.update(rows, &[Column::Id])?;
     }
     writes.add(started)?;
-    let attempt_key = [
-        job_attempt::Column::JobId,
-        job_attempt::Column::AttemptNumber,
-    ];
+    let attempt_key = [job_attempt::Column::JobId, job_attempt::Column::AttemptNumber];
     for attempts in ended.into_values() {
         writes.update(attempts, &attempt_key)?;
     }
@@ -309,10 +278,7 @@ pub(crate) async fn write_jobs(tx: &DatabaseTransaction, jobs: Vec<Job>) -> Resu
 
 /// Changed columns of a job row. `None` if the row is unchanged.
 fn row_update(row: &Model, changed: ChangedColumns) -> Option<ActiveModel> {
-    let mut set = ActiveModel {
-        id: Set(row.id),
-        ..<ActiveModel as ActiveModelTrait>::default()
-    };
+    let mut set = ActiveModel { id: Set(row.id), ..<ActiveModel as ActiveModelTrait>::default() };
     match changed {
         ChangedColumns::Nothing => return None,
         ChangedColumns::Claim => {

@@ -77,12 +77,7 @@ impl BulkMove {
     }
 
     /// Applies the action to the jobs matching now, oldest first. With `dry_run`, jobs are only counted.
-    pub(crate) async fn run(
-        self,
-        db: &Db,
-        writer: &JobWriter,
-        dry_run: bool,
-    ) -> Result<pb::MoveJobsResponse> {
+    pub(crate) async fn run(self, db: &Db, writer: &JobWriter, dry_run: bool) -> Result<pb::MoveJobsResponse> {
         let mut counts = BulkCounts::default();
         let scan = db.scan().await?;
         if dry_run {
@@ -115,13 +110,11 @@ impl BulkMove {
             match &self.action {
                 BulkAction::Cancel(cause) => {
                     let cancel = || Move::Cancel(cause.clone());
-                    self.move_chunk(db, writer, chunk, cancel, &mut counts)
-                        .await?;
+                    self.move_chunk(db, writer, chunk, cancel, &mut counts).await?;
                 }
                 BulkAction::Retry(cause) => {
                     let retry = || Move::Retry(cause.clone(), None);
-                    self.move_chunk(db, writer, chunk, retry, &mut counts)
-                        .await?;
+                    self.move_chunk(db, writer, chunk, retry, &mut counts).await?;
                 }
                 BulkAction::Delete => self.delete_chunk(db, chunk, &mut counts).await?,
             }
@@ -147,15 +140,12 @@ impl BulkMove {
             .into_tuple()
             .all(db.reader())
             .await?;
-        let (movable, unmovable): (Vec<_>, Vec<_>) = matching
-            .into_iter()
-            .partition(|(_, status)| self.action.applies_to(*status));
+        let (movable, unmovable): (Vec<_>, Vec<_>) =
+            matching.into_iter().partition(|(_, status)| self.action.applies_to(*status));
         for (_, status) in unmovable {
             counts.add(status, false, 1);
         }
-        let moves = movable
-            .iter()
-            .map(|(id, _)| writer.apply_move(*id, job_move()));
+        let moves = movable.iter().map(|(id, _)| writer.apply_move(*id, job_move()));
         for ((_, previous_status), result) in movable.iter().zip(join_all(moves).await) {
             match result {
                 Ok(job) => {
@@ -215,11 +205,7 @@ impl BulkCounts {
         if moved {
             self.moved += jobs;
             // Only cancellation applies to running jobs.
-            self.requested += if status == JobStatus::Running {
-                jobs
-            } else {
-                0
-            };
+            self.requested += if status == JobStatus::Running { jobs } else { 0 };
         } else {
             let status = pb::JobStatus::from(status).into();
             *self.not_moved.entry(status).or_default() += jobs;
@@ -234,11 +220,7 @@ impl From<BulkCounts> for pb::MoveJobsResponse {
             matched: counts.moved + not_moved + counts.key_held,
             moved: counts.moved,
             requested: counts.requested,
-            not_moved: counts
-                .not_moved
-                .into_iter()
-                .map(|(status, jobs)| pb::JobStatusCount { status, jobs })
-                .collect(),
+            not_moved: counts.not_moved.into_iter().map(|(status, jobs)| pb::JobStatusCount { status, jobs }).collect(),
             unique_key_held: counts.key_held,
         }
     }

@@ -4,8 +4,8 @@ use std::{collections::HashSet, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, Condition, ConnectionTrait,
-    DatabaseTransaction, DbBackend, EntityTrait, QueryFilter, QuerySelect,
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbBackend,
+    EntityTrait, QueryFilter, QuerySelect,
 };
 use uuid::Uuid;
 
@@ -94,18 +94,13 @@ impl Creator {
         writes.add(rows(&jobs))?;
         let outcomes = created_outcomes(jobs);
         writes.add(feed::rows_on_postgres(created_records(&outcomes)))?;
-        self.db
-            .write_statement(async |db| writes.run(db).await)
-            .await?;
+        self.db.write_statement(async |db| writes.run(db).await).await?;
         Ok(outcomes)
     }
 }
 
 /// Inserts jobs and records the created jobs in the feed. Returns the outcomes in the order of the jobs.
-pub(crate) async fn insert(
-    tx: &DatabaseTransaction,
-    jobs: Vec<job::Model>,
-) -> Result<Vec<CreateOutcome>> {
+pub(crate) async fn insert(tx: &DatabaseTransaction, jobs: Vec<job::Model>) -> Result<Vec<CreateOutcome>> {
     let mut writes = Inserts::new(tx.get_database_backend());
     let outcomes = if jobs.iter().all(is_unconstrained) {
         writes.add(rows(&jobs))?;
@@ -139,10 +134,7 @@ fn holds_key(job: &job::Model) -> bool {
 }
 
 /// Inserts jobs subject to unique constraints. The database decides between concurrent inserts.
-async fn insert_constrained(
-    tx: &DatabaseTransaction,
-    jobs: Vec<job::Model>,
-) -> Result<Vec<CreateOutcome>> {
+async fn insert_constrained(tx: &DatabaseTransaction, jobs: Vec<job::Model>) -> Result<Vec<CreateOutcome>> {
     let mut outcomes: Vec<Option<CreateOutcome>> = vec![None; jobs.len()];
     for _ in 0..MAX_TRIES {
         let is_open = |index: &usize| outcomes[*index].is_none();
@@ -165,10 +157,7 @@ async fn insert_constrained(
         }
     }
     // Each conflicting job disappeared before it was read.
-    outcomes
-        .into_iter()
-        .collect::<Option<_>>()
-        .ok_or(Error::Contended)
+    outcomes.into_iter().collect::<Option<_>>().ok_or(Error::Contended)
 }
 
 /// Existing jobs in conflict with jobs to insert.
@@ -194,13 +183,9 @@ impl Conflicts {
             let keys = refused.iter().filter_map(|job| job.unique_key.clone());
             let schedules = refused.iter().filter_map(|job| job.schedule_id);
             let ticks = refused.iter().filter_map(|job| job.tick_at);
-            let tick = Condition::all()
-                .add(Column::ScheduleId.is_in(schedules))
-                .add(Column::TickAt.is_in(ticks));
-            let is_conflict = Condition::any()
-                .add(Column::RequestId.is_in(requests))
-                .add(Column::UniqueKey.is_in(keys))
-                .add(tick);
+            let tick = Condition::all().add(Column::ScheduleId.is_in(schedules)).add(Column::TickAt.is_in(ticks));
+            let is_conflict =
+                Condition::any().add(Column::RequestId.is_in(requests)).add(Column::UniqueKey.is_in(keys)).add(tick);
             let rows: Vec<ConflictRow> = Entity::find()
                 .select_only()
                 .columns([
@@ -225,8 +210,7 @@ impl Conflicts {
     }
 
     fn outcome_of(&self, job: &job::Model) -> Option<CreateOutcome> {
-        let has_request_id =
-            |other: &&Conflict| job.request_id.is_some() && other.request_id == job.request_id;
+        let has_request_id = |other: &&Conflict| job.request_id.is_some() && other.request_id == job.request_id;
         if let Some(other) = self.0.iter().find(has_request_id) {
             return Some(if other.request_hash == job.request_hash {
                 CreateOutcome::Existed(other.id)
@@ -235,11 +219,7 @@ impl Conflicts {
             });
         }
         let tick = job.schedule_id.zip(job.tick_at);
-        if let Some(other) = self
-            .0
-            .iter()
-            .find(|other| tick.is_some() && other.tick == tick)
-        {
+        if let Some(other) = self.0.iter().find(|other| tick.is_some() && other.tick == tick) {
             return Some(CreateOutcome::Existed(other.id));
         }
         let holds_same_key = |other: &&Conflict| {
@@ -249,13 +229,7 @@ impl Conflicts {
                 && other.unique_period == job.unique_period
                 && other.unique_states & other.status.bit() != 0
         };
-        self.0
-            .iter()
-            .find(holds_same_key)
-            .map(|other| CreateOutcome::KeyHeld {
-                id: other.id,
-                status: other.status,
-            })
+        self.0.iter().find(holds_same_key).map(|other| CreateOutcome::KeyHeld { id: other.id, status: other.status })
     }
 }
 

@@ -32,10 +32,7 @@ async fn try_delete(db: &Db, id: Uuid) -> Result<()> {
             let mut jobs = apply::lock(tx, &[id], &Types::default()).await?;
             let job = crate::db::row::require(jobs.remove(&id), "job", id)?;
             if job.row.status == JobStatus::Running {
-                return Err(Error::WrongStatus {
-                    resource: "job",
-                    status: label(job.row.status),
-                });
+                return Err(Error::WrongStatus { resource: "job", status: label(job.row.status) });
             }
             delete_locked(tx, vec![job.row]).await
         })
@@ -43,10 +40,7 @@ async fn try_delete(db: &Db, id: Uuid) -> Result<()> {
 }
 
 /// Deletes locked jobs and records the deletion in the feed.
-pub(crate) async fn delete_locked(
-    tx: &DatabaseTransaction,
-    jobs: Vec<crate::entity::job::Model>,
-) -> Result<()> {
+pub(crate) async fn delete_locked(tx: &DatabaseTransaction, jobs: Vec<crate::entity::job::Model>) -> Result<()> {
     let ids = jobs.iter().map(|job| job.id);
     let deleted = Entity::delete_many().filter(Column::Id.is_in(ids));
     deleted.exec(tx).await?;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, EntityTrait, QueryFilter,
-    QueryOrder, QuerySelect, Statement,
+    ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    Statement,
     sea_query::{Expr, ExprTrait, LockBehavior, LockType},
 };
 use tokio_util::sync::CancellationToken;
@@ -63,18 +63,12 @@ pub async fn run(db: Db, retention: JobRetention, shutdown: CancellationToken) {
             if rounds % FULL_ROUND_EVERY == 0 {
                 class.resume_after = None;
             }
-            match shutdown
-                .run_until_cancelled(class.delete_expired(&db))
-                .await
-            {
+            match shutdown.run_until_cancelled(class.delete_expired(&db)).await {
                 Some(Ok(0)) => {}
                 Some(Ok(deleted)) => tracing::debug!(deleted, "deleted expired jobs"),
                 Some(Err(error)) => {
                     let error = Chain(&error).to_string();
-                    tracing::warn!(
-                        error,
-                        "failed to delete expired jobs; retrying in the next round"
-                    );
+                    tracing::warn!(error, "failed to delete expired jobs; retrying in the next round");
                 }
                 None => return,
             }
@@ -111,53 +105,23 @@ struct RetentionClass {
 type FinishedPosition = (DateTime<Utc>, Uuid);
 
 fn retention_classes(retention: JobRetention) -> Vec<RetentionClass> {
-    let class =
-        |status: JobStatus, ended_at: Column, is_dead: Option<bool>, retention: Duration| {
-            let others: Vec<_> = STATUSES
-                .into_iter()
-                .filter(|other| *other != status)
-                .collect();
-            let condition = Condition::all()
-                .add(not_in_status(&others))
-                .add_option(is_dead.map(|is_dead| {
-                    if is_dead {
-                        Column::DeadAt.is_not_null()
-                    } else {
-                        Column::DeadAt.is_null()
-                    }
-                }));
-            RetentionClass {
-                condition,
-                ended_at,
-                retention: TimeDelta::from_std(retention).unwrap_or(TimeDelta::MAX),
-                resume_after: None,
-            }
-        };
+    let class = |status: JobStatus, ended_at: Column, is_dead: Option<bool>, retention: Duration| {
+        let others: Vec<_> = STATUSES.into_iter().filter(|other| *other != status).collect();
+        let condition = Condition::all().add(not_in_status(&others)).add_option(
+            is_dead.map(|is_dead| if is_dead { Column::DeadAt.is_not_null() } else { Column::DeadAt.is_null() }),
+        );
+        RetentionClass {
+            condition,
+            ended_at,
+            retention: TimeDelta::from_std(retention).unwrap_or(TimeDelta::MAX),
+            resume_after: None,
+        }
+    };
     let classes = [
-        class(
-            JobStatus::Completed,
-            Column::CompletedAt,
-            None,
-            retention.completed,
-        ),
-        class(
-            JobStatus::Failed,
-            Column::CompletedAt,
-            Some(false),
-            retention.failed,
-        ),
-        class(
-            JobStatus::Failed,
-            Column::DeadAt,
-            Some(true),
-            retention.dead,
-        ),
-        class(
-            JobStatus::Cancelled,
-            Column::CompletedAt,
-            None,
-            retention.cancelled,
-        ),
+        class(JobStatus::Completed, Column::CompletedAt, None, retention.completed),
+        class(JobStatus::Failed, Column::CompletedAt, Some(false), retention.failed),
+        class(JobStatus::Failed, Column::DeadAt, Some(true), retention.dead),
+        class(JobStatus::Cancelled, Column::CompletedAt, None, retention.cancelled),
     ];
     let is_limited = |class: &RetentionClass| !class.retention.is_zero();
     classes.into_iter().filter(is_limited).collect()
@@ -170,9 +134,7 @@ impl RetentionClass {
         };
         let mut deleted = 0;
         loop {
-            let chunk = db
-                .write(async |tx| self.delete_chunk(tx, before).await)
-                .await?;
+            let chunk = db.write(async |tx| self.delete_chunk(tx, before).await).await?;
             deleted += chunk.deleted;
             self.resume_after = chunk.last.or(self.resume_after);
             if chunk.is_last {
@@ -183,11 +145,7 @@ impl RetentionClass {
     }
 
     /// Deletes up to 500 jobs, oldest first. Jobs locked by other transactions are skipped.
-    async fn delete_chunk(
-        &self,
-        tx: &DatabaseTransaction,
-        before: DateTime<Utc>,
-    ) -> Result<DeletedChunk> {
+    async fn delete_chunk(&self, tx: &DatabaseTransaction, before: DateTime<Utc>) -> Result<DeletedChunk> {
         let mut jobs = light_jobs()
             .filter(self.condition.clone())
             .filter(self.ended_at.lt(before))
@@ -217,11 +175,7 @@ impl RetentionClass {
     }
 
     fn end_time(&self, job: &Model) -> Option<DateTime<Utc>> {
-        if matches!(self.ended_at, Column::DeadAt) {
-            job.dead_at
-        } else {
-            job.completed_at
-        }
+        if matches!(self.ended_at, Column::DeadAt) { job.dead_at } else { job.completed_at }
     }
 }
 
@@ -236,10 +190,7 @@ struct DeletedChunk {
 
 /// Leading jobs with logs small enough for one transaction. If the first job has more log lines, up to 10,000 of its
 /// lines are deleted, and the job is returned only if no line is left.
-async fn jobs_within_line_limit<'a>(
-    tx: &DatabaseTransaction,
-    jobs: &'a [Model],
-) -> Result<&'a [Model]> {
+async fn jobs_within_line_limit<'a>(tx: &DatabaseTransaction, jobs: &'a [Model]) -> Result<&'a [Model]> {
     let mut lines = 0;
     let fits = |job: &&Model| {
         lines += job.log_lines.unsigned_abs();
@@ -248,8 +199,7 @@ async fn jobs_within_line_limit<'a>(
     let count = jobs.iter().take_while(fits).count();
     if let (0, Some(first)) = (count, jobs.first()) {
         let values = [first.id.into(), MAX_LOG_LINES_PER_TRANSACTION.into()];
-        let delete =
-            Statement::from_sql_and_values(tx.get_database_backend(), DELETE_LOG_LINES, values);
+        let delete = Statement::from_sql_and_values(tx.get_database_backend(), DELETE_LOG_LINES, values);
         let deleted = tx.execute_raw(delete).await?.rows_affected();
         return Ok(&jobs[..usize::from(deleted < MAX_LOG_LINES_PER_TRANSACTION)]);
     }

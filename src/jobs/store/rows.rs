@@ -86,19 +86,13 @@ pub(crate) fn columns() -> String {
 /// selects `newer` and `payload_size` behind these columns.
 pub(crate) fn columns_with_small_payloads(backend: DbBackend) -> String {
     let size = payload_size(backend);
-    columns_with(&format!(
-        "CASE WHEN {size} <= {MAX_INLINE_PAYLOAD_BYTES} THEN j.payload END"
-    ))
+    columns_with(&format!("CASE WHEN {size} <= {MAX_INLINE_PAYLOAD_BYTES} THEN j.payload END"))
 }
 
 /// SQL expression for the stored size of a payload in bytes, from the table alias `j`. PostgreSQL compresses large
 /// payloads.
 pub(crate) fn payload_size(backend: DbBackend) -> &'static str {
-    if backend == DbBackend::Postgres {
-        "pg_column_size(j.payload)::bigint"
-    } else {
-        "octet_length(j.payload)"
-    }
+    if backend == DbBackend::Postgres { "pg_column_size(j.payload)::bigint" } else { "octet_length(j.payload)" }
 }
 
 fn columns_with(payload: &str) -> String {

@@ -40,28 +40,13 @@ pub(crate) struct JobWriter {
 
 impl JobWriter {
     pub(crate) fn start(db: &Db, types: &LiveTypes, wakeups: &Wakeups) -> Self {
-        let shard_count = if db.backend() == DbBackend::Postgres {
-            SHARDS
-        } else {
-            1
-        };
+        let shard_count = if db.backend() == DbBackend::Postgres { SHARDS } else { 1 };
         let shard = |_| {
-            let applier = TaskApplier {
-                db: db.clone(),
-                types: types.clone(),
-                wakeups: wakeups.clone(),
-            };
+            let applier = TaskApplier { db: db.clone(), types: types.clone(), wakeups: wakeups.clone() };
             // Shards outlive the shutdown signal: workers may report during the grace period.
-            GroupCommit::start(
-                Arc::new(applier),
-                1,
-                MAX_JOBS_PER_TRANSACTION,
-                CancellationToken::new(),
-            )
+            GroupCommit::start(Arc::new(applier), 1, MAX_JOBS_PER_TRANSACTION, CancellationToken::new())
         };
-        Self {
-            shards: (0..shard_count).map(shard).collect(),
-        }
+        Self { shards: (0..shard_count).map(shard).collect() }
     }
 
     /// Applies a move to a job. Returns the job afterwards, without payload and result.
@@ -110,10 +95,7 @@ impl TaskApplier {
         loop {
             let now = clock::now();
             let tasks = tasks.to_vec();
-            let result = self
-                .db
-                .write(async |tx| apply::run_tasks(tx, tasks, &types, now).await)
-                .await;
+            let result = self.db.write(async |tx| apply::run_tasks(tx, tasks, &types, now).await).await;
             match result {
                 Ok((answers, effects)) => {
                     self.notify_dispatcher(&effects);

@@ -32,11 +32,7 @@ pub(crate) struct WatchFilter {
 impl WatchFilter {
     /// Filter for one job, with or without its log.
     pub(crate) fn for_job(id: Uuid, logs: bool) -> Self {
-        Self {
-            ids: [id.to_string()].into(),
-            logs,
-            ..Self::default()
-        }
+        Self { ids: [id.to_string()].into(), logs, ..Self::default() }
     }
 
     /// Watched job, if the filter names exactly one id.
@@ -66,10 +62,7 @@ impl WatchFilter {
             ("filter.job_types", !filter.job_types.is_empty()),
             ("filter.queue_names", !filter.queue_names.is_empty()),
             ("filter.priorities", !filter.priorities.is_empty()),
-            (
-                "filter.concurrency_keys",
-                !filter.concurrency_keys.is_empty(),
-            ),
+            ("filter.concurrency_keys", !filter.concurrency_keys.is_empty()),
             ("filter.error_codes", !filter.error_codes.is_empty()),
             ("filter.schedule_id", !filter.schedule_id.is_empty()),
             ("filter.worker_id", !filter.worker_id.is_empty()),
@@ -88,9 +81,7 @@ impl WatchFilter {
             ids: values.ids.iter().map(ToString::to_string).collect(),
             concurrency_keys: values.concurrency_keys.into_iter().collect(),
             error_codes: values.error_codes.into_iter().collect(),
-            schedule_id: values
-                .schedule_id
-                .map_or_else(String::new, |id| id.to_string()),
+            schedule_id: values.schedule_id.map_or_else(String::new, |id| id.to_string()),
             worker_id: values.worker_id,
             dead: filter.dead,
             logs,
@@ -147,9 +138,8 @@ impl WatchFilter {
     }
 
     fn matches_details(&self, job: &pb::Job) -> bool {
-        let is_equal = |expected: &String, value: &Option<String>| {
-            expected.is_empty() || value.as_ref() == Some(expected)
-        };
+        let is_equal =
+            |expected: &String, value: &Option<String>| expected.is_empty() || value.as_ref() == Some(expected);
         is_allowed(&self.priorities, job.priority.as_ref())
             && is_allowed(&self.concurrency_keys, Some(&job.concurrency_key))
             && is_allowed(&self.error_codes, job.error_code.as_ref())

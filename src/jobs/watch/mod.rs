@@ -108,10 +108,7 @@ impl Watch {
     }
 
     /// Starts a watch of many jobs.
-    pub(super) async fn of_many(
-        source: &WatchSource,
-        request: pb::WatchJobsRequest,
-    ) -> Result<Self> {
+    pub(super) async fn of_many(source: &WatchSource, request: pb::WatchJobsRequest) -> Result<Self> {
         let place = source.places.acquire()?;
         let heartbeat = heartbeat_interval(request.heartbeat_interval)?;
         let job_filter = request.filter.unwrap_or_default();
@@ -125,10 +122,7 @@ impl Watch {
         } else if request.cursor.is_empty() {
             (source.feed.now().await?, FirstResponse::Heartbeat)
         } else {
-            (
-                source.feed.resume(&request.cursor).await?,
-                FirstResponse::Heartbeat,
-            )
+            (source.feed.resume(&request.cursor).await?, FirstResponse::Heartbeat)
         };
         Ok(Self {
             source: source.clone(),
@@ -277,10 +271,7 @@ impl Watch {
     /// Response with a cursor for resumption.
     fn respond(&self, update: Update) -> WatchJobsResponse {
         let (cursors, start) = (self.source.feed.cursors(), &self.start);
-        WatchJobsResponse {
-            cursor: cursors.encode_start(start.position, Some(&start.seen)),
-            update: Some(update),
-        }
+        WatchJobsResponse { cursor: cursors.encode_start(start.position, Some(&start.seen)), update: Some(update) }
     }
 
     fn heartbeat(&self) -> WatchJobsResponse {

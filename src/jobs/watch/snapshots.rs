@@ -61,12 +61,7 @@ pub(crate) struct Snapshots {
 impl Snapshots {
     /// Creates the snapshots of a database.
     pub(crate) fn new(db: Db, feed: Feed, memory: SnapshotMemory) -> Self {
-        Self {
-            db,
-            feed,
-            memory,
-            by_filter: Arc::default(),
-        }
+        Self { db, feed, memory, by_filter: Arc::default() }
     }
 
     /// Snapshot of the matching jobs, taken after the call.
@@ -114,16 +109,8 @@ struct Entry<'a> {
 
 impl<'a> Entry<'a> {
     fn new(snapshots: &'a Snapshots, filter: Vec<u8>) -> Self {
-        let last = snapshots
-            .by_filter()
-            .entry(filter.clone())
-            .or_default()
-            .clone();
-        Self {
-            snapshots,
-            filter,
-            last,
-        }
+        let last = snapshots.by_filter().entry(filter.clone()).or_default().clone();
+        Self { snapshots, filter, last }
     }
 }
 
@@ -173,9 +160,5 @@ async fn unfinished(
 
 /// Change introducing a job that existed before the watch.
 pub(crate) fn existing_change(job: job::Model) -> pb::JobChange {
-    pb::JobChange {
-        kind: JobChangeKind::Existing.into(),
-        job: Some(job.into()),
-        ..Default::default()
-    }
+    pb::JobChange { kind: JobChangeKind::Existing.into(), job: Some(job.into()), ..Default::default() }
 }

@@ -150,15 +150,11 @@ impl LogTail {
         let (id, levels) = (self.job_id.to_string(), levels_from(self.min_level));
         let is_included = |log: &pb::JobLog| {
             let level = log.level();
-            levels
-                .iter()
-                .any(|included| pb::JobLogLevel::from(*included) == level)
+            levels.iter().any(|included| pb::JobLogLevel::from(*included) == level)
         };
         let last = self.last;
         let number = |log: &pb::JobLog| log.line.unwrap_or_default();
-        let unseen = logs
-            .iter()
-            .filter(|log| log.job_id == id && number(log) > last);
+        let unseen = logs.iter().filter(|log| log.job_id == id && number(log) > last);
         self.last = unseen.clone().map(number).max().unwrap_or(last);
         unseen.filter(|log| is_included(log)).cloned().collect()
     }
@@ -169,11 +165,8 @@ impl LogTail {
             return false;
         };
         let id = self.job_id.to_string();
-        let is_for_job =
-            |change: &pb::JobChange| change.job.as_ref().is_some_and(|job| job.id == id);
-        changes
-            .iter()
-            .any(|change| is_for_job(change) && is_final(change))
+        let is_for_job = |change: &pb::JobChange| change.job.as_ref().is_some_and(|job| job.id == id);
+        changes.iter().any(|change| is_for_job(change) && is_final(change))
     }
 }
 
@@ -190,10 +183,6 @@ impl JobMoment {
             .one(&tx)
             .await?;
         tx.commit().await?;
-        Ok(job.map(|(status, lines)| Self {
-            start,
-            is_finished: status.is_finished(),
-            lines,
-        }))
+        Ok(job.map(|(status, lines)| Self { start, is_finished: status.is_finished(), lines }))
     }
 }

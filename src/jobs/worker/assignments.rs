@@ -19,11 +19,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) enum AssignmentUpdate {
     /// The cancellation of the job was requested.
-    Cancel {
-        id: Uuid,
-        reason: String,
-        actor: String,
-    },
+    Cancel { id: Uuid, reason: String, actor: String },
     /// The attempt may have ended; the lease must be checked.
     LeaseEnded(Uuid),
     /// Changes were missed; every lease must be checked.
@@ -44,10 +40,7 @@ impl Assignments {
     pub(crate) fn remove(&self, id: Uuid, stream: &mpsc::UnboundedSender<AssignmentUpdate>) {
         let mut by_job = self.by_job();
         // Another stream may hold the job by now.
-        if by_job
-            .get(&id)
-            .is_some_and(|other| other.same_channel(stream))
-        {
+        if by_job.get(&id).is_some_and(|other| other.same_channel(stream)) {
             by_job.remove(&id);
         }
     }
@@ -58,13 +51,7 @@ impl Assignments {
 
     /// Follows the feed until shutdown: delivers changes to streams, and notifies the dispatcher of jobs queued by
     /// others.
-    pub(crate) async fn follow(
-        self,
-        wakeups: Wakeups,
-        feed: Feed,
-        from: Position,
-        shutdown: CancellationToken,
-    ) {
+    pub(crate) async fn follow(self, wakeups: Wakeups, feed: Feed, from: Position, shutdown: CancellationToken) {
         let mut follower = Follower::new(feed, from);
         let following = async {
             loop {
@@ -106,10 +93,9 @@ impl Assignments {
             return;
         };
         let ends_attempt = match kind {
-            JobChangeKind::Unspecified
-            | JobChangeKind::Started
-            | JobChangeKind::Progress
-            | JobChangeKind::Existing => return,
+            JobChangeKind::Unspecified | JobChangeKind::Started | JobChangeKind::Progress | JobChangeKind::Existing => {
+                return;
+            }
             JobChangeKind::Created => false,
             JobChangeKind::CancelRequested => {
                 self.send_update(&job.id, |id| AssignmentUpdate::Cancel {
@@ -136,8 +122,7 @@ impl Assignments {
             wakeups.notify_ended(queue);
         }
         if job.status == i32::from(pb::JobStatus::Queued)
-            && let (Ok(id), Some(at), Some(queue)) =
-                (job.id.parse(), job.scheduled_at, &job.queue_name)
+            && let (Ok(id), Some(at), Some(queue)) = (job.id.parse(), job.scheduled_at, &job.queue_name)
             && let Ok(at) = time::from_proto("scheduled_at", at)
         {
             let partition = Partition {

@@ -24,9 +24,5 @@ pub(super) fn lease_state(jobs: &[Model]) -> Result<pb::JobLeaseState> {
 
 /// State of a lost lease.
 pub(super) fn lost_lease_state(id: Uuid) -> pb::JobLeaseState {
-    pb::JobLeaseState {
-        job_id: id.to_string(),
-        lost: true,
-        ..Default::default()
-    }
+    pb::JobLeaseState { job_id: id.to_string(), lost: true, ..Default::default() }
 }

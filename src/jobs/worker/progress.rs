@@ -41,13 +41,7 @@ impl ProgressThrottle {
                 false
             }
             _ => {
-                publications.insert(
-                    id,
-                    Publication {
-                        at: now,
-                        has_delayed: false,
-                    },
-                );
+                publications.insert(id, Publication { at: now, has_delayed: false });
                 true
             }
         }
@@ -77,10 +71,7 @@ impl ProgressThrottle {
             let is_over = now >= publication.at + MIN_INTERVAL;
             if is_over && publication.has_delayed {
                 due.push(*id);
-                *publication = Publication {
-                    at: now,
-                    has_delayed: false,
-                };
+                *publication = Publication { at: now, has_delayed: false };
                 return true;
             }
             !is_over

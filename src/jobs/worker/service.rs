@@ -48,20 +48,8 @@ pub struct JobWorkers {
 
 impl JobWorkers {
     /// Creates the service of a queue. Streams take `places`; messages have at most `max_message_size` bytes.
-    pub fn new(
-        queue: Queue,
-        places: WatchSlots,
-        max_message_size: usize,
-        shutdown: CancellationToken,
-    ) -> Self {
-        Self {
-            context: SessionContext {
-                queue,
-                max_message_size,
-                shutdown,
-            },
-            places,
-        }
+    pub fn new(queue: Queue, places: WatchSlots, max_message_size: usize, shutdown: CancellationToken) -> Self {
+        Self { context: SessionContext { queue, max_message_size, shutdown }, places }
     }
 
     fn queue(&self) -> &Queue {
@@ -87,18 +75,11 @@ impl JobWorkers {
 impl JobWorkerService for JobWorkers {
     type WorkJobsStream = Pin<Box<dyn Stream<Item = Result<pb::WorkJobsResponse, Status>> + Send>>;
 
-    async fn claim_jobs(
-        &self,
-        request: Request<pb::ClaimJobsRequest>,
-    ) -> Reply<pb::ClaimJobsResponse> {
+    async fn claim_jobs(&self, request: Request<pb::ClaimJobsRequest>) -> Reply<pb::ClaimJobsResponse> {
         let request = request.into_inner();
         let worker_id = check::name("worker_id", &request.worker_id, 1..=100)?;
         let filter = jobs_check::worker_filter(&request.queue_names, &request.job_types)?;
-        let max_jobs = if request.max_jobs == 0 {
-            1
-        } else {
-            check::within("max_jobs", request.max_jobs, 1..=1_000)?
-        };
+        let max_jobs = if request.max_jobs == 0 { 1 } else { check::within("max_jobs", request.max_jobs, 1..=1_000)? };
         let wait = request
             .wait
             .map(|wait| time::duration("wait", wait, &(Duration::ZERO..=MAX_WAIT)))
@@ -106,13 +87,8 @@ impl JobWorkerService for JobWorkers {
             .unwrap_or_default();
         let lease = jobs_check::lease(request.lease_duration, DEFAULT_LEASE)?;
         let capacity = usize::try_from(max_jobs).unwrap_or(1);
-        let (mut inbox, no_job) = self.queue().dispatcher.register_once(
-            worker_id,
-            filter,
-            lease,
-            capacity,
-            wait.is_zero(),
-        );
+        let (mut inbox, no_job) =
+            self.queue().dispatcher.register_once(worker_id, filter, lease, capacity, wait.is_zero());
         let claimed = tokio::select! {
             biased;
             claimed = inbox.next() => claimed.unwrap_or_default(),
@@ -124,15 +100,10 @@ impl JobWorkerService for JobWorkers {
             }
             () = sleep(wait), if !wait.is_zero() => Vec::new(),
         };
-        Ok(Response::new(pb::ClaimJobsResponse {
-            jobs: claimed.into_iter().map(Into::into).collect(),
-        }))
+        Ok(Response::new(pb::ClaimJobsResponse { jobs: claimed.into_iter().map(Into::into).collect() }))
     }
 
-    async fn heartbeat_jobs(
-        &self,
-        request: Request<pb::HeartbeatJobsRequest>,
-    ) -> Reply<pb::HeartbeatJobsResponse> {
+    async fn heartbeat_jobs(&self, request: Request<pb::HeartbeatJobsRequest>) -> Reply<pb::HeartbeatJobsResponse> {
         let leases = request.into_inner().leases;
         check::within("leases", leases.len(), 1..=MAX_JOBS_PER_CALL)?;
         let ids = leases.iter().enumerate().map(|(index, lease)| {
@@ -165,61 +136,40 @@ impl JobWorkerService for JobWorkers {
         let (id, lease_id, progress) = jobs_check::progress(&request.into_inner())?;
         let report = Report::Progress(progress, self.queue().throttle.try_publish(id));
         let job = self.apply_report((id, lease_id, report)).await?;
-        Ok(Response::new(pb::UpdateJobProgressResponse {
-            lease: Some(lease_state(&[job])?),
-        }))
+        Ok(Response::new(pb::UpdateJobProgressResponse { lease: Some(lease_state(&[job])?) }))
     }
 
-    async fn append_job_logs(
-        &self,
-        request: Request<pb::AppendJobLogsRequest>,
-    ) -> Reply<pb::AppendJobLogsResponse> {
+    async fn append_job_logs(&self, request: Request<pb::AppendJobLogsRequest>) -> Reply<pb::AppendJobLogsResponse> {
         let request = request.into_inner();
         let logs = work::run_by_size(request.encoded_len(), || jobs_check::logs(request));
         let job = self.apply_report(logs.await?).await?;
-        Ok(Response::new(pb::AppendJobLogsResponse {
-            last_line: job.log_lines,
-            lease: Some(lease_state(&[job])?),
-        }))
+        Ok(Response::new(pb::AppendJobLogsResponse { last_line: job.log_lines, lease: Some(lease_state(&[job])?) }))
     }
 
-    async fn complete_jobs(
-        &self,
-        request: Request<pb::CompleteJobsRequest>,
-    ) -> Reply<pb::CompleteJobsResponse> {
+    async fn complete_jobs(&self, request: Request<pb::CompleteJobsRequest>) -> Reply<pb::CompleteJobsResponse> {
         let request = request.into_inner();
-        check::within(
-            "completions",
-            request.completions.len(),
-            1..=MAX_JOBS_PER_CALL,
-        )?;
+        check::within("completions", request.completions.len(), 1..=MAX_JOBS_PER_CALL)?;
         let task = work::run_by_size(request.encoded_len(), || completions(request.completions));
         self.queue().writer.apply_task(task.await?).await?;
         Ok(Response::new(pb::CompleteJobsResponse {}))
     }
 
     async fn fail_job(&self, request: Request<pb::FailJobRequest>) -> Reply<pb::Job> {
-        self.report_and_read(jobs_check::failure(&request.into_inner())?)
-            .await
+        self.report_and_read(jobs_check::failure(&request.into_inner())?).await
     }
 
     async fn release_job(&self, request: Request<pb::ReleaseJobRequest>) -> Reply<pb::Job> {
-        self.report_and_read(jobs_check::release(&request.into_inner())?)
-            .await
+        self.report_and_read(jobs_check::release(&request.into_inner())?).await
     }
 
     async fn acknowledge_job_cancellation(
         &self,
         request: Request<pb::AcknowledgeJobCancellationRequest>,
     ) -> Reply<pb::Job> {
-        self.report_and_read(jobs_check::acknowledgement(&request.into_inner())?)
-            .await
+        self.report_and_read(jobs_check::acknowledgement(&request.into_inner())?).await
     }
 
-    async fn work_jobs(
-        &self,
-        request: Request<Streaming<pb::WorkJobsRequest>>,
-    ) -> Reply<Self::WorkJobsStream> {
+    async fn work_jobs(&self, request: Request<Streaming<pb::WorkJobsRequest>>) -> Reply<Self::WorkJobsStream> {
         let place = self.places.acquire()?;
         let responses = stream::open(self.context.clone(), place, request.into_inner());
         Ok(Response::new(Box::pin(responses)))
@@ -234,10 +184,7 @@ fn completions(completions: Vec<pb::JobCompletion>) -> Result<Task> {
         let prefix = format!("completions[{index}].");
         let (id, lease_id, report) = jobs_check::completion(&prefix, completion)?;
         if !seen.insert(id) {
-            return Err(Error::invalid(
-                format!("{prefix}job_id"),
-                "must not be repeated",
-            ));
+            return Err(Error::invalid(format!("{prefix}job_id"), "must not be repeated"));
         }
         moves.push((id, Move::Report(lease_id, report)));
     }

@@ -8,9 +8,7 @@ use crate::{pb, rpc::time::to_proto};
 fn text(gpus: &LiveGpus, now: DateTime<Utc>) -> String {
     let mut families = Families::default();
     collect(&mut families, gpus, Duration::from_secs(1), now);
-    TextEncoder::new()
-        .encode_to_string(&families.into_inner())
-        .unwrap()
+    TextEncoder::new().encode_to_string(&families.into_inner()).unwrap()
 }
 
 #[test]
@@ -36,8 +34,7 @@ fn labels_are_escaped_and_an_instance_is_told_from_its_gpu() {
     let text = text(&gpus, now);
     let expected = r#"DCGM_FI_DEV_GPU_TEMP{gpu="3",UUID="MIG-1",device="nvidia3",modelName="a \"H100\"\\",GPU_I_PROFILE="1g.10gb",Hostname="a\nb",DCGM_FI_DRIVER_VERSION="580.1"} 41.5"#;
     assert!(text.lines().any(|line| line == expected), "{text}");
-    let expected =
-        r#"watchpost_gpu_value_unavailable{gpu="3",UUID="MIG-1",field="fan_speed",reason="mig"} 1"#;
+    let expected = r#"watchpost_gpu_value_unavailable{gpu="3",UUID="MIG-1",field="fan_speed",reason="mig"} 1"#;
     assert!(text.lines().any(|line| line == expected), "{text}");
     assert!(!text.contains("FAN_SPEED"), "{text}");
 }
@@ -80,10 +77,7 @@ fn an_old_value_is_not_told() {
     });
     let up = |text: &str| text.contains("watchpost_gpu_up{gpu=\"\",UUID=\"GPU-1\"} 1");
     let fresh = text(&gpus, taken + TimeDelta::seconds(9));
-    assert!(
-        up(&fresh) && fresh.contains("DCGM_FI_DEV_GPU_UTIL"),
-        "{fresh}"
-    );
+    assert!(up(&fresh) && fresh.contains("DCGM_FI_DEV_GPU_UTIL"), "{fresh}");
     let old = text(&gpus, taken + TimeDelta::seconds(11));
     assert!(!up(&old) && old.contains("watchpost_gpu_up"), "{old}");
     assert!(!old.contains("DCGM"), "{old}");

@@ -17,10 +17,7 @@ pub(crate) async fn record_change(
     channel: notification_channel::Model,
 ) -> Result<pb::NotificationChannel> {
     let channel = pb::NotificationChannel::from(channel);
-    let change = pb::NotificationChannelChange {
-        kind: kind.into(),
-        notification_channel: Some(channel.clone()),
-    };
+    let change = pb::NotificationChannelChange { kind: kind.into(), notification_channel: Some(channel.clone()) };
     let record = topics::record(&channel.id, Update::NotificationChannel(change));
     feed::record(tx, [record]).await?;
     Ok(channel)

@@ -59,7 +59,8 @@ const MAX_QUIET_TIMES: usize = 20;
 const MAX_HEADERS: usize = 20;
 
 /// Error for stored secrets after a change of the destination.
-const DESTINATION_CHANGED: &str = "must be set again, because the destination changes: stored secrets are not sent to another one";
+const DESTINATION_CHANGED: &str =
+    "must be set again, because the destination changes: stored secrets are not sent to another one";
 
 const DEFAULT_WEBHOOK_TIMEOUT_MS: u32 = 15_000;
 
@@ -89,15 +90,11 @@ impl pb::NotificationChannel {
             Some(Kind::Email(email)) => {
                 let password = std::mem::take(&mut email.password);
                 let changes = mask.covers("email.password", true);
-                NewSecrets {
-                    password: if changes { password } else { String::new() },
-                    ..Default::default()
-                }
+                NewSecrets { password: if changes { password } else { String::new() }, ..Default::default() }
             }
-            None if matches!(mask, UpdateMask::Named(_)) => NewSecrets {
-                headers: mask.covers("webhook.headers", false).then(BTreeMap::new),
-                ..Default::default()
-            },
+            None if matches!(mask, UpdateMask::Named(_)) => {
+                NewSecrets { headers: mask.covers("webhook.headers", false).then(BTreeMap::new), ..Default::default() }
+            }
             Some(Kind::Stream(_)) | None => NewSecrets::default(),
         }
     }
@@ -122,15 +119,10 @@ impl pb::NotificationChannel {
         }
         let wrong_kind = |kind: &str| {
             let field = format!("notification_channel.{kind}");
-            Error::invalid(
-                field,
-                "is not the kind of this channel, which cannot be changed",
-            )
+            Error::invalid(field, "is not the kind of this channel, which cannot be changed")
         };
         let is_named = |kind: &str| {
-            UPDATABLE
-                .iter()
-                .any(|path| path.starts_with(kind) && mask.covers(path, false))
+            UPDATABLE.iter().any(|path| path.starts_with(kind) && mask.covers(path, false))
                 && !matches!(mask, UpdateMask::All)
         };
         let (names_webhook, names_email) = (is_named("webhook."), is_named("email."));
@@ -138,9 +130,7 @@ impl pb::NotificationChannel {
             (Some(Kind::Webhook(webhook)), Some(Kind::Webhook(changes))) => {
                 webhook.apply_changes(changes, mask);
             }
-            (Some(Kind::Email(email)), Some(Kind::Email(changes))) => {
-                email.apply_changes(changes, mask)
-            }
+            (Some(Kind::Email(email)), Some(Kind::Email(changes))) => email.apply_changes(changes, mask),
             (Some(Kind::Webhook(webhook)), None) if names_webhook => {
                 webhook.apply_changes(pb::WebhookChannel::default(), mask);
             }
@@ -171,8 +161,7 @@ impl pb::NotificationChannel {
         targets: &Targets,
     ) -> Result<(ActiveModel, Secrets)> {
         let quiet_times = self.quiet_time_schedules()?;
-        let quiet_except =
-            Severity::from_proto("notification_channel.quiet_except", self.quiet_except)?;
+        let quiet_except = Severity::from_proto("notification_channel.quiet_except", self.quiet_except)?;
         let (kind, config, secrets) = match &self.kind {
             Some(Kind::Webhook(webhook)) => {
                 let (config, secrets) = webhook.to_config(new, secrets, targets)?;
@@ -210,8 +199,7 @@ impl pb::NotificationChannel {
             let problem = format!("must have at most {MAX_QUIET_TIMES} entries");
             return Err(Error::invalid(field, problem));
         }
-        let parse =
-            |(index, schedule)| schedule::from_proto(&format!("{field}[{index}]"), schedule);
+        let parse = |(index, schedule)| schedule::from_proto(&format!("{field}[{index}]"), schedule);
         let parsed = self.quiet_times.iter().enumerate().map(parse);
         let schedules: Vec<_> = parsed.collect::<Result<_>>()?;
         Ok(Some(Schedules(schedules)).filter(|schedules| !schedules.0.is_empty()))
@@ -228,12 +216,7 @@ impl pb::WebhookChannel {
         }
     }
 
-    fn to_config(
-        &self,
-        new: NewSecrets,
-        mut secrets: Secrets,
-        targets: &Targets,
-    ) -> Result<(Config, Secrets)> {
+    fn to_config(&self, new: NewSecrets, mut secrets: Secrets, targets: &Targets) -> Result<(Config, Secrets)> {
         let field = |name: &str| format!("notification_channel.webhook.{name}");
         let stored = secrets.url.as_deref();
         let is_unchanged = |stored: &&str| self.url == *stored || self.url == shorten(stored);
@@ -241,10 +224,7 @@ impl pb::WebhookChannel {
         let url = checked_url(&field("url"), full_url, targets)?;
         if stored.is_some_and(|stored| Url::parse(stored) != Url::parse(&url)) {
             if new.signing_secrets.is_empty() {
-                return Err(Error::invalid(
-                    field("signing_secrets"),
-                    DESTINATION_CHANGED,
-                ));
+                return Err(Error::invalid(field("signing_secrets"), DESTINATION_CHANGED));
             }
             if new.headers.is_none() && !secrets.headers.is_empty() {
                 return Err(Error::invalid(field("headers"), DESTINATION_CHANGED));
@@ -267,12 +247,7 @@ impl pb::WebhookChannel {
         if let Some(headers) = new.headers {
             secrets.headers = checked_headers(&field("headers"), headers)?;
         }
-        let timeout_ms = millis(
-            &field("timeout"),
-            self.timeout,
-            DEFAULT_WEBHOOK_TIMEOUT_MS,
-            1_000..=30_000,
-        )?;
+        let timeout_ms = millis(&field("timeout"), self.timeout, DEFAULT_WEBHOOK_TIMEOUT_MS, 1_000..=30_000)?;
         let config = Config::Webhook {
             url: shorten(&url),
             timeout_ms,
@@ -287,11 +262,7 @@ impl pb::WebhookChannel {
 
 /// Expiry times of the signing secrets.
 pub(crate) fn expiries(secrets: &Secrets) -> Vec<Option<i64>> {
-    secrets
-        .signing
-        .iter()
-        .map(|secret| secret.expires_at)
-        .collect()
+    secrets.signing.iter().map(|secret| secret.expires_at).collect()
 }
 
 /// Validates a signing secret. Errors never contain the secret.
@@ -303,16 +274,12 @@ pub(crate) fn signing_secret(field: &str, secret: &str) -> Result<SigningSecret>
         let problem = "must be `whsec_` and then 24 to 64 bytes in base64";
         return Err(Error::invalid(field, problem));
     }
-    Ok(SigningSecret {
-        secret: secret.to_string(),
-        expires_at: None,
-    })
+    Ok(SigningSecret { secret: secret.to_string(), expires_at: None })
 }
 
 fn checked_url(field: &str, text: &str, targets: &Targets) -> Result<String> {
     let text = check::name(field, text, 1..=2_048)?;
-    let url = Url::parse(&text)
-        .map_err(|error| Error::invalid(field, format!("must be a URL: {error}")))?;
+    let url = Url::parse(&text).map_err(|error| Error::invalid(field, format!("must be a URL: {error}")))?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
         return Err(Error::invalid(field, "must be a URL of http or https"));
     }
@@ -327,18 +294,12 @@ fn checked_url(field: &str, text: &str, targets: &Targets) -> Result<String> {
     if let Some(address) = ip_address(&url)
         && !targets.allow(address)
     {
-        return Err(Error::invalid(
-            field,
-            format!("is refused: {}", refusal_reason(address)),
-        ));
+        return Err(Error::invalid(field, format!("is refused: {}", refusal_reason(address))));
     }
     Ok(text)
 }
 
-fn checked_headers(
-    field: &str,
-    headers: BTreeMap<String, String>,
-) -> Result<BTreeMap<String, String>> {
+fn checked_headers(field: &str, headers: BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
     if headers.len() > MAX_HEADERS {
         let problem = format!("must have at most {MAX_HEADERS} entries");
         return Err(Error::invalid(field, problem));
@@ -364,12 +325,7 @@ fn checked_headers(
 }
 
 /// Validates a duration, in milliseconds.
-fn millis(
-    field: &str,
-    time: Option<Duration>,
-    default: u32,
-    range: RangeInclusive<u32>,
-) -> Result<u32> {
+fn millis(field: &str, time: Option<Duration>, default: u32, range: RangeInclusive<u32>) -> Result<u32> {
     let Some(time) = time else {
         return Ok(default);
     };
@@ -381,11 +337,4 @@ fn millis(
     millis.ok_or_else(|| Error::invalid(field, format!("must be in [{min} s, {max} s]")))
 }
 
-proto_enum!(
-    Security,
-    pb::SmtpSecurity {
-        Starttls,
-        Tls,
-        None
-    }
-);
+proto_enum!(Security, pb::SmtpSecurity { Starttls, Tls, None });

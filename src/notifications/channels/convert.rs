@@ -49,18 +49,12 @@ impl From<notification_channel::Model> for pb::NotificationChannel {
             description: row.description,
             enabled: Some(row.enabled),
             quiet_times: quiet_times.into_iter().map(schedule::to_proto).collect(),
-            quiet_except: row
-                .quiet_except
-                .map_or(pb::Severity::Unspecified, Into::into)
-                .into(),
+            quiet_except: row.quiet_except.map_or(pb::Severity::Unspecified, Into::into).into(),
             created_at: Some(time::to_proto(row.created_at)),
             updated_at: Some(time::to_proto(row.updated_at)),
             version_id: row.version_id,
             disabled_reason: row.disabled_reason,
-            throttled_until: row
-                .throttled_until
-                .filter(|until| *until > now)
-                .map(time::to_proto),
+            throttled_until: row.throttled_until.filter(|until| *until > now).map(time::to_proto),
             kind: Some(to_proto_kind(row.config, now.timestamp())),
             secrets_problem: None,
         }
@@ -69,16 +63,8 @@ impl From<notification_channel::Model> for pb::NotificationChannel {
 
 fn to_proto_kind(config: Config, now: i64) -> Kind {
     match config {
-        Config::Webhook {
-            url,
-            timeout_ms,
-            signing_secrets,
-            header_names,
-            secrets_version: _,
-        } => {
-            let unexpired = signing_secrets
-                .iter()
-                .filter(|at| at.is_none_or(|at| at > now));
+        Config::Webhook { url, timeout_ms, signing_secrets, header_names, secrets_version: _ } => {
+            let unexpired = signing_secrets.iter().filter(|at| at.is_none_or(|at| at > now));
             Kind::Webhook(pb::WebhookChannel {
                 // Older servers stored the whole URL.
                 url: shorten(&url),
@@ -89,45 +75,22 @@ fn to_proto_kind(config: Config, now: i64) -> Kind {
                 timeout: Some(time::duration_from_millis(timeout_ms.into())),
             })
         }
-        Config::Email {
-            host,
-            port,
-            security,
-            username,
-            has_password,
-            from,
-            to,
-            timeout_ms,
-            secrets_version: _,
-        } => Kind::Email(pb::EmailChannel {
-            host,
-            port: port.into(),
-            security: pb::SmtpSecurity::from(security).into(),
-            username,
-            password: String::new(),
-            has_password,
-            from_address: from,
-            to_addresses: to,
-            timeout: Some(time::duration_from_millis(timeout_ms.into())),
-        }),
+        Config::Email { host, port, security, username, has_password, from, to, timeout_ms, secrets_version: _ } => {
+            Kind::Email(pb::EmailChannel {
+                host,
+                port: port.into(),
+                security: pb::SmtpSecurity::from(security).into(),
+                username,
+                password: String::new(),
+                has_password,
+                from_address: from,
+                to_addresses: to,
+                timeout: Some(time::duration_from_millis(timeout_ms.into())),
+            })
+        }
         Config::Stream {} => Kind::Stream(pb::StreamChannel {}),
     }
 }
 
-proto_enum!(
-    ChannelKind,
-    pb::NotificationChannelKind {
-        Webhook,
-        Email,
-        Stream
-    }
-);
-proto_enum!(
-    Severity,
-    pb::Severity {
-        Low,
-        Medium,
-        High,
-        Critical
-    }
-);
+proto_enum!(ChannelKind, pb::NotificationChannelKind { Webhook, Email, Stream });
+proto_enum!(Severity, pb::Severity { Low, Medium, High, Critical });

@@ -63,8 +63,7 @@ impl NotificationChannelService for NotificationChannels {
             .ok_or_else(|| Error::invalid("notification_channel", "is required"))?;
         let name = check::name("notification_channel.name", &channel.name, 1..=100)?;
         let new = channel.take_secrets(&UpdateMask::Populated);
-        let (mut row, secrets) =
-            channel.to_row(new, Secrets::default(), None, self.senders.targets())?;
+        let (mut row, secrets) = channel.to_row(new, Secrets::default(), None, self.senders.targets())?;
         let (id, now) = (Uuid::now_v7(), entity::now());
         row.id = Set(id);
         row.name = Set(name);
@@ -94,10 +93,7 @@ impl NotificationChannelService for NotificationChannels {
         let id = check::uuid("id", &request.into_inner().id)?;
         let channel = self.read_channel(id).await?;
         let secrets_problem = self.senders.keyring().open(&channel).err();
-        Ok(Response::new(pb::NotificationChannel {
-            secrets_problem,
-            ..channel.into()
-        }))
+        Ok(Response::new(pb::NotificationChannel { secrets_problem, ..channel.into() }))
     }
 
     async fn list_notification_channels(
@@ -111,15 +107,10 @@ impl NotificationChannelService for NotificationChannels {
         let columns = (Column::CreatedAt, Column::Id);
         let key = |channel: &notification_channel::Model| (channel.created_at, channel.id);
         let select = filter.select(self.db.backend())?;
-        let (mut notification_channels, next_page_token) = page
-            .newest_first(self.db.reader(), select, columns, key)
-            .await?;
-        self.fill_secrets_problems(&mut notification_channels)
-            .await?;
-        Ok(Response::new(pb::ListNotificationChannelsResponse {
-            notification_channels,
-            next_page_token,
-        }))
+        let (mut notification_channels, next_page_token) =
+            page.newest_first(self.db.reader(), select, columns, key).await?;
+        self.fill_secrets_problems(&mut notification_channels).await?;
+        Ok(Response::new(pb::ListNotificationChannelsResponse { notification_channels, next_page_token }))
     }
 
     async fn update_notification_channel(
@@ -127,9 +118,8 @@ impl NotificationChannelService for NotificationChannels {
         request: Request<pb::UpdateNotificationChannelRequest>,
     ) -> Reply<pb::NotificationChannel> {
         let request = request.into_inner();
-        let mut changes = request
-            .notification_channel
-            .ok_or_else(|| Error::invalid("notification_channel", "is required"))?;
+        let mut changes =
+            request.notification_channel.ok_or_else(|| Error::invalid("notification_channel", "is required"))?;
         let id = check::uuid("notification_channel.id", &changes.id)?;
         let mask = UpdateMask::parse(request.update_mask, &UPDATABLE)?;
         let new = changes.take_secrets(&mask);
@@ -138,10 +128,7 @@ impl NotificationChannelService for NotificationChannels {
         }
         let channel = self.db.write(async |tx| {
             let before = lock_channel(tx, id).await?;
-            if request
-                .expected_version_id
-                .is_some_and(|version| version != before.version_id)
-            {
+            if request.expected_version_id.is_some_and(|version| version != before.version_id) {
                 let resource = "notification channel";
                 return Err(Error::StaleVersion { resource });
             }
@@ -149,8 +136,7 @@ impl NotificationChannelService for NotificationChannels {
             let previous = before.clone();
             // The updated channel is validated as a whole, like a new one.
             let channel = pb::NotificationChannel::from(before).with_changes(changes, &mask)?;
-            let (row, secrets) =
-                channel.to_row(new, secrets, Some(&previous.config), self.senders.targets())?;
+            let (row, secrets) = channel.to_row(new, secrets, Some(&previous.config), self.senders.targets())?;
             let channel = self.update_locked(tx, previous, row, &secrets).await?;
             record_change(tx, ChangeKind::Updated, channel).await
         });
@@ -159,10 +145,7 @@ impl NotificationChannelService for NotificationChannels {
         Ok(Response::new(channel))
     }
 
-    async fn delete_notification_channel(
-        &self,
-        request: Request<pb::DeleteNotificationChannelRequest>,
-    ) -> Reply<()> {
+    async fn delete_notification_channel(&self, request: Request<pb::DeleteNotificationChannelRequest>) -> Reply<()> {
         let request = request.into_inner();
         let id = check::uuid("id", &request.id)?;
         let deleted = self.db.write(async |tx| {
@@ -209,23 +192,14 @@ impl NotificationChannelService for NotificationChannels {
                 old.expires_at = Some(old.expires_at.map_or(end, |at| at.min(end)));
             }
             let is_used = |at: Option<i64>| at.is_none_or(|at| at > now);
-            secrets
-                .signing
-                .retain(|old| is_used(old.expires_at) && old.secret != secret.secret);
+            secrets.signing.retain(|old| is_used(old.expires_at) && old.secret != secret.secret);
             secrets.signing.insert(0, secret);
             if secrets.signing.len() > MAX_SIGNING_SECRETS {
-                let problem = format!(
-                    "there are {MAX_SIGNING_SECRETS} in use, of which one must expire first"
-                );
+                let problem = format!("there are {MAX_SIGNING_SECRETS} in use, of which one must expire first");
                 return Err(Error::invalid("signing_secret", problem));
             }
             let mut config = before.config.clone();
-            if let Config::Webhook {
-                url,
-                signing_secrets,
-                ..
-            } = &mut config
-            {
+            if let Config::Webhook { url, signing_secrets, .. } = &mut config {
                 *url = shorten(url);
                 *signing_secrets = expiries(&secrets);
             }
@@ -261,11 +235,7 @@ impl NotificationChannelService for NotificationChannels {
 impl NotificationChannels {
     /// Creates the service of a database.
     pub fn new(db: Db, deliverer: &Deliverer) -> Self {
-        Self {
-            db,
-            senders: deliverer.senders().clone(),
-            wakeup: deliverer.wakeup().clone(),
-        }
+        Self { db, senders: deliverer.senders().clone(), wakeup: deliverer.wakeup().clone() }
     }
 
     async fn read_channel(&self, id: Uuid) -> Result<notification_channel::Model> {
@@ -275,15 +245,11 @@ impl NotificationChannels {
 
     /// Fills in the reasons of undecryptable secrets.
     async fn fill_secrets_problems(&self, channels: &mut [pb::NotificationChannel]) -> Result<()> {
-        let ids = channels
-            .iter()
-            .filter_map(|channel| channel.id.parse::<Uuid>().ok());
+        let ids = channels.iter().filter_map(|channel| channel.id.parse::<Uuid>().ok());
         let rows = Entity::find().filter(Column::Id.is_in(ids));
         let rows = rows.all(self.db.reader()).await?;
         let problem = |row: &notification_channel::Model| self.senders.keyring().open(row).err();
-        let problems = rows
-            .iter()
-            .filter_map(|row| Some((row.id.to_string(), problem(row)?)));
+        let problems = rows.iter().filter_map(|row| Some((row.id.to_string(), problem(row)?)));
         let mut problems: HashMap<_, _> = problems.collect();
         for channel in channels {
             channel.secrets_problem = problems.remove(&channel.id);
@@ -332,19 +298,13 @@ fn to_response(outcome: &Outcome, took: Duration) -> pb::SendTestNotificationRes
         delivered: outcome.result == AttemptResult::Delivered,
         error: outcome.error().unwrap_or_default().to_string(),
         status_code: outcome.status_code,
-        took: Some(time::duration_from_millis(
-            i64::try_from(took.as_millis()).unwrap_or(i64::MAX),
-        )),
+        took: Some(time::duration_from_millis(i64::try_from(took.as_millis()).unwrap_or(i64::MAX))),
     }
 }
 
 /// Locks a channel until the end of the transaction.
 async fn lock_channel(tx: &DatabaseTransaction, id: Uuid) -> Result<notification_channel::Model> {
-    row::require(
-        Entity::find_by_id(id).lock_exclusive().one(tx).await?,
-        "notification channel",
-        id,
-    )
+    row::require(Entity::find_by_id(id).lock_exclusive().one(tx).await?, "notification channel", id)
 }
 
 /// Refuses a channel named by rules.
@@ -352,11 +312,7 @@ async fn refuse_in_use(tx: &DatabaseTransaction, name: &str) -> Result<()> {
     use alert_rule::Column::{Channels, Escalation};
 
     let rules = alert_rule::Entity::find()
-        .filter(
-            Condition::any()
-                .add(Channels.is_not_null())
-                .add(Escalation.is_not_null()),
-        )
+        .filter(Condition::any().add(Channels.is_not_null()).add(Escalation.is_not_null()))
         .all(tx)
         .await?;
     let names_channel = |rule: &alert_rule::Model| {
@@ -369,9 +325,7 @@ async fn refuse_in_use(tx: &DatabaseTransaction, name: &str) -> Result<()> {
     if rules.is_empty() {
         return Ok(());
     }
-    let rules = rules
-        .iter()
-        .map(|rule| (rule.name.as_str(), rule.id.to_string()));
+    let rules = rules.iter().map(|rule| (rule.name.as_str(), rule.id.to_string()));
     Err(Error::in_use("notification channel", "alert rule", rules))
 }
 

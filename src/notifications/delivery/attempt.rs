@@ -38,11 +38,7 @@ pub struct Senders {
 impl Senders {
     /// Creates senders. Messages name `source` as their origin and reach only allowed targets.
     pub fn new(source: String, targets: Targets, keyring: Keyring) -> Self {
-        Self {
-            webhooks: WebhookSender::new(source, targets.clone()),
-            targets,
-            keyring,
-        }
+        Self { webhooks: WebhookSender::new(source, targets.clone()), targets, keyring }
     }
 
     /// Keyring for the secrets of channels.
@@ -57,10 +53,7 @@ impl Senders {
 
     /// Prepares a channel for attempts: decrypts the secrets and checks the configuration. The error says why the
     /// channel cannot send.
-    pub(crate) fn prepare_channel(
-        &self,
-        channel: &notification_channel::Model,
-    ) -> Result<PreparedChannel, String> {
+    pub(crate) fn prepare_channel(&self, channel: &notification_channel::Model) -> Result<PreparedChannel, String> {
         let secrets = self.keyring.open(channel)?;
         let timeout = |ms: &u32| Duration::from_millis((*ms).into());
         let route = match &channel.config {
@@ -68,16 +61,7 @@ impl Senders {
                 let url = secrets.url.as_deref().unwrap_or_default();
                 Route::Webhook(Webhook::new(url, timeout(timeout_ms), &secrets)?)
             }
-            Config::Email {
-                host,
-                port,
-                security,
-                username,
-                from,
-                to,
-                timeout_ms,
-                ..
-            } => Route::Email(Mail {
+            Config::Email { host, port, security, username, from, to, timeout_ms, .. } => Route::Email(Mail {
                 host: host.clone(),
                 port: *port,
                 security: *security,

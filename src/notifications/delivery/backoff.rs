@@ -24,12 +24,7 @@ impl Backoff {
         }
         let steps = u32::try_from(failures - 1).unwrap_or(0);
         let delay = self.first.saturating_mul(4_u32.saturating_pow(steps));
-        Some(
-            delay
-                .min(MAX_DELAY)
-                .mul_f64(0.8 + 0.4 * jitter)
-                .min(MAX_DELAY),
-        )
+        Some(delay.min(MAX_DELAY).mul_f64(0.8 + 0.4 * jitter).min(MAX_DELAY))
     }
 }
 
@@ -39,13 +34,9 @@ mod tests {
 
     #[test]
     fn the_time_between_attempts_grows_up_to_a_day_and_ends() {
-        let backoff = Backoff {
-            first: Duration::from_secs(5),
-        };
-        let seconds: Vec<_> = (1..=10)
-            .map_while(|failures| backoff.delay_after(failures, 0.5))
-            .map(|delay| delay.as_secs())
-            .collect();
+        let backoff = Backoff { first: Duration::from_secs(5) };
+        let seconds: Vec<_> =
+            (1..=10).map_while(|failures| backoff.delay_after(failures, 0.5)).map(|delay| delay.as_secs()).collect();
         let expected = [5, 20, 80, 320, 1280, 5120, 20480, 81920, 86400];
         assert_eq!(seconds, expected);
         for jitter in [0.0, 0.25, 0.999] {

@@ -36,11 +36,7 @@ impl Default for Counts {
         );
         let key_readable = key_readable.expect("a legal name");
         key_readable.set(1);
-        Self {
-            attempts,
-            unreadable_channels: unreadable_channels.expect("a legal name"),
-            key_readable,
-        }
+        Self { attempts, unreadable_channels: unreadable_channels.expect("a legal name"), key_readable }
     }
 }
 

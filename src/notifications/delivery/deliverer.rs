@@ -204,8 +204,7 @@ impl Inner {
                         let channel = Arc::new(claimed.channel);
                         for (delivery, message) in claimed.messages {
                             let (inner, outcomes) = (self.clone(), outcomes.clone());
-                            let attempt =
-                                inner.attempt(channel.clone(), delivery, message, outcomes);
+                            let attempt = inner.attempt(channel.clone(), delivery, message, outcomes);
                             attempts.spawn(attempt);
                         }
                         has_messages
@@ -265,21 +264,14 @@ impl Inner {
         };
         let limit = u64::try_from(limit).unwrap_or(u64::MAX);
         let lease = (self.lease_id, prepared.timeout() + LEASE_MARGIN);
-        let claimed =
-            outbox::claim(&self.db, channel_id, severities.as_deref(), limit, lease).await?;
+        let claimed = outbox::claim(&self.db, channel_id, severities.as_deref(), limit, lease).await?;
         let messages = self.build_messages(claimed).await?;
-        Ok(ClaimedBatch {
-            channel: Some(prepared),
-            messages,
-        })
+        Ok(ClaimedBatch { channel: Some(prepared), messages })
     }
 
     /// Prepares a channel. The error is logged once per channel. Another process may have the key; until then,
     /// deliveries wait and none is lost.
-    fn prepare_channel(
-        &self,
-        channel: &notification_channel::Model,
-    ) -> Result<PreparedChannel, String> {
+    fn prepare_channel(&self, channel: &notification_channel::Model) -> Result<PreparedChannel, String> {
         let prepared = self.senders.prepare_channel(channel);
         let mut unusable = self.unusable.lock();
         match &prepared {
@@ -295,23 +287,14 @@ impl Inner {
     }
 
     /// Builds the messages of claimed deliveries.
-    async fn build_messages(
-        &self,
-        deliveries: Vec<delivery::Model>,
-    ) -> Result<Vec<(delivery::Model, Message)>> {
+    async fn build_messages(&self, deliveries: Vec<delivery::Model>) -> Result<Vec<(delivery::Model, Message)>> {
         if deliveries.is_empty() {
             return Ok(Vec::new());
         }
         let ids = deliveries.iter().map(|delivery| delivery.alert_id);
-        let alerts = alert::Entity::find()
-            .filter(alert::Column::Id.is_in(ids))
-            .all(self.db.reader())
-            .await?;
+        let alerts = alert::Entity::find().filter(alert::Column::Id.is_in(ids)).all(self.db.reader()).await?;
         let ids = alerts.iter().map(|alert| alert.event_id);
-        let events = event::Entity::find()
-            .filter(event::Column::Id.is_in(ids))
-            .all(self.db.reader())
-            .await?;
+        let events = event::Entity::find().filter(event::Column::Id.is_in(ids)).all(self.db.reader()).await?;
         let alerts: HashMap<_, _> = alerts.into_iter().map(|alert| (alert.id, alert)).collect();
         let events: HashMap<_, _> = events.into_iter().map(|event| (event.id, event)).collect();
         let message = |delivery: delivery::Model| {
@@ -336,10 +319,7 @@ impl Inner {
             None => Outcome::failed("the channel was deleted"),
         };
         self.counts.count(&outcome);
-        let may_continue = !matches!(
-            outcome.result,
-            AttemptResult::Throttled(..) | AttemptResult::Gone(_)
-        );
+        let may_continue = !matches!(outcome.result, AttemptResult::Throttled(..) | AttemptResult::Gone(_));
         // The receiver of the outcomes outlives all workers.
         let _ = outcomes.send(FinishedAttempt { delivery, outcome }).await;
         may_continue
@@ -391,27 +371,14 @@ struct ClaimedBatch {
 }
 
 /// Severities allowed now. `None` outside of quiet times, when all are allowed.
-fn allowed_severities(
-    channel: &notification_channel::Model,
-    now: DateTime<Utc>,
-) -> Option<Vec<Severity>> {
+fn allowed_severities(channel: &notification_channel::Model, now: DateTime<Utc>) -> Option<Vec<Severity>> {
     let schedules = channel.quiet_times.as_ref()?;
     // An invalid schedule was written without validation, and must not hold back deliveries.
-    let mut schedules = schedules
-        .0
-        .iter()
-        .filter_map(|schedule| Schedule::compile(schedule).ok());
+    let mut schedules = schedules.0.iter().filter_map(|schedule| Schedule::compile(schedule).ok());
     if !schedules.any(|schedule| schedule.contains(now)) {
         return None;
     }
     // In the order from low to critical.
     let from = |lowest| Severity::iter().skip_while(move |severity| *severity != lowest);
-    Some(
-        channel
-            .quiet_except
-            .map(from)
-            .into_iter()
-            .flatten()
-            .collect(),
-    )
+    Some(channel.quiet_except.map(from).into_iter().flatten().collect())
 }

@@ -33,24 +33,11 @@ pub(crate) struct Message {
 
 impl Message {
     /// Builds the message of an alert.
-    pub(crate) fn for_alert(
-        delivery: &delivery::Model,
-        alert: &alert::Model,
-        event: &event::Model,
-    ) -> Self {
-        let kind = if delivery.escalation_step == 0 {
-            "watchpost.alert.raised"
-        } else {
-            "watchpost.alert.escalated"
-        };
+    pub(crate) fn for_alert(delivery: &delivery::Model, alert: &alert::Model, event: &event::Model) -> Self {
+        let kind = if delivery.escalation_step == 0 { "watchpost.alert.raised" } else { "watchpost.alert.escalated" };
         let metadata = alert.metadata.clone().unwrap_or(Value::Null);
         let summary = event.summary.as_deref().map(truncated);
-        let object_types: Vec<_> = event
-            .object_types
-            .as_deref()
-            .unwrap_or_default()
-            .split_terminator(',')
-            .collect();
+        let object_types: Vec<_> = event.object_types.as_deref().unwrap_or_default().split_terminator(',').collect();
         let data = json!({
             "alert": without_nulls(json!({
                 "id": alert.id,
@@ -72,24 +59,12 @@ impl Message {
             })),
             "escalation_step": delivery.escalation_step,
         });
-        Self {
-            id: delivery.id,
-            kind,
-            subject: alert.camera_id.clone(),
-            time: alert.created_at,
-            data,
-        }
+        Self { id: delivery.id, kind, subject: alert.camera_id.clone(), time: alert.created_at, data }
     }
 
     /// Builds the test message of a channel.
     pub(crate) fn test(channel_name: &str, now: DateTime<Utc>) -> Self {
-        Self {
-            id: Uuid::now_v7(),
-            kind: TEST,
-            subject: None,
-            time: now,
-            data: json!({ "channel": channel_name }),
-        }
+        Self { id: Uuid::now_v7(), kind: TEST, subject: None, time: now, data: json!({ "channel": channel_name }) }
     }
 
     /// Event in JSON. `source` names the sending installation.
@@ -136,11 +111,7 @@ impl Message {
             name => name,
         };
         let camera = text(&alert["camera_id"]);
-        let again = if self.data["escalation_step"] == 0 {
-            ""
-        } else {
-            "still open: "
-        };
+        let again = if self.data["escalation_step"] == 0 { "" } else { "still open: " };
         let subject = format!("[{severity}] {again}{rule} at {camera}");
         let subject = subject.split_whitespace().collect::<Vec<_>>().join(" ");
         escape(&subject).into_owned()
@@ -157,11 +128,9 @@ impl Message {
             let value = match value {
                 Value::Null => return,
                 Value::String(text) => text.clone(),
-                Value::Array(values) => values
-                    .iter()
-                    .map(|value| value.as_str().unwrap_or_default())
-                    .collect::<Vec<_>>()
-                    .join(", "),
+                Value::Array(values) => {
+                    values.iter().map(|value| value.as_str().unwrap_or_default()).collect::<Vec<_>>().join(", ")
+                }
                 Value::Bool(_) | Value::Number(_) | Value::Object(_) => value.to_string(),
             };
             if !value.is_empty() {
@@ -301,19 +270,11 @@ mod tests {
         assert_eq!(event["id"], message.id.to_string());
         assert_eq!(event["type"], "watchpost.alert.raised");
         assert_eq!(event["source"], "here");
-        assert_eq!(
-            event["data"]["event"]["object_types"],
-            json!(["person", "dog"])
-        );
+        assert_eq!(event["data"]["event"]["object_types"], json!(["person", "dog"]));
         assert_eq!(event["data"]["alert"]["severity"], "high");
         let known = event["data"]["event"].as_object().unwrap();
         assert!(!known.contains_key("risk_level"));
-        assert!(
-            !event["data"]["alert"]
-                .as_object()
-                .unwrap()
-                .contains_key("rule_id")
-        );
+        assert!(!event["data"]["alert"].as_object().unwrap().contains_key("rule_id"));
     }
 
     #[test]
@@ -335,9 +296,6 @@ mod tests {
         let rule = r"Rule        Front\r\nBcc: x\u{1b}[2J\u{202e}";
         assert_eq!(text.lines().next(), Some(rule));
         assert!(!text.replace('\n', "").chars().any(is_unsafe), "{text:?}");
-        assert!(
-            text.contains("Risk score  80") && text.ends_with("\nSomebody.\n"),
-            "{text}"
-        );
+        assert!(text.contains("Risk score  80") && text.ends_with("\nSomebody.\n"), "{text}");
     }
 }

@@ -13,8 +13,8 @@ use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use sea_orm::{
     ActiveModelTrait,
     ActiveValue::Set,
-    ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait,
-    QueryFilter, QueryOrder, QuerySelect, Statement, Value,
+    ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter, QueryOrder,
+    QuerySelect, Statement, Value,
     sea_query::{Expr, ExprTrait},
 };
 use uuid::Uuid;
@@ -38,9 +38,7 @@ use crate::{
 
 /// Condition for due deliveries. The status is a literal, so the planner can use the partial index.
 fn is_due(now: DateTime<Utc>) -> Condition {
-    Condition::all()
-        .add(Expr::cust("status = 'queued'"))
-        .add(Column::NextAttemptAt.lte(now))
+    Condition::all().add(Expr::cust("status = 'queued'")).add(Column::NextAttemptAt.lte(now))
 }
 
 /// Enabled, unthrottled channels with due deliveries.
@@ -55,10 +53,7 @@ pub(crate) async fn due_channels(db: &Db, now: DateTime<Utc>) -> Result<Vec<Uuid
     } else {
         (sql.replace("$1", "?"), vec![now.into(), now.into()])
     };
-    let rows = db
-        .reader()
-        .query_all_raw(Statement::from_sql_and_values(backend, sql, values))
-        .await?;
+    let rows = db.reader().query_all_raw(Statement::from_sql_and_values(backend, sql, values)).await?;
     let ids = rows.iter().map(|row| row.try_get("", "id"));
     Ok(ids.collect::<Result<_, _>>()?)
 }
@@ -90,10 +85,8 @@ pub(crate) async fn claim(
         select = select.filter(Column::Severity.is_in(severities.iter().copied()));
     }
     if db.backend() == DbBackend::Postgres {
-        select = select.lock_with_behavior(
-            sea_orm::sea_query::LockType::Update,
-            sea_orm::sea_query::LockBehavior::SkipLocked,
-        );
+        select = select
+            .lock_with_behavior(sea_orm::sea_query::LockType::Update, sea_orm::sea_query::LockBehavior::SkipLocked);
     }
     let (lease_id, duration) = lease;
     // The outbox has no feed, so no watcher is notified.
@@ -127,11 +120,7 @@ pub(crate) async fn record_wait_reason(db: &Db, channel_id: Uuid, problem: &str)
     let unexplained = Condition::all()
         .add(Column::ChannelId.eq(channel_id))
         .add(is_due(now - EXPLAIN_WAIT_AFTER))
-        .add(
-            Condition::any()
-                .add(Column::LastError.is_null())
-                .add(Column::LastError.ne(problem)),
-        );
+        .add(Condition::any().add(Column::LastError.is_null()).add(Column::LastError.ne(problem)));
     let unexplained_id: Option<Uuid> = Entity::find()
         .select_only()
         .column(Column::Id)
@@ -145,11 +134,7 @@ pub(crate) async fn record_wait_reason(db: &Db, channel_id: Uuid, problem: &str)
     }
     db.write_unannounced(async |tx| {
         Entity::update_many()
-            .set(ActiveModel {
-                last_error: Set(Some(problem.to_string())),
-                updated_at: Set(now),
-                ..Default::default()
-            })
+            .set(ActiveModel { last_error: Set(Some(problem.to_string())), updated_at: Set(now), ..Default::default() })
             .filter(unexplained.clone())
             .exec(tx)
             .await?;
@@ -166,11 +151,7 @@ pub(crate) async fn release_leases(db: &Db, lease_id: Option<Uuid>) -> Result<()
     };
     db.write_unannounced(async |tx| {
         Entity::update_many()
-            .set(ActiveModel {
-                lease_id: Set(None),
-                next_attempt_at: Set(Some(entity::now())),
-                ..Default::default()
-            })
+            .set(ActiveModel { lease_id: Set(None), next_attempt_at: Set(Some(entity::now())), ..Default::default() })
             .filter(Expr::cust("status = 'queued'"))
             .filter(leased)
             .exec(tx)
@@ -209,11 +190,7 @@ pub(crate) async fn store_attempts(
 }
 
 /// Stores delivered messages and marks their alerts, whatever happened to the deliveries in the meantime.
-async fn store_delivered(
-    tx: &DatabaseTransaction,
-    attempts: &[FinishedAttempt],
-    now: DateTime<Utc>,
-) -> Result<()> {
+async fn store_delivered(tx: &DatabaseTransaction, attempts: &[FinishedAttempt], now: DateTime<Utc>) -> Result<()> {
     let mut by_channel: BTreeMap<Option<Uuid>, BTreeSet<Uuid>> = BTreeMap::new();
     let mut by_code: BTreeMap<Option<i32>, Vec<Uuid>> = BTreeMap::new();
     for FinishedAttempt { delivery, outcome } in attempts {
@@ -243,10 +220,7 @@ async fn store_delivered(
                 ..Default::default()
             })
             // A replay keeps the first delivery time.
-            .col_expr(
-                Column::DeliveredAt,
-                Expr::col(Column::DeliveredAt).if_null(now),
-            )
+            .col_expr(Column::DeliveredAt, Expr::col(Column::DeliveredAt).if_null(now))
             .filter(Column::Id.is_in(ids))
             .exec(tx)
             .await?;
@@ -269,18 +243,12 @@ async fn store_failed(
         AttemptResult::Refused(_) => None,
         // The channel is at fault, not the message.
         AttemptResult::Gone(_) => Some(Duration::ZERO),
-        AttemptResult::Throttled(_, after) => backoff
-            .delay_after(failures, fastrand::f64())
-            .map(|delay| after.unwrap_or_default().max(delay)),
-        AttemptResult::Failed(_) | AttemptResult::Delivered => {
-            backoff.delay_after(failures, fastrand::f64())
+        AttemptResult::Throttled(_, after) => {
+            backoff.delay_after(failures, fastrand::f64()).map(|delay| after.unwrap_or_default().max(delay))
         }
+        AttemptResult::Failed(_) | AttemptResult::Delivered => backoff.delay_after(failures, fastrand::f64()),
     };
-    let status = if delay.is_some() {
-        DeliveryStatus::Queued
-    } else {
-        DeliveryStatus::Dead
-    };
+    let status = if delay.is_some() { DeliveryStatus::Queued } else { DeliveryStatus::Dead };
     let update = Entity::update_many()
         .set(ActiveModel {
             status: Set(status),
@@ -317,8 +285,7 @@ async fn throttle_channels(
             continue;
         };
         if let AttemptResult::Throttled(_, after) = &outcome.result {
-            let delay =
-                after.or_else(|| backoff.delay_after(delivery.failures + 1, fastrand::f64()));
+            let delay = after.or_else(|| backoff.delay_after(delivery.failures + 1, fastrand::f64()));
             let end = later(now, delay.unwrap_or(backoff.first));
             let latest = throttled_until.entry(channel_id).or_insert(end);
             *latest = Ord::max(end, *latest);
@@ -329,10 +296,7 @@ async fn throttle_channels(
     }
     for (id, until) in throttled_until {
         Entity::update_many()
-            .set(ActiveModel {
-                throttled_until: Set(Some(until)),
-                ..<ActiveModel as ActiveModelTrait>::default()
-            })
+            .set(ActiveModel { throttled_until: Set(Some(until)), ..<ActiveModel as ActiveModelTrait>::default() })
             .filter(Column::Id.eq(id))
             .exec(tx)
             .await?;

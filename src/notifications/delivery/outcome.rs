@@ -27,10 +27,7 @@ pub(crate) enum AttemptResult {
 
 impl Outcome {
     pub(crate) fn new(result: AttemptResult, status_code: Option<i32>) -> Self {
-        Self {
-            result,
-            status_code,
-        }
+        Self { result, status_code }
     }
 
     /// Outcome of an attempt that failed before an answer.

@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, DbBackend, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder,
-    QuerySelect, Select, sea_query::Expr,
+    ActiveValue::Set, ColumnTrait, DbBackend, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
+    Select, sea_query::Expr,
 };
 use tonic::{Request, Response};
 use uuid::Uuid;
@@ -40,44 +40,23 @@ pub struct Deliveries {
 impl DeliveryService for Deliveries {
     async fn get_delivery(&self, request: Request<pb::GetDeliveryRequest>) -> Reply<pb::Delivery> {
         let id = check::uuid("id", &request.into_inner().id)?;
-        let delivery = Entity::find_by_id(id)
-            .one(self.db.reader())
-            .await
-            .map_err(Error::from)?;
-        Ok(Response::new(
-            row::require(delivery, "delivery", id)?.into(),
-        ))
+        let delivery = Entity::find_by_id(id).one(self.db.reader()).await.map_err(Error::from)?;
+        Ok(Response::new(row::require(delivery, "delivery", id)?.into()))
     }
 
-    async fn list_deliveries(
-        &self,
-        request: Request<pb::ListDeliveriesRequest>,
-    ) -> Reply<pb::ListDeliveriesResponse> {
+    async fn list_deliveries(&self, request: Request<pb::ListDeliveriesRequest>) -> Reply<pb::ListDeliveriesResponse> {
         let request = request.into_inner();
         let filter = request.filter.unwrap_or_default();
-        let page = Page::parse(
-            request.page_size,
-            &request.page_token,
-            "deliveries",
-            &filter,
-        )?;
+        let page = Page::parse(request.page_size, &request.page_token, "deliveries", &filter)?;
         let columns = (Column::CreatedAt, Column::Id);
         let key = |delivery: &delivery::Model| (delivery.created_at, delivery.id);
         let select = filter.select(self.db.backend())?;
         let scan = self.db.scan_if(!filter.has_index()).await?;
-        let (deliveries, next_page_token) = page
-            .newest_first(scan.reader(), select, columns, key)
-            .await?;
-        Ok(Response::new(pb::ListDeliveriesResponse {
-            deliveries,
-            next_page_token,
-        }))
+        let (deliveries, next_page_token) = page.newest_first(scan.reader(), select, columns, key).await?;
+        Ok(Response::new(pb::ListDeliveriesResponse { deliveries, next_page_token }))
     }
 
-    async fn retry_delivery(
-        &self,
-        request: Request<pb::RetryDeliveryRequest>,
-    ) -> Reply<pb::Delivery> {
+    async fn retry_delivery(&self, request: Request<pb::RetryDeliveryRequest>) -> Reply<pb::Delivery> {
         let id = check::uuid("id", &request.into_inner().id)?;
         let delivery = self.db.write_unannounced(async |tx| {
             let delivery = Entity::find_by_id(id).lock_exclusive().one(tx).await?;
@@ -143,11 +122,7 @@ impl Deliveries {
 
     /// Queues the next matching deliveries again, in the order of their ids, so none is replayed twice. Returns the
     /// count, and the last id if more may follow.
-    async fn replay_chunk(
-        &self,
-        matching: Select<Entity>,
-        last: Uuid,
-    ) -> Result<(i64, Option<Uuid>)> {
+    async fn replay_chunk(&self, matching: Select<Entity>, last: Uuid) -> Result<(i64, Option<Uuid>)> {
         self.db
             .write_unannounced(async |tx| {
                 let ids: Vec<Uuid> = matching
@@ -192,11 +167,7 @@ impl pb::DeliveryFilter {
     /// Returns true if an index serves the filter in creation order: deliveries of one alert, all deliveries, or
     /// deliveries in one status.
     fn has_index(&self) -> bool {
-        let served = Self {
-            statuses: self.statuses.clone(),
-            created_at: self.created_at,
-            ..Self::default()
-        };
+        let served = Self { statuses: self.statuses.clone(), created_at: self.created_at, ..Self::default() };
         self.alert_ids.len() == 1 || (*self == served && self.statuses.len() <= 1)
     }
 
@@ -223,11 +194,8 @@ impl pb::DeliveryFilter {
             select = select.filter(Column::CreatedAt.lt(end));
         }
         if let Some(escalation) = self.escalation {
-            select = select.filter(if escalation {
-                Column::EscalationStep.gt(0)
-            } else {
-                Column::EscalationStep.eq(0)
-            });
+            select =
+                select.filter(if escalation { Column::EscalationStep.gt(0) } else { Column::EscalationStep.eq(0) });
         }
         if !error.is_empty() {
             let column = Expr::col(Column::LastError);
@@ -259,12 +227,4 @@ impl From<delivery::Model> for pb::Delivery {
     }
 }
 
-proto_enum!(
-    DeliveryStatus,
-    pb::DeliveryStatus {
-        Queued,
-        Delivered,
-        Dead,
-        Cancelled
-    }
-);
+proto_enum!(DeliveryStatus, pb::DeliveryStatus { Queued, Delivered, Dead, Cancelled });

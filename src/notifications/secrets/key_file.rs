@@ -73,20 +73,12 @@ impl Key {
     fn new(bytes: [u8; KEY_LENGTH]) -> Option<Self> {
         let key = UnboundKey::new(&CHACHA20_POLY1305, &bytes).ok()?;
         let digest = digest::digest(&digest::SHA256, &bytes);
-        Some(Self {
-            id: *digest.as_ref().first_chunk()?,
-            cipher: LessSafeKey::new(key),
-            is_staged: false,
-            bytes,
-        })
+        Some(Self { id: *digest.as_ref().first_chunk()?, cipher: LessSafeKey::new(key), is_staged: false, bytes })
     }
 
     /// Copy of the key, staged or not.
     fn copy(&self, is_staged: bool) -> Option<Self> {
-        Some(Self {
-            is_staged,
-            ..Self::new(self.bytes)?
-        })
+        Some(Self { is_staged, ..Self::new(self.bytes)? })
     }
 
     fn random() -> io::Result<Self> {
@@ -125,11 +117,7 @@ impl Keys {
 /// Reads the stamp of a key file.
 pub(crate) fn stamp(path: &Path) -> Result<Stamp, KeyError> {
     let metadata = fs::metadata(path).map_err(|error| read_error(path, &error))?;
-    Ok(Stamp {
-        inode: metadata.ino(),
-        changed: (metadata.ctime(), metadata.ctime_nsec()),
-        size: metadata.len(),
-    })
+    Ok(Stamp { inode: metadata.ino(), changed: (metadata.ctime(), metadata.ctime_nsec()), size: metadata.len() })
 }
 
 /// Reads the keys. A file readable by every user of the host is refused.
@@ -198,15 +186,9 @@ pub(crate) fn advance(path: &Path, keys: &Keys) -> io::Result<()> {
 }
 
 /// Drops the keys not needed from the file. The current key and a staged key are always retained.
-pub(crate) fn retain(
-    path: &Path,
-    keys: &Keys,
-    is_needed: impl Fn(&[u8; ID_LENGTH]) -> bool,
-) -> io::Result<()> {
+pub(crate) fn retain(path: &Path, keys: &Keys, is_needed: impl Fn(&[u8; ID_LENGTH]) -> bool) -> io::Result<()> {
     let current = keys.current().id;
-    let retained = keys
-        .iter()
-        .filter(|key| key.id == current || key.is_staged || is_needed(&key.id));
+    let retained = keys.iter().filter(|key| key.id == current || key.is_staged || is_needed(&key.id));
     let copies = retained.filter_map(|key| key.copy(key.is_staged));
     replace(path, &Keys(Arc::new(copies.collect())))
 }
@@ -228,11 +210,7 @@ fn replace(path: &Path, keys: &Keys) -> io::Result<()> {
 fn write_temporary(path: &Path, keys: &Keys) -> io::Result<PathBuf> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}", Uuid::now_v7()));
-    let mut file = fs::File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)?;
+    let mut file = fs::File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
     file.write_all(keys.text().as_bytes())?;
     file.sync_all()?;
     Ok(temporary.into())

@@ -107,12 +107,7 @@ impl Keyring {
     }
 
     /// Encrypts the secrets of a channel. Decryption requires the same channel, version and destination.
-    pub(in crate::notifications) fn seal(
-        &self,
-        id: Uuid,
-        config: &Config,
-        secrets: &Secrets,
-    ) -> Result<Vec<u8>> {
+    pub(in crate::notifications) fn seal(&self, id: Uuid, config: &Config, secrets: &Secrets) -> Result<Vec<u8>> {
         // Only a key in the file now may encrypt. A key missing from the file would be lost with the process.
         let keys = self.keys().map_err(|problem| unreadable_error(&problem))?;
         let key = keys.current();
@@ -121,17 +116,12 @@ impl Keyring {
         let failed = |_| Error::internal("the secrets of a channel cannot be encrypted");
         SystemRandom::new().fill(&mut nonce).map_err(failed)?;
         let aad = Aad::from(associated_data(id, config));
-        key.cipher
-            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut text)
-            .map_err(failed)?;
+        key.cipher.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut text).map_err(failed)?;
         Ok([&[FORMAT_2][..], &key.id, &nonce, &text].concat())
     }
 
     /// Decrypts the secrets of a channel. The error says why the secrets are unreadable.
-    pub(in crate::notifications) fn open(
-        &self,
-        channel: &notification_channel::Model,
-    ) -> Result<Secrets, String> {
+    pub(in crate::notifications) fn open(&self, channel: &notification_channel::Model) -> Result<Secrets, String> {
         let mut secrets = match channel.secrets.as_deref() {
             Some(sealed) => self.decrypt(channel, sealed)?,
             None => Secrets::default(),
@@ -145,30 +135,17 @@ impl Keyring {
         Ok(secrets)
     }
 
-    fn decrypt(
-        &self,
-        channel: &notification_channel::Model,
-        sealed: &[u8],
-    ) -> Result<Secrets, String> {
+    fn decrypt(&self, channel: &notification_channel::Model, sealed: &[u8]) -> Result<Secrets, String> {
         let keys = self.known_keys().map_err(|problem| problem.to_string())?;
         let path = self.path().display();
-        let foreign_key =
-            || format!("the channel's secrets were not encrypted with a key in {path}");
+        let foreign_key = || format!("the channel's secrets were not encrypted with a key in {path}");
         let (format, rest) = sealed.split_first().ok_or_else(foreign_key)?;
         let (candidates, associated_data, rest): (Vec<_>, _, _) = match *format {
-            FORMAT_1 => (
-                keys.iter().collect(),
-                channel.id.into_bytes().to_vec(),
-                rest,
-            ),
+            FORMAT_1 => (keys.iter().collect(), channel.id.into_bytes().to_vec(), rest),
             FORMAT_2 => {
                 let (id, rest) = rest.split_at_checked(ID_LENGTH).ok_or_else(foreign_key)?;
                 let key = keys.find(id).ok_or_else(foreign_key)?;
-                (
-                    vec![key],
-                    associated_data(channel.id, &channel.config),
-                    rest,
-                )
+                (vec![key], associated_data(channel.id, &channel.config), rest)
             }
             _ => return Err("the channel's secrets have a newer format".to_string()),
         };
@@ -176,15 +153,11 @@ impl Keyring {
         let decrypted = candidates.into_iter().find_map(|key| {
             let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
             let mut text = text.to_vec();
-            let text = key
-                .cipher
-                .open_in_place(nonce, Aad::from(&associated_data), &mut text);
+            let text = key.cipher.open_in_place(nonce, Aad::from(&associated_data), &mut text);
             text.ok().map(|text| text.to_vec())
         });
         let mismatch = || match *format {
-            FORMAT_2 => {
-                "the channel's secrets belong to another channel, version or destination".into()
-            }
+            FORMAT_2 => "the channel's secrets belong to another channel, version or destination".into(),
             _ => foreign_key(),
         };
         // The error of the parser would repeat secret text.
@@ -193,21 +166,13 @@ impl Keyring {
     }
 
     /// Returns true if the secrets have the current format and key.
-    pub(in crate::notifications) fn is_current(
-        &self,
-        channel: &notification_channel::Model,
-    ) -> bool {
+    pub(in crate::notifications) fn is_current(&self, channel: &notification_channel::Model) -> bool {
         let Ok(keys) = self.keys() else {
             return true;
         };
-        let is_url_hidden =
-            !matches!(&channel.config, Config::Webhook { url, .. } if shorten(url) != *url);
+        let is_url_hidden = !matches!(&channel.config, Config::Webhook { url, .. } if shorten(url) != *url);
         let prefix = [&[FORMAT_2][..], &keys.current().id].concat();
-        is_url_hidden
-            && channel
-                .secrets
-                .as_ref()
-                .is_none_or(|sealed| sealed.starts_with(&prefix))
+        is_url_hidden && channel.secrets.as_ref().is_none_or(|sealed| sealed.starts_with(&prefix))
     }
 
     /// Keys in the file now.
@@ -237,38 +202,18 @@ impl Keyring {
 /// cannot move secrets to another channel, restore old secrets, or redirect secrets.
 fn associated_data(id: Uuid, config: &Config) -> Vec<u8> {
     let destination = match config {
-        Config::Email {
-            host,
-            port,
-            security,
-            ..
-        } => format!("{security:?} {port} {host}"),
+        Config::Email { host, port, security, .. } => format!("{security:?} {port} {host}"),
         // The URL itself is a secret.
         Config::Webhook { .. } | Config::Stream {} => String::new(),
     };
     let version = secrets_version(config);
     let column = b"notification_channels.secrets";
-    [
-        column,
-        &id.into_bytes()[..],
-        &version.to_be_bytes(),
-        destination.as_bytes(),
-    ]
-    .concat()
+    [column, &id.into_bytes()[..], &version.to_be_bytes(), destination.as_bytes()].concat()
 }
 
 /// Configuration with the secrets version following `previous_version`, for secrets about to be encrypted.
-pub(in crate::notifications) fn with_next_version(
-    mut config: Config,
-    previous_version: u32,
-) -> Config {
-    if let Config::Webhook {
-        secrets_version, ..
-    }
-    | Config::Email {
-        secrets_version, ..
-    } = &mut config
-    {
+pub(in crate::notifications) fn with_next_version(mut config: Config, previous_version: u32) -> Config {
+    if let Config::Webhook { secrets_version, .. } | Config::Email { secrets_version, .. } = &mut config {
         *secrets_version = previous_version.wrapping_add(1);
     }
     config
@@ -277,28 +222,19 @@ pub(in crate::notifications) fn with_next_version(
 /// Version of the secrets of a channel.
 pub(in crate::notifications) fn secrets_version(config: &Config) -> u32 {
     match config {
-        Config::Webhook {
-            secrets_version, ..
-        }
-        | Config::Email {
-            secrets_version, ..
-        } => *secrets_version,
+        Config::Webhook { secrets_version, .. } | Config::Email { secrets_version, .. } => *secrets_version,
         Config::Stream {} => 0,
     }
 }
 
 /// Returns true if any channel has encrypted secrets.
 async fn any_sealed(db: &Db) -> Result<bool> {
-    let sealed = Entity::find()
-        .filter(Column::Secrets.is_not_null())
-        .filter(Column::Kind.ne(ChannelKind::Stream));
+    let sealed = Entity::find().filter(Column::Secrets.is_not_null()).filter(Column::Kind.ne(ChannelKind::Stream));
     Ok(sealed.count(db.reader()).await? > 0)
 }
 
 fn unreadable_error(problem: &impl fmt::Display) -> Error {
-    Error::SecretsUnreadable {
-        problem: problem.to_string(),
-    }
+    Error::SecretsUnreadable { problem: problem.to_string() }
 }
 
 #[cfg(test)]

@@ -51,10 +51,7 @@ impl Keyring {
         let hex = |id: [u8; key_file::ID_LENGTH]| format!("{:08x}", u32::from_be_bytes(id));
         Ok(KeyUse {
             file,
-            keys: counts
-                .into_iter()
-                .map(|(id, is_staged, count)| (hex(id), is_staged, count))
-                .collect(),
+            keys: counts.into_iter().map(|(id, is_staged, count)| (hex(id), is_staged, count)).collect(),
             unreadable,
         })
     }
@@ -78,17 +75,12 @@ impl Keyring {
         }
         reseal::reseal_all(db, self).await.map_err(failed)?;
         let channels = reseal::channels_with_secrets(db).await.map_err(failed)?;
-        let sealed = channels
-            .iter()
-            .filter_map(|channel| channel.secrets.as_deref());
-        let used: Vec<_> = sealed
-            .filter_map(|sealed| sealed.get(1..=key_file::ID_LENGTH))
-            .collect();
+        let sealed = channels.iter().filter_map(|channel| channel.secrets.as_deref());
+        let used: Vec<_> = sealed.filter_map(|sealed| sealed.get(1..=key_file::ID_LENGTH)).collect();
         let keys = self.keys().map_err(|problem| problem.to_string())?;
         let previous = keys.iter().nth(1).filter(|key| !key.is_staged);
         let previous_id = previous.map(|key| key.id);
-        let is_needed =
-            |id: &[u8; key_file::ID_LENGTH]| previous_id == Some(*id) || used.contains(&&id[..]);
+        let is_needed = |id: &[u8; key_file::ID_LENGTH]| previous_id == Some(*id) || used.contains(&&id[..]);
         self.describe_error(key_file::retain(self.path(), &keys, is_needed))
     }
 

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter,
-    QuerySelect,
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect,
 };
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -45,17 +44,14 @@ pub(crate) async fn reseal_all(db: &Db, keyring: &Keyring) -> Result<usize> {
             continue;
         }
         let id = channel.id;
-        db.write_unannounced(async |tx| reseal_channel(tx, keyring, id).await)
-            .await?;
+        db.write_unannounced(async |tx| reseal_channel(tx, keyring, id).await).await?;
     }
     Ok(unreadable)
 }
 
 /// Reads the channels with secrets.
 pub(crate) async fn channels_with_secrets(db: &Db) -> Result<Vec<Model>> {
-    let channels = Entity::find()
-        .filter(Column::Kind.ne(ChannelKind::Stream))
-        .filter(Column::Secrets.is_not_null());
+    let channels = Entity::find().filter(Column::Kind.ne(ChannelKind::Stream)).filter(Column::Secrets.is_not_null());
     Ok(channels.all(db.reader()).await?)
 }
 
@@ -84,18 +80,11 @@ async fn reseal_channel(tx: &DatabaseTransaction, keyring: &Keyring, id: Uuid) -
 }
 
 /// Reports to health, metrics and the log if all secrets can be decrypted, until shutdown.
-pub(crate) async fn watch(
-    db: Db,
-    keyring: Keyring,
-    counts: Counts,
-    health: Health,
-    shutdown: CancellationToken,
-) {
+pub(crate) async fn watch(db: Db, keyring: Keyring, counts: Counts, health: Health, shutdown: CancellationToken) {
     let watching = async {
         let mut known = SecretsState::default();
         for check in 0_u32.. {
-            let is_full_check =
-                check % CHECKS_PER_FULL_CHECK == 0 || known != SecretsState::default();
+            let is_full_check = check % CHECKS_PER_FULL_CHECK == 0 || known != SecretsState::default();
             let has_keys = keyring.keys().is_ok();
             if is_full_check || !has_keys {
                 match SecretsState::read(&db, &keyring).await {
@@ -128,9 +117,7 @@ struct SecretsState {
 impl SecretsState {
     async fn read(db: &Db, keyring: &Keyring) -> Result<Self> {
         let channels = channels_with_secrets(db).await?;
-        let mut problems = channels
-            .iter()
-            .filter_map(|channel| keyring.open(channel).err());
+        let mut problems = channels.iter().filter_map(|channel| keyring.open(channel).err());
         let problem = problems.next();
         let key = keyring.keys().err().filter(|_| !channels.is_empty());
         Ok(Self {
@@ -145,10 +132,7 @@ impl SecretsState {
         counts.unreadable_channels.set(count(self.unreadable));
         counts.key_readable.set(i64::from(self.key.is_none()));
         let detail = match (&self.problem, &self.key) {
-            (Some(problem), _) => Some(format!(
-                "secrets: {} channels cannot deliver: {problem}",
-                self.unreadable
-            )),
+            (Some(problem), _) => Some(format!("secrets: {} channels cannot deliver: {problem}", self.unreadable)),
             (None, Some(problem)) => Some(format!(
                 "secrets: {problem}; channels deliver until this process ends, because it still has the key in memory"
             )),

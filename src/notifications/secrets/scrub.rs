@@ -31,10 +31,7 @@ pub(crate) struct Scrubber {
 impl Scrubber {
     /// Creates a scrubber for secrets.
     pub(crate) fn new(secrets: &Secrets) -> Self {
-        let mut scrubber = Self {
-            short: BTreeSet::new(),
-            windows: HashSet::new(),
-        };
+        let mut scrubber = Self { short: BTreeSet::new(), windows: HashSet::new() };
         if let Some(password) = &secrets.password {
             scrubber.add_secret(password);
         }
@@ -69,10 +66,7 @@ impl Scrubber {
         let is_delimiter = |c: char| c.is_whitespace() || matches!(c, ',' | ';' | '=' | '"');
         let words = value.split(is_delimiter).filter(|word| !word.is_empty());
         let scheme = usize::from(value.contains(char::is_whitespace));
-        for word in words
-            .skip(scheme)
-            .filter(|word| word.len() >= MIN_PART_BYTES)
-        {
+        for word in words.skip(scheme).filter(|word| word.len() >= MIN_PART_BYTES) {
             self.add_secret(word);
         }
         let encoded = value.rsplit(' ').next().unwrap_or_default();
@@ -102,10 +96,7 @@ impl Scrubber {
         for segment in segments.filter(|segment| segment.len() >= WINDOW_BYTES) {
             self.add_secret(segment);
         }
-        for (_, value) in url
-            .query_pairs()
-            .filter(|(_, value)| value.len() >= MIN_PART_BYTES)
-        {
+        for (_, value) in url.query_pairs().filter(|(_, value)| value.len() >= MIN_PART_BYTES) {
             self.add_secret(&value);
         }
     }
@@ -191,9 +182,7 @@ fn encodings(text: &str) -> Vec<String> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    let digits = |byte: &u8| {
-        [byte >> 4, byte & 0xF].map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]))
-    };
+    let digits = |byte: &u8| [byte >> 4, byte & 0xF].map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)]));
     bytes.iter().flat_map(digits).collect()
 }
 
@@ -211,10 +200,7 @@ mod tests {
                 ("x-pin".into(), "937".into()),
             ]
             .into(),
-            signing: vec![SigningSecret {
-                secret: "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into(),
-                expires_at: None,
-            }],
+            signing: vec![SigningSecret { secret: "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into(), expires_at: None }],
             url: Some("https://hooks.example/services/T024BE/B9/XbX2yYz7q?key=s3cr3t".into()),
         })
     }
@@ -243,14 +229,8 @@ mod tests {
             "czNjcjN0",
         ] {
             let scrubbed = scrubber.scrub(&format!("no {text} here"));
-            assert!(
-                !scrubbed.contains(text) && scrubbed.contains("***"),
-                "{text}: {scrubbed}"
-            );
-            assert!(
-                scrubbed.starts_with("no") && scrubbed.ends_with(" here"),
-                "{scrubbed}"
-            );
+            assert!(!scrubbed.contains(text) && scrubbed.contains("***"), "{text}: {scrubbed}");
+            assert!(scrubbed.starts_with("no") && scrubbed.ends_with(" here"), "{scrubbed}");
         }
     }
 
@@ -258,16 +238,9 @@ mod tests {
     fn half_of_a_secret_is_hidden_and_other_text_is_not() {
         let scrubber = scrubber();
         assert_eq!(scrubber.scrub("got GKYqrTwjUP?"), "got ***?");
-        for text in [
-            "535 5.7.8 Error: authentication failed: for hooks.example",
-            "Ünïcode 日本 \u{1f6aa}",
-            "",
-        ] {
+        for text in ["535 5.7.8 Error: authentication failed: for hooks.example", "Ünïcode 日本 \u{1f6aa}", ""] {
             assert_eq!(scrubber.scrub(text), text);
         }
-        assert_eq!(
-            Scrubber::new(&Secrets::default()).scrub("anything"),
-            "anything"
-        );
+        assert_eq!(Scrubber::new(&Secrets::default()).scrub("anything"), "anything");
     }
 }

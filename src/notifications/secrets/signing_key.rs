@@ -22,13 +22,7 @@ mod tests {
             assert!(decode(&good).is_some(), "{good}");
         }
         let bare = BASE64_STANDARD.encode([7; 24]);
-        for bad in [
-            secret(23),
-            secret(65),
-            bare,
-            "whsec_".into(),
-            "whsec_ü".into(),
-        ] {
+        for bad in [secret(23), secret(65), bare, "whsec_".into(), "whsec_ü".into()] {
             assert!(decode(&bad).is_none(), "{bad}");
         }
     }

@@ -39,16 +39,13 @@ pub(crate) struct Mail {
 
 impl fmt::Debug for Mail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Mail")
-            .field("host", &self.host)
-            .finish_non_exhaustive()
+        f.debug_struct("Mail").field("host", &self.host).finish_non_exhaustive()
     }
 }
 
 /// Parses a mail address with or without a name.
 pub(crate) fn mailbox(text: &str) -> Result<Mailbox, String> {
-    text.parse()
-        .map_err(|error| format!("is no mail address: {error}"))
+    text.parse().map_err(|error| format!("is no mail address: {error}"))
 }
 
 /// Sends a message as a mail within the time limit.
@@ -93,10 +90,7 @@ fn mail_message(mail: &Mail, message: &Message) -> Result<lettre::Message, Strin
     for to in &mail.to {
         builder = builder.to(mailbox(to)?);
     }
-    builder
-        .header(ContentType::TEXT_PLAIN)
-        .body(message.mail_text())
-        .map_err(|error| error.to_string())
+    builder.header(ContentType::TEXT_PLAIN).body(message.mail_text()).map_err(|error| error.to_string())
 }
 
 fn transport(mail: &Mail, address: &str) -> Result<AsyncSmtpTransport<Tokio1Executor>, Error> {

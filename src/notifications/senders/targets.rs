@@ -31,12 +31,8 @@ const SPECIAL_PURPOSE: [&str; 18] = [
     "3fff::/20",
 ];
 
-static DENIED_NETWORKS: LazyLock<Vec<IpNet>> = LazyLock::new(|| {
-    SPECIAL_PURPOSE
-        .iter()
-        .filter_map(|net| net.parse().ok())
-        .collect()
-});
+static DENIED_NETWORKS: LazyLock<Vec<IpNet>> =
+    LazyLock::new(|| SPECIAL_PURPOSE.iter().filter_map(|net| net.parse().ok()).collect());
 
 /// Addresses allowed as targets. Clones share the list.
 #[derive(Debug, Clone, Default)]
@@ -47,9 +43,7 @@ pub struct Targets {
 impl Targets {
     /// Allows the public internet and the given networks.
     pub fn new(allowed: &[IpNet]) -> Self {
-        Self {
-            allowed: allowed.into(),
-        }
+        Self { allowed: allowed.into() }
     }
 
     /// Returns true if messages may be sent to an address.
@@ -73,11 +67,7 @@ impl Targets {
             .await
             .map_err(|error| format!("the name {host} cannot be resolved: {error}"))?
             .collect();
-        let allowed: Vec<_> = addresses
-            .iter()
-            .copied()
-            .filter(|address| self.allow(address.ip()))
-            .collect();
+        let allowed: Vec<_> = addresses.iter().copied().filter(|address| self.allow(address.ip())).collect();
         match addresses.first() {
             None => Err(format!("the name {host} has no address")),
             Some(first) if allowed.is_empty() => Err(refusal_reason(first.ip())),

@@ -10,9 +10,7 @@ const HIDDEN_PATH: &str = "/***";
 /// Shortens a URL for display: without path and query, as both often contain a token.
 pub(crate) fn shorten(text: &str) -> String {
     match Url::parse(text) {
-        Ok(url) if url.path() == "/" && url.query().is_none() && url.fragment().is_none() => {
-            text.to_string()
-        }
+        Ok(url) if url.path() == "/" && url.query().is_none() && url.fragment().is_none() => text.to_string(),
         Ok(url) => url.origin().ascii_serialization() + HIDDEN_PATH,
         Err(_) => HIDDEN_PATH.to_string(),
     }
@@ -26,10 +24,7 @@ pub(crate) fn is_shortened(text: &str) -> bool {
 /// IP address in a URL. `None` for a URL with a host name.
 pub(crate) fn ip_address(url: &Url) -> Option<IpAddr> {
     let host = url.host_str()?;
-    host.trim_start_matches('[')
-        .trim_end_matches(']')
-        .parse()
-        .ok()
+    host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
 #[cfg(test)]

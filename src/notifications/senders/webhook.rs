@@ -83,24 +83,15 @@ impl Webhook {
             let key = signing_key::decode(&secret.secret).ok_or("a signing secret is invalid")?;
             keys.push((hmac::Key::new(hmac::HMAC_SHA256, &key), secret.expires_at));
         }
-        Ok(Self {
-            url,
-            timeout,
-            headers,
-            keys,
-        })
+        Ok(Self { url, timeout, headers, keys })
     }
 
     /// Signatures with all unexpired secrets.
     fn signatures(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
         let signed = [format!("{id}.{timestamp}.").as_bytes(), body].concat();
-        let current = self
-            .keys
-            .iter()
-            .filter(|(_, expires_at)| expires_at.is_none_or(|at| at > timestamp));
-        let signatures: Vec<_> = current
-            .map(|(key, _)| format!("v1,{}", BASE64_STANDARD.encode(hmac::sign(key, &signed))))
-            .collect();
+        let current = self.keys.iter().filter(|(_, expires_at)| expires_at.is_none_or(|at| at > timestamp));
+        let signatures: Vec<_> =
+            current.map(|(key, _)| format!("v1,{}", BASE64_STANDARD.encode(hmac::sign(key, &signed)))).collect();
         signatures.join(" ")
     }
 }
@@ -128,11 +119,7 @@ impl WebhookSender {
             .tcp_nodelay(true)
             .build()
             .map_err(|error| Chain(&error).to_string());
-        Self {
-            source,
-            targets,
-            client,
-        }
+        Self { source, targets, client }
     }
 
     /// Posts a message within the time limit.
@@ -153,10 +140,7 @@ impl WebhookSender {
         let answer = client
             .post(webhook.url.clone())
             .headers(webhook.headers.clone())
-            .header(
-                "content-type",
-                "application/cloudevents+json; charset=utf-8",
-            )
+            .header("content-type", "application/cloudevents+json; charset=utf-8")
             .header("webhook-id", id)
             .header("webhook-timestamp", now.timestamp())
             .header("webhook-signature", signatures)
@@ -221,37 +205,25 @@ mod tests {
     use crate::notifications::secrets::{SigningSecret, signing_key::PREFIX};
 
     fn secret(byte: u8, expires_at: Option<i64>) -> SigningSecret {
-        SigningSecret {
-            secret: format!("{PREFIX}{}", BASE64_STANDARD.encode([byte; 24])),
-            expires_at,
-        }
+        SigningSecret { secret: format!("{PREFIX}{}", BASE64_STANDARD.encode([byte; 24])), expires_at }
     }
 
     #[test]
     fn a_signature_is_that_of_the_published_example() {
         // From the specification of Standard Webhooks.
         let secrets = Secrets {
-            signing: vec![SigningSecret {
-                secret: "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into(),
-                expires_at: None,
-            }],
+            signing: vec![SigningSecret { secret: "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".into(), expires_at: None }],
             ..Default::default()
         };
         let webhook = Webhook::new("https://a.example", Duration::ZERO, &secrets).unwrap();
-        let signature = webhook.signatures(
-            "msg_p5jXN8AQM9LWM0D4loKWxJek",
-            1_614_265_330,
-            br#"{"test": 2432232314}"#,
-        );
+        let signature = webhook.signatures("msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, br#"{"test": 2432232314}"#);
         assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
     }
 
     #[test]
     fn every_secret_that_has_not_expired_signs() {
-        let secrets = Secrets {
-            signing: vec![secret(1, None), secret(2, Some(100)), secret(3, Some(50))],
-            ..Default::default()
-        };
+        let secrets =
+            Secrets { signing: vec![secret(1, None), secret(2, Some(100)), secret(3, Some(50))], ..Default::default() };
         let webhook = Webhook::new("https://a.example", Duration::ZERO, &secrets).unwrap();
         let signatures = |at| webhook.signatures("id", at, b"x").split(' ').count();
         assert_eq!((signatures(0), signatures(50), signatures(100)), (3, 2, 1));
@@ -270,10 +242,7 @@ mod tests {
         assert_eq!(result_of(200, ""), AttemptResult::Delivered);
         assert_eq!(result_of(204, ""), AttemptResult::Delivered);
         for status in [301, 302, 307, 400, 401, 404, 500, 505] {
-            assert!(
-                matches!(result_of(status, "7"), AttemptResult::Failed(_)),
-                "{status}"
-            );
+            assert!(matches!(result_of(status, "7"), AttemptResult::Failed(_)), "{status}");
         }
         assert!(matches!(result_of(410, ""), AttemptResult::Gone(_)));
         for (status, text, seconds) in [

@@ -21,17 +21,12 @@ fn json_survives_the_wire() {
 #[test]
 fn values_that_json_does_not_have_are_refused_by_their_path() {
     let value = |kind| Value { kind: Some(kind) };
-    let list = ListValue {
-        values: vec![value(Kind::NumberValue(f64::NAN))],
-    };
+    let list = ListValue { values: vec![value(Kind::NumberValue(f64::NAN))] };
     let fields = [("a".to_string(), value(Kind::ListValue(list)))].into();
     let error = from_proto("f", Struct { fields }, 100).unwrap_err();
     assert_eq!(error.to_string(), "`f.a[0]` must be a finite number");
     let error = from_proto("f", object(json!({"a": {"b": "\0"}})), 100).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "`f.a.b` must not contain a NUL character"
-    );
+    assert_eq!(error.to_string(), "`f.a.b` must not contain a NUL character");
 }
 
 #[test]
@@ -76,16 +71,7 @@ fn any(random: &mut fastrand::Rng, levels: u32) -> Json {
     let text = |random: &mut fastrand::Rng| -> String {
         let length = random.usize(..12);
         (0..length)
-            .map(|_| {
-                *random
-                    .choice(
-                        [
-                            'a', '"', '\\', '\n', '\u{1}', '\u{7f}', 'ü', '雪', '/', '\u{c}',
-                        ]
-                        .iter(),
-                    )
-                    .unwrap()
-            })
+            .map(|_| *random.choice(['a', '"', '\\', '\n', '\u{1}', '\u{7f}', 'ü', '雪', '/', '\u{c}'].iter()).unwrap())
             .collect()
     };
     match random.u32(..if levels == 0 { 5 } else { 7 }) {
@@ -94,9 +80,7 @@ fn any(random: &mut fastrand::Rng, levels: u32) -> Json {
         2 => json!(random.i32(..)),
         3 => json!(random.f64() * 1e20),
         4 => json!(text(random)),
-        5 => (0..random.u32(..5))
-            .map(|_| any(random, levels - 1))
-            .collect(),
+        5 => (0..random.u32(..5)).map(|_| any(random, levels - 1)).collect(),
         _ => {
             let entries = (0..random.u32(..5)).map(|_| (text(random), any(random, levels - 1)));
             Json::Object(entries.collect::<Vec<_>>().into_iter().collect())
@@ -108,10 +92,7 @@ fn any(random: &mut fastrand::Rng, levels: u32) -> Json {
 fn stored_objects_that_cannot_be_delivered_are_replaced() {
     assert_eq!(delivery_problem(&nested(MAX_LEVELS)), None);
     let deep = to_proto(nested(MAX_LEVELS + 1)).unwrap();
-    assert_eq!(
-        deep,
-        object(json!({ OMITTED_KEY: "nested deeper than 20 levels" }))
-    );
+    assert_eq!(deep, object(json!({ OMITTED_KEY: "nested deeper than 20 levels" })));
     let large = to_proto(json!({ "a": "x".repeat(2 << 20) })).unwrap();
     assert!(large.fields.contains_key(OMITTED_KEY));
     // The largest accepted object.

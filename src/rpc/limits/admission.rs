@@ -99,15 +99,10 @@ impl RequestMemory {
         let mut permit_slot = self.permit_slot.lock();
         *permit_slot = None;
         let admission = &self.admission;
-        let memory = match admission
-            .layouts
-            .memory(input, message, admission.max_message_memory)
-        {
+        let memory = match admission.layouts.memory(input, message, admission.max_message_memory) {
             Ok(memory) => memory + message.len() as u64,
             Err(SizeError::LimitExceeded) => {
-                return Err(Error::TooManyElements {
-                    limit: admission.max_message_memory,
-                });
+                return Err(Error::TooManyElements { limit: admission.max_message_memory });
             }
             Err(SizeError::Malformed) => return Err(Error::Malformed),
         };

@@ -68,9 +68,7 @@ impl CallLimit {
             return Ok(permit);
         }
         counts.refused.fetch_add(1, Ordering::Relaxed);
-        Err(Error::TooManyCalls {
-            limit: counts.limit,
-        })
+        Err(Error::TooManyCalls { limit: counts.limit })
     }
 }
 
@@ -81,18 +79,11 @@ mod tests {
     #[test]
     fn health_checks_have_a_reserve_and_health_watches_have_none() {
         let limit = CallLimit::new(1);
-        let call = limit
-            .acquire("/watchpost.v1.CameraService/GetCamera")
-            .unwrap();
+        let call = limit.acquire("/watchpost.v1.CameraService/GetCamera").unwrap();
         assert!(limit.acquire("/grpc.health.v1.Health/Watch").is_err());
-        let checks: Vec<_> = (0..MAX_EXTRA_HEALTH_CHECKS)
-            .map(|_| limit.acquire(HEALTH_CHECK_PATH).unwrap())
-            .collect();
+        let checks: Vec<_> = (0..MAX_EXTRA_HEALTH_CHECKS).map(|_| limit.acquire(HEALTH_CHECK_PATH).unwrap()).collect();
         assert!(limit.acquire(HEALTH_CHECK_PATH).is_err());
-        assert_eq!(
-            (limit.open(), limit.refused()),
-            (1 + MAX_EXTRA_HEALTH_CHECKS, 2)
-        );
+        assert_eq!((limit.open(), limit.refused()), (1 + MAX_EXTRA_HEALTH_CHECKS, 2));
         drop((call, checks));
         assert_eq!(limit.open(), 0);
     }

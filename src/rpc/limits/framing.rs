@@ -39,9 +39,7 @@ impl Framing {
                 let count = self.missing.min(rest.len() as u64);
                 self.missing -= count;
                 // `count` is at most the length of `rest`.
-                rest = rest
-                    .get(usize::try_from(count).unwrap_or(usize::MAX)..)
-                    .unwrap_or_default();
+                rest = rest.get(usize::try_from(count).unwrap_or(usize::MAX)..).unwrap_or_default();
             }
             if self.prefix_len == Self::PREFIX_BYTES && self.missing == 0 {
                 self.prefix_len = 0;
@@ -54,11 +52,7 @@ impl Framing {
     /// Returns the announced length of the incomplete message, in bytes. 0 before its prefix is
     /// read.
     pub(crate) fn length(&self) -> u64 {
-        if self.prefix_len == Self::PREFIX_BYTES {
-            self.length
-        } else {
-            0
-        }
+        if self.prefix_len == Self::PREFIX_BYTES { self.length } else { 0 }
     }
 
     /// Returns the number of messages that have begun.
@@ -84,12 +78,7 @@ mod tests {
             let mut framing = Framing::default();
             let (first, second) = bytes.split_at(cut);
             // The messages end after 8 and 13 bytes.
-            let ends = |upto: usize| {
-                [0, 8, 13]
-                    .into_iter()
-                    .rfind(|end| *end <= upto)
-                    .unwrap_or(0)
-            };
+            let ends = |upto: usize| [0, 8, 13].into_iter().rfind(|end| *end <= upto).unwrap_or(0);
             assert_eq!(framing.read(first), ends(cut), "{cut}");
             assert_eq!(framing.read(second), 13_usize.saturating_sub(cut), "{cut}");
             assert_eq!((framing.message_count(), framing.length()), (3, 2), "{cut}");

@@ -83,21 +83,11 @@ impl MessageLayouts {
             let prefix = format!(".{}", file.package());
             collect_messages(&prefix, &file.message_type, &mut descriptors);
         }
-        let names: HashMap<_, _> = descriptors
-            .iter()
-            .enumerate()
-            .map(|(index, (name, _))| (name.clone(), index))
-            .collect();
-        let mut messages: Vec<MessageLayout> = descriptors
-            .iter()
-            .map(|(_, message)| MessageLayout {
-                size: 0,
-                fields: fields(message, &names),
-            })
-            .collect();
-        let sizes: Vec<_> = (0..messages.len())
-            .map(|index| size(index, &descriptors, &messages, 0))
-            .collect();
+        let names: HashMap<_, _> =
+            descriptors.iter().enumerate().map(|(index, (name, _))| (name.clone(), index)).collect();
+        let mut messages: Vec<MessageLayout> =
+            descriptors.iter().map(|(_, message)| MessageLayout { size: 0, fields: fields(message, &names) }).collect();
+        let sizes: Vec<_> = (0..messages.len()).map(|index| size(index, &descriptors, &messages, 0)).collect();
         for (message, size) in messages.iter_mut().zip(sizes) {
             message.size = size;
         }
@@ -129,13 +119,7 @@ impl MessageLayouts {
         Ok(max_bytes - budget.0)
     }
 
-    fn walk(
-        &self,
-        message: usize,
-        bytes: &[u8],
-        budget: &mut MemoryBudget,
-        level: usize,
-    ) -> Result<(), SizeError> {
+    fn walk(&self, message: usize, bytes: &[u8], budget: &mut MemoryBudget, level: usize) -> Result<(), SizeError> {
         let layout = self.messages.get(message).ok_or(SizeError::Malformed)?;
         if level > MAX_LEVELS {
             return Err(SizeError::Malformed);
@@ -147,11 +131,7 @@ impl MessageLayouts {
             let field = position.ok().map(|index| layout.fields[index].1);
             if wire != Wire::Bytes {
                 skip(&mut bytes, number, wire, level)?;
-                if let Some(Field {
-                    is_repeated: true,
-                    kind: Kind::Number { size, .. },
-                }) = field
-                {
+                if let Some(Field { is_repeated: true, kind: Kind::Number { size, .. } }) = field {
                     budget.take(size * GROWTH_FACTOR)?;
                 }
                 continue;
@@ -159,25 +139,16 @@ impl MessageLayouts {
             let content = content(&mut bytes)?;
             let Some(field) = field else { continue };
             let each = |size| {
-                if field.is_repeated {
-                    size * GROWTH_FACTOR
-                } else {
-                    0
-                }
+                if field.is_repeated { size * GROWTH_FACTOR } else { 0 }
             };
             match field.kind {
                 // A packed list has one length for all numbers.
-                Kind::Number {
-                    size,
-                    min_wire_bytes,
-                } => {
+                Kind::Number { size, min_wire_bytes } => {
                     budget.take(each(size) * content.len() as u64 / min_wire_bytes)?;
                 }
                 Kind::Text => budget.take(each(HANDLE_BYTES) + content.len() as u64)?,
                 Kind::Message(inner) => {
-                    budget.take(each(
-                        self.messages.get(inner).map_or(0, |layout| layout.size),
-                    ))?;
+                    budget.take(each(self.messages.get(inner).map_or(0, |layout| layout.size)))?;
                     self.walk(inner, content, budget, level + 1)?;
                 }
             }
@@ -214,32 +185,14 @@ fn fields(message: &DescriptorProto, names: &HashMap<String, usize>) -> Vec<(u32
         let kind = match field.r#type() {
             Type::String | Type::Bytes => Kind::Text,
             Type::Message | Type::Group => Kind::Message(*names.get(field.type_name())?),
-            Type::Double | Type::Fixed64 | Type::Sfixed64 => Kind::Number {
-                size: 8,
-                min_wire_bytes: 8,
-            },
-            Type::Float | Type::Fixed32 | Type::Sfixed32 => Kind::Number {
-                size: 4,
-                min_wire_bytes: 4,
-            },
-            Type::Int64 | Type::Uint64 | Type::Sint64 => Kind::Number {
-                size: 8,
-                min_wire_bytes: 1,
-            },
-            Type::Bool => Kind::Number {
-                size: 1,
-                min_wire_bytes: 1,
-            },
-            Type::Int32 | Type::Uint32 | Type::Sint32 | Type::Enum => Kind::Number {
-                size: 4,
-                min_wire_bytes: 1,
-            },
+            Type::Double | Type::Fixed64 | Type::Sfixed64 => Kind::Number { size: 8, min_wire_bytes: 8 },
+            Type::Float | Type::Fixed32 | Type::Sfixed32 => Kind::Number { size: 4, min_wire_bytes: 4 },
+            Type::Int64 | Type::Uint64 | Type::Sint64 => Kind::Number { size: 8, min_wire_bytes: 1 },
+            Type::Bool => Kind::Number { size: 1, min_wire_bytes: 1 },
+            Type::Int32 | Type::Uint32 | Type::Sint32 | Type::Enum => Kind::Number { size: 4, min_wire_bytes: 1 },
         };
         let is_repeated = field.label() == Label::Repeated;
-        Some((
-            u32::try_from(field.number()).ok()?,
-            Field { is_repeated, kind },
-        ))
+        Some((u32::try_from(field.number()).ok()?, Field { is_repeated, kind }))
     };
     let mut fields: Vec<_> = message.field.iter().filter_map(field).collect();
     fields.sort_by_key(|field| field.0);
@@ -248,12 +201,7 @@ fn fields(message: &DescriptorProto, names: &HashMap<String, usize>) -> Vec<(u32
 
 /// Calculates an upper bound of a message's size without elements and text, in bytes. Optional
 /// fields include a presence flag.
-fn size(
-    index: usize,
-    descriptors: &[(String, &DescriptorProto)],
-    messages: &[MessageLayout],
-    level: usize,
-) -> u64 {
+fn size(index: usize, descriptors: &[(String, &DescriptorProto)], messages: &[MessageLayout], level: usize) -> u64 {
     if level > MAX_LEVELS {
         // A recursive message is stored behind a pointer.
         return 8;
@@ -271,13 +219,8 @@ fn size(
             Kind::Text => HANDLE_BYTES,
             Kind::Message(inner) => size(inner, descriptors, messages, level + 1) + 8,
         };
-        let descriptor = message
-            .field
-            .iter()
-            .find(|field| u32::try_from(field.number()) == Ok(*number));
-        let choice = descriptor
-            .filter(|field| !field.proto3_optional())
-            .and_then(|field| field.oneof_index);
+        let descriptor = message.field.iter().find(|field| u32::try_from(field.number()) == Ok(*number));
+        let choice = descriptor.filter(|field| !field.proto3_optional()).and_then(|field| field.oneof_index);
         match choice {
             Some(choice) => {
                 let largest = choices.entry(choice).or_default();

@@ -21,8 +21,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const NO_MEMORY: &str = "the memory for snapshots is exhausted; retry later";
 
 /// Error message for a reclaimed snapshot.
-const RECLAIMED: &str =
-    "the snapshot was not read in time, and its memory was reclaimed for newer snapshots";
+const RECLAIMED: &str = "the snapshot was not read in time, and its memory was reclaimed for newer snapshots";
 
 /// Memory shared by all snapshots. Clones share the state.
 #[derive(Debug, Clone)]
@@ -50,10 +49,7 @@ impl SnapshotMemory {
     /// Creates a limit in bytes for all snapshots together. A single snapshot may exceed the limit
     /// if no other exists.
     pub fn new(limit: u64) -> Self {
-        Self(Arc::new(Shared {
-            limit,
-            usage: Mutex::default(),
-        }))
+        Self(Arc::new(Shared { limit, usage: Mutex::default() }))
     }
 
     /// Returns the used and total memory, in bytes.
@@ -63,18 +59,11 @@ impl SnapshotMemory {
 
     /// Creates an empty reservation for a snapshot to be read from the database.
     pub fn reserve(&self) -> Reservation {
-        Reservation {
-            memory: self.clone(),
-            bytes: 0,
-        }
+        Reservation { memory: self.clone(), bytes: 0 }
     }
 
     /// Stores a snapshot until its clients drop it, or until the memory is reclaimed.
-    pub fn store<T: Debug + Send + Sync + 'static>(
-        &self,
-        items: Vec<T>,
-        reservation: Reservation,
-    ) -> Arc<Snapshot<T>> {
+    pub fn store<T: Debug + Send + Sync + 'static>(&self, items: Vec<T>, reservation: Reservation) -> Arc<Snapshot<T>> {
         let snapshot = Arc::new(Snapshot(Mutex::new(Some((items, reservation)))));
         let stored: Arc<dyn Reclaim> = snapshot.clone();
         let mut usage = self.usage();
@@ -110,9 +99,7 @@ impl Reservation {
                 return Ok(());
             }
             usage.stored.retain(|(_, stored)| stored.strong_count() > 0);
-            let oldest = usage
-                .stored
-                .pop_front_if(|(since, _)| since.elapsed() >= READ_TIMEOUT);
+            let oldest = usage.stored.pop_front_if(|(since, _)| since.elapsed() >= READ_TIMEOUT);
             drop(usage);
             let Some((_, oldest)) = oldest else {
                 return Err(Error::Busy(NO_MEMORY));

@@ -38,8 +38,7 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(1);
 const PROGRESS_BYTES: u64 = 16 << 10;
 
 /// Error of an evicted request.
-const EVICTED: Error =
-    Error::Busy("the incomplete request was ended, because other requests needed its memory");
+const EVICTED: Error = Error::Busy("the incomplete request was ended, because other requests needed its memory");
 
 /// Accounts of incomplete requests: nothing has arrived, or the end is missing.
 ///
@@ -80,13 +79,7 @@ struct Account {
 
 impl Account {
     fn new(now: Instant) -> Self {
-        Self {
-            bytes: 0,
-            begun: now,
-            progressed: now,
-            progressed_bytes: 0,
-            waiting: None,
-        }
+        Self { bytes: 0, begun: now, progressed: now, progressed_bytes: 0, waiting: None }
     }
 
     fn set(&mut self, bytes: u64, now: Instant) {
@@ -179,14 +172,9 @@ impl UnfinishedRequests {
         let mut accounts = self.accounts();
         let number = accounts.next;
         accounts.next += 1;
-        accounts
-            .requests
-            .insert(number, Account::new(Instant::now()));
+        accounts.requests.insert(number, Account::new(Instant::now()));
         drop(accounts);
-        AccountGuard {
-            unfinished: self.clone(),
-            number,
-        }
+        AccountGuard { unfinished: self.clone(), number }
     }
 }
 
@@ -208,12 +196,9 @@ impl AccountGuard {
             account.set(bytes, now);
             accounts.bytes = accounts.bytes - before + bytes;
         }
-        while accounts.bytes > self.unfinished.0.max_bytes || accounts.requests.len() > MAX_REQUESTS
-        {
+        while accounts.bytes > self.unfinished.0.max_bytes || accounts.requests.len() > MAX_REQUESTS {
             let eviction_candidate = accounts.eviction_candidate(now);
-            let Some(account) =
-                eviction_candidate.and_then(|number| accounts.requests.remove(&number))
-            else {
+            let Some(account) = eviction_candidate.and_then(|number| accounts.requests.remove(&number)) else {
                 break;
             };
             accounts.bytes -= account.bytes;
@@ -322,11 +307,7 @@ impl BoundedBody {
     fn update_account(&mut self) -> Result<()> {
         let unfinished = &self.unfinished;
         let account_guard = self.account_guard.get_or_insert_with(|| unfinished.open());
-        if account_guard.set(self.buffer.held_back()) {
-            Ok(())
-        } else {
-            Err(EVICTED)
-        }
+        if account_guard.set(self.buffer.held_back()) { Ok(()) } else { Err(EVICTED) }
     }
 
     /// Returns true if a waiting request needs an account: always, except between the messages of a
@@ -371,9 +352,7 @@ impl BoundedBody {
         }
         let within = self.unfinished.0.within;
         let until = self.begun + within;
-        let deadline = self
-            .deadline
-            .get_or_insert_with(|| Box::pin(sleep_until(until)));
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep_until(until)));
         deadline.as_mut().poll(cx).map(|()| {
             self.unfinished.0.timed_out.fetch_add(1, Ordering::Relaxed);
             Error::MessageTimeout { within }
@@ -385,10 +364,7 @@ impl http_body::Body for BoundedBody {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         loop {
             if let Some(bytes) = self.buffer.next() {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));

@@ -25,13 +25,7 @@ pub(super) struct PageBuilder<M> {
 
 impl<M: Message> PageBuilder<M> {
     pub(super) fn new(max_rows: u64) -> Self {
-        Self {
-            max_rows,
-            messages: Vec::new(),
-            bytes: 0,
-            last: None,
-            is_full: false,
-        }
+        Self { max_rows, messages: Vec::new(), bytes: 0, last: None, is_full: false }
     }
 
     /// Adds a row. Returns false if the page is full; the first row always fits.

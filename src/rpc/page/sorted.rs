@@ -3,8 +3,7 @@
 use chrono::{DateTime, Utc};
 use prost::Message;
 use sea_orm::{
-    ColumnTrait, Condition, ConnectionTrait, EntityTrait, Order, QueryFilter, QueryOrder, Select,
-    StreamTrait, Value,
+    ColumnTrait, Condition, ConnectionTrait, EntityTrait, Order, QueryFilter, QueryOrder, Select, StreamTrait, Value,
     sea_query::{Expr, ExprTrait, SimpleExpr},
 };
 use uuid::Uuid;
@@ -64,10 +63,7 @@ impl Page {
         let value = last.and_then(|last| last.key.as_ref());
         let token = |row: &E::Model| {
             let (value, time, id) = key(row);
-            Token {
-                key: value,
-                ..self.token(time.timestamp_micros(), &id)
-            }
+            Token { key: value, ..self.token(time.timestamp_micros(), &id) }
         };
         let mut builder = PageBuilder::new(self.size);
         let mut select = select;
@@ -77,9 +73,7 @@ impl Page {
                 return Err(invalid_token());
             }
             if position.is_none() || value.is_some() {
-                let after = value
-                    .zip(position)
-                    .map(|(value, position)| sort.after_row(by, value, position));
+                let after = value.zip(position).map(|(value, position)| sort.after_row(by, value, position));
                 let rows_with_value = sort.rows_with_value(by, select.clone(), after);
                 builder.fetch(db, rows_with_value, &token).await?;
             }
@@ -99,12 +93,7 @@ impl Page {
 
 impl<C: ColumnTrait> Sort<C> {
     /// Selects the rows with a value, after the given position.
-    fn rows_with_value<E: EntityTrait>(
-        &self,
-        by: &SortKey,
-        select: Select<E>,
-        after: Option<Condition>,
-    ) -> Select<E> {
+    fn rows_with_value<E: EntityTrait>(&self, by: &SortKey, select: Select<E>, after: Option<Condition>) -> Select<E> {
         let mut select = select;
         if by.may_be_absent {
             select = select.filter(by.value.clone().is_not_null());
@@ -130,26 +119,15 @@ impl<C: ColumnTrait> Sort<C> {
         } else {
             (column().gte(value.clone()), column().gt(value.clone()))
         };
-        let equal = Condition::all()
-            .add(column().eq(value))
-            .add(self.after_position(position));
-        Condition::all()
-            .add(not_before)
-            .add(Condition::any().add(after).add(equal))
+        let equal = Condition::all().add(column().eq(value)).add(self.after_position(position));
+        Condition::all().add(not_before).add(Condition::any().add(after).add(equal))
     }
 
     /// Matches rows after the given time and id, among rows with an equal value.
     fn after_position(&self, (time, id): (DateTime<Utc>, Uuid)) -> SimpleExpr {
         let (time_column, id_column) = self.then_by;
-        let columns = Expr::tuple([
-            Expr::col(time_column.as_column_ref()),
-            Expr::col(id_column.as_column_ref()),
-        ]);
+        let columns = Expr::tuple([Expr::col(time_column.as_column_ref()), Expr::col(id_column.as_column_ref())]);
         let position = Expr::tuple([Expr::val(time), Expr::val(id)]);
-        if self.then_order == Order::Desc {
-            columns.lt(position)
-        } else {
-            columns.gt(position)
-        }
+        if self.then_order == Order::Desc { columns.lt(position) } else { columns.gt(position) }
     }
 }

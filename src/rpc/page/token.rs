@@ -73,14 +73,9 @@ impl Token {
     /// Parses a token, which must belong to this list and filter.
     pub(super) fn parse(text: &str, list: u64) -> Result<Self> {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).ok();
-        let token = bytes
-            .and_then(|bytes| Self::decode(bytes.as_slice()).ok())
-            .ok_or_else(invalid_token)?;
+        let token = bytes.and_then(|bytes| Self::decode(bytes.as_slice()).ok()).ok_or_else(invalid_token)?;
         if token.list != list {
-            return Err(Error::invalid(
-                "page_token",
-                "belongs to another list or filter",
-            ));
+            return Err(Error::invalid("page_token", "belongs to another list or filter"));
         }
         Ok(token)
     }

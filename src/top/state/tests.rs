@@ -1,7 +1,5 @@
 use super::*;
-use crate::top::examples::{
-    alert, gpu, heartbeat, now, silent_gpu, snapshot_end, state, update, with_status,
-};
+use crate::top::examples::{alert, gpu, heartbeat, now, silent_gpu, snapshot_end, state, update, with_status};
 
 fn ids(state: &State) -> Vec<&str> {
     state.alerts().map(|alert| alert.id.as_str()).collect()
@@ -46,11 +44,7 @@ fn a_new_snapshot_takes_away_what_was_closed_meanwhile() {
     state.apply_event(ConnectionEvent::Connected, now());
     state.apply_event(ConnectionEvent::Snapshot, now());
     state.apply_event(update(alert("b", 20)), now());
-    assert_eq!(
-        ids(&state),
-        ["b", "a", "dismissed"],
-        "until the snapshot ends"
-    );
+    assert_eq!(ids(&state), ["b", "a", "dismissed"], "until the snapshot ends");
     state.apply_event(snapshot_end(), now());
     assert_eq!(ids(&state), ["b", "dismissed"]);
     // An incomplete snapshot proves nothing about missing alerts.
@@ -78,10 +72,7 @@ fn what_the_link_was_since_is_not_moved_by_further_attempts() {
     assert_eq!(seen, (ConnectionState::Connected, later(3), None));
     let mut never = State::new(String::new(), now());
     never.apply_event(ConnectionEvent::Broken("no".into()), later(1));
-    assert_eq!(
-        (never.link, never.since),
-        (ConnectionState::Connecting, now())
-    );
+    assert_eq!((never.link, never.since), (ConnectionState::Connecting, now()));
 }
 
 #[test]
@@ -103,11 +94,7 @@ fn a_gpu_keeps_its_history_with_holes_where_nothing_was_measured() {
 
 #[test]
 fn a_gpu_is_stale_by_the_clock_of_the_server_and_by_how_often_it_is_sampled() {
-    let age = |state: &State| {
-        state
-            .stale(state.gpus()[0], now())
-            .map(|age| age.num_seconds())
-    };
+    let age = |state: &State| state.stale(state.gpus()[0], now()).map(|age| age.num_seconds());
     assert_eq!(age(&state(vec![gpu(0, 5)], vec![])), None);
     let mut state = state(vec![gpu(0, 6)], vec![]);
     assert_eq!(age(&state), Some(6));

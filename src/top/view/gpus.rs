@@ -39,13 +39,7 @@ impl Panel {
     fn tallest(count: usize, width: u16, room: u16) -> Self {
         let facts = fact_lines(width);
         let block = |facts, history| Self::Block { facts, history };
-        let blocks = [
-            block(facts, 2),
-            block(facts, 1),
-            block(facts, 0),
-            block(1, 0),
-            block(0, 0),
-        ];
+        let blocks = [block(facts, 2), block(facts, 1), block(facts, 0), block(1, 0), block(0, 0)];
         let fits = |panel: &Self| count.saturating_mul(panel.height().into()) <= room.into();
         blocks.into_iter().find(fits).unwrap_or(Self::Line)
     }
@@ -62,9 +56,7 @@ impl Panel {
 pub(super) fn height(count: usize, width: u16, room: u16) -> u16 {
     let height = count.saturating_mul(Panel::tallest(count, width, room).height().into());
     // Without GPUs, one line is needed for the message.
-    u16::try_from(height)
-        .unwrap_or(u16::MAX)
-        .clamp(1, room.max(1))
+    u16::try_from(height).unwrap_or(u16::MAX).clamp(1, room.max(1))
 }
 
 /// Draws the GPUs that fit, and the number of the others.
@@ -100,34 +92,17 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, now: DateTime<F
     }
 }
 
-fn draw_block(
-    frame: &mut Frame,
-    area: Rect,
-    gpu: &Gpu,
-    stale: Option<TimeDelta>,
-    (facts, history): (u16, u16),
-) {
-    let rows = [
-        Constraint::Length(1),
-        Constraint::Length(1),
-        Constraint::Length(facts),
-        Constraint::Length(history),
-    ];
+fn draw_block(frame: &mut Frame, area: Rect, gpu: &Gpu, stale: Option<TimeDelta>, (facts, history): (u16, u16)) {
+    let rows = [Constraint::Length(1), Constraint::Length(1), Constraint::Length(facts), Constraint::Length(history)];
     let [title, gauges, text, chart] = Layout::vertical(rows).areas(area);
     let mut name = vec![index(gpu)];
     name.extend(stale.map(stale_for));
     name.extend(self::name(gpu));
     frame.render_widget(Line::from(name), title);
     if facts == 0 {
-        let summary = vec![
-            Span::from("  "),
-            temperature(&gpu.stats),
-            Span::from(format!("  {}", power(&gpu.stats))),
-        ];
+        let summary = vec![Span::from("  "), temperature(&gpu.stats), Span::from(format!("  {}", power(&gpu.stats)))];
         let line = Line::from(summary).right_aligned();
-        let width = u16::try_from(line.width())
-            .unwrap_or(u16::MAX)
-            .min(title.width);
+        let width = u16::try_from(line.width()).unwrap_or(u16::MAX).min(title.width);
         let right = Rect::new(title.right() - width, title.y, width, title.height);
         frame.render_widget(line, right);
     }
@@ -186,14 +161,8 @@ fn index(gpu: &Gpu) -> Span<'static> {
 }
 
 fn name(gpu: &Gpu) -> [Span<'static>; 2] {
-    let text = |text: &Option<String>| {
-        text.as_deref()
-            .map_or_else(|| ABSENT.to_string(), super::escaped)
-    };
-    [
-        Span::from(text(&gpu.stats.gpu_name)).bold(),
-        Span::from(format!("  {}", text(&gpu.stats.host))).dim(),
-    ]
+    let text = |text: &Option<String>| text.as_deref().map_or_else(|| ABSENT.to_string(), super::escaped);
+    [Span::from(text(&gpu.stats.gpu_name)).bold(), Span::from(format!("  {}", text(&gpu.stats.host))).dim()]
 }
 
 fn stale_for(age: TimeDelta) -> Span<'static> {
@@ -201,9 +170,7 @@ fn stale_for(age: TimeDelta) -> Span<'static> {
     let text = humantime::format_duration(duration).to_string();
     // The two largest units are exact enough.
     let rounded = text.split(' ').take(2).collect::<Vec<_>>().join(" ");
-    Span::from(format!("stale {rounded} "))
-        .fg(Color::Yellow)
-        .bold()
+    Span::from(format!("stale {rounded} ")).fg(Color::Yellow).bold()
 }
 
 fn utilization(gpu: &Gpu, width: u16) -> Line<'static> {
@@ -222,11 +189,7 @@ fn memory(gpu: &Gpu, width: u16) -> Line<'static> {
 
 /// Gauge `GPU [||||||    37%]` of the given width.
 fn gauge(label: &'static str, percent: Option<f64>, text: &str, width: u16) -> Line<'static> {
-    let label = if label.is_empty() {
-        String::new()
-    } else {
-        format!("{label} ")
-    };
+    let label = if label.is_empty() { String::new() } else { format!("{label} ") };
     let around = label.len() + 2 + text.chars().count();
     let inner = usize::from(width).saturating_sub(around);
     let filled = percent.map_or(0, |percent| filled_cells(inner, percent));
@@ -237,12 +200,7 @@ fn gauge(label: &'static str, percent: Option<f64>, text: &str, width: u16) -> L
     };
     let bars = Span::from("|".repeat(filled)).fg(color);
     let rest = " ".repeat(inner - filled);
-    Line::from(vec![
-        Span::from(label).dim(),
-        Span::from("["),
-        bars,
-        Span::from(format!("{rest}{text}]")),
-    ])
+    Line::from(vec![Span::from(label).dim(), Span::from("["), bars, Span::from(format!("{rest}{text}]"))])
 }
 
 /// Number of cells for a percentage, at least one for a value above zero.
@@ -285,9 +243,7 @@ fn temperature(stats: &pb::GpuStats) -> Span<'static> {
 }
 
 fn power(stats: &pb::GpuStats) -> String {
-    let watts = |watts: Option<f64>| {
-        watts.map_or_else(|| ABSENT.to_string(), |watts| format!("{watts:.0}"))
-    };
+    let watts = |watts: Option<f64>| watts.map_or_else(|| ABSENT.to_string(), |watts| format!("{watts:.0}"));
     match (stats.power_usage, stats.power_limit) {
         (None, None) => ABSENT.to_string(),
         (usage, limit) => format!("{}/{} W", watts(usage), watts(limit)),

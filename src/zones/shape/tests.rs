@@ -8,16 +8,8 @@ use crate::{entity::detection, zones::PlacementError};
 const SQUARE: &[[f64; 2]] = &[[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]];
 
 /// U shape: two legs with a gap at the top.
-const CONCAVE: &[[f64; 2]] = &[
-    [0.0, 0.0],
-    [0.25, 0.0],
-    [0.25, 0.5],
-    [0.75, 0.5],
-    [0.75, 0.0],
-    [1.0, 0.0],
-    [1.0, 1.0],
-    [0.0, 1.0],
-];
+const CONCAVE: &[[f64; 2]] =
+    &[[0.0, 0.0], [0.25, 0.0], [0.25, 0.5], [0.75, 0.5], [0.75, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]];
 
 fn zone(corners: &[[f64; 2]], anchor: ZoneAnchor, min_overlap: Option<f64>) -> Zone {
     let now = crate::entity::now();
@@ -66,9 +58,7 @@ fn placement([x, y, width, height]: [i32; 4]) -> Result<Placement, PlacementErro
 }
 
 fn problem(corners: &[[f64; 2]], shape: ZoneShape) -> Option<String> {
-    check_corners("c", corners, shape)
-        .err()
-        .map(|error| error.to_string())
+    check_corners("c", corners, shape).err().map(|error| error.to_string())
 }
 
 #[test]
@@ -84,41 +74,13 @@ fn corners_that_make_no_zone_are_refused_with_a_reason() {
         (SQUARE, Polygon, None),
         (CONCAVE, Polygon, None),
         (&turned, Polygon, None),
-        (
-            &[[0.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 0.0]],
-            Rectangle,
-            None,
-        ),
-        (
-            &[],
-            Polygon,
-            Some("`c` must have at least 3 points".to_string()),
-        ),
-        (
-            &SQUARE[..2],
-            Polygon,
-            Some("`c` must have at least 3 points".into()),
-        ),
-        (
-            &many,
-            Polygon,
-            Some("`c` must have at most 1000 points".into()),
-        ),
-        (
-            &[[0.0, 0.0], [0.5, 1.1], [1.0, 0.0]],
-            Polygon,
-            Some(format!("`c[1].y` {in_range}, got 1.1")),
-        ),
-        (
-            &[[0.0, 0.0], [0.5, 1.0], [f64::NAN, 0.0]],
-            Polygon,
-            Some(format!("`c[2].x` {in_range}, got NaN")),
-        ),
-        (
-            &[[-1e-9, 0.0], [0.5, 1.0], [1.0, 0.0]],
-            Polygon,
-            Some(format!("`c[0].x` {in_range}, got -0.000000001")),
-        ),
+        (&[[0.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 0.0]], Rectangle, None),
+        (&[], Polygon, Some("`c` must have at least 3 points".to_string())),
+        (&SQUARE[..2], Polygon, Some("`c` must have at least 3 points".into())),
+        (&many, Polygon, Some("`c` must have at most 1000 points".into())),
+        (&[[0.0, 0.0], [0.5, 1.1], [1.0, 0.0]], Polygon, Some(format!("`c[1].y` {in_range}, got 1.1"))),
+        (&[[0.0, 0.0], [0.5, 1.0], [f64::NAN, 0.0]], Polygon, Some(format!("`c[2].x` {in_range}, got NaN"))),
+        (&[[-1e-9, 0.0], [0.5, 1.0], [1.0, 0.0]], Polygon, Some(format!("`c[0].x` {in_range}, got -0.000000001"))),
         (
             &[[0.0, 0.0], [0.5, 1.0], [0.5, 1.0], [1.0, 0.0]],
             Polygon,
@@ -130,72 +92,26 @@ fn corners_that_make_no_zone_are_refused_with_a_reason() {
             Some("`c[3]` must not repeat the first point, to which it is joined anyway".into()),
         ),
         // A bow tie, an outward spike, an inward spike, and a point used twice.
+        (&[[0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0]], Polygon, Some(format!("`c` {crossing}"))),
+        (&[[0.0, 0.0], [0.5, 0.0], [1.0, 0.0], [0.5, 0.0], [0.5, 0.5]], Polygon, Some(format!("`c` {crossing}"))),
+        (&[[0.0, 0.0], [1.0, 0.0], [0.5, 0.0], [0.5, 0.5]], Polygon, Some(format!("`c` {crossing}"))),
         (
-            &[[0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0]],
+            &[[0.0, 0.0], [0.5, 0.5], [1.0, 0.0], [1.0, 1.0], [0.5, 0.5], [0.0, 1.0]],
             Polygon,
             Some(format!("`c` {crossing}")),
         ),
-        (
-            &[[0.0, 0.0], [0.5, 0.0], [1.0, 0.0], [0.5, 0.0], [0.5, 0.5]],
-            Polygon,
-            Some(format!("`c` {crossing}")),
-        ),
-        (
-            &[[0.0, 0.0], [1.0, 0.0], [0.5, 0.0], [0.5, 0.5]],
-            Polygon,
-            Some(format!("`c` {crossing}")),
-        ),
-        (
-            &[
-                [0.0, 0.0],
-                [0.5, 0.5],
-                [1.0, 0.0],
-                [1.0, 1.0],
-                [0.5, 0.5],
-                [0.0, 1.0],
-            ],
-            Polygon,
-            Some(format!("`c` {crossing}")),
-        ),
-        (
-            &[[0.1, 0.1], [0.5, 0.5], [0.9, 0.9]],
-            Polygon,
-            Some("`c` must enclose an area".into()),
-        ),
-        (
-            &[[0.1, 0.1], [0.9, 0.1], [0.5, 0.1], [0.3, 0.1]],
-            Polygon,
-            Some("`c` must enclose an area".into()),
-        ),
-        (
-            &[[0.5, 0.5], [0.500_001, 0.5], [0.5, 0.500_001]],
-            Polygon,
-            Some("`c` must enclose an area".into()),
-        ),
-        (
-            &SQUARE[..3],
-            Rectangle,
-            Some("`c` must have exactly 4 points, for the shape is a rectangle".into()),
-        ),
-        (
-            CONCAVE,
-            Rectangle,
-            Some("`c` must have exactly 4 points, for the shape is a rectangle".into()),
-        ),
-        (
-            &[[0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0]],
-            Rectangle,
-            Some(format!("`c` {crossing}")),
-        ),
+        (&[[0.1, 0.1], [0.5, 0.5], [0.9, 0.9]], Polygon, Some("`c` must enclose an area".into())),
+        (&[[0.1, 0.1], [0.9, 0.1], [0.5, 0.1], [0.3, 0.1]], Polygon, Some("`c` must enclose an area".into())),
+        (&[[0.5, 0.5], [0.500_001, 0.5], [0.5, 0.500_001]], Polygon, Some("`c` must enclose an area".into())),
+        (&SQUARE[..3], Rectangle, Some("`c` must have exactly 4 points, for the shape is a rectangle".into())),
+        (CONCAVE, Rectangle, Some("`c` must have exactly 4 points, for the shape is a rectangle".into())),
+        (&[[0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0]], Rectangle, Some(format!("`c` {crossing}"))),
     ] {
         assert_eq!(problem(corners, shape), expected, "{corners:?}");
     }
     for corners in [&turned, &[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.1, 1.0]]] {
         let problem = problem(corners, Rectangle).unwrap();
-        assert!(
-            problem.starts_with("`c` are not the corners of a rectangle"),
-            "{problem}"
-        );
+        assert!(problem.starts_with("`c` are not the corners of a rectangle"), "{problem}");
     }
 }
 
@@ -228,16 +144,8 @@ fn the_boundary_belongs_to_the_zone() {
         let placement = placement([x, y, 0, 0]).unwrap();
         let hit = zone(corners, ZoneAnchor::Center, None).hit(&placement);
         assert_eq!(hit.is_some(), expected, "({x}, {y}) in {corners:?}");
-        assert_eq!(
-            zone(corners, ZoneAnchor::Foot, None)
-                .hit(&placement)
-                .is_some(),
-            expected
-        );
-        assert_eq!(
-            zone(corners, ZoneAnchor::Overlap, Some(0.001)).hit(&placement),
-            None
-        );
+        assert_eq!(zone(corners, ZoneAnchor::Foot, None).hit(&placement).is_some(), expected);
+        assert_eq!(zone(corners, ZoneAnchor::Overlap, Some(0.001)).hit(&placement), None);
     }
 }
 
@@ -250,15 +158,9 @@ fn the_anchor_says_what_must_lie_in_the_zone() {
     // Centre (50, 65) is inside, foot (50, 75) is on the lower edge.
     let standing = placement([40, 55, 20, 20]).unwrap();
     let center = Hit::Center(Coord { x: 0.5, y: 0.65 });
-    assert_eq!(
-        zone(SQUARE, ZoneAnchor::Center, None).hit(&standing),
-        Some(center)
-    );
+    assert_eq!(zone(SQUARE, ZoneAnchor::Center, None).hit(&standing), Some(center));
     let foot = Hit::Foot(Coord { x: 0.5, y: 0.75 });
-    assert_eq!(
-        zone(SQUARE, ZoneAnchor::Foot, None).hit(&standing),
-        Some(foot)
-    );
+    assert_eq!(zone(SQUARE, ZoneAnchor::Foot, None).hit(&standing), Some(foot));
 }
 
 #[test]
@@ -284,10 +186,7 @@ fn an_overlap_is_a_part_of_the_box() {
             let Some(Hit::Overlap(overlap)) = hit(expected) else {
                 panic!("{bounds:?} is in {corners:?} by {expected}")
             };
-            assert!(
-                (overlap - expected).abs() < 1e-6,
-                "{overlap} {bounds:?} {corners:?}"
-            );
+            assert!((overlap - expected).abs() < 1e-6, "{overlap} {bounds:?} {corners:?}");
             if expected < 1.0 {
                 assert_eq!(hit(expected + 0.001), None, "{bounds:?} {corners:?}");
             }
@@ -301,21 +200,9 @@ fn an_overlap_is_a_part_of_the_box() {
 fn boxes_are_cut_off_at_the_edges_of_the_picture() {
     let cut = placement([-20, 90, 40, 100]).unwrap();
     assert_eq!(cut.bounds, Rect::new((0.0, 0.9), (0.2, 1.0)));
-    assert_eq!(
-        (cut.center, cut.foot),
-        ((0.1, 0.95).into(), (0.1, 1.0).into())
-    );
-    for bounds in [
-        [-20, 0, 19, 10],
-        [101, 0, 1, 1],
-        [0, -5, 10, 4],
-        [0, 101, 1, 1],
-    ] {
-        assert_eq!(
-            placement(bounds),
-            Err(PlacementError::Outside),
-            "{bounds:?}"
-        );
+    assert_eq!((cut.center, cut.foot), ((0.1, 0.95).into(), (0.1, 1.0).into()));
+    for bounds in [[-20, 0, 19, 10], [101, 0, 1, 1], [0, -5, 10, 4], [0, 101, 1, 1]] {
+        assert_eq!(placement(bounds), Err(PlacementError::Outside), "{bounds:?}");
     }
     for bounds in [[0, 0, -1, 5], [0, 0, 5, i32::MIN]] {
         assert_eq!(placement(bounds), Err(PlacementError::NoBox), "{bounds:?}");

@@ -11,23 +11,12 @@ use super::{
 
 /// Three events, of which the second raised an alert that was acknowledged later.
 fn truth() -> Truth {
-    let alert = Alert {
-        camera: "a".into(),
-        severity: "high".into(),
-        version: 2,
-    };
-    Truth {
-        events: [1, 2, 3].map(|id| (id, "a".to_string())).into(),
-        alerts: [("x".to_string(), alert)].into(),
-    }
+    let alert = Alert { camera: "a".into(), severity: "high".into(), version: 2 };
+    Truth { events: [1, 2, 3].map(|id| (id, "a".to_string())).into(), alerts: [("x".to_string(), alert)].into() }
 }
 
 fn step(what: What, commit: i64, commit_end: bool) -> Step {
-    Step::Sent(Sent {
-        what,
-        commit,
-        commit_end,
-    })
+    Step::Sent(Sent { what, commit, commit_end })
 }
 
 fn alert(version: i64) -> What {
@@ -46,10 +35,7 @@ fn steps() -> Vec<Step> {
 }
 
 fn history(wants: Wants, steps: Vec<Step>) -> History {
-    History {
-        steps,
-        ..History::new("s".into(), wants)
-    }
+    History { steps, ..History::new("s".into(), wants) }
 }
 
 fn violations(steps: Vec<Step>) -> Vec<String> {
@@ -59,29 +45,18 @@ fn violations(steps: Vec<Step>) -> Vec<String> {
 
 fn finds(steps: Vec<Step>, part: &str) {
     let violations = violations(steps);
-    assert!(
-        violations.iter().any(|violation| violation.contains(part)),
-        "{part:?} is not in {violations:?}"
-    );
+    assert!(violations.iter().any(|violation| violation.contains(part)), "{part:?} is not in {violations:?}");
 }
 
 #[test]
 fn what_was_promised_is_no_violation() {
     assert_eq!(violations(steps()), Vec::<String>::new());
-    let events = steps()
-        .into_iter()
-        .filter(|step| {
-            matches!(
-                step,
-                Step::Sent(Sent {
-                    what: What::Event(_),
-                    ..
-                })
-            )
-        })
-        .map(|step| match step {
-            Step::Sent(sent) => self::step(sent.what, sent.commit, true),
-            fell_out @ Step::FellOut(_) => fell_out,
+    let events =
+        steps().into_iter().filter(|step| matches!(step, Step::Sent(Sent { what: What::Event(_), .. }))).map(|step| {
+            match step {
+                Step::Sent(sent) => self::step(sent.what, sent.commit, true),
+                fell_out @ Step::FellOut(_) => fell_out,
+            }
         });
     let events = history(Wants::Events, events.collect());
     assert_eq!(judge(&truth(), &[events]), Vec::<String>::new());
@@ -133,11 +108,7 @@ fn what_is_not_stored_or_not_wanted_is_found() {
     let reference = history(Wants::Everything, steps());
     let unwanted = history(Wants::Events, steps());
     let violations = judge(&truth(), &[reference, unwanted]);
-    assert!(
-        violations
-            .iter()
-            .any(|violation| violation.contains("is not wanted"))
-    );
+    assert!(violations.iter().any(|violation| violation.contains("is not wanted")));
 }
 
 #[test]
@@ -147,19 +118,14 @@ fn a_gap_excuses_what_was_pruned_and_no_more() {
     assert_eq!(violations(fell_out.clone()), Vec::<String>::new());
     // More than can have been committed at the same time.
     let mut truth = truth();
-    truth
-        .events
-        .extend((4..100).map(|id| (id, "a".to_string())));
+    truth.events.extend((4..100).map(|id| (id, "a".to_string())));
     let mut all = steps();
     all.extend((4..100).map(|id| step(What::Event(id), 100 + id, true)));
     let mut few = all.clone();
     few.splice(1..99, [Step::FellOut(20)]);
     let histories = [all, few].map(|steps| history(Wants::Everything, steps));
     let found = judge(&truth, &histories);
-    assert!(
-        found[0].contains("was told that 20 changes are lost, and misses 98"),
-        "{found:?}"
-    );
+    assert!(found[0].contains("was told that 20 changes are lost, and misses 98"), "{found:?}");
     let mut elsewhere = steps();
     elsewhere.insert(1, Step::FellOut(5));
     elsewhere.remove(4);
@@ -169,22 +135,14 @@ fn a_gap_excuses_what_was_pruned_and_no_more() {
 #[test]
 fn a_snapshot_must_fit_what_follows() {
     let snapshot = |known: &[(&str, i64)], steps: Vec<Step>| {
-        let known = known
-            .iter()
-            .map(|(id, version)| ((*id).to_string(), *version));
+        let known = known.iter().map(|(id, version)| ((*id).to_string(), *version));
         let mut history = history(Wants::Snapshot, steps);
         history.snapshot = Some(known.collect());
         judge(&truth(), &[history])
     };
     let none = Vec::<String>::new();
     assert_eq!(snapshot(&[("x", 1)], vec![step(alert(2), 13, true)]), none);
-    assert_eq!(
-        snapshot(
-            &[],
-            vec![step(alert(1), 11, true), step(alert(2), 13, true)]
-        ),
-        none
-    );
+    assert_eq!(snapshot(&[], vec![step(alert(1), 11, true), step(alert(2), 13, true)]), none);
     assert_eq!(snapshot(&[], vec![]), none);
     let repeated = vec![step(alert(1), 11, true), step(alert(2), 13, true)];
     assert_ne!(snapshot(&[("x", 1)], repeated), none);

@@ -15,20 +15,9 @@ use crate::support::{
 const NEW: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
 
 async fn export(server: &TestServer, filter: pb::AlertRuleFilter) -> String {
-    let request = pb::ExportAlertRulesRequest {
-        filter: Some(filter),
-        with_output_only: false,
-    };
-    let response = server
-        .rules()
-        .export_alert_rules(request)
-        .await
-        .unwrap()
-        .into_inner();
-    let rules = read(&response.document)["alert_rules"]
-        .as_array()
-        .unwrap()
-        .len();
+    let request = pb::ExportAlertRulesRequest { filter: Some(filter), with_output_only: false };
+    let response = server.rules().export_alert_rules(request).await.unwrap().into_inner();
+    let rules = read(&response.document)["alert_rules"].as_array().unwrap().len();
     assert_eq!(i32::try_from(rules).unwrap(), response.alert_rules);
     response.document
 }
@@ -37,11 +26,7 @@ async fn all(server: &TestServer) -> String {
     export(server, pb::AlertRuleFilter::default()).await
 }
 
-async fn import(
-    server: &TestServer,
-    document: &str,
-    dry_run: bool,
-) -> Reply<pb::ImportAlertRulesResponse> {
+async fn import(server: &TestServer, document: &str, dry_run: bool) -> Reply<pb::ImportAlertRulesResponse> {
     let document = document.to_string();
     let request = pb::ImportAlertRulesRequest { document, dry_run };
     server.rules().import_alert_rules(request).await
@@ -54,18 +39,11 @@ async fn imported(server: &TestServer, document: &str) -> (i32, i32, i32) {
 
 fn counts(response: &pb::ImportAlertRulesResponse) -> (i32, i32, i32) {
     let count = |action: ImportAction| {
-        let found = response
-            .results
-            .iter()
-            .filter(|result| result.action() == action);
+        let found = response.results.iter().filter(|result| result.action() == action);
         i32::try_from(found.count()).unwrap()
     };
     let told = (response.created, response.updated, response.unchanged);
-    let found = (
-        count(ImportAction::Created),
-        count(ImportAction::Updated),
-        count(ImportAction::Unchanged),
-    );
+    let found = (count(ImportAction::Created), count(ImportAction::Updated), count(ImportAction::Unchanged));
     assert_eq!(told, found);
     told
 }
@@ -100,10 +78,7 @@ fn full() -> pb::AlertRule {
         channels: strings(&["mail"]),
         flap_threshold: Some(5),
         flap_window: seconds(60),
-        escalation: vec![pb::EscalationStep {
-            after: seconds(300),
-            channels: strings(&["mail"]),
-        }],
+        escalation: vec![pb::EscalationStep { after: seconds(300), channels: strings(&["mail"]) }],
         ..Default::default()
     }
 }
@@ -122,12 +97,7 @@ async fn a_document_reads_as_is_promised(backend: Backend) {
     let empty = "{\n  \"format\": \"watchpost.alert_rules\",\n  \"version\": 1,\n  \"alert_rules\": []\n}\n";
     assert_eq!(all(&server).await, empty);
     let first = server.rule(full()).await.id;
-    let second = server
-        .rule(pb::AlertRule {
-            name: "plain".into(),
-            ..Default::default()
-        })
-        .await;
+    let second = server.rule(pb::AlertRule { name: "plain".into(), ..Default::default() }).await;
     let expected = format!(
         r#"{{
   "format": "watchpost.alert_rules",
@@ -188,24 +158,12 @@ async fn a_document_reads_as_is_promised(backend: Backend) {
         second.id
     );
     assert_eq!(all(&server).await, expected);
-    let on = pb::AlertRuleFilter {
-        enabled: Some(true),
-        ..Default::default()
-    };
+    let on = pb::AlertRuleFilter { enabled: Some(true), ..Default::default() };
     let on = read(&export(&server, on).await);
     assert_eq!(on["alert_rules"].as_array().unwrap().len(), 1);
     assert_eq!(on["alert_rules"][0]["name"], "plain");
-    let request = pb::ExportAlertRulesRequest {
-        filter: None,
-        with_output_only: true,
-    };
-    let told = server
-        .rules()
-        .export_alert_rules(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .document;
+    let request = pb::ExportAlertRulesRequest { filter: None, with_output_only: true };
+    let told = server.rules().export_alert_rules(request).await.unwrap().into_inner().document;
     let told = &read(&told)["alert_rules"][1];
     assert_eq!(told["version_id"], 1);
     for key in ["created_at", "updated_at"] {
@@ -217,16 +175,10 @@ async fn a_document_reads_as_is_promised(backend: Backend) {
         );
     }
     let bad = pb::ExportAlertRulesRequest {
-        filter: Some(pb::AlertRuleFilter {
-            severity: 9,
-            ..Default::default()
-        }),
+        filter: Some(pb::AlertRuleFilter { severity: 9, ..Default::default() }),
         ..Default::default()
     };
-    refused(
-        server.rules().export_alert_rules(bad).await,
-        "filter.severity",
-    );
+    refused(server.rules().export_alert_rules(bad).await, "filter.severity");
     server.stop().await;
 }
 
@@ -240,16 +192,7 @@ async fn what_comes_back_changes_nothing_and_brings_back_what_is_gone(backend: B
     let kept = all(&server).await;
     let mut watch = server.watch(topics(&[pb::Topic::AlertRules])).await;
     assert_eq!(imported(&server, &kept).await, (0, 0, 3));
-    update(
-        &server,
-        pb::AlertRule {
-            id: rules[0].id.clone(),
-            ..always("other")
-        },
-        &["*"],
-    )
-    .await
-    .unwrap();
+    update(&server, pb::AlertRule { id: rules[0].id.clone(), ..always("other") }, &["*"]).await.unwrap();
     delete(&server, &rules[1].id).await.unwrap();
     server.rule(always("not in it")).await;
     let before = rows(&server).await;
@@ -258,23 +201,12 @@ async fn what_comes_back_changes_nothing_and_brings_back_what_is_gone(backend: B
     assert_eq!(rows(&server).await, before);
     let response = import(&server, &kept, false).await.unwrap().into_inner();
     assert_eq!(response, dry);
-    let ids: Vec<_> = response
-        .results
-        .iter()
-        .map(|result| result.id.clone())
-        .collect();
-    assert_eq!(
-        ids,
-        rules.iter().map(|rule| rule.id.clone()).collect::<Vec<_>>()
-    );
+    let ids: Vec<_> = response.results.iter().map(|result| result.id.clone()).collect();
+    assert_eq!(ids, rules.iter().map(|rule| rule.id.clone()).collect::<Vec<_>>());
     for (rule, version_id) in rules.iter().zip([3, 1, 1]) {
         let now = get(&server, &rule.id).await.unwrap().into_inner();
-        let expected = pb::AlertRule {
-            version_id,
-            created_at: now.created_at,
-            updated_at: now.updated_at,
-            ..rule.clone()
-        };
+        let expected =
+            pb::AlertRule { version_id, created_at: now.created_at, updated_at: now.updated_at, ..rule.clone() };
         assert_eq!(now, expected);
     }
     assert_eq!(imported(&server, &kept).await, (0, 0, 3));
@@ -282,16 +214,11 @@ async fn what_comes_back_changes_nothing_and_brings_back_what_is_gone(backend: B
     for _ in 0..5 {
         let response = watch.next().await;
         let commit = response.commit;
-        let Some(Update::AlertRule(change)) = response.update else {
-            panic!("not a rule")
-        };
+        let Some(Update::AlertRule(change)) = response.update else { panic!("not a rule") };
         let kind = change.kind();
         told.push((kind, change.alert_rule.unwrap().name, commit));
     }
-    let kinds: Vec<_> = told
-        .iter()
-        .map(|(kind, name, _)| (*kind, name.as_str()))
-        .collect();
+    let kinds: Vec<_> = told.iter().map(|(kind, name, _)| (*kind, name.as_str())).collect();
     let (created, updated) = (ChangeKind::Created, ChangeKind::Updated);
     let expected = [
         (updated, "other"),
@@ -332,14 +259,8 @@ async fn people_write_rules(backend: Backend) {
     let response = import(&server, &written, false).await.unwrap().into_inner();
     assert_eq!(counts(&response), (2, 1, 0));
     assert_eq!(response.results[2].id, NEW);
-    let new = get(&server, &response.results[0].id)
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(
-        (new.name.as_str(), new.object_types, new.cooldown),
-        ("new", strings(&["dog"]), seconds(300))
-    );
+    let new = get(&server, &response.results[0].id).await.unwrap().into_inner();
+    assert_eq!((new.name.as_str(), new.object_types, new.cooldown), ("new", strings(&["dog"]), seconds(300)));
     // All of it: what is left out goes back to its default.
     let changed = get(&server, &old.id).await.unwrap().into_inner();
     let expected = pb::AlertRule {
@@ -355,10 +276,7 @@ async fn people_write_rules(backend: Backend) {
         ..Default::default()
     };
     assert_eq!(changed, expected);
-    assert_eq!(
-        get(&server, NEW).await.unwrap().into_inner().risk_threshold,
-        Some(7)
-    );
+    assert_eq!(get(&server, NEW).await.unwrap().into_inner().risk_threshold, Some(7));
     // In force at once.
     let fired = server.ingest("door", vec![]).await.alerts.len();
     assert_eq!(fired, 1);
@@ -368,57 +286,25 @@ async fn people_write_rules(backend: Backend) {
 #[on_both]
 async fn a_bad_rule_is_named_by_its_place_and_nothing_is_written(backend: Backend) {
     let server = ready(backend).await;
-    let old = server
-        .rule(pb::AlertRule {
-            zone_ids: strings(&["z"]),
-            ..always("old")
-        })
-        .await;
+    let old = server.rule(pb::AlertRule { zone_ids: strings(&["z"]), ..always("old") }).await;
     let before = (rows(&server).await, all(&server).await);
     let with = |rule: &Value| document(&json!([{"name": "a"}, {"id": old.id, "name": "b"}, rule]));
     for (rule, path) in [
         (json!({}), "name"),
         (json!({"name": " "}), "name"),
         (json!({"name": "c", "nope": 1}), "nope"),
-        (
-            json!({"name": "c", "risk_threshold": 101}),
-            "risk_threshold",
-        ),
-        (
-            json!({"name": "c", "min_confidence": 1.5}),
-            "min_confidence",
-        ),
-        (
-            json!({"name": "c", "object_types": ["a", ""]}),
-            "object_types[1]",
-        ),
-        (
-            json!({"name": "c", "schedule": {"time_zone": "Mars"}}),
-            "schedule.time_zone",
-        ),
-        (
-            json!({"name": "c", "schedule": {"days": ["monday", "monday"]}}),
-            "schedule.days[1]",
-        ),
-        (
-            json!({"name": "c", "schedule": {"start_time": "22:00"}}),
-            "schedule.end_time",
-        ),
-        (
-            json!({"name": "c", "dedup_key_template": "{nope}"}),
-            "dedup_key_template",
-        ),
+        (json!({"name": "c", "risk_threshold": 101}), "risk_threshold"),
+        (json!({"name": "c", "min_confidence": 1.5}), "min_confidence"),
+        (json!({"name": "c", "object_types": ["a", ""]}), "object_types[1]"),
+        (json!({"name": "c", "schedule": {"time_zone": "Mars"}}), "schedule.time_zone"),
+        (json!({"name": "c", "schedule": {"days": ["monday", "monday"]}}), "schedule.days[1]"),
+        (json!({"name": "c", "schedule": {"start_time": "22:00"}}), "schedule.end_time"),
+        (json!({"name": "c", "dedup_key_template": "{nope}"}), "dedup_key_template"),
         (json!({"name": "c", "flap_threshold": 1}), "flap_window"),
         (json!({"name": "c", "cooldown": "0.5s"}), "cooldown"),
         (json!({"name": "c", "cooldown": 300}), "cooldown"),
-        (
-            json!({"name": "c", "escalation": [{"after": "604801s", "channels": ["mail"]}]}),
-            "escalation[0].after",
-        ),
-        (
-            json!({"name": "c", "conditions": {"nope": 1}}),
-            "conditions.nope",
-        ),
+        (json!({"name": "c", "escalation": [{"after": "604801s", "channels": ["mail"]}]}), "escalation[0].after"),
+        (json!({"name": "c", "conditions": {"nope": 1}}), "conditions.nope"),
         (json!({"id": old.id, "name": "c"}), "id"),
     ] {
         for dry_run in [true, false] {
@@ -427,21 +313,12 @@ async fn a_bad_rule_is_named_by_its_place_and_nothing_is_written(backend: Backen
         }
     }
     for (rule, path) in [
-        (
-            json!({"name": "c", "zone_ids": ["z", "nope"]}),
-            "alert_rules[2].zone_ids[1]",
-        ),
-        (
-            json!({"id": NEW, "name": "c", "zone_ids": ["nope"]}),
-            "alert_rules[2].zone_ids[0]",
-        ),
+        (json!({"name": "c", "zone_ids": ["z", "nope"]}), "alert_rules[2].zone_ids[1]"),
+        (json!({"id": NEW, "name": "c", "zone_ids": ["nope"]}), "alert_rules[2].zone_ids[0]"),
     ] {
         for dry_run in [true, false] {
-            let status = failed(
-                import(&server, &with(&rule), dry_run).await,
-                Code::FailedPrecondition,
-                "BROKEN_REFERENCE",
-            );
+            let status =
+                failed(import(&server, &with(&rule), dry_run).await, Code::FailedPrecondition, "BROKEN_REFERENCE");
             assert_eq!(field(&status), path);
         }
     }
@@ -449,10 +326,7 @@ async fn a_bad_rule_is_named_by_its_place_and_nothing_is_written(backend: Backen
     refused(import(&server, "{", false).await, "document");
     assert_eq!((rows(&server).await, all(&server).await), before);
     // What it named before it may go on naming.
-    let zone = pb::DeleteCameraZoneRequest {
-        id: "z".into(),
-        force: true,
-    };
+    let zone = pb::DeleteCameraZoneRequest { id: "z".into(), force: true };
     server.zones().delete_camera_zone(zone).await.unwrap();
     assert_eq!(imported(&server, &before.1).await, (0, 0, 1));
     server.stop().await;
@@ -461,13 +335,8 @@ async fn a_bad_rule_is_named_by_its_place_and_nothing_is_written(backend: Backen
 #[on_both]
 async fn many_rules_fit_one_document(backend: Backend) {
     let server = ready(backend).await;
-    let rules: Vec<_> = (0..2_500)
-        .map(|n| json!({"name": format!("rule {n}"), "zone_ids": ["z"]}))
-        .collect();
-    assert_eq!(
-        imported(&server, &document(&rules.into())).await,
-        (2_500, 0, 0)
-    );
+    let rules: Vec<_> = (0..2_500).map(|n| json!({"name": format!("rule {n}"), "zone_ids": ["z"]})).collect();
+    assert_eq!(imported(&server, &document(&rules.into())).await, (2_500, 0, 0));
     let kept = all(&server).await;
     assert_eq!(imported(&server, &kept).await, (0, 0, 2_500));
     let moved = kept.replace("\"severity\": \"medium\"", "\"severity\": \"high\"");

@@ -16,21 +16,12 @@ use crate::support::{
 };
 
 fn flaps(threshold: i32, window: i64) -> pb::AlertRule {
-    pb::AlertRule {
-        flap_threshold: Some(threshold),
-        flap_window: seconds(window),
-        ..always("flaps")
-    }
+    pb::AlertRule { flap_threshold: Some(threshold), flap_window: seconds(window), ..always("flaps") }
 }
 
 fn says_so(alert: &pb::Alert) -> bool {
     let metadata = alert.metadata.as_ref().unwrap();
-    let kind = |key: &str| {
-        metadata
-            .fields
-            .get(key)
-            .and_then(|value| value.kind.clone())
-    };
+    let kind = |key: &str| metadata.fields.get(key).and_then(|value| value.kind.clone());
     let says_so = kind("flapping") == Some(Kind::BoolValue(true));
     for key in ["flap_threshold", "flap_window_seconds"] {
         assert_eq!(kind(key).is_some(), says_so, "{metadata:?}");
@@ -41,9 +32,7 @@ fn says_so(alert: &pb::Alert) -> bool {
 /// Ingests an event: `r` if the only rule raised an alert, `M` if this says that it flaps, `.` if it
 /// was held back, `c` if it was cooling down. And the alert that was raised or stands for it.
 async fn one(server: &TestServer, object_type: &str) -> (char, String) {
-    let response = server
-        .ingest("door", vec![detection(object_type, 1.0)])
-        .await;
+    let response = server.ingest("door", vec![detection(object_type, 1.0)]).await;
     let outcome = &response.rule_outcomes[0];
     let own = |alert: &&pb::Alert| alert.rule_id.as_ref() == Some(&outcome.rule_id);
     let raised: Vec<_> = response.alerts.iter().filter(own).collect();
@@ -88,36 +77,17 @@ async fn a_window_raises_so_many_alerts_and_one_that_says_so(backend: Backend) {
     server.rule(always("never flaps")).await;
     assert_eq!(many(&server, 6).await, "rrrM..");
     let (told, standing) = one(&server, "dog").await;
-    let alerts = server
-        .alerts()
-        .list_alerts(pb::ListAlertsRequest::default())
-        .await
-        .unwrap()
-        .into_inner()
-        .alerts;
+    let alerts = server.alerts().list_alerts(pb::ListAlertsRequest::default()).await.unwrap().into_inner().alerts;
     let marked: Vec<_> = alerts.iter().filter(|alert| says_so(alert)).collect();
     assert_eq!((told, marked.len()), ('.', 1));
     assert_eq!(marked[0].id, standing);
-    let number = |key: &str| {
-        marked[0].metadata.as_ref().unwrap().fields[key]
-            .kind
-            .clone()
-    };
+    let number = |key: &str| marked[0].metadata.as_ref().unwrap().fields[key].kind.clone();
     assert_eq!(number("flap_threshold"), Some(Kind::NumberValue(3.0)));
-    assert_eq!(
-        number("flap_window_seconds"),
-        Some(Kind::NumberValue(3_600.0))
-    );
-    let of_other = alerts
-        .iter()
-        .filter(|alert| alert.rule_id != marked[0].rule_id)
-        .count();
+    assert_eq!(number("flap_window_seconds"), Some(Kind::NumberValue(3_600.0)));
+    let of_other = alerts.iter().filter(|alert| alert.rule_id != marked[0].rule_id).count();
     assert_eq!((alerts.len(), of_other), (4 + 7, 7));
     let response = server.ingest("door", vec![]).await;
-    assert_eq!(
-        response.rule_outcomes[0].detail,
-        "the rule flaps: more than 3 alerts in 3600 s"
-    );
+    assert_eq!(response.rule_outcomes[0].detail, "the rule flaps: more than 3 alerts in 3600 s");
     server.stop().await;
 }
 
@@ -134,13 +104,8 @@ async fn windows_that_follow_at_once_begin_damped(backend: Backend) {
     later(&server, 7_200).await;
     assert_eq!(many(&server, 4).await, "rrM.");
     // The limits are those of now, and a rule without any has none.
-    let change = pb::AlertRule {
-        id: rule.id,
-        ..Default::default()
-    };
-    update(&server, change.clone(), &["flap_threshold", "flap_window"])
-        .await
-        .unwrap();
+    let change = pb::AlertRule { id: rule.id, ..Default::default() };
+    update(&server, change.clone(), &["flap_threshold", "flap_window"]).await.unwrap();
     assert_eq!(many(&server, 3).await, "rrr");
     server.stop().await;
 }
@@ -152,38 +117,19 @@ async fn a_retry_is_told_the_same(backend: Backend) {
         many(&server, 1).await;
         one(&server, "dog").await
     };
-    let request = pb::IngestEventRequest {
-        request_id: "one".into(),
-        ..ingest("door", vec![])
-    };
-    let first = server
-        .events()
-        .ingest_event(request.clone())
-        .await
-        .unwrap()
-        .into_inner();
-    let again = server
-        .events()
-        .ingest_event(request)
-        .await
-        .unwrap()
-        .into_inner();
+    let request = pb::IngestEventRequest { request_id: "one".into(), ..ingest("door", vec![]) };
+    let first = server.events().ingest_event(request.clone()).await.unwrap().into_inner();
+    let again = server.events().ingest_event(request).await.unwrap().into_inner();
     assert_eq!(again.rule_outcomes[0].stopped_by(), RuleStop::Flapping);
     assert_eq!(again.rule_outcomes[0].alert_id, Some(standing));
-    assert_eq!(
-        again.rule_outcomes[0].alert_id,
-        first.rule_outcomes[0].alert_id
-    );
+    assert_eq!(again.rule_outcomes[0].alert_id, first.rule_outcomes[0].alert_id);
     server.stop().await;
 }
 
 #[on_both]
 async fn the_cooldown_is_asked_first_and_runs_for_what_is_held_back(backend: Backend) {
-    let rule = pb::AlertRule {
-        cooldown: seconds(600),
-        dedup_key_template: Some("{object_type}".into()),
-        ..flaps(2, 3_600)
-    };
+    let rule =
+        pb::AlertRule { cooldown: seconds(600), dedup_key_template: Some("{object_type}".into()), ..flaps(2, 3_600) };
     let (server, _) = ready(backend, rule).await;
     let told = async |types: &[&str]| {
         let mut told = Vec::new();
@@ -201,19 +147,11 @@ async fn the_cooldown_is_asked_first_and_runs_for_what_is_held_back(backend: Bac
     let held = told(&["d", "d", "e", "d", "e"]).await;
     let kinds: String = held.iter().map(|(kind, _)| kind).collect();
     assert_eq!(kinds, ".c.cc");
-    assert!(
-        held.iter().all(|(_, alert)| alert == standing),
-        "{held:?} {standing}"
-    );
-    let get = pb::GetAlertRequest {
-        id: standing.clone(),
-    };
+    assert!(held.iter().all(|(_, alert)| alert == standing), "{held:?} {standing}");
+    let get = pb::GetAlertRequest { id: standing.clone() };
     let standing_alert = server.alerts().get_alert(get).await.unwrap().into_inner();
     // Repeats of its own key, and of those that it stands for.
-    assert!(
-        says_so(&standing_alert) && standing_alert.suppressed_count == 4,
-        "{standing_alert:?}"
-    );
+    assert!(says_so(&standing_alert) && standing_alert.suppressed_count == 4, "{standing_alert:?}");
     later(&server, 600).await;
     assert_eq!(one(&server, "d").await, ('.', standing.clone()));
     server.stop().await;
@@ -230,20 +168,10 @@ async fn rules_can_be_deleted_while_they_flap(backend: Backend) {
             tokio::spawn(async move { events.ingest_event(ingest("door", vec![])).await })
         });
         let ingests: Vec<_> = ingests.collect();
-        let request = pb::DeleteAlertRuleRequest {
-            id: rule.id,
-            ..Default::default()
-        };
-        server
-            .rules()
-            .delete_alert_rule(request)
-            .await
-            .unwrap_or_else(|error| panic!("{round}: {error}"));
+        let request = pb::DeleteAlertRuleRequest { id: rule.id, ..Default::default() };
+        server.rules().delete_alert_rule(request).await.unwrap_or_else(|error| panic!("{round}: {error}"));
         for ingest in ingests {
-            ingest
-                .await
-                .unwrap()
-                .unwrap_or_else(|error| panic!("{round}: {error}"));
+            ingest.await.unwrap().unwrap_or_else(|error| panic!("{round}: {error}"));
         }
     }
     server.stop().await;
@@ -252,16 +180,10 @@ async fn rules_can_be_deleted_while_they_flap(backend: Backend) {
 #[on_both]
 async fn many_clients_at_once_raise_exactly_so_many(backend: Backend) {
     let (server, _) = ready(backend, flaps(5, 86_400)).await;
-    let rule = pb::AlertRule {
-        cooldown: seconds(3_600),
-        dedup_key_template: Some("{event_id}".into()),
-        ..flaps(7, 86_400)
-    };
+    let rule =
+        pb::AlertRule { cooldown: seconds(3_600), dedup_key_template: Some("{event_id}".into()), ..flaps(7, 86_400) };
     server.rule(rule).await;
-    counted(
-        &at_once(std::slice::from_ref(&server.channel), 64).await,
-        &[5, 7],
-    );
+    counted(&at_once(std::slice::from_ref(&server.channel), 64).await, &[5, 7]);
     server.stop().await;
 }
 
@@ -282,31 +204,16 @@ async fn at_once(channels: &[Channel], count: usize) -> Vec<pb::IngestEventRespo
 
 /// That each of the rules raised as many alerts as it may, one that says so, and held back the rest.
 fn counted(responses: &[pb::IngestEventResponse], thresholds: &[usize]) {
-    let alerts: Vec<_> = responses
-        .iter()
-        .flat_map(|response| &response.alerts)
-        .collect();
+    let alerts: Vec<_> = responses.iter().flat_map(|response| &response.alerts).collect();
     for (rule, threshold) in thresholds.iter().enumerate() {
-        let outcomes: Vec<_> = responses
-            .iter()
-            .map(|response| &response.rule_outcomes[rule])
-            .collect();
-        let of_rule = alerts
-            .iter()
-            .filter(|alert| alert.rule_id.as_ref() == Some(&outcomes[0].rule_id));
-        let (marked, plain): (Vec<&pb::Alert>, Vec<&pb::Alert>) =
-            of_rule.copied().partition(|alert| says_so(alert));
+        let outcomes: Vec<_> = responses.iter().map(|response| &response.rule_outcomes[rule]).collect();
+        let of_rule = alerts.iter().filter(|alert| alert.rule_id.as_ref() == Some(&outcomes[0].rule_id));
+        let (marked, plain): (Vec<&pb::Alert>, Vec<&pb::Alert>) = of_rule.copied().partition(|alert| says_so(alert));
         assert_eq!((plain.len(), marked.len()), (*threshold, 1));
         let held: Vec<_> = outcomes.iter().filter(|outcome| !outcome.fired).collect();
         assert_eq!(held.len(), responses.len() - threshold - 1);
-        assert!(
-            held.iter()
-                .all(|outcome| outcome.stopped_by() == RuleStop::Flapping)
-        );
-        let standing: HashSet<_> = held
-            .iter()
-            .filter_map(|outcome| outcome.alert_id.clone())
-            .collect();
+        assert!(held.iter().all(|outcome| outcome.stopped_by() == RuleStop::Flapping));
+        let standing: HashSet<_> = held.iter().filter_map(|outcome| outcome.alert_id.clone()).collect();
         assert_eq!(standing, HashSet::from([marked[0].id.clone()]));
     }
 }
@@ -314,11 +221,8 @@ fn counted(responses: &[pb::IngestEventResponse], thresholds: &[usize]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_servers_on_one_database_count_together() {
     let (server, _) = ready(Backend::Postgres, flaps(5, 86_400)).await;
-    let rule = pb::AlertRule {
-        cooldown: seconds(3_600),
-        dedup_key_template: Some("{event_id}".into()),
-        ..flaps(11, 86_400)
-    };
+    let rule =
+        pb::AlertRule { cooldown: seconds(3_600), dedup_key_template: Some("{event_id}".into()), ..flaps(11, 86_400) };
     server.rule(rule).await;
     let other = start(server.database.url(), |_| {}).await;
     let channel = connect(&format!("http://{}", other.address)).await;

@@ -76,16 +76,8 @@ async fn the_next_windows_are_told(backend: Backend) {
     let server = TestServer::start(backend).await;
     let preview = async |of: Of, from: &str, count| {
         let start_time = at(time(from).timestamp());
-        let request = pb::PreviewScheduleRequest {
-            of: Some(of),
-            start_time,
-            count,
-        };
-        server
-            .rules()
-            .preview_schedule(request)
-            .await
-            .map(tonic::Response::into_inner)
+        let request = pb::PreviewScheduleRequest { of: Some(of), start_time, count };
+        server.rules().preview_schedule(request).await.map(tonic::Response::into_inner)
     };
     let night = pb::Schedule {
         days: vec![pb::DayOfWeek::Saturday.into(), pb::DayOfWeek::Sunday.into()],
@@ -94,9 +86,7 @@ async fn the_next_windows_are_told(backend: Backend) {
         time_zone: "Europe/Berlin".into(),
     };
     // On the night to Sunday the clock is set back from three to two.
-    let told = preview(Of::Schedule(night.clone()), "2026-10-24T12:00:00Z", 3)
-        .await
-        .unwrap();
+    let told = preview(Of::Schedule(night.clone()), "2026-10-24T12:00:00Z", 3).await.unwrap();
     assert!(!told.in_force);
     assert_eq!(
         local(&told),
@@ -106,55 +96,24 @@ async fn the_next_windows_are_told(backend: Backend) {
             ("2026-10-25T22:00:00+01:00", "2026-10-26T02:30:00+01:00"),
         ]
     );
-    assert_eq!(
-        told.windows[1].start,
-        at(time("2026-10-25T01:00:00Z").timestamp())
-    );
+    assert_eq!(told.windows[1].start, at(time("2026-10-25T01:00:00Z").timestamp()));
     // In spring it is set forward over the end.
-    let told = preview(Of::Schedule(night.clone()), "2027-03-27T23:00:00Z", 1)
-        .await
-        .unwrap();
+    let told = preview(Of::Schedule(night.clone()), "2027-03-27T23:00:00Z", 1).await.unwrap();
     assert!(told.in_force);
-    assert_eq!(
-        local(&told),
-        [("2027-03-28T00:00:00+01:00", "2027-03-28T03:00:00+02:00")]
-    );
+    assert_eq!(local(&told), [("2027-03-28T00:00:00+01:00", "2027-03-28T03:00:00+02:00")]);
 
-    let rule = server
-        .rule(pb::AlertRule {
-            schedule: Some(night),
-            ..always("night")
-        })
-        .await;
-    let told = preview(Of::RuleId(rule.id), "2026-10-24T12:00:00Z", 0)
-        .await
-        .unwrap();
+    let rule = server.rule(pb::AlertRule { schedule: Some(night), ..always("night") }).await;
+    let told = preview(Of::RuleId(rule.id), "2026-10-24T12:00:00Z", 0).await.unwrap();
     assert_eq!(told.windows.len(), 10);
     let rule = server.rule(always("any time")).await;
-    let told = preview(Of::RuleId(rule.id), "2026-10-24T12:00:00Z", 5)
-        .await
-        .unwrap();
-    assert_eq!(
-        (told.in_force, local(&told)),
-        (true, vec![("2026-10-24T12:00:00+00:00", "")])
-    );
+    let told = preview(Of::RuleId(rule.id), "2026-10-24T12:00:00Z", 5).await.unwrap();
+    assert_eq!((told.in_force, local(&told)), (true, vec![("2026-10-24T12:00:00+00:00", "")]));
     // Whole days that follow each other are one window.
-    let days = pb::Schedule {
-        days: vec![5, 6, 7],
-        ..Default::default()
-    };
-    let told = preview(Of::Schedule(days), "2026-11-25T00:00:00Z", 1)
-        .await
-        .unwrap();
-    assert_eq!(
-        local(&told),
-        [("2026-11-27T00:00:00+00:00", "2026-11-30T00:00:00+00:00")]
-    );
+    let days = pb::Schedule { days: vec![5, 6, 7], ..Default::default() };
+    let told = preview(Of::Schedule(days), "2026-11-25T00:00:00Z", 1).await.unwrap();
+    assert_eq!(local(&told), [("2026-11-27T00:00:00+00:00", "2026-11-30T00:00:00+00:00")]);
 
-    let wrong = pb::Schedule {
-        time_zone: "Mars/Olympus".into(),
-        ..Default::default()
-    };
+    let wrong = pb::Schedule { time_zone: "Mars/Olympus".into(), ..Default::default() };
     for (of, count, name) in [
         (Some(Of::Schedule(wrong)), 1, "schedule.time_zone"),
         (Some(Of::Schedule(pb::Schedule::default())), 101, "count"),
@@ -162,21 +121,12 @@ async fn the_next_windows_are_told(backend: Backend) {
         (Some(Of::RuleId("x".into())), 1, "rule_id"),
         (None, 1, "rule_id"),
     ] {
-        let request = pb::PreviewScheduleRequest {
-            of,
-            start_time: None,
-            count,
-        };
+        let request = pb::PreviewScheduleRequest { of, start_time: None, count };
         let status = server.rules().preview_schedule(request).await.unwrap_err();
-        assert_eq!(
-            (status.code(), &*field(&status)),
-            (Code::InvalidArgument, name)
-        );
+        assert_eq!((status.code(), &*field(&status)), (Code::InvalidArgument, name));
     }
     let nobody = Of::RuleId("01890a5d-ac96-774b-bcce-b302099a8057".into());
-    let status = preview(nobody, "2026-10-24T12:00:00Z", 1)
-        .await
-        .unwrap_err();
+    let status = preview(nobody, "2026-10-24T12:00:00Z", 1).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
     server.stop().await;
 }

@@ -6,9 +6,7 @@ use oracle::{ANY, Asked, Past};
 use prost_types::Timestamp;
 use serde_json::json;
 use tonic::{Code, Status, Streaming};
-use watchpost::pb::{
-    self, RuleStop, test_alert_rule_request::Rule as Of, test_alert_rule_response::Update,
-};
+use watchpost::pb::{self, RuleStop, test_alert_rule_request::Rule as Of, test_alert_rule_response::Update};
 
 use super::{create, update};
 use crate::support::{
@@ -41,16 +39,9 @@ async fn ready(backend: Backend, events: usize) -> (TestServer, Vec<Past>) {
             seen: Vec::new(),
         };
         for _ in 0..random.usize(..3) {
-            past.seen.push((
-                TYPES[random.usize(..3)],
-                f64::from(random.i32(0..10)) / 10.0,
-            ));
+            past.seen.push((TYPES[random.usize(..3)], f64::from(random.i32(0..10)) / 10.0));
         }
-        let seen = past
-            .seen
-            .iter()
-            .map(|(name, sure)| detection(name, *sure))
-            .collect();
+        let seen = past.seen.iter().map(|(name, sure)| detection(name, *sure)).collect();
         let mut request = ingest(past.camera, seen);
         let event = request.event.as_mut().unwrap();
         (event.started_at, event.risk_score) = (at(FIRST + past.second), past.score);
@@ -72,24 +63,11 @@ async fn stored(server: &TestServer) -> Vec<Past> {
     let mut past = Vec::new();
     let mut page_token = String::new();
     loop {
-        let request = pb::ListEventsRequest {
-            page_size: 1000,
-            page_token,
-            filter: None,
-        };
-        let page = server
-            .events()
-            .list_events(request)
-            .await
-            .unwrap()
-            .into_inner();
+        let request = pb::ListEventsRequest { page_size: 1000, page_token, filter: None };
+        let page = server.events().list_events(request).await.unwrap().into_inner();
         past.extend(page.events.into_iter().map(|event| Past {
             id: event.id,
-            camera: if event.camera_id == "door" {
-                "door"
-            } else {
-                "gate"
-            },
+            camera: if event.camera_id == "door" { "door" } else { "gate" },
             second: event.started_at.unwrap().seconds - FIRST,
             score: event.risk_score,
             seen: Vec::new(),
@@ -105,9 +83,7 @@ async fn stored(server: &TestServer) -> Vec<Past> {
         let name: String = row.try_get("", "object_type").unwrap();
         let name = TYPES.into_iter().find(|known| *known == name).unwrap();
         let sure = row.try_get("", "confidence").unwrap();
-        seen.entry(row.try_get("", "event_id").unwrap())
-            .or_default()
-            .push((name, sure));
+        seen.entry(row.try_get("", "event_id").unwrap()).or_default().push((name, sure));
     }
     for event in &mut past {
         event.seen = seen.remove(&event.id).unwrap_or_default();
@@ -118,11 +94,7 @@ async fn stored(server: &TestServer) -> Vec<Past> {
 
 /// A test of a rule over all events.
 fn over_all(rule: Of) -> pb::TestAlertRuleRequest {
-    pb::TestAlertRuleRequest {
-        rule: Some(rule),
-        started_at: between(FIRST, FIRST + SECONDS),
-        ..Default::default()
-    }
+    pb::TestAlertRuleRequest { rule: Some(rule), started_at: between(FIRST, FIRST + SECONDS), ..Default::default() }
 }
 
 async fn begin(
@@ -146,9 +118,7 @@ async fn run(
             Update::Match(found) => matches.push(found),
             Update::Progress(progress) => {
                 told += 1;
-                assert!(
-                    progress.would_fire <= progress.matched && progress.matched <= progress.events
-                );
+                assert!(progress.would_fire <= progress.matched && progress.matched <= progress.events);
                 let reached: Timestamp = progress.reached.unwrap();
                 assert!((FIRST..FIRST + SECONDS).contains(&reached.seconds));
             }
@@ -163,40 +133,12 @@ async fn a_rule_is_tested_as_an_independent_judge_has_it(backend: Backend) {
     let (server, past) = ready(backend, EVENTS).await;
     for asked in [
         ANY,
-        Asked {
-            cooldown: 3_600,
-            ..ANY
-        },
-        Asked {
-            score: Some(50),
-            cooldown: 60,
-            template: "one",
-            ..ANY
-        },
-        Asked {
-            types: &["dog", "car"],
-            cooldown: 7_200,
-            template: "{camera_id}:{object_type}",
-            ..ANY
-        },
-        Asked {
-            types: &["dog"],
-            sure: Some(0.5),
-            hours: Some((6, 18)),
-            cooldown: 86_400,
-            ..ANY
-        },
-        Asked {
-            camera: Some("gate"),
-            sure: Some(0.9),
-            cooldown: 1_800,
-            ..ANY
-        },
-        Asked {
-            cooldown: 31_536_000,
-            template: "{event_id}",
-            ..ANY
-        },
+        Asked { cooldown: 3_600, ..ANY },
+        Asked { score: Some(50), cooldown: 60, template: "one", ..ANY },
+        Asked { types: &["dog", "car"], cooldown: 7_200, template: "{camera_id}:{object_type}", ..ANY },
+        Asked { types: &["dog"], sure: Some(0.5), hours: Some((6, 18)), cooldown: 86_400, ..ANY },
+        Asked { camera: Some("gate"), sure: Some(0.9), cooldown: 1_800, ..ANY },
+        Asked { cooldown: 31_536_000, template: "{event_id}", ..ANY },
     ] {
         let expected = asked.expected(&past);
         assert!(!expected.0.is_empty());
@@ -204,12 +146,7 @@ async fn a_rule_is_tested_as_an_independent_judge_has_it(backend: Backend) {
         assert_eq!((&matches, &totals), (&expected.0, &expected.1), "{asked:?}");
         assert!(told > 0, "a long run shows life");
 
-        let stored = server
-            .rule(pb::AlertRule {
-                enabled: Some(false),
-                ..asked.rule()
-            })
-            .await;
+        let stored = server.rule(pb::AlertRule { enabled: Some(false), ..asked.rule() }).await;
         let (again, _, totals) = run(&server, over_all(Of::RuleId(stored.id))).await;
         assert_eq!((again, totals), expected, "{asked:?}");
     }
@@ -219,65 +156,35 @@ async fn a_rule_is_tested_as_an_independent_judge_has_it(backend: Backend) {
 #[on_both]
 async fn a_test_is_narrowed_by_time_camera_and_number(backend: Backend) {
     let (server, past) = ready(backend, 300).await;
-    let asked = Asked {
-        cooldown: 1_800,
-        ..ANY
-    };
+    let asked = Asked { cooldown: 1_800, ..ANY };
     let rule = || Of::AlertRule(asked.rule());
     // The first and the last second are those of events: the range is half-open.
     let (first, last) = (past[50].second, past[250].second);
-    let within = pb::TestAlertRuleRequest {
-        started_at: between(FIRST + first, FIRST + last),
-        ..over_all(rule())
-    };
+    let within = pb::TestAlertRuleRequest { started_at: between(FIRST + first, FIRST + last), ..over_all(rule()) };
     let of = |event: &&Past| (first..last).contains(&event.second);
     let some: Vec<_> = past.iter().filter(of).cloned().collect();
     let (matches, _, totals) = run(&server, within.clone()).await;
     assert_eq!((matches, totals), asked.expected(&some));
 
-    let gate: Vec<_> = some
-        .iter()
-        .filter(|event| event.camera == "gate")
-        .cloned()
-        .collect();
-    let request = pb::TestAlertRuleRequest {
-        camera_ids: strings(&["gate", "none"]),
-        ..within.clone()
-    };
+    let gate: Vec<_> = some.iter().filter(|event| event.camera == "gate").cloned().collect();
+    let request = pb::TestAlertRuleRequest { camera_ids: strings(&["gate", "none"]), ..within.clone() };
     let (matches, _, totals) = run(&server, request.clone()).await;
     let expected = asked.expected(&gate);
     assert_eq!((&matches, &totals), (&expected.0, &expected.1));
 
     // Those beyond the number are counted all the same.
-    let (matches, _, totals) = run(
-        &server,
-        pb::TestAlertRuleRequest {
-            max_results: 3,
-            ..request
-        },
-    )
-    .await;
+    let (matches, _, totals) = run(&server, pb::TestAlertRuleRequest { max_results: 3, ..request }).await;
     assert_eq!((&matches[..], &totals), (&expected.0[..3], &expected.1));
 
     // A deleted event was none.
     let gone = some[0].id;
-    server
-        .events()
-        .delete_event(pb::DeleteEventRequest { id: gone })
-        .await
-        .unwrap();
+    server.events().delete_event(pb::DeleteEventRequest { id: gone }).await.unwrap();
     let (matches, _, totals) = run(&server, within).await;
     assert_eq!((matches, totals), asked.expected(&some[1..]));
 
-    let before = pb::TestAlertRuleRequest {
-        started_at: between(1, 2),
-        ..over_all(rule())
-    };
+    let before = pb::TestAlertRuleRequest { started_at: between(1, 2), ..over_all(rule()) };
     let (matches, _, totals) = run(&server, before).await;
-    assert_eq!(
-        (matches, totals),
-        (vec![], pb::AlertRuleTestTotals::default())
-    );
+    assert_eq!((matches, totals), (vec![], pb::AlertRuleTestTotals::default()));
     server.stop().await;
 }
 
@@ -307,20 +214,11 @@ async fn zones_and_old_conditions_are_tested_too(backend: Backend) {
         ..always("r")
     };
     let (matches, _, totals) = run(&server, over_all(Of::AlertRule(rule))).await;
-    let told: Vec<_> = matches
-        .iter()
-        .map(|found| (found.zone_id.as_deref(), found.would_fire))
-        .collect();
+    let told: Vec<_> = matches.iter().map(|found| (found.zone_id.as_deref(), found.would_fire)).collect();
     // The cooldown is over when the second one begins.
     assert_eq!(told, [(Some("mid"), true), (Some("mid"), true)]);
-    assert_eq!(
-        matches[0].dedup_key,
-        "mid:00000000-0000-0000-0000-000000000000"
-    );
-    let stop = pb::RuleStopCount {
-        stopped_by: RuleStop::ZoneIds.into(),
-        events: 1,
-    };
+    assert_eq!(matches[0].dedup_key, "mid:00000000-0000-0000-0000-000000000000");
+    let stop = pb::RuleStopCount { stopped_by: RuleStop::ZoneIds.into(), events: 1 };
     assert_eq!(totals.stops, [stop]);
     server.stop().await;
 }
@@ -332,114 +230,37 @@ async fn what_cannot_be_tested_is_refused_by_name(backend: Backend) {
     let nobody = "01890a5d-ac96-774b-bcce-b302099a8057";
     let of = |rule: pb::AlertRule| over_all(Of::AlertRule(rule));
     for (request, path) in [
-        (
-            pb::TestAlertRuleRequest {
-                rule: None,
-                ..good.clone()
-            },
-            "rule_id",
-        ),
+        (pb::TestAlertRuleRequest { rule: None, ..good.clone() }, "rule_id"),
         (over_all(Of::RuleId("x".into())), "rule_id"),
+        (pb::TestAlertRuleRequest { started_at: None, ..good.clone() }, "started_at.start"),
         (
-            pb::TestAlertRuleRequest {
-                started_at: None,
-                ..good.clone()
-            },
-            "started_at.start",
-        ),
-        (
-            pb::TestAlertRuleRequest {
-                started_at: Some(pb::TimeRange {
-                    start: at(1),
-                    end: None,
-                }),
-                ..good.clone()
-            },
+            pb::TestAlertRuleRequest { started_at: Some(pb::TimeRange { start: at(1), end: None }), ..good.clone() },
             "started_at.end",
         ),
-        (
-            pb::TestAlertRuleRequest {
-                started_at: between(5, 5),
-                ..good.clone()
-            },
-            "started_at.end",
-        ),
-        (
-            pb::TestAlertRuleRequest {
-                started_at: between(5, 4),
-                ..good.clone()
-            },
-            "started_at.end",
-        ),
-        (
-            pb::TestAlertRuleRequest {
-                started_at: between(-1, 4),
-                ..good.clone()
-            },
-            "started_at.start",
-        ),
-        (
-            pb::TestAlertRuleRequest {
-                camera_ids: strings(&["a", ""]),
-                ..good.clone()
-            },
-            "camera_ids[1]",
-        ),
-        (
-            pb::TestAlertRuleRequest {
-                camera_ids: vec!["a".into(); 1_001],
-                ..good.clone()
-            },
-            "camera_ids",
-        ),
-        (
-            pb::TestAlertRuleRequest {
-                max_results: -1,
-                ..good.clone()
-            },
-            "max_results",
-        ),
+        (pb::TestAlertRuleRequest { started_at: between(5, 5), ..good.clone() }, "started_at.end"),
+        (pb::TestAlertRuleRequest { started_at: between(5, 4), ..good.clone() }, "started_at.end"),
+        (pb::TestAlertRuleRequest { started_at: between(-1, 4), ..good.clone() }, "started_at.start"),
+        (pb::TestAlertRuleRequest { camera_ids: strings(&["a", ""]), ..good.clone() }, "camera_ids[1]"),
+        (pb::TestAlertRuleRequest { camera_ids: vec!["a".into(); 1_001], ..good.clone() }, "camera_ids"),
+        (pb::TestAlertRuleRequest { max_results: -1, ..good.clone() }, "max_results"),
     ] {
         let status = begin(&server, request).await.unwrap_err();
-        assert_eq!(
-            (status.code(), &*field(&status)),
-            (Code::InvalidArgument, path)
-        );
+        assert_eq!((status.code(), &*field(&status)), (Code::InvalidArgument, path));
     }
     // As a new rule is.
     for rule in [
         always(""),
-        pb::AlertRule {
-            risk_threshold: Some(101),
-            ..always("r")
-        },
-        pb::AlertRule {
-            dedup_key_template: Some("{x}".into()),
-            ..always("r")
-        },
-        pb::AlertRule {
-            conditions: object(&json!({ "nope": 1 })),
-            ..always("r")
-        },
-        pb::AlertRule {
-            zone_ids: strings(&["nope"]),
-            ..always("r")
-        },
+        pb::AlertRule { risk_threshold: Some(101), ..always("r") },
+        pb::AlertRule { dedup_key_template: Some("{x}".into()), ..always("r") },
+        pb::AlertRule { conditions: object(&json!({ "nope": 1 })), ..always("r") },
+        pb::AlertRule { zone_ids: strings(&["nope"]), ..always("r") },
     ] {
         let status = begin(&server, of(rule.clone())).await.unwrap_err();
         let created = create(&server, rule).await.unwrap_err();
-        assert_eq!(
-            (status.code(), status.message()),
-            (created.code(), created.message())
-        );
-        assert_eq!(
-            (reason(&status), field(&status)),
-            (reason(&created), field(&created))
-        );
+        assert_eq!((status.code(), status.message()), (created.code(), created.message()));
+        assert_eq!((reason(&status), field(&status)), (reason(&created), field(&created)));
     }
-    let status = begin(&server, over_all(Of::RuleId(nobody.into())))
-        .await
-        .unwrap_err();
+    let status = begin(&server, over_all(Of::RuleId(nobody.into()))).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
     server.stop().await;
 }
@@ -448,31 +269,14 @@ async fn what_cannot_be_tested_is_refused_by_name(backend: Backend) {
 async fn a_test_ends_when_the_server_stops_and_is_no_faster_than_its_client(backend: Backend) {
     // More than the transport holds for a client that does not read.
     let (server, past) = ready(backend, 1_500).await;
-    let long = pb::AlertRule {
-        dedup_key_template: Some("x".repeat(255)),
-        ..always("r")
-    };
+    let long = pb::AlertRule { dedup_key_template: Some("x".repeat(255)), ..always("r") };
     let id = server.rule(long).await.id;
-    let mut responses = begin(&server, over_all(Of::RuleId(id.clone())))
-        .await
-        .unwrap();
+    let mut responses = begin(&server, over_all(Of::RuleId(id.clone()))).await.unwrap();
     let first = responses.message().await.unwrap().unwrap();
-    let Some(Update::Match(found)) = first.update else {
-        panic!("no match: {first:?}")
-    };
+    let Some(Update::Match(found)) = first.update else { panic!("no match: {first:?}") };
     assert_eq!(found.event_id, past[0].id);
     // The rule is that of the beginning.
-    update(
-        &server,
-        pb::AlertRule {
-            id,
-            enabled: Some(false),
-            ..Default::default()
-        },
-        &[],
-    )
-    .await
-    .unwrap();
+    update(&server, pb::AlertRule { id, enabled: Some(false), ..Default::default() }, &[]).await.unwrap();
     let stopping = tokio::spawn(server.stop());
     let mut read = 1;
     let status = loop {
@@ -482,10 +286,7 @@ async fn a_test_ends_when_the_server_stops_and_is_no_faster_than_its_client(back
             Err(status) => break status,
         }
     };
-    assert_eq!(
-        (status.code(), &*reason(&status)),
-        (Code::Unavailable, "SHUTTING_DOWN")
-    );
+    assert_eq!((status.code(), &*reason(&status)), (Code::Unavailable, "SHUTTING_DOWN"));
     assert!(read < past.len());
     stopping.await.unwrap();
 }

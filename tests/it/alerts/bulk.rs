@@ -6,9 +6,7 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, Statement, TransactionTrait};
 use uuid::Uuid;
 use watchpost::pb::{self, AlertChangeKind, AlertStatus, Topic};
 
-use super::{
-    Acknowledged, Delivered, Dismissed, Pending, alert, delivery, get, list, ready, transitions,
-};
+use super::{Acknowledged, Delivered, Dismissed, Pending, alert, delivery, get, list, ready, transitions};
 use crate::support::{
     PATIENCE, TestServer,
     calls::{Reply, refused, strings},
@@ -17,39 +15,20 @@ use crate::support::{
 };
 
 fn all() -> pb::AcknowledgeAlertsRequest {
-    pb::AcknowledgeAlertsRequest {
-        all: true,
-        actor: "ann".into(),
-        reason: "shift ends".into(),
-        ..Default::default()
-    }
+    pb::AcknowledgeAlertsRequest { all: true, actor: "ann".into(), reason: "shift ends".into(), ..Default::default() }
 }
 
-async fn acknowledge(
-    server: &TestServer,
-    request: pb::AcknowledgeAlertsRequest,
-) -> Reply<pb::MoveAlertsResponse> {
+async fn acknowledge(server: &TestServer, request: pb::AcknowledgeAlertsRequest) -> Reply<pb::MoveAlertsResponse> {
     server.alerts().acknowledge_alerts(request).await
 }
 
-async fn dismiss(
-    server: &TestServer,
-    filter: pb::AlertFilter,
-    dry_run: bool,
-) -> Reply<pb::MoveAlertsResponse> {
-    let request = pb::DismissAlertsRequest {
-        filter: Some(filter),
-        dry_run,
-        ..Default::default()
-    };
+async fn dismiss(server: &TestServer, filter: pb::AlertFilter, dry_run: bool) -> Reply<pb::MoveAlertsResponse> {
+    let request = pb::DismissAlertsRequest { filter: Some(filter), dry_run, ..Default::default() };
     server.alerts().dismiss_alerts(request).await
 }
 
 fn response(moved: i64, not_moved: &[(AlertStatus, i64)]) -> pb::MoveAlertsResponse {
-    let count = |&(status, alerts): &(AlertStatus, i64)| pb::AlertStatusCount {
-        status: status.into(),
-        alerts,
-    };
+    let count = |&(status, alerts): &(AlertStatus, i64)| pb::AlertStatusCount { status: status.into(), alerts };
     pb::MoveAlertsResponse {
         matched: moved + not_moved.iter().map(|(_, alerts)| alerts).sum::<i64>(),
         moved,
@@ -61,32 +40,16 @@ fn response(moved: i64, not_moved: &[(AlertStatus, i64)]) -> pb::MoveAlertsRespo
 async fn many_alerts_are_moved_where_they_may_and_the_others_counted(backend: Backend) {
     let server = ready(backend).await;
     let mut alerts = Vec::new();
-    for status in [
-        Pending,
-        Dismissed,
-        Delivered,
-        Acknowledged,
-        Pending,
-        Dismissed,
-    ] {
+    for status in [Pending, Dismissed, Delivered, Acknowledged, Pending, Dismissed] {
         alerts.push(alert(&server, status).await);
     }
     let expected = response(3, &[(Acknowledged, 1), (Dismissed, 2)]);
-    let dry = pb::AcknowledgeAlertsRequest {
-        dry_run: true,
-        ..all()
-    };
-    assert_eq!(
-        acknowledge(&server, dry).await.unwrap().into_inner(),
-        expected
-    );
+    let dry = pb::AcknowledgeAlertsRequest { dry_run: true, ..all() };
+    assert_eq!(acknowledge(&server, dry).await.unwrap().into_inner(), expected);
     let before = list(&server, pb::AlertFilter::default()).await;
     assert_eq!(before.len(), 6);
     let mut watch = server.watch(topics(&[Topic::Alerts])).await;
-    assert_eq!(
-        acknowledge(&server, all()).await.unwrap().into_inner(),
-        expected
-    );
+    assert_eq!(acknowledge(&server, all()).await.unwrap().into_inner(), expected);
     let after = list(&server, pb::AlertFilter::default()).await;
     for (before, after) in before.iter().zip(&after).rev() {
         if !matches!(before.status(), Pending | Delivered) {
@@ -102,19 +65,10 @@ async fn many_alerts_are_moved_where_they_may_and_the_others_counted(backend: Ba
             ..before.clone()
         };
         assert_eq!(after, &expected);
-        assert_eq!(
-            watch.alert().await,
-            (AlertChangeKind::Acknowledged, after.clone())
-        );
+        assert_eq!(watch.alert().await, (AlertChangeKind::Acknowledged, after.clone()));
         let last = transitions::of(&server, &after.id).await.pop().unwrap();
-        assert_eq!(
-            (last.actor.as_str(), last.reason.as_deref()),
-            ("ann", Some("shift ends"))
-        );
-        assert_eq!(
-            (last.from_status(), last.version_id),
-            (before.status(), after.version_id)
-        );
+        assert_eq!((last.actor.as_str(), last.reason.as_deref()), ("ann", Some("shift ends")));
+        assert_eq!((last.from_status(), last.version_id), (before.status(), after.version_id));
     }
     assert_eq!(
         acknowledge(&server, all()).await.unwrap().into_inner(),
@@ -129,32 +83,14 @@ async fn a_filter_says_which_alerts_are_moved(backend: Backend) {
     server.camera("gate").await;
     let raised = alert(&server, Pending).await;
     let other = server.ingest("gate", vec![]).await.alerts.remove(0);
-    let gate = pb::AlertFilter {
-        camera_ids: strings(&["gate"]),
-        ..Default::default()
-    };
+    let gate = pb::AlertFilter { camera_ids: strings(&["gate"]), ..Default::default() };
     for (dry_run, status) in [(true, Pending), (false, Dismissed)] {
-        assert_eq!(
-            dismiss(&server, gate.clone(), dry_run)
-                .await
-                .unwrap()
-                .into_inner(),
-            response(1, &[])
-        );
-        assert_eq!(
-            get(&server, &other.id).await.unwrap().into_inner().status(),
-            status
-        );
+        assert_eq!(dismiss(&server, gate.clone(), dry_run).await.unwrap().into_inner(), response(1, &[]));
+        assert_eq!(get(&server, &other.id).await.unwrap().into_inner().status(), status);
     }
     assert_eq!(get(&server, &raised.id).await.unwrap().into_inner(), raised);
-    let none = pb::AlertFilter {
-        camera_ids: strings(&["none"]),
-        ..Default::default()
-    };
-    assert_eq!(
-        dismiss(&server, none, false).await.unwrap().into_inner(),
-        response(0, &[])
-    );
+    let none = pb::AlertFilter { camera_ids: strings(&["none"]), ..Default::default() };
+    assert_eq!(dismiss(&server, none, false).await.unwrap().into_inner(), response(0, &[]));
     server.stop().await;
 }
 
@@ -162,67 +98,16 @@ async fn a_filter_says_which_alerts_are_moved(backend: Backend) {
 async fn all_alerts_are_moved_only_where_it_is_said(backend: Backend) {
     let server = ready(backend).await;
     let raised = alert(&server, Pending).await;
-    refused(
-        dismiss(&server, pb::AlertFilter::default(), false).await,
-        "filter",
-    );
+    refused(dismiss(&server, pb::AlertFilter::default(), false).await, "filter");
     // A range without bounds says nothing.
     let range = Some(pb::TimeRange::default());
+    refused(dismiss(&server, pb::AlertFilter { created_at: range, ..Default::default() }, true).await, "filter");
+    refused(server.alerts().dismiss_alerts(pb::DismissAlertsRequest::default()).await, "filter");
+    let both = pb::AlertFilter { open: Some(true), ..Default::default() };
+    refused(acknowledge(&server, pb::AcknowledgeAlertsRequest { filter: Some(both), ..all() }).await, "all");
+    refused(acknowledge(&server, pb::AcknowledgeAlertsRequest { actor: " ".into(), ..all() }).await, "actor");
     refused(
-        dismiss(
-            &server,
-            pb::AlertFilter {
-                created_at: range,
-                ..Default::default()
-            },
-            true,
-        )
-        .await,
-        "filter",
-    );
-    refused(
-        server
-            .alerts()
-            .dismiss_alerts(pb::DismissAlertsRequest::default())
-            .await,
-        "filter",
-    );
-    let both = pb::AlertFilter {
-        open: Some(true),
-        ..Default::default()
-    };
-    refused(
-        acknowledge(
-            &server,
-            pb::AcknowledgeAlertsRequest {
-                filter: Some(both),
-                ..all()
-            },
-        )
-        .await,
-        "all",
-    );
-    refused(
-        acknowledge(
-            &server,
-            pb::AcknowledgeAlertsRequest {
-                actor: " ".into(),
-                ..all()
-            },
-        )
-        .await,
-        "actor",
-    );
-    refused(
-        dismiss(
-            &server,
-            pb::AlertFilter {
-                statuses: vec![9],
-                ..Default::default()
-            },
-            true,
-        )
-        .await,
+        dismiss(&server, pb::AlertFilter { statuses: vec![9], ..Default::default() }, true).await,
         "filter.statuses[0]",
     );
     assert_eq!(get(&server, &raised.id).await.unwrap().into_inner(), raised);
@@ -230,9 +115,7 @@ async fn all_alerts_are_moved_only_where_it_is_said(backend: Backend) {
 }
 
 #[on_both]
-async fn whatever_happens_at_once_no_alert_is_moved_twice_and_the_feed_keeps_its_order(
-    backend: Backend,
-) {
+async fn whatever_happens_at_once_no_alert_is_moved_twice_and_the_feed_keeps_its_order(backend: Backend) {
     let server = ready(backend).await;
     let db = delivery::beside(&server).await;
     let mut watch = server.watch(topics(&[Topic::Alerts])).await;
@@ -254,10 +137,7 @@ async fn whatever_happens_at_once_no_alert_is_moved_twice_and_the_feed_keeps_its
     let one_by_one = tokio::spawn(async move {
         let mut acknowledged = 0;
         for id in singly {
-            let request = pb::AcknowledgeAlertRequest {
-                id,
-                ..Default::default()
-            };
+            let request = pb::AcknowledgeAlertRequest { id, ..Default::default() };
             acknowledged += usize::from(alerts.acknowledge_alert(request).await.is_ok());
         }
         acknowledged
@@ -269,14 +149,8 @@ async fn whatever_happens_at_once_no_alert_is_moved_twice_and_the_feed_keeps_its
                 if n < 2 {
                     return alerts.acknowledge_alerts(all()).await.unwrap().into_inner();
                 }
-                let filter = Some(pb::AlertFilter {
-                    open: Some(true),
-                    ..Default::default()
-                });
-                let request = pb::DismissAlertsRequest {
-                    filter,
-                    ..Default::default()
-                };
+                let filter = Some(pb::AlertFilter { open: Some(true), ..Default::default() });
+                let request = pb::DismissAlertsRequest { filter, ..Default::default() };
                 alerts.dismiss_alerts(request).await.unwrap().into_inner()
             })
         })
@@ -284,10 +158,7 @@ async fn whatever_happens_at_once_no_alert_is_moved_twice_and_the_feed_keeps_its
     let mut moves = deliveries.await.unwrap() + one_by_one.await.unwrap();
     for bulk in bulks {
         let told = bulk.await.unwrap();
-        assert_eq!(
-            told.matched,
-            told.moved + told.not_moved.iter().map(|count| count.alerts).sum::<i64>()
-        );
+        assert_eq!(told.matched, told.moved + told.not_moved.iter().map(|count| count.alerts).sum::<i64>());
         moves += usize::try_from(told.moved).unwrap();
     }
 
@@ -301,20 +172,13 @@ async fn whatever_happens_at_once_no_alert_is_moved_twice_and_the_feed_keeps_its
     }
     for id in &ids {
         let alert = get(&server, id).await.unwrap().into_inner();
-        assert!(
-            matches!(alert.status(), Acknowledged | Dismissed),
-            "{alert:?}"
-        );
+        assert!(matches!(alert.status(), Acknowledged | Dismissed), "{alert:?}");
         assert_eq!(alert.version_id, versions[id]);
     }
     for id in ids.iter().step_by(40) {
         let kept = transitions::of(&server, id).await;
         assert_eq!(i32::try_from(kept.len()).unwrap(), versions[id]);
-        assert!(
-            kept.windows(2)
-                .all(|pair| pair[0].to_status() == pair[1].from_status()),
-            "{kept:?}"
-        );
+        assert!(kept.windows(2).all(|pair| pair[0].to_status() == pair[1].from_status()), "{kept:?}");
     }
     server.stop().await;
 }
@@ -326,8 +190,7 @@ async fn alerts_that_are_raised_meanwhile_are_not_touched(backend: Backend) {
         alert(&server, Pending).await;
     }
     let mut alerts = server.alerts();
-    let bulk =
-        tokio::spawn(async move { alerts.acknowledge_alerts(all()).await.unwrap().into_inner() });
+    let bulk = tokio::spawn(async move { alerts.acknowledge_alerts(all()).await.unwrap().into_inner() });
     let mut raised = Vec::new();
     while !bulk.is_finished() {
         raised.push(alert(&server, Pending).await);
@@ -338,12 +201,7 @@ async fn alerts_that_are_raised_meanwhile_are_not_touched(backend: Backend) {
     assert_eq!((moved.matched, moved.not_moved.len()), (moved.moved, 0));
     for (at, alert) in raised.iter().enumerate() {
         let status = get(&server, &alert.id).await.unwrap().into_inner().status();
-        assert_eq!(
-            status == Acknowledged,
-            at < first,
-            "{at} of {}, {first} moved",
-            raised.len()
-        );
+        assert_eq!(status == Acknowledged, at < first, "{at} of {}, {first} moved", raised.len());
     }
     server.stop().await;
 }
@@ -380,19 +238,13 @@ async fn a_move_of_many_that_waits_is_not_told_before_the_moves_that_it_follows(
     let lock = format!("SELECT 1 FROM alerts WHERE id = '{}' FOR UPDATE", ids[1]);
     second.execute_unprepared(&lock).await.unwrap();
     let mut alerts = server.alerts();
-    let dismiss = pb::DismissAlertsRequest {
-        all: true,
-        ..Default::default()
-    };
+    let dismiss = pb::DismissAlertsRequest { all: true, ..Default::default() };
     let many = tokio::spawn(async move { alerts.dismiss_alerts(dismiss).await });
     waiting(&db, 1, || false).await;
     // Another one wants the third.
     let mut alerts = server.alerts();
     let id = ids[2].to_string();
-    let acknowledge = pb::AcknowledgeAlertRequest {
-        id,
-        ..Default::default()
-    };
+    let acknowledge = pb::AcknowledgeAlertRequest { id, ..Default::default() };
     let one = tokio::spawn(async move { alerts.acknowledge_alert(acknowledge).await });
     waiting(&db, 2, || one.is_finished()).await;
     second.rollback().await.unwrap();
@@ -419,14 +271,8 @@ async fn an_alert_that_no_longer_matches_when_its_turn_comes_is_not_moved() {
     let change = format!("{change} = '{}'", second.id);
     other.execute_unprepared(&change).await.unwrap();
     let mut alerts = server.alerts();
-    let filter = Some(pb::AlertFilter {
-        statuses: vec![Pending.into()],
-        ..Default::default()
-    });
-    let dismiss = pb::DismissAlertsRequest {
-        filter,
-        ..Default::default()
-    };
+    let filter = Some(pb::AlertFilter { statuses: vec![Pending.into()], ..Default::default() });
+    let dismiss = pb::DismissAlertsRequest { filter, ..Default::default() };
     let many = tokio::spawn(async move { alerts.dismiss_alerts(dismiss).await });
     waiting(&db, 1, || false).await;
     other.commit().await.unwrap();

@@ -1,9 +1,7 @@
 //! Repeats that a cooldown holds back are counted on the alert that stands for them.
 
 use tonic::transport::Channel;
-use watchpost::pb::{
-    self, Topic, alert_service_client::AlertServiceClient, event_service_client::EventServiceClient,
-};
+use watchpost::pb::{self, Topic, alert_service_client::AlertServiceClient, event_service_client::EventServiceClient};
 
 use super::{Acknowledged, Dismissed, advance, get, list};
 use crate::support::{
@@ -15,10 +13,7 @@ use crate::support::{
 };
 
 fn once(name: &str) -> pb::AlertRule {
-    pb::AlertRule {
-        cooldown: seconds(3600),
-        ..always(name)
-    }
+    pb::AlertRule { cooldown: seconds(3600), ..always(name) }
 }
 
 /// Ingests `count` events with one key, by the channels in turn, from as many clients as there are events.
@@ -41,11 +36,7 @@ async fn adds_up(server: &TestServer, alerts: usize, wanted: usize) {
     assert_eq!(found.len(), alerts);
     assert_eq!(found.len() + usize::try_from(suppressed).unwrap(), wanted);
     for alert in found {
-        assert_eq!(
-            alert.last_suppressed_at.is_some(),
-            alert.suppressed_count > 0,
-            "{alert:?}"
-        );
+        assert_eq!(alert.last_suppressed_at.is_some(), alert.suppressed_count > 0, "{alert:?}");
     }
 }
 
@@ -58,11 +49,7 @@ async fn every_event_raises_an_alert_or_is_counted_on_one(backend: Backend) {
     at_once(channels, 100).await;
     adds_up(&server, 1, 100).await;
     // As if the cooldown were over.
-    execute(
-        &server,
-        "UPDATE alert_cooldowns SET raised_at_us = raised_at_us - 3600000000",
-    )
-    .await;
+    execute(&server, "UPDATE alert_cooldowns SET raised_at_us = raised_at_us - 3600000000").await;
     at_once(channels, 100).await;
     adds_up(&server, 2, 200).await;
     server.stop().await;
@@ -72,12 +59,7 @@ async fn every_event_raises_an_alert_or_is_counted_on_one(backend: Backend) {
 async fn every_event_is_counted_across_ends_of_a_cooldown(backend: Backend) {
     let server = TestServer::start(backend).await;
     server.camera("door").await;
-    server
-        .rule(pb::AlertRule {
-            cooldown: seconds(1),
-            ..always("r")
-        })
-        .await;
+    server.rule(pb::AlertRule { cooldown: seconds(1), ..always("r") }).await;
     let mut sent = 0;
     let raised = loop {
         at_once(std::slice::from_ref(&server.channel), 20).await;
@@ -97,10 +79,7 @@ async fn a_repeat_changes_nothing_else_and_is_not_announced(backend: Backend) {
     server.camera("door").await;
     server.rule(once("r")).await;
     let raised = server.ingest("door", vec![]).await.alerts.remove(0);
-    assert_eq!(
-        (raised.suppressed_count, raised.last_suppressed_at),
-        (0, None)
-    );
+    assert_eq!((raised.suppressed_count, raised.last_suppressed_at), (0, None));
     let mut watch = server.watch(topics(&[Topic::Alerts])).await;
     for _ in 0..2 {
         assert_eq!(server.ingest("door", vec![]).await.alerts, []);
@@ -108,32 +87,15 @@ async fn a_repeat_changes_nothing_else_and_is_not_announced(backend: Backend) {
     let counted = get(&server, &raised.id).await.unwrap().into_inner();
     assert!(counted.last_suppressed_at.is_some());
     let last_suppressed_at = counted.last_suppressed_at;
-    assert_eq!(
-        counted,
-        pb::Alert {
-            suppressed_count: 2,
-            last_suppressed_at,
-            ..raised.clone()
-        }
-    );
+    assert_eq!(counted, pb::Alert { suppressed_count: 2, last_suppressed_at, ..raised.clone() });
     // Whoever saw the alert before may still move it, and the next change tells the number.
-    let moved = advance(&server, &raised.id, Acknowledged, Some(1))
-        .await
-        .unwrap()
-        .into_inner();
+    let moved = advance(&server, &raised.id, Acknowledged, Some(1)).await.unwrap().into_inner();
     assert_eq!(moved.suppressed_count, 2);
     assert_eq!(watch.alert().await.1, moved);
     // It stands whatever its status.
     advance(&server, &raised.id, Dismissed, None).await.unwrap();
     server.ingest("door", vec![]).await;
-    assert_eq!(
-        get(&server, &raised.id)
-            .await
-            .unwrap()
-            .into_inner()
-            .suppressed_count,
-        3
-    );
+    assert_eq!(get(&server, &raised.id).await.unwrap().into_inner().suppressed_count, 3);
     server.stop().await;
 }
 
@@ -142,12 +104,7 @@ async fn repeats_of_many_alerts_are_counted_together_each_on_its_own(backend: Ba
     let server = TestServer::start(backend).await;
     server.camera("door").await;
     for name in ["a", "b"] {
-        server
-            .rule(pb::AlertRule {
-                dedup_key_template: Some("{object_type}".into()),
-                ..once(name)
-            })
-            .await;
+        server.rule(pb::AlertRule { dedup_key_template: Some("{object_type}".into()), ..once(name) }).await;
     }
     let sent: Vec<_> = (0..60)
         .map(|n| {
@@ -177,16 +134,10 @@ async fn repeats_are_counted_exactly_across_servers_while_the_alert_is_moved() {
     let mut alerts = AlertServiceClient::new(channel.clone());
     let moves = tokio::spawn(async move {
         let id = raised.id;
-        let acknowledge = pb::AcknowledgeAlertRequest {
-            id: id.clone(),
-            ..Default::default()
-        };
+        let acknowledge = pb::AcknowledgeAlertRequest { id: id.clone(), ..Default::default() };
         alerts.acknowledge_alert(acknowledge).await.unwrap();
         let dismiss = pb::DismissAlertsRequest {
-            filter: Some(pb::AlertFilter {
-                open: Some(false),
-                ..Default::default()
-            }),
+            filter: Some(pb::AlertFilter { open: Some(false), ..Default::default() }),
             ..Default::default()
         };
         alerts.dismiss_alerts(dismiss).await.unwrap().into_inner()

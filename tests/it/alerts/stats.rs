@@ -45,18 +45,11 @@ fn mean(alerts: &[pb::Alert], when: impl Fn(&pb::Alert) -> Option<Timestamp>) ->
 async fn agree(server: &TestServer, filter: pb::AlertFilter, width: i64) -> pb::AlertStats {
     let request = pb::GetAlertStatsRequest {
         filter: Some(filter.clone()),
-        bucket_width: Some(Duration {
-            seconds: width,
-            nanos: 0,
-        }),
+        bucket_width: Some(Duration { seconds: width, nanos: 0 }),
     };
     let reply = server.alerts().get_alert_stats(request).await;
     let stats = reply.unwrap().into_inner();
-    let request = pb::ListAlertsRequest {
-        page_size: 1_000,
-        filter: Some(filter),
-        ..Default::default()
-    };
+    let request = pb::ListAlertsRequest { page_size: 1_000, filter: Some(filter), ..Default::default() };
     let alerts = server.alerts().list_alerts(request).await.unwrap();
     let alerts = alerts.into_inner().alerts;
 
@@ -102,18 +95,11 @@ async fn agree(server: &TestServer, filter: pb::AlertFilter, width: i64) -> pb::
     assert_eq!(stats.open, i64::try_from(open.len()).unwrap());
     assert_eq!(stats.oldest_open_at.map(micros), open.into_iter().min());
     for (found, expected) in [
-        (
-            stats.mean_time_to_acknowledge,
-            mean(&alerts, |alert| alert.acknowledged_at),
-        ),
-        (
-            stats.mean_time_to_dismiss,
-            mean(&alerts, |alert| alert.dismissed_at),
-        ),
+        (stats.mean_time_to_acknowledge, mean(&alerts, |alert| alert.acknowledged_at)),
+        (stats.mean_time_to_dismiss, mean(&alerts, |alert| alert.dismissed_at)),
     ] {
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-        let found =
-            found.map(|mean| (mean.seconds * 1_000_000 + i64::from(mean.nanos) / 1_000) as f64);
+        let found = found.map(|mean| (mean.seconds * 1_000_000 + i64::from(mean.nanos) / 1_000) as f64);
         assert_eq!(found.is_some(), expected.is_some());
         let difference = found.unwrap_or_default() - expected.unwrap_or_default();
         assert!(difference.abs() <= 1.0, "{found:?} {expected:?}");
@@ -136,12 +122,8 @@ async fn scatter(server: &TestServer) {
         let offset = [0, 59_999_600, 60_000_000, 999, 59_999_999, 120_500_000][at % 6];
         let created_at = start + TimeDelta::microseconds(offset) + TimeDelta::minutes(n * 7 % 50);
         let after = |micros: i64| Some(created_at + TimeDelta::microseconds(micros));
-        let status = [
-            AlertStatus::Pending,
-            AlertStatus::Delivered,
-            AlertStatus::Acknowledged,
-            AlertStatus::Dismissed,
-        ][at * 5 % 4];
+        let status = [AlertStatus::Pending, AlertStatus::Delivered, AlertStatus::Acknowledged, AlertStatus::Dismissed]
+            [at * 5 % 4];
         let is_acknowledged = status == AlertStatus::Acknowledged || n % 8 == 3;
         let mut row = alert.into_active_model();
         row.created_at = Set(created_at);
@@ -159,16 +141,8 @@ async fn ready(backend: Backend) -> TestServer {
     for camera in ["door", "Gate", "yard"] {
         server.camera(camera).await;
     }
-    for (name, severity) in [
-        ("dog", Severity::Low),
-        ("car", Severity::High),
-        ("fox", Severity::High),
-    ] {
-        let rule = pb::AlertRule {
-            object_types: strings(&[name]),
-            severity: severity.into(),
-            ..always(name)
-        };
+    for (name, severity) in [("dog", Severity::Low), ("car", Severity::High), ("fox", Severity::High)] {
+        let rule = pb::AlertRule { object_types: strings(&[name]), severity: severity.into(), ..always(name) };
         server.rule(rule).await;
     }
     server
@@ -183,107 +157,43 @@ async fn numbers_are_those_of_the_alerts(backend: Backend) {
         server.ingest(camera, vec![detection(seen, 1.0)]).await;
     }
     scatter(&server).await;
-    execute(&server, "UPDATE alerts SET rule_id = NULL WHERE rule_id IN (SELECT id FROM alert_rules WHERE name = 'fox')").await;
+    execute(
+        &server,
+        "UPDATE alerts SET rule_id = NULL WHERE rule_id IN (SELECT id FROM alert_rules WHERE name = 'fox')",
+    )
+    .await;
     let any = pb::AlertFilter::default;
     let stats = agree(&server, any(), 60).await;
-    assert_eq!(
-        (
-            stats.total,
-            stats.by_status.len(),
-            stats.by_rule.len(),
-            stats.by_camera.len()
-        ),
-        (60, 4, 3, 3)
-    );
+    assert_eq!((stats.total, stats.by_status.len(), stats.by_rule.len(), stats.by_camera.len()), (60, 4, 3, 3));
     for width in [61, 3_600, 86_400, 31_622_400] {
         agree(&server, any(), width).await;
     }
-    agree(
-        &server,
-        pb::AlertFilter {
-            camera_ids: strings(&["Gate"]),
-            ..any()
-        },
-        60,
-    )
-    .await;
-    agree(
-        &server,
-        pb::AlertFilter {
-            open: Some(true),
-            ..any()
-        },
-        60,
-    )
-    .await;
-    agree(
-        &server,
-        pb::AlertFilter {
-            severities: vec![Severity::High.into()],
-            suppressed: Some(true),
-            ..any()
-        },
-        60,
-    )
-    .await;
-    let none = agree(
-        &server,
-        pb::AlertFilter {
-            camera_ids: strings(&["none"]),
-            ..any()
-        },
-        60,
-    )
-    .await;
+    agree(&server, pb::AlertFilter { camera_ids: strings(&["Gate"]), ..any() }, 60).await;
+    agree(&server, pb::AlertFilter { open: Some(true), ..any() }, 60).await;
+    agree(&server, pb::AlertFilter { severities: vec![Severity::High.into()], suppressed: Some(true), ..any() }, 60)
+        .await;
+    let none = agree(&server, pb::AlertFilter { camera_ids: strings(&["none"]), ..any() }, 60).await;
     assert_eq!(none, pb::AlertStats::default());
-    let plain = server
-        .alerts()
-        .get_alert_stats(pb::GetAlertStatsRequest::default())
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(
-        plain,
-        pb::AlertStats {
-            buckets: vec![],
-            ..stats
-        }
-    );
+    let plain = server.alerts().get_alert_stats(pb::GetAlertStatsRequest::default()).await.unwrap().into_inner();
+    assert_eq!(plain, pb::AlertStats { buckets: vec![], ..stats });
     server.stop().await;
 }
 
 #[on_both]
 async fn bad_widths_and_too_many_buckets_are_refused(backend: Backend) {
     let server = ready(backend).await;
-    let widths = [
-        (59, 0),
-        (0, 0),
-        (-60, 0),
-        (60, 1),
-        (31_622_401, 0),
-        (i64::MAX, 0),
-    ];
+    let widths = [(59, 0), (0, 0), (-60, 0), (60, 1), (31_622_401, 0), (i64::MAX, 0)];
     for (seconds, nanos) in widths {
         let bucket_width = Some(Duration { seconds, nanos });
-        let request = pb::GetAlertStatsRequest {
-            filter: None,
-            bucket_width,
-        };
-        refused(
-            server.alerts().get_alert_stats(request).await,
-            "bucket_width",
-        );
+        let request = pb::GetAlertStatsRequest { filter: None, bucket_width };
+        refused(server.alerts().get_alert_stats(request).await, "bucket_width");
     }
     server.ingest("door", vec![detection("dog", 1.0)]).await;
     let (now, uuid) = match backend {
-        Backend::Sqlite => (
-            "strftime('%Y-%m-%dT%H:%M:%S+00:00', '2020-01-01', (n * 61) || ' seconds')",
-            "randomblob(16)",
-        ),
-        Backend::Postgres => (
-            "timestamptz '2020-01-01Z' + n * interval '61 seconds'",
-            "gen_random_uuid()",
-        ),
+        Backend::Sqlite => {
+            ("strftime('%Y-%m-%dT%H:%M:%S+00:00', '2020-01-01', (n * 61) || ' seconds')", "randomblob(16)")
+        }
+        Backend::Postgres => ("timestamptz '2020-01-01Z' + n * interval '61 seconds'", "gen_random_uuid()"),
     };
     let many = format!(
         "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 10000)
@@ -294,28 +204,10 @@ async fn bad_widths_and_too_many_buckets_are_refused(backend: Backend) {
     let stats = |seconds| {
         let bucket_width = Some(Duration { seconds, nanos: 0 });
         let mut alerts = server.alerts();
-        async move {
-            alerts
-                .get_alert_stats(pb::GetAlertStatsRequest {
-                    filter: None,
-                    bucket_width,
-                })
-                .await
-        }
+        async move { alerts.get_alert_stats(pb::GetAlertStatsRequest { filter: None, bucket_width }).await }
     };
     refused(stats(60).await, "bucket_width");
     assert!(stats(62).await.unwrap().into_inner().buckets.len() <= 10_000);
-    assert_eq!(
-        list(
-            &server,
-            pb::AlertFilter {
-                dedup_key: "k".into(),
-                ..Default::default()
-            }
-        )
-        .await
-        .len(),
-        50
-    );
+    assert_eq!(list(&server, pb::AlertFilter { dedup_key: "k".into(), ..Default::default() }).await.len(), 50);
     server.stop().await;
 }

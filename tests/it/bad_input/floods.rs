@@ -47,22 +47,12 @@ async fn many_empty_messages_are_refused_before_they_are_decoded(backend: Backen
         ("MonitorService/Watch", watch),
     ] {
         let status = call(&server, method, &framed(&body)).await.unwrap_err();
-        assert_eq!(
-            (status.code(), reason(&status)),
-            (Code::ResourceExhausted, "TOO_MANY_ELEMENTS".into()),
-            "{method}"
-        );
+        assert_eq!((status.code(), reason(&status)), (Code::ResourceExhausted, "TOO_MANY_ELEMENTS".into()), "{method}");
     }
     // The same in a few kilobytes.
-    let request = pb::BatchCreateJobsRequest {
-        requests: vec![pb::CreateJobRequest::default(); 1_000_000],
-    };
+    let request = pb::BatchCreateJobsRequest { requests: vec![pb::CreateJobRequest::default(); 1_000_000] };
     let mut jobs = server.jobs().send_compressed(CompressionEncoding::Gzip);
-    failed(
-        jobs.batch_create_jobs(request).await,
-        Code::ResourceExhausted,
-        "TOO_MANY_ELEMENTS",
-    );
+    failed(jobs.batch_create_jobs(request).await, Code::ResourceExhausted, "TOO_MANY_ELEMENTS");
     unharmed(&server, &before).await;
     server.stop().await;
 }
@@ -71,10 +61,7 @@ async fn many_empty_messages_are_refused_before_they_are_decoded(backend: Backen
 async fn an_ingest_whose_answer_would_be_too_large_is_not_stored(backend: Backend) {
     let server = ready(backend).await;
     let before = rows(&server).await;
-    let seen = pb::Detection {
-        labels: (0..64).map(|_| "x".repeat(255)).collect(),
-        ..Default::default()
-    };
+    let seen = pb::Detection { labels: (0..64).map(|_| "x".repeat(255)).collect(), ..Default::default() };
     let request = ingest("door", vec![seen; 240]);
     assert!(request.encoded_len() < 4 << 20);
     refused(server.events().ingest_event(request).await, "detections");
@@ -85,19 +72,13 @@ async fn an_ingest_whose_answer_would_be_too_large_is_not_stored(backend: Backen
 #[on_both]
 async fn requests_beyond_the_memory_are_told_to_come_again(backend: Backend) {
     let database = TestDatabase::migrated(backend).await;
-    let server =
-        TestServer::start_with(database, |settings| settings.request_memory = 64 << 20).await;
+    let server = TestServer::start_with(database, |settings| settings.request_memory = 64 << 20).await;
     server.camera("door").await;
     let job = |at: usize| pb::CreateJobRequest {
-        job: Some(pb::Job {
-            job_type: format!("t{at}"),
-            ..Default::default()
-        }),
+        job: Some(pb::Job { job_type: format!("t{at}"), ..Default::default() }),
         ..Default::default()
     };
-    let request = pb::BatchCreateJobsRequest {
-        requests: (0..10_000).map(job).collect(),
-    };
+    let request = pb::BatchCreateJobsRequest { requests: (0..10_000).map(job).collect() };
     let calls = (0..16).map(|_| {
         let (mut jobs, request) = (server.jobs(), request.clone());
         tokio::spawn(async move { jobs.batch_create_jobs(request).await })
@@ -107,10 +88,7 @@ async fn requests_beyond_the_memory_are_told_to_come_again(backend: Backend) {
         match call.await.unwrap() {
             Ok(_) => done += 1,
             Err(status) => {
-                assert_eq!(
-                    (status.code(), reason(&status)),
-                    (Code::Unavailable, "SERVER_BUSY".into())
-                );
+                assert_eq!((status.code(), reason(&status)), (Code::Unavailable, "SERVER_BUSY".into()));
                 busy += 1;
             }
         }

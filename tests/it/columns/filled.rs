@@ -65,9 +65,7 @@ async fn cameras(server: &TestServer) {
             status: pb::CameraStatus::Offline.into(),
             ..Default::default()
         };
-        let request = pb::CreateCameraRequest {
-            camera: Some(camera),
-        };
+        let request = pb::CreateCameraRequest { camera: Some(camera) };
         server.cameras().create_camera(request).await.unwrap();
     }
     let request = pb::DeleteCameraRequest { id: "gone".into() };
@@ -119,11 +117,7 @@ pub fn rule(name: &str) -> pb::AlertRule {
 }
 
 /// The lengths of time of a rule: of its cooldown, and of its flap window.
-pub fn with_cooldown(
-    rule: pb::AlertRule,
-    cooldown: i32,
-    flap_window: Option<i32>,
-) -> pb::AlertRule {
+pub fn with_cooldown(rule: pb::AlertRule, cooldown: i32, flap_window: Option<i32>) -> pb::AlertRule {
     pb::AlertRule {
         cooldown: span(cooldown.into()),
         flap_window: flap_window.and_then(|seconds| span(seconds.into())),
@@ -133,10 +127,7 @@ pub fn with_cooldown(
 
 /// A step that tells the channel `later` after so many seconds.
 pub fn escalation(after: i32) -> pb::EscalationStep {
-    pb::EscalationStep {
-        after: span(after.into()),
-        channels: strings(&["later"]),
-    }
+    pb::EscalationStep { after: span(after.into()), channels: strings(&["later"]) }
 }
 
 pub fn schedule() -> pb::Schedule {
@@ -153,11 +144,7 @@ pub fn channel(name: &str, url: String) -> pb::NotificationChannel {
     pb::NotificationChannel {
         name: name.into(),
         description: Some("Whoever is on duty.".into()),
-        quiet_times: vec![pb::Schedule {
-            start_time: "04:00".into(),
-            end_time: "04:01".into(),
-            ..schedule()
-        }],
+        quiet_times: vec![pb::Schedule { start_time: "04:00".into(), end_time: "04:01".into(), ..schedule() }],
         quiet_except: Severity::Medium.into(),
         kind: Some(Kind::Webhook(pb::WebhookChannel {
             url,
@@ -215,10 +202,7 @@ fn full_detection() -> pb::Detection {
         bbox_height: Some(40),
         thumbnail_path: Some("/porch/1.jpg".into()),
         media_type: pb::MediaType::Video.into(),
-        duration: Some(prost_types::Duration {
-            seconds: 12,
-            nanos: 500_000_000,
-        }),
+        duration: Some(prost_types::Duration { seconds: 12, nanos: 500_000_000 }),
         video_codec: Some("h264".into()),
         video_width: Some(640),
         video_height: Some(480),
@@ -231,16 +215,9 @@ fn full_detection() -> pb::Detection {
 async fn alerts(server: &TestServer) {
     let (receiver, gone) = (Receiver::start().await, Receiver::start().await);
     gone.answer(Answer::Status(410, vec![]));
-    server
-        .notification_channel(channel("ops", receiver.url()))
-        .await;
-    server
-        .notification_channel(channel("gone", gone.url()))
-        .await;
-    let later = pb::NotificationChannel {
-        enabled: Some(false),
-        ..channel("later", gone.url())
-    };
+    server.notification_channel(channel("ops", receiver.url())).await;
+    server.notification_channel(channel("gone", gone.url())).await;
+    let later = pb::NotificationChannel { enabled: Some(false), ..channel("later", gone.url()) };
     server.notification_channel(later).await;
     let full = server.rule(rule("full")).await;
     let firing = pb::AlertRule {
@@ -254,11 +231,8 @@ async fn alerts(server: &TestServer) {
     let firing = server.rule(with_cooldown(firing, 3_600, None)).await;
     let silence = server.silence(silence()).await;
     updates(server, &full.id, &silence.id).await;
-    let rules = pb::Silence {
-        rule_ids: vec![firing.id.clone()],
-        severities: vec![Severity::High.into()],
-        ..quiet("gate")
-    };
+    let rules =
+        pb::Silence { rule_ids: vec![firing.id.clone()], severities: vec![Severity::High.into()], ..quiet("gate") };
     server.silence(rules).await;
     let everything = pb::Silence {
         camera_ids: vec![],
@@ -283,40 +257,22 @@ async fn alerts(server: &TestServer) {
         receiver.wait_for(raised.len()).await;
         let attempted = "channel_name = 'ops' AND attempts = 1 AND lease_id IS NULL";
         let count = format!("SELECT count(*) AS n FROM deliveries WHERE {attempted}");
-        let all = format!(
-            "SELECT 1 FROM ({count}) AS attempted WHERE n = {}",
-            raised.len()
-        );
+        let all = format!("SELECT 1 FROM ({count}) AS attempted WHERE n = {}", raised.len());
         until(server, &all).await;
     }
-    until(
-        server,
-        "SELECT 1 FROM notification_channels WHERE NOT enabled",
-    )
-    .await;
-    until(
-        server,
-        "SELECT 1 FROM notification_channels WHERE throttled_until IS NOT NULL",
-    )
-    .await;
+    until(server, "SELECT 1 FROM notification_channels WHERE NOT enabled").await;
+    until(server, "SELECT 1 FROM notification_channels WHERE throttled_until IS NOT NULL").await;
     let deleted = server.ingest("porch", vec![]).await.event.unwrap().id;
     let request = pb::DeleteEventRequest { id: deleted };
     server.events().delete_event(request).await.unwrap();
     // A repeat, one that is silenced, and one of which everything is known.
     server.ingest("porch", vec![detection("person", 0.5)]).await;
     server.ingest("gate", vec![detection("person", 0.5)]).await;
-    let request = pb::IngestEventRequest {
-        event: Some(event()),
-        detections: vec![full_detection()],
-        ..Default::default()
-    };
+    let request =
+        pb::IngestEventRequest { event: Some(event()), detections: vec![full_detection()], ..Default::default() };
     let event = server.events().ingest_event(request).await.unwrap();
     let id = event.into_inner().event.unwrap().id;
-    let request = pb::ReviewEventRequest {
-        id,
-        reviewed: Some(true),
-        notes: Some("The postman.".into()),
-    };
+    let request = pb::ReviewEventRequest { id, reviewed: Some(true), notes: Some("The postman.".into()) };
     server.events().review_event(request).await.unwrap();
 
     let alert = pb::Alert {
@@ -326,12 +282,8 @@ async fn alerts(server: &TestServer) {
         metadata: object(&json!({"seen": "twice"})),
         ..Default::default()
     };
-    let request = pb::CreateAlertRequest {
-        alert: Some(alert),
-        actor: "ann".into(),
-        reason: "seen".into(),
-        ..Default::default()
-    };
+    let request =
+        pb::CreateAlertRequest { alert: Some(alert), actor: "ann".into(), reason: "seen".into(), ..Default::default() };
     server.alerts().create_alert(request).await.unwrap();
     let request = pb::AcknowledgeAlertRequest {
         id: raised[0].id.clone(),
@@ -340,11 +292,7 @@ async fn alerts(server: &TestServer) {
         ..Default::default()
     };
     server.alerts().acknowledge_alert(request).await.unwrap();
-    let request = pb::DismissAlertRequest {
-        id: raised[0].id.clone(),
-        actor: "bob".into(),
-        ..Default::default()
-    };
+    let request = pb::DismissAlertRequest { id: raised[0].id.clone(), actor: "bob".into(), ..Default::default() };
     server.alerts().dismiss_alert(request).await.unwrap();
     // Nothing is sent while columns of channels are changed.
     let later = "UPDATE deliveries SET next_attempt_at = '2032-01-02T03:04:05+00:00' WHERE status = 'queued'";
@@ -353,45 +301,19 @@ async fn alerts(server: &TestServer) {
 
 /// Updates resources, so that they have another version than the first.
 async fn updates(server: &TestServer, rule_id: &str, silence_id: &str) {
-    let alert_rule = pb::AlertRule {
-        id: rule_id.into(),
-        description: Some("Anybody at night.".into()),
-        ..Default::default()
-    };
-    let request = pb::UpdateAlertRuleRequest {
-        alert_rule: Some(alert_rule),
-        ..Default::default()
-    };
+    let alert_rule =
+        pb::AlertRule { id: rule_id.into(), description: Some("Anybody at night.".into()), ..Default::default() };
+    let request = pb::UpdateAlertRuleRequest { alert_rule: Some(alert_rule), ..Default::default() };
     server.rules().update_alert_rule(request).await.unwrap();
-    let silence = pb::Silence {
-        id: silence_id.into(),
-        reason: "rain".into(),
-        ..Default::default()
-    };
-    let request = pb::UpdateSilenceRequest {
-        silence: Some(silence),
-        ..Default::default()
-    };
+    let silence = pb::Silence { id: silence_id.into(), reason: "rain".into(), ..Default::default() };
+    let request = pb::UpdateSilenceRequest { silence: Some(silence), ..Default::default() };
     server.silences().update_silence(request).await.unwrap();
-    let camera_zone = pb::CameraZone {
-        id: "steps".into(),
-        priority: 5,
-        ..Default::default()
-    };
-    let request = pb::UpdateCameraZoneRequest {
-        camera_zone: Some(camera_zone),
-        ..Default::default()
-    };
+    let camera_zone = pb::CameraZone { id: "steps".into(), priority: 5, ..Default::default() };
+    let request = pb::UpdateCameraZoneRequest { camera_zone: Some(camera_zone), ..Default::default() };
     server.zones().update_camera_zone(request).await.unwrap();
     for description in ["Trains.", "Trains models."] {
-        let job_type = pb::JobType {
-            description: Some(description.into()),
-            ..job_type()
-        };
-        let request = pb::UpdateJobTypeRequest {
-            job_type: Some(job_type),
-            ..Default::default()
-        };
+        let job_type = pb::JobType { description: Some(description.into()), ..job_type() };
+        let request = pb::UpdateJobTypeRequest { job_type: Some(job_type), ..Default::default() };
         type_client(server).update_job_type(request).await.unwrap();
     }
 }
@@ -407,11 +329,7 @@ pub fn job(key: &str) -> pb::CreateJobRequest {
         max_attempts: Some(5),
         timeout: span(7_200),
         deadline: span(36_000),
-        unique: Some(pb::UniqueJob {
-            key: key.into(),
-            states: vec![],
-            period: span(86_400),
-        }),
+        unique: Some(pb::UniqueJob { key: key.into(), states: vec![], period: span(86_400) }),
         concurrency_key: "porch".into(),
         max_rescues: Some(7),
         retry_policy: Some(pb::RetryPolicy {
@@ -423,10 +341,7 @@ pub fn job(key: &str) -> pb::CreateJobRequest {
         dead_letter: Some(false),
         ..Default::default()
     };
-    pb::CreateJobRequest {
-        job: Some(job),
-        request_id: format!("request {key}"),
-    }
+    pb::CreateJobRequest { job: Some(job), request_id: format!("request {key}") }
 }
 
 /// Claims a job of the queue `media`, which must be there or come.
@@ -464,24 +379,15 @@ pub async fn log(server: &TestServer, (job_id, lease_id): (&str, &str)) {
         timestamp: at(1_772_366_400),
         context: object(&json!({"disk": 1})),
     };
-    let request = pb::AppendJobLogsRequest {
-        job_id: job_id.into(),
-        lease_id: lease_id.into(),
-        lines: vec![line],
-        offset: None,
-    };
+    let request =
+        pb::AppendJobLogsRequest { job_id: job_id.into(), lease_id: lease_id.into(), lines: vec![line], offset: None };
     server.job_workers().append_job_logs(request).await.unwrap();
 }
 
 pub async fn complete(server: &TestServer, (job_id, lease_id): (&str, &str)) {
-    let completion = pb::JobCompletion {
-        job_id: job_id.into(),
-        lease_id: lease_id.into(),
-        result: object(&json!({"rows": 10})),
-    };
-    let request = pb::CompleteJobsRequest {
-        completions: vec![completion],
-    };
+    let completion =
+        pb::JobCompletion { job_id: job_id.into(), lease_id: lease_id.into(), result: object(&json!({"rows": 10})) };
+    let request = pb::CompleteJobsRequest { completions: vec![completion] };
     server.job_workers().complete_jobs(request).await.unwrap();
 }
 
@@ -499,11 +405,7 @@ pub async fn fail(server: &TestServer, (job_id, lease_id): (&str, &str), retryab
 }
 
 pub async fn cancel(server: &TestServer, id: &str) {
-    let request = pb::CancelJobRequest {
-        id: id.into(),
-        actor: "ann".into(),
-        reason: "not needed".into(),
-    };
+    let request = pb::CancelJobRequest { id: id.into(), actor: "ann".into(), reason: "not needed".into() };
     server.jobs().cancel_job(request).await.unwrap();
 }
 
@@ -514,10 +416,7 @@ async fn jobs(server: &TestServer) {
     server.jobs().create_job(job("rescued")).await.unwrap();
     let lost = claim(server, 1).await;
     let claimed = claim(server, 3_600).await;
-    assert_eq!(
-        claimed.job.as_ref().unwrap().id,
-        lost.job.as_ref().unwrap().id
-    );
+    assert_eq!(claimed.job.as_ref().unwrap().id, lost.job.as_ref().unwrap().id);
     let lease = |claimed: &pb::ClaimedJob| {
         let id = claimed.job.as_ref().unwrap().id.clone();
         (id, claimed.lease_id.clone())
@@ -550,17 +449,11 @@ async fn settings(server: &TestServer) {
         max_running_per_key: Some(2),
         ..Default::default()
     };
-    let request = pb::UpdateJobQueueRequest {
-        job_queue: Some(queue),
-        ..Default::default()
-    };
+    let request = pb::UpdateJobQueueRequest { job_queue: Some(queue), ..Default::default() };
     let mut queues = queue_client(server);
     queues.update_job_queue(request).await.unwrap();
-    let request = pb::PauseJobQueueRequest {
-        name: "night".into(),
-        actor: "ann".into(),
-        reason: "work on the disks".into(),
-    };
+    let request =
+        pb::PauseJobQueueRequest { name: "night".into(), actor: "ann".into(), reason: "work on the disks".into() };
     queues.pause_job_queue(request).await.unwrap();
 }
 
@@ -606,41 +499,25 @@ async fn schedules(server: &TestServer) {
     let mut client = schedule_client(server);
     let mut ids = Vec::new();
     for (name, cron) in [("ticking", "* * * * * *"), ("missed", "17 3 29 2 *")] {
-        let schedule = pb::JobSchedule {
-            enabled: Some(true),
-            cron: cron.into(),
-            ..job_schedule(name)
-        };
-        let request = pb::CreateJobScheduleRequest {
-            job_schedule: Some(schedule),
-        };
+        let schedule = pb::JobSchedule { enabled: Some(true), cron: cron.into(), ..job_schedule(name) };
+        let request = pb::CreateJobScheduleRequest { job_schedule: Some(schedule) };
         let created = client.create_job_schedule(request).await.unwrap();
         ids.push(created.into_inner().id);
     }
-    let missed =
-        "UPDATE job_schedules SET next_tick_at = '2019-02-28T02:17:00+00:00' WHERE name = 'missed'";
+    let missed = "UPDATE job_schedules SET next_tick_at = '2019-02-28T02:17:00+00:00' WHERE name = 'missed'";
     execute(server, missed).await;
     until(server, "SELECT 1 FROM jobs WHERE tick_at IS NOT NULL").await;
     until(server, "SELECT 1 FROM job_schedules WHERE missed_ticks > 0").await;
-    until(
-        server,
-        "SELECT 1 FROM job_schedules WHERE last_job_id IS NOT NULL",
-    )
-    .await;
+    until(server, "SELECT 1 FROM job_schedules WHERE last_job_id IS NOT NULL").await;
     // The other one does not tick soon.
-    let schedule = pb::JobSchedule {
-        id: ids[0].clone(),
-        enabled: Some(false),
-        ..Default::default()
-    };
+    let schedule = pb::JobSchedule { id: ids[0].clone(), enabled: Some(false), ..Default::default() };
     let request = pb::UpdateJobScheduleRequest {
         job_schedule: Some(schedule),
         update_mask: mask(&["enabled"]),
         expected_version_id: None,
     };
     client.update_job_schedule(request).await.unwrap();
-    let later =
-        "UPDATE job_schedules SET next_tick_at = '2032-01-02T03:04:05+00:00' WHERE NOT enabled";
+    let later = "UPDATE job_schedules SET next_tick_at = '2032-01-02T03:04:05+00:00' WHERE NOT enabled";
     execute(server, later).await;
 }
 
@@ -686,12 +563,8 @@ async fn gpus(server: &TestServer) {
         memory_temperature: Some(61.0),
         counter_epoch: Some(2),
     };
-    let with_fan = pb::GpuStats {
-        fan_speed: Some(33),
-        absent_reasons: [].into(),
-        recorded_at: in_seconds(-61),
-        ..sample.clone()
-    };
+    let with_fan =
+        pb::GpuStats { fan_speed: Some(33), absent_reasons: [].into(), recorded_at: in_seconds(-61), ..sample.clone() };
     let event = pb::GpuEvent {
         id: 0,
         occurred_at: in_seconds(-60),

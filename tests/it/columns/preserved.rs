@@ -32,14 +32,7 @@ impl<'a> Observed<'a> {
     }
 
     fn new(backend: Backend, stored: &'a Stored, table: &'static str, row: Row) -> Self {
-        Self {
-            backend,
-            stored,
-            table,
-            row,
-            changed: BTreeSet::new(),
-            problems: Vec::new(),
-        }
+        Self { backend, stored, table, row, changed: BTreeSet::new(), problems: Vec::new() }
     }
 
     /// Gives every column that is NULL or its default another value, but for those of `but`.
@@ -77,10 +70,8 @@ impl<'a> Observed<'a> {
             ));
         }
         for name in expected.difference(&changed) {
-            self.problems.push(format!(
-                "{}.{name}: {operation} must change it, and leaves {}",
-                self.table, before[*name]
-            ));
+            self.problems
+                .push(format!("{}.{name}: {operation} must change it, and leaves {}", self.table, before[*name]));
         }
         self.changed.extend(changed.into_iter().map(String::from));
     }

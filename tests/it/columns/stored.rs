@@ -23,11 +23,7 @@ impl Stored {
     pub async fn open(backend: Backend, server: &TestServer) -> Self {
         let db = server.database.connect().await;
         let schema = catalogue::schema(backend, &db).await;
-        Self {
-            backend,
-            db,
-            schema,
-        }
+        Self { backend, db, schema }
     }
 
     /// All rows of a table, in the order of their keys.
@@ -51,10 +47,7 @@ impl Stored {
 
     /// Sets columns of a row to expressions of SQL.
     pub async fn set_all(&self, table: &str, row: &Row, values: &[(&str, &str)]) {
-        let values: Vec<_> = values
-            .iter()
-            .map(|(column, expression)| format!("\"{column}\" = {expression}"))
-            .collect();
+        let values: Vec<_> = values.iter().map(|(column, expression)| format!("\"{column}\" = {expression}")).collect();
         let values = values.join(", ");
         let condition = self.is(table, row);
         let sql = format!("UPDATE \"{table}\" SET {values} {condition}");
@@ -65,10 +58,7 @@ impl Stored {
 
     fn is(&self, table: &str, row: &Row) -> String {
         let keys = &self.schema.tables[table].primary_key;
-        let keys: Vec<_> = keys
-            .iter()
-            .map(|key| format!("\"{key}\" = {}", row[key]))
-            .collect();
+        let keys: Vec<_> = keys.iter().map(|key| format!("\"{key}\" = {}", row[key])).collect();
         format!("WHERE {}", keys.join(" AND "))
     }
 
@@ -78,15 +68,10 @@ impl Stored {
             Backend::Postgres => "quote_nullable",
         };
         let columns = &self.schema.tables[table].columns;
-        let literals: Vec<_> = columns
-            .iter()
-            .map(|column| format!("{quote}(\"{0}\") AS \"{0}\"", column.name))
-            .collect();
-        let keys: Vec<_> = self.schema.tables[table]
-            .primary_key
-            .iter()
-            .map(|key| format!("\"{table}\".\"{key}\""))
-            .collect();
+        let literals: Vec<_> =
+            columns.iter().map(|column| format!("{quote}(\"{0}\") AS \"{0}\"", column.name)).collect();
+        let keys: Vec<_> =
+            self.schema.tables[table].primary_key.iter().map(|key| format!("\"{table}\".\"{key}\"")).collect();
         let (literals, keys) = (literals.join(", "), keys.join(", "));
         let sql = format!("SELECT {literals} FROM \"{table}\" {condition} ORDER BY {keys}");
         let query = Statement::from_string(self.db.get_database_backend(), sql);
@@ -95,9 +80,7 @@ impl Stored {
         rows.iter()
             .map(|row| {
                 let columns = columns.iter().map(|column| &column.name);
-                columns
-                    .map(|name| (name.clone(), literal(row, name)))
-                    .collect()
+                columns.map(|name| (name.clone(), literal(row, name))).collect()
             })
             .collect()
     }

@@ -5,9 +5,7 @@ use std::collections::HashSet;
 use serde_json::json;
 use watchpost::pb::{self, MediaType, Severity};
 
-use super::{
-    detections_of, event, get, list_detections, list_events, request, send, store, without_camera,
-};
+use super::{detections_of, event, get, list_detections, list_events, request, send, store, without_camera};
 use crate::support::{
     TestServer, always,
     calls::{at, not_found, object, refused, rows, strings},
@@ -19,10 +17,7 @@ use crate::support::{
 fn full_event() -> pb::Event {
     pb::Event {
         batch_id: "batch 7 🎞".into(),
-        started_at: Some(prost_types::Timestamp {
-            seconds: 1_000_000,
-            nanos: 123_456_789,
-        }),
+        started_at: Some(prost_types::Timestamp { seconds: 1_000_000, nanos: 123_456_789 }),
         ended_at: at(1_000_001),
         risk_score: Some(100),
         risk_level: Severity::Low.into(),
@@ -49,10 +44,7 @@ fn full_detection() -> pb::Detection {
         bbox_height: Some(i32::MAX),
         thumbnail_path: Some(String::new()),
         media_type: MediaType::Video.into(),
-        duration: Some(prost_types::Duration {
-            seconds: 86_400,
-            nanos: 123_456_789,
-        }),
+        duration: Some(prost_types::Duration { seconds: 86_400, nanos: 123_456_789 }),
         video_codec: Some("hevc".into()),
         video_width: Some(1),
         video_height: Some(i32::MAX),
@@ -77,48 +69,22 @@ async fn an_event_is_stored_and_answered_as_it_was_sent(backend: Backend) {
         deleted_at: at(1),
         ..full_event()
     };
-    let sent = pb::Detection {
-        id: 98,
-        ..full_detection()
-    };
-    let stored = store(
-        &server,
-        pb::IngestEventRequest {
-            detections: vec![sent],
-            ..request(output_only)
-        },
-    )
-    .await;
+    let sent = pb::Detection { id: 98, ..full_detection() };
+    let stored = store(&server, pb::IngestEventRequest { detections: vec![sent], ..request(output_only) }).await;
     let event = stored.event.clone().unwrap();
     assert!(event.id > 0 && !stored.replayed);
-    let micros = prost_types::Timestamp {
-        seconds: 1_000_000,
-        nanos: 123_456_000,
-    };
-    let expected = pb::Event {
-        id: event.id,
-        started_at: Some(micros),
-        object_types: strings(&["traffic light"]),
-        ..full_event()
-    };
+    let micros = prost_types::Timestamp { seconds: 1_000_000, nanos: 123_456_000 };
+    let expected =
+        pb::Event { id: event.id, started_at: Some(micros), object_types: strings(&["traffic light"]), ..full_event() };
     assert_eq!(event, expected);
     assert_eq!(get(&server, event.id).await.unwrap().into_inner(), event);
     assert_eq!(
         list_events(&server, pb::EventFilter::default()).await,
-        [pb::Event {
-            llm_prompt: None,
-            ..event.clone()
-        }]
+        [pb::Event { llm_prompt: None, ..event.clone() }]
     );
 
     let id = stored.detections[0].id;
-    assert_eq!(
-        stored.detections,
-        [pb::Detection {
-            id,
-            ..full_detection()
-        }]
-    );
+    assert_eq!(stored.detections, [pb::Detection { id, ..full_detection() }]);
     assert_eq!(detections_of(&server, event.id).await, stored.detections);
     server.stop().await;
 }
@@ -127,27 +93,13 @@ async fn an_event_is_stored_and_answered_as_it_was_sent(backend: Backend) {
 async fn what_is_left_out_gets_its_default(backend: Backend) {
     let server = TestServer::start(backend).await;
     server.camera("door").await;
-    let stored = store(
-        &server,
-        pb::IngestEventRequest {
-            detections: vec![pb::Detection::default()],
-            ..request(event())
-        },
-    )
-    .await;
+    let stored =
+        store(&server, pb::IngestEventRequest { detections: vec![pb::Detection::default()], ..request(event()) }).await;
     let got = stored.event.unwrap();
     let (started_at, batch_id) = (got.started_at, got.batch_id.clone());
     assert!(started_at.is_some_and(|time| time.seconds > 1_700_000_000));
     assert_eq!(batch_id.len(), 36);
-    assert_eq!(
-        got,
-        pb::Event {
-            id: got.id,
-            batch_id,
-            started_at,
-            ..event()
-        }
-    );
+    assert_eq!(got, pb::Event { id: got.id, batch_id, started_at, ..event() });
     let expected = pb::Detection {
         id: stored.detections[0].id,
         camera_id: "door".into(),
@@ -158,39 +110,18 @@ async fn what_is_left_out_gets_its_default(backend: Backend) {
     assert_eq!(stored.detections, [expected]);
 
     // An event begins with its first detection, and a detection without a time is as old as the event.
-    let seen = |seconds| pb::Detection {
-        detected_at: at(seconds),
-        ..Default::default()
-    };
-    let earliest = store(
-        &server,
-        pb::IngestEventRequest {
-            detections: vec![seen(20), seen(10)],
-            ..request(event())
-        },
-    )
-    .await;
+    let seen = |seconds| pb::Detection { detected_at: at(seconds), ..Default::default() };
+    let earliest =
+        store(&server, pb::IngestEventRequest { detections: vec![seen(20), seen(10)], ..request(event()) }).await;
     assert_eq!(earliest.event.unwrap().started_at, at(10));
-    let timed = pb::Event {
-        started_at: at(30),
-        ..event()
-    };
+    let timed = pb::Event { started_at: at(30), ..event() };
     let given = store(
         &server,
-        pb::IngestEventRequest {
-            detections: vec![seen(20), pb::Detection::default()],
-            ..request(timed)
-        },
+        pb::IngestEventRequest { detections: vec![seen(20), pb::Detection::default()], ..request(timed) },
     )
     .await;
     assert_eq!(given.event.unwrap().started_at, at(30));
-    assert_eq!(
-        [
-            given.detections[0].detected_at,
-            given.detections[1].detected_at
-        ],
-        [at(20), at(30)]
-    );
+    assert_eq!([given.detections[0].detected_at, given.detections[1].detected_at], [at(20), at(30)]);
     server.stop().await;
 }
 
@@ -212,11 +143,7 @@ async fn the_risk_level_follows_the_score_unless_it_is_given(backend: Backend) {
         (Some(100), Unspecified, Critical),
         (Some(100), Low, Low),
     ] {
-        let sent = pb::Event {
-            risk_score: score,
-            risk_level: given.into(),
-            ..event()
-        };
+        let sent = pb::Event { risk_score: score, risk_level: given.into(), ..event() };
         let stored = store(&server, request(sent)).await.event.unwrap();
         assert_eq!((stored.risk_score, stored.risk_level()), (score, level));
         assert_eq!(get(&server, stored.id).await.unwrap().into_inner(), stored);
@@ -231,25 +158,11 @@ async fn object_types_are_lower_case_and_each_once_in_order(backend: Backend) {
     let types = ["Person", "CAR", "person", "ÄRA", "ära", " dog ", "a%_b"];
     let mut detections: Vec<_> = types.map(|name| detection(name, 0.5)).into();
     detections.insert(1, pb::Detection::default());
-    let stored = store(
-        &server,
-        pb::IngestEventRequest {
-            detections,
-            ..request(event())
-        },
-    )
-    .await;
-    let sent: Vec<_> = stored
-        .detections
-        .iter()
-        .filter_map(|seen| seen.object_type.as_deref())
-        .collect();
+    let stored = store(&server, pb::IngestEventRequest { detections, ..request(event()) }).await;
+    let sent: Vec<_> = stored.detections.iter().filter_map(|seen| seen.object_type.as_deref()).collect();
     assert_eq!(sent, types, "detections keep what was sent");
     let stored = stored.event.unwrap();
-    assert_eq!(
-        stored.object_types,
-        ["person", "car", "ära", " dog ", "a%_b"]
-    );
+    assert_eq!(stored.object_types, ["person", "car", "ära", " dog ", "a%_b"]);
     assert_eq!(get(&server, stored.id).await.unwrap().into_inner(), stored);
     server.stop().await;
 }
@@ -266,21 +179,11 @@ async fn a_thousand_detections_keep_their_order(backend: Backend) {
         ..detection(&format!("t{n}"), 0.5)
     };
     let detections: Vec<_> = (0..1000).map(seen).collect();
-    let sent = pb::IngestEventRequest {
-        detections,
-        ..request(event())
-    };
+    let sent = pb::IngestEventRequest { detections, ..request(event()) };
     let stored = store(&server, sent.clone()).await;
-    let order: Vec<_> = stored
-        .detections
-        .iter()
-        .filter_map(|seen| seen.bbox_x)
-        .collect();
+    let order: Vec<_> = stored.detections.iter().filter_map(|seen| seen.bbox_x).collect();
     assert_eq!(order, (0..1000).collect::<Vec<_>>());
-    assert_eq!(
-        detections_of(&server, stored.event.unwrap().id).await,
-        stored.detections
-    );
+    assert_eq!(detections_of(&server, stored.event.unwrap().id).await, stored.detections);
     let mut sent = sent;
     sent.detections.push(seen(0));
     let before = rows(&server).await;
@@ -294,27 +197,13 @@ async fn numbers_in_free_form_data_are_what_they_were(backend: Backend) {
     let server = TestServer::start(backend).await;
     server.camera("door").await;
     // Every one a different pattern of bits; few decimal digits would not be enough.
-    let numbers = (0..2_000_u64).map(|n| {
-        f64::from_bits(0x3FE0_0000_0000_0000 ^ n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 8)
-    });
+    let numbers =
+        (0..2_000_u64).map(|n| f64::from_bits(0x3FE0_0000_0000_0000 ^ n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 8));
     let numbers: Vec<_> = numbers.filter(|number| number.is_finite()).collect();
-    let seen = pb::Detection {
-        enrichment_data: object(&json!({"numbers": numbers})),
-        ..Default::default()
-    };
-    let stored = store(
-        &server,
-        pb::IngestEventRequest {
-            detections: vec![seen.clone()],
-            ..request(event())
-        },
-    )
-    .await;
+    let seen = pb::Detection { enrichment_data: object(&json!({"numbers": numbers})), ..Default::default() };
+    let stored = store(&server, pb::IngestEventRequest { detections: vec![seen.clone()], ..request(event()) }).await;
     // Too many to be printed.
-    assert!(
-        stored.detections[0].enrichment_data == seen.enrichment_data,
-        "what is answered is what was sent"
-    );
+    assert!(stored.detections[0].enrichment_data == seen.enrichment_data, "what is answered is what was sent");
     let listed = list_detections(&server, pb::DetectionFilter::default()).await;
     assert!(listed == stored.detections, "what is kept is what was sent");
     server.stop().await;
@@ -327,11 +216,7 @@ async fn texts_may_be_as_long_as_promised(backend: Backend) {
     // Many words, of wide letters: the hardest for a search index.
     let words = |length: u32| {
         let letter = |n: u32| {
-            if n % 3 == 2 {
-                ' '
-            } else {
-                char::from_u32(0x2_0000 + n * 7919 % 40_000).unwrap()
-            }
+            if n % 3 == 2 { ' ' } else { char::from_u32(0x2_0000 + n * 7919 % 40_000).unwrap() }
         };
         (0..length).map(letter).collect::<String>()
     };
@@ -350,9 +235,7 @@ async fn texts_may_be_as_long_as_promised(backend: Backend) {
         thumbnail_path: Some(words(1024)),
         video_codec: Some(words(64)),
         labels: (0..64).map(|n| words(253) + &format!("{n:02}")).collect(),
-        enrichment_data: object(
-            &json!({"text": "e".repeat(40_000), "vehicle": {"make": words(6_000)}}),
-        ),
+        enrichment_data: object(&json!({"text": "e".repeat(40_000), "vehicle": {"make": words(6_000)}})),
         ..Default::default()
     };
     let request_id = words(128);
@@ -366,14 +249,8 @@ async fn texts_may_be_as_long_as_promised(backend: Backend) {
         },
     )
     .await;
-    let got = get(&server, stored.event.unwrap().id)
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(
-        (got.summary, got.reasoning, got.llm_prompt),
-        (sent.summary, sent.reasoning, sent.llm_prompt)
-    );
+    let got = get(&server, stored.event.unwrap().id).await.unwrap().into_inner();
+    assert_eq!((got.summary, got.reasoning, got.llm_prompt), (sent.summary, sent.reasoning, sent.llm_prompt));
     assert_eq!(stored.detections[0].labels, seen.labels);
     assert_eq!(detections_of(&server, got.id).await, stored.detections);
     server.stop().await;
@@ -388,16 +265,9 @@ async fn an_event_of_no_camera_leaves_nothing_behind(backend: Backend) {
     server.cameras().delete_camera(delete).await.unwrap();
     let before = rows(&server).await;
     for camera_id in ["door", "none", "Door"] {
-        let sent = pb::Event {
-            camera_id: camera_id.into(),
-            batch_id: "b".into(),
-            ..event()
-        };
-        let sent = pb::IngestEventRequest {
-            detections: vec![detection("dog", 1.0)],
-            request_id: "r".into(),
-            ..request(sent)
-        };
+        let sent = pb::Event { camera_id: camera_id.into(), batch_id: "b".into(), ..event() };
+        let sent =
+            pb::IngestEventRequest { detections: vec![detection("dog", 1.0)], request_id: "r".into(), ..request(sent) };
         for _ in 0..2 {
             without_camera(send(&server, sent.clone()).await);
         }
@@ -406,18 +276,8 @@ async fn an_event_of_no_camera_leaves_nothing_behind(backend: Backend) {
     // The keys of what failed are free.
     let restore = pb::RestoreCameraRequest { id: "door".into() };
     server.cameras().restore_camera(restore).await.unwrap();
-    let sent = pb::Event {
-        batch_id: "b".into(),
-        ..event()
-    };
-    let stored = store(
-        &server,
-        pb::IngestEventRequest {
-            request_id: "r".into(),
-            ..request(sent)
-        },
-    )
-    .await;
+    let sent = pb::Event { batch_id: "b".into(), ..event() };
+    let stored = store(&server, pb::IngestEventRequest { request_id: "r".into(), ..request(sent) }).await;
     assert!(!stored.replayed && stored.alerts.len() == 1);
     server.stop().await;
 }
@@ -429,15 +289,8 @@ async fn a_bad_event_among_good_ones_fails_alone(backend: Backend) {
     server.rule(always("everything")).await;
     let sent = (0..64).map(|n| {
         let camera_id = if n == 31 { "none" } else { "door" };
-        let sent = pb::Event {
-            camera_id: camera_id.into(),
-            risk_score: Some(n),
-            ..event()
-        };
-        let sent = pb::IngestEventRequest {
-            detections: vec![detection("dog", 1.0); 3],
-            ..request(sent)
-        };
+        let sent = pb::Event { camera_id: camera_id.into(), risk_score: Some(n), ..event() };
+        let sent = pb::IngestEventRequest { detections: vec![detection("dog", 1.0); 3], ..request(sent) };
         let mut events = server.events();
         tokio::spawn(async move { events.ingest_event(sent).await })
     });
@@ -450,14 +303,7 @@ async fn a_bad_event_among_good_ones_fails_alone(backend: Backend) {
         }
         let stored = reply.unwrap().into_inner();
         let event = stored.event.unwrap();
-        assert_eq!(
-            (
-                event.risk_score,
-                stored.detections.len(),
-                stored.alerts.len()
-            ),
-            (Some(n), 3, 1)
-        );
+        assert_eq!((event.risk_score, stored.detections.len(), stored.alerts.len()), (Some(n), 3, 1));
         assert_eq!(stored.alerts[0].event_id, event.id);
         assert_eq!(detections_of(&server, event.id).await, stored.detections);
         ids.insert(event.id);
@@ -466,10 +312,7 @@ async fn a_bad_event_among_good_ones_fails_alone(backend: Backend) {
     let events = list_events(&server, pb::EventFilter::default()).await;
     assert_eq!(events.len(), 50, "the default size of a page");
     let counted = rows(&server).await;
-    assert!(
-        counted.contains(&("events", 63)) && counted.contains(&("alerts", 63)),
-        "{counted:?}"
-    );
+    assert!(counted.contains(&("events", 63)) && counted.contains(&("alerts", 63)), "{counted:?}");
     not_found(get(&server, i64::MAX).await, "event", i64::MAX);
     server.stop().await;
 }

@@ -16,11 +16,7 @@ use crate::support::{
 
 /// An ingest with these keys.
 fn keyed(request_id: &str, batch_id: &str) -> pb::IngestEventRequest {
-    let event = pb::Event {
-        batch_id: batch_id.into(),
-        risk_score: Some(50),
-        ..event()
-    };
+    let event = pb::Event { batch_id: batch_id.into(), risk_score: Some(50), ..event() };
     pb::IngestEventRequest {
         request_id: request_id.into(),
         detections: vec![detection("dog", 0.5), detection("cat", 0.25)],
@@ -32,12 +28,7 @@ fn keyed(request_id: &str, batch_id: &str) -> pb::IngestEventRequest {
 fn outcomes(response: &pb::IngestEventResponse) -> Vec<(String, bool, i32, Option<String>)> {
     let outcome = |outcome: &pb::RuleOutcome| {
         let alert_id = outcome.alert_id.clone();
-        (
-            outcome.rule_id.clone(),
-            outcome.fired,
-            outcome.stopped_by,
-            alert_id,
-        )
+        (outcome.rule_id.clone(), outcome.fired, outcome.stopped_by, alert_id)
     };
     response.rule_outcomes.iter().map(outcome).collect()
 }
@@ -55,15 +46,9 @@ async fn ready(backend: Backend) -> TestServer {
     server.camera("door").await;
     server.camera("gate").await;
     server.rule(always("fires")).await;
-    let cools_down = pb::AlertRule {
-        cooldown: seconds(3600),
-        ..always("cools down")
-    };
+    let cools_down = pb::AlertRule { cooldown: seconds(3600), ..always("cools down") };
     server.rule(cools_down).await;
-    let too_high = pb::AlertRule {
-        risk_threshold: Some(51),
-        ..always("too high")
-    };
+    let too_high = pb::AlertRule { risk_threshold: Some(51), ..always("too high") };
     server.rule(too_high).await;
     server
 }
@@ -115,18 +100,9 @@ async fn a_key_is_not_good_for_other_content(backend: Backend) {
     for (request, path) in [
         (change(|r| r.detections.truncate(1)), "request_id"),
         (change(|r| r.detections.reverse()), "request_id"),
-        (
-            change(|r| r.event.as_mut().unwrap().risk_score = Some(51)),
-            "request_id",
-        ),
-        (
-            change(|r| r.event.as_mut().unwrap().batch_id.push('x')),
-            "request_id",
-        ),
-        (
-            change(|r| r.event.as_mut().unwrap().camera_id = "gate".into()),
-            "request_id",
-        ),
+        (change(|r| r.event.as_mut().unwrap().risk_score = Some(51)), "request_id"),
+        (change(|r| r.event.as_mut().unwrap().batch_id.push('x')), "request_id"),
+        (change(|r| r.event.as_mut().unwrap().camera_id = "gate".into()), "request_id"),
         (
             change(|r| {
                 r.request_id.clear();
@@ -175,13 +151,7 @@ async fn many_identical_requests_at_once_store_one_event(backend: Backend) {
         let sent: Vec<_> = (0..16)
             .map(|_| {
                 let mut events = server.events();
-                tokio::spawn(async move {
-                    events
-                        .ingest_event(keyed(keys.0, keys.1))
-                        .await
-                        .unwrap()
-                        .into_inner()
-                })
+                tokio::spawn(async move { events.ingest_event(keyed(keys.0, keys.1)).await.unwrap().into_inner() })
             })
             .collect();
         let (mut ids, mut new) = (HashSet::new(), 0);
@@ -194,10 +164,7 @@ async fn many_identical_requests_at_once_store_one_event(backend: Backend) {
         }
         assert_eq!((ids.len(), new, seen.len()), (1, 1, 1), "{keys:?}");
         let counted = rows(&server).await;
-        assert!(
-            counted.contains(&("events", i64::try_from(round).unwrap() + 1)),
-            "{counted:?}"
-        );
+        assert!(counted.contains(&("events", i64::try_from(round).unwrap() + 1)), "{counted:?}");
     }
     server.stop().await;
 }
@@ -207,44 +174,16 @@ async fn a_replay_gives_what_is_now(backend: Backend) {
     let server = ready(backend).await;
     let stored = store(&server, keyed("r", "b")).await;
     let id = stored.event.unwrap().id;
-    let review = pb::ReviewEventRequest {
-        id,
-        notes: Some("seen".into()),
-        reviewed: None,
-    };
-    let reviewed = server
-        .events()
-        .review_event(review)
-        .await
-        .unwrap()
-        .into_inner();
-    let dismiss = pb::DismissAlertRequest {
-        id: stored.alerts[0].id.clone(),
-        ..Default::default()
-    };
-    let dismissed = server
-        .alerts()
-        .dismiss_alert(dismiss)
-        .await
-        .unwrap()
-        .into_inner();
+    let review = pb::ReviewEventRequest { id, notes: Some("seen".into()), reviewed: None };
+    let reviewed = server.events().review_event(review).await.unwrap().into_inner();
+    let dismiss = pb::DismissAlertRequest { id: stored.alerts[0].id.clone(), ..Default::default() };
+    let dismissed = server.alerts().dismiss_alert(dismiss).await.unwrap().into_inner();
     let replayed = store(&server, keyed("r", "b")).await;
-    assert_eq!(
-        (replayed.event.unwrap(), &replayed.alerts[0]),
-        (reviewed, &dismissed)
-    );
+    assert_eq!((replayed.event.unwrap(), &replayed.alerts[0]), (reviewed, &dismissed));
 
     // A retry that comes late is still a retry, whatever became of the camera and the event.
-    server
-        .events()
-        .delete_event(pb::DeleteEventRequest { id })
-        .await
-        .unwrap();
-    server
-        .cameras()
-        .delete_camera(pb::DeleteCameraRequest { id: "door".into() })
-        .await
-        .unwrap();
+    server.events().delete_event(pb::DeleteEventRequest { id }).await.unwrap();
+    server.cameras().delete_camera(pb::DeleteCameraRequest { id: "door".into() }).await.unwrap();
     let replayed = store(&server, keyed("r", "b")).await;
     assert!(replayed.replayed && replayed.event.unwrap().deleted_at.is_some());
     server.stop().await;
@@ -277,9 +216,8 @@ async fn two_servers_on_one_database_store_a_request_once() {
         let sent: Vec<_> = (0..200)
             .map(|n| {
                 let key = if n < 100 { n } else { 199 - n };
-                let mut events = pb::event_service_client::EventServiceClient::new(
-                    channels[usize::from(n < 100)].clone(),
-                );
+                let mut events =
+                    pb::event_service_client::EventServiceClient::new(channels[usize::from(n < 100)].clone());
                 let request = keyed(&format!("r{round}-{key}"), &format!("b{round}-{key}"));
                 let sending = async move { events.ingest_event(request).await };
                 (key, tokio::spawn(sending))

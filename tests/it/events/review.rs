@@ -10,18 +10,9 @@ use crate::support::{
     detection,
 };
 
-async fn review(
-    server: &TestServer,
-    id: i64,
-    reviewed: Option<bool>,
-    notes: Option<&str>,
-) -> Reply<pb::Event> {
+async fn review(server: &TestServer, id: i64, reviewed: Option<bool>, notes: Option<&str>) -> Reply<pb::Event> {
     let notes = notes.map(Into::into);
-    let request = pb::ReviewEventRequest {
-        id,
-        reviewed,
-        notes,
-    };
+    let request = pb::ReviewEventRequest { id, reviewed, notes };
     server.events().review_event(request).await
 }
 
@@ -34,10 +25,7 @@ async fn delete(server: &TestServer, id: i64) -> Reply<()> {
 async fn a_review_sets_the_flag_and_the_notes(backend: Backend) {
     let server = TestServer::start(backend).await;
     server.camera("door").await;
-    let sent = pb::Event {
-        llm_prompt: Some("p".into()),
-        ..event()
-    };
+    let sent = pb::Event { llm_prompt: Some("p".into()), ..event() };
     let fresh = store(&server, request(sent)).await.event.unwrap();
     let long = "ü".repeat(65_536);
     for (reviewed, notes, expected) in [
@@ -48,22 +36,12 @@ async fn a_review_sets_the_flag_and_the_notes(backend: Backend) {
         (Some(false), Some(" "), (false, Some(" "))),
         (None, Some(&*long), (true, Some(&*long))),
     ] {
-        let event = review(&server, fresh.id, reviewed, notes)
-            .await
-            .unwrap()
-            .into_inner();
-        let expected = pb::Event {
-            reviewed: expected.0,
-            notes: expected.1.map(Into::into),
-            ..fresh.clone()
-        };
+        let event = review(&server, fresh.id, reviewed, notes).await.unwrap().into_inner();
+        let expected = pb::Event { reviewed: expected.0, notes: expected.1.map(Into::into), ..fresh.clone() };
         assert_eq!(event, expected);
         assert_eq!(get(&server, fresh.id).await.unwrap().into_inner(), event);
     }
-    refused(
-        review(&server, fresh.id, None, Some(&(long + "x"))).await,
-        "notes",
-    );
+    refused(review(&server, fresh.id, None, Some(&(long + "x"))).await, "notes");
     refused(review(&server, fresh.id, None, Some("\0")).await, "notes");
     server.stop().await;
 }
@@ -82,17 +60,9 @@ async fn a_deleted_event_is_gone_and_its_alerts_stay(backend: Backend) {
     not_found(review(&server, id, None, None).await, "event", id);
     let kept = kept.event.unwrap();
     assert_eq!(detections_of(&server, kept.id).await.len(), 1);
-    assert_eq!(
-        list_events(&server, pb::EventFilter::default()).await,
-        [kept]
-    );
-    let alert = pb::GetAlertRequest {
-        id: gone.alerts[0].id.clone(),
-    };
-    assert_eq!(
-        server.alerts().get_alert(alert).await.unwrap().into_inner(),
-        gone.alerts[0]
-    );
+    assert_eq!(list_events(&server, pb::EventFilter::default()).await, [kept]);
+    let alert = pb::GetAlertRequest { id: gone.alerts[0].id.clone() };
+    assert_eq!(server.alerts().get_alert(alert).await.unwrap().into_inner(), gone.alerts[0]);
     server.stop().await;
 }
 

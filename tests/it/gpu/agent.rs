@@ -25,14 +25,7 @@ pub(super) fn agent(fake: &FakeNvml, server: &str, more: &[&str]) -> Process {
     let library = library.to_str().unwrap();
     let args = ["agent", "--server", server, "--host", "shed"];
     // Every sample asks everything, however slow the machine is: calls are counted.
-    let gpus = [
-        "--nvml-library",
-        library,
-        "--gpu-interval",
-        "100ms",
-        "--gpu-budget",
-        "1s",
-    ];
+    let gpus = ["--nvml-library", library, "--gpu-interval", "100ms", "--gpu-budget", "1s"];
     Process::spawn(&[&args[..], &gpus, more].concat())
 }
 
@@ -108,9 +101,7 @@ async fn forward(client: TcpStream, server: String, swallow: &AtomicBool) {
     let answers = async {
         let mut bytes = vec![0; 4096];
         while let Ok(count @ 1..) = from_server.read(&mut bytes).await {
-            if !swallow.load(Ordering::SeqCst)
-                && to_client.write_all(&bytes[..count]).await.is_err()
-            {
+            if !swallow.load(Ordering::SeqCst) && to_client.write_all(&bytes[..count]).await.is_err() {
                 return;
             }
         }
@@ -140,19 +131,11 @@ async fn what_is_stored_is_not_stored_again_if_the_answer_is_lost(backend: Backe
         agent.says("the server accepts GPU samples again").await;
     }
     stop(agent).await;
-    let times: Vec<_> = rows(&db, 1)
-        .await
-        .into_iter()
-        .map(|row| row.recorded_at)
-        .collect();
+    let times: Vec<_> = rows(&db, 1).await.into_iter().map(|row| row.recorded_at).collect();
     let different: BTreeSet<_> = times.iter().collect();
     assert_eq!(times.len(), different.len(), "doubled");
     let taken = fake.calls("GPU-0", CALL);
-    assert!(
-        (taken - 1..=taken).contains(&times.len()),
-        "{} of {taken}",
-        times.len()
-    );
+    assert!((taken - 1..=taken).contains(&times.len()), "{} of {taken}", times.len());
     db.close().await.unwrap();
     server.stop().await;
 }
@@ -169,11 +152,7 @@ async fn nothing_is_lost_or_doubled_while_the_server_is_killed(backend: Backend)
     agent.says("the server accepts GPU samples").await;
     for _ in 0..3 {
         // Killed with batches on their way, as likely as not.
-        rows(
-            &db,
-            gpu_stats::Entity::find().all(&db).await.unwrap().len() + 4,
-        )
-        .await;
+        rows(&db, gpu_stats::Entity::find().all(&db).await.unwrap().len() + 4).await;
         server.kill().await;
         sampled(&fake, "GPU-0", 5).await;
         server = Process::start(database.url(), url.trim_start_matches("http://")).await;
@@ -186,30 +165,18 @@ async fn nothing_is_lost_or_doubled_while_the_server_is_killed(backend: Backend)
 
     let rows = rows(&db, 1).await;
     for uuid in ["GPU-0", "GPU-1"] {
-        let of = rows
-            .iter()
-            .filter(|row| row.gpu_uuid.as_deref() == Some(uuid));
+        let of = rows.iter().filter(|row| row.gpu_uuid.as_deref() == Some(uuid));
         let times: Vec<_> = of.map(|row| row.recorded_at).collect();
         let different: BTreeSet<_> = times.iter().collect();
         assert_eq!(times.len(), different.len(), "doubled");
         // The last one may have been under way at the end.
         let taken = fake.calls(uuid, CALL);
-        assert!(
-            (taken - 1..=taken).contains(&times.len()),
-            "{} of {taken}",
-            times.len()
-        );
+        assert!((taken - 1..=taken).contains(&times.len()), "{} of {taken}", times.len());
     }
     let reporters = gpu_reporter::Entity::find().all(&db).await.unwrap();
-    assert_eq!(
-        (reporters.len(), reporters[0].lost, &*reporters[0].host),
-        (1, 0, "shed")
-    );
+    assert_eq!((reporters.len(), reporters[0].lost, &*reporters[0].host), (1, 0, "shed"));
     let gpus = gpus::Entity::find().all(&db).await.unwrap();
-    let told: Vec<_> = gpus
-        .iter()
-        .map(|gpu| (&*gpu.host, gpu.driver_version.as_deref().unwrap()))
-        .collect();
+    let told: Vec<_> = gpus.iter().map(|gpu| (&*gpu.host, gpu.driver_version.as_deref().unwrap())).collect();
     assert_eq!(told, [("shed", "580.95.05"); 2]);
     db.close().await.unwrap();
 }
@@ -237,10 +204,7 @@ async fn what_is_dropped_is_counted(backend: Backend) {
     let lost = usize::try_from(reporters[0].lost).unwrap();
     let taken = fake.calls("GPU-0", CALL);
     assert!(lost > 0);
-    assert!(
-        (taken - 1..=taken).contains(&(rows + lost)),
-        "{rows} + {lost} of {taken}"
-    );
+    assert!((taken - 1..=taken).contains(&(rows + lost)), "{rows} + {lost} of {taken}");
     drop(server);
     db.close().await.unwrap();
 }

@@ -1,9 +1,7 @@
 //! One GPU that two claimants tell of: the second is refused, on this process and on others.
 
 use chrono::TimeDelta;
-use sea_orm::{
-    ConnectionTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter, sea_query::Expr,
-};
+use sea_orm::{ConnectionTrait, DatabaseConnection, EntityTrait, PaginatorTrait, QueryFilter, sea_query::Expr};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use watchpost::{
@@ -19,11 +17,7 @@ use super::{
 use crate::support::{self, TestServer, field, reason};
 
 /// A batch of one sample of each GPU.
-fn batch(
-    (reporter_id, host): (&str, &str),
-    sequence: i64,
-    uuids: &[&str],
-) -> pb::RecordGpuStatsRequest {
+fn batch((reporter_id, host): (&str, &str), sequence: i64, uuids: &[&str]) -> pb::RecordGpuStatsRequest {
     let sample = |uuid: &&str| pb::GpuStats {
         recorded_at: Some(time::to_proto(now())),
         gpu_uuid: Some((*uuid).into()),
@@ -83,63 +77,31 @@ async fn a_gpu_that_another_host_reports_is_refused(backend: Backend) {
     let server = TestServer::start(backend).await;
     let db = server.database.connect().await;
     let (shed, attic) = (("shed-1", "shed"), ("attic-1", "attic"));
-    assert_eq!(
-        report(&server, shed, 1, &["GPU-a"]).await.unwrap(),
-        (1, false)
-    );
+    assert_eq!(report(&server, shed, 1, &["GPU-a"]).await.unwrap(), (1, false));
     let both = report(&server, attic, 1, &["GPU-b", "GPU-a"]).await;
     refused(both, "gpu_stats[1].gpu_uuid", "GPU-a", "shed");
     // Nothing of the batch is stored, nor of the claim to the other GPU.
     assert_eq!(rows(&db).await, 1);
     assert_eq!(gpu_claim::Entity::find().count(&db).await.unwrap(), 1);
     let mut conditions = batch(attic, 1, &[]);
-    conditions.gpu_conditions = vec![pb::GpuCondition {
-        gpu_uuid: "GPU-a".into(),
-        state: pb::GpuState::Lost.into(),
-        memory_pressure: None,
-    }];
+    conditions.gpu_conditions =
+        vec![pb::GpuCondition { gpu_uuid: "GPU-a".into(), state: pb::GpuState::Lost.into(), memory_pressure: None }];
     let condition = Reporter::open(&server).await.report(conditions).await;
     refused(condition, "gpu_conditions[0].gpu_uuid", "GPU-a", "shed");
-    assert_eq!(
-        report(&server, attic, 1, &["GPU-b"]).await.unwrap(),
-        (1, false)
-    );
-    assert_eq!(
-        report(&server, shed, 2, &["GPU-a"]).await.unwrap(),
-        (2, false)
-    );
+    assert_eq!(report(&server, attic, 1, &["GPU-b"]).await.unwrap(), (1, false));
+    assert_eq!(report(&server, shed, 2, &["GPU-a"]).await.unwrap(), (2, false));
 
     // It is kept for three minutes without a word, and not longer.
     silent(&db, "GPU-a", 150).await;
-    refused(
-        report(&server, attic, 2, &["GPU-a"]).await,
-        "gpu_stats[0].gpu_uuid",
-        "GPU-a",
-        "shed",
-    );
+    refused(report(&server, attic, 2, &["GPU-a"]).await, "gpu_stats[0].gpu_uuid", "GPU-a", "shed");
     silent(&db, "GPU-a", 181).await;
-    assert_eq!(
-        report(&server, attic, 2, &["GPU-a"]).await.unwrap(),
-        (2, false)
-    );
-    refused(
-        report(&server, shed, 3, &["GPU-a"]).await,
-        "gpu_stats[0].gpu_uuid",
-        "GPU-a",
-        "attic",
-    );
-    let gpu = gpus::Entity::find_by_id("GPU-a")
-        .one(&db)
-        .await
-        .unwrap()
-        .unwrap();
+    assert_eq!(report(&server, attic, 2, &["GPU-a"]).await.unwrap(), (2, false));
+    refused(report(&server, shed, 3, &["GPU-a"]).await, "gpu_stats[0].gpu_uuid", "GPU-a", "attic");
+    let gpu = gpus::Entity::find_by_id("GPU-a").one(&db).await.unwrap().unwrap();
     assert_eq!(gpu.host, "attic");
     // A clock that was ahead does not prolong it.
     silent(&db, "GPU-a", -3_600).await;
-    assert_eq!(
-        report(&server, shed, 3, &["GPU-a"]).await.unwrap(),
-        (3, false)
-    );
+    assert_eq!(report(&server, shed, 3, &["GPU-a"]).await.unwrap(), (3, false));
     db.close().await.unwrap();
     server.stop().await;
 }
@@ -152,18 +114,9 @@ async fn what_is_said_renews_a_claim(backend: Backend) {
     report(&server, shed, 1, &["GPU-a"]).await.unwrap();
     silent(&db, "GPU-a", 150).await;
     report(&server, shed, 2, &["GPU-a"]).await.unwrap();
-    let claim = gpu_claim::Entity::find_by_id("GPU-a")
-        .one(&db)
-        .await
-        .unwrap()
-        .unwrap();
+    let claim = gpu_claim::Entity::find_by_id("GPU-a").one(&db).await.unwrap().unwrap();
     assert!(now() - claim.claimed_at < TimeDelta::seconds(100));
-    refused(
-        report(&server, attic, 1, &["GPU-a"]).await,
-        "gpu_stats[0].gpu_uuid",
-        "GPU-a",
-        "shed",
-    );
+    refused(report(&server, attic, 1, &["GPU-a"]).await, "gpu_stats[0].gpu_uuid", "GPU-a", "shed");
     db.close().await.unwrap();
     server.stop().await;
 }
@@ -173,21 +126,10 @@ async fn an_agent_that_starts_anew_takes_its_gpus_over(backend: Backend) {
     let server = TestServer::start(backend).await;
     let (old, new) = (("shed-1", "shed"), ("shed-2", "shed"));
     report(&server, old, 1, &["GPU-a"]).await.unwrap();
-    assert_eq!(
-        report(&server, new, 1, &["GPU-a"]).await.unwrap(),
-        (1, false)
-    );
+    assert_eq!(report(&server, new, 1, &["GPU-a"]).await.unwrap(), (1, false));
     // If both run, samples are not stored twice.
-    refused(
-        report(&server, old, 2, &["GPU-a"]).await,
-        "gpu_stats[0].gpu_uuid",
-        "GPU-a",
-        "shed",
-    );
-    assert_eq!(
-        report(&server, new, 2, &["GPU-a"]).await.unwrap(),
-        (2, false)
-    );
+    refused(report(&server, old, 2, &["GPU-a"]).await, "gpu_stats[0].gpu_uuid", "GPU-a", "shed");
+    assert_eq!(report(&server, new, 2, &["GPU-a"]).await.unwrap(), (2, false));
     server.stop().await;
 }
 
@@ -199,26 +141,13 @@ async fn of_an_agent_and_a_sampler_the_first_has_the_gpu(backend: Backend) {
     // What waits is stored at the end, and claimed with it.
     let server = TestServer::start_with(rig.stop().await, |_| {}).await;
     let shed = ("shed-1", "shed");
-    refused(
-        report(&server, shed, 1, &["GPU-a"]).await,
-        "gpu_stats[0].gpu_uuid",
-        "GPU-a",
-        "camera-box",
-    );
+    refused(report(&server, shed, 1, &["GPU-a"]).await, "gpu_stats[0].gpu_uuid", "GPU-a", "camera-box");
     // Nor an agent of the same host.
     let here = ("here-1", "camera-box");
-    refused(
-        report(&server, here, 1, &["GPU-a"]).await,
-        "gpu_stats[0].gpu_uuid",
-        "GPU-a",
-        "camera-box",
-    );
+    refused(report(&server, here, 1, &["GPU-a"]).await, "gpu_stats[0].gpu_uuid", "GPU-a", "camera-box");
     let db = server.database.connect().await;
     silent(&db, "GPU-a", 181).await;
-    assert_eq!(
-        report(&server, shed, 1, &["GPU-a"]).await.unwrap(),
-        (1, false)
-    );
+    assert_eq!(report(&server, shed, 1, &["GPU-a"]).await.unwrap(), (1, false));
     let database = server.stop().await;
 
     // Now the agent is the first.
@@ -244,30 +173,17 @@ async fn of_an_agent_and_a_sampler_the_first_has_the_gpu(backend: Backend) {
 async fn an_agent_reports_the_gpus_that_no_other_host_has(backend: Backend) {
     let server = TestServer::start(backend).await;
     let db = server.database.connect().await;
-    report(&server, ("attic-1", "attic"), 1, &["GPU-0"])
-        .await
-        .unwrap();
+    report(&server, ("attic-1", "attic"), 1, &["GPU-0"]).await.unwrap();
     let fake = FakeNvml::new(&[Card::geforce("GPU-0"), Card::h200("GPU-1")]);
     let mut agent = agent(&fake, &format!("http://{}", server.address()), &[]);
     agent.says("another host reports this GPU").await;
     let told = async {
-        while gpus::Entity::find_by_id("GPU-1")
-            .one(&db)
-            .await
-            .unwrap()
-            .is_none()
-        {
+        while gpus::Entity::find_by_id("GPU-1").one(&db).await.unwrap().is_none() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(PATIENCE, told)
-        .await
-        .expect("samples of the other GPU");
-    let gpu = gpus::Entity::find_by_id("GPU-0")
-        .one(&db)
-        .await
-        .unwrap()
-        .unwrap();
+    timeout(PATIENCE, told).await.expect("samples of the other GPU");
+    let gpu = gpus::Entity::find_by_id("GPU-0").one(&db).await.unwrap().unwrap();
     assert_eq!(gpu.host, "attic");
     stop(agent).await;
     db.close().await.unwrap();
@@ -294,10 +210,8 @@ async fn a_claim_holds_between_processes() {
     for number in 0..10 {
         let uuid = format!("GPU-{number}");
         let uuids = [uuid.as_str()];
-        let (first, second) = tokio::join!(
-            report(&one, shed, number + 2, &uuids),
-            other(batch(attic, number + 1, &uuids))
-        );
+        let (first, second) =
+            tokio::join!(report(&one, shed, number + 2, &uuids), other(batch(attic, number + 1, &uuids)));
         assert_ne!(first.is_ok(), second.is_ok(), "{first:?} {second:?}");
         if first.is_ok() {
             refused(second, "gpu_stats[0].gpu_uuid", &uuid, "shed");

@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use watchpost::pb::{
-    GpuEventKind, GpuEventSource as Source, GpuState, MemoryPressure, watch_response::Update,
-};
+use watchpost::pb::{GpuEventKind, GpuEventSource as Source, GpuState, MemoryPressure, watch_response::Update};
 
 use super::*;
 use crate::support::{TestServer, Watch, topics};
@@ -24,9 +22,7 @@ const MIG: u64 = 256;
 /// A GPU of its own place that tells of events.
 pub(super) fn card(uuid: &str) -> Card {
     let number: u8 = uuid.trim_start_matches("GPU-").parse().unwrap();
-    Card::geforce(uuid)
-        .with("pci_bus_id", &format!("00000000:{number:02X}:00.0"))
-        .with("events", ALL)
+    Card::geforce(uuid).with("pci_bus_id", &format!("00000000:{number:02X}:00.0")).with("events", ALL)
 }
 
 async fn serve(database: TestDatabase, fake: &FakeNvml) -> TestServer {
@@ -51,9 +47,7 @@ pub(super) async fn until(what: &str, good: impl AsyncFn() -> bool) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(PATIENCE, waiting)
-        .await
-        .unwrap_or_else(|_| panic!("in vain: {what}"));
+    timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("in vain: {what}"));
 }
 
 /// Waits until NVML is listened to.
@@ -83,11 +77,7 @@ async fn next_of(watch: &mut Watch, uuid: &str, kind: GpuEventKind) -> pb::GpuEv
 
 /// All events that are stored, newest first.
 async fn listed(server: &TestServer, filter: pb::GpuEventFilter) -> Vec<pb::GpuEvent> {
-    let request = pb::ListGpuEventsRequest {
-        page_size: 1000,
-        filter: Some(filter),
-        ..Default::default()
-    };
+    let request = pb::ListGpuEventsRequest { page_size: 1000, filter: Some(filter), ..Default::default() };
     let response = server.gpu_stats().list_gpu_events(request).await.unwrap();
     response.into_inner().gpu_events
 }

@@ -51,32 +51,19 @@ async fn a_sample_from_the_future_hides_no_newer_one(backend: Backend) {
     let mut watch = server.watch(topics(&[pb::Topic::GpuStats])).await;
     let mut reporter = Reporter::open(&server).await;
     let ahead = now() + TimeDelta::minutes(4);
-    assert_eq!(
-        reporter.report(batch(1, ahead, 90.0)).await.unwrap(),
-        (1, false)
-    );
+    assert_eq!(reporter.report(batch(1, ahead, 90.0)).await.unwrap(), (1, false));
     assert_eq!(latest(&server).await, Some(90.0));
     watched(&mut watch, 90.0).await;
     let measured = now();
-    assert_eq!(
-        reporter.report(batch(2, measured, 50.0)).await.unwrap(),
-        (2, false)
-    );
+    assert_eq!(reporter.report(batch(2, measured, 50.0)).await.unwrap(), (2, false));
     assert_eq!(latest(&server).await, Some(50.0));
     watched(&mut watch, 50.0).await;
     // What is late hides nothing, either.
     let late = measured - TimeDelta::minutes(1);
-    assert_eq!(
-        reporter.report(batch(3, late, 30.0)).await.unwrap(),
-        (3, false)
-    );
+    assert_eq!(reporter.report(batch(3, late, 30.0)).await.unwrap(), (3, false));
     assert_eq!(latest(&server).await, Some(50.0));
 
-    let gpus = server
-        .gpu_stats()
-        .list_gpus(pb::ListGpusRequest {})
-        .await
-        .unwrap();
+    let gpus = server.gpu_stats().list_gpus(pb::ListGpusRequest {}).await.unwrap();
     let gpu = gpus.into_inner().gpus.remove(0);
     assert_eq!(gpu.gpu_index, Some(2));
     assert_eq!(gpu.last_seen_at, Some(time::to_proto(measured)));

@@ -39,11 +39,7 @@ struct Row {
 impl Row {
     /// A sample that tells the temperature only.
     fn warm(at: i64, temperature: f64) -> Self {
-        Self {
-            at,
-            temperature: Some(temperature),
-            ..Default::default()
-        }
+        Self { at, temperature: Some(temperature), ..Default::default() }
     }
 }
 
@@ -59,10 +55,7 @@ async fn insert(db: &DatabaseConnection, uuid: &str, rows: &[Row]) {
 
 async fn insert_all(db: &DatabaseConnection, models: Vec<gpu_stats::ActiveModel>) {
     for models in models.chunks(200) {
-        gpu_stats::Entity::insert_many(models.to_vec())
-            .exec_without_returning(db)
-            .await
-            .unwrap();
+        gpu_stats::Entity::insert_many(models.to_vec()).exec_without_returning(db).await.unwrap();
     }
 }
 
@@ -103,24 +96,14 @@ fn at(millis: i64) -> Option<Timestamp> {
 /// From `start` to `end`, in buckets of `width`, all in milliseconds.
 fn request(start: i64, end: i64, width: i64) -> pb::AggregateGpuStatsRequest {
     pb::AggregateGpuStatsRequest {
-        range: Some(pb::TimeRange {
-            start: at(start),
-            end: at(end),
-        }),
+        range: Some(pb::TimeRange { start: at(start), end: at(end) }),
         bucket_width: Some(time::duration_from_millis(width)),
-        metrics: vec![
-            GpuMetric::Temperature.into(),
-            GpuMetric::PowerUsage.into(),
-            GpuMetric::MemoryUsed.into(),
-        ],
+        metrics: vec![GpuMetric::Temperature.into(), GpuMetric::PowerUsage.into(), GpuMetric::MemoryUsed.into()],
         ..Default::default()
     }
 }
 
-async fn aggregate(
-    server: &TestServer,
-    request: pb::AggregateGpuStatsRequest,
-) -> Vec<pb::GpuAggregate> {
+async fn aggregate(server: &TestServer, request: pb::AggregateGpuStatsRequest) -> Vec<pb::GpuAggregate> {
     let response = server.gpu_stats().aggregate_gpu_stats(request).await;
     response.unwrap().into_inner().gpus
 }
@@ -128,7 +111,5 @@ async fn aggregate(
 /// The buckets of the first metric of the first GPU: samples, and the last value.
 fn first(gpus: &[pb::GpuAggregate]) -> Vec<(i64, Option<f64>)> {
     let buckets = gpus[0].series[0].buckets.iter();
-    buckets
-        .map(|bucket| (bucket.samples, bucket.last))
-        .collect()
+    buckets.map(|bucket| (bucket.samples, bucket.last)).collect()
 }

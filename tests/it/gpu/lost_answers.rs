@@ -31,11 +31,7 @@ impl Proxy {
         let (before, server) = rest.rsplit_once('@').unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("{before}@{}/{database}", listener.local_addr().unwrap());
-        let proxy = Self {
-            url,
-            cuts: Arc::default(),
-            cut: Arc::default(),
-        };
+        let proxy = Self { url, cuts: Arc::default(), cut: Arc::default() };
         let (server, cuts, cut) = (server.to_string(), proxy.cuts.clone(), proxy.cut.clone());
         tokio::spawn(async move {
             loop {
@@ -48,12 +44,7 @@ impl Proxy {
     }
 }
 
-async fn forward(
-    client: TcpStream,
-    server: TcpStream,
-    cuts: Arc<AtomicBool>,
-    cut: Arc<AtomicUsize>,
-) {
+async fn forward(client: TcpStream, server: TcpStream, cuts: Arc<AtomicBool>, cut: Arc<AtomicUsize>) {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let answers = tokio::spawn(async move { copy(&mut from_server, &mut to_client).await });
@@ -109,18 +100,9 @@ async fn a_commit_whose_answer_is_lost_is_not_made_again() {
     let different: BTreeSet<_> = rows.iter().map(|row| row.recorded_at).collect();
     assert_eq!(rows.len(), different.len(), "doubled");
     let taken = fake.calls("GPU-1", "utilization");
-    assert!(
-        (taken - 1..=taken).contains(&rows.len()),
-        "{} of {taken}",
-        rows.len()
-    );
-    let mut codes: Vec<_> = gpu_event::Entity::find()
-        .all(&db)
-        .await
-        .unwrap()
-        .into_iter()
-        .map(|event| event.code)
-        .collect();
+    assert!((taken - 1..=taken).contains(&rows.len()), "{} of {taken}", rows.len());
+    let mut codes: Vec<_> =
+        gpu_event::Entity::find().all(&db).await.unwrap().into_iter().map(|event| event.code).collect();
     codes.sort_unstable();
     assert_eq!(codes, [Some(31), Some(79)]);
     db.close().await.unwrap();

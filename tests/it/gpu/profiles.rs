@@ -106,18 +106,13 @@ async fn no_row_holds_a_value_that_the_card_did_not_give(backend: Backend) {
     let fake = FakeNvml::new(&cards);
     let database = TestDatabase::migrated(backend).await;
     let rig = Rig::on(database, &fake, Duration::from_millis(50)).await;
-    rig.readings(|all| all.len() == 7 && all.values().all(|reading| reading.number >= 4))
-        .await;
+    rig.readings(|all| all.len() == 7 && all.values().all(|reading| reading.number >= 4)).await;
     let database = rig.stop().await;
     let of_geforce = rows(&database, "GPU-4080s").await;
     let geforce = values(of_geforce.last().unwrap());
-    for (uuid, expected) in [
-        ("GPU-4080s", &[][..]),
-        ("GPU-2080s", RTX_2080S),
-        ("GPU-l40s", L40S),
-        ("GPU-h200", H200),
-        ("GPU-gb10", GB10),
-    ] {
+    for (uuid, expected) in
+        [("GPU-4080s", &[][..]), ("GPU-2080s", RTX_2080S), ("GPU-l40s", L40S), ("GPU-h200", H200), ("GPU-gb10", GB10)]
+    {
         check_all(&rows(&database, uuid).await, &geforce, expected);
     }
     let divided: Vec<_> = H200.iter().chain(DIVIDED).copied().collect();
@@ -152,9 +147,7 @@ fn check_all(all: &[pb::GpuStats], geforce: &Values, different: &Expected) {
         for rate in RATES {
             let (value, expected) = (values.remove(rate).unwrap(), expected.remove(rate).unwrap());
             // The library counts 300 and 700 MB a second.
-            let measured = value
-                .parse()
-                .is_ok_and(|rate| (100_000..2_000_000).contains(&rate));
+            let measured = value.parse().is_ok_and(|rate| (100_000..2_000_000).contains(&rate));
             match expected.as_str() {
                 "NOT_SUPPORTED" if at == 0 => {
                     assert!(["NOT_SAMPLED", &expected].contains(&&*value));

@@ -26,18 +26,13 @@ async fn newer(
             }
         }
     };
-    timeout(PATIENCE, waiting)
-        .await
-        .expect("samples of all GPUs");
+    timeout(PATIENCE, waiting).await.expect("samples of all GPUs");
     found
 }
 
 #[tokio::test]
 async fn whoever_watches_sees_the_gpus_of_every_process() {
-    let fakes = [
-        FakeNvml::new(&[Card::geforce("GPU-1")]),
-        FakeNvml::new(&[Card::h200("GPU-2")]),
-    ];
+    let fakes = [FakeNvml::new(&[Card::geforce("GPU-1")]), FakeNvml::new(&[Card::h200("GPU-2")])];
     let database = TestDatabase::migrated(Backend::Postgres).await;
     let with = |fake: &FakeNvml, host: &str| {
         let (library, host) = (fake.library(), host.to_string());
@@ -53,10 +48,7 @@ async fn whoever_watches_sees_the_gpus_of_every_process() {
     let channel = support::connect(&format!("http://{}", two.address)).await;
     let mut monitor = pb::monitor_service_client::MonitorServiceClient::new(channel);
     let request = || topics(&[pb::Topic::GpuStats]);
-    let mut watches = [
-        one.watch(request()).await,
-        Watch::from(monitor.watch(request()).await.unwrap().into_inner()),
-    ];
+    let mut watches = [one.watch(request()).await, Watch::from(monitor.watch(request()).await.unwrap().into_inner())];
     // What is reported to one of them is seen at the other.
     let mut reporter = Reporter::open(&one).await;
     let sample = pb::GpuStats {
@@ -77,19 +69,9 @@ async fn whoever_watches_sees_the_gpus_of_every_process() {
     for watch in &mut watches {
         let seen = newer(watch, &BTreeMap::new(), &all).await;
         let told = all.map(|uuid| (seen[uuid].host(), seen[uuid].gpu_name()));
-        assert_eq!(
-            told,
-            [
-                ("shed", "NVIDIA GeForce RTX 4080 SUPER"),
-                ("attic", "NVIDIA H200"),
-                ("cellar", "")
-            ]
-        );
+        assert_eq!(told, [("shed", "NVIDIA GeForce RTX 4080 SUPER"), ("attic", "NVIDIA H200"), ("cellar", "")]);
         assert_eq!(seen["GPU-3"].temperature, Some(33.0));
-        assert_eq!(
-            seen["GPU-2"].absent_reasons["fan_speed"],
-            i32::from(AbsentReason::NotSupported)
-        );
+        assert_eq!(seen["GPU-2"].absent_reasons["fan_speed"], i32::from(AbsentReason::NotSupported));
         // And again and again.
         newer(watch, &seen, &all[..2]).await;
     }
@@ -97,19 +79,14 @@ async fn whoever_watches_sees_the_gpus_of_every_process() {
     // A signal that is not one of theirs is passed over.
     let db = one.database.connect().await;
     for payload in ["", "nonsense", "AAAA"] {
-        db.execute_unprepared(&format!("NOTIFY watchpost_gpu_stats, '{payload}'"))
-            .await
-            .unwrap();
+        db.execute_unprepared(&format!("NOTIFY watchpost_gpu_stats, '{payload}'")).await.unwrap();
     }
     db.close().await.unwrap();
     let seen = newer(&mut watches[1], &BTreeMap::new(), &all[..2]).await;
     newer(&mut watches[1], &seen, &all[..2]).await;
 
     // Each GPU is in the metrics of one of them only.
-    for (address, own) in [
-        (one.metrics_address(), &["GPU-1", "GPU-3"][..]),
-        (two.metrics_address, &["GPU-2"]),
-    ] {
+    for (address, own) in [(one.metrics_address(), &["GPU-1", "GPU-3"][..]), (two.metrics_address, &["GPU-2"])] {
         let (_, text) = crate::metrics::get(address.unwrap(), "/metrics").await;
         for uuid in all {
             let label = format!("UUID=\"{uuid}\"");

@@ -30,10 +30,7 @@ impl Reporter {
     }
 
     /// Sends a batch. Returns the answer: its `sequence`, and whether it had been stored before.
-    pub(super) async fn report(
-        &mut self,
-        batch: pb::RecordGpuStatsRequest,
-    ) -> Result<(i64, bool), Status> {
+    pub(super) async fn report(&mut self, batch: pb::RecordGpuStatsRequest) -> Result<(i64, bool), Status> {
         self.send.send(batch).await.unwrap();
         let answer = self.answer().await?;
         Ok((answer.sequence, answer.already_stored))
@@ -53,61 +50,41 @@ async fn what_is_reported_is_answered_listed_and_live(backend: Backend) {
     let start = now() - TimeDelta::minutes(2);
     let at = |seconds| start + TimeDelta::seconds(seconds);
     let mut first = sample("GPU-a", at(10), 50.0);
-    first
-        .absent_reasons
-        .insert("fan_speed".into(), AbsentReason::NotSupported.into());
+    first.absent_reasons.insert("fan_speed".into(), AbsentReason::NotSupported.into());
     first.inference_fps = Some(12.5);
-    let other = pb::GpuStats {
-        host: Some("attic".into()),
-        ..sample("GPU-b", at(10), 30.0)
-    };
+    let other = pb::GpuStats { host: Some("attic".into()), ..sample("GPU-b", at(10), 30.0) };
     let mut batch = batch(1, vec![other, first, sample("GPU-a", at(9), 49.0)]);
     batch.driver_version = Some("580.95.05".into());
     assert_eq!(reporter.report(batch).await.unwrap(), (1, false));
 
     let latest = latest(&server).await;
-    let newest: Vec<_> = latest
-        .iter()
-        .map(|stats| (stats.host.as_deref().unwrap(), stats.temperature.unwrap()))
-        .collect();
+    let newest: Vec<_> =
+        latest.iter().map(|stats| (stats.host.as_deref().unwrap(), stats.temperature.unwrap())).collect();
     assert_eq!(newest, [("attic", 30.0), ("shed", 50.0)]);
     let shed = &latest[1];
-    assert_eq!(
-        (shed.inference_fps, shed.recorded_at),
-        (Some(12.5), Some(proto(at(10))))
-    );
+    assert_eq!((shed.inference_fps, shed.recorded_at), (Some(12.5), Some(proto(at(10)))));
     let why = |column: &str| AbsentReason::try_from(shed.absent_reasons[column]).unwrap();
     assert_eq!(why("fan_speed"), AbsentReason::NotSupported);
     assert_eq!(why("sm_clock"), AbsentReason::NotReported);
     assert_eq!(shed.absent_reasons.len(), 26);
     assert_eq!(
         listed(&server).await,
-        [("GPU-a", 50.0), ("GPU-b", 30.0), ("GPU-a", 49.0)]
-            .map(|(uuid, temperature)| (uuid.to_string(), temperature))
+        [("GPU-a", 50.0), ("GPU-b", 30.0), ("GPU-a", 49.0)].map(|(uuid, temperature)| (uuid.to_string(), temperature))
     );
     let mut pushed = BTreeMap::new();
     while pushed.len() < 2 {
         if let Update::GpuStats(stats) = watch.update().await {
             let reported_fps = stats.gpu_uuid() == "GPU-a";
-            assert_eq!(
-                stats.absent_reasons.contains_key("inference_fps"),
-                !reported_fps
-            );
+            assert_eq!(stats.absent_reasons.contains_key("inference_fps"), !reported_fps);
             pushed.insert(stats.gpu_uuid().to_string(), stats.temperature());
         }
     }
-    assert_eq!(
-        pushed,
-        [("GPU-a".into(), 50.0), ("GPU-b".into(), 30.0)].into()
-    );
+    assert_eq!(pushed, [("GPU-a".into(), 50.0), ("GPU-b".into(), 30.0)].into());
 
     // What comes late is kept, and changes nothing that is newer.
     let mut late = sample("GPU-a", at(0), 20.0);
     late.gpu_index = Some(7);
-    assert_eq!(
-        reporter.report(self::batch(2, vec![late])).await.unwrap(),
-        (2, false)
-    );
+    assert_eq!(reporter.report(self::batch(2, vec![late])).await.unwrap(), (2, false));
     assert_eq!(listed(&server).await.len(), 4);
     assert_eq!(self::latest(&server).await[1].temperature, Some(50.0));
     let newer = batch_of(3, "GPU-a", at(11), 51.0);
@@ -117,21 +94,11 @@ async fn what_is_reported_is_answered_listed_and_live(backend: Backend) {
         other => panic!("{other:?}"),
     }
 
-    let gpus = server
-        .gpu_stats()
-        .list_gpus(pb::ListGpusRequest {})
-        .await
-        .unwrap();
+    let gpus = server.gpu_stats().list_gpus(pb::ListGpusRequest {}).await.unwrap();
     let gpus = gpus.into_inner().gpus;
     assert_eq!(gpus.len(), 2);
-    assert_eq!(
-        (gpus[1].uuid.as_str(), gpus[1].host.as_str()),
-        ("GPU-a", "shed")
-    );
-    assert_eq!(
-        (gpus[1].gpu_index, gpus[1].name.as_deref()),
-        (Some(0), Some("NVIDIA T4"))
-    );
+    assert_eq!((gpus[1].uuid.as_str(), gpus[1].host.as_str()), ("GPU-a", "shed"));
+    assert_eq!((gpus[1].gpu_index, gpus[1].name.as_deref()), (Some(0), Some("NVIDIA T4")));
     // The batches that do not say it do not make it unknown.
     assert_eq!(gpus[1].driver_version.as_deref(), Some("580.95.05"));
     assert_eq!(gpus[1].first_seen_at, Some(proto(at(9))));
@@ -139,10 +106,7 @@ async fn what_is_reported_is_answered_listed_and_live(backend: Backend) {
     // An open stream does not hold up the end of the server, and is told.
     let (stopped, ended) = tokio::join!(server.stop(), reporter.answer());
     let status = ended.unwrap_err();
-    assert_eq!(
-        (status.code(), &*reason(&status)),
-        (Code::Unavailable, "SHUTTING_DOWN")
-    );
+    assert_eq!((status.code(), &*reason(&status)), (Code::Unavailable, "SHUTTING_DOWN"));
     drop(stopped);
 }
 
@@ -152,39 +116,20 @@ async fn a_batch_that_is_sent_again_is_stored_once(backend: Backend) {
     let db = server.database.connect().await;
     let rows = async || gpu_stats::Entity::find().count(&db).await.unwrap();
     let lost = async |id: &str| {
-        let row = gpu_reporter::Entity::find_by_id(id)
-            .one(&db)
-            .await
-            .unwrap()
-            .unwrap();
+        let row = gpu_reporter::Entity::find_by_id(id).one(&db).await.unwrap().unwrap();
         (row.last_sequence, row.lost, row.host)
     };
     let at = now();
-    let five = pb::RecordGpuStatsRequest {
-        lost: 3,
-        ..batch_of(5, "GPU-a", at, 50.0)
-    };
+    let five = pb::RecordGpuStatsRequest { lost: 3, ..batch_of(5, "GPU-a", at, 50.0) };
     let mut reporter = Reporter::open(&server).await;
     assert_eq!(reporter.report(five.clone()).await.unwrap(), (5, false));
     assert_eq!(reporter.report(five.clone()).await.unwrap(), (5, true));
-    assert_eq!(
-        reporter
-            .report(batch_of(4, "GPU-a", at, 51.0))
-            .await
-            .unwrap(),
-        (4, true)
-    );
+    assert_eq!(reporter.report(batch_of(4, "GPU-a", at, 51.0)).await.unwrap(), (4, true));
     let mut again = Reporter::open(&server).await;
     assert_eq!(again.report(five).await.unwrap(), (5, true));
-    assert_eq!(
-        (rows().await, lost("shed-1").await),
-        (1, (5, 3, "shed".into()))
-    );
+    assert_eq!((rows().await, lost("shed-1").await), (1, (5, 3, "shed".into())));
 
-    let six = pb::RecordGpuStatsRequest {
-        lost: 4,
-        ..batch_of(6, "GPU-a", at, 52.0)
-    };
+    let six = pb::RecordGpuStatsRequest { lost: 4, ..batch_of(6, "GPU-a", at, 52.0) };
     let (one, other) = tokio::join!(reporter.report(six.clone()), again.report(six));
     let (one, other) = (one.unwrap(), other.unwrap());
     assert_eq!((one.0, other.0), (6, 6));
@@ -194,16 +139,8 @@ async fn a_batch_that_is_sent_again_is_stored_once(backend: Backend) {
     // Another reporter counts for itself. It reads its answers at the end.
     let other = Reporter::open(&server).await;
     for sequence in 1..=20 {
-        let batch = batch_of(
-            sequence,
-            "GPU-b",
-            at + TimeDelta::milliseconds(sequence),
-            53.0,
-        );
-        let batch = pb::RecordGpuStatsRequest {
-            reporter_id: "attic-1".into(),
-            ..batch
-        };
+        let batch = batch_of(sequence, "GPU-b", at + TimeDelta::milliseconds(sequence), 53.0);
+        let batch = pb::RecordGpuStatsRequest { reporter_id: "attic-1".into(), ..batch };
         other.send.send(batch).await.unwrap();
     }
     let Reporter { send, mut answers } = other;
@@ -223,130 +160,61 @@ async fn a_bad_field_is_named_and_nothing_of_its_batch_is_stored(backend: Backen
     type Bad = (&'static str, fn(&mut pb::RecordGpuStatsRequest));
     let cases: &[Bad] = &[
         ("reporter_id", |batch| batch.reporter_id.clear()),
-        ("reporter_id", |batch| {
-            batch.reporter_id = "no spaces".into()
-        }),
+        ("reporter_id", |batch| batch.reporter_id = "no spaces".into()),
         ("host", |batch| batch.host.clear()),
         ("host", |batch| batch.host = "x".repeat(256)),
         ("sequence", |batch| batch.sequence = 0),
         ("lost", |batch| batch.lost = -1),
-        ("driver_version", |batch| {
-            batch.driver_version = Some("x".repeat(81))
-        }),
-        ("gpu_stats", |batch| {
-            batch.gpu_stats = vec![batch.gpu_stats[0].clone(); 1001]
-        }),
+        ("driver_version", |batch| batch.driver_version = Some("x".repeat(81))),
+        ("gpu_stats", |batch| batch.gpu_stats = vec![batch.gpu_stats[0].clone(); 1001]),
         ("gpu_stats[1].id", |batch| batch.gpu_stats[1].id = Some(1)),
-        ("gpu_stats[1].gpu_uuid", |batch| {
-            batch.gpu_stats[1].gpu_uuid = None
-        }),
-        ("gpu_stats[1].gpu_uuid", |batch| {
-            batch.gpu_stats[1].gpu_uuid = Some("x".repeat(97))
-        }),
+        ("gpu_stats[1].gpu_uuid", |batch| batch.gpu_stats[1].gpu_uuid = None),
+        ("gpu_stats[1].gpu_uuid", |batch| batch.gpu_stats[1].gpu_uuid = Some("x".repeat(97))),
+        ("gpu_stats[1].recorded_at", |batch| batch.gpu_stats[1].recorded_at = None),
         ("gpu_stats[1].recorded_at", |batch| {
-            batch.gpu_stats[1].recorded_at = None
-        }),
-        ("gpu_stats[1].recorded_at", |batch| {
-            batch.gpu_stats[1].recorded_at = Some(Timestamp {
-                seconds: -1,
-                nanos: 0,
-            });
+            batch.gpu_stats[1].recorded_at = Some(Timestamp { seconds: -1, nanos: 0 });
         }),
         ("gpu_stats[1].recorded_at", |batch| {
             batch.gpu_stats[1].recorded_at = Some(proto(now() + TimeDelta::minutes(6)));
         }),
-        ("gpu_stats[1].temperature", |batch| {
-            batch.gpu_stats[1].temperature = Some(f64::NAN)
-        }),
-        ("gpu_stats[1].gpu_utilization", |batch| {
-            batch.gpu_stats[1].gpu_utilization = Some(100.5)
-        }),
-        ("gpu_stats[1].power_usage", |batch| {
-            batch.gpu_stats[1].power_usage = Some(-1.0)
-        }),
-        ("gpu_stats[1].inference_fps", |batch| {
-            batch.gpu_stats[1].inference_fps = Some(f64::INFINITY)
-        }),
-        ("gpu_stats[1].memory_used", |batch| {
-            batch.gpu_stats[1].memory_used = Some(-1)
-        }),
+        ("gpu_stats[1].temperature", |batch| batch.gpu_stats[1].temperature = Some(f64::NAN)),
+        ("gpu_stats[1].gpu_utilization", |batch| batch.gpu_stats[1].gpu_utilization = Some(100.5)),
+        ("gpu_stats[1].power_usage", |batch| batch.gpu_stats[1].power_usage = Some(-1.0)),
+        ("gpu_stats[1].inference_fps", |batch| batch.gpu_stats[1].inference_fps = Some(f64::INFINITY)),
+        ("gpu_stats[1].memory_used", |batch| batch.gpu_stats[1].memory_used = Some(-1)),
         ("gpu_stats[1].memory_used", |batch| {
             batch.gpu_stats[1].memory_used = Some(2);
             batch.gpu_stats[1].memory_total = Some(1);
         }),
-        ("gpu_stats[1].pstate", |batch| {
-            batch.gpu_stats[1].pstate = Some(16)
-        }),
-        ("gpu_stats[1].encoder_utilization", |batch| {
-            batch.gpu_stats[1].encoder_utilization = Some(101)
-        }),
-        ("gpu_stats[1].fan_speed", |batch| {
-            batch.gpu_stats[1].fan_speed = Some(-1)
-        }),
-        ("gpu_stats[1].gpu_name", |batch| {
-            batch.gpu_stats[1].gpu_name = Some("x".repeat(256))
-        }),
-        ("gpu_stats[1].host", |batch| {
-            batch.gpu_stats[1].host = Some(String::new())
-        }),
-        ("gpu_stats[1].pci_bus_id", |batch| {
-            batch.gpu_stats[1].pci_bus_id = Some("a\0b".into())
-        }),
-        ("gpu_stats[1].mig_parent_uuid", |batch| {
-            batch.gpu_stats[1].mig_parent_uuid = Some("x".repeat(97))
-        }),
-        ("gpu_stats[1].absent_reasons[temperature]", |batch| {
-            absent(batch, "temperature", 1)
-        }),
-        ("gpu_stats[1].absent_reasons[nonsense]", |batch| {
-            absent(batch, "nonsense", 1)
-        }),
-        ("gpu_stats[1].absent_reasons[fan_speed]", |batch| {
-            absent(batch, "fan_speed", 0)
-        }),
-        ("gpu_stats[1].absent_reasons[fan_speed]", |batch| {
-            absent(batch, "fan_speed", 99)
-        }),
+        ("gpu_stats[1].pstate", |batch| batch.gpu_stats[1].pstate = Some(16)),
+        ("gpu_stats[1].encoder_utilization", |batch| batch.gpu_stats[1].encoder_utilization = Some(101)),
+        ("gpu_stats[1].fan_speed", |batch| batch.gpu_stats[1].fan_speed = Some(-1)),
+        ("gpu_stats[1].gpu_name", |batch| batch.gpu_stats[1].gpu_name = Some("x".repeat(256))),
+        ("gpu_stats[1].host", |batch| batch.gpu_stats[1].host = Some(String::new())),
+        ("gpu_stats[1].pci_bus_id", |batch| batch.gpu_stats[1].pci_bus_id = Some("a\0b".into())),
+        ("gpu_stats[1].mig_parent_uuid", |batch| batch.gpu_stats[1].mig_parent_uuid = Some("x".repeat(97))),
+        ("gpu_stats[1].absent_reasons[temperature]", |batch| absent(batch, "temperature", 1)),
+        ("gpu_stats[1].absent_reasons[nonsense]", |batch| absent(batch, "nonsense", 1)),
+        ("gpu_stats[1].absent_reasons[fan_speed]", |batch| absent(batch, "fan_speed", 0)),
+        ("gpu_stats[1].absent_reasons[fan_speed]", |batch| absent(batch, "fan_speed", 99)),
         ("gpu_events", |batch| batch.gpu_events = vec![event(); 101]),
         ("gpu_events[0].id", |batch| batch.gpu_events[0].id = 1),
-        ("gpu_events[0].occurred_at", |batch| {
-            batch.gpu_events[0].occurred_at = None
-        }),
+        ("gpu_events[0].occurred_at", |batch| batch.gpu_events[0].occurred_at = None),
         ("gpu_events[0].occurred_at", |batch| {
             batch.gpu_events[0].occurred_at = Some(proto(now() + TimeDelta::minutes(6)));
         }),
         ("gpu_events[0].kind", |batch| batch.gpu_events[0].kind = 0),
         ("gpu_events[0].kind", |batch| batch.gpu_events[0].kind = 99),
-        ("gpu_events[0].source", |batch| {
-            batch.gpu_events[0].source = 0
-        }),
-        ("gpu_events[0].host", |batch| {
-            batch.gpu_events[0].host = " ".into()
-        }),
-        ("gpu_events[0].gpu_uuid", |batch| {
-            batch.gpu_events[0].gpu_uuid = Some("x".repeat(97))
-        }),
-        ("gpu_events[0].gpu_index", |batch| {
-            batch.gpu_events[0].gpu_index = Some(-1)
-        }),
-        ("gpu_events[0].code", |batch| {
-            batch.gpu_events[0].code = Some(-1)
-        }),
-        ("gpu_events[0].detail", |batch| {
-            batch.gpu_events[0].detail = Some("x".repeat(4001))
-        }),
-        ("gpu_events[0].occurrences", |batch| {
-            batch.gpu_events[0].occurrences = -1
-        }),
-        ("gpu_conditions", |batch| {
-            batch.gpu_conditions = vec![condition(); 1001]
-        }),
-        ("gpu_conditions[0].gpu_uuid", |batch| {
-            batch.gpu_conditions[0].gpu_uuid.clear()
-        }),
-        ("gpu_conditions[0].state", |batch| {
-            batch.gpu_conditions[0].state = 0
-        }),
+        ("gpu_events[0].source", |batch| batch.gpu_events[0].source = 0),
+        ("gpu_events[0].host", |batch| batch.gpu_events[0].host = " ".into()),
+        ("gpu_events[0].gpu_uuid", |batch| batch.gpu_events[0].gpu_uuid = Some("x".repeat(97))),
+        ("gpu_events[0].gpu_index", |batch| batch.gpu_events[0].gpu_index = Some(-1)),
+        ("gpu_events[0].code", |batch| batch.gpu_events[0].code = Some(-1)),
+        ("gpu_events[0].detail", |batch| batch.gpu_events[0].detail = Some("x".repeat(4001))),
+        ("gpu_events[0].occurrences", |batch| batch.gpu_events[0].occurrences = -1),
+        ("gpu_conditions", |batch| batch.gpu_conditions = vec![condition(); 1001]),
+        ("gpu_conditions[0].gpu_uuid", |batch| batch.gpu_conditions[0].gpu_uuid.clear()),
+        ("gpu_conditions[0].state", |batch| batch.gpu_conditions[0].state = 0),
         ("gpu_conditions[0].memory_pressure", |batch| {
             batch.gpu_conditions[0].memory_pressure = Some(0);
         }),
@@ -355,20 +223,14 @@ async fn a_bad_field_is_named_and_nothing_of_its_batch_is_stored(backend: Backen
     let good = pb::RecordGpuStatsRequest {
         gpu_events: vec![event()],
         gpu_conditions: vec![condition()],
-        ..batch(
-            1,
-            vec![sample("GPU-a", now(), 50.0), sample("GPU-b", now(), 50.0)],
-        )
+        ..batch(1, vec![sample("GPU-a", now(), 50.0), sample("GPU-b", now(), 50.0)])
     };
     for (name, spoil) in cases {
         let mut bad = good.clone();
         spoil(&mut bad);
         let mut reporter = Reporter::open(&server).await;
         let status = reporter.report(bad).await.expect_err(name);
-        assert_eq!(
-            (status.code(), &*field(&status)),
-            (Code::InvalidArgument, *name)
-        );
+        assert_eq!((status.code(), &*field(&status)), (Code::InvalidArgument, *name));
     }
     let nothing = listed(&server).await;
     assert!(nothing.is_empty(), "{nothing:?}");
@@ -378,33 +240,18 @@ async fn a_bad_field_is_named_and_nothing_of_its_batch_is_stored(backend: Backen
     // What comes before it stays, and what can be mended is taken.
     let mut reporter = Reporter::open(&server).await;
     assert_eq!(reporter.report(good.clone()).await.unwrap(), (1, false));
-    let other = pb::RecordGpuStatsRequest {
-        sequence: 2,
-        host: "attic".into(),
-        ..good.clone()
-    };
+    let other = pb::RecordGpuStatsRequest { sequence: 2, host: "attic".into(), ..good.clone() };
     assert_eq!(field(&reporter.report(other).await.unwrap_err()), "host");
     let mut reporter = Reporter::open(&server).await;
-    let mended = pb::RecordGpuStatsRequest {
-        sequence: 2,
-        ..good
-    };
+    let mended = pb::RecordGpuStatsRequest { sequence: 2, ..good };
     assert_eq!(reporter.report(mended).await.unwrap(), (2, false));
     // Later batches need not say again who reports.
-    let short = pb::RecordGpuStatsRequest {
-        sequence: 3,
-        ..Default::default()
-    };
+    let short = pb::RecordGpuStatsRequest { sequence: 3, ..Default::default() };
     assert_eq!(reporter.report(short).await.unwrap(), (3, false));
     assert_eq!(listed(&server).await.len(), 4);
     // An event that is repeated by accident is stored twice: a batch that is, is not.
     let told = told(&server).await;
-    let expected = pb::GpuEvent {
-        id: told[1].id,
-        host: "shed".into(),
-        occurrences: 1,
-        ..event()
-    };
+    let expected = pb::GpuEvent { id: told[1].id, host: "shed".into(), occurrences: 1, ..event() };
     assert_eq!((told.len(), &told[1]), (2, &expected));
     server.stop().await;
 }
@@ -419,19 +266,15 @@ async fn a_batch_that_is_too_large_is_refused_as_such() {
     let mut reporter = Reporter::open(&server).await;
     let samples = vec![sample(&"x".repeat(96), now(), 50.0); 1000];
     let status = reporter.report(batch(1, samples)).await.unwrap_err();
-    assert_eq!(
-        (status.code(), &*reason(&status)),
-        (Code::ResourceExhausted, "MESSAGE_TOO_LARGE")
-    );
+    assert_eq!((status.code(), &*reason(&status)), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
     server.stop().await;
 }
 
 #[tokio::test]
 async fn the_one_gpu_of_the_host_has_the_rate_of_the_detections() {
-    for (cards, expected) in [
-        (vec![Card::geforce("GPU-0")], Some(0.1)),
-        (vec![Card::geforce("GPU-0"), Card::h200("GPU-1")], None),
-    ] {
+    for (cards, expected) in
+        [(vec![Card::geforce("GPU-0")], Some(0.1)), (vec![Card::geforce("GPU-0"), Card::h200("GPU-1")], None)]
+    {
         let fake = FakeNvml::new(&cards);
         let library = fake.library();
         let database = TestDatabase::migrated(Backend::Sqlite).await;
@@ -463,10 +306,7 @@ async fn the_one_gpu_of_the_host_has_the_rate_of_the_detections() {
             }
         };
         assert_eq!(after.inference_fps, expected);
-        assert_eq!(
-            after.absent_reasons.contains_key("inference_fps"),
-            expected.is_none()
-        );
+        assert_eq!(after.absent_reasons.contains_key("inference_fps"), expected.is_none());
         server.stop().await;
     }
 }
@@ -492,22 +332,14 @@ fn batch(sequence: i64, gpu_stats: Vec<pb::GpuStats>) -> pb::RecordGpuStatsReque
     }
 }
 
-fn batch_of(
-    sequence: i64,
-    uuid: &str,
-    at: DateTime<Utc>,
-    temperature: f64,
-) -> pb::RecordGpuStatsRequest {
+fn batch_of(sequence: i64, uuid: &str, at: DateTime<Utc>, temperature: f64) -> pb::RecordGpuStatsRequest {
     batch(sequence, vec![sample(uuid, at, temperature)])
 }
 
 /// An event that leaves out what it may.
 fn event() -> pb::GpuEvent {
     pb::GpuEvent {
-        occurred_at: Some(Timestamp {
-            seconds: 1_800_000_000 - 86_400 * 365,
-            nanos: 0,
-        }),
+        occurred_at: Some(Timestamp { seconds: 1_800_000_000 - 86_400 * 365, nanos: 0 }),
         gpu_uuid: Some("GPU-a".into()),
         kind: pb::GpuEventKind::Xid.into(),
         source: pb::GpuEventSource::KernelLog.into(),
@@ -516,11 +348,7 @@ fn event() -> pb::GpuEvent {
 }
 
 fn condition() -> pb::GpuCondition {
-    pb::GpuCondition {
-        gpu_uuid: "GPU-a".into(),
-        state: pb::GpuState::Ok.into(),
-        memory_pressure: None,
-    }
+    pb::GpuCondition { gpu_uuid: "GPU-a".into(), state: pb::GpuState::Ok.into(), memory_pressure: None }
 }
 
 /// All events, newest first.
@@ -550,7 +378,5 @@ async fn listed(server: &TestServer) -> Vec<(String, f64)> {
     let request = pb::ListGpuStatsRequest::default();
     let listed = server.gpu_stats().list_gpu_stats(request).await.unwrap();
     let stats = listed.into_inner().gpu_stats.into_iter();
-    stats
-        .map(|stats| (stats.gpu_uuid().to_string(), stats.temperature()))
-        .collect()
+    stats.map(|stats| (stats.gpu_uuid().to_string(), stats.temperature())).collect()
 }

@@ -56,10 +56,7 @@ async fn a_card_that_takes_the_place_of_another_is_sampled() {
     assert_eq!(new.stats.gpu_index, Some(0));
     assert_eq!(new.stats.temperature, Some(44.0));
     left(&rig, "GPU-a", "GPU-c").await;
-    check(
-        &rig.live.reading("GPU-a").unwrap().stats,
-        &without_values("GPU_LOST"),
-    );
+    check(&rig.live.reading("GPU-a").unwrap().stats, &without_values("GPU_LOST"));
     assert!(rig.next("GPU-b").await.temperature.is_some());
 
     // The indexes of those that stay change with it.
@@ -75,8 +72,7 @@ async fn a_card_that_takes_the_place_of_another_is_sampled() {
     fake.set(&[other()]);
     check(&rig.next("GPU-a").await, &without_values("GPU_LOST"));
     let looks = fake.calls("GPU-b", "handle");
-    rig.readings(|_| fake.calls("GPU-b", "handle") >= looks + 2)
-        .await;
+    rig.readings(|_| fake.calls("GPU-b", "handle") >= looks + 2).await;
     check(&rig.next("GPU-a").await, &without_values("GPU_LOST"));
     rig.stop().await;
 }
@@ -102,10 +98,7 @@ async fn errors_while_looking_end_no_sampler() {
     sampled(&rig, "GPU-a").await;
     sampled(&rig, "GPU-b").await;
     // First it cannot be asked at its place, then it seems to have none.
-    for cards in [
-        [strange(), Card::h200("GPU-b")],
-        [Card::h200("GPU-b"), strange()],
-    ] {
+    for cards in [[strange(), Card::h200("GPU-b")], [Card::h200("GPU-b"), strange()]] {
         fake.set(&cards);
         let before = ["GPU-a", "GPU-b"].map(|uuid| (uuid, fake.calls(uuid, "handle")));
         rig.readings(|_| {

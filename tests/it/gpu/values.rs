@@ -25,17 +25,12 @@ pub(super) fn values(stats: &pb::GpuStats) -> BTreeMap<&'static str, String> {
         pcie_rx_throughput encoder_utilization decoder_utilization bar1_used
         energy_consumption power_usage_instant memory_temperature
     );
-    assert_eq!(
-        stats.absent_reasons.len(),
-        values.iter().filter(|(_, value)| is_reason(value)).count()
-    );
+    assert_eq!(stats.absent_reasons.len(), values.iter().filter(|(_, value)| is_reason(value)).count());
     values.into()
 }
 
 fn is_reason(value: &str) -> bool {
-    value
-        .chars()
-        .all(|letter| letter.is_ascii_uppercase() || letter == '_')
+    value.chars().all(|letter| letter.is_ascii_uppercase() || letter == '_')
 }
 
 /// What a desktop card shows, but for the rates.
@@ -78,19 +73,13 @@ pub(super) fn check(stats: &pb::GpuStats, different: &[(&'static str, &str)]) {
     for rate in ["pcie_tx_throughput", "pcie_rx_throughput"] {
         expected.entry(rate).or_insert(&values[rate]);
     }
-    let values: BTreeMap<_, _> = values
-        .iter()
-        .map(|(column, value)| (*column, value.as_str()))
-        .collect();
+    let values: BTreeMap<_, _> = values.iter().map(|(column, value)| (*column, value.as_str())).collect();
     assert_eq!(values, expected);
 }
 
 /// All columns but the name of a GPU that cannot be asked.
 pub(super) fn without_values(reason: &'static str) -> Vec<(&'static str, &'static str)> {
-    let columns = GEFORCE
-        .iter()
-        .map(|(column, _)| *column)
-        .chain(["pcie_tx_throughput", "pcie_rx_throughput"]);
+    let columns = GEFORCE.iter().map(|(column, _)| *column).chain(["pcie_tx_throughput", "pcie_rx_throughput"]);
     let columns = columns.filter(|column| !["gpu_name", "inference_fps"].contains(column));
     columns.map(|column| (column, reason)).collect()
 }
@@ -151,11 +140,7 @@ async fn every_value_is_the_drivers_or_absent_with_its_reason() {
     ];
     let instance = [
         without_values("MIG"),
-        vec![
-            ("gpu_name", "\"NVIDIA H100 80GB HBM3 MIG 1g.10gb\""),
-            ("memory_used", "15"),
-            ("memory_total", "9728"),
-        ],
+        vec![("gpu_name", "\"NVIDIA H100 80GB HBM3 MIG 1g.10gb\""), ("memory_used", "15"), ("memory_total", "9728")],
     ];
     let cards = [
         Card::geforce("GPU-geforce"),
@@ -167,11 +152,7 @@ async fn every_value_is_the_drivers_or_absent_with_its_reason() {
     ];
     let fake = FakeNvml::new(&cards);
     let rig = Rig::start(&fake).await;
-    assert!(
-        rig.running
-            .summary
-            .starts_with("4 GPUs: NVIDIA GeForce RTX 4080 SUPER (GPU-geforce), NVIDIA H200")
-    );
+    assert!(rig.running.summary.starts_with("4 GPUs: NVIDIA GeForce RTX 4080 SUPER (GPU-geforce), NVIDIA H200"));
     check(&rig.next("GPU-geforce").await, &[]);
     check(&rig.next("GPU-h200").await, &H200);
     check(&rig.next("GPU-divided").await, &DIVIDED);
@@ -179,14 +160,8 @@ async fn every_value_is_the_drivers_or_absent_with_its_reason() {
     check(&rig.next("MIG-2").await, &instance.concat());
     check(&rig.next("GPU-odd").await, &odd_values);
     let stats = rig.next("MIG-2").await;
-    assert_eq!(
-        (stats.gpu_index, stats.mig_parent_uuid.as_deref()),
-        (Some(2), Some("GPU-divided"))
-    );
-    assert_eq!(
-        (stats.host.as_deref(), stats.pci_bus_id.as_deref()),
-        (Some("camera-box"), Some("00000000:01:00.0"))
-    );
+    assert_eq!((stats.gpu_index, stats.mig_parent_uuid.as_deref()), (Some(2), Some("GPU-divided")));
+    assert_eq!((stats.host.as_deref(), stats.pci_bus_id.as_deref()), (Some("camera-box"), Some("00000000:01:00.0")));
     rig.stop().await;
 }
 
@@ -211,9 +186,7 @@ async fn an_old_driver_lacks_values_and_not_the_rest() {
     if first.number == 1 {
         check(&first.stats, &different);
     }
-    let sent = different
-        .iter_mut()
-        .find(|(column, _)| *column == "pcie_tx_throughput");
+    let sent = different.iter_mut().find(|(column, _)| *column == "pcie_tx_throughput");
     sent.unwrap().1 = "NOT_SAMPLED";
     check(&rig.next("GPU-1").await, &different);
     assert_eq!(fake.calls("GPU-1", "pcie_sent"), 1);
@@ -222,13 +195,9 @@ async fn an_old_driver_lacks_values_and_not_the_rest() {
 
 #[tokio::test]
 async fn what_a_card_does_not_support_is_asked_once() {
-    let fake = FakeNvml::new(&[Card::h200("GPU-1")
-        .with("power_limit", "!4")
-        .with("pcie_bytes", "!3")]);
+    let fake = FakeNvml::new(&[Card::h200("GPU-1").with("power_limit", "!4").with("pcie_bytes", "!3")]);
     let rig = Rig::start(&fake).await;
-    let readings = rig
-        .readings(|all| all.values().any(|reading| reading.number >= 10))
-        .await;
+    let readings = rig.readings(|all| all.values().any(|reading| reading.number >= 10)).await;
     let calls = |call| fake.calls("GPU-1", call);
     assert!(readings["GPU-1"].number >= 10 && calls("temperature") >= 10);
     for call in ["fans", "pcie_bytes", "pcie_sent", "pcie_received"] {
@@ -242,35 +211,23 @@ async fn what_a_card_does_not_support_is_asked_once() {
 #[tokio::test]
 async fn what_moves_over_pcie_is_counted_and_never_guessed() {
     let narrow = Card::geforce("GPU-narrow").with("pcie_bytes", "narrow 300000000 700000000");
-    let narrow = narrow
-        .with("pcie_sent", "299999")
-        .with("pcie_received", "700001");
+    let narrow = narrow.with("pcie_sent", "299999").with("pcie_received", "700001");
     let slow = Card::geforce("GPU-slow").with("pcie_bytes", "narrow 30000000 70000000");
-    let slow = slow
-        .with("pcie_link_gen_max", "1")
-        .with("pcie_link_width_max", "1");
+    let slow = slow.with("pcie_link_gen_max", "1").with("pcie_link_width_max", "1");
     let fake = FakeNvml::new(&[Card::geforce("GPU-wide"), narrow, slow]);
     let database = TestDatabase::migrated(Backend::Sqlite).await;
     // In this time 16 lanes of generation 4 may overrun a narrow counter, one of generation 1 not.
     let rig = Rig::on(database, &fake, Duration::from_millis(250)).await;
-    let readings = rig
-        .readings(|all| all.len() == 3 && all.values().all(|reading| reading.number >= 2))
-        .await;
+    let readings = rig.readings(|all| all.len() == 3 && all.values().all(|reading| reading.number >= 2)).await;
     let rates = |uuid: &str| {
         let stats = &readings[uuid].stats;
-        (
-            stats.pcie_tx_throughput.unwrap_or(-1),
-            stats.pcie_rx_throughput.unwrap_or(-1),
-        )
+        (stats.pcie_tx_throughput.unwrap_or(-1), stats.pcie_rx_throughput.unwrap_or(-1))
     };
     for (uuid, sent, received) in [("GPU-wide", 300_000, 700_000), ("GPU-slow", 30_000, 70_000)] {
         let (tx, rx) = rates(uuid);
         // The library reads its clock a moment after the sampler.
         assert!(((sent / 2)..(sent * 2)).contains(&tx), "{uuid} sends {tx}");
-        assert!(
-            ((received / 2)..(received * 2)).contains(&rx),
-            "{uuid} receives {rx}"
-        );
+        assert!(((received / 2)..(received * 2)).contains(&rx), "{uuid} receives {rx}");
     }
     if readings["GPU-narrow"].number == 2 {
         assert_eq!(rates("GPU-narrow"), (299_999, 700_001));
@@ -287,9 +244,7 @@ async fn a_counter_that_goes_backwards_begins_an_epoch() {
     let epoch = |stats: &pb::GpuStats| stats.counter_epoch.unwrap();
     let first = epoch(&rig.next("GPU-1").await);
     let grown = |energy: &str, replays: &str| {
-        Card::geforce("GPU-1")
-            .with("energy", energy)
-            .with("pcie_replay_counter", replays)
+        Card::geforce("GPU-1").with("energy", energy).with("pcie_replay_counter", replays)
     };
     let sampled = async |card: Card, energy: i64, replays: i64| {
         fake.set(&[card, Card::geforce("GPU-2")]);
@@ -322,9 +277,7 @@ async fn as_a_server_does(fake: &FakeNvml, interval: Duration) -> Rig {
 async fn between_two_slow_samples_only_what_changes_fast_is_asked() {
     let fake = FakeNvml::new(&[Card::geforce("GPU-1")]);
     let rig = as_a_server_does(&fake, Duration::from_millis(50)).await;
-    let asked = rig
-        .readings(|all| all.values().any(|reading| reading.number >= 30))
-        .await;
+    let asked = rig.readings(|all| all.values().any(|reading| reading.number >= 30)).await;
     let stats = rig.next("GPU-1").await;
     assert!(stats.gpu_utilization.is_some() && stats.memory_used.is_some());
     // What stays the same is told in every sample.
@@ -338,8 +291,7 @@ async fn between_two_slow_samples_only_what_changes_fast_is_asked() {
     // What was measured within the last second is told all the same.
     assert_eq!((stats.temperature, stats.bar1_used), (Some(51.0), Some(16)));
     fake.set(&[Card::geforce("GPU-1").with("temperature", "77")]);
-    rig.readings(|all| all["GPU-1"].stats.temperature == Some(77.0))
-        .await;
+    rig.readings(|all| all["GPU-1"].stats.temperature == Some(77.0)).await;
     rig.stop().await;
 }
 
@@ -348,17 +300,12 @@ async fn calls_that_do_not_fit_the_budget_are_made_less_often() {
     let fake = FakeNvml::new(&[Card::geforce("GPU-1").with("processes.us", "30000")]);
     let rig = as_a_server_does(&fake, Duration::from_millis(500)).await;
     let is_dear = |reading: &Reading| reading.stats.compute_processes_count.is_none();
-    let dear = rig
-        .readings(|all| all.values().any(|reading| is_dear(reading)))
-        .await;
+    let dear = rig.readings(|all| all.values().any(|reading| is_dear(reading))).await;
     let stats = &dear["GPU-1"].stats;
     assert_eq!(values(stats)["compute_processes_count"], "NOT_SAMPLED");
     // What it costs can be seen.
     let costs = rig.live.costs().snapshot();
-    let (gpu, _, cost) = costs
-        .iter()
-        .find(|(_, kind, _)| *kind == "processes")
-        .unwrap();
+    let (gpu, _, cost) = costs.iter().find(|(_, kind, _)| *kind == "processes").unwrap();
     assert_eq!(gpu, "GPU-1");
     assert!(cost.calls >= 1 && cost.longest >= Duration::from_millis(30));
     rig.stop().await;

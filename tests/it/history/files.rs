@@ -9,8 +9,8 @@ use tempfile::TempDir;
 use watchpost::pb::WatchStart;
 
 use super::{
-    alerts_after, alerts_from, assert_refused, assert_tells, cursor_now, history_id, new_alerts,
-    raise, serve, serve_with_a_rule,
+    alerts_after, alerts_from, assert_refused, assert_tells, cursor_now, history_id, new_alerts, raise, serve,
+    serve_with_a_rule,
 };
 /// A folder with a database.
 struct Folder(TempDir);

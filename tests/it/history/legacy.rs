@@ -6,8 +6,8 @@ use sea_orm::{EntityTrait, prelude::Uuid};
 use watchpost::{entity::feed_state, pb::Topic};
 
 use super::{
-    alerts_after, assert_refused, assert_tells, cursor_now, ends_replaced, execute, history_id,
-    new_alerts, outcomes_once, raise,
+    alerts_after, assert_refused, assert_tells, cursor_now, ends_replaced, execute, history_id, new_alerts,
+    outcomes_once, raise,
 };
 use crate::support::{
     TestServer, always,
@@ -91,12 +91,7 @@ async fn cursors_of_older_servers_are_good_up_to_the_first_start(backend: Backen
     }
     db.close().await.unwrap();
     let id = database_id(&database).await.as_bytes().to_vec();
-    let old = |seq| OldCursor {
-        database: id.clone(),
-        xid,
-        seq,
-        seen_end: 0,
-    };
+    let old = |seq| OldCursor { database: id.clone(), xid, seq, seen_end: 0 };
     let server = TestServer::start_with(database, |_| {}).await;
     server.camera("door").await;
     server.rule(always("everything")).await;
@@ -110,10 +105,7 @@ async fn cursors_of_older_servers_are_good_up_to_the_first_start(backend: Backen
     // An older server that ran on beside this one, or a copy of the database, may have given these.
     assert_refused(&server, &old(3).text()).await;
     assert_refused(&server, &OldCursor::of(&watch.cursor).text()).await;
-    let ahead = OldCursor {
-        xid: 1 << 40,
-        ..old(1)
-    };
+    let ahead = OldCursor { xid: 1 << 40, ..old(1) };
     assert_refused(&server, &ahead.text()).await;
     server.stop().await;
 }
@@ -130,26 +122,14 @@ async fn changes_that_are_taken_back_under_a_running_server_end_its_watches(back
     let cursor = watch.cursor.clone();
     let before = history_id(&server).await;
     let db = server.database.connect().await;
-    execute(
-        &db,
-        &[
-            "DELETE FROM changes WHERE seq > 4",
-            "UPDATE alert_rules SET name = 'restored'",
-        ],
-    )
-    .await;
+    execute(&db, &["DELETE FROM changes WHERE seq > 4", "UPDATE alert_rules SET name = 'restored'"]).await;
     db.close().await.unwrap();
     ends_replaced(&mut watch).await;
     ends_replaced(&mut gpus).await;
     assert_refused(&server, &cursor).await;
     assert_ne!(history_id(&server).await, before);
     // The rules were read again.
-    outcomes_once(&server, |outcomes| {
-        outcomes
-            .iter()
-            .any(|outcome| outcome.rule_name == "restored")
-    })
-    .await;
+    outcomes_once(&server, |outcomes| outcomes.iter().any(|outcome| outcome.rule_name == "restored")).await;
     assert_tells(&server, &server).await;
     server.stop().await;
 }
@@ -157,10 +137,7 @@ async fn changes_that_are_taken_back_under_a_running_server_end_its_watches(back
 /// A watch that looks at nothing of the feed.
 fn pb_heartbeats() -> watchpost::pb::WatchRequest {
     watchpost::pb::WatchRequest {
-        heartbeat_interval: Some(prost_types::Duration {
-            seconds: 0,
-            nanos: 100_000_000,
-        }),
+        heartbeat_interval: Some(prost_types::Duration { seconds: 0, nanos: 100_000_000 }),
         ..topics(&[Topic::GpuStats])
     }
 }

@@ -10,8 +10,8 @@ use watchpost::{
 };
 
 use super::{
-    alerts_after, alerts_from, assert_refused, assert_tells, cursor_now, ends_replaced, execute,
-    new_alerts, outcomes_once, raise, serve, serve_with_a_rule,
+    alerts_after, alerts_from, assert_refused, assert_tells, cursor_now, ends_replaced, execute, new_alerts,
+    outcomes_once, raise, serve, serve_with_a_rule,
 };
 use crate::support::{
     always,
@@ -30,9 +30,7 @@ async fn ids_that_jump_ahead_lose_nothing() {
     server.stop().await;
     cluster.halt().await;
     // Within the first page of the states of transactions, which is there.
-    cluster
-        .reset_wal("-x 30000 -l 000000010000000000000042")
-        .await;
+    cluster.reset_wal("-x 30000 -l 000000010000000000000042").await;
     cluster.resume().await;
 
     let (one, two) = (serve(&url).await, serve(&url).await);
@@ -61,16 +59,10 @@ async fn changes_ahead_of_all_ids_are_another_history() {
     let mut all = server.watch(alerts_from(WatchStart::Earliest)).await;
     assert_eq!(new_alerts(&mut all, 2).await, past);
     // What has been read can be pruned, in its order.
-    let settings = db::Settings {
-        url: database.url().to_string(),
-        connections: 4,
-        sqlite_synchronous: db::Synchronous::Full,
-    };
+    let settings =
+        db::Settings { url: database.url().to_string(), connections: 4, sqlite_synchronous: db::Synchronous::Full };
     let pruner = Db::connect(&settings).await.unwrap();
-    let keep_two = Retention {
-        max_age: Duration::from_hours(1),
-        max_changes: 2,
-    };
+    let keep_two = Retention { max_age: Duration::from_hours(1), max_changes: 2 };
     while prune(&pruner, keep_two).await.unwrap() > 0 {}
     pruner.close().await;
     server.stop().await;
@@ -84,10 +76,7 @@ async fn changes_ahead_of_all_ids_are_another_history() {
     // The default of the column goes with the table that has the offset.
     let default = "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef WHERE adrelid = 'changes'::regclass \
         AND pg_get_expr(adbin, adrelid) LIKE '%xid8%'";
-    let rows = db
-        .query_all_raw(Statement::from_string(DbBackend::Postgres, default))
-        .await
-        .unwrap();
+    let rows = db.query_all_raw(Statement::from_string(DbBackend::Postgres, default)).await.unwrap();
     assert_eq!(rows.len(), 1);
     db.close().await.unwrap();
 }
@@ -128,20 +117,14 @@ async fn files_put_back_under_running_servers_end_their_watches() {
     let url = cluster.url("postgres");
     let (one, two) = (serve_with_a_rule(&url).await, serve(&url).await);
     raise(&one, 2).await;
-    let mut before = [
-        one.watch(topics(&[Topic::Alerts])).await,
-        two.watch(topics(&[Topic::Alerts])).await,
-    ];
+    let mut before = [one.watch(topics(&[Topic::Alerts])).await, two.watch(topics(&[Topic::Alerts])).await];
     cluster.halt().await;
     cluster.save_files().await;
     cluster.resume().await;
 
     // A restart that loses nothing ends no watch.
     let raised = outcomes_once(&one, |_| true).await;
-    let raised: Vec<_> = raised
-        .into_iter()
-        .filter_map(|outcome| outcome.alert_id)
-        .collect();
+    let raised: Vec<_> = raised.into_iter().filter_map(|outcome| outcome.alert_id).collect();
     for watch in &mut before {
         assert_eq!(new_alerts(watch, 1).await, raised);
     }

@@ -3,8 +3,8 @@
 use watchpost::pb::Topic;
 
 use super::{
-    alerts_after, assert_refused, assert_tells, cursor_now, ends_replaced, forgets_rule,
-    new_alerts, raise, serve, serve_with_a_rule,
+    alerts_after, assert_refused, assert_tells, cursor_now, ends_replaced, forgets_rule, new_alerts, raise, serve,
+    serve_with_a_rule,
 };
 use crate::support::{always, database::Cluster, topics};
 
@@ -44,10 +44,7 @@ async fn running_servers_notice_that_a_standby_has_taken_over() {
     raise(&one, 2).await;
     let mut standby = primary.standby().await;
     let lost = one.rule(always("made after the copy")).await;
-    let mut watches = [
-        one.watch(topics(&[Topic::Alerts])).await,
-        two.watch(topics(&[Topic::Alerts])).await,
-    ];
+    let mut watches = [one.watch(topics(&[Topic::Alerts])).await, two.watch(topics(&[Topic::Alerts])).await];
     let raised = raise(&one, 2).await;
     for watch in &mut watches {
         assert_eq!(new_alerts(watch, raised.len()).await, raised);

@@ -5,8 +5,8 @@ use tempfile::TempDir;
 use watchpost::pb::{Topic, WatchStart};
 
 use super::{
-    alerts_after, alerts_from, assert_refused, assert_tells, cursor_now, ends_replaced, execute,
-    forgets_rule, history_id, knows_rule, new_alerts, raise, serve, serve_with_a_rule,
+    alerts_after, alerts_from, assert_refused, assert_tells, cursor_now, ends_replaced, execute, forgets_rule,
+    history_id, knows_rule, new_alerts, raise, serve, serve_with_a_rule,
 };
 use crate::support::{
     always,
@@ -15,8 +15,7 @@ use crate::support::{
 };
 
 /// Uses up transaction ids.
-const BURN: &str =
-    "DO $$ BEGIN FOR i IN 1..3000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$";
+const BURN: &str = "DO $$ BEGIN FOR i IN 1..3000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$";
 
 async fn connect(cluster: &Cluster, database: &str) -> DatabaseConnection {
     TestDatabase::at(&cluster.url(database)).connect().await
@@ -42,9 +41,7 @@ impl Dump {
 
     async fn take(&self, cluster: &Cluster, database: &str) {
         let path = self.path();
-        cluster
-            .run("pg_dump", &["-Fc", "-f", &path, database])
-            .await;
+        cluster.run("pg_dump", &["-Fc", "-f", &path, database]).await;
     }
 
     async fn restore(&self, cluster: &Cluster, database: &str) {
@@ -186,14 +183,7 @@ async fn a_copy_made_by_the_server_of_the_database_takes_its_place() {
     let after = cursor_now(&server).await;
     server.stop().await;
     let db = connect(&cluster, "postgres").await;
-    execute(
-        &db,
-        &[
-            "DROP DATABASE watchpost",
-            "ALTER DATABASE copy RENAME TO watchpost",
-        ],
-    )
-    .await;
+    execute(&db, &["DROP DATABASE watchpost", "ALTER DATABASE copy RENAME TO watchpost"]).await;
     db.close().await.unwrap();
 
     let server = serve(&url).await;

@@ -45,18 +45,10 @@ impl Killable for Server<'_> {
 async fn killed(backend: Backend, seed: u64) {
     let database = TestDatabase::migrated(backend).await;
     let listen = format!("127.0.0.1:{}", free_port());
-    let mut server = Server {
-        database: &database,
-        listen: listen.clone(),
-        process: None,
-    };
+    let mut server = Server { database: &database, listen: listen.clone(), process: None };
     server.start().await;
     let db = database.connect().await;
-    let plan = Plan {
-        seed,
-        cycles: 6,
-        jobs: 200,
-    };
+    let plan = Plan { seed, cycles: 6, jobs: 200 };
     let problems = job_crash::run(&mut server, &db, &listen, plan).await;
     assert!(problems.is_empty(), "{problems:#?}");
     server.kill().await;
@@ -83,10 +75,8 @@ async fn a_completion_past_the_fence_does_not_go_unnoticed() {
     let server = TestServer::start(Backend::Sqlite).await;
     let db = server.database.connect().await;
     super::create(&server, super::wanted("export")).await;
-    let request = pb::ClaimJobsRequest {
-        lease_duration: super::span(Duration::from_secs(1)),
-        ..super::claim("stale", 1)
-    };
+    let request =
+        pb::ClaimJobsRequest { lease_duration: super::span(Duration::from_secs(1)), ..super::claim("stale", 1) };
     let stale = super::claim_with(&server, request).await.remove(0);
     let current = super::claim_one(&server, "current").await;
     story::holds(&db).await;
@@ -95,15 +85,11 @@ async fn a_completion_past_the_fence_does_not_go_unnoticed() {
         lease_id: current.lease_id,
         result: Some(workers::told(&stale.lease_id)),
     };
-    let request = pb::CompleteJobsRequest {
-        completions: vec![stolen],
-    };
+    let request = pb::CompleteJobsRequest { completions: vec![stolen] };
     let completed = server.job_workers().complete_jobs(request).await;
     completed.expect("without the fence it is let through");
     let problems = story::problems(&db).await;
-    let found = problems
-        .iter()
-        .any(|problem| problem.contains("a worker whose lease was over"));
+    let found = problems.iter().any(|problem| problem.contains("a worker whose lease was over"));
     assert!(found, "{problems:?}");
 }
 
@@ -115,10 +101,7 @@ async fn jobs_survive_restarts_of_postgres() {
     let server = Process::start(&url, &listen).await;
     server.serving().await;
     let address = format!("http://{listen}");
-    let (stop, made) = (
-        Arc::new(AtomicBool::new(false)),
-        Arc::new(AtomicU64::new(0)),
-    );
+    let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let mut random = Rng::with_seed(3);
     let working: Vec<JoinHandle<()>> = (0..3)
         .map(|number| {

@@ -5,10 +5,7 @@ use sea_orm::{ActiveModelTrait, ActiveValue::Set, EntityTrait};
 use tonic::{Code, transport::Channel};
 use watchpost::{
     entity::job::{self, JobStatus},
-    pb::{
-        self, ChangeKind, Topic, job_queue_service_client::JobQueueServiceClient,
-        watch_response::Update,
-    },
+    pb::{self, ChangeKind, Topic, job_queue_service_client::JobQueueServiceClient, watch_response::Update},
 };
 
 use crate::support::{
@@ -23,72 +20,42 @@ fn client(server: &TestServer) -> JobQueueServiceClient<Channel> {
 }
 
 fn named(name: &str) -> pb::JobQueue {
-    pb::JobQueue {
-        name: name.into(),
-        ..Default::default()
-    }
+    pb::JobQueue { name: name.into(), ..Default::default() }
 }
 
 async fn get(server: &TestServer, name: &str) -> Reply<pb::JobQueue> {
-    client(server)
-        .get_job_queue(pb::GetJobQueueRequest { name: name.into() })
-        .await
+    client(server).get_job_queue(pb::GetJobQueueRequest { name: name.into() }).await
 }
 
 async fn update(server: &TestServer, queue: pb::JobQueue, paths: &[&str]) -> Reply<pb::JobQueue> {
-    let request = pb::UpdateJobQueueRequest {
-        job_queue: Some(queue),
-        update_mask: mask(paths),
-        expected_version_id: None,
-    };
+    let request =
+        pb::UpdateJobQueueRequest { job_queue: Some(queue), update_mask: mask(paths), expected_version_id: None };
     client(server).update_job_queue(request).await
 }
 
 async fn pause(server: &TestServer, name: &str, actor: &str, reason: &str) -> Reply<pb::JobQueue> {
-    let request = pb::PauseJobQueueRequest {
-        name: name.into(),
-        actor: actor.into(),
-        reason: reason.into(),
-    };
+    let request = pb::PauseJobQueueRequest { name: name.into(), actor: actor.into(), reason: reason.into() };
     client(server).pause_job_queue(request).await
 }
 
 async fn resume(server: &TestServer, name: &str) -> Reply<pb::JobQueue> {
-    client(server)
-        .resume_job_queue(pb::ResumeJobQueueRequest { name: name.into() })
-        .await
+    client(server).resume_job_queue(pb::ResumeJobQueueRequest { name: name.into() }).await
 }
 
 async fn delete(server: &TestServer, name: &str, expected_version_id: Option<i32>) -> Reply<()> {
     let name = name.into();
-    let request = pb::DeleteJobQueueRequest {
-        name,
-        expected_version_id,
-    };
+    let request = pb::DeleteJobQueueRequest { name, expected_version_id };
     client(server).delete_job_queue(request).await
 }
 
 async fn stats(server: &TestServer, queue_name: &str) -> Vec<pb::QueueStats> {
     let queue_name = queue_name.into();
-    let request = pb::GetQueueStatsRequest {
-        queue_name,
-        window: None,
-    };
-    client(server)
-        .get_queue_stats(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .queues
+    let request = pb::GetQueueStatsRequest { queue_name, window: None };
+    client(server).get_queue_stats(request).await.unwrap().into_inner().queues
 }
 
 /// Puts a job into a queue beside the server.
-async fn put(
-    server: &TestServer,
-    queue: &str,
-    status: JobStatus,
-    scheduled_at: DateTime<Utc>,
-) -> job::Model {
+async fn put(server: &TestServer, queue: &str, status: JobStatus, scheduled_at: DateTime<Utc>) -> job::Model {
     let db = server.database.connect().await;
     let job = job::ActiveModel {
         job_type: Set("t".into()),
@@ -111,17 +78,7 @@ fn ago(seconds: i64) -> DateTime<Utc> {
 async fn a_queue_gets_settings_when_they_are_changed(backend: Backend) {
     let server = TestServer::start(backend).await;
     not_found(get(&server, "a").await, "job queue", "a");
-    let first = update(
-        &server,
-        pb::JobQueue {
-            max_running: Some(1),
-            ..named("a")
-        },
-        &[],
-    )
-    .await
-    .unwrap()
-    .into_inner();
+    let first = update(&server, pb::JobQueue { max_running: Some(1), ..named("a") }, &[]).await.unwrap().into_inner();
     let mut expected = pb::JobQueue {
         max_running: Some(1),
         created_at: first.created_at,
@@ -132,25 +89,16 @@ async fn a_queue_gets_settings_when_they_are_changed(backend: Backend) {
     assert_eq!(first, expected);
     for (sent, paths, change) in [
         (
-            pb::JobQueue {
-                description: Some("ü".repeat(1_000)),
-                ..named("a")
-            },
+            pb::JobQueue { description: Some("ü".repeat(1_000)), ..named("a") },
             &[][..],
-            &(|it: &mut pb::JobQueue| it.description = Some("ü".repeat(1_000)))
-                as &dyn Fn(&mut pb::JobQueue),
+            &(|it: &mut pb::JobQueue| it.description = Some("ü".repeat(1_000))) as &dyn Fn(&mut pb::JobQueue),
         ),
         (
-            pb::JobQueue {
-                max_running_per_key: Some(1_000_000),
-                ..named("a")
-            },
+            pb::JobQueue { max_running_per_key: Some(1_000_000), ..named("a") },
             &["max_running_per_key", "max_running"],
             &|it| (it.max_running, it.max_running_per_key) = (None, Some(1_000_000)),
         ),
-        (named("a"), &["*"], &|it| {
-            (it.description, it.max_running_per_key) = (None, None)
-        }),
+        (named("a"), &["*"], &|it| (it.description, it.max_running_per_key) = (None, None)),
     ] {
         change(&mut expected);
         expected.version_id += 1;
@@ -159,11 +107,7 @@ async fn a_queue_gets_settings_when_they_are_changed(backend: Backend) {
         assert_eq!(updated, expected, "{paths:?}");
         assert_eq!(get(&server, "a").await.unwrap().into_inner(), expected);
     }
-    assert_eq!(
-        update(&server, named("a"), &[]).await.unwrap().into_inner(),
-        expected,
-        "nothing has changed"
-    );
+    assert_eq!(update(&server, named("a"), &[]).await.unwrap().into_inner(), expected, "nothing has changed");
     server.stop().await;
 }
 
@@ -171,10 +115,7 @@ async fn a_queue_gets_settings_when_they_are_changed(backend: Backend) {
 async fn a_queue_is_paused_and_resumed(backend: Backend) {
     let server = TestServer::start(backend).await;
     not_found(resume(&server, "a").await, "job queue", "a");
-    let paused = pause(&server, "a", "ann", "work on the disks")
-        .await
-        .unwrap()
-        .into_inner();
+    let paused = pause(&server, "a", "ann", "work on the disks").await.unwrap().into_inner();
     let expected = pb::JobQueue {
         paused: true,
         paused_at: paused.paused_at,
@@ -187,25 +128,8 @@ async fn a_queue_is_paused_and_resumed(backend: Backend) {
     };
     assert!(paused.paused_at.is_some());
     assert_eq!(paused, expected);
-    assert_eq!(
-        pause(&server, "a", "bob", "me too")
-            .await
-            .unwrap()
-            .into_inner(),
-        paused,
-        "it is paused"
-    );
-    let limited = update(
-        &server,
-        pb::JobQueue {
-            max_running: Some(2),
-            ..named("a")
-        },
-        &[],
-    )
-    .await
-    .unwrap()
-    .into_inner();
+    assert_eq!(pause(&server, "a", "bob", "me too").await.unwrap().into_inner(), paused, "it is paused");
+    let limited = update(&server, pb::JobQueue { max_running: Some(2), ..named("a") }, &[]).await.unwrap().into_inner();
     assert!(limited.paused && limited.version_id == 2);
     let resumed = resume(&server, "a").await.unwrap().into_inner();
     let expected = pb::JobQueue {
@@ -218,10 +142,7 @@ async fn a_queue_is_paused_and_resumed(backend: Backend) {
     assert_eq!(resumed, expected);
     assert_eq!(resume(&server, "a").await.unwrap().into_inner(), resumed);
     let paused = pause(&server, "a", "", "").await.unwrap().into_inner();
-    assert_eq!(
-        (paused.paused_by.as_deref(), paused.pause_reason),
-        (Some("ip:127.0.0.1"), None)
-    );
+    assert_eq!((paused.paused_by.as_deref(), paused.pause_reason), (Some("ip:127.0.0.1"), None));
     server.stop().await;
 }
 
@@ -232,46 +153,17 @@ async fn what_a_queue_cannot_have_is_refused_by_its_field(backend: Backend) {
         (named(""), "job_queue.name"),
         (named("\t"), "job_queue.name"),
         (named(&"x".repeat(101)), "job_queue.name"),
-        (
-            pb::JobQueue {
-                description: Some("x".repeat(1_001)),
-                ..named("q")
-            },
-            "job_queue.description",
-        ),
-        (
-            pb::JobQueue {
-                max_running: Some(0),
-                ..named("q")
-            },
-            "job_queue.max_running",
-        ),
-        (
-            pb::JobQueue {
-                max_running: Some(1_000_001),
-                ..named("q")
-            },
-            "job_queue.max_running",
-        ),
-        (
-            pb::JobQueue {
-                max_running_per_key: Some(-1),
-                ..named("q")
-            },
-            "job_queue.max_running_per_key",
-        ),
+        (pb::JobQueue { description: Some("x".repeat(1_001)), ..named("q") }, "job_queue.description"),
+        (pb::JobQueue { max_running: Some(0), ..named("q") }, "job_queue.max_running"),
+        (pb::JobQueue { max_running: Some(1_000_001), ..named("q") }, "job_queue.max_running"),
+        (pb::JobQueue { max_running_per_key: Some(-1), ..named("q") }, "job_queue.max_running_per_key"),
     ] {
         refused(update(&server, sent, &[]).await, field);
     }
     for path in ["paused", "paused_by", "name", "version_id", "nope"] {
         refused(update(&server, named("q"), &[path]).await, "update_mask");
     }
-    refused(
-        client(&server)
-            .update_job_queue(pb::UpdateJobQueueRequest::default())
-            .await,
-        "job_queue",
-    );
+    refused(client(&server).update_job_queue(pb::UpdateJobQueueRequest::default()).await, "job_queue");
     refused(pause(&server, "", "", "").await, "name");
     refused(pause(&server, "q", &"x".repeat(101), "").await, "actor");
     refused(pause(&server, "q", "", &"x".repeat(1_001)).await, "reason");
@@ -281,10 +173,7 @@ async fn what_a_queue_cannot_have_is_refused_by_its_field(backend: Backend) {
     refused(delete(&server, "", None).await, "name");
     for seconds in [0, -1, 2_678_401] {
         let window = Some(prost_types::Duration { seconds, nanos: 0 });
-        let request = pb::GetQueueStatsRequest {
-            queue_name: String::new(),
-            window,
-        };
+        let request = pb::GetQueueStatsRequest { queue_name: String::new(), window };
         refused(client(&server).get_queue_stats(request).await, "window");
     }
     not_found(get(&server, "q").await, "job queue", "q");
@@ -295,35 +184,17 @@ async fn what_a_queue_cannot_have_is_refused_by_its_field(backend: Backend) {
 async fn a_stale_version_changes_nothing(backend: Backend) {
     let server = TestServer::start(backend).await;
     let update = async |expected_version_id, limit| {
-        let job_queue = Some(pb::JobQueue {
-            max_running: Some(limit),
-            ..named("q")
-        });
-        let request = pb::UpdateJobQueueRequest {
-            job_queue,
-            update_mask: None,
-            expected_version_id,
-        };
+        let job_queue = Some(pb::JobQueue { max_running: Some(limit), ..named("q") });
+        let request = pb::UpdateJobQueueRequest { job_queue, update_mask: None, expected_version_id };
         client(&server).update_job_queue(request).await
     };
     failed(update(Some(1), 1).await, Code::Aborted, "STALE_VERSION");
     assert_eq!(update(Some(0), 1).await.unwrap().into_inner().version_id, 1);
     for expected in [0, 2] {
-        failed(
-            update(Some(expected), 2).await,
-            Code::Aborted,
-            "STALE_VERSION",
-        );
-        failed(
-            delete(&server, "q", Some(expected)).await,
-            Code::Aborted,
-            "STALE_VERSION",
-        );
+        failed(update(Some(expected), 2).await, Code::Aborted, "STALE_VERSION");
+        failed(delete(&server, "q", Some(expected)).await, Code::Aborted, "STALE_VERSION");
     }
-    assert_eq!(
-        get(&server, "q").await.unwrap().into_inner().max_running,
-        Some(1)
-    );
+    assert_eq!(get(&server, "q").await.unwrap().into_inner().max_running, Some(1));
     assert_eq!(update(Some(1), 2).await.unwrap().into_inner().version_id, 2);
     server.stop().await;
 }
@@ -336,15 +207,8 @@ async fn settings_are_not_deleted_while_there_is_work(backend: Backend) {
     put(&server, "other", JobStatus::Queued, ago(60)).await;
     let queued = put(&server, "q", JobStatus::Queued, ago(60)).await;
     let running = put(&server, "q", JobStatus::Running, ago(60)).await;
-    let status = failed(
-        delete(&server, "q", None).await,
-        Code::FailedPrecondition,
-        "IN_USE",
-    );
-    assert_eq!(
-        metadata(&status, "used_by"),
-        format!("{},{}", queued.id, running.id)
-    );
+    let status = failed(delete(&server, "q", None).await, Code::FailedPrecondition, "IN_USE");
+    assert_eq!(metadata(&status, "used_by"), format!("{},{}", queued.id, running.id));
     let db = server.database.connect().await;
     for job in [queued, running] {
         job::Entity::delete_by_id(job.id).exec(&db).await.unwrap();
@@ -360,45 +224,18 @@ async fn settings_are_not_deleted_while_there_is_work(backend: Backend) {
 async fn queues_are_listed_by_name(backend: Backend) {
     let server = TestServer::start(backend).await;
     for name in ["é", "b", "Zoo", "a", "zoo"] {
-        update(
-            &server,
-            pb::JobQueue {
-                max_running: Some(1),
-                ..named(name)
-            },
-            &[],
-        )
-        .await
-        .unwrap();
+        update(&server, pb::JobQueue { max_running: Some(1), ..named(name) }, &[]).await.unwrap();
     }
     pause(&server, "b", "ann", "").await.unwrap();
     let list = async |filter: pb::JobQueueFilter, page_size, page_token| {
-        let request = pb::ListJobQueuesRequest {
-            filter: Some(filter),
-            page_size,
-            page_token,
-        };
-        let page = client(&server)
-            .list_job_queues(request)
-            .await
-            .unwrap()
-            .into_inner();
-        let names: Vec<_> = page
-            .job_queues
-            .into_iter()
-            .map(|queue| queue.name)
-            .collect();
+        let request = pb::ListJobQueuesRequest { filter: Some(filter), page_size, page_token };
+        let page = client(&server).list_job_queues(request).await.unwrap().into_inner();
+        let names: Vec<_> = page.job_queues.into_iter().map(|queue| queue.name).collect();
         (names, page.next_page_token)
     };
     let all = list(pb::JobQueueFilter::default(), 0, String::new()).await;
-    assert_eq!(
-        all,
-        (strings(&["Zoo", "a", "b", "zoo", "é"]), String::new())
-    );
-    walk(5, async |size, token| {
-        list(pb::JobQueueFilter::default(), size, token).await
-    })
-    .await;
+    assert_eq!(all, (strings(&["Zoo", "a", "b", "zoo", "é"]), String::new()));
+    walk(5, async |size, token| list(pb::JobQueueFilter::default(), size, token).await).await;
     for (paused, name, expected) in [
         (Some(true), "", &["b"][..]),
         (Some(false), "", &["Zoo", "a", "zoo", "é"]),
@@ -406,15 +243,8 @@ async fn queues_are_listed_by_name(backend: Backend) {
         (Some(true), "zo", &[]),
         (None, "%", &[]),
     ] {
-        let filter = pb::JobQueueFilter {
-            paused,
-            name: name.into(),
-        };
-        assert_eq!(
-            list(filter, 0, String::new()).await.0,
-            strings(expected),
-            "{paused:?} {name}"
-        );
+        let filter = pb::JobQueueFilter { paused, name: name.into() };
+        assert_eq!(list(filter, 0, String::new()).await.0, strings(expected), "{paused:?} {name}");
     }
     server.stop().await;
 }
@@ -425,27 +255,8 @@ async fn changes_are_announced(backend: Backend) {
     let mut watch = server.watch(topics(&[Topic::JobQueues])).await;
     let first = pause(&server, "q", "ann", "").await.unwrap().into_inner();
     pause(&server, "q", "bob", "").await.unwrap();
-    let second = update(
-        &server,
-        pb::JobQueue {
-            max_running: Some(1),
-            ..named("q")
-        },
-        &[],
-    )
-    .await
-    .unwrap()
-    .into_inner();
-    update(
-        &server,
-        pb::JobQueue {
-            max_running: Some(1),
-            ..named("q")
-        },
-        &[],
-    )
-    .await
-    .unwrap();
+    let second = update(&server, pb::JobQueue { max_running: Some(1), ..named("q") }, &[]).await.unwrap().into_inner();
+    update(&server, pb::JobQueue { max_running: Some(1), ..named("q") }, &[]).await.unwrap();
     let third = resume(&server, "q").await.unwrap().into_inner();
     resume(&server, "q").await.unwrap();
     delete(&server, "q", None).await.unwrap();
@@ -455,13 +266,8 @@ async fn changes_are_announced(backend: Backend) {
         (ChangeKind::Updated, &third),
         (ChangeKind::Deleted, &third),
     ] {
-        let Update::JobQueue(change) = watch.update().await else {
-            panic!("not a job queue")
-        };
-        assert_eq!(
-            (change.kind(), change.job_queue.as_ref()),
-            (kind, Some(expected))
-        );
+        let Update::JobQueue(change) = watch.update().await else { panic!("not a job queue") };
+        assert_eq!((change.kind(), change.job_queue.as_ref()), (kind, Some(expected)));
     }
     server.stop().await;
 }
@@ -470,10 +276,7 @@ async fn changes_are_announced(backend: Backend) {
 async fn the_numbers_of_a_queue_are_those_of_its_jobs(backend: Backend) {
     let server = TestServer::start(backend).await;
     assert_eq!(stats(&server, "").await, []);
-    let none = pb::QueueStats {
-        queue_name: "none".into(),
-        ..Default::default()
-    };
+    let none = pb::QueueStats { queue_name: "none".into(), ..Default::default() };
     assert_eq!(stats(&server, "none").await, [none]);
     pause(&server, "idle", "ann", "").await.unwrap();
     put(&server, "busy", JobStatus::Queued, ago(100)).await;
@@ -491,10 +294,7 @@ async fn the_numbers_of_a_queue_are_those_of_its_jobs(backend: Backend) {
     }
     db.close().await.unwrap();
     let all = stats(&server, "").await;
-    let names: Vec<_> = all
-        .iter()
-        .map(|of| (of.queue_name.as_str(), of.paused))
-        .collect();
+    let names: Vec<_> = all.iter().map(|of| (of.queue_name.as_str(), of.paused)).collect();
     assert_eq!(names, [("busy", false), ("idle", true)]);
     let busy = &all[0];
     let oldest = busy.oldest_queued_age.unwrap();
@@ -521,13 +321,7 @@ async fn the_numbers_of_a_queue_are_those_of_its_jobs(backend: Backend) {
     assert_eq!(*busy, expected);
     let one = stats(&server, "busy").await;
     let oldest_queued_age = one[0].oldest_queued_age;
-    assert_eq!(
-        one,
-        [pb::QueueStats {
-            oldest_queued_age,
-            ..expected
-        }]
-    );
+    assert_eq!(one, [pb::QueueStats { oldest_queued_age, ..expected }]);
     assert!(stats(&server, "idle").await[0].paused);
     server.stop().await;
 }

@@ -2,8 +2,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{
-    ActiveModelBehavior, ActiveModelTrait, DatabaseConnection, DatabaseTransaction,
-    IntoActiveModel, ModelTrait,
+    ActiveModelBehavior, ActiveModelTrait, DatabaseConnection, DatabaseTransaction, IntoActiveModel, ModelTrait,
 };
 use tonic::transport::Channel;
 use uuid::Uuid;
@@ -160,10 +159,7 @@ where
     A: ActiveModelTrait<Entity = M::Entity> + ActiveModelBehavior + Send,
     <A::Entity as sea_orm::EntityTrait>::Model: IntoActiveModel<A>,
 {
-    let mut rows: Vec<A> = rows
-        .into_iter()
-        .map(|row| row.into_active_model().reset_all())
-        .collect();
+    let mut rows: Vec<A> = rows.into_iter().map(|row| row.into_active_model().reset_all()).collect();
     while !rows.is_empty() {
         let chunk: Vec<_> = rows.drain(..rows.len().min(100)).collect();
         let insert = <A::Entity as sea_orm::EntityTrait>::insert_many(chunk);
@@ -173,21 +169,14 @@ where
 
 /// The database of a server, beside it.
 pub async fn beside(server: &TestServer) -> Db {
-    let settings = Settings {
-        url: server.database.url().into(),
-        connections: 4,
-        sqlite_synchronous: Synchronous::Normal,
-    };
+    let settings =
+        Settings { url: server.database.url().into(), connections: 4, sqlite_synchronous: Synchronous::Normal };
     Db::connect(&settings).await.unwrap()
 }
 
 /// A change of a job, as watches are told of it.
 pub fn change(kind: JobChangeKind, job: &job::Model) -> pb::JobChange {
-    pb::JobChange {
-        kind: kind.into(),
-        job: Some(job.clone().into()),
-        ..Default::default()
-    }
+    pb::JobChange { kind: kind.into(), job: Some(job.clone().into()), ..Default::default() }
 }
 
 /// Records these in one transaction, each on its own.
@@ -223,11 +212,7 @@ pub async fn replace(db: &Db, kind: JobChangeKind, job: &job::Model, lines: &[jo
         let row = job.clone().into_active_model().reset_all();
         row.update(tx).await?;
         for line in lines {
-            line.clone()
-                .into_active_model()
-                .reset_all()
-                .insert(tx)
-                .await?;
+            line.clone().into_active_model().reset_all().insert(tx).await?;
         }
         // The change goes before the lines, as nothing says that it does not.
         let lines = (!lines.is_empty()).then(|| logged(lines));

@@ -34,12 +34,7 @@ pub fn yearly(name: &str) -> pb::JobSchedule {
 
 /// A schedule of jobs of the type `t`.
 fn cron(name: &str, cron: &str) -> pb::JobSchedule {
-    pb::JobSchedule {
-        name: name.into(),
-        cron: cron.into(),
-        job_type: "t".into(),
-        ..Default::default()
-    }
+    pb::JobSchedule { name: name.into(), cron: cron.into(), job_type: "t".into(), ..Default::default() }
 }
 
 async fn try_create(server: &TestServer, schedule: pb::JobSchedule) -> Reply<pb::JobSchedule> {
@@ -58,11 +53,7 @@ async fn get(server: &TestServer, id: &str) -> pb::JobSchedule {
     schedule.unwrap().into_inner()
 }
 
-async fn update(
-    server: &TestServer,
-    schedule: pb::JobSchedule,
-    paths: &[&str],
-) -> Reply<pb::JobSchedule> {
+async fn update(server: &TestServer, schedule: pb::JobSchedule, paths: &[&str]) -> Reply<pb::JobSchedule> {
     let request = pb::UpdateJobScheduleRequest {
         job_schedule: Some(schedule),
         update_mask: mask(paths),
@@ -90,11 +81,7 @@ fn ticks(jobs: &[job::Model]) -> Vec<DateTime<Utc>> {
 }
 
 /// Waits until this is so of a schedule.
-async fn until(
-    server: &TestServer,
-    id: &str,
-    is_so: impl Fn(&pb::JobSchedule) -> bool,
-) -> pb::JobSchedule {
+async fn until(server: &TestServer, id: &str, is_so: impl Fn(&pb::JobSchedule) -> bool) -> pb::JobSchedule {
     let waiting = async {
         loop {
             let schedule = get(server, id).await;

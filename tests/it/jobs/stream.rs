@@ -6,13 +6,11 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 use watchpost::pb::{
-    self, JobStatus, job_worker_service_client::JobWorkerServiceClient,
-    work_jobs_request::Message as Says, work_jobs_response::Message as Told,
+    self, JobStatus, job_worker_service_client::JobWorkerServiceClient, work_jobs_request::Message as Says,
+    work_jobs_response::Message as Told,
 };
 
-use super::{
-    cancel, claim_one, complete, completion, create, get, id, request, span, story, until, wanted,
-};
+use super::{cancel, claim_one, complete, completion, create, get, id, request, span, story, until, wanted};
 use crate::job_crash::proxy::Proxy;
 use crate::support::{
     PATIENCE, TestServer, connect,
@@ -28,11 +26,7 @@ pub struct Worker {
 }
 
 pub fn hello(worker: &str, capacity: i32) -> pb::WorkerHello {
-    pb::WorkerHello {
-        worker_id: worker.into(),
-        capacity,
-        ..Default::default()
-    }
+    pb::WorkerHello { worker_id: worker.into(), capacity, ..Default::default() }
 }
 
 impl Worker {
@@ -43,19 +37,10 @@ impl Worker {
     /// A worker on a connection of its own.
     pub async fn start_on(channel: Channel, hello: pb::WorkerHello) -> Self {
         let (says, requests) = mpsc::channel(1_000);
-        let first = pb::WorkJobsRequest {
-            number: 0,
-            message: Some(Says::Hello(hello)),
-        };
+        let first = pb::WorkJobsRequest { number: 0, message: Some(Says::Hello(hello)) };
         says.send(first).await.unwrap();
-        let told = JobWorkerServiceClient::new(channel)
-            .work_jobs(ReceiverStream::new(requests))
-            .await;
-        let mut worker = Self {
-            says,
-            told: told.unwrap().into_inner(),
-            welcome: pb::WorkerWelcome::default(),
-        };
+        let told = JobWorkerServiceClient::new(channel).work_jobs(ReceiverStream::new(requests)).await;
+        let mut worker = Self { says, told: told.unwrap().into_inner(), welcome: pb::WorkerWelcome::default() };
         match worker.next().await {
             Told::Welcome(welcome) => worker.welcome = welcome,
             other => panic!("no welcome: {other:?}"),
@@ -64,10 +49,7 @@ impl Worker {
     }
 
     pub async fn say(&self, number: i64, message: Says) {
-        let request = pb::WorkJobsRequest {
-            number,
-            message: Some(message),
-        };
+        let request = pb::WorkJobsRequest { number, message: Some(message) };
         self.says.send(request).await.unwrap();
     }
 
@@ -98,10 +80,7 @@ async fn jobs_are_pushed_up_to_the_capacity(backend: Backend) {
     let server = TestServer::start(backend).await;
     let mut worker = Worker::start(&server, hello("w", 2)).await;
     assert_eq!(worker.welcome.lease_duration, span(Duration::from_secs(3)));
-    assert_eq!(
-        worker.welcome.heartbeat_interval,
-        span(Duration::from_secs(1))
-    );
+    assert_eq!(worker.welcome.heartbeat_interval, span(Duration::from_secs(1)));
     let requests = vec![request(wanted("export")); 3];
     let batch = pb::BatchCreateJobsRequest { requests };
     server.jobs().batch_create_jobs(batch).await.unwrap();
@@ -110,15 +89,10 @@ async fn jobs_are_pushed_up_to_the_capacity(backend: Backend) {
     worker.say(1, Says::Heartbeat(pb::WorkerHeartbeat {})).await;
     assert!(matches!(worker.next().await, Told::ServerTime(_)));
     worker.say(7, Says::Complete(completion(&first))).await;
-    assert_eq!(
-        worker.next().await,
-        Told::Accepted(pb::ReportAccepted { numbers: vec![7] })
-    );
+    assert_eq!(worker.next().await, Told::Accepted(pb::ReportAccepted { numbers: vec![7] }));
     let third = worker.job().await;
     worker.say(8, Says::Complete(completion(&second))).await;
-    worker
-        .say(9, Says::Fail(crate::jobs::failure(&third)))
-        .await;
+    worker.say(9, Says::Fail(crate::jobs::failure(&third))).await;
     let again = worker.job().await;
     assert_eq!(id(&again), id(&third));
     assert_eq!(again.job.as_ref().unwrap().attempt_number, 2);
@@ -144,31 +118,15 @@ async fn a_refused_report_does_not_end_the_stream(backend: Backend) {
             }),
         )
         .await;
-    let Told::Refused(refused) = worker.next().await else {
-        panic!("not refused")
-    };
-    assert_eq!(
-        (refused.number, refused.code, &*refused.reason),
-        (1, Code::InvalidArgument as i32, "INVALID_FIELD")
-    );
+    let Told::Refused(refused) = worker.next().await else { panic!("not refused") };
+    assert_eq!((refused.number, refused.code, &*refused.reason), (1, Code::InvalidArgument as i32, "INVALID_FIELD"));
     assert_eq!(refused.job_id, id(&job));
-    let other = pb::JobCompletion {
-        lease_id: id(&job),
-        ..completion(&job)
-    };
+    let other = pb::JobCompletion { lease_id: id(&job), ..completion(&job) };
     worker.say(2, Says::Complete(other)).await;
-    let Told::Refused(refused) = worker.next().await else {
-        panic!("not refused")
-    };
-    assert_eq!(
-        (refused.number, refused.code, &*refused.reason),
-        (2, Code::Aborted as i32, "LEASE_LOST")
-    );
+    let Told::Refused(refused) = worker.next().await else { panic!("not refused") };
+    assert_eq!((refused.number, refused.code, &*refused.reason), (2, Code::Aborted as i32, "LEASE_LOST"));
     worker.say(3, Says::Complete(completion(&job))).await;
-    assert_eq!(
-        worker.next().await,
-        Told::Accepted(pb::ReportAccepted { numbers: vec![3] })
-    );
+    assert_eq!(worker.next().await, Told::Accepted(pb::ReportAccepted { numbers: vec![3] }));
 }
 
 #[on_both]
@@ -178,18 +136,11 @@ async fn a_worker_is_told_to_cancel_at_once(backend: Backend) {
     let job = create(&server, wanted("export")).await;
     let claimed = worker.job().await;
     cancel(&server, &job.id).await;
-    let Told::Cancel(told) = worker.next().await else {
-        panic!("not told")
-    };
+    let Told::Cancel(told) = worker.next().await else { panic!("not told") };
     assert_eq!((&told.job_id, &told.lease_id), (&job.id, &claimed.lease_id));
-    assert_eq!(
-        (told.reason.as_deref(), told.actor.as_deref()),
-        (Some("not needed"), Some("ann"))
-    );
+    assert_eq!((told.reason.as_deref(), told.actor.as_deref()), (Some("not needed"), Some("ann")));
     worker.say(1, Says::Complete(completion(&claimed))).await;
-    let Told::Refused(refused) = worker.next().await else {
-        panic!("not refused")
-    };
+    let Told::Refused(refused) = worker.next().await else { panic!("not refused") };
     assert_eq!(refused.reason, "JOB_CANCELLED");
     worker
         .say(
@@ -213,11 +164,8 @@ async fn a_worker_whose_stream_breaks_loses_its_jobs_to_another(backend: Backend
     let job = create(&server, wanted("export")).await;
     gone.job().await;
     let mut other = Worker::start(&server, hello("other", 1)).await;
-    let at_once = pb::WorkerHello {
-        release_on_disconnect: true,
-        queue_names: vec!["brief".into()],
-        ..hello("brief", 1)
-    };
+    let at_once =
+        pb::WorkerHello { release_on_disconnect: true, queue_names: vec!["brief".into()], ..hello("brief", 1) };
     proxy.cut();
     let claimed = other.job().await;
     assert_eq!(id(&claimed), job.id);
@@ -227,23 +175,13 @@ async fn a_worker_whose_stream_breaks_loses_its_jobs_to_another(backend: Backend
     // One that does not come back is rescued as soon as it is gone.
     let channel = connect(&format!("http://{}", proxy.address)).await;
     let mut brief = Worker::start_on(channel, at_once).await;
-    let job = create(
-        &server,
-        pb::Job {
-            queue_name: Some("brief".into()),
-            ..wanted("export")
-        },
-    )
-    .await;
+    let job = create(&server, pb::Job { queue_name: Some("brief".into()), ..wanted("export") }).await;
     brief.job().await;
     let cut = std::time::Instant::now();
     proxy.cut();
     let rescued = until(&server, &job.id, JobStatus::Queued).await;
     assert_eq!(rescued.rescues, 1);
-    assert!(
-        cut.elapsed() < Duration::from_secs(2),
-        "its lease was not waited for"
-    );
+    assert!(cut.elapsed() < Duration::from_secs(2), "its lease was not waited for");
     story::holds(&server.database.connect().await).await;
 }
 
@@ -263,14 +201,8 @@ async fn a_worker_that_closes_its_side_gives_its_jobs_back(backend: Backend) {
         accepted |= matches!(response.message, Some(Told::Accepted(_)));
     }
     assert!(accepted, "what was reported is answered");
-    let (first, second) = (
-        get(&server, &first.id).await,
-        get(&server, &second.id).await,
-    );
-    let mut states = [
-        (first.status(), first.rescues),
-        (second.status(), second.rescues),
-    ];
+    let (first, second) = (get(&server, &first.id).await, get(&server, &second.id).await);
+    let mut states = [(first.status(), first.rescues), (second.status(), second.rescues)];
     states.sort();
     assert_eq!(states, [(JobStatus::Queued, 0), (JobStatus::Completed, 0)]);
     story::holds(&server.database.connect().await).await;
@@ -285,32 +217,18 @@ async fn leases_survive_a_restart_of_the_server(backend: Backend) {
     let stopping = tokio::spawn(server.stop());
     assert!(matches!(worker.next().await, Told::Draining(_)));
     let ended = worker.try_next().await.unwrap_err();
-    assert_eq!(
-        (ended.code(), &*reason(&ended)),
-        (Code::Unavailable, "SHUTTING_DOWN")
-    );
+    assert_eq!((ended.code(), &*reason(&ended)), (Code::Unavailable, "SHUTTING_DOWN"));
     let server = TestServer::start_with(stopping.await.unwrap(), |_| {}).await;
-    let held = |lease_id: &str| pb::JobLease {
-        job_id: job.id.clone(),
-        lease_id: lease_id.into(),
-    };
-    let mut worker = Worker::start(
-        &server,
-        pb::WorkerHello {
-            held: vec![held(&claimed.lease_id), held(&job.id)],
-            ..hello("w", 1)
-        },
-    )
-    .await;
+    let held = |lease_id: &str| pb::JobLease { job_id: job.id.clone(), lease_id: lease_id.into() };
+    let mut worker =
+        Worker::start(&server, pb::WorkerHello { held: vec![held(&claimed.lease_id), held(&job.id)], ..hello("w", 1) })
+            .await;
     let lost: Vec<_> = worker.welcome.held.iter().map(|lease| lease.lost).collect();
     assert_eq!(lost, [false, true]);
     // It is at its capacity with the job that it brought.
     let second = create(&server, wanted("export")).await;
     worker.say(1, Says::Complete(completion(&claimed))).await;
-    assert_eq!(
-        worker.next().await,
-        Told::Accepted(pb::ReportAccepted { numbers: vec![1] })
-    );
+    assert_eq!(worker.next().await, Told::Accepted(pb::ReportAccepted { numbers: vec![1] }));
     assert_eq!(id(&worker.job().await), second.id);
     assert_eq!(get(&server, &job.id).await.rescues, 0);
     story::holds(&server.database.connect().await).await;
@@ -319,22 +237,11 @@ async fn leases_survive_a_restart_of_the_server(backend: Backend) {
 #[on_both]
 async fn a_worker_says_hello_first(backend: Backend) {
     let server = TestServer::start(backend).await;
-    let beat = pb::WorkJobsRequest {
-        number: 0,
-        message: Some(Says::Heartbeat(pb::WorkerHeartbeat {})),
-    };
+    let beat = pb::WorkJobsRequest { number: 0, message: Some(Says::Heartbeat(pb::WorkerHeartbeat {})) };
     let requests = tokio_stream::iter([beat]);
-    let mut told = server
-        .job_workers()
-        .work_jobs(requests)
-        .await
-        .unwrap()
-        .into_inner();
+    let mut told = server.job_workers().work_jobs(requests).await.unwrap().into_inner();
     let error = told.message().await.unwrap_err();
-    assert_eq!(
-        (error.code(), crate::support::field(&error)),
-        (Code::InvalidArgument, "hello".into())
-    );
+    assert_eq!((error.code(), crate::support::field(&error)), (Code::InvalidArgument, "hello".into()));
 }
 
 #[on_both]
@@ -345,18 +252,13 @@ async fn a_worker_that_gets_a_job_again_is_told_that_it_lost_it(backend: Backend
         &server,
         pb::Job {
             timeout: span(Duration::from_secs(1)),
-            retry_policy: Some(pb::RetryPolicy {
-                initial_delay: span(Duration::ZERO),
-                ..Default::default()
-            }),
+            retry_policy: Some(pb::RetryPolicy { initial_delay: span(Duration::ZERO), ..Default::default() }),
             ..wanted("export")
         },
     )
     .await;
     let first = worker.job().await;
-    let Told::LeaseLost(lost) = worker.next().await else {
-        panic!("not told")
-    };
+    let Told::LeaseLost(lost) = worker.next().await else { panic!("not told") };
     assert_eq!(lost.lease_id, first.lease_id);
     let second = worker.job().await;
     assert_eq!(id(&second), id(&first));
@@ -372,19 +274,11 @@ async fn a_worker_that_gets_a_job_again_is_told_that_it_lost_it(backend: Backend
 async fn a_worker_that_took_too_long_is_told_to_stop(backend: Backend) {
     let server = TestServer::start(backend).await;
     let mut worker = Worker::start(&server, hello("w", 1)).await;
-    let job = create(
-        &server,
-        pb::Job {
-            timeout: span(Duration::from_secs(1)),
-            max_attempts: Some(1),
-            ..wanted("export")
-        },
-    )
-    .await;
+    let job =
+        create(&server, pb::Job { timeout: span(Duration::from_secs(1)), max_attempts: Some(1), ..wanted("export") })
+            .await;
     let claimed = worker.job().await;
-    let Told::LeaseLost(lost) = worker.next().await else {
-        panic!("not told")
-    };
+    let Told::LeaseLost(lost) = worker.next().await else { panic!("not told") };
     assert_eq!((lost.job_id, lost.lease_id), (job.id, claimed.lease_id));
     // And has room for another one.
     create(&server, wanted("export")).await;
@@ -409,10 +303,7 @@ async fn two_servers_on_one_database_share_a_queue() {
     worker.job().await;
     let channel = crate::support::connect(&format!("http://{}", second.address)).await;
     let mut jobs = pb::job_service_client::JobServiceClient::new(channel);
-    let request = pb::CancelJobRequest {
-        id: job.id.clone(),
-        ..Default::default()
-    };
+    let request = pb::CancelJobRequest { id: job.id.clone(), ..Default::default() };
     jobs.cancel_job(request).await.unwrap();
     assert!(matches!(worker.next().await, Told::Cancel(_)));
     let waited = claim_one(&first, "w");

@@ -15,19 +15,14 @@ use watchpost::{
     pb::{self, JobChangeKind as Kind, WatchJobsResponse, watch_jobs_response::Update},
 };
 
-use super::rows::{
-    beside, change, changes, client, finished, insert, line, logged, now, queued, running, tell,
-};
+use super::rows::{beside, change, changes, client, finished, insert, line, logged, now, queued, running, tell};
 use crate::support::{
     PATIENCE, TestServer,
     calls::strings,
     database::{Backend, on_both},
 };
 
-const BEAT: Option<prost_types::Duration> = Some(prost_types::Duration {
-    seconds: 0,
-    nanos: 100_000_000,
-});
+const BEAT: Option<prost_types::Duration> = Some(prost_types::Duration { seconds: 0, nanos: 100_000_000 });
 
 struct Watch(Streaming<WatchJobsResponse>);
 
@@ -81,10 +76,7 @@ impl Watch {
 
     async fn heartbeat(&mut self) -> String {
         let next = self.next().await.unwrap().expect("the stream goes on");
-        assert!(
-            matches!(next.update, Some(Update::Heartbeat(_))),
-            "{next:?}"
-        );
+        assert!(matches!(next.update, Some(Update::Heartbeat(_))), "{next:?}");
         next.cursor
     }
 
@@ -94,10 +86,7 @@ impl Watch {
             loop {
                 match self.next().await {
                     Ok(Some(next)) => {
-                        assert!(
-                            matches!(next.update, Some(Update::Heartbeat(_))),
-                            "{next:?}"
-                        );
+                        assert!(matches!(next.update, Some(Update::Heartbeat(_))), "{next:?}");
                     }
                     Ok(None) => panic!("the stream ends well"),
                     Err(status) => return status,
@@ -111,10 +100,7 @@ impl Watch {
     async fn ended(mut self) {
         let ending = async {
             while let Some(next) = self.next().await.unwrap() {
-                assert!(
-                    matches!(next.update, Some(Update::Heartbeat(_))),
-                    "{next:?}"
-                );
+                assert!(matches!(next.update, Some(Update::Heartbeat(_))), "{next:?}");
             }
         };
         timeout(PATIENCE, ending).await.expect("the stream ends");
@@ -126,17 +112,11 @@ fn many() -> pb::WatchJobsRequest {
 }
 
 fn one(id: Uuid) -> pb::WatchJobRequest {
-    pb::WatchJobRequest {
-        id: id.to_string(),
-        ..Default::default()
-    }
+    pb::WatchJobRequest { id: id.to_string(), ..Default::default() }
 }
 
 fn filtered(filter: pb::JobFilter) -> pb::WatchJobsRequest {
-    pb::WatchJobsRequest {
-        filter: Some(filter),
-        ..many()
-    }
+    pb::WatchJobsRequest { filter: Some(filter), ..many() }
 }
 
 fn any() -> pb::JobFilter {
@@ -171,60 +151,23 @@ async fn a_watch_sees_what_it_asks_for(backend: Backend) {
     };
     let mut watches = Vec::new();
     for filter in [
-        pb::JobFilter {
-            statuses: vec![pb::JobStatus::Failed.into()],
-            ..any()
-        },
-        pb::JobFilter {
-            job_types: strings(&["none", "backup"]),
-            ..any()
-        },
-        pb::JobFilter {
-            queue_names: strings(&["slow"]),
-            ..any()
-        },
-        pb::JobFilter {
-            priorities: vec![0],
-            ..any()
-        },
-        pb::JobFilter {
-            ids: vec![special.id.to_string().to_uppercase()],
-            ..any()
-        },
-        pb::JobFilter {
-            concurrency_keys: strings(&["door"]),
-            ..any()
-        },
-        pb::JobFilter {
-            schedule_id: schedule_id.to_string().to_uppercase(),
-            ..any()
-        },
-        pb::JobFilter {
-            error_codes: strings(&["ENOSPC"]),
-            ..any()
-        },
-        pb::JobFilter {
-            worker_id: "w-9".into(),
-            ..any()
-        },
-        pb::JobFilter {
-            dead: Some(true),
-            ..any()
-        },
+        pb::JobFilter { statuses: vec![pb::JobStatus::Failed.into()], ..any() },
+        pb::JobFilter { job_types: strings(&["none", "backup"]), ..any() },
+        pb::JobFilter { queue_names: strings(&["slow"]), ..any() },
+        pb::JobFilter { priorities: vec![0], ..any() },
+        pb::JobFilter { ids: vec![special.id.to_string().to_uppercase()], ..any() },
+        pb::JobFilter { concurrency_keys: strings(&["door"]), ..any() },
+        pb::JobFilter { schedule_id: schedule_id.to_string().to_uppercase(), ..any() },
+        pb::JobFilter { error_codes: strings(&["ENOSPC"]), ..any() },
+        pb::JobFilter { worker_id: "w-9".into(), ..any() },
+        pb::JobFilter { dead: Some(true), ..any() },
     ] {
         let mut watch = Watch::of(&server, filtered(filter)).await;
         watch.heartbeat().await;
         watches.push(watch);
     }
     let mut all = Watch::of(&server, many()).await;
-    let mut alive = Watch::of(
-        &server,
-        filtered(pb::JobFilter {
-            dead: Some(false),
-            ..any()
-        }),
-    )
-    .await;
+    let mut alive = Watch::of(&server, filtered(pb::JobFilter { dead: Some(false), ..any() })).await;
     let mut cursor = all.heartbeat().await;
     alive.heartbeat().await;
     let gone = pb::Job {
@@ -234,45 +177,18 @@ async fn a_watch_sees_what_it_asks_for(backend: Backend) {
         queue_name: special.queue_name.clone(),
         ..Default::default()
     };
-    let deleted = pb::JobChange {
-        kind: Kind::Deleted.into(),
-        job: Some(gone),
-        ..Default::default()
-    };
-    tell(
-        &db,
-        [changes([
-            change(Kind::Created, &plain),
-            change(Kind::Failed, &special),
-        ])],
-    )
-    .await;
-    tell(
-        &db,
-        [logged(&[line(
-            plain.id,
-            Some(1),
-            JobLogLevel::Info,
-            "not asked for",
-        )])],
-    )
-    .await;
+    let deleted = pb::JobChange { kind: Kind::Deleted.into(), job: Some(gone), ..Default::default() };
+    tell(&db, [changes([change(Kind::Created, &plain), change(Kind::Failed, &special)])]).await;
+    tell(&db, [logged(&[line(plain.id, Some(1), JobLogLevel::Info, "not asked for")])]).await;
     tell(&db, [changes([deleted.clone()])]).await;
     for watch in &mut watches {
         let (kind, id, seen) = watch.change().await;
-        assert_eq!(
-            (kind, id, seen.is_empty()),
-            (Kind::Failed, special.id.to_string(), false)
-        );
+        assert_eq!((kind, id, seen.is_empty()), (Kind::Failed, special.id.to_string(), false));
         // Of what is deleted, no more is known than what it was.
         assert_eq!(watch.update().await.0, Update::Job(deleted.clone()));
     }
     assert_eq!(alive.change().await.1, plain.id.to_string());
-    for expected in [
-        (Kind::Created, false),
-        (Kind::Failed, true),
-        (Kind::Deleted, true),
-    ] {
+    for expected in [(Kind::Created, false), (Kind::Failed, true), (Kind::Deleted, true)] {
         let (kind, _, seen) = all.change().await;
         assert_eq!((kind, !seen.is_empty()), expected);
         if !seen.is_empty() {
@@ -289,20 +205,11 @@ async fn lines_of_logs_are_watched_if_asked_for(backend: Backend) {
     let server = TestServer::start(backend).await;
     let db = beside(&server).await;
     let (a, b) = (queued("a"), queued("b"));
-    let logs = pb::WatchJobsRequest {
-        logs: true,
-        ..many()
-    };
+    let logs = pb::WatchJobsRequest { logs: true, ..many() };
     let mut all = Watch::of(&server, logs.clone()).await;
     let mut of_a = Watch::of(
         &server,
-        pb::WatchJobsRequest {
-            logs: true,
-            ..filtered(pb::JobFilter {
-                ids: vec![a.id.to_string()],
-                ..any()
-            })
-        },
+        pb::WatchJobsRequest { logs: true, ..filtered(pb::JobFilter { ids: vec![a.id.to_string()], ..any() }) },
     )
     .await;
     all.heartbeat().await;
@@ -337,26 +244,15 @@ async fn a_watch_goes_on_after_any_cursor_without_a_gap(backend: Backend) {
     // Transactions of several records of several changes each.
     let jobs: Vec<_> = (0..60).map(|n| queued(&format!("t{n}"))).collect();
     for transaction in jobs.chunks(12) {
-        let records = transaction
-            .chunks(4)
-            .map(|jobs| changes(jobs.iter().map(|job| change(Kind::Created, job))));
+        let records = transaction.chunks(4).map(|jobs| changes(jobs.iter().map(|job| change(Kind::Created, job))));
         tell(&db, records).await;
     }
     // Breaking off after each response in turn: what has no cursor comes again, what has one does not.
     let (mut seen, mut responses) = (Vec::new(), 0);
-    let odd = pb::JobFilter {
-        job_types: (0..60)
-            .filter(|n| n % 3 != 0)
-            .map(|n| format!("t{n}"))
-            .collect(),
-        ..any()
-    };
+    let odd = pb::JobFilter { job_types: (0..60).filter(|n| n % 3 != 0).map(|n| format!("t{n}")).collect(), ..any() };
     while seen.len() < 40 {
         responses += 1;
-        let request = pb::WatchJobsRequest {
-            cursor: cursor.clone(),
-            ..filtered(odd.clone())
-        };
+        let request = pb::WatchJobsRequest { cursor: cursor.clone(), ..filtered(odd.clone()) };
         let mut watch = Watch::of(&server, request).await;
         assert_eq!(watch.heartbeat().await, cursor);
         let (mut part, mut after) = (Vec::new(), String::new());
@@ -376,12 +272,8 @@ async fn a_watch_goes_on_after_any_cursor_without_a_gap(backend: Backend) {
             responses = 0;
         }
     }
-    let expected: Vec<_> = jobs
-        .iter()
-        .enumerate()
-        .filter(|(n, _)| n % 3 != 0)
-        .map(|(_, job)| job.id.to_string())
-        .collect();
+    let expected: Vec<_> =
+        jobs.iter().enumerate().filter(|(n, _)| n % 3 != 0).map(|(_, job)| job.id.to_string()).collect();
     assert_eq!(seen, expected);
     db.close().await;
     server.stop().await;
@@ -393,40 +285,24 @@ async fn a_snapshot_is_all_unfinished_jobs_and_what_follows_it(backend: Backend)
     let (rows, db) = (server.database.connect().await, beside(&server).await);
     // More than are read at a time; the same time for many of them.
     let created_at = now();
-    let mut jobs: Vec<_> = (0..1_203)
-        .map(|_| job::Model {
-            created_at,
-            scheduled_at: Some(created_at),
-            ..queued("a")
-        })
-        .collect();
+    let mut jobs: Vec<_> =
+        (0..1_203).map(|_| job::Model { created_at, scheduled_at: Some(created_at), ..queued("a") }).collect();
     jobs.push(running("a", 1_000));
     insert(&rows, jobs.clone()).await;
     insert(&rows, [finished("a", JobStatus::Completed, 5), queued("b")]).await;
     // Committed before the snapshot, which has it.
     tell(&db, [changes([change(Kind::Created, &jobs[0])])]).await;
-    let request = pb::WatchJobsRequest {
-        snapshot: true,
-        ..filtered(pb::JobFilter {
-            job_types: strings(&["a"]),
-            ..any()
-        })
-    };
+    let request =
+        pb::WatchJobsRequest { snapshot: true, ..filtered(pb::JobFilter { job_types: strings(&["a"]), ..any() }) };
     let mut watch = Watch::of(&server, request).await;
     let mut found = Vec::new();
     let cursor = loop {
         match watch.next().await.unwrap().unwrap() {
-            WatchJobsResponse {
-                update: Some(Update::Job(change)),
-                cursor,
-            } => {
+            WatchJobsResponse { update: Some(Update::Job(change)), cursor } => {
                 assert_eq!((change.kind(), cursor.as_str()), (Kind::Existing, ""));
                 found.push(change.job.unwrap().id);
             }
-            WatchJobsResponse {
-                update: Some(Update::SnapshotEnd(count)),
-                cursor,
-            } => {
+            WatchJobsResponse { update: Some(Update::SnapshotEnd(count)), cursor } => {
                 assert_eq!(count, 1_204);
                 break cursor;
             }
@@ -434,12 +310,7 @@ async fn a_snapshot_is_all_unfinished_jobs_and_what_follows_it(backend: Backend)
         }
     };
     jobs.sort_by_key(|job| (job.created_at, job.id));
-    assert_eq!(
-        found,
-        jobs.iter()
-            .map(|job| job.id.to_string())
-            .collect::<Vec<_>>()
-    );
+    assert_eq!(found, jobs.iter().map(|job| job.id.to_string()).collect::<Vec<_>>());
     tell(&db, [changes([change(Kind::Progress, &jobs[1])])]).await;
     assert_eq!(watch.change().await.0, Kind::Progress);
     let mut again = Watch::of(&server, pb::WatchJobsRequest { cursor, ..many() }).await;
@@ -456,10 +327,7 @@ async fn heartbeats_move_the_cursor_past_what_is_not_wanted(backend: Backend) {
     let db = beside(&server).await;
     let request = pb::WatchJobsRequest {
         heartbeat_interval: BEAT,
-        ..filtered(pb::JobFilter {
-            job_types: strings(&["a"]),
-            ..any()
-        })
+        ..filtered(pb::JobFilter { job_types: strings(&["a"]), ..any() })
     };
     let mut watch = Watch::of(&server, request).await;
     let start = watch.heartbeat().await;
@@ -487,16 +355,9 @@ async fn a_client_that_does_not_read_loses_nothing(backend: Backend) {
     let mut jobs = Vec::new();
     for n in 0..60 {
         let made: Vec<_> = (0..100)
-            .map(|_| job::Model {
-                error_message: Some("x".repeat(1_000)),
-                ..queued(&format!("t{n}"))
-            })
+            .map(|_| job::Model { error_message: Some("x".repeat(1_000)), ..queued(&format!("t{n}")) })
             .collect();
-        tell(
-            &db,
-            [changes(made.iter().map(|job| change(Kind::Created, job)))],
-        )
-        .await;
+        tell(&db, [changes(made.iter().map(|job| change(Kind::Created, job)))]).await;
         jobs.extend(made.into_iter().map(|job| job.id.to_string()));
     }
     let mut quick = Watch::of(&server, many()).await;

@@ -37,11 +37,8 @@ impl Exposition {
                 assert_eq!(before, None, "a family comes once: {line}");
             } else {
                 let sample = Sample::parse(line);
-                let suffixes: &[&str] = if all.types[&family] == "histogram" {
-                    &["_bucket", "_sum", "_count"]
-                } else {
-                    &[""]
-                };
+                let suffixes: &[&str] =
+                    if all.types[&family] == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
                 let belongs = |suffix: &&str| sample.name == format!("{family}{suffix}");
                 assert!(suffixes.iter().any(belongs), "{line} is not of {family}");
                 let series = (sample.name.clone(), sample.labels.clone());
@@ -54,12 +51,8 @@ impl Exposition {
 
     /// The samples of this name with at least these labels.
     pub fn all(&self, name: &str, labels: &[(&str, &str)]) -> Vec<&Sample> {
-        let has = |sample: &&Sample| {
-            sample.name == name
-                && labels
-                    .iter()
-                    .all(|(name, value)| sample.label(name) == *value)
-        };
+        let has =
+            |sample: &&Sample| sample.name == name && labels.iter().all(|(name, value)| sample.label(name) == *value);
         self.samples.iter().filter(has).collect()
     }
 
@@ -67,9 +60,7 @@ impl Exposition {
     #[track_caller]
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let all = self.all(name, labels);
-        let [sample] = all[..] else {
-            panic!("{name} {labels:?}: {all:?}")
-        };
+        let [sample] = all[..] else { panic!("{name} {labels:?}: {all:?}") };
         sample.value
     }
 }
@@ -100,20 +91,13 @@ impl Sample {
         }
         assert!(is_name(name), "{line}");
         let value = rest.strip_prefix(' ').expect("a space").parse();
-        Self {
-            name: name.into(),
-            labels,
-            value: value.expect("a number"),
-        }
+        Self { name: name.into(), labels, value: value.expect("a number") }
     }
 }
 
 fn is_name(text: &str) -> bool {
     let letter = |letter: char| letter.is_ascii_alphabetic() || letter == '_';
-    text.starts_with(letter)
-        && text
-            .chars()
-            .all(|next| letter(next) || next.is_ascii_digit())
+    text.starts_with(letter) && text.chars().all(|next| letter(next) || next.is_ascii_digit())
 }
 
 /// The value of a label up to its closing quote, and what follows.

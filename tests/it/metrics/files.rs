@@ -28,8 +28,7 @@ fn names(expression: &str) -> BTreeSet<String> {
             _ => {}
         }
         if word.starts_with("DCGM_")
-            || word.contains('_')
-                && !["label_values", "histogram_quantile"].contains(&word.as_str())
+            || word.contains('_') && !["label_values", "histogram_quantile"].contains(&word.as_str())
         {
             names.insert(word.clone());
         }
@@ -56,16 +55,13 @@ fn documented() -> BTreeSet<String> {
 #[tokio::test]
 async fn every_metric_of_the_dashboard_and_the_documentation_is_told() {
     let dashboard = concat!(env!("CARGO_MANIFEST_DIR"), "/dashboards/watchpost.json");
-    let dashboard: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(dashboard).unwrap()).unwrap();
+    let dashboard: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(dashboard).unwrap()).unwrap();
     let mut expressions = Vec::new();
     let mut queue = vec![&dashboard];
     while let Some(next) = queue.pop() {
         match next {
             serde_json::Value::Object(fields) => {
-                let texts = ["expr", "definition"]
-                    .into_iter()
-                    .filter_map(|key| fields.get(key)?.as_str());
+                let texts = ["expr", "definition"].into_iter().filter_map(|key| fields.get(key)?.as_str());
                 expressions.extend(texts);
                 queue.extend(fields.values());
             }
@@ -82,11 +78,7 @@ async fn every_metric_of_the_dashboard_and_the_documentation_is_told() {
     server.camera("door").await;
     server.rule(always("all")).await;
     server.ingest("door", vec![]).await;
-    let told = scrape_until(address, |all| {
-        !all.all("watchpost_gpu_pcie_sent_bytes_per_second", &[])
-            .is_empty()
-    })
-    .await;
+    let told = scrape_until(address, |all| !all.all("watchpost_gpu_pcie_sent_bytes_per_second", &[]).is_empty()).await;
     let documented = documented();
     // Nobody has reported any.
     let unmeasured = [
@@ -113,8 +105,5 @@ async fn every_metric_of_the_dashboard_and_the_documentation_is_told() {
 #[test]
 fn names_are_found_in_expressions() {
     let found = names("sum by (grpc_method) (rate(grpc_server_x_total{a_b=\"c_d\"}[5m])) / DCGM_X");
-    assert_eq!(
-        found.into_iter().collect::<Vec<_>>(),
-        ["DCGM_X", "grpc_server_x_total"]
-    );
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), ["DCGM_X", "grpc_server_x_total"]);
 }

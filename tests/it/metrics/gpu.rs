@@ -10,27 +10,18 @@ fn expected(stats: &pb::GpuStats) -> Vec<(&'static str, Option<f64>)> {
     let free = stats.memory_total.zip(stats.memory_used);
     vec![
         ("DCGM_FI_DEV_GPU_UTIL", stats.gpu_utilization),
-        (
-            "DCGM_FI_DEV_MEM_COPY_UTIL",
-            stats.memory_bandwidth_utilization,
-        ),
+        ("DCGM_FI_DEV_MEM_COPY_UTIL", stats.memory_bandwidth_utilization),
         ("DCGM_FI_DEV_ENC_UTIL", int(stats.encoder_utilization)),
         ("DCGM_FI_DEV_DEC_UTIL", int(stats.decoder_utilization)),
         ("DCGM_FI_DEV_FB_USED", whole(stats.memory_used)),
         ("DCGM_FI_DEV_FB_TOTAL", whole(stats.memory_total)),
-        (
-            "DCGM_FI_DEV_FB_FREE",
-            whole(free.map(|(total, used)| total - used)),
-        ),
+        ("DCGM_FI_DEV_FB_FREE", whole(free.map(|(total, used)| total - used))),
         ("DCGM_FI_DEV_GPU_TEMP", stats.temperature),
         ("DCGM_FI_DEV_SLOWDOWN_TEMP", stats.temp_slowdown_threshold),
         ("DCGM_FI_DEV_MEMORY_TEMP", stats.memory_temperature),
         ("DCGM_FI_DEV_POWER_USAGE", stats.power_usage),
         ("DCGM_FI_DEV_POWER_USAGE_INSTANT", stats.power_usage_instant),
-        (
-            "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION",
-            whole(stats.energy_consumption),
-        ),
+        ("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", whole(stats.energy_consumption)),
         ("DCGM_FI_DEV_ENFORCED_POWER_LIMIT", stats.power_limit),
         ("DCGM_FI_DEV_FAN_SPEED", int(stats.fan_speed)),
         ("DCGM_FI_DEV_SM_CLOCK", int(stats.sm_clock)),
@@ -38,21 +29,12 @@ fn expected(stats: &pb::GpuStats) -> Vec<(&'static str, Option<f64>)> {
         ("DCGM_FI_DEV_MEM_CLOCK", int(stats.memory_clock)),
         ("DCGM_FI_DEV_MAX_MEM_CLOCK", int(stats.memory_clock_max)),
         ("DCGM_FI_DEV_PSTATE", int(stats.pstate)),
-        (
-            "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",
-            whole(stats.throttle_reasons),
-        ),
+        ("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS", whole(stats.throttle_reasons)),
         ("DCGM_FI_DEV_BAR1_USED", whole(stats.bar1_used)),
         ("DCGM_FI_DEV_PCIE_LINK_GEN", int(stats.pcie_link_gen)),
         ("DCGM_FI_DEV_PCIE_LINK_WIDTH", int(stats.pcie_link_width)),
-        (
-            "DCGM_FI_DEV_PCIE_REPLAY_COUNTER",
-            whole(stats.pcie_replay_counter),
-        ),
-        (
-            "watchpost_gpu_compute_processes",
-            int(stats.compute_processes_count),
-        ),
+        ("DCGM_FI_DEV_PCIE_REPLAY_COUNTER", whole(stats.pcie_replay_counter)),
+        ("watchpost_gpu_compute_processes", int(stats.compute_processes_count)),
         ("watchpost_gpu_inferences_per_second", stats.inference_fps),
     ]
 }
@@ -60,14 +42,8 @@ fn expected(stats: &pb::GpuStats) -> Vec<(&'static str, Option<f64>)> {
 #[on_both]
 async fn every_value_of_a_gpu_is_that_of_the_api_or_unavailable_with_its_reason(backend: Backend) {
     let instance = Card::instance("MIG-2-0", "GPU-2");
-    let fake = FakeNvml::new(&[
-        Card::geforce("GPU-0"),
-        Card::h200("GPU-1"),
-        Card::h100_divided("GPU-2"),
-        instance,
-    ]);
-    let server =
-        TestServer::start_with(TestDatabase::migrated(backend).await, with_gpus(&fake)).await;
+    let fake = FakeNvml::new(&[Card::geforce("GPU-0"), Card::h200("GPU-1"), Card::h100_divided("GPU-2"), instance]);
+    let server = TestServer::start_with(TestDatabase::migrated(backend).await, with_gpus(&fake)).await;
     let address = server.metrics_address().unwrap();
     let up = |all: &Exposition| {
         all.all("watchpost_gpu_up", &[]).iter().filter(|up| up.value == 1.0).count() == 4
@@ -75,10 +51,7 @@ async fn every_value_of_a_gpu_is_that_of_the_api_or_unavailable_with_its_reason(
         && all.all("watchpost_gpu_samples_total", &[]).iter().all(|gpu| gpu.value >= 3.0)
     };
     let told = scrape_until(address, up).await;
-    let latest = server
-        .gpu_stats()
-        .get_latest_gpu_stats(pb::GetLatestGpuStatsRequest::default())
-        .await;
+    let latest = server.gpu_stats().get_latest_gpu_stats(pb::GetLatestGpuStatsRequest::default()).await;
     let latest = latest.unwrap().into_inner().gpu_stats;
     assert_eq!(latest.len(), 4);
     for stats in &latest {
@@ -86,11 +59,7 @@ async fn every_value_of_a_gpu_is_that_of_the_api_or_unavailable_with_its_reason(
         let index = stats.gpu_index.unwrap().to_string();
         for (name, value) in expected(stats) {
             let series = told.all(name, &[("UUID", uuid)]);
-            assert_eq!(
-                series.first().map(|sample| sample.value),
-                value,
-                "{name} of {uuid}"
-            );
+            assert_eq!(series.first().map(|sample| sample.value), value, "{name} of {uuid}");
             for sample in series {
                 assert_eq!(sample.label("gpu"), index);
                 assert_eq!(sample.label("device"), format!("nvidia{index}"));
@@ -98,36 +67,21 @@ async fn every_value_of_a_gpu_is_that_of_the_api_or_unavailable_with_its_reason(
                 assert_eq!(sample.label("pci_bus_id"), "00000000:01:00.0");
                 assert_eq!(sample.label("DCGM_FI_DRIVER_VERSION"), "580.95.05");
                 let mig = uuid.starts_with("MIG");
-                assert_eq!(
-                    sample.label("GPU_I_PROFILE"),
-                    if mig { "1g.10gb" } else { "" }
-                );
+                assert_eq!(sample.label("GPU_I_PROFILE"), if mig { "1g.10gb" } else { "" });
                 let name = stats.gpu_name.as_deref().unwrap();
-                assert_eq!(
-                    sample.label("modelName"),
-                    name.split(" MIG ").next().unwrap()
-                );
+                assert_eq!(sample.label("modelName"), name.split(" MIG ").next().unwrap());
             }
         }
         let unavailable = told.all("watchpost_gpu_value_unavailable", &[("UUID", uuid)]);
         let unavailable: BTreeSet<_> = unavailable
             .iter()
-            .map(|sample| {
-                (
-                    sample.label("field").to_string(),
-                    sample.label("reason").to_string(),
-                )
-            })
+            .map(|sample| (sample.label("field").to_string(), sample.label("reason").to_string()))
             .collect();
         let reason = |reason: i32| {
             let name = pb::AbsentReason::try_from(reason).unwrap().as_str_name();
             name.trim_start_matches("ABSENT_REASON_").to_lowercase()
         };
-        let absent = stats
-            .absent_reasons
-            .iter()
-            .map(|(field, why)| (field.clone(), reason(*why)))
-            .collect();
+        let absent = stats.absent_reasons.iter().map(|(field, why)| (field.clone(), reason(*why))).collect();
         assert_eq!(unavailable, absent, "{uuid}");
     }
     for (rate, bytes) in [("sent", 300_000_000.0), ("received", 700_000_000.0)] {
@@ -152,9 +106,7 @@ async fn a_gpu_that_is_lost_has_no_values_and_one_that_hangs_none_for_long() {
         told.first().is_some_and(|told| told.value == up)
     };
     let values = |all: &Exposition, index: usize| {
-        let of = |sample: &&Sample| {
-            sample.name.starts_with("DCGM") && sample.label("UUID") == gpu(index)
-        };
+        let of = |sample: &&Sample| sample.name.starts_with("DCGM") && sample.label("UUID") == gpu(index);
         all.samples.iter().filter(of).count()
     };
     scrape_until(address, |all| up(all, 0, 1.0) && up(all, 1, 1.0)).await;
@@ -177,21 +129,10 @@ async fn a_gpu_that_is_lost_has_no_values_and_one_that_hangs_none_for_long() {
         let labels = [("UUID", gpu(index)), ("kind", kind)];
         all.value("watchpost_gpu_events_total", &labels)
     };
-    let all = [
-        (0, "lost"),
-        (0, "back"),
-        (1, "unresponsive"),
-        (1, "responsive"),
-    ];
-    let told = |told: &Exposition| {
-        all.iter()
-            .all(|(gpu, kind)| events(told, *gpu, kind) == 1.0)
-    };
+    let all = [(0, "lost"), (0, "back"), (1, "unresponsive"), (1, "responsive")];
+    let told = |told: &Exposition| all.iter().all(|(gpu, kind)| events(told, *gpu, kind) == 1.0);
     let told = scrape_until(address, told).await;
-    assert_eq!(
-        [events(&told, 0, "xid"), events(&told, 1, "lost")],
-        [0.0; 2]
-    );
+    assert_eq!([events(&told, 0, "xid"), events(&told, 1, "lost")], [0.0; 2]);
     server.stop().await;
 }
 
@@ -209,9 +150,7 @@ async fn what_is_asked_for_less_often_is_told_as_it_was_then() {
         let request = pb::GetLatestGpuStatsRequest::default();
         let latest = server.gpu_stats().get_latest_gpu_stats(request).await;
         let latest = latest.unwrap().into_inner().gpu_stats;
-        latest
-            .first()
-            .is_some_and(|stats| stats.compute_processes_count.is_none())
+        latest.first().is_some_and(|stats| stats.compute_processes_count.is_none())
     };
     // It is stretched after ten seconds.
     let stretched = async {
@@ -219,16 +158,11 @@ async fn what_is_asked_for_less_often_is_told_as_it_was_then() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(Duration::from_mins(1), stretched)
-        .await
-        .unwrap();
+    tokio::time::timeout(Duration::from_mins(1), stretched).await.unwrap();
     let before = scrape_until(address, |_| true).await;
     let more = |all: &Exposition| samples(all) >= samples(&before) + 3.0;
     let told = scrape_until(address, more).await;
     assert!(calls(&told) - calls(&before) < samples(&told) - samples(&before));
-    assert_eq!(
-        told.value("watchpost_gpu_compute_processes", &[("UUID", "GPU-0")]),
-        3.0
-    );
+    assert_eq!(told.value("watchpost_gpu_compute_processes", &[("UUID", "GPU-0")]), 3.0);
     server.stop().await;
 }

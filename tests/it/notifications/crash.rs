@@ -50,10 +50,7 @@ async fn start(database: &TestDatabase) -> Process {
 async fn prepare(channel: &Channel, url: String) {
     create_camera(channel, "door").await;
     let hook = pb::WebhookChannel {
-        timeout: Some(prost_types::Duration {
-            seconds: 1,
-            nanos: 0,
-        }),
+        timeout: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
         url,
         signing_secrets: vec![super::SECRET.into()],
         ..Default::default()
@@ -62,18 +59,11 @@ async fn prepare(channel: &Channel, url: String) {
         kind: Some(pb::notification_channel::Kind::Webhook(hook)),
         ..webhook("ops", String::new())
     };
-    let request = pb::CreateNotificationChannelRequest {
-        notification_channel: Some(hook),
-    };
+    let request = pb::CreateNotificationChannelRequest { notification_channel: Some(hook) };
     let mut channels = NotificationChannelServiceClient::new(channel.clone());
     channels.create_notification_channel(request).await.unwrap();
-    let request = pb::CreateAlertRuleRequest {
-        alert_rule: Some(telling(&["ops"])),
-    };
-    AlertRuleServiceClient::new(channel.clone())
-        .create_alert_rule(request)
-        .await
-        .unwrap();
+    let request = pb::CreateAlertRuleRequest { alert_rule: Some(telling(&["ops"])) };
+    AlertRuleServiceClient::new(channel.clone()).create_alert_rule(request).await.unwrap();
 }
 
 #[on_both]
@@ -89,11 +79,7 @@ async fn a_server_that_is_killed_while_it_delivers_forgets_nothing(backend: Back
         }
         for _ in 0..ALERTS {
             let mut events = EventServiceClient::new(channel.clone());
-            let answer = events
-                .ingest_event(ingest("door", vec![]))
-                .await
-                .unwrap()
-                .into_inner();
+            let answer = events.ingest_event(ingest("door", vec![])).await.unwrap().into_inner();
             alerts.insert(answer.alerts[0].id.clone());
         }
         server.kill().await;
@@ -102,24 +88,13 @@ async fn a_server_that_is_killed_while_it_delivers_forgets_nothing(backend: Back
     let channel = server.serving().await;
     let mut deliveries = DeliveryServiceClient::new(channel);
     let mut list = async || {
-        let request = pb::ListDeliveriesRequest {
-            page_size: 1_000,
-            ..Default::default()
-        };
-        deliveries
-            .list_deliveries(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .deliveries
+        let request = pb::ListDeliveriesRequest { page_size: 1_000, ..Default::default() };
+        deliveries.list_deliveries(request).await.unwrap().into_inner().deliveries
     };
     let all = async {
         loop {
             let deliveries = list().await;
-            if deliveries
-                .iter()
-                .all(|one| one.status() == DeliveryStatus::Delivered)
-            {
+            if deliveries.iter().all(|one| one.status() == DeliveryStatus::Delivered) {
                 return deliveries;
             }
             sleep(Duration::from_millis(20)).await;
@@ -128,25 +103,11 @@ async fn a_server_that_is_killed_while_it_delivers_forgets_nothing(backend: Back
     let delivered = timeout(PATIENCE, all).await.expect("all is delivered");
     assert_eq!(delivered.len(), alerts.len());
     let posts = receiver.received();
-    let ids: HashSet<_> = posts
-        .iter()
-        .map(|one| one.header("webhook-id").to_string())
-        .collect();
-    assert_eq!(
-        ids,
-        delivered.iter().map(|one| one.id.clone()).collect(),
-        "every delivery, by its own id"
-    );
+    let ids: HashSet<_> = posts.iter().map(|one| one.header("webhook-id").to_string()).collect();
+    assert_eq!(ids, delivered.iter().map(|one| one.id.clone()).collect(), "every delivery, by its own id");
     let told: HashSet<_> = posts.iter().map(Received::alert_id).collect();
     assert_eq!(told, alerts);
-    let pairs: HashSet<_> = posts
-        .iter()
-        .map(|one| (one.header("webhook-id").to_string(), one.alert_id()))
-        .collect();
-    assert_eq!(
-        pairs.len(),
-        alerts.len(),
-        "an alert has one id, however often it comes"
-    );
+    let pairs: HashSet<_> = posts.iter().map(|one| (one.header("webhook-id").to_string(), one.alert_id())).collect();
+    assert_eq!(pairs.len(), alerts.len(), "an alert has one id, however often it comes");
     server.kill().await;
 }

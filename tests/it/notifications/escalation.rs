@@ -17,22 +17,12 @@ use crate::support::{
 async fn escalating(backend: Backend, after: i64) -> (TestServer, Receiver, Receiver) {
     let server = ready(backend).await;
     let (first, second) = (Receiver::start().await, Receiver::start().await);
-    server
-        .notification_channel(webhook("first", first.url()))
-        .await;
-    server
-        .notification_channel(webhook("second", second.url()))
-        .await;
+    server.notification_channel(webhook("first", first.url())).await;
+    server.notification_channel(webhook("second", second.url())).await;
     let rule = pb::AlertRule {
         escalation: vec![
-            pb::EscalationStep {
-                after: seconds(after),
-                channels: strings(&["second"]),
-            },
-            pb::EscalationStep {
-                after: seconds(7_200),
-                channels: strings(&["first", "second"]),
-            },
+            pb::EscalationStep { after: seconds(after), channels: strings(&["second"]) },
+            pb::EscalationStep { after: seconds(7_200), channels: strings(&["first", "second"]) },
         ],
         ..telling(&["first"])
     };
@@ -42,11 +32,7 @@ async fn escalating(backend: Backend, after: i64) -> (TestServer, Receiver, Rece
 
 async fn statuses(server: &TestServer, alert_id: &str) -> Vec<(i32, String, DeliveryStatus)> {
     let told = |one: pb::Delivery| (one.escalation_step, one.channel_name.clone(), one.status());
-    of_alert(server, alert_id)
-        .await
-        .into_iter()
-        .map(told)
-        .collect()
+    of_alert(server, alert_id).await.into_iter().map(told).collect()
 }
 
 /// Waits until the deliveries of an alert are as they should be.
@@ -57,11 +43,7 @@ async fn settle(server: &TestServer, alert_id: &str, expected: &[(i32, String, D
         }
     };
     let settled = timeout(PATIENCE, waiting).await.is_ok();
-    assert!(
-        settled,
-        "they stay so: {:?}",
-        statuses(server, alert_id).await
-    );
+    assert!(settled, "they stay so: {:?}", statuses(server, alert_id).await);
 }
 
 #[on_both]
@@ -112,17 +94,11 @@ async fn what_is_queued_already_is_stopped_too(backend: Backend) {
     first.wait_for(2).await;
     acknowledge(&server, &alert.id).await;
     let cancelled = |statuses: &[(i32, String, DeliveryStatus)]| {
-        statuses
-            .iter()
-            .all(|(_, _, status)| *status == DeliveryStatus::Cancelled)
+        statuses.iter().all(|(_, _, status)| *status == DeliveryStatus::Cancelled)
     };
     assert!(cancelled(&statuses(&server, &alert.id).await));
     // An attempt that was under way may still come to its end, and changes nothing.
-    execute(
-        &server,
-        "UPDATE deliveries SET next_attempt_at = '2026-01-01T00:00:00+00:00'",
-    )
-    .await;
+    execute(&server, "UPDATE deliveries SET next_attempt_at = '2026-01-01T00:00:00+00:00'").await;
     sleep(Duration::from_millis(300)).await;
     let before = first.received().len();
     sleep(Duration::from_millis(1_200)).await;
@@ -136,50 +112,25 @@ async fn what_is_queued_already_is_stopped_too(backend: Backend) {
 async fn the_escalation_of_a_rule_is_kept_and_changed(backend: Backend) {
     let (server, ..) = escalating(backend, 60).await;
     let request = pb::ListAlertRulesRequest::default();
-    let rule = server
-        .rules()
-        .list_alert_rules(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .alert_rules
-        .remove(0);
+    let rule = server.rules().list_alert_rules(request).await.unwrap().into_inner().alert_rules.remove(0);
     assert_eq!(rule.escalation.len(), 2);
     let update = async |escalation: Vec<pb::EscalationStep>| {
         let request = pb::UpdateAlertRuleRequest {
-            alert_rule: Some(pb::AlertRule {
-                id: rule.id.clone(),
-                escalation,
-                ..Default::default()
-            }),
+            alert_rule: Some(pb::AlertRule { id: rule.id.clone(), escalation, ..Default::default() }),
             update_mask: crate::support::calls::mask(&["escalation"]),
             ..Default::default()
         };
         server.rules().update_alert_rule(request).await
     };
-    let step = |after: i64, channels: &[&str]| pb::EscalationStep {
-        after: seconds(after),
-        channels: strings(channels),
-    };
+    let step =
+        |after: i64, channels: &[&str]| pb::EscalationStep { after: seconds(after), channels: strings(channels) };
     for (steps, field) in [
         (vec![step(0, &["first"])], "alert_rule.escalation[0].after"),
-        (
-            vec![step(604_801, &["first"])],
-            "alert_rule.escalation[0].after",
-        ),
-        (
-            vec![step(5, &["first"]), step(5, &["first"])],
-            "alert_rule.escalation[1].after",
-        ),
+        (vec![step(604_801, &["first"])], "alert_rule.escalation[0].after"),
+        (vec![step(5, &["first"]), step(5, &["first"])], "alert_rule.escalation[1].after"),
         (vec![step(5, &[])], "alert_rule.escalation[0].channels"),
-        (
-            vec![step(5, &["first", " "])],
-            "alert_rule.escalation[0].channels[1]",
-        ),
-        (
-            (1..=11).map(|n| step(n, &["first"])).collect(),
-            "alert_rule.escalation",
-        ),
+        (vec![step(5, &["first", " "])], "alert_rule.escalation[0].channels[1]"),
+        ((1..=11).map(|n| step(n, &["first"])).collect(), "alert_rule.escalation"),
     ] {
         crate::support::calls::refused(update(steps).await, field);
     }
@@ -188,14 +139,8 @@ async fn the_escalation_of_a_rule_is_kept_and_changed(backend: Backend) {
         tonic::Code::FailedPrecondition,
         "BROKEN_REFERENCE",
     );
-    assert_eq!(
-        crate::support::field(&status),
-        "alert_rule.escalation[0].channels[1]"
-    );
-    let changed = update(vec![step(7, &["first"])])
-        .await
-        .unwrap()
-        .into_inner();
+    assert_eq!(crate::support::field(&status), "alert_rule.escalation[0].channels[1]");
+    let changed = update(vec![step(7, &["first"])]).await.unwrap().into_inner();
     assert_eq!(changed.escalation, [step(7, &["first"])]);
     assert_eq!(update(vec![]).await.unwrap().into_inner().escalation, []);
     server.stop().await;

@@ -9,9 +9,7 @@ use std::{
 
 use tokio::time::{sleep, timeout};
 use tonic::Code;
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use watchpost::pb;
 
 use super::{SECRET, get_channel, of_alert, raise, telling, until, webhook};
@@ -37,9 +35,7 @@ async fn start(database: TestDatabase, key: &Path) -> TestServer {
 }
 
 async fn create(server: &TestServer, name: &str, url: String) -> Reply<pb::NotificationChannel> {
-    let request = pb::CreateNotificationChannelRequest {
-        notification_channel: Some(webhook(name, url)),
-    };
+    let request = pb::CreateNotificationChannelRequest { notification_channel: Some(webhook(name, url)) };
     server.channels().create_notification_channel(request).await
 }
 
@@ -47,9 +43,7 @@ async fn create(server: &TestServer, name: &str, url: String) -> Reply<pb::Notif
 async fn deliveries_are(server: &TestServer, expected: ServingStatus) {
     let waiting = async {
         loop {
-            let request = HealthCheckRequest {
-                service: "watchpost.v1.DeliveryService".into(),
-            };
+            let request = HealthCheckRequest { service: "watchpost.v1.DeliveryService".into() };
             let mut health = HealthClient::new(server.channel.clone());
             if health.check(request).await.unwrap().into_inner().status() == expected {
                 return;
@@ -57,9 +51,7 @@ async fn deliveries_are(server: &TestServer, expected: ServingStatus) {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, waiting)
-        .await
-        .expect("health tells of it");
+    timeout(PATIENCE, waiting).await.expect("health tells of it");
 }
 
 /// Runs `watchpost keys` to its end, or kills it after a time. Returns its exit code and output.
@@ -70,35 +62,14 @@ async fn keys(
     kill_after: Option<Duration>,
 ) -> (Option<i32>, String) {
     let key = key.to_str().unwrap();
-    let mut command = command(
-        &[
-            &[
-                "--database-url",
-                database.url(),
-                "--secret-key-file",
-                key,
-                "keys",
-            ],
-            args,
-        ]
-        .concat(),
-    );
-    let mut child = command
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut command = command(&[&["--database-url", database.url(), "--secret-key-file", key, "keys"], args].concat());
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
     if let Some(after) = kill_after {
         sleep(after).await;
         let _ = child.kill().await;
     }
-    let output = timeout(PATIENCE, child.wait_with_output())
-        .await
-        .expect("it ends")
-        .unwrap();
-    (
-        output.status.code(),
-        String::from_utf8(output.stdout).unwrap(),
-    )
+    let output = timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
 }
 
 #[on_both]
@@ -109,9 +80,7 @@ async fn a_missing_key_is_told_everywhere_and_not_replaced(backend: Backend) {
     assert!(!key.exists(), "it is made when it is first needed");
     server.camera("door").await;
     let receiver = Receiver::start().await;
-    let channel = server
-        .notification_channel(webhook("ops", receiver.url()))
-        .await;
+    let channel = server.notification_channel(webhook("ops", receiver.url())).await;
     server.rule(telling(&["ops"])).await;
     assert!(key.exists());
     let database = server.stop().await;
@@ -122,43 +91,22 @@ async fn a_missing_key_is_told_everywhere_and_not_replaced(backend: Backend) {
     deliveries_are(&server, ServingStatus::NotServing).await;
     let metrics = server.metrics_address().unwrap();
     let (status, details) = get(metrics, "/readyz?verbose").await;
-    assert!(
-        status == 200 && details.contains("secret.key is missing"),
-        "{details}"
-    );
+    assert!(status == 200 && details.contains("secret.key is missing"), "{details}");
     let (_, text) = get(metrics, "/metrics").await;
-    for line in [
-        "watchpost_unreadable_channels 1",
-        "watchpost_secret_key_readable 0",
-    ] {
+    for line in ["watchpost_unreadable_channels 1", "watchpost_secret_key_readable 0"] {
         assert!(text.lines().any(|said| said == line), "{line}");
     }
     let told = get_channel(&server, &channel.id).await;
     assert!(told.secrets_problem.unwrap().contains("is missing"));
     let request = pb::ListNotificationChannelsRequest::default();
-    let listed = server
-        .channels()
-        .list_notification_channels(request)
-        .await
-        .unwrap()
-        .into_inner();
+    let listed = server.channels().list_notification_channels(request).await.unwrap().into_inner();
     assert!(listed.notification_channels[0].secrets_problem.is_some());
     let held = until(&server, &alert.id, |delivery| delivery.last_error.is_some()).await;
     assert!(held.last_error.clone().unwrap().contains("is missing"));
-    assert_eq!(
-        (held.status(), held.attempts),
-        (pb::DeliveryStatus::Queued, 0)
-    );
-    failed(
-        create(&server, "more", receiver.url()).await,
-        Code::FailedPrecondition,
-        "SECRETS_UNREADABLE",
-    );
-    let request = pb::RotateSigningSecretRequest {
-        id: channel.id.clone(),
-        signing_secret: SECRET.into(),
-        ..Default::default()
-    };
+    assert_eq!((held.status(), held.attempts), (pb::DeliveryStatus::Queued, 0));
+    failed(create(&server, "more", receiver.url()).await, Code::FailedPrecondition, "SECRETS_UNREADABLE");
+    let request =
+        pb::RotateSigningSecretRequest { id: channel.id.clone(), signing_secret: SECRET.into(), ..Default::default() };
     let rotated = server.channels().rotate_signing_secret(request).await;
     failed(rotated, Code::FailedPrecondition, "SECRETS_UNREADABLE");
     assert!(!key.exists(), "it is not replaced");
@@ -180,15 +128,8 @@ async fn a_key_that_every_user_can_read_is_refused(backend: Backend) {
     fs::set_permissions(&key, Permissions::from_mode(0o644)).unwrap();
     let server = start(TestDatabase::migrated(backend).await, &key).await;
     let url = || "https://example.com/hook".to_string();
-    let status = failed(
-        create(&server, "ops", url()).await,
-        Code::FailedPrecondition,
-        "SECRETS_UNREADABLE",
-    );
-    assert!(
-        status.message().contains("mode 644") && status.message().contains("mode 600"),
-        "{status:?}"
-    );
+    let status = failed(create(&server, "ops", url()).await, Code::FailedPrecondition, "SECRETS_UNREADABLE");
+    assert!(status.message().contains("mode 644") && status.message().contains("mode 600"), "{status:?}");
     fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
     create(&server, "ops", url()).await.unwrap();
     server.stop().await;
@@ -202,9 +143,7 @@ async fn a_rotation_that_is_killed_loses_no_secret_and_is_finished_by_the_next(b
     server.camera("door").await;
     let receiver = Receiver::start().await;
     for number in 0..40 {
-        create(&server, &format!("c{number}"), receiver.url())
-            .await
-            .unwrap();
+        create(&server, &format!("c{number}"), receiver.url()).await.unwrap();
     }
     server.rule(telling(&["c7"])).await;
     let database = server.stop().await;
@@ -215,10 +154,7 @@ async fn a_rotation_that_is_killed_loses_no_secret_and_is_finished_by_the_next(b
         let after = Duration::from_millis(random.u64(..400));
         keys(&database, &key, &["rotate"], Some(after)).await;
         let (code, status) = keys(&database, &key, &["status"], None).await;
-        assert!(
-            code == Some(0) && status.contains("unreadable 0\n"),
-            "seed {seed}: {status}"
-        );
+        assert!(code == Some(0) && status.contains("unreadable 0\n"), "seed {seed}: {status}");
     }
     let (code, status) = keys(&database, &key, &["rotate"], None).await;
     assert_eq!(code, Some(0), "seed {seed}");
@@ -227,38 +163,22 @@ async fn a_rotation_that_is_killed_loses_no_secret_and_is_finished_by_the_next(b
         current.is_some_and(|line| line.ends_with(" channels 40"))
     };
     assert!(is_done(&status), "seed {seed}: {status}");
-    assert_eq!(
-        fs::read_to_string(&key).unwrap().lines().count(),
-        2,
-        "{status}"
-    );
+    assert_eq!(fs::read_to_string(&key).unwrap().lines().count(), 2, "{status}");
     let (_, status) = keys(&database, &key, &["rotate"], None).await;
-    assert!(
-        is_done(&status) && !fs::read_to_string(&key).unwrap().contains(&first),
-        "{status}"
-    );
+    assert!(is_done(&status) && !fs::read_to_string(&key).unwrap().contains(&first), "{status}");
 
     // What is staged is used by the next rotation and not before, and a server that runs notices both.
     let staged = keys(&database, &key, &["rotate", "--stage"], None).await;
-    assert!(
-        is_done(&staged.1) && staged.1.contains("staged "),
-        "{staged:?}"
-    );
+    assert!(is_done(&staged.1) && staged.1.contains("staged "), "{staged:?}");
     let server = start(database, &key).await;
     let alert = raise(&server).await;
-    until(&server, &alert.id, |delivery| {
-        delivery.delivered_at.is_some()
-    })
-    .await;
+    until(&server, &alert.id, |delivery| delivery.delivered_at.is_some()).await;
     assert_eq!(of_alert(&server, &alert.id).await.len(), 1);
     if backend == Backend::Postgres {
         keys(&server.database, &key, &["rotate"], None).await;
         keys(&server.database, &key, &["rotate"], None).await;
         let alert = raise(&server).await;
-        until(&server, &alert.id, |delivery| {
-            delivery.delivered_at.is_some()
-        })
-        .await;
+        until(&server, &alert.id, |delivery| delivery.delivered_at.is_some()).await;
         create(&server, "new", receiver.url()).await.unwrap();
     }
     let database = server.stop().await;
@@ -269,37 +189,23 @@ async fn a_rotation_that_is_killed_loses_no_secret_and_is_finished_by_the_next(b
     assert_eq!(keys(&database, &key, &["replace"], None).await.0, Some(64));
     assert!(!key.exists());
     let (code, status) = keys(&database, &key, &["replace", "--yes"], None).await;
-    assert!(
-        code == Some(0) && !status.contains("unreadable 0\n") && key.exists(),
-        "{status}"
-    );
+    assert!(code == Some(0) && !status.contains("unreadable 0\n") && key.exists(), "{status}");
 }
 
 #[tokio::test]
 async fn files_are_for_their_owner_only() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
-    let mut process = Process::spawn(&[
-        "--listen",
-        "127.0.0.1:0",
-        "--data-dir",
-        data.to_str().unwrap(),
-    ]);
+    let mut process = Process::spawn(&["--listen", "127.0.0.1:0", "--data-dir", data.to_str().unwrap()]);
     process.says("ready").await;
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&data), 0o700);
     let modes = || {
-        let files = fs::read_dir(&data)
-            .unwrap()
-            .map(|file| file.unwrap().path());
+        let files = fs::read_dir(&data).unwrap().map(|file| file.unwrap().path());
         files.map(|path| (mode(&path), path)).collect::<Vec<_>>()
     };
     assert!(modes().len() >= 3, "{:?}", modes());
-    assert!(
-        modes().iter().all(|(mode, _)| *mode == 0o600),
-        "{:?}",
-        modes()
-    );
+    assert!(modes().iter().all(|(mode, _)| *mode == 0o600), "{:?}", modes());
     process.signal("TERM").await;
     process.ended().await;
     // Older versions left them readable.
@@ -307,19 +213,10 @@ async fn files_are_for_their_owner_only() {
         fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
     }
     fs::set_permissions(&data, Permissions::from_mode(0o755)).unwrap();
-    let mut process = Process::spawn(&[
-        "--listen",
-        "127.0.0.1:0",
-        "--data-dir",
-        data.to_str().unwrap(),
-    ]);
+    let mut process = Process::spawn(&["--listen", "127.0.0.1:0", "--data-dir", data.to_str().unwrap()]);
     process.says("should have mode 700").await;
     process.says("ready").await;
-    assert!(
-        modes().iter().all(|(mode, _)| *mode == 0o600),
-        "{:?}",
-        modes()
-    );
+    assert!(modes().iter().all(|(mode, _)| *mode == 0o600), "{:?}", modes());
     process.signal("TERM").await;
     process.ended().await;
 }

@@ -24,132 +24,36 @@ async fn deliveries_are_listed_by_page_and_filter(backend: Backend) {
     }
     receiver.answer(Answer::Status(500, vec![]));
     let failing = raise(&server).await;
-    until(&server, &failing.id, |delivery| {
-        delivery.last_error.is_some()
-    })
-    .await;
+    until(&server, &failing.id, |delivery| delivery.last_error.is_some()).await;
     walk(6, async |page_size, page_token| {
-        let request = pb::ListDeliveriesRequest {
-            page_size,
-            page_token,
-            filter: None,
-        };
-        let page = server
-            .deliveries()
-            .list_deliveries(request)
-            .await
-            .unwrap()
-            .into_inner();
-        let ids = page
-            .deliveries
-            .into_iter()
-            .map(|delivery| delivery.id)
-            .collect();
+        let request = pb::ListDeliveriesRequest { page_size, page_token, filter: None };
+        let page = server.deliveries().list_deliveries(request).await.unwrap().into_inner();
+        let ids = page.deliveries.into_iter().map(|delivery| delivery.id).collect();
         (ids, page.next_page_token)
     })
     .await;
     let count = async |filter| list(&server, filter).await.len();
     let default = pb::DeliveryFilter::default;
-    assert_eq!(
-        count(pb::DeliveryFilter {
-            alert_ids: vec![failing.id.clone()],
-            ..default()
-        })
-        .await,
-        1
-    );
-    assert_eq!(
-        count(pb::DeliveryFilter {
-            channel_ids: vec![channel.id.clone()],
-            ..default()
-        })
-        .await,
-        6
-    );
-    assert_eq!(
-        count(pb::DeliveryFilter {
-            channel_ids: vec![NONE.into()],
-            ..default()
-        })
-        .await,
-        0
-    );
+    assert_eq!(count(pb::DeliveryFilter { alert_ids: vec![failing.id.clone()], ..default() }).await, 1);
+    assert_eq!(count(pb::DeliveryFilter { channel_ids: vec![channel.id.clone()], ..default() }).await, 6);
+    assert_eq!(count(pb::DeliveryFilter { channel_ids: vec![NONE.into()], ..default() }).await, 0);
     let statuses = vec![DeliveryStatus::Delivered.into()];
-    assert_eq!(
-        count(pb::DeliveryFilter {
-            statuses,
-            ..default()
-        })
-        .await,
-        5
-    );
-    assert_eq!(
-        count(pb::DeliveryFilter {
-            escalation: Some(true),
-            ..default()
-        })
-        .await,
-        0
-    );
-    assert_eq!(
-        count(pb::DeliveryFilter {
-            escalation: Some(false),
-            ..default()
-        })
-        .await,
-        6
-    );
-    assert_eq!(
-        count(pb::DeliveryFilter {
-            error: "ANSWERED 500".into(),
-            ..default()
-        })
-        .await,
-        1
-    );
-    let before = pb::TimeRange {
-        end: alerts[2].created_at,
-        ..Default::default()
-    };
-    assert_eq!(
-        count(pb::DeliveryFilter {
-            created_at: Some(before),
-            ..default()
-        })
-        .await,
-        2
-    );
-    let from = pb::TimeRange {
-        start: alerts[2].created_at,
-        ..Default::default()
-    };
-    assert_eq!(
-        count(pb::DeliveryFilter {
-            created_at: Some(from),
-            ..default()
-        })
-        .await,
-        4
-    );
+    assert_eq!(count(pb::DeliveryFilter { statuses, ..default() }).await, 5);
+    assert_eq!(count(pb::DeliveryFilter { escalation: Some(true), ..default() }).await, 0);
+    assert_eq!(count(pb::DeliveryFilter { escalation: Some(false), ..default() }).await, 6);
+    assert_eq!(count(pb::DeliveryFilter { error: "ANSWERED 500".into(), ..default() }).await, 1);
+    let before = pb::TimeRange { end: alerts[2].created_at, ..Default::default() };
+    assert_eq!(count(pb::DeliveryFilter { created_at: Some(before), ..default() }).await, 2);
+    let from = pb::TimeRange { start: alerts[2].created_at, ..Default::default() };
+    assert_eq!(count(pb::DeliveryFilter { created_at: Some(from), ..default() }).await, 4);
 
     let id = list(&server, default()).await.remove(0).id;
-    let got = server
-        .deliveries()
-        .get_delivery(pb::GetDeliveryRequest { id: id.clone() })
-        .await;
+    let got = server.deliveries().get_delivery(pb::GetDeliveryRequest { id: id.clone() }).await;
     assert_eq!(got.unwrap().into_inner().id, id);
     let request = pb::GetDeliveryRequest { id: NONE.into() };
-    not_found(
-        server.deliveries().get_delivery(request).await,
-        "delivery",
-        NONE,
-    );
+    not_found(server.deliveries().get_delivery(request).await, "delivery", NONE);
     let request = pb::RetryDeliveryRequest { id: NONE.into() };
-    not_found(
-        server.deliveries().retry_delivery(request).await,
-        "delivery",
-        NONE,
-    );
+    not_found(server.deliveries().retry_delivery(request).await, "delivery", NONE);
     server.stop().await;
 }
 
@@ -157,9 +61,7 @@ async fn deliveries_are_listed_by_page_and_filter(backend: Backend) {
 async fn what_was_delivered_can_be_replayed_with_its_id(backend: Backend) {
     let (server, receiver, channel) = with_ops(backend).await;
     let other = Receiver::start().await;
-    server
-        .notification_channel(webhook("other", other.url()))
-        .await;
+    server.notification_channel(webhook("other", other.url())).await;
     let mut alerts = Vec::new();
     for _ in 0..20 {
         alerts.push(raise(&server).await);
@@ -170,22 +72,9 @@ async fn what_was_delivered_can_be_replayed_with_its_id(backend: Backend) {
     let first = receiver.ids();
     assert!(first.len() == 20 && first.values().all(|times| *times == 1));
     let replay = async |dry_run: bool| {
-        let filter = pb::DeliveryFilter {
-            channel_ids: vec![channel.id.clone()],
-            ..Default::default()
-        };
-        let request = pb::ReplayDeliveriesRequest {
-            filter: Some(filter),
-            all: false,
-            dry_run,
-        };
-        server
-            .deliveries()
-            .replay_deliveries(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .queued
+        let filter = pb::DeliveryFilter { channel_ids: vec![channel.id.clone()], ..Default::default() };
+        let request = pb::ReplayDeliveriesRequest { filter: Some(filter), all: false, dry_run };
+        server.deliveries().replay_deliveries(request).await.unwrap().into_inner().queued
     };
     let delivered_at = list(&server, pb::DeliveryFilter::default()).await[0].delivered_at;
     assert_eq!(replay(true).await, 20);
@@ -200,10 +89,7 @@ async fn what_was_delivered_can_be_replayed_with_its_id(backend: Backend) {
         "the first time stays"
     );
     let twice = receiver.ids();
-    assert!(
-        twice.len() == 20 && twice.values().all(|times| *times == 2),
-        "{twice:?}"
-    );
+    assert!(twice.len() == 20 && twice.values().all(|times| *times == 2), "{twice:?}");
     assert!(other.received().is_empty());
     server.stop().await;
 }
@@ -218,13 +104,9 @@ async fn two_processes_share_the_work_and_deliver_everything_once() {
     let two = support::start(one.database.url(), settings).await;
     one.camera("door").await;
     let receiver = Receiver::start().await;
-    one.notification_channel(webhook("ops", receiver.url()))
-        .await;
+    one.notification_channel(webhook("ops", receiver.url())).await;
     one.rule(telling(&["ops"])).await;
-    let channels = [
-        one.channel.clone(),
-        support::connect(&format!("http://{}", two.address)).await,
-    ];
+    let channels = [one.channel.clone(), support::connect(&format!("http://{}", two.address)).await];
     // The other one has to learn of the rule first.
     let mut other = EventServiceClient::new(channels[1].clone());
     let mut raised = 0;
@@ -245,11 +127,7 @@ async fn two_processes_share_the_work_and_deliver_everything_once() {
     raised += 200;
     receiver.wait_for(raised).await;
     let is_done = |one: &pb::Delivery| one.status() == DeliveryStatus::Delivered;
-    while !list(&one, pb::DeliveryFilter::default())
-        .await
-        .iter()
-        .all(is_done)
-    {
+    while !list(&one, pb::DeliveryFilter::default()).await.iter().all(is_done) {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     let ids = receiver.ids();

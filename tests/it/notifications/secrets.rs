@@ -84,10 +84,7 @@ async fn another_url_needs_every_secret_again(backend: Backend) {
         kind: Some(Kind::Webhook(pb::WebhookChannel {
             url: url.into(),
             signing_secrets: strings(secrets),
-            headers: headers
-                .iter()
-                .map(|(name, value)| ((*name).into(), (*value).into()))
-                .collect(),
+            headers: headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
             ..Default::default()
         })),
         ..Default::default()
@@ -102,57 +99,24 @@ async fn another_url_needs_every_secret_again(backend: Backend) {
         "https://example.com/",
     ] {
         let field = |name: &str| format!("notification_channel.webhook.{name}");
-        refused(
-            update(&server, change(url, &[], &[]), &[]).await,
-            &field("signing_secrets"),
-        );
-        refused(
-            update(&server, change(url, &[], &token), &[]).await,
-            &field("signing_secrets"),
-        );
-        refused(
-            update(&server, change(url, &[SECRET], &[]), &[]).await,
-            &field("headers"),
-        );
+        refused(update(&server, change(url, &[], &[]), &[]).await, &field("signing_secrets"));
+        refused(update(&server, change(url, &[], &token), &[]).await, &field("signing_secrets"));
+        refused(update(&server, change(url, &[SECRET], &[]), &[]).await, &field("headers"));
         let paths = ["webhook.url", "webhook.headers"];
-        refused(
-            update(&server, change(url, &[SECRET], &token), &paths).await,
-            &field("signing_secrets"),
-        );
+        refused(update(&server, change(url, &[SECRET], &token), &paths).await, &field("signing_secrets"));
     }
     refused(
-        update(
-            &server,
-            change("https://example.org/***", &[SECRET], &token),
-            &[],
-        )
-        .await,
+        update(&server, change("https://example.org/***", &[SECRET], &token), &[]).await,
         "notification_channel.webhook.url",
     );
     // The same URL, whole or as it is shown, is no other destination.
-    for same in [
-        "https://example.com/hook?x=1",
-        "https://EXAMPLE.com:443/hook?x=1",
-        "https://example.com/***",
-    ] {
+    for same in ["https://example.com/hook?x=1", "https://EXAMPLE.com:443/hook?x=1", "https://example.com/***"] {
         update(&server, change(same, &[], &[]), &[]).await.unwrap();
     }
     let all = ["webhook.url", "webhook.headers", "webhook.signing_secrets"];
-    let moved = update(
-        &server,
-        change("https://example.org/hook", &[SECRET], &[]),
-        &all,
-    )
-    .await
-    .unwrap()
-    .into_inner();
-    let Some(Kind::Webhook(hook)) = moved.kind else {
-        panic!("no webhook")
-    };
-    assert_eq!(
-        (hook.url.as_str(), hook.signing_secret_count),
-        ("https://example.org/***", 1)
-    );
+    let moved = update(&server, change("https://example.org/hook", &[SECRET], &[]), &all).await.unwrap().into_inner();
+    let Some(Kind::Webhook(hook)) = moved.kind else { panic!("no webhook") };
+    assert_eq!((hook.url.as_str(), hook.signing_secret_count), ("https://example.org/***", 1));
     assert_eq!(hook.header_names, Vec::<String>::new());
     server.stop().await;
 }
@@ -160,11 +124,8 @@ async fn another_url_needs_every_secret_again(backend: Backend) {
 #[on_both]
 async fn another_mail_server_needs_the_password_again(backend: Backend) {
     let server = ready(backend).await;
-    let channel = pb::NotificationChannel {
-        name: "mail".into(),
-        kind: Some(Kind::Email(mail())),
-        ..Default::default()
-    };
+    let channel =
+        pb::NotificationChannel { name: "mail".into(), kind: Some(Kind::Email(mail())), ..Default::default() };
     let channel = server.notification_channel(channel).await;
     let change = |email: pb::EmailChannel| pb::NotificationChannel {
         id: channel.id.clone(),
@@ -173,29 +134,13 @@ async fn another_mail_server_needs_the_password_again(backend: Backend) {
     };
     let empty = pb::EmailChannel::default;
     let elsewhere = [
-        pb::EmailChannel {
-            host: "mail.example.org".into(),
-            ..empty()
-        },
-        pb::EmailChannel {
-            port: 2525,
-            ..empty()
-        },
-        pb::EmailChannel {
-            security: SmtpSecurity::None.into(),
-            port: 587,
-            ..empty()
-        },
+        pb::EmailChannel { host: "mail.example.org".into(), ..empty() },
+        pb::EmailChannel { port: 2525, ..empty() },
+        pb::EmailChannel { security: SmtpSecurity::None.into(), port: 587, ..empty() },
     ];
     for email in elsewhere {
-        refused(
-            update(&server, change(email.clone()), &[]).await,
-            "notification_channel.email.password",
-        );
-        let anew = pb::EmailChannel {
-            password: "again".into(),
-            ..email
-        };
+        refused(update(&server, change(email.clone()), &[]).await, "notification_channel.email.password");
+        let anew = pb::EmailChannel { password: "again".into(), ..email };
         update(&server, change(anew), &[]).await.unwrap();
         let back = pb::EmailChannel {
             password: "hunter2".into(),
@@ -205,21 +150,11 @@ async fn another_mail_server_needs_the_password_again(backend: Backend) {
         };
         update(&server, change(back), &[]).await.unwrap();
     }
-    let same = pb::EmailChannel {
-        host: "MAIL.example.com".into(),
-        username: Some("other".into()),
-        ..empty()
-    };
+    let same = pb::EmailChannel { host: "MAIL.example.com".into(), username: Some("other".into()), ..empty() };
     update(&server, change(same), &[]).await.unwrap();
     // Without a user there is no password to send.
-    let nobody = pb::EmailChannel {
-        host: "mail.example.org".into(),
-        ..empty()
-    };
-    let moved = update(&server, change(nobody), &["email.host", "email.username"])
-        .await
-        .unwrap()
-        .into_inner();
+    let nobody = pb::EmailChannel { host: "mail.example.org".into(), ..empty() };
+    let moved = update(&server, change(nobody), &["email.host", "email.username"]).await.unwrap().into_inner();
     assert!(matches!(moved.kind, Some(Kind::Email(email)) if !email.has_password));
     server.stop().await;
 }
@@ -238,22 +173,11 @@ async fn what_a_mail_server_repeats_of_a_password_is_hidden(backend: Backend) {
     let alert = raise(&server).await;
     let delivery = until(&server, &alert.id, |delivery| delivery.last_error.is_some()).await;
     let request = pb::SendTestNotificationRequest { id: channel.id };
-    let tested = server
-        .channels()
-        .send_test_notification(request)
-        .await
-        .unwrap()
-        .into_inner();
+    let tested = server.channels().send_test_notification(request).await.unwrap().into_inner();
     let encoded = BASE64_STANDARD.encode(format!("\0watchpost\0{PASSWORD}"));
     for error in [delivery.last_error.unwrap(), tested.error] {
-        assert!(
-            error.contains("no such login") && error.contains("***"),
-            "{error}"
-        );
-        assert!(
-            !error.contains("correct") && !error.contains("battery"),
-            "{error}"
-        );
+        assert!(error.contains("no such login") && error.contains("***"), "{error}");
+        assert!(!error.contains("correct") && !error.contains("battery"), "{error}");
         assert!(!error.contains(&encoded[encoded.len() - 16..]), "{error}");
     }
     assert_eq!(delivery.last_status_code, Some(535));
@@ -264,26 +188,17 @@ async fn what_a_mail_server_repeats_of_a_password_is_hidden(backend: Backend) {
 #[on_both]
 async fn a_url_is_posted_to_as_a_whole_and_stored_encrypted(backend: Backend) {
     let (server, receiver, channel) = with_ops(backend).await;
-    let Some(Kind::Webhook(hook)) = &channel.kind else {
-        panic!("no webhook")
-    };
+    let Some(Kind::Webhook(hook)) = &channel.kind else { panic!("no webhook") };
     assert_eq!(hook.url, format!("http://{}/***", receiver.address));
     raise(&server).await;
-    assert_eq!(
-        receiver.wait_for(1).await[0].target,
-        "/hook?token=in-the-url"
-    );
+    assert_eq!(receiver.wait_for(1).await[0].target, "/hook?token=in-the-url");
     assert!(!config(&server).await.contains("in-the-url"));
 
     // Older servers stored it in the clear.
     let db = server.database.connect().await;
     let sql = format!(
         "UPDATE notification_channels SET config = replace(CAST(config AS TEXT), '/***', '/hook?token=in-the-url'){}",
-        if db.get_database_backend() == sea_orm::DbBackend::Postgres {
-            "::jsonb"
-        } else {
-            ""
-        },
+        if db.get_database_backend() == sea_orm::DbBackend::Postgres { "::jsonb" } else { "" },
     );
     db.execute_unprepared(&sql).await.unwrap();
     db.close().await.unwrap();
@@ -297,9 +212,6 @@ async fn a_url_is_posted_to_as_a_whole_and_stored_encrypted(backend: Backend) {
     assert!(!config(&server).await.contains("in-the-url"));
     assert_eq!(get_channel(&server, &channel.id).await, channel);
     raise(&server).await;
-    assert_eq!(
-        receiver.wait_for(2).await[1].target,
-        "/hook?token=in-the-url"
-    );
+    assert_eq!(receiver.wait_for(2).await[1].target, "/hook?token=in-the-url");
     server.stop().await;
 }

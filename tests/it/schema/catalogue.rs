@@ -40,11 +40,7 @@ async fn postgres(db: &DatabaseConnection) -> Schema {
             name: get(&row, "name"),
             kind: postgres_kind(&get::<String>(&row, "type"), get(&row, "enum")),
             nullable: get(&row, "nullable"),
-            default: if identity {
-                Some("Auto".to_owned())
-            } else {
-                default.as_deref().and_then(meaning)
-            },
+            default: if identity { Some("Auto".to_owned()) } else { default.as_deref().and_then(meaning) },
         });
     }
     for row in rows(db, POSTGRES_CONSTRAINTS).await {
@@ -148,9 +144,7 @@ async fn sqlite(db: &DatabaseConnection) -> Schema {
         for row in rows(db, &format!("SELECT * FROM pragma_table_info('{name}')")).await {
             let name: String = get(&row, "name");
             let default: Option<String> = get(&row, "dflt_value");
-            let automatic = sql.contains(&format!(
-                "\"{name}\" integer NOT NULL PRIMARY KEY AUTOINCREMENT"
-            ));
+            let automatic = sql.contains(&format!("\"{name}\" integer NOT NULL PRIMARY KEY AUTOINCREMENT"));
             if get::<i32>(&row, "pk") > 0 {
                 table.primary_key.push(name.clone());
             }
@@ -158,29 +152,18 @@ async fn sqlite(db: &DatabaseConnection) -> Schema {
                 name,
                 kind: sqlite_kind(&get::<String>(&row, "type").to_lowercase()),
                 nullable: get::<i32>(&row, "notnull") == 0,
-                default: if automatic {
-                    Some("Auto".to_owned())
-                } else {
-                    default.as_deref().and_then(meaning)
-                },
+                default: if automatic { Some("Auto".to_owned()) } else { default.as_deref().and_then(meaning) },
             });
         }
         for (name, rest) in constraints(&sql) {
             if let Some(condition) = rest.strip_prefix("CHECK ") {
-                table
-                    .checks
-                    .insert(name, parenthesised(condition).to_owned());
+                table.checks.insert(name, parenthesised(condition).to_owned());
             } else if let Some(columns) = rest.strip_prefix("UNIQUE ") {
                 let columns = parenthesised(columns).replace('"', "");
                 table.unique.insert(name, words(&columns));
             }
         }
-        for row in rows(
-            db,
-            &format!("SELECT * FROM pragma_foreign_key_list('{name}')"),
-        )
-        .await
-        {
+        for row in rows(db, &format!("SELECT * FROM pragma_foreign_key_list('{name}')")).await {
             let parent = (get(&row, "table"), get(&row, "on_delete"));
             table.references.insert(get(&row, "from"), parent);
         }

@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 
 use sea_orm::{ActiveEnum, ConnectionTrait, DatabaseConnection, DbErr, RuntimeErr};
 use watchpost::entity::{
-    Severity, alert_suppression, audit_log, camera, camera_zone, delivery, demographics_result,
-    detection, event, event_feedback, job, job_attempt, job_log, job_schedule, log,
-    notification_channel, pose_result, threat_detection,
+    Severity, alert_suppression, audit_log, camera, camera_zone, delivery, demographics_result, detection, event,
+    event_feedback, job, job_attempt, job_log, job_schedule, log, notification_channel, pose_result, threat_detection,
 };
 
 use super::{catalogue, expected, rows};
@@ -103,12 +102,7 @@ const EARLIER: &str = "'2020-01-01T00:00:00+00:00'";
 const LATER: &str = "'2130-01-01T00:00:00+00:00'";
 
 /// Gives the only row of the table another value.
-async fn assign(
-    db: &DatabaseConnection,
-    table: &str,
-    column: &str,
-    value: &str,
-) -> Result<(), DbErr> {
+async fn assign(db: &DatabaseConnection, table: &str, column: &str, value: &str) -> Result<(), DbErr> {
     let value = value.replace("$later", LATER).replace("$earlier", EARLIER);
     let update = format!("UPDATE {table} SET {column} = {value}");
     let updated = db.execute_unprepared(&update).await?;
@@ -118,16 +112,11 @@ async fn assign(
 
 /// The database's own code of the error and its text.
 fn code(error: DbErr) -> (String, String) {
-    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) =
-        error
-    else {
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
         panic!("not an error of the database: {error}");
     };
     let error = error.as_database_error().expect("an error of the database");
-    (
-        error.code().unwrap_or_default().into_owned(),
-        error.message().to_owned(),
-    )
+    (error.code().unwrap_or_default().into_owned(), error.message().to_owned())
 }
 
 #[on_both]
@@ -135,11 +124,7 @@ async fn a_check_refuses_what_it_is_there_for(backend: Backend) {
     let database = TestDatabase::migrated(backend).await;
     let db = database.connect().await;
     rows::insert_everywhere(backend, &db).await;
-    let violation = if backend == Backend::Postgres {
-        "23514"
-    } else {
-        "275"
-    };
+    let violation = if backend == Backend::Postgres { "23514" } else { "275" };
     for (check, table, column, refused, accepted) in CASES {
         for value in refused.split(" | ") {
             let error = assign(&db, table, column, value).await.expect_err(value);
@@ -165,10 +150,7 @@ async fn no_check_is_left_untried(backend: Backend) {
         let columns = enum_columns().into_iter();
         tried.extend(columns.map(|(table, column, _)| format!("ck_{table}_{column}")));
     }
-    let checks = found
-        .tables
-        .into_values()
-        .flat_map(|table| table.checks.into_keys());
+    let checks = found.tables.into_values().flat_map(|table| table.checks.into_keys());
     assert_eq!(checks.collect::<BTreeSet<_>>(), tried);
 }
 
@@ -177,23 +159,15 @@ async fn a_native_vocabulary_has_its_labels_only(backend: Backend) {
     let database = TestDatabase::migrated(backend).await;
     let db = database.connect().await;
     rows::insert_everywhere(backend, &db).await;
-    let refusal = if backend == Backend::Postgres {
-        "22P02"
-    } else {
-        "275"
-    };
+    let refusal = if backend == Backend::Postgres { "22P02" } else { "275" };
     for (table, column, labels) in enum_columns() {
         for bad in [labels[0].to_uppercase(), "bogus".to_owned()] {
             let value = format!("'{bad}'");
-            let error = assign(&db, &table, &column, &value)
-                .await
-                .expect_err(&value);
+            let error = assign(&db, &table, &column, &value).await.expect_err(&value);
             assert_eq!(code(error).0, refusal, "{table}.{column} = {value}");
         }
         for label in labels {
-            assign(&db, &table, &column, &format!("'{label}'"))
-                .await
-                .unwrap();
+            assign(&db, &table, &column, &format!("'{label}'")).await.unwrap();
         }
     }
 }
@@ -233,18 +207,13 @@ async fn pass<E: ActiveEnum<Value = String>>(db: &DatabaseConnection, table: &st
     let document = expected::schema(Backend::Postgres);
     let list = format!("{column} IN (");
     let mut conditions = document.tables[table].checks.values();
-    let labels = conditions
-        .find_map(|condition| condition.split_once(&list))
-        .unwrap()
-        .1;
+    let labels = conditions.find_map(|condition| condition.split_once(&list)).unwrap().1;
     let labels: BTreeSet<&str> = labels.split('\'').skip(1).step_by(2).collect();
     let values: Vec<String> = E::iter().map(|value| value.to_value()).collect();
     let known: BTreeSet<&str> = values.iter().map(String::as_str).collect();
     assert_eq!(known, labels, "{table}.{column}");
     for value in &values {
-        assign(db, table, column, &format!("'{value}'"))
-            .await
-            .unwrap();
+        assign(db, table, column, &format!("'{value}'")).await.unwrap();
     }
 }
 

@@ -10,175 +10,31 @@ use crate::support::database::Backend;
 /// Where the type of a column differs from its document: table, column, the document's
 /// type, ours, and why. Numbers that name a row are told by `names_a_row`.
 const TYPES: &[(&str, &str, &str, &str, &str)] = &[
-    (
-        "gpu_stats",
-        "memory_used",
-        "Integer",
-        "BigInteger",
-        "a size",
-    ),
-    (
-        "gpu_stats",
-        "memory_total",
-        "Integer",
-        "BigInteger",
-        "a size",
-    ),
+    ("gpu_stats", "memory_used", "Integer", "BigInteger", "a size"),
+    ("gpu_stats", "memory_total", "Integer", "BigInteger", "a size"),
     ("gpu_stats", "bar1_used", "Integer", "BigInteger", "a size"),
-    (
-        "gpu_stats",
-        "throttle_reasons",
-        "Integer",
-        "BigInteger",
-        "NVML's mask has 64 bits",
-    ),
-    (
-        "gpu_stats",
-        "pcie_replay_counter",
-        "Integer",
-        "BigInteger",
-        "it counts for years",
-    ),
-    (
-        "gpu_stats",
-        "pcie_tx_throughput",
-        "Integer",
-        "BigInteger",
-        "NVML's number is unsigned",
-    ),
-    (
-        "gpu_stats",
-        "pcie_rx_throughput",
-        "Integer",
-        "BigInteger",
-        "NVML's number is unsigned",
-    ),
-    (
-        "export_jobs",
-        "output_size_bytes",
-        "Integer",
-        "BigInteger",
-        "files pass 2 GiB",
-    ),
-    (
-        "backup_jobs",
-        "file_size_bytes",
-        "Integer",
-        "BigInteger",
-        "files pass 2 GiB",
-    ),
-    (
-        "logs",
-        "event_id",
-        "Integer",
-        "BigInteger",
-        "it names an event",
-    ),
-    (
-        "logs",
-        "detection_id",
-        "Integer",
-        "BigInteger",
-        "it names a detection",
-    ),
-    (
-        "jobs",
-        "id",
-        "String(36)",
-        "UUID",
-        "one type for all ids of jobs",
-    ),
-    (
-        "job_transitions",
-        "job_id",
-        "String(36)",
-        "UUID",
-        "a foreign key to jobs",
-    ),
-    (
-        "pose_results",
-        "created_at",
-        "DateTime",
-        "DateTime(tz)",
-        "as everywhere else",
-    ),
-    (
-        "threat_detections",
-        "created_at",
-        "DateTime",
-        "DateTime(tz)",
-        "as everywhere else",
-    ),
-    (
-        "demographics_results",
-        "created_at",
-        "DateTime",
-        "DateTime(tz)",
-        "as everywhere else",
-    ),
-    (
-        "reid_embeddings",
-        "created_at",
-        "DateTime",
-        "DateTime(tz)",
-        "as everywhere else",
-    ),
-    (
-        "action_results",
-        "created_at",
-        "DateTime",
-        "DateTime(tz)",
-        "as everywhere else",
-    ),
-    (
-        "pose_results",
-        "pose_class",
-        "String",
-        "String(50)",
-        "the document leaves it open",
-    ),
-    (
-        "threat_detections",
-        "threat_type",
-        "String",
-        "String(50)",
-        "the document leaves it open",
-    ),
-    (
-        "threat_detections",
-        "severity",
-        "String",
-        "String(20)",
-        "the document leaves it open",
-    ),
-    (
-        "demographics_results",
-        "age_range",
-        "String",
-        "String(20)",
-        "the document leaves it open",
-    ),
-    (
-        "demographics_results",
-        "gender",
-        "String",
-        "String(20)",
-        "the document leaves it open",
-    ),
-    (
-        "reid_embeddings",
-        "embedding_hash",
-        "String",
-        "String(64)",
-        "the length of a SHA-256",
-    ),
-    (
-        "action_results",
-        "action",
-        "String",
-        "String(100)",
-        "the document leaves it open",
-    ),
+    ("gpu_stats", "throttle_reasons", "Integer", "BigInteger", "NVML's mask has 64 bits"),
+    ("gpu_stats", "pcie_replay_counter", "Integer", "BigInteger", "it counts for years"),
+    ("gpu_stats", "pcie_tx_throughput", "Integer", "BigInteger", "NVML's number is unsigned"),
+    ("gpu_stats", "pcie_rx_throughput", "Integer", "BigInteger", "NVML's number is unsigned"),
+    ("export_jobs", "output_size_bytes", "Integer", "BigInteger", "files pass 2 GiB"),
+    ("backup_jobs", "file_size_bytes", "Integer", "BigInteger", "files pass 2 GiB"),
+    ("logs", "event_id", "Integer", "BigInteger", "it names an event"),
+    ("logs", "detection_id", "Integer", "BigInteger", "it names a detection"),
+    ("jobs", "id", "String(36)", "UUID", "one type for all ids of jobs"),
+    ("job_transitions", "job_id", "String(36)", "UUID", "a foreign key to jobs"),
+    ("pose_results", "created_at", "DateTime", "DateTime(tz)", "as everywhere else"),
+    ("threat_detections", "created_at", "DateTime", "DateTime(tz)", "as everywhere else"),
+    ("demographics_results", "created_at", "DateTime", "DateTime(tz)", "as everywhere else"),
+    ("reid_embeddings", "created_at", "DateTime", "DateTime(tz)", "as everywhere else"),
+    ("action_results", "created_at", "DateTime", "DateTime(tz)", "as everywhere else"),
+    ("pose_results", "pose_class", "String", "String(50)", "the document leaves it open"),
+    ("threat_detections", "threat_type", "String", "String(50)", "the document leaves it open"),
+    ("threat_detections", "severity", "String", "String(20)", "the document leaves it open"),
+    ("demographics_results", "age_range", "String", "String(20)", "the document leaves it open"),
+    ("demographics_results", "gender", "String", "String(20)", "the document leaves it open"),
+    ("reid_embeddings", "embedding_hash", "String", "String(64)", "the length of a SHA-256"),
+    ("action_results", "action", "String", "String(100)", "the document leaves it open"),
 ];
 
 /// SQLite has no regular expressions.
@@ -244,11 +100,7 @@ pub fn schema(backend: Backend) -> Schema {
     }
     for (table, column, document, ours, _reason) in TYPES {
         let column = column_of(&mut schema, table, column);
-        assert_eq!(
-            &column.kind, document,
-            "{table}.{}: a difference that is none",
-            column.name
-        );
+        assert_eq!(&column.kind, document, "{table}.{}: a difference that is none", column.name);
         (*ours).clone_into(&mut column.kind);
     }
     for table in schema.tables.values_mut() {
@@ -323,19 +175,12 @@ fn to_sqlite(schema: &mut Schema) {
         }
     }
     let zones = schema.tables.get_mut("camera_zones").unwrap();
-    zones.checks.insert(
-        "ck_camera_zones_color_hex".to_owned(),
-        SQLITE_COLOR.to_owned(),
-    );
+    zones.checks.insert("ck_camera_zones_color_hex".to_owned(), SQLITE_COLOR.to_owned());
 }
 
 fn column_of<'a>(schema: &'a mut Schema, table: &str, column: &str) -> &'a mut Column {
     let table = schema.tables.get_mut(table).unwrap();
-    table
-        .columns
-        .iter_mut()
-        .find(|found| found.name == column)
-        .unwrap()
+    table.columns.iter_mut().find(|found| found.name == column).unwrap()
 }
 
 /// Reads an object of columns without losing their order.

@@ -1,8 +1,7 @@
 //! What a row takes with it when it goes, and which rows there may be once only.
 
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, Iterable, SqlErr, Statement,
-    TransactionTrait,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, Iterable, SqlErr, Statement, TransactionTrait,
 };
 use watchpost::entity::job::JobStatus;
 
@@ -28,27 +27,15 @@ const OF_EVENT: &[&str] = &[
     "event_feedback",
     "event_audits",
 ];
-const OF_CAMERA: &[&str] = &[
-    "events",
-    "detections",
-    "camera_zones",
-    "activity_baselines",
-    "class_baselines",
-    "alerts",
-    "alert_suppressions",
-];
+const OF_CAMERA: &[&str] =
+    &["events", "detections", "camera_zones", "activity_baselines", "class_baselines", "alerts", "alert_suppressions"];
 const OF_JOB: &[&str] = &["job_attempts", "job_logs", "job_transitions"];
 const OF_RULE: &[&str] = &["alert_cooldowns", "alert_flaps"];
 
 async fn count(tx: &DatabaseTransaction, what: &str) -> i64 {
     let query = format!("SELECT count(*) AS rows FROM {what}");
     let query = Statement::from_string(tx.get_database_backend(), query);
-    tx.query_one_raw(query)
-        .await
-        .unwrap()
-        .unwrap()
-        .try_get("", "rows")
-        .unwrap()
+    tx.query_one_raw(query).await.unwrap().unwrap().try_get("", "rows").unwrap()
 }
 
 #[on_both]
@@ -57,43 +44,21 @@ async fn a_row_takes_its_children_with_it(backend: Backend) {
     let db = database.connect().await;
     rows::insert_everywhere(backend, &db).await;
     for (parent, gone, left) in [
-        (
-            "detections",
-            vec![OF_DETECTION],
-            vec!["events", "cameras", "logs"],
-        ),
-        (
-            "events",
-            vec![OF_EVENT],
-            vec!["detections", "pose_results", "alert_rules", "logs"],
-        ),
-        (
-            "cameras",
-            vec![OF_CAMERA, OF_EVENT, OF_DETECTION],
-            vec!["alert_rules", "logs"],
-        ),
-        (
-            "alerts",
-            vec![OF_ALERT],
-            vec!["alert_cooldowns", "manual_alert_cooldowns"],
-        ),
+        ("detections", vec![OF_DETECTION], vec!["events", "cameras", "logs"]),
+        ("events", vec![OF_EVENT], vec!["detections", "pose_results", "alert_rules", "logs"]),
+        ("cameras", vec![OF_CAMERA, OF_EVENT, OF_DETECTION], vec!["alert_rules", "logs"]),
+        ("alerts", vec![OF_ALERT], vec!["alert_cooldowns", "manual_alert_cooldowns"]),
         ("jobs", vec![OF_JOB], vec!["export_jobs", "job_schedules"]),
         ("job_queues", vec![], vec!["jobs"]),
         ("job_types", vec![], vec!["jobs"]),
         ("job_schedules", vec![], vec!["jobs"]),
-        (
-            "alert_rules",
-            vec![OF_RULE],
-            vec!["alerts", "alert_suppressions"],
-        ),
+        ("alert_rules", vec![OF_RULE], vec!["alerts", "alert_suppressions"]),
     ] {
         let tx = db.begin().await.unwrap();
         for child in gone.concat() {
             assert_eq!(count(&tx, child).await, 1, "{child} before");
         }
-        tx.execute_unprepared(&format!("DELETE FROM {parent}"))
-            .await
-            .unwrap();
+        tx.execute_unprepared(&format!("DELETE FROM {parent}")).await.unwrap();
         for child in gone.concat() {
             assert_eq!(count(&tx, child).await, 0, "{child} without {parent}");
         }
@@ -110,14 +75,9 @@ async fn an_alert_outlives_its_rule(backend: Backend) {
     let db = database.connect().await;
     rows::insert_everywhere(backend, &db).await;
     let tx = db.begin().await.unwrap();
-    tx.execute_unprepared("DELETE FROM alert_rules")
-        .await
-        .unwrap();
+    tx.execute_unprepared("DELETE FROM alert_rules").await.unwrap();
     assert_eq!(count(&tx, "alerts WHERE rule_id IS NULL").await, 1);
-    assert_eq!(
-        count(&tx, "alert_suppressions WHERE rule_id IS NULL").await,
-        1
-    );
+    assert_eq!(count(&tx, "alert_suppressions WHERE rule_id IS NULL").await, 1);
 }
 
 #[on_both]
@@ -167,9 +127,7 @@ async fn a_job_is_queued_once(backend: Backend) {
     let id = fresh_id(backend);
     for insert in [
         format!("jobs (id, job_type, request_id) VALUES ({id}, 'cleanup', 'r')"),
-        format!(
-            "jobs (id, job_type, schedule_id, tick_at) SELECT {id}, 'cleanup', schedule_id, tick_at FROM jobs"
-        ),
+        format!("jobs (id, job_type, schedule_id, tick_at) SELECT {id}, 'cleanup', schedule_id, tick_at FROM jobs"),
         "job_logs (job_id, message, line) SELECT id, 'again', 1 FROM jobs".to_owned(),
         format!(
             "job_schedules (id, name, cron, job_type, next_tick_at)
@@ -187,12 +145,8 @@ async fn a_job_is_queued_once(backend: Backend) {
             "jobs (id, job_type, schedule_id, tick_at)
                 SELECT {id}, job_type, schedule_id, '2026-03-01T13:00:00+00:00' FROM jobs"
         ),
-        format!(
-            "jobs (id, job_type, tick_at) VALUES ({id}, 'export', '2026-03-01T12:00:00+00:00')"
-        ),
-        format!(
-            "jobs (id, job_type, tick_at) VALUES ({id}, 'export', '2026-03-01T12:00:00+00:00')"
-        ),
+        format!("jobs (id, job_type, tick_at) VALUES ({id}, 'export', '2026-03-01T12:00:00+00:00')"),
+        format!("jobs (id, job_type, tick_at) VALUES ({id}, 'export', '2026-03-01T12:00:00+00:00')"),
         format!("jobs (id, job_type, request_id) VALUES ({id}, 'export', 'R')"),
     ] {
         accepted(&db, &format!("INSERT INTO {insert}")).await;
@@ -220,11 +174,7 @@ async fn a_unique_key_holds_in_its_states_only(backend: Backend) {
         for other in JobStatus::iter() {
             refused(&db, &job("export", other.as_str(), name, 1, all)).await;
             // What does not hold the key itself is not refused for it.
-            accepted(
-                &db,
-                &job("export", other.as_str(), name, 1, all - other.bit()),
-            )
-            .await;
+            accepted(&db, &job("export", other.as_str(), name, 1, all - other.bit())).await;
         }
         accepted(&db, &job("export", "queued", &free, 1, all)).await;
         accepted(&db, &job("export", "queued", name, 2, all)).await;
@@ -248,11 +198,7 @@ async fn a_job_that_ends_frees_its_unique_key(backend: Backend) {
     }
     accepted(&db, "UPDATE jobs SET status = 'failed'").await;
     accepted(&db, &job).await;
-    refused(
-        &db,
-        "UPDATE jobs SET status = 'queued' WHERE status = 'failed'",
-    )
-    .await;
+    refused(&db, "UPDATE jobs SET status = 'queued' WHERE status = 'failed'").await;
 }
 
 /// An expression that is another UUID with each row.

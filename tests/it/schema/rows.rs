@@ -9,51 +9,27 @@ const UUID: &str = "018f2f5e7a007000800000000000000a";
 
 /// In an order in which parents come first. `$uuid` and `$bytes` are spelt differently.
 const ROWS: &[(&str, &str)] = &[
-    (
-        "cameras",
-        "(id, name, folder_path) VALUES ('porch', 'Front Porch', '/porch')",
-    ),
-    (
-        "events",
-        "(batch_id, camera_id, started_at) VALUES ('b', 'porch', '2026-03-01T12:00:00+00:00')",
-    ),
-    (
-        "detections",
-        "(camera_id, file_path) VALUES ('porch', '/porch/1.jpg')",
-    ),
+    ("cameras", "(id, name, folder_path) VALUES ('porch', 'Front Porch', '/porch')"),
+    ("events", "(batch_id, camera_id, started_at) VALUES ('b', 'porch', '2026-03-01T12:00:00+00:00')"),
+    ("detections", "(camera_id, file_path) VALUES ('porch', '/porch/1.jpg')"),
     ("event_detections", "(event_id, detection_id) VALUES (1, 1)"),
-    (
-        "event_ingests",
-        "(event_id, camera_id, fingerprint) VALUES (1, 'porch', $bytes)",
-    ),
+    ("event_ingests", "(event_id, camera_id, fingerprint) VALUES (1, 'porch', $bytes)"),
     ("gpu_stats", "(gpu_name) VALUES ('RTX A5500')"),
     ("gpus", "(uuid, host) VALUES ('GPU-1', 'edge')"),
-    (
-        "gpu_stats_minutes",
-        "(gpu_uuid, minute, summary, distribution) VALUES ('GPU-1', 1, $bytes, $bytes)",
-    ),
-    (
-        "gpu_stats_pending",
-        "(gpu_uuid, minute) VALUES ('GPU-1', 1)",
-    ),
+    ("gpu_stats_minutes", "(gpu_uuid, minute, summary, distribution) VALUES ('GPU-1', 1, $bytes, $bytes)"),
+    ("gpu_stats_pending", "(gpu_uuid, minute) VALUES ('GPU-1', 1)"),
     (
         "gpu_events",
         "(occurred_at, host, kind, source)
         VALUES ('2026-03-01T12:00:00+00:00', 'edge', 'xid', 'kernel_log')",
     ),
-    (
-        "gpu_reporters",
-        "(reporter_id, host, last_sequence) VALUES ('edge-1', 'edge', 1)",
-    ),
+    ("gpu_reporters", "(reporter_id, host, last_sequence) VALUES ('edge-1', 'edge', 1)"),
     (
         "gpu_claims",
         "(gpu_uuid, host, claimant, is_agent, claimant_since)
         VALUES ('GPU-1', 'edge', 'edge-1', true, '2026-03-01T12:00:00+00:00')",
     ),
-    (
-        "audit_logs",
-        "(action, resource_type, actor) VALUES ('create', 'alert_rule', 'ann')",
-    ),
+    ("audit_logs", "(action, resource_type, actor) VALUES ('create', 'alert_rule', 'ann')"),
     (
         "logs",
         "(level, component, message, camera_id, event_id, detection_id)
@@ -86,42 +62,21 @@ const ROWS: &[(&str, &str)] = &[
         "(dedup_key, alert_id, raised_at_us, cooldown_us)
         VALUES ('porch:anyone', $uuid, 1, 1)",
     ),
-    (
-        "alert_transitions",
-        "(alert_id, to_status, version_id, actor) VALUES ($uuid, 'pending', 1, 'ann')",
-    ),
-    (
-        "alert_requests",
-        "(request_id, fingerprint, alert_id, created) VALUES ('r', $bytes, $uuid, TRUE)",
-    ),
-    (
-        "notification_channels",
-        "(id, name, kind, config) VALUES ($uuid, 'ops', 'stream', '{\"stream\": {}}')",
-    ),
+    ("alert_transitions", "(alert_id, to_status, version_id, actor) VALUES ($uuid, 'pending', 1, 'ann')"),
+    ("alert_requests", "(request_id, fingerprint, alert_id, created) VALUES ('r', $bytes, $uuid, TRUE)"),
+    ("notification_channels", "(id, name, kind, config) VALUES ($uuid, 'ops', 'stream', '{\"stream\": {}}')"),
     (
         "deliveries",
         "(id, alert_id, channel_id, channel_name, severity, next_attempt_at)
         VALUES ($uuid, $uuid, $uuid, 'ops', 'high', '2026-03-01T12:00:00+00:00')",
     ),
-    (
-        "activity_baselines",
-        "(camera_id, hour, day_of_week) VALUES ('porch', 1, 1)",
-    ),
-    (
-        "class_baselines",
-        "(camera_id, detection_class, hour) VALUES ('porch', 'person', 1)",
-    ),
-    (
-        "camera_zones",
-        "(id, camera_id, name, coordinates) VALUES ('z', 'porch', 'Steps', '[]')",
-    ),
+    ("activity_baselines", "(camera_id, hour, day_of_week) VALUES ('porch', 1, 1)"),
+    ("class_baselines", "(camera_id, detection_class, hour) VALUES ('porch', 'person', 1)"),
+    ("camera_zones", "(id, camera_id, name, coordinates) VALUES ('z', 'porch', 'Steps', '[]')"),
     ("jobs", "(id, job_type) VALUES ($uuid, 'export')"),
     ("job_attempts", "(job_id) VALUES ($uuid)"),
     ("job_logs", "(job_id, message) VALUES ($uuid, 'started')"),
-    (
-        "job_transitions",
-        "(job_id, from_status, to_status) VALUES ($uuid, 'queued', 'running')",
-    ),
+    ("job_transitions", "(job_id, from_status, to_status) VALUES ($uuid, 'queued', 'running')"),
     ("job_queues", "(name) VALUES ('default')"),
     ("job_types", "(name) VALUES ('export')"),
     (
@@ -132,10 +87,7 @@ const ROWS: &[(&str, &str)] = &[
     ("export_jobs", "(export_type) VALUES ('events')"),
     ("backup_jobs", "DEFAULT VALUES"),
     ("restore_jobs", "DEFAULT VALUES"),
-    (
-        "event_feedback",
-        "(event_id, feedback_type) VALUES (1, 'accurate')",
-    ),
+    ("event_feedback", "(event_id, feedback_type) VALUES (1, 'accurate')"),
     ("event_audits", "(event_id) VALUES (1)"),
     ("pose_results", "(detection_id) VALUES (1)"),
     (
@@ -146,10 +98,7 @@ const ROWS: &[(&str, &str)] = &[
     ("demographics_results", "(detection_id) VALUES (1)"),
     ("reid_embeddings", "(detection_id) VALUES (1)"),
     ("action_results", "(detection_id) VALUES (1)"),
-    (
-        "changes",
-        "(topic, key, message) VALUES ('alert', '1', $bytes)",
-    ),
+    ("changes", "(topic, key, message) VALUES ('alert', '1', $bytes)"),
 ];
 
 pub async fn insert_everywhere(backend: Backend, db: &DatabaseConnection) {
@@ -159,9 +108,7 @@ pub async fn insert_everywhere(backend: Backend, db: &DatabaseConnection) {
     };
     for (table, values) in ROWS {
         let values = values.replace("$uuid", &uuid).replace("$bytes", bytes);
-        let inserted = db
-            .execute_unprepared(&format!("INSERT INTO {table} {values}"))
-            .await;
+        let inserted = db.execute_unprepared(&format!("INSERT INTO {table} {values}")).await;
         inserted.unwrap_or_else(|error| panic!("{table}: {error}"));
     }
 }

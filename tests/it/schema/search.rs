@@ -8,9 +8,7 @@ use crate::support::database::{Backend, TestDatabase, on_both};
 async fn numbers(db: &DatabaseConnection, query: &str) -> Vec<i64> {
     let query = Statement::from_string(db.get_database_backend(), query);
     let rows = db.query_all_raw(query).await.unwrap();
-    rows.iter()
-        .map(|row| row.try_get("", "id").unwrap())
-        .collect()
+    rows.iter().map(|row| row.try_get("", "id").unwrap()).collect()
 }
 
 /// The ids of the rows that hold a word, best first.
@@ -49,9 +47,7 @@ async fn logs_are_found_by_their_words(backend: Backend) {
     db.execute_unprepared(update).await.unwrap();
     assert_eq!(find(backend, &db, "camera").await, [1]);
     assert_eq!(find(backend, &db, "disk").await, [2]);
-    db.execute_unprepared("DELETE FROM logs WHERE id = 2")
-        .await
-        .unwrap();
+    db.execute_unprepared("DELETE FROM logs WHERE id = 2").await.unwrap();
     assert_eq!(find(backend, &db, "disk").await, Vec::<i64>::new());
 }
 
@@ -90,25 +86,16 @@ async fn events_and_detections_are_found_by_their_words_on_postgres() {
     .unwrap();
     let searches = [
         ("events", &["parcels", "ringing", "dog", "porch"][..]),
-        (
-            "detections",
-            &[
-                "cars", "porch", "volvo", "amazon", "teal", "beagle", "canine",
-            ],
-        ),
+        ("detections", &["cars", "porch", "volvo", "amazon", "teal", "beagle", "canine"]),
     ];
     for (table, words) in searches {
         for word in words {
-            let query = format!(
-                "SELECT id FROM {table} WHERE search_vector @@ plainto_tsquery('english', '{word}')"
-            );
+            let query = format!("SELECT id FROM {table} WHERE search_vector @@ plainto_tsquery('english', '{word}')");
             let expected: &[i64] = if *word == "ringing" { &[] } else { &[1] };
             assert_eq!(numbers(&db, &query).await, expected, "{word} in {table}");
         }
     }
-    db.execute_unprepared("UPDATE detections SET enrichment_data = NULL")
-        .await
-        .unwrap();
+    db.execute_unprepared("UPDATE detections SET enrichment_data = NULL").await.unwrap();
     let query = "SELECT id FROM detections WHERE search_vector @@ to_tsquery('english', 'volvo')";
     assert_eq!(numbers(&db, query).await, Vec::<i64>::new());
 }

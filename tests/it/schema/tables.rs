@@ -12,24 +12,15 @@ async fn the_schema_is_the_one_described(backend: Backend) {
     let found = catalogue::schema(backend, &db).await;
     let mut expected = expected::schema(backend);
     if backend == Backend::Postgres {
-        let checks = expected
-            .tables
-            .values_mut()
-            .flat_map(|table| table.checks.values_mut());
+        let checks = expected.tables.values_mut().flat_map(|table| table.checks.values_mut());
         checks.for_each(String::clear);
     }
     let names = |schema: &expected::Schema| schema.tables.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&found), names(&expected));
     assert_eq!(found.enums, expected.enums);
     for (name, table) in expected.tables {
-        assert_eq!(
-            found.tables[&name].columns, table.columns,
-            "columns of {name}"
-        );
-        assert_eq!(
-            found.tables[&name].indexes, table.indexes,
-            "indexes of {name}"
-        );
+        assert_eq!(found.tables[&name].columns, table.columns, "columns of {name}");
+        assert_eq!(found.tables[&name].indexes, table.indexes, "indexes of {name}");
         assert_eq!(found.tables[&name], table, "{name}");
     }
 }
@@ -47,9 +38,7 @@ async fn a_heartbeat_writes_no_index_on_postgres() {
         ("log_lines = 1, items_processed = 1", 3),
         ("status = 'running'", 3),
     ] {
-        tx.execute_unprepared(&format!("UPDATE jobs SET {update}"))
-            .await
-            .unwrap();
+        tx.execute_unprepared(&format!("UPDATE jobs SET {update}")).await.unwrap();
         let query = "SELECT pg_stat_get_xact_tuples_hot_updated('jobs'::regclass) AS hot";
         let query = Statement::from_string(tx.get_database_backend(), query);
         let row = tx.query_one_raw(query).await.unwrap().unwrap();

@@ -25,8 +25,7 @@ use crate::{
 
 /// A server on a database with the camera `door`, as a process of its own.
 async fn start(database: &TestDatabase, faults: &Faults) -> (Process, tonic::transport::Channel) {
-    let process =
-        Process::start_with(database.url(), "127.0.0.1:0", &faults.variables(), &[]).await;
+    let process = Process::start_with(database.url(), "127.0.0.1:0", &faults.variables(), &[]).await;
     let channel = process.serving().await;
     let mut cameras = CameraServiceClient::new(channel.clone());
     // A second start finds it there.
@@ -44,11 +43,7 @@ async fn writes_are_refused_while_the_file_is_away() {
         let away = database.directory().unwrap().with_extension("away");
         fs::rename(&path, &away).unwrap();
         let refused = try_ingest(&channel).await.unwrap_err();
-        assert_eq!(
-            (refused.code(), reason(&refused)),
-            (Code::Unavailable, "STORAGE_FAILING".into()),
-            "`{name}`"
-        );
+        assert_eq!((refused.code(), reason(&refused)), (Code::Unavailable, "STORAGE_FAILING".into()), "`{name}`");
         health_says(&channel, ServingStatus::NotServing, TOLD_WITHIN).await;
         assert!(!path.exists(), "`{name}`: no new file is made");
         fs::rename(&away, &path).unwrap();
@@ -74,27 +69,16 @@ async fn a_replaced_file_ends_the_server_and_the_next_one_serves_it() {
     let refused = try_ingest(&channel).await;
     let (status, log, _) = process.ended().await;
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(
-        log.contains("the database file or its write-ahead log was replaced"),
-        "{log}"
-    );
+    assert!(log.contains("the database file or its write-ahead log was replaced"), "{log}");
     assert!(refused.is_err(), "{refused:?}");
     let (process, channel) = start(&database, &Faults::new(&[])).await;
-    assert_eq!(
-        try_ingest(&channel).await.unwrap().id,
-        1,
-        "the other database is empty"
-    );
+    assert_eq!(try_ingest(&channel).await.unwrap().id, 1, "the other database is empty");
     process.kill().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_fails_or_is_read_only_is_told_and_recovers() {
-    let faults = [
-        Fault::every(WRITE | SYNC, EIO),
-        Fault::every(SYNC, EIO),
-        Fault::every(WRITE, EROFS),
-    ];
+    let faults = [Fault::every(WRITE | SYNC, EIO), Fault::every(SYNC, EIO), Fault::every(WRITE, EROFS)];
     for fault in faults {
         let database = TestDatabase::migrated(Backend::Sqlite).await;
         let shim = Faults::new(&["watchpost.db"]);
@@ -102,11 +86,7 @@ async fn a_disk_that_fails_or_is_read_only_is_told_and_recovers() {
         shim.begin(fault);
         health_says(&channel, ServingStatus::NotServing, TOLD_WITHIN).await;
         let refused = try_ingest(&channel).await.unwrap_err();
-        assert_eq!(
-            (refused.code(), reason(&refused)),
-            (Code::Unavailable, "STORAGE_FAILING".into()),
-            "{fault:?}"
-        );
+        assert_eq!((refused.code(), reason(&refused)), (Code::Unavailable, "STORAGE_FAILING".into()), "{fault:?}");
         shim.end();
         let event = ingest_again(&channel).await;
         health_says(&channel, ServingStatus::Serving, TOLD_WITHIN).await;
@@ -135,10 +115,7 @@ async fn a_corrupt_file_is_told() {
         file.write_all(&[0xA5; 4096]).unwrap();
     }
     let refused = try_ingest(&channel).await.unwrap_err();
-    assert_eq!(
-        (refused.code(), reason(&refused)),
-        (Code::Unavailable, "STORAGE_FAILING".into())
-    );
+    assert_eq!((refused.code(), reason(&refused)), (Code::Unavailable, "STORAGE_FAILING".into()));
     health_says(&channel, ServingStatus::NotServing, TOLD_WITHIN).await;
     process.kill().await;
 }

@@ -38,10 +38,7 @@ enum Disk {
 impl Disk {
     fn new() -> Self {
         let folder = TempDir::with_prefix("watchpost-disk-").unwrap();
-        let mount = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
-            .arg(folder.path())
-            .output();
+        let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).arg(folder.path()).output();
         if mount.is_ok_and(|mount| mount.status.success()) {
             Self::Mounted(folder)
         } else {
@@ -60,9 +57,7 @@ impl Disk {
         let metrics = ["--metrics-listen", "127.0.0.1:0"];
         match self {
             Self::Mounted(_) => Process::start_with(&url, listen, &[], &metrics).await,
-            Self::Preloaded(_, faults) => {
-                Process::start_with(&url, listen, &faults.variables(), &metrics).await
-            }
+            Self::Preloaded(_, faults) => Process::start_with(&url, listen, &faults.variables(), &metrics).await,
         }
     }
 
@@ -89,11 +84,7 @@ impl Drop for Disk {
     fn drop(&mut self) {
         if let Self::Mounted(folder) = self {
             // A process that is just being killed may still hold it.
-            Command::new("umount")
-                .arg("--lazy")
-                .arg(folder.path())
-                .status()
-                .ok();
+            Command::new("umount").arg("--lazy").arg(folder.path()).status().ok();
         }
     }
 }
@@ -101,10 +92,7 @@ impl Drop for Disk {
 /// What `/readyz` answers.
 async fn readyz(address: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    stream
-        .write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n")
-        .await
-        .unwrap();
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     answer
@@ -127,21 +115,11 @@ async fn what_is_acknowledged_after_a_full_disk_is_there() {
             Err(status) => break status,
         }
     };
-    assert_eq!(
-        (refused.code(), reason(&refused)),
-        (Code::ResourceExhausted, "STORAGE_FULL".into())
-    );
+    assert_eq!((refused.code(), reason(&refused)), (Code::ResourceExhausted, "STORAGE_FULL".into()));
     health_says(&channel, ServingStatus::NotServing, TOLD_WITHIN).await;
     let answer = readyz(&metrics).await;
-    assert!(
-        answer.contains(" 503 ") && answer.contains("no space is left"),
-        "{answer}"
-    );
-    assert_eq!(
-        get(&channel, first.id).await.unwrap().id,
-        first.id,
-        "reads go on"
-    );
+    assert!(answer.contains(" 503 ") && answer.contains("no space is left"), "{answer}");
+    assert_eq!(get(&channel, first.id).await.unwrap().id, first.id, "reads go on");
 
     disk.free();
     let mut ids = vec![ingest_again(&channel).await.id];
@@ -169,8 +147,7 @@ async fn what_is_acknowledged_after_a_full_disk_is_there() {
 async fn a_disk_that_is_full_while_nobody_calls_is_told_and_costs_nothing_later() {
     let database = TestDatabase::migrated(Backend::Sqlite).await;
     let faults = Faults::new(&["watchpost.db"]);
-    let process =
-        Process::start_with(database.url(), "127.0.0.1:0", &faults.variables(), &[]).await;
+    let process = Process::start_with(database.url(), "127.0.0.1:0", &faults.variables(), &[]).await;
     let channel = process.serving().await;
     faults.begin(Fault::every(WRITE | TRUNCATE, ENOSPC));
     health_says(&channel, ServingStatus::NotServing, TOLD_WITHIN).await;

@@ -26,19 +26,14 @@ async fn a_second_process_on_a_file_ends_with_1_and_names_the_first() {
     std::os::unix::fs::symlink(database.directory().unwrap().join("watchpost.db"), &alias).unwrap();
     let linked = format!("sqlite://{}", alias.display());
     for url in [database.url(), &linked] {
-        for command in [
-            &["serve", "--listen", "127.0.0.1:0"][..],
-            &["migrate", "up"],
-            &["migrate", "down", "1", "--yes"],
-        ] {
+        for command in
+            [&["serve", "--listen", "127.0.0.1:0"][..], &["migrate", "up"], &["migrate", "down", "1", "--yes"]]
+        {
             let args = [command, &["--database-url", url]].concat();
             let (code, log) = run(&args).await;
             assert_eq!(code, 1, "{args:?}: {log}");
             let line = log.lines().last().unwrap();
-            assert!(
-                line.contains(&format!("process {pid} (watchpost serve, since ")),
-                "{args:?}: {log}"
-            );
+            assert!(line.contains(&format!("process {pid} (watchpost serve, since ")), "{args:?}: {log}");
         }
         let (code, log) = run(&["migrate", "status", "--database-url", url]).await;
         assert_eq!(code, 0, "{log}");
@@ -54,14 +49,7 @@ async fn a_schema_is_not_taken_away_under_a_server(backend: Backend) {
     let database = TestDatabase::migrated(backend).await;
     let server = Process::start(database.url(), "127.0.0.1:0").await;
     server.serving().await;
-    let down = [
-        "migrate",
-        "down",
-        "1",
-        "--yes",
-        "--database-url",
-        database.url(),
-    ];
+    let down = ["migrate", "down", "1", "--yes", "--database-url", database.url()];
     let (code, log) = run(&down).await;
     assert_eq!(code, 1, "{log}");
     assert!(log.contains("in use by"), "{log}");

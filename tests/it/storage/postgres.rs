@@ -68,17 +68,10 @@ impl Subject for OnPostgres {
 
     fn faults(&self) -> Vec<Fault> {
         vec![
-            Fault {
-                at_most: 3,
-                ..Fault::every(WRITE, ENOSPC)
-            },
+            Fault { at_most: 3, ..Fault::every(WRITE, ENOSPC) },
             Fault::next(WRITE, EIO),
             Fault::next(SYNC, EIO),
-            Fault {
-                one_in: 4,
-                at_most: 5,
-                ..Fault::every(WRITE, ENOSPC)
-            },
+            Fault { one_in: 4, at_most: 5, ..Fault::every(WRITE, ENOSPC) },
         ]
     }
 
@@ -88,11 +81,7 @@ impl Subject for OnPostgres {
 
     async fn reader(&self) -> DatabaseConnection {
         let mut options = ConnectOptions::new(self.cluster.url("postgres"));
-        options
-            .max_connections(2)
-            .sqlx_logging(false)
-            .idle_timeout(None)
-            .max_lifetime(None);
+        options.max_connections(2).sqlx_logging(false).idle_timeout(None).max_lifetime(None);
         Database::connect(options).await.unwrap()
     }
 }
@@ -100,18 +89,11 @@ impl Subject for OnPostgres {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_acknowledged_is_there_whatever_the_disk_of_postgres_does() {
     let mut subject = OnPostgres::start().await;
-    let plan = Plan {
-        seed: 1,
-        cycles: 12,
-        kill_one_in: 6,
-    };
+    let plan = Plan { seed: 1, cycles: 12, kill_one_in: 6 };
     let outcome = timeout(Duration::from_mins(4), run(&mut subject, plan)).await;
     let outcome = outcome.expect("the cycles end");
     assert_eq!(outcome.problems, Vec::<String>::new());
-    assert!(
-        outcome.acknowledged > 50 && subject.faults.struck() > 0,
-        "{outcome:?}"
-    );
+    assert!(outcome.acknowledged > 50 && subject.faults.struck() > 0, "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -121,28 +103,13 @@ async fn a_postgres_that_only_reads_is_told_and_recovers() {
     let channel = process.serving().await;
     create_camera(&channel, "door").await;
     let admin = Database::connect(cluster.url("postgres")).await.unwrap();
-    admin
-        .execute_unprepared("ALTER SYSTEM SET default_transaction_read_only = on")
-        .await
-        .unwrap();
-    admin
-        .execute_unprepared("SELECT pg_reload_conf()")
-        .await
-        .unwrap();
+    admin.execute_unprepared("ALTER SYSTEM SET default_transaction_read_only = on").await.unwrap();
+    admin.execute_unprepared("SELECT pg_reload_conf()").await.unwrap();
     health_says(&channel, ServingStatus::NotServing, TOLD_WITHIN).await;
     let refused = try_ingest(&channel).await.unwrap_err();
-    assert_eq!(
-        (refused.code(), reason(&refused)),
-        (Code::Unavailable, "STORAGE_FAILING".into())
-    );
-    admin
-        .execute_unprepared("ALTER SYSTEM RESET default_transaction_read_only")
-        .await
-        .unwrap();
-    admin
-        .execute_unprepared("SELECT pg_reload_conf()")
-        .await
-        .unwrap();
+    assert_eq!((refused.code(), reason(&refused)), (Code::Unavailable, "STORAGE_FAILING".into()));
+    admin.execute_unprepared("ALTER SYSTEM RESET default_transaction_read_only").await.unwrap();
+    admin.execute_unprepared("SELECT pg_reload_conf()").await.unwrap();
     ingest_again(&channel).await;
     health_says(&channel, ServingStatus::Serving, TOLD_WITHIN).await;
     process.kill().await;

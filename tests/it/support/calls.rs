@@ -1,8 +1,5 @@
 //! What tests of single calls say over and over: times, masks, JSON, pages, and what errors tell.
-#![expect(
-    clippy::unnecessary_wraps,
-    reason = "the fields of messages are options"
-)]
+#![expect(clippy::unnecessary_wraps, reason = "the fields of messages are options")]
 
 use std::fmt::{Debug, Display};
 
@@ -41,14 +38,8 @@ const TABLES: [&str; 18] = [
 
 /// A request that creates a camera of this id and name.
 pub fn new_camera(id: &str) -> pb::CreateCameraRequest {
-    let camera = pb::Camera {
-        id: id.into(),
-        name: id.into(),
-        ..Default::default()
-    };
-    pb::CreateCameraRequest {
-        camera: Some(camera),
-    }
+    let camera = pb::Camera { id: id.into(), name: id.into(), ..Default::default() };
+    pb::CreateCameraRequest { camera: Some(camera) }
 }
 
 /// Creates a camera.
@@ -66,10 +57,7 @@ pub fn seconds(seconds: i64) -> Option<Duration> {
 /// A length of time in milliseconds that is not below zero.
 pub fn millis(millis: i64) -> Option<Duration> {
     let nanos = i32::try_from(millis % 1_000 * 1_000_000).unwrap();
-    Some(Duration {
-        seconds: millis / 1_000,
-        nanos,
-    })
+    Some(Duration { seconds: millis / 1_000, nanos })
 }
 
 /// A length of time that has no whole seconds.
@@ -89,17 +77,12 @@ pub fn at(seconds: i64) -> Option<Timestamp> {
 
 /// From the first second up to, and without, the second one.
 pub fn between(start: i64, end: i64) -> Option<pb::TimeRange> {
-    Some(pb::TimeRange {
-        start: at(start),
-        end: at(end),
-    })
+    Some(pb::TimeRange { start: at(start), end: at(end) })
 }
 
 /// An update mask of these paths.
 pub fn mask(paths: &[&str]) -> Option<FieldMask> {
-    Some(FieldMask {
-        paths: strings(paths),
-    })
+    Some(FieldMask { paths: strings(paths) })
 }
 
 /// Owned texts.
@@ -118,23 +101,16 @@ pub fn object(json: &serde_json::Value) -> Option<Struct> {
 fn kind(json: &serde_json::Value) -> prost_types::value::Kind {
     use prost_types::{ListValue, Value, value::Kind};
     use serde_json::Value as Json;
-    let value = |json| Value {
-        kind: Some(kind(json)),
-    };
+    let value = |json| Value { kind: Some(kind(json)) };
     match json {
         Json::Null => Kind::NullValue(0),
         Json::Bool(value) => Kind::BoolValue(*value),
         Json::Number(number) => Kind::NumberValue(number.as_f64().unwrap()),
         Json::String(text) => Kind::StringValue(text.clone()),
-        Json::Array(values) => Kind::ListValue(ListValue {
-            values: values.iter().map(value).collect(),
-        }),
-        Json::Object(fields) => Kind::StructValue(Struct {
-            fields: fields
-                .iter()
-                .map(|(key, json)| (key.clone(), value(json)))
-                .collect(),
-        }),
+        Json::Array(values) => Kind::ListValue(ListValue { values: values.iter().map(value).collect() }),
+        Json::Object(fields) => {
+            Kind::StructValue(Struct { fields: fields.iter().map(|(key, json)| (key.clone(), value(json))).collect() })
+        }
     }
 }
 
@@ -180,10 +156,7 @@ pub fn metadata(status: &Status, key: &str) -> String {
 
 /// Walks all pages of a list of `total` with every size, and checks that each walk gives all, in the
 /// order of the first page of all.
-pub async fn walk<T: Debug + PartialEq>(
-    total: usize,
-    list: impl AsyncFn(i32, String) -> (Vec<T>, String),
-) {
+pub async fn walk<T: Debug + PartialEq>(total: usize, list: impl AsyncFn(i32, String) -> (Vec<T>, String)) {
     let (all, token) = list(1000, String::new()).await;
     assert_eq!((all.len(), token.as_str()), (total, ""));
     for size in 1..=total + 1 {

@@ -4,9 +4,7 @@ use std::{path::Path, thread, time::Duration};
 
 use migration::{Migrator, MigratorTrait};
 pub use on_both::on_both;
-use sea_orm::{
-    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement,
-};
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, DbErr, Statement};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 use uuid::Uuid;
@@ -70,41 +68,28 @@ impl TestDatabase {
             Backend::Postgres => "gen_random_uuid()",
         };
         let rename = format!("UPDATE feed_state SET database_id = {id}");
-        execute(&database.url, &rename)
-            .await
-            .expect("a row in feed_state");
+        execute(&database.url, &rename).await.expect("a row in feed_state");
         database
     }
 
     /// The database at this URL, which stays.
     pub fn at(url: &str) -> Self {
-        Self {
-            url: url.to_owned(),
-            home: Home::Elsewhere,
-        }
+        Self { url: url.to_owned(), home: Home::Elsewhere }
     }
 
     fn sqlite(content: &[u8]) -> Self {
         let directory = TempDir::with_prefix("watchpost-sqlite-").expect("a temporary directory");
         let path = directory.path().join("watchpost.db");
         std::fs::write(&path, content).expect("a file in a directory of ours");
-        Self {
-            url: sqlite_url(&path),
-            home: Home::Directory(directory),
-        }
+        Self { url: sqlite_url(&path), home: Home::Directory(directory) }
     }
 
     async fn postgres(template: &str) -> Self {
         let server = Server::get().await;
         let database = new_name();
         let copy = format!("CREATE DATABASE {database} TEMPLATE {template}");
-        execute(&server.url, &copy)
-            .await
-            .expect("a copy of the template");
-        Self {
-            url: server.url_of(&database),
-            home: Home::Server { database },
-        }
+        execute(&server.url, &copy).await.expect("a copy of the template");
+        Self { url: server.url_of(&database), home: Home::Server { database } }
     }
 
     /// `sqlite:///tmp/…/watchpost.db` or `postgres://…`.
@@ -122,9 +107,7 @@ impl TestDatabase {
 
     /// A pool of its own, for what a test does beside the server.
     pub async fn connect(&self) -> DatabaseConnection {
-        connect(&self.url)
-            .await
-            .expect("a connection to the test's database")
+        connect(&self.url).await.expect("a connection to the test's database")
     }
 }
 
@@ -136,10 +119,7 @@ impl Drop for TestDatabase {
         let drop = format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)");
         // In a thread, because a runtime may not wait inside another.
         let dropping = thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("a runtime");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
                 execute(&Server::get().await.url, &drop).await.ok();
             });
@@ -216,22 +196,17 @@ impl Server {
             let cluster = Cluster::start().await;
             (cluster.url("postgres"), Some(cluster))
         };
-        let server = Self {
-            url,
-            template: OnceCell::const_new(),
-            _cluster: cluster,
-        };
-        server.sweep().await.unwrap_or_else(|error| {
-            panic!("no test database can be made on the server of {SERVER_VARIABLE}: {error}")
-        });
+        let server = Self { url, template: OnceCell::const_new(), _cluster: cluster };
+        server
+            .sweep()
+            .await
+            .unwrap_or_else(|error| panic!("no test database can be made on the server of {SERVER_VARIABLE}: {error}"));
         server
     }
 
     /// The name of a migrated database that nobody is connected to.
     async fn template(&self) -> &str {
-        self.template
-            .get_or_init(async || self.make_template().await.expect("migrations that apply"))
-            .await
+        self.template.get_or_init(async || self.make_template().await.expect("migrations that apply")).await
     }
 
     async fn make_template(&self) -> Result<String, DbErr> {
@@ -247,9 +222,7 @@ impl Server {
             Some((address, parameters)) => (address, format!("?{parameters}")),
             None => (self.url.as_str(), String::new()),
         };
-        let (server, _) = address
-            .rsplit_once('/')
-            .expect("a URL that names a database");
+        let (server, _) = address.rsplit_once('/').expect("a URL that names a database");
         format!("{server}/{database}{parameters}")
     }
 
@@ -257,16 +230,12 @@ impl Server {
     async fn sweep(&self) -> Result<(), DbErr> {
         let db = connect(&self.url).await?;
         let names = format!("SELECT datname FROM pg_database WHERE datname LIKE '{PREFIX}%'");
-        let names = db
-            .query_all_raw(Statement::from_string(DbBackend::Postgres, names))
-            .await?;
+        let names = db.query_all_raw(Statement::from_string(DbBackend::Postgres, names)).await?;
         let oldest = Uuid::now_v7().as_u128() >> 80;
         let oldest = oldest.saturating_sub(LEFTOVER.as_millis());
         for name in names {
             let name: String = name.try_get("", "datname")?;
-            let made = name
-                .strip_prefix(PREFIX)
-                .and_then(|id| Uuid::try_parse(id).ok());
+            let made = name.strip_prefix(PREFIX).and_then(|id| Uuid::try_parse(id).ok());
             if made.is_some_and(|made| made.as_u128() >> 80 < oldest) {
                 let drop = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
                 db.execute_unprepared(&drop).await?;

@@ -40,10 +40,7 @@ impl FakeNvml {
     /// A driver that lacks what was added over the last ten years.
     pub fn of_an_old_driver(cards: &[Card]) -> Self {
         static LIBRARY: OnceLock<Vec<u8>> = OnceLock::new();
-        Self::with(
-            LIBRARY.get_or_init(|| compile(&["--cfg", "old_driver"])),
-            cards,
-        )
+        Self::with(LIBRARY.get_or_init(|| compile(&["--cfg", "old_driver"])), cards)
     }
 
     /// The file is copied, since the loader gives all who open one file the same library.
@@ -69,11 +66,7 @@ impl FakeNvml {
     pub fn set_with(&self, general: &str, cards: &[Card]) {
         let mut scenario = format!("{general}\n");
         for card in cards {
-            let parent = card
-                .parent
-                .as_ref()
-                .map(|parent| format!(" of {parent}"))
-                .unwrap_or_default();
+            let parent = card.parent.as_ref().map(|parent| format!(" of {parent}")).unwrap_or_default();
             writeln!(scenario, "[{}{parent}]", card.uuid).unwrap();
             for (call, answer) in &card.answers {
                 writeln!(scenario, "{call} = {answer}").unwrap();
@@ -82,16 +75,12 @@ impl FakeNvml {
         // Renamed into its place: the library may be reading.
         let new = self.folder.path().join("scenario.new");
         fs::write(&new, scenario).expect("a file in a directory of ours");
-        fs::rename(new, self.folder.path().join("scenario"))
-            .expect("a file in a directory of ours");
+        fs::rename(new, self.folder.path().join("scenario")).expect("a file in a directory of ours");
     }
 
     /// Something happens to a GPU: an event of this type, as NVML numbers them.
     pub fn happens(&self, uuid: &str, kind: u64, data: u64) {
-        let events = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.folder.path().join("events"));
+        let events = fs::File::options().create(true).append(true).open(self.folder.path().join("events"));
         events
             .and_then(|mut events| events.write_all(format!("{uuid} {kind} {data}\n").as_bytes()))
             .expect("a file in a directory of ours");
@@ -114,22 +103,15 @@ impl FakeNvml {
     /// How often a call about a GPU was made.
     pub fn calls(&self, uuid: &str, call: &str) -> usize {
         let calls = fs::read_to_string(self.folder.path().join("calls")).unwrap_or_default();
-        calls
-            .lines()
-            .filter(|line| line.split_once(' ') == Some((uuid, call)))
-            .count()
+        calls.lines().filter(|line| line.split_once(' ') == Some((uuid, call))).count()
     }
 }
 
 impl Card {
     fn new(uuid: &str, name: &str) -> Self {
-        Self {
-            uuid: uuid.into(),
-            parent: None,
-            answers: BTreeMap::new(),
-        }
-        .with("name", name)
-        .with("pci_bus_id", "00000000:01:00.0")
+        Self { uuid: uuid.into(), parent: None, answers: BTreeMap::new() }
+            .with("name", name)
+            .with("pci_bus_id", "00000000:01:00.0")
     }
 
     /// The same with another answer to this call.
@@ -153,10 +135,6 @@ fn compile(options: &[&str]) -> Vec<u8> {
         .arg(&library)
         .output()
         .expect("rustc, which has compiled this test");
-    assert!(
-        compiled.status.success(),
-        "{}",
-        String::from_utf8_lossy(&compiled.stderr)
-    );
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
     fs::read(library).expect("the library that was compiled")
 }

@@ -20,14 +20,12 @@ use tonic_types::StatusExt;
 use watchpost::{
     config::{self, Settings},
     pb::{
-        self, alert_rule_service_client::AlertRuleServiceClient,
-        alert_service_client::AlertServiceClient, camera_service_client::CameraServiceClient,
-        camera_zone_service_client::CameraZoneServiceClient,
+        self, alert_rule_service_client::AlertRuleServiceClient, alert_service_client::AlertServiceClient,
+        camera_service_client::CameraServiceClient, camera_zone_service_client::CameraZoneServiceClient,
         delivery_service_client::DeliveryServiceClient, event_service_client::EventServiceClient,
         gpu_stats_service_client::GpuStatsServiceClient, job_service_client::JobServiceClient,
-        job_worker_service_client::JobWorkerServiceClient,
-        monitor_service_client::MonitorServiceClient, notification_channel::Kind,
-        notification_channel_service_client::NotificationChannelServiceClient,
+        job_worker_service_client::JobWorkerServiceClient, monitor_service_client::MonitorServiceClient,
+        notification_channel::Kind, notification_channel_service_client::NotificationChannelServiceClient,
         silence_service_client::SilenceServiceClient, watch_response::Update,
     },
     server::Server,
@@ -54,11 +52,7 @@ impl TestServer {
         let server = start(database.url(), change).await;
         let address = format!("http://{}", server.address);
         let channel = connect(&address).await;
-        Self {
-            channel,
-            database,
-            server,
-        }
+        Self { channel, database, server }
     }
 
     /// Where the server serves metrics, if it does.
@@ -68,15 +62,8 @@ impl TestServer {
 
     /// Stops the server, which must end all calls by itself, and gives back its database.
     pub async fn stop(self) -> TestDatabase {
-        let Self {
-            database,
-            server,
-            channel,
-            ..
-        } = self;
-        let ended = timeout(PATIENCE, server.stop())
-            .await
-            .expect("the server stops");
+        let Self { database, server, channel, .. } = self;
+        let ended = timeout(PATIENCE, server.stop()).await.expect("the server stops");
         drop(channel);
         assert!(ended, "all calls ended within the grace time");
         database
@@ -142,29 +129,14 @@ impl TestServer {
 
     /// Creates a zone.
     pub async fn zone(&self, camera_zone: pb::CameraZone) -> pb::CameraZone {
-        let request = pb::CreateCameraZoneRequest {
-            camera_zone: Some(camera_zone),
-        };
-        self.zones()
-            .create_camera_zone(request)
-            .await
-            .unwrap()
-            .into_inner()
+        let request = pb::CreateCameraZoneRequest { camera_zone: Some(camera_zone) };
+        self.zones().create_camera_zone(request).await.unwrap().into_inner()
     }
 
     /// Creates a channel.
-    pub async fn notification_channel(
-        &self,
-        channel: pb::NotificationChannel,
-    ) -> pb::NotificationChannel {
-        let request = pb::CreateNotificationChannelRequest {
-            notification_channel: Some(channel),
-        };
-        self.channels()
-            .create_notification_channel(request)
-            .await
-            .unwrap()
-            .into_inner()
+    pub async fn notification_channel(&self, channel: pb::NotificationChannel) -> pb::NotificationChannel {
+        let request = pb::CreateNotificationChannelRequest { notification_channel: Some(channel) };
+        self.channels().create_notification_channel(request).await.unwrap().into_inner()
     }
 
     /// Creates channels that only stream.
@@ -181,49 +153,26 @@ impl TestServer {
 
     /// Creates a rule.
     pub async fn rule(&self, alert_rule: pb::AlertRule) -> pb::AlertRule {
-        let request = pb::CreateAlertRuleRequest {
-            alert_rule: Some(alert_rule),
-        };
-        self.rules()
-            .create_alert_rule(request)
-            .await
-            .unwrap()
-            .into_inner()
+        let request = pb::CreateAlertRuleRequest { alert_rule: Some(alert_rule) };
+        self.rules().create_alert_rule(request).await.unwrap().into_inner()
     }
 
     /// Creates a silence.
     pub async fn silence(&self, silence: pb::Silence) -> pb::Silence {
-        let request = pb::CreateSilenceRequest {
-            silence: Some(silence),
-        };
+        let request = pb::CreateSilenceRequest { silence: Some(silence) };
         let silence = self.silences().create_silence(request).await;
         silence.unwrap().into_inner()
     }
 
     /// Ingests an event of this camera with these detections.
-    pub async fn ingest(
-        &self,
-        camera_id: &str,
-        detections: Vec<pb::Detection>,
-    ) -> pb::IngestEventResponse {
+    pub async fn ingest(&self, camera_id: &str, detections: Vec<pb::Detection>) -> pb::IngestEventResponse {
         let request = ingest(camera_id, detections);
-        self.events()
-            .ingest_event(request)
-            .await
-            .unwrap()
-            .into_inner()
+        self.events().ingest_event(request).await.unwrap().into_inner()
     }
 
     /// The same, told of every rule what stopped it.
-    pub async fn explained(
-        &self,
-        camera_id: &str,
-        detections: Vec<pb::Detection>,
-    ) -> pb::IngestEventResponse {
-        let request = pb::IngestEventRequest {
-            explain: true,
-            ..ingest(camera_id, detections)
-        };
+    pub async fn explained(&self, camera_id: &str, detections: Vec<pb::Detection>) -> pb::IngestEventResponse {
+        let request = pb::IngestEventRequest { explain: true, ..ingest(camera_id, detections) };
         let response = self.events().ingest_event(request).await;
         response.unwrap().into_inner()
     }
@@ -235,23 +184,14 @@ impl TestServer {
         let mut watch = Watch::from(responses);
         watch.in_snapshot = in_snapshot;
         let first = watch.next().await;
-        assert!(
-            matches!(first.update, Some(Update::Heartbeat(_))),
-            "{first:?}"
-        );
+        assert!(matches!(first.update, Some(Update::Heartbeat(_))), "{first:?}");
         watch
     }
 }
 
 /// Starts a server in this process, ready to work.
 pub async fn start(database_url: &str, change: impl FnOnce(&mut Settings)) -> Server {
-    let args = [
-        "watchpost",
-        "--listen",
-        "127.0.0.1:0",
-        "--database-url",
-        database_url,
-    ];
+    let args = ["watchpost", "--listen", "127.0.0.1:0", "--database-url", database_url];
     let mut settings = config::read(args).unwrap().settings;
     // Tests of GPUs bring a library of their own.
     settings.nvml_library = Some("/no/such/libnvidia-ml.so.1".into());
@@ -264,20 +204,14 @@ pub async fn start(database_url: &str, change: impl FnOnce(&mut Settings)) -> Se
     settings.secret_key_file = Some(concat!(env!("CARGO_TARGET_TMPDIR"), "/secret.key").into());
     change(&mut settings);
     let mut server = Server::start(&settings).await.unwrap();
-    let ready = timeout(PATIENCE, server.ready())
-        .await
-        .expect("the server gets ready");
+    let ready = timeout(PATIENCE, server.ready()).await.expect("the server gets ready");
     assert!(ready, "the server starts");
     server
 }
 
 /// Connects to a server.
 pub async fn connect(address: &str) -> Channel {
-    Channel::from_shared(address.to_string())
-        .unwrap()
-        .connect()
-        .await
-        .unwrap()
+    Channel::from_shared(address.to_string()).unwrap().connect().await.unwrap()
 }
 
 /// The end of a watch where a client has it.
@@ -291,11 +225,7 @@ pub struct Watch {
 
 impl From<Streaming<pb::WatchResponse>> for Watch {
     fn from(responses: Streaming<pb::WatchResponse>) -> Self {
-        Self {
-            responses,
-            cursor: String::new(),
-            in_snapshot: false,
-        }
+        Self { responses, cursor: String::new(), in_snapshot: false }
     }
 }
 
@@ -308,9 +238,7 @@ impl Watch {
     /// The next response, or how the stream ended.
     pub async fn try_next(&mut self) -> Result<pb::WatchResponse, Status> {
         let next = timeout(PATIENCE, self.responses.message()).await;
-        let response = next
-            .expect("a response comes in time")?
-            .expect("a watch ends with a status");
+        let response = next.expect("a response comes in time")?.expect("a watch ends with a status");
         if matches!(response.update, Some(Update::SnapshotEnd(_))) {
             self.in_snapshot = false;
         }
@@ -341,33 +269,18 @@ impl Watch {
 
 /// A request to ingest an event of this camera with these detections.
 pub fn ingest(camera_id: &str, detections: Vec<pb::Detection>) -> pb::IngestEventRequest {
-    let event = pb::Event {
-        camera_id: camera_id.into(),
-        ..Default::default()
-    };
-    pb::IngestEventRequest {
-        event: Some(event),
-        detections,
-        ..Default::default()
-    }
+    let event = pb::Event { camera_id: camera_id.into(), ..Default::default() };
+    pb::IngestEventRequest { event: Some(event), detections, ..Default::default() }
 }
 
 /// A detection of this type.
 pub fn detection(object_type: &str, confidence: f64) -> pb::Detection {
-    pb::Detection {
-        object_type: Some(object_type.into()),
-        confidence: Some(confidence),
-        ..Default::default()
-    }
+    pb::Detection { object_type: Some(object_type.into()), confidence: Some(confidence), ..Default::default() }
 }
 
 /// A rule without conditions and without cooldown.
 pub fn always(name: &str) -> pb::AlertRule {
-    pb::AlertRule {
-        name: name.into(),
-        cooldown: calls::seconds(0),
-        ..Default::default()
-    }
+    pb::AlertRule { name: name.into(), cooldown: calls::seconds(0), ..Default::default() }
 }
 
 /// A silence of this camera from now on, for an hour.
@@ -382,17 +295,11 @@ pub fn quiet(camera_id: &str) -> pb::Silence {
 }
 
 /// A time so many seconds from now.
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "the fields of messages are options"
-)]
+#[expect(clippy::unnecessary_wraps, reason = "the fields of messages are options")]
 pub fn in_seconds(seconds: i64) -> Option<Timestamp> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now = i64::try_from(now.unwrap().as_secs()).unwrap();
-    Some(Timestamp {
-        seconds: now + seconds,
-        nanos: 0,
-    })
+    Some(Timestamp { seconds: now + seconds, nanos: 0 })
 }
 
 /// A zone of this camera: a rectangle in the middle of the picture, half as wide and half as high.
@@ -410,18 +317,13 @@ pub fn middle(camera_id: &str, id: &str) -> pb::CameraZone {
 /// A watch of these topics from now on.
 pub fn topics(topics: &[pb::Topic]) -> pb::WatchRequest {
     let topics = topics.iter().map(|topic| (*topic).into()).collect();
-    pb::WatchRequest {
-        topics,
-        ..Default::default()
-    }
+    pb::WatchRequest { topics, ..Default::default() }
 }
 
 /// The reason of an error.
 pub fn reason(status: &Status) -> String {
     let details = status.get_error_details();
-    let info = details
-        .error_info()
-        .unwrap_or_else(|| panic!("no reason: {status:?}"));
+    let info = details.error_info().unwrap_or_else(|| panic!("no reason: {status:?}"));
     assert_eq!(info.domain, "watchpost.v1");
     info.reason.clone()
 }
@@ -429,8 +331,6 @@ pub fn reason(status: &Status) -> String {
 /// The field that an error names.
 pub fn field(status: &Status) -> String {
     let details = status.get_error_details();
-    let request = details
-        .bad_request()
-        .unwrap_or_else(|| panic!("no field: {status:?}"));
+    let request = details.bad_request().unwrap_or_else(|| panic!("no field: {status:?}"));
     request.field_violations[0].field.clone()
 }

@@ -12,9 +12,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tonic::transport::Channel;
-use tonic_health::pb::{
-    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
-};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use super::PATIENCE;
 
@@ -57,28 +55,17 @@ impl Process {
     }
 
     fn spawn_command(mut command: Command) -> Self {
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap()).lines();
         let output = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self {
-            child,
-            log,
-            output,
-            address: String::new(),
-        }
+        Self { child, log, output, address: String::new() }
     }
 
     /// Waits for a line of the log with this text.
     pub async fn says(&mut self, text: &str) -> String {
         loop {
             let line = timeout(PATIENCE, self.log.next_line()).await;
-            let line = line
-                .unwrap_or_else(|_| panic!("the log does not say `{text}`"))
-                .unwrap();
+            let line = line.unwrap_or_else(|_| panic!("the log does not say `{text}`")).unwrap();
             let line = line.unwrap_or_else(|| panic!("the process ends before it says `{text}`"));
             if line.contains(text) {
                 return line;
@@ -90,9 +77,7 @@ impl Process {
     pub async fn prints(&mut self, text: &str) -> String {
         loop {
             let line = timeout(PATIENCE, self.output.next_line()).await;
-            let line = line
-                .unwrap_or_else(|_| panic!("it does not print `{text}`"))
-                .unwrap();
+            let line = line.unwrap_or_else(|_| panic!("it does not print `{text}`")).unwrap();
             let line = line.unwrap_or_else(|| panic!("the process ends before it prints `{text}`"));
             if line.contains(text) {
                 return line;
@@ -116,10 +101,7 @@ impl Process {
     }
 
     async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
-        Channel::from_shared(self.address.clone())
-            .unwrap()
-            .connect()
-            .await
+        Channel::from_shared(self.address.clone()).unwrap().connect().await
     }
 
     /// Its process id.
@@ -142,11 +124,7 @@ impl Process {
     /// Sends a signal by its name.
     pub async fn signal(&self, name: &str) {
         let pid = self.child.id().expect("a running process").to_string();
-        let sent = Command::new("kill")
-            .args([&format!("-{name}"), &pid])
-            .status()
-            .await
-            .unwrap();
+        let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status().await.unwrap();
         assert!(sent.success());
     }
 
@@ -169,9 +147,7 @@ async fn rest<R: AsyncRead + Unpin>(lines: &mut Lines<BufReader<R>>) -> String {
 
 /// What the health service says of the server as a whole.
 pub async fn overall(channel: &Channel) -> Option<ServingStatus> {
-    let check = HealthClient::new(channel.clone())
-        .check(HealthCheckRequest::default())
-        .await;
+    let check = HealthClient::new(channel.clone()).check(HealthCheckRequest::default()).await;
     Some(check.ok()?.into_inner().status())
 }
 
@@ -179,11 +155,6 @@ pub async fn overall(channel: &Channel) -> Option<ServingStatus> {
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_watchpost"));
     let folder = std::env::temp_dir();
-    command
-        .args(args)
-        .env_clear()
-        .current_dir(folder)
-        .kill_on_drop(true)
-        .stdin(Stdio::null());
+    command.args(args).env_clear().current_dir(folder).kill_on_drop(true).stdin(Stdio::null());
     command
 }

@@ -92,11 +92,7 @@ impl Receiver {
             more: Notify::new(),
         });
         let serving = tokio::spawn(serve(listener, shared.clone()));
-        Self {
-            address,
-            shared,
-            serving,
-        }
+        Self { address, shared, serving }
     }
 
     /// Where to post.
@@ -154,19 +150,14 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         connections.spawn(async move {
             let service = service_fn(move |request| receive(request, shared.clone()));
             // Whoever hangs up early is no concern of ours.
-            let _ = http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
 
 type Body = BoxBody<Bytes, Infallible>;
 
-async fn receive(
-    request: Request<Incoming>,
-    shared: Arc<Shared>,
-) -> Result<Response<Body>, std::io::Error> {
+async fn receive(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Response<Body>, std::io::Error> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(std::io::Error::other)?;
     shared.received.lock().unwrap().push(Received {

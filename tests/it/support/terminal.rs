@@ -61,13 +61,7 @@ impl Terminal {
                 seen.lock().unwrap().process(&buffer[..length]);
             }
         });
-        Self {
-            child,
-            keys,
-            parser,
-            reading,
-            folder,
-        }
+        Self { child, keys, parser, reading, folder }
     }
 
     /// What is to be seen now.
@@ -102,11 +96,7 @@ impl Terminal {
     /// Sends the binary a signal by its name.
     pub async fn signal(&self, name: &str) {
         let pid = fs::read_to_string(self.folder.path().join("pid")).unwrap();
-        let sent = Command::new("kill")
-            .args([&format!("-{name}"), pid.trim()])
-            .status()
-            .await
-            .unwrap();
+        let sent = Command::new("kill").args([&format!("-{name}"), pid.trim()]).status().await.unwrap();
         assert!(sent.success());
     }
 
@@ -117,10 +107,7 @@ impl Terminal {
             .await
             .unwrap_or_else(|_| panic!("it does not end:\n{}", self.text()))
             .unwrap();
-        timeout(PATIENCE, &mut self.reading)
-            .await
-            .expect("the end of the output")
-            .unwrap();
+        timeout(PATIENCE, &mut self.reading).await.expect("the end of the output").unwrap();
         let log = fs::read_to_string(self.folder.path().join("log")).unwrap();
         assert_eq!((self.taken(), log.as_str()), ((false, false), ""));
         let text = self.text();

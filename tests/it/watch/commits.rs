@@ -32,10 +32,7 @@ fn is_event(update: &Update) -> bool {
 }
 
 async fn acknowledge(server: &TestServer, id: &str) {
-    let request = pb::AcknowledgeAlertRequest {
-        id: id.into(),
-        ..Default::default()
-    };
+    let request = pb::AcknowledgeAlertRequest { id: id.into(), ..Default::default() };
     server.alerts().acknowledge_alert(request).await.unwrap();
 }
 
@@ -74,24 +71,12 @@ async fn an_event_and_its_alerts_are_one_commit(backend: Backend) {
 #[on_both]
 async fn the_last_change_that_a_filter_lets_pass_ends_the_commit(backend: Backend) {
     let server = server_with_a_rule(backend).await;
-    server
-        .rule(pb::AlertRule {
-            severity: Severity::High.into(),
-            ..always("high")
-        })
-        .await;
+    server.rule(pb::AlertRule { severity: Severity::High.into(), ..always("high") }).await;
     server.rule(always("last")).await;
-    let high = pb::AlertWatchFilter {
-        severities: vec![Severity::High.into()],
-        ..Default::default()
-    };
+    let high = pb::AlertWatchFilter { severities: vec![Severity::High.into()], ..Default::default() };
     let mut events = server.watch(topics(&[Topic::Events])).await;
-    let mut high = server
-        .watch(pb::WatchRequest {
-            alert_filter: Some(high),
-            ..topics(&[Topic::Alerts, Topic::Events])
-        })
-        .await;
+    let mut high =
+        server.watch(pb::WatchRequest { alert_filter: Some(high), ..topics(&[Topic::Alerts, Topic::Events]) }).await;
     for _ in 0..2 {
         raise(&server, 1).await;
         let (event, commit, end) = change(&mut events).await;
@@ -117,10 +102,7 @@ async fn commits_are_never_mixed_nor_parted(backend: Backend) {
         ingested.await.unwrap();
     }
     // Live, and again from the table.
-    let again = pb::WatchRequest {
-        cursor: start,
-        ..topics(&[Topic::Events, Topic::Alerts])
-    };
+    let again = pb::WatchRequest { cursor: start, ..topics(&[Topic::Events, Topic::Alerts]) };
     let mut watches = [watch, server.watch(again).await];
     let mut seen = Vec::new();
     for watch in &mut watches {
@@ -128,10 +110,7 @@ async fn commits_are_never_mixed_nor_parted(backend: Backend) {
         let (mut ended, mut open) = (HashSet::new(), None);
         for _ in 0..240 {
             let (_, commit, end) = change(watch).await;
-            assert!(
-                open.is_none_or(|open| open == commit),
-                "a commit is complete before the next"
-            );
+            assert!(open.is_none_or(|open| open == commit), "a commit is complete before the next");
             open = (!end).then_some(commit);
             assert!(!end || ended.insert(commit), "a commit ends once");
             changes.push((commit, end));
@@ -143,20 +122,12 @@ async fn commits_are_never_mixed_nor_parted(backend: Backend) {
     assert_eq!(seen[0], seen[1]);
     // Whoever breaks off within a commit is sent the rest of it.
     let mut watch = server
-        .watch(pb::WatchRequest {
-            cursor: watches[1].cursor.clone(),
-            ..topics(&[Topic::Events, Topic::Alerts])
-        })
+        .watch(pb::WatchRequest { cursor: watches[1].cursor.clone(), ..topics(&[Topic::Events, Topic::Alerts]) })
         .await;
     raise(&server, 1).await;
     let (_, commit, end) = change(&mut watch).await;
     assert!(!end);
-    let mut rest = server
-        .watch(pb::WatchRequest {
-            cursor: watch.cursor,
-            ..topics(&[])
-        })
-        .await;
+    let mut rest = server.watch(pb::WatchRequest { cursor: watch.cursor, ..topics(&[]) }).await;
     let (rest, same, end) = change(&mut rest).await;
     assert!(matches!(rest, Update::Alert(_)) && same == commit && end);
     server.stop().await;

@@ -17,10 +17,7 @@ use crate::support::{
 };
 
 fn from(start: WatchStart) -> pb::WatchRequest {
-    pb::WatchRequest {
-        start: start.into(),
-        ..topics(&[Topic::Alerts])
-    }
+    pb::WatchRequest { start: start.into(), ..topics(&[Topic::Alerts]) }
 }
 
 /// What a snapshot holds of alerts, in order.
@@ -56,12 +53,7 @@ async fn open(server: &TestServer) -> Db {
 
 async fn status(server: &TestServer) -> pb::GetFeedStatusResponse {
     let request = pb::GetFeedStatusRequest {};
-    server
-        .monitor()
-        .get_feed_status(request)
-        .await
-        .unwrap()
-        .into_inner()
+    server.monitor().get_feed_status(request).await.unwrap().into_inner()
 }
 
 /// A transaction of somebody else that has written, and holds the feed back on PostgreSQL. SQLite
@@ -74,11 +66,7 @@ async fn running(server: &TestServer, backend: Backend) -> Option<sea_orm::Datab
     }
     let db = server.database.connect().await;
     let tx = db.begin().await.unwrap();
-    tx.execute_unprepared(
-        "UPDATE feed_state SET id = id WHERE id < 0; SELECT pg_current_xact_id()",
-    )
-    .await
-    .unwrap();
+    tx.execute_unprepared("UPDATE feed_state SET id = id WHERE id < 0; SELECT pg_current_xact_id()").await.unwrap();
     Some(tx)
 }
 
@@ -87,33 +75,17 @@ async fn a_snapshot_holds_what_is_open_and_what_follows_is_live(backend: Backend
     let server = server_with_a_rule(backend).await;
     let raised = raise(&server, 5).await;
     let (acknowledged, dismissed) = (raised[1].clone(), raised[3].clone());
-    let request = pb::AcknowledgeAlertRequest {
-        id: acknowledged,
-        ..Default::default()
-    };
+    let request = pb::AcknowledgeAlertRequest { id: acknowledged, ..Default::default() };
     server.alerts().acknowledge_alert(request).await.unwrap();
-    let request = pb::DismissAlertRequest {
-        id: dismissed,
-        ..Default::default()
-    };
+    let request = pb::DismissAlertRequest { id: dismissed, ..Default::default() };
     server.alerts().dismiss_alert(request).await.unwrap();
 
     let mut watch = server.watch(from(WatchStart::Snapshot)).await;
     let open = snapshot(&mut watch).await;
     assert_eq!(ids(&open), [0, 2, 4].map(|at: usize| raised[at].clone()));
     for alert in &open {
-        let request = pb::GetAlertRequest {
-            id: alert.id.clone(),
-        };
-        assert_eq!(
-            &server
-                .alerts()
-                .get_alert(request)
-                .await
-                .unwrap()
-                .into_inner(),
-            alert
-        );
+        let request = pb::GetAlertRequest { id: alert.id.clone() };
+        assert_eq!(&server.alerts().get_alert(request).await.unwrap().into_inner(), alert);
     }
     let cursor = watch.cursor.clone();
     let later = raise(&server, 2).await;
@@ -121,19 +93,10 @@ async fn a_snapshot_holds_what_is_open_and_what_follows_is_live(backend: Backend
     let mut resumed = server.watch(alerts_after(&cursor)).await;
     assert_eq!(new_alerts(&mut resumed, 2).await, later);
 
-    let nothing = pb::AlertWatchFilter {
-        camera_ids: vec!["garage".into()],
-        ..Default::default()
-    };
-    let nothing = pb::WatchRequest {
-        alert_filter: Some(nothing),
-        ..from(WatchStart::Snapshot)
-    };
+    let nothing = pb::AlertWatchFilter { camera_ids: vec!["garage".into()], ..Default::default() };
+    let nothing = pb::WatchRequest { alert_filter: Some(nothing), ..from(WatchStart::Snapshot) };
     assert_eq!(snapshot(&mut server.watch(nothing).await).await, []);
-    let events = pb::WatchRequest {
-        topics: vec![Topic::Events.into()],
-        ..from(WatchStart::Snapshot)
-    };
+    let events = pb::WatchRequest { topics: vec![Topic::Events.into()], ..from(WatchStart::Snapshot) };
     assert_eq!(snapshot(&mut server.watch(events).await).await, []);
     server.stop().await;
 }
@@ -178,9 +141,7 @@ async fn between_snapshot_and_live_nothing_is_missing_and_nothing_comes_twice(ba
 }
 
 #[on_both]
-async fn what_waits_behind_a_running_transaction_is_in_the_snapshot_and_not_live_again(
-    backend: Backend,
-) {
+async fn what_waits_behind_a_running_transaction_is_in_the_snapshot_and_not_live_again(backend: Backend) {
     let server = server_with_a_rule(backend).await;
     let tx = running(&server, backend).await;
     let raised = raise(&server, 3).await;
@@ -236,32 +197,21 @@ async fn the_status_of_the_feed_tells_what_is_held(backend: Backend) {
     })
     .await;
     let empty = status(&server).await;
-    assert_eq!(
-        (empty.changes, empty.deleted_changes, empty.max_changes),
-        (0, 0, 5_000)
-    );
+    assert_eq!((empty.changes, empty.deleted_changes, empty.max_changes), (0, 0, 5_000));
     assert_eq!(empty.retention.unwrap().seconds, 3600);
-    assert_eq!(
-        (&empty.oldest_recorded_at, &empty.newest_recorded_at),
-        (&None, &None)
-    );
+    assert_eq!((&empty.oldest_recorded_at, &empty.newest_recorded_at), (&None, &None));
     server.camera("door").await;
     server.rule(always("everything")).await;
     raise(&server, 4).await;
     // A camera, a rule, and four times an event and an alert.
     let full = status(&server).await;
     assert_eq!((full.changes, full.deleted_changes), (10, 0));
-    let time = |time: Option<prost_types::Timestamp>| {
-        std::time::SystemTime::try_from(time.unwrap()).unwrap()
-    };
+    let time = |time: Option<prost_types::Timestamp>| std::time::SystemTime::try_from(time.unwrap()).unwrap();
     assert!(time(full.oldest_recorded_at) <= time(full.newest_recorded_at));
 
     // All but the newest three are deleted; watches know.
     let db = open(&server).await;
-    let keep_three = Retention {
-        max_age: Duration::from_hours(1),
-        max_changes: 3,
-    };
+    let keep_three = Retention { max_age: Duration::from_hours(1), max_changes: 3 };
     let mut deleted = 0;
     while deleted < 7 {
         deleted += prune(&db, keep_three).await.unwrap();
@@ -270,22 +220,12 @@ async fn the_status_of_the_feed_tells_what_is_held(backend: Backend) {
     assert_eq!(deleted, 7);
     let left = status(&server).await;
     assert_eq!((left.changes, left.deleted_changes), (3, 7));
-    let expired = server
-        .monitor()
-        .watch(alerts_after(&full.earliest_cursor))
-        .await
-        .unwrap_err();
-    assert_eq!(
-        (expired.code(), reason(&expired)),
-        (Code::OutOfRange, "CURSOR_EXPIRED".into())
-    );
+    let expired = server.monitor().watch(alerts_after(&full.earliest_cursor)).await.unwrap_err();
+    assert_eq!((expired.code(), reason(&expired)), (Code::OutOfRange, "CURSOR_EXPIRED".into()));
     let details = tonic_types::StatusExt::get_error_details(&expired);
     let metadata = &details.error_info().unwrap().metadata;
     assert_eq!(metadata["earliest_cursor"], left.earliest_cursor);
-    let held = pb::WatchRequest {
-        cursor: left.earliest_cursor,
-        ..topics(&[])
-    };
+    let held = pb::WatchRequest { cursor: left.earliest_cursor, ..topics(&[]) };
     let mut held = server.watch(held).await;
     for _ in 0..3 {
         held.update().await;

@@ -2,8 +2,8 @@
 
 use tonic::Code;
 use watchpost::pb::{
-    self, CameraZoneAnchor, CameraZoneShape, RuleStop,
-    camera_zone_service_client::CameraZoneServiceClient, event_service_client::EventServiceClient,
+    self, CameraZoneAnchor, CameraZoneShape, RuleStop, camera_zone_service_client::CameraZoneServiceClient,
+    event_service_client::EventServiceClient,
 };
 
 use super::{delete, object_at, points, update};
@@ -50,50 +50,25 @@ async fn one_detection_must_meet_type_confidence_and_zone(backend: Backend) {
             ..in_zones(&["other", "middle"])
         })
         .await;
-    let unsure = |seen| pb::Detection {
-        confidence: Some(0.7),
-        ..seen
-    };
-    let sizeless = |seen| pb::Detection {
-        video_width: None,
-        ..seen
-    };
-    let (inside, outside) = (
-        |name| object_at(name, 500, 250),
-        |name| object_at(name, 100, 250),
-    );
+    let unsure = |seen| pb::Detection { confidence: Some(0.7), ..seen };
+    let sizeless = |seen| pb::Detection { video_width: None, ..seen };
+    let (inside, outside) = (|name| object_at(name, 500, 250), |name| object_at(name, 100, 250));
     for (camera, detections, expected) in [
         ("door", vec![inside("person")], "middle:person"),
         ("gate", vec![inside("person")], "other:person"),
         // On the edge, and a pixel beside it.
         ("door", vec![object_at("PERSON", 250, 375)], "middle:person"),
-        (
-            "door",
-            vec![object_at("person", 249, 375)],
-            "the detection is in none of zone_ids",
-        ),
+        ("door", vec![object_at("person", 249, 375)], "the detection is in none of zone_ids"),
         // Each of them meets something, and none all.
         (
             "door",
             vec![inside("dog"), unsure(inside("person")), outside("person")],
             "the detection is in none of zone_ids",
         ),
-        (
-            "door",
-            vec![outside("person"), outside("person")],
-            "none of 2 detections is in one of zone_ids",
-        ),
+        ("door", vec![outside("person"), outside("person")], "none of 2 detections is in one of zone_ids"),
         ("door", vec![inside("dog")], "RULE_STOP_OBJECT_TYPES"),
-        (
-            "door",
-            vec![unsure(inside("person"))],
-            "RULE_STOP_MIN_CONFIDENCE",
-        ),
-        (
-            "door",
-            vec![outside("person"), inside("dog"), inside("person")],
-            "middle:person",
-        ),
+        ("door", vec![unsure(inside("person"))], "RULE_STOP_MIN_CONFIDENCE"),
+        ("door", vec![outside("person"), inside("dog"), inside("person")], "middle:person"),
         // What is not known is not guessed, and stops nothing that is.
         (
             "door",
@@ -103,27 +78,15 @@ async fn one_detection_must_meet_type_confidence_and_zone(backend: Backend) {
         ),
         (
             "door",
-            vec![
-                outside("person"),
-                detection("person", 0.9),
-                sizeless(inside("person")),
-            ],
+            vec![outside("person"), detection("person", 0.9), sizeless(inside("person"))],
             "none of 3 detections is in one of zone_ids; unknown placement of 2, \
                  the first has no bounding box",
         ),
-        (
-            "door",
-            vec![sizeless(outside("person")), inside("person")],
-            "middle:person",
-        ),
+        ("door", vec![sizeless(outside("person")), inside("person")], "middle:person"),
         ("door", vec![], "RULE_STOP_OBJECT_TYPES"),
     ] {
         let case = format!("{detections:?}");
-        assert_eq!(
-            outcome(&server, camera, detections).await,
-            expected,
-            "{case}"
-        );
+        assert_eq!(outcome(&server, camera, detections).await, expected, "{case}");
     }
     server.stop().await;
 }
@@ -137,48 +100,25 @@ async fn the_first_zone_that_matched_is_told(backend: Backend) {
         priority,
         ..middle("door", id)
     };
-    for zone in [
-        wide("b", 1),
-        wide("a", 1),
-        pb::CameraZone {
-            priority: 2,
-            ..middle("door", "high")
-        },
-        wide("unasked", 9),
-    ] {
+    for zone in
+        [wide("b", 1), wide("a", 1), pb::CameraZone { priority: 2, ..middle("door", "high") }, wide("unasked", 9)]
+    {
         server.zone(zone).await;
     }
     server.rule(in_zones(&["b", "high", "a"])).await;
-    let typeless = pb::Detection {
-        object_type: None,
-        ..object_at("", 500, 250)
-    };
+    let typeless = pb::Detection { object_type: None, ..object_at("", 500, 250) };
     for (detections, expected) in [
         (vec![object_at("dog", 500, 250)], "high:dog"),
         (vec![object_at("dog", 10, 10)], "a:dog"),
         // The type is that of a detection in the zone that is told.
-        (
-            vec![object_at("cat", 10, 10), object_at("dog", 500, 250)],
-            "high:dog",
-        ),
-        (
-            vec![object_at("cat", 10, 10), typeless.clone()],
-            "high:unknown",
-        ),
+        (vec![object_at("cat", 10, 10), object_at("dog", 500, 250)], "high:dog"),
+        (vec![object_at("cat", 10, 10), typeless.clone()], "high:unknown"),
         (vec![typeless, object_at("dog", 500, 250)], "high:dog"),
     ] {
         let case = format!("{detections:?}");
-        assert_eq!(
-            outcome(&server, "door", detections).await,
-            expected,
-            "{case}"
-        );
+        assert_eq!(outcome(&server, "door", detections).await, expected, "{case}");
     }
-    let alert = server
-        .ingest("door", vec![object_at("dog", 10, 10)])
-        .await
-        .alerts
-        .remove(0);
+    let alert = server.ingest("door", vec![object_at("dog", 10, 10)]).await.alerts.remove(0);
     let metadata = alert.metadata.unwrap().fields;
     let zone = prost_types::value::Kind::StringValue("a".into());
     assert_eq!(metadata["zone_id"].kind, Some(zone));
@@ -192,15 +132,8 @@ async fn anchors_decide_what_must_lie_in_the_zone(backend: Backend) {
     server.zone(middle("door", "z")).await;
     server.rule(in_zones(&["z"])).await;
     let anchor = async |anchor: CameraZoneAnchor, min_overlap| {
-        let zone = pb::CameraZone {
-            id: "z".into(),
-            anchor: anchor.into(),
-            min_overlap,
-            ..Default::default()
-        };
-        update(&server, zone, &["anchor", "min_overlap"])
-            .await
-            .unwrap();
+        let zone = pb::CameraZone { id: "z".into(), anchor: anchor.into(), min_overlap, ..Default::default() };
+        update(&server, zone, &["anchor", "min_overlap"]).await.unwrap();
     };
     // The lower edge of the zone is at 375: half of the box is below it.
     let half = || vec![object_at("dog", 500, 375)];
@@ -225,17 +158,11 @@ async fn a_change_of_a_zone_is_in_force_for_the_next_event(backend: Backend) {
     server.zone(middle("door", "z")).await;
     server.rule(in_zones(&["z"])).await;
     let seen = || vec![object_at("dog", 500, 250)];
-    let change = pb::CameraZone {
-        id: "z".into(),
-        ..Default::default()
-    };
+    let change = pb::CameraZone { id: "z".into(), ..Default::default() };
     let gone = "none of zone_ids is an enabled zone of camera door";
     for _ in 0..3 {
         assert_eq!(outcome(&server, "door", seen()).await, "z:dog");
-        let off = pb::CameraZone {
-            enabled: Some(false),
-            ..change.clone()
-        };
+        let off = pb::CameraZone { enabled: Some(false), ..change.clone() };
         update(&server, off, &[]).await.unwrap();
         assert_eq!(outcome(&server, "door", seen()).await, gone);
         let away = pb::CameraZone {
@@ -245,24 +172,15 @@ async fn a_change_of_a_zone_is_in_force_for_the_next_event(backend: Backend) {
             ..change.clone()
         };
         update(&server, away, &[]).await.unwrap();
-        assert_eq!(
-            outcome(&server, "door", seen()).await,
-            "the detection is in none of zone_ids"
-        );
-        let back = pb::CameraZone {
-            coordinates: middle("door", "z").coordinates,
-            ..change.clone()
-        };
+        assert_eq!(outcome(&server, "door", seen()).await, "the detection is in none of zone_ids");
+        let back = pb::CameraZone { coordinates: middle("door", "z").coordinates, ..change.clone() };
         update(&server, back, &[]).await.unwrap();
     }
     delete(&server, "z", true).await.unwrap();
     assert_eq!(outcome(&server, "door", seen()).await, gone);
     server.zone(middle("door", "z")).await;
     assert_eq!(outcome(&server, "door", seen()).await, "z:dog");
-    assert_eq!(
-        outcome(&server, "door", vec![]).await,
-        "there is no detection"
-    );
+    assert_eq!(outcome(&server, "door", vec![]).await, "there is no detection");
     server.stop().await;
 }
 
@@ -273,10 +191,7 @@ async fn zones_are_in_force_after_a_restart(backend: Backend) {
     server.zone(middle("door", "z")).await;
     server.rule(in_zones(&["z"])).await;
     let again = TestServer::start_with(server.stop().await, |_| {}).await;
-    assert_eq!(
-        outcome(&again, "door", vec![object_at("dog", 500, 250)]).await,
-        "z:dog"
-    );
+    assert_eq!(outcome(&again, "door", vec![object_at("dog", 500, 250)]).await, "z:dog");
     again.stop().await;
 }
 
@@ -288,34 +203,21 @@ async fn rules_name_zones_that_there_are(backend: Backend) {
         server.zone(middle("door", id)).await;
     }
     let create = async |ids: &[&str]| {
-        let request = pb::CreateAlertRuleRequest {
-            alert_rule: Some(in_zones(ids)),
-        };
+        let request = pb::CreateAlertRuleRequest { alert_rule: Some(in_zones(ids)) };
         server.rules().create_alert_rule(request).await
     };
     let update = async |id: &str, ids: &[&str]| {
-        let alert_rule = Some(pb::AlertRule {
-            id: id.into(),
-            zone_ids: strings(ids),
-            ..Default::default()
-        });
+        let alert_rule = Some(pb::AlertRule { id: id.into(), zone_ids: strings(ids), ..Default::default() });
         server
             .rules()
-            .update_alert_rule(pb::UpdateAlertRuleRequest {
-                alert_rule,
-                update_mask: None,
-                ..Default::default()
-            })
+            .update_alert_rule(pb::UpdateAlertRuleRequest { alert_rule, update_mask: None, ..Default::default() })
             .await
     };
     let unknown = |reply, path: &str| {
         let status = failed(reply, Code::FailedPrecondition, "BROKEN_REFERENCE");
         assert_eq!(field(&status), path);
     };
-    unknown(
-        create(&["a", "b", "nope", "no"]).await,
-        "alert_rule.zone_ids[2]",
-    );
+    unknown(create(&["a", "b", "nope", "no"]).await, "alert_rule.zone_ids[2]");
     unknown(create(&["A"]).await, "alert_rule.zone_ids[0]");
     let id = create(&["a", "b", "a"]).await.unwrap().into_inner().id;
     unknown(update(&id, &["b", "nope"]).await, "alert_rule.zone_ids[1]");
@@ -337,14 +239,9 @@ async fn a_zone_goes_or_a_rule_comes_but_not_both(backend: Backend) {
         let id = format!("z{round}");
         server.zone(middle("door", &id)).await;
         let (mut zones, mut rules) = (server.zones(), server.rules());
-        let request = pb::DeleteCameraZoneRequest {
-            id: id.clone(),
-            force: false,
-        };
+        let request = pb::DeleteCameraZoneRequest { id: id.clone(), force: false };
         let gone = tokio::spawn(async move { zones.delete_camera_zone(request).await });
-        let request = pb::CreateAlertRuleRequest {
-            alert_rule: Some(in_zones(&[&id])),
-        };
+        let request = pb::CreateAlertRuleRequest { alert_rule: Some(in_zones(&[&id])) };
         let came = tokio::spawn(async move { rules.create_alert_rule(request).await });
         let (gone, came) = (gone.await.unwrap(), came.await.unwrap());
         assert_ne!(gone.is_ok(), came.is_ok(), "{gone:?} {came:?}");
@@ -376,22 +273,13 @@ async fn zones_are_in_force_on_another_process() {
         known.await.expect("the other server learns of the zone");
     };
     for enabled in [false, true] {
-        let zone = pb::CameraZone {
-            id: "z".into(),
-            enabled: Some(enabled),
-            ..Default::default()
-        };
+        let zone = pb::CameraZone { id: "z".into(), enabled: Some(enabled), ..Default::default() };
         update(&one, zone, &[]).await.unwrap();
         becomes(enabled).await;
     }
     delete(&one, "z", true).await.unwrap();
     becomes(false).await;
-    zones
-        .create_camera_zone(pb::CreateCameraZoneRequest {
-            camera_zone: Some(middle("door", "z")),
-        })
-        .await
-        .unwrap();
+    zones.create_camera_zone(pb::CreateCameraZoneRequest { camera_zone: Some(middle("door", "z")) }).await.unwrap();
     becomes(true).await;
     assert!(two.stop().await);
     one.stop().await;

@@ -40,11 +40,7 @@ fn strings(values: &[&str]) -> Option<Strings> {
 }
 
 fn detection(object_type: &str, confidence: impl Into<Option<f64>>) -> DetectionFacts {
-    DetectionFacts::new(
-        Some(object_type),
-        confidence.into(),
-        Err(PlacementError::NoBox),
-    )
+    DetectionFacts::new(Some(object_type), confidence.into(), Err(PlacementError::NoBox))
 }
 
 fn stop(rule: alert_rule::Model, facts: &EventFacts) -> Option<RuleStop> {
@@ -61,131 +57,36 @@ fn every_condition_that_is_set_must_be_met() {
         camera_id: "door".into(),
         risk_score: Some(70),
         started_at: "2026-11-27T12:00:00Z".parse().unwrap(),
-        detections: vec![
-            detection("person", 0.5),
-            detection("dog", 0.95),
-            detection("car", None),
-        ],
+        detections: vec![detection("person", 0.5), detection("dog", 0.95), detection("car", None)],
         zones: Arc::default(),
         types: OnceCell::new(),
     };
     let at = |start: &str, end: &str| {
-        Some(Schedule {
-            start_time: Some(start.into()),
-            end_time: Some(end.into()),
-            ..Schedule::default()
-        })
+        Some(Schedule { start_time: Some(start.into()), end_time: Some(end.into()), ..Schedule::default() })
     };
     let cases = [
         (row(), None),
+        (alert_rule::Model { risk_threshold: Some(70), ..row() }, None),
+        (alert_rule::Model { risk_threshold: Some(71), ..row() }, Some(RuleStop::RiskThreshold)),
+        (alert_rule::Model { camera_ids: strings(&["door"]), ..row() }, None),
+        (alert_rule::Model { camera_ids: strings(&["Door"]), ..row() }, Some(RuleStop::CameraIds)),
+        (alert_rule::Model { object_types: strings(&["PERSON"]), ..row() }, None),
+        (alert_rule::Model { object_types: strings(&["cat"]), ..row() }, Some(RuleStop::ObjectTypes)),
+        (alert_rule::Model { object_types: strings(&[]), ..row() }, None),
+        (alert_rule::Model { min_confidence: Some(0.95), ..row() }, None),
+        (alert_rule::Model { min_confidence: Some(0.96), ..row() }, Some(RuleStop::MinConfidence)),
         (
-            alert_rule::Model {
-                risk_threshold: Some(70),
-                ..row()
-            },
-            None,
-        ),
-        (
-            alert_rule::Model {
-                risk_threshold: Some(71),
-                ..row()
-            },
-            Some(RuleStop::RiskThreshold),
-        ),
-        (
-            alert_rule::Model {
-                camera_ids: strings(&["door"]),
-                ..row()
-            },
-            None,
-        ),
-        (
-            alert_rule::Model {
-                camera_ids: strings(&["Door"]),
-                ..row()
-            },
-            Some(RuleStop::CameraIds),
-        ),
-        (
-            alert_rule::Model {
-                object_types: strings(&["PERSON"]),
-                ..row()
-            },
-            None,
-        ),
-        (
-            alert_rule::Model {
-                object_types: strings(&["cat"]),
-                ..row()
-            },
-            Some(RuleStop::ObjectTypes),
-        ),
-        (
-            alert_rule::Model {
-                object_types: strings(&[]),
-                ..row()
-            },
-            None,
-        ),
-        (
-            alert_rule::Model {
-                min_confidence: Some(0.95),
-                ..row()
-            },
-            None,
-        ),
-        (
-            alert_rule::Model {
-                min_confidence: Some(0.96),
-                ..row()
-            },
+            alert_rule::Model { object_types: strings(&["person"]), min_confidence: Some(0.9), ..row() },
             Some(RuleStop::MinConfidence),
         ),
+        (alert_rule::Model { object_types: strings(&["dog"]), min_confidence: Some(0.9), ..row() }, None),
         (
-            alert_rule::Model {
-                object_types: strings(&["person"]),
-                min_confidence: Some(0.9),
-                ..row()
-            },
+            alert_rule::Model { object_types: strings(&["car"]), min_confidence: Some(0.0), ..row() },
             Some(RuleStop::MinConfidence),
         ),
-        (
-            alert_rule::Model {
-                object_types: strings(&["dog"]),
-                min_confidence: Some(0.9),
-                ..row()
-            },
-            None,
-        ),
-        (
-            alert_rule::Model {
-                object_types: strings(&["car"]),
-                min_confidence: Some(0.0),
-                ..row()
-            },
-            Some(RuleStop::MinConfidence),
-        ),
-        (
-            alert_rule::Model {
-                zone_ids: strings(&["z"]),
-                ..row()
-            },
-            Some(RuleStop::ZoneIds),
-        ),
-        (
-            alert_rule::Model {
-                schedule: at("12:00", "13:00"),
-                ..row()
-            },
-            None,
-        ),
-        (
-            alert_rule::Model {
-                schedule: at("11:00", "12:00"),
-                ..row()
-            },
-            Some(RuleStop::Schedule),
-        ),
+        (alert_rule::Model { zone_ids: strings(&["z"]), ..row() }, Some(RuleStop::ZoneIds)),
+        (alert_rule::Model { schedule: at("12:00", "13:00"), ..row() }, None),
+        (alert_rule::Model { schedule: at("11:00", "12:00"), ..row() }, Some(RuleStop::Schedule)),
     ];
     for (rule, expected) in cases {
         let conditions = conditions_of(&rule);
@@ -203,22 +104,13 @@ fn what_is_not_known_does_not_match() {
         zones: Arc::default(),
         types: OnceCell::new(),
     };
-    let threshold = alert_rule::Model {
-        risk_threshold: Some(0),
-        ..row()
-    };
+    let threshold = alert_rule::Model { risk_threshold: Some(0), ..row() };
     assert_eq!(stop(threshold, &facts), Some(RuleStop::RiskThreshold));
-    let confidence = alert_rule::Model {
-        min_confidence: Some(0.0),
-        ..row()
-    };
+    let confidence = alert_rule::Model { min_confidence: Some(0.0), ..row() };
     assert_eq!(stop(confidence, &facts), Some(RuleStop::MinConfidence));
     assert_eq!(stop(row(), &facts), None);
 }
 
 fn conditions_of(rule: &alert_rule::Model) -> String {
-    Rule::compile(rule.clone())
-        .unwrap()
-        .conditions
-        .join(" and ")
+    Rule::compile(rule.clone()).unwrap().conditions.join(" and ")
 }

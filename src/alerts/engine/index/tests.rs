@@ -24,10 +24,7 @@ fn the_index_finds_what_the_slow_form_finds() {
         }
         let zones = random.zones();
         let number = random.number(40);
-        let row = |random: &mut Random| alert_rule::Model {
-            id: Uuid::now_v7(),
-            ..random.rule()
-        };
+        let row = |random: &mut Random| alert_rule::Model { id: Uuid::now_v7(), ..random.rule() };
         let rows: Vec<_> = (0..number).map(|_| row(&mut random)).collect();
         let rules = RuleSet::compile(rows);
         // An index that is updated incrementally must equal a new index.
@@ -43,22 +40,13 @@ fn the_index_finds_what_the_slow_form_finds() {
                 .iter()
                 .filter_map(|(slot, rule)| match evaluate::evaluate(rule, &slow) {
                     Verdict::Stopped(..) => None,
-                    Verdict::Matches {
-                        object_type,
-                        zone_id,
-                    } => Some(Match {
-                        rule: slot,
-                        object_type,
-                        zone_id,
-                    }),
+                    Verdict::Matches { object_type, zone_id } => Some(Match { rule: slot, object_type, zone_id }),
                 })
                 .collect();
             let matches = index.matches(&fast);
             assert_eq!(matches, expected, "seed {seed}, round {round}: {fast:?}");
             matched += matches.len();
-            let matches_with_zone = matches
-                .iter()
-                .filter(|rule_match| rule_match.zone_id.is_some());
+            let matches_with_zone = matches.iter().filter(|rule_match| rule_match.zone_id.is_some());
             in_zones += matches_with_zone.count();
         }
         previous = index;
@@ -80,17 +68,9 @@ fn changed(random: &mut Random, previous: &Index, zones: &Arc<ZoneSet>) -> Index
         row.id = known.get(position).copied().unwrap_or_else(Uuid::now_v7);
         row.enabled = random.number(4) > 0;
         let id = row.id;
-        let rows = if random.number(5) > 0 {
-            vec![row]
-        } else {
-            Vec::new()
-        };
+        let rows = if random.number(5) > 0 { vec![row] } else { Vec::new() };
         rules = Arc::new(rules.with(&[id], rows));
-        let zones = if random.number(2) == 0 {
-            zones
-        } else {
-            previous.zones()
-        };
+        let zones = if random.number(2) == 0 { zones } else { previous.zones() };
         index = index.next(rules.clone(), zones.clone());
     }
     index.next(rules, zones.clone())

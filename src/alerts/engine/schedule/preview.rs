@@ -28,35 +28,20 @@ pub struct Preview {
 impl Preview {
     /// Validates all of the request except for the choice of the schedule.
     pub fn parse(request: &pb::PreviewScheduleRequest) -> Result<Self> {
-        let from = request
-            .start_time
-            .map(|start| time::from_proto("start_time", start))
-            .transpose()?;
+        let from = request.start_time.map(|start| time::from_proto("start_time", start)).transpose()?;
         let count = check::within("count", request.count, 0..=MAX_WINDOWS)?;
         let count = if count == 0 { DEFAULT_WINDOWS } else { count };
-        Ok(Self {
-            from: from.unwrap_or_else(entity::now),
-            count: usize::try_from(count).unwrap_or_default(),
-        })
+        Ok(Self { from: from.unwrap_or_else(entity::now), count: usize::try_from(count).unwrap_or_default() })
     }
 
     /// Computes the next windows of a schedule. Without a schedule, a rule is always in force.
-    pub fn windows(
-        &self,
-        schedule: Option<&alert_rule::Schedule>,
-    ) -> Result<pb::PreviewScheduleResponse> {
+    pub fn windows(&self, schedule: Option<&alert_rule::Schedule>) -> Result<pb::PreviewScheduleResponse> {
         let Some(schedule) = schedule else {
-            let always = Window {
-                start: self.from,
-                end: None,
-            };
+            let always = Window { start: self.from, end: None };
             return Ok(self.response(&[always], Tz::utc()));
         };
         let schedule = Schedule::compile(schedule)?;
-        let until = self
-            .from
-            .checked_add_signed(HORIZON)
-            .unwrap_or(DateTime::<Utc>::MAX_UTC);
+        let until = self.from.checked_add_signed(HORIZON).unwrap_or(DateTime::<Utc>::MAX_UTC);
         let windows = schedule.windows(self.from, until, self.count);
         Ok(self.response(&windows, schedule.timezone()))
     }

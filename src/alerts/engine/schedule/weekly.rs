@@ -25,18 +25,13 @@ impl Schedule {
     /// value of another program.
     pub fn compile(schedule: &alert_rule::Schedule) -> Result<Self> {
         let timezone = timezone(&schedule.timezone)?;
-        let mut days = schedule
-            .days
-            .iter()
-            .fold(0, |days, day| days | 1 << *day as u8);
+        let mut days = schedule.days.iter().fold(0, |days, day| days | 1 << *day as u8);
         if days == 0 {
             days = 0b0111_1111;
         }
         let window = match (&schedule.start_time, &schedule.end_time) {
             (None, None) => None,
-            (Some(start), Some(end)) => {
-                Some((minute("start_time", start)?, minute("end_time", end)?))
-            }
+            (Some(start), Some(end)) => Some((minute("start_time", start)?, minute("end_time", end)?)),
             (Some(_), None) => {
                 return Err(Error::invalid("end_time", "is required with start_time"));
             }
@@ -45,16 +40,9 @@ impl Schedule {
             }
         };
         if window.is_some_and(|(start, end)| start == end) {
-            return Err(Error::invalid(
-                "end_time",
-                "must not equal start_time; leave out both for the whole day",
-            ));
+            return Err(Error::invalid("end_time", "must not equal start_time; leave out both for the whole day"));
         }
-        Ok(Self {
-            timezone,
-            days,
-            window,
-        })
+        Ok(Self { timezone, days, window })
     }
 
     /// Returns the time zone of the windows.
@@ -75,9 +63,7 @@ impl Schedule {
             None => starts_on(today),
             Some((start, end)) if start < end => starts_on(today) && (start..end).contains(&now),
             // Windows over midnight belong to the day of their start.
-            Some((start, end)) => {
-                (now >= start && starts_on(today)) || (now < end && starts_on(today + 6))
-            }
+            Some((start, end)) => (now >= start && starts_on(today)) || (now < end && starts_on(today + 6)),
         }
     }
 }
@@ -95,10 +81,7 @@ impl WallClock {
     /// Converts a time to the local time of a time zone.
     pub fn at(time: DateTime<Utc>, timezone: Tz) -> Self {
         let local = time.with_timezone(&timezone);
-        Self {
-            day: local.weekday().num_days_from_monday(),
-            minute: local.hour() * 60 + local.minute(),
-        }
+        Self { day: local.weekday().num_days_from_monday(), minute: local.hour() * 60 + local.minute() }
     }
 }
 
@@ -111,13 +94,10 @@ fn timezone(name: &str) -> Result<Tz> {
 fn minute(field: &str, text: &str) -> Result<u32> {
     let two_digits = |text: &str, max: u32| {
         let digits = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
-        text.parse::<u32>()
-            .ok()
-            .filter(|number| digits && *number <= max)
+        text.parse::<u32>().ok().filter(|number| digits && *number <= max)
     };
-    let minute = text
-        .split_once(':')
-        .and_then(|(hour, minute)| Some(two_digits(hour, 23)? * 60 + two_digits(minute, 59)?));
+    let minute =
+        text.split_once(':').and_then(|(hour, minute)| Some(two_digits(hour, 23)? * 60 + two_digits(minute, 59)?));
     minute.ok_or_else(|| Error::invalid(field, "must be HH:MM, from 00:00 to 23:59"))
 }
 
@@ -138,10 +118,7 @@ pub fn from_proto(field: &str, schedule: &pb::Schedule) -> Result<alert_rule::Sc
                 return Err(Error::invalid(field, "must not be unspecified"));
             }
             Err(_) => {
-                return Err(Error::invalid(
-                    field,
-                    "is not a value that this server knows",
-                ));
+                return Err(Error::invalid(field, "is not a value that this server knows"));
             }
         };
         if days.contains(&day) {
@@ -159,10 +136,7 @@ pub fn from_proto(field: &str, schedule: &pb::Schedule) -> Result<alert_rule::Sc
     };
     match Schedule::compile(&schedule) {
         Ok(_) => Ok(schedule),
-        Err(Error::Invalid {
-            field: name,
-            problem,
-        }) => Err(Error::invalid(format!("{field}.{name}"), problem)),
+        Err(Error::Invalid { field: name, problem }) => Err(Error::invalid(format!("{field}.{name}"), problem)),
         Err(other) => Err(other),
     }
 }
@@ -179,11 +153,7 @@ pub fn to_proto(schedule: alert_rule::Schedule) -> pb::Schedule {
         Weekday::Sunday => pb::DayOfWeek::Sunday,
     };
     pb::Schedule {
-        days: schedule
-            .days
-            .into_iter()
-            .map(|weekday| day(weekday).into())
-            .collect(),
+        days: schedule.days.into_iter().map(|weekday| day(weekday).into()).collect(),
         start_time: schedule.start_time.unwrap_or_default(),
         end_time: schedule.end_time.unwrap_or_default(),
         time_zone: schedule.timezone,
@@ -212,11 +182,7 @@ mod tests {
 
     #[test]
     fn a_window_begins_with_its_start_and_ends_before_its_end() {
-        let night = schedule(
-            &[Weekday::Friday],
-            Some(("22:00", "06:00")),
-            "Europe/Berlin",
-        );
+        let night = schedule(&[Weekday::Friday], Some(("22:00", "06:00")), "Europe/Berlin");
         // 2026-11-27 is a Friday. Berlin is one hour ahead of UTC.
         for (time, inside) in [
             ("2026-11-27T20:59:59Z", false),
@@ -229,36 +195,20 @@ mod tests {
             assert_eq!(night.contains(at(time)), inside, "{time}");
         }
         let sunday = schedule(&[Weekday::Sunday], None, "UTC");
-        assert!(
-            sunday.contains(at("2026-11-29T23:59:59Z"))
-                && !sunday.contains(at("2026-11-30T00:00:00Z"))
-        );
+        assert!(sunday.contains(at("2026-11-29T23:59:59Z")) && !sunday.contains(at("2026-11-30T00:00:00Z")));
         assert!(schedule(&[], None, "UTC").contains(at("2026-11-30T00:00:00Z")));
         let to_midnight = schedule(&[], Some(("08:00", "00:00")), "UTC");
-        assert!(
-            to_midnight.contains(at("2026-11-30T23:59:00Z"))
-                && !to_midnight.contains(at("2026-11-30T00:00:00Z"))
-        );
+        assert!(to_midnight.contains(at("2026-11-30T23:59:00Z")) && !to_midnight.contains(at("2026-11-30T00:00:00Z")));
     }
 
     /// Compares every quarter of an hour of a year, with all clock changes, against windows
     /// computed day by day.
     #[test]
     fn the_wall_clock_decides_when_clocks_change() {
-        let windows = [
-            ("01:30", "02:30"),
-            ("02:00", "03:00"),
-            ("22:00", "06:00"),
-            ("00:00", "03:30"),
-        ];
+        let windows = [("01:30", "02:30"), ("02:00", "03:00"), ("22:00", "06:00"), ("00:00", "03:30")];
         let days = [Weekday::Sunday, Weekday::Saturday];
-        for zone in [
-            "Europe/Berlin",
-            "America/New_York",
-            "Australia/Lord_Howe",
-            "Asia/Kathmandu",
-            "Africa/Casablanca",
-        ] {
+        for zone in ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "Africa/Casablanca"]
+        {
             let timezone: Tz = zone.parse().unwrap();
             for (start, end) in windows {
                 let schedule = schedule(&days, Some((start, end)), zone);
@@ -268,24 +218,13 @@ mod tests {
                 for quarter in 0..365 * 96 {
                     let time = first + TimeDelta::minutes(quarter * 15);
                     let local = time.with_timezone(&timezone).naive_local();
-                    let within =
-                        [local.date(), local.date() - Days::new(1)]
-                            .into_iter()
-                            .any(|date| {
-                                let on = [5, 6].contains(&date.weekday().num_days_from_monday());
-                                let from = date.and_time(clock(start));
-                                let until_date = if end < start {
-                                    date + Days::new(1)
-                                } else {
-                                    date
-                                };
-                                on && (from..until_date.and_time(clock(end))).contains(&local)
-                            });
-                    assert_eq!(
-                        schedule.contains(time),
-                        within,
-                        "{zone} {start}-{end} {time}"
-                    );
+                    let within = [local.date(), local.date() - Days::new(1)].into_iter().any(|date| {
+                        let on = [5, 6].contains(&date.weekday().num_days_from_monday());
+                        let from = date.and_time(clock(start));
+                        let until_date = if end < start { date + Days::new(1) } else { date };
+                        on && (from..until_date.and_time(clock(end))).contains(&local)
+                    });
+                    assert_eq!(schedule.contains(time), within, "{zone} {start}-{end} {time}");
                 }
             }
         }
@@ -293,11 +232,7 @@ mod tests {
 
     #[test]
     fn bad_schedules_are_refused_by_field() {
-        let good = pb::Schedule {
-            start_time: "08:00".into(),
-            end_time: "18:00".into(),
-            ..Default::default()
-        };
+        let good = pb::Schedule { start_time: "08:00".into(), end_time: "18:00".into(), ..Default::default() };
         assert_eq!(from_proto("s", &good).unwrap().timezone, "UTC");
         let field = |schedule: pb::Schedule| match from_proto("s", &schedule) {
             Err(Error::Invalid { field, .. }) => field,
@@ -312,13 +247,8 @@ mod tests {
         assert_eq!(bad(|s| s.end_time.clear()), "s.end_time");
         assert_eq!(bad(|s| s.start_time.clear()), "s.start_time");
         assert_eq!(bad(|s| s.end_time = "08:00".into()), "s.end_time");
-        for time in [
-            "8:00", "24:00", "12:60", "+1:00", "0800", "ab:cd", "08:00:00",
-        ] {
-            let schedule = pb::Schedule {
-                start_time: time.into(),
-                ..good.clone()
-            };
+        for time in ["8:00", "24:00", "12:60", "+1:00", "0800", "ab:cd", "08:00:00"] {
+            let schedule = pb::Schedule { start_time: time.into(), ..good.clone() };
             assert_eq!(field(schedule), "s.start_time", "{time}");
         }
         assert_eq!(bad(|s| s.days = vec![1, 0]), "s.days[1]");

@@ -66,14 +66,10 @@ impl Schedule {
         for date in dates.into_iter().flatten() {
             for minute in &minutes {
                 let time = NaiveTime::from_num_seconds_from_midnight_opt(minute * 60, 0);
-                let local =
-                    time.map(|time| self.timezone.from_local_datetime(&date.and_time(time)));
+                let local = time.map(|time| self.timezone.from_local_datetime(&date.and_time(time)));
                 // A local time occurs twice when clocks are set back, and never when clocks are set
                 // forward.
-                let occurrences = local
-                    .into_iter()
-                    .flat_map(|local| [local.earliest(), local.latest()])
-                    .flatten();
+                let occurrences = local.into_iter().flat_map(|local| [local.earliest(), local.latest()]).flatten();
                 boundaries.extend(occurrences.map(|time| time.to_utc()));
             }
         }
@@ -83,12 +79,7 @@ impl Schedule {
     }
 
     /// Adds the instants of clock changes, with a resolution of one second.
-    fn add_clock_changes(
-        &self,
-        from: DateTime<Utc>,
-        until: DateTime<Utc>,
-        changes: &mut BTreeSet<DateTime<Utc>>,
-    ) {
+    fn add_clock_changes(&self, from: DateTime<Utc>, until: DateTime<Utc>, changes: &mut BTreeSet<DateTime<Utc>>) {
         // No time zone ever changed the clock twice within one hour.
         let mut before = from - TimeDelta::seconds(1);
         while before < until {
@@ -97,8 +88,7 @@ impl Schedule {
             if self.offset(low) != self.offset(high) {
                 while high - low > TimeDelta::seconds(1) {
                     let center = low + (high - low) / 2;
-                    let middle =
-                        center - TimeDelta::nanoseconds(center.timestamp_subsec_nanos().into());
+                    let middle = center - TimeDelta::nanoseconds(center.timestamp_subsec_nanos().into());
                     if self.offset(middle) == self.offset(low) {
                         low = middle;
                     } else {

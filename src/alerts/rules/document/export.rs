@@ -41,10 +41,7 @@ async fn write_rules(
 ) -> Result<Document> {
     let mut last_id = None;
     loop {
-        let mut page = select
-            .clone()
-            .order_by_asc(Column::Id)
-            .limit(RULES_PER_QUERY);
+        let mut page = select.clone().order_by_asc(Column::Id).limit(RULES_PER_QUERY);
         if let Some(last_id) = last_id {
             page = page.filter(Column::Id.gt(last_id));
         }
@@ -53,10 +50,7 @@ async fn write_rules(
             document.add(rule)?;
         }
         if document.rules > MAX_RULES || document.len() > MAX_BYTES {
-            return Err(Error::invalid(
-                "filter",
-                format!("matches more than {MAX_RULES} rules or {MAX_BYTES} bytes"),
-            ));
+            return Err(Error::invalid("filter", format!("matches more than {MAX_RULES} rules or {MAX_BYTES} bytes")));
         }
         match rules.last() {
             Some(rule) => last_id = Some(rule.id),

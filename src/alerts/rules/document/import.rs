@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter,
-    QueryOrder, QuerySelect, TryIntoModel, sea_query::LockType,
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder,
+    QuerySelect, TryIntoModel, sea_query::LockType,
 };
 use uuid::Uuid;
 
@@ -110,10 +110,7 @@ fn at_position(position: usize, error: Error) -> Error {
 }
 
 /// Returns the existing rules of the document by id, locked until the transaction ends.
-async fn lock_existing(
-    tx: &DatabaseTransaction,
-    rules: &[CheckedRule],
-) -> Result<HashMap<Uuid, alert_rule::Model>> {
+async fn lock_existing(tx: &DatabaseTransaction, rules: &[CheckedRule]) -> Result<HashMap<Uuid, alert_rule::Model>> {
     let distinct_ids: BTreeSet<_> = rules.iter().filter_map(|rule| rule.id).collect();
     let ids: Vec<_> = distinct_ids.into_iter().collect();
     let mut before = HashMap::with_capacity(ids.len());
@@ -148,18 +145,12 @@ async fn refuse_unknown_zones(
             .flat_map(|ids| &ids.0)
             .collect();
         let zone_ids = rule.zone_ids.iter().enumerate();
-        new_zones.extend(
-            zone_ids
-                .filter(|(_, id)| !old_zones.contains(id))
-                .map(|(index, id)| (position, index, id)),
-        );
+        new_zones.extend(zone_ids.filter(|(_, id)| !old_zones.contains(id)).map(|(index, id)| (position, index, id)));
     }
     let ids = new_zones.iter().map(|(_, _, id)| *id).collect();
     let existing = lock_existing_zones(tx, &ids).await?;
     match new_zones.iter().find(|(_, _, id)| !existing.contains(*id)) {
-        Some((position, index, _)) => {
-            Err(unknown_zone(&format!("alert_rules[{position}]"), *index))
-        }
+        Some((position, index, _)) => Err(unknown_zone(&format!("alert_rules[{position}]"), *index)),
         None => Ok(()),
     }
 }
@@ -175,17 +166,9 @@ async fn refuse_unknown_channels(
     for rule in rules {
         let old_row = rule.id.and_then(|id| before.get(&id)).cloned();
         let old_channels = old_row.map(|row| pb::AlertRule::from(row).named_channels(""));
-        let old_names: HashSet<_> = old_channels
-            .iter()
-            .flatten()
-            .map(|(_, name)| name)
-            .collect();
+        let old_names: HashSet<_> = old_channels.iter().flatten().map(|(_, name)| name).collect();
         let channels = rule.channels.iter();
-        new_channels.extend(
-            channels
-                .filter(|(_, name)| !old_names.contains(name))
-                .cloned(),
-        );
+        new_channels.extend(channels.filter(|(_, name)| !old_names.contains(name)).cloned());
     }
     refuse_unknown_names(tx, new_channels).await
 }
@@ -203,15 +186,8 @@ fn plan(rule: CheckedRule, before: &HashMap<Uuid, alert_rule::Model>) -> Planned
             None => (ImportAction::Unchanged, None),
         },
     };
-    let result = pb::ImportedAlertRule {
-        id: id.to_string(),
-        action: action.into(),
-    };
-    PlannedChange {
-        result,
-        action,
-        row,
-    }
+    let result = pb::ImportedAlertRule { id: id.to_string(), action: action.into() };
+    PlannedChange { result, action, row }
 }
 
 /// Writes the rules, and announces them in document order.

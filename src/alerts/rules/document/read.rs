@@ -164,8 +164,7 @@ fn deserialize<'de, T: Deserialize<'de>>(document: &'de str) -> Result<Object<T>
         let field = field.to_string();
         Error::invalid(field, format!("cannot be read: {}", error.into_inner()))
     })?;
-    json.end()
-        .map_err(|error| Error::invalid("document", format!("cannot be read: {error}")))?;
+    json.end().map_err(|error| Error::invalid("document", format!("cannot be read: {error}")))?;
     Ok(value)
 }
 
@@ -188,9 +187,7 @@ impl Rule {
             zone_ids: self.zone_ids.unwrap_or_default(),
             min_confidence: self.min_confidence,
             schedule: self.schedule.map(|Object(schedule)| schedule.into()),
-            conditions: self
-                .conditions
-                .and_then(|conditions| json::to_proto_unbounded(Value::Object(conditions))),
+            conditions: self.conditions.and_then(|conditions| json::to_proto_unbounded(Value::Object(conditions))),
             dedup_key_template: self.dedup_key_template,
             cooldown: self.cooldown.map(|text| text.0),
             channels: self.channels.unwrap_or_default(),
@@ -199,10 +196,7 @@ impl Rule {
             escalation: steps.map(|Object(step)| step.into()).collect(),
             ..Default::default()
         };
-        Ok(Entry {
-            id: id.transpose()?,
-            rule,
-        })
+        Ok(Entry { id: id.transpose()?, rule })
     }
 }
 
@@ -220,10 +214,7 @@ impl From<Schedule> for pb::Schedule {
 
 impl From<Step> for pb::EscalationStep {
     fn from(step: Step) -> Self {
-        Self {
-            after: step.after.map(|text| text.0),
-            channels: step.channels.unwrap_or_default(),
-        }
+        Self { after: step.after.map(|text| text.0), channels: step.channels.unwrap_or_default() }
     }
 }
 
@@ -242,9 +233,7 @@ impl TryFrom<String> for DurationText {
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         let duration = text.parse();
-        duration
-            .map(Self)
-            .map_err(|_| "must be a duration such as `300s`")
+        duration.map(Self).map_err(|_| "must be a duration such as `300s`")
     }
 }
 

@@ -83,9 +83,7 @@ impl Document {
     /// Starts a document without rules.
     pub(super) fn new(with_output_only: bool) -> Self {
         Self {
-            text: format!(
-                "{{\n  \"format\": \"{FORMAT}\",\n  \"version\": {VERSION},\n  \"alert_rules\": ["
-            ),
+            text: format!("{{\n  \"format\": \"{FORMAT}\",\n  \"version\": {VERSION},\n  \"alert_rules\": ["),
             rules: 0,
             with_output_only,
         }
@@ -113,11 +111,7 @@ impl Document {
 
     /// Completes the document.
     pub(super) fn finish(mut self) -> String {
-        self.text.push_str(if self.rules > 0 {
-            "\n  ]\n}\n"
-        } else {
-            "]\n}\n"
-        });
+        self.text.push_str(if self.rules > 0 { "\n  ]\n}\n" } else { "]\n}\n" });
         self.text
     }
 
@@ -129,10 +123,8 @@ impl Document {
             time::duration_from_seconds(seconds).to_string()
         }
         fn steps(escalation: &Escalation) -> Option<Vec<Step<'_>>> {
-            let steps = escalation.0.iter().map(|step| Step {
-                after: seconds(step.after_seconds),
-                channels: &step.channels,
-            });
+            let steps =
+                escalation.0.iter().map(|step| Step { after: seconds(step.after_seconds), channels: &step.channels });
             Some(steps.collect()).filter(|steps: &Vec<_>| !steps.is_empty())
         }
         let schedule = |schedule: &'a alert_rule::Schedule| Schedule {

@@ -43,11 +43,7 @@ impl<'a> Summary<'a> {
 
     /// Calls `each` with the time of every sample, in milliseconds. `start` is the start of the
     /// encoded minute.
-    pub(in crate::gpu::history) fn times(
-        &self,
-        start: i64,
-        mut each: impl FnMut(i64),
-    ) -> Result<()> {
+    pub(in crate::gpu::history) fn times(&self, start: i64, mut each: impl FnMut(i64)) -> Result<()> {
         let mut numbers = self.times;
         let mut read = || {
             let mut time = start;
@@ -72,19 +68,12 @@ impl<'a> Summary<'a> {
     }
 
     /// Calls `each` with the number of samples of every run, and their mask.
-    pub(in crate::gpu::history) fn throttle(
-        &self,
-        mut each: impl FnMut(u64, Option<u64>),
-    ) -> Result<()> {
+    pub(in crate::gpu::history) fn throttle(&self, mut each: impl FnMut(u64, Option<u64>)) -> Result<()> {
         let mut numbers = self.throttle;
         let mut read = || {
             while !numbers.is_empty() {
                 let samples = numbers.next()?;
-                let mask = if numbers.next()? == 0 {
-                    None
-                } else {
-                    Some(numbers.next()?)
-                };
+                let mask = if numbers.next()? == 0 { None } else { Some(numbers.next()?) };
                 each(samples, mask);
             }
             Some(())
@@ -101,12 +90,7 @@ impl<'a> Summary<'a> {
                 let epoch = numbers.signed()?;
                 let first = numbers.next()?.cast_signed();
                 let last = first.checked_add(numbers.next()?.cast_signed())?;
-                each(EnergyRun {
-                    readings,
-                    epoch,
-                    first,
-                    last,
-                });
+                each(EnergyRun { readings, epoch, first, last });
             }
             Some(())
         };
@@ -152,10 +136,7 @@ pub(in crate::gpu::history) fn add_values(
 
 impl Distribution {
     /// Adds the values that `encode_values` has written.
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "only exact doubles are written in these formats"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "only exact doubles are written in these formats")]
     fn add(&mut self, mut numbers: NumberReader<'_>) -> Option<()> {
         let format = numbers.next()?;
         let distinct = usize::try_from(numbers.next()?).ok()?;
@@ -204,18 +185,14 @@ impl<'a> NumberReader<'a> {
         match numbers.next() {
             Some(version) if version == u64::from(VERSION) => Ok(numbers),
             Some(version) => {
-                let problem =
-                    format!("the roll-up has version {version}, but this server reads {VERSION}");
+                let problem = format!("the roll-up has version {version}, but this server reads {VERSION}");
                 Err(Error::internal(problem))
             }
             None => Err(damaged_error()),
         }
     }
 
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "only exact doubles are written in these formats"
-    )]
+    #[expect(clippy::cast_precision_loss, reason = "only exact doubles are written in these formats")]
     fn metric_bucket(&mut self) -> Option<pb::GpuMetricBucket> {
         let format = self.next()?;
         let samples = self.next()?.cast_signed();
@@ -227,11 +204,7 @@ impl<'a> NumberReader<'a> {
                 *value = self.double()?;
             }
         } else {
-            let scale = if format % CONSTANT == WHOLE {
-                1.0
-            } else {
-                1_000.0
-            };
+            let scale = if format % CONSTANT == WHOLE { 1.0 } else { 1_000.0 };
             let least = self.signed()?;
             values[0] = least as f64 / scale;
             for value in &mut values[1..given] {

@@ -5,12 +5,7 @@ use crate::{error::Result, gpu::history::distribution::Distribution, pb};
 
 /// Sample without values.
 fn sample(at: i64) -> Sample {
-    Sample {
-        at_us: at * 1_000,
-        throttle: None,
-        energy: None,
-        values: [None; METRICS],
-    }
+    Sample { at_us: at * 1_000, throttle: None, energy: None, values: [None; METRICS] }
 }
 
 fn read_times(digest: &Digest, start: i64) -> Vec<i64> {
@@ -80,21 +75,14 @@ fn values_come_back_exactly() {
         assert_eq!(first_bucket(&digest.summary).unwrap(), read);
         assert_eq!(read.samples, i64::try_from(values.len()).unwrap());
         assert_eq!(read.min, sorted.first().copied());
-        assert_eq!(
-            (read.max, read.p95),
-            (sorted.last().copied(), sorted.last().copied())
-        );
+        assert_eq!((read.max, read.p95), (sorted.last().copied(), sorted.last().copied()));
         assert_eq!(read.last, values.last().copied());
     }
 }
 
 #[test]
 fn masks_and_energy_come_in_runs() {
-    let with = |throttle, energy| Sample {
-        throttle,
-        energy,
-        ..sample(0)
-    };
+    let with = |throttle, energy| Sample { throttle, energy, ..sample(0) };
     let samples = [
         with(Some(4), Some((7, 10))),
         with(Some(4), Some((7, 10))),
@@ -106,12 +94,8 @@ fn masks_and_energy_come_in_runs() {
     let bytes = encode(0, &samples).summary;
     let digest = Summary::parse(&bytes).unwrap();
     let (mut masks, mut runs) = (Vec::new(), Vec::new());
-    digest
-        .throttle(|samples, mask| masks.push((samples, mask)))
-        .unwrap();
-    digest
-        .energy(|run| runs.push((run.readings, run.epoch, run.first, run.last)))
-        .unwrap();
+    digest.throttle(|samples, mask| masks.push((samples, mask))).unwrap();
+    digest.energy(|run| runs.push((run.readings, run.epoch, run.first, run.last))).unwrap();
     let expected = [(2, Some(4)), (1, None), (2, Some(u64::MAX)), (1, Some(0))];
     assert_eq!(masks, expected);
     assert_eq!(runs, [(3, 7, 10, 25), (1, 7, 20, 20), (1, -8, 0, 0)]);
@@ -123,10 +107,7 @@ fn what_is_cut_off_or_from_the_future_is_an_error() {
     one.values[0] = Some(0.1 + 0.2);
     one.throttle = Some(300);
     one.energy = Some((1, 1 << 40));
-    let Digest {
-        summary,
-        distribution,
-    } = encode(60_000, &[one.clone(), one]);
+    let Digest { summary, distribution } = encode(60_000, &[one.clone(), one]);
     let read_summary = |bytes: &[u8]| {
         let summary = Summary::parse(bytes)?;
         summary.times(0, |_| {})?;

@@ -7,12 +7,7 @@ fn at(seconds: i64) -> DateTime<Utc> {
 }
 
 /// Due ticks at second `now` of a schedule with the next tick at second `next`, in seconds.
-fn due(
-    cron: &str,
-    missed_policy: MissedPolicy,
-    next: i64,
-    now: i64,
-) -> (Vec<i64>, usize, Option<i64>) {
+fn due(cron: &str, missed_policy: MissedPolicy, next: i64, now: i64) -> (Vec<i64>, usize, Option<i64>) {
     let schedule = Model {
         id: Uuid::nil(),
         name: "s".into(),
@@ -38,25 +33,15 @@ fn due(
     let ticks = Ticks::parse("", cron, "UTC", at(now)).unwrap();
     let due = DueTicks::at(&schedule, &ticks, at(now));
     let second = |time: &DateTime<Utc>| time.timestamp();
-    (
-        due.ticks.iter().map(second).collect(),
-        due.skipped,
-        due.next.as_ref().map(second),
-    )
+    (due.ticks.iter().map(second).collect(), due.skipped, due.next.as_ref().map(second))
 }
 
 #[test]
 fn what_is_not_missed_is_made_by_every_policy() {
     use MissedPolicy::{RunAll, RunOnce, Skip};
     for policy in [Skip, RunOnce, RunAll] {
-        assert_eq!(
-            due("* * * * *", policy, 600, 600),
-            (vec![600], 0, Some(660))
-        );
-        assert_eq!(
-            due("* * * * *", policy, 600, 660),
-            (vec![600, 660], 0, Some(720))
-        );
+        assert_eq!(due("* * * * *", policy, 600, 600), (vec![600], 0, Some(660)));
+        assert_eq!(due("* * * * *", policy, 600, 660), (vec![600, 660], 0, Some(720)));
         let late = due("*/20 * * * * *", policy, 600, 659);
         assert_eq!(late, (vec![600, 620, 640], 0, Some(660)));
     }
@@ -66,10 +51,7 @@ fn what_is_not_missed_is_made_by_every_policy() {
 fn what_is_missed_is_made_as_the_policy_says() {
     let missed = |policy| due("* * * * *", policy, 600, 901);
     assert_eq!(missed(MissedPolicy::Skip), (vec![900], 5, Some(960)));
-    assert_eq!(
-        missed(MissedPolicy::RunOnce),
-        (vec![840, 900], 4, Some(960))
-    );
+    assert_eq!(missed(MissedPolicy::RunOnce), (vec![840, 900], 4, Some(960)));
     let all = vec![600, 660, 720, 780, 840, 900];
     assert_eq!(missed(MissedPolicy::RunAll), (all, 0, Some(960)));
 }

@@ -52,11 +52,7 @@ pub(super) async fn serve(
         }
         first => first.ok().and_then(Result::ok).flatten(),
     };
-    let Some(pb::WorkJobsRequest {
-        message: Some(Request::Hello(hello)),
-        ..
-    }) = first
-    else {
+    let Some(pb::WorkJobsRequest { message: Some(Request::Hello(hello)), .. }) = first else {
         return Err(Error::invalid("hello", "must be the first message"));
     };
     let worker_id = check::name("hello.worker_id", &hello.worker_id, 1..=100)?;
@@ -118,11 +114,7 @@ async fn resume_leases(
         let heartbeat = Move::Report(lease_id, Report::Heartbeat);
         match context.queue.writer.apply_move(id, heartbeat).await {
             Ok(job) => {
-                let resumed = HeldJob {
-                    lease_id,
-                    cancelled: job.cancel_requested_at.is_some(),
-                    ending: false,
-                };
+                let resumed = HeldJob { lease_id, cancelled: job.cancel_requested_at.is_some(), ending: false };
                 held.insert(id, resumed);
                 states.push(lease_state(&[job])?);
             }

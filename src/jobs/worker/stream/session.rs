@@ -13,9 +13,7 @@ use uuid::Uuid;
 
 use super::{
     context::SessionContext,
-    messages::{
-        Request, Response, ResponseSender, cancellation, lease_lost, refusal, send_failure,
-    },
+    messages::{Request, Response, ResponseSender, cancellation, lease_lost, refusal, send_failure},
 };
 use crate::{
     entity::{self, job::Model},
@@ -148,14 +146,7 @@ impl WorkerSession {
     async fn send_jobs(&mut self, claimed: Vec<ClaimedJob>) -> bool {
         let mut lost = Vec::new();
         for claimed in &claimed {
-            let (id, held) = (
-                claimed.job.id,
-                HeldJob {
-                    lease_id: claimed.lease_id,
-                    cancelled: false,
-                    ending: false,
-                },
-            );
+            let (id, held) = (claimed.job.id, HeldJob { lease_id: claimed.lease_id, cancelled: false, ending: false });
             self.context.queue.assignments.add(id, &self.updates);
             // The worker lost the job and claims the job again before a notice of the loss.
             if let Some(previous) = self.held.insert(id, held) {
@@ -165,9 +156,7 @@ impl WorkerSession {
                 }
             }
         }
-        let jobs = claimed
-            .into_iter()
-            .map(|claimed| Response::Job(claimed.into()));
+        let jobs = claimed.into_iter().map(|claimed| Response::Job(claimed.into()));
         for response in lost.into_iter().chain(jobs) {
             if !self.send(response).await {
                 return false;
@@ -222,9 +211,7 @@ impl WorkerSession {
             }
             Request::Complete(completion) => {
                 let id = completion.job_id.clone();
-                let report = work::run_by_size(completion.encoded_len(), || {
-                    jobs_check::completion("", completion)
-                });
+                let report = work::run_by_size(completion.encoded_len(), || jobs_check::completion("", completion));
                 (id, report.await)
             }
             Request::Fail(failure) => {
@@ -251,22 +238,12 @@ impl WorkerSession {
 
     /// Checks a lease, and extends the lease if still held.
     async fn check_lease(&mut self, id: Uuid, lease_id: Uuid) {
-        self.submit_report(None, id, lease_id, Report::Heartbeat)
-            .await;
+        self.submit_report(None, id, lease_id, Report::Heartbeat).await;
     }
 
-    async fn submit_report(
-        &mut self,
-        number: Option<i64>,
-        id: Uuid,
-        lease_id: Uuid,
-        report: Report,
-    ) {
+    async fn submit_report(&mut self, number: Option<i64>, id: Uuid, lease_id: Uuid, report: Report) {
         let ends_attempt = match report {
-            Report::Complete(_)
-            | Report::Fail(_)
-            | Report::Release { .. }
-            | Report::AcknowledgeCancellation => true,
+            Report::Complete(_) | Report::Fail(_) | Report::Release { .. } | Report::AcknowledgeCancellation => true,
             Report::Progress(..) | Report::Logs { .. } | Report::Heartbeat => false,
         };
         if ends_attempt
@@ -282,13 +259,7 @@ impl WorkerSession {
                 Ok(result) => result.await.unwrap_or(Err(Error::ShuttingDown)),
                 Err(error) => Err(error),
             };
-            ReportResult {
-                number,
-                id,
-                lease_id,
-                ends_attempt,
-                result,
-            }
+            ReportResult { number, id, lease_id, ends_attempt, result }
         }));
     }
 
@@ -297,10 +268,7 @@ impl WorkerSession {
         let (mut accepted, mut next, mut freed) = (Vec::new(), Some(first), 0);
         let mut notices = Vec::new();
         while let Some(report) = next {
-            let held = self
-                .held
-                .get_mut(&report.id)
-                .filter(|held| held.lease_id == report.lease_id);
+            let held = self.held.get_mut(&report.id).filter(|held| held.lease_id == report.lease_id);
             match report.result {
                 Ok(jobs) => {
                     accepted.extend(report.number);
@@ -337,9 +305,7 @@ impl WorkerSession {
                     }
                 }
             }
-            next = if accepted.len() < MAX_RESULTS_PER_RESPONSE
-                && notices.len() < MAX_RESULTS_PER_RESPONSE
-            {
+            next = if accepted.len() < MAX_RESULTS_PER_RESPONSE && notices.len() < MAX_RESULTS_PER_RESPONSE {
                 self.pending_results.next().now_or_never().flatten()
             } else {
                 None
@@ -353,10 +319,7 @@ impl WorkerSession {
                 return false;
             }
         }
-        accepted.is_empty()
-            || self
-                .send(Response::Accepted(pb::ReportAccepted { numbers: accepted }))
-                .await
+        accepted.is_empty() || self.send(Response::Accepted(pb::ReportAccepted { numbers: accepted })).await
     }
 
     /// Handles a change of a job made by others. Returns false if the stream is closed.
@@ -392,8 +355,7 @@ impl WorkerSession {
 
     fn set_capacity(&mut self, capacity: usize) {
         let signed = |number: usize| isize::try_from(number).unwrap_or(isize::MAX);
-        self.inbox
-            .adjust_capacity(signed(capacity) - signed(self.capacity));
+        self.inbox.adjust_capacity(signed(capacity) - signed(self.capacity));
         self.capacity = capacity;
     }
 
@@ -408,9 +370,7 @@ impl WorkerSession {
 
     /// Sends a response. Returns false if the stream is closed.
     pub(super) async fn send(&mut self, message: Response) -> bool {
-        let response = pb::WorkJobsResponse {
-            message: Some(message),
-        };
+        let response = pb::WorkJobsResponse { message: Some(message) };
         self.responses.send(Ok(response)).await.is_ok()
     }
 
@@ -425,14 +385,9 @@ impl WorkerSession {
         let last_move = |lease_id: Uuid| match end {
             SessionEnd::Closed => Some(Move::Report(
                 lease_id,
-                Report::Release {
-                    reason: Some("the worker closed its stream".into()),
-                    snooze: None,
-                },
+                Report::Release { reason: Some("the worker closed its stream".into()), snooze: None },
             )),
-            SessionEnd::Broken if release_on_disconnect => Some(Move::Rescue {
-                disconnected_lease: Some(lease_id),
-            }),
+            SessionEnd::Broken if release_on_disconnect => Some(Move::Rescue { disconnected_lease: Some(lease_id) }),
             SessionEnd::Broken | SessionEnd::Shutdown => None,
         };
         for (id, held) in held {

@@ -67,8 +67,7 @@ impl pb::EmailChannel {
         if !new.password.is_empty() {
             secrets.password = Some(check::text(&field("password"), &new.password, 1..=1_024)?);
         }
-        let has_moved =
-            before.is_some_and(|before| changes_destination(before, &host, port, security));
+        let has_moved = before.is_some_and(|before| changes_destination(before, &host, port, security));
         match (&username, &secrets.password) {
             (Some(_), Some(_)) if has_moved && new.password.is_empty() => {
                 return Err(Error::invalid(field("password"), DESTINATION_CHANGED));
@@ -97,9 +96,7 @@ impl pb::EmailChannel {
             let problem = format!("must have at most {MAX_RECIPIENTS} entries");
             return Err(Error::invalid(field("to_addresses"), problem));
         }
-        let recipient = |(index, text): (usize, &String)| {
-            address(&field(&format!("to_addresses[{index}]")), text)
-        };
+        let recipient = |(index, text): (usize, &String)| address(&field(&format!("to_addresses[{index}]")), text);
         let to = self.to_addresses.iter().enumerate().map(recipient);
         let config = Config::Email {
             host,
@@ -109,12 +106,7 @@ impl pb::EmailChannel {
             has_password: secrets.password.is_some(),
             from,
             to: to.collect::<Result<_>>()?,
-            timeout_ms: millis(
-                &field("timeout"),
-                self.timeout,
-                DEFAULT_TIMEOUT_MS,
-                1_000..=60_000,
-            )?,
+            timeout_ms: millis(&field("timeout"), self.timeout, DEFAULT_TIMEOUT_MS, 1_000..=60_000)?,
             secrets_version: 0,
         };
         Ok((config, secrets))
@@ -129,15 +121,8 @@ fn changes_destination(before: &Config, host: &str, port: u16, security: Securit
         Security::Tls => 2,
     };
     match before {
-        Config::Email {
-            host: old_host,
-            port: old_port,
-            security: old_security,
-            ..
-        } => {
-            !old_host.eq_ignore_ascii_case(host)
-                || *old_port != port
-                || strength(security) < strength(*old_security)
+        Config::Email { host: old_host, port: old_port, security: old_security, .. } => {
+            !old_host.eq_ignore_ascii_case(host) || *old_port != port || strength(security) < strength(*old_security)
         }
         Config::Webhook { .. } | Config::Stream {} => false,
     }
@@ -147,20 +132,13 @@ fn checked_host(field: &str, text: &str, targets: &Targets) -> Result<String> {
     let text = check::name(field, text, 1..=253)?;
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':');
     if !text.chars().all(is_allowed) {
-        return Err(Error::invalid(
-            field,
-            "must be a name or an address, without a port",
-        ));
+        return Err(Error::invalid(field, "must be a name or an address, without a port"));
     }
     match text.parse() {
-        Ok(address) if !targets.allow(address) => Err(Error::invalid(
-            field,
-            format!("is refused: {}", refusal_reason(address)),
-        )),
-        Err(_) if text.contains(':') => Err(Error::invalid(
-            field,
-            "must be a name or an address, without a port",
-        )),
+        Ok(address) if !targets.allow(address) => {
+            Err(Error::invalid(field, format!("is refused: {}", refusal_reason(address))))
+        }
+        Err(_) if text.contains(':') => Err(Error::invalid(field, "must be a name or an address, without a port")),
         _ => Ok(text),
     }
 }

@@ -2,10 +2,7 @@ use super::*;
 use crate::entity::{self, notification_channel::Security};
 
 fn secrets() -> Secrets {
-    Secrets {
-        password: Some("hunter2".into()),
-        ..Default::default()
-    }
+    Secrets { password: Some("hunter2".into()), ..Default::default() }
 }
 
 fn email(host: &str, secrets_version: u32) -> Config {
@@ -83,31 +80,18 @@ fn secrets_are_read_for_the_channel_version_and_destination_they_were_written_fo
 fn a_new_key_encrypts_and_older_ones_decrypt() {
     let (_folder, keyring) = keyring();
     let config = email("h", 1);
-    let old = channel(
-        config.clone(),
-        Some(
-            keyring
-                .seal(Uuid::from_u128(7), &config, &secrets())
-                .unwrap(),
-        ),
-    );
+    let old = channel(config.clone(), Some(keyring.seal(Uuid::from_u128(7), &config, &secrets()).unwrap()));
     assert!(keyring.is_current(&old));
     key_file::advance(keyring.path(), &keyring.keys().unwrap()).unwrap();
     // A running process notices the new key.
     assert!(!keyring.is_current(&old));
     assert_eq!(keyring.open(&old).unwrap(), secrets());
-    let new = channel(
-        config.clone(),
-        Some(keyring.seal(old.id, &config, &secrets()).unwrap()),
-    );
+    let new = channel(config.clone(), Some(keyring.seal(old.id, &config, &secrets()).unwrap()));
     assert!(keyring.is_current(&new));
     key_file::retain(keyring.path(), &keyring.keys().unwrap(), |_| false).unwrap();
     assert_eq!(keyring.open(&new).unwrap(), secrets());
     let error = keyring.open(&old).unwrap_err();
-    assert!(
-        error.contains("secret.key") && !error.contains("hunter2"),
-        "{error}"
-    );
+    assert!(error.contains("secret.key") && !error.contains("hunter2"), "{error}");
     // While the file is missing, known keys decrypt, and nothing is encrypted.
     std::fs::remove_file(keyring.path()).unwrap();
     assert_eq!(keyring.open(&new).unwrap(), secrets());
@@ -125,8 +109,7 @@ fn secrets_of_the_old_form_are_read() {
     let keys = keyring.keys().unwrap();
     let aad = Aad::from(row.id.into_bytes());
     let key = &keys.current().cipher;
-    key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut text)
-        .unwrap();
+    key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), aad, &mut text).unwrap();
     let sealed = [&[FORMAT_1][..], &nonce, &text].concat();
     let row = channel(row.config, Some(sealed));
     assert_eq!(keyring.open(&row).unwrap(), secrets());
@@ -136,10 +119,7 @@ fn secrets_of_the_old_form_are_read() {
 #[test]
 fn nothing_secret_is_told_by_accident() {
     let all = Secrets {
-        signing: vec![SigningSecret {
-            secret: "whsec_hunter2".into(),
-            expires_at: None,
-        }],
+        signing: vec![SigningSecret { secret: "whsec_hunter2".into(), expires_at: None }],
         headers: [("authorization".into(), "hunter2".into())].into(),
         ..secrets()
     };

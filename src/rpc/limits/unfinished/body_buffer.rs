@@ -25,11 +25,7 @@ impl BodyBuffer {
     pub(super) fn hold_back(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let free_bytes = |chunk: &BytesMut| chunk.capacity() - chunk.len();
-            if self
-                .chunks
-                .last()
-                .is_none_or(|chunk| free_bytes(chunk) == 0)
-            {
+            if self.chunks.last().is_none_or(|chunk| free_bytes(chunk) == 0) {
                 let size = self.held_back.clamp(MIN_CHUNK_BYTES, MAX_CHUNK_BYTES);
                 self.chunks.push(BytesMut::with_capacity(size));
             }
@@ -89,10 +85,7 @@ mod tests {
                 assert!(buffer.next().is_none());
             }
             let capacity: usize = buffer.chunks.iter().map(BytesMut::capacity).sum();
-            assert!(
-                capacity <= bytes.len() + MAX_CHUNK_BYTES,
-                "{size}: {capacity}"
-            );
+            assert!(capacity <= bytes.len() + MAX_CHUNK_BYTES, "{size}: {capacity}");
             buffer.release(Bytes::from_static(b"end"));
             let read: Vec<_> = std::iter::from_fn(|| buffer.next()).flatten().collect();
             assert_eq!(read, [&bytes[..], b"end"].concat(), "{size}");

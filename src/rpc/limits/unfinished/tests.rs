@@ -9,10 +9,8 @@ const LARGEST: usize = 8;
 /// Creates an endless body that starts with these frames.
 fn arriving(frames: &[&[u8]], stream: bool) -> (UnfinishedRequests, BoundedBody) {
     let unfinished = UnfinishedRequests::new(Duration::from_secs(30), 1_000, LARGEST);
-    let frames: Vec<_> = frames
-        .iter()
-        .map(|frame| Ok::<_, Status>(Frame::data(Bytes::copy_from_slice(frame))))
-        .collect();
+    let frames: Vec<_> =
+        frames.iter().map(|frame| Ok::<_, Status>(Frame::data(Bytes::copy_from_slice(frame)))).collect();
     let body = StreamBody::new(stream::iter(frames).chain(stream::pending()));
     let bounded = unfinished.bound(Body::new(body), stream);
     (unfinished, bounded)

@@ -33,15 +33,8 @@ pub struct Asked {
     pub template: &'static str,
 }
 
-pub const ANY: Asked = Asked {
-    score: None,
-    types: &[],
-    sure: None,
-    camera: None,
-    hours: None,
-    cooldown: 0,
-    template: "{camera_id}",
-};
+pub const ANY: Asked =
+    Asked { score: None, types: &[], sure: None, camera: None, hours: None, cooldown: 0, template: "{camera_id}" };
 
 impl Asked {
     pub fn rule(&self) -> pb::AlertRule {
@@ -67,30 +60,19 @@ impl Asked {
         if self.camera.is_some_and(|camera| camera != past.camera) {
             return Err(RuleStop::CameraIds);
         }
-        if self
-            .score
-            .is_some_and(|least| past.score.unwrap_or(-1) < least)
-        {
+        if self.score.is_some_and(|least| past.score.unwrap_or(-1) < least) {
             return Err(RuleStop::RiskThreshold);
         }
         let hour = past.second / 3_600 % 24;
-        if self
-            .hours
-            .is_some_and(|(start, end)| hour < start || hour >= end)
-        {
+        if self.hours.is_some_and(|(start, end)| hour < start || hour >= end) {
             return Err(RuleStop::Schedule);
         }
-        let typed = past
-            .seen
-            .iter()
-            .filter(|(name, _)| self.types.is_empty() || self.types.contains(name));
+        let typed = past.seen.iter().filter(|(name, _)| self.types.is_empty() || self.types.contains(name));
         let typed: Vec<_> = typed.collect();
         if typed.is_empty() && !self.types.is_empty() {
             return Err(RuleStop::ObjectTypes);
         }
-        let sure = typed
-            .iter()
-            .find(|(_, sure)| *sure >= self.sure.unwrap_or(0.0));
+        let sure = typed.iter().find(|(_, sure)| *sure >= self.sure.unwrap_or(0.0));
         match (sure, self.sure) {
             (None, Some(_)) => Err(RuleStop::MinConfidence),
             (found, _) => Ok(found.map(|(name, _)| *name)),
@@ -105,10 +87,7 @@ impl Asked {
     }
 
     /// Everything that the server should send, but progress.
-    pub fn expected(
-        &self,
-        past: &[Past],
-    ) -> (Vec<pb::AlertRuleTestMatch>, pb::AlertRuleTestTotals) {
+    pub fn expected(&self, past: &[Past]) -> (Vec<pb::AlertRuleTestMatch>, pb::AlertRuleTestTotals) {
         let mut totals = pb::AlertRuleTestTotals::default();
         let (mut matches, mut stops) = (Vec::<pb::AlertRuleTestMatch>::new(), BTreeMap::new());
         for event in past {
@@ -124,15 +103,9 @@ impl Asked {
             let dedup_key = self.key(event, object_type);
             let holds = |earlier: &&pb::AlertRuleTestMatch| {
                 let began = earlier.started_at.unwrap().seconds - FIRST;
-                earlier.would_fire
-                    && earlier.dedup_key == dedup_key
-                    && event.second - began < self.cooldown
+                earlier.would_fire && earlier.dedup_key == dedup_key && event.second - began < self.cooldown
             };
-            let held_by = matches
-                .iter()
-                .rev()
-                .find(holds)
-                .map(|earlier| earlier.event_id);
+            let held_by = matches.iter().rev().find(holds).map(|earlier| earlier.event_id);
             totals.would_fire += i64::from(held_by.is_none());
             totals.suppressed += i64::from(held_by.is_some());
             matches.push(pb::AlertRuleTestMatch {
@@ -147,9 +120,7 @@ impl Asked {
                 dedup_key,
             });
         }
-        let stops = stops
-            .into_iter()
-            .map(|(stopped_by, events)| pb::RuleStopCount { stopped_by, events });
+        let stops = stops.into_iter().map(|(stopped_by, events)| pb::RuleStopCount { stopped_by, events });
         totals.stops = stops.collect();
         (matches, totals)
     }

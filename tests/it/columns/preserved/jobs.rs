@@ -24,19 +24,9 @@ const LEASE: &str = "018f2f5e7a007000800000000000000c";
 const STATUS: &[&str] = &["status", "version_id", "transitioned_at"];
 /// What the end of an attempt sets.
 const LEASE_END: &[&str] = &["lease_id", "lease_expires_at", "attempt_deadline_at"];
-const PROGRESS: &[&str] = &[
-    "progress_percent",
-    "current_step",
-    "items_processed",
-    "items_total",
-    "progress_at",
-];
+const PROGRESS: &[&str] = &["progress_percent", "current_step", "items_processed", "items_total", "progress_at"];
 const ERROR: &[&str] = &["error_message", "error_traceback", "error_code"];
-const CANCELLATION: &[&str] = &[
-    "cancel_requested_at",
-    "cancel_requested_by",
-    "cancel_reason",
-];
+const CANCELLATION: &[&str] = &["cancel_requested_at", "cancel_requested_by", "cancel_reason"];
 
 /// A job, and the lease under which it runs.
 struct Rig<'a> {
@@ -98,11 +88,7 @@ impl Rig<'_> {
 
     /// Waits until the server has given the job another status by itself.
     async fn until(&self, status: &str) {
-        until(
-            self.server,
-            &format!("SELECT 1 FROM jobs WHERE status = '{status}'"),
-        )
-        .await;
+        until(self.server, &format!("SELECT 1 FROM jobs WHERE status = '{status}'")).await;
     }
 }
 
@@ -121,38 +107,29 @@ async fn claimed_and_worked(job: &mut Rig<'_>) {
         "worker_id",
         "lease_ms",
     ];
-    job.run("ClaimJobs", &[STATUS, claim], filled::claim(server, 3_600))
-        .await;
+    job.run("ClaimJobs", &[STATUS, claim], filled::claim(server, 3_600)).await;
 
     let heard: &[&str] = &["lease_expires_at", "heartbeat_at"];
     job.begin("running", &[]).await;
-    let leases = vec![pb::JobLease {
-        job_id: id.clone(),
-        lease_id: lease.clone(),
-    }];
+    let leases = vec![pb::JobLease { job_id: id.clone(), lease_id: lease.clone() }];
     let mut workers = server.job_workers();
     let beat = workers.heartbeat_jobs(pb::HeartbeatJobsRequest { leases });
     job.run("HeartbeatJobs", &[heard], beat).await;
     job.begin("running", &[]).await;
     let progress = filled::progress(server, held);
-    job.run("UpdateJobProgress", &[heard, PROGRESS], progress)
-        .await;
+    job.run("UpdateJobProgress", &[heard, PROGRESS], progress).await;
     job.begin("running", &[]).await;
     let log = filled::log(server, held);
-    job.run("AppendJobLogs", &[heard, &["log_lines"]], log)
-        .await;
+    job.run("AppendJobLogs", &[heard, &["log_lines"]], log).await;
 
     let done: &[&str] = &["heartbeat_at", "completed_at", "progress_percent", "result"];
-    job.begin("running", &[("failures", "0"), ("rescues", "0")])
-        .await;
+    job.begin("running", &[("failures", "0"), ("rescues", "0")]).await;
     let complete = filled::complete(server, held);
-    job.run("CompleteJobs", &[STATUS, LEASE_END, done], complete)
-        .await;
+    job.run("CompleteJobs", &[STATUS, LEASE_END, done], complete).await;
     job.begin("running", &[]).await;
     let complete = filled::complete(server, held);
     let troubled = &[STATUS, LEASE_END, done, ERROR, &["next_retry_at"]];
-    job.run("CompleteJobs after failures", troubled, complete)
-        .await;
+    job.run("CompleteJobs after failures", troubled, complete).await;
 }
 
 /// What a job is given that is queued once more.
@@ -165,69 +142,31 @@ async fn failed(job: &mut Rig<'_>) {
     job.begin("running", &[]).await;
     let fail = filled::fail(server, held, true);
     let own: &[&str] = &["heartbeat_at", "failures", "scheduled_at"];
-    job.run(
-        "FailJob to be tried again",
-        &[STATUS, LEASE_END, ERROR, PROGRESS, AGAIN, own],
-        fail,
-    )
-    .await;
+    job.run("FailJob to be tried again", &[STATUS, LEASE_END, ERROR, PROGRESS, AGAIN, own], fail).await;
     job.begin("running", &[]).await;
     let fail = filled::fail(server, held, false);
-    let own: &[&str] = &[
-        "heartbeat_at",
-        "failures",
-        "completed_at",
-        "dead_at",
-        "next_retry_at",
-    ];
-    job.run("FailJob for good", &[STATUS, LEASE_END, ERROR, own], fail)
-        .await;
+    let own: &[&str] = &["heartbeat_at", "failures", "completed_at", "dead_at", "next_retry_at"];
+    job.run("FailJob for good", &[STATUS, LEASE_END, ERROR, own], fail).await;
 
     job.begin("running", &[]).await;
-    let request = pb::ReleaseJobRequest {
-        job_id: id,
-        lease_id: lease,
-        reason: "drained".into(),
-        snooze: None,
-    };
+    let request = pb::ReleaseJobRequest { job_id: id, lease_id: lease, reason: "drained".into(), snooze: None };
     let mut workers = server.job_workers();
     let release = workers.release_job(request);
     let own: &[&str] = &["heartbeat_at"];
-    job.run(
-        "ReleaseJob",
-        &[STATUS, LEASE_END, PROGRESS, AGAIN, own],
-        release,
-    )
-    .await;
+    job.run("ReleaseJob", &[STATUS, LEASE_END, PROGRESS, AGAIN, own], release).await;
 
     job.begin("running", &[("lease_expires_at", BEFORE)]).await;
     let rescued = until(server, "SELECT 1 FROM jobs WHERE status = 'queued'");
     let own: &[&str] = &["rescues", "scheduled_at"];
-    job.run(
-        "a lease that expires",
-        &[STATUS, LEASE_END, PROGRESS, AGAIN, own],
-        rescued,
-    )
-    .await;
-    job.begin("running", &[("attempt_deadline_at", BEFORE)])
-        .await;
+    job.run("a lease that expires", &[STATUS, LEASE_END, PROGRESS, AGAIN, own], rescued).await;
+    job.begin("running", &[("attempt_deadline_at", BEFORE)]).await;
     let late = until(server, "SELECT 1 FROM jobs WHERE status = 'queued'");
     let own: &[&str] = &["failures", "scheduled_at"];
-    job.run(
-        "an attempt that times out",
-        &[STATUS, LEASE_END, ERROR, PROGRESS, AGAIN, own],
-        late,
-    )
-    .await;
+    job.run("an attempt that times out", &[STATUS, LEASE_END, ERROR, PROGRESS, AGAIN, own], late).await;
     job.begin("queued", &[("deadline_at", BEFORE)]).await;
     let own: &[&str] = &["attempt_number", "completed_at", "dead_at", "next_retry_at"];
     let late = until(server, "SELECT 1 FROM jobs WHERE status = 'failed'");
-    job.run(
-        "a deadline that passes",
-        &[STATUS, LEASE_END, ERROR, own],
-        late,
-    )
-    .await;
+    job.run("a deadline that passes", &[STATUS, LEASE_END, ERROR, own], late).await;
     job.until("failed").await;
 }
 
@@ -236,12 +175,8 @@ async fn cancelled_and_retried(job: &mut Rig<'_>) {
     let (id, lease) = (job.id.clone(), job.lease.clone());
     job.begin("running", &[]).await;
     let cancel = filled::cancel(server, &id);
-    job.run("CancelJob of a running job", &[CANCELLATION], cancel)
-        .await;
-    let filter = pb::JobFilter {
-        ids: vec![id.clone()],
-        ..Default::default()
-    };
+    job.run("CancelJob of a running job", &[CANCELLATION], cancel).await;
+    let filter = pb::JobFilter { ids: vec![id.clone()], ..Default::default() };
     job.begin("running", &[]).await;
     let request = pb::CancelJobsRequest {
         filter: Some(filter.clone()),
@@ -254,35 +189,18 @@ async fn cancelled_and_retried(job: &mut Rig<'_>) {
     job.run("CancelJobs", &[CANCELLATION], cancel).await;
     job.begin(
         "running",
-        &[
-            ("cancel_requested_at", BEFORE),
-            ("cancel_requested_by", "'bob'"),
-            ("cancel_reason", "'over'"),
-        ],
+        &[("cancel_requested_at", BEFORE), ("cancel_requested_by", "'bob'"), ("cancel_reason", "'over'")],
     )
     .await;
-    let request = pb::AcknowledgeJobCancellationRequest {
-        job_id: id.clone(),
-        lease_id: lease,
-    };
+    let request = pb::AcknowledgeJobCancellationRequest { job_id: id.clone(), lease_id: lease };
     let mut workers = server.job_workers();
     let acknowledge = workers.acknowledge_job_cancellation(request);
     let own: &[&str] = &["heartbeat_at", "completed_at", "next_retry_at"];
-    job.run(
-        "AcknowledgeJobCancellation",
-        &[STATUS, LEASE_END, own],
-        acknowledge,
-    )
-    .await;
+    job.run("AcknowledgeJobCancellation", &[STATUS, LEASE_END, own], acknowledge).await;
     job.begin("queued", &[]).await;
     let cancel = filled::cancel(server, &id);
     let own: &[&str] = &["attempt_number", "completed_at", "next_retry_at"];
-    job.run(
-        "CancelJob of a queued job",
-        &[STATUS, LEASE_END, CANCELLATION, own],
-        cancel,
-    )
-    .await;
+    job.run("CancelJob of a queued job", &[STATUS, LEASE_END, CANCELLATION, own], cancel).await;
 
     let stale: &[(&str, &str)] = &[
         ("cancel_requested_at", BEFORE),
@@ -290,31 +208,15 @@ async fn cancelled_and_retried(job: &mut Rig<'_>) {
         ("cancel_reason", "'over'"),
         ("result", r#"'{"rows": 3}'"#),
     ];
-    let own: &[&str] = &[
-        "failures",
-        "rescues",
-        "result",
-        "completed_at",
-        "dead_at",
-        "deadline_at",
-        "scheduled_at",
-    ];
+    let own: &[&str] = &["failures", "rescues", "result", "completed_at", "dead_at", "deadline_at", "scheduled_at"];
     let columns = [STATUS, LEASE_END, PROGRESS, ERROR, CANCELLATION, AGAIN, own];
     job.begin("failed", stale).await;
-    let request = pb::RetryJobRequest {
-        id: id.clone(),
-        actor: "ann".into(),
-        ..Default::default()
-    };
+    let request = pb::RetryJobRequest { id: id.clone(), actor: "ann".into(), ..Default::default() };
     let mut retrying = server.jobs();
     let retry = retrying.retry_job(request);
     job.run("RetryJob", &columns, retry).await;
     job.begin("failed", stale).await;
-    let request = pb::RetryJobsRequest {
-        filter: Some(filter),
-        actor: "ann".into(),
-        ..Default::default()
-    };
+    let request = pb::RetryJobsRequest { filter: Some(filter), actor: "ann".into(), ..Default::default() };
     let retry = jobs.retry_jobs(request);
     job.run("RetryJobs", &columns, retry).await;
 }
@@ -322,22 +224,12 @@ async fn cancelled_and_retried(job: &mut Rig<'_>) {
 #[on_both]
 async fn what_happens_to_a_job_changes_only_its_columns(backend: Backend) {
     let server = filled::started(backend).await;
-    let created = server
-        .jobs()
-        .create_job(filled::job("x"))
-        .await
-        .map(Response::into_inner)
-        .unwrap();
+    let created = server.jobs().create_job(filled::job("x")).await.map(Response::into_inner).unwrap();
     let stored = Stored::open(backend, &server).await;
     let row = Observed::only(backend, &stored, "jobs").await;
     row.mark(&[]).await;
     let lease = uuid::Uuid::parse_str(LEASE).unwrap().to_string();
-    let mut job = Rig {
-        server: &server,
-        id: created.id,
-        lease,
-        row,
-    };
+    let mut job = Rig { server: &server, id: created.id, lease, row };
     claimed_and_worked(&mut job).await;
     failed(&mut job).await;
     cancelled_and_retried(&mut job).await;

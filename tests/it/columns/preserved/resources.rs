@@ -24,10 +24,7 @@ const VERSION: &[&str] = &["updated_at", "version_id"];
 const LATER: &str = "'2031-05-06T07:08:09+00:00'";
 
 /// The fields of a rule that are lengths of time, and their columns.
-const LENGTHS: [(&str, &str); 2] = [
-    ("cooldown", "cooldown_seconds"),
-    ("flap_window", "flap_window_seconds"),
-];
+const LENGTHS: [(&str, &str); 2] = [("cooldown", "cooldown_seconds"), ("flap_window", "flap_window_seconds")];
 
 /// Updates a row by each mask, and checks that the columns of the mask change, and those of `always`.
 macro_rules! update {
@@ -77,19 +74,9 @@ async fn cameras(backend: Backend) {
         ["status"] => ["status"],
     ]);
     let request = pb::DeleteCameraRequest { id: "porch".into() };
-    row.run(
-        "DeleteCamera",
-        &["deleted_at"],
-        client.delete_camera(request),
-    )
-    .await;
+    row.run("DeleteCamera", &["deleted_at"], client.delete_camera(request)).await;
     let request = pb::RestoreCameraRequest { id: "porch".into() };
-    row.run(
-        "RestoreCamera",
-        &["deleted_at"],
-        client.restore_camera(request),
-    )
-    .await;
+    row.run("RestoreCamera", &["deleted_at"], client.restore_camera(request)).await;
     row.finish(&["created_at"]);
 }
 
@@ -148,10 +135,7 @@ async fn rules(backend: Backend) {
         camera_ids: strings(&["gate"]),
         zone_ids: strings(&["drive"]),
         min_confidence: Some(0.25),
-        schedule: Some(pb::Schedule {
-            start_time: "21:00".into(),
-            ..filled::schedule()
-        }),
+        schedule: Some(pb::Schedule { start_time: "21:00".into(), ..filled::schedule() }),
         dedup_key_template: Some("{rule_id}".into()),
         channels: strings(&["later"]),
         flap_threshold: Some(6),
@@ -179,21 +163,13 @@ async fn rules(backend: Backend) {
         [cooldown.0] => [cooldown.1],
         [flap_window.0] => [flap_window.1],
     ]);
-    let request = pb::SetAlertRulesEnabledRequest {
-        ids: vec![rule.id],
-        enabled: Some(false),
-        ..Default::default()
-    };
+    let request = pb::SetAlertRulesEnabledRequest { ids: vec![rule.id], enabled: Some(false), ..Default::default() };
     let enabled = [&["enabled"], VERSION].concat();
     let set = client.set_alert_rules_enabled(request);
     row.run("SetAlertRulesEnabled", &enabled, set).await;
     // Conditions in their old form take their place among the others.
     let old_form = r#"'{"min_confidence": 0.75}'"#;
-    let old = [
-        ("name", "'old'"),
-        ("min_confidence", "NULL"),
-        ("conditions", old_form),
-    ];
+    let old = [("name", "'old'"), ("min_confidence", "NULL"), ("conditions", old_form)];
     row.set(&old).await;
     update!(row, VERSION, client, update_alert_rule(UpdateAlertRuleRequest { alert_rule: changes }), [
         ["name"] => ["name", "min_confidence", "conditions"],
@@ -205,10 +181,7 @@ async fn silences(backend: Backend) {
     let server = ready(backend).await;
     let rule = server.rule(always("one")).await;
     let other = server.rule(always("other")).await;
-    let silence = pb::Silence {
-        rule_ids: vec![rule.id],
-        ..filled::silence()
-    };
+    let silence = pb::Silence { rule_ids: vec![rule.id], ..filled::silence() };
     let silence = server.silence(silence).await;
     let stored = Stored::open(backend, &server).await;
     let mut row = Observed::only(backend, &stored, "silences").await;
@@ -230,30 +203,20 @@ async fn silences(backend: Backend) {
         ["ends_at"] => ["ends_at"],
         ["reason"] => ["reason"],
     ]);
-    changes = pb::Silence {
-        id: silence.id.clone(),
-        match_all: true,
-        ..Default::default()
-    };
+    changes = pb::Silence { id: silence.id.clone(), match_all: true, ..Default::default() };
     update!(row, VERSION, client, update_silence(UpdateSilenceRequest { silence: changes }), [
         ["match_all", "camera_ids", "rule_ids", "severities"] => ["match_all", "camera_ids", "rule_ids", "severities"],
     ]);
-    let request = pb::ExpireSilenceRequest {
-        id: silence.id,
-        expected_version_id: None,
-    };
+    let request = pb::ExpireSilenceRequest { id: silence.id, expected_version_id: None };
     let times = [&["starts_at", "ends_at"], VERSION].concat();
-    row.run("ExpireSilence", &times, client.expire_silence(request))
-        .await;
+    row.run("ExpireSilence", &times, client.expire_silence(request)).await;
     row.finish(&["created_by", "created_at"]);
 }
 
 async fn channels(backend: Backend) {
     let server = filled::started(backend).await;
     let url = "http://127.0.0.1:9/hook".to_string();
-    let channel = server
-        .notification_channel(filled::channel("ops", url))
-        .await;
+    let channel = server.notification_channel(filled::channel("ops", url)).await;
     let stored = Stored::open(backend, &server).await;
     let mut row = Observed::only(backend, &stored, "notification_channels").await;
     row.mark(&[]).await;
@@ -300,15 +263,8 @@ async fn channels(backend: Backend) {
 
 async fn queues(backend: Backend) {
     let server = filled::started(backend).await;
-    let named = pb::JobQueue {
-        name: "night".into(),
-        max_running: Some(5),
-        ..Default::default()
-    };
-    let request = pb::UpdateJobQueueRequest {
-        job_queue: Some(named),
-        ..Default::default()
-    };
+    let named = pb::JobQueue { name: "night".into(), max_running: Some(5), ..Default::default() };
+    let request = pb::UpdateJobQueueRequest { job_queue: Some(named), ..Default::default() };
     let mut client = queue_client(&server);
     client.update_job_queue(request).await.unwrap();
     let stored = Stored::open(backend, &server).await;
@@ -326,32 +282,17 @@ async fn queues(backend: Backend) {
         ["max_running"] => ["max_running"],
         ["max_running_per_key"] => ["max_running_per_key"],
     ]);
-    let pause = [
-        &["paused", "paused_at", "paused_by", "pause_reason"],
-        VERSION,
-    ]
-    .concat();
-    let request = pb::ResumeJobQueueRequest {
-        name: "night".into(),
-    };
-    row.run("ResumeJobQueue", &pause, client.resume_job_queue(request))
-        .await;
-    let request = pb::PauseJobQueueRequest {
-        name: "night".into(),
-        actor: "ann".into(),
-        reason: "work".into(),
-    };
-    row.run("PauseJobQueue", &pause, client.pause_job_queue(request))
-        .await;
+    let pause = [&["paused", "paused_at", "paused_by", "pause_reason"], VERSION].concat();
+    let request = pb::ResumeJobQueueRequest { name: "night".into() };
+    row.run("ResumeJobQueue", &pause, client.resume_job_queue(request)).await;
+    let request = pb::PauseJobQueueRequest { name: "night".into(), actor: "ann".into(), reason: "work".into() };
+    row.run("PauseJobQueue", &pause, client.pause_job_queue(request)).await;
     row.finish(&["created_at"]);
 }
 
 async fn types(backend: Backend) {
     let server = filled::started(backend).await;
-    let request = pb::UpdateJobTypeRequest {
-        job_type: Some(filled::job_type()),
-        ..Default::default()
-    };
+    let request = pb::UpdateJobTypeRequest { job_type: Some(filled::job_type()), ..Default::default() };
     let mut client = type_client(&server);
     client.update_job_type(request).await.unwrap();
     let stored = Stored::open(backend, &server).await;
@@ -391,9 +332,7 @@ async fn types(backend: Backend) {
 async fn schedules(backend: Backend) {
     let server = filled::started(backend).await;
     let mut client = schedule_client(&server);
-    let request = pb::CreateJobScheduleRequest {
-        job_schedule: Some(filled::job_schedule("night")),
-    };
+    let request = pb::CreateJobScheduleRequest { job_schedule: Some(filled::job_schedule("night")) };
     let schedule = client.create_job_schedule(request).await.unwrap();
     let id = schedule.into_inner().id;
     let stored = Stored::open(backend, &server).await;
@@ -436,17 +375,10 @@ async fn schedules(backend: Backend) {
         ["enabled"] => ["enabled", "next_tick_at"],
     ]);
     let request = pb::RunJobScheduleRequest { id };
-    row.run("RunJobSchedule", &[], client.run_job_schedule(request))
-        .await;
-    row.set(&[("next_tick_at", "'2019-02-28T03:18:00+00:00'")])
-        .await;
+    row.run("RunJobSchedule", &[], client.run_job_schedule(request)).await;
+    row.set(&[("next_tick_at", "'2019-02-28T03:18:00+00:00'")]).await;
     let ticked = filled::until(&server, "SELECT 1 FROM jobs WHERE tick_at IS NOT NULL");
-    let tick = [
-        "next_tick_at",
-        "last_tick_at",
-        "last_job_id",
-        "missed_ticks",
-    ];
+    let tick = ["next_tick_at", "last_tick_at", "last_job_id", "missed_ticks"];
     row.run("a tick", &tick, ticked).await;
     row.finish(&["created_at"]);
 }

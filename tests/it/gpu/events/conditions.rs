@@ -16,13 +16,7 @@ fn filled(percent: u64) -> Card {
 
 #[on_both]
 async fn a_gpu_that_does_not_answer_is_told_soon_and_so_is_that_it_does_again(backend: Backend) {
-    let cards = |answer| {
-        [
-            card("GPU-1"),
-            card("GPU-2").with("temperature", answer),
-            card("GPU-3"),
-        ]
-    };
+    let cards = |answer| [card("GPU-1"), card("GPU-2").with("temperature", answer), card("GPU-3")];
     let fake = FakeNvml::new(&cards("50"));
     let server = serve(TestDatabase::migrated(backend).await, &fake).await;
     let mut watch = server.watch(topics(&[pb::Topic::GpuEvents])).await;
@@ -37,24 +31,13 @@ async fn a_gpu_that_does_not_answer_is_told_soon_and_so_is_that_it_does_again(ba
     assert_eq!(event.source(), Source::Watchdog);
     // The others are sampled meanwhile.
     let calls = ["GPU-1", "GPU-3"].map(|uuid| (uuid, fake.calls(uuid, "temperature")));
-    until("samples", async || {
-        calls
-            .iter()
-            .all(|(uuid, before)| fake.calls(uuid, "temperature") >= before + 3)
-    })
-    .await;
-    assert_eq!(
-        state(&server, "GPU-2").await,
-        (GpuState::Unresponsive, None)
-    );
+    until("samples", async || calls.iter().all(|(uuid, before)| fake.calls(uuid, "temperature") >= before + 3)).await;
+    assert_eq!(state(&server, "GPU-2").await, (GpuState::Unresponsive, None));
     assert_eq!(state(&server, "GPU-1").await.0, GpuState::Ok);
     fake.set(&cards("49"));
     let event = next_of(&mut watch, "GPU-2", GpuEventKind::Responsive).await;
     assert_eq!(event.source(), Source::Watchdog);
-    assert_eq!(
-        state(&server, "GPU-2").await,
-        (GpuState::Ok, Some(MemoryPressure::Normal))
-    );
+    assert_eq!(state(&server, "GPU-2").await, (GpuState::Ok, Some(MemoryPressure::Normal)));
     server.stop().await;
 }
 
@@ -63,23 +46,14 @@ async fn a_gpu_that_never_answered_is_told_by_its_index(backend: Backend) {
     let cards = |answer| [card("GPU-1"), card("GPU-2").with("name", answer)];
     let fake = FakeNvml::new(&cards("hang"));
     let server = serve(TestDatabase::migrated(backend).await, &fake).await;
-    let all = pb::WatchRequest {
-        start: pb::WatchStart::Earliest.into(),
-        ..topics(&[pb::Topic::GpuEvents])
-    };
+    let all = pb::WatchRequest { start: pb::WatchStart::Earliest.into(), ..topics(&[pb::Topic::GpuEvents]) };
     let mut watch = server.watch(all).await;
     let event = next(&mut watch).await;
-    assert_eq!(
-        (event.kind(), event.source()),
-        (GpuEventKind::Unresponsive, Source::Watchdog)
-    );
+    assert_eq!((event.kind(), event.source()), (GpuEventKind::Unresponsive, Source::Watchdog));
     assert_eq!((event.gpu_uuid, event.gpu_index), (None, Some(1)));
     fake.set(&cards("NVIDIA H200"));
     let event = next(&mut watch).await;
-    assert_eq!(
-        (event.kind(), event.gpu_index),
-        (GpuEventKind::Responsive, Some(1))
-    );
+    assert_eq!((event.kind(), event.gpu_index), (GpuEventKind::Responsive, Some(1)));
     becomes(&server, "GPU-2", GpuState::Ok).await;
     server.stop().await;
 }
@@ -88,10 +62,7 @@ async fn a_gpu_that_never_answered_is_told_by_its_index(backend: Backend) {
 async fn a_gpu_that_is_lost_is_told_and_so_is_its_return(backend: Backend) {
     let cards = |answer: Option<&str>| {
         let second = card("GPU-2");
-        [
-            card("GPU-1"),
-            answer.map_or(second.clone(), |answer| second.with("all", answer)),
-        ]
+        [card("GPU-1"), answer.map_or(second.clone(), |answer| second.with("all", answer))]
     };
     let fake = FakeNvml::new(&cards(None));
     let server = serve(TestDatabase::migrated(backend).await, &fake).await;
@@ -107,10 +78,7 @@ async fn a_gpu_that_is_lost_is_told_and_so_is_its_return(backend: Backend) {
     // Whoever starts anew goes on from there.
     let database = server.stop().await;
     let server = serve(database, &fake).await;
-    let again = pb::WatchRequest {
-        cursor: watch.cursor,
-        ..topics(&[pb::Topic::GpuEvents])
-    };
+    let again = pb::WatchRequest { cursor: watch.cursor, ..topics(&[pb::Topic::GpuEvents]) };
     let mut watch = server.watch(again).await;
     becomes(&server, "GPU-1", GpuState::Ok).await;
     assert_eq!(state(&server, "GPU-2").await.0, GpuState::Lost);
@@ -129,15 +97,9 @@ async fn a_gpu_that_is_lost_is_told_and_so_is_its_return(backend: Backend) {
     fake.set(&cards(None));
     next_of(&mut watch, "GPU-2", GpuEventKind::Back).await;
     // It is listened to again.
-    until("listening", async || {
-        fake.calls("GPU-2", "register") > before
-    })
-    .await;
+    until("listening", async || fake.calls("GPU-2", "register") > before).await;
     fake.happens("GPU-2", XID, 13);
-    assert_eq!(
-        next_of(&mut watch, "GPU-2", GpuEventKind::Xid).await.code,
-        Some(13)
-    );
+    assert_eq!(next_of(&mut watch, "GPU-2", GpuEventKind::Xid).await.code, Some(13));
     server.stop().await;
 }
 
@@ -152,11 +114,7 @@ async fn another_driver_is_told_with_both_versions(backend: Backend) {
     // The library and the driver do not fit each other any more.
     fake.set(&[card("GPU-1").with("all", "!18")]);
     let gone = next_of(&mut watch, "GPU-1", GpuEventKind::DriverChanged).await;
-    assert!(
-        gone.detail
-            .unwrap()
-            .contains("the NVIDIA driver was upgraded")
-    );
+    assert!(gone.detail.unwrap().contains("the NVIDIA driver was upgraded"));
     fake.set_with("driver = 581.10", &cards);
     let other = next_of(&mut watch, "GPU-1", GpuEventKind::DriverChanged).await;
     assert_eq!(other.detail.as_deref(), Some("580.95.05 -> 581.10"));
@@ -165,16 +123,9 @@ async fn another_driver_is_told_with_both_versions(backend: Backend) {
     // What it tells is heard in the new session.
     until("listening", async || fake.calls("GPU-1", "register") > 1).await;
     fake.happens("GPU-1", XID, 45);
-    assert_eq!(
-        next_of(&mut watch, "GPU-1", GpuEventKind::Xid).await.code,
-        Some(45)
-    );
+    assert_eq!(next_of(&mut watch, "GPU-1", GpuEventKind::Xid).await.code, Some(45));
     let stored = async || {
-        let gpus = server
-            .gpu_stats()
-            .list_gpus(pb::ListGpusRequest {})
-            .await
-            .unwrap();
+        let gpus = server.gpu_stats().list_gpus(pb::ListGpusRequest {}).await.unwrap();
         gpus.into_inner().gpus[0].driver_version.as_deref() == Some("581.10")
     };
     until("the new version", stored).await;
@@ -183,10 +134,7 @@ async fn another_driver_is_told_with_both_versions(backend: Backend) {
     let database = server.stop().await;
     fake.set_with("driver = 582.00", &cards);
     let server = serve(database, &fake).await;
-    let again = pb::WatchRequest {
-        cursor: watch.cursor,
-        ..topics(&[pb::Topic::GpuEvents])
-    };
+    let again = pb::WatchRequest { cursor: watch.cursor, ..topics(&[pb::Topic::GpuEvents]) };
     let mut watch = server.watch(again).await;
     let other = next_of(&mut watch, "GPU-1", GpuEventKind::DriverChanged).await;
     assert_eq!(other.detail.as_deref(), Some("581.10 -> 582.00"));
@@ -198,34 +146,16 @@ async fn memory_that_fills_up_is_told_at_each_level_once(backend: Backend) {
     let fake = FakeNvml::new(&[filled(50)]);
     let server = serve(TestDatabase::migrated(backend).await, &fake).await;
     let mut watch = server.watch(topics(&[pb::Topic::GpuEvents])).await;
-    until("a sample", async || {
-        state(&server, "GPU-1").await == (GpuState::Ok, Some(MemoryPressure::Normal))
-    })
-    .await;
+    until("a sample", async || state(&server, "GPU-1").await == (GpuState::Ok, Some(MemoryPressure::Normal))).await;
     let sampled = async || {
         let before = fake.calls("GPU-1", "memory");
-        until("samples", async || {
-            fake.calls("GPU-1", "memory") > before + 2
-        })
-        .await;
+        until("samples", async || fake.calls("GPU-1", "memory") > before + 2).await;
     };
     // In between it stays what it was: there is neither an event nor one that was left out.
     for (percents, change, pressure) in [
-        (
-            &[84, 85][..],
-            "normal -> warning: 13600",
-            MemoryPressure::Warning,
-        ),
-        (
-            &[81, 94, 96],
-            "warning -> critical: 15360",
-            MemoryPressure::Critical,
-        ),
-        (
-            &[91, 89],
-            "critical -> warning: 14240",
-            MemoryPressure::Warning,
-        ),
+        (&[84, 85][..], "normal -> warning: 13600", MemoryPressure::Warning),
+        (&[81, 94, 96], "warning -> critical: 15360", MemoryPressure::Critical),
+        (&[91, 89], "critical -> warning: 14240", MemoryPressure::Warning),
     ] {
         for percent in percents {
             fake.set(&[filled(*percent)]);
@@ -235,40 +165,22 @@ async fn memory_that_fills_up_is_told_at_each_level_once(backend: Backend) {
         let event = next_of(&mut watch, "GPU-1", kind).await;
         assert_eq!(event.detail, Some(format!("{change} of 16000 MiB")));
         assert_eq!((event.source(), event.code), (Source::Sampler, None));
-        assert_eq!(
-            state(&server, "GPU-1").await,
-            (GpuState::Ok, Some(pressure))
-        );
+        assert_eq!(state(&server, "GPU-1").await, (GpuState::Ok, Some(pressure)));
     }
     // After a restart it goes on from there.
     let database = server.stop().await;
     let server = serve(database, &fake).await;
-    let again = pb::WatchRequest {
-        cursor: watch.cursor,
-        ..topics(&[pb::Topic::GpuEvents])
-    };
+    let again = pb::WatchRequest { cursor: watch.cursor, ..topics(&[pb::Topic::GpuEvents]) };
     let mut watch = server.watch(again).await;
-    until("a sample", async || {
-        state(&server, "GPU-1").await == (GpuState::Ok, Some(MemoryPressure::Warning))
-    })
-    .await;
+    until("a sample", async || state(&server, "GPU-1").await == (GpuState::Ok, Some(MemoryPressure::Warning))).await;
     sampled().await;
     fake.set(&[filled(10)]);
     let event = next(&mut watch).await;
-    assert_eq!(
-        event.detail.as_deref(),
-        Some("warning -> normal: 1600 of 16000 MiB")
-    );
-    assert_eq!(
-        listed(&server, pb::GpuEventFilter::default()).await.len(),
-        4
-    );
+    assert_eq!(event.detail.as_deref(), Some("warning -> normal: 1600 of 16000 MiB"));
+    assert_eq!(listed(&server, pb::GpuEventFilter::default()).await.len(), 4);
     // Memory that is not known is under no pressure that is known.
     fake.set(&[card("GPU-1").with("memory", "!999")]);
-    until("no pressure", async || {
-        state(&server, "GPU-1").await == (GpuState::Ok, None)
-    })
-    .await;
+    until("no pressure", async || state(&server, "GPU-1").await == (GpuState::Ok, None)).await;
     server.stop().await;
 }
 
@@ -321,11 +233,7 @@ async fn gpus_of_hosts_that_are_silent_are_unknown(backend: Backend) {
     let now = watchpost::entity::now();
     for (uuid, state, reported_at) in [
         ("GPU-1", Some(gpus::GpuState::Lost), Some(now)),
-        (
-            "GPU-2",
-            Some(gpus::GpuState::Ok),
-            Some(now - TimeDelta::minutes(4)),
-        ),
+        ("GPU-2", Some(gpus::GpuState::Ok), Some(now - TimeDelta::minutes(4))),
         ("GPU-3", None, None),
     ] {
         let gpu = gpus::ActiveModel {
@@ -336,10 +244,7 @@ async fn gpus_of_hosts_that_are_silent_are_unknown(backend: Backend) {
             reported_at: Set(reported_at),
             ..Default::default()
         };
-        gpus::Entity::insert(gpu)
-            .exec_without_returning(&db)
-            .await
-            .unwrap();
+        gpus::Entity::insert(gpu).exec_without_returning(&db).await.unwrap();
     }
     db.close().await.unwrap();
     let server = TestServer::start_with(database, |_| {}).await;

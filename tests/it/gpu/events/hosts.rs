@@ -19,33 +19,18 @@ async fn what_happens_to_gpus_of_other_hosts_is_told_too(backend: Backend) {
     let mut agent = agent(&fake, &format!("http://{address}"), &more);
     listened(&fake, "GPU-1").await;
     becomes(&server, "GPU-1", GpuState::Ok).await;
-    assert_eq!(
-        state(&server, "GPU-1").await.1,
-        Some(MemoryPressure::Normal)
-    );
+    assert_eq!(state(&server, "GPU-1").await.1, Some(MemoryPressure::Normal));
 
     fake.happens("GPU-1", XID, 31);
     let event = next_of(&mut watch, "GPU-1", GpuEventKind::Xid).await;
     assert_eq!((event.host.as_str(), event.code), ("shed", Some(31)));
-    assert_eq!(
-        (event.source(), event.gpu_index),
-        (Source::NvmlEvent, Some(0))
-    );
+    assert_eq!((event.source(), event.gpu_index), (Source::NvmlEvent, Some(0)));
     assert_eq!((event.id > 0, event.occurrences), (true, 1));
-    assert_eq!(
-        listed(&server, pb::GpuEventFilter::default()).await,
-        [event]
-    );
+    assert_eq!(listed(&server, pb::GpuEventFilter::default()).await, [event]);
     log.write("NVRM: Xid (PCI:0000:0a:00): 119, pid=1");
     let event = next(&mut watch).await;
-    assert_eq!(
-        (event.gpu_uuid.as_deref(), event.detail.as_deref()),
-        (None, Some("pid=1"))
-    );
-    assert_eq!(
-        (event.host.as_str(), event.source()),
-        ("shed", Source::KernelLog)
-    );
+    assert_eq!((event.gpu_uuid.as_deref(), event.detail.as_deref()), (None, Some("pid=1")));
+    assert_eq!((event.host.as_str(), event.source()), ("shed", Source::KernelLog));
 
     fake.set(&[card("GPU-1").with("all", "!15")]);
     next_of(&mut watch, "GPU-1", GpuEventKind::Lost).await;
@@ -60,10 +45,7 @@ async fn what_happens_to_gpus_of_other_hosts_is_told_too(backend: Backend) {
     log.write("NVRM: Xid (PCI:0000:01:00): 62, pid=2");
     tokio::time::sleep(Duration::from_millis(500)).await;
     let server = listen(database, &address).await;
-    let after = pb::WatchRequest {
-        cursor,
-        ..topics(&[pb::Topic::GpuEvents])
-    };
+    let after = pb::WatchRequest { cursor, ..topics(&[pb::Topic::GpuEvents]) };
     let mut watch = server.watch(after).await;
     let mut told = Vec::new();
     while told.len() < 3 {
@@ -74,21 +56,11 @@ async fn what_happens_to_gpus_of_other_hosts_is_told_too(backend: Backend) {
     told.sort_unstable();
     assert_eq!(
         told,
-        [
-            (GpuEventKind::Xid, Some(62)),
-            (GpuEventKind::Back, None),
-            (GpuEventKind::MemoryPressureChanged, None),
-        ]
+        [(GpuEventKind::Xid, Some(62)), (GpuEventKind::Back, None), (GpuEventKind::MemoryPressureChanged, None),]
     );
     becomes(&server, "GPU-1", GpuState::Ok).await;
-    assert_eq!(
-        state(&server, "GPU-1").await.1,
-        Some(MemoryPressure::Warning)
-    );
+    assert_eq!(state(&server, "GPU-1").await.1, Some(MemoryPressure::Warning));
     stop(agent).await;
-    assert_eq!(
-        listed(&server, pb::GpuEventFilter::default()).await.len(),
-        6
-    );
+    assert_eq!(listed(&server, pb::GpuEventFilter::default()).await.len(), 6);
     server.stop().await;
 }

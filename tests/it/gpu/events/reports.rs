@@ -30,8 +30,7 @@ impl KernelLog {
 
     pub(super) fn write(&self, message: &str) {
         let mut log = File::options().append(true).open(self.path()).unwrap();
-        log.write_all(format!("4,1,2,-;{message}\n").as_bytes())
-            .unwrap();
+        log.write_all(format!("4,1,2,-;{message}\n").as_bytes()).unwrap();
     }
 }
 
@@ -41,13 +40,8 @@ async fn xids_are_told_listed_and_kept(backend: Backend) {
     let server = serve(TestDatabase::migrated(backend).await, &fake).await;
     let mut watch = server.watch(topics(&[pb::Topic::GpuEvents])).await;
     let start = watch.cursor.clone();
-    let gpu_stats_filter = Some(pb::GpuStatsWatchFilter {
-        gpu_uuids: vec!["GPU-1".into()],
-    });
-    let one = pb::WatchRequest {
-        gpu_stats_filter,
-        ..topics(&[pb::Topic::GpuEvents])
-    };
+    let gpu_stats_filter = Some(pb::GpuStatsWatchFilter { gpu_uuids: vec!["GPU-1".into()] });
+    let one = pb::WatchRequest { gpu_stats_filter, ..topics(&[pb::Topic::GpuEvents]) };
     let mut one = server.watch(one).await;
     listened(&fake, "GPU-1").await;
     listened(&fake, "GPU-2").await;
@@ -57,25 +51,13 @@ async fn xids_are_told_listed_and_kept(backend: Backend) {
     let event = next_of(&mut watch, "GPU-2", GpuEventKind::Xid).await;
     assert_eq!(event.code, Some(79));
     assert_eq!(event.source(), Source::NvmlEvent);
-    assert_eq!(
-        (event.host.as_str(), event.gpu_index),
-        ("camera-box", Some(1))
-    );
-    assert_eq!(
-        event.gpu_name.as_deref(),
-        Some("NVIDIA GeForce RTX 4080 SUPER")
-    );
+    assert_eq!((event.host.as_str(), event.gpu_index), ("camera-box", Some(1)));
+    assert_eq!(event.gpu_name.as_deref(), Some("NVIDIA GeForce RTX 4080 SUPER"));
     assert_eq!(event.pci_bus_id.as_deref(), Some("00000000:02:00.0"));
-    assert_eq!(
-        (event.mig_parent_uuid.clone(), event.detail.clone()),
-        (None, None)
-    );
+    assert_eq!((event.mig_parent_uuid.clone(), event.detail.clone()), (None, None));
     assert_eq!(event.occurrences, 1);
     let at = event.occurred_at.unwrap().seconds;
-    assert!(
-        (before.timestamp()..=Utc::now().timestamp()).contains(&at),
-        "{event:?}"
-    );
+    assert!((before.timestamp()..=Utc::now().timestamp()).contains(&at), "{event:?}");
 
     // What is everyday is not asked for, an XID without a number is none.
     fake.happens("GPU-2", PSTATE, 8);
@@ -101,10 +83,7 @@ async fn xids_are_told_listed_and_kept(backend: Backend) {
     becomes(&server, "GPU-1", GpuState::Ok).await;
     // That the server has stopped and started is nothing that happened to a GPU.
     assert_eq!(listed(&server, pb::GpuEventFilter::default()).await, all);
-    let again = pb::WatchRequest {
-        cursor: start,
-        ..topics(&[pb::Topic::GpuEvents])
-    };
+    let again = pb::WatchRequest { cursor: start, ..topics(&[pb::Topic::GpuEvents]) };
     let mut watch = server.watch(again).await;
     for event in all.iter().rev() {
         assert_eq!(&next(&mut watch).await, event);
@@ -161,10 +140,7 @@ async fn xids_of_the_kernel_log_are_told_once(backend: Backend) {
     log.write("NVRM: Xid (PCI:0000:01:00): 79, pid=1234, GPU has fallen off the bus.");
     let event = next_of(&mut watch, "GPU-1", GpuEventKind::Xid).await;
     assert_eq!((event.code, event.source()), (Some(79), Source::KernelLog));
-    assert_eq!(
-        event.detail.as_deref(),
-        Some("pid=1234, GPU has fallen off the bus.")
-    );
+    assert_eq!(event.detail.as_deref(), Some("pid=1234, GPU has fallen off the bus."));
     assert_eq!(event.pci_bus_id.as_deref(), Some("00000000:01:00.0"));
 
     log.write("NVRM: Xid (PCI:0000:0a:00): 119, pid=1");
@@ -176,19 +152,10 @@ async fn xids_of_the_kernel_log_are_told_once(backend: Backend) {
     // Both tell of it, and it is one event; of another GPU it is another one.
     fake.happens("GPU-2", XID, 31);
     log.write("NVRM: Xid (PCI:0000:02:00): 31, pid=2");
-    assert_eq!(
-        next_of(&mut watch, "GPU-2", GpuEventKind::Xid).await.code,
-        Some(31)
-    );
+    assert_eq!(next_of(&mut watch, "GPU-2", GpuEventKind::Xid).await.code, Some(31));
     log.write("NVRM: Xid (PCI:0000:01:00): 31, pid=3");
-    assert_eq!(
-        next_of(&mut watch, "GPU-1", GpuEventKind::Xid).await.code,
-        Some(31)
-    );
-    assert_eq!(
-        listed(&server, pb::GpuEventFilter::default()).await.len(),
-        4
-    );
+    assert_eq!(next_of(&mut watch, "GPU-1", GpuEventKind::Xid).await.code, Some(31));
+    assert_eq!(listed(&server, pb::GpuEventFilter::default()).await.len(), 4);
     server.stop().await;
 }
 

@@ -7,10 +7,7 @@ struct Dice(u64);
 
 impl Dice {
     fn below(&mut self, end: i64) -> i64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         i64::try_from(self.0 >> 33).unwrap() % end
     }
 }
@@ -61,10 +58,7 @@ fn eventful(start: i64, minutes: i64, dice: &mut Dice) -> Vec<Row> {
 async fn samples_and_roll_ups_give_what_a_naive_sum_gives(backend: Backend) {
     let start = midnight(3) + 7 * HOUR;
     let mut dice = Dice(7);
-    let (one, two) = (
-        eventful(start, 20, &mut dice),
-        eventful(start, 20, &mut dice),
-    );
+    let (one, two) = (eventful(start, 20, &mut dice), eventful(start, 20, &mut dice));
     let database = TestDatabase::migrated(backend).await;
     let db = database.connect().await;
     insert(&db, "GPU-1", &one).await;
@@ -99,9 +93,7 @@ async fn samples_and_roll_ups_give_what_a_naive_sum_gives(backend: Backend) {
     rolled_up(&db).await;
     check(false).await;
     // Half of the minutes are to be rolled up again.
-    db.execute_unprepared("UPDATE gpu_stats SET fan_speed = 30 WHERE id % 7 = 0")
-        .await
-        .unwrap();
+    db.execute_unprepared("UPDATE gpu_stats SET fan_speed = 30 WHERE id % 7 = 0").await.unwrap();
     check(false).await;
     rolled_up(&db).await;
     without_samples(&db).await;
@@ -114,31 +106,17 @@ async fn a_late_sample_counts_as_soon_as_it_is_there(backend: Backend) {
     let start = midnight(2);
     let server = TestServer::start(backend).await;
     let db = server.database.connect().await;
-    insert(
-        &db,
-        "GPU-1",
-        &[
-            Row::warm(start + 1_000, 50.0),
-            Row::warm(start + 9_000, 60.0),
-        ],
-    )
-    .await;
+    insert(&db, "GPU-1", &[Row::warm(start + 1_000, 50.0), Row::warm(start + 9_000, 60.0)]).await;
     rolled_up(&db).await;
     let ask = || request(start, start + MINUTE, MINUTE);
     let temperature = async || aggregate(&server, ask()).await[0].series[1].buckets[0];
     assert_eq!(temperature().await.avg, Some(55.0));
     insert(&db, "GPU-1", &[Row::warm(start + 5_000, 10.0)]).await;
-    assert_eq!(
-        (temperature().await.avg, temperature().await.last),
-        (Some(40.0), Some(60.0))
-    );
+    assert_eq!((temperature().await.avg, temperature().await.last), (Some(40.0), Some(60.0)));
     rolled_up(&db).await;
     without_samples(&db).await;
     let rolled = temperature().await;
-    assert_eq!(
-        (rolled.samples, rolled.avg, rolled.min),
-        (3, Some(40.0), Some(10.0))
-    );
+    assert_eq!((rolled.samples, rolled.avg, rolled.min), (3, Some(40.0), Some(10.0)));
     server.stop().await;
 }
 
@@ -178,11 +156,7 @@ async fn gpus_are_chosen_by_name_and_host_and_told_without_samples(backend: Back
     let start = midnight(2);
     let server = TestServer::start(backend).await;
     let db = server.database.connect().await;
-    for (uuid, host, index) in [
-        ("GPU-a", "two", 0),
-        ("GPU-b", "one", 1),
-        ("GPU-c", "one", 0),
-    ] {
+    for (uuid, host, index) in [("GPU-a", "two", 0), ("GPU-b", "one", 1), ("GPU-c", "one", 0)] {
         let gpu = gpus::ActiveModel {
             uuid: Set(uuid.into()),
             host: Set(host.into()),
@@ -203,10 +177,7 @@ async fn gpus_are_chosen_by_name_and_host_and_told_without_samples(backend: Back
     };
     assert_eq!(ask(&[], "").await, ["GPU-c", "GPU-b", "GPU-a", "GPU-x"]);
     assert_eq!(ask(&[], "one").await, ["GPU-c", "GPU-b"]);
-    assert_eq!(
-        ask(&["GPU-x", "GPU-b", "GPU-none"], "").await,
-        ["GPU-b", "GPU-x"]
-    );
+    assert_eq!(ask(&["GPU-x", "GPU-b", "GPU-none"], "").await, ["GPU-b", "GPU-x"]);
     assert_eq!(ask(&["GPU-x"], "one").await, Vec::<String>::new());
     let told = aggregate(&server, request(start, start + 3 * MINUTE, MINUTE)).await;
     let empty = pb::GpuAggregate {
@@ -216,15 +187,9 @@ async fn gpus_are_chosen_by_name_and_host_and_told_without_samples(backend: Back
         ..naive::aggregate(&[], start, start + 3 * MINUTE, MINUTE)
     };
     assert_eq!(told[0], empty);
-    assert_eq!(
-        told[0].buckets[1].gap,
-        Some(time::duration_from_millis(MINUTE))
-    );
+    assert_eq!(told[0].buckets[1].gap, Some(time::duration_from_millis(MINUTE)));
     // From one sample nobody knows how often there should be some.
-    assert_eq!(
-        (told[3].sample_interval, told[3].buckets[0].gap),
-        (None, None)
-    );
+    assert_eq!((told[3].sample_interval, told[3].buckets[0].gap), (None, None));
     server.stop().await;
 }
 
@@ -233,21 +198,13 @@ async fn the_future_is_no_gap(backend: Backend) {
     let server = TestServer::start(backend).await;
     let db = server.database.connect().await;
     let now = chrono::Utc::now().timestamp_millis();
-    let rows: Vec<_> = (1..=30)
-        .map(|at| Row::warm(now - at * 1_000, 50.0))
-        .collect();
+    let rows: Vec<_> = (1..=30).map(|at| Row::warm(now - at * 1_000, 50.0)).collect();
     insert(&db, "GPU-1", &rows).await;
     let told = aggregate(&server, request(now - 30_000, now + 20 * MINUTE, HOUR)).await;
-    let gaps = told[0]
-        .buckets
-        .iter()
-        .map(|bucket| bucket.gap.unwrap().seconds);
+    let gaps = told[0].buckets.iter().map(|bucket| bucket.gap.unwrap().seconds);
     // However slow this machine is.
     assert!(gaps.sum::<i64>() < 60, "{:?}", told[0].buckets);
-    assert_eq!(
-        told[0].sample_interval,
-        Some(time::duration_from_millis(1_000))
-    );
+    assert_eq!(told[0].sample_interval, Some(time::duration_from_millis(1_000)));
     server.stop().await;
 }
 
@@ -274,8 +231,7 @@ async fn writers_that_commit_late_are_not_missed() {
                     };
                     gpu_stats::Entity::insert(row).exec(&tx).await.unwrap();
                 }
-                tokio::time::sleep(Duration::from_millis(150 + 130 * (writer.unsigned_abs())))
-                    .await;
+                tokio::time::sleep(Duration::from_millis(150 + 130 * (writer.unsigned_abs()))).await;
                 tx.commit().await.unwrap();
             }
         })
@@ -286,11 +242,7 @@ async fn writers_that_commit_late_are_not_missed() {
     rolled_up(&db).await;
     without_samples(&db).await;
     let told = aggregate(&server, request(start, start + 4 * MINUTE, MINUTE)).await;
-    let samples: Vec<_> = told[0]
-        .buckets
-        .iter()
-        .map(|bucket| bucket.samples)
-        .collect();
+    let samples: Vec<_> = told[0].buckets.iter().map(|bucket| bucket.samples).collect();
     assert_eq!(samples, [36; 4]);
     assert!(other.stop().await);
     server.stop().await;

@@ -8,10 +8,7 @@ pub(super) fn aggregate(rows: &[Row], start: i64, end: i64, width: i64) -> pb::G
     rows.sort_by_key(|row| row.at);
     // One sample before the range is looked at.
     let first = rows.partition_point(|row| row.at < start);
-    let rows: Vec<_> = rows[first.saturating_sub(1)..]
-        .iter()
-        .filter(|row| row.at < end)
-        .collect();
+    let rows: Vec<_> = rows[first.saturating_sub(1)..].iter().filter(|row| row.at < end).collect();
     let interval = interval(&rows);
     let starts = (start / width..=(end - 1) / width).map(|bucket| bucket * width);
     let starts: Vec<_> = starts.collect();
@@ -24,8 +21,7 @@ pub(super) fn aggregate(rows: &[Row], start: i64, end: i64, width: i64) -> pb::G
         buckets: starts
             .iter()
             .map(|from| {
-                let inside =
-                    |row: &&&Row| (*from..from + width).contains(&row.at) && row.at >= start;
+                let inside = |row: &&&Row| (*from..from + width).contains(&row.at) && row.at >= start;
                 let inside = rows.iter().filter(inside);
                 values(inside.filter_map(|row| value(row)).collect())
             })
@@ -37,9 +33,7 @@ pub(super) fn aggregate(rows: &[Row], start: i64, end: i64, width: i64) -> pb::G
         buckets: starts.iter().map(bucket).collect(),
         // In the order of the enum.
         series: vec![
-            series(GpuMetric::MemoryUsed, |row| {
-                row.memory_used.map(|memory| memory as f64)
-            }),
+            series(GpuMetric::MemoryUsed, |row| row.memory_used.map(|memory| memory as f64)),
             series(GpuMetric::Temperature, |row| row.temperature),
             series(GpuMetric::PowerUsage, |row| row.power_usage),
         ],
@@ -54,13 +48,7 @@ fn interval(rows: &[&Row]) -> Option<i64> {
     (!distances.is_empty()).then(|| distances[(distances.len() - 1) / 2])
 }
 
-fn bucket(
-    starts: i64,
-    from: i64,
-    until: i64,
-    rows: &[&Row],
-    interval: Option<i64>,
-) -> pb::GpuBucket {
+fn bucket(starts: i64, from: i64, until: i64, rows: &[&Row], interval: Option<i64>) -> pb::GpuBucket {
     let inside = |row: &Row| (from..until).contains(&row.at);
     let (mut covered, mut observed) = (0, 0);
     let mut throttled = BTreeMap::new();
@@ -110,9 +98,7 @@ fn bucket(
         start: at(starts),
         samples: number(rows.iter().filter(|row| inside(row)).count()),
         gap: gap.map(time::duration_from_millis),
-        missing_samples: gap
-            .zip(interval)
-            .map(|(gap, interval)| (gap + interval / 2) / interval),
+        missing_samples: gap.zip(interval).map(|(gap, interval)| (gap + interval / 2) / interval),
         throttle_observed: interval.map(|_| time::duration_from_millis(observed)),
         throttle: throttled
             .into_iter()
@@ -159,10 +145,7 @@ pub(super) fn same(told: &pb::GpuAggregate, expected: &pb::GpuAggregate, context
                 (told, expected) => told == expected,
             };
             assert!(near, "{context}: {told:?}, not {expected:?}");
-            let told = pb::GpuMetricBucket {
-                avg: expected.avg,
-                ..*told
-            };
+            let told = pb::GpuMetricBucket { avg: expected.avg, ..*told };
             assert_eq!(told, *expected, "{context}");
         }
     }

@@ -45,10 +45,7 @@ async fn the_highest_bit_and_bits_without_a_name_are_kept_and_counted(backend: B
         .unwrap();
     let masks: Vec<_> = rows.iter().map(|row| row.throttle_reasons).collect();
     assert_eq!(masks, [Some(MASK.cast_signed()); 3]);
-    let listed = server
-        .gpu_stats()
-        .list_gpu_stats(pb::ListGpuStatsRequest::default())
-        .await;
+    let listed = server.gpu_stats().list_gpu_stats(pb::ListGpuStatsRequest::default()).await;
     for stats in listed.unwrap().into_inner().gpu_stats {
         assert_eq!(stats.throttle_reasons.map(i64::cast_unsigned), Some(MASK));
     }
@@ -57,8 +54,7 @@ async fn the_highest_bit_and_bits_without_a_name_are_kept_and_counted(backend: B
     let throttle = async || {
         let told = aggregate(&server, request(start, start + MINUTE, MINUTE)).await;
         let told = told[0].buckets[0].throttle.iter();
-        told.map(|held| (held.reason(), held.time, held.bits))
-            .collect::<Vec<_>>()
+        told.map(|held| (held.reason(), held.time, held.bits)).collect::<Vec<_>>()
     };
     let held = Some(time::duration_from_millis(3_500));
     let expected = [
@@ -75,21 +71,10 @@ async fn the_highest_bit_and_bits_without_a_name_are_kept_and_counted(backend: B
     assert_eq!(reporter.report(batch(2, &[now])).await.unwrap(), (2, false));
     let (_, text) = crate::metrics::get(server.metrics_address().unwrap(), "/metrics").await;
     let name = "watchpost_gpu_throttle_reason{gpu=\"\",UUID=\"GPU-1\",reason=";
-    for told in [
-        "\"unknown\"} 1",
-        "\"bit_41\"} 1",
-        "\"sw_power_cap\"} 1",
-        "\"gpu_idle\"} 0",
-    ] {
-        assert!(
-            text.contains(&format!("{name}{told}")),
-            "{told} is not in {text}"
-        );
+    for told in ["\"unknown\"} 1", "\"bit_41\"} 1", "\"sw_power_cap\"} 1", "\"gpu_idle\"} 0"] {
+        assert!(text.contains(&format!("{name}{told}")), "{told} is not in {text}");
     }
-    assert!(
-        text.contains("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS{"),
-        "{text}"
-    );
+    assert!(text.contains("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS{"), "{text}");
     db.close().await.unwrap();
     server.stop().await;
 }

@@ -19,13 +19,8 @@ use crate::{
     support::calls::strings,
 };
 
-pub const STATUSES: [JobStatus; 5] = [
-    JobStatus::Queued,
-    JobStatus::Running,
-    JobStatus::Completed,
-    JobStatus::Failed,
-    JobStatus::Cancelled,
-];
+pub const STATUSES: [JobStatus; 5] =
+    [JobStatus::Queued, JobStatus::Running, JobStatus::Completed, JobStatus::Failed, JobStatus::Cancelled];
 
 pub const ORDERS: [JobOrder; 14] = [
     JobOrder::Unspecified,
@@ -68,8 +63,7 @@ pub fn random(rng: &mut Rng, schedules: &[Uuid]) -> (Row, Vec<job_attempt::Model
         JobStatus::Queued | JobStatus::Failed | JobStatus::Cancelled => rng.bool(),
     };
     let started_at = started_at.filter(|_| has_started);
-    let completed_at =
-        started_at.unwrap_or(created_at) + TimeDelta::microseconds(rng.i64(0..6_000_000));
+    let completed_at = started_at.unwrap_or(created_at) + TimeDelta::microseconds(rng.i64(0..6_000_000));
     let completed_at = status.is_finished().then_some(completed_at);
     let lease = (status == JobStatus::Running).then(Uuid::now_v7);
     let mut job = job::Model {
@@ -80,43 +74,28 @@ pub fn random(rng: &mut Rng, schedules: &[Uuid]) -> (Row, Vec<job_attempt::Model
         created_at,
         started_at,
         completed_at,
-        queue_name: rng
-            .bool()
-            .then(|| ["default", "Slow", "a%b"][rng.usize(..3)].to_string()),
+        queue_name: rng.bool().then(|| ["default", "Slow", "a%b"][rng.usize(..3)].to_string()),
         priority: rng.i32(0..5),
         progress_percent: [0, 50, 100][rng.usize(..3)],
-        current_step: rng
-            .bool()
-            .then(|| ["Reading", "a_b"][rng.usize(..2)].to_string()),
+        current_step: rng.bool().then(|| ["Reading", "a_b"][rng.usize(..2)].to_string()),
         error_message: rng.bool().then(|| "No space left".to_string()),
-        error_code: rng
-            .bool()
-            .then(|| ["ENOSPC", "TIMEOUT"][rng.usize(..2)].to_string()),
+        error_code: rng.bool().then(|| ["ENOSPC", "TIMEOUT"][rng.usize(..2)].to_string()),
         scheduled_at: rng.bool().then(|| coarse(rng)),
         concurrency_key: ["", "door", "Gate"][rng.usize(..3)].into(),
         dead_at: rng.bool().then(now).filter(|_| status == JobStatus::Failed),
         cancel_requested_at: rng.bool().then(now),
-        worker_id: rng
-            .bool()
-            .then(|| ["w-1", "W-2"][rng.usize(..2)].to_string()),
+        worker_id: rng.bool().then(|| ["w-1", "W-2"][rng.usize(..2)].to_string()),
         schedule_id: rng.bool().then(|| schedules[rng.usize(..2)]),
         unique_key: rng.bool().then(|| "clip\\7".to_string()),
         ..queued(["export", "Backup", "ai_analysis", "Zoom", "äther"][rng.usize(..5)])
     };
     // Else the schedule would have made two for a time.
-    job.tick_at = job
-        .schedule_id
-        .map(|_| now() + TimeDelta::microseconds(rng.i64(0..1_000_000_000)));
+    job.tick_at = job.schedule_id.map(|_| now() + TimeDelta::microseconds(rng.i64(0..1_000_000_000)));
     let mut attempts = Vec::new();
     let mut ended_at = completed_at;
     if let Some(started_at) = started_at {
         let earlier = started_at - TimeDelta::seconds(100);
-        attempts.push(attempt(
-            job.id,
-            1,
-            earlier,
-            Some((started_at, AttemptOutcome::Failed)),
-        ));
+        attempts.push(attempt(job.id, 1, earlier, Some((started_at, AttemptOutcome::Failed))));
         let ended = match status {
             JobStatus::Running => None,
             JobStatus::Completed => completed_at,
@@ -125,12 +104,7 @@ pub fn random(rng: &mut Rng, schedules: &[Uuid]) -> (Row, Vec<job_attempt::Model
                 Some(started_at + TimeDelta::milliseconds(rng.i64(0..3_000)))
             }
         };
-        attempts.push(attempt(
-            job.id,
-            2,
-            started_at,
-            ended.map(|at| (at, AttemptOutcome::Failed)),
-        ));
+        attempts.push(attempt(job.id, 2, started_at, ended.map(|at| (at, AttemptOutcome::Failed))));
         ended_at = ended;
     }
     (Row { job, ended_at }, attempts)
@@ -171,8 +145,7 @@ pub fn micros(duration: Duration) -> i64 {
 
 pub fn in_range(range: Option<pb::TimeRange>, time: Option<DateTime<Utc>>) -> bool {
     let Some(range) = range else { return true };
-    let micros =
-        |time: prost_types::Timestamp| time.seconds * 1_000_000 + i64::from(time.nanos / 1_000);
+    let micros = |time: prost_types::Timestamp| time.seconds * 1_000_000 + i64::from(time.nanos / 1_000);
     let (start, end) = (range.start.map(micros), range.end.map(micros));
     if start.is_none() && end.is_none() {
         return true;
@@ -192,11 +165,7 @@ pub fn passes(filter: &pb::JobFilter, row: &Row) -> bool {
     let job = &row.job;
     let status = pb::JobStatus::from(job.status).into();
     let took = job.started_at.and_then(|started_at| {
-        let ended_at = if job.status == JobStatus::Running {
-            Some(now())
-        } else {
-            row.ended_at
-        };
+        let ended_at = if job.status == JobStatus::Running { Some(now()) } else { row.ended_at };
         Some((ended_at? - started_at).num_microseconds().unwrap())
     });
     let is = |wanted: Option<bool>, is: bool| wanted.is_none_or(|wanted| wanted == is);
@@ -216,12 +185,8 @@ pub fn passes(filter: &pb::JobFilter, row: &Row) -> bool {
         && is(filter.has_error, job.error_message.is_some())
         && is(filter.dead, job.dead_at.is_some())
         && is(filter.cancel_requested, job.cancel_requested_at.is_some())
-        && filter
-            .min_duration
-            .is_none_or(|least| took.is_some_and(|took| took >= micros(least)))
-        && filter
-            .max_duration
-            .is_none_or(|most| took.is_some_and(|took| took <= micros(most)))
+        && filter.min_duration.is_none_or(|least| took.is_some_and(|took| took >= micros(least)))
+        && filter.max_duration.is_none_or(|most| took.is_some_and(|took| took <= micros(most)))
 }
 
 /// Whether a job holds a text, by what the API says of it.
@@ -238,22 +203,15 @@ pub fn holds(text: &str, job: &job::Model) -> bool {
         Some(&job.concurrency_key),
     ];
     let mut texts = texts.into_iter().flatten();
-    job.id.to_string().starts_with(&text)
-        || texts.any(|held| held.to_ascii_lowercase().contains(&text))
+    job.id.to_string().starts_with(&text) || texts.any(|held| held.to_ascii_lowercase().contains(&text))
 }
 
 pub fn range(rng: &mut Rng) -> pb::TimeRange {
     let start: DateTime<Utc> = "2026-03-01T12:00:00Z".parse().unwrap();
     let from = start.timestamp() + rng.i64(0..5);
     let part = [0, 500_000, 500_001_000][rng.usize(..3)];
-    let time = |seconds| prost_types::Timestamp {
-        seconds,
-        nanos: part,
-    };
-    pb::TimeRange {
-        start: rng.bool().then(|| time(from)),
-        end: rng.bool().then(|| time(from + rng.i64(0..4))),
-    }
+    let time = |seconds| prost_types::Timestamp { seconds, nanos: part };
+    pb::TimeRange { start: rng.bool().then(|| time(from)), end: rng.bool().then(|| time(from + rng.i64(0..4))) }
 }
 
 /// A filter of one to three things.
@@ -266,9 +224,7 @@ pub fn filter(rng: &mut Rng, rows: &[Row], schedules: &[Uuid]) -> pb::JobFilter 
             2 => filter.queue_names = strings(&["default", "a%b"][..rng.usize(1..3)]),
             3 => filter.priorities = vec![rng.i32(0..5), rng.i32(0..5)],
             4 => {
-                filter.ids = (0..20)
-                    .map(|_| rows[rng.usize(..rows.len())].job.id.to_string())
-                    .collect();
+                filter.ids = (0..20).map(|_| rows[rng.usize(..rows.len())].job.id.to_string()).collect();
             }
             5 => filter.created_at = Some(range(rng)),
             6 => filter.completed_at = Some(range(rng)),
@@ -281,16 +237,10 @@ pub fn filter(rng: &mut Rng, rows: &[Row], schedules: &[Uuid]) -> pb::JobFilter 
             13 => filter.schedule_id = schedules[rng.usize(..2)].to_string(),
             14 => filter.error_codes = strings(&["ENOSPC", "TIMEOUT"][..rng.usize(1..3)]),
             15 => {
-                filter.min_duration = Some(Duration {
-                    seconds: 0,
-                    nanos: rng.i32(0..1_000_000_000),
-                });
+                filter.min_duration = Some(Duration { seconds: 0, nanos: rng.i32(0..1_000_000_000) });
             }
             _ => {
-                filter.max_duration = Some(Duration {
-                    seconds: rng.i64(1..3),
-                    nanos: rng.i32(0..1_000_000_000),
-                });
+                filter.max_duration = Some(Duration { seconds: rng.i64(1..3), nanos: rng.i32(0..1_000_000_000) });
             }
         }
     }

@@ -9,10 +9,7 @@ use crate::support::{
     database::{Backend, on_both},
 };
 
-async fn preview(
-    server: &TestServer,
-    request: pb::PreviewJobScheduleRequest,
-) -> Reply<pb::PreviewJobScheduleResponse> {
+async fn preview(server: &TestServer, request: pb::PreviewJobScheduleRequest) -> Reply<pb::PreviewJobScheduleResponse> {
     client(server).preview_job_schedule(request).await
 }
 
@@ -50,24 +47,15 @@ async fn a_preview_tells_ticks_and_what_clocks_show(backend: Backend) {
     ] {
         let request = asked("30 2 * * *", "Europe/Berlin", after, 3);
         let ticks = preview(&server, request).await.unwrap().into_inner().ticks;
-        let expected = expected.map(|(seconds, shown)| pb::JobScheduleTick {
-            tick_at: at(seconds),
-            local_time: shown.into(),
-        });
+        let expected =
+            expected.map(|(seconds, shown)| pb::JobScheduleTick { tick_at: at(seconds), local_time: shown.into() });
         assert_eq!(ticks, expected);
     }
-    let defaults = pb::PreviewJobScheduleRequest {
-        cron: "@hourly".into(),
-        ..Default::default()
-    };
+    let defaults = pb::PreviewJobScheduleRequest { cron: "@hourly".into(), ..Default::default() };
     let ticks = preview(&server, defaults).await.unwrap().into_inner().ticks;
     assert_eq!(ticks.len(), 10);
     assert!(ticks[0].local_time.ends_with(":00:00+00:00"), "{ticks:?}");
-    let many = preview(&server, asked("* * * * * *", "", 1_000, 1_000))
-        .await
-        .unwrap()
-        .into_inner()
-        .ticks;
+    let many = preview(&server, asked("* * * * * *", "", 1_000, 1_000)).await.unwrap().into_inner().ticks;
     assert_eq!(many.len(), 1_000);
     assert_eq!((many[0].tick_at, many[999].tick_at), (at(1_001), at(2_000)));
     server.stop().await;
@@ -76,58 +64,17 @@ async fn a_preview_tells_ticks_and_what_clocks_show(backend: Backend) {
 #[on_both]
 async fn a_preview_of_a_schedule_is_by_what_it_says(backend: Backend) {
     let server = TestServer::start(backend).await;
-    let schedule = pb::JobSchedule {
-        time_zone: "Asia/Tokyo".into(),
-        enabled: Some(false),
-        ..yearly("s")
-    };
+    let schedule = pb::JobSchedule { time_zone: "Asia/Tokyo".into(), enabled: Some(false), ..yearly("s") };
     let id = create(&server, schedule).await.id;
-    let asked = pb::PreviewJobScheduleRequest {
-        id: id.clone(),
-        after: at(0),
-        count: 1,
-        ..Default::default()
-    };
-    let ticks = preview(&server, asked.clone())
-        .await
-        .unwrap()
-        .into_inner()
-        .ticks;
+    let asked = pb::PreviewJobScheduleRequest { id: id.clone(), after: at(0), count: 1, ..Default::default() };
+    let ticks = preview(&server, asked.clone()).await.unwrap().into_inner().ticks;
     assert_eq!(ticks[0].local_time, "1972-02-29T03:17:00+09:00");
+    refused(preview(&server, pb::PreviewJobScheduleRequest { cron: "@daily".into(), ..asked.clone() }).await, "cron");
     refused(
-        preview(
-            &server,
-            pb::PreviewJobScheduleRequest {
-                cron: "@daily".into(),
-                ..asked.clone()
-            },
-        )
-        .await,
-        "cron",
-    );
-    refused(
-        preview(
-            &server,
-            pb::PreviewJobScheduleRequest {
-                time_zone: "UTC".into(),
-                ..asked.clone()
-            },
-        )
-        .await,
+        preview(&server, pb::PreviewJobScheduleRequest { time_zone: "UTC".into(), ..asked.clone() }).await,
         "time_zone",
     );
-    not_found(
-        preview(
-            &server,
-            pb::PreviewJobScheduleRequest {
-                id: NONE.into(),
-                ..asked
-            },
-        )
-        .await,
-        "job schedule",
-        NONE,
-    );
+    not_found(preview(&server, pb::PreviewJobScheduleRequest { id: NONE.into(), ..asked }).await, "job schedule", NONE);
     server.stop().await;
 }
 
@@ -142,13 +89,7 @@ async fn what_cannot_be_told_is_refused_by_its_field(backend: Backend) {
         (asked("* * * * *", "", -1, 1), "after"),
         (asked("* * * * *", "", 0, -1), "count"),
         (asked("* * * * *", "", 0, 1_001), "count"),
-        (
-            pb::PreviewJobScheduleRequest {
-                id: "x".into(),
-                ..Default::default()
-            },
-            "id",
-        ),
+        (pb::PreviewJobScheduleRequest { id: "x".into(), ..Default::default() }, "id"),
     ] {
         refused(preview(&server, request).await, field);
     }

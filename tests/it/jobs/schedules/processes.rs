@@ -25,19 +25,11 @@ async fn start(database: &TestDatabase) -> Process {
 }
 
 async fn create(channel: &Channel, name: &str) -> String {
-    let schedule = pb::JobSchedule {
-        missed_policy: MissedPolicy::RunAll.into(),
-        ..cron(name, "* * * * * *")
-    };
+    let schedule = pb::JobSchedule { missed_policy: MissedPolicy::RunAll.into(), ..cron(name, "* * * * * *") };
     let job_schedule = Some(schedule);
     let request = pb::CreateJobScheduleRequest { job_schedule };
     let mut schedules = JobScheduleServiceClient::new(channel.clone());
-    schedules
-        .create_job_schedule(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .id
+    schedules.create_job_schedule(request).await.unwrap().into_inner().id
 }
 
 /// Waits until a schedule has ticked so many seconds after `first`. Calls may fail meanwhile.
@@ -47,18 +39,14 @@ async fn ticked(channel: &Channel, id: &str, after: i64) -> i64 {
         loop {
             let request = pb::GetJobScheduleRequest { id: id.into() };
             let schedule = schedules.get_job_schedule(request).await;
-            let last = schedule
-                .ok()
-                .and_then(|schedule| schedule.into_inner().last_tick_at);
+            let last = schedule.ok().and_then(|schedule| schedule.into_inner().last_tick_at);
             if let Some(last) = last.filter(|last| last.seconds > after) {
                 return last.seconds;
             }
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(PATIENCE, ticking)
-        .await
-        .expect("the schedule ticks")
+    timeout(PATIENCE, ticking).await.expect("the schedule ticks")
 }
 
 #[on_both]
@@ -99,12 +87,7 @@ async fn each_tick_has_one_job_however_many_processes_there_are_and_are_killed(b
         let ticks = ticks(&jobs(&database, id).await);
         assert!(ticks.len() > 2 * KILLS, "{ticks:?}");
         let apart = |pair: &[chrono::DateTime<chrono::Utc>]| pair[1] - pair[0];
-        assert!(
-            ticks
-                .windows(2)
-                .all(|pair| apart(pair) == TimeDelta::seconds(1)),
-            "{ticks:?}"
-        );
+        assert!(ticks.windows(2).all(|pair| apart(pair) == TimeDelta::seconds(1)), "{ticks:?}");
     }
 }
 
@@ -122,33 +105,19 @@ async fn a_database_that_goes_away_and_comes_back_costs_no_tick() {
     let last = ticked(&channel, &id, first + 3).await;
     let mut schedules = JobScheduleServiceClient::new(channel.clone());
     let request = pb::GetJobScheduleRequest { id: id.clone() };
-    let schedule = schedules
-        .get_job_schedule(request)
-        .await
-        .unwrap()
-        .into_inner();
+    let schedule = schedules.get_job_schedule(request).await.unwrap().into_inner();
     assert_eq!(schedule.missed_ticks, 0);
-    let db = sea_orm::Database::connect(cluster.url("postgres"))
-        .await
-        .unwrap();
+    let db = sea_orm::Database::connect(cluster.url("postgres")).await.unwrap();
     let made: Vec<_> = {
         use sea_orm::{EntityTrait, QueryOrder};
         use watchpost::entity::job;
-        let jobs = job::Entity::find()
-            .order_by_asc(job::Column::TickAt)
-            .all(&db)
-            .await
-            .unwrap();
+        let jobs = job::Entity::find().order_by_asc(job::Column::TickAt).all(&db).await.unwrap();
         ticks(&jobs)
     };
     db.close().await.unwrap();
     assert!(made.iter().any(|tick| tick.timestamp() == first));
     assert!(made.last().unwrap().timestamp() >= last);
-    assert!(
-        made.windows(2)
-            .all(|pair| pair[1] - pair[0] == TimeDelta::seconds(1)),
-        "{made:?}"
-    );
+    assert!(made.windows(2).all(|pair| pair[1] - pair[0] == TimeDelta::seconds(1)), "{made:?}");
     drop((schedules, channel));
     assert!(server.stop().await);
 }

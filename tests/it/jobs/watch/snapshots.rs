@@ -19,50 +19,34 @@ use crate::support::{
 const MEMORY: u64 = 24 << 20;
 
 fn snapshot() -> pb::WatchJobsRequest {
-    pb::WatchJobsRequest {
-        snapshot: true,
-        ..many()
-    }
+    pb::WatchJobsRequest { snapshot: true, ..many() }
 }
 
 /// Clients of their own connections: what one does not read holds up no other.
 async fn clients(server: &TestServer, count: usize) -> Vec<JobServiceClient<Channel>> {
     let address = format!("http://{}", server.address());
     let channels = (0..count).map(|_| connect(&address));
-    join_all(channels)
-        .await
-        .into_iter()
-        .map(JobServiceClient::new)
-        .collect()
+    join_all(channels).await.into_iter().map(JobServiceClient::new).collect()
 }
 
 #[on_both]
 async fn snapshots_are_shared_and_their_memory_is_bounded(backend: Backend) {
     let database = TestDatabase::migrated(backend).await;
-    let server =
-        TestServer::start_with(database, |settings| settings.snapshot_memory = MEMORY).await;
+    let server = TestServer::start_with(database, |settings| settings.snapshot_memory = MEMORY).await;
     let rows = server.database.connect().await;
     let series = "WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < 4000)";
     let (id, text) = match backend {
         Backend::Sqlite => ("randomblob(16)", "printf('%.2500c', 'x')"),
         Backend::Postgres => ("watchpost_uuid7()", "repeat('x', 2500)"),
     };
-    let insert = format!(
-        "{series} INSERT INTO jobs (id, job_type, error_message) SELECT {id}, 'a', {text} FROM s"
-    );
+    let insert = format!("{series} INSERT INTO jobs (id, job_type, error_message) SELECT {id}, 'a', {text} FROM s");
     rows.execute_unprepared(&insert).await.unwrap();
     rows.close().await.unwrap();
     // They ask at the same time, and read nothing.
     let mut clients = clients(&server, 30).await;
     let mut later = clients.split_off(10);
-    let watches = clients
-        .iter_mut()
-        .map(|client| client.watch_jobs(snapshot()));
-    let mut open: Vec<_> = join_all(watches)
-        .await
-        .into_iter()
-        .map(Result::unwrap)
-        .collect();
+    let watches = clients.iter_mut().map(|client| client.watch_jobs(snapshot()));
+    let mut open: Vec<_> = join_all(watches).await.into_iter().map(Result::unwrap).collect();
     // One who asks later needs another snapshot.
     let mut refused = None;
     for client in &mut later {
@@ -75,18 +59,13 @@ async fn snapshots_are_shared_and_their_memory_is_bounded(backend: Backend) {
         }
     }
     let refused = refused.expect("the memory is bounded");
-    assert_eq!(
-        (refused.code(), reason(&refused)),
-        (Code::Unavailable, "SERVER_BUSY".into())
-    );
+    assert_eq!((refused.code(), reason(&refused)), (Code::Unavailable, "SERVER_BUSY".into()));
     drop(open);
     let free = async {
         while later[0].watch_jobs(snapshot()).await.is_err() {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, free)
-        .await
-        .expect("the memory is free again");
+    timeout(PATIENCE, free).await.expect("the memory is free again");
     server.stop().await;
 }

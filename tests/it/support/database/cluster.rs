@@ -85,10 +85,7 @@ impl Cluster {
         standby
     }
 
-    async fn keep<const N: usize>(
-        primary: Option<u16>,
-        variables: [(&'static str, OsString); N],
-    ) -> Self {
+    async fn keep<const N: usize>(primary: Option<u16>, variables: [(&'static str, OsString); N]) -> Self {
         let port = free_port();
         let keeper = tokio::task::spawn_blocking(move || Keeper::spawn(port, primary, &variables));
         let keeper = Arc::new(Mutex::new(keeper.await.expect("a keeper")));
@@ -173,10 +170,7 @@ impl Cluster {
         let (keeper, text) = (Arc::clone(&self.keeper), order.to_owned());
         let obey = move || keeper.lock().map(|mut keeper| keeper.obey(&text)).is_ok();
         let obeyed = tokio::task::spawn_blocking(obey).await;
-        assert!(
-            obeyed.is_ok_and(|obeyed| obeyed),
-            "PostgreSQL did not {order}"
-        );
+        assert!(obeyed.is_ok_and(|obeyed| obeyed), "PostgreSQL did not {order}");
     }
 }
 
@@ -218,11 +212,7 @@ impl Keeper {
         let mut answer = String::new();
         self.answers.read_line(&mut answer).expect("an answer");
         if answer.trim() != "done" {
-            while self
-                .answers
-                .read_line(&mut answer)
-                .is_ok_and(|read| read > 0)
-            {}
+            while self.answers.read_line(&mut answer).is_ok_and(|read| read > 0) {}
             panic!("PostgreSQL could not {order}: {answer}");
         }
     }
@@ -237,9 +227,7 @@ impl Drop for Keeper {
 
 /// The directory of the newest installed server.
 fn binaries() -> PathBuf {
-    let version = |directory: &PathBuf| -> Option<u32> {
-        directory.parent()?.file_name()?.to_str()?.parse().ok()
-    };
+    let version = |directory: &PathBuf| -> Option<u32> { directory.parent()?.file_name()?.to_str()?.parse().ok() };
     let mut installed: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -253,9 +241,7 @@ fn binaries() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     installed.extend(std::env::split_paths(&path));
     let complete = |directory: &PathBuf| {
-        ["initdb", "postgres", "pg_isready"]
-            .iter()
-            .all(|program| directory.join(program).is_file())
+        ["initdb", "postgres", "pg_isready"].iter().all(|program| directory.join(program).is_file())
     };
     installed.into_iter().find(complete).expect(
         "a PostgreSQL server: no initdb, postgres and pg_isready in /usr/lib/postgresql/*/bin, \
@@ -272,9 +258,7 @@ fn unprivileged() -> Option<(u32, u32)> {
     }
     let users = fs::read_to_string("/etc/passwd").ok()?;
     let user = |name: &str| {
-        let line = users
-            .lines()
-            .find(|line| line.split(':').next() == Some(name))?;
+        let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
         let mut fields = line.split(':').skip(2);
         Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
     };

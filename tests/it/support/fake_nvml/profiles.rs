@@ -130,11 +130,8 @@ impl Card {
 
     /// A part of a divided card: little more than its memory is known.
     pub fn instance(uuid: &str, parent: &str) -> Self {
-        Self {
-            parent: Some(parent.into()),
-            ..Self::new(uuid, "NVIDIA H100 80GB HBM3 MIG 1g.10gb")
-        }
-        .with("memory", "15728640 0 10200547328")
+        Self { parent: Some(parent.into()), ..Self::new(uuid, "NVIDIA H100 80GB HBM3 MIG 1g.10gb") }
+            .with("memory", "15728640 0 10200547328")
     }
 
     /// A server with eight cards.

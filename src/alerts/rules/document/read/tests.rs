@@ -41,10 +41,7 @@ fn a_rule_is_read_field_by_field() {
     let [short, long, nulls] = &entries[..] else {
         panic!("not three: {entries:?}");
     };
-    let named = |name: &str| pb::AlertRule {
-        name: name.into(),
-        ..Default::default()
-    };
+    let named = |name: &str| pb::AlertRule { name: name.into(), ..Default::default() };
     assert_eq!((short.id, &short.rule), (None, &named("short")));
     assert_eq!((nulls.id, &nulls.rule), (None, &named("nulls")));
     let id = long.id.unwrap().to_string();
@@ -78,76 +75,47 @@ fn a_rule_is_read_field_by_field() {
 fn what_is_wrong_is_named_by_its_place() {
     let at = "alert_rules[2]";
     for (rule, expected) in [
-        (
-            json!(1),
-            format!("`{at}` cannot be read: invalid type: integer `1`, expected an object"),
-        ),
-        (
-            json!({"name": 1}),
-            format!("`{at}.name` cannot be read: invalid type: integer `1`, expected a string"),
-        ),
+        (json!(1), format!("`{at}` cannot be read: invalid type: integer `1`, expected an object")),
+        (json!({"name": 1}), format!("`{at}.name` cannot be read: invalid type: integer `1`, expected a string")),
         (json!({"id": ""}), format!("`{at}.id` is required")),
-        (
-            json!({"id": "x"}),
-            format!("`{at}.id` must be a UUID such as 01890a5d-ac96-774b-bcce-b302099a8057"),
-        ),
+        (json!({"id": "x"}), format!("`{at}.id` must be a UUID such as 01890a5d-ac96-774b-bcce-b302099a8057")),
         (
             json!({"enabled": "yes"}),
-            format!(
-                "`{at}.enabled` cannot be read: invalid type: string \"yes\", expected a boolean"
-            ),
+            format!("`{at}.enabled` cannot be read: invalid type: string \"yes\", expected a boolean"),
         ),
-        (
-            json!({"severity": "HIGH"}),
-            format!("`{at}.severity` cannot be read: must be low, medium, high or critical"),
-        ),
+        (json!({"severity": "HIGH"}), format!("`{at}.severity` cannot be read: must be low, medium, high or critical")),
         (
             json!({"severity": 3}),
             format!("`{at}.severity` cannot be read: invalid type: integer `3`, expected a string"),
         ),
         (
             json!({"risk_threshold": 70.5}),
-            format!(
-                "`{at}.risk_threshold` cannot be read: invalid type: floating point `70.5`, expected i32"
-            ),
+            format!("`{at}.risk_threshold` cannot be read: invalid type: floating point `70.5`, expected i32"),
         ),
         (
             json!({"risk_threshold": "70"}),
-            format!(
-                "`{at}.risk_threshold` cannot be read: invalid type: string \"70\", expected i32"
-            ),
+            format!("`{at}.risk_threshold` cannot be read: invalid type: string \"70\", expected i32"),
         ),
         (
             json!({"cooldown": 300}),
-            format!(
-                "`{at}.cooldown` cannot be read: invalid type: integer `300`, expected a string"
-            ),
+            format!("`{at}.cooldown` cannot be read: invalid type: integer `300`, expected a string"),
         ),
-        (
-            json!({"flap_window": "1h"}),
-            format!("`{at}.flap_window` cannot be read: must be a duration such as `300s`"),
-        ),
+        (json!({"flap_window": "1h"}), format!("`{at}.flap_window` cannot be read: must be a duration such as `300s`")),
         (
             json!({"escalation": [{"after": "99999999999999999999s"}]}),
             format!("`{at}.escalation[0].after` cannot be read: must be a duration such as `300s`"),
         ),
         (
             json!({"min_confidence": "0.5"}),
-            format!(
-                "`{at}.min_confidence` cannot be read: invalid type: string \"0.5\", expected f64"
-            ),
+            format!("`{at}.min_confidence` cannot be read: invalid type: string \"0.5\", expected f64"),
         ),
         (
             json!({"object_types": "person"}),
-            format!(
-                "`{at}.object_types` cannot be read: invalid type: string \"person\", expected a sequence"
-            ),
+            format!("`{at}.object_types` cannot be read: invalid type: string \"person\", expected a sequence"),
         ),
         (
             json!({"object_types": ["person", 1]}),
-            format!(
-                "`{at}.object_types[1]` cannot be read: invalid type: integer `1`, expected a string"
-            ),
+            format!("`{at}.object_types[1]` cannot be read: invalid type: integer `1`, expected a string"),
         ),
         (
             json!({"channels": [null]}),
@@ -163,9 +131,7 @@ fn what_is_wrong_is_named_by_its_place() {
         ),
         (
             json!({"schedule": {"start_time": 22}}),
-            format!(
-                "`{at}.schedule.start_time` cannot be read: invalid type: integer `22`, expected a string"
-            ),
+            format!("`{at}.schedule.start_time` cannot be read: invalid type: integer `22`, expected a string"),
         ),
         (
             json!({"conditions": []}),
@@ -178,7 +144,7 @@ fn what_is_wrong_is_named_by_its_place() {
         (json!({"nope": 1}), "nope"),
         (json!({"Name": "x"}), "Name"),
         (json!({"schedule": {"day": []}}), "schedule.day"),
-        (json!({"escalation": [{"after": 1}]}), "escalation[0].after"),
+        (json!({"escalation": [{"delay": 1}]}), "escalation[0].delay"),
     ] {
         let message = problem(&rule);
         let expected = format!("`{at}.{key}` cannot be read: unknown field `");
@@ -187,38 +153,25 @@ fn what_is_wrong_is_named_by_its_place() {
     // An array of values in the order of the fields is no object.
     for rule in [json!(["x"]), json!({"escalation": [[60, ["ops"]]]})] {
         let message = problem(&rule);
-        assert!(
-            message.ends_with("invalid type: sequence, expected an object"),
-            "{message}"
-        );
+        assert!(message.ends_with("invalid type: sequence, expected an object"), "{message}");
     }
 }
 
 #[test]
 fn what_is_no_document_is_refused() {
     let id = "01890a5d-ac96-774b-bcce-b302099a8057";
-    let twice =
-        json!([{"id": id, "name": "a"}, {"name": "b"}, {"id": id.to_uppercase(), "name": "c"}]);
+    let twice = json!([{"id": id, "name": "a"}, {"name": "b"}, {"id": id.to_uppercase(), "name": "c"}]);
     let many = vec![json!({"name": "a"}); MAX_RULES + 1];
     for (text, expected) in [
         (String::new(), "`document` is required"),
-        (
-            "[]".into(),
-            "`document` cannot be read: invalid type: sequence, expected an object",
-        ),
+        ("[]".into(), "`document` cannot be read: invalid type: sequence, expected an object"),
         ("{}".into(), "`format` must be `watchpost.alert_rules`"),
-        (
-            json!({"format": FORMAT}).to_string(),
-            "`version` must be 1, the version that this server supports",
-        ),
+        (json!({"format": FORMAT}).to_string(), "`version` must be 1, the version that this server supports"),
         (
             json!({"format": FORMAT, "version": 2}).to_string(),
             "`version` must be 1, the version that this server supports",
         ),
-        (
-            json!({"format": FORMAT, "version": 1}).to_string(),
-            "`alert_rules` is required",
-        ),
+        (json!({"format": FORMAT, "version": 1}).to_string(), "`alert_rules` is required"),
         (
             json!({"format": FORMAT, "version": 1, "alert_rules": {}}).to_string(),
             "`alert_rules` cannot be read: invalid type: map, expected a sequence",
@@ -227,22 +180,10 @@ fn what_is_no_document_is_refused() {
             json!({"format": FORMAT, "version": 1, "alert_rules": [], "x": 1}).to_string(),
             "`x` cannot be read: unknown field `x`, expected one of `format`, `version`, `alert_rules`",
         ),
-        (
-            document(&twice),
-            "`alert_rules[2].id` must be unique, alert_rules[0] has the same id",
-        ),
-        (
-            document(&many.into()),
-            "`alert_rules` must have at most 10000 entries",
-        ),
-        (
-            " ".repeat(MAX_BYTES + 1),
-            "`document` must have at most 16777216 bytes",
-        ),
-        (
-            "{\n  \"format\": 1,,\n}".into(),
-            "`document` cannot be read: key must be a string",
-        ),
+        (document(&twice), "`alert_rules[2].id` must be unique, alert_rules[0] has the same id"),
+        (document(&many.into()), "`alert_rules` must have at most 10000 entries"),
+        (" ".repeat(MAX_BYTES + 1), "`document` must have at most 16777216 bytes"),
+        ("{\n  \"format\": 1,,\n}".into(), "`document` cannot be read: key must be a string"),
         (
             r#"{"format": "x", "version": 1, "format": "y"}"#.into(),
             "`document` cannot be read: duplicate field `format`",
@@ -253,10 +194,7 @@ fn what_is_no_document_is_refused() {
                 .into(),
             "`alert_rules[0]` cannot be read: duplicate field `name`",
         ),
-        (
-            json!({"format": FORMAT, "version": 1}).to_string() + " {}",
-            "`document` cannot be read: trailing characters",
-        ),
+        (json!({"format": FORMAT, "version": 1}).to_string() + " {}", "`document` cannot be read: trailing characters"),
     ] {
         let message = without_position(&read(&text).unwrap_err().to_string());
         assert_eq!(message, expected, "{}", text.get(..100).unwrap_or(&text));
@@ -279,10 +217,7 @@ fn what_is_written_is_read() {
         enabled: false,
         severity: AlertSeverity::Critical,
         risk_threshold: Some(0),
-        object_types: Some(crate::entity::Strings(vec![
-            "person".into(),
-            "a, \"b\"".into(),
-        ])),
+        object_types: Some(crate::entity::Strings(vec!["person".into(), "a, \"b\"".into()])),
         camera_ids: Some(crate::entity::Strings(vec![])),
         zone_ids: None,
         min_confidence: Some(0.1 + 0.2),
@@ -309,10 +244,7 @@ fn what_is_written_is_read() {
     for with_output_only in [false, true] {
         let mut document = Document::new(with_output_only);
         for id in 1..=2 {
-            let row = alert_rule::Model {
-                id: Uuid::from_u128(id),
-                ..row.clone()
-            };
+            let row = alert_rule::Model { id: Uuid::from_u128(id), ..row.clone() };
             document.add(&row).unwrap();
         }
         let text = document.finish();
@@ -333,9 +265,6 @@ fn what_is_written_is_read() {
         }
     }
     let empty = Document::new(false).finish();
-    assert_eq!(
-        empty,
-        "{\n  \"format\": \"watchpost.alert_rules\",\n  \"version\": 1,\n  \"alert_rules\": []\n}\n"
-    );
+    assert_eq!(empty, "{\n  \"format\": \"watchpost.alert_rules\",\n  \"version\": 1,\n  \"alert_rules\": []\n}\n");
     assert_eq!(read(&empty).unwrap().len(), 0);
 }
