@@ -26,9 +26,9 @@ pub async fn run(url: Option<String>) {
     create_camera(&mut CameraServiceClient::new(channel.clone())).await;
     let jobs = || JobServiceClient::new(channel.clone()).send_compressed(CompressionEncoding::Gzip);
     let bomb = payload(&"k".repeat(1_000_000), 100_000);
-    measure(&server, "long_key", jobs().create_job(job(bomb))).await;
+    measure(&server, "long_key", Box::pin(jobs().create_job(job(bomb)))).await;
     let large = payload("k", 95_000);
-    measure(&server, "largest_payload", jobs().create_job(job(large))).await;
+    measure(&server, "largest_payload", Box::pin(jobs().create_job(job(large)))).await;
     let elements = pb::BatchCreateJobsRequest { requests: vec![pb::CreateJobRequest::default(); 2_000_000] };
     measure(&server, "empty_elements", jobs().batch_create_jobs(elements)).await;
     let requests = (0..10_000).map(|_| job(payload("k", 20)));

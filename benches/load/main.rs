@@ -98,7 +98,7 @@ async fn main() -> ExitCode {
     let cluster = if options.postgres { Some(Cluster::start().await) } else { None };
     let own = cluster.as_ref().map(|cluster| cluster.url("postgres"));
     if let Some(name) = options.only.as_deref()
-        && let Some(passed) = by_name_only(name, &options, cluster.as_ref(), own.clone()).await
+        && let Some(passed) = Box::pin(by_name_only(name, &options, cluster.as_ref(), own.clone())).await
     {
         return if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }

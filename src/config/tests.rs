@@ -93,7 +93,7 @@ fn a_flag_beats_the_file_and_the_file_is_checked() {
     let cli = read(["watchpost", "agent", "--config", config]).unwrap();
     match cli.command {
         Some(Command::Agent { server: Some(server), report_buffer }) => {
-            assert_eq!((server.to_string().as_str(), report_buffer), ("http://h:1/", 7))
+            assert_eq!((server.to_string().as_str(), report_buffer), ("http://h:1/", 7));
         }
         other => panic!("{other:?}"),
     }

@@ -67,7 +67,7 @@ impl Files {
             let path = path.display();
             match renamed {
                 Ok(()) => {
-                    tracing::warn!(%path, "renamed the write-ahead log of the replaced database")
+                    tracing::warn!(%path, "renamed the write-ahead log of the replaced database");
                 }
                 Err(error) => {
                     tracing::warn!(%path, %error, "the write-ahead log of the replaced database cannot be renamed");

@@ -46,9 +46,9 @@ pub struct Model {
     pub memory_clock_max: Option<i32>,
     pub pcie_link_gen: Option<i32>,
     pub pcie_link_width: Option<i32>,
-    /// PCIe send rate, in KB/s.
+    /// `PCIe` send rate, in KB/s.
     pub pcie_tx_throughput: Option<i64>,
-    /// PCIe receive rate, in KB/s.
+    /// `PCIe` receive rate, in KB/s.
     pub pcie_rx_throughput: Option<i64>,
     /// Utilization of the video encoder, in percent.
     pub encoder_utilization: Option<i32>,

@@ -49,7 +49,7 @@ pub(super) async fn store(tx: &DatabaseTransaction, batch: &[EvaluatedIngest]) -
     sources::mark_seen(tx, ingests, &lookup.cameras).await?;
     let mut stored = insert(tx, new).await?.into_iter();
     let result = |answer: Option<_>| match answer {
-        Some(answer) => Ok(IngestResult::Answered(answer)),
+        Some(answer) => Ok(IngestResult::Answered(Box::new(answer))),
         None => stored
             .next()
             .map(IngestResult::Stored)

@@ -57,8 +57,12 @@ impl IngestMetrics {
 
     fn record(&self, result: &IngestResult) {
         let stored = match result {
-            IngestResult::Answered(Ok(_)) => return self.replays.inc(),
-            IngestResult::Answered(Err(_)) => return,
+            IngestResult::Answered(answer) => {
+                if answer.is_ok() {
+                    self.replays.inc();
+                }
+                return;
+            }
             IngestResult::Stored(stored) => stored,
         };
         self.events.inc();

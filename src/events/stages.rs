@@ -77,7 +77,7 @@ pub(super) struct StoredIngest {
 #[derive(Debug)]
 pub(super) enum IngestResult {
     /// The ingest was repeated or refused, and wrote nothing.
-    Answered(Answer),
+    Answered(Box<Answer>),
     Stored(StoredIngest),
 }
 
@@ -155,7 +155,7 @@ impl IngestResult {
     /// Builds the answer after the commit. `evaluated` is the ingest of this result.
     pub(super) fn into_answer(self, evaluated: EvaluatedIngest) -> Answer {
         match self {
-            Self::Answered(answer) => answer,
+            Self::Answered(answer) => *answer,
             Self::Stored(stored) => Ok(stored.into_response(evaluated)),
         }
     }

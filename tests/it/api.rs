@@ -151,7 +151,7 @@ async fn change(server: &TestServer, topic: Topic) {
                 job_type: "topic".into(),
                 ..Default::default()
             };
-            let request = pb::CreateJobScheduleRequest { job_schedule: Some(schedule), ..Default::default() };
+            let request = pb::CreateJobScheduleRequest { job_schedule: Some(schedule) };
             JobScheduleServiceClient::new(server.channel.clone()).create_job_schedule(request).await.unwrap();
         }
     }

@@ -292,7 +292,7 @@ impl Dispatcher {
             Ok(current) => *settings = current,
             // The next sweep reads the settings again.
             Err(error) => {
-                tracing::debug!(%error, "failed to read the settings of queues; using the previous settings")
+                tracing::debug!(%error, "failed to read the settings of queues; using the previous settings");
             }
         }
     }

@@ -70,7 +70,7 @@ impl pb::JobSchedule {
 
     /// Validates the fields into a copy of `row`, except the payload. Absent fields get their defaults. The caller
     /// checks `cron` and `time_zone`.
-    pub(super) fn to_row(self, row: &Model) -> Result<Model> {
+    pub(super) fn into_row(self, row: &Model) -> Result<Model> {
         let field = |name: &str| format!("job_schedule.{name}");
         let text_or = |text: &str, default: &str| match text {
             "" => default.to_string(),

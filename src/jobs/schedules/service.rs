@@ -52,7 +52,7 @@ impl JobScheduleService for JobSchedules {
             request.into_inner().job_schedule.ok_or_else(|| Error::invalid("job_schedule", "is required"))?;
         let now = clock::now();
         let payload = schedule.take_payload().await?;
-        let mut row = schedule.to_row(&Model { payload, ..default_schedule(now) })?;
+        let mut row = schedule.into_row(&Model { payload, ..default_schedule(now) })?;
         row.next_tick_at = first_tick(&row, now)?;
         let schedule = self.db.write(async |tx| {
             let row = ActiveModel::from(row).reset_all().insert(tx).await;
@@ -93,7 +93,7 @@ impl JobScheduleService for JobSchedules {
             let now = clock::now();
             // The updated schedule is validated as a whole, like a new one.
             let schedule = pb::JobSchedule::from(before.clone()).with_changes(changes, &mask);
-            let mut after = schedule.to_row(&before)?;
+            let mut after = schedule.into_row(&before)?;
             if has_payload {
                 after.payload = payload;
             }

@@ -95,8 +95,7 @@ impl Snapshots {
     }
 
     fn by_filter(&self) -> MutexGuard<'_, HashMap<Vec<u8>, LastSnapshot>> {
-        let by_filter = self.by_filter.lock();
-        by_filter
+        self.by_filter.lock()
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
 pub(crate) struct WatchSource {
     pub db: Db,
     pub feed: Feed,
-    /// WatchSlots of open streams, shared with the watches of other services.
+    /// Slots of open streams, shared with the watches of other services.
     pub places: WatchSlots,
     pub snapshots: Snapshots,
     pub shutdown: CancellationToken,

@@ -42,7 +42,7 @@ const MAX_JOBS_PER_CALL: usize = 1_000;
 #[derive(Debug, Clone)]
 pub struct JobWorkers {
     context: SessionContext,
-    /// WatchSlots of open streams, shared with watches.
+    /// Slots of open streams, shared with watches.
     places: WatchSlots,
 }
 

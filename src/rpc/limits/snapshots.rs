@@ -75,8 +75,7 @@ impl SnapshotMemory {
     }
 
     fn usage(&self) -> MutexGuard<'_, Usage> {
-        let usage = self.0.usage.lock();
-        usage
+        self.0.usage.lock()
     }
 }
 

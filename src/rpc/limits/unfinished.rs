@@ -163,8 +163,7 @@ impl UnfinishedRequests {
     }
 
     fn accounts(&self) -> MutexGuard<'_, Accounts> {
-        let accounts = self.0.accounts.lock();
-        accounts
+        self.0.accounts.lock()
     }
 
     /// Opens the account of a request.

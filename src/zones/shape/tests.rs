@@ -62,7 +62,6 @@ fn problem(corners: &[[f64; 2]], shape: ZoneShape) -> Option<String> {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn corners_that_make_no_zone_are_refused_with_a_reason() {
     use ZoneShape::{Polygon, Rectangle};
     let many: Vec<_> = (0..1_001).map(|n| [f64::from(n) / 2_000.0, 0.5]).collect();

@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// WatchSlots whose clocks are peculiar: a half hour, the fasting month, a day left out, a change at midnight, an
+/// `WatchSlots` whose clocks are peculiar: a half hour, the fasting month, a day left out, a change at midnight, an
 /// offset with seconds.
 const ZONES: [&str; 6] = [
     "Europe/Berlin",

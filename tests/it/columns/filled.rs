@@ -52,6 +52,7 @@ pub async fn until(server: &TestServer, sql: &str) {
     waited.unwrap_or_else(|_| panic!("no row: {sql}"));
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "a field of a message")]
 pub fn span(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
 }

@@ -1,6 +1,9 @@
 //! What the services answer about the rows of a table.
 
-use std::{collections::BTreeMap, fmt::Debug};
+use std::{
+    collections::BTreeMap,
+    fmt::{Debug, Write},
+};
 
 use tonic::transport::Channel;
 use watchpost::pb::{
@@ -159,7 +162,7 @@ async fn jobs(server: &TestServer) -> Answers {
     for job in &list {
         let request = pb::GetJobRequest { id: job.id.clone() };
         let job = server.jobs().get_job(request).await.unwrap();
-        got += &format!("{:?}\n", without_timing(job.into_inner()));
+        writeln!(got, "{:?}", without_timing(job.into_inner())).unwrap();
     }
     vec![("list_jobs", format!("{list:?}")), ("get_job", got)]
 }
@@ -170,7 +173,7 @@ async fn job_attempts(server: &TestServer) -> Answers {
         let request = pb::ListJobAttemptsRequest { job_id: id.clone(), page_size: ALL, ..Default::default() };
         listed += &text(server.jobs().list_job_attempts(request).await);
         let job = server.jobs().get_job(pb::GetJobRequest { id }).await;
-        got += &format!("{:?}\n", job.unwrap().into_inner().attempts);
+        writeln!(got, "{:?}", job.unwrap().into_inner().attempts).unwrap();
     }
     vec![("list_job_attempts", listed), ("get_job", got)]
 }
@@ -235,7 +238,7 @@ async fn gpu_stats(server: &TestServer) -> Answers {
     for mut stats in list.into_inner().gpu_stats {
         // The map has another order every time.
         let reasons: BTreeMap<_, _> = std::mem::take(&mut stats.absent_reasons).into_iter().collect();
-        listed += &format!("{stats:?} {reasons:?}\n");
+        writeln!(listed, "{stats:?} {reasons:?}").unwrap();
     }
     vec![("list_gpu_stats", listed)]
 }

@@ -92,17 +92,18 @@ async fn bad_jobs_are_refused_by_field_and_none_is_made(backend: Backend) {
         ("unique.key", |job| job.unique = Some(pb::UniqueJob::default())),
         ("unique.states[0]", |job| job.unique = Some(pb::UniqueJob { key: "k".into(), states: vec![9], period: None })),
         ("unique.states", |job| {
-            job.unique = Some(pb::UniqueJob { key: "k".into(), states: vec![JobStatus::Running.into()], period: None })
+            job.unique = Some(pb::UniqueJob { key: "k".into(), states: vec![JobStatus::Running.into()], period: None });
         }),
         ("retry_policy.multiplier", |job| {
-            job.retry_policy = Some(pb::RetryPolicy { multiplier: Some(f64::NAN), ..Default::default() })
+            job.retry_policy = Some(pb::RetryPolicy { multiplier: Some(f64::NAN), ..Default::default() });
         }),
         ("retry_policy.initial_delay", |job| {
             job.retry_policy =
-                Some(pb::RetryPolicy { initial_delay: span(Duration::from_millis(86_400_001)), ..Default::default() })
+                Some(pb::RetryPolicy { initial_delay: span(Duration::from_millis(86_400_001)), ..Default::default() });
         }),
         ("retry_policy.max_delay", |job| {
-            job.retry_policy = Some(pb::RetryPolicy { max_delay: span(Duration::from_micros(1)), ..Default::default() })
+            job.retry_policy =
+                Some(pb::RetryPolicy { max_delay: span(Duration::from_micros(1)), ..Default::default() });
         }),
         ("payload", |job| job.payload = object(&json!({"x": "y".repeat(1 << 20)}))),
         ("concurrency_key", |job| job.concurrency_key = "a\0".into()),

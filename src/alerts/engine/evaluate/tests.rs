@@ -51,7 +51,6 @@ fn stop(rule: alert_rule::Model, facts: &EventFacts) -> Option<RuleStop> {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn every_condition_that_is_set_must_be_met() {
     let facts = EventFacts {
         camera_id: "door".into(),

@@ -49,7 +49,7 @@ impl Asked {
             min_confidence: self.sure,
             camera_ids: self.camera.into_iter().map(Into::into).collect(),
             schedule: hours,
-            cooldown: seconds(self.cooldown.try_into().unwrap()),
+            cooldown: seconds(self.cooldown),
             dedup_key_template: Some(self.template.into()),
             ..always("asked")
         }

@@ -125,7 +125,7 @@ async fn an_update_changes_what_its_mask_names(backend: Backend) {
             &(|it: &mut pb::JobSchedule| it.name = "t".into()) as &dyn Fn(&mut pb::JobSchedule),
         ),
         (pb::JobSchedule { payload: object(&json!({"a": 1})), skip_if_active: true, ..only.clone() }, &[], &|it| {
-            (it.payload, it.skip_if_active) = (object(&json!({"a": 1})), true)
+            (it.payload, it.skip_if_active) = (object(&json!({"a": 1})), true);
         }),
         (only.clone(), &["payload", "skip_if_active", "priority"], &|it| {
             (it.payload, it.skip_if_active, it.priority) = (None, false, None);
