@@ -204,8 +204,8 @@ def test_a_mail_server_takes_a_mail(channel: grpc.Channel, mailbox: Mailbox) -> 
         security=notifications_pb2.SMTP_SECURITY_NONE,
         username="watchpost",
         password="hunter2",  # noqa: S106  (of a server that lives as long as the test)
-        to=["ops@example.com", "Ann <ann@example.com>"],
-        **{"from": "Watchpost <watchpost@example.com>"},
+        to_addresses=["ops@example.com", "Ann <ann@example.com>"],
+        from_address="Watchpost <watchpost@example.com>",
     )
     created = api.create_channel("mail", email=email)
     assert (created.email.password, created.email.has_password) == ("", True)
@@ -273,7 +273,10 @@ def test_certificates_are_verified(tmp_path: Path) -> None:
             assert receiver.posts.empty()
 
         email = notifications_pb2.EmailChannel(
-            host="localhost", port=mailbox.controller.port, to=["ops@example.com"], **{"from": "watchpost@example.com"}
+            host="localhost",
+            port=mailbox.controller.port,
+            to_addresses=["ops@example.com"],
+            from_address="watchpost@example.com",
         )
         tested = try_("mail", email=email)
         assert tested.delivered, tested.error

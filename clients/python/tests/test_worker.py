@@ -183,7 +183,9 @@ def test_a_job_that_takes_too_long_is_taken_back(server: Server, jobs: Jobs) -> 
             ended.set()
 
     with working(worker):
-        job_id = jobs.create("slow", timeout=timedelta(seconds=1), retry_policy={"initial_delay": timedelta(milliseconds=1), "jitter": 0})
+        job_id = jobs.create(
+            "slow", timeout=timedelta(seconds=1), retry_policy={"initial_delay": timedelta(milliseconds=1), "jitter": 0}
+        )
         job = jobs.ended(job_id)
         assert ended.wait(SECONDS), "the handler is told"
     assert (job.status, jobs.outcomes(job_id)) == (COMPLETED, ["timed_out", "succeeded"])

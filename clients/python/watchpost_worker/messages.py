@@ -9,8 +9,8 @@ from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct, Value
-from watchpost.v1 import job_workers_pb2 as pb
 from watchpost.v1 import job_logs_pb2
+from watchpost.v1 import job_workers_pb2 as pb
 
 LEVELS = {
     "debug": job_logs_pb2.JOB_LOG_LEVEL_DEBUG,

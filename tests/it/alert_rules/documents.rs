@@ -212,7 +212,7 @@ async fn what_comes_back_changes_nothing_and_brings_back_what_is_gone(backend: B
     assert_eq!(imported(&server, &kept).await, (0, 0, 3));
     let mut told = Vec::new();
     for _ in 0..5 {
-        let response = watch.next().await;
+        let response = watch.change().await;
         let commit = response.commit;
         let Some(Update::AlertRule(change)) = response.update else { panic!("not a rule") };
         let kind = change.kind();

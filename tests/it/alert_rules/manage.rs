@@ -148,7 +148,7 @@ async fn rules_are_switched_together(backend: Backend) {
         }
         let mut commits = std::collections::HashSet::new();
         for _ in 0..expected.1 {
-            let response = watch.next().await;
+            let response = watch.change().await;
             commits.insert(response.commit);
             let Some(Update::AlertRule(change)) = response.update else { panic!("not a rule") };
             assert_eq!(change.kind(), ChangeKind::Updated);

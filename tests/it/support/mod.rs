@@ -248,14 +248,19 @@ impl Watch {
         Ok(response)
     }
 
-    /// The next that is not a heartbeat.
-    pub async fn update(&mut self) -> Update {
+    /// The next response that is not a heartbeat: one comes whenever a test takes long.
+    pub async fn change(&mut self) -> pb::WatchResponse {
         loop {
-            match self.next().await.update {
-                Some(Update::Heartbeat(_)) => {}
-                update => return update.expect("a response says something"),
+            let response = self.next().await;
+            if !matches!(response.update, Some(Update::Heartbeat(_))) {
+                return response;
             }
         }
+    }
+
+    /// The next update that is not a heartbeat.
+    pub async fn update(&mut self) -> Update {
+        self.change().await.update.expect("a response says something")
     }
 
     /// The next, which must be a change of an alert.
