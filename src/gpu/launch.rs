@@ -118,7 +118,7 @@ pub(super) async fn await_discovery(discovery: oneshot::Receiver<String>) -> Str
 }
 
 impl GpuTasks {
-    /// Waits at shutdown until the last samples and events are stored, at most [`FLUSH_TIMEOUT`]
+    /// Waits at shutdown until the last samples and events are stored, at most 2 s
     /// and 200 ms.
     pub async fn finish(self) {
         let started = Instant::now();
