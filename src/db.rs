@@ -4,17 +4,15 @@
 pub mod bulk;
 mod connect;
 mod errors;
-mod files;
 mod handle;
-mod lock;
 mod migrate;
-mod permissions;
 pub mod reader;
 mod renewal;
 pub mod row;
 pub mod scans;
 mod settings;
 pub mod signals;
+mod sqlite;
 pub mod storage;
 mod timeouts;
 mod write;

@@ -35,7 +35,7 @@ const OVERALL: &str = "";
 
 /// Names of the server as a whole and of all services of the API.
 fn services() -> Vec<String> {
-    // The descriptors are those of the build.
+    // The build made the descriptors, so that they always decode.
     let files = FileDescriptorSet::decode(pb::FILE_DESCRIPTOR_SET).unwrap_or_default().file;
     let mut names = vec![OVERALL.to_string()];
     for file in files.iter().filter(|file| file.package() == PACKAGE) {

@@ -7,8 +7,6 @@ pub mod config;
 
 pub mod server;
 
-pub mod http;
-
 pub mod metrics;
 
 pub mod health;
@@ -46,8 +44,6 @@ pub mod db;
 pub mod entity;
 
 pub mod error;
-
-mod reminder;
 
 pub mod top;
 

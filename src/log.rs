@@ -12,6 +12,8 @@ use tracing_subscriber::{
 
 use crate::escape::Escaping;
 
+pub(crate) mod reminder;
+
 /// Formats the message and fields of an event. Unsafe characters are escaped here, so that callers
 /// need no escaping.
 pub fn fields() -> impl for<'writer> FormatFields<'writer> + Send + Sync + 'static {

@@ -36,7 +36,6 @@ use crate::{
     events::{Committer, Events},
     gpu::{self, Detections, GpuStats, LiveGpus, Reports},
     health::Health,
-    http,
     jobs::Queue,
     metrics::Metrics,
     monitor::{self, Announcement, Feed, Monitor, MonitorServer, Snapshots, WatchSlots},
@@ -60,6 +59,7 @@ use crate::{
 
 mod clock_repair;
 pub mod connections;
+pub mod http;
 mod jobs;
 mod prepare;
 mod transport;

@@ -7,6 +7,9 @@ use crate::{
     pb::{Topic, WatchResponse, watch_response::Update},
 };
 
+/// Prefix of the names of topics in the API.
+const PREFIX: &str = "TOPIC_";
+
 /// Topic of an update. `None` for updates that are no changes: live GPU stats, heartbeats and the end of a snapshot.
 ///
 /// A change that cannot be decoded has the topic with which it was recorded; `None` if this server does not know that.
@@ -48,9 +51,6 @@ pub fn record(key: impl Into<String>, update: Update) -> Record {
     let message = WatchResponse { update: Some(update), ..Default::default() };
     Record { topic: name(topic.unwrap_or_default()), key: key.into(), message: message.encode_to_vec() }
 }
-
-/// What the names of topics in the API begin with.
-const PREFIX: &str = "TOPIC_";
 
 #[cfg(test)]
 mod tests {

@@ -16,12 +16,11 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::{
     errors::to_db_err,
     handle::{Db, Inner},
-    lock::FileLock,
-    permissions,
     reader::{Reachability, Reader},
     renewal::Renewal,
     scans::{QueryCanceller, Scans, Slot},
     settings::{Settings, Synchronous},
+    sqlite::{lock::FileLock, permissions},
     storage::Storage,
     timeouts::{ACQUIRE_TIMEOUT, IDLE_BEFORE_TEST},
 };

@@ -13,10 +13,10 @@ use tokio::{
 };
 
 use super::{
-    lock::FileLock,
     reader::{Reachability, Reader},
     renewal::Renewal,
     scans::{Scan, ScanCounts, Scans},
+    sqlite::lock::FileLock,
     storage::Storage,
     timeouts::ACQUIRE_TIMEOUT,
 };

@@ -1,7 +1,7 @@
 //! SQL expressions and checks on rows, shared by all families.
 
 use sea_orm::{
-    DbBackend,
+    ActiveModelTrait, ActiveValue, DbBackend, EntityTrait, Iterable, ModelTrait,
     sea_query::{Expr, ExprTrait, LikeExpr, SimpleExpr},
 };
 
@@ -16,6 +16,15 @@ const SQLITE_MICROS: &str = "(unixepoch(substr({t}, 1, 19)) * 1000000 \
 /// Returns the row, or `NOT_FOUND` with the resource and the requested id.
 pub fn require<M>(row: Option<M>, resource: &'static str, id: impl std::fmt::Display) -> Result<M> {
     row.ok_or_else(|| Error::NotFound { resource, id: id.to_string() })
+}
+
+/// Returns true if `row` sets a column to a value that differs from `model`.
+pub fn differs<A: ActiveModelTrait>(row: &A, model: &<A::Entity as EntityTrait>::Model) -> bool {
+    let mut columns = <A::Entity as EntityTrait>::Column::iter();
+    columns.any(|column| match row.get(column) {
+        ActiveValue::Set(value) => value != model.get(column),
+        ActiveValue::Unchanged(_) | ActiveValue::NotSet => false,
+    })
 }
 
 /// Escapes `text` for a `LIKE` pattern with `ESCAPE '\'`.

@@ -16,7 +16,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::files::Files;
+use super::sqlite::files::Files;
 use crate::error::{Error, Result, StorageFault};
 
 mod monitor;

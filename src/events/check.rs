@@ -38,7 +38,7 @@ const MAX_ENRICHMENT_BYTES: usize = 64 << 10;
 
 /// Validated ingest. The ids of the rows are 0 until the ingest is stored.
 #[derive(Debug, Clone)]
-pub(super) struct Ingest {
+pub(crate) struct Ingest {
     pub event: event::Model,
     pub detections: Vec<detection::Model>,
     /// Idempotency key of the request.

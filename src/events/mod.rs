@@ -1,20 +1,11 @@
 //! Events: ingest, deduplication of requests, alert creation, and `EventService`.
 
-mod batch;
 mod check;
-mod committer;
 mod convert;
-mod evaluation;
-mod lookup;
-mod metrics;
-mod raise;
-mod replay;
+mod ingest;
 pub mod retention;
 mod service;
-mod sources;
-mod stages;
-mod suppressions;
 
-pub use committer::Committer;
-pub use metrics::IngestMetrics;
+pub use self::ingest::committer::Committer;
+pub use self::ingest::metrics::IngestMetrics;
 pub use service::Events;

@@ -12,9 +12,8 @@ use sea_orm::{
 use tonic::{Request, Response};
 
 use super::{
-    batch::event_announcement,
     check::{Ingest, object_type},
-    committer::Committer,
+    ingest::{batch::event_announcement, committer::Committer},
 };
 use crate::{
     db::{Db, row},

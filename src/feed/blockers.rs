@@ -13,7 +13,7 @@ use sea_orm::{DbBackend, FromQueryResult, Statement};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::{db::Db, error::Result, reminder::Reminder};
+use crate::{db::Db, error::Result, log::reminder::Reminder};
 
 /// Pause between two queries of the open transactions.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);

@@ -25,9 +25,9 @@ use crate::{
     events, feed, gpu,
     health::Health,
     jobs,
+    log::reminder::Reminder,
     monitor::Feed,
     notifications::{Deliverer, secrets::reseal},
-    reminder::Reminder,
     time_zones,
 };
 

@@ -1,17 +1,14 @@
 //! Validation and update of an alert rule.
 
-use sea_orm::{
-    ActiveModelTrait,
-    ActiveValue::{self, NotSet, Set},
-    Iterable, ModelTrait,
-};
+use sea_orm::ActiveValue::{NotSet, Set};
 
 use crate::{
     alerts::engine::{schedule, template::Template},
+    db::row,
     entity::{
         self, Strings,
         alert::AlertSeverity,
-        alert_rule::{self, ActiveModel, Column},
+        alert_rule::{self, ActiveModel},
     },
     error::{Error, Result},
     pb,
@@ -144,11 +141,7 @@ pub(crate) fn next_version(mut row: ActiveModel, before: &alert_rule::Model) -> 
     row.created_at = NotSet;
     row.updated_at = NotSet;
     row.version_id = NotSet;
-    let differs = |column: Column| match row.get(column) {
-        ActiveValue::Set(value) => value != before.get(column),
-        ActiveValue::Unchanged(_) | ActiveValue::NotSet => false,
-    };
-    if !Column::iter().any(differs) {
+    if !row::differs(&row, before) {
         return None;
     }
     // `updated_at` never decreases, even if the clock is set back.

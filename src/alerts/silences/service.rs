@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::{
     ActiveEnum, ActiveModelTrait,
     ActiveValue::{self, NotSet, Set},
-    ColumnTrait, DatabaseTransaction, EntityTrait, Iterable, ModelTrait, QueryFilter, QuerySelect,
+    ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QuerySelect,
 };
 use tonic::{Request, Response};
 use uuid::Uuid;
@@ -164,11 +164,7 @@ async fn replace(
     row.created_at = NotSet;
     row.updated_at = NotSet;
     row.version_id = NotSet;
-    let differs = |column: Column| match row.get(column) {
-        ActiveValue::Set(value) => value != before.get(column),
-        ActiveValue::Unchanged(_) | ActiveValue::NotSet => false,
-    };
-    if !Column::iter().any(differs) {
+    if !row::differs(&row, &before) {
         return Ok(before.into());
     }
     row.updated_at = Set(now.max(before.updated_at));

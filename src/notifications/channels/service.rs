@@ -293,12 +293,12 @@ impl NotificationChannels {
     }
 }
 
-fn to_response(outcome: &Outcome, took: Duration) -> pb::SendTestNotificationResponse {
+fn to_response(outcome: &Outcome, duration: Duration) -> pb::SendTestNotificationResponse {
     pb::SendTestNotificationResponse {
         delivered: outcome.result == AttemptResult::Delivered,
         error: outcome.error().unwrap_or_default().to_string(),
         status_code: outcome.status_code,
-        took: Some(time::duration_from_millis(i64::try_from(took.as_millis()).unwrap_or(i64::MAX))),
+        duration: Some(time::duration_to_proto(duration)),
     }
 }
 

@@ -1239,7 +1239,7 @@ type SendTestNotificationResponse struct {
 	// Answer of the receiver: the HTTP status or the SMTP reply code. Absent without an answer.
 	StatusCode *int32 `protobuf:"varint,3,opt,name=status_code,json=statusCode,proto3,oneof" json:"status_code,omitempty"`
 	// Duration of the attempt.
-	Took          *durationpb.Duration `protobuf:"bytes,4,opt,name=took,proto3" json:"took,omitempty"`
+	Duration      *durationpb.Duration `protobuf:"bytes,4,opt,name=duration,proto3" json:"duration,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1295,9 +1295,9 @@ func (x *SendTestNotificationResponse) GetStatusCode() int32 {
 	return 0
 }
 
-func (x *SendTestNotificationResponse) GetTook() *durationpb.Duration {
+func (x *SendTestNotificationResponse) GetDuration() *durationpb.Duration {
 	if x != nil {
-		return x.Took
+		return x.Duration
 	}
 	return nil
 }
@@ -1980,13 +1980,13 @@ const file_watchpost_v1_notifications_proto_rawDesc = "" +
 	"\x0esigning_secret\x18\x02 \x01(\tR\rsigningSecret\x123\n" +
 	"\aoverlap\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\aoverlap\"-\n" +
 	"\x1bSendTestNotificationRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xb7\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xbf\x01\n" +
 	"\x1cSendTestNotificationResponse\x12\x1c\n" +
 	"\tdelivered\x18\x01 \x01(\bR\tdelivered\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12$\n" +
 	"\vstatus_code\x18\x03 \x01(\x05H\x00R\n" +
-	"statusCode\x88\x01\x01\x12-\n" +
-	"\x04took\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04tookB\x0e\n" +
+	"statusCode\x88\x01\x01\x125\n" +
+	"\bduration\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\bdurationB\x0e\n" +
 	"\f_status_code\"\xee\x05\n" +
 	"\bDelivery\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x19\n" +
@@ -2144,7 +2144,7 @@ var file_watchpost_v1_notifications_proto_depIdxs = []int32{
 	3,  // 16: watchpost.v1.UpdateNotificationChannelRequest.notification_channel:type_name -> watchpost.v1.NotificationChannel
 	30, // 17: watchpost.v1.UpdateNotificationChannelRequest.update_mask:type_name -> google.protobuf.FieldMask
 	29, // 18: watchpost.v1.RotateSigningSecretRequest.overlap:type_name -> google.protobuf.Duration
-	29, // 19: watchpost.v1.SendTestNotificationResponse.took:type_name -> google.protobuf.Duration
+	29, // 19: watchpost.v1.SendTestNotificationResponse.duration:type_name -> google.protobuf.Duration
 	2,  // 20: watchpost.v1.Delivery.status:type_name -> watchpost.v1.DeliveryStatus
 	28, // 21: watchpost.v1.Delivery.next_attempt_at:type_name -> google.protobuf.Timestamp
 	28, // 22: watchpost.v1.Delivery.last_attempt_at:type_name -> google.protobuf.Timestamp

@@ -8,13 +8,11 @@ use sea_orm::{
     sea_query::{Expr, ExprTrait},
 };
 
-use super::{
-    check::Ingest,
-    stages::{Answer, EvaluatedIngest},
-};
+use super::stages::{Answer, EvaluatedIngest};
 use crate::{
     entity::camera,
     error::{Error, Result},
+    events::check::Ingest,
 };
 
 /// Permitted lag of `cameras.last_seen_at`. Avoids a write of the camera row for every ingest.
@@ -22,16 +20,16 @@ const MAX_LAST_SEEN_LAG: TimeDelta = TimeDelta::seconds(10);
 
 /// Columns of a camera that ingests need.
 #[derive(Debug)]
-pub(super) struct CameraState {
+pub(crate) struct CameraState {
     pub deleted: bool,
     pub last_seen_at: Option<DateTime<Utc>>,
 }
 
 /// Cameras of a batch by id.
-pub(super) type CameraStates = HashMap<String, CameraState>;
+pub(crate) type CameraStates = HashMap<String, CameraState>;
 
 /// Refuses the ingests of deleted and unknown cameras.
-pub(super) fn refuse_absent_cameras(cameras: &CameraStates, batch: &[EvaluatedIngest], answers: &mut [Option<Answer>]) {
+pub(crate) fn refuse_absent_cameras(cameras: &CameraStates, batch: &[EvaluatedIngest], answers: &mut [Option<Answer>]) {
     for (evaluated, answer) in batch.iter().zip(answers) {
         let problem = match cameras.get(&evaluated.ingest.event.camera_id) {
             Some(camera) if !camera.deleted => continue,
@@ -45,7 +43,7 @@ pub(super) fn refuse_absent_cameras(cameras: &CameraStates, batch: &[EvaluatedIn
 }
 
 /// Updates `last_seen_at` of the cameras, where the lag is larger than permitted.
-pub(super) async fn mark_seen(
+pub(crate) async fn mark_seen(
     tx: &DatabaseTransaction,
     ingests: impl Iterator<Item = &Ingest>,
     cameras: &CameraStates,

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Builds the suppression rows of new ingests. `results` has the results of each ingest.
-pub(super) fn suppression_rows(
+pub(crate) fn suppression_rows(
     new: &[NewIngest<'_>],
     results: &[MatchResults],
     now: DateTime<Utc>,

@@ -40,7 +40,7 @@ const SQLITE: &str = "\
 
 /// Result of the lookup.
 #[derive(Debug)]
-pub(super) struct Lookup {
+pub(crate) struct Lookup {
     pub cameras: CameraStates,
     /// True if any of the ingests may be a repetition.
     pub repeated: bool,
@@ -51,7 +51,7 @@ pub(super) struct Lookup {
 }
 
 /// Looks up the data of a batch.
-pub(super) async fn prepare(tx: &DatabaseTransaction, batch: &[EvaluatedIngest]) -> Result<Lookup> {
+pub(crate) async fn prepare(tx: &DatabaseTransaction, batch: &[EvaluatedIngest]) -> Result<Lookup> {
     let ingests = || batch.iter().map(|evaluated| &evaluated.ingest);
     let request_ids = json_list(ingests().filter_map(|ingest| ingest.request_id.as_deref()));
     let camera_ids = json_list(ingests().map(|ingest| ingest.event.camera_id.as_str()));

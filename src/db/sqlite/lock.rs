@@ -12,14 +12,14 @@ use sea_orm::DbErr;
 
 /// Lock held until dropped, or until the process ends.
 #[derive(Debug)]
-pub(super) struct FileLock {
+pub(crate) struct FileLock {
     _file: File,
 }
 
 impl FileLock {
     /// Locks the database file for this process and purpose. Fails if another process holds the
     /// lock, and names that process.
-    pub(super) fn acquire(database: &Path, purpose: &str) -> Result<Self, DbErr> {
+    pub(crate) fn acquire(database: &Path, purpose: &str) -> Result<Self, DbErr> {
         let path = lock_path(database);
         let failed = |problem: &dyn Display| DbErr::Custom(format!("the lock file {}: {problem}", path.display()));
         let mut file = File::options()

@@ -1,17 +1,16 @@
 //! Evaluation of the rules for an ingest. Needs no database, and runs before the transaction that
 //! other ingests wait for.
 
-use super::{
-    check::Ingest,
-    stages::{EvaluatedIngest, Match, Suppression, empty_outcome},
-};
+use super::stages::{EvaluatedIngest, Match, Suppression, empty_outcome};
 use crate::{
     alerts::engine::{
         evaluate::{self, EventFacts, Verdict},
         index::Index,
         live::LiveRules,
     },
-    entity, pb,
+    entity,
+    events::check::Ingest,
+    pb,
     zones::Zone,
 };
 
@@ -19,7 +18,7 @@ use crate::{
 const FREE_DETECTIONS: usize = 4;
 
 /// Finds the matching rules of an ingest, and the snooze or silence that suppresses each.
-pub(super) fn evaluate(ingest: Ingest, rules: &LiveRules) -> EvaluatedIngest {
+pub(crate) fn evaluate(ingest: Ingest, rules: &LiveRules) -> EvaluatedIngest {
     let index = rules.index();
     let facts = EventFacts::of(&ingest.event, &ingest.detections, index.zones().clone());
     let rule_set = index.rules();
@@ -49,7 +48,7 @@ pub(super) fn evaluate(ingest: Ingest, rules: &LiveRules) -> EvaluatedIngest {
 
 /// Upper bound of the cost of evaluating an ingest, in comparisons. Every detection is compared with
 /// every rule, and with every corner of the zones of the camera.
-pub(super) fn evaluation_cost(ingest: &Ingest, rules: &LiveRules) -> usize {
+pub(crate) fn evaluation_cost(ingest: &Ingest, rules: &LiveRules) -> usize {
     let index = rules.index();
     let zones = index.zones().of(&ingest.event.camera_id).iter();
     let corners: usize = zones.map(Zone::corners).sum();

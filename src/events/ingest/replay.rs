@@ -7,20 +7,18 @@ use sea_orm::{
     ColumnTrait, Condition, DatabaseTransaction, EntityTrait, JoinType, QueryFilter, QueryOrder, QuerySelect,
 };
 
-use super::{
-    check::Ingest,
-    stages::{Answer, EvaluatedIngest, MatchResults, NewIngest},
-};
+use super::stages::{Answer, EvaluatedIngest, MatchResults, NewIngest};
 use crate::{
     alerts::engine::{outcomes, rule_set::RuleSet},
     batch::group_commit::Key,
     entity::{alert, detection, event, event_detection, event_ingest},
     error::{Error, Result},
+    events::check::Ingest,
     pb,
 };
 
 /// Builds the row that identifies repetitions of the ingest.
-pub(super) fn key(new: &NewIngest<'_>, results: &MatchResults, now: DateTime<Utc>) -> event_ingest::Model {
+pub(crate) fn key(new: &NewIngest<'_>, results: &MatchResults, now: DateTime<Utc>) -> event_ingest::Model {
     let ingest = &new.evaluated.ingest;
     event_ingest::Model {
         event_id: new.event_id,
@@ -35,14 +33,14 @@ pub(super) fn key(new: &NewIngest<'_>, results: &MatchResults, now: DateTime<Utc
 
 /// Returns the keys by which repetitions of the ingest are recognized. Two ingests with a common key
 /// must not be written in the same transaction.
-pub(super) fn keys(ingest: &Ingest) -> Vec<Key> {
+pub(crate) fn keys(ingest: &Ingest) -> Vec<Key> {
     let request = ingest.request_id.clone().map(|id| (None, id));
     let batch = ingest.batch_id.clone().map(|id| (Some(ingest.event.camera_id.clone()), id));
     request.into_iter().chain(batch).collect()
 }
 
 /// Returns the stored responses of repeated ingests. `None` for a new ingest.
-pub(super) async fn find_replays(tx: &DatabaseTransaction, batch: &[EvaluatedIngest]) -> Result<Vec<Option<Answer>>> {
+pub(crate) async fn find_replays(tx: &DatabaseTransaction, batch: &[EvaluatedIngest]) -> Result<Vec<Option<Answer>>> {
     use event_ingest::Column::{BatchId, CameraId, RequestId};
 
     let ingests: Vec<_> = batch.iter().map(|evaluated| &evaluated.ingest).collect();

@@ -6,9 +6,7 @@ use sea_orm::DbBackend;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    batch,
-    check::Ingest,
-    evaluation,
+    batch, evaluation,
     metrics::IngestMetrics,
     replay,
     stages::{Answer, EvaluatedIngest, IngestResult},
@@ -18,6 +16,7 @@ use crate::{
     batch::group_commit::{GroupCommit, Key, Writer},
     db::Db,
     error::{Error, Result},
+    events::check::Ingest,
     rpc::work,
 };
 
@@ -82,7 +81,7 @@ impl Committer {
     }
 
     /// Stores an ingest. Returns after the commit.
-    pub(super) async fn store(&self, ingest: Ingest) -> Answer {
+    pub(crate) async fn store(&self, ingest: Ingest) -> Answer {
         let _caller = self.group.enter();
         // Evaluated before queueing, in parallel with the writes of other ingests.
         let evaluated = evaluate(ingest, &self.rules).await?;

@@ -4,7 +4,6 @@ use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseTransaction};
 
 use super::{
-    check::Ingest,
     lookup,
     raise::raise,
     replay, sources,
@@ -20,6 +19,7 @@ use crate::{
     db::bulk::Inserts,
     entity::{self, alert, alert_transition, event_detection, event_ingest},
     error::{Error, Result},
+    events::check::Ingest,
     feed::{self, Record},
     pb::{self, watch_response::Update},
     topics,
@@ -29,7 +29,7 @@ use crate::{
 ///
 /// Stored ingests take effect when the transaction commits. If the function fails, nothing of the
 /// batch was written.
-pub(super) async fn store(tx: &DatabaseTransaction, batch: &[EvaluatedIngest]) -> Result<Vec<IngestResult>> {
+pub(crate) async fn store(tx: &DatabaseTransaction, batch: &[EvaluatedIngest]) -> Result<Vec<IngestResult>> {
     let lookup = lookup::prepare(tx, batch).await?;
     let mut answers =
         if lookup.repeated { replay::find_replays(tx, batch).await? } else { batch.iter().map(|_| None).collect() };
@@ -118,7 +118,7 @@ fn ingest_announcements(ingest: &NewIngest<'_>, results: &MatchResults) -> Vec<R
 }
 
 /// Builds the feed record of a change of an event.
-pub(super) fn event_announcement(kind: pb::ChangeKind, event: pb::Event) -> Record {
+pub(crate) fn event_announcement(kind: pb::ChangeKind, event: pb::Event) -> Record {
     let key = event.id.to_string();
     let change = pb::EventChange { kind: kind.into(), event: Some(pb::Event { llm_prompt: None, ..event }) };
     topics::record(key, Update::Event(change))

@@ -12,7 +12,7 @@ const OTHER_USERS: u32 = 0o007;
 
 /// Creates the database folder with access for its owner only. An existing folder keeps its mode;
 /// access for every user is logged as a warning.
-pub(super) fn create_folder(folder: &Path) -> io::Result<()> {
+pub(crate) fn create_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let shown = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let mode = fs::metadata(shown)?.permissions().mode() & 0o777;
@@ -27,7 +27,7 @@ pub(super) fn create_folder(folder: &Path) -> io::Result<()> {
 
 /// Removes access of other users from the database, its write-ahead log and its lock. Older
 /// versions left these files readable.
-pub(super) fn restrict_files(database: &Path) {
+pub(crate) fn restrict_files(database: &Path) {
     for suffix in ["", "-wal", "-shm", ".lock"] {
         let mut path = database.as_os_str().to_owned();
         path.push(suffix);

@@ -10,7 +10,7 @@ const MIN_FREE_BYTES: u64 = 64 * 1024;
 
 /// Database file and write-ahead log, as opened.
 #[derive(Debug)]
-pub(super) struct Files {
+pub(crate) struct Files {
     database: OpenFile,
     log: OpenFile,
 }
@@ -27,7 +27,7 @@ type FileId = (u64, u64);
 
 impl Files {
     /// Returns the files of an open database with a write-ahead log. `None` if a file is missing.
-    pub(super) fn open(database: &Path) -> Option<Self> {
+    pub(crate) fn open(database: &Path) -> Option<Self> {
         // SQLite follows symbolic links, and places the log beside the target.
         let path = std::fs::canonicalize(database).ok()?;
         Some(Self { log: OpenFile::new(with_suffix(&path, "-wal"))?, database: OpenFile::new(path)? })
@@ -35,13 +35,13 @@ impl Files {
 
     /// Returns the fault if a file at its path is missing or is not the open file. Commits to a
     /// deleted or replaced file are lost with the process.
-    pub(super) fn fault(&self) -> Option<StorageFault> {
+    pub(crate) fn fault(&self) -> Option<StorageFault> {
         self.database.fault().or_else(|| self.log.fault())
     }
 
     /// Returns true if the volume of the database has no free space for this process.
     #[cfg(target_os = "linux")]
-    pub(super) fn volume_is_full(&self) -> bool {
+    pub(crate) fn volume_is_full(&self) -> bool {
         let Ok(volume) = rustix::fs::statvfs(&self.database.path) else {
             return false;
         };
@@ -52,13 +52,13 @@ impl Files {
 
     #[cfg(not(target_os = "linux"))]
     #[expect(clippy::unused_self, reason = "only Linux is asked")]
-    pub(super) fn volume_is_full(&self) -> bool {
+    pub(crate) fn volume_is_full(&self) -> bool {
         false
     }
 
     /// Renames the write-ahead log of a replaced database file, if the log is still at its path.
     /// SQLite would otherwise apply the old log to the new file.
-    pub(super) fn rename_stale_log(&self) {
+    pub(crate) fn rename_stale_log(&self) {
         if self.database.fault().is_none() || self.log.fault().is_some() {
             return;
         }

@@ -5,20 +5,20 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::check::Ingest;
 use crate::{
     alerts::engine::{rule::Rule, rule_set::RuleSet, template::Values},
     entity::{detection, event},
     error::Result,
+    events::check::Ingest,
     pb::{self, RuleStop},
 };
 
 /// Response or error of one ingest of a batch.
-pub(super) type Answer = Result<pb::IngestEventResponse>;
+pub(crate) type Answer = Result<pb::IngestEventResponse>;
 
 /// Ingest with the matches of the rules, before the transaction.
 #[derive(Debug)]
-pub(super) struct EvaluatedIngest {
+pub(crate) struct EvaluatedIngest {
     pub ingest: Ingest,
     pub rules: Arc<RuleSet>,
     /// Matching rules, in rule order.
@@ -29,7 +29,7 @@ pub(super) struct EvaluatedIngest {
 
 /// Rule that matches an event.
 #[derive(Debug)]
-pub(super) struct Match {
+pub(crate) struct Match {
     /// Slot of the rule.
     pub rule: usize,
     pub object_type: Option<String>,
@@ -40,7 +40,7 @@ pub(super) struct Match {
 
 /// Suppression of a match by the event or by a silence.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Suppression {
+pub(crate) enum Suppression {
     /// The event is snoozed until this time.
     Snoozed(DateTime<Utc>),
     /// The silence with this id is active.
@@ -49,7 +49,7 @@ pub(super) enum Suppression {
 
 /// Ingest without an earlier answer, with the ids of its rows.
 #[derive(Debug)]
-pub(super) struct NewIngest<'a> {
+pub(crate) struct NewIngest<'a> {
     pub evaluated: &'a EvaluatedIngest,
     pub event_id: i64,
     /// One id per detection.
@@ -58,7 +58,7 @@ pub(super) struct NewIngest<'a> {
 
 /// Final outcomes of the matches of an ingest.
 #[derive(Debug)]
-pub(super) struct MatchResults {
+pub(crate) struct MatchResults {
     /// One outcome per match, in the order of the matches.
     pub outcomes: Vec<pb::RuleOutcome>,
     /// Raised alerts.
@@ -67,7 +67,7 @@ pub(super) struct MatchResults {
 
 /// Ingest with all rows written. Takes effect when the transaction commits.
 #[derive(Debug)]
-pub(super) struct StoredIngest {
+pub(crate) struct StoredIngest {
     event_id: i64,
     detection_ids: Vec<i64>,
     results: MatchResults,
@@ -75,7 +75,7 @@ pub(super) struct StoredIngest {
 
 /// Result of one ingest of a batch.
 #[derive(Debug)]
-pub(super) enum IngestResult {
+pub(crate) enum IngestResult {
     /// The ingest was repeated or refused, and wrote nothing.
     Answered(Box<Answer>),
     Stored(StoredIngest),
@@ -83,7 +83,7 @@ pub(super) enum IngestResult {
 
 impl EvaluatedIngest {
     /// Returns the matches that no snooze or silence suppresses.
-    pub(super) fn unsuppressed(&self) -> impl Iterator<Item = &Match> {
+    pub(crate) fn unsuppressed(&self) -> impl Iterator<Item = &Match> {
         let matches = self.matches.iter();
         matches.filter(|matched| matched.suppression.is_none())
     }
@@ -91,7 +91,7 @@ impl EvaluatedIngest {
 
 impl Suppression {
     /// Builds the outcome of a suppressed match.
-    pub(super) fn outcome(self, rule: &Rule) -> pb::RuleOutcome {
+    pub(crate) fn outcome(self, rule: &Rule) -> pb::RuleOutcome {
         match self {
             Self::Snoozed(until) => pb::RuleOutcome {
                 stopped_by: RuleStop::Snoozed.into(),
@@ -109,24 +109,24 @@ impl Suppression {
 }
 
 /// Builds an outcome with the id and name of the rule only.
-pub(super) fn empty_outcome(rule: &Rule) -> pb::RuleOutcome {
+pub(crate) fn empty_outcome(rule: &Rule) -> pb::RuleOutcome {
     pb::RuleOutcome { rule_id: rule.id.to_string(), rule_name: rule.name.clone(), ..Default::default() }
 }
 
 impl NewIngest<'_> {
     /// Builds the row of the event.
-    pub(super) fn event(&self) -> event::Model {
+    pub(crate) fn event(&self) -> event::Model {
         event::Model { id: self.event_id, ..self.evaluated.ingest.event.clone() }
     }
 
     /// Builds the rows of the detections.
-    pub(super) fn detections(&self) -> impl Iterator<Item = detection::Model> {
+    pub(crate) fn detections(&self) -> impl Iterator<Item = detection::Model> {
         let detections = self.evaluated.ingest.detections.iter();
         detections.zip(&self.detection_ids).map(|(detection, id)| detection::Model { id: *id, ..detection.clone() })
     }
 
     /// Renders the dedup key of a match.
-    pub(super) fn dedup_key(&self, matched: &Match) -> String {
+    pub(crate) fn dedup_key(&self, matched: &Match) -> String {
         let rule = &self.evaluated.rules[matched.rule];
         rule.template.render(&Values {
             camera_id: &self.evaluated.ingest.event.camera_id,
@@ -138,14 +138,14 @@ impl NewIngest<'_> {
     }
 
     /// Completes the ingest after its rows are written.
-    pub(super) fn into_stored(self, results: MatchResults) -> StoredIngest {
+    pub(crate) fn into_stored(self, results: MatchResults) -> StoredIngest {
         StoredIngest { event_id: self.event_id, detection_ids: self.detection_ids, results }
     }
 }
 
 impl IngestResult {
     /// Returns true if the ingest raised an alert.
-    pub(super) fn has_alerts(&self) -> bool {
+    pub(crate) fn has_alerts(&self) -> bool {
         match self {
             Self::Answered(_) => false,
             Self::Stored(stored) => !stored.results.alerts.is_empty(),
@@ -153,7 +153,7 @@ impl IngestResult {
     }
 
     /// Builds the answer after the commit. `evaluated` is the ingest of this result.
-    pub(super) fn into_answer(self, evaluated: EvaluatedIngest) -> Answer {
+    pub(crate) fn into_answer(self, evaluated: EvaluatedIngest) -> Answer {
         match self {
             Self::Answered(answer) => *answer,
             Self::Stored(stored) => Ok(stored.into_response(evaluated)),
@@ -163,12 +163,12 @@ impl IngestResult {
 
 impl StoredIngest {
     /// Number of stored detections.
-    pub(super) fn detections(&self) -> usize {
+    pub(crate) fn detections(&self) -> usize {
         self.detection_ids.len()
     }
 
     /// Raised alerts.
-    pub(super) fn alerts(&self) -> &[pb::Alert] {
+    pub(crate) fn alerts(&self) -> &[pb::Alert] {
         &self.results.alerts
     }
 

@@ -47,7 +47,7 @@ impl Default for IngestMetrics {
 
 impl IngestMetrics {
     /// Records the results of a committed batch of ingests.
-    pub(super) fn record_batch(&self, results: &[IngestResult]) {
+    pub(crate) fn record_batch(&self, results: &[IngestResult]) {
         let ingests = u32::try_from(results.len()).unwrap_or(u32::MAX);
         self.batches.observe(f64::from(ingests));
         for result in results {

@@ -28,7 +28,7 @@ type RaisedAlert = (alert::Model, Arc<[EscalationStep]>);
 
 /// Claims cooldowns, applies flapping limits and decides the outcomes. Returns the results of each
 /// ingest, and the alerts to insert.
-pub(super) async fn raise(
+pub(crate) async fn raise(
     tx: &DatabaseTransaction,
     new: &[NewIngest<'_>],
     now: DateTime<Utc>,
