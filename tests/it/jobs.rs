@@ -1,12 +1,12 @@
 //! The job queue.
 
-mod ask;
 mod bulk;
 mod cancel;
 mod command;
 mod crash;
 mod create;
 mod filters;
+mod get;
 mod limits;
 mod logs;
 mod queues;

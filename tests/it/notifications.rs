@@ -6,7 +6,7 @@ mod crash;
 mod escalation;
 mod failures;
 mod keys;
-mod ledger;
+mod outbox;
 mod quiet;
 mod secrets;
 mod webhooks;

@@ -1,4 +1,4 @@
-//! One job, and what is known of it.
+//! Reading one job: its attempts, transitions and logs.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::DatabaseConnection;

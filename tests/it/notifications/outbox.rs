@@ -1,4 +1,4 @@
-//! The ledger: listed, and queued anew.
+//! The outbox: listing deliveries, and queueing them again.
 
 use watchpost::pb::{self, DeliveryStatus, event_service_client::EventServiceClient};
 
