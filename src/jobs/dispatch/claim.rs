@@ -40,9 +40,9 @@ const SELECT_HEADS: &str = "WITH RECURSIVE heads(id) AS (\
         AND (n.queue_name, n.job_type, n.priority, n.concurrency_key) > \
             (j.queue_name, j.job_type, j.priority, j.concurrency_key) \
         ORDER BY n.queue_name, n.job_type, n.priority, n.concurrency_key, n.scheduled_at, n.id LIMIT 1) \
-    FROM heads JOIN jobs AS j ON j.id = read_heads.id) \
+    FROM heads JOIN jobs AS j ON j.id = heads.id) \
     SELECT j.queue_name, j.job_type, j.priority, j.concurrency_key, j.scheduled_at, j.id \
-    FROM heads JOIN jobs AS j ON j.id = read_heads.id WHERE j.scheduled_at IS NOT NULL";
+    FROM heads JOIN jobs AS j ON j.id = heads.id WHERE j.scheduled_at IS NOT NULL";
 
 /// True unless the queue of a job is paused.
 const NOT_PAUSED: &str = "NOT EXISTS (SELECT 1 FROM job_queues AS q WHERE q.name = j.queue_name AND q.paused)";
