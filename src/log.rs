@@ -13,6 +13,7 @@ use tracing_subscriber::{
 use crate::escape::Escaping;
 
 pub(crate) mod reminder;
+pub(crate) mod retry;
 
 /// Formats the message and fields of an event. Unsafe characters are escaped here, so that callers
 /// need no escaping.

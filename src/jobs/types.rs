@@ -12,6 +12,7 @@ use crate::{
     entity::{job::RetryPolicy, job_type},
     error::{Error, Result},
     feed::{FeedUpdate, Follower, Position},
+    log::retry,
     monitor::{Announcement, Feed},
     pb::{Topic, watch_response::Update},
 };
@@ -154,7 +155,7 @@ impl LiveTypes {
 
     async fn reload_until_success(&self) {
         while let Err(error) = self.reload().await {
-            tracing::debug!(%error, "failed to read the settings of job types; retrying");
+            retry::retrying(&error, "failed to read the settings of job types; retrying");
             sleep(RETRY_DELAY).await;
         }
     }

@@ -16,6 +16,7 @@ use crate::{
     entity::alert_rule::{self, Entity},
     error::{Error, Result},
     feed::{Entry, FeedUpdate, Follower, Position},
+    log::retry,
     monitor::{Announcement, Feed},
     pb::{Topic, watch_response::Update},
     zones::LiveZones,
@@ -175,21 +176,21 @@ impl LiveRules {
 
     async fn reload_with_retries(&self) {
         while let Err(error) = self.reload().await {
-            tracing::debug!(%error, "alert rules cannot be reloaded; retrying");
+            retry::retrying(&error, "alert rules cannot be reloaded; retrying");
             sleep(RETRY_DELAY).await;
         }
     }
 
     async fn reload_silences_with_retries(&self) {
         while let Err(error) = self.silences().reload().await {
-            tracing::debug!(%error, "silences cannot be reloaded; retrying");
+            retry::retrying(&error, "silences cannot be reloaded; retrying");
             sleep(RETRY_DELAY).await;
         }
     }
 
     async fn reload_zones_with_retries(&self) {
         while let Err(error) = self.zones().reload().await {
-            tracing::debug!(%error, "camera zones cannot be reloaded; retrying");
+            retry::retrying(&error, "camera zones cannot be reloaded; retrying");
             sleep(RETRY_DELAY).await;
         }
         self.index();

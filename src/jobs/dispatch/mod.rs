@@ -23,7 +23,7 @@ use self::{
     partitions::{Partitions, Selection},
 };
 use super::{partition::Partition, state::Report, store::writer::JobWriter, types::LiveTypes, wakeups::Wakeups};
-use crate::{clock, db::Db};
+use crate::{clock, db::Db, log::retry};
 
 pub(super) mod claim;
 pub(super) mod partitions;
@@ -224,7 +224,7 @@ impl Dispatcher {
                         partitions.merge_heads(heads);
                         self.0.wakeups.set_limits_exhausted(false);
                     }
-                    Err(error) => tracing::debug!(%error, "failed to read waiting jobs; retrying"),
+                    Err(error) => retry::retrying(&error, "failed to read waiting jobs; retrying"),
                 }
                 let duration = started.elapsed();
                 next_sweep = Instant::now() + SWEEP_INTERVAL.max(duration * LOAD_FACTOR);
@@ -292,7 +292,7 @@ impl Dispatcher {
             Ok(current) => *settings = current,
             // The next sweep reads the settings again.
             Err(error) => {
-                tracing::debug!(%error, "failed to read the settings of queues; using the previous settings");
+                retry::retrying(&error, "failed to read the settings of queues; using the previous settings");
             }
         }
     }
@@ -310,7 +310,7 @@ impl Dispatcher {
         let ClaimResult { claimed, served, blocked } = match result {
             Ok(result) => result,
             Err(error) => {
-                tracing::debug!(%error, "failed to claim jobs; retrying");
+                retry::retrying(&error, "failed to claim jobs; retrying");
                 sleep(RETRY_DELAY).await;
                 return;
             }
@@ -337,7 +337,7 @@ impl Dispatcher {
                 }
             }
             // The next sweep finds the jobs.
-            Err(error) => tracing::debug!(%error, "failed to read waiting jobs; retrying"),
+            Err(error) => retry::retrying(&error, "failed to read waiting jobs; retrying"),
         }
     }
 

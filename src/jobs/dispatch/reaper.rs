@@ -17,6 +17,7 @@ use crate::{
         state::Move,
         store::{apply::Task, writer::JobWriter},
     },
+    log::retry,
 };
 
 /// Shortest interval between two scans.
@@ -61,7 +62,7 @@ pub(crate) async fn run(db: Db, writer: JobWriter, shutdown: CancellationToken) 
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "failed to read overdue jobs; retrying");
+                    retry::retrying(&error, "failed to read overdue jobs; retrying");
                     rescue_from = Instant::now() + RESCUE_GRACE;
                     interval = MIN_INTERVAL;
                 }
@@ -112,7 +113,7 @@ async fn end_overdue(writer: &JobWriter, overdue: OverdueJobs) -> bool {
                 if let Err(error) = result
                     && !matches!(error, crate::error::Error::NotFound { .. })
                 {
-                    tracing::debug!(%error, "failed to end an overdue job; retrying");
+                    retry::retrying(&error, "failed to end an overdue job; retrying");
                     has_ended_all = false;
                 }
             }

@@ -28,6 +28,7 @@ use crate::{
         types::{LiveTypes, Types},
         wakeups::Wakeups,
     },
+    log::retry,
     monitor::{Announcement, Feed},
     pb::{Topic, watch_response::Update},
     time_zones,
@@ -100,12 +101,12 @@ impl Ticker {
                             steps.mark_unchanged();
                         }
                         Err(error) => {
-                            tracing::debug!(%error, "failed to revise schedules; retrying");
+                            retry::retrying(&error, "failed to revise schedules; retrying");
                         }
                     }
                 }
                 let pause = self.tick().await.unwrap_or_else(|error| {
-                    tracing::debug!(%error, "failed to read due schedules; retrying");
+                    retry::retrying(&error, "failed to read due schedules; retrying");
                     RETRY_DELAY
                 });
                 let waking = async {

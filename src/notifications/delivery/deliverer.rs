@@ -33,6 +33,7 @@ use crate::{
     db::Db,
     entity::{self, Severity, alert, delivery, event, notification_channel},
     error::{Error, Result},
+    log::retry,
 };
 
 /// Interval between two queries for due channels without a notification.
@@ -116,7 +117,7 @@ impl Deliverer {
         while !shutdown.is_cancelled() {
             let due = outbox::due_channels(&inner.db, entity::now()).await;
             let due = due.unwrap_or_else(|error| {
-                tracing::debug!(%error, "failed to read the outbox; retrying");
+                retry::retrying(&error, "failed to read the outbox; retrying");
                 Vec::new()
             });
             for channel_id in due {
@@ -156,7 +157,7 @@ impl Inner {
         }
         let releasing = async {
             while let Err(error) = outbox::release_leases(&self.db, None).await {
-                tracing::debug!(%error, "failed to release leases of the outbox; retrying");
+                retry::retrying(&error, "failed to release leases of the outbox; retrying");
                 sleep(RETRY_DELAY).await;
             }
         };
@@ -210,7 +211,7 @@ impl Inner {
                         has_messages
                     }
                     Err(error) => {
-                        tracing::debug!(%error, "failed to claim deliveries; retrying");
+                        retry::retrying(&error, "failed to claim deliveries; retrying");
                         sleep(RETRY_DELAY).await;
                         false
                     }

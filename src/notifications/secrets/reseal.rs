@@ -15,6 +15,7 @@ use crate::{
     entity::notification_channel::{ActiveModel, ChannelKind, Column, Config, Entity, Model},
     error::{Error, Result},
     health::Health,
+    log::retry,
     notifications::{Counts, Keyring, senders::url::shorten},
 };
 
@@ -94,7 +95,7 @@ pub(crate) async fn watch(db: Db, keyring: Keyring, counts: Counts, health: Heal
                     }
                     Ok(_) => {}
                     Err(error) => {
-                        tracing::debug!(%error, "failed to read channels; retrying");
+                        retry::retrying(&error, "failed to read channels; retrying");
                     }
                 }
             }

@@ -18,6 +18,16 @@ use crate::support::{
 };
 
 #[on_both]
+async fn jobs_that_wait_at_the_start_are_dispatched(backend: Backend) {
+    let server = TestServer::start(backend).await;
+    let job = create(&server, wanted("export")).await;
+    // The next process knows of the job by the table only.
+    let server = TestServer::start_with(server.stop().await, |_| {}).await;
+    assert_eq!(id(&claim_one(&server, "w").await), job.id);
+    server.stop().await;
+}
+
+#[on_both]
 async fn a_job_is_worked_from_the_queue_to_its_result(backend: Backend) {
     let server = TestServer::start(backend).await;
     let job = create(&server, pb::Job { payload: object(&json!({"n": 1})), ..wanted("export") }).await;
