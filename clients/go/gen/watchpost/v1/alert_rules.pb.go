@@ -244,10 +244,10 @@ type AlertRule struct {
 	// Whole seconds, in [0 s, 31,536,000 s] (a year). 0 s: every match raises an alert. Defaults to
 	// 300 s.
 	//
-	// The cooldown begins when an alert is raised, by the server's clock. Repeats do not extend the
-	// cooldown. Acknowledging or dismissing the alert does not end it. A change of the field also
-	// applies to running cooldowns. Matches that a silence or a snooze suppresses neither begin nor
-	// extend a cooldown.
+	// The cooldown begins when an alert is raised, or suppressed by flapping, by the server's clock.
+	// Repeats do not extend the cooldown. Acknowledging or dismissing the alert does not end it. A
+	// change of the field also applies to running cooldowns. Matches that a silence or a snooze
+	// suppresses neither begin nor extend a cooldown.
 	Cooldown *durationpb.Duration `protobuf:"bytes,14,opt,name=cooldown,proto3" json:"cooldown,omitempty"`
 	// Names of the `NotificationChannel`s for the alerts, at most 100, each of 1 to 100 characters.
 	// Each must exist when it is added.
@@ -269,9 +269,9 @@ type AlertRule struct {
 	// window begins damped. Its first match raises one alert with `flapping`, and all others are
 	// suppressed. Damping ends after a window with at most `flap_threshold` matches.
 	//
-	// All processes of a database count together. Repeats within a cooldown are not counted. A
-	// suppressed alert begins its cooldown nevertheless. A change of either field applies to the
-	// current window.
+	// All processes of a database count together. Repeats within a cooldown are not counted. An alert
+	// that flapping suppresses begins its cooldown nevertheless. A change of either field applies to
+	// the current window.
 	FlapThreshold *int32 `protobuf:"varint,19,opt,name=flap_threshold,json=flapThreshold,proto3,oneof" json:"flap_threshold,omitempty"`
 	// Length of a window of `flap_threshold`. Whole seconds, in [1 s, 86,400 s] (a day). Set together
 	// with `flap_threshold` or not at all.

@@ -60,7 +60,8 @@ const (
 	// Examples: an event of an unknown camera, a rule with an unknown zone.
 	ErrorReason_ERROR_REASON_BROKEN_REFERENCE ErrorReason = 8
 	// `ABORTED`: the resource has changed since the expected version. Read the resource again and
-	// decide anew. Example: two people acknowledge one alert.
+	// decide anew. Example: two people change one rule, both with the `expected_version_id` of
+	// before.
 	ErrorReason_ERROR_REASON_STALE_VERSION ErrorReason = 9
 	// `OUT_OF_RANGE`: retention has removed changes after the cursor. `metadata` has
 	// `earliest_cursor` and `lost_changes`, an estimate. Example: a watch resumed after two weeks.

@@ -79,7 +79,8 @@ type JobServiceClient interface {
 	// another job. A cancelled job may still hold its `unique_key`, see `UniqueJob.states`;
 	// `DeleteJob` frees the key. To postpone a job, cancel the job and call `RetryJob` with
 	// `scheduled_at`. Priority, limits of attempts and timeouts are copied from the job type at
-	// creation. Later changes of the type do not affect the job.
+	// creation. Later changes of the type do not affect the job, except for the delay of retries if
+	// the job has no `retry_policy`.
 	//
 	// A repeated call with the same `request_id` and the same content creates nothing and returns the
 	// job of the first call in its present state.
@@ -192,8 +193,10 @@ type JobServiceClient interface {
 	// the present state of the job. Counts as a watch: fails with `RESOURCE_EXHAUSTED`
 	// (`TOO_MANY_WATCHES`) beyond `--max-watches`.
 	WatchJob(ctx context.Context, in *WatchJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobsResponse], error)
-	// Streams the changes of all matching jobs and, with `logs`, their log lines, with the guarantees
-	// of `MonitorService.Watch`. It goes on until the client ends it or the server shuts down.
+	// Streams the changes of all matching jobs and, with `logs`, their log lines, until the client
+	// ends the stream or the server shuts down. The guarantees are those of `MonitorService.Watch`,
+	// except that a stream that breaks within a transaction gets the whole transaction again, see
+	// `WatchJobsResponse.cursor`.
 	//
 	// On `CURSOR_EXPIRED` or `HISTORY_REPLACED`, call again without a cursor and with `snapshot`. The
 	// snapshot has queued and running jobs only: read jobs that finished meanwhile with `ListJobs`.
@@ -455,7 +458,8 @@ type JobServiceServer interface {
 	// another job. A cancelled job may still hold its `unique_key`, see `UniqueJob.states`;
 	// `DeleteJob` frees the key. To postpone a job, cancel the job and call `RetryJob` with
 	// `scheduled_at`. Priority, limits of attempts and timeouts are copied from the job type at
-	// creation. Later changes of the type do not affect the job.
+	// creation. Later changes of the type do not affect the job, except for the delay of retries if
+	// the job has no `retry_policy`.
 	//
 	// A repeated call with the same `request_id` and the same content creates nothing and returns the
 	// job of the first call in its present state.
@@ -568,8 +572,10 @@ type JobServiceServer interface {
 	// the present state of the job. Counts as a watch: fails with `RESOURCE_EXHAUSTED`
 	// (`TOO_MANY_WATCHES`) beyond `--max-watches`.
 	WatchJob(*WatchJobRequest, grpc.ServerStreamingServer[WatchJobsResponse]) error
-	// Streams the changes of all matching jobs and, with `logs`, their log lines, with the guarantees
-	// of `MonitorService.Watch`. It goes on until the client ends it or the server shuts down.
+	// Streams the changes of all matching jobs and, with `logs`, their log lines, until the client
+	// ends the stream or the server shuts down. The guarantees are those of `MonitorService.Watch`,
+	// except that a stream that breaks within a transaction gets the whole transaction again, see
+	// `WatchJobsResponse.cursor`.
 	//
 	// On `CURSOR_EXPIRED` or `HISTORY_REPLACED`, call again without a cursor and with `snapshot`. The
 	// snapshot has queued and running jobs only: read jobs that finished meanwhile with `ListJobs`.

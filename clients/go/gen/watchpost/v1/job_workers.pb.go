@@ -123,7 +123,8 @@ type ClaimJobsRequest struct {
 	MaxJobs int32 `protobuf:"varint,4,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
 	// Time to wait for the first job, in [0 s, 60 s]. Defaults to 0 s: return at once.
 	Wait *durationpb.Duration `protobuf:"bytes,5,opt,name=wait,proto3" json:"wait,omitempty"`
-	// Length of the leases, in [1 s, 1 h]. Defaults to 30 s.
+	// Length of the leases, in [1 s, 1 h]. Defaults to 30 s, because a client of unary methods extends
+	// its leases itself.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,6,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1427,15 +1428,15 @@ type WorkerHello struct {
 	JobTypes []string `protobuf:"bytes,3,rep,name=job_types,json=jobTypes,proto3" json:"job_types,omitempty"`
 	// Number of jobs that the worker runs at the same time, in [0, 1000]. Jobs in `held` count.
 	Capacity int32 `protobuf:"varint,4,opt,name=capacity,proto3" json:"capacity,omitempty"`
-	// Length of the leases of new jobs, in [1 s, 1 h]. Defaults to 3 s. Jobs in `held` keep their
-	// length.
+	// Length of the leases of new jobs, in [1 s, 1 h]. Defaults to 3 s, because heartbeats of the
+	// stream extend leases. Jobs in `held` keep their length.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,5,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
 	// Leases of jobs of an earlier stream, at most 1,000. The stream takes over and extends current
 	// leases. `WorkerWelcome.held` reports lost leases.
 	Held []*JobLease `protobuf:"bytes,6,rep,name=held,proto3" json:"held,omitempty"`
-	// Rescues jobs as soon as the stream breaks, instead of when their leases expire. Such rescues
-	// count towards `max_rescues`. For workers that do not reconnect with `held`. Defaults to
-	// `false`.
+	// Rescues the jobs of the stream as soon as it breaks, instead of when their leases expire. These
+	// are rescues, not releases, and count towards `max_rescues`. For workers that do not reconnect
+	// with `held`. Defaults to `false`.
 	ReleaseOnDisconnect bool `protobuf:"varint,7,opt,name=release_on_disconnect,json=releaseOnDisconnect,proto3" json:"release_on_disconnect,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache

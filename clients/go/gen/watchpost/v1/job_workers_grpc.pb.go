@@ -43,14 +43,16 @@ const (
 //
 // A report is valid while the job is running under its lease id, even after the lease has expired.
 // The server checks for expired leases about every 250 ms, under load every 2 s. It then rescues
-// the job: the attempt ends, and the job is queued for another worker. Leases follow the server's
+// the job: the attempt ends, and the job is queued for another worker. A job whose cancellation was
+// requested is cancelled instead, and a job without rescues left fails. Leases follow the server's
 // clock, on PostgreSQL the clock of the database. In the first 4 s after a start or a failure of
 // the database, a server rescues no job for an expired lease.
 //
 // Once the attempt has ended, by a rescue, a timeout or a report, every further report fails with
 // `ABORTED` (`LEASE_LOST`). `metadata` has the `job_id` and the present `status` of the job,
-// `DELETED` for a deleted job. The same applies to a repeated completion. `COMPLETED` then means
-// that this or a later attempt has completed the job.
+// `DELETED` for a deleted job. The same applies to a repeated completion, with the same or another
+// result: the first result is kept. `COMPLETED` then means that this or a later attempt has
+// completed the job.
 //
 // If cancellation of the job was requested, its completion fails with `ABORTED` (`JOB_CANCELLED`).
 // Call `AcknowledgeJobCancellation` instead.
@@ -65,8 +67,9 @@ const (
 //   - Within a partition, the job with the earliest `scheduled_at` is first, then the lowest id.
 //
 // The order is not strict if several workers or server processes claim at the same time, because
-// each process keeps its own turns. Jobs of a paused queue are not dispatched. A partition of a
-// queue that has reached a limit is skipped, so that other partitions can continue.
+// each process keeps its own turns. Jobs of a paused queue are not dispatched. Jobs that would
+// exceed `JobQueue.max_running` or `JobQueue.max_running_per_key` are skipped, and other partitions
+// continue.
 type JobWorkerServiceClient interface {
 	// Claims up to `max_jobs` jobs. Their payloads have at most 3 MiB together, unless a single
 	// payload is larger.
@@ -259,14 +262,16 @@ type JobWorkerService_WorkJobsClient = grpc.BidiStreamingClient[WorkJobsRequest,
 //
 // A report is valid while the job is running under its lease id, even after the lease has expired.
 // The server checks for expired leases about every 250 ms, under load every 2 s. It then rescues
-// the job: the attempt ends, and the job is queued for another worker. Leases follow the server's
+// the job: the attempt ends, and the job is queued for another worker. A job whose cancellation was
+// requested is cancelled instead, and a job without rescues left fails. Leases follow the server's
 // clock, on PostgreSQL the clock of the database. In the first 4 s after a start or a failure of
 // the database, a server rescues no job for an expired lease.
 //
 // Once the attempt has ended, by a rescue, a timeout or a report, every further report fails with
 // `ABORTED` (`LEASE_LOST`). `metadata` has the `job_id` and the present `status` of the job,
-// `DELETED` for a deleted job. The same applies to a repeated completion. `COMPLETED` then means
-// that this or a later attempt has completed the job.
+// `DELETED` for a deleted job. The same applies to a repeated completion, with the same or another
+// result: the first result is kept. `COMPLETED` then means that this or a later attempt has
+// completed the job.
 //
 // If cancellation of the job was requested, its completion fails with `ABORTED` (`JOB_CANCELLED`).
 // Call `AcknowledgeJobCancellation` instead.
@@ -281,8 +286,9 @@ type JobWorkerService_WorkJobsClient = grpc.BidiStreamingClient[WorkJobsRequest,
 //   - Within a partition, the job with the earliest `scheduled_at` is first, then the lowest id.
 //
 // The order is not strict if several workers or server processes claim at the same time, because
-// each process keeps its own turns. Jobs of a paused queue are not dispatched. A partition of a
-// queue that has reached a limit is skipped, so that other partitions can continue.
+// each process keeps its own turns. Jobs of a paused queue are not dispatched. Jobs that would
+// exceed `JobQueue.max_running` or `JobQueue.max_running_per_key` are skipped, and other partitions
+// continue.
 type JobWorkerServiceServer interface {
 	// Claims up to `max_jobs` jobs. Their payloads have at most 3 MiB together, unless a single
 	// payload is larger.

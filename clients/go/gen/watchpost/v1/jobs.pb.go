@@ -107,8 +107,8 @@ type Job struct {
 	// Queue of the job, 1 to 100 characters. Defaults to `default`. The queue need not have settings.
 	// Always present in jobs that this API created.
 	QueueName *string `protobuf:"bytes,4,opt,name=queue_name,json=queueName,proto3,oneof" json:"queue_name,omitempty"`
-	// Priority within the queue, from 0 (first) to 4 (last). Defaults to the priority of the type,
-	// else to 2.
+	// Priority from 0 (first) to 4 (last), over all queues from which a worker claims. Defaults to the
+	// priority of the type, else to 2.
 	Priority *int32 `protobuf:"varint,5,opt,name=priority,proto3,oneof" json:"priority,omitempty"`
 	// Output only. Time at which the job was created, by the server's clock.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
@@ -169,8 +169,8 @@ type Job struct {
 	// `RESCUES_EXHAUSTED`. Defaults to the number of the type, else to 3.
 	MaxRescues *int32 `protobuf:"varint,22,opt,name=max_rescues,json=maxRescues,proto3,oneof" json:"max_rescues,omitempty"`
 	// Time limit of one attempt. Whole milliseconds, in [1 s, 30 days]. Heartbeats do not extend the
-	// limit. Defaults to the limit of the type, else to 600 s. Absent in a returned job: no limit,
-	// because the type has none.
+	// limit. Defaults to the limit of the type, see `JobType.timeout`. Only a type can have no limit;
+	// its jobs are returned without this field.
 	Timeout *durationpb.Duration `protobuf:"bytes,23,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// Output only. Time at which the whole job fails, queued or running, computed from `deadline`.
 	// Absent means no deadline. `RetryJob` removes the deadline.
@@ -206,8 +206,8 @@ type Job struct {
 	// requested with `unique`.
 	UniqueKey *string `protobuf:"bytes,34,opt,name=unique_key,json=uniqueKey,proto3,oneof" json:"unique_key,omitempty"`
 	// Output only. Statuses in which the job holds its `unique_key`. Empty if the job has no key or
-	// has lost the key. A job loses its key when it enters one of these statuses while another job
-	// holds the key.
+	// has lost the key. A job loses its key when the server moves it into one of these statuses, such
+	// as completed, while another job holds the key. `RetryJob` fails in this case.
 	UniqueStates []JobStatus `protobuf:"varint,35,rep,packed,name=unique_states,json=uniqueStates,proto3,enum=watchpost.v1.JobStatus" json:"unique_states,omitempty"`
 	// Output only. `request_id` of the call that created the job. Absent without an id.
 	RequestId *string `protobuf:"bytes,36,opt,name=request_id,json=requestId,proto3,oneof" json:"request_id,omitempty"`
@@ -802,7 +802,8 @@ type UniqueJob struct {
 	// Periods are aligned to 1970-01-01 00:00 UTC: periods of 1 h begin on the hour, periods of 1 day
 	// at midnight UTC. The creation time of the job selects the period, by the server's clock (on
 	// PostgreSQL of the database). `scheduled_at` does not matter. In the next period, the key is
-	// free again.
+	// free again. Within its period, a job holds the key while it is in one of `states`. A later
+	// retry does not move a job into another period.
 	Period        *durationpb.Duration `protobuf:"bytes,3,opt,name=period,proto3" json:"period,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

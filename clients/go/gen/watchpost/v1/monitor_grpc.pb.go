@@ -62,14 +62,16 @@ type MonitorServiceClient interface {
 	//
 	// Keep the cursor of the last response that the client has processed. Each response has a cursor,
 	// also within a transaction: a watch that resumes there gets the rest of the transaction. To
-	// resume between transactions only, ignore cursors between a change without `commit_end` and the
-	// next change with `commit_end`. Responses of a snapshot have no cursor before `snapshot_end`.
+	// resume between transactions only, ignore the cursor of a change without `commit_end`, and all
+	// cursors after it up to the next change with `commit_end`. Responses of a snapshot have no
+	// cursor before `snapshot_end`.
 	//
 	// Errors of a watch:
 	//
 	//   - `OUT_OF_RANGE` (`CURSOR_EXPIRED`): the feed has deleted changes after the cursor. `metadata`
 	//     has `earliest_cursor` and `lost_changes`. List the resources of interest, then watch from
-	//     `earliest_cursor`. Changes may then repeat the state of the lists.
+	//     `earliest_cursor`. Changes from before the lists are delivered again: each change has the
+	//     whole resource, so the last change of a resource is its present state.
 	//   - `FAILED_PRECONDITION` (`HISTORY_REPLACED`): the database does not continue the history of the
 	//     cursor, for example after a restore. A live watch ends with this error too. Discard stored
 	//     integer ids, watch with `WATCH_START_SNAPSHOT`, and list resources that the snapshot does not
@@ -160,14 +162,16 @@ type MonitorServiceServer interface {
 	//
 	// Keep the cursor of the last response that the client has processed. Each response has a cursor,
 	// also within a transaction: a watch that resumes there gets the rest of the transaction. To
-	// resume between transactions only, ignore cursors between a change without `commit_end` and the
-	// next change with `commit_end`. Responses of a snapshot have no cursor before `snapshot_end`.
+	// resume between transactions only, ignore the cursor of a change without `commit_end`, and all
+	// cursors after it up to the next change with `commit_end`. Responses of a snapshot have no
+	// cursor before `snapshot_end`.
 	//
 	// Errors of a watch:
 	//
 	//   - `OUT_OF_RANGE` (`CURSOR_EXPIRED`): the feed has deleted changes after the cursor. `metadata`
 	//     has `earliest_cursor` and `lost_changes`. List the resources of interest, then watch from
-	//     `earliest_cursor`. Changes may then repeat the state of the lists.
+	//     `earliest_cursor`. Changes from before the lists are delivered again: each change has the
+	//     whole resource, so the last change of a resource is its present state.
 	//   - `FAILED_PRECONDITION` (`HISTORY_REPLACED`): the database does not continue the history of the
 	//     cursor, for example after a restore. A live watch ends with this error too. Discard stored
 	//     integer ids, watch with `WATCH_START_SNAPSHOT`, and list resources that the snapshot does not

@@ -1851,7 +1851,7 @@ func (x *ReplayDeliveriesRequest) GetDryRun() bool {
 // The response of `ReplayDeliveries`.
 type ReplayDeliveriesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Number of queued deliveries. In a dry run, number of deliveries that would be queued.
+	// Number of deliveries that this call has queued, or would queue in a dry run.
 	Queued        int64 `protobuf:"varint,1,opt,name=queued,proto3" json:"queued,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
