@@ -3,6 +3,7 @@
 
 pub mod bulk;
 mod connect;
+pub mod dialect;
 mod errors;
 mod handle;
 mod migrate;

@@ -6,50 +6,60 @@ use uuid::Uuid;
 
 use super::{Position, Seen, Start, history::StoredState, read::no_state};
 use crate::{
-    db::Db,
+    db::{Db, dialect::Sql},
     entity::feed_state,
     error::{Error, Result},
 };
 
 /// Last settled change and snapshot of the ended transactions (see [`Seen`]), read by one
 /// statement.
-const NOW_POSTGRES: &str = "\
-    SELECT s.incarnation_id, s.pruned_xid, s.pruned_seq, c.xid::text::bigint AS last_xid, c.seq AS last_seq, \
-    s.xid_offset, pg_current_snapshot()::text AS snapshot FROM feed_state AS s \
-    LEFT JOIN LATERAL (SELECT xid, seq FROM changes \
-    WHERE xid < ((SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint) + s.xid_offset)::text::xid8 \
-    ORDER BY xid DESC, seq DESC LIMIT 1) AS c ON TRUE WHERE s.id = 1";
-const NOW_SQLITE: &str = "\
-    SELECT s.incarnation_id, s.pruned_xid, s.pruned_seq, 0 AS last_xid, \
-    coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) AS last_seq, \
-    s.xid_offset, '0:0:' AS snapshot FROM feed_state AS s WHERE s.id = 1";
+const NOW: Sql = Sql {
+    postgres: "\
+        SELECT s.incarnation_id, s.pruned_xid, s.pruned_seq, c.xid::text::bigint AS last_xid, c.seq AS last_seq, \
+        s.xid_offset, pg_current_snapshot()::text AS snapshot FROM feed_state AS s \
+        LEFT JOIN LATERAL (SELECT xid, seq FROM changes \
+        WHERE xid < ((SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint) + s.xid_offset)::text::xid8 \
+        ORDER BY xid DESC, seq DESC LIMIT 1) AS c ON TRUE WHERE s.id = 1",
+    sqlite: "\
+        SELECT s.incarnation_id, s.pruned_xid, s.pruned_seq, 0 AS last_xid, \
+        coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) AS last_seq, \
+        s.xid_offset, '0:0:' AS snapshot FROM feed_state AS s WHERE s.id = 1",
+};
 
 /// Stored bounds and existence of the change at a position, read by one statement.
-const STORED_STATE_POSTGRES: &str = "\
-    SELECT s.incarnation_id, s.pruned_xid, s.pruned_seq, \
-    EXISTS (SELECT FROM changes WHERE xid = $1::text::xid8 AND seq = $2) AS is_kept, \
-    pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1 + s.xid_offset AS end_xid, \
-    coalesce(pg_sequence_last_value(pg_get_serial_sequence('changes', 'seq')::regclass), 0) AS end_seq \
-    FROM feed_state AS s WHERE s.id = 1";
-const STORED_STATE_SQLITE: &str = "\
-    SELECT s.incarnation_id, s.pruned_xid, s.pruned_seq, \
-    EXISTS (SELECT 1 FROM changes WHERE CAST($1 AS INTEGER) = 0 AND seq = $2) AS is_kept, 0 AS end_xid, \
-    coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) AS end_seq \
-    FROM feed_state AS s WHERE s.id = 1";
+const STORED_STATE: Sql = Sql {
+    postgres: "\
+        SELECT s.incarnation_id, s.pruned_xid, s.pruned_seq, \
+        EXISTS (SELECT FROM changes WHERE xid = $1::text::xid8 AND seq = $2) AS is_kept, \
+        pg_snapshot_xmax(pg_current_snapshot())::text::bigint - 1 + s.xid_offset AS end_xid, \
+        coalesce(pg_sequence_last_value(pg_get_serial_sequence('changes', 'seq')::regclass), 0) AS end_seq \
+        FROM feed_state AS s WHERE s.id = 1",
+    sqlite: "\
+        SELECT s.incarnation_id, s.pruned_xid, s.pruned_seq, \
+        EXISTS (SELECT 1 FROM changes WHERE CAST($1 AS INTEGER) = 0 AND seq = $2) AS is_kept, 0 AS end_xid, \
+        coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) AS end_seq \
+        FROM feed_state AS s WHERE s.id = 1",
+};
 
 /// Number and oldest time of the changes after a position; counting stops at a million.
-const CHANGES_AFTER_POSTGRES: &str = "\
-    SELECT count(*) AS changes, min(created_at) AS oldest FROM (SELECT created_at FROM changes \
-    WHERE (xid, seq) > ($1::text::xid8, $2) LIMIT 1000000) AS behind";
-const CHANGES_AFTER_SQLITE: &str = "\
-    SELECT count(*) AS changes, min(created_at) AS oldest FROM (SELECT created_at FROM changes \
-    WHERE CAST($1 AS INTEGER) = 0 AND seq > $2 LIMIT 1000000)";
+const CHANGES_AFTER: Sql = Sql {
+    postgres: "\
+        SELECT count(*) AS changes, min(created_at) AS oldest FROM (SELECT created_at FROM changes \
+        WHERE (xid, seq) > ($1::text::xid8, $2) LIMIT 1000000) AS behind",
+    sqlite: "\
+        SELECT count(*) AS changes, min(created_at) AS oldest FROM (SELECT created_at FROM changes \
+        WHERE CAST($1 AS INTEGER) = 0 AND seq > $2 LIMIT 1000000)",
+};
 
-/// Builds the statement for the backend and binds the position.
-fn statement(backend: DbBackend, postgres: &str, sqlite: &str, position: Position) -> Statement {
-    let sql = if backend == DbBackend::Postgres { postgres } else { sqlite };
-    let values = [position.xid.to_string().into(), position.seq.into()];
-    Statement::from_sql_and_values(backend, sql, values)
+/// Time of the newest change.
+const NEWEST: Sql = Sql {
+    postgres: "SELECT created_at FROM changes ORDER BY xid DESC, seq DESC LIMIT 1",
+    sqlite: "SELECT created_at FROM changes ORDER BY seq DESC LIMIT 1",
+};
+
+/// Binds the position to the statement.
+fn at(position: Position, sql: Sql<'_>, backend: DbBackend) -> Statement {
+    sql.statement(backend, [position.xid.to_string().into(), position.seq.into()])
 }
 
 /// Returns the present start position and the id of the current incarnation.
@@ -57,8 +67,7 @@ fn statement(backend: DbBackend, postgres: &str, sqlite: &str, position: Positio
 /// The position lies after the last settled change. The snapshot names later transactions that are
 /// already committed and are settled afterwards. `seen.incarnation` is not set yet.
 pub async fn now_in(db: &impl ConnectionTrait, backend: DbBackend, generation: u64) -> Result<(Start, Option<Uuid>)> {
-    let sql = if backend == DbBackend::Postgres { NOW_POSTGRES } else { NOW_SQLITE };
-    let row = db.query_one_raw(Statement::from_string(backend, sql)).await?.ok_or_else(no_state)?;
+    let row = db.query_one_raw(NOW.statement(backend, [])).await?.ok_or_else(no_state)?;
     let position_of = |xid: i64, seq: i64| Position { generation, xid, seq };
     let pruned = position_of(row.try_get("", "pruned_xid")?, row.try_get("", "pruned_seq")?);
     let last: (Option<i64>, Option<i64>) = (row.try_get("", "last_xid")?, row.try_get("", "last_seq")?);
@@ -91,7 +100,7 @@ fn snapshot(text: &str, offset: i64) -> Option<Seen> {
 
 /// Returns the stored state at a position and the id of the current incarnation.
 pub async fn stored_state(db: &Db, position: Position) -> Result<(StoredState, Option<Uuid>)> {
-    let statement = statement(db.backend(), STORED_STATE_POSTGRES, STORED_STATE_SQLITE, position);
+    let statement = at(position, STORED_STATE, db.backend());
     let row = db.reader().query_one_raw(statement).await?.ok_or_else(no_state)?;
     let position_of = |xid: &str, seq: &str| {
         Ok::<_, Error>(Position { xid: row.try_get("", xid)?, seq: row.try_get("", seq)?, ..position })
@@ -106,7 +115,7 @@ pub async fn stored_state(db: &Db, position: Position) -> Result<(StoredState, O
 
 /// Returns the number of changes after `position` and the time at which the oldest was recorded.
 pub async fn count_after(db: &Db, position: Position) -> Result<(i64, Option<DateTime<Utc>>)> {
-    let statement = statement(db.backend(), CHANGES_AFTER_POSTGRES, CHANGES_AFTER_SQLITE, position);
+    let statement = at(position, CHANGES_AFTER, db.backend());
     let row = db.reader().query_one_raw(statement).await?.ok_or_else(|| Error::internal("a count returned no row"))?;
     Ok((row.try_get("", "changes")?, row.try_get("", "oldest")?))
 }
@@ -119,13 +128,7 @@ pub async fn state(db: &Db) -> Result<feed_state::Model> {
 
 /// Returns the time of the newest change; none if the feed is empty.
 pub async fn newest_recorded_at(db: &Db) -> Result<Option<DateTime<Utc>>> {
-    let sql = if db.backend() == DbBackend::Postgres {
-        "SELECT created_at FROM changes ORDER BY xid DESC, seq DESC LIMIT 1"
-    } else {
-        "SELECT created_at FROM changes ORDER BY seq DESC LIMIT 1"
-    };
-    let statement = Statement::from_string(db.backend(), sql);
-    let newest = db.reader().query_one_raw(statement).await?;
+    let newest = db.reader().query_one_raw(NEWEST.statement(db.backend(), [])).await?;
     Ok(newest.map(|row| row.try_get("", "created_at")).transpose()?)
 }
 

@@ -11,7 +11,7 @@ use super::{
     history::{History, Incarnation},
 };
 use crate::{
-    db::Db,
+    db::{Db, dialect::Sql},
     entity::{
         feed_incarnation::{ActiveModel, Column, Entity, Model},
         feed_state, now,
@@ -36,19 +36,21 @@ const LOCK_CHANGES: &str = "LOCK TABLE changes IN ACCESS EXCLUSIVE MODE";
 /// Identity of the database, and the numbers from which positions are made. The timeline is read
 /// from the name of the write-ahead log segment. The control file shows a new timeline only after
 /// the first checkpoint of a promotion.
-const DATABASE_STATE_POSTGRES: &str = "\
-    SELECT concat_ws('/', (SELECT system_identifier FROM pg_control_system()), \
-    (SELECT oid FROM pg_database WHERE datname = current_database()), s.tableoid, \
-    substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)) AS identity, \
-    s.xid_offset, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS oldest_xid, \
-    pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next_xid, \
-    greatest(s.pruned_xid, (SELECT xid FROM changes ORDER BY xid DESC, seq DESC LIMIT 1)::text::bigint) AS last_xid, \
-    coalesce(pg_sequence_last_value(pg_get_serial_sequence('changes', 'seq')::regclass), 0) AS last_seq \
-    FROM feed_state AS s WHERE s.id = 1";
-const DATABASE_STATE_SQLITE: &str = "\
-    SELECT NULL AS identity, s.xid_offset, 0 AS oldest_xid, 0 AS next_xid, 0 AS last_xid, \
-    coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) AS last_seq \
-    FROM feed_state AS s WHERE s.id = 1";
+const DATABASE_STATE: Sql = Sql {
+    postgres: "\
+        SELECT concat_ws('/', (SELECT system_identifier FROM pg_control_system()), \
+        (SELECT oid FROM pg_database WHERE datname = current_database()), s.tableoid, \
+        substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)) AS identity, \
+        s.xid_offset, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS oldest_xid, \
+        pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next_xid, \
+        greatest(s.pruned_xid, (SELECT xid FROM changes ORDER BY xid DESC, seq DESC LIMIT 1)::text::bigint) AS last_xid, \
+        coalesce(pg_sequence_last_value(pg_get_serial_sequence('changes', 'seq')::regclass), 0) AS last_seq \
+        FROM feed_state AS s WHERE s.id = 1",
+    sqlite: "\
+        SELECT NULL AS identity, s.xid_offset, 0 AS oldest_xid, 0 AS next_xid, 0 AS last_xid, \
+        coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) AS last_seq \
+        FROM feed_state AS s WHERE s.id = 1",
+};
 
 /// Reason for a check of the history.
 #[derive(Debug, Clone, Copy)]
@@ -192,9 +194,8 @@ async fn insert_incarnation(
 
 impl DatabaseState {
     async fn read(tx: &DatabaseTransaction) -> Result<Self> {
-        let backend = tx.get_database_backend();
-        let sql = if backend == DbBackend::Postgres { DATABASE_STATE_POSTGRES } else { DATABASE_STATE_SQLITE };
-        let row = tx.query_one_raw(Statement::from_string(backend, sql)).await?.ok_or_else(super::read::no_state)?;
+        let statement = DATABASE_STATE.statement(tx.get_database_backend(), []);
+        let row = tx.query_one_raw(statement).await?.ok_or_else(super::read::no_state)?;
         Ok(Self {
             identity: row.try_get("", "identity")?,
             xid_offset: row.try_get("", "xid_offset")?,

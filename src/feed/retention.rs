@@ -4,11 +4,16 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, PaginatorTrait, Statement};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, EntityTrait, PaginatorTrait};
 use tokio_util::sync::CancellationToken;
 
 use super::Position;
-use crate::{clock, db::Db, entity::change, error::Result};
+use crate::{
+    clock,
+    db::{Db, dialect::Sql},
+    entity::change,
+    error::Result,
+};
 
 /// Pause between two runs.
 const PRUNE_INTERVAL: Duration = Duration::from_mins(1);
@@ -16,29 +21,35 @@ const PRUNE_INTERVAL: Duration = Duration::from_mins(1);
 /// Maximum number of changes deleted by one transaction.
 const MAX_DELETES_PER_TRANSACTION: u64 = 1_000;
 
-const DELETE_POSTGRES: &str = "\
-    DELETE FROM changes WHERE (xid, seq) IN (SELECT xid, seq FROM changes WHERE created_at < $1 \
-    AND xid < (SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + xid_offset)::text::xid8 FROM feed_state) \
-    ORDER BY xid, seq LIMIT $2) \
-    RETURNING xid::text::bigint AS xid, seq";
-const DELETE_SQLITE: &str = "\
-    DELETE FROM changes WHERE seq IN (SELECT seq FROM changes WHERE created_at < $1 ORDER BY seq LIMIT $2) \
-    RETURNING 0 AS xid, seq";
+const DELETE: Sql = Sql {
+    postgres: "\
+        DELETE FROM changes WHERE (xid, seq) IN (SELECT xid, seq FROM changes WHERE created_at < $1 \
+        AND xid < (SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + xid_offset)::text::xid8 FROM feed_state) \
+        ORDER BY xid, seq LIMIT $2) \
+        RETURNING xid::text::bigint AS xid, seq",
+    sqlite: "\
+        DELETE FROM changes WHERE seq IN (SELECT seq FROM changes WHERE created_at < $1 ORDER BY seq LIMIT $2) \
+        RETURNING 0 AS xid, seq",
+};
 
 /// Deletes the oldest changes, regardless of age.
-const DELETE_OLDEST_POSTGRES: &str = "\
-    DELETE FROM changes WHERE (xid, seq) IN (SELECT xid, seq FROM changes \
-    WHERE xid < (SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + xid_offset)::text::xid8 FROM feed_state) \
-    ORDER BY xid, seq LIMIT $1) \
-    RETURNING xid::text::bigint AS xid, seq";
-const DELETE_OLDEST_SQLITE: &str = "\
-    DELETE FROM changes WHERE seq IN (SELECT seq FROM changes ORDER BY seq LIMIT $1) \
-    RETURNING 0 AS xid, seq";
+const DELETE_OLDEST: Sql = Sql {
+    postgres: "\
+        DELETE FROM changes WHERE (xid, seq) IN (SELECT xid, seq FROM changes \
+        WHERE xid < (SELECT (pg_snapshot_xmin(pg_current_snapshot())::text::bigint + xid_offset)::text::xid8 FROM feed_state) \
+        ORDER BY xid, seq LIMIT $1) \
+        RETURNING xid::text::bigint AS xid, seq",
+    sqlite: "\
+        DELETE FROM changes WHERE seq IN (SELECT seq FROM changes ORDER BY seq LIMIT $1) \
+        RETURNING 0 AS xid, seq",
+};
 
-const RECORD_PRUNED: &str = "\
-    UPDATE feed_state SET pruned_count = pruned_count + $1, \
-    pruned_xid = CASE WHEN (pruned_xid, pruned_seq) < ($2, $3) THEN $2 ELSE pruned_xid END, \
-    pruned_seq = CASE WHEN (pruned_xid, pruned_seq) < ($2, $3) THEN $3 ELSE pruned_seq END";
+const RECORD_PRUNED: Sql = Sql::common(
+    "\
+        UPDATE feed_state SET pruned_count = pruned_count + $1, \
+        pruned_xid = CASE WHEN (pruned_xid, pruned_seq) < ($2, $3) THEN $2 ELSE pruned_xid END, \
+        pruned_seq = CASE WHEN (pruned_xid, pruned_seq) < ($2, $3) THEN $3 ELSE pruned_seq END",
+);
 
 /// Limits of the stored changes.
 #[derive(Debug, Clone, Copy)]
@@ -73,16 +84,8 @@ pub async fn prune(db: &Db, retention: Retention) -> Result<u64> {
     let before = clock::for_retention().checked_sub_signed(max_age).unwrap_or(DateTime::<Utc>::MIN_UTC);
     let mut total = 0;
     loop {
-        let deleted = db
-            .write(async |tx| {
-                let (sql, values) = if tx.get_database_backend() == DbBackend::Postgres {
-                    (DELETE_POSTGRES, [before.into(), MAX_DELETES_PER_TRANSACTION.into()])
-                } else {
-                    (DELETE_SQLITE, [before.into(), MAX_DELETES_PER_TRANSACTION.into()])
-                };
-                delete(tx, sql, values).await
-            })
-            .await?;
+        let deleted =
+            db.write(async |tx| delete(tx, DELETE, [before.into(), MAX_DELETES_PER_TRANSACTION.into()]).await).await?;
         total += deleted;
         if deleted < MAX_DELETES_PER_TRANSACTION {
             break;
@@ -93,14 +96,7 @@ pub async fn prune(db: &Db, retention: Retention) -> Result<u64> {
     let mut surplus = stored.saturating_sub(retention.max_changes);
     while surplus > 0 {
         let deleted = db
-            .write(async |tx| {
-                let sql = if tx.get_database_backend() == DbBackend::Postgres {
-                    DELETE_OLDEST_POSTGRES
-                } else {
-                    DELETE_OLDEST_SQLITE
-                };
-                delete(tx, sql, [surplus.min(MAX_DELETES_PER_TRANSACTION).into()]).await
-            })
+            .write(async |tx| delete(tx, DELETE_OLDEST, [surplus.min(MAX_DELETES_PER_TRANSACTION).into()]).await)
             .await?;
         total += deleted;
         // Changes blocked by an old transaction are deleted by a later run.
@@ -115,9 +111,9 @@ pub async fn prune(db: &Db, retention: Retention) -> Result<u64> {
 
 /// Runs a deleting statement, and updates the pruned position. Returns the number of deleted
 /// changes.
-async fn delete<const N: usize>(tx: &DatabaseTransaction, sql: &str, values: [sea_orm::Value; N]) -> Result<u64> {
+async fn delete<const N: usize>(tx: &DatabaseTransaction, sql: Sql<'_>, values: [sea_orm::Value; N]) -> Result<u64> {
     let backend = tx.get_database_backend();
-    let rows = tx.query_all_raw(Statement::from_sql_and_values(backend, sql, values)).await?;
+    let rows = tx.query_all_raw(sql.statement(backend, values)).await?;
     let mut last = Position::default();
     for row in &rows {
         last = last.max(Position { xid: row.try_get("", "xid")?, seq: row.try_get("", "seq")?, ..last });
@@ -125,7 +121,7 @@ async fn delete<const N: usize>(tx: &DatabaseTransaction, sql: &str, values: [se
     if !rows.is_empty() {
         let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
         let values = [count.into(), last.xid.into(), last.seq.into()];
-        tx.execute_raw(Statement::from_sql_and_values(backend, RECORD_PRUNED, values)).await?;
+        tx.execute_raw(RECORD_PRUNED.statement(backend, values)).await?;
     }
     Ok(rows.len() as u64)
 }

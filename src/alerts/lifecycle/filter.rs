@@ -6,7 +6,7 @@ use sea_orm::{
 };
 
 use crate::{
-    db::row,
+    db::{dialect::Sql, row},
     entity::alert::{AlertSeverity, AlertStatus, Column},
     error::Result,
     pb,
@@ -17,18 +17,22 @@ use crate::{
 const MAX_LIST_VALUES: usize = 1_000;
 
 /// True if a value of the JSON array `channels` is in the JSON array of the parameter.
-const CHANNELS_POSTGRES: &str = "EXISTS (SELECT FROM json_array_elements_text( \
-    CASE json_typeof(alerts.channels) WHEN 'array' THEN alerts.channels ELSE '[]' END) AS c (name) \
-    WHERE c.name = ANY(ARRAY(SELECT json_array_elements_text($1::text::json))))";
-const CHANNELS_SQLITE: &str = "EXISTS (SELECT 1 FROM json_each(alerts.channels) AS c \
-    WHERE c.value IN (SELECT value FROM json_each(?)))";
+const CHANNELS: Sql = Sql {
+    postgres: "EXISTS (SELECT FROM json_array_elements_text( \
+        CASE json_typeof(alerts.channels) WHEN 'array' THEN alerts.channels ELSE '[]' END) AS c (name) \
+        WHERE c.name = ANY(ARRAY(SELECT json_array_elements_text($1::text::json))))",
+    sqlite: "EXISTS (SELECT 1 FROM json_each(alerts.channels) AS c \
+        WHERE c.value IN (SELECT value FROM json_each(?)))",
+};
 
 /// True if a text at any depth of the JSON metadata matches the `LIKE` pattern.
-const METADATA_POSTGRES: &str = "EXISTS (SELECT FROM jsonb_path_query( \
-    alerts.metadata::jsonb, 'strict $.**') AS m (value) WHERE jsonb_typeof(m.value) = 'string' \
-    AND lower((m.value #>> '{}') COLLATE \"C\") LIKE $1 ESCAPE '\\')";
-const METADATA_SQLITE: &str = "EXISTS (SELECT 1 FROM json_tree(alerts.metadata) AS m \
-    WHERE m.type = 'text' AND lower(m.value) LIKE ? ESCAPE '\\')";
+const METADATA: Sql = Sql {
+    postgres: "EXISTS (SELECT FROM jsonb_path_query( \
+        alerts.metadata::jsonb, 'strict $.**') AS m (value) WHERE jsonb_typeof(m.value) = 'string' \
+        AND lower((m.value #>> '{}') COLLATE \"C\") LIKE $1 ESCAPE '\\')",
+    sqlite: "EXISTS (SELECT 1 FROM json_tree(alerts.metadata) AS m \
+        WHERE m.type = 'text' AND lower(m.value) LIKE ? ESCAPE '\\')",
+};
 
 impl pb::AlertFilter {
     /// Returns true if an index serves the filter: one event, or at most one of camera and dedup
@@ -98,7 +102,7 @@ impl pb::AlertFilter {
             }))
             .add_option((!channels.is_empty()).then(|| {
                 let list = serde_json::json!(channels).to_string();
-                per_backend(backend, CHANNELS_POSTGRES, CHANNELS_SQLITE, list)
+                Expr::cust_with_values(CHANNELS.text(backend), [list])
             })))
     }
 }
@@ -110,11 +114,6 @@ fn one_of<V: Into<Value>>(column: Column, values: Vec<V>) -> Option<SimpleExpr> 
 /// True if the dedup key or a text of the metadata contains `text`.
 fn contains_text(text: &str, backend: DbBackend) -> SimpleExpr {
     let pattern = format!("%{}%", row::escape_like(&text.to_ascii_lowercase()));
-    let metadata = per_backend(backend, METADATA_POSTGRES, METADATA_SQLITE, pattern);
+    let metadata = Expr::cust_with_values(METADATA.text(backend), [pattern]);
     row::contains(Expr::col(Column::DedupKey), backend, text).or(metadata)
-}
-
-fn per_backend(backend: DbBackend, postgres: &str, sqlite: &str, value: String) -> SimpleExpr {
-    let sql = if backend == DbBackend::Postgres { postgres } else { sqlite };
-    Expr::cust_with_values(sql.to_string(), [value])
 }

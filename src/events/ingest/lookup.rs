@@ -3,40 +3,44 @@
 
 use std::collections::BTreeSet;
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, QueryResult, Statement, Value};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, QueryResult, Value};
 
 use super::{
     sources::{CameraState, CameraStates},
     stages::EvaluatedIngest,
 };
-use crate::error::{Error, Result};
+use crate::{
+    db::dialect::Sql,
+    error::{Error, Result},
+};
 
-/// Takes the row ids from the sequences. Lists are passed as JSON, so that the statement does not
-/// depend on the number of ingests.
-const POSTGRES: &str = "\
-    SELECT id, deleted_at IS NOT NULL AS deleted, last_seen_at, \
-    EXISTS (SELECT FROM event_ingests \
-        WHERE request_id = ANY(ARRAY(SELECT json_array_elements_text($1::text::json)))) \
-    OR EXISTS (SELECT FROM event_ingests \
-        WHERE camera_id = ANY(ARRAY(SELECT json_array_elements_text($2::text::json))) \
-        AND batch_id = ANY(ARRAY(SELECT json_array_elements_text($3::text::json)))) AS repeated, \
-    (SELECT string_agg(nextval('events_id_seq')::text, ',') \
-        FROM generate_series(1, $4::bigint)) AS event_ids, \
-    (SELECT string_agg(nextval('detections_id_seq')::text, ',') \
-        FROM generate_series(1, $5::bigint)) AS detection_ids \
-    FROM cameras WHERE id = ANY(ARRAY(SELECT json_array_elements_text($2::text::json)))";
-
-/// SQLite has one writer, so that the ids after the last id are free.
-const SQLITE: &str = "\
-    SELECT id, deleted_at IS NOT NULL AS deleted, last_seen_at, \
-    EXISTS (SELECT 1 FROM event_ingests \
-        WHERE request_id IN (SELECT value FROM json_each(?1))) \
-    OR EXISTS (SELECT 1 FROM event_ingests \
-        WHERE camera_id IN (SELECT value FROM json_each(?2)) \
-        AND batch_id IN (SELECT value FROM json_each(?3))) AS repeated, \
-    coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0) AS last_event, \
-    coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'detections'), 0) AS last_detection \
-    FROM cameras WHERE id IN (SELECT value FROM json_each(?2))";
+/// Cameras, a hint at repetitions, and row ids. Lists are passed as JSON, so that the statement does
+/// not depend on the number of ingests. On PostgreSQL, the ids come from the sequences. SQLite has
+/// one writer, so that the ids after the last id are free.
+const LOOKUP: Sql = Sql {
+    postgres: "\
+        SELECT id, deleted_at IS NOT NULL AS deleted, last_seen_at, \
+        EXISTS (SELECT FROM event_ingests \
+            WHERE request_id = ANY(ARRAY(SELECT json_array_elements_text($1::text::json)))) \
+        OR EXISTS (SELECT FROM event_ingests \
+            WHERE camera_id = ANY(ARRAY(SELECT json_array_elements_text($2::text::json))) \
+            AND batch_id = ANY(ARRAY(SELECT json_array_elements_text($3::text::json)))) AS repeated, \
+        (SELECT string_agg(nextval('events_id_seq')::text, ',') \
+            FROM generate_series(1, $4::bigint)) AS event_ids, \
+        (SELECT string_agg(nextval('detections_id_seq')::text, ',') \
+            FROM generate_series(1, $5::bigint)) AS detection_ids \
+        FROM cameras WHERE id = ANY(ARRAY(SELECT json_array_elements_text($2::text::json)))",
+    sqlite: "\
+        SELECT id, deleted_at IS NOT NULL AS deleted, last_seen_at, \
+        EXISTS (SELECT 1 FROM event_ingests \
+            WHERE request_id IN (SELECT value FROM json_each($1))) \
+        OR EXISTS (SELECT 1 FROM event_ingests \
+            WHERE camera_id IN (SELECT value FROM json_each($2)) \
+            AND batch_id IN (SELECT value FROM json_each($3))) AS repeated, \
+        coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'events'), 0) AS last_event, \
+        coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'detections'), 0) AS last_detection \
+        FROM cameras WHERE id IN (SELECT value FROM json_each($2))",
+};
 
 /// Result of the lookup.
 #[derive(Debug)]
@@ -59,13 +63,10 @@ pub(crate) async fn prepare(tx: &DatabaseTransaction, batch: &[EvaluatedIngest])
     let detections = ingests().map(|ingest| ingest.detections.len()).sum();
     let mut values = vec![request_ids, camera_ids, batch_ids];
     let backend = tx.get_database_backend();
-    let sql = if backend == DbBackend::Postgres {
+    if backend == DbBackend::Postgres {
         values.extend([sql_count(batch.len()).into(), sql_count(detections).into()]);
-        POSTGRES
-    } else {
-        SQLITE
-    };
-    let rows = tx.query_all_raw(Statement::from_sql_and_values(backend, sql, values)).await?;
+    }
+    let rows = tx.query_all_raw(LOOKUP.statement(backend, values)).await?;
     let mut lookup = Lookup {
         cameras: CameraStates::with_capacity(rows.len()),
         repeated: true,

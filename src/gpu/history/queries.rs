@@ -1,7 +1,8 @@
 //! Queries and constants that the files of the history share.
 
-use sea_orm::{ConnectionTrait, FromQueryResult, Statement, Value};
+use sea_orm::{ConnectionTrait, FromQueryResult, Value};
 
+pub(super) use crate::db::dialect::statement;
 use crate::error::{Error, Result};
 
 /// Milliseconds per minute.
@@ -30,23 +31,7 @@ pub(super) async fn raw_from(db: &impl ConnectionTrait) -> Result<i64> {
     Ok(row.map_or(Ok(0), |row| row.try_get("", "raw_from"))?)
 }
 
-/// Statement for both databases. The parameters are `$1`, `$2`, … in the order of `values`.
-pub(super) fn statement<const N: usize>(db: &impl ConnectionTrait, sql: &str, values: [Value; N]) -> Statement {
-    let backend = db.get_database_backend();
-    if backend == sea_orm::DbBackend::Postgres {
-        return Statement::from_sql_and_values(backend, sql, values);
-    }
-    // Positional parameters, because SQLite looks up named parameters one by one.
-    let mut text = String::with_capacity(sql.len());
-    let mut parts = sql.split('$');
-    text.push_str(parts.next().unwrap_or_default());
-    for part in parts {
-        text.push('?');
-        text.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()));
-    }
-    Statement::from_sql_and_values(backend, text, values)
-}
-
+/// Reads all rows of a query that both databases understand.
 pub(super) async fn query_all<T: FromQueryResult, const N: usize>(
     db: &impl ConnectionTrait,
     sql: &str,

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{ConnectionTrait, DbBackend};
+use sea_orm::ConnectionTrait;
 use tokio_util::sync::CancellationToken;
 
-use super::queries::{MINUTE_MS, statement, try_lock};
+use super::queries::{MINUTE_MS, try_lock};
 use crate::{
-    db::Db,
+    db::{Db, dialect::Sql},
     error::{Chain, Result},
 };
 
@@ -24,26 +24,32 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// `raw_from` is raised before samples are deleted: from then on the roll-ups of earlier minutes
 /// are final. A minute with a mark limits the value. On PostgreSQL, LEAST ignores NULL.
-const RAISE_POSTGRES: &str = "\
-    UPDATE gpu_history_state SET raw_from = least($1, (SELECT min(minute) FROM gpu_stats_pending)) \
-    WHERE id = 1 AND raw_from < least($2, (SELECT min(minute) FROM gpu_stats_pending))";
-const RAISE_SQLITE: &str = "\
-    UPDATE gpu_history_state SET raw_from = min($1, coalesce((SELECT min(minute) FROM gpu_stats_pending), $2)) \
-    WHERE id = 1 AND raw_from < min($3, coalesce((SELECT min(minute) FROM gpu_stats_pending), $4))";
+const RAISE: Sql = Sql {
+    postgres: "\
+        UPDATE gpu_history_state SET raw_from = least($1, (SELECT min(minute) FROM gpu_stats_pending)) \
+        WHERE id = 1 AND raw_from < least($1, (SELECT min(minute) FROM gpu_stats_pending))",
+    sqlite: "\
+        UPDATE gpu_history_state SET raw_from = min($1, coalesce((SELECT min(minute) FROM gpu_stats_pending), $1)) \
+        WHERE id = 1 AND raw_from < min($1, coalesce((SELECT min(minute) FROM gpu_stats_pending), $1))",
+};
 
 /// One statement reads the marks and deletes, so that it sees the mark of each row it sees.
-const DELETE_POSTGRES: &str = "\
-    DELETE FROM gpu_stats WHERE id IN (SELECT id FROM gpu_stats WHERE recorded_at < \
-    (SELECT to_timestamp(60.0 * least($1, raw_from, (SELECT min(minute) FROM gpu_stats_pending))) \
-    FROM gpu_history_state) ORDER BY recorded_at, id LIMIT $2)";
-const DELETE_SQLITE: &str = "\
-    DELETE FROM gpu_stats WHERE id IN (SELECT id FROM gpu_stats WHERE recorded_at < \
-    (SELECT strftime('%Y-%m-%dT%H:%M:%S+00:00', 60 * \
-    min($1, raw_from, coalesce((SELECT min(minute) FROM gpu_stats_pending), raw_from)), 'unixepoch') \
-    FROM gpu_history_state) ORDER BY recorded_at, id LIMIT $2)";
-const DELETE_ROLLUPS: &str = "\
-    DELETE FROM gpu_stats_minutes WHERE (gpu_uuid, minute) IN (\
-    SELECT gpu_uuid, minute FROM gpu_stats_minutes WHERE minute < $1 ORDER BY minute LIMIT $2)";
+const DELETE_SAMPLES: Sql = Sql {
+    postgres: "\
+        DELETE FROM gpu_stats WHERE id IN (SELECT id FROM gpu_stats WHERE recorded_at < \
+        (SELECT to_timestamp(60.0 * least($1, raw_from, (SELECT min(minute) FROM gpu_stats_pending))) \
+        FROM gpu_history_state) ORDER BY recorded_at, id LIMIT $2)",
+    sqlite: "\
+        DELETE FROM gpu_stats WHERE id IN (SELECT id FROM gpu_stats WHERE recorded_at < \
+        (SELECT strftime('%Y-%m-%dT%H:%M:%S+00:00', 60 * \
+        min($1, raw_from, coalesce((SELECT min(minute) FROM gpu_stats_pending), raw_from)), 'unixepoch') \
+        FROM gpu_history_state) ORDER BY recorded_at, id LIMIT $2)",
+};
+const DELETE_ROLLUPS: Sql = Sql::common(
+    "\
+        DELETE FROM gpu_stats_minutes WHERE (gpu_uuid, minute) IN (\
+        SELECT gpu_uuid, minute FROM gpu_stats_minutes WHERE minute < $1 ORDER BY minute LIMIT $2)",
+);
 
 /// Retention periods of the history.
 #[derive(Debug, Clone, Copy)]
@@ -91,26 +97,19 @@ fn minute_before(now: DateTime<Utc>, period: Duration) -> i64 {
 }
 
 async fn prune_samples(db: &Db, before: i64) -> Result<u64> {
-    let postgres = db.backend() == DbBackend::Postgres;
     db.write(async |tx| {
-        let before = || before.into();
-        let raise = if postgres {
-            statement(tx, RAISE_POSTGRES, [before(), before()])
-        } else {
-            statement(tx, RAISE_SQLITE, [before(), before(), before(), before()])
-        };
+        let raise = RAISE.statement(db.backend(), [before.into()]);
         Ok(tx.execute_raw(raise).await?.rows_affected())
     })
     .await?;
-    let delete = if postgres { DELETE_POSTGRES } else { DELETE_SQLITE };
-    delete_in_chunks(db, delete, before, SAMPLES_PER_TRANSACTION).await
+    delete_in_chunks(db, DELETE_SAMPLES, before, SAMPLES_PER_TRANSACTION).await
 }
 
 async fn prune_rollups(db: &Db, before: i64) -> Result<u64> {
     delete_in_chunks(db, DELETE_ROLLUPS, before, ROLLUPS_PER_TRANSACTION).await
 }
 
-async fn delete_in_chunks(db: &Db, delete: &str, before: i64, chunk: i64) -> Result<u64> {
+async fn delete_in_chunks(db: &Db, delete: Sql<'_>, before: i64, chunk: i64) -> Result<u64> {
     let mut total = 0;
     loop {
         let deletion = db.write(async |tx| {
@@ -118,7 +117,7 @@ async fn delete_in_chunks(db: &Db, delete: &str, before: i64, chunk: i64) -> Res
             if !try_lock(tx).await? {
                 return Ok(0);
             }
-            let statement = statement(tx, delete, [before.into(), chunk.into()]);
+            let statement = delete.statement(db.backend(), [before.into(), chunk.into()]);
             Ok(tx.execute_raw(statement).await?.rows_affected())
         });
         let deleted = deletion.await?;

@@ -5,8 +5,7 @@ use std::sync::LazyLock;
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbErr, QueryResult};
 
-use super::queries::statement;
-use crate::{error::Result, pb::GpuMetric};
+use crate::{db::dialect::statement, error::Result, pb::GpuMetric};
 
 /// Number of metrics. `GpuMetric` numbers the metrics from 1.
 pub(super) const METRICS: usize = 26;

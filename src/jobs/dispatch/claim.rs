@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{partitions::Selection, payloads::Payloads};
 use crate::{
-    db::Db,
+    db::{Db, dialect::statement},
     entity::{job, job_queue},
     error::Result,
     jobs::{
@@ -148,12 +148,12 @@ pub(crate) async fn read_next_positions(
 ) -> Result<Vec<(Partition, QueuePosition)>> {
     let mut next_positions = Vec::new();
     for selection in selections {
-        let (condition, values) = waiting_condition(db.backend(), &selection);
+        let (condition, values) = waiting_condition(&selection);
         let sql = format!(
             "SELECT j.scheduled_at, j.id FROM jobs AS j WHERE {condition} \
             ORDER BY j.scheduled_at, j.id LIMIT 1"
         );
-        let statement = Statement::from_sql_and_values(db.backend(), sql, values);
+        let statement = statement(db.reader(), &sql, values);
         if let Some(row) = db.reader().query_one_raw(statement).await? {
             let position = (row.try_get("", "scheduled_at")?, row.try_get("", "id")?);
             next_positions.push((selection.partition, position));
@@ -163,7 +163,7 @@ pub(crate) async fn read_next_positions(
 }
 
 /// SQL condition for the waiting jobs of a partition behind the floor, with the bound values.
-fn waiting_condition(backend: DbBackend, selection: &Selection) -> (String, Vec<Value>) {
+fn waiting_condition(selection: &Selection) -> (String, Vec<Value>) {
     let mut values: Vec<Value> = vec![
         selection.partition.queue.clone().into(),
         selection.partition.job_type.clone().into(),
@@ -172,19 +172,10 @@ fn waiting_condition(backend: DbBackend, selection: &Selection) -> (String, Vec<
     ];
     let floor = selection.floor.map_or("", |(scheduled_at, id)| {
         values.extend([scheduled_at.into(), id.into()]);
-        if backend == DbBackend::Postgres {
-            " AND (j.scheduled_at, j.id) > ($5, $6)"
-        } else {
-            " AND (j.scheduled_at, j.id) > (?5, ?6)"
-        }
+        " AND (j.scheduled_at, j.id) > ($5, $6)"
     });
-    let sql = if backend == DbBackend::Postgres {
-        "j.status = 'queued' AND j.queue_name = $1 AND j.job_type = $2 AND j.priority = $3 \
-        AND j.concurrency_key = $4"
-    } else {
-        "j.status = 'queued' AND j.queue_name = ?1 AND j.job_type = ?2 AND j.priority = ?3 \
-        AND j.concurrency_key = ?4"
-    };
+    let sql = "j.status = 'queued' AND j.queue_name = $1 AND j.job_type = $2 AND j.priority = $3 \
+        AND j.concurrency_key = $4";
     (format!("{sql}{floor}"), values)
 }
 
@@ -373,7 +364,7 @@ async fn lock_heads(
     let size = rows::payload_size(backend);
     let mut heads = Vec::with_capacity(selections.len());
     for selection in selections {
-        let (condition, mut values) = waiting_condition(backend, selection);
+        let (condition, mut values) = waiting_condition(selection);
         let (now_index, limit_index) = (values.len() + 1, values.len() + 2);
         values.push(now.into());
         values.push(i64::try_from(selection.max_jobs).unwrap_or(i64::MAX).into());
@@ -386,11 +377,10 @@ async fn lock_heads(
         } else {
             format!(
                 "SELECT {columns}, FALSE AS newer, {size} FROM jobs AS j WHERE {condition} AND {NOT_PAUSED} \
-                AND j.scheduled_at <= ?{now_index} ORDER BY j.scheduled_at, j.id LIMIT ?{limit_index}"
+                AND j.scheduled_at <= ${now_index} ORDER BY j.scheduled_at, j.id LIMIT ${limit_index}"
             )
         };
-        let statement = Statement::from_sql_and_values(backend, sql, values);
-        let rows = tx.query_all_raw(statement).await?;
+        let rows = tx.query_all_raw(statement(tx, &sql, values)).await?;
         let read = rows::read_jobs(&rows, types)?;
         let is_complete = read.len() == rows.len() && read.len() < selection.max_jobs;
         let locked = |(row, job)| Ok(LockedJob { job, has_unread_payload: rows::unread_payload_bytes(row)?.is_some() });

@@ -3,6 +3,7 @@
 use sea_orm::{DbBackend, DbErr, QueryResult};
 
 use crate::{
+    db::dialect::Sql,
     entity::job::Model,
     error::Result,
     jobs::{state::Job, types::Types},
@@ -92,7 +93,7 @@ pub(crate) fn columns_with_small_payloads(backend: DbBackend) -> String {
 /// SQL expression for the stored size of a payload in bytes, from the table alias `j`. PostgreSQL compresses large
 /// payloads.
 pub(crate) fn payload_size(backend: DbBackend) -> &'static str {
-    if backend == DbBackend::Postgres { "pg_column_size(j.payload)::bigint" } else { "octet_length(j.payload)" }
+    Sql { postgres: "pg_column_size(j.payload)::bigint", sqlite: "octet_length(j.payload)" }.text(backend)
 }
 
 fn columns_with(payload: &str) -> String {

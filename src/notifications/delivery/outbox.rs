@@ -14,7 +14,7 @@ use sea_orm::{
     ActiveModelTrait,
     ActiveValue::Set,
     ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter, QueryOrder,
-    QuerySelect, Statement, Value,
+    QuerySelect,
     sea_query::{Expr, ExprTrait},
 };
 use uuid::Uuid;
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     alerts::lifecycle::change,
-    db::Db,
+    db::{Db, dialect::statement},
     entity::{
         self, Severity,
         delivery::{self, ActiveModel, Column, DeliveryStatus, Entity},
@@ -43,17 +43,12 @@ fn is_due(now: DateTime<Utc>) -> Condition {
 
 /// Enabled, unthrottled channels with due deliveries.
 pub(crate) async fn due_channels(db: &Db, now: DateTime<Utc>) -> Result<Vec<Uuid>> {
-    let sql = "SELECT id FROM notification_channels AS c WHERE enabled \
+    let sql = "\
+        SELECT id FROM notification_channels AS c WHERE enabled \
         AND (throttled_until IS NULL OR throttled_until <= $1) \
         AND EXISTS (SELECT 1 FROM deliveries AS d WHERE d.channel_id = c.id \
         AND d.status = 'queued' AND d.next_attempt_at <= $1)";
-    let backend = db.backend();
-    let (sql, values) = if backend == DbBackend::Postgres {
-        (sql.to_string(), vec![Value::from(now)])
-    } else {
-        (sql.replace("$1", "?"), vec![now.into(), now.into()])
-    };
-    let rows = db.reader().query_all_raw(Statement::from_sql_and_values(backend, sql, values)).await?;
+    let rows = db.reader().query_all_raw(statement(db.reader(), sql, [now.into()])).await?;
     let ids = rows.iter().map(|row| row.try_get("", "id"));
     Ok(ids.collect::<Result<_, _>>()?)
 }
