@@ -11,8 +11,9 @@ pub struct Model {
     /// Minutes since 1970, UTC.
     #[sea_orm(primary_key, auto_increment = false)]
     pub minute: i64,
-    /// Encoded summary, see `gpu::history::digest`; the same applies to `distribution`.
+    /// Message `gpu::history::digest::Summary`.
     pub summary: Vec<u8>,
+    /// Message `gpu::history::digest::Metrics` of messages `Values`.
     pub distribution: Vec<u8>,
 }
 

@@ -2,19 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, FromQueryResult, QueryResult};
+use prost::bytes::Bytes;
+use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult, QueryResult};
 
 use super::{
-    digest::{self, Summary},
+    digest::{self, Digest, Metrics, Summary},
     gpu_list::{self, ListedGpu},
-    queries::{MINUTE_MS, query_all, raw_from, statement},
+    queries::{MINUTE_MS, query_all, raw_from},
     request::{self, AggregatePlan},
     sample::{self, Sample},
     series::Series,
     timeline::Timeline,
 };
 use crate::{
-    db::Db,
+    db::{Db, dialect::statement},
     entity,
     error::{Error, Result},
     pb,
@@ -49,8 +50,8 @@ const PENDING_BEFORE: &str = "\
 /// Roll-up with the columns that the request needs.
 struct Rollup {
     minute: i64,
-    summary: Vec<u8>,
-    distribution: Option<Vec<u8>>,
+    summary: Summary,
+    distribution: Option<Metrics>,
 }
 
 #[derive(FromQueryResult)]
@@ -111,12 +112,11 @@ struct Accumulator {
 impl Accumulator {
     /// Adds samples to a bucket. Without a distribution, the samples must be the only ones of the
     /// bucket.
-    fn add(&mut self, bucket: usize, start: i64, summary: &[u8], distribution: Option<&[u8]>) -> Result<()> {
-        let summary = Summary::parse(summary)?;
-        self.timeline.add(bucket, start, &summary)?;
+    fn add(&mut self, bucket: usize, start: i64, summary: &Summary, distribution: Option<&Metrics>) -> Result<()> {
+        self.timeline.add(bucket, start, summary);
         match distribution {
             Some(distribution) => self.series.add(bucket, distribution)?,
-            None => self.series.add_summary(bucket, &summary)?,
+            None => self.series.add_summary(bucket, summary)?,
         }
         if self.timeline.len() > MAX_SAMPLES_PER_GPU {
             let problem = format!("must be nearer: there are more than {MAX_SAMPLES_PER_GPU} samples");
@@ -132,7 +132,7 @@ impl GpuHistory<'_> {
         let mut accumulator =
             Accumulator { timeline: Timeline::new(buckets), series: Series::new(&self.plan.metrics, buckets) };
         if let Some((start, summary)) = self.fetch_lead_in().await? {
-            accumulator.timeline.lead_in(start, &Summary::parse(&summary)?)?;
+            accumulator.timeline.lead_in(start, &summary);
         }
         let (first, end) = self.plan.minutes();
         let mut from = first;
@@ -175,7 +175,7 @@ impl GpuHistory<'_> {
             } else if let Some(rollup) = rollup {
                 self.add_samples(&mut raw_minutes, accumulator).await?;
                 let start = minute * MINUTE_MS;
-                let distribution = rollup.distribution.as_deref();
+                let distribution = rollup.distribution.as_ref();
                 accumulator.add(self.plan.bucket(start), start, &rollup.summary, distribution)?;
             }
         }
@@ -198,8 +198,8 @@ impl GpuHistory<'_> {
         for samples in samples.chunk_by(|a, b| minute_and_bucket(a) == minute_and_bucket(b)) {
             let (minute, bucket) = minute_and_bucket(&samples[0]);
             let start = minute * MINUTE_MS;
-            let digest = digest::encode(start, samples);
-            accumulator.add(bucket, start, &digest.summary, Some(&digest.distribution))?;
+            let Digest { summary, distribution } = digest::encode(start, samples);
+            accumulator.add(bucket, start, &summary, Some(&distribution))?;
         }
         Ok(())
     }
@@ -210,8 +210,7 @@ impl GpuHistory<'_> {
         let sql = if shared { DISTRIBUTIONS } else { SUMMARIES };
         let values = [self.gpu.uuid.as_str().into(), from.into(), until.into()];
         let rows = self.tx.query_all_raw(statement(self.tx, sql, values)).await?;
-        let rollups = rows.iter().map(|row| parse_rollup(row, shared));
-        Ok(rollups.collect::<Result<_, _>>()?)
+        rows.iter().map(|row| parse_rollup(row, shared)).collect()
     }
 
     async fn fetch_samples(&self, from: i64, until: i64) -> Result<Vec<Sample>> {
@@ -222,7 +221,7 @@ impl GpuHistory<'_> {
     }
 
     /// Start and summary of the last minute with samples before the range.
-    async fn fetch_lead_in(&self) -> Result<Option<(i64, Vec<u8>)>> {
+    async fn fetch_lead_in(&self) -> Result<Option<(i64, Summary)>> {
         let encode = |minute: i64, samples: &[Sample]| {
             let start = minute * MINUTE_MS;
             (start, digest::encode(start, samples).summary)
@@ -259,11 +258,13 @@ impl GpuHistory<'_> {
 }
 
 /// Columns are read by index, because there may be very many rows.
-fn parse_rollup(row: &QueryResult, with_distribution: bool) -> Result<Rollup, DbErr> {
-    let distribution = with_distribution.then(|| row.try_get_by_index(2));
-    Ok(Rollup {
-        minute: row.try_get_by_index(0)?,
-        summary: row.try_get_by_index(1)?,
-        distribution: distribution.transpose()?,
-    })
+fn parse_rollup(row: &QueryResult, with_distribution: bool) -> Result<Rollup> {
+    let summary: Vec<u8> = row.try_get_by_index(1)?;
+    let distribution = if with_distribution {
+        let distribution: Vec<u8> = row.try_get_by_index(2)?;
+        Some(Metrics::parse(Bytes::from(distribution))?)
+    } else {
+        None
+    };
+    Ok(Rollup { minute: row.try_get_by_index(0)?, summary: Summary::parse(Bytes::from(summary))?, distribution })
 }

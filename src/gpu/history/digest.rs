@@ -1,76 +1,38 @@
-//! Digest: the compact encoding of the samples of a roll-up.
+//! Digest: the compact encoding of the samples of a roll-up, as two protobuf messages.
 //!
-//! Format, version 1. Numbers are varints as in protobuf: 7 bits per byte, the low bits first, the
-//! high bit set in all bytes but the last. *Signed* numbers are zigzag-encoded first.
-//!
-//! ```text
-//! summary      = version(1) samples section(times) section(throttle) section(energy) bucket*
-//! distribution = version(1) metric*
-//! section      = length-in-bytes byte*
-//! times        = first [second-minus-first difference-of-differences(signed)*]
-//! throttle     = (samples 0 | samples 1 mask)*
-//! energy       = (readings epoch(signed) first last-minus-first)*
-//! bucket       = number format samples min [max p95 last mean(double)]
-//! metric       = number section(values)
-//! values       = format distinct index-of-last values [count*]
-//! ```
-//!
-//! - Times are whole milliseconds. The first time is relative to the start of the minute. Samples at
-//!   the same time are ordered by id.
-//! - `throttle` is a list of runs of samples with the same mask or without a mask.
-//! - `energy` is a list of runs of readings (mJ) of one epoch that do not decrease.
-//! - Metrics are ordered by their numbers in `GpuMetric`. Metrics without a value are left out.
-//!   `format` is the encoding of values: 0 for whole numbers, 1 for whole thousandths, 2 for
-//!   little-endian doubles. In formats 0 and 1 the first value is signed, and the others are
-//!   differences from the first.
-//! - `bucket` holds the aggregates of the minute. A format with 4 added means that all samples have
-//!   one value, and nothing follows the value.
-//! - `values` are distinct and ascend. In formats 0 and 1 the first value is signed, and each other
-//!   value is the difference from the one before. A format with 4 added means that each value was
-//!   measured once. Otherwise the counts follow.
-//!
-//! Only the order of the values is lost, so percentiles over many minutes are exact. A request with
-//! buckets of a minute reads summaries only.
+//! A [`Summary`] has the times, throttle masks, energy readings and aggregates of a minute, and the
+//! distribution has the values, as [`Metrics`]. Only the order of the values is lost, so percentiles over many
+//! minutes are exact. A request with buckets of a minute reads summaries only.
+
+use prost::Message;
 
 use super::{
-    distribution::Distribution,
     sample::{METRICS, Sample},
+    value_counts::ValueCounts,
 };
 use crate::pb;
 
-pub(super) use self::decode::{EnergyRun, Summary, add_values};
+pub(super) use self::messages::{EnergyRun, Metrics, Summary};
+use self::messages::{MetricSummary, ThrottleRun, Values};
 
-mod decode;
-
-const VERSION: u8 = 1;
-
-/// Formats of values, and the number added for distinct or constant values.
-const WHOLE: u64 = 0;
-const THOUSANDTHS: u64 = 1;
-const DOUBLES: u64 = 2;
-const ONCE: u64 = 4;
-const CONSTANT: u64 = 4;
+mod messages;
 
 /// Largest whole number that a double represents exactly, together with its neighbours.
 const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_991.0;
 
-/// Encoded samples of one minute.
+/// Messages with the samples of one minute.
 #[derive(Debug)]
 pub(super) struct Digest {
-    pub summary: Vec<u8>,
-    pub distribution: Vec<u8>,
+    pub summary: Summary,
+    pub distribution: Metrics,
 }
 
 /// Encodes samples, which must be ordered by time and not before `start`, in milliseconds.
 pub(super) fn encode(start: i64, samples: &[Sample]) -> Digest {
-    let (mut summary, mut distribution) = (vec![VERSION], vec![VERSION]);
-    push(&mut summary, samples.len() as u64);
-    push_section(&mut summary, &times(start, samples));
-    push_section(&mut summary, &throttle(samples));
-    push_section(&mut summary, &energy(samples));
+    let (mut summaries, mut distribution) = (Metrics::default(), Metrics::default());
     let mut values = Vec::with_capacity(samples.len());
-    let mut counts = Distribution::default();
-    for metric in 0..METRICS {
+    let mut counts = ValueCounts::default();
+    for (metric, number) in (0..METRICS).zip(1..) {
         values.clear();
         // Negative zero counts as zero.
         values.extend(samples.iter().filter_map(|sample| Some(sample.values[metric]? + 0.0)));
@@ -80,122 +42,77 @@ pub(super) fn encode(start: i64, samples: &[Sample]) -> Digest {
             let runs = values.chunk_by(|a, b| a == b);
             let run = counts.start_run();
             run.extend(runs.map(|run| (run[0], run.len() as u64)));
-            push(&mut distribution, metric as u64 + 1);
-            push_section(&mut distribution, &encode_values(run, last));
+            distribution.push(number, &encode_values(run, last));
             counts.set_last(last);
-            push(&mut summary, metric as u64 + 1);
-            push_metric_bucket(&mut summary, &counts.summary());
+            summaries.push(number, &metric_summary(&counts.summary()));
         }
     }
+    let summary = Summary {
+        times: times(start, samples),
+        throttle: throttle(samples),
+        energy: energy(samples),
+        metrics: summaries.encode_to_vec().into(),
+    };
     Digest { summary, distribution }
 }
 
-fn times(start: i64, samples: &[Sample]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(samples.len() + 4);
-    let (mut last, mut step) = (start, None);
-    for sample in samples {
-        let difference = sample.at() - last;
-        match step {
-            None if bytes.is_empty() => push(&mut bytes, difference.unsigned_abs()),
-            None => {
-                push(&mut bytes, difference.unsigned_abs());
-                step = Some(difference);
-            }
-            Some(before) => {
-                push_signed(&mut bytes, difference - before);
-                step = Some(difference);
-            }
-        }
+fn times(start: i64, samples: &[Sample]) -> Vec<i64> {
+    let (mut last, mut step) = (start, 0);
+    let times = samples.iter().enumerate().map(|(index, sample)| {
+        let distance = sample.at() - last;
         last = sample.at();
-    }
-    bytes
+        if index == 0 { distance } else { distance - std::mem::replace(&mut step, distance) }
+    });
+    times.collect()
 }
 
-fn throttle(samples: &[Sample]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for run in samples.chunk_by(|a, b| a.throttle == b.throttle) {
-        push(&mut bytes, run.len() as u64);
-        push(&mut bytes, u64::from(run[0].throttle.is_some()));
-        if let Some(mask) = run[0].throttle {
-            push(&mut bytes, mask);
-        }
-    }
-    bytes
+fn throttle(samples: &[Sample]) -> Vec<ThrottleRun> {
+    let runs = samples.chunk_by(|a, b| a.throttle == b.throttle);
+    runs.map(|run| ThrottleRun { samples: run.len() as u64, mask: run[0].throttle }).collect()
 }
 
-fn energy(samples: &[Sample]) -> Vec<u8> {
-    let mut bytes = Vec::new();
+fn energy(samples: &[Sample]) -> Vec<EnergyRun> {
     let readings: Vec<_> = samples.iter().filter_map(|sample| sample.energy).collect();
-    for run in readings.chunk_by(|a, b| a.0 == b.0 && a.1 <= b.1) {
+    let runs = readings.chunk_by(|a, b| a.0 == b.0 && a.1 <= b.1);
+    let runs = runs.map(|run| {
         let (epoch, first) = run[0];
-        let grown = run[run.len() - 1].1 - first;
-        push(&mut bytes, run.len() as u64);
-        push_signed(&mut bytes, epoch);
-        push(&mut bytes, first.unsigned_abs());
-        push(&mut bytes, grown.unsigned_abs());
-    }
-    bytes
+        EnergyRun { readings: run.len() as u64, epoch, first, last: run[run.len() - 1].1 }
+    });
+    runs.collect()
 }
 
-fn push_metric_bucket(bytes: &mut Vec<u8>, bucket: &pb::GpuMetricBucket) {
-    let all_values = [bucket.min, bucket.max, bucket.p95, bucket.last].map(Option::unwrap_or_default);
-    let is_constant = bucket.min == bucket.max;
-    let values = if is_constant { &all_values[..1] } else { &all_values[..] };
-    let (format, whole) = select_format(values);
-    push(bytes, format + if is_constant { CONSTANT } else { 0 });
-    push(bytes, bucket.samples.unsigned_abs());
-    if format == DOUBLES {
-        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-    }
-    for (index, value) in whole.iter().enumerate() {
-        if index == 0 {
-            push_signed(bytes, *value);
-        } else {
-            push(bytes, value.abs_diff(whole[0]));
+fn metric_summary(bucket: &pb::GpuMetricBucket) -> MetricSummary {
+    let values = [bucket.min, bucket.max, bucket.p95, bucket.last].map(Option::unwrap_or_default);
+    let avg = bucket.avg.filter(|_| bucket.min != bucket.max);
+    let summary = MetricSummary { samples: bucket.samples, avg, ..MetricSummary::default() };
+    match exact(&values) {
+        Some((scale, scaled)) => {
+            let min = scaled[0];
+            let [max, p95, last] = [1, 2, 3].map(|index| scaled[index] - min);
+            MetricSummary { scale, min, max, p95, last, ..summary }
         }
-    }
-    if !is_constant {
-        bytes.extend(bucket.avg.unwrap_or_default().to_le_bytes());
+        None => MetricSummary { doubles: values.to_vec(), ..summary },
     }
 }
 
-fn encode_values(counts: &[(f64, u64)], last: f64) -> Vec<u8> {
+/// Encodes distinct values, which must ascend, with the number of times that each was measured.
+fn encode_values(counts: &[(f64, u64)], last: f64) -> Values {
     let distinct: Vec<f64> = counts.iter().map(|(value, _)| *value).collect();
+    let last_index = distinct.partition_point(|value| *value < last) as u64;
     let is_distinct = counts.iter().all(|(_, count)| *count == 1);
-    let (format, whole) = select_format(&distinct);
-    let mut bytes = Vec::with_capacity(distinct.len() * 4 + 8);
-    push(&mut bytes, format + if is_distinct { ONCE } else { 0 });
-    push(&mut bytes, distinct.len() as u64);
-    let index = distinct.partition_point(|value| *value < last);
-    push(&mut bytes, index as u64);
-    if format == DOUBLES {
-        bytes.extend(distinct.iter().flat_map(|value| value.to_le_bytes()));
-    }
-    let mut before = None;
-    for value in whole {
-        match before {
-            None => push_signed(&mut bytes, value),
-            Some(before) => push(&mut bytes, value.abs_diff(before)),
+    let counts = if is_distinct { Vec::new() } else { counts.iter().map(|(_, count)| *count).collect() };
+    match exact(&distinct) {
+        Some((scale, scaled)) => {
+            let differences = scaled.windows(2).map(|pair| pair[1].abs_diff(pair[0])).collect();
+            Values { scale, first: scaled[0], differences, doubles: Vec::new(), counts, last_index }
         }
-        before = Some(value);
+        None => Values { doubles: distinct, counts, last_index, ..Values::default() },
     }
-    if !is_distinct {
-        for (_, count) in counts {
-            push(&mut bytes, *count);
-        }
-    }
-    bytes
 }
 
-/// Most compact lossless format of the values, and the whole numbers to write in formats 0 and 1.
-fn select_format(values: &[f64]) -> (u64, Vec<i64>) {
-    if let Some(whole) = scaled(values, 1.0) {
-        (WHOLE, whole)
-    } else if let Some(whole) = scaled(values, 1_000.0) {
-        (THOUSANDTHS, whole)
-    } else {
-        (DOUBLES, Vec::new())
-    }
+/// Scale (1 or 1,000) with which all values are whole numbers without loss, and these numbers.
+fn exact(values: &[f64]) -> Option<(u32, Vec<i64>)> {
+    [1_u32, 1_000].into_iter().find_map(|scale| Some((scale, scaled(values, scale.into())?)))
 }
 
 /// Values times `scale` as whole numbers. `None` if a value would lose precision.
@@ -207,23 +124,6 @@ fn scaled(values: &[f64], scale: f64) -> Option<Vec<i64>> {
         fits.then_some(whole as i64)
     };
     values.iter().map(scaled).collect()
-}
-
-fn push(bytes: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        bytes.push(number.to_le_bytes()[0] | 0x80);
-        number >>= 7;
-    }
-    bytes.push(number.to_le_bytes()[0]);
-}
-
-fn push_signed(bytes: &mut Vec<u8>, number: i64) {
-    push(bytes, ((number << 1) ^ (number >> 63)).cast_unsigned());
-}
-
-fn push_section(bytes: &mut Vec<u8>, section: &[u8]) {
-    push(bytes, section.len() as u64);
-    bytes.extend_from_slice(section);
 }
 
 #[cfg(test)]

@@ -16,10 +16,10 @@ pub mod rollup;
 pub(super) mod aggregate;
 
 mod digest;
-mod distribution;
 mod gpu_list;
 mod queries;
 mod request;
 mod sample;
 mod series;
 mod timeline;
+mod value_counts;

@@ -2,8 +2,10 @@
 
 use sea_orm::{ConnectionTrait, FromQueryResult, Value};
 
-pub(super) use crate::db::dialect::statement;
-use crate::error::{Error, Result};
+use crate::{
+    db::dialect::statement,
+    error::{Error, Result},
+};
 
 /// Milliseconds per minute.
 pub(super) const MINUTE_MS: i64 = 60_000;

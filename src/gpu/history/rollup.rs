@@ -2,16 +2,17 @@
 
 use std::time::{Duration, Instant};
 
+use prost::Message;
 use sea_orm::{ConnectionTrait, DatabaseTransaction, EntityTrait, FromQueryResult, QueryFilter};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     digest::{self, Digest},
-    queries::{MINUTE_MS, query_all, raw_from, statement, try_lock},
+    queries::{MINUTE_MS, query_all, raw_from, try_lock},
     sample,
 };
 use crate::{
-    db::Db,
+    db::{Db, dialect::statement},
     entity::{self, gpu_stats_minute, gpu_stats_pending},
     error::{Chain, Error, Result},
     rpc::time,
@@ -126,6 +127,7 @@ async fn roll_up_minute(tx: &DatabaseTransaction, gpu_uuid: &str, minute: i64, r
         gpu_stats_minute::Entity::delete_by_id((gpu_uuid.to_string(), minute)).exec(tx).await?;
     } else {
         let Digest { summary, distribution } = digest::encode(minute * MINUTE_MS, &samples);
+        let (summary, distribution) = (summary.encode_to_vec(), distribution.encode_to_vec());
         let values = [gpu_uuid.into(), minute.into(), summary.into(), distribution.into()];
         tx.execute_raw(statement(tx, PUT, values)).await?;
     }

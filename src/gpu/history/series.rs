@@ -1,16 +1,16 @@
 //! Series of metrics of one GPU, bucket by bucket.
 
 use super::{
-    digest::{self, Summary},
-    distribution::Distribution,
+    digest::{Metrics, Summary},
     sample::{METRICS, metrics},
+    value_counts::ValueCounts,
 };
 use crate::{error::Result, pb};
 
-/// Series of the requested metrics, and the distributions of the current bucket.
+/// Series of the requested metrics, and the values of the current bucket.
 #[derive(Debug)]
 pub(super) struct Series {
-    values: [Option<Distribution>; METRICS],
+    values: [Option<ValueCounts>; METRICS],
     done: Vec<pb::GpuMetricSeries>,
     /// Index of the current bucket.
     bucket: usize,
@@ -24,7 +24,7 @@ impl Series {
         let mut done = Vec::new();
         for (place, metric) in values.iter_mut().zip(metrics()) {
             if requested.contains(&metric) {
-                *place = Some(Distribution::default());
+                *place = Some(ValueCounts::default());
                 done.push(pb::GpuMetricSeries { metric: metric.into(), buckets: Vec::with_capacity(buckets) });
             }
         }
@@ -32,21 +32,22 @@ impl Series {
     }
 
     /// Adds values to a bucket. The index must not be lower than in the last call.
-    pub(super) fn add(&mut self, bucket: usize, distribution: &[u8]) -> Result<()> {
+    pub(super) fn add(&mut self, bucket: usize, distribution: &Metrics) -> Result<()> {
         self.advance_to(bucket);
         self.touched = true;
-        digest::add_values(distribution, &mut self.values)
+        distribution.add_to(&mut self.values)
     }
 
     /// Takes the aggregates of a minute for a bucket without other samples.
-    pub(super) fn add_summary(&mut self, bucket: usize, summary: &Summary<'_>) -> Result<()> {
+    pub(super) fn add_summary(&mut self, bucket: usize, summary: &Summary) -> Result<()> {
         self.advance_to(bucket);
         let mut buckets = [pb::GpuMetricBucket::default(); METRICS];
-        summary.metric_buckets(|metric, metric_bucket| {
+        let is_requested = |metric| matches!(self.values.get(metric), Some(Some(_)));
+        for (metric, metric_bucket) in summary.metric_buckets(is_requested)? {
             if let Some(place) = buckets.get_mut(metric) {
                 *place = metric_bucket;
             }
-        })?;
+        }
         let requested_buckets = buckets
             .into_iter()
             .zip(&self.values)

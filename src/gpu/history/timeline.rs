@@ -5,7 +5,6 @@ use super::{
     request::AggregatePlan,
 };
 use crate::{
-    error::Result,
     gpu::throttle::{REASONS, unnamed_bits},
     pb::{self, ThrottleReason},
     rpc::time,
@@ -47,33 +46,29 @@ impl Timeline {
     }
 
     /// Takes the last sample of the summary as the sample before the range.
-    pub(super) fn lead_in(&mut self, start: i64, summary: &Summary<'_>) -> Result<()> {
-        let (mut last, mut last_mask) = (None, None);
-        summary.times(start, |time| last = Some(time))?;
-        summary.throttle(|_, mask| last_mask = mask)?;
-        summary.energy(|run| self.reading = Some((run.epoch, run.last)))?;
+    pub(super) fn lead_in(&mut self, start: i64, summary: &Summary) {
+        let last = summary.times(start).last();
+        let last_mask = summary.throttle.last().and_then(|run| run.mask);
+        self.reading = summary.energy.last().map(|run| (run.epoch, run.last));
         self.times.extend(last);
         self.masks.extend(last.map(|_| (1, last_mask)));
-        Ok(())
     }
 
     /// Adds samples to a bucket, in the order of time. `start` is the start of the encoded minute.
-    pub(super) fn add(&mut self, bucket: usize, start: i64, summary: &Summary<'_>) -> Result<()> {
+    pub(super) fn add(&mut self, bucket: usize, start: i64, summary: &Summary) {
         let old_count = self.times.len();
-        summary.times(start, |time| self.times.push(time))?;
-        summary.throttle(|samples, mask| {
-            let samples = usize::try_from(samples).unwrap_or(usize::MAX);
-            self.masks.push((samples, mask));
-        })?;
+        self.times.extend(summary.times(start));
+        let runs = summary.throttle.iter();
+        self.masks.extend(runs.map(|run| (usize::try_from(run.samples).unwrap_or(usize::MAX), run.mask)));
         let tally = &mut self.buckets[bucket];
         tally.samples += i64::try_from(self.times.len() - old_count).unwrap_or(i64::MAX);
-        summary.energy(|run| {
+        for run in &summary.energy {
             let energy = tally.energy.unwrap_or_default();
-            if let Some(used) = used(self.reading, run) {
+            if let Some(used) = used(self.reading, *run) {
                 tally.energy = Some(energy + used);
             }
             self.reading = Some((run.epoch, run.last));
-        })
+        }
     }
 
     /// Sampling interval, if known, and the buckets.

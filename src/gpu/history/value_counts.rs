@@ -1,22 +1,22 @@
-//! Distribution of the values of one metric.
+//! Values of one metric, and how often each was measured.
 
 use crate::pb;
 
-/// Number of values at which a distribution is compacted for the first time.
+/// Number of values at which the counts are compacted for the first time.
 const COMPACTION_THRESHOLD: usize = 16_384;
 
-/// Distribution of the values of one metric in one bucket.
+/// Values of one metric in one bucket, and how often each was measured.
 #[derive(Debug, Default)]
-pub(super) struct Distribution {
+pub(super) struct ValueCounts {
     counts: Vec<(f64, u64)>,
     last: f64,
     /// Upper bound of the ascending runs in `counts`.
     runs: usize,
-    /// Length of `counts` at which the distribution is compacted next.
+    /// Length of `counts` at which they are compacted next.
     compact_at: usize,
 }
 
-impl Distribution {
+impl ValueCounts {
     /// List to which the caller appends distinct values in ascending order.
     pub(super) fn start_run(&mut self) -> &mut Vec<(f64, u64)> {
         if self.counts.len() >= self.compact_at.max(COMPACTION_THRESHOLD) {
@@ -48,7 +48,7 @@ impl Distribution {
         self.runs = 1;
     }
 
-    /// Returns the aggregates, and clears the distribution.
+    /// Returns the aggregates, and clears the counts.
     #[expect(clippy::cast_precision_loss, reason = "a mean is rounded anyway")]
     pub(super) fn summary(&mut self) -> pb::GpuMetricBucket {
         self.compact();
@@ -85,12 +85,12 @@ mod tests {
     use super::*;
 
     fn summarize(values: &[f64]) -> pb::GpuMetricBucket {
-        let mut distribution = Distribution::default();
+        let mut counts = ValueCounts::default();
         for value in values {
-            distribution.start_run().push((*value, 1));
-            distribution.set_last(*value);
+            counts.start_run().push((*value, 1));
+            counts.set_last(*value);
         }
-        distribution.summary()
+        counts.summary()
     }
 
     #[test]
