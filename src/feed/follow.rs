@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::{Entry, Feed, Position, Readable};
 
@@ -24,6 +25,22 @@ pub enum FeedUpdate<T> {
     /// Changes are missing: pruned, of a replaced history, or the database is unavailable.
     /// In-memory data must be read from the tables again.
     Gap,
+}
+
+/// Follows the feed after this position until shutdown, and hands each update to `handle`.
+pub async fn follow<T: Readable + Send + Sync + 'static, F: Future<Output = ()>>(
+    feed: Feed<T>,
+    from: Position,
+    shutdown: CancellationToken,
+    mut handle: impl FnMut(FeedUpdate<T>) -> F,
+) {
+    let mut follower = Follower::new(feed, from);
+    let following = async {
+        loop {
+            handle(follower.next().await).await;
+        }
+    };
+    shutdown.run_until_cancelled(following).await;
 }
 
 impl<T: Readable + Send + Sync + 'static> Follower<T> {

@@ -20,7 +20,7 @@ mod ring;
 
 pub use bounds::newest_recorded_at;
 pub use cursor::Cursors;
-pub use follow::{FeedUpdate, Follower};
+pub use follow::{FeedUpdate, Follower, follow};
 pub use position::{Position, Seen, Start};
 pub use read::Change;
 pub use reader::Feed;

@@ -11,7 +11,7 @@ use crate::{
     db::Db,
     entity::{job::RetryPolicy, job_type},
     error::{Error, Result},
-    feed::{FeedUpdate, Follower, Position},
+    feed::{self, FeedUpdate, Position},
     log::retry,
     monitor::{Announcement, Feed},
     pb::{Topic, watch_response::Update},
@@ -135,22 +135,22 @@ impl LiveTypes {
 
     /// Reads the settings again after every change in the feed, until shutdown.
     pub(super) async fn follow(self, feed: Feed, from: Position, shutdown: CancellationToken) {
-        let mut follower = Follower::new(feed, from);
-        let following = async {
-            loop {
-                let FeedUpdate::Changes(entries) = follower.next().await else {
-                    self.reload_until_success().await;
-                    continue;
-                };
-                let is_type = |change: &Announcement| {
-                    matches!(change.update, Some(Update::JobType(_))) || change.is_unreadable(Topic::JobTypes)
-                };
-                if entries.iter().any(|entry| is_type(&entry.item)) {
-                    self.reload_until_success().await;
+        let is_type = |change: &Announcement| {
+            matches!(change.update, Some(Update::JobType(_))) || change.is_unreadable(Topic::JobTypes)
+        };
+        let handle = |update| {
+            let has_changed = match update {
+                FeedUpdate::Changes(entries) => entries.iter().any(|entry| is_type(&entry.item)),
+                FeedUpdate::Gap => true,
+            };
+            let types = has_changed.then(|| self.clone());
+            async move {
+                if let Some(types) = types {
+                    types.reload_until_success().await;
                 }
             }
         };
-        shutdown.run_until_cancelled(following).await;
+        feed::follow(feed, from, shutdown, handle).await;
     }
 
     async fn reload_until_success(&self) {

@@ -15,7 +15,7 @@ use crate::{
     db::Db,
     entity::alert_rule::{self, Entity},
     error::{Error, Result},
-    feed::{Entry, FeedUpdate, Follower, Position},
+    feed::{self, Entry, FeedUpdate, Position},
     log::retry,
     monitor::{Announcement, Feed},
     pb::{Topic, watch_response::Update},
@@ -113,19 +113,19 @@ impl LiveRules {
     /// Follows the change feed until shutdown, and refreshes rules, zones and silences that any
     /// process changed.
     pub async fn follow(self, feed: Feed, from: Position, shutdown: CancellationToken) {
-        let mut follower = Follower::new(feed, from);
-        let following = async {
-            loop {
-                let FeedUpdate::Changes(entries) = follower.next().await else {
-                    self.reload_zones_with_retries().await;
-                    self.reload_silences_with_retries().await;
-                    self.reload_with_retries().await;
-                    continue;
-                };
-                self.apply_changes(&entries).await;
+        let handle = |update| {
+            let rules = self.clone();
+            async move {
+                if let FeedUpdate::Changes(entries) = update {
+                    rules.apply_changes(&entries).await;
+                    return;
+                }
+                rules.reload_zones_with_retries().await;
+                rules.reload_silences_with_retries().await;
+                rules.reload_with_retries().await;
             }
         };
-        shutdown.run_until_cancelled(following).await;
+        feed::follow(feed, from, shutdown, handle).await;
     }
 
     /// Refreshes the changed rows. Reloads all rows of a topic if a change cannot be decoded.

@@ -8,9 +8,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    feed::{FeedUpdate, Follower, Position},
+    feed::{self, FeedUpdate, Position},
     jobs::{partition::Partition, wakeups::Wakeups},
-    monitor::Feed,
+    monitor::{Announcement, Feed},
     pb::{self, JobChangeKind, watch_response::Update},
     rpc::time,
 };
@@ -52,34 +52,36 @@ impl Assignments {
     /// Follows the feed until shutdown: delivers changes to streams, and notifies the dispatcher of jobs queued by
     /// others.
     pub(crate) async fn follow(self, wakeups: Wakeups, feed: Feed, from: Position, shutdown: CancellationToken) {
-        let mut follower = Follower::new(feed, from);
-        let following = async {
-            loop {
-                let FeedUpdate::Changes(entries) = follower.next().await else {
-                    self.notify_missed();
-                    wakeups.notify_missed();
-                    continue;
-                };
-                for entry in &entries {
-                    let update = &entry.item.update;
-                    if let Some(Update::JobChanges(changes)) = update {
-                        for change in &changes.changes {
-                            self.handle_change(change, &wakeups);
-                        }
-                    }
-                    if let Some(Update::JobQueue(change)) = update
-                        && let Some(queue) = &change.job_queue
-                    {
-                        wakeups.notify_freed(&queue.name);
-                    }
-                    if entry.item.is_unreadable(pb::Topic::Jobs) {
-                        // The affected jobs are unknown. The next sweep of the dispatcher finds the waiting ones.
-                        self.notify_missed();
-                    }
+        let handle = |update| {
+            self.handle_update(update, &wakeups);
+            std::future::ready(())
+        };
+        feed::follow(feed, from, shutdown, handle).await;
+    }
+
+    fn handle_update(&self, update: FeedUpdate<Announcement>, wakeups: &Wakeups) {
+        let FeedUpdate::Changes(entries) = update else {
+            self.notify_missed();
+            wakeups.notify_missed();
+            return;
+        };
+        for entry in &entries {
+            let update = &entry.item.update;
+            if let Some(Update::JobChanges(changes)) = update {
+                for change in &changes.changes {
+                    self.handle_change(change, wakeups);
                 }
             }
-        };
-        shutdown.run_until_cancelled(following).await;
+            if let Some(Update::JobQueue(change)) = update
+                && let Some(queue) = &change.job_queue
+            {
+                wakeups.notify_freed(&queue.name);
+            }
+            if entry.item.is_unreadable(pb::Topic::Jobs) {
+                // The affected jobs are unknown. The next sweep of the dispatcher finds the waiting ones.
+                self.notify_missed();
+            }
+        }
     }
 
     fn notify_missed(&self) {
