@@ -1,18 +1,22 @@
 //! Clocks that are wrong: what decides is the clock of the database, and nothing that was stored reaches further into the
 //! future than its own length.
 
-use std::{ffi::OsString, path::Path, time::Duration};
+use std::{ffi::OsString, path::Path};
 
-use chrono::Utc;
-use tokio::time::{Instant, sleep};
+use chrono::{TimeDelta, Utc};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, sea_query::Expr};
 use tonic::transport::Channel;
-use watchpost::pb::{
-    self, SilenceStatus, alert_rule_service_client::AlertRuleServiceClient,
-    delivery_service_client::DeliveryServiceClient, event_service_client::EventServiceClient,
-    job_schedule_service_client::JobScheduleServiceClient, job_service_client::JobServiceClient,
-    job_worker_service_client::JobWorkerServiceClient,
-    notification_channel_service_client::NotificationChannelServiceClient,
-    silence_service_client::SilenceServiceClient,
+use uuid::Uuid;
+use watchpost::{
+    entity::job,
+    pb::{
+        self, SilenceStatus, alert_rule_service_client::AlertRuleServiceClient,
+        delivery_service_client::DeliveryServiceClient, event_service_client::EventServiceClient,
+        job_schedule_service_client::JobScheduleServiceClient, job_service_client::JobServiceClient,
+        job_worker_service_client::JobWorkerServiceClient,
+        notification_channel_service_client::NotificationChannelServiceClient,
+        silence_service_client::SilenceServiceClient,
+    },
 };
 
 use crate::{
@@ -20,10 +24,10 @@ use crate::{
     metrics::get,
     notifications::webhook,
     support::{
-        PATIENCE, always,
+        always,
         calls::{at, create_camera, seconds},
         database::{Backend, Cluster, on_both},
-        ingest,
+        eventually, ingest,
         process::Process,
         quiet,
         receiver::{Answer, Receiver},
@@ -49,15 +53,16 @@ impl World {
         Self { clock, cluster, folder: tempfile::tempdir().unwrap() }
     }
 
-    async fn start(&self, args: &[&str]) -> (Process, Channel) {
+    fn url(&self) -> String {
         match &self.cluster {
-            None => {
-                let path = self.folder.path().join("watchpost.db");
-                let url = format!("sqlite://{}", path.display());
-                start(&url, self.folder.path(), &self.clock.variables(), args).await
-            }
-            Some(cluster) => start(&cluster.url("postgres"), self.folder.path(), &[], args).await,
+            None => format!("sqlite://{}", self.folder.path().join("watchpost.db").display()),
+            Some(cluster) => cluster.url("postgres"),
         }
+    }
+
+    async fn start(&self, args: &[&str]) -> (Process, Channel) {
+        let variables = if self.cluster.is_some() { vec![] } else { self.clock.variables().to_vec() };
+        start(&self.url(), self.folder.path(), &variables, args).await
     }
 }
 
@@ -87,15 +92,6 @@ async fn raised(channel: &Channel) -> Vec<pb::Alert> {
     ingested.unwrap().into_inner().alerts
 }
 
-/// Waits until something is so, for much less than an hour.
-async fn soon(what: &str, is_so: impl AsyncFn() -> bool) {
-    let begun = Instant::now();
-    while !is_so().await {
-        assert!(begun.elapsed() < PATIENCE, "{what}");
-        sleep(Duration::from_millis(100)).await;
-    }
-}
-
 async fn delivery(channel: &Channel) -> pb::Delivery {
     let mut deliveries = DeliveryServiceClient::new(channel.clone());
     let listed = deliveries.list_deliveries(pb::ListDeliveriesRequest::default()).await;
@@ -118,6 +114,19 @@ async fn create_job(channel: &Channel) -> pb::Job {
     created.unwrap().into_inner()
 }
 
+/// Moves the creation and the end of a job into the past, while no server runs.
+async fn finished_days_ago(url: &str, finished: &pb::Job, days: i64) {
+    let db = sea_orm::Database::connect(url).await.unwrap();
+    let id: Uuid = finished.id.parse().unwrap();
+    let time = Utc::now() - TimeDelta::days(days);
+    let update = job::Entity::update_many()
+        .col_expr(job::Column::CreatedAt, Expr::value(time))
+        .col_expr(job::Column::CompletedAt, Expr::value(time))
+        .filter(job::Column::Id.eq(id));
+    assert_eq!(update.exec(&db).await.unwrap().rows_affected, 1);
+    db.close().await.unwrap();
+}
+
 #[on_both]
 async fn what_a_clock_that_was_ahead_has_stored_lasts_no_longer_than_its_own_length(backend: Backend) {
     let world = World::ahead(backend, HOUR).await;
@@ -135,7 +144,7 @@ async fn what_a_clock_that_was_ahead_has_stored_lasts_no_longer_than_its_own_len
     };
     camera_and_rule(&channel, rule).await;
     assert_eq!(raised(&channel).await.len(), 1);
-    soon("it is tried", async || delivery(&channel).await.last_error.is_some()).await;
+    eventually("it is tried", async || delivery(&channel).await.last_error.is_some()).await;
     create_job(&channel).await;
     let schedule = pb::JobSchedule {
         name: "every minute".into(),
@@ -157,15 +166,15 @@ async fn what_a_clock_that_was_ahead_has_stored_lasts_no_longer_than_its_own_len
 
     world.clock.step_to(0);
     receiver.answer(Answer::Status(204, vec![]));
-    soon("the job is claimed", async || claims(&channel).await).await;
-    soon("the cooldown ends", async || !raised(&channel).await.is_empty()).await;
-    soon("it is delivered", async || delivery(&channel).await.delivered_at.is_some()).await;
+    eventually("the job is claimed", async || claims(&channel).await).await;
+    eventually("the cooldown ends", async || !raised(&channel).await.is_empty()).await;
+    eventually("it is delivered", async || delivery(&channel).await.delivered_at.is_some()).await;
     let next_tick = async || {
         let request = pb::GetJobScheduleRequest { id: schedule.id.clone() };
         let schedule = schedules.clone().get_job_schedule(request).await.unwrap().into_inner();
         schedule.next_tick_at.unwrap().seconds - Utc::now().timestamp()
     };
-    soon("the schedule ticks", async || next_tick().await <= 60).await;
+    eventually("the schedule ticks", async || next_tick().await <= 60).await;
     let request = pb::GetSilenceRequest { id: silence.id };
     let silence = silences.get_silence(request).await.unwrap().into_inner();
     assert_eq!(silence.status(), SilenceStatus::Active);
@@ -176,24 +185,27 @@ async fn what_a_clock_that_was_ahead_has_stored_lasts_no_longer_than_its_own_len
 async fn retention_does_not_delete_by_a_clock_that_is_far_ahead(backend: Backend) {
     let world = World::ahead(backend, 0).await;
     let (process, channel) = world.start(&[]).await;
-    let job = create_job(&channel).await;
-    let request = pb::CancelJobRequest { id: job.id.clone(), ..Default::default() };
-    JobServiceClient::new(channel).cancel_job(request).await.unwrap();
+    let (job, old_job) = (create_job(&channel).await, create_job(&channel).await);
+    for job in [&job, &old_job] {
+        let request = pb::CancelJobRequest { id: job.id.clone(), ..Default::default() };
+        JobServiceClient::new(channel.clone()).cancel_job(request).await.unwrap();
+    }
     let args = ["--job-retention-cancelled", "2d"];
-    let there = async |channel: &Channel| {
+    let there = async |channel: &Channel, job: &pb::Job| {
         let request = pb::GetJobRequest { id: job.id.clone() };
         JobServiceClient::new(channel.clone()).get_job(request).await.is_ok()
     };
     stop(process).await;
+    finished_days_ago(&world.url(), &old_job, 10).await;
     world.clock.step_to(400 * 24 * HOUR);
-    // Retention looks when the server starts.
+    // Retention deletes when the server starts.
     let (process, channel) = world.start(&args).await;
-    sleep(Duration::from_secs(2)).await;
-    assert!(there(&channel).await);
+    eventually("the old job is deleted", async || !there(&channel, &old_job).await).await;
+    assert!(there(&channel, &job).await);
     stop(process).await;
     world.clock.step_to(0);
     let (process, channel) = world.start(&args).await;
-    assert!(there(&channel).await);
+    assert!(there(&channel, &job).await);
     stop(process).await;
 }
 
@@ -220,15 +232,15 @@ async fn a_process_whose_clock_is_wrong_goes_by_the_database_and_says_so() {
     let alert = raised(&wrong_channel).await.remove(0);
     let ahead = alert.created_at.unwrap().seconds - Utc::now().timestamp();
     assert!((-5..=5).contains(&ahead), "{ahead}");
-    soon("the rule is known", async || {
+    eventually("the rule is known", async || {
         let request = pb::ListAlertRulesRequest::default();
         let mut rules = AlertRuleServiceClient::new(right_channel.clone());
         !rules.list_alert_rules(request).await.unwrap().into_inner().alert_rules.is_empty()
     })
     .await;
-    soon("the cooldown ends", async || !raised(&right_channel).await.is_empty()).await;
+    eventually("the cooldown ends", async || !raised(&right_channel).await.is_empty()).await;
     create_job(&wrong_channel).await;
-    soon("the job is claimed", async || claims(&right_channel).await).await;
+    eventually("the job is claimed", async || claims(&right_channel).await).await;
 
     clock.step_to(0);
     wrong.says("that of the database again").await;

@@ -19,7 +19,7 @@ use crate::support::{
     calls::create_camera,
     connect,
     database::{Backend, Cluster, TestDatabase, on_both},
-    ingest,
+    eventually_some, ingest,
     process::{Process, overall},
     reason, topics,
 };
@@ -150,15 +150,15 @@ async fn a_postgres_that_goes_away_and_comes_back_costs_nothing_but_time() {
 
     cluster.restart().await;
     assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
-    let back = async {
-        loop {
-            match events.ingest_event(ingest("door", vec![])).await {
-                Ok(response) => return response.into_inner(),
-                Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status:?}"),
+    let after =
+        eventually_some("the server works again", async || match events.ingest_event(ingest("door", vec![])).await {
+            Ok(response) => Some(response.into_inner()),
+            Err(status) => {
+                assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+                None
             }
-        }
-    };
-    let after = timeout(PATIENCE, back).await.expect("the server works again");
+        })
+        .await;
     assert_eq!(watch.alert().await.1, after.alerts[0]);
     drop((watch, health));
     assert!(server.stop().await);

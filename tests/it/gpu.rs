@@ -13,6 +13,7 @@ use watchpost::{
 };
 
 use crate::support::{
+    PATIENCE,
     database::{Backend, TestDatabase, on_both},
     fake_nvml::{Card, FakeNvml},
 };
@@ -30,9 +31,6 @@ mod report;
 mod rpc;
 mod swaps;
 mod values;
-
-/// Long enough for the slowest machine.
-const PATIENCE: Duration = Duration::from_mins(1);
 
 const INTERVAL: Duration = Duration::from_millis(20);
 

@@ -6,7 +6,10 @@ use sea_orm::ConnectionTrait;
 
 use crate::{
     checker::{Plan, Report, run},
-    support::database::{Backend, TestDatabase, on_both},
+    support::{
+        database::{Backend, TestDatabase, on_both},
+        seed,
+    },
 };
 
 /// Commits take a while, and end in another order than they began.
@@ -39,7 +42,7 @@ fn plan(database: &TestDatabase, servers: usize, kills: u32, prune: bool) -> Pla
         database_url: database.url().to_string(),
         servers,
         kills,
-        seed: u64::from(std::process::id()),
+        seed: seed(u64::from(std::process::id())),
         prune,
         patience: Duration::from_mins(3),
     }

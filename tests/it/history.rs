@@ -7,14 +7,16 @@ mod processes;
 mod promotion;
 mod restore;
 
-use std::{collections::HashMap, time::Duration};
+use std::collections::HashMap;
 
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use watchpost::pb::{self, AlertChangeKind, Topic, WatchStart, watch_response::Update};
 
-use crate::support::{PATIENCE, TestServer, Watch, always, database::TestDatabase, ingest, reason, topics};
+use crate::support::{
+    PATIENCE, TestServer, Watch, always, database::TestDatabase, eventually_some, ingest, reason, topics,
+};
 
 /// A server on the database at this URL.
 async fn serve(url: &str) -> TestServer {
@@ -128,19 +130,12 @@ async fn execute(db: &DatabaseConnection, statements: &[&str]) {
 
 /// Ingests events, whatever becomes of them, until what the rules say of one is as it should be.
 async fn outcomes_once(server: &TestServer, is_right: impl Fn(&[pb::RuleOutcome]) -> bool) -> Vec<pb::RuleOutcome> {
-    let ingesting = async {
-        loop {
-            let ingested = server.events().ingest_event(ingest("door", vec![])).await;
-            if let Ok(ingested) = ingested
-                && is_right(&ingested.get_ref().rule_outcomes)
-            {
-                return ingested.into_inner().rule_outcomes;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let ingested = tokio::time::timeout(PATIENCE, ingesting).await;
-    ingested.expect("the rules are as they should be")
+    eventually_some("the rules are as they should be", async || {
+        let ingested = server.events().ingest_event(ingest("door", vec![])).await.ok()?;
+        let outcomes = ingested.into_inner().rule_outcomes;
+        is_right(&outcomes).then_some(outcomes)
+    })
+    .await
 }
 
 /// Waits until a rule is in force on a server.

@@ -26,7 +26,7 @@ use std::time::Duration;
 use watchpost::pb;
 
 use crate::job_crash::story;
-use crate::support::{PATIENCE, TestServer, calls::Reply};
+use crate::support::{PATIENCE, TestServer, calls::Reply, eventually_ok};
 
 /// A length of time on the wire.
 #[expect(clippy::unnecessary_wraps, reason = "the fields of messages are options")]
@@ -114,16 +114,10 @@ async fn cancel(server: &TestServer, id: &str) -> pb::Job {
 }
 
 /// Waits until a job is in this status.
-async fn until(server: &TestServer, id: &str, status: pb::JobStatus) -> pb::Job {
-    let waiting = async {
-        loop {
-            let job = get(server, id).await;
-            if job.status() == status {
-                return job;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let waited = tokio::time::timeout(PATIENCE, waiting).await;
-    waited.unwrap_or_else(|_| panic!("the job does not become {status:?}"))
+async fn job_with_status(server: &TestServer, id: &str, status: pb::JobStatus) -> pb::Job {
+    eventually_ok(&format!("the job becomes {status:?}"), async || {
+        let job = get(server, id).await;
+        if job.status() == status { Ok(job) } else { Err(format!("{job:?}")) }
+    })
+    .await
 }

@@ -13,10 +13,7 @@ use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::BodyExt;
 use prost::Message;
-use tokio::{
-    task::JoinSet,
-    time::{sleep, timeout},
-};
+use tokio::{task::JoinSet, time::timeout};
 use tonic::{Code, Status, body::Body, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tower::{Service, ServiceExt};
@@ -28,6 +25,7 @@ use crate::{
     support::{
         PATIENCE, TestServer, connect,
         database::{Backend, TestDatabase},
+        eventually,
         process::{Process, overall},
         reason, topics,
     },
@@ -111,12 +109,7 @@ async fn calls_beyond_the_limit_are_refused_and_health_is_told() {
     assert_eq!(told.value("watchpost_calls_max", &[]), 2.0);
     assert_eq!(told.value("watchpost_calls_refused_total", &[]), 2.0);
     drop(first);
-    let free = async {
-        while list().await.is_err() {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, free).await.expect("a call ended");
+    eventually("a call has ended", async || list().await.is_ok()).await;
     server.stop().await;
 }
 

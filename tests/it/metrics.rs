@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tonic::Code;
 use watchpost::{config::Settings, pb};
@@ -14,7 +14,7 @@ use watchpost::{config::Settings, pb};
 use crate::support::{
     self, PATIENCE, TestServer, always, connect,
     database::{Backend, Cluster, TestDatabase, on_both},
-    detection,
+    detection, eventually, eventually_ok,
     fake_nvml::{Card, FakeNvml},
     process::command,
     topics,
@@ -59,20 +59,12 @@ async fn scrape(address: SocketAddr) -> Exposition {
 
 /// Scrapes until what is told is as it should be.
 pub(crate) async fn scrape_until(address: SocketAddr, good: impl Fn(&Exposition) -> bool) -> Exposition {
-    let mut last = String::new();
-    let scraping = async {
-        loop {
-            let (_, body) = get(address, "/metrics").await;
-            let all = Exposition::parse(&body);
-            if good(&all) {
-                return all;
-            }
-            last = body;
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let scraped = timeout(PATIENCE, scraping).await;
-    scraped.unwrap_or_else(|_| panic!("this was told at last: {last}"))
+    eventually_ok("the metrics are as they should be", async || {
+        let (_, body) = get(address, "/metrics").await;
+        let all = Exposition::parse(&body);
+        if good(&all) { Ok(all) } else { Err(body) }
+    })
+    .await
 }
 
 /// With metrics at a free port.
@@ -199,13 +191,9 @@ async fn a_server_without_its_database_is_alive_and_not_ready() {
     let channel = connect(&format!("http://{}", server.address)).await;
     assert_eq!(get(address, "/readyz").await, (200, "ok\n".into()));
     cluster.stop().await;
-    let ready = async |expected| {
-        let waiting = async {
-            while get(address, "/readyz").await.0 != expected {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        timeout(PATIENCE, waiting).await.expect("a change of readiness");
+    let ready = async |expected: u16| {
+        let what = format!("/readyz answers {expected}");
+        eventually(&what, async || get(address, "/readyz").await.0 == expected).await;
     };
     ready(503).await;
     assert!(get(address, "/readyz").await.1.contains("database"));

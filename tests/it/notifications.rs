@@ -13,12 +13,12 @@ mod webhooks;
 
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
 use watchpost::pb::{self, DeliveryStatus, notification_channel::Kind};
 
 use crate::support::{
-    PATIENCE, TestServer, always,
+    TestServer, always,
     database::{Backend, TestDatabase},
+    eventually_ok,
     receiver::Receiver,
 };
 
@@ -84,28 +84,20 @@ async fn of_alert(server: &TestServer, alert_id: &str) -> Vec<pb::Delivery> {
 }
 
 /// Waits until the only delivery of an alert is as it should be, and gives it.
-async fn until(server: &TestServer, alert_id: &str, is_so: impl Fn(&pb::Delivery) -> bool) -> pb::Delivery {
-    let waiting = async {
-        loop {
-            let deliveries = of_alert(server, alert_id).await;
-            let [delivery] = &deliveries[..] else {
-                panic!("not one delivery: {deliveries:?}");
-            };
-            if is_so(delivery) {
-                return delivery.clone();
-            }
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    if let Ok(delivery) = timeout(PATIENCE, waiting).await {
-        return delivery;
-    }
-    panic!("it stays so: {:?}", of_alert(server, alert_id).await)
+async fn delivery_when(server: &TestServer, alert_id: &str, is_so: impl Fn(&pb::Delivery) -> bool) -> pb::Delivery {
+    eventually_ok("the delivery is as it should be", async || {
+        let deliveries = of_alert(server, alert_id).await;
+        let [delivery] = &deliveries[..] else {
+            panic!("not one delivery: {deliveries:?}");
+        };
+        if is_so(delivery) { Ok(delivery.clone()) } else { Err(format!("{delivery:?}")) }
+    })
+    .await
 }
 
 /// Waits until the only delivery of an alert has this status.
 async fn becomes(server: &TestServer, alert_id: &str, status: DeliveryStatus) -> pb::Delivery {
-    until(server, alert_id, |delivery| delivery.status() == status).await
+    delivery_when(server, alert_id, |delivery| delivery.status() == status).await
 }
 
 async fn get_alert(server: &TestServer, id: &str) -> pb::Alert {

@@ -20,11 +20,10 @@ use crate::{
         run,
     },
     support::{
-        PATIENCE,
         database::{Backend, TestDatabase},
-        ingest,
+        eventually_some, ingest,
         process::{Process, overall},
-        reason,
+        reason, seed,
     },
 };
 
@@ -40,16 +39,14 @@ async fn try_ingest(channel: &Channel) -> Result<pb::Event, Status> {
 
 /// Ingests until an ingest is acknowledged.
 async fn ingest_again(channel: &Channel) -> pb::Event {
-    let trying = async {
-        loop {
-            match try_ingest(channel).await {
-                Ok(event) => return event,
-                Err(status) => assert!(is_storage(&status), "{status:?}"),
-            }
-            sleep(Duration::from_millis(20)).await;
+    eventually_some("the storage recovers", async || match try_ingest(channel).await {
+        Ok(event) => Some(event),
+        Err(status) => {
+            assert!(is_storage(&status), "{status:?}");
+            None
         }
-    };
-    timeout(PATIENCE, trying).await.expect("the storage recovers")
+    })
+    .await
 }
 
 async fn get(channel: &Channel, id: i64) -> Result<pb::Event, Status> {
@@ -144,7 +141,7 @@ impl Subject for OnSqlite {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_acknowledged_is_there_whatever_the_disk_does() {
     let mut subject = OnSqlite::start().await;
-    let plan = Plan { seed: 1, cycles: 60, kill_one_in: 15 };
+    let plan = Plan { seed: seed(1), cycles: 60, kill_one_in: 15 };
     let outcome = timeout(Duration::from_mins(3), run(&mut subject, plan)).await;
     let outcome = outcome.expect("the cycles end");
     assert_eq!(outcome.problems, Vec::<String>::new());

@@ -13,6 +13,7 @@ use crate::{
         TestServer,
         calls::at,
         database::{Backend, TestDatabase, on_both},
+        eventually_some,
         process::Process,
     },
 };
@@ -108,17 +109,12 @@ async fn a_folder_that_is_named_is_used_and_next_ticks_follow_it(backend: Backen
     let (process, channel, _) = start(&[("TZDIR", named.clone().into())], &[]).await;
     let mut schedules = JobScheduleServiceClient::new(channel);
     let expected = 16 * 3_600 + 15 * 60;
-    let revising = async {
-        loop {
-            let request = pb::GetJobScheduleRequest { id: schedule.id.clone() };
-            let schedule = schedules.get_job_schedule(request).await.unwrap().into_inner();
-            if schedule.next_tick_at.unwrap().seconds % 86_400 == expected {
-                return schedule;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    let revised = tokio::time::timeout(crate::support::PATIENCE, revising).await.expect("the tick is set anew");
+    let revised = eventually_some("the tick is set anew", async || {
+        let request = pb::GetJobScheduleRequest { id: schedule.id.clone() };
+        let found = schedules.get_job_schedule(request).await.unwrap().into_inner();
+        (found.next_tick_at.unwrap().seconds % 86_400 == expected).then_some(found)
+    })
+    .await;
     assert_eq!(revised.version_id, schedule.version_id);
     process.signal("TERM").await;
     process.ended().await;

@@ -16,7 +16,7 @@ use watchpost::{
 use crate::support::{
     self, TestServer, Watch, always, connect,
     database::{Backend, on_both},
-    detection, field, ingest, middle, quiet, reason, topics,
+    detection, eventually, field, ingest, middle, quiet, reason, topics,
 };
 
 mod commits;
@@ -303,10 +303,11 @@ async fn a_cursor_out_of_retention_is_refused_with_the_earliest_one(backend: Bac
     let db = Db::connect(&settings).await.unwrap();
     // What a running transaction of anybody still holds up is pruned later.
     let mut pruned = 0;
-    while pruned < 8 {
+    eventually("all changes are pruned", async || {
         pruned += feed::retention::prune(&db, KEEP_NOTHING).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+        pruned >= 8
+    })
+    .await;
     db.close().await;
     let expired = server.monitor().watch(alerts_after(&old)).await.unwrap_err();
     assert_eq!((expired.code(), reason(&expired)), (Code::OutOfRange, "CURSOR_EXPIRED".into()));
@@ -369,9 +370,8 @@ async fn no_more_watches_than_allowed_are_open(backend: Backend) {
     assert_eq!((third.code(), reason(&third)), (Code::ResourceExhausted, "TOO_MANY_WATCHES".into()));
     drop(first);
     // The place is free once the server has heard of it.
-    while server.monitor().watch(pb::WatchRequest::default()).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let watching = async || server.monitor().watch(pb::WatchRequest::default()).await.is_ok();
+    eventually("the place of the first watch is free", watching).await;
     drop(second);
     server.stop().await;
 }

@@ -1,6 +1,6 @@
 //! Acknowledging and dismissing many alerts.
 
-use std::{collections::HashMap, time::Instant};
+use std::collections::HashMap;
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, Statement, TransactionTrait};
 use uuid::Uuid;
@@ -8,10 +8,10 @@ use watchpost::pb::{self, AlertChangeKind, AlertStatus, Topic};
 
 use super::{Acknowledged, Delivered, Dismissed, Pending, alert, delivery, get, list, ready, transitions};
 use crate::support::{
-    PATIENCE, TestServer,
+    TestServer,
     calls::{Reply, refused, strings},
     database::{Backend, on_both},
-    topics,
+    eventually, topics,
 };
 
 fn all() -> pb::AcknowledgeAlertsRequest {
@@ -211,14 +211,14 @@ async fn waiting(db: &DatabaseConnection, number: i64, done: impl Fn() -> bool) 
     let sql = "SELECT count(*) AS n FROM pg_stat_activity
         WHERE datname = current_database() AND wait_event_type = 'Lock'";
     let sql = Statement::from_string(db.get_database_backend(), sql);
-    let started = Instant::now();
-    while !done() {
-        assert!(started.elapsed() < PATIENCE);
-        let row = db.query_one_raw(sql.clone()).await.unwrap().unwrap();
-        if row.try_get::<i64>("", "n").unwrap() >= number {
-            return;
+    eventually(&format!("{number} connections wait for a lock"), async || {
+        if done() {
+            return true;
         }
-    }
+        let row = db.query_one_raw(sql.clone()).await.unwrap().unwrap();
+        row.try_get::<i64>("", "n").unwrap() >= number
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,5 @@
 //! JSON that is too deep or too large: refused on input, and harmless where it is stored already.
 
-use std::time::Duration;
-
 use sea_orm::{ActiveModelTrait, ActiveValue::Set, ConnectionTrait, DbBackend, Statement};
 use serde_json::{Value as Json, json};
 use tokio::time::timeout;
@@ -16,7 +14,7 @@ use crate::support::{
     PATIENCE, TestServer, always,
     calls::{execute, object, refused, rows},
     database::{Backend, on_both},
-    detection, ingest, topics,
+    detection, eventually, ingest, topics,
 };
 
 const OMITTED: &str = "watchpost.omitted";
@@ -224,12 +222,8 @@ async fn a_change_that_cannot_be_decoded_is_told(backend: Backend) {
     assert_eq!((told.topic.as_str(), told.key), ("alerts", rule.id));
     assert!(told.sequence > 0 && !told.problem.is_empty());
     // What follows is delivered, and the rules were read again.
-    let judged = async {
-        while server.ingest("door", vec![]).await.alerts.len() > 1 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(PATIENCE, judged).await.expect("the rules are read again");
+    let judged = async || server.ingest("door", vec![]).await.alerts.len() <= 1;
+    eventually("the rules are read again", judged).await;
     alerts.alert().await;
     server.camera("gate").await;
     assert!(matches!(cameras.update().await, Update::Camera(_)), "other topics are not told");

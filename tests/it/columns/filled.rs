@@ -6,16 +6,15 @@ mod jobs;
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::time::{sleep, timeout};
 use watchpost::pb::{self, Severity, notification_channel::Kind};
 
 pub use self::jobs::{cancel, claim, complete, fail, job, job_schedule, job_type, log, progress};
 use super::read::type_client;
 use crate::support::{
-    PATIENCE, TestServer,
+    TestServer,
     calls::{at, execute, object, query, strings},
     database::{Backend, TestDatabase},
-    detection, in_seconds, quiet,
+    detection, eventually, in_seconds, quiet,
     receiver::{Answer, Receiver},
 };
 
@@ -42,14 +41,8 @@ pub async fn started(backend: Backend) -> TestServer {
 }
 
 /// Waits until a query gives a row.
-pub async fn until(server: &TestServer, sql: &str) {
-    let waiting = async {
-        while query(server, sql).await.is_empty() {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let waited = timeout(PATIENCE, waiting).await;
-    waited.unwrap_or_else(|_| panic!("no row: {sql}"));
+pub async fn row_exists(server: &TestServer, sql: &str) {
+    eventually(&format!("a row of {sql}"), async || !query(server, sql).await.is_empty()).await;
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "a field of a message")]
@@ -259,10 +252,10 @@ async fn alerts(server: &TestServer) {
         let attempted = "channel_name = 'ops' AND attempts = 1 AND lease_id IS NULL";
         let count = format!("SELECT count(*) AS n FROM deliveries WHERE {attempted}");
         let all = format!("SELECT 1 FROM ({count}) AS attempted WHERE n = {}", raised.len());
-        until(server, &all).await;
+        row_exists(server, &all).await;
     }
-    until(server, "SELECT 1 FROM notification_channels WHERE NOT enabled").await;
-    until(server, "SELECT 1 FROM notification_channels WHERE throttled_until IS NOT NULL").await;
+    row_exists(server, "SELECT 1 FROM notification_channels WHERE NOT enabled").await;
+    row_exists(server, "SELECT 1 FROM notification_channels WHERE throttled_until IS NOT NULL").await;
     let deleted = server.ingest("porch", vec![]).await.event.unwrap().id;
     let request = pb::DeleteEventRequest { id: deleted };
     server.events().delete_event(request).await.unwrap();

@@ -9,12 +9,11 @@ use sea_orm::{DatabaseConnection, EntityTrait};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy},
     net::{TcpListener, TcpStream},
-    time::sleep,
 };
 use watchpost::entity::{gpu as gpus, gpu_reporter, gpu_stats};
 
 use super::*;
-use crate::support::{TestServer, process::Process};
+use crate::support::{TestServer, eventually, eventually_some, process::Process};
 
 /// What stands for one sample among the calls of the driver: one that is made for each.
 const CALL: &str = "utilization";
@@ -31,28 +30,18 @@ pub(super) fn agent(fake: &FakeNvml, server: &str, more: &[&str]) -> Process {
 
 /// Waits until there are so many samples.
 async fn rows(db: &DatabaseConnection, least: usize) -> Vec<gpu_stats::Model> {
-    let waiting = async {
-        loop {
-            // While a server starts its database may be locked.
-            let rows = gpu_stats::Entity::find().all(db).await.unwrap_or_default();
-            if rows.len() >= least {
-                return rows;
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(PATIENCE, waiting).await.expect("samples")
+    eventually_some(&format!("{least} samples are stored"), async || {
+        // While a server starts its database may be locked.
+        let rows = gpu_stats::Entity::find().all(db).await.unwrap_or_default();
+        (rows.len() >= least).then_some(rows)
+    })
+    .await
 }
 
 /// Waits until the GPU was sampled so many times more.
 async fn sampled(fake: &FakeNvml, uuid: &str, more: usize) {
     let least = fake.calls(uuid, CALL) + more;
-    let waiting = async {
-        while fake.calls(uuid, CALL) < least {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(PATIENCE, waiting).await.expect("samples");
+    eventually(&format!("{uuid} is sampled {more} times more"), async || fake.calls(uuid, CALL) >= least).await;
 }
 
 /// Ends the agent, which must have an answer to all it has sent.

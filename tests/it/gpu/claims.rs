@@ -14,7 +14,7 @@ use super::{
     report::Reporter,
     *,
 };
-use crate::support::{self, TestServer, field, reason};
+use crate::support::{self, TestServer, eventually, field, reason};
 
 /// A batch of one sample of each GPU.
 fn batch((reporter_id, host): (&str, &str), sequence: i64, uuids: &[&str]) -> pb::RecordGpuStatsRequest {
@@ -153,13 +153,9 @@ async fn of_an_agent_and_a_sampler_the_first_has_the_gpu(backend: Backend) {
     // Now the agent is the first.
     let before = rows(&db).await;
     let rig = Rig::on(database, &fake, INTERVAL).await;
-    let refusing = async {
-        while rig.live.reading("GPU-a").is_some() || fake.calls("GPU-a", "utilization") == 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
     rig.readings(|all| !all.is_empty()).await;
-    timeout(PATIENCE, refusing).await.expect("a refusal");
+    let is_refused = async || rig.live.reading("GPU-a").is_none() && fake.calls("GPU-a", "utilization") > 0;
+    eventually("the samples of the sampler are refused", is_refused).await;
     assert_eq!(rig.live.condition("GPU-a"), None);
     assert_eq!(rows(&db).await, before);
     silent(&db, "GPU-a", 181).await;
@@ -177,12 +173,8 @@ async fn an_agent_reports_the_gpus_that_no_other_host_has(backend: Backend) {
     let fake = FakeNvml::new(&[Card::geforce("GPU-0"), Card::h200("GPU-1")]);
     let mut agent = agent(&fake, &format!("http://{}", server.address()), &[]);
     agent.says("another host reports this GPU").await;
-    let told = async {
-        while gpus::Entity::find_by_id("GPU-1").one(&db).await.unwrap().is_none() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(PATIENCE, told).await.expect("samples of the other GPU");
+    let told = async || gpus::Entity::find_by_id("GPU-1").one(&db).await.unwrap().is_some();
+    eventually("the other GPU is reported", told).await;
     let gpu = gpus::Entity::find_by_id("GPU-0").one(&db).await.unwrap().unwrap();
     assert_eq!(gpu.host, "attic");
     stop(agent).await;

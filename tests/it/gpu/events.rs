@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use watchpost::pb::{GpuEventKind, GpuEventSource as Source, GpuState, MemoryPressure, watch_response::Update};
 
 use super::*;
-use crate::support::{TestServer, Watch, topics};
+use crate::support::{TestServer, Watch, eventually, topics};
 
 mod conditions;
 mod hosts;
@@ -40,19 +40,9 @@ async fn serve_with(database: TestDatabase, fake: &FakeNvml, kernel_log: PathBuf
     .await
 }
 
-/// Waits for what must come.
-pub(super) async fn until(what: &str, good: impl AsyncFn() -> bool) {
-    let waiting = async {
-        while !good().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("in vain: {what}"));
-}
-
 /// Waits until NVML is listened to.
 pub(super) async fn listened(fake: &FakeNvml, uuid: &str) {
-    until("listening", async || fake.calls(uuid, "register") > 0).await;
+    eventually("NVML is listened to", async || fake.calls(uuid, "register") > 0).await;
 }
 
 /// The next event.
@@ -95,5 +85,5 @@ async fn state(server: &TestServer, uuid: &str) -> (GpuState, Option<MemoryPress
 
 async fn becomes(server: &TestServer, uuid: &str, expected: GpuState) {
     let good = async || state(server, uuid).await.0 == expected;
-    until(&format!("{uuid} {expected:?}"), good).await;
+    eventually(&format!("{uuid} becomes {expected:?}"), good).await;
 }

@@ -11,7 +11,7 @@ use watchpost::{
 use super::*;
 use tonic::Code;
 
-use crate::support::{TestServer, calls::failed, field};
+use crate::support::{TestServer, calls::failed, eventually, field};
 
 mod crash;
 mod equality;
@@ -75,13 +75,8 @@ fn model(uuid: &str, row: &Row) -> gpu_stats::ActiveModel {
 
 /// Waits until every minute that is over is rolled up.
 async fn rolled_up(db: &DatabaseConnection) {
-    for _ in 0..PATIENCE.as_millis() / 20 {
-        if gpu_stats_pending::Entity::find().count(db).await.unwrap() == 0 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("minutes are still to be rolled up");
+    let all_are_rolled_up = async || gpu_stats_pending::Entity::find().count(db).await.unwrap() == 0;
+    eventually("no minute is still to be rolled up", all_are_rolled_up).await;
 }
 
 /// Takes the samples away, without anybody hearing of it: what is known then comes from roll-ups.

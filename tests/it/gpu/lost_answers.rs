@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use sea_orm::EntityTrait;
+use sea_orm::{EntityTrait, PaginatorTrait};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy},
     net::{TcpListener, TcpStream},
@@ -14,7 +14,7 @@ use tokio::{
 use watchpost::entity::{gpu_event, gpu_stats};
 
 use super::{events, *};
-use crate::support::TestServer;
+use crate::support::{TestServer, eventually};
 
 /// Between a server and its PostgreSQL. While `cuts` is set, whoever commits is cut off when the commit
 /// has been made.
@@ -84,15 +84,22 @@ async fn a_commit_whose_answer_is_lost_is_not_made_again() {
     })
     .await;
     events::listened(&fake, "GPU-1").await;
-    for code in [31, 79] {
+    let stored_in = server.database.connect().await;
+    for (code, announced) in [(31, 0), (79, 1)] {
         proxy.cuts.store(true, Ordering::SeqCst);
         let before = proxy.cut.load(Ordering::SeqCst);
         fake.happens("GPU-1", 8, code);
         let cut = async || proxy.cut.load(Ordering::SeqCst) >= before + 4;
-        events::until("commits that are cut off", cut).await;
+        eventually("commits that are cut off", cut).await;
         proxy.cuts.store(false, Ordering::SeqCst);
-        sleep(Duration::from_secs(5)).await;
+        // The writer has caught up once all samples are stored that were taken under the cuts.
+        let taken = fake.calls("GPU-1", "utilization") as u64;
+        let stored = async || gpu_stats::Entity::find().count(&stored_in).await.unwrap();
+        eventually("the samples are stored", async || stored().await >= taken).await;
+        let events = async || gpu_event::Entity::find().count(&stored_in).await.unwrap();
+        eventually("the event is stored", async || events().await > announced).await;
     }
+    stored_in.close().await.unwrap();
     let database = server.stop().await;
 
     let db = database.connect().await;

@@ -5,7 +5,9 @@ use std::time::Duration;
 use tonic::Code;
 use watchpost::pb::{self, JobStatus};
 
-use super::{cancel, claim, claim_one, claim_with, complete, create, failure, get, id, span, story, until, wanted};
+use super::{
+    cancel, claim, claim_one, claim_with, complete, create, failure, get, id, job_with_status, span, story, wanted,
+};
 use crate::support::{
     TestServer,
     database::{Backend, on_both},
@@ -71,7 +73,7 @@ async fn a_worker_that_is_gone_need_not_acknowledge(backend: Backend) {
     let request = pb::ClaimJobsRequest { lease_duration: span(Duration::from_secs(1)), ..claim("gone", 1) };
     let claimed = claim_with(&server, request).await.remove(0);
     cancel(&server, &id(&claimed)).await;
-    let job = until(&server, &id(&claimed), JobStatus::Cancelled).await;
+    let job = job_with_status(&server, &id(&claimed), JobStatus::Cancelled).await;
     assert_eq!(job.rescues, 0);
     story::holds(&server.database.connect().await).await;
 }

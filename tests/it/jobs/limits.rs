@@ -2,7 +2,7 @@
 
 use watchpost::pb::{self, JobStatus, job_queue_service_client::JobQueueServiceClient};
 
-use super::{claim_now, claim_one, complete, create, request, story, until, wanted};
+use super::{claim_now, claim_one, complete, create, job_with_status, request, story, wanted};
 use crate::support::{
     TestServer,
     calls::mask,
@@ -63,7 +63,7 @@ async fn nothing_of_a_paused_queue_is_given(backend: Backend) {
     queues.pause_job_queue(pause).await.unwrap();
     let job = create(&server, wanted("export")).await;
     assert!(claim_now(&server, "w", 5).await.is_empty());
-    until(&server, &job.id, JobStatus::Queued).await;
+    job_with_status(&server, &job.id, JobStatus::Queued).await;
     // It is as soon as the queue goes on.
     let waiting = claim_one(&server, "w");
     let resume = pb::ResumeJobQueueRequest { name: "default".into() };

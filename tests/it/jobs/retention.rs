@@ -20,6 +20,7 @@ use super::rows::{ago, attempt, beside, client, finished, insert, line, queued, 
 use crate::support::{
     PATIENCE, TestServer,
     database::{Backend, TestDatabase, on_both},
+    eventually,
 };
 
 const HOUR: i64 = 3_600;
@@ -194,12 +195,7 @@ async fn a_server_deletes_by_itself(backend: Backend) {
         settings.job_retention_dead = hours(99);
     })
     .await;
-    let deleting = async {
-        while left(&server).await != [new.id] {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, deleting).await.expect("what is old is deleted");
+    eventually("what is old is deleted", async || left(&server).await == [new.id]).await;
     server.stop().await;
 }
 

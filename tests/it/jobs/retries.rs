@@ -5,7 +5,9 @@ use std::time::Duration;
 use tonic::Code;
 use watchpost::pb::{self, JobStatus};
 
-use super::{claim, claim_one, claim_with, complete, create, fail, failure, get, id, span, story, until, wanted};
+use super::{
+    claim, claim_one, claim_with, complete, create, fail, failure, get, id, job_with_status, span, story, wanted,
+};
 use crate::support::{
     TestServer,
     database::{Backend, on_both},
@@ -125,7 +127,7 @@ async fn a_poison_job_stops_after_its_rescues(backend: Backend) {
         let request = pb::ClaimJobsRequest { lease_duration: span(Duration::from_secs(1)), ..claim("killed", 1) };
         assert_eq!(id(&claim_with(&server, request).await[0]), job.id);
     }
-    let job = until(&server, &job.id, JobStatus::Failed).await;
+    let job = job_with_status(&server, &job.id, JobStatus::Failed).await;
     assert_eq!((job.rescues, job.failures), (2, 0));
     assert_eq!(job.error_code.as_deref(), Some("RESCUES_EXHAUSTED"));
     let db = server.database.connect().await;
@@ -141,7 +143,7 @@ async fn an_attempt_that_takes_too_long_fails(backend: Backend) {
         create(&server, pb::Job { timeout: span(Duration::from_secs(1)), max_attempts: Some(1), ..wanted("export") })
             .await;
     let claimed = claim_one(&server, "w").await;
-    let job = until(&server, &job.id, JobStatus::Failed).await;
+    let job = job_with_status(&server, &job.id, JobStatus::Failed).await;
     assert_eq!((job.failures, job.error_code.as_deref()), (1, Some("TIMEOUT")));
     complete(&server, &claimed).await.unwrap_err();
     let db = server.database.connect().await;
@@ -157,7 +159,7 @@ async fn a_job_fails_at_its_deadline_whether_it_runs_or_not(backend: Backend) {
     claim_one(&server, "w").await;
     let queued = create(&server, soon).await;
     for id in [&running.id, &queued.id] {
-        let job = until(&server, id, JobStatus::Failed).await;
+        let job = job_with_status(&server, id, JobStatus::Failed).await;
         assert_eq!(job.error_code.as_deref(), Some("DEADLINE_EXCEEDED"));
     }
     // One that comes back has none.

@@ -18,6 +18,7 @@ use crate::support::{
     TestServer,
     calls::{Reply, mask},
     database::TestDatabase,
+    eventually_ok,
 };
 
 const NONE: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
@@ -81,16 +82,10 @@ fn ticks(jobs: &[job::Model]) -> Vec<DateTime<Utc>> {
 }
 
 /// Waits until this is so of a schedule.
-async fn until(server: &TestServer, id: &str, is_so: impl Fn(&pb::JobSchedule) -> bool) -> pb::JobSchedule {
-    let waiting = async {
-        loop {
-            let schedule = get(server, id).await;
-            if is_so(&schedule) {
-                return schedule;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    let waited = tokio::time::timeout(crate::support::PATIENCE, waiting).await;
-    waited.expect("the schedule gets there")
+async fn schedule_when(server: &TestServer, id: &str, is_so: impl Fn(&pb::JobSchedule) -> bool) -> pb::JobSchedule {
+    eventually_ok("the schedule gets there", async || {
+        let schedule = get(server, id).await;
+        if is_so(&schedule) { Ok(schedule) } else { Err(format!("{schedule:?}")) }
+    })
+    .await
 }

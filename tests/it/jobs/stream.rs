@@ -10,7 +10,7 @@ use watchpost::pb::{
     work_jobs_response::Message as Told,
 };
 
-use super::{cancel, claim_one, complete, completion, create, get, id, request, span, story, until, wanted};
+use super::{cancel, claim_one, complete, completion, create, get, id, job_with_status, request, span, story, wanted};
 use crate::job_crash::proxy::Proxy;
 use crate::support::{
     PATIENCE, TestServer, connect,
@@ -97,7 +97,7 @@ async fn jobs_are_pushed_up_to_the_capacity(backend: Backend) {
     assert_eq!(id(&again), id(&third));
     assert_eq!(again.job.as_ref().unwrap().attempt_number, 2);
     worker.say(10, Says::Complete(completion(&again))).await;
-    until(&server, &id(&again), JobStatus::Completed).await;
+    job_with_status(&server, &id(&again), JobStatus::Completed).await;
     story::holds(&server.database.connect().await).await;
 }
 
@@ -151,7 +151,7 @@ async fn a_worker_is_told_to_cancel_at_once(backend: Backend) {
             }),
         )
         .await;
-    until(&server, &job.id, JobStatus::Cancelled).await;
+    job_with_status(&server, &job.id, JobStatus::Cancelled).await;
     story::holds(&server.database.connect().await).await;
 }
 
@@ -171,7 +171,7 @@ async fn a_worker_whose_stream_breaks_loses_its_jobs_to_another(backend: Backend
     assert_eq!(id(&claimed), job.id);
     assert_eq!(claimed.job.as_ref().unwrap().rescues, 1);
     other.say(1, Says::Complete(completion(&claimed))).await;
-    until(&server, &job.id, JobStatus::Completed).await;
+    job_with_status(&server, &job.id, JobStatus::Completed).await;
     // One that does not come back is rescued as soon as it is gone.
     let channel = connect(&format!("http://{}", proxy.address)).await;
     let mut brief = Worker::start_on(channel, at_once).await;
@@ -179,7 +179,7 @@ async fn a_worker_whose_stream_breaks_loses_its_jobs_to_another(backend: Backend
     brief.job().await;
     let cut = std::time::Instant::now();
     proxy.cut();
-    let rescued = until(&server, &job.id, JobStatus::Queued).await;
+    let rescued = job_with_status(&server, &job.id, JobStatus::Queued).await;
     assert_eq!(rescued.rescues, 1);
     assert!(cut.elapsed() < Duration::from_secs(2), "its lease was not waited for");
     story::holds(&server.database.connect().await).await;
@@ -263,7 +263,7 @@ async fn a_worker_that_gets_a_job_again_is_told_that_it_lost_it(backend: Backend
     let second = worker.job().await;
     assert_eq!(id(&second), id(&first));
     worker.say(1, Says::Complete(completion(&second))).await;
-    until(&server, &id(&first), JobStatus::Completed).await;
+    job_with_status(&server, &id(&first), JobStatus::Completed).await;
     // Its place is free again.
     create(&server, wanted("export")).await;
     worker.job().await;

@@ -1,8 +1,5 @@
 //! `JobTypeService`: what jobs of a type are given that do not say otherwise.
 
-use std::time::Duration;
-
-use tokio::time::{sleep, timeout};
 use tonic::{Code, transport::Channel};
 use watchpost::pb::{
     self, ChangeKind, Topic, job_schedule_service_client::JobScheduleServiceClient,
@@ -10,11 +7,11 @@ use watchpost::pb::{
 };
 
 use crate::support::{
-    PATIENCE, TestServer,
+    TestServer,
     calls::{Reply, failed, mask, millis, nanos, not_found, refused, seconds, strings, walk},
     connect,
     database::{Backend, on_both},
-    start, topics,
+    eventually, start, topics,
 };
 
 fn client(server: &TestServer) -> JobTypeServiceClient<Channel> {
@@ -286,12 +283,7 @@ async fn other_processes_learn_of_a_change() {
     assert_eq!(given(&channel, &id).await, Some(2));
     update(&server, pb::JobType { priority: Some(4), ..named("t") }, &[]).await.unwrap();
     assert_eq!(given(&server.channel, &id).await, Some(4), "at once where it was changed");
-    let learning = async {
-        while given(&channel, &id).await != Some(4) {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, learning).await.expect("the other process learns of it");
+    eventually("the other process learns of it", async || given(&channel, &id).await == Some(4)).await;
     drop(channel);
     assert!(other.stop().await);
     server.stop().await;

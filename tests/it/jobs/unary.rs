@@ -8,13 +8,14 @@ use tonic::Code;
 use watchpost::pb::{self, JobStatus};
 
 use super::{
-    claim, claim_now, claim_one, claim_with, complete, completion, create, get, id, request, span, story, until, wanted,
+    claim, claim_now, claim_one, claim_with, complete, completion, create, get, id, job_with_status, request, span,
+    story, wanted,
 };
 use crate::support::{
     TestServer,
     calls::object,
     database::{Backend, on_both},
-    field, reason,
+    eventually, field, reason,
 };
 
 #[on_both]
@@ -108,20 +109,22 @@ async fn a_stale_lease_is_refused_always(backend: Backend) {
 #[on_both]
 async fn heartbeats_keep_a_lease(backend: Backend) {
     let server = TestServer::start(backend).await;
-    create(&server, wanted("export")).await;
-    let request = pb::ClaimJobsRequest { lease_duration: span(Duration::from_secs(1)), ..claim("w", 1) };
-    let claimed = claim_with(&server, request).await.remove(0);
-    let lease = pb::JobLease { job_id: id(&claimed), lease_id: claimed.lease_id.clone() };
-    let begun = std::time::Instant::now();
-    // The reaper lets nobody go in the first seconds after the start.
-    while begun.elapsed() < Duration::from_secs(7) {
+    for _ in 0..2 {
+        create(&server, wanted("export")).await;
+    }
+    let request = pb::ClaimJobsRequest { lease_duration: span(Duration::from_secs(1)), ..claim("w", 2) };
+    let claimed = claim_with(&server, request).await;
+    let [kept, abandoned] = &claimed[..] else { panic!("not two jobs: {claimed:?}") };
+    let lease = pb::JobLease { job_id: id(kept), lease_id: kept.lease_id.clone() };
+    eventually("the job without heartbeats is rescued", async || {
         let beat = pb::HeartbeatJobsRequest { leases: vec![lease.clone()] };
         let beat = server.job_workers().heartbeat_jobs(beat).await.unwrap().into_inner();
         assert!(!beat.leases[0].lost);
-        tokio::time::sleep(Duration::from_millis(300)).await;
-    }
-    complete(&server, &claimed).await.unwrap();
-    assert_eq!(get(&server, &id(&claimed)).await.rescues, 0);
+        get(&server, &id(abandoned)).await.rescues > 0
+    })
+    .await;
+    complete(&server, kept).await.unwrap();
+    assert_eq!(get(&server, &id(kept)).await.rescues, 0);
 }
 
 #[on_both]
@@ -257,7 +260,7 @@ async fn a_release_and_a_snooze_are_no_failures(backend: Backend) {
     assert!(claim_now(&server, "w", 1).await.is_empty());
     let claimed = claim_one(&server, "w").await;
     complete(&server, &claimed).await.unwrap();
-    until(&server, &job.id, JobStatus::Completed).await;
+    job_with_status(&server, &job.id, JobStatus::Completed).await;
     let db = server.database.connect().await;
     let attempts = story::attempts(&db, &job.id).await.into_iter();
     let outcomes: Vec<_> = attempts.map(|attempt| format!("{:?}", attempt.outcome.unwrap())).collect();

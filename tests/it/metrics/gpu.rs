@@ -153,12 +153,7 @@ async fn what_is_asked_for_less_often_is_told_as_it_was_then() {
         latest.first().is_some_and(|stats| stats.compute_processes_count.is_none())
     };
     // It is stretched after ten seconds.
-    let stretched = async {
-        while !absent().await {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_mins(1), stretched).await.unwrap();
+    eventually("the count is asked for less often", absent).await;
     let before = scrape_until(address, |_| true).await;
     let more = |all: &Exposition| samples(all) >= samples(&before) + 3.0;
     let told = scrape_until(address, more).await;

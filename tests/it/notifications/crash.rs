@@ -1,8 +1,7 @@
 //! A server that is killed while it delivers.
 
-use std::{collections::HashSet, time::Duration};
+use std::collections::HashSet;
 
-use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 use watchpost::pb::{
     self, DeliveryStatus, alert_rule_service_client::AlertRuleServiceClient,
@@ -14,7 +13,7 @@ use super::{telling, webhook};
 use crate::support::{
     calls::create_camera,
     database::{Backend, TestDatabase, on_both},
-    ingest,
+    eventually_some, ingest,
     process::Process,
     receiver::{Received, Receiver},
 };
@@ -24,9 +23,6 @@ const KILLS: usize = 4;
 
 /// How many alerts are raised before each kill.
 const ALERTS: usize = 60;
-
-/// How long the last lease of a killed server may last, and what is left then.
-const PATIENCE: Duration = Duration::from_mins(1);
 
 async fn start(database: &TestDatabase) -> Process {
     let mut process = Process::spawn(&[
@@ -91,16 +87,12 @@ async fn a_server_that_is_killed_while_it_delivers_forgets_nothing(backend: Back
         let request = pb::ListDeliveriesRequest { page_size: 1_000, ..Default::default() };
         deliveries.list_deliveries(request).await.unwrap().into_inner().deliveries
     };
-    let all = async {
-        loop {
-            let deliveries = list().await;
-            if deliveries.iter().all(|one| one.status() == DeliveryStatus::Delivered) {
-                return deliveries;
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let delivered = timeout(PATIENCE, all).await.expect("all is delivered");
+    // The lease of a killed server ends first.
+    let delivered = eventually_some("all is delivered", async || {
+        let deliveries = list().await;
+        deliveries.iter().all(|one| one.status() == DeliveryStatus::Delivered).then_some(deliveries)
+    })
+    .await;
     assert_eq!(delivered.len(), alerts.len());
     let posts = receiver.received();
     let ids: HashSet<_> = posts.iter().map(|one| one.header("webhook-id").to_string()).collect();

@@ -1,15 +1,13 @@
 //! Who is told later, and what ends it.
 
-use std::time::Duration;
-
-use tokio::time::{sleep, timeout};
 use watchpost::pb::{self, DeliveryStatus};
 
 use super::{acknowledge, of_alert, raise, ready, telling, webhook};
 use crate::support::{
-    PATIENCE, TestServer,
+    TestServer,
     calls::{execute, seconds, strings},
     database::{Backend, on_both},
+    eventually,
     receiver::{Answer, Receiver},
 };
 
@@ -35,15 +33,26 @@ async fn statuses(server: &TestServer, alert_id: &str) -> Vec<(i32, String, Deli
     of_alert(server, alert_id).await.into_iter().map(told).collect()
 }
 
-/// Waits until the deliveries of an alert are as they should be.
+/// Waits until the deliveries of an alert are as expected.
 async fn settle(server: &TestServer, alert_id: &str, expected: &[(i32, String, DeliveryStatus)]) {
-    let waiting = async {
-        while statuses(server, alert_id).await != expected {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let settled = timeout(PATIENCE, waiting).await.is_ok();
-    assert!(settled, "they stay so: {:?}", statuses(server, alert_id).await);
+    let what = format!("the deliveries of the alert are {expected:?}");
+    eventually(&what, async || statuses(server, alert_id).await == expected).await;
+}
+
+/// Raises another alert, and waits until all its deliveries are delivered. All stored deliveries are due meanwhile, so
+/// that a queued or wrongly continued delivery of an earlier alert is attempted as well.
+async fn deliver_another(server: &TestServer) -> pb::Alert {
+    let other = raise(server).await;
+    execute(server, "UPDATE deliveries SET next_attempt_at = '2026-01-01T00:00:00+00:00'").await;
+    let delivered = |step, channel: &str| (step, channel.to_string(), DeliveryStatus::Delivered);
+    let all = [delivered(0, "first"), delivered(1, "second"), delivered(2, "first"), delivered(2, "second")];
+    settle(server, &other.id, &all).await;
+    other
+}
+
+/// Number of messages about an alert that a receiver has got.
+fn messages(receiver: &Receiver, alert_id: &str) -> usize {
+    receiver.received().iter().filter(|received| received.alert_id() == alert_id).count()
 }
 
 #[on_both]
@@ -70,7 +79,7 @@ async fn an_alert_that_nobody_takes_care_of_is_told_to_others(backend: Backend) 
 #[on_both]
 async fn acknowledging_ends_it_at_once(backend: Backend) {
     use DeliveryStatus::{Cancelled, Delivered};
-    let (server, first, second) = escalating(backend, 1).await;
+    let (server, first, second) = escalating(backend, 3_600).await;
     let alert = raise(&server).await;
     first.wait_for(1).await;
     acknowledge(&server, &alert.id).await;
@@ -81,8 +90,9 @@ async fn acknowledging_ends_it_at_once(backend: Backend) {
         (2, "second".to_string(), Cancelled),
     ];
     settle(&server, &alert.id, &expected).await;
-    sleep(Duration::from_millis(1_500)).await;
-    assert!(second.received().is_empty());
+    deliver_another(&server).await;
+    assert_eq!((messages(&first, &alert.id), messages(&second, &alert.id)), (1, 0));
+    assert_eq!(statuses(&server, &alert.id).await, expected);
     server.stop().await;
 }
 
@@ -98,13 +108,13 @@ async fn what_is_queued_already_is_stopped_too(backend: Backend) {
     };
     assert!(cancelled(&statuses(&server, &alert.id).await));
     // An attempt that was under way may still come to its end, and changes nothing.
-    execute(&server, "UPDATE deliveries SET next_attempt_at = '2026-01-01T00:00:00+00:00'").await;
-    sleep(Duration::from_millis(300)).await;
-    let before = first.received().len();
-    sleep(Duration::from_millis(1_200)).await;
-    assert_eq!(first.received().len(), before);
+    first.answer(Answer::Status(200, vec![]));
+    deliver_another(&server).await;
+    let before = messages(&first, &alert.id);
+    deliver_another(&server).await;
+    assert_eq!(messages(&first, &alert.id), before);
     assert!(cancelled(&statuses(&server, &alert.id).await));
-    assert!(second.received().is_empty());
+    assert_eq!(messages(&second, &alert.id), 0);
     server.stop().await;
 }
 

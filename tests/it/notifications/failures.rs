@@ -8,7 +8,9 @@ use watchpost::pb::{
     self, AlertStatus, ChangeKind, DeliveryStatus, Topic, notification_channel::Kind, watch_response::Update,
 };
 
-use super::{SECRET, becomes, get_alert, get_channel, list, of_alert, raise, ready, telling, until, webhook, with_ops};
+use super::{
+    SECRET, becomes, delivery_when, get_alert, get_channel, list, of_alert, raise, ready, telling, webhook, with_ops,
+};
 use crate::support::{
     TestServer,
     database::{Backend, TestDatabase, on_both},
@@ -58,7 +60,7 @@ async fn what_fails_is_tried_again_with_the_same_id_until_it_succeeds(backend: B
         receiver.answer(answer.clone());
         let before = receiver.received().len();
         let alert = raise(&server).await;
-        let failing = until(&server, &alert.id, |delivery| delivery.last_error.is_some()).await;
+        let failing = delivery_when(&server, &alert.id, |delivery| delivery.last_error.is_some()).await;
         assert_eq!(failing.status(), DeliveryStatus::Queued);
         assert!(failing.last_error.unwrap().contains(told), "{answer:?}");
         assert_eq!(failing.next_attempt_at.unwrap().nanos % 1_000, 0, "as databases keep it");
@@ -179,7 +181,7 @@ async fn a_receiver_that_wants_less_is_left_alone_for_as_long_as_it_says(backend
     let (server, receiver, channel) = with_ops(backend).await;
     receiver.answer(Answer::Status(429, vec![("retry-after", "2".into())]));
     let first = raise(&server).await;
-    let failing = until(&server, &first.id, |delivery| delivery.last_error.is_some()).await;
+    let failing = delivery_when(&server, &first.id, |delivery| delivery.last_error.is_some()).await;
     assert_eq!(failing.last_status_code, Some(429));
     let throttled = get_channel(&server, &channel.id).await.throttled_until.unwrap();
     let asked = failing.last_attempt_at.unwrap();
@@ -218,7 +220,7 @@ async fn addresses_inside_are_refused_by_default_even_behind_a_name(backend: Bac
     server.notification_channel(webhook("ops", behind_a_name)).await;
     server.rule(telling(&["ops"])).await;
     let alert = raise(&server).await;
-    let failing = until(&server, &alert.id, |delivery| delivery.last_error.is_some()).await;
+    let failing = delivery_when(&server, &alert.id, |delivery| delivery.last_error.is_some()).await;
     assert!(failing.last_error.unwrap().contains("not of the public internet"));
     assert!(receiver.received().is_empty());
     server.stop().await;

@@ -12,15 +12,17 @@ use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use watchpost::pb;
 
-use super::{SECRET, get_channel, of_alert, raise, telling, until, webhook};
+use super::{SECRET, delivery_when, get_channel, of_alert, raise, telling, webhook};
 use crate::{
     metrics::get,
     support::{
         PATIENCE, TestServer,
         calls::{Reply, failed},
         database::{Backend, TestDatabase, on_both},
+        eventually,
         process::{Process, command},
         receiver::Receiver,
+        seed,
     },
 };
 
@@ -41,17 +43,12 @@ async fn create(server: &TestServer, name: &str, url: String) -> Reply<pb::Notif
 
 /// Waits until health says this of deliveries.
 async fn deliveries_are(server: &TestServer, expected: ServingStatus) {
-    let waiting = async {
-        loop {
-            let request = HealthCheckRequest { service: "watchpost.v1.DeliveryService".into() };
-            let mut health = HealthClient::new(server.channel.clone());
-            if health.check(request).await.unwrap().into_inner().status() == expected {
-                return;
-            }
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(PATIENCE, waiting).await.expect("health tells of it");
+    eventually(&format!("health says {expected:?} of deliveries"), async || {
+        let request = HealthCheckRequest { service: "watchpost.v1.DeliveryService".into() };
+        let mut health = HealthClient::new(server.channel.clone());
+        health.check(request).await.unwrap().into_inner().status() == expected
+    })
+    .await;
 }
 
 /// Runs `watchpost keys` to its end, or kills it after a time. Returns its exit code and output.
@@ -101,7 +98,7 @@ async fn a_missing_key_is_told_everywhere_and_not_replaced(backend: Backend) {
     let request = pb::ListNotificationChannelsRequest::default();
     let listed = server.channels().list_notification_channels(request).await.unwrap().into_inner();
     assert!(listed.notification_channels[0].secrets_problem.is_some());
-    let held = until(&server, &alert.id, |delivery| delivery.last_error.is_some()).await;
+    let held = delivery_when(&server, &alert.id, |delivery| delivery.last_error.is_some()).await;
     assert!(held.last_error.clone().unwrap().contains("is missing"));
     assert_eq!((held.status(), held.attempts), (pb::DeliveryStatus::Queued, 0));
     failed(create(&server, "more", receiver.url()).await, Code::FailedPrecondition, "SECRETS_UNREADABLE");
@@ -147,7 +144,7 @@ async fn a_rotation_that_is_killed_loses_no_secret_and_is_finished_by_the_next(b
     }
     server.rule(telling(&["c7"])).await;
     let database = server.stop().await;
-    let seed = fastrand::u64(..);
+    let seed = seed(fastrand::u64(..));
     let mut random = fastrand::Rng::with_seed(seed);
     let first = fs::read_to_string(&key).unwrap();
     for _ in 0..12 {
@@ -172,13 +169,13 @@ async fn a_rotation_that_is_killed_loses_no_secret_and_is_finished_by_the_next(b
     assert!(is_done(&staged.1) && staged.1.contains("staged "), "{staged:?}");
     let server = start(database, &key).await;
     let alert = raise(&server).await;
-    until(&server, &alert.id, |delivery| delivery.delivered_at.is_some()).await;
+    delivery_when(&server, &alert.id, |delivery| delivery.delivered_at.is_some()).await;
     assert_eq!(of_alert(&server, &alert.id).await.len(), 1);
     if backend == Backend::Postgres {
         keys(&server.database, &key, &["rotate"], None).await;
         keys(&server.database, &key, &["rotate"], None).await;
         let alert = raise(&server).await;
-        until(&server, &alert.id, |delivery| delivery.delivered_at.is_some()).await;
+        delivery_when(&server, &alert.id, |delivery| delivery.delivered_at.is_some()).await;
         create(&server, "new", receiver.url()).await.unwrap();
     }
     let database = server.stop().await;

@@ -2,11 +2,12 @@
 
 use watchpost::pb::{self, DeliveryStatus, event_service_client::EventServiceClient};
 
-use super::{becomes, list, raise, telling, until, webhook, with_ops};
+use super::{becomes, delivery_when, list, raise, telling, webhook, with_ops};
 use crate::support::{
     self, TestServer,
     calls::{not_found, walk},
     database::{Backend, TestDatabase, on_both},
+    eventually, eventually_some,
     receiver::{Answer, Receiver},
 };
 
@@ -24,7 +25,7 @@ async fn deliveries_are_listed_by_page_and_filter(backend: Backend) {
     }
     receiver.answer(Answer::Status(500, vec![]));
     let failing = raise(&server).await;
-    until(&server, &failing.id, |delivery| delivery.last_error.is_some()).await;
+    delivery_when(&server, &failing.id, |delivery| delivery.last_error.is_some()).await;
     walk(6, async |page_size, page_token| {
         let request = pb::ListDeliveriesRequest { page_size, page_token, filter: None };
         let page = server.deliveries().list_deliveries(request).await.unwrap().into_inner();
@@ -109,11 +110,12 @@ async fn two_processes_share_the_work_and_deliver_everything_once() {
     let channels = [one.channel.clone(), support::connect(&format!("http://{}", two.address)).await];
     // The other one has to learn of the rule first.
     let mut other = EventServiceClient::new(channels[1].clone());
-    let mut raised = 0;
-    while raised == 0 {
+    let mut raised = eventually_some("the other process raises an alert", async || {
         let answer = other.ingest_event(support::ingest("door", vec![])).await;
-        raised += answer.unwrap().into_inner().alerts.len();
-    }
+        let alerts = answer.unwrap().into_inner().alerts.len();
+        (alerts > 0).then_some(alerts)
+    })
+    .await;
     let ingests = (0..200).map(|number| {
         let mut events = EventServiceClient::new(channels[number % 2].clone());
         tokio::spawn(async move {
@@ -127,9 +129,8 @@ async fn two_processes_share_the_work_and_deliver_everything_once() {
     raised += 200;
     receiver.wait_for(raised).await;
     let is_done = |one: &pb::Delivery| one.status() == DeliveryStatus::Delivered;
-    while !list(&one, pb::DeliveryFilter::default()).await.iter().all(is_done) {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    let all_are_done = async || list(&one, pb::DeliveryFilter::default()).await.iter().all(is_done);
+    eventually("all is delivered", all_are_done).await;
     let ids = receiver.ids();
     assert_eq!(ids.len(), raised);
     assert!(ids.values().all(|times| *times == 1), "{ids:?}");

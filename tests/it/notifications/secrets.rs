@@ -14,7 +14,7 @@ use watchpost::pb::{self, SmtpSecurity, notification_channel::Kind};
 use super::{
     SECRET,
     channels::{full, mail, update},
-    get_channel, raise, ready, telling, until, with_ops,
+    delivery_when, get_channel, raise, ready, telling, with_ops,
 };
 use crate::support::{
     TestServer,
@@ -171,7 +171,7 @@ async fn what_a_mail_server_repeats_of_a_password_is_hidden(backend: Backend) {
     let channel = server.notification_channel(channel).await;
     server.rule(telling(&["ops"])).await;
     let alert = raise(&server).await;
-    let delivery = until(&server, &alert.id, |delivery| delivery.last_error.is_some()).await;
+    let delivery = delivery_when(&server, &alert.id, |delivery| delivery.last_error.is_some()).await;
     let request = pb::SendTestNotificationRequest { id: channel.id };
     let tested = server.channels().send_test_notification(request).await.unwrap().into_inner();
     let encoded = BASE64_STANDARD.encode(format!("\0watchpost\0{PASSWORD}"));

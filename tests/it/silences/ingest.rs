@@ -4,11 +4,11 @@ use watchpost::pb::{self, RuleStop, Severity, event_service_client::EventService
 
 use super::{expire, update};
 use crate::support::{
-    self, PATIENCE, TestServer, always,
+    self, TestServer, always,
     calls::{at, execute, seconds},
     connect,
     database::{Backend, on_both},
-    in_seconds, ingest, quiet,
+    eventually, in_seconds, ingest, quiet,
 };
 
 /// What became of the only rule: the silence that held it back, or nothing if it fired.
@@ -140,15 +140,11 @@ async fn silences_are_in_force_after_a_restart_and_on_another_process() {
     let channel = connect(&format!("http://{}", two.address)).await;
     let mut events = EventServiceClient::new(channel);
     let mut becomes = async |camera: &str, fires: bool| {
-        let known = tokio::time::timeout(PATIENCE, async {
-            loop {
-                let response = events.ingest_event(ingest(camera, vec![])).await;
-                if response.unwrap().into_inner().rule_outcomes[0].fired == fires {
-                    break;
-                }
-            }
-        });
-        known.await.expect("the other server learns of the silence");
+        eventually("the other server learns of the silence", async || {
+            let response = events.ingest_event(ingest(camera, vec![])).await;
+            response.unwrap().into_inner().rule_outcomes[0].fired == fires
+        })
+        .await;
     };
     becomes("door", false).await;
     expire(&one, &silence.id).await.unwrap();

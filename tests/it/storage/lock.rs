@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use crate::support::{
     PATIENCE,
     database::{Backend, TestDatabase, on_both},
+    eventually,
     process::{Process, command},
 };
 
@@ -55,9 +56,5 @@ async fn a_schema_is_not_taken_away_under_a_server(backend: Backend) {
     assert!(log.contains("in use by"), "{log}");
     server.kill().await;
     // PostgreSQL may take a moment to see that its client is gone.
-    let mut refused = 0;
-    while run(&down).await.0 != 0 {
-        refused += 1;
-        assert!(refused < 100, "the server is gone");
-    }
+    eventually("the schema is taken away", async || run(&down).await.0 == 0).await;
 }

@@ -14,7 +14,7 @@ use crate::{
         faults::{EIO, ENOSPC, SYNC, WRITE},
         run,
     },
-    support::{calls::create_camera, database::Cluster, process::Process, reason},
+    support::{calls::create_camera, database::Cluster, process::Process, reason, seed},
 };
 
 /// A server on a PostgreSQL whose storage fails when it is told to.
@@ -89,7 +89,7 @@ impl Subject for OnPostgres {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_acknowledged_is_there_whatever_the_disk_of_postgres_does() {
     let mut subject = OnPostgres::start().await;
-    let plan = Plan { seed: 1, cycles: 12, kill_one_in: 6 };
+    let plan = Plan { seed: seed(1), cycles: 12, kill_one_in: 6 };
     let outcome = timeout(Duration::from_mins(4), run(&mut subject, plan)).await;
     let outcome = outcome.expect("the cycles end");
     assert_eq!(outcome.problems, Vec::<String>::new());

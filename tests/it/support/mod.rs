@@ -2,9 +2,11 @@
 
 pub mod calls;
 pub mod database;
+mod eventually;
 pub mod fake_nvml;
 pub mod process;
 pub mod receiver;
+mod seed;
 pub mod terminal;
 
 use std::{
@@ -13,7 +15,9 @@ use std::{
 };
 
 use database::{Backend, TestDatabase};
+pub use eventually::{eventually, eventually_ok, eventually_some};
 use prost_types::Timestamp;
+pub use seed::seed;
 use tokio::time::timeout;
 use tonic::{Status, Streaming, transport::Channel};
 use tonic_types::StatusExt;
@@ -31,8 +35,8 @@ use watchpost::{
     server::Server,
 };
 
-/// How long a test waits for what must come.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest time that a test waits for an expected event, on the slowest machine.
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A real server on a real database.
 pub struct TestServer {

@@ -3,18 +3,17 @@
 use std::{
     ffi::OsString,
     process::{ExitStatus, Stdio},
-    time::Duration,
 };
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, BufReader, Lines},
     process::{Child, ChildStderr, ChildStdout, Command},
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tonic::transport::Channel;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use super::PATIENCE;
+use super::{PATIENCE, eventually_some};
 
 /// A server process, or that of an agent. It is killed when this is dropped.
 pub struct Process {
@@ -87,17 +86,12 @@ impl Process {
 
     /// Waits until the server serves.
     pub async fn serving(&self) -> Channel {
-        let serving = async {
-            loop {
-                if let Ok(channel) = self.channel().await
-                    && overall(&channel).await == Some(ServingStatus::Serving)
-                {
-                    return channel;
-                }
-                sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(PATIENCE, serving).await.expect("the server serves")
+        eventually_some("the server serves", async || {
+            let channel = self.channel().await.ok()?;
+            let serves = overall(&channel).await == Some(ServingStatus::Serving);
+            serves.then_some(channel)
+        })
+        .await
     }
 
     async fn channel(&self) -> Result<Channel, tonic::transport::Error> {

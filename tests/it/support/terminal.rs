@@ -5,7 +5,6 @@ use std::{
     num::NonZero,
     process::Stdio,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use tempfile::TempDir;
@@ -13,10 +12,10 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::{Child, ChildStdin, Command},
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
-use super::PATIENCE;
+use super::{PATIENCE, eventually_ok};
 
 /// A terminal in which the binary runs, and after it what tells how it left the terminal.
 pub struct Terminal {
@@ -78,13 +77,11 @@ impl Terminal {
 
     /// Waits until what is to be seen is as it should be.
     pub async fn shows(&self, what: &str, good: impl Fn(&str) -> bool) {
-        let showing = async {
-            while !good(&self.text()) {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let shown = timeout(PATIENCE, showing).await;
-        assert!(shown.is_ok(), "not {what}:\n{}", self.text());
+        eventually_ok(&format!("the screen shows {what}"), async || {
+            let text = self.text();
+            if good(&text) { Ok(()) } else { Err(format!("\n{text}")) }
+        })
+        .await;
     }
 
     /// Types this.

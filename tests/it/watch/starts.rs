@@ -13,7 +13,7 @@ use super::{KEEP_NOTHING, alerts_after, new_alerts, raise, server_with_a_rule};
 use crate::support::{
     TestServer, Watch, always,
     database::{self, Backend, on_both},
-    reason, topics,
+    eventually, reason, topics,
 };
 
 fn from(start: WatchStart) -> pb::WatchRequest {
@@ -178,9 +178,10 @@ async fn from_the_earliest_on_everything_that_is_held_comes(backend: Backend) {
     assert_eq!(new_alerts(&mut now, 1).await, latest);
 
     let db = open(&server).await;
-    while prune(&db, KEEP_NOTHING).await.unwrap() > 0 || status(&server).await.changes > 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("all changes are pruned", async || {
+        prune(&db, KEEP_NOTHING).await.unwrap() == 0 && status(&server).await.changes == 0
+    })
+    .await;
     db.close().await;
     let mut watch = server.watch(from(WatchStart::Earliest)).await;
     let after = raise(&server, 1).await;
@@ -213,9 +214,11 @@ async fn the_status_of_the_feed_tells_what_is_held(backend: Backend) {
     let db = open(&server).await;
     let keep_three = Retention { max_age: Duration::from_hours(1), max_changes: 3 };
     let mut deleted = 0;
-    while deleted < 7 {
+    eventually("seven changes are pruned", async || {
         deleted += prune(&db, keep_three).await.unwrap();
-    }
+        deleted >= 7
+    })
+    .await;
     db.close().await;
     assert_eq!(deleted, 7);
     let left = status(&server).await;
@@ -231,10 +234,7 @@ async fn the_status_of_the_feed_tells_what_is_held(backend: Backend) {
         held.update().await;
     }
     // The end of the feed, as it is told, is where nothing is left.
-    let mut newest = status(&server).await.newest_cursor;
-    while newest != held.cursor {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        newest = status(&server).await.newest_cursor;
-    }
+    let at_the_end = async || status(&server).await.newest_cursor == held.cursor;
+    eventually("the newest cursor is that of the watch", at_the_end).await;
     server.stop().await;
 }

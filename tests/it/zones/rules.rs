@@ -8,11 +8,11 @@ use watchpost::pb::{
 
 use super::{delete, object_at, points, update};
 use crate::support::{
-    self, PATIENCE, TestServer, always,
+    self, TestServer, always,
     calls::{failed, strings},
     connect,
     database::{Backend, on_both},
-    detection, field, ingest, middle,
+    detection, eventually, field, ingest, middle,
 };
 
 /// A rule that asks for these zones, with the zone in its dedup key.
@@ -261,16 +261,12 @@ async fn zones_are_in_force_on_another_process() {
     let mut zones = CameraZoneServiceClient::new(channel.clone());
     let mut events = EventServiceClient::new(channel);
     let mut becomes = async |fires: bool| {
-        let known = tokio::time::timeout(PATIENCE, async {
-            loop {
-                let request = ingest("door", vec![object_at("dog", 500, 250)]);
-                let response = events.ingest_event(request).await.unwrap().into_inner();
-                if response.rule_outcomes.iter().any(|outcome| outcome.fired) == fires {
-                    break;
-                }
-            }
-        });
-        known.await.expect("the other server learns of the zone");
+        eventually("the other server learns of the zone", async || {
+            let request = ingest("door", vec![object_at("dog", 500, 250)]);
+            let response = events.ingest_event(request).await.unwrap().into_inner();
+            response.rule_outcomes.iter().any(|outcome| outcome.fired) == fires
+        })
+        .await;
     };
     for enabled in [false, true] {
         let zone = pb::CameraZone { id: "z".into(), enabled: Some(enabled), ..Default::default() };

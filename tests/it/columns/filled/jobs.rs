@@ -3,7 +3,7 @@
 use serde_json::json;
 use watchpost::pb;
 
-use super::{span, until};
+use super::{row_exists, span};
 use crate::{
     columns::read::{queue_client, schedule_client},
     support::{
@@ -200,9 +200,9 @@ async fn schedules(server: &TestServer) {
     }
     let missed = "UPDATE job_schedules SET next_tick_at = '2019-02-28T02:17:00+00:00' WHERE name = 'missed'";
     execute(server, missed).await;
-    until(server, "SELECT 1 FROM jobs WHERE tick_at IS NOT NULL").await;
-    until(server, "SELECT 1 FROM job_schedules WHERE missed_ticks > 0").await;
-    until(server, "SELECT 1 FROM job_schedules WHERE last_job_id IS NOT NULL").await;
+    row_exists(server, "SELECT 1 FROM jobs WHERE tick_at IS NOT NULL").await;
+    row_exists(server, "SELECT 1 FROM job_schedules WHERE missed_ticks > 0").await;
+    row_exists(server, "SELECT 1 FROM job_schedules WHERE last_job_id IS NOT NULL").await;
     // The other one does not tick soon.
     let schedule = pb::JobSchedule { id: ids[0].clone(), enabled: Some(false), ..Default::default() };
     let request = pb::UpdateJobScheduleRequest {

@@ -5,7 +5,7 @@ use watchpost::pb;
 use super::Observed;
 use crate::{
     columns::{
-        filled::{self, until},
+        filled::{self, row_exists},
         stored::Stored,
     },
     support::{
@@ -52,7 +52,7 @@ async fn what_happens_to_an_alert_changes_only_its_columns(backend: Backend) {
     alert.run("a repeat", &["suppressed_count", "last_suppressed_at"], repeat).await;
     let delivered = async {
         enable(&server, true).await;
-        until(&server, "SELECT 1 FROM deliveries WHERE status = 'delivered'").await;
+        row_exists(&server, "SELECT 1 FROM deliveries WHERE status = 'delivered'").await;
     };
     alert.run("a delivery", &["status", "delivered_at", "updated_at", "version_id"], delivered).await;
     let columns = ["status", "acknowledged_at", "acknowledged_by", "updated_at", "version_id"];
@@ -102,7 +102,7 @@ async fn what_happens_to_a_delivery_changes_only_its_columns(backend: Backend) {
     let answered = async |answer, condition: &str| {
         receiver.answer(answer);
         enable(&server, true).await;
-        until(&server, &format!("SELECT 1 FROM deliveries WHERE {condition}")).await;
+        row_exists(&server, &format!("SELECT 1 FROM deliveries WHERE {condition}")).await;
         enable(&server, false).await;
     };
     delivery.set(&due).await;
@@ -126,14 +126,14 @@ async fn what_happens_to_a_delivery_changes_only_its_columns(backend: Backend) {
     let throttled = async {
         receiver.answer(Answer::Status(429, vec![("retry-after", "3600".into())]));
         enable(&server, true).await;
-        until(&server, "SELECT 1 FROM notification_channels WHERE throttled_until IS NOT NULL").await;
+        row_exists(&server, "SELECT 1 FROM notification_channels WHERE throttled_until IS NOT NULL").await;
     };
     channel.run("a receiver that wants less", &["enabled", "throttled_until"], throttled).await;
     enable(&server, true).await;
     receiver.answer(Answer::Status(410, vec![]));
     let gone = async {
         delivery.set(&due).await;
-        until(&server, "SELECT 1 FROM notification_channels WHERE NOT enabled").await;
+        row_exists(&server, "SELECT 1 FROM notification_channels WHERE NOT enabled").await;
     };
     channel.run("a receiver that is gone", &["enabled", "disabled_reason", "updated_at", "version_id"], gone).await;
     assert_eq!(channel.problems, Vec::<String>::new());

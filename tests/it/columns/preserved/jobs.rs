@@ -6,7 +6,7 @@ use watchpost::pb;
 use super::Observed;
 use crate::{
     columns::{
-        filled::{self, until},
+        filled::{self, row_exists},
         stored::Stored,
     },
     support::{
@@ -87,8 +87,8 @@ impl Rig<'_> {
     }
 
     /// Waits until the server has given the job another status by itself.
-    async fn until(&self, status: &str) {
-        until(self.server, &format!("SELECT 1 FROM jobs WHERE status = '{status}'")).await;
+    async fn becomes(&self, status: &str) {
+        row_exists(self.server, &format!("SELECT 1 FROM jobs WHERE status = '{status}'")).await;
     }
 }
 
@@ -156,18 +156,18 @@ async fn failed(job: &mut Rig<'_>) {
     job.run("ReleaseJob", &[STATUS, LEASE_END, PROGRESS, AGAIN, own], release).await;
 
     job.begin("running", &[("lease_expires_at", BEFORE)]).await;
-    let rescued = until(server, "SELECT 1 FROM jobs WHERE status = 'queued'");
+    let rescued = row_exists(server, "SELECT 1 FROM jobs WHERE status = 'queued'");
     let own: &[&str] = &["rescues", "scheduled_at"];
     job.run("a lease that expires", &[STATUS, LEASE_END, PROGRESS, AGAIN, own], rescued).await;
     job.begin("running", &[("attempt_deadline_at", BEFORE)]).await;
-    let late = until(server, "SELECT 1 FROM jobs WHERE status = 'queued'");
+    let late = row_exists(server, "SELECT 1 FROM jobs WHERE status = 'queued'");
     let own: &[&str] = &["failures", "scheduled_at"];
     job.run("an attempt that times out", &[STATUS, LEASE_END, ERROR, PROGRESS, AGAIN, own], late).await;
     job.begin("queued", &[("deadline_at", BEFORE)]).await;
     let own: &[&str] = &["attempt_number", "completed_at", "dead_at", "next_retry_at"];
-    let late = until(server, "SELECT 1 FROM jobs WHERE status = 'failed'");
+    let late = row_exists(server, "SELECT 1 FROM jobs WHERE status = 'failed'");
     job.run("a deadline that passes", &[STATUS, LEASE_END, ERROR, own], late).await;
-    job.until("failed").await;
+    job.becomes("failed").await;
 }
 
 async fn cancelled_and_retried(job: &mut Rig<'_>) {

@@ -31,7 +31,10 @@ async fn a_gpu_that_does_not_answer_is_told_soon_and_so_is_that_it_does_again(ba
     assert_eq!(event.source(), Source::Watchdog);
     // The others are sampled meanwhile.
     let calls = ["GPU-1", "GPU-3"].map(|uuid| (uuid, fake.calls(uuid, "temperature")));
-    until("samples", async || calls.iter().all(|(uuid, before)| fake.calls(uuid, "temperature") >= before + 3)).await;
+    eventually("there are more samples", async || {
+        calls.iter().all(|(uuid, before)| fake.calls(uuid, "temperature") >= before + 3)
+    })
+    .await;
     assert_eq!(state(&server, "GPU-2").await, (GpuState::Unresponsive, None));
     assert_eq!(state(&server, "GPU-1").await.0, GpuState::Ok);
     fake.set(&cards("49"));
@@ -97,7 +100,7 @@ async fn a_gpu_that_is_lost_is_told_and_so_is_its_return(backend: Backend) {
     fake.set(&cards(None));
     next_of(&mut watch, "GPU-2", GpuEventKind::Back).await;
     // It is listened to again.
-    until("listening", async || fake.calls("GPU-2", "register") > before).await;
+    eventually("NVML is listened to again", async || fake.calls("GPU-2", "register") > before).await;
     fake.happens("GPU-2", XID, 13);
     assert_eq!(next_of(&mut watch, "GPU-2", GpuEventKind::Xid).await.code, Some(13));
     server.stop().await;
@@ -121,14 +124,14 @@ async fn another_driver_is_told_with_both_versions(backend: Backend) {
     next_of(&mut watch, "GPU-1", GpuEventKind::Back).await;
     assert_eq!(state(&server, "GPU-1").await.0, GpuState::Ok);
     // What it tells is heard in the new session.
-    until("listening", async || fake.calls("GPU-1", "register") > 1).await;
+    eventually("NVML is listened to again", async || fake.calls("GPU-1", "register") > 1).await;
     fake.happens("GPU-1", XID, 45);
     assert_eq!(next_of(&mut watch, "GPU-1", GpuEventKind::Xid).await.code, Some(45));
     let stored = async || {
         let gpus = server.gpu_stats().list_gpus(pb::ListGpusRequest {}).await.unwrap();
         gpus.into_inner().gpus[0].driver_version.as_deref() == Some("581.10")
     };
-    until("the new version", stored).await;
+    eventually("the new version is stored", stored).await;
 
     // While nobody watched, too.
     let database = server.stop().await;
@@ -146,10 +149,13 @@ async fn memory_that_fills_up_is_told_at_each_level_once(backend: Backend) {
     let fake = FakeNvml::new(&[filled(50)]);
     let server = serve(TestDatabase::migrated(backend).await, &fake).await;
     let mut watch = server.watch(topics(&[pb::Topic::GpuEvents])).await;
-    until("a sample", async || state(&server, "GPU-1").await == (GpuState::Ok, Some(MemoryPressure::Normal))).await;
+    eventually("the GPU is sampled", async || {
+        state(&server, "GPU-1").await == (GpuState::Ok, Some(MemoryPressure::Normal))
+    })
+    .await;
     let sampled = async || {
         let before = fake.calls("GPU-1", "memory");
-        until("samples", async || fake.calls("GPU-1", "memory") > before + 2).await;
+        eventually("there are more samples", async || fake.calls("GPU-1", "memory") > before + 2).await;
     };
     // In between it stays what it was: there is neither an event nor one that was left out.
     for (percents, change, pressure) in [
@@ -172,7 +178,10 @@ async fn memory_that_fills_up_is_told_at_each_level_once(backend: Backend) {
     let server = serve(database, &fake).await;
     let again = pb::WatchRequest { cursor: watch.cursor, ..topics(&[pb::Topic::GpuEvents]) };
     let mut watch = server.watch(again).await;
-    until("a sample", async || state(&server, "GPU-1").await == (GpuState::Ok, Some(MemoryPressure::Warning))).await;
+    eventually("the GPU is sampled", async || {
+        state(&server, "GPU-1").await == (GpuState::Ok, Some(MemoryPressure::Warning))
+    })
+    .await;
     sampled().await;
     fake.set(&[filled(10)]);
     let event = next(&mut watch).await;
@@ -180,7 +189,7 @@ async fn memory_that_fills_up_is_told_at_each_level_once(backend: Backend) {
     assert_eq!(listed(&server, pb::GpuEventFilter::default()).await.len(), 4);
     // Memory that is not known is under no pressure that is known.
     fake.set(&[card("GPU-1").with("memory", "!999")]);
-    until("no pressure", async || state(&server, "GPU-1").await == (GpuState::Ok, None)).await;
+    eventually("no pressure is known", async || state(&server, "GPU-1").await == (GpuState::Ok, None)).await;
     server.stop().await;
 }
 
@@ -218,7 +227,7 @@ async fn mig_instances_have_memory_of_their_own_and_are_told_when_they_change(ba
         let normal = (GpuState::Ok, Some(MemoryPressure::Normal));
         state(&server, "MIG-2").await == normal && state(&server, "GPU-1").await == normal
     };
-    until("the others", others).await;
+    eventually("the others are under no pressure", others).await;
     fake.set(&[whole(), part("MIG-2")]);
     fake.happens("GPU-1", MIG, 0);
     let divided = next_of(&mut watch, "GPU-1", GpuEventKind::MigChanged).await;

@@ -1,7 +1,10 @@
 //! What happens to the GPUs of other hosts, as agents report it.
 
 use super::{reports::KernelLog, *};
-use crate::gpu::agent::{agent, stop};
+use crate::{
+    gpu::agent::{agent, stop},
+    support::eventually,
+};
 
 /// A server that listens there, and has no GPUs of its own.
 async fn listen(database: TestDatabase, address: &str) -> TestServer {
@@ -41,9 +44,9 @@ async fn what_happens_to_gpus_of_other_hosts_is_told_too(backend: Backend) {
     let database = server.stop().await;
     agent.says("the server does not accept GPU samples").await;
     fake.set(&[card("GPU-1").with("memory", "16000000000 463470592 17171480576")]);
-    tokio::time::sleep(Duration::from_secs(2)).await;
     log.write("NVRM: Xid (PCI:0000:01:00): 62, pid=2");
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let before = fake.calls("GPU-1", "memory");
+    eventually("samples without a server", async || fake.calls("GPU-1", "memory") >= before + 20).await;
     let server = listen(database, &address).await;
     let after = pb::WatchRequest { cursor, ..topics(&[pb::Topic::GpuEvents]) };
     let mut watch = server.watch(after).await;

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tonic::transport::Channel;
 use watchpost::pb::{self, MissedPolicy, job_schedule_service_client::JobScheduleServiceClient};
 
 use super::{cron, jobs, ticks};
 use crate::support::{
-    self, PATIENCE, connect,
+    self, connect,
     database::{Backend, Cluster, TestDatabase, on_both},
+    eventually_some,
     process::Process,
 };
 
@@ -35,18 +36,13 @@ async fn create(channel: &Channel, name: &str) -> String {
 /// Waits until a schedule has ticked so many seconds after `first`. Calls may fail meanwhile.
 async fn ticked(channel: &Channel, id: &str, after: i64) -> i64 {
     let mut schedules = JobScheduleServiceClient::new(channel.clone());
-    let ticking = async {
-        loop {
-            let request = pb::GetJobScheduleRequest { id: id.into() };
-            let schedule = schedules.get_job_schedule(request).await;
-            let last = schedule.ok().and_then(|schedule| schedule.into_inner().last_tick_at);
-            if let Some(last) = last.filter(|last| last.seconds > after) {
-                return last.seconds;
-            }
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(PATIENCE, ticking).await.expect("the schedule ticks")
+    eventually_some("the schedule ticks", async || {
+        let request = pb::GetJobScheduleRequest { id: id.into() };
+        let schedule = schedules.get_job_schedule(request).await.ok()?;
+        let last = schedule.into_inner().last_tick_at?.seconds;
+        (last > after).then_some(last)
+    })
+    .await
 }
 
 #[on_both]

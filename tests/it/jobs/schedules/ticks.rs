@@ -16,7 +16,7 @@ use watchpost::{
     },
 };
 
-use super::{NONE, client, create, cron, get, jobs, ticks, until, update, yearly};
+use super::{NONE, client, create, cron, get, jobs, schedule_when, ticks, update, yearly};
 use crate::support::{
     TestServer, Watch,
     calls::{not_found, object, refused, seconds},
@@ -77,7 +77,8 @@ async fn a_job_is_made_for_each_tick(backend: Backend) {
         told.extend(created(&mut watch).await);
     }
     let third = told[2].tick_at.unwrap().seconds;
-    let schedule = until(&server, &schedule.id, |now| now.last_tick_at.is_some_and(|at| at.seconds >= third)).await;
+    let schedule =
+        schedule_when(&server, &schedule.id, |now| now.last_tick_at.is_some_and(|at| at.seconds >= third)).await;
     assert_eq!((schedule.missed_ticks, schedule.version_id), (0, 1));
     let made = jobs(&server.database, &schedule.id).await;
     let ticks = ticks(&made);
@@ -120,7 +121,7 @@ async fn ticks_that_are_missed_are_made_up_for_as_the_policy_says(backend: Backe
         move_back(&server.database, &id, from).await;
         nudge(&server, &id).await;
         let now = watchpost::entity::now().timestamp();
-        let schedule = until(&server, &id, |schedule| schedule.next_tick_at.unwrap().seconds > now).await;
+        let schedule = schedule_when(&server, &id, |schedule| schedule.next_tick_at.unwrap().seconds > now).await;
         let made = jobs(&server.database, &id).await;
         let next = DateTime::from_timestamp(schedule.next_tick_at.unwrap().seconds, 0).unwrap();
         let due: Vec<_> = (0..(next - from).num_minutes()).map(|n| from + TimeDelta::minutes(n)).collect();
@@ -153,7 +154,7 @@ async fn many_missed_ticks_are_made_up_for_in_parts(backend: Backend) {
     move_back(&server.database, &id, from).await;
     nudge(&server, &id).await;
     let now = watchpost::entity::now().timestamp();
-    let schedule = until(&server, &id, |schedule| schedule.next_tick_at.unwrap().seconds > now).await;
+    let schedule = schedule_when(&server, &id, |schedule| schedule.next_tick_at.unwrap().seconds > now).await;
     let made = ticks(&jobs(&server.database, &id).await);
     assert!(made.len() >= 2_400, "{}", made.len());
     assert_eq!(made[0], from);
@@ -170,7 +171,7 @@ async fn a_tick_is_left_out_while_a_job_is_active(backend: Backend) {
     let mut workers = JobWorkerServiceClient::new(server.channel.clone());
     let one_more = async || {
         let missed = get(&server, &id).await.missed_ticks;
-        until(&server, &id, |schedule| schedule.missed_ticks > missed).await;
+        schedule_when(&server, &id, |schedule| schedule.missed_ticks > missed).await;
     };
     for number in 1..=3 {
         one_more().await;
@@ -211,7 +212,7 @@ async fn a_tick_is_left_out_while_a_job_is_active(backend: Backend) {
             }
         }
         let last = last.id.to_string();
-        until(&server, &id, |schedule| schedule.last_job_id.as_ref() != Some(&last)).await;
+        schedule_when(&server, &id, |schedule| schedule.last_job_id.as_ref() != Some(&last)).await;
     }
     server.stop().await;
 }
@@ -235,7 +236,7 @@ async fn a_tick_that_has_a_job_gets_no_other_one(backend: Backend) {
     move_back(&server.database, &id, from).await;
     nudge(&server, &id).await;
     let now = watchpost::entity::now().timestamp();
-    until(&server, &id, |schedule| schedule.next_tick_at.unwrap().seconds > now).await;
+    schedule_when(&server, &id, |schedule| schedule.next_tick_at.unwrap().seconds > now).await;
     let made = jobs(&server.database, &id).await;
     assert!(made.len() >= 6 && made[1].id == there.id);
     assert!(ticks(&made).windows(2).all(|pair| pair[1] - pair[0] == TimeDelta::minutes(1)));
@@ -254,7 +255,7 @@ async fn a_schedule_that_cannot_be_used_does_not_hold_up_others(backend: Backend
     row.update(&db).await.unwrap();
     db.close().await.unwrap();
     let before = get(&server, &good).await.last_tick_at.map_or(0, |at| at.seconds);
-    until(&server, &good, |now| now.last_tick_at.is_some_and(|at| at.seconds > before + 1)).await;
+    schedule_when(&server, &good, |now| now.last_tick_at.is_some_and(|at| at.seconds > before + 1)).await;
     server.stop().await;
 }
 
@@ -265,8 +266,8 @@ async fn a_schedule_that_is_off_does_not_tick(backend: Backend) {
     let off = create(&server, off).await.id;
     let on = create(&server, cron("on", "* * * * * *")).await.id;
     let last = |schedule: &pb::JobSchedule| schedule.last_tick_at.map(|at| at.seconds);
-    let first = last(&until(&server, &on, |now| now.last_tick_at.is_some()).await);
-    until(&server, &on, |now| last(now) > first.map(|at| at + 1)).await;
+    let first = last(&schedule_when(&server, &on, |now| now.last_tick_at.is_some()).await);
+    schedule_when(&server, &on, |now| last(now) > first.map(|at| at + 1)).await;
     assert!(jobs(&server.database, &off).await.is_empty());
     let request = pb::DeleteJobScheduleRequest { id: on.clone(), expected_version_id: None };
     client(&server).delete_job_schedule(request).await.unwrap();
@@ -276,7 +277,7 @@ async fn a_schedule_that_is_off_does_not_tick(backend: Backend) {
     move_back(&server.database, &off, now - TimeDelta::minutes(10)).await;
     let enabled = pb::JobSchedule { id: off.clone(), enabled: Some(true), ..Default::default() };
     update(&server, enabled, &[]).await.unwrap();
-    let ticked = until(&server, &off, |now| now.last_tick_at.is_some()).await;
+    let ticked = schedule_when(&server, &off, |now| now.last_tick_at.is_some()).await;
     assert_eq!(ticked.missed_ticks, 0, "ticks while it was off are not missed");
     assert!(jobs(&server.database, &off).await[0].tick_at > Some(now));
     assert_eq!(jobs(&server.database, &on).await, made);

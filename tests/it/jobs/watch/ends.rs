@@ -19,7 +19,7 @@ use crate::{
         PATIENCE, TestServer,
         calls::{at, failed, refused, strings},
         database::{Backend, TestDatabase, on_both},
-        reason,
+        eventually, eventually_some, reason,
     },
 };
 
@@ -158,7 +158,7 @@ async fn a_cursor_that_the_feed_has_forgotten_is_refused(backend: Backend) {
     tell(&db, [changes([change(Kind::Progress, &job)])]).await;
     watch.change().await;
     let nothing = Retention { max_age: Duration::ZERO, max_changes: u64::MAX };
-    while prune(&db, nothing).await.unwrap() == 0 {}
+    eventually("the change is pruned", async || prune(&db, nothing).await.unwrap() > 0).await;
     let many_again = pb::WatchJobsRequest { cursor: cursor.clone(), ..many() };
     let one_again = pb::WatchJobRequest { cursor, ..one(job.id) };
     failed(
@@ -214,21 +214,10 @@ async fn streams_of_jobs_take_places_of_watches(backend: Backend) {
         full,
     );
     drop(lines);
-    let free = async {
-        loop {
-            match client(&server).tail_job_logs(tail.clone()).await {
-                Ok(lines) => break lines,
-                Err(_) => tokio::task::yield_now().await,
-            }
-        }
-    };
-    let _lines = timeout(PATIENCE, free).await.expect("the place is free again");
+    let tailing = async || client(&server).tail_job_logs(tail.clone()).await.ok();
+    let _lines = eventually_some("the place of the tail is free again", tailing).await;
     drop(worker);
-    let free = async {
-        while server.monitor().watch(pb::WatchRequest::default()).await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, free).await.expect("the place of the worker is free again");
+    let watching = async || server.monitor().watch(pb::WatchRequest::default()).await.is_ok();
+    eventually("the place of the worker is free again", watching).await;
     server.stop().await;
 }

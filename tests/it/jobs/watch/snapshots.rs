@@ -1,18 +1,15 @@
 //! Memory of snapshots that clients do not read.
 
-use std::time::Duration;
-
 use futures_util::future::join_all;
 use sea_orm::ConnectionTrait;
-use tokio::time::{sleep, timeout};
 use tonic::{Code, transport::Channel};
 use watchpost::pb::{self, job_service_client::JobServiceClient};
 
 use super::many;
 use crate::support::{
-    PATIENCE, TestServer, connect,
+    TestServer, connect,
     database::{Backend, TestDatabase, on_both},
-    reason,
+    eventually, reason,
 };
 
 /// Memory for two snapshots and some more, and not for ten.
@@ -61,11 +58,6 @@ async fn snapshots_are_shared_and_their_memory_is_bounded(backend: Backend) {
     let refused = refused.expect("the memory is bounded");
     assert_eq!((refused.code(), reason(&refused)), (Code::Unavailable, "SERVER_BUSY".into()));
     drop(open);
-    let free = async {
-        while later[0].watch_jobs(snapshot()).await.is_err() {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(PATIENCE, free).await.expect("the memory is free again");
+    eventually("the memory is free again", async || later[0].watch_jobs(snapshot()).await.is_ok()).await;
     server.stop().await;
 }
