@@ -8,7 +8,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use watchpost::pb::{
     self, job_service_client::JobServiceClient, job_worker_service_client::JobWorkerServiceClient,
-    work_jobs_request::Message as Says, work_jobs_response::Message as Told,
+    work_jobs_request::Message as WorkerMessage, work_jobs_response::Message as ServerMessage,
 };
 
 use crate::{
@@ -62,20 +62,20 @@ pub async fn measure(server: &Server) {
 async fn one(channel: Channel, name: String) -> (pb::ClaimedJob, JoinHandle<()>) {
     let (says, requests) = mpsc::channel(16);
     let hello = pb::WorkerHello { worker_id: name, capacity: 1, ..Default::default() };
-    say(&says, 0, Says::Hello(hello)).await;
+    say(&says, 0, WorkerMessage::Hello(hello)).await;
     let mut worker = JobWorkerServiceClient::new(channel);
     let told = worker.work_jobs(ReceiverStream::new(requests)).await;
     let mut told = told.unwrap().into_inner();
     let job = loop {
         let response = told.message().await.unwrap().unwrap();
-        if let Some(Told::Job(job)) = response.message {
+        if let Some(ServerMessage::Job(job)) = response.message {
             break job;
         }
     };
     let task = tokio::spawn(async move {
         let (_worker, _told) = (worker, told);
         loop {
-            let heartbeat = Some(Says::Heartbeat(pb::WorkerHeartbeat {}));
+            let heartbeat = Some(WorkerMessage::Heartbeat(pb::WorkerHeartbeat {}));
             let request = pb::WorkJobsRequest { number: 0, message: heartbeat };
             // Whether it arrives is the matter that is measured.
             let _ = says.send(request).await;

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use watchpost::pb::{
     self, job_service_client::JobServiceClient, job_worker_service_client::JobWorkerServiceClient,
-    work_jobs_request::Message as Says, work_jobs_response::Message as Told,
+    work_jobs_request::Message as WorkerMessage, work_jobs_response::Message as ServerMessage,
 };
 
 use crate::{Options, bare_jobs, job_rescue, latencies, millis, per_second, server::Server};
@@ -194,32 +194,36 @@ async fn enqueue_one_by_one(server: &Server, seconds: u64) {
 pub async fn work(channel: Channel, name: String, done: Arc<AtomicUsize>, all: usize, finished: Arc<Notify>) {
     let (says, requests) = mpsc::channel(4_096);
     let hello = pb::WorkerHello { worker_id: name, capacity: CAPACITY, ..Default::default() };
-    say(&says, 0, Says::Hello(hello)).await;
+    say(&says, 0, WorkerMessage::Hello(hello)).await;
     let mut client = JobWorkerServiceClient::new(channel);
     let told = client.work_jobs(ReceiverStream::new(requests)).await;
     let mut told = told.unwrap().into_inner();
     let mut number = 0;
     while let Some(response) = told.message().await.unwrap() {
         match response.message.unwrap() {
-            Told::Job(job) => {
+            ServerMessage::Job(job) => {
                 number += 1;
                 let completion =
                     pb::JobCompletion { job_id: job.job.unwrap().id, lease_id: job.lease_id, result: None };
-                say(&says, number, Says::Complete(completion)).await;
+                say(&says, number, WorkerMessage::Complete(completion)).await;
             }
-            Told::Accepted(accepted) => {
+            ServerMessage::Accepted(accepted) => {
                 let accepted = accepted.numbers.len();
                 if done.fetch_add(accepted, Ordering::Relaxed) + accepted >= all {
                     finished.notify_one();
                 }
             }
-            Told::Refused(refused) => panic!("{refused:?}"),
-            Told::Welcome(_) | Told::Cancel(_) | Told::LeaseLost(_) | Told::Draining(_) | Told::ServerTime(_) => {}
+            ServerMessage::Refused(refused) => panic!("{refused:?}"),
+            ServerMessage::Welcome(_)
+            | ServerMessage::Cancel(_)
+            | ServerMessage::LeaseLost(_)
+            | ServerMessage::Draining(_)
+            | ServerMessage::ServerTime(_) => {}
         }
     }
 }
 
-pub async fn say(says: &mpsc::Sender<pb::WorkJobsRequest>, number: i64, message: Says) {
+pub async fn say(says: &mpsc::Sender<pb::WorkJobsRequest>, number: i64, message: WorkerMessage) {
     let message = Some(message);
     let request = pb::WorkJobsRequest { number, message };
     says.send(request).await.unwrap();
@@ -254,7 +258,7 @@ async fn drain(server: &Server) -> f64 {
 async fn start(server: &Server) {
     let (says, requests) = mpsc::channel(16);
     let hello = pb::WorkerHello { worker_id: "idle".into(), capacity: 1, ..Default::default() };
-    say(&says, 0, Says::Hello(hello)).await;
+    say(&says, 0, WorkerMessage::Hello(hello)).await;
     let mut worker = JobWorkerServiceClient::new(server.connect().await);
     let told = worker.work_jobs(ReceiverStream::new(requests)).await;
     let mut told = told.unwrap().into_inner();
@@ -266,7 +270,7 @@ async fn start(server: &Server) {
         let waiting = async {
             loop {
                 let response = told.message().await.unwrap().unwrap();
-                if let Some(Told::Job(job)) = response.message {
+                if let Some(ServerMessage::Job(job)) = response.message {
                     return (job, asked.elapsed());
                 }
             }
@@ -275,7 +279,7 @@ async fn start(server: &Server) {
         made.unwrap();
         times.push(time);
         let completion = pb::JobCompletion { job_id: job.job.unwrap().id, lease_id: job.lease_id, result: None };
-        say(&says, number, Says::Complete(completion)).await;
+        say(&says, number, WorkerMessage::Complete(completion)).await;
         sleep(Duration::from_millis(3)).await;
     }
     server.report("jobs_start", "p50 <= 3 ms, p99 <= 10 ms", &latencies(times));

@@ -17,7 +17,7 @@ use tokio::{task::JoinSet, time::timeout};
 use tonic::{Code, Status, body::Body, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tower::{Service, ServiceExt};
-use watchpost::pb::{self, work_jobs_request::Message as Says, work_jobs_response::Message as Told};
+use watchpost::pb::{self, work_jobs_request::Message as WorkerMessage, work_jobs_response::Message as ServerMessage};
 
 use crate::{
     jobs::stream::{Worker, hello},
@@ -117,7 +117,7 @@ async fn calls_beyond_the_limit_are_refused_and_health_is_told() {
 async fn requests_that_do_not_arrive_whole_in_time_are_ended() {
     let (server, metrics) = server(|settings| settings.message_timeout = Duration::from_secs(1)).await;
     let mut worker = Worker::start(&server, hello("silent", 1)).await;
-    let begin = pb::WorkJobsRequest { message: Some(Says::Hello(hello("halting", 1))), ..Default::default() };
+    let begin = pb::WorkJobsRequest { message: Some(WorkerMessage::Hello(hello("halting", 1))), ..Default::default() };
     let begin = begin.encode_to_vec();
     let halfway = [message(begin.len(), &begin), message(9, b"1234")].concat();
     let calls = [
@@ -133,9 +133,9 @@ async fn requests_that_do_not_arrive_whole_in_time_are_ended() {
         ended(&status, Code::DeadlineExceeded, "MESSAGE_TIMEOUT");
     }
     // It has been silent for longer than that, between messages.
-    let heartbeat = Says::Heartbeat(pb::WorkerHeartbeat {});
+    let heartbeat = WorkerMessage::Heartbeat(pb::WorkerHeartbeat {});
     worker.say(1, heartbeat).await;
-    assert!(matches!(worker.next().await, Told::ServerTime(_)));
+    assert!(matches!(worker.next().await, ServerMessage::ServerTime(_)));
     let told = scrape_until(metrics, |all| all.value("watchpost_unfinished_requests", &[]) == 0.0);
     let told = told.await;
     assert_eq!(told.value("watchpost_unfinished_timed_out_total", &[]), 5.0);
@@ -146,7 +146,7 @@ async fn requests_that_do_not_arrive_whole_in_time_are_ended() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_ends_with_what_is_wrong_with_its_message() {
     let (server, _) = server(|_| ()).await;
-    let begin = pb::WorkJobsRequest { message: Some(Says::Hello(hello("odd", 1))), ..Default::default() };
+    let begin = pb::WorkJobsRequest { message: Some(WorkerMessage::Hello(hello("odd", 1))), ..Default::default() };
     let begin = begin.encode_to_vec();
     let begin = message(begin.len(), &begin);
     let (large, flagged) = (message(5 << 20, &[]), Bytes::from_static(&[7, 0, 0, 0, 0]));

@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use watchpost::pb::{
     self, job_service_client::JobServiceClient, job_worker_service_client::JobWorkerServiceClient,
-    work_jobs_request::Message as Says, work_jobs_response::Message as Told,
+    work_jobs_request::Message as WorkerMessage, work_jobs_response::Message as ServerMessage,
 };
 
 #[expect(clippy::unnecessary_wraps, reason = "the fields of messages are options")]
@@ -54,7 +54,7 @@ async fn live(number: u64, address: &str, mut random: Rng) -> Option<()> {
         lease_duration: span(Duration::from_secs(1)),
         ..Default::default()
     };
-    say(&says, Says::Hello(hello)).await?;
+    say(&says, WorkerMessage::Hello(hello)).await?;
     let mut client = JobWorkerServiceClient::new(channel);
     let told = client.work_jobs(ReceiverStream::new(requests)).await;
     let mut told = told.ok()?.into_inner();
@@ -62,13 +62,13 @@ async fn live(number: u64, address: &str, mut random: Rng) -> Option<()> {
     loop {
         let response = tokio::select! {
             _ = beats.tick() => {
-                say(&says, Says::Heartbeat(pb::WorkerHeartbeat {})).await?;
+                say(&says, WorkerMessage::Heartbeat(pb::WorkerHeartbeat {})).await?;
                 continue;
             }
             response = told.message() => response.ok()??,
         };
         match response.message? {
-            Told::Job(job) => {
+            ServerMessage::Job(job) => {
                 let works = Duration::from_millis(random.u64(0..40));
                 let says = says.clone();
                 let report = report(&job, &mut random);
@@ -79,27 +79,27 @@ async fn live(number: u64, address: &str, mut random: Rng) -> Option<()> {
                     }
                 });
             }
-            Told::Cancel(cancel) => {
+            ServerMessage::Cancel(cancel) => {
                 let acknowledged =
                     pb::AcknowledgeJobCancellationRequest { job_id: cancel.job_id, lease_id: cancel.lease_id };
-                say(&says, Says::AcknowledgeCancellation(acknowledged)).await?;
+                say(&says, WorkerMessage::AcknowledgeCancellation(acknowledged)).await?;
             }
-            Told::Welcome(_)
-            | Told::LeaseLost(_)
-            | Told::Accepted(_)
-            | Told::Refused(_)
-            | Told::Draining(_)
-            | Told::ServerTime(_) => {}
+            ServerMessage::Welcome(_)
+            | ServerMessage::LeaseLost(_)
+            | ServerMessage::Accepted(_)
+            | ServerMessage::Refused(_)
+            | ServerMessage::Draining(_)
+            | ServerMessage::ServerTime(_) => {}
         }
     }
 }
 
 /// What a worker says of a job in the end. It tells under which lease it worked.
-fn report(claimed: &pb::ClaimedJob, random: &mut Rng) -> Option<Says> {
+fn report(claimed: &pb::ClaimedJob, random: &mut Rng) -> Option<WorkerMessage> {
     let (job_id, lease_id) = (claimed.job.as_ref().unwrap().id.clone(), claimed.lease_id.clone());
     Some(match random.u8(0..20) {
         0 => return None,
-        1 => Says::Fail(pb::FailJobRequest {
+        1 => WorkerMessage::Fail(pb::FailJobRequest {
             retryable: Some(random.u8(0..4) > 0),
             retry_after: span(Duration::from_millis(random.u64(0..200))),
             error_message: "no".into(),
@@ -107,18 +107,18 @@ fn report(claimed: &pb::ClaimedJob, random: &mut Rng) -> Option<Says> {
             lease_id,
             ..Default::default()
         }),
-        2 => Says::Release(pb::ReleaseJobRequest { job_id, lease_id, ..Default::default() }),
-        3 => Says::Progress(pb::UpdateJobProgressRequest {
+        2 => WorkerMessage::Release(pb::ReleaseJobRequest { job_id, lease_id, ..Default::default() }),
+        3 => WorkerMessage::Progress(pb::UpdateJobProgressRequest {
             job_id,
             lease_id,
             progress_percent: Some(random.i32(0..101)),
             ..Default::default()
         }),
-        _ => Says::Complete(pb::JobCompletion { job_id, result: Some(told(&lease_id)), lease_id }),
+        _ => WorkerMessage::Complete(pb::JobCompletion { job_id, result: Some(told(&lease_id)), lease_id }),
     })
 }
 
-async fn say(says: &mpsc::Sender<pb::WorkJobsRequest>, message: Says) -> Option<()> {
+async fn say(says: &mpsc::Sender<pb::WorkJobsRequest>, message: WorkerMessage) -> Option<()> {
     let message = Some(message);
     let request = pb::WorkJobsRequest { number: 1, message };
     says.send(request).await.ok()

@@ -6,8 +6,8 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 use watchpost::pb::{
-    self, JobStatus, job_worker_service_client::JobWorkerServiceClient, work_jobs_request::Message as Says,
-    work_jobs_response::Message as Told,
+    self, JobStatus, job_worker_service_client::JobWorkerServiceClient, work_jobs_request::Message as WorkerMessage,
+    work_jobs_response::Message as ServerMessage,
 };
 
 use super::{cancel, claim_one, complete, completion, create, get, id, job_with_status, request, span, story, wanted};
@@ -37,29 +37,29 @@ impl Worker {
     /// A worker on a connection of its own.
     pub async fn start_on(channel: Channel, hello: pb::WorkerHello) -> Self {
         let (says, requests) = mpsc::channel(1_000);
-        let first = pb::WorkJobsRequest { number: 0, message: Some(Says::Hello(hello)) };
+        let first = pb::WorkJobsRequest { number: 0, message: Some(WorkerMessage::Hello(hello)) };
         says.send(first).await.unwrap();
         let told = JobWorkerServiceClient::new(channel).work_jobs(ReceiverStream::new(requests)).await;
         let mut worker = Self { says, told: told.unwrap().into_inner(), welcome: pb::WorkerWelcome::default() };
         match worker.next().await {
-            Told::Welcome(welcome) => worker.welcome = welcome,
+            ServerMessage::Welcome(welcome) => worker.welcome = welcome,
             other => panic!("no welcome: {other:?}"),
         }
         worker
     }
 
-    pub async fn say(&self, number: i64, message: Says) {
+    pub async fn say(&self, number: i64, message: WorkerMessage) {
         let request = pb::WorkJobsRequest { number, message: Some(message) };
         self.says.send(request).await.unwrap();
     }
 
-    pub async fn try_next(&mut self) -> Result<Option<Told>, Status> {
+    pub async fn try_next(&mut self) -> Result<Option<ServerMessage>, Status> {
         let next = timeout(PATIENCE, self.told.message()).await;
         let response = next.expect("a response comes in time")?;
         Ok(response.map(|response| response.message.expect("a response says something")))
     }
 
-    pub async fn next(&mut self) -> Told {
+    pub async fn next(&mut self) -> ServerMessage {
         self.try_next().await.unwrap().expect("the stream goes on")
     }
 
@@ -67,8 +67,8 @@ impl Worker {
     pub async fn job(&mut self) -> pb::ClaimedJob {
         loop {
             match self.next().await {
-                Told::Job(job) => return job,
-                Told::ServerTime(_) | Told::Accepted(_) => {}
+                ServerMessage::Job(job) => return job,
+                ServerMessage::ServerTime(_) | ServerMessage::Accepted(_) => {}
                 other => panic!("not a job: {other:?}"),
             }
         }
@@ -86,17 +86,17 @@ async fn jobs_are_pushed_up_to_the_capacity(backend: Backend) {
     server.jobs().batch_create_jobs(batch).await.unwrap();
     let (first, second) = (worker.job().await, worker.job().await);
     // The third comes when there is room for it.
-    worker.say(1, Says::Heartbeat(pb::WorkerHeartbeat {})).await;
-    assert!(matches!(worker.next().await, Told::ServerTime(_)));
-    worker.say(7, Says::Complete(completion(&first))).await;
-    assert_eq!(worker.next().await, Told::Accepted(pb::ReportAccepted { numbers: vec![7] }));
+    worker.say(1, WorkerMessage::Heartbeat(pb::WorkerHeartbeat {})).await;
+    assert!(matches!(worker.next().await, ServerMessage::ServerTime(_)));
+    worker.say(7, WorkerMessage::Complete(completion(&first))).await;
+    assert_eq!(worker.next().await, ServerMessage::Accepted(pb::ReportAccepted { numbers: vec![7] }));
     let third = worker.job().await;
-    worker.say(8, Says::Complete(completion(&second))).await;
-    worker.say(9, Says::Fail(crate::jobs::failure(&third))).await;
+    worker.say(8, WorkerMessage::Complete(completion(&second))).await;
+    worker.say(9, WorkerMessage::Fail(crate::jobs::failure(&third))).await;
     let again = worker.job().await;
     assert_eq!(id(&again), id(&third));
     assert_eq!(again.job.as_ref().unwrap().attempt_number, 2);
-    worker.say(10, Says::Complete(completion(&again))).await;
+    worker.say(10, WorkerMessage::Complete(completion(&again))).await;
     job_with_status(&server, &id(&again), JobStatus::Completed).await;
     story::holds(&server.database.connect().await).await;
 }
@@ -110,7 +110,7 @@ async fn a_refused_report_does_not_end_the_stream(backend: Backend) {
     worker
         .say(
             1,
-            Says::Progress(pb::UpdateJobProgressRequest {
+            WorkerMessage::Progress(pb::UpdateJobProgressRequest {
                 job_id: id(&job),
                 lease_id: job.lease_id.clone(),
                 progress_percent: Some(101),
@@ -118,15 +118,15 @@ async fn a_refused_report_does_not_end_the_stream(backend: Backend) {
             }),
         )
         .await;
-    let Told::Refused(refused) = worker.next().await else { panic!("not refused") };
+    let ServerMessage::Refused(refused) = worker.next().await else { panic!("not refused") };
     assert_eq!((refused.number, refused.code, &*refused.reason), (1, Code::InvalidArgument as i32, "INVALID_FIELD"));
     assert_eq!(refused.job_id, id(&job));
     let other = pb::JobCompletion { lease_id: id(&job), ..completion(&job) };
-    worker.say(2, Says::Complete(other)).await;
-    let Told::Refused(refused) = worker.next().await else { panic!("not refused") };
+    worker.say(2, WorkerMessage::Complete(other)).await;
+    let ServerMessage::Refused(refused) = worker.next().await else { panic!("not refused") };
     assert_eq!((refused.number, refused.code, &*refused.reason), (2, Code::Aborted as i32, "LEASE_LOST"));
-    worker.say(3, Says::Complete(completion(&job))).await;
-    assert_eq!(worker.next().await, Told::Accepted(pb::ReportAccepted { numbers: vec![3] }));
+    worker.say(3, WorkerMessage::Complete(completion(&job))).await;
+    assert_eq!(worker.next().await, ServerMessage::Accepted(pb::ReportAccepted { numbers: vec![3] }));
 }
 
 #[on_both]
@@ -136,16 +136,16 @@ async fn a_worker_is_told_to_cancel_at_once(backend: Backend) {
     let job = create(&server, wanted("export")).await;
     let claimed = worker.job().await;
     cancel(&server, &job.id).await;
-    let Told::Cancel(told) = worker.next().await else { panic!("not told") };
+    let ServerMessage::Cancel(told) = worker.next().await else { panic!("not told") };
     assert_eq!((&told.job_id, &told.lease_id), (&job.id, &claimed.lease_id));
     assert_eq!((told.reason.as_deref(), told.actor.as_deref()), (Some("not needed"), Some("ann")));
-    worker.say(1, Says::Complete(completion(&claimed))).await;
-    let Told::Refused(refused) = worker.next().await else { panic!("not refused") };
+    worker.say(1, WorkerMessage::Complete(completion(&claimed))).await;
+    let ServerMessage::Refused(refused) = worker.next().await else { panic!("not refused") };
     assert_eq!(refused.reason, "JOB_CANCELLED");
     worker
         .say(
             2,
-            Says::AcknowledgeCancellation(pb::AcknowledgeJobCancellationRequest {
+            WorkerMessage::AcknowledgeCancellation(pb::AcknowledgeJobCancellationRequest {
                 job_id: job.id.clone(),
                 lease_id: claimed.lease_id.clone(),
             }),
@@ -170,7 +170,7 @@ async fn a_worker_whose_stream_breaks_loses_its_jobs_to_another(backend: Backend
     let claimed = other.job().await;
     assert_eq!(id(&claimed), job.id);
     assert_eq!(claimed.job.as_ref().unwrap().rescues, 1);
-    other.say(1, Says::Complete(completion(&claimed))).await;
+    other.say(1, WorkerMessage::Complete(completion(&claimed))).await;
     job_with_status(&server, &job.id, JobStatus::Completed).await;
     // One that does not come back is rescued as soon as it is gone.
     let channel = connect(&format!("http://{}", proxy.address)).await;
@@ -193,12 +193,12 @@ async fn a_worker_that_closes_its_side_gives_its_jobs_back(backend: Backend) {
     let second = create(&server, wanted("export")).await;
     let done = worker.job().await;
     worker.job().await;
-    worker.say(1, Says::Complete(completion(&done))).await;
+    worker.say(1, WorkerMessage::Complete(completion(&done))).await;
     let Worker { says, mut told, .. } = worker;
     drop(says);
     let mut accepted = false;
     while let Some(response) = told.message().await.unwrap() {
-        accepted |= matches!(response.message, Some(Told::Accepted(_)));
+        accepted |= matches!(response.message, Some(ServerMessage::Accepted(_)));
     }
     assert!(accepted, "what was reported is answered");
     let (first, second) = (get(&server, &first.id).await, get(&server, &second.id).await);
@@ -215,7 +215,7 @@ async fn leases_survive_a_restart_of_the_server(backend: Backend) {
     let job = create(&server, wanted("export")).await;
     let claimed = worker.job().await;
     let stopping = tokio::spawn(server.stop());
-    assert!(matches!(worker.next().await, Told::Draining(_)));
+    assert!(matches!(worker.next().await, ServerMessage::Draining(_)));
     let ended = worker.try_next().await.unwrap_err();
     assert_eq!((ended.code(), &*reason(&ended)), (Code::Unavailable, "SHUTTING_DOWN"));
     let server = TestServer::start_with(stopping.await.unwrap(), |_| {}).await;
@@ -227,8 +227,8 @@ async fn leases_survive_a_restart_of_the_server(backend: Backend) {
     assert_eq!(lost, [false, true]);
     // It is at its capacity with the job that it brought.
     let second = create(&server, wanted("export")).await;
-    worker.say(1, Says::Complete(completion(&claimed))).await;
-    assert_eq!(worker.next().await, Told::Accepted(pb::ReportAccepted { numbers: vec![1] }));
+    worker.say(1, WorkerMessage::Complete(completion(&claimed))).await;
+    assert_eq!(worker.next().await, ServerMessage::Accepted(pb::ReportAccepted { numbers: vec![1] }));
     assert_eq!(id(&worker.job().await), second.id);
     assert_eq!(get(&server, &job.id).await.rescues, 0);
     story::holds(&server.database.connect().await).await;
@@ -237,7 +237,7 @@ async fn leases_survive_a_restart_of_the_server(backend: Backend) {
 #[on_both]
 async fn a_worker_says_hello_first(backend: Backend) {
     let server = TestServer::start(backend).await;
-    let beat = pb::WorkJobsRequest { number: 0, message: Some(Says::Heartbeat(pb::WorkerHeartbeat {})) };
+    let beat = pb::WorkJobsRequest { number: 0, message: Some(WorkerMessage::Heartbeat(pb::WorkerHeartbeat {})) };
     let requests = tokio_stream::iter([beat]);
     let mut told = server.job_workers().work_jobs(requests).await.unwrap().into_inner();
     let error = told.message().await.unwrap_err();
@@ -258,11 +258,11 @@ async fn a_worker_that_gets_a_job_again_is_told_that_it_lost_it(backend: Backend
     )
     .await;
     let first = worker.job().await;
-    let Told::LeaseLost(lost) = worker.next().await else { panic!("not told") };
+    let ServerMessage::LeaseLost(lost) = worker.next().await else { panic!("not told") };
     assert_eq!(lost.lease_id, first.lease_id);
     let second = worker.job().await;
     assert_eq!(id(&second), id(&first));
-    worker.say(1, Says::Complete(completion(&second))).await;
+    worker.say(1, WorkerMessage::Complete(completion(&second))).await;
     job_with_status(&server, &id(&first), JobStatus::Completed).await;
     // Its place is free again.
     create(&server, wanted("export")).await;
@@ -278,7 +278,7 @@ async fn a_worker_that_took_too_long_is_told_to_stop(backend: Backend) {
         create(&server, pb::Job { timeout: span(Duration::from_secs(1)), max_attempts: Some(1), ..wanted("export") })
             .await;
     let claimed = worker.job().await;
-    let Told::LeaseLost(lost) = worker.next().await else { panic!("not told") };
+    let ServerMessage::LeaseLost(lost) = worker.next().await else { panic!("not told") };
     assert_eq!((lost.job_id, lost.lease_id), (job.id, claimed.lease_id));
     // And has room for another one.
     create(&server, wanted("export")).await;
@@ -305,7 +305,7 @@ async fn two_servers_on_one_database_share_a_queue() {
     let mut jobs = pb::job_service_client::JobServiceClient::new(channel);
     let request = pb::CancelJobRequest { id: job.id.clone(), ..Default::default() };
     jobs.cancel_job(request).await.unwrap();
-    assert!(matches!(worker.next().await, Told::Cancel(_)));
+    assert!(matches!(worker.next().await, ServerMessage::Cancel(_)));
     let waited = claim_one(&first, "w");
     assert!(timeout(Duration::from_millis(200), waited).await.is_err());
     story::holds(&first.database.connect().await).await;
