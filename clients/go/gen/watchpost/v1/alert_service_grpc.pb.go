@@ -49,8 +49,9 @@ const (
 // create a `Silence`.
 //
 // Calls that change the status take an `actor` from the client, without authentication. If two
-// clients acknowledge or dismiss an alert at the same time, the later call fails with
-// `WRONG_STATUS`, or with `STALE_VERSION` if it has a stale `expected_version_id`.
+// clients acknowledge an alert at the same time, or both dismiss it, the later call fails with
+// `WRONG_STATUS`, or with `STALE_VERSION` if it has a stale `expected_version_id`. A dismissal
+// after an acknowledgement succeeds, unless its `expected_version_id` is stale.
 type AlertServiceClient interface {
 	// Raises an alert by hand, without evaluating conditions of rules. Silences, snoozes and flapping
 	// do not suppress the alert, and it does not count for flapping.
@@ -234,8 +235,9 @@ func (c *alertServiceClient) GetAlertStats(ctx context.Context, in *GetAlertStat
 // create a `Silence`.
 //
 // Calls that change the status take an `actor` from the client, without authentication. If two
-// clients acknowledge or dismiss an alert at the same time, the later call fails with
-// `WRONG_STATUS`, or with `STALE_VERSION` if it has a stale `expected_version_id`.
+// clients acknowledge an alert at the same time, or both dismiss it, the later call fails with
+// `WRONG_STATUS`, or with `STALE_VERSION` if it has a stale `expected_version_id`. A dismissal
+// after an acknowledgement succeeds, unless its `expected_version_id` is stale.
 type AlertServiceServer interface {
 	// Raises an alert by hand, without evaluating conditions of rules. Silences, snoozes and flapping
 	// do not suppress the alert, and it does not count for flapping.

@@ -123,8 +123,8 @@ type ClaimJobsRequest struct {
 	MaxJobs int32 `protobuf:"varint,4,opt,name=max_jobs,json=maxJobs,proto3" json:"max_jobs,omitempty"`
 	// Time to wait for the first job, in [0 s, 60 s]. Defaults to 0 s: return at once.
 	Wait *durationpb.Duration `protobuf:"bytes,5,opt,name=wait,proto3" json:"wait,omitempty"`
-	// Length of the leases, in [1 s, 1 h]. Defaults to 30 s, because a client of unary methods extends
-	// its leases itself.
+	// Length of the leases, in [1 s, 1 h]. Defaults to 30 s, longer than in a stream, because
+	// `HeartbeatJobs` names every lease.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,6,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1428,8 +1428,8 @@ type WorkerHello struct {
 	JobTypes []string `protobuf:"bytes,3,rep,name=job_types,json=jobTypes,proto3" json:"job_types,omitempty"`
 	// Number of jobs that the worker runs at the same time, in [0, 1000]. Jobs in `held` count.
 	Capacity int32 `protobuf:"varint,4,opt,name=capacity,proto3" json:"capacity,omitempty"`
-	// Length of the leases of new jobs, in [1 s, 1 h]. Defaults to 3 s, because heartbeats of the
-	// stream extend leases. Jobs in `held` keep their length.
+	// Length of the leases of new jobs, in [1 s, 1 h]. Defaults to 3 s, because one heartbeat extends
+	// all leases of the stream. Jobs in `held` keep their length.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,5,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
 	// Leases of jobs of an earlier stream, at most 1,000. The stream takes over and extends current
 	// leases. `WorkerWelcome.held` reports lost leases.

@@ -70,8 +70,8 @@ type MonitorServiceClient interface {
 	//
 	//   - `OUT_OF_RANGE` (`CURSOR_EXPIRED`): the feed has deleted changes after the cursor. `metadata`
 	//     has `earliest_cursor` and `lost_changes`. List the resources of interest, then watch from
-	//     `earliest_cursor`. Changes from before the lists are delivered again: each change has the
-	//     whole resource, so the last change of a resource is its present state.
+	//     `earliest_cursor`. Changes from before the lists are delivered again and may show an older
+	//     state than the lists. The last change of a resource shows its present state.
 	//   - `FAILED_PRECONDITION` (`HISTORY_REPLACED`): the database does not continue the history of the
 	//     cursor, for example after a restore. A live watch ends with this error too. Discard stored
 	//     integer ids, watch with `WATCH_START_SNAPSHOT`, and list resources that the snapshot does not
@@ -170,8 +170,8 @@ type MonitorServiceServer interface {
 	//
 	//   - `OUT_OF_RANGE` (`CURSOR_EXPIRED`): the feed has deleted changes after the cursor. `metadata`
 	//     has `earliest_cursor` and `lost_changes`. List the resources of interest, then watch from
-	//     `earliest_cursor`. Changes from before the lists are delivered again: each change has the
-	//     whole resource, so the last change of a resource is its present state.
+	//     `earliest_cursor`. Changes from before the lists are delivered again and may show an older
+	//     state than the lists. The last change of a resource shows its present state.
 	//   - `FAILED_PRECONDITION` (`HISTORY_REPLACED`): the database does not continue the history of the
 	//     cursor, for example after a restore. A live watch ends with this error too. Discard stored
 	//     integer ids, watch with `WATCH_START_SNAPSHOT`, and list resources that the snapshot does not
