@@ -1,18 +1,16 @@
 //! The database: settings, connections, reads (`db/reader.rs`, `db/scans.rs`) and writes
 //! (`db/write.rs`).
 
-pub mod bulk;
 mod connect;
-pub mod dialect;
 mod errors;
 mod handle;
 mod migrate;
 pub mod reader;
 mod renewal;
-pub mod row;
 pub mod scans;
 mod settings;
 pub mod signals;
+mod sql;
 mod sqlite;
 pub mod storage;
 mod timeouts;
@@ -23,4 +21,5 @@ pub use self::{
     errors::is_transient,
     handle::Db,
     settings::{Settings, Synchronous},
+    sql::{bulk, dialect, row},
 };

@@ -102,7 +102,7 @@ impl pb::AlertFilter {
             }))
             .add_option((!channels.is_empty()).then(|| {
                 let list = serde_json::json!(channels).to_string();
-                Expr::cust_with_values(CHANNELS.text(backend), [list])
+                CHANNELS.expression(backend, [Expr::val(list)])
             })))
     }
 }
@@ -114,6 +114,6 @@ fn one_of<V: Into<Value>>(column: Column, values: Vec<V>) -> Option<SimpleExpr> 
 /// True if the dedup key or a text of the metadata contains `text`.
 fn contains_text(text: &str, backend: DbBackend) -> SimpleExpr {
     let pattern = format!("%{}%", row::escape_like(&text.to_ascii_lowercase()));
-    let metadata = Expr::cust_with_values(METADATA.text(backend), [pattern]);
+    let metadata = METADATA.expression(backend, [Expr::val(pattern)]);
     row::contains(Expr::col(Column::DedupKey), backend, text).or(metadata)
 }

@@ -1,13 +1,10 @@
 //! Translation of `SilenceFilter` into a query.
 
 use chrono::{DateTime, Utc};
-use sea_orm::{
-    ActiveEnum, ColumnTrait, Condition, DbBackend, EntityTrait, QueryFilter, Select,
-    sea_query::{Expr, SimpleExpr},
-};
+use sea_orm::{ActiveEnum, ColumnTrait, Condition, DbBackend, EntityTrait, QueryFilter, Select, sea_query::Expr};
 
 use crate::{
-    db::row,
+    db::{dialect::Sql, row},
     entity::{
         alert::AlertSeverity,
         silence::{Column, Entity},
@@ -65,9 +62,9 @@ fn in_status(index: usize, number: i32, at: DateTime<Utc>) -> Result<Condition> 
 /// True if the JSON array in `column` contains `text`, or the column is null. A null list matches
 /// any value.
 fn lists_or_null(column: Column, backend: DbBackend, text: &str) -> Condition {
-    let sql = if backend == DbBackend::Postgres { "strpos($1::text, $2) > 0" } else { "instr(?, ?) > 0" };
+    let contains = Sql { postgres: "strpos($1::text, $2) > 0", sqlite: "instr(?, ?) > 0" };
     // The quotes prevent a match of a part of another text.
     let quoted = serde_json::Value::from(text).to_string();
-    let listed: SimpleExpr = Expr::cust_with_exprs(sql, [Expr::col(column), Expr::val(quoted)]);
+    let listed = contains.expression(backend, [Expr::col(column), Expr::val(quoted)]);
     Condition::any().add(column.is_null()).add(listed)
 }

@@ -1,9 +1,12 @@
 //! SQL in the dialects of the two databases.
 
-use sea_orm::{ConnectionTrait, DbBackend, Statement, Value};
+use sea_orm::{
+    ConnectionTrait, DbBackend, Statement, Value,
+    sea_query::{Expr, SimpleExpr},
+};
 
 /// A statement or an expression in both dialects. Parameters of a statement are `$1`, `$2`, … in
-/// both.
+/// both; those of an expression are `?` in SQLite, in order.
 #[derive(Debug, Clone, Copy)]
 pub struct Sql<'a> {
     pub postgres: &'a str,
@@ -28,6 +31,13 @@ impl<'a> Sql<'a> {
             return Statement::from_sql_and_values(backend, self.postgres, values);
         }
         Statement::from_sql_and_values(backend, number_parameters(self.sqlite), values)
+    }
+}
+
+impl Sql<'static> {
+    /// Builds the expression in the dialect of `backend`.
+    pub fn expression(self, backend: DbBackend, parameters: impl IntoIterator<Item = SimpleExpr>) -> SimpleExpr {
+        Expr::cust_with_exprs(self.text(backend), parameters)
     }
 }
 

@@ -5,6 +5,7 @@ use sea_orm::{
     sea_query::{Expr, ExprTrait, LikeExpr, SimpleExpr},
 };
 
+use super::dialect::Sql;
 use crate::error::{Error, Result};
 
 /// Conversion of a stored SQLite time to microseconds since 1970. SQLite's own functions are
@@ -66,14 +67,13 @@ pub fn equals(column: SimpleExpr, backend: DbBackend, text: &str) -> SimpleExpr 
 
 /// Matches if a comma-separated text column has `value` as an element. Case matters.
 pub fn list_contains(column: SimpleExpr, backend: DbBackend, value: &str) -> SimpleExpr {
-    let sql = if backend == DbBackend::Postgres { "',' || $1 || ','" } else { "',' || ? || ','" };
+    let list = Sql { postgres: "',' || $1 || ','", sqlite: "',' || ? || ','" };
     let pattern = format!("%,{},%", escape_like(value));
-    Expr::cust_with_exprs(sql, [column]).like(LikeExpr::new(pattern).escape('\\'))
+    list.expression(backend, [column]).like(LikeExpr::new(pattern).escape('\\'))
 }
 
 /// Lower case with the same result on both databases. Without collation C, PostgreSQL's `lower`
 /// covers more letters than SQLite's.
 fn lower(column: SimpleExpr, backend: DbBackend) -> SimpleExpr {
-    let sql = if backend == DbBackend::Postgres { r#"lower($1 COLLATE "C")"# } else { "lower(?)" };
-    Expr::cust_with_exprs(sql, [column])
+    Sql { postgres: r#"lower($1 COLLATE "C")"#, sqlite: "lower(?)" }.expression(backend, [column])
 }

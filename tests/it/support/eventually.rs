@@ -1,4 +1,4 @@
-//! Waiting for what comes in time, by asking for it again and again.
+//! Polling for expected events.
 
 use std::{fmt::Display, time::Duration};
 
@@ -17,16 +17,16 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     eventually_some(what, async || holds().await.then_some(())).await;
 }
 
-/// Asks `probe` again and again until it gives a value, and gives that value. Panics with `what` after [`PATIENCE`].
+/// Calls `probe` until it returns a value, and returns that value. Panics with `what` after [`PATIENCE`].
 pub async fn eventually_some<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
-    let found = ask(async || probe().await.ok_or(())).await;
+    let found = poll(async || probe().await.ok_or(())).await;
     found.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
 }
 
-/// Asks `probe` again and again until it succeeds, and gives its value. Panics with `what` and the last error after
+/// Calls `probe` until it succeeds, and returns its value. Panics with `what` and the last error after
 /// [`PATIENCE`].
 pub async fn eventually_ok<T, E: Display>(what: &str, probe: impl AsyncFnMut() -> Result<T, E>) -> T {
-    match ask(probe).await {
+    match poll(probe).await {
         Ok(value) => value,
         Err(Some(last)) => panic!("not within {PATIENCE:?}: {what}; the last probe gave: {last}"),
         Err(None) => panic!("not within {PATIENCE:?}: {what}; no probe came to its end"),
@@ -34,9 +34,9 @@ pub async fn eventually_ok<T, E: Display>(what: &str, probe: impl AsyncFnMut() -
 }
 
 /// The first value of `probe`, or its last error when [`PATIENCE`] is over.
-async fn ask<T, E>(mut probe: impl AsyncFnMut() -> Result<T, E>) -> Result<T, Option<E>> {
+async fn poll<T, E>(mut probe: impl AsyncFnMut() -> Result<T, E>) -> Result<T, Option<E>> {
     let mut last = None;
-    let asking = async {
+    let polling = async {
         let mut pause = FIRST_PAUSE;
         loop {
             match probe().await {
@@ -47,6 +47,6 @@ async fn ask<T, E>(mut probe: impl AsyncFnMut() -> Result<T, E>) -> Result<T, Op
             pause = LONGEST_PAUSE.min(pause * 2);
         }
     };
-    let asked = timeout(PATIENCE, asking).await;
-    asked.map_err(|_| last)
+    let polled = timeout(PATIENCE, polling).await;
+    polled.map_err(|_| last)
 }
