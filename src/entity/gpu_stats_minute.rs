@@ -13,7 +13,7 @@ pub struct Model {
     pub minute: i64,
     /// Message `gpu::history::digest::Summary`.
     pub summary: Vec<u8>,
-    /// Message `gpu::history::digest::Metrics` of messages `Values`.
+    /// Message `gpu::history::digest::Distribution`.
     pub distribution: Vec<u8>,
 }
 

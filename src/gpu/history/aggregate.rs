@@ -6,7 +6,7 @@ use prost::bytes::Bytes;
 use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult, QueryResult};
 
 use super::{
-    digest::{self, Digest, Metrics, Summary},
+    digest::{self, Digest, Distribution, Summary},
     gpu_list::{self, ListedGpu},
     queries::{MINUTE_MS, query_all, raw_from},
     request::{self, AggregatePlan},
@@ -51,7 +51,7 @@ const PENDING_BEFORE: &str = "\
 struct Rollup {
     minute: i64,
     summary: Summary,
-    distribution: Option<Metrics>,
+    distribution: Option<Distribution>,
 }
 
 #[derive(FromQueryResult)]
@@ -112,7 +112,7 @@ struct Accumulator {
 impl Accumulator {
     /// Adds samples to a bucket. Without a distribution, the samples must be the only ones of the
     /// bucket.
-    fn add(&mut self, bucket: usize, start: i64, summary: &Summary, distribution: Option<&Metrics>) -> Result<()> {
+    fn add(&mut self, bucket: usize, start: i64, summary: &Summary, distribution: Option<&Distribution>) -> Result<()> {
         self.timeline.add(bucket, start, summary);
         match distribution {
             Some(distribution) => self.series.add(bucket, distribution)?,
@@ -262,7 +262,7 @@ fn parse_rollup(row: &QueryResult, with_distribution: bool) -> Result<Rollup> {
     let summary: Vec<u8> = row.try_get_by_index(1)?;
     let distribution = if with_distribution {
         let distribution: Vec<u8> = row.try_get_by_index(2)?;
-        Some(Metrics::parse(Bytes::from(distribution))?)
+        Some(Distribution::parse(Bytes::from(distribution))?)
     } else {
         None
     };

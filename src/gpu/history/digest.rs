@@ -1,7 +1,7 @@
 //! Digest: the compact encoding of the samples of a roll-up, as two protobuf messages.
 //!
-//! A [`Summary`] has the times, throttle masks, energy readings and aggregates of a minute, and the
-//! distribution has the values, as [`Metrics`]. Only the order of the values is lost, so percentiles over many
+//! A [`Summary`] has the times, throttle masks, energy readings and [`Aggregates`] of a minute, and a
+//! [`Distribution`] has the values. Only the order of the values is lost, so percentiles over many
 //! minutes are exact. A request with buckets of a minute reads summaries only.
 
 use prost::Message;
@@ -10,10 +10,9 @@ use super::{
     sample::{METRICS, Sample},
     value_counts::ValueCounts,
 };
-use crate::pb;
 
-pub(super) use self::messages::{EnergyRun, Metrics, Summary};
-use self::messages::{MetricSummary, ThrottleRun, Values};
+pub(super) use self::messages::{Aggregates, Distribution, EnergyRun, Summary};
+use self::messages::{ThrottleRun, Values};
 
 mod messages;
 
@@ -24,12 +23,12 @@ const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_991.0;
 #[derive(Debug)]
 pub(super) struct Digest {
     pub summary: Summary,
-    pub distribution: Metrics,
+    pub distribution: Distribution,
 }
 
 /// Encodes samples, which must be ordered by time and not before `start`, in milliseconds.
 pub(super) fn encode(start: i64, samples: &[Sample]) -> Digest {
-    let (mut summaries, mut distribution) = (Metrics::default(), Metrics::default());
+    let (mut aggregates, mut distribution) = (Aggregates::default(), Distribution::default());
     let mut values = Vec::with_capacity(samples.len());
     let mut counts = ValueCounts::default();
     for (metric, number) in (0..METRICS).zip(1..) {
@@ -42,16 +41,17 @@ pub(super) fn encode(start: i64, samples: &[Sample]) -> Digest {
             let runs = values.chunk_by(|a, b| a == b);
             let run = counts.start_run();
             run.extend(runs.map(|run| (run[0], run.len() as u64)));
-            distribution.push(number, &encode_values(run, last));
+            distribution.numbers.push(number);
+            distribution.values.push(encode_values(run, last).encode_to_vec().into());
             counts.set_last(last);
-            summaries.push(number, &metric_summary(&counts.summary()));
+            aggregates.push(number, &counts.summary());
         }
     }
     let summary = Summary {
         times: times(start, samples),
         throttle: throttle(samples),
         energy: energy(samples),
-        metrics: summaries.encode_to_vec().into(),
+        aggregates: aggregates.encode_to_vec().into(),
     };
     Digest { summary, distribution }
 }
@@ -79,20 +79,6 @@ fn energy(samples: &[Sample]) -> Vec<EnergyRun> {
         EnergyRun { readings: run.len() as u64, epoch, first, last: run[run.len() - 1].1 }
     });
     runs.collect()
-}
-
-fn metric_summary(bucket: &pb::GpuMetricBucket) -> MetricSummary {
-    let values = [bucket.min, bucket.max, bucket.p95, bucket.last].map(Option::unwrap_or_default);
-    let avg = bucket.avg.filter(|_| bucket.min != bucket.max);
-    let summary = MetricSummary { samples: bucket.samples, avg, ..MetricSummary::default() };
-    match exact(&values) {
-        Some((scale, scaled)) => {
-            let min = scaled[0];
-            let [max, p95, last] = [1, 2, 3].map(|index| scaled[index] - min);
-            MetricSummary { scale, min, max, p95, last, ..summary }
-        }
-        None => MetricSummary { doubles: values.to_vec(), ..summary },
-    }
 }
 
 /// Encodes distinct values, which must ascend, with the number of times that each was measured.

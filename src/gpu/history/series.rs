@@ -1,7 +1,7 @@
 //! Series of metrics of one GPU, bucket by bucket.
 
 use super::{
-    digest::{Metrics, Summary},
+    digest::{Aggregates, Distribution, Summary},
     sample::{METRICS, metrics},
     value_counts::ValueCounts,
 };
@@ -12,6 +12,8 @@ use crate::{error::Result, pb};
 pub(super) struct Series {
     values: [Option<ValueCounts>; METRICS],
     done: Vec<pb::GpuMetricSeries>,
+    /// Memory for the aggregates of a minute.
+    aggregates: Aggregates,
     /// Index of the current bucket.
     bucket: usize,
     /// True if the current bucket has values.
@@ -28,11 +30,11 @@ impl Series {
                 done.push(pb::GpuMetricSeries { metric: metric.into(), buckets: Vec::with_capacity(buckets) });
             }
         }
-        Self { values, done, bucket: 0, touched: false }
+        Self { values, done, aggregates: Aggregates::default(), bucket: 0, touched: false }
     }
 
     /// Adds values to a bucket. The index must not be lower than in the last call.
-    pub(super) fn add(&mut self, bucket: usize, distribution: &Metrics) -> Result<()> {
+    pub(super) fn add(&mut self, bucket: usize, distribution: &Distribution) -> Result<()> {
         self.advance_to(bucket);
         self.touched = true;
         distribution.add_to(&mut self.values)
@@ -42,8 +44,8 @@ impl Series {
     pub(super) fn add_summary(&mut self, bucket: usize, summary: &Summary) -> Result<()> {
         self.advance_to(bucket);
         let mut buckets = [pb::GpuMetricBucket::default(); METRICS];
-        let is_requested = |metric| matches!(self.values.get(metric), Some(Some(_)));
-        for (metric, metric_bucket) in summary.metric_buckets(is_requested)? {
+        self.aggregates.read(summary)?;
+        for (metric, metric_bucket) in self.aggregates.buckets() {
             if let Some(place) = buckets.get_mut(metric) {
                 *place = metric_bucket;
             }

@@ -2,6 +2,7 @@
 
 use prost::{Message, bytes::Bytes};
 
+use super::exact;
 use crate::{
     error::{Error, Result},
     gpu::history::{sample::METRICS, value_counts::ValueCounts},
@@ -21,10 +22,10 @@ pub(in crate::gpu::history) struct Summary {
     /// Runs of energy readings of one epoch that do not decrease.
     #[prost(message, repeated, tag = "3")]
     pub(in crate::gpu::history) energy: Vec<EnergyRun>,
-    /// A message [`Metrics`] of messages [`MetricSummary`], still encoded, because requests with
-    /// buckets of several minutes do not read it.
+    /// A message [`Aggregates`], still encoded, because requests with buckets of several minutes do
+    /// not read it.
     #[prost(bytes = "bytes", tag = "4")]
-    pub(super) metrics: Bytes,
+    pub(super) aggregates: Bytes,
 }
 
 /// Samples with the same throttle mask or without a mask.
@@ -49,42 +50,44 @@ pub(in crate::gpu::history) struct EnergyRun {
     pub last: i64,
 }
 
-/// A message for each metric that has values, still encoded, because most requests read few
-/// metrics.
+/// Aggregates of the metrics that have values, as columns: each list has one element per metric,
+/// except for `doubles`. Minima, maxima, percentiles and last values are times `scale`.
 #[derive(Clone, PartialEq, Message)]
-pub(in crate::gpu::history) struct Metrics {
+pub(in crate::gpu::history) struct Aggregates {
     /// Numbers of the metrics in `GpuMetric`.
     #[prost(uint32, repeated, tag = "1")]
     pub(super) numbers: Vec<u32>,
-    #[prost(bytes = "bytes", repeated, tag = "2")]
-    pub(super) messages: Vec<Bytes>,
+    #[prost(int64, repeated, tag = "2")]
+    pub(super) samples: Vec<i64>,
+    #[prost(double, repeated, tag = "3")]
+    pub(super) avg: Vec<f64>,
+    /// 1 or 1,000. 0 if the four values are in `doubles`.
+    #[prost(uint32, repeated, tag = "4")]
+    pub(super) scale: Vec<u32>,
+    #[prost(sint64, repeated, tag = "5")]
+    pub(super) min: Vec<i64>,
+    /// Maximum less minimum. The same applies to the 95th percentile and the last value.
+    #[prost(int64, repeated, tag = "6")]
+    pub(super) max: Vec<i64>,
+    #[prost(int64, repeated, tag = "7")]
+    pub(super) p95: Vec<i64>,
+    #[prost(int64, repeated, tag = "8")]
+    pub(super) last: Vec<i64>,
+    /// Minimum, maximum, 95th percentile and last value of each metric with a scale of 0.
+    #[prost(double, repeated, tag = "9")]
+    pub(super) doubles: Vec<f64>,
 }
 
-/// Aggregates of one metric: multiples of `1 / scale`, or doubles.
+/// Values of the metrics that have values. The values of a metric are still encoded, because most
+/// requests read few metrics.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct MetricSummary {
-    #[prost(int64, tag = "1")]
-    pub samples: i64,
-    /// 1 or 1,000. 0 if the values are doubles.
-    #[prost(uint32, tag = "2")]
-    pub scale: u32,
-    /// Minimum, times `scale`.
-    #[prost(sint64, tag = "3")]
-    pub min: i64,
-    /// Maximum minus minimum, times `scale`. The same applies to the 95th percentile and the last
-    /// value.
-    #[prost(int64, tag = "4")]
-    pub max: i64,
-    #[prost(int64, tag = "5")]
-    pub p95: i64,
-    #[prost(int64, tag = "6")]
-    pub last: i64,
-    /// Average. Absent if all values are equal.
-    #[prost(double, optional, tag = "7")]
-    pub avg: Option<f64>,
-    /// Minimum, maximum, 95th percentile and last value as doubles. Empty with a scale.
-    #[prost(double, repeated, tag = "8")]
-    pub doubles: Vec<f64>,
+pub(in crate::gpu::history) struct Distribution {
+    /// Numbers of the metrics in `GpuMetric`.
+    #[prost(uint32, repeated, tag = "1")]
+    pub(super) numbers: Vec<u32>,
+    /// A message [`Values`] for each of the metrics.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub(super) values: Vec<Bytes>,
 }
 
 /// Distinct values in ascending order: multiples of `1 / scale`, or doubles.
@@ -132,73 +135,77 @@ impl Summary {
             time
         })
     }
-
-    /// Aggregates of the metrics that have values. Metrics are named by their index, which is the
-    /// number less 1.
-    pub(in crate::gpu::history) fn metric_buckets(
-        &self,
-        is_requested: impl Fn(usize) -> bool,
-    ) -> Result<Vec<(usize, pb::GpuMetricBucket)>> {
-        let mut buckets = Vec::new();
-        Metrics::parse(self.metrics.clone())?.read(|metric, summary| {
-            if is_requested(metric) {
-                let summary = MetricSummary::decode(summary).map_err(damaged)?;
-                let bucket = summary.bucket().ok_or_else(|| damaged("aggregates are missing"))?;
-                buckets.push((metric, bucket));
-            }
-            Ok(())
-        })?;
-        Ok(buckets)
-    }
 }
 
-impl Metrics {
-    pub(in crate::gpu::history) fn parse(bytes: Bytes) -> Result<Self> {
-        let metrics = Self::decode(bytes).map_err(damaged)?;
-        if metrics.numbers.len() != metrics.messages.len() {
-            return Err(damaged("metrics are missing"));
-        }
-        Ok(metrics)
-    }
-
-    pub(super) fn push(&mut self, number: u32, message: &impl Message) {
-        self.numbers.push(number);
-        self.messages.push(message.encode_to_vec().into());
-    }
-
-    /// Calls `each` with the index of every metric, which is the number less 1, and its message.
-    fn read(&self, mut each: impl FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
-        for (number, message) in self.numbers.iter().zip(&self.messages) {
-            let index = number.checked_sub(1).ok_or_else(|| damaged("a metric has no number"))?;
-            each(index as usize, message)?;
+impl Aggregates {
+    /// Replaces the columns by those of a summary. Reuses their memory.
+    pub(in crate::gpu::history) fn read(&mut self, summary: &Summary) -> Result<()> {
+        self.clear();
+        self.merge(summary.aggregates.as_ref()).map_err(damaged)?;
+        let lengths = [self.samples.len(), self.avg.len(), self.scale.len(), self.min.len()];
+        let more_lengths = [self.max.len(), self.p95.len(), self.last.len()];
+        let doubles = self.scale.iter().filter(|scale| **scale == 0).count() * 4;
+        let is_complete = lengths.iter().chain(&more_lengths).all(|length| *length == self.numbers.len());
+        if !is_complete || doubles != self.doubles.len() {
+            return Err(damaged("aggregates are missing"));
         }
         Ok(())
     }
 
-    /// Adds the values of messages [`Values`] to the counts of the metrics.
-    pub(in crate::gpu::history) fn add_to(&self, metrics: &mut [Option<ValueCounts>; METRICS]) -> Result<()> {
-        self.read(|metric, values| {
-            if let Some(Some(counts)) = metrics.get_mut(metric) {
-                let values = Values::decode(values).map_err(damaged)?;
-                values.add_to(counts).ok_or_else(|| damaged("values are missing"))?;
-            }
-            Ok(())
+    /// Adds the aggregates of a metric.
+    pub(super) fn push(&mut self, number: u32, bucket: &pb::GpuMetricBucket) {
+        let values = [bucket.min, bucket.max, bucket.p95, bucket.last].map(Option::unwrap_or_default);
+        let (scale, scaled) = exact(&values).unwrap_or_else(|| (0, vec![0; values.len()]));
+        if scale == 0 {
+            self.doubles.extend(values);
+        }
+        let [max, p95, last] = [1, 2, 3].map(|index| scaled[index] - scaled[0]);
+        self.numbers.push(number);
+        self.samples.push(bucket.samples);
+        self.avg.push(bucket.avg.unwrap_or_default());
+        self.scale.push(scale);
+        self.min.push(scaled[0]);
+        self.max.push(max);
+        self.p95.push(p95);
+        self.last.push(last);
+    }
+
+    /// Index of each metric, which is its number less 1, and its aggregates.
+    #[expect(clippy::cast_precision_loss, reason = "only exact doubles are written as multiples")]
+    pub(in crate::gpu::history) fn buckets(&self) -> impl Iterator<Item = (usize, pb::GpuMetricBucket)> {
+        let mut doubles = self.doubles.chunks_exact(4);
+        self.numbers.iter().enumerate().map(move |(row, number)| {
+            let scale = f64::from(self.scale[row]);
+            let scaled = |above: i64| self.min[row].wrapping_add(above) as f64 / scale;
+            let [min, max, p95, last] = match self.scale[row] {
+                0 => doubles.next().and_then(<[f64]>::first_chunk).copied().unwrap_or_default(),
+                _ => [scaled(0), scaled(self.max[row]), scaled(self.p95[row]), scaled(self.last[row])],
+            };
+            let [avg, min, max, p95, last] = [self.avg[row], min, max, p95, last].map(Some);
+            let bucket = pb::GpuMetricBucket { samples: self.samples[row], avg, min, max, p95, last };
+            (index(*number), bucket)
         })
     }
 }
 
-impl MetricSummary {
-    #[expect(clippy::cast_precision_loss, reason = "only exact doubles are written as multiples")]
-    fn bucket(&self) -> Option<pb::GpuMetricBucket> {
-        let [min, max, p95, last] = if self.scale > 0 {
-            let scale = f64::from(self.scale);
-            let value = |above: i64| Some(self.min.checked_add(above)? as f64 / scale);
-            [value(0)?, value(self.max)?, value(self.p95)?, value(self.last)?]
-        } else {
-            *self.doubles.first_chunk()?
-        };
-        let [avg, min, max, p95, last] = [self.avg.unwrap_or(min), min, max, p95, last].map(Some);
-        Some(pb::GpuMetricBucket { samples: self.samples, avg, min, max, p95, last })
+impl Distribution {
+    pub(in crate::gpu::history) fn parse(bytes: Bytes) -> Result<Self> {
+        let distribution = Self::decode(bytes).map_err(damaged)?;
+        if distribution.numbers.len() != distribution.values.len() {
+            return Err(damaged("values are missing"));
+        }
+        Ok(distribution)
+    }
+
+    /// Adds the values to the counts of the metrics. The index of a metric is its number less 1.
+    pub(in crate::gpu::history) fn add_to(&self, metrics: &mut [Option<ValueCounts>; METRICS]) -> Result<()> {
+        for (number, values) in self.numbers.iter().zip(&self.values) {
+            if let Some(Some(counts)) = metrics.get_mut(index(*number)) {
+                let values = Values::decode(values.as_ref()).map_err(damaged)?;
+                values.add_to(counts).ok_or_else(|| damaged("values are missing"))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -231,6 +238,11 @@ impl Values {
         value_counts.set_last(last);
         Some(())
     }
+}
+
+/// Index of a metric, which is its number less 1. Larger than any index for the number 0.
+const fn index(number: u32) -> usize {
+    (number as usize).wrapping_sub(1)
 }
 
 fn damaged(problem: impl std::fmt::Display) -> Error {

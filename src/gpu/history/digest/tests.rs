@@ -1,26 +1,29 @@
 //! Round trips of digests, and errors of the decoder.
 
 use super::*;
-use crate::error::Result;
+use crate::{error::Result, pb};
 
 /// Sample without values.
 fn sample(at: i64) -> Sample {
     Sample { at_us: at * 1_000, throttle: None, energy: None, values: [None; METRICS] }
 }
 
-/// Aggregates of the first metric, from its encoded values.
-fn first_metric(distribution: &[u8]) -> Result<pb::GpuMetricBucket> {
-    let mut metrics = [const { None }; METRICS];
-    metrics[0] = Some(ValueCounts::default());
-    Metrics::parse(distribution.to_vec().into())?.add_to(&mut metrics)?;
-    Ok(metrics[0].take().unwrap().summary())
+/// Aggregates of all metrics, from their encoded values.
+fn from_values(distribution: &[u8]) -> Result<[pb::GpuMetricBucket; METRICS]> {
+    let mut metrics = [(); METRICS].map(|()| Some(ValueCounts::default()));
+    Distribution::parse(distribution.to_vec().into())?.add_to(&mut metrics)?;
+    Ok(metrics.map(|counts| counts.unwrap().summary()))
 }
 
-/// Aggregates of the first metric, from the encoded summary.
-fn first_bucket(summary: &[u8]) -> Result<pb::GpuMetricBucket> {
-    let summary = Summary::parse(summary.to_vec().into())?;
-    let first = summary.metric_buckets(|metric| metric == 0)?.into_iter().find(|(metric, _)| *metric == 0);
-    Ok(first.map(|(_, bucket)| bucket).unwrap_or_default())
+/// Aggregates of all metrics, from the encoded summary.
+fn from_summary(summary: &[u8]) -> Result<[pb::GpuMetricBucket; METRICS]> {
+    let mut aggregates = Aggregates::default();
+    aggregates.read(&Summary::parse(summary.to_vec().into())?)?;
+    let mut buckets = [pb::GpuMetricBucket::default(); METRICS];
+    for (metric, bucket) in aggregates.buckets() {
+        buckets[metric] = bucket;
+    }
+    Ok(buckets)
 }
 
 /// The columns of a roll-up.
@@ -62,14 +65,18 @@ fn values_come_back_exactly() {
                 let mut sample = sample(0);
                 sample.values[0] = Some(*value);
                 sample.values[1] = Some(1.0);
+                sample.values[2] = Some(value / 3.0);
+                sample.values[METRICS - 1] = Some(value / 7.0);
                 sample
             })
             .collect();
         let mut sorted = values.clone();
         sorted.sort_by(f64::total_cmp);
         let (summary, distribution) = encoded(0, &samples);
-        let read = first_metric(&distribution).unwrap();
-        assert_eq!(first_bucket(&summary).unwrap(), read);
+        let all = from_values(&distribution).unwrap();
+        assert_eq!(from_summary(&summary).unwrap(), all);
+        assert_eq!(all.iter().filter(|bucket| bucket.samples > 0).count(), 4);
+        let read = all[0];
         assert_eq!(read.samples, i64::try_from(values.len()).unwrap());
         assert_eq!(read.min, sorted.first().copied());
         assert_eq!((read.max, read.p95), (sorted.last().copied(), sorted.last().copied()));
@@ -104,13 +111,13 @@ fn a_damaged_digest_is_an_error() {
     one.throttle = Some(300);
     one.energy = Some((1, 1 << 40));
     let (summary, distribution) = encoded(60_000, &[one.clone(), one]);
-    assert_eq!(first_bucket(&summary).unwrap().samples, 2);
+    assert_eq!(from_summary(&summary).unwrap()[0].samples, 2);
     for length in 0..summary.len() {
-        let samples = first_bucket(&summary[..length]).map(|bucket| bucket.samples);
+        let samples = from_summary(&summary[..length]).map(|buckets| buckets[0].samples);
         assert_ne!(samples.ok(), Some(2), "{length} bytes of a summary");
     }
     for length in 0..distribution.len() {
-        let samples = first_metric(&distribution[..length]).map(|read| read.samples);
+        let samples = from_values(&distribution[..length]).map(|buckets| buckets[0].samples);
         assert_ne!(samples.ok(), Some(2), "{length} bytes of a distribution");
     }
 }
